@@ -1,0 +1,41 @@
+# `make help` lists what there is. Everything runs in .venv, which is made when it is needed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKERS ?= 2
+# waiting threads of torch that spin slow every other process down
+export OMP_WAIT_POLICY := PASSIVE
+export KMP_BLOCKTIME := 0
+
+.PHONY: help install demo test test-unit lint bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP)  ## make .venv and install (uv where it is there, else pip); done by the others when needed
+
+$(STAMP): pyproject.toml .constraints.txt .ci/install
+	@start=$$SECONDS; PYTHON="$(PYTHON)" .ci/install && touch $@ && echo "installed in $$((SECONDS - start)) s"
+
+demo: $(STAMP)  ## the main job from audio to verdict on two cores, about 10 minutes
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+test: export OMP_NUM_THREADS := 1
+test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDATA=FOLDER)
+	@start=$$SECONDS; $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 || { echo "failed: see the FAILED lines above; one alone: $(BIN)/pytest PATH::NAME"; exit 1; }; \
+	echo "passed in $$((SECONDS - start)) s; look at: the summary and the slowest tests above. Next: make demo, make lint"
+
+test-unit: export OMP_NUM_THREADS := 1
+test-unit: $(STAMP)  ## the quick tests, under two minutes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not realdata and not gpu and not net'
+
+lint: $(STAMP)  ## ruff, and mypy (strict on types, config, settings, run, data and the reward interface)
+	@$(BIN)/ruff check . && $(BIN)/mypy
+
+bench: $(STAMP)  ## how fast scoring, rollouts and training are on this machine
+	@$(BIN)/python examples/bench.py
+
+clean:  ## remove build products, caches and runs/
+	@rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

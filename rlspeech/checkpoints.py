@@ -1,0 +1,160 @@
+"""Checkpoints that are there whole or not at all.
+
+A folder is written under a temporary name, every file fsynced, then renamed; ``latest`` and ``best`` are text files that name one.
+Whatever moment the process dies at, a start finds the last complete checkpoint and removes the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlspeech import log
+from rlspeech.state import load_state, save_state
+from rlspeech.types import UserError
+
+__all__ = ["Checkpoints", "disk_error", "write_text"]
+
+
+class Checkpoints:
+    """``step_000200/`` folders and the text files ``latest`` and ``best`` beside them.
+
+    Args:
+        folder: where they lie.
+        keep_last: how many to keep besides the best one.
+        writable: False in processes other than rank 0: saving does nothing.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, writable: bool = True) -> None:
+        self.folder, self.keep_last, self.writable = folder, keep_last, writable
+
+    def save(self, step: int, write: Callable[[Path], Any], state: dict[str, Any]) -> Path:
+        """Write a checkpoint whole or not at all, point ``latest`` at it, and drop the oldest ones.
+
+        Args:
+            step: optimiser steps done.
+            write: writes the model files into the folder it is given.
+            state: nested dict of tensors, arrays, numbers, strings; ``step`` is added.
+
+        Raises:
+            UserError: the disk is full; the earlier checkpoints are intact.
+        """
+        folder = self.folder
+        final = folder / f"step_{step:06d}"
+        if not self.writable:
+            return final
+        temporary = folder / f".tmp-{final.name}-{os.getpid()}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write(temporary)
+            save_state(temporary, {**state, "step": int(step)})
+            _fsync_tree(temporary)
+            aside = folder / f".old-{final.name}"
+            if final.exists():  # a folder cannot be renamed onto a full one; _clean puts `aside` back if we die in between
+                os.rename(final, aside)
+            os.rename(temporary, final)
+            _fsync(folder)
+            shutil.rmtree(aside, ignore_errors=True)
+            write_text(folder / "latest", final.name + "\n")
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if _is_full(error):
+                raise disk_error(error, self.folder) from error
+            raise
+        self._prune()
+        return final
+
+    def mark_best(self, step: int) -> None:
+        """Point ``best`` at a checkpoint that exists; it is then kept."""
+        if self.writable:
+            if not (self.folder / f"step_{step:06d}").is_dir():
+                raise FileNotFoundError(f"no checkpoint of step {step} in {self.folder}")
+            write_text(self.folder / "best", f"step_{step:06d}\n")
+
+    def pointed(self, name: str) -> Path | None:
+        """The folder that ``latest`` or ``best`` names, or None."""
+        try:
+            target = self.folder / (self.folder / name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return target if target.name.startswith("step_") and target.is_dir() else None
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to go on from and its state (with ``step``), or None. A damaged one is passed over with a warning."""
+        first = self.pointed("latest")
+        for path in [*([first] if first else []), *(p for p in reversed(self._steps()) if p != first)]:
+            try:
+                return path, load_state(path)
+            except Exception as error:  # whatever is wrong with the files, an older checkpoint is better than none
+                log.warn(f"{path} cannot be read ({error}); looking for an earlier one")
+        return None
+
+    def _steps(self) -> list[Path]:
+        return sorted((p for p in self.folder.glob("step_*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
+
+    def _prune(self) -> None:
+        keep = {self.pointed("latest"), self.pointed("best")}
+        for path in self._steps()[: -self.keep_last or None]:
+            if path not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Remove what a process that died has left half-written."""
+        for path in self.folder.glob(".tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".old-*"):
+            final = path.with_name(path.name.removeprefix(".old-"))
+            shutil.rmtree(path, ignore_errors=True) if final.exists() else os.rename(path, final)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all (temporary name, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some filesystems have no fsync for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def _fsync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            _fsync(Path(folder) / name)
+        _fsync(Path(folder))
+
+
+def _is_full(error: BaseException) -> bool:
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return known or "No space left on device" in str(error)  # safetensors has its own exception class
+
+
+def disk_error(error: BaseException, path: Path) -> UserError:
+    """What a failed write means for a person."""
+    if isinstance(error, UserError):
+        return error
+    if _is_full(error):
+        return UserError(f"cannot write to {path}", "the disk is full",
+                         "free some space and start again: it goes on from the last checkpoint")
+    return UserError(f"cannot write to {path}", str(error), "--out FOLDER that can be written")

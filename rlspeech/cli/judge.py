@@ -1,0 +1,190 @@
+"""``rlspeech reward``, ``eval``, ``enhance`` and ``report``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlspeech.cli.common import ConfigFiles, Debug, Device, Json, Out, Preset, Quiet, Seed, Sets, Shared, load, perform, run_stage
+from rlspeech.types import UserError
+
+__all__ = ["add_to", "enhance", "evaluate", "report", "reward"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(epilog="Example: rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi")(reward)
+    app.command("eval", epilog="Example: rlspeech eval --data test.jsonl --model base=runs/base --model rl=runs/rl --baseline base")(
+        evaluate
+    )
+    app.command(epilog="Example: rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced")(enhance)
+    app.command(epilog="Example: rlspeech report runs/eval")(report)
+
+
+def reward(
+    path: Annotated[str, typer.Argument(metavar="WAVS", help="Folder of audio files, or a manifest.")],
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option("--reward", metavar="NAME", help="dnsmos, pesq, estoi, ..., or package.module:function; may be repeated."),
+    ] = None,
+    target: Annotated[str | None, typer.Option(metavar="FOLDER", help="References with the same names.")] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Transcripts: JSONL with id and text, Kaldi text, or a folder of .txt.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="Label written into every row.")] = None,
+    recogniser: Annotated[str | None, typer.Option(help="For wer: Hub id, folder, or pocketsphinx.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes for CPU metrics.")] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score audio files: one row a file, means with 95 % intervals."""
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "config:ScoreFolder",
+        "stages.reward:run",
+        {
+            "rewards": rewards,
+            "target": target,
+            "text": text,
+            "system": system,
+            "recogniser": recogniser,
+            "workers": workers,
+            "out": out,
+            "seed": seed,
+            "device": device,
+        },
+        path=path,
+    )
+
+
+def evaluate(
+    task: Annotated[str | None, typer.Option(help="flowse")] = None,
+    data: Annotated[str | None, typer.Option(help="Paired manifest; none: the embedded test set.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="System that the others are paired against; none: the first.")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Metric; none: the task's own list. May be repeated.")] = None,
+    nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first utterances.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes for CPU metrics.")] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare systems on held-out data: the unprocessed input first, paired differences with intervals, an HTML report."""
+    shared = Shared(preset, config, sets, json_mode, quiet, debug)
+    flags: dict[str, Any] = {
+        "task": task,
+        "data": data,
+        "baseline": baseline,
+        "metrics": metric,
+        "nfe": nfe,
+        "limit": limit,
+        "workers": workers,
+        "out": out,
+        "seed": seed,
+        "device": device,
+    }
+
+    def work() -> dict[str, Any]:
+        from rlspeech.settings import resolve
+
+        flags["models"] = _models(model) if model else None
+        resolved, _ = resolve(load("config:Evaluate"), preset, config, flags, sets or ())
+        return load("stages.evaluate:run")(resolved, json_mode=json_mode)  # type: ignore[no-any-return]
+
+    perform(work, shared)
+
+
+def _models(given: list[str]) -> dict[str, str]:
+    """``NAME=PATH``; a bare path is named by its last part."""
+    models: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).name, text
+        if not name or not path or name in models:
+            raise UserError(
+                f"cannot use --model {text}",
+                f"{name} is there twice" if name in models else "a name or a path is missing",
+                "--model base=runs/base --model rl=runs/rl",
+            )
+        models[name] = path
+    return models
+
+
+def enhance(
+    inputs: Annotated[list[str], typer.Argument(help="Audio files, folders or manifests.")],
+    model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
+    nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; none: the model's own.")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Redo results that are there.")] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Clean recordings of any length with a model; inputs are never overwritten."""
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "stages.infer:Enhance",
+        "stages.infer:run",
+        {
+            "inputs": inputs,
+            "model": model,
+            "nfe": nfe,
+            "guidance": guidance,
+            "overwrite": overwrite,
+            "out": out,
+            "seed": seed,
+            "device": device,
+        },
+    )
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder that rlspeech eval has written.")],
+    players: Annotated[int | None, typer.Option(help="Clips with players.")] = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write an evaluation's report again; what was scored is not scored again."""
+
+    def work() -> dict[str, Any]:
+        from rlspeech.settings import resolve
+
+        path = Path(run) / "config.resolved.json"
+        if not path.is_file():
+            raise UserError(f"{run} is not a run folder", "it has no config.resolved.json", "rlspeech eval --out FOLDER writes one")
+        asked = json.loads(path.read_text(encoding="utf-8"))
+        if "metrics" not in asked:
+            raise UserError(f"{run} is not an evaluation", "it holds a training run", f"rlspeech eval --model trained={run}")
+        config, _ = resolve(load("config:Evaluate"), None, path, {"out": run, "players": players})
+        return load("stages.evaluate:run")(config, json_mode=json_mode)  # type: ignore[no-any-return]
+
+    perform(work, Shared(json_mode=json_mode, quiet=quiet, debug=debug))

@@ -1,0 +1,113 @@
+"""``rlspeech pretrain`` and ``rlspeech rl``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlspeech.cli.common import ConfigFiles, Debug, Device, Json, Out, Preset, Quiet, Seed, Sets, Shared, run_stage
+
+__all__ = ["add_to", "pretrain", "rl"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(epilog="Example: rlspeech pretrain --preset flowse-tiny --data data/mix/mix.json --out runs/base")(pretrain)
+    app.command(
+        epilog="Example: rlspeech rl --algo grpo --task flowse --model runs/base --reward estoi=1 --reward pesq_wb=0.5 "
+        "--guard speaker_similarity=0.02 --out runs/rl"
+    )(rl)
+
+
+def pretrain(
+    task: Annotated[str | None, typer.Option(help="flowse")] = None,
+    data: Annotated[str | None, typer.Option(help="Paired manifest, mix.json or a folder; none: the embedded corpus.")] = None,
+    valid: Annotated[str | None, typer.Option(help="Paired manifest to validate on.")] = None,
+    init: Annotated[str | None, typer.Option(help="Checkpoint to start from, or 'embedded'; none: random weights.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Clips a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop, validate and save after this long.")] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a task's model with supervision; it can be interrupted and goes on where it was."""
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "config:Pretrain",
+        "stages.pretrain:run",
+        {
+            "task": task,
+            "data": data,
+            "valid": valid,
+            "init": init,
+            "steps": steps,
+            "batch": batch,
+            "lr": lr,
+            "max_minutes": max_minutes,
+            "out": out,
+            "seed": seed,
+            "device": device,
+        },
+    )
+
+
+def rl(
+    algo: Annotated[str | None, typer.Option(help="grpo")] = None,
+    task: Annotated[str | None, typer.Option(help="flowse")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
+    data: Annotated[str | None, typer.Option(help="Manifest or mix.json; none: the embedded corpus.")] = None,
+    valid: Annotated[str | None, typer.Option(help="Paired manifest, scored before, during and after.")] = None,
+    reward: Annotated[list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="What to raise, e.g. estoi=1; may be repeated.")] = None,
+    guard: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[=MAX_DROP]", help="Watch a metric; stop when it falls by more than MAX_DROP.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Collections of rollouts.")] = None,
+    group: Annotated[int | None, typer.Option(help="Rollouts a prompt.")] = None,
+    prompts_per_step: Annotated[int | None, typer.Option(help="Prompts in one collection.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop, validate and save after this long.")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Train nothing: measure which exploration gives the gradient a direction.")
+    ] = False,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model on rewards. With no options: GRPO on the embedded enhancer and corpus."""
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "config:RL",
+        "stages.probe:run" if probe else "stages.rl:run",
+        {
+            "algo": algo,
+            "task": task,
+            "model": model,
+            "data": data,
+            "valid": valid,
+            "rewards": reward,
+            "guards": guard,
+            "steps": steps,
+            "group": group,
+            "prompts_per_step": prompts_per_step,
+            "lr": lr,
+            "max_minutes": max_minutes,
+            "out": out,
+            "seed": seed,
+            "device": device,
+        },
+    )

@@ -1,0 +1,205 @@
+"""What can be set, stage by stage: typed, with the vetted default and its reason beside each field.
+
+Defaults < ``--preset`` < ``--config FILE`` < flags < ``--set a.b=c``; ``rlspeech.settings`` does the layering and refuses
+unknown keys with the closest name. Descriptions below become the help text.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """Base of every config: unknown keys are an error, assignments are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class FlowModel(Strict):
+    """The flow-matching enhancer (``models/flow.py``)."""
+
+    front_end: Literal["stft", "mel"] = Field("stft", description="compressed complex STFT (invertible), or log-mel with a vocoder")
+    sample_rate: int = 16000
+    n_fft: int = 512
+    hop: int = 256
+    compress: float = Field(0.5, description="exponent on the STFT magnitude")
+    scale: float = Field(1.0, gt=0, description="stft: multiplies the compressed spectrum; speech should have a spread near 1, the prior's")
+    n_mels: int = 80
+    mel_fmax_hz: float = 8000.0
+    vocoder: str | None = Field(None, description="Hub id or folder of a transformers SpeechT5HifiGan, for the mel front end")
+    dim: int = 256
+    depth: int = 6
+    heads: int = 4
+    ff_mult: int = 2
+    conv_pos_kernel: int = 31
+    conv_pos_groups: int = 16
+    head: Literal["linear", "mask"] = Field("mask", description="linear: the network writes the spectrum; mask: complex masks on input and state plus a residual")
+    prediction: Literal["velocity", "clean"] = Field("clean", description="what the network predicts; a trunk narrower than its input cannot pass white noise through, so small models predict the clean spectrum")
+    prior: Literal["standard", "noisy"] = Field("standard", description="x_0 ~ N(0, I) as in FlowSE-GRPO, or N(y, sigma^2) as in the STFT FlowSE")
+    prior_sigma: float = Field(0.487, description="sigma of the noisy prior")
+    time_power: float = Field(1.0, gt=0, description="pretraining draws t = u**time_power; above 1 dwells on early times, where the input decides")
+    condition_drop: float = Field(0.1, ge=0, le=1, description="chance that pretraining hides the condition, for classifier-free guidance")
+    level_dbfs: float = Field(-25.0, description="inputs are scaled to this RMS before the network, and back after it")
+    nfe: int = Field(8, ge=1, description="Euler steps at inference")
+    guidance: float = Field(0.0, ge=0, description="classifier-free guidance strength at inference; 0 is off")
+
+
+class Mixing(Strict):
+    """How clean speech and noise become a mixture (``data/mixing.py``)."""
+
+    snr_db: tuple[float, float] = (-5.0, 15.0)
+    level_dbfs: tuple[float, float] = Field((-35.0, -15.0), description="RMS level of the mixture")
+    reverb: float = Field(0.0, ge=0, le=1, description="share of mixtures that pass through an impulse response")
+    early_ms: float | None = Field(50.0, description="the target keeps reflections up to this long after the direct sound; null keeps all of them")
+    clip_s: float = Field(2.0, gt=0, description="length of a mixture made on the fly")
+
+
+class Pretrain(Strict):
+    """``rlspeech pretrain``."""
+
+    task: Literal["flowse"] = "flowse"
+    data: str | None = Field(None, description="manifest (paired), mixture recipe (mix.json) or folder holding one; none: the embedded corpus")
+    valid: str | None = Field(None, description="paired manifest for samples and metrics while it runs; none: held back from data")
+    init: str | None = Field(None, description="checkpoint to start from, or 'embedded'; none: random weights")
+    out: str | None = None
+    model: FlowModel = FlowModel()
+    mixing: Mixing | None = Field(None, description="overrides the recipe's own mixing")
+    steps: int = Field(2000, ge=1)
+    batch: int = Field(16, ge=1, description="clips a step")
+    lr: float = 5e-4
+    warmup: int = 200
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    ema: float = Field(0.999, ge=0, lt=1)
+    magnitude_weight: float = Field(0.5, ge=0, description="weight of an extra magnitude error (clean prediction only); 0 is plain flow matching")
+    valid_every: int = 500
+    save_every: int = 500
+    valid_items: int = 16
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int = Field(0, ge=0, description="processes that load and mix audio")
+    max_minutes: float | None = Field(None, description="stop, validate and save after this long")
+
+
+class RewardSpec(Strict):
+    """One reward inside a composition."""
+
+    name: str = Field(description="a name from `rlspeech doctor`, or package.module:function")
+    weight: float = 1.0
+    scale: Literal["batch", "group", "none"] = Field("batch", description="divide by the batch's standard deviation (as FlowSE-GRPO), z-score within the group, or leave")
+    bounds: tuple[float | None, float | None] = Field((None, None), description="the raw score is clamped to these before scaling")
+
+
+class GuardSpec(Strict):
+    """A metric that is measured, not rewarded, and may stop the run."""
+
+    name: str
+    max_drop: float | None = Field(None, description="stop when the validation mean is worse than at step 0 by more than this and its interval; null only watches")
+
+
+class Exploration(Strict):
+    """Where a flow policy's randomness goes (``tasks/explore.py``)."""
+
+    kind: Literal["sde", "cps", "dance", "gain"] = Field("gain", description="sde, cps, dance: independent noise in every bin of a step; gain: log-gains of bands of the predicted clean spectrum")
+    noise: float = Field(0.3, ge=0, description="a (sde), eta (cps, dance), or standard deviation of the log-gains in nepers (gain); 0 is the plain ODE")
+    window: int = Field(1, ge=1, description="consecutive stochastic steps")
+    start: tuple[int, int] | Literal["last"] = Field("last", description="the window's first step is drawn from this range, never 0, where the SDE is singular; last: the window ends with the final step")
+    nfe: tuple[int, int] = Field((4, 4), description="Euler steps of a training rollout, drawn once a collection")
+    bands: int = Field(16, ge=1, description="gain: bands on the mel scale")
+    segment_s: float | None = Field(None, gt=0, description="gain: length of the stretches that share a gain; null: the whole clip")
+    basis: list[Literal["level", "contrast"]] = Field(["level", "contrast"], description="gain: level moves a band up or down; contrast makes its attenuation of the input stronger or weaker")
+    antithetic: bool = Field(True, description="draw the group's noise in mirrored pairs; every rollout keeps its own distribution")
+    shared_latent: bool = Field(True, description="one x_0 a prompt: the steps before the window are run once for the whole group")
+
+
+class Lora(Strict):
+    """Low-rank adapter."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = 64.0
+    targets: Literal["attention", "attention+ff", "all"] = "attention"
+
+
+class RL(Strict):
+    """``rlspeech rl``."""
+
+    task: Literal["flowse"] = "flowse"
+    algo: Literal["grpo"] = "grpo"
+    model: str = Field("embedded", description="checkpoint folder, or 'embedded'")
+    data: str | None = Field(None, description="manifest or mixture recipe; none: the embedded corpus")
+    valid: str | None = Field(None, description="paired manifest, scored before, during and after; none: held back from data")
+    out: str | None = None
+    rewards: list[RewardSpec] = Field(default_factory=list, description="empty: the task's default composition")
+    guards: list[GuardSpec] = Field(default_factory=list)
+    explore: Exploration = Exploration()
+    lora: Lora | None = Field(Lora(), description="null trains every weight")
+    steps: int = Field(60, ge=1, description="collections of rollouts")
+    prompts_per_step: int = Field(12, ge=1, description="prompts in one collection")
+    group: int = Field(16, ge=2, description="rollouts a prompt")
+    updates_per_collection: int = Field(1, ge=1, description="optimiser updates on one collection, each on its own share of the prompts' rollouts")
+    micro_batch: int = Field(3, ge=1, description="prompts in one backward pass; changes memory, and over how many parts grad_agreement is taken, not the update")
+    lr: float = 2e-4
+    lr_schedule: Literal["linear", "constant"] = "linear"
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    clip_range: float | Literal["auto"] = Field("auto", description="PPO clip on the ratio; auto: clip_std times the measured spread of the log-ratio")
+    clip_std: float = Field(2.0, gt=0)
+    reduction: Literal["mean", "sum"] = Field("mean", description="over the dimensions of one decision; the useful clip range depends on it")
+    ratio: Literal["plain", "rationorm"] = "plain"
+    kl_beta: float = Field(0.01, ge=0, description="weight of the true Gaussian KL to the reference policy; 0 skips the reference pass")
+    advantage: Literal["sum_then_norm", "norm_then_sum"] = Field("sum_then_norm", description="compose the rewards, then normalise in the group; or normalise each and add")
+    advantage_std: Literal["group", "batch", "none"] = "group"
+    advantage_clip: float = 5.0
+    max_unscorable: float = Field(0.2, ge=0, le=1, description="a larger share of unscorable rows stops the run")
+    ema: float | None = Field(None, description="average of the trained weights, used for eval")
+    clip_s: float = Field(2.0, gt=0, description="length of a training prompt")
+    valid_every: int = Field(20, ge=1)
+    valid_items: int = Field(24, ge=1)
+    save_every: int = Field(50, ge=1)
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    workers: int = Field(2, ge=0, description="processes for CPU rewards")
+    probe_batches: int = Field(16, ge=4, description="--probe: independent gradients per setting")
+    probe_settings: list[Exploration] = Field(default_factory=list, description="--probe: explorations to compare; empty: the configured one, its neighbours and the published one")
+    max_minutes: float | None = None
+
+
+class Evaluate(Strict):
+    """``rlspeech eval``."""
+
+    task: Literal["flowse"] = "flowse"
+    data: str | None = Field(None, description="paired manifest; none: the embedded test set")
+    models: dict[str, str] = Field(default_factory=dict, description="name -> checkpoint; the unprocessed input is always scored first")
+    baseline: str | None = Field(None, description="system that the others are paired against; none: the first model")
+    metrics: list[str] = Field(default_factory=list, description="empty: the task's default metrics")
+    out: str | None = None
+    nfe: int | None = Field(None, description="Euler steps; none: the model's own")
+    guidance: float | None = None
+    limit: int | None = None
+    batch: int = 8
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+    players: int = Field(6, ge=0, description="clips with players in the report")
+
+
+class ScoreFolder(Strict):
+    """``rlspeech reward``."""
+
+    rewards: list[str] = Field(default_factory=lambda: ["dnsmos"])
+    target: str | None = Field(None, description="folder with reference wavs of the same names")
+    text: str | None = Field(None, description="transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
+    system: str = Field("system", description="label written into every row")
+    recogniser: str | None = Field(None, description="for wer: Hub id or folder of a transformers recogniser, or 'pocketsphinx'")
+    speaker_encoder: str | None = Field(None, description="for speaker_similarity: Hub id or folder; none: the embedded encoder")
+    speech_encoder: str | None = Field(None, description="for speech_bert_score: Hub id or folder; none: the embedded encoder")
+    out: str | None = None
+    batch: int = 16
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+    timeout_s: float = Field(60.0, gt=0, description="a CPU metric that takes longer on one item costs that item")

@@ -1,0 +1,131 @@
+"""Clean speech, noise and impulse responses for mixtures; and mixtures written to disk, the same ones however often it is interrupted."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from rlspeech import log
+from rlspeech.corpora import folder
+from rlspeech.corpora.common import Candidate
+from rlspeech.data.audio import AudioError, save_audio
+from rlspeech.data.jsonl import JsonlWriter, write_error
+from rlspeech.data.manifest import from_row, to_row
+from rlspeech.data.mixing import MixtureSet
+from rlspeech.parallel import parallel_map
+from rlspeech.types import Utterance
+
+__all__ = ["find", "render", "render_one"]
+
+
+def find(clean: Sequence[str | Path], noise: Sequence[str | Path], rir: Sequence[str | Path] = (),
+         skip: Path | None = None) -> Iterator[Candidate]:
+    """Candidates in the splits ``clean``, ``noise`` and ``rir``, each from any number of folders and manifests."""
+    for split, sources in (("clean", clean), ("noise", noise), ("rir", rir)):
+        for source in sources:
+            yield from folder.find(source, split, skip)
+
+
+def render_one(mixtures: MixtureSet, number: int, out: Path, name: str, clip_s: float = 0.0, snr_db: float | None = None) -> Utterance:
+    """Write mixture ``number`` as ``out/noisy/NAME.flac`` and ``out/clean/NAME.flac``; the same number is the same mixture everywhere.
+
+    Args:
+        mixtures: what to mix; mixture ``n`` takes utterance ``n % len`` in epoch ``n // len``.
+        number: which one.
+        out: folder for audio.
+        name: stem of both files and id of the row.
+        clip_s: length; 0 keeps whole utterances.
+        snr_db: fixes the ratio instead of drawing it.
+
+    Raises:
+        AudioError: this utterance cannot be mixed.
+    """
+    epoch, index = divmod(number, len(mixtures))
+    if snr_db is not None:
+        mixtures = replace(mixtures, mixing=mixtures.mixing.model_copy(update={"snr_db": (snr_db, snr_db)}))
+    made = mixtures.get(epoch, index, clip_s)
+    utt = mixtures.clean[index]
+    noisy, target = out / "noisy" / f"{name}.flac", out / "clean" / f"{name}.flac"
+    save_audio(target, made.target, mixtures.sample_rate)
+    save_audio(noisy, made.noisy, mixtures.sample_rate)
+    extra: dict[str, Any] = {"clean_id": utt.id, "noise_id": made.noise_id}
+    if made.rir_id:
+        extra["rir_id"] = made.rir_id
+    words = utt.text if clip_s == 0 else None  # a cut clip does not say the whole text
+    seconds = len(made.noisy) / mixtures.sample_rate
+    return Utterance(name, str(noisy), seconds, mixtures.sample_rate, text=words, target_filepath=str(target), speaker_id=utt.speaker_id,
+                     language=utt.language, snr_db=round(made.snr_db, 3), extra=extra)
+
+
+def render(recipe: Path, out: Path, count: int, *, seed: int = 0, clip_s: float = 0.0, workers: int = 0,
+           sample_rate: int = 16000) -> tuple[list[Utterance], list[dict[str, Any]]]:
+    """Write ``count`` mixtures of a recipe below ``out/audio``; those finished by a former call are not made again.
+
+    Returns:
+        rows, and for every mixture that could not be made a row with its reason.
+
+    Raises:
+        UserError: the disk does not take it; what was written stays and is continued by the same call.
+    """
+    stamp = _fingerprint(recipe, seed, clip_s, sample_rate)
+    rows: dict[int, Utterance] = {}
+    failed: list[dict[str, Any]] = []
+    with JsonlWriter(out / "rendered.jsonl", "key") as journal:
+        for number in range(count):
+            old = journal.rows.get(f"{stamp}:{number}")
+            if old and all((out / old[k]).is_file() for k in ("audio_filepath", "target_filepath")):
+                rows[number] = from_row({k: v for k, v in old.items() if k != "key"}, out)
+        if rows:
+            log.say(f"{len(rows)} of {count} mixtures were written before")
+        work = partial(_render_number, recipe=str(recipe), out=str(out / "audio"), seed=seed, clip_s=clip_s, sample_rate=sample_rate)
+        todo = [n for n in range(count) if n not in rows]
+        try:
+            for number, result in parallel_map(work, todo, workers, 300.0, "mixing" if todo else None, "mixtures"):
+                if isinstance(result, OSError):
+                    raise write_error(out, result, f"{len(rows)} of {count} mixtures were kept") from result
+                if isinstance(result, Exception):
+                    failed.append({"split": "manifest", "id": _name(number), "path": str(recipe), "reason": "cannot be mixed",
+                                   "detail": str(result) or type(result).__name__})
+                    continue
+                rows[number] = result
+                journal.write({"key": f"{stamp}:{number}"} | to_row(result, out))
+        except KeyboardInterrupt:
+            log.say(f"stopped: {len(rows)} of {count} mixtures are written; the same command goes on from there")
+            raise
+    return [rows[n] for n in sorted(rows)], failed
+
+
+def _name(number: int) -> str:
+    return f"mix_{number:06d}"
+
+
+def _fingerprint(recipe: Path, seed: int, clip_s: float, sample_rate: int) -> str:
+    digest = hashlib.blake2b(f"{seed} {clip_s} {sample_rate}".encode(), digest_size=8)
+    for name in (recipe.name, "clean.jsonl", "noise.jsonl", "rir.jsonl"):
+        path = recipe.with_name(name)
+        digest.update(path.read_bytes() if path.is_file() else b"-")
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _mixtures(recipe: str, seed: int, sample_rate: int) -> MixtureSet:
+    return MixtureSet.from_recipe(recipe, seed=seed, sample_rate=sample_rate)
+
+
+def _render_number(number: int, recipe: str, out: str, seed: int, clip_s: float, sample_rate: int) -> Utterance:
+    import soundfile as sf
+
+    try:
+        return render_one(_mixtures(recipe, seed, sample_rate), number, Path(out), _name(number), clip_s)
+    except AudioError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error)) from None
+    except (sf.LibsndfileError, AssertionError):  # libsndfile does not pass the reason on; reading errors are AudioErrors by now
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None

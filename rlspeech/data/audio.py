@@ -1,0 +1,108 @@
+"""Reading, writing and levelling waveforms: mono float32 in [-1, 1], soundfile for files, soxr for rates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["AudioError", "load_audio", "resample", "rms_dbfs", "save_audio", "to_level"]
+
+SILENCE_DBFS = -70.0
+
+
+class AudioError(Exception):
+    """A file or waveform that cannot be used; ``reason`` is short enough for a table."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def load_audio(path: str | Path, sample_rate: int = 16000, offset_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
+    """Read a file as mono at ``sample_rate``.
+
+    Args:
+        path: any format libsndfile reads (wav, flac, ogg, mp3).
+        sample_rate: of the result, in Hz.
+        offset_s: where to start, in seconds of the file.
+        duration_s: how much to read at most; None reads to the end.
+
+    Returns:
+        (T,) float32; channels are averaged.
+
+    Raises:
+        AudioError: missing, empty, unreadable or non-finite.
+    """
+    import soundfile as sf
+
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError("missing file")
+    if path.stat().st_size == 0:
+        raise AudioError("empty file (0 bytes)")
+    try:
+        with sf.SoundFile(path) as f:
+            native = f.samplerate
+            if offset_s > 0:
+                f.seek(min(int(offset_s * native), f.frames))
+            frames = -1 if duration_s is None else int(duration_s * native)
+            wav = f.read(frames, dtype="float32", always_2d=True)
+    except (sf.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioError(f"unreadable: {str(error).splitlines()[0][:120]}") from error
+    if len(wav) == 0:
+        raise AudioError("no samples")
+    mono = wav.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise AudioError("NaN or infinite samples")
+    return resample(mono, native, sample_rate)
+
+
+def resample(wav: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
+    """Change the rate of (T,) float32 with soxr's high-quality setting; the same rate returns the input."""
+    if source_hz == target_hz:
+        return np.ascontiguousarray(wav, dtype=np.float32)
+    import soxr
+
+    return np.asarray(soxr.resample(wav, source_hz, target_hz, quality="HQ"), dtype=np.float32)
+
+
+def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
+    """Write (T,) float32 as 16-bit audio, format by suffix; complete or not at all.
+
+    A peak above full scale is scaled down to 0.99 rather than clipped.
+
+    Raises:
+        AudioError: non-finite samples.
+    """
+    import soundfile as sf
+
+    path = Path(path)
+    wav = np.asarray(wav, dtype=np.float32)
+    if not np.isfinite(wav).all():
+        raise AudioError("NaN or infinite samples")
+    peak = float(np.abs(wav).max(initial=0.0))
+    if peak > 0.999:
+        wav = wav * (0.99 / peak)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part{os.getpid()}{path.suffix}")
+    try:
+        sf.write(part, wav, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def rms_dbfs(wav: np.ndarray) -> float:
+    """RMS level of (T,) in dB relative to full scale; digital silence is -inf."""
+    power = float(np.mean(np.square(wav, dtype=np.float64))) if len(wav) else 0.0
+    return 10.0 * np.log10(power) if power > 0 else float("-inf")
+
+
+def to_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
+    """Scale (T,) to an RMS level; silence stays silence."""
+    level = rms_dbfs(wav)
+    if not np.isfinite(level):
+        return wav
+    return (wav * 10.0 ** ((dbfs - level) / 20.0)).astype(np.float32)

@@ -1,0 +1,193 @@
+"""Paired clips for training and for evaluation, from a paired manifest or from mixtures made on the fly."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlspeech.config import Mixing
+from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
+from rlspeech.types import UserError, Utterance
+
+__all__ = ["Clip", "ClipSource", "PairedClips", "batches", "hold_back", "open_clips", "order", "seed_of", "whole_clips"]
+
+
+@dataclass(slots=True)
+class Clip:
+    """One noisy input (T,) and its target (T,) float32, with what is known about it."""
+
+    key: str
+    noisy: np.ndarray
+    target: np.ndarray
+    sample_rate: int
+    text: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class ClipSource(Protocol):
+    """Anything that numbers its utterances and cuts a clip of one of them for an epoch."""
+
+    sample_rate: int
+    utts: list[Utterance]
+
+    def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
+        """The clip of utterance ``index``; ``clip_s`` 0 keeps it whole. Raises ``AudioError``."""
+        ...
+
+
+@dataclass
+class PairedClips:
+    """Rows with ``audio_filepath`` (noisy) and ``target_filepath`` (clean)."""
+
+    utts: list[Utterance]
+    sample_rate: int
+    seed: int = 0
+
+    def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
+        """Read a pair and cut the same stretch out of both."""
+        utt = self.utts[index]
+        noisy = load_audio(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
+        target = load_audio(str(utt.target_filepath), self.sample_rate, utt.offset, utt.duration)
+        length = min(len(noisy), len(target))
+        if abs(len(noisy) - len(target)) > 0.1 * self.sample_rate:
+            raise AudioError(f"noisy and target differ by {abs(len(noisy) - len(target)) / self.sample_rate:.2f} s")
+        noisy, target = noisy[:length], target[:length]
+        if clip_s > 0:
+            rng = mixture_rng(self.seed, epoch, utt.id)
+            both = crop(np.arange(length), int(clip_s * self.sample_rate), rng)[: length]
+            noisy, target = noisy[both], target[both]
+        return Clip(utt.id, noisy, target, self.sample_rate, utt.text, {"snr_db": utt.snr_db, **utt.extra})
+
+
+@dataclass
+class MixedClips:
+    """A mixture recipe, a new mixture of every utterance in every epoch."""
+
+    mixtures: MixtureSet
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the clips, in Hz."""
+        return self.mixtures.sample_rate
+
+    @property
+    def utts(self) -> list[Utterance]:
+        """The clean utterances."""
+        return self.mixtures.clean
+
+    def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
+        """Mix utterance ``index`` for ``epoch``."""
+        utt, made = self.utts[index], self.mixtures.get(epoch, index, clip_s)
+        return Clip(utt.id, made.noisy, made.target, self.sample_rate, utt.text, {"snr_db": made.snr_db, "noise": made.noise_id})
+
+
+def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = None, seed: int = 0) -> ClipSource:
+    """Open a paired manifest, a mixture recipe, or a folder that holds one.
+
+    Raises:
+        UserError: no such thing, or rows without a target.
+    """
+    found = find_manifest(path)
+    if found.suffix == ".json":
+        return MixedClips(MixtureSet.from_recipe(found, mixing=mixing, sample_rate=sample_rate, seed=seed))
+    utts = read_manifest(found)
+    lonely = [u.id for u in utts if not u.target_filepath]
+    if lonely:
+        raise UserError(f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath", f"the first is {lonely[0]!r}",
+                        "rlspeech prepare mix, or rlspeech prepare pairs")
+    return PairedClips(utts, sample_rate, seed)
+
+
+def seed_of(*parts: object) -> int:
+    """A 31-bit seed from anything printable, the same on every machine."""
+    return zlib.crc32(":".join(map(str, parts)).encode()) & 0x7FFFFFFF
+
+
+def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed: bool) -> np.ndarray:
+    """The order of an epoch's utterances.
+
+    Args:
+        durations_s: of every utterance.
+        batch: clips a batch.
+        bucketed: sort within stretches of 50 batches, so that whole utterances of like length share a batch and little is padding.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = rng.permutation(len(durations_s))
+    if not bucketed:
+        return shuffled
+    lengths = np.asarray(durations_s)
+    stretches = [part[np.argsort(lengths[part], kind="stable")] for part in np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))]
+    groups = [stretch[i:i + batch] for stretch in stretches for i in range(0, len(stretch), batch)]
+    return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
+
+
+def batches(source: ClipSource, batch: int, clip_s: float, *, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[tuple[list[Clip], int]]:
+    """Endless batches, each with the cursor behind it; a run that starts from a cursor sees what it would have seen.
+
+    An utterance that cannot be used is passed over with the next one in its place; a whole epoch without one raises ``UserError``.
+
+    Args:
+        batch: clips a batch and process.
+        start: cursor of this process: utterances already passed.
+        rank, world: this process's share: every ``world``-th clip.
+    """
+    durations = [u.duration for u in source.utts]
+    position, failures = start * world + rank, 0
+    held: list[Clip] = []
+    epoch, sequence = -1, np.empty(0, dtype=int)
+    while True:
+        if position // len(durations) != epoch:
+            epoch = position // len(durations)
+            sequence = order(durations, epoch, seed, batch * world, bucketed=clip_s <= 0)
+        index = int(sequence[position % len(durations)])
+        position += world
+        try:
+            held.append(source.clip(epoch, index, clip_s))
+            failures = 0
+        except AudioError as error:
+            failures += 1
+            if failures > len(durations):
+                raise UserError("none of the utterances can be used", f"the last one, {source.utts[index].id}: {error.reason}",
+                                "rlspeech check on the manifest") from error
+            continue
+        if len(held) == batch:
+            yield held, position // world
+            held = []
+
+
+def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:
+    """Split by utterance id, so that the same utterances are held back however the data is ordered or grown.
+
+    Returns:
+        the rest, and ``items`` utterances (at most a fifth of all).
+    """
+    ranked = sorted(source.utts, key=lambda u: seed_of("hold", u.id))
+    held = {u.id for u in ranked[: min(items, len(ranked) // 5)]}
+    return (_subset(source, [u for u in source.utts if u.id not in held]), _subset(source, [u for u in source.utts if u.id in held]))
+
+
+def _subset(source: ClipSource, utts: list[Utterance]) -> ClipSource:
+    if isinstance(source, MixedClips):
+        return MixedClips(replace(source.mixtures, clean=utts))
+    return replace(source, utts=utts)  # type: ignore[type-var]
+
+
+def whole_clips(source: ClipSource, items: int, max_s: float = 8.0) -> list[Clip]:
+    """Up to ``items`` utterances spread over the source, at most ``max_s`` long; the same ones every time."""
+    count = len(source.utts)
+    picked = np.unique(np.linspace(0, count - 1, min(items, count)).astype(int)) if count else []
+    clips = []
+    for index in picked:
+        try:
+            long = source.utts[index].duration > max_s
+            clips.append(source.clip(0, int(index), max_s if long else 0.0))
+        except AudioError:
+            continue  # reported by prepare and check; validation goes on without it
+    return clips

@@ -1,0 +1,266 @@
+"""What a file says of itself, measured in one pass over its samples, and the limits that it is judged by.
+
+``measure`` reads and never judges; ``judge`` judges and never reads. So measurements can be kept in a journal, and other limits can be
+tried without touching the audio again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from rlspeech.config import Strict
+from rlspeech.types import Utterance
+
+__all__ = ["FileFacts", "Limits", "Verdict", "judge", "judge_pair", "measure"]
+
+MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768000, 64  # a header beyond these is damaged, and would ask for absurd memory
+BLOCK_S = 60  # long recordings are read in pieces of this length
+ACTIVE_S = 0.1  # the level of the loudest stretch of this length decides what is silent
+FULL_SCALE = 0.999  # samples from here on count as clipped
+FLAT_RUN = 3  # so do equal samples at the block's peak, this many in a row: clipped first, scaled down later
+SPECTRUM_S = 0.032
+PCM16_NOISE_DB = -101.1  # power of 16-bit rounding noise: 10 log10(2 ** -30 / 12), 0 dB being a full-scale square wave
+CLIFF_DB, CLIFF_GAP = 40.0, 1.2  # height of the cliff, and how far above its edge the empty side begins
+LFS_HEAD = b"version https://git-lfs"
+UNREADABLE_SUFFIXES = {".m4a", ".aac", ".wma", ".webm"}
+
+
+class Limits(Strict):
+    """What is dropped. Speech is held to more than noise and rooms, which may be short, clipped or narrow by nature."""
+
+    min_s: float = Field(0.3, ge=0, description="shorter recordings are dropped (impulse responses excepted)")
+    max_s: float | None = Field(None, description="longer recordings are dropped; null keeps all")
+    min_rate_hz: int = Field(16000, description="recordings at a lower rate are dropped")
+    length_tolerance_s: float = Field(0.1, ge=0, description="between header, manifest and samples, and between the two files of a pair")
+    silence_speech_dbfs: float = Field(-60.0, description="speech whose loudest 0.1 s lies below this is silent")
+    silence_other_dbfs: float = Field(-80.0, description="the same for noise, noisy recordings and impulse responses")
+    clipped_speech: float = Field(0.001, ge=0, le=1, description="largest share of clipped samples in clean speech")
+    clipped_other: float = Field(0.02, ge=0, le=1, description="the same in noise, noisy recordings and impulse responses")
+    bandwidth: float = Field(0.6, ge=0, le=1, description="clean speech must fill this share of the band that its rate claims: "
+                             "half, and the width of a filter's edge; a 48 kHz file with 16 kHz speech inside fills a third")
+    bandwidth_floor_db: float = Field(-75.0, description="a frequency is filled when its power lies above this, relative to the strongest")
+
+
+@dataclass(slots=True)
+class FileFacts:
+    """Measurements of one file. ``error`` is set where it could not be read to its end; the others are then partial."""
+
+    error: str | None = None
+    duration: float = 0.0
+    header_s: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+    active_dbfs: float = -200.0
+    peak: float = 0.0
+    clipped: float = 0.0
+    bandwidth_hz: float = 0.0
+    digest: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        """For the journal."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a file is dropped: a word to count by, and the figures."""
+
+    reason: str
+    detail: str
+
+
+def measure(path: str | Path, floor_db: float = -75.0) -> FileFacts:
+    """Read a file once and measure it; never raises for a bad file.
+
+    Args:
+        path: audio file.
+        floor_db: power, relative to the strongest frequency, above which a frequency counts as filled.
+    """
+    import soundfile as sf
+
+    path = Path(path)
+    facts = FileFacts()
+    try:
+        size = os.stat(path).st_size
+        with path.open("rb") as f:
+            head = f.read(32)
+    except OSError as error:
+        facts.error = "missing file" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
+        return facts
+    if size == 0 or head.startswith(LFS_HEAD) or path.suffix.lower() in UNREADABLE_SUFFIXES:
+        facts.error = ("empty file (0 bytes)" if size == 0 else "Git LFS pointer, not audio: run git lfs pull" if head.startswith(LFS_HEAD)
+                       else f"unreadable: {path.suffix} is not supported, convert it first (ffmpeg -i IN OUT.wav)")
+        return facts
+    try:
+        with sf.SoundFile(path) as f:
+            facts.sample_rate, facts.channels = int(f.samplerate), int(f.channels)
+            if not (MIN_RATE_HZ <= f.samplerate <= MAX_RATE_HZ and f.channels <= MAX_CHANNELS):
+                raise ValueError(f"the header claims {f.samplerate} Hz and {f.channels} channels")
+            frames = _declared_frames(path, size) or f.frames
+            facts.header_s = frames / f.samplerate if frames < 2**62 else 0.0
+            _measure_samples(facts, _blocks(f), floor_db)
+    except (sf.LibsndfileError, RuntimeError, OSError, ValueError, MemoryError) as error:
+        facts.error = f"unreadable: {(str(error).splitlines() or [type(error).__name__])[0].split(': ')[-1][:100]}"
+    return facts
+
+
+def _blocks(f: Any) -> Iterator[np.ndarray]:
+    frames = max(f.samplerate, min(BLOCK_S * f.samplerate, 2**23 // f.channels))
+    while len(block := f.read(frames, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _declared_frames(path: Path, size: int) -> int | None:
+    """Frames that a RIFF header promises and libsndfile, which trusts the file's size, would not tell us of."""
+    if path.suffix.lower() != ".wav":
+        return None
+    with path.open("rb") as f:
+        if f.read(4) != b"RIFF" or f.read(8)[4:] != b"WAVE":
+            return None
+        align = 0
+        while len(head := f.read(8)) == 8:
+            name, length = head[:4], struct.unpack("<I", head[4:])[0]
+            if name == b"data":
+                streamed = length in (0, 0xFFFFFFFF, 0x7FFFFFFF) or length >= 0xFFFFFF00  # a pipe cannot know its length
+                return None if streamed or not align else length // align
+            if name == b"fmt " and length >= 16:
+                body = f.read(16)
+                align = struct.unpack("<H", body[12:14])[0] if len(body) == 16 and body[:2] in (b"\x01\0", b"\x03\0", b"\xfe\xff") else 0
+                length -= 16
+            f.seek(length + length % 2, os.SEEK_CUR)
+            if f.tell() > size:
+                return None
+    return None
+
+
+def _measure_samples(facts: FileFacts, blocks: Iterator[np.ndarray], floor_db: float) -> None:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(struct.pack("<II", facts.sample_rate, facts.channels))
+    rate, frames, clipped = facts.sample_rate, 0, 0
+    width = max(16, int(SPECTRUM_S * rate))
+    spectrum, windows, active = np.zeros(width // 2 + 1), 0, 0.0
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).tobytes())
+        mono = block.mean(axis=1)
+        frames += len(mono)
+        facts.duration = frames / rate
+        if not np.isfinite(mono).all():
+            facts.error = "NaN or infinite samples"
+            return
+        facts.peak = max(facts.peak, float(np.abs(block).max()))
+        clipped += int(_clipped(block).sum())
+        active = max(active, _loudest(mono, max(1, int(ACTIVE_S * rate))))
+        power, count = _spectrum(mono, width)
+        spectrum, windows = spectrum + power, windows + count
+    if frames == 0:
+        facts.error = "no samples"
+        return
+    facts.clipped = clipped / (frames * max(1, facts.channels))
+    facts.active_dbfs = 10 * float(np.log10(active)) if active > 1e-20 else -200.0
+    facts.bandwidth_hz = _bandwidth(spectrum / max(1, windows), rate, floor_db)
+    facts.digest = digest.hexdigest()
+
+
+def _clipped(block: np.ndarray) -> np.ndarray:
+    """Which samples of (T, C) are clipped: at full scale, or on a plateau at the block's own peak."""
+    size = np.abs(block)
+    peak = float(size.max(initial=0.0))
+    at_full_scale: np.ndarray = size >= FULL_SCALE
+    if peak < 0.05 or len(block) < FLAT_RUN:
+        return at_full_scale
+    flat = (size[1:] >= 0.9999 * peak) & (block[1:] == block[:-1])
+    run = flat[1:] & flat[:-1]  # run[i]: samples i, i + 1, i + 2 are equal
+    plateau: np.ndarray = np.zeros_like(at_full_scale)
+    for shift in range(FLAT_RUN):
+        plateau[shift:len(run) + shift] |= run
+    plateau |= at_full_scale
+    return plateau
+
+
+def _loudest(mono: np.ndarray, width: int) -> float:
+    """Power, without its mean, of the loudest stretch of ``width`` samples."""
+    usable = len(mono) // width * width
+    parts = mono[:usable].reshape(-1, width) if usable else mono[None]
+    return float(np.var(parts.astype(np.float64), axis=1).max())
+
+
+def _spectrum(mono: np.ndarray, width: int) -> tuple[np.ndarray, int]:
+    """Summed power spectrum of Hann windows, scaled so that white noise of power p has p in every bin."""
+    usable = len(mono) // width * width
+    parts = mono[:usable].reshape(-1, width) if usable else np.pad(mono, (0, width - len(mono)))[None]
+    window = np.hanning(width).astype(np.float32)
+    power = np.abs(np.fft.rfft(parts * window, axis=1)) ** 2 / float(np.square(window).sum())
+    return power.sum(axis=0, dtype=np.float64), len(parts)
+
+
+def _bandwidth(power: np.ndarray, rate: int, floor_db: float) -> float:
+    """The frequency, in Hz, above which there is nothing: no power to speak of, or only what a resampler's filter let through.
+
+    The first rule asks for power above ``floor_db`` relative to the strongest frequency and above 16-bit rounding noise. The second
+    looks for a cliff: everything above lies ``CLIFF_DB`` under the band just below. Natural speech has no such cliff; a weak
+    resampler's images and dither, which fool the first rule, stand on the far side of one.
+    """
+    smooth = np.convolve(power, np.ones(5) / 5, mode="same")
+    level_db = 10 * np.log10(np.maximum(smooth, 1e-30))
+    last = len(power) - 1
+    filled = np.flatnonzero(level_db > max(level_db.max() + floor_db, PCM16_NOISE_DB + 6))
+    top = int(filled[-1]) if len(filled) else 0
+    highest_above = np.maximum.accumulate(level_db[::-1])[::-1]
+    for edge in range(max(10, last // 8), min(top, int(last / CLIFF_GAP)) + 1):
+        if level_db[int(0.75 * edge):int(0.95 * edge)].mean() - highest_above[min(last, int(CLIFF_GAP * edge))] > CLIFF_DB:
+            top = min(top, round(CLIFF_GAP * edge))
+            break
+    return float(top * rate / 2 / last)
+
+
+def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Utterance | None = None) -> Verdict | None:
+    """Say why a file is not good enough, or None where it is.
+
+    Args:
+        facts: from ``measure``.
+        limits: what to hold it to.
+        kind: ``speech`` (clean), ``noisy``, ``noise`` or ``rir``.
+        utt: the manifest row that named it; its offset, duration and rate are compared with the file where they are not 0.
+    """
+    if facts.error:
+        return Verdict(facts.error.split(":")[0].split(" (")[0].split(",")[0], facts.error)
+    tolerance = limits.length_tolerance_s
+    if facts.header_s - facts.duration > tolerance:
+        return Verdict("truncated", f"the header promises {facts.header_s:.2f} s, the file holds {facts.duration:.2f} s")
+    length = utt.duration if utt is not None and utt.duration else facts.duration - (utt.offset if utt is not None else 0.0)
+    if utt is not None and utt.offset + length - facts.duration > tolerance:
+        return Verdict("shorter than the manifest says", f"{utt.offset + length:.2f} s claimed, {facts.duration:.2f} s there")
+    if utt is not None and utt.duration and not utt.offset and facts.duration - utt.duration > tolerance:
+        return Verdict("longer than the manifest says", f"{utt.duration:.2f} s claimed, {facts.duration:.2f} s there")
+    if utt is not None and utt.sample_rate not in (0, facts.sample_rate):
+        return Verdict("rate differs from the manifest", f"{utt.sample_rate} Hz claimed, {facts.sample_rate} Hz there")
+    if facts.sample_rate < limits.min_rate_hz:
+        return Verdict("rate too low", f"{facts.sample_rate} Hz, below {limits.min_rate_hz} Hz")
+    if length < limits.min_s and kind != "rir":
+        return Verdict("too short", f"{length:.2f} s, below {limits.min_s:g} s")
+    if limits.max_s is not None and length > limits.max_s:
+        return Verdict("too long", f"{length:.2f} s, above {limits.max_s:g} s")
+    if facts.active_dbfs < (limits.silence_speech_dbfs if kind == "speech" else limits.silence_other_dbfs):
+        return Verdict("silent", f"the loudest 0.1 s lies at {max(facts.active_dbfs, -200):.0f} dBFS")
+    share = limits.clipped_speech if kind == "speech" else limits.clipped_other
+    if facts.clipped > share:
+        return Verdict("clipped", f"{100 * facts.clipped:.2f} % of the samples, above {100 * share:g} %")
+    if kind == "speech" and facts.bandwidth_hz < limits.bandwidth * facts.sample_rate / 2:
+        return Verdict("bandwidth below the rate", f"nothing above {facts.bandwidth_hz:.0f} Hz in a {facts.sample_rate} Hz file")
+    return None
+
+
+def judge_pair(noisy: FileFacts, target: FileFacts, limits: Limits) -> Verdict | None:
+    """Say why two files that are each good enough cannot be a pair, or None."""
+    if abs(noisy.duration - target.duration) > limits.length_tolerance_s:
+        return Verdict("pair of different lengths", f"noisy {noisy.duration:.2f} s, target {target.duration:.2f} s")
+    return None

@@ -1,0 +1,180 @@
+"""Rows in text files: appended one by one, or written as a whole and atomically; names that are safe for files.
+
+``JsonlWriter`` survives being killed: a torn last line is cut off when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlspeech.types import UserError
+
+__all__ = ["JsonlWriter", "dumps", "numbered_lines", "read_jsonl", "safe_name", "write_error", "write_text"]
+
+MAX_ID = 120
+UNSAFE = re.compile(r"[^\w.\-+=@]+")  # \w keeps letters of every script
+RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")  # device names on Windows
+
+
+def safe_name(name: str) -> str:
+    """A name that can be a file name anywhere: no separators, no leading dot, at most ``MAX_ID`` characters.
+
+    Safe names come back unchanged; changed ones carry a checksum of the original, so different names stay different.
+    """
+    clean = UNSAFE.sub("_", name).lstrip(".").rstrip(". ")
+    if clean == name and len(clean.encode()) <= MAX_ID and not RESERVED.match(clean):
+        return name
+    short = ("_" if RESERVED.match(clean) else "") + clean.encode()[: MAX_ID - 10].decode(errors="ignore")
+    return f"{short or 'id'}-{zlib.crc32(name.encode(errors='surrogatepass')):08x}"
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers from 1. Raises ``UserError`` where the file cannot be read."""
+    try:
+        with path.open("rb") as f:
+            for number, line in enumerate(f, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        try_this = "check the path; `rlspeech prepare --help` makes manifests"
+        raise UserError(f"cannot read {path}", error.strerror or str(error), try_this) from error
+
+
+def dumps(row: dict[str, Any]) -> str:
+    """One line of JSON; ``UserError`` for NaN and infinity, which are not JSON."""
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        line.encode()
+        return line
+    except UnicodeEncodeError:  # file names that are not UTF-8 arrive as lone surrogates; escaped, they survive the round trip
+        return json.dumps(row, ensure_ascii=True, allow_nan=False)
+    except ValueError as error:
+        what = f"row {row.get('id', '')!r} cannot be written"
+        raise UserError(what, f"NaN or infinity is not JSON ({error})", "write null instead") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a file's content: complete, on the disk, or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the old content is still there.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8", newline="\n") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise write_error(path, error, "the file was left as it was") from error
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_error(path: Path, error: OSError, kept: str) -> UserError:
+    """What to tell someone whose disk does not take any more."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why = "the disk is full" if full else (error.strerror or str(error))
+    try_this = "free some space and run the same command again" if full else "check the folder's permissions"
+    return UserError(f"cannot write {path}", f"{why}; {kept}", try_this)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # folders cannot be opened on Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file that may end in a torn line (its writer was killed); a missing file has no rows."""
+    rows: list[dict[str, Any]] = []
+    if not Path(path).exists():
+        return rows
+    for _, line in numbered_lines(Path(path)):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # nothing behind a torn line can be trusted to be whole
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+class JsonlWriter:
+    """Append rows to a JSONL file, one write a row; opening an old file continues it.
+
+    ``rows`` holds what was there already by ``key``; a row whose key is known is not written again. Use as a context manager.
+
+    Args:
+        path: file to create or continue.
+        key: name of the column that identifies a row.
+    """
+
+    def __init__(self, path: str | Path, key: str = "id") -> None:
+        self.path, self.key = Path(path), key
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[str, dict[str, Any]] = {}
+        whole = 0
+        if self.path.exists():
+            with self.path.open("rb") as f:
+                for line in f:
+                    try:
+                        row = json.loads(line) if line.endswith(b"\n") else None
+                        if not isinstance(row, dict):
+                            raise ValueError
+                    except ValueError:
+                        break
+                    whole += len(line)
+                    self.rows[str(row.get(key))] = row
+        self._file = self.path.open("ab", buffering=0)
+        self._file.truncate(whole)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
+
+    def write(self, row: dict[str, Any]) -> bool:
+        """Append a row unless its key is there; True when it was written. Raises ``UserError`` where the disk is full."""
+        name = str(row[self.key])
+        if name in self.rows:
+            return False
+        line = (dumps(row) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise write_error(self.path, error, f"{len(self.rows)} rows were kept") from error
+        self.rows[name] = row
+        return True
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,259 @@
+"""Manifests: one JSON object a line, NeMo's key names, paths relative to the file.
+
+Reading is strict where a mistake would go unnoticed (duplicate ids, wrong types: ``UserError`` with line numbers) and lenient where
+other people's manifests merely know less (no ``id``, no ``sample_rate``: taken from the file). Writing is all or nothing, except for
+``JsonlWriter``, which appends row by row and survives being killed: a torn last line is cut off when it is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from rlspeech.data.jsonl import JsonlWriter, dumps, numbered_lines, read_jsonl, safe_name, write_text
+from rlspeech.types import UserError, Utterance
+
+__all__ = [
+    "PATH_KEYS", "JsonlWriter", "ManifestWriter", "Problem", "find_manifest", "from_row", "meta_path", "read_jsonl", "read_manifest",
+    "safe_name", "scan_manifest", "to_row", "write_manifest", "write_text",
+]
+
+PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
+TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
+RECIPE_NAME = "mix.json"
+MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a folder, in this order
+ASIDE_NAMES = {"dropped.jsonl", "checks.jsonl", "rendered.jsonl", "scores.jsonl", "metrics.jsonl"}  # in the same folders, but no manifests
+
+
+class Problem(NamedTuple):
+    """One line of a manifest that cannot be used."""
+
+    line: int
+    message: str
+
+
+def meta_path(path: str | Path) -> Path:
+    """Where the settings and counts of a JSONL file are kept: ``x.jsonl`` -> ``x.meta.json``."""
+    return Path(path).with_suffix(".meta.json")
+
+
+def from_row(row: dict[str, Any], base: Path) -> Utterance:
+    """Make an utterance of a manifest row.
+
+    Args:
+        row: parsed JSON object.
+        base: absolute folder that relative paths start from.
+
+    Raises:
+        ValueError: a key is missing or has the wrong type; the message says which.
+    """
+    known: dict[str, Any] = {key: row[key] for key in Utterance.field_names() if row.get(key) is not None}
+    for key in PATH_KEYS:
+        if key in known:
+            if not isinstance(known[key], str) or not known[key] or "\0" in known[key]:
+                raise ValueError(f"{key} is not a path")
+            known[key] = os.path.normpath(os.path.join(base, known[key]))
+    if "audio_filepath" not in known:
+        raise ValueError("audio_filepath is missing")
+    for key in TEXT_KEYS + ("id",):
+        if isinstance(known.get(key), int):
+            known[key] = str(known[key])
+        if key in known and not isinstance(known[key], str):
+            raise ValueError(f"{key} is not text")
+    for key in ("duration", "offset", "snr_db", "sample_rate"):
+        if key in known:
+            known[key] = _number(key, known[key])
+    extra = {k: v for k, v in row.items() if k not in Utterance.field_names()}
+    if not known.get("id"):
+        known["id"] = _stem_id(known["audio_filepath"], known.get("offset", 0.0))
+    name = safe_name(known["id"])
+    if name != known["id"]:
+        extra.setdefault("original_id", known["id"])
+        known["id"] = name
+    if "duration" not in known or "sample_rate" not in known:
+        seconds, rate = _header(known["audio_filepath"])
+        known.setdefault("duration", max(0.0, seconds - known.get("offset", 0.0)))
+        known.setdefault("sample_rate", rate)
+    return Utterance(**known, extra=extra)
+
+
+def _number(key: str, value: Any) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:  # NaN fails the comparison too
+        raise ValueError(f"{key} is not a number: {value!r}")
+    if key != "snr_db" and value < 0:
+        raise ValueError(f"{key} is negative: {value}")
+    if key == "sample_rate":
+        if value != int(value) or value == 0:
+            raise ValueError(f"sample_rate is not a whole number of Hz: {value}")
+        return int(value)
+    return float(value)
+
+
+def _stem_id(path: str, offset: float) -> str:
+    stem = Path(path).stem or "id"
+    return f"{stem}_{round(offset * 1000)}ms" if offset else stem
+
+
+def _header(path: str) -> tuple[float, int]:
+    """Seconds and rate as the file says; (0, 0) where it says nothing: whoever opens it will report the file, not the row."""
+    import soundfile as sf
+
+    try:
+        info = sf.info(path)
+    except (sf.LibsndfileError, RuntimeError, OSError):
+        return 0.0, 0
+    return info.frames / info.samplerate, int(info.samplerate)
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def to_row(utt: Utterance, base: Path) -> dict[str, Any]:
+    """The manifest row of an utterance, paths relative to ``base``; empty fields are left out, ``extra`` is written beside the rest."""
+    row: dict[str, Any] = {}
+    for key in Utterance.field_names():
+        value = getattr(utt, key)
+        if value is None or (key == "offset" and value == 0):
+            continue
+        if key in PATH_KEYS:
+            absolute = os.path.join(_real_folder(os.path.dirname(os.path.abspath(value))), os.path.basename(value))
+            try:
+                value = Path(os.path.relpath(absolute, _real_folder(str(base)))).as_posix()
+            except ValueError:  # another drive on Windows
+                value = absolute
+        row[key] = value
+    return row | {k: v for k, v in utt.extra.items() if k not in row}
+
+
+def scan_manifest(path: str | Path) -> tuple[list[Utterance], list[Problem]]:
+    """Read every row that can be read, and say of the others what is wrong with them.
+
+    Raises:
+        UserError: the file itself cannot be opened.
+    """
+    path = Path(path)
+    base = Path(_real_folder(os.path.dirname(os.path.abspath(path))))
+    utts: list[Utterance] = []
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    for number, line in numbered_lines(path):
+        try:
+            row = json.loads(line.decode("utf-8"))
+            if not isinstance(row, dict):
+                raise ValueError(f"not a JSON object but {type(row).__name__}")
+            utt = from_row(row, base)
+        except UnicodeDecodeError:
+            problems.append(Problem(number, "not UTF-8"))
+        except json.JSONDecodeError as error:
+            problems.append(Problem(number, f"not JSON: {error.msg} at character {error.colno}"))
+        except (ValueError, RecursionError) as error:
+            problems.append(Problem(number, str(error)))
+        else:
+            if utt.id in seen and not row.get("id"):  # an id that we derived ourselves may be told apart, a given one may not
+                utt.id = f"{utt.id}_{number}"
+            if utt.id in seen:
+                problems.append(Problem(number, f"duplicate id {utt.id!r}, first on line {seen[utt.id]}"))
+                continue
+            seen[utt.id] = number
+            utts.append(utt)
+    return utts, problems
+
+
+def read_manifest(path: str | Path) -> list[Utterance]:
+    """Read a manifest; relative paths are resolved against its folder, unknown keys go to ``extra``.
+
+    An id that is no safe file name is replaced by ``safe_name`` (the original stays in ``extra["original_id"]``), so that outputs
+    named after ids stay inside their folder.
+
+    Raises:
+        UserError: unreadable, empty, or with bad lines, which are listed by number.
+    """
+    utts, problems = scan_manifest(path)
+    if problems:
+        listed = "; ".join(f"line {p.line}: {p.message}" for p in problems[:8])
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UserError(f"{path} has {len(problems)} bad line{'s' * (len(problems) > 1)}", listed + more, f"rlspeech check {path}")
+    if not utts:
+        raise UserError(f"{path} is empty", "a manifest needs at least one row", "run the prepare step again and look at its dropped.jsonl")
+    return utts
+
+
+def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, Any] | None = None) -> None:
+    """Write a manifest, complete or not at all; ``meta`` goes to ``meta_path(path)``.
+
+    Raises:
+        UserError: duplicate ids, or the disk does not take it.
+    """
+    path = Path(path)
+    base = Path(os.path.dirname(os.path.abspath(path)))
+    rows, seen = [], set()
+    for utt in utts:
+        if utt.id in seen:
+            why = "two rows would overwrite each other's output"
+            raise UserError(f"{path}: duplicate id {utt.id!r}", why, "give one of them another id")
+        seen.add(utt.id)
+        rows.append(dumps(to_row(utt, base)) + "\n")
+    write_text(path, "".join(rows))
+    if meta is not None:
+        write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+
+
+class ManifestWriter:
+    """Append utterances to a manifest, resumable; ``writer.ids`` are those there already. Use as a context manager."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._rows = JsonlWriter(path, "id")
+        self._base = Path(os.path.dirname(os.path.abspath(path)))
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the rows in the file."""
+        return set(self._rows.rows)
+
+    def write(self, utt: Utterance) -> bool:
+        """Append an utterance unless its id is there; True when it was written."""
+        return self._rows.write(to_row(utt, self._base))
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        self._rows.close()
+
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
+    """The manifest or mixture recipe that a path stands for: a file is itself, a folder is searched.
+
+    Args:
+        path: file or folder.
+        recipe: a folder's ``mix.json`` counts, and goes before its manifests.
+
+    Raises:
+        UserError: nothing there, or more than one candidate.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist", "neither a manifest nor a folder", "rlspeech prepare --help")
+    for name in ((RECIPE_NAME,) if recipe else ()) + MAIN_NAMES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(p for p in path.glob("*.jsonl") if p.name not in ASIDE_NAMES)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{path} holds {len(found)} manifests", ", ".join(p.name for p in found), f"name one of them, e.g. {found[0]}")
+    try_this = f"rlspeech prepare folder {path} --out {path}-manifest"
+    raise UserError(f"no manifest in {path}", "it holds no mix.json and no .jsonl file", try_this)

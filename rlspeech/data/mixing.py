@@ -1,0 +1,185 @@
+"""Mixtures of clean speech, noise and rooms, made on the fly from a seed per (epoch, utterance).
+
+The random numbers of a mixture depend only on (seed, epoch, utterance id), drawn with numpy's Philox generator, so a mixture is
+the same on every machine, with any number of workers and in any order. Rendering to disk calls the same function.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlspeech.config import Mixing
+from rlspeech.data.audio import AudioError, load_audio, rms_dbfs, to_level
+from rlspeech.data.manifest import read_manifest
+from rlspeech.types import UserError, Utterance
+
+__all__ = ["Mixture", "MixtureSet", "mix", "mixture_rng", "reverberate", "write_recipe"]
+
+SILENT_DBFS = -60.0
+ATTEMPTS = 8  # draws before an utterance whose crops are all silent is given up
+
+
+class Mixture(NamedTuple):
+    """One made-up recording: ``noisy`` and ``target`` are (T,) float32 of the same length."""
+
+    noisy: np.ndarray
+    target: np.ndarray
+    snr_db: float
+    noise_id: str
+    rir_id: str | None
+
+
+def mixture_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """Random numbers of one mixture, identical on every machine."""
+    return np.random.Generator(np.random.Philox(key=[(seed << 32) + epoch, zlib.crc32(key.encode())]))
+
+
+def reverberate(wav: np.ndarray, rir: np.ndarray, sample_rate: int, early_ms: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Put speech into a room.
+
+    Args:
+        wav: (T,) dry speech.
+        rir: (R,) impulse response.
+        sample_rate: in Hz.
+        early_ms: the target keeps reflections up to this long after the direct sound (50 ms counts as helpful to
+            intelligibility); None keeps the whole response in the target.
+
+    Returns:
+        reverberant speech and target, both (T,), aligned on the direct sound.
+    """
+    from scipy.signal import fftconvolve
+
+    direct = int(np.argmax(np.abs(rir)))
+    rir = rir[direct:] / (np.abs(rir[direct]) + 1e-9)  # cut the travel time: input and target stay aligned
+    wet = fftconvolve(wav, rir)[: len(wav)].astype(np.float32)
+    if early_ms is None:
+        return wet, wet
+    early = rir[: max(1, int(early_ms * sample_rate / 1000))]
+    return wet, fftconvolve(wav, early)[: len(wav)].astype(np.float32)
+
+
+def mix(clean: np.ndarray, noise: np.ndarray, rir: np.ndarray | None, snr_db: float, level_dbfs: float,
+        early_ms: float | None = 50.0, sample_rate: int = 16000) -> tuple[np.ndarray, np.ndarray]:
+    """Mix speech with noise at an SNR and scale the mixture to a level.
+
+    Args:
+        clean: (T,) speech.
+        noise: (T,) noise.
+        rir: (R,) impulse response or None.
+        snr_db: ratio of the (reverberant) speech's RMS to the noise's RMS.
+        level_dbfs: RMS of the mixture; lowered where it would clip, together with the target.
+
+    Returns:
+        noisy and target, (T,) float32, at the same gain.
+
+    Raises:
+        AudioError: silent speech or noise.
+    """
+    if rms_dbfs(clean) < SILENT_DBFS:
+        raise AudioError("silent speech")
+    if rms_dbfs(noise) < SILENT_DBFS - 30:
+        raise AudioError("silent noise")
+    speech, target = (clean, clean) if rir is None else reverberate(clean, rir, sample_rate, early_ms)
+    if rms_dbfs(speech) < SILENT_DBFS - 60:
+        raise AudioError("silent impulse response")
+    noise = to_level(noise, rms_dbfs(speech) - snr_db)
+    noisy = speech + noise
+    gain = 10.0 ** ((level_dbfs - rms_dbfs(noisy)) / 20.0)
+    gain = min(gain, 0.99 / float(max(np.abs(noisy).max(), np.abs(target).max())))
+    return (noisy * gain).astype(np.float32), (target * gain).astype(np.float32)
+
+
+@lru_cache(maxsize=4096)
+def _cached(path: str, sample_rate: int, offset: float, duration: float) -> np.ndarray:
+    """Decoded audio of a small corpus stays in memory: decoding costs more than mixing."""
+    return load_audio(path, sample_rate, offset, duration)
+
+
+@dataclass
+class MixtureSet:
+    """Clean utterances that become a new mixture in every epoch.
+
+    Args:
+        clean: speech to enhance.
+        noise: noise recordings, drawn at random, looped where shorter than the clip.
+        rirs: impulse responses, may be empty.
+        mixing: ranges, see ``config.Mixing``.
+        sample_rate: in Hz.
+        seed: of the whole set.
+    """
+
+    clean: list[Utterance]
+    noise: list[Utterance]
+    rirs: list[Utterance]
+    mixing: Mixing
+    sample_rate: int = 16000
+    seed: int = 0
+
+    @classmethod
+    def from_recipe(cls, path: str | Path, *, mixing: Mixing | None = None, sample_rate: int = 16000, seed: int = 0) -> MixtureSet:
+        """Read ``mix.json`` as ``prepare mix`` writes it. Raises ``UserError`` where it does not parse."""
+        path = Path(path)
+        try:
+            recipe = json.loads(path.read_text(encoding="utf-8"))
+            lists = [read_manifest(path.parent / recipe[k]) for k in ("clean", "noise")]
+            rirs = read_manifest(path.parent / recipe["rir"]) if recipe.get("rir") else []
+            return cls(*lists, rirs, mixing or Mixing(**recipe.get("mixing", {})), sample_rate, seed)
+        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:  # ValueError: JSON, UTF-8, settings
+            raise UserError(f"{path} is not a mixture recipe", f"{type(error).__name__}: {error}", "rlspeech prepare mix --help") from error
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def get(self, epoch: int, index: int, clip_s: float | None = None) -> Mixture:
+        """The mixture of utterance ``index`` in ``epoch``; ``clip_s`` overrides the length, 0 keeps the whole utterance.
+
+        Raises:
+            AudioError: the utterance cannot be used (unreadable, or silent wherever it was cut).
+        """
+        utt = self.clean[index]
+        rng = mixture_rng(self.seed, epoch, utt.id)
+        clip_s = self.mixing.clip_s if clip_s is None else clip_s
+        problem = AudioError("silent speech")
+        for _ in range(ATTEMPTS):
+            try:
+                return self._draw(utt, rng, clip_s)
+            except AudioError as error:
+                problem = error
+        raise problem
+
+    def _draw(self, utt: Utterance, rng: np.random.Generator, clip_s: float) -> Mixture:
+        clean = _cached(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
+        if clip_s > 0:
+            clean = crop(clean, int(clip_s * self.sample_rate), rng)
+        noise_utt = self.noise[int(rng.integers(len(self.noise)))]
+        noise = crop(_cached(noise_utt.audio_filepath, self.sample_rate, noise_utt.offset, noise_utt.duration), len(clean), rng, loop=True)
+        rir_utt = self.rirs[int(rng.integers(len(self.rirs)))] if self.rirs and rng.random() < self.mixing.reverb else None
+        rir = _cached(rir_utt.audio_filepath, self.sample_rate, rir_utt.offset, rir_utt.duration) if rir_utt else None
+        snr = float(rng.uniform(*self.mixing.snr_db))
+        noisy, target = mix(clean, noise, rir, snr, float(rng.uniform(*self.mixing.level_dbfs)), self.mixing.early_ms, self.sample_rate)
+        return Mixture(noisy, target, snr, noise_utt.id, rir_utt.id if rir_utt else None)
+
+
+def crop(wav: np.ndarray, length: int, rng: np.random.Generator, loop: bool = False) -> np.ndarray:
+    """A random stretch of ``length`` samples; shorter input is looped (noise) or padded with zeros behind (speech)."""
+    if loop and 0 < len(wav) < length:
+        wav = np.tile(wav, -(-length // len(wav)))
+    if len(wav) <= length:
+        return np.pad(wav, (0, length - len(wav)))
+    start = int(rng.integers(len(wav) - length + 1))
+    return wav[start:start + length]
+
+
+def write_recipe(folder: Path, mixing: Mixing, *, rir: bool) -> Path:
+    """Write ``folder/mix.json`` next to its ``clean.jsonl``, ``noise.jsonl`` (and ``rir.jsonl``)."""
+    path = folder / "mix.json"
+    recipe = {"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": "rir.jsonl" if rir else None, "mixing": mixing.model_dump()}
+    path.write_text(json.dumps(recipe, indent=2) + "\n")
+    return path

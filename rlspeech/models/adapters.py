@@ -1,0 +1,82 @@
+"""What of a model is trained, and the frozen reference beside it: a LoRA adapter (peft) that can be switched off, or every weight."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from rlspeech.config import Lora
+from rlspeech.models.flow import FlowEnhancer
+
+__all__ = ["Adapted"]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out")
+FEED_FORWARD = ("ff.0", "ff.2")
+EDGES = ("inp", "out")
+
+
+class Adapted:
+    """A model with its trainable part and its reference.
+
+    Args:
+        model: changed in place when ``lora`` is given (its linear layers gain adapters).
+        lora: rank, scale and targets; None trains every weight and keeps a frozen copy as the reference.
+    """
+
+    def __init__(self, model: FlowEnhancer, lora: Lora | None) -> None:
+        self.model = model
+        self._frozen: FlowEnhancer | None = None
+        if lora is None:
+            self._frozen = copy.deepcopy(model).eval().requires_grad_(False)
+            model.requires_grad_(True)
+        else:
+            from peft import LoraConfig, get_peft_model
+
+            names = {"attention": ATTENTION, "attention+ff": ATTENTION + FEED_FORWARD, "all": ATTENTION + FEED_FORWARD + EDGES}[lora.targets]
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(names), lora_dropout=0.0, bias="none")
+            self._peft = get_peft_model(model, config)  # type: ignore[arg-type]
+        model.eval()  # no dropout anywhere: the sampler and the update see the same function
+
+    def parameters(self) -> list[Parameter]:
+        """The trainable ones."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @contextmanager
+    def reference(self) -> Iterator[FlowEnhancer]:
+        """The model as it was before training; with an adapter, the same object with the adapter off."""
+        if self._frozen is not None:
+            yield self._frozen
+            return
+        with self._peft.disable_adapter():
+            yield self.model
+
+    def trained(self) -> dict[str, Tensor]:
+        """The trainable weights by name, for trainer state."""
+        return {k: p.detach() for k, p in self.model.named_parameters() if p.requires_grad}
+
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """Put back what ``trained`` gave."""
+        own = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
+        for name, value in state.items():
+            own[name].data.copy_(value)
+
+    def merged(self) -> dict[str, Tensor]:
+        """Weights of a plain model that does the same, adapters folded in."""
+        from peft.tuners.lora import LoraLayer
+
+        plain = copy.deepcopy(self.model)
+        for name, layer in list(plain.named_modules()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                parent = plain.get_submodule(name.rpartition(".")[0]) if "." in name else plain
+                setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
+        return plain.state_dict()
+
+    def save_adapter(self, folder: str) -> None:
+        """Write the adapter in peft's format; nothing where every weight is trained."""
+        if self._frozen is None:
+            self._peft.save_pretrained(folder)

@@ -1,0 +1,171 @@
+"""A flow-matching speech enhancer: a DiT over spectral frames, conditioned on the noisy input.
+
+The textbook version (conditional flow matching, rectified path): x_t = (1-t) x_0 + t x_1 with x_0 ~ N(0, I) noise at t = 0 and
+x_1 the clean spectrum at t = 1; the network regresses the velocity x_1 - x_0, and an Euler solver integrates it
+(FlowSE-GRPO, arXiv 2601.16483; FlowSE, arXiv 2505.19476).
+What is changed: the network may predict the clean spectrum instead, v = (x_1_hat - x_t) / (1-t), because a trunk narrower
+than its input cannot carry white noise; its head may be complex masks on input and state plus a residual, which starts as
+the identity, with magnitudes among its inputs (a linear layer cannot compute them); and the prior may sit on the noisy input, N(y, sigma^2) (arXiv 2508.06840, there written in reversed time).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlspeech.config import FlowModel
+from rlspeech.models.blocks import Block, ConvPosition, TimeEmbedding, rotary
+from rlspeech.models.frontend import build_front_end
+from rlspeech.types import UserError
+
+__all__ = ["FlowEnhancer", "euler", "frame_mask"]
+
+T_MAX = 0.98  # the velocity of a clean prediction is divided by 1-t; sampling never asks beyond, Euler's last step is exact
+
+
+def frame_mask(frames: Tensor, length: int) -> Tensor | None:
+    """(N,) frame counts -> (N, L) bool, True on real frames; None where nothing is padded."""
+    if bool((frames >= length).all()):
+        return None
+    return torch.arange(length, device=frames.device)[None] < frames[:, None]
+
+
+def euler(x: Tensor, x1: Tensor, t: float, dt: float) -> Tensor:
+    """One deterministic step along v = (x1 - x) / (1 - t); every stochastic sampler reduces to exactly this at noise 0.
+
+    Args:
+        x: (N, L, D) state at t.
+        x1: (N, L, D) predicted clean spectrum; a step that reaches t = 1 lands on it.
+        t, dt: time and step length.
+    """
+    return x1 if t + dt > 1 - 1e-6 else x + (x1 - x) * (dt / (1.0 - t))
+
+
+class FlowEnhancer(nn.Module):
+    """DiT enhancer. Everything spectral is (N, L, D); times are (N,); masks (N, L) bool or None.
+
+    Raises:
+        UserError: a head and a prediction target that do not go together.
+    """
+
+    def __init__(self, cfg: FlowModel) -> None:
+        super().__init__()
+        if cfg.head == "mask" and (cfg.front_end != "stft" or cfg.prediction != "clean"):
+            raise UserError("head 'mask' needs the stft front end and clean prediction",
+                            f"front_end={cfg.front_end}, prediction={cfg.prediction}", "--set model.head=linear")
+        self.cfg = cfg
+        self.sample_rate = cfg.sample_rate
+        self.front = build_front_end(cfg)
+        width = self.front.width
+        self.time = TimeEmbedding(cfg.dim)
+        self.inp = nn.Linear(width * (3 if cfg.head == "mask" else 2), cfg.dim)
+        self.position = ConvPosition(cfg.dim, cfg.conv_pos_kernel, cfg.conv_pos_groups)
+        self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads, cfg.ff_mult) for _ in range(cfg.depth))
+        self.final_modulation = nn.Linear(cfg.dim, 2 * cfg.dim)
+        self.final_norm = nn.LayerNorm(cfg.dim, elementwise_affine=False, eps=1e-6)
+        self.out = nn.Linear(cfg.dim, width * (3 if cfg.head == "mask" else 1))
+        for layer in (self.final_modulation, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    # -- the network -------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, y: Tensor, t: Tensor, mask: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        """The raw prediction (velocity or clean spectrum, as ``cfg.prediction`` says).
+
+        Args:
+            x: (N, L, D) state at time t.
+            y: (N, L, D) noisy condition.
+            t: (N,) in [0, 1].
+            mask: (N, L) bool, False on padding.
+            drop: (N,) bool, rows whose condition is hidden (classifier-free guidance).
+        """
+        seen = y if drop is None else y * (~drop)[:, None, None]
+        length = x.shape[1]
+        real = x.new_ones(1, length, 1) if mask is None else mask[..., None].to(x.dtype)
+        keep = None if mask is None else mask[:, None, None, :]
+        rope = rotary(length, self.cfg.dim // self.cfg.heads, x.device)
+        time = self.time(t)
+        parts = [x, seen] if self.cfg.head == "linear" else [x, seen, magnitude(x), magnitude(seen)]
+        h = self.inp(torch.cat(parts, dim=-1))
+        h = h + self.position(h, real)
+        for block in self.blocks:
+            h = block(h, time, keep, rope)
+        shift, scale = self.final_modulation(F.silu(time))[:, None].chunk(2, dim=-1)
+        out = self.out(self.final_norm(h) * (1 + scale) + shift).float()
+        if self.cfg.head == "mask":
+            out = _masked(out, seen.float(), x.float())
+        return out * real
+
+    # -- the flow ----------------------------------------------------------------------------------------------------
+
+    def prior(self, y: Tensor, z: Tensor) -> Tensor:
+        """x_0 from standard normal ``z``: z, or y + sigma z."""
+        return z if self.cfg.prior == "standard" else y + self.cfg.prior_sigma * z
+
+    def prior_moments(self, y: Tensor) -> tuple[Tensor | float, float]:
+        """Mean and standard deviation of x_0, as the samplers need them."""
+        return (0.0, 1.0) if self.cfg.prior == "standard" else (y, self.cfg.prior_sigma)
+
+    def loss(self, x1: Tensor, y: Tensor, mask: Tensor | None, magnitude_weight: float) -> dict[str, Tensor]:
+        """Flow-matching loss at uniform random times, in named parts (``loss`` is their sum).
+
+        Args:
+            x1, y: (N, L, D) clean and noisy spectra.
+            mask: (N, L) bool or None.
+            magnitude_weight: of the squared error of the compressed magnitudes; only with the stft front end.
+        """
+        n = x1.shape[0]
+        t = torch.rand(n, device=x1.device) ** self.cfg.time_power * T_MAX
+        x0 = self.prior(y, torch.randn_like(x1))
+        x_t = torch.lerp(x0, x1, t[:, None, None])
+        drop = torch.rand(n, device=x1.device) < self.cfg.condition_drop if self.cfg.condition_drop else None
+        pred = self(x_t, y, t, mask, drop)
+        goal = x1 if self.cfg.prediction == "clean" else x1 - x0
+        weight = (x1.new_ones(x1.shape[:2]) if mask is None else mask.to(x1.dtype))[..., None]
+        count = weight.sum() * x1.shape[2]
+        parts = {"flow": ((pred - goal).square() * weight).sum() / count}
+        if magnitude_weight and self.cfg.front_end == "stft" and self.cfg.prediction == "clean":
+            error = magnitude(pred) - magnitude(x1)
+            parts["magnitude"] = magnitude_weight * (error.square() * weight).sum() / count
+        parts["loss"] = sum(parts.values())
+        return parts
+
+    def clean(self, x: Tensor, y: Tensor, t: float, mask: Tensor | None = None, guidance: float = 0.0) -> Tensor:
+        """The clean spectrum (N, L, D) that the network expects, x_1_hat, at one time for all rows."""
+        times = torch.full((x.shape[0],), t, device=x.device)
+        pred = self(x, y, times, mask)
+        if guidance:
+            blind = self(x, y, times, mask, torch.ones_like(times, dtype=torch.bool))
+            pred = pred + guidance * (pred - blind)
+        return pred if self.cfg.prediction == "clean" else x + (1.0 - t) * pred
+
+    def ode(self, y: Tensor, z: Tensor, nfe: int, mask: Tensor | None = None, guidance: float = 0.0) -> Tensor:
+        """Integrate from the prior to t = 1 in ``nfe`` Euler steps. Args: y, z (N, L, D). Returns (N, L, D)."""
+        x, dt = self.prior(y, z), 1.0 / nfe
+        for i in range(nfe):
+            x = euler(x, self.clean(x, y, i * dt, mask, guidance), i * dt, dt)
+        return x
+
+
+def _masked(out: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Complex masks on the condition (starting at 1) and on the state (at 0), plus a residual: (N, L, 3D) -> (N, L, D).
+
+    The mask on the state carries what is already clean past a trunk that is narrower than a spectrum.
+    """
+    on_y, on_x, residual = out.chunk(3, dim=-1)
+    return y + _times(on_y, y) + _times(on_x, x) + residual
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """Product of packed complex spectra (N, L, 2K)."""
+    a_re, a_im = a.chunk(2, dim=-1)
+    b_re, b_im = b.chunk(2, dim=-1)
+    return torch.cat([a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re], dim=-1)
+
+
+def magnitude(x: Tensor) -> Tensor:
+    """Compressed magnitudes (N, L, K) of packed complex spectra (N, L, 2K)."""
+    re, im = x.chunk(2, dim=-1)
+    return (re.square() + im.square() + 1e-9).sqrt()

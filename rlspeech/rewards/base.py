@@ -1,0 +1,247 @@
+"""The registry of rewards, the gates that every one of them stands behind, and Python functions as rewards.
+
+A reward is asked for by name: ``pesq_wb``, with options ``dnsmos_ovrl[level_dbfs=-25]``, or as a function ``my_pkg.mod:my_reward``.
+Nothing here imports torch: ``rlspeech doctor`` and ``rlspeech --help`` read the list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
+from rlspeech.types import Reward, Sample, Score, UserError
+
+__all__ = ["Family", "Request", "RewardInfo", "available", "column_of", "gate", "get_reward", "register", "resolve", "why_not"]
+
+SILENCE_DBFS = -70.0
+MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level
+
+_entries: dict[str, Entry] = {}
+_columns: dict[str, Entry] = {}
+_aliases: dict[str, str] = {}
+
+
+class Family(Protocol):
+    """One computation with named columns; ``version`` says which implementation and which weights."""
+
+    version: str
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """Score a batch whose samples passed the gates, at the family's rate. One dict (column -> score) a sample, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RewardInfo:
+    """What ``rlspeech doctor`` prints of a family: whether it can be used here, and why not."""
+
+    name: str
+    usable: bool
+    why_not: str
+    columns: tuple[str, ...]
+    needs: frozenset[str]
+    where: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A reward as asked for: ``asked`` is the name as written (the key of its scores), ``options`` go to the family."""
+
+    asked: str
+    entry: Entry
+    column: str
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, Any], ...]]:
+        """What has to be equal for two requests to share a computation."""
+        return self.entry.family, self.options
+
+
+def register(entry: Entry, aliases: dict[str, str] | None = None) -> None:
+    """Add a family. Raises ``ValueError`` where a family, column or alias of that name exists: nothing is overwritten silently."""
+    new = [*entry.columns, *(aliases or {})]
+    taken = [n for n in new if n in _columns or n in _aliases] + ([entry.family] if entry.family in _entries else [])
+    if taken or len(set(new)) != len(new):
+        raise ValueError(f"reward names already taken: {', '.join(taken or new)}")
+    _entries[entry.family] = entry
+    _columns.update(dict.fromkeys(entry.columns, entry))
+    _aliases.update(aliases or {})
+
+
+for _entry in BUILTIN:
+    register(_entry)
+_aliases.update(ALIASES)
+
+
+def why_not(entry: Entry) -> str:
+    """Empty where the family can be used on this machine, else one line that says what is missing."""
+    for module, hint in entry.requires.items():
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed: pip install {hint}"
+    return str(_load(entry.probe)()) if entry.probe else ""
+
+
+def available() -> list[RewardInfo]:
+    """All families, usable or not, in the order of the catalogue."""
+    infos = []
+    for e in _entries.values():
+        reason = why_not(e)
+        infos.append(RewardInfo(e.family, not reason, reason, tuple(e.columns), e.needs, e.where, next(iter(e.columns.values())).help))
+    return infos
+
+
+def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
+    """Understand a name: alias, ``name[option=value,...]`` or ``package.module:function``.
+
+    Args:
+        asked: the name as written.
+        options: further options; those in the name win.
+
+    Raises:
+        UserError: no such reward (the closest name is offered), or one that cannot be used here.
+    """
+    match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", asked)
+    if match is None:
+        raise UserError(f"cannot read the reward name {asked!r}", "", "name, name[option=value] or package.module:function")
+    name, merged = match[1], dict(options or {})
+    merged.update(_parse_options(match[2] or "", asked))
+    frozen = tuple(sorted(merged.items()))
+    if ":" in name:
+        column = Column("Python function", higher_is_better=bool(getattr(load_function(name), "higher_is_better", True)))
+        entry = Entry(name, "rlspeech.rewards.user:UserReward", {name: column}, frozenset(getattr(load_function(name), "needs", ())),
+                      sample_rate=getattr(load_function(name), "sample_rate", None), min_s=0.0, silence="score")
+        return Request(asked, entry, name, tuple(sorted({**merged, "name": name}.items())))
+    name = _aliases.get(name, name)
+    if name not in _columns:
+        known = [*_columns, *_aliases]
+        close = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "rlspeech doctor lists the rewards; package.module:function names your own"
+        raise UserError(f"no reward is called {name!r}", f"known: {', '.join(sorted(_columns))}", hint)
+    entry = _columns[name]
+    if reason := why_not(entry):
+        raise UserError(f"the reward {name!r} cannot be used here", reason, "rlspeech doctor lists the rewards that can")
+    return Request(asked, entry, name, frozen)
+
+
+def column_of(asked: str) -> Column:
+    """Direction and range of a reward by name, without loading it."""
+    request = resolve(asked)
+    return request.entry.columns[request.column]
+
+
+def build(request: Request, device: str = "cpu") -> Family:
+    """Make the family of a request. Raises ``UserError`` for options that it does not know."""
+    options = dict(request.options)
+    if request.entry.where == "device":
+        options["device"] = device
+    try:
+        return cast(Family, _load(request.entry.factory)(**options))
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise UserError(f"{request.asked}: {error}", "the reward has no such option", f"see {request.entry.factory}") from error
+
+
+def get_reward(name: str, **options: Any) -> Reward:
+    """One reward as an object with ``score(samples)``; for several at once use ``Scorer``, which shares their work.
+
+    Args:
+        name: as understood by ``resolve``.
+        options: of the family, e.g. ``encoder=...``; ``device`` (default "cpu") says where it runs.
+
+    Raises:
+        UserError: unknown or unusable reward, unknown option.
+    """
+    from rlspeech.rewards.scorer import SingleReward
+
+    device = str(options.pop("device", "cpu"))
+    return cast(Reward, SingleReward(resolve(name, options), device))
+
+
+def gate(sample: Sample, entry: Entry) -> str | None:
+    """Why a sample cannot be scored, or None: the checks that all rewards share, before any of them computes."""
+    reason = wave_problem(sample.wav, sample.sample_rate, entry.min_s, entry.silence == "null")
+    if reason:
+        return reason
+    if "text" in entry.needs and not (sample.text or "").strip():
+        return "no reference text"
+    if "target" in entry.needs:
+        if sample.target is None:
+            return "no reference audio"
+        reason = wave_problem(sample.target, sample.sample_rate, entry.min_s, True)
+        return f"reference: {reason}" if reason else None
+    return None
+
+
+def wave_problem(wav: np.ndarray, sample_rate: int, min_s: float, refuse_silence: bool) -> str | None:
+    """Reason why (T,) is no waveform to score: shape, length, NaN, silence; None where it is fine."""
+    if not isinstance(wav, np.ndarray) or wav.ndim != 1:
+        return f"not a mono waveform (shape {getattr(wav, 'shape', None)})"
+    if len(wav) == 0:
+        return "no samples"
+    power = float(np.dot(wav, wav)) / len(wav)  # one fast pass: NaN and infinity survive the sum
+    if not np.isfinite(power):
+        return "NaN or infinite samples" if not np.isfinite(wav).all() else "samples beyond any level"
+    if power > MAX_ABS**2:
+        return "samples beyond any level"
+    if len(wav) < min_s * sample_rate:
+        return f"too short ({len(wav) / sample_rate:.2f} s, at least {min_s:g} s)"
+    if refuse_silence and power < 10.0 ** (SILENCE_DBFS / 10.0):
+        return "silent"
+    return None
+
+
+def load_function(path: str) -> Any:
+    """Import ``package.module:function``, also from the working directory. Raises ``UserError``."""
+    import os
+    import sys
+
+    module, _, name = path.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot import the reward {path}", f"{type(error).__name__}: {error}",
+                        "run from the folder that holds the module, or install it") from error
+    if not callable(function):
+        raise UserError(f"{path} is not a function", f"it is a {type(function).__name__}", "def f(wavs, texts, sample_rate, **columns)")
+    return function
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _parse_options(text: str, asked: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        key, equals, value = (s.strip() for s in part.partition("="))
+        if not equals or not key.isidentifier():
+            raise UserError(f"cannot read the options of {asked!r}", f"{part!r} is not option=value", "name[option=value,option=value]")
+        options[key] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    if text.lower() in {"none", "null"}:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,189 @@
+"""DNSMOS (Reddy et al. 2021, 2022): P.835 (SIG, BAK, OVRL), the personalised P.835 and P.808, as torch modules and through onnxruntime.
+
+The weights are read from the ONNX files inside the installed ``speechmos`` package; the scoring follows its rules: the clip is
+doubled until it lasts 9.01 s, windows of 9.01 s start every second, each window's raw output goes through a polynomial, and the
+windows are averaged. Two things are computed less often than there, with the same result: windows of a doubled clip that hold the
+same samples are scored once and weighted, and a window that repeats a clip of whole frames several times is cut down to the part
+that the network's finite field of view can tell apart (the nets end in a maximum over all positions). For a 2-s clip that is 600
+frames for 6,300.
+
+On a CPU the ONNX graph runs in onnxruntime, its length made free; on a GPU, and wherever gradients are wanted, the torch module runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from rlspeech.rewards.dnsmos_net import DNSMOS, HOP, POLYNOMIALS, RATE, P808Net, model_hash, model_path
+from rlspeech.types import Sample, Score
+
+__all__ = ["DNSMOS", "P808", "Dnsmos", "FastDnsmos", "P808Net", "PersonalisedDnsmos", "windows"]
+
+WINDOW = 144160  # samples: 9.01 s
+VIEW = 64  # frames: more than the field of view of either net (44 and 46) and of its front end
+MAX_FRAMES = 1200  # of one batch; larger ones measured slower: the first layers leave the cache
+
+
+def windows(length: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """Which windows of a clip have to be scored.
+
+    Args:
+        length: T, samples of the clip at 16 kHz.
+
+    Returns:
+        number of times that the clip stands in a row (doubled until it reaches 9.01 s), and (start, samples, weight) of every
+        distinct window; the weights sum to the number of official windows.
+    """
+    copies = 1
+    while length * copies < WINDOW:
+        copies *= 2
+    total = length * copies
+    ends = [(s * RATE, int((s + 9.01) * RATE)) for s in range(int(total // RATE - 9.01) + 1)]
+    starts = [a for a, b in ends if b <= total and b - a >= WINDOW]  # rounding shortens some by a sample; the official code drops them
+    if copies == 1:
+        return 1, [(s, WINDOW, 1) for s in starts]
+    weight: dict[int, int] = {}
+    for s in starts:
+        weight[s % length] = weight.get(s % length, 0) + 1
+    samples = WINDOW
+    if length % HOP == 0:  # frames repeat with the clip; every pooling sees the same phase again after a multiple of 8 frames
+        period = math.lcm(length // HOP, 8)
+        spare = (WINDOW // HOP - VIEW) // period - 1
+        samples -= max(0, spare) * period * HOP
+    return copies, [(s, samples, w) for s, w in weight.items()]
+
+
+@lru_cache(maxsize=8)
+def _session(kind: str, threads: int) -> Any:
+    """One onnxruntime session a process and a net, with the graph's fixed number of frames made free."""
+    import onnx
+    import onnxruntime as ort  # type: ignore[import-untyped]
+    from onnx import numpy_helper
+
+    model = onnx.load(str(model_path(kind)))
+    for tensor in model.graph.initializer:
+        if tensor.name in {"shape_tensor", "shape_tensor1"}:
+            tensor.CopyFrom(numpy_helper.from_array(np.array([0, -1, 160], np.int64), tensor.name))
+        elif tensor.name == "input_1:01_cropping_end":
+            tensor.CopyFrom(numpy_helper.from_array(np.array([2**63 - 1, -HOP], np.int64), tensor.name))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "L"
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning threads starve the other processes
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class _Scorer:
+    """Windows, batches and the choice of the engine, shared by the families of this file."""
+
+    kind = "p835"
+    official = True
+
+    def __init__(self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = None, threads: int = 0) -> None:
+        """Args: engine "onnx", "torch" or "auto"; level_dbfs scales clips first; threads of onnxruntime, 0 takes torch's number."""
+        if engine == "auto":
+            from importlib.util import find_spec
+
+            engine = "onnx" if device == "cpu" and find_spec("onnxruntime") else "torch"
+        self.device, self.engine, self.level_dbfs, self.threads = device, engine, level_dbfs, threads or torch.get_num_threads()
+        self._net: DNSMOS | P808Net | None = None
+
+    @property
+    def version(self) -> str:
+        """Scoring rule and the hash of the weights."""
+        rule = "windows of 9.01 s" if self.official else "clip as it is"
+        level = "" if self.level_dbfs is None else f", at {self.level_dbfs:g} dBFS"
+        return f"{self.kind}-{model_hash(self.kind)}, {rule}{level}"
+
+    @property
+    def net(self) -> DNSMOS | P808Net:
+        """The torch module, built when it is first needed."""
+        if self._net is None:
+            net = P808Net() if self.kind == "p808" else DNSMOS(self.kind == "pp835", raw=True)
+            self._net = net.to(self.device)
+        return self._net
+
+    def raw(self, wavs: np.ndarray) -> np.ndarray:
+        """Net outputs of equally long stretches: (N, T) -> (N, 3) or (N, 1)."""
+        with torch.inference_mode():
+            if self.engine == "torch":
+                return np.asarray(self.net(torch.from_numpy(wavs).to(self.device)).float().cpu())
+            feed = cast(P808Net, self.net).features(torch.from_numpy(wavs)).numpy() if self.kind == "p808" else wavs
+            return np.asarray(_session(self.kind, self.threads).run(None, {"input_1": feed})[0])
+
+    def outputs(self, wavs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For every clip the raw outputs of its distinct windows (W, C) and their weights (W,), summing to 1."""
+        pieces: dict[int, list[tuple[int, int, np.ndarray]]] = {}  # by length, so that equal lengths share a batch
+        rows: list[list[Any]] = []
+        weights = []
+        for i, wav in enumerate(wavs):
+            if self.level_dbfs is not None:
+                wav = _at_level(wav, self.level_dbfs)
+            copies, plan = windows(len(wav)) if self.official else (1, [(0, len(wav), 1)])
+            tiled = np.tile(wav, copies) if copies > 1 else wav
+            rows.append([None] * len(plan))
+            weights.append(np.array([w for _, _, w in plan], np.float64) / sum(w for _, _, w in plan))
+            for j, (start, samples, _) in enumerate(plan):
+                pieces.setdefault(samples, []).append((i, j, tiled[start:start + samples]))
+        for samples, group in pieces.items():
+            size = max(1, MAX_FRAMES * HOP // samples)
+            for k in range(0, len(group), size):
+                part = group[k:k + size]
+                for (i, j, _), out in zip(part, self.raw(np.stack([w for _, _, w in part]).astype(np.float32)), strict=True):
+                    rows[i][j] = out
+        return [(np.stack(r).astype(np.float64), w) for r, w in zip(rows, weights, strict=True)]
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """SIG, BAK and OVRL of every clip; the raw averages and the number of distinct windows are in ``detail``."""
+        prefix = columns[0].rsplit("_", 1)[0]
+        poly = np.array(POLYNOMIALS[self.kind])
+        answers = []
+        for raw, weight in self.outputs([s.wav for s in samples]):
+            mos = weight @ np.stack([np.polyval(p, raw[:, c]) for c, p in enumerate(poly)], 1)
+            values = dict(zip((f"{prefix}_sig", f"{prefix}_bak", f"{prefix}_ovrl"), mos, strict=True))
+            detail = {**values, **{f"{k}_raw": float(v) for k, v in zip(values, weight @ raw, strict=True)}}
+            answers.append({c: Score(float(values[c]), detail={k: float(v) for k, v in detail.items() if k != c}) for c in columns})
+        return answers
+
+
+class Dnsmos(_Scorer):
+    """``dnsmos_ovrl``, ``dnsmos_sig``, ``dnsmos_bak``: P.835 as published, agreeing with ``speechmos.dnsmos.run``."""
+
+
+class PersonalisedDnsmos(_Scorer):
+    """``pdnsmos_*``: the personalised P.835 net with its own polynomial."""
+
+    kind = "pp835"
+
+
+class FastDnsmos(_Scorer):
+    """``dnsmos_fast_*``: the same net on the clip as it is, at -25 dBFS; a reward for short clips, not a number to report.
+
+    It misses the joints that doubling puts between repetitions, so it is near the official score and not equal to it.
+    """
+
+    official = False
+
+    def __init__(self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = -25.0, threads: int = 0) -> None:
+        super().__init__(device, engine, level_dbfs, threads)
+
+
+class P808(_Scorer):
+    """``dnsmos_p808``: P.808, one overall score."""
+
+    kind = "p808"
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """P.808 of every clip."""
+        return [{columns[0]: Score(float(weight @ raw[:, 0]))} for raw, weight in self.outputs([s.wav for s in samples])]
+
+
+def _at_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
+    rms = float(np.sqrt(np.mean(np.square(wav, dtype=np.float64)) + 1e-12))
+    return np.asarray(wav * (10.0 ** (dbfs / 20.0) / rms), np.float32)

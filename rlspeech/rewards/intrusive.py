@@ -1,0 +1,193 @@
+"""Metrics that compare a waveform with its reference on a CPU: PESQ, STOI and ESTOI, SI-SDR, log-spectral distance.
+
+They run in the worker pool, one item at a time. Lengths may differ by a quarter of a second (the longer one is cut at its end); more
+is unscorable. PESQ is the compiled ``pesq`` package; where it raises, or has nothing to align, the score is null: it never becomes
+a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlspeech.types import Sample, Score
+
+__all__ = ["Lsd", "PesqNb", "PesqWb", "SiSdr", "Stoi", "lag", "log_spectral_distance", "si_sdr"]
+
+MAX_LENGTH_GAP_S = 0.25
+MAX_PESQ_S = 60.0  # the C code's buffers overflow on long recordings; longer ones are scored in equal parts
+SHIFT_MS, SHIFT_CORRELATION = 1.0, 0.7
+EPS = 1e-12
+
+
+def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB, means removed (Le Roux et al. 2019), at most 120.
+
+    Args:
+        reference: (T,).
+        degraded: (T,).
+    """
+    x, y = reference.astype(np.float64), degraded.astype(np.float64)
+    x, y = x - x.mean(), y - y.mean()
+    target = x * (np.dot(x, y) / (np.dot(x, x) + EPS))
+    noise = y - target
+    signal, rest = float(np.dot(target, target)), float(np.dot(noise, noise))
+    return float(np.clip(10 * np.log10((signal + EPS * 1e-12) / (rest + EPS * 1e-12)), -120.0, 120.0))
+
+
+def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray, n_fft: int = 512, hop: int = 128) -> float:
+    """Root-mean-square difference of the power spectra in dB over the bins, averaged over the frames (Gray and Markel 1976).
+
+    Both spectra are floored 80 dB below the reference's strongest bin: silence against silence is no distance. Level counts.
+
+    Args:
+        reference: (T,).
+        degraded: (T,).
+        n_fft: samples of a frame, Hann window.
+        hop: samples between frames.
+    """
+    window = np.hanning(n_fft + 1)[:-1]
+
+    def power(x: np.ndarray) -> np.ndarray:
+        x = np.pad(x.astype(np.float64), (0, max(0, n_fft - len(x))))
+        spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(x, n_fft)[::hop] * window)
+        return spectrum.real**2 + spectrum.imag**2
+
+    p, q = power(reference), power(degraded)
+    floor = p.max() * 1e-8 + 1e-20
+    difference = 10 * np.log10(np.maximum(p, floor) / np.maximum(q, floor))
+    return float(np.sqrt((difference**2).mean(1)).mean())
+
+
+def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int, float, float]:
+    """Delay of ``degraded`` by cross-correlation.
+
+    Args:
+        reference: (T,).
+        degraded: (T,).
+        max_lag: largest delay looked for, in samples, both ways.
+
+    Returns:
+        delay in samples (positive: degraded is late), the normalised correlation there, and the one at delay 0.
+    """
+    from scipy.fft import irfft, next_fast_len, rfft  # type: ignore[import-untyped]
+
+    size = next_fast_len(len(reference) + max_lag, real=True)
+    product = rfft(degraded.astype(np.float64), size) * np.conj(rfft(reference.astype(np.float64), size))
+    cross = irfft(product, size)
+    around = np.abs(np.concatenate([cross[-max_lag:], cross[:max_lag + 1]]))
+    scale = float(np.linalg.norm(reference) * np.linalg.norm(degraded)) + EPS
+    best = int(around.argmax())
+    return best - max_lag, float(around[best] / scale), float(around[max_lag] / scale)
+
+
+class _Paired:
+    """Cuts the pair to one length, then asks ``pair`` for the scores."""
+
+    version = ""
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """Score each sample against its target."""
+        out = []
+        for s in samples:
+            assert s.target is not None
+            gap = abs(len(s.wav) - len(s.target)) / s.sample_rate
+            if gap > MAX_LENGTH_GAP_S:
+                reason = f"length differs from the reference by {gap:.2f} s"
+                out.append({c: Score(None, reason) for c in columns})
+                continue
+            n = min(len(s.wav), len(s.target))
+            scores = self.pair(s.target[:n], s.wav[:n], s.sample_rate)
+            out.append({c: scores[c] for c in columns})
+        return out
+
+    def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
+        """Scores by column."""
+        raise NotImplementedError
+
+
+class PesqWb(_Paired):
+    """``pesq_wb``: PESQ, wide band, 16 kHz."""
+
+    mode = "wb"
+
+    def __init__(self) -> None:
+        from importlib.metadata import version
+
+        self.version = f"pesq {version('pesq')}, {self.mode}, 16 kHz, parts of at most {MAX_PESQ_S:g} s"
+
+    def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
+        """PESQ, averaged over equal parts where the recording is longer than a minute; parts without speech are left out."""
+        from pesq import PesqError, pesq  # type: ignore[import-untyped]
+
+        parts = int(np.ceil(len(reference) / (MAX_PESQ_S * sample_rate)))
+        values, reason = [], ""
+        for x, y in zip(np.array_split(reference, parts), np.array_split(degraded, parts), strict=True):
+            try:
+                value = float(pesq(sample_rate, x, y, self.mode))
+            except (PesqError, ValueError, ZeroDivisionError) as error:
+                text = error.args[0] if error.args else ""
+                reason = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+                continue
+            if np.isfinite(value) and value >= 0.99:
+                values.append(value)
+            else:
+                reason = f"PESQ answered {value}"
+        name = f"pesq_{self.mode}"
+        detail = {f"{name}_parts": f"{len(values)} of {parts}"} if parts > 1 else {}
+        return {name: Score(float(np.mean(values)), detail=detail) if values else Score(None, f"PESQ: {reason}")}
+
+
+class PesqNb(PesqWb):
+    """``pesq_nb``: PESQ, narrow band."""
+
+    mode = "nb"
+
+
+class Stoi(_Paired):
+    """``stoi`` and ``estoi`` from one front end."""
+
+    version = "stoi-1 (as pystoi 0.4)"
+
+    def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
+        """Both measures."""
+        from rlspeech.rewards.stoi import stoi_estoi
+
+        try:
+            stoi, estoi = stoi_estoi(reference, degraded, sample_rate)
+        except ValueError as error:
+            return {c: Score(None, str(error)) for c in ("stoi", "estoi")}
+        return {"stoi": Score(stoi), "estoi": Score(estoi)}
+
+
+class SiSdr(_Paired):
+    """``si_sdr``; a clear copy of the reference that is shifted in time is reported as such and has no score.
+
+    Args:
+        max_lag_ms: how far a shift is looked for.
+    """
+
+    version = "si-sdr-1 (zero mean)"
+
+    def __init__(self, max_lag_ms: float = 250.0) -> None:
+        self.max_lag_ms = max_lag_ms
+
+    def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
+        """SI-SDR in dB, with the delay found in ``detail``."""
+        shift, there, here = lag(reference, degraded, int(self.max_lag_ms * sample_rate / 1000))
+        lag_ms = 1000.0 * shift / sample_rate
+        detail = {"lag_ms": round(lag_ms, 3), "lag_correlation": round(there, 4)}
+        if abs(lag_ms) > SHIFT_MS and there > SHIFT_CORRELATION and here < 0.5 * there:
+            return {"si_sdr": Score(None, f"shifted by {lag_ms:.1f} ms against the reference", detail)}
+        return {"si_sdr": Score(si_sdr(reference, degraded), detail=detail)}
+
+
+class Lsd(_Paired):
+    """``lsd``: log-spectral distance in dB."""
+
+    version = "lsd-1 (n_fft 512, hop 128, floor -80 dB)"
+
+    def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
+        """The distance."""
+        return {"lsd": Score(log_spectral_distance(reference, degraded))}

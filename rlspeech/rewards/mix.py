@@ -1,0 +1,222 @@
+"""Several rewards become one: scaling, weights, bounds, directions; and guards that stop a run.
+
+Composition as FlowSE-GRPO states it: R = sum_i w_i r_i / std(r_i), the standard deviation over the current batch, scale only, no
+centring (the group advantage centres later), summed *before* the advantage is taken ("sum_then_norm"). The other order,
+"norm_then_sum" (as MixGRPO and GDPO): every reward is normalised inside its group and the weighted advantages are added, so that no
+reward's spread inside a group outweighs another's. Nothing is centred or divided where there is nothing to divide by: a constant
+reward carries no signal and adds 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from rlspeech.config import GuardSpec, RewardSpec
+from rlspeech.rewards.base import column_of
+from rlspeech.types import Score, UserError
+
+__all__ = ["Composed", "GuardWatch", "Scale", "compose", "to_arrays"]
+
+EPS = 1e-8
+Scale = Literal["sum_then_norm", "norm_then_sum"]
+
+
+class Composed(NamedTuple):
+    """What ``compose`` answers.
+
+    Args:
+        reward: (N,) float64, nan where a rewarded score is missing.
+        stats: numbers to log, flat.
+        parts: (N, R) float64, every reward signed, clamped and scaled by its spec, *not* weighted, in the order of the specs.
+        weights: (R,) float64; ``reward`` is ``parts @ weights`` for sum_then_norm.
+    """
+
+    reward: np.ndarray
+    stats: dict[str, float]
+    parts: np.ndarray
+    weights: np.ndarray
+
+
+def to_arrays(scores: Mapping[str, Sequence[Score]]) -> dict[str, np.ndarray]:
+    """Scores by name -> (N,) float64 by name, nan for null."""
+    return {k: np.array([np.nan if s.value is None else s.value for s in v], np.float64) for k, v in scores.items()}
+
+
+def compose(scores: Mapping[str, np.ndarray], group: np.ndarray, specs: Sequence[RewardSpec], how: Scale = "sum_then_norm",
+            higher_is_better: Mapping[str, bool] | None = None) -> Composed:
+    """Compose N scored rollouts.
+
+    Args:
+        scores: reward name -> (N,), nan where unscorable.
+        group: (N,) prompt of every row.
+        specs: names, weights, scales ("batch": divide by the batch's standard deviation; "group": z-score inside the group;
+            "none"), bounds of the raw score.
+        how: "sum_then_norm" adds the scaled rewards; "norm_then_sum" normalises each inside its group first, whatever its scale.
+        higher_is_better: directions by name; those left out are looked up in the registry.
+
+    Returns:
+        a ``Composed``. Weight-0 specs are reported in the stats and poison nothing.
+
+    Raises:
+        UserError: a spec names a reward that was not scored, or none has a weight.
+    """
+    missing = [s.name for s in specs if s.name not in scores]
+    if missing:
+        raise UserError(f"no scores for {', '.join(missing)}", f"scored: {', '.join(scores)}", "")
+    if not any(s.weight for s in specs):
+        raise UserError("no reward has a weight", "a composition needs one whose weight is not 0", "--set rewards.0.weight=1")
+    group = np.asarray(group)
+    stats: dict[str, float] = {}
+    columns = []
+    for spec in specs:
+        raw = np.asarray(scores[spec.name], np.float64)
+        if raw.shape != group.shape:
+            raise ValueError(f"{spec.name}: {raw.shape} scores for {group.shape} rows")
+        raw = np.where(np.isfinite(raw), raw, np.nan)
+        up = _direction(spec.name, higher_is_better)
+        low, high = spec.bounds
+        kept = np.clip(raw, low, high) if low is not None or high is not None else raw
+        signed = kept if up else -kept
+        columns.append(_group_z(signed, group) if how == "norm_then_sum" else _scaled(signed, group, spec.scale))
+        stats.update(_report(spec.name, raw, kept, group))
+    parts, weights = np.stack(columns, 1), np.array([s.weight for s in specs], np.float64)
+    active = weights != 0
+    reward = parts[:, active] @ weights[active]  # nan in any rewarded score makes the row nan
+    valid = np.isfinite(reward)
+    stats["reward_mean"] = float(reward[valid].mean()) if valid.any() else float("nan")
+    stats["unscorable"] = float(1 - valid.mean()) if len(valid) else 0.0
+    return Composed(reward, stats, parts, weights)
+
+
+def _direction(name: str, given: Mapping[str, bool] | None) -> bool:
+    return given[name] if given is not None and name in given else column_of(name).higher_is_better
+
+
+def _scaled(x: np.ndarray, group: np.ndarray, scale: str) -> np.ndarray:
+    if scale == "none":
+        return x
+    if scale == "group":
+        return _group_z(x, group)
+    good = np.isfinite(x)
+    std = float(x[good].std()) if good.any() else 0.0
+    return x / std if std > EPS else np.where(good, 0.0, np.nan)
+
+
+def _group_z(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(x - mean) / std inside each group, over its scorable rows; 0 where they are all equal."""
+    _, index = np.unique(group, return_inverse=True)
+    good = np.isfinite(x)
+    count = np.maximum(np.bincount(index, good), 1)
+    centred = x - (np.bincount(index, np.where(good, x, 0.0)) / count)[index]
+    std = np.sqrt(np.bincount(index, np.where(good, centred**2, 0.0)) / count)[index]
+    return np.where(std > EPS, centred / np.where(std > EPS, std, 1.0), np.where(good, 0.0, np.nan))
+
+
+def _report(name: str, raw: np.ndarray, kept: np.ndarray, group: np.ndarray) -> dict[str, float]:
+    good = np.isfinite(raw)
+    if not good.any():
+        return {f"{name}/mean": float("nan"), f"{name}/valid": 0.0}
+    _, index = np.unique(group, return_inverse=True)
+    inside = _group_z(raw, group)
+    with_signal = np.bincount(index, np.where(np.isfinite(inside), np.abs(inside), 0.0)) > 0
+    return {f"{name}/mean": float(raw[good].mean()), f"{name}/std": float(raw[good].std()), f"{name}/valid": float(good.mean()),
+            f"{name}/clamped": float((kept[good] != raw[good]).mean()), f"{name}/groups_with_signal": float(with_signal.mean())}
+
+
+@dataclass(slots=True)
+class _Reading:
+    mean: float
+    half: float
+    values: np.ndarray | None
+
+
+class GuardWatch:
+    """Metrics that are measured and not rewarded: the first reading is the baseline, a later one may be a reason to stop.
+
+    A guard trips when its mean is worse than the baseline by more than ``max_drop`` *and* the interval of the difference says so:
+    paired over the items where both readings are values, else from the two intervals.
+
+    Args:
+        specs: names and limits; a limit of None only watches.
+        higher_is_better: directions by name; those left out are looked up in the registry.
+    """
+
+    def __init__(self, specs: Sequence[GuardSpec], higher_is_better: Mapping[str, bool] | None = None) -> None:
+        self.specs = list(specs)
+        self._up = {s.name: _direction(s.name, higher_is_better) for s in specs}
+        self._first: dict[str, _Reading] = {}
+        self.drops: dict[str, float] = {}
+
+    def update(self, step: int, readings: Mapping[str, Any]) -> str | None:
+        """Take in a validation.
+
+        Args:
+            step: for the message.
+            readings: name -> values (K,) in the same order each time (None or nan where missing), or an object with mean, lo, hi.
+
+        Returns:
+            why the run should stop, or None.
+        """
+        reasons = []
+        for spec in self.specs:
+            if spec.name not in readings:
+                continue
+            now = _reading(readings[spec.name])
+            first = self._first.setdefault(spec.name, now)
+            if now is first:
+                continue
+            if not np.isfinite(now.mean):
+                if spec.max_drop is not None and np.isfinite(first.mean):
+                    reasons.append(f"{spec.name} can no longer be scored")
+                continue
+            drop, half = _drop(first, now, self._up[spec.name])
+            self.drops[spec.name] = drop
+            if spec.max_drop is not None and np.isfinite(drop) and drop - half > spec.max_drop:
+                means = f"{first.mean:.4g} -> {now.mean:.4g}"
+                reasons.append(f"{spec.name} is worse by {drop:.3g} +- {half:.2g} (limit {spec.max_drop:g}): {means}")
+        return f"step {step}: " + "; ".join(reasons) if reasons else None
+
+    def state(self) -> dict[str, Any]:
+        """Baseline readings as plain lists, for a checkpoint."""
+        return {k: {"mean": r.mean, "half": r.half, "values": None if r.values is None else r.values.tolist()}
+                for k, r in self._first.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` returned, so that a resumed run keeps its baseline."""
+        self._first = {k: _Reading(float(r["mean"]), float(r["half"]), None if r["values"] is None else np.array(r["values"], np.float64))
+                       for k, r in state.items()}
+
+
+def _reading(value: Any) -> _Reading:
+    if hasattr(value, "mean") and hasattr(value, "lo"):
+        half = (value.hi - value.lo) / 2
+        return _Reading(float(value.mean), float(half) if np.isfinite(half) else 0.0, None)
+    if isinstance(value, tuple) and len(value) == 3:
+        return _Reading(float(value[0]), float(value[2] - value[1]) / 2, None)
+    values = np.array([np.nan if v is None else v for v in value], np.float64)
+    good = values[np.isfinite(values)]
+    return _Reading(float(good.mean()) if len(good) else float("nan"), _half(good), values)
+
+
+def _half(x: np.ndarray) -> float:
+    """Half of a bootstrap 95 % interval of the mean."""
+    if len(x) < 2:
+        return 0.0
+    from rlspeech.stats import mean_interval
+
+    interval = mean_interval(x)
+    return float(interval.hi - interval.lo) / 2
+
+
+def _drop(first: _Reading, now: _Reading, up: bool) -> tuple[float, float]:
+    """How much worse, and half of the interval of that."""
+    sign = 1.0 if up else -1.0
+    if first.values is not None and now.values is not None and len(first.values) == len(now.values):
+        difference = sign * (first.values - now.values)
+        difference = difference[np.isfinite(difference)]
+        return (float(difference.mean()), _half(difference)) if len(difference) else (float("nan"), 0.0)
+    return sign * (first.mean - now.mean), float(np.hypot(first.half, now.half))

@@ -1,0 +1,239 @@
+"""Scoring several rewards at once: gates and resampling once a sample, one computation a family, CPU metrics beside the device ones."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rlspeech.rewards.base import Family, Request, build, gate, resolve
+from rlspeech.rewards.pool import Batch, Job, Pool
+from rlspeech.types import Sample, Score, UserError
+
+__all__ = ["Pending", "Scorer", "SingleReward"]
+
+FULL_SCALE_PEAK = 0.99
+
+
+class SingleReward:
+    """One column of one family as a ``Reward``; built at the first batch."""
+
+    def __init__(self, request: Request, device: str = "cpu") -> None:
+        column = request.entry.columns[request.column]
+        self.name, self.needs, self.where = request.asked, request.entry.needs, request.entry.where
+        self.higher_is_better, self.bounds = column.higher_is_better, column.bounds
+        self.sample_rate = request.entry.sample_rate
+        self._scorer = Scorer([request.asked], device=device, workers=0, options={request.asked: dict(request.options)})
+
+    @property
+    def version(self) -> str:
+        """Implementation and weights."""
+        return str(self._scorer.meta()[self.name]["version"])
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        """Score a batch in order; ``detail`` holds the family's other columns of the same computation."""
+        return self._scorer.score(samples)[self.name]
+
+
+class Pending:
+    """Scores under way: the CPU metrics run in the workers, the device metrics run when ``result`` is called."""
+
+    def __init__(self, scorer: Scorer, samples: list[Sample], groups: dict[Any, list[Request]]) -> None:
+        self.samples, self._scorer, self._groups = samples, scorer, groups
+        self.table: dict[str, list[Score]] = {}
+        self.batches: list[tuple[Batch, list[int]]] = []
+        self.cache: dict[tuple[int, int], Sample] = {}  # resampled once, however many rewards ask
+        self._done = False
+
+    def result(self) -> dict[str, list[Score]]:
+        """Reward name (as asked for) -> one ``Score`` a sample, in order."""
+        if not self._done:
+            self._scorer._finish(self, self._groups)
+            self._done = True
+        return self.table
+
+
+class Scorer:
+    """Scores batches by several rewards; a context manager that owns the worker processes.
+
+    Args:
+        names: rewards as understood by ``base.resolve``.
+        device: torch device of the device rewards.
+        workers: processes for the CPU metrics; 0 computes them in this process, without protection against crashes and hangs.
+        timeout_s: longest time for one CPU metric of one item.
+        options: reward or family name -> options.
+
+    Raises:
+        UserError: unknown or unusable reward or option.
+    """
+
+    def __init__(self, names: Sequence[str], *, device: str = "cpu", workers: int = 2, timeout_s: float = 60.0,
+                 options: dict[str, dict[str, Any]] | None = None) -> None:
+        options = options or {}
+        self.requests = []
+        for name in dict.fromkeys(names):
+            plain = resolve(name)
+            extra = {**options.get(plain.entry.family, {}), **options.get(plain.column, {}), **options.get(name, {})}
+            self.requests.append(resolve(name, extra) if extra else plain)
+        self.seconds: dict[str, float] = {r.asked: 0.0 for r in self.requests}
+        self.resampled: Counter[str] = Counter()
+        self.over_full_scale = 0
+        self._device, self._timeout_s = device, timeout_s
+        self._groups: dict[Any, list[Request]] = {}
+        for r in self.requests:
+            self._groups.setdefault(r.key, []).append(r)
+        self._families: dict[Any, Family] = {}
+        self._versions: dict[Any, str] = {}
+        self._pooled = [k for k, g in self._groups.items() if g[0].entry.where == "cpu"] if workers > 0 else []
+        self._pool = None
+        if self._pooled:
+            specs = [(self._groups[k][0].entry.factory, dict(self._groups[k][0].options)) for k in self._pooled]
+            self._pool = Pool(specs, workers, timeout_s)
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+            self._pooled = []
+
+    def score(self, samples: Sequence[Sample], only: Collection[str] | None = None) -> dict[str, list[Score]]:
+        """Score a batch: reward name (as asked for) -> one ``Score`` a sample, in order; ``only`` picks some of the rewards."""
+        return self.start(samples, only).result()
+
+    def start(self, samples: Sequence[Sample], only: Collection[str] | None = None) -> Pending:
+        """Hand the CPU metrics to the workers and return; compute something else, then ask for ``result()``."""
+        groups = {k: [r for r in g if only is None or r.asked in only] for k, g in self._groups.items()}
+        groups = {k: g for k, g in groups.items() if g}
+        pending = Pending(self, [self._scale(s) for s in samples], groups)
+        for group in groups.values():
+            problems = [gate(s, group[0].entry) for s in pending.samples]
+            pending.table.update({r.asked: [Score(None, p) for p in problems] for r in group})
+        by_rate: dict[int | None, list[tuple[int, list[Request]]]] = {}
+        for i, key in enumerate(self._pooled):
+            if key in groups:
+                by_rate.setdefault(groups[key][0].entry.sample_rate, []).append((i, groups[key]))
+        for rate, families in by_rate.items():
+            jobs, rows = [], []
+            for n, sample in enumerate(pending.samples):
+                work = [(i, list(dict.fromkeys(r.column for r in g))) for i, g in families if pending.table[g[0].asked][n].error is None]
+                if work:
+                    jobs.append(Job(self._at_rate(sample, rate, pending.cache), work))
+                    rows.append(n)
+            if jobs and self._pool is not None:
+                pending.batches.append((self._pool.submit(jobs), rows))
+        return pending
+
+    def dry_run(self) -> None:
+        """Score one made-up sample with everything, so that what is missing is found before the first step.
+
+        Raises:
+            UserError: a reward could not be loaded, or has no answer even to a plain signal.
+        """
+        rng = np.random.default_rng(0)
+        t = np.arange(32000) / 16000
+        voiced = sum(np.sin(2 * np.pi * 140 * k * t + k) / k for k in range(1, 20))
+        clean = (0.05 * voiced * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * t)) + 1e-3 * rng.standard_normal(len(t))).astype(np.float32)
+        noisy = clean + 0.02 * rng.standard_normal(len(t)).astype(np.float32)
+        scores = self.score([Sample("dry run", noisy, 16000, clean, "one two three")])
+        for name, (score,) in scores.items():
+            if score.value is None and not next(r for r in self.requests if r.asked == name).entry.factory.endswith("UserReward"):
+                raise UserError(f"the reward {name} does not work here", score.error or "", "rlspeech doctor")
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+
+    def meta(self) -> dict[str, dict[str, Any]]:
+        """Per reward: version, rate, options, direction; under ``"_input"`` what was resampled or scaled down."""
+        out: dict[str, dict[str, Any]] = {}
+        for r in self.requests:
+            column = r.entry.columns[r.column]
+            out[r.asked] = {"version": self._version(r), "sample_rate": r.entry.sample_rate, "options": dict(r.options), "column": r.column,
+                            "higher_is_better": column.higher_is_better, "where": r.entry.where, "needs": sorted(r.entry.needs)}
+        out["_input"] = {"resampled": dict(self.resampled), "over_full_scale": self.over_full_scale}
+        return out
+
+    def _version(self, request: Request) -> str:
+        if request.key not in self._versions:
+            self._versions[request.key] = self._family(request).version
+        return self._versions[request.key]
+
+    def _family(self, request: Request) -> Family:
+        if request.key not in self._families:
+            self._families[request.key] = build(request, self._device)
+        return self._families[request.key]
+
+    def _scale(self, sample: Sample) -> Sample:
+        """A peak above full scale is brought down to where saving the file would bring it."""
+        wav = sample.wav
+        if isinstance(wav, np.ndarray) and wav.ndim == 1 and wav.size:
+            if wav.dtype != np.float32:
+                wav = wav.astype(np.float32)
+            peak = float(max(wav.max(), -wav.min()))
+            if peak > 1.0 and np.isfinite(peak):
+                self.over_full_scale += 1
+                wav = wav * np.float32(FULL_SCALE_PEAK / peak)
+        return sample if wav is sample.wav else replace(sample, wav=wav)
+
+    def _at_rate(self, sample: Sample, rate: int | None, cache: dict[tuple[int, int], Sample]) -> Sample:
+        if rate is None or rate == sample.sample_rate:
+            return sample
+        from rlspeech.data.audio import resample
+
+        if (id(sample), rate) not in cache:
+            self.resampled[f"{sample.sample_rate} Hz -> {rate} Hz"] += 1
+            target = None if sample.target is None else resample(sample.target, sample.sample_rate, rate)
+            cache[id(sample), rate] = replace(sample, wav=resample(sample.wav, sample.sample_rate, rate), target=target, sample_rate=rate)
+        return cache[id(sample), rate]
+
+    def _finish(self, pending: Pending, groups: dict[Any, list[Request]]) -> None:
+        table, samples = pending.table, pending.samples
+        for key, group in groups.items():
+            if key in self._pooled:
+                continue
+            rows = [n for n in range(len(samples)) if table[group[0].asked][n].error is None]
+            if not rows:
+                continue
+            ready = [self._at_rate(samples[n], group[0].entry.sample_rate, pending.cache) for n in rows]
+            family = self._family(group[0])
+            began = time.perf_counter()
+            answers = self._compute(family, ready, list(dict.fromkeys(r.column for r in group)))
+            self._book(group, time.perf_counter() - began)
+            for n, scores in zip(rows, answers, strict=True):
+                _fill(table, group, n, scores)
+        for batch, rows in pending.batches:
+            for n, job in zip(rows, batch.result(), strict=True):
+                for i, scores in job.scores.items():
+                    group = groups[self._pooled[i]]
+                    self._book(group, job.seconds.get(i, 0.0))
+                    _fill(table, group, n, scores)
+
+    def _compute(self, family: Family, samples: list[Sample], columns: list[str]) -> list[dict[str, Score]]:
+        try:
+            return family.compute(samples, columns)
+        except UserError:
+            raise
+        except Exception as error:
+            if len(samples) == 1:  # one bad sample costs itself only
+                return [{c: Score(None, f"{type(error).__name__}: {error}"[:200]) for c in columns}]
+            return [self._compute(family, [s], columns)[0] for s in samples]
+
+    def _book(self, group: list[Request], seconds: float) -> None:
+        for r in group:
+            self.seconds[r.asked] += seconds / len(group)
+
+
+def _fill(table: dict[str, list[Score]], group: list[Request], row: int, scores: dict[str, Score]) -> None:
+    for r in group:
+        score = scores.get(r.column, Score(None, "no answer"))
+        if score.value is not None and not np.isfinite(score.value):
+            score = Score(None, f"the result is {score.value}", score.detail)
+        table[r.asked][row] = score

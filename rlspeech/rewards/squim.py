@@ -1,0 +1,70 @@
+"""torchaudio's SQUIM (Kumar et al. 2023): PESQ, STOI and SI-SDR predicted without a reference, as rewards or metrics.
+
+Usable where torchaudio imports (``_torchaudio``). The weights are torchaudio's: downloaded by it once where ``download=true`` is
+given, or read from a safetensors file (``squim_pesq[weights=squim.safetensors]``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlspeech.rewards.encoders import batched, digest
+from rlspeech.types import Sample, Score, UserError
+
+__all__ = ["Squim"]
+
+
+class Squim:
+    """``squim_stoi``, ``squim_pesq``, ``squim_si_sdr``.
+
+    Args:
+        weights: safetensors file with the state of ``torchaudio.models.squim_objective_base``.
+        download: let torchaudio fetch its own weights (``SQUIM_OBJECTIVE``) where they are not cached.
+        device: where it runs.
+
+    Raises:
+        UserError: torchaudio does not import, or no weights are given.
+    """
+
+    def __init__(self, weights: str | None = None, download: bool = False, device: str = "cpu") -> None:
+        from rlspeech.rewards import _torchaudio
+
+        torchaudio = _torchaudio.load()
+        self.device = device
+        if weights:
+            net = importlib.import_module("torchaudio.models").squim_objective_base()  # older versions do not import it by themselves
+            net.load_state_dict(_read(weights))
+            self.version = f"torchaudio {torchaudio.__version__}, {Path(weights).name} {digest(Path(weights))}"
+        elif download:
+            net = importlib.import_module("torchaudio.pipelines").SQUIM_OBJECTIVE.get_model()
+            self.version = f"torchaudio {torchaudio.__version__}, SQUIM_OBJECTIVE"
+        else:
+            raise UserError("squim needs weights", "nothing is downloaded unless you ask for it",
+                            "squim_pesq[download=true], or squim_pesq[weights=FILE.safetensors]")
+        self._net = net.eval().requires_grad_(False).to(device)
+
+    def predict(self, wavs: Tensor) -> Tensor:
+        """(N, T) at 16 kHz -> (N, 3): STOI, PESQ, SI-SDR in dB."""
+        return torch.stack([x.reshape(-1) for x in self._net(wavs)], 1)
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """All three predictions of every clip."""
+        out = []
+        for row in batched([s.wav for s in samples], self.predict, self.device):
+            values = dict(zip(("squim_stoi", "squim_pesq", "squim_si_sdr"), (float(v) for v in row), strict=True))
+            out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
+        return out
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the SQUIM weights {path}", str(error), "a safetensors file of squim_objective_base") from error

@@ -1,0 +1,142 @@
+"""Word and character error rate through a recogniser that the user names.
+
+Recogniser: Hub id or folder of a transformers model (CTC or sequence-to-sequence), ``pocketsphinx``, or ``package.module:function``
+with ``function(wavs, sample_rate) -> list[str]``. Error rates depend on how text is normalised, so the normaliser has a name and a
+version and stands in the score file. A silent clip is not shown to the recogniser (many invent words): its hypothesis is empty, and
+an empty hypothesis is an error rate of 1.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlspeech.rewards.base import load_function, wave_problem
+from rlspeech.types import Sample, Score, UserError
+
+__all__ = ["NORMALISERS", "ErrorRate", "Recogniser", "load_recogniser", "normalise_basic"]
+
+Recogniser = Callable[[Sequence[np.ndarray], int], list[str]]  # waveforms (T,) and their rate -> transcripts
+GATE_S = 0.1
+
+
+def normalise_basic(text: str) -> str:
+    """Lower case, compatibility forms, no punctuation but apostrophes inside words, single spaces."""
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    text = re.sub(r"[^\w\s']|_", " ", text)
+    text = re.sub(r"(?<!\w)'|'(?!\w)", " ", text)
+    return " ".join(text.split())
+
+
+NORMALISERS: dict[str, Callable[[str], str]] = {"basic-1": normalise_basic, "none-1": lambda text: " ".join(text.split())}
+
+
+class ErrorRate:
+    """``wer`` and ``cer``.
+
+    Args:
+        recogniser: see the module.
+        normaliser: name in ``NORMALISERS``, or ``package.module:function``.
+        language: given to sequence-to-sequence recognisers that take one.
+        batch: waveforms in one call of a transformers recogniser.
+        device: where a transformers recogniser runs.
+
+    Raises:
+        UserError: no recogniser named, or one that cannot be loaded.
+    """
+
+    def __init__(self, recogniser: str | None = None, normaliser: str = "basic-1", language: str | None = None, batch: int = 8,
+                 device: str = "cpu") -> None:
+        if not recogniser:
+            raise UserError("wer needs a recogniser", "none is embedded",
+                            "--recogniser FOLDER (or Hub id), or --recogniser pocketsphinx after pip install pocketsphinx")
+        if ":" in normaliser:
+            self._normalise: Callable[[str], str] = load_function(normaliser)
+        elif normaliser in NORMALISERS:
+            self._normalise = NORMALISERS[normaliser]
+        else:
+            known = f"one of {', '.join(NORMALISERS)}, or package.module:function"
+            raise UserError(f"no text normaliser is called {normaliser!r}", "", known)
+        self._recognise = load_recogniser(recogniser, device, language, batch)
+        self.version = f"recogniser {recogniser}, text {normaliser}"
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """Transcribe the clips that hold a signal, then compare with the reference text."""
+        import jiwer
+
+        speaking = [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, GATE_S, True) is None]
+        heard = [""] * len(samples)
+        if speaking:
+            texts = self._recognise([samples[i].wav for i in speaking], samples[0].sample_rate)
+            for i, text in zip(speaking, texts, strict=True):
+                heard[i] = text
+        out = []
+        for s, raw in zip(samples, heard, strict=True):
+            reference, hypothesis = self._normalise(s.text or ""), self._normalise(raw)
+            detail = {"hypothesis": raw}
+            if not reference:
+                out.append({c: Score(None, "the reference text is empty after normalisation", detail) for c in columns})
+            elif not hypothesis:
+                out.append({c: Score(1.0, detail=detail) for c in columns})
+            else:
+                rates = {"wer": jiwer.wer(reference, hypothesis), "cer": jiwer.cer(reference, hypothesis)}
+                out.append({c: Score(float(rates[c]), detail=detail) for c in columns})
+        return out
+
+
+def load_recogniser(name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> Recogniser:
+    """A recogniser by name, see the module. Raises ``UserError`` where it cannot be loaded."""
+    if name == "pocketsphinx":
+        return _pocketsphinx()
+    if ":" in name and not Path(name).exists():
+        function = load_function(name)
+        return lambda wavs, rate: [str(t) for t in function(list(wavs), rate)]
+    return _transformers(name, device, language, batch)
+
+
+def _pocketsphinx() -> Recogniser:
+    try:
+        from pocketsphinx import Decoder  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise UserError("pocketsphinx is not installed", str(error), "pip install pocketsphinx") from error
+    decoder: Any = Decoder(loglevel="FATAL")
+
+    def recognise(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
+        texts = []
+        for wav in wavs:
+            decoder.start_utt()
+            decoder.process_raw((np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+            decoder.end_utt()
+            found = decoder.hyp()
+            texts.append(found.hypstr if found else "")
+        return texts
+
+    return recognise
+
+
+def _transformers(name: str, device: str, language: str | None, batch: int) -> Recogniser:
+    import transformers
+
+    try:
+        pipe: Any = transformers.pipeline("automatic-speech-recognition", model=name, device=device)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"cannot load the recogniser {name!r}", f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                        "give a folder that holds config.json and the weights, or a Hub id with the network at hand") from error
+    options: dict[str, Any] = {"batch_size": batch}
+    if language and pipe.model.can_generate():
+        options["generate_kwargs"] = {"language": language}
+
+    def recognise(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
+        order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))  # like lengths together: less padding
+        answers = pipe([{"raw": wavs[i], "sampling_rate": rate} for i in order], **options)
+        texts = [""] * len(wavs)
+        for i, answer in zip(order, answers, strict=True):
+            texts[i] = str(answer["text"])
+        return texts
+
+    return recognise

@@ -1,0 +1,252 @@
+"""The run folder: who owns it, what was asked, what happened, and where to go on from.
+
+    config.yaml  config.resolved.json  env.json  metrics.jsonl  logs/  checkpoints/step_000200/  checkpoints/{latest,best}
+
+A checkpoint is written under a temporary name, fsynced and renamed, so a reader sees it whole or not at all; trainer state is
+safetensors and JSON, never a pickle. Under several processes only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ValidationError
+
+from rlspeech import log
+from rlspeech.checkpoints import Checkpoints, disk_error, write_text
+from rlspeech.state import load_optimizer_state, load_state, optimizer_state, rng_state, save_state, set_rng_state
+from rlspeech.tracking import MetricsLog, read_metrics
+from rlspeech.types import UserError
+
+__all__ = ["Run", "load_optimizer_state", "load_state", "optimizer_state", "read_metrics", "rng_state", "save_state", "set_rng_state",
+           "write_text"]
+
+# Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
+NEUTRAL = frozenset({"out", "device", "workers", "save_every", "valid_every", "max_minutes", "micro_batch", "probe_batches", "players",
+                     "timeout_s"})
+PACKAGES = ("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile", "onnxruntime", "speechmos",
+            "pesq", "pystoi", "jiwer", "librosa")
+_held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so that is done here
+
+
+class Run:
+    """One run folder, held by this process until ``close``. Make it with ``Run.create``.
+
+    Attributes:
+        path: the folder.
+        config: as resolved.
+        resumed: True where the folder held an earlier attempt of the same run.
+    """
+
+    def __init__(self, path: Path, stage: str, config: BaseModel, keep_last: int = 2) -> None:
+        self.path, self.stage, self.config = path, stage, config
+        self.main = log.is_main()
+        self.checkpoints = Checkpoints(path / "checkpoints", keep_last, writable=self.main)
+        self.resumed = False
+        self._lock: IO[str] | None = None
+        self._metrics = MetricsLog(path)
+        self._found: tuple[Path, dict[str, Any]] | None = None
+
+    @classmethod
+    def create(cls, out: str | Path | None, stage: str, config: BaseModel, resume: bool = True, *, label: str | None = None,
+               keep_last: int = 2, neutral: Iterable[str] = ()) -> Run:
+        """Make the folder, or take up the run that it holds.
+
+        Args:
+            out: the folder; None: ``runs/<stage>-<task>-<algo or label>-<hash of the config>``, so the same command finds its run again.
+            stage: name of the stage.
+            config: the stage's resolved config.
+            resume: False refuses a folder that holds a run already.
+            label: part of the default name where the config has no ``algo``, the preset for instance.
+            keep_last: checkpoints kept besides the best one.
+            neutral: further top-level keys that may differ on resume.
+
+        Raises:
+            UserError: another process holds the folder; it holds another run; it cannot be written.
+        """
+        free = NEUTRAL | set(neutral)
+        path = Path(out) if out else Path("runs") / _default_name(stage, config, label)
+        run = cls(path.absolute(), stage, config, keep_last)
+        if not run.main:
+            return run
+        try:
+            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            run._take_lock()
+            try:
+                run._open(resume, free)
+            except BaseException:
+                run.close()
+                raise
+        except OSError as error:
+            raise disk_error(error, run.path) from error
+        return run
+
+    def _open(self, resume: bool, neutral: frozenset[str]) -> None:
+        resolved = self.path / "config.resolved.json"
+        if resolved.exists():
+            if not resume:
+                raise UserError(f"{self.path} holds a run already", "", f"--out NEW, or delete it: rm -r {self.path}")
+            self._compare(resolved, neutral)
+            self.resumed = True
+        self.checkpoints.clean()
+        self._found = self.checkpoints.latest()
+        self._metrics.trim(self._found[1]["step"] if self._found else -1)
+        import yaml
+
+        sparse = self.config.model_dump(mode="json", exclude_defaults=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(sparse, sort_keys=False, allow_unicode=True))
+        write_text(resolved, json.dumps(self.config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+        self.note(**_environment(self.stage), restart=True)
+        log.to_file(self.path / "logs" / "run.log")
+
+    def note(self, *, restart: bool = False, **facts: Any) -> None:
+        """Add facts to ``env.json`` (``device="cuda: H200"``). ``restart`` moves what is there to ``earlier`` first."""
+        if not self.main:
+            return
+        path = self.path / "env.json"
+        try:
+            env = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            env = {}
+        if restart and env:
+            earlier = env.pop("earlier", [])
+            env = {"earlier": [*earlier, env]}
+        write_text(path, json.dumps(log.plain({**facts, **env} if restart else {**env, **facts}), indent=2, ensure_ascii=False) + "\n")
+
+    # ---- metrics
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append one row to ``metrics.jsonl`` and feed the installed trackers. nan and infinities are written as null."""
+        if self.main:
+            self._metrics.log(step, metrics)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows so far."""
+        return read_metrics(self._metrics.path)
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], Any], state: dict[str, Any]) -> Path:
+        """Write a checkpoint whole or not at all; see ``Checkpoints.save``."""
+        return self.checkpoints.save(step, write, state)
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to go on from and its state (with ``step``), or None. A damaged one is passed over with a warning."""
+        found, self._found = self._found or self.checkpoints.latest(), None
+        return found
+
+    def mark_best(self, step: int) -> None:
+        """Point ``best`` at a checkpoint that exists; it is then kept."""
+        self.checkpoints.mark_best(step)
+
+    def best(self) -> Path | None:
+        """Folder of the best checkpoint, or None."""
+        return self.checkpoints.pointed("best")
+
+    # ---- owning the folder
+
+    def _take_lock(self) -> None:
+        name = str(self.path.resolve())
+        if name in _held:
+            raise UserError(f"{self.path} is in use", f"this process (pid {os.getpid()}) holds it already", "--out NEW")
+        self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:  # lockf, not flock: the lock dies with this process even when a forked worker outlives it
+            import fcntl
+
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # not POSIX
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warn(f"{self.path} cannot be locked ({error}); see to it that no other process writes there")
+            else:
+                self._lock.seek(0)
+                pid = self._lock.read().strip() or "unknown"
+                self._lock.close()
+                self._lock = None
+                raise UserError(f"{self.path} is in use", f"process {pid} is writing there",
+                                f"wait for it, end it (kill {pid}), or --out NEW") from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        _held[name] = self
+
+    def _compare(self, resolved: Path, neutral: frozenset[str]) -> None:
+        try:
+            before = json.loads(resolved.read_text(encoding="utf-8"))
+            env = json.loads((self.path / "env.json").read_text(encoding="utf-8")) if (self.path / "env.json").exists() else {}
+        except ValueError as error:
+            raise UserError(f"{resolved} cannot be read", str(error), f"--out NEW, or delete it: rm -r {self.path}") from None
+        if env.get("stage", self.stage) != self.stage:
+            raise UserError(f"{self.path} holds a run of another stage", f"{env['stage']}, not {self.stage}", "--out NEW")
+        try:  # a key that is younger than the run takes its default
+            before = type(self.config).model_validate(before).model_dump(mode="json")
+        except ValidationError:
+            pass
+        old, new = _flat(before), _flat(self.config.model_dump(mode="json"))
+        changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k.split(".")[0] not in neutral]
+        if changed:
+            what = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed)
+            raise UserError(f"{self.path} holds a run with other settings", what,
+                            f"--out NEW for the new settings, the old settings to go on, or delete it: rm -r {self.path}")
+
+    def close(self) -> None:
+        """Flush everything and let go of the folder."""
+        self._metrics.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        if _held.get(str(self.path.resolve())) is self:
+            del _held[str(self.path.resolve())]
+            log.to_file(None)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _default_name(stage: str, config: BaseModel, label: str | None) -> str:
+    flat = {k: v for k, v in _flat(config.model_dump(mode="json")).items() if k.split(".")[0] not in NEUTRAL}
+    digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:6]
+    return "-".join(str(p) for p in (stage, getattr(config, "task", None), getattr(config, "algo", None) or label, digest) if p)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {prefix: tree}
+
+
+def _environment(stage: str) -> dict[str, Any]:
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {"stage": stage, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "argv": list(sys.argv), "pid": os.getpid(),
+            "git_commit": _commit(), "python": platform.python_version(), "platform": platform.platform(), "versions": versions}
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,311 @@
+"""From layers to one typed config: defaults < ``--preset`` < ``--config FILE`` < flags < ``--set a.b=value``.
+
+Every layer is checked against the schema as it is laid on, so that an unknown key is refused with the name of its layer, the closest
+name and the list of valid ones. Which layer set which key is kept (``provenance``). Files are read with YAML's safe loader.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rlspeech.schema import item, item_model, keys, model
+from rlspeech.types import UserError
+from rlspeech.yamlfile import load_yaml, parse_value
+
+__all__ = ["preset_names", "preset_path", "preset_stage", "read_config", "resolve", "stage_of", "unknown_key"]
+
+M = TypeVar("M", bound=BaseModel)
+Provenance = dict[str, str]
+
+_STAGES = {"RL": "rl", "Evaluate": "eval", "ScoreFolder": "reward"}
+_FLAGS = {"rewards": "--reward", "guards": "--guard", "models": "--model", "metrics": "--metric", "prompts_per_step": "--prompts-per-step"}
+# A list of these is also written as strings "name=number", or as a mapping of name to number: field that takes the number.
+_SHORTHAND = {"RewardSpec": "weight", "GuardSpec": "max_drop"}
+
+
+def resolve(
+    schema: type[M],
+    preset: str | None = None,
+    config_file: str | Path | Sequence[str | Path] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> tuple[M, Provenance]:
+    """Lay the layers over each other and check the result.
+
+    Args:
+        schema: the stage's config class.
+        preset: name of a packaged preset, or a path to a file of that form.
+        config_file: YAML or JSON files, later ones over earlier ones.
+        flags: dotted key -> value as given on the command line; None means not given.
+        sets: ``a.b=value`` or ``rewards[0].weight=2``, the value in YAML.
+
+    Returns:
+        the config, and dotted key -> the layer that set it; what is not in there has its default.
+
+    Raises:
+        UserError: unknown key, wrong type, unreadable file or unknown preset.
+    """
+    layers = _Layers(schema)
+    if preset:
+        values, lines = read_config(preset_path(preset), schema)
+        layers.lay(values, f"preset {preset}", lines)
+    files = [config_file] if isinstance(config_file, str | Path) else list(config_file or [])
+    for file in files:
+        values, lines = read_config(Path(file), schema)
+        layers.lay(values, str(file), lines)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            layers.put(_parse_path(key, key), value, _FLAGS.get(key, "--" + key.replace("_", "-")))
+    for text in sets:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"cannot read --set {text}", "it is not of the form key=value", "--set explore.noise=0.2")
+        layers.put(_parse_path(name.strip(), f"--set {text}"), parse_value(value.strip()), f"--set {name.strip()}")
+    return layers.build(), layers.provenance
+
+
+def stage_of(schema: type[BaseModel]) -> str:
+    """Name of the subcommand that a config class belongs to."""
+    return _STAGES.get(schema.__name__, schema.__name__.lower())
+
+
+def read_config(path: Path, schema: type[BaseModel] | None = None) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read a config or preset file.
+
+    Args:
+        path: YAML or JSON.
+        schema: where given, a ``stage:`` line in the file has to name its stage; the line is taken out.
+
+    Returns:
+        the values, and dotted key -> line number.
+
+    Raises:
+        UserError: missing, not YAML, not a mapping, a key twice, or for another stage.
+    """
+    values, lines = load_yaml(path)
+    if schema is not None:
+        stage = values.pop("stage", stage_of(schema))
+        if stage != stage_of(schema):
+            raise UserError(f"{path} is for `rlspeech {stage}`", f"its stage line says {stage}", f"rlspeech {stage} --config {path}")
+    return values, lines
+
+
+def preset_names() -> list[str]:
+    """Names of the packaged presets."""
+    folder = resources.files("rlspeech") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """File of a preset: a packaged one by name, or any file by path. Raises ``UserError`` with the closest name."""
+    if name.endswith((".yaml", ".yml", ".json")):
+        return Path(name)
+    names = preset_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 1, 0.4)
+        raise UserError(
+            f"no preset is called {name!r}", f"there are: {', '.join(names)}", f"--preset {close[0]}" if close else "rlspeech presets ls"
+        )
+    return Path(str(resources.files("rlspeech") / "presets" / f"{name}.yaml"))
+
+
+def preset_stage(path: Path) -> str | None:
+    """The stage that a preset or config file says it is for."""
+    return read_config(path)[0].get("stage")
+
+
+def unknown_key(name: str, where: str, schema: type[BaseModel], prefix: str = "") -> UserError:
+    """The refusal of a key that does not exist."""
+    valid = list(schema.model_fields)
+    everything = [k.name for k in keys(schema)]
+    close = difflib.get_close_matches(name, valid, 1, 0.5)
+    deeper = [k for k in everything if k.rsplit(".", 1)[-1] == name]
+    best = close[0] if close else (deeper[0] if deeper else "")
+    hint = f"did you mean {prefix}{best}?" if best else "rlspeech presets keys STAGE lists all of them"
+    return UserError(
+        f"unknown setting {prefix + name!r} ({where})", f"valid{' in ' + prefix.rstrip('.') if prefix else ''}: {', '.join(valid)}", hint
+    )
+
+
+class _Layers:
+    """The tree of values that the layers have written so far."""
+
+    def __init__(self, schema: type[Any]) -> None:
+        self.schema = schema
+        self.tree: dict[str, Any] = {}
+        self.provenance: Provenance = {}
+
+    def lay(self, values: Mapping[str, Any], layer: str, lines: Mapping[str, int]) -> None:
+        """Lay a whole file on."""
+        self._merge(self.tree, values, self.schema, "", layer, lines)
+
+    def _merge(
+        self, tree: dict[str, Any], values: Mapping[str, Any], schema: type[BaseModel], prefix: str, layer: str, lines: Mapping[str, int]
+    ) -> None:
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            where = f"{layer}, line {lines[name]}" if name in lines else layer
+            if key not in schema.model_fields:
+                raise unknown_key(str(key), where, schema, prefix)
+            annotation = schema.model_fields[key].annotation
+            inner = model(annotation)
+            if inner is not None and isinstance(value, Mapping):
+                self._merge(self._enter(tree, key, schema), value, inner, f"{name}.", layer, lines)
+            else:
+                self._assign(tree, key, value, annotation, name, where)
+
+    def _assign(self, tree: Any, key: Any, value: Any, annotation: Any, name: str, where: str) -> None:
+        value = _expand(value, annotation)
+        entry_class = item_model(annotation)
+        if entry_class is not None and isinstance(value, list):
+            for i, entry in enumerate(value):
+                for sub in entry if isinstance(entry, Mapping) else ():
+                    if sub not in entry_class.model_fields:
+                        raise unknown_key(str(sub), where, entry_class, f"{name}[{i}].")
+        if isinstance(value, Mapping) and isinstance(tree, dict) and isinstance(tree.get(key), dict):
+            tree[key] = {**tree[key], **value}
+        else:
+            for old in [k for k in self.provenance if k.startswith((f"{name}.", f"{name}["))]:
+                del self.provenance[old]
+            tree[key] = value
+        self.provenance[name] = where
+
+    def put(self, path: list[str | int], value: Any, layer: str) -> None:
+        """Set one dotted key, which may go through list entries."""
+        tree: Any = self.tree
+        schema: type[BaseModel] | None = self.schema
+        annotation: Any = None
+        name = ""
+        for i, part in enumerate(path):
+            last = i == len(path) - 1
+            if isinstance(part, int):
+                if not isinstance(tree, list) or part >= len(tree):
+                    size = len(tree) if isinstance(tree, list) else 0
+                    raise UserError(
+                        f"{name} has no entry {part} ({layer})",
+                        f"it has {size}" if size else "it is empty, or not a list",
+                        f"--set '{name}=[...]'",
+                    )
+                annotation, name = item(annotation), f"{name}[{part}]"
+            elif schema is None:
+                if typing.get_origin(annotation) is not dict or not isinstance(tree, dict):
+                    raise UserError(f"{name} has no parts, so {name}.{part} cannot be set ({layer})", "", f"--set {name}=VALUE")
+                annotation, name = typing.get_args(annotation)[1], f"{name}.{part}"
+            else:
+                if part not in schema.model_fields:
+                    raise unknown_key(part, layer, schema, f"{name}." if name else "")
+                annotation, name = schema.model_fields[part].annotation, f"{name}.{part}" if name else part
+            if last:
+                self._put_leaf(tree, part, value, annotation, schema, name, layer)
+                return
+            tree = tree[part] if isinstance(part, int) else self._enter(tree, part, schema)
+            schema = model(annotation)
+
+    def _put_leaf(
+        self, tree: Any, part: str | int, value: Any, annotation: Any, schema: type[BaseModel] | None, name: str, layer: str
+    ) -> None:
+        inner = model(annotation)
+        if inner is not None and isinstance(value, Mapping):
+            target = tree[part] if isinstance(part, int) else self._enter(tree, part, schema)
+            self._merge(target, value, inner, f"{name}.", layer, {})
+        else:
+            self._assign(tree, part, value, annotation, name, layer)
+
+    @staticmethod
+    def _enter(tree: dict[str, Any], key: str, schema: type[BaseModel] | None) -> Any:
+        """The sub-tree of a key; what the schema's default holds is put in first, so that setting a part keeps the rest."""
+        if tree.get(key) is None:
+            default = (
+                schema.model_fields[key].get_default(call_default_factory=True)
+                if schema and not schema.model_fields[key].is_required()
+                else None
+            )
+            tree[key] = (
+                default.model_dump(exclude_unset=True) if isinstance(default, BaseModel) else copy.deepcopy(default) if default else {}
+            )
+        return tree[key]
+
+    def build(self) -> Any:
+        """The checked config."""
+        try:
+            return self.schema.model_validate(self.tree)
+        except ValidationError as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: ValidationError) -> UserError:
+        problems: dict[str, list[str]] = {}
+        for e in error.errors(include_url=False):
+            name = self._name(e["loc"], e["type"] == "missing")
+            said = e["msg"].removeprefix("Value error, ")
+            if e["type"] != "missing":
+                said += f", got {e['input']!r}"
+            problems.setdefault(name, []).append(said)
+        lines = [f"{name}: {' / '.join(dict.fromkeys(said))} ({self._layer(name)})" for name, said in problems.items()]
+        first = next(iter(problems)).split("[")[0]
+        known = {k.name: k for k in keys(self.schema)}
+        hint = (
+            f"{first} is {known[first].type}, by default {known[first].default!r}"
+            if first in known
+            else f"rlspeech presets keys {stage_of(self.schema)}"
+        )
+        return UserError(lines[0], "; ".join(lines[1:6]), hint)
+
+    def _name(self, loc: tuple[str | int, ...], missing: bool) -> str:
+        """Dotted key of a pydantic location, without the names of union branches that pydantic puts between."""
+        node: Any = self.tree
+        name = ""
+        for i, part in enumerate(loc):
+            if isinstance(node, Mapping) and (part in node or (missing and i == len(loc) - 1)):
+                name, node = f"{name}.{part}" if name else str(part), node.get(part)
+            elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
+                name, node = f"{name}[{part}]", node[part]
+        return name or ".".join(map(str, loc))
+
+    def _layer(self, name: str) -> str:
+        while name:
+            if name in self.provenance:
+                return self.provenance[name]
+            name = re.sub(r"(\.[^.\[]*|\[[^\]]*\]|^[^.\[]*)$", "", name)
+        return "default"
+
+
+def _parse_path(text: str, shown: str) -> list[str | int]:
+    parts: list[str | int] = []
+    for word in text.split("."):
+        match = re.fullmatch(r"([^\[\]]+)((?:\[\d+\])*)", word)
+        if match is None:
+            raise UserError(f"cannot read the key in {shown}", "", "--set explore.noise=0.2, or --set rewards[0].weight=2")
+        parts += [match[1], *(int(n) for n in re.findall(r"\[(\d+)\]", match[2]))]
+    return parts
+
+
+def _expand(value: Any, annotation: Any) -> Any:
+    """Shorthands of reward and guard lists: "name=number", and a mapping of names to numbers."""
+    entry_class = item_model(annotation)
+    if entry_class is None or entry_class.__name__ not in _SHORTHAND:
+        return value
+    number = _SHORTHAND[entry_class.__name__]
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, Mapping):
+        return [{"name": name, number: n} for name, n in value.items()]
+    if not isinstance(value, list | tuple):
+        return value
+    return [_spec(entry, number) if isinstance(entry, str) else entry for entry in value]
+
+
+def _spec(text: str, number: str) -> dict[str, Any]:
+    """``pesq_wb=1.0``, or a bare name; an "=" inside brackets belongs to the name."""
+    match = re.fullmatch(r"(.+?)=([^=\[\]]*)", text.strip())
+    if match is None or ("[" in match[1] and not match[1].endswith("]")):
+        return {"name": text.strip()}
+    return {"name": match[1].strip(), number: parse_value(match[2])}

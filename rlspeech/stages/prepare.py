@@ -1,0 +1,190 @@
+"""``rlspeech prepare``: from a corpus on disk to manifests that the other stages read.
+
+A layout names candidates (``corpora``), every file is checked (``data/checks.py``), bad ones are dropped with a reason, the rest is
+written as ``OUT/SPLIT.jsonl`` with a ``.meta.json`` beside it. Nothing is copied or converted, except for mixtures that are asked for
+on disk (``render``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rlspeech import log
+from rlspeech.config import Mixing, Strict
+from rlspeech.corpora import demo, dns, folder, mix, voicebank
+from rlspeech.corpora.common import Candidate
+from rlspeech.corpora.vet import Vetted, vet
+from rlspeech.data.checks import Limits
+from rlspeech.data.jsonl import dumps, write_text
+from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.data.mixing import write_recipe
+from rlspeech.parallel import physical_cores
+from rlspeech.types import UserError, Utterance
+
+__all__ = ["Prepare", "run"]
+
+
+class Prepare(Strict):
+    """``rlspeech prepare SOURCE``."""
+
+    source: Literal["dns", "voicebank", "pairs", "mix", "folder", "demo"] = Field("demo", description="layout of what is there")
+    root: str | None = Field(None, description="dns, voicebank, folder: the corpus")
+    noisy: str | None = Field(None, description="pairs: folder with the inputs")
+    clean: list[str] = Field([], description="pairs: folder with the references; mix: folders or manifests of speech")
+    noise: list[str] = Field([], description="mix: folders or manifests of noise")
+    rir: list[str] = Field([], description="mix: folders or manifests of impulse responses")
+    out: str | None = Field(None, description="folder for manifests; none: data/SOURCE")
+    mixing: Mixing = Field(Mixing(), description="mix, dns: how mixtures are made")
+    render: int = Field(0, ge=0, description="mix: write this many mixtures to disk; 0 writes a recipe that mixes on the fly")
+    render_s: float = Field(0.0, ge=0, description="mix: length of rendered mixtures; 0 keeps whole utterances")
+    speakers: Literal["auto", "28", "56", "all"] = Field("auto", description="voicebank: training set; auto: 28 where it is there, else 56")
+    valid_speakers: list[str] = Field(list(voicebank.VALID_SPEAKERS), description="voicebank: held back from training")
+    kind: Literal["speech", "noisy", "noise", "rir"] = Field("speech", description="folder: what the recordings are held to")
+    limits: Limits = Field(Limits(), description="what is dropped")
+    seed: int = Field(0, ge=0, description="of rendered mixtures")
+    workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: in this process")
+
+
+def run(config: Prepare, *, json_mode: bool = False) -> dict[str, Any]:
+    """Prepare one source.
+
+    Args:
+        config: what and where.
+        json_mode: tables go to stderr (the caller prints the summary).
+
+    Returns:
+        ``source``, ``out``, ``manifests`` (split -> path, rows, hours, dropped), ``recipe``, ``dropped`` (reason -> count), ``checked``
+        (files read), ``known`` (files that a former run had read), ``next`` (a command), ``seconds``.
+
+    Raises:
+        UserError: a source is missing, nothing is left, or the disk does not take the output.
+    """
+    start_s = time.monotonic()
+    out = Path(os.path.abspath(config.out or os.path.join("data", config.source)))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {out}", error.strerror or str(error), "name another folder with --out") from error
+    if config.source == "demo":
+        summary = _demo(out)
+    else:
+        candidates = list(_candidates(config, out))
+        workers = physical_cores() if config.workers is None else config.workers
+        done = vet(candidates, out / "checks.jsonl", config.limits, workers, config.kind if config.source == "folder" else None)
+        _refuse_nothing(config, done, out)
+        summary = _write(config, done, out, workers)
+    summary["seconds"] = round(time.monotonic() - start_s, 1)
+    _report(summary)
+    return summary
+
+
+def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
+    needed = {"dns": ("root",), "voicebank": ("root",), "folder": ("root",), "pairs": ("noisy", "clean"), "mix": ("clean", "noise")}
+    for name in needed[config.source]:
+        if not getattr(config, name):
+            raise UserError(f"prepare {config.source} needs {name}", "", f"rlspeech prepare {config.source} --help")
+    if config.source == "dns":
+        return dns.find(config.root or "", out)
+    if config.source == "voicebank":
+        return voicebank.find(config.root or "", config.speakers, config.valid_speakers)
+    if config.source == "folder":
+        return folder.find(config.root or "", skip=out)
+    if config.source == "pairs":
+        if len(config.clean) > 1:
+            why = f"{len(config.clean)} were given"
+            raise UserError("prepare pairs takes one clean folder", why, "prepare each pair of folders by itself")
+        return folder.find_pairs(config.noisy or "", config.clean[0])
+    return mix.find(config.clean, config.noise, config.rir, out)
+
+
+def _refuse_nothing(config: Prepare, done: Vetted, out: Path) -> None:
+    """Nothing left to train or test with is the person's business, not an empty file's."""
+    needed = {"mix": ("clean", "noise")}.get(config.source, ())
+    lacking = [split for split in needed if not done.kept.get(split)]
+    if not done.kept or lacking:
+        _write_dropped(done.dropped, out)
+        what = f"nothing is left of {' and '.join(lacking)}" if lacking and done.kept else "nothing is left"
+        reasons = ", ".join(f"{n} {reason}" for reason, n in done.reasons().items()) or "no files were found"
+        raise UserError(what, f"dropped: {reasons}", f"see {out / 'dropped.jsonl'}; limits can be changed (rlspeech prepare --help)")
+
+
+def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, Any]:
+    rendered = config.source == "mix" and config.render > 0
+    place = out / "sources" if rendered else out
+    dropped = list(done.dropped)
+    manifests: dict[str, Any] = {}
+    for split, utts in done.kept.items():
+        manifests[split] = _write_split(config, place / f"{split}.jsonl", utts, done.reasons(split))
+    recipe = None
+    if "clean" in done.kept and "noise" in done.kept:
+        recipe = write_recipe(place, config.mixing, rir="rir" in done.kept)
+    if rendered and recipe:
+        utts, failed = mix.render(recipe, out, config.render, seed=config.seed, clip_s=config.render_s, workers=workers)
+        dropped += failed
+        if not utts:
+            raise UserError("no mixture could be made", failed[0]["detail"], f"look at {place}")
+        counts = {"cannot be mixed": len(failed)} if failed else {}
+        manifests["manifest"] = _write_split(config, out / "manifest.jsonl", utts, counts)
+    _write_dropped(dropped, out)
+    reasons = done.reasons() | ({"cannot be mixed": n} if (n := len(dropped) - len(done.dropped)) else {})
+    return {"source": config.source, "out": str(out), "manifests": manifests, "recipe": str(recipe) if recipe and not rendered else None,
+            "dropped": reasons, "checked": done.read, "known": done.known, "multichannel": done.multichannel,
+            "next": _next(out, manifests, recipe is not None and not rendered)}
+
+
+def _write_split(config: Prepare, path: Path, utts: list[Utterance], dropped: dict[str, int]) -> dict[str, Any]:
+    hours = sum(u.duration for u in utts) / 3600
+    row = {"rows": len(utts), "hours": round(hours, 6), "dropped": sum(dropped.values())}
+    settings = config.model_dump(exclude={"out", "workers"})
+    write_manifest(path, utts, {"source": config.source} | row | {"reasons": dropped, "seed": config.seed, "settings": settings})
+    return {"path": str(path)} | row
+
+
+def _write_dropped(dropped: list[dict[str, Any]], out: Path) -> None:
+    write_text(out / "dropped.jsonl", "".join(dumps(row) + "\n" for row in dropped))
+
+
+def _demo(out: Path) -> dict[str, Any]:
+    recipe = demo.demo_recipe(out)
+    manifests = {}
+    for path in (out / "clean.jsonl", out / "noise.jsonl", demo.demo_valid(out), demo.demo_test(out)):
+        utts = read_manifest(path)
+        manifests[path.stem] = {"path": str(path), "rows": len(utts), "hours": round(sum(u.duration for u in utts) / 3600, 6), "dropped": 0}
+    return {"source": "demo", "out": str(out), "manifests": manifests, "recipe": str(recipe), "dropped": {}, "checked": 0, "known": 0,
+            "multichannel": 0, "next": _next(out, manifests, True)}
+
+
+def _next(out: Path, manifests: dict[str, Any], recipe: bool) -> str:
+    """The command that goes on from here."""
+    shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else str(out)
+    valid = f" --valid {shown}/valid.jsonl" if "valid" in manifests else ""
+    if recipe:
+        return f"rlspeech pretrain --data {shown}/mix.json{valid}"
+    train = next((s for s in ("train", "manifest") if s in manifests), None)
+    if train:
+        first = json.loads(Path(manifests[train]["path"]).read_text(encoding="utf-8").split("\n", 1)[0])
+        if "target_filepath" in first:
+            return f"rlspeech pretrain --data {shown}/{train}.jsonl{valid}"
+        return f"rlspeech reward {shown}/{train}.jsonl --reward dnsmos"
+    split = next(iter(manifests))
+    if split.startswith("test"):
+        return f"rlspeech eval --data {shown}/{split}.jsonl"
+    return f"rlspeech reward {shown}/{split}.jsonl --reward dnsmos"
+
+
+def _report(summary: dict[str, Any]) -> None:
+    rows = [[split, m["rows"], round(m["hours"], 3), m["dropped"]] for split, m in summary["manifests"].items()]
+    notes = [f"dropped: {n} {reason}" for reason, n in summary["dropped"].items()]
+    if summary["dropped"]:
+        notes.append(f"every dropped file with its reason: {os.path.join(summary['out'], 'dropped.jsonl')}")
+    if summary["multichannel"]:
+        notes.append(f"{summary['multichannel']} recordings have several channels; they are averaged when they are read")
+    log.table(f"prepared {summary['source']} in {summary['out']}", ["manifest", "rows", "hours", "dropped"], rows, notes)
+    log.say(f"next: {summary['next']}")

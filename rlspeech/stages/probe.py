@@ -1,0 +1,109 @@
+"""``rlspeech rl --probe``: measure whether candidate settings learn, before a run is paid for.
+
+    rlspeech rl --probe --reward pesq_wb --reward estoi --model runs/base --data mix.json
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlspeech import log
+from rlspeech.algos.grpo import GRPO
+from rlspeech.algos.probe import Agreement, probe_gradients, summarise
+from rlspeech.config import RL, Exploration
+from rlspeech.data.batches import batches
+from rlspeech.engine import Engine
+from rlspeech.models.adapters import Adapted
+from rlspeech.models.hub import load_flow
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.run import write_text
+from rlspeech.stages.pretrain import data_of
+from rlspeech.stages.rl import complete, make_scorer
+from rlspeech.tasks import get_task
+from rlspeech.tasks.flow_policy import FlowPolicy
+
+PUBLISHED = Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False)
+
+
+def candidates(config: RL) -> list[Exploration]:
+    """The configured setting and, unless the user listed others, its neighbours and the published one."""
+    if config.probe_settings:
+        return list(config.probe_settings)
+    mine = config.explore
+    near = [mine.model_copy(update=u) for u in ({"bands": 8}, {"bands": 32}, {"basis": ["level"]}, {"basis": ["contrast"]}, {"segment_s": 0.25})]
+    unique: list[Exploration] = []
+    for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), PUBLISHED]:
+        if setting not in unique:
+            unique.append(setting)
+    return unique
+
+
+def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
+    """Probe every candidate with ``probe_batches`` independent gradients. Nothing is trained.
+
+    Returns:
+        rows of setting, rollouts a second, and per reward the cosine with its interval and the critical number of prompts.
+    """
+    task = get_task(config.task)
+    config = complete(config, task)
+    engine = Engine(config.device, config.precision, config.seed)
+    model, _ = load_flow(config.model, engine.device)
+    adapted = Adapted(model, config.lora)
+    train, _ = data_of(config.data, config.valid, model.sample_rate, config.valid_items, config.seed)
+    settings, rows = candidates(config), []
+    with make_scorer(config, str(engine.device)) as scorer, log.progress(len(settings) * config.probe_batches, "probe", "gradients") as bar:
+        for setting in settings:
+            policy = FlowPolicy(task, adapted, setting, reduction=config.reduction, seed=config.seed)
+            feed = batches(train, config.prompts_per_step, config.clip_s, seed=config.seed)  # every setting sees the same prompts
+            found, rate = _measure(config, policy, scorer, feed, bar)
+            rows.append({"setting": label(setting), "explore": setting.model_dump(mode="json"), "rollouts_per_s": rate,
+                         **{name: {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
+                            for name, (interval, critical) in found.items()}})
+    summary = {"prompts": config.prompts_per_step, "group": config.group, "gradients": config.probe_batches, "rows": rows}
+    if config.out:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        write_text(Path(config.out) / "probe.json", json.dumps(summary, indent=2) + "\n")
+    names = [k for k in rows[0] if k not in {"setting", "explore", "rollouts_per_s"}]
+    log.table(f"agreement of {config.probe_batches} gradients of {config.prompts_per_step} x {config.group} rollouts: mean pairwise cosine (95 %)",
+              ["exploration", "rollouts/s", *names], [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
+              ["0: the gradients have no common direction, the run would wander; (n): prompts a step at which the gradient is half signal"])
+    return summary
+
+
+def _measure(config: RL, policy: FlowPolicy, scorer: Scorer, feed: Any, bar: Any) -> tuple[Agreement, float]:
+    algo = GRPO(config, policy, torch.optim.SGD(policy.parameters(), 0.0))
+    grads: dict[str, list[torch.Tensor]] = {}
+    started, rollouts = time.monotonic(), 0
+    for k in range(config.probe_batches):
+        experience = algo.collect(next(feed)[0], scorer, seed=k + 1)
+        rollouts += len(experience.rollout.samples)
+        columns = {"all": experience.advantage.value}
+        for name in experience.scores:
+            spec = next((r for r in config.rewards if r.name == name), None) or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
+            columns[name] = algo.judge(experience.rollout, experience.scores, [spec.model_copy(update={"weight": 1.0})])[1].value
+        for name, g in probe_gradients(policy, experience.rollout, columns, config.micro_batch).items():
+            grads.setdefault(name, []).append(g)
+        bar.advance(1)
+    return summarise(grads, config.prompts_per_step, config.seed), rollouts / (time.monotonic() - started)
+
+
+def label(e: Exploration) -> str:
+    """A setting in a few words."""
+    if e.kind != "gain":
+        return f"{e.kind} {e.noise:g}, window {e.window}"
+    stretch = "clip" if e.segment_s is None else f"{e.segment_s:g} s"
+    return f"gain {e.noise:g}, {e.bands} bands x {stretch}, {'+'.join(e.basis)}"
+
+
+def _cell(found: dict[str, Any]) -> str:
+    if found["mean"] is None:
+        return "-"
+    critical = f" ({found['critical_prompts']:.0f})" if found["critical_prompts"] is not None else ""
+    if found["lo"] is None:
+        return f"{found['mean']:+.3f}{critical}"
+    return f"{found['mean']:+.3f} [{found['lo']:+.3f}, {found['hi']:+.3f}]{critical}"

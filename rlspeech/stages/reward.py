@@ -1,0 +1,189 @@
+"""``rlspeech reward``: score a folder of audio files or a manifest into ``scores.jsonl`` and ``scores.meta.json``.
+
+Every file's row is appended as soon as its batch is done, so an interrupted run goes on where it was; a row is taken over only where
+the file and the metric's version are still the same. Asking for further rewards later adds columns and recomputes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlspeech import log
+from rlspeech.config import ScoreFolder
+from rlspeech.data.audio import AudioError
+from rlspeech.rewards.files import Item, collect, load
+from rlspeech.rewards.scorefile import FIXED, ScoreFile
+from rlspeech.rewards.scorer import Pending, Scorer
+from rlspeech.stats import mean_interval
+from rlspeech.types import Sample, Score, UserError
+
+__all__ = ["run"]
+
+def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> dict[str, Any]:
+    """Score everything under ``path``.
+
+    Args:
+        config: rewards, references, transcripts, see ``config.ScoreFolder``.
+        path: folder or manifest.
+        json_mode: print the summary as JSON on stdout.
+
+    Returns:
+        the summary: per metric mean, interval, valid and failed counts, reasons; where the scores are; seconds per metric.
+
+    Raises:
+        UserError: nothing to score, a reward that cannot be used, or one whose references or transcripts are missing altogether.
+    """
+    items = collect(path, config.target, config.text)
+    options: dict[str, dict[str, Any]] = {}
+    for family, key, value in (("speaker_similarity", "encoder", config.speaker_encoder),
+                               ("speech_bert_score", "encoder", config.speech_encoder), ("wer", "recogniser", config.recogniser)):
+        if value:
+            options[family] = {key: value}
+    device = _device(config.device)
+    with Scorer(config.rewards, device=device, workers=config.workers, timeout_s=config.timeout_s, options=options) as scorer:
+        _check_needs(scorer, items)
+        names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}  # an alias is written under its full name
+        meta = scorer.meta()
+        scores = ScoreFile(_out(config.out, Path(path)), config.system, {names[k]: v for k, v in meta.items() if k in names})
+        todo = [i for i in items if scores.missing(i.key, i.stamp())]
+        if scores.outdated:
+            log.say(f"recomputing {', '.join(scores.outdated)}: the version or the options have changed since {scores.path} was written")
+        if len(todo) < len(items):
+            log.say(f"{len(items) - len(todo)} of {len(items)} files are in {scores.path} already")
+        try:
+            _score_all(scorer, scores, todo, names, config, done=len(items) - len(todo))
+        except KeyboardInterrupt:
+            log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
+            raise
+        finally:
+            scores.close()
+            scores.write_meta(_facts(scores, scorer, items, config.seed))
+    return _report(scores, scorer, items, names, config, json_mode)
+
+
+def _score_all(scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[str, str], config: ScoreFolder, done: int) -> None:
+    """Read, score and write in batches; the workers score one batch while the next is read and the device scores."""
+    before: tuple[list[Item], Pending] | None = None
+    with log.progress(len(todo) + done, "scoring", "files", start=done) as bar, ThreadPoolExecutor(2) as readers:
+        for batch in _ahead(readers, todo, config.batch):
+            ready = []
+            for item, sample in batch:
+                if isinstance(sample, AudioError):
+                    nulls = {n: f"audio: {sample.reason}" for n in names.values()}
+                    scores.add(_row(item, config.system, dict.fromkeys(names.values()), nulls))
+                    bar.advance()
+                else:
+                    ready.append((item, sample))
+            wanted = {n for item, _ in ready for n in scores.missing(item.key, item.stamp())}
+            only = [asked for asked, name in names.items() if name in wanted]
+            now = ([i for i, _ in ready], scorer.start([s for _, s in ready], only)) if ready else None
+            if before is not None:
+                _write(before, scores, names, config.system)
+                bar.advance(len(before[0]))
+            before = now
+        if before is not None:
+            _write(before, scores, names, config.system)
+            bar.advance(len(before[0]))
+
+
+def _ahead(readers: ThreadPoolExecutor, todo: list[Item], batch: int) -> Iterator[list[tuple[Item, Sample | AudioError]]]:
+    """Batches of loaded items, the next one being read while this one is used."""
+    parts = [todo[i:i + batch] for i in range(0, len(todo), batch)]
+    waiting = [readers.submit(load, i) for i in parts[0]] if parts else []
+    for k, part in enumerate(parts):
+        loaded = [w.result() for w in waiting]
+        waiting = [readers.submit(load, i) for i in parts[k + 1]] if k + 1 < len(parts) else []
+        yield list(zip(part, loaded, strict=True))
+
+
+def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str, str], system: str) -> None:
+    items, pending = batch
+    table = pending.result()
+    for n, item in enumerate(items):
+        answers = {names[asked]: column[n] for asked, column in table.items()}
+        errors = {k: _why(s, pending.samples[n]) for k, s in answers.items() if s.value is None}
+        values: dict[str, Any] = {}
+        for s in answers.values():
+            values.update({k: v for k, v in s.detail.items() if k not in FIXED})
+        scores.add(_row(item, system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
+    scores.flush()
+
+
+def _why(score: Score, sample: Sample) -> str:
+    if score.error == "no reference audio" and "_target_error" in sample.columns:
+        return f"reference: {sample.columns['_target_error']}"
+    return score.error or "no reason given"
+
+
+def _row(item: Item, system: str, values: dict[str, Any], errors: dict[str, str]) -> dict[str, Any]:
+    clean = {k: _plain(v) for k, v in values.items()}
+    return {"key": item.key, "system": system, **clean, "stamp": item.stamp(), "errors": errors}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6) if np.isfinite(value) else None
+    return value
+
+
+def _facts(scores: ScoreFile, scorer: Scorer, items: list[Item], seed: int) -> dict[str, Any]:
+    """What the meta file says of a system: per metric the version, counts, mean and interval; what happened to the input."""
+    keys = [i.key for i in items]
+    metrics = {}
+    for name, facts in scores.metrics.items():
+        interval = mean_interval(scores.values(name, keys), seed)
+        metrics[name] = {**facts, "n_valid": interval.n, "n_failed": len(keys) - interval.n, "mean": interval.mean, "lo": interval.lo,
+                         "hi": interval.hi, "reasons": dict(scores.errors(name, keys).most_common(10))}
+    mine = scores.meta["systems"][scores.system]
+    return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
+
+
+def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[str, str], config: ScoreFolder,
+            json_mode: bool) -> dict[str, Any]:
+    facts = scores.meta["systems"][config.system]["metrics"]
+    rows, notes = [], []
+    for name in scores.metrics:
+        f = facts[name]
+        interval = mean_interval(scores.values(name, [i.key for i in items]), config.seed)
+        rows.append([f"{name}{'' if f['higher_is_better'] else ' (lower is better)'}", interval.text(), f["n_valid"], f["n_failed"]])
+        notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
+    heading = ["metric", "mean [95 % interval]", "valid", "failed"]
+    log.table(f"{config.system}: {len(items)} files", heading, rows, [*notes, f"scores: {scores.path}"])
+    seconds = {names[k]: round(v, 3) for k, v in scorer.seconds.items()}
+    keep = ("mean", "lo", "hi", "n_valid", "n_failed", "reasons", "version")
+    summary = {"stage": "reward", "system": config.system, "n": len(items), "scores": str(scores.path), "meta": str(scores.meta_path),
+               "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds}
+    if json_mode:
+        log.emit(summary)
+    return dict(log.plain(summary))
+
+
+def _check_needs(scorer: Scorer, items: list[Item]) -> None:
+    for need, what, have, flag in (("target", "reference", any(i.target for i in items), "--target FOLDER"),
+                                   ("text", "transcript", any(i.text for i in items), "--text FILE")):
+        wanting = [r.asked for r in scorer.requests if need in r.entry.needs]
+        if wanting and not have:
+            raise UserError(f"{', '.join(wanting)} cannot be computed without a {what} for each file", "none is given", flag)
+
+
+def _out(out: str | None, path: Path) -> Path:
+    if out:
+        return Path(out) if out.endswith(".jsonl") else Path(out) / "scores.jsonl"
+    beside = path / "scores.jsonl" if path.is_dir() else path.with_suffix(".scores.jsonl")
+    if os.access(beside.parent, os.W_OK):
+        return beside
+    raise UserError(f"cannot write {beside}", "the folder is read-only", "--out FILE or FOLDER")
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,224 @@
+"""``rlspeech rl``: tune a pretrained model with a reward.
+
+    rlspeech rl --algo grpo --task flowse                                   # embedded checkpoint, embedded corpus
+    rlspeech rl --preset flowse-grpo --model runs/base --data mix.json      # as published
+
+One step: roll out a group for every prompt, score the rollouts, turn scores into advantages, update. ``metrics.jsonl`` gets a row a
+step; validation compares the same held-out clips with step 0, pair by pair, and guards may stop the run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from rlspeech import log
+from rlspeech.algos.grpo import GRPO, Experience
+from rlspeech.config import RL, GuardSpec
+from rlspeech.data.audio import save_audio
+from rlspeech.data.batches import Clip, batches
+from rlspeech.engine import Engine, Watchdog
+from rlspeech.models.adapters import Adapted
+from rlspeech.models.hub import load_flow, save_flow
+from rlspeech.rewards.base import column_of
+from rlspeech.rewards.mix import GuardWatch
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.stages.pretrain import data_of
+from rlspeech.stats import Interval, mean_interval, paired_delta
+from rlspeech.tasks import get_task
+from rlspeech.tasks.flow_policy import FlowPolicy
+from rlspeech.tasks.flowse import FlowSE
+from rlspeech.types import Sample
+
+
+def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
+    """Train, validate, checkpoint; go on where an earlier attempt of the same run stopped.
+
+    Returns:
+        run folder, checkpoint, steps, why it stopped, validation at the start and the end with paired differences.
+
+    Raises:
+        UserError: settings, data or rewards that cannot be used; nearly nothing could be scored.
+    """
+    task = get_task(config.task)
+    config = complete(config, task)
+    engine = Engine(config.device, config.precision, config.seed)
+    with Run.create(config.out, "rl", config) as folder, Watchdog() as watchdog, make_scorer(config, str(engine.device)) as scorer:
+        folder.note(device=engine.reason, rewards=scorer.meta())
+        session = Session(config, engine, task, folder, scorer)
+        _explain(config, session, engine)
+        reason = session.fit(watchdog)
+        summary = session.summary(reason)
+    log.table(f"rl: {config.algo} on {config.task}, {reason}", ["metric", "before", "after", "difference (95 %)", "role"], _rows(session, config))
+    log.say(f"next: rlspeech eval --model before={config.model} --model after={summary['run']}")
+    return summary
+
+
+def complete(config: RL, task: FlowSE) -> RL:
+    """Fill in the task's default composition and guards; names that are rewarded are not guarded."""
+    rewards = config.rewards or list(task.default_rewards)
+    named = {r.name for r in rewards}
+    guards = config.guards or [GuardSpec(name=n) for n in task.default_guards if n not in named]
+    return config.model_copy(update={"rewards": rewards, "guards": guards})
+
+
+class Session:
+    """One run's moving parts: policy, algorithm, data cursor, validation."""
+
+    def __init__(self, config: RL, engine: Engine, task: FlowSE, folder: Run, scorer: Scorer) -> None:
+        self.config, self.engine, self.folder, self.scorer = config, engine, folder, scorer
+        model, self.facts = load_flow(config.model, engine.device)
+        self.adapted = Adapted(model, config.lora)
+        self.policy = FlowPolicy(task, self.adapted, config.explore, reduction=config.reduction, seed=config.seed)
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        self.algo = GRPO(config, self.policy, self.optimizer, engine.average_gradients)
+        self.train, self.valid = data_of(config.data, config.valid, model.sample_rate, config.valid_items, config.seed)
+        self.step = self.cursor = 0
+        self.history: list[dict[str, Any]] = []  # validation columns: {"step": ..., name: [values]}
+        self.guards = GuardWatch(config.guards)
+        self.best = -math.inf
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def fit(self, watchdog: Watchdog) -> str:
+        """Run to the configured end. Returns why it stopped."""
+        cfg, started = self.config, time.monotonic()
+        self.resume()
+        feed = batches(self.train, cfg.prompts_per_step, cfg.clip_s, seed=cfg.seed, start=self.cursor, rank=self.engine.rank, world=self.engine.world)
+        if not self.history:
+            self.validate()
+        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps") as bar:
+            bar.advance(self.step)
+            while self.step < cfg.steps:
+                prompts, self.cursor = next(feed)
+                metrics = self.advance(prompts)
+                watchdog.beat()
+                self.folder.log(self.step, **metrics)
+                bar.advance(1, reward=metrics["reward"], agreement=metrics["grad_agreement"])
+                late = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
+                stop = None
+                if late or self.step % cfg.valid_every == 0 or self.step == cfg.steps:
+                    stop = self.validate()
+                if stop or late or self.step % cfg.save_every == 0 or self.step == cfg.steps:
+                    self.save()
+                if stop or late:
+                    return stop or f"stopped after {cfg.max_minutes} minutes"
+        return "all steps done"
+
+    def advance(self, prompts: list[Clip]) -> dict[str, Any]:
+        """One step: collect and update. Returns what is logged."""
+        cfg = self.config
+        experience = self.algo.collect(prompts, self.scorer, seed=1 + self.step * self.engine.world + self.engine.rank)
+        decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
+        stats = self.algo.update(experience, lr=cfg.lr * decay)
+        self.step += 1
+        return {**describe(experience), **stats, "lr": cfg.lr * decay}
+
+    def validate(self) -> str | None:
+        """Enhance and score the held-out clips without noise. Returns a reason to stop, or None."""
+        cfg = self.config
+        enhancer = self.policy.enhancer(cfg.seed)  # the same latents every time: differences are the weights'
+        made = [enhancer.infer([c.noisy], [c.key])[0] for c in self.valid]
+        for c, wav in list(zip(self.valid, made, strict=True))[:4]:
+            save_audio(self.folder.path / "samples" / f"step_{self.step:06d}" / f"{c.key}.flac", wav, enhancer.sample_rate)
+        scores = self.scorer.score([Sample(c.key, w, enhancer.sample_rate, c.target, c.text) for c, w in zip(self.valid, made, strict=True)])
+        row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
+        self.history.append(row)
+        deltas = {k: self.delta(k) for k in scores}
+        self.folder.log(self.step, **{f"valid/{k}": mean_interval(row[k]).mean for k in scores}, **{f"delta/{k}": d.mean for k, d in deltas.items()})
+        gain = sum(spec.weight * _sign(spec.name) * deltas[spec.name].mean / (_spread(self.history[0][spec.name]) or 1.0) for spec in cfg.rewards)
+        if gain > self.best and self.step:
+            self.best = gain
+            self.save()
+            self.folder.mark_best(self.step)
+        return self.guards.update(self.step, {g.name: row[g.name] for g in cfg.guards})
+
+    def delta(self, name: str) -> Interval:
+        """Paired difference of a metric between the last validation and the first."""
+        return paired_delta(self.history[-1][name], self.history[0][name], seed=self.config.seed)
+
+    # -- on disk -------------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Go on from the run folder's latest checkpoint, if it holds one."""
+        found = self.folder.latest()
+        if found is None:
+            return
+        path, state = found
+        self.adapted.load_trained({k: v.to(self.engine.device) for k, v in state["trained"].items()})
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.step, self.cursor, self.history = int(state["step"]), int(state["cursor"]), state["history"]
+        self.best = state["best"] if state["best"] is not None else -math.inf
+        self.guards.update(0, {g.name: self.history[0][g.name] for g in self.config.guards})
+        self.algo.clip_range = state["clip_range"] if state["clip_range"] is not None else math.inf
+        set_rng_state(state["rng"])
+        self.engine.say(f"resumed at step {self.step} from {path}")
+
+    def save(self) -> None:
+        """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
+        cfg = self.config
+        facts = {**self.facts.get("facts", {}), "rl": {"algo": cfg.algo, "step": self.step, "from": cfg.model, "rewards": {r.name: r.weight for r in cfg.rewards},
+                                                       "guards": [g.name for g in cfg.guards]},
+                 "validation": {k: mean_interval(v).mean for k, v in self.history[-1].items() if k != "step"}}
+        state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(), "cursor": self.cursor,
+                 "history": self.history, "best": None if math.isinf(self.best) else self.best,
+                 "clip_range": None if math.isinf(self.algo.clip_range) else self.algo.clip_range}
+
+        def write(path: Any) -> None:
+            save_flow(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
+            self.adapted.save_adapter(str(path / "adapter"))
+
+        self.folder.save_checkpoint(self.step, write, state)
+
+    def summary(self, reason: str) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        names = [k for k in self.history[0] if k != "step"]
+        return {"run": str(self.folder.path), "checkpoint": str(self.folder.path / "checkpoints" / f"step_{self.step:06d}"), "steps": self.step,
+                "stopped": reason, "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
+                "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names}, "difference": {k: self.delta(k).as_dict() for k in names}}
+
+
+def describe(experience: Experience) -> dict[str, Any]:
+    """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds a phase."""
+    a = experience.advantage
+    parts = {f"reward/{k}": mean_interval(v, n=1).mean for k, v in experience.scores.items()}
+    return {"reward": mean_interval(experience.reward, n=1).mean, **parts, "groups": a.groups, "groups_with_signal": a.signal,
+            "constant_groups": a.constant_groups, "unscorable": a.unscorable, **{f"seconds/{k}": v for k, v in experience.seconds.items()}}
+
+
+def make_scorer(config: RL, device: str) -> Scorer:
+    """Every reward and guard, loaded and tried once before anything is computed. Raises ``UserError`` where one does not work."""
+    names = list(dict.fromkeys([r.name for r in config.rewards] + [g.name for g in config.guards]))
+    scorer = Scorer(names, device=device, workers=config.workers)
+    scorer.dry_run()
+    return scorer
+
+
+def _explain(config: RL, session: Session, engine: Engine) -> None:
+    """The arithmetic that users ask about, in one line each."""
+    n, u = config.prompts_per_step, config.updates_per_collection
+    trainable = sum(p.numel() for p in session.policy.parameters())
+    engine.say(f"{engine.reason}; {trainable / 1e6:.2f} M trainable parameters; {len(session.train.utts)} prompts to draw from")
+    engine.say(f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
+               f"{config.steps} steps = {config.steps * n * config.group} scored rollouts")
+    engine.say("rewards " + ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) + "; watched " + (", ".join(g.name for g in config.guards) or "nothing"))
+
+
+def _rows(session: Session, config: RL) -> list[list[Any]]:
+    rewarded = {r.name for r in config.rewards}
+    return [[k, mean_interval(session.history[0][k]).text(3), mean_interval(session.history[-1][k]).text(3), session.delta(k).text(3, sign=True),
+             "reward" if k in rewarded else "guard"] for k in session.history[0] if k != "step"]
+
+
+def _sign(name: str) -> float:
+    return 1.0 if column_of(name).higher_is_better else -1.0
+
+
+def _spread(values: list[float | None]) -> float:
+    known = torch.tensor([v for v in values if v is not None], dtype=torch.double)
+    return float(known.std(correction=0)) if len(known) else 0.0
+

@@ -1,0 +1,230 @@
+"""The second half of ``rlspeech eval``: score rows on disk, means, paired differences, table and report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlspeech import log
+from rlspeech.config import Evaluate
+from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.jsonl import dumps, read_jsonl, write_text
+from rlspeech.models.hub import resolve
+from rlspeech.report import Clip, Metric, ReportData, mark, render_report
+from rlspeech.rewards import base
+from rlspeech.run import Run, read_metrics
+from rlspeech.stats import Interval, mean_interval, paired_delta
+from rlspeech.types import Score, UserError, Utterance
+
+__all__ = ["Table", "default_metrics", "fingerprint", "summarise", "write_report"]
+
+
+Intervals = Mapping[str, Mapping[str, Interval]]  # system -> metric
+
+
+def default_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The task's metrics that can be computed here, SIG and BAK beside OVRL, and a remark for each that cannot."""
+    good, notes = [], []
+    for name in names:
+        for column in [name, *(("dnsmos_sig", "dnsmos_bak") if name == "dnsmos_ovrl" else ())]:
+            try:
+                base.resolve(column)
+                good.append(column)
+            except UserError as error:
+                notes.append(f"{column} is left out: {error.why or error.what}")
+    if not good:
+        raise UserError("no metric can be computed here", "; ".join(notes), "rlspeech doctor")
+    return good, notes
+
+
+def fingerprint(checkpoint: str) -> str:
+    """SHA-256 over a checkpoint's config and weights, so that results of other weights of the same name are not taken for these."""
+    folder, digest = resolve(checkpoint), hashlib.sha256()
+    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
+        if path.name not in ("state.safetensors", "state.json"):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class Table:
+    """``scores.jsonl``: one flat row a (system, utterance), appended; the last row of a pair counts.
+
+    Args:
+        folder: of the run.
+        metrics: columns that a complete row has.
+    """
+
+    def __init__(self, folder: Path, metrics: Sequence[str]) -> None:
+        self.folder, self.metrics = folder, list(metrics)
+        self.path = folder / "scores.jsonl"
+        self.rows: dict[tuple[str, str], dict[str, Any]] = {(str(r.get("system")), str(r.get("key"))): r for r in read_jsonl(self.path)}
+        self.facts: dict[str, Any] = {}
+
+    def keep(self, systems: Mapping[str, str], facts: dict[str, Any]) -> None:
+        """Drop rows and audio of systems whose weights have changed since, and note the weights of today."""
+        path = self.folder / "systems.json"
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        for name, weights in systems.items():
+            if before.get(name, weights) != weights:
+                log.say(f"{name}: the checkpoint has changed since; its results are computed again")
+                self.rows = {k: r for k, r in self.rows.items() if k[0] != name}
+                for file in (self.folder / "audio" / name).glob("*.flac"):
+                    file.unlink()
+        self.facts = facts
+        self.write()
+        write_text(path, json.dumps({**before, **systems}, indent=2) + "\n")
+
+    def write(self) -> None:
+        """Rewrite the file without torn and superseded rows."""
+        write_text(self.path, "".join(dumps(row) + "\n" for row in self.rows.values()))
+
+    def done(self, system: str, key: str) -> bool:
+        """True where the row holds every metric, be it as null; a row of nothing but nulls is tried again, its file may be mended."""
+        row = self.rows.get((system, key), {})
+        return all(m in row for m in self.metrics) and any(row[m] is not None for m in self.metrics)
+
+    def add(self, system: str, key: str, scores: Mapping[str, Score]) -> None:
+        """Append a row: columns with values or null, and the reasons of the nulls."""
+        old = self.rows.get((system, key), {})
+        errors = {m: s.error for m, s in scores.items() if s.value is None}
+        kept = {m: e for m, e in old.get("errors", {}).items() if m not in scores}
+        row = {**old, "key": key, "system": system, **{m: s.value for m, s in scores.items()}, "errors": {**kept, **errors}}
+        self.rows[system, key] = row
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(dumps(row) + "\n")
+
+    def fail(self, system: str, key: str, reason: str) -> None:
+        """A row of nulls for an utterance that has no output."""
+        self.add(system, key, dict.fromkeys(self.metrics, Score(None, reason)))
+
+    def column(self, system: str, metric: str, keys: Iterable[str]) -> dict[str, float | None]:
+        """Values by utterance."""
+        return {k: self.rows.get((system, k), {}).get(metric) for k in keys}
+
+
+def summarise(table: Table, systems: Sequence[str], baseline: str | None, keys: Sequence[str], meta: dict[str, Any]) -> dict[str, Any]:
+    """Means, paired differences to the baseline, both with intervals; writes ``metrics.json`` and ``scores.meta.json``, prints the table.
+
+    Raises:
+        UserError: there is not one score.
+    """
+    table.write()
+    names = table.metrics
+    columns = {s: {m: table.column(s, m, keys) for m in names} for s in systems}
+    means = {s: {m: mean_interval(list(columns[s][m].values())) for m in names} for s in systems}
+    if not any(i.n for row in means.values() for i in row.values()):
+        errors = [e for r in table.rows.values() for e in r["errors"].values()]
+        raise UserError("not one utterance could be scored", errors[0] if errors else "", f"look at the errors in {table.path}")
+    others = [s for s in [*systems[1:], systems[0]] if s != baseline] if baseline else []
+    deltas = {s: {m: paired_delta(columns[s][m], columns[baseline or s][m]) for m in names} for s in others}
+    better = {m: base.column_of(m).higher_is_better for m in names}
+    _print([Metric(m, better[m]) for m in names], means, deltas, baseline, len(keys))
+    failed = sum(bool(table.rows.get((s, k), {}).get("errors")) for s in systems for k in keys)
+    summary = {"n": len(keys), "rows_with_errors": failed, "baseline": baseline, "higher_is_better": better,
+               "systems": {s: {m: i.as_dict() for m, i in row.items()} for s, row in means.items()},
+               "deltas": {s: {m: {**i.as_dict(), "significant": i.significant} for m, i in row.items()} for s, row in deltas.items()}}
+    write_text(table.folder / "metrics.json", json.dumps(log.plain(summary), indent=2, ensure_ascii=False) + "\n")
+    counts = {s: {m: {"n_valid": i.n, "n_failed": i.dropped, **i.as_dict()} for m, i in row.items()} for s, row in means.items()}
+    facts = {"metrics": meta, "systems": counts, "settings": table.facts, "interval": "bootstrap over utterances, 95 %"}
+    write_text(table.folder / "scores.meta.json", json.dumps(log.plain(facts), indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _print(metrics: Sequence[Metric], means: Intervals, deltas: Intervals, baseline: str | None, n: int) -> None:
+    shown = {s: d for s, d in deltas.items() if s != "input"}  # what the models do to the input is in the columns and in the report
+    rows = []
+    for m in metrics:
+        cells: list[Any] = [m.name if m.higher_is_better else f"{m.name} (lower is better)"]
+        cells += [means[s][m.name].mean for s in means]
+        cells += [f"{d[m.name].text(sign=True)} {mark(m, d[m.name])}" for d in shown.values()]
+        rows.append(cells)
+    dropped = sum(i.dropped for row in means.values() for i in row.values())
+    notes = [f"mean over {n} utterances; {dropped} scores could not be computed" if dropped else f"mean over {n} utterances"]
+    if shown:
+        notes.append(f"differences to {baseline} are paired, with bootstrap 95 % intervals; better and worse where they exclude 0")
+    log.table("Evaluation", ["metric", *means, *(f"{s} - {baseline}" for s in shown)], rows, notes)
+
+
+def write_report(folder: Run, config: Evaluate, table: Table, utts: Sequence[Utterance], summary: dict[str, Any], notes: Sequence[str],
+                 device: str) -> Path:
+    """Render ``report.html`` of a summary."""
+    systems = list(summary["systems"])
+    intervals = {part: {s: {m: _interval(v) for m, v in row.items()} for s, row in summary[part].items()} for part in ("systems", "deltas")}
+    versions = json.loads((folder.path / "env.json").read_text(encoding="utf-8")).get("versions", {})
+    remarks = [*notes, *_errors(table, [u.id for u in utts])]
+    cost = {"device": device, "time": f"{summary['seconds']['total']:.0f} s, of which scoring "
+            + ", ".join(f"{k} {v:.1f} s" for k, v in summary["seconds"].items() if k != "total")}
+    data = ReportData(
+        title=f"Evaluation: {', '.join(config.models) or 'unprocessed input'}",
+        subtitle=f"{config.task}, {len(utts)} utterances of {config.data or 'the embedded test set'}",
+        metrics=[Metric(m, up, base.column_of(m).help) for m, up in summary["higher_is_better"].items()],
+        means=intervals["systems"], baseline=summary["baseline"], deltas=intervals["deltas"], curves=_curves(config),
+        clips=_clips(config, table, utts, systems, summary["baseline"]), config=config.model_dump(mode="json"), versions=versions,
+        cost=cost, notes=remarks)
+    return render_report(folder.path / "report.html", data)
+
+
+def _interval(value: dict[str, Any]) -> Interval:
+    mean, lo, hi = (float("nan") if value[k] is None else value[k] for k in ("mean", "lo", "hi"))
+    return Interval(mean, lo, hi, value["n"], value["dropped"])
+
+
+def _errors(table: Table, keys: Sequence[str]) -> list[str]:
+    wanted = set(keys)
+    found: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for (system, key), row in table.rows.items():
+        for metric, reason in row["errors"].items() if key in wanted else ():
+            found.setdefault((system, reason), {}).setdefault(key, set()).add(metric)
+    return [f"{system}: {len(where)} without {', '.join(sorted(set().union(*where.values())))} ({', '.join(list(where)[:3])}): {reason}"
+            for (system, reason), where in found.items()][:20]
+
+
+def _curves(config: Evaluate) -> dict[str, list[dict[str, Any]]]:
+    """Learning curves of the runs that the checkpoints come from."""
+    found = {}
+    for name, checkpoint in config.models.items():
+        folder = resolve(checkpoint)
+        rows = read_metrics(folder.parent.parent / "metrics.jsonl") if folder.parent.name == "checkpoints" else []
+        if rows:
+            found[name] = rows
+    return found
+
+
+def _clips(config: Evaluate, table: Table, utts: Sequence[Utterance], systems: Sequence[str], baseline: str | None) -> list[Clip]:
+    """Players from the worst to the best utterance of the last system's first metric, evenly spaced, so that they flatter nobody."""
+    keys, metric = [u.id for u in utts], table.metrics[0]
+    value = table.column(systems[-1], metric, keys)
+    under = table.column(baseline, metric, keys) if baseline else dict.fromkeys(keys, 0.0)
+    sign = 1 if base.column_of(metric).higher_is_better else -1
+    ranked = sorted((sign * (v - u), k) for k in keys if (v := value[k]) is not None and (u := under[k]) is not None)
+    picked = [ranked[i][1] for i in np.unique(np.linspace(0, len(ranked) - 1, min(config.players, len(ranked))).astype(int))]
+    by_id, clips = {u.id: u for u in utts}, []
+    for key in picked:
+        utt = by_id[key]
+        audio: dict[str, np.ndarray] = {}
+        for system in systems:
+            _try_load(audio, system, table.folder / "audio" / system / f"{key}.flac")
+        if utt.target_filepath:
+            _try_load(audio, "reference", utt.target_filepath, utt.offset, utt.duration)
+        note = " · ".join(filter(None, [f"{utt.snr_db:.1f} dB SNR" if utt.snr_db is not None else "", utt.text or ""]))
+        scores = {s: {m: table.rows.get((s, key), {}).get(m) for m in table.metrics[:4]} for s in systems}
+        clips.append(Clip(key, audio, 16000, note, scores))
+    return clips
+
+
+def _try_load(audio: dict[str, np.ndarray], name: str, path: str | Path, offset_s: float = 0.0, duration_s: float | None = None) -> None:
+    try:
+        audio[name] = load_audio(path, 16000, offset_s, duration_s)
+    except AudioError:
+        pass  # its row says why

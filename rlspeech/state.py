@@ -1,0 +1,142 @@
+"""Trainer state on disk without pickle: tensors in ``state.safetensors``, everything else in ``state.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from rlspeech.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+__all__ = ["load_optimizer_state", "load_state", "optimizer_state", "rng_state", "save_state", "set_rng_state"]
+
+
+def save_state(path: Path, state: dict[Any, Any]) -> None:
+    """Write a nested dict into a folder.
+
+    Args:
+        path: the folder; it is made where it is missing.
+        state: dicts, lists and tuples of tensors, arrays, numbers, strings, booleans and None; keys may be integers.
+
+    Raises:
+        TypeError: another type, with its place in the tree.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "state", tensors)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(path / "state.safetensors"))
+    (path / "state.json").write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
+
+
+def load_state(path: Path) -> dict[Any, Any]:
+    """Read what ``save_state`` wrote; tensors come back on the CPU. Raises OSError, ValueError or safetensors' error on damage."""
+    from safetensors.torch import load_file
+
+    tree = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = _decode(tree, load_file(str(path / "state.safetensors")))
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}/state.json holds no dict")
+    return state
+
+
+def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    import torch
+
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"__float__": repr(value)}
+    if isinstance(value, torch.Tensor):
+        name = f"{len(tensors)}:{place}"  # the place alone is ambiguous when keys hold dots
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"__tensor__": name}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        name = f"{len(tensors)}:{place}"
+        tensors[name] = torch.from_numpy(np.array(value))
+        return {"__array__": name}
+    if isinstance(value, list | tuple):
+        items = [_encode(v, f"{place}.{i}", tensors) for i, v in enumerate(value)]
+        return items if isinstance(value, list) else {"__tuple__": items}
+    if isinstance(value, dict):
+        if all(isinstance(k, str) and not k.startswith("__") for k in value):
+            return {k: _encode(v, f"{place}.{k}", tensors) for k, v in value.items()}
+        if all(isinstance(k, str | int) and not isinstance(k, bool) for k in value):
+            return {"__dict__": [[k, _encode(v, f"{place}.{i}:{k}", tensors)] for i, (k, v) in enumerate(value.items())]}
+    raise TypeError(f"{place} is of type {type(value).__name__}, which trainer state cannot hold")
+
+
+def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_decode(v, tensors) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if len(tree) == 1:
+        (tag, body), = tree.items()
+        if tag == "__tensor__":
+            return tensors[body]
+        if tag == "__array__":
+            return tensors[body].numpy()
+        if tag == "__float__":
+            return float(body)
+        if tag == "__tuple__":
+            return tuple(_decode(v, tensors) for v in body)
+        if tag == "__dict__":
+            return {k: _decode(v, tensors) for k, v in body}
+    return {k: _decode(v, tensors) for k, v in tree.items()}
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimiser's state, fit for ``save_state``."""
+    return dict(optimizer.state_dict())
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put a state back.
+
+    Raises:
+        UserError: it belongs to another set of parameters.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise UserError("the optimiser's state does not fit this model", str(error), "start with --out NEW") from None
+
+
+def rng_state() -> dict[str, Any]:
+    """State of the generators of Python, numpy and torch (and of every CUDA device)."""
+    import torch
+
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True))
+    state = {"python": [version, np.array(words, dtype=np.int64), gauss],
+             "numpy": [name, keys.astype(np.int64), position, has_gauss, cached],
+             "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the generators back; CUDA states are skipped where the number of devices differs."""
+    import torch
+
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(int(w) for w in words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.asarray(keys).astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    cuda = state.get("cuda", [])
+    if cuda and torch.cuda.is_available() and torch.cuda.device_count() == len(cuda):
+        torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,190 @@
+"""Means with bootstrap intervals, paired differences, agreement between gradients. numpy only.
+
+The interval is the percentile bootstrap with Hesterberg's small-sample expansion ("What teachers should know about the
+bootstrap", 2015, section 4.3): the plain percentile interval of a mean is too narrow by about sqrt((n-1)/n) z/t, which is a
+quarter at n = 5, so the percentiles are taken further out. From n = 50 on the two are practically the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Interval", "mean_interval", "paired_delta", "pairwise_cosine", "spearman"]
+
+Values = Sequence[float | None] | np.ndarray
+CHUNK = 4_000_000  # resampled values held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and its interval.
+
+    Args:
+        mean: of the valid values; nan where there are none.
+        lo: lower end; nan below two valid values, where nothing is known about the spread.
+        hi: upper end.
+        n: valid values.
+        dropped: values that were None, nan or infinite, or had no partner.
+    """
+
+    mean: float
+    lo: float
+    hi: float
+    n: int
+    dropped: int = 0
+
+    @property
+    def significant(self) -> bool:
+        """True where the interval exists and excludes 0."""
+        return self.lo > 0 or self.hi < 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: nan becomes null."""
+        return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in asdict(self).items()}
+
+    def text(self, digits: int = 3, sign: bool = False) -> str:
+        """``0.392 [0.224, 0.531]``; ``-`` where there is no mean."""
+        if not math.isfinite(self.mean):
+            return "-"
+        mean = f"{self.mean:+.{digits}f}" if sign else f"{self.mean:.{digits}f}"
+        return f"{mean} [{self.lo:.{digits}f}, {self.hi:.{digits}f}]" if math.isfinite(self.lo) else mean
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def mean_interval(values: Values, seed: int = 0, n: int = 2000, level: float = 0.95) -> Interval:
+    """Mean with a bootstrap interval over the values.
+
+    Args:
+        values: (K,) numbers; None, nan and infinities are dropped and counted.
+        seed: of the resampling; the same seed gives the same interval.
+        n: resamples.
+        level: coverage.
+    """
+    x = _floats(values)
+    good = x[np.isfinite(x)]
+    dropped = len(x) - len(good)
+    if len(good) < 2:
+        return Interval(float(good[0]) if len(good) else math.nan, math.nan, math.nan, len(good), dropped)
+    rng = np.random.default_rng(seed)
+    rows = max(1, CHUNK // len(good))
+    parts = [good[rng.integers(0, len(good), (min(rows, n - start), len(good)))].mean(1) for start in range(0, n, rows)]
+    lo, hi = _percentiles(np.concatenate(parts), len(good), level)
+    return Interval(float(good.mean()), lo, hi, len(good), dropped)
+
+
+def paired_delta(
+    system: Mapping[str, float | None] | Values, baseline: Mapping[str, float | None] | Values,
+    seed: int = 0, n: int = 2000, level: float = 0.95,
+) -> Interval:
+    """Mean of ``system - baseline`` over the items that both have, with a bootstrap interval over the items.
+
+    Args:
+        system: values by key, or (K,) in the baseline's order.
+        baseline: the same items.
+        seed: of the resampling.
+        n: resamples.
+        level: coverage.
+
+    Raises:
+        ValueError: two sequences of different lengths, or a mapping against a sequence.
+    """
+    if isinstance(system, Mapping) and isinstance(baseline, Mapping):
+        keys = sorted({*system, *baseline})
+        a, b = _floats([system.get(k) for k in keys]), _floats([baseline.get(k) for k in keys])
+    elif isinstance(system, Mapping) or isinstance(baseline, Mapping):
+        raise ValueError("paired_delta needs two mappings or two sequences")
+    else:
+        a, b = _floats(system), _floats(baseline)
+        if len(a) != len(b):
+            raise ValueError(f"paired_delta got {len(a)} and {len(b)} values")
+    with np.errstate(invalid="ignore"):
+        return mean_interval(a - b, seed, n, level)
+
+
+def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000, level: float = 0.95) -> Interval:
+    """Mean cosine over the pairs of K vectors, with a bootstrap interval over the vectors. 0 means no common signal.
+
+    A resample draws K vectors with replacement; pairs of a vector with itself are left out, for their cosine is 1 by
+    construction. Zero and non-finite vectors have no direction: they are dropped and counted.
+
+    Args:
+        grads: (K, P), one vector a row.
+        seed: of the resampling.
+        n: resamples.
+        level: coverage.
+    """
+    grads = np.asarray(grads)
+    if grads.ndim != 2:
+        raise ValueError(f"pairwise_cosine needs (K, P), got shape {grads.shape}")
+    norms = np.array([np.linalg.norm(row.astype(np.float64)) for row in grads])
+    good = np.isfinite(norms) & (norms > 0)
+    k, dropped = int(good.sum()), int((~good).sum())
+    if k < 2:
+        return Interval(math.nan, math.nan, math.nan, k, dropped)
+    unit = grads[good] / norms[good, None].astype(grads.dtype if grads.dtype.kind == "f" else np.float64)
+    cos = (unit @ unit.T).astype(np.float64)
+    np.fill_diagonal(cos, 0.0)
+    mean = cos.sum() / (k * (k - 1))
+    weights = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n).astype(np.float64)  # (n, K) draws of each vector
+    pairs = k**2 - (weights**2).sum(1)  # ordered pairs of different vectors in a resample
+    sums = ((weights @ cos) * weights).sum(1)
+    if k < 3:  # two vectors hold one pair: nothing to resample
+        return Interval(float(mean), math.nan, math.nan, k, dropped)
+    lo, hi = _percentiles(sums[pairs > 0] / pairs[pairs > 0], k, level)
+    return Interval(float(mean), lo, hi, k, dropped)
+
+
+def spearman(a: Values, b: Values) -> float:
+    """Rank correlation, ties shared; nan below three valid pairs or where one side is constant.
+
+    Args:
+        a: (K,) numbers; pairs with None or nan on either side are left out.
+        b: (K,) numbers.
+    """
+    x, y = _floats(a), _floats(b)
+    if len(x) != len(y):
+        raise ValueError(f"spearman got {len(x)} and {len(y)} values")
+    good = np.isfinite(x) & np.isfinite(y)
+    if good.sum() < 3:
+        return math.nan
+    rx, ry = _ranks(x[good]), _ranks(y[good])
+    if np.ptp(rx) == 0 or np.ptp(ry) == 0:
+        return math.nan
+    return float(np.corrcoef(np.stack([rx, ry]))[0, 1])
+
+
+def _floats(values: Values) -> np.ndarray:
+    return np.array([math.nan if v is None else float(v) for v in values], dtype=np.float64)
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+def _percentiles(means: np.ndarray, n: int, level: float) -> tuple[float, float]:
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t_quantile((1 + level) / 2, n - 1))
+    lo, hi = np.quantile(means, [tail, 1 - tail])
+    return float(lo), float(hi)
+
+
+def _t_quantile(p: float, df: int) -> float:
+    """Student's t quantile by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5); exact for one and two degrees."""
+    if df == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if df == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z = NormalDist().inv_cdf(p)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return float(z + first / df + second / df**2 + third / df**3)

@@ -1,0 +1,231 @@
+"""Where a flow policy's randomness goes: kernels that make one Euler step stochastic, each with its log-probability.
+
+Every kernel turns a deterministic step of the ODE into a Gaussian whose mean is the network's own output and which is that
+output exactly at noise 0. A kernel never needs two large log-probabilities: moving the network from x1_old to x1_new (its
+prediction of the clean spectrum) moves the Gaussian's mean by d standard deviations in every dimension, and
+
+    log pi_new - log pi_old = sum (eps d - d^2 / 2),      KL(new || reference) = sum d_ref^2 / 2,
+
+eps being the noise that was drawn. So the ratio is exactly 1 and the KL exactly 0 where the network has not moved.
+
+Published kernels (independent noise in every bin), for x_t = (1-t) x_0 + t x_1, x_0 ~ N(m, s^2), with x0_hat = x - t v:
+
+    sde     mean = x + dt [v - a^2 / (2t) (x0_hat - m)],                     std = s a sqrt((1-t)/t dt)     FlowSE-GRPO, Eq. 6
+    cps     mean = t' x1_hat + (1-t') [m + cos(eta pi/2) (x0_hat - m)],      std = s (1-t') sin(eta pi/2)   arXiv 2509.05952
+    dance   mean = x + dt [v - eta^2 / (2 (1-t)) (x0_hat - m)],              std = s eta sqrt(dt)           DanceGRPO
+
+Ours (``gain``): noise where a change is audible as a whole. The predicted clean spectrum x1_hat has compressed magnitudes
+m = |X|^p; fields phi_j over its bins (orthogonal under weights w, unit weighted spread) are the dimensions of the action:
+
+    log m_tilde = log m + p sigma sum_j eps_j phi_j,          x1_tilde has the phases of x1_hat,
+
+    level      phi = 1 on the bins of one band and stretch of time: the band gets louder or softer, sigma in nepers;
+    contrast   phi = the input's log attenuation log m - log |y|, centred and scaled within the band: the network's own noise
+               suppression gets stronger or weaker there.
+
+What the network says of dimension j is the weighted projection of its log-magnitudes on phi_j, so that for new weights
+
+    d_j = sum_bins w phi_j (log m_new - log m_old) / (p sigma sum_bins w phi_j^2),        w = m_old.
+
+The projection is exact for the action itself (moving by eps_j gives back eps_j). The spectrum's shape inside a field and its
+phases are the network's, held fixed while the action is evaluated: the policy is a distribution over the coefficients.
+A 2-s clip has 33,000 bins a step and 2 x 16 coefficients, and at the last step the whole group shares one forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlspeech.config import Exploration
+from rlspeech.models.flow import FlowEnhancer, euler, magnitude
+
+__all__ = ["BinNoise", "GainNoise", "Kernel", "Site", "build_kernel"]
+
+TINY = 1e-2  # compressed magnitude under which a bin counts as empty: |X| = 2e-7 at p = 0.3
+PHI_MAX = 3.0
+
+
+@dataclass
+class Site:
+    """Where a stochastic step starts from; n unique states (a group may share one).
+
+    Args:
+        x, y, x1: (n, L, D) state, condition, predicted clean spectrum of the policy that acted.
+        t, dt: time and length of the step.
+        mask: (n, L) bool or None.
+    """
+
+    x: Tensor
+    y: Tensor
+    x1: Tensor
+    t: float
+    dt: float
+    mask: Tensor | None
+
+    def pick(self, rows: Tensor) -> Site:
+        """The same for a selection of states."""
+        return Site(self.x[rows], self.y[rows], self.x1[rows], self.t, self.dt, None if self.mask is None else self.mask[rows])
+
+
+class Kernel(Protocol):
+    """One stochastic step. ``eps`` and ``shift`` are (N, J): noise and movement of the mean in every dimension of the action."""
+
+    def dims(self, site: Site) -> int:
+        """J, the dimensions of the action."""
+        ...
+
+    def active(self, site: Site) -> Tensor:
+        """(n, J) float, 1 on dimensions that exist (not padding, not empty)."""
+        ...
+
+    def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
+        """The next state (N, L, D) for noise (N, J); row i starts from state ``states[i]``."""
+        ...
+
+    def shift(self, site: Site, x1: Tensor) -> Tensor:
+        """How far (n, J) the mean lies from where it was when ``x1`` (n, L, D) replaces the prediction, in standard deviations."""
+        ...
+
+    def scale(self, site: Site) -> float:
+        """Standard deviation of the noise."""
+        ...
+
+
+class BinNoise:
+    """sde, cps and dance: independent noise in every bin."""
+
+    def __init__(self, model: FlowEnhancer, cfg: Exploration) -> None:
+        self.model, self.kind, self.noise = model, cfg.kind, cfg.noise
+
+    def _terms(self, t: float, dt: float, spread: float) -> tuple[float, float]:
+        """Coefficient of (x0_hat - m) in the drift, per dt, and the standard deviation."""
+        a, after = self.noise, max(0.0, 1 - t - dt)
+        if self.kind == "sde":
+            return a**2 / (2 * t), spread * a * math.sqrt((1 - t) / t * dt)
+        if self.kind == "dance":
+            return a**2 / (2 * (1 - t)), spread * a * math.sqrt(dt)
+        return after * (1 - math.cos(a * math.pi / 2)) / dt, spread * after * math.sin(a * math.pi / 2)
+
+    def dims(self, site: Site) -> int:
+        return site.x.shape[1] * site.x.shape[2]
+
+    def active(self, site: Site) -> Tensor:
+        n, length, width = site.x.shape
+        real = site.x.new_ones(n, length) if site.mask is None else site.mask.float()
+        return real[..., None].expand(n, length, width).reshape(n, -1)
+
+    def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
+        centre, spread = self.model.prior_moments(site.y)
+        v = (site.x1 - site.x) / (1.0 - site.t)
+        pull, std = self._terms(site.t, site.dt, spread)
+        mean = euler(site.x, site.x1, site.t, site.dt) - site.dt * pull * (site.x - site.t * v - centre)
+        return mean[states] + std * eps.view(len(states), *site.x.shape[1:])
+
+    def shift(self, site: Site, x1: Tensor) -> Tensor:
+        _, spread = self.model.prior_moments(site.y)
+        pull, std = self._terms(site.t, site.dt, spread)
+        moved = (x1.float() - site.x1) / (1.0 - site.t)  # of the velocity
+        return (moved * (site.dt * (1.0 + pull * site.t) / max(std, 1e-12))).flatten(1)
+
+    def scale(self, site: Site) -> float:
+        return self._terms(site.t, site.dt, self.model.prior_moments(site.y)[1])[1]
+
+
+class GainNoise:
+    """Log-gains and contrast by band and stretch of time; see the top of the file."""
+
+    def __init__(self, model: FlowEnhancer, cfg: Exploration) -> None:
+        self.model, self.noise, self.basis = model, cfg.noise, tuple(cfg.basis)
+        self.power = model.cfg.compress
+        bins = model.front.width // 2
+        self.segment = None if cfg.segment_s is None else max(1, round(cfg.segment_s * model.sample_rate / model.cfg.hop))
+        self.bands = _band_matrix(bins, cfg.bands, model.sample_rate).to(next(model.parameters()).device)
+
+    def _cells(self, field: Tensor) -> Tensor:
+        """Sum (n, L, K) over the bins of every cell: (n, stretches, bands)."""
+        banded = field @ self.bands  # (n, L, bands)
+        step = self.segment or banded.shape[1]
+        pad = -banded.shape[1] % step
+        return torch.nn.functional.pad(banded, (0, 0, 0, pad)).unflatten(1, (-1, step)).sum(2)
+
+    def _spread(self, cells: Tensor, length: int) -> Tensor:
+        """Write a number per cell back on its bins: (n, stretches, bands) -> (n, L, K)."""
+        step = self.segment or length
+        return cells.repeat_interleave(step, dim=1)[:, :length] @ self.bands.T
+
+    def _fields(self, site: Site) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Old log-magnitudes, weights, cell weights, and phi per kind of field."""
+        m = magnitude(site.x1)
+        weight = m * (m > TINY)
+        if site.mask is not None:
+            weight = weight * site.mask[..., None]
+        total = self._cells(weight).clamp_min(1e-12)
+        fields = {}
+        if "level" in self.basis:
+            fields["level"] = torch.ones_like(m)
+        if "contrast" in self.basis:
+            q = m.log() - magnitude(site.y.float()).log()
+            q = q - self._spread(self._cells(weight * q) / total, m.shape[1])
+            deviation = (self._cells(weight * q.square()) / total).clamp_min(1e-8).sqrt()
+            phi = (q / self._spread(deviation, m.shape[1]).clamp_min(1e-4)).clamp(-PHI_MAX, PHI_MAX)
+            fields["contrast"] = phi - self._spread(self._cells(weight * phi) / total, m.shape[1])  # orthogonal to level again
+        return m, weight, total, fields
+
+    def dims(self, site: Site) -> int:
+        step = self.segment or site.x.shape[1]
+        return len(self.basis) * -(-site.x.shape[1] // step) * self.bands.shape[1]
+
+    def active(self, site: Site) -> Tensor:
+        _, _, total, fields = self._fields(site)
+        alive = (total > 1e-6).float()
+        return torch.stack([alive for _ in fields], dim=2).flatten(1)
+
+    def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
+        _, _, total, fields = self._fields(site)
+        parts = eps.view(len(states), total.shape[1], len(fields), total.shape[2]).unbind(2)  # stretches first: padding adds dimensions at the end
+        length = site.x.shape[1]
+        log_gain = sum(self._spread(part, length) * phi[states] for part, phi in zip(parts, fields.values(), strict=True))
+        moved = site.x1[states] * torch.cat([(self.power * self.noise * log_gain).exp()] * 2, dim=-1)
+        return euler(site.x[states], moved, site.t, site.dt)
+
+    def shift(self, site: Site, x1: Tensor) -> Tensor:
+        m, weight, _, fields = self._fields(site)
+        change = magnitude(x1.float()).log() - m.log()
+        moved = [self._cells(weight * phi * change) / self._cells(weight * phi.square()).clamp_min(1e-12) for phi in fields.values()]
+        return torch.stack(moved, dim=2).flatten(1) / (self.power * max(self.noise, 1e-12))
+
+    def scale(self, site: Site) -> float:
+        return self.noise
+
+
+def _band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
+    """(K, bands) 0/1: every bin in one band, band edges equally spaced in mel, at least one bin each."""
+    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
+    edges = [round((10 ** (top * i / bands / 2595) - 1) * 700 / (sample_rate / 2) * bins) for i in range(bands + 1)]
+    for i in range(1, bands + 1):
+        edges[i] = max(edges[i], edges[i - 1] + 1)
+    edges[-1] = bins
+    for i in range(bands - 1, 0, -1):
+        edges[i] = min(edges[i], edges[i + 1] - 1)
+    matrix = torch.zeros(bins, bands)
+    for i in range(bands):
+        matrix[edges[i]:edges[i + 1], i] = 1.0
+    return matrix
+
+
+def build_kernel(model: FlowEnhancer, cfg: Exploration) -> Kernel:
+    """The kernel that the config names; ``gain`` needs the stft front end."""
+    if cfg.kind != "gain":
+        return BinNoise(model, cfg)
+    from rlspeech.types import UserError
+
+    if model.cfg.front_end != "stft":
+        raise UserError("explore.kind=gain needs the stft front end", "log-mel magnitudes go through a vocoder", "--set explore.kind=sde")
+    if cfg.bands > model.front.width // 2:
+        raise UserError(f"{cfg.bands} bands do not fit {model.front.width // 2} bins", "", f"--set explore.bands={model.front.width // 8}")
+    return GainNoise(model, cfg)

@@ -1,0 +1,170 @@
+"""A flow-matching enhancer as a policy: N = B*G rollouts of S stochastic steps inside an otherwise deterministic ODE.
+
+The textbook version (Flow-GRPO, FlowSE-GRPO) turns a window of Euler steps into SDE steps and trains on their Gaussian
+log-probabilities. What is changed: the deterministic steps before the window are run once a prompt and shared by the group
+(option ``shared_latent``); ratios and KLs come from how far the mean moved, not from differences of large numbers; states
+that several rows share are evaluated once; and the noise may be structured (``tasks/explore.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from rlspeech.config import Exploration
+from rlspeech.data.batches import Clip, seed_of
+from rlspeech.models.adapters import Adapted
+from rlspeech.models.flow import euler
+from rlspeech.tasks.explore import Site, build_kernel
+from rlspeech.tasks.flowse import Enhancer, FlowBatch, FlowSE, decode, encode, latent, normal, spectral_mask
+from rlspeech.types import LogProb, Rollout, Sample, UserError
+
+__all__ = ["Decision", "FlowPolicy"]
+
+
+@dataclass
+class Decision:
+    """One stochastic step of all rollouts: ``site`` holds n unique states, row i starts from ``states[i]`` with noise ``eps[i]`` (N, J)."""
+
+    site: Site
+    eps: Tensor
+    states: Tensor
+    active: Tensor
+    old: Tensor
+
+
+class FlowPolicy:
+    """Acts with the current weights of ``adapted``; see ``types.Policy``.
+
+    Args:
+        task: for batching.
+        adapted: model, trainable part, reference.
+        explore: noise kernel and window.
+        reduction: "mean" or "sum" of the log-probability over a decision's dimensions.
+        seed: of latents and noise.
+
+    Raises:
+        UserError: a window that does not fit the number of steps.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset({"sample"})
+
+    def __init__(self, task: FlowSE, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean", seed: int = 0) -> None:
+        low = explore.nfe[0] - (explore.kind == "cps")  # cps has no noise in the last step
+        fits = low >= 2 or (low == 1 and explore.kind in {"gain", "dance"} and explore.start == "last")
+        if not fits or explore.window > low or (explore.start != "last" and not 1 <= explore.start[0] <= explore.start[1] <= low - 1):
+            raise UserError("the exploration window does not fit", f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step",
+                            "--set explore.start=[1,3] --set explore.nfe=[7,10]")
+        self.task, self.adapted, self.model, self.explore = task, adapted, adapted.model, explore
+        self.kernel = build_kernel(adapted.model, explore)
+        self.reduction, self.seed, self.sample_rate = reduction, seed, adapted.model.sample_rate
+
+    def parameters(self) -> list[Parameter]:
+        """What an optimiser may change."""
+        return self.adapted.parameters()
+
+    def enhancer(self, seed: int) -> Enhancer:
+        """The current weights without noise."""
+        return Enhancer(self.task, self.model, seed=seed)
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def schedule(self, rng: np.random.Generator) -> tuple[int, range]:
+        """Number of Euler steps, and which of them are stochastic (never step 0, unless it is the only one); one draw a collection."""
+        cfg = self.explore
+        nfe = int(rng.integers(cfg.nfe[0], cfg.nfe[1] + 1))
+        end = nfe - (cfg.kind == "cps")  # the last step of cps has no noise, so that its log-probability would be 0/0
+        first = end - cfg.window if cfg.start == "last" else int(rng.integers(cfg.start[0], cfg.start[1] + 1))
+        return nfe, range(max(first, 1) if nfe > 1 else 0, min(first + cfg.window, end))
+
+    @torch.no_grad()
+    def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
+        """Sample ``group`` enhancements of each clip. Args: batch of B clips. Returns N = B*G rows."""
+        model, device = self.model, next(self.model.parameters()).device
+        data = self.task.collate(batch, model.cfg, device)
+        y = encode(model, data.noisy, data.samples)
+        mask = spectral_mask(model, data, y.shape[1])
+        nfe, window = self.schedule(np.random.default_rng([self.seed, seed]))
+        dt = 1.0 / nfe
+        shared, n = self.explore.shared_latent, len(batch) * group
+        prompts = torch.arange(len(batch), device=device).repeat_interleave(group)
+        states = torch.arange(len(batch), device=device) if shared else prompts  # prompt of every state so far
+        names = [c.key for c in batch] if shared else [f"{c.key}#{g}" for c in batch for g in range(group)]
+        y = y[states]
+        mask = None if mask is None else mask[states]
+        x = model.prior(y, latent(names, self.seed + seed, (y.shape[1], y.shape[2])).to(device))
+        decisions: list[Decision] = []
+        for i in range(nfe):
+            x1 = model.clean(x, y, i * dt, mask)
+            if i in window:
+                site = Site(x, y, x1, i * dt, dt, mask)
+                rows = prompts if len(x) < n else torch.arange(n, device=device)
+                decision = self._decide(site, rows, [batch[p].key for p in prompts.tolist()], group, seed, i)
+                x = self.kernel.act(site, decision.eps, rows)
+                decisions.append(decision)
+                y, mask = (y, mask) if len(y) == n else (y[rows], None if mask is None else mask[rows])
+            else:
+                x = euler(x, x1, i * dt, dt)
+        return self._pack(batch, data, x, prompts, decisions)
+
+    def _decide(self, site: Site, rows: Tensor, keys: list[str], group: int, seed: int, step: int) -> Decision:
+        eps = torch.stack([self._noise(key, i % group, group, seed, step, self.kernel.dims(site)) for i, key in enumerate(keys)])
+        active = self.kernel.active(site)
+        eps = eps.to(site.x.device) * active[rows]
+        old = _reduce(-0.5 * eps.square(), active[rows], self.reduction)
+        return Decision(site, eps, rows, active, old)
+
+    def _noise(self, key: str, member: int, group: int, seed: int, step: int, dims: int) -> Tensor:
+        """Standard normal (J,), a function of (seed, collection, utterance, member, step) alone. Mirrored in the group's second half."""
+        mirrored = self.explore.antithetic and member >= group - group // 2
+        source = member - (group - group // 2) if mirrored else member
+        draw = normal(dims, seed_of(self.seed, seed, key, source, step))
+        return -draw if mirrored else draw
+
+    def _pack(self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]) -> Rollout:
+        out = decode(self.model, x, data.samples[prompts]) / data.gain[prompts][:, None]
+        wavs = out.float().cpu().numpy()
+        owners = prompts.tolist()
+        samples = [Sample(batch[p].key, wavs[i, : len(batch[p].noisy)], self.sample_rate, batch[p].target, batch[p].text, batch[p].columns)
+                   for i, p in enumerate(owners)]
+        logp = torch.stack([d.old for d in decisions], dim=1)
+        alive = torch.stack([d.active[d.states].sum(1) > 0 for d in decisions], dim=1)
+        return Rollout(prompts.cpu(), logp, alive, samples, decisions, torch.ones(len(owners), dtype=torch.bool))
+
+    # -- a second look -------------------------------------------------------------------------------------------------
+
+    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
+        """Log-probabilities of the stored decisions of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
+        columns = [self._look(d, rows.to(d.eps.device), with_kl) for d in rollout.state]
+        logp, kl, drift = (None if c[0] is None else torch.stack(c, dim=1) for c in zip(*columns, strict=True))
+        scale = torch.tensor([self.kernel.scale(d.site) for d in rollout.state], device=logp.device)
+        return LogProb(logp, kl, drift, scale, torch.tensor([d.site.dt for d in rollout.state], device=logp.device))
+
+    def _look(self, decision: Decision, rows: Tensor, with_kl: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        used, back = torch.unique(decision.states[rows], return_inverse=True)  # each state once, however many rows start there
+        site, active, eps = decision.site.pick(used), decision.active[used][back], decision.eps[rows]
+        shift = self.kernel.shift(site, self.model.clean(site.x, site.y, site.t, site.mask))
+        d = shift[back]
+        logp = decision.old[rows] + _reduce(eps * d - 0.5 * d.square(), active, self.reduction)
+        drift = _reduce(0.5 * d.detach().square(), active, self.reduction)
+        if not with_kl:
+            return logp, None, drift
+        away = (shift - self._reference(lambda model: self.kernel.shift(site, model.clean(site.x, site.y, site.t, site.mask))))[back]
+        return logp, _reduce(0.5 * away.square(), active, self.reduction), drift
+
+    @torch.no_grad()
+    def _reference(self, ask: Callable) -> Tensor:
+        with self.adapted.reference() as model:
+            return ask(model)
+
+
+def _reduce(value: Tensor, active: Tensor, how: str) -> Tensor:
+    """Mean or sum (n,) over the active dimensions of (n, J)."""
+    total = (value * active).sum(1)
+    return total if how == "sum" else total / active.sum(1).clamp_min(1)

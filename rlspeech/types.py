@@ -1,0 +1,200 @@
+"""The types that every stage shares, and the letters their shapes are written in.
+
+Dimension letters, used in every docstring of the package:
+
+    B prompts (utterances)      G rollouts a prompt (the group)     N = B * G rollouts
+    S decisions a rollout       T audio samples                     L spectral frames
+    F video frames              V vocabulary                        D features
+
+Waveforms are mono ``float32`` in [-1, 1] (numpy outside the model, torch inside). Units are in the names: ``_s _hz _db _ms``.
+Nothing here imports torch: the command line reads this file before it knows whether a model is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+    from torch.nn import Parameter
+
+__all__ = ["LogProb", "Policy", "Reward", "Rollout", "Sample", "Score", "UserError", "Utterance"]
+
+
+class UserError(Exception):
+    """An error meant for the person at the keyboard: what happened, why, and what to try.
+
+    The command line prints it without a traceback and exits with code 2.
+
+    Args:
+        what: what went wrong, one sentence without a full stop.
+        why: the cause, as far as it is known.
+        try_this: the next thing to type or to look at.
+    """
+
+    def __init__(self, what: str, why: str = "", try_this: str = "") -> None:
+        super().__init__(what)
+        self.what, self.why, self.try_this = what, why, try_this
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.why:
+            parts.append(f"why: {self.why}")
+        if self.try_this:
+            parts.append(f"try: {self.try_this}")
+        return "\n  ".join(parts)
+
+
+@dataclass(slots=True)
+class Utterance:
+    """One manifest row. Paths are absolute in memory and relative to the manifest on disk.
+
+    ``audio_filepath`` is the input (the noisy mixture for enhancement); ``target_filepath`` the reference, where there is one.
+    ``duration`` is in seconds. Keys that this class does not know are kept in ``extra`` and reach reward functions as columns.
+    """
+
+    id: str
+    audio_filepath: str
+    duration: float
+    sample_rate: int
+    offset: float = 0.0
+    text: str | None = None
+    target_filepath: str | None = None
+    video_filepath: str | None = None
+    lips_filepath: str | None = None
+    prompt_filepath: str | None = None
+    prompt_text: str | None = None
+    speaker_id: str | None = None
+    language: str | None = None
+    snr_db: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Names of the known manifest keys, ``extra`` left out."""
+        return tuple(f.name for f in fields(cls) if f.name != "extra")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One waveform to be scored.
+
+    Args:
+        key: the utterance id.
+        wav: (T,) float32, the waveform under test.
+        sample_rate: of ``wav`` and ``target``, in Hz.
+        target: (T',) float32 reference or None; rewards that need it answer null without it.
+        text: the reference transcript or None.
+        columns: further manifest columns, for user functions.
+    """
+
+    key: str
+    wav: np.ndarray
+    sample_rate: int
+    target: np.ndarray | None = None
+    text: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward says of one sample: a number, or null with the reason. Never a number that stands for a failure.
+
+    ``detail`` holds further columns of the same computation (``{"dnsmos_sig": 3.2, ...}``) for the score file.
+    """
+
+    value: float | None
+    error: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A scalar judge of waveforms. It always sees a batch and answers in the same order.
+
+    Attributes:
+        name: column name in score files.
+        needs: subset of {"target", "text"}.
+        higher_is_better: direction; the composition flips the sign of the others.
+        bounds: smallest and largest value that can occur (``inf`` where unbounded).
+        where: "cpu" (runs in the worker pool, must be picklable), "device" (main process, batched) or "http".
+        sample_rate: the rate the reward computes at, in Hz, or None for any; the scorer resamples.
+        version: implementation and weights, as written to ``scores.meta.json``.
+    """
+
+    name: str
+    needs: frozenset[str]
+    higher_is_better: bool
+    bounds: tuple[float, float]
+    where: str
+    sample_rate: int | None
+    version: str
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        """Score a batch. One ``Score`` a sample, in order; a sample that cannot be scored costs itself only."""
+        ...
+
+
+@dataclass(slots=True)
+class Rollout:
+    """N = B * G rows of S decisions; the G rows of one prompt stand next to each other.
+
+    Args:
+        group: (N,) long, prompt index of every row.
+        logp: (N, S) float32, nats, by the policy that acted, reduced over each decision's dimensions as the policy says.
+        mask: (N, S) bool, decisions that count.
+        samples: N decoded waveforms with their references, ready to be scored.
+        state: whatever the policy needs to evaluate the same decisions again; opaque to everyone else.
+        finished: (N,) bool, False where the rollout was cut off before its end.
+    """
+
+    group: Tensor
+    logp: Tensor
+    mask: Tensor
+    samples: list[Sample]
+    state: Any
+    finished: Tensor
+
+
+class LogProb(NamedTuple):
+    """A policy's second look at stored decisions, all (n, S) float32.
+
+    Args:
+        logp: under the current weights, with gradient, reduced as in ``Rollout.logp``.
+        kl: true KL to the reference policy with the same reduction, or None where it was not asked for.
+        drift: half the squared shift of the mean in units of the noise, same reduction; what RatioNorm adds back.
+        scale: standard deviation of the decision's noise, (S,); what RatioNorm multiplies with.
+        dt: step length of every decision, (S,).
+    """
+
+    logp: Tensor
+    kl: Tensor | None
+    drift: Tensor
+    scale: Tensor
+    dt: Tensor
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A model that acts. PPO and GRPO see nothing else of it.
+
+    ``supports`` is a subset of {"sample", "relax", "critic"}: what the algorithms may ask for.
+    """
+
+    sample_rate: int
+    supports: frozenset[str]
+
+    def rollout(self, batch: Any, *, group: int, seed: int) -> Rollout:
+        """Sample ``group`` rollouts for each of the batch's B prompts."""
+        ...
+
+    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
+        """Look at the stored decisions of ``rows`` (n,) again under the current weights, in fp32."""
+        ...
+
+    def parameters(self) -> list[Parameter]:
+        """What an optimiser may change."""
+        ...

@@ -1,0 +1,201 @@
+"""Every layout, as a tiny tree that the test writes itself: what is found, how it is paired, what is said of the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from rlspeech.corpora import dns, folder, mix, voicebank
+from rlspeech.corpora.common import Candidate, audio_files
+from rlspeech.types import UserError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def table(found: Iterable[Candidate]) -> dict[str, dict[str, Candidate]]:
+    splits: dict[str, dict[str, Candidate]] = {}
+    for row in found:
+        rows = splits.setdefault(row.split, {})
+        assert row.utt.id not in rows
+        rows[row.utt.id] = row
+    return splits
+
+
+TEST_NAMES = ["clnsp102_traffic_248091_3_snr0_tl-21_fileid_268", "clnsp1_train_69005_1_snr15_tl-23_fileid_157",
+              "clnsp7_a_snr-5_tl-30.5_fileid_007"]
+
+
+def dns_2020(root: Path) -> None:
+    touch(root, "clean/book_00000_chp_0009_reader_06709_0.wav", "clean/book_1_chp_2_reader_3_10.wav", "noise/abc_DEF.wav",
+          "noise/.hidden.wav", "noise/readme.txt")
+    for kind in ("no_reverb", "with_reverb"):
+        place = f"test_set/synthetic/{kind}"
+        touch(root, *(f"{place}/noisy/{n}.wav" for n in TEST_NAMES))
+        touch(root, *(f"{place}/clean/clean_fileid_{n}.wav" for n in (268, 157, 7)))
+    touch(root, "test_set/real_recordings/audioset_realrec_airconditioner_2uXCzjmrw3A.wav", "test_set/real_recordings/ms_realrec_1.wav",
+          "blind_test_set/noreverb_fileid_3.wav")
+
+
+@pytest.mark.parametrize("inside", ["datasets", "."])
+def test_dns_2020(tmp_path: Path, inside: str) -> None:
+    dns_2020(tmp_path / inside)
+    splits = table(dns.find(tmp_path))
+    assert set(splits) == {"clean", "noise", "test_no_reverb", "test_with_reverb", "real"}
+    assert set(splits["noise"]) == {"abc_DEF"} and len(splits["clean"]) == 2 and len(splits["real"]) == 3
+    assert splits["clean"]["book_00000_chp_0009_reader_06709_0"].utt.speaker_id == "06709"
+    for split in ("test_no_reverb", "test_with_reverb"):
+        rows = splits[split]
+        assert set(rows) == set(TEST_NAMES) and not any(r.problem for r in rows.values())
+        for name, partner, snr, level in zip(TEST_NAMES, (268, 157, 7), (0, 15, -5), (-21, -23, -30.5), strict=True):
+            utt = rows[name].utt
+            assert Path(utt.target_filepath or "").name == f"clean_fileid_{partner}.wav" and split[5:] in (utt.target_filepath or "")
+            assert utt.snr_db == snr and utt.extra["level_dbfs"] == level
+
+
+def test_dns_of_a_test_set_alone(tmp_path: Path) -> None:
+    dns_2020(tmp_path / "datasets")
+    splits = table(dns.find(tmp_path / "datasets" / "test_set"))
+    assert set(splits) == {"test_no_reverb", "test_with_reverb", "real"} and len(splits["real"]) == 2
+
+
+def test_dns_pairs_that_do_not_match_are_named(tmp_path: Path) -> None:
+    place = "datasets/test_set/synthetic/no_reverb"
+    touch(tmp_path / place, "noisy/a_fileid_1.wav", "noisy/b_fileid_2.wav", "noisy/nonumber.wav", "noisy/c_fileid_11.wav",
+          "clean/clean_fileid_1.wav", "clean/clean_fileid_3.wav", "clean/x_fileid_11.wav", "clean/y_fileid_11.wav")
+    rows = table(dns.find(tmp_path))["test_no_reverb"]
+    assert {k: r.problem for k, r in rows.items()} == {
+        "a_fileid_1": None, "b_fileid_2": "no clean partner", "nonumber": "no number after fileid_ in the name",
+        "c_fileid_11": "2 clean partners", "clean_fileid_3": "no noisy partner"}
+
+
+def test_dns_2021_and_later(tmp_path: Path) -> None:
+    base = tmp_path / "datasets"
+    touch(base, "clean/read_speech/book_1_chp_1_reader_42_1.wav", "clean/french_data/M-AILABS/x.wav", "clean/singing_voice/s.wav",
+          "noise/n.wav",
+          "impulse_responses/SLR26/simulated_rirs_16k/r.wav", "impulse_responses/SLR28/RIRS_NOISES/real/q.wav",
+          "dev_testset_wideband/track_1/synthetic/noisy/a_snr3_fileid_1.wav", "dev_testset_wideband/track_1/synthetic/clean/c_fileid_1.wav",
+          "dev_testset_wideband/track_1/real_recordings/r.wav")
+    full = tmp_path / "datasets_fullband"
+    touch(full, "clean_fullband/vctk_wav48_silence_trimmed/p225/p225_001.wav", "noise_fullband/n48.wav", "impulse_responses/SLR26/r48.wav")
+    touch(tmp_path, "V5_dev_testset/Track1_Headset/noisy/n.wav", "V5_dev_testset/Track1_Headset/enrol/e.wav")
+    splits = table(dns.find(tmp_path))
+    assert set(splits) == {"clean", "noise", "rir", "dev_testset_wideband_track_1", "real"}
+    clean = splits["clean"]
+    subsets = [clean[k].utt.extra["subset"] for k in sorted(clean)]
+    assert subsets == ["french_data", "read_speech", "singing_voice", "vctk_wav48_silence_trimmed"]
+    assert clean["french_data_M-AILABS_x"].utt.language == "fr" and clean["singing_voice_s"].utt.language is None
+    assert {r.utt.extra["subset"] for r in splits["rir"].values()} == {"SLR26", "SLR28"}
+    assert splits["dev_testset_wideband_track_1"]["a_snr3_fileid_1"].utt.snr_db == 3
+    assert len(splits["real"]) == 2 and not any("enrol" in k for k in splits["real"])
+
+
+def test_dns_mixtures_made_by_the_challenges_script(tmp_path: Path) -> None:
+    touch(tmp_path, "training/noisy/a_b_snr4_tl-20_fileid_0.wav", "training/clean/clean_fileid_0.wav", "training/noise/noise_fileid_0.wav")
+    splits = table(dns.find(tmp_path))
+    assert set(splits) == {"train"} and splits["train"]["a_b_snr4_tl-20_fileid_0"].utt.snr_db == 4
+
+
+def test_dns_of_something_else(tmp_path: Path) -> None:
+    touch(tmp_path, "a.wav")
+    with pytest.raises(UserError, match="no DNS material"):
+        list(dns.find(tmp_path))
+    with pytest.raises(UserError, match="is not a folder"):
+        list(dns.find(tmp_path / "gone"))
+
+
+def voicebank_tree(root: Path, size: str, speakers: Iterable[str], nested: bool = False) -> None:
+    for kind in ("clean", "noisy"):
+        name = f"{kind}_trainset_{size}spk_wav"
+        touch(root, *(f"{name}/{name + '/' if nested else ''}{s}_00{i}.wav" for s in speakers for i in (1, 2)))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
+    voicebank_tree(tmp_path, "28", ("p226", "p228"), nested)
+    touch(tmp_path, "clean_testset_wav/p232_001.wav", "noisy_testset_wav/p232_001.wav", "noisy_testset_wav/p257_009.wav", "license.txt")
+    (tmp_path / "trainset_28spk_txt").mkdir()
+    (tmp_path / "trainset_28spk_txt" / "p228_001.txt").write_text("Please call Stella.\n")
+    (tmp_path / "logfiles").mkdir()
+    (tmp_path / "logfiles" / "log_testset.txt").write_text("file noise snr\np232_001 bus 17.5\n")
+    (tmp_path / "logfiles" / "log_trainset_28spk.txt").write_text("p228_001 babble 15\np228_002 cafe\n")
+    splits = table(voicebank.find(tmp_path))
+    assert {k: len(v) for k, v in splits.items()} == {"train": 2, "valid": 2, "test": 2}
+    utt = splits["train"]["p228_001"].utt
+    assert (utt.text, utt.speaker_id, utt.snr_db, utt.extra["noise_type"]) == ("Please call Stella.", "p228", 15.0, "babble")
+    assert splits["train"]["p228_002"].utt.snr_db is None
+    assert splits["test"]["p232_001"].utt.snr_db == 17.5 and splits["test"]["p257_009"].problem == "no clean partner"
+    assert {r.utt.speaker_id for r in splits["valid"].values()} == {"p226"}
+    for row in splits["train"].values():
+        noisy, clean = Path(row.utt.audio_filepath), Path(row.utt.target_filepath or "")
+        assert noisy.name == clean.name and "noisy_" in noisy.parts[-2] and "clean_" in clean.parts[-2]
+    assert {k: len(v) for k, v in table(voicebank.find(tmp_path, valid_speakers=())).items()} == {"train": 4, "test": 2}
+
+
+def test_voicebank_56_and_both(tmp_path: Path) -> None:
+    voicebank_tree(tmp_path, "56", ("p234",))
+    assert len(table(voicebank.find(tmp_path))["train"]) == 2
+    voicebank_tree(tmp_path, "28", ("p228",))
+    for speakers, expected in (("auto", {"p228"}), ("28", {"p228"}), ("56", {"p234"}), ("all", {"p228", "p234"})):
+        assert {r.utt.speaker_id for r in table(voicebank.find(tmp_path, speakers))["train"].values()} == expected
+
+
+def test_voicebank_without_its_other_half(tmp_path: Path) -> None:
+    touch(tmp_path, "clean_trainset_28spk_wav/p226_001.wav")
+    with pytest.raises(UserError, match="no VoiceBank-DEMAND pairs"):
+        list(voicebank.find(tmp_path))
+
+
+def test_pairs_by_place_stem_or_number(tmp_path: Path) -> None:
+    touch(tmp_path, "n1/s/a.wav", "n1/b.wav", "c1/s/a.flac", "c1/b.wav", "c1/z.wav",
+          "n2/deep/a.wav", "c2/a.wav", "n3/x_snr5_fileid_4.wav", "c3/clean_fileid_4.wav", "n4/a.wav", "c4/b.wav")
+    rows = table(folder.find_pairs(tmp_path / "n1", tmp_path / "c1"))["manifest"]
+    assert {k: r.problem for k, r in rows.items()} == {"s_a": None, "b": None, "z": "no noisy partner"}
+    assert rows["s_a"].utt.target_filepath == str(tmp_path / "c1" / "s" / "a.flac")
+    for i in (2, 3):
+        row = next(folder.find_pairs(tmp_path / f"n{i}", tmp_path / f"c{i}"))
+        assert row.problem is None and row.utt.target_filepath
+    with pytest.raises(UserError, match="nothing in"):
+        list(folder.find_pairs(tmp_path / "n4", tmp_path / "c4"))
+
+
+def test_pairs_when_one_folder_lies_in_the_other(tmp_path: Path) -> None:
+    touch(tmp_path, "a.wav", "b.wav", "clean/a.wav", "clean/b.wav")
+    rows = table(folder.find_pairs(tmp_path, tmp_path / "clean"))["manifest"]
+    assert set(rows) == {"a", "b"} and not any(r.problem for r in rows.values())
+
+
+def test_folder_reads_texts_and_skips_what_it_should(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.WAV", "a/.y.wav", ".git/z.wav", "out/o.wav", "a/notes.md", "b.mp3")
+    (tmp_path / "a" / "x.txt").write_text("hello\n")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    rows = table(folder.find(tmp_path, skip=tmp_path / "out"))["manifest"]
+    assert set(rows) == {"a_x", "b"} and rows["a_x"].utt.text == "hello"
+
+
+def test_folder_without_audio(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no audio"):
+        list(folder.find(tmp_path))
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "real", "a.wav")
+    (tmp_path / "view").mkdir()
+    (tmp_path / "view" / "link").symlink_to(tmp_path / "real")
+    assert [p.name for p in audio_files(tmp_path / "view")] == ["a.wav"]
+
+
+def test_mix_takes_folders_and_manifests(tmp_path: Path) -> None:
+    touch(tmp_path, "c1/a.wav", "c2/b.wav", "n/n.wav", "r/r.wav")
+    row = {"id": "seg", "audio_filepath": "c1/a.wav", "duration": 1.0, "sample_rate": 16000, "offset": 2.0}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    splits = table(mix.find([tmp_path / "c1", tmp_path / "c2", tmp_path / "m.jsonl"], [tmp_path / "n"], [tmp_path / "r"]))
+    assert {k: sorted(v) for k, v in splits.items()} == {"clean": ["a", "b", "seg"], "noise": ["n"], "rir": ["r"]}
+    assert splits["clean"]["seg"].utt.offset == 2.0

@@ -1,0 +1,134 @@
+"""Order, shares, cursor: a run sees every utterance, and after a resume what it would have seen."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlspeech.data.audio import AudioError, save_audio
+from rlspeech.data.batches import Clip, PairedClips, batches, hold_back, open_clips, order, seed_of, whole_clips
+from rlspeech.data.manifest import write_manifest
+from rlspeech.types import UserError, Utterance
+
+RATE = 16000
+
+
+class Source:
+    """Clips without files: the wave is the utterance's number; some are bad."""
+
+    sample_rate = RATE
+
+    def __init__(self, count: int, bad: tuple[int, ...] = ()) -> None:
+        rng = np.random.default_rng(0)
+        self.utts = [Utterance(f"u{i}", "", float(rng.uniform(1, 9)), RATE) for i in range(count)]
+        self.bad = bad
+
+    def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
+        if index in self.bad:
+            raise AudioError("unreadable")
+        wav = np.full(4, index + 1000 * epoch, np.float32)
+        return Clip(self.utts[index].id, wav, wav, RATE)
+
+
+def _seen(source: Source, count: int, batch: int = 3, start: int = 0, **share: int) -> tuple[list[list[float]], list[int]]:
+    rows = list(islice(batches(source, batch, 1.0, seed=5, start=start, **share), count))
+    return [[float(c.noisy[0]) for c in clips] for clips, _ in rows], [cursor for _, cursor in rows]
+
+
+@pytest.mark.parametrize("share", [{}, {"rank": 1, "world": 2}])
+@pytest.mark.parametrize("bad", [(), (0, 4, 5)])
+def test_a_resumed_feed_equals_the_uninterrupted_one(share: dict[str, int], bad: tuple[int, ...]) -> None:
+    source = Source(10, bad)
+    whole, cursors = _seen(source, 9, **share)
+    for stop in (1, 4, 8):
+        rest, later = _seen(source, 9 - stop, start=cursors[stop - 1], **share)
+        assert rest == whole[stop:] and later == cursors[stop:]
+
+
+def test_every_epoch_passes_every_utterance_once() -> None:
+    flat = sum(_seen(Source(10), 10)[0], [])
+    for epoch in range(3):
+        assert sorted(flat[10 * epoch:10 * epoch + 10]) == [1000 * epoch + i for i in range(10)]
+    assert flat[:10] != [v - 1000 for v in flat[10:20]]  # shuffled anew
+
+
+def test_processes_have_disjoint_shares_that_make_up_the_whole() -> None:
+    one = sum(_seen(Source(12), 8, batch=3)[0], [])
+    parts = [sum(_seen(Source(12), 4, batch=3, rank=r, world=2)[0], []) for r in range(2)]
+    assert not set(parts[0]) & set(parts[1])
+    assert sorted(parts[0] + parts[1]) == sorted(one)
+
+
+def test_bucketed_order_is_a_permutation_with_little_padding() -> None:
+    lengths = np.random.default_rng(1).uniform(1, 10, 997).tolist()
+
+    def padding(sequence: np.ndarray) -> float:
+        groups = [np.take(lengths, sequence[i:i + 8]) for i in range(0, len(sequence), 8)]
+        return float(sum(len(g) * g.max() - g.sum() for g in groups))
+
+    plain, bucketed = (order(lengths, 0, 0, 8, flag) for flag in (False, True))
+    assert sorted(plain) == sorted(bucketed) == list(range(997))
+    assert padding(bucketed) < 0.2 * padding(plain)
+    assert not np.array_equal(bucketed, order(lengths, 1, 0, 8, True))
+    np.testing.assert_array_equal(bucketed, order(lengths, 0, 0, 8, True))
+    assert np.corrcoef(np.arange(997), np.take(lengths, bucketed))[0, 1] < 0.3  # batches themselves are shuffled
+
+
+def test_bad_utterances_are_passed_over_and_nothing_but_bad_ones_is_an_error() -> None:
+    seen = sum(_seen(Source(10, bad=(2, 3)), 8)[0], [])
+    assert {v % 1000 for v in seen} == set(range(10)) - {2, 3}
+    with pytest.raises(UserError, match="none of the utterances"):
+        _seen(Source(4, bad=(0, 1, 2, 3)), 1)
+
+
+def test_held_back_utterances_do_not_depend_on_order() -> None:
+    source = PairedClips([Utterance(f"u{i}", "", 1.0, RATE) for i in range(40)], RATE)
+    rest, held = hold_back(source, 6)
+    names = {u.id for u in held.utts}
+    assert len(names) == 6 and not names & {u.id for u in rest.utts} and len(rest.utts) == 34
+    source.utts.reverse()
+    assert {u.id for u in hold_back(source, 6)[1].utts} == names
+    assert len(hold_back(source, 30)[1].utts) == 8  # at most a fifth
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    utts = []
+    for i, seconds in enumerate((0.4, 1.0, 0.7)):
+        wav = (0.1 * np.random.default_rng(i).standard_normal(int(seconds * RATE))).astype(np.float32)
+        save_audio(tmp_path / f"n{i}.wav", wav, RATE)
+        save_audio(tmp_path / f"c{i}.wav", wav / 2, RATE)
+        utts.append(Utterance(f"p{i}", str(tmp_path / f"n{i}.wav"), seconds, RATE, target_filepath=str(tmp_path / f"c{i}.wav"), snr_db=3.0))
+    write_manifest(tmp_path / "manifest.jsonl", utts, None)
+    return tmp_path
+
+
+def test_pairs_are_cut_at_the_same_place(pairs: Path) -> None:
+    source = open_clips(pairs, RATE)
+    clip = source.clip(0, 1, 0.5)
+    assert clip.noisy.shape == clip.target.shape == (8000,) and clip.columns["snr_db"] == 3.0
+    np.testing.assert_allclose(clip.noisy, 2 * clip.target, atol=1e-4)
+    assert not np.array_equal(clip.noisy, source.clip(1, 1, 0.5).noisy)
+    assert len(source.clip(0, 0, 0.5).noisy) == 6400  # a shorter one stays as it is
+    assert [len(c.noisy) for c in whole_clips(source, 9)] == [6400, 16000, 11200]
+    assert [len(c.noisy) for c in whole_clips(source, 9, max_s=0.6)] == [6400, 9600, 9600]
+
+
+def test_pairs_that_do_not_belong_together(pairs: Path) -> None:
+    save_audio(pairs / "c1.wav", np.full(8000, 0.1, np.float32), RATE)
+    source = open_clips(pairs, RATE)
+    with pytest.raises(AudioError, match=r"differ by 0\.50 s"):
+        source.clip(0, 1, 0.0)
+    assert [c.key for c in whole_clips(source, 9)] == ["p0", "p2"]  # validation goes on without it
+    text = (pairs / "manifest.jsonl").read_text().replace("target_filepath", "other")
+    (pairs / "manifest.jsonl").write_text(text)
+    with pytest.raises(UserError, match="3 of 3 rows have no target"):
+        open_clips(pairs, RATE)
+
+
+def test_seeds_are_the_same_everywhere() -> None:
+    assert seed_of(0, "utt", 3) == 2087013990  # a number on disk, not of this process
+    assert len({seed_of(s, k) for s in range(10) for k in "abcdefghij"}) == 100

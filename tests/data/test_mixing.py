@@ -1,0 +1,162 @@
+"""Mixtures: what was asked for is what is measured, and the same everywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlspeech.config import Mixing
+from rlspeech.data.audio import AudioError, rms_dbfs, save_audio
+from rlspeech.data.manifest import write_manifest
+from rlspeech.data.mixing import MixtureSet, crop, mix, mixture_rng, reverberate, write_recipe
+from rlspeech.types import UserError, Utterance
+
+RATE = 16000
+DIGEST = """
+import sys, zlib
+from rlspeech.data.mixing import MixtureSet
+made = MixtureSet.from_recipe(sys.argv[1], seed=7)
+for epoch, index in [(3, 4), (0, 1), (3, 0)]:
+    m = made.get(epoch, index)
+    print(epoch, index, zlib.crc32(m.noisy.tobytes()), zlib.crc32(m.target.tobytes()))
+"""
+
+
+def _speech(seed: int = 0, seconds: float = 1.0) -> np.ndarray:
+    t = np.arange(int(seconds * RATE)) / RATE
+    rng = np.random.default_rng(seed)
+    wav = sum(np.sin(2 * np.pi * 130 * k * t + rng.uniform(0, 6)) / k for k in range(1, 12))
+    return (0.1 * wav * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+
+
+def _noise(seed: int = 0, seconds: float = 1.0) -> np.ndarray:
+    return (0.05 * np.random.default_rng(100 + seed).standard_normal(int(seconds * RATE))).astype(np.float32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(snr=st.floats(-15, 30), level=st.floats(-45, -20), seed=st.integers(0, 99))
+def test_the_snr_and_the_level_are_those_asked_for(snr: float, level: float, seed: int) -> None:
+    noisy, target = mix(_speech(seed), _noise(seed), None, snr, level)
+    measured = 10 * np.log10(np.sum(target.astype(np.float64) ** 2) / np.sum((noisy - target).astype(np.float64) ** 2))
+    assert measured == pytest.approx(snr, abs=0.02)
+    assert rms_dbfs(noisy) == pytest.approx(level, abs=0.01)
+
+
+def test_loud_mixtures_are_turned_down_instead_of_clipped() -> None:
+    noisy, target = mix(_speech(), _noise(), None, 5.0, 10.0)
+    assert 0.98 < max(np.abs(noisy).max(), np.abs(target).max()) <= 0.9901
+    measured = 10 * np.log10(np.sum(target.astype(np.float64) ** 2) / np.sum((noisy - target).astype(np.float64) ** 2))
+    assert measured == pytest.approx(5.0, abs=0.02)  # the same gain on both
+
+
+def test_silence_is_refused() -> None:
+    with pytest.raises(AudioError, match="silent speech"):
+        mix(np.zeros(RATE, np.float32), _noise(), None, 0, -25)
+    with pytest.raises(AudioError, match="silent noise"):
+        mix(_speech(), np.zeros(RATE, np.float32), None, 0, -25)
+    with pytest.raises(AudioError, match="silent impulse response"):
+        mix(_speech(), _noise(), np.zeros(800, np.float32), 0, -25)
+
+
+def _room(direct: int = 200, late: int = 3000) -> np.ndarray:
+    rir = np.zeros(6000, np.float32)
+    rir[direct], rir[direct + 300], rir[direct + late] = 0.8, 0.3, 0.2  # direct, 19 ms, 187 ms
+    return rir
+
+
+def test_reverberation_stays_aligned_on_the_direct_sound() -> None:
+    dry = _speech()
+    wet, target = reverberate(dry, _room(direct=777), RATE, None)
+    lags = np.correlate(wet, dry, "full")
+    assert int(np.argmax(lags)) - (len(dry) - 1) == 0
+    np.testing.assert_array_equal(wet, target)
+    echo = dry.copy().astype(np.float64)  # the same by hand: taps over the direct one
+    echo[300:] += 0.3 / 0.8 * dry[:-300]
+    echo[3000:] += 0.2 / 0.8 * dry[:-3000]
+    np.testing.assert_allclose(wet, echo, atol=1e-5)
+
+
+def test_the_target_keeps_early_reflections_only() -> None:
+    dry = _speech()
+    wet, target = reverberate(dry, _room(), RATE, 50.0)
+    echo = dry.copy().astype(np.float64)
+    echo[300:] += 0.3 / 0.8 * dry[:-300]
+    np.testing.assert_allclose(target, echo, atol=1e-5)
+    assert rms_dbfs(wet - target) == pytest.approx(rms_dbfs(0.25 * dry) + 10 * np.log10(1 - 3000 / len(dry)), abs=0.5)
+    assert np.abs(reverberate(dry, _room(), RATE, 0.0)[1] - dry).max() < 1e-5  # nothing but the direct sound
+
+
+def test_crops() -> None:
+    rng = mixture_rng(0, 0, "a")
+    wav = np.arange(10.0)
+    np.testing.assert_array_equal(crop(wav, 12, rng), [*range(10), 0, 0])
+    looped = crop(wav, 25, rng, loop=True)
+    assert len(looped) == 25 and set(np.diff(looped)) == {1.0, -9.0}
+    starts = {int(crop(wav, 4, rng)[0]) for _ in range(200)}
+    assert starts == set(range(7))  # every start can occur, the last one too
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mix")
+    utts: dict[str, list[Utterance]] = {"clean": [], "noise": []}
+    for kind, make, count in (("clean", _speech, 5), ("noise", _noise, 3)):
+        for i in range(count):
+            path = folder / kind / f"{kind}{i}.flac"
+            save_audio(path, make(i, 1.3), RATE)
+            utts[kind].append(Utterance(f"{kind}{i}", str(path), 1.3, RATE))
+        write_manifest(folder / f"{kind}.jsonl", utts[kind], None)
+    return write_recipe(folder, Mixing(clip_s=0.5), rir=False)
+
+
+def test_the_same_mixture_in_another_process_and_order(recipe: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", DIGEST, str(recipe)], capture_output=True, text=True, check=True)
+    import zlib
+
+    made = MixtureSet.from_recipe(recipe, seed=7)
+    here = []
+    for epoch, index in [(3, 0), (0, 1), (3, 4)]:  # another order
+        m = made.get(epoch, index)
+        here.append(f"{epoch} {index} {zlib.crc32(m.noisy.tobytes())} {zlib.crc32(m.target.tobytes())}")
+    assert sorted(done.stdout.split("\n")[:-1]) == sorted(here)
+
+
+def test_epochs_seeds_and_utterances_differ(recipe: Path) -> None:
+    made = MixtureSet.from_recipe(recipe)
+    first = made.get(0, 0)
+    assert first.noisy.shape == first.target.shape == (RATE // 2,)
+    others = [made.get(1, 0), made.get(0, 1), MixtureSet.from_recipe(recipe, seed=1).get(0, 0)]
+    assert all(not np.array_equal(first.noisy, o.noisy) for o in others)
+    assert len({made.get(e, 0).noise_id for e in range(30)}) == 3
+    snrs = [made.get(e, i).snr_db for e in range(20) for i in range(5)]
+    assert -5 <= min(snrs) < 0 and 10 < max(snrs) <= 15
+    assert len(made.get(0, 0, 0.0).noisy) == int(1.3 * RATE)
+
+
+def test_an_utterance_keeps_its_mixture_when_the_corpus_grows(recipe: Path) -> None:
+    made = MixtureSet.from_recipe(recipe)
+    wanted = made.get(2, 3)
+    made.clean.insert(0, made.clean[0])
+    np.testing.assert_array_equal(made.get(2, 4).noisy, wanted.noisy)
+
+
+@pytest.mark.parametrize(("text", "clue"), [
+    ("{\n\n  bad", "line 3"), ("[]", "mix.json"), ('{"clean": "clean.jsonl"}', "noise"), ('{"clean": "clean.jsonl", "noise": null}', "mix.json"),
+    ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_dbb": [0, 1]}}', "snr_dbb"),
+    ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_db": "loud"}}', "snr_db"),
+    ('{"clean": "nowhere.jsonl", "noise": "noise.jsonl"}', "nowhere"), ('{"clean": "broken.jsonl", "noise": "noise.jsonl"}', "line 2")])
+def test_recipe_mistakes_are_named(recipe: Path, tmp_path: Path, text: str, clue: str) -> None:
+    for name in ("clean.jsonl", "noise.jsonl"):
+        (tmp_path / name).write_text((recipe.parent / name).read_text().replace('"clean/', f'"{recipe.parent}/clean/').replace('"noise/', f'"{recipe.parent}/noise/'))
+    good = (tmp_path / "clean.jsonl").read_text().splitlines()[0]
+    (tmp_path / "broken.jsonl").write_text(f'{good}\n{{"audio_filepath": 3}}\n')
+    (tmp_path / "mix.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        MixtureSet.from_recipe(tmp_path / "mix.json")
+    assert clue in str(error.value)

@@ -1,0 +1,85 @@
+"""Families and functions that misbehave in every way; imported by name from the tests and their worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from rlspeech.types import Score
+
+
+class Mean:
+    """Mean of the waveform, so that order can be checked."""
+
+    version = "test"
+
+    def compute(self, samples, columns):
+        return [{c: Score(float(np.mean(s.wav)), detail={"pid": os.getpid()}) for c in columns} for s in samples]
+
+
+class Trouble:
+    """Crashes, hangs or raises where the first sample of the waveform says so: 0.9 segfault, 0.8 hang, 0.7 exception."""
+
+    version = "test"
+
+    def compute(self, samples, columns):
+        mark = round(float(samples[0].wav[0]), 1)
+        if mark == 0.9:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if mark == 0.8:
+            time.sleep(60)
+        if mark == 0.7:
+            raise RuntimeError("broken on purpose")
+        print("a library that prints")
+        return [{c: Score(1.0) for c in columns} for _ in samples]
+
+
+class CannotStart:
+    """Fails while it is built."""
+
+    def __init__(self):
+        raise ImportError("no such library")
+
+
+def loudness(wavs, texts, sample_rate, **columns):
+    """RMS; complains about nothing."""
+    return [float(np.sqrt(np.mean(w**2))) for w in wavs]
+
+
+def picky(wavs, texts, sample_rate, snr=None, **columns):
+    """Raises on one item, refuses one, answers nonsense for one."""
+    out = []
+    for s in snr:
+        if s == "raise":
+            raise ValueError("this one")
+        out.append({"none": None, "text": "5", "nan": float("nan")}.get(s, 1.5))
+    return out
+
+
+picky.higher_is_better = False
+
+
+def too_short(wavs, texts, sample_rate, **columns):
+    """One answer too few."""
+    return [1.0] * (len(wavs) - 1)
+
+
+def no_list(wavs, texts, sample_rate, **columns):
+    """A number for all."""
+    return 3.0
+
+
+def wrong_signature(wavs):
+    """Takes too little."""
+    return [0.0 for _ in wavs]
+
+
+def recogniser(wavs, sample_rate):
+    """A recogniser that would invent words on anything, silence too."""
+    return ["Hello,  WORLD!" if np.abs(w).max() > 0.01 else "thank you for watching" for w in wavs]
+
+
+NOT_CALLABLE = 3

@@ -1,0 +1,174 @@
+"""The registry, names with options, gates, and Python functions as rewards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from reward_signals import voice, with_noise
+
+from rlspeech.rewards import base
+from rlspeech.rewards.base import available, column_of, gate, get_reward, register, resolve
+from rlspeech.rewards.catalogue import Column, Entry
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.types import Reward, Sample, UserError
+
+
+def sample(wav, key="a", target=None, text=None, rate=16000, **columns):
+    return Sample(key, np.asarray(wav, np.float32), rate, target, text, columns)
+
+
+def test_listing_the_rewards_imports_nothing_heavy():
+    code = "import sys; from rlspeech.rewards.base import available; available(); " \
+           "bad = {'torch', 'librosa', 'onnxruntime', 'transformers', 'pesq', 'scipy'} & set(sys.modules); assert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_entry_of_the_catalogue_names_a_class_that_exists_and_columns_it_computes():
+    import importlib
+
+    for entry in base._entries.values():
+        module, _, name = entry.factory.partition(":")
+        assert hasattr(getattr(importlib.import_module(module), name), "compute"), entry
+    infos = {i.name: i for i in available()}
+    assert infos["stoi"].usable and infos["stoi"].columns == ("stoi", "estoi") and infos["stoi"].needs == {"target"}
+    assert all(i.usable or i.why_not for i in infos.values())
+
+
+def test_duplicate_names_are_refused_and_nothing_is_half_registered():
+    before = (dict(base._columns), dict(base._aliases))
+    with pytest.raises(ValueError, match="stoi"):
+        register(Entry("fresh", "x:y", {"brand_new": Column(""), "stoi": Column("")}))
+    with pytest.raises(ValueError, match="pesq"):
+        register(Entry("fresh", "x:y", {"brand_new": Column("")}), {"pesq": "brand_new"})
+    assert (base._columns, base._aliases) == before
+
+
+def test_missing_package_is_a_reason_and_an_error_with_a_way_out(monkeypatch):
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    info = next(i for i in available() if i.name == "pesq_wb")
+    assert not info.usable and "pip install" in info.why_not
+    with pytest.raises(UserError) as error:
+        resolve("pesq")
+    assert "pesq is not installed" in error.value.why
+
+
+def test_names_aliases_options_and_typos():
+    assert resolve("pesq").column == "pesq_wb"
+    request = resolve("dnsmos_ovrl[level_dbfs=-25, engine=torch,threads=none]")
+    assert dict(request.options) == {"level_dbfs": -25, "engine": "torch", "threads": None}
+    assert resolve("dnsmos_sig").key == resolve("dnsmos_bak").key != resolve("dnsmos_sig[threads=2]").key
+    assert not column_of("lsd").higher_is_better and column_of("estoi").higher_is_better
+    with pytest.raises(UserError, match="did you mean 'dnsmos_ovrl'"):
+        resolve("dnsmos_ovlr")
+    for bad in ("estoi[x]", "estoi[", "[a=1]", "estoi[1=2]"):
+        with pytest.raises(UserError):
+            resolve(bad)
+    with pytest.raises(UserError, match="option"):
+        get_reward("speech_bert_score[nonsense=1]").score([sample(voice(0.5), target=voice(0.5))])
+
+
+@pytest.mark.parametrize(("wav", "reason"), [
+    (np.zeros(0), "no samples"), (np.zeros(16000), "silent"), (np.full(16000, np.nan), "NaN"), (np.full(16000, 1e-5), "silent"),
+    (np.r_[np.ones(100), np.inf], "NaN or infinite"), (np.ones(20) * 0.1, "too short"), (np.ones((2, 16000)) * 0.1, "mono"),
+    (np.ones(16000) * 1e6, "beyond any level")])
+def test_gates(wav, reason):
+    entry = resolve("si_sdr").entry
+    assert reason in (gate(sample(wav, target=voice(1)), entry) or "passed")
+    assert reason in (gate(sample(voice(1), target=np.asarray(wav, np.float32)), entry) or "passed") or wav.ndim == 2
+    assert gate(sample(voice(1)), entry) == "no reference audio"
+    assert gate(sample(voice(1)), resolve("wer").entry) == "no reference text"
+    assert gate(sample(voice(1), target=voice(1)), entry) is None
+
+
+def test_bad_items_cost_themselves_only_and_order_is_kept():
+    clean = voice(1.0)
+    bad = [np.zeros(16000, np.float32), np.full(16000, np.nan, np.float32), clean[:10]]
+    good = [with_noise(clean, snr) for snr in (20, 10, 0)]
+    wavs = [good[0], bad[0], good[1], bad[1], bad[2], good[2]]
+    samples = [Sample(str(i), w, 16000, clean) for i, w in enumerate(wavs)]
+    names = ["si_sdr", "estoi", "speaker_similarity", "lsd"]
+    with Scorer(names, workers=0) as scorer:
+        table = scorer.score(samples)
+        alone = scorer.score([samples[5]])
+    for name in names:
+        values = [s.value for s in table[name]]
+        assert [v is None for v in values] == [False, True, False, True, True, False], name
+        assert all(s.error for s in table[name] if s.value is None)
+        assert values[5] == pytest.approx(alone[name][0].value, abs=1e-5)
+    si_sdr = [s.value for s in table["si_sdr"]]
+    assert si_sdr[0] > si_sdr[2] > si_sdr[5] and si_sdr[0] == pytest.approx(20, abs=0.5)
+
+
+def test_single_reward_is_a_reward():
+    reward = get_reward("stoi")
+    assert isinstance(reward, Reward) and reward.needs == {"target"} and reward.sample_rate == 16000 and "stoi" in reward.version
+    (score,) = reward.score([sample(voice(1), target=voice(1))])
+    assert score.value == pytest.approx(1.0, abs=1e-6)
+    assert reward.score([]) == []
+
+
+def test_rates_are_converted_and_counted():
+    from rlspeech.data.audio import resample
+
+    clean = voice(1.0)
+    noisy = with_noise(clean, 10)
+    up = [resample(x, 16000, 48000) for x in (noisy, clean)]
+    with Scorer(["si_sdr", "estoi"], workers=0) as scorer:
+        a = scorer.score([sample(noisy, target=clean)])
+        b = scorer.score([sample(up[0], target=up[1], rate=48000)])
+        meta = scorer.meta()
+    assert b["si_sdr"][0].value == pytest.approx(a["si_sdr"][0].value, abs=0.3)
+    assert meta["_input"]["resampled"] == {"48000 Hz -> 16000 Hz": 1}  # once, though two rewards asked
+    assert meta["estoi"]["version"] and meta["estoi"]["needs"] == ["target"]
+
+
+def test_over_full_scale_is_scored_as_it_would_be_saved():
+    clean = voice(1.0)
+    with Scorer(["lsd"], workers=0) as scorer:
+        (loud,), (scaled,) = (scorer.score([sample(w, target=clean)])["lsd"] for w in (clean * 20, clean * (0.99 / np.abs(clean).max())))
+        assert scorer.meta()["_input"]["over_full_scale"] == 1
+    assert loud.value == pytest.approx(scaled.value, abs=1e-3)
+
+
+def test_only_computes_what_is_asked_for():
+    with Scorer(["si_sdr", "lsd"], workers=0) as scorer:
+        table = scorer.score([sample(voice(1), target=voice(1))], only=["lsd"])
+    assert set(table) == {"lsd"} and scorer.seconds["si_sdr"] == 0.0 < scorer.seconds["lsd"]
+
+
+def test_user_function_scores_and_its_failures():
+    name = "reward_plugins:picky"
+    wav = voice(0.2)
+    samples = [sample(wav, str(i), snr=s) for i, s in enumerate(["fine", "raise", "none", "text", "nan", "fine"])]
+    with Scorer([name], workers=0) as scorer:
+        scores = scorer.score(samples)[name]
+    assert [s.value for s in scores] == [1.5, None, None, None, None, 1.5]
+    assert "this one" in scores[1].error and "None" in scores[2].error and "str" in scores[3].error and "nan" in scores[4].error
+    assert not column_of(name).higher_is_better
+
+
+def test_user_function_sees_each_rate_once():
+    samples = [sample(voice(0.2), "a"), Sample("b", voice(0.2), 8000), sample(voice(0.2), "c")]
+    with Scorer(["reward_plugins:loudness"], workers=0) as scorer:
+        scores = scorer.score(samples)["reward_plugins:loudness"]
+    assert [s.value for s in scores] == pytest.approx([0.1] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("reward_plugins:too_short", "1 scores for 2"), ("reward_plugins:no_list", "must return a list"),
+    ("reward_plugins:wrong_signature", "wrong signature"), ("reward_plugins:nothing", "cannot import"),
+    ("no_such_package_here:f", "cannot import"), ("reward_plugins:NOT_CALLABLE", "not a function")])
+def test_user_function_mistakes_are_told(name, words):
+    with pytest.raises(UserError, match=words):
+        Scorer([name], workers=0).score([sample(voice(0.2)), sample(voice(0.2))])
+
+
+def test_dry_run_passes_on_what_works_and_names_what_does_not():
+    with Scorer(["estoi", "si_sdr", "lsd", "speaker_similarity"], workers=0) as scorer:
+        scorer.dry_run()
+        assert sum(scorer.seconds.values()) == 0.0
+    with Scorer(["wer"], workers=0) as scorer, pytest.raises(UserError, match="recogniser"):
+        scorer.dry_run()

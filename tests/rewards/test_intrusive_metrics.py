@@ -1,0 +1,135 @@
+"""PESQ, STOI, SI-SDR and LSD against independent implementations and known answers."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reward_signals import voice, with_noise
+
+from rlspeech.rewards.base import get_reward
+from rlspeech.rewards.intrusive import lag, log_spectral_distance, si_sdr
+from rlspeech.rewards.stoi import stoi_estoi
+from rlspeech.types import Sample
+
+
+@pytest.mark.parametrize("seconds", [1.2, 2.37, 4.0])
+@pytest.mark.parametrize("rate", [16000, 10000, 8000])
+def test_stoi_is_pystoi(seconds, rate):
+    from pystoi import stoi
+
+    x = voice(seconds, seed=3)
+    y = with_noise(x, 3.0)
+    ours = stoi_estoi(x, y, rate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ours == pytest.approx((stoi(x, y, rate), stoi(x, y, rate, extended=True)), abs=1e-9)
+
+
+def test_stoi_of_too_little_speech_is_null_where_pystoi_answers_1e_5():
+    x = np.concatenate([voice(0.25), np.zeros(16000, np.float32)])
+    for name in ("stoi", "estoi"):
+        (score,) = get_reward(name).score([Sample("a", with_noise(x, 20), 16000, x)])
+        assert score.value is None and "too little speech" in score.error
+
+
+def test_si_sdr_against_a_least_squares_projection():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x, y = rng.standard_normal((2, 4000)) + 0.3
+        y = 0.4 * x + 0.2 * y
+        design = np.stack([x - x.mean(), ], 1)
+        fit = design @ np.linalg.lstsq(design, y - y.mean(), rcond=None)[0]
+        expected = 10 * np.log10(np.var(fit) / np.var(y - y.mean() - fit))
+        assert si_sdr(x, y) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(gain=st.floats(0.01, 50), offset=st.floats(-1, 1), snr=st.floats(-20, 40))
+def test_si_sdr_ignores_gain_and_offset_and_knows_the_snr(gain, offset, snr):
+    rng = np.random.default_rng(1)
+    x, n = rng.standard_normal((2, 8000))
+    x -= x.mean()
+    n -= n.mean()
+    n -= x * np.dot(n, x) / np.dot(x, x)  # orthogonal: the SNR is exact
+    y = x + n * np.linalg.norm(x) / np.linalg.norm(n) * 10 ** (-snr / 20)
+    assert si_sdr(x, gain * y + offset) == pytest.approx(snr, abs=1e-6)
+    assert si_sdr(x, -y) == pytest.approx(snr, abs=1e-6)
+
+
+def test_si_sdr_stays_finite():
+    x = voice(0.5)
+    assert si_sdr(x, x) == 120.0
+    assert np.isfinite(si_sdr(x, np.zeros_like(x))) and np.isfinite(si_sdr(np.zeros_like(x), x))
+
+
+def test_lsd_of_a_gain_is_the_gain_and_of_itself_nothing():
+    x = np.random.default_rng(0).standard_normal(16000)
+    assert log_spectral_distance(x, x) == 0.0
+    assert log_spectral_distance(x, 2 * x) == pytest.approx(20 * np.log10(2), abs=1e-6)
+    assert log_spectral_distance(voice(1), with_noise(voice(1), 0)) > log_spectral_distance(voice(1), with_noise(voice(1), 20))
+
+
+def test_lsd_against_scipy():
+    from scipy.signal import stft
+
+    x, y = voice(1, seed=1), with_noise(voice(1, seed=1), 5)
+    p, q = (np.abs(stft(s, nperseg=512, noverlap=384, boundary=None, padded=False, scaling="psd")[2]) ** 2 for s in (x, y))
+    floor = p.max() * 1e-8
+    expected = np.sqrt(((10 * np.log10(np.maximum(p, floor) / np.maximum(q, floor))) ** 2).mean(0)).mean()
+    assert log_spectral_distance(x, y) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("shift", [-300, -1, 0, 17, 800])
+def test_lag_finds_the_shift(shift):
+    x = np.random.default_rng(0).standard_normal(16000)
+    found, there, _ = lag(x, np.roll(x, shift), 1000)
+    assert found == shift and there == pytest.approx(1.0, abs=0.1)
+
+
+def test_shifted_copy_has_no_si_sdr_but_says_why():
+    x = voice(2.0)
+    y = np.roll(x, 480)
+    (score,) = get_reward("si_sdr").score([Sample("a", y, 16000, x)])
+    assert score.value is None and "30.0 ms" in score.error and score.detail["lag_ms"] == 30.0
+    (score,) = get_reward("si_sdr").score([Sample("a", with_noise(x, -15), 16000, x)])
+    assert score.value == pytest.approx(-15, abs=1)  # bad, aligned: a number
+
+
+def test_lengths_are_cut_or_refused():
+    x = voice(2.0)
+    for name in ("si_sdr", "estoi", "lsd"):
+        reward = get_reward(name)
+        (near,) = reward.score([Sample("a", x[:-100], 16000, x)])
+        (far,) = reward.score([Sample("a", x[:-8000], 16000, x)])
+        assert near.value is not None and far.value is None and "0.50 s" in far.error
+
+
+def test_pesq_matches_the_package_and_never_invents_a_number():
+    pesq = pytest.importorskip("pesq")
+    x = voice(2.0)
+    y = with_noise(x, 15)
+    for mode in ("wb", "nb"):
+        (score,) = get_reward(f"pesq_{mode}").score([Sample("a", y, 16000, x)])
+        assert score.value == pytest.approx(pesq.pesq(16000, x, y, mode), abs=1e-6)
+    blip = np.zeros(32000, np.float32)
+    blip[8000:8400] = 0.3 * np.sign(np.sin(np.arange(400)))  # above the silence gate, and no utterance to PESQ
+    (score,) = get_reward("pesq_wb").score([Sample("a", y, 16000, blip)])
+    assert score.value is None and score.error.startswith("PESQ: ")
+
+
+def test_pesq_of_long_recordings_is_scored_in_parts(monkeypatch):
+    pytest.importorskip("pesq")
+    from rlspeech.rewards import intrusive
+
+    monkeypatch.setattr(intrusive, "MAX_PESQ_S", 1.0)
+    x = np.concatenate([voice(1.0, seed=1), np.zeros(16000, np.float32), voice(1.0, seed=2)])
+    y = with_noise(x, 20)
+    (score,) = get_reward("pesq_wb").score([Sample("a", y, 16000, x)])
+    assert score.detail["pesq_wb_parts"] == "2 of 3"
+    monkeypatch.undo()
+    parts = [get_reward("pesq_wb").score([Sample("a", y[a:a + 16000], 16000, x[a:a + 16000])])[0].value for a in (0, 32000)]
+    assert score.value == pytest.approx(np.mean(parts), abs=1e-9)

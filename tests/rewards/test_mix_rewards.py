@@ -1,0 +1,161 @@
+"""Composition and guards: the published formula, missing scores, directions, stop rules."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlspeech.config import GuardSpec, RewardSpec
+from rlspeech.rewards.mix import GuardWatch, compose, to_arrays
+from rlspeech.stats import Interval
+from rlspeech.types import Score, UserError
+
+UP = {"a": True, "b": True, "down": False}
+GROUP = np.repeat(np.arange(4), 5)
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(3, 2, 20), RNG.normal(-1, 0.1, 20)
+
+
+def specs(*rows):
+    return [RewardSpec(name=n, weight=w, **rest) for n, w, rest in rows]
+
+
+def test_published_composition_divides_by_the_batch_deviation_and_does_not_centre():
+    out = compose({"a": A, "b": B}, GROUP, specs(("a", 0.6, {}), ("b", 1.0, {})), higher_is_better=UP)
+    np.testing.assert_allclose(out.reward, 0.6 * A / A.std() + B / B.std())
+    np.testing.assert_allclose(out.reward, out.parts @ out.weights)
+    scaled = compose({"a": 7 * A, "b": B / 4}, GROUP, specs(("a", 0.6, {}), ("b", 1.0, {})), higher_is_better=UP)
+    np.testing.assert_allclose(scaled.reward, out.reward)  # units do not matter
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-5, 5), st.floats(0.01, 100))
+def test_group_scale_ignores_offset_and_unit_and_is_centred(offset, unit):
+    one = compose({"a": A}, GROUP, specs(("a", 1.0, {"scale": "group"})), higher_is_better=UP).reward
+    two = compose({"a": offset + unit * A}, GROUP, specs(("a", 1.0, {"scale": "group"})), higher_is_better=UP).reward
+    np.testing.assert_allclose(one, two, atol=1e-6)
+    for g in range(4):
+        assert abs(one[GROUP == g].mean()) < 1e-9 and one[GROUP == g].std() == pytest.approx(1)
+
+
+def test_norm_then_sum_weighs_equal_spreads_where_sum_then_norm_does_not():
+    """A reward that varies little inside groups and much between them counts in full only when normalised first."""
+    between = np.repeat([0.0, 10.0, 20.0, 30.0], 5) + RNG.normal(0, 0.1, 20)
+    rows = specs(("a", 1.0, {}), ("b", 1.0, {}))
+    first = compose({"a": between, "b": B}, GROUP, rows, "norm_then_sum", UP)
+    np.testing.assert_allclose(first.parts.std(0), [1, 1])
+    np.testing.assert_allclose(first.reward, first.parts.sum(1))
+    summed = compose({"a": between, "b": B}, GROUP, rows, "sum_then_norm", UP)
+    centred = summed.parts - np.stack([summed.parts[GROUP == g].mean(0) for g in GROUP])
+    assert centred[:, 0].std() < 0.05 * centred[:, 1].std()
+
+
+def test_lower_is_better_is_flipped_and_bounds_clamp_the_raw_score():
+    out = compose({"down": A}, GROUP, specs(("down", 1.0, {"scale": "none", "bounds": (None, 3.0)})), higher_is_better=UP)
+    np.testing.assert_allclose(out.reward, -np.minimum(A, 3.0))
+    assert out.stats["down/clamped"] == pytest.approx((A > 3).mean())
+    assert out.stats["down/mean"] == pytest.approx(A.mean())  # what is logged is the raw score
+
+
+def test_missing_scores_make_the_row_nan_and_move_no_other():
+    a = A.copy()
+    a[[2, 7]] = np.nan
+    for how in ("sum_then_norm", "norm_then_sum"):
+        for scale in ("batch", "group", "none"):
+            out = compose({"a": a, "b": B}, GROUP, specs(("a", 1.0, {"scale": scale}), ("b", 1.0, {})), how, UP)
+            assert np.isnan(out.reward).nonzero()[0].tolist() == [2, 7]
+            keep = np.delete(np.arange(20), [2, 7])
+            without = compose({"a": a[keep], "b": B[keep]}, GROUP[keep], specs(("a", 1.0, {"scale": scale})), how, UP)
+            np.testing.assert_allclose(out.parts[keep, 0], without.parts[:, 0])
+    assert out.stats["unscorable"] == pytest.approx(0.1) and out.stats["a/valid"] == pytest.approx(0.9)
+
+
+def test_weightless_specs_are_measured_and_poison_nothing():
+    broken = np.full(20, np.nan)
+    out = compose({"a": A, "b": broken}, GROUP, specs(("a", 1.0, {}), ("b", 0.0, {})), higher_is_better=UP)
+    assert np.isfinite(out.reward).all() and out.stats["b/valid"] == 0.0
+
+
+def test_constant_reward_adds_nothing_and_never_divides_by_zero():
+    constant = np.full(20, 3.3)
+    for how in ("sum_then_norm", "norm_then_sum"):
+        for scale in ("batch", "group"):
+            out = compose({"a": constant, "b": B}, GROUP, specs(("a", 5.0, {"scale": scale}), ("b", 1.0, {})), how, UP)
+            assert np.allclose(out.parts[:, 0], 0) and np.isfinite(out.reward).all()
+    assert out.stats["a/groups_with_signal"] == 0.0 and out.stats["b/groups_with_signal"] == 1.0
+
+
+def test_group_ids_need_no_order():
+    shuffle = RNG.permutation(20)
+    row = specs(("a", 1.0, {"scale": "group"}))
+    np.testing.assert_allclose(compose({"a": A[shuffle]}, GROUP[shuffle] * 17 - 3, row, higher_is_better=UP).reward,
+                               compose({"a": A}, GROUP, row, higher_is_better=UP).reward[shuffle])
+
+
+def test_mistakes_are_told():
+    with pytest.raises(UserError, match="no scores for b"):
+        compose({"a": A}, GROUP, specs(("b", 1.0, {})), higher_is_better=UP)
+    with pytest.raises(UserError, match="no reward has a weight"):
+        compose({"a": A}, GROUP, specs(("a", 0.0, {})), higher_is_better=UP)
+
+
+def test_directions_come_from_the_registry_and_scores_become_arrays():
+    arrays = to_arrays({"lsd": [Score(2.0), Score(None, "silent"), Score(4.0)]})
+    out = compose(arrays, np.zeros(3), [RewardSpec(name="lsd", scale="none")])
+    np.testing.assert_allclose(out.reward, [-2.0, np.nan, -4.0])
+
+
+def watch(limit, name="a"):
+    return GuardWatch([GuardSpec(name=name, max_drop=limit)], UP)
+
+
+def test_guard_trips_beyond_the_limit_and_its_interval_only():
+    base = RNG.normal(3, 1, 200)
+    guard = watch(0.2)
+    assert guard.update(0, {"a": base}) is None
+    assert guard.update(1, {"a": base - 0.19 + RNG.normal(0, 0.01, 200)}) is None
+    assert guard.drops["a"] == pytest.approx(0.19, abs=0.01)
+    reason = guard.update(2, {"a": base - 0.3 + RNG.normal(0, 0.01, 200)})
+    assert reason and "step 2" in reason and "a is worse by 0.3" in reason
+    assert guard.update(3, {"a": base - 0.3 + RNG.normal(0, 3, 200)}) is None  # as large, and not sure
+    assert guard.update(4, {"a": base + 1.0}) is None
+
+
+def test_guard_is_paired_over_the_items_that_both_have():
+    base = RNG.normal(3, 5, 50)
+    later = [None if i % 7 == 0 else v - 1 for i, v in enumerate(base)]
+    guard = watch(0.5)
+    guard.update(0, {"a": list(base)})
+    assert guard.update(1, {"a": later})  # unpaired, a spread of 5 would hide a drop of 1
+    assert guard.drops["a"] == pytest.approx(1.0)
+
+
+def test_guard_on_intervals_tuples_and_lower_is_better():
+    guard = watch(0.1, "down")
+    guard.update(0, {"down": Interval(0.10, 0.08, 0.12, 30)})
+    assert guard.update(1, {"down": (0.15, 0.13, 0.17)}) is None
+    assert guard.update(2, {"down": (0.40, 0.38, 0.42)})
+    assert guard.update(3, {"down": (0.01, 0.0, 0.02)}) is None
+
+
+def test_guard_that_only_watches_and_guard_that_vanishes():
+    quiet = watch(None)
+    quiet.update(0, {"a": [3.0] * 9})
+    assert quiet.update(1, {"a": [0.0] * 9}) is None and quiet.drops["a"] == 3.0
+    gone = watch(0.1)
+    gone.update(0, {"a": [3.0] * 9})
+    assert gone.update(1, {}) is None
+    assert "no longer be scored" in gone.update(2, {"a": [None] * 9})
+
+
+def test_guard_keeps_its_baseline_through_a_resume():
+    guard = watch(0.1)
+    guard.update(0, {"a": [3.0, 3.2, 2.9]})
+    again = watch(0.1)
+    again.load_state(guard.state())
+    assert again.update(5, {"a": [2.0, 2.2, 1.9]}) == guard.update(5, {"a": [2.0, 2.2, 1.9]}) is not None
+    assert math.isclose(again.drops["a"], 1.0)

@@ -1,0 +1,82 @@
+"""SQUIM where torchaudio is missing, broken, or imitated."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from reward_signals import voice
+
+from rlspeech.rewards import _torchaudio, base
+from rlspeech.rewards.base import available, get_reward
+from rlspeech.types import Sample, UserError
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    _torchaudio.why_not.cache_clear()
+    yield
+    _torchaudio.why_not.cache_clear()
+
+
+class Net(torch.nn.Module):
+    """Three answers a clip, as SQUIM."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        level = x.square().mean(-1) * self.gain
+        return [level, 1 + level, 10 * level]
+
+
+def pretend(monkeypatch, **attributes):
+    """Put an imitation of torchaudio in place."""
+    package = types.ModuleType("torchaudio")
+    package.__version__ = "9.9"
+    package.__spec__ = types.SimpleNamespace(name="torchaudio")
+    models = types.ModuleType("torchaudio.models")
+    models.squim_objective_base = Net
+    for name, module in {"torchaudio": package, "torchaudio.models": models}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return package
+
+
+def test_missing_torchaudio_is_a_reason(monkeypatch):
+    real = base.importlib.util.find_spec
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda n: None if n == "torchaudio" else real(n))
+    info = next(i for i in available() if i.name == "squim")
+    assert not info.usable and "torchaudio is not installed" in info.why_not
+
+
+def test_broken_torchaudio_is_a_reason_and_stops_nothing(monkeypatch):
+    def broken(name):
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda n: object())
+    monkeypatch.setattr(_torchaudio.importlib, "import_module", broken)
+    assert "libcudart" in _torchaudio.why_not()
+    with pytest.raises(UserError, match="cannot be used"):
+        _torchaudio.load()
+
+
+def test_weights_are_never_fetched_unasked(monkeypatch):
+    pretend(monkeypatch)
+    with pytest.raises(UserError, match="needs weights"):
+        get_reward("squim_pesq").score([Sample("a", voice(0.5), 16000)])
+
+
+def test_columns_come_out_in_the_right_places(monkeypatch, tmp_path):
+    from safetensors.torch import save_file
+
+    pretend(monkeypatch)
+    save_file(Net().state_dict(), tmp_path / "w.safetensors")
+    wavs = [voice(0.5), voice(0.7)]
+    samples = [Sample(str(i), w, 16000) for i, w in enumerate(wavs)]
+    for name, expected in (("squim_stoi", 0.01), ("squim_pesq", 1.01), ("squim_si_sdr", 0.1)):
+        reward = get_reward(name, weights=str(tmp_path / "w.safetensors"))
+        assert [s.value for s in reward.score(samples)] == pytest.approx([expected] * 2, rel=1e-3)
+        assert "w.safetensors" in reward.version

@@ -1,0 +1,86 @@
+"""Error rates: normalisation, the silence gate, recognisers by function and by folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reward_signals import voice
+
+from rlspeech.rewards.base import get_reward
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.text import normalise_basic
+from rlspeech.types import Sample, UserError
+
+RECOGNISER = "reward_plugins:recogniser"
+
+
+def score(name, wav, text):
+    return get_reward(name, recogniser=RECOGNISER).score([Sample("a", wav, 16000, None, text)])[0]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Hello, World!", "hello world"), ("it\u2019s  'quoted' rock'n'roll", "it's quoted rock'n'roll"), ("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"),
+    ("snake_case a-b", "snake case a b"), ("\u4f60\u597d\u3002", "\u4f60\u597d"), ("...", "")])
+def test_normaliser(text, expected):
+    assert normalise_basic(text) == expected
+
+
+@given(st.text())
+def test_normaliser_is_idempotent(text):
+    once = normalise_basic(text)
+    assert normalise_basic(once) == once
+
+
+def test_rates_of_known_texts():
+    assert score("wer", voice(0.5), "hello world").value == 0.0
+    assert score("wer", voice(0.5), "hello there world").value == pytest.approx(1 / 3)
+    assert score("cer", voice(0.5), "hello worlds").value == pytest.approx(1 / 12)
+    assert score("wer", voice(0.5), "world").value == 1.0
+    assert score("wer", voice(0.5), "hello world").detail["hypothesis"] == "Hello,  WORLD!"
+
+
+def test_silence_is_an_empty_hypothesis_not_invented_words():
+    for wav in (np.zeros(16000, np.float32), np.full(16000, 1e-6, np.float32)):
+        answer = score("wer", wav, "hello world")
+        assert answer.value == 1.0 and answer.detail["hypothesis"] == ""
+
+
+def test_what_cannot_be_scored_is_null():
+    assert score("wer", voice(0.5), None).error == "no reference text"
+    assert "empty after" in score("wer", voice(0.5), "?!").error
+    assert "NaN" in score("wer", np.full(16000, np.nan, np.float32), "hello").error
+
+
+def test_wer_and_cer_share_a_pass_and_name_their_normaliser():
+    options = {"wer": {"recogniser": RECOGNISER, "normaliser": "none-1"}}
+    with Scorer(["wer", "cer"], workers=0, options=options) as scorer:
+        table = scorer.score([Sample("a", voice(0.5), 16000, None, "Hello, WORLD!")])
+        assert table["wer"][0].value == table["cer"][0].value == 0.0
+        assert scorer.meta()["cer"]["version"] == f"recogniser {RECOGNISER}, text none-1"
+
+
+def test_mistakes_are_told():
+    sample = [Sample("a", voice(0.5), 16000, None, "hello")]
+    with pytest.raises(UserError, match="needs a recogniser"):
+        get_reward("wer").score(sample)
+    with pytest.raises(UserError, match="normaliser"):
+        get_reward("wer", recogniser=RECOGNISER, normaliser="basic-99").score(sample)
+    with pytest.raises(UserError, match="cannot load the recogniser"):
+        get_reward("wer", recogniser="/no/such/folder").score(sample)
+
+
+def test_transformers_recogniser_from_a_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 7,
+                                         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, vocab_size=6, pad_token_id=0)
+    transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4, "C": 5}))
+    transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
+    samples = [Sample(str(i), voice(s, seed=i), 16000, None, "a b c") for i, s in enumerate((1.0, 0.5))]
+    scores = get_reward("cer", recogniser=str(tmp_path)).score(samples)
+    assert all(s.value is not None and s.value >= 0 and isinstance(s.detail["hypothesis"], str) for s in scores)

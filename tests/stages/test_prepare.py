@@ -1,0 +1,352 @@
+"""prepare, end to end: every kind of bad input costs itself, a killed run goes on where it was, the same input gives the same output."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from rlspeech.config import Mixing
+from rlspeech.corpora import mix as mix_module
+from rlspeech.corpora import vet as vet_module
+from rlspeech.data.audio import load_audio, resample, rms_dbfs
+from rlspeech.data.checks import Limits
+from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest
+from rlspeech.data.mixing import MixtureSet
+from rlspeech.stages.prepare import Prepare, run
+from rlspeech.types import UserError
+
+RATE = 16000
+
+
+def sound(seed: int, seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    n = int(seconds * rate)
+    wav = rng.standard_normal(n) * (0.2 + np.abs(np.sin(np.arange(n) / rate * 9)))
+    return (0.3 * wav / np.abs(wav).max()).astype(np.float32)
+
+
+def write(path: Path, wav: np.ndarray, rate: int = RATE, **options: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, wav, rate, **options)
+    return path
+
+
+def corpus(root: Path, clean: int = 4, noise: int = 3) -> None:
+    for i in range(clean):
+        write(root / "clean" / f"c{i}.wav", sound(i))
+    for i in range(noise):
+        write(root / "noise" / f"n{i}.wav", sound(100 + i, 0.7))
+
+
+def prepare(source: str, out: Path, **more: Any) -> dict[str, Any]:
+    return run(Prepare(source=source, out=str(out), **({"workers": 0} | more)))  # type: ignore[arg-type]
+
+
+def mixed(root: Path, out: Path, **more: Any) -> dict[str, Any]:
+    return prepare("mix", out, clean=[str(root / "clean")], noise=[str(root / "noise")], **more)
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """One file of every bad kind -> the reason it must be dropped for."""
+    nan, wav = sound(50), sound(51)
+    nan[100] = np.nan
+    write(folder / "nan.wav", nan, subtype="FLOAT")
+    write(folder / "silent.wav", np.zeros(RATE))
+    write(folder / "cancel.wav", np.stack([wav, -wav], axis=1))
+    write(folder / "clipped.wav", np.clip(sound(52) * 20, -1, 1))
+    write(folder / "short.wav", sound(53, 0.05))
+    write(folder / "slow.wav", sound(54, rate=8000), 8000)
+    write(folder / "upsampled.wav", resample(sound(55, rate=8000), 8000, 16000))
+    write(folder / "nothing.wav", np.zeros(0))
+    write(folder / "zz_copy.wav", sound(0))
+    (folder / "zero.wav").write_bytes(b"")
+    (folder / "text.flac").write_text("not audio")
+    (folder / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (folder / "phone.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
+    (folder / "dangling.wav").symlink_to(folder / "gone")
+    for suffix in ("wav", "flac"):
+        path = write(folder / f"torn.{suffix}", sound(56 + (suffix == "wav")))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return {"nan": "NaN or infinite samples", "silent": "silent", "cancel": "silent", "clipped": "clipped", "short": "too short",
+            "slow": "rate too low", "upsampled": "bandwidth below the rate", "nothing": "no samples", "zz_copy": "duplicate",
+            "zero": "empty file", "text": "unreadable", "lfs": "Git LFS pointer", "phone": "unreadable", "dangling": "missing file"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_input_of_every_kind_costs_itself_only(tmp_path: Path, workers: int) -> None:
+    corpus(tmp_path)
+    write(tmp_path / "clean" / "stereo.wav", np.stack([sound(60), sound(61)], axis=1))
+    write(tmp_path / "clean" / "fast.wav", sound(62, rate=48000), 48000)
+    expected = bad_files(tmp_path / "clean")
+    summary = mixed(tmp_path, tmp_path / "out", workers=workers)
+    assert {u.id for u in read_manifest(tmp_path / "out" / "clean.jsonl")} == {"c0", "c1", "c2", "c3", "stereo", "fast"}
+    dropped = {row["id"]: row for row in read_jsonl(tmp_path / "out" / "dropped.jsonl")}
+    assert {k: row["reason"] for k, row in dropped.items() if k != "torn"} == expected
+    assert dropped["torn"]["reason"] in {"truncated", "unreadable"} and all(row["detail"] for row in dropped.values())
+    assert summary["manifests"]["clean"]["dropped"] == len(expected) + 2 == sum(summary["dropped"].values())
+    meta = json.loads((tmp_path / "out" / "clean.meta.json").read_text())
+    assert meta["rows"] == 6 and meta["reasons"]["silent"] == 2 and meta["settings"]["mixing"]["clip_s"] == 2.0
+    assert meta["hours"] == pytest.approx(6 / 3600, abs=1e-6) and meta["seed"] == 0
+    assert summary["multichannel"] == 1
+
+
+def test_the_recipe_mixes_and_is_found(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    write(tmp_path / "rir" / "r.wav", np.exp(-np.arange(2000) / 300) * np.random.default_rng(0).standard_normal(2000) * 0.3)
+    summary = mixed(tmp_path, tmp_path / "out", rir=[str(tmp_path / "rir")],
+                    mixing=Mixing(snr_db=(0, 5), level_dbfs=(-30, -20), reverb=1.0, clip_s=0.5))
+    assert find_manifest(tmp_path / "out") == Path(summary["recipe"]) and "mix.json" in summary["next"]
+    made = MixtureSet.from_recipe(summary["recipe"]).get(0, 0)
+    assert len(made.noisy) == 8000 and 0 <= made.snr_db <= 5 and made.rir_id == "r" and -31 < rms_dbfs(made.noisy) < -19
+
+
+def test_nothing_left_is_the_users_error(tmp_path: Path) -> None:
+    write(tmp_path / "clean" / "a.wav", np.zeros(RATE))
+    write(tmp_path / "noise" / "n.wav", sound(1))
+    with pytest.raises(UserError) as error:
+        mixed(tmp_path, tmp_path / "out")
+    assert "nothing is left of clean" in error.value.what and "1 silent" in error.value.why
+    assert not (tmp_path / "out" / "clean.jsonl").exists() and (tmp_path / "out" / "dropped.jsonl").exists()
+    for options in ({"root": str(tmp_path / "clean")}, {"root": str(tmp_path / "gone")}, {}):
+        with pytest.raises(UserError):
+            prepare("folder", tmp_path / "out", **options)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make"):
+        mixed(tmp_path, tmp_path / "file" / "out")
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.name not in {"checks.jsonl", "rendered.jsonl"}}
+
+
+def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    for name, workers in (("a", 0), ("b", 2)):
+        mixed(tmp_path, tmp_path / name, render=6, seed=3, workers=workers)
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+    mixed(tmp_path, tmp_path / "c", render=6, seed=4)
+    assert outputs(tmp_path / "c").keys() == outputs(tmp_path / "a").keys()
+    assert all(outputs(tmp_path / "c")[k] != v for k, v in outputs(tmp_path / "a").items() if k.startswith("audio/noisy"))
+
+
+def test_rendered_mixtures_are_paired_and_as_asked(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    summary = mixed(tmp_path, tmp_path / "out", render=10, render_s=0.5, mixing=Mixing(snr_db=(3, 9), level_dbfs=(-28, -22)))
+    assert find_manifest(tmp_path / "out").name == "manifest.jsonl" and summary["recipe"] is None and "manifest.jsonl" in summary["next"]
+    rows = read_manifest(tmp_path / "out" / "manifest.jsonl")
+    assert len(rows) == 10 and {u.extra["clean_id"] for u in rows} == {"c0", "c1", "c2", "c3"}
+    for utt in rows:
+        noisy, clean = load_audio(utt.audio_filepath), load_audio(utt.target_filepath or "")
+        assert len(noisy) == len(clean) == 8000 and utt.snr_db is not None and 3 <= utt.snr_db <= 9
+        assert rms_dbfs(clean) - rms_dbfs(noisy - clean) == pytest.approx(utt.snr_db, abs=0.1) and -28.1 < rms_dbfs(noisy) < -21.9
+
+
+def test_a_second_run_reads_no_audio_and_other_limits_do_not_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus(tmp_path)
+    assert mixed(tmp_path, tmp_path / "out")["checked"] == 7
+    monkeypatch.setattr(vet_module, "measure", lambda path, floor_db: pytest.fail(f"{path} was read again"))
+    again = mixed(tmp_path, tmp_path / "out")
+    assert (again["checked"], again["known"]) == (0, 7)
+    with pytest.raises(UserError, match="nothing is left"):
+        mixed(tmp_path, tmp_path / "out", limits=Limits(min_s=5))
+    monkeypatch.undo()
+    write(tmp_path / "clean" / "c0.wav", sound(70, 1.1))
+    changed = mixed(tmp_path, tmp_path / "out")
+    assert (changed["checked"], changed["known"]) == (1, 6), "a changed file is read again"
+
+
+DRIVER = """
+import json, sys, time
+from rlspeech.corpora import mix, vet
+from rlspeech.stages.prepare import Prepare, run
+slow = lambda f: lambda *a, **k: (time.sleep(0.03), f(*a, **k))[1]
+vet.measure, mix.render_one = slow(vet.measure), slow(mix.render_one)
+print(json.dumps(run(Prepare(**json.loads(sys.argv[1])))))
+"""
+
+
+def start(config: dict[str, Any]) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", DRIVER, json.dumps(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signal.Signals) -> int:
+    """Send a signal when the journal has some rows; how many it has then."""
+    for _ in range(2000):
+        if journal.exists() and len(read_jsonl(journal)) >= rows:
+            break
+        time.sleep(0.01)
+    process.send_signal(how)
+    process.wait(20)
+    return len(read_jsonl(journal))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_goes_on_without_repeating_work(tmp_path: Path, how: signal.Signals) -> None:
+    corpus(tmp_path, clean=13, noise=3)
+    config = {"source": "mix", "clean": [str(tmp_path / "clean")], "noise": [str(tmp_path / "noise")], "out": str(tmp_path / "out"),
+              "workers": 0, "render": 16, "seed": 1}
+    process = start(config)
+    done = stop_at(process, tmp_path / "out" / "checks.jsonl", 5, how)
+    assert 5 <= done < 16 and not (tmp_path / "out" / "sources").exists() and process.returncode != 0
+    if how == signal.SIGINT:
+        assert process.stderr and "the same command goes on" in process.stderr.read()
+    process = start(config)
+    rendered = stop_at(process, tmp_path / "out" / "rendered.jsonl", 5, how)
+    assert 5 <= rendered < 16 and not (tmp_path / "out" / "manifest.jsonl").exists()
+    assert len(read_jsonl(tmp_path / "out" / "checks.jsonl")) == 16
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "audio").rglob("mix_00000[0-3].flac")}
+    summary = run(Prepare(**config))
+    assert (summary["checked"], summary["known"]) == (0, 16) and summary["manifests"]["manifest"]["rows"] == 16
+    assert len(kept) == 8 and all(p.stat().st_mtime_ns == t for p, t in kept.items()), "finished mixtures are left as they are"
+    whole = run(Prepare(**(config | {"out": str(tmp_path / "whole")})))
+    assert whole["checked"] == 16
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+def test_other_settings_do_not_reuse_old_mixtures(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    mixed(tmp_path, tmp_path / "out", render=4, seed=1)
+    mixed(tmp_path, tmp_path / "out", render=4, seed=2)
+    mixed(tmp_path, tmp_path / "fresh", render=4, seed=2)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "fresh")
+
+
+def test_a_full_disk_says_what_was_kept_and_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus(tmp_path)
+    save, calls = mix_module.save_audio, []
+
+    def full(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args)
+
+    monkeypatch.setattr(mix_module, "save_audio", full)
+    with pytest.raises(UserError) as error:
+        mixed(tmp_path, tmp_path / "out", render=8)
+    assert "disk is full" in error.value.why and "3 of 8 mixtures were kept" in error.value.why
+    monkeypatch.undo()
+    assert mixed(tmp_path, tmp_path / "out", render=8)["manifests"]["manifest"]["rows"] == 8
+
+
+def test_an_audio_library_that_cannot_write_is_a_full_disk_too(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    write(tmp_path / "clean" / "long.wav", sound(9, 20.0))
+    config = {"source": "mix", "clean": [str(tmp_path / "clean")], "noise": [str(tmp_path / "noise")], "out": str(tmp_path / "out"),
+              "workers": 0, "render": 5}
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    code = f"{limit}\nfrom rlspeech.stages.prepare import Prepare, run\nfrom rlspeech.types import UserError\nimport json, sys\n" \
+           "try:\n    run(Prepare(**json.loads(sys.argv[1])))\nexcept UserError as error:\n    print(error.why)"
+    answer = subprocess.run([sys.executable, "-c", code, json.dumps(config)], capture_output=True, text=True, check=True)
+    assert "4 of 5 mixtures were kept" in answer.stdout and "disk is full" in answer.stdout
+    assert run(Prepare(**config))["manifests"]["manifest"]["rows"] == 5  # type: ignore[arg-type]
+
+
+def test_pairs_are_dropped_for_either_side_and_for_lengths(tmp_path: Path) -> None:
+    for i in range(5):
+        write(tmp_path / "noisy" / f"p{i}.wav", sound(i))
+        write(tmp_path / "clean" / f"p{i}.wav", sound(10 + i))
+    write(tmp_path / "clean" / "p1.wav", sound(11, 1.3))
+    write(tmp_path / "clean" / "p2.wav", np.zeros(RATE))
+    (tmp_path / "noisy" / "p3.wav").write_bytes(b"")
+    (tmp_path / "clean" / "p4.wav").unlink()
+    summary = prepare("pairs", tmp_path / "out", noisy=str(tmp_path / "noisy"), clean=[str(tmp_path / "clean")])
+    assert summary["dropped"] == {"empty file": 1, "no clean partner": 1, "pair of different lengths": 1, "target: silent": 1}
+    rows = read_manifest(find_manifest(tmp_path / "out"))
+    assert [u.id for u in rows] == ["p0"] and rows[0].target_filepath == str(tmp_path / "clean" / "p0.wav")
+    assert summary["next"].startswith("rlspeech pretrain")
+
+
+def test_a_manifest_that_claims_otherwise_is_not_believed(tmp_path: Path) -> None:
+    for name, seconds in (("a", 1.0), ("b", 0.6), ("c", 1.0), ("d", 1.5)):
+        write(tmp_path / f"{name}.wav", sound(ord(name), seconds))
+    rates = {"c": 48000}
+    rows = [{"id": n, "audio_filepath": f"{n}.wav", "duration": 1.0, "sample_rate": rates.get(n, RATE), "mos": 3} for n in "abcd"]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    summary = prepare("folder", tmp_path / "out", root=str(tmp_path / "m.jsonl"))
+    wrong = ("longer than the manifest says", "rate differs from the manifest", "shorter than the manifest says")
+    assert summary["dropped"] == dict.fromkeys(wrong, 1)
+    kept = read_manifest(tmp_path / "out" / "manifest.jsonl")
+    assert [u.id for u in kept] == ["a"] and kept[0].extra == {"mos": 3}
+
+
+def test_a_corpus_in_the_dns_layout(tmp_path: Path) -> None:
+    base = tmp_path / "datasets"
+    for i in range(3):
+        write(base / "clean" / "read_speech" / f"book_{i}_reader_{i}.wav", sound(i))
+        write(base / "noise" / f"n{i}.wav", sound(20 + i))
+        write(base / "test_set" / "synthetic" / "no_reverb" / "noisy" / f"x_snr{i}_tl-25_fileid_{i}.wav", sound(30 + i))
+        write(base / "test_set" / "synthetic" / "no_reverb" / "clean" / f"clean_fileid_{i}.wav", sound(40 + i))
+    write(base / "test_set" / "real_recordings" / "real.wav", sound(60))
+    write(base / "noise" / "leak.wav", sound(31))  # a test recording among the training noise
+    summary = prepare("dns", tmp_path / "out", root=str(tmp_path))
+    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {"clean": 3, "noise": 3, "test_no_reverb": 3, "real": 1}
+    assert summary["dropped"] == {"duplicate": 1} and read_jsonl(tmp_path / "out" / "dropped.jsonl")[0]["id"] == "leak"
+    assert [u.snr_db for u in read_manifest(tmp_path / "out" / "test_no_reverb.jsonl")] == [0, 1, 2]
+    assert len(MixtureSet.from_recipe(find_manifest(tmp_path / "out"))) == 3
+
+
+def test_a_corpus_in_the_voicebank_layout(tmp_path: Path) -> None:
+    for i, (part, name) in enumerate((("trainset_28spk", "p226_001"), ("trainset_28spk", "p228_001"), ("testset", "p232_001"))):
+        write(tmp_path / f"noisy_{part}_wav" / f"{name}.wav", sound(i, rate=48000), 48000)
+        write(tmp_path / f"clean_{part}_wav" / f"{name}.wav", sound(10 + i, rate=48000), 48000)
+    summary = prepare("voicebank", tmp_path / "out", root=str(tmp_path))
+    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {"train": 1, "valid": 1, "test": 1}
+    assert "train.jsonl --valid" in summary["next"] and find_manifest(tmp_path / "out").name == "train.jsonl"
+
+
+def test_files_with_one_stem_get_ids_of_their_own(tmp_path: Path) -> None:
+    for i, name in enumerate(("a.wav", "a.flac", "b/c.wav", "b_c.wav")):
+        write(tmp_path / "in" / name, sound(i))
+    prepare("folder", tmp_path / "in" / "out", root=str(tmp_path / "in"))
+    assert len({u.id for u in read_manifest(tmp_path / "in" / "out" / "manifest.jsonl")}) == 4
+
+
+def test_a_crashing_worker_costs_its_file_and_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus(tmp_path)
+    measure = vet_module.measure
+
+    def sometimes(path: str, floor_db: float) -> Any:
+        if path.endswith("c1.wav"):
+            raise RuntimeError("the worker process died (exit code -11)")
+        return measure(path, floor_db)
+
+    monkeypatch.setattr(vet_module, "measure", sometimes)
+    assert mixed(tmp_path, tmp_path / "out")["dropped"] == {"unreadable": 1}
+    monkeypatch.undo()
+    again = mixed(tmp_path, tmp_path / "out")
+    assert again["dropped"] == {} and again["checked"] == 1
+
+
+def test_prepare_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = prepare("demo", tmp_path)
+    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {"clean": 60, "noise": 16, "valid": 24, "test": 24}
+    assert len(MixtureSet.from_recipe(find_manifest(tmp_path))) == 60
+    assert find_manifest(tmp_path, recipe=False).name == "test.jsonl"
+    told = capsys.readouterr()
+    assert "valid" in told.out and "next: rlspeech pretrain" in told.err
+    json.dumps(summary)
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not os.environ.get("RLSPEECH_REALDATA"), reason="RLSPEECH_REALDATA is not set")
+def test_real_speech_and_noise_pass_the_checks(tmp_path: Path) -> None:
+    data = Path(os.environ["RLSPEECH_REALDATA"])
+    clean, noise = data / "speech" / "librispeech_train_clean_100", data / "noise" / "esc10"
+    if not clean.is_dir() or not noise.is_dir():
+        pytest.skip("the corpora are not there")
+    summary = prepare("mix", tmp_path, clean=[str(clean)], noise=[str(noise)], workers=2)
+    rows = sum(m["rows"] for m in summary["manifests"].values())
+    assert rows > 100 and sum(summary["dropped"].values()) < 0.05 * rows

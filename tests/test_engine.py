@@ -1,0 +1,271 @@
+"""Devices, processes, the local map and the watchdog."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlspeech.engine import Engine, Watchdog, calm_threads, parallel_map, physical_cores, seed_all
+from rlspeech.types import UserError
+
+ROOT = Path(__file__).parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# ---- engine (torch is imported late: the workers of the map below import this file)
+
+
+def test_auto_picks_and_says_why() -> None:
+    import torch
+
+    engine = Engine()
+    assert engine.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert engine.device.type in engine.reason and "\n" not in engine.reason
+    if engine.device.type == "cpu":
+        assert engine.precision == "fp32"
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda:99", "auto"), ("gpu", "auto"), ("meta", "auto"), ("cpu", "fp16")])
+def test_what_is_not_there_is_a_user_error(device: str, precision: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Engine(device, precision)
+    assert caught.value.try_this
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_autocast_follows_the_precision(precision: str) -> None:
+    import torch
+
+    engine = Engine("cpu", precision)
+    with engine.autocast():
+        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_threads_follow_the_user_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        Engine("cpu")
+        assert torch.get_num_threads() == 1
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        Engine("cpu")
+        assert torch.get_num_threads() == physical_cores() <= (os.cpu_count() or 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calm_threads_leaves_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("KMP_BLOCKTIME", raising=False)
+    calm_threads()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["KMP_BLOCKTIME"] == "0"
+
+
+def test_alone_nothing_is_gathered_or_averaged() -> None:
+    import torch
+
+    engine = Engine("cpu")
+    model = engine.prepare(torch.nn.Linear(2, 1))
+    engine.backward(model(torch.ones(1, 2)).sum())
+    before = model.weight.grad.clone()
+    engine.average_gradients(model.parameters())
+    x = torch.arange(3)
+    assert torch.equal(model.weight.grad, before) and engine.gather({"x": x})["x"] is x
+    assert engine.is_main and engine.world == 1 and len(engine.prepare(model, x)) == 2
+    assert "accelerate" not in subprocess.run(
+        [sys.executable, "-c", "import sys; from rlspeech.engine import Engine; Engine('cpu'); print(*sys.modules)"],
+        capture_output=True, text=True, env=ENV, check=True).stdout.split()
+
+
+def test_seed_all_repeats() -> None:
+    import torch
+
+    seed_all(5)
+    a = torch.rand(3)
+    seed_all(5)
+    assert torch.equal(a, torch.rand(3))
+
+
+TWO = """
+import json, sys, torch
+from rlspeech.engine import Engine
+e = Engine("cpu")
+e.say("from rank 0")
+torch.manual_seed(e.rank)
+model = e.prepare(torch.nn.Linear(3, 1))
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+data = torch.arange(12.0).view(4, 3)
+for _ in range(3):
+    opt.zero_grad()
+    e.backward(model(data[e.rank * 2 : e.rank * 2 + 2]).pow(2).mean() / 100)
+    e.average_gradients(model.parameters())
+    opt.step()
+rows = e.gather({"b": torch.arange(e.rank + 1), "a": torch.full((2, 2), float(e.rank))})
+weights = e.gather(model.weight.detach())
+if e.is_main:
+    json.dump({"b": rows["b"].tolist(), "a": rows["a"].tolist(), "w": weights.tolist()}, open(sys.argv[1], "w"))
+e.barrier()
+e.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    import torch
+
+    script, out = tmp_path / "two.py", tmp_path / "out.json"
+    script.write_text(TWO)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(out)],
+                          env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("from rank 0") == 1
+    got = json.loads(out.read_text())
+    assert got["b"] == [0, 0, 1] and got["a"] == [[0.0, 0.0]] * 2 + [[1.0, 1.0]] * 2
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        opt.zero_grad()
+        (model(torch.arange(12.0).view(4, 3)).pow(2).mean() / 100).backward()
+        opt.step()
+    torch.testing.assert_close(torch.tensor(got["w"]), model.weight.detach().repeat(2, 1))
+
+
+# ---- parallel_map
+
+
+def _square(x: int) -> int:
+    return x * x
+
+
+def _fragile(x: int, folder: str = "") -> int:
+    if x == 3:
+        raise ValueError("three")
+    if x == 5:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if x == 7:
+        time.sleep(60)
+    return x
+
+
+class _Stubborn(Exception):
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__("stubborn")
+
+
+def _unpicklable(x: int) -> object:
+    if x == 0:
+        raise _Stubborn(1, 2)
+    return lambda: x
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_map_keeps_the_order_and_pairs_items(workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(parallel_map(_square, range(40), workers, desc="squares")) == [(i, i * i) for i in range(40)]
+    assert "squares: 40/40" in capsys.readouterr().err
+
+
+def test_a_crash_a_hang_and_an_exception_cost_one_item_each() -> None:
+    results = dict(parallel_map(functools.partial(_fragile, folder="x"), iter(range(10)), 2, timeout_s=2.0))
+    assert [r for r in results.values() if not isinstance(r, Exception)] == [0, 1, 2, 4, 6, 8, 9]
+    assert isinstance(results[3], ValueError) and "died" in str(results[5]) and isinstance(results[7], TimeoutError)
+
+
+def test_what_cannot_travel_is_an_error_of_its_item() -> None:
+    results = dict(parallel_map(_unpicklable, [0, 1], 1))
+    assert "stubborn" in str(results[0]) and isinstance(results[1], RuntimeError)
+
+
+def test_inline_failures_are_yielded() -> None:
+    results = dict(parallel_map(_fragile, [1, 3], 0))
+    assert results[1] == 1 and isinstance(results[3], ValueError)
+
+
+def test_nothing_to_do() -> None:
+    assert list(parallel_map(_square, [], 4)) == []
+
+
+def test_items_are_read_only_as_far_as_needed_and_stopping_ends_the_workers() -> None:
+    read = []
+
+    def items():
+        for i in range(10_000):
+            read.append(i)
+            yield i
+
+    stream = parallel_map(_square, items(), 1)
+    assert next(stream) == (0, 0)
+    stream.close()
+    assert len(read) < 100
+
+
+CTRL_C = """
+import test_engine, time
+from rlspeech.engine import parallel_map
+if __name__ == "__main__":
+    try:
+        for _ in parallel_map(test_engine._hang, range(4), 2):
+            pass
+    except KeyboardInterrupt:
+        print("clean", flush=True)
+"""
+
+
+def _hang(x: int) -> None:
+    print("up", flush=True)
+    time.sleep(60)
+
+
+def test_ctrl_c_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
+    script = tmp_path / "ctrl_c.py"
+    script.write_text(CTRL_C)
+    child = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+                             start_new_session=True)
+    assert child.stdout is not None and child.stdout.readline() == "up\n"
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=10)
+    assert "clean" in out and "Traceback" not in err
+    deadline_s = time.monotonic() + 5  # multiprocessing's own resource tracker leaves a moment later
+    while _group_exists(child.pid):
+        assert time.monotonic() < deadline_s, "a worker is left"
+        time.sleep(0.05)
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# ---- watchdog
+
+
+def test_watchdog_speaks_once_a_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Watchdog(minutes=0.1 / 60, path=tmp_path / "logs" / "stacks.txt") as dog:
+        for _ in range(5):
+            time.sleep(0.04)
+            dog.beat()
+        assert dog.dumps == 0
+        time.sleep(0.4)
+        assert dog.dumps == 1
+    assert "test_watchdog_speaks" in (tmp_path / "logs" / "stacks.txt").read_text()
+    assert "no progress" in capsys.readouterr().err
