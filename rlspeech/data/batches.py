@@ -125,7 +125,8 @@ def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed:
     lengths = np.asarray(durations_s)
     stretches = [part[np.argsort(lengths[part], kind="stable")] for part in np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))]
     groups = [stretch[i:i + batch] for stretch in stretches for i in range(0, len(stretch), batch)]
-    return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
+    full, rest = [g for g in groups if len(g) == batch], [g for g in groups if len(g) < batch]  # a short group in the middle would shift the others
+    return np.concatenate([*(full[i] for i in rng.permutation(len(full))), *rest])
 
 
 def batches(source: ClipSource, batch: int, clip_s: float, *, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[tuple[list[Clip], int]]:

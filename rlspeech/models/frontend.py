@@ -26,12 +26,12 @@ class StftFrontEnd(nn.Module):
         self.register_buffer("window", torch.hann_window(cfg.n_fft).sqrt(), persistent=False)
 
     def frames(self, samples: int) -> int:
-        """Spectral frames of ``samples`` audio samples, a started hop counting as a whole one."""
-        return -(-samples // self.hop) + 1
+        """Spectral frames of ``samples`` audio samples: a started hop counts, and reflection at the ends needs half a window."""
+        return -(-max(samples, self.n_fft // 2 + 1) // self.hop) + 1
 
     def encode(self, wav: Tensor) -> Tensor:
         """(N, T) -> (N, L, D)."""
-        pad = (-wav.shape[1]) % self.hop
+        pad = (self.frames(wav.shape[1]) - 1) * self.hop - wav.shape[1]
         spec = torch.stft(nn.functional.pad(wav, (0, pad)), self.n_fft, self.hop, window=self.window, return_complex=True)
         return self.pack(spec * (spec.abs() + 1e-8) ** (self.power - 1.0) * self.scale)
 
@@ -76,7 +76,7 @@ class MelFrontEnd(nn.Module):
 
     def frames(self, samples: int) -> int:
         """Spectral frames of ``samples`` audio samples."""
-        return math.ceil(samples / self.hop)
+        return -(-max(samples, self.n_fft // 2) // self.hop)  # reflection at the ends needs (n_fft - hop) / 2 samples
 
     def encode(self, wav: Tensor) -> Tensor:
         """(N, T) -> (N, L, D)."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlspeech.data.audio import AudioError, load_audio, resample
 from rlspeech.data.manifest import read_manifest
@@ -155,21 +158,29 @@ def load(item: Item) -> Sample | AudioError:
     Returns:
         the sample, or what is wrong with the file. A reference that cannot be read is named in the columns as ``_target_error``.
     """
-    import soundfile as sf  # type: ignore[import-untyped]
-
     try:
-        rate = int(sf.info(str(item.audio)).samplerate)
-    except (sf.LibsndfileError, RuntimeError, OSError):
-        rate = 16000  # load_audio will say what is wrong
-    try:
-        wav = load_audio(item.audio, rate, item.offset_s, item.duration_s)
+        wav, rate = _read(item.audio, item)
     except AudioError as error:
         return error
     target, columns = None, dict(item.columns)
     if item.target is not None:
         try:
-            native = int(sf.info(str(item.target)).samplerate) if item.target.is_file() else rate
-            target = resample(load_audio(item.target, native, item.offset_s, item.duration_s), native, rate)
-        except (AudioError, sf.LibsndfileError, RuntimeError, OSError) as error:
-            columns["_target_error"] = getattr(error, "reason", str(error)[:120])
+            target, native = _read(item.target, item)
+            target = resample(target, native, rate)
+        except AudioError as error:
+            columns["_target_error"] = error.reason
     return Sample(item.key, wav, rate, target, item.text, columns)
+
+
+def _read(path: Path, item: Item) -> tuple[np.ndarray, int]:
+    """Audio at its own rate, and the rate. The path is taken out of the reason: the row names it, and equal reasons are counted."""
+    import soundfile as sf  # type: ignore[import-untyped]
+
+    try:
+        rate = int(sf.info(str(path)).samplerate)
+    except (sf.LibsndfileError, RuntimeError, OSError):
+        rate = 16000  # load_audio says what is wrong
+    try:
+        return load_audio(path, rate, item.offset_s, item.duration_s), rate
+    except AudioError as error:
+        raise AudioError(re.sub(r"Error opening ('.*?'|\".*?\"): ", "", error.reason)) from error

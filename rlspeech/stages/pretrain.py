@@ -27,6 +27,7 @@ from rlspeech.tasks import get_task
 from rlspeech.tasks.flowse import Enhancer, FlowSE
 from rlspeech.types import Sample, UserError
 
+SOFT = frozenset({"time_power", "condition_drop", "nfe", "guidance"})  # settings that weights do not depend on
 VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
 
 
@@ -85,8 +86,7 @@ class Trainer:
         feed = batches(train, cfg.batch, _clip_s(train, cfg), seed=cfg.seed, start=self.cursor, rank=self.engine.rank, world=self.engine.world)
         sums: dict[str, float] = {}
         counted = 0  # steps behind the sums: fewer than 50 after a resume
-        with log.progress(cfg.steps, "pretrain", "steps") as bar:
-            bar.advance(self.step)
+        with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar:
             while self.step < cfg.steps:
                 clips, self.cursor = next(feed)
                 parts = self.update(clips)
@@ -181,9 +181,16 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
 
 
 def _model(config: Pretrain, task: FlowSE) -> FlowEnhancer:
+    """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
     if config.init is None:
         return task.build(config.model)
     model, _ = load_flow(config.init)
+    given = {k: getattr(config.model, k) for k in config.model.model_fields_set}
+    misfits = [k for k, v in given.items() if k not in SOFT and v != getattr(model.cfg, k)]
+    if misfits:
+        raise UserError(f"{config.init} has another {', '.join(misfits)}", f"with --init only {', '.join(sorted(SOFT))} can be set",
+                        "leave them out, or train from random weights without --init")
+    model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in SOFT})
     return model
 
 

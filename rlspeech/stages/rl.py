@@ -47,9 +47,11 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     task = get_task(config.task)
     config = complete(config, task)
     engine = Engine(config.device, config.precision, config.seed)
-    with Run.create(config.out, "rl", config) as folder, Watchdog() as watchdog, make_scorer(config, str(engine.device)) as scorer:
-        folder.note(device=engine.reason, rewards=scorer.meta())
-        session = Session(config, engine, task, folder, scorer)
+    device = str(engine.device)
+    with (Run.create(config.out, "rl", config) as folder, Watchdog() as watchdog, make_scorer(config, device, guards=False) as scorer,
+          make_scorer(config, device) as judge):
+        folder.note(device=engine.reason, rewards=judge.meta())
+        session = Session(config, engine, task, folder, scorer, judge)
         _explain(config, session, engine)
         reason = session.fit(watchdog)
         summary = session.summary(reason)
@@ -67,10 +69,13 @@ def complete(config: RL, task: FlowSE) -> RL:
 
 
 class Session:
-    """One run's moving parts: policy, algorithm, data cursor, validation."""
+    """One run's moving parts: policy, algorithm, data cursor, validation.
 
-    def __init__(self, config: RL, engine: Engine, task: FlowSE, folder: Run, scorer: Scorer) -> None:
-        self.config, self.engine, self.folder, self.scorer = config, engine, folder, scorer
+    ``scorer`` computes the rewards of every rollout; ``judge`` also the guards, on validation clips only: they may be dear.
+    """
+
+    def __init__(self, config: RL, engine: Engine, task: FlowSE, folder: Run, scorer: Scorer, judge: Scorer) -> None:
+        self.config, self.engine, self.folder, self.scorer, self.judge = config, engine, folder, scorer, judge
         model, self.facts = load_flow(config.model, engine.device)
         self.adapted = Adapted(model, config.lora)
         self.policy = FlowPolicy(task, self.adapted, config.explore, reduction=config.reduction, seed=config.seed)
@@ -91,8 +96,7 @@ class Session:
         feed = batches(self.train, cfg.prompts_per_step, cfg.clip_s, seed=cfg.seed, start=self.cursor, rank=self.engine.rank, world=self.engine.world)
         if not self.history:
             self.validate()
-        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps") as bar:
-            bar.advance(self.step)
+        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar:
             while self.step < cfg.steps:
                 prompts, self.cursor = next(feed)
                 metrics = self.advance(prompts)
@@ -125,7 +129,7 @@ class Session:
         made = [enhancer.infer([c.noisy], [c.key])[0] for c in self.valid]
         for c, wav in list(zip(self.valid, made, strict=True))[:4]:
             save_audio(self.folder.path / "samples" / f"step_{self.step:06d}" / f"{c.key}.flac", wav, enhancer.sample_rate)
-        scores = self.scorer.score([Sample(c.key, w, enhancer.sample_rate, c.target, c.text) for c, w in zip(self.valid, made, strict=True)])
+        scores = self.judge.score([Sample(c.key, w, enhancer.sample_rate, c.target, c.text) for c, w in zip(self.valid, made, strict=True)])
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
         self.history.append(row)
         deltas = {k: self.delta(k) for k in scores}
@@ -190,10 +194,14 @@ def describe(experience: Experience) -> dict[str, Any]:
             "constant_groups": a.constant_groups, "unscorable": a.unscorable, **{f"seconds/{k}": v for k, v in experience.seconds.items()}}
 
 
-def make_scorer(config: RL, device: str) -> Scorer:
-    """Every reward and guard, loaded and tried once before anything is computed. Raises ``UserError`` where one does not work."""
-    names = list(dict.fromkeys([r.name for r in config.rewards] + [g.name for g in config.guards]))
-    scorer = Scorer(names, device=device, workers=config.workers)
+def make_scorer(config: RL, device: str, *, guards: bool = True) -> Scorer:
+    """The rewards, and the guards if asked for, loaded and tried once before anything is computed.
+
+    Raises:
+        UserError: one of them does not work here.
+    """
+    names = [r.name for r in config.rewards] + ([g.name for g in config.guards] if guards else [])
+    scorer = Scorer(list(dict.fromkeys(names)), device=device, workers=config.workers)
     scorer.dry_run()
     return scorer
 

@@ -64,6 +64,7 @@ def _write_bad(folder: Path, kind: str) -> Path:
     if kind == "zero_bytes":
         path.write_bytes(b"")
     elif kind == "zero_length":
+        path = folder / f"{kind}.wav"  # a header and nothing behind it
         sf.write(path, np.zeros(0, np.float32), RATE)
     elif kind == "truncated":
         sf.write(path, 0.1 * np.random.default_rng(0).standard_normal(32000), RATE)
@@ -81,7 +82,7 @@ def _write_bad(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "reason"), [
-    ("missing", "missing"), ("zero_bytes", "0 bytes"), ("zero_length", "no samples|unreadable"), ("truncated", "unreadable"),
+    ("missing", "missing"), ("zero_bytes", "0 bytes"), ("zero_length", "no samples"), ("truncated", "unreadable"),
     ("text", "unreadable"), ("nan", "NaN"), ("inf", "infinite"), ("folder", "missing")])
 def test_bad_files_have_a_reason(tmp_path: Path, kind: str, reason: str) -> None:
     with pytest.raises(AudioError, match=reason) as error:

@@ -43,8 +43,7 @@ def test_a_two_second_clip_costs_a_tenth():
     assert sum(samples for _, samples, _ in windows(32000)[1]) < 7 * 144160 / 10
 
 
-@pytest.mark.parametrize("kind", ["p835", "p808"])
-@pytest.mark.parametrize("length", [32000, 20480])
+@pytest.mark.parametrize(("kind", "length"), [("p835", 32000), ("p808", 32000), ("p808", 20480), ("p808", 64000)])
 def test_cut_windows_answer_exactly_what_whole_windows_do(kind, length):
     scorer = {"p835": Dnsmos, "p808": P808}[kind](threads=1)
     wav = with_noise(voice(length / 16000, seed=length), 8)
@@ -55,23 +54,20 @@ def test_cut_windows_answer_exactly_what_whole_windows_do(kind, length):
     np.testing.assert_allclose(scorer.raw(tiled[None, :samples]), scorer.raw(tiled[None]), atol=2e-5)
 
 
-@pytest.mark.parametrize("seconds", [0.35, 1.1])
-def test_agrees_with_the_published_loop_around_the_untouched_graph(seconds):
+@pytest.mark.parametrize("seconds", [1.28, 2.3])  # one official window each; the first is cut down by us, the second cannot be
+def test_agrees_with_the_published_rule_around_the_untouched_graph(seconds):
     import onnxruntime
 
     from rlspeech.rewards.dnsmos_net import model_path
 
     wav = with_noise(voice(seconds, seed=5), 12)
-    session = onnxruntime.InferenceSession(str(model_path("p835")))
     starts, copies = official_starts(len(wav))
-    raw = np.stack([session.run(None, {"input_1": np.tile(wav, copies)[None, s:s + 144160]})[0][0] for s in starts[:3]])
+    assert starts == [0]
+    raw = onnxruntime.InferenceSession(str(model_path("p835"))).run(None, {"input_1": np.tile(wav, copies)[None, :144160]})[0][0]
     sig, bak, ovr = ([-0.08397278, 1.22083953, 0.0052439], [-0.13166888, 1.60915514, -0.39604546], [-0.06766283, 1.11546468, 0.04602535])
-    expected = [np.polyval(p, raw[:, i]).mean() for i, p in enumerate((sig, bak, ovr))]
-    if len(starts) <= 3:
-        (ours,) = Dnsmos(threads=1).compute([Sample("a", wav, 16000)], COLUMNS)
-        assert [ours[c].value for c in COLUMNS] == pytest.approx(expected, abs=1e-4)
-    else:
-        np.testing.assert_allclose(Dnsmos(threads=1).outputs([wav])[0][0][:3], raw, atol=1e-4)
+    (ours,) = Dnsmos(threads=1).compute([Sample("a", wav, 16000)], COLUMNS)
+    expected = [np.polyval(p, raw[i]) for i, p in enumerate((sig, bak, ovr))]
+    assert [ours[c].value for c in COLUMNS] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ def test_identity_scores_one_and_falls_with_the_noise(scorer):
     for name, scores in scorer.score(samples).items():
         values = [s.value for s in scores]
         assert values[0] == pytest.approx(1.0, abs=1e-4), name
-        assert all(a > b for a, b in zip(values, values[1:], strict=False)), (name, values)
+        assert values[0] > values[1] > values[2] > values[3], (name, values)
+        assert values[4] < values[2], (name, values)  # below 0 dB only noise is left to compare
 
 
 def test_gain_is_no_part_of_the_score(scorer):
@@ -70,7 +71,7 @@ def test_items_do_not_depend_on_their_neighbours(scorer):
 def test_lengths_may_differ(scorer):
     clean = voice(1.5, seed=4)
     table = scorer.score([pair(clean[:16000], clean)])
-    assert table["speech_bert_score"][0].value > 0.9 > 0.999 * table["speech_bert_recall"][0].value
+    assert table["speech_bert_score"][0].value > 0.99 > table["speech_bert_recall"][0].value  # all of it is found again, not all is there
 
 
 def test_bert_score_by_hand():
@@ -98,6 +99,7 @@ def test_reference_is_encoded_once_for_a_group():
     assert seen[-1] == (1, 100)
 
 
+@pytest.mark.slow  # imports transformers
 def test_mel_filters_are_librosas():
     transformers_bank = pytest.importorskip("transformers.audio_utils").mel_filter_bank
     for n_fft, n_mels, low, high in ((512, 64, 20.0, 7600.0), (400, 80, 0.0, 8000.0)):
@@ -123,12 +125,13 @@ def pretrained(tmp_path_factory):
              "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "tdnn_dim": [16] * 5, "xvector_output_dim": 8}
     torch.manual_seed(0)
     transformers.WavLMForXVector(transformers.WavLMConfig(**small)).save_pretrained(root / "xvector")
-    transformers.HubertModel(transformers.HubertConfig(**{k: v for k, v in small.items() if "tdnn" not in k and "xv" not in k})).save_pretrained(
-        root / "hubert")
+    plain = {k: v for k, v in small.items() if "tdnn" not in k and "xvector" not in k}
+    transformers.HubertModel(transformers.HubertConfig(**plain)).save_pretrained(root / "hubert")
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(root / "hubert")
     return root
 
 
+@pytest.mark.slow
 def test_transformers_encoders_from_a_folder(pretrained):
     clean = voice(1.0)
     names = [f"speaker_similarity[encoder={pretrained}/xvector]", f"speech_bert_score[encoder={pretrained}/hubert,layer=2]"]
@@ -141,6 +144,7 @@ def test_transformers_encoders_from_a_folder(pretrained):
     assert "WavLMForXVector" in meta[names[0]]["version"] and "layer 2" in meta[names[1]]["version"]
 
 
+@pytest.mark.slow
 def test_missing_encoder_is_an_error_for_people(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("speaker_similarity", "speech_bert_score"):

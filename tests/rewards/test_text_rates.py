@@ -23,7 +23,8 @@ def score(name, wav, text):
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("Hello, World!", "hello world"), ("it\u2019s  'quoted' rock'n'roll", "it's quoted rock'n'roll"), ("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"),
+    ("Hello, World!", "hello world"), ("it\u2019s  'quoted' rock'n'roll", "it's quoted rock'n'roll"),
+    ("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"),
     ("snake_case a-b", "snake case a b"), ("\u4f60\u597d\u3002", "\u4f60\u597d"), ("...", "")])
 def test_normaliser(text, expected):
     assert normalise_basic(text) == expected
@@ -69,14 +70,27 @@ def test_mistakes_are_told():
         get_reward("wer").score(sample)
     with pytest.raises(UserError, match="normaliser"):
         get_reward("wer", recogniser=RECOGNISER, normaliser="basic-99").score(sample)
+
+
+@pytest.mark.slow
+def test_missing_recogniser_is_told():
     with pytest.raises(UserError, match="cannot load the recogniser"):
-        get_reward("wer", recogniser="/no/such/folder").score(sample)
+        get_reward("wer", recogniser="/no/such/folder").score([Sample("a", voice(0.5), 16000, None, "hello")])
 
 
+@pytest.mark.slow
+def test_pocketsphinx_hears_words_or_nothing():
+    pytest.importorskip("pocketsphinx")
+    (answer,) = get_reward("wer", recogniser="pocketsphinx").score([Sample("a", voice(1.0), 16000, None, "hello")])
+    assert answer.value is not None and answer.value >= 0
+
+
+@pytest.mark.slow
 def test_transformers_recogniser_from_a_folder(tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 7,
-                                         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, vocab_size=6, pad_token_id=0)
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, vocab_size=6, pad_token_id=0)
     transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4, "C": 5}))
     transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)

@@ -1,0 +1,279 @@
+"""``rlspeech doctor``: what is installed, which devices and rewards can be used here, and why the others cannot.
+
+It looks and repairs nothing, and a part that is missing or broken is a line of its table, never an exception.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from rlspeech import __version__, log
+from rlspeech.parallel import physical_cores
+
+__all__ = ["run"]
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "pydantic",
+    "typer",
+    "rich",
+    "jinja2",
+    "matplotlib",
+    "jiwer",
+    "onnx",
+    "onnxruntime",
+    "speechmos",
+)
+OPTIONAL = {"pesq": "PESQ", "torchaudio": "SQUIM", "tensorboard": "curves in TensorBoard", "pocketsphinx": "a recogniser for wer"}
+# folder below assets/ -> (what it must hold, what it is for)
+ASSETS = {
+    "flowse": (("config.json", "model.safetensors"), "the enhancer that rl, eval and enhance start from"),
+    "speaker": (("config.json", "model.safetensors"), "encoder of speaker_similarity"),
+    "speech_encoder": (("config.json", "model.safetensors"), "encoder of speech_bert_score"),
+    "demo": (("mix.json", "clean.jsonl", "noise.jsonl"), "the embedded corpus"),
+}
+
+
+def run(*, json_mode: bool = False) -> dict[str, Any]:
+    """Look at the installation.
+
+    Returns:
+        ``ok`` (the main job can run), ``problems``, ``python``, ``packages``, ``optional``, ``torch``, ``devices``, ``threads``,
+        ``rewards``, ``torchaudio``, ``compiler``, ``assets``.
+    """
+    summary: dict[str, Any] = {
+        "rlspeech": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "packages": {name: version(name) for name in PACKAGES},
+        "optional": {name: version(name) for name in OPTIONAL},
+    }
+    parts: dict[str, Callable[[], Any]] = {
+        "torch": _torch,
+        "devices": _devices,
+        "threads": _threads,
+        "rewards": _rewards,
+        "torchaudio": _torchaudio,
+        "compiler": _compiler,
+        "assets": _assets,
+    }
+    for name, look in parts.items():
+        try:
+            summary[name] = look()
+        except Exception as error:  # one broken part must not hide the others
+            summary[name] = {"error": _line(error)}
+    summary["problems"] = _problems(summary)
+    summary["ok"] = not summary["problems"]
+    _print(summary)
+    return summary
+
+
+def version(package: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU"
+    return {"version": torch.__version__, "build": build, "threads": torch.get_num_threads()}
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    found: list[dict[str, Any]] = [{"name": "cpu", "usable": True, "what": f"{physical_cores()} cores", "why_not": ""}]
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+            found.append({"name": f"cuda:{i}", "usable": True, "what": f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB", "why_not": ""})
+    else:
+        cpu_build = torch.version.cuda is None and torch.version.hip is None
+        why = "this torch is a CPU build" if cpu_build else "torch sees no device: is the driver installed, and new enough for this torch?"
+        if cpu_build and shutil.which("nvidia-smi"):
+            why += ", and there is an NVIDIA driver: pip install --force-reinstall torch"
+        found.append({"name": "cuda", "usable": False, "what": "", "why_not": why})
+    mps = getattr(torch.backends, "mps", None)
+    if mps is not None and mps.is_built():
+        why = _mps_differs() if mps.is_available() else "this Mac has no Metal device that torch can use"
+        found.append({"name": "mps", "usable": not why, "what": "Metal", "why_not": why})
+    return found
+
+
+def _mps_differs() -> str:
+    """Metal is allowed where it computes what the CPU computes: there are reports of garbled audio without any error."""
+    import torch
+
+    x = torch.linspace(-1.0, 1.0, 4096).reshape(1, 1, -1)
+    kernel = torch.linspace(0.5, -0.5, 64).reshape(1, 1, -1)
+
+    def work(device: str) -> torch.Tensor:
+        y = torch.nn.functional.conv1d(x.to(device), kernel.to(device))[0]
+        spectrum = torch.stft(y, 512, 256, window=torch.hann_window(512, device=device), return_complex=True)
+        return spectrum.abs().cpu()
+
+    try:
+        gap = float((work("mps") - work("cpu")).abs().max())
+    except (RuntimeError, NotImplementedError) as error:
+        return _line(error)
+    return "" if gap < 1e-2 else f"it computes something else than the CPU (largest difference {gap:.3g}): use --device cpu"
+
+
+def _threads() -> dict[str, Any]:
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
+    return {"cores": physical_cores(), "logical": os.cpu_count(), "environment": {n: os.environ.get(n) for n in names}}
+
+
+def _rewards() -> list[dict[str, Any]]:
+    from rlspeech.rewards.base import available
+
+    return [
+        {
+            "name": r.name,
+            "usable": r.usable,
+            "why_not": r.why_not,
+            "columns": list(r.columns),
+            "needs": sorted(r.needs),
+            "where": r.where,
+            "help": r.help,
+        }
+        for r in available()
+    ]
+
+
+def _torchaudio() -> dict[str, Any]:
+    if importlib.util.find_spec("torchaudio") is None:
+        return {
+            "installed": False,
+            "usable": False,
+            "why_not": "not installed, and not needed: pip install 'rlspeech[torchaudio]' adds SQUIM",
+        }
+    from rlspeech.rewards._torchaudio import why_not
+
+    reason = why_not()
+    if reason:
+        reason += ". While it is there, transformers cannot load its audio classes either"
+    return {"installed": True, "usable": not reason, "why_not": reason}
+
+
+def _compiler() -> dict[str, Any]:
+    """What compiling PESQ takes: a C compiler and Python's headers."""
+    compiler = shutil.which(os.environ.get("CC", "").split(" ")[0] or "cc") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    lacking = [what for what, there in (("a C compiler", compiler), ("Python's headers", headers.is_file())) if not there]
+    return {"path": compiler, "usable": not lacking, "why_not": f"{' and '.join(lacking)} not found" if lacking else ""}
+
+
+def _assets() -> list[dict[str, Any]]:
+    root = Path(str(resources.files("rlspeech"))) / "assets"
+    found = []
+    for name, (needed, what) in ASSETS.items():
+        folder = root / name
+        missing = [n for n in needed if not (folder / n).is_file()]
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
+        found.append(
+            {
+                "name": name,
+                "usable": not missing,
+                "bytes": size,
+                "what": what,
+                "why_not": f"{', '.join(missing)} missing in {folder}" if missing else "",
+            }
+        )
+    return found
+
+
+def _problems(summary: dict[str, Any]) -> list[str]:
+    """What stops the main job, with what to do about it."""
+    problems = [
+        f"{part} could not be looked at: {value['error']}"
+        for part, value in summary.items()
+        if isinstance(value, dict) and set(value) == {"error"}
+    ]
+    problems += [f"{name} is not installed: pip install {name}" for name, found in summary["packages"].items() if found is None]
+    if isinstance(summary["assets"], list):
+        problems += [f"{a['why_not']}: install again" for a in summary["assets"] if not a["usable"]]
+    if summary["torchaudio"].get("installed") and not summary["torchaudio"]["usable"]:
+        problems.append(f"torchaudio: {summary['torchaudio']['why_not']}")
+    if isinstance(summary["devices"], list):
+        problems += [f"{d['name']}: {d['why_not']}" for d in summary["devices"] if not d["usable"] and d["name"] == "mps"]
+    return problems
+
+
+def _print(summary: dict[str, Any]) -> None:
+    torch = summary["torch"]
+    rows = [["rlspeech", summary["rlspeech"], ""], ["python", summary["python"], summary["executable"]]]
+    for name, found in summary["packages"].items():
+        note = f"{torch.get('build')} build" if name == "torch" and "build" in torch else ""
+        rows.append([name, found or "missing", note])
+    for name, use in OPTIONAL.items():
+        rows.append([f"{name} (optional)", summary["optional"][name] or "-", use])
+    log.table("Installed", ["package", "version", ""], rows)
+    threads = summary["threads"]
+    notes = (
+        [
+            f"{threads['cores']} cores, {threads['logical']} logical; "
+            + ", ".join(f"{k}={v}" for k, v in threads["environment"].items() if v)
+        ]
+        if "cores" in threads
+        else []
+    )
+    _usable("Devices", summary["devices"], notes)
+    compiler = summary["compiler"]
+    word = "there" if compiler.get("usable") else compiler.get("why_not", compiler.get("error"))
+    _usable(
+        "Rewards and metrics",
+        summary["rewards"],
+        [
+            f"C compiler, for PESQ: {word}",
+            f"torchaudio: {'usable' if summary['torchaudio'].get('usable') else summary['torchaudio'].get('why_not', '-')}",
+        ],
+    )
+    _usable("Embedded", summary["assets"], [])
+    if summary["ok"]:
+        log.say("next: rlspeech rl --algo grpo --task flowse")
+    else:
+        for problem in summary["problems"]:
+            log.warn(problem)
+
+
+def _usable(title: str, entries: Any, notes: list[str]) -> None:
+    if isinstance(entries, dict):
+        log.table(title, ["", ""], [["cannot be looked at", entries["error"]]])
+        return
+    rows = []
+    for e in entries:
+        about = e.get("what") or e.get("help") or ""
+        if "bytes" in e:
+            about = f"{e['bytes'] / 1e6:.1f} MB, {about}"
+        if e.get("needs"):
+            about += f" (needs {' and '.join(e['needs'])})"
+        names = ", ".join(e.get("columns", [])) or e["name"]
+        rows.append([names, "yes" if e["usable"] else "no", about if e["usable"] else e["why_not"]])
+    log.table(title, ["", "usable", ""], rows, notes)
