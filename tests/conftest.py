@@ -1,0 +1,44 @@
+"""Test tiers: unmarked tests are quick; ``slow`` ones take seconds; ``gpu``, ``realdata`` and ``net`` are skipped where they cannot run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# before anything imports torch: the threads of several test processes must not spin against each other
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("realdata") and not os.environ.get("RLSPEECH_REALDATA"):
+        pytest.skip("RLSPEECH_REALDATA is not set")
+    if item.get_closest_marker("net") and not os.environ.get("RLSPEECH_NET"):
+        pytest.skip("RLSPEECH_NET is not set")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """Folder with real recordings; the tests that ask for it carry the marker ``realdata``."""
+    path = Path(os.environ.get("RLSPEECH_REALDATA", ""))
+    if not os.environ.get("RLSPEECH_REALDATA") or not path.is_dir():
+        pytest.skip("RLSPEECH_REALDATA is not set, or no folder")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log() -> object:
+    """The switches of ``log`` belong to the process; a test that runs a command must not silence the next one."""
+    from rlspeech import log
+
+    yield
+    log.configure()
+    log.to_file(None)

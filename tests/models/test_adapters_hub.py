@@ -1,0 +1,175 @@
+"""What is trained and what is the reference; checkpoints that load, and those that must not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rlspeech.config import FlowModel, Lora
+from rlspeech.models.adapters import Adapted
+from rlspeech.models.flow import FlowEnhancer
+from rlspeech.models.hub import load_flow, read_config, resolve, save_flow
+from rlspeech.types import UserError
+
+TINY = dict(dim=32, depth=2, heads=2, conv_pos_kernel=7, conv_pos_groups=4, n_fft=64, hop=32)
+KINDS = [Lora(rank=4, alpha=8, targets=t) for t in ("attention", "attention+ff", "all")] + [None]
+
+
+def _model() -> FlowEnhancer:
+    torch.manual_seed(0)
+    model = FlowEnhancer(FlowModel(**TINY))
+    for p in model.parameters():
+        if float(p.detach().abs().max()) == 0:
+            nn.init.normal_(p, std=0.1)
+    return model.eval()
+
+
+def _inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(2, 9, 66, generator=g), torch.randn(2, 9, 66, generator=g), torch.rand(2, generator=g)
+
+
+def _disturb(adapted: Adapted) -> None:
+    g = torch.Generator().manual_seed(2)
+    for p in adapted.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=g)
+
+
+@pytest.mark.parametrize("lora", KINDS)
+@torch.no_grad()
+def test_reference_and_merged(lora: Lora | None) -> None:
+    inputs, model = _inputs(), _model()
+    before = model(*inputs)
+    adapted = Adapted(model, lora)
+    assert torch.equal(adapted.model(*inputs), before)  # a fresh adapter changes nothing, to the bit
+    _disturb(adapted)
+    after = adapted.model(*inputs)
+    assert float((after - before).abs().max()) > 1e-2
+    with adapted.reference() as reference:
+        assert torch.equal(reference(*inputs), before)
+    torch.testing.assert_close(adapted.model(*inputs), after)  # switched on again
+    plain = _model()
+    plain.load_state_dict(adapted.merged())  # strict: names and shapes of a plain model
+    torch.testing.assert_close(plain(*inputs), after, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(adapted.model(*inputs), after)  # merging left the adapter where it was
+
+
+@pytest.mark.parametrize(("lora", "sizes"), [(KINDS[0], 2 * 4 * 4 * 64), (KINDS[1], 2 * (4 * 4 * 64 + 2 * 4 * 96)), (None, None)])
+def test_only_what_was_named_is_trained(lora: Lora | None, sizes: int | None) -> None:
+    adapted = Adapted(_model(), lora)
+    trained = sum(p.numel() for p in adapted.parameters())
+    assert trained == (sizes if sizes is not None else sum(p.numel() for p in _model().parameters()))
+    adapted.model(*_inputs()).square().sum().backward()
+    assert all(p.grad is None for p in adapted.model.parameters() if not p.requires_grad)
+    assert any(float(p.grad.abs().max()) > 0 for p in adapted.parameters() if p.grad is not None)
+    with adapted.reference() as reference:
+        assert lora is not None or not any(p.requires_grad for p in reference.parameters())
+    assert len(adapted.parameters()) > 0 and all(p.requires_grad for p in adapted.parameters())
+
+
+@pytest.mark.parametrize("lora", [KINDS[2], None])
+@torch.no_grad()
+def test_trained_state_round_trip(lora: Lora | None) -> None:
+    one = Adapted(_model(), lora)
+    _disturb(one)
+    two = Adapted(_model(), lora)
+    two.load_trained({k: v.clone() for k, v in one.trained().items()})
+    assert torch.equal(one.model(*_inputs()), two.model(*_inputs()))
+
+
+def test_the_adapter_is_saved_in_pefts_format(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    adapted = Adapted(_model(), KINDS[0])
+    _disturb(adapted)
+    adapted.save_adapter(str(tmp_path / "adapter"))
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sum(v.numel() for v in saved.values()) == sum(p.numel() for p in adapted.parameters())
+    Adapted(_model(), None).save_adapter(str(tmp_path / "full"))
+    assert not (tmp_path / "full").exists()
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    model, inputs = _model(), _inputs()
+    save_flow(tmp_path / "a", model, facts={"data": "made up", "steps": 3})
+    again, config = load_flow(str(tmp_path / "a"))
+    assert torch.equal(again(*inputs), model(*inputs)) and not again.training and again.cfg == model.cfg
+    assert config["facts"]["steps"] == 3 and config["sample_rate"] == 16000
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "made up" in card and card.startswith("---\n")
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.bin"))
+
+
+@torch.no_grad()
+def test_half_precision_halves_the_file(tmp_path: Path) -> None:
+    model, inputs = _model(), _inputs()
+    for name, half in (("full", False), ("half", True)):
+        save_flow(tmp_path / name, model, facts={}, half=half)
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
+    assert sizes[1] < 0.55 * sizes[0]
+    again, _ = load_flow(str(tmp_path / "half"))
+    assert next(again.parameters()).dtype == torch.float32
+    torch.testing.assert_close(again(*inputs), model(*inputs), atol=2e-2, rtol=2e-2)
+
+
+def test_other_weights_of_the_same_shape(tmp_path: Path) -> None:
+    model = _model()
+    save_flow(tmp_path, model, facts={}, weights={k: v + 1 for k, v in model.state_dict().items()})
+    torch.testing.assert_close(load_flow(str(tmp_path))[0].out.bias, model.out.bias + 1)
+
+
+def _spoil(folder: Path, how: str) -> None:
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    values = json.loads(config.read_text())
+    if how == "no weights":
+        weights.unlink()
+    elif how == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif how == "empty weights":
+        weights.write_bytes(b"")
+    elif how == "broken json":
+        config.write_text("{")
+    elif how == "binary json":
+        config.write_bytes(b"\xff\xfe\x00")
+    elif how == "a list":
+        config.write_text("[1, 2]")
+    elif how == "foreign":
+        config.write_text(json.dumps({"model_type": "bert", "hidden_size": 768}))
+    else:
+        change = {"no model": None, "unknown key": {**values["model"], "colour": "red"}, "other width": {**values["model"], "dim": 64},
+                  "bad value": {**values["model"], "dim": "wide"}, "impossible": {**values["model"], "conv_pos_groups": 5}, "a string": "tiny"}[how]
+        values["model"] = change
+        config.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("how", ["no weights", "truncated weights", "empty weights", "broken json", "binary json", "a list", "foreign", "no model",
+                                 "unknown key", "other width", "bad value", "impossible", "a string"])
+def test_checkpoints_that_cannot_be_used(tmp_path: Path, how: str) -> None:
+    save_flow(tmp_path / "c", _model(), facts={})
+    _spoil(tmp_path / "c", how)
+    with pytest.raises(UserError) as error:
+        load_flow(str(tmp_path / "c"))
+    assert str(tmp_path / "c") in str(error.value) and error.value.why
+
+
+def test_names_of_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        resolve(str(tmp_path / "nothing"))
+    run = tmp_path / "run"
+    for step in (10, 20):
+        save_flow(run / "checkpoints" / f"step_{step:06d}", _model(), facts={"step": step})
+    (run / "checkpoints" / "latest").write_text("step_000020\n")
+    assert read_config(resolve(str(run)))["facts"]["step"] == 20
+    (run / "checkpoints" / "best").write_text("step_000010\n")
+    assert read_config(resolve(str(run)))["facts"]["step"] == 10
+    (run / "checkpoints" / "best").write_text("step_000099\n")  # pruned by hand
+    assert read_config(resolve(str(run)))["facts"]["step"] == 20
