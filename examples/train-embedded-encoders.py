@@ -222,7 +222,8 @@ def train_speech(corpus: Corpus, steps: int, seed: int) -> SpeechNet:
     targets = labels_from([mfcc(mel(torch.from_numpy(w)[None])[0])[::2] for w in clips], 100, rng)
     net = speech_round(SpeechNet(classes=100), clips, targets, corpus.noise, steps // 2, rng)
     with torch.no_grad():
-        hidden = [net(torch.from_numpy(w)[None])[0].numpy() for w in clips]
+        hidden = [net.trunk(net.features(torch.from_numpy(w)[None]), 3)[0].T.numpy() for w in clips]
+        hidden = [(h - h.mean(0)) / (h.std(0) + 1e-3) for h in hidden]
     targets = labels_from(hidden, 200, rng)
     net = speech_round(SpeechNet(classes=200), clips, targets, corpus.noise, steps - steps // 2, rng)
     return net
@@ -256,7 +257,7 @@ def speech_round(net: SpeechNet, clips: list[np.ndarray], targets: list[Tensor],
             print(f"step {step} loss {loss.item():.3f} accuracy {right:.2f} {time.monotonic() - began:.0f} s", flush=True)
     net.eval()
     with torch.no_grad():
-        hidden = torch.cat([net.trunk(net.features(torch.from_numpy(w)[None]), net.layer)[0].T for w in clips[::4]])
+        hidden = torch.cat([net.hidden(torch.from_numpy(w)[None])[0] for w in clips[::4]])
         net.mean.copy_(hidden.mean(0))
         net.std.copy_(hidden.std(0) + 1e-3)
     return net

@@ -80,7 +80,7 @@ class Pretrain(Strict):
     seed: int = 0
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    workers: int = Field(0, ge=0, description="processes that load and mix audio")
+    workers: int = Field(0, ge=0, description="threads that load and mix audio ahead of the training step")
     max_minutes: float | None = Field(None, description="stop, validate and save after this long")
 
 
@@ -107,8 +107,8 @@ class Exploration(Strict):
     noise: float = Field(0.3, ge=0, description="a (sde), eta (cps, dance), or standard deviation of the log-gains in nepers (gain); 0 is the plain ODE")
     window: int = Field(1, ge=1, description="consecutive stochastic steps")
     start: tuple[int, int] | Literal["last"] = Field("last", description="the window's first step is drawn from this range, never 0, where the SDE is singular; last: the window ends with the final step")
-    nfe: tuple[int, int] = Field((4, 4), description="Euler steps of a training rollout, drawn once a collection")
-    bands: int = Field(16, ge=1, description="gain: bands on the mel scale")
+    nfe: tuple[int, int] | None = Field(None, description="Euler steps of a training rollout, drawn once a collection; null: as many as the model takes at inference")
+    bands: int = Field(4, ge=1, description="gain: bands on the mel scale; fewer dimensions need fewer rollouts (--probe tells)")
     segment_s: float | None = Field(None, gt=0, description="gain: length of the stretches that share a gain; null: the whole clip")
     basis: list[Literal["level", "contrast"]] = Field(["level", "contrast"], description="gain: level moves a band up or down; contrast makes its attenuation of the input stronger or weaker")
     antithetic: bool = Field(True, description="draw the group's noise in mirrored pairs; every rollout keeps its own distribution")
@@ -137,11 +137,11 @@ class RL(Strict):
     explore: Exploration = Exploration()
     lora: Lora | None = Field(Lora(), description="null trains every weight")
     steps: int = Field(60, ge=1, description="collections of rollouts")
-    prompts_per_step: int = Field(12, ge=1, description="prompts in one collection")
-    group: int = Field(16, ge=2, description="rollouts a prompt")
+    prompts_per_step: int = Field(16, ge=1, description="prompts in one collection")
+    group: int = Field(8, ge=2, description="rollouts a prompt")
     updates_per_collection: int = Field(1, ge=1, description="optimiser updates on one collection, each on its own share of the prompts' rollouts")
-    micro_batch: int = Field(3, ge=1, description="prompts in one backward pass; changes memory, and over how many parts grad_agreement is taken, not the update")
-    lr: float = 2e-4
+    micro_batch: int = Field(4, ge=1, description="prompts in one backward pass; changes memory, and over how many parts grad_agreement is taken, not the update")
+    lr: float = Field(4e-3, gt=0, description="measured for a LoRA and structured exploration; published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -154,14 +154,12 @@ class RL(Strict):
     advantage_std: Literal["group", "batch", "none"] = "group"
     advantage_clip: float = 5.0
     max_unscorable: float = Field(0.2, ge=0, le=1, description="a larger share of unscorable rows stops the run")
-    ema: float | None = Field(None, description="average of the trained weights, used for eval")
     clip_s: float = Field(2.0, gt=0, description="length of a training prompt")
     valid_every: int = Field(20, ge=1)
     valid_items: int = Field(24, ge=1)
     save_every: int = Field(50, ge=1)
     seed: int = 0
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     workers: int = Field(2, ge=0, description="processes for CPU rewards")
     probe_batches: int = Field(16, ge=4, description="--probe: independent gradients per setting")
     probe_settings: list[Exploration] = Field(default_factory=list, description="--probe: explorations to compare; empty: the configured one, its neighbours and the published one")
@@ -174,7 +172,7 @@ class Evaluate(Strict):
     task: Literal["flowse"] = "flowse"
     data: str | None = Field(None, description="paired manifest; none: the embedded test set")
     models: dict[str, str] = Field(default_factory=dict, description="name -> checkpoint; the unprocessed input is always scored first")
-    baseline: str | None = Field(None, description="system that the others are paired against; none: the first model")
+    baseline: str | None = Field(None, description="system that the others are paired against; none: the first of several models, the input of a single one")
     metrics: list[str] = Field(default_factory=list, description="empty: the task's default metrics")
     out: str | None = None
     nfe: int | None = Field(None, description="Euler steps; none: the model's own")

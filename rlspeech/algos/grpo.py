@@ -157,7 +157,7 @@ class GRPO:
         gap = made.stats["ratio_max_gap"]
         if not gap <= RATIO_TOLERANCE:
             raise UserError(f"the ratio is off by {gap:.2e} before the first update (limit {RATIO_TOLERANCE:g})",
-                            "the training pass does not repeat the sampling pass", "--set precision=fp32, and report this with the run folder")
+                            "the training pass does not repeat the sampling pass", "a policy of your own: compare its log_prob with its rollout; else report this with the run folder")
         self.checked = True
 
     def _measure_clip(self, spread: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,12 +175,12 @@ def report(
     """Write an evaluation's report again; what was scored is not scored again."""
 
     def work() -> dict[str, Any]:
-        from rlspeech.settings import resolve
+        from rlspeech.settings import read_config, resolve
 
         path = Path(run) / "config.resolved.json"
         if not path.is_file():
             raise UserError(f"{run} is not a run folder", "it has no config.resolved.json", "rlspeech eval --out FOLDER writes one")
-        asked = json.loads(path.read_text(encoding="utf-8"))
+        asked, _ = read_config(path)
         if "metrics" not in asked:
             raise UserError(f"{run} is not an evaluation", "it holds a training run", f"rlspeech eval --model trained={run}")
         config, _ = resolve(load("config:Evaluate"), None, path, {"out": run, "players": players})

@@ -80,10 +80,10 @@ def voicebank(
     )
 
 
-@app.command(epilog="Example: rlspeech prepare pairs noisy/ clean/ --out data/pairs")
+@app.command(epilog="Example: rlspeech prepare pairs --noisy noisy/ --clean clean/ --out data/pairs")
 def pairs(
-    noisy: Annotated[str, typer.Argument(metavar="NOISY", help="Folder with the inputs.")],
-    clean: Annotated[str, typer.Argument(metavar="CLEAN", help="Folder with the references, names as in NOISY.")],
+    noisy: Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder with the inputs.")] = None,
+    clean: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="Folder with the references, names as in the inputs.")] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -95,7 +95,7 @@ def pairs(
     debug: Debug = False,
 ) -> None:
     """Two folders, noisy and clean, paired by name."""
-    _run("pairs", Shared(preset, config, sets, json_mode, quiet, debug), noisy=noisy, clean=[clean], workers=workers, out=out, seed=seed)
+    _run("pairs", Shared(preset, config, sets, json_mode, quiet, debug), noisy=noisy, clean=clean, workers=workers, out=out, seed=seed)
 
 
 @app.command(epilog="Example: rlspeech prepare mix --clean speech/ --noise noise/ --rir rooms/ --snr -5 15 --reverb 0.3 --out data/mix")

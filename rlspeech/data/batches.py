@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +131,8 @@ def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed:
     return np.concatenate([*(full[i] for i in rng.permutation(len(full))), *rest])
 
 
-def batches(source: ClipSource, batch: int, clip_s: float, *, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[tuple[list[Clip], int]]:
+def batches(source: ClipSource, batch: int, clip_s: float, *, seed: int, start: int = 0, rank: int = 0, world: int = 1,
+            workers: int = 0) -> Iterator[tuple[list[Clip], int]]:
     """Endless batches, each with the cursor behind it; a run that starts from a cursor sees what it would have seen.
 
     An utterance that cannot be used is passed over with the next one in its place; a whole epoch without one raises ``UserError``.
@@ -138,29 +141,52 @@ def batches(source: ClipSource, batch: int, clip_s: float, *, seed: int, start: 
         batch: clips a batch and process.
         start: cursor of this process: utterances already passed.
         rank, world: this process's share: every ``world``-th clip.
+        workers: threads that load and mix ahead (decoding, resampling and convolution let go of Python's lock); the order stays.
     """
+    failures, held = 0, list[Clip]()
+    for position, made in _ahead(source, _walk(source, batch * world, clip_s, seed, start * world + rank, world), clip_s, workers):
+        if isinstance(made, Clip):
+            held.append(made)
+            failures = 0
+        else:
+            failures += 1
+            if failures > len(source.utts):
+                raise UserError("none of the utterances can be used", f"the last one: {made.reason}", "rlspeech check on the manifest")
+        if len(held) == batch:
+            yield held, (position + world) // world
+            held = []
+
+
+def _walk(source: ClipSource, batch: int, clip_s: float, seed: int, position: int, step: int) -> Iterator[tuple[int, int, int]]:
+    """Endless (position, epoch, index)."""
     durations = [u.duration for u in source.utts]
-    position, failures = start * world + rank, 0
-    held: list[Clip] = []
     epoch, sequence = -1, np.empty(0, dtype=int)
     while True:
         if position // len(durations) != epoch:
             epoch = position // len(durations)
-            sequence = order(durations, epoch, seed, batch * world, bucketed=clip_s <= 0)
-        index = int(sequence[position % len(durations)])
-        position += world
+            sequence = order(durations, epoch, seed, batch, bucketed=clip_s <= 0)
+        yield position, epoch, int(sequence[position % len(durations)])
+        position += step
+
+
+def _ahead(source: ClipSource, walk: Iterator[tuple[int, int, int]], clip_s: float, workers: int) -> Iterator[tuple[int, Clip | AudioError]]:
+    """Cut the clips of a walk, in its order, up to a few ahead of who asks."""
+    def cut(epoch: int, index: int) -> Clip | AudioError:
         try:
-            held.append(source.clip(epoch, index, clip_s))
-            failures = 0
+            return source.clip(epoch, index, clip_s)
         except AudioError as error:
-            failures += 1
-            if failures > len(durations):
-                raise UserError("none of the utterances can be used", f"the last one, {source.utts[index].id}: {error.reason}",
-                                "rlspeech check on the manifest") from error
-            continue
-        if len(held) == batch:
-            yield held, position // world
-            held = []
+            return AudioError(f"{source.utts[index].id}: {error.reason}")
+
+    if workers == 0:
+        for position, epoch, index in walk:
+            yield position, cut(epoch, index)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[int, Future[Clip | AudioError]]] = deque()
+        for position, epoch, index in walk:
+            waiting.append((position, pool.submit(cut, epoch, index)))
+            if len(waiting) > 8 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
 
 
 def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:

@@ -2,7 +2,7 @@
 
 Speaker: a TDNN with dilated residual blocks and attentive statistics pooling, as ECAPA-TDNN (Desplanques et al. 2020) with its
 squeeze-excitation and multi-scale splits left out. Speech: dilated residual convolutions on log-mels that predict cluster labels of
-clean speech from noisy input, as HuBERT (Hsu et al. 2021) with convolutions for the transformer; a hidden layer is the feature.
+clean speech from noisy input, as HuBERT (Hsu et al. 2021) with convolutions for the transformer; the logits are the feature.
 Neither replaces the large encoders of the literature (give those by name); they make the rewards work with nothing downloaded.
 ``examples/train-embedded-encoders.py`` trains both.
 """
@@ -72,11 +72,12 @@ class SpeechNet(nn.Module):
     """Frame features of a clip: (N, T) at 16 kHz -> (N, L, D), one frame in 20 ms, standardised per dimension.
 
     Args:
-        layer: index of the block whose output is the feature; the blocks after it serve the training only.
+        layer: index of the block whose output is the feature; the number of blocks (the default) takes the head's logits, which told
+            words of other speakers apart better than any hidden layer did (figures in ``assets/speech_encoder``).
         classes: cluster labels that the head predicts.
     """
 
-    def __init__(self, n_mels: int = 64, channels: int = 160, dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4), layer: int = 3,
+    def __init__(self, n_mels: int = 64, channels: int = 160, dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4), layer: int = 6,
                  classes: int = 100) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"n_mels": n_mels, "channels": channels, "dilations": list(dilations), "layer": layer,
@@ -86,8 +87,9 @@ class SpeechNet(nn.Module):
         self.inp = nn.Sequential(nn.Conv1d(n_mels, channels, 5, stride=2, padding=2), nn.BatchNorm1d(channels), nn.ReLU())
         self.blocks = nn.ModuleList(Residual(channels, d) for d in dilations)
         self.head = nn.Conv1d(channels, classes, 1)
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
+        width = classes if layer == len(dilations) else channels
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
 
     def trunk(self, logmel: Tensor, upto: int | None = None) -> Tensor:
         """Hidden activations (N, C, L) after block ``upto`` (None: all). Args: logmel (N, n_mels, 2L)."""
@@ -96,9 +98,14 @@ class SpeechNet(nn.Module):
             x = block(x)
         return cast(Tensor, x)
 
+    def hidden(self, wav: Tensor) -> Tensor:
+        """The features before they are standardised, (N, L, D). Args: wav (N, T)."""
+        x = self.trunk(self.features(wav), self.layer)
+        return cast(Tensor, self.head(x) if self.layer == len(self.blocks) else x).transpose(1, 2)
+
     def forward(self, wav: Tensor) -> Tensor:
         """Args: wav (N, T); none is padded."""
-        hidden = self.trunk(self.features(wav), self.layer).transpose(1, 2)
+        hidden = self.hidden(wav)
         return (hidden - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
 

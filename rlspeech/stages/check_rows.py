@@ -185,14 +185,14 @@ def check_recipe(path: Path, content: Mapping[str, Any]) -> Findings:
             found.add(path, line, f"{name}: {e['msg']}")
     names = []
     for key in ("clean", "noise", "rir"):
-        name = content.get(key)
-        if name is None and key == "rir":
+        named = content.get(key)
+        if named is None and key == "rir":
             continue
-        if not isinstance(name, str) or not (path.parent / name).is_file():
-            found.add(path, lines.get(key), f"{key}: no manifest {name}")
+        if not isinstance(named, str) or not (path.parent / named).is_file():
+            found.add(path, lines.get(key), f"{key}: no manifest {named}")
             continue
-        names.append(name)
-        part = _manifest(path.parent / name)
+        names.append(named)
+        part = _manifest(path.parent / named)
         found.problems += part.problems
         found.facts |= {f"{key}: {k}": v for k, v in part.facts.items() if k in {"rows", "hours"}}
     found.facts["manifests"] = names

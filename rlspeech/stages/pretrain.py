@@ -83,7 +83,8 @@ class Trainer:
     def fit(self, train: ClipSource, check: Any, watchdog: Watchdog) -> None:
         """Train until the configured end. ``check`` validates and returns its numbers."""
         cfg, started = self.config, time.monotonic()
-        feed = batches(train, cfg.batch, _clip_s(train, cfg), seed=cfg.seed, start=self.cursor, rank=self.engine.rank, world=self.engine.world)
+        feed = batches(train, cfg.batch, _clip_s(train, cfg), seed=cfg.seed, start=self.cursor, rank=self.engine.rank,
+                       world=self.engine.world, workers=cfg.workers)
         sums: dict[str, float] = {}
         counted = 0  # steps behind the sums: fewer than 50 after a resume
         with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar:

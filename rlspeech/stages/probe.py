@@ -35,7 +35,7 @@ def candidates(config: RL) -> list[Exploration]:
     if config.probe_settings:
         return list(config.probe_settings)
     mine = config.explore
-    near = [mine.model_copy(update=u) for u in ({"bands": 8}, {"bands": 32}, {"basis": ["level"]}, {"basis": ["contrast"]}, {"segment_s": 0.25})]
+    near = [mine.model_copy(update=u) for u in ({"bands": 1}, {"bands": 16}, {"basis": ["level"]}, {"basis": ["contrast"]}, {"segment_s": 0.25})]
     unique: list[Exploration] = []
     for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), PUBLISHED]:
         if setting not in unique:
@@ -51,7 +51,7 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     """
     task = get_task(config.task)
     config = complete(config, task)
-    engine = Engine(config.device, config.precision, config.seed)
+    engine = Engine(config.device, "fp32", config.seed)
     model, _ = load_flow(config.model, engine.device)
     adapted = Adapted(model, config.lora)
     train, _ = data_of(config.data, config.valid, model.sample_rate, config.valid_items, config.seed)

@@ -46,7 +46,7 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     """
     task = get_task(config.task)
     config = complete(config, task)
-    engine = Engine(config.device, config.precision, config.seed)
+    engine = Engine(config.device, "fp32", config.seed)  # ratios of two passes in bf16 are noise
     device = str(engine.device)
     with (Run.create(config.out, "rl", config) as folder, Watchdog() as watchdog, make_scorer(config, device, guards=False) as scorer,
           make_scorer(config, device) as judge):

@@ -56,6 +56,9 @@ class FlowPolicy:
     supports: ClassVar[frozenset[str]] = frozenset({"sample"})
 
     def __init__(self, task: FlowSE, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean", seed: int = 0) -> None:
+        own = adapted.model.cfg.nfe
+        explore = explore if explore.nfe else explore.model_copy(update={"nfe": (own, own)})
+        assert explore.nfe is not None
         low = explore.nfe[0] - (explore.kind == "cps")  # cps has no noise in the last step
         fits = low >= 2 or (low == 1 and explore.kind in {"gain", "dance"} and explore.start == "last")
         if not fits or explore.window > low or (explore.start != "last" and not 1 <= explore.start[0] <= explore.start[1] <= low - 1):
@@ -78,6 +81,7 @@ class FlowPolicy:
     def schedule(self, rng: np.random.Generator) -> tuple[int, range]:
         """Number of Euler steps, and which of them are stochastic (never step 0, unless it is the only one); one draw a collection."""
         cfg = self.explore
+        assert cfg.nfe is not None  # set above
         nfe = int(rng.integers(cfg.nfe[0], cfg.nfe[1] + 1))
         end = nfe - (cfg.kind == "cps")  # the last step of cps has no noise, so that its log-probability would be 0/0
         first = end - cfg.window if cfg.start == "last" else int(rng.integers(cfg.start[0], cfg.start[1] + 1))

@@ -48,6 +48,13 @@ def test_a_resumed_feed_equals_the_uninterrupted_one(share: dict[str, int], bad:
         assert rest == whole[stop:] and later == cursors[stop:]
 
 
+@pytest.mark.parametrize("bad", [(), (1, 2, 8)])
+def test_loading_ahead_in_threads_changes_nothing(bad: tuple[int, ...]) -> None:
+    assert _seen(Source(10, bad), 9, workers=3) == _seen(Source(10, bad), 9)
+    with pytest.raises(UserError, match="none of the utterances"):
+        _seen(Source(3, bad=(0, 1, 2)), 1, workers=3)
+
+
 def test_every_epoch_passes_every_utterance_once() -> None:
     flat = sum(_seen(Source(10), 10)[0], [])
     for epoch in range(3):

@@ -97,12 +97,17 @@ def test_the_kl_identity_of_the_sde() -> None:
 @pytest.mark.parametrize("explore", [Exploration(kind="sde", noise=0.5), Exploration(kind="cps", noise=0.5), Exploration(kind="dance", noise=0.5)],
                          ids=["sde", "cps", "dance"])
 def test_the_marginal_is_right_as_steps_shrink(explore: Exploration, prior: str) -> None:
-    """Every step but the first is stochastic; the data are N(0.7, 1.5^2), for which the best prediction is known."""
+    """Every step but the first is stochastic; the data are N(0.7, 1.5^2), for which the best prediction is known.
+
+    The noise of cps does not shrink with the step (the share of x_0 that is drawn anew is sin(eta pi/2) in every step), so that
+    with a fixed eta it has no limit; it has one when eta goes with the square root of the step, as the noise of the others does.
+    """
     mu, s1, s0, y = 0.7, 1.5, (1.0 if prior == "standard" else 0.4), torch.full((400, 10, 10), 2.0)
     start = 0.0 if prior == "standard" else y
-    kernel = BinNoise(SimpleNamespace(prior_moments=lambda _: (start, s0)), explore)
     errors = []
     for steps in (8, 128):
+        eta = explore.noise * (4 / steps**0.5 if explore.kind == "cps" else 1.0)
+        kernel = BinNoise(SimpleNamespace(prior_moments=lambda _: (start, s0)), explore.model_copy(update={"noise": eta}))
         g = torch.Generator().manual_seed(0)
         x, dt = start + s0 * torch.randn(y.shape, generator=g), 1.0 / steps
         for i in range(steps):

@@ -1,0 +1,134 @@
+"""What the fast paths are worth on this machine: ``python examples/bench.py`` (``make bench``), under two minutes on two cores.
+
+Every row times two ways of doing the same work in this one process, in turns, and gives the medians and their ratio:
+DNSMOS in batches against the ``speechmos`` package file by file, CPU metrics in worker processes against one after another,
+rollouts that share their deterministic steps against rollouts that do not, and structured against per-bin exploration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rlspeech import log
+from rlspeech.config import Exploration, FlowModel, Lora
+from rlspeech.parallel import calm_threads, physical_cores
+from rlspeech.types import Sample
+
+RATE = 16000
+COLUMNS = ["what", "one way", "s", "other way", "s", "ratio"]
+
+
+def speech(seed: int, seconds: float) -> np.ndarray:
+    """(T,) float32: harmonics in syllables, with noise."""
+    rng, t = np.random.default_rng(seed), np.arange(int(seconds * RATE)) / RATE
+    f0 = 100 + 10 * (seed % 12)
+    wav = sum(np.sin(2 * np.pi * f0 * k * t + rng.uniform(0, 6)) / k for k in range(1, 30))
+    return (0.05 * wav * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * t + seed))).astype(np.float32)
+
+
+def samples(count: int, seconds: float) -> list[Sample]:
+    """Noisy speech with its reference."""
+    made = []
+    for i in range(count):
+        clean = speech(i, seconds)
+        made.append(Sample(f"s{i}", clean + 0.02 * np.random.default_rng(i).standard_normal(len(clean)).astype(np.float32), RATE, clean))
+    return made
+
+
+def compare(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median seconds of both, taken in turns after one warm-up each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for work, row in zip((first, second), times, strict=True):
+            started = time.perf_counter()
+            work()
+            if turn:
+                row.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def bench_dnsmos(repeats: int) -> list[Any] | None:
+    """Our scorer on a batch against ``speechmos.dnsmos.run`` on each clip."""
+    from rlspeech.rewards.scorer import Scorer
+
+    try:
+        from speechmos import dnsmos
+    except ImportError as error:
+        log.say(f"no comparison with speechmos: {error} (pip install librosa requests)")
+        return None
+    batch = samples(8, 4.0)
+    columns = ["dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak"]
+    with Scorer(columns, workers=0) as scorer:
+        found = scorer.score(batch)
+        gap = max(abs(s.value - dnsmos.run(b.wav, RATE)["ovrl_mos"]) for s, b in zip(found["dnsmos_ovrl"], batch, strict=True) if s.value is not None)
+        ours, theirs = compare(lambda: scorer.score(batch), lambda: [dnsmos.run(b.wav, RATE) for b in batch], repeats)
+    log.say(f"dnsmos: largest difference of OVRL to speechmos {gap:.1e}")
+    return ["DNSMOS, 8 clips of 4 s", "speechmos, one by one", theirs, "rlspeech, batched", ours, theirs / ours]
+
+
+def bench_pool(workers: int, repeats: int) -> list[Any]:
+    """CPU metrics in a pool of workers against the same metrics in this process."""
+    from rlspeech.rewards.base import available
+    from rlspeech.rewards.scorer import Scorer
+
+    usable = {column for info in available() if info.usable for column in info.columns}
+    names = [n for n in ("pesq_wb", "stoi", "estoi") if n in usable]
+    batch = samples(24, 2.0)
+    with Scorer(names, workers=workers) as pool, Scorer(names, workers=0) as serial:
+        one, other = compare(lambda: serial.score(batch), lambda: pool.score(batch), repeats)
+    return [f"{'+'.join(names)}, 24 clips of 2 s", "serial", one, f"{workers} workers", other, one / other]
+
+
+def bench_rollouts(repeats: int, model: FlowModel) -> list[list[Any]]:
+    """Rollouts with and without a shared latent, and both kinds of exploration as they are used."""
+    import torch
+
+    from rlspeech.data.batches import Clip
+    from rlspeech.models.adapters import Adapted
+    from rlspeech.models.flow import FlowEnhancer
+    from rlspeech.tasks.flow_policy import FlowPolicy
+    from rlspeech.tasks.flowse import FlowSE
+
+    torch.manual_seed(0)
+    adapted, group = Adapted(FlowEnhancer(model), Lora()), 8
+    prompts = [Clip(s.key, s.wav, np.asarray(s.target), RATE) for s in samples(2, 2.0)]
+    gain = Exploration(kind="gain", nfe=(4, 4))
+    sde = Exploration(kind="sde", noise=0.4, window=2, start=(1, 1), nfe=(4, 4))
+    turn = iter(range(10_000))
+
+    def roll(explore: Exploration) -> Callable[[], Any]:
+        policy = FlowPolicy(FlowSE(), adapted, explore)
+        return lambda: policy.rollout(prompts, group=group, seed=next(turn))
+
+    pairs = [("gain", gain.model_copy(update={"shared_latent": False}), "own latents", gain, "shared latent"),
+             ("sde", sde.model_copy(update={"shared_latent": False}), "own latents", sde, "shared latent"),
+             ("4 steps", sde, "sde, window 2 from step 1", gain, "gain at the last step")]
+    rows = []
+    for what, first, name, second, other in pairs:
+        a, b = compare(roll(first), roll(second), repeats)
+        n = len(prompts) * group
+        rows.append([f"{n} rollouts of 2 s, {what}", f"{name} ({n / a:.1f}/s)", a, f"{other} ({n / b:.1f}/s)", b, a / b])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=min(4, physical_cores()))
+    parser.add_argument("--small", action="store_true", help="a model of a few thousand weights: checks the script, measures nothing")
+    args = parser.parse_args()
+    calm_threads()
+    model = FlowModel(dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4) if args.small else FlowModel(dim=192, depth=4)
+    started = time.perf_counter()
+    rows = [row for row in (bench_dnsmos(args.repeats), bench_pool(args.workers, args.repeats)) if row] + bench_rollouts(args.repeats, model)
+    log.table(f"medians of {args.repeats} in turns, {physical_cores()} cores, {time.perf_counter() - started:.0f} s in all", COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()

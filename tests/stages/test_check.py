@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from rlspeech.cli.files import SCHEMAS
+from rlspeech.settings import preset_names, preset_path
+from rlspeech.stages import check
+from rlspeech.types import UserError
+
+
+def look(path: Path, **given: Any) -> dict[str, Any]:
+    summary = check.run(path, SCHEMAS, **given)
+    json.dumps(summary)
+    return summary
+
+
+def lines(summary: dict[str, Any]) -> dict[int | None, str]:
+    return {p["line"]: p["message"] for p in summary["problems"]}
+
+
+def wav(path: Path, seconds: float = 1.0, rate: int = 16000) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, (0.1 * np.random.default_rng(0).standard_normal(int(seconds * rate))).astype(np.float32), rate)
+    return path.name
+
+
+def row(**values: Any) -> dict[str, Any]:
+    return {"audio_filepath": "a.wav", "duration": 1.0, "sample_rate": 16000, **values}
+
+
+def manifest(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+# ---- manifests
+
+
+def test_a_good_manifest_has_no_problems(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav")
+    summary = look(manifest(tmp_path / "m.jsonl", [row(id="x", target_filepath="a.wav"), row(id="y", text="hello")]))
+    assert summary["kind"] == "manifest" and summary["problems"] == []
+    assert summary["facts"]["rows"] == 2 and summary["facts"]["with a reference"] == 1 and summary["facts"]["sample rates (Hz)"] == "16000"
+
+
+def test_every_mistake_in_a_manifest_has_its_line(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav")
+    wav(tmp_path / "short.wav", 0.5)
+    wav(tmp_path / "slow.wav", 1.0, 8000)
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("this is no audio")
+    rows = [
+        row(id="good"),
+        "{broken",
+        "",
+        row(id="missing", audio_filepath="none.wav"),
+        row(id="good"),
+        row(id="long", duration=2.0),
+        row(id="rate", audio_filepath="slow.wav"),
+        row(id="empty", audio_filepath="empty.wav"),
+        row(id="text", audio_filepath="text.wav"),
+        row(id="target", target_filepath="short.wav"),
+        row(id="negative", duration=-1),
+        row(id="cut", offset=0.5),
+        "[1]",
+        row(id="lips", lips_filepath="none.npy"),
+        row(id="last"),
+    ]
+    found = lines(look(manifest(tmp_path / "m.jsonl", rows)))
+    said = {
+        2: "not JSON",
+        4: "audio_filepath is missing",
+        5: "duplicate id 'good', first on line 1",
+        6: "the file has 1.00",
+        7: "the file has 8000",
+        8: "0 bytes",
+        9: "cannot be read",
+        10: "the reference has 0.50 s",
+        11: "negative",
+        12: "offset + duration is 1.50 s",
+        13: "not a JSON object",
+        14: "lips_filepath is missing",
+    }
+    assert set(found) == set(said)
+    for line, words in said.items():
+        assert words in found[line], (line, found[line])
+
+
+def test_an_empty_manifest_is_a_problem(tmp_path: Path) -> None:
+    assert "no rows" in lines(look(manifest(tmp_path / "m.jsonl", [])))[None]
+
+
+# ---- recipes
+
+
+def recipe(folder: Path, **changes: Any) -> Path:
+    wav(folder / "a.wav")
+    for name in ("clean", "noise"):
+        manifest(folder / f"{name}.jsonl", [row(id=name)])
+    path = folder / "mix.json"
+    path.write_text(
+        json.dumps({"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": None, "mixing": {"reverb": 0.0}} | changes, indent=1)
+    )
+    return path
+
+
+def test_a_good_recipe_has_no_problems(tmp_path: Path) -> None:
+    summary = look(recipe(tmp_path))
+    assert summary["kind"] == "mixture recipe" and summary["problems"] == [] and summary["facts"]["clean: rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "said"),
+    [
+        ({"mixing": {"reverb": 2.0}}, 6, "mixing.reverb"),
+        ({"mixing": {"revreb": 0.1}}, 6, "mixing.revreb"),
+        ({"noise": "none.jsonl"}, 3, "no manifest none.jsonl"),
+        ({"wet": True}, 8, "unknown key 'wet'"),
+        ({"rir": "rooms.jsonl"}, 4, "rir: no manifest"),
+    ],
+)
+def test_mistakes_in_a_recipe_have_their_line(tmp_path: Path, changes: dict[str, Any], line: int, said: str) -> None:
+    found = lines(look(recipe(tmp_path, **changes)))
+    assert said in found[line]
+
+
+def test_the_manifests_of_a_recipe_are_checked(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    manifest(tmp_path / "noise.jsonl", [row(id="n"), row(id="gone", audio_filepath="gone.wav")])
+    for target in (path, tmp_path):  # a folder stands for what is in it, once
+        problems = look(target)["problems"]
+        assert [(Path(p["path"]).name, p["line"]) for p in problems] == [("noise.jsonl", 2)]
+
+
+# ---- configs
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_pass(name: str) -> None:
+    assert look(preset_path(name))["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("stage: rl\nsteps: 3\nexplore:\n  nosie: 1\n", 4, "did you mean explore.noise"),
+        ("stage: rl\nsteps: many\n", 2, "steps"),
+        ("stage: r\n", 1, "no stage is called"),
+        ("steps: 3\nmodel: {dim: 3}\nwarmpu: 1\n", 3, "as rlspeech pretrain"),
+        ("group: 3\nkl_beta: x\n", 2, "kl_beta"),
+        ("stage: rl\nlora:\n  rank: 0\n", 3, "lora.rank"),
+    ],
+)
+def test_mistakes_in_a_config_have_their_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    found = lines(look(path))
+    assert set(found) == {line} and said in found[line]
+
+
+def test_a_config_without_stage_is_recognised_or_given_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("group: 4\nkl_beta: 0.1\n")
+    assert look(path)["facts"]["stage"] == "rl"
+    assert look(path, stage="pretrain")["problems"]
+
+
+def test_what_is_not_yaml_or_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: [1\nb: 2\n")
+    (tmp_path / "x.txt").write_text("")
+    (tmp_path / "nothing").mkdir()
+    for name, said in (("c.yaml", "line 2"), ("x.txt", ".txt"), ("none.jsonl", "does not exist"), ("nothing", "neither a run")):
+        with pytest.raises(UserError, match=said):
+            look(tmp_path / name)
+
+
+# ---- scores and metrics
+
+
+def test_scores(tmp_path: Path) -> None:
+    rows = [
+        {"key": "a", "system": "s", "pesq_wb": 1.0},
+        {"key": "b", "system": "s", "pesq_wb": None, "errors": {"pesq_wb": "silent"}},
+        {"key": "a", "system": "s", "pesq_wb": 1.0},
+        {"key": "c", "system": "s", "pesq_wb": None, "errors": {}},
+        '{"key": "d", "system": "s", "pesq_wb": NaN}',
+        "{",
+    ]
+    summary = look(manifest(tmp_path / "scores.jsonl", rows))
+    found = lines(summary)
+    assert summary["kind"] == "scores" and set(found) == {3, 4, 5, 6}
+    assert (
+        "second row" in found[3]
+        and "without a reason: pesq_wb" in found[4]
+        and "not a number: pesq_wb" in found[5]
+        and "not JSON" in found[6]
+    )
+    assert summary["facts"]["nulls with a reason"] == 2
+
+
+def test_metrics(tmp_path: Path) -> None:
+    path = manifest(
+        tmp_path / "metrics.jsonl",
+        [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 1, "loss": 0.5}, {"loss": 1.0}, '{"step": 3, "loss": NaN}'],
+    )
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    found = lines(look(path))
+    assert set(found) == {2, 3, 4, 5, 6} and "torn line" in found[6] and "after step 2" in found[3]
+
+
+# ---- runs and checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run as ``pretrain`` leaves it, made by the code that makes runs, with a model of one layer."""
+    import torch
+    from safetensors.torch import save_file
+
+    from rlspeech.config import Pretrain
+    from rlspeech.run import Run
+
+    def write(where: Path) -> None:
+        save_file({"w": torch.zeros(3)}, where / "model.safetensors")
+        (where / "config.json").write_text(json.dumps({"model_type": "rlspeech-flow", "task": "flowse"}))
+
+    with Run.create(tmp_path / "run", "pretrain", Pretrain(steps=4)) as run:
+        for step in (1, 2):
+            run.log(step, loss=1.0 / step)
+            run.save_checkpoint(step, write, {"w": torch.zeros(2)})
+    return tmp_path / "run"
+
+
+def test_a_whole_run_has_no_problems(folder: Path) -> None:
+    summary = look(folder)
+    assert summary["kind"] == "run folder" and summary["problems"] == []
+    assert summary["facts"]["goes on from"] == "step 2 of 4" and summary["facts"]["last step"] == 2 and summary["facts"]["parameters"] == 3
+
+
+def damage_pointer(folder: Path) -> None:
+    (folder / "checkpoints" / "latest").write_text("step_000009\n")
+
+
+def damage_weights(folder: Path) -> None:
+    path = folder / "checkpoints" / "step_000002" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def damage_numbers(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.tensor([float("nan")])}, folder / "checkpoints" / "step_000002" / "model.safetensors")
+
+
+DAMAGE = {
+    "no metrics of a step": (lambda f: (f / "metrics.jsonl").write_text('{"loss": 1}\n'), "no step"),
+    "no config": (lambda f: (f / "config.resolved.json").unlink(), "config.resolved.json is missing"),
+    "config of another version": (lambda f: (f / "config.resolved.json").write_text('{"stpes": 1}'), "did you mean steps"),
+    "env.json torn": (lambda f: (f / "env.json").write_text('{"stage": "pre'), "cannot be read"),
+    "pointer": (damage_pointer, "names step_000009"),
+    "no pointer": (lambda f: (f / "checkpoints" / "latest").unlink(), "no file 'latest'"),
+    "no state": (lambda f: (f / "checkpoints" / "step_000002" / "state.json").unlink(), "cannot go on from here"),
+    "no weights": (lambda f: (f / "checkpoints" / "step_000002" / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "weights torn": (damage_weights, "cannot be read"),
+    "weights not finite": (damage_numbers, "NaN or infinite weights in w"),
+    "no checkpoint": (lambda f: shutil.rmtree(f / "checkpoints"), "no checkpoint"),
+    "half a checkpoint": (lambda f: (f / "checkpoints" / ".tmp-step_000003-1").mkdir(), "never finished"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_to_a_run_is_found(folder: Path, name: str) -> None:
+    damage, said = DAMAGE[name]
+    damage(folder)
+    found = [p["message"] for p in look(folder)["problems"]]
+    assert any(said in message for message in found), found
+
+
+def test_a_checkpoint_by_itself(folder: Path) -> None:
+    assert look(folder / "checkpoints" / "step_000002")["kind"] == "checkpoint"
+    damage_numbers(folder)
+    assert "NaN" in look(folder / "checkpoints" / "step_000002")["problems"][0]["message"]

@@ -1,0 +1,187 @@
+"""Pretraining: what it writes, that it learns, and that a run that was cut off ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_speech import MODEL, RATE, write_pairs
+
+from rlspeech.config import FlowModel, Pretrain
+from rlspeech.data.audio import save_audio
+from rlspeech.models.hub import load_flow
+from rlspeech.stages import pretrain
+from rlspeech.types import UserError
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(autouse=True)
+def cheap_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "VALID_METRICS", ("si_sdr",))  # DNSMOS has its own tests
+
+
+def _config(pairs: Path, out: Path, **changes: Any) -> Pretrain:
+    return Pretrain(**{"data": str(pairs), "out": str(out), "model": MODEL, "steps": 4, "batch": 2, "warmup": 1, "valid_every": 0, "save_every": 2,
+                       "valid_items": 1, "device": "cpu", "seed": 3, **changes})
+
+
+def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step_{step:06d}"
+    return {**load_file(folder / "state.safetensors"), **load_file(folder / "model.safetensors")}
+
+
+def _assert_same(a: Path, b: Path) -> None:
+    one, two = _state(a), _state(b)
+    assert one.keys() == two.keys() and len(one) > 50
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+
+
+def _cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    real = pretrain.Trainer.update
+
+    def update(self: pretrain.Trainer, clips: Any) -> dict[str, float]:
+        if self.step == step:
+            raise KeyboardInterrupt
+        return real(self, clips)
+
+    monkeypatch.setattr(pretrain.Trainer, "update", update)
+
+
+@pytest.fixture(scope="module")
+def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of four steps."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "VALID_METRICS", ("si_sdr",))
+        summary = pretrain.run(_config(pairs, out))
+    assert summary["step"] == 4 and math.isfinite(summary["si_sdr"])
+    return out
+
+
+def test_what_a_run_leaves(whole: Path) -> None:
+    model, config = load_flow(str(whole))
+    assert model.cfg == MODEL and config["facts"]["steps"] == 4
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/loss" in r for r in rows) and any("valid/si_sdr" in r for r in rows)
+    assert sorted(p.name for p in (whole / "checkpoints").glob("step_*")) == ["step_000002", "step_000004"]
+    assert list((whole / "samples" / "step_000004").glob("*.flac"))
+    averaged, raw = load_file(whole / "checkpoints" / "step_000004" / "model.safetensors"), _state(whole)
+    name = next(k for k in raw if k.endswith("weights.out.weight"))
+    assert not torch.equal(averaged["out.weight"], raw[name])  # the average is for use, the weights for going on
+
+
+def test_a_cut_run_ends_where_the_whole_one_did(pairs: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        _cut_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.run(_config(pairs, tmp_path / "cut"))
+    assert not (tmp_path / "cut" / "checkpoints" / "step_000004").exists()
+    assert pretrain.run(_config(pairs, tmp_path / "cut"))["step"] == 4
+    _assert_same(whole, tmp_path / "cut")
+
+
+def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole: Path, tmp_path: Path) -> None:
+    pretrain.run(_config(pairs, tmp_path / "often", valid_every=1, save_every=1, workers=2))
+    _assert_same(whole, tmp_path / "often")
+    for _ in range(4):
+        summary = pretrain.run(_config(pairs, tmp_path / "late", max_minutes=1e-9))
+    assert summary["step"] == 4  # one step a visit
+    _assert_same(whole, tmp_path / "late")
+
+
+def test_another_seed_is_another_model(pairs: Path, whole: Path, tmp_path: Path) -> None:
+    pretrain.run(_config(pairs, tmp_path / "seed", seed=4))
+    assert not torch.equal(_state(whole)["out.weight"], _state(tmp_path / "seed")["out.weight"])
+
+
+def test_a_finished_run_is_not_trained_further(pairs: Path, whole: Path) -> None:
+    stamp = (whole / "checkpoints" / "step_000004" / "model.safetensors").stat().st_mtime_ns
+    assert pretrain.run(_config(pairs, whole))["step"] == 4
+    assert (whole / "checkpoints" / "step_000004" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_it_learns(pairs: Path, tmp_path: Path) -> None:
+    losses: list[float] = []
+    real = pretrain.Trainer.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.Trainer, "update", lambda self, clips: losses.append((p := real(self, clips))["loss"]) or p)
+        pretrain.run(_config(pairs, tmp_path / "run", steps=60, save_every=60, lr=5e-3, warmup=5, mixing={"clip_s": 0.5}))
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_init_goes_on_from_a_checkpoint(pairs: Path, whole: Path, tmp_path: Path) -> None:
+    pretrain.run(_config(pairs, tmp_path / "next", model=FlowModel(), init=str(whole), steps=1, lr=1e-12, warmup=0, ema=0.0))
+    start, end = load_flow(str(whole))[0].state_dict(), load_flow(str(tmp_path / "next"))[0].state_dict()
+    for name, value in start.items():
+        torch.testing.assert_close(end[name], value, atol=1e-6, rtol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pretrain.FlowSE.pretrain_loss
+    monkeypatch.setattr(pretrain.FlowSE, "pretrain_loss", lambda *a: {k: v * float("nan") for k, v in real(*a).items()})
+    with pytest.raises(UserError, match="the loss is nan at step 0") as error:
+        pretrain.run(_config(pairs, tmp_path / "nan"))
+    assert "lr" in error.value.try_this and not list((tmp_path / "nan" / "checkpoints").glob("step_*"))
+
+
+def test_bad_files_cost_themselves_and_nothing_but_bad_files_the_run(tmp_path: Path) -> None:
+    manifest = write_pairs(tmp_path / "bad", count=6)
+    noisy = tmp_path / "bad" / "noisy"
+    (noisy / "0.flac").write_bytes(b"")
+    (noisy / "1.flac").write_bytes((noisy / "1.flac").read_bytes()[:3000])
+    (noisy / "2.flac").unlink()
+    save_audio(noisy / "3.flac", np.zeros(RATE, np.float32), RATE)  # silent input is learnable, not an error
+    assert pretrain.run(_config(manifest, tmp_path / "run"))["step"] == 4
+    for i in range(3, 6):
+        (noisy / f"{i}.flac").write_bytes(b"no audio")
+    with pytest.raises(UserError, match="none of the utterances"):
+        pretrain.run(_config(manifest, tmp_path / "none"))
+
+
+SCRIPT = """
+import sys
+from rlspeech.config import Pretrain
+from rlspeech.stages import pretrain
+pretrain.VALID_METRICS = ("si_sdr",)
+if __name__ == "__main__":
+    pretrain.run(Pretrain.model_validate_json(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_is_taken_up_again(pairs: Path, tmp_path: Path, how: signal.Signals) -> None:
+    options = {"steps": 400, "save_every": 5, "batch": 1, "mixing": {"clip_s": 0.5}}
+    whole, cut = _config(pairs, tmp_path / "whole", **options), _config(pairs, tmp_path / "cut", **options)
+    (tmp_path / "go.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "go.py")]
+    env = {**os.environ, "PYTHONPATH": str(Path(pretrain.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, cut.model_dump_json()], stderr=subprocess.DEVNULL, env=env)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "cut" / "checkpoints" / "latest").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(how)
+    assert process.wait(60) != 0
+    assert not (tmp_path / "cut" / "checkpoints" / "step_000400").exists()
+    for config in (cut, whole):
+        subprocess.run([*command, config.model_dump_json()], check=True, env=env)
+    a, b = _state(tmp_path / "whole", 400), _state(tmp_path / "cut", 400)
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    assert not list((tmp_path / "cut" / "checkpoints").glob(".tmp*"))

@@ -1,0 +1,47 @@
+"""The probe: two settings, an interval each, and nothing trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_speech import write_model, write_pairs
+
+from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
+from rlspeech.stages import probe
+from rlspeech.types import UserError
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("probe")
+    return {"data": str(write_pairs(folder / "pairs")), "model": str(write_model(folder / "model"))}
+
+
+def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4), Exploration(kind="sde", noise=0.4, window=1, start=(1, 1), nfe=(2, 2))]
+    before = Path(base["model"], "model.safetensors").read_bytes()
+    summary = probe.run(RL(**base, out=str(tmp_path / "out"), rewards=[RewardSpec(name="si_sdr")], guards=[GuardSpec(name="stoi")], lora=Lora(rank=2),
+                           prompts_per_step=2, group=4, micro_batch=2, clip_s=0.8, valid_items=1, device="cpu", workers=0, probe_batches=4, probe_settings=settings))
+    assert [r["explore"]["kind"] for r in summary["rows"]] == ["gain", "sde"]
+    for row in summary["rows"]:
+        for name in ("all", "si_sdr"):
+            found = row[name]
+            assert found["lo"] <= found["mean"] <= found["hi"] and -1 <= found["mean"] <= 1
+            assert (found["critical_prompts"] is None) == (found["mean"] <= 0)
+        assert row["all"]["mean"] == pytest.approx(row["si_sdr"]["mean"], abs=1e-6)  # one reward: the composition is that reward
+        assert row["rollouts_per_s"] > 0
+    assert json.loads((tmp_path / "out" / "probe.json").read_text()) == json.loads(json.dumps(summary, allow_nan=False))
+    assert Path(base["model"], "model.safetensors").read_bytes() == before
+    shown = capsys.readouterr().out
+    assert "gain 0.3, 4 bands" in shown and "sde 0.4" in shown
+
+
+def test_candidates() -> None:
+    found = probe.candidates(RL())
+    assert found[0] == RL().explore and probe.PUBLISHED in found and len(found) == len({e.model_dump_json() for e in found}) >= 4
+    assert len({probe.label(e) for e in found}) == len(found)
+    assert probe.candidates(RL(probe_settings=[probe.PUBLISHED])) == [probe.PUBLISHED]
+    with pytest.raises(UserError):
+        probe.run(RL(model="/nowhere", rewards=[RewardSpec(name="si_sdr")], guards=[GuardSpec(name="stoi")], workers=0, device="cpu"))

@@ -1,0 +1,167 @@
+"""RL end to end on a model of a few thousand weights: resume, validation, guards, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_speech import write_model, write_pairs
+
+from rlspeech.algos.grpo import GRPO
+from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
+from rlspeech.models.hub import load_flow
+from rlspeech.stages import rl
+from rlspeech.tasks import get_task
+from rlspeech.types import Score, UserError
+
+GAIN = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
+SDE = Exploration(kind="sde", noise=0.4, window=2, start=(1, 1), nfe=(3, 3), shared_latent=False)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("rl")
+    return {"data": str(write_pairs(folder / "pairs")), "model": str(write_model(folder / "model"))}
+
+
+def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
+    return RL(**{**given, "out": str(out), "rewards": [RewardSpec(name="si_sdr"), RewardSpec(name="estoi", weight=0.5)], "guards": [GuardSpec(name="stoi")],
+                 "explore": GAIN, "lora": Lora(rank=2, alpha=4), "steps": 4, "prompts_per_step": 2, "group": 4, "micro_batch": 1, "clip_s": 0.8,
+                 "valid_items": 1, "valid_every": 2, "save_every": 2, "device": "cpu", "workers": 0, "lr": 1e-3, "seed": 2, **changes})
+
+
+def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step_{step:06d}"
+    return {**load_file(folder / "state.safetensors"), **load_file(folder / "model.safetensors")}
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, rl.run(_config(given, out))
+
+
+def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = whole
+    assert summary["steps"] == 4 and summary["stopped"] == "all steps done"
+    assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi"} and math.isfinite(summary["difference"]["si_sdr"]["mean"])
+    json.dumps(summary, allow_nan=False)
+    steps = [r for r in _rows(out) if "reward" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    for key in ("grad_agreement", "critical_prompts", "ratio_mean", "kl", "clipped_positive", "clipped_negative", "groups_with_signal", "constant_groups",
+                "unscorable", "seconds/rollout", "seconds/reward", "seconds/update", "reward/si_sdr", "lr", "grad_norm"):
+        assert all(key in r for r in steps), key
+    assert steps[0]["kl"] == 0.0 and steps[0]["ratio_mean"] == pytest.approx(1, abs=1e-4) and steps[-1]["kl"] > 0
+    assert -1 <= steps[0]["grad_agreement"] <= 1
+    before, after = load_flow(given["model"])[0].state_dict(), load_flow(str(out))[0].state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    assert moved and all(".attention.to_" in k for k in moved)  # the adapter, folded in, and nothing else
+    assert list(out.glob("checkpoints/step_*/adapter/adapter_model.safetensors"))
+    assert len(list(out.glob("samples/step_*/*.flac"))) >= 2
+
+
+def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[str, str], tmp_path: Path) -> None:
+    summary = rl.run(_config(given, tmp_path / "still", lr=0.0, steps=2, valid_every=1))
+    assert summary["before"] == summary["after"] and summary["difference"]["si_sdr"]["mean"] == 0.0
+
+
+@pytest.mark.parametrize("changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"])
+def test_two_and_two_steps_are_four(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    whole = tmp_path / "whole"
+    rl.run(_config(given, whole, **changes))
+    real = rl.Session.advance
+
+    def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return real(self, prompts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rl.Session, "advance", advance)
+        with pytest.raises(KeyboardInterrupt):
+            rl.run(_config(given, tmp_path / "cut", **changes))
+    assert [r["step"] for r in _rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
+    rl.run(_config(given, tmp_path / "cut", **changes))
+    one, two = _state(whole), _state(tmp_path / "cut")
+    assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
+    a, b = ([{k: v for k, v in r.items() if "seconds" not in k and k != "time"} for r in _rows(p)] for p in (whole, tmp_path / "cut"))
+    assert [r for r in a if "reward" in r] == [r for r in b if "reward" in r]
+
+
+def test_micro_batches_are_memory_only(given: dict[str, str], whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    rl.run(_config(given, tmp_path / "big", micro_batch=2))
+    one, two = _state(whole[0]), _state(tmp_path / "big")
+    for name in (k for k in one if "trained" in k):
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_the_reward_that_is_trained_goes_up(given: dict[str, str], tmp_path: Path) -> None:
+    config = _config(given, tmp_path / "up", rewards=[RewardSpec(name="si_sdr")], steps=30, lr=3e-3, lora=None, prompts_per_step=4, group=8, micro_batch=4,
+                     valid_every=30, kl_beta=0.0, save_every=30)
+    rl.run(config)
+    rewards = [r["reward/si_sdr"] for r in _rows(tmp_path / "up") if "reward" in r]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
+
+
+def test_nothing_scorable_stops_with_the_reason(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = rl.Session.__init__
+
+    def mute(self: rl.Session, *args: Any) -> None:
+        session(self, *args)
+        self.scorer = type("Mute", (), {"score": lambda _, samples, only=None: {n: [Score(None, "too quiet")] * len(samples) for n in ("si_sdr", "estoi")}})()
+
+    monkeypatch.setattr(rl.Session, "__init__", mute)
+    with pytest.raises(UserError, match="100 % of the rollouts") as error:
+        rl.run(_config(given, tmp_path / "mute"))
+    assert "too quiet" in str(error.value)
+
+
+def test_rewards_and_guards_that_do_not_exist_are_named_before_anything_runs(given: dict[str, str], tmp_path: Path) -> None:
+    for changes in ({"rewards": [RewardSpec(name="loveliness")]}, {"guards": [GuardSpec(name="loveliness")]}):
+        with pytest.raises(UserError, match="loveliness"):
+            rl.run(_config(given, tmp_path / "x", **changes))
+    with pytest.raises(UserError, match="no checkpoint"):
+        rl.run(_config(given, tmp_path / "y", model=str(tmp_path / "nowhere")))
+
+
+def test_a_guard_stops_a_run_that_does_damage(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = GRPO.update
+
+    def ruin(self: GRPO, *args: Any, **kwargs: Any) -> dict[str, float]:
+        made = real(self, *args, **kwargs)
+        for p in self.policy.parameters():
+            p.data.normal_(0, 1)
+        return made
+
+    monkeypatch.setattr(GRPO, "update", ruin)
+    monkeypatch.setattr(rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: stoi is worse" if step >= 2 else None)
+    summary = rl.run(_config(given, tmp_path / "ruin"))
+    assert summary["steps"] == 2 and "stoi is worse" in summary["stopped"]
+    assert (tmp_path / "ruin" / "checkpoints" / "step_000002").is_dir()
+
+
+def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = whole
+    best = out / "checkpoints" / (out / "checkpoints" / "best").read_text().strip()
+    history = {r["step"]: r for r in _rows(out) if "valid/si_sdr" in r}
+    assert set(history) == {0, 2, 4} and best.is_dir()
+    assert torch.equal(load_flow(str(out))[0].out.weight, load_flow(str(best))[0].out.weight)
+
+
+def test_defaults_are_filled_in(given: dict[str, str], tmp_path: Path) -> None:
+    task = get_task("flowse")
+    made = rl.complete(RL(), task)
+    assert [r.name for r in made.rewards] == [r.name for r in task.default_rewards] and {g.name for g in made.guards} == set(task.default_guards)
+    own = rl.complete(RL(rewards=[RewardSpec(name="stoi")]), task)
+    assert [r.name for r in own.rewards] == ["stoi"] and "stoi" not in {g.name for g in own.guards}

@@ -1,0 +1,44 @@
+"""A paired corpus of a few short clips and a model of a few thousand weights, for the training stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlspeech.config import FlowModel
+from rlspeech.data.audio import save_audio
+from rlspeech.data.manifest import write_manifest
+from rlspeech.models.flow import FlowEnhancer
+from rlspeech.models.hub import save_flow
+from rlspeech.types import Utterance
+
+RATE = 16000
+MODEL = FlowModel(dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4, nfe=2)
+
+
+def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
+    """Write noisy/clean pairs and their manifest."""
+    utts, t = [], np.arange(int(seconds * RATE)) / RATE
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        clean = sum(np.sin(2 * np.pi * (110 + 15 * i) * k * t + rng.uniform(0, 6)) / k for k in range(1, 30))
+        clean = 0.05 * clean * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * t + i))
+        noisy = clean + 0.03 * rng.standard_normal(len(t))
+        for name, wav in (("clean", clean), ("noisy", noisy)):
+            save_audio(folder / name / f"{i}.flac", wav.astype(np.float32), RATE)
+        utts.append(Utterance(f"u{i}", str(folder / "noisy" / f"{i}.flac"), seconds, RATE, target_filepath=str(folder / "clean" / f"{i}.flac")))
+    write_manifest(folder / "manifest.jsonl", utts, None)
+    return folder / "manifest.jsonl"
+
+
+def write_model(folder: Path) -> Path:
+    """A checkpoint of random weights whose output depends on every part of it."""
+    torch.manual_seed(0)
+    model = FlowEnhancer(MODEL)
+    for p in model.parameters():
+        if float(p.detach().abs().max()) == 0:
+            torch.nn.init.normal_(p, std=0.02)
+    save_flow(folder, model, facts={"stage": "made up"})
+    return folder

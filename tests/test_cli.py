@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from rlspeech import __version__, log
+from rlspeech.cli import app, common, files, judge
+from rlspeech.config import RL
+from rlspeech.types import UserError
+
+RUN = CliRunner()
+COMMANDS = [
+    ["prepare"],
+    *[["prepare", s] for s in ("dns", "voicebank", "pairs", "mix", "folder", "demo")],
+    ["pretrain"],
+    ["reward"],
+    ["rl"],
+    ["eval"],
+    ["enhance"],
+    ["report"],
+    ["doctor"],
+    ["check"],
+    ["presets"],
+    *[["presets", s] for s in ("ls", "show", "copy", "keys")],
+]
+ROOT = typer.main.get_command(app)
+
+
+class Stages:
+    """Stands in for the stages: keeps what they were called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any, dict[str, Any]]] = []
+        self.answer: Any = lambda: {"done": True}
+        self.real = common.load
+
+    def load(self, path: str) -> Any:
+        if not path.endswith(":run"):
+            return self.real(path)
+
+        def stage(config: Any = None, *args: Any, **given: Any) -> Any:
+            self.calls.append((path, config, given))
+            return self.answer()
+
+        return stage
+
+    @property
+    def config(self) -> Any:
+        assert len(self.calls) == 1
+        return self.calls[0][1]
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    fake = Stages()
+    for module in (common, judge, files):
+        monkeypatch.setattr(module, "load", fake.load)
+    return fake
+
+
+def command(path: list[str]) -> Any:
+    found: Any = ROOT
+    for name in path:
+        found = found.commands[name]
+    return found
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help(path: list[str]) -> None:
+    result = RUN.invoke(app, [*path, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.stdout
+    for name in getattr(command(path), "commands", {}):
+        assert name in result.stdout
+
+
+def test_no_command_is_left_out_of_these_tests() -> None:
+    listed = {c[0] for c in COMMANDS}
+    assert set(ROOT.commands) == listed  # type: ignore[attr-defined]
+    assert {"prepare", "pretrain", "reward", "rl", "eval", "enhance", "report", "doctor", "check"} <= listed
+
+
+@pytest.mark.parametrize("path", [c for c in COMMANDS if c not in (["prepare"], ["presets"], ["presets", "ls"])], ids=" ".join)
+def test_every_command_has_an_example_that_parses(path: list[str]) -> None:
+    example = command(path).epilog.removeprefix("Example: ")
+    words = shlex.split(example.split("&&")[0])
+    assert words[: len(path) + 1] == ["rlspeech", *path]
+    command(path).make_context("x", words[len(path) + 1 :])  # raises on an unknown option or a missing argument
+
+
+def test_version_and_module() -> None:
+    assert RUN.invoke(app, ["--version"]).stdout.strip() == f"rlspeech {__version__}"
+    done = subprocess.run([sys.executable, "-m", "rlspeech", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"rlspeech {__version__}"
+
+
+def test_rl_with_nothing_else_is_the_default_run(stages: Stages) -> None:
+    assert RUN.invoke(app, ["rl", "--algo", "grpo", "--task", "flowse"]).exit_code == 0
+    assert stages.calls[0][0] == "stages.rl:run" and stages.config == RL() and stages.config.model == "embedded"
+
+
+def test_rl_flags_arrive(stages: Stages) -> None:
+    line = (
+        "rl --model runs/base --data d.jsonl --valid v.jsonl --reward estoi=1 --reward pesq_wb=0.5 --guard stoi=0.02 --guard lsd "
+        "--steps 3 --group 4 "
+        "--prompts-per-step 2 --lr 1e-3 --max-minutes 5 --seed 7 --device cpu --out runs/x "
+        "--set explore.noise=0.1 --set rewards[1].scale=none"
+    )
+    assert RUN.invoke(app, shlex.split(line)).exit_code == 0
+    c = stages.config
+    assert [(r.name, r.weight, r.scale) for r in c.rewards] == [("estoi", 1.0, "batch"), ("pesq_wb", 0.5, "none")]
+    assert [(g.name, g.max_drop) for g in c.guards] == [("stoi", 0.02), ("lsd", None)]
+    assert (c.model, c.data, c.valid, c.out, c.device) == ("runs/base", "d.jsonl", "v.jsonl", "runs/x", "cpu")
+    assert (c.steps, c.group, c.prompts_per_step, c.lr, c.max_minutes, c.seed, c.explore.noise) == (3, 4, 2, 1e-3, 5.0, 7, 0.1)
+
+
+def test_probe_measures_instead_of_training(stages: Stages) -> None:
+    assert RUN.invoke(app, ["rl", "--probe", "--set", "probe_batches=4"]).exit_code == 0
+    assert stages.calls[0][0] == "stages.probe:run" and stages.config.probe_batches == 4
+
+
+def test_preset_config_flag_and_set_are_layered(stages: Stages, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("group: 6\nsteps: 8\nlr: 0.5\n")
+    result = RUN.invoke(app, ["rl", "--preset", "flowse-grpo", "--config", str(tmp_path / "a.yaml"), "--steps", "9", "--set", "lr=0.25"])
+    assert result.exit_code == 0, result.stderr
+    assert (stages.config.prompts_per_step, stages.config.group, stages.config.steps, stages.config.lr) == (72, 6, 9, 0.25)
+
+
+def test_pretrain_flags_arrive(stages: Stages) -> None:
+    line = "pretrain --data d --valid v --init embedded --steps 3 --batch 2 --lr 0.1 --max-minutes 1 --seed 2 --device cpu --out o"
+    assert RUN.invoke(app, [*shlex.split(line), "--set", "model.dim=32"]).exit_code == 0
+    c = stages.config
+    assert (c.data, c.valid, c.init, c.steps, c.batch, c.lr, c.max_minutes, c.seed, c.device, c.out) == (
+        "d",
+        "v",
+        "embedded",
+        3,
+        2,
+        0.1,
+        1.0,
+        2,
+        "cpu",
+        "o",
+    )
+    assert c.model.dim == 32
+
+
+def test_reward_flags_arrive(stages: Stages) -> None:
+    line = "reward wavs --reward dnsmos --reward pesq --target t --text x --system s --recogniser pocketsphinx --workers 0 --out o"
+    assert RUN.invoke(app, shlex.split(line)).exit_code == 0
+    c = stages.config
+    assert (c.rewards, c.target, c.text, c.system, c.recogniser, c.workers, c.out) == (
+        ["dnsmos", "pesq"],
+        "t",
+        "x",
+        "s",
+        "pocketsphinx",
+        0,
+        "o",
+    )
+    assert stages.calls[0][2]["path"] == "wavs"
+
+
+def test_eval_flags_arrive(stages: Stages) -> None:
+    line = "eval --data d --model base=runs/a --model runs/rl --baseline base --metric estoi --metric stoi --nfe 3 --limit 2 --workers 1"
+    assert RUN.invoke(app, shlex.split(line)).exit_code == 0
+    c = stages.config
+    assert c.models == {"base": "runs/a", "rl": "runs/rl"} and c.metrics == ["estoi", "stoi"]
+    assert (c.data, c.baseline, c.nfe, c.limit, c.workers, c.out) == ("d", "base", 3, 2, 1, None)
+
+
+@pytest.mark.parametrize("models", [["a=x", "a=y"], ["=x"], ["a="]])
+def test_eval_refuses_unclear_models(stages: Stages, models: list[str]) -> None:
+    result = RUN.invoke(app, ["eval", *[w for m in models for w in ("--model", m)]])
+    assert result.exit_code == 2 and "--model" in result.stderr and not stages.calls
+
+
+def test_enhance_flags_arrive(stages: Stages) -> None:
+    assert RUN.invoke(app, shlex.split("enhance a.wav b --model m --nfe 2 --guidance 0.5 --overwrite --out o")).exit_code == 0
+    c = stages.config
+    assert (c.inputs, c.model, c.nfe, c.guidance, c.overwrite, c.out) == (["a.wav", "b"], "m", 2, 0.5, True, "o")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "dns /d --snr -5 20 --level -30 -10 --reverb 0.5",
+            {"source": "dns", "root": "/d", "mixing.snr_db": (-5, 20), "mixing.level_dbfs": (-30, -10), "mixing.reverb": 0.5},
+        ),
+        ("voicebank /v --speakers 56 --workers 3", {"source": "voicebank", "root": "/v", "speakers": "56", "workers": 3}),
+        ("pairs --noisy n --clean c --seed 3", {"source": "pairs", "noisy": "n", "clean": ["c"], "seed": 3}),
+        (
+            "mix --clean a --clean b --noise c --rir d --render 4 --render-s 2",
+            {"source": "mix", "clean": ["a", "b"], "noise": ["c"], "rir": ["d"], "render": 4, "render_s": 2.0},
+        ),
+        ("folder f --kind noisy --set limits.min_s=1", {"source": "folder", "root": "f", "kind": "noisy", "limits.min_s": 1.0}),
+        ("demo --out o", {"source": "demo", "out": "o"}),
+    ],
+)
+def test_prepare_flags_arrive(stages: Stages, line: str, expected: dict[str, Any]) -> None:
+    result = RUN.invoke(app, ["prepare", *shlex.split(line)])
+    assert result.exit_code == 0, result.stderr
+    for key, value in expected.items():
+        got: Any = stages.config
+        for part in key.split("."):
+            got = getattr(got, part)
+        assert got == value, key
+
+
+# ---- output and errors
+
+
+def test_json_is_the_only_thing_on_stdout(stages: Stages) -> None:
+    def noisy() -> dict[str, Any]:
+        print("a library that prints")
+        log.say("a remark")
+        log.table("t", ["a"], [[1]])
+        return {"mean": float("nan"), "path": Path("x")}
+
+    stages.answer = noisy
+    result = RUN.invoke(app, ["rl", "--json"])
+    assert json.loads(result.stdout) == {"mean": None, "path": "x"}
+    assert "a library that prints" in result.stderr and "a remark" in result.stderr
+
+
+def test_without_json_tables_are_on_stdout_and_quiet_silences_remarks(stages: Stages) -> None:
+    def talk() -> dict[str, Any]:
+        log.say("a remark")
+        log.table("numbers", ["a"], [[1]])
+        return {"x": 1}
+
+    stages.answer = talk
+    loud, calm = RUN.invoke(app, ["rl"]), RUN.invoke(app, ["rl", "--quiet"])
+    assert "numbers" in loud.stdout and "a remark" in loud.stderr and "{" not in loud.stdout
+    assert "numbers" in calm.stdout and "a remark" not in calm.stderr
+
+
+def fail(error: BaseException) -> Any:
+    def raise_it() -> None:
+        raise error
+
+    return raise_it
+
+
+def test_a_user_error_is_told_without_a_traceback(stages: Stages) -> None:
+    stages.answer = fail(UserError("no data", "the folder is empty", "rlspeech prepare demo"))
+    result = RUN.invoke(app, ["rl"])
+    assert result.exit_code == 2 and result.stdout == ""
+    assert [line.strip() for line in result.stderr.splitlines()] == [
+        "error: no data",
+        "why: the folder is empty",
+        "try: rlspeech prepare demo",
+    ]
+    assert "Traceback" in RUN.invoke(app, ["rl", "--debug"]).stderr
+
+
+def test_errors_are_one_json_object_too(stages: Stages) -> None:
+    stages.answer = fail(UserError("no data", "because", "this"))
+    result = RUN.invoke(app, ["rl", "--json"])
+    assert result.exit_code == 2
+    assert json.loads(result.stdout) == {"error": "no data", "why": "because", "try": "this", "exit": 2}
+
+
+def test_ctrl_c_exits_130_and_says_what_is_kept(stages: Stages) -> None:
+    stages.answer = fail(KeyboardInterrupt())
+    result = RUN.invoke(app, ["rl"])
+    assert result.exit_code == 130 and "kept" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_what_should_not_happen_is_short_and_points_to_debug(stages: Stages) -> None:
+    stages.answer = fail(ZeroDivisionError("division by zero\nsecond line"))
+    result = RUN.invoke(app, ["rl"])
+    assert result.exit_code == 1 and "ZeroDivisionError: division by zero" in result.stderr and "--debug" in result.stderr
+    assert "Traceback" not in result.stderr and "second line" not in result.stderr
+    assert "Traceback" in RUN.invoke(app, ["rl", "--debug"]).stderr
+
+
+def test_running_out_of_memory_names_the_knobs(stages: Stages) -> None:
+    stages.answer = fail(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB"))
+    result = RUN.invoke(app, ["rl"])
+    assert result.exit_code == 1 and "micro_batch" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rl", "--set", "stesp=3"],
+        ["rl", "--set", "steps=x"],
+        ["rl", "--preset", "none"],
+        ["rl", "--config", "/nowhere.yaml"],
+        ["rl", "--nonsense"],
+        ["nonsense"],
+        ["rl", "--steps", "many"],
+        ["reward"],
+    ],
+)
+def test_wrong_settings_exit_2_before_any_stage_is_imported(stages: Stages, arguments: list[str]) -> None:
+    result = RUN.invoke(app, arguments)
+    assert result.exit_code == 2 and result.stderr and "Traceback" not in result.stderr
+    assert not stages.calls
+
+
+def test_settings_are_refused_without_importing_torch() -> None:
+    code = (
+        "import sys\nfrom rlspeech.cli import app\ntry:\n    app(['rl', '--set', 'stesp=3'])\n"
+        "except SystemExit as e:\n    assert e.code == 2\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# ---- report, check, presets
+
+
+def test_report_evaluates_again_into_the_same_folder(stages: Stages, tmp_path: Path) -> None:
+    from rlspeech.config import Evaluate
+
+    (tmp_path / "config.resolved.json").write_text(Evaluate(models={"a": "x"}, metrics=["estoi"], out="elsewhere").model_dump_json())
+    assert RUN.invoke(app, ["report", str(tmp_path), "--players", "2"]).exit_code == 0
+    assert stages.calls[0][0] == "stages.evaluate:run"
+    assert (stages.config.out, stages.config.players, stages.config.metrics) == (str(tmp_path), 2, ["estoi"])
+
+
+def test_report_refuses_what_is_no_evaluation(stages: Stages, tmp_path: Path) -> None:
+    assert RUN.invoke(app, ["report", str(tmp_path)]).exit_code == 2
+    (tmp_path / "config.resolved.json").write_text(RL().model_dump_json())
+    result = RUN.invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 2 and "rlspeech eval" in result.stderr
+    (tmp_path / "config.resolved.json").write_text("{")
+    assert RUN.invoke(app, ["report", str(tmp_path)]).exit_code == 2
+
+
+def test_check_exits_2_where_there_are_problems(stages: Stages) -> None:
+    stages.answer = lambda: {"problems": [{"path": "x", "line": 3, "message": "m"}]}
+    result = RUN.invoke(app, ["check", "x", "--json"])
+    assert result.exit_code == 2 and json.loads(result.stdout)["problems"][0]["line"] == 3
+    stages.answer = lambda: {"problems": []}
+    assert RUN.invoke(app, ["check", "x"]).exit_code == 0
+
+
+def test_presets_can_be_listed_read_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = json.loads(RUN.invoke(app, ["presets", "ls", "--json"]).stdout)["presets"]
+    assert {p["name"]: p["stage"] for p in listed}["flowse-grpo"] == "rl" and all(p["about"] for p in listed)
+    shown = RUN.invoke(app, ["presets", "show", "flowse-grpo"]).stdout
+    assert "noise: 0.4" in shown
+    assert RUN.invoke(app, ["presets", "copy", "flowse-grpo"]).exit_code == 0
+    assert (tmp_path / "flowse-grpo.yaml").read_text() == shown
+    again = RUN.invoke(app, ["presets", "copy", "flowse-grpo"])
+    assert again.exit_code == 2 and "is there already" in again.stderr
+    assert RUN.invoke(app, ["presets", "show", "flowse"]).exit_code == 2
+
+
+def test_presets_keys_lists_what_can_be_set() -> None:
+    found = {k["key"]: k for k in json.loads(RUN.invoke(app, ["presets", "keys", "rl", "--json"]).stdout)["keys"]}
+    assert found["explore.noise"]["default"] == 0.3 and found["explore.noise"]["help"] and found["lora.rank"]["type"] == "int"
+    assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl"]).stdout
+    assert RUN.invoke(app, ["presets", "keys", "nothing"]).exit_code == 2

@@ -1,0 +1,141 @@
+"""Every ``bash`` block of README.md is run, at tiny size: a shim of ``rlspeech`` on PATH lays small settings over the given ones.
+
+A block that cannot be run (it needs a corpus, a GPU) says so in the line before it: ``<!-- not run: REASON -->``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "pretrain": ["steps=2", "batch=2", "valid_items=2", "mixing.clip_s=1.0", "max_minutes=2"],
+    "rl": [
+        "steps=1",
+        "prompts_per_step=2",
+        "group=4",
+        "micro_batch=1",
+        "updates_per_collection=1",
+        "valid_items=2",
+        "clip_s=1.0",
+        "probe_batches=4",
+        "workers=1",
+    ],
+    "eval": ["limit=2", "players=1", "workers=1"],
+}
+SETUP = re.compile(r"(git clone|cd rlspeech|(python -m )?pip install|uv (pip|sync|venv)|source |\. \.venv|python3? -m venv)")
+
+
+def blocks() -> list[tuple[int, str, str]]:
+    """Line number, content and why it is not run, of every bash block."""
+    found, lines = [], (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for i, line in enumerate(lines):
+        if line.strip() in {"```bash", "```sh", "```shell"}:
+            end = next(j for j in range(i + 1, len(lines)) if lines[j].strip() == "```")
+            reason = re.fullmatch(r"<!-- not run: (.+) -->", lines[i - 1].strip()) if i else None
+            found.append((i + 1, "\n".join(lines[i + 1 : end]), reason[1] if reason else ""))
+    return found
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+def test_there_are_blocks_and_most_of_them_are_run() -> None:
+    found = blocks()
+    assert found, "README.md shows no commands"
+    assert sum(not reason for *_, reason in found) >= len(found) / 2
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`make ([a-z-]+)`", text)) | {w for _, b, _ in blocks() for w in re.findall(r"^make ([a-z-]+)", b, re.M)}
+    assert named <= targets()
+    assert {"help", "install", "demo", "test", "test-unit", "lint", "bench", "clean"} <= targets()
+
+
+def test_commands_and_options_of_the_readme_exist() -> None:
+    import typer
+
+    from rlspeech.cli import app
+
+    root = typer.main.get_command(app)
+    for line, block, _ in blocks():
+        for text in block.replace("\\\n", " ").splitlines():
+            text = text.split(" #")[0].strip()
+            if not text.startswith("rlspeech "):
+                continue
+            words, command = shlex.split(re.split(r"[|>;&]", text)[0])[1:], root
+            while words and hasattr(command, "commands") and not words[0].startswith("-"):
+                assert words[0] in command.commands, f"README.md:{line}: no command {words[0]}"
+                command = command.commands[words.pop(0)]
+            known = {option for p in command.params for option in p.opts} | {"--help", "-h"}
+            assert {w.split("=")[0] for w in words if w.startswith("--")} <= known, f"README.md:{line}: {text}"
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not re.match(r"[a-z]+:", link):
+            assert (ROOT / link).exists(), link
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> dict[str, str]:
+    """Environment with a ``rlspeech`` that lays tiny settings over those of the block."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    cases = "\n".join(f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in TINY.items())
+    lay = f'case " $* " in *" --help "*) ;; *) case "$1" in\n{cases}\nesac ;; esac'
+    text = f'#!/usr/bin/env bash\n{lay}\nexec {shlex.quote(sys.executable)} -m rlspeech "$@"\n'
+    (folder / "rlspeech").write_text(text)
+    (folder / "rlspeech").chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+
+def runnable(block: str) -> str:
+    """The block without the lines that install or that ``make`` runs; those are looked at elsewhere."""
+    kept, skipping = [], False
+    for line in block.splitlines():
+        skip = skipping or line.startswith("make ") or bool(SETUP.match(line))
+        skipping = skip and line.endswith("\\")
+        if not skip:
+            kept.append(line)
+    return "\n".join(kept).strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_every_block_of_the_readme_runs(tmp_path: Path, shim: dict[str, str]) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("examples", "Makefile"):  # blocks may call the examples by their path
+        (work / name).symlink_to(ROOT / name)
+    for line, block, reason in blocks():  # in order, in one folder: later blocks use what earlier ones wrote
+        if reason or not runnable(block):
+            continue
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", runnable(block)], cwd=work, env=shim, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"README.md:{line} exits {done.returncode}\n{block}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize(
+    "script", sorted([*(ROOT / "examples").glob("*.sh"), ROOT / ".ci" / "run", ROOT / ".ci" / "install"]), ids=lambda p: p.name
+)
+def test_shell_scripts_parse_and_are_strict(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True, capture_output=True)
+    assert re.search(r"^set -[a-z]*e[a-z]*u|^set -euo pipefail", script.read_text(encoding="utf-8"), re.M), "set -euo pipefail"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_python_examples_compile(script: Path) -> None:
+    compile(script.read_text(encoding="utf-8"), str(script), "exec")

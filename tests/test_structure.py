@@ -1,0 +1,244 @@
+"""The house rules: imports only go down the floors, no cycles, a quick start, small files, nothing that executes data."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import rlspeech
+
+ROOT = Path(rlspeech.__file__).resolve().parent
+FILES = sorted(ROOT.rglob("*.py"))
+FLOORS = {
+    "__init__": 0,
+    "types": 0,
+    "config": 0,
+    "settings": 0,
+    "schema": 0,
+    "yamlfile": 0,
+    "run": 1,
+    "engine": 1,
+    "parallel": 1,
+    "checkpoints": 1,
+    "state": 1,
+    "tracking": 1,
+    "log": 1,
+    "stats": 1,
+    "report": 1,
+    "data": 2,
+    "corpora": 2,
+    "models": 3,
+    "rewards": 4,
+    "algos": 5,
+    "tasks": 5,
+    "stages": 6,
+    "cli": 7,
+    "__main__": 7,
+}
+BLIND = {
+    ("algos", "tasks"),
+    ("tasks", "algos"),
+    ("data", "corpora"),
+    ("models", "rewards"),
+}  # may not import the second, whatever the floor
+MAX_FILE, MAX_FUNCTION = 320, 70
+# messages between a process and the workers that it started; nothing is ever unpickled from a file
+PIPES = {"parallel.py", "rewards/worker.py", "rewards/pool.py"}
+
+
+def name_of(path: Path) -> str:
+    parts = ["rlspeech", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(p) for p in FILES}
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path, *, at_start: bool) -> Iterator[tuple[str, int]]:
+    """Modules of this package that a file imports; ``at_start``: only what its own import brings in."""
+    package = name_of(path) if path.stem == "__init__" else name_of(path).rpartition(".")[0]
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+            if not (at_start and (lazy or typing_only)):
+                yield child
+                yield from walk(child)
+
+    for node in walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            found = [f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names]
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and re.fullmatch(r"rlspeech(\.\w+)+:\w+", node.value)
+            and not at_start
+        ):
+            found = [node.value.partition(":")[0]]  # a module named in a table and imported later
+        else:
+            continue
+        yield from ((m, node.lineno) for m in found if m == "rlspeech" or m.startswith("rlspeech."))
+
+
+def test_every_part_has_a_floor() -> None:
+    assert {part_of(m) for m in MODULES} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    here = part_of(name_of(path))
+    for module, line in imports(path, at_start=False):
+        there = part_of(module)
+        assert there in FLOORS, f"{path.name}:{line} imports {module}, which does not exist"
+        assert FLOORS[there] <= FLOORS[here], f"{path.name}:{line}: floor {FLOORS[here]} ({here}) imports {module} of floor {FLOORS[there]}"
+        assert (here, there) not in BLIND, f"{path.name}:{line}: {here} may not know {there}"
+
+
+def test_the_floor_check_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "MODULES", {"rlspeech.stages.rl", "rlspeech.log", "rlspeech.data.audio"})
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "audio.py"
+    file.write_text(
+        "import rlspeech.log\nfrom rlspeech.stages import rl\ndef f():\n    from ..stages.rl import run\nX = 'rlspeech.stages.rl:run'\n"
+    )
+    assert [m for m, _ in imports(file, at_start=False)] == [
+        "rlspeech.log",
+        "rlspeech.stages.rl",
+        "rlspeech.stages.rl",
+        "rlspeech.stages.rl",
+    ]
+    assert [m for m, _ in imports(file, at_start=True)] == ["rlspeech.log", "rlspeech.stages.rl"]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    edges = {name_of(p): {m for m, _ in imports(p, at_start=True) if m != name_of(p)} for p in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for other in sorted(edges.get(module, ())):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+HEAVY = ("torch", "numpy", "scipy", "transformers", "peft", "librosa", "onnxruntime", "matplotlib", "yaml", "soundfile")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["rl", "--help"], ["prepare", "mix", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    heavy = HEAVY if len(arguments) > 1 else (*HEAVY, "pydantic")  # for a command's own options typer itself imports pydantic
+    code = (
+        "import sys\nfrom rlspeech.cli import main\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        f"found = [m for m in {heavy!r} if m in sys.modules]\nassert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    wall, cpu = [], []
+    for _ in range(4):  # the first one may have to write byte code
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run([sys.executable, "-m", "rlspeech", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall.append(time.perf_counter() - start)
+        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    # one thread: on a machine with nothing else to do the two are the same; on a busy one only the second says anything
+    assert min(min(wall), min(cpu)) < 0.5, f"wall {min(wall):.2f} s, cpu {min(cpu):.2f} s"
+    if os.getloadavg()[0] < 0.5:
+        assert min(wall) < 0.5
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE, f"{path.name} is longer than {MAX_FILE} lines"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or 0) - node.lineno + 1
+            assert size <= MAX_FUNCTION, f"{path.name}:{node.lineno} {node.name} has {size} lines"
+
+
+def executes_data(path: Path) -> list[str]:
+    """Places where a file's content could be run as code."""
+    found = []
+    for node in ast.walk(tree(path)):
+        where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {a.name.split(".")[0] for a in node.names} if isinstance(node, ast.Import) else {(node.module or "").split(".")[0]}
+            found += [f"{where} imports {n}" for n in names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}]
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if called in {"eval", "exec", "os.system", "os.popen"}:
+            found.append(f"{where} calls {called}")
+        if called == "torch.load" and keywords.get("weights_only") != "True":
+            found.append(f"{where} calls torch.load without weights_only=True")
+        if called in {"np.load", "numpy.load"} and keywords.get("allow_pickle", "False") != "False":
+            found.append(f"{where} lets numpy unpickle")
+        if called == "yaml.load" and not (len(node.args) == 2 and ast.unparse(node.args[1]) == "_Loader"):
+            found.append(f"{where} calls yaml.load; yaml.safe_load")
+        if keywords.get("shell") == "True" or keywords.get("trust_remote_code") == "True":
+            found.append(f"{where} runs what it is given")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_executes_data(path: Path) -> None:
+    found = executes_data(path)
+    if str(path.relative_to(ROOT)) in PIPES:
+        found = [f for f in found if not f.endswith("imports pickle")]
+        assert "pickle.load(" not in path.read_text(encoding="utf-8"), "pickles are for pipes, not for files"
+    assert not found
+
+
+def test_the_search_for_executed_data_finds_it(tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    lines = [
+        "import pickle",
+        "from joblib import load",
+        "eval('1')",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "yaml.load(t, yaml.Loader)",
+        "np.load(p, allow_pickle=True)",
+        "subprocess.run(c, shell=True)",
+        "from_pretrained(n, trust_remote_code=True)",
+    ]
+    file.write_text("\n".join([*lines, "torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(t)", "np.load(p)"]))
+    assert len(executes_data(file)) == len(lines)
+
+
+def test_public_modules_say_what_they_are_for() -> None:
+    assert [p.name for p in FILES if not ast.get_docstring(tree(p))] == []
