@@ -220,10 +220,9 @@ def train_speech(corpus: Corpus, steps: int, seed: int) -> SpeechNet:
     clips = [w for ws in corpus.train.values() for w in ws if len(w) > RATE]
     mel = LogMel(64)
     targets = labels_from([mfcc(mel(torch.from_numpy(w)[None])[0])[::2] for w in clips], 100, rng)
-    net = speech_round(SpeechNet(classes=100), clips, targets, corpus.noise, steps // 2, rng)
+    net = speech_round(SpeechNet(classes=100, layer=3), clips, targets, corpus.noise, steps // 2, rng)
     with torch.no_grad():
-        hidden = [net.trunk(net.features(torch.from_numpy(w)[None]), 3)[0].T.numpy() for w in clips]
-        hidden = [(h - h.mean(0)) / (h.std(0) + 1e-3) for h in hidden]
+        hidden = [net(torch.from_numpy(w)[None])[0].numpy() for w in clips]
     targets = labels_from(hidden, 200, rng)
     net = speech_round(SpeechNet(classes=200), clips, targets, corpus.noise, steps - steps // 2, rng)
     return net

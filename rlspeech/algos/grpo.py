@@ -88,7 +88,8 @@ class GRPO:
         if advantage.unscorable > cfg.max_unscorable:
             reasons = [s.error for spec in cfg.rewards for s in columns[spec.name] if s.error]
             common = max(set(reasons), key=reasons.count) if reasons else "unknown"
-            raise UserError(f"{100 * advantage.unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
+            share, limit = 100 * advantage.unscorable, 100 * cfg.max_unscorable
+            raise UserError(f"{share:.0f} % of the rollouts could not be scored (limit {limit:.0f} %)",
                             f"most often: {common}", "rlspeech doctor, or rlspeech reward on the run's samples/")
         return Experience(rollout, scores, reward, advantage, {"rollout": rolled - started, "reward": scored - rolled})
 
@@ -141,8 +142,8 @@ class GRPO:
             rows = torch.isin(rollout.group, part).nonzero()[:, 0]
             device_rows = rows.to(rollout.logp.device)
             new = self.policy.log_prob(rollout, rows, with_kl=cfg.kl_beta > 0)
-            made = policy_loss(new, rollout.logp[device_rows], mask[device_rows], advantage[rows].to(new.logp.device), clip_range=self.clip_range,
-                               kl_beta=cfg.kl_beta, normaliser=normaliser, ratio=cfg.ratio)
+            made = policy_loss(new, rollout.logp[device_rows], mask[device_rows], advantage[rows].to(new.logp.device),
+                               clip_range=self.clip_range, kl_beta=cfg.kl_beta, normaliser=normaliser, ratio=cfg.ratio)
             self._check(made)
             found = torch.autograd.grad(made.loss, parameters, allow_unused=True)
             grads.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]))
@@ -157,7 +158,8 @@ class GRPO:
         gap = made.stats["ratio_max_gap"]
         if not gap <= RATIO_TOLERANCE:
             raise UserError(f"the ratio is off by {gap:.2e} before the first update (limit {RATIO_TOLERANCE:g})",
-                            "the training pass does not repeat the sampling pass", "a policy of your own: compare its log_prob with its rollout; else report this with the run folder")
+                            "the training pass does not repeat the sampling pass",
+                            "a policy of your own: compare its log_prob with its rollout; else report this with the run folder")
         self.checked = True
 
     def _measure_clip(self, spread: float) -> None:

@@ -119,7 +119,7 @@ def agreement(grads: Sequence[Tensor]) -> float:
     return float((torch.stack(units).sum(0).square().sum() - k) / (k * (k - 1)))
 
 
-def critical_batch(cosine: float, batch: int) -> float:
+def critical_batch(cosine: float, batch: float) -> float:
     """Prompts at which a gradient is half signal, half noise, given the mean cosine of gradients of ``batch`` prompts each.
 
     With gradient = signal + noise / sqrt(batch), cosine = s / (s + n / batch), so n / s = batch (1 - cosine) / cosine

@@ -55,6 +55,7 @@ def summarise(gradients: Mapping[str, list[Tensor]], prompts: int, seed: int = 0
     out: Agreement = {}
     for name, grads in gradients.items():
         kept = [g.numpy() for g in grads if float(g.norm()) > 0]
-        interval = pairwise_cosine(np.stack(kept), seed=seed) if len(kept) > 2 else Interval(float("nan"), float("nan"), float("nan"), len(kept))
+        unknown = Interval(float("nan"), float("nan"), float("nan"), len(kept))
+        interval = pairwise_cosine(np.stack(kept), seed=seed) if len(kept) > 2 else unknown
         out[name] = (interval, critical_batch(interval.mean, prompts))
     return out

@@ -36,8 +36,15 @@ class Clip:
 class ClipSource(Protocol):
     """Anything that numbers its utterances and cuts a clip of one of them for an epoch."""
 
-    sample_rate: int
-    utts: list[Utterance]
+    @property
+    def sample_rate(self) -> int:
+        """Of the clips, in Hz."""
+        ...
+
+    @property
+    def utts(self) -> list[Utterance]:
+        """The utterances, in the order of their numbers."""
+        ...
 
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """The clip of utterance ``index``; ``clip_s`` 0 keeps it whole. Raises ``AudioError``."""
@@ -127,7 +134,7 @@ def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed:
     lengths = np.asarray(durations_s)
     stretches = [part[np.argsort(lengths[part], kind="stable")] for part in np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))]
     groups = [stretch[i:i + batch] for stretch in stretches for i in range(0, len(stretch), batch)]
-    full, rest = [g for g in groups if len(g) == batch], [g for g in groups if len(g) < batch]  # a short group in the middle would shift the others
+    full, rest = [g for g in groups if len(g) == batch], [g for g in groups if len(g) < batch]  # a short group would shift those behind it
     return np.concatenate([*(full[i] for i in rng.permutation(len(full))), *rest])
 
 
@@ -169,7 +176,8 @@ def _walk(source: ClipSource, batch: int, clip_s: float, seed: int, position: in
         position += step
 
 
-def _ahead(source: ClipSource, walk: Iterator[tuple[int, int, int]], clip_s: float, workers: int) -> Iterator[tuple[int, Clip | AudioError]]:
+def _ahead(source: ClipSource, walk: Iterator[tuple[int, int, int]], clip_s: float,
+           workers: int) -> Iterator[tuple[int, Clip | AudioError]]:
     """Cut the clips of a walk, in its order, up to a few ahead of who asks."""
     def cut(epoch: int, index: int) -> Clip | AudioError:
         try:
@@ -209,7 +217,7 @@ def _subset(source: ClipSource, utts: list[Utterance]) -> ClipSource:
 def whole_clips(source: ClipSource, items: int, max_s: float = 8.0) -> list[Clip]:
     """Up to ``items`` utterances spread over the source, at most ``max_s`` long; the same ones every time."""
     count = len(source.utts)
-    picked = np.unique(np.linspace(0, count - 1, min(items, count)).astype(int)) if count else []
+    picked: np.ndarray | list[int] = np.unique(np.linspace(0, count - 1, min(items, count)).astype(int)) if count else []
     clips = []
     for index in picked:
         try:

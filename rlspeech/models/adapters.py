@@ -36,8 +36,10 @@ class Adapted:
         else:
             from peft import LoraConfig, get_peft_model
 
-            names = {"attention": ATTENTION, "attention+ff": ATTENTION + FEED_FORWARD, "all": ATTENTION + FEED_FORWARD + EDGES}[lora.targets]
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(names), lora_dropout=0.0, bias="none")
+            inner = ATTENTION + FEED_FORWARD
+            names = {"attention": ATTENTION, "attention+ff": inner, "all": inner + EDGES}[lora.targets]
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a factor, any float does
+                                target_modules=list(names), lora_dropout=0.0, bias="none")
             self._peft = get_peft_model(model, config)  # type: ignore[arg-type]
         model.eval()  # no dropout anywhere: the sampler and the update see the same function
 

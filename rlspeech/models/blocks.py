@@ -18,6 +18,8 @@ __all__ = ["Block", "ConvPosition", "TimeEmbedding", "rotary"]
 class TimeEmbedding(nn.Module):
     """Sinusoids of t (256 of them) through a two-layer MLP: (N,) in [0, 1] -> (N, D)."""
 
+    freq: Tensor
+
     def __init__(self, dim: int, n_freq: int = 256) -> None:
         super().__init__()
         half = n_freq // 2
@@ -27,7 +29,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Embed times. Args: t (N,)."""
         angle = t.float()[:, None] * self.freq[None]
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
 
 
 class ConvPosition(nn.Module):

@@ -5,7 +5,8 @@ x_1 the clean spectrum at t = 1; the network regresses the velocity x_1 - x_0, a
 (FlowSE-GRPO, arXiv 2601.16483; FlowSE, arXiv 2505.19476).
 What is changed: the network may predict the clean spectrum instead, v = (x_1_hat - x_t) / (1-t), because a trunk narrower
 than its input cannot carry white noise; its head may be complex masks on input and state plus a residual, which starts as
-the identity, with magnitudes among its inputs (a linear layer cannot compute them); and the prior may sit on the noisy input, N(y, sigma^2) (arXiv 2508.06840, there written in reversed time).
+the identity, with magnitudes among its inputs (a linear layer cannot compute them); and the prior may sit on the noisy input,
+N(y, sigma^2) (arXiv 2508.06840, there written in reversed time).
 """
 
 from __future__ import annotations

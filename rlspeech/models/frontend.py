@@ -19,6 +19,8 @@ class StftFrontEnd(nn.Module):
     c = s |X|^p exp(i angle X), p = ``compress``, s = ``scale``; the inverse is exact but for rounding. D = 2 * (n_fft // 2 + 1).
     """
 
+    window: Tensor
+
     def __init__(self, cfg: FlowModel) -> None:
         super().__init__()
         self.n_fft, self.hop, self.power, self.scale = cfg.n_fft, cfg.hop, cfg.compress, cfg.scale
@@ -66,6 +68,9 @@ class MelFrontEnd(nn.Module):
     The vocoder is frozen. D = n_mels.
     """
 
+    window: Tensor
+    bank: Tensor
+
     def __init__(self, cfg: FlowModel) -> None:
         super().__init__()
         self.n_fft, self.hop, self.width = cfg.n_fft, cfg.hop, cfg.n_mels
@@ -106,11 +111,13 @@ class MelFrontEnd(nn.Module):
         try:
             vocoder = SpeechT5HifiGan.from_pretrained(self.vocoder_name)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the vocoder {self.vocoder_name}", str(error).splitlines()[0], "a folder with config.json and weights") from error
+            raise UserError(f"cannot load the vocoder {self.vocoder_name}", str(error).splitlines()[0],
+                            "a folder with config.json and weights") from error
         hop = math.prod(vocoder.config.upsample_rates)
         if vocoder.config.model_in_dim != self.width or hop != self.hop:
-            raise UserError("the vocoder does not fit", f"it wants {vocoder.config.model_in_dim} mels at hop {hop}, the model has {self.width} at {self.hop}")
-        return vocoder.to(device).eval().requires_grad_(False)
+            raise UserError("the vocoder does not fit",
+                            f"it wants {vocoder.config.model_in_dim} mels at hop {hop}, the model has {self.width} at {self.hop}")
+        return vocoder.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
 def build_front_end(cfg: FlowModel) -> StftFrontEnd | MelFrontEnd:

@@ -102,6 +102,7 @@ def save_flow(folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weigh
     if half:
         state = {k: v.half() for k, v in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private; a checkpoint is as readable as its config
     config = {"model_type": MODEL_TYPE, "task": "flowse", "sample_rate": model.sample_rate, "model": model.cfg.model_dump(), "facts": facts}
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     (folder / "README.md").write_text(model_card(config, sum(v.numel() for v in state.values())))

@@ -125,7 +125,7 @@ class _Scorer:
         for i, wav in enumerate(wavs):
             if self.level_dbfs is not None:
                 wav = _at_level(wav, self.level_dbfs)
-            copies, plan = windows(len(wav)) if self.official else (1, [(0, len(wav), 1)])
+            copies, plan = windows(len(wav)) if self.official else (1, [(0, len(wav) // HOP * HOP, 1)])  # the graph wants whole hops
             tiled = np.tile(wav, copies) if copies > 1 else wav
             rows.append([None] * len(plan))
             weights.append(np.array([w for _, _, w in plan], np.float64) / sum(w for _, _, w in plan))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,8 +50,8 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
         with Scorer(list(VALID_METRICS), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer:
             trainer.fit(train, lambda: validate(trainer.enhancer(), valid, scorer, folder, trainer.step), watchdog)
-        summary = {"run": str(folder.path), "checkpoint": str(folder.path / "checkpoints" / f"step_{trainer.step:06d}"), "step": trainer.step,
-                   **trainer.last_valid}
+        checkpoint = folder.path / "checkpoints" / f"step_{trainer.step:06d}"
+        summary = {"run": str(folder.path), "checkpoint": str(checkpoint), "step": trainer.step, **trainer.last_valid}
     log.say(f"next: rlspeech rl --task {config.task} --algo grpo --model {summary['run']}")
     return summary
 
@@ -98,7 +97,8 @@ class Trainer:
                 late = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
                 last = late or self.step == cfg.steps
                 if self.step % 50 == 0 or last:
-                    self.folder.log(self.step, **{f"train/{k}": v / counted for k, v in sums.items()}, lr=self.rate(), seconds=time.monotonic() - started)
+                    means = {f"train/{k}": v / counted for k, v in sums.items()}
+                    self.folder.log(self.step, **means, lr=self.rate(), seconds=time.monotonic() - started)
                     sums, counted = {}, 0
                 if last or (cfg.valid_every and self.step % cfg.valid_every == 0):
                     generators = rng_state()
@@ -125,8 +125,8 @@ class Trainer:
         with self.engine.autocast():
             parts = self.task.pretrain_loss(self.model, batch, cfg.magnitude_weight)
         if not torch.isfinite(parts["loss"]):
-            raise UserError(f"the loss is {parts['loss'].item()} at step {self.step}", "the learning rate is too high, or a batch holds extreme values",
-                            f"--set lr={cfg.lr / 3:g}")
+            raise UserError(f"the loss is {parts['loss'].item()} at step {self.step}",
+                            "the learning rate is too high, or a batch holds extreme values", f"--set lr={cfg.lr / 3:g}")
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         self.engine.average_gradients(parameters)
@@ -149,8 +149,8 @@ class Trainer:
         """Checkpoint: averaged weights for use, raw weights and optimiser for resuming."""
         facts = {"stage": "pretrain", "steps": self.step, "data": self.config.data or "the embedded corpus", "batch": self.config.batch,
                  "validation": self.last_valid}
-        state = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(), "cursor": self.cursor,
-                 "last_valid": self.last_valid}
+        state = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(),
+                 "cursor": self.cursor, "last_valid": self.last_valid}
         self.folder.save_checkpoint(self.step, lambda path: save_flow(path, self.model, facts=facts, weights=self.average), state)
 
 
@@ -163,7 +163,8 @@ def validate(enhancer: Enhancer, clips: list[Clip], scorer: Scorer, folder: Run,
     return {name: mean_interval([s.value for s in column]).mean for name, column in scores.items()}
 
 
-def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int, mixing: Any = None) -> tuple[ClipSource, list[Clip]]:
+def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int,
+            mixing: Any = None) -> tuple[ClipSource, list[Clip]]:
     """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
 
     Returns:

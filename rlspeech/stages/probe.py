@@ -35,7 +35,8 @@ def candidates(config: RL) -> list[Exploration]:
     if config.probe_settings:
         return list(config.probe_settings)
     mine = config.explore
-    near = [mine.model_copy(update=u) for u in ({"bands": 1}, {"bands": 16}, {"basis": ["level"]}, {"basis": ["contrast"]}, {"segment_s": 0.25})]
+    changes: list[dict[str, Any]] = [{"bands": 1}, {"bands": 16}, {"basis": ["level"]}, {"basis": ["contrast"]}, {"segment_s": 0.25}]
+    near = [mine.model_copy(update=change) for change in changes]
     unique: list[Exploration] = []
     for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), PUBLISHED]:
         if setting not in unique:
@@ -55,8 +56,10 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     model, _ = load_flow(config.model, engine.device)
     adapted = Adapted(model, config.lora)
     train, _ = data_of(config.data, config.valid, model.sample_rate, config.valid_items, config.seed)
-    settings, rows = candidates(config), []
-    with make_scorer(config, str(engine.device)) as scorer, log.progress(len(settings) * config.probe_batches, "probe", "gradients") as bar:
+    settings = candidates(config)
+    rows: list[dict[str, Any]] = []
+    total = len(settings) * config.probe_batches
+    with make_scorer(config, str(engine.device)) as scorer, log.progress(total, "probe", "gradients") as bar:
         for setting in settings:
             policy = FlowPolicy(task, adapted, setting, reduction=config.reduction, seed=config.seed)
             feed = batches(train, config.prompts_per_step, config.clip_s, seed=config.seed)  # every setting sees the same prompts
@@ -69,8 +72,10 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
         Path(config.out).mkdir(parents=True, exist_ok=True)
         write_text(Path(config.out) / "probe.json", json.dumps(summary, indent=2) + "\n")
     names = [k for k in rows[0] if k not in {"setting", "explore", "rollouts_per_s"}]
-    log.table(f"agreement of {config.probe_batches} gradients of {config.prompts_per_step} x {config.group} rollouts: mean pairwise cosine (95 %)",
-              ["exploration", "rollouts/s", *names], [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
+    size = f"{config.prompts_per_step} x {config.group} rollouts"
+    log.table(f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)",
+              ["exploration", "rollouts/s", *names],
+              [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
               ["0: the gradients have no common direction, the run would wander; (n): prompts a step at which the gradient is half signal"])
     return summary
 
@@ -84,7 +89,8 @@ def _measure(config: RL, policy: FlowPolicy, scorer: Scorer, feed: Any, bar: Any
         rollouts += len(experience.rollout.samples)
         columns = {"all": experience.advantage.value}
         for name in experience.scores:
-            spec = next((r for r in config.rewards if r.name == name), None) or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
+            named = next((r for r in config.rewards if r.name == name), None)
+            spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
             columns[name] = algo.judge(experience.rollout, experience.scores, [spec.model_copy(update={"weight": 1.0})])[1].value
         for name, g in probe_gradients(policy, experience.rollout, columns, config.micro_batch).items():
             grads.setdefault(name, []).append(g)

@@ -55,7 +55,8 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
         _explain(config, session, engine)
         reason = session.fit(watchdog)
         summary = session.summary(reason)
-    log.table(f"rl: {config.algo} on {config.task}, {reason}", ["metric", "before", "after", "difference (95 %)", "role"], _rows(session, config))
+    header = ["metric", "before", "after", "difference (95 %)", "role"]
+    log.table(f"rl: {config.algo} on {config.task}, {reason}", header, _rows(session, config))
     log.say(f"next: rlspeech eval --model before={config.model} --model after={summary['run']}")
     return summary
 
@@ -93,7 +94,8 @@ class Session:
         """Run to the configured end. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
         self.resume()
-        feed = batches(self.train, cfg.prompts_per_step, cfg.clip_s, seed=cfg.seed, start=self.cursor, rank=self.engine.rank, world=self.engine.world)
+        feed = batches(self.train, cfg.prompts_per_step, cfg.clip_s, seed=cfg.seed, start=self.cursor,
+                       rank=self.engine.rank, world=self.engine.world)
         if not self.history:
             self.validate()
         with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar:
@@ -133,8 +135,10 @@ class Session:
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
         self.history.append(row)
         deltas = {k: self.delta(k) for k in scores}
-        self.folder.log(self.step, **{f"valid/{k}": mean_interval(row[k]).mean for k in scores}, **{f"delta/{k}": d.mean for k, d in deltas.items()})
-        gain = sum(spec.weight * _sign(spec.name) * deltas[spec.name].mean / (_spread(self.history[0][spec.name]) or 1.0) for spec in cfg.rewards)
+        means = {f"valid/{k}": mean_interval(row[k]).mean for k in scores}
+        self.folder.log(self.step, **means, **{f"delta/{k}": d.mean for k, d in deltas.items()})
+        spreads = {spec.name: _spread(self.history[0][spec.name]) or 1.0 for spec in cfg.rewards}
+        gain = sum(spec.weight * _sign(spec.name) * deltas[spec.name].mean / spreads[spec.name] for spec in cfg.rewards)
         if gain > self.best and self.step:
             self.best = gain
             self.save()
@@ -165,8 +169,9 @@ class Session:
     def save(self) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
         cfg = self.config
-        facts = {**self.facts.get("facts", {}), "rl": {"algo": cfg.algo, "step": self.step, "from": cfg.model, "rewards": {r.name: r.weight for r in cfg.rewards},
-                                                       "guards": [g.name for g in cfg.guards]},
+        tuned = {"algo": cfg.algo, "step": self.step, "from": cfg.model, "rewards": {r.name: r.weight for r in cfg.rewards},
+                 "guards": [g.name for g in cfg.guards]}
+        facts = {**self.facts.get("facts", {}), "rl": tuned,
                  "validation": {k: mean_interval(v).mean for k, v in self.history[-1].items() if k != "step"}}
         state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(), "cursor": self.cursor,
                  "history": self.history, "best": None if math.isinf(self.best) else self.best,
@@ -181,9 +186,11 @@ class Session:
     def summary(self, reason: str) -> dict[str, Any]:
         """What ``--json`` prints."""
         names = [k for k in self.history[0] if k != "step"]
-        return {"run": str(self.folder.path), "checkpoint": str(self.folder.path / "checkpoints" / f"step_{self.step:06d}"), "steps": self.step,
-                "stopped": reason, "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
-                "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names}, "difference": {k: self.delta(k).as_dict() for k in names}}
+        checkpoint = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
+        return {"run": str(self.folder.path), "checkpoint": str(checkpoint), "steps": self.step, "stopped": reason,
+                "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
+                "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names},
+                "difference": {k: self.delta(k).as_dict() for k in names}}
 
 
 def describe(experience: Experience) -> dict[str, Any]:
@@ -213,13 +220,16 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     engine.say(f"{engine.reason}; {trainable / 1e6:.2f} M trainable parameters; {len(session.train.utts)} prompts to draw from")
     engine.say(f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
                f"{config.steps} steps = {config.steps * n * config.group} scored rollouts")
-    engine.say("rewards " + ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) + "; watched " + (", ".join(g.name for g in config.guards) or "nothing"))
+    rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
+    watched = ", ".join(g.name for g in config.guards) or "nothing"
+    engine.say(f"rewards {rewards}; watched {watched}")
 
 
 def _rows(session: Session, config: RL) -> list[list[Any]]:
     rewarded = {r.name for r in config.rewards}
-    return [[k, mean_interval(session.history[0][k]).text(3), mean_interval(session.history[-1][k]).text(3), session.delta(k).text(3, sign=True),
-             "reward" if k in rewarded else "guard"] for k in session.history[0] if k != "step"]
+    first, last = session.history[0], session.history[-1]
+    return [[k, mean_interval(first[k]).text(3), mean_interval(last[k]).text(3), session.delta(k).text(3, sign=True),
+             "reward" if k in rewarded else "guard"] for k in first if k != "step"]
 
 
 def _sign(name: str) -> float:

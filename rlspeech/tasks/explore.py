@@ -112,14 +112,17 @@ class BinNoise:
         return after * (1 - math.cos(a * math.pi / 2)) / dt, spread * after * math.sin(a * math.pi / 2)
 
     def dims(self, site: Site) -> int:
+        """J = L D, every entry of the state."""
         return site.x.shape[1] * site.x.shape[2]
 
     def active(self, site: Site) -> Tensor:
+        """(n, L D) float, 1 on the entries of real frames."""
         n, length, width = site.x.shape
         real = site.x.new_ones(n, length) if site.mask is None else site.mask.float()
         return real[..., None].expand(n, length, width).reshape(n, -1)
 
     def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
+        """The next states (N, L, D): the mean of ``states[i]``'s step plus the noise (N, L D) at its standard deviation."""
         centre, spread = self.model.prior_moments(site.y)
         v = (site.x1 - site.x) / (1.0 - site.t)
         pull, std = self._terms(site.t, site.dt, spread)
@@ -127,12 +130,14 @@ class BinNoise:
         return mean[states] + std * eps.view(len(states), *site.x.shape[1:])
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
+        """How far (n, L D) the mean moves for a prediction (n, L, D), in standard deviations."""
         _, spread = self.model.prior_moments(site.y)
         pull, std = self._terms(site.t, site.dt, spread)
         moved = (x1.float() - site.x1) / (1.0 - site.t)  # of the velocity
         return (moved * (site.dt * (1.0 + pull * site.t) / max(std, 1e-12))).flatten(1)
 
     def scale(self, site: Site) -> float:
+        """Standard deviation of the noise on an entry of the state."""
         return self._terms(site.t, site.dt, self.model.prior_moments(site.y)[1])[1]
 
 
@@ -177,29 +182,36 @@ class GainNoise:
         return m, weight, total, fields
 
     def dims(self, site: Site) -> int:
+        """J = stretches x kinds of field x bands."""
         step = self.segment or site.x.shape[1]
         return len(self.basis) * -(-site.x.shape[1] // step) * self.bands.shape[1]
 
     def active(self, site: Site) -> Tensor:
+        """(n, J) float, 1 on the coefficients of cells that hold energy in real frames."""
         _, _, total, fields = self._fields(site)
         alive = (total > 1e-6).float()
         return torch.stack([alive for _ in fields], dim=2).flatten(1)
 
     def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
+        """The next states (N, L, D): an Euler step of ``states[i]`` to its prediction with gains from the coefficients (N, J)."""
         _, _, total, fields = self._fields(site)
-        parts = eps.view(len(states), total.shape[1], len(fields), total.shape[2]).unbind(2)  # stretches first: padding adds dimensions at the end
+        # stretches first: padding adds dimensions at the end
+        parts = eps.view(len(states), total.shape[1], len(fields), total.shape[2]).unbind(2)
         length = site.x.shape[1]
-        log_gain = sum(self._spread(part, length) * phi[states] for part, phi in zip(parts, fields.values(), strict=True))
+        gains = (self._spread(part, length) * phi[states] for part, phi in zip(parts, fields.values(), strict=True))
+        log_gain = sum(gains, start=eps.new_zeros(()))
         moved = site.x1[states] * torch.cat([(self.power * self.noise * log_gain).exp()] * 2, dim=-1)
         return euler(site.x[states], moved, site.t, site.dt)
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
+        """How far (n, J) the coefficients of a prediction (n, L, D) lie from the old one's, in standard deviations."""
         m, weight, _, fields = self._fields(site)
         change = magnitude(x1.float()).log() - m.log()
         moved = [self._cells(weight * phi * change) / self._cells(weight * phi.square()).clamp_min(1e-12) for phi in fields.values()]
         return torch.stack(moved, dim=2).flatten(1) / (self.power * max(self.noise, 1e-12))
 
     def scale(self, site: Site) -> float:
+        """Standard deviation of a coefficient."""
         return self.noise
 
 

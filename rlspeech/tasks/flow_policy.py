@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,16 +53,18 @@ class FlowPolicy:
         UserError: a window that does not fit the number of steps.
     """
 
-    supports: ClassVar[frozenset[str]] = frozenset({"sample"})
+    supports: frozenset[str] = frozenset({"sample"})
 
-    def __init__(self, task: FlowSE, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean", seed: int = 0) -> None:
+    def __init__(self, task: FlowSE, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean",
+                 seed: int = 0) -> None:
         own = adapted.model.cfg.nfe
         explore = explore if explore.nfe else explore.model_copy(update={"nfe": (own, own)})
         assert explore.nfe is not None
         low = explore.nfe[0] - (explore.kind == "cps")  # cps has no noise in the last step
         fits = low >= 2 or (low == 1 and explore.kind in {"gain", "dance"} and explore.start == "last")
         if not fits or explore.window > low or (explore.start != "last" and not 1 <= explore.start[0] <= explore.start[1] <= low - 1):
-            raise UserError("the exploration window does not fit", f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step",
+            raise UserError("the exploration window does not fit",
+                            f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step",
                             "--set explore.start=[1,3] --set explore.nfe=[7,10]")
         self.task, self.adapted, self.model, self.explore = task, adapted, adapted.model, explore
         self.kernel = build_kernel(adapted.model, explore)
@@ -146,7 +148,8 @@ class FlowPolicy:
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         """Log-probabilities of the stored decisions of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
         columns = [self._look(d, rows.to(d.eps.device), with_kl) for d in rollout.state]
-        logp, kl, drift = (None if c[0] is None else torch.stack(c, dim=1) for c in zip(*columns, strict=True))
+        logp, drift = torch.stack([c[0] for c in columns], dim=1), torch.stack([c[2] for c in columns], dim=1)
+        kl = torch.stack([away for _, away, _ in columns if away is not None], dim=1) if with_kl else None
         scale = torch.tensor([self.kernel.scale(d.site) for d in rollout.state], device=logp.device)
         return LogProb(logp, kl, drift, scale, torch.tensor([d.site.dt for d in rollout.state], device=logp.device))
 

@@ -133,7 +133,8 @@ def encode(model: FlowEnhancer, wavs: Tensor, samples: Tensor) -> Tensor:
     counts = samples.tolist()
     if min(counts) == wavs.shape[1]:
         return model.front.encode(wavs)
-    return torch.nn.utils.rnn.pad_sequence([model.front.encode(w[None, :n])[0] for w, n in zip(wavs, counts, strict=True)], batch_first=True)
+    rows = [model.front.encode(w[None, :n])[0] for w, n in zip(wavs, counts, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def decode(model: FlowEnhancer, x: Tensor, samples: Tensor) -> Tensor:

@@ -31,8 +31,12 @@ def _loop(reward: list[float], group: list[int], std: str) -> list[float]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.one_of(st.integers(-40, 40).map(lambda i: i / 8), st.just(math.nan)), st.integers(0, 4)), min_size=1, max_size=24),
-       st.sampled_from(["group", "batch", "none"]))
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.integers(-40, 40).map(lambda i: i / 8), st.just(math.nan)), st.integers(0, 4)), min_size=1, max_size=24
+    ),
+    st.sampled_from(["group", "batch", "none"]),
+)
 def test_advantages_equal_a_plain_loop(rows: list[tuple[float, int]], std: str) -> None:
     reward, group = [r for r, _ in rows], [g for _, g in rows]
     made = group_advantage(torch.tensor(reward), torch.tensor(group), std, clip=1e9)
@@ -87,7 +91,15 @@ def _look(logp: torch.Tensor, kl: torch.Tensor | None = None, drift: float = 0.0
 def test_the_clipped_loss_against_a_scalar(a: float, moved: float) -> None:
     """PPO: no gradient once the ratio has gone too far in the direction that the advantage wants, full gradient otherwise."""
     logp = torch.tensor([[-1.0 + moved]], requires_grad=True)
-    made = policy_loss(_look(logp), torch.tensor([[-1.0]]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([a]), clip_range=0.2, kl_beta=0.0, normaliser=1.0)
+    made = policy_loss(
+        _look(logp),
+        torch.tensor([[-1.0]]),
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.tensor([a]),
+        clip_range=0.2,
+        kl_beta=0.0,
+        normaliser=1.0,
+    )
     (grad,) = torch.autograd.grad(made.loss, logp)
     rho = math.exp(moved)
     clipped = (a > 0 and rho > 1.2) or (a < 0 and rho < 0.8)
@@ -132,8 +144,12 @@ def test_rationorm() -> None:
     options = {"clip_range": 0.2, "kl_beta": 0.0, "normaliser": 10.0}
     plain = policy_loss(_look(new), old, mask, advantage, **options)
     assert float(policy_loss(_look(new), old, mask, advantage, ratio="rationorm", **options).loss) == pytest.approx(float(plain.loss))
-    assert float(policy_loss(_look(new, dt=0.1), old, mask, advantage, ratio="rationorm", **options).loss) == pytest.approx(10 * float(plain.loss), rel=1e-5)
-    assert float(policy_loss(_look(new, drift=9.0, scale=9.0, dt=9.0), old, mask, advantage, **options).loss) == pytest.approx(float(plain.loss))
+    assert float(policy_loss(_look(new, dt=0.1), old, mask, advantage, ratio="rationorm", **options).loss) == pytest.approx(
+        10 * float(plain.loss), rel=1e-5
+    )
+    assert float(policy_loss(_look(new, drift=9.0, scale=9.0, dt=9.0), old, mask, advantage, **options).loss) == pytest.approx(
+        float(plain.loss)
+    )
 
 
 def test_rationorm_centres_the_log_ratio_of_a_gaussian() -> None:
@@ -156,7 +172,9 @@ def test_agreement_is_the_mean_pairwise_cosine() -> None:
     grads = rng.standard_normal((6, 40)) + 0.4
     cosines = [grads[i] @ grads[j] / np.linalg.norm(grads[i]) / np.linalg.norm(grads[j]) for i in range(6) for j in range(i)]
     assert agreement([torch.from_numpy(g) for g in grads]) == pytest.approx(np.mean(cosines), abs=1e-9)
-    assert agreement([torch.from_numpy(g) * s for g, s in zip(grads, (1, 5, 0.1, 9, 2, 3), strict=True)]) == pytest.approx(np.mean(cosines), abs=1e-9)
+    assert agreement([torch.from_numpy(g) * s for g, s in zip(grads, (1, 5, 0.1, 9, 2, 3), strict=True)]) == pytest.approx(
+        np.mean(cosines), abs=1e-9
+    )
     one = torch.ones(5)
     assert agreement([one, 3 * one]) == pytest.approx(1.0) and agreement([one, -one]) == pytest.approx(-1.0)
     assert math.isnan(agreement([one])) and math.isnan(agreement([one, 0 * one])) and agreement([one, 0 * one, one]) == pytest.approx(1.0)

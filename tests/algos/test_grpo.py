@@ -63,7 +63,18 @@ class Judge:
 
 
 def _config(**changes: Any) -> RL:
-    return RL(**{"rewards": [RewardSpec(name=NAME)], "prompts_per_step": 8, "group": 8, "micro_batch": 4, "kl_beta": 0.0, "clip_range": 0.2, "lr": 0.05, **changes})
+    return RL(
+        **{
+            "rewards": [RewardSpec(name=NAME)],
+            "prompts_per_step": 8,
+            "group": 8,
+            "micro_batch": 4,
+            "kl_beta": 0.0,
+            "clip_range": 0.2,
+            "lr": 0.05,
+            **changes,
+        }
+    )
 
 
 def _grpo(policy: Bandit | None = None, optimizer: Any = torch.optim.Adam, **changes: Any) -> GRPO:
@@ -75,18 +86,32 @@ def _grpo(policy: Bandit | None = None, optimizer: Any = torch.optim.Adam, **cha
 def _train(algo: GRPO, steps: int, lr: float = 0.05, judge: Judge | None = None) -> list[dict[str, float]]:
     rows = []
     for step in range(steps):
-        rows.append(algo.update(algo.collect(list(range(algo.config.prompts_per_step)), judge or Judge(), seed=step), lr=lr * (1 - step / steps)))
+        rows.append(
+            algo.update(algo.collect(list(range(algo.config.prompts_per_step)), judge or Judge(), seed=step), lr=lr * (1 - step / steps))
+        )
     return rows
 
 
-@pytest.mark.parametrize("changes", [{}, {"updates_per_collection": 4}, {"updates_per_collection": 4, "clip_range": "auto"}, {"advantage_std": "batch"},
-                                     {"advantage": "norm_then_sum"}, {"ratio": "rationorm"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"updates_per_collection": 4},
+        {"updates_per_collection": 4, "clip_range": "auto"},
+        {"advantage_std": "batch"},
+        {"advantage": "norm_then_sum"},
+        {"ratio": "rationorm"},
+    ],
+    ids=str,
+)
 def test_it_finds_the_optimum(changes: dict[str, Any]) -> None:
     algo = _grpo(**changes)
     rows = _train(algo, 100)
     assert float((algo.policy.theta - GOAL).detach().abs().max()) < 0.15
     assert rows[0]["grad_agreement"] > 0.3 or changes.get("updates_per_collection")  # far from the goal all prompts agree
-    assert np.mean([r["grad_agreement"] for r in rows[-30:] if np.isfinite(r["grad_agreement"])] or [0]) < 0.3  # at the goal only noise is left
+    assert (
+        np.mean([r["grad_agreement"] for r in rows[-30:] if np.isfinite(r["grad_agreement"])] or [0]) < 0.3
+    )  # at the goal only noise is left
 
 
 def test_the_kl_holds_it_back() -> None:
@@ -157,6 +182,7 @@ def test_clip_auto_is_measured_where_weights_have_moved() -> None:
 
 def test_clip_auto_is_not_fooled_by_rounding() -> None:
     """The second look differs by rounding; a range measured on that would clip everything for ever."""
+
     class Rounded(Bandit):
         def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
             look = super().log_prob(rollout, rows, with_kl=with_kl)
@@ -193,6 +219,7 @@ def test_no_signal_changes_nothing() -> None:
     rows = _train(algo, 2, judge=Judge(lambda i, s: 3.0))
     assert float(algo.policy.theta.abs().max()) == 0 and rows[0]["grad_norm"] == 0
     with pytest.raises(UserError, match="sample"):
+
         class Mute(Bandit):
             supports = frozenset({"relax"})
 
@@ -205,7 +232,9 @@ def test_unfinished_rollouts_do_not_count() -> None:
     experience.rollout.finished[:] = False
     experience.rollout.finished[0] = True
     grads, _ = algo.gradients(experience, experience.advantage.value, torch.arange(8))
-    (wanted,) = torch.autograd.grad(-experience.advantage.value[0] * algo.policy._logp(experience.rollout.state[:1]).sum() / 64, algo.policy.theta)
+    (wanted,) = torch.autograd.grad(
+        -experience.advantage.value[0] * algo.policy._logp(experience.rollout.state[:1]).sum() / 64, algo.policy.theta
+    )
     torch.testing.assert_close(torch.stack(grads).sum(0), wanted)
 
 

@@ -81,9 +81,19 @@ def _write_bad(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("kind", "reason"), [
-    ("missing", "missing"), ("zero_bytes", "0 bytes"), ("zero_length", "no samples"), ("truncated", "unreadable"),
-    ("text", "unreadable"), ("nan", "NaN"), ("inf", "infinite"), ("folder", "missing")])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "missing"),
+        ("zero_bytes", "0 bytes"),
+        ("zero_length", "no samples"),
+        ("truncated", "unreadable"),
+        ("text", "unreadable"),
+        ("nan", "NaN"),
+        ("inf", "infinite"),
+        ("folder", "missing"),
+    ],
+)
 def test_bad_files_have_a_reason(tmp_path: Path, kind: str, reason: str) -> None:
     with pytest.raises(AudioError, match=reason) as error:
         load_audio(_write_bad(tmp_path, kind))

@@ -58,7 +58,7 @@ def test_loading_ahead_in_threads_changes_nothing(bad: tuple[int, ...]) -> None:
 def test_every_epoch_passes_every_utterance_once() -> None:
     flat = sum(_seen(Source(10), 10)[0], [])
     for epoch in range(3):
-        assert sorted(flat[10 * epoch:10 * epoch + 10]) == [1000 * epoch + i for i in range(10)]
+        assert sorted(flat[10 * epoch : 10 * epoch + 10]) == [1000 * epoch + i for i in range(10)]
     assert flat[:10] != [v - 1000 for v in flat[10:20]]  # shuffled anew
 
 
@@ -73,7 +73,7 @@ def test_bucketed_order_is_a_permutation_with_little_padding() -> None:
     lengths = np.random.default_rng(1).uniform(1, 10, 997).tolist()
 
     def padding(sequence: np.ndarray) -> float:
-        groups = [np.take(lengths, sequence[i:i + 8]) for i in range(0, len(sequence), 8)]
+        groups = [np.take(lengths, sequence[i : i + 8]) for i in range(0, len(sequence), 8)]
         return float(sum(len(g) * g.max() - g.sum() for g in groups))
 
     plain, bucketed = (order(lengths, 0, 0, 8, flag) for flag in (False, True))

@@ -146,14 +146,24 @@ def test_an_utterance_keeps_its_mixture_when_the_corpus_grows(recipe: Path) -> N
     np.testing.assert_array_equal(made.get(2, 4).noisy, wanted.noisy)
 
 
-@pytest.mark.parametrize(("text", "clue"), [
-    ("{\n\n  bad", "line 3"), ("[]", "mix.json"), ('{"clean": "clean.jsonl"}', "noise"), ('{"clean": "clean.jsonl", "noise": null}', "mix.json"),
-    ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_dbb": [0, 1]}}', "snr_dbb"),
-    ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_db": "loud"}}', "snr_db"),
-    ('{"clean": "nowhere.jsonl", "noise": "noise.jsonl"}', "nowhere"), ('{"clean": "broken.jsonl", "noise": "noise.jsonl"}', "line 2")])
+@pytest.mark.parametrize(
+    ("text", "clue"),
+    [
+        ("{\n\n  bad", "line 3"),
+        ("[]", "mix.json"),
+        ('{"clean": "clean.jsonl"}', "noise"),
+        ('{"clean": "clean.jsonl", "noise": null}', "mix.json"),
+        ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_dbb": [0, 1]}}', "snr_dbb"),
+        ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_db": "loud"}}', "snr_db"),
+        ('{"clean": "nowhere.jsonl", "noise": "noise.jsonl"}', "nowhere"),
+        ('{"clean": "broken.jsonl", "noise": "noise.jsonl"}', "line 2"),
+    ],
+)
 def test_recipe_mistakes_are_named(recipe: Path, tmp_path: Path, text: str, clue: str) -> None:
     for name in ("clean.jsonl", "noise.jsonl"):
-        (tmp_path / name).write_text((recipe.parent / name).read_text().replace('"clean/', f'"{recipe.parent}/clean/').replace('"noise/', f'"{recipe.parent}/noise/'))
+        (tmp_path / name).write_text(
+            (recipe.parent / name).read_text().replace('"clean/', f'"{recipe.parent}/clean/').replace('"noise/', f'"{recipe.parent}/noise/')
+        )
     good = (tmp_path / "clean.jsonl").read_text().splitlines()[0]
     (tmp_path / "broken.jsonl").write_text(f'{good}\n{{"audio_filepath": 3}}\n')
     (tmp_path / "mix.json").write_text(text)

@@ -145,14 +145,36 @@ def _spoil(folder: Path, how: str) -> None:
     elif how == "foreign":
         config.write_text(json.dumps({"model_type": "bert", "hidden_size": 768}))
     else:
-        change = {"no model": None, "unknown key": {**values["model"], "colour": "red"}, "other width": {**values["model"], "dim": 64},
-                  "bad value": {**values["model"], "dim": "wide"}, "impossible": {**values["model"], "conv_pos_groups": 5}, "a string": "tiny"}[how]
+        change = {
+            "no model": None,
+            "unknown key": {**values["model"], "colour": "red"},
+            "other width": {**values["model"], "dim": 64},
+            "bad value": {**values["model"], "dim": "wide"},
+            "impossible": {**values["model"], "conv_pos_groups": 5},
+            "a string": "tiny",
+        }[how]
         values["model"] = change
         config.write_text(json.dumps(values))
 
 
-@pytest.mark.parametrize("how", ["no weights", "truncated weights", "empty weights", "broken json", "binary json", "a list", "foreign", "no model",
-                                 "unknown key", "other width", "bad value", "impossible", "a string"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "no weights",
+        "truncated weights",
+        "empty weights",
+        "broken json",
+        "binary json",
+        "a list",
+        "foreign",
+        "no model",
+        "unknown key",
+        "other width",
+        "bad value",
+        "impossible",
+        "a string",
+    ],
+)
 def test_checkpoints_that_cannot_be_used(tmp_path: Path, how: str) -> None:
     save_flow(tmp_path / "c", _model(), facts={})
     _spoil(tmp_path / "c", how)

@@ -16,8 +16,19 @@ from rlspeech.models.flow import FlowEnhancer, euler, frame_mask
 from rlspeech.types import UserError
 
 TINY = dict(dim=32, depth=2, heads=2, conv_pos_kernel=7, conv_pos_groups=4, n_fft=64, hop=32)
-PAPER = FlowModel(front_end="mel", sample_rate=24000, n_fft=1920, hop=480, n_mels=80, dim=512, depth=12, heads=8, ff_mult=2, head="linear",
-                  prediction="velocity")
+PAPER = FlowModel(
+    front_end="mel",
+    sample_rate=24000,
+    n_fft=1920,
+    hop=480,
+    n_mels=80,
+    dim=512,
+    depth=12,
+    heads=8,
+    ff_mult=2,
+    head="linear",
+    prediction="velocity",
+)
 
 
 def tiny(seed: int = 0, scale: float = 0.1, **changes: object) -> FlowEnhancer:
@@ -93,7 +104,7 @@ def test_attention_is_relative_and_matches_the_textbook_without_positions() -> N
     torch.manual_seed(0)
     attention = Attention(16, 2)
     x, rope = torch.randn(1, 7, 16), rotary(12, 8, torch.device("cpu"))
-    early, late = (tuple(r[s:s + 7] for r in rope) for s in (0, 5))
+    early, late = (tuple(r[s : s + 7] for r in rope) for s in (0, 5))
     torch.testing.assert_close(attention(x, None, early), attention(x, None, late), atol=1e-5, rtol=1e-4)  # shift of every position
     q, k, v = (f(x).view(7, 2, 8).transpose(0, 1) for f in (attention.to_q, attention.to_k, attention.to_v))
     still = tuple(torch.full((7, 8), value) for value in (1.0, 0.0))  # every position 0: attention as in the textbook

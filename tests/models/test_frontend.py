@@ -68,9 +68,18 @@ def vocoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vocoder")
-    SpeechT5HifiGan(SpeechT5HifiGanConfig(model_in_dim=12, sampling_rate=16000, upsample_initial_channel=16, upsample_rates=[4, 4],
-                                          upsample_kernel_sizes=[8, 8], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]],
-                                          normalize_before=False)).save_pretrained(folder)
+    SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(
+            model_in_dim=12,
+            sampling_rate=16000,
+            upsample_initial_channel=16,
+            upsample_rates=[4, 4],
+            upsample_kernel_sizes=[8, 8],
+            resblock_kernel_sizes=[3],
+            resblock_dilation_sizes=[[1]],
+            normalize_before=False,
+        )
+    ).save_pretrained(folder)
     return folder
 
 
@@ -89,7 +98,11 @@ def test_a_hifigan_folder_is_the_vocoder(vocoder: Path) -> None:
 
 def test_a_vocoder_that_is_missing_or_does_not_fit(vocoder: Path, tmp_path: Path) -> None:
     x = torch.randn(1, 25, 12)
-    for changes, clue in (({}, "needs a vocoder"), ({"vocoder": str(tmp_path / "none")}, "cannot load"), ({"vocoder": str(vocoder), "hop": 32}, "does not fit")):
+    for changes, clue in (
+        ({}, "needs a vocoder"),
+        ({"vocoder": str(tmp_path / "none")}, "cannot load"),
+        ({"vocoder": str(vocoder), "hop": 32}, "does not fit"),
+    ):
         with pytest.raises(UserError, match=clue):
             build_front_end(FlowModel(**{**MEL, **changes})).decode(x, 300)
     with pytest.raises(UserError, match="12 mels"):

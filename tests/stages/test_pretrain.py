@@ -36,8 +36,22 @@ def cheap_validation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _config(pairs: Path, out: Path, **changes: Any) -> Pretrain:
-    return Pretrain(**{"data": str(pairs), "out": str(out), "model": MODEL, "steps": 4, "batch": 2, "warmup": 1, "valid_every": 0, "save_every": 2,
-                       "valid_items": 1, "device": "cpu", "seed": 3, **changes})
+    return Pretrain(
+        **{
+            "data": str(pairs),
+            "out": str(out),
+            "model": MODEL,
+            "steps": 4,
+            "batch": 2,
+            "warmup": 1,
+            "valid_every": 0,
+            "save_every": 2,
+            "valid_items": 1,
+            "device": "cpu",
+            "seed": 3,
+            **changes,
+        }
+    )
 
 
 def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:

@@ -20,10 +20,29 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4), Exploration(kind="sde", noise=0.4, window=1, start=(1, 1), nfe=(2, 2))]
+    settings = [
+        Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4),
+        Exploration(kind="sde", noise=0.4, window=1, start=(1, 1), nfe=(2, 2)),
+    ]
     before = Path(base["model"], "model.safetensors").read_bytes()
-    summary = probe.run(RL(**base, out=str(tmp_path / "out"), rewards=[RewardSpec(name="si_sdr")], guards=[GuardSpec(name="stoi")], lora=Lora(rank=2),
-                           prompts_per_step=2, group=4, micro_batch=2, clip_s=0.8, valid_items=1, device="cpu", workers=0, probe_batches=4, probe_settings=settings))
+    summary = probe.run(
+        RL(
+            **base,
+            out=str(tmp_path / "out"),
+            rewards=[RewardSpec(name="si_sdr")],
+            guards=[GuardSpec(name="stoi")],
+            lora=Lora(rank=2),
+            prompts_per_step=2,
+            group=4,
+            micro_batch=2,
+            clip_s=0.8,
+            valid_items=1,
+            device="cpu",
+            workers=0,
+            probe_batches=4,
+            probe_settings=settings,
+        )
+    )
     assert [r["explore"]["kind"] for r in summary["rows"]] == ["gain", "sde"]
     for row in summary["rows"]:
         for name in ("all", "si_sdr"):

@@ -31,9 +31,29 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
-    return RL(**{**given, "out": str(out), "rewards": [RewardSpec(name="si_sdr"), RewardSpec(name="estoi", weight=0.5)], "guards": [GuardSpec(name="stoi")],
-                 "explore": GAIN, "lora": Lora(rank=2, alpha=4), "steps": 4, "prompts_per_step": 2, "group": 4, "micro_batch": 1, "clip_s": 0.8,
-                 "valid_items": 1, "valid_every": 2, "save_every": 2, "device": "cpu", "workers": 0, "lr": 1e-3, "seed": 2, **changes})
+    return RL(
+        **{
+            **given,
+            "out": str(out),
+            "rewards": [RewardSpec(name="si_sdr"), RewardSpec(name="estoi", weight=0.5)],
+            "guards": [GuardSpec(name="stoi")],
+            "explore": GAIN,
+            "lora": Lora(rank=2, alpha=4),
+            "steps": 4,
+            "prompts_per_step": 2,
+            "group": 4,
+            "micro_batch": 1,
+            "clip_s": 0.8,
+            "valid_items": 1,
+            "valid_every": 2,
+            "save_every": 2,
+            "device": "cpu",
+            "workers": 0,
+            "lr": 1e-3,
+            "seed": 2,
+            **changes,
+        }
+    )
 
 
 def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
@@ -58,8 +78,23 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
     json.dumps(summary, allow_nan=False)
     steps = [r for r in _rows(out) if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
-    for key in ("grad_agreement", "critical_prompts", "ratio_mean", "kl", "clipped_positive", "clipped_negative", "groups_with_signal", "constant_groups",
-                "unscorable", "seconds/rollout", "seconds/reward", "seconds/update", "reward/si_sdr", "lr", "grad_norm"):
+    for key in (
+        "grad_agreement",
+        "critical_prompts",
+        "ratio_mean",
+        "kl",
+        "clipped_positive",
+        "clipped_negative",
+        "groups_with_signal",
+        "constant_groups",
+        "unscorable",
+        "seconds/rollout",
+        "seconds/reward",
+        "seconds/update",
+        "reward/si_sdr",
+        "lr",
+        "grad_norm",
+    ):
         assert all(key in r for r in steps), key
     assert steps[0]["kl"] == 0.0 and steps[0]["ratio_mean"] == pytest.approx(1, abs=1e-4) and steps[-1]["kl"] > 0
     assert -1 <= steps[0]["grad_agreement"] <= 1
@@ -76,7 +111,9 @@ def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[s
 
 
 @pytest.mark.parametrize("changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"])
-def test_two_and_two_steps_are_four(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+def test_two_and_two_steps_are_four(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
     whole = tmp_path / "whole"
     rl.run(_config(given, whole, **changes))
     real = rl.Session.advance
@@ -107,8 +144,20 @@ def test_micro_batches_are_memory_only(given: dict[str, str], whole: tuple[Path,
 
 @pytest.mark.slow
 def test_the_reward_that_is_trained_goes_up(given: dict[str, str], tmp_path: Path) -> None:
-    config = _config(given, tmp_path / "up", rewards=[RewardSpec(name="si_sdr")], steps=30, lr=3e-3, lora=None, prompts_per_step=4, group=8, micro_batch=4,
-                     valid_every=30, kl_beta=0.0, save_every=30)
+    config = _config(
+        given,
+        tmp_path / "up",
+        rewards=[RewardSpec(name="si_sdr")],
+        steps=30,
+        lr=3e-3,
+        lora=None,
+        prompts_per_step=4,
+        group=8,
+        micro_batch=4,
+        valid_every=30,
+        kl_beta=0.0,
+        save_every=30,
+    )
     rl.run(config)
     rewards = [r["reward/si_sdr"] for r in _rows(tmp_path / "up") if "reward" in r]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
@@ -119,7 +168,9 @@ def test_nothing_scorable_stops_with_the_reason(given: dict[str, str], tmp_path:
 
     def mute(self: rl.Session, *args: Any) -> None:
         session(self, *args)
-        self.scorer = type("Mute", (), {"score": lambda _, samples, only=None: {n: [Score(None, "too quiet")] * len(samples) for n in ("si_sdr", "estoi")}})()
+        self.scorer = type(
+            "Mute", (), {"score": lambda _, samples, only=None: {n: [Score(None, "too quiet")] * len(samples) for n in ("si_sdr", "estoi")}}
+        )()
 
     monkeypatch.setattr(rl.Session, "__init__", mute)
     with pytest.raises(UserError, match="100 % of the rollouts") as error:
@@ -162,6 +213,8 @@ def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whol
 def test_defaults_are_filled_in(given: dict[str, str], tmp_path: Path) -> None:
     task = get_task("flowse")
     made = rl.complete(RL(), task)
-    assert [r.name for r in made.rewards] == [r.name for r in task.default_rewards] and {g.name for g in made.guards} == set(task.default_guards)
+    assert [r.name for r in made.rewards] == [r.name for r in task.default_rewards] and {g.name for g in made.guards} == set(
+        task.default_guards
+    )
     own = rl.complete(RL(rewards=[RewardSpec(name="stoi")]), task)
     assert [r.name for r in own.rewards] == ["stoi"] and "stoi" not in {g.name for g in own.guards}

@@ -28,7 +28,9 @@ def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
         noisy = clean + 0.03 * rng.standard_normal(len(t))
         for name, wav in (("clean", clean), ("noisy", noisy)):
             save_audio(folder / name / f"{i}.flac", wav.astype(np.float32), RATE)
-        utts.append(Utterance(f"u{i}", str(folder / "noisy" / f"{i}.flac"), seconds, RATE, target_filepath=str(folder / "clean" / f"{i}.flac")))
+        utts.append(
+            Utterance(f"u{i}", str(folder / "noisy" / f"{i}.flac"), seconds, RATE, target_filepath=str(folder / "clean" / f"{i}.flac"))
+        )
     write_manifest(folder / "manifest.jsonl", utts, None)
     return folder / "manifest.jsonl"
 

@@ -46,7 +46,9 @@ def clips(*samples: int, seed: int = 0) -> list[Clip]:
     return out
 
 
-def policy(explore: Exploration, lora: Lora | None = Lora(rank=2, alpha=4), seed: int = 0, reduction: Any = "mean", **changes: Any) -> FlowPolicy:
+def policy(
+    explore: Exploration, lora: Lora | None = Lora(rank=2, alpha=4), seed: int = 0, reduction: Any = "mean", **changes: Any
+) -> FlowPolicy:
     """A policy on a tiny model."""
     model = tiny_model(**changes)
     torch.manual_seed(3)

@@ -18,8 +18,14 @@ from rlspeech.models.flow import euler, magnitude
 from rlspeech.tasks.explore import BinNoise, GainNoise, Kernel, Site, _band_matrix, build_kernel
 from rlspeech.types import UserError
 
-ALL = [Exploration(kind="sde", noise=0.4), Exploration(kind="cps", noise=0.6), Exploration(kind="dance", noise=0.3), Exploration(kind="gain", noise=0.3),
-       Exploration(kind="gain", noise=0.3, basis=["contrast"], segment_s=0.2), Exploration(kind="gain", noise=0.3, basis=["level"], bands=5)]
+ALL = [
+    Exploration(kind="sde", noise=0.4),
+    Exploration(kind="cps", noise=0.6),
+    Exploration(kind="dance", noise=0.3),
+    Exploration(kind="gain", noise=0.3),
+    Exploration(kind="gain", noise=0.3, basis=["contrast"], segment_s=0.2),
+    Exploration(kind="gain", noise=0.3, basis=["level"], bands=5),
+]
 NAMES = [f"{e.kind}-{'+'.join(e.basis)}-{e.segment_s}" if e.kind == "gain" else e.kind for e in ALL]
 
 
@@ -94,8 +100,11 @@ def test_the_kl_identity_of_the_sde() -> None:
 
 
 @pytest.mark.parametrize("prior", ["standard", "noisy"])
-@pytest.mark.parametrize("explore", [Exploration(kind="sde", noise=0.5), Exploration(kind="cps", noise=0.5), Exploration(kind="dance", noise=0.5)],
-                         ids=["sde", "cps", "dance"])
+@pytest.mark.parametrize(
+    "explore",
+    [Exploration(kind="sde", noise=0.5), Exploration(kind="cps", noise=0.5), Exploration(kind="dance", noise=0.5)],
+    ids=["sde", "cps", "dance"],
+)
 def test_the_marginal_is_right_as_steps_shrink(explore: Exploration, prior: str) -> None:
     """Every step but the first is stochastic; the data are N(0.7, 1.5^2), for which the best prediction is known.
 

@@ -19,11 +19,14 @@ from rlspeech.types import LogProb, Policy, Rollout, UserError
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
 ALL = {
-    "sde": Exploration(kind="sde", noise=0.4, **EARLY), "cps": Exploration(kind="cps", noise=0.6, **EARLY),
-    "dance": Exploration(kind="dance", noise=0.3, **EARLY), "gain": Exploration(kind="gain", noise=0.3, nfe=(3, 3)),
+    "sde": Exploration(kind="sde", noise=0.4, **EARLY),
+    "cps": Exploration(kind="cps", noise=0.6, **EARLY),
+    "dance": Exploration(kind="dance", noise=0.3, **EARLY),
+    "gain": Exploration(kind="gain", noise=0.3, nfe=(3, 3)),
     "gain-early": Exploration(kind="gain", noise=0.3, segment_s=0.1, bands=6, **EARLY),
     "sde-alone": Exploration(kind="sde", noise=0.4, shared_latent=False, **EARLY),
-    "gain-alone": Exploration(kind="gain", noise=0.3, nfe=(3, 3), shared_latent=False)}
+    "gain-alone": Exploration(kind="gain", noise=0.3, nfe=(3, 3), shared_latent=False),
+}
 kinds = pytest.mark.parametrize("kind", list(ALL))
 
 
@@ -60,8 +63,11 @@ def test_noise_zero_gives_the_enhancer_to_the_bit(kind: str) -> None:
     names = ["clip0"] if explore.shared_latent else ["clip0#0"]
     wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
     rollout = made.rollout(batch, group=2, seed=11)
-    assert np.array_equal(rollout.samples[0].wav, wanted) if kind.startswith("gain") and not explore.segment_s and explore.shared_latent \
-        else np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # other batch shapes round otherwise
+    assert (
+        np.array_equal(rollout.samples[0].wav, wanted)
+        if kind.startswith("gain") and not explore.segment_s and explore.shared_latent
+        else np.abs(rollout.samples[0].wav - wanted).max() < 1e-5
+    )  # other batch shapes round otherwise
     if explore.shared_latent:
         assert np.array_equal(rollout.samples[0].wav, rollout.samples[1].wav)
 
@@ -73,7 +79,9 @@ def test_noise_zero_is_the_ode_to_the_bit_at_the_same_batch_shape(kind: str) -> 
     batch = clips(8000, 8000)
     rollout = made.rollout(batch, group=2, seed=11)
     repeated = [b for b in batch for _ in range(2)]
-    wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=16).infer([b.noisy for b in repeated], [f"{b.key}#{g}" for b in batch for g in range(2)])
+    wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=16).infer(
+        [b.noisy for b in repeated], [f"{b.key}#{g}" for b in batch for g in range(2)]
+    )
     assert np.array_equal(_wavs(rollout), np.stack(wanted))
 
 
@@ -126,7 +134,9 @@ def test_stored_decisions_are_the_published_gaussians(kind: str) -> None:
         print(log_ratio, look.kl)
         assert float(log_ratio.abs().max()) > 1.0
         torch.testing.assert_close((look.logp - rollout.logp)[:, 0].double(), log_ratio, atol=2e-2, rtol=2e-3)
-        torch.testing.assert_close(look.kl[:, 0].double(), kl_divergence(new, old), atol=1e-3, rtol=2e-3)  # the reference is where we started
+        torch.testing.assert_close(
+            look.kl[:, 0].double(), kl_divergence(new, old), atol=1e-3, rtol=2e-3
+        )  # the reference is where we started
         torch.testing.assert_close(look.drift[:, 0], look.kl[:, 0], atol=1e-3, rtol=1e-3)
 
 
@@ -213,14 +223,18 @@ def test_antithetic_pairs_are_mirrored(group: int) -> None:
         made = policy(ALL["gain"].model_copy(update={"antithetic": antithetic}))
         eps = made.rollout(clips(4000), group=group, seed=2).state[0].eps
         half = group // 2
-        assert torch.equal(eps[:half], -eps[group - half:]) is antithetic
+        assert torch.equal(eps[:half], -eps[group - half :]) is antithetic
         assert len({round(float(e.abs().sum()), 4) for e in eps}) == (group - half if antithetic else group)
 
 
 def test_noise_is_standard_normal_and_independent_between_steps() -> None:
     made = policy(ALL["sde"].model_copy(update={"antithetic": False}))
     one, two = (d.eps.flatten() for d in made.rollout(clips(8000), group=8, seed=2).state)
-    assert abs(float(one.mean())) < 0.01 and abs(float(one.std()) - 1) < 0.01 and abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.01
+    assert (
+        abs(float(one.mean())) < 0.01
+        and abs(float(one.std()) - 1) < 0.01
+        and abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.01
+    )
 
 
 def test_windows() -> None:
@@ -232,8 +246,15 @@ def test_windows() -> None:
             nfe, steps = policy(Exploration(kind=kind, window=window, nfe=(4, 4))).schedule(np.random.default_rng(0))
             assert 0 not in steps and steps[-1] == (2 if kind == "cps" else 3) and nfe == 4
             assert len(steps) == (min(window, 2) if kind == "cps" else window)
-    for bad in ({"kind": "sde", "nfe": (1, 1)}, {"kind": "cps", "nfe": (1, 4)}, {"window": 5}, {"start": (0, 2)}, {"start": (1, 4)}, {"start": (3, 2)},
-                {"kind": "cps", "nfe": (4, 4), "start": (3, 3)}):
+    for bad in (
+        {"kind": "sde", "nfe": (1, 1)},
+        {"kind": "cps", "nfe": (1, 4)},
+        {"window": 5},
+        {"start": (0, 2)},
+        {"start": (1, 4)},
+        {"start": (3, 2)},
+        {"kind": "cps", "nfe": (4, 4), "start": (3, 3)},
+    ):
         with pytest.raises(UserError, match="window"):
             policy(Exploration(**bad))
 
