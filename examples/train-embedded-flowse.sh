@@ -4,6 +4,7 @@
 #   TINY=1  a few steps of everything, for tests
 # Phase 1 trains all times of the flow alike (almost); phase 2 dwells on early ones, where the input decides and where a step
 # from t = 0 starts, because a model of this size is at its best with few steps (see examples/README.md).
+# The shipped weights: phase 1 was the first 1000 steps of a schedule laid out for 3600, then phase 2 as below.
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/, noise/ and rir/}}
 out=${OUT:-runs/embedded}
@@ -16,7 +17,7 @@ rlspeech prepare mix "${clean[@]}" --noise "$data/noise/esc10" --noise "$data/no
 rlspeech prepare mix --clean "$data/speech/librispeech_test_other" --noise "$data/noise/speechbrain" --noise "$data/noise/clearervoice" \
   --snr -5 15 --level -35 -15 --render "$count" --render-s 4 --seed 1 --out "$out/heldout"
 
-rlspeech pretrain --preset flowse-tiny --data "$out/data/mix.json" --out "$out/phase1" "${few[@]}"
+rlspeech pretrain --preset flowse-tiny --data "$out/data/mix.json" --set steps=1000 --out "$out/phase1" "${few[@]}"
 rlspeech pretrain --data "$out/data/mix.json" --init "$out/phase1" --set model.time_power=4 --set model.nfe=1 --set batch=8 --set lr=1.2e-3 \
   --set warmup=100 --set steps=2800 --seed 1 --out "$out/phase2" "${few[@]}"
 

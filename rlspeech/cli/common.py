@@ -143,11 +143,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _fail(shared: Shared, code: int, what: str, why: str, try_this: str, error: BaseException | None) -> NoReturn:
+    from rlspeech import log
+
     if shared.debug and error is not None:
         import traceback
 
         traceback.print_exception(error)
     print(f"{'error: ' if code != 130 else ''}{UserError(what, why, try_this)}", file=sys.stderr)
-    if shared.json_mode:
+    if shared.json_mode and log.is_main():
         print(json.dumps({"error": what, "why": why, "try": try_this, "exit": code}, ensure_ascii=False))
     raise typer.Exit(code) from error

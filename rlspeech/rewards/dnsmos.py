@@ -165,7 +165,8 @@ class PersonalisedDnsmos(_Scorer):
 class FastDnsmos(_Scorer):
     """``dnsmos_fast_*``: the same net on the clip as it is, at -25 dBFS; a reward for short clips, not a number to report.
 
-    It misses the joints that doubling puts between repetitions, so it is near the official score and not equal to it.
+    It misses the joints that doubling puts between repetitions, so it is near the official score and not equal to it: on 24 real 2-s
+    clips, half of them noisy, at the same level, OVRL differed by 0.06 on average and 0.22 at most (correlation 0.99).
     """
 
     official = False

@@ -115,7 +115,8 @@ def _rows(path: Path, found: Findings) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            found.add(path, number, f"not JSON: {error}" if line.endswith(b"\n") else "torn line: the process ended while writing it; the next start cuts it off")
+            torn = "torn line: the process ended while writing it; the next start cuts it off"
+            found.add(path, number, f"not JSON: {error}" if line.endswith(b"\n") else torn)
             continue
         if isinstance(row, dict):
             yield number, row

@@ -16,6 +16,7 @@ from rlspeech.tasks.flow_policy import FlowPolicy
 from rlspeech.tasks.flowse import FlowSE
 
 RATE = 16000
+SMALL = Lora(rank=2, alpha=4)
 TINY = dict(dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4)
 
 
@@ -47,7 +48,7 @@ def clips(*samples: int, seed: int = 0) -> list[Clip]:
 
 
 def policy(
-    explore: Exploration, lora: Lora | None = Lora(rank=2, alpha=4), seed: int = 0, reduction: Any = "mean", **changes: Any
+    explore: Exploration, lora: Lora | None = SMALL, seed: int = 0, reduction: Any = "mean", **changes: Any
 ) -> FlowPolicy:
     """A policy on a tiny model."""
     model = tiny_model(**changes)

@@ -1,4 +1,4 @@
-"""The gates of a flow policy: noise 0 is the ODE, ratio 1 and KL 0 before the first update, and rows that depend on nothing but themselves."""
+"""The gates of a flow policy: noise 0 is the ODE, ratio 1 and KL 0 at the start, rows that depend on nothing but themselves."""
 
 from __future__ import annotations
 
@@ -56,18 +56,16 @@ def test_shapes_and_protocol(kind: str) -> None:
 
 
 @kinds
-def test_noise_zero_gives_the_enhancer_to_the_bit(kind: str) -> None:
+def test_noise_zero_gives_what_the_enhancer_gives(kind: str) -> None:
     explore = ALL[kind].model_copy(update={"noise": 0.0})
     made = policy(explore, seed=5)
     batch = clips(8000)
     names = ["clip0"] if explore.shared_latent else ["clip0#0"]
     wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
     rollout = made.rollout(batch, group=2, seed=11)
-    assert (
-        np.array_equal(rollout.samples[0].wav, wanted)
-        if kind.startswith("gain") and not explore.segment_s and explore.shared_latent
-        else np.abs(rollout.samples[0].wav - wanted).max() < 1e-5
-    )  # other batch shapes round otherwise
+    assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # another batch shape rounds otherwise
+    if kind == "gain":  # the last step: every pass of the network has had the same shape
+        assert np.array_equal(rollout.samples[0].wav, wanted)
     if explore.shared_latent:
         assert np.array_equal(rollout.samples[0].wav, rollout.samples[1].wav)
 
@@ -131,7 +129,6 @@ def test_stored_decisions_are_the_published_gaussians(kind: str) -> None:
         look = made.log_prob(rollout, _rows(rollout), with_kl=True)
         new = _gaussian(kind, explore.noise, first.site.x, made.model.clean(first.site.x, first.site.y, 0.25), 0.25, 0.25)
         log_ratio = new.log_prob(drawn) - old.log_prob(drawn)
-        print(log_ratio, look.kl)
         assert float(log_ratio.abs().max()) > 1.0
         torch.testing.assert_close((look.logp - rollout.logp)[:, 0].double(), log_ratio, atol=2e-2, rtol=2e-3)
         torch.testing.assert_close(
@@ -156,7 +153,6 @@ def test_gain_log_ratio_is_that_of_unit_gaussians(kind: str) -> None:
                 wanted = new.log_prob(eps) - old.log_prob(eps)
                 assert float((look.logp - rollout.logp)[row, i]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-4)
                 assert float(look.kl[row, i]) == pytest.approx(float(kl_divergence(new, old)), rel=1e-3, abs=1e-4)
-        print(look.logp - rollout.logp, look.kl)
         assert float((look.logp - rollout.logp).abs().max()) > 0.1
 
 

@@ -1,0 +1,46 @@
+"""Every script in ``examples/`` runs at tiny size, and what it promises to write is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REALDATA = os.environ.get("RLSPEECH_REALDATA", "")
+
+
+def run(script: str, tmp_path: Path, **env: str) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
+    done = subprocess.run(["bash", str(ROOT / "examples" / script)], cwd=tmp_path, capture_output=True, text=True, timeout=280,
+                          env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TINY": "1", "RLSPEECH_CACHE": cache, **env})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def systems(out: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((out / "eval" / "metrics.json").read_text())["systems"]
+    return found
+
+
+@pytest.mark.slow
+def test_demo_goes_from_audio_to_a_verdict_and_says_the_same_again(tmp_path: Path) -> None:
+    first = run("demo.sh", tmp_path, OUT="one")
+    assert list(systems(tmp_path / "one")) == ["input", "pretrained", "rl"]
+    assert (tmp_path / "one" / "eval" / "report.html").stat().st_size > 10_000
+    assert first.count("estoi") and "rl" in first
+    run("demo.sh", tmp_path, OUT="two")
+    assert systems(tmp_path / "one") == systems(tmp_path / "two"), "same seed, same table"
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REALDATA, reason="RLSPEECH_REALDATA is not set")
+@pytest.mark.parametrize("script", ["train-embedded-flowse.sh", "flowse-grpo-real.sh"])
+def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
+    run(script, tmp_path, OUT="out", CLEAN="cmu_arctic")
+    assert "input" in systems(tmp_path / "out")
