@@ -141,7 +141,7 @@ class RL(Strict):
     group: int = Field(8, ge=2, description="rollouts a prompt")
     updates_per_collection: int = Field(1, ge=1, description="optimiser updates on one collection, each on its own share of the prompts' rollouts")
     micro_batch: int = Field(4, ge=1, description="prompts in one backward pass; changes memory, and over how many parts grad_agreement is taken, not the update")
-    lr: float = Field(4e-3, gt=0, description="measured for a LoRA and structured exploration; published per-bin runs use 2e-4")
+    lr: float = Field(1e-3, gt=0, description="measured for a LoRA and structured exploration; published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = 0.0
     grad_clip: float = 1.0
