@@ -20,7 +20,7 @@ rlspeech prepare mix --clean "$data/speech/librispeech_test_other" --noise "$dat
 tune() { name=$1; shift; rlspeech rl "$@" --model "$model" --data "$out/data/mix.json" --out "$out/$name" "${few[@]}"; }
 tune three --preset flowse-grpo-tiny
 tune dnsmos --preset flowse-grpo-tiny --reward dnsmos_fast_ovrl=1
-tune four --preset flowse-demo-rl --steps 30
-tune pesq --preset flowse-demo-rl --steps 30 --reward pesq_wb=1
+tune four --preset flowse-grpo-four
+tune pesq --preset flowse-grpo-four --reward pesq_wb=1
 rlspeech eval --data "$out/heldout/manifest.jsonl" --model "pretrained=$model" --model "three=$out/three" --model "dnsmos=$out/dnsmos" \
   --model "four=$out/four" --model "pesq=$out/pesq" --baseline pretrained --out "$out/eval" "${eval_few[@]}"

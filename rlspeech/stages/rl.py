@@ -13,6 +13,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlspeech import log
@@ -23,7 +24,7 @@ from rlspeech.data.batches import Clip, batches
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.hub import load_flow, save_flow
-from rlspeech.rewards.base import column_of
+from rlspeech.rewards.base import available, column_of
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
@@ -62,9 +63,9 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
 
 
 def complete(config: RL, task: FlowSE) -> RL:
-    """Fill in the task's default composition and guards; names that are rewarded are not guarded."""
+    """Fill in the task's default composition and guards: default guards that are rewarded, or not to be had here, are left out."""
     rewards = config.rewards or list(task.default_rewards)
-    named = {r.name for r in rewards}
+    named = {r.name for r in rewards} | {column for info in available() if not info.usable for column in info.columns}
     guards = config.guards or [GuardSpec(name=n) for n in task.default_guards if n not in named]
     return config.model_copy(update={"rewards": rewards, "guards": guards})
 
@@ -133,17 +134,26 @@ class Session:
             save_audio(self.folder.path / "samples" / f"step_{self.step:06d}" / f"{c.key}.flac", wav, enhancer.sample_rate)
         scores = self.judge.score([Sample(c.key, w, enhancer.sample_rate, c.target, c.text) for c, w in zip(self.valid, made, strict=True)])
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
+        row["reward"] = self.composed(row)
         self.history.append(row)
-        deltas = {k: self.delta(k) for k in scores}
-        means = {f"valid/{k}": mean_interval(row[k]).mean for k in scores}
+        names = [k for k in row if k != "step"]
+        deltas = {k: self.delta(k) for k in names}
+        means = {f"valid/{k}": mean_interval(row[k]).mean for k in names}
         self.folder.log(self.step, **means, **{f"delta/{k}": d.mean for k, d in deltas.items()})
-        spreads = {spec.name: _spread(self.history[0][spec.name]) or 1.0 for spec in cfg.rewards}
-        gain = sum(spec.weight * _sign(spec.name) * deltas[spec.name].mean / spreads[spec.name] for spec in cfg.rewards)
+        gain = deltas["reward"].mean
         if gain > self.best and self.step:
             self.best = gain
             self.save()
             self.folder.mark_best(self.step)
         return self.guards.update(self.step, {g.name: row[g.name] for g in cfg.guards})
+
+    def composed(self, row: dict[str, Any]) -> list[float | None]:
+        """The rewards of every validation clip in one number: weighted, in units of each one's spread over the clips at step 0."""
+        first, total = (self.history or [row])[0], np.zeros(len(self.valid))
+        for spec in self.config.rewards:
+            values = np.array([np.nan if v is None else v for v in row[spec.name]])
+            total += spec.weight * (1 if column_of(spec.name).higher_is_better else -1) * values / _spread(first[spec.name])
+        return [float(v) if np.isfinite(v) else None for v in total]
 
     def delta(self, name: str) -> Interval:
         """Paired difference of a metric between the last validation and the first."""
@@ -229,14 +239,14 @@ def _rows(session: Session, config: RL) -> list[list[Any]]:
     rewarded = {r.name for r in config.rewards}
     first, last = session.history[0], session.history[-1]
     return [[k, mean_interval(first[k]).text(3), mean_interval(last[k]).text(3), session.delta(k).text(3, sign=True),
-             "reward" if k in rewarded else "guard"] for k in first if k != "step"]
+             _role(k, rewarded)] for k in first if k != "step"]
 
 
-def _sign(name: str) -> float:
-    return 1.0 if column_of(name).higher_is_better else -1.0
+def _role(name: str, rewarded: set[str]) -> str:
+    return "all together" if name == "reward" else "reward" if name in rewarded else "guard"
 
 
 def _spread(values: list[float | None]) -> float:
-    known = torch.tensor([v for v in values if v is not None], dtype=torch.double)
-    return float(known.std(correction=0)) if len(known) else 0.0
-
+    """Standard deviation of what could be scored; 1 where there is none to divide by."""
+    known = np.array([v for v in values if v is not None])
+    return float(known.std()) or 1.0 if len(known) else 1.0

@@ -57,9 +57,9 @@ class FlowSE:
 
     name = "flowse"
     required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
-    default_rewards: ClassVar[tuple[RewardSpec, ...]] = (
-        RewardSpec(name="pesq_wb"), RewardSpec(name="estoi"), RewardSpec(name="si_sdr"), RewardSpec(name="speaker_similarity", weight=0.5))
-    default_guards: ClassVar[tuple[str, ...]] = ("dnsmos_ovrl", "lsd", "stoi")
+    default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
+        RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd"))
+    default_guards: ClassVar[tuple[str, ...]] = ("si_sdr", "dnsmos_ovrl", "pesq_wb")
     default_metrics: ClassVar[tuple[str, ...]] = (
         "dnsmos_ovrl", "pesq_wb", "estoi", "si_sdr", "lsd", "speaker_similarity", "speech_bert_score")
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlspeech.data.chunks import apply, join, spans
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(3, 700), st.data())
 def test_identity_comes_back_whole(samples: int, size: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, (size - 1) // 2))

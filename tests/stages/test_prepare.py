@@ -171,7 +171,7 @@ DRIVER = """
 import json, sys, time
 from rlspeech.corpora import mix, vet
 from rlspeech.stages.prepare import Prepare, run
-slow = lambda f: lambda *a, **k: (time.sleep(0.03), f(*a, **k))[1]
+slow = lambda f: lambda *a, **k: (time.sleep(0.15), f(*a, **k))[1]
 vet.measure, mix.render_one = slow(vet.measure), slow(mix.render_one)
 print(json.dumps(run(Prepare(**json.loads(sys.argv[1])))))
 """
@@ -183,12 +183,12 @@ def start(config: dict[str, Any]) -> subprocess.Popen[str]:
 
 def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signal.Signals) -> int:
     """Send a signal when the journal has some rows; how many it has then."""
-    for _ in range(2000):
+    for _ in range(6000):
         if journal.exists() and len(read_jsonl(journal)) >= rows:
             break
         time.sleep(0.01)
     process.send_signal(how)
-    process.wait(20)
+    process.wait(60)
     return len(read_jsonl(journal))
 
 

@@ -74,7 +74,7 @@ def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
     out, summary = whole
     assert summary["steps"] == 4 and summary["stopped"] == "all steps done"
-    assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi"} and math.isfinite(summary["difference"]["si_sdr"]["mean"])
+    assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi", "reward"} and math.isfinite(summary["difference"]["si_sdr"]["mean"])
     json.dumps(summary, allow_nan=False)
     steps = [r for r in _rows(out) if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
@@ -106,8 +106,10 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
 
 
 def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[str, str], tmp_path: Path) -> None:
-    summary = rl.run(_config(given, tmp_path / "still", lr=0.0, steps=2, valid_every=1))
-    assert summary["before"] == summary["after"] and summary["difference"]["si_sdr"]["mean"] == 0.0
+    summary = rl.run(_config(given, tmp_path / "still", lr=1e-12, steps=2, valid_every=1))
+    for name, found in summary["before"].items():
+        assert summary["after"][name]["mean"] == pytest.approx(found["mean"], abs=1e-4)
+        assert abs(summary["difference"][name]["mean"]) < 1e-4
 
 
 @pytest.mark.parametrize("changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"])
@@ -213,8 +215,8 @@ def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whol
 def test_defaults_are_filled_in(given: dict[str, str], tmp_path: Path) -> None:
     task = get_task("flowse")
     made = rl.complete(RL(), task)
-    assert [r.name for r in made.rewards] == [r.name for r in task.default_rewards] and {g.name for g in made.guards} == set(
-        task.default_guards
-    )
+    assert [r.name for r in made.rewards] == [r.name for r in task.default_rewards]
+    guards = {g.name for g in made.guards}
+    assert "si_sdr" in guards <= set(task.default_guards)  # those that can be computed here
     own = rl.complete(RL(rewards=[RewardSpec(name="stoi")]), task)
     assert [r.name for r in own.rewards] == ["stoi"] and "stoi" not in {g.name for g in own.guards}
