@@ -9,7 +9,7 @@ import numpy as np
 
 __all__ = ["AudioError", "load_audio", "resample", "rms_dbfs", "save_audio", "to_level"]
 
-SILENCE_DBFS = -70.0
+MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768_000, 64  # a header beyond these is damaged, and would ask for absurd memory
 
 
 class AudioError(Exception):
@@ -45,6 +45,8 @@ def load_audio(path: str | Path, sample_rate: int = 16000, offset_s: float = 0.0
     try:
         with sf.SoundFile(path) as f:
             native = f.samplerate
+            if not MIN_RATE_HZ <= native <= MAX_RATE_HZ or f.channels > MAX_CHANNELS:
+                raise AudioError(f"absurd header: {native} Hz, {f.channels} channels")
             if offset_s > 0:
                 f.seek(min(int(offset_s * native), f.frames))
             frames = -1 if duration_s is None else int(duration_s * native)
@@ -105,4 +107,4 @@ def to_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
     level = rms_dbfs(wav)
     if not np.isfinite(level):
         return wav
-    return (wav * 10.0 ** ((dbfs - level) / 20.0)).astype(np.float32)
+    return np.asarray(wav * 10.0 ** ((dbfs - level) / 20.0), dtype=np.float32)

@@ -18,11 +18,11 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech.config import Strict
+from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from rlspeech.types import Utterance
 
 __all__ = ["FileFacts", "Limits", "Verdict", "judge", "judge_pair", "measure"]
 
-MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768000, 64  # a header beyond these is damaged, and would ask for absurd memory
 BLOCK_S = 60  # long recordings are read in pieces of this length
 ACTIVE_S = 0.1  # the level of the loudest stretch of this length decides what is silent
 FULL_SCALE = 0.999  # samples from here on count as clipped

@@ -128,9 +128,9 @@ class MixtureSet:
         path = Path(path)
         try:
             recipe = json.loads(path.read_text(encoding="utf-8"))
-            lists = [read_manifest(path.parent / recipe[k]) for k in ("clean", "noise")]
+            clean, noise = (read_manifest(path.parent / recipe[k]) for k in ("clean", "noise"))
             rirs = read_manifest(path.parent / recipe["rir"]) if recipe.get("rir") else []
-            return cls(*lists, rirs, mixing or Mixing(**recipe.get("mixing", {})), sample_rate, seed)
+            return cls(clean, noise, rirs, mixing or Mixing(**recipe.get("mixing", {})), sample_rate, seed)
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:  # ValueError: JSON, UTF-8, settings
             raise UserError(f"{path} is not a mixture recipe", f"{type(error).__name__}: {error}", "rlspeech prepare mix --help") from error
 

@@ -50,7 +50,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / 'config.json'}", str(error)) from error
+        raise UserError(f"cannot read {folder / 'config.json'}", str(error),
+                        "a folder written by `rlspeech pretrain` or `rlspeech rl`") from error
     if not isinstance(config, dict):
         raise UserError(f"{folder} is not a flow enhancer", f"its config.json holds no object but {type(config).__name__}")
     if config.get("model_type") != MODEL_TYPE:
