@@ -53,7 +53,7 @@ class Mixing(Strict):
     level_dbfs: tuple[float, float] = Field((-35.0, -15.0), description="RMS level of the mixture")
     reverb: float = Field(0.0, ge=0, le=1, description="share of mixtures that pass through an impulse response")
     early_ms: float | None = Field(50.0, description="the target keeps reflections up to this long after the direct sound; null keeps all of them")
-    clip_s: float = Field(2.0, gt=0, description="length of a mixture made on the fly")
+    clip_s: float = Field(2.0, ge=0, description="length of a mixture made on the fly; 0 keeps whole utterances, batched by like length")
 
 
 class Pretrain(Strict):

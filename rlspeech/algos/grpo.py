@@ -174,9 +174,10 @@ class GRPO:
             p.grad = g.view_as(p)
         self.average(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
-        if torch.isfinite(norm) and norm > 0:
+        finite = bool(torch.isfinite(norm))
+        if finite and norm > 0:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         cosine = agreement(grads)
-        return {"grad_norm": norm.item(), "grad_agreement": cosine, "clip_range": self.clip_range,
+        return {"grad_norm": norm.item(), "skipped_updates": float(not finite), "grad_agreement": cosine, "clip_range": self.clip_range,
                 "critical_prompts": critical_batch(cosine, prompts / max(1, len(grads)))}

@@ -14,6 +14,9 @@ Published kernels (independent noise in every bin), for x_t = (1-t) x_0 + t x_1,
     cps     mean = t' x1_hat + (1-t') [m + cos(eta pi/2) (x0_hat - m)],      std = s (1-t') sin(eta pi/2)   arXiv 2509.05952
     dance   mean = x + dt [v - eta^2 / (2 (1-t)) (x0_hat - m)],              std = s eta sqrt(dt)           DanceGRPO
 
+With a fixed eta cps redraws a fixed share of x_0 in every step, so unlike the other two its marginal is not that of the ODE as dt -> 0
+(it is where eta falls with the square root of dt).
+
 Ours (``gain``): noise where a change is audible as a whole. The predicted clean spectrum x1_hat has compressed magnitudes
 m = |X|^p; fields phi_j over its bins (orthogonal under weights w, unit weighted spread) are the dimensions of the action:
 
