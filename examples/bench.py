@@ -1,4 +1,4 @@
-"""What the fast paths are worth on this machine: ``python examples/bench.py`` (``make bench``), under two minutes on two cores.
+"""What the fast paths are worth on this machine: ``python examples/bench.py`` (``make bench``).
 
 Every row times two ways of doing the same work in this one process, in turns, and gives the medians and their ratio:
 DNSMOS in batches against the ``speechmos`` package file by file, CPU metrics in worker processes against one after another,
