@@ -46,6 +46,48 @@ class FlowModel(Strict):
     guidance: float = Field(0.0, ge=0, description="classifier-free guidance strength at inference; 0 is off")
 
 
+class AvseModel(Strict):
+    """The audio-visual enhancer (``models/avse.py``); the defaults are the AVSEC-4 baseline's, 22.3 M parameters."""
+
+    variant: Literal["own", "avse4"] = Field("own", description="avse4: the details of the challenge's code that its weights need")
+    sample_rate: int = 16000
+    channels: Literal[1, 2] = Field(1, description="2: binaural, one mask a channel")
+    filters: int = Field(256, description="of the time-domain encoder")
+    kernel: int = Field(40, description="their length in samples")
+    stride: int = Field(20, description="their hop in samples")
+    bottleneck: int = 256
+    hidden: int = 512
+    conv_kernel: int = 3
+    blocks: int = Field(8, ge=1, description="dilated blocks a repeat, dilation 2**x")
+    repeats: int = Field(4, ge=1, description="the video joins before each")
+    mask: Literal["relu", "softplus"] = Field("relu", description="relu as published; a mask that is exactly 0 passes no gradient")
+    video_crop: int = Field(112, description="centre of the stored frames that is used, in pixels")
+    video_size: int = Field(112, description="the network's input, reduced by area from the crop")
+    video_stem: int = Field(64, description="channels of the 3-D convolution")
+    video_channels: list[int] = Field([64, 128, 256, 512], description="of the residual stages")
+    video_layers: list[int] = Field([2, 2, 2, 2], description="residual blocks a stage")
+    visual_blocks: int = Field(5, ge=0, description="residual blocks over time")
+    video_mean: float = Field(0.4161, description="of grey levels in [0, 1]")
+    video_std: float = Field(0.1688, gt=0)
+    video_drop: float = Field(0.1, ge=0, le=1, description="chance that pretraining hides the video, so that a clip without one can be enhanced")
+    level_dbfs: float | None = Field(-25.0, description="inputs are scaled to this RMS before the network and back after it; null: as they come, as published")
+    floor_db: float = Field(-30.0, description="a clip whose SI-SNR is below this has no gradient: silence, a wrong target")
+    cap_db: float = Field(30.0, description="a clip whose SI-SNR is above this has no gradient, as published")
+
+
+class ListenerModel(Strict):
+    """The embedded listener: a small configuration of transformers' Qwen2-Audio (``models/listener.py``)."""
+
+    mels: int = 80
+    max_s: float = Field(6.0, gt=0, description="longest stretch heard at once; longer audio is heard in several")
+    audio_dim: int = 128
+    audio_layers: int = 4
+    audio_heads: int = 4
+    text_dim: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+
+
 class Mixing(Strict):
     """How clean speech and noise become a mixture (``data/mixing.py``)."""
 
@@ -54,17 +96,25 @@ class Mixing(Strict):
     reverb: float = Field(0.0, ge=0, le=1, description="share of mixtures that pass through an impulse response")
     early_ms: float | None = Field(50.0, description="the target keeps reflections up to this long after the direct sound; null keeps all of them")
     clip_s: float = Field(2.0, ge=0, description="length of a mixture made on the fly; 0 keeps whole utterances, batched by like length")
+    talker: float = Field(0.0, ge=0, le=1, description="share of mixtures with a competing talker, drawn from the clean utterances of other speakers, in place of the noise or on top of it")
+    talker_snr_db: tuple[float, float] = Field((-5.0, 5.0), description="target against competing talker")
+
+
+Video = Literal["right", "shuffled", "none"]  # shuffled: another utterance's, the control; none: hidden
 
 
 class Pretrain(Strict):
     """``rlspeech pretrain``."""
 
-    task: Literal["flowse"] = "flowse"
+    task: Literal["flowse", "avse", "listener"] = "flowse"
     data: str | None = Field(None, description="manifest (paired), mixture recipe (mix.json) or folder holding one; none: the embedded corpus")
     valid: str | None = Field(None, description="paired manifest for samples and metrics while it runs; none: held back from data")
     init: str | None = Field(None, description="checkpoint to start from, or 'embedded'; none: random weights")
     out: str | None = None
     model: FlowModel = FlowModel()
+    avse: AvseModel = AvseModel()
+    listener: ListenerModel = ListenerModel()
+    video: Video = Field("right", description="avse: shuffled trains the control on another utterance's video, none without video")
     mixing: Mixing | None = Field(None, description="overrides the recipe's own mixing")
     steps: int = Field(2000, ge=1)
     batch: int = Field(16, ge=1, description="clips a step")
@@ -103,7 +153,7 @@ class GuardSpec(Strict):
 class Exploration(Strict):
     """Where a flow policy's randomness goes (``tasks/explore.py``)."""
 
-    kind: Literal["sde", "cps", "dance", "gain"] = Field("gain", description="sde, cps, dance: independent noise in every bin of a step; gain: log-gains of bands of the predicted clean spectrum")
+    kind: Literal["sde", "cps", "dance", "gain", "mask"] = Field("gain", description="gain: log-gains of bands of the predicted clean signal; sde, cps, dance (flowse): independent noise in every bin of a step; mask (avse): independent noise in every element of the mask")
     noise: float = Field(0.3, ge=0, description="a (sde), eta (cps, dance), or standard deviation of the log-gains in nepers (gain); 0 is the plain ODE")
     window: int = Field(1, ge=1, description="consecutive stochastic steps")
     start: tuple[int, int] | Literal["last"] = Field("last", description="the window's first step is drawn from this range, never 0, where the SDE is singular; last: the window ends with the final step")
@@ -112,6 +162,7 @@ class Exploration(Strict):
     segment_s: float | None = Field(None, gt=0, description="gain: length of the stretches that share a gain; null: the whole clip")
     basis: list[Literal["level", "contrast"]] = Field(["level", "contrast"], description="gain: level moves a band up or down; contrast makes its attenuation of the input stronger or weaker")
     antithetic: bool = Field(True, description="draw the group's noise in mirrored pairs; every rollout keeps its own distribution")
+    mask_clamp: bool = Field(True, description="mask: a sampled mask is cut at 0 before it is decoded (its probability is that of the uncut one); the paper does not say")
     shared_latent: bool = Field(True, description="one x_0 a prompt: the steps before the window are run once for the whole group")
 
 
@@ -123,11 +174,24 @@ class Lora(Strict):
     targets: Literal["attention", "attention+ff", "all"] = "attention"
 
 
+class PPO(Strict):
+    """What PPO has beyond GRPO (``algos/ppo.py``)."""
+
+    form: Literal["relative", "critic"] = Field("relative", description="relative: one decision, advantage = reward - reward of the frozen base's output (LR-AVSE); critic: value network and GAE")
+    kl_in: Literal["advantage", "loss"] = Field("advantage", description="where beta KL is taken off: from the advantage (as published; a number, it has no gradient of its own) or as a term of the loss")
+    discount: float = Field(1.0, ge=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    whiten: bool = Field(False, description="advantages of a collection to mean 0 and spread 1; the one-step form uses them as they are")
+    value_lr: float = Field(1e-3, gt=0)
+    value_clip: float | None = Field(0.2, gt=0, description="how far a value may move from its old one in one collection, in units of the returns' spread; null: anywhere")
+    value_hidden: int = Field(64, ge=1)
+
+
 class RL(Strict):
     """``rlspeech rl``."""
 
-    task: Literal["flowse"] = "flowse"
-    algo: Literal["grpo"] = "grpo"
+    task: Literal["flowse", "avse"] = "flowse"
+    algo: Literal["grpo", "ppo"] = "grpo"
     model: str = Field("embedded", description="checkpoint folder, or 'embedded'")
     data: str | None = Field(None, description="manifest or mixture recipe; none: the embedded corpus")
     valid: str | None = Field(None, description="paired manifest, scored before, during and after; none: held back from data")
@@ -135,11 +199,17 @@ class RL(Strict):
     rewards: list[RewardSpec] = Field(default_factory=list, description="empty: the task's default composition")
     guards: list[GuardSpec] = Field(default_factory=list)
     explore: Exploration = Exploration()
+    ppo: PPO = PPO()
+    policy_weight: float = Field(1.0, ge=0, description="of the policy's loss; 0 with a supervised weight is the control without RL: same data, steps and rate, nothing sampled or scored")
+    supervised_weight: float = Field(0.0, ge=0, description="of the task's supervised loss on the same prompts (LR-AVSE: gamma, SI-SNR)")
+    supervised_on: Literal["mean", "sample"] = Field("mean", description="avse: SI-SNR of the noiseless output, or of the sampled one")
+    video: Video = Field("right", description="avse: shuffled is the control, every clip sees another one's video")
     lora: Lora | None = Field(Lora(), description="null trains every weight")
     steps: int = Field(60, ge=1, description="collections of rollouts")
     prompts_per_step: int = Field(16, ge=1, description="prompts in one collection")
-    group: int = Field(8, ge=2, description="rollouts a prompt")
+    group: int = Field(8, ge=1, description="rollouts a prompt")
     updates_per_collection: int = Field(1, ge=1, description="optimiser updates on one collection, each on its own share of the prompts' rollouts")
+    epochs: int = Field(1, ge=1, description="passes over one collection")
     micro_batch: int = Field(4, ge=1, description="prompts in one backward pass; changes memory, and over how many parts grad_agreement is taken, not the update")
     lr: float = Field(1e-3, gt=0, description="measured for a LoRA and structured exploration; published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
@@ -169,7 +239,7 @@ class RL(Strict):
 class Evaluate(Strict):
     """``rlspeech eval``."""
 
-    task: Literal["flowse"] = "flowse"
+    task: Literal["flowse", "avse"] = "flowse"
     data: str | None = Field(None, description="paired manifest; none: the embedded test set")
     models: dict[str, str] = Field(default_factory=dict, description="name -> checkpoint; the unprocessed input is always scored first")
     baseline: str | None = Field(None, description="system that the others are paired against; none: the first of several models, the input of a single one")
@@ -177,6 +247,8 @@ class Evaluate(Strict):
     out: str | None = None
     nfe: int | None = Field(None, description="Euler steps; none: the model's own")
     guidance: float | None = None
+    video: Video = Field("right", description="avse: shuffled is the control, every clip sees another one's video")
+    shuffled: list[str] = Field(default_factory=list, description="avse: models that are scored once more with shuffled video, as NAME-shuffled")
     limit: int | None = None
     batch: int = 8
     seed: int = 0
@@ -195,6 +267,12 @@ class ScoreFolder(Strict):
     recogniser: str | None = Field(None, description="for wer: Hub id or folder of a transformers recogniser, or 'pocketsphinx'")
     speaker_encoder: str | None = Field(None, description="for speaker_similarity: Hub id or folder; none: the embedded encoder")
     speech_encoder: str | None = Field(None, description="for speech_bert_score: Hub id or folder; none: the embedded encoder")
+    llm: str | None = Field(None, description="for llm: Hub id or folder of an audio language model, or http(s)://host/v1; none: the embedded listener")
+    llm_model: str | None = Field(None, description="for llm at an address: the model's name there; none: the only one it serves")
+    sentiment: str | None = Field(None, description="for llm: Hub id or folder of a classifier with ordered labels; none: the embedded one")
+    prompt: str | None = Field(None, description="for llm: file of prompts, one a line, the first is asked; none: the shipped ones")
+    report: Literal["auto", "always", "never"] = Field("auto", description="report.html beside the scores; auto: where a reward gives words or the rows are ladders")
+    players: int = Field(8, ge=0, description="clips with players in the report")
     out: str | None = None
     batch: int = 16
     seed: int = 0

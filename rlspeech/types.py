@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-__all__ = ["LogProb", "Policy", "Reward", "Rollout", "Sample", "Score", "UserError", "Utterance"]
+__all__ = ["BasePolicy", "CriticPolicy", "LogProb", "Policy", "Reward", "Rollout", "Sample", "Score", "SupervisedPolicy", "UserError",
+           "Utterance"]
 
 
 class UserError(Exception):
@@ -168,6 +169,7 @@ class LogProb(NamedTuple):
         drift: half the squared shift of the mean in units of the noise, same reduction; what RatioNorm adds back.
         scale: standard deviation of the decision's noise, (S,); what RatioNorm multiplies with.
         dt: step length of every decision, (S,).
+        kl_other: the same KL with the other reduction (a sum where ``kl`` is a mean and the reverse), for the log; None where unknown.
     """
 
     logp: Tensor
@@ -175,13 +177,16 @@ class LogProb(NamedTuple):
     drift: Tensor
     scale: Tensor
     dt: Tensor
+    kl_other: Tensor | None = None
 
 
 @runtime_checkable
 class Policy(Protocol):
     """A model that acts. PPO and GRPO see nothing else of it.
 
-    ``supports`` is a subset of {"sample", "relax", "critic"}: what the algorithms may ask for.
+    ``supports`` says what the algorithms may ask for beyond the methods below: "sample" (roll out at all), "relax", "base"
+    (``BasePolicy``; with "latent" as well, its output hangs on a start that the collection's seed draws), "critic"
+    (``CriticPolicy``), "supervised" (``SupervisedPolicy``; with "supervised_sample" as well, also on sampled actions).
     """
 
     sample_rate: int
@@ -197,4 +202,38 @@ class Policy(Protocol):
 
     def parameters(self) -> list[Parameter]:
         """What an optimiser may change."""
+        ...
+
+
+class BasePolicy(Policy, Protocol):
+    """A policy that knows what the model it started from would have answered."""
+
+    def base(self, batch: list[Any], *, seed: int | None = None) -> list[Sample]:
+        """The reference model's output without noise, one a prompt, in order.
+
+        Args:
+            batch: B prompts.
+            seed: of a collection, to start from the same latents as its rollouts; given only to a policy that supports "latent".
+        """
+        ...
+
+
+class CriticPolicy(Policy, Protocol):
+    """A policy that describes the states of its decisions to a value function."""
+
+    def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """What was known before each decision of ``rows`` (n,): (n, S, D) float32 without gradient, from the stored state."""
+        ...
+
+
+class SupervisedPolicy(Policy, Protocol):
+    """A policy whose task also has a supervised loss."""
+
+    def supervised(self, prompts: list[Any], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
+        """Mean loss over the prompts, a scalar with gradient.
+
+        Args:
+            prompts: clips with their targets.
+            rollout, rows: where the loss is asked of sampled actions ("supervised_sample"): these rows of the collection.
+        """
         ...

@@ -1,1 +1,37 @@
 """The algorithms. They see policies and rewards through the protocols in ``types.py`` and know no task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from rlspeech.algos.update import PolicyUpdate
+    from rlspeech.config import RL
+    from rlspeech.types import Policy
+
+__all__ = ["get_algorithm"]
+
+
+def get_algorithm(config: RL, policy: Policy, optimizer: Optimizer,
+                  average: Callable[[Iterable[Any]], None] = lambda parameters: None) -> PolicyUpdate:
+    """The algorithm that ``config.algo`` names, in its configured form.
+
+    Args:
+        config: the run's, its rewards filled in.
+        policy: the one to train.
+        optimizer: over ``policy.parameters()``.
+        average: averages gradients over processes, in place.
+
+    Raises:
+        UserError: the policy does not support what the algorithm needs, or settings that do not go together.
+    """
+    if config.algo == "grpo":
+        from rlspeech.algos.grpo import GRPO
+
+        return GRPO(config, policy, optimizer, average)
+    from rlspeech.algos.ppo import CriticPPO, RelativePPO
+
+    return (RelativePPO if config.ppo.form == "relative" else CriticPPO)(config, policy, optimizer, average)

@@ -1,6 +1,6 @@
 """The only place that computes an advantage, a KL penalty or a clipped loss.
 
-Notation: N rollouts in groups of G, S decisions; A advantage, rho = exp(logp - logp_old) the ratio, eps the clip range.
+Notation: N rollouts in groups of G, S decisions; A advantage, rho = exp(logp - logp_old) the ratio, eps the clip range, V a value.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from torch import Tensor
 
 from rlspeech.types import LogProb
 
-__all__ = ["Advantage", "Surrogate", "agreement", "critical_batch", "group_advantage", "policy_loss"]
+__all__ = ["Advantage", "Surrogate", "agreement", "critical_batch", "decision_rewards", "explained_variance", "gae", "group_advantage",
+           "policy_loss", "relative_advantage", "value_loss", "whitened"]
 
 EPS = 1e-8
 
 
 class Advantage(NamedTuple):
-    """``value`` (N,) with 0 for rows without signal; shares of rows that could not be scored and of groups without spread."""
+    """``value`` (N,) or (N, S) with 0 for rows without signal; shares of rows that could not be scored and of groups without any.
+
+    A group is a prompt's rollouts; ``signal`` counts those from which something can be learnt (GRPO: their rewards differ).
+    """
 
     value: Tensor
     unscorable: float
@@ -60,6 +64,102 @@ def group_advantage(reward: Tensor, group: Tensor, std: Literal["group", "batch"
     return Advantage(value.float(), 1.0 - known.double().mean().item(), 1.0 - signal.double().mean().item(), groups, int(signal.sum()))
 
 
+def relative_advantage(relative: Tensor, group: Tensor, kl: Tensor | None = None, beta: float = 0.0, *, whiten: bool = False,
+                       clip: float = 5.0) -> Advantage:
+    """A = R - beta KL, R the reward relative to the frozen base's output; no critic, no other rollout takes part (LR-AVSE).
+
+    Args:
+        relative: (N,) R, NaN where the row or its base could not be scored.
+        group: (N,) long, prompt of every row.
+        kl: (N,) KL of every row to the base, a number without gradient, or None.
+        beta: its weight.
+        whiten: to mean 0 and spread 1 over the collection, bounded by ``clip``.
+        clip: bound in units of that spread; advantages in units of the reward are used as they are.
+    """
+    known = relative.isfinite()
+    value = relative.double() if kl is None else relative.double() - beta * kl.double()
+    value = torch.where(known, value, torch.zeros_like(value))
+    return _by_prompt(whitened(value, known, clip) if whiten else value, known, group)
+
+
+def whitened(value: Tensor, known: Tensor, clip: float) -> Tensor:
+    """To mean 0 and (population) spread 1 over the entries that are known, bounded by ``clip``; 0 elsewhere and without spread."""
+    if not known.any():
+        return torch.zeros_like(value)
+    mean, spread = value[known].mean(), value[known].std(correction=0)
+    flat = bool(spread <= EPS * (1 + mean.abs()))
+    return torch.zeros_like(value) if flat else torch.where(known, (value - mean) / spread, torch.zeros_like(value)).clamp(-clip, clip)
+
+
+def _by_prompt(value: Tensor, known: Tensor, group: Tensor) -> Advantage:
+    """Count the prompts from which something can be learnt. ``known`` (N,): could be scored."""
+    _, index = torch.unique(group, return_inverse=True)
+    groups = int(index.max()) + 1 if len(index) else 0
+    size = value.abs().flatten(1).amax(1) if value.dim() > 1 else value.abs()
+    signal = int((torch.zeros(groups, dtype=torch.double).index_add_(0, index, size.double()) > 0).sum())
+    return Advantage(value.float(), 1.0 - known.double().mean().item(), 1.0 - signal / max(1, groups), groups, signal)
+
+
+def decision_rewards(reward: Tensor, mask: Tensor, kl: Tensor | None = None, beta: float = 0.0) -> Tensor:
+    """(N, S): a rollout's reward (N,) at its last decision, minus beta KL (N, S) at every one; 0 where it is masked or NaN."""
+    steps = torch.arange(mask.shape[1])
+    last = torch.where(mask, steps, -1).amax(1, keepdim=True)
+    known = reward.isfinite()
+    paid = torch.where(known, reward.double(), 0.0)[:, None] * (steps == last)
+    paid = paid if kl is None else paid - beta * kl.double()
+    return torch.where(mask & known[:, None], paid, torch.zeros_like(paid))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, group: Tensor, *, discount: float, lam: float,
+        known: Tensor | None = None) -> tuple[Advantage, Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438) over each row's own decisions, those that its mask leaves.
+
+    delta_s = r_s + discount V_(s+1) - V_s,  A_s = delta_s + discount lam A_(s+1),  both 0 behind the last decision; return = A + V.
+    Decisions that are masked are not there: their neighbours follow each other.
+
+    Args:
+        rewards, values: (N, S).
+        mask: (N, S) bool.
+        group: (N,) prompt of every row.
+        known: (N,) bool, rows that could be scored; the others get 0.
+
+    Returns:
+        the advantage, its value (N, S), and the returns (N, S).
+    """
+    known = torch.ones(len(mask), dtype=torch.bool) if known is None else known
+    rewards, values, mask = rewards.double(), values.double(), mask & known[:, None]
+    out = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros(len(rewards), dtype=torch.double)
+    for s in reversed(range(rewards.shape[1])):
+        on = mask[:, s]
+        made = rewards[:, s] + discount * next_value - values[:, s] + discount * lam * next_advantage
+        out[on, s] = made[on]
+        next_value, next_advantage = torch.where(on, values[:, s], next_value), torch.where(on, made, next_advantage)
+    returns = torch.where(mask, out + values, torch.zeros_like(out))
+    return _by_prompt(out, known, group), returns.float()
+
+
+def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
+    """Half the mean squared error, the larger one of the value's and of the value held within ``clip`` of the old one (PPO).
+
+    Args:
+        new, old, returns: (n, S); ``new`` with gradient.
+        mask: (n, S) bool, decisions that count.
+        clip: in units of the values, or None.
+    """
+    error = (new - returns).square()
+    if clip is not None:
+        error = torch.maximum(error, (old + (new - old).clamp(-clip, clip) - returns).square())
+    return 0.5 * torch.where(mask, error, torch.zeros_like(error)).sum() / mask.sum().clamp_min(1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the decisions that count; NaN where the returns do not vary."""
+    wanted, error = returns[mask].double(), (returns - values)[mask].double()
+    spread = wanted.var(correction=0).item() if len(wanted) > 1 else 0.0
+    return 1.0 - error.var(correction=0).item() / spread if spread > EPS**2 else float("nan")
+
+
 class Surrogate(NamedTuple):
     """Loss (to minimise, summed over rows and divided by ``normaliser``) and what it was made of."""
 
@@ -70,7 +170,7 @@ class Surrogate(NamedTuple):
 
 def policy_loss(new: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, *, clip_range: float, kl_beta: float, normaliser: float,
                 ratio: Literal["plain", "rationorm"] = "plain") -> Surrogate:
-    """PPO's clipped surrogate plus beta times the true KL to the reference.
+    """PPO's clipped surrogate plus beta times the true KL to the reference. ``kl_old`` is the k3 estimate of the KL to who acted.
 
     loss = sum over decisions of [-min(rho A, clip(rho, 1 - eps, 1 + eps) A) + beta KL] / normaliser.
     RatioNorm (GRPO-Guard, arXiv 2510.22319) takes log rho = (logp - logp_old + drift) * scale and divides by the step length,
@@ -80,28 +180,31 @@ def policy_loss(new: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, *, c
         new: (n, S) the policy's second look, with gradient.
         old: (n, S) log-probabilities of the policy that acted.
         mask: (n, S) bool, decisions that count.
-        advantage: (n,).
+        advantage: (n,) or (n, S).
         clip_range: eps; ``inf`` leaves the ratio alone.
         kl_beta: beta.
         normaliser: decisions in the whole update, so that micro-batches add up to its mean.
     """
-    log_ratio, weight = new.logp - old, mask.float()
+    log_ratio, weight = torch.where(mask, new.logp - old, torch.zeros_like(old)), mask.float()  # a masked decision may hold anything
+    moved = log_ratio.detach()
     if ratio == "rationorm":
-        log_ratio = (log_ratio + new.drift) * new.scale
+        log_ratio = torch.where(mask, (log_ratio + new.drift) * new.scale, torch.zeros_like(old))
         weight = weight / new.dt
     rho = log_ratio.exp()
-    a = advantage[:, None]
+    a = advantage if advantage.dim() == 2 else advantage[:, None]
     clipped = rho.clamp(1 - clip_range, 1 + clip_range)
     loss = (-torch.minimum(rho * a, clipped * a) * weight).sum() / normaliser
     count = mask.sum().clamp_min(1)
     stats = {"ratio_mean": float((rho.detach() * mask).sum() / count), "ratio_max_gap": float(((rho.detach() - 1).abs() * mask).max()),
-             "rows": float(mask.shape[0]),
-             **{f"clipped_{name}": _share(((rho - clipped).abs() > 0) & (rho * a > clipped * a) & mask, sign & mask)
+             "kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count), "rows": float(mask.shape[0]),
+             **{f"clipped_{name}": _share((rho != clipped) & (rho * a > clipped * a) & sign & mask, sign & mask)
                 for name, sign in (("positive", a > 0), ("negative", a < 0))}}
     if new.kl is not None:
-        penalty = (new.kl * mask).sum() / normaliser
-        stats["kl"] = float((new.kl.detach() * mask).sum() / count)
-        loss = loss + kl_beta * penalty
+        kl = torch.where(mask, new.kl, torch.zeros_like(new.kl))
+        loss = loss + kl_beta * kl.sum() / normaliser
+        stats["kl"] = float(kl.detach().sum() / count)
+        if new.kl_other is not None:
+            stats["kl_other"] = float(torch.where(mask, new.kl_other.detach(), torch.zeros_like(kl)).sum() / count)
     return Surrogate(loss, stats, log_ratio.detach()[mask])
 
 

@@ -23,11 +23,11 @@ Agreement = dict[str, tuple[Interval, float]]
 
 
 def probe_gradients(policy: Policy, rollout: Rollout, advantages: Mapping[str, Tensor], micro_batch: int) -> dict[str, Tensor]:
-    """Gradient (P,) of the on-policy surrogate (ratio 1, no KL) for every column of advantages (N,).
+    """Gradient (P,) of the on-policy surrogate (ratio 1, no KL) for every column of advantages (N,) or (N, S).
 
     Args:
         policy: at the weights that made the rollout.
-        advantages: column name -> (N,).
+        advantages: column name -> (N,) or (N, S).
         micro_batch: prompts in one forward pass.
     """
     parameters = policy.parameters()
@@ -39,7 +39,8 @@ def probe_gradients(policy: Policy, rollout: Rollout, advantages: Mapping[str, T
         logp = policy.log_prob(rollout, rows, with_kl=False).logp
         mask = rollout.mask[rows.to(rollout.mask.device)]
         for name, advantage in advantages.items():
-            loss = -(logp * mask * advantage[rows].to(logp.device)[:, None]).sum() / count
+            mine = advantage[rows].to(logp.device)
+            loss = -(logp * mask * (mine if mine.dim() == 2 else mine[:, None])).sum() / count
             found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             totals[name] += torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)])
     return {name: total.cpu() for name, total in totals.items()}

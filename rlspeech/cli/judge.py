@@ -35,6 +35,15 @@ def reward(
     ] = None,
     system: Annotated[str | None, typer.Option(help="Label written into every row.")] = None,
     recogniser: Annotated[str | None, typer.Option(help="For wer: Hub id, folder, or pocketsphinx.")] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL|URL", help="For llm: Hub id or folder of an audio language model, or http://host/v1; none: embedded."),
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option(metavar="NAME", help="For llm at an address: the model's name there.")] = None,
+    sentiment: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="For llm: classifier with ordered labels, Hub id or folder; none: embedded.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="FILE", help="For llm: prompts, one a line; the first is asked.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes for CPU metrics.")] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -57,6 +66,10 @@ def reward(
             "text": text,
             "system": system,
             "recogniser": recogniser,
+            "llm": llm,
+            "llm_model": llm_model,
+            "sentiment": sentiment,
+            "prompt": prompt,
             "workers": workers,
             "out": out,
             "seed": seed,

@@ -1,4 +1,4 @@
-"""``rlspeech prepare dns | voicebank | pairs | mix | folder | demo``."""
+"""``rlspeech prepare dns | voicebank | pairs | mix | ladder | folder | avsec4 | lips | demo``."""
 
 from __future__ import annotations
 
@@ -136,6 +136,36 @@ def mix(
     )
 
 
+@app.command(epilog="Example: rlspeech prepare ladder --clean held-out/ --noise noise/ --utterances 20 --out data/ladder")
+def ladder(
+    clean: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of clean speech; may be repeated.")] = None,
+    noise: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")] = None,
+    utterances: Annotated[int | None, typer.Option(help="How many utterances; 0 takes all.")] = None,
+    clip_s: Annotated[float | None, typer.Option(help="Longest stretch of an utterance in seconds; 0 keeps it whole.")] = None,
+    workers: Workers = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Speech that gets worse in a known order, for the calibration of rewards."""
+    _run(
+        "ladder",
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        clean=clean,
+        noise=noise,
+        render=utterances,
+        render_s=clip_s,
+        workers=workers,
+        out=out,
+        seed=seed,
+    )
+
+
 @app.command(epilog="Example: rlspeech prepare folder recordings/ --kind noisy --out data/recordings")
 def folder(
     root: Root,
@@ -152,6 +182,68 @@ def folder(
 ) -> None:
     """A folder of recordings without references."""
     _run("folder", Shared(preset, config, sets, json_mode, quiet, debug), root=root, kind=kind, workers=workers, out=out, seed=seed)
+
+
+@app.command(epilog="Example: rlspeech prepare avsec4 /data/avsec4 --channels mono --out data/avsec4")
+def avsec4(
+    root: Root,
+    channels: Annotated[str | None, typer.Option(help="mono or binaural: which files.")] = None,
+    target: Annotated[str | None, typer.Option(help="anechoic or reverberant reference.")] = None,
+    given_lips: Annotated[bool | None, typer.Option("--given-lips", help="Name the organisers' lip videos where they are.")] = None,
+    workers: Workers = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Audio-visual enhancement challenge: AVSEC-4 as shipped, and AVSEC-1 to 3."""
+    _run(
+        "avsec4",
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        root=root,
+        channels=channels,
+        target=target,
+        given_lips=given_lips,
+        workers=workers,
+        out=out,
+        seed=seed,
+    )
+
+
+@app.command(epilog="Example: rlspeech prepare lips data/avsec4/train.jsonl --crop mouth96 --out data/avsec4-lips")
+def lips(
+    source: Annotated[str, typer.Argument(metavar="MANIFEST|FOLDER", help="Rows with video_filepath, or a folder of videos.")],
+    crop: Annotated[str | None, typer.Option(help="mouth96 (tracked), centre112 (no detector) or whole96 (videos of mouths).")] = None,
+    landmarks: Annotated[str | None, typer.Option(metavar="FILE", help="MediaPipe face-landmarker model (.task); needs mediapipe.")] = None,
+    keep_faceless: Annotated[
+        bool | None, typer.Option("--keep-faceless", help="Cut the centre of clips without any face instead of dropping them.")
+    ] = None,
+    workers: Workers = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    out: Out = None,
+    seed: Seed = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Mouth crops, 25 grey frames a second, and a contact sheet to judge them by."""
+    _run(
+        "lips",
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        root=source,
+        crop=crop,
+        landmarks=landmarks,
+        keep_faceless=keep_faceless,
+        workers=workers,
+        out=out,
+        seed=seed,
+    )
 
 
 @app.command(epilog="Example: rlspeech prepare demo --out data/demo")

@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pretrain(
-    task: Annotated[str | None, typer.Option(help="flowse")] = None,
+    task: Annotated[str | None, typer.Option(help="flowse, avse, listener")] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest, mix.json or a folder; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest to validate on.")] = None,
     init: Annotated[str | None, typer.Option(help="Checkpoint to start from, or 'embedded'; none: random weights.")] = None,
@@ -61,8 +61,8 @@ def pretrain(
 
 
 def rl(
-    algo: Annotated[str | None, typer.Option(help="grpo")] = None,
-    task: Annotated[str | None, typer.Option(help="flowse")] = None,
+    algo: Annotated[str | None, typer.Option(help="grpo, ppo")] = None,
+    task: Annotated[str | None, typer.Option(help="flowse, avse")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
     data: Annotated[str | None, typer.Option(help="Manifest or mix.json; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest, scored before, during and after.")] = None,

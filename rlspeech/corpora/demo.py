@@ -10,12 +10,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from rlspeech.config import Mixing
+from rlspeech.corpora.drawn import draw_all
 from rlspeech.corpora.mix import render_one
 from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
 from rlspeech.data.mixing import MixtureSet, write_recipe
@@ -26,6 +28,7 @@ __all__ = ["cache_folder", "demo_folder", "demo_recipe", "demo_test", "demo_vali
 COUNT = 24
 SNR_DB = (-2.5, 12.5)
 TRAIN = Mixing(snr_db=(-5.0, 15.0), level_dbfs=(-30.0, -20.0), reverb=0.0, clip_s=2.0)
+FACES = {"snr_db": (0.0, 20.0), "talker": 0.7, "talker_snr_db": (-5.0, 5.0)}  # with a face: a voice among voices
 PARTS = {"test": ("test_clean.jsonl", "test_noise.jsonl", 20261), "valid": ("valid_clean.jsonl", "noise.jsonl", 20262)}
 
 
@@ -38,30 +41,48 @@ def demo_folder() -> Path:
     return folder
 
 
-def demo_recipe(out: str | Path | None = None) -> Path:
-    """The training recipe over the embedded clips: ``mix.json`` of the package, or written to ``out`` with its manifests."""
-    folder = demo_folder()
+def demo_recipe(out: str | Path | None = None, *, faces: bool = False) -> Path:
+    """The training recipe over the embedded clips: ``mix.json`` of the package, or written to ``out`` with its manifests.
+
+    Args:
+        out: folder for the recipe; by default the package's, or the cache.
+        faces: every utterance gets a drawn mouth that follows it (``corpora/drawn.py``: synthetic, as the voices are), and most mixtures a
+            competing talker, whom only the mouth tells from the target.
+    """
     if out is None:
-        return folder / "mix.json"
-    for name in ("clean", "noise"):
-        rows = read_manifest(folder / f"{name}.jsonl")
-        meta = {"source": "demo", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600}
-        write_manifest(Path(out) / f"{name}.jsonl", rows, meta)
-    return write_recipe(Path(out), TRAIN, rir=False)
+        return _cached("faces", _faces, demo_folder() / "mix.json") if faces else demo_folder() / "mix.json"
+    return _faces(Path(out)) if faces else _plain(Path(out))
 
 
-def demo_test(out: str | Path | None = None) -> Path:
+def demo_test(out: str | Path | None = None, *, faces: bool = False) -> Path:
     """A paired manifest of test voices, texts and noises that training never hears: 24 mixtures, -2.5 to 12.5 dB.
 
     Args:
         out: folder for ``test.jsonl`` and its audio; by default the cache.
+        faces: with drawn mouths and competing talkers, as in ``demo_recipe``.
     """
-    return _rendered("test", out)
+    return _rendered("test", out, faces)
 
 
-def demo_valid(out: str | Path | None = None) -> Path:
+def demo_valid(out: str | Path | None = None, *, faces: bool = False) -> Path:
     """The same for validation: voices and texts of neither training nor test, training's kinds of noise."""
-    return _rendered("valid", out)
+    return _rendered("valid", out, faces)
+
+
+def _plain(out: Path) -> Path:
+    for name in ("clean", "noise"):
+        rows = read_manifest(demo_folder() / f"{name}.jsonl")
+        meta = {"source": "demo", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600}
+        write_manifest(out / f"{name}.jsonl", rows, meta)
+    return write_recipe(out, TRAIN, rir=False)
+
+
+def _faces(out: Path) -> Path:
+    _plain(out)
+    rows, dropped = draw_all(read_manifest(out / "clean.jsonl"), out)
+    meta = {"source": "demo", "video": "drawn", "rows": len(rows), "dropped": len(dropped)}
+    write_manifest(out / "clean.jsonl", rows, meta)
+    return write_recipe(out, TRAIN.model_copy(update=FACES), rir=False)
 
 
 def cache_folder() -> Path:
@@ -88,48 +109,62 @@ def _temporary() -> Path:
     return Path(folder)
 
 
-def _rendered(part: str, out: str | Path | None) -> Path:
+def _rendered(part: str, out: str | Path | None, faces: bool) -> Path:
+    render = partial(_render, part, faces=faces)
     if out is not None:
-        return _render(part, Path(out))
-    place = cache_folder() / f"demo-{part}-{_version()}"
-    manifest = place / f"{part}.jsonl"
-    if not _whole(manifest):
+        return render(Path(out))
+    return _cached(f"{part}-faces" if faces else part, render, Path(f"{part}.jsonl"))
+
+
+def _cached(name: str, make: Callable[[Path], Path], result: Path) -> Path:
+    """What ``make`` writes into a folder, kept in the cache; ``result`` names its file."""
+    place = cache_folder() / f"demo-{name}-{_version()}"
+    made = place / result.name
+    if not _whole(made):
         shutil.rmtree(place, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=f".demo-{part}-", dir=place.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".demo-{name}-", dir=place.parent))
         try:
-            _render(part, work)
+            make(work)
             os.replace(work, place)  # another process may have been faster; its folder holds the same
         except OSError:
-            if not _whole(manifest):
+            if not _whole(made):
                 raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return manifest
+    return made
 
 
-def _whole(manifest: Path) -> bool:
-    if not manifest.is_file():
+def _whole(made: Path) -> bool:
+    """True where a manifest, or a recipe's speech, is complete with all its files."""
+    recipe = made.suffix == ".json"
+    manifest = made.parent / "clean.jsonl" if recipe else made
+    if not made.is_file() or not manifest.is_file():
         return False
     utts, problems = scan_manifest(manifest)
-    return not problems and len(utts) == COUNT and all(Path(p).is_file() for u in utts for p in (u.audio_filepath, u.target_filepath or ""))
+    files = [p for u in utts for p in (u.audio_filepath, u.target_filepath, u.lips_filepath) if p]
+    return not problems and (recipe or len(utts) == COUNT) and bool(utts) and all(Path(p).is_file() for p in files)
 
 
 @lru_cache(maxsize=1)
 def _version() -> str:
     """Changes with the corpus and with this file, so that a cache made by an older version is not taken for this one."""
     digest = hashlib.blake2b(digest_size=6)
-    for path in (Path(__file__), *sorted(demo_folder().glob("*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
+    for path in (Path(__file__), Path(__file__).with_name("drawn.py"), *sorted(demo_folder().glob("*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
         digest.update(path.name.encode() + (path.read_bytes() if path.suffix != ".flac" else str(path.stat().st_size).encode()))
     return digest.hexdigest()
 
 
-def _render(part: str, out: Path) -> Path:
+def _render(part: str, out: Path, faces: bool = False) -> Path:
     clean, noise, seed = PARTS[part]
     folder = demo_folder()
     mixing = Mixing(snr_db=SNR_DB, level_dbfs=(-28.0, -22.0), reverb=0.0)
+    if faces:
+        mixing = mixing.model_copy(update={**FACES, "talker": 1.0})
     mixtures = MixtureSet(read_manifest(folder / clean), read_manifest(folder / noise), [], mixing, 16000, seed)
-    ratios = np.random.Generator(np.random.Philox(seed)).permutation(np.linspace(*SNR_DB, COUNT))  # even spread, in no order
+    ratios = np.random.Generator(np.random.Philox(seed)).permutation(np.linspace(*(mixing.snr_db if faces else SNR_DB), COUNT))
     rows = [render_one(mixtures, n, out / "audio" / part, f"{part}_{n:02d}", snr_db=round(float(snr), 2)) for n, snr in enumerate(ratios)]
+    if faces:
+        rows, _ = draw_all(rows, out, seed=seed)
     meta = {"source": "demo", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600, "seed": seed, "mixing": mixing.model_dump()}
-    write_manifest(out / f"{part}.jsonl", rows, meta)
+    write_manifest(out / f"{part}.jsonl", rows, meta | ({"video": "drawn"} if faces else {}))
     return out / f"{part}.jsonl"

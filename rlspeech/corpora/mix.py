@@ -57,6 +57,8 @@ def render_one(mixtures: MixtureSet, number: int, out: Path, name: str, clip_s: 
     extra: dict[str, Any] = {"clean_id": utt.id, "noise_id": made.noise_id}
     if made.rir_id:
         extra["rir_id"] = made.rir_id
+    if made.talker_id:
+        extra["talker"] = True
     words = utt.text if clip_s == 0 else None  # a cut clip does not say the whole text
     seconds = len(made.noisy) / mixtures.sample_rate
     return Utterance(name, str(noisy), seconds, mixtures.sample_rate, text=words, target_filepath=str(target), speaker_id=utt.speaker_id,

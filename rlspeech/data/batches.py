@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from rlspeech.config import Mixing
 from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.lips import LIPS_FPS, frames_of, load_lips
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.types import UserError, Utterance
@@ -23,7 +25,10 @@ __all__ = ["Clip", "ClipSource", "PairedClips", "batches", "hold_back", "open_cl
 
 @dataclass(slots=True)
 class Clip:
-    """One noisy input (T,) and its target (T,) float32, with what is known about it."""
+    """One noisy input (T,) and its target (T,) float32, with what is known about it.
+
+    Binaural clips are (2, T). ``lips`` are (F, H, W) uint8 at 25 frames a second, frame 0 at sample 0, or None.
+    """
 
     key: str
     noisy: np.ndarray
@@ -31,6 +36,7 @@ class Clip:
     sample_rate: int
     text: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    lips: np.ndarray | None = None
 
 
 class ClipSource(Protocol):
@@ -68,11 +74,13 @@ class PairedClips:
         if abs(len(noisy) - len(target)) > 0.1 * self.sample_rate:
             raise AudioError(f"noisy and target differ by {abs(len(noisy) - len(target)) / self.sample_rate:.2f} s")
         noisy, target = noisy[:length], target[:length]
+        start = 0
         if clip_s > 0:
             rng = mixture_rng(self.seed, epoch, utt.id)
             both = crop(np.arange(length), int(clip_s * self.sample_rate), rng)[: length]
-            noisy, target = noisy[both], target[both]
-        return Clip(utt.id, noisy, target, self.sample_rate, utt.text, {"snr_db": utt.snr_db, **utt.extra})
+            noisy, target, start = noisy[both], target[both], int(both[0])
+        lips = lips_of(utt, start / self.sample_rate, len(noisy) / self.sample_rate)
+        return Clip(utt.id, noisy, target, self.sample_rate, utt.text, {"snr_db": utt.snr_db, **utt.extra}, lips)
 
 
 @dataclass
@@ -94,7 +102,23 @@ class MixedClips:
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """Mix utterance ``index`` for ``epoch``."""
         utt, made = self.utts[index], self.mixtures.get(epoch, index, clip_s)
-        return Clip(utt.id, made.noisy, made.target, self.sample_rate, utt.text, {"snr_db": made.snr_db, "noise": made.noise_id})
+        lips = lips_of(utt, made.start_s, len(made.noisy) / self.sample_rate)
+        return Clip(utt.id, made.noisy, made.target, self.sample_rate, utt.text, {"snr_db": made.snr_db, "noise": made.noise_id}, lips)
+
+
+def lips_of(utt: Utterance, start_s: float, duration_s: float) -> np.ndarray | None:
+    """The mouth crops (F, H, W) of a stretch of an utterance, None where it has none. Raises ``LipsError``."""
+    if not utt.lips_filepath:
+        return None
+    whole = _lips(utt.lips_filepath)
+    wanted = np.arange(frames_of(duration_s)) + round((utt.offset + start_s) * LIPS_FPS)
+    return whole[np.clip(wanted, 0, len(whole) - 1)]
+
+
+@lru_cache(maxsize=256)
+def _lips(path: str) -> np.ndarray:
+    """Unpacked crops of a small corpus stay in memory: unpacking costs more than a training step's share of it."""
+    return load_lips(path)
 
 
 def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = None, seed: int = 0) -> ClipSource:

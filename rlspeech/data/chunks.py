@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 __all__ = ["apply", "join", "spans"]
 
-Infer = Callable[[Sequence[np.ndarray], Sequence[str]], list[np.ndarray]]
+Infer = Callable[..., list[np.ndarray]]
 
 
-def spans(samples: int, size: int, overlap: int) -> list[tuple[int, int]]:
+def spans(samples: int, size: int, overlap: int, grid: int = 1) -> list[tuple[int, int]]:
     """Cut ``samples`` into stretches of ``size`` that share ``overlap``; the last one is moved back so that it is as long as the rest.
 
+    Args:
+        samples: of the whole.
+        size: longest stretch.
+        overlap: what neighbours share at least.
+        grid: every stretch starts at a multiple of this; the last one is then shorter than the rest by less than it.
+
     Raises:
-        ValueError: an overlap that is not shorter than half a chunk.
+        ValueError: an overlap that is not shorter than half a chunk, or chunks that a step of the grid does not fit into.
     """
-    if not 0 <= overlap * 2 < size:
+    step = (size - overlap) // grid * grid
+    if not 0 <= overlap * 2 < size or step <= 0:
         raise ValueError(f"an overlap of {overlap} samples does not fit chunks of {size}")
     if samples <= size:
         return [(0, samples)]
-    starts = list(range(0, samples - size, size - overlap)) + [samples - size]
-    return [(start, start + size) for start in starts]
+    last = -(-(samples - size) // grid) * grid
+    starts = [*range(0, samples - size, step), last]
+    return [(start, min(start + size, samples)) for start in starts]
 
 
 def join(parts: Sequence[np.ndarray], where: Sequence[tuple[int, int]], samples: int) -> np.ndarray:
-    """Put chunks together, (samples,) float32; where two or more lie over each other they are faded linearly, weights summing to 1."""
-    total = np.zeros(samples, dtype=np.float32)
+    """Put chunks together, (..., samples) float32; where two or more lie over each other they are faded linearly, weights summing to 1."""
+    total = np.zeros((*parts[0].shape[:-1], samples), dtype=np.float32)
     weight = np.zeros(samples, dtype=np.float32)
     for i, (part, (start, end)) in enumerate(zip(parts, where, strict=True)):
         ramp = np.ones(end - start, dtype=np.float32)
@@ -37,51 +46,67 @@ def join(parts: Sequence[np.ndarray], where: Sequence[tuple[int, int]], samples:
         if i + 1 < len(where):
             n = end - where[i + 1][0]
             ramp[-n or len(ramp):] *= ((np.arange(n, dtype=np.float32) + 0.5) / max(n, 1))[::-1]
-        total[start:end] += ramp * part
+        total[..., start:end] += ramp * part
         weight[start:end] += ramp
     return total / weight
 
 
-def apply(infer: Infer, wavs: Sequence[np.ndarray], keys: Sequence[str], *, batch: int, size: int,
-          overlap: int) -> list[np.ndarray | Exception]:
+def apply(infer: Infer, wavs: Sequence[np.ndarray], keys: Sequence[str], *, batch: int, size: int, overlap: int,
+          lips: Sequence[np.ndarray | None] | None = None, hop: int = 640) -> list[np.ndarray | Exception]:
     """Run ``infer`` over waveforms; one that fails costs itself.
 
     Args:
-        infer: maps B waveforms and their B keys to B waveforms of the same lengths.
-        wavs: (T_i,) float32 each, any length.
+        infer: maps B waveforms and their B keys, and B videos or None where ``lips`` are given, to B waveforms of the same shapes.
+        wavs: (T_i,) or (C, T_i) float32 each, any length.
         keys: an id each; chunks of a long one get ids of their own.
         batch: chunks at once.
         size: longest chunk in samples.
-        overlap: samples that neighbouring chunks share.
+        overlap: samples that neighbouring chunks share at least.
+        lips: (F_i, H, W) video each, frame 0 at sample 0, or None where there is none. Chunks then start on whole frames, with or without
+            a video, and take their frames along; where a video ends before the sound its last frame is held.
+        hop: samples of a video frame.
 
     Returns:
         A waveform or the exception, in order.
     """
-    cuts = [spans(len(w), size, overlap) for w in wavs]
+    lengths = [w.shape[-1] for w in wavs]
+    cuts = [spans(n, size, overlap, 1 if lips is None else hop) for n in lengths]
     jobs = [(i, c) for i, cut in enumerate(cuts) for c in range(len(cut))]
     jobs.sort(key=lambda job: cuts[job[0]][job[1]][1] - cuts[job[0]][job[1]][0])  # like lengths together: less padding
     done: dict[tuple[int, int], np.ndarray | Exception] = {}
     for at in range(0, len(jobs), batch):
         part = jobs[at : at + batch]
-        pieces = [wavs[i][cuts[i][c][0] : cuts[i][c][1]] for i, c in part]
-        names = [keys[i] if len(cuts[i]) == 1 else f"{keys[i]}#{c}" for i, c in part]
-        done.update(zip(part, _guarded(infer, pieces, names), strict=True))
+        inputs: list[list[Any]] = [[wavs[i][..., cuts[i][c][0] : cuts[i][c][1]] for i, c in part],
+                                   [keys[i] if len(cuts[i]) == 1 else f"{keys[i]}#{c}" for i, c in part]]
+        if lips is not None:
+            inputs.append([_frames(lips[i], *cuts[i][c], hop) for i, c in part])
+        done.update(zip(part, _guarded(infer, inputs), strict=True))
     results: list[np.ndarray | Exception] = []
     for i, cut in enumerate(cuts):
         got = [done.pop((i, c)) for c in range(len(cut))]
         failed = next((g for g in got if isinstance(g, Exception)), None)
-        results.append(failed if failed is not None else join([g for g in got if isinstance(g, np.ndarray)], cut, len(wavs[i])))
+        results.append(failed if failed is not None else join([g for g in got if isinstance(g, np.ndarray)], cut, lengths[i]))
     return results
 
 
-def _guarded(infer: Infer, pieces: list[np.ndarray], names: list[str]) -> list[np.ndarray | Exception]:
+def _frames(video: np.ndarray | None, start: int, end: int, hop: int) -> np.ndarray | None:
+    """The frames that cover samples ``start`` to ``end``."""
+    if video is None:
+        return None
+    first, count = round(start / hop), max(1, -(-(end - start) // hop))
+    return video[np.minimum(np.arange(first, first + count), len(video) - 1)]
+
+
+def _guarded(infer: Infer, inputs: list[list[Any]]) -> list[np.ndarray | Exception]:
+    """``infer`` on a batch; where that fails, on its items one by one."""
+    pieces = inputs[0]
     try:
-        out = infer(pieces, names)
+        out = infer(*inputs)
     except Exception as error:
         if len(pieces) == 1:
             return [error]
         _free_memory()
-        return [result for piece, name in zip(pieces, names, strict=True) for result in _guarded(infer, [piece], [name])]
+        return [result for i in range(len(pieces)) for result in _guarded(infer, [[column[i]] for column in inputs])]
     return [_checked(o, p) for o, p in zip(out, pieces, strict=True)]
 
 

@@ -27,13 +27,15 @@ ATTEMPTS = 8  # draws before an utterance whose crops are all silent is given up
 
 
 class Mixture(NamedTuple):
-    """One made-up recording: ``noisy`` and ``target`` are (T,) float32 of the same length."""
+    """One made-up recording: ``noisy`` and ``target`` are (T,) float32 of the same length; the target starts at ``start_s`` of its utterance."""
 
     noisy: np.ndarray
     target: np.ndarray
     snr_db: float
     noise_id: str
     rir_id: str | None
+    start_s: float = 0.0
+    talker_id: str | None = None
 
 
 def mixture_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
@@ -156,25 +158,58 @@ class MixtureSet:
 
     def _draw(self, utt: Utterance, rng: np.random.Generator, clip_s: float) -> Mixture:
         clean = _cached(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
+        start = 0
         if clip_s > 0:
-            clean = crop(clean, int(clip_s * self.sample_rate), rng)
+            clean, start = cut(clean, int(clip_s * self.sample_rate), rng)
         noise_utt = self.noise[int(rng.integers(len(self.noise)))]
         noise = crop(_cached(noise_utt.audio_filepath, self.sample_rate, noise_utt.offset, noise_utt.duration), len(clean), rng, loop=True)
         rir_utt = self.rirs[int(rng.integers(len(self.rirs)))] if self.rirs and rng.random() < self.mixing.reverb else None
         rir = _cached(rir_utt.audio_filepath, self.sample_rate, rir_utt.offset, rir_utt.duration) if rir_utt else None
         snr = float(rng.uniform(*self.mixing.snr_db))
-        noisy, target = mix(clean, noise, rir, snr, float(rng.uniform(*self.mixing.level_dbfs)), self.mixing.early_ms, self.sample_rate)
-        return Mixture(noisy, target, snr, noise_utt.id, rir_utt.id if rir_utt else None)
+        level = float(rng.uniform(*self.mixing.level_dbfs))
+        talker, against = self._talker(utt, len(clean), rng)
+        if talker is not None:
+            noise = joined(clean, noise, snr, talker, against)
+            snr = -10.0 * float(np.log10(10.0 ** (-snr / 10.0) + 10.0 ** (-against / 10.0)))
+        noisy, target = mix(clean, noise, rir, snr, level, self.mixing.early_ms, self.sample_rate)
+        return Mixture(noisy, target, snr, noise_utt.id, rir_utt.id if rir_utt else None, start / self.sample_rate,
+                       "talker" if talker is not None else None)
+
+    def _talker(self, utt: Utterance, length: int, rng: np.random.Generator) -> tuple[np.ndarray | None, float]:
+        """(T,) of another speaker's utterance and its SNR, or None for the share of mixtures without."""
+        if not self.mixing.talker or rng.random() >= self.mixing.talker:  # no draw where it is off: older recipes stay what they were
+            return None, 0.0
+        against = float(rng.uniform(*self.mixing.talker_snr_db))
+        for _ in range(ATTEMPTS):
+            other = self.clean[int(rng.integers(len(self.clean)))]
+            if other.id != utt.id and (other.speaker_id is None or other.speaker_id != utt.speaker_id):
+                wav = crop(_cached(other.audio_filepath, self.sample_rate, other.offset, other.duration), length, rng, loop=True)
+                if rms_dbfs(wav) > SILENT_DBFS:
+                    return wav, against
+        return None, 0.0
+
+
+def joined(clean: np.ndarray, noise: np.ndarray, snr_db: float, talker: np.ndarray, talker_snr_db: float) -> np.ndarray:
+    """Noise and a competing talker, each at its own ratio to the clean speech, (T,) float32."""
+    level = rms_dbfs(clean)
+    if rms_dbfs(noise) < SILENT_DBFS - 30:
+        raise AudioError("silent noise")
+    return to_level(noise, level - snr_db) + to_level(talker, level - talker_snr_db)
+
+
+def cut(wav: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A random stretch of ``length`` samples, and where it starts; shorter input is padded with zeros behind."""
+    if len(wav) <= length:
+        return np.pad(wav, (0, length - len(wav))), 0
+    start = int(rng.integers(len(wav) - length + 1))
+    return wav[start:start + length], start
 
 
 def crop(wav: np.ndarray, length: int, rng: np.random.Generator, loop: bool = False) -> np.ndarray:
     """A random stretch of ``length`` samples; shorter input is looped (noise) or padded with zeros behind (speech)."""
     if loop and 0 < len(wav) < length:
         wav = np.tile(wav, -(-length // len(wav)))
-    if len(wav) <= length:
-        return np.pad(wav, (0, length - len(wav)))
-    start = int(rng.integers(len(wav) - length + 1))
-    return wav[start:start + length]
+    return cut(wav, length, rng)[0]
 
 
 def write_recipe(folder: Path, mixing: Mixing, *, rir: bool) -> Path:

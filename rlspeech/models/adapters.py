@@ -6,40 +6,35 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import Parameter
 
 from rlspeech.config import Lora
-from rlspeech.models.flow import FlowEnhancer
 
 __all__ = ["Adapted"]
-
-ATTENTION = ("to_q", "to_k", "to_v", "to_out")
-FEED_FORWARD = ("ff.0", "ff.2")
-EDGES = ("inp", "out")
-
 
 class Adapted:
     """A model with its trainable part and its reference.
 
     Args:
         model: changed in place when ``lora`` is given (its linear layers gain adapters).
-        lora: rank, scale and targets; None trains every weight and keeps a frozen copy as the reference.
+        lora: rank, scale and targets; None trains every weight and keeps a frozen copy as the reference. What ``targets`` means is the
+            model's: ``lora_targets`` holds a pattern of module names for each.
     """
 
-    def __init__(self, model: FlowEnhancer, lora: Lora | None) -> None:
+    def __init__(self, model: Any, lora: Lora | None) -> None:
         self.model = model
-        self._frozen: FlowEnhancer | None = None
+        self._frozen: Any = None
         if lora is None:
             self._frozen = copy.deepcopy(model).eval().requires_grad_(False)
             model.requires_grad_(True)
         else:
             from peft import LoraConfig, get_peft_model
 
-            inner = ATTENTION + FEED_FORWARD
-            names = {"attention": ATTENTION, "attention+ff": inner, "all": inner + EDGES}[lora.targets]
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a factor, any float does
-                                target_modules=list(names), lora_dropout=0.0, bias="none")
+                                target_modules=model.lora_targets[lora.targets], lora_dropout=0.0, bias="none")
             self._peft = get_peft_model(model, config)  # type: ignore[arg-type]
         model.eval()  # no dropout anywhere: the sampler and the update see the same function
 
@@ -48,7 +43,7 @@ class Adapted:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @contextmanager
-    def reference(self) -> Iterator[FlowEnhancer]:
+    def reference(self) -> Iterator[Any]:
         """The model as it was before training; with an adapter, the same object with the adapter off."""
         if self._frozen is not None:
             yield self._frozen

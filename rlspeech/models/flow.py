@@ -11,6 +11,8 @@ N(y, sigma^2) (arXiv 2508.06840, there written in reversed time).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,6 +51,10 @@ class FlowEnhancer(nn.Module):
     Raises:
         UserError: a head and a prediction target that do not go together.
     """
+
+    lora_targets: ClassVar[dict[str, str]] = {  # patterns of module names, see ``adapters.Adapted``
+        "attention": r".*\.(to_q|to_k|to_v|to_out)", "attention+ff": r".*\.(to_q|to_k|to_v|to_out|ff\.0|ff\.2)",
+        "all": r"inp|out|.*\.(to_q|to_k|to_v|to_out|ff\.0|ff\.2)"}
 
     def __init__(self, cfg: FlowModel) -> None:
         super().__init__()

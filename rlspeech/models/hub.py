@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from rlspeech.models.avse import AvseEnhancer
     from rlspeech.models.flow import FlowEnhancer
 
-__all__ = ["embedded_path", "load_flow", "read_config", "save_flow"]
+__all__ = ["Kind", "KINDS", "embedded_path", "load_avse", "load_flow", "load_model", "read_config", "save_avse", "save_flow", "save_model"]
 
-MODEL_TYPE = "rlspeech-flow"
+
+class Kind(NamedTuple):
+    """A kind of checkpoint: what ``config.json`` calls it, and the classes behind it (module:name)."""
+
+    model_type: str
+    title: str
+    settings: str
+    module: str
+    tags: str
+
+
+KINDS = {
+    "flowse": Kind("rlspeech-flow", "flow enhancer", "FlowModel", "rlspeech.models.flow:FlowEnhancer", "speech-enhancement, flow-matching"),
+    "avse": Kind("rlspeech-avse", "audio-visual enhancer", "AvseModel", "rlspeech.models.avse:AvseEnhancer",
+                 "speech-enhancement, audio-visual"),
+}
+MODEL_TYPE = KINDS["flowse"].model_type
 
 
 def embedded_path(task: str) -> Path:
@@ -45,22 +64,24 @@ def resolve(name: str, task: str = "flowse") -> Path:
                     "a folder written by `rlspeech pretrain` or `rlspeech rl`, or 'embedded'")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's ``config.json``. Raises ``UserError`` where it is not one of ours."""
+def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
+    """The checkpoint's ``config.json``. Raises ``UserError`` where it is not one of that task's."""
+    kind = KINDS[task]
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder / 'config.json'}", str(error),
                         "a folder written by `rlspeech pretrain` or `rlspeech rl`") from error
     if not isinstance(config, dict):
-        raise UserError(f"{folder} is not a flow enhancer", f"its config.json holds no object but {type(config).__name__}")
-    if config.get("model_type") != MODEL_TYPE:
-        raise UserError(f"{folder} is not a flow enhancer", f"model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}")
+        raise UserError(f"{folder} is not a {kind.title}", f"its config.json holds no object but {type(config).__name__}")
+    if config.get("model_type") != kind.model_type:
+        other = next((f"; --task {name} takes it" for name, k in KINDS.items() if k.model_type == config.get("model_type")), "")
+        raise UserError(f"{folder} is not a {kind.title}", f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}{other}")
     return config
 
 
-def load_flow(name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
-    """Load an enhancer in fp32 and evaluation mode.
+def load_model(name: str, task: str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """Load a checkpoint in fp32 and evaluation mode.
 
     Returns:
         the model and its ``config.json``.
@@ -71,27 +92,28 @@ def load_flow(name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhanc
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from rlspeech.config import FlowModel
-    from rlspeech.models.flow import FlowEnhancer
+    from rlspeech import config as settings
 
-    folder = resolve(name)
-    config = read_config(folder)
+    kind, folder = KINDS[task], resolve(name, task)
+    config = read_config(folder, task)
+    module, _, cls = kind.module.partition(":")
     try:
-        model = FlowEnhancer(FlowModel(**config["model"]))
+        model = getattr(importlib.import_module(module), cls)(getattr(settings, kind.settings)(**config["model"]))
         weights = load_file(folder / "model.safetensors")
-        model.load_state_dict({k: v.float() for k, v in weights.items()})
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(f"cannot load the checkpoint {folder}", str(error).splitlines()[0], "rlspeech check on its run folder") from error
     return model.to(device).eval(), config
 
 
-def save_flow(folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weights: dict[str, torch.Tensor] | None = None,
-              half: bool = False) -> None:
+def save_model(folder: Path, model: Any, task: str, *, facts: dict[str, Any], weights: dict[str, torch.Tensor] | None = None,
+               half: bool = False) -> None:
     """Write a checkpoint into an existing or new folder; the caller makes it atomic.
 
     Args:
         folder: where to.
-        model: gives the config and, unless ``weights`` are given, the weights.
+        model: gives the config (``cfg``, ``sample_rate``) and, unless ``weights`` are given, the weights.
+        task: its kind.
         facts: how it came to be (data, steps, reward, numbers), for ``config.json`` and the model card.
         weights: other weights of the same shape, an average for instance.
         half: store fp16, half the size, for shipping.
@@ -101,17 +123,40 @@ def save_flow(folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weigh
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in (weights or model.state_dict()).items()}
     if half:
-        state = {k: v.half() for k, v in state.items()}
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private; a checkpoint is as readable as its config
-    config = {"model_type": MODEL_TYPE, "task": "flowse", "sample_rate": model.sample_rate, "model": model.cfg.model_dump(), "facts": facts}
+    config = {"model_type": KINDS[task].model_type, "task": task, "sample_rate": model.sample_rate, "model": model.cfg.model_dump(),
+              "facts": facts}
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     (folder / "README.md").write_text(model_card(config, sum(v.numel() for v in state.values())))
 
 
+def load_flow(name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
+    """``load_model`` for ``flowse``."""
+    model, config = load_model(name, "flowse", device)
+    return cast("FlowEnhancer", model), config
+
+
+def save_flow(folder: Path, model: FlowEnhancer, **how: Any) -> None:
+    """``save_model`` for ``flowse``."""
+    save_model(folder, model, "flowse", **how)
+
+
+def load_avse(name: str, device: torch.device | str = "cpu") -> tuple[AvseEnhancer, dict[str, Any]]:
+    """``load_model`` for ``avse``."""
+    model, config = load_model(name, "avse", device)
+    return cast("AvseEnhancer", model), config
+
+
+def save_avse(folder: Path, model: AvseEnhancer, **how: Any) -> None:
+    """``save_model`` for ``avse``."""
+    save_model(folder, model, "avse", **how)
+
+
 def model_card(config: dict[str, Any], parameters: int) -> str:
     """Markdown card of a checkpoint."""
-    lines = ["---", "library_name: rlspeech", "tags: [speech-enhancement, flow-matching]", "license: apache-2.0", "---", "",
-             f"# {config['task']} enhancer, {parameters / 1e6:.2f} M parameters, {config['sample_rate']} Hz", ""]
+    lines = ["---", "library_name: rlspeech", f"tags: [{KINDS[config['task']].tags}]", "license: apache-2.0", "---", "",
+             f"# {KINDS[config['task']].title.capitalize()}, {parameters / 1e6:.2f} M parameters, {config['sample_rate']} Hz", ""]
     lines += [f"- **{key}**: {value}" for key, value in config["facts"].items()]
-    return "\n".join([*lines, "", "Use it: `rlspeech enhance noisy.wav --model THIS_FOLDER --out enhanced`", ""])
+    return "\n".join([*lines, "", f"Use it: `rlspeech enhance noisy.wav --task {config['task']} --model THIS_FOLDER --out enhanced`", ""])

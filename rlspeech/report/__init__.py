@@ -18,7 +18,7 @@ from rlspeech import log
 from rlspeech.checkpoints import write_text
 from rlspeech.stats import Interval
 
-__all__ = ["Clip", "Metric", "ReportData", "render_report", "verdict"]
+__all__ = ["Clip", "Grid", "Metric", "ReportData", "render_report", "verdict"]
 
 MAX_BYTES = 14_000_000  # of one report; clips beyond it are left out
 MAX_CLIP_S = 10.0
@@ -33,6 +33,16 @@ class Metric:
     help: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A further table, as text: ``heading`` names the columns, ``note`` stands below."""
+
+    title: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
 @dataclass(slots=True)
 class Clip:
     """One utterance with a player for each system.
@@ -43,6 +53,7 @@ class Clip:
         sample_rate: of all of them, in Hz.
         note: text or conditions, shown under the id.
         scores: system -> metric -> number or None.
+        texts: system -> what a model said of it; someone else's text, shown escaped.
     """
 
     key: str
@@ -50,6 +61,7 @@ class Clip:
     sample_rate: int
     note: str = ""
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -69,6 +81,7 @@ class ReportData:
         versions: package -> version.
         cost: what was spent, label -> text.
         notes: remarks, such as metrics that were not available.
+        grids: further tables, below the differences.
     """
 
     title: str
@@ -83,6 +96,7 @@ class ReportData:
     versions: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    grids: Sequence[Grid] = ()
 
 
 def mark(metric: Metric, delta: Interval | None) -> str:

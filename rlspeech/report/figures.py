@@ -33,6 +33,7 @@ class Player:
     audio: str
     picture: str
     scores: dict[str, float | None]
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def players(clip: Clip, max_s: float) -> Players:
     pictures = {system: spectrogram_db(wav) for system, wav in cut.items()}
     top = max((float(p.max()) for p in pictures.values()), default=0.0)
     made = [Player(system, _data("audio/flac", _flac(wav, clip.sample_rate)), _data("image/png", _png(pictures[system], top)),
-                   clip.scores.get(system, {})) for system, wav in cut.items()]
+                   clip.scores.get(system, {}), clip.texts.get(system, "")) for system, wav in cut.items()]
     seconds = max((len(w) for w in cut.values()), default=0) / clip.sample_rate
     return Players(clip.key, clip.note, seconds, made, sum(len(p.audio) + len(p.picture) for p in made))
 

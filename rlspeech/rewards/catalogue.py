@@ -88,6 +88,8 @@ BUILTIN: tuple[Entry, ...] = (
                                         "squim_stoi": Column("STOI as predicted by SQUIM", bounds=(0.0, 1.0)),
                                         "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB")},
           requires={"torchaudio": "'rlspeech[torchaudio]'"}, min_s=0.3, probe=_P + "_torchaudio:why_not"),
+    Entry("llm", _P + "judge:LlmJudge", {"llm": Column("rating read out of an audio language model's words", bounds=(1.0, 5.0))},
+          min_s=0.3),
 )
 
 ALIASES: dict[str, str] = {

@@ -15,7 +15,8 @@ from rlspeech.types import UserError
 __all__ = ["FIXED", "ScoreFile"]
 
 FIXED = {"key", "system", "stamp", "errors"}
-TRANSIENT = ("took longer", "crashed", "worker")  # failures of the machine, not of the file: tried again by the next run
+# failures of the machine, not of the file: tried again by the next run
+TRANSIENT = ("took longer", "crashed", "worker", "endpoint", "out of memory")
 
 
 class ScoreFile:

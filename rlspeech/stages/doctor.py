@@ -40,6 +40,8 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "speechmos",
+    "av",
+    "opencv-python-headless",
 )
 OPTIONAL = {"pesq": "PESQ", "torchaudio": "SQUIM", "tensorboard": "curves in TensorBoard", "pocketsphinx": "a recogniser for wer"}
 # folder below assets/ -> (what it must hold, what it is for)
@@ -47,6 +49,8 @@ ASSETS = {
     "flowse": (("config.json", "model.safetensors"), "the enhancer that rl, eval and enhance start from"),
     "speaker": (("config.json", "model.safetensors"), "encoder of speaker_similarity"),
     "speech_encoder": (("config.json", "model.safetensors"), "encoder of speech_bert_score"),
+    "listener": (("config.json", "model.safetensors", "tokenizer.json"), "describes speech in words, for the reward llm"),
+    "sentiment": (("config.json", "model.safetensors", "tokenizer.json"), "rates the words from 1 to 5, for the reward llm"),
     "demo": (("mix.json", "clean.jsonl", "noise.jsonl"), "the embedded corpus"),
 }
 

@@ -18,8 +18,9 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Mixing, Strict
-from rlspeech.corpora import demo, dns, folder, mix, voicebank
+from rlspeech.corpora import avsec, demo, dns, folder, ladder, lips, mix, voicebank
 from rlspeech.corpora.common import Candidate
+from rlspeech.corpora.contact import contact_sheet
 from rlspeech.corpora.vet import Vetted, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.jsonl import dumps, write_text
@@ -34,19 +35,27 @@ __all__ = ["Prepare", "run"]
 class Prepare(Strict):
     """``rlspeech prepare SOURCE``."""
 
-    source: Literal["dns", "voicebank", "pairs", "mix", "folder", "demo"] = Field("demo", description="layout of what is there")
-    root: str | None = Field(None, description="dns, voicebank, folder: the corpus")
+    source: Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder", "avsec4", "lips", "demo"] = Field(
+        "demo", description="layout of what is there")
+    root: str | None = Field(None, description="dns, voicebank, folder, avsec4: the corpus; lips: manifest, or folder of videos")
     noisy: str | None = Field(None, description="pairs: folder with the inputs")
-    clean: list[str] = Field([], description="pairs: folder with the references; mix: folders or manifests of speech")
-    noise: list[str] = Field([], description="mix: folders or manifests of noise")
+    clean: list[str] = Field([], description="pairs: folder with the references; mix, ladder: folders or manifests of speech")
+    noise: list[str] = Field([], description="mix, ladder: folders or manifests of noise")
     rir: list[str] = Field([], description="mix: folders or manifests of impulse responses")
     out: str | None = Field(None, description="folder for manifests; none: data/SOURCE")
     mixing: Mixing = Field(Mixing(), description="mix, dns: how mixtures are made")
-    render: int = Field(0, ge=0, description="mix: write this many mixtures to disk; 0 writes a recipe that mixes on the fly")
-    render_s: float = Field(0.0, ge=0, description="mix: length of rendered mixtures; 0 keeps whole utterances")
+    render: int = Field(0, ge=0, description="mix: write this many mixtures to disk; 0 writes a recipe that mixes on the fly; "
+                        "ladder: utterances, 0 takes all")
+    render_s: float = Field(0.0, ge=0, description="mix, ladder: length of what is rendered; 0 keeps whole utterances")
     speakers: Literal["auto", "28", "56", "all"] = Field("auto", description="voicebank: training set; auto: 28 where it is there, else 56")
     valid_speakers: list[str] = Field(list(voicebank.VALID_SPEAKERS), description="voicebank: held back from training")
     kind: Literal["speech", "noisy", "noise", "rir"] = Field("speech", description="folder: what the recordings are held to")
+    channels: Literal["mono", "binaural"] = Field("mono", description="avsec4: which files")
+    target: Literal["anechoic", "reverberant"] = Field("anechoic", description="avsec4: reference")
+    given_lips: bool = Field(False, description="avsec4: name the organisers' lip videos (lips/), where they are")
+    crop: Literal["mouth96", "centre112", "whole96"] = Field("mouth96", description="lips: tracked mouth; fixed centre; videos of mouths")
+    landmarks: str | None = Field(None, description="lips: face-landmarker model (MediaPipe .task) in place of the embedded detector")
+    keep_faceless: bool = Field(False, description="lips: cut the centre of clips without any face instead of dropping them")
     limits: Limits = Field(Limits(), description="what is dropped")
     seed: int = Field(0, ge=0, description="of rendered mixtures")
     workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: in this process")
@@ -77,17 +86,19 @@ def run(config: Prepare, *, json_mode: bool = False) -> dict[str, Any]:
     else:
         candidates = list(_candidates(config, out))
         workers = physical_cores() if config.workers is None else config.workers
-        done = vet(candidates, out / "checks.jsonl", config.limits, workers, config.kind if config.source == "folder" else None)
+        kind = {"folder": config.kind, "lips": "noisy", "avsec4": "noisy"}.get(config.source)
+        done = vet(candidates, out / "checks.jsonl", config.limits, workers, kind)
         _refuse_nothing(config, done, out)
-        summary = _write(config, done, out, workers)
+        facts = _lips(config, done, out, workers) if config.source == "lips" else {}
+        summary = _write(config, done, out, workers) | facts
     summary["seconds"] = round(time.monotonic() - start_s, 1)
     _report(summary)
     return summary
 
 
 def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
-    needed = {"dns": ("root",), "voicebank": ("root",), "folder": ("root",), "pairs": ("noisy", "clean"), "mix": ("clean", "noise")}
-    for name in needed[config.source]:
+    needed = {"pairs": ("noisy", "clean"), "mix": ("clean", "noise"), "ladder": ("clean", "noise")}
+    for name in needed.get(config.source, ("root",)):
         if not getattr(config, name):
             raise UserError(f"prepare {config.source} needs {name}", "", f"rlspeech prepare {config.source} --help")
     if config.source == "dns":
@@ -96,6 +107,11 @@ def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
         return voicebank.find(config.root or "", config.speakers, config.valid_speakers)
     if config.source == "folder":
         return folder.find(config.root or "", skip=out)
+    if config.source == "avsec4":
+        workers = physical_cores() if config.workers is None else config.workers
+        return avsec.find(config.root or "", config.channels, config.target, given_lips=config.given_lips, workers=workers)
+    if config.source == "lips":
+        return lips.find(config.root or "", out)
     if config.source == "pairs":
         if len(config.clean) > 1:
             why = f"{len(config.clean)} were given"
@@ -104,9 +120,23 @@ def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
     return mix.find(config.clean, config.noise, config.rir, out)
 
 
+def _lips(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, Any]:
+    """Cut the crops of what is left, and say how it went; rows whose video is of no use are dropped."""
+    how = lips.Cropping(config.crop, config.landmarks, config.keep_faceless)
+    cropped = lips.crop_rows(done.kept, out, how, workers)
+    done.kept = cropped.kept
+    done.dropped += cropped.dropped
+    _refuse_nothing(config, done, out)
+    rows = [utt for utts in done.kept.values() for utt in utts]
+    contact_sheet(rows, out / "contact.png")
+    rates = [utt.extra["face_rate"] for utt in rows if "face_rate" in utt.extra]
+    return {"cut": cropped.cut, "cut_before": cropped.known, "short_videos": cropped.short, "several_faces": cropped.several,
+            "contact": str(out / "contact.png"), "face_rate": round(sum(rates) / len(rates), 4) if rates else None}
+
+
 def _refuse_nothing(config: Prepare, done: Vetted, out: Path) -> None:
     """Nothing left to train or test with is the person's business, not an empty file's."""
-    needed = {"mix": ("clean", "noise")}.get(config.source, ())
+    needed = ("clean", "noise") if config.source in ("mix", "ladder") else ()
     lacking = [split for split in needed if not done.kept.get(split)]
     if not done.kept or lacking:
         _write_dropped(done.dropped, out)
@@ -116,7 +146,8 @@ def _refuse_nothing(config: Prepare, done: Vetted, out: Path) -> None:
 
 
 def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, Any]:
-    rendered = config.source == "mix" and config.render > 0
+    rendered = config.source == "ladder" or (config.source == "mix" and config.render > 0)
+    problem = "cannot be degraded" if config.source == "ladder" else "cannot be mixed"
     place = out / "sources" if rendered else out
     dropped = list(done.dropped)
     manifests: dict[str, Any] = {}
@@ -126,14 +157,18 @@ def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, 
     if "clean" in done.kept and "noise" in done.kept:
         recipe = write_recipe(place, config.mixing, rir="rir" in done.kept)
     if rendered and recipe:
-        utts, failed = mix.render(recipe, out, config.render, seed=config.seed, clip_s=config.render_s, workers=workers)
+        if config.source == "ladder":
+            utts, failed = ladder.render(done.kept["clean"], done.kept["noise"], out, count=config.render, clip_s=config.render_s,
+                                         seed=config.seed)
+        else:
+            utts, failed = mix.render(recipe, out, config.render, seed=config.seed, clip_s=config.render_s, workers=workers)
         dropped += failed
         if not utts:
             raise UserError("no mixture could be made", failed[0]["detail"], f"look at {place}")
-        counts = {"cannot be mixed": len(failed)} if failed else {}
+        counts = {problem: len(failed)} if failed else {}
         manifests["manifest"] = _write_split(config, out / "manifest.jsonl", utts, counts)
     _write_dropped(dropped, out)
-    reasons = done.reasons() | ({"cannot be mixed": n} if (n := len(dropped) - len(done.dropped)) else {})
+    reasons = done.reasons() | ({problem: n} if (n := len(dropped) - len(done.dropped)) else {})
     return {"source": config.source, "out": str(out), "manifests": manifests, "recipe": str(recipe) if recipe and not rendered else None,
             "dropped": reasons, "checked": done.read, "known": done.known, "multichannel": done.multichannel,
             "next": _next(out, manifests, recipe is not None and not rendered)}
@@ -168,8 +203,15 @@ def _next(out: Path, manifests: dict[str, Any], recipe: bool) -> str:
     if recipe:
         return f"rlspeech pretrain --data {shown}/mix.json{valid}"
     train = next((s for s in ("train", "manifest") if s in manifests), None)
+    some = train or str(next(iter(manifests)))
+    first = json.loads(Path(manifests[some]["path"]).read_text(encoding="utf-8").split("\n", 1)[0])
+    if "video_filepath" in first and "lips_filepath" not in first:
+        return f"rlspeech prepare lips {shown} --out {shown}-lips"
     if train:
-        first = json.loads(Path(manifests[train]["path"]).read_text(encoding="utf-8").split("\n", 1)[0])
+        if "lips_filepath" in first and "target_filepath" in first:
+            return f"rlspeech pretrain --task avse --data {shown}/{train}.jsonl{valid}"
+        if "rung" in first:
+            return f"rlspeech reward {shown}/{train}.jsonl --reward llm --reward dnsmos --reward pesq"
         if "target_filepath" in first:
             return f"rlspeech pretrain --data {shown}/{train}.jsonl{valid}"
         return f"rlspeech reward {shown}/{train}.jsonl --reward dnsmos"
@@ -186,5 +228,13 @@ def _report(summary: dict[str, Any]) -> None:
         notes.append(f"every dropped file with its reason: {os.path.join(summary['out'], 'dropped.jsonl')}")
     if summary["multichannel"]:
         notes.append(f"{summary['multichannel']} recordings have several channels; they are averaged when they are read")
+    if "contact" in summary:
+        rate = summary["face_rate"]
+        notes.append(f"look at {summary['contact']}: crops of some clips, the worst first"
+                     + (f"; a face is in {100 * rate:.1f} % of the frames" if rate is not None else ""))
+    for key, what in (("short_videos", "video ends before its audio, the last frame is held (column video_short_s)"),
+                      ("several_faces", "several faces, the largest and longest one is followed (column other_faces)")):
+        if summary.get(key):
+            notes.append(f"{what}: {summary[key]} of {sum(m['rows'] for m in summary['manifests'].values())} clips")
     log.table(f"prepared {summary['source']} in {summary['out']}", ["manifest", "rows", "hours", "dropped"], rows, notes)
     log.say(f"next: {summary['next']}")

@@ -1,33 +1,28 @@
 """``rlspeech pretrain``: supervised training of a task's model, with an average of the weights, validation and resume.
 
     rlspeech pretrain --task flowse --data mix.json --out runs/base
+    rlspeech pretrain --task avse --data av/mix.json --out runs/avse
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlspeech import log
 from rlspeech.config import Pretrain
-from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_clips, whole_clips
 from rlspeech.engine import Engine, Watchdog
-from rlspeech.models.flow import FlowEnhancer
-from rlspeech.models.hub import load_flow, save_flow
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
-from rlspeech.stats import mean_interval
 from rlspeech.tasks import get_task
-from rlspeech.tasks.flowse import Enhancer, FlowSE
-from rlspeech.types import Sample, UserError
-
-SOFT = frozenset({"time_power", "condition_drop", "nfe", "guidance"})  # settings that weights do not depend on
-VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
+from rlspeech.tasks.base import Task
+from rlspeech.types import UserError
 
 
 def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
@@ -40,26 +35,27 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         UserError: data or checkpoint that cannot be used, a loss that is not finite.
     """
     engine = Engine(config.device, config.precision, config.seed)
-    task = get_task(config.task)
+    task: Task = get_task(config.task)
     with Run.create(config.out, "pretrain", config) as folder, Watchdog() as watchdog:
         folder.note(device=engine.reason)
-        model = _model(config, task).to(engine.device).train()
-        train, valid = data_of(config.data, config.valid, model.sample_rate, config.valid_items, config.seed, config.mixing)
+        model = task.build(config).to(engine.device).train()
+        train, valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, config.mixing,
+                               config.task)
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
         engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
-        with Scorer(list(VALID_METRICS), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer:
-            trainer.fit(train, lambda: validate(trainer.enhancer(), valid, scorer, folder, trainer.step), watchdog)
+        with Scorer(list(task.valid_metrics), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer:
+            trainer.fit(train, lambda: task.validate(trainer.averaged(), valid, folder, trainer.step, scorer, config.seed), watchdog)
         checkpoint = folder.path / "checkpoints" / f"step_{trainer.step:06d}"
         summary = {"run": str(folder.path), "checkpoint": str(checkpoint), "step": trainer.step, **trainer.last_valid}
-    log.say(f"next: rlspeech rl --task {config.task} --algo grpo --model {summary['run']}")
+    log.say("next: " + task.next_command.format(run=summary["run"]))
     return summary
 
 
 class Trainer:
     """The loop's state: weights, their average, optimiser, data cursor."""
 
-    def __init__(self, config: Pretrain, engine: Engine, task: FlowSE, model: FlowEnhancer, folder: Run) -> None:
+    def __init__(self, config: Pretrain, engine: Engine, task: Task, model: nn.Module, folder: Run) -> None:
         self.config, self.engine, self.task, self.model, self.folder = config, engine, task, model, folder
         self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
         self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -74,7 +70,7 @@ class Trainer:
         path, state = found
         self.model.load_state_dict({k: v.to(self.engine.device) for k, v in state["weights"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.average = {k: v.to(self.engine.device) for k, v in load_flow(str(path))[0].state_dict().items()}
+        self.average = {k: v.to(self.engine.device) for k, v in self.task.load(str(path))[0].state_dict().items()}
         self.step, self.cursor, self.last_valid = int(state["step"]), int(state["cursor"]), state["last_valid"]
         set_rng_state(state["rng"])
         self.engine.say(f"resumed at step {self.step} from {path}")
@@ -121,9 +117,9 @@ class Trainer:
     def update(self, clips: list[Clip]) -> dict[str, float]:
         """One optimiser step on B clips. Returns the loss in parts and the gradient norm."""
         cfg, parameters = self.config, list(self.model.parameters())
-        batch = self.task.collate(clips, self.model.cfg, self.engine.device)
+        batch = self.task.collate(clips, self.model, self.engine.device)
         with self.engine.autocast():
-            parts = self.task.pretrain_loss(self.model, batch, cfg.magnitude_weight)
+            parts = self.task.pretrain_loss(self.model, batch, cfg)
         if not torch.isfinite(parts["loss"]):
             raise UserError(f"the loss is {parts['loss'].item()} at step {self.step}",
                             "the learning rate is too high, or a batch holds extreme values", f"--set lr={cfg.lr / 3:g}")
@@ -136,14 +132,18 @@ class Trainer:
         self.optimizer.step()
         decay = min(cfg.ema, (1 + self.step) / (10 + self.step))  # a short memory at first, or the average keeps the random start
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), [v for v in self.model.state_dict().values()], 1 - decay)
+            state = self.model.state_dict()
+            mixed = [k for k, v in self.average.items() if v.is_floating_point()]
+            torch._foreach_lerp_([self.average[k] for k in mixed], [state[k] for k in mixed], 1 - decay)
+            for k in self.average.keys() - set(mixed):  # counters, as BatchNorm's
+                self.average[k].copy_(state[k])
         return {**{k: v.item() for k, v in parts.items()}, "grad_norm": norm.item()}
 
-    def enhancer(self) -> Enhancer:
-        """An enhancer with the averaged weights."""
-        model = FlowEnhancer(self.model.cfg).to(self.engine.device)
+    def averaged(self) -> nn.Module:
+        """A copy of the model with the averaged weights, in evaluation mode."""
+        model = copy.deepcopy(self.model)
         model.load_state_dict(self.average)
-        return Enhancer(self.task, model.eval(), seed=self.config.seed)
+        return model.eval()
 
     def save(self) -> None:
         """Checkpoint: averaged weights for use, raw weights and optimiser for resuming."""
@@ -151,20 +151,11 @@ class Trainer:
                  "validation": self.last_valid}
         state = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(),
                  "cursor": self.cursor, "last_valid": self.last_valid}
-        self.folder.save_checkpoint(self.step, lambda path: save_flow(path, self.model, facts=facts, weights=self.average), state)
-
-
-def validate(enhancer: Enhancer, clips: list[Clip], scorer: Scorer, folder: Run, step: int, players: int = 2) -> dict[str, float]:
-    """Enhance held-out clips, score them, keep a few to listen to under ``samples/``. Returns means."""
-    made = [enhancer.infer([c.noisy], [c.key])[0] for c in clips]
-    for c, wav in list(zip(clips, made, strict=True))[:players]:
-        save_audio(folder.path / "samples" / f"step_{step:06d}" / f"{c.key}.flac", wav, enhancer.sample_rate)
-    scores = scorer.score([Sample(c.key, w, enhancer.sample_rate, c.target, c.text) for c, w in zip(clips, made, strict=True)])
-    return {name: mean_interval([s.value for s in column]).mean for name, column in scores.items()}
+        self.folder.save_checkpoint(self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state)
 
 
 def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int,
-            mixing: Any = None) -> tuple[ClipSource, list[Clip]]:
+            mixing: Any = None, task: str = "flowse") -> tuple[ClipSource, list[Clip]]:
     """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
 
     Returns:
@@ -173,27 +164,14 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
     if data is None:
         from rlspeech.corpora.demo import demo_recipe, demo_valid
 
-        data, valid = str(demo_recipe()), valid or str(demo_valid())
+        faces = task == "avse"
+        data, valid = str(demo_recipe(faces=faces)), valid or str(demo_valid(faces=faces))
     source = open_clips(data, sample_rate, mixing=mixing, seed=seed)
     if valid is not None:
         held = open_clips(valid, sample_rate, seed=seed)
         return source, whole_clips(held, valid_items)
     train, held = hold_back(source, valid_items)
     return train, whole_clips(held, valid_items)
-
-
-def _model(config: Pretrain, task: FlowSE) -> FlowEnhancer:
-    """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
-    if config.init is None:
-        return task.build(config.model)
-    model, _ = load_flow(config.init)
-    given = {k: getattr(config.model, k) for k in config.model.model_fields_set}
-    misfits = [k for k, v in given.items() if k not in SOFT and v != getattr(model.cfg, k)]
-    if misfits:
-        raise UserError(f"{config.init} has another {', '.join(misfits)}", f"with --init only {', '.join(sorted(SOFT))} can be set",
-                        "leave them out, or train from random weights without --init")
-    model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in SOFT})
-    return model
 
 
 def _clip_s(train: ClipSource, config: Pretrain) -> float:

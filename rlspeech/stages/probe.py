@@ -13,21 +13,20 @@ from typing import Any
 import torch
 
 from rlspeech import log
-from rlspeech.algos.grpo import GRPO
+from rlspeech.algos import get_algorithm
 from rlspeech.algos.probe import Agreement, probe_gradients, summarise
 from rlspeech.config import RL, Exploration
 from rlspeech.data.batches import batches
 from rlspeech.engine import Engine
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.hub import load_flow
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import write_text
 from rlspeech.stages.pretrain import data_of
 from rlspeech.stages.rl import complete, make_scorer
 from rlspeech.tasks import get_task
-from rlspeech.tasks.flow_policy import FlowPolicy
 
-PUBLISHED = Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False)
+PUBLISHED = {"flowse": Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False),
+             "avse": Exploration(kind="mask", noise=0.05, antithetic=False)}
 
 
 def candidates(config: RL) -> list[Exploration]:
@@ -38,7 +37,7 @@ def candidates(config: RL) -> list[Exploration]:
     changes: list[dict[str, Any]] = [{"bands": 1}, {"bands": 16}, {"basis": ["level"]}, {"basis": ["contrast"]}, {"segment_s": 0.25}]
     near = [mine.model_copy(update=change) for change in changes]
     unique: list[Exploration] = []
-    for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), PUBLISHED]:
+    for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), PUBLISHED[config.task]]:
         if setting not in unique:
             unique.append(setting)
     return unique
@@ -53,15 +52,15 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     task = get_task(config.task)
     config = complete(config, task)
     engine = Engine(config.device, "fp32", config.seed)
-    model, _ = load_flow(config.model, engine.device)
+    model, _ = task.load(config.model, engine.device)
     adapted = Adapted(model, config.lora)
-    train, _ = data_of(config.data, config.valid, model.sample_rate, config.valid_items, config.seed)
+    train, _ = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, task=config.task)
     settings = candidates(config)
     rows: list[dict[str, Any]] = []
     total = len(settings) * config.probe_batches
     with make_scorer(config, str(engine.device)) as scorer, log.progress(total, "probe", "gradients") as bar:
         for setting in settings:
-            policy = FlowPolicy(task, adapted, setting, reduction=config.reduction, seed=config.seed)
+            policy = task.policy(adapted, config, setting)
             feed = batches(train, config.prompts_per_step, config.clip_s, seed=config.seed)  # every setting sees the same prompts
             found, rate = _measure(config, policy, scorer, feed, bar)
             rows.append({"setting": label(setting), "explore": setting.model_dump(mode="json"), "rollouts_per_s": rate,
@@ -80,8 +79,8 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     return summary
 
 
-def _measure(config: RL, policy: FlowPolicy, scorer: Scorer, feed: Any, bar: Any) -> tuple[Agreement, float]:
-    algo = GRPO(config, policy, torch.optim.SGD(policy.parameters(), 0.0))
+def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tuple[Agreement, float]:
+    algo = get_algorithm(config, policy, torch.optim.SGD(policy.parameters(), 0.0))
     grads: dict[str, list[torch.Tensor]] = {}
     started, rollouts = time.monotonic(), 0
     for k in range(config.probe_batches):
@@ -91,7 +90,8 @@ def _measure(config: RL, policy: FlowPolicy, scorer: Scorer, feed: Any, bar: Any
         for name in experience.scores:
             named = next((r for r in config.rewards if r.name == name), None)
             spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
-            columns[name] = algo.judge(experience.rollout, experience.scores, [spec.model_copy(update={"weight": 1.0})])[1].value
+            alone = [spec.model_copy(update={"weight": 1.0})]
+            columns[name] = algo.judge(experience.rollout, experience.scores, alone, experience.base)[1].value
         for name, g in probe_gradients(policy, experience.rollout, columns, config.micro_batch).items():
             grads.setdefault(name, []).append(g)
         bar.advance(1)
@@ -101,7 +101,7 @@ def _measure(config: RL, policy: FlowPolicy, scorer: Scorer, feed: Any, bar: Any
 def label(e: Exploration) -> str:
     """A setting in a few words."""
     if e.kind != "gain":
-        return f"{e.kind} {e.noise:g}, window {e.window}"
+        return f"{e.kind} {e.noise:g}" + ("" if e.kind == "mask" else f", window {e.window}")
     stretch = "clip" if e.segment_s is None else f"{e.segment_s:g} s"
     return f"gain {e.noise:g}, {e.bands} bands x {stretch}, {'+'.join(e.basis)}"
 

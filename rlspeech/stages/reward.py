@@ -17,9 +17,11 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
+from rlspeech.rewards import base
 from rlspeech.rewards.files import Item, collect, load
 from rlspeech.rewards.scorefile import FIXED, ScoreFile
 from rlspeech.rewards.scorer import Pending, Scorer
+from rlspeech.stages import reward_report
 from rlspeech.stats import mean_interval
 from rlspeech.types import Sample, Score, UserError
 
@@ -45,6 +47,11 @@ def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> di
                                ("speech_bert_score", "encoder", config.speech_encoder), ("wer", "recogniser", config.recogniser)):
         if value:
             options[family] = {key: value}
+    given = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
+    if judge := {k: v for k, v in given.items() if v}:
+        options["llm"] = judge
+        if not any(base.resolve(r).entry.family == "llm" for r in config.rewards):
+            log.warn(f"{', '.join(judge)} of the reward llm are set, but it is not asked for: --reward llm")
     device = _device(config.device)
     with Scorer(config.rewards, device=device, workers=config.workers, timeout_s=config.timeout_s, options=options) as scorer:
         _check_needs(scorer, items)
@@ -109,8 +116,9 @@ def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str
         answers = {names[asked]: column[n] for asked, column in table.items()}
         errors = {k: _why(s, pending.samples[n]) for k, s in answers.items() if s.value is None}
         values: dict[str, Any] = {}
-        for s in answers.values():
-            values.update({k: v for k, v in s.detail.items() if k not in FIXED})
+        for name, s in answers.items():
+            own = name[name.index("["):] if "[" in name else ""  # the same reward with other options has other details
+            values.update({f"{k}{own}": v for k, v in s.detail.items() if k not in FIXED})
         scores.add(_row(item, system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
     scores.flush()
 
@@ -155,10 +163,15 @@ def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[st
         notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
     log.table(f"{config.system}: {len(items)} files", heading, rows, [*notes, f"scores: {scores.path}"])
+    order = reward_report.calibration(scores, items, config.seed)
+    page = reward_report.page(scores, items, config, order)
+    if page is not None:
+        log.say(f"next: open {page}")
     seconds = {names[k]: round(v, 3) for k, v in scorer.seconds.items()}
     keep = ("mean", "lo", "hi", "n_valid", "n_failed", "reasons", "version")
     summary = {"stage": "reward", "system": config.system, "n": len(items), "scores": str(scores.path), "meta": str(scores.meta_path),
-               "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds}
+               "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds,
+               "calibration": order, "report": str(page) if page else None}
     if json_mode:
         log.emit(summary)
     return dict(log.plain(summary))

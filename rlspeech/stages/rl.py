@@ -1,6 +1,7 @@
 """``rlspeech rl``: tune a pretrained model with a reward.
 
     rlspeech rl --algo grpo --task flowse                                   # embedded checkpoint, embedded corpus
+    rlspeech rl --algo ppo --task avse                                      # the same for audio-visual enhancement
     rlspeech rl --preset flowse-grpo --model runs/base --data mix.json      # as published
 
 One step: roll out a group for every prompt, score the rollouts, turn scores into advantages, update. ``metrics.jsonl`` gets a row a
@@ -11,19 +12,19 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from rlspeech import log
-from rlspeech.algos.grpo import GRPO, Experience
+from rlspeech.algos import get_algorithm
+from rlspeech.algos.update import Experience
 from rlspeech.config import RL, GuardSpec
-from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip, batches
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.hub import load_flow, save_flow
 from rlspeech.rewards.base import available, column_of
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.rewards.scorer import Scorer
@@ -31,9 +32,7 @@ from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, 
 from rlspeech.stages.pretrain import data_of
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
-from rlspeech.tasks.flow_policy import FlowPolicy
-from rlspeech.tasks.flowse import FlowSE
-from rlspeech.types import Sample
+from rlspeech.tasks.base import EnhancementTask, enhance_clips
 
 
 def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
@@ -58,12 +57,17 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
         summary = session.summary(reason)
     header = ["metric", "before", "after", "difference (95 %)", "role"]
     log.table(f"rl: {config.algo} on {config.task}, {reason}", header, _rows(session, config))
-    log.say(f"next: rlspeech eval --model before={config.model} --model after={summary['run']}")
+    which = "" if config.task == "flowse" else f" --task {config.task}"
+    log.say(f"next: rlspeech eval{which} --model before={config.model} --model after={summary['run']}")
     return summary
 
 
-def complete(config: RL, task: FlowSE) -> RL:
-    """Fill in the task's default composition and guards: default guards that are rewarded, or not to be had here, are left out."""
+def complete(config: RL, task: EnhancementTask) -> RL:
+    """Fill in what is the task's own: settings that nobody gave, the default composition, and guards.
+
+    Default guards that are rewarded, or not to be had here, are left out.
+    """
+    config = config.model_copy(update={k: v for k, v in task.rl_defaults.items() if k not in config.model_fields_set})
     rewards = config.rewards or list(task.default_rewards)
     named = {r.name for r in rewards} | {column for info in available() if not info.usable for column in info.columns}
     guards = config.guards or [GuardSpec(name=n) for n in task.default_guards if n not in named]
@@ -76,14 +80,18 @@ class Session:
     ``scorer`` computes the rewards of every rollout; ``judge`` also the guards, on validation clips only: they may be dear.
     """
 
-    def __init__(self, config: RL, engine: Engine, task: FlowSE, folder: Run, scorer: Scorer, judge: Scorer) -> None:
-        self.config, self.engine, self.folder, self.scorer, self.judge = config, engine, folder, scorer, judge
-        model, self.facts = load_flow(config.model, engine.device)
+    def __init__(self, config: RL, engine: Engine, task: EnhancementTask, folder: Run, scorer: Scorer, judge: Scorer) -> None:
+        self.config, self.engine, self.folder, self.scorer, self.judge, self.task = config, engine, folder, scorer, judge, task
+        model, self.facts = task.load(config.model, engine.device)
         self.adapted = Adapted(model, config.lora)
-        self.policy = FlowPolicy(task, self.adapted, config.explore, reduction=config.reduction, seed=config.seed)
+        self.policy = task.policy(self.adapted, config)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-        self.algo = GRPO(config, self.policy, self.optimizer, engine.average_gradients)
-        self.train, self.valid = data_of(config.data, config.valid, model.sample_rate, config.valid_items, config.seed)
+        self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients)
+        self.train, self.valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed,
+                                         task=config.task)
+        if config.video != "right":  # the control is checked as it is trained
+            others = [None] * len(self.valid) if config.video == "none" else [self.valid[i - 1].lips for i in range(len(self.valid))]
+            self.valid = [replace(c, lips=v) for c, v in zip(self.valid, others, strict=True)]
         self.step = self.cursor = 0
         self.history: list[dict[str, Any]] = []  # validation columns: {"step": ..., name: [values]}
         self.guards = GuardWatch(config.guards)
@@ -105,7 +113,8 @@ class Session:
                 metrics = self.advance(prompts)
                 watchdog.beat()
                 self.folder.log(self.step, **metrics)
-                bar.advance(1, reward=metrics["reward"], agreement=metrics["grad_agreement"])
+                shown = {"supervised_loss": "loss"} if not cfg.policy_weight else {"reward": "reward", "grad_agreement": "agreement"}
+                bar.advance(1, **{short: metrics[name] for name, short in shown.items()})
                 late = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
                 stop = None
                 if late or self.step % cfg.valid_every == 0 or self.step == cfg.steps:
@@ -129,10 +138,8 @@ class Session:
         """Enhance and score the held-out clips without noise. Returns a reason to stop, or None."""
         cfg = self.config
         enhancer = self.policy.enhancer(cfg.seed)  # the same latents every time: differences are the weights'
-        made = [enhancer.infer([c.noisy], [c.key])[0] for c in self.valid]
-        for c, wav in list(zip(self.valid, made, strict=True))[:4]:
-            save_audio(self.folder.path / "samples" / f"step_{self.step:06d}" / f"{c.key}.flac", wav, enhancer.sample_rate)
-        scores = self.judge.score([Sample(c.key, w, enhancer.sample_rate, c.target, c.text) for c, w in zip(self.valid, made, strict=True)])
+        samples = enhance_clips(enhancer, self.valid, self.folder.path / "samples" / f"step_{self.step:06d}", players=4)
+        scores = self.judge.score(samples)
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
         row["reward"] = self.composed(row)
         self.history.append(row)
@@ -172,7 +179,7 @@ class Session:
         self.step, self.cursor, self.history = int(state["step"]), int(state["cursor"]), state["history"]
         self.best = state["best"] if state["best"] is not None else -math.inf
         self.guards.update(0, {g.name: self.history[0][g.name] for g in self.config.guards})
-        self.algo.clip_range = state["clip_range"] if state["clip_range"] is not None else math.inf
+        self.algo.load_state(state["algo"])
         set_rng_state(state["rng"])
         self.engine.say(f"resumed at step {self.step} from {path}")
 
@@ -184,11 +191,10 @@ class Session:
         facts = {**self.facts.get("facts", {}), "rl": tuned,
                  "validation": {k: mean_interval(v).mean for k, v in self.history[-1].items() if k != "step"}}
         state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(), "cursor": self.cursor,
-                 "history": self.history, "best": None if math.isinf(self.best) else self.best,
-                 "clip_range": None if math.isinf(self.algo.clip_range) else self.algo.clip_range}
+                 "history": self.history, "best": None if math.isinf(self.best) else self.best, "algo": self.algo.state()}
 
         def write(path: Any) -> None:
-            save_flow(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
+            self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
             self.adapted.save_adapter(str(path / "adapter"))
 
         self.folder.save_checkpoint(self.step, write, state)
@@ -207,6 +213,8 @@ def describe(experience: Experience) -> dict[str, Any]:
     """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds a phase."""
     a = experience.advantage
     parts = {f"reward/{k}": mean_interval(v, n=1).mean for k, v in experience.scores.items()}
+    if experience.rollout is None:  # the control without RL
+        return {"reward": math.nan, **{f"seconds/{k}": v for k, v in experience.seconds.items()}}
     return {"reward": mean_interval(experience.reward, n=1).mean, **parts, "groups": a.groups, "groups_with_signal": a.signal,
             "constant_groups": a.constant_groups, "unscorable": a.unscorable, **{f"seconds/{k}": v for k, v in experience.seconds.items()}}
 
@@ -228,6 +236,9 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     n, u = config.prompts_per_step, config.updates_per_collection
     trainable = sum(p.numel() for p in session.policy.parameters())
     engine.say(f"{engine.reason}; {trainable / 1e6:.2f} M trainable parameters; {len(session.train.utts)} prompts to draw from")
+    if config.policy_weight == 0:
+        engine.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
+        return
     engine.say(f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
                f"{config.steps} steps = {config.steps * n * config.group} scored rollouts")
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)

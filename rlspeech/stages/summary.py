@@ -24,6 +24,7 @@ from rlspeech.types import Score, UserError, Utterance
 __all__ = ["Table", "default_metrics", "fingerprint", "summarise", "write_report"]
 
 
+TEXT = "llm_text"
 Intervals = Mapping[str, Mapping[str, Interval]]  # system -> metric
 
 
@@ -42,16 +43,16 @@ def default_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:
     return good, notes
 
 
-def fingerprint(checkpoint: str) -> str:
-    """SHA-256 over a checkpoint's config and weights, so that results of other weights of the same name are not taken for these."""
-    folder, digest = resolve(checkpoint), hashlib.sha256()
+def fingerprint(checkpoint: str, task: str = "flowse", video: str = "right") -> str:
+    """SHA-256 over a checkpoint's config and weights, and what video it sees, so that results of others are not taken for these."""
+    folder, digest = resolve(checkpoint, task), hashlib.sha256()
     for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
         if path.name not in ("state.safetensors", "state.json"):
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16] + ("" if video == "right" else f" {video} video")
 
 
 class Table:
@@ -69,7 +70,7 @@ class Table:
         self.facts: dict[str, Any] = {}
 
     def keep(self, systems: Mapping[str, str], facts: dict[str, Any]) -> None:
-        """Drop rows and audio of systems whose weights have changed since, and note the weights of today."""
+        """Drop rows and audio of systems whose weights or videos have changed since, and note those of today."""
         path = self.folder / "systems.json"
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +78,8 @@ class Table:
             before = {}
         for name, weights in systems.items():
             if before.get(name, weights) != weights:
-                log.say(f"{name}: the checkpoint has changed since; its results are computed again")
+                what = "the checkpoint has changed" if before[name].split()[0] != weights.split()[0] else "it was shown other videos"
+                log.say(f"{name}: {what} since; its results are computed again")
                 self.rows = {k: r for k, r in self.rows.items() if k[0] != name}
                 for file in (self.folder / "audio" / name).glob("*.flac"):
                     file.unlink()
@@ -94,15 +96,22 @@ class Table:
         row = self.rows.get((system, key), {})
         return all(m in row for m in self.metrics) and any(row[m] is not None for m in self.metrics)
 
-    def add(self, system: str, key: str, scores: Mapping[str, Score]) -> None:
-        """Append a row: columns with values or null, and the reasons of the nulls."""
+    def add(self, system: str, key: str, scores: Mapping[str, Score], facts: Mapping[str, Any] | None = None) -> None:
+        """Append a row: columns with values or null, and the reasons of the nulls; ``facts`` are further columns."""
         old = self.rows.get((system, key), {})
         errors = {m: s.error for m, s in scores.items() if s.value is None}
         kept = {m: e for m, e in old.get("errors", {}).items() if m not in scores}
-        row = {**old, "key": key, "system": system, **{m: s.value for m, s in scores.items()}, "errors": {**kept, **errors}}
+        words = {m.replace("llm", TEXT, 1): s.detail[TEXT] for m, s in scores.items() if TEXT in s.detail}  # what a judge said
+        if facts is not None:
+            old = {k: v for k, v in old.items() if k not in ("video", "video_error")} | facts
+        row = {**old, "key": key, "system": system, **words, **{m: s.value for m, s in scores.items()}, "errors": {**kept, **errors}}
         self.rows[system, key] = row
         with self.path.open("a", encoding="utf-8") as file:
             file.write(dumps(row) + "\n")
+
+    def forget(self, system: str, key: str) -> None:
+        """Drop a row, to be made again."""
+        self.rows.pop((system, key), None)
 
     def fail(self, system: str, key: str, reason: str) -> None:
         """A row of nulls for an utterance that has no output."""
@@ -129,11 +138,15 @@ def summarise(table: Table, systems: Sequence[str], baseline: str | None, keys: 
     others = [s for s in [*systems[1:], systems[0]] if s != baseline] if baseline else []
     deltas = {s: {m: paired_delta(columns[s][m], columns[baseline or s][m]) for m in names} for s in others}
     better = {m: base.column_of(m).higher_is_better for m in names}
-    _print([Metric(m, better[m]) for m in names], means, deltas, baseline, len(keys))
+    blind = _blind(table, systems, keys)
+    _print([Metric(m, better[m]) for m in names], means, deltas, baseline, len(keys), blind)
     failed = sum(bool(table.rows.get((s, k), {}).get("errors")) for s in systems for k in keys)
-    summary = {"n": len(keys), "rows_with_errors": failed, "baseline": baseline, "higher_is_better": better,
+    summary: dict[str, Any] = {"n": len(keys), "rows_with_errors": failed, "baseline": baseline, "higher_is_better": better,
                "systems": {s: {m: i.as_dict() for m, i in row.items()} for s, row in means.items()},
                "deltas": {s: {m: {**i.as_dict(), "significant": i.significant} for m, i in row.items()} for s, row in deltas.items()}}
+    without = {s: n for s in systems if (n := sum("video_error" in table.rows.get((s, k), {}) for k in keys))}
+    if without:
+        summary["without_video"] = without
     write_text(table.folder / "metrics.json", json.dumps(log.plain(summary), indent=2, ensure_ascii=False) + "\n")
     counts = {s: {m: {"n_valid": i.n, "n_failed": i.dropped, **i.as_dict()} for m, i in row.items()} for s, row in means.items()}
     facts = {"metrics": meta, "systems": counts, "settings": table.facts, "interval": "bootstrap over utterances, 95 %"}
@@ -141,7 +154,8 @@ def summarise(table: Table, systems: Sequence[str], baseline: str | None, keys: 
     return summary
 
 
-def _print(metrics: Sequence[Metric], means: Intervals, deltas: Intervals, baseline: str | None, n: int) -> None:
+def _print(metrics: Sequence[Metric], means: Intervals, deltas: Intervals, baseline: str | None, n: int,
+           remarks: Sequence[str] = ()) -> None:
     shown = {s: d for s, d in deltas.items() if s != "input"}  # what the models do to the input is in the columns and in the report
     rows = []
     for m in metrics:
@@ -153,6 +167,7 @@ def _print(metrics: Sequence[Metric], means: Intervals, deltas: Intervals, basel
     notes = [f"mean over {n} utterances; {dropped} scores could not be computed" if dropped else f"mean over {n} utterances"]
     if shown:
         notes.append(f"differences to {baseline} are paired, with bootstrap 95 % intervals; better and worse where they exclude 0")
+    notes += remarks
     log.table("Evaluation", ["metric", *means, *(f"{s} - {baseline}" for s in shown)], rows, notes)
 
 
@@ -162,12 +177,14 @@ def write_report(folder: Run, config: Evaluate, table: Table, utts: Sequence[Utt
     systems = list(summary["systems"])
     intervals = {part: {s: {m: _interval(v) for m, v in row.items()} for s, row in summary[part].items()} for part in ("systems", "deltas")}
     versions = json.loads((folder.path / "env.json").read_text(encoding="utf-8")).get("versions", {})
-    remarks = [*notes, *_errors(table, [u.id for u in utts])]
+    keys = [u.id for u in utts]
+    remarks = [*notes, *_blind(table, systems, keys), *_errors(table, keys)]
     cost = {"device": device, "time": f"{summary['seconds']['total']:.0f} s, of which scoring "
             + ", ".join(f"{k} {v:.1f} s" for k, v in summary["seconds"].items() if k != "total")}
     data = ReportData(
         title=f"Evaluation: {', '.join(config.models) or 'unprocessed input'}",
-        subtitle=f"{config.task}, {len(utts)} utterances of {config.data or 'the embedded test set'}",
+        subtitle=f"{config.task}, {len(utts)} utterances of {config.data or 'the embedded test set'}"
+        + ("" if config.video == "right" else f", video: {config.video}"),
         metrics=[Metric(m, up, base.column_of(m).help) for m, up in summary["higher_is_better"].items()],
         means=intervals["systems"], baseline=summary["baseline"], deltas=intervals["deltas"], curves=_curves(config),
         clips=_clips(config, table, utts, systems, summary["baseline"]), config=config.model_dump(mode="json"), versions=versions,
@@ -190,11 +207,23 @@ def _errors(table: Table, keys: Sequence[str]) -> list[str]:
             for (system, reason), where in found.items()][:20]
 
 
+def _blind(table: Table, systems: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """A remark for each reason why utterances were enhanced without their video."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for system in systems:
+        for key in keys:
+            reason = table.rows.get((system, key), {}).get("video_error")
+            if reason:
+                found.setdefault((system, reason), []).append(key)
+    return [f"{system}: {len(where)} of {len(keys)} enhanced without video ({', '.join(where[:3])}): {reason}"
+            for (system, reason), where in found.items()][:20]
+
+
 def _curves(config: Evaluate) -> dict[str, list[dict[str, Any]]]:
     """Learning curves of the runs that the checkpoints come from."""
     found = {}
     for name, checkpoint in config.models.items():
-        folder = resolve(checkpoint)
+        folder = resolve(checkpoint, config.task)
         rows = read_metrics(folder.parent.parent / "metrics.jsonl") if folder.parent.name == "checkpoints" else []
         if rows:
             found[name] = rows
@@ -219,7 +248,8 @@ def _clips(config: Evaluate, table: Table, utts: Sequence[Utterance], systems: S
             _try_load(audio, "reference", utt.target_filepath, utt.offset, utt.duration)
         note = " · ".join(filter(None, [f"{utt.snr_db:.1f} dB SNR" if utt.snr_db is not None else "", utt.text or ""]))
         scores = {s: {m: table.rows.get((s, key), {}).get(m) for m in table.metrics[:4]} for s in systems}
-        clips.append(Clip(key, audio, 16000, note, scores))
+        said = {s: "\n".join(str(v) for k, v in table.rows.get((s, key), {}).items() if k.startswith(TEXT) and v) for s in systems}
+        clips.append(Clip(key, audio, 16000, note, scores, {s: text for s, text in said.items() if text}))
     return clips
 
 

@@ -1,21 +1,18 @@
-"""The tasks by name. A task knows its data, its model, its default rewards and metrics; it knows no algorithm."""
+"""The tasks by name. A task knows its data, its model, its default rewards and metrics; it knows no algorithm (``tasks/base.py``)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import Any
 
 from rlspeech.types import UserError
 
-if TYPE_CHECKING:
-    from rlspeech.tasks.flowse import FlowSE
-
-NAMES = ("flowse",)
+TASKS = {"flowse": "rlspeech.tasks.flowse:FlowSE", "avse": "rlspeech.tasks.avse:Avse", "listener": "rlspeech.tasks.listener:ListenerTask"}
 
 
-def get_task(name: str, **options: Any) -> FlowSE:
-    """The task of that name. Raises ``UserError`` for another one."""
-    if name == "flowse":
-        from rlspeech.tasks.flowse import FlowSE
-
-        return FlowSE(**options)
-    raise UserError(f"unknown task {name!r}", f"known: {', '.join(NAMES)}")
+def get_task(name: str) -> Any:
+    """The task of that name, a ``tasks.base.Task``. Raises ``UserError`` for another one."""
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}", f"known: {', '.join(TASKS)}")
+    module, _, cls = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)()

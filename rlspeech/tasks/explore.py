@@ -38,6 +38,7 @@ A 2-s clip has 33,000 bins a step and 2 x 16 coefficients, and at the last step 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,7 +48,7 @@ from torch import Tensor
 from rlspeech.config import Exploration
 from rlspeech.models.flow import FlowEnhancer, euler, magnitude
 
-__all__ = ["BinNoise", "GainNoise", "Kernel", "Site", "build_kernel"]
+__all__ = ["BinNoise", "Fields", "GainNoise", "Kernel", "Site", "band_matrix", "build_kernel"]
 
 TINY = 1e-2  # compressed magnitude under which a bin counts as empty: |X| = 2e-7 at p = 0.3
 PHI_MAX = 3.0
@@ -144,81 +145,116 @@ class BinNoise:
         return self._terms(site.t, site.dt, self.model.prior_moments(site.y)[1])[1]
 
 
-class GainNoise:
-    """Log-gains and contrast by band and stretch of time; see the top of the file."""
+class Fields:
+    """Level and contrast of bands and stretches of time, over any non-negative magnitudes (n, L, K); see the top of the file.
 
-    def __init__(self, model: FlowEnhancer, cfg: Exploration) -> None:
-        self.model, self.noise, self.basis = model, cfg.noise, tuple(cfg.basis)
-        self.power = model.cfg.compress
-        bins = model.front.width // 2
-        self.segment = None if cfg.segment_s is None else max(1, round(cfg.segment_s * model.sample_rate / model.cfg.hop))
-        self.bands = _band_matrix(bins, cfg.bands, model.sample_rate).to(next(model.parameters()).device)
+    Args:
+        bands: (K, bands) 0/1, which band a bin belongs to.
+        power: exponent p that the magnitudes carry; 1 where they are plain amplitudes.
+        noise: sigma, in nepers.
+        basis: kinds of field.
+        segment: frames that share a gain; None: all.
+    """
 
-    def _cells(self, field: Tensor) -> Tensor:
+    def __init__(self, bands: Tensor, power: float, noise: float, basis: Sequence[str], segment: int | None) -> None:
+        self.bands, self.power, self.noise, self.basis, self.segment = bands, power, noise, tuple(basis), segment
+
+    def cells(self, field: Tensor) -> Tensor:
         """Sum (n, L, K) over the bins of every cell: (n, stretches, bands)."""
         banded = field @ self.bands  # (n, L, bands)
         step = self.segment or banded.shape[1]
         pad = -banded.shape[1] % step
         return torch.nn.functional.pad(banded, (0, 0, 0, pad)).unflatten(1, (-1, step)).sum(2)
 
-    def _spread(self, cells: Tensor, length: int) -> Tensor:
+    def spread(self, cells: Tensor, length: int) -> Tensor:
         """Write a number per cell back on its bins: (n, stretches, bands) -> (n, L, K)."""
         step = self.segment or length
         return cells.repeat_interleave(step, dim=1)[:, :length] @ self.bands.T
 
-    def _fields(self, site: Site) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Old log-magnitudes, weights, cell weights, and phi per kind of field."""
-        m = magnitude(site.x1)
+    def dims(self, length: int) -> int:
+        """J = stretches x kinds of field x bands."""
+        return len(self.basis) * -(-length // (self.segment or length)) * self.bands.shape[1]
+
+    def at(self, m: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Weights, cell weights, and phi per kind of field.
+
+        Args:
+            m: (n, L, K) magnitudes that the fields live on.
+            reference: (n, L, K) the input's, in the same units; contrast is relative to them.
+            mask: (n, L) bool, real frames, or None.
+        """
         weight = m * (m > TINY)
-        if site.mask is not None:
-            weight = weight * site.mask[..., None]
-        total = self._cells(weight).clamp_min(1e-12)
+        if mask is not None:
+            weight = weight * mask[..., None]
+        total = self.cells(weight).clamp_min(1e-12)
         fields = {}
         if "level" in self.basis:
             fields["level"] = torch.ones_like(m)
         if "contrast" in self.basis:
-            q = m.log() - magnitude(site.y.float()).log()
-            q = q - self._spread(self._cells(weight * q) / total, m.shape[1])
-            deviation = (self._cells(weight * q.square()) / total).clamp_min(1e-8).sqrt()
-            phi = (q / self._spread(deviation, m.shape[1]).clamp_min(1e-4)).clamp(-PHI_MAX, PHI_MAX)
-            fields["contrast"] = phi - self._spread(self._cells(weight * phi) / total, m.shape[1])  # orthogonal to level again
-        return m, weight, total, fields
+            q = m.clamp_min(1e-9).log() - reference.clamp_min(1e-9).log()
+            q = q - self.spread(self.cells(weight * q) / total, m.shape[1])
+            deviation = (self.cells(weight * q.square()) / total).clamp_min(1e-8).sqrt()
+            phi = (q / self.spread(deviation, m.shape[1]).clamp_min(1e-4)).clamp(-PHI_MAX, PHI_MAX)
+            fields["contrast"] = phi - self.spread(self.cells(weight * phi) / total, m.shape[1])  # orthogonal to level again
+        return weight, total, fields
+
+    def active(self, total: Tensor) -> Tensor:
+        """(n, J) float, 1 on the coefficients of cells that hold energy in real frames."""
+        return torch.stack([(total > 1e-6).float() for _ in self.basis], dim=2).flatten(1)
+
+    def gain(self, fields: dict[str, Tensor], total: Tensor, eps: Tensor, states: Tensor) -> Tensor:
+        """Factors (N, L, K) on the magnitudes for coefficients (N, J); row i belongs to state ``states[i]``."""
+        # stretches first: padding adds dimensions at the end
+        parts = eps.view(len(states), total.shape[1], len(fields), total.shape[2]).unbind(2)
+        gains = (self.spread(part, phi.shape[1]) * phi[states] for part, phi in zip(parts, fields.values(), strict=True))
+        return (self.power * self.noise * sum(gains, start=eps.new_zeros(()))).exp()
+
+    def shift(self, weight: Tensor, fields: dict[str, Tensor], change: Tensor) -> Tensor:
+        """Projection (n, J) of a change of the log-magnitudes (n, L, K) on every field, in standard deviations."""
+        moved = [self.cells(weight * phi * change) / self.cells(weight * phi.square()).clamp_min(1e-12) for phi in fields.values()]
+        return torch.stack(moved, dim=2).flatten(1) / (self.power * max(self.noise, 1e-12))
+
+
+class GainNoise:
+    """Log-gains and contrast by band and stretch of time of a predicted spectrum; see the top of the file."""
+
+    def __init__(self, model: FlowEnhancer, cfg: Exploration) -> None:
+        self.model, self.noise = model, cfg.noise
+        segment = None if cfg.segment_s is None else max(1, round(cfg.segment_s * model.sample_rate / model.cfg.hop))
+        bands = band_matrix(model.front.width // 2, cfg.bands, model.sample_rate).to(next(model.parameters()).device)
+        self.fields = Fields(bands, model.cfg.compress, cfg.noise, cfg.basis, segment)
+        self.bands = bands
+
+    def _fields(self, site: Site) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Old log-magnitudes, weights, cell weights, and phi per kind of field."""
+        m = magnitude(site.x1)
+        return m, *self.fields.at(m, magnitude(site.y.float()), site.mask)
 
     def dims(self, site: Site) -> int:
         """J = stretches x kinds of field x bands."""
-        step = self.segment or site.x.shape[1]
-        return len(self.basis) * -(-site.x.shape[1] // step) * self.bands.shape[1]
+        return self.fields.dims(site.x.shape[1])
 
     def active(self, site: Site) -> Tensor:
         """(n, J) float, 1 on the coefficients of cells that hold energy in real frames."""
-        _, _, total, fields = self._fields(site)
-        alive = (total > 1e-6).float()
-        return torch.stack([alive for _ in fields], dim=2).flatten(1)
+        return self.fields.active(self._fields(site)[2])
 
     def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
         """The next states (N, L, D): an Euler step of ``states[i]`` to its prediction with gains from the coefficients (N, J)."""
         _, _, total, fields = self._fields(site)
-        # stretches first: padding adds dimensions at the end
-        parts = eps.view(len(states), total.shape[1], len(fields), total.shape[2]).unbind(2)
-        length = site.x.shape[1]
-        gains = (self._spread(part, length) * phi[states] for part, phi in zip(parts, fields.values(), strict=True))
-        log_gain = sum(gains, start=eps.new_zeros(()))
-        moved = site.x1[states] * torch.cat([(self.power * self.noise * log_gain).exp()] * 2, dim=-1)
+        moved = site.x1[states] * torch.cat([self.fields.gain(fields, total, eps, states)] * 2, dim=-1)
         return euler(site.x[states], moved, site.t, site.dt)
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
         """How far (n, J) the coefficients of a prediction (n, L, D) lie from the old one's, in standard deviations."""
         m, weight, _, fields = self._fields(site)
-        change = magnitude(x1.float()).log() - m.log()
-        moved = [self._cells(weight * phi * change) / self._cells(weight * phi.square()).clamp_min(1e-12) for phi in fields.values()]
-        return torch.stack(moved, dim=2).flatten(1) / (self.power * max(self.noise, 1e-12))
+        return self.fields.shift(weight, fields, magnitude(x1.float()).log() - m.log())
 
     def scale(self, site: Site) -> float:
         """Standard deviation of a coefficient."""
         return self.noise
 
 
-def _band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
+def band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
     """(K, bands) 0/1: every bin in one band, band edges equally spaced in mel, at least one bin each."""
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     edges = [round((10 ** (top * i / bands / 2595) - 1) * 700 / (sample_rate / 2) * bins) for i in range(bands + 1)]
@@ -235,10 +271,12 @@ def _band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
 
 def build_kernel(model: FlowEnhancer, cfg: Exploration) -> Kernel:
     """The kernel that the config names; ``gain`` needs the stft front end."""
-    if cfg.kind != "gain":
-        return BinNoise(model, cfg)
     from rlspeech.types import UserError
 
+    if cfg.kind == "mask":
+        raise UserError("explore.kind=mask is for the task avse", "a flow has no mask", "--set explore.kind=gain")
+    if cfg.kind != "gain":
+        return BinNoise(model, cfg)
     if model.cfg.front_end != "stft":
         raise UserError("explore.kind=gain needs the stft front end", "log-mel magnitudes go through a vocoder", "--set explore.kind=sde")
     if cfg.bands > model.front.width // 2:

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlspeech.config import Exploration
+from rlspeech.config import Exploration, Pretrain
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.flow import euler
+from rlspeech.models.flow import euler, magnitude
 from rlspeech.tasks.explore import Site, build_kernel
 from rlspeech.tasks.flowse import Enhancer, FlowBatch, FlowSE, decode, encode, latent, normal, spectral_mask
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 __all__ = ["Decision", "FlowPolicy"]
+
+QUARTERS = 4
 
 
 @dataclass
@@ -53,7 +55,7 @@ class FlowPolicy:
         UserError: a window that does not fit the number of steps.
     """
 
-    supports: frozenset[str] = frozenset({"sample"})
+    supports: frozenset[str] = frozenset({"sample", "base", "latent", "critic", "supervised"})
 
     def __init__(self, task: FlowSE, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean",
                  seed: int = 0) -> None:
@@ -77,6 +79,28 @@ class FlowPolicy:
     def enhancer(self, seed: int) -> Enhancer:
         """The current weights without noise."""
         return Enhancer(self.task, self.model, seed=seed)
+
+    def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
+        """What the reference weights make of each clip, by the ODE; see ``types.BasePolicy``.
+
+        Args:
+            batch: B clips.
+            seed: of a collection: its latents (with unshared ones those of each group's first row) and its number of steps. None: the
+                policy's own latents, and as many steps as the model takes at inference.
+        """
+        nfe = None if seed is None else self.schedule(np.random.default_rng([self.seed, seed]))[0]
+        names = [c.key if self.explore.shared_latent else f"{c.key}#0" for c in batch]
+        with self.adapted.reference() as model:
+            enhancer = Enhancer(self.task, model, nfe=nfe, guidance=0.0, seed=self.seed + (seed or 0))
+            wavs = enhancer.infer([c.noisy for c in batch], names)
+        return [Sample(c.key, wav, self.sample_rate, c.target, c.text, c.columns) for c, wav in zip(batch, wavs, strict=True)]
+
+    def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
+        """The loss of flow matching, as in pretraining with its default weights; there is none of sampled outputs."""
+        data = self.task.collate(prompts, self.model.cfg, next(self.model.parameters()).device)
+        assert data.target is not None
+        x1, y = encode(self.model, data.target, data.samples), encode(self.model, data.noisy, data.samples)
+        return self.model.loss(x1, y, spectral_mask(self.model, data, y.shape[1]), Pretrain().magnitude_weight)["loss"]
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -149,11 +173,13 @@ class FlowPolicy:
         """Log-probabilities of the stored decisions of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
         columns = [self._look(d, rows.to(d.eps.device), with_kl) for d in rollout.state]
         logp, drift = torch.stack([c[0] for c in columns], dim=1), torch.stack([c[2] for c in columns], dim=1)
-        kl = torch.stack([away for _, away, _ in columns if away is not None], dim=1) if with_kl else None
+        away = torch.stack([c[1] for c in columns if c[1] is not None], dim=1) if with_kl else None  # (n, S, 2)
         scale = torch.tensor([self.kernel.scale(d.site) for d in rollout.state], device=logp.device)
-        return LogProb(logp, kl, drift, scale, torch.tensor([d.site.dt for d in rollout.state], device=logp.device))
+        dt = torch.tensor([d.site.dt for d in rollout.state], device=logp.device)
+        return LogProb(logp, None if away is None else away[..., 0], drift, scale, dt, None if away is None else away[..., 1].detach())
 
     def _look(self, decision: Decision, rows: Tensor, with_kl: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Log-probabilities (n,), KL (n, 2) in the configured reduction and in the other, drift (n,)."""
         used, back = torch.unique(decision.states[rows], return_inverse=True)  # each state once, however many rows start there
         site, active, eps = decision.site.pick(used), decision.active[used][back], decision.eps[rows]
         shift = self.kernel.shift(site, self.model.clean(site.x, site.y, site.t, site.mask))
@@ -163,7 +189,40 @@ class FlowPolicy:
         if not with_kl:
             return logp, None, drift
         away = (shift - self._reference(lambda model: self.kernel.shift(site, model.clean(site.x, site.y, site.t, site.mask))))[back]
-        return logp, _reduce(0.5 * away.square(), active, self.reduction), drift
+        both = [_reduce(0.5 * away.square(), active, how) for how in (self.reduction, "mean" if self.reduction == "sum" else "sum")]
+        return logp, torch.stack(both, dim=1), drift
+
+    # -- for a critic --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """What a decision starts from, in a few numbers: (n, S, D), see ``types.CriticPolicy``. No pass of the network.
+
+        Time and step length; mean and spread, over bins and real frames, of the log-magnitudes of condition, state and prediction;
+        mean and spread of how much the prediction lies above the condition, and its mean in each of ``QUARTERS`` parts of the bins.
+        """
+        columns = []
+        for d in rollout.state:
+            used, back = torch.unique(d.states[rows.to(d.states.device)], return_inverse=True)
+            columns.append(self._describe(d.site.pick(used))[back])
+        return torch.stack(columns, dim=1)
+
+    def _describe(self, site: Site) -> Tensor:
+        y, x, x1 = (self._log_spectrum(v) for v in (site.y, site.x, site.x1))
+        real = y.new_ones(y.shape[:2]) if site.mask is None else site.mask.to(y.dtype)
+        frames, change = real.sum(1).clamp_min(1), x1 - y
+        profile = (change * real[..., None]).sum(1) / frames[:, None]  # (n, K) over frames
+        parts = [y.new_full((len(y), 2), 0.0) + y.new_tensor([site.t, site.dt])]
+        for field in (y, x, x1, change):
+            mean = (field.mean(2) * real).sum(1) / frames
+            spread = (((field - mean[:, None, None]).square().mean(2) * real).sum(1) / frames).sqrt()
+            parts.append(torch.stack([mean, spread], dim=1))
+        parts.append(torch.stack([p.mean(1) for p in profile.tensor_split(QUARTERS, dim=1)], dim=1))
+        return torch.cat(parts, dim=1)
+
+    def _log_spectrum(self, x: Tensor) -> Tensor:
+        """(n, L, K) log-magnitudes of packed spectra; a mel front end's are logarithmic already."""
+        return magnitude(x.float()).clamp_min(1e-3).log() if self.model.cfg.front_end == "stft" else x.float()
 
     @torch.no_grad()
     def _reference(self, ask: Callable) -> Tensor:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.config import FlowModel, RewardSpec
+from rlspeech.config import RL, Evaluate, FlowModel, Pretrain, RewardSpec
 from rlspeech.data.audio import rms_dbfs
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.flow import FlowEnhancer, frame_mask
-from rlspeech.models.hub import load_flow
+from rlspeech.models.hub import load_flow, save_flow
+from rlspeech.run import Run
+from rlspeech.tasks.base import VALID_METRICS, check_enhancer
+from rlspeech.types import UserError
 
 __all__ = ["Enhancer", "FlowBatch", "FlowSE", "latent"]
 
 SILENT_DBFS = -60.0
 MAX_GAIN_DB = 60.0
+SOFT = frozenset({"time_power", "condition_drop", "nfe", "guidance"})  # settings that weights do not depend on
 
 
 @dataclass
@@ -57,18 +62,46 @@ class FlowSE:
 
     name = "flowse"
     required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
+    valid_metrics: ClassVar[tuple[str, ...]] = VALID_METRICS
+    next_command: ClassVar[str] = "rlspeech rl --task flowse --algo grpo --model {run}"
+    rl_defaults: ClassVar[dict[str, Any]] = {}
     default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
         RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd"))
     default_guards: ClassVar[tuple[str, ...]] = ("si_sdr", "dnsmos_ovrl", "pesq_wb")
     default_metrics: ClassVar[tuple[str, ...]] = (
         "dnsmos_ovrl", "pesq_wb", "estoi", "si_sdr", "lsd", "speaker_similarity", "speech_bert_score")
 
-    def build(self, cfg: FlowModel) -> FlowEnhancer:
-        """A model with fresh weights."""
-        return FlowEnhancer(cfg)
+    def build(self, config: Pretrain | FlowModel) -> FlowEnhancer:
+        """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
+        if isinstance(config, FlowModel):
+            return FlowEnhancer(config)
+        if config.init is None:
+            return FlowEnhancer(config.model)
+        model, _ = load_flow(config.init)
+        given = {k: getattr(config.model, k) for k in config.model.model_fields_set}
+        misfits = [k for k, v in given.items() if k not in SOFT and v != getattr(model.cfg, k)]
+        if misfits:
+            raise UserError(f"{config.init} has another {', '.join(misfits)}", f"with --init only {', '.join(sorted(SOFT))} can be set",
+                            "leave them out, or train from random weights without --init")
+        model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in SOFT})
+        return model
 
-    def collate(self, clips: Sequence[Clip], cfg: FlowModel, device: torch.device | str = "cpu", *, with_target: bool = True) -> FlowBatch:
+    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
+        """A checkpoint's model and its ``config.json``. Raises ``UserError``."""
+        return load_flow(name, device)
+
+    def save(self, folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint."""
+        save_flow(folder, model, facts=facts, weights=weights)
+
+    def sample_rate_of(self, model: FlowEnhancer) -> int:
+        """In Hz."""
+        return model.sample_rate
+
+    def collate(self, clips: Sequence[Clip], model: FlowEnhancer | FlowModel, device: torch.device | str = "cpu", *,
+                with_target: bool = True) -> FlowBatch:
         """Level and pad clips. Silence keeps its level: no gain makes speech of it."""
+        cfg = model if isinstance(model, FlowModel) else model.cfg
         samples = [len(c.noisy) for c in clips]
         noisy = torch.zeros(len(clips), max(samples))
         target = torch.zeros_like(noisy) if with_target else None
@@ -83,35 +116,47 @@ class FlowSE:
         batch = FlowBatch([c.key for c in clips], noisy, target, torch.tensor(samples), gains)
         return _to(batch, device)
 
-    def pretrain_loss(self, model: FlowEnhancer, batch: FlowBatch, magnitude_weight: float) -> dict[str, Tensor]:
+    def pretrain_loss(self, model: FlowEnhancer, batch: FlowBatch, config: Pretrain) -> dict[str, Tensor]:
         """Flow-matching loss in named parts; ``loss`` is the one to minimise."""
         assert batch.target is not None
         x1, y = encode(model, batch.target, batch.samples), encode(model, batch.noisy, batch.samples)
-        return model.loss(x1, y, spectral_mask(model, batch, y.shape[1]), magnitude_weight)
+        return model.loss(x1, y, spectral_mask(model, batch, y.shape[1]), config.magnitude_weight)
 
-    def enhancer(self, checkpoint: str, device: torch.device | str = "cpu", *, nfe: int | None = None, guidance: float | None = None,
-                 seed: int = 0) -> Enhancer:
-        """Load a checkpoint for inference. Raises ``UserError``."""
-        model, _ = load_flow(checkpoint, device)
-        return Enhancer(self, model, nfe=nfe, guidance=guidance, seed=seed)
+    def validate(self, model: FlowEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+        """Scores of held-out clips."""
+        return check_enhancer(Enhancer(self, model, seed=seed), clips, folder, step, scorer)
+
+    def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
+        """The enhancer as a policy over the steps of its ODE."""
+        from rlspeech.tasks.flow_policy import FlowPolicy
+
+        return FlowPolicy(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed)
+
+    def enhancer(self, model: FlowEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
+        """The model at inference; ``config`` may give steps and guidance."""
+        return Enhancer(self, model, nfe=config.nfe if config else None, guidance=config.guidance if config else None, seed=seed)
 
 
 class Enhancer:
     """Deterministic enhancement by the ODE; every clip's latent depends on (seed, key) alone."""
 
+    uses_video = False
+
     def __init__(self, task: FlowSE, model: FlowEnhancer, *, nfe: int | None = None, guidance: float | None = None, seed: int = 0) -> None:
         self.task, self.model, self.seed = task, model, seed
-        self.sample_rate = model.sample_rate
+        self.sample_rate, self.channels = model.sample_rate, 1
         self.nfe = nfe or model.cfg.nfe
         self.guidance = model.cfg.guidance if guidance is None else guidance
 
     @torch.no_grad()
-    def infer(self, wavs: Sequence[np.ndarray], keys: Sequence[str] | None = None) -> list[np.ndarray]:
+    def infer(self, wavs: Sequence[np.ndarray], keys: Sequence[str] | None = None,
+              lips: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
         """Enhance waveforms.
 
         Args:
             wavs: B arrays (T_i,) float32 at ``sample_rate``.
             keys: B ids that seed the latents; their positions by default.
+            lips: not looked at.
 
         Returns:
             B arrays (T_i,) float32 at the inputs' levels.

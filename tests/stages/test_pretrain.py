@@ -22,6 +22,7 @@ from rlspeech.config import FlowModel, Pretrain
 from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import load_flow
 from rlspeech.stages import pretrain
+from rlspeech.tasks.flowse import FlowSE
 from rlspeech.types import UserError
 
 
@@ -32,7 +33,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cheap_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "VALID_METRICS", ("si_sdr",))  # DNSMOS has its own tests
+    monkeypatch.setattr(FlowSE, "valid_metrics", ("si_sdr",))  # DNSMOS has its own tests
 
 
 def _config(pairs: Path, out: Path, **changes: Any) -> Pretrain:
@@ -81,7 +82,7 @@ def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of four steps."""
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "VALID_METRICS", ("si_sdr",))
+        patch.setattr(FlowSE, "valid_metrics", ("si_sdr",))
         summary = pretrain.run(_config(pairs, out))
     assert summary["step"] == 4 and math.isfinite(summary["si_sdr"])
     return out
@@ -146,8 +147,8 @@ def test_init_goes_on_from_a_checkpoint(pairs: Path, whole: Path, tmp_path: Path
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pretrain.FlowSE.pretrain_loss
-    monkeypatch.setattr(pretrain.FlowSE, "pretrain_loss", lambda *a: {k: v * float("nan") for k, v in real(*a).items()})
+    real = FlowSE.pretrain_loss
+    monkeypatch.setattr(FlowSE, "pretrain_loss", lambda *a: {k: v * float("nan") for k, v in real(*a).items()})
     with pytest.raises(UserError, match="the loss is nan at step 0") as error:
         pretrain.run(_config(pairs, tmp_path / "nan"))
     assert "lr" in error.value.try_this and not list((tmp_path / "nan" / "checkpoints").glob("step_*"))
@@ -171,7 +172,8 @@ SCRIPT = """
 import sys
 from rlspeech.config import Pretrain
 from rlspeech.stages import pretrain
-pretrain.VALID_METRICS = ("si_sdr",)
+from rlspeech.tasks.flowse import FlowSE
+FlowSE.valid_metrics = ("si_sdr",)
 if __name__ == "__main__":
     pretrain.run(Pretrain.model_validate_json(sys.argv[1]))
 """

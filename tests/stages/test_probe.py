@@ -59,8 +59,8 @@ def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.Captu
 
 def test_candidates() -> None:
     found = probe.candidates(RL())
-    assert found[0] == RL().explore and probe.PUBLISHED in found and len(found) == len({e.model_dump_json() for e in found}) >= 4
+    assert found[0] == RL().explore and probe.PUBLISHED["flowse"] in found and len(found) == len({e.model_dump_json() for e in found}) >= 4
     assert len({probe.label(e) for e in found}) == len(found)
-    assert probe.candidates(RL(probe_settings=[probe.PUBLISHED])) == [probe.PUBLISHED]
+    assert probe.candidates(RL(probe_settings=found[:1])) == found[:1]
     with pytest.raises(UserError):
         probe.run(RL(model="/nowhere", rewards=[RewardSpec(name="si_sdr")], guards=[GuardSpec(name="stoi")], workers=0, device="cpu"))

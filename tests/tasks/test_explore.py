@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlspeech.config import Exploration
 from rlspeech.models.flow import euler, magnitude
-from rlspeech.tasks.explore import BinNoise, GainNoise, Kernel, Site, _band_matrix, build_kernel
+from rlspeech.tasks.explore import BinNoise, GainNoise, Kernel, Site, band_matrix, build_kernel
 from rlspeech.types import UserError
 
 ALL = [
@@ -148,7 +148,7 @@ GAINS = ALL[3:]
 def _alive(kernel: GainNoise, site: Site) -> Tensor:
     """Active dimensions whose field does not vanish (the contrast of a one-bin cell has nothing to vary)."""
     _, weight, _, fields = kernel._fields(site)
-    power = torch.stack([kernel._cells(weight * phi.square()) for phi in fields.values()], dim=2).flatten(1)
+    power = torch.stack([kernel.fields.cells(weight * phi.square()) for phi in fields.values()], dim=2).flatten(1)
     return (power > 1e-3) & (kernel.active(site) > 0)
 
 
@@ -175,7 +175,7 @@ def test_gains_are_gains() -> None:
     eps[0, 3] = 1.7
     before, after = (model.front.unpack(v) for v in (site.x1, kernel.act(site, eps, torch.tensor([0, 1]))))
     ratio = after / before
-    inside = _band_matrix(257, 8, RATE)[:, 3] > 0
+    inside = band_matrix(257, 8, RATE)[:, 3] > 0
     torch.testing.assert_close(ratio[0, inside].abs() ** (1 / 0.5), torch.full_like(ratio[0, inside].abs(), math.exp(0.3 * 1.7)))
     torch.testing.assert_close(ratio[0, ~inside], torch.ones_like(ratio[0, ~inside]))
     torch.testing.assert_close(ratio[1], torch.ones_like(ratio[1]))
@@ -191,7 +191,7 @@ def test_contrast_moves_away_from_or_towards_the_input() -> None:
     attenuation = magnitude(site.x1).log() - magnitude(site.y).log()
     change = magnitude(moved).log() - magnitude(site.x1).log()
     weight = magnitude(site.x1) * (magnitude(site.x1) > 0.01)
-    for band in _band_matrix(257, 4, RATE).T:
+    for band in band_matrix(257, 4, RATE).T:
         bins = band > 0
         w, a, c = (v[0][:, bins].flatten() for v in (weight, attenuation, change))
         a = a - (w * a).sum() / w.sum()
@@ -204,7 +204,7 @@ def test_empty_bands_and_padding_carry_no_noise() -> None:
     model = tiny_model()
     explore = Exploration(kind="gain", noise=0.3, bands=8, segment_s=0.16)
     site, kernel = _site(model, padded=True), build_kernel(model, explore)
-    high = _band_matrix(257, 8, RATE)[:, 6:].sum(1).bool()
+    high = band_matrix(257, 8, RATE)[:, 6:].sum(1).bool()
     site.x1 = site.x1 * (~torch.cat([high, high]))
     active = kernel.active(site).view(2, -1, 2, 8)  # stretches of 10 frames, kinds, bands
     assert active.shape[1] == 4
@@ -219,7 +219,7 @@ def test_empty_bands_and_padding_carry_no_noise() -> None:
 
 @pytest.mark.parametrize("bands", [1, 2, 16, 32, 64, 200, 257])
 def test_bands_part_the_spectrum(bands: int) -> None:
-    matrix = _band_matrix(257, bands, RATE)
+    matrix = band_matrix(257, bands, RATE)
     assert matrix.shape == (257, bands) and bool((matrix.sum(1) == 1).all()) and bool((matrix.sum(0) >= 1).all())
     starts = matrix.argmax(0)
     assert bool((starts.diff() > 0).all())

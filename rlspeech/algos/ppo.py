@@ -1,0 +1,231 @@
+"""PPO in two forms: one decision judged against the frozen base's output (LR-AVSE), or a critic and GAE for many decisions.
+
+The textbook version (arXiv 1707.06347): clipped surrogate, value network, GAE, several passes over a collection. ``critic`` is that,
+with the reward at a rollout's last decision and, as in RLHF, beta KL taken off the reward of every decision (or a KL term in the
+loss). What is left out: the entropy bonus, for the policies here have a fixed spread. What is changed: the critic
+(``algos/critic.py``) and what ``algos/update.py`` adds for every algorithm.
+
+``relative`` is what the audio-visual paper publishes: A = r(y) - r(y_base) - beta KL(pi || pi_base), one decision, no critic, no
+group. The KL there is a number, measured by the policy's second look at the collection: it lowers the advantage of rows whose
+distribution has moved, but as a term without gradient it is *not* what pulls the policy back; ``ppo.kl_in=loss`` puts beta KL in the
+loss instead, where it does. Rows that cannot be scored, or whose base cannot, get advantage 0 and are counted.
+
+Launch: ``rlspeech rl --algo ppo --task avse`` (one process), ``torchrun --nproc-per-node 8 -m rlspeech rl ...`` (several).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlspeech.algos.critic import Critic, pooled_moments
+from rlspeech.algos.math import Advantage, decision_rewards, explained_variance, gae, relative_advantage, whitened
+from rlspeech.algos.relative import BaseScores, clip_name, relative_reward
+from rlspeech.algos.update import Average, Experience, JointScorer, PolicyUpdate, rows_of
+from rlspeech.config import RL, RewardSpec
+from rlspeech.rewards.mix import compose
+from rlspeech.types import BasePolicy, CriticPolicy, Policy, Rollout, Score, UserError
+
+__all__ = ["PPO", "CriticPPO", "RelativePPO"]
+
+
+class PPO(PolicyUpdate):
+    """What the two forms share: every row that could be scored counts, and the KL may be a number of the collection.
+
+    Raises:
+        UserError: a composition that only groups can have.
+    """
+
+    name = "ppo"
+
+    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+        if config.advantage != "sum_then_norm":
+            raise UserError(f"ppo has no advantage={config.advantage}", "only grpo normalises rewards inside groups",
+                            "--set advantage=sum_then_norm")
+        scales = {spec.scale for spec in config.rewards if spec.weight}
+        if config.policy_weight and (("group" in scales and config.group < 2)
+                                     or ("batch" in scales and config.group * config.prompts_per_step < 2)):
+            raise UserError("one rollout has no spread to divide its reward by",
+                            f"scale {', '.join(sorted(scales))}, group {config.group}, {config.prompts_per_step} prompt(s) a step",
+                            "in a preset or config file: rewards: [{name: NAME, scale: none}]")
+        super().__init__(config, policy, optimizer, average)
+
+    @property
+    def loss_beta(self) -> float:
+        """Weight of the KL inside the loss: 0 where the advantage carries it."""
+        return self.config.kl_beta if self.config.ppo.kl_in == "loss" else 0.0
+
+    def counted(self, experience: Experience, advantage: Tensor) -> Tensor:
+        """(N,) bool: rows that could be scored, also those at advantage 0: a KL in the loss still pulls on them."""
+        return torch.from_numpy(np.isfinite(experience.reward))
+
+    @torch.no_grad()
+    def divergence(self, experience: Experience, rollout: Rollout) -> Tensor | None:
+        """KL to the base (N, S) at collection, logged; None unless the advantage carries it."""
+        cfg = self.config
+        if cfg.ppo.kl_in != "advantage" or cfg.kl_beta == 0:
+            return None
+        looks = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
+        kl = torch.cat([cast(Tensor, look.kl) for look in looks]).detach()
+        count = rollout.mask.sum().clamp_min(1)
+        experience.logged["kl"] = float(torch.where(rollout.mask, kl, torch.zeros_like(kl)).sum() / count)
+        if all(look.kl_other is not None for look in looks):
+            other = torch.cat([cast(Tensor, look.kl_other) for look in looks])
+            experience.logged["kl_other"] = float(torch.where(rollout.mask, other, torch.zeros_like(other)).sum() / count)
+        return torch.where(rollout.mask, kl, torch.zeros_like(kl)).cpu()
+
+
+class RelativePPO(PPO):
+    """``ppo.form=relative``: the advantage is the reward relative to the frozen base's output, minus beta KL."""
+
+    requires = frozenset({"sample", "base"})
+
+    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+        super().__init__(config, policy, optimizer, average)
+        self.known = BaseScores()
+
+    def scored(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *,
+               seed: int) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+        """The rollouts' scores and, behind them, those of the base's outputs that were not known; and the base's by row."""
+        policy, names = cast(BasePolicy, self.policy), [clip_name(clip) for clip in prompts]
+        wanted = [spec.name for spec in self.config.rewards]
+        found = {n: hit for n in names if (hit := self.known.get(n, wanted)) is not None}
+        new = {n: clip for n, clip in zip(names, prompts, strict=True) if n not in found}
+        clips = list(new.values())
+        drawn = "latent" in policy.supports  # the base's output hangs on the collection's seed: nothing to keep
+        made = (policy.base(clips, seed=seed) if drawn else policy.base(clips)) if clips else []
+        columns = scorer.score([*rollout.samples, *made])
+        for i, name in enumerate(new, start=len(rollout.samples)):
+            values = [(column, scores[i].value) for column, scores in columns.items()]
+            found[name] = {column: np.nan if value is None else float(value) for column, value in values}
+            if not drawn:
+                self.known.put(name, found[name])
+        self._hits = 1.0 - len(new) / len(set(names))
+        rows = rollout.group.tolist()
+        return columns, {column: np.array([found[names[p]].get(column, np.nan) for p in rows]) for column in columns}
+
+    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
+              base: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, Advantage]:
+        """The rollouts' reward relative to the base (N,), and the advantage (N,) that it is, under any composition.
+
+        Args:
+            base: (N,) by name, scores of every row's base (``Experience.base``).
+        """
+        assert base is not None
+        difference = relative_reward(scores, base, rollout.group.numpy(), specs).difference
+        return difference, relative_advantage(torch.from_numpy(difference), rollout.group, whiten=self.config.ppo.whiten,
+                                              clip=self.config.advantage_clip)
+
+    def credit(self, experience: Experience, rollout: Rollout) -> None:
+        """A = R - beta KL. A row's KL is the sum over its decisions."""
+        cfg = self.config
+        assert experience.base is not None
+        made = relative_reward(experience.scores, experience.base, rollout.group.numpy(), cfg.rewards)
+        kl = self.divergence(experience, rollout)
+        experience.reward = np.where(np.isfinite(made.difference), made.reward, np.nan)
+        experience.advantage = relative_advantage(torch.from_numpy(made.difference), rollout.group, None if kl is None else kl.sum(1),
+                                                  cfg.kl_beta, whiten=cfg.ppo.whiten, clip=cfg.advantage_clip)
+        known = np.isfinite(made.difference)
+        for name, values in (("reward_base", made.base), ("reward_relative", made.difference)):
+            experience.logged[name] = float(values[known].mean()) if known.any() else float("nan")
+        experience.logged["base_cached"] = self._hits
+
+
+class CriticPPO(PPO):
+    """``ppo.form=critic``: the reward comes at the last decision, a value network says what was to be expected, GAE shares it out."""
+
+    requires = frozenset({"sample", "critic"})
+
+    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+        super().__init__(config, policy, optimizer, average)
+        self.critic = Critic(config.ppo, seed=config.seed, average=average, grad_clip=config.grad_clip)
+        self.spread: dict[str, float] = {}  # by reward, of the first collection that had any
+
+    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
+              base: Any = None) -> tuple[np.ndarray, Advantage]:
+        """Composed reward (N,) and advantage (N, S) under any composition of the scores, with its mean for a value.
+
+        The critic knows the configured composition only, so that it is not asked here.
+        """
+        reward = compose(scores, rollout.group.numpy(), specs).reward
+        known = torch.from_numpy(np.isfinite(reward)) & rollout.finished
+        mean = float(reward[known.numpy()].mean()) if known.any() else 0.0
+        mask = rollout.mask.cpu()
+        paid = decision_rewards(torch.from_numpy(np.where(known.numpy(), reward - mean, np.nan)), mask)
+        return reward, self._advantage(paid, torch.zeros_like(paid), mask, rollout.group, known)[0]
+
+    def composed(self, scores: dict[str, np.ndarray], group: np.ndarray) -> np.ndarray:
+        """The configured composition (N,), its scale "batch" a division by the spread over the *first* collection.
+
+        A value function must know what a reward is worth: divided by every collection's own spread, the same score would be another
+        reward each time. GRPO and the relative form only compare within a collection.
+        """
+        specs = self.config.rewards
+        plain = [spec.model_copy(update={"scale": "none"}) if spec.scale == "batch" else spec for spec in specs]
+        made = compose(scores, group, plain)
+        scaled = [i for i, spec in enumerate(specs) if spec.scale == "batch"]
+        if any(specs[i].name not in self.spread for i in scaled):  # the same in every process, which all take part
+            columns = [torch.from_numpy(made.parts[np.isfinite(made.parts[:, i]), i])[:, None] for i in scaled]
+            device = self.policy.parameters()[0].device
+            for i, moments in zip(scaled, pooled_moments([c.float().to(device) for c in columns], self.average), strict=True):
+                if moments is not None and moments[1].item() > 1e-6 * (1 + abs(moments[0].item())):
+                    self.spread.setdefault(specs[i].name, moments[1].item())
+        unit = np.array([self.spread.get(spec.name, np.inf) if spec.scale == "batch" else 1.0 for spec in specs])  # none yet: adds 0
+        active = made.weights != 0
+        return np.asarray((made.parts / unit)[:, active] @ made.weights[active])
+
+    def _advantage(self, paid: Tensor, values: Tensor, mask: Tensor, group: Tensor, known: Tensor) -> tuple[Advantage, Tensor]:
+        ppo = self.config.ppo
+        advantage, returns = gae(paid, values, mask, group, discount=ppo.discount, lam=ppo.gae_lambda, known=known)
+        if ppo.whiten:
+            value = whitened(advantage.value.double(), mask & known[:, None], self.config.advantage_clip).float()
+            advantage = advantage._replace(value=value)
+        return advantage, returns
+
+    def credit(self, experience: Experience, rollout: Rollout) -> None:
+        """Values, GAE and returns of a collection; all (N, S) on the CPU."""
+        cfg, policy = self.config, cast(CriticPolicy, self.policy)
+        experience.reward = self.composed(experience.scores, rollout.group.numpy())
+        known, mask = torch.from_numpy(np.isfinite(experience.reward)), rollout.mask.cpu()
+        kl = self.divergence(experience, rollout)
+        paid = decision_rewards(torch.from_numpy(experience.reward), mask, kl, cfg.kl_beta)
+        features = torch.cat([policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)])
+        counts = mask & (known & rollout.finished)[:, None]
+        device = features.device
+        self.critic.measure(features, paid.flip(1).cumsum(1).flip(1).float(), counts.to(device))
+        values = self.critic.values(features).cpu()
+        advantage, returns = self._advantage(paid, values, mask, rollout.group, known & rollout.finished)
+        share = 1.0 - known.double().mean().item()  # a rollout that was cut off could be scored all the same
+        experience.advantage = advantage._replace(unscorable=share)
+        experience.extra = {"features": features, "values": values, "returns": returns, "counts": counts}
+        experience.logged["explained_variance"] = explained_variance(values, returns, counts)
+        experience.logged["value_mean"] = float(values[counts].mean()) if counts.any() else float("nan")
+
+    def step(self, experience: Experience, share: Tensor) -> dict[str, float]:
+        """One step of the policy, then the critic's on the same rows."""
+        stats = super().step(experience, share)
+        if experience.rollout is None:
+            return stats
+        rows = rows_of(experience.rollout, share)
+        features = experience.extra["features"][rows.to(experience.extra["features"].device)]
+        old, returns, counts = (experience.extra[k][rows].to(features.device) for k in ("values", "returns", "counts"))
+        return {**stats, "value_loss": self.critic.fit(features, old, returns, counts)}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, the critic with its optimiser included."""
+        return {**super().state(), "critic": self.critic.state(), "spread": dict(self.spread)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state`` gave."""
+        super().load_state(state)
+        self.critic.load_state(state.get("critic") or {}, self.policy.parameters()[0].device)
+        self.spread = {str(k): float(v) for k, v in (state.get("spread") or {}).items()}
+
+
+def _parts(rollout: Rollout, micro_batch: int) -> list[Tensor]:
+    """Rows of every micro-batch of prompts, which together are all rows in order."""
+    return [rows_of(rollout, part) for part in torch.unique(rollout.group).split(micro_batch)]

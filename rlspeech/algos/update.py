@@ -1,0 +1,308 @@
+"""What PPO and GRPO share: collect, check, and train on a collection in micro-batches. They differ in the advantage (``credit``).
+
+The textbook version (PPO, arXiv 1707.06347): one clipped surrogate for every mini-batch of a collection. Nothing is left out. What
+is added: the first update checks that the policy's second look agrees with its first (ratio 1 within 1e-3); every update logs
+``grad_agreement``, the mean pairwise cosine of its micro-batches' policy gradients, which tells a setting that learns from one that
+wanders; the clip range may be measured instead of guessed, because its useful size depends on how log-probabilities are reduced
+(papers use 0.2 and 1e-5 for the same thing); and a task's supervised loss may be added, its gradient taken apart from the
+policy's, so that the agreement stays that of the reward. With no weight on the policy's loss nothing is sampled and nothing is
+scored: the control without RL, on the same data with the same steps.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, policy_loss
+from rlspeech.config import RL, RewardSpec
+from rlspeech.rewards.mix import to_arrays
+from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
+
+__all__ = ["Average", "Experience", "JointScorer", "PolicyUpdate"]
+
+RATIO_TOLERANCE = 1e-3
+WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
+Average = Callable[[Iterable[Any]], None]
+
+
+class JointScorer(Protocol):
+    """Scores samples with every reward and guard at once (``rewards.scorer.Scorer``)."""
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+        """Column by column, in the samples' order."""
+        ...
+
+
+@dataclass
+class Experience:
+    """A collection.
+
+    Args:
+        rollout: None where the policy's loss has no weight: then there are only prompts.
+        scores: (N,) by name with NaN for null.
+        reward: (N,) composed.
+        advantage: with ``value`` (N,), or (N, S).
+        seconds: by phase.
+        prompts: the B prompts.
+        base: (N,) by name, scores of the base's output for every row's prompt; None where the algorithm needs none.
+        logged: further numbers of the collection; ``update`` returns them with its own.
+        extra: tensors that the algorithm keeps for its updates.
+        updates: optimiser updates made on it so far; before the first one the ratio is 1.
+    """
+
+    rollout: Rollout | None
+    scores: dict[str, np.ndarray]
+    reward: np.ndarray
+    advantage: Advantage
+    seconds: dict[str, float]
+    prompts: list[Any]
+    base: dict[str, np.ndarray] | None = None
+    logged: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    updates: int = 0
+
+
+class PolicyUpdate(ABC):
+    """Collect and update; see the top of the file.
+
+    Args:
+        config: the run's.
+        policy: the one to train.
+        optimizer: over ``policy.parameters()``.
+        average: averages gradients over processes, called once a step of every optimiser.
+
+    Raises:
+        UserError: the policy does not support what this needs, or nothing is to be trained.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]] = frozenset({"sample"})  # of ``policy.supports``
+
+    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+        if not config.policy_weight and not config.supervised_weight:
+            raise UserError("nothing to train", "policy_weight and supervised_weight are both 0", "--set supervised_weight=1")
+        needed = set(self.requires) if config.policy_weight else set()
+        if config.supervised_weight:
+            needed |= {"supervised"} if config.supervised_on == "mean" else {"supervised", "supervised_sample", "sample"}
+        if not needed <= policy.supports:
+            raise UserError(f"this policy cannot be trained with {self.name}", f"it does not support {sorted(needed - policy.supports)}")
+        if config.supervised_weight and config.supervised_on == "sample" and not config.policy_weight:
+            raise UserError("a supervised loss of sampled outputs needs a policy loss", "with policy_weight 0 nothing is sampled",
+                            "--set supervised_on=mean")
+        self.config, self.policy, self.optimizer, self.average = config, policy, optimizer, average
+        self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
+        self.checked = False
+
+    # -- what an algorithm says ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
+              base: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, Advantage]:
+        """Composed reward (N,) and advantage of one collection under any composition of its scores, without any KL."""
+
+    def credit(self, experience: Experience, rollout: Rollout) -> None:
+        """Fill in the reward, the advantage and what is logged of a scored collection."""
+        experience.reward, experience.advantage = self.judge(rollout, experience.scores, self.config.rewards, experience.base)
+
+    def counted(self, experience: Experience, advantage: Tensor) -> Tensor:
+        """(N,) or (N, S) bool: where the loss counts."""
+        return advantage != 0
+
+    def scored(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *,
+               seed: int) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+        """Every column's scores of the rollouts (and of whatever else was scored, behind them), and the base's by row if needed."""
+        return scorer.score(rollout.samples), None
+
+    @property
+    def loss_beta(self) -> float:
+        """Weight of the KL inside the loss."""
+        return self.config.kl_beta
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain numbers and tensors."""
+        return {"clip_range": None if self.clip_range == float("inf") else self.clip_range, "checked": self.checked}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state`` gave."""
+        self.clip_range = float("inf") if state["clip_range"] is None else float(state["clip_range"])
+        self.checked = bool(state.get("checked", False))
+
+    # -- collecting ----------------------------------------------------------------------------------------------------
+
+    def collect(self, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Experience:
+        """Roll out the group of every prompt and score it; without a weight on the policy's loss, keep the prompts only.
+
+        Raises:
+            UserError: more rows without a score than ``max_unscorable``.
+        """
+        nothing = Advantage(torch.zeros(0), 0.0, 0.0, 0, 0)
+        if not self.config.policy_weight:
+            return Experience(None, {}, np.zeros(0), nothing, {"rollout": 0.0, "reward": 0.0}, prompts)
+        started = time.perf_counter()
+        rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
+        rolled = time.perf_counter()
+        columns, base = self.scored(rollout, prompts, scorer, seed=seed)
+        seconds = {"rollout": rolled - started, "reward": time.perf_counter() - rolled}
+        scores = {name: values[: len(rollout.samples)] for name, values in to_arrays(columns).items()}
+        experience = Experience(rollout, scores, np.zeros(0), nothing, seconds, prompts, base)
+        self.credit(experience, rollout)
+        self._stop_blind(columns, experience.advantage.unscorable)
+        known = torch.from_numpy(np.isfinite(experience.reward))
+        value = experience.advantage.value[known].double()
+        experience.logged["advantage_mean"] = float(value.mean()) if len(value) else float("nan")
+        experience.logged["advantage_std"] = float(value.std(correction=0)) if len(value) else float("nan")
+        return experience
+
+    def _stop_blind(self, columns: dict[str, list[Score]], unscorable: float) -> None:
+        """A run that cannot see its reward says why and ends."""
+        cfg = self.config
+        if unscorable <= cfg.max_unscorable:
+            return
+        reasons = [s.error for spec in cfg.rewards for s in columns[spec.name] if s.error]
+        common = max(set(reasons), key=reasons.count) if reasons else "unknown"
+        raise UserError(f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
+                        f"most often: {common}", "rlspeech doctor, or rlspeech reward on the run's samples/")
+
+    # -- updating ------------------------------------------------------------------------------------------------------
+
+    def update(self, experience: Experience, *, lr: float) -> dict[str, float]:
+        """Train on a collection: ``epochs`` passes of ``updates_per_collection`` optimiser steps, each on its own share of the prompts.
+
+        Returns:
+            what is logged: numbers of the collection, and of the updates (means; the largest gap of the ratio).
+        """
+        started, rows = time.perf_counter(), []
+        shares = [s for s in torch.arange(len(experience.prompts)).tensor_split(self.config.updates_per_collection) if len(s)]
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for share in shares * self.config.epochs:
+            rows.append(self.step(experience, share))
+            experience.updates += 1
+        experience.seconds["update"] = time.perf_counter() - started
+        out = dict(experience.logged)
+        for name in dict.fromkeys(k for row in rows for k in row):
+            values = [row[name] for row in rows if name in row and not np.isnan(row[name])]
+            out[name] = float((max if name in WORST else np.mean)(values)) if values else float("nan")
+        return out
+
+    def step(self, experience: Experience, share: Tensor) -> dict[str, float]:
+        """One optimiser step on some prompts (K,). Returns what is logged of it."""
+        cfg, total, stats = self.config, torch.zeros(()), dict[str, float]()
+        stats["grad_agreement"] = float("nan")
+        if experience.rollout is not None:
+            grads, stats = self.gradients(experience, experience.advantage.value, share)
+            if experience.updates:  # before the first update of a collection the ratio is 1 but for rounding
+                self._measure_clip(stats["log_ratio_std"])
+            cosine = agreement(grads)
+            stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, len(share) / max(1, len(grads))))
+            total = cfg.policy_weight * _summed(grads)
+        if cfg.supervised_weight:
+            grads, loss = self.supervised_gradients(experience, share)
+            pull = cfg.supervised_weight * _summed(grads)
+            stats.update(supervised_loss=loss, supervised_agreement=agreement(grads), supervised_grad_norm=pull.norm().item())
+            if experience.rollout is not None:  # do reward and supervision pull the same way?
+                stats.update(policy_grad_norm=total.norm().item(), supervised_cosine=agreement([total, pull]))
+            total = total + pull
+        return {**stats, **self._apply(total), "clip_range": self.clip_range}
+
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[list[Tensor], dict[str, float]]:
+        """The policy gradient of some prompts, micro-batch by micro-batch.
+
+        Args:
+            experience: the collection.
+            advantage: (N,) or (N, S).
+            prompts: indices of the prompts that take part.
+
+        Returns:
+            one flat gradient (P,) a micro-batch, whose sum is the gradient of the update's mean loss, and statistics.
+        """
+        cfg, rollout = self.config, experience.rollout
+        assert rollout is not None
+        counted = self.counted(experience, advantage)
+        alive = (counted if counted.dim() == 2 else counted[:, None]) & rollout.finished[:, None]
+        mask = rollout.mask & alive.to(rollout.mask.device)
+        normaliser = float(rollout.mask[rows_of(rollout, prompts).to(rollout.mask.device)].sum().clamp_min(1))
+        grads, stats, sizes = [], [], []
+        for part in prompts.split(cfg.micro_batch):
+            rows = rows_of(rollout, part)
+            device_rows = rows.to(rollout.logp.device)
+            new = self.policy.log_prob(rollout, rows, with_kl=self.loss_beta > 0)
+            made = policy_loss(new, rollout.logp[device_rows], mask[device_rows], advantage[rows].to(new.logp.device),
+                               clip_range=self.clip_range, kl_beta=self.loss_beta, normaliser=normaliser, ratio=cfg.ratio)
+            if not experience.updates:
+                self._check(made)
+            grads.append(self._gradient(made.loss))
+            sizes.append(made.log_ratio.numel())
+            stats.append({**made.stats, "log_ratio_std": made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0})
+        if not any(sizes):
+            sizes = [1] * len(stats)
+        merged = {k: float(np.average([s[k] for s in stats], weights=sizes)) for k in stats[0] if k != "rows"}
+        return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
+
+    def supervised_gradients(self, experience: Experience, prompts: Tensor) -> tuple[list[Tensor], float]:
+        """Gradients (P,) of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
+        policy, grads, total = cast(SupervisedPolicy, self.policy), [], 0.0
+        for part in prompts.split(self.config.micro_batch):
+            clips, options = [experience.prompts[i] for i in part.tolist()], dict[str, Any]()
+            if self.config.supervised_on == "sample":
+                assert experience.rollout is not None
+                options = {"rollout": experience.rollout, "rows": rows_of(experience.rollout, part)}
+            loss = policy.supervised(clips, **options) * (len(part) / len(prompts))
+            grads.append(self._gradient(loss))
+            total += loss.item()
+        return grads, total
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on."""
+        parameters = self.policy.parameters()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)])
+
+    def _check(self, made: Surrogate) -> None:
+        """The first look at a collection must repeat the policy that acted; said once, at the first decisions that count."""
+        if self.checked or not made.log_ratio.numel():
+            return
+        gap = made.stats["ratio_max_gap"]
+        if not gap <= RATIO_TOLERANCE:
+            raise UserError(f"the ratio is off by {gap:.2e} before the first update (limit {RATIO_TOLERANCE:g})",
+                            "the training pass does not repeat the sampling pass",
+                            "a policy of your own: compare its log_prob with its rollout; else report this with the run folder")
+        self.checked = True
+
+    def _measure_clip(self, spread: float) -> None:
+        """``clip_range: auto``: frozen at the first update whose ratio has moved, ``clip_std`` times the spread of the log-ratio there."""
+        if self.config.clip_range == "auto" and self.clip_range == float("inf") and spread > 1e-9:
+            self.clip_range = self.config.clip_std * spread
+
+    def _apply(self, total: Tensor) -> dict[str, float]:
+        """One optimiser step along a gradient (P,)."""
+        parameters = self.policy.parameters()
+        for p, g in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+            p.grad = g.view_as(p)
+        self.average(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        finite = bool(torch.isfinite(norm))
+        if finite and norm > 0:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm.item(), "skipped_updates": float(not finite)}
+
+
+def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
+    """Indices (n,) of the rows of some prompts, in order."""
+    return torch.isin(rollout.group, prompts).nonzero()[:, 0]
+
+
+def _summed(grads: Sequence[Tensor]) -> Tensor:
+    total = grads[0].clone()
+    for g in grads[1:]:
+        total += g
+    return total

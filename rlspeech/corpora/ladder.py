@@ -1,0 +1,105 @@
+"""Ladders of held-out speech that gets worse in a known order, on disk: what a judge of quality is calibrated on.
+
+Every utterance goes down every ladder of ``data.degrade.ladders``. A row says which (``ladder``), how far (``rung``, 0 is untouched) and,
+where noise was added, the ``snr_db``; ``clean_id`` names the utterance, ``target_filepath`` its untouched form. Rungs that sound the same
+share a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlspeech import log
+from rlspeech.data.audio import AudioError, load_audio, save_audio
+from rlspeech.data.degrade import Rung, ladders
+from rlspeech.data.jsonl import safe_name, write_error
+from rlspeech.data.mixing import mixture_rng
+from rlspeech.types import UserError, Utterance
+
+__all__ = ["render"]
+
+MIN_S = 1.0
+
+
+def render(clean: Sequence[Utterance], noise: Sequence[Utterance], out: Path, *, count: int = 0, clip_s: float = 0.0, seed: int = 0,
+           sample_rate: int = 16000) -> tuple[list[Utterance], list[dict[str, Any]]]:
+    """Write the rungs below ``out/audio``; the same seed gives the same files.
+
+    Args:
+        clean: untouched speech; which of it is taken, and in which order, follows from the seed.
+        noise: recordings of noise, one is drawn for each utterance.
+        out: folder.
+        count: utterances; 0 takes all.
+        clip_s: longest stretch of an utterance; 0 keeps it whole.
+        seed: decides everything.
+        sample_rate: of the files, in Hz.
+
+    Returns:
+        rows, and for every utterance that could not be used a row with its reason.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    picked = [clean[i] for i in np.random.default_rng(seed).permutation(len(clean))]
+    count = count or len(picked)
+    rows: list[Utterance] = []
+    failed: list[dict[str, Any]] = []
+    used = 0
+    with log.progress(min(count, len(picked)), "degrading", "utterances") as bar:
+        for utt in picked:
+            if used == count:
+                break
+            try:
+                rows += _one(utt, noise, out, clip_s, seed, sample_rate)
+            except AudioError as error:  # the next one takes its place
+                failed.append({"split": "manifest", "id": utt.id, "path": utt.audio_filepath, "reason": "cannot be degraded",
+                               "detail": error.reason})
+                continue
+            except OSError as error:
+                raise write_error(out, error, f"{used} of {count} utterances were kept") from error
+            used += 1
+            bar.advance()
+    return rows, failed
+
+
+def _one(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, seed: int, sample_rate: int) -> list[Utterance]:
+    """All rungs of one utterance."""
+    rng = mixture_rng(seed, 0, utt.id)
+    wav = load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
+    if len(wav) < MIN_S * sample_rate:
+        raise AudioError(f"shorter than {MIN_S:g} s")
+    whole = clip_s <= 0 or len(wav) <= clip_s * sample_rate
+    if not whole:
+        start = int(rng.integers(len(wav) - int(clip_s * sample_rate) + 1))
+        wav = wav[start:start + int(clip_s * sample_rate)]
+    source = noise[int(rng.integers(len(noise)))]
+    sound = load_audio(source.audio_filepath, sample_rate, source.offset, source.duration or None)
+    rungs = ladders(wav, sound, sample_rate, rng)
+    _check(rungs)
+    files: dict[str, Path] = {}
+    rows = []
+    for rung in rungs:
+        digest = hashlib.blake2b(np.ascontiguousarray(rung.wav).data, digest_size=16).hexdigest()
+        name = safe_name(f"{utt.id}_{rung.ladder}_{rung.rung}")
+        if digest not in files:
+            files[digest] = out / "audio" / f"{name}.flac"
+            save_audio(files[digest], rung.wav, sample_rate)
+        best = next(r for r in rungs if r.ladder == rung.ladder and r.rung == 0)
+        target = files[hashlib.blake2b(np.ascontiguousarray(best.wav).data, digest_size=16).hexdigest()]
+        extra: dict[str, Any] = {"ladder": rung.ladder, "rung": rung.rung, "clean_id": utt.id, "noise_id": source.id}
+        rows.append(Utterance(name, str(files[digest]), len(rung.wav) / sample_rate, sample_rate, text=utt.text if whole else None,
+                              target_filepath=str(target), speaker_id=utt.speaker_id, language=utt.language,
+                              snr_db=None if rung.snr_db is None else round(float(rung.snr_db), 3), extra=extra))
+    return rows
+
+
+def _check(rungs: Sequence[Rung]) -> None:
+    """Every ladder begins untouched and no rung is there twice."""
+    seen = {(r.ladder, r.rung) for r in rungs}
+    if len(seen) != len(rungs) or any((r.ladder, 0) not in seen for r in rungs):
+        raise UserError("the ladders are not in order", "a rung is missing or doubled")

@@ -1,0 +1,274 @@
+"""Reading videos as grey frames at 25 frames a second, one frame at a time.
+
+A file names its frames' times, and those times decide: whatever the rate, constant or not, output frame k is the frame shown nearest
+to k / 25 s. Times that are missing, go back or leap ahead (cut and joined recordings) go on at the declared rate. Time 0 is the start of
+the container, where its sound track begins, so that crops fit the audio that was taken from the same file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlspeech.data.lips import LIPS_FPS, MAX_FRAMES, LipsError
+from rlspeech.types import UserError
+
+__all__ = ["VIDEO_SUFFIXES", "Stream", "Video", "VideoInfo", "at_25_fps", "centre_square", "extract_audio", "read_video", "stream_video",
+           "video_info"]
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mpg", ".mpeg", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".flv", ".wmv", ".ogv",
+                            ".3gp"})
+# a playlist could name other files and addresses: only formats that hold their own pictures are opened
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf"
+MIN_FRAMES = 3  # a broken file must give at least this many
+MAX_GAP_S = 10.0  # a longer gap between two frames is a broken time stamp, not a still picture
+MAX_VIDEO_SIDE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a file says of its pictures: declared ``fps``, ``duration_s`` (0 where unknown), size in pixels, sound or none."""
+
+    fps: float
+    duration_s: float
+    width: int
+    height: int
+    has_audio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Frames of a file.
+
+    Args:
+        frames: (F, H, W) uint8 at 25 frames a second.
+        fps: as declared by the file, before resampling.
+        problem: what was wrong with a file of which some could be read, or None.
+    """
+
+    frames: np.ndarray
+    fps: float
+    problem: str | None = None
+
+
+class Stream:
+    """Grey frames with their times, decoded as they are asked for; iterating yields (seconds, (H, W) uint8).
+
+    Args:
+        path: video file.
+
+    After the last frame ``problem`` says what was wrong with the file, or is None; ``end_s`` is when the last frame's time is over.
+
+    Raises:
+        LipsError: while iterating: missing, 0 bytes, unreadable, no pictures, or hardly any.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.fps = 0.0
+        self.end_s = 0.0
+        self.problem: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
+        with _opened(self.path) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # clips are what runs in parallel
+            self.fps = fps = _fps(stream)
+            zero_s = (container.start_time or 0) / 1e6 if container.streams.audio else None
+            last_s, shift_s, count = -1.0 / fps, 0.0, 0
+            size: tuple[int, int] | None = None
+            for frame in self._decoded(container, stream):
+                if zero_s is None:
+                    zero_s = frame.time or 0.0
+                time_s = last_s + 1 / fps if frame.time is None else frame.time - zero_s + shift_s
+                if count and not last_s < time_s <= last_s + MAX_GAP_S:
+                    shift_s += last_s + 1 / fps - time_s
+                    time_s = last_s + 1 / fps
+                size = size or (frame.width, frame.height)
+                if max(size) > MAX_VIDEO_SIDE:
+                    raise LipsError(f"absurd size: {size[0]} x {size[1]}")
+                yield max(0.0, time_s) if not count else time_s, _grey(frame, size)
+                last_s, count = time_s, count + 1
+                self.end_s = last_s + 1 / fps
+        if count == 0 or (self.problem and count < MIN_FRAMES):
+            raise LipsError(self.problem or "no frames")
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Frames of every packet that can be decoded; what cannot be is noted."""
+        import av
+
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (av.error.FFmpegError, OSError) as error:
+                self.problem = f"truncated: {_line(error)}"
+                return
+            try:
+                yield from packet.decode()
+            except (av.error.FFmpegError, ValueError) as error:
+                self.problem = f"damaged: {_line(error)}"
+
+
+def stream_video(path: str | Path) -> Stream:
+    """The frames of a file one at a time, see ``Stream``."""
+    return Stream(path)
+
+
+def at_25_fps(timed: Iterable[tuple[float, np.ndarray]], end_s: Callable[[], float] | None = None) -> Iterator[np.ndarray]:
+    """Resample in time: for every k the frame whose time lies nearest to k / 25 s. Holds two frames.
+
+    Args:
+        timed: (seconds, frame) in rising order; before the first one it is held.
+        end_s: asked when ``timed`` is over: when the last frame's time ends. None: 1/25 s after it began.
+    """
+    k, before = 0, None
+    for time_s, frame in timed:
+        while before is not None and k / LIPS_FPS <= (before[0] + time_s) / 2 + 1e-6:  # of two that are equally near the earlier one
+            yield before[1]
+            k += 1
+        before = time_s, frame
+    if before is None:
+        return
+    stop = round((end_s() if end_s else before[0] + 1 / LIPS_FPS) * LIPS_FPS)
+    for _ in range(k, max(stop, k + (k == 0))):
+        yield before[1]
+
+
+def read_video(path: str | Path, max_frames: int = MAX_FRAMES, prepare: Callable[[np.ndarray], np.ndarray] | None = None) -> Video:
+    """Read a whole file as grey frames at 25 frames a second.
+
+    Args:
+        path: any format that FFmpeg's libraries decode, playlists excepted.
+        max_frames: where to stop.
+        prepare: done to every frame as it comes ((H, W) uint8 -> (H', W') uint8), so that only its result is held.
+
+    Raises:
+        LipsError: missing, 0 bytes, unreadable, no pictures, or (almost) none that can be decoded.
+    """
+    stream = Stream(path)
+    frames: list[np.ndarray] = []
+    for frame in at_25_fps(stream, lambda: stream.end_s):
+        if len(frames) == max_frames:
+            break
+        frames.append(prepare(frame) if prepare else frame)
+    return Video(np.stack(frames), stream.fps, stream.problem)
+
+
+def centre_square(frame: np.ndarray, side: int, share: float = 0.5) -> np.ndarray:
+    """The central square whose side is a share of the shorter one, scaled to (side, side).
+
+    Of a 224 x 224 frame the default with ``side=112`` is exactly the central 112 x 112 pixels.
+    """
+    height, width = frame.shape
+    cut = max(2, round(min(height, width) * share))
+    top, left = (height - cut) // 2, (width - cut) // 2
+    square = frame[top:top + cut, left:left + cut]
+    if cut == side:
+        return square.copy()
+    import cv2
+
+    scaled: np.ndarray = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if cut > side else cv2.INTER_LINEAR)
+    return scaled
+
+
+def video_info(path: str | Path) -> VideoInfo:
+    """What the file declares; only its first picture is decoded, to see that there is one.
+
+    Raises:
+        LipsError: missing, 0 bytes, unreadable, no pictures, or the first one cannot be decoded.
+    """
+    import av
+
+    with _opened(Path(path)) as container:
+        stream = container.streams.video[0]
+        duration_s = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        try:
+            first = next(container.decode(stream), None)
+        except (av.error.FFmpegError, OSError) as error:
+            raise LipsError(f"unreadable: {_line(error)}") from error
+        if first is None:
+            raise LipsError("no frames")
+        return VideoInfo(_fps(stream), duration_s, first.width, first.height, bool(container.streams.audio))
+
+
+def extract_audio(path: str | Path, out: str | Path, sample_rate: int = 16000) -> bool:
+    """Write a video's own sound track as mono audio (format by suffix); False where it has none.
+
+    Raises:
+        LipsError: the file cannot be read.
+        AudioError: the track holds what cannot be written.
+    """
+    import av
+
+    from rlspeech.data.audio import save_audio
+
+    with _opened(Path(path)) as container:
+        if not container.streams.audio:
+            return False
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+        parts: list[np.ndarray] = []
+        lead_s: float | None = None
+        try:
+            for frame in container.decode(stream):
+                if lead_s is None:
+                    lead_s = max(0.0, (frame.time or 0.0) - (container.start_time or 0) / 1e6)
+                parts += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
+            parts += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
+        except (av.error.FFmpegError, OSError) as error:
+            if not parts:
+                raise LipsError(f"sound track unreadable: {_line(error)}") from error
+    if not parts:
+        return False
+    save_audio(out, np.concatenate([np.zeros(round((lead_s or 0.0) * sample_rate), np.float32), *parts]), sample_rate)
+    return True
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("videos cannot be read", f"PyAV is not usable: {error}", "pip install 'av>=13'") from error
+    if not path.is_file():
+        raise LipsError("missing file")
+    if path.stat().st_size == 0:
+        raise LipsError("empty file (0 bytes)")
+    try:
+        name = f"file:{path.resolve()}"  # so that no part of a name is taken for a protocol
+        container = av.open(name, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise LipsError(f"unreadable: {_line(error)}") from error
+    with container:
+        if not container.streams.video:
+            raise LipsError("no video stream")
+        yield container
+
+
+def _fps(stream: Any) -> float:
+    for rate in (stream.average_rate, stream.guessed_rate):
+        if rate and math.isfinite(float(rate)) and 1.0 <= float(rate) <= 1000.0:
+            return float(rate)
+    return LIPS_FPS
+
+
+def _grey(frame: Any, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 at full range, the way up that the file asks for; a picture whose size differs from the first is scaled to it."""
+    grey: np.ndarray = frame.reformat(width=size[0], height=size[1], format="gray").to_ndarray()
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(grey, turns)) if turns else grey
+
+
+def _line(error: BaseException) -> str:
+    """The message without the path, which the row names anyway."""
+    return re.sub(r": '.*", "", (str(error).splitlines() or [type(error).__name__])[0])[:100]

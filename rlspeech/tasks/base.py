@@ -1,0 +1,107 @@
+"""What a task is to the stages: how its model is built, loaded, saved, trained with supervision, checked, and made to act."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
+from rlspeech.data.audio import save_audio
+from rlspeech.data.batches import Clip
+from rlspeech.run import Run
+from rlspeech.stats import mean_interval
+from rlspeech.types import Sample
+
+__all__ = ["EnhancementTask", "Enhancer", "Task", "check_enhancer", "mono"]
+
+VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
+
+
+class Task(Protocol):
+    """What ``pretrain`` needs of every task."""
+
+    name: str
+    valid_metrics: ClassVar[tuple[str, ...]]  # what the stage's scorer computes for ``validate``
+    next_command: ClassVar[str]  # what to type after pretraining, {run} is the run folder
+
+    def build(self, config: Pretrain) -> nn.Module:
+        """A model with fresh weights, or ``config.init``'s."""
+        ...
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
+        """A checkpoint's model in evaluation mode and its ``config.json``. Raises ``UserError``."""
+        ...
+
+    def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint folder; ``weights`` in place of the model's own."""
+        ...
+
+    def sample_rate_of(self, model: Any) -> int:
+        """Of the clips that the model takes, in Hz."""
+        ...
+
+    def collate(self, clips: Sequence[Clip], model: Any, device: torch.device | str = "cpu") -> Any:
+        """Clips as a batch of tensors."""
+        ...
+
+    def pretrain_loss(self, model: Any, batch: Any, config: Pretrain) -> dict[str, Tensor]:
+        """The loss in named parts; ``loss`` is the one to minimise."""
+        ...
+
+    def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+        """Numbers of a model on held-out clips; a few outputs are kept under ``samples/``."""
+        ...
+
+
+class Enhancer(Protocol):
+    """A model at inference: waveforms in, waveforms of the same lengths out."""
+
+    sample_rate: int
+    channels: int
+    uses_video: bool
+
+    def infer(self, wavs: Sequence[np.ndarray], keys: Sequence[str] | None = None,
+              lips: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
+        """Enhance B waveforms (T_i,), or (C, T_i) where ``channels`` is 2; ``lips`` are (F_i, H, W) uint8 or None."""
+        ...
+
+
+class EnhancementTask(Task, Protocol):
+    """What ``rl``, ``eval`` and ``enhance`` need beyond that."""
+
+    default_rewards: ClassVar[tuple[RewardSpec, ...]]
+    default_guards: ClassVar[tuple[str, ...]]
+    default_metrics: ClassVar[tuple[str, ...]]
+    rl_defaults: ClassVar[dict[str, Any]]  # settings of ``RL`` that are this task's where nobody gives others
+
+    def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
+        """The model as a policy (``types.Policy``)."""
+        ...
+
+    def enhancer(self, model: Any, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
+        """The model at inference."""
+        ...
+
+
+def check_enhancer(enhancer: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, players: int = 2) -> dict[str, float]:
+    """Enhance held-out clips, score them, keep a few to listen to. Returns means."""
+    samples = enhance_clips(enhancer, clips, folder.path / "samples" / f"step_{step:06d}", players)
+    return {name: mean_interval([s.value for s in column]).mean for name, column in scorer.score(samples).items()}
+
+
+def enhance_clips(enhancer: Any, clips: list[Clip], folder: Path, players: int) -> list[Sample]:
+    """Outputs of whole clips as samples to score, the first ``players`` saved under ``folder``."""
+    made = [enhancer.infer([c.noisy], [c.key], [c.lips])[0] for c in clips]
+    for c, wav in list(zip(clips, made, strict=True))[:players]:
+        save_audio(folder / f"{c.key}.flac", mono(wav), enhancer.sample_rate)
+    return [Sample(c.key, mono(w), enhancer.sample_rate, mono(c.target), c.text, c.columns) for c, w in zip(clips, made, strict=True)]
+
+
+def mono(wav: np.ndarray) -> np.ndarray:
+    """(T,) of (T,) or (C, T): metrics hear the mean of the ears."""
+    return wav if wav.ndim == 1 else np.ascontiguousarray(wav.mean(0))

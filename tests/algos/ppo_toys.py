@@ -1,0 +1,114 @@
+"""Gaussian toys for PPO: one decision with a known optimum, and several decisions whose states say what is to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlspeech.algos import get_algorithm
+from rlspeech.config import PPO, RL, RewardSpec
+from rlspeech.data.batches import Clip
+from rlspeech.types import LogProb, Rollout, Sample, Score
+
+GOAL = torch.tensor([1.5, -0.5, 0.8])
+NAME = "si_sdr"  # a column of the registry, for its direction
+
+
+def clips(count: int, crop: int = 0) -> list[Clip]:
+    """Clips whose samples depend on the crop."""
+    return [Clip(f"u{i}", np.full(4, i + 10 * crop, np.float32), np.zeros(4, np.float32), 16000) for i in range(count)]
+
+
+class Toy:
+    """x = theta + sigma noise eps (N, S, 3); ``noise`` 0 acts without noise. The reference is where it started."""
+
+    sample_rate = 16000
+    supports = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
+
+    def __init__(self, sigma: float = 0.5, noise: float = 1.0, steps: int = 1, lie: float = 0.0) -> None:
+        self.theta, self.sigma, self.noise, self.steps, self.lie = nn.Parameter(torch.zeros(3)), sigma, noise, steps, lie
+        self.reference = torch.zeros(3)
+        self.based: list[list[str]] = []
+        self.rolled = 0
+        self.ragged = False
+        self.asked: list[Any] = []
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.theta]
+
+    def _logp(self, x: Tensor) -> Tensor:
+        return (-0.5 * ((x - self.theta) / self.sigma).square()).sum(2)
+
+    @torch.no_grad()
+    def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
+        self.rolled += 1
+        n, g = len(batch) * group, torch.Generator().manual_seed(seed)
+        x = self.theta + self.sigma * self.noise * torch.randn(n, self.steps, 3, generator=g)
+        seen = torch.randn(n, self.steps, 2, generator=g)
+        index = torch.arange(len(batch)).repeat_interleave(group)
+        samples = [
+            Sample(batch[i].key, torch.cat([row.mean(0), f.flatten()]).numpy(), 16000)
+            for i, row, f in zip(index.tolist(), x, seen, strict=True)
+        ]
+        mask = torch.ones(n, self.steps, dtype=torch.bool)
+        if self.ragged:
+            mask[::2, -1] = False
+            mask[::3, 0] = False
+        return Rollout(index, self._logp(x), mask, samples, (x, seen), torch.ones(n, dtype=torch.bool))
+
+    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
+        logp = self._logp(rollout.state[0][rows])
+        logp = logp + self.lie * (rows % 2)[:, None]
+        moved = (0.5 * ((self.theta - self.reference) / self.sigma).square()).expand(len(rows), self.steps, 3)
+        kl, other = (moved.sum(2), moved.mean(2)) if with_kl else (None, None)
+        return LogProb(logp, kl, torch.zeros_like(logp).detach(), torch.ones(self.steps), torch.ones(self.steps), other)
+
+    def base(self, batch: list[Clip]) -> list[Sample]:
+        self.based.append([c.key for c in batch])
+        return [Sample(c.key, np.concatenate([self.reference.numpy(), np.zeros(2 * self.steps, np.float32)]), 16000) for c in batch]
+
+    def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        return rollout.state[1][rows]
+
+    def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
+        self.asked.append(None if rollout is None else rows)
+        goals = torch.stack([GOAL * (1 + float(c.noisy[0])) for c in prompts])
+        return (self.theta - goals).square().sum(1).mean()
+
+
+class Judge:
+    """Scores by distance to the goal, or by any function of the sample's number in the call."""
+
+    def __init__(self, value: Callable[[int, Sample], float | None] | None = None) -> None:
+        self.value = value or (lambda _, s: -float(np.square(s.wav[:3] - GOAL.numpy()).sum()))
+        self.sizes: list[int] = []
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+        self.sizes.append(len(samples))
+        values = [self.value(i, s) for i, s in enumerate(samples)]
+        return {NAME: [Score(v, None if v is not None else "too quiet") for v in values]}
+
+
+def config(ppo: dict[str, Any] | None = None, **changes: Any) -> RL:
+    """PPO with one reward as it comes, group 1."""
+    plain = {"algo": "ppo", "rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 8, "group": 1, "micro_batch": 4}
+    return RL(**{**plain, "kl_beta": 0.0, "clip_range": 0.2, "lr": 0.05, "ppo": PPO(**(ppo or {})), **changes})
+
+
+def make(policy: Toy | None = None, optimizer: Any = torch.optim.Adam, ppo: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """The algorithm that the configuration names, over a toy."""
+    policy = policy or Toy()
+    return get_algorithm(config(ppo, **changes), policy, optimizer(policy.parameters(), 0.05))  # type: ignore[arg-type]
+
+
+def train(algo: Any, steps: int, lr: float = 0.05, judge: Judge | None = None, start: int = 0, total: int | None = None) -> list[dict]:
+    """``steps`` collections from number ``start``, linear schedule."""
+    rows, total = [], total or steps
+    for step in range(start, start + steps):
+        experience = algo.collect(clips(algo.config.prompts_per_step), judge or Judge(), seed=step)
+        rows.append(algo.update(experience, lr=lr * (1 - step / total)))
+    return rows

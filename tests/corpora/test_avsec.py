@@ -1,0 +1,180 @@
+"""The challenge's layouts: which file becomes what, what the metadata give, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from rlspeech.corpora import avsec
+from rlspeech.corpora.common import Candidate
+from rlspeech.data.manifest import read_jsonl, read_manifest
+from rlspeech.stages.prepare import Prepare, run
+from rlspeech.types import UserError
+
+pytest.importorskip("av")
+from tiny_videos import flat, write_video  # noqa: E402
+
+NEW = ("mix", "target", "target_anechoic", "interferer", "mono_mix", "target_mono", "target_mono_anechoic", "interferer_mono")
+OLD = ("mixed", "target", "interferer")
+
+
+def wav(path: Path, seed: int, seconds: float = 0.6, rate: int = 16000, channels: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).standard_normal((round(seconds * rate), channels)) * 0.1
+    sf.write(path, noise, rate, subtype="PCM_16")
+    return path
+
+
+def scene(place: Path, name: str, members: tuple[str, ...] = NEW, seed: int = 0, video: bool = True) -> None:
+    for i, member in enumerate(members):
+        wav(place / f"{name}_{member}.wav", 100 * seed + i, channels=1 if "mono" in member or members == OLD else 2)
+    if video:
+        write_video(place / f"{name}_silent.mp4", flat(15, 60 + seed))
+
+
+def fourth(root: Path) -> Path:
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "dev": []}
+    for i, (split, name) in enumerate((("train", "S00001"), ("train", "S00002"), ("dev", "S30001"))):
+        scene(root / split / "scenes", name, seed=i)
+        kinds = ["speech", "noise"] if i else ["music"]
+        interferers = [{"position": 1, "time_start": 0, "time_end": 9600, "type": kind, "name": f"x{kind}", "offset": 0} for kind in kinds]
+        rows[split].append({"dataset": split, "scene": name, "room": f"R0000{i}", "duration": 9600, "target": {"name": f"spk{i}/0001"},
+                            "interferers": interferers, "SNR": -2.5 * i, "listener": {"rotation": 0}})
+    scene(root / "eval" / "scenes", "S40001", ("mix", "mono_mix"), seed=9)
+    (root / "metadata").mkdir()
+    for split, listed in rows.items():
+        (root / "metadata" / f"scenes.{split}.json").write_text(json.dumps(listed))
+    return root
+
+
+def table(found: Any) -> dict[tuple[str, str], Candidate]:
+    rows = list(found)
+    named = {(row.split, row.utt.id): row for row in rows}
+    assert len(named) == len(rows)
+    return named
+
+
+@pytest.mark.parametrize("inside", [".", "avsec4"])
+def test_the_fourth_challenge(tmp_path: Path, inside: str) -> None:
+    fourth(tmp_path / inside if inside == "." else tmp_path / inside)
+    rows = table(avsec.find(tmp_path))
+    assert set(rows) == {("train", "S00001"), ("train", "S00002"), ("valid", "S30001"), ("test", "S40001")}
+    assert not any(row.problem for row in rows.values())
+    utt = rows["train", "S00002"].utt
+    assert Path(utt.audio_filepath).name == "S00002_mono_mix.wav"
+    assert Path(utt.target_filepath or "").name == "S00002_target_mono_anechoic.wav"
+    assert Path(utt.video_filepath or "").name == "S00002_silent.mp4" and utt.snr_db == -2.5
+    assert utt.extra == {"scene": "S00002", "room": "R00001", "interferers": "speech+noise", "target_name": "spk1/0001"}
+    blind = rows["test", "S40001"].utt
+    assert blind.target_filepath is None and blind.snr_db is None and blind.video_filepath
+
+
+@pytest.mark.parametrize(("channels", "target", "mix", "reference"), [
+    ("mono", "anechoic", "mono_mix", "target_mono_anechoic"), ("mono", "reverberant", "mono_mix", "target_mono"),
+    ("binaural", "anechoic", "mix", "target_anechoic"), ("binaural", "reverberant", "mix", "target"),
+])
+def test_which_files(tmp_path: Path, channels: str, target: str, mix: str, reference: str) -> None:
+    utt = table(avsec.find(fourth(tmp_path), channels, target))["train", "S00001"].utt
+    assert Path(utt.audio_filepath).name == f"S00001_{mix}.wav" and Path(utt.target_filepath or "").name == f"S00001_{reference}.wav"
+    assert sf.info(utt.audio_filepath).channels == sf.info(utt.target_filepath).channels == (2 if channels == "binaural" else 1)
+
+
+@pytest.mark.parametrize("channels", ["mono", "binaural"])
+def test_the_first_three(tmp_path: Path, channels: str) -> None:
+    scene(tmp_path / "train" / "scenes", "S00001", OLD, 1)
+    scene(tmp_path / "dev" / "scenes", "S00002", OLD, 2)
+    write_video(tmp_path / "dev" / "lips" / "S00002_silent.mp4", flat(15))
+    interferer = {"type": "noise", "name": "n", "offset": 0, "time_start": 0, "time_end": 1}
+    rows = [{"scene": "S00001", "SNR": 4, "interferer": interferer, "pre_samples": 0}]
+    (tmp_path / "train" / "scenes.json").write_text(json.dumps(rows))
+    found = table(avsec.find(tmp_path, channels))
+    utt = found["train", "S00001"].utt
+    assert [Path(p or "").name for p in (utt.audio_filepath, utt.target_filepath)] == ["S00001_mixed.wav", "S00001_target.wav"]
+    assert utt.snr_db == 4 and utt.extra["interferers"] == "noise"
+    assert "lips" not in (found["valid", "S00002"].utt.video_filepath or "")
+    given = table(avsec.find(tmp_path, channels, given_lips=True))
+    assert Path(given["valid", "S00002"].utt.video_filepath or "").parent.name == "lips"
+    assert Path(given["train", "S00001"].utt.video_filepath or "").parent.name == "scenes"  # where there are none
+
+
+def test_one_split_alone(tmp_path: Path) -> None:
+    fourth(tmp_path)
+    assert {s for s, _ in table(avsec.find(tmp_path / "dev"))} == {"train", "valid", "test"}  # named inside the corpus: all of it
+    scene(tmp_path / "other" / "eval", "S50000", ("mono_mix",))
+    assert set(table(avsec.find(tmp_path / "other"))) == {("test", "S50000")}
+
+
+def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    fourth(tmp_path)
+    place = tmp_path / "train" / "scenes"
+    for i in range(3, 10):
+        scene(place, f"S0000{i}", seed=10 + i)
+    (place / "S00003_mono_mix.wav").unlink()
+    (place / "S00004_target_mono_anechoic.wav").unlink()
+    (place / "S00005_silent.mp4").unlink()
+    (place / "S00006_silent.mp4").write_bytes(b"")
+    (place / "S00007_silent.mp4").write_bytes((place / "S00007_silent.mp4").read_bytes()[:300])
+    wav(place / "S00008_target_mono_anechoic.wav", 1, rate=48000)
+    (place / "S00009_interferer.wav").unlink()
+    scene(tmp_path / "eval" / "scenes", "S40002", ("mono_mix", "target_mono"), seed=11)  # half a reference is an accident, not a test set
+    file = tmp_path / "metadata" / "scenes.train.json"
+    file.write_text(json.dumps([*json.loads(file.read_text()), {"scene": "S09999", "SNR": 0}]))
+    problems = {name: row.problem for (_, name), row in table(avsec.find(tmp_path)).items() if row.problem}
+    assert problems == {
+        "S00003": "missing mono_mix", "S00004": "missing target_mono_anechoic", "S00005": "missing silent",
+        "S00006": "video: empty file",
+        "S00007": "video: unreadable", "S00008": "mixture and target of different rates", "S09999": "no files of the scene",
+        "S40002": "missing target_mono_anechoic"}
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"scene": "S00001"}', '[{"scene": 5, "SNR": 1}]', "[" * 5000, "null",
+                                     '[{"scene": "S00001", "SNR": "loud", "room": [1], "interferers": [3, {"type": 4}], "target": "x"}]'])
+def test_metadata_that_cannot_be_used(tmp_path: Path, content: str) -> None:
+    scene(tmp_path / "train" / "scenes", "S00001")
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "scenes.train.json").write_text(content)
+    row = table(avsec.find(tmp_path))["train", "S00001"]
+    assert row.problem is None and row.utt.snr_db is None and set(row.utt.extra) <= {"scene"}
+
+
+def test_no_scenes(tmp_path: Path) -> None:
+    (tmp_path / "train" / "scenes").mkdir(parents=True)
+    with pytest.raises(UserError, match="no AVSEC scenes"):
+        list(avsec.find(tmp_path))
+    with pytest.raises(UserError, match="not a folder"):
+        list(avsec.find(tmp_path / "gone"))
+
+
+def test_prepare_writes_manifests_and_counts(tmp_path: Path) -> None:
+    root = fourth(tmp_path / "corpus")
+    place = root / "train" / "scenes"
+    (place / "S00002_silent.mp4").write_bytes(b"")
+    scene(place, "S00003", seed=5)
+    wav(place / "S00003_mono_mix.wav", 3, seconds=0.9)  # longer than its reference
+    scene(place, "S00004", seed=6)
+    wav(place / "S00004_mono_mix.wav", 4, rate=8000)
+    wav(place / "S00004_target_mono_anechoic.wav", 4, rate=8000)
+    summary = run(Prepare(source="avsec4", root=str(root), out=str(tmp_path / "out"), workers=0))
+    assert {split: m["rows"] for split, m in summary["manifests"].items()} == {"train": 1, "valid": 1, "test": 1}
+    assert summary["dropped"] == {"pair of different lengths": 1, "rate too low": 1, "video: empty file": 1}
+    assert {row["id"] for row in read_jsonl(tmp_path / "out" / "dropped.jsonl")} == {"S00002", "S00003", "S00004"}
+    utt = read_manifest(tmp_path / "out" / "train.jsonl")[0]
+    assert utt.id == "S00001" and utt.snr_db == 0 and utt.sample_rate == 16000 and utt.duration == pytest.approx(0.6)
+    assert utt.extra["interferers"] == "music" and Path(utt.video_filepath or "").is_file()
+    assert "prepare lips" in summary["next"]
+    assert read_manifest(tmp_path / "out" / "test.jsonl")[0].target_filepath is None
+
+
+def test_mixtures_without_reference_are_not_held_to_clean_speech(tmp_path: Path) -> None:
+    scene(tmp_path / "eval" / "scenes", "S40001", ("mono_mix",))
+    n = np.arange(9600)
+    loud = np.clip(1.1 * np.sin(n / 40) * (1 + 0.01 * np.sin(n / 7)), -1, 1)
+    quiet = np.where(n % 600 < 20, loud, 0.3 * loud)  # 1 % of it is clipped
+    sf.write(tmp_path / "eval" / "scenes" / "S40001_mono_mix.wav", quiet, 16000)
+    summary = run(Prepare(source="avsec4", root=str(tmp_path), out=str(tmp_path / "out"), workers=0))
+    assert summary["manifests"]["test"]["rows"] == 1

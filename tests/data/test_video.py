@@ -1,0 +1,261 @@
+"""Videos that the tests write themselves: rates, times, damage, and what must not be opened."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlspeech.data.audio import load_audio
+from rlspeech.data.lips import LipsError, centre_crop
+from rlspeech.data.video import Stream, at_25_fps, centre_square, extract_audio, read_video, stream_video, video_info
+
+av = pytest.importorskip("av")
+
+
+def write_video(path: Path, levels: list[int], fps: float = 25.0, size: tuple[int, int] = (64, 48), times_ms: list[int] | None = None,
+                codec: str = "mpeg4", tone_s: float = 0.0) -> Path:
+    """One flat picture a level; times in ms need a container that keeps them (mkv)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height = size
+        stream.pix_fmt = "gray" if codec == "ffv1" else "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="mono") if tone_s else None
+        if times_ms:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, level in enumerate(levels):
+            picture = np.full((size[1], size[0]), level, np.uint8) if np.isscalar(level) else level
+            frame = av.VideoFrame.from_ndarray(picture, format="gray")
+            if times_ms:
+                frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound:
+            wave = (8000 * np.sin(np.arange(round(16000 * tone_s)) * 2 * np.pi * 440 / 16000)).astype(np.int16)
+            piece = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+            piece.sample_rate, piece.pts = 16000, 0
+            container.mux(sound.encode(piece))
+            container.mux(sound.encode())
+    return path
+
+
+def levels_of(frames: np.ndarray) -> list[int]:
+    return [int(v) for v in np.median(frames.reshape(len(frames), -1), axis=1)]
+
+
+def nearest(times_s: list[float], k: int) -> int:
+    """Reference: the frame whose time is nearest to k / 25 s."""
+    return min(range(len(times_s)), key=lambda i: (round(abs(times_s[i] - k / 25), 9), i))
+
+
+LEVELS = [20 + 37 * i % 200 for i in range(50)]  # neighbours lie far apart, further than any codec errs
+
+
+RATES = [(25, "mp4", "mpeg4"), (50, "avi", "mpeg4"), (30, "mkv", "ffv1"), (12.5, "mkv", "ffv1"), (30000 / 1001, "mp4", "mpeg4")]
+
+
+@pytest.mark.parametrize(("fps", "suffix", "codec"), RATES)
+def test_every_rate_comes_out_at_25(tmp_path: Path, fps: float, suffix: str, codec: str) -> None:
+    video = read_video(write_video(tmp_path / f"v.{suffix}", LEVELS, fps, codec=codec))
+    times = [i / fps for i in range(50)]
+    assert video.frames.dtype == np.uint8 and video.frames.shape[1:] == (48, 64)
+    assert video.fps == pytest.approx(fps, rel=1e-3) and video.problem is None
+    assert len(video.frames) == round(50 / fps * 25)
+    wrong = [k for k, level in enumerate(levels_of(video.frames)) if abs(level - LEVELS[nearest(times, k)]) > 6]
+    assert not wrong
+
+
+def test_variable_rate_follows_the_times(tmp_path: Path) -> None:
+    times_ms = [0, 40, 43, 200, 230, 270, 600, 640]
+    video = read_video(write_video(tmp_path / "v.mkv", LEVELS[:8], times_ms=times_ms, codec="ffv1"))
+    got = levels_of(video.frames)
+    want = [LEVELS[nearest([t / 1000 for t in times_ms], k)] for k in range(len(got))]
+    assert len(got) in (17, 18) and np.abs(np.subtract(got, want)).max() <= 1  # 0.64 s and the last picture's time
+
+
+def test_odd_sizes_and_a_limit(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv", LEVELS[:20], size=(101, 75), codec="ffv1")
+    assert read_video(path).frames.shape == (20, 75, 101)
+    assert read_video(path, max_frames=6).frames.shape == (6, 75, 101)
+    assert read_video(path, prepare=lambda f: f[:4, :5]).frames.shape == (20, 4, 5)
+
+
+class Fake:
+    """A decoded frame with the time that the test wants."""
+
+    rotation = 0
+
+    def __init__(self, level: int, time: float | None, width: int = 16, height: int = 12) -> None:
+        self.time, self.width, self.height = time, width, height
+        self.frame = av.VideoFrame.from_ndarray(np.full((height, width), level, np.uint8), format="gray")
+
+    def reformat(self, **keys: Any) -> Any:
+        return self.frame.reformat(**keys)
+
+
+@pytest.mark.parametrize(("times", "want"), [
+    ([None] * 6, [0, 1, 2, 3, 4, 5]),
+    ([0.0, 0.04, None, 0.12], [0, 1, 2, 3]),
+    ([0.0, 0.04, 0.0, 0.04], [0, 1, 2, 3]),  # two recordings joined
+    ([0.0, 0.04, 5000.0, 5000.04], [0, 1, 2, 3]),  # a broken time stamp
+    ([0.0, 0.04, 5000.0, 5000.08, 5000.16], [0, 1, 2, 2, 3, 3, 4]),  # after it the distances count
+    ([7.0, 7.04, 7.08], [0, 1, 2]),  # no sound: the first picture is the beginning
+    ([0.0, 0.04, 0.04, 0.08], [0, 1, 2, 3]),
+])
+def test_times_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float | None], want: list[int]) -> None:
+    path = write_video(tmp_path / "v.avi", LEVELS[:3], size=(16, 16))
+    monkeypatch.setattr(Stream, "_decoded", lambda *_: (Fake(10 * i, t) for i, t in enumerate(times)))
+    assert [level // 10 for level in levels_of(read_video(path).frames)] == want
+
+
+def test_a_picture_of_another_size_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "v.avi", LEVELS[:3])
+    monkeypatch.setattr(Stream, "_decoded", lambda *_: (Fake(50, i / 25, 16 + 16 * i, 12) for i in range(4)))
+    assert read_video(path).frames.shape == (4, 12, 16)
+
+
+def test_a_video_that_begins_after_its_sound_is_held_in_front(tmp_path: Path) -> None:
+    times = [200 + 40 * i for i in range(10)]
+    frames = read_video(write_video(tmp_path / "v.mkv", LEVELS[:10], times_ms=times, codec="ffv1", tone_s=0.6)).frames
+    assert np.abs(np.subtract(levels_of(frames)[:7], [20] * 6 + [57])).max() <= 1 and len(frames) == 15
+
+
+def test_a_telephone_held_upright(tmp_path: Path) -> None:
+    picture = np.full((48, 64), 30, np.uint8)
+    picture[:, :32] = 200  # bright on the left: after a quarter turn clockwise, at the top
+    path = write_video(tmp_path / "v.mp4", [picture] * 5)  # type: ignore[list-item]
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    data[at:at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    frame = read_video(path).frames[0]
+    assert frame.shape == (64, 48) and frame[:24].mean() > 150 > 80 > frame[40:].mean()
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), [
+    ("gone.mp4", None, "missing file"),
+    ("empty.mp4", b"", "empty file"),
+    ("text.mp4", b"not a video at all" * 40, "unreadable"),
+    ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nv.mkv\n#EXT-X-ENDLIST\n", "unreadable"),
+    ("list.mp4", b"ffconcat version 1.0\nfile v.mkv\n", "unreadable"),
+])
+def test_files_that_are_no_videos(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    write_video(tmp_path / "v.mkv", LEVELS[:5], codec="ffv1")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    for read in (read_video, video_info):
+        with pytest.raises(LipsError) as caught:
+            read(tmp_path / name)
+        assert caught.value.reason.startswith(reason) and str(tmp_path) not in caught.value.reason
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        piece = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="mono")
+        piece.sample_rate = 16000
+        container.mux(sound.encode(piece))
+    with pytest.raises(LipsError, match="no video stream"):
+        read_video(tmp_path / "a.mkv")
+
+
+def noise(count: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (48, 64), dtype=np.uint8) for _ in range(count)]
+
+
+def test_truncated_gives_what_is_there(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv", noise(40), codec="ffv1")
+    whole = read_video(path).frames
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    some = read_video(path)
+    assert 10 <= len(some.frames) <= 30 and np.array_equal(some.frames[:10], whole[:10])
+    path = write_video(tmp_path / "v.mp4", noise(40))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # its index stands at the end
+    with pytest.raises(LipsError, match="unreadable"):
+        read_video(path)
+    path = write_video(tmp_path / "w.mkv", noise(40), codec="ffv1")
+    path.write_bytes(path.read_bytes()[:900])  # the header is there, no picture is
+    with pytest.raises(LipsError):
+        read_video(path)
+
+
+def test_damage_in_the_middle_is_noted_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "v.mkv", LEVELS[:20], codec="ffv1")
+    real = Stream._decoded
+
+    class Packet:
+        def decode(self) -> list[Any]:
+            raise av.error.InvalidDataError(1, "broken packet")
+
+    class Container:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def demux(self, stream: Any) -> Any:
+            for i, packet in enumerate(self.inner.demux(stream)):
+                yield Packet() if i == 7 else packet
+
+    monkeypatch.setattr(Stream, "_decoded", lambda self, container, stream: real(self, Container(container), stream))
+    video = read_video(path)
+    assert video.problem is not None and video.problem.startswith("damaged")
+    want = LEVELS[:20]
+    want[7] = LEVELS[6]  # the one before is held
+    assert np.abs(np.subtract(levels_of(video.frames), want)).max() <= 1
+
+
+def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
+    info = video_info(write_video(tmp_path / "v.mkv", LEVELS, 50, tone_s=1.0))
+    assert (info.width, info.height, info.has_audio) == (64, 48, True)
+    assert info.fps == 50 and info.duration_s == pytest.approx(1.0, abs=0.05)
+    assert not video_info(write_video(tmp_path / "silent.mp4", LEVELS[:5])).has_audio
+
+
+def test_the_sound_of_a_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv", LEVELS[:25], tone_s=1.0)
+    assert extract_audio(path, tmp_path / "v.flac")
+    wav = load_audio(tmp_path / "v.flac")
+    want = 8000 / 32768 * np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000)
+    assert len(wav) == 16000 and np.abs(wav - want).max() < 1e-3
+    assert not extract_audio(write_video(tmp_path / "silent.mp4", LEVELS[:5]), tmp_path / "none.flac")
+    assert not (tmp_path / "none.flac").exists()
+
+
+def test_frames_are_not_gathered() -> None:
+    alive = {"now": 0, "most": 0}
+
+    class Tracked(np.ndarray):
+        def __array_finalize__(self, _: Any) -> None:
+            alive["now"] += 1
+            alive["most"] = max(alive["most"], alive["now"])
+
+        def __del__(self) -> None:
+            alive["now"] -= 1
+
+    count = sum(1 for _ in at_25_fps(((i / 60, np.zeros((2, 2), np.uint8).view(Tracked)) for i in range(600)), lambda: 10.0))
+    assert count == 250 and alive["most"] <= 5
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert list(at_25_fps([])) == []
+    one = np.zeros((2, 2), np.uint8)
+    assert len(list(at_25_fps([(0.0, one)]))) == 1 and len(list(at_25_fps([(0.0, one)], lambda: 0.001))) == 1
+
+
+def test_the_centre_of_the_challenge_is_its_crop() -> None:
+    frame = np.random.default_rng(1).integers(0, 255, (224, 224), dtype=np.uint8)
+    assert np.array_equal(centre_square(frame, 112), frame[56:168, 56:168])
+    assert np.array_equal(centre_square(frame, 112), centre_crop(frame[None], 112)[0])
+    wide = np.zeros((288, 360), np.uint8)
+    wide[72:216, 108:252] = 255
+    assert centre_square(wide, 112).min() == 255 and centre_square(wide, 112).shape == (112, 112)
+    assert centre_square(np.full((3, 2), 7, np.uint8), 112).shape == (112, 112)
+
+
+def test_a_stream_can_be_read_twice(tmp_path: Path) -> None:
+    stream = stream_video(write_video(tmp_path / "v.mkv", LEVELS[:9], codec="ffv1"))
+    assert [t for t, _ in stream] == [t for t, _ in stream]

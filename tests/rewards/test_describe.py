@@ -1,0 +1,72 @@
+"""Prompts and answers: what counts as said, and what is a refusal."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlspeech.rewards.describe import MAX_TEXT, answer, get_describer, read_prompts, without_thoughts
+from rlspeech.types import UserError
+
+
+def test_shipped_prompts_ask_for_quality():
+    prompts = read_prompts()
+    assert len(prompts) >= 3 and len(set(prompts)) == len(prompts)
+    assert all("speech" in p.lower() for p in prompts) and "quality" in prompts[0]
+    assert not any(p.startswith("#") or p != p.strip() for p in prompts)
+
+
+def test_prompts_of_a_file(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("# remark\n\n  How is it?  \nSecond: naïve\n", encoding="utf-8")
+    assert read_prompts(file) == ["How is it?", "Second: naïve"]
+
+
+@pytest.mark.parametrize("content", [b"", b"# only a remark\n\n", b"\xff\xfe\x00bad", b"x" * 9000])
+def test_bad_prompt_files_are_refused(tmp_path, content):
+    file = tmp_path / "p.txt"
+    file.write_bytes(content)
+    with pytest.raises(UserError):
+        read_prompts(file)
+    with pytest.raises(UserError):
+        read_prompts(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize("raw", ["", "  \n ", "...", "<think>hm", "<think>the noise is 3/5</think>  ", "\x00\x07", None, 3, ["good"],
+                                 {"a": 1}])
+def test_no_answer_has_a_reason(raw):
+    said = answer(raw)
+    assert said.text is None and said.error
+
+
+@pytest.mark.parametrize("raw", [
+    "I'm sorry, but I cannot assess audio.", "As an AI language model, I am unable to listen to recordings.",
+    "Unfortunately I can’t help with that request.", "I cannot hear the audio you mention.", "Please provide the audio file.",
+    "No audio was provided, so there is nothing to rate.", "I do not have the ability to process sound.",
+])
+def test_refusals_are_no_answer(raw):
+    assert answer(raw).error == "the model refused"
+
+
+@pytest.mark.parametrize("raw", [
+    "The speech is clear; I cannot hear any noise.", "Unfortunately the recording is very noisy.", "A listener can't understand the words.",
+    "The speaker says: sorry, we are closed.", "It is hard to follow; words cannot be made out.", "4/5", "差",
+    "Sorry to say, this sounds terrible: muffled and distorted.",
+])
+def test_descriptions_are_not_taken_for_refusals(raw):
+    assert answer(raw).text == raw
+
+
+def test_thoughts_are_kept_in_the_text_but_no_answer():
+    raw = "<think>loud noise, 1/5?</think>Good quality."
+    assert answer(raw).text == raw and without_thoughts(raw) == "Good quality."
+    assert without_thoughts("opened by the template </think> Fair.") == "Fair."
+
+
+def test_control_characters_and_length_are_bounded():
+    said = answer("good\x1b[31m\x00 speech " + "x" * 10 * MAX_TEXT)
+    assert said.text is not None and len(said.text) == MAX_TEXT and "\x1b" not in said.text and "\x00" not in said.text
+
+
+def test_other_schemes_are_no_addresses():
+    with pytest.raises(UserError, match="as a describer"):
+        get_describer("file:///etc/passwd")

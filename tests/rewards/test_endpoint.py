@@ -1,0 +1,224 @@
+"""The describer behind an address, against a server on the loopback that looks at what it is sent."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from tiny_judges import said, serving, voice
+
+from rlspeech.rewards import endpoint
+from rlspeech.rewards.describe import get_describer
+from rlspeech.rewards.endpoint import Endpoint
+from rlspeech.types import UserError
+
+KEY = "sk-secret-123"
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    for name in endpoint.KEYS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # the loopback is never asked through a proxy
+
+
+def judge(server, **options) -> Endpoint:
+    return Endpoint(server.url, **{"prompt": "How is it?", "name": "judge-7b", "backoff_s": 0.01, "timeout_s": 5.0, **options})
+
+
+@pytest.mark.parametrize("audio", ["input_audio", "audio_url"])
+def test_the_server_gets_what_was_sent(audio, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    wav = voice(0.7, 2)
+    with serving(lambda r: said("Clear speech, good quality.")) as server:
+        found = judge(server, audio=audio, max_new_tokens=77).describe([wav])
+        (seen,) = server.seen
+        request = seen["json"]
+        assert np.abs(server.heard(request) - wav).max() <= 1.0 / 32768
+    assert [s.text for s in found] == ["Clear speech, good quality."]
+    assert seen["method"] == "POST" and seen["path"] == "/v1/chat/completions" and seen["key"] == f"Bearer {KEY}"
+    assert request["model"] == "judge-7b" and request["temperature"] == 0 and request["max_tokens"] == 77
+    (message,) = request["messages"]
+    assert message["role"] == "user" and [p["type"] for p in message["content"]] == [audio, "text"]
+    assert message["content"][1]["text"] == "How is it?"
+
+
+def test_the_key_is_sent_only_where_there_is_one_and_never_shown(monkeypatch, capsys):
+    with serving(lambda r: (401, {"error": {"message": f"bad key {KEY}"}}, {})) as server:
+        assert judge(server).describe([voice(0.5)])[0].text is None
+        assert server.seen[0]["key"] is None
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+        monkeypatch.setenv("RLSPEECH_API_KEY", KEY)
+        model = judge(server)
+        (found,) = model.describe([voice(0.5)])
+        assert server.seen[1]["key"] == f"Bearer {KEY}" and len(server.seen) == 2  # 401 is not tried again
+    assert "HTTP 401" in found.error and "***" in found.error
+    out = capsys.readouterr()
+    assert KEY not in found.error + model.version + out.out + out.err
+
+
+def test_order_is_kept_while_several_are_under_way():
+    wavs = [voice(0.3 + 0.1 * i, i) for i in range(7)]
+    server_side = threading.Lock()
+
+    def slow(request):
+        with server_side:
+            seconds = len(server.heard(request)) / 16000
+        time.sleep(0.25 * (1.1 - seconds))  # the first ones answer last
+        return said(f"{seconds:.1f} seconds")
+
+    with serving(slow) as server:
+        found = judge(server, concurrency=3).describe(wavs)
+        assert [s.text for s in found] == [f"{0.3 + 0.1 * i:.1f} seconds" for i in range(7)]
+        assert 2 <= server.most <= 3
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_trouble_is_tried_again(status):
+    def reply(request):
+        return (status, {"error": {"message": "busy"}}, {}) if len(server.seen) < 3 else said("fine speech")
+
+    with serving(reply) as server:
+        assert judge(server).describe([voice(0.5)])[0].text == "fine speech"
+        assert len(server.seen) == 3
+        assert len({str(r["json"]) for r in server.seen}) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+def test_lasting_trouble_is_not(status):
+    with serving(lambda r: (status, {"error": {"message": "no\n such <b>model</b>"}}, {})) as server:
+        (found,) = judge(server).describe([voice(0.5)])
+        assert len(server.seen) == 1
+    assert found.text is None and f"HTTP {status}" in found.error and "no such <b>model</b>" in found.error
+
+
+def test_attempts_and_waits_are_bounded():
+    with serving(lambda r: (503, {}, {})) as server:
+        began = time.monotonic()
+        (found,) = judge(server, retries=2, backoff_s=0.05).describe([voice(0.5)])
+        took = time.monotonic() - began
+        gaps = np.diff([r["time"] for r in server.seen])
+    assert len(server.seen) == 3 and "HTTP 503" in found.error and took < 3
+    assert gaps[0] >= 0.03 and gaps[1] >= 0.07  # longer each time
+
+
+def test_the_server_may_ask_for_patience():
+    def reply(request):
+        return (429, {}, {"Retry-After": "0.4"}) if len(server.seen) < 2 else said("ok then")
+
+    with serving(reply) as server:
+        assert judge(server).describe([voice(0.5)])[0].text == "ok then"
+        assert server.seen[1]["time"] - server.seen[0]["time"] >= 0.4
+
+
+def test_a_dead_server_is_given_up():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # a port on which nobody listens
+        model = Endpoint(f"http://127.0.0.1:{held.getsockname()[1]}/v1", prompt="?", name="x", backoff_s=0.2, retries=3, concurrency=1)
+        began = time.monotonic()
+        found = model.describe([voice(0.3)] * 40)
+    assert all(s.text is None and "endpoint: no connection" in s.error for s in found)
+    assert time.monotonic() - began < 4  # not 40 times all the waits
+
+
+@pytest.mark.parametrize("drip", [False, True])
+def test_no_reply_in_time(drip):
+    over = threading.Event()
+
+    def reply(request):
+        if not drip:
+            over.wait(3)
+            return said("too late")
+        return 200, b"", {"Content-Length": "100000"}  # promises more than it sends
+
+    with serving(reply) as server:
+        began = time.monotonic()
+        (found,) = judge(server, timeout_s=0.3, retries=1).describe([voice(0.4)])
+        took = time.monotonic() - began
+        over.set()
+    assert found.text is None and found.error.startswith("endpoint") and took < 3
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    (b"<html>not json", "not JSON"), (b"", "not JSON"), (b"\xff\xfe{", "not JSON"), (b"[" * 100000, "not JSON"),
+    ([], "no chat completion"),
+    ({}, "no choices"), ({"choices": []}, "no choices"), ({"choices": "x"}, "no choices"), ({"choices": [None]}, "no message"),
+    ({"choices": [{"message": None}]}, "no message"), (said(None), "empty answer"),
+    (said(""), "empty answer"), (said("   "), "empty answer"),
+    (said(7), "no text"), (said([{"type": "image_url"}]), "no text"), (said({"a": 1}), "no text"), (said("<think>never ends"), "thoughts"),
+    (said("Good.", refusal="I will not"), "refused"), (said("I'm sorry, I cannot assess audio."), "refused"),
+    ({"error": {"message": "overloaded"}}, "overloaded"),
+    ({"choices": [{"finish_reason": "content_filter", "message": {"content": "x"}}]}, "filtered"),
+])
+def test_odd_replies_are_null_with_a_reason(body, reason):
+    with serving(lambda r: body) as server:
+        (found,) = judge(server).describe([voice(0.4)])
+        assert len(server.seen) == 1
+    assert found.text is None and reason in found.error
+
+
+def test_one_bad_reply_costs_its_own_clip():
+    def reply(request):
+        return b"garbage" if len(server.heard(request)) == 8000 else said("good speech")
+
+    with serving(reply) as server:
+        found = judge(server).describe([voice(0.4), voice(0.5), voice(0.6)])
+    assert [s.text for s in found] == ["good speech", None, "good speech"]
+
+
+def test_answers_in_parts_are_joined():
+    with serving(lambda r: said([{"type": "text", "text": "Good,"}, {"type": "text", "text": "clear."}, {"type": "image"}])) as server:
+        assert judge(server).describe([voice(0.4)])[0].text == "Good,\nclear."
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirects_are_not_followed(status, monkeypatch):
+    monkeypatch.setenv("RLSPEECH_API_KEY", KEY)
+    def away(request):
+        return status, {}, {"Location": f"{thief.url}/chat/completions"}
+
+    with serving(lambda r: said("stolen")) as thief, serving(away) as server:
+        (found,) = judge(server).describe([voice(0.4)])
+        assert thief.seen == [] and len(server.seen) == 1
+    assert found.text is None and "redirect" in found.error
+
+
+def test_the_only_model_is_found():
+    with serving(lambda r: {"data": [{"id": "only/one"}]}) as server:
+        assert get_describer(server.url).name == "only/one"
+        assert server.seen[0]["method"] == "GET" and server.seen[0]["path"] == "/v1/models"
+    for listed in ({"data": [{"id": "a"}, {"id": "b"}]}, {"data": []}, {}, b"junk"):
+        with serving(lambda r, listed=listed: listed) as server, pytest.raises(UserError) as error:
+            get_describer(server.url, retries=0)
+        assert "--llm-model" in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://user:pw@host/v1", "http://host/v1?key=abc", "http:///v1", "https://"])
+def test_addresses_that_hold_secrets_or_nothing(url):
+    with pytest.raises(UserError) as error:
+        Endpoint(url, prompt="?", name="x")
+    assert "pw" not in str(error.value) and "abc" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"audio": "mp3"}, {"concurrency": 0}, {"timeout_s": 0.0}, {"retries": -1}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(UserError):
+        Endpoint("http://127.0.0.1:1/v1", prompt="?", name="x", **options)
+
+
+def test_sampled_answers_have_a_seed_each_and_say_so():
+    with serving(lambda r: said("good")) as server:
+        model = judge(server, temperature=0.8, seed=3, concurrency=1)
+        model.describe([voice(0.4)] * 3)
+        assert [(r["json"]["seed"], r["json"]["temperature"]) for r in server.seen] == [(3, 0.8), (4, 0.8), (5, 0.8)]
+    assert "seed 3" in model.version
+
+
+def test_loud_audio_is_clipped_not_wrapped():
+    with serving(lambda r: said("loud")) as server:
+        judge(server).describe([np.array([0.0, 1.5, -1.5] * 2000, dtype=np.float32)])
+        heard = server.heard(server.seen[0]["json"])
+    assert heard[1] > 0.99 and heard[2] < -0.99

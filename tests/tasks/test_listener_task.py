@@ -1,0 +1,170 @@
+"""The listener's labels, batches and training; the embedded weights hear what they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rlspeech
+from rlspeech.config import ListenerModel, Pretrain
+from rlspeech.data.audio import load_audio
+from rlspeech.data.batches import Clip
+from rlspeech.data.degrade import TRAITS, Sources, add_noise, coloured, degrade
+from rlspeech.tasks import hearing
+from rlspeech.tasks.hearing import labels_of, quality, row_of
+from rlspeech.tasks.listener import ListenerTask, labelled, targets_of
+from rlspeech.tasks.wording import read_back
+from rlspeech.types import UserError
+
+RATE = 16000
+ASSETS = Path(rlspeech.__file__).parent / "assets"
+TINY = ListenerModel(audio_dim=32, audio_layers=1, audio_heads=2, text_dim=32, text_layers=1, text_heads=2)
+
+
+@pytest.fixture(scope="module")
+def speech() -> list[np.ndarray]:
+    files = sorted((ASSETS / "demo" / "clean").glob("valid*.flac"))[:6]
+    return [load_audio(f)[: 2 * RATE] for f in files]
+
+
+@pytest.fixture
+def config() -> Pretrain:
+    return Pretrain(task="listener", listener=TINY)
+
+
+def with_labels(speech: list[np.ndarray]) -> list[Clip]:
+    rows = []
+    for i, clean in enumerate(speech):
+        made = degrade(clean, Sources([], [], []), RATE, np.random.default_rng(i))
+        rows.append(Clip(f"c{i}", made.wav, clean, RATE, columns=row_of(made, quality(clean, made.wav))))
+    return rows
+
+
+# -- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pesq", [True, False])
+def test_quality_falls_with_the_ratio(speech: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, pesq: bool) -> None:
+    if not pesq:
+        monkeypatch.setattr(hearing, "_pesq_reward", lambda: None)
+    elif hearing._pesq_reward() is None:
+        pytest.skip("pesq is not installed")
+    noise = coloured(2 * RATE, 0.5, np.random.default_rng(0))
+    ratios = (-5, 0, 5, 10, 15, 20, 25)
+    curve = [float(np.mean([quality(s, add_noise(s, noise[: len(s)], snr)[0]) for s in speech[:3]])) for snr in ratios]
+    assert curve == sorted(curve)
+    assert curve[0] < 1.6 and curve[-1] > 4.2
+    assert quality(speech[0], speech[0]) == pytest.approx(5.0)
+
+
+def test_quality_does_not_count_the_level(speech: list[np.ndarray]) -> None:
+    noisy = add_noise(speech[0], coloured(len(speech[0]), 0.0, np.random.default_rng(1)), 8.0)[0]
+    assert quality(speech[0], noisy * 0.1) == pytest.approx(quality(speech[0], noisy), abs=0.05)
+
+
+def test_quality_needs_speech() -> None:
+    with pytest.raises(ValueError, match="too little speech"):
+        quality(np.ones(1000, dtype=np.float32), np.ones(1000, dtype=np.float32))
+
+
+def test_labels_survive_a_manifest_row(speech: list[np.ndarray]) -> None:
+    made = degrade(speech[0], Sources([], [], []), RATE, np.random.default_rng(3))
+    row = json.loads(json.dumps(row_of(made, 3.21)))
+    labels = labels_of({**row, "other": "x"})
+    assert labels is not None and labels["quality"] == 3.21 and labels["level_dbfs"] == pytest.approx(made.level_dbfs, abs=0.01)
+    assert all(labels[t] == pytest.approx(made.severity[t], abs=1e-4) for t in TRAITS)
+    for bad in ({"quality": None}, {"quality": "3"}, {"trait_noise": float("nan")}, {"level_dbfs": True}):
+        assert labels_of({**row, **bad}) is None
+    assert labels_of({}) is None
+
+
+# -- batches and training ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_says_what_its_labels_say(speech: list[np.ndarray], config: Pretrain) -> None:
+    task, clips = ListenerTask(), with_labels(speech)
+    model = task.build(config)
+    torch.manual_seed(5)
+    batch = task.collate(clips, model)
+    torch.manual_seed(5)
+    again = task.collate(clips, model)
+    assert torch.equal(batch.ids, again.ids)
+    assert batch.ids.shape == batch.mask.shape == batch.answer.shape and len(batch.ids) == len(clips)
+    for i, clip in enumerate(clips):
+        labels = labels_of(clip.columns)
+        assert labels is not None
+        text = model.processor.tokenizer.decode(batch.ids[i][batch.answer[i]], skip_special_tokens=True)
+        assert read_back(text)["overall"] == round((labels["quality"] - 1) * 3)
+        assert np.allclose(batch.targets[i].numpy(), targets_of(labels))
+    logits, guess = model(batch.features, batch.frames, batch.ids, batch.mask)
+    assert logits.shape == (*batch.ids.shape, len(model.processor.tokenizer)) and guess.shape == batch.targets.shape
+
+
+def test_other_data_is_degraded_on_the_fly(speech: list[np.ndarray]) -> None:
+    clips = [Clip(f"c{i}", s + np.float32(0.01), s, RATE) for i, s in enumerate(speech)]
+    wavs, labels = labelled(clips, np.random.default_rng(0))
+    assert len(wavs) == len(labels) == len(clips)
+    assert len({round(one["quality"], 2) for one in labels}) > 2
+    assert all(1.0 <= one["quality"] <= 5.0 for one in labels)
+
+
+def test_bad_clips_cost_themselves_only(speech: list[np.ndarray], config: Pretrain) -> None:
+    silent = np.zeros(RATE, np.float32)
+    bad = [Clip("silent", silent, silent, RATE), Clip("short", speech[0][:99], speech[0][:99], RATE)]
+    wavs, _ = labelled([*bad, Clip("good", speech[1], speech[1], RATE)], np.random.default_rng(0))
+    assert len(wavs) == 1
+    task = ListenerTask()
+    with pytest.raises(UserError, match="none of the clips"):
+        task.collate(bad, task.build(config))
+
+
+def test_it_learns_and_validates(speech: list[np.ndarray], config: Pretrain, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task, clips = ListenerTask(), with_labels(speech)[:4]
+    model = task.build(config)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 5e-3), []
+    for _ in range(60):
+        parts = task.pretrain_loss(model, task.collate(clips, model), config)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+        losses.append({k: v.item() for k, v in parts.items()})
+    first, last = ({k: float(np.mean([one[k] for one in part])) for k in losses[0]} for part in (losses[:5], losses[-5:]))
+    assert last["words"] < 0.6 * first["words"] and last["labels"] < first["labels"] and last["right"] > first["right"] + 0.2
+    run: Any = SimpleNamespace(path=tmp_path)
+    numbers = task.validate(model.eval(), clips, run, 70)
+    assert numbers["named"] > 0.2 and 0 <= numbers["grades_right"] <= numbers["grades_near"] <= 1 and numbers["token_accuracy"] > 0.3
+    said = [json.loads(line) for line in (tmp_path / "samples" / "step_000070" / "said.jsonl").read_text().splitlines()]
+    assert len(said) == len(clips) and all(isinstance(one["said"], str) and 1 <= one["quality"] <= 5 for one in said)
+    task.save(tmp_path / "out", model, facts={"stage": "pretrain"}, weights=model.state_dict())
+    loaded, about = task.load(str(tmp_path / "out"))
+    assert about["facts"]["stage"] == "pretrain" and task.sample_rate_of(loaded) == RATE
+    assert loaded.say([clips[0].noisy]) == model.say([clips[0].noisy])
+
+
+def test_validation_without_usable_clips(config: Pretrain, tmp_path: Path) -> None:
+    task, run = ListenerTask(), SimpleNamespace(path=tmp_path)
+    silent: Any = Clip("s", np.zeros(RATE, np.float32), np.zeros(RATE, np.float32), RATE)
+    assert task.validate(task.build(config).eval(), [silent], run, 1) == {}  # type: ignore[arg-type]
+
+
+# -- the embedded weights ---------------------------------------------------------------------------------------------
+
+
+def test_embedded_listener_hears_noise(speech: list[np.ndarray]) -> None:
+    """On voices and noise of the embedded corpus, which it was not trained on."""
+    model, _ = ListenerTask().load("embedded")
+    noise = load_audio(ASSETS / "demo" / "noise" / "test_01_pink.flac")
+    mixed = [add_noise(s, np.resize(noise, len(s)), snr)[0] for snr in (30.0, 10.0, -5.0) for s in speech[:4]]
+    said = model.say(mixed)
+    heard = np.array([read_back(text).get("overall", np.nan) for text in said]).reshape(3, -1)
+    assert np.isfinite(heard).all()
+    means = heard.mean(1)
+    assert means[0] > means[1] + 1 > means[2] + 2
+    assert all("quality is" in text or "recording is" in text for text in said)
