@@ -8,10 +8,10 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 
-.PHONY: help install demo test test-unit lint bench clean
+.PHONY: help install demo demo-avse test test-unit lint bench clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv and install (uv where it is there, else pip); done by the others when needed
 
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml .constraints.txt .ci/install
 
 demo: $(STAMP)  ## the main job from audio to verdict on two cores, about 10 minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward, from audio to verdict on two cores
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-avse.sh
 
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDATA=FOLDER)

@@ -70,6 +70,67 @@ def recordings(args: argparse.Namespace) -> None:
                 print(f"{made} recordings, {time.monotonic() - started:.0f} s", flush=True)
 
 
+def outputs(args: argparse.Namespace) -> None:
+    """Render labelled outputs of an audio-visual enhancer whose masks are disturbed as exploration disturbs them.
+
+    A judge that has never heard what an enhancer does wrong is the first thing that RL fools. How much of the speech is lost is told by
+    sending the clean speech alone through the mask; what is left of the rest is noise, or the other talker.
+    """
+    import torch
+
+    from rlspeech.config import Exploration
+    from rlspeech.data.audio import AudioError, rms_dbfs, save_audio
+    from rlspeech.data.batches import Clip, lips_of
+    from rlspeech.data.degrade import TRAITS, Degraded, fall, noise_severity
+    from rlspeech.data.mixing import MixtureSet
+    from rlspeech.models.adapters import Adapted
+    from rlspeech.models.avse import si_snr
+    from rlspeech.models.hub import load_avse
+    from rlspeech.tasks.avse import Avse
+    from rlspeech.tasks.avse_policy import AvsePolicy
+    from rlspeech.tasks.hearing import quality, row_of
+
+    mixtures, out, task = MixtureSet.from_recipe(args.recipe, seed=args.seed), Path(args.out), Avse()
+    models = [load_avse(name)[0] for name in args.model]
+    out.mkdir(parents=True, exist_ok=True)
+    made, started = 0, time.monotonic()
+    with (out / "manifest.jsonl").open("w") as manifest:
+        for number in range(args.count):
+            rng = np.random.default_rng([args.seed, number])
+            model = models[int(rng.integers(len(models)))]
+            noise = float(rng.choice([0.0, 0.3, 0.6, 1.0]))
+            policy = AvsePolicy(task, Adapted(model, None), Exploration(kind="gain", noise=noise, bands=int(rng.choice([1, 4, 8])),
+                                                                       segment_s=(None, 0.25)[int(rng.integers(2))]))
+            epoch, index = divmod(number, len(mixtures))
+            try:
+                mixed = mixtures.get(epoch, index, float(rng.choice([2.0, 3.0])))
+                lips = lips_of(mixtures.clean[index], mixed.start_s, len(mixed.noisy) / RATE) if rng.random() < 0.7 else None
+                rollout = policy.rollout([Clip(str(number), mixed.noisy, mixed.target, RATE, lips=lips)], group=1, seed=number)
+                state, wav = rollout.state, rollout.samples[0].wav
+                with torch.no_grad():
+                    mask = policy.kernel.act(state.old, state.old, state.eps)
+                    speech = model.encode(state.batch.target)
+                    kept = model.decode(speech[:, None] * mask, len(wav))[0, 0].numpy() / float(state.batch.gain[0])
+                stars = quality(mixed.target, wav)
+            except (AudioError, ValueError):
+                continue
+            rest = rms_dbfs(kept) - rms_dbfs(wav - kept)
+            lost = float(si_snr(torch.from_numpy(kept), torch.from_numpy(mixed.target)))
+            severity = dict.fromkeys(TRAITS, 0.0)
+            severity["artefacts"] = fall(lost, 22.0, 0.0)
+            severity["talker" if mixed.talker_id else "noise"] = noise_severity(rest)
+            files = [f"audio/o{number:06d}_{kind}.flac" for kind in ("degraded", "clean")]
+            for file, sound in zip(files, (wav, mixed.target), strict=True):
+                save_audio(out / file, sound, RATE)
+            row = {"id": f"o{number:06d}", "audio_filepath": files[0], "target_filepath": files[1], "duration": len(wav) / RATE,
+                   "sample_rate": RATE, **row_of(Degraded(wav, severity, rms_dbfs(wav), {}), stars)}
+            manifest.write(json.dumps(row) + "\n")
+            manifest.flush()
+            made += 1
+            if made % 200 == 0:
+                print(f"{made} outputs, {time.monotonic() - started:.0f} s", flush=True)
+
+
 # ------------------------------------------------------------------------------------------------- sentences of other judges
 
 GOOD = {4.9: "excellent superb outstanding perfect flawless pristine exceptional immaculate crystal-clear first-rate top-notch",
@@ -419,6 +480,13 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", required=True)
     p.set_defaults(run=recordings)
+    p = sub.add_parser("outputs")
+    p.add_argument("--recipe", required=True, help="mix.json with lips")
+    p.add_argument("--model", nargs="+", required=True, help="checkpoints of an audio-visual enhancer")
+    p.add_argument("--count", type=int, default=1500)
+    p.add_argument("--seed", type=int, default=3)
+    p.add_argument("--out", required=True)
+    p.set_defaults(run=outputs)
     p = sub.add_parser("sentiment")
     p.add_argument("--init", help="folder of a model to go on from")
     p.add_argument("--labels", nargs="*", default=[], help="manifests with labels; without any they are drawn")

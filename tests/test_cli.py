@@ -28,6 +28,7 @@ COMMANDS = [
     ["report"],
     ["doctor"],
     ["check"],
+    ["convert"],
     ["presets"],
     *[["presets", s] for s in ("ls", "show", "copy", "keys")],
 ]

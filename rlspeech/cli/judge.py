@@ -80,7 +80,7 @@ def reward(
 
 
 def evaluate(
-    task: Annotated[str | None, typer.Option(help="flowse")] = None,
+    task: Annotated[str | None, typer.Option(help="flowse, avse")] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest; none: the embedded test set.")] = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated.")
@@ -90,6 +90,11 @@ def evaluate(
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Metric; none: the task's own list. May be repeated.")] = None,
     nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
+    video: Annotated[str | None, typer.Option(help="avse: right, shuffled or none, for all models.")] = None,
+    shuffled: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="avse: score this model again on other videos, as NAME-shuffled. May be repeated."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first utterances.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes for CPU metrics.")] = None,
     preset: Preset = None,
@@ -110,6 +115,8 @@ def evaluate(
         "baseline": baseline,
         "metrics": metric,
         "nfe": nfe,
+        "video": video,
+        "shuffled": shuffled,
         "limit": limit,
         "workers": workers,
         "out": out,
@@ -145,7 +152,11 @@ def _models(given: list[str]) -> dict[str, str]:
 
 
 def enhance(
-    inputs: Annotated[list[str], typer.Argument(help="Audio files, folders or manifests.")],
+    inputs: Annotated[list[str], typer.Argument(help="Audio files, videos, folders or manifests.")],
+    task: Annotated[str | None, typer.Option(help="flowse, avse")] = None,
+    video: Annotated[
+        str | None, typer.Option(metavar="PATH", help="avse: the input's video or mouth crops, or a folder of them; none: those beside it.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
     nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; none: the model's own.")] = None,
@@ -167,6 +178,8 @@ def enhance(
         "stages.infer:run",
         {
             "inputs": inputs,
+            "task": task,
+            "video": video,
             "model": model,
             "nfe": nfe,
             "guidance": guidance,

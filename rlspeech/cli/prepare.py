@@ -16,6 +16,7 @@ Root = Annotated[str, typer.Argument(metavar="FOLDER", help="Where the corpus li
 Workers = Annotated[int | None, typer.Option(help="Processes; none: one a core.")]
 Snr = Annotated[tuple[float, float] | None, typer.Option("--snr", metavar="LOW HIGH", help="Range of signal-to-noise ratios in dB.")]
 Level = Annotated[tuple[float, float] | None, typer.Option("--level", metavar="LOW HIGH", help="Range of levels in dBFS.")]
+Mouths = Annotated[bool | None, typer.Option("--mouths", help="Draw a mouth that follows the speech: synthetic video.")]
 Reverb = Annotated[float | None, typer.Option(help="Share of mixtures with an impulse response, 0 to 1.")]
 
 
@@ -106,6 +107,8 @@ def mix(
     snr: Snr = None,
     level: Level = None,
     reverb: Reverb = None,
+    talker: Annotated[float | None, typer.Option(help="Share of mixtures with a competing talker, 0 to 1.")] = None,
+    mouths: Mouths = None,
     render: Annotated[int | None, typer.Option(help="Write this many mixtures to disk; 0 mixes on the fly.")] = None,
     render_s: Annotated[float | None, typer.Option(help="Length of rendered mixtures in seconds; 0 keeps whole utterances.")] = None,
     workers: Workers = None,
@@ -128,6 +131,8 @@ def mix(
         mixing_snr_db=snr,
         mixing_level_dbfs=level,
         mixing_reverb=reverb,
+        mixing_talker=talker,
+        mouths=mouths,
         render=render,
         render_s=render_s,
         workers=workers,
@@ -248,6 +253,7 @@ def lips(
 
 @app.command(epilog="Example: rlspeech prepare demo --out data/demo")
 def demo(
+    mouths: Mouths = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     sets: Sets = None,
@@ -258,4 +264,4 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """The corpus that comes with the package: synthetic voices and noises."""
-    _run("demo", Shared(preset, config, sets, json_mode, quiet, debug), out=out, seed=seed)
+    _run("demo", Shared(preset, config, sets, json_mode, quiet, debug), mouths=mouths, out=out, seed=seed)

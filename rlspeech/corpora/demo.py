@@ -149,7 +149,8 @@ def _whole(made: Path) -> bool:
 def _version() -> str:
     """Changes with the corpus and with this file, so that a cache made by an older version is not taken for this one."""
     digest = hashlib.blake2b(digest_size=6)
-    for path in (Path(__file__), Path(__file__).with_name("drawn.py"), *sorted(demo_folder().glob("*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
+    code = Path(__file__), Path(__file__).with_name("drawn.py")
+    for path in (*code, *sorted(demo_folder().glob("*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
         digest.update(path.name.encode() + (path.read_bytes() if path.suffix != ".flac" else str(path.stat().st_size).encode()))
     return digest.hexdigest()
 

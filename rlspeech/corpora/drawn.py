@@ -28,6 +28,7 @@ __all__ = ["draw_all", "draw_mouth", "movements"]
 SIDE = 96
 RATE = 16000
 FLOOR_DB = -32.0
+SILENT_DB = -45.0  # of a frame's spectrum, about -90 dBFS: a recording of nothing is a shut mouth
 
 
 def movements(wav: np.ndarray, sample_rate: int, lag_s: float = 0.0) -> np.ndarray:
@@ -47,7 +48,7 @@ def movements(wav: np.ndarray, sample_rate: int, lag_s: float = 0.0) -> np.ndarr
     hz = np.fft.rfftfreq(size, 1 / sample_rate)
     low, middle, high = (power[:, (hz >= a) & (hz < b)].sum(1) + 1e-10 for a, b in ((150, 1500), (1500, 3500), (4000, 7500)))
     level = 10 * np.log10(low + 0.5 * middle)
-    top = np.percentile(level, 95)
+    top = max(float(np.percentile(level, 95)), SILENT_DB)
     jaw = np.clip((level - top - FLOOR_DB) / -FLOOR_DB, 0, 1) ** 1.5
     spread = np.clip(0.5 + (10 * np.log10(middle / low) + 12) / 24, 0, 1)
     hiss = np.clip((10 * np.log10(high) - top - FLOOR_DB) / -FLOOR_DB, 0, 1)

@@ -61,8 +61,9 @@ def render_one(mixtures: MixtureSet, number: int, out: Path, name: str, clip_s: 
         extra["talker"] = True
     words = utt.text if clip_s == 0 else None  # a cut clip does not say the whole text
     seconds = len(made.noisy) / mixtures.sample_rate
-    return Utterance(name, str(noisy), seconds, mixtures.sample_rate, text=words, target_filepath=str(target), speaker_id=utt.speaker_id,
-                     language=utt.language, snr_db=round(made.snr_db, 3), extra=extra)
+    lips = utt.lips_filepath if clip_s == 0 and not utt.offset else None  # those of a stretch would begin elsewhere
+    return Utterance(name, str(noisy), seconds, mixtures.sample_rate, text=words, target_filepath=str(target), lips_filepath=lips,
+                     speaker_id=utt.speaker_id, language=utt.language, snr_db=round(made.snr_db, 3), extra=extra)
 
 
 def render(recipe: Path, out: Path, count: int, *, seed: int = 0, clip_s: float = 0.0, workers: int = 0,

@@ -1,4 +1,4 @@
-"""Reading, writing and levelling waveforms: mono float32 in [-1, 1], soundfile for files, soxr for rates."""
+"""Reading, writing and levelling waveforms: float32 in [-1, 1], mono or two ears, soundfile for files, soxr for rates."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ class AudioError(Exception):
         self.reason = reason
 
 
-def load_audio(path: str | Path, sample_rate: int = 16000, offset_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
-    """Read a file as mono at ``sample_rate``.
+def load_audio(path: str | Path, sample_rate: int = 16000, offset_s: float = 0.0, duration_s: float | None = None, *,
+               channels: int = 1) -> np.ndarray:
+    """Read a file at ``sample_rate``, as mono or binaural.
 
     Args:
         path: any format libsndfile reads (wav, flac, ogg, mp3).
         sample_rate: of the result, in Hz.
         offset_s: where to start, in seconds of the file.
         duration_s: how much to read at most; None reads to the end.
+        channels: 1 averages what there is; 2 keeps both ears, and lets both hear a mono file.
 
     Returns:
-        (T,) float32; channels are averaged.
+        (T,) float32, or (2, T) where ``channels`` is 2.
 
     Raises:
-        AudioError: missing, empty, unreadable or non-finite.
+        AudioError: missing, empty, unreadable, non-finite, or of three channels and more where two are asked for.
     """
     import soundfile as sf
 
@@ -55,23 +57,26 @@ def load_audio(path: str | Path, sample_rate: int = 16000, offset_s: float = 0.0
         raise AudioError(f"unreadable: {str(error).splitlines()[0][:120]}") from error
     if len(wav) == 0:
         raise AudioError("no samples")
-    mono = wav.mean(axis=1)
-    if not np.isfinite(mono).all():
+    if channels == 2 and wav.shape[1] > 2:
+        raise AudioError(f"{wav.shape[1]} channels instead of 2")
+    heard = wav.mean(axis=1) if channels == 1 else np.repeat(wav.T, 2 // wav.shape[1], axis=0)
+    if not np.isfinite(heard).all():
         raise AudioError("NaN or infinite samples")
-    return resample(mono, native, sample_rate)
+    return resample(heard, native, sample_rate)
 
 
 def resample(wav: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
-    """Change the rate of (T,) float32 with soxr's high-quality setting; the same rate returns the input."""
+    """Change the rate of (T,) or (C, T) float32 with soxr's high-quality setting; the same rate returns the input."""
     if source_hz == target_hz:
         return np.ascontiguousarray(wav, dtype=np.float32)
     import soxr
 
-    return np.asarray(soxr.resample(wav, source_hz, target_hz, quality="HQ"), dtype=np.float32)
+    made = soxr.resample(wav.T, source_hz, target_hz, quality="HQ").T  # soxr wants channels last
+    return np.ascontiguousarray(made, dtype=np.float32)
 
 
 def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
-    """Write (T,) float32 as 16-bit audio, format by suffix; complete or not at all.
+    """Write (T,) or (C, T) float32 as 16-bit audio, format by suffix; complete or not at all.
 
     A peak above full scale is scaled down to 0.99 rather than clipped.
 
@@ -90,15 +95,15 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part{os.getpid()}{path.suffix}")
     try:
-        sf.write(part, wav, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
+        sf.write(part, wav.T, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def rms_dbfs(wav: np.ndarray) -> float:
-    """RMS level of (T,) in dB relative to full scale; digital silence is -inf."""
-    power = float(np.mean(np.square(wav, dtype=np.float64))) if len(wav) else 0.0
+    """RMS level of (T,), or of all channels of (C, T), in dB relative to full scale; digital silence is -inf."""
+    power = float(np.mean(np.square(wav, dtype=np.float64))) if wav.size else 0.0
     return 10.0 * np.log10(power) if power > 0 else float("-inf")
 
 

@@ -59,27 +59,28 @@ class ClipSource(Protocol):
 
 @dataclass
 class PairedClips:
-    """Rows with ``audio_filepath`` (noisy) and ``target_filepath`` (clean)."""
+    """Rows with ``audio_filepath`` (noisy) and ``target_filepath`` (clean); ``channels`` 2 reads both ears."""
 
     utts: list[Utterance]
     sample_rate: int
     seed: int = 0
+    channels: int = 1
 
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """Read a pair and cut the same stretch out of both."""
         utt = self.utts[index]
-        noisy = load_audio(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
-        target = load_audio(str(utt.target_filepath), self.sample_rate, utt.offset, utt.duration)
-        length = min(len(noisy), len(target))
-        if abs(len(noisy) - len(target)) > 0.1 * self.sample_rate:
-            raise AudioError(f"noisy and target differ by {abs(len(noisy) - len(target)) / self.sample_rate:.2f} s")
-        noisy, target = noisy[:length], target[:length]
+        noisy, target = (load_audio(str(path), self.sample_rate, utt.offset, utt.duration, channels=self.channels)
+                         for path in (utt.audio_filepath, utt.target_filepath))
+        length, gap = min(noisy.shape[-1], target.shape[-1]), abs(noisy.shape[-1] - target.shape[-1])
+        if gap > 0.1 * self.sample_rate:
+            raise AudioError(f"noisy and target differ by {gap / self.sample_rate:.2f} s")
+        noisy, target = noisy[..., :length], target[..., :length]
         start = 0
         if clip_s > 0:
             rng = mixture_rng(self.seed, epoch, utt.id)
             both = crop(np.arange(length), int(clip_s * self.sample_rate), rng)[: length]
-            noisy, target, start = noisy[both], target[both], int(both[0])
-        lips = lips_of(utt, start / self.sample_rate, len(noisy) / self.sample_rate)
+            noisy, target, start = noisy[..., both], target[..., both], int(both[0])
+        lips = lips_of(utt, start / self.sample_rate, noisy.shape[-1] / self.sample_rate)
         return Clip(utt.id, noisy, target, self.sample_rate, utt.text, {"snr_db": utt.snr_db, **utt.extra}, lips)
 
 
@@ -121,8 +122,10 @@ def _lips(path: str) -> np.ndarray:
     return load_lips(path)
 
 
-def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = None, seed: int = 0) -> ClipSource:
+def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = None, seed: int = 0, channels: int = 1) -> ClipSource:
     """Open a paired manifest, a mixture recipe, or a folder that holds one.
+
+    With ``channels`` 2 clips of a paired manifest are (2, T); mixtures made on the fly are always mono.
 
     Raises:
         UserError: no such thing, or rows without a target.
@@ -135,7 +138,7 @@ def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = No
     if lonely:
         raise UserError(f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath", f"the first is {lonely[0]!r}",
                         "rlspeech prepare mix, or rlspeech prepare pairs")
-    return PairedClips(utts, sample_rate, seed)
+    return PairedClips(utts, sample_rate, seed, channels)
 
 
 def seed_of(*parts: object) -> int:

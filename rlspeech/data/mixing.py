@@ -27,7 +27,7 @@ ATTEMPTS = 8  # draws before an utterance whose crops are all silent is given up
 
 
 class Mixture(NamedTuple):
-    """One made-up recording: ``noisy`` and ``target`` are (T,) float32 of the same length; the target starts at ``start_s`` of its utterance."""
+    """One made-up recording: ``noisy`` and ``target`` (T,) float32, the target starting at ``start_s`` of its utterance."""
 
     noisy: np.ndarray
     target: np.ndarray
@@ -180,7 +180,7 @@ class MixtureSet:
         if not self.mixing.talker or rng.random() >= self.mixing.talker:  # no draw where it is off: older recipes stay what they were
             return None, 0.0
         against = float(rng.uniform(*self.mixing.talker_snr_db))
-        for _ in range(ATTEMPTS):
+        for _ in range(8 * ATTEMPTS):  # in a corpus of two voices most draws are of the same one
             other = self.clean[int(rng.integers(len(self.clean)))]
             if other.id != utt.id and (other.speaker_id is None or other.speaker_id != utt.speaker_id):
                 wav = crop(_cached(other.audio_filepath, self.sample_rate, other.offset, other.duration), length, rng, loop=True)
@@ -194,7 +194,8 @@ def joined(clean: np.ndarray, noise: np.ndarray, snr_db: float, talker: np.ndarr
     level = rms_dbfs(clean)
     if rms_dbfs(noise) < SILENT_DBFS - 30:
         raise AudioError("silent noise")
-    return to_level(noise, level - snr_db) + to_level(talker, level - talker_snr_db)
+    both: np.ndarray = to_level(noise, level - snr_db) + to_level(talker, level - talker_snr_db)
+    return both
 
 
 def cut(wav: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:

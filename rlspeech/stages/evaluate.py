@@ -209,7 +209,7 @@ class _Job:
         problems = {k: m for k, m in zip(missing, made, strict=True) if isinstance(m, Exception)}
         for key, wav in zip(missing, made, strict=True):
             if not isinstance(wav, Exception):
-                save_audio(self._file(key), wav.T, rate)  # two ears are kept
+                save_audio(self._file(key), wav, rate)  # two ears are kept
         for key, (noisy, target) in pairs.items():
             if key in problems:
                 self.table.fail(name, key, f"enhance: {type(problems[key]).__name__}: {problems[key]}"[:300])

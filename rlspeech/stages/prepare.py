@@ -21,6 +21,7 @@ from rlspeech.config import Mixing, Strict
 from rlspeech.corpora import avsec, demo, dns, folder, ladder, lips, mix, voicebank
 from rlspeech.corpora.common import Candidate
 from rlspeech.corpora.contact import contact_sheet
+from rlspeech.corpora.drawn import draw_all
 from rlspeech.corpora.vet import Vetted, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.jsonl import dumps, write_text
@@ -50,6 +51,7 @@ class Prepare(Strict):
     speakers: Literal["auto", "28", "56", "all"] = Field("auto", description="voicebank: training set; auto: 28 where it is there, else 56")
     valid_speakers: list[str] = Field(list(voicebank.VALID_SPEAKERS), description="voicebank: held back from training")
     kind: Literal["speech", "noisy", "noise", "rir"] = Field("speech", description="folder: what the recordings are held to")
+    mouths: bool = Field(False, description="mix, demo: draw a mouth that follows the speech, as synthetic video for the task avse")
     channels: Literal["mono", "binaural"] = Field("mono", description="avsec4: which files")
     target: Literal["anechoic", "reverberant"] = Field("anechoic", description="avsec4: reference")
     given_lips: bool = Field(False, description="avsec4: name the organisers' lip videos (lips/), where they are")
@@ -82,7 +84,7 @@ def run(config: Prepare, *, json_mode: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot make {out}", error.strerror or str(error), "name another folder with --out") from error
     if config.source == "demo":
-        summary = _demo(out)
+        summary = _demo(out, config.mouths)
     else:
         candidates = list(_candidates(config, out))
         workers = physical_cores() if config.workers is None else config.workers
@@ -149,8 +151,12 @@ def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, 
     rendered = config.source == "ladder" or (config.source == "mix" and config.render > 0)
     problem = "cannot be degraded" if config.source == "ladder" else "cannot be mixed"
     place = out / "sources" if rendered else out
+    drawn = config.source == "mix" and config.mouths
     dropped = list(done.dropped)
     manifests: dict[str, Any] = {}
+    if drawn and not rendered:
+        done.kept["clean"], failed = draw_all(done.kept["clean"], place, seed=config.seed, workers=workers)
+        dropped += failed
     for split, utts in done.kept.items():
         manifests[split] = _write_split(config, place / f"{split}.jsonl", utts, done.reasons(split))
     recipe = None
@@ -162,6 +168,9 @@ def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, 
                                          seed=config.seed)
         else:
             utts, failed = mix.render(recipe, out, config.render, seed=config.seed, clip_s=config.render_s, workers=workers)
+        if drawn:
+            utts, undrawn = draw_all(utts, out, seed=config.seed, workers=workers)
+            failed = failed + undrawn
         dropped += failed
         if not utts:
             raise UserError("no mixture could be made", failed[0]["detail"], f"look at {place}")
@@ -186,10 +195,10 @@ def _write_dropped(dropped: list[dict[str, Any]], out: Path) -> None:
     write_text(out / "dropped.jsonl", "".join(dumps(row) + "\n" for row in dropped))
 
 
-def _demo(out: Path) -> dict[str, Any]:
-    recipe = demo.demo_recipe(out)
+def _demo(out: Path, faces: bool) -> dict[str, Any]:
+    recipe = demo.demo_recipe(out, faces=faces)
     manifests = {}
-    for path in (out / "clean.jsonl", out / "noise.jsonl", demo.demo_valid(out), demo.demo_test(out)):
+    for path in (out / "clean.jsonl", out / "noise.jsonl", demo.demo_valid(out, faces=faces), demo.demo_test(out, faces=faces)):
         utts = read_manifest(path)
         manifests[path.stem] = {"path": str(path), "rows": len(utts), "hours": round(sum(u.duration for u in utts) / 3600, 6), "dropped": 0}
     return {"source": "demo", "out": str(out), "manifests": manifests, "recipe": str(recipe), "dropped": {}, "checked": 0, "known": 0,
@@ -201,7 +210,9 @@ def _next(out: Path, manifests: dict[str, Any], recipe: bool) -> str:
     shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else str(out)
     valid = f" --valid {shown}/valid.jsonl" if "valid" in manifests else ""
     if recipe:
-        return f"rlspeech pretrain --data {shown}/mix.json{valid}"
+        speech = json.loads(Path(manifests["clean"]["path"]).read_text(encoding="utf-8").split("\n", 1)[0])
+        task = " --task avse" if "lips_filepath" in speech else ""
+        return f"rlspeech pretrain{task} --data {shown}/mix.json{valid}"
     train = next((s for s in ("train", "manifest") if s in manifests), None)
     some = train or str(next(iter(manifests)))
     first = json.loads(Path(manifests[some]["path"]).read_text(encoding="utf-8").split("\n", 1)[0])

@@ -21,7 +21,7 @@ from rlspeech.engine import Engine, Watchdog
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.tasks import get_task
-from rlspeech.tasks.base import Task
+from rlspeech.tasks.base import Task, channels_of
 from rlspeech.types import UserError
 
 
@@ -40,7 +40,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         folder.note(device=engine.reason)
         model = task.build(config).to(engine.device).train()
         train, valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, config.mixing,
-                               config.task)
+                               config.task, channels_of(task, model))
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
         engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
@@ -155,7 +155,7 @@ class Trainer:
 
 
 def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int,
-            mixing: Any = None, task: str = "flowse") -> tuple[ClipSource, list[Clip]]:
+            mixing: Any = None, task: str = "flowse", channels: int = 1) -> tuple[ClipSource, list[Clip]]:
     """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
 
     Returns:
@@ -166,9 +166,9 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
 
         faces = task == "avse"
         data, valid = str(demo_recipe(faces=faces)), valid or str(demo_valid(faces=faces))
-    source = open_clips(data, sample_rate, mixing=mixing, seed=seed)
+    source = open_clips(data, sample_rate, mixing=mixing, seed=seed, channels=channels)
     if valid is not None:
-        held = open_clips(valid, sample_rate, seed=seed)
+        held = open_clips(valid, sample_rate, seed=seed, channels=channels)
         return source, whole_clips(held, valid_items)
     train, held = hold_back(source, valid_items)
     return train, whole_clips(held, valid_items)

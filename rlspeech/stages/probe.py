@@ -24,6 +24,7 @@ from rlspeech.run import write_text
 from rlspeech.stages.pretrain import data_of
 from rlspeech.stages.rl import complete, make_scorer
 from rlspeech.tasks import get_task
+from rlspeech.types import UserError
 
 PUBLISHED = {"flowse": Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False),
              "avse": Exploration(kind="mask", noise=0.05, antithetic=False)}
@@ -85,14 +86,17 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
     started, rollouts = time.monotonic(), 0
     for k in range(config.probe_batches):
         experience = algo.collect(next(feed)[0], scorer, seed=k + 1)
-        rollouts += len(experience.rollout.samples)
+        rollout = experience.rollout
+        if rollout is None:
+            raise UserError("nothing to probe", "policy_weight is 0: nothing is sampled", "--set policy_weight=1")
+        rollouts += len(rollout.samples)
         columns = {"all": experience.advantage.value}
         for name in experience.scores:
             named = next((r for r in config.rewards if r.name == name), None)
             spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
             alone = [spec.model_copy(update={"weight": 1.0})]
-            columns[name] = algo.judge(experience.rollout, experience.scores, alone, experience.base)[1].value
-        for name, g in probe_gradients(policy, experience.rollout, columns, config.micro_batch).items():
+            columns[name] = algo.judge(rollout, experience.scores, alone, experience.base)[1].value
+        for name, g in probe_gradients(policy, rollout, columns, config.micro_batch).items():
             grads.setdefault(name, []).append(g)
         bar.advance(1)
     return summarise(grads, config.prompts_per_step, config.seed), rollouts / (time.monotonic() - started)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.data.audio import AudioError, load_audio, resample
+from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.lips import LIPS_FPS, LipsError, frames_of, load_lips
 from rlspeech.data.video import VIDEO_SUFFIXES
 from rlspeech.types import UserError, Utterance
@@ -46,16 +46,15 @@ def hear(path: str | Path, sample_rate: int, channels: int = 1, offset_s: float 
     if is_video(Path(path)):
         return _sound_track(path, sample_rate, offset_s, duration_s)
     mono = load_audio(path, sample_rate, offset_s, duration_s)  # says all that can be wrong with the file
-    if channels == 1:
+    if channels == 1 or _channels(path) != 2:
         return mono
+    return load_audio(path, sample_rate, offset_s, duration_s, channels=2)
+
+
+def _channels(path: str | Path) -> int:
     import soundfile as sf
 
-    with sf.SoundFile(path) as file:
-        if file.channels != 2:
-            return mono
-        file.seek(min(int(offset_s * file.samplerate), file.frames))
-        ears = file.read(-1 if duration_s is None else int(duration_s * file.samplerate), dtype="float32", always_2d=True)
-        return np.stack([resample(np.ascontiguousarray(ear), file.samplerate, sample_rate) for ear in ears.T])
+    return int(sf.info(path).channels)
 
 
 def _sound_track(path: str | Path, sample_rate: int, offset_s: float, duration_s: float | None) -> np.ndarray:
@@ -71,20 +70,19 @@ def _sound_track(path: str | Path, sample_rate: int, offset_s: float, duration_s
         return load_audio(track, sample_rate, offset_s, duration_s)
 
 
-def find_video(audio: Path, given: Path | None = None) -> Path | None:
-    """The video or crops of an audio file: in a folder that was given, else beside the file, matched by the name without its suffix.
+def find_video(recording: Path, given: Path | None = None) -> Path | None:
+    """The crops or the video of a recording, matched by the name without its suffix; a video file is its own.
 
     Args:
-        audio: the recording; a video is its own.
-        given: a file, which is taken as it is, or a folder.
+        recording: audio or video file.
+        given: a file, which is taken as it is, or a folder to look in; None: beside the recording.
     """
     if given is not None and not given.is_dir():
         return given
-    folders = [audio.parent] if given is None else [given, given / audio.parent.name, audio.parent]
-    if given is None and is_video(audio):
-        return audio
-    found = next((f for folder in folders for f in _named(folder, audio.stem) if f.is_file() and f != audio), None)
-    return audio if found is None and is_video(audio) else found
+    folders = [recording.parent] if given is None else [given / recording.parent.name, given]
+    own = [recording] if given is None and is_video(recording) else []
+    names = [f for folder in folders for f in _named(folder, recording.stem)]
+    return next((f for f in [*(n for n in names if n.suffix.lower() == ".npz"), *own, *names] if f.is_file()), None)
 
 
 def _named(folder: Path, stem: str) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.jsonl import dumps, read_jsonl, write_text
-from rlspeech.models.hub import resolve
+from rlspeech.models.hub import read_config, resolve
 from rlspeech.report import Clip, Metric, ReportData, mark, render_report
 from rlspeech.rewards import base
 from rlspeech.run import Run, read_metrics
@@ -44,8 +44,13 @@ def default_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def fingerprint(checkpoint: str, task: str = "flowse", video: str = "right") -> str:
-    """SHA-256 over a checkpoint's config and weights, and what video it sees, so that results of others are not taken for these."""
+    """SHA-256 over a checkpoint's config and weights, and what video it sees, so that results of others are not taken for these.
+
+    Raises:
+        UserError: no checkpoint there, or one of another task.
+    """
     folder, digest = resolve(checkpoint, task), hashlib.sha256()
+    read_config(folder, task)
     for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
         if path.name not in ("state.safetensors", "state.json"):
             digest.update(path.relative_to(folder).as_posix().encode())
@@ -103,7 +108,7 @@ class Table:
         kept = {m: e for m, e in old.get("errors", {}).items() if m not in scores}
         words = {m.replace("llm", TEXT, 1): s.detail[TEXT] for m, s in scores.items() if TEXT in s.detail}  # what a judge said
         if facts is not None:
-            old = {k: v for k, v in old.items() if k not in ("video", "video_error")} | facts
+            old = {k: v for k, v in old.items() if k not in ("video", "video_error")} | dict(facts)
         row = {**old, "key": key, "system": system, **words, **{m: s.value for m, s in scores.items()}, "errors": {**kept, **errors}}
         self.rows[system, key] = row
         with self.path.open("a", encoding="utf-8") as file:
@@ -141,9 +146,9 @@ def summarise(table: Table, systems: Sequence[str], baseline: str | None, keys: 
     blind = _blind(table, systems, keys)
     _print([Metric(m, better[m]) for m in names], means, deltas, baseline, len(keys), blind)
     failed = sum(bool(table.rows.get((s, k), {}).get("errors")) for s in systems for k in keys)
-    summary: dict[str, Any] = {"n": len(keys), "rows_with_errors": failed, "baseline": baseline, "higher_is_better": better,
-               "systems": {s: {m: i.as_dict() for m, i in row.items()} for s, row in means.items()},
-               "deltas": {s: {m: {**i.as_dict(), "significant": i.significant} for m, i in row.items()} for s, row in deltas.items()}}
+    summary: dict[str, Any] = {"n": len(keys), "rows_with_errors": failed, "baseline": baseline, "higher_is_better": better}
+    summary |= {"systems": {s: {m: i.as_dict() for m, i in row.items()} for s, row in means.items()},
+                "deltas": {s: {m: {**i.as_dict(), "significant": i.significant} for m, i in row.items()} for s, row in deltas.items()}}
     without = {s: n for s in systems if (n := sum("video_error" in table.rows.get((s, k), {}) for k in keys))}
     if without:
         summary["without_video"] = without

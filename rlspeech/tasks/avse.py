@@ -89,6 +89,10 @@ class Avse:
         """In Hz."""
         return model.sample_rate
 
+    def channels_of(self, model: AvseEnhancer) -> int:
+        """Of the clips that the model takes: 2 are both ears."""
+        return model.cfg.channels
+
     def collate(self, clips: Sequence[Clip], model: AvseEnhancer, device: torch.device | str = "cpu", *, with_target: bool = True,
                 video: Literal["right", "shuffled", "none"] = "right") -> AvBatch:
         """Level and pad clips, and their videos; ``video`` other than "right" is a control."""

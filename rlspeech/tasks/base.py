@@ -17,7 +17,7 @@ from rlspeech.run import Run
 from rlspeech.stats import mean_interval
 from rlspeech.types import Sample
 
-__all__ = ["EnhancementTask", "Enhancer", "Task", "check_enhancer", "mono"]
+__all__ = ["EnhancementTask", "Enhancer", "Task", "channels_of", "check_enhancer", "mono"]
 
 VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
 
@@ -100,6 +100,12 @@ def enhance_clips(enhancer: Any, clips: list[Clip], folder: Path, players: int) 
     for c, wav in list(zip(clips, made, strict=True))[:players]:
         save_audio(folder / f"{c.key}.flac", mono(wav), enhancer.sample_rate)
     return [Sample(c.key, mono(w), enhancer.sample_rate, mono(c.target), c.text, c.columns) for c, w in zip(clips, made, strict=True)]
+
+
+def channels_of(task: Any, model: Any) -> int:
+    """Channels of the clips that a task's model takes: 1 for every task that does not say otherwise."""
+    says = getattr(task, "channels_of", None)
+    return 1 if says is None else int(says(model))
 
 
 def mono(wav: np.ndarray) -> np.ndarray:

@@ -17,8 +17,11 @@ import soundfile as sf
 
 from rlspeech.config import Mixing
 from rlspeech.corpora import demo
+from rlspeech.corpora.drawn import movements
 from rlspeech.data.audio import load_audio, rms_dbfs, to_level
+from rlspeech.data.batches import open_clips
 from rlspeech.data.checks import Limits, judge, measure
+from rlspeech.data.lips import frames_of, load_lips
 from rlspeech.data.manifest import read_manifest
 from rlspeech.data.mixing import MixtureSet
 from rlspeech.types import Utterance
@@ -139,3 +142,33 @@ def test_the_script_builds_the_whole_folder(tmp_path: Path, lists: dict[str, lis
         made = read_manifest(tmp_path / f"{name}.jsonl")
         assert [(u.id, u.text, u.speaker_id) for u in made] == [(u.id, u.text, u.speaker_id) for u in rows]
     assert (tmp_path / "mix.json").read_text() == demo.demo_recipe().read_text()
+
+
+def test_faces_are_drawn_and_say_so(tmp_path: Path) -> None:
+    """Every row of the audio-visual corpus has lips that follow its own target, and says that they are drawn."""
+    test = read_manifest(demo.demo_test(tmp_path / "a", faces=True))
+    assert len(test) == 24 and all(u.extra["video"] == "drawn" and u.extra["talker"] for u in test)
+    apart = []
+    for utt, other in zip(test, test[1:] + test[:1], strict=True):
+        lips = load_lips(utt.lips_filepath or "").astype(float)
+        wav = load_audio(utt.target_filepath or "", 16000)
+        opening = movements(wav, 16000)[:, 0]
+        dark = -lips[:, 30:70, 30:70].mean((1, 2))  # an open mouth is dark
+        assert len(lips) == len(opening) == frames_of(len(wav) / 16000)
+        foreign = movements(load_audio(other.target_filepath or "", 16000), 16000)[:, 0]
+        n = min(len(foreign), len(dark))
+        apart.append(np.corrcoef(opening, dark)[0, 1] - np.corrcoef(foreign[:n], dark[:n])[0, 1])
+    assert np.mean(apart) > 0.5
+    meta = json.loads((tmp_path / "a" / "test.meta.json").read_text())
+    assert meta["video"] == "drawn"
+
+
+def test_the_recipe_with_faces_mixes_talkers(tmp_path: Path) -> None:
+    recipe = demo.demo_recipe(tmp_path, faces=True)
+    clean = read_manifest(tmp_path / "clean.jsonl")
+    assert len(clean) == 60 and all(u.lips_filepath for u in clean)
+    source = open_clips(recipe, 16000)
+    clip = source.clip(0, 3, 2.0)
+    assert clip.lips is not None and clip.lips.shape == (50, 96, 96)
+    talkers = [source.mixtures.get(0, i).talker_id for i in range(60)]  # type: ignore[attr-defined]
+    assert 25 < sum(t is not None for t in talkers) < 58

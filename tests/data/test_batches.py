@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlspeech.data.audio import AudioError, save_audio
+from rlspeech.config import Mixing
+from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, PairedClips, batches, hold_back, open_clips, order, seed_of, whole_clips
+from rlspeech.data.lips import LipsError, save_lips
 from rlspeech.data.manifest import write_manifest
+from rlspeech.data.mixing import write_recipe
 from rlspeech.types import UserError, Utterance
 
 RATE = 16000
@@ -139,3 +142,120 @@ def test_pairs_that_do_not_belong_together(pairs: Path) -> None:
 def test_seeds_are_the_same_everywhere() -> None:
     assert seed_of(0, "utt", 3) == 201357680  # a number on disk, not of this process
     assert len({seed_of(s, k) for s in range(10) for k in "abcdefghij"}) == 100
+
+
+# -- two ears ---------------------------------------------------------------------------------------------------------
+
+
+def _ears(path: Path, seed: int, seconds: float = 1.0, ears: int = 2) -> np.ndarray:
+    wav = (0.1 * np.random.default_rng(seed).standard_normal((ears, int(seconds * RATE)))).astype(np.float32)
+    save_audio(path, wav, RATE)
+    return wav
+
+
+def test_both_ears_are_read_at_any_rate(tmp_path: Path) -> None:
+    wav = _ears(tmp_path / "b.wav", 0)
+    both = load_audio(tmp_path / "b.wav", RATE, channels=2)
+    assert both.shape == (2, RATE) and both.dtype == np.float32 and both.flags.c_contiguous
+    np.testing.assert_allclose(both, wav, atol=1e-4)
+    np.testing.assert_allclose(load_audio(tmp_path / "b.wav", RATE), wav.mean(0), atol=1e-4)
+    slow = load_audio(tmp_path / "b.wav", RATE // 2, 0.25, 0.5, channels=2)
+    assert slow.shape == (2, 4000)
+    left, right = (tmp_path / f"{n}.wav" for n in ("left", "right"))
+    for path, ear in zip((left, right), wav, strict=True):
+        save_audio(path, ear, RATE)
+    for ear, path in zip(slow, (left, right), strict=True):
+        np.testing.assert_allclose(ear, load_audio(path, RATE // 2, 0.25, 0.5), atol=1e-4)  # each ear as if it were alone
+    np.testing.assert_array_equal(load_audio(left, RATE, channels=2), np.stack([load_audio(left, RATE)] * 2))  # heard by both
+    _ears(tmp_path / "six.wav", 1, ears=6)
+    with pytest.raises(AudioError, match="6 channels"):
+        load_audio(tmp_path / "six.wav", RATE, channels=2)
+    assert load_audio(tmp_path / "six.wav", RATE).shape == (RATE,)
+
+
+def test_pairs_with_two_ears(tmp_path: Path) -> None:
+    rows = []
+    for i, (ears, of_target) in enumerate(((2, 2), (1, 2), (2, 1))):
+        _ears(tmp_path / f"n{i}.wav", i, ears=ears)
+        _ears(tmp_path / f"c{i}.wav", 9 + i, 1.0 + 0.01 * i, ears=of_target)  # a little longer is cut
+        rows.append(Utterance(f"p{i}", str(tmp_path / f"n{i}.wav"), 1.0, RATE, target_filepath=str(tmp_path / f"c{i}.wav")))
+    write_manifest(tmp_path / "manifest.jsonl", rows, None)
+    source, mono = open_clips(tmp_path, RATE, channels=2), open_clips(tmp_path, RATE)
+    for i in range(3):
+        whole, cut = source.clip(0, i, 0.0), source.clip(5, i, 0.5)
+        assert whole.noisy.shape == whole.target.shape == (2, RATE) and cut.noisy.shape == cut.target.shape == (2, RATE // 2)
+        np.testing.assert_allclose(cut.noisy.mean(0), mono.clip(5, i, 0.5).noisy, atol=1e-6)  # the same stretch, whoever listens
+        assert np.array_equal(whole.noisy[0], whole.noisy[1]) == (i == 1)
+    rest, held = hold_back(source, 0)
+    assert rest.clip(0, 0, 0.0).noisy.shape == (2, RATE) and held.utts == []
+    _ears(tmp_path / "c0.wav", 9, 0.6)
+    with pytest.raises(AudioError, match=r"differ by 0\.40 s"):  # samples are compared, not ears
+        source.clip(0, 0, 0.0)
+    assert [c.key for c in whole_clips(source, 9)] == ["p1", "p2"]
+
+
+# -- lips -------------------------------------------------------------------------------------------------------------
+
+MARK_S = 1.52  # a click in the sound, a flash in the frame that is shown then: number 38
+
+
+def _marked(folder: Path, seconds: float = 3.0) -> Utterance:
+    wav = (0.01 * np.random.default_rng(0).standard_normal(int(seconds * RATE))).astype(np.float32)
+    wav[int((MARK_S + 0.02) * RATE)] = 0.9
+    save_audio(folder / "n.flac", wav, RATE)
+    frames = np.full((round(seconds * 25), 4, 4), 10, np.uint8)
+    frames[round(MARK_S * 25)] = 250
+    save_lips(folder / "n.npz", frames)
+    return Utterance("m", str(folder / "n.flac"), seconds, RATE, target_filepath=str(folder / "n.flac"), lips_filepath=str(folder / "n.npz"))
+
+
+def _gap_s(clip: Clip) -> float | None:
+    """How much later the flash is than the click, None where the clip holds not both."""
+    assert clip.lips is not None and len(clip.lips) == -(-len(clip.target) * 25 // RATE)
+    click, flash = int(np.abs(clip.target).argmax()), int(clip.lips[:, 0, 0].argmax())
+    if np.abs(clip.target).max() < 10 * np.abs(clip.target).std() or clip.lips.max() < 200:
+        return None
+    return (flash + 0.5) / 25 - click / RATE
+
+
+@pytest.mark.parametrize("kind", ["pairs", "mixtures"])
+def test_lips_are_cut_where_the_sound_is_cut(tmp_path: Path, kind: str) -> None:
+    utt = _marked(tmp_path)
+    if kind == "pairs":
+        write_manifest(tmp_path / "manifest.jsonl", [utt], None)
+        source = open_clips(tmp_path, RATE)
+    else:
+        save_audio(tmp_path / "noise.flac", (0.1 * np.random.default_rng(1).standard_normal(RATE)).astype(np.float32), RATE)
+        write_manifest(tmp_path / "clean.jsonl", [utt], None)
+        write_manifest(tmp_path / "noise.jsonl", [Utterance("z", str(tmp_path / "noise.flac"), 1.0, RATE)], None)
+        source = open_clips(write_recipe(tmp_path, Mixing(), rir=False), RATE)
+    gaps = [_gap_s(source.clip(epoch, 0, 1.0)) for epoch in range(40)]
+    found = [g for g in gaps if g is not None]
+    assert 8 < len(found) < 40  # some stretches hold the mark, some do not
+    assert max(abs(g) for g in found) <= 0.0201  # half a frame: clips start anywhere, frames where they are
+    assert len({round(g, 4) for g in found}) > 5
+    whole = _gap_s(source.clip(0, 0, 0.0))
+    assert whole == pytest.approx(0.0, abs=1e-3)
+
+
+def test_lips_of_a_stretch_of_a_file(tmp_path: Path) -> None:
+    utt = _marked(tmp_path)
+    utt.offset, utt.duration = 1.2, 1.0
+    write_manifest(tmp_path / "manifest.jsonl", [utt], None)
+    clip = open_clips(tmp_path, RATE).clip(0, 0, 0.0)
+    assert len(clip.noisy) == RATE and _gap_s(clip) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_lips_that_end_early_are_held_and_bad_ones_cost_their_clip(tmp_path: Path) -> None:
+    utt = _marked(tmp_path)
+    save_lips(tmp_path / "n.npz", np.arange(20, dtype=np.uint8)[:, None, None] + np.zeros((1, 4, 4), np.uint8))
+    plain = Utterance("p", utt.audio_filepath, 3.0, RATE, target_filepath=utt.target_filepath)
+    (tmp_path / "bad.npz").write_bytes(b"PK")
+    bad = Utterance("b", utt.audio_filepath, 3.0, RATE, target_filepath=utt.target_filepath, lips_filepath=str(tmp_path / "bad.npz"))
+    source = PairedClips([utt, plain, bad], RATE)
+    lips = source.clip(0, 0, 0.0).lips
+    assert lips is not None and lips[:, 0, 0].tolist() == [*range(20), *[19] * 55]
+    assert source.clip(0, 1, 0.0).lips is None
+    with pytest.raises(LipsError, match="no lip crops"):
+        source.clip(0, 2, 0.0)
+    assert [c.key for c in whole_clips(source, 9)] == ["m", "p"]

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from rlspeech.data.chunks import apply, join, spans
 
+HOP = 8
+
 
 @settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(3, 700), st.data())
@@ -52,3 +54,56 @@ def test_batches_ids_and_failures() -> None:
     for i in (0, 2, 5):
         np.testing.assert_allclose(out[i], 2 * wavs[i], rtol=1e-6)
     assert "out of memory" in str(out[1]) and "(13,)" in str(out[3]) and "NaN" in str(out[4])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 900), st.integers(30, 200), st.integers(0, 12), st.integers(1, 16))
+def test_chunks_that_start_on_the_grid_cover_everything(samples: int, size: int, overlap: int, grid: int) -> None:
+    cut = spans(samples, size, overlap, grid)
+    assert cut[0][0] == 0 and cut[-1][1] == samples and all(a % grid == 0 and 0 < b - a <= size for a, b in cut)
+    assert all(before[1] - after[0] >= overlap for before, after in zip(cut, cut[1:], strict=False))
+    wav = np.random.default_rng(1).normal(size=(2, samples)).astype(np.float32)
+    np.testing.assert_allclose(join([wav[:, a:b] for a, b in cut], cut, samples), wav, atol=1e-5)
+
+
+def test_a_grid_that_is_coarser_than_the_chunks() -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        spans(500, 100, 40, 61)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=4), st.integers(40, 120), st.integers(0, 19), st.integers(1, 5), st.data())
+def test_sound_and_video_stay_together(lengths: list[int], size: int, overlap: int, batch: int, data: st.DataObject) -> None:
+    """Every sample and every frame knows its own time, so that a chunk whose frames are not those of its samples is seen at once."""
+    missing = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    short = data.draw(st.integers(0, 3))
+    wavs = [np.arange(n, dtype=np.float32) for n in lengths]
+    counts = [max(1, -(-n // HOP) - short) for n in lengths]
+    lips = [None if gone else np.arange(n, dtype=np.uint8)[:, None, None].repeat(2, 1) for n, gone in zip(counts, missing, strict=True)]
+
+    def infer(pieces: Sequence[np.ndarray], names: Sequence[str], videos: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        out = []
+        for piece, video in zip(pieces, videos, strict=True):
+            assert video is None or len(video) == -(-len(piece) // HOP)
+            out.append(np.zeros_like(piece) - 1 if video is None else video[:, 0, 0].astype(np.float32).repeat(HOP)[: len(piece)])
+        return out
+
+    got = apply(infer, wavs, [str(i) for i in range(len(wavs))], batch=batch, size=size, overlap=overlap, lips=lips, hop=HOP)
+    for out, wav, count, gone in zip(got, wavs, counts, missing, strict=True):
+        assert isinstance(out, np.ndarray)
+        wanted = np.full(len(wav), -1.0) if gone else np.minimum(wav // HOP, count - 1)
+        np.testing.assert_allclose(out, wanted, atol=1e-3)
+
+
+def test_two_ears_and_a_failure_beside_a_video() -> None:
+    def infer(pieces: Sequence[np.ndarray], names: Sequence[str], videos: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        if any(v is not None and v.max() == 9 for v in videos):
+            raise RuntimeError("no such video")
+        return [-p for p in pieces]
+
+    wavs = [np.random.default_rng(i).normal(size=(2, n)).astype(np.float32) for i, n in enumerate((60, 330, 70))]
+    lips = [np.full((8, 2, 2), 9, np.uint8), None, np.zeros((9, 2, 2), np.uint8)]
+    out = apply(infer, wavs, ["a", "b", "c"], batch=4, size=100, overlap=20, lips=lips, hop=HOP)
+    assert "no such video" in str(out[0])
+    np.testing.assert_allclose(out[1], -wavs[1], atol=1e-6)
+    np.testing.assert_allclose(out[2], -wavs[2], atol=1e-6)

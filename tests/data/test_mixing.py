@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlspeech.config import Mixing
-from rlspeech.data.audio import AudioError, rms_dbfs, save_audio
+from rlspeech.data.audio import AudioError, load_audio, rms_dbfs, save_audio
 from rlspeech.data.manifest import write_manifest
-from rlspeech.data.mixing import MixtureSet, crop, mix, mixture_rng, reverberate, write_recipe
+from rlspeech.data.mixing import MixtureSet, crop, joined, mix, mixture_rng, reverberate, write_recipe
 from rlspeech.types import UserError, Utterance
 
 RATE = 16000
@@ -170,3 +170,78 @@ def test_recipe_mistakes_are_named(recipe: Path, tmp_path: Path, text: str, clue
     with pytest.raises(UserError) as error:
         MixtureSet.from_recipe(tmp_path / "mix.json")
     assert clue in str(error.value)
+
+
+# -- a competing talker -----------------------------------------------------------------------------------------------
+
+
+def _voices(folder: Path, voices: tuple[str | None, ...], **mixing: object) -> MixtureSet:
+    """One utterance a voice, each a tone of its own pitch, so that a mixture tells who is in it."""
+    utts = []
+    for i, voice in enumerate(voices):
+        tone = 0.1 * np.sin(2 * np.pi * (300 + 200 * i) * np.arange(RATE) / RATE)
+        save_audio(folder / f"v{i}.flac", tone.astype(np.float32), RATE)
+        utts.append(Utterance(f"v{i}", str(folder / f"v{i}.flac"), 1.0, RATE, speaker_id=voice))
+    save_audio(folder / "noise.flac", _noise(0, 1.0), RATE)
+    noise = [Utterance("n", str(folder / "noise.flac"), 1.0, RATE)]
+    return MixtureSet(utts, noise, [], Mixing(**{"clip_s": 0.5, "snr_db": (60.0, 60.0), **mixing}), RATE, 3)  # type: ignore[arg-type]
+
+
+def _others(made: MixtureSet, epoch: int, index: int) -> set[int]:
+    """Voices other than the target's that are heard in a mixture."""
+    mixture = made.get(epoch, index)
+    spectrum = np.abs(np.fft.rfft(mixture.noisy * np.hanning(len(mixture.noisy))))
+    floor = 0.02 * spectrum.max()
+    heard = {i for i in range(len(made.clean)) if spectrum[(300 + 200 * i) // 2] > floor}
+    return heard - {index}
+
+
+def test_a_talker_is_as_loud_as_asked_for_and_in_as_many_mixtures(tmp_path: Path) -> None:
+    made = _voices(tmp_path, ("a", "b", "c"), talker=0.6, talker_snr_db=(-4.0, 6.0))
+    ratios = []
+    for epoch in range(150):
+        mixture = made.get(epoch, 0)
+        rest = (mixture.noisy - mixture.target).astype(np.float64)
+        ratio = 10 * np.log10(np.sum(mixture.target.astype(np.float64) ** 2) / np.sum(rest**2))
+        assert ratio == pytest.approx(mixture.snr_db, abs=0.05)  # what is told is what is there
+        assert (mixture.talker_id is not None) == (ratio < 30)
+        ratios.append(ratio)
+    joint = [r for r in ratios if r < 30]  # noise alone lies at 60 dB
+    assert 0.45 < len(joint) / 150 < 0.75
+    assert -4.1 < min(joint) < -2.5 and 4.5 < max(joint) < 6.1
+
+
+def test_a_talker_and_noise_each_have_their_own_ratio() -> None:
+    clean, noise, talker = _speech(0), _noise(1), _speech(2)
+    both = joined(clean, noise, 7.0, 5 * talker, -3.0)
+    part = both @ talker / (talker @ talker) * talker  # noise and talker hardly overlap
+    assert rms_dbfs(clean) - rms_dbfs(part) == pytest.approx(-3.0, abs=0.2)
+    assert rms_dbfs(clean) - rms_dbfs(both - part) == pytest.approx(7.0, abs=0.2)
+    with pytest.raises(AudioError, match="silent noise"):
+        joined(clean, np.zeros_like(noise), 7.0, talker, 0.0)
+
+
+def test_nobody_competes_with_himself(tmp_path: Path) -> None:
+    made = _voices(tmp_path, ("a", "a", "b", "c"), talker=1.0)
+    heard = [_others(made, epoch, 0) for epoch in range(40)]
+    assert set().union(*heard) == {2, 3} and sum(len(h) == 1 for h in heard) >= 39
+    unknown = _voices(tmp_path, (None, None, None), talker=1.0)
+    assert set().union(*(_others(unknown, e, 0) for e in range(40))) == {1, 2}
+    alone = _voices(tmp_path, ("a", "a"), talker=1.0)
+    assert all(not _others(alone, e, 0) and alone.get(e, 0).talker_id is None for e in range(5))  # and the run goes on without
+
+
+def test_without_talkers_a_mixture_draws_what_it_always_drew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chances in their order: place in the speech, noise, place in the noise, ratio, level; nothing behind."""
+    made = _voices(tmp_path, ("a", "b", "c"), snr_db=(-5.0, 15.0))
+    kept: list[np.random.Generator] = []
+    monkeypatch.setattr("rlspeech.data.mixing.mixture_rng", lambda *key: kept.append(mixture_rng(*key)) or kept[-1])
+    for epoch, index in ((0, 1), (4, 2)):
+        mixture, rng = made.get(epoch, index), mixture_rng(3, epoch, f"v{index}")
+        start, noise, place = rng.integers(RATE - RATE // 2 + 1), rng.integers(1), rng.integers(RATE - RATE // 2 + 1)
+        snr, level = rng.uniform(-5.0, 15.0), rng.uniform(-35.0, -15.0)
+        assert (mixture.start_s, mixture.snr_db, noise, mixture.talker_id) == (start / RATE, snr, 0, None)
+        assert rms_dbfs(mixture.noisy) == pytest.approx(level, abs=0.01)
+        speech, sound = (load_audio(tmp_path / f"{name}.flac")[s : s + RATE // 2] for name, s in ((f"v{index}", start), ("noise", place)))
+        np.testing.assert_array_equal(mixture.noisy, mix(speech, sound, None, snr, level)[0])
+        np.testing.assert_equal(kept[-1].bit_generator.state, rng.bit_generator.state)

@@ -22,7 +22,7 @@ CLIPS = 6
 class Fake:
     """Keeps ``keep`` of the noise by subtracting the right part of it; knows the clean speech."""
 
-    sample_rate = RATE
+    sample_rate, channels, uses_video = RATE, 1, False
 
     def __init__(self, name: str, clean: dict[str, np.ndarray]) -> None:
         self.keep, self.clean, self.seen = {"half": 0.5, "tenth": 0.1, "fails": 0.5, "same": 1.0}[name], clean, []
@@ -42,8 +42,11 @@ class FakeTask:
         self.clean = clean
         self.made: list[Fake] = []
 
-    def enhancer(self, checkpoint: str, device: Any, *, nfe: int | None, guidance: float | None, seed: int) -> Fake:
-        self.made.append(Fake(Path(checkpoint).name, self.clean))
+    def load(self, name: str, device: Any) -> tuple[str, dict[str, Any]]:
+        return Path(name).name, {}
+
+    def enhancer(self, model: str, *, seed: int, config: Evaluate) -> Fake:
+        self.made.append(Fake(model, self.clean))
         return self.made[-1]
 
 
@@ -63,7 +66,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, FakeTa
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     for name in ("half", "tenth", "fails", "same"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"model_type": "rlspeech-flow"}')
         (tmp_path / name / "model.safetensors").write_bytes(name.encode())
     task = FakeTask(clean)
     monkeypatch.setattr(evaluate, "get_task", lambda name: task)

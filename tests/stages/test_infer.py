@@ -22,7 +22,7 @@ RATE = 16000
 class Half:
     """Halves its input; refuses clips whose key says so."""
 
-    sample_rate = RATE
+    sample_rate, channels, uses_video = RATE, 1, False
     longest = 0
 
     def infer(self, wavs: Sequence[np.ndarray], keys: Sequence[str]) -> list[np.ndarray]:
@@ -37,7 +37,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Half:
     half = Half()
 
     class Task:
-        def enhancer(self, checkpoint: str, device: Any, **options: Any) -> Half:
+        def load(self, name: str, device: Any) -> tuple[str, dict[str, Any]]:
+            return name, {}
+
+        def enhancer(self, model: str, **options: Any) -> Half:
             return half
 
     monkeypatch.setattr("rlspeech.tasks.get_task", lambda name: Task())

@@ -15,8 +15,8 @@ from rlspeech.tasks.avse import Avse
 from rlspeech.tasks.avse_policy import AvsePolicy
 
 RATE = 16000
-TINY: dict[str, Any] = {"filters": 16, "kernel": 32, "stride": 16, "bottleneck": 8, "hidden": 8, "blocks": 2, "repeats": 1, "video_crop": 32,
-                        "video_size": 16, "video_stem": 2, "video_channels": [2], "video_layers": [1], "visual_blocks": 1}
+TINY: dict[str, Any] = {"filters": 16, "kernel": 32, "stride": 16, "bottleneck": 8, "hidden": 8, "blocks": 2, "repeats": 1,
+                        "video_crop": 32, "video_size": 16, "video_stem": 2, "video_channels": [2], "video_layers": [1], "visual_blocks": 1}
 
 
 def tiny_avse(seed: int = 0, **changes: Any) -> AvseEnhancer:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tasks.avse_toys import av_clips, av_policy, tiny_avse
 
 from rlspeech.config import Exploration, Lora
 from rlspeech.models.avse import si_snr
 from rlspeech.tasks.avse import Avse, AvseInference
 from rlspeech.tasks.avse_policy import AvsePolicy, GainKernel, filter_bands
 from rlspeech.types import BasePolicy, CriticPolicy, Policy, UserError
+from tests.tasks.avse_toys import av_clips, av_policy, tiny_avse
 
 GAIN = Exploration(kind="gain", noise=0.3, bands=4)
 SHORT = Exploration(kind="gain", noise=0.3, bands=2, segment_s=0.1)
@@ -144,7 +144,8 @@ def test_gradient_of_a_reward_on_loudness_turns_the_level_up() -> None:
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
 
     def loudness() -> float:
-        return float(np.mean([np.square(w).mean() for w in policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])]))
+        made = policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])
+        return float(np.mean([np.square(w).mean() for w in made]))
 
     before = loudness()
     for step in range(12):
