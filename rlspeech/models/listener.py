@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config import ListenerModel
+from rlspeech.models.hub import resolve
 from rlspeech.types import UserError
 
 __all__ = ["SAMPLE_RATE", "Listener", "audio_tokens", "load_listener", "make_processor", "save_listener"]
@@ -188,7 +189,7 @@ def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listen
     """
     from safetensors.torch import load_file
 
-    folder = Path(__file__).resolve().parent.parent / "assets" / "listener" if name == "embedded" else Path(name)
+    folder = resolve(name, "listener")
     try:
         about = json.loads((folder / "rlspeech.json").read_text(encoding="utf-8"))
         if about["task"] != "listener":

@@ -22,7 +22,7 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import write_text
 from rlspeech.stages.pretrain import data_of
-from rlspeech.stages.rl import complete, make_scorer
+from rlspeech.stages.rl import complete, make_scorer, seen
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
@@ -85,7 +85,7 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
     grads: dict[str, list[torch.Tensor]] = {}
     started, rollouts = time.monotonic(), 0
     for k in range(config.probe_batches):
-        experience = algo.collect(next(feed)[0], scorer, seed=k + 1)
+        experience = algo.collect(seen(next(feed)[0], config.video), scorer, seed=k + 1)
         rollout = experience.rollout
         if rollout is None:
             raise UserError("nothing to probe", "policy_weight is 0: nothing is sampled", "--set policy_weight=1")

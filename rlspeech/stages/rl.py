@@ -33,6 +33,7 @@ from rlspeech.stages.pretrain import data_of
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import EnhancementTask, enhance_clips
+from rlspeech.types import UserError
 
 
 def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
@@ -89,9 +90,8 @@ class Session:
         self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients)
         self.train, self.valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed,
                                          task=config.task)
-        if config.video != "right":  # the control is checked as it is trained
-            others = [None] * len(self.valid) if config.video == "none" else [self.valid[i - 1].lips for i in range(len(self.valid))]
-            self.valid = [replace(c, lips=v) for c, v in zip(self.valid, others, strict=True)]
+        if len(self.valid) > 1:  # a single one has no other's to see
+            self.valid = seen(self.valid, config.video)  # the control is checked as it is trained
         self.step = self.cursor = 0
         self.history: list[dict[str, Any]] = []  # validation columns: {"step": ..., name: [values]}
         self.guards = GuardWatch(config.guards)
@@ -128,7 +128,7 @@ class Session:
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
         """One step: collect and update. Returns what is logged."""
         cfg = self.config
-        experience = self.algo.collect(prompts, self.scorer, seed=1 + self.step * self.engine.world + self.engine.rank)
+        experience = self.algo.collect(seen(prompts, cfg.video), self.scorer, seed=1 + self.step * self.engine.world + self.engine.rank)
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
@@ -207,6 +207,20 @@ class Session:
                 "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
                 "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names},
                 "difference": {k: self.delta(k).as_dict() for k in names}}
+
+
+def seen(clips: list[Clip], video: str) -> list[Clip]:
+    """The clips with the videos that the run lets them have: their own, each the one before's in the list, or none.
+
+    Raises:
+        UserError: a single clip has nobody to take a video from.
+    """
+    if video == "right":
+        return clips
+    if video == "shuffled" and len(clips) < 2:
+        raise UserError("one clip cannot have another one's video", "video=shuffled with a single prompt or validation clip",
+                        "--set prompts_per_step=2 --set valid_items=2")
+    return [replace(c, lips=None if video == "none" else clips[i - 1].lips) for i, c in enumerate(clips)]
 
 
 def describe(experience: Experience) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Avse:
         """The enhancer as a policy over masks."""
         from rlspeech.tasks.avse_policy import AvsePolicy
 
-        return AvsePolicy(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed, video=config.video)
+        return AvsePolicy(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed)
 
     def enhancer(self, model: AvseEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> AvseInference:
         """The model at inference; it draws nothing, the seed changes nothing."""

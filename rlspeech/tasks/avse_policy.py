@@ -119,7 +119,6 @@ class AvsePolicy:
         explore: kind ``gain`` or ``mask``.
         reduction: "mean" or "sum" of the log-probability over a decision's dimensions.
         seed: of the noise.
-        video: "shuffled" and "none" are controls.
 
     Raises:
         UserError: an exploration that is not for masks.
@@ -127,8 +126,8 @@ class AvsePolicy:
 
     supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
 
-    def __init__(self, task: Avse, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean", seed: int = 0,
-                 video: Literal["right", "shuffled", "none"] = "right") -> None:
+    def __init__(self, task: Avse, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean",
+                 seed: int = 0) -> None:
         if explore.kind not in {"gain", "mask"}:
             raise UserError(f"explore.kind={explore.kind} is for the task flowse", "an audio-visual enhancer has a mask and no steps",
                             "--set explore.kind=gain, or explore.kind=mask as published")
@@ -136,7 +135,7 @@ class AvsePolicy:
         if explore.kind == "gain" and explore.bands > self.model.cfg.filters:
             raise UserError(f"{explore.bands} bands do not fit {self.model.cfg.filters} filters", "", "--set explore.bands=4")
         self.kernel: MaskKernel | GainKernel = MaskKernel(explore) if explore.kind == "mask" else GainKernel(self.model, explore)
-        self.reduction, self.seed, self.video = reduction, seed, video
+        self.reduction, self.seed = reduction, seed
         self.sample_rate = self.model.sample_rate
 
     def parameters(self) -> list[Parameter]:
@@ -224,7 +223,7 @@ class AvsePolicy:
         return (model or self.model)(data.noisy, data.video, data.present, data.samples)
 
     def _collate(self, clips: Sequence[Clip]) -> AvBatch:
-        return self.task.collate(clips, self.model, next(self.model.parameters()).device, video=self.video)
+        return self.task.collate(clips, self.model, next(self.model.parameters()).device)
 
     def _decode(self, state: Decisions, made: Masked, rows: Tensor) -> Tensor:
         """Waveforms (n, C, T) of sampled masks at the inputs' levels."""

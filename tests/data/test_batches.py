@@ -206,7 +206,8 @@ def _marked(folder: Path, seconds: float = 3.0) -> Utterance:
     frames = np.full((round(seconds * 25), 4, 4), 10, np.uint8)
     frames[round(MARK_S * 25)] = 250
     save_lips(folder / "n.npz", frames)
-    return Utterance("m", str(folder / "n.flac"), seconds, RATE, target_filepath=str(folder / "n.flac"), lips_filepath=str(folder / "n.npz"))
+    sound, lips = str(folder / "n.flac"), str(folder / "n.npz")
+    return Utterance("m", sound, seconds, RATE, target_filepath=sound, lips_filepath=lips)
 
 
 def _gap_s(clip: Clip) -> float | None:

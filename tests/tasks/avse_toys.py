@@ -38,6 +38,6 @@ def av_clips(*samples: int, seed: int = 0, lips: bool = True) -> list[Clip]:
     return out
 
 
-def av_policy(explore: Exploration, lora: Lora | None = None, reduction: Any = "mean", video: Any = "right", **changes: Any) -> AvsePolicy:
+def av_policy(explore: Exploration, lora: Lora | None = None, reduction: Any = "mean", **changes: Any) -> AvsePolicy:
     """A policy on a tiny model."""
-    return AvsePolicy(Avse(), Adapted(tiny_avse(**changes), lora), explore, reduction=reduction, video=video)
+    return AvsePolicy(Avse(), Adapted(tiny_avse(**changes), lora), explore, reduction=reduction)

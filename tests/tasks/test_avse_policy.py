@@ -159,15 +159,6 @@ def test_gradient_of_a_reward_on_loudness_turns_the_level_up() -> None:
     assert loudness() > 1.2 * before
 
 
-def test_shuffled_video_is_the_neighbours() -> None:
-    clips = av_clips(4000, 4000)
-    right, wrong = av_policy(GAIN), av_policy(GAIN, video="shuffled")
-    swapped = [c.noisy for c in clips], [clips[1].lips, clips[0].lips]
-    wanted = right.enhancer(0).infer(swapped[0], None, swapped[1])
-    assert all(np.allclose(s.wav, w, atol=1e-6) for s, w in zip(wrong.base(clips), wanted, strict=True))
-    assert not np.allclose(right.base(clips)[0].wav, wanted[0], atol=1e-6)
-
-
 def test_features_tell_clips_apart() -> None:
     policy = av_policy(GAIN)
     found = policy.features(policy.rollout(av_clips(6400, 4000), group=2, seed=1), torch.arange(4))

@@ -1,0 +1,142 @@
+"""``rl`` on the audio-visual task: both algorithms, the control without RL, other videos, resuming, and what the task fills in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
+from rlspeech.data.lips import save_lips
+from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.models.hub import load_avse, save_avse
+from rlspeech.stages import probe, rl
+from rlspeech.tasks import get_task
+from rlspeech.types import UserError
+from tests.stages.tiny_speech import write_pairs
+from tests.tasks.avse_toys import av_clips, tiny_avse
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("rl-avse")
+    data = write_pairs(folder / "pairs")
+    rows = read_manifest(data)
+    for i, utt in enumerate(rows):
+        utt.lips_filepath = str(folder / "lips" / f"{utt.id}.npz")
+        frames = np.random.default_rng(i).integers(0, 255, (round(utt.duration * 25) + 1, 32, 32), dtype=np.uint8)
+        save_lips(utt.lips_filepath, frames)
+    write_manifest(data, rows, {})
+    save_avse(folder / "model", tiny_avse(), facts={"data": "none"})
+    return {"data": str(data), "model": str(folder / "model")}
+
+
+def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
+    plain: dict[str, Any] = {
+        "task": "avse", "algo": "ppo", "out": str(out), "rewards": [RewardSpec(name="si_sdr", scale="none")],
+        "guards": [GuardSpec(name="stoi")], "steps": STEPS, "prompts_per_step": 2, "group": 2, "micro_batch": 1, "clip_s": 0.8,
+        "valid_items": 1, "valid_every": STEPS, "save_every": 1, "device": "cpu", "workers": 0, "lr": 1e-3}
+    return RL(**{**plain, **given, **changes})
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "lr" in r]
+
+
+def _weights(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "ppo-published": {"explore": Exploration(kind="mask", noise=0.05, antithetic=False), "group": 1, "clip_range": 0.1},
+    "ppo-critic": {"ppo": PPO(form="critic")},
+    "ppo-samples": {"supervised_on": "sample", "supervised_weight": 1.0},
+    "grpo": {"algo": "grpo"},
+    "grpo-lora": {"algo": "grpo", "lora": Lora(rank=2, alpha=4, targets="all"), "supervised_weight": 0.0},
+    "no-video": {"video": "none"},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=list(CASES))
+def test_two_steps_of_everything(given: dict[str, str], tmp_path: Path, changes: dict[str, Any]) -> None:
+    summary = rl.run(_config(given, tmp_path / "run", **changes))
+    assert summary["steps"] == STEPS and summary["after"]["si_sdr"]["n"] == 1
+    model, config = load_avse(summary["run"])
+    assert config["facts"]["rl"]["algo"] == changes.get("algo", "ppo")
+    before = load_avse(given["model"])[0].state_dict()
+    assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    rows = _rows(tmp_path / "run")
+    assert len(rows) == STEPS and rows[0]["ratio_max_gap"] < 1e-3 and rows[0]["grad_norm"] > 0
+    assert ("supervised_loss" in rows[0]) == (changes.get("supervised_weight", 1.0) > 0)
+
+
+def test_the_control_samples_and_scores_nothing(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlspeech.tasks.avse_policy import AvsePolicy
+
+    monkeypatch.setattr(AvsePolicy, "rollout", lambda *a, **k: pytest.fail("sampled"))
+    summary = rl.run(_config(given, tmp_path / "run", policy_weight=0.0, supervised_weight=1.0))
+    assert summary["steps"] == STEPS and _rows(tmp_path / "run")[0]["supervised_loss"] < 30
+
+
+def test_other_videos_train_another_model(given: dict[str, str], tmp_path: Path) -> None:
+    for video in ("right", "shuffled"):
+        rl.run(_config(given, tmp_path / video, video=video, policy_weight=0.0, valid_items=2))
+    one, two = _weights(tmp_path / "right"), _weights(tmp_path / "shuffled")
+    assert any(not torch.equal(v, two[k]) for k, v in one.items())
+
+
+def test_who_sees_what() -> None:
+    clips = av_clips(4000, 4000, 4800)
+    assert rl.seen(clips, "right") is clips and all(c.lips is None for c in rl.seen(clips, "none"))
+    swapped = rl.seen(clips, "shuffled")
+    assert [c.key for c in swapped] == [c.key for c in clips]
+    assert all(c.lips is clips[i - 1].lips and c.noisy is clips[i].noisy for i, c in enumerate(swapped))
+    with pytest.raises(UserError, match="another one's video"):
+        rl.seen(clips[:1], "shuffled")
+
+
+def test_a_run_that_goes_on_ends_where_the_whole_one_did(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"ppo": PPO(form="critic"), "steps": 3, "valid_every": 3}  # a critic has a state of its own
+    rl.run(_config(given, tmp_path / "whole", **config))
+    real = rl.Session.advance
+
+    def cut(self: rl.Session, prompts: Any) -> dict[str, Any]:
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return real(self, prompts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rl.Session, "advance", cut)
+        with pytest.raises(KeyboardInterrupt):
+            rl.run(_config(given, tmp_path / "cut", **config))
+    rl.run(_config(given, tmp_path / "cut", **config))
+    one, two = _weights(tmp_path / "whole", 3), _weights(tmp_path / "cut", 3)
+    assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
+
+
+def test_the_task_fills_in_what_nobody_gave() -> None:
+    task = get_task("avse")
+    filled = rl.complete(RL(task="avse", lr=3e-3), task)
+    assert filled.lr == 3e-3 and filled.lora is None and filled.supervised_weight == task.rl_defaults["supervised_weight"]
+    assert [r.name for r in filled.rewards] == ["llm"] and "si_sdr" in [g.name for g in filled.guards]
+    assert rl.complete(RL(), get_task("flowse")).supervised_weight == 0.0
+
+
+def test_a_flow_checkpoint_is_refused_with_the_task_that_takes_it(given: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="audio-visual") as caught:
+        rl.run(_config(given, tmp_path / "run", model=str(Path(rl.__file__).parent.parent / "assets" / "flowse")))
+    assert "--task flowse" in caught.value.why
+
+
+def test_probe_compares_masks_and_gains(given: dict[str, str], tmp_path: Path) -> None:
+    settings = [Exploration(kind="gain", bands=2), Exploration(kind="mask", noise=0.05)]
+    found = probe.run(_config(given, tmp_path / "probe", probe_batches=4, probe_settings=settings))
+    assert [r["explore"]["kind"] for r in found["rows"]] == ["gain", "mask"] and all(r["si_sdr"]["n"] > 0 for r in found["rows"])
