@@ -24,6 +24,7 @@ from rlspeech.run import write_text
 from rlspeech.stages.pretrain import data_of
 from rlspeech.stages.rl import complete, make_scorer, seen
 from rlspeech.tasks import get_task
+from rlspeech.tasks.base import channels_of
 from rlspeech.types import UserError
 
 PUBLISHED = {"flowse": Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False),
@@ -55,7 +56,8 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = task.load(config.model, engine.device)
     adapted = Adapted(model, config.lora)
-    train, _ = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, task=config.task)
+    train, _ = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, task=config.task,
+                       channels=channels_of(task, model))
     settings = candidates(config)
     rows: list[dict[str, Any]] = []
     total = len(settings) * config.probe_batches

@@ -32,7 +32,7 @@ from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, 
 from rlspeech.stages.pretrain import data_of
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
-from rlspeech.tasks.base import EnhancementTask, enhance_clips
+from rlspeech.tasks.base import EnhancementTask, channels_of, enhance_clips
 from rlspeech.types import UserError
 
 
@@ -89,7 +89,7 @@ class Session:
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients)
         self.train, self.valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed,
-                                         task=config.task)
+                                         task=config.task, channels=channels_of(task, model))
         if len(self.valid) > 1:  # a single one has no other's to see
             self.valid = seen(self.valid, config.video)  # the control is checked as it is trained
         self.step = self.cursor = 0

@@ -289,7 +289,7 @@ def test_the_mouth_tells_who_is_meant() -> None:
         loss.backward()
         optimizer.step()
     before, right, wrong = _worth_db(model, [mixture(i, i + 6 if i < 54 else i - 6) for i in range(48, 60)])
-    assert right > before + 2.0 and right > wrong + 3.0, (before, right, wrong)
+    assert right > before + 1.0 and right > wrong + 3.0, (before, right, wrong)
 
 
 
@@ -300,4 +300,4 @@ def test_the_embedded_model_uses_its_video(tmp_path: Path) -> None:
 
     clips = whole_clips(open_clips(demo_test(tmp_path, faces=True), RATE), 12)
     before, right, wrong = _worth_db(load_avse("embedded")[0], clips)
-    assert right > before + 1.0 and right > wrong + 0.3, (before, right, wrong)
+    assert right > before + 2.0 and right > wrong + 4.0, (before, right, wrong)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# LR-AVSE at the size of two cores, with the control that the paper lacks: real speech and noise, competing talkers, drawn mouths.
+# Arms, three seeds each, the same data, steps and rate: SI-SNR alone (no RL), RL-DNSMOS, LR-AVSE; and the published form once.
+#   DATA  folder with speech/ and noise/ below it;  OUT  where runs go (default runs/avse-real);  MODEL (default: embedded)
+#   SEEDS (default "0 1 2");  TINY=1  a few steps of everything, for tests
+set -euo pipefail
+data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/ and noise/}}
+out=${OUT:-runs/avse-real}; model=${MODEL:-embedded}
+few=(); eval_few=(); count=60; seeds=${SEEDS:-0 1 2}
+[ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_items=2 --set prompts_per_step=2 --set group=2 --set valid_every=2 --set save_every=2)
+  eval_few=(--metric si_sdr --metric llm); count=3; seeds=0; }
+clean=(); for c in ${CLEAN:-librispeech_train_clean_100 vctk ljspeech cmu_arctic common_voice picovoice_commands}; do clean+=(--clean "$data/speech/$c"); done
+mix=(--snr 0 20 --level -30 -20 --talker 0.7 --mouths)
+
+if [ ! -e "$out/test/manifest.jsonl" ]; then
+  rlspeech prepare mix "${clean[@]}" --noise "$data/noise/esc10" --noise "$data/noise/long" "${mix[@]}" --out "$out/data"
+  for part in valid test; do
+    seed=$([ "$part" = valid ] && echo 11 || echo 12)
+    rlspeech prepare mix --clean "$data/speech/librispeech_test_other" --noise "$data/noise/speechbrain" --noise "$data/noise/clearervoice" \
+      "${mix[@]}" --render "$count" --render-s 4 --seed "$seed" --out "$out/$part"
+  done
+fi
+
+tune() {  # NAME SEED SETTINGS...
+  local name=$1 seed=$2; shift 2
+  rlspeech rl "$@" --model "$model" --data "$out/data/mix.json" --valid "$out/valid/manifest.jsonl" --seed "$seed" --out "$out/$name-$seed" "${few[@]}"
+}
+models=(--model "pretrained=$model")
+for seed in $seeds; do
+  tune sisnr "$seed" --preset avse-lr-gain --set policy_weight=0
+  tune dnsmos "$seed" --preset avse-lr-gain --reward dnsmos_fast_ovrl=1
+  tune llm "$seed" --preset avse-lr-gain
+  for arm in sisnr dnsmos llm; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
+done
+tune published 0 --preset avse-lr --set steps=40
+tune published-sisnr 0 --preset avse-sisnr --set steps=40
+models+=(--model "published=$out/published-0" --model "published-sisnr=$out/published-sisnr-0")
+
+rlspeech eval --task avse --data "$out/test/manifest.jsonl" "${models[@]}" --shuffled pretrained --baseline sisnr-0 --out "$out/eval" "${eval_few[@]}"
