@@ -35,6 +35,36 @@ def read_list(path: str | None) -> list[np.ndarray]:
     return wavs
 
 
+def varied(noises: list[np.ndarray], count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """More kinds of noise out of a few recordings: other speeds, other colours, two at once, and modulated coloured noise."""
+    from scipy.signal import resample_poly
+
+    def coloured(wav: np.ndarray, low_db: float, high_db: float) -> np.ndarray:
+        spectrum = np.fft.rfft(wav)
+        curve = np.interp(np.linspace(0, 1, len(spectrum)), np.linspace(0, 1, 8), rng.uniform(low_db, high_db, 8))
+        return np.fft.irfft(spectrum * 10 ** (curve / 20), len(wav))
+
+    def one_more() -> np.ndarray:
+        wav = noises[int(rng.integers(len(noises)))]
+        start = int(rng.integers(max(1, len(wav) - 8 * RATE)))
+        up, down = ((4, 5), (5, 4), (1, 1), (2, 3), (3, 2), (7, 5))[int(rng.integers(6))]
+        wav = coloured(resample_poly(wav[start:start + 8 * RATE], up, down), -14, 8)
+        return wav / (np.sqrt(np.mean(wav**2)) + 1e-9)
+
+    out = []
+    for _ in range(count):
+        wav = one_more()
+        if rng.random() < 0.5:
+            other = one_more()
+            length = max(len(wav), len(other))
+            wav = np.resize(wav, length) + rng.uniform(0.3, 1) * np.resize(other, length)
+        if rng.random() < 0.2:
+            t = np.arange(len(wav)) / RATE
+            wav = coloured(rng.standard_normal(len(wav)), -30, 5) * (1 + 0.8 * np.sin(2 * np.pi * rng.uniform(0.3, 6) * t))
+        out.append((0.5 * wav / np.abs(wav).max()).astype(np.float32))
+    return out
+
+
 def recordings(args: argparse.Namespace) -> None:
     """Render labelled pairs."""
     from rlspeech.data.audio import AudioError, rms_dbfs, save_audio
@@ -43,6 +73,8 @@ def recordings(args: argparse.Namespace) -> None:
     from rlspeech.tasks.hearing import quality, row_of
 
     speech, noises, rirs = read_list(args.speech), read_list(args.noise), read_list(args.rir)
+    if args.vary:
+        noises = varied(noises, args.vary, np.random.default_rng(args.seed))
     out, (part, parts) = Path(args.out), map(int, args.part.split("/"))
     out.mkdir(parents=True, exist_ok=True)
     started, made = time.monotonic(), 0
@@ -477,6 +509,7 @@ def main() -> None:
         p.add_argument(name, required=name != "--rir")
     p.add_argument("--count", type=int, default=8000)
     p.add_argument("--part", default="0/1")
+    p.add_argument("--vary", type=int, default=0, help="this many noises made out of those of the list; 0 takes them as they are")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", required=True)
     p.set_defaults(run=recordings)

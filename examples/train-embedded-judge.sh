@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # How the embedded judge was made: a listener (recording -> sentences) and a sentiment model (sentences -> 1..5 stars); about an hour on one core.
 #   DATA  folder with speech/ (one folder a corpus), noise/ and rir/ below it;  OUT  where things go (default runs/judge)
+#   RECIPE, ENHANCER  mixtures with video and the audio-visual checkpoint whose outputs are learned from (default: the demo's, the embedded one)
 #   TINY=1  a little of everything, for tests
 # Held out from everything: the six speakers of LibriSpeech test-other; of ESC-10 the files whose name's CRC-32 is divisible by five; the two
 # other collections of noise; the rooms named speechbrain.
@@ -42,8 +43,28 @@ PY
 
 python "$here/train-embedded-judge.py" recordings --speech "$out/speech.txt" --noise "$out/noise.txt" --rir "$out/rir.txt" \
   --count "$count" --out "$out/recordings"
+# more kinds of noise than a few recordings hold
+python "$here/train-embedded-judge.py" recordings --speech "$out/speech.txt" --noise "$out/noise.txt" --rir "$out/rir.txt" \
+  --count "$((count / 4))" --vary 260 --seed 21 --out "$out/varied"
+# what an enhancer does wrong, which is the first thing that RL would use against a judge that has never heard it
+rlspeech prepare demo --mouths --out "$out/av"
+python "$here/train-embedded-judge.py" outputs --recipe "${RECIPE:-$out/av/mix.json}" --model "${ENHANCER:-embedded}" \
+  --count "$((count / 7))" --out "$out/outputs"
+python - "$out" <<'PY'
+import json
+import sys
+from pathlib import Path
+
+out, rows = Path(sys.argv[1]), []
+for part, times in (("recordings", 1), ("varied", 2), ("outputs", 2)):
+    for line in (out / part / "manifest.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        files = {k: f"{part}/{row[k]}" for k in ("audio_filepath", "target_filepath")}
+        rows += [row | files | {"id": f"{part}_{row['id']}_{i}"} for i in range(times)]
+(out / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+PY
 python "$here/train-embedded-judge.py" sentiment --labels "$out/recordings/manifest.jsonl" --steps "$text_steps" --out "$out/sentiment"
-rlspeech pretrain --preset listener-tiny --data "$out/recordings/manifest.jsonl" --out "$out/listener" "${few[@]}"
+rlspeech pretrain --preset listener-tiny --data "$out/manifest.jsonl" --out "$out/listener" "${few[@]}"
 
 # half precision, without the head that only training uses
 python - "$(ls -d "$out"/listener/checkpoints/step_* | sort | tail -n 1)" "$out/judge-listener" <<'PY'

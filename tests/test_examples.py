@@ -38,9 +38,27 @@ def test_demo_goes_from_audio_to_a_verdict_and_says_the_same_again(tmp_path: Pat
     assert systems(tmp_path / "one") == systems(tmp_path / "two"), "same seed, same table"
 
 
+@pytest.mark.slow
+def test_demo_avse_hears_judges_and_compares(tmp_path: Path) -> None:
+    run("demo-avse.sh", tmp_path, OUT="out")
+    found = systems(tmp_path / "out")
+    assert set(found) == {"input", "pretrained", "pretrained-shuffled", "control", "rl"}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "scores.jsonl").read_text().splitlines()]
+    assert rows and all(1 <= r["llm"] <= 5 and r["llm_text"] for r in rows)
+    page = (tmp_path / "out" / "eval" / "report.html").read_text()
+    assert "pretrained-shuffled" in page and page.count("<audio") > 3
+
+
 @pytest.mark.realdata
 @pytest.mark.skipif(not REALDATA, reason="RLSPEECH_REALDATA is not set")
-@pytest.mark.parametrize("script", ["train-embedded-flowse.sh", "flowse-grpo-real.sh"])
+@pytest.mark.parametrize("script", ["train-embedded-flowse.sh", "flowse-grpo-real.sh", "train-embedded-avse.sh", "avse-real.sh"])
 def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
     run(script, tmp_path, OUT="out", CLEAN="cmu_arctic")
     assert "input" in systems(tmp_path / "out")
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REALDATA, reason="RLSPEECH_REALDATA is not set")
+def test_the_judge_is_made_from_real_recordings(tmp_path: Path) -> None:
+    said = run("train-embedded-judge.sh", tmp_path, OUT="out")
+    assert "Spearman with pesq_wb" in said and (tmp_path / "out" / "judge-listener" / "model.safetensors").is_file()

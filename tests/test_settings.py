@@ -299,6 +299,27 @@ def test_flowse_grpo_is_the_published_setting() -> None:
     assert config.lora is not None and (config.lora.rank, config.lora.alpha, config.lora.targets) == (32, 64.0, "attention")
 
 
+def test_avse_lr_is_the_published_setting() -> None:
+    """Section 1.4 of what is known: sigma 0.05, clip 0.1, beta 1e-4, gamma 1.0, rate 1e-3; relative reward, no critic."""
+    config, _ = resolve(RL, "avse-lr")
+    assert (config.algo, config.ppo.form, config.ppo.kl_in) == ("ppo", "relative", "advantage")
+    assert (config.explore.kind, config.explore.noise, config.group) == ("mask", 0.05, 1)
+    assert (config.clip_range, config.kl_beta, config.supervised_weight, config.lr) == (0.1, 1e-4, 1.0, 1e-3)
+    assert [r.name for r in config.rewards] == ["llm"]
+
+
+@pytest.mark.parametrize("name", ["avse-dnsmos", "avse-lr-no-sisnr", "avse-lr-shuffled", "avse-sisnr"])
+def test_baselines_and_controls_differ_in_one_thing(name: str) -> None:
+    from rlspeech.config import Exploration
+
+    published, other = (resolve(RL, n)[0].model_dump() for n in ("avse-lr", name))
+    changed = {k for k in published if published[k] != other[k]}
+    allowed = {"avse-dnsmos": {"rewards", "guards"}, "avse-lr-no-sisnr": {"supervised_weight"}, "avse-lr-shuffled": {"video"},
+               "avse-sisnr": {"policy_weight", "explore", "clip_range", "kl_beta"}}  # the last three do nothing without a policy loss
+    assert changed and changed <= allowed[name]
+    assert other["policy_weight"] == 0 or other["explore"] == published["explore"] != Exploration().model_dump()
+
+
 def parameters(model: FlowModel) -> int:
     import torch
 
@@ -310,6 +331,17 @@ def parameters(model: FlowModel) -> int:
 
 def test_flowse_paper_has_the_published_size() -> None:
     assert parameters(resolve(Pretrain, "flowse-paper")[0].model) == 46_179_920
+
+
+def test_avse_paper_has_the_published_size() -> None:
+    import torch
+
+    from rlspeech.models.avse import AvseEnhancer
+
+    config = resolve(Pretrain, "avse-paper")[0].avse
+    with torch.device("meta"):
+        assert sum(p.numel() for p in AvseEnhancer(config).parameters()) == pytest.approx(22.3e6, abs=5e4)
+    assert config.channels == 2
 
 
 def test_the_models_of_the_presets_can_be_built() -> None:

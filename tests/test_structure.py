@@ -152,7 +152,7 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(module, ())
 
 
-HEAVY = ("torch", "numpy", "scipy", "transformers", "peft", "librosa", "onnxruntime", "matplotlib", "yaml", "soundfile")
+HEAVY = ("av", "cv2", "torch", "numpy", "scipy", "transformers", "peft", "librosa", "onnxruntime", "matplotlib", "yaml", "soundfile")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["rl", "--help"], ["prepare", "mix", "--help"]])
