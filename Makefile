@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml .constraints.txt .ci/install
 demo: $(STAMP)  ## the main job from audio to verdict on two cores, about 10 minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
-demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward, from audio to verdict on two cores
+demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward, from audio to verdict, 7 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-avse.sh
 
 test: export OMP_NUM_THREADS := 1
