@@ -167,26 +167,26 @@ class MixtureSet:
         rir = _cached(rir_utt.audio_filepath, self.sample_rate, rir_utt.offset, rir_utt.duration) if rir_utt else None
         snr = float(rng.uniform(*self.mixing.snr_db))
         level = float(rng.uniform(*self.mixing.level_dbfs))
-        talker, against = self._talker(utt, len(clean), rng)
+        talker, against, other = self._talker(utt, len(clean), rng)
         if talker is not None:
             noise = joined(clean, noise, snr, talker, against)
             snr = -10.0 * float(np.log10(10.0 ** (-snr / 10.0) + 10.0 ** (-against / 10.0)))
         noisy, target = mix(clean, noise, rir, snr, level, self.mixing.early_ms, self.sample_rate)
         return Mixture(noisy, target, snr, noise_utt.id, rir_utt.id if rir_utt else None, start / self.sample_rate,
-                       "talker" if talker is not None else None)
+                       other)
 
-    def _talker(self, utt: Utterance, length: int, rng: np.random.Generator) -> tuple[np.ndarray | None, float]:
-        """(T,) of another speaker's utterance and its SNR, or None for the share of mixtures without."""
+    def _talker(self, utt: Utterance, length: int, rng: np.random.Generator) -> tuple[np.ndarray | None, float, str | None]:
+        """(T,) of another speaker's utterance, the ratio to it in dB and its id; None for the share of mixtures without."""
         if not self.mixing.talker or rng.random() >= self.mixing.talker:  # no draw where it is off: older recipes stay what they were
-            return None, 0.0
+            return None, 0.0, None
         against = float(rng.uniform(*self.mixing.talker_snr_db))
         for _ in range(8 * ATTEMPTS):  # in a corpus of two voices most draws are of the same one
             other = self.clean[int(rng.integers(len(self.clean)))]
             if other.id != utt.id and (other.speaker_id is None or other.speaker_id != utt.speaker_id):
                 wav = crop(_cached(other.audio_filepath, self.sample_rate, other.offset, other.duration), length, rng, loop=True)
                 if rms_dbfs(wav) > SILENT_DBFS:
-                    return wav, against
-        return None, 0.0
+                    return wav, against, other.id
+        return None, 0.0, None
 
 
 def joined(clean: np.ndarray, noise: np.ndarray, snr_db: float, talker: np.ndarray, talker_snr_db: float) -> np.ndarray:

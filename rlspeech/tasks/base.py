@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +15,7 @@ from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.run import Run
 from rlspeech.stats import mean_interval
-from rlspeech.types import Sample
+from rlspeech.types import Sample, UserError
 
 __all__ = ["EnhancementTask", "Enhancer", "Task", "channels_of", "check_enhancer", "mono"]
 
@@ -86,6 +86,27 @@ class EnhancementTask(Task, Protocol):
     def enhancer(self, model: Any, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
         """The model at inference."""
         ...
+
+
+def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any:
+    """A checkpoint's model under the settings that were given beside ``--init``.
+
+    Args:
+        model: with its settings in ``cfg``.
+        name: of the checkpoint, for the message.
+        settings: the task's part of ``Pretrain``; only what was set in it counts.
+        soft: settings that weights do not depend on; the others must be those of the checkpoint.
+
+    Raises:
+        UserError: a setting that does not fit the weights.
+    """
+    given = {k: getattr(settings, k) for k in settings.model_fields_set}
+    misfits = [k for k, v in given.items() if k not in soft and v != getattr(model.cfg, k)]
+    if misfits:
+        raise UserError(f"{name} has another {', '.join(misfits)}", f"with --init only {', '.join(sorted(soft))} can be set",
+                        "leave them out, or train from random weights without --init")
+    model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in soft})
+    return model
 
 
 def check_enhancer(enhancer: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, players: int = 2) -> dict[str, float]:

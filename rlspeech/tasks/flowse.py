@@ -17,8 +17,7 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.flow import FlowEnhancer, frame_mask
 from rlspeech.models.hub import load_flow, save_flow
 from rlspeech.run import Run
-from rlspeech.tasks.base import VALID_METRICS, check_enhancer
-from rlspeech.types import UserError
+from rlspeech.tasks.base import VALID_METRICS, check_enhancer, set_anew
 
 __all__ = ["Enhancer", "FlowBatch", "FlowSE", "latent"]
 
@@ -78,13 +77,7 @@ class FlowSE:
         if config.init is None:
             return FlowEnhancer(config.model)
         model, _ = load_flow(config.init)
-        given = {k: getattr(config.model, k) for k in config.model.model_fields_set}
-        misfits = [k for k, v in given.items() if k not in SOFT and v != getattr(model.cfg, k)]
-        if misfits:
-            raise UserError(f"{config.init} has another {', '.join(misfits)}", f"with --init only {', '.join(sorted(SOFT))} can be set",
-                            "leave them out, or train from random weights without --init")
-        model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in SOFT})
-        return model
+        return set_anew(model, config.init, config.model, SOFT)
 
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
         """A checkpoint's model and its ``config.json``. Raises ``UserError``."""
