@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 
-.PHONY: help install demo demo-avse test test-unit lint bench clean
+.PHONY: help install demo demo-avse demo-asr test test-unit lint bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## the main job from audio to verdict on two cores, about 10 min
 
 demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward, from audio to verdict, 7 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-avse.sh
+
+demo-asr: $(STAMP)  ## recognition, GRPO with rule rewards, from audio to verdict, 5 minutes on two cores
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-asr.sh
 
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDATA=FOLDER)

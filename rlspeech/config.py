@@ -8,84 +8,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from rlspeech.config_models import (
+    AvseModel,
+    CodecLMModel,
+    CodecModel,
+    FlowModel,
+    ListenerModel,
+    RecogniserModel,
+    Strict,
+    TokenRewardModel,
+)
 
-class Strict(BaseModel):
-    """Base of every config: unknown keys are an error, assignments are checked."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
-
-class FlowModel(Strict):
-    """The flow-matching enhancer (``models/flow.py``)."""
-
-    front_end: Literal["stft", "mel"] = Field("stft", description="compressed complex STFT (invertible), or log-mel with a vocoder")
-    sample_rate: int = 16000
-    n_fft: int = 512
-    hop: int = 256
-    compress: float = Field(0.5, description="exponent on the STFT magnitude")
-    scale: float = Field(1.0, gt=0, description="stft: multiplies the compressed spectrum; speech should have a spread near 1, the prior's")
-    n_mels: int = 80
-    mel_fmax_hz: float = 8000.0
-    vocoder: str | None = Field(None, description="Hub id or folder of a transformers SpeechT5HifiGan, for the mel front end")
-    dim: int = 256
-    depth: int = 6
-    heads: int = 4
-    ff_mult: int = 2
-    conv_pos_kernel: int = 31
-    conv_pos_groups: int = 16
-    head: Literal["linear", "mask"] = Field("mask", description="linear: the network writes the spectrum; mask: complex masks on input and state plus a residual")
-    prediction: Literal["velocity", "clean"] = Field("clean", description="what the network predicts; a trunk narrower than its input cannot pass white noise through, so small models predict the clean spectrum")
-    prior: Literal["standard", "noisy"] = Field("standard", description="x_0 ~ N(0, I) as in FlowSE-GRPO, or N(y, sigma^2) as in the STFT FlowSE")
-    prior_sigma: float = Field(0.487, description="sigma of the noisy prior")
-    time_power: float = Field(1.0, gt=0, description="pretraining draws t = u**time_power; above 1 dwells on early times, where the input decides")
-    condition_drop: float = Field(0.1, ge=0, le=1, description="chance that pretraining hides the condition, for classifier-free guidance")
-    level_dbfs: float = Field(-25.0, description="inputs are scaled to this RMS before the network, and back after it")
-    nfe: int = Field(8, ge=1, description="Euler steps at inference")
-    guidance: float = Field(0.0, ge=0, description="classifier-free guidance strength at inference; 0 is off")
-
-
-class AvseModel(Strict):
-    """The audio-visual enhancer (``models/avse.py``); the defaults are the AVSEC-4 baseline's, 22.3 M parameters."""
-
-    variant: Literal["own", "avse4"] = Field("own", description="avse4: the details of the challenge's code that its weights need")
-    sample_rate: int = 16000
-    channels: Literal[1, 2] = Field(1, description="2: binaural, one mask a channel")
-    filters: int = Field(256, description="of the time-domain encoder")
-    kernel: int = Field(40, description="their length in samples")
-    stride: int = Field(20, description="their hop in samples")
-    bottleneck: int = 256
-    hidden: int = 512
-    conv_kernel: int = 3
-    blocks: int = Field(8, ge=1, description="dilated blocks a repeat, dilation 2**x")
-    repeats: int = Field(4, ge=1, description="the video joins before each")
-    mask: Literal["relu", "softplus"] = Field("relu", description="relu as published; a mask that is exactly 0 passes no gradient")
-    video_crop: int = Field(112, description="centre of the stored frames that is used, in pixels")
-    video_size: int = Field(112, description="the network's input, reduced by area from the crop")
-    video_stem: int = Field(64, description="channels of the 3-D convolution")
-    video_channels: list[int] = Field([64, 128, 256, 512], description="of the residual stages")
-    video_layers: list[int] = Field([2, 2, 2, 2], description="residual blocks a stage")
-    visual_blocks: int = Field(5, ge=0, description="residual blocks over time")
-    video_mean: float = Field(0.4161, description="of grey levels in [0, 1]")
-    video_std: float = Field(0.1688, gt=0)
-    video_drop: float = Field(0.1, ge=0, le=1, description="chance that pretraining hides the video, so that a clip without one can be enhanced")
-    level_dbfs: float | None = Field(-25.0, description="inputs are scaled to this RMS before the network and back after it; null: as they come, as published")
-    floor_db: float = Field(-30.0, description="a clip whose SI-SNR is below this has no gradient: silence, a wrong target")
-    cap_db: float = Field(30.0, description="a clip whose SI-SNR is above this has no gradient, as published")
-
-
-class ListenerModel(Strict):
-    """The embedded listener: a small configuration of transformers' Qwen2-Audio (``models/listener.py``)."""
-
-    mels: int = 80
-    max_s: float = Field(6.0, gt=0, description="longest stretch heard at once; longer audio is heard in several")
-    audio_dim: int = 128
-    audio_layers: int = 4
-    audio_heads: int = 4
-    text_dim: int = 128
-    text_layers: int = 3
-    text_heads: int = 4
+__all__ = ["PPO", "RL", "Augment", "AvseModel", "CodecLMModel", "CodecModel", "DiffRO", "Evaluate", "Exploration", "FlowModel", "GuardSpec",
+           "ListenerModel", "Lora", "Mixing", "Pretrain", "RecogniserModel", "RewardSpec", "Sampling", "ScoreFolder", "Strict", "TokenRewardModel",
+           "Video"]
 
 
 class Mixing(Strict):
@@ -100,13 +38,35 @@ class Mixing(Strict):
     talker_snr_db: tuple[float, float] = Field((-5.0, 5.0), description="target against competing talker")
 
 
+class Augment(Strict):
+    """What ``pretrain --task asr`` does to a recording before the model hears it."""
+
+    speed: tuple[float, float] = Field((0.85, 1.15), description="range of playing speeds; pitch and formants move along, as another speaker's would")
+    time_masks: int = Field(2, ge=0, description="stretches of frames that are hidden (SpecAugment)")
+    time_share: float = Field(0.08, ge=0, le=1, description="longest of them, as a share of the recording")
+    mel_masks: int = Field(2, ge=0, description="bands that are hidden")
+    mel_width: int = Field(12, ge=0, description="widest of them, in mel channels")
+
+
+class Sampling(Strict):
+    """How a language model's tokens are drawn."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1, description="below 1 the rollouts are not the policy's own: the ratio of what it samples to what it is trained on is measured and said")
+    top_k: int = Field(0, ge=0, description="0: no truncation; see top_p")
+    max_new_tokens: int | None = Field(None, ge=1, description="null: as many as the longest audio of the batch can hold (tokens_per_s), at least 16")
+    tokens_per_s: float = Field(12.0, gt=0, description="bound on a transcript's tokens by its audio's length; rollouts that reach it are truncated")
+    language: str | None = Field(None, description="handed to models that take one")
+    prompt: str | None = Field(None, description="instruction or context, handed to models that take one; null: the model's own transcription request")
+
+
 Video = Literal["right", "shuffled", "none"]  # shuffled: another utterance's, the control; none: hidden
 
 
 class Pretrain(Strict):
     """``rlspeech pretrain``."""
 
-    task: Literal["flowse", "avse", "listener"] = "flowse"
+    task: Literal["flowse", "avse", "listener", "asr", "codec", "tts", "token-reward"] = "flowse"
     data: str | None = Field(None, description="manifest (paired), mixture recipe (mix.json) or folder holding one; none: the embedded corpus")
     valid: str | None = Field(None, description="paired manifest for samples and metrics while it runs; none: held back from data")
     init: str | None = Field(None, description="checkpoint to start from, or 'embedded'; none: random weights")
@@ -114,6 +74,12 @@ class Pretrain(Strict):
     model: FlowModel = FlowModel()
     avse: AvseModel = AvseModel()
     listener: ListenerModel = ListenerModel()
+    asr: RecogniserModel = RecogniserModel()
+    codec: CodecModel = CodecModel()
+    tts: CodecLMModel = CodecLMModel()
+    token_reward: TokenRewardModel = TokenRewardModel()
+    augment: Augment = Augment()
+    ctc_weight: float = Field(0.3, ge=0, le=1, description="asr: share of a CTC loss on the encoder, which teaches it where the words are; the head is not kept")
     video: Video = Field("right", description="avse: shuffled trains the control on another utterance's video, none without video")
     mixing: Mixing | None = Field(None, description="overrides the recipe's own mixing")
     steps: int = Field(2000, ge=1)
@@ -141,6 +107,8 @@ class RewardSpec(Strict):
     weight: float = 1.0
     scale: Literal["batch", "group", "none"] = Field("batch", description="divide by the batch's standard deviation (as FlowSE-GRPO), z-score within the group, or leave")
     bounds: tuple[float | None, float | None] = Field((None, None), description="the raw score is clamped to these before scaling")
+    missing: Literal["auto", "unscorable", "skip"] = Field("auto", description="a null of this reward makes the row unscorable, or adds nothing (skip: a keyword reward where there are no keywords); auto: as the reward says")
+    mode: Literal["add", "override"] = Field("add", description="override: where its score is below 0, weight times it is the whole reward of the row (a hallucination); scale must be none")
 
 
 class GuardSpec(Strict):
@@ -187,11 +155,27 @@ class PPO(Strict):
     value_hidden: int = Field(64, ge=1)
 
 
+class DiffRO(Strict):
+    """Differentiable reward optimisation (``algos/diffro.py``; arXiv 2507.05911); temperature, hardness and weights are not given there."""
+
+    reward: str = Field("embedded", description="checkpoint of the differentiable reward: tts: `pretrain --task token-reward`; flowse, avse: dnsmos")
+    tau: float = Field(1.0, gt=0, description="temperature of the Gumbel-softmax at the first step")
+    tau_end: float | None = Field(None, gt=0, description="at the last one, reached geometrically; null: the same (HPRO: 2 to 0.8)")
+    hard: bool = Field(True, description="straight-through: the reward sees one-hot tokens, the gradient passes through the soft ones")
+    mode: Literal["teacher", "free"] = Field("teacher", description="teacher: one pass over self-generated tokens; free: every step sees the relaxed ones before it")
+    on: Literal["positive", "nonnegative", "all"] = Field("positive", description="grpo+diffro: rollouts whose advantage is above 0, at least 0, or all (the unfiltered sum)")
+    weight: float = Field(1.0, ge=0, description="grpo+diffro: of the differentiable reward's loss beside GRPO's")
+    content_weight: float = Field(1.0, ge=0, description="of the text's log-posterior, a mean over its pieces")
+    attribute_weights: dict[str, float] = Field(default_factory=dict, description="of further heads of the reward, by name (multi-task reward), e.g. sex: 0.1")
+    last_steps: int = Field(1, ge=1, description="flowse: Euler steps at the end that the gradient passes through")
+    smooth: int = Field(4, ge=1, description="flowse, avse: noisy, shifted copies that a gradient is averaged over; 1 is the raw, adversarial one")
+
+
 class RL(Strict):
     """``rlspeech rl``."""
 
-    task: Literal["flowse", "avse"] = "flowse"
-    algo: Literal["grpo", "ppo"] = "grpo"
+    task: Literal["flowse", "avse", "asr", "tts"] = "flowse"
+    algo: Literal["grpo", "ppo", "diffro", "grpo+diffro"] = "grpo"
     model: str = Field("embedded", description="checkpoint folder, or 'embedded'")
     data: str | None = Field(None, description="manifest or mixture recipe; none: the embedded corpus")
     valid: str | None = Field(None, description="paired manifest, scored before, during and after; none: held back from data")
@@ -199,12 +183,17 @@ class RL(Strict):
     rewards: list[RewardSpec] = Field(default_factory=list, description="empty: the task's default composition")
     guards: list[GuardSpec] = Field(default_factory=list)
     explore: Exploration = Exploration()
+    sampling: Sampling = Sampling()
     ppo: PPO = PPO()
+    diffro: DiffRO = DiffRO()
     policy_weight: float = Field(1.0, ge=0, description="of the policy's loss; 0 with a supervised weight is the control without RL: same data, steps and rate, nothing sampled or scored")
     supervised_weight: float = Field(0.0, ge=0, description="of the task's supervised loss on the same prompts (LR-AVSE: gamma, SI-SNR)")
     supervised_on: Literal["mean", "sample"] = Field("mean", description="avse: SI-SNR of the noiseless output, or of the sampled one")
     video: Video = Field("right", description="avse: shuffled is the control, every clip sees another one's video")
     lora: Lora | None = Field(Lora(), description="null trains every weight")
+    train_encoder: bool = Field(False, description="asr: also train the audio encoder and projector; they are then run again in every update")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="asr: of a language model's weights and rollouts; log-probabilities are summed in fp32 either way")
+    offload: Literal["none", "phase"] = Field("none", description="phase: what the running phase (encode, rollout, reward, update) does not need waits in the host's memory")
     steps: int = Field(60, ge=1, description="collections of rollouts")
     prompts_per_step: int = Field(16, ge=1, description="prompts in one collection")
     group: int = Field(8, ge=1, description="rollouts a prompt")
@@ -216,15 +205,22 @@ class RL(Strict):
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     clip_range: float | Literal["auto"] = Field("auto", description="PPO clip on the ratio; auto: clip_std times the measured spread of the log-ratio")
+    clip_high: float | None = Field(None, gt=0, description="upper clip range where it differs from the lower one (DAPO: 0.28 over 0.2); null: the same")
     clip_std: float = Field(2.0, gt=0)
+    ratio_level: Literal["token", "sequence"] = Field("token", description="sequence: one ratio a rollout, the geometric mean of its tokens' (GSPO)")
+    loss_mean: Literal["token", "sequence"] = Field("token", description="token: every token counts the same; sequence: every rollout does, however long (GRPO as first published)")
+    truncated: Literal["mask", "penalise", "keep"] = Field("mask", description="rollouts that never stopped: take no part, get truncated_reward, or are rewarded as they are")
+    truncated_reward: float = -1.0
+    dynamic_sampling: int = Field(0, ge=0, description="times that prompts whose rollouts all got the same reward are replaced by further ones (DAPO); 0: they are skipped")
     reduction: Literal["mean", "sum"] = Field("mean", description="over the dimensions of one decision; the useful clip range depends on it")
     ratio: Literal["plain", "rationorm"] = "plain"
-    kl_beta: float = Field(0.01, ge=0, description="weight of the true Gaussian KL to the reference policy; 0 skips the reference pass")
+    kl_beta: float = Field(0.01, ge=0, description="weight of the KL to the reference policy; 0 skips the reference pass")
+    kl: Literal["full", "k3"] = Field("full", description="of token policies: over the whole vocabulary, or the k3 estimate from the sampled token; Gaussian policies know theirs exactly")
     advantage: Literal["sum_then_norm", "norm_then_sum"] = Field("sum_then_norm", description="compose the rewards, then normalise in the group; or normalise each and add")
     advantage_std: Literal["group", "batch", "none"] = "group"
     advantage_clip: float = 5.0
     max_unscorable: float = Field(0.2, ge=0, le=1, description="a larger share of unscorable rows stops the run")
-    clip_s: float = Field(2.0, gt=0, description="length of a training prompt")
+    clip_s: float = Field(2.0, ge=0, description="length of a training prompt; 0 keeps whole utterances (asr)")
     valid_every: int = Field(20, ge=1)
     valid_items: int = Field(24, ge=1)
     save_every: int = Field(50, ge=1)
@@ -239,7 +235,7 @@ class RL(Strict):
 class Evaluate(Strict):
     """``rlspeech eval``."""
 
-    task: Literal["flowse", "avse"] = "flowse"
+    task: Literal["flowse", "avse", "asr", "tts"] = "flowse"
     data: str | None = Field(None, description="paired manifest; none: the embedded test set")
     models: dict[str, str] = Field(default_factory=dict, description="name -> checkpoint; the unprocessed input is always scored first")
     baseline: str | None = Field(None, description="system that the others are paired against; none: the first of several models, the input of a single one")
@@ -249,6 +245,11 @@ class Evaluate(Strict):
     guidance: float | None = None
     video: Video = Field("right", description="avse: shuffled is the control, every clip sees another one's video")
     shuffled: list[str] = Field(default_factory=list, description="avse: models that are scored once more with shuffled video, as NAME-shuffled")
+    normaliser: str = Field("basic-2", description="asr, tts: of both texts before they are compared; `rlspeech doctor` lists them")
+    sampling: Sampling = Field(Sampling(), description="asr: language, prompt and length; decoding is greedy; tts: how tokens are drawn")
+    beams: int = Field(1, ge=1, description="asr: beams of the search; 1 is greedy")
+    recogniser: str | None = Field(None, description="tts: who listens, best not the one of the reward: Hub id, folder, 'pocketsphinx'; none: embedded")
+    by: str = Field("condition", description="asr, tts: manifest column whose values get tables of their own")
     limit: int | None = None
     batch: int = 8
     seed: int = 0
@@ -263,6 +264,7 @@ class ScoreFolder(Strict):
     rewards: list[str] = Field(default_factory=lambda: ["dnsmos"])
     target: str | None = Field(None, description="folder with reference wavs of the same names")
     text: str | None = Field(None, description="transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
+    hypotheses: str | None = Field(None, description="for asr_*: a recogniser's texts in the same forms; none: the manifest's hypothesis or pred_text")
     system: str = Field("system", description="label written into every row")
     recogniser: str | None = Field(None, description="for wer: Hub id or folder of a transformers recogniser, or 'pocketsphinx'")
     speaker_encoder: str | None = Field(None, description="for speaker_similarity: Hub id or folder; none: the embedded encoder")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Interval", "mean_interval", "paired_delta", "pairwise_cosine", "spearman"]
+__all__ = ["Interval", "draws_interval", "mean_interval", "paired_delta", "pairwise_cosine", "resampled_sums", "spearman"]
 
 Values = Sequence[float | None] | np.ndarray
 CHUNK = 4_000_000  # resampled values held at once
@@ -107,6 +107,43 @@ def paired_delta(
             raise ValueError(f"paired_delta got {len(a)} and {len(b)} values")
     with np.errstate(invalid="ignore"):
         return mean_interval(a - b, seed, n, level)
+
+
+def resampled_sums(counts: np.ndarray, seed: int = 0, n: int = 2000) -> np.ndarray:
+    """Column sums of bootstrap resamples of the rows, (n, C); for ratios of sums, such as error rates, and for their differences.
+
+    Columns of one call share their resamples: what is computed from several of them is paired.
+
+    Args:
+        counts: (K, C), one row an item.
+        seed: of the resampling.
+        n: resamples.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    k = len(counts)
+    if k == 0:
+        return np.zeros((n, counts.shape[1]))
+    rng, rows, parts = np.random.default_rng(seed), max(1, CHUNK // k), []
+    for start in range(0, n, rows):
+        size = min(rows, n - start)
+        drawn = rng.integers(0, k, (size, k)) + k * np.arange(size)[:, None]
+        parts.append(np.bincount(drawn.ravel(), minlength=size * k).reshape(size, k) @ counts)
+    return np.concatenate(parts)
+
+
+def draws_interval(value: float, draws: np.ndarray, items: int, level: float = 0.95) -> Interval:
+    """A number with the interval of its bootstrap draws; no interval below two items.
+
+    Args:
+        value: from all items.
+        draws: (n,) the same from resamples; those that are not finite (a ratio of nothing) are left out.
+        items: that were resampled.
+        level: coverage.
+    """
+    good = draws[np.isfinite(draws)]
+    if items < 2 or not len(good) or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan, items)
+    return Interval(value, *_percentiles(good, items, level), items)
 
 
 def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000, level: float = 0.95) -> Interval:

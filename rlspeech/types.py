@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-__all__ = ["BasePolicy", "CriticPolicy", "LogProb", "Policy", "Reward", "Rollout", "Sample", "Score", "SupervisedPolicy", "UserError",
-           "Utterance"]
+__all__ = ["BasePolicy", "CriticPolicy", "LogProb", "Policy", "RelaxPolicy", "Relaxed", "Reward", "Rollout", "Sample", "Score",
+           "SoftReward", "SupervisedPolicy", "UserError", "Utterance"]
 
 
 class UserError(Exception):
@@ -81,7 +81,7 @@ class Utterance:
 
 @dataclass(slots=True)
 class Sample:
-    """One waveform to be scored.
+    """One output to be scored: a waveform, or the text that a recogniser made of it.
 
     Args:
         key: the utterance id.
@@ -90,6 +90,9 @@ class Sample:
         target: (T',) float32 reference or None; rewards that need it answer null without it.
         text: the reference transcript or None.
         columns: further manifest columns, for user functions.
+        hypothesis: what a recogniser made of ``wav``, the raw decode before any clean-up; None where it is the sound that is judged.
+        tokens: (S,) int64, the codec ids that ``wav`` is decoded from, without a stop; ``wav`` may be empty where no reward asks for it.
+        finished: False where the row was cut off before its stop token.
     """
 
     key: str
@@ -98,6 +101,9 @@ class Sample:
     target: np.ndarray | None = None
     text: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    hypothesis: str | None = None
+    tokens: np.ndarray | None = None
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,7 @@ class Reward(Protocol):
 
     Attributes:
         name: column name in score files.
-        needs: subset of {"target", "text"}.
+        needs: subset of {"target", "text", "hypothesis"}.
         higher_is_better: direction; the composition flips the sign of the others.
         bounds: smallest and largest value that can occur (``inf`` where unbounded).
         where: "cpu" (runs in the worker pool, must be picklable), "device" (main process, batched) or "http".
@@ -184,8 +190,8 @@ class LogProb(NamedTuple):
 class Policy(Protocol):
     """A model that acts. PPO and GRPO see nothing else of it.
 
-    ``supports`` says what the algorithms may ask for beyond the methods below: "sample" (roll out at all), "relax", "base"
-    (``BasePolicy``; with "latent" as well, its output hangs on a start that the collection's seed draws), "critic"
+    ``supports`` says what the algorithms may ask for beyond the methods below: "sample" (roll out at all), "relax" (``RelaxPolicy``),
+    "base" (``BasePolicy``; with "latent" as well, its output hangs on a start that the collection's seed draws), "critic"
     (``CriticPolicy``), "supervised" (``SupervisedPolicy``; with "supervised_sample" as well, also on sampled actions).
     """
 
@@ -236,4 +242,56 @@ class SupervisedPolicy(Policy, Protocol):
             prompts: clips with their targets.
             rollout, rows: where the loss is asked of sampled actions ("supervised_sample"): these rows of the collection.
         """
+        ...
+
+
+class Relaxed(NamedTuple):
+    """What a policy would put out for n rows, differentiable in its weights.
+
+    Args:
+        soft: (n, T, V) float, distributions over a codec's ids, one-hot where they are hard; or (n, T) waveforms in [-1, 1].
+        mask: (n, T) bool, what is real: neither padding, nor the stop token and what stands behind it.
+        logits: (n, T, V) that the distributions were drawn from, with gradient; None for waveforms.
+        stop_logits: (n, T') of the stop token, before each token and behind the last; None where there is none.
+        kl: (n, S) true KL of every decision to the reference policy, as in ``LogProb``, at the decisions of ``Rollout.mask``; None where
+            it was not asked for, or costs another pass: then ``log_prob`` is asked.
+        seed: of whatever a reward draws itself.
+    """
+
+    soft: Tensor
+    mask: Tensor
+    logits: Tensor | None = None
+    stop_logits: Tensor | None = None
+    kl: Tensor | None = None
+    seed: int = 0
+
+
+class RelaxPolicy(Policy, Protocol):
+    """A policy whose output can be differentiated."""
+
+    def relax(self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False) -> Relaxed:
+        """The output of some rows again, as a differentiable function of the current weights.
+
+        Args:
+            rollout: a collection of this policy.
+            rows: (n,) of it.
+            tau: temperature of the Gumbel-softmax; nothing to a policy without tokens.
+            hard: straight-through.
+            seed: of its noise, which for every row is a function of the seed and the row's index alone: micro-batches change nothing.
+            with_kl: also the KL to the reference, where the same pass can give it.
+        """
+        ...
+
+
+class SoftReward(Protocol):
+    """A reward with a gradient to its input (DiffRO).
+
+    Attributes:
+        last: means of its parts in the last call, for the log.
+    """
+
+    last: dict[str, float]
+
+    def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
+        """(n,) with gradient, more is better. nan, without a gradient, where a row cannot be scored."""
         ...

@@ -25,6 +25,8 @@ COMMANDS = [
     ["rl"],
     ["eval"],
     ["enhance"],
+    ["transcribe"],
+    ["speak"],
     ["report"],
     ["doctor"],
     ["check"],
@@ -364,3 +366,28 @@ def test_presets_keys_lists_what_can_be_set() -> None:
     assert found["explore.noise"]["default"] == 0.3 and found["explore.noise"]["help"] and found["lora.rank"]["type"] == "int"
     assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl"]).stdout
     assert RUN.invoke(app, ["presets", "keys", "nothing"]).exit_code == 2
+
+
+def test_transcribe_flags_arrive(stages: Stages) -> None:
+    words = ["transcribe", "a.wav", "b", "--model", "m", "--out", "-", "--language", "de", "--prompt", "p", "--set", "sampling.top_k=3"]
+    assert RUN.invoke(app, words).exit_code == 0
+    assert stages.calls[0][0] == "stages.transcribe:run" and stages.config.inputs == ["a.wav", "b"] and stages.config.out == "-"
+    assert stages.config.sampling.language == "de" and stages.config.sampling.prompt == "p" and stages.config.sampling.top_k == 3
+
+
+def test_eval_of_recognisers(stages: Stages) -> None:
+    words = ["eval", "--task", "asr", "--model", "base=x", "--normaliser", "none-1", "--by", "set", "--set", "beams=2"]
+    assert RUN.invoke(app, words).exit_code == 0
+    assert stages.config.task == "asr" and stages.config.normaliser == "none-1" and stages.config.by == "set" and stages.config.beams == 2
+
+
+def test_speak_flags_arrive(stages: Stages) -> None:
+    words = ["speak", "some words", "--model", "m", "--prompt", "p.wav", "--prompt-text", "t", "--out", "x.wav", "--temperature", "0.8"]
+    assert RUN.invoke(app, words).exit_code == 0
+    assert stages.calls[0][0] == "stages.speak:run" and stages.config.inputs == ["some words"] and stages.config.prompt_text == "t"
+    assert stages.config.sampling.temperature == 0.8 and stages.config.out == "x.wav"
+
+
+def test_eval_of_synthesisers(stages: Stages) -> None:
+    assert RUN.invoke(app, ["eval", "--task", "tts", "--model", "base=x", "--recogniser", "pocketsphinx", "--by", "kind"]).exit_code == 0
+    assert stages.config.task == "tts" and stages.config.recogniser == "pocketsphinx" and stages.config.by == "kind"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ REALDATA = os.environ.get("RLSPEECH_REALDATA", "")
 def run(script: str, tmp_path: Path, **env: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
-    done = subprocess.run(["bash", str(ROOT / "examples" / script)], cwd=tmp_path, capture_output=True, text=True, timeout=280,
+    done = subprocess.run(["bash", str(ROOT / "examples" / script)], cwd=tmp_path, capture_output=True, text=True, timeout=600,
                           env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TINY": "1", "RLSPEECH_CACHE": cache, **env})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
@@ -47,6 +48,32 @@ def test_demo_avse_hears_judges_and_compares(tmp_path: Path) -> None:
     assert rows and all(1 <= r["llm"] <= 5 and r["llm_text"] for r in rows)
     page = (tmp_path / "out" / "eval" / "report.html").read_text()
     assert "pretrained-shuffled" in page and page.count("<audio") > 3
+
+
+@pytest.mark.slow
+def test_demo_asr_listens_learns_and_compares(tmp_path: Path) -> None:
+    said = run("demo-asr.sh", tmp_path, OUT="out")
+    found = systems(tmp_path / "out")
+    assert set(found) == {"base", "sft", "grpo"}
+    assert "test_noisy_000" in said and "music_0000" in said, "one line a file"
+    rows = [json.loads(line) for line in (tmp_path / "out" / "eval" / "hypotheses" / "grpo.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and all(isinstance(r["hypothesis"], str) for r in rows)
+    assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed")
+def test_the_recogniser_is_made_from_real_recordings(tmp_path: Path) -> None:
+    run("train-embedded-asr.sh", tmp_path, OUT="out")
+    assert (tmp_path / "out" / "asr" / "model.safetensors").is_file() and "embedded" in systems(tmp_path / "out")
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed")
+def test_rule_rewards_on_real_recordings(tmp_path: Path) -> None:
+    pytest.importorskip("pocketsphinx")
+    run("asr-real.sh", tmp_path, OUT="out")
+    assert {"base", "sft-0", "grpo-0", "r1", "r12", "d0", "sft-d0"} <= set(systems(tmp_path / "out"))
 
 
 @pytest.mark.realdata

@@ -31,6 +31,11 @@ TINY = {
     "eval": ["limit=2", "players=1", "workers=1", "nfe=1"],
     "enhance": ["nfe=1"],
 }
+ASR = {  # a recogniser's rows are never cut, and it takes no Euler steps
+    "pretrain": ["steps=2", "batch=2", "valid_items=2"],
+    "rl": ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "updates_per_collection=1", "valid_items=2", "probe_batches=4"],
+    "eval": ["limit=4", "players=1"],
+}
 SETUP = re.compile(r"(git clone|cd rlspeech|(python -m )?pip install|uv (pip|sync|venv)|source |\. \.venv|python3? -m venv)")
 
 
@@ -93,8 +98,11 @@ def shim(tmp_path: Path) -> dict[str, str]:
     """Environment with a ``rlspeech`` that lays tiny settings over those of the block."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    cases = "\n".join(f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in TINY.items())
-    lay = f'case " $* " in *" --help "*) ;; *) case "$1" in\n{cases}\nesac ;; esac'
+    def cases(table: dict[str, list[str]]) -> str:
+        return "\n".join(f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in table.items())
+
+    lay = (f'case " $* " in *" --help "*) ;;\n*"--task asr "*|*"--preset asr-"*) case "$1" in\n{cases(ASR)}\nesac ;;\n'
+           f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac')
     text = f'#!/usr/bin/env bash\n{lay}\nexec {shlex.quote(sys.executable)} -m rlspeech "$@"\n'
     (folder / "rlspeech").write_text(text)
     (folder / "rlspeech").chmod(0o755)

@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 
 from rlspeech import report
-from rlspeech.report import Clip, Metric, ReportData, figures, mark, render_report, verdict
+from rlspeech.report import Clip, Edit, Metric, ReportData, figures, mark, render_report, verdict
 from rlspeech.stats import Interval
 
 EVIL = "<script>alert(1)</script>\"'--> $x^2$ & {{ 7 * 7 }}"
@@ -133,3 +133,13 @@ def test_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_empty_report_is_a_page(tmp_path: Path) -> None:
     html = render_report(tmp_path / "r.html", ReportData("Nothing yet")).read_text()
     assert "<h1>Nothing yet</h1>" in html and "<table" not in html
+
+
+def test_texts_are_shown_with_their_mistakes_and_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    edits = [Edit("equal", "good", "good"), Edit("replace", evil, "x"), Edit("delete", "gone", ""), Edit("insert", "", evil)]
+    clip = Clip("k", {}, 16000, edits={"rl": edits, "silent": []})
+    html = render_report(tmp_path / "r.html", ReportData("t", clips=[clip], basis="Sums & sums.")).read_text()
+    assert evil not in html and html.count("&lt;script&gt;") == 2
+    assert "<del title=\"said\">gone</del>" in html and "<ins class=\"extra\"" in html and "nothing said, nothing written" in html
+    assert "<audio" not in html and "Struck out" in html  # words without a sound are shown all the same

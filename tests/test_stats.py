@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from rlspeech.stats import Interval, _t_quantile, mean_interval, paired_delta, pairwise_cosine, spearman
+from rlspeech.stats import Interval, _t_quantile, draws_interval, mean_interval, paired_delta, pairwise_cosine, resampled_sums, spearman
 
 
 def test_interval_agrees_with_students_t_on_normal_data() -> None:
@@ -117,3 +117,22 @@ def test_spearman_matches_scipy_with_ties() -> None:
     assert spearman(a, b + a) == pytest.approx(scipy_stats.spearmanr(a, b + a).statistic)
     assert spearman([1, 2, None, 4, 5], [1, 2, 3, 8, math.nan]) == pytest.approx(1.0)
     assert math.isnan(spearman([1, 2], [1, 2])) and math.isnan(spearman([1, 1, 1], [1, 2, 3]))
+
+
+def test_resampled_sums_share_their_draws_and_are_unbiased() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 9, (30, 3)).astype(float)
+    counts[:, 2] = counts[:, 0] + counts[:, 1]
+    sums = resampled_sums(counts, seed=3, n=3000)
+    assert sums.shape == (3000, 3) and np.allclose(sums[:, 2], sums[:, 0] + sums[:, 1])  # one draw for all columns
+    assert np.allclose(sums.mean(0), counts.sum(0), rtol=0.02)
+    assert np.allclose(sums[:, 0].std(), counts[:, 0].std() * np.sqrt(30), rtol=0.06)
+    assert np.array_equal(sums, resampled_sums(counts, seed=3, n=3000)) and resampled_sums(np.zeros((0, 2)), n=5).shape == (5, 2)
+
+
+def test_an_interval_of_draws_leaves_out_what_is_not_a_number() -> None:
+    draws = np.concatenate([np.linspace(-1, 1, 2001), [np.nan, np.inf]])
+    found = draws_interval(0.0, draws, 1000)
+    assert found.lo == pytest.approx(-0.95, abs=0.01) and found.hi == pytest.approx(0.95, abs=0.01)
+    for value, some, items in ((1.0, draws, 1), (float("nan"), draws, 9), (1.0, np.array([np.nan]), 9)):
+        assert np.isnan(draws_interval(value, some, items).lo)

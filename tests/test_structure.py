@@ -23,6 +23,7 @@ FLOORS = {
     "__init__": 0,
     "types": 0,
     "config": 0,
+    "config_models": 0,
     "settings": 0,
     "schema": 0,
     "yamlfile": 0,

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
     from rlspeech.algos.update import PolicyUpdate
     from rlspeech.config import RL
-    from rlspeech.types import Policy
+    from rlspeech.types import Policy, SoftReward
 
 __all__ = ["get_algorithm"]
 
 
 def get_algorithm(config: RL, policy: Policy, optimizer: Optimizer,
-                  average: Callable[[Iterable[Any]], None] = lambda parameters: None) -> PolicyUpdate:
+                  average: Callable[[Iterable[Any]], None] = lambda parameters: None, soft: SoftReward | None = None) -> PolicyUpdate:
     """The algorithm that ``config.algo`` names, in its configured form.
 
     Args:
@@ -24,6 +24,7 @@ def get_algorithm(config: RL, policy: Policy, optimizer: Optimizer,
         policy: the one to train.
         optimizer: over ``policy.parameters()``.
         average: averages gradients over processes, in place.
+        soft: the differentiable reward, of those that have one.
 
     Raises:
         UserError: the policy does not support what the algorithm needs, or settings that do not go together.
@@ -32,6 +33,10 @@ def get_algorithm(config: RL, policy: Policy, optimizer: Optimizer,
         from rlspeech.algos.grpo import GRPO
 
         return GRPO(config, policy, optimizer, average)
+    if config.algo in {"diffro", "grpo+diffro"}:
+        from rlspeech.algos.diffro import DiffRO, GRPODiffRO
+
+        return (DiffRO if config.algo == "diffro" else GRPODiffRO)(config, policy, optimizer, average, soft=soft)
     from rlspeech.algos.ppo import CriticPPO, RelativePPO
 
     return (RelativePPO if config.ppo.form == "relative" else CriticPPO)(config, policy, optimizer, average)

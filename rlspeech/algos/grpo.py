@@ -3,7 +3,9 @@
 The textbook version (DeepSeekMath; for flows Flow-GRPO and FlowSE-GRPO): PPO's clipped ratio, no critic, the advantage is the
 reward normalised inside its group, a KL to the reference policy in the loss. Nothing is left out. What is changed:
 rows that cannot be scored get advantage 0 and do not enter their group's statistics; groups without spread are skipped and
-counted; and what ``algos/update.py`` adds for every algorithm.
+counted; rows that never stopped are left out of their group's statistics too, or penalised, or kept (``truncated``); prompts
+without signal may be replaced by others (``algos/resample.py``); and what ``algos/update.py`` adds for every algorithm, among it the
+variants of the loss that go by names of their own (DAPO, GSPO, Dr. GRPO).
 
 Launch: ``rlspeech rl --algo grpo --task flowse`` (one process), ``torchrun --nproc-per-node 8 -m rlspeech rl ...`` (several).
 """
@@ -33,6 +35,7 @@ class GRPO(PolicyUpdate):
     """
 
     name = "grpo"
+    compares = True
 
     def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
         if config.policy_weight and config.group < 2:
@@ -44,7 +47,10 @@ class GRPO(PolicyUpdate):
               base: Any = None) -> tuple[np.ndarray, Advantage]:
         """Composed reward and advantage, both (N,), of one collection under any composition of its scores."""
         cfg = self.config
-        reward = compose(scores, rollout.group.numpy(), specs, cfg.advantage).reward
+        composed = compose(scores, rollout.group.numpy(), specs, cfg.advantage).reward
+        reward = torch.from_numpy(self.treated(composed, rollout.finished))
         # norm_then_sum has divided each reward by its own spread already
         std = "none" if cfg.advantage == "norm_then_sum" else cfg.advantage_std
-        return reward, group_advantage(torch.from_numpy(reward), rollout.group, std, cfg.advantage_clip)
+        taking = torch.where(self.taking(rollout.finished), reward, torch.nan)
+        advantage = group_advantage(taking, rollout.group, std, cfg.advantage_clip)
+        return reward.numpy(), advantage._replace(unscorable=1.0 - reward.isfinite().double().mean().item())

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlspeech.types import LogProb
 
 __all__ = ["Advantage", "Surrogate", "agreement", "critical_batch", "decision_rewards", "explained_variance", "gae", "group_advantage",
-           "policy_loss", "relative_advantage", "value_loss", "whitened"]
+           "policy_loss", "relative_advantage", "soft_loss", "value_loss", "whitened"]
 
 EPS = 1e-8
 
@@ -160,6 +160,27 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return 1.0 - error.var(correction=0).item() / spread if spread > EPS**2 else float("nan")
 
 
+def soft_loss(reward: Tensor, kept: Tensor, rows: float, kl: Tensor | None = None, mask: Tensor | None = None, *, kl_beta: float = 0.0,
+              normaliser: float = 1.0, mean: Literal["token", "sequence"] = "token") -> Tensor:
+    """DiffRO's loss, -R + beta KL, as its mean over an update's rows; R by its own gradient (arXiv 2507.05911).
+
+    Args:
+        reward: (n,) with gradient, nan where a row could not be scored.
+        kept: (n,) bool, rows that take part.
+        rows: in the whole update, those that were left out among them: a filter that keeps less asks for less.
+        kl: (n, S) with gradient, or None where another loss has it.
+        mask: (n, S) bool, decisions that count.
+        kl_beta, normaliser, mean: as in ``policy_loss``.
+    """
+    kept = kept & reward.isfinite()
+    loss = -torch.where(kept, reward, torch.zeros_like(reward)).sum() / rows
+    if kl is None or mask is None:
+        return loss
+    mask = mask & kept[:, None]
+    share = 1.0 / mask.sum(1, keepdim=True).clamp_min(1) if mean == "sequence" else 1.0
+    return loss + kl_beta * (torch.where(mask, kl, torch.zeros_like(kl)) * share).sum() / normaliser
+
+
 class Surrogate(NamedTuple):
     """Loss (to minimise, summed over rows and divided by ``normaliser``) and what it was made of."""
 
@@ -169,31 +190,39 @@ class Surrogate(NamedTuple):
 
 
 def policy_loss(new: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, *, clip_range: float, kl_beta: float, normaliser: float,
-                ratio: Literal["plain", "rationorm"] = "plain") -> Surrogate:
-    """PPO's clipped surrogate plus beta times the true KL to the reference. ``kl_old`` is the k3 estimate of the KL to who acted.
+                ratio: Literal["plain", "rationorm"] = "plain", clip_high: float | None = None,
+                level: Literal["token", "sequence"] = "token", mean: Literal["token", "sequence"] = "token") -> Surrogate:
+    """PPO's clipped surrogate plus beta times the KL to the reference. ``kl_old`` is the k3 estimate of the KL to who acted.
 
-    loss = sum over decisions of [-min(rho A, clip(rho, 1 - eps, 1 + eps) A) + beta KL] / normaliser.
+    loss = sum over decisions of w [-min(rho A, clip(rho, 1 - low, 1 + high) A) + beta KL] / normaliser.
     RatioNorm (GRPO-Guard, arXiv 2510.22319) takes log rho = (logp - logp_old + drift) * scale and divides by the step length,
     because the plain log-ratio of a Gaussian has a negative mean, so that positive samples would hardly ever be clipped.
 
     Args:
         new: (n, S) the policy's second look, with gradient.
-        old: (n, S) log-probabilities of the policy that acted.
+        old: (n, S) log-probabilities of the policy that acted, which need not be the reference.
         mask: (n, S) bool, decisions that count.
         advantage: (n,) or (n, S).
-        clip_range: eps; ``inf`` leaves the ratio alone.
+        clip_range: low, and high too where ``clip_high`` is None; ``inf`` leaves the ratio alone.
         kl_beta: beta.
-        normaliser: decisions in the whole update, so that micro-batches add up to its mean.
+        normaliser: decisions (``mean`` "sequence": rollouts) in the whole update, so that micro-batches add up to its mean.
+        ratio: plain or RatioNorm.
+        clip_high: bound above 1 (DAPO, arXiv 2503.14476: a rare token needs more room to become likelier than to become rarer).
+        level: "sequence": one ratio a rollout, the geometric mean of its decisions' (GSPO, arXiv 2507.18071).
+        mean: w is 1, or "sequence": 1 / the rollout's decisions (GRPO, arXiv 2402.03300: long rollouts weigh no more than short ones).
     """
     log_ratio, weight = torch.where(mask, new.logp - old, torch.zeros_like(old)), mask.float()  # a masked decision may hold anything
     moved = log_ratio.detach()
     if ratio == "rationorm":
         log_ratio = torch.where(mask, (log_ratio + new.drift) * new.scale, torch.zeros_like(old))
         weight = weight / new.dt
+    if level == "sequence":
+        log_ratio = mask * (log_ratio.sum(1) / mask.sum(1).clamp_min(1))[:, None]
+    share = 1.0 / mask.sum(1, keepdim=True).clamp_min(1) if mean == "sequence" else torch.ones_like(weight[:, :1])
     rho = log_ratio.exp()
     a = advantage if advantage.dim() == 2 else advantage[:, None]
-    clipped = rho.clamp(1 - clip_range, 1 + clip_range)
-    loss = (-torch.minimum(rho * a, clipped * a) * weight).sum() / normaliser
+    clipped = rho.clamp(1 - clip_range, 1 + (clip_range if clip_high is None else clip_high))
+    loss = (-torch.minimum(rho * a, clipped * a) * weight * share).sum() / normaliser
     count = mask.sum().clamp_min(1)
     stats = {"ratio_mean": float((rho.detach() * mask).sum() / count), "ratio_max_gap": float(((rho.detach() - 1).abs() * mask).max()),
              "kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count), "rows": float(mask.shape[0]),
@@ -201,7 +230,7 @@ def policy_loss(new: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, *, c
                 for name, sign in (("positive", a > 0), ("negative", a < 0))}}
     if new.kl is not None:
         kl = torch.where(mask, new.kl, torch.zeros_like(new.kl))
-        loss = loss + kl_beta * kl.sum() / normaliser
+        loss = loss + kl_beta * (kl * share).sum() / normaliser
         stats["kl"] = float(kl.detach().sum() / count)
         if new.kl_other is not None:
             stats["kl_other"] = float(torch.where(mask, new.kl_other.detach(), torch.zeros_like(kl)).sum() / count)

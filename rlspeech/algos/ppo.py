@@ -116,7 +116,8 @@ class RelativePPO(PPO):
             base: (N,) by name, scores of every row's base (``Experience.base``).
         """
         assert base is not None
-        difference = relative_reward(scores, base, rollout.group.numpy(), specs).difference
+        made = relative_reward(scores, base, rollout.group.numpy(), specs)
+        difference = self.treated(made.difference, rollout.finished)
         return difference, relative_advantage(torch.from_numpy(difference), rollout.group, whiten=self.config.ppo.whiten,
                                               clip=self.config.advantage_clip)
 
@@ -125,11 +126,11 @@ class RelativePPO(PPO):
         cfg = self.config
         assert experience.base is not None
         made = relative_reward(experience.scores, experience.base, rollout.group.numpy(), cfg.rewards)
-        kl = self.divergence(experience, rollout)
-        experience.reward = np.where(np.isfinite(made.difference), made.reward, np.nan)
-        experience.advantage = relative_advantage(torch.from_numpy(made.difference), rollout.group, None if kl is None else kl.sum(1),
+        difference, kl = self.treated(made.difference, rollout.finished), self.divergence(experience, rollout)
+        experience.reward = np.where(np.isfinite(difference), self.treated(made.reward, rollout.finished), np.nan)
+        experience.advantage = relative_advantage(torch.from_numpy(difference), rollout.group, None if kl is None else kl.sum(1),
                                                   cfg.kl_beta, whiten=cfg.ppo.whiten, clip=cfg.advantage_clip)
-        known = np.isfinite(made.difference)
+        known = np.isfinite(made.difference)  # also where a row that never stopped got its own number
         for name, values in (("reward_base", made.base), ("reward_relative", made.difference)):
             experience.logged[name] = float(values[known].mean()) if known.any() else float("nan")
         experience.logged["base_cached"] = self._hits
@@ -151,8 +152,8 @@ class CriticPPO(PPO):
 
         The critic knows the configured composition only, so that it is not asked here.
         """
-        reward = compose(scores, rollout.group.numpy(), specs).reward
-        known = torch.from_numpy(np.isfinite(reward)) & rollout.finished
+        reward = self.treated(compose(scores, rollout.group.numpy(), specs).reward, rollout.finished)
+        known = torch.from_numpy(np.isfinite(reward)) & self.taking(rollout.finished)
         mean = float(reward[known.numpy()].mean()) if known.any() else 0.0
         mask = rollout.mask.cpu()
         paid = decision_rewards(torch.from_numpy(np.where(known.numpy(), reward - mean, np.nan)), mask)
@@ -189,16 +190,17 @@ class CriticPPO(PPO):
     def credit(self, experience: Experience, rollout: Rollout) -> None:
         """Values, GAE and returns of a collection; all (N, S) on the CPU."""
         cfg, policy = self.config, cast(CriticPolicy, self.policy)
-        experience.reward = self.composed(experience.scores, rollout.group.numpy())
+        experience.reward = self.treated(self.composed(experience.scores, rollout.group.numpy()), rollout.finished)
         known, mask = torch.from_numpy(np.isfinite(experience.reward)), rollout.mask.cpu()
         kl = self.divergence(experience, rollout)
         paid = decision_rewards(torch.from_numpy(experience.reward), mask, kl, cfg.kl_beta)
         features = torch.cat([policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)])
-        counts = mask & (known & rollout.finished)[:, None]
+        takes = known & self.taking(rollout.finished)
+        counts = mask & takes[:, None]
         device = features.device
         self.critic.measure(features, paid.flip(1).cumsum(1).flip(1).float(), counts.to(device))
         values = self.critic.values(features).cpu()
-        advantage, returns = self._advantage(paid, values, mask, rollout.group, known & rollout.finished)
+        advantage, returns = self._advantage(paid, values, mask, rollout.group, takes)
         share = 1.0 - known.double().mean().item()  # a rollout that was cut off could be scored all the same
         experience.advantage = advantage._replace(unscorable=share)
         experience.extra = {"features": features, "values": values, "returns": returns, "counts": counts}

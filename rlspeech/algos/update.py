@@ -6,68 +6,35 @@ is added: the first update checks that the policy's second look agrees with its 
 wanders; the clip range may be measured instead of guessed, because its useful size depends on how log-probabilities are reduced
 (papers use 0.2 and 1e-5 for the same thing); and a task's supervised loss may be added, its gradient taken apart from the
 policy's, so that the agreement stays that of the reward. With no weight on the policy's loss nothing is sampled and nothing is
-scored: the control without RL, on the same data with the same steps.
+scored: the control without RL, on the same data with the same steps. The ratio is always to the policy that acted, never to the
+reference, which only the KL knows: clipped against the reference, no policy would get further from it than the clip range.
 """
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlspeech.algos.experience import Average, Experience, JointScorer, rows_of
+from rlspeech.algos.gradients import GradientSum, flat_gradient
 from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, policy_loss
+from rlspeech.algos.phases import Phases
+from rlspeech.algos.resample import Draw, JoiningPolicy, refill
 from rlspeech.config import RL, RewardSpec
 from rlspeech.rewards.mix import to_arrays
-from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
+from rlspeech.types import Policy, Rollout, Score, SupervisedPolicy, UserError
 
-__all__ = ["Average", "Experience", "JointScorer", "PolicyUpdate"]
+__all__ = ["Average", "Experience", "JointScorer", "PolicyUpdate", "rows_of"]
 
 RATIO_TOLERANCE = 1e-3
 WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
-Average = Callable[[Iterable[Any]], None]
-
-
-class JointScorer(Protocol):
-    """Scores samples with every reward and guard at once (``rewards.scorer.Scorer``)."""
-
-    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
-        """Column by column, in the samples' order."""
-        ...
-
-
-@dataclass
-class Experience:
-    """A collection.
-
-    Args:
-        rollout: None where the policy's loss has no weight: then there are only prompts.
-        scores: (N,) by name with NaN for null.
-        reward: (N,) composed.
-        advantage: with ``value`` (N,), or (N, S).
-        seconds: by phase.
-        prompts: the B prompts.
-        base: (N,) by name, scores of the base's output for every row's prompt; None where the algorithm needs none.
-        logged: further numbers of the collection; ``update`` returns them with its own.
-        extra: tensors that the algorithm keeps for its updates.
-        updates: optimiser updates made on it so far; before the first one the ratio is 1.
-    """
-
-    rollout: Rollout | None
-    scores: dict[str, np.ndarray]
-    reward: np.ndarray
-    advantage: Advantage
-    seconds: dict[str, float]
-    prompts: list[Any]
-    base: dict[str, np.ndarray] | None = None
-    logged: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    updates: int = 0
+ROUND = 1_000_003  # between the seeds of a collection's further draws
+Further = Callable[[int], list[Any]]
 
 
 class PolicyUpdate(ABC):
@@ -85,6 +52,7 @@ class PolicyUpdate(ABC):
 
     name: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset({"sample"})  # of ``policy.supports``
+    compares: ClassVar[bool] = False  # a prompt's rollouts with each other
 
     def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
         if not config.policy_weight and not config.supervised_weight:
@@ -97,9 +65,13 @@ class PolicyUpdate(ABC):
         if config.supervised_weight and config.supervised_on == "sample" and not config.policy_weight:
             raise UserError("a supervised loss of sampled outputs needs a policy loss", "with policy_weight 0 nothing is sampled",
                             "--set supervised_on=mean")
+        if config.dynamic_sampling and not (self.compares and "join" in policy.supports):
+            why = "this policy cannot join collections" if self.compares else f"{self.name} does not compare a prompt's rollouts"
+            raise UserError("prompts without signal cannot be replaced here", why, "--set dynamic_sampling=0")
         self.config, self.policy, self.optimizer, self.average = config, policy, optimizer, average
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
         self.checked = False
+        self.phases = Phases(policy, optimizer, config.offload)
 
     # -- what an algorithm says ----------------------------------------------------------------------------------------
 
@@ -111,6 +83,15 @@ class PolicyUpdate(ABC):
     def credit(self, experience: Experience, rollout: Rollout) -> None:
         """Fill in the reward, the advantage and what is logged of a scored collection."""
         experience.reward, experience.advantage = self.judge(rollout, experience.scores, self.config.rewards, experience.base)
+
+    def taking(self, finished: Tensor) -> Tensor:
+        """(N,) bool: rows that take part, given (N,) which of them stopped by themselves."""
+        return finished if self.config.truncated == "mask" else torch.ones_like(finished)
+
+    def treated(self, reward: np.ndarray, finished: Tensor) -> np.ndarray:
+        """Composed rewards (N,), those of rows that never stopped replaced where they are penalised, whatever could be scored of them."""
+        cfg = self.config
+        return np.where(finished.numpy(), reward, cfg.truncated_reward) if cfg.truncated == "penalise" else reward
 
     def counted(self, experience: Experience, advantage: Tensor) -> Tensor:
         """(N,) or (N, S) bool: where the loss counts."""
@@ -137,29 +118,54 @@ class PolicyUpdate(ABC):
 
     # -- collecting ----------------------------------------------------------------------------------------------------
 
-    def collect(self, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Experience:
+    def collect(self, prompts: list[Any], scorer: JointScorer, *, seed: int, further: Further | None = None) -> Experience:
         """Roll out the group of every prompt and score it; without a weight on the policy's loss, keep the prompts only.
+
+        Args:
+            prompts: B of them.
+            scorer: of the rewards.
+            seed: of the noise.
+            further: so many prompts more, for dynamic sampling.
 
         Raises:
             UserError: more rows without a score than ``max_unscorable``.
         """
-        nothing = Advantage(torch.zeros(0), 0.0, 0.0, 0, 0)
+        nothing, seconds = Advantage(torch.zeros(0), 0.0, 0.0, 0, 0), {"rollout": 0.0, "reward": 0.0}
         if not self.config.policy_weight:
-            return Experience(None, {}, np.zeros(0), nothing, {"rollout": 0.0, "reward": 0.0}, prompts)
-        started = time.perf_counter()
-        rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
-        rolled = time.perf_counter()
-        columns, base = self.scored(rollout, prompts, scorer, seed=seed)
-        seconds = {"rollout": rolled - started, "reward": time.perf_counter() - rolled}
-        scores = {name: values[: len(rollout.samples)] for name, values in to_arrays(columns).items()}
-        experience = Experience(rollout, scores, np.zeros(0), nothing, seconds, prompts, base)
-        self.credit(experience, rollout)
-        self._stop_blind(columns, experience.advantage.unscorable)
+            return Experience(None, {}, np.zeros(0), nothing, seconds, prompts)
+        with self.phases.record(seconds):
+            made, base = self._draw(prompts, scorer, seed)
+            logged = dict[str, float]()
+            if self.config.dynamic_sampling and further is not None:
+                made, logged = refill(made, lambda more, number: self._draw(more, scorer, seed + number * ROUND)[0], further, self._lively,
+                                      cast(JoiningPolicy, self.policy).join, self.config.dynamic_sampling)
+            self.phases.enter("update")  # what follows may ask the policy again
+            experience = Experience(made.rollout, self._values(made), np.zeros(0), nothing, seconds, made.prompts, base, logged)
+            self.credit(experience, made.rollout)
+        self._stop_blind(made.columns, experience.advantage.unscorable)
         known = torch.from_numpy(np.isfinite(experience.reward))
         value = experience.advantage.value[known].double()
         experience.logged["advantage_mean"] = float(value.mean()) if len(value) else float("nan")
         experience.logged["advantage_std"] = float(value.std(correction=0)) if len(value) else float("nan")
+        experience.logged.update(getattr(self.policy, "notes", {}))
         return experience
+
+    def _draw(self, prompts: list[Any], scorer: JointScorer, seed: int) -> tuple[Draw, dict[str, np.ndarray] | None]:
+        self.phases.enter(self.phases.first)
+        rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
+        self.phases.enter("reward")
+        columns, base = self.scored(rollout, prompts, scorer, seed=seed)
+        return Draw(prompts, rollout, columns), base
+
+    def _values(self, made: Draw) -> dict[str, np.ndarray]:
+        return {name: values[: len(made.rollout.samples)] for name, values in to_arrays(made.columns).items()}
+
+    def _lively(self, made: Draw) -> Tensor:
+        """(B,) bool: prompts from whose rollouts something can be learnt. A draw that cannot be scored stops the run, whatever follows."""
+        _, advantage = self.judge(made.rollout, self._values(made), self.config.rewards)
+        self._stop_blind(made.columns, advantage.unscorable)
+        alive = advantage.value.reshape(len(made.rollout.group), -1).abs().amax(1)
+        return torch.zeros(len(made.prompts)).index_add_(0, made.rollout.group, alive) > 0
 
     def _stop_blind(self, columns: dict[str, list[Score]], unscorable: float) -> None:
         """A run that cannot see its reward says why and ends."""
@@ -179,14 +185,15 @@ class PolicyUpdate(ABC):
         Returns:
             what is logged: numbers of the collection, and of the updates (means; the largest gap of the ratio).
         """
-        started, rows = time.perf_counter(), []
+        rows: list[dict[str, float]] = []
         shares = [s for s in torch.arange(len(experience.prompts)).tensor_split(self.config.updates_per_collection) if len(s)]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        for share in shares * self.config.epochs:
-            rows.append(self.step(experience, share))
-            experience.updates += 1
-        experience.seconds["update"] = time.perf_counter() - started
+        with self.phases.record(experience.seconds):
+            self.phases.enter("update")
+            for share in shares * self.config.epochs:
+                rows.append(self.step(experience, share))
+                experience.updates += 1
         out = dict(experience.logged)
         for name in dict.fromkeys(k for row in rows for k in row):
             values = [row[name] for row in rows if name in row and not np.isnan(row[name])]
@@ -201,19 +208,19 @@ class PolicyUpdate(ABC):
             grads, stats = self.gradients(experience, experience.advantage.value, share)
             if experience.updates:  # before the first update of a collection the ratio is 1 but for rounding
                 self._measure_clip(stats["log_ratio_std"])
-            cosine = agreement(grads)
-            stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, len(share) / max(1, len(grads))))
-            total = cfg.policy_weight * _summed(grads)
+            cosine = grads.agreement()
+            stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, len(share) / max(1, grads.count)))
+            total = cfg.policy_weight * cast(Tensor, grads.total)
         if cfg.supervised_weight:
             grads, loss = self.supervised_gradients(experience, share)
-            pull = cfg.supervised_weight * _summed(grads)
-            stats.update(supervised_loss=loss, supervised_agreement=agreement(grads), supervised_grad_norm=pull.norm().item())
+            pull = cfg.supervised_weight * cast(Tensor, grads.total)
+            stats.update(supervised_loss=loss, supervised_agreement=grads.agreement(), supervised_grad_norm=pull.norm().item())
             if experience.rollout is not None:  # do reward and supervision pull the same way?
                 stats.update(policy_grad_norm=total.norm().item(), supervised_cosine=agreement([total, pull]))
             total = total + pull
         return {**stats, **self._apply(total), "clip_range": self.clip_range}
 
-    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[list[Tensor], dict[str, float]]:
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, dict[str, float]]:
         """The policy gradient of some prompts, micro-batch by micro-batch.
 
         Args:
@@ -222,49 +229,53 @@ class PolicyUpdate(ABC):
             prompts: indices of the prompts that take part.
 
         Returns:
-            one flat gradient (P,) a micro-batch, whose sum is the gradient of the update's mean loss, and statistics.
+            one gradient (P,) a micro-batch, whose sum is the gradient of the update's mean loss, and statistics. The mean is over all
+            decisions (or rollouts) of these prompts, those without signal included.
         """
         cfg, rollout = self.config, experience.rollout
         assert rollout is not None
         counted = self.counted(experience, advantage)
-        alive = (counted if counted.dim() == 2 else counted[:, None]) & rollout.finished[:, None]
+        alive = (counted if counted.dim() == 2 else counted[:, None]) & self.taking(rollout.finished)[:, None]
         mask = rollout.mask & alive.to(rollout.mask.device)
-        normaliser = float(rollout.mask[rows_of(rollout, prompts).to(rollout.mask.device)].sum().clamp_min(1))
-        grads, stats, sizes = [], [], []
+        normaliser, grads, stats, sizes = self.decisions(rollout, prompts), GradientSum(), [], []
         for part in prompts.split(cfg.micro_batch):
             rows = rows_of(rollout, part)
             device_rows = rows.to(rollout.logp.device)
+            if not mask[device_rows].any():  # every rollout right, or every one as wrong: nothing to learn, and no reason to look again
+                grads.count += 1
+                continue
             new = self.policy.log_prob(rollout, rows, with_kl=self.loss_beta > 0)
             made = policy_loss(new, rollout.logp[device_rows], mask[device_rows], advantage[rows].to(new.logp.device),
-                               clip_range=self.clip_range, kl_beta=self.loss_beta, normaliser=normaliser, ratio=cfg.ratio)
+                               clip_range=self.clip_range, clip_high=cfg.clip_high, kl_beta=self.loss_beta, normaliser=normaliser,
+                               ratio=cfg.ratio, level=cfg.ratio_level, mean=cfg.loss_mean)
             if not experience.updates:
                 self._check(made)
-            grads.append(self._gradient(made.loss))
+            grads.add(flat_gradient(made.loss, self.policy.parameters()))
             sizes.append(made.log_ratio.numel())
             stats.append({**made.stats, "log_ratio_std": made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0})
-        if not any(sizes):
-            sizes = [1] * len(stats)
+        if not stats:
+            grads.total = torch.zeros_like(torch.cat([p.detach().flatten() for p in self.policy.parameters()]))
+            return grads, {"log_ratio_std": 0.0}
         merged = {k: float(np.average([s[k] for s in stats], weights=sizes)) for k in stats[0] if k != "rows"}
         return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
 
-    def supervised_gradients(self, experience: Experience, prompts: Tensor) -> tuple[list[Tensor], float]:
+    def decisions(self, rollout: Rollout, prompts: Tensor) -> float:
+        """What a mean over some prompts is divided by: all their decisions (``loss_mean`` "sequence": rollouts), with signal or without."""
+        whole = rollout.mask[rows_of(rollout, prompts).to(rollout.mask.device)]
+        return float((whole.any(1) if self.config.loss_mean == "sequence" else whole).sum().clamp_min(1))
+
+    def supervised_gradients(self, experience: Experience, prompts: Tensor) -> tuple[GradientSum, float]:
         """Gradients (P,) of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
-        policy, grads, total = cast(SupervisedPolicy, self.policy), [], 0.0
+        policy, grads, total = cast(SupervisedPolicy, self.policy), GradientSum(), 0.0
         for part in prompts.split(self.config.micro_batch):
             clips, options = [experience.prompts[i] for i in part.tolist()], dict[str, Any]()
             if self.config.supervised_on == "sample":
                 assert experience.rollout is not None
                 options = {"rollout": experience.rollout, "rows": rows_of(experience.rollout, part)}
             loss = policy.supervised(clips, **options) * (len(part) / len(prompts))
-            grads.append(self._gradient(loss))
+            grads.add(flat_gradient(loss, policy.parameters()))
             total += loss.item()
         return grads, total
-
-    def _gradient(self, loss: Tensor) -> Tensor:
-        """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on."""
-        parameters = self.policy.parameters()
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)])
 
     def _check(self, made: Surrogate) -> None:
         """The first look at a collection must repeat the policy that acted; said once, at the first decisions that count."""
@@ -286,7 +297,7 @@ class PolicyUpdate(ABC):
         """One optimiser step along a gradient (P,)."""
         parameters = self.policy.parameters()
         for p, g in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-            p.grad = g.view_as(p)
+            p.grad = g.view_as(p).to(p.dtype)
         self.average(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         finite = bool(torch.isfinite(norm))
@@ -294,15 +305,3 @@ class PolicyUpdate(ABC):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm.item(), "skipped_updates": float(not finite)}
-
-
-def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
-    """Indices (n,) of the rows of some prompts, in order."""
-    return torch.isin(rollout.group, prompts).nonzero()[:, 0]
-
-
-def _summed(grads: Sequence[Tensor]) -> Tensor:
-    total = grads[0].clone()
-    for g in grads[1:]:
-        total += g
-    return total

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from rlspeech import __version__
-from rlspeech.cli import convert, files, judge, prepare, train
+from rlspeech.cli import convert, files, judge, prepare, speak, train, transcribe
 
 __all__ = ["app", "main"]
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     epilog="Start here: rlspeech doctor, then rlspeech rl --algo grpo --task flowse. Every command has --help with an example.",
 )
 app.add_typer(prepare.app, name="prepare", help="Make manifests from a corpus on disk; every file is checked.")
-for _module in (train, judge, files, convert):
+for _module in (train, judge, transcribe, speak, files, convert):
     _module.add_to(app)
 app.add_typer(files.presets_app, name="presets", help="Packaged settings: list, read, copy; and every key that can be set.")
 

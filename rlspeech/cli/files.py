@@ -21,6 +21,7 @@ SCHEMAS = {
     "rl": "config:RL",
     "eval": "config:Evaluate",
     "enhance": "stages.infer:Enhance",
+    "transcribe": "stages.transcribe:Transcribe",
 }
 
 
@@ -107,7 +108,7 @@ def copy(
 
 @presets_app.command(epilog="Example: rlspeech presets keys rl")
 def keys(
-    stage: Annotated[str, typer.Argument(help="prepare, pretrain, reward, rl, eval or enhance.")],
+    stage: Annotated[str, typer.Argument(help="prepare, pretrain, reward, rl, eval, enhance or transcribe.")],
     json_mode: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -24,14 +24,18 @@ def add_to(app: typer.Typer) -> None:
 
 
 def reward(
-    path: Annotated[str, typer.Argument(metavar="WAVS", help="Folder of audio files, or a manifest.")],
+    path: Annotated[str, typer.Argument(metavar="WAVS", help="Folder of audio files, or a manifest; JSONL with texts for asr_*.")],
     rewards: Annotated[
         list[str] | None,
-        typer.Option("--reward", metavar="NAME", help="dnsmos, pesq, estoi, ..., or package.module:function; may be repeated."),
+        typer.Option("--reward", metavar="NAME", help="dnsmos, pesq, asr_wer, ..., or package.module:function; may be repeated."),
     ] = None,
     target: Annotated[str | None, typer.Option(metavar="FOLDER", help="References with the same names.")] = None,
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="Transcripts: JSONL with id and text, Kaldi text, or a folder of .txt.")
+    ] = None,
+    hypotheses: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="For asr_*: a recogniser's texts, as --text; none: the manifest's hypothesis or pred_text."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="Label written into every row.")] = None,
     recogniser: Annotated[str | None, typer.Option(help="For wer: Hub id, folder, or pocketsphinx.")] = None,
@@ -55,7 +59,7 @@ def reward(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score audio files: one row a file, means with 95 % intervals."""
+    """Score audio files or transcripts: one row a file, means with 95 % intervals."""
     run_stage(
         Shared(preset, config, sets, json_mode, quiet, debug),
         "config:ScoreFolder",
@@ -64,6 +68,7 @@ def reward(
             "rewards": rewards,
             "target": target,
             "text": text,
+            "hypotheses": hypotheses,
             "system": system,
             "recogniser": recogniser,
             "llm": llm,
@@ -80,7 +85,7 @@ def reward(
 
 
 def evaluate(
-    task: Annotated[str | None, typer.Option(help="flowse, avse")] = None,
+    task: Annotated[str | None, typer.Option(help="flowse, avse, asr, tts")] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest; none: the embedded test set.")] = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated.")
@@ -89,6 +94,13 @@ def evaluate(
         str | None, typer.Option(metavar="NAME", help="System that the others are paired against; none: the first.")
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Metric; none: the task's own list. May be repeated.")] = None,
+    normaliser: Annotated[
+        str | None, typer.Option(metavar="NAME", help="asr: how texts are made comparable, e.g. basic-2 or english-1.")
+    ] = None,
+    recogniser: Annotated[
+        str | None, typer.Option(help="tts: who listens, best not the one of the reward: embedded, Hub id, folder, pocketsphinx.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(metavar="COLUMN", help="asr, tts: a table for each value of this manifest column.")] = None,
     nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
     video: Annotated[str | None, typer.Option(help="avse: right, shuffled or none, for all models.")] = None,
     shuffled: Annotated[
@@ -107,13 +119,16 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare systems on held-out data: the unprocessed input first, paired differences with intervals, an HTML report."""
+    """Compare systems on held-out data: paired differences with intervals, an HTML report; enhancers also with the unprocessed input."""
     shared = Shared(preset, config, sets, json_mode, quiet, debug)
     flags: dict[str, Any] = {
         "task": task,
         "data": data,
         "baseline": baseline,
         "metrics": metric,
+        "normaliser": normaliser,
+        "recogniser": recogniser,
+        "by": by,
         "nfe": nfe,
         "video": video,
         "shuffled": shuffled,

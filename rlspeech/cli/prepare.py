@@ -1,4 +1,4 @@
-"""``rlspeech prepare dns | voicebank | pairs | mix | ladder | folder | avsec4 | lips | demo``."""
+"""``rlspeech prepare dns | voicebank | pairs | mix | ladder | folder | avsec4 | lips | demo``; for recognisers see ``prepare_asr``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rlspeech.cli import prepare_asr
 from rlspeech.cli.common import ConfigFiles, Debug, Json, Out, Preset, Quiet, Seed, Sets, Shared, run_stage
 
 __all__ = ["app"]
@@ -175,6 +176,9 @@ def ladder(
 def folder(
     root: Root,
     kind: Annotated[str | None, typer.Option(help="speech, noisy, noise or rir: what the files are held to.")] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Transcripts: JSONL, csv, tsv or Kaldi's text; without it x.txt beside x.wav counts.")
+    ] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -185,8 +189,17 @@ def folder(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """A folder of recordings without references."""
-    _run("folder", Shared(preset, config, sets, json_mode, quiet, debug), root=root, kind=kind, workers=workers, out=out, seed=seed)
+    """A folder of recordings without references, with transcripts where there are any."""
+    _run(
+        "folder",
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        root=root,
+        kind=kind,
+        text=text,
+        workers=workers,
+        out=out,
+        seed=seed,
+    )
 
 
 @app.command(epilog="Example: rlspeech prepare avsec4 /data/avsec4 --channels mono --out data/avsec4")
@@ -254,6 +267,7 @@ def lips(
 @app.command(epilog="Example: rlspeech prepare demo --out data/demo")
 def demo(
     mouths: Mouths = None,
+    commands: Annotated[bool | None, typer.Option("--commands", help="Spoken commands with transcripts, for recognisers.")] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     sets: Sets = None,
@@ -264,4 +278,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """The corpus that comes with the package: synthetic voices and noises."""
-    _run("demo", Shared(preset, config, sets, json_mode, quiet, debug), mouths=mouths, out=out, seed=seed)
+    _run("demo", Shared(preset, config, sets, json_mode, quiet, debug), mouths=mouths, commands=commands, out=out, seed=seed)
+
+
+prepare_asr.add_to(app)

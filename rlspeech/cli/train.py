@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pretrain(
-    task: Annotated[str | None, typer.Option(help="flowse, avse, listener")] = None,
+    task: Annotated[str | None, typer.Option(help="flowse, avse, listener, asr")] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest, mix.json or a folder; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest to validate on.")] = None,
     init: Annotated[str | None, typer.Option(help="Checkpoint to start from, or 'embedded'; none: random weights.")] = None,
@@ -61,8 +61,8 @@ def pretrain(
 
 
 def rl(
-    algo: Annotated[str | None, typer.Option(help="grpo, ppo")] = None,
-    task: Annotated[str | None, typer.Option(help="flowse, avse")] = None,
+    algo: Annotated[str | None, typer.Option(help="grpo, ppo, diffro or grpo+diffro")] = None,
+    task: Annotated[str | None, typer.Option(help="flowse, avse, asr")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
     data: Annotated[str | None, typer.Option(help="Manifest or mix.json; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest, scored before, during and after.")] = None,
@@ -74,6 +74,9 @@ def rl(
     group: Annotated[int | None, typer.Option(help="Rollouts a prompt.")] = None,
     prompts_per_step: Annotated[int | None, typer.Option(help="Prompts in one collection.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    offload: Annotated[
+        str | None, typer.Option(help="none, or phase: what a phase (encode, rollout, reward, update) does not need waits in host memory.")
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop, validate and save after this long.")] = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Train nothing: measure which exploration gives the gradient a direction.")
@@ -105,6 +108,7 @@ def rl(
             "group": group,
             "prompts_per_step": prompts_per_step,
             "lr": lr,
+            "offload": offload,
             "max_minutes": max_minutes,
             "out": out,
             "seed": seed,

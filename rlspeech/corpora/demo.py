@@ -23,7 +23,7 @@ from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
 from rlspeech.data.mixing import MixtureSet, write_recipe
 from rlspeech.types import UserError
 
-__all__ = ["cache_folder", "demo_folder", "demo_recipe", "demo_test", "demo_valid"]
+__all__ = ["cache_folder", "cached", "demo_folder", "demo_recipe", "demo_test", "demo_valid"]
 
 COUNT = 24
 SNR_DB = (-2.5, 12.5)
@@ -50,7 +50,7 @@ def demo_recipe(out: str | Path | None = None, *, faces: bool = False) -> Path:
             competing talker, whom only the mouth tells from the target.
     """
     if out is None:
-        return _cached("faces", _faces, demo_folder() / "mix.json") if faces else demo_folder() / "mix.json"
+        return cached("faces", _faces, demo_folder() / "mix.json") if faces else demo_folder() / "mix.json"
     return _faces(Path(out)) if faces else _plain(Path(out))
 
 
@@ -113,36 +113,36 @@ def _rendered(part: str, out: str | Path | None, faces: bool) -> Path:
     render = partial(_render, part, faces=faces)
     if out is not None:
         return render(Path(out))
-    return _cached(f"{part}-faces" if faces else part, render, Path(f"{part}.jsonl"))
+    return cached(f"{part}-faces" if faces else part, render, Path(f"{part}.jsonl"))
 
 
-def _cached(name: str, make: Callable[[Path], Path], result: Path) -> Path:
+def cached(name: str, make: Callable[[Path], Path], result: Path, count: int | None = COUNT) -> Path:
     """What ``make`` writes into a folder, kept in the cache; ``result`` names its file."""
     place = cache_folder() / f"demo-{name}-{_version()}"
     made = place / result.name
-    if not _whole(made):
+    if not _whole(made, count):
         shutil.rmtree(place, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".demo-{name}-", dir=place.parent))
         try:
             make(work)
             os.replace(work, place)  # another process may have been faster; its folder holds the same
         except OSError:
-            if not _whole(made):
+            if not _whole(made, count):
                 raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return made
 
 
-def _whole(made: Path) -> bool:
-    """True where a manifest, or a recipe's speech, is complete with all its files."""
+def _whole(made: Path, count: int | None = COUNT) -> bool:
+    """True where a manifest (of ``count`` rows, where that is known), or a recipe's speech, is complete with all its files."""
     recipe = made.suffix == ".json"
     manifest = made.parent / "clean.jsonl" if recipe else made
     if not made.is_file() or not manifest.is_file():
         return False
     utts, problems = scan_manifest(manifest)
     files = [p for u in utts for p in (u.audio_filepath, u.target_filepath, u.lips_filepath) if p]
-    return not problems and (recipe or len(utts) == COUNT) and bool(utts) and all(Path(p).is_file() for p in files)
+    return not problems and (recipe or count in (None, len(utts))) and bool(utts) and all(Path(p).is_file() for p in files)
 
 
 @lru_cache(maxsize=1)

@@ -54,12 +54,13 @@ def render_one(mixtures: MixtureSet, number: int, out: Path, name: str, clip_s: 
     noisy, target = out / "noisy" / f"{name}.flac", out / "clean" / f"{name}.flac"
     save_audio(target, made.target, mixtures.sample_rate)
     save_audio(noisy, made.noisy, mixtures.sample_rate)
-    extra: dict[str, Any] = {"clean_id": utt.id, "noise_id": made.noise_id}
+    whole = clip_s == 0  # a cut clip does not say the whole text, nor all of its keywords
+    extra: dict[str, Any] = {**(utt.extra if whole else {}), "clean_id": utt.id, "noise_id": made.noise_id}
     if made.rir_id:
         extra["rir_id"] = made.rir_id
     if made.talker_id:
         extra["talker"] = True
-    words = utt.text if clip_s == 0 else None  # a cut clip does not say the whole text
+    words = utt.text if whole else None
     seconds = len(made.noisy) / mixtures.sample_rate
     lips = utt.lips_filepath if clip_s == 0 and not utt.offset else None  # those of a stretch would begin elsewhere
     return Utterance(name, str(noisy), seconds, mixtures.sample_rate, text=words, target_filepath=str(target), lips_filepath=lips,

@@ -20,7 +20,8 @@ from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Clip", "ClipSource", "PairedClips", "batches", "hold_back", "open_clips", "order", "seed_of", "whole_clips"]
+__all__ = ["Clip", "ClipSource", "HeardClips", "PairedClips", "batches", "columns_of", "hold_back", "open_clips", "order", "seed_of",
+           "whole_clips", "with_utts"]
 
 
 @dataclass(slots=True)
@@ -81,7 +82,22 @@ class PairedClips:
             both = crop(np.arange(length), int(clip_s * self.sample_rate), rng)[: length]
             noisy, target, start = noisy[..., both], target[..., both], int(both[0])
         lips = lips_of(utt, start / self.sample_rate, noisy.shape[-1] / self.sample_rate)
-        return Clip(utt.id, noisy, target, self.sample_rate, utt.text, {"snr_db": utt.snr_db, **utt.extra}, lips)
+        return Clip(utt.id, noisy, target, self.sample_rate, utt.text, columns_of(utt), lips)
+
+
+@dataclass
+class HeardClips:
+    """Rows with ``audio_filepath`` alone, for a recogniser: what is heard is its own target."""
+
+    utts: list[Utterance]
+    sample_rate: int
+    seed: int = 0
+
+    def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
+        """Read a recording; ``clip_s`` must be 0, a transcript belongs to the whole of it."""
+        utt = self.utts[index]
+        wav = load_audio(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration or None)
+        return Clip(utt.id, wav, wav, self.sample_rate, utt.text, columns_of(utt))
 
 
 @dataclass
@@ -104,7 +120,17 @@ class MixedClips:
         """Mix utterance ``index`` for ``epoch``."""
         utt, made = self.utts[index], self.mixtures.get(epoch, index, clip_s)
         lips = lips_of(utt, made.start_s, len(made.noisy) / self.sample_rate)
-        return Clip(utt.id, made.noisy, made.target, self.sample_rate, utt.text, {"snr_db": made.snr_db, "noise": made.noise_id}, lips)
+        columns = {**columns_of(utt), "snr_db": made.snr_db, "noise": made.noise_id}
+        return Clip(utt.id, made.noisy, made.target, self.sample_rate, utt.text, columns, lips)
+
+
+def columns_of(utt: Utterance) -> dict[str, Any]:
+    """What rewards are told of an utterance beside its sound and its text."""
+    known = {"snr_db": utt.snr_db, "duration": utt.duration, "language": utt.language, "speaker_id": utt.speaker_id,
+             "prompt_filepath": utt.prompt_filepath, "prompt_text": utt.prompt_text}
+    if utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath:  # nobody has recorded this text: its length is not known
+        del known["duration"]
+    return {**{k: v for k, v in known.items() if v is not None or k == "snr_db"}, **utt.extra}
 
 
 def lips_of(utt: Utterance, start_s: float, duration_s: float) -> np.ndarray | None:
@@ -122,8 +148,9 @@ def _lips(path: str) -> np.ndarray:
     return load_lips(path)
 
 
-def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = None, seed: int = 0, channels: int = 1) -> ClipSource:
-    """Open a paired manifest, a mixture recipe, or a folder that holds one.
+def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = None, seed: int = 0, channels: int = 1,
+               paired: bool = True) -> ClipSource:
+    """Open a paired manifest, a mixture recipe, or a folder that holds one; with ``paired`` False rows need no target.
 
     With ``channels`` 2 clips of a paired manifest are (2, T); mixtures made on the fly are always mono.
 
@@ -134,6 +161,8 @@ def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = No
     if found.suffix == ".json":
         return MixedClips(MixtureSet.from_recipe(found, mixing=mixing, sample_rate=sample_rate, seed=seed))
     utts = read_manifest(found)
+    if not paired:
+        return HeardClips(utts, sample_rate, seed)
     lonely = [u.id for u in utts if not u.target_filepath]
     if lonely:
         raise UserError(f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath", f"the first is {lonely[0]!r}",
@@ -232,10 +261,11 @@ def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:
     """
     ranked = sorted(source.utts, key=lambda u: seed_of("hold", u.id))
     held = {u.id for u in ranked[: min(items, len(ranked) // 5)]}
-    return (_subset(source, [u for u in source.utts if u.id not in held]), _subset(source, [u for u in source.utts if u.id in held]))
+    return (with_utts(source, [u for u in source.utts if u.id not in held]), with_utts(source, [u for u in source.utts if u.id in held]))
 
 
-def _subset(source: ClipSource, utts: list[Utterance]) -> ClipSource:
+def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:
+    """The same source with these utterances alone."""
     if isinstance(source, MixedClips):
         return MixedClips(replace(source.mixtures, clean=utts))
     return replace(source, utts=utts)  # type: ignore[type-var]

@@ -239,7 +239,8 @@ def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Uttera
     length = utt.duration if utt is not None and utt.duration else facts.duration - (utt.offset if utt is not None else 0.0)
     if utt is not None and utt.offset + length - facts.duration > tolerance:
         return Verdict("shorter than the manifest says", f"{utt.offset + length:.2f} s claimed, {facts.duration:.2f} s there")
-    if utt is not None and utt.duration and not utt.offset and facts.duration - utt.duration > tolerance:
+    part = utt is not None and (utt.offset or utt.extra.get("segment"))  # column of rows that begin at 0 and are meant to end early
+    if utt is not None and utt.duration and not part and facts.duration - utt.duration > tolerance:
         return Verdict("longer than the manifest says", f"{utt.duration:.2f} s claimed, {facts.duration:.2f} s there")
     if utt is not None and utt.sample_rate not in (0, facts.sample_rate):
         return Verdict("rate differs from the manifest", f"{utt.sample_rate} Hz claimed, {facts.sample_rate} Hz there")

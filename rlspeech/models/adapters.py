@@ -20,7 +20,8 @@ class Adapted:
     Args:
         model: changed in place when ``lora`` is given (its linear layers gain adapters).
         lora: rank, scale and targets; None trains every weight and keeps a frozen copy as the reference. What ``targets`` means is the
-            model's: ``lora_targets`` holds a pattern of module names for each.
+            model's: ``lora_targets`` holds a pattern of module names for each. A model with a part that is never trained (an audio LLM's
+            encoder) has ``unfreeze``, which leaves it out, and shares it with its copies.
     """
 
     def __init__(self, model: Any, lora: Lora | None) -> None:
@@ -28,7 +29,10 @@ class Adapted:
         self._frozen: Any = None
         if lora is None:
             self._frozen = copy.deepcopy(model).eval().requires_grad_(False)
-            model.requires_grad_(True)
+            if hasattr(model, "unfreeze"):
+                model.unfreeze()
+            else:
+                model.requires_grad_(True)
         else:
             from peft import LoraConfig, get_peft_model
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Block", "ConvPosition", "TimeEmbedding", "rotary"]
+__all__ = ["Block", "ConvPosition", "TimeEmbedding", "rotary", "rotate"]
 
 
 class TimeEmbedding(nn.Module):
@@ -53,7 +53,8 @@ def rotary(length: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]
     return angle.cos().repeat_interleave(2, -1), angle.sin().repeat_interleave(2, -1)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of dimensions (..., L, dim) by their positions."""
     even, odd = x[..., ::2], x[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
@@ -71,7 +72,7 @@ class Attention(nn.Module):
         """Args: x (N, L, D); keep (N, 1, 1, L) bool or None where nothing is padded."""
         n, length, dim = x.shape
         q, k, v = (f(x).view(n, length, self.heads, -1).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(_rotate(q, *rope), _rotate(k, *rope), v, attn_mask=keep)
+        out = F.scaled_dot_product_attention(rotate(q, *rope), rotate(k, *rope), v, attn_mask=keep)
         return self.to_out(out.transpose(1, 2).reshape(n, length, dim))
 
 

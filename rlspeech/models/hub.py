@@ -28,12 +28,17 @@ class Kind(NamedTuple):
     settings: str
     module: str
     tags: str
+    use: str = "enhance noisy.wav --task {task} --model THIS_FOLDER --out enhanced"  # a command, for the model card
 
 
 KINDS = {
     "flowse": Kind("rlspeech-flow", "flow enhancer", "FlowModel", "rlspeech.models.flow:FlowEnhancer", "speech-enhancement, flow-matching"),
     "avse": Kind("rlspeech-avse", "audio-visual enhancer", "AvseModel", "rlspeech.models.avse:AvseEnhancer",
                  "speech-enhancement, audio-visual"),
+    "codec": Kind("rlspeech-codec", "speech codec", "CodecModel", "rlspeech.models.codec_net:CodecNet", "speech-codec, speech-synthesis",
+                  "pretrain --task tts --set tts.codec=THIS_FOLDER"),
+    "token-reward": Kind("rlspeech-token-reward", "token-to-text reward", "TokenRewardModel", "rlspeech.models.token_reward:TokenReward",
+                         "text-to-speech, reward-model"),
 }
 MODEL_TYPE = KINDS["flowse"].model_type
 
@@ -159,4 +164,4 @@ def model_card(config: dict[str, Any], parameters: int) -> str:
     lines = ["---", "library_name: rlspeech", f"tags: [{KINDS[config['task']].tags}]", "license: apache-2.0", "---", "",
              f"# {KINDS[config['task']].title.capitalize()}, {parameters / 1e6:.2f} M parameters, {config['sample_rate']} Hz", ""]
     lines += [f"- **{key}**: {value}" for key, value in config["facts"].items()]
-    return "\n".join([*lines, "", f"Use it: `rlspeech enhance noisy.wav --task {config['task']} --model THIS_FOLDER --out enhanced`", ""])
+    return "\n".join([*lines, "", f"Use it: `rlspeech {KINDS[config['task']].use.format(task=config['task'])}`", ""])

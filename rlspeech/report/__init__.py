@@ -18,7 +18,7 @@ from rlspeech import log
 from rlspeech.checkpoints import write_text
 from rlspeech.stats import Interval
 
-__all__ = ["Clip", "Grid", "Metric", "ReportData", "render_report", "verdict"]
+__all__ = ["Clip", "Edit", "Grid", "Metric", "ReportData", "render_report", "verdict"]
 
 MAX_BYTES = 14_000_000  # of one report; clips beyond it are left out
 MAX_CLIP_S = 10.0
@@ -43,6 +43,15 @@ class Grid:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A run of words of an alignment: ``kind`` is equal, replace, delete or insert; the texts are someone else's, shown escaped."""
+
+    kind: str
+    reference: str
+    hypothesis: str
+
+
 @dataclass(slots=True)
 class Clip:
     """One utterance with a player for each system.
@@ -54,6 +63,7 @@ class Clip:
         note: text or conditions, shown under the id.
         scores: system -> metric -> number or None.
         texts: system -> what a model said of it; someone else's text, shown escaped.
+        edits: system -> what a recogniser wrote, against the reference.
     """
 
     key: str
@@ -62,6 +72,7 @@ class Clip:
     note: str = ""
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -82,6 +93,7 @@ class ReportData:
         cost: what was spent, label -> text.
         notes: remarks, such as metrics that were not available.
         grids: further tables, below the differences.
+        basis: what the numbers and their intervals are.
     """
 
     title: str
@@ -97,6 +109,7 @@ class ReportData:
     cost: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     grids: Sequence[Grid] = ()
+    basis: str = "Mean over utterances and its bootstrap 95 % interval."
 
 
 def mark(metric: Metric, delta: Interval | None) -> str:

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from rlspeech.report import Clip
+    from rlspeech.report import Clip, Edit
 
 __all__ = ["Player", "Players", "curves", "players", "spectrogram_db"]
 
@@ -38,13 +38,14 @@ class Player:
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """One clip's players; ``size`` is their share of the page in bytes."""
+    """One clip's players and texts; ``size`` is their share of the page in bytes."""
 
     key: str
     note: str
     seconds: float
     players: list[Player]
     size: int
+    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
 
 def players(clip: Clip, max_s: float) -> Players:
@@ -62,7 +63,8 @@ def players(clip: Clip, max_s: float) -> Players:
     made = [Player(system, _data("audio/flac", _flac(wav, clip.sample_rate)), _data("image/png", _png(pictures[system], top)),
                    clip.scores.get(system, {}), clip.texts.get(system, "")) for system, wav in cut.items()]
     seconds = max((len(w) for w in cut.values()), default=0) / clip.sample_rate
-    return Players(clip.key, clip.note, seconds, made, sum(len(p.audio) + len(p.picture) for p in made))
+    written = sum(len(e.reference) + len(e.hypothesis) for edits in clip.edits.values() for e in edits)
+    return Players(clip.key, clip.note, seconds, made, sum(len(p.audio) + len(p.picture) for p in made) + written, clip.edits)
 
 
 def spectrogram_db(wav: np.ndarray, n_fft: int = 512, hop: int = 128, max_frames: int = 480) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from rlspeech.data.functions import load_function
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
 from rlspeech.types import Reward, Sample, Score, UserError
 
-__all__ = ["Family", "Request", "RewardInfo", "available", "column_of", "gate", "get_reward", "register", "resolve", "why_not"]
+__all__ = ["Family", "Request", "RewardInfo", "asks_for", "available", "column_of", "gate", "get_reward", "load_function",
+           "register", "resolve", "why_not"]
 
 SILENCE_DBFS = -70.0
 MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level
@@ -117,10 +120,7 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
     merged.update(_parse_options(match[2] or "", asked))
     frozen = tuple(sorted(merged.items()))
     if ":" in name:
-        column = Column("Python function", higher_is_better=bool(getattr(load_function(name), "higher_is_better", True)))
-        entry = Entry(name, "rlspeech.rewards.user:UserReward", {name: column}, frozenset(getattr(load_function(name), "needs", ())),
-                      sample_rate=getattr(load_function(name), "sample_rate", None), min_s=0.0, silence="score")
-        return Request(asked, entry, name, tuple(sorted({**merged, "name": name}.items())))
+        return Request(asked, _user_entry(name), name, tuple(sorted({**merged, "name": name}.items())))
     name = _aliases.get(name, name)
     if name not in _columns:
         known = [*_columns, *_aliases]
@@ -131,6 +131,24 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
     if reason := why_not(entry):
         raise UserError(f"the reward {name!r} cannot be used here", reason, "rlspeech doctor lists the rewards that can")
     return Request(asked, entry, name, frozen)
+
+
+def _user_entry(path: str) -> Entry:
+    """What a Python function says of itself; one with a parameter ``hypotheses`` judges texts."""
+    function = load_function(path)
+    up, optional = (bool(getattr(function, name, default)) for name, default in (("higher_is_better", True), ("optional", False)))
+    column = Column("Python function", up, optional=optional)
+    needs = {*getattr(function, "needs", ()), *(("hypothesis",) if asks_for(function, "hypotheses") else ())}
+    return Entry(path, "rlspeech.rewards.user:UserReward", {path: column}, frozenset(needs),
+                 sample_rate=getattr(function, "sample_rate", None), min_s=0.0, silence="score")
+
+
+def asks_for(function: Any, parameter: str) -> bool:
+    """Whether a function names a parameter in its signature."""
+    try:
+        return parameter in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in C
+        return False
 
 
 def column_of(asked: str) -> Column:
@@ -169,8 +187,21 @@ def get_reward(name: str, **options: Any) -> Reward:
 
 
 def gate(sample: Sample, entry: Entry) -> str | None:
-    """Why a sample cannot be scored, or None: the checks that all rewards share, before any of them computes."""
-    reason = wave_problem(sample.wav, sample.sample_rate, entry.min_s, entry.silence == "null")
+    """Why a sample cannot be scored, or None: the checks that all rewards share, before any of them computes.
+
+    Where a hypothesis is judged the waveform is what was heard, and silence or nothing at all is a fair question; a reference text of
+    "" is then an answer too (nothing is said), and only None is no reference.
+    """
+    if "hypothesis" in entry.needs:
+        if not isinstance(sample.hypothesis, str):
+            return "no hypothesis"
+        return "no reference text" if "text" in entry.needs and sample.text is None else None
+    if "tokens" in entry.needs:
+        reason = "no codec tokens" if sample.tokens is None else None
+    elif entry.silence == "empty" and isinstance(sample.wav, np.ndarray) and sample.wav.shape == (0,):
+        reason = None  # synthesis that says nothing is an answer
+    else:
+        reason = wave_problem(sample.wav, sample.sample_rate, entry.min_s, entry.silence == "null")
     if reason:
         return reason
     if "text" in entry.needs and not (sample.text or "").strip():
@@ -199,24 +230,6 @@ def wave_problem(wav: np.ndarray, sample_rate: int, min_s: float, refuse_silence
     if refuse_silence and power < 10.0 ** (SILENCE_DBFS / 10.0):
         return "silent"
     return None
-
-
-def load_function(path: str) -> Any:
-    """Import ``package.module:function``, also from the working directory. Raises ``UserError``."""
-    import os
-    import sys
-
-    module, _, name = path.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import the reward {path}", f"{type(error).__name__}: {error}",
-                        "run from the folder that holds the module, or install it") from error
-    if not callable(function):
-        raise UserError(f"{path} is not a function", f"it is a {type(function).__name__}", "def f(wavs, texts, sample_rate, **columns)")
-    return function
 
 
 def _load(path: str) -> Any:

@@ -15,11 +15,15 @@ INF = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One number of a family: direction, range and a line for people."""
+    """One number of a family: direction, range and a line for people.
+
+    ``optional``: null may mean that there is nothing to judge (no keywords, no reference words) and is then no failure.
+    """
 
     help: str
     higher_is_better: bool = True
     bounds: tuple[float, float] = (-INF, INF)
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,12 @@ class Entry:
         family: its name.
         factory: ``package.module:Class``, called with the options (and ``device`` where ``where`` is "device").
         columns: reward name -> column; the first is the main one.
-        needs: subset of {"target", "text"}.
-        where: "cpu" runs in worker processes, "device" in the main process, batched.
+        needs: subset of {"target", "text", "hypothesis", "tokens"}; with one of the last two the waveform is not looked at.
+        where: "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what is faster than sending it.
         requires: modules that must be installed, with the word that installs them.
         sample_rate: what it computes at, in Hz; None takes any.
         min_s: shorter clips are unscorable.
-        silence: "null" makes silent clips unscorable before the computation; "score" hands them over.
+        silence: "null" makes silent clips unscorable before the computation; "score" hands them over, "empty" also those of no samples.
         probe: ``package.module:function`` that answers "" or why the reward cannot be used here.
     """
 
@@ -52,6 +56,8 @@ class Entry:
 
 
 TARGET, TEXT = frozenset({"target"}), frozenset({"text"})
+TOKENS = frozenset({"tokens"})
+HYPOTHESIS = frozenset({"hypothesis", "text"})
 _ONNX = {"speechmos": "speechmos", "onnx": "onnx"}
 _P = "rlspeech.rewards."
 
@@ -61,7 +67,56 @@ def _dnsmos(prefix: str, what: str) -> dict[str, Column]:
             for c, word in (("ovrl", "overall quality"), ("sig", "speech quality"), ("bak", "background quality"))}
 
 
+_ASR: dict[str, Column] = {
+    "asr_accuracy": Column("1 - word (or character) error rate of the hypothesis, bounded below", bounds=(-1.0, 1.0)),
+    "asr_hallucination": Column("-1 where a rule calls the hypothesis a hallucination, else 0", bounds=(-1.0, 0.0)),
+    "asr_keywords": Column("mean of keyword precision and recall; null without keywords", bounds=(0.0, 1.0), optional=True),
+    "asr_exact": Column("1 where the texts are the same after normalisation, else 0", bounds=(0.0, 1.0)),
+    "asr_edits": Column("minus the edit distance, in units", bounds=(-INF, 0.0)),
+    "asr_wer": Column("errors per reference unit; null where nothing is said", False, (0.0, INF), True),
+    "asr_cer": Column("errors per reference character", False, (0.0, INF), True),
+    "asr_insertions": Column("insertions per reference unit", False, (0.0, INF), True),
+    "asr_deletions": Column("deletions per reference unit", False, (0.0, 1.0), True),
+    "asr_substitutions": Column("substitutions per reference unit", False, (0.0, 1.0), True),
+    "asr_keyword_f1": Column("F1 of the keywords", bounds=(0.0, 1.0), optional=True),
+    "asr_hallucinated": Column("1 where a rule calls the hypothesis a hallucination, else 0", False, (0.0, 1.0)),
+}
+
+_TTS: dict[str, Column] = {
+    "tts_accuracy": Column("of a recogniser's character error rate on synthesised speech (form: linear, tanh, exp)", bounds=(-INF, 1.0)),
+    "tts_cer": Column("its character error rate; of an empty transcript 1", False, (0.0, INF)),
+    "tts_wer": Column("its word error rate", False, (0.0, INF)),
+    "tts_posterior": Column("exp(-NLL / 3) of the text by an audio language model that hears the speech", bounds=(0.0, 1.0)),
+    "tts_nll": Column("that NLL, in nats a piece of the text", False, (0.0, INF)),
+}
+_TOKEN_RULES: dict[str, Column] = {
+    "tts_duration": Column("minus the relative distance of a rollout's length from its group's median", bounds=(-INF, 0.0)),
+    "tts_token_diversity": Column("mean edit distance of tokens to the group's others, 0 for loops", bounds=(0.0, 1.0), optional=True),
+    "tts_stopped": Column("1 where the stop token came, else 0", bounds=(0.0, 1.0)),
+    "tts_loop": Column("1 where the codec tokens run in a loop, else 0", False, (0.0, 1.0)),
+}
+_SHAPE: dict[str, Column] = {
+    "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=(0.0, INF), optional=True),
+    "tts_duration_ratio": Column("length of the speech over the recording's; 1 is right", bounds=(0.0, INF), optional=True),
+    "tts_duration_drift": Column("size of that ratio's logarithm: how far too long or too short", False, (0.0, INF), True),
+}
+_TOKEN_TEXT: dict[str, Column] = {
+    "token_accuracy": Column("as tts_accuracy, by the token reward: no waveform is made", bounds=(-INF, 1.0)),
+    "token_cer": Column("its character error rate; of no tokens 1", False, (0.0, INF)),
+    "token_posterior": Column("exp(-NLL / 3) of the text given the codec tokens", bounds=(0.0, 1.0)),
+    "token_nll": Column("that NLL, in nats a piece of the text", False, (0.0, INF)),
+    "token_sex": Column("probability of the row's sex", bounds=(0.0, 1.0), optional=True),
+    "token_speaker": Column("probability of the row's speaker_id", bounds=(0.0, 1.0), optional=True),
+    "token_quality": Column("expected level of quality, 1 is the worst", bounds=(1.0, INF), optional=True),
+}
+
+
 BUILTIN: tuple[Entry, ...] = (
+    Entry("asr", _P + "rules:TextRules", _ASR, HYPOTHESIS, "main", {"rapidfuzz": "jiwer"}, None, 0.0, "score"),
+    Entry("tts", _P + "speech_rules:SpokenText", _TTS, TEXT, requires={"rapidfuzz": "jiwer"}, min_s=0.0, silence="empty"),
+    Entry("token_rules", _P + "speech_rules:TokenRules", _TOKEN_RULES, TOKENS, "main", {"rapidfuzz": "jiwer"}, None, 0.0, "score"),
+    Entry("speech_shape", _P + "speech_rules:SpeechShape", _SHAPE, frozenset(), "cpu", min_s=0.0, silence="empty"),
+    Entry("token_text", _P + "token_text:TokenText", _TOKEN_TEXT, TOKENS | TEXT, "device", {"rapidfuzz": "jiwer"}, None, 0.0, "score"),
     Entry("dnsmos", _P + "dnsmos:Dnsmos", _dnsmos("dnsmos", "DNSMOS P.835, official windows"), requires=_ONNX),
     Entry("pdnsmos", _P + "dnsmos:PersonalisedDnsmos", _dnsmos("pdnsmos", "personalised DNSMOS P.835"), requires=_ONNX),
     Entry("dnsmos_p808", _P + "dnsmos:P808", {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=(1.0, 5.0))}, requires=_ONNX),

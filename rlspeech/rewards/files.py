@@ -1,4 +1,8 @@
-"""What is to be scored: the audio files of a folder or the rows of a manifest, with their references and transcripts."""
+"""What is to be scored: the audio files of a folder or the rows of a manifest, with their references and transcripts.
+
+A recogniser's hypothesis is the manifest's column ``hypothesis`` (or NeMo's ``pred_text``), or stands in a file of its own, matched by
+id. Where texts alone are judged no audio is opened, and rows need not name any.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,17 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.audio import AudioError, load_audio, resample
-from rlspeech.data.manifest import read_manifest
+from rlspeech.data.jsonl import numbered_lines
+from rlspeech.data.manifest import from_row, read_manifest
 from rlspeech.types import Sample, UserError, Utterance
 
-__all__ = ["SUFFIXES", "Item", "collect", "load", "read_texts"]
+__all__ = ["HYPOTHESES", "SUFFIXES", "Item", "collect", "load", "read_texts", "unheard"]
 
 SUFFIXES = {".wav", ".flac", ".mp3", ".ogg"}
+ROWS = {".jsonl", ".json", ".ndjson"}
+EXAMPLE = '{"id": "...", "text": "...", "hypothesis": "..."}'
+HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest; a file of hypotheses alone may call them text as well
+SILENCE = np.zeros(0, dtype=np.float32)
 
 
 @dataclass(slots=True)
@@ -26,16 +36,19 @@ class Item:
     """One file to score; ``key`` is its path inside the folder without the suffix, or the manifest's id."""
 
     key: str
-    audio: Path
+    audio: Path | None
     target: Path | None = None
     text: str | None = None
     offset_s: float = 0.0
     duration_s: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    hypothesis: str | None = None
 
     def stamp(self) -> str:
-        """Changes when the audio, the reference or the transcript does: a score of an older file is then not taken for this one's."""
+        """Changes when the audio, the reference or the texts do: a score of an older file is then not taken for this one's."""
         facts = [self.text, self.offset_s, self.duration_s]
+        if self.hypothesis is not None:
+            facts += [self.hypothesis, *(self.columns.get(k) for k in ("language", "keywords"))]
         for path in (self.audio, self.target):
             try:
                 facts += [path.stat().st_size, path.stat().st_mtime_ns] if path else [None]
@@ -44,22 +57,25 @@ class Item:
         return f"{zlib.crc32(repr(facts).encode()):08x}"
 
 
-def collect(path: str | Path, target: str | None = None, text: str | None = None) -> list[Item]:
+def collect(path: str | Path, target: str | None = None, text: str | None = None, hypotheses: str | None = None, *,
+            texts_only: bool = False) -> list[Item]:
     """List what there is to score, sorted by key.
 
     Args:
         path: folder (searched to any depth) or manifest.
         target: folder with references of the same names, whatever their suffixes.
         text: transcripts, see ``read_texts``.
+        hypotheses: what a recogniser made of the files, in the same forms; a file's answers are then the only ones.
+        texts_only: no reward asks for audio; rows of a manifest need an id and texts only.
 
     Raises:
-        UserError: nothing to score, or references or transcripts that match nothing.
+        UserError: nothing to score, or references, transcripts or hypotheses that match nothing.
     """
     path = Path(path)
     if path.is_dir():
         items = _folder(path, Path(target) if target else None)
-    elif path.suffix == ".jsonl":
-        items = [_from_utterance(u) for u in read_manifest(path)]
+    elif path.suffix in ROWS:
+        items = [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
     else:
         raise UserError(f"{path} is neither a folder nor a manifest", "" if path.exists() else "there is no such path",
                         "rlspeech reward FOLDER --reward dnsmos")
@@ -69,12 +85,64 @@ def collect(path: str | Path, target: str | None = None, text: str | None = None
         _match_targets(items, Path(target))
     if text:
         texts = read_texts(text)
-        for item in items:
-            item.text = texts.get(item.key, texts.get(Path(item.key).name, item.text))
-        if not any(i.text for i in items):
-            firsts = f"first file: {items[0].key}; first transcript: {next(iter(texts), '-')}"
-            raise UserError(f"no transcript in {text} matches a file", firsts, "the ids must be the files' names without suffix")
+        for item, found in zip(items, _matched(items, texts), strict=True):
+            item.text = item.text if found is None else found
+        if all(i.text is None for i in items):
+            raise _nothing_matches("transcript", text, items, texts)
+    if hypotheses:
+        texts = read_texts(hypotheses, (*HYPOTHESES, "text"))
+        for item, found in zip(items, _matched(items, texts), strict=True):
+            item.hypothesis = found
+        if all(i.hypothesis is None for i in items):
+            raise _nothing_matches("hypothesis", hypotheses, items, texts)
     return sorted(items, key=lambda i: i.key)
+
+
+def _matched(items: list[Item], texts: dict[str, str]) -> list[str | None]:
+    """Each item's text: by its key, by the id that the manifest gave it, by its name alone, by its file; the last three where no other
+    item has the same one and could be meant.
+    """
+    stems = Counter(i.audio.stem for i in items if i.audio)
+    given = Counter(i.columns.get("original_id") for i in items)
+    found = []
+    for item in items:
+        stem = item.audio.stem if item.audio and stems[item.audio.stem] == 1 else item.key
+        original = item.columns.get("original_id")
+        names = (item.key, str(original) if given[original] == 1 else item.key, Path(item.key).name, stem)
+        found.append(next((texts[n] for n in names if n in texts), None))
+    return found
+
+
+def _nothing_matches(what: str, path: str, items: list[Item], texts: dict[str, str]) -> UserError:
+    firsts = f"first file: {items[0].key}; first {what}: {next(iter(texts), '-')}"
+    return UserError(f"no {what} in {path} matches a file", firsts, "the ids must be the manifest's, or the files' names without suffix")
+
+
+def _rows_of_texts(path: Path) -> list[Utterance]:
+    """Rows that are judged by their texts: as in a manifest, but none of the audio is looked at, and it may not be named at all."""
+    base = Path(os.path.dirname(os.path.abspath(path)))
+    rows: dict[str, Utterance] = {}
+    for number, line in numbered_lines(path):
+        try:
+            row = {k: v for k, v in json.loads(line).items() if v is not None}
+            if "id" not in row and "key" in row:
+                row["id"] = str(row["key"])
+            if "id" not in row and "audio_filepath" not in row:
+                raise ValueError("neither id nor audio_filepath")
+            utt = from_row({"audio_filepath": ".", "duration": 0.0, "sample_rate": 1, **row}, base)  # else the file would be asked
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path} line {number} cannot be used", str(error), EXAMPLE) from error
+        if "audio_filepath" not in row:
+            utt.audio_filepath = ""
+        if utt.id in rows and "id" not in row:
+            utt.id = f"{utt.id}_{number}"
+        if utt.id in rows:
+            raise UserError(f"{path} line {number}: duplicate id {utt.id!r}", "two rows would overwrite each other's scores",
+                            "give one of them another id")
+        rows[utt.id] = utt
+    if not rows:
+        raise UserError(f"{path} is empty", "there is nothing to score", EXAMPLE)
+    return list(rows.values())
 
 
 def _audio_files(folder: Path) -> list[Path]:
@@ -100,8 +168,10 @@ def _folder(folder: Path, target: Path | None) -> list[Item]:
 
 def _from_utterance(utt: Utterance) -> Item:
     known = {k: getattr(utt, k) for k in ("speaker_id", "language", "snr_db") if getattr(utt, k) is not None}
-    return Item(utt.id, Path(utt.audio_filepath), Path(utt.target_filepath) if utt.target_filepath else None, utt.text, utt.offset,
-                utt.duration if utt.offset else None, {**known, **utt.extra})
+    said = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None)
+    return Item(utt.id, Path(utt.audio_filepath) if utt.audio_filepath else None,
+                Path(utt.target_filepath) if utt.target_filepath else None, utt.text, utt.offset,
+                utt.duration if utt.offset else None, {**known, **utt.extra}, said)
 
 
 def _match_targets(items: list[Item], folder: Path) -> None:
@@ -119,18 +189,22 @@ def _match_targets(items: list[Item], folder: Path) -> None:
         raise UserError(f"no file in {folder} has the name of a file to score", firsts, "references need the same names")
 
 
-def read_texts(path: str | Path) -> dict[str, str]:
-    """Transcripts by id: JSONL with ``id`` (or ``key``, ``audio_filepath``) and ``text``, Kaldi's ``text``, or a folder of .txt files.
+def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str, str]:
+    """Texts by id: JSONL with ``id`` (or ``key``, ``audio_filepath``) and ``text``, Kaldi's ``text``, or a folder of .txt files.
+
+    Args:
+        path: file or folder.
+        keys: where a JSONL row has its text; the first one that the row has, whose null is no text.
 
     Raises:
-        UserError: unreadable, or a line that is neither.
+        UserError: unreadable, a line that is neither, or two texts for one id.
     """
     path = Path(path)
     try:
         if path.is_dir():
             found = sorted(path.rglob("*.txt"))
             return {p.relative_to(path).with_suffix("").as_posix(): p.read_text(encoding="utf-8").strip() for p in found}
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         hint = "JSONL with id and text, Kaldi text, or a folder of .txt"
         raise UserError(f"cannot read the transcripts {path}", str(error), hint) from error
@@ -138,18 +212,29 @@ def read_texts(path: str | Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if path.suffix != ".jsonl":
-            key, _, words = line.strip().partition(" ")
-            texts[key] = words.strip()
+        key, words = _json_text(path, number, line, keys) if path.suffix in ROWS else _kaldi_text(line)
+        if words is None:
             continue
-        try:
-            row = json.loads(line)
-            key = row.get("id") or row.get("key") or Path(row["audio_filepath"]).stem
-            texts[str(key)] = str(row["text"] or "")
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            example = '{"id": "...", "text": "..."}'
-            raise UserError(f"{path} line {number} is no transcript", f"{type(error).__name__}: {error}", example) from error
+        if texts.setdefault(key, words) != words:
+            raise UserError(f"{path} line {number}: a second text for {key!r}", "which one is meant cannot be known",
+                            "one file a system, each id once")
     return texts
+
+
+def _kaldi_text(line: str) -> tuple[str, str]:
+    key, *words = line.split(maxsplit=1)
+    return key, words[0].strip() if words else ""
+
+
+def _json_text(path: Path, number: int, line: str, keys: tuple[str, ...]) -> tuple[str, str | None]:
+    try:
+        row = json.loads(line)
+        key = row.get("id") or row.get("key") or Path(row["audio_filepath"]).stem
+        words = row[next((k for k in keys if k in row), keys[-1])]
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        example = f'{{"id": "...", "{keys[0]}": "..."}}'
+        raise UserError(f"{path} line {number} is no transcript", f"{type(error).__name__}: {error}", example) from error
+    return str(key), None if words is None else str(words)
 
 
 def load(item: Item) -> Sample | AudioError:
@@ -158,6 +243,8 @@ def load(item: Item) -> Sample | AudioError:
     Returns:
         the sample, or what is wrong with the file. A reference that cannot be read is named in the columns as ``_target_error``.
     """
+    if item.audio is None:
+        return AudioError("the row names no audio")
     try:
         wav, rate = _read(item.audio, item)
     except AudioError as error:
@@ -169,7 +256,13 @@ def load(item: Item) -> Sample | AudioError:
             target = resample(target, native, rate)
         except AudioError as error:
             columns["_target_error"] = error.reason
-    return Sample(item.key, wav, rate, target, item.text, columns)
+    return Sample(item.key, wav, rate, target, item.text, columns, item.hypothesis)
+
+
+def unheard(item: Item, reason: str = "") -> Sample:
+    """An item without its audio, for rewards that judge its texts; ``reason`` goes to the columns as ``_audio_error``."""
+    columns = {**item.columns, **({"_audio_error": reason} if reason else {})}
+    return Sample(item.key, SILENCE, 16000, None, item.text, columns, item.hypothesis)
 
 
 def _read(path: Path, item: Item) -> tuple[np.ndarray, int]:

@@ -5,6 +5,11 @@ centring (the group advantage centres later), summed *before* the advantage is t
 "norm_then_sum" (as MixGRPO and GDPO): every reward is normalised inside its group and the weighted advantages are added, so that no
 reward's spread inside a group outweighs another's. Nothing is centred or divided where there is nothing to divide by: a constant
 reward carries no signal and adds 0.
+
+Two things rule rewards of recognisers need. A reward may have nothing to judge (keywords where there are none): ``missing`` says
+whether such a null leaves the row without a reward or adds 0; a row that no reward judges has none either way. And a hallucination
+may be the whole verdict instead of one more term: ``mode`` "override", where the other rewards of that row count for nothing
+(arXiv 2509.18569 says "reward = -1" and not which of the two it means).
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ class Composed(NamedTuple):
     Args:
         reward: (N,) float64, nan where a rewarded score is missing.
         stats: numbers to log, flat.
-        parts: (N, R) float64, every reward signed, clamped and scaled by its spec, *not* weighted, in the order of the specs.
+        parts: (N, R) float64, every reward signed, clamped and scaled by its spec, *not* weighted, in the order of the specs; 0 where
+            it is skipped or overridden.
         weights: (R,) float64; ``reward`` is ``parts @ weights`` for sum_then_norm.
     """
 
@@ -54,7 +60,7 @@ def compose(scores: Mapping[str, np.ndarray], group: np.ndarray, specs: Sequence
         scores: reward name -> (N,), nan where unscorable.
         group: (N,) prompt of every row.
         specs: names, weights, scales ("batch": divide by the batch's standard deviation; "group": z-score inside the group;
-            "none"), bounds of the raw score.
+            "none"), bounds of the raw score, what a null means, and whether it adds or overrides.
         how: "sum_then_norm" adds the scaled rewards; "norm_then_sum" normalises each inside its group first, whatever its scale.
         higher_is_better: directions by name; those left out are looked up in the registry.
 
@@ -62,13 +68,9 @@ def compose(scores: Mapping[str, np.ndarray], group: np.ndarray, specs: Sequence
         a ``Composed``. Weight-0 specs are reported in the stats and poison nothing.
 
     Raises:
-        UserError: a spec names a reward that was not scored, or none has a weight.
+        UserError: a spec names a reward that was not scored, or none has a weight, or an override that is scaled.
     """
-    missing = [s.name for s in specs if s.name not in scores]
-    if missing:
-        raise UserError(f"no scores for {', '.join(missing)}", f"scored: {', '.join(scores)}", "")
-    if not any(s.weight for s in specs):
-        raise UserError("no reward has a weight", "a composition needs one whose weight is not 0", "--set rewards.0.weight=1")
+    _refuse(scores, specs, how)
     group = np.asarray(group)
     stats: dict[str, float] = {}
     columns = []
@@ -85,11 +87,58 @@ def compose(scores: Mapping[str, np.ndarray], group: np.ndarray, specs: Sequence
         stats.update(_report(spec.name, raw, kept, group))
     parts, weights = np.stack(columns, 1), np.array([s.weight for s in specs], np.float64)
     active = weights != 0
+    _skip(parts, specs, active)
+    stats.update(_override(parts, specs, weights))
     reward = parts[:, active] @ weights[active]  # nan in any rewarded score makes the row nan
     valid = np.isfinite(reward)
     stats["reward_mean"] = float(reward[valid].mean()) if valid.any() else float("nan")
     stats["unscorable"] = float(1 - valid.mean()) if len(valid) else 0.0
     return Composed(reward, stats, parts, weights)
+
+
+def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale) -> None:
+    missing = [s.name for s in specs if s.name not in scores]
+    if missing:
+        raise UserError(f"no scores for {', '.join(missing)}", f"scored: {', '.join(scores)}", "")
+    if not any(s.weight for s in specs):
+        raise UserError("no reward has a weight", "a composition needs one whose weight is not 0", "--set rewards.0.weight=1")
+    for s in specs:
+        if s.mode == "override" and (s.scale != "none" or s.weight < 0 or how == "norm_then_sum"):
+            why = ("norm_then_sum normalises every reward by itself, and a row has one verdict" if how == "norm_then_sum" else
+                   "its weight is negative, so a bad score would be a good verdict" if s.weight < 0 else
+                   f"scale {s.scale} moves the 0 below which it overrides")
+            raise UserError(f"{s.name} cannot override the other rewards", why,
+                            "advantage: sum_then_norm, and for that reward scale: none and a weight above 0; or mode: add")
+
+
+def _skip(parts: np.ndarray, specs: Sequence[RewardSpec], active: np.ndarray) -> None:
+    """Nulls of rewards that may have nothing to judge become 0, in place, in the rows that another reward judges."""
+    judged = np.isfinite(parts[:, active]).any(1)
+    for i, spec in enumerate(specs):
+        null = ~np.isfinite(parts[:, i])
+        if null.any() and (spec.missing == "skip" or (spec.missing == "auto" and _optional(spec.name))):
+            parts[null & judged, i] = 0.0
+
+
+def _optional(name: str) -> bool:
+    try:
+        return column_of(name).optional
+    except UserError:  # a score that no reward of this machine made
+        return False
+
+
+def _override(parts: np.ndarray, specs: Sequence[RewardSpec], weights: np.ndarray) -> dict[str, float]:
+    """Where an overriding reward is below 0 the lowest such one keeps its part and all others become 0, in place; shares of rows."""
+    verdict = np.full(len(parts), -1)
+    lowest = np.zeros(len(parts))
+    for i, spec in enumerate(specs):
+        if spec.mode == "override" and spec.weight:
+            weighted = np.where(np.isfinite(parts[:, i]), parts[:, i] * weights[i], 0.0)
+            verdict, lowest = np.where(weighted < lowest, i, verdict), np.minimum(weighted, lowest)
+    for i in range(parts.shape[1]):
+        parts[(verdict >= 0) & (verdict != i), i] = 0.0
+    return {f"{s.name}/overrides": float((verdict == i).mean()) if len(parts) else 0.0
+            for i, s in enumerate(specs) if s.mode == "override"}
 
 
 def _direction(name: str, given: Mapping[str, bool] | None) -> bool:

@@ -1,21 +1,20 @@
 """Word and character error rate through a recogniser that the user names.
 
-Recogniser: Hub id or folder of a transformers model (CTC or sequence-to-sequence), ``pocketsphinx``, or ``package.module:function``
-with ``function(wavs, sample_rate) -> list[str]``. Error rates depend on how text is normalised, so the normaliser has a name and a
-version and stands in the score file. A silent clip is not shown to the recogniser (many invent words): its hypothesis is empty, and
-an empty hypothesis is an error rate of 1.
+Recogniser: ``embedded``, Hub id or folder of an audio language model or of another transformers model (CTC or sequence-to-sequence),
+``pocketsphinx``, or ``package.module:function`` with ``function(wavs, sample_rate) -> list[str]``. Error rates depend on how text is
+normalised, so the normaliser has a name and a version and stands in the score file. A silent clip is not shown to the recogniser (many
+invent words): its hypothesis is empty, and an empty hypothesis is an error rate of 1.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlspeech.data.text import NORMALISERS, get_normaliser, normalise_basic
 from rlspeech.rewards.base import load_function, wave_problem
 from rlspeech.types import Sample, Score, UserError
 
@@ -25,23 +24,12 @@ Recogniser = Callable[[Sequence[np.ndarray], int], list[str]]  # waveforms (T,) 
 GATE_S = 0.1
 
 
-def normalise_basic(text: str) -> str:
-    """Lower case, compatibility forms, no punctuation but apostrophes inside words, single spaces."""
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
-    text = re.sub(r"[^\w\s']|_", " ", text)
-    text = re.sub(r"(?<!\w)'|'(?!\w)", " ", text)
-    return " ".join(text.split())
-
-
-NORMALISERS: dict[str, Callable[[str], str]] = {"basic-1": normalise_basic, "none-1": lambda text: " ".join(text.split())}
-
-
 class ErrorRate:
     """``wer`` and ``cer``.
 
     Args:
         recogniser: see the module.
-        normaliser: name in ``NORMALISERS``, or ``package.module:function``.
+        normaliser: name in ``rlspeech.data.text.NORMALISERS``, or ``package.module:function``.
         language: given to sequence-to-sequence recognisers that take one.
         batch: waveforms in one call of a transformers recogniser.
         device: where a transformers recogniser runs.
@@ -53,15 +41,9 @@ class ErrorRate:
     def __init__(self, recogniser: str | None = None, normaliser: str = "basic-1", language: str | None = None, batch: int = 8,
                  device: str = "cpu") -> None:
         if not recogniser:
-            raise UserError("wer needs a recogniser", "none is embedded",
-                            "--recogniser FOLDER (or Hub id), or --recogniser pocketsphinx after pip install pocketsphinx")
-        if ":" in normaliser:
-            self._normalise: Callable[[str], str] = load_function(normaliser)
-        elif normaliser in NORMALISERS:
-            self._normalise = NORMALISERS[normaliser]
-        else:
-            known = f"one of {', '.join(NORMALISERS)}, or package.module:function"
-            raise UserError(f"no text normaliser is called {normaliser!r}", "", known)
+            raise UserError("wer needs a recogniser", "an error rate hangs on who listens, so it is named",
+                            "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx")
+        self._normalise = get_normaliser(normaliser)
         self._recognise = load_recogniser(recogniser, device, language, batch)
         self.version = f"recogniser {recogniser}, text {normaliser}"
 
@@ -94,8 +76,12 @@ def load_recogniser(name: str, device: str = "cpu", language: str | None = None,
     if name == "pocketsphinx":
         return _pocketsphinx()
     if ":" in name and not Path(name).exists():
-        function = load_function(name)
+        function = load_function(name, "recogniser", "def f(wavs, sample_rate) -> list[str]")
         return lambda wavs, rate: [str(t) for t in function(list(wavs), rate)]
+    from rlspeech.rewards.recognisers import AudioRecogniser, is_audio_lm
+
+    if is_audio_lm(name):
+        return AudioRecogniser(name, device, language, batch)
     return _transformers(name, device, language, batch)
 
 

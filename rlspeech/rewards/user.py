@@ -3,8 +3,9 @@
     def my_reward(wavs, texts, sample_rate, **columns) -> list[float | None]
 
 ``wavs`` are (T,) float32 arrays, ``texts`` strings or None; ``columns`` holds one list for each further manifest key, and
-``targets`` and ``keys``. Attributes of the function change how it is called: ``sample_rate`` (in Hz), ``needs`` ({"target"},
-{"text"}), ``higher_is_better``, ``version``.
+``targets`` and ``keys``. A function that names a parameter ``hypotheses`` is handed the texts that a recogniser made, and is asked
+only where there is one, whatever the waveform. Attributes of the function change how it is called: ``sample_rate`` (in Hz),
+``needs`` ({"target"}, {"text"}), ``higher_is_better``, ``optional`` (None may mean that there is nothing to judge), ``version``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.rewards.base import load_function
+from rlspeech.rewards.base import asks_for, load_function
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["UserReward"]
@@ -28,8 +29,9 @@ class UserReward:
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.name, self.function = name, load_function(name)
         self.version = str(getattr(self.function, "version", "unversioned"))
+        self._texts = asks_for(self.function, "hypotheses")
         try:
-            inspect.signature(self.function).bind([], [], 16000, keys=[], targets=[])
+            inspect.signature(self.function).bind([], [], 16000, keys=[], targets=[], **({"hypotheses": []} if self._texts else {}))
         except TypeError as error:
             raise UserError(f"the reward {name} has the wrong signature", str(error),
                             "def my_reward(wavs, texts, sample_rate, **columns) -> list[float | None]") from error
@@ -56,6 +58,8 @@ class UserReward:
     def _call(self, samples: Sequence[Sample]) -> list[Any]:
         names = sorted({k for s in samples for k in s.columns} - {"wavs", "texts", "sample_rate"})
         extra: dict[str, Any] = {k: [s.columns.get(k) for s in samples] for k in names}
+        if self._texts:
+            extra["hypotheses"] = [s.hypothesis for s in samples]
         extra["keys"], extra["targets"] = [s.key for s in samples], [s.target for s in samples]
         answers = self.function([s.wav for s in samples], [s.text for s in samples], samples[0].sample_rate, **extra)
         try:

@@ -19,6 +19,7 @@ from rlspeech.yamlfile import load_yaml
 __all__ = ["Findings", "check_jsonl", "check_metrics", "check_recipe", "check_scores"]
 
 TOLERANCE_S = 0.1  # between a manifest's duration and the file's header
+MAX_CHARACTERS_PER_S = 40  # nobody reads faster
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ def _manifest(path: Path) -> Findings:
     good = [number for number, _ in numbered_lines(path) if number not in bad]  # rows come in the order of the file
     seconds, rates = 0.0, set()
     for utt, number in zip(utts, good, strict=True):
-        for message in _audio_problems(utt):
+        for message in (*_audio_problems(utt), *_text_problems(utt)):
             found.add(path, number, f"{utt.id}: {message}")
         seconds += utt.duration
         rates.add(utt.sample_rate)
@@ -78,7 +79,27 @@ def _manifest(path: Path) -> Findings:
         "with a reference": paired,
         "with a text": sum(u.text is not None for u in utts),
     }
+    silent, keywords = sum(u.text == "" for u in utts), sum(bool(u.extra.get("keywords")) for u in utts)
+    if silent:
+        found.facts["in which nothing is said"] = silent
+    if keywords:
+        found.facts["with keywords"] = keywords
     return found
+
+
+def _text_problems(utt: Utterance) -> Iterator[str]:
+    """What makes a transcript useless to a recogniser without anybody noticing."""
+    text, keywords = utt.text, utt.extra.get("keywords")
+    if text is not None:
+        if "\ufffd" in text or any(0xD800 <= ord(c) < 0xE000 for c in text):
+            yield "text holds characters that could not be decoded: it was read with another encoding"
+        if "\t" in text or "\n" in text:
+            yield "text holds tabs or line breaks: several columns or lines in one"
+        if utt.duration > 1 and len(text) > MAX_CHARACTERS_PER_S * utt.duration:
+            yield f"text has {len(text)} characters for {utt.duration:.2f} s: of another recording?"
+    good = isinstance(keywords, str | None) or (isinstance(keywords, list) and all(isinstance(k, str) for k in keywords))
+    if not good:
+        yield "keywords is not a list of texts"
 
 
 def _audio_problems(utt: Utterance) -> Iterator[str]:

@@ -60,17 +60,21 @@ def _load(target: str) -> type[BaseModel]:
 def check_checkpoint(path: Path, found: Findings) -> None:
     """A checkpoint folder: both files there and readable, every weight finite."""
     weights = path / "model.safetensors"
+    shards = sorted(path.glob("model-*-of-*.safetensors"))
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        found.facts |= {"model type": config.get("model_type"), "task": config.get("task")}
+        beside = path / "rlspeech.json"  # of models in transformers' layout
+        about = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else config
+        found.facts |= {"model type": config.get("model_type"), "task": about.get("task")}
     except FileNotFoundError:
         found.add(path, None, "config.json is missing")
     except (OSError, ValueError) as error:
         found.add(path / "config.json", getattr(error, "lineno", None), f"cannot be read: {error}")
-    if not weights.is_file():
+    if not weights.is_file() and not shards:
         found.add(path, None, "model.safetensors is missing")
-        return
-    _tensors(weights, found)
+    found.facts.pop("parameters", None)  # of another checkpoint of the same run
+    for file in [weights] if weights.is_file() else shards:
+        _tensors(file, found)
 
 
 def _tensors(path: Path, found: Findings) -> None:
@@ -84,7 +88,7 @@ def _tensors(path: Path, found: Findings) -> None:
                 count += tensor.numel()
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     bad.append(name)
-        found.facts["parameters"] = count
+        found.facts["parameters"] = found.facts.get("parameters", 0) + count
         if bad:
             found.add(path, None, f"NaN or infinite weights in {', '.join(bad[:4])}{' ...' if len(bad) > 4 else ''}")
     except (SafetensorError, OSError, ValueError) as error:

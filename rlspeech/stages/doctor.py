@@ -11,6 +11,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+import textwrap
 from collections.abc import Callable
 from importlib import metadata, resources
 from pathlib import Path
@@ -51,7 +52,9 @@ ASSETS = {
     "speech_encoder": (("config.json", "model.safetensors"), "encoder of speech_bert_score"),
     "listener": (("config.json", "model.safetensors", "tokenizer.json"), "describes speech in words, for the reward llm"),
     "sentiment": (("config.json", "model.safetensors", "tokenizer.json"), "rates the words from 1 to 5, for the reward llm"),
+    "asr": (("config.json", "model.safetensors", "tokenizer.json"), "the recogniser that rl --task asr, eval and transcribe start from"),
     "demo": (("mix.json", "clean.jsonl", "noise.jsonl"), "the embedded corpus"),
+    "demo_commands": (("train.jsonl", "valid.jsonl", "test.jsonl"), "the embedded corpus of the task asr"),
 }
 
 
@@ -60,7 +63,7 @@ def run(*, json_mode: bool = False) -> dict[str, Any]:
 
     Returns:
         ``ok`` (the main job can run), ``problems``, ``python``, ``packages``, ``optional``, ``torch``, ``devices``, ``threads``,
-        ``rewards``, ``torchaudio``, ``compiler``, ``assets``.
+        ``rewards``, ``recognisers``, ``normalisers``, ``torchaudio``, ``compiler``, ``assets``.
     """
     summary: dict[str, Any] = {
         "rlspeech": __version__,
@@ -75,6 +78,8 @@ def run(*, json_mode: bool = False) -> dict[str, Any]:
         "devices": _devices,
         "threads": _threads,
         "rewards": _rewards,
+        "recognisers": _recognisers,
+        "normalisers": _normalisers,
         "torchaudio": _torchaudio,
         "compiler": _compiler,
         "assets": _assets,
@@ -171,6 +176,27 @@ def _rewards() -> list[dict[str, Any]]:
     ]
 
 
+def _recognisers() -> list[dict[str, Any]]:
+    """The kinds of audio language models that the task asr takes, and whether this transformers knows them."""
+    import transformers
+
+    from rlspeech.models.audio_families import FAMILIES
+
+    found, known = [], set(dir(transformers))  # asking for the attributes would import them all
+    for name, family in FAMILIES.items():
+        there = not family.architecture or family.architecture in known
+        why = "" if there else f"transformers {transformers.__version__} has no {family.architecture}: pip install -U transformers"
+        found.append({"name": name, "usable": there, "what": family.architecture, "why_not": why})
+    return found
+
+
+def _normalisers() -> list[str]:
+    """Names of the text normalisers."""
+    from rlspeech.data.text import NORMALISERS
+
+    return list(NORMALISERS)
+
+
 def _torchaudio() -> dict[str, Any]:
     if importlib.util.find_spec("torchaudio") is None:
         return {
@@ -259,6 +285,9 @@ def _print(summary: dict[str, Any]) -> None:
             f"torchaudio: {'usable' if summary['torchaudio'].get('usable') else summary['torchaudio'].get('why_not', '-')}",
         ],
     )
+    texts = summary["normalisers"]
+    names = texts["error"] if isinstance(texts, dict) else ", ".join(texts)
+    _usable("Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], [f"text normalisers: {names}"])
     _usable("Embedded", summary["assets"], [])
     if summary["ok"]:
         log.say("next: rlspeech rl --algo grpo --task flowse")
@@ -278,6 +307,7 @@ def _usable(title: str, entries: Any, notes: list[str]) -> None:
             about = f"{e['bytes'] / 1e6:.1f} MB, {about}"
         if e.get("needs"):
             about += f" (needs {' and '.join(e['needs'])})"
-        names = ", ".join(e.get("columns", [])) or e["name"]
-        rows.append([names, "yes" if e["usable"] else "no", about if e["usable"] else e["why_not"]])
+        names = textwrap.wrap(", ".join(e.get("columns", [])) or e["name"], 60)
+        rows.append([names[0], "yes" if e["usable"] else "no", about if e["usable"] else e["why_not"]])
+        rows += [[more, "", ""] for more in names[1:]]
     log.table(title, ["", "usable", ""], rows, notes)

@@ -2,6 +2,9 @@
 
     rlspeech eval --data test.jsonl --model base=runs/base --model rl=runs/rl --baseline base --out runs/eval
 
+Recognisers (``--task asr``) are compared by what they write: ``stages/recognition.py``; synthesisers (``--task tts``) by what is heard
+in what they say: ``stages/synthesis.py``. For the others:
+
 Scores are of the saved 16-bit audio, so what is scored is what can be heard, and a run that goes on scores the same files. Rows
 are appended as they come; a (system, utterance) that has its row is not computed again. Differences are paired by utterance.
 
@@ -51,6 +54,14 @@ def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
     Raises:
         UserError: data, checkpoint, metric or baseline that cannot be used; no utterance that could be scored.
     """
+    if config.task == "asr":
+        from rlspeech.stages.recognition import run as recognise
+
+        return recognise(config, _utterances(config), json_mode=json_mode)
+    if config.task == "tts":
+        from rlspeech.stages.synthesis import run as synthesise
+
+        return synthesise(config, _utterances(config), json_mode=json_mode)
     task = get_task(config.task)
     systems = _systems(config, sees="lips_filepath" in getattr(task, "required", ()))
     weights = {s.name: fingerprint(s.checkpoint, config.task, s.video) for s in systems if s.checkpoint is not None}
@@ -136,7 +147,11 @@ def _uncut(config: Evaluate, utts: Sequence[Utterance]) -> list[str]:
 
 
 def _utterances(config: Evaluate) -> list[Utterance]:
-    if config.data is None:
+    if config.data is None and config.task in ("asr", "tts"):
+        from rlspeech.corpora.demo_commands import demo_commands
+
+        path = demo_commands("test")
+    elif config.data is None:
         from rlspeech.corpora.demo import demo_test
 
         path = demo_test(faces=True) if config.task == "avse" else demo_test()

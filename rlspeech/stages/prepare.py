@@ -18,9 +18,10 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Mixing, Strict
-from rlspeech.corpora import avsec, demo, dns, folder, ladder, lips, mix, voicebank
+from rlspeech.corpora import avsec, demo, dns, folder, ladder, lhotse, librispeech, lips, mix, transcripts, voicebank
 from rlspeech.corpora.common import Candidate
 from rlspeech.corpora.contact import contact_sheet
+from rlspeech.corpora.demo_commands import demo_commands
 from rlspeech.corpora.drawn import draw_all
 from rlspeech.corpora.vet import Vetted, vet
 from rlspeech.data.checks import Limits
@@ -28,17 +29,23 @@ from rlspeech.data.jsonl import dumps, write_text
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.mixing import write_recipe
 from rlspeech.parallel import physical_cores
+from rlspeech.stages.prepare_parts import shown
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["Prepare", "run"]
+
+TRANSCRIBED = ("librispeech", "kaldi", "nemo", "lhotse")
+LENIENT = ("lips", "avsec4", *TRANSCRIBED)  # a recogniser may hear clipped and narrow speech
 
 
 class Prepare(Strict):
     """``rlspeech prepare SOURCE``."""
 
-    source: Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder", "avsec4", "lips", "demo"] = Field(
-        "demo", description="layout of what is there")
-    root: str | None = Field(None, description="dns, voicebank, folder, avsec4: the corpus; lips: manifest, or folder of videos")
+    source: Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder", "librispeech", "kaldi", "nemo", "lhotse", "avsec4", "lips",
+                    "demo"] = Field("demo", description="layout of what is there")
+    root: str | None = Field(None, description="the corpus, or a file of it; lips: manifest, or folder of videos")
+    text: str | None = Field(None, description="folder: list of transcripts (JSONL, csv, tsv, Kaldi's text); none: x.txt beside x.wav")
+    splits: list[str] = Field([], description="librispeech: only these; none: all that are there")
     noisy: str | None = Field(None, description="pairs: folder with the inputs")
     clean: list[str] = Field([], description="pairs: folder with the references; mix, ladder: folders or manifests of speech")
     noise: list[str] = Field([], description="mix, ladder: folders or manifests of noise")
@@ -55,6 +62,7 @@ class Prepare(Strict):
     channels: Literal["mono", "binaural"] = Field("mono", description="avsec4: which files")
     target: Literal["anechoic", "reverberant"] = Field("anechoic", description="avsec4: reference")
     given_lips: bool = Field(False, description="avsec4: name the organisers' lip videos (lips/), where they are")
+    commands: bool = Field(False, description="demo: spoken digits and commands with transcripts, for the task asr")
     crop: Literal["mouth96", "centre112", "whole96"] = Field("mouth96", description="lips: tracked mouth; fixed centre; videos of mouths")
     landmarks: str | None = Field(None, description="lips: face-landmarker model (MediaPipe .task) in place of the embedded detector")
     keep_faceless: bool = Field(False, description="lips: cut the centre of clips without any face instead of dropping them")
@@ -84,11 +92,11 @@ def run(config: Prepare, *, json_mode: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot make {out}", error.strerror or str(error), "name another folder with --out") from error
     if config.source == "demo":
-        summary = _demo(out, config.mouths)
+        summary = _demo(out, config.mouths, config.commands)
     else:
         candidates = list(_candidates(config, out))
         workers = physical_cores() if config.workers is None else config.workers
-        kind = {"folder": config.kind, "lips": "noisy", "avsec4": "noisy"}.get(config.source)
+        kind = config.kind if config.source == "folder" else "noisy" if config.source in LENIENT else None
         done = vet(candidates, out / "checks.jsonl", config.limits, workers, kind)
         _refuse_nothing(config, done, out)
         facts = _lips(config, done, out, workers) if config.source == "lips" else {}
@@ -108,7 +116,13 @@ def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
     if config.source == "voicebank":
         return voicebank.find(config.root or "", config.speakers, config.valid_speakers)
     if config.source == "folder":
-        return folder.find(config.root or "", skip=out)
+        root = config.root or ""
+        return transcripts.find_listed(root, config.text, skip=out) if config.text else folder.find(root, skip=out)
+    if config.source == "librispeech":
+        return librispeech.find(config.root or "", config.splits)
+    if config.source in TRANSCRIBED:
+        find = {"kaldi": transcripts.find_kaldi, "nemo": transcripts.find_nemo, "lhotse": lhotse.find}[config.source]
+        return find(config.root or "")
     if config.source == "avsec4":
         workers = physical_cores() if config.workers is None else config.workers
         return avsec.find(config.root or "", config.channels, config.target, given_lips=config.given_lips, workers=workers)
@@ -195,41 +209,50 @@ def _write_dropped(dropped: list[dict[str, Any]], out: Path) -> None:
     write_text(out / "dropped.jsonl", "".join(dumps(row) + "\n" for row in dropped))
 
 
-def _demo(out: Path, faces: bool) -> dict[str, Any]:
-    recipe = demo.demo_recipe(out, faces=faces)
+def _demo(out: Path, faces: bool, commands: bool) -> dict[str, Any]:
+    recipe = None
+    if commands:
+        paths = [demo_commands(part, out) for part in ("train", "valid", "test")]
+    else:
+        recipe = demo.demo_recipe(out, faces=faces)
+        paths = [out / "clean.jsonl", out / "noise.jsonl", demo.demo_valid(out, faces=faces), demo.demo_test(out, faces=faces)]
     manifests = {}
-    for path in (out / "clean.jsonl", out / "noise.jsonl", demo.demo_valid(out, faces=faces), demo.demo_test(out, faces=faces)):
+    for path in paths:
         utts = read_manifest(path)
         manifests[path.stem] = {"path": str(path), "rows": len(utts), "hours": round(sum(u.duration for u in utts) / 3600, 6), "dropped": 0}
-    return {"source": "demo", "out": str(out), "manifests": manifests, "recipe": str(recipe), "dropped": {}, "checked": 0, "known": 0,
-            "multichannel": 0, "next": _next(out, manifests, True)}
+    command = f"rlspeech rl --task asr --data {shown(out)}/train.jsonl --valid {shown(out)}/valid.jsonl"
+    return {"source": "demo", "out": str(out), "manifests": manifests, "recipe": str(recipe) if recipe else None, "dropped": {},
+            "checked": 0, "known": 0, "multichannel": 0, "next": command if commands else _next(out, manifests, True)}
 
 
 def _next(out: Path, manifests: dict[str, Any], recipe: bool) -> str:
     """The command that goes on from here."""
-    shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else str(out)
-    valid = f" --valid {shown}/valid.jsonl" if "valid" in manifests else ""
+    folder = shown(out)
+    valid = f" --valid {folder}/valid.jsonl" if "valid" in manifests else ""
     if recipe:
         speech = json.loads(Path(manifests["clean"]["path"]).read_text(encoding="utf-8").split("\n", 1)[0])
         task = " --task avse" if "lips_filepath" in speech else ""
-        return f"rlspeech pretrain{task} --data {shown}/mix.json{valid}"
+        return f"rlspeech pretrain{task} --data {folder}/mix.json{valid}"
     train = next((s for s in ("train", "manifest") if s in manifests), None)
     some = train or str(next(iter(manifests)))
     first = json.loads(Path(manifests[some]["path"]).read_text(encoding="utf-8").split("\n", 1)[0])
     if "video_filepath" in first and "lips_filepath" not in first:
-        return f"rlspeech prepare lips {shown} --out {shown}-lips"
+        return f"rlspeech prepare lips {folder} --out {folder}-lips"
+    if "text" in first and not {"target_filepath", "lips_filepath", "rung"} & set(first):
+        task = "eval" if some.startswith(("test", "dev", "valid")) else "rl"
+        return f"rlspeech {task} --task asr --data {folder}/{some}.jsonl"
     if train:
         if "lips_filepath" in first and "target_filepath" in first:
-            return f"rlspeech pretrain --task avse --data {shown}/{train}.jsonl{valid}"
+            return f"rlspeech pretrain --task avse --data {folder}/{train}.jsonl{valid}"
         if "rung" in first:
-            return f"rlspeech reward {shown}/{train}.jsonl --reward llm --reward dnsmos --reward pesq"
+            return f"rlspeech reward {folder}/{train}.jsonl --reward llm --reward dnsmos --reward pesq"
         if "target_filepath" in first:
-            return f"rlspeech pretrain --data {shown}/{train}.jsonl{valid}"
-        return f"rlspeech reward {shown}/{train}.jsonl --reward dnsmos"
+            return f"rlspeech pretrain --data {folder}/{train}.jsonl{valid}"
+        return f"rlspeech reward {folder}/{train}.jsonl --reward dnsmos"
     split = next(iter(manifests))
     if split.startswith("test"):
-        return f"rlspeech eval --data {shown}/{split}.jsonl"
-    return f"rlspeech reward {shown}/{split}.jsonl --reward dnsmos"
+        return f"rlspeech eval --data {folder}/{split}.jsonl"
+    return f"rlspeech reward {folder}/{split}.jsonl --reward dnsmos"
 
 
 def _report(summary: dict[str, Any]) -> None:

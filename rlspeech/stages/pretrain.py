@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from rlspeech import log
 from rlspeech.config import Pretrain
-from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_clips, whole_clips
+from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_clips, whole_clips, with_utts
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task, channels_of
 from rlspeech.types import UserError
+
+TRANSCRIBED = frozenset({"asr", "token-reward", "tts"})  # tasks whose rows are a recording and its text: no target, and nothing is cut
+HEARD = frozenset({"codec"})  # tasks whose rows are a recording alone: no target, no text
 
 
 def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         folder.note(device=engine.reason)
         model = task.build(config).to(engine.device).train()
         train, valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, config.mixing,
-                               config.task, channels_of(task, model))
+                               config.task, channels_of(task, model), getattr(model, "max_s", None))
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
         engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
@@ -70,7 +73,8 @@ class Trainer:
         path, state = found
         self.model.load_state_dict({k: v.to(self.engine.device) for k, v in state["weights"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.average = {k: v.to(self.engine.device) for k, v in self.task.load(str(path))[0].state_dict().items()}
+        reload = getattr(self.task, "reload", self.task.load)  # the model as it is trained, where what is used later is another
+        self.average = {k: v.to(self.engine.device) for k, v in reload(str(path))[0].state_dict().items()}
         self.step, self.cursor, self.last_valid = int(state["step"]), int(state["cursor"]), state["last_valid"]
         set_rng_state(state["rng"])
         self.engine.say(f"resumed at step {self.step} from {path}")
@@ -154,28 +158,62 @@ class Trainer:
         self.folder.save_checkpoint(self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state)
 
 
-def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int,
-            mixing: Any = None, task: str = "flowse", channels: int = 1) -> tuple[ClipSource, list[Clip]]:
+def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int, mixing: Any = None, task: str = "flowse",
+            channels: int = 1, max_s: float | None = None) -> tuple[ClipSource, list[Clip]]:
     """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
+
+    A recogniser's rows need no target but a text (an empty one says that nothing is said), and are never cut.
+
+    Args:
+        data, valid: manifests, recipes or folders.
+        sample_rate: of the clips, in Hz.
+        valid_items: most validation clips.
+        seed: of mixtures.
+        mixing: overrides a recipe's own.
+        task: name of the task.
+        channels: of the clips.
+        max_s: a recogniser's limit: longer rows, and rows without a text, are left out, which is said.
 
     Returns:
         the source to train on, and up to ``valid_items`` whole clips that it does not contain.
     """
-    if data is None:
+    words = task in TRANSCRIBED
+    alone = words or task in HEARD
+    if data is None and alone:
+        from rlspeech.corpora.demo_commands import demo_commands, demo_commands_clean
+
+        speech = demo_commands if words else demo_commands_clean
+        data, valid = str(speech("train")), valid or str(speech("valid"))
+    elif data is None:
         from rlspeech.corpora.demo import demo_recipe, demo_valid
 
         faces = task == "avse"
         data, valid = str(demo_recipe(faces=faces)), valid or str(demo_valid(faces=faces))
-    source = open_clips(data, sample_rate, mixing=mixing, seed=seed, channels=channels)
-    if valid is not None:
-        held = open_clips(valid, sample_rate, seed=seed, channels=channels)
-        return source, whole_clips(held, valid_items)
-    train, held = hold_back(source, valid_items)
-    return train, whole_clips(held, valid_items)
+    source = open_clips(data, sample_rate, mixing=mixing, seed=seed, channels=channels, paired=not alone)
+    held = open_clips(valid, sample_rate, seed=seed, channels=channels, paired=not alone) if valid is not None else None
+    if words:
+        source = _usable(source, data, max_s)
+        held = _usable(held, str(valid), max_s) if held is not None else None
+    if held is None:
+        source, held = hold_back(source, valid_items)
+    return source, whole_clips(held, valid_items, max_s=math.inf if words else 8.0)
+
+
+def _usable(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
+    """The rows that a recogniser can learn from. Raises ``UserError`` where there are none."""
+    texts = [u for u in source.utts if u.text is not None]
+    short = [u for u in texts if max_s is None or u.duration <= max_s]
+    silent, long = len(source.utts) - len(texts), len(texts) - len(short)
+    why = "; ".join([f"{silent} have no text"] * bool(silent) + [f"{long} are longer than the model's {max_s:g} s"] * bool(long))
+    if not short:
+        raise UserError(f"none of the {len(source.utts)} rows of {name} can be used", why, "rlspeech check on the manifest")
+    if why:
+        log.warn(f"{name}: {len(source.utts) - len(short)} of {len(source.utts)} rows are left out: {why}")
+    return with_utts(source, short)
 
 
 def _clip_s(train: ClipSource, config: Pretrain) -> float:
+    if config.task in TRANSCRIBED:
+        return 0.0
     mixing = config.mixing or getattr(getattr(train, "mixtures", None), "mixing", None)
     return mixing.clip_s if mixing is not None else 2.0
-
-

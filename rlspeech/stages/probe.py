@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,31 @@ import torch
 from rlspeech import log
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.probe import Agreement, probe_gradients, summarise
-from rlspeech.config import RL, Exploration
+from rlspeech.config import RL, Exploration, Sampling
 from rlspeech.data.batches import batches
 from rlspeech.engine import Engine
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import write_text
-from rlspeech.stages.pretrain import data_of
-from rlspeech.stages.rl import complete, make_scorer, seen
+from rlspeech.stages.pretrain import TRANSCRIBED, data_of
+from rlspeech.stages.rl import make_scorer, seen
+from rlspeech.stages.rl_rules import complete, load_options
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import channels_of
 from rlspeech.types import UserError
 
+Setting = Exploration | Sampling
 PUBLISHED = {"flowse": Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False),
              "avse": Exploration(kind="mask", noise=0.05, antithetic=False)}
 
 
-def candidates(config: RL) -> list[Exploration]:
-    """The configured setting and, unless the user listed others, its neighbours and the published one."""
+def candidates(config: RL) -> Sequence[Setting]:
+    """The configured setting and, unless the user listed others, its neighbours and the published one.
+
+    Tokens are sampled in one way: the one row is then about the rewards, whose gradients are compared.
+    """
+    if config.task not in PUBLISHED:
+        return [config.sampling]
     if config.probe_settings:
         return list(config.probe_settings)
     mine = config.explore
@@ -54,26 +62,28 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     task = get_task(config.task)
     config = complete(config, task)
     engine = Engine(config.device, "fp32", config.seed)
-    model, _ = task.load(config.model, engine.device)
+    model, _ = task.load(config.model, engine.device, **load_options(config))
     adapted = Adapted(model, config.lora)
     train, _ = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, task=config.task,
-                       channels=channels_of(task, model))
+                       channels=channels_of(task, model), max_s=getattr(model, "max_s", None))
+    clip_s = 0.0 if config.task in TRANSCRIBED else config.clip_s
     settings = candidates(config)
     rows: list[dict[str, Any]] = []
     total = len(settings) * config.probe_batches
     with make_scorer(config, str(engine.device)) as scorer, log.progress(total, "probe", "gradients") as bar:
         for setting in settings:
-            policy = task.policy(adapted, config, setting)
-            feed = batches(train, config.prompts_per_step, config.clip_s, seed=config.seed)  # every setting sees the same prompts
+            policy = task.policy(adapted, config, setting) if isinstance(setting, Exploration) else task.policy(adapted, config)
+            feed = batches(train, config.prompts_per_step, clip_s, seed=config.seed)  # every setting sees the same prompts
             found, rate = _measure(config, policy, scorer, feed, bar)
-            rows.append({"setting": label(setting), "explore": setting.model_dump(mode="json"), "rollouts_per_s": rate,
+            kind = "explore" if isinstance(setting, Exploration) else "sampling"
+            rows.append({"setting": label(setting), kind: setting.model_dump(mode="json"), "rollouts_per_s": rate,
                          **{name: {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
                             for name, (interval, critical) in found.items()}})
     summary = {"prompts": config.prompts_per_step, "group": config.group, "gradients": config.probe_batches, "rows": rows}
     if config.out:
         Path(config.out).mkdir(parents=True, exist_ok=True)
         write_text(Path(config.out) / "probe.json", json.dumps(summary, indent=2) + "\n")
-    names = [k for k in rows[0] if k not in {"setting", "explore", "rollouts_per_s"}]
+    names = [k for k in rows[0] if k not in {"setting", "explore", "sampling", "rollouts_per_s"}]
     size = f"{config.prompts_per_step} x {config.group} rollouts"
     log.table(f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)",
               ["exploration", "rollouts/s", *names],
@@ -104,8 +114,11 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
     return summarise(grads, config.prompts_per_step, config.seed), rollouts / (time.monotonic() - started)
 
 
-def label(e: Exploration) -> str:
+def label(e: Setting) -> str:
     """A setting in a few words."""
+    if isinstance(e, Sampling):
+        cut = [f"top_p {e.top_p:g}"] * (e.top_p < 1) + [f"top_k {e.top_k}"] * (e.top_k > 0)
+        return ", ".join([f"temperature {e.temperature:g}", *cut])
     if e.kind != "gain":
         return f"{e.kind} {e.noise:g}" + ("" if e.kind == "mask" else f", window {e.window}")
     stretch = "clip" if e.segment_s is None else f"{e.segment_s:g} s"

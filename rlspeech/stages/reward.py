@@ -1,13 +1,16 @@
-"""``rlspeech reward``: score a folder of audio files or a manifest into ``scores.jsonl`` and ``scores.meta.json``.
+"""``rlspeech reward``: score a folder of audio files, a manifest or saved transcripts into ``scores.jsonl`` and ``scores.meta.json``.
 
 Every file's row is appended as soon as its batch is done, so an interrupted run goes on where it was; a row is taken over only where
 the file and the metric's version are still the same. Asking for further rewards later adds columns and recomputes nothing.
+
+Rewards of a recogniser's texts (``asr_*``) open no audio where no other reward is asked for, and do not mind audio that is lost.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
 from rlspeech.rewards import base
-from rlspeech.rewards.files import Item, collect, load
+from rlspeech.rewards.files import HYPOTHESES, Item, collect, load, unheard
 from rlspeech.rewards.scorefile import FIXED, ScoreFile
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.stages import reward_report
@@ -41,7 +44,11 @@ def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> di
     Raises:
         UserError: nothing to score, a reward that cannot be used, or one whose references or transcripts are missing altogether.
     """
-    items = collect(path, config.target, config.text)
+    requests = [base.resolve(r) for r in config.rewards]
+    silent = all(_reads_only(r) for r in requests)
+    items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent)
+    if config.hypotheses and not any(_judges_texts(r) for r in requests):
+        log.warn("hypotheses are given, but no reward that judges them is asked for: --reward asr_wer")
     options: dict[str, dict[str, Any]] = {}
     for family, key, value in (("speaker_similarity", "encoder", config.speaker_encoder),
                                ("speech_bert_score", "encoder", config.speech_encoder), ("wer", "recogniser", config.recogniser)):
@@ -50,21 +57,21 @@ def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> di
     given = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
     if judge := {k: v for k, v in given.items() if v}:
         options["llm"] = judge
-        if not any(base.resolve(r).entry.family == "llm" for r in config.rewards):
+        if not any(r.entry.family == "llm" for r in requests):
             log.warn(f"{', '.join(judge)} of the reward llm are set, but it is not asked for: --reward llm")
-    device = _device(config.device)
+    device = "cpu" if silent else _device(config.device)
     with Scorer(config.rewards, device=device, workers=config.workers, timeout_s=config.timeout_s, options=options) as scorer:
         _check_needs(scorer, items)
         names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}  # an alias is written under its full name
-        meta = scorer.meta()
-        scores = ScoreFile(_out(config.out, Path(path)), config.system, {names[k]: v for k, v in meta.items() if k in names})
+        meta = {names[r.asked]: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
+        scores = ScoreFile(_out(config.out, Path(path)), config.system, meta)
         todo = [i for i in items if scores.missing(i.key, i.stamp())]
         if scores.outdated:
             log.say(f"recomputing {', '.join(scores.outdated)}: the version or the options have changed since {scores.path} was written")
         if len(todo) < len(items):
             log.say(f"{len(items) - len(todo)} of {len(items)} files are in {scores.path} already")
         try:
-            _score_all(scorer, scores, todo, names, config, done=len(items) - len(todo))
+            _score_all(scorer, scores, todo, names, config, unheard if silent else load, done=len(items) - len(todo))
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
             raise
@@ -74,14 +81,36 @@ def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> di
     return _report(scores, scorer, items, names, config, json_mode)
 
 
-def _score_all(scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[str, str], config: ScoreFolder, done: int) -> None:
+def _judges_texts(request: base.Request) -> bool:
+    return "hypothesis" in request.entry.needs
+
+
+def _reads_only(request: base.Request) -> bool:
+    """Whether a reward never listens; a function of the user's may, whatever it asks for."""
+    return _judges_texts(request) and ":" not in request.entry.family
+
+
+def _normaliser(request: base.Request) -> dict[str, str]:
+    """For the meta file: an error rate means nothing without it."""
+    if request.entry.family != "asr":
+        return {}
+    from rlspeech.rewards.rules import TextRules
+
+    default = inspect.signature(TextRules).parameters["normaliser"].default
+    return {"normaliser": str(dict(request.options).get("normaliser", default))}
+
+
+def _score_all(scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[str, str], config: ScoreFolder,
+               read: Callable[[Item], Sample | AudioError], done: int) -> None:
     """Read, score and write in batches; the workers score one batch while the next is read and the device scores."""
     before: tuple[list[Item], Pending] | None = None
     with log.progress(len(todo) + done, "scoring", "files", start=done) as bar, ThreadPoolExecutor(2) as readers:
-        for batch in _ahead(readers, todo, config.batch):
+        for batch in _ahead(readers, todo, config.batch, read):
             ready = []
             for item, sample in batch:
-                if isinstance(sample, AudioError):
+                if isinstance(sample, AudioError) and item.hypothesis is not None and any(map(_judges_texts, scorer.requests)):
+                    ready.append((item, unheard(item, sample.reason)))  # its words are still there
+                elif isinstance(sample, AudioError):
                     nulls = {n: f"audio: {sample.reason}" for n in names.values()}
                     scores.add(_row(item, config.system, dict.fromkeys(names.values()), nulls))
                     bar.advance()
@@ -99,13 +128,14 @@ def _score_all(scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[
             bar.advance(len(before[0]))
 
 
-def _ahead(readers: ThreadPoolExecutor, todo: list[Item], batch: int) -> Iterator[list[tuple[Item, Sample | AudioError]]]:
+def _ahead(readers: ThreadPoolExecutor, todo: list[Item], batch: int,
+           read: Callable[[Item], Sample | AudioError]) -> Iterator[list[tuple[Item, Sample | AudioError]]]:
     """Batches of loaded items, the next one being read while this one is used."""
     parts = [todo[i:i + batch] for i in range(0, len(todo), batch)]
-    waiting = [readers.submit(load, i) for i in parts[0]] if parts else []
+    waiting = [readers.submit(read, i) for i in parts[0]] if parts else []
     for k, part in enumerate(parts):
         loaded = [w.result() for w in waiting]
-        waiting = [readers.submit(load, i) for i in parts[k + 1]] if k + 1 < len(parts) else []
+        waiting = [readers.submit(read, i) for i in parts[k + 1]] if k + 1 < len(parts) else []
         yield list(zip(part, loaded, strict=True))
 
 
@@ -118,12 +148,16 @@ def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str
         values: dict[str, Any] = {}
         for name, s in answers.items():
             own = name[name.index("["):] if "[" in name else ""  # the same reward with other options has other details
-            values.update({f"{k}{own}": v for k, v in s.detail.items() if k not in FIXED})
+            # what is judged is the item's hypothesis; a recogniser that listened itself wrote another one
+            heard = f"{name.split('[')[0]}_" if item.hypothesis is not None and "normaliser" not in scores.metrics[name] else ""
+            values.update({f"{heard if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in FIXED})
         scores.add(_row(item, system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
     scores.flush()
 
 
 def _why(score: Score, sample: Sample) -> str:
+    if score.error == "no samples" and "_audio_error" in sample.columns:
+        return f"audio: {sample.columns['_audio_error']}"
     if score.error == "no reference audio" and "_target_error" in sample.columns:
         return f"reference: {sample.columns['_target_error']}"
     return score.error or "no reason given"
@@ -162,6 +196,8 @@ def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[st
         rows.append([f"{name}{'' if f['higher_is_better'] else ' (lower is better)'}", interval.text(), f["n_valid"], f["n_failed"]])
         notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
+    corpus = reward_report.corpus_rates(scores, items, config.seed)
+    notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
     log.table(f"{config.system}: {len(items)} files", heading, rows, [*notes, f"scores: {scores.path}"])
     order = reward_report.calibration(scores, items, config.seed)
     page = reward_report.page(scores, items, config, order)
@@ -171,16 +207,20 @@ def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[st
     keep = ("mean", "lo", "hi", "n_valid", "n_failed", "reasons", "version")
     summary = {"stage": "reward", "system": config.system, "n": len(items), "scores": str(scores.path), "meta": str(scores.meta_path),
                "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds,
-               "calibration": order, "report": str(page) if page else None}
+               "corpus": corpus, "calibration": order, "report": str(page) if page else None}
     if json_mode:
         log.emit(summary)
     return dict(log.plain(summary))
 
 
-def _check_needs(scorer: Scorer, items: list[Item]) -> None:
-    for need, what, have, flag in (("target", "reference", any(i.target for i in items), "--target FOLDER"),
+def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
+    said = "--hypotheses FILE, or a column hypothesis or pred_text in the manifest"
+    for need, what, have, flag in (("hypothesis", "hypothesis", any(i.hypothesis is not None for i in items), said),
+                                   ("target", "reference", any(i.target for i in items), "--target FOLDER"),
                                    ("text", "transcript", any(i.text for i in items), "--text FILE")):
-        wanting = [r.asked for r in scorer.requests if need in r.entry.needs]
+        # of words, "" is a transcript like any other: nothing is said
+        wanting = [r.asked for r in scorer.requests if need in r.entry.needs
+                   and not (need == "text" and _judges_texts(r) and any(i.text is not None for i in items))]
         if wanting and not have:
             raise UserError(f"{', '.join(wanting)} cannot be computed without a {what} for each file", "none is given", flag)
 

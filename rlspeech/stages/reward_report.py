@@ -1,4 +1,7 @@
-"""The page of ``rlspeech reward``: means, how the rewards follow a known order, and players with what the judge said of them."""
+"""The page of ``rlspeech reward``: means, how the rewards follow a known order, and players with what the judge said of them.
+
+Of a recogniser's texts the page shows the mistakes; the audio is played where it can be read.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,17 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
-from rlspeech.report import Clip, Grid, Metric, ReportData, render_report
+from rlspeech.data.text import align, units
+from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, render_report
 from rlspeech.rewards import base
-from rlspeech.rewards.files import Item, load
+from rlspeech.rewards.files import Item, load, unheard
 from rlspeech.rewards.scorefile import ScoreFile
 from rlspeech.stages.calibrate import HEADING, calibrate, calibration_rows, has_order, print_calibration, text_of
-from rlspeech.stats import mean_interval
+from rlspeech.stages.recognition_page import edits_of
+from rlspeech.stats import draws_interval, mean_interval, resampled_sums
 from rlspeech.types import Sample
 
-__all__ = ["calibration", "page", "page_path"]
+__all__ = ["calibration", "corpus_rates", "page", "page_path"]
 
 TEXT = "llm_text"
 
@@ -34,6 +39,40 @@ def calibration(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[str
     result = calibrate(rows, {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}, seed)
     print_calibration(result)
     return result
+
+
+def corpus_rates(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[str, dict[str, Any]]:
+    """Error rate of all hypotheses together, per options of ``asr`` that were asked for.
+
+    Returns:
+        a name for people -> ``wer`` in % with its interval, its parts, ``units``, ``normaliser`` and ``text``, a line for the table.
+        The mean over files, which the column ``asr_wer`` has, weighs a word in a short file more.
+    """
+    made = {}
+    for own in dict.fromkeys(_options(n) for n in _of_texts(scores)):
+        rows = [scores.rows.get((scores.system, i.key), {}) for i in items]
+        counts = np.array([[r[f"{k}{own}"] for k in ("units", "substitutions", "deletions", "insertions")]
+                           for r in rows if r.get(f"units{own}")], np.float64)
+        if not len(counts):
+            continue
+        sums, draws = counts.sum(0), resampled_sums(counts, seed)
+        rate = draws_interval(float(100 * sums[1:].sum() / sums[0]), 100 * draws[:, 1:].sum(1) / draws[:, 0], len(counts))
+        parts = dict(zip(("substitutions", "deletions", "insertions"), (100 * sums[1:] / sums[0]).tolist(), strict=True))
+        normaliser = next(scores.metrics[n]["normaliser"] for n in _of_texts(scores) if _options(n) == own)
+        split = ", ".join(f"{v:.2f} {k}" for k, v in parts.items())
+        made[f"all words together{own}"] = {
+            "wer": rate.mean, "lo": rate.lo, "hi": rate.hi, **parts, "units": int(sums[0]), "n": len(counts), "normaliser": normaliser,
+            "text": f"error rate {rate.text(2)} % ({split}) of {int(sums[0])} units in {len(counts)} files, texts by {normaliser}"}
+    return made
+
+
+def _of_texts(scores: ScoreFile) -> list[str]:
+    """The columns of the family ``asr``."""
+    return [name for name, facts in scores.metrics.items() if "normaliser" in facts]
+
+
+def _options(name: str) -> str:
+    return name[name.index("["):] if "[" in name else ""
 
 
 def page_path(scores: Path) -> Path:
@@ -52,7 +91,7 @@ def page(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, result: 
         UserError: the disk does not take it.
     """
     spoken = [n for n in scores.metrics if any(_said(scores, n, i.key) for i in items)]
-    if config.report == "never" or (config.report == "auto" and not spoken and result is None):
+    if config.report == "never" or (config.report == "auto" and not spoken and not _of_texts(scores) and result is None):
         return None
     keys = [i.key for i in items]
     means = {n: mean_interval(scores.values(n, keys), config.seed) for n in scores.metrics}
@@ -90,17 +129,31 @@ def _clips(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, spoken
     for n in np.unique(np.linspace(0, len(ranked) - 1, count).astype(int)) if count else []:
         item = ranked[n]
         sample = load(item)
+        edits = _edits(scores, item, config.system)
         if isinstance(sample, AudioError):
-            continue  # its row says why
-        clips.append(_clip(scores, item, sample, config.system, spoken))
+            if edits:  # its row says why; the words need no sound
+                clips.append(_clip(scores, item, unheard(item), config.system, spoken, edits))
+            continue
+        clips.append(_clip(scores, item, sample, config.system, spoken, edits))
     if len(ranked) > len(clips):
-        log.say(f"the report plays {len(clips)} of {len(ranked)} files, from the lowest {lead} to the highest")
+        log.say(f"the report shows {len(clips)} of {len(ranked)} files, from the lowest {lead} to the highest")
     return clips
 
 
-def _clip(scores: ScoreFile, item: Item, sample: Sample, system: str, spoken: Sequence[str]) -> Clip:
+def _edits(scores: ScoreFile, item: Item, system: str) -> dict[str, list[Edit]]:
+    """What was written against what was said, as the first reward of texts compared them."""
+    row, names = scores.rows.get((scores.system, item.key), {}), _of_texts(scores)
+    texts = [row.get(f"{k}{_options(names[0])}") for k in ("reference_text", "hypothesis_text")] if names else [None]
+    if not all(isinstance(t, str) for t in texts):
+        return {}
+    language = scores.metrics[names[0]]["options"].get("language") or item.columns.get("language")
+    said, written = (units(str(t), language if isinstance(language, str) else None) for t in texts)
+    return {system: edits_of(align(said, written))}
+
+
+def _clip(scores: ScoreFile, item: Item, sample: Sample, system: str, spoken: Sequence[str], edits: Mapping[str, Sequence[Edit]]) -> Clip:
     row = scores.rows.get((scores.system, item.key), {})
-    audio = {system: sample.wav}
+    audio = {system: sample.wav} if len(sample.wav) else {}
     if sample.target is not None:
         audio["reference"] = sample.target
     columns = item.columns
@@ -109,8 +162,11 @@ def _clip(scores: ScoreFile, item: Item, sample: Sample, system: str, spoken: Se
         facts.append(f"{columns['snr_db']:.1f} dB SNR")
     words = [(n, text) for n in spoken if (text := _said(scores, n, item.key))]
     text = "\n".join(t if len(words) == 1 else f"{n}: {t}" for n, t in words)
-    return Clip(item.key, audio, sample.sample_rate, " · ".join([*facts, *([item.text] if item.text else [])]),
-                {system: {n: row.get(n) for n in scores.metrics}}, {system: text} if text else {})
+    facts += [item.text] if item.text and not edits else []
+    if not audio:  # values stand below the players
+        facts += [f"{n} {row[n]:.3g}" for n in scores.metrics if row.get(n) is not None]
+    return Clip(item.key, audio, sample.sample_rate, " · ".join(facts),
+                {system: {n: row.get(n) for n in scores.metrics}}, {system: text} if text else {}, dict(edits))
 
 
 def _said(scores: ScoreFile, name: str, key: str) -> str:

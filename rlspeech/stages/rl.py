@@ -2,6 +2,8 @@
 
     rlspeech rl --algo grpo --task flowse                                   # embedded checkpoint, embedded corpus
     rlspeech rl --algo ppo --task avse                                      # the same for audio-visual enhancement
+    rlspeech rl --algo grpo --task asr                                      # the same for recognition, with rules as rewards
+    rlspeech rl --algo diffro --task flowse                                 # the gradient of DNSMOS itself, smoothed
     rlspeech rl --preset flowse-grpo --model runs/base --data mix.json      # as published
 
 One step: roll out a group for every prompt, score the rollouts, turn scores into advantages, update. ``metrics.jsonl`` gets a row a
@@ -12,28 +14,29 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlspeech import log
 from rlspeech.algos import get_algorithm
-from rlspeech.algos.update import Experience
-from rlspeech.config import RL, GuardSpec
+from rlspeech.config import RL
 from rlspeech.data.batches import Clip, batches
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.adapters import Adapted
-from rlspeech.rewards.base import available, column_of
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
-from rlspeech.stages.pretrain import data_of
+from rlspeech.stages.pretrain import TRANSCRIBED, data_of
+from rlspeech.stages.rl_rules import climbing, complete, composed, describe, load_options, soft_of, word_errors
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
-from rlspeech.tasks.base import EnhancementTask, channels_of, enhance_clips
+from rlspeech.tasks.base import EnhancementTask, channels_of
 from rlspeech.types import UserError
+
+Drawn = tuple[list[Clip], int]  # prompts, and the cursor behind them
 
 
 def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
@@ -63,18 +66,6 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     return summary
 
 
-def complete(config: RL, task: EnhancementTask) -> RL:
-    """Fill in what is the task's own: settings that nobody gave, the default composition, and guards.
-
-    Default guards that are rewarded, or not to be had here, are left out.
-    """
-    config = config.model_copy(update={k: v for k, v in task.rl_defaults.items() if k not in config.model_fields_set})
-    rewards = config.rewards or list(task.default_rewards)
-    named = {r.name for r in rewards} | {column for info in available() if not info.usable for column in info.columns}
-    guards = config.guards or [GuardSpec(name=n) for n in task.default_guards if n not in named]
-    return config.model_copy(update={"rewards": rewards, "guards": guards})
-
-
 class Session:
     """One run's moving parts: policy, algorithm, data cursor, validation.
 
@@ -83,16 +74,18 @@ class Session:
 
     def __init__(self, config: RL, engine: Engine, task: EnhancementTask, folder: Run, scorer: Scorer, judge: Scorer) -> None:
         self.config, self.engine, self.folder, self.scorer, self.judge, self.task = config, engine, folder, scorer, judge, task
-        model, self.facts = task.load(config.model, engine.device)
+        model, self.facts = task.load(config.model, engine.device, **load_options(config))
         self.adapted = Adapted(model, config.lora)
         self.policy = task.policy(self.adapted, config)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-        self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients)
+        self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients, soft_of(config, engine.device))
         self.train, self.valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed,
-                                         task=config.task, channels=channels_of(task, model))
+                                         task=config.task, channels=channels_of(task, model), max_s=getattr(model, "max_s", None))
         if len(self.valid) > 1:  # a single one has no other's to see
             self.valid = seen(self.valid, config.video)  # the control is checked as it is trained
-        self.step = self.cursor = 0
+        self.step = self.cursor = self.spent = 0
+        self.feed: Iterator[Drawn] = iter(())
+        self.reserve: Iterator[Drawn] = iter(())
         self.history: list[dict[str, Any]] = []  # validation columns: {"step": ..., name: [values]}
         self.guards = GuardWatch(config.guards)
         self.best = -math.inf
@@ -103,18 +96,19 @@ class Session:
         """Run to the configured end. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
         self.resume()
-        feed = batches(self.train, cfg.prompts_per_step, cfg.clip_s, seed=cfg.seed, start=self.cursor,
-                       rank=self.engine.rank, world=self.engine.world)
+        self.feed = self.prompts(cfg.seed, self.cursor)
+        self.reserve = self.prompts(cfg.seed + 1, self.spent)  # another order, for prompts that dynamic sampling asks for
         if not self.history:
             self.validate()
         with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar:
             while self.step < cfg.steps:
-                prompts, self.cursor = next(feed)
-                metrics = self.advance(prompts)
+                metrics = self.advance(self.draw())
                 watchdog.beat()
                 self.folder.log(self.step, **metrics)
-                shown = {"supervised_loss": "loss"} if not cfg.policy_weight else {"reward": "reward", "grad_agreement": "agreement"}
-                bar.advance(1, **{short: metrics[name] for name, short in shown.items()})
+                shown = {"reward": "reward", "wer": "wer", "grad_agreement": "agreement"}
+                if not cfg.policy_weight:
+                    shown = {"supervised_loss": "loss"}
+                bar.advance(1, **{short: metrics[name] for name, short in shown.items() if name in metrics})
                 late = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
                 stop = None
                 if late or self.step % cfg.valid_every == 0 or self.step == cfg.steps:
@@ -125,27 +119,46 @@ class Session:
                     return stop or f"stopped after {cfg.max_minutes} minutes"
         return "all steps done"
 
+    def prompts(self, seed: int, start: int) -> Iterator[Drawn]:
+        """Endless prompts from a cursor on."""
+        cfg, engine = self.config, self.engine
+        clip_s = 0.0 if cfg.task in TRANSCRIBED else cfg.clip_s
+        return batches(self.train, cfg.prompts_per_step, clip_s, seed=seed, start=start, rank=engine.rank, world=engine.world)
+
+    def draw(self) -> list[Clip]:
+        """The next prompts."""
+        clips, self.cursor = next(self.feed)
+        return seen(clips, self.config.video)
+
+    def further(self, count: int) -> list[Clip]:
+        """Up to ``count`` prompts for those of this step that had no signal."""
+        clips, self.spent = next(self.reserve)
+        return seen(clips, self.config.video)[:count]
+
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
         """One step: collect and update. Returns what is logged."""
         cfg = self.config
-        experience = self.algo.collect(seen(prompts, cfg.video), self.scorer, seed=1 + self.step * self.engine.world + self.engine.rank)
+        experience = self.algo.collect(prompts, self.scorer, seed=1 + self.step * self.engine.world + self.engine.rank,
+                                       further=self.further if cfg.dynamic_sampling else None)
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
         return {**describe(experience), **stats, "lr": cfg.lr * decay}
 
     def validate(self) -> str | None:
-        """Enhance and score the held-out clips without noise. Returns a reason to stop, or None."""
+        """Score the held-out clips without exploration. Returns a reason to stop, or None."""
         cfg = self.config
-        enhancer = self.policy.enhancer(cfg.seed)  # the same latents every time: differences are the weights'
-        samples = enhance_clips(enhancer, self.valid, self.folder.path / "samples" / f"step_{self.step:06d}", players=4)
+        samples = self.task.outputs(self.policy, self.valid, self.folder.path / "samples" / f"step_{self.step:06d}", players=4,
+                                    seed=cfg.seed)  # the same latents every time: differences are the weights'
         scores = self.judge.score(samples)
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
-        row["reward"] = self.composed(row)
+        row["reward"] = composed(cfg.rewards, row, (self.history or [row])[0])
         self.history.append(row)
         names = [k for k in row if k != "step"]
         deltas = {k: self.delta(k) for k in names}
         means = {f"valid/{k}": mean_interval(row[k]).mean for k in names}
+        if any(s.hypothesis is not None for s in samples):
+            means["valid/wer"] = word_errors(samples)
         self.folder.log(self.step, **means, **{f"delta/{k}": d.mean for k, d in deltas.items()})
         gain = deltas["reward"].mean
         if gain > self.best and self.step:
@@ -153,14 +166,6 @@ class Session:
             self.save()
             self.folder.mark_best(self.step)
         return self.guards.update(self.step, {g.name: row[g.name] for g in cfg.guards})
-
-    def composed(self, row: dict[str, Any]) -> list[float | None]:
-        """The rewards of every validation clip in one number: weighted, in units of each one's spread over the clips at step 0."""
-        first, total = (self.history or [row])[0], np.zeros(len(self.valid))
-        for spec in self.config.rewards:
-            values = np.array([np.nan if v is None else v for v in row[spec.name]])
-            total += spec.weight * (1 if column_of(spec.name).higher_is_better else -1) * values / _spread(first[spec.name])
-        return [float(v) if np.isfinite(v) else None for v in total]
 
     def delta(self, name: str) -> Interval:
         """Paired difference of a metric between the last validation and the first."""
@@ -177,6 +182,7 @@ class Session:
         self.adapted.load_trained({k: v.to(self.engine.device) for k, v in state["trained"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.step, self.cursor, self.history = int(state["step"]), int(state["cursor"]), state["history"]
+        self.spent = int(state.get("spent", 0))
         self.best = state["best"] if state["best"] is not None else -math.inf
         self.guards.update(0, {g.name: self.history[0][g.name] for g in self.config.guards})
         self.algo.load_state(state["algo"])
@@ -191,7 +197,8 @@ class Session:
         facts = {**self.facts.get("facts", {}), "rl": tuned,
                  "validation": {k: mean_interval(v).mean for k, v in self.history[-1].items() if k != "step"}}
         state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(), "cursor": self.cursor,
-                 "history": self.history, "best": None if math.isinf(self.best) else self.best, "algo": self.algo.state()}
+                 "spent": self.spent, "history": self.history, "algo": self.algo.state(),
+                 "best": None if math.isinf(self.best) else self.best}
 
         def write(path: Any) -> None:
             self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
@@ -223,16 +230,6 @@ def seen(clips: list[Clip], video: str) -> list[Clip]:
     return [replace(c, lips=None if video == "none" else clips[i - 1].lips) for i, c in enumerate(clips)]
 
 
-def describe(experience: Experience) -> dict[str, Any]:
-    """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds a phase."""
-    a = experience.advantage
-    parts = {f"reward/{k}": mean_interval(v, n=1).mean for k, v in experience.scores.items()}
-    if experience.rollout is None:  # the control without RL
-        return {"reward": math.nan, **{f"seconds/{k}": v for k, v in experience.seconds.items()}}
-    return {"reward": mean_interval(experience.reward, n=1).mean, **parts, "groups": a.groups, "groups_with_signal": a.signal,
-            "constant_groups": a.constant_groups, "unscorable": a.unscorable, **{f"seconds/{k}": v for k, v in experience.seconds.items()}}
-
-
 def make_scorer(config: RL, device: str, *, guards: bool = True) -> Scorer:
     """The rewards, and the guards if asked for, loaded and tried once before anything is computed.
 
@@ -254,10 +251,16 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
         engine.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
         return
     engine.say(f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
-               f"{config.steps} steps = {config.steps * n * config.group} scored rollouts")
+               f"{config.steps} steps = {config.steps * n * config.group} rollouts")
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
     watched = ", ".join(g.name for g in config.guards) or "nothing"
     engine.say(f"rewards {rewards}; watched {watched}")
+    if "diffro" in config.algo:
+        engine.say(climbing(config))
+    if config.task in TRANSCRIBED:
+        cut = ", truncated: what is trained is not what samples" if config.sampling.top_p < 1 or config.sampling.top_k else ""
+        engine.say(f"tokens are sampled at temperature {config.sampling.temperature:g}{cut}; "
+                   f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}")
 
 
 def _rows(session: Session, config: RL) -> list[list[Any]]:
@@ -269,9 +272,3 @@ def _rows(session: Session, config: RL) -> list[list[Any]]:
 
 def _role(name: str, rewarded: set[str]) -> str:
     return "all together" if name == "reward" else "reward" if name in rewarded else "guard"
-
-
-def _spread(values: list[float | None]) -> float:
-    """Standard deviation of what could be scored; 1 where there is none to divide by."""
-    known = np.array([v for v in values if v is not None])
-    return float(known.std()) or 1.0 if len(known) else 1.0

@@ -21,7 +21,7 @@ from rlspeech.run import Run, read_metrics
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import Score, UserError, Utterance
 
-__all__ = ["Table", "default_metrics", "fingerprint", "summarise", "write_report"]
+__all__ = ["Table", "default_metrics", "digest_of", "fingerprint", "summarise", "write_report"]
 
 
 TEXT = "llm_text"
@@ -49,15 +49,21 @@ def fingerprint(checkpoint: str, task: str = "flowse", video: str = "right") -> 
     Raises:
         UserError: no checkpoint there, or one of another task.
     """
-    folder, digest = resolve(checkpoint, task), hashlib.sha256()
+    folder = resolve(checkpoint, task)
     read_config(folder, task)
+    return digest_of(folder) + ("" if video == "right" else f" {video} video")
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 over the weights and settings in a checkpoint's folder, its beginning."""
+    digest = hashlib.sha256()
     for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
         if path.name not in ("state.safetensors", "state.json"):
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-    return digest.hexdigest()[:16] + ("" if video == "right" else f" {video} video")
+    return digest.hexdigest()[:16]
 
 
 class Table:

@@ -18,8 +18,8 @@ from rlspeech.data.lips import frames_of
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.models.hub import load_avse, save_avse
 from rlspeech.run import Run
-from rlspeech.tasks.base import VALID_METRICS, check_enhancer, mono, set_anew
-from rlspeech.types import UserError
+from rlspeech.tasks.base import VALID_METRICS, check_enhancer, enhance_clips, mono, set_anew
+from rlspeech.types import Sample, UserError
 
 __all__ = ["AvBatch", "Avse", "AvseInference", "shuffled", "supervised_loss"]
 
@@ -130,7 +130,15 @@ class Avse:
         """The enhancer as a policy over masks."""
         from rlspeech.tasks.avse_policy import AvsePolicy
 
+        if "diffro" in config.algo:
+            from rlspeech.tasks.avse_relax import RelaxedAvse
+
+            return RelaxedAvse(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed)
         return AvsePolicy(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed)
+
+    def outputs(self, policy: Any, clips: list[Clip], folder: Path, *, players: int = 4, seed: int = 0) -> list[Sample]:
+        """What the policy makes of whole clips without noise, as samples to score; the first ``players`` are saved under ``folder``."""
+        return enhance_clips(policy.enhancer(seed), clips, folder, players)
 
     def enhancer(self, model: AvseEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> AvseInference:
         """The model at inference; it draws nothing, the seed changes nothing."""

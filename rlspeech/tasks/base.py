@@ -17,7 +17,8 @@ from rlspeech.run import Run
 from rlspeech.stats import mean_interval
 from rlspeech.types import Sample, UserError
 
-__all__ = ["EnhancementTask", "Enhancer", "Task", "channels_of", "check_enhancer", "mono"]
+__all__ = ["EnhancementTask", "Enhancer", "Task", "channels_of", "check_enhancer",
+           "enhance_clips", "mono"]
 
 VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
 
@@ -83,8 +84,12 @@ class EnhancementTask(Task, Protocol):
         """The model as a policy (``types.Policy``)."""
         ...
 
+    def outputs(self, policy: Any, clips: list[Clip], folder: Path, *, players: int = 4, seed: int = 0) -> list[Sample]:
+        """What the policy makes of whole clips when it does not explore, as samples to score; the same ``seed``, the same outputs."""
+        ...
+
     def enhancer(self, model: Any, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
-        """The model at inference."""
+        """The model at inference; a task whose outputs are not sound has none."""
         ...
 
 

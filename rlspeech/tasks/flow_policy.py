@@ -131,6 +131,7 @@ class FlowPolicy:
         x = model.prior(y, latent(names, self.seed + seed, (y.shape[1], y.shape[2])).to(device))
         decisions: list[Decision] = []
         for i in range(nfe):
+            self.passed(i, nfe, x, y, mask)
             x1 = model.clean(x, y, i * dt, mask)
             if i in window:
                 site = Site(x, y, x1, i * dt, dt, mask)
@@ -142,6 +143,9 @@ class FlowPolicy:
             else:
                 x = euler(x, x1, i * dt, dt)
         return self._pack(batch, data, x, prompts, decisions)
+
+    def passed(self, step: int, nfe: int, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
+        """Hook: the state (n, L, D) that a step of ``nfe`` starts from, one a prompt or one a rollout."""
 
     def _decide(self, site: Site, rows: Tensor, keys: list[str], group: int, seed: int, step: int) -> Decision:
         eps = torch.stack([self._noise(key, i % group, group, seed, step, self.kernel.dims(site)) for i, key in enumerate(keys)])

@@ -17,7 +17,8 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.flow import FlowEnhancer, frame_mask
 from rlspeech.models.hub import load_flow, save_flow
 from rlspeech.run import Run
-from rlspeech.tasks.base import VALID_METRICS, check_enhancer, set_anew
+from rlspeech.tasks.base import VALID_METRICS, check_enhancer, enhance_clips, set_anew
+from rlspeech.types import Sample
 
 __all__ = ["Enhancer", "FlowBatch", "FlowSE", "latent"]
 
@@ -123,7 +124,16 @@ class FlowSE:
         """The enhancer as a policy over the steps of its ODE."""
         from rlspeech.tasks.flow_policy import FlowPolicy
 
+        if "diffro" in config.algo:
+            from rlspeech.tasks.flow_relax import RelaxedFlow
+
+            return RelaxedFlow(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed,
+                               last_steps=config.diffro.last_steps)
         return FlowPolicy(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed)
+
+    def outputs(self, policy: Any, clips: list[Clip], folder: Path, *, players: int = 4, seed: int = 0) -> list[Sample]:
+        """What the policy makes of whole clips without noise, as samples to score; the first ``players`` are saved under ``folder``."""
+        return enhance_clips(policy.enhancer(seed), clips, folder, players)
 
     def enhancer(self, model: FlowEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
         """The model at inference; ``config`` may give steps and guidance."""

@@ -177,7 +177,7 @@ def test_a_row_or_a_base_without_a_score_costs_itself_only() -> None:
     grads, _ = algo.gradients(experience, experience.advantage.value, torch.arange(16))
     a, x = experience.advantage.value, experience.rollout.state[0]
     (wanted,) = torch.autograd.grad(-(a * algo.policy._logp(x)[:, 0]).sum() / 16, algo.policy.theta)
-    torch.testing.assert_close(torch.stack(grads).sum(0), wanted)
+    torch.testing.assert_close(grads.total, wanted)
     assert len(algo.policy.based[0]) == 16
     algo.collect(clips(16), Judge(lambda i, s: 1.0), seed=1)
     assert algo.policy.based[1] == ["u6"]  # what was null is asked again
@@ -198,7 +198,7 @@ def test_the_kl_in_the_advantage_is_a_number() -> None:
     grads, _ = algo.gradients(one, one.advantage.value, torch.arange(8))
     logp = algo.policy._logp(one.rollout.state[0])[:, 0]
     (wanted,) = torch.autograd.grad(-(one.advantage.value * logp).mean(), algo.policy.theta)
-    torch.testing.assert_close(torch.stack(grads).sum(0), wanted)
+    torch.testing.assert_close(grads.total, wanted)
     assert algo.update(one, lr=0.0)["kl"] == pytest.approx(0.5)
 
 
@@ -218,7 +218,7 @@ def test_the_kl_in_the_loss_pulls_back_where_the_reward_says_nothing() -> None:
     experience = algo.collect(clips(8), Judge(lambda i, s: 1.0), seed=0)
     assert float(experience.advantage.value.abs().max()) == 0 and "kl" not in experience.logged
     grads, stats = algo.gradients(experience, experience.advantage.value, torch.arange(8))
-    torch.testing.assert_close(torch.stack(grads).sum(0), 0.5 * torch.tensor([0.5, 0.0, 0.0]) / 0.25)  # beta (theta - base) / sigma^2
+    torch.testing.assert_close(grads.total, 0.5 * torch.tensor([0.5, 0.0, 0.0]) / 0.25)  # beta (theta - base) / sigma^2
     assert stats["kl"] == pytest.approx(0.5) and stats["kl_other"] == pytest.approx(0.5 / 3)
     train(algo, 30, judge=Judge(lambda i, s: 1.0))
     assert abs(float(algo.policy.theta[0].detach())) < 0.1

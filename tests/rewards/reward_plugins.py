@@ -82,4 +82,13 @@ def recogniser(wavs, sample_rate):
     return ["Hello,  WORLD!" if np.abs(w).max() > 0.01 else "thank you for watching" for w in wavs]
 
 
+def letters(wavs, texts, sample_rate, hypotheses, condition=None, **columns):
+    """Length of the transcript; nothing to judge where the reference is unknown."""
+    assert "hypotheses" not in columns and len(condition) == len(hypotheses)
+    return [None if t is None else len(h) for t, h in zip(texts, hypotheses, strict=True)]
+
+
+letters.optional = True
+
+
 NOT_CALLABLE = 3

@@ -172,3 +172,23 @@ def test_dry_run_passes_on_what_works_and_names_what_does_not():
         assert sum(scorer.seconds.values()) == 0.0
     with Scorer(["wer"], workers=0) as scorer, pytest.raises(UserError, match="recogniser"):
         scorer.dry_run()
+
+
+def test_functions_that_ask_for_hypotheses_judge_texts_whatever_the_waveform():
+    name = "reward_plugins:letters"
+    request = resolve(name)
+    assert "hypothesis" in request.entry.needs and column_of(name).optional and not column_of("reward_plugins:loudness").optional
+    rows = [Sample("a", np.zeros(0, np.float32), 16000, None, "x", {"condition": 1}, "four"),
+            Sample("b", np.full(5, np.nan, np.float32), 8000, None, None, {}, "four"), Sample("c", voice(0.2), 16000, None, "x")]
+    scores = get_reward(name).score(rows)
+    assert [s.value for s in scores] == [4.0, None, None] and scores[2].error == "no hypothesis"
+
+
+def test_gate_of_hypotheses_tells_an_empty_reference_from_an_unknown_one():
+    entry = resolve("asr_wer").entry
+    row = Sample("a", np.zeros(0, np.float32), 16000)
+    assert gate(row, entry) == "no hypothesis"
+    row.hypothesis = ""
+    assert gate(row, entry) == "no reference text"
+    row.text = ""
+    assert gate(row, entry) is None and gate(row, resolve("wer").entry) == "no samples"

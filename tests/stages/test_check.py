@@ -288,3 +288,27 @@ def test_a_checkpoint_by_itself(folder: Path) -> None:
     assert look(folder / "checkpoints" / "step_000002")["kind"] == "checkpoint"
     damage_numbers(folder)
     assert "NaN" in look(folder / "checkpoints" / "step_000002")["problems"][0]["message"]
+
+
+def test_texts_that_would_teach_nonsense_are_found(tmp_path: Path) -> None:
+    texts: list[Any] = ["fine", "", "na\ufffdve", "two\tcolumns", "x" * 200, "fine"]
+    rows = [row(id=str(i), text=t, audio_filepath=wav(tmp_path / f"{i}.wav", 2.0), duration=2.0) for i, t in enumerate(texts)]
+    rows[0]["keywords"], rows[5]["keywords"] = ["fine"], [1, 2]
+    summary = look(manifest(tmp_path / "m.jsonl", rows))
+    found = lines(summary)
+    assert found.keys() == {3, 4, 5, 6} and "encoding" in found[3] and "tabs" in found[4] and "200 characters" in found[5]
+    assert "keywords" in found[6] and summary["facts"]["in which nothing is said"] == 1 and summary["facts"]["with keywords"] == 2
+
+
+def test_a_checkpoint_in_transformers_layout_and_in_shards(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    for i in (1, 2):
+        save_file({f"w{i}": torch.ones(3)}, tmp_path / f"model-0000{i}-of-00002.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_asr"}')
+    (tmp_path / "rlspeech.json").write_text('{"task": "asr"}')
+    summary = look(tmp_path)
+    assert summary["problems"] == [] and summary["facts"] == {"model type": "qwen3_asr", "task": "asr", "parameters": 6}
+    save_file({"w": torch.tensor([float("nan")])}, tmp_path / "model-00002-of-00002.safetensors")
+    assert "NaN" in look(tmp_path)["problems"][0]["message"]

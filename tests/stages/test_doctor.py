@@ -92,3 +92,13 @@ def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.Monk
 def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     assert "C compiler" in doctor._compiler()["why_not"]
+
+
+def test_it_lists_recognisers_and_normalisers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = look(monkeypatch)
+    assert {"fun_asr_nano", "qwen2_audio", "voxtral", "whisper"} <= {r["name"] for r in summary["recognisers"] if r["usable"]}
+    assert {"basic-1", "english-1", "none-1"} <= set(summary["normalisers"])
+    shown = capsys.readouterr().out
+    assert "voxtral" in shown and "basic-1" in shown
+    names = [line.strip() for line in shown.splitlines() if line.strip().startswith("asr_")]
+    assert len(names) > 1 and all(len(line.split("  ")[0]) <= 60 for line in names)  # a dozen columns are wrapped

@@ -1,0 +1,222 @@
+"""DiffRO: follow a reward's own gradient into the policy (arXiv 2507.05911), alone or beside GRPO (arXiv 2509.18569).
+
+The textbook version: the policy's draw of each token becomes a Gumbel-softmax, the relaxed tokens go into a frozen reward network, and
+
+    maximise  R(mu~) - beta sum_t KL(pi_t || pi_ref,t),   the KL over the whole codec vocabulary,
+
+by the chain rule: no advantage, no ratio, no second rollout to compare with. What the papers leave open is a setting here (``DiffRO`` in
+config.py): the temperature and its course, straight-through or soft, one pass over self-generated tokens or relaxed free running. The
+policy does the relaxing (``types.RelaxPolicy``), so that a waveform of an enhancer is as good as tokens.
+
+What is changed: reward and KL are means, over pieces of text and over decisions, where the papers sum, so that neither weight depends
+on a row's length. A row that never stopped, or loops, is left out: its length is given, no gradient can end it, and what the
+reward network says of it is about nothing that it was trained on.
+
+Both together: GRPO on every rollout; DiffRO on those with an advantage above 0 (``diffro.on``), after the rows above are dropped, times
+``diffro.weight``; one KL, GRPO's. The mean is over all rows of an update, so that a filter that keeps little asks for little.
+``on=all`` drops nothing at all, the naive sum, for comparison. Logged: the share that is kept, what the others were dropped for, both
+gradients' sizes and their cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlspeech.algos.experience import Average, Experience, JointScorer, rows_of
+from rlspeech.algos.gradients import GradientSum, flat_gradient
+from rlspeech.algos.grpo import GRPO
+from rlspeech.algos.math import Advantage, agreement, soft_loss
+from rlspeech.algos.update import PolicyUpdate
+from rlspeech.config import RL, RewardSpec
+from rlspeech.rewards.speech_rules import find_loop
+from rlspeech.types import Policy, RelaxPolicy, Rollout, Score, SoftReward, UserError
+
+__all__ = ["DiffRO", "GRPODiffRO", "sound_rows"]
+
+ROUND = 1_000_003  # between the seeds of collections
+EPOCH = 7_919  # and of updates on one
+
+
+def sound_rows(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """(N,) bool each: rows that stopped by themselves, and rows whose tokens do not loop (those without tokens do not)."""
+    loops = [s.tokens is not None and find_loop(np.asarray(s.tokens).ravel()) is not None for s in rollout.samples]
+    return rollout.finished.clone(), ~torch.tensor(loops, dtype=torch.bool)
+
+
+class _Soft(PolicyUpdate):
+    """What both forms share: the temperature, and the gradient of the differentiable reward.
+
+    Raises:
+        UserError: no differentiable reward.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"sample", "relax"})
+
+    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None, *,
+                 soft: SoftReward | None = None) -> None:
+        super().__init__(config, policy, optimizer, average)
+        if soft is None and config.policy_weight:
+            raise UserError(f"{self.name} needs a differentiable reward", "none was given: --probe compares sampled rewards only",
+                            "--algo grpo")
+        self.soft, self.collections = soft, 0
+
+    @property
+    def tau(self) -> float:
+        """Temperature at this collection: from ``tau`` to ``tau_end`` by equal factors over the run's steps."""
+        cfg = self.config.diffro
+        end = cfg.tau if cfg.tau_end is None else cfg.tau_end
+        return float(cfg.tau * (end / cfg.tau) ** min(1.0, self.collections / max(1, self.config.steps - 1)))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {**super().state(), "collections": self.collections}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state`` gave."""
+        super().load_state(state)
+        self.collections = int(state.get("collections", 0))
+
+    def update(self, experience: Experience, *, lr: float) -> dict[str, float]:
+        """As ``PolicyUpdate.update``; afterwards the temperature has moved on."""
+        out = super().update(experience, lr=lr)
+        self.collections += 1
+        return out
+
+    def note_kept(self, experience: Experience, rollout: Rollout, wanted: Tensor, *, drop: bool = True) -> Tensor:
+        """Rows (N,) bool that DiffRO sees: those wanted, without the unfinished and the looping ones; kept and logged."""
+        finished, straight = sound_rows(rollout)
+        kept = wanted & finished & straight if drop else wanted
+        experience.extra["kept"] = kept
+        share = {"kept": kept, "unfinished": ~finished, "looping": finished & ~straight}
+        experience.logged.update({f"diffro/{name}": float(rows.double().mean()) for name, rows in share.items()})
+        experience.logged["diffro/tau"] = self.tau
+        return kept
+
+    def soft_gradients(self, experience: Experience, prompts: Tensor, kl_beta: float) -> tuple[GradientSum, dict[str, float]]:
+        """Gradients (P,) of the differentiable reward's loss, one a micro-batch of prompts, and what is logged of them.
+
+        Args:
+            experience: with the kept rows in ``extra``; its ``reward`` takes the values where DiffRO is alone.
+            prompts: those that take part.
+            kl_beta: 0 where another loss has the KL.
+
+        Raises:
+            UserError: more kept rows without a score than ``max_unscorable``.
+        """
+        cfg, rollout, kept = self.config, cast(Rollout, experience.rollout), experience.extra["kept"]
+        policy, soft = cast(RelaxPolicy, self.policy), cast(SoftReward, self.soft)
+        seed = cfg.seed + ROUND * (1 + self.collections) + EPOCH * (experience.updates // cfg.updates_per_collection)
+        size, normaliser = float(len(rows_of(rollout, prompts))), self.decisions(rollout, prompts)
+        grads, parts, away = GradientSum(), list[dict[str, float]](), list[float]()
+        blind = seen = 0
+        for part in prompts.split(cfg.micro_batch):
+            rows = rows_of(rollout, part)
+            rows = rows[kept[rows]]
+            if not len(rows):
+                continue
+            made = policy.relax(rollout, rows, tau=self.tau, hard=cfg.diffro.hard, seed=seed, with_kl=kl_beta > 0)
+            reward = soft.score_soft(made, [rollout.samples[i] for i in rows.tolist()])
+            here = rows.to(rollout.mask.device)
+            kl = made.kl
+            if kl_beta and kl is None:
+                kl = policy.log_prob(rollout, rows, with_kl=True).kl
+            mask, known = rollout.mask[here], reward.detach().isfinite()
+            loss = soft_loss(reward, torch.ones_like(known), size, kl if kl_beta else None, mask, kl_beta=kl_beta, normaliser=normaliser,
+                             mean=cfg.loss_mean)
+            if loss.requires_grad:  # not where nothing could be scored
+                grads.add(flat_gradient(loss, policy.parameters()))
+            values = reward.detach().float().cpu()
+            blind, seen = blind + int((~known).sum()), seen + len(rows)
+            parts.append({"reward": float(values.nanmean()), **soft.last, "rows": float(len(rows))})
+            if kl_beta and kl is not None:
+                away.append(float(kl.detach()[mask].mean()))
+            self.noted(experience, rows, values)
+        if blind > cfg.max_unscorable * max(1, seen):
+            raise UserError(f"{100 * blind / seen:.0f} % of the relaxed rows could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
+                            "the differentiable reward has no number for them", "--set clip_s=2, or rlspeech check on the data")
+        named = {f"diffro/{k}": _mean(parts, k) for k in (parts[0] if parts else {}) if k != "rows"}
+        return grads, {**named, **({"kl": float(np.mean(away))} if away else {}), "diffro/agreement": grads.agreement(),
+                       "diffro/grad_norm": 0.0 if grads.total is None else float(grads.total.norm())}
+
+    def noted(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
+        """Hook: the differentiable reward (n,) of some rows, nan where there is none."""
+
+    def zero(self) -> Tensor:
+        """A gradient (P,) of nothing."""
+        parameters = self.policy.parameters()
+        return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+
+
+class DiffRO(_Soft):
+    """The differentiable reward alone. The run's rewards are measured at validation; rollouts are not scored, only relaxed."""
+
+    name = "diffro"
+
+    def scored(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *,
+               seed: int) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+        """Nothing: no sampled reward takes part."""
+        return {}, None
+
+    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
+              base: Any = None) -> tuple[np.ndarray, Advantage]:
+        """No reward yet, and an advantage of 0."""
+        n = len(rollout.group)
+        return np.full(n, np.nan), Advantage(torch.zeros(n), 0.0, 0.0, len(torch.unique(rollout.group)), 0)
+
+    def credit(self, experience: Experience, rollout: Rollout) -> None:
+        """Which rows are relaxed; their advantage is 1, for the count of prompts with signal."""
+        super().credit(experience, rollout)
+        everything = torch.ones(len(rollout.group), dtype=torch.bool)
+        kept = self.note_kept(experience, rollout, everything, drop=self.config.diffro.on != "all")
+        groups = experience.advantage.groups
+        signal = len(torch.unique(rollout.group[kept]))
+        experience.advantage = Advantage(kept.float(), 0.0, 1.0 - signal / max(1, groups), groups, signal)
+
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, dict[str, float]]:
+        """The gradient of -R + beta KL over some prompts."""
+        grads, stats = self.soft_gradients(experience, prompts, self.loss_beta)
+        if grads.total is None:
+            grads.add(self.zero())
+        return grads, {**stats, "log_ratio_std": 0.0}
+
+    def noted(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
+        """The reward of the log is the differentiable one."""
+        experience.reward[rows.numpy()] = values.double().numpy()
+
+
+class GRPODiffRO(_Soft, GRPO):
+    """GRPO on every rollout, and DiffRO on the better ones."""
+
+    name = "grpo+diffro"
+
+    def credit(self, experience: Experience, rollout: Rollout) -> None:
+        """GRPO's, and which rows are relaxed."""
+        super().credit(experience, rollout)
+        advantage, on = experience.advantage.value, self.config.diffro.on
+        scored = torch.from_numpy(np.isfinite(experience.reward))
+        wanted = {"positive": advantage > 0, "nonnegative": (advantage >= 0) & scored, "all": torch.ones_like(scored)}[on]
+        self.note_kept(experience, rollout, wanted, drop=on != "all")
+        experience.logged["diffro/weight"] = self.config.diffro.weight
+
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, dict[str, float]]:
+        """GRPO's gradient plus ``diffro.weight`` times the differentiable reward's; the agreement of the parts stays GRPO's."""
+        grads, stats = super().gradients(experience, advantage, prompts)
+        total, weight = cast(Tensor, grads.total), self.config.diffro.weight
+        if not weight:
+            return grads, stats
+        soft, more = self.soft_gradients(experience, prompts, 0.0)
+        pull = self.zero() if soft.total is None else soft.total
+        stats.update(more, **{"diffro/grpo_grad_norm": float(total.norm()), "diffro/cosine": agreement([total, pull])})
+        grads.total = total + weight * pull
+        return grads, stats
+
+
+def _mean(parts: Sequence[dict[str, float]], name: str) -> float:
+    """Mean by rows over micro-batches, those without a number left out."""
+    found = [(p[name], p["rows"]) for p in parts if name in p and np.isfinite(p[name])]
+    return float(np.average([v for v, _ in found], weights=[w for _, w in found])) if found else float("nan")

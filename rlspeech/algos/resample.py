@@ -1,0 +1,77 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476): prompts whose rollouts all got the same reward are replaced, so that every update is full.
+
+The textbook version samples until the batch is full. What is changed: the number of rounds is bounded, and what is missing then is
+filled with prompts without signal, so that an update keeps its size and its mean its meaning. What it costs is logged: the prompts
+drawn, and the share of them without signal, which the collection itself no longer shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rlspeech.types import Policy, Rollout, Score
+
+__all__ = ["Draw", "JoiningPolicy", "refill"]
+
+
+class JoiningPolicy(Policy, Protocol):
+    """A policy that can make one collection of several; it says so by supporting "join"."""
+
+    def join(self, parts: Sequence[tuple[Rollout, Tensor]]) -> Rollout:
+        """Some prompts (indices (K,)) of several rollouts as one rollout, numbered anew in this order, ``logp`` by the training pass."""
+        ...
+
+
+class Draw(NamedTuple):
+    """Prompts, their rollouts, and the scores of those by column."""
+
+    prompts: list[Any]
+    rollout: Rollout
+    columns: dict[str, list[Score]]
+
+
+def refill(first: Draw, draw: Callable[[list[Any], int], Draw], further: Callable[[int], list[Any]], lively: Callable[[Draw], Tensor],
+           join: Callable[[Sequence[tuple[Rollout, Tensor]]], Rollout], rounds: int) -> tuple[Draw, dict[str, float]]:
+    """Replace prompts without signal, up to ``rounds`` times.
+
+    Args:
+        first: the collection as drawn.
+        draw: rolls out and scores prompts; its number tells the rounds' noise apart.
+        further: so many prompts (or fewer) that were not drawn yet.
+        lively: (B,) bool, prompts of a draw with signal.
+        join: the policy's.
+        rounds: at most so many further draws.
+
+    Returns:
+        a draw of as many prompts as the first, and what is logged.
+    """
+    wanted, current, draws = len(first.prompts), first, list[tuple[Draw, Tensor]]()
+    drawn = alive = found = 0
+    for number in range(rounds + 1):
+        signal = lively(current)
+        draws.append((current, signal))
+        drawn, alive = drawn + len(signal), alive + int(signal.sum())
+        found = min(wanted, alive)
+        prompts = further(wanted - found) if found < wanted and number < rounds else []
+        if not prompts:
+            break
+        current = draw(prompts, number + 1)
+    logged = {"prompts_drawn": float(drawn), "constant_drawn": 1.0 - alive / drawn, "resampling_short": float(wanted - found)}
+    if len(draws) == 1:
+        return first, logged
+    parts, missing, spare = list[tuple[Draw, Tensor]](), wanted, wanted - found
+    for made, signal in draws:
+        keep = signal.clone()
+        keep[(~signal).nonzero()[:spare, 0]] = True  # the first draw's own fill the batch where too few were found
+        chosen = keep.nonzero()[:missing, 0]
+        spare, missing = spare - int((keep & ~signal).sum()), missing - len(chosen)
+        parts.append((made, chosen))
+    parts = [(made, chosen) for made, chosen in parts if len(chosen)]
+    rows = [torch.cat([(made.rollout.group == p).nonzero()[:, 0] for p in chosen.tolist()]).tolist() for made, chosen in parts]
+    columns = {name: [made.columns[name][i] for (made, _), mine in zip(parts, rows, strict=True) for i in mine] for name in first.columns}
+    prompts = [made.prompts[i] for made, chosen in parts for i in chosen.tolist()]
+    return Draw(prompts, join([(made.rollout, chosen) for made, chosen in parts]), columns), logged

@@ -1,0 +1,63 @@
+"""LibriSpeech (Panayotov et al.) as unpacked, and corpora in its layout (mini LibriSpeech).
+
+    {dev,test}-{clean,other}  train-{clean-100,clean-360,other-500}/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac
+    SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt: "SPEAKER-CHAPTER-NNNN TRANSCRIPT"     SPEAKERS.TXT: "id | sex | subset | minutes | name"
+
+Transcripts come in capitals throughout, without punctuation; they are written in lower case, since a recogniser that is trained on
+them should not learn to shout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rlspeech.corpora.common import Candidate, audio_files, candidate, check_folder
+from rlspeech.types import UserError
+
+__all__ = ["find"]
+
+PREFIXES = ("train-", "dev-", "test-")
+
+
+def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
+    """Candidates in the splits that are there, named as the corpus names them.
+
+    Args:
+        root: folder that holds ``dev-clean`` and the like, the one above it (``LibriSpeech``), or one of the splits itself.
+        splits: only these; none takes all.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    top = check_folder(root, "the LibriSpeech corpus")
+    inner = top / "LibriSpeech"
+    top = inner if inner.is_dir() else top
+    here = [top] if top.name.startswith(PREFIXES) else sorted(p for p in top.iterdir() if p.is_dir() and p.name.startswith(PREFIXES))
+    wanted = [p for p in here if not splits or p.name in splits]
+    missing = sorted(set(splits) - {p.name for p in wanted})
+    if missing or not wanted:
+        there = ", ".join(p.name for p in here) or "no folder whose name begins with train-, dev- or test-"
+        what = f"no {', '.join(missing)} in {root}" if missing else f"no LibriSpeech in {root}"
+        raise UserError(what, f"there is {there}", "name the folder that holds dev-clean, test-clean, train-clean-100 ...")
+    sexes = _sexes(wanted[0].parent / "SPEAKERS.TXT")
+    for folder in wanted:
+        texts: dict[str, str] = {}
+        for path in sorted(folder.rglob("*.trans.txt")):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                name, _, words = line.strip().partition(" ")
+                texts[name] = words.strip().lower()
+        for path in audio_files(folder):
+            speaker = path.stem.split("-")[0]
+            text = texts.get(path.stem)
+            yield candidate(folder.name, path, path.stem, None if text else "no transcript", text=text, speaker=speaker, language="en",
+                            sex=sexes.get(speaker), chapter=path.parent.name)
+
+
+def _sexes(path: Path) -> dict[str, str]:
+    """Speaker -> female or male; empty where the list is not there."""
+    if not path.is_file():
+        return {}
+    rows = [line.split("|") for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if not line.startswith(";")]
+    names = {"F": "female", "M": "male"}
+    return {row[0].strip(): names[row[1].strip()] for row in rows if len(row) > 1 and row[1].strip() in names}

@@ -1,0 +1,248 @@
+"""Which utterances a recogniser should be trained on with rewards: the sets D0 to D3 of GRPO for LLM recognition (arXiv 2509.18569).
+
+    d0     a random sample: the control
+    d1     hard cases: recognisers disagree with each other, their mean pairwise WER lies in a band; and long speech, rendered: one
+           sentence several times, or sentences of one speaker one after the other, which makes a language model loop or stop early
+    d2     a random sample of what is shorter than 20 s and in neither of the others
+    d3     the utterances with most keywords to the word: from a list, or the rarest words of the corpus
+    d123   d1, d2 and d3 together; d0 is given as many rows, so that the two can be compared
+
+The paper says neither sizes nor thresholds. The band begins where a public pipeline (CosyVoice 3) stops to trust a transcript on which
+three recognisers agree, 15 %; what lies above its upper end is more often a wrong transcript or no speech than a hard case.
+Disagreement is symmetric: the mean over ordered pairs of edits over the second one's length, each held at 1. The recognisers are
+somebody else's business: hypotheses come in as texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from rlspeech import log
+from rlspeech.config import Strict
+from rlspeech.corpora.splice import write_joined
+from rlspeech.data.audio import AudioError
+from rlspeech.data.jsonl import write_error
+from rlspeech.data.mixing import mixture_rng
+from rlspeech.types import Utterance
+
+__all__ = ["SETS", "Built", "Rules", "Units", "build", "disagreement", "find_keywords", "rare_words"]
+
+SETS = ("d0", "d1", "d2", "d3", "d123")
+Units = Callable[[str, str | None], list[str]]  # text, language -> normalised words (or characters)
+
+
+class Rules(Strict):
+    """What goes into which set."""
+
+    rows: int = Field(600, ge=1, description="of d123, and of d0; fewer where the corpus holds fewer")
+    shares: tuple[float, float, float] = Field((0.5, 0.25, 0.25), description="of d1, d2 and d3 in rows")
+    sizes: tuple[int, int, int, int] | None = Field(None, description="rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: "
+                                                    "as many as d123")
+    band: tuple[float, float] = Field((0.15, 1.0), description="d1: least and largest mean pairwise WER between recognisers")
+    long_share: float = Field(0.3, ge=0, le=1, description="d1: share that is rendered as long speech")
+    long_s: tuple[float, float] = Field((10.0, 30.0), description="d1: shortest and longest of that")
+    repeats: tuple[int, int] = Field((2, 6), description="d1: how many utterances are put one after the other")
+    gap_s: tuple[float, float] = Field((0.1, 0.5), description="d1: pause between them")
+    short_s: float = Field(20.0, gt=0, description="d2: longer recordings are left out")
+    keyword_share: float = Field(0.1, ge=0, le=1, description="without a list, the rarest words that make up this share of the corpus' "
+                                 "running words are keywords")
+    keyword_letters: int = Field(4, ge=1, description="without a list: shorter words are no keywords")
+    distractors: int = Field(0, ge=0, description="keywords that an utterance does not hold, added to its column `keywords`: without "
+                             "any, keyword precision knows no false alarms")
+    seed: int = Field(0, ge=0)
+
+
+@dataclass
+class Built:
+    """The sets by name, rendered rows that failed, and the figures for the summary."""
+
+    sets: dict[str, list[Utterance]] = field(default_factory=dict)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def disagreement(texts: Sequence[Sequence[str]]) -> float:
+    """Mean pairwise WER of two or more hypotheses in units, 0 to 1: over ordered pairs, an empty one against words counts as 1."""
+    from rapidfuzz.distance import Levenshtein
+
+    rates = [min(1.0, Levenshtein.distance(a, b) / max(1, len(b))) for a, b in permutations(texts, 2)]
+    return sum(rates) / max(1, len(rates))
+
+
+def rare_words(texts: Iterable[Sequence[str]], share: float, letters: int) -> list[str]:
+    """The rarest words of texts in units, rarest and longest first, that together make up at most ``share`` of the running words.
+
+    Texts that are there several times (one prompt, many readers) count once. Words with digits are left out.
+    """
+    counts: dict[str, int] = {}
+    for text in dict.fromkeys(tuple(t) for t in texts):
+        for word in text:
+            counts[word] = counts.get(word, 0) + 1
+    left = share * sum(counts.values())
+    found = []
+    for word in sorted((w for w in counts if len(w) >= letters and w.replace("'", "").isalpha()), key=lambda w: (counts[w], -len(w), w)):
+        left -= counts[word]
+        if left < 0:
+            break
+        found.append(word)
+    return found
+
+
+def find_keywords(text: Sequence[str], table: Mapping[str, Sequence[tuple[tuple[str, ...], str]]]) -> list[str]:
+    """Keywords that occur in a text in units, in order and once each; ``table``: first unit -> (units, keyword as written)."""
+    found: dict[str, None] = {}
+    for at, unit in enumerate(text):
+        for phrase, name in table.get(unit, ()):
+            if tuple(text[at:at + len(phrase)]) == phrase:
+                found[name] = None
+    return list(found)
+
+
+def build(utts: Sequence[Utterance], heard: Mapping[str, Sequence[str]], keywords: Sequence[str], rules: Rules, units: Units, out: Path, *,
+          sample_rate: int = 16000) -> Built:
+    """Choose and render; rows of the result carry ``set``, ``agreement`` (1 - mean pairwise WER), ``keywords`` and ``condition``.
+
+    Args:
+        utts: the corpus; rows without a known text are left out.
+        heard: row id -> what each recogniser made of it; rows with fewer than two are no hard cases.
+        keywords: the list; empty: rare words are looked for.
+        rules: sizes and thresholds.
+        units: text and language -> normalised units.
+        out: folder; long speech goes to ``out/audio``.
+        sample_rate: of what is rendered, in Hz.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    built = Built()
+    rows = _described([u for u in utts if u.text is not None], heard, keywords, rules, units, built)
+    sizes = rules.sizes or (0, *(round(rules.rows * share) for share in rules.shares))
+    low, high = rules.band
+    hard = [u for u in rows if "agreement" in u.extra and low <= 1 - u.extra["agreement"] <= high]
+    long = _long(hard, rows, round(sizes[1] * rules.long_share), rules, out, sample_rate, built)
+    sets = {"d1": _sample(hard, sizes[1] - len(long), rules, "d1") + long}
+    rich = [u for u in rows if _density(u) > 0]
+    order = mixture_rng(rules.seed, 3, "d3").permutation(len(rich))  # ties are drawn
+    sets["d3"] = sorted((rich[i] for i in order), key=_density, reverse=True)[: sizes[3]]
+    taken = {u.id for name in ("d1", "d3") for u in sets[name]}
+    sets["d2"] = _sample([u for u in rows if u.duration < rules.short_s and u.id not in taken], sizes[2], rules, "d2")
+    together: dict[str, Utterance] = {}
+    for name in ("d1", "d2", "d3"):
+        for utt in sets[name]:
+            before = together.get(utt.id)
+            together[utt.id] = _with(utt, set=f"{before.extra['set']}+{name}" if before else name)
+    sets["d123"] = list(together.values())
+    sets["d0"] = _sample(rows, sizes[0] or len(together), rules, "d0")
+    built.sets = {name: [_tidy(u if name == "d123" else _with(u, set=name)) for u in sets[name]] for name in SETS}
+    built.facts |= {"in_band": len(hard), "with_keywords": len(rich), "rows": len(rows), "wanted": dict(zip(SETS, sizes, strict=False))}
+    return built
+
+
+def _described(utts: Sequence[Utterance], heard: Mapping[str, Sequence[str]], keywords: Sequence[str], rules: Rules, units: Units,
+               built: Built) -> list[Utterance]:
+    """The rows with their columns; ``_words`` and ``_hits`` are dropped again at the end."""
+    texts = {u.id: units(u.text or "", u.language) for u in utts}
+    listed = list(keywords) or rare_words(texts.values(), rules.keyword_share, rules.keyword_letters)
+    table: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    for name in dict.fromkeys(listed):
+        if phrase := tuple(units(name, None)):
+            table.setdefault(phrase[0], []).append((phrase, name))
+    built.facts["keywords"] = len(listed)
+    rows = []
+    for utt in utts:
+        given = utt.extra.get("keywords") or []
+        own = [k.strip() for k in (given.split(",") if isinstance(given, str) else map(str, given)) if k.strip()]
+        hits = own if own and not keywords else find_keywords(texts[utt.id], table)
+        columns: dict[str, Any] = {"_words": len(texts[utt.id]), "_hits": len(hits)}
+        if hits:
+            columns["keywords"] = hits + _distractors(utt.id, hits, listed, rules)
+        said = heard.get(utt.id, ())
+        if len(said) > 1:
+            columns["agreement"] = round(1 - disagreement([units(t, utt.language) for t in said]), 4)
+        noisy = utt.snr_db is not None
+        rows.append(_with(utt, **{"condition": utt.extra.get("condition") or ("noisy" if noisy else "clean")}, **columns))
+    return rows
+
+
+def _distractors(key: str, hits: Sequence[str], listed: Sequence[str], rules: Rules) -> list[str]:
+    if not rules.distractors:
+        return []
+    others = mixture_rng(rules.seed, 4, key).permutation(len(listed))[: rules.distractors + len(hits)]
+    return [listed[i] for i in others if listed[i] not in hits][: rules.distractors]
+
+
+def _density(utt: Utterance) -> float:
+    return float(utt.extra["_hits"]) / max(1, utt.extra["_words"])
+
+
+def _with(utt: Utterance, **columns: Any) -> Utterance:
+    return replace(utt, extra=utt.extra | columns)
+
+
+def _tidy(utt: Utterance) -> Utterance:
+    return replace(utt, extra={k: v for k, v in utt.extra.items() if not k.startswith("_")})
+
+
+def _sample(rows: Sequence[Utterance], count: int, rules: Rules, name: str) -> list[Utterance]:
+    """A random sample in the corpus' order."""
+    picked = mixture_rng(rules.seed, 0, name).permutation(len(rows))[: max(0, count)]
+    return [rows[i] for i in sorted(picked)]
+
+
+def _long(hard: Sequence[Utterance], rows: Sequence[Utterance], count: int, rules: Rules, out: Path, sample_rate: int,
+          built: Built) -> list[Utterance]:
+    """Long speech from hard utterances, from any where those are few; every other one repeats one sentence."""
+    short = [u for u in (hard if len(hard) >= 20 else rows) if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]]
+    speakers: dict[str, list[Utterance]] = {}
+    for utt in short:
+        if utt.speaker_id:
+            speakers.setdefault(utt.speaker_id, []).append(utt)
+    made: list[Utterance] = []
+    with log.progress(count, "rendering", "long utterances") as bar:
+        for number in range(count if short else 0):
+            rng = mixture_rng(rules.seed, number, "long")
+            parts = _parts(short, speakers, number, rules, rng)
+            name = f"long_{number:04d}"
+            how = "speaker" if len({u.id for u in parts}) > 1 else "repeat"
+            extra: dict[str, Any] = {"condition": "long", "how": how, "repeats": len(parts)}
+            if keywords := list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ()))):
+                extra["keywords"] = keywords
+            try:
+                made.append(write_joined(parts, out / "audio" / f"{name}.flac", gap_s=rules.gap_s, sample_rate=sample_rate, rng=rng,
+                                         extra=extra))
+            except AudioError as error:
+                built.failed.append({"split": "d1", "id": name, "path": parts[0].audio_filepath, "reason": "cannot be made",
+                                     "detail": error.reason})
+            except OSError as error:
+                raise write_error(out, error, f"{len(made)} long utterances were kept") from error
+            bar.advance()
+    return made
+
+
+def _parts(short: Sequence[Utterance], speakers: Mapping[str, list[Utterance]], number: int, rules: Rules,
+           rng: np.random.Generator) -> list[Utterance]:
+    """The rows of one long utterance, at least ``repeats[0]`` of them and together within ``long_s`` where that can be."""
+    first = short[int(rng.integers(len(short)))]
+    target = float(rng.uniform(*rules.long_s))
+    others = [u for u in speakers.get(first.speaker_id or "", ()) if u.id != first.id]
+    if number % 2 and others:
+        parts, seconds = [first], first.duration
+        for i in rng.permutation(len(others)):
+            gap = rules.gap_s[1] * len(parts)
+            if len(parts) == rules.repeats[1] or (len(parts) >= rules.repeats[0] and seconds + gap >= target):
+                break
+            if seconds + gap + others[i].duration <= rules.long_s[1]:
+                parts.append(others[i])
+                seconds += others[i].duration
+        if len(parts) >= rules.repeats[0]:
+            return parts
+    most = int(rules.long_s[1] // max(0.1, first.duration + rules.gap_s[1]))
+    times = min(max(round(target / max(0.1, first.duration)), rules.repeats[0]), rules.repeats[1], max(most, rules.repeats[0]))
+    return [first] * times

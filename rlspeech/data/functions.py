@@ -1,0 +1,36 @@
+"""Functions by name, ``package.module:function``: how people bring their own rewards, recognisers and normalisers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from rlspeech.types import UserError
+
+__all__ = ["load_function"]
+
+
+def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, texts, sample_rate, **columns)") -> Any:
+    """Import ``package.module:function``, also from the working directory.
+
+    Args:
+        path: the name.
+        what: what it is wanted as, for the error.
+        usage: the signature that is expected, for the error.
+
+    Raises:
+        UserError: it cannot be imported, or cannot be called.
+    """
+    module, _, name = path.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot import the {what} {path}", f"{type(error).__name__}: {error}",
+                        "run from the folder that holds the module, or install it") from error
+    if not callable(function):
+        raise UserError(f"{path} is not a function", f"it is a {type(function).__name__}", usage)
+    return function

@@ -1,0 +1,241 @@
+"""Transcripts: named normalisers, the units that are counted, one alignment of two texts, and sums of alignments.
+
+An error rate means nothing without the normaliser that made its texts comparable, so normalisers have a name and a version; a change
+of what one does is a new name, never a new meaning of an old one. The unit is the word, and the character in writing without spaces
+between words (Chinese, Japanese, Thai, ...; also Korean, whose spacing is a matter of taste); Latin words inside such text stay
+words (a "mixed error rate"). One alignment a hypothesis gives everything: substitutions, deletions, insertions, hits, and where they
+are. Distances are rapidfuzz's, the same that jiwer counts with, so the two agree alignment by alignment.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from rlspeech.data.functions import load_function
+from rlspeech.types import UserError
+
+__all__ = ["NORMALISERS", "Alignment", "Normaliser", "Op", "Tally", "align", "characters", "get_normaliser", "normalise_basic",
+           "script_of", "units", "written_in_characters"]
+
+Normaliser = Callable[[str], str]
+Op = tuple[str, int, int, int, int]  # tag, reference[start:end], hypothesis[start:end]
+
+CHARACTER_LANGUAGES = frozenset(
+    "zh cmn yue wuu nan hak ja ko th lo my km bo dz "
+    "chinese mandarin cantonese japanese korean thai lao burmese myanmar khmer tibetan".split()
+)
+NO_LANGUAGES = frozenset({"", "auto", "none", "unknown", "und", "mul", "multi", "multilingual"})
+CHARACTER_SCRIPTS = frozenset({"han", "kana", "hangul", "thai", "lao", "tibetan", "myanmar", "khmer"})
+# Thai and Lao, Tibetan, Myanmar, Hangul, Khmer, kana and iteration marks, Han with its extensions
+_CHARACTERS = ("\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff\u1780-\u17ff\u3005-\u3007\u3041-\u30ff"
+               "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff")
+_UNIT = re.compile(rf"[{_CHARACTERS}]|[^\s{_CHARACTERS}]+")
+_SPACED = re.compile(rf"(?<=[{_CHARACTERS}])\s+(?=[{_CHARACTERS}])")
+_NAMES = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "katakana-hiragana": "kana", "halfwidth": "kana", "ideographic": "han"}
+_NO_SCRIPT = frozenset({"modifier", "mathematical", "combining", "feminine", "masculine", "micro", "fullwidth", "double-struck", "script"})
+
+
+def normalise_basic(text: str) -> str:
+    """Lower case, compatibility forms, no punctuation but apostrophes inside words, single spaces (``basic-1``).
+
+    It parts words at combining marks, which ruins Thai and Indic writing; ``basic-2`` keeps them and is the same elsewhere.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    text = re.sub(r"[^\w\s']|_", " ", text)
+    return _lone_apostrophes(text)
+
+
+def _basic_2(text: str) -> str:
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).replace("\u2019", "'")
+    if not text.isascii():  # the common case needs no look at every character
+        text = "".join(c if c.isalnum() or c in " '" or unicodedata.category(c)[0] == "M" else " " for c in text)
+    return _lone_apostrophes(re.sub(r"[^\w\s']|_", " ", text) if text.isascii() else text)
+
+
+def _lone_apostrophes(text: str) -> str:
+    return " ".join(re.sub(r"(?<!\w)'|'(?!\w)", " ", text).split())
+
+
+def _spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+@cache
+def _whisper_english() -> Normaliser:
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    normaliser: Normaliser = EnglishTextNormalizer({})  # type: ignore[no-untyped-call]  # the table of spellings comes with checkpoints
+    return normaliser
+
+
+def _english(text: str) -> str:
+    """Whisper's English normaliser: numbers, contractions and titles in one form, no fillers, nothing in brackets.
+
+    Without its table of British spellings, which is no part of the library. Where it cannot read a text (odd numerals), basic-2.
+    """
+    try:
+        return _spaces(_whisper_english()(text))
+    except (ValueError, ArithmeticError, LookupError):
+        return _basic_2(text)
+
+
+def _chinese(text: str) -> str:
+    """basic-2, and no spaces between characters, which some corpora have and some have not."""
+    return _SPACED.sub("", _basic_2(text))
+
+
+NORMALISERS: dict[str, Normaliser] = {"basic-1": normalise_basic, "basic-2": _basic_2, "english-1": _english, "chinese-1": _chinese,
+                                      "none-1": _spaces}
+
+
+def get_normaliser(name: str) -> Normaliser:
+    """A normaliser of ``NORMALISERS``, or ``package.module:function`` (text -> text). Raises ``UserError``."""
+    if name in NORMALISERS:
+        return NORMALISERS[name]
+    if ":" in name:
+        function: Normaliser = load_function(name, "text normaliser", "def f(text: str) -> str")
+        return function
+    raise UserError(f"no text normaliser is called {name!r}", "", f"one of {', '.join(NORMALISERS)}, or package.module:function")
+
+
+@lru_cache(256)
+def _code(language: str | None) -> str:
+    code = re.split(r"[-_ (]", (language or "").strip().lower())[0]
+    return "" if code in NO_LANGUAGES else code
+
+
+def written_in_characters(text: str, language: str | None = None) -> bool:
+    """Whether a text is counted in characters: by its language ("zh", "zh-CN", "Chinese") where known, else by its script."""
+    code = _code(language)
+    return code in CHARACTER_LANGUAGES if code else script_of(text) in CHARACTER_SCRIPTS
+
+
+def units(text: str, language: str | None = None) -> list[str]:
+    """What is counted in a normalised text: words, and characters in writing without words (see the module).
+
+    Args:
+        text: normalised.
+        language: where known; None goes by the script of every piece, so that mixed text is counted as it is written.
+    """
+    code = _code(language)
+    if text.isascii() or (code and code not in CHARACTER_LANGUAGES):
+        return text.split()
+    return _UNIT.findall(text)
+
+
+def characters(text: str, language: str | None = None) -> list[str]:
+    """The characters of a normalised text; spaces count (as jiwer's ``cer`` has it) where words have spaces between them."""
+    text = _spaces(text)
+    return list(text.replace(" ", "") if written_in_characters(text, language) else text)
+
+
+@lru_cache(65536)
+def _script(character: str) -> str:
+    if unicodedata.category(character)[0] != "L":
+        return ""
+    word = unicodedata.name(character, "").split(" ")[0].lower()
+    return "" if word in _NO_SCRIPT else _NAMES.get(word, word)
+
+
+def script_of(text: str) -> str:
+    """The script of most letters: "latin", "han", "kana", "hangul", "cyrillic", "arabic", ...; "" where there are no letters."""
+    if text.isascii():
+        return "latin" if any(c.isalpha() for c in text) else ""
+    found = Counter(s for s in map(_script, text) if s)
+    return found.most_common(1)[0][0] if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """A cheapest alignment of two sequences of units.
+
+    Args:
+        substitutions, deletions, insertions, hits: counts of units.
+        reference, hypothesis: the units.
+        ops: blocks in order, (tag, reference start, end, hypothesis start, end), tag "equal", "replace", "delete" or "insert"
+            (as difflib's opcodes, but both sides of "replace" have the same length).
+    """
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    hits: int
+    reference: list[str]
+    hypothesis: list[str]
+    ops: list[Op]
+
+    @property
+    def errors(self) -> int:
+        """S + D + I, the edit distance."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference unit. Of an empty reference: 0 for an empty hypothesis, else infinite."""
+        if self.reference:
+            return self.errors / len(self.reference)
+        return float("inf") if self.hypothesis else 0.0
+
+
+def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
+    """Align units; an empty hypothesis is all deletions (error rate 1), never a match."""
+    from rapidfuzz.distance import Levenshtein
+
+    ref, hyp = list(reference), list(hypothesis)
+    ops: list[Op] = [(o.tag, o.src_start, o.src_end, o.dest_start, o.dest_end) for o in Levenshtein.opcodes(ref, hyp)]
+    count = {"equal": 0, "replace": 0, "delete": 0, "insert": 0}
+    for tag, start, end, other_start, other_end in ops:
+        count[tag] += (other_end - other_start) if tag == "insert" else (end - start)
+    return Alignment(count["replace"], count["delete"], count["insert"], count["equal"], ref, hyp, ops)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Alignments added up: the rates of a corpus are sums of errors over sums of reference units, not means of rates.
+
+    Args:
+        substitutions, deletions, insertions, hits: units.
+        texts: alignments added.
+        exact: of these, without an error.
+    """
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    hits: int = 0
+    texts: int = 0
+    exact: int = 0
+
+    def add(self, alignment: Alignment) -> None:
+        """Take in one."""
+        self.substitutions += alignment.substitutions
+        self.deletions += alignment.deletions
+        self.insertions += alignment.insertions
+        self.hits += alignment.hits
+        self.texts += 1
+        self.exact += alignment.errors == 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.substitutions + other.substitutions, self.deletions + other.deletions, self.insertions + other.insertions,
+                     self.hits + other.hits, self.texts + other.texts, self.exact + other.exact)
+
+    @property
+    def errors(self) -> int:
+        """S + D + I."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def reference(self) -> int:
+        """Reference units."""
+        return self.hits + self.substitutions + self.deletions
+
+    def rates(self) -> dict[str, float]:
+        """``rate`` and its parts ``substitutions``, ``deletions``, ``insertions`` per reference unit, ``exact`` per text; or nan."""
+        per = float("nan") if not self.reference else 1.0 / self.reference
+        return {"rate": self.errors * per, "substitutions": self.substitutions * per, "deletions": self.deletions * per,
+                "insertions": self.insertions * per, "exact": self.exact / self.texts if self.texts else float("nan")}

@@ -1,0 +1,210 @@
+"""transformers' codecs as ``models.codec.Codec``: XCodec2, NeuCodec, Mimi and DAC, by Hub id or folder.
+
+Codecs of several codebooks become one stream by writing the first K codes of every frame one after the other, each with its codebook's
+offset: position ``t * K + k`` holds ``k * codebook_size + code``. ``decode`` reads a code by its position, so an id of another codebook
+(a language model may write anything) counts as the code that it is modulo the codebook, and an unfinished last frame is left out.
+
+Every waveform is encoded by itself, and only streams of one length are decoded together: the encoders look at padding (none of the four
+masks its convolutions), and what a row sounds like must not hang on its neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlspeech.data.audio import resample
+from rlspeech.types import UserError
+
+__all__ = ["FAMILIES", "HubCodec", "fbank_features", "is_hub_codec", "load_hub_codec"]
+
+BATCH_S = 24.0
+
+
+class Family(NamedTuple):
+    """A codec's class in transformers, where its weights are, and how many codebooks are used unless the name says more."""
+
+    cls: str
+    hub: str
+    books: int
+    semantic: bool = False  # hears Kaldi features as well
+
+
+FAMILIES = {
+    "xcodec2": Family("Xcodec2Model", "HKUSTAudio/xcodec2-hf", 1, semantic=True),
+    "neucodec": Family("NeuCodecModel", "neuphonic/neucodec", 1, semantic=True),
+    "mimi": Family("MimiModel", "kyutai/mimi", 8),
+    "dac": Family("DacModel", "descript/dac_16khz", 3),
+}
+
+
+class HubCodec:
+    """A codec of transformers.
+
+    Args:
+        net: the model, in evaluation mode.
+        name: what it was loaded as.
+        books: how many codebooks are used, from the first on; None: as many as the family's default.
+
+    Raises:
+        UserError: more codebooks than there are.
+    """
+
+    wants_prompt = False
+
+    def __init__(self, net: Any, name: str, books: int | None = None) -> None:
+        self.net, self.name = net, name
+        cfg, self.family = net.config, str(net.config.model_type)
+        have = int(getattr(cfg, "num_quantizers", 0) or getattr(cfg, "n_codebooks", 0) or 1)
+        least = int(getattr(cfg, "num_semantic_quantizers", 1))
+        self.books = books if books is not None else max(least, min(FAMILIES[self.family].books, have))
+        if not least <= self.books <= have:
+            raise UserError(f"{name} cannot use {self.books} codebooks", f"it has {have}, and needs {least} at least",
+                            f"{self.family}:FOLDER_OR_HUB_ID:{have}")
+        self.heard_rate = int(getattr(cfg, "input_sampling_rate", 0) or cfg.sampling_rate)
+        self.sample_rate = int(getattr(cfg, "output_sampling_rate", 0) or cfg.sampling_rate)
+        if self.family == "mimi":
+            self.hop = round(self.heard_rate / float(cfg.frame_rate))
+        else:
+            self.hop = math.prod(cfg.downsampling_ratios)
+        self.codebook = int(getattr(cfg, "codebook_size", 0) or math.prod(cfg.quantization_levels))
+        self.size = self.books * self.codebook
+        self.frame_s = self.hop / self.heard_rate / self.books
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.net.parameters()).device
+        return device
+
+    @torch.no_grad()
+    def encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
+        """Ids of waveforms at ``sample_rate``; each is heard alone."""
+        return [self._encode(resample(np.asarray(w, dtype=np.float32), self.sample_rate, self.heard_rate)) for w in wavs]
+
+    def _encode(self, wav: np.ndarray) -> Tensor:
+        frames = max(1, -(-len(wav) // self.hop))
+        # one frame to spare, as the extractors leave: NeuCodec's mel branch is a frame behind its waveform branch
+        given = torch.zeros(1, 1, (frames + 1) * self.hop)
+        given[0, 0, : len(wav)] = torch.from_numpy(wav)
+        if FAMILIES[self.family].semantic:
+            features = fbank_features(given[0, 0].numpy(), self.hop // 2 if self.family == "xcodec2" else 0)
+            codes = self.net.encode(given.to(self.device), input_features=features[None].to(self.device)).audio_codes
+        elif self.family == "mimi":
+            codes = self.net.encode(given[..., : frames * self.hop].to(self.device), num_quantizers=self.books).audio_codes
+        else:
+            codes = self.net.encode(given[..., : frames * self.hop].to(self.device), n_quantizers=self.books).audio_codes
+        kept = codes[0, : self.books, :frames].cpu().long()  # (K, frames)
+        return (kept + self.codebook * torch.arange(self.books)[:, None]).T.reshape(-1)
+
+    @torch.no_grad()
+    def decode(self, ids: Sequence[Tensor], prompts: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
+        """Waveforms of ids; ``prompts`` are not needed, the voice is in the ids."""
+        made: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(ids)
+        groups: dict[int, list[int]] = {}
+        for i, row in enumerate(ids):
+            groups.setdefault(len(row) // self.books, []).append(i)
+        for frames, rows in groups.items():
+            if frames == 0:
+                continue
+            most = max(1, int(BATCH_S / (frames * self.books * self.frame_s)))
+            for at in range(0, len(rows), most):
+                some = rows[at:at + most]
+                flat = torch.stack([ids[i][: frames * self.books].long().cpu() for i in some]) % self.codebook
+                codes = flat.reshape(len(some), frames, self.books).transpose(1, 2)
+                wavs = self.net.decode(audio_codes=codes.to(self.device)).audio_values
+                for i, wav in zip(some, wavs.reshape(len(some), -1).float().cpu().numpy(), strict=True):
+                    made[i] = fitted(wav, round(frames * self.hop * self.sample_rate / self.heard_rate))
+        return made
+
+
+def fitted(wav: np.ndarray, length: int) -> np.ndarray:
+    """(length,): cut, or zeros behind."""
+    wav = wav[:length].astype(np.float32)
+    return np.pad(wav, (0, length - len(wav)))
+
+
+def fbank_features(wav: np.ndarray, side: int) -> Tensor:
+    """What the semantic half of XCodec2 and NeuCodec hears: (T,) at 16 kHz -> (L, 160).
+
+    Kaldi's log-mel (25 ms Povey windows every 10 ms, pre-emphasis 0.97, 80 bands from 20 Hz), mean 0 and spread 1 over the recording,
+    two frames side by side. transformers' extractors ask torchaudio for it, which has no build beside every torch; this is the numpy
+    version that the original XCodec2 used.
+
+    Args:
+        wav: in [-1, 1].
+        side: zeros at both ends.
+    """
+    from transformers.audio_utils import spectrogram
+
+    window, bank = _kaldi()
+    frames = spectrogram(np.pad(wav, side) * 2.0**15, window, frame_length=400, hop_length=160, fft_length=512, power=2.0, center=False,
+                         preemphasis=0.97, mel_filters=bank, log_mel="log", mel_floor=1.192092955078125e-07, remove_dc_offset=True).T
+    x = torch.from_numpy(np.ascontiguousarray(frames)).float()
+    x = (x - x.mean(0)) / torch.sqrt(x.var(0, unbiased=True) + 1e-7) if len(x) > 1 else x - x.mean(0)
+    if len(x) % 2:
+        x = torch.cat([x, torch.ones(1, x.shape[1])])  # the extractors' padding value
+    return x.reshape(len(x) // 2, -1)
+
+
+@lru_cache(maxsize=1)
+def _kaldi() -> tuple[np.ndarray, np.ndarray]:
+    from transformers.audio_utils import mel_filter_bank, window_function
+
+    bank = mel_filter_bank(num_frequency_bins=257, num_mel_filters=80, min_frequency=20, max_frequency=8000, sampling_rate=16000,
+                           norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
+    return window_function(400, "povey", periodic=False), bank
+
+
+def parse(name: str) -> tuple[str, str, int | None] | None:
+    """Family ("": the checkpoint says it), Hub id or folder, and codebooks of a name; None where it is not a codec of transformers."""
+    head, _, rest = name.partition(":")
+    if head in FAMILIES:
+        where, _, books = rest.rpartition(":") if rest.rpartition(":")[2].isdigit() else (rest, "", "")
+        return head, where or FAMILIES[head].hub, int(books) if books else None
+    path = Path(name)
+    if (path / "config.json").is_file():
+        try:
+            kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return (kind, name, None) if kind in FAMILIES else None
+    hub_like = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists()
+    return ("", name, None) if hub_like and not path.parent.exists() else None
+
+
+def is_hub_codec(name: str) -> bool:
+    """Whether a name is that of a codec of transformers."""
+    return parse(name) is not None
+
+
+def load_hub_codec(name: str, device: torch.device | str = "cpu") -> HubCodec:
+    """Load one of ``FAMILIES``: ``mimi``, ``mimi:FOLDER_OR_HUB_ID``, ``mimi:FOLDER_OR_HUB_ID:CODEBOOKS``, a folder or a Hub id.
+
+    Raises:
+        UserError: not there, another kind of model, or weights that do not fit.
+    """
+    import transformers
+
+    parsed = parse(name)
+    family, where, books = parsed if parsed is not None else ("", name, None)
+    try:
+        found = str(transformers.AutoConfig.from_pretrained(where).model_type)
+        if found not in FAMILIES or family not in ("", found):
+            raise ValueError(f"its model_type is {found!r}, not {family or ' or '.join(FAMILIES)}")
+        cls = getattr(transformers, FAMILIES[found].cls)
+        net, seen = cls.from_pretrained(where, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        if seen["missing_keys"]:
+            raise ValueError(f"weights are missing: {sorted(seen['missing_keys'])[:3]}")
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise UserError(f"cannot load the codec {name}", (str(error).splitlines() or [type(error).__name__])[0],
+                        "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)") from error
+    return HubCodec(net.to(device).eval().requires_grad_(False), name, books)

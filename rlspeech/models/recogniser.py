@@ -1,0 +1,228 @@
+"""The embedded recogniser: a tiny configuration of transformers' Fun-ASR-Nano, trained from nothing.
+
+The original (Fun-ASR-Nano-2512) is SenseVoice's encoder (70 SAN-M blocks of 512 on windows of 60 ms), a transformer adaptor and Qwen3-0.6B.
+This one keeps the classes, so that ``FunAsrNanoForConditionalGeneration`` loads its folder as it loads the original's and everything that
+works on one works on the other, and changes sizes and three things:
+
+* a byte-level BPE of a few hundred pieces, trained on the training texts: any text can be written, few words are one piece;
+* the prompt is the audio between two marks; there is no instruction, the model knows one;
+* in training a linear CTC head on the encoder's output says which pieces are heard where (original: the head that finds hotwords). Without
+  it a model of this size needs ten times as long to find out that the text is in the sound. It is not kept in what is shipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlspeech.config import RecogniserModel
+from rlspeech.models.fbank import fbank, stack_frames
+from rlspeech.models.hub import resolve
+from rlspeech.types import UserError
+
+__all__ = ["AUDIO", "END", "SAMPLE_RATE", "START", "Recogniser", "load_recogniser", "make_tokenizer", "save_recogniser"]
+
+SAMPLE_RATE, STACK, STRIDE = 16000, 7, 6
+PAD, START, END, AUDIO = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>"
+MARKS = (PAD, START, END, AUDIO)
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'audio' %}" + START + AUDIO + "{% endif %}{% endfor %}"
+    "{% else %}{{ message['content'] }}" + END + "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}" + START + "{% endif %}"
+)
+
+
+def make_tokenizer(texts: Iterable[str], size: int) -> Any:
+    """A byte-level BPE of ``size`` pieces, as transformers' fast tokenizer, trained on normalised texts."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[AddedToken(m, special=True) for m in MARKS], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    inner.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, eos_token=END, padding_side="left", chat_template=TEMPLATE,
+                                   additional_special_tokens=[START, AUDIO], clean_up_tokenization_spaces=False)
+
+
+class Recogniser(nn.Module):
+    """A Fun-ASR-Nano with its tokenizer, and the CTC head that only training uses.
+
+    Args:
+        cfg: sizes.
+        tokenizer: with the marks of this module.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, cfg: RecogniserModel, tokenizer: Any) -> None:
+        super().__init__()
+        from transformers import FunAsrNanoConfig, FunAsrNanoForConditionalGeneration
+
+        self.cfg, self.tokenizer, self.max_s = cfg, tokenizer, cfg.max_s
+        token = tokenizer.convert_tokens_to_ids
+        self.marks = {m: int(token(m)) for m in MARKS}
+        audio = {"model_type": "fun_asr_nano_encoder", "num_mel_bins": cfg.mels, "hidden_size": cfg.audio_dim,
+                 "num_attention_heads": cfg.audio_heads, "intermediate_size": cfg.audio_ff, "num_hidden_layers": cfg.audio_layers,
+                 "num_timestamp_prediction_layers": 0, "fsmn_kernel_size": cfg.fsmn_kernel, "num_stacked_frames": STACK,
+                 "hidden_dropout": cfg.dropout, "attention_dropout": cfg.dropout}
+        adaptor = {"hidden_size": cfg.text_dim, "num_attention_heads": cfg.text_heads, "intermediate_size": cfg.text_dim // 4,
+                   "num_hidden_layers": cfg.adaptor_layers, "projector_hidden_size": 2 * cfg.text_dim}
+        text = {"model_type": "qwen3", "vocab_size": len(tokenizer), "hidden_size": cfg.text_dim, "intermediate_size": cfg.text_ff,
+                "num_hidden_layers": cfg.text_layers, "num_attention_heads": cfg.text_heads, "num_key_value_heads": cfg.text_heads,
+                "head_dim": cfg.text_dim // cfg.text_heads, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+                "pad_token_id": self.marks[PAD], "eos_token_id": self.marks[END], "bos_token_id": None}
+        marks: dict[str, Any] = {"pad_token_id": self.marks[PAD], "eos_token_id": self.marks[END], "tie_word_embeddings": True}
+        marks["audio_token_id"] = self.marks[AUDIO]
+        config: Any = FunAsrNanoConfig(audio_config=audio, adaptor_config=adaptor, text_config=text, **marks)
+        # transformers hands its choice of attention on to the models inside, not to the adaptor, whose mask then would not mask
+        config.adaptor_config._attn_implementation = "sdpa"
+        self.net: Any = FunAsrNanoForConditionalGeneration(config)
+        generation = self.net.generation_config
+        generation.do_sample, generation.pad_token_id, generation.eos_token_id = False, self.marks[PAD], self.marks[END]
+        self.head = nn.Linear(cfg.audio_dim, len(tokenizer))  # the pad mark is CTC's blank
+
+    def features(self, wavs: Sequence[Tensor], mask: Any = lambda frames: frames) -> tuple[Tensor, Tensor]:
+        """Stacked log-mel windows (B, L, 560) of waveforms (T_i,), padded, and which are real, (B, L) long.
+
+        ``mask`` may hide parts of the frames (L_i, mels) before they are stacked.
+        """
+        rows = [stack_frames(mask(fbank(w, self.cfg.mels, SAMPLE_RATE)), STACK, STRIDE) for w in wavs]
+        real = torch.zeros(len(rows), max(len(r) for r in rows), dtype=torch.long)
+        for i, r in enumerate(rows):
+            real[i, : len(r)] = 1
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), real
+
+    def encode(self, features: Tensor, real: Tensor) -> Tensor:
+        """The encoder's output (B, L, D) for what ``features`` gives."""
+        return self.net.model.audio_tower(input_features=features, input_features_mask=real).last_hidden_state
+
+    @torch.no_grad()
+    def spell(self, wavs: Sequence[Tensor]) -> list[str]:
+        """What the CTC head alone reads out of waveforms (T_i,): the best piece of every window, repeats joined, blanks left out."""
+        features, real = self.features(wavs)
+        device = self.head.weight.device
+        best = self.head(self.encode(features.to(device), real.to(device))).argmax(-1).cpu()
+        rows = [torch.unique_consecutive(b[: int(r.sum())]).tolist() for b, r in zip(best, real, strict=True)]
+        return [self.tokenizer.decode([i for i in row if i != self.marks[PAD]], skip_special_tokens=True).strip() for row in rows]
+
+    def forward(self, features: Tensor, real: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher-forced logits of the text and CTC's of the sound.
+
+        Args:
+            features, real: from ``features``.
+            ids: (B, S) long, prompt with audio marks and text, padded behind.
+            mask: (B, S) long, 1 on real tokens.
+
+        Returns:
+            (B, S, V) and (B, L, V).
+        """
+        model = self.net.model
+        heard = self.encode(features, real)
+        audio = model.multi_modal_projector(heard, real)[real.bool()]
+        embeds = model.language_model.embed_tokens(ids)
+        embeds = embeds.masked_scatter((ids == self.marks[AUDIO])[..., None], audio.to(embeds.dtype))
+        out = model.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        return self.net.lm_head(out), self.head(heard)
+
+    @torch.no_grad()
+    def transcribe(self, wavs: Sequence[Tensor], max_new_tokens: int = 200) -> list[str]:
+        """Greedy transcripts of waveforms (T_i,), for a look while it is being trained; ``models.audio_lm`` is what the stages use."""
+        device = self.head.weight.device
+        features, real = self.features(wavs)
+        ids, mask, answer = self.tokens(real.sum(1).tolist(), [""] * len(wavs))
+        rows = [ids[i][(mask[i].bool() & ~answer[i])] for i in range(len(wavs))]
+        length = max(map(len, rows))
+        left = torch.stack([nn.functional.pad(r, (length - len(r), 0), value=self.marks[PAD]) for r in rows]).to(device)
+        made = self.net.generate(input_ids=left, attention_mask=(left != self.marks[PAD]).long(), input_features=features.to(device),
+                                 input_features_mask=real.to(device), max_new_tokens=max_new_tokens)
+        return [t.strip() for t in self.tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)]
+
+    def pieces(self, text: str) -> list[int]:
+        """Ids of a text; what looks like a mark in it is spelt out, a text is nobody's instruction."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    def tokens(self, frames: Sequence[int], texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask (B, S) long and answer marks (B, S) bool: start, audio marks, start, text, end; padded behind."""
+        rows = []
+        for n, text in zip(frames, texts, strict=True):
+            before = [self.marks[START], *[self.marks[AUDIO]] * n, self.marks[START]]
+            rows.append((before, [*self.pieces(text), self.marks[END]]))
+        length = max(len(a) + len(b) for a, b in rows)
+        ids = torch.full((len(rows), length), self.marks[PAD])
+        mask, answer = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, (a, b) in enumerate(rows):
+            ids[i, : len(a) + len(b)] = torch.tensor(a + b)
+            mask[i, : len(a) + len(b)] = 1
+            answer[i, len(a): len(a) + len(b)] = True
+        return ids, mask, answer
+
+
+def save_recogniser(folder: Path, model: Recogniser, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None,
+                    half: bool = False) -> None:
+    """Write a folder as transformers writes it: weights, tokenizer, extractor and processor settings, ``rlspeech.json``.
+
+    Args:
+        weights: a state dict of ``model`` to write in place of its own, such as an average.
+        half: for use alone: half precision, and no ``head.safetensors``, which going on with training needs.
+    """
+    from safetensors.torch import save_file
+
+    whole = {k: v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
+    dtype = torch.float16 if half else torch.float32
+    state = {k.removeprefix("net."): v.to(dtype).contiguous() for k, v in whole.items()
+             if k.startswith("net.") and k != "net.lm_head.weight"}
+    folder.mkdir(parents=True, exist_ok=True)
+    model.net.save_pretrained(folder, state_dict=state)
+    if not half:
+        save_file({k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")}, folder / "head.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
+    model.tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = "float32"  # stored in half precision, computed in single: a CPU has no fast half
+    extractor = {"feature_extractor_type": "FunAsrNanoFeatureExtractor", "processor_class": "FunAsrNanoProcessor",
+                 "feature_size": model.cfg.mels, "sampling_rate": SAMPLE_RATE, "frame_length": 25, "frame_shift": 10,
+                 "num_frames_lfr": STACK, "stride_lfr": STRIDE, "window": "hamming", "padding_value": 0.0, "return_attention_mask": True}
+    about = {"task": "asr", "model": model.cfg.model_dump(), "facts": facts, "max_s": model.cfg.max_s}
+    for name, content in (("config.json", config), ("preprocessor_config.json", extractor), ("rlspeech.json", about),
+                          ("processor_config.json", {"processor_class": "FunAsrNanoProcessor", "audio_token": AUDIO})):
+        (folder / name).write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def load_recogniser(name: str, device: torch.device | str = "cpu") -> tuple[Recogniser, dict[str, Any]]:
+    """A recogniser to go on training, of a folder that ``save_recogniser`` wrote, or ``embedded``; its CTC head is new where none was kept.
+
+    Raises:
+        UserError: no such folder, or one that holds something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import PreTrainedTokenizerFast
+
+    folder = resolve(name, "asr")
+    try:
+        about = json.loads((folder / "rlspeech.json").read_text(encoding="utf-8"))
+        if about["task"] != "asr":
+            raise KeyError(f"task {about['task']!r}")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        model = Recogniser(RecogniserModel(**about["model"]), tokenizer)
+        weights = {f"net.{k}": v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        weights["net.lm_head.weight"] = weights["net.model.language_model.embed_tokens.weight"]
+        if (folder / "head.safetensors").is_file():
+            weights |= {f"head.{k}": v for k, v in load_file(folder / "head.safetensors").items()}
+        else:
+            weights |= {f"head.{k}": v for k, v in model.head.state_dict().items()}
+        model.load_state_dict(weights)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} is not a recogniser to go on training", f"{type(error).__name__}: {error}",
+                        "name the folder that `rlspeech pretrain --task asr` wrote, or embedded") from error
+    return model.to(device).eval(), about

@@ -1,0 +1,264 @@
+"""The token-to-text reward of DiffRO (arXiv 2507.05911): codec tokens in, the text's posterior and attributes of speaker and sound out.
+
+The published one is SenseVoice with a table of token embeddings for a front end, a text decoder, and one attention-pooling layer an
+attribute. This is its small form: table, two convolutions, transformer blocks with rotary positions, a causal text decoder that
+attends to them, and the heads. Tokens may be ids (n, T) or distributions over ids (n, T, V): ``mu @ table`` is what makes the reward
+differentiable in a policy's choices. As a reward it is frozen and in evaluation mode, with a gradient to its input alone.
+
+A learned vector stands before the tokens, so that no tokens at all is an input too. The CTC head is there to train with: without it a
+model of this size takes several times as long to find out that the text is in the tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from rlspeech.config import TokenRewardModel
+from rlspeech.models.blocks import Attention, rotary
+from rlspeech.models.hub import KINDS, read_config, resolve
+from rlspeech.models.recogniser import END, PAD, START, make_tokenizer
+from rlspeech.models.token_layers import TextLayer
+from rlspeech.types import UserError
+
+__all__ = ["IGNORED", "Heard", "TokenReward", "load_token_reward", "make_tokenizer", "save_token_reward"]
+
+TASK = "token-reward"
+IGNORED = -100  # class of a label that is not known
+KERNEL = 5
+
+
+class Heard(NamedTuple):
+    """Encoded tokens: states (n, 1 + T, D), and keep (n, 1 + T) bool, where they are real."""
+
+    states: Tensor
+    keep: Tensor
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer block of the encoder."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads)
+        self.ff = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor, keep: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Args: x (n, L, D); keep (n, 1, 1, L) bool."""
+        x = x + self.attention(self.norm1(x), keep, rope)
+        return x + self.ff(self.norm2(x))
+
+
+class Pool(nn.Module):
+    """Attention pooling with one learned query, and a linear map to classes: (n, L, D) -> (n, K)."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.score, self.out = nn.Linear(dim, 1), nn.Linear(dim, classes)
+
+    def forward(self, heard: Heard) -> Tensor:
+        """Logits of the classes."""
+        weight = self.score(heard.states)[..., 0].masked_fill(~heard.keep, -torch.inf).softmax(-1)
+        return self.out((weight[..., None] * heard.states).sum(1))
+
+
+class TokenReward(nn.Module):
+    """The reward network.
+
+    Args:
+        cfg: sizes.
+        codes: V, ids of the codec.
+        tokenizer: of ``make_tokenizer``.
+        labels: attribute -> names of its classes; of "quality" they are levels from worst to best.
+        sample_rate: of the codec, in Hz.
+    """
+
+    max_s = 30.0  # longer recordings are left out of its training
+
+    def __init__(self, cfg: TokenRewardModel, codes: int, tokenizer: Any, labels: Mapping[str, Sequence[str]], sample_rate: int) -> None:
+        super().__init__()
+        self.cfg, self.codes, self.tokenizer, self.sample_rate = cfg, codes, tokenizer, sample_rate
+        self.labels = {name: list(classes) for name, classes in labels.items()}
+        token = tokenizer.convert_tokens_to_ids
+        self.pad, self.start, self.end = (int(token(m)) for m in (PAD, START, END))
+        dim, pieces = cfg.dim, len(tokenizer)
+        self.table = nn.Embedding(codes, dim)
+        self.before = nn.Parameter(torch.randn(dim))
+        self.unknown = nn.Parameter(torch.zeros(dim))  # takes the place of hidden tokens in training
+        self.front = nn.ModuleList(nn.Conv1d(dim, dim, KERNEL, padding=KERNEL // 2) for _ in range(2))
+        self.layers = nn.ModuleList(Layer(dim, cfg.heads) for _ in range(cfg.layers))
+        self.norm = nn.LayerNorm(dim)
+        self.words = nn.Embedding(pieces, dim)
+        self.text_layers = nn.ModuleList(TextLayer(dim, cfg.heads) for _ in range(cfg.text_layers))
+        self.text_norm, self.text_out, self.ctc = nn.LayerNorm(dim), nn.Linear(dim, pieces), nn.Linear(dim, pieces)
+        self.pools = nn.ModuleDict({name: Pool(dim, len(classes)) for name, classes in self.labels.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.before.device
+
+    def frozen(self) -> TokenReward:
+        """Itself, as a reward: evaluation mode, no weight wants a gradient."""
+        return self.eval().requires_grad_(False)
+
+    # -- hearing -------------------------------------------------------------------------------------------------------------
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """(n, T, D) of ids (n, T) long, or of distributions (n, T, V)."""
+        if tokens.is_floating_point():
+            return tokens.to(self.table.weight.dtype) @ self.table.weight
+        return self.table(tokens)  # type: ignore[no-any-return]
+
+    def encode(self, tokens: Tensor, mask: Tensor) -> Heard:
+        """Encode ids (n, T) or distributions (n, T, V), real where mask (n, T) bool says so; what it hides has no influence."""
+        if not tokens.is_floating_point():
+            tokens = tokens.masked_fill(~mask, 0)  # a padding or stop id may lie outside the table
+        return self.encode_vectors(self.vectors(tokens), mask)
+
+    def encode_vectors(self, x: Tensor, mask: Tensor) -> Heard:
+        """The same of embedded tokens (n, T, D)."""
+        n, real = len(x), mask[..., None]
+        x = x.masked_fill(~real, 0.0)  # not a product: NaN behind the end of a row would survive it
+        for conv in self.front if x.shape[1] else ():
+            x = (x + F.gelu(conv(x.transpose(1, 2)).transpose(1, 2))).masked_fill(~real, 0.0)
+        x = torch.cat([self.before.to(x.dtype).expand(n, 1, -1), x], 1)
+        keep = torch.cat([mask.new_ones(n, 1), mask], 1)
+        rope = rotary(x.shape[1], self.cfg.dim // self.cfg.heads, x.device)
+        for layer in self.layers:
+            x = layer(x, keep[:, None, None], rope)
+        return Heard(self.norm(x), keep)
+
+    # -- judging -------------------------------------------------------------------------------------------------------------
+
+    def pieces(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (n, S) long of normalised texts with the end mark behind, and mask (n, S); what looks like a mark in a text is spelt out."""
+        rows = [torch.tensor([*self.tokenizer(t, add_special_tokens=False, split_special_tokens=True).input_ids, self.end]) for t in texts]
+        mask = [torch.ones(len(r), dtype=torch.bool) for r in rows]
+        return (pad_sequence(rows, batch_first=True, padding_value=self.pad).to(self.device),
+                pad_sequence(mask, batch_first=True).to(self.device))
+
+    def text_logits(self, heard: Heard, ids: Tensor) -> Tensor:
+        """Logits (n, S, P), float32 at least, before each piece of texts (n, S), teacher-forced."""
+        before = torch.cat([ids.new_full((len(ids), 1), self.start), ids[:, :-1]], 1)
+        x, rope = self.words(before), rotary(ids.shape[1], self.cfg.dim // self.cfg.heads, ids.device)
+        for layer in self.text_layers:
+            x = layer(x, layer.sources(heard.states), heard.keep[:, None, None], rope)[0]  # type: ignore[operator]
+        out: Tensor = self.text_out(self.text_norm(x))
+        return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+
+    def text_logp(self, heard: Heard, texts: Sequence[str]) -> Tensor:
+        """Log-posterior (n,) of normalised texts: the mean over their pieces, the end mark among them, in nats, with gradient."""
+        ids, mask = self.pieces(texts)
+        logp = self.text_logits(heard, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        return logp.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
+
+    def attributes(self, heard: Heard) -> dict[str, Tensor]:
+        """Logits (n, K) of every attribute's classes."""
+        return {name: pool(heard) for name, pool in self.pools.items()}
+
+    def classes(self, name: str, values: Sequence[Any]) -> Tensor:
+        """(n,) long, the classes of an attribute's values; ``IGNORED`` where one is None or none of them."""
+        at = {label: k for k, label in enumerate(self.labels[name])}
+        return torch.tensor([IGNORED if v is None else at.get(str(v), IGNORED) for v in values], device=self.device)
+
+    # -- reading -------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def transcribe(self, tokens: Sequence[Tensor], batch: int = 64) -> list[str]:
+        """Greedy texts of token rows (T_i,) long; of a row without tokens "". A row's text is no longer than it has tokens, and eight."""
+        order, texts = sorted((i for i, t in enumerate(tokens) if len(t)), key=lambda i: len(tokens[i])), [""] * len(tokens)
+        for part in (order[i:i + batch] for i in range(0, len(order), batch)):
+            rows = [tokens[i].to(self.device) for i in part]
+            mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], batch_first=True)
+            for i, ids in zip(part, self._greedy(self.encode(pad_sequence(rows, batch_first=True), mask)), strict=True):
+                texts[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return texts
+
+    def _greedy(self, heard: Heard) -> list[list[int]]:
+        n, steps = len(heard.keep), heard.keep.shape[1] + 7
+        rope = rotary(steps, self.cfg.dim // self.cfg.heads, self.device)
+        bound = heard.keep.sum(1) + 7
+        said: list[list[int]] = [[] for _ in range(n)]
+        live, last = torch.arange(n, device=self.device), torch.full((n,), self.start, device=self.device)
+        sources: list[Any] = [layer.sources(heard.states) for layer in self.text_layers]  # type: ignore[operator]
+        past: list[Any] = [None] * len(sources)
+        for s in range(steps):
+            x, here = self.words(last)[:, None], (rope[0][s:s + 1], rope[1][s:s + 1])
+            for k, layer in enumerate(self.text_layers):
+                x, past[k] = layer(x, sources[k], heard.keep[live][:, None, None], here, past[k])
+            last = self.text_out(self.text_norm(x[:, 0])).argmax(-1)
+            going = (last != self.end) & (s < bound[live])
+            for row, piece, goes in zip(live.tolist(), last.tolist(), going.tolist(), strict=True):
+                if goes:
+                    said[row].append(piece)
+            if not bool(going.any()):
+                break
+            if not bool(going.all()):
+                live, last = live[going], last[going]
+                sources = [(a[going], b[going]) for a, b in sources]
+                past = [(a[going], b[going]) for a, b in past]
+        return said
+
+
+def save_token_reward(folder: Path, model: TokenReward, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None,
+                      half: bool = False) -> None:
+    """Write a checkpoint folder; the caller makes it atomic.
+
+    Args:
+        folder: where to.
+        model: gives settings, labels, tokenizer and, unless ``weights`` are given, the weights.
+        facts: how it came to be.
+        weights: other weights of the same shape, an average for instance.
+        half: store fp16, half the size, for shipping.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if weights is None else weights).items()}
+    save_file({k: v.half() if half else v for k, v in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private; a checkpoint is as readable as its config
+    model.tokenizer.save_pretrained(folder)
+    config = {"model_type": KINDS[TASK].model_type, "task": TASK, "sample_rate": model.sample_rate, "codes": model.codes,
+              "labels": model.labels, "model": model.cfg.model_dump(), "facts": facts}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
+    size = sum(v.numel() for v in state.values()) / 1e6
+    lines = ["---", "library_name: rlspeech", f"tags: [{KINDS[TASK].tags}]", "license: apache-2.0", "---", "",
+             f"# Token-to-text reward, {size:.2f} M parameters, {model.codes} codes of the codec {model.cfg.codec}", ""]
+    lines += [f"- **{key}**: {value}" for key, value in facts.items()]
+    (folder / "README.md").write_text("\n".join([*lines, "", "Use it: `rlspeech rl --task tts --set diffro.reward=THIS_FOLDER`", ""]))
+
+
+def load_token_reward(name: str, device: torch.device | str = "cpu") -> tuple[TokenReward, dict[str, Any]]:
+    """A reward network in fp32 and evaluation mode, and its ``config.json``.
+
+    Args:
+        name: 'embedded', a checkpoint folder or a run folder.
+        device: where to.
+
+    Raises:
+        UserError: missing, of another kind, or weights that do not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import PreTrainedTokenizerFast
+
+    folder = resolve(name, TASK)
+    config = read_config(folder, TASK)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        model = TokenReward(TokenRewardModel(**config["model"]), int(config["codes"]), tokenizer, config["labels"],
+                            int(config["sample_rate"]))
+        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError, SafetensorError) as error:
+        raise UserError(f"cannot load the checkpoint {folder}", f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                        "rlspeech check on its run folder") from error
+    return model.to(device).eval(), config

@@ -1,0 +1,279 @@
+"""Rules for a recogniser's hypothesis: accuracy, hallucination, keywords, exact match, edits; all from one alignment with the reference.
+
+After arXiv 2509.18569 (section 4.1: R1 = 1 - WER, R2 = -1 on a hallucination, R3 = mean of keyword precision and recall) and
+arXiv 2509.01939 (exact match, negative edit distance). What the first does not publish, the hallucination detector and its
+thresholds, is ours; every threshold is an option with a name. What is judged is the raw decode: some processors remove repetitions
+from what they return, and a loop that was cleaned away cannot be punished.
+
+The rules of a hallucination, each on its own (``detail`` names those that fired):
+
+    loop       an n-gram comes ``repeats`` times in a row, at least ``loop_excess`` of them unmatched, and the reference has no
+               such loop of its own: sentences that are said again and again are no mistake
+    stutter    up to four letters come ``character_repeats`` times in a row inside a word, and not so in the reference
+    run        a stretch of inserted units
+    length     more than ``length_ratio`` x reference + ``length_constant`` units
+    script     most of it is written in a script that the reference hardly uses (a translation)
+    nonspeech  words where nothing is said
+
+A translation into the same script, or as many words as were said and all of them others, is caught by the error rate only. An empty
+hypothesis of words that were said is error rate 1; an empty hypothesis of silence is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import eq
+from typing import Any
+
+from rlspeech.data.text import Alignment, align, characters, get_normaliser, script_of, units, written_in_characters
+from rlspeech.types import Sample, Score, UserError
+
+__all__ = ["RULES", "Hallucinations", "Judged", "TextRules", "count_keywords", "keywords_of"]
+
+RULES = ("loop", "stutter", "run", "length", "script", "nonspeech")
+CACHE = 8192  # texts: the rollouts of a group share their reference, and often each other's words
+
+
+@dataclass(frozen=True, slots=True)
+class Hallucinations:
+    """The detector; see the module.
+
+    Args:
+        rules: names of ``RULES`` joined by "+", or "all" or "none".
+        ngram: longest period of a loop, in units.
+        repeats: repetitions of a period of two units or more that make a loop.
+        repeats_one: of a period of one unit ("no no no no no").
+        loop_excess: repetitions that have to be unmatched by the reference.
+        character_repeats: of letters inside a word ("aaaaaaaa", "hahaha...").
+        insertion_run: consecutive inserted units, counted in words.
+        insertion_run_characters: the same where units are characters.
+        length_ratio, length_constant: longest hypothesis, in units of the reference.
+        script_share: of the hypothesis's units in the foreign script.
+    """
+
+    rules: str = "all"
+    ngram: int = 24
+    repeats: int = 3
+    repeats_one: int = 5
+    loop_excess: int = 2
+    character_repeats: int = 8
+    insertion_run: int = 6
+    insertion_run_characters: int = 10
+    length_ratio: float = 1.5
+    length_constant: int = 5
+    script_share: float = 0.7
+
+    def __post_init__(self) -> None:
+        unknown = set(self.rules.split("+")) - {*RULES, "all", "none"}
+        if unknown:
+            raise UserError(f"no hallucination rule is called {', '.join(sorted(unknown))}", "", f"{'+'.join(RULES)}, all or none")
+        if min(self.repeats, self.repeats_one, self.character_repeats) < 2 or min(self.ngram, self.insertion_run, self.loop_excess) < 1:
+            raise UserError("these thresholds would call every text a hallucination", "a repetition takes two, a run one", "larger ones")
+
+    def fired(self, found: Alignment, in_characters: bool) -> list[str]:
+        """Names of the rules that an alignment breaks, in the order of ``RULES``."""
+        on = RULES if self.rules == "all" else self.rules.split("+")
+        if not found.hypothesis or (not found.errors and found.reference):
+            return []  # nothing is there, or it is what was said
+        checks: dict[str, Callable[[], bool]] = {
+            "loop": lambda: self._loop(found),
+            "stutter": lambda: self._stutter(found),
+            "run": lambda: _longest_insertion(found) >= (self.insertion_run_characters if in_characters else self.insertion_run),
+            "length": lambda: len(found.hypothesis) > self.length_ratio * len(found.reference) + self.length_constant,
+            "script": lambda: self._script(found),
+            "nonspeech": lambda: not found.reference,
+        }
+        return [name for name in RULES if name in on and checks[name]()]
+
+    def _loop(self, found: Alignment) -> bool:
+        hyp = found.hypothesis
+        if found.insertions + found.substitutions < self.loop_excess or len(set(hyp)) == len(hyp):
+            return False
+        loops = [(start, end, n) for n, start, end in _loops(hyp, self.ngram) if self._is_loop(n, (end - start) // n)]
+        if not loops:
+            return False
+        of_reference = max(((end - start) // n for n, start, end in _loops(found.reference, self.ngram)
+                            if self._is_loop(n, (end - start) // n)), default=0)
+        for start, end, n in loops:
+            unmatched = sum(max(0, min(end, o[4]) - max(start, o[3])) for o in found.ops if o[0] in ("replace", "insert"))
+            if unmatched >= self.loop_excess * n and (end - start) // n >= of_reference + self.loop_excess:
+                return True
+        return False
+
+    def _is_loop(self, period: int, times: int) -> bool:
+        return times >= (self.repeats_one if period == 1 else self.repeats)
+
+    def _stutter(self, found: Alignment) -> bool:
+        pattern = _stutters(self.character_repeats)
+        return any(pattern.search(unit) for unit in found.hypothesis) and not any(pattern.search(unit) for unit in found.reference)
+
+    def _script(self, found: Alignment) -> bool:
+        """By units, because a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
+        if all(u.isascii() for u in (*found.hypothesis, *found.reference)):
+            return False
+        theirs = [_family(u) for u in found.hypothesis if script_of(u)]
+        ours = [_family(u) for u in found.reference if script_of(u)]
+        if not theirs or not ours:
+            return False
+        main = max(sorted(set(theirs)), key=theirs.count)
+        return theirs.count(main) >= self.script_share * len(theirs) and ours.count(main) <= (1 - self.script_share) * len(ours)
+
+
+@lru_cache(8)
+def _stutters(times: int) -> re.Pattern[str]:
+    return re.compile(rf"([^\W\d]{{1,4}}?)\1{{{times - 1},}}")  # letters: 10000000 is a number
+
+
+def _family(unit: str) -> str:
+    script = script_of(unit)
+    return "han" if script == "kana" else script
+
+
+def _loops(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, int, int]]:
+    """(period, start, end) of every maximal stretch, two periods at least, in which each unit equals the one ``period`` before it.
+
+    A stretch that has a shorter period is told once, with that one.
+    """
+    seen: list[tuple[int, int, int]] = []
+    for n in range(1, min(longest, len(sequence) // 2) + 1):
+        start = None
+        for i, same in enumerate([*map(eq, sequence, sequence[n:]), False]):
+            if same and start is None:
+                start = i
+            elif not same and start is not None:
+                stretch, start = (n, start, i + n), None
+                if stretch[2] - stretch[1] >= 2 * n and not any(n % m == 0 and a <= stretch[1] and stretch[2] <= b for m, a, b in seen):
+                    seen.append(stretch)
+                    yield stretch
+
+
+def _longest_insertion(found: Alignment) -> int:
+    return max((end - start for tag, _, _, start, end in found.ops if tag == "insert"), default=0)
+
+
+def keywords_of(columns: dict[str, Any]) -> list[str]:
+    """The keywords of a manifest row: ``columns["keywords"]`` as a list, or as one text with commas between them."""
+    given = columns.get("keywords") or []
+    parts = given.split(",") if isinstance(given, str) else given
+    return [k for k in (str(p).strip() for p in parts) if k]
+
+
+def count_keywords(keywords: Sequence[Sequence[str]], found: Alignment) -> tuple[int, int, int]:
+    """(found and said, said, found): occurrences of keywords (as units), whole units only, each keyword counted on its own."""
+    both = said = heard = 0
+    for keyword in {tuple(k) for k in keywords if k}:
+        in_reference, in_hypothesis = _occurrences(keyword, found.reference), _occurrences(keyword, found.hypothesis)
+        both, said, heard = both + min(in_reference, in_hypothesis), said + in_reference, heard + in_hypothesis
+    return both, said, heard
+
+
+def _occurrences(keyword: tuple[str, ...], text: list[str]) -> int:
+    if len(keyword) == 1:
+        return text.count(keyword[0])
+    count = i = 0
+    while i <= len(text) - len(keyword):
+        hit = text[i] == keyword[0] and tuple(text[i : i + len(keyword)]) == keyword
+        count, i = count + hit, i + (len(keyword) if hit else 1)
+    return count
+
+
+@dataclass(slots=True)
+class Judged:
+    """One hypothesis: its alignment, the rules it broke, its keywords (found and said, said, found; None where the row has none)."""
+
+    found: Alignment
+    fired: list[str]
+    keywords: tuple[int, int, int] | None
+    texts: tuple[str, str]
+    language: str | None
+
+
+class TextRules:
+    """Family ``asr``; see the module.
+
+    Args:
+        normaliser: of both texts, see ``rlspeech.data.text``.
+        language: of the texts; None: the manifest's ``language`` column, else by script.
+        low: lower bound of the accuracy, and the accuracy of words where nothing is said; None: no bound.
+        thresholds: of ``Hallucinations``.
+    """
+
+    def __init__(self, normaliser: str = "basic-2", language: str | None = None, low: float | None = -1.0, **thresholds: Any) -> None:
+        self._normaliser, self._language, self._low = normaliser, language, low
+        self._normalise = lru_cache(CACHE)(get_normaliser(normaliser))
+        self._rules = Hallucinations(**thresholds)
+        self.version = f"rules-1, text {normaliser}"
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """One alignment a sample, then the columns; ``detail`` holds the texts, the counts and the rules that fired."""
+        return [self._row(s, columns) for s in samples]
+
+    def judge(self, sample: Sample) -> Judged:
+        """Normalise, align and look for hallucinations and keywords in one sample with ``text`` and ``hypothesis``."""
+        texts = self._normalise(sample.text or ""), self._normalise(sample.hypothesis or "")
+        language = self._language or sample.columns.get("language")
+        language = language if isinstance(language, str) else None
+        found = align(units(texts[0], language), units(texts[1], language))
+        fired = self._rules.fired(found, written_in_characters(texts[0] or texts[1], language))
+        keywords = [units(self._normalise(k), language) for k in keywords_of(sample.columns)]
+        return Judged(found, fired, count_keywords(keywords, found) if any(keywords) else None, texts, language)
+
+    def _row(self, sample: Sample, columns: Sequence[str]) -> dict[str, Score]:
+        judged = self.judge(sample)
+        found = judged.found
+        detail: dict[str, Any] = {
+            "hypothesis": sample.hypothesis, "reference_text": judged.texts[0], "hypothesis_text": judged.texts[1],
+            "normaliser": self._normaliser, "hallucination": "+".join(judged.fired),
+            "units": len(found.reference), "substitutions": found.substitutions, "deletions": found.deletions,
+            "insertions": found.insertions, "keywords": judged.keywords}
+        if (sample.text or "").strip() and not judged.texts[0]:
+            return {c: Score(None, "the reference text is empty after normalisation", detail) for c in columns}
+        return {c: self._score(c, judged, detail) for c in columns}
+
+    def _score(self, column: str, judged: Judged, detail: dict[str, Any]) -> Score:
+        found, name = judged.found, column.removeprefix("asr_")
+        if name in ("keywords", "keyword_f1"):
+            return _keyword_score(name, judged.keywords, detail)
+        if name in ("wer", "cer", "insertions", "deletions", "substitutions") and not found.reference:
+            return Score(None, "nothing is said: no reference to divide by", detail)
+        values: dict[str, Callable[[], float]] = {
+            "accuracy": lambda: self._accuracy(found),
+            "hallucination": lambda: -1.0 if judged.fired else 0.0,
+            "hallucinated": lambda: 1.0 if judged.fired else 0.0,
+            "exact": lambda: 0.0 if found.errors else 1.0,
+            "edits": lambda: float(-found.errors),
+            "wer": lambda: found.rate,
+            "cer": lambda: _character_rate(judged),
+            "insertions": lambda: found.insertions / len(found.reference),
+            "deletions": lambda: found.deletions / len(found.reference),
+            "substitutions": lambda: found.substitutions / len(found.reference),
+        }
+        return Score(values[name](), None, detail)
+
+    def _accuracy(self, found: Alignment) -> float:
+        if not found.reference and found.hypothesis:
+            return 1.0 - len(found.hypothesis) if self._low is None else self._low
+        return 1.0 - found.rate if self._low is None else max(self._low, 1.0 - found.rate)
+
+
+def _character_rate(judged: Judged) -> float:
+    from rapidfuzz.distance import Levenshtein
+
+    language = judged.language or ("zh" if written_in_characters(judged.texts[0]) else "en")  # both sides by the reference's writing
+    reference, hypothesis = (characters(t, language) for t in judged.texts)
+    return float(Levenshtein.distance(reference, hypothesis) / len(reference))
+
+
+def _keyword_score(name: str, counts: tuple[int, int, int] | None, detail: dict[str, Any]) -> Score:
+    if counts is None:
+        return Score(None, "no keywords", detail)
+    both, said, heard = counts
+    if not said and not heard:
+        return Score(1.0, None, detail)  # listed, not said, not claimed
+    precision, recall = both / max(heard, 1), both / max(said, 1)
+    if name == "keywords":
+        return Score((precision + recall) / 2, None, detail)
+    return Score(2 * both / (said + heard), None, detail)

@@ -1,0 +1,282 @@
+"""Rules for synthesised speech: is the text heard in it, is it as long as its siblings, does it stop, loop, differ, and move in pitch.
+
+Three families, by what they look at:
+
+    tts           the waveform, through a recogniser (arXiv 2509.18569's R1; 2509.18798's NLL reward)
+    token_rules   the codec's tokens alone, nothing is decoded: R2 duration against the group's median, half of R3, stop, loops
+    speech_shape  the waveform's pitch and length: the other half of R3, and what content rewards are known to flatten
+
+Rules of a group see it by the samples' ``key``: rollouts of one utterance are scored in one batch. An empty waveform or an empty token
+sequence is an answer, the worst one: nothing was said, its transcript is empty, and an empty transcript is an error rate of 1. A public
+recipe scores it as the reference, and its policy learns to be silent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from rlspeech.data.text import align, characters, get_normaliser, units, written_in_characters
+from rlspeech.rewards.base import wave_problem
+from rlspeech.rewards.recognisers import AudioRecogniser, is_audio_lm
+from rlspeech.rewards.text import Recogniser, load_recogniser
+from rlspeech.types import Sample, Score, UserError
+
+__all__ = ["FORMS", "SpeechShape", "SpokenText", "TextScores", "TokenRules", "find_loop", "pitch_spread"]
+
+FORMS: dict[str, Callable[[float], float]] = {
+    "linear": lambda rate: 1.0 - rate,
+    "tanh": lambda rate: 1.0 - math.tanh(3.0 * rate),  # CosyVoice's recipe, GRPO-TTS
+    "exp": lambda rate: math.exp(-2.5 * rate),  # GLM-TTS
+}
+AUDIBLE_S = 0.1  # shorter waveforms are not shown to a recogniser
+PITCH_HOP_S = 0.01
+LEAST_RATIO = 0.01  # of lengths, where a logarithm is taken: nothing was said
+VOICED = 10  # frames, at least, for a spread of pitch
+
+
+class TextScores:
+    """What error rates and log-posteriors of a text are turned into; shared by the waveform's and the tokens' judge.
+
+    Args:
+        normaliser: of both texts, see ``rlspeech.data.text``.
+        language: of the texts; None: the manifest's ``language`` column, else by script.
+        form: of the accuracy, a name in ``FORMS``.
+        low: lower bound of the accuracy; None: no bound.
+        nll_scale: the posterior's score is exp(-NLL / nll_scale), NLL being a mean over the text's pieces in nats.
+
+    Raises:
+        UserError: an unknown form or normaliser, or a scale that is not above 0.
+    """
+
+    def __init__(self, normaliser: str, language: str | None, form: str, low: float | None, nll_scale: float) -> None:
+        if form not in FORMS:
+            raise UserError(f"no form of the accuracy is called {form!r}", "", f"one of {', '.join(FORMS)}")
+        if not nll_scale > 0:
+            raise UserError(f"nll_scale is {nll_scale}", "the score is exp(-NLL / nll_scale)", "3, as published")
+        self.normalise = lru_cache(4096)(get_normaliser(normaliser))
+        self.name, self._language, self._form, self._low, self._scale = normaliser, language, FORMS[form], low, nll_scale
+
+    def rates(self, reference: str, hypothesis: str, language: Any = None) -> tuple[float, float]:
+        """Character and word error rate of normalised texts, the reference not empty; of an empty hypothesis 1."""
+        from rapidfuzz.distance import Levenshtein
+
+        language = self._language or (language if isinstance(language, str) else None)
+        counted = language or ("zh" if written_in_characters(reference) else "en")  # both sides by the reference's writing
+        said, heard = characters(reference, counted), characters(hypothesis, counted)
+        return Levenshtein.distance(said, heard) / len(said), align(units(reference, language), units(hypothesis, language)).rate
+
+    def accuracy(self, rate: float) -> float:
+        """The reward of an error rate."""
+        value = self._form(rate)
+        return value if self._low is None else max(self._low, value)
+
+    def posterior(self, nll: float) -> float:
+        """The reward of a text's NLL a piece, in (0, 1]."""
+        return math.exp(-nll / self._scale)
+
+    def row(self, sample: Sample, hypothesis: str | None, nll: float | None, prefix: str, columns: Sequence[str]) -> dict[str, Score]:
+        """The columns ``prefix``_cer, _wer, _accuracy, _nll and _posterior of one sample, of those that are asked for."""
+        reference = self.normalise(sample.text or "")
+        detail: dict[str, Any] = {"hypothesis": hypothesis, "normaliser": self.name}
+        if not reference:
+            return {c: Score(None, "the reference text is empty after normalisation", detail) for c in columns}
+        values: dict[str, float] = {}
+        if hypothesis is not None:
+            cer, wer = self.rates(reference, self.normalise(hypothesis), sample.columns.get("language"))
+            values |= {"cer": cer, "wer": wer, "accuracy": self.accuracy(cer)}
+        if nll is not None:
+            values |= {"nll": nll, "posterior": self.posterior(nll)}
+        names = {c: c.removeprefix(f"{prefix}_") for c in columns}
+        return {c: Score(values[n], None, detail) for c, n in names.items() if n in values}
+
+
+class SpokenText:
+    """Family ``tts``: a recogniser on the synthesised waveform.
+
+    Args:
+        recogniser: embedded, or by name, see ``rewards.text``; the posterior needs an audio language model.
+        normaliser, language, form, low, nll_scale: see ``TextScores``.
+        batch: waveforms at once; they are sorted by length first.
+        device: where the recogniser runs.
+    """
+
+    def __init__(self, recogniser: str = "embedded", normaliser: str = "basic-2", language: str | None = None, form: str = "linear",
+                 low: float | None = -1.0, nll_scale: float = 3.0, batch: int = 16, device: str = "cpu") -> None:
+        self._scores = TextScores(normaliser, language, form, low, nll_scale)
+        self._recognise: Recogniser = load_recogniser(recogniser, device, language, batch)
+        self._rater: AudioRecogniser | None = self._recognise if isinstance(self._recognise, AudioRecogniser) else None
+        self._named = (recogniser, device, language, batch)
+        self.version = f"speech-rules-1, recogniser {recogniser}, text {normaliser}, form {form}"
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """Transcribe what can be heard, and let the recogniser rate the text where that is asked for; ``detail``: the transcript."""
+        heard = [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, AUDIBLE_S, True) is None]
+        texts: list[str | None] = [None] * len(samples)
+        nll: list[float | None] = [None] * len(samples)
+        wavs, rate = [samples[i].wav for i in heard], samples[0].sample_rate if samples else 0
+        if set(columns) & {"tts_accuracy", "tts_cer", "tts_wer"}:
+            texts = [""] * len(samples)
+            for i, text in zip(heard, self._recognise(wavs, rate) if heard else [], strict=True):
+                texts[i] = text
+        if set(columns) & {"tts_nll", "tts_posterior"}:
+            rater = self._rating()
+            said = [self._scores.normalise(s.text or "") for s in samples]
+            nll = [rater.guess_nll] * len(samples)  # silence tells nothing of a text
+            for i, value in zip(heard, rater.nll(wavs, rate, [said[i] for i in heard]), strict=True):
+                nll[i] = value
+        return [self._scores.row(s, t, v, "tts", columns) for s, t, v in zip(samples, texts, nll, strict=True)]
+
+    def _rating(self) -> AudioRecogniser:
+        if self._rater is None:
+            if not is_audio_lm(self._named[0], whisper=True):
+                raise UserError(f"{self._named[0]} gives no probability of a text",
+                                "tts_posterior and tts_nll need an audio language model", "recogniser=embedded, or tts_accuracy")
+            self._rater = AudioRecogniser(*self._named)
+        return self._rater
+
+
+# ------------------------------------------------------------------------------------------------------------------ tokens
+
+class TokenRules:
+    """Family ``token_rules``: what codec tokens and their group tell without a recogniser.
+
+    Args:
+        period, repeats, span, share, still: of ``find_loop``; the defaults are for some 25 tokens a second.
+    """
+
+    version = "token-rules-1"
+
+    def __init__(self, period: int = 60, repeats: int = 3, span: int = 40, share: float = 0.85, still: int = 60) -> None:
+        if period < 1 or repeats < 2 or span < 2 or still < 2 or not 0 < share <= 1:
+            raise UserError("these thresholds would call every sequence a loop, or none", "", "period >= 1, repeats, span, still >= 2")
+        self._loop: dict[str, Any] = {"period": period, "repeats": repeats, "span": span, "share": share, "still": still}
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """Score a batch; samples with one ``key`` are one group."""
+        tokens = [np.asarray(s.tokens, dtype=np.int64).ravel() for s in samples]
+        loops = [find_loop(t, **self._loop) for t in tokens] if set(columns) & {"tts_loop", "tts_token_diversity"} else [None] * len(tokens)
+        groups: dict[str, list[int]] = {}
+        for i, s in enumerate(samples):
+            groups.setdefault(s.key, []).append(i)
+        made: dict[str, list[Score]] = {}
+        if "tts_duration" in columns:
+            made["tts_duration"] = self._durations(samples, tokens, groups.values())
+        if "tts_token_diversity" in columns:
+            sound = [s.finished and loop is None and len(t) > 0 for s, loop, t in zip(samples, loops, tokens, strict=True)]
+            made["tts_token_diversity"] = self._diversity(tokens, sound, groups.values())
+        if "tts_stopped" in columns:
+            made["tts_stopped"] = [Score(float(s.finished), None, {"tokens": len(t)}) for s, t in zip(samples, tokens, strict=True)]
+        if "tts_loop" in columns:
+            made["tts_loop"] = [Score(float(x is not None), None, {"loop": x}) for x in loops]
+        return [{c: made[c][i] for c in columns} for i in range(len(samples))]
+
+    @staticmethod
+    def _durations(samples: Sequence[Sample], tokens: list[np.ndarray], groups: Iterable[list[int]]) -> list[Score]:
+        """R2 = -| |o| - T | / T, T the median of the group; of those that stopped, where any did: one that runs on is no measure."""
+        out = [Score(None, "not scored")] * len(samples)
+        for rows in groups:
+            lengths = [len(tokens[i]) for i in rows if samples[i].finished] or [len(tokens[i]) for i in rows]
+            median = max(float(np.median(lengths)), 1.0)
+            for i in rows:
+                out[i] = Score(-abs(len(tokens[i]) - median) / median, None, {"tokens": len(tokens[i]), "median": median})
+        return out
+
+    @staticmethod
+    def _diversity(tokens: list[np.ndarray], sound: Sequence[bool], groups: Iterable[list[int]]) -> list[Score]:
+        """Mean normalised edit distance to the others; a row that does not stop, loops or is empty gets 0 and is not compared with."""
+        from rapidfuzz.distance import Levenshtein
+
+        out = [Score(None, "nothing to compare with")] * len(tokens)
+        for rows in groups:
+            if len(rows) < 2:
+                continue
+            good = [i for i in rows if sound[i]]
+            written = {i: tokens[i].tolist() for i in good}
+            sums = dict.fromkeys(rows, 0.0)
+            for at, i in enumerate(good):
+                for j in good[at + 1:]:
+                    far = float(Levenshtein.normalized_distance(written[i], written[j]))
+                    sums[i], sums[j] = sums[i] + far, sums[j] + far
+            for i in rows:
+                out[i] = Score(sums[i] / max(len(good) - 1, 1))
+        return out
+
+
+def find_loop(tokens: np.ndarray, *, period: int = 60, repeats: int = 3, span: int = 40, share: float = 0.85,
+              still: int = 60) -> int | None:
+    """The period of a loop in codec tokens, None where there is none.
+
+    Sampling breaks an exact repetition now and then, so a loop is a stretch in which ``share`` of the tokens equal the one a period before.
+
+    Args:
+        tokens: (S,) ids.
+        period: longest, in tokens.
+        repeats: times that the period comes, at least.
+        span: shortest stretch, in tokens, of any loop.
+        share: of equal tokens.
+        still: shortest run of one and the same token that is no pause any more.
+    """
+    for n in range(1, min(period, len(tokens) // 2) + 1):
+        stretch = still if n == 1 else max(repeats * n, span)
+        window = stretch - n
+        if len(tokens) < stretch:
+            continue
+        same = np.convolve(tokens[n:] == tokens[:-n], np.ones(window), "valid")
+        held = np.convolve(tokens[1:] == tokens[:-1], np.ones(window), "valid")[: len(same)] if n > 1 else np.zeros(len(same))
+        if bool(np.any((same >= share * window) & (held < 0.5 * window))):  # a held token has every period, and a pause is no loop
+            return n
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------------- shape
+
+class SpeechShape:
+    """Family ``speech_shape``: spread of the pitch, and length against the recording's.
+
+    Rewards of content alone flatten prosody and slow speech down, unseen by every score of words; these two show it.
+    """
+
+    version = "speech-shape-1"
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """One sample after another; a sample that cannot be scored has null."""
+        rules = {"tts_duration_ratio": _ratio, "tts_duration_drift": _drift, "tts_pitch_std": _spread}
+        return [{c: rules[c](s) for c in columns} for s in samples]
+
+
+def _drift(sample: Sample) -> Score:
+    ratio = _ratio(sample)
+    return ratio if ratio.value is None else Score(abs(math.log(max(ratio.value, LEAST_RATIO))))
+
+
+def _ratio(sample: Sample) -> Score:
+    length = sample.columns.get("duration")
+    if not isinstance(length, int | float) or isinstance(length, bool) or not length > 0:
+        return Score(None, "no recording to compare with")
+    return Score(len(sample.wav) / sample.sample_rate / float(length))
+
+
+def _spread(sample: Sample) -> Score:
+    if wave_problem(sample.wav, sample.sample_rate, AUDIBLE_S, True) is not None:
+        return Score(None, "nothing voiced")
+    value = pitch_spread(sample.wav, sample.sample_rate)
+    return Score(None, "nothing voiced") if value is None else Score(value)
+
+
+def pitch_spread(wav: np.ndarray, sample_rate: int) -> float | None:
+    """Standard deviation of the natural logarithm of F0 over voiced frames of (T,), None where hardly any is voiced."""
+    import torch
+
+    from rlspeech.models.pitch import track_pitch
+
+    hop = max(1, round(PITCH_HOP_S * sample_rate))
+    with torch.no_grad():
+        found = track_pitch(torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))[None], sample_rate, hop, max(1, len(wav) // hop),
+                            4 * hop)[0].numpy()
+    voiced = np.log(found[found > 0])
+    return float(voiced.std()) if len(voiced) >= VOICED else None

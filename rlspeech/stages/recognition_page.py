@@ -1,0 +1,159 @@
+"""Table and ``report.html`` of an evaluation of recognisers: rates, relative changes, conditions, and texts with their mistakes marked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlspeech import log
+from rlspeech.config import Evaluate
+from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.text import Alignment
+from rlspeech.models.hub import resolve
+from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, mark, render_report
+from rlspeech.run import Run, read_metrics
+from rlspeech.stages.recognition_rates import RATES, Comparison
+from rlspeech.stats import Interval
+from rlspeech.types import UserError, Utterance
+
+if TYPE_CHECKING:
+    from rlspeech.stages.recognition import Judgements
+
+__all__ = ["edits_of", "print_table", "write_page"]
+
+HELP = {r.name: r for r in RATES}
+RATE_HZ = 16000
+BASIS = ("Sums of errors over sums of words of all utterances, with bootstrap 95 % intervals over utterances. Rates are in %, "
+         "inserted_words in words a recording. wer and its parts count utterances in which something is said.")
+
+
+SHOWN = ("wer", "insertions", "hallucinated")  # of many systems the terminal shows these differences; all are in the report
+WIDE = 2  # differences that fit beside the means
+
+
+def print_table(made: Comparison, baseline: str | None, notes: Sequence[str], config: Evaluate) -> None:
+    """The whole corpus on stdout: means with the differences beside them, or below where there are many systems."""
+    metrics = _metrics(made)
+    beside = made.deltas if len(made.deltas) <= WIDE else {}
+    rows = []
+    for m in metrics:
+        name = m.name if m.higher_is_better else f"{m.name} (lower is better)"
+        cells: list[Any] = [name, *(made.systems[s][m.name].mean for s in made.systems)]
+        rows.append([*cells, *(_difference(made, s, m) for s in beside)])
+    heading = ["", *made.systems, *(f"{s} - {baseline} (relative)" for s in beside)]
+    remarks = [f"% of {made.items} utterances' words, texts by {config.normaliser}", *notes]
+    log.table("Recognition", heading, rows, [] if made.deltas and not beside else remarks)
+    if made.deltas and not beside:
+        some = [m for m in metrics if m.name in SHOWN]
+        table = [[s, *(_difference(made, s, m) for m in some)] for s in made.deltas]
+        log.table(f"Differences to {baseline} (relative), lower is better", ["", *(m.name for m in some)], table, remarks)
+
+
+def _difference(made: Comparison, system: str, metric: Metric) -> str:
+    """A paired difference with its interval, the relative one in brackets, and what it says."""
+    delta, change = made.deltas[system][metric.name], made.relative[system][metric.name]
+    relative = f" ({change.text(1, sign=True)} %)" if math.isfinite(change.mean) else ""
+    return f"{delta.text(2, sign=True)}{relative} {mark(metric, delta)}"
+
+
+def write_page(folder: Run, config: Evaluate, made: Judgements, summary: Mapping[str, Any], notes: Sequence[str],
+               means: Mapping[str, Mapping[str, Any]], device: str) -> Path:
+    """Render ``report.html``."""
+    whole, baseline = made.whole, summary["baseline"]
+    grids = [_relative_grid(whole, baseline)] if whole.relative else []
+    grids += [_condition_grid(config.by, value, part, baseline) for value, part in made.parts.items()]
+    if any(means.values()):
+        names = list(next(iter(means.values())))
+        grids.append(Grid("Further metrics", ["metric", *means], [[m, *(means[s][m].text() for s in means)] for m in names],
+                          "Means over utterances with bootstrap 95 % intervals."))
+    versions = json.loads((folder.path / "env.json").read_text(encoding="utf-8")).get("versions", {})
+    data = ReportData(
+        title=f"Recognition: {', '.join(whole.systems)}",
+        subtitle=f"{whole.items} utterances of {config.data or 'the embedded test set'}, texts by {config.normaliser}",
+        metrics=_metrics(whole), means=whole.systems, baseline=baseline, deltas=whole.deltas, grids=grids, curves=_curves(config),
+        clips=_clips(config, made, baseline), config=config.model_dump(mode="json"), versions=versions, notes=notes, basis=BASIS,
+        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"})
+    return render_report(folder.path / "report.html", data)
+
+
+def _metrics(made: Comparison) -> list[Metric]:
+    return [Metric(name, HELP[name].higher_is_better, HELP[name].help) for name in next(iter(made.systems.values()))]
+
+
+def _relative_grid(made: Comparison, baseline: str) -> Grid:
+    rows = [[m, *(_marked(m, made.relative[s][m], 1) for s in made.relative)] for m in next(iter(made.systems.values()))]
+    return Grid(f"Relative change against {baseline}, in %", ["rate", *made.relative], rows,
+                "In % of the baseline's rate; paired bootstrap over utterances, 95 %.")
+
+
+def _condition_grid(by: str, value: str, part: Comparison, baseline: str | None) -> Grid:
+    names = list(next(iter(part.systems.values())))
+    heading = ["rate", *part.systems, *(f"{s} - {baseline}" for s in part.deltas), *(f"{s}, relative %" for s in part.relative)]
+    rows = []
+    for m in names:
+        cells = [part.systems[s][m].text(2) for s in part.systems] + [_marked(m, part.deltas[s][m], 2) for s in part.deltas]
+        rows.append([m, *cells, *(part.relative[s][m].text(1, sign=True) for s in part.relative)])
+    return Grid(f"{by}: {value}", heading, rows, f"{part.items} utterances")
+
+
+def _marked(name: str, change: Interval, digits: int) -> str:
+    return f"{change.text(digits, sign=True)} {mark(Metric(name, HELP[name].higher_is_better), change)}"
+
+
+def _curves(config: Evaluate) -> dict[str, list[dict[str, Any]]]:
+    """Learning curves of the runs that the checkpoints come from."""
+    found = {}
+    for name, checkpoint in config.models.items():
+        try:
+            folder = resolve(checkpoint, "asr")
+        except UserError:  # a model of the Hub
+            continue
+        rows = read_metrics(folder.parent.parent / "metrics.jsonl") if folder.parent.name == "checkpoints" else []
+        if rows:
+            found[name] = rows
+    return found
+
+
+def _clips(config: Evaluate, made: Judgements, baseline: str | None) -> list[Clip]:
+    """The worst and the best for the last system: by errors beyond the baseline's, or by the rate of a single system."""
+    systems = list(made.rows)
+    last, under = made.rows[systems[-1]], made.rows[baseline] if baseline and baseline != systems[-1] else None
+    by_id = {u.id: u for u in made.utts}
+
+    def badness(key: str) -> tuple[float, float]:
+        def wrong(one: Any) -> float:
+            return float(one.counts["errors"] + one.counts["inserted"])
+        here = wrong(last[key])
+        return here - wrong(under[key]) if under else here / max(1, last[key].counts["words"]), here
+
+    ranked = sorted(by_id, key=badness, reverse=True)
+    half = config.players // 2
+    picked = list(dict.fromkeys([*ranked[: config.players - half], *(ranked[-half:] if half else [])]))
+    return [_clip(by_id[key], made, systems, _place(i, len(picked), half)) for i, key in enumerate(picked)]
+
+
+def _place(i: int, count: int, half: int) -> str:
+    return "among the best" if i >= count - half else "among the worst"
+
+
+def _clip(utt: Utterance, made: Judgements, systems: Sequence[str], place: str) -> Clip:
+    audio: dict[str, np.ndarray] = {}
+    try:
+        audio["recording"] = load_audio(utt.audio_filepath, RATE_HZ, utt.offset, utt.duration or None)
+    except AudioError:
+        pass  # its texts are shown all the same
+    facts = [f"{k} {v}" for k, v in {**utt.extra}.items() if k in ("condition", "set", "kind") and isinstance(v, str)]
+    fired = {s: "+".join(made.rows[s][utt.id].judged.fired) for s in systems}
+    facts += [f"{s}: hallucination ({rules})" for s, rules in fired.items() if rules]
+    edits = {s: edits_of(made.rows[s][utt.id].judged.found) for s in systems}
+    return Clip(utt.id, audio, RATE_HZ, " · ".join([place, *facts]), edits=edits)
+
+
+def edits_of(found: Alignment) -> list[Edit]:
+    """An alignment as runs of units for the page."""
+    return [Edit(tag, " ".join(found.reference[a:b]), " ".join(found.hypothesis[c:d])) for tag, a, b, c, d in found.ops]

@@ -1,0 +1,305 @@
+"""``rlspeech speak``: text in, speech out. A text that cannot be said costs itself.
+
+    rlspeech speak "some words" --out said.wav
+    rlspeech speak "some words" --prompt voice.wav --prompt-text "what is said in it" --model runs/rl
+    rlspeech speak lines.txt --out folder                        # a file a line, and folder/manifest.jsonl
+    rlspeech speak test.jsonl --out folder                       # texts and voices of a manifest
+
+A long text is cut at the ends of sentences, else at commas, else between words, into pieces that the model can say; all pieces have one
+voice. In a folder, what the same model has said of the same text in the same voice is not said again (``--overwrite``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from rlspeech import log
+from rlspeech.config import Sampling, Strict
+from rlspeech.data.audio import AudioError, load_audio, save_audio
+from rlspeech.data.jsonl import JsonlWriter, dumps, read_jsonl, safe_name, write_text
+from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.data.text import normalise_basic
+from rlspeech.types import UserError, Utterance
+
+__all__ = ["Speak", "run", "split_text"]
+
+BYTES_PER_S = 12.0  # of text in a piece, to the second that the model can say: slow speech
+SOUND = (".wav", ".flac", ".ogg")
+ENDS = (r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+", r"(?<=[,:])\s+|(?<=[，、：])|\s+[-\u2013\u2014]\s+", r"\s+")
+LINES = (".txt", ".text")
+KNOWN = "said.jsonl"  # in a folder of results: what each was made of
+
+
+class Speak(Strict):
+    """``rlspeech speak``."""
+
+    inputs: list[str] = Field(default_factory=list, description="texts; .txt files, a line a text; manifests; '-': lines on stdin")
+    out: str | None = Field(None, description="x.wav for one text, else a folder; none: speech.wav, or the folder speech")
+    model: str = Field("embedded", description="Hub id, checkpoint folder, run folder, or 'embedded'")
+    prompt: str | None = Field(None, description="recording of the voice; none: a manifest's own prompts, else the model's choice")
+    prompt_text: str | None = Field(None, description="what is said in it; none: the recording lends its voice alone")
+    sampling: Sampling = Field(Sampling(), description="how tokens are drawn, and how many")
+    pause_s: float = Field(0.15, ge=0, description="between the pieces of a long text")
+    batch: int = Field(16, ge=1, description="pieces at once")
+    overwrite: bool = Field(False, description="redo results that are there")
+    seed: int = Field(0, description="same seed, same speech")
+    device: str = "auto"
+
+
+@dataclass(slots=True)
+class _Job:
+    """One text, and what became of it."""
+
+    key: str
+    text: str
+    path: Path = Path()
+    voice: Path | None = None  # a recording of a manifest's row; its prompt comes first
+    prompt: str | None = None
+    prompt_text: str | None = None
+    row: dict[str, Any] = field(default_factory=dict)
+    pieces: list[np.ndarray] = field(default_factory=list)
+    unstopped: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
+    """Say everything that can be said.
+
+    Args:
+        config: what, in whose voice, and where to.
+        json_mode: the caller prints the summary.
+
+    Returns:
+        counts, seconds, the files, and the reason of each failure.
+
+    Raises:
+        UserError: nothing to say, a checkpoint or a prompt that cannot be used, or not one text could be said.
+    """
+    began_s, jobs = time.monotonic(), _jobs(config)
+    folder = _places(config, jobs)
+    for job in jobs:
+        if not normalise_basic(job.text):
+            job.error = "there are no words in it"
+    known = {} if folder is None or config.overwrite else {str(r.get("key")): r for r in read_jsonl(folder / KNOWN)}
+    todo = [j for j in jobs if j.error is None and not (known.get(j.key, {}).get("of") == _digest(config, j) and j.path.is_file())]
+    if todo:
+        if folder is not None:  # what is said anew is not known while it is not there
+            write_text(folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in {j.key for j in todo}))
+        with contextlib.nullcontext() if folder is None else JsonlWriter(folder / KNOWN, key="key") as journal:
+            _say(config, todo, journal)
+    skipped = sum(j.error is None for j in jobs) - sum(j.error is None for j in todo)
+    failed = {j.key: j.error for j in jobs if j.error is not None}
+    good = [j for j in todo if j.error is None]
+    for key, reason in failed.items():
+        log.say(f"left out: {key}: {reason}")
+    if failed and not good and not skipped:
+        raise UserError(f"not one of {len(failed)} texts could be said", "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
+                        "another text, or rlspeech eval --task tts on the model")
+    if folder is not None:
+        _manifest(folder, [j for j in jobs if j.error is None])
+    unstopped = sum(j.unstopped for j in good)
+    if unstopped:
+        log.warn(f"{unstopped} pieces ran to their limit without a stop: their ends may be babble")
+    audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
+    target = folder if folder is not None else jobs[0].path
+    log.say(f"{len(good)} said, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of speech in {wall_s:.1f} s: {target}")
+    return {"spoken": len(good), "skipped": skipped, "failed": len(failed), "errors": failed, "unstopped": unstopped,
+            "audio_s": round(audio_s, 2), "seconds": round(wall_s, 2), "out": str(target), "files": [str(j.path) for j in good]}
+
+
+def _jobs(config: Speak) -> list[_Job]:
+    """Every text that was given, each under a key of its own."""
+    if not config.inputs:
+        raise UserError("nothing to say", "", "rlspeech speak \"some words\"")
+    if config.prompt_text and not config.prompt:
+        raise UserError("prompt_text without a prompt", "it is what is said in that recording", "--prompt voice.wav")
+    if config.prompt:
+        try:
+            load_audio(config.prompt, 16000)
+        except AudioError as error:
+            raise UserError(f"the prompt {config.prompt} cannot be used", error.reason, "a recording of a few seconds") from error
+    jobs = [job for i, given in enumerate(config.inputs) for job in _expand(given, i)]
+    taken: set[str] = set()
+    for job in jobs:
+        if job.key in taken:
+            job.key = next(k for n in range(2, len(jobs) + 2) if (k := f"{job.key}_{n}") not in taken)
+        taken.add(job.key)
+        if config.prompt:
+            job.prompt, job.prompt_text, job.voice = str(Path(config.prompt).absolute()), config.prompt_text, None
+    if not jobs:
+        raise UserError("nothing to say", f"no text in {', '.join(config.inputs)}", "a line a text, or a manifest with texts")
+    return jobs
+
+
+def _expand(given: str, number: int) -> Iterator[_Job]:
+    path = Path(given) if len(given) < 1000 and "\n" not in given and "\0" not in given else Path()
+    if given == "-" or path.suffix.lower() in LINES:
+        try:
+            text = sys.stdin.read() if given == "-" else path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {given}", str(error), "a text file with a text a line, UTF-8") from error
+        name = "line" if given == "-" else safe_name(path.stem)
+        yield from (_Job(f"{name}_{n:04d}", line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+    elif path.suffix == ".jsonl":
+        for u in read_manifest(path):
+            known = {"speaker_id": u.speaker_id, "language": u.language, "prompt_filepath": u.prompt_filepath, "prompt_text": u.prompt_text}
+            yield _Job(u.id, u.text or "", voice=Path(u.audio_filepath), prompt=u.prompt_filepath, prompt_text=u.prompt_text,
+                       row={k: v for k, v in {**known, **u.extra}.items() if v is not None})
+    elif path.suffix.lower() in SOUND and path.is_file():
+        raise UserError(f"{given} is a recording", "a text is wanted", "for its voice: --prompt; to write it down: rlspeech transcribe")
+    else:
+        yield _Job(f"text_{number + 1:04d}", given.strip())
+
+
+def _places(config: Speak, jobs: Sequence[_Job]) -> Path | None:
+    """Give every job its file; returns the folder where there is one."""
+    out = Path(config.out) if config.out else Path("speech.wav" if len(jobs) == 1 else "speech")
+    if out.suffix.lower() in SOUND:
+        if len(jobs) > 1:
+            raise UserError(f"{len(jobs)} texts do not fit into {out}", "each is a file of its own", "--out FOLDER")
+        jobs[0].path = out
+        return None
+    if out.is_file():
+        raise UserError(f"{out} is a file", "several files need a folder; one needs a name that ends in .wav", "--out FOLDER")
+    for job in jobs:
+        job.path = out / f"{safe_name(job.key)}.wav"
+    return out
+
+
+def _digest(config: Speak, job: _Job) -> str:
+    """What tells one result from another."""
+    voice = [job.prompt, job.prompt_text, None if job.voice is None else str(job.voice)]
+    told = {"text": job.text, "voice": voice, **config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling"})}
+    return hashlib.sha256(dumps(told).encode()).hexdigest()[:16]
+
+
+def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> None:
+    """Synthesise in batches of pieces, and write each text as soon as its last piece is there."""
+    from rlspeech.data.batches import Clip
+    from rlspeech.engine import Engine, Watchdog
+    from rlspeech.tasks import get_task
+
+    engine, task = Engine(config.device, "fp32", config.seed), get_task("tts")
+    model, _ = task.load(config.model, engine.device)
+    rate, waiting = task.sample_rate_of(model), list[tuple[_Job, Any, bool]]()
+    log.say(f"{len(jobs)} texts, {engine.reason}")
+    _look_at_prompts(config, jobs, model)
+    with log.progress(len(jobs), "speak", "texts") as bar, Watchdog() as dog:
+        def flush() -> None:
+            for (job, _, last), said in zip(waiting, _batch(task, model, config, [c for _, c, _ in waiting]), strict=True):
+                if isinstance(said, Exception):
+                    job.error = job.error or f"{type(said).__name__}: {said}"[:200]
+                else:
+                    job.pieces.append(said.wav)
+                    job.unstopped += not said.finished
+                if last:
+                    _write(job, rate, config.pause_s)
+                    if journal is not None and job.error is None:
+                        journal.write({"key": job.key, "of": _digest(config, job)})
+                    bar.advance()
+            waiting.clear()
+            dog.beat()
+
+        for job in jobs:
+            voice, pieces = _voice(job, rate), split_text(job.text, int(BYTES_PER_S * model.max_s))
+            columns = {k: v for k, v in {"prompt_filepath": job.prompt, "prompt_text": job.prompt_text}.items() if v is not None}
+            for i, piece in enumerate(pieces):
+                waiting.append((job, Clip(f"{job.key} {i}", voice, voice, rate, piece, columns), i == len(pieces) - 1))
+                if len(waiting) >= config.batch:
+                    flush()
+        if waiting:
+            flush()
+
+
+def _batch(task: Any, model: Any, config: Speak, clips: list[Any]) -> list[Any]:
+    """A sample or an error a clip; a batch that fails is said piece by piece."""
+    try:
+        return list(task.say(model, clips, sampling=config.sampling, seed=config.seed))
+    except (RuntimeError, ValueError, IndexError) as error:
+        if len(clips) == 1:
+            return [error]
+        return [said for clip in clips for said in _batch(task, model, config, [clip])]
+
+
+def _look_at_prompts(config: Speak, jobs: Sequence[_Job], model: Any) -> None:
+    """Say where a prompt is not what the model goes on from."""
+    if config.prompt is None:
+        return
+    longest = model.layout.prompt_s
+    seconds = len(load_audio(config.prompt, 16000)) / 16000
+    if not config.prompt_text:
+        log.say("the prompt lends its voice alone: with --prompt-text the model goes on from what is said in it")
+    elif seconds > longest:
+        log.say(f"the prompt lends its voice alone: it lasts {seconds:.1f} s, and this model goes on from at most {longest:g} s")
+
+
+def _voice(job: _Job, rate: int) -> np.ndarray:
+    """The recording of a manifest's row where it has no prompt; empty where there is none or it cannot be read."""
+    if job.prompt is None and job.voice is not None:
+        try:
+            return load_audio(job.voice, rate)
+        except AudioError:
+            pass  # the text can be said in any voice
+    return np.zeros(0, np.float32)
+
+
+def _write(job: _Job, rate: int, pause_s: float) -> None:
+    pause = np.zeros(int(pause_s * rate), np.float32)
+    sound = [p for p in job.pieces if len(p)]
+    wav = np.concatenate([x for p in sound for x in (pause, p)][1:]) if sound else pause[:0]
+    job.pieces = []
+    if not len(wav):
+        job.error = job.error or "the model says nothing"
+    if job.error is None:
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_audio(job.path, wav, rate)
+        except (AudioError, OSError) as error:
+            job.error = str(error)
+        job.seconds = len(wav) / rate
+
+
+def _manifest(folder: Path, jobs: Sequence[_Job]) -> None:
+    """``manifest.jsonl`` of everything that is there: it can be scored, or recognised."""
+    import soundfile as sf
+
+    rows = []
+    for job in jobs:
+        info = sf.info(str(job.path))
+        extra = {k: v for k, v in job.row.items() if k not in Utterance.field_names()}
+        rows.append(Utterance(safe_name(job.key), str(job.path.absolute()), round(info.frames / info.samplerate, 4), info.samplerate,
+                              text=job.text, prompt_filepath=job.prompt, prompt_text=job.prompt_text,
+                              speaker_id=job.row.get("speaker_id"), language=job.row.get("language"), extra=extra))
+    write_manifest(folder / "manifest.jsonl", rows, {"source": "speak"})
+
+
+def split_text(text: str, most: int) -> list[str]:
+    """Pieces of at most ``most`` bytes where that can be: whole sentences, else parts at commas, else words; a longer word stays whole."""
+    pieces = [text.strip()]
+    for pattern in ENDS:
+        pieces = [part for piece in pieces for part in _packed(piece, pattern, most)]
+    return [p for p in pieces if normalise_basic(p)] or pieces[:1]
+
+
+def _packed(text: str, pattern: str, most: int) -> list[str]:
+    if len(text.encode()) <= most:
+        return [text]
+    found: list[str] = []
+    for part in filter(None, (p.strip() for p in re.split(pattern, text))):
+        if found and len(f"{found[-1]} {part}".encode()) <= most:
+            found[-1] = f"{found[-1]} {part}"
+        else:
+            found.append(part)
+    return found

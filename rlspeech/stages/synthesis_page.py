@@ -1,0 +1,133 @@
+"""Table and ``report.html`` of an evaluation of synthesisers: rates, scores, differences, players, and what was understood."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlspeech import log
+from rlspeech.config import Evaluate
+from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.models.hub import resolve
+from rlspeech.report import Clip, Grid, Metric, ReportData, mark, render_report
+from rlspeech.rewards import base
+from rlspeech.run import Run, read_metrics
+from rlspeech.stages.recognition_page import edits_of
+from rlspeech.stages.recognition_rates import RATES, Comparison
+from rlspeech.types import UserError, Utterance
+
+if TYPE_CHECKING:
+    from rlspeech.stages.synthesis import Spoken
+
+__all__ = ["direction", "print_table", "write_page"]
+
+HELP = {r.name: r for r in RATES}
+RATE_HZ = 16000
+SCORES = 6  # metrics shown beside a player
+BASIS = ("cer, wer and their parts: sums of errors over sums of characters or words of all texts, in %, of what the named recogniser "
+         "understood. The rest: means over texts. Bootstrap 95 % intervals over texts; differences are paired.")
+
+
+def direction(name: str) -> bool:
+    """Whether more of a rate or metric is better."""
+    return HELP[name].higher_is_better if name in HELP else base.column_of(name).higher_is_better
+
+
+def _metrics(made: Comparison) -> list[Metric]:
+    return [Metric(m, direction(m), HELP[m].help if m in HELP else base.column_of(m).help) for m in next(iter(made.systems.values()))]
+
+
+def print_table(made: Spoken, baseline: str | None, listener: str, notes: Sequence[str]) -> None:
+    """The whole corpus on stdout: values, and the differences beside them."""
+    whole, rows = made.whole, list[list[Any]]()
+    for m in _metrics(whole):
+        cells: list[Any] = [m.name if m.higher_is_better else f"{m.name} (lower is better)"]
+        cells += [whole.systems[s][m.name].mean for s in whole.systems]
+        rows.append([*cells, *(_difference(whole, s, m) for s in whole.deltas)])
+    remarks = [f"{whole.items} texts; cer, wer, their parts and exact in %, as {listener} understands them", *notes]
+    log.table("Synthesis", ["", *whole.systems, *(f"{s} - {baseline}" for s in whole.deltas)], rows, remarks)
+
+
+def _difference(made: Comparison, system: str, metric: Metric) -> str:
+    """A paired difference with its interval, the relative one of a rate in brackets, and what it says."""
+    delta, change = made.deltas[system].get(metric.name), made.relative[system].get(metric.name)
+    if delta is None:
+        return ""
+    relative = f" ({change.text(1, sign=True)} %)" if change is not None and math.isfinite(change.mean) else ""
+    return f"{delta.text(2 if metric.name in HELP else 3, sign=True)}{relative} {mark(metric, delta)}"
+
+
+def write_page(folder: Run, config: Evaluate, made: Spoken, summary: Mapping[str, Any], notes: Sequence[str], device: str) -> Path:
+    """Render ``report.html``."""
+    whole = made.whole
+    grids = [_relative_grid(whole, made.baseline)] if whole.relative else []
+    grids += [_part_grid(config.by, value, part, made.baseline) for value, part in made.parts.items()]
+    versions = json.loads((folder.path / "env.json").read_text(encoding="utf-8")).get("versions", {})
+    data = ReportData(
+        title=f"Synthesis: {', '.join(whole.systems)}",
+        subtitle=f"{whole.items} texts of {config.data or 'the embedded test set'}, heard by {summary['recogniser']}, "
+        f"compared by {config.normaliser}",
+        metrics=_metrics(whole), means=whole.systems, baseline=made.baseline, deltas=whole.deltas, grids=grids, curves=_curves(config),
+        clips=_clips(config, made, folder.path), config=config.model_dump(mode="json"), versions=versions, notes=notes, basis=BASIS,
+        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"})
+    return render_report(folder.path / "report.html", data)
+
+
+def _relative_grid(made: Comparison, baseline: str | None) -> Grid:
+    names = list(next(iter(made.relative.values())))
+    rows = [[m, *(f"{made.relative[s][m].text(1, sign=True)} {mark(Metric(m, direction(m)), made.relative[s][m])}" for s in made.relative)]
+            for m in names]
+    return Grid(f"Relative change against {baseline}, in %", ["rate", *made.relative], rows,
+                "In % of the baseline's rate; paired bootstrap over texts, 95 %.")
+
+
+def _part_grid(by: str, value: str, part: Comparison, baseline: str | None) -> Grid:
+    rows = [[m.name, *(part.systems[s][m.name].text(2) for s in part.systems), *(_difference(part, s, m) for s in part.deltas)]
+            for m in _metrics(part)]
+    return Grid(f"{by}: {value}", ["", *part.systems, *(f"{s} - {baseline}" for s in part.deltas)], rows, f"{part.items} texts")
+
+
+def _curves(config: Evaluate) -> dict[str, list[dict[str, Any]]]:
+    """Learning curves of the runs that the checkpoints come from."""
+    found = {}
+    for name, checkpoint in config.models.items():
+        try:
+            folder = resolve(checkpoint, "tts")
+        except UserError:  # a model of the Hub
+            continue
+        rows = read_metrics(folder.parent.parent / "metrics.jsonl") if folder.parent.name == "checkpoints" else []
+        if rows:
+            found[name] = rows
+    return found
+
+
+def _clips(config: Evaluate, made: Spoken, folder: Path) -> list[Clip]:
+    """Players from the worst to the best text of the last system by its errors, evenly spaced, so that they flatter nobody."""
+    last, under = made.names[-1], made.baseline if made.baseline != made.names[-1] else None
+
+    def wrong(system: str | None, key: str) -> float:
+        return 0.0 if system is None else float(made.table.rows[system, key]["tts_cer"])
+
+    ranked = sorted(made.utts, key=lambda u: (wrong(under, u.id) - wrong(last, u.id), u.id))
+    count = min(config.players, len(ranked))
+    return [_clip(ranked[i], made, folder) for i in np.unique(np.linspace(0, len(ranked) - 1, count).astype(int))] if count else []
+
+
+def _clip(utt: Utterance, made: Spoken, folder: Path) -> Clip:
+    audio: dict[str, np.ndarray] = {}
+    for name, path in [("prompt", utt.prompt_filepath), *((s, folder / "audio" / s / f"{utt.id}.flac") for s in made.names)]:
+        try:
+            if path:
+                audio[name] = load_audio(path, RATE_HZ)
+        except AudioError:
+            pass  # its texts are shown all the same
+    rows = {s: made.table.rows[s, utt.id] for s in made.names}
+    facts = [f"{s}: did not stop" for s, row in rows.items() if not row["finished"]]
+    scores = {s: {m: row.get(m) for m in made.table.metrics[:SCORES]} for s, row in rows.items()}
+    edits = {s: edits_of(made.judged[s][utt.id].found) for s in made.names}
+    return Clip(utt.id, audio, RATE_HZ, " · ".join([utt.text or "", *facts]), scores, edits=edits)

@@ -1,0 +1,282 @@
+"""``rlspeech transcribe``: a recogniser on files of any length. Bad files cost themselves.
+
+    rlspeech transcribe talk.wav                                 # the text on stdout
+    rlspeech transcribe talks/ more.flac --out texts             # texts/NAME.txt, sub-folders are kept
+    rlspeech transcribe test.jsonl --model runs/rl --out said.jsonl
+
+A file that is longer than the model can hear at once is read and recognised piece by piece, cut at pauses; an hour takes no more
+memory than a few pieces. JSONL rows say where the pieces are, and the file is a manifest: it can be trained on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from rlspeech import log
+from rlspeech.config import Sampling, Strict
+from rlspeech.data.jsonl import JsonlWriter, read_jsonl, safe_name, write_text
+from rlspeech.stages.infer import SUFFIXES
+from rlspeech.types import UserError
+
+__all__ = ["Transcribe", "run"]
+
+
+class Transcribe(Strict):
+    """``rlspeech transcribe``."""
+
+    inputs: list[str] = Field(default_factory=list, description="audio files, folders or manifests")
+    out: str | None = Field(None, description="x.jsonl: a row a file; another name: a folder of .txt; none or '-': text on stdout")
+    model: str = Field("embedded", description="Hub id, checkpoint folder, run folder, or 'embedded'")
+    sampling: Sampling = Field(Sampling(), description="language, prompt and length; decoding is greedy")
+    beams: int = Field(1, ge=1, description="beams of the search; 1 is greedy")
+    batch: int = Field(8, ge=1, description="files or pieces at once")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    overwrite: bool = Field(False, description="redo results that are there")
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(slots=True)
+class _Job:
+    """One recording, and what became of it."""
+
+    key: str
+    source: Path
+    offset_s: float = 0.0
+    duration_s: float | None = None
+    row: dict[str, Any] = field(default_factory=dict)  # of a manifest, kept in JSONL
+    texts: list[str] = field(default_factory=list)
+    spans: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    cut_short: int = 0
+    error: str | None = None
+
+
+def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
+    """Recognise everything that can be recognised.
+
+    Returns:
+        counts, seconds, the results, and the reason of each failure.
+
+    Raises:
+        UserError: nothing to do, a checkpoint that cannot be used, or not one file could be recognised.
+    """
+    jobs, began_s = _jobs(config.inputs), time.monotonic()
+    sink = _sink(config, len(jobs), json_mode)
+    todo = [job for job in jobs if job.error is None and not sink.has(job)]
+    done = [job for job in jobs if job.error is not None]
+    skipped = len(jobs) - len(todo) - len(done)
+    with sink:
+        for job in done:
+            log.say(f"left out: {job.source}: {job.error}")
+        if todo:
+            done += _recognise(config, todo, sink)
+    failed = {str(j.source): j.error for j in done if j.error is not None}
+    good = [j for j in done if j.error is None]
+    audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
+    if failed and not good and not skipped:
+        raise UserError(f"not one of {len(failed)} files could be recognised", "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
+                        "rlspeech check on the input")
+    cut = sum(j.cut_short for j in good)
+    if cut:
+        log.warn(f"{cut} pieces ran into the limit of tokens, their texts may end early or loop: --set sampling.tokens_per_s=20")
+    log.say(f"{len(good)} recognised, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of audio in {wall_s:.1f} s")
+    return {"transcribed": len(good), "skipped": skipped, "failed": len(failed), "errors": failed, "audio_s": round(audio_s, 2),
+            "seconds": round(wall_s, 2), "truncated": cut, "out": config.out, "results": [_row(j) for j in good]}
+
+
+def _jobs(inputs: Sequence[str]) -> list[_Job]:
+    """Everything that was named, each under a key of its own; what is not there carries its error."""
+    if not inputs:
+        raise UserError("nothing to transcribe", "", "rlspeech transcribe FILE_OR_FOLDER_OR_MANIFEST...")
+    jobs = [job for name in inputs for job in _expand(Path(name))]
+    if not jobs:
+        raise UserError("no audio files in the input", f"looked for {', '.join(sorted(SUFFIXES))}", "rlspeech transcribe --help")
+    taken = dict[str, Path]()
+    for job in jobs:
+        if job.key in taken and job.error is None:
+            job.error = f"its result would have the name of that of {taken[job.key]}"
+        taken.setdefault(job.key, job.source)
+    return jobs
+
+
+def _expand(path: Path) -> Iterator[_Job]:
+    if not path.exists():
+        yield _Job(str(path), path.absolute(), error="missing file")
+    elif path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in SUFFIXES):
+            yield _Job(str(file.relative_to(path).with_suffix("")), file.absolute())
+    elif path.suffix == ".jsonl":
+        from rlspeech.data.manifest import read_manifest
+
+        for u in read_manifest(path):
+            row = {k: v for k, v in {"speaker_id": u.speaker_id, "language": u.language, **u.extra}.items() if v is not None}
+            yield _Job(u.id, Path(u.audio_filepath), u.offset, u.duration or None, row)
+    else:
+        yield _Job(path.stem, path.absolute())
+
+
+def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_Job]:
+    from rlspeech.engine import Engine, Watchdog
+    from rlspeech.stages.decode import Recogniser, join_texts
+    from rlspeech.tasks import get_task
+
+    engine = Engine(config.device, "fp32", config.seed)
+    model, _ = get_task("asr").load(config.model, engine.device, dtype=config.precision)
+    ear = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
+    log.say(f"{len(jobs)} files, {engine.reason}")
+    ended = list[_Job]()
+    with log.progress(len(jobs), "transcribe", "files") as bar, Watchdog() as dog:
+        waiting: list[tuple[_Job, float, np.ndarray]] = []
+        open_jobs: list[_Job] = []
+
+        def flush() -> None:
+            for (job, start, wav), heard in zip(waiting, ear.short([w for _, _, w in waiting]), strict=True):
+                _note(job, start, len(wav) / ear.sample_rate, heard)
+            waiting.clear()
+            dog.beat()
+            close()
+
+        def close() -> None:  # files that are read to their end and wait for nothing
+            for job in open_jobs:
+                job.row["text"] = join_texts(job.texts) if job.texts else ""
+                if job.error is not None:
+                    log.say(f"left out: {job.source}: {job.error}")
+                sink.take(job)
+                bar.advance()
+            ended.extend(open_jobs)
+            open_jobs.clear()
+
+        for job in jobs:
+            for start, wav in _pieces(job, ear.sample_rate, ear.max_s):
+                waiting.append((job, start, wav))
+                if len(waiting) >= config.batch:
+                    flush()
+            open_jobs.append(job)
+            if not waiting:
+                close()
+        flush()
+    return ended
+
+
+def _pieces(job: _Job, sample_rate: int, max_s: float) -> Iterator[tuple[float, np.ndarray]]:
+    """The pieces of a recording; an error that shows on the way is noted, and what was heard before it is not used."""
+    from rlspeech.data.audio import AudioError
+    from rlspeech.data.pieces import stream
+
+    try:
+        yield from stream(job.source, sample_rate, max_s, job.offset_s, job.duration_s)
+    except AudioError as error:
+        job.error = error.reason
+    except MemoryError:
+        job.error = "too long for this machine's memory"
+
+
+def _note(job: _Job, start_s: float, seconds: float, heard: Any) -> None:
+    if isinstance(heard, Exception):
+        job.error = job.error or f"{type(heard).__name__}: {heard}"[:200]
+        return
+    job.texts.append(heard.text)
+    job.spans.append({"start": round(start_s, 3), "end": round(start_s + seconds, 3), "text": heard.text})
+    job.seconds, job.cut_short = start_s + seconds, job.cut_short + heard.truncated
+
+
+def _row(job: _Job) -> dict[str, Any]:
+    """A row of JSONL, with the keys of a manifest; ``pieces`` where there is more than one."""
+    row = {"id": safe_name(job.key), "audio_filepath": str(job.source), "duration": round(job.seconds, 3), **job.row}
+    if job.offset_s:
+        row["offset"] = job.offset_s
+    if len(job.spans) > 1:
+        row["pieces"] = job.spans
+    return row | ({"truncated": job.cut_short} if job.cut_short else {})
+
+
+class _Sink:
+    """Where texts go: one line each on stdout, ``NAME<tab>text`` where there are several; nothing with ``--json``."""
+
+    def __init__(self, several: bool = False, silent: bool = False) -> None:
+        self.several, self.silent = several, silent
+
+    def has(self, job: _Job) -> bool:
+        """True where the result is there already."""
+        return False
+
+    def take(self, job: _Job) -> None:
+        """Write a result as soon as it is known."""
+        if self.silent or job.error is not None:
+            return
+        line = " ".join(job.row["text"].split())
+        line = f"{job.key}\t{line}" if self.several else line
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), flush=True)
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush."""
+
+
+class _Rows(_Sink):
+    """JSONL that goes on where it was."""
+
+    def __init__(self, path: Path, overwrite: bool) -> None:
+        super().__init__()
+        if overwrite:
+            path.unlink(missing_ok=True)
+        elif any("audio_filepath" not in r or "text" not in r for r in read_jsonl(path)):
+            raise UserError(f"{path} is not what transcribe writes", "it holds other rows", "--out with another name, or --overwrite")
+        self.rows = JsonlWriter(path)
+
+    def has(self, job: _Job) -> bool:
+        return safe_name(job.key) in self.rows
+
+    def take(self, job: _Job) -> None:
+        if job.error is None:
+            self.rows.write(_row(job))
+
+    def close(self) -> None:
+        self.rows.close()
+
+
+class _Texts(_Sink):
+    """A folder of ``.txt`` files."""
+
+    def __init__(self, folder: Path, overwrite: bool) -> None:
+        super().__init__()
+        self.folder, self.overwrite = folder, overwrite
+
+    def _path(self, job: _Job) -> Path:
+        return self.folder / f"{job.key}.txt"
+
+    def has(self, job: _Job) -> bool:
+        return self._path(job).exists() and not self.overwrite
+
+    def take(self, job: _Job) -> None:
+        if job.error is None:
+            write_text(self._path(job), job.row["text"].strip().encode("utf-8", "replace").decode() + "\n")
+
+
+def _sink(config: Transcribe, count: int, json_mode: bool) -> _Sink:
+    if config.out in (None, "-"):
+        return _Sink(several=count > 1, silent=json_mode)
+    path = Path(str(config.out))
+    named = {Path(name).resolve() for name in config.inputs}
+    if path.resolve() in named and not path.is_dir():
+        raise UserError(f"{path} would be overwritten", "it is an input", "--out with another name")
+    if path.suffix == ".jsonl":
+        return _Rows(path, config.overwrite)
+    if path.is_file():
+        raise UserError(f"{path} is a file", "results of several files need a folder, or a name that ends in .jsonl", "--out FOLDER")
+    return _Texts(path, config.overwrite)

@@ -1,0 +1,231 @@
+"""What every policy over tokens does, whatever it is asked and whatever its tokens become: phases, a second look, KL, features.
+
+``asr_policy`` (transcripts of what is heard) and ``tts_policy`` (speech of what is read) add how a prompt is made and what a row becomes.
+A subclass gives ``rollout``, ``_hear`` and what it supports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import pad
+
+from rlspeech import log
+from rlspeech.config import RL
+from rlspeech.data.batches import Clip, seed_of
+from rlspeech.models.adapters import Adapted
+from rlspeech.tasks.tokens import kept_mass, token_kl, token_logp
+from rlspeech.types import LogProb, Rollout, Sample
+
+__all__ = ["ROWS", "Said", "TokenPolicy"]
+
+ROWS = 256  # rows that are sampled at once
+FEATURES = 256  # of a critic; wider hidden states are projected at random
+
+
+@dataclass
+class Said:
+    """What was written in a collection.
+
+    Args:
+        clips: B prompts.
+        heard: the prompts as the model takes them; None where an encoder is trained and hears them again.
+        ids: (N, S) tokens, on the host.
+        mask: (N, S) bool, those that were drawn.
+        prompts: (N,) long.
+    """
+
+    clips: list[Clip]
+    heard: Any
+    ids: Tensor
+    mask: Tensor
+    prompts: Tensor
+
+
+class TokenPolicy:
+    """Acts with the current weights of ``adapted``; see ``types.Policy``.
+
+    Args:
+        task: the one that made it.
+        adapted: a language model (``AudioLM``, ``CodecLM``), what of it is trained, its reference.
+        config: sampling, KL, phases; the micro-batches of its updates.
+    """
+
+    supports: frozenset[str] = frozenset()
+
+    def __init__(self, task: Any, adapted: Adapted, config: RL) -> None:
+        self.task, self.adapted, self.config = task, adapted, config
+        self.model: Any = adapted.model
+        self.sampling, self.seed, self.sample_rate = config.sampling, config.seed, self.model.sample_rate
+        self.device = self.model.device
+        self.announce = self.enter  # an algorithm that times the phases puts its own in place
+        self.notes: dict[str, float] = {}  # of the last collection, for the log
+        self._phase, self._warned = "", set[str]()
+        self._half = any(p.dtype == torch.bfloat16 for p in self.parameters())
+        for p in self.parameters():
+            p.data = p.data.float()
+
+    def parameters(self) -> list[Parameter]:
+        """What an optimiser may change."""
+        return self.adapted.parameters()
+
+    # -- phases --------------------------------------------------------------------------------------------------------
+
+    def enter(self, phase: str) -> None:
+        """With ``offload`` "phase", keep on the device what "encode", "rollout", "reward" or "update" needs, and nothing else."""
+        if self.config.offload != "phase" or phase == self._phase:
+            return
+        self._phase = phase
+        with self.adapted.reference() as other:
+            if other is not self.model:  # first: what both share goes where the policy needs it
+                other.park("update" if phase == "update" and self.config.kl_beta else "reward", self.device)
+        hears = phase == "update" and self.config.supervised_weight > 0
+        self.model.park("all" if hears else phase, self.device)  # type: ignore[arg-type]  # one of the four
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._half else nullcontext()
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def _hear(self, clips: Sequence[Clip], *, model: Any = None, grad: bool = False) -> Any:
+        """Prompts of clips, as the model takes them."""
+        raise NotImplementedError
+
+    def _write(self, heard: Any, batch: Sequence[Clip], group: int, seed: int, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids and mask (N, S), finished (N,) and prompts (N,) of up to ``most`` tokens a row, ``group`` rows a clip."""
+        parts, step = [], max(1, ROWS // group)
+        for at in range(0, len(batch), step):
+            clips = batch[at : at + step]
+            parts.append(self.model.generate(heard.select(range(at, at + len(clips))), group=group, sampling=self.sampling,
+                                             max_new_tokens=most, seed=[seed_of(self.seed, seed, c.key) for c in clips]))
+        longest = max(d.ids.shape[1] for d in parts)
+        ids = torch.cat([pad(d.ids, (0, longest - d.ids.shape[1]), value=self.model.pad) for d in parts])
+        mask = torch.cat([pad(d.mask, (0, longest - d.mask.shape[1])) for d in parts])
+        return ids, mask, torch.cat([d.finished for d in parts]), torch.arange(len(batch)).repeat_interleave(group)
+
+    @torch.no_grad()
+    def join(self, parts: Sequence[tuple[Rollout, Tensor]]) -> Rollout:
+        """Some prompts (K,) of several rollouts as one; see ``algos.resample``. Its micro-batches are new, and ``logp`` with them."""
+        self.announce("rollout")
+        longest = max(rollout.mask.shape[1] for rollout, _ in parts)
+        clips, samples, owners, heard = list[Clip](), list[Sample](), list[int](), list[Any]()
+        ids, mask, finished = (list[Tensor]() for _ in range(3))
+        for rollout, chosen in parts:
+            said: Said = rollout.state
+            if said.heard is not None:
+                heard.append(said.heard.select(chosen))
+            for p in chosen.tolist():
+                rows = (said.prompts == p).nonzero()[:, 0]
+                owners += [len(clips)] * len(rows)
+                clips.append(said.clips[p])
+                room = longest - said.ids.shape[1]
+                ids.append(pad(said.ids[rows], (0, room), value=self.model.pad))
+                mask.append(pad(said.mask[rows], (0, room)))
+                finished.append(rollout.finished[rows])
+                samples += [rollout.samples[i] for i in rows.tolist()]
+        whole = type(heard[0]).joined(heard) if heard else None
+        return self._pack(Said(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners)), samples, torch.cat(finished))
+
+    def _once(self, name: str, message: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            log.warn(message)
+
+    # -- a second look -------------------------------------------------------------------------------------------------
+
+    def _pack(self, said: Said, samples: list[Sample], finished: Tensor) -> Rollout:
+        """A rollout with the log-probabilities of the training pass, over the micro-batches that the update will take."""
+        logp = torch.zeros(said.ids.shape, device=self.device)
+        gaps, warm = list[Tensor](), list[Tensor]()
+        for rows in self._micro(said):
+            logits = self._look(self.model, said, rows)
+            width = logits.shape[1]
+            ids, mask = (x[rows, :width].to(logits.device) for x in (said.ids, said.mask))
+            look = token_logp(logits, ids, self.sampling.temperature)
+            logp[rows.to(self.device), :width] = look
+            if self.sampling.top_p < 1 or self.sampling.top_k:
+                gaps.append(-kept_mass(logits, self.sampling).log()[mask])
+            if self.sampling.temperature != 1:
+                warm.append((look - token_logp(logits, ids))[mask].abs())
+        self._compare(gaps, warm)
+        mask = said.mask.to(self.device) & logp.isfinite()
+        return Rollout(said.prompts, torch.where(mask, logp, torch.zeros_like(logp)), mask, samples, said, finished)
+
+    def _micro(self, said: Said) -> Iterator[Tensor]:
+        """Rows (n,) of every micro-batch of the updates on this collection (``algos.update``)."""
+        for share in torch.arange(len(said.clips)).tensor_split(self.config.updates_per_collection):
+            for part in share.split(self.config.micro_batch):
+                if len(part):
+                    yield torch.isin(said.prompts, part).nonzero()[:, 0]
+
+    def _compare(self, gaps: list[Tensor], warm: list[Tensor]) -> None:
+        """Say once how far what samples is from what is trained, and note it for every collection."""
+        cfg, self.notes = self.sampling, {}
+        if gaps:
+            gap = self.notes["sampler_gap"] = float(torch.cat(gaps).mean())
+            self._once("truncated", f"rollouts are drawn with top_p {cfg.top_p:g}, top_k {cfg.top_k}: mean |log ratio| between what is "
+                       f"sampled and what is trained is {gap:.3f} a token; --set sampling.top_p=1 --set sampling.top_k=0 makes them one")
+        if warm:
+            gap = self.notes["temperature_gap"] = float(torch.cat(warm).mean())
+            self._once("warm", f"what is sampled and trained is the policy at temperature {cfg.temperature:g}: mean |log ratio| to the one "
+                       f"at temperature 1 is {gap:.3f} a token")
+
+    def _look(self, model: Any, said: Said, rows: Tensor, *, hidden: bool = False) -> Tensor:
+        """Logits (n, S', V) float32 of the rows' tokens, S' the longest of them; or what the head sees, (n, S', D)."""
+        prompts = said.prompts[rows]
+        mask = said.mask[rows]
+        width = max(1, int(mask.sum(1).max()))
+        ids, mask = said.ids[rows, :width], mask[:, :width]
+        with self._cast():
+            if said.heard is None:
+                used, prompts = torch.unique(prompts, return_inverse=True)
+                heard = self._hear([said.clips[i] for i in used.tolist()], model=model, grad=torch.is_grad_enabled())
+            else:
+                heard = said.heard
+            return model.hidden(heard, prompts, ids, mask).float() if hidden else model.logits(heard, prompts, ids, mask)
+
+    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
+        """Log-probabilities of the stored tokens of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
+        said: Said = rollout.state
+        logits = self._look(self.model, said, rows)
+        width, warmth = logits.shape[1], self.sampling.temperature
+        ids = said.ids[rows, :width].to(logits.device)
+        logp, kl = token_logp(logits, ids, warmth), None
+        full = said.ids.shape[1] - width
+        if with_kl:
+            with torch.no_grad(), self.adapted.reference() as other:
+                there = self._look(other, said, rows)
+                if self.config.kl == "k3":
+                    there = token_logp(there, ids, warmth)
+            if self.config.kl == "k3":
+                away = there - logp
+                kl = away.exp() - away - 1
+            else:
+                kl = token_kl(logits / warmth, there / warmth)
+            kl = pad(kl, (0, full))
+        logp = pad(logp, (0, full))
+        one = torch.ones(logp.shape[1], device=logp.device)
+        return LogProb(logp, kl, torch.zeros_like(logp).detach(), one, one)
+
+    @torch.no_grad()
+    def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """What the head sees before each token: (n, S, D) float32, D at most ``FEATURES`` by a fixed random projection."""
+        said: Said = rollout.state
+        states = self._look(self.model, said, rows, hidden=True)
+        wide = states.shape[-1]
+        if wide > FEATURES:
+            drawn = torch.randn(wide, FEATURES, generator=torch.Generator().manual_seed(0)) / wide**0.5
+            states = states @ drawn.to(states.device)
+        return pad(states, (0, 0, 0, said.ids.shape[1] - states.shape[1]))
+
+    def _cross_entropy(self, logits: Tensor, ids: Tensor, mask: Tensor, prompts: int) -> Tensor:
+        """Mean over ``prompts`` of each row's cross-entropy in nats a token; prompts without a row count as 0."""
+        logp, mask = token_logp(logits, ids.to(logits.device)), mask.to(logits.device)
+        each = -torch.where(mask, logp, torch.zeros_like(logp)).sum(1) / mask.sum(1).clamp_min(1)
+        return each.sum() / prompts

@@ -1,0 +1,165 @@
+"""The loss of token policies: against TRL's own code on the same numbers, and properties that TRL's code does not test."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rlspeech.algos.gradients import GradientSum
+from rlspeech.algos.math import agreement, policy_loss
+from rlspeech.types import LogProb
+
+N, S, BETA = 6, 7, 0.07
+
+
+def _numbers(seed: int = 0) -> dict[str, Tensor]:
+    """Ragged rows whose ratios lie well on both sides of a clip range of 0.2."""
+    g = torch.Generator().manual_seed(seed)
+    old = -torch.rand(N, S, generator=g) * 3
+    mask = torch.arange(S) < torch.tensor([7, 2, 5, 1, 6, 3])[:, None]
+    return {
+        "old": old,
+        "new": (old + 0.4 * torch.randn(N, S, generator=g)).requires_grad_(),
+        "reference": old + 0.5 * torch.randn(N, S, generator=g),
+        "mask": mask,
+        "advantage": torch.tensor([1.0, -1.0, 0.5, -2.0, 0.7, -0.3]),
+    }
+
+
+def _ours(x: dict[str, Tensor], **options: Any) -> tuple[float, Tensor]:
+    away = x["reference"] - x["new"]
+    kl = away.exp() - away - 1
+    zero, one = torch.zeros_like(x["old"]), torch.ones(S)
+    count = float(len(x["mask"]) if options.get("mean") == "sequence" else x["mask"].sum())
+    look = LogProb(x["new"], kl, zero, one, one)
+    made = policy_loss(look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=BETA, normaliser=count, **options)
+    return made.loss.item(), torch.autograd.grad(made.loss, x["new"])[0]
+
+
+@pytest.fixture(scope="module")
+def trl_loss() -> Callable[..., Any]:
+    """``GRPOTrainer._compute_loss`` cut out of the installed package: importing it takes longer than all tests here together."""
+    found = importlib.util.find_spec("trl")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("trl is not installed")
+    path = Path(next(iter(found.submodule_search_locations))) / "trainer" / "grpo_trainer.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    body = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_compute_loss"]
+    if len(body) != 1:
+        pytest.skip("another trl")
+    space: dict[str, Any] = {"torch": torch, "nanmin": lambda x: x.min(), "nanmax": lambda x: x.max()}
+    exec(compile(ast.Module(body, []), str(path), "exec"), space)
+    return space["_compute_loss"]
+
+
+def _trl(compute: Callable[..., Any], x: dict[str, Tensor], loss_type: str, level: str, high: float) -> tuple[float, Tensor]:
+    class Trainer:
+        aux_loss_enabled = use_vllm = _entropy_bonus_enabled = use_adaptive_entropy = False
+        top_entropy_quantile, off_policy_mask_threshold, beta = 1.0, None, BETA
+        epsilon_low, epsilon_high, importance_sampling_level = 0.2, high, level
+        current_gradient_accumulation_steps = 1
+        args = SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1)
+        accelerator = SimpleNamespace(num_processes=1, reduce=lambda v, reduction: v, gather=lambda v: v, sync_gradients=True)
+        model = SimpleNamespace(training=True)
+
+        def __init__(self) -> None:
+            self.loss_type, self._metrics = loss_type, {"train": defaultdict(list)}
+
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+            return x["new"], torch.zeros(N, S), None
+
+    mask = x["mask"].long()
+    inputs = {
+        "prompt_ids": torch.zeros(N, 1),
+        "prompt_mask": torch.ones(N, 1),
+        "completion_ids": torch.zeros(N, S),
+        "completion_mask": mask,
+        "advantages": x["advantage"],
+        "old_per_token_logps": x["old"],
+        "ref_per_token_logps": x["reference"],
+        "num_items_in_batch": mask.sum(),
+    }
+    trainer = Trainer()
+    loss = compute(trainer, None, inputs)
+    return loss.item(), torch.autograd.grad(loss, x["new"])[0]
+
+
+@pytest.mark.parametrize("high", [0.2, 0.28])
+@pytest.mark.parametrize(
+    ("loss_type", "options"),
+    [("grpo", {"mean": "sequence"}), ("bnpo", {"mean": "token"}), ("dapo", {"mean": "token"})],
+    ids=["grpo", "bnpo", "dapo"],
+)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_it_is_trls(trl_loss: Callable[..., Any], loss_type: str, options: dict[str, Any], level: str, high: float) -> None:
+    x = _numbers()
+    value, gradient = _ours(x, level=level, clip_high=high, **options)
+    wanted, its = _trl(trl_loss, x, loss_type, level, high)
+    assert value == pytest.approx(wanted, rel=1e-5)
+    torch.testing.assert_close(gradient, its, rtol=1e-5, atol=1e-7)
+    assert not its[~x["mask"]].any() and its[x["mask"]].any()
+
+
+def test_an_upper_range_only_moves_the_upper_end() -> None:
+    """One token a row: ratios 0.5, 1.25, 1.5 with advantages of both signs."""
+    ratio = torch.tensor([0.5, 1.25, 1.5, 0.5, 1.25, 1.5])[:, None]
+    a, zero, on = torch.tensor([1.0, 1, 1, -1, -1, -1]), torch.zeros(6, 1), torch.ones(6, 1, dtype=torch.bool)
+
+    def made(high: float | None) -> Any:
+        look = LogProb(ratio.log().requires_grad_(), None, zero, torch.ones(1), torch.ones(1))
+        out = policy_loss(look, zero, on, a, clip_range=0.2, clip_high=high, kl_beta=0.0, normaliser=6.0)
+        return (torch.autograd.grad(out.loss, look.logp)[0] != 0)[:, 0].tolist(), out.stats
+
+    same, stats = made(None)
+    assert same == [True, False, False, False, True, True]
+    assert stats["clipped_positive"] == pytest.approx(2 / 3) and stats["clipped_negative"] == pytest.approx(1 / 3)
+    wide, stats = made(0.28)
+    assert wide == [True, True, False, False, True, True] and stats["clipped_positive"] == pytest.approx(1 / 3)
+
+
+def test_a_sequences_ratio_is_shared_by_its_tokens() -> None:
+    """Tokens that moved against each other leave the ratio at 1; what is masked moves nothing."""
+    x = _numbers()
+    moved = torch.tensor([0.5, -0.5, 0, 0, 0, 0, 0]).expand(N, S)
+    look = LogProb((x["old"] + moved).requires_grad_(), None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
+    mask = torch.arange(S) < torch.tensor([7, 2, 5, 2, 6, 3])[:, None]
+    out = policy_loss(look, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence")
+    assert out.stats["ratio_max_gap"] < 1e-6
+    other = look._replace(logp=torch.where(mask, look.logp, torch.full_like(look.logp, float("nan"))))
+    again = policy_loss(other, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence")
+    assert again.loss.item() == pytest.approx(out.loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+def test_a_long_rollout_weighs_by_the_mean(mean: str) -> None:
+    """At ratio 1 the gradient of a token is A / tokens of all, or A / (rows x tokens of its own row)."""
+    x = _numbers()
+    look = LogProb(x["old"].clone().requires_grad_(), None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
+    count = float(N if mean == "sequence" else x["mask"].sum())
+    out = policy_loss(look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=count, mean=mean)
+    found = torch.autograd.grad(out.loss, look.logp)[0]
+    share = x["mask"].sum(1, keepdim=True) * N if mean == "sequence" else x["mask"].sum()
+    torch.testing.assert_close(found, torch.where(x["mask"], -x["advantage"][:, None] / share, torch.zeros(())))
+
+
+def test_the_agreement_of_a_sum_is_that_of_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    parts = [torch.from_numpy(rng.standard_normal(30) + 0.3).float() for _ in range(5)] + [torch.zeros(30)]
+    made = GradientSum()
+    for p in parts:
+        made.add(p.clone())
+    assert made.agreement() == pytest.approx(agreement(parts), abs=1e-6) and made.count == 6
+    torch.testing.assert_close(made.total, torch.stack(parts).sum(0))
+    alone = GradientSum()
+    alone.add(parts[0].clone())
+    assert np.isnan(alone.agreement())

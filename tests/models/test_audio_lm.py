@@ -1,0 +1,440 @@
+"""The adapter over audio LLMs: agreement with transformers' own forward and generate, and a test for each trap and public bug."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_audio_lms import ALL, ASR, AUDIO, BOS, END, EOS, PAD, SPLICED, clips, tiny
+
+from rlspeech.config import Lora, Sampling
+from rlspeech.models.adapters import Adapted
+from rlspeech.models.audio_families import family_of, granite_mel
+from rlspeech.models.audio_lm import AudioLM, Heard
+from rlspeech.types import UserError
+
+T1 = Sampling()
+CHUNKED = ("voxtral", "glmasr")  # windows of 2 s here: the clips have one, one and two
+
+
+def _clips() -> list[np.ndarray]:
+    return clips(1.0, 0.45, 3.1)
+
+
+def _lm(model_type: str, **more: Any) -> AudioLM:
+    return tiny(model_type, max_s=2.0 if model_type in {"qwen2_audio", "whisper"} else 4.0, **more)
+
+
+def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
+    """What transformers' own forward takes for one clip: expanded ids and features, no vectors of ours."""
+    prepared = lm.family.prepare([wav[: int(lm.max_s * lm.sample_rate)]], [_asked()])
+    features = dict(prepared.features)
+    if lm.seq2seq:
+        lm.family.encode(prepared)  # fills in the language
+        return {"input_features": features["input_features"], "decoder_input_ids": prepared.ids[0][None]}
+    if lm.model_type == "granite_speech":
+        features = {"input_features": features["0"][None], "input_features_mask": torch.ones(1, prepared.counts[0], dtype=torch.bool)}
+    if "frames" in features:
+        steps = torch.arange(features["input_features"].shape[-1])
+        features["feature_attention_mask"] = (steps < features.pop("frames")[:, None]).long()
+    if lm.model_type in {"qwen3_asr", "glmasr"}:
+        features.pop("num_audio_tokens", None)
+    ids = prepared.ids[0][None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **features}
+
+
+def _asked() -> Any:
+    from rlspeech.models.audio_family import Asked
+
+    return Asked()
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_a_group_equals_repeated_single_calls(model_type: str) -> None:
+    """Bug 1 (tiled against interleaved repeats) and trap (b) (chunks of different clips mixed): three clips, unlike lengths and seeds."""
+    lm, wavs = _lm(model_type), _clips()
+    together = lm.generate(lm.hear(wavs), group=3, sampling=T1, max_new_tokens=9, seed=[11, 12, 13])
+    assert together.ids.shape[0] == 9 and len({tuple(r) for r in together.ids.tolist()}) > 6
+    for b, wav in enumerate(wavs):
+        alone = lm.generate(lm.hear([wav]), group=3, sampling=T1, max_new_tokens=9, seed=[11 + b])
+        rows = slice(3 * b, 3 * b + 3)
+        width = alone.ids.shape[1]
+        assert torch.equal(together.ids[rows, :width], alone.ids) and torch.equal(together.mask[rows, :width], alone.mask)
+        first = lm.generate(lm.hear([wav]), group=1, sampling=T1, max_new_tokens=9, seed=[11 + b])
+        assert torch.equal(together.ids[3 * b, : first.ids.shape[1]], first.ids[0])
+        assert torch.equal(together.finished[rows], alone.finished)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_greedy_equals_transformers_generate(model_type: str) -> None:
+    from transformers import GenerationMixin
+
+    lm, wavs = _lm(model_type), _clips()
+    ours = lm.generate(lm.hear(wavs), max_new_tokens=8)
+    best = lm.generate(lm.hear(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2)  # trap (b): as the notes found it
+    assert torch.equal(best.ids, ours.ids.repeat_interleave(2, 0))
+    for row, wav in zip(ours.ids, wavs, strict=True):
+        given = _plain(lm, wav)
+        theirs = GenerationMixin.generate(lm.net, **given, max_new_tokens=8, do_sample=False)
+        written = theirs[0, given["decoder_input_ids" if lm.seq2seq else "input_ids"].shape[1] :]
+        assert row[: len(written)].tolist() == written.tolist()
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_the_encoder_hears_a_clip_once(model_type: str) -> None:
+    """Trap (a)."""
+    lm, seen = _lm(model_type), []
+    encoder = lm.modules_of("encoder")[0]
+    encoder.register_forward_hook(lambda m, args, kwargs, out: seen.append((args or tuple(kwargs.values()))[0].shape[0]), with_kwargs=True)
+    heard = lm.hear(_clips())
+    drawn = lm.generate(heard, group=4, sampling=T1, max_new_tokens=3)
+    lm.logits(heard, torch.arange(12) // 4, drawn.ids, drawn.mask)
+    assert sum(seen) == (4 if model_type in CHUNKED else 3)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_what_stands_beside_a_clip_does_not_matter(model_type: str) -> None:
+    lm, wavs = _lm(model_type), _clips()
+    together, alone = lm.hear(wavs), [lm.hear([w]) for w in wavs]
+    ids = torch.randint(0, 200, (3, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    both = lm.logits(together, [0, 1, 2], ids, mask)
+    for b in range(3):
+        torch.testing.assert_close(together.audio[b], alone[b].audio[0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(both[b : b + 1], lm.logits(alone[b], [0], ids[b : b + 1], mask[b : b + 1]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", SPLICED)
+def test_the_checkpoints_own_sampling_is_not_applied(model_type: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lm = _lm(model_type)
+    heard = lm.hear(_clips())
+    free = lm.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5)
+    given = lm.net.generation_config
+    given.do_sample, given.top_k, given.top_p, given.repetition_penalty, given.suppress_tokens = True, 1, 0.5, 5.0, free.ids[:, 0].tolist()
+    trapped = AudioLM(lm.net, lm.tokenizer, lm.processor, lm.extractor, max_s=lm.max_s).eval()
+    assert {"top_k", "top_p", "repetition_penalty", "suppress_tokens"} <= set(trapped.overridden) and not lm.overridden
+    assert torch.equal(trapped.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5).ids, free.ids)
+    trapped.generate(heard, max_new_tokens=1)
+    assert capsys.readouterr().err.count("repetition_penalty") == 1  # said, and said once
+    beam = trapped.generate(heard, max_new_tokens=4, beams=2)
+    assert torch.equal(beam.ids, lm.generate(heard, max_new_tokens=4, beams=2).ids)
+    assert given.top_k == 1  # left as it was, for whoever saves it
+
+
+@pytest.mark.parametrize("model_type", ["fun_asr_nano", "whisper"])
+def test_rows_that_stop(model_type: str) -> None:
+    lm = _lm(model_type)
+    end = lm.tokenizer.convert_tokens_to_ids(END)
+    assert lm.stops == [end]
+    heard = lm.hear(clips(*[0.5] * 4))
+
+    def stop_often(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        others = out.index_fill(-1, torch.tensor([end]), -torch.inf).logsumexp(-1, keepdim=True)
+        return out.index_copy(-1, torch.tensor([end]), others - 1.4)  # one token in five
+
+    lm.net.get_output_embeddings().register_forward_hook(stop_often)
+    drawn = lm.generate(heard, group=16, sampling=T1, max_new_tokens=12, seed=2)
+    stopped = (drawn.ids == end) & drawn.mask
+    lengths = drawn.mask.sum(1)
+    assert 0 < int(drawn.finished.sum()) < 64 and len(set(lengths.tolist())) > 4
+    for row in range(64):
+        n = int(lengths[row])
+        assert bool(drawn.mask[row, :n].all()) and bool(stopped[row].any()) == bool(drawn.finished[row])
+        assert not drawn.finished[row] or drawn.ids[row, n - 1] == end  # the stop token is a decision like the others
+        assert bool((drawn.ids[row, n:] == lm.pad).all()) and (drawn.finished[row] or n == 12)
+    # rows that leave the batch change nothing for those that stay
+    for b in range(4):
+        alone = lm.generate(heard.select([b]), group=16, sampling=T1, max_new_tokens=12, seed=[77])
+        again = lm.generate(heard.select([b]), group=1, sampling=T1, max_new_tokens=12, seed=[77])
+        n = int(again.mask.sum())
+        assert torch.equal(alone.ids[0, :n], again.ids[0, :n]) and int(alone.mask[0].sum()) == n
+
+
+def test_no_clips_and_no_room() -> None:
+    lm = _lm("whisper")
+    none = lm.generate(lm.hear([]), group=3, sampling=T1, max_new_tokens=5)
+    assert none.ids.shape == (0, 0) and none.finished.shape == (0,)
+    long = lm.generate(lm.hear(clips(0.5)), max_new_tokens=500)  # 64 positions, 4 of them the prompt's
+    assert long.ids.shape[1] <= 60
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_beams_find_something_at_least_as_likely(model_type: str) -> None:
+    lm, wavs = _lm(model_type), _clips()
+    heard = lm.hear(wavs)
+
+    def likelihood(drawn: Any) -> torch.Tensor:
+        logp = lm.logits(heard, [0, 1, 2], drawn.ids, drawn.mask).log_softmax(-1).gather(-1, drawn.ids[..., None])[..., 0]
+        return (logp * drawn.mask).sum(1)
+
+    with torch.no_grad():
+        greedy, beam = lm.generate(heard, max_new_tokens=3), lm.generate(heard, max_new_tokens=3, beams=8)
+        assert beam.ids.shape[0] == 3
+        if bool((beam.mask.sum(1) == greedy.mask.sum(1)).all()):  # the search compares means, we compare sums
+            assert bool((likelihood(beam) >= likelihood(greedy) - 1e-3).all())
+
+
+# -- looking again -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ALL)
+@torch.no_grad()
+def test_log_probabilities_equal_a_plain_forward(model_type: str) -> None:
+    """Of drawn tokens, against the transformers model on ids and features, one row at a time without padding."""
+    lm, wavs = _lm(model_type), _clips()
+    heard = lm.hear(wavs)
+    drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=7, seed=4)
+    rows = torch.tensor([3, 0, 5, 1])  # any order, unlike prompts
+    ours = lm.logits(heard, rows // 2, drawn.ids[rows], drawn.mask[rows])
+    assert ours.dtype == torch.float32 and ours.shape[:2] == drawn.ids[rows].shape
+    for i, row in enumerate(rows.tolist()):
+        given, n = _plain(lm, wavs[row // 2]), int(drawn.mask[row].sum())
+        key = "decoder_input_ids" if lm.seq2seq else "input_ids"
+        start = given[key].shape[1]
+        given[key] = torch.cat([given[key], drawn.ids[row : row + 1, :n]], 1)
+        if "attention_mask" in given:
+            given["attention_mask"] = torch.ones_like(given[key])
+        theirs = lm.net(**given).logits[0, start - 1 : start - 1 + n].float()
+        torch.testing.assert_close(ours[i, :n], theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["fun_asr_nano", "qwen2_audio", "whisper"])
+@torch.no_grad()
+def test_padding_and_the_prompt_have_no_part(model_type: str) -> None:
+    """Bug 2: log-probabilities are those of the answer's tokens, not of what surrounds them."""
+    lm = _lm(model_type)
+    heard = lm.hear(_clips())
+    ids, mask = lm.references(["abc", "a longer one", "x"])
+    logits = lm.logits(heard, [0, 1, 2], ids, mask)
+    other = lm.logits(heard, [0, 1, 2], ids.masked_fill(~mask, 7), mask)
+    torch.testing.assert_close(logits[mask], other[mask])
+    # the last logits know all tokens before, the first none: the last reference token changes nothing, the first does
+    last = ids.clone()
+    last[1, int(mask[1].sum()) - 1] = 9
+    torch.testing.assert_close(lm.logits(heard, [0, 1, 2], last, mask)[mask], logits[mask])
+    first = ids.clone()
+    first[1, 0] = 9
+    changed = lm.logits(heard, [0, 1, 2], first, mask)
+    torch.testing.assert_close(changed[1, 0], logits[1, 0])
+    assert float((changed[1, 1] - logits[1, 1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_the_head_sees_the_transcript_only(model_type: str) -> None:
+    """Trap (c): Qwen2-Audio would return the logits of every position."""
+    lm, seen = _lm(model_type), []
+    lm.net.get_output_embeddings().register_forward_hook(lambda m, args, out: seen.append(tuple(out.shape[:-1])))
+    heard = lm.hear(_clips())
+    seen.clear()
+    ids = torch.zeros(4, 5, dtype=torch.long)
+    lm.logits(heard, [0, 0, 2, 1], ids, ids == 0)
+    assert seen == [(4, 5)]
+
+
+def test_heard_clips_are_parked_and_chosen() -> None:
+    lm = _lm("fun_asr_nano")
+    heard = lm.hear(_clips()).to("cpu")
+    some = heard.select(torch.tensor([2, 0, 2]))
+    assert len(some) == 3 and some.audio[0] is heard.audio[2] and some.ids[1] is heard.ids[0]
+    assert not any(a.requires_grad for a in heard.audio) and all(a.untyped_storage().nbytes() == a.nbytes for a in heard.audio)
+    for phase in ("encode", "rollout", "reward", "update", "all"):
+        lm.park(phase, "cpu")  # type: ignore[arg-type]
+    meta = copy.deepcopy(lm)
+    meta.park("rollout", "meta")  # a device that holds nothing: shows what was sent there
+    assert meta.device.type == "meta" and all(
+        p.device.type == "cpu" for p in meta.parameters_of("encoder") + meta.parameters_of("projector")
+    )
+
+
+# -- text --------------------------------------------------------------------------------------------------------------------
+
+ODD = ["", "hello there", "  two  blanks ", "naïve Zürich ½", "你好，世界", "👩‍👩‍👧 \u202eabc\u0301 \x00", "don't , stop .", "<b>&amp;</b>"]
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_references_come_back_as_they_were(model_type: str) -> None:
+    lm = _lm(model_type)
+    ids, mask = lm.references(ODD)
+    lengths = mask.sum(1)
+    assert all(ids[i, n - 1] == lm.stops[0] and bool((ids[i, n:] == lm.pad).all()) for i, n in enumerate(lengths.tolist()))
+    written = lm.text(ids, mask)
+    lead = " " if model_type == "whisper" else ""
+    assert written == [lead + t if t else t for t in ODD]
+    assert lm.text(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, dtype=torch.bool)) == [""]
+
+
+def test_qwen3_asr_writes_the_language_first() -> None:
+    lm = _lm("qwen3_asr")
+    ids, mask = lm.references(["yes", "", "ja"], language=[None, None, "de"])
+    raw = [lm.tokenizer.decode(r[k][:-1]) for r, k in zip(ids, mask, strict=True)]
+    assert raw == [f"language English{ASR}yes", f"language None{ASR}", "ja"]
+    forced, free = (lm.tokenizer.decode(lm.hear(clips(0.5), language=g).ids[0]) for g in ("en", None))
+    assert forced.endswith(f"language English{ASR}") and not free.endswith(ASR)
+
+
+def test_loops_are_not_cleaned_away() -> None:
+    """Bug 6: the processor's own parser takes a 21st repetition away, and no reward would ever see it."""
+    lm = _lm("qwen3_asr")
+    loop = "no " * 40
+    ids, mask = lm.references([loop])
+    assert lm.text(ids, mask) == [loop]
+    assert len(lm.processor.decode(ids[0], return_format="transcription_only")) < len(loop) // 5  # what it would have been
+
+
+def test_prompts_are_worded_as_the_processors_word_them() -> None:
+    lm, wavs = _lm("qwen2_audio"), clips(0.7, 1.2)
+    turn = [{"role": "user", "content": [{"type": "audio", "audio_url": ""}, {"type": "text", "text": "Write it down."}]}]
+    text = lm.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    made = lm.processor(text=[text] * 2, audio=wavs, sampling_rate=16000, return_tensors="pt", padding=True)
+    for ours, row, real in zip(lm.hear(wavs, prompt="Write it down.").ids, made["input_ids"], made["attention_mask"].bool(), strict=True):
+        assert torch.equal(ours, row[real])
+    whole = f"{BOS}{AUDIO}{EOS}in French:"
+    assert lm.tokenizer.decode(lm.hear(wavs[:1], prompt=whole).ids[0]).endswith(f"{AUDIO}{EOS}in French:")
+    with pytest.raises(UserError, match="one audio token"):
+        lm.hear(wavs[:1], prompt=f"{AUDIO} and {AUDIO}")
+
+    fun = _lm("fun_asr_nano")
+    said = fun.tokenizer.decode(fun.hear(wavs[:1], prompt="at sea", language="en", keywords=[["Ahab", "Queequeg"]]).ids[0])
+    assert said.count(AUDIO) > 5 and said.endswith(f"{EOS}at seaAhab, Queequeg: 英文: {END}\n<|im_start|>assistant\n")
+    with pytest.raises(UserError, match="language"):
+        fun.hear(wavs[:1], language="Klingon")
+
+    voxtral = _lm("voxtral")
+    said = voxtral.tokenizer.decode(voxtral.hear(clips(3.0), language="en").ids[0])
+    assert said == f"<s>[INST][BEGIN_AUDIO]{AUDIO * 50}[/INST]lang:en[TRANSCRIBE]"
+
+    whisper = _lm("whisper")
+    prompts = [whisper.tokenizer.decode(i) for i in whisper.hear(clips(0.5, 0.5), language=["German", None]).ids]
+    assert prompts[0] == "<|startoftranscript|><|de|><|transcribe|><|notimestamps|>"
+    wavs = clips(0.5, 1.0, 1.5, 2.0, seed=3)
+    theirs = whisper.net.detect_language(
+        whisper.extractor(wavs, sampling_rate=16000, return_tensors="pt").input_features, num_segment_frames=200
+    )
+    assert [int(i[1]) for i in whisper.hear(wavs).ids] == theirs.tolist()
+
+
+def test_granites_features_are_torchaudios() -> None:
+    """Against transformers' numpy spectrogram with the settings of torchaudio's MelSpectrogram."""
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+    wav = clips(0.61)[0]
+    bank = mel_filter_bank(257, 80, 0.0, 8000.0, 16000, norm=None, mel_scale="htk")
+    mel = spectrogram(wav, window_function(400, "hann"), 400, 160, fft_length=512, power=2.0, mel_filters=bank, center=True)
+    log = np.log10(np.maximum(mel, 1e-10)).T
+    log = np.maximum(log, log.max() - 8) / 4 + 1
+    log = log[: len(log) // 2 * 2].reshape(-1, 160)
+    ours = granite_mel(torch.from_numpy(wav)).numpy()
+    assert ours.shape == log.shape and np.abs(ours - log)[1:-2].max() < 2e-3  # torch centres the window in the frame, numpy's starts it
+
+
+# -- odd audio ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_empty_and_odd_audio_costs_nobody_else(model_type: str) -> None:
+    lm, good = _lm(model_type), clips(0.8)[0]
+    odd = [np.zeros(0, np.float32), clips(0.05)[0], np.full(4000, np.nan, np.float32), good, np.zeros(8000, np.float32)]
+    heard = lm.hear(odd)
+    assert len(heard) == 5 and all(len(a) > 0 and bool(torch.isfinite(a).all()) for a in heard.audio)
+    torch.testing.assert_close(heard.audio[3], lm.hear([good]).audio[0], atol=2e-5, rtol=1e-4)
+    drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=4)
+    assert drawn.ids.shape[0] == 10 and len(lm.text(drawn.ids, drawn.mask)) == 10
+
+
+def test_what_is_too_long_is_not_heard() -> None:
+    lm = tiny("fun_asr_nano", max_s=1.0)
+    long = clips(2.0)[0]
+    assert torch.equal(lm.hear([long]).audio[0], lm.hear([long[:16000]]).audio[0])
+
+
+# -- what is trained ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("kind", ["attention", "attention+ff", "all", None])
+def test_encoder_and_projector_stay_as_they_are(model_type: str, kind: Any) -> None:
+    lm = _lm(model_type)
+    adapted = Adapted(lm, None if kind is None else Lora(rank=2, alpha=4, targets=kind))
+    trained = {n for n, p in lm.named_parameters() if p.requires_grad}
+    ours = tuple(f"net.{t}" for t in lm.family.language)
+    assert trained and all(n.startswith(ours) for n in trained)
+    heard = lm.hear(_clips(), grad=True)
+    assert not any(a.requires_grad for a in heard.audio)
+    ids, mask = lm.references(["ab", "c", "def"])
+    with torch.no_grad():
+        before = lm.logits(heard, [0, 1, 2], ids, mask)
+    lm.logits(heard, [0, 1, 2], ids, mask)[mask].square().sum().backward()
+    assert sum(int(p.grad is not None and bool(p.grad.abs().sum() > 0)) for p in adapted.parameters()) > 3
+    with torch.no_grad():
+        for p in adapted.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+        after = lm.logits(heard, [0, 1, 2], ids, mask)
+        assert float((after - before)[mask].abs().max()) > 1e-2
+        with adapted.reference() as reference:
+            torch.testing.assert_close(reference.logits(heard, [0, 1, 2], ids, mask)[mask], before[mask])
+            if kind is None:  # no second encoder in memory
+                shared = {id(p) for p in lm.parameters_of("encoder") + lm.parameters_of("projector")}
+                assert shared <= {id(p) for p in reference.parameters()}
+                assert not {id(p) for p in lm.parameters_of("language")} & {id(p) for p in reference.parameters()}
+        plain = _lm(model_type)
+        plain.load_state_dict(adapted.merged())
+        torch.testing.assert_close(plain.logits(heard, [0, 1, 2], ids, mask)[mask], after[mask], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["fun_asr_nano", "qwen2_audio", "whisper"])
+@pytest.mark.parametrize("lora", [Lora(rank=2, alpha=4, targets="attention"), None])
+def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lora | None) -> None:
+    lm = _lm(model_type, train_encoder=True)
+    fixed = {n for n, p in lm.named_parameters() if not p.requires_grad}
+    adapted = Adapted(lm, lora)
+    assert lora is not None or not any(p.requires_grad for n, p in lm.named_parameters() if n in fixed)  # position tables
+    heard = lm.hear(_clips(), grad=True)
+    ids, mask = lm.references(["ab", "c", "def"])
+    before = lm.logits(heard, [0, 1, 2], ids, mask)
+    before[mask].square().sum().backward()
+    trained = {n for n, p in lm.named_parameters() if p.requires_grad and p.grad is not None}
+    for part in (*lm.family.encoder, *lm.family.projector):
+        assert any(n.startswith(f"net.{part}.") for n in trained), part
+    with torch.no_grad():
+        for p in adapted.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+        with adapted.reference() as reference:
+            again = reference.logits(reference.hear(_clips()), [0, 1, 2], ids, mask)
+        torch.testing.assert_close(again[mask], before[mask].detach())
+
+
+def test_copies_share_what_is_frozen_and_nothing_else() -> None:
+    lm = _lm("fun_asr_nano")
+    twin = copy.deepcopy(lm)
+    assert twin.tokenizer is lm.tokenizer and twin.family.net is twin.net and twin.net is not lm.net
+    assert twin.net.model.audio_tower is lm.net.model.audio_tower
+    assert twin.net.model.language_model is not lm.net.model.language_model
+    apart = copy.deepcopy(_lm("fun_asr_nano", train_encoder=True))
+    assert apart.frozen_modules() == []
+
+
+def test_bf16_writes_and_looks_again() -> None:
+    lm = _lm("fun_asr_nano").to(torch.bfloat16)
+    heard = lm.hear(_clips())
+    drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=5)
+    assert heard.audio[0].dtype == torch.bfloat16
+    assert lm.logits(heard, torch.arange(6) // 2, drawn.ids, drawn.mask).dtype == torch.float32
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(UserError, match="no recogniser known"):
+        family_of("bert")
+    fun = _lm("fun_asr_nano")
+    fun.tokenizer.chat_template = None
+    with pytest.raises(UserError, match="chat template"):
+        fun.hear(clips(0.5))
+    lm = _lm("qwen3_asr")
+    with pytest.raises(UserError, match="processor"):
+        AudioLM(lm.net, lm.tokenizer)
+    assert isinstance(lm.hear(clips(0.3)), Heard) and lm.tokenizer.convert_ids_to_tokens(lm.pad) == PAD

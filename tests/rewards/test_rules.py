@@ -1,0 +1,248 @@
+"""Rule rewards: what is a hallucination and what is not, the edges of every score, and that they are fast."""
+
+from __future__ import annotations
+
+import time
+
+import jiwer
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rlspeech.data.text import align, units, written_in_characters
+from rlspeech.rewards.base import get_reward, resolve
+from rlspeech.rewards.rules import RULES, Hallucinations, TextRules, count_keywords, keywords_of
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.types import Sample, UserError
+
+COLUMNS = tuple(resolve("asr_wer").entry.columns)
+NOTHING = np.zeros(0, np.float32)
+SENTENCE = "please call stella and ask her to bring these things with her from the store"
+WORDS = st.lists(st.sampled_from(SENTENCE.split()), max_size=15)
+ANY = st.text(st.characters(), max_size=40)
+
+
+def sample(text, hypothesis, wav=NOTHING, **columns):
+    return Sample("a", wav, 16000, None, text, columns, hypothesis)
+
+
+def judge(text, hypothesis, columns=COLUMNS, *, options=None, **row):
+    (scores,) = TextRules(**(options or {})).compute([sample(text, hypothesis, **row)], columns)
+    return {k.removeprefix("asr_"): s.value for k, s in scores.items()}
+
+
+def fired(text, hypothesis, language=None, **options):
+    found = align(units(text, language), units(hypothesis, language))
+    return Hallucinations(**options).fired(found, written_in_characters(text or hypothesis, language))
+
+
+def test_one_hypothesis_all_columns():
+    out = judge("Hello, big world!", "hello pig word up", keywords=["world", "big", "hello"])
+    assert out["wer"] == 1.0 and out["accuracy"] == 0.0 and out["edits"] == -3.0 and out["exact"] == 0.0
+    assert out["substitutions"] == pytest.approx(2 / 3) and out["insertions"] == pytest.approx(1 / 3) and out["deletions"] == 0.0
+    assert out["cer"] == pytest.approx(jiwer.cer("hello big world", "hello pig word up"))
+    assert out["keywords"] == pytest.approx((1 + 1 / 3) / 2) and out["keyword_f1"] == pytest.approx(0.5)
+    assert out["hallucination"] == 0.0 and out["hallucinated"] == 0.0
+
+
+def test_an_empty_transcript_is_never_a_perfect_one():
+    """Public bug 3: ch-tts-llasa compares an empty transcript with itself."""
+    for hypothesis in ("", "  ", "...", "\u3002"):
+        out = judge("hello world", hypothesis)
+        assert (out["wer"], out["cer"], out["accuracy"], out["exact"], out["deletions"]) == (1.0, 1.0, 0.0, 0.0, 1.0)
+
+
+def test_where_nothing_is_said_silence_is_right_and_words_are_wrong():
+    right, wrong = judge("", " ."), judge("", "thank you")
+    assert right["accuracy"] == right["exact"] == 1.0 and right["hallucination"] == 0.0 and right["edits"] == 0.0
+    assert wrong["accuracy"] == -1.0 and wrong["hallucination"] == -1.0 and wrong["exact"] == 0.0
+    assert right["wer"] is None and wrong["insertions"] is None  # nothing to divide by
+    assert judge("", "thank you", options={"low": None})["accuracy"] == -1.0
+    assert judge("", "a b c d", options={"low": 0.0})["accuracy"] == 0.0
+
+
+def test_accuracy_is_bounded_below_only_as_asked():
+    assert judge("one", "two three four five")["accuracy"] == -1.0
+    assert judge("one", "two three four five", options={"low": None})["accuracy"] == -3.0
+    assert judge("one", "two three four five", options={"low": 0})["accuracy"] == 0.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS.filter(bool), WORDS)
+def test_rates_are_those_of_jiwer(ref, hyp):
+    out, theirs = judge(" ".join(ref), " ".join(hyp)), jiwer.process_words(" ".join(ref), " ".join(hyp))
+    assert out["wer"] == pytest.approx(theirs.wer) and out["accuracy"] == pytest.approx(max(-1, 1 - theirs.wer))
+    assert out["wer"] == pytest.approx(out["substitutions"] + out["deletions"] + out["insertions"])
+    assert out["cer"] == pytest.approx(jiwer.cer(" ".join(ref), " ".join(hyp)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(ANY, ANY, st.sampled_from([None, "en", "zh"]))
+def test_any_unicode_has_a_score_or_a_reason_and_keeps_its_bounds(text, hypothesis, language):
+    (scores,) = TextRules(language=language).compute([sample(text, hypothesis, keywords=[text[:3], "x"])], COLUMNS)
+    for name, score in scores.items():
+        low, high = resolve(name).entry.columns[name].bounds
+        assert (score.value is None) == (score.error is not None) and (score.value is None or low <= score.value <= high)
+    if text.strip():
+        same = judge(text, text)
+        assert same["hallucination"] in (0.0, None) and same["accuracy"] in (1.0, None)  # None: nothing but punctuation
+
+
+# -- hallucinations ----------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS, st.lists(st.sampled_from("you know what I mean so then".split()), min_size=1, max_size=5), st.integers(5, 30), WORDS)
+def test_a_loop_that_was_not_said_is_found_wherever_it_is(before, phrase, times, after):
+    reference = before + phrase + after
+    assert "loop" in fired(" ".join(reference), " ".join(before + phrase * times + after))
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS.filter(lambda w: len(w) > 3), st.integers(2, 8), st.data())
+def test_what_is_said_again_and_again_may_be_written_again_and_again(words, times, data):
+    """Long repeated sentences are training material (D1); a word that is always misheard makes them no hallucination."""
+    said = words * times
+    assert fired(" ".join(said), " ".join(said)) == []
+    i = data.draw(st.integers(0, len(words) - 1))
+    misheard = [*words[:i], "huh", *words[i + 1 :]] * times
+    assert fired(" ".join(said), " ".join(misheard)) == []
+    dropped = (words[:i] + words[i + 1 :]) * times
+    assert "loop" not in fired(" ".join(said), " ".join(dropped))
+
+
+def test_more_of_a_loop_than_was_said():
+    said = f"{SENTENCE} " * 4
+    assert fired(said, f"{SENTENCE} " * 5) == ["run"]  # one sentence too many
+    assert fired(said, f"{SENTENCE} " * 5, rules="loop") == []
+    assert "loop" in fired(said, f"{SENTENCE} " * 12)
+    assert fired("goodbye goodbye goodbye goodbye goodbye", "good bye good bye good bye good bye good bye", rules="loop") == []
+
+
+def test_a_loop_instead_of_the_words_is_found_though_nothing_is_inserted():
+    assert fired("the cat sat on the mat and looked at me", " ".join(["you"] * 10)) == ["loop"]
+
+
+def test_thresholds_of_loops():
+    said = "it was very good"
+    assert fired(said, "it was very very very very good") == []
+    assert fired(said, "it was very very very very very good") == ["loop"]
+    assert fired(said, "it was very very very very very good", repeats_one=6) == []
+    assert fired(said, "it was very good it was very good it was very good", rules="loop") == ["loop"]
+    assert fired(said, "it was very good it was very good it was very good", rules="loop", repeats=4) == []
+    assert fired(said, "it was very good it was very good it was very good", rules="loop", ngram=3) == []
+    assert fired(said, "it was very good it was very good it was very good", rules="loop", loop_excess=3) == []
+    assert fired("no", " ".join(["no"] * 8), rules="loop", repeats_one=20) == []  # not a loop of "no no" instead
+
+
+def test_the_raw_decode_is_judged():
+    """Public bug 6: a processor that removes repetitions from 20 on would hide this from the detector."""
+    (scores,) = TextRules().compute([sample("so long", "so long " * 25)], COLUMNS)
+    detail = scores["asr_hallucination"].detail
+    assert scores["asr_hallucination"].value == -1.0 and "loop" in detail["hallucination"].split("+")
+    assert detail["hypothesis"] == "so long " * 25 and detail["normaliser"] == "basic-2" and detail["insertions"] == 48
+
+
+@pytest.mark.parametrize(("text", "hypothesis", "rules"), [
+    (SENTENCE, f"{SENTENCE} thank you for watching", []), (SENTENCE, f"{SENTENCE} thank you so much for watching", ["run"]),
+    ("one two", "a b c d e f g", []), ("one two", "a b c d e f g h i", ["run", "length"]),
+    ("it was so", "it was soooooooooooo", ["stutter"]), ("it was soooooooooo", "it was sooooooooooooo", []), ("ten", "1000000000", []),
+    ("he laughed", "hahahahahahahahahaha", ["stutter"]),
+    ("\u4f60\u597d\u4e16\u754c", "hello world", ["script"]), ("hello world", "\u4f60\u597d\u4e16\u754c", ["script"]),
+    ("\u6211\u4eec\u7528 python \u5199 code", "\u6211\u4eec\u7528 python \u5199\u7684", []),
+    ("\u6771\u4eac\u90fd", "\u3068\u3046\u304d\u3087\u3046\u3068", []),  # the same word in the other Japanese script
+    ("", "you", ["nonspeech"]), ("", "", []), ("hello", "", [])])
+def test_rules_one_by_one(text, hypothesis, rules):
+    assert fired(text, hypothesis) == rules
+    for rule in rules:
+        assert fired(text, hypothesis, rules=rule) == [rule]
+        assert rule not in fired(text, hypothesis, rules="+".join(r for r in RULES if r != rule))
+    assert fired(text, hypothesis, rules="none") == []
+
+
+def test_runs_are_longer_in_characters():
+    said, more = "\u4f60\u597d\u4e16\u754c" * 6, "\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d"
+    assert fired(said, said + more) == [] and fired(said, said + more, insertion_run_characters=9) == ["run"]
+    assert fired(said, said + more, language="zh", insertion_run=1) == []
+
+
+def test_mistaken_options_are_told():
+    with pytest.raises(UserError, match="no hallucination rule is called lop"):
+        TextRules(rules="lop+run")
+    with pytest.raises(UserError, match="every text a hallucination"):
+        TextRules(repeats=1)
+    with pytest.raises(UserError, match="no such option|unexpected"):
+        get_reward("asr_wer", thresold=3).score([sample("a", "a")])
+    with pytest.raises(UserError, match="normaliser"):
+        get_reward("asr_wer", normaliser="basic-99").score([sample("a", "a")])
+
+
+# -- keywords ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_keywords_are_whole_units_and_phrases():
+    found = align("we went to new york and york".split(), "we went to new york and newark yorkshire".split())
+    assert count_keywords([["new", "york"], ["york"], ["york"], ["we", "x"], []], found) == (2, 3, 2)
+    out = judge("\u6253\u5f00\u5929\u732b\u7cbe\u7075", "\u6253\u5f00\u5929\u732b\u7cbe\u7075", keywords=["\u5929\u732b\u7cbe\u7075"])
+    assert out["keywords"] == out["keyword_f1"] == 1.0
+
+
+@pytest.mark.parametrize(("hypothesis", "mean", "f1"), [
+    ("call stella now", 1.0, 1.0), ("call stella and stella", 0.75, 2 / 3), ("call bella now", 0.0, 0.0), ("", 0.0, 0.0)])
+def test_precision_and_recall(hypothesis, mean, f1):
+    out = judge("call Stella now", hypothesis, keywords=["Stella", "Sandra"])
+    assert out["keywords"] == pytest.approx(mean) and out["keyword_f1"] == pytest.approx(f1)
+
+
+def test_rows_without_keywords_are_null_and_listed_words_that_nobody_says_are_right():
+    for row in ({}, {"keywords": []}, {"keywords": None}, {"keywords": " , "}, {"keywords": ["?!"]}):
+        assert judge("a b", "a b", **row)["keywords"] is None
+    assert judge("a b", "a b", keywords=["zebra"])["keywords"] == 1.0
+    assert judge("a b", "a zebra", keywords=["zebra"])["keywords"] == 0.0
+    assert keywords_of({"keywords": "Stella, New York"}) == ["Stella", "New York"] and keywords_of({"keywords": [1]}) == ["1"]
+
+
+# -- as a family -------------------------------------------------------------------------------------------------------------------
+
+
+def test_family_behind_the_scorer():
+    rows = [sample("a b", "a b"), sample(None, "a"), sample("a", None), sample("?!", "a"), sample("", ""),
+            sample("a b", "a", np.full(9, np.nan))]
+    with Scorer(["asr_accuracy", "asr_wer[language=en]", "asr_keywords"], workers=2) as scorer:
+        assert scorer._pool is None  # sending the waveform to a worker takes longer than the rules
+        scorer.dry_run()
+        table = scorer.score(rows)
+        meta = scorer.meta()
+    assert [s.value for s in table["asr_accuracy"]] == [1.0, None, None, None, 1.0, 0.5]  # whatever the waveform is
+    assert [s.error for s in table["asr_accuracy"]][1:4] == [
+        "no reference text", "no hypothesis", "the reference text is empty after normalisation"]
+    assert table["asr_wer[language=en]"][4].value is None and table["asr_keywords"][0].error == "no keywords"
+    assert meta["asr_accuracy"]["version"] == "rules-1, text basic-2" and not meta["asr_wer[language=en]"]["higher_is_better"]
+
+
+def test_language_comes_from_the_option_else_from_the_row():
+    text = "\u4f60\u597d \u4e16\u754c"
+    assert judge(text, text[:2])["edits"] == -2.0 and judge(text, text[:2], language="en")["edits"] == -1.0
+    assert judge(text, text[:2], options={"language": "zh"}, language="en")["edits"] == -2.0
+    assert judge("a b", "a", language=float("nan"))["wer"] == 0.5  # a column may hold anything
+
+
+@settings(max_examples=40, deadline=None)
+@given(WORDS, WORDS)
+def test_the_two_signs_of_a_hallucination_agree_and_exact_is_no_edit(ref, hyp):
+    assume(ref)
+    out = judge(" ".join(ref), " ".join(hyp))
+    assert out["hallucination"] == -out["hallucinated"] and (out["exact"] == 1.0) == (out["edits"] == 0.0) == (ref == hyp)
+
+
+def test_thousands_of_rows_a_second():
+    rng = np.random.default_rng(0)
+    words = SENTENCE.split()
+    rows = [sample(f"{SENTENCE} {i // 12}", " ".join(rng.permutation(words)), keywords=["stella"]) for i in range(1000)]
+    family, began = TextRules(), time.process_time()
+    family.compute(rows, COLUMNS)
+    assert time.process_time() - began < 1.0
+    began = time.process_time()
+    family.compute([sample(SENTENCE * 200, SENTENCE * 210)], COLUMNS)  # an hour of speech
+    assert time.process_time() - began < 1.0

@@ -1,0 +1,181 @@
+"""Rules for synthesised speech: bug 3 of public recipes, groups, loops, pitch; families by name through the scorer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reward_signals import voice
+
+from rlspeech.rewards.base import gate, get_reward, resolve
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.speech_rules import FORMS, TextScores, find_loop, pitch_spread
+from rlspeech.types import Sample, UserError
+
+EMPTY = np.zeros(0, np.float32)
+
+
+def spoken(key="a", wav=None, text="hello world", tokens=None, finished=True, **columns):
+    ids = None if tokens is None else np.asarray(tokens, np.int64)
+    return Sample(key, voice(0.5) if wav is None else wav, 16000, None, text, columns, tokens=ids, finished=finished)
+
+
+def scores(samples, *names, **options):
+    with Scorer(list(names), workers=0, options={n: options for n in names} if options else None) as scorer:
+        return scorer.score(samples)
+
+
+# ------------------------------------------------------------------------------------------------------------- waveforms
+
+def test_forms_of_the_accuracy():
+    assert [f(0.0) for f in FORMS.values()] == [1.0, 1.0, 1.0]
+    assert [FORMS["linear"](0.3), FORMS["tanh"](0.2), FORMS["exp"](0.4)] == pytest.approx([0.7, 1 - math.tanh(0.6), math.exp(-1)])
+    scored = {f: scores([spoken(text="hello worlds")], "tts_accuracy", recogniser="reward_plugins:recogniser", form=f) for f in FORMS}
+    for f, table in scored.items():
+        assert table["tts_accuracy"][0].value == pytest.approx(FORMS[f](1 / 12))
+    with pytest.raises(UserError, match="form"):
+        get_reward("tts_accuracy", recogniser="reward_plugins:recogniser", form="cubic").score([spoken()])
+
+
+@pytest.mark.parametrize("wav", [EMPTY, np.zeros(16000, np.float32), np.full(200, 0.1, np.float32)])
+def test_an_empty_transcript_is_an_error_rate_of_one_and_never_the_reference(wav):
+    """Bug 3 of public recipes: silence is scored as if it were right. And it is a number, so that such a row has an advantage."""
+    table = scores([spoken(wav=wav), spoken()], "tts_cer", "tts_wer", "tts_accuracy", recogniser="reward_plugins:recogniser")
+    assert [table[n][0].value for n in ("tts_cer", "tts_wer", "tts_accuracy")] == [1.0, 1.0, 0.0]
+    assert [table[n][1].value for n in ("tts_cer", "tts_wer", "tts_accuracy")] == [0.0, 0.0, 1.0]
+    assert table["tts_cer"][0].detail["hypothesis"] == "" and table["tts_cer"][1].detail["hypothesis"] == "Hello,  WORLD!"
+
+
+def test_what_is_no_answer_is_null():
+    table = scores([spoken(wav=np.full(16000, np.nan, np.float32)), spoken(text=""), spoken(text=None), spoken(text="?!")], "tts_cer",
+                   recogniser="reward_plugins:recogniser")
+    assert [s.value for s in table["tts_cer"]] == [None] * 4
+    for s, word in zip(table["tts_cer"], ("NaN", "no reference", "no reference", "empty after"), strict=True):
+        assert word in s.error
+
+
+@given(st.text(alphabet="ab c", min_size=1).filter(str.strip), st.text(alphabet="ab c"))
+def test_rates_are_those_of_jiwer(reference, hypothesis):
+    import jiwer
+
+    reference, hypothesis = (" ".join(t.split()) for t in (reference, hypothesis))
+    cer, wer = TextScores("none-1", None, "linear", None, 3.0).rates(reference, hypothesis)
+    assert cer == pytest.approx(jiwer.cer(reference, hypothesis)) and wer == pytest.approx(jiwer.wer(reference, hypothesis))
+
+
+def test_chinese_counts_characters_whatever_the_spaces():
+    scorer = TextScores("basic-2", None, "linear", -1.0, 3.0)
+    assert scorer.rates("\u4f60 \u597d", "\u4f60\u597d") == (0.0, 0.0) and scorer.rates("\u4f60\u597d", "\u4f60")[0] == 0.5
+    assert scorer.accuracy(7.0) == -1.0
+
+
+def test_a_recogniser_without_probabilities_is_refused_for_the_posterior():
+    with pytest.raises(UserError, match="gives no probability"):
+        get_reward("tts_posterior", recogniser="reward_plugins:recogniser").score([spoken()])
+
+
+def test_the_posterior_of_an_audio_language_model_and_silence_that_tells_nothing(monkeypatch):
+    from rlspeech.models import audio_lm
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models"))
+    from tiny_audio_lms import tiny
+
+    lm = tiny("fun_asr_nano")
+    monkeypatch.setattr(audio_lm, "load_audio_lm", lambda name, device="cpu", **_: (lm, {}))
+    rows = [spoken(wav=voice(0.9)), spoken(wav=EMPTY), spoken(wav=voice(0.4), text="one")]
+    table = scores(rows, "tts_nll", "tts_posterior", "tts_cer")
+    values = [s.value for s in table["tts_nll"]]
+    assert values[1] == pytest.approx(math.log(len(lm.tokenizer)), rel=0.2) and table["tts_cer"][1].value == 1.0
+    assert [s.value for s in table["tts_posterior"]] == pytest.approx([math.exp(-v / 3) for v in values])
+    heard = lm.hear([rows[2].wav])
+    ids, mask = lm.references(["one"])
+    logp = lm.logits(heard, [0], ids, mask).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    assert values[2] == pytest.approx(-float(logp.mean().detach()), rel=1e-3)
+    assert scores(rows[:1], "wer", recogniser="embedded")["wer"][0].value is not None  # the older family takes it too
+
+
+# ---------------------------------------------------------------------------------------------------------------- tokens
+
+def test_tokens_are_judged_without_a_waveform_and_a_missing_one_is_null():
+    entry = resolve("tts_duration").entry
+    assert gate(spoken(wav=EMPTY, text=None, tokens=[]), entry) is None and gate(spoken(), entry) == "no codec tokens"
+
+
+def test_duration_is_the_distance_from_the_groups_median_of_rows_that_stopped():
+    rows = [spoken("a", tokens=range(n)) for n in (10, 12, 20)] + [spoken("b", tokens=range(30)), spoken("a", tokens=[])]
+    rows.append(spoken("a", tokens=range(200), finished=False))
+    values = [s.value for s in scores(rows, "tts_duration")["tts_duration"]]
+    assert values == pytest.approx([-1 / 11, -1 / 11, -9 / 11, 0.0, -1.0, -189 / 11])  # of 0, 10, 12, 20
+    never = scores([spoken("a", tokens=range(n), finished=False) for n in (10, 20)], "tts_duration")["tts_duration"]
+    assert [s.value for s in never] == pytest.approx([-1 / 3, -1 / 3])
+    assert scores([spoken("a", tokens=[]), spoken("a", tokens=[])], "tts_duration")["tts_duration"][0].value == -1.0  # nothing is not good
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=12), min_size=2, max_size=5), st.randoms())
+def test_diversity_is_symmetric_bounded_and_blind_to_order(group, rng):
+    rows = [spoken("a", wav=EMPTY, tokens=t) for t in group]
+    values = [s.value for s in scores(rows, "tts_token_diversity")["tts_token_diversity"]]
+    assert all(0 <= v <= 1 for v in values) and all(v == 0 for v, t in zip(values, group, strict=True) if not t)
+    order = list(range(len(group)))
+    rng.shuffle(order)
+    again = scores([rows[i] for i in order], "tts_token_diversity")["tts_token_diversity"]
+    assert [s.value for s in again] == pytest.approx([values[i] for i in order])
+
+
+def test_equal_rows_have_no_diversity_and_a_loop_does_not_buy_any():
+    plain, other, loop = list(range(60)), list(range(100, 160)), [1, 2, 3, 4] * 20
+    rows = [spoken("a", tokens=t) for t in (plain, plain, loop, other)] + [spoken("a", tokens=range(500, 900), finished=False)]
+    values = [s.value for s in scores(rows, "tts_token_diversity")["tts_token_diversity"]]
+    assert values == pytest.approx([0.5, 0.5, 0.0, 1.0, 0.0])
+    alone = scores([spoken("z", tokens=plain)], "tts_token_diversity")["tts_token_diversity"][0]
+    assert alone.value is None and resolve("tts_token_diversity").entry.columns["tts_token_diversity"].optional
+
+
+def test_loops_are_found_and_pauses_and_speech_are_none():
+    rng = np.random.default_rng(0)
+    speech = rng.integers(0, 1000, 300)
+    assert find_loop(speech) is None and find_loop(np.zeros(0, np.int64)) is None and find_loop(speech[:1]) is None
+    for period in (2, 7, 31, 60):
+        looped = np.concatenate([speech[:20], np.tile(speech[20:20 + period], 1 + max(3, 40 // period + 1))])
+        assert find_loop(looped) == period, period
+        broken = looped.copy()
+        broken[rng.choice(np.arange(20, len(looped)), len(looped) // 40, replace=False)] = -1
+        assert find_loop(broken) == period, period
+        assert find_loop(looped[: 20 + int(1.9 * period)]) is None
+    assert find_loop(np.concatenate([speech[:30], np.full(50, 7), speech[30:60]])) is None  # two seconds of silence
+    assert find_loop(np.concatenate([speech[:30], np.full(80, 7)])) == 1
+    table = scores([spoken(tokens=speech), spoken(tokens=np.tile(speech[:9], 9), finished=False)], "tts_loop", "tts_stopped")
+    assert [s.value for s in table["tts_loop"]] == [0.0, 1.0] and [s.value for s in table["tts_stopped"]] == [1.0, 0.0]
+
+
+# ----------------------------------------------------------------------------------------------------------------- shape
+
+def sung(f0):
+    """A harmonic tone whose pitch follows (T,) in Hz."""
+    phase = 2 * np.pi * np.cumsum(f0) / 16000
+    return (0.1 * sum(np.sin(k * phase) / k for k in range(1, 12))).astype(np.float32)
+
+
+def test_pitch_spread_of_known_melodies():
+    t = np.arange(24000) / 16000
+    assert pitch_spread(sung(np.full(24000, 130.0)), 16000) < 0.02
+    melody = 150 * np.exp(0.2 * np.sqrt(2) * np.sin(2 * np.pi * 2 * t))
+    assert pitch_spread(sung(melody), 16000) == pytest.approx(0.2, rel=0.1)
+    assert pitch_spread(np.random.default_rng(0).standard_normal(16000).astype(np.float32) * 0.1, 16000) is None
+
+
+def test_shape_through_the_scorer():
+    rows = [spoken(wav=voice(1.0), duration=2.0), spoken(wav=EMPTY, duration=2.0), spoken(wav=np.zeros(16000, np.float32))]
+    table = scores(rows, "tts_duration_ratio", "tts_pitch_std", "tts_duration_drift")
+    assert [s.value for s in table["tts_duration_drift"]] == [pytest.approx(math.log(2)), pytest.approx(math.log(100)), None]
+    assert [s.value for s in table["tts_duration_ratio"]] == [0.5, 0.0, None]
+    assert table["tts_pitch_std"][0].value is not None and [s.value for s in table["tts_pitch_std"][1:]] == [None, None]
+
+
+def test_the_dry_run_takes_every_rule():
+    names = ["tts_duration", "tts_token_diversity", "tts_stopped", "tts_loop", "tts_pitch_std", "tts_duration_ratio"]
+    with Scorer(names, workers=0) as scorer:
+        scorer.dry_run()

@@ -1,0 +1,212 @@
+"""``eval --task asr``: the counting against other implementations, and the stage on a recogniser that says what it is told to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+import torch
+from tiny_recognisers import RATE, ROWS, write_corpus
+
+from rlspeech.config import Evaluate
+from rlspeech.rewards.rules import TextRules
+from rlspeech.stages import evaluate, recognition
+from rlspeech.stages.recognition_page import edits_of
+from rlspeech.stages.recognition_rates import compare, counts_of
+from rlspeech.tasks.asr import Asr
+from rlspeech.types import Sample, UserError
+
+SAID = {
+    "base": {"a": "one two tree", "b": "five six seven", "c": "eight nine ten", "d": "hello", "e": "mullers naive cafe",
+             "f": "the the end"},
+    "good": {"a": "one two three four", "b": "five six seven", "c": "eight nine ten", "d": "", "e": "Müller's <b>naïve</b> café",
+             "f": ""},
+}
+
+
+@dataclass
+class Drawn:
+    ids: Any
+    mask: Any
+    finished: torch.Tensor
+
+
+class Told:
+    """Says of a recording what it is told to; recordings are told apart by their lengths."""
+
+    sample_rate, max_s, heard = RATE, 30.0, 0
+
+    def __init__(self, said: dict[int, str]) -> None:
+        self.said = said
+
+    def hear(self, wavs: list[np.ndarray], **_: Any) -> list[str]:
+        type(self).heard += len(wavs)
+        if any(self.said.get(len(w)) == "crash" for w in wavs):
+            raise RuntimeError("this one again")
+        return [self.said[len(w)] for w in wavs]
+
+    def generate(self, heard: list[str], **_: Any) -> Drawn:
+        return Drawn(heard, None, torch.tensor([len(h) < 24 for h in heard]))
+
+    def text(self, ids: list[str], mask: None) -> list[str]:
+        return ids
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "data"
+    rows = [{**row, "duration": 0.5 + 0.1 * i} for i, row in enumerate(ROWS)]
+    for row in rows:
+        write_corpus(folder, [row], row["duration"])
+    (folder / "manifest.jsonl").write_text(
+        "\n".join(json.dumps({"audio_filepath": f"{r['id']}.flac", "sample_rate": RATE, **r}) for r in rows) + "\n")
+    lengths = {r["id"]: int(r["duration"] * RATE) for r in rows}
+
+    def load(self: Asr, name: str, device: Any = "cpu", **_: Any) -> tuple[Any, dict[str, Any]]:
+        return Told({lengths[k]: text for k, text in SAID[name.removeprefix("hub/")].items()}), {}
+
+    monkeypatch.setattr(Asr, "load", load)
+    monkeypatch.setattr(Told, "heard", 0)
+    return folder / "manifest.jsonl"
+
+
+def ask(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "batch": 4, "players": 0, **changes}
+    return evaluate.run(Evaluate(task="asr", data=str(data), out=str(out), **settings))
+
+
+def test_rates_are_those_of_jiwer_over_the_whole_corpus(data: Path, tmp_path: Path) -> None:
+    made = ask(data, tmp_path / "out", normaliser="none-1")
+    spoken = [r for r in ROWS if r["text"]]
+    for system, said in SAID.items():
+        truth = jiwer.process_words([r["text"] for r in spoken], [said[r["id"]] for r in spoken])
+        words, rates = truth.hits + truth.substitutions + truth.deletions, made["systems"][system]
+        assert rates["wer"]["mean"] == pytest.approx(100 * truth.wer)
+        for name in ("substitutions", "deletions", "insertions"):
+            assert rates[name]["mean"] == pytest.approx(100 * getattr(truth, name) / words)
+        assert rates["cer"]["mean"] == pytest.approx(100 * jiwer.cer([r["text"] for r in spoken], [said[r["id"]] for r in spoken]))
+    base, good = made["systems"]["base"], made["systems"]["good"]
+    assert (base["empty_output"]["mean"], good["empty_output"]["mean"], base["inserted_words"]["mean"]) == (0, 100, 1)
+    assert base["exact"]["mean"] == 40 and good["exact"]["mean"] == 80
+    assert good["keyword_f1"]["mean"] == good["keyword_recall"]["mean"] == 100
+    relative = made["relative"]["good"]["wer"]["mean"]
+    assert relative == pytest.approx(100 * (good["wer"]["mean"] / base["wer"]["mean"] - 1)) and relative < 0
+    assert made["by"]["nonspeech"]["systems"]["good"].keys() == {"hallucinated", "empty_output", "inserted_words"}
+    assert made["by"]["clean"]["n"] == 3 and made["baseline"] == "base" and made["normaliser"] == "none-1"
+    json.dumps(made, allow_nan=False)
+
+
+def test_a_run_goes_on_and_recounts_without_hearing_again(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ask(data, out)
+    assert Told.heard == 12
+    lines = (out / "hypotheses" / "base.jsonl").read_text().splitlines(keepends=True)
+    (out / "hypotheses" / "base.jsonl").write_text("".join(lines[:4]) + lines[4][:20])  # killed while writing
+    ask(data, out, normaliser="none-1", baseline="good")
+    assert Told.heard == 14
+    scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 12 and {r["normaliser"] for r in scores} == {"none-1"}
+    meta = json.loads((out / "scores.meta.json").read_text())
+    assert meta["normaliser"] == "none-1" and json.loads((out / "hypotheses" / "base.meta.json").read_text())["model"] == "hub/base"
+    ask(data, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
+    assert Told.heard == 20
+
+
+def test_a_bad_recording_costs_itself_for_every_system_and_is_tried_again(data: Path, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAID, "base", {**SAID["base"], "b": "crash"})
+    (data.parent / "f.flac").write_bytes(b"")
+    made = ask(data, tmp_path / "out")
+    assert made["n"] == 4
+    rows = {r["key"]: r for r in map(json.loads, (tmp_path / "out" / "hypotheses" / "base.jsonl").read_text().splitlines())}
+    assert "this one again" in rows["b"]["errors"]["hypothesis"] and "empty file" in rows["f"]["errors"]["hypothesis"]
+    monkeypatch.setitem(SAID, "base", {**SAID["base"], "b": "five"})
+    assert ask(data, tmp_path / "out")["n"] == 5
+
+
+def test_the_page_is_escaped_and_shows_the_mistakes(data: Path, tmp_path: Path) -> None:
+    made = ask(data, tmp_path / "out", normaliser="none-1", players=12)
+    page = Path(made["report"]).read_text()
+    assert "<b>naïve</b>" not in page and "&lt;b&gt;naïve&lt;/b&gt;" in page
+    assert '<del title="said">three four</del>' in page or '<del title="said">' in page
+    assert '<ins class="extra" title="not said">the</ins>' in page and "nothing said, nothing written" in page
+    assert "condition: noisy" in page and "Relative change against base" in page and "Sums of errors over sums of words" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"nfe": 4}, "nfe"), ({"normaliser": "klingon-1"}, "klingon"), ({"baseline": "who"}, "who"), ({"video": "shuffled"}, "video"),
+     ({"models": {"a/b": "hub/base"}}, "a/b")],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_heard(data: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ask(data, tmp_path / "out", **changes)
+    assert Told.heard == 0
+
+
+def test_rows_without_a_text_are_left_out_and_said(data: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    del lines[0]["text"]
+    lines[1]["text"] = "..."
+    data.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    made = ask(data, tmp_path / "out", normaliser="basic-1")
+    page = Path(made["report"]).read_text()
+    assert made["n"] == 4 and "1 recordings have no text" in page and "1 texts are empty after basic-1" in page
+    for line in lines:
+        line.pop("text", None)
+    data.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with pytest.raises(UserError, match="no recording has a text"):
+        ask(data, tmp_path / "none")
+
+
+def counts(pairs: list[tuple[str, str]]) -> list[dict[str, int]]:
+    rules = TextRules("none-1")
+    return [counts_of(rules.judge(Sample("k", np.zeros(0, np.float32), RATE, None, r, {}, h))) for r, h in pairs]
+
+
+def test_intervals_are_of_the_ratio_and_paired() -> None:
+    rng = np.random.default_rng(0)
+    words = [str(w) for w in rng.integers(0, 9, 40)]
+    texts = [" ".join(rng.choice(words, rng.integers(2, 12))) for _ in range(60)]
+
+    def noisy(text: str, share: float) -> str:
+        return " ".join("x" if rng.random() < share else w for w in text.split())
+
+    said = [noisy(t, 0.3) for t in texts]
+    better = [" ".join(w if o != "x" or rng.random() < 0.7 else w for w, o in zip(t.split(), s.split(), strict=True))
+              for t, s in zip(texts, said, strict=True)]
+    made = compare({"base": counts(list(zip(texts, said, strict=True))), "same": counts(list(zip(texts, said, strict=True))),
+                    "better": counts(list(zip(texts, better, strict=True)))}, "base")
+    one, delta = made.systems["base"]["wer"], made.deltas["same"]["wer"]
+    assert one.lo < one.mean < one.hi and (delta.lo, delta.mean, delta.hi) == (0, 0, 0)  # paired: the same utterances in every draw
+    assert made.relative["same"]["wer"].mean == 0 and made.relative["better"]["wer"].mean == -100
+    assert made.deltas["better"]["wer"].hi < 0 and made.deltas["better"]["wer"].significant
+    errors = np.array([c["errors"] for c in counts(list(zip(texts, said, strict=True)))])
+    sizes = np.array([len(t.split()) for t in texts])
+    draws = np.random.default_rng(1).integers(0, 60, (4000, 60))
+    lo, hi = np.quantile(100 * errors[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
+    assert one.lo == pytest.approx(lo, abs=1) and one.hi == pytest.approx(hi, abs=1)
+
+
+def test_one_utterance_has_no_interval_and_a_perfect_baseline_no_relative_change() -> None:
+    made = compare({"base": counts([("a b", "a b")]), "other": counts([("a b", "a")])}, "base")
+    assert made.systems["other"]["wer"].mean == 50 and np.isnan(made.systems["other"]["wer"].lo)
+    assert np.isnan(made.relative["other"]["wer"].mean) and made.deltas["other"]["wer"].mean == 50
+    json.dumps(made.as_dict(), allow_nan=False)
+
+
+def test_edits_put_the_texts_together_again() -> None:
+    found = TextRules("none-1").judge(Sample("k", np.zeros(0, np.float32), RATE, None, "a b c d", {}, "a x c c e d")).found
+    edits = edits_of(found)
+    assert " ".join(e.reference for e in edits if e.reference) == "a b c d"
+    assert " ".join(e.hypothesis for e in edits if e.hypothesis) == "a x c c e d"
+
+
+def test_too_many_values_get_no_tables(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognition, "MOST_VALUES", 2)
+    assert ask(data, tmp_path / "out")["by"] == {}

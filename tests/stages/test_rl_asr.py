@@ -1,0 +1,138 @@
+"""``rl --task asr`` end to end on a recogniser of random weights, and what the stage knows of its tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recognisers import ROWS, write_corpus, write_model
+
+from rlspeech import log
+from rlspeech.config import RL, Exploration, RewardSpec, Sampling
+from rlspeech.stages import probe, rl
+from rlspeech.stages.pretrain import data_of
+from rlspeech.stages.rl_rules import complete, composed, refuse, word_errors
+from rlspeech.tasks import get_task
+from rlspeech.types import Sample, UserError
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("asr")
+    data = write_corpus(folder / "data")
+    return {"model": str(write_model(folder / "model")), "data": str(data), "valid": str(write_corpus(folder / "valid", ROWS[:2]))}
+
+
+def config(given: dict[str, str], out: Path, **changes: Any) -> RL:
+    settings: dict[str, Any] = {"device": "cpu", "workers": 0, "steps": 2, "prompts_per_step": 2, "group": 3, "micro_batch": 1,
+                                "valid_every": 2, "save_every": 1, "truncated": "keep", "lr": 1e-2,
+                                "sampling": Sampling(max_new_tokens=4), **changes}
+    return RL(task="asr", out=str(out), **given, **settings)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "step_000002" / "model.safetensors")
+
+
+def test_a_run_and_the_same_run_in_two_attempts(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = rl.run(config(given, tmp_path / "whole", dynamic_sampling=1))
+    assert {"asr_accuracy", "asr_hallucination", "asr_wer", "reward"} <= set(summary["difference"])
+    json.dumps(log.plain(summary), allow_nan=False)
+    steps = [r for r in rows(tmp_path / "whole") if "tokens" in r]
+    assert [r["step"] for r in steps] == [1, 2] and steps[0]["ratio_max_gap"] < 1e-3 and steps[0]["kl"] == pytest.approx(0, abs=1e-6)
+    for name in ("wer", "finished", "reward/asr_accuracy", "seconds/encode", "seconds/rollout", "seconds/update", "prompts_drawn"):
+        assert all(r[name] is not None for r in steps), name
+    assert all(1 <= r["tokens"] <= 4 and r["wer"] > 0 for r in steps)
+    assert all(r["valid/wer"] > 0 for r in rows(tmp_path / "whole") if "valid/reward" in r)
+    before, after = load_file(Path(given["model"]) / "model.safetensors"), weights(tmp_path / "whole")
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    assert moved and not any("audio" in k or "adaptor" in k or "projector" in k for k in moved)  # encoder and projector stay
+
+    real = rl.Session.advance
+
+    def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
+        if self.step == 1:
+            raise KeyboardInterrupt
+        return real(self, prompts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rl.Session, "advance", advance)
+        rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
+    rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
+    again = weights(tmp_path / "cut")
+    assert all(torch.equal(v, again[k]) for k, v in after.items())
+
+
+def test_the_control_and_the_probe(given: dict[str, str], tmp_path: Path) -> None:
+    rl.run(config(given, tmp_path / "sft", policy_weight=0.0, supervised_weight=1.0))
+    made = [r["supervised_loss"] for r in rows(tmp_path / "sft") if "supervised_loss" in r]
+    assert len(made) == 2 and all(math.isfinite(v) for v in made)
+    found = probe.run(config(given, tmp_path / "probe", probe_batches=4))
+    assert [r["setting"] for r in found["rows"]] == ["temperature 1"] and "all" in found["rows"][0]
+
+
+def test_labels_of_ways_to_sample() -> None:
+    assert probe.label(Sampling(temperature=0.7, top_p=0.9)) == "temperature 0.7, top_p 0.9"
+    assert probe.label(Sampling(top_k=50)) == "temperature 1, top_k 50"
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "words"),
+    [("asr", {"video": "shuffled"}, "video"), ("asr", {"explore": Exploration(noise=0.9)}, "explore"), ("asr", {"clip_s": 3.0}, "clip_s"),
+     ("flowse", {"sampling": Sampling(temperature=0.5)}, "sampling"), ("avse", {"train_encoder": True}, "train_encoder"),
+     ("flowse", {"precision": "bf16"}, "precision"), ("asr", {"supervised_on": "sample"}, "supervised_on")],
+)
+def test_settings_of_other_tasks_are_refused_before_anything_is_read(task: Any, changes: dict[str, Any], words: str,
+                                                                     tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        rl.run(RL(task=task, model="nowhere", data="nothing", out=str(tmp_path / "x"), **changes))
+    assert not (tmp_path / "x").exists()
+
+
+def test_defaults_pass_even_when_they_are_written_out() -> None:
+    refuse(RL(task="asr", video="right", explore=Exploration(), clip_s=RL().clip_s))
+    filled = complete(RL(task="asr"), get_task("asr"))
+    assert filled.rewards and complete(filled, get_task("asr")) == filled  # what a run writes down is what it can read
+
+
+def test_a_recogniser_needs_texts_and_clips_it_can_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoken = [{"id": f"u{i}", "text": f"word {i}"} for i in range(6)]
+    path = write_corpus(tmp_path, [*spoken, {"id": "silent"}, {"id": "long", "text": "x"}])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1]["duration"] = 99.0
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    source, held = data_of(str(path), None, 16000, 1, 0, task="asr", max_s=20.0)
+    assert len(source.utts) == 5 and len(held) == 1 and "2 of 8 rows are left out" in capsys.readouterr().err
+    assert held[0].noisy is held[0].target or np.array_equal(held[0].noisy, held[0].target)
+    with pytest.raises(UserError, match="none of the 8 rows"):
+        data_of(str(path), None, 16000, 1, 0, task="asr", max_s=0.1)
+
+
+def test_one_number_for_all_rewards() -> None:
+    specs = [RewardSpec(name="asr_accuracy", scale="none"), RewardSpec(name="asr_keywords", scale="none", weight=0.5),
+             RewardSpec(name="asr_hallucination", scale="none", weight=2.0, mode="override")]
+    row = {"asr_accuracy": [0.5, 1.0, 0.8, None], "asr_keywords": [None, 1.0, 1.0, 1.0], "asr_hallucination": [0.0, 0.0, -1.0, 0.0]}
+    assert composed(specs, row, row) == [0.5, 1.5, -2.0, None]
+    strict = [specs[0], specs[1].model_copy(update={"missing": "unscorable"})]
+    assert composed(strict, row, row)[0] is None
+    scaled = composed([RewardSpec(name="asr_wer")], {"asr_wer": [1.0, 3.0]}, {"asr_wer": [0.0, 2.0]})
+    assert scaled == [-1.0, -3.0]  # in units of the spread at the start, and lower is better
+
+
+def test_the_error_rate_of_rollouts_counts_spoken_words_alone() -> None:
+    def said(text: str | None, hypothesis: str | None, **columns: Any) -> Sample:
+        return Sample("k", np.zeros(0, np.float32), 16000, None, text, columns, hypothesis)
+
+    assert word_errors([said("a b c d", "a b x"), said("", "noise words"), said(None, "?"), said("e", "E.")]) == 2 / 5
+    assert word_errors([said("你好世界", "你好世", language="zh")]) == 0.25
+    assert math.isnan(word_errors([said("", "x")]))

@@ -1,0 +1,136 @@
+"""``speak``: texts, lists and manifests, long texts in pieces, texts that cost themselves."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+from tiny_tts import TEXTS, write_tts
+
+from rlspeech.data.manifest import read_manifest
+from rlspeech.stages import speak
+from rlspeech.stages.speak import Speak, split_text
+from rlspeech.tasks.tts import Tts
+from rlspeech.types import Sample, UserError
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_tts(tmp_path_factory.mktemp("tts"))
+
+
+class Layout:
+    prompt_s = 0.5
+
+
+class Model:
+    max_s, sample_rate, layout = 2.0, 16000, Layout
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Clips as the task gets them; 10 ms a character."""
+    clips: list[Any] = []
+
+    def say(self: Tts, model: Model, some: Any, *, sampling: Any = None, seed: int = 0, wavs: bool = True) -> list[Sample]:
+        if len(some) > 1 and any("crash" in c.text for c in some):
+            raise RuntimeError("too much")
+        if any("crash" in c.text for c in some):
+            raise ValueError("a bad one")
+        clips.extend(some)
+        return [Sample(c.key, np.full(0 if "mute" in c.text else 160 * len(c.text), 0.1, np.float32), 16000, None, c.text, c.columns,
+                       finished="endless" not in c.text) for c in some]
+
+    monkeypatch.setattr(Tts, "load", lambda *a, **k: (Model(), {}))
+    monkeypatch.setattr(Tts, "say", say)
+    return clips
+
+
+def ask(*inputs: Path | str, **changes: Any) -> dict[str, Any]:
+    return speak.run(Speak(inputs=[str(i) for i in inputs], device="cpu", **changes))
+
+
+def test_one_text_is_a_file(said: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = ask("some words")
+    assert made["spoken"] == 1 and sf.info("speech.wav").frames == 1600 and made["files"] == ["speech.wav"]
+    ask("others", out="x.flac")
+    assert ask("some more", out="x.flac")["spoken"] == 1 and sf.info("x.flac").frames == 1440  # another text is said
+    with pytest.raises(UserError, match="do not fit"):
+        ask("a", "b", out="x.wav")
+    with pytest.raises(UserError, match="is a recording"):
+        ask("speech.wav")
+
+
+def test_lines_become_a_folder_that_goes_on(said: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one two\n\n...\nmute\na crash\nendless three\n")
+    made = ask(lines, "four", out=str(tmp_path / "out"), batch=3)
+    assert made["spoken"] == 3 and made["failed"] == 3 and made["unstopped"] == 1
+    assert made["errors"] == {"lines_0003": "there are no words in it", "lines_0004": "the model says nothing",
+                              "lines_0005": "ValueError: a bad one"}
+    rows = {u.id: u for u in read_manifest(tmp_path / "out" / "manifest.jsonl")}
+    assert {k: u.text for k, u in rows.items()} == {"lines_0001": "one two", "lines_0006": "endless three", "text_0002": "four"}
+    assert rows["text_0002"].duration == pytest.approx(0.04) and sf.info(rows["lines_0001"].audio_filepath).frames == 1120
+    before = len(said)
+    lines.write_text("one two\n\n...\nmute\na crash\nanother\n")
+    again = ask(lines, "four", out=str(tmp_path / "out"))
+    assert again["skipped"] == 2 and again["spoken"] == 1 and [c.text for c in said[before:]] == ["mute", "another"]
+    lines.write_text("one two\n\n...\nmute\na crash\nendless three\n")
+    assert ask(lines, out=str(tmp_path / "out"))["spoken"] == 1  # the former text is not that of the file that is there
+    assert ask(lines, "four", out=str(tmp_path / "out"), seed=1)["spoken"] == 3
+    monkeypatch.setattr("sys.stdin", io.StringIO("five\nsix\n"))
+    assert ask("-", out=str(tmp_path / "in"))["spoken"] == 2
+    with pytest.raises(UserError, match="not one of 1"):
+        ask("mute", out=str(tmp_path / "none.wav"))
+
+
+def test_a_long_text_is_said_in_pieces(said: list[Any], tmp_path: Path) -> None:
+    text = "One two three. Four five, six seven. Eight nine!"
+    ask(text, out=str(tmp_path / "x.wav"), pause_s=0.1)
+    assert [c.text for c in said] == ["One two three.", "Four five, six seven.", "Eight nine!"]
+    assert sf.info(tmp_path / "x.wav").frames == 160 * 46 + 2 * 1600
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [("a b", ["a b"]), ("", [""]), ("one. two. three.", ["one. two.", "three."]), ("one two three", ["one two", "three"]),
+     ("one, two, three", ["one, two,", "three"]), ("incomprehensibilities", ["incomprehensibilities"]),
+     ("一二三。四五六。", ["一二三。", "四五六。"]),
+     ("one two. ...", ["one two."])],
+)
+def test_where_texts_are_cut(text: str, pieces: list[str]) -> None:
+    assert split_text(text, 12 if "一" in text else 10) == pieces
+
+
+def test_voices_are_the_prompts(said: list[Any], tiny: dict[str, str], tmp_path: Path) -> None:
+    voice = Path(tiny["data"]).parent / "0.flac"
+    ask("a", out=str(tmp_path / "a.wav"), prompt=str(voice), prompt_text="one")
+    assert said[-1].columns == {"prompt_filepath": str(voice), "prompt_text": "one"}
+    ask(tiny["data"], out=str(tmp_path / "out"))
+    assert said[-1].columns["prompt_filepath"].endswith(".flac") and not len(said[-1].target)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert [r["text"] for r in rows] == TEXTS and {r["sex"] for r in rows} == {"male"} and all("prompt_filepath" in r for r in rows)
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(json.dumps({"id": "x", "audio_filepath": str(voice), "text": "one"}) + "\n")
+    ask(bare, out=str(tmp_path / "bare"))
+    assert len(said[-1].target) == 16000
+    with pytest.raises(UserError, match="cannot be used"):
+        ask("a", prompt=str(tmp_path / "none.wav"))
+    with pytest.raises(UserError, match="without a prompt"):
+        ask("a", prompt_text="one")
+    with pytest.raises(UserError, match="nothing to say"):
+        ask()
+
+
+def test_a_real_model_says_the_same_twice(tiny: dict[str, str], tmp_path: Path) -> None:
+    voice = str(Path(tiny["data"]).parent / "1.flac")
+    for name in ("a", "b"):
+        ask("one two three", out=str(tmp_path / f"{name}.wav"), model=tiny["model"], prompt=voice, seed=3)
+    a, b = (sf.read(tmp_path / f"{n}.wav")[0] for n in "ab")
+    assert len(a) and np.array_equal(a, b)

@@ -1,0 +1,169 @@
+"""``eval --task tts``: tiny models of random weights, and a listener that is told what to hear."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+from tiny_tts import TEXTS, write_tts
+
+from rlspeech.config import Evaluate
+from rlspeech.data.audio import load_audio
+from rlspeech.stages import evaluate, synthesis
+from rlspeech.tasks.tts import Tts
+from rlspeech.types import Sample, UserError
+
+RATE = 16000
+SAID = {"base": ["one too three", "four", "six seven eight", "mine zero"], "good": ["one two three", "four five", "six seven", ""]}
+LISTENER = "test_synthesis:listen"
+METRICS = ["tts_cer", "tts_wer", "tts_duration_ratio", "tts_duration_drift", "tts_stopped"]
+
+
+def listen(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
+    """Texts are told apart by the lengths of what is said."""
+    found = []
+    for wav in wavs:
+        place = round(len(wav) / sample_rate * 100) - 50
+        found.append(SAID["good" if place >= 10 else "base"][place % 10])
+    return found
+
+
+class Speaker:
+    """Says a sine of a length that says which text, and which speaker, it is of."""
+
+    sample_rate = RATE
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_tts(tmp_path_factory.mktemp("tts"))
+
+
+@pytest.fixture
+def told(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said, text by text, in the order in which it is said."""
+    said: list[str] = []
+
+    def say(self: Tts, model: Speaker, clips: Any, *, sampling: Any = None, seed: int = 0, wavs: bool = True) -> list[Sample]:
+        made = []
+        for c in clips:
+            if SAID[model.name][int(c.key[1])] == "crash":
+                raise RuntimeError("this one again")
+            said.append(f"{model.name} {c.key}")
+            seconds = 0.5 + 0.01 * int(c.key[1]) + (0.1 if model.name == "good" else 0.0)
+            wav = 0.2 * np.sin(np.arange(round(seconds * RATE)) / 9).astype(np.float32)
+            if not SAID[model.name][int(c.key[1])]:
+                wav = wav[:0]
+            made.append(Sample(c.key, wav, RATE, None, c.text, c.columns, tokens=np.arange(8), finished=c.key != "u1"))
+        return made
+
+    monkeypatch.setattr(Tts, "load", lambda self, name, *a, **k: (Speaker(name.removeprefix("hub/")), {}))
+    monkeypatch.setattr(Tts, "say", say)
+    return said
+
+
+def ask(tiny: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "players": 3, "metrics": METRICS,
+                                "recogniser": LISTENER, "workers": 0, "batch": 3, "data": tiny["data"], **changes}
+    return evaluate.run(Evaluate(task="tts", out=str(out), **settings))
+
+
+def test_rates_are_those_of_the_corpus_and_differences_are_paired(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+    made = ask(tiny, tmp_path / "out")
+    assert made["n"] == 4 and made["recogniser"] == LISTENER and made["baseline"] == "base"
+    for system, texts in SAID.items():
+        row = made["systems"][system]
+        assert row["wer"]["mean"] == pytest.approx(100 * jiwer.wer(TEXTS, texts))
+        assert row["tts_stopped"]["mean"] == 0.75 and "tts_cer" not in row
+    base, good = made["systems"]["base"], made["systems"]["good"]
+    assert made["deltas"]["good"]["cer"]["mean"] == pytest.approx(good["cer"]["mean"] - base["cer"]["mean"])
+    assert made["relative"]["good"]["wer"]["mean"] == pytest.approx(100 * (good["wer"]["mean"] / base["wer"]["mean"] - 1))
+    assert base["tts_duration_ratio"]["mean"] == pytest.approx(0.515, abs=1e-3)
+    assert "tts_duration_ratio" not in made["deltas"]["good"] and "tts_duration_drift" in made["deltas"]["good"]
+    json.dumps(made, allow_nan=False)
+    page = Path(made["report"]).read_text()
+    assert "says nothing at all to 1 texts" in page and "u1" in page and "did not stop" in page
+    assert len(load_audio(tmp_path / "out" / "audio" / "base" / "u1.flac", RATE)) == round(0.51 * RATE)
+    assert not (tmp_path / "out" / "audio" / "good" / "u3.flac").exists()
+
+
+def test_a_run_goes_on_and_what_is_said_is_not_said_again(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = ask(tiny, out)
+    assert len(told) == 8
+    lines = (out / "scores.jsonl").read_text().splitlines(keepends=True)
+    (out / "scores.jsonl").write_text("".join(lines[:6]) + lines[6][:30])  # killed while writing
+    (out / "audio" / "good" / "u1.flac").unlink()
+    again = ask(tiny, out, baseline="good", metrics=["tts_wer", "tts_loop"])
+    assert len(told) == 9 and told[-1] == "good u1"
+    assert again["systems"]["base"]["cer"] == first["systems"]["base"]["cer"] and "tts_loop" in again["systems"]["base"]
+    with pytest.raises(UserError):  # other ears are another evaluation
+        ask(tiny, out, recogniser="test_synthesis:deaf")
+    ask(tiny, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
+    assert told[9:] and {t.split()[0] for t in told[9:]} == {"good"}
+
+
+def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
+    """Hears nothing."""
+    return [""] * len(wavs)
+
+
+def test_a_text_that_fails_costs_itself_for_every_system(tiny: dict[str, str], told: list[str], tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAID, "base", [*SAID["base"][:3], "crash"])
+    made = ask(tiny, tmp_path / "out")
+    assert made["n"] == 3 and "1 texts could not be scored" in Path(made["report"]).read_text()
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert "this one again" in next(r for r in rows if r["system"] == "base" and r["key"] == "u3")["errors"]["tts_cer"]
+    monkeypatch.setitem(SAID, "base", SAID["good"])
+    assert ask(tiny, tmp_path / "out")["n"] == 4
+
+
+def test_values_of_a_column_get_tables(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+    made = ask(tiny, tmp_path / "out", by="sex")
+    assert made["by"]["male"]["n"] == 4 and "sex: male" in Path(made["report"]).read_text()
+
+
+def test_a_real_model_is_heard_by_deaf_ears(tiny: dict[str, str], tmp_path: Path) -> None:
+    made = ask(tiny, tmp_path / "out", models={"m": tiny["model"]}, recogniser="test_synthesis:deaf", limit=3,
+               metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"])
+    assert made["n"] == 3 and made["systems"]["m"]["cer"]["mean"] == 100 and not made["deltas"]
+    assert -1 <= made["systems"]["m"]["speaker_similarity"]["mean"] <= 1
+    rows = [json.loads(line) for line in (tmp_path / "out" / "said" / "m.jsonl").read_text().splitlines()]
+    assert [r["key"] for r in rows] == ["u1", "u0", "u2"] and all(r["weights"] != tiny["model"] for r in rows)
+    again = ask(tiny, tmp_path / "out2", models={"m": tiny["model"]}, recogniser="test_synthesis:deaf", limit=3, batch=1,
+                metrics=["tts_stopped"])
+    assert again["systems"]["m"]["tts_stopped"] == made["systems"]["m"]["tts_stopped"]
+
+
+def test_the_ears_of_the_reward_are_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_1").mkdir(parents=True)
+    (run / "checkpoints" / "step_1" / "config.json").write_text("{}")
+    (run / "checkpoints" / "latest").write_text("step_1")
+    rewards = [{"name": "tts_accuracy[form=tanh,recogniser=pocketsphinx]"}, {"name": "tts_duration"}]
+    (run / "config.resolved.json").write_text(json.dumps({"rewards": rewards}))
+    assert "rl was trained on what pocketsphinx hears" in synthesis._partial({"rl": str(run)}, "pocketsphinx")[0]
+    assert not synthesis._partial({"rl": str(run), "base": "hub/base"}, "embedded")
+    (run / "config.resolved.json").write_text(json.dumps({"rewards": [{"name": "tts_cer"}]}))
+    assert synthesis._partial({"rl": str(run)}, "embedded")
+
+
+def test_what_cannot_be_is_refused(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+    for changes, match in (({"nfe": 3}, "no setting 'nfe'"), ({"baseline": "x"}, "no system"),
+                           ({"models": {"a/b": "x"}}, "cannot be called"),
+                           ({"normaliser": "x"}, "x"), ({"metrics": ["nonsense"]}, "nonsense"), ({"recogniser": "no:such"}, "no")):
+        with pytest.raises(UserError, match=match):
+            ask(tiny, tmp_path / "out", **changes)
+    bare = tmp_path / "bare.jsonl"
+    row = json.loads(Path(tiny["data"]).read_text().splitlines()[0])
+    bare.write_text(json.dumps({**row, "text": " ... ", "audio_filepath": "/none.flac"}) + "\n")
+    with pytest.raises(UserError, match="no row has a text"):
+        ask({**tiny, "data": str(bare)}, tmp_path / "out")

@@ -1,0 +1,168 @@
+"""``transcribe``: files, folders and manifests, long files in pieces, bad files that cost themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from tiny_recognisers import RATE, tiny
+
+from rlspeech.config import Sampling
+from rlspeech.data.manifest import read_manifest
+from rlspeech.stages import transcribe
+from rlspeech.stages.decode import Heard, Recogniser, join_texts
+from rlspeech.stages.transcribe import Transcribe
+from rlspeech.tasks.asr import Asr
+from rlspeech.types import UserError
+
+
+class Drawn:
+    def __init__(self, texts: list[str]) -> None:
+        self.ids, self.mask, self.finished = texts, None, torch.ones(len(texts), dtype=torch.bool)
+
+
+class Counting:
+    """Writes down the length of what it hears, in tenths of a second; never takes more than ``max_s``."""
+
+    sample_rate, max_s = RATE, 2.0
+    batches: list[int] = []  # noqa: RUF012
+    asked: list[dict[str, Any]] = []  # noqa: RUF012
+
+    def hear(self, wavs: list[np.ndarray], **given: Any) -> list[str]:
+        assert all(0.1 * RATE <= len(w) <= self.max_s * RATE for w in wavs)
+        if len(wavs) > 1 and any(np.abs(w).max() > 0.9 for w in wavs):
+            raise torch.OutOfMemoryError("too much at once")
+        if any(0.6 < np.abs(w).max() < 0.7 for w in wavs):
+            raise ValueError("a bad one")
+        self.batches.append(len(wavs))
+        self.asked.append(given)
+        return [str(round(10 * len(w) / RATE)) for w in wavs]
+
+    def generate(self, heard: list[str], *, max_new_tokens: int, **_: Any) -> Drawn:
+        assert max_new_tokens >= 16
+        return Drawn(heard)
+
+    def text(self, ids: list[str], mask: None) -> list[str]:
+        return ids
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Asr, "load", lambda *a, **k: (Counting(), {}))
+    monkeypatch.setattr(Counting, "batches", [])
+    monkeypatch.setattr(Counting, "asked", [])
+    home = tmp_path / "in"
+    (home / "sub").mkdir(parents=True)
+    for name, seconds in (("a.wav", 0.5), ("sub/b.flac", 1.0), ("tiny.wav", 0.05), ("long.wav", 9.0)):
+        wav = 0.1 * np.random.default_rng(1).standard_normal(int(seconds * RATE)).astype(np.float32)
+        sf.write(home / name, wav, RATE)
+    (home / "broken.wav").write_bytes(b"RIFF of nothing")
+    sf.write(home / "empty.wav", np.zeros(0), RATE)
+    return home
+
+
+def ask(*inputs: Path | str, **changes: Any) -> dict[str, Any]:
+    return transcribe.run(Transcribe(inputs=[str(i) for i in inputs], device="cpu", **changes))
+
+
+def test_one_file_is_a_line_and_several_carry_their_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(folder / "a.wav")
+    assert capsys.readouterr().out == "5\n"
+    ask(folder / "a.wav", folder / "sub")
+    assert capsys.readouterr().out == "a\t5\nb\t10\n"
+
+
+def test_a_folder_with_bad_files(folder: Path, tmp_path: Path) -> None:
+    made = ask(folder, out=str(tmp_path / "out"), batch=3)
+    assert made["transcribed"] == 4 and made["failed"] == 2 and made["skipped"] == 0
+    assert {Path(k).name for k in made["errors"]} == {"broken.wav", "empty.wav"}
+    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.txt")) == [
+        "a.txt", "long.txt", "sub/b.txt", "tiny.txt"]
+    assert (tmp_path / "out" / "a.txt").read_text() == "5\n" and (tmp_path / "out" / "tiny.txt").read_text() == "1\n"
+    assert max(Counting.batches) <= 3
+    again = ask(folder, out=str(tmp_path / "out"))
+    assert again["skipped"] == 4 and again["transcribed"] == 0
+    with pytest.raises(UserError, match="not one of 2"):
+        ask(folder / "broken.wav", folder / "gone.wav")
+
+
+def test_rows_are_a_manifest_with_the_pieces_of_long_files(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "said.jsonl"
+    ask(folder, out=str(out), batch=2)
+    rows = {r["id"]: r for r in map(json.loads, out.read_text().splitlines())}
+    long = rows["long"]
+    assert long["duration"] == pytest.approx(9.0, abs=0.01) and len(long["pieces"]) >= 5
+    assert all(a["end"] == b["start"] for a, b in zip(long["pieces"], long["pieces"][1:], strict=False))
+    assert long["text"] == " ".join(p["text"] for p in long["pieces"]) and "pieces" not in rows["a"]
+    assert {u.id: u.text for u in read_manifest(out)}["a"] == "5"
+    out.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:2]) + '{"id": "to')  # killed while writing
+    assert ask(folder, out=str(out))["skipped"] == 2
+    assert len(read_manifest(out)) == 4
+
+
+def test_a_manifest_keeps_its_columns_and_stretches(folder: Path, tmp_path: Path) -> None:
+    data = folder / "m.jsonl"
+    row = {"id": "x", "audio_filepath": "long.wav", "duration": 0.7, "offset": 1.0, "sample_rate": RATE, "speaker_id": "s", "text": "truth"}
+    data.write_text(json.dumps(row) + "\n")
+    made = ask(data, out=str(tmp_path / "o.jsonl"))["results"][0]
+    assert made["text"] == "7" and made["speaker_id"] == "s" and made["offset"] == 1.0
+    with pytest.raises(UserError, match="overwritten"):
+        ask(data, out=str(data))
+    (tmp_path / "other.jsonl").write_text('{"key": 1}\n')
+    with pytest.raises(UserError, match="not what transcribe writes"):
+        ask(data, out=str(tmp_path / "other.jsonl"))
+
+
+def test_language_and_prompt_reach_the_model(folder: Path) -> None:
+    ask(folder / "a.wav", sampling=Sampling(language="de", prompt="Names: Bea"))
+    ask(folder / "a.wav")
+    assert Counting.asked == [{"language": "de", "prompt": "Names: Bea"}, {}]
+
+
+def test_a_batch_that_fails_is_taken_one_by_one(folder: Path) -> None:
+    ear = Recogniser(Counting(), sampling=Sampling(), batch=4)  # type: ignore[arg-type]
+    wav = np.full(RATE, 0.1, np.float32)
+    made = ear.whole([wav, np.full(RATE, 0.95, np.float32), np.full(RATE // 2, 0.65, np.float32), wav])
+    assert [m.text if isinstance(m, Heard) else str(m) for m in made] == ["10", "10", "a bad one", "10"]
+    long = ear.whole([np.concatenate([wav] * 5)])[0]
+    assert isinstance(long, Heard) and long.pieces >= 3 and len(long.text.split()) == long.pieces
+
+
+def test_nothing_to_do_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to transcribe"):
+        ask()
+    with pytest.raises(UserError, match="no audio"):
+        ask(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "whole"),
+    [(["a b", "c"], "a b c"), (["你好", "世界"], "你好世界"), (["", " x "], "x"), (["one", "", "two"], "one two"), ([" raw "], " raw "),
+     (["end.", "你"], "end. 你"), ([], "")],
+)
+def test_texts_are_joined_as_they_are_written(texts: list[str], whole: str) -> None:
+    assert join_texts(texts) == whole
+
+
+def test_odd_text_survives_a_narrow_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any, tmp_path: Path) -> None:
+    odd = "na\u0308ive \u200bمرحبا \U0001f600\ud800 line\nbreak"
+    monkeypatch.setattr(Counting, "text", lambda self, ids, mask: [odd] * len(ids))
+    ask(folder / "a.wav")
+    assert capsysbinary.readouterr().out.count(b"\n") == 1
+    ask(folder / "a.wav", out=str(tmp_path / "o.jsonl"))
+    assert json.loads((tmp_path / "o.jsonl").read_text())["text"] == odd
+    ask(folder / "a.wav", out=str(tmp_path / "t"))
+    assert (tmp_path / "t" / "a.txt").read_text().startswith("na\u0308ive")
+
+
+def test_a_real_model_in_batches_says_what_it_says_alone() -> None:
+    model, rng = tiny("fun_asr_nano", max_s=1.0), np.random.default_rng(0)
+    wavs = [0.1 * rng.standard_normal(int(s * RATE)).astype(np.float32) for s in (0.01, 0.4, 0.3, 1.7)]
+    ear = Recogniser(model, sampling=Sampling(max_new_tokens=6), batch=3)
+    assert ear.whole(wavs) == [ear.whole([w])[0] for w in wavs]
+    assert isinstance(heard := ear.whole(wavs[3:])[0], Heard) and heard.pieces == 2

@@ -1,0 +1,402 @@
+"""An audio language model as a policy, on tiny models of the real classes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rlspeech import log
+from rlspeech.algos import get_algorithm
+from rlspeech.config import PPO, RL, Lora, RewardSpec, Sampling
+from rlspeech.data.batches import Clip
+from rlspeech.models.adapters import Adapted
+from rlspeech.tasks.asr_policy import AsrPolicy
+from rlspeech.tasks.tokens import kept_mass, token_kl, token_logp
+from rlspeech.types import CriticPolicy, Policy, Sample, Score, SupervisedPolicy
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from tiny_audio_lms import clips as noises  # noqa: E402
+from tiny_audio_lms import tiny  # noqa: E402
+
+FOUR = ("fun_asr_nano", "qwen2_audio", "voxtral", "whisper")
+NAME = "estoi"  # a column of the registry, for its direction
+SMALL = Lora(rank=2, alpha=4)
+
+
+def _clips(kind: str, *more: float) -> list[Clip]:
+    """Voxtral's tiny windows are 2 s: its clips have two chunks, one, and two."""
+    seconds = (3.1, 1.2, 2.4) if kind == "voxtral" else (0.6, 1.0, 0.4)
+    return [_clip(f"u{i}", w, f"hi {i}") for i, w in enumerate(noises(*seconds, *more))]
+
+
+def _clip(key: str, wav: np.ndarray, text: str | None = "hi") -> Clip:
+    return Clip(key, wav, wav, 16000, text, {})
+
+
+def _policy(
+    kind: str = "fun_asr_nano", lora: Lora | None = SMALL, model: dict[str, Any] | None = None, ragged: bool = False, **changes: Any
+) -> AsrPolicy:
+    """``ragged``: a third of the bytes end a transcript, so that rows have lengths."""
+    sampling = changes.pop("sampling", {})
+    plain = {"task": "asr", "rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 3, "group": 4, "micro_batch": 2}
+    plain |= {"clip_range": 0.2, "kl_beta": 0.1, "truncated": "keep", "sampling": Sampling(**{"max_new_tokens": 6, **sampling})}
+    config = RL(**{**plain, **changes})
+    lm = tiny(kind, **(model or {}))
+    if ragged:
+        lm.stops = [*lm.stops, *range(0, 256, 3)]
+    if config.precision == "bf16":
+        lm = lm.to(torch.bfloat16)
+    return AsrPolicy(None, Adapted(lm, lora), config)
+
+
+def _algo(policy: AsrPolicy, rate: float = 0.02) -> Any:
+    return get_algorithm(policy.config, policy, torch.optim.AdamW(policy.parameters(), rate, weight_decay=0.0))
+
+
+class Judge:
+    """By the hypothesis."""
+
+    def __init__(self, value: Callable[[str], float]) -> None:
+        self.value = value
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+        return {NAME: [Score(self.value(s.hypothesis)) for s in samples]}
+
+
+SHORT = Judge(lambda text: -float(len(text.encode())))
+
+
+# -- two steps on every class ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FOUR)
+def test_two_steps_of_grpo(kind: str) -> None:
+    policy = _policy(kind, ragged=True)
+    assert isinstance(policy, Policy)
+    algo, before = _algo(policy), [p.detach().clone() for p in policy.parameters()]
+    for step in range(2):
+        made = algo.collect(_clips(kind), SHORT, seed=step)
+        assert made.rollout.group.tolist() == [i for i in range(3) for _ in range(4)] and made.advantage.signal > 0
+        stats = algo.update(made, lr=0.02)
+        assert stats["ratio_max_gap"] < 1e-4 and stats["grad_norm"] > 0 and stats["skipped_updates"] == 0
+        assert (stats["kl"] > 1e-6) == (step > 0)
+    assert any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))
+    assert {"encode", "rollout", "reward", "update"} <= set(made.seconds)
+
+
+@pytest.mark.parametrize("kind", FOUR)
+def test_two_steps_of_ppo_with_a_critic(kind: str) -> None:
+    policy = _policy(kind, ragged=True, algo="ppo", ppo=PPO(form="critic", value_hidden=8), epochs=2)
+    assert isinstance(policy, CriticPolicy)
+    algo = _algo(policy)
+    for step in range(2):
+        made = algo.collect(_clips(kind), SHORT, seed=step)
+        assert made.advantage.value.shape == made.rollout.mask.shape and made.advantage.value.any()
+        stats = algo.update(made, lr=0.01)
+        assert stats["grad_norm"] > 0 and np.isfinite(stats["value_loss"]) and stats["skipped_updates"] == 0
+
+
+def test_the_whole_model_without_an_adapter() -> None:
+    """The encoder stays as it was, the reference too; the relative form of PPO asks for the base's own transcripts."""
+    policy = _policy(lora=None, algo="ppo", group=2)
+    algo, base = _algo(policy, 0.01), [s.hypothesis for s in policy.base(_clips("fun_asr_nano"))]
+    ear = [p.detach().clone() for p in policy.model.parameters_of("encoder")]
+    assert base == policy.transcribe(_clips("fun_asr_nano"))
+    for step in range(3):
+        algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=0.01)
+    assert [s.hypothesis for s in policy.base(_clips("fun_asr_nano"))] == base != policy.transcribe(_clips("fun_asr_nano"))
+    assert all(torch.equal(a, b) for a, b in zip(ear, policy.model.parameters_of("encoder"), strict=True))
+
+
+def test_grpo_teaches_it_what_is_rewarded() -> None:
+    policy = _policy(kl_beta=0.0, lora=None, group=8)
+    algo, rewards = _algo(policy), []
+    for step in range(12):
+        made = algo.collect(_clips("fun_asr_nano"), SHORT, seed=step)
+        rewards.append(made.reward.mean())
+        algo.update(made, lr=0.02)
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 2
+
+
+# -- the second look -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FOUR)
+def test_every_row_is_looked_at_with_its_own_clip(kind: str) -> None:
+    """A row alone, from a clip heard alone, has the same log-probabilities: tiled instead of interleaved repeats would not (bug 1)."""
+    policy, batch = _policy(kind), _clips(kind)
+    made = policy.rollout(batch, group=3, seed=1)
+    assert [s.key for s in made.samples] == [c.key for c in batch for _ in range(3)] and made.logp.shape == made.mask.shape
+    for i in range(9):
+        heard = policy.model.hear([batch[i // 3].noisy])
+        logits = policy.model.logits(heard, [0], made.state.ids[[i]], made.state.mask[[i]])
+        alone = logits.log_softmax(-1).gather(-1, made.state.ids[[i]][..., None])[0, :, 0]
+        keep = made.mask[i]
+        torch.testing.assert_close(made.logp[i][keep], alone[keep], atol=2e-5, rtol=1e-5)
+        assert made.samples[i].hypothesis == policy.model.text(made.state.ids[[i]], made.state.mask[[i]])[0]
+        assert made.samples[i].text == batch[i // 3].text
+
+
+def test_padding_is_no_part_of_a_transcript() -> None:
+    """What stands behind the stop token changes nothing; what stands before it does (bug 2)."""
+    policy = _policy(lora=None, ragged=True)
+    made = policy.rollout(_clips("fun_asr_nano"), group=4, seed=3)
+    assert not made.mask.all() and made.finished.any() and not made.finished.all()
+    before = policy.log_prob(made, torch.arange(12), with_kl=False).logp.detach()
+    made.state.ids = torch.where(made.state.mask, made.state.ids, torch.full_like(made.state.ids, 7))
+    after = policy.log_prob(made, torch.arange(12), with_kl=False).logp.detach()
+    torch.testing.assert_close(before[made.mask], after[made.mask])
+    made.state.ids[:, 0] = 9
+    assert (policy.log_prob(made, torch.arange(12), with_kl=False).logp[:, 0] != before[:, 0]).all()
+
+
+def test_rollouts_are_a_function_of_the_seed_and_the_clip() -> None:
+    policy, batch = _policy(), _clips("fun_asr_nano")
+    one, two, other = (policy.rollout(b, group=4, seed=s) for b, s in ((batch, 1), (batch[::-1], 1), (batch, 2)))
+    texts = [[s.hypothesis for s in r.samples] for r in (one, two, other)]
+    assert texts[0][:4] == texts[1][-4:] and texts[0] != texts[2] and len(set(texts[0][:4])) > 1
+
+
+def test_a_clip_is_heard_once_a_step() -> None:
+    policy = _policy(epochs=2, kl_beta=0.1)
+    heard: list[int] = []
+    (encoder,) = policy.model.modules_of("encoder")
+    encoder.register_forward_pre_hook(lambda m, a, k: heard.append(len((*a, *k.values())[0])), with_kwargs=True)
+    algo = _algo(policy)
+    algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=0), lr=0.01)
+    assert sum(heard) == 3
+
+
+def test_a_trained_encoder_is_heard_again_and_moves() -> None:
+    policy = _policy(lora=None, model={"train_encoder": True}, train_encoder=True)
+    algo, ear = _algo(policy), policy.model.parameters_of("encoder")
+    before = [p.detach().clone() for p in ear]
+    for step in range(2):
+        stats = algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=0.01)
+        assert (stats["kl"] > 1e-7) == (step > 0)
+    assert any((a != b).any() for a, b in zip(before, ear, strict=True))
+
+
+@pytest.mark.parametrize("lora", [SMALL, None], ids=["lora", "whole"])
+def test_half_precision_does_not_move_the_ratio(lora: Lora | None) -> None:
+    """Micro-batches of the rollout are those of the update, so that the same rounding is done twice; weights that step are fp32."""
+    policy = _policy(lora=lora, ragged=True, precision="bf16", updates_per_collection=2, micro_batch=1, group=6)
+    assert all(p.dtype == torch.float32 for p in policy.parameters())
+    assert any(p.dtype == torch.bfloat16 for p in policy.model.parameters())
+    made = policy.rollout(_clips("fun_asr_nano"), group=6, seed=0)
+    for rows in policy._micro(made.state):
+        look = policy.log_prob(made, rows, with_kl=True)
+        assert look.logp.dtype == torch.float32
+        assert float((look.logp - made.logp[rows])[made.mask[rows]].detach().abs().max()) < 1e-6
+    algo = _algo(policy, 1e-5)
+    before = [p.detach().clone() for p in policy.parameters()]
+    for step in range(2):
+        stats = algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=1e-5)
+    assert stats["skipped_updates"] == 0 and any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))
+
+
+def test_old_log_probabilities_come_in_the_updates_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger models round by the shapes of a batch; these are too small to show it."""
+    policy, looks = _policy(kl_beta=0.0, updates_per_collection=2, micro_batch=1), list[list[int]]()
+    real = policy._look
+
+    def look(model: Any, said: Any, rows: Tensor) -> Tensor:
+        looks.append(rows.tolist())
+        return real(model, said, rows)
+
+    monkeypatch.setattr(policy, "_look", look)
+    algo = _algo(policy)
+    made = algo.collect(_clips("fun_asr_nano"), SHORT, seed=0)
+    old = list(looks)
+    algo.update(made, lr=0.01)
+    assert old == looks[len(old) :] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_collections_join() -> None:
+    policy, batch = _policy(), _clips("fun_asr_nano", 0.8, 0.5)
+    one, two = policy.rollout(batch[:3], group=4, seed=1), policy.rollout(batch[3:], group=4, seed=2)
+    made = policy.join([(one, torch.tensor([0, 2])), (two, torch.tensor([1]))])
+    assert made.group.tolist() == [i for i in range(3) for _ in range(4)]
+    assert [s.key for s in made.samples] == ["u0"] * 4 + ["u2"] * 4 + ["u4"] * 4
+    for mine, (rollout, row) in enumerate([(one, 0), (one, 8), (two, 4)]):
+        a, b = made.logp[4 * mine][made.mask[4 * mine]], rollout.logp[row][rollout.mask[row]]
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    look = policy.log_prob(made, torch.arange(8), with_kl=False)
+    assert float((look.logp - made.logp[:8])[made.mask[:8]].detach().abs().max()) < 1e-6
+
+
+def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, parked = [], list[str]()
+    for offload in ("none", "phase"):
+        policy = _policy(lora=None, ragged=True, offload=offload)
+        real = policy.model.park
+        monkeypatch.setattr(policy.model, "park", lambda phase, device, real=real: (parked.append(phase), real(phase, device)))
+        algo = _algo(policy)
+        for step in range(2):
+            algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=0.01)
+        ends.append((torch.cat([p.detach().flatten() for p in policy.parameters()]), policy.transcribe(_clips("fun_asr_nano"))))
+    torch.testing.assert_close(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+    assert parked == ["encode", "rollout", "reward", "update"] * 2 + ["encode", "rollout"]
+
+
+# -- sampling --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_truncated_sampler_is_measured_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "warn", said.append)
+    policy = _policy(sampling={"top_p": 0.6})
+    for seed in range(2):
+        made = policy.rollout(_clips("fun_asr_nano"), group=4, seed=seed)
+    rows, wanted = torch.arange(12), []
+    logits = policy._look(policy.model, made.state, rows)
+    for i in range(12):
+        for s in range(int(made.mask[i].sum())):
+            p = sorted(logits[i, s].softmax(-1).tolist(), reverse=True)
+            kept, total = 0, 0.0
+            while total < 0.6:
+                total, kept = total + p[kept], kept + 1
+            wanted.append(-np.log(total))
+    assert policy.notes["sampler_gap"] == pytest.approx(np.mean(wanted), rel=1e-4) and np.mean(wanted) > 0.05
+    assert len(said) == 1 and "top_p 0.6" in said[0] and "log ratio" in said[0]
+    plain = _policy()
+    plain.rollout(_clips("fun_asr_nano"), group=4, seed=0)
+    assert len(said) == 1 and not plain.notes
+
+
+def test_the_policy_is_the_one_at_the_sampling_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "warn", said.append)
+    policy = _policy(sampling={"temperature": 0.7})
+    made = policy.rollout(_clips("fun_asr_nano"), group=4, seed=0)
+    logits = policy._look(policy.model, made.state, torch.arange(12))
+    wanted = (logits / 0.7).log_softmax(-1).gather(-1, made.state.ids[..., None])[..., 0]
+    torch.testing.assert_close(made.logp[made.mask], wanted[made.mask])
+    assert len(said) == 1 and policy.notes["temperature_gap"] > 0.05
+    look = policy.log_prob(made, torch.arange(12), with_kl=True)
+    assert float(look.kl[made.mask].detach().abs().max()) < 1e-6
+
+
+def test_rollouts_follow_the_probabilities_that_are_trained() -> None:
+    """A thousand first tokens of one clip against the training pass's own distribution."""
+    policy, batch = _policy(sampling={"max_new_tokens": 1}, updates_per_collection=1), _clips("fun_asr_nano")[:1]
+    made = policy.rollout(batch, group=1000, seed=0)
+    p = policy._look(policy.model, made.state, torch.arange(1))[0, 0].softmax(-1)
+    found = torch.bincount(made.state.ids[:, 0], minlength=len(p)) / 1000
+    assert float((found - p).detach().abs().max()) < 0.05 and float((found - p).detach().abs().sum()) < 0.6
+
+
+def test_kept_mass_of_top_k_and_top_p() -> None:
+    logits = torch.tensor([[[0.5, 0.3, 0.15, 0.05]]]).log()
+    assert kept_mass(logits, Sampling(top_k=2)).item() == pytest.approx(0.8)
+    assert kept_mass(logits, Sampling(top_p=0.9)).item() == pytest.approx(0.95)
+    assert kept_mass(logits, Sampling(top_k=2, top_p=0.6)).item() == pytest.approx(0.5)  # 0.6 of what top-k left
+    assert kept_mass(logits, Sampling()).item() == pytest.approx(1.0)
+
+
+# -- the KL ----------------------------------------------------------------------------------------------------------------
+
+
+def test_both_kls_are_0_at_the_reference_and_agree_away_from_it() -> None:
+    """k3 of many sampled tokens has the full KL for its mean."""
+    found = {}
+    for kind in ("full", "k3"):
+        policy = _policy(lora=None, kl=kind, sampling={"max_new_tokens": 1})
+        made = policy.rollout(_clips("fun_asr_nano")[:1], group=64, seed=0)
+        assert float(policy.log_prob(made, torch.arange(64), with_kl=True).kl.detach().abs().max()) < 1e-6
+        with torch.no_grad():
+            for p in policy.model.parameters_of("language"):
+                p += 0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+        made = policy.rollout(_clips("fun_asr_nano")[:1], group=800, seed=0)
+        look = policy.log_prob(made, torch.arange(800), with_kl=True)
+        assert look.kl.requires_grad and float(look.kl.detach().min()) >= 0
+        found[kind] = float(look.kl.detach().mean())
+    assert found["full"] > 0.02 and found["k3"] == pytest.approx(found["full"], rel=0.3)
+
+
+def test_token_kl_is_torchs() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 4, 9, generator=g, requires_grad=True) for _ in range(2))
+    wanted = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (a, b)))
+    torch.testing.assert_close(token_kl(a, b), wanted)
+    ids = torch.randint(9, (3, 4), generator=g)
+    torch.testing.assert_close(token_logp(a, ids, 0.5), torch.distributions.Categorical(logits=2 * a).log_prob(ids))
+
+
+# -- supervision and edges -------------------------------------------------------------------------------------------------
+
+
+def test_supervision_teaches_the_references() -> None:
+    policy = _policy(lora=None, policy_weight=0.0, supervised_weight=1.0, sampling={"max_new_tokens": 12})
+    assert isinstance(policy, SupervisedPolicy)
+    algo, batch = _algo(policy), [*_clips("fun_asr_nano"), _clip("n", noises(0.5, seed=9)[0], "")]
+    losses = [algo.update(algo.collect(batch, SHORT, seed=0), lr=0.03)["supervised_loss"] for _ in range(32)]
+    assert losses[-1] < 0.2 < losses[0]
+    assert policy.transcribe(batch)[3] == "" and set(policy.transcribe(batch)[:3]) <= {"hi 0", "hi 1", "hi 2"}
+
+
+@pytest.mark.parametrize("kind", FOUR)
+def test_the_supervised_loss_is_a_mean_over_clips(kind: str) -> None:
+    policy, batch = _policy(kind), _clips(kind)
+    whole = policy.supervised(batch).item()
+    assert whole == pytest.approx(np.mean([policy.supervised([c]).item() for c in batch]), rel=1e-4)
+    ids, mask = policy.model.references([c.text for c in batch])
+    logits = policy.model.logits(policy.model.hear([c.noisy for c in batch]), [0, 1, 2], ids, mask)
+    rows = [torch.nn.functional.cross_entropy(a[m], i[m]).item() for a, i, m in zip(logits, ids, mask, strict=True)]
+    assert whole == pytest.approx(np.mean(rows), rel=1e-4)
+    assert policy.supervised([_clip("x", batch[0].noisy, None)]).item() == 0
+    assert policy.supervised([batch[0], _clip("x", batch[0].noisy, None)]).item() == pytest.approx(rows[0] / 2, rel=1e-4)
+
+
+def test_empty_short_and_broken_audio() -> None:
+    policy = _policy()
+    nan = noises(0.5)[0].copy()
+    nan[100:200] = np.nan
+    batch = [_clip("none", np.zeros(0, np.float32), ""), _clip("short", noises(0.05)[0]), _clip("nan", nan), *_clips("fun_asr_nano")]
+    algo = _algo(policy)
+    made = algo.collect(batch, SHORT, seed=0)
+    silent = made.rollout.group == 0
+    assert {s.hypothesis for s, e in zip(made.rollout.samples, silent, strict=True) if e} == {""}
+    assert not made.rollout.mask[silent].any() and made.rollout.finished[silent].all() and made.rollout.mask[~silent].any(1).all()
+    assert bool(made.rollout.logp.isfinite().all())
+    stats = algo.update(made, lr=0.01)
+    assert stats["skipped_updates"] == 0 and stats["grad_norm"] > 0
+    assert policy.transcribe(batch)[0] == "" and policy.transcribe([]) == []
+    nothing = algo.collect([batch[0], batch[0]], SHORT, seed=0)
+    assert algo.update(nothing, lr=0.01)["skipped_updates"] == 0
+
+
+def test_what_is_too_long_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "warn", said.append)
+    policy = _policy(model={"max_s": 0.5})
+    for _ in range(2):
+        policy.transcribe(_clips("fun_asr_nano"))
+    assert len(said) == 1 and "longer than" in said[0]
+
+
+def test_room_for_tokens_grows_with_the_audio() -> None:
+    policy = _policy(sampling={"max_new_tokens": None, "tokens_per_s": 5.0})
+    assert policy._room(_clips("fun_asr_nano")) == 16
+    assert policy._room([_clip("long", np.zeros(160_000, np.float32))]) == 50
+
+
+def test_features_of_wide_models_are_projected(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rlspeech.tasks.token_policy as module
+
+    policy = _policy()
+    made = policy.rollout(_clips("fun_asr_nano"), group=2, seed=0)
+    whole: Tensor = policy.features(made, torch.arange(6))
+    assert whole.shape == (*made.mask.shape, 16) and not whole.requires_grad
+    monkeypatch.setattr(module, "FEATURES", 5)
+    part = policy.features(made, torch.arange(6))
+    assert part.shape == (*made.mask.shape, 5)
+    torch.testing.assert_close(part[2:3], policy.features(made, torch.tensor([2])), atol=1e-5, rtol=1e-4)

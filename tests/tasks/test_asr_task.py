@@ -1,0 +1,139 @@
+"""Recognition as a task: batches, the loss, validation, and a model that learns two words from two sounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rlspeech.config import Augment, Pretrain, RecogniserModel
+from rlspeech.data.audio import save_audio
+from rlspeech.data.batches import Clip, HeardClips, open_clips
+from rlspeech.data.manifest import write_manifest
+from rlspeech.models.recogniser import Recogniser
+from rlspeech.tasks import get_task
+from rlspeech.tasks.asr import Asr, augmented, hidden, rates, transcripts
+from rlspeech.types import Sample, UserError, Utterance
+
+RATE = 16000
+SMALL = RecogniserModel(audio_dim=32, audio_layers=2, audio_heads=2, audio_ff=64, text_dim=32, text_layers=2, text_heads=2, text_ff=64,
+                        vocabulary=270)
+STILL = Augment(speed=(1.0, 1.0), time_masks=0, mel_masks=0)
+
+
+def tone(hz: float, seconds: float = 0.5) -> np.ndarray:
+    return (0.2 * np.sin(2 * np.pi * hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def manifest(folder: Path) -> Path:
+    rows = []
+    for name, hz, text in (("low", 300, "low"), ("high", 2000, "high note")):
+        save_audio(folder / f"{name}.flac", tone(hz), RATE)
+        rows.append(Utterance(name, str(folder / f"{name}.flac"), 0.5, RATE, text=text, extra={"kind": name}))
+    write_manifest(folder / "train.jsonl", rows)
+    return folder / "train.jsonl"
+
+
+def clips_of(path: Path) -> list[Clip]:
+    source = open_clips(path, RATE, paired=False)
+    assert isinstance(source, HeardClips)
+    return [source.clip(0, i, 0.0) for i in range(len(source.utts))]
+
+
+def test_it_learns_what_is_said_in_two_sounds(tmp_path: Path) -> None:
+    task, config = get_task("asr"), Pretrain(task="asr", data=str(manifest(tmp_path)), asr=SMALL)
+    torch.manual_seed(0)
+    model = task.build(config).train()
+    clips = clips_of(tmp_path / "train.jsonl")
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(60):
+        parts = task.pretrain_loss(model, task.collate(clips, model, augment=STILL), config)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+    assert parts["right"] == 1.0
+    folder = SimpleNamespace(path=tmp_path / "run")
+    found = task.validate(model.eval(), clips, folder, 60, None)
+    assert {k: v for k, v in found.items() if k != "ctc_wer"} == {"wer": 0.0, "wer/low": 0.0, "wer/high": 0.0}
+    assert 0 <= found["ctc_wer"] <= 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "step_000060" / "said.jsonl").read_text().splitlines()]
+    assert [r["hypothesis"] for r in rows] == ["low", "high note"]
+
+
+def test_the_ctc_share_is_a_share(tmp_path: Path) -> None:
+    task, data = Asr(), str(manifest(tmp_path))
+    model = task.build(Pretrain(task="asr", data=data, asr=SMALL))
+    batch = task.collate(clips_of(Path(data)), model, augment=STILL)
+    without = task.pretrain_loss(model, batch, Pretrain(task="asr", ctc_weight=0.0))
+    mixed = task.pretrain_loss(model, batch, Pretrain(task="asr", ctc_weight=0.25))
+    assert "ctc" not in without and torch.equal(without["loss"], without["words"])
+    torch.testing.assert_close(mixed["loss"], 0.75 * without["words"] + 0.25 * mixed["ctc"])
+    alone = task.pretrain_loss(model, batch, Pretrain(task="asr", ctc_weight=1.0))
+    torch.testing.assert_close(alone["loss"], mixed["ctc"])
+    assert set(alone) == {"loss", "ctc"}
+
+
+def test_a_row_without_a_text_is_refused_and_an_empty_text_is_one(tmp_path: Path) -> None:
+    task, data = Asr(), str(manifest(tmp_path))
+    model = task.build(Pretrain(task="asr", data=data, asr=SMALL))
+    with pytest.raises(UserError, match="no text"):
+        task.collate([Clip("x", tone(400), tone(400), RATE, None)], model)
+    nothing = np.zeros(0, np.float32)
+    batch = task.collate([Clip("x", tone(400), tone(400), RATE, ""), Clip("y", nothing, nothing, RATE, "a")], model)
+    loss = task.pretrain_loss(model, batch, Pretrain(task="asr"))["loss"]
+    assert batch.answer[0].sum() == 1 and torch.isfinite(loss)
+
+
+def test_data_without_any_text_is_refused(tmp_path: Path) -> None:
+    save_audio(tmp_path / "a.flac", tone(300), RATE)
+    write_manifest(tmp_path / "train.jsonl", [Utterance("a", str(tmp_path / "a.flac"), 0.5, RATE)])
+    with pytest.raises(UserError, match="no row of the data has a text"):
+        Asr().build(Pretrain(task="asr", data=str(tmp_path / "train.jsonl"), asr=SMALL))
+
+
+def test_speed_changes_length_and_pitch() -> None:
+    torch.manual_seed(0)
+    wav = torch.from_numpy(tone(500, 1.0))
+    for _ in range(5):
+        made = augmented(wav, Augment(speed=(0.8, 1.25)))
+        peak = np.abs(np.fft.rfft(made.numpy())).argmax() * RATE / len(made)
+        assert peak == pytest.approx(500 * len(wav) / len(made), abs=3)
+    assert augmented(torch.zeros(1), Augment(speed=(2.0, 2.0))).shape == (1,)
+    assert torch.equal(augmented(wav, STILL), wav)
+
+
+def test_masks_hide_stretches_and_bands_only() -> None:
+    torch.manual_seed(1)
+    frames = torch.randn(100, 80)
+    made = hidden(frames, Augment(time_masks=1, time_share=0.2, mel_masks=1, mel_width=10))
+    changed = made != frames
+    assert 0 < changed.sum() < changed.numel() // 2
+    assert torch.equal(made[changed], frames.mean().expand(int(changed.sum())))
+    assert torch.equal(hidden(frames, STILL), frames) and hidden(frames[:1], Augment()).shape == (1, 80)
+
+
+def test_transcripts_come_in_the_clips_order() -> None:
+    clips = [Clip(str(n), np.zeros(n, np.float32), np.zeros(n, np.float32), RATE, "t") for n in (50, 10, 30, *range(100, 130))]
+    made = transcripts(lambda part: [str(len(c.noisy)) for c in part], clips, RATE)
+    assert [s.hypothesis for s in made] == [c.key for c in clips]
+
+
+def test_rates_are_of_the_corpus_and_leave_empty_references_out() -> None:
+    def sample(text: str, said: str, kind: str) -> Sample:
+        return Sample("x", np.zeros(0), RATE, None, text, {"kind": kind}, said)
+
+    found = rates([sample("one two three", "one two", "a"), sample("four", "five six", "b"), sample("", "words", "b")])
+    assert found == {"wer": pytest.approx(3 / 4), "wer/a": pytest.approx(1 / 3), "wer/b": pytest.approx(2.0)}
+
+
+def test_what_pretrain_writes_goes_on(tmp_path: Path) -> None:
+    task = Asr()
+    model = task.build(Pretrain(task="asr", data=str(manifest(tmp_path)), asr=SMALL))
+    task.save(tmp_path / "m", model, facts={})
+    again = task.build(Pretrain(task="asr", init=str(tmp_path / "m")))
+    assert isinstance(again, Recogniser)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))

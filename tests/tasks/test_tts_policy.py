@@ -1,0 +1,311 @@
+"""A codec language model as a policy, on tiny models of the real classes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rlspeech.algos import get_algorithm
+from rlspeech.config import PPO, RL, DiffRO, Lora, RewardSpec, Sampling
+from rlspeech.data.audio import save_audio
+from rlspeech.data.batches import Clip
+from rlspeech.models.adapters import Adapted
+from rlspeech.tasks import get_task
+from rlspeech.tasks.tts_policy import TtsPolicy, hears
+from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, Sample, Score, SupervisedPolicy
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from tiny_codec_lms import RATE, V, adapted_public, speech, tiny  # noqa: E402
+
+NAME = "tts_duration"  # a column of the registry that hears nothing, for its direction
+SMALL = Lora(rank=2, alpha=4)
+
+
+def clip(key: str, text: str | None, ids: Sequence[int] = (5, 6, 7), **columns: Any) -> Clip:
+    wav = speech(ids)
+    return Clip(key, wav, wav, RATE, text, columns)
+
+
+CLIPS = [clip("a", "one two"), clip("b", "four", (9, 9)), clip("c", "seven eight nine", (1, 2, 3, 4))]
+
+
+def policy(kind: str = "embedded", lora: Lora | None = SMALL, reward: str = NAME, **changes: Any) -> TtsPolicy:
+    plain = {"task": "tts", "rewards": [RewardSpec(name=reward, scale="none")], "prompts_per_step": 3, "group": 4, "micro_batch": 2}
+    plain |= {"clip_range": 0.2, "kl_beta": 0.1, "truncated": "keep", "sampling": Sampling(max_new_tokens=8)}
+    lm = tiny() if kind == "embedded" else adapted_public(kind)
+    made: TtsPolicy = get_task("tts").policy(Adapted(lm, lora), RL(**{**plain, **changes}))
+    return made
+
+
+def algorithm(p: TtsPolicy, rate: float = 0.02, **more: Any) -> Any:
+    return get_algorithm(p.config, p, torch.optim.AdamW(p.parameters(), rate, weight_decay=0.0), **more)
+
+
+class Judge:
+    """By the sample."""
+
+    def __init__(self, value: Callable[[Sample], float]) -> None:
+        self.value = value
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+        return {NAME: [Score(self.value(s)) for s in samples]}
+
+
+SHORT = Judge(lambda s: -float(len(s.tokens)))
+LOW = Judge(lambda s: -float(s.tokens.mean()) if len(s.tokens) else 0.0)
+
+
+class Likes:
+    """A soft reward: as much of code 3 as there is."""
+
+    last: dict[str, float] = {}
+
+    def score_soft(self, relaxed: Any, samples: Sequence[Sample]) -> Tensor:
+        return (relaxed.soft[..., 3] * relaxed.mask).sum(1) / relaxed.mask.sum(1).clamp_min(1)
+
+
+# -- two steps of every algorithm --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["embedded", "llasa", "cosyvoice2"])
+def test_two_steps_of_grpo(kind: str) -> None:
+    p = policy(kind)
+    assert isinstance(p, Policy) and isinstance(p, RelaxPolicy)
+    algo, before = algorithm(p), [x.detach().clone() for x in p.parameters()]
+    for step in range(2):
+        made = algo.collect(CLIPS, LOW, seed=step)
+        assert made.rollout.group.tolist() == [i for i in range(3) for _ in range(4)] and made.advantage.signal > 0
+        stats = algo.update(made, lr=0.02)
+        assert stats["ratio_max_gap"] < 1e-4 and stats["grad_norm"] > 0 and stats["skipped_updates"] == 0
+        assert (stats["kl"] > 1e-7) == (step > 0)
+    assert any((a != b).any() for a, b in zip(before, p.parameters(), strict=True))
+    assert {"encode", "rollout", "reward", "update"} <= set(made.seconds)
+
+
+def test_half_precision_and_parked_parts() -> None:
+    for lora in (None, SMALL):
+        p = policy(lora=lora, precision="bf16", offload="phase", algo="grpo+diffro", diffro=DiffRO(on="all"))
+        p.model.to(torch.bfloat16)
+        p = get_task("tts").policy(p.adapted, p.config)
+        assert all(x.dtype == torch.float32 for x in p.parameters())
+        algo = algorithm(p, soft=Likes())
+        for step in range(2):
+            stats = algo.update(algo.collect(CLIPS, LOW, seed=step), lr=0.01)
+            assert stats["ratio_max_gap"] == 0.0 and np.isfinite(stats["grad_norm"]) and stats["skipped_updates"] == 0
+
+
+def test_two_steps_of_ppo_with_a_critic_and_one_against_the_base() -> None:
+    p = policy(algo="ppo", ppo=PPO(form="critic", value_hidden=8), epochs=2)
+    assert isinstance(p, CriticPolicy)
+    algo = algorithm(p)
+    for step in range(2):
+        made = algo.collect(CLIPS, SHORT, seed=step)
+        assert made.advantage.value.shape == made.rollout.mask.shape and made.advantage.value.any()
+        assert np.isfinite(algo.update(made, lr=0.01)["value_loss"])
+    p = policy(algo="ppo", lora=None, group=1)
+    base = [s.tokens.tolist() for s in p.base(CLIPS)]
+    algo = algorithm(p)
+    for step in range(2):
+        algo.update(algo.collect(CLIPS, SHORT, seed=step), lr=0.05)
+    assert [s.tokens.tolist() for s in p.base(CLIPS)] == base  # one draw a text, of the frozen copy
+
+
+@pytest.mark.parametrize("algo", ["diffro", "grpo+diffro"])
+@pytest.mark.parametrize("mode", ["teacher", "free"])
+def test_two_steps_of_diffro(algo: str, mode: str) -> None:
+    p = policy(algo=algo, diffro=DiffRO(mode=mode, on="all"), lora=None, sampling=Sampling(max_new_tokens=30))
+    made = algorithm(p, soft=Likes())
+    for step in range(2):
+        experience = made.collect(CLIPS, SHORT, seed=step)
+        stats = made.update(experience, lr=0.01)
+        assert stats["grad_norm"] > 0 and stats["skipped_updates"] == 0 and np.isfinite(stats["kl"]), stats
+
+
+def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
+    """More of code 3: a policy that hears nothing but its reward finds it, by sampling and by gradient."""
+    three = Judge(lambda s: float((s.tokens == 3).mean()) if len(s.tokens) else 0.0)
+    for algo, rate in (("grpo", 0.01), ("diffro", 0.01)):
+        p = policy(algo=algo, lora=None, group=8, kl_beta=0.0, sampling=Sampling(max_new_tokens=8), diffro=DiffRO(hard=True))
+        p.model.net.lm_head.weight.data[p.model.layout.stops[0]] += 0.3 * p.model.net.lm_head.weight.data.std()
+        made, shares = algorithm(p, rate, soft=Likes()), []
+        for step in range(25):
+            experience = made.collect(CLIPS, three, seed=step)
+            shares.append(float(np.mean([three.value(s) for s in experience.rollout.samples])))
+            if bool(experience.rollout.finished.any()):
+                made.update(experience, lr=rate)
+        assert np.mean(shares[-4:]) > 2 * np.mean(shares[:4]) + 0.05, (algo, shares)
+
+
+# -- rollouts ----------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_never_stop_are_not_finished() -> None:
+    p = policy()
+    p.model.net.lm_head.weight.data[p.model.layout.stops[0]] = 0.0
+    p.model.net.lm_head.weight.data[p.model.layout.first : p.model.layout.first + V].mul_(5)
+    made = p.rollout(CLIPS, group=4, seed=0)
+    ended = (made.state.ids == V).any(1)
+    assert not bool(ended.all()) and torch.equal(made.finished, ended)
+    for s, done in zip(made.samples, made.finished.tolist(), strict=True):
+        assert s.finished == done and len(s.tokens) == (8 if not done else len(s.tokens)) and (s.tokens < V).all()
+    stats = algorithm(p).update(algorithm(p).collect(CLIPS, SHORT, seed=0), lr=0.01)
+    assert np.isfinite(stats["grad_norm"])
+
+
+def test_a_row_may_be_as_long_as_its_own_text_whatever_its_neighbours() -> None:
+    p = policy(sampling=Sampling())
+    p.model.net.lm_head.weight.data[p.model.layout.stops[0]] = -1e3 * p.model.net.lm_head.weight.data.abs().mean()
+    long = clip("long", "one two three four seven eight")  # 30 bytes: 2 + 6 s, of which the model says at most 4
+    alone, both = p.rollout(CLIPS[1:2], group=2, seed=3), p.rollout([CLIPS[1], long], group=2, seed=3)
+    short = int((2 + 4 / 5) / 0.04) + 1
+    assert [int(x) for x in both.mask.sum(1)[2:]] and int(both.mask[2:].sum(1).max()) <= 101
+    for a, b in zip(alone.samples, both.samples, strict=False):
+        assert np.array_equal(a.tokens, b.tokens) and len(a.tokens) <= short and a.finished == b.finished
+
+
+def test_an_empty_text_is_answered_with_nothing() -> None:
+    p = policy()
+    made = p.rollout([clip("a", ""), CLIPS[0], clip("b", "..."), clip("c", None)], group=2, seed=0)
+    empty = [0, 1, 4, 5, 6, 7]
+    assert not made.mask[empty].any() and made.finished[empty].all() and all(len(made.samples[i].wav) == 0 for i in empty)
+    algo = algorithm(p)
+    stats = algo.update(algo.collect([clip("a", ""), CLIPS[0]], SHORT, seed=0), lr=0.01)
+    assert np.isfinite(stats["grad_norm"])
+    relaxed = p.relax(made, torch.arange(8), tau=1.0, hard=True, seed=0, with_kl=True)
+    assert not relaxed.mask[empty].any() and torch.isfinite(relaxed.soft).all()
+
+
+def test_waveforms_are_made_where_a_reward_hears_them() -> None:
+    assert hears(["tts_duration", "tts_pitch_std"]) and not hears(["tts_duration", "tts_stopped", "tts_loop"])
+    quiet, loud = policy(), policy(reward="tts_pitch_std")
+    made = [p.rollout(CLIPS, group=2, seed=0) for p in (quiet, loud)]
+    assert quiet.model.codec.decoded == 0 and loud.model.codec.decoded == 6
+    for a, b in zip(made[0].samples, made[1].samples, strict=True):
+        assert np.array_equal(a.tokens, b.tokens) and len(a.wav) == 0 and np.array_equal(b.wav, speech(b.tokens))
+    assert all(len(s.wav) for s in quiet.task.outputs(quiet, CLIPS, Path("/nonexistent"), players=0) if len(s.tokens))
+
+
+def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
+    """Public bug: a prompt drawn anew for every scored sample."""
+    save_audio(tmp_path / "p.wav", speech([9] * 10), RATE)
+    long = speech([4] * 60)
+    save_audio(tmp_path / "long.wav", long, RATE)
+    batch = [clip("a", "one", prompt_filepath=str(tmp_path / "p.wav"), prompt_text="four"),
+             clip("b", "one", prompt_filepath=str(tmp_path / "long.wav"), prompt_text="four"),  # lends its voice only
+             clip("c", "one"), clip("d", "one", prompt_filepath=str(tmp_path / "none.wav"), prompt_text="four")]
+    p = policy(reward="tts_pitch_std")
+    for seed in range(2):
+        made = p.rollout(batch, group=2, seed=seed)
+    assert p.model.codec.encoded == 1
+    rows = made.state.heard.ids
+    assert rows[0][-10:].tolist() == [p.model.layout.first + 9] * 10 and torch.equal(rows[1], rows[2]) and torch.equal(rows[2], rows[3])
+    voices = p.model.codec.voices[-8:]
+    np.testing.assert_allclose(voices[0], speech([9] * 10), atol=1e-3)
+    np.testing.assert_allclose(voices[2], long, atol=1e-3)
+    assert voices[0] is voices[1] and np.array_equal(voices[4], batch[2].target) and voices[6] is None
+    assert made.samples[0].target is voices[0] and made.samples[6].target is None
+
+
+def test_joined_collections_are_those_that_were_joined() -> None:
+    p = policy()
+    a, b = p.rollout(CLIPS, group=2, seed=0), p.rollout(CLIPS, group=2, seed=1)
+    both = p.join([(a, torch.tensor([2])), (b, torch.tensor([0, 1]))])
+    assert [s.key for s in both.samples] == ["c", "c", "a", "a", "b", "b"] and both.group.tolist() == [0, 0, 1, 1, 2, 2]
+    assert np.array_equal(both.samples[0].tokens, a.samples[4].tokens)
+    logp = p.log_prob(both, torch.arange(6), with_kl=False).logp
+    torch.testing.assert_close(logp[both.mask], both.logp[both.mask])
+    torch.testing.assert_close(both.logp[2:4].sum(1), b.logp[0:2].sum(1), atol=1e-4, rtol=1e-4)
+
+
+# -- relaxed -----------------------------------------------------------------------------------------------------------------
+
+
+def test_relaxed_hard_rows_are_the_rollout_without_its_stop() -> None:
+    p = policy(sampling=Sampling(max_new_tokens=20))
+    made = p.rollout(CLIPS, group=4, seed=2)
+    relaxed = p.relax(made, torch.arange(12), tau=0.7, hard=True, seed=5, with_kl=True)
+    ids, mask = made.state.ids, made.state.mask
+    assert torch.equal(relaxed.mask, mask & (ids < V)) and relaxed.soft.shape == (*ids.shape, V) == relaxed.logits.shape
+    assert torch.equal(relaxed.soft.argmax(-1)[relaxed.mask], ids[relaxed.mask])
+    assert set(relaxed.soft.detach().unique().tolist()) == {0.0, 1.0}
+    assert bool(made.finished.any()) and relaxed.stop_logits.shape == ids.shape
+    look = p.log_prob(made, torch.arange(12), with_kl=True)
+    torch.testing.assert_close(relaxed.kl, look.kl)
+    p.noise = "fresh"  # as published: another sequence than was sampled
+    other = p.relax(made, torch.arange(12), tau=0.7, hard=True, seed=5)
+    assert not torch.equal(other.soft.argmax(-1)[relaxed.mask], ids[relaxed.mask]) and other.kl is None
+
+
+@pytest.mark.parametrize("noise", ["given", "fresh"])
+@pytest.mark.parametrize("mode", ["teacher", "free"])
+def test_a_rows_relaxation_is_its_own(mode: str, noise: str) -> None:
+    p = policy(diffro=DiffRO(mode=mode), sampling=Sampling(max_new_tokens=12))
+    p.noise = noise
+    made = p.rollout(CLIPS, group=2, seed=2)
+    whole = p.relax(made, torch.arange(6), tau=1.0, hard=False, seed=5)
+    for rows in ([0], [3, 5], [4, 1]):
+        part = p.relax(made, torch.tensor(rows), tau=1.0, hard=False, seed=5)
+        width = part.soft.shape[1]
+        wanted = (whole.soft * whole.mask[..., None])[rows, :width]
+        torch.testing.assert_close(part.soft * part.mask[..., None], wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(whole.soft, p.relax(made, torch.arange(6), tau=1.0, hard=False, seed=6).soft)
+
+
+@pytest.mark.parametrize("mode", ["teacher", "free"])
+def test_the_relaxed_gradient_is_that_of_finite_differences(mode: str) -> None:
+    p = policy(lora=None, diffro=DiffRO(mode=mode), sampling=Sampling(max_new_tokens=5))
+    p.noise = "fresh"  # given noise moves with the weights, and its gradient is by design not taken
+    p.model.double()
+    made, rows = p.rollout(CLIPS, group=2, seed=2), torch.arange(6)
+    taste = torch.randn(V, generator=torch.Generator().manual_seed(0))
+    weight = p.model.net.lm_head.weight
+
+    def reward() -> Tensor:
+        relaxed = p.relax(made, rows, tau=0.9, hard=False, seed=5)
+        return ((relaxed.soft @ taste).square() * relaxed.mask).sum()
+
+    (found,) = torch.autograd.grad(reward(), weight)
+    way = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double()
+    step, sides = 1e-3, []
+    with torch.no_grad():
+        for sign in (1, -1):
+            weight += sign * step * way
+            sides.append(float(reward()))
+            weight -= sign * step * way
+    assert float((found * way).sum()) == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=2e-2)
+
+
+def test_free_running_rows_end_where_their_stop_wins() -> None:
+    p = policy(diffro=DiffRO(mode="free"), sampling=Sampling(max_new_tokens=30))
+    made = p.rollout(CLIPS, group=4, seed=2)
+    relaxed = p.relax(made, torch.arange(12), tau=1.0, hard=True, seed=5)
+    lengths = relaxed.mask.sum(1)
+    assert torch.equal(relaxed.mask, torch.arange(relaxed.mask.shape[1]) < lengths[:, None]) and len(set(lengths.tolist())) > 2
+    head = p.model.net.model.layers[0].self_attn.q_proj
+    relaxed.soft[:, -1].square().sum().backward()
+    assert any(x.grad is not None and float(x.grad.abs().max()) > 0 for x in head.parameters())
+
+
+# -- the control -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_supervised_loss_is_the_recordings_cross_entropy_and_falls() -> None:
+    p = policy(lora=None, policy_weight=0.0, supervised_weight=1.0)
+    assert isinstance(p, SupervisedPolicy)
+    with torch.no_grad():
+        each = [float(p.supervised([c])) for c in CLIPS]
+        assert float(p.supervised([*CLIPS, clip("x", None)])) == pytest.approx(sum(each) / 4, rel=1e-5)
+        assert float(p.supervised([clip("x", None)])) == 0.0
+    ids = torch.tensor([[5, 6, 7, V]])
+    logp = p.model.logits(p.model.read([p.task.line(CLIPS[0], p.model)]), [0], ids, ids > -1).log_softmax(-1)
+    assert each[0] == pytest.approx(-float(logp.detach()[0].gather(-1, ids[0][:, None]).mean()), rel=1e-4)
+    algo = algorithm(p, 0.01)
+    losses = [algo.update(algo.collect(CLIPS, SHORT, seed=s), lr=0.01)["supervised_loss"] for s in range(15)]
+    assert losses[-1] < 0.7 * losses[0] and p.model.codec.encoded == 3

@@ -1,0 +1,150 @@
+"""Training a codec language model: batches, prompts of the same speaker, one loss; a small run learns to speak, and a stage resumes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlspeech.config import CodecModel, Pretrain, Sampling
+from rlspeech.data.audio import save_audio
+from rlspeech.data.batches import Clip
+from rlspeech.models.codec import save_codec
+from rlspeech.models.codec_net import CodecNet
+from rlspeech.tasks.tts import Tts, longest, named
+from rlspeech.types import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from tiny_codec_lms import RATE, SMALL, V, speech, tiny  # noqa: E402
+
+WORDS = {"one": [4, 4, 8], "two": [12, 16], "three": [20, 6, 20, 6]}
+
+
+def said(text: str) -> list[int]:
+    return [i for word in text.split() for i in WORDS[word]]
+
+
+def clip(key: str, text: str | None, **columns: Any) -> Clip:
+    wav = speech(said(text or ""))
+    return Clip(key, wav, wav, RATE, text, columns)
+
+
+TEXTS = ["one two", "three", "two one three", "one one", "three two", "two"]
+
+
+class Silent:
+    def score(self, samples: Any) -> dict[str, Any]:
+        return {}
+
+
+def test_a_batch_is_codes_with_a_stop() -> None:
+    lm, task = tiny(), Tts()
+    batch = task.collate([clip("a", "one two"), clip("b", "three"), clip("c", "")], lm, train=False)
+    assert batch.ids.tolist() == [[4, 4, 8, 12, 16, V], [20, 6, 20, 6, V, V], [V] * 6] and batch.mask.sum(1).tolist() == [6, 5, 1]
+    assert batch.seen is batch.ids and [x.text for x in batch.lines] == ["one two", "three", ""]
+    task.collate([clip("a", "one two")], lm)
+    assert lm.codec.encoded == 2  # once a recording; silence not at all
+    with pytest.raises(UserError, match="d has no text"):
+        task.collate([clip("d", None)], lm)
+
+
+def test_what_the_model_sees_is_wrong_now_and_then_but_never_what_it_is_told() -> None:
+    lm, task = tiny(), Tts()
+    clips = [clip(f"{i}", "three three three three") for i in range(40)]
+    torch.manual_seed(0)
+    batch = task.collate(clips, lm)
+    wrong = (batch.seen != batch.ids)[batch.mask]
+    assert 0.01 < float(wrong.float().mean()) < 0.1 and torch.equal(batch.seen == V, batch.ids == V)
+
+
+def test_training_rows_get_another_recording_of_the_speaker(tmp_path: Path) -> None:
+    rows = []
+    for i, (speaker, text) in enumerate([("x", "one"), ("x", "two"), ("x", "three " * 9), ("y", "three")]):
+        save_audio(tmp_path / f"{i}.wav", speech(said(text)), RATE)
+        rows.append({"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": 0.04 * len(said(text)), "sample_rate": RATE, "text": text,
+                     "speaker_id": speaker})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    task, lm = Tts(), tiny()
+    save_codec(tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={})
+    task.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts=SMALL.model_copy(update={"codec": str(tmp_path / "codec")})))
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(30):
+        for c, line in zip(["x", "y"], task.collate([clip("u0", "one", speaker_id="x"), clip("u3", "three", speaker_id="y")], lm).lines,
+                           strict=True):
+            seen.add((c, line.prompt_text, None if line.prompt is None else tuple(line.prompt.tolist())))
+    assert seen == {("x", None, None), ("x", "two", (12, 16)), ("y", None, None)}  # never itself, never one that is too long
+
+
+def test_a_small_run_learns_to_speak_and_to_stop(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lm, task, cfg = tiny(dim=32, ff=64), Tts(), Pretrain(task="tts", tts=SMALL)
+    for p in lm.net.parameters():
+        p.data /= 3.0
+    clips = [clip(f"{i}", text) for i, text in enumerate(TEXTS)]
+    before = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 0, Silent())
+    optimizer = torch.optim.AdamW(lm.parameters(), 1e-2)
+    for _ in range(70):
+        parts = task.pretrain_loss(lm, task.collate(clips, lm), cfg)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+    after = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 70, Silent())
+    assert after["nll"] < 0.3 < 2.0 < before["nll"] and after["stopped"] == 1.0 and after["length_ratio"] == pytest.approx(1.0, abs=0.2)
+    right = [s.tokens.tolist() == said(s.text or "") for s in task.say(lm, clips, sampling=Sampling(temperature=0.2))]
+    assert sum(right) >= 5, right
+    assert len(list((tmp_path / "samples" / "step_000070").glob("*.flac"))) == 4
+
+
+def test_what_is_said_hangs_on_key_and_seed_alone() -> None:
+    lm, task = tiny(), Tts()
+    clips = [clip(f"{i}", text) for i, text in enumerate([*TEXTS, "", "one two three " * 3])]
+    whole = {s.key: s.tokens.tolist() for s in task.say(lm, clips, seed=1, wavs=False)}
+    for part in (clips[3:4], clips[::-1]):
+        for s in task.say(lm, part, seed=1, wavs=False):
+            assert s.tokens.tolist() == whole[s.key] and len(s.wav) == 0
+    other = {s.key: s.tokens.tolist() for s in task.say(lm, clips, seed=2, wavs=False)}
+    assert other != whole
+    assert longest("x" * 1000, lm, Sampling()) == int(4 / 0.04) + 1 and longest(None, lm, Sampling()) == 51
+    assert longest("abc", lm, Sampling(max_new_tokens=7)) == 7
+    assert named("a/b c\n") == "a_b_c_"
+
+
+def test_settings_beside_init(tmp_path: Path) -> None:
+    task = Tts()
+    lm = tiny()
+    row = {"id": "a", "audio_filepath": "a.wav", "duration": 1.0, "sample_rate": RATE, "text": "one"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    task.save(tmp_path / "lm", lm, facts={})
+    given = {"task": "tts", "init": str(tmp_path / "lm"), "data": str(tmp_path / "m.jsonl")}
+    again = task.build(Pretrain(**given, tts={"max_s": 2.5, "dim": 16}))
+    assert again.max_s == again.layout.max_s == 2.5 and again.layout.prompt_s == 1.0
+    with pytest.raises(UserError, match="another dim"):
+        task.build(Pretrain(**given, tts={"dim": 32}))
+
+
+def test_the_stage_trains_saves_and_goes_on(tmp_path: Path) -> None:
+    from rlspeech.stages.pretrain import run
+
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    save_codec(tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={})
+    rows = []
+    for i in range(12):
+        save_audio(tmp_path / f"{i}.wav", 0.1 * rng.standard_normal(4000 + 400 * i).astype(np.float32), RATE)
+        rows.append({"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": (4000 + 400 * i) / RATE, "sample_rate": RATE,
+                     "text": TEXTS[i % 6], "speaker_id": f"s{i % 3}"})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    cfg = {"task": "tts", "data": str(tmp_path / "m.jsonl"), "out": str(tmp_path / "run"), "batch": 4, "valid_items": 2, "valid_every": 2,
+           "save_every": 2, "device": "cpu", "tts": {**SMALL.model_dump(), "codec": str(tmp_path / "codec")}}
+    made = run(Pretrain(**cfg, steps=4, max_minutes=1e-6))
+    again = run(Pretrain(**cfg, steps=4))
+    assert made["step"] == 1 and again["step"] == 4 and np.isfinite(again["nll"])
+    lm, about = Tts().load(again["run"])
+    assert lm.codec.size == lm.size == 6 and about["facts"]["steps"] == 4
