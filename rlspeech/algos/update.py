@@ -32,6 +32,7 @@ from rlspeech.types import Policy, Rollout, Score, SupervisedPolicy, UserError
 __all__ = ["Average", "Experience", "JointScorer", "PolicyUpdate", "rows_of"]
 
 RATIO_TOLERANCE = 1e-3
+UNSEEN = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "clipped_negative", "kl")  # where no part had anything to learn
 WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
 ROUND = 1_000_003  # between the seeds of a collection's further draws
 Further = Callable[[int], list[Any]]
@@ -255,7 +256,7 @@ class PolicyUpdate(ABC):
             stats.append({**made.stats, "log_ratio_std": made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0})
         if not stats:
             grads.total = torch.zeros_like(torch.cat([p.detach().flatten() for p in self.policy.parameters()]))
-            return grads, {"log_ratio_std": 0.0}
+            return grads, {**dict.fromkeys(UNSEEN, float("nan")), "log_ratio_std": 0.0}
         merged = {k: float(np.average([s[k] for s in stats], weights=sizes)) for k in stats[0] if k != "rows"}
         return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
 

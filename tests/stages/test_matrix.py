@@ -34,7 +34,8 @@ OWN: dict[str, dict[str, Any]] = {
     "flowse": {**SOUND, "explore": Exploration(nfe=(2, 2), bands=2), "diffro": DiffRO(smooth=2, last_steps=2)},
     "avse": {**SOUND, "diffro": DiffRO(smooth=2), "supervised_weight": 0.0},
     "asr": {"sampling": Sampling(max_new_tokens=3), "truncated": "keep", "guards": [GuardSpec(name="asr_wer")]},
-    "tts": {"rewards": [RewardSpec(name="tts_duration", scale="none")], "guards": [GuardSpec(name="tts_stopped")], "truncated": "keep"}}
+    "tts": {"rewards": [RewardSpec(name="tts_token_diversity", scale="none")], "guards": [GuardSpec(name="tts_stopped")],
+            "truncated": "keep", "group": 3}}  # of two rollouts each is as far from the other
 
 
 @pytest.fixture(scope="module")
