@@ -24,7 +24,7 @@ demo: $(STAMP)  ## the main job from audio to verdict on two cores, about 10 min
 demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward, from audio to verdict, 7 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-avse.sh
 
-demo-asr: $(STAMP)  ## recognition, GRPO with rule rewards, from audio to verdict, 5 minutes on two cores
+demo-asr: $(STAMP)  ## recognition, GRPO with rule rewards, from audio to verdict, 4 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-asr.sh
 
 test: export OMP_NUM_THREADS := 1

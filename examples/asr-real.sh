@@ -2,18 +2,18 @@
 # GRPO with rule rewards on real and synthesised speech: R1, R1+R2, R1+R2+R3, random data (D0) against chosen data (D1-D3), and SFT for
 # the same number of steps as the control; on speakers, noises and texts that nothing was trained on.
 #   DATA   folder with manifest.jsonl, manifest_digits.jsonl, speech/ and noise/;  OUT  where everything goes (default runs/asr-real)
-#   MODEL  the recogniser to start from (default embedded);  SEEDS  of the main arms (default "0 1 2");  STEPS  default 80
+#   MODEL  the recogniser to start from (default embedded);  SEEDS  of the main arms (default "0 1 2");  STEPS  default 50, the long arms 120
 #   MATERIAL  what asr_material.py wrote, to use it again
 #   TINY=1 a few steps of everything, for tests.  Needs the program flite and the Python package pocketsphinx (the second recogniser).
 # Read sentences are left out: the embedded recogniser does not know their words. `read` shows what it makes of them.
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl, manifest_digits.jsonl and noise/}}
-out=${OUT:-runs/asr-real}; model=${MODEL:-embedded}; steps=${STEPS:-80}; material=${MATERIAL:-$out/material}
+out=${OUT:-runs/asr-real}; model=${MODEL:-embedded}; steps=${STEPS:-50} more=120; material=${MATERIAL:-$out/material}
 here=$(cd "$(dirname "$0")" && pwd)
 most=110; real=150; tempting=40; rows=500; test_most=40; test_real=60; test_tempting=16; test_long=40; size=()
 few=(); eval_few=(); seeds=${SEEDS:-0 1 2}
 if [ -n "${TINY:-}" ]; then
-  most=3 real=3 tempting=2 rows=12 test_most=1 test_real=1 test_tempting=1 test_long=2 steps=2 seeds=0 size=(--spoken 20 --strings 20)
+  most=3 real=3 tempting=2 rows=12 test_most=1 test_real=1 test_tempting=1 test_long=2 steps=2 more=3 seeds=0 size=(--spoken 20 --strings 20)
   few=(--set valid_items=3 --set prompts_per_step=2 --set group=2 --set save_every=2 --set valid_every=2); eval_few=(--set limit=8)
 fi
 sets() { python "$here/asr_sets.py" "$@"; }
@@ -40,8 +40,8 @@ rlspeech prepare join "$out/valid/noisy/manifest.jsonl:condition=noisy" "$out/va
 
 tune() { # NAME SET SEED OPTIONS...
   local name=$1 set=$2 seed=$3; shift 3
-  rlspeech rl --preset asr-demo-rl --model "$model" --data "$out/rl/$set.jsonl" --valid "$out/valid/all" --set steps="$steps" --set valid_every=40 \
-    --set save_every=40 --set valid_items=60 --seed "$seed" --out "$out/$name" "$@" "${few[@]}"
+  rlspeech rl --preset asr-demo-rl --model "$model" --data "$out/rl/$set.jsonl" --valid "$out/valid/all" --set steps="$steps" --set valid_every=25 \
+    --set save_every=25 --set valid_items=60 --seed "$seed" --out "$out/$name" "$@" "${few[@]}"
 }
 models=(--model "base=$model")
 for seed in $seeds; do
@@ -55,7 +55,9 @@ tune r1-d123 d123 0 --config "$out/r1.yaml"
 tune r12-d123 d123 0 --config "$out/r12.yaml"
 tune r123-d0 d0 0
 tune sft-d0 d0 0 --set policy_weight=0 --set supervised_weight=1
-models+=(--model "r1=$out/r1-d123" --model "r12=$out/r12-d123" --model "d0=$out/r123-d0" --model "sft-d0=$out/sft-d0")
+tune long-d123 d123 0 --set steps="$more" --set valid_every=60 --set save_every=60
+tune sft-long d123 0 --set policy_weight=0 --set supervised_weight=1 --set steps="$more" --set valid_every=60 --set save_every=60
+models+=(--model "long=$out/long-d123" --model "sftlong=$out/sft-long" --model "r1=$out/r1-d123" --model "r12=$out/r12-d123" --model "d0=$out/r123-d0" --model "sft-d0=$out/sft-d0")
 rlspeech eval --task asr --data "$out/test/all" "${models[@]}" --baseline base --out "$out/eval" "${eval_few[@]}"
-rlspeech eval --task asr --data "$out/test/all" "${models[@]}" --baseline sft-0 --out "$out/eval-sft" "${eval_few[@]}"
-echo "the tables are in $out/eval and, against the control, in $out/eval-sft"
+for against in base sft sftlong; do python "$here/asr_seeds.py" "$out/eval" --baseline "$against"; done
+echo "the report is $out/eval/report.html"
