@@ -3,7 +3,7 @@
 #   DATA  folder with manifest.jsonl, manifest_digits.jsonl, speech/ and noise/;  OUT  where runs go (default runs/embedded-asr)
 #   TINY=1  a few steps of everything, for tests.  Needs the program flite.
 # First the ear alone (CTC on the encoder, half the time a step), then ear and language model together, then a little of long speech and of
-# sound in which nothing is said (5 % of the rows), without which an empty transcript has no probability that rewards could raise.
+# sound in which nothing is said (1.5 % of the rows), without which an empty transcript has no probability that rewards could raise.
 # An hour and a half on one core. The shipped weights: 1500 steps of both, 1500 of the ear, 1941 of both, 300 with long and empty rows; the
 # first stretch brought the language model its grammar and the ear very little, so that here the ear goes first.
 set -euo pipefail

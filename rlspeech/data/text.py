@@ -12,15 +12,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from rlspeech.data.functions import load_function
 from rlspeech.types import UserError
 
-__all__ = ["NORMALISERS", "Alignment", "Normaliser", "Op", "Tally", "align", "characters", "get_normaliser", "normalise_basic",
-           "script_of", "units", "written_in_characters"]
+__all__ = ["NORMALISERS", "Alignment", "Normaliser", "Op", "Tally", "align", "characters", "corpus_rate", "get_normaliser",
+           "normalise_basic", "script_of", "units", "written_in_characters"]
 
 Normaliser = Callable[[str], str]
 Op = tuple[str, int, int, int, int]  # tag, reference[start:end], hypothesis[start:end]
@@ -239,3 +239,12 @@ class Tally:
         per = float("nan") if not self.reference else 1.0 / self.reference
         return {"rate": self.errors * per, "substitutions": self.substitutions * per, "deletions": self.deletions * per,
                 "insertions": self.insertions * per, "exact": self.exact / self.texts if self.texts else float("nan")}
+
+
+def corpus_rate(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> float:
+    """Errors over reference units of (reference, hypothesis, language); texts whose reference is empty are left out; nan without any."""
+    normalise, tally = get_normaliser(normaliser), Tally()
+    for reference, hypothesis, language in texts:
+        if wanted := units(normalise(reference), language):
+            tally.add(align(wanted, units(normalise(hypothesis), language)))
+    return tally.rates()["rate"]

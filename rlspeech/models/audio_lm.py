@@ -18,7 +18,7 @@ from rlspeech.models.audio_model import AudioLM, Heard
 from rlspeech.models.hub import resolve
 from rlspeech.types import UserError
 
-__all__ = ["AudioLM", "Drawn", "Heard", "load_audio_lm", "save_audio_lm"]
+__all__ = ["AudioLM", "Drawn", "Heard", "load_audio_lm", "save_audio_lm", "write_net"]
 
 ABOUT = "rlspeech.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -157,6 +157,25 @@ def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], weight
         weights: other weights under the names of ``model.state_dict()``: an average, or adapters folded in.
         half: store fp16, half the size, for shipping; it is computed in single precision all the same.
     """
+    write_net(folder, model, weights, half)
+    if model.source is None:
+        for part in (model.processor, model.extractor, model.tokenizer):
+            if part is not None:
+                part.save_pretrained(folder)
+    about = {"task": "asr", "model_type": model.model_type, "sample_rate": model.sample_rate, "max_s": model.max_s, "facts": facts}
+    (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n")
+    (folder / "README.md").write_text(_card(about, sum(p.numel() for p in model.net.parameters())))
+
+
+def write_net(folder: Path, model: Any, weights: dict[str, Tensor] | None, half: bool) -> None:
+    """A language model's part of a checkpoint folder: config, weights, and the files that lay beside them where it came from.
+
+    Args:
+        folder: where to; made where it is missing.
+        model: with ``net`` (a transformers model) and ``source`` (the folder that it was loaded from, or None).
+        weights: under the names of ``model.state_dict()``, or None for its own.
+        half: store fp16, to be computed in single precision.
+    """
     state = {k.removeprefix("net."): v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
@@ -172,13 +191,6 @@ def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], weight
         for file in model.source.iterdir():  # as the publisher wrote them: not every class that reads them is usable everywhere
             if file.is_file() and file.suffix not in WEIGHTS and file.name not in OWN:
                 shutil.copyfile(file, folder / file.name)
-    elif model.source is None:
-        for part in (model.processor, model.extractor, model.tokenizer):
-            if part is not None:
-                part.save_pretrained(folder)
-    about = {"task": "asr", "model_type": model.model_type, "sample_rate": model.sample_rate, "max_s": model.max_s, "facts": facts}
-    (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n")
-    (folder / "README.md").write_text(_card(about, sum(p.numel() for p in model.net.parameters())))
 
 
 def _card(about: dict[str, Any], parameters: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from torch import Tensor
 from rlspeech.config import CodecLMModel
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.audio_draw import Drawn
-from rlspeech.models.audio_lm import ABOUT, DTYPES, OWN, WEIGHTS, fold_adapter, quietly
+from rlspeech.models.audio_lm import ABOUT, DTYPES, fold_adapter, quietly, write_net
 from rlspeech.models.codec import Codec, load_codec
 from rlspeech.models.codec_layout import SPEECH, STOP, TEXT, Layout, layout_of
 from rlspeech.models.codec_model import CodecLM, Line, Prompts
@@ -151,22 +150,8 @@ def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], weight
         weights: other weights under the names of ``model.state_dict()``: an average, or adapters folded in.
         half: store fp16, half the size, for shipping; it is computed in single precision all the same.
     """
-    state = {k.removeprefix("net."): v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
-    if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with quietly():
-        model.net.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # transformers leaves it to its owner alone
-    if half:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    if model.source is not None and model.source.resolve() != folder.resolve():
-        for file in model.source.iterdir():
-            if file.is_file() and file.suffix not in WEIGHTS and file.name not in OWN:
-                shutil.copyfile(file, folder / file.name)
-    else:
+    write_net(folder, model, weights, half)
+    if model.source is None or model.source.resolve() == folder.resolve():
         model.tokenizer.save_pretrained(folder)
     about = {"task": TASK, "model_type": model.model_type, "layout": model.layout.as_dict(),
              "model": None if model.cfg is None else model.cfg.model_dump(), "facts": facts}

@@ -24,9 +24,6 @@ from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task, channels_of
 from rlspeech.types import UserError
 
-TRANSCRIBED = frozenset({"asr", "token-reward", "tts"})  # tasks whose rows are a recording and its text: no target, and nothing is cut
-HEARD = frozenset({"codec"})  # tasks whose rows are a recording alone: no target, no text
-
 
 def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
     """Train to ``config.steps`` or ``config.max_minutes``; the run folder's checkpoints hold the averaged weights.
@@ -158,6 +155,11 @@ class Trainer:
         self.folder.save_checkpoint(self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state)
 
 
+def transcribed(task: Any) -> bool:
+    """True for a task whose rows are a recording and its text: they have no target, and nothing of them is cut off."""
+    return "text" in task.required
+
+
 def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int, mixing: Any = None, task: str = "flowse",
             channels: int = 1, max_s: float | None = None) -> tuple[ClipSource, list[Clip]]:
     """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
@@ -177,8 +179,7 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
     Returns:
         the source to train on, and up to ``valid_items`` whole clips that it does not contain.
     """
-    words = task in TRANSCRIBED
-    alone = words or task in HEARD
+    words, alone = transcribed(get_task(task)), "target_filepath" not in get_task(task).required
     if data is None and alone:
         from rlspeech.corpora.demo_commands import demo_commands, demo_commands_clean
 
@@ -213,7 +214,7 @@ def _usable(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
 
 
 def _clip_s(train: ClipSource, config: Pretrain) -> float:
-    if config.task in TRANSCRIBED:
+    if transcribed(get_task(config.task)):
         return 0.0
     mixing = config.mixing or getattr(getattr(train, "mixtures", None), "mixing", None)
     return mixing.clip_s if mixing is not None else 2.0

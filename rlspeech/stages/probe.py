@@ -22,7 +22,7 @@ from rlspeech.engine import Engine
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import write_text
-from rlspeech.stages.pretrain import TRANSCRIBED, data_of
+from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl import make_scorer, seen
 from rlspeech.stages.rl_rules import complete, load_options
 from rlspeech.tasks import get_task
@@ -66,7 +66,7 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     adapted = Adapted(model, config.lora)
     train, _ = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, task=config.task,
                        channels=channels_of(task, model), max_s=getattr(model, "max_s", None))
-    clip_s = 0.0 if config.task in TRANSCRIBED else config.clip_s
+    clip_s = 0.0 if transcribed(task) else config.clip_s
     settings = candidates(config)
     rows: list[dict[str, Any]] = []
     total = len(settings) * config.probe_batches

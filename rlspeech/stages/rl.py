@@ -29,7 +29,7 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
-from rlspeech.stages.pretrain import TRANSCRIBED, data_of
+from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl_rules import climbing, complete, composed, describe, load_options, soft_of, word_errors
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
@@ -122,7 +122,7 @@ class Session:
     def prompts(self, seed: int, start: int) -> Iterator[Drawn]:
         """Endless prompts from a cursor on."""
         cfg, engine = self.config, self.engine
-        clip_s = 0.0 if cfg.task in TRANSCRIBED else cfg.clip_s
+        clip_s = 0.0 if transcribed(self.task) else cfg.clip_s
         return batches(self.train, cfg.prompts_per_step, clip_s, seed=seed, start=start, rank=engine.rank, world=engine.world)
 
     def draw(self) -> list[Clip]:
@@ -257,7 +257,7 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     engine.say(f"rewards {rewards}; watched {watched}")
     if "diffro" in config.algo:
         engine.say(climbing(config))
-    if config.task in TRANSCRIBED:
+    if transcribed(session.task):
         cut = ", truncated: what is trained is not what samples" if config.sampling.top_p < 1 or config.sampling.top_k else ""
         engine.say(f"tokens are sampled at temperature {config.sampling.temperature:g}{cut}; "
                    f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}")

@@ -165,16 +165,7 @@ def describe(experience: Experience) -> dict[str, Any]:
 
 def word_errors(samples: Sequence[Sample], normaliser: str = "basic-2") -> float:
     """Errors over words (characters where the language has no spaces) of all texts in which something is said; nan where nothing is."""
-    from rlspeech.data.text import align, get_normaliser, units
+    from rlspeech.data.text import corpus_rate
 
-    normalise, errors, words = get_normaliser(normaliser), 0, 0
-    for s in samples:
-        if s.text is None or s.hypothesis is None:
-            continue
-        language = s.columns.get("language")
-        reference = units(normalise(s.text), language)
-        if not reference:
-            continue
-        made = align(reference, units(normalise(s.hypothesis), language))
-        errors, words = errors + made.substitutions + made.deletions + made.insertions, words + len(reference)
-    return errors / words if words else math.nan
+    known = [(s.text, s.hypothesis, s.columns.get("language")) for s in samples if s.text is not None and s.hypothesis is not None]
+    return corpus_rate(known, normaliser)

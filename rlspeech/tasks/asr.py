@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlspeech.config import PPO, RL, Augment, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.data.text import get_normaliser
+from rlspeech.data.text import corpus_rate, get_normaliser
 from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser
 from rlspeech.types import Sample, UserError
 
@@ -185,15 +185,11 @@ def keep(folder: Path, samples: Sequence[Sample]) -> None:
 
 def rates(samples: Sequence[Sample]) -> dict[str, float]:
     """Corpus word error rate, of all and of each ``kind`` that the rows name."""
-    import jiwer
-
-    normalise = get_normaliser(TEXT)
-    groups: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, list[tuple[str, str, str | None]]] = {}
     for s in samples:
-        pair = normalise(s.text or ""), normalise(s.hypothesis or "")
-        for name in ["wer", *([f"wer/{s.columns['kind']}"] if "kind" in s.columns else [])] if pair[0] else []:
-            groups.setdefault(name, []).append(pair)
-    return {name: float(jiwer.wer([r for r, _ in pairs], [h for _, h in pairs])) for name, pairs in groups.items()}
+        for name in ["wer", *([f"wer/{s.columns['kind']}"] if "kind" in s.columns else [])] if s.text else []:
+            groups.setdefault(name, []).append((s.text or "", s.hypothesis or "", s.columns.get("language")))
+    return {name: corpus_rate(texts, TEXT) for name, texts in groups.items()}
 
 
 def augmented(wav: Tensor, how: Augment) -> Tensor:
