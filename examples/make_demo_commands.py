@@ -14,6 +14,7 @@ from pathlib import Path
 import soundfile as sf
 from asr_texts import KEYWORDS, command, digits, grid
 
+from rlspeech.corpora.voices import with_prompts
 from rlspeech.data.audio import resample, to_level
 from rlspeech.data.manifest import write_manifest
 from rlspeech.types import Utterance
@@ -50,7 +51,7 @@ def main() -> None:
             keywords = [k for k in KEYWORDS if f" {k} " in f" {text} "]
             rows.append(Utterance(name, str(path), sf.info(path).frames / RATE, RATE, text=text, speaker_id=f"flite-{voice}", language="en",
                                   extra={"kind": kind, "keywords": keywords}))
-        write_manifest(out / f"{part}.jsonl", rows)
+        write_manifest(out / f"{part}.jsonl", with_prompts(rows, 0.8, 3.0))  # whose voice, for the task tts
         print(part, len(rows), "utterances", round(sum(u.duration for u in rows)), "s")
 
 

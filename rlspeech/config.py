@@ -80,6 +80,8 @@ class Pretrain(Strict):
     token_reward: TokenRewardModel = TokenRewardModel()
     augment: Augment = Augment()
     ctc_weight: float = Field(0.3, ge=0, le=1, description="asr: share of a CTC loss on the encoder, which teaches it where the words are; the head is not kept")
+    content_weight: float = Field(0.0, ge=0, description="codec: of what content_ear's encoder tells apart in original and copy (1 - cosine), beside the spectra")
+    content_ear: str = Field("embedded", description="codec: the frozen recogniser of content_weight: 'embedded' or a run folder of pretrain --task asr")
     video: Video = Field("right", description="avse: shuffled trains the control on another utterance's video, none without video")
     mixing: Mixing | None = Field(None, description="overrides the recipe's own mixing")
     steps: int = Field(2000, ge=1)

@@ -148,9 +148,9 @@ def _uncut(config: Evaluate, utts: Sequence[Utterance]) -> list[str]:
 
 def _utterances(config: Evaluate) -> list[Utterance]:
     if config.data is None and config.task in ("asr", "tts"):
-        from rlspeech.corpora.demo_commands import demo_commands
+        from rlspeech.corpora.demo_commands import demo_commands, demo_commands_clean
 
-        path = demo_commands("test")
+        path = demo_commands("test") if config.task == "asr" else demo_commands_clean("test")
     elif config.data is None:
         from rlspeech.corpora.demo import demo_test
 

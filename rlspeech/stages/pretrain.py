@@ -183,7 +183,7 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
     if data is None and alone:
         from rlspeech.corpora.demo_commands import demo_commands, demo_commands_clean
 
-        speech = demo_commands if words else demo_commands_clean
+        speech = demo_commands if task == "asr" else demo_commands_clean  # a voice to learn has no noise
         data, valid = str(speech("train")), valid or str(speech("valid"))
     elif data is None:
         from rlspeech.corpora.demo import demo_recipe, demo_valid

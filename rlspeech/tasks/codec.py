@@ -1,7 +1,9 @@
 """Teaching the embedded codec: recordings of speech become pairs of a stretch to code and another stretch that lends its voice.
 
 The waveform that the decoder makes at the true pitch is compared with the original in log-mel spectra of several resolutions; pitch
-and voicing are learned beside it. Nothing is compared sample by sample: phases are not in the tokens, and noise is drawn anew.
+and voicing are learned beside it. Nothing is compared sample by sample: phases are not in the tokens, and noise is drawn anew. With
+``content_weight`` a frozen recogniser's encoder compares them too: 250 bit/s cannot carry every spectrum, and what words hang on is a
+small part of it (the tokenizer of CosyVoice, arXiv 2407.05407, is taught by a recogniser altogether).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from rlspeech.models.codec import EmbeddedCodec, save_codec
 from rlspeech.models.codec_net import LEVEL_DBFS, PITCH_HZ, CodecNet
 from rlspeech.models.frontend import mel_filters
 from rlspeech.models.hub import load_model
+from rlspeech.models.recogniser import Recogniser, load_recogniser
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import set_anew
 from rlspeech.types import Sample
@@ -114,8 +117,11 @@ class CodecTask:
         alike = correlation(codes)
         loss = spectra + PITCH_WEIGHT * pitch + VOICED_WEIGHT * voiced + ALIKE_WEIGHT * alike
         used = torch.tensor(len(ids.unique()) / min(ids.numel(), model.quantise.size))
-        return {"loss": loss, "spectra": spectra.detach(), "pitch": pitch.detach(), "voiced": voiced.detach(), "alike": alike.detach(),
-                "used": used}
+        parts = {"spectra": spectra.detach(), "pitch": pitch.detach(), "voiced": voiced.detach(), "alike": alike.detach(), "used": used}
+        if config.content_weight:
+            content = content_loss(frozen_ear(config.content_ear, str(made.device)), made.float(), batch.wav)
+            loss, parts["content"] = loss + config.content_weight * content, content.detach()
+        return {"loss": loss, **parts}
 
     @torch.no_grad()
     def validate(self, model: CodecNet, clips: list[Clip], folder: Any, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
@@ -155,6 +161,20 @@ def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
             theirs = log_mel(truth)
         total = total + (log_mel(made) - theirs).abs().mean()
     return total / len(RESOLUTIONS)
+
+
+def content_loss(ear: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
+    """1 - cosine between what a recogniser's encoder makes of two batches of waveforms (B, T), a mean over its frames."""
+    features, real = ear.features([*made, *truth])
+    heard = ear.encode(features, real.to(features.device))
+    return (1 - F.cosine_similarity(heard[: len(made)], heard[len(made):].detach(), dim=-1)).mean()
+
+
+@lru_cache(maxsize=2)
+def frozen_ear(name: str, device: str) -> Recogniser:
+    """A recogniser whose weights take no gradient. Raises ``UserError``."""
+    ear = load_recogniser(name, device)[0].eval()
+    return ear.requires_grad_(False)
 
 
 def correlation(codes: Tensor) -> Tensor:

@@ -244,9 +244,9 @@ def labels_of(rows: Sequence[Utterance], levels: int) -> dict[str, list[str]]:
 def _rows(data: str | None) -> list[Utterance]:
     """The rows of a manifest, or of the clean speech of a recipe; of the embedded corpus where ``data`` is None."""
     if data is None:
-        from rlspeech.corpora.demo_commands import demo_commands
+        from rlspeech.corpora.demo_commands import demo_commands_clean
 
-        data = str(demo_commands("train"))
+        data = str(demo_commands_clean("train"))
     found = find_manifest(data)
     if found.suffix != ".json":
         return read_manifest(found)

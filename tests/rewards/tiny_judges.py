@@ -143,7 +143,11 @@ def serving(reply: Callable[[dict[str, Any]], Any]):
                 server.seen.append({"path": self.path, "method": self.command, "key": self.headers.get("Authorization"), "json": request,
                                     "time": time.monotonic()})
             try:
-                made = server.reply(request)
+                try:
+                    made = server.reply(request)
+                finally:  # before the answer leaves: whoever has it may ask again at once
+                    with server.lock:
+                        server.busy -= 1
                 status, body, headers = made if isinstance(made, tuple) else (200, made, {})
                 raw = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
@@ -153,9 +157,6 @@ def serving(reply: Callable[[dict[str, Any]], Any]):
                 self.wfile.write(raw)
             except (BrokenPipeError, ConnectionResetError):
                 pass
-            finally:
-                with server.lock:
-                    server.busy -= 1
 
         def log_message(self, *args: Any) -> None:
             pass

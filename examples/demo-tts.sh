@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Synthesis from texts to a verdict, on the embedded synthesiser: what `make demo-tts` runs.
+#   OUT=FOLDER  where everything goes (default runs/demo-tts); run it again and finished steps are not repeated
+#   TINY=1      a few steps of everything, for tests
+# The model knows digit strings and orders to devices; the listener is the embedded recogniser, which is in no reward here.
+set -euo pipefail
+out=${OUT:-runs/demo-tts}
+few=(); eval_few=(); [ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=3 --set prompts_per_step=2 --set group=2); eval_few=(--limit 6); }
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+say() { printf '\n== %s\n' "$1" >&2; }
+SECONDS=0
+
+say "1/4 speak: what the embedded synthesiser makes of a text, in the voice of a recording"
+rlspeech speak "turn on the light in the kitchen" --out "$out/spoken"
+
+say "2/4 the control: the same steps on the same texts with cross-entropy on recordings, no RL"
+rlspeech rl --preset tts-demo-rl --set policy_weight=0 --set supervised_weight=1 --algo grpo --out "$out/sft" "${few[@]}"
+
+say "3/4 rl: GRPO on every rollout, DiffRO on those above their group's mean"
+rlspeech rl --preset tts-demo-rl --out "$out/rl" "${few[@]}"
+
+say "4/4 eval: before, control and RL on texts and a voice that nothing has seen"
+rlspeech eval --task tts --model base=embedded --model "sft=$out/sft" --model "rl=$out/rl" --baseline base --out "$out/eval" "${eval_few[@]}"
+
+say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Look at and listen to: $out/eval/report.html"
