@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 
-.PHONY: help install demo demo-avse demo-asr test test-unit lint bench clean
+.PHONY: help install demo demo-avse demo-asr demo-tts pipelines test test-unit lint bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -26,6 +26,12 @@ demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward
 
 demo-asr: $(STAMP)  ## recognition, GRPO with rule rewards, from audio to verdict, 4 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-asr.sh
+
+demo-tts: $(STAMP)  ## synthesis, GRPO + DiffRO on a codec language model, from texts to verdict, NN minutes on two cores
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-tts.sh
+
+pipelines: $(STAMP)  ## one-liners with find, xargs, jq and sed, two minutes on two cores
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/pipelines.sh
 
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDATA=FOLDER)

@@ -6,9 +6,9 @@ unknown keys with the closest name. Descriptions below become the help text.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rlspeech.config_models import (
     AvseModel,
@@ -61,6 +61,8 @@ class Sampling(Strict):
 
 
 Video = Literal["right", "shuffled", "none"]  # shuffled: another utterance's, the control; none: hidden
+Trackers = Annotated[list[Literal["auto", "none", "tensorboard", "wandb"]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+TRACKERS = "who gets the curves besides metrics.jsonl: auto: TensorBoard where it is installed; wandb: Weights & Biases (WANDB_MODE=offline keeps it here); one or a list"
 
 
 class Pretrain(Strict):
@@ -100,6 +102,7 @@ class Pretrain(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = Field(0, ge=0, description="threads that load and mix audio ahead of the training step")
     max_minutes: float | None = Field(None, description="stop, validate and save after this long")
+    tracker: Trackers = Field(["auto"], description=TRACKERS)
 
 
 class RewardSpec(Strict):
@@ -165,7 +168,8 @@ class DiffRO(Strict):
     tau_end: float | None = Field(None, gt=0, description="at the last one, reached geometrically; null: the same (HPRO: 2 to 0.8)")
     hard: bool = Field(True, description="straight-through: the reward sees one-hot tokens, the gradient passes through the soft ones")
     mode: Literal["teacher", "free"] = Field("teacher", description="teacher: one pass over self-generated tokens; free: every step sees the relaxed ones before it")
-    on: Literal["positive", "nonnegative", "all"] = Field("positive", description="grpo+diffro: rollouts whose advantage is above 0, at least 0, or all (the unfiltered sum)")
+    noise: Literal["given", "fresh"] = Field("given", description="teacher: Gumbel noise drawn given the sampled tokens, so that the reward reads the rollout itself; fresh: drawn anew, as published: each token as if the ones before it were others (free: always fresh)")
+    on: Literal["positive", "nonnegative", "all"] = Field("positive", description="grpo+diffro: rollouts whose advantage is above 0, at least 0, or all, also those that never stopped or loop (the unfiltered sum); diffro alone has no advantages: positive and nonnegative take every rollout that stopped and does not loop, all takes every one")
     weight: float = Field(1.0, ge=0, description="grpo+diffro: of the differentiable reward's loss beside GRPO's")
     content_weight: float = Field(1.0, ge=0, description="of the text's log-posterior, a mean over its pieces")
     attribute_weights: dict[str, float] = Field(default_factory=dict, description="of further heads of the reward, by name (multi-task reward), e.g. sex: 0.1")
@@ -232,6 +236,7 @@ class RL(Strict):
     probe_batches: int = Field(16, ge=4, description="--probe: independent gradients per setting")
     probe_settings: list[Exploration] = Field(default_factory=list, description="--probe: explorations to compare; empty: the configured one, its neighbours and the published one")
     max_minutes: float | None = None
+    tracker: Trackers = Field(["auto"], description=TRACKERS)
 
 
 class Evaluate(Strict):
@@ -251,6 +256,7 @@ class Evaluate(Strict):
     sampling: Sampling = Field(Sampling(), description="asr: language, prompt and length; decoding is greedy; tts: how tokens are drawn")
     beams: int = Field(1, ge=1, description="asr: beams of the search; 1 is greedy")
     recogniser: str | None = Field(None, description="tts: who listens, best not the one of the reward: Hub id, folder, 'pocketsphinx'; none: embedded")
+    anchors: bool = Field(True, description="tts: also score the recordings themselves and their copies through the codec")
     by: str = Field("condition", description="asr, tts: manifest column whose values get tables of their own")
     limit: int | None = None
     batch: int = 8

@@ -232,7 +232,7 @@ class Watchdog:
             silent_s = time.monotonic() - self._last_s
             if silent_s > self.limit_s and not self._told:
                 self._told = True
-                log.warn(f"no progress for {silent_s / 60:.1f} minutes; what every thread is doing follows")
+                log.error(f"no progress for {silent_s / 60:.1f} minutes; what every thread is doing follows")
                 self._dump()
                 self.dumps += 1
 

@@ -6,30 +6,30 @@ processes only rank 0 speaks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+from rlspeech.bars import Bar, Wait
+from rlspeech.tables import draw
 
-__all__ = ["configure", "emit", "plain", "progress", "say", "table", "to_file", "warn"]
+__all__ = ["configure", "discard", "emit", "error", "plain", "progress", "say", "table", "to_file", "waiting", "warn"]
 
-quiet = False  # no say, no progress; warnings and results stay
+quiet = False  # nothing but errors, and data that was asked for (JSON, transcripts)
 json_mode = False  # stdout is one JSON object; tables move to stderr
+unread = False  # a table could not be shown: nobody reads stdout any more
 _file: TextIO | None = None
-_LINE_EVERY_S = 5.0
 
 
 def configure(*, quiet: bool = False, json_mode: bool = False) -> None:
     """Set the two switches for the process."""
-    globals().update(quiet=quiet, json_mode=json_mode)
+    globals().update(quiet=quiet, json_mode=json_mode, unread=False)
 
 
 def is_main() -> bool:
@@ -60,8 +60,13 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """One message that ``quiet`` does not silence."""
-    _write(f"warning: {message}", show=True, style="yellow")
+    """One message that something is not as it should be, though the work goes on."""
+    _write(f"warning: {message}", show=not quiet, style="yellow")
+
+
+def error(message: str) -> None:
+    """One message that nothing silences: what is wrong."""
+    _write(f"error: {message}", show=True, style="red")
 
 
 def _write(message: str, show: bool, style: str | None = None) -> None:
@@ -75,14 +80,27 @@ def _write(message: str, show: bool, style: str | None = None) -> None:
             to_file(None)
     if not show:
         return
-    if _Bar.active is not None and _Bar.active.rich is not None:  # above the live bar, not through it
-        _Bar.active.rich.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(message, file=sys.stderr, flush=True)
+    try:
+        if Bar.active is not None and Bar.active.rich is not None:  # above the live bar, not through it
+            Bar.active.rich.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(message, file=sys.stderr, flush=True)
+    except (BrokenPipeError, ValueError):  # nobody reads on (`2>&1 | head`): that must not stop a run
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still written to a stream nowhere: its reader is gone, and so that the interpreter does not stumble on it at its end."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # no file behind it
+        pass
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
-    """Print one table on stdout (on stderr with ``json_mode``). Numbers to the right, None as ``-``.
+    """Print one table on stdout (on stderr with ``json_mode``, nowhere with ``quiet``). Numbers to the right, None as ``-``.
 
     Args:
         title: above the table.
@@ -90,30 +108,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], not
         rows: cells; floats get three decimals, the rest ``str``.
         notes: lines under the table.
     """
-    if not is_main():
+    if not is_main() or quiet:
         return
-    cells = [[_cell(v) for v in row] for row in rows]
     stream = sys.stderr if json_mode else sys.stdout
-    if fancy(stream):
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        grid = Table(title=Text(title), title_justify="left")
-        for i, name in enumerate(columns):
-            grid.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
-        for row in cells:
-            grid.add_row(*(Text(c) for c in row))
-        Console(file=stream).print(grid)
-    else:
-        widths = [max([len(str(name)), *(len(row[i]) for row in cells)]) for i, name in enumerate(columns)]
-        print(title, file=stream)
-        for row in [list(columns), ["-" * w for w in widths], *cells]:
-            line = "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            print("  " + line.rstrip(), file=stream)
-    for note in notes:
-        print(f"  {note}", file=stream)
-    stream.flush()
+    try:
+        draw(title, columns, rows, notes, stream, fancy=fancy(stream))
+        stream.flush()
+    except BrokenPipeError:  # what the table tells is written down as well, or still has to be
+        discard(stream)
+        globals().update(unread=stream is sys.stdout)
 
 
 def emit(summary: dict[str, Any]) -> None:
@@ -139,94 +142,21 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-class _Bar:
-    """What ``progress`` returns; see there."""
-
-    active: _Bar | None = None
-
-    def __init__(self, total: int | None, desc: str, unit: str, start: int = 0) -> None:
-        self.total, self.desc, self.unit = total, desc, unit
-        self.start = self.done = start
-        self._said = -1
-        self.postfix = ""
-        self.rich: RichProgress | None = None
-        self._task: TaskID | None = None
-        self._outer: _Bar | None = None
-
-    def __enter__(self) -> _Bar:
-        self.start_s = self._last_s = time.monotonic()
-        self._last_tenth = 10 * self.start // self.total if self.total else 0
-        self._outer, _Bar.active = _Bar.active, self
-        nested = self._outer is not None and self._outer.rich is not None
-        if not quiet and is_main() and fancy() and not nested:  # rich allows one live display
-            from rich import progress as rp
-            from rich.console import Console
-
-            columns = (rp.TextColumn("{task.description}", markup=False), rp.BarColumn(), rp.MofNCompleteColumn(),
-                       rp.TextColumn("{task.fields[rate]}", markup=False), rp.TimeRemainingColumn(),
-                       rp.TextColumn("{task.fields[postfix]}", markup=False))
-            self.rich = rp.Progress(*columns, console=Console(stderr=True), transient=False)
-            self._task = self.rich.add_task(self.desc, total=self.total, completed=self.done, rate="", postfix="")
-            self.rich.start()
-        return self
-
-    def advance(self, n: int = 1, **postfix: Any) -> None:
-        """Count ``n`` further items; keyword arguments are shown behind the bar (``reward=0.41``)."""
-        self.done += n
-        if postfix:
-            self.postfix = " ".join(f"{k} {_cell(v)}" for k, v in postfix.items())
-        if self.rich is not None and self._task is not None:
-            self.rich.update(self._task, completed=self.done, rate=self._rate(), postfix=self.postfix)
-            return
-        now = time.monotonic()
-        tenth = 10 * self.done // self.total if self.total else 0
-        waited_s = now - self._last_s
-        if waited_s >= _LINE_EVERY_S or (tenth > self._last_tenth and waited_s >= 1.0):
-            self._last_s, self._last_tenth = now, tenth
-            self._line()
-            self._said = self.done
-
-    def _rate(self) -> str:
-        rate = (self.done - self.start) / max(time.monotonic() - self.start_s, 1e-9)
-        return f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
-
-    def _line(self) -> None:
-        elapsed_s = time.monotonic() - self.start_s
-        count = f"{self.done}/{self.total} ({100 * self.done // self.total} %)" if self.total else f"{self.done}"
-        parts = [f"{self.desc}: {count} {self.unit}", self._rate()]
-        if self.total and self.start < self.done < self.total:
-            parts.append(f"{_clock(elapsed_s * (self.total - self.done) / (self.done - self.start))} left")
-        else:
-            parts.append(f"{_clock(elapsed_s)} taken")
-        say(", ".join([*parts, *([self.postfix] if self.postfix else [])]))
-
-    def __exit__(self, *exc: object) -> None:
-        _Bar.active = self._outer
-        if self.rich is not None:
-            self.rich.stop()
-        elif self._said != self.done or not self.done:
-            self._line()
-
-
-def progress(total: int | None, desc: str = "working", unit: str = "items", start: int = 0) -> _Bar:
+def progress(total: int | None, desc: str = "working", unit: str = "items", start: int = 0, *, brief: bool = False) -> Bar:
     """A context manager that counts: a bar on a terminal, a line about every 5 s elsewhere, both on stderr.
 
     Args:
         total: items to come, or None where that is not known.
         desc: what is being done.
-        unit: what is counted.
+        unit: what is counted, in the plural.
         start: items that an earlier attempt has done; rate and estimate leave them out.
+        brief: nothing stays of it where it was soon done.
     """
-    return _Bar(total, desc, unit, start)
+    return Bar(total, desc, unit, start, brief=brief, say=say, show=not quiet and is_main(), fancy=fancy())
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+@contextlib.contextmanager
+def waiting(desc: str) -> Iterator[None]:
+    """Something that cannot be counted (also a decorator): a line of its own on a terminal, elsewhere a word once it has lasted 5 s."""
+    with Wait(desc, say=say, show=not quiet and is_main(), fancy=fancy()):
+        yield

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from rlspeech import log
 from rlspeech.checkpoints import Checkpoints, disk_error, write_text
 from rlspeech.state import load_optimizer_state, load_state, optimizer_state, rng_state, save_state, set_rng_state
-from rlspeech.tracking import MetricsLog, read_metrics
+from rlspeech.tracking import MetricsLog, check_trackers, read_metrics
 from rlspeech.types import UserError
 
 __all__ = ["Run", "load_optimizer_state", "load_state", "optimizer_state", "read_metrics", "rng_state", "save_state", "set_rng_state",
@@ -34,7 +34,7 @@ __all__ = ["Run", "load_optimizer_state", "load_state", "optimizer_state", "read
 
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset({"out", "device", "workers", "save_every", "valid_every", "max_minutes", "micro_batch", "probe_batches", "players",
-                     "timeout_s"})
+                     "timeout_s", "tracker"})
 PACKAGES = ("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile", "onnxruntime", "speechmos",
             "pesq", "pystoi", "jiwer", "librosa")
 _held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so that is done here
@@ -55,7 +55,7 @@ class Run:
         self.checkpoints = Checkpoints(path / "checkpoints", keep_last, writable=self.main)
         self.resumed = False
         self._lock: IO[str] | None = None
-        self._metrics = MetricsLog(path)
+        self._metrics = MetricsLog(path, getattr(config, "tracker", ()))
         self._found: tuple[Path, dict[str, Any]] | None = None
 
     @classmethod
@@ -73,8 +73,9 @@ class Run:
             neutral: further top-level keys that may differ on resume.
 
         Raises:
-            UserError: another process holds the folder; it holds another run; it cannot be written.
+            UserError: another process holds the folder; it holds another run; it cannot be written; a tracker is missing.
         """
+        check_trackers(getattr(config, "tracker", ()))
         free = NEUTRAL | set(neutral)
         path = Path(out) if out else Path("runs") / _default_name(stage, config, label)
         run = cls(path.absolute(), stage, config, keep_last)
@@ -109,6 +110,7 @@ class Run:
         write_text(resolved, json.dumps(self.config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
         self.note(**_environment(self.stage), restart=True)
         log.to_file(self.path / "logs" / "run.log")
+        self._metrics.begin(self.config.model_dump(mode="json"))
 
     def note(self, *, restart: bool = False, **facts: Any) -> None:
         """Add facts to ``env.json`` (``device="cuda: H200"``). ``restart`` moves what is there to ``earlier`` first."""

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-__all__ = ["Key", "item", "item_model", "keys", "model", "type_name"]
+__all__ = ["Key", "bounds", "item", "item_model", "keys", "model", "type_name"]
 
 
 class Key(typing.NamedTuple):
@@ -19,6 +20,7 @@ class Key(typing.NamedTuple):
     type: str
     default: Any
     help: str
+    bounds: str = ""
 
 
 def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
@@ -29,7 +31,7 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
         if inner is not None and isinstance(default, BaseModel):
             yield from keys(inner, f"{prefix}{name}.")
         else:
-            yield Key(prefix + name, type_name(field.annotation), default, field.description or "")
+            yield Key(prefix + name, type_name(field.annotation), default, field.description or "", bounds(field))
 
 
 def model(annotation: Any) -> type[BaseModel] | None:
@@ -51,6 +53,15 @@ def item(annotation: Any) -> Any:
 def item_model(annotation: Any) -> type[BaseModel] | None:
     """The config class that a list field holds; None for anything else."""
     return model(item(annotation))
+
+
+def bounds(field: FieldInfo) -> str:
+    """The range of a number as people write it: ``>= 1``, ``> 0``, ``0 to 1``; empty where there is none."""
+    found = {sign: getattr(m, name) for m in field.metadata for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+             if getattr(m, name, None) is not None}
+    if set(found) == {">=", "<="}:
+        return f"{found['>=']:g} to {found['<=']:g}"
+    return " and ".join(f"{sign} {value:g}" for sign, value in found.items())
 
 
 def _branches(annotation: Any) -> tuple[Any, ...]:

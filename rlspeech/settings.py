@@ -7,7 +7,6 @@ name and the list of valid ones. Which layer set which key is kept (``provenance
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,16 +16,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rlspeech.schema import item, item_model, keys, model
+from rlspeech.hints import allowed, closest, unknown_key
+from rlspeech.schema import item, item_model, model
 from rlspeech.types import UserError
 from rlspeech.yamlfile import load_yaml, parse_value
 
-__all__ = ["preset_names", "preset_path", "preset_stage", "read_config", "resolve", "stage_of", "unknown_key"]
+__all__ = ["preset_about", "preset_names", "preset_path", "preset_stage", "read_config", "resolve", "stage_of"]
 
 M = TypeVar("M", bound=BaseModel)
 Provenance = dict[str, str]
 
-_STAGES = {"RL": "rl", "Evaluate": "eval", "ScoreFolder": "reward"}
+_STAGES = {"RL": "rl", "Evaluate": "eval", "ScoreFolder": "reward", "RlAsr": "prepare rl-asr", "Nonspeech": "prepare nonspeech",
+           "PrepareTts": "prepare tts", "Join": "prepare join"}
 _FLAGS = {"rewards": "--reward", "guards": "--guard", "models": "--model", "metrics": "--metric", "prompts_per_step": "--prompts-per-step"}
 # A list of these is also written as strings "name=number", or as a mapping of name to number: field that takes the number.
 _SHORTHAND = {"RewardSpec": "weight", "GuardSpec": "max_drop"}
@@ -56,7 +57,7 @@ def resolve(
     """
     layers = _Layers(schema)
     if preset:
-        values, lines = read_config(preset_path(preset), schema)
+        values, lines = read_config(preset_path(preset), schema, f"--preset {preset}")
         layers.lay(values, f"preset {preset}", lines)
     files = [config_file] if isinstance(config_file, str | Path) else list(config_file or [])
     for file in files:
@@ -78,12 +79,13 @@ def stage_of(schema: type[BaseModel]) -> str:
     return _STAGES.get(schema.__name__, schema.__name__.lower())
 
 
-def read_config(path: Path, schema: type[BaseModel] | None = None) -> tuple[dict[str, Any], dict[str, int]]:
+def read_config(path: Path, schema: type[BaseModel] | None = None, given: str = "") -> tuple[dict[str, Any], dict[str, int]]:
     """Read a config or preset file.
 
     Args:
         path: YAML or JSON.
         schema: where given, a ``stage:`` line in the file has to name its stage; the line is taken out.
+        given: how it was named on the command line.
 
     Returns:
         the values, and dotted key -> line number.
@@ -95,7 +97,8 @@ def read_config(path: Path, schema: type[BaseModel] | None = None) -> tuple[dict
     if schema is not None:
         stage = values.pop("stage", stage_of(schema))
         if stage != stage_of(schema):
-            raise UserError(f"{path} is for `rlspeech {stage}`", f"its stage line says {stage}", f"rlspeech {stage} --config {path}")
+            why = f"its stage line says {stage}"
+            raise UserError(f"{path} is for `rlspeech {stage}`", why, f"rlspeech {stage} {given or f'--config {path}'}")
     return values, lines
 
 
@@ -111,29 +114,25 @@ def preset_path(name: str) -> Path:
         return Path(name)
     names = preset_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, 1, 0.4)
-        raise UserError(
-            f"no preset is called {name!r}", f"there are: {', '.join(names)}", f"--preset {close[0]}" if close else "rlspeech presets ls"
-        )
+        close = closest(name, names, 0.4)
+        family = [n for n in names if n.split("-")[0] == name.split("-")[0]] or names
+        raise UserError(f"no preset is called {name!r}", f"there are: {', '.join(family)}",
+                        f"--preset {close}; rlspeech presets ls shows all" if close else "rlspeech presets ls")
     return Path(str(resources.files("rlspeech") / "presets" / f"{name}.yaml"))
+
+
+def preset_about(path: Path) -> str:
+    """What a preset is, in one line: its first comment."""
+    return (path.read_text(encoding="utf-8").splitlines() or [""])[0].lstrip("# ")
 
 
 def preset_stage(path: Path) -> str | None:
     """The stage that a preset or config file says it is for."""
-    return read_config(path)[0].get("stage")
-
-
-def unknown_key(name: str, where: str, schema: type[BaseModel], prefix: str = "") -> UserError:
-    """The refusal of a key that does not exist."""
-    valid = list(schema.model_fields)
-    everything = [k.name for k in keys(schema)]
-    close = difflib.get_close_matches(name, valid, 1, 0.5)
-    deeper = [k for k in everything if k.rsplit(".", 1)[-1] == name]
-    best = close[0] if close else (deeper[0] if deeper else "")
-    hint = f"did you mean {prefix}{best}?" if best else "rlspeech presets keys STAGE lists all of them"
-    return UserError(
-        f"unknown setting {prefix + name!r} ({where})", f"valid{' in ' + prefix.rstrip('.') if prefix else ''}: {', '.join(valid)}", hint
-    )
+    try:
+        said = re.search(r"^stage: *([\w-]+) *$", path.read_text(encoding="utf-8"), re.M)  # reading all of it as YAML takes time
+    except (OSError, UnicodeDecodeError):
+        said = None
+    return said[1] if said else read_config(path)[0].get("stage")
 
 
 class _Layers:
@@ -155,7 +154,7 @@ class _Layers:
             name = f"{prefix}{key}"
             where = f"{layer}, line {lines[name]}" if name in lines else layer
             if key not in schema.model_fields:
-                raise unknown_key(str(key), where, schema, prefix)
+                raise unknown_key(str(key), where, schema, prefix, stage=stage_of(self.schema))
             annotation = schema.model_fields[key].annotation
             inner = model(annotation)
             if inner is not None and isinstance(value, Mapping):
@@ -170,7 +169,7 @@ class _Layers:
             for i, entry in enumerate(value):
                 for sub in entry if isinstance(entry, Mapping) else ():
                     if sub not in entry_class.model_fields:
-                        raise unknown_key(str(sub), where, entry_class, f"{name}[{i}].")
+                        raise unknown_key(str(sub), where, entry_class, f"{name}[{i}].", stage=stage_of(self.schema))
         if isinstance(value, Mapping) and isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree[key] = {**tree[key], **value}
         else:
@@ -187,14 +186,11 @@ class _Layers:
         name = ""
         for i, part in enumerate(path):
             last = i == len(path) - 1
+            if isinstance(part, str) and part.isdigit() and schema is None and item(annotation) is not None:
+                part = int(part)  # rewards.0 is rewards[0]
             if isinstance(part, int):
                 if not isinstance(tree, list) or part >= len(tree):
-                    size = len(tree) if isinstance(tree, list) else 0
-                    raise UserError(
-                        f"{name} has no entry {part} ({layer})",
-                        f"it has {size}" if size else "it is empty, or not a list",
-                        f"--set '{name}=[...]'",
-                    )
+                    raise _no_entry(name, part, tree, layer)
                 annotation, name = item(annotation), f"{name}[{part}]"
             elif schema is None:
                 if typing.get_origin(annotation) is not dict or not isinstance(tree, dict):
@@ -202,7 +198,8 @@ class _Layers:
                 annotation, name = typing.get_args(annotation)[1], f"{name}.{part}"
             else:
                 if part not in schema.model_fields:
-                    raise unknown_key(part, layer, schema, f"{name}." if name else "")
+                    rest = ".".join(str(p) for p in path[i + 1 :])
+                    raise unknown_key(part, layer, schema, f"{name}." if name else "", rest, stage_of(self.schema))
                 annotation, name = schema.model_fields[part].annotation, f"{name}.{part}" if name else part
             if last:
                 self._put_leaf(tree, part, value, annotation, schema, name, layer)
@@ -232,6 +229,8 @@ class _Layers:
             tree[key] = (
                 default.model_dump(exclude_unset=True) if isinstance(default, BaseModel) else copy.deepcopy(default) if default else {}
             )
+        if isinstance(tree[key], tuple):
+            tree[key] = list(tree[key])  # so that an entry can be set
         return tree[key]
 
     def build(self) -> Any:
@@ -250,14 +249,8 @@ class _Layers:
                 said += f", got {e['input']!r}"
             problems.setdefault(name, []).append(said)
         lines = [f"{name}: {' / '.join(dict.fromkeys(said))} ({self._layer(name)})" for name, said in problems.items()]
-        first = next(iter(problems)).split("[")[0]
-        known = {k.name: k for k in keys(self.schema)}
-        hint = (
-            f"{first} is {known[first].type}, by default {known[first].default!r}"
-            if first in known
-            else f"rlspeech presets keys {stage_of(self.schema)}"
-        )
-        return UserError(lines[0], "; ".join(lines[1:6]), hint)
+        first, values = next(iter(problems)), {self._name(e["loc"], e["type"] == "missing"): e["input"] for e in error.errors()}
+        return UserError(lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values[first], stage_of(self.schema)))
 
     def _name(self, loc: tuple[str | int, ...], missing: bool) -> str:
         """Dotted key of a pydantic location, without the names of union branches that pydantic puts between."""
@@ -286,6 +279,17 @@ def _parse_path(text: str, shown: str) -> list[str | int]:
             raise UserError(f"cannot read the key in {shown}", "", "--set explore.noise=0.2, or --set rewards[0].weight=2")
         parts += [match[1], *(int(n) for n in re.findall(r"\[(\d+)\]", match[2]))]
     return parts
+
+
+def _no_entry(name: str, entry: int, tree: Any, layer: str) -> UserError:
+    size = len(tree) if isinstance(tree, list) else 0
+    flag = next((f for key, f in _FLAGS.items() if key == name and key in ("rewards", "guards")), None)
+    if size:
+        return UserError(f"{name} has no entry {entry} ({layer})", f"it has {size}, counted from 0", f"--set '{name}[{size - 1}]...'")
+    if flag:
+        why = "it is empty: the task's own list is put in later"
+        return UserError(f"{name} has no entry {entry} ({layer})", why, f"{flag} NAME=NUMBER beside it, or --set '{name}=[...]'")
+    return UserError(f"{name} has no entry {entry} ({layer})", "it is empty, or not a list", f"--set '{name}=[...]'")
 
 
 def _expand(value: Any, annotation: Any) -> Any:

@@ -1,31 +1,68 @@
-"""The numbers of a run over its steps: ``metrics.jsonl``, and whatever tracker is installed."""
+"""The numbers of a run over its steps: ``metrics.jsonl``, and the trackers that people watch it in.
+
+``tracker: auto`` feeds TensorBoard where it is installed; ``tracker: wandb`` asks for Weights & Biases, which sends what it gets to its
+server unless ``WANDB_MODE=offline``, and finds project, entity and name in its own variables (``WANDB_PROJECT`` ...). A tracker gets the
+run's settings, every row, and of a validation the first few outputs. One that is missing or does not start is said before anything is
+trained; one that breaks later costs a warning.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import secrets
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from rlspeech import log
 from rlspeech.checkpoints import disk_error, write_text
+from rlspeech.types import UserError
 
-__all__ = ["MetricsLog", "MetricsSink", "metrics_sink", "read_metrics"]
+__all__ = ["MetricsLog", "MetricsSink", "check_trackers", "metrics_sink", "read_metrics"]
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}  # tracker -> what pip installs
+SOUND = frozenset({".wav", ".flac", ".ogg"})
+GIVEN = ("input", "reference")  # folders beside those of the steps, where a stage keeps what was put in
+CLIPS, ROWS, CLIP_S = 4, 8, 12.0  # of one validation: clips and texts that a tracker gets, and of a clip at most so much
+PROJECT = "rlspeech"
 
 
 class MetricsLog:
-    """Appends rows to ``metrics.jsonl`` and hands them to the sink.
+    """Appends rows to ``metrics.jsonl`` and hands them to the trackers.
 
     Args:
         folder: of the run.
+        trackers: names, see ``check_trackers``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "metrics.jsonl"
+    def __init__(self, folder: Path, trackers: Sequence[str] = ("auto",)) -> None:
+        self.folder, self.path, self.trackers = folder, folder / "metrics.jsonl", tuple(trackers)
         self._file: IO[str] | None = None
-        self._sink: MetricsSink = _Null()
+        self._sinks: list[MetricsSink] | None = None
+        self._config: Mapping[str, Any] = {}
+        self._after, self._shown = -1, False
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Start the trackers that were asked for by name; TensorBoard waits for the first row.
+
+        Args:
+            config: the run's settings, which trackers show.
+
+        Raises:
+            UserError: one of them is not installed, or does not start.
+        """
+        self._config = config
+        if "wandb" in self.trackers and log.is_main():
+            self._sinks = [*self._files(), _Careful("wandb", _started(lambda: _Wandb(self.folder, config)))]
+
+    def _files(self) -> list[MetricsSink]:
+        wanted = {"auto", "tensorboard"} & set(self.trackers)
+        return [metrics_sink(self.folder / "tensorboard", self._config, self._after)] if wanted else []
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write one row at once. nan and infinities are written as null.
@@ -37,25 +74,45 @@ class MetricsLog:
         try:
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8")
-                self._sink = metrics_sink(self.folder / "tensorboard")
             self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise disk_error(error, self.path) from error
-        self._sink.log(step, row)
+        if self._sinks is None:
+            self._sinks = self._files()
+        for sink in self._sinks:
+            sink.log(step, row)
+        if self._sinks and any(name.startswith("valid/") for name in row):
+            self._outputs(self._sinks, step)
+
+    def _outputs(self, sinks: Sequence[MetricsSink], step: int) -> None:
+        """What the validation of a step has left under ``samples/``: some sound, some texts; at the first one also what was put in."""
+        folder = self.folder / "samples" / f"step_{step:06d}"
+        made = _sound(folder)[:CLIPS]
+        given = [] if self._shown else [p for name in GIVEN for p in _sound(folder.parent / name) if p.stem in {m.stem for m in made}]
+        said = _said(folder / "said.jsonl")
+        for sink in sinks:
+            for path in [*made, *given]:
+                sink.sound(f"samples/{path.stem}/{'output' if path.parent == folder else path.parent.name}", path, step)
+            if said:
+                sink.texts("samples/said", said, step)
+        self._shown = self._shown or bool(made)
 
     def trim(self, last_step: int) -> None:
         """Drop torn lines, and rows after a step: what a resumed run is going to do again."""
+        self._after = last_step
         if self.path.exists():
             rows = [row for row in read_metrics(self.path) if row["step"] <= last_step]
             write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def close(self) -> None:
-        """Close the file and flush the sink."""
+        """Close the file and flush the trackers."""
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._sink.close()
+        for sink in self._sinks or ():
+            sink.close()
+        self._sinks = None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -75,11 +132,47 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _sound(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SOUND) if folder.is_dir() else []
+
+
+def _said(path: Path) -> list[tuple[str, str, str]]:
+    """Id, reference and hypothesis of the first rows of a recogniser's validation."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            rows = [json.loads(line) for line in islice(file, ROWS)]
+        return [(str(r.get("id", "")), str(r.get("text") or ""), str(r.get("hypothesis") or "")) for r in rows]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Stop where a tracker that was asked for by name cannot be used.
+
+    Args:
+        names: "auto" (TensorBoard where it is installed), "none", "tensorboard", "wandb".
+
+    Raises:
+        UserError: its package is missing.
+    """
+    for name in names:
+        package = PACKAGES.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(f"the tracker {name} is not installed", f"tracker asks for it, and there is no package {package} here",
+                            f"pip install {package}, or --set tracker=none")
+
+
 class MetricsSink(Protocol):
     """Where metrics go besides ``metrics.jsonl``."""
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Take one step's numbers."""
+
+    def sound(self, name: str, path: Path, step: int) -> None:
+        """Take one output of a validation."""
+
+    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
+        """Take ids, references and hypotheses of a validation."""
 
     def close(self) -> None:
         """Flush."""
@@ -88,29 +181,133 @@ class MetricsSink(Protocol):
 class _Null:
     def log(self, step: int, metrics: dict[str, Any]) -> None: ...
 
+    def sound(self, name: str, path: Path, step: int) -> None: ...
+
+    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None: ...
+
     def close(self) -> None: ...
 
 
+class _Careful:
+    """A tracker that may break, at its start or later: that costs a warning and the tracker, not the run."""
+
+    def __init__(self, name: str, start: Callable[[], MetricsSink]) -> None:
+        self.name, self._start = name, start
+        self._sink: MetricsSink | None = None
+        self._broken = False
+
+    def _do(self, work: Callable[[MetricsSink], None]) -> None:
+        if self._broken:
+            return
+        try:
+            self._sink = self._sink or self._start()
+            work(self._sink)
+        except Exception as error:
+            self._broken = True
+            log.warn(f"the tracker {self.name} broke and gets no more ({_first(error)}); metrics.jsonl has everything")
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        self._do(lambda sink: sink.log(step, metrics))
+
+    def sound(self, name: str, path: Path, step: int) -> None:
+        self._do(lambda sink: sink.sound(name, path, step))
+
+    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
+        self._do(lambda sink: sink.texts(name, rows, step))
+
+    def close(self) -> None:
+        if self._sink is not None:
+            self._do(lambda sink: sink.close())
+
+
 class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], after: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))
+        # steps that a resumed run does again replace those of the attempt that died
+        self.writer = SummaryWriter(str(folder), purge_step=after + 1 if after >= 0 else None)
+        if config:
+            self.writer.add_text("config", _quoted(json.dumps(config, indent=2, ensure_ascii=False)))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
                 self.writer.add_scalar(name, value, step)
+
+    def sound(self, name: str, path: Path, step: int) -> None:
+        import soundfile as sf
+        import torch
+
+        with sf.SoundFile(path) as file:
+            wav = file.read(int(CLIP_S * file.samplerate), dtype="float32", always_2d=True).mean(1)
+            if len(wav):
+                self.writer.add_audio(name, torch.from_numpy(wav)[None].clamp(-1, 1), step, sample_rate=file.samplerate)
+
+    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
+        self.writer.add_text(name, _quoted("\n".join(f"{key}\n  text  {text}\n  said  {said}" for key, text, said in rows)), step)
 
     def close(self) -> None:
         self.writer.close()
 
 
-def metrics_sink(folder: Path) -> MetricsSink:
-    """TensorBoard files in ``folder`` where the package is installed and torch is in use, else a sink that does nothing."""
+class _Wandb:
+    """One run at Weights & Biases; a resumed folder goes on with the run that it began, whose id is in the file ``wandb-id``."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        mark = folder / "wandb-id"
+        name = mark.read_text(encoding="utf-8").strip() if mark.is_file() else secrets.token_hex(4)
+        write_text(mark, name + "\n")
+        self.wandb = wandb
+        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT") or PROJECT, name=os.environ.get("WANDB_NAME") or folder.name,
+                              dir=str(folder), id=name, resume="allow", config=dict(config),
+                              settings=wandb.Settings(console="off"))  # stdout is the stage's own
+        self.run.define_metric("*", step_metric="step")  # a step may come twice: a resumed run does some again
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "time"}
+        self.run.log({**numbers, "step": step})
+
+    def sound(self, name: str, path: Path, step: int) -> None:
+        self.run.log({name: self.wandb.Audio(str(path), caption=f"{path.stem}, step {step}"), "step": step})
+
+    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
+        table = self.wandb.Table(columns=["id", "text", "said"], data=[list(row) for row in rows])
+        self.run.log({name: table, "step": step})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _started(start: Callable[[], MetricsSink]) -> Callable[[], MetricsSink]:
+    """Start a tracker now, while its failure costs nothing but a message. Raises ``UserError``."""
+    check_trackers(["wandb"])
+    try:
+        sink = start()
+    except Exception as error:
+        raise UserError("the tracker wandb does not start", _first(error),
+                        "wandb login, or WANDB_MODE=offline, or --set tracker=auto") from error
+    return lambda: sink
+
+
+def _first(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+def _quoted(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def metrics_sink(folder: Path, config: Mapping[str, Any] | None = None, after: int = -1) -> MetricsSink:
+    """TensorBoard files in ``folder`` where the package is installed and torch is in use, else a sink that does nothing.
+
+    Args:
+        folder: for its files; made with the first row.
+        config: settings to show.
+        after: last step of an earlier attempt that counts; -1: none.
+    """
     if log.is_main() and "torch" in sys.modules and importlib.util.find_spec("tensorboard") is not None:
-        try:
-            return _TensorBoard(folder)
-        except Exception as error:  # a broken tracker must not cost the run
-            log.warn(f"TensorBoard is installed but does not start ({error}); metrics.jsonl has everything")
+        return _Careful("tensorboard", lambda: _TensorBoard(folder, config or {}, after))
     return _Null()

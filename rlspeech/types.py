@@ -93,6 +93,7 @@ class Sample:
         hypothesis: what a recogniser made of ``wav``, the raw decode before any clean-up; None where it is the sound that is judged.
         tokens: (S,) int64, the codec ids that ``wav`` is decoded from, without a stop; ``wav`` may be empty where no reward asks for it.
         finished: False where the row was cut off before its stop token.
+        token_s: seconds of speech that a token stands for; None where that is not known.
     """
 
     key: str
@@ -104,6 +105,7 @@ class Sample:
     hypothesis: str | None = None
     tokens: np.ndarray | None = None
     finished: bool = True
+    token_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def parse_value(text: str) -> Any:
 
 
 def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Read a file that holds one mapping.
+    """Read a file that holds one mapping; ``-`` is stdin.
 
     Returns:
         the mapping, and dotted key (``a.b``, ``a[0].b``) -> line number.
@@ -39,7 +40,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         UserError: missing, not UTF-8, not YAML, not a mapping, or a key given twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
             f"no config file {path}", "", "give a path to a YAML or JSON file; rlspeech presets ls lists the packaged ones"

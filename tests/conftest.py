@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
 
 # before anything imports torch: the threads of several test processes must not spin against each other
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+typer.testing._get_command = cache(typer.testing._get_command)  # building the commands anew takes longer than most tests that call one
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,42 +1,29 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
+import rlspeech
 from rlspeech import __version__, log
 from rlspeech.cli import app, common, files, judge
 from rlspeech.config import RL
 from rlspeech.types import UserError
 
 RUN = CliRunner()
-COMMANDS = [
-    ["prepare"],
-    *[["prepare", s] for s in ("dns", "voicebank", "pairs", "mix", "folder", "demo")],
-    ["pretrain"],
-    ["reward"],
-    ["rl"],
-    ["eval"],
-    ["enhance"],
-    ["transcribe"],
-    ["speak"],
-    ["report"],
-    ["doctor"],
-    ["check"],
-    ["convert"],
-    ["presets"],
-    *[["presets", s] for s in ("ls", "show", "copy", "keys")],
-]
-ROOT = typer.main.get_command(app)
-
-
+ROOT = Path(rlspeech.__file__).parent
+PRESENT = common.present
 class Stages:
     """Stands in for the stages: keeps what they were called with."""
 
@@ -64,38 +51,11 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     fake = Stages()
+    for module in (common, judge):
+        monkeypatch.setattr(module, "present", lambda config: None)  # none of the paths below is there
     for module in (common, judge, files):
         monkeypatch.setattr(module, "load", fake.load)
     return fake
-
-
-def command(path: list[str]) -> Any:
-    found: Any = ROOT
-    for name in path:
-        found = found.commands[name]
-    return found
-
-
-@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_every_command_has_help(path: list[str]) -> None:
-    result = RUN.invoke(app, [*path, "--help"])
-    assert result.exit_code == 0 and "Usage" in result.stdout
-    for name in getattr(command(path), "commands", {}):
-        assert name in result.stdout
-
-
-def test_no_command_is_left_out_of_these_tests() -> None:
-    listed = {c[0] for c in COMMANDS}
-    assert set(ROOT.commands) == listed  # type: ignore[attr-defined]
-    assert {"prepare", "pretrain", "reward", "rl", "eval", "enhance", "report", "doctor", "check"} <= listed
-
-
-@pytest.mark.parametrize("path", [c for c in COMMANDS if c not in (["prepare"], ["presets"], ["presets", "ls"])], ids=" ".join)
-def test_every_command_has_an_example_that_parses(path: list[str]) -> None:
-    example = command(path).epilog.removeprefix("Example: ")
-    words = shlex.split(example.split("&&")[0])
-    assert words[: len(path) + 1] == ["rlspeech", *path]
-    command(path).make_context("x", words[len(path) + 1 :])  # raises on an unknown option or a missing argument
 
 
 def test_version_and_module() -> None:
@@ -243,7 +203,35 @@ def test_without_json_tables_are_on_stdout_and_quiet_silences_remarks(stages: St
     stages.answer = talk
     loud, calm = RUN.invoke(app, ["rl"]), RUN.invoke(app, ["rl", "--quiet"])
     assert "numbers" in loud.stdout and "a remark" in loud.stderr and "{" not in loud.stdout
-    assert "numbers" in calm.stdout and "a remark" not in calm.stderr
+    assert calm.stdout == "" and calm.stderr == ""
+    assert json.loads(RUN.invoke(app, ["rl", "--quiet", "--json"]).stdout) == {"x": 1}
+
+
+def test_quiet_silences_the_libraries_as_well(stages: Stages) -> None:
+    def talk() -> dict[str, Any]:
+        warnings.warn("deprecated", stacklevel=1)
+        logging.getLogger("a.library").warning("careful")
+        return {}
+
+    stages.answer = talk
+    assert RUN.invoke(app, ["rl", "--quiet"]).stderr == ""
+    assert logging.root.manager.disable == 0, "and only while the command runs"
+    stages.answer = fail(UserError("no data"))
+    assert RUN.invoke(app, ["rl", "--quiet"]).stderr == "error: no data\n"
+
+
+def test_real_commands_print_one_object_with_json_and_nothing_with_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["prepare", "demo", "--out", "data"], ["check", "data/test.jsonl"], ["presets", "copy", "flowse-tiny"], ["presets", "ls"],
+                  ["presets", "keys", "rl"], ["presets", "show", "flowse-tiny"]):
+        told = RUN.invoke(app, [*words, "--json"])
+        assert told.exit_code == 0 and isinstance(json.loads(told.stdout), dict) and told.stdout.count("\n") == 1, words
+        Path("flowse-tiny.yaml").unlink(missing_ok=True)
+        calm = RUN.invoke(app, [*words, "--quiet"])
+        assert calm.exit_code == 0 and calm.stderr == "" and bool(calm.stdout) == (words[1] in ("ls", "keys", "show")), words
+    Path("bad.jsonl").write_text('{"audio_filepath": "gone.wav", "duration": 1.0}\n')
+    found = RUN.invoke(app, ["check", "bad.jsonl", "--quiet"])
+    assert found.exit_code == 2 and found.stdout == "" and "bad.jsonl:1" in found.stderr
 
 
 def fail(error: BaseException) -> Any:
@@ -286,6 +274,88 @@ def test_what_should_not_happen_is_short_and_points_to_debug(stages: Stages) -> 
     assert "Traceback" in RUN.invoke(app, ["rl", "--debug"]).stderr
 
 
+def test_a_run_that_a_guard_stopped_is_done_and_says_why(stages: Stages) -> None:
+    stages.answer = lambda: {"run": "runs/x", "stopped": "guard estoi fell by 0.05"}
+    result = RUN.invoke(app, ["rl", "--json"])
+    assert result.exit_code == 0 and "guard" in json.loads(result.stdout)["stopped"]
+
+
+@pytest.mark.parametrize("words", [["rl", "--nonsense"], ["nonsense"], ["rl", "--steps", "many"], ["reward"], ["prepare", "nonsense"]])
+def test_a_wrong_command_line_is_one_json_object_too(words: list[str]) -> None:
+    result = RUN.invoke(app, [*words, "--json"])
+    told = json.loads(result.stdout)
+    assert result.exit_code == told["exit"] == 2 and told["error"] and told["try"].endswith("--help")
+    assert told["error"].split("(")[0].strip() in result.stderr
+
+
+def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a line with ``rlspeech`` in it as a shell does, with ``pipefail``."""
+    python = f"{shlex.quote(sys.executable)} -m rlspeech"
+    return subprocess.run(["bash", "-o", "pipefail", "-c", re.sub(r"\brlspeech\b", lambda _: python, line)], capture_output=True, text=True,
+                          env={**os.environ, **env}, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("line", ["rlspeech presets show flowse-grpo", "(sleep 0.1; rlspeech --help)"])
+def test_a_pipe_without_a_reader_ends_quietly_with_141(line: str) -> None:
+    done = shell(f"{line} | true")
+    assert done.returncode == 141 and done.stderr == ""
+
+
+def test_head_gets_its_lines() -> None:
+    done = shell("rlspeech presets ls | head -n 2; echo ${PIPESTATUS[1]}")
+    assert done.stdout.splitlines()[0] == "Presets" and done.stdout.splitlines()[-1] == "0" and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_signals_end_a_command_with_the_codes_that_shells_know(number: int, code: int) -> None:
+    start = """
+import sys, rlspeech.cli
+from rlspeech.cli import common
+def listed(inputs):
+    print("up", file=sys.stderr, flush=True)
+    sys.stdin.read()
+common.listed = listed
+sys.argv = ["rlspeech", "transcribe", "-"]
+rlspeech.cli.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and process.stderr.readline() == "up\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code and "Traceback" not in said and ("kept" in said) == (code == 130)
+
+
+# ---- paths on stdin
+
+
+@pytest.mark.parametrize("given", [b"a.wav\nsub dir/b.wav\n", b"a.wav\0sub dir/b.wav\0"])
+def test_paths_come_from_stdin_where_a_dash_stands(stages: Stages, given: bytes) -> None:
+    for words in (["transcribe", "first.wav", "-"], ["enhance", "first.wav", "-", "--out", "o"]):
+        stages.calls.clear()
+        assert RUN.invoke(app, words, input=given).exit_code == 0
+        assert stages.config.inputs == ["first.wav", "a.wav", "sub dir/b.wav"]
+    stages.calls.clear()
+    assert RUN.invoke(app, ["reward", "-"], input=given).exit_code == 0
+    assert stages.calls[0][2]["path"] == ["a.wav", "sub dir/b.wav"]
+
+
+def test_an_empty_list_on_stdin_is_refused(stages: Stages) -> None:
+    for command in ("transcribe", "enhance", "reward"):
+        result = RUN.invoke(app, [command, "-"], input=b"")
+        assert result.exit_code == 2 and "no paths on stdin" in result.stderr and not stages.calls
+
+
+def test_several_files_can_be_scored(stages: Stages) -> None:
+    assert RUN.invoke(app, ["reward", "a.wav", "b.wav", "--reward", "dnsmos"]).exit_code == 0
+    assert stages.calls[0][2]["path"] == ["a.wav", "b.wav"]
+
+
+def test_a_config_can_come_from_stdin(stages: Stages) -> None:
+    assert RUN.invoke(app, ["rl", "--config", "-"], input="group: 6\n").exit_code == 0 and stages.config.group == 6
+    result = RUN.invoke(app, ["rl", "--config", "-"], input="group: 6\ngruop: 7\n")
+    assert result.exit_code == 2 and "line 2" in result.stderr
+
+
 def test_running_out_of_memory_names_the_knobs(stages: Stages) -> None:
     stages.answer = fail(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB"))
     result = RUN.invoke(app, ["rl"])
@@ -311,6 +381,18 @@ def test_wrong_settings_exit_2_before_any_stage_is_imported(stages: Stages, argu
     assert not stages.calls
 
 
+def test_data_that_is_not_there_is_told_at_once_with_the_nearest_name(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (common, judge):
+        monkeypatch.setattr(module, "present", PRESENT)
+    (tmp_path / "valid.jsonl").write_text("")
+    for words, hint in ((["--valid", f"{tmp_path}/vaild.jsonl"], f"--valid {tmp_path}/valid.jsonl"), (["--data", "/nowhere/x"], "prepare")):
+        result = RUN.invoke(app, ["rl", *words])
+        assert result.exit_code == 2 and "does not exist" in result.stderr and hint in result.stderr and not stages.calls
+    assert RUN.invoke(app, ["rl", "--valid", f"{tmp_path}/valid.jsonl"]).exit_code == 0
+
+
 def test_settings_are_refused_without_importing_torch() -> None:
     code = (
         "import sys\nfrom rlspeech.cli import app\ntry:\n    app(['rl', '--set', 'stesp=3'])\n"
@@ -322,22 +404,16 @@ def test_settings_are_refused_without_importing_torch() -> None:
 # ---- report, check, presets
 
 
-def test_report_evaluates_again_into_the_same_folder(stages: Stages, tmp_path: Path) -> None:
-    from rlspeech.config import Evaluate
-
-    (tmp_path / "config.resolved.json").write_text(Evaluate(models={"a": "x"}, metrics=["estoi"], out="elsewhere").model_dump_json())
-    assert RUN.invoke(app, ["report", str(tmp_path), "--players", "2"]).exit_code == 0
-    assert stages.calls[0][0] == "stages.evaluate:run"
-    assert (stages.config.out, stages.config.players, stages.config.metrics) == (str(tmp_path), 2, ["estoi"])
+def test_report_flags_arrive(stages: Stages) -> None:
+    assert RUN.invoke(app, ["report", "runs/a", "b=runs/b", "--players", "2", "--out", "x.html"]).exit_code == 0
+    path, runs, given = stages.calls[0]
+    assert path == "stages.again:run" and runs == ["runs/a", "b=runs/b"]
+    assert (given["out"], given["players"], given["json_mode"]) == ("x.html", 2, False)
 
 
-def test_report_refuses_what_is_no_evaluation(stages: Stages, tmp_path: Path) -> None:
-    assert RUN.invoke(app, ["report", str(tmp_path)]).exit_code == 2
-    (tmp_path / "config.resolved.json").write_text(RL().model_dump_json())
+def test_report_refuses_what_is_no_run(tmp_path: Path) -> None:
     result = RUN.invoke(app, ["report", str(tmp_path)])
-    assert result.exit_code == 2 and "rlspeech eval" in result.stderr
-    (tmp_path / "config.resolved.json").write_text("{")
-    assert RUN.invoke(app, ["report", str(tmp_path)]).exit_code == 2
+    assert result.exit_code == 2 and "why" in result.stderr
 
 
 def test_check_exits_2_where_there_are_problems(stages: Stages) -> None:
@@ -352,19 +428,37 @@ def test_presets_can_be_listed_read_and_copied(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     listed = json.loads(RUN.invoke(app, ["presets", "ls", "--json"]).stdout)["presets"]
     assert {p["name"]: p["stage"] for p in listed}["flowse-grpo"] == "rl" and all(p["about"] for p in listed)
+    some = RUN.invoke(app, ["presets", "ls", "avse-lr", "--quiet"])
+    assert some.stdout.split() == sorted(p["name"] for p in listed if "avse-lr" in p["name"]) and some.stderr == ""
+    assert RUN.invoke(app, ["presets", "ls", "nothing-like-it"]).exit_code == 2
     shown = RUN.invoke(app, ["presets", "show", "flowse-grpo"]).stdout
-    assert "noise: 0.4" in shown
+    assert "noise: 0.4" in shown and shown == (ROOT / "presets" / "flowse-grpo.yaml").read_text()
+    told = json.loads(RUN.invoke(app, ["presets", "show", "flowse-grpo", "--json"]).stdout)
+    assert told["text"] == shown and told["stage"] == "rl" and told["settings"]["explore"]["noise"] == 0.4
     assert RUN.invoke(app, ["presets", "copy", "flowse-grpo"]).exit_code == 0
     assert (tmp_path / "flowse-grpo.yaml").read_text() == shown
-    again = RUN.invoke(app, ["presets", "copy", "flowse-grpo"])
-    assert again.exit_code == 2 and "is there already" in again.stderr
+    (tmp_path / "flowse-grpo.yaml").write_text("mine: true\n")
+    for words in (["flowse-grpo"], ["flowse-grpo", "flowse-grpo.yaml"], ["flowse-grpo", "."]):
+        again = RUN.invoke(app, ["presets", "copy", *words])
+        assert again.exit_code == 2 and "is there already" in again.stderr
+    assert (tmp_path / "flowse-grpo.yaml").read_text() == "mine: true\n"
+    assert json.loads(RUN.invoke(app, ["presets", "copy", "flowse-grpo", "sub/x.yaml", "--json"]).stdout)["path"] == "sub/x.yaml"
     assert RUN.invoke(app, ["presets", "show", "flowse"]).exit_code == 2
+
+
+def test_a_preset_of_another_stage_names_the_command(stages: Stages) -> None:
+    result = RUN.invoke(app, ["rl", "--preset", "flowse-tiny"])
+    assert result.exit_code == 2 and "try: rlspeech pretrain --preset flowse-tiny" in result.stderr
 
 
 def test_presets_keys_lists_what_can_be_set() -> None:
     found = {k["key"]: k for k in json.loads(RUN.invoke(app, ["presets", "keys", "rl", "--json"]).stdout)["keys"]}
     assert found["explore.noise"]["default"] == 0.3 and found["explore.noise"]["help"] and found["lora.rank"]["type"] == "int"
+    assert found["steps"]["range"] == ">= 1" and found["ppo.discount"]["range"] == "0 to 1"
     assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl"]).stdout
+    assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl", "--quiet"]).stdout.split()
+    wrong = RUN.invoke(app, ["presets", "keys", "transcibe"])
+    assert wrong.exit_code == 2 and "rlspeech presets keys transcribe" in wrong.stderr
     assert RUN.invoke(app, ["presets", "keys", "nothing"]).exit_code == 2
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rlspeech import log, tracking
+from rlspeech import bars, log, tracking
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +56,18 @@ def test_emit_is_silent_without_json(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == ""
 
 
-def test_quiet_keeps_warnings_and_the_file_keeps_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_leaves_errors_and_the_file_keeps_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.configure(quiet=True)
     log.to_file(tmp_path / "logs" / "run.log")
     log.say("one")
     log.warn("two")
-    assert capsys.readouterr().err == "warning: two\n"
+    log.error("three")
+    log.table("numbers", ["a"], [[1]])
+    with log.progress(1, "counting") as bar, log.waiting("reading"):
+        bar.advance()
+    assert capsys.readouterr() == ("", "error: three\n")
     text = (tmp_path / "logs" / "run.log").read_text()
-    assert "one" in text and "two" in text
+    assert "one" in text and "two" in text and "three" in text
 
 
 def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +100,115 @@ def test_progress_of_unknown_length_and_slow_items(monkeypatch: pytest.MonkeyPat
     with log.progress(None, "reading", "files") as bar:
         now[0] += 8
         bar.advance(2)
-    assert "reading: 2 files, 4.0 s/files" in capsys.readouterr().err
+    assert "reading: 2 files, 4.0 s/file," in capsys.readouterr().err
+
+
+def test_what_was_done_before_is_said_and_not_counted_into_the_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with log.progress(3, "scoring", "files", start=3):
+        pass
+    assert capsys.readouterr().err == "scoring: all 3 files were done before\n"
+    with log.progress(100, "scoring", "files", start=80) as bar:
+        now[0] += 10
+        bar.advance(10)
+    assert "90/100 (90 %) files, 1.0 files/s, 0:10 left" in capsys.readouterr().err
+
+
+def test_a_brief_part_is_only_heard_of_when_it_lasts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for seconds, said in ((0.1, False), (4.0, True)):
+        with log.progress(3, "looking", "parts", brief=True) as bar:
+            for _ in range(3):
+                now[0] += seconds
+                bar.advance()
+        assert bool(capsys.readouterr().err) == said
+
+
+def test_waiting_speaks_up_after_a_while_and_remembers_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bars, "LINE_EVERY_S", 0.02)
+    monkeypatch.setattr(bars.Wait, "took", {"validating": 75.0})
+
+    @log.waiting("validating")
+    def work() -> int:
+        time.sleep(0.1)
+        return 3
+
+    assert work() == 3
+    assert capsys.readouterr().err == "validating (took 1:15 before) ...\n"
+    assert 0.1 <= bars.Wait.took["validating"] < 5
+
+
+def test_nobody_reading_the_remarks_does_not_stop_the_work() -> None:
+    code = "from rlspeech import log\nfor i in range(5000): log.say('x' * 50)\nprint('done')"
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None and first.stdout is not None
+    first.stderr.readline()
+    first.stderr.close()
+    assert first.stdout.read() == "done\n" and first.wait() == 0
+
+
+SHOW = """
+import time
+from rlspeech import log
+with log.progress(3, "rl grpo", "steps") as bar:
+    for i in range(3):
+        with log.waiting("validating"):
+            pass
+        log.say("a remark")
+        bar.advance(reward=0.412, agreement=0.1)
+log.table("rl", ["metric", "before", "difference (95 %)", "role"], [["estoi", "0.698 [0.605, 0.800]", "+0.001 [-0.000, 0.002]", "reward"]],
+          ["a note that is longer than a narrow window is wide, and has to be wrapped"])
+log.table("Presets", ["name", "what it is"], [["a", "more words than fit into one line of a narrow window, which go on below"]])
+"""
+
+
+def seen(columns: int, **env: str) -> str:
+    """What a person sees who runs ``SHOW`` in a terminal of so many columns."""
+    main, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES", "RANK")}
+    process = subprocess.Popen([sys.executable, "-c", SHOW], stdout=terminal, stderr=terminal, env={**plain, "TERM": "xterm", **env})
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+        while data := os.read(main, 65536):
+            shown += data
+    os.close(main)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_bars_and_tables_fit_the_terminal(columns: int) -> None:
+    raw = seen(columns)
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw))
+    assert "\x1b[" in raw and max(map(len, lines)) <= columns
+    bar = next(line for line in lines if line.startswith("rl grpo") and "3/3" in line)
+    assert "reward 0.412" in bar and ("agreement" in bar) == (columns == 80)
+    text = "\n".join(lines)
+    assert "a remark" in text and "[0.605, 0.800]" in text and ("│ estoi" in text) == (columns == 80)
+
+
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
+def test_plain_terminals_get_plain_lines(env: dict[str, str]) -> None:
+    raw = seen(40, **env)
+    assert "\x1b" not in raw and "│" not in raw
+    assert "rl grpo: 3/3 (100 %) steps" in raw and "reward 0.412" in raw
+    assert max(len(line) for line in raw.splitlines() if not line.startswith("rl grpo")) <= 40
+
+
+def test_text_is_to_the_left_and_numbers_are_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["estoi", 0.5, "1.2 MB, weights", "no"], ["snr", None, "", "yes"], ["x", "12.25 [1, 2]", "-", "yes"]]
+    log.table("t", ["metric", "mean", "what", "usable"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith("  estoi          0.500  1.2 MB, weights  no")
+    assert lines[4].startswith("  snr                -                   yes")
 
 
 def test_a_full_log_disk_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +238,12 @@ def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "a": 2}\n[1]\n{"no": 1}\n{"step": 2, "a"')
     assert tracking.read_metrics(path) == [{"step": 1, "a": 2}]
     assert tracking.read_metrics(tmp_path / "absent.jsonl") == []
+
+
+def test_a_table_that_nobody_reads_does_not_stop_what_comes_after_it() -> None:
+    code = ("import sys\nfrom rlspeech import log\nfor i in range(300): log.table('t', ['a'], [['x' * 300]])\n"
+            "print('written' if log.unread else 'read', file=sys.stderr)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "written\n" and process.wait() == 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import re
 import xml.etree.ElementTree as ET
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +17,8 @@ import pytest
 import soundfile as sf
 
 from rlspeech import report
-from rlspeech.report import Clip, Edit, Metric, ReportData, figures, mark, render_report, verdict
+from rlspeech.report import Clip, Edit, Grid, Line, Metric, Plot, ReportData, figures, mark, players, render_report, verdict
+from rlspeech.report import page as page_of
 from rlspeech.stats import Interval
 
 EVIL = "<script>alert(1)</script>\"'--> $x^2$ & {{ 7 * 7 }}"
@@ -31,9 +35,12 @@ def _data() -> ReportData:
     means = {s: mean for s in ("input", "base", EVIL)}
     deltas = {EVIL: {"pesq_wb": Interval(0.2, 0.1, 0.3, 10), "lsd": Interval(0.5, 0.1, 0.9, 12), EVIL: Interval(0.1, -0.1, 0.3, 5)}}
     rows = [{"step": i, EVIL: float(i), "constant": 1.0, "time": 5.0 + i, "odd": float("nan"), "text": "x"} for i in range(80)]
-    clips = [Clip(EVIL, {"input": _tone(), EVIL: _tone(hz=2000)}, RATE, EVIL, {"input": {EVIL: None, "pesq_wb": 1.25}})]
+    clips = [Clip(EVIL, {"input": _tone(), EVIL: _tone(hz=2000)}, RATE, EVIL, {"input": {EVIL: None, "pesq_wb": 1.25}, EVIL: {"llm": 4.25}},
+                  {EVIL: EVIL}, label=EVIL)]
+    plots = [Plot(EVIL, [Line(EVIL, [0, 1], [1.0, 2.0], [0.5, 1.5], [1.5, 2.5])], "guard", EVIL, 1.0)]
     return ReportData(EVIL, EVIL, metrics, means, "base", deltas, {EVIL: rows}, clips, config={EVIL: [EVIL]}, versions={"torch": EVIL},
-                      cost={EVIL: EVIL}, notes=[EVIL])
+                      cost={EVIL: EVIL}, notes=[EVIL], grids=[Grid(EVIL, [EVIL], [[EVIL]], EVIL)], basis=EVIL, plots=plots, commands=[EVIL],
+                      facts={EVIL: EVIL})
 
 
 class _Page(HTMLParser):
@@ -41,11 +48,13 @@ class _Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
+        self.attributes: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+        self.attributes += [k for k, _ in attrs]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -62,20 +71,46 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, _Page]:
 
 def test_no_string_becomes_markup(page: tuple[str, _Page]) -> None:
     html, parsed = page
-    assert "script" not in parsed.tags and "<script" not in html
-    assert parsed.text.count("<script>alert(1)</script>") > 8 and parsed.text.count("{{ 7 * 7 }}") > 8
+    assert parsed.tags.count("script") == 2 and html.count("<script") == 2 and html.count("</script") == 2  # the data, the page's own
+    assert parsed.text.count("<script>alert(1)</script>") > 20 and parsed.text.count("{{ 7 * 7 }}") > 20
+    assert not any(name.startswith("on") for name in parsed.attributes)
+
+
+def test_what_the_script_is_handed_is_the_data(page: tuple[str, _Page]) -> None:
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page[0], re.S)
+    assert text is not None and "<" not in text[1] and "&" not in text[1]
+    handed = json.loads(text[1])
+    assert handed["title"] == EVIL and handed["systems"] == ["input", "base", EVIL] and handed["clips"][0]["label"] == EVIL
+    assert handed["clips"][0]["players"][0]["scores"] == {EVIL: None, "pesq_wb": 1.25}
+
+
+def test_the_policy_forbids_the_network_and_names_what_is_inlined(page: tuple[str, _Page]) -> None:
+    html, _ = page
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', html)
+    assert policy is not None
+    rules = dict(part.strip().split(" ", 1) for part in unescape(policy[1]).split(";"))
+    assert rules["default-src"] == "'none'" and "unsafe" not in policy[1] and "http" not in policy[1] and "*" not in policy[1]
+    for rule, pattern in (("style-src", r"<style>(.*?)</style>"), ("script-src", r"<script>(.*?)</script>")):
+        inline = re.search(pattern, html, re.S)
+        assert inline is not None
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(inline[1].encode()).digest()).decode()}'"
+    assert not re.search(r"<[^>]*\sstyle=", html)  # the policy would drop it
 
 
 def test_it_is_self_contained(page: tuple[str, _Page]) -> None:
     html, parsed = page
     assert parsed.links and all(link.startswith(("data:", "#")) for link in parsed.links)
-    assert "prefers-color-scheme: dark" in html and "width=device-width" in html
+    assert all(f'id="{link[1:]}"' in html for link in parsed.links if link.startswith("#"))
+    for sign in ("prefers-color-scheme: dark", "width=device-width", "prefers-reduced-motion", "@media print", "focus-visible"):
+        assert sign in html
+    ids = re.findall(r'\sid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
 
 
 def test_marks_and_counts(page: tuple[str, _Page]) -> None:
     html, parsed = page
     assert 'class="mark better">better' in html and 'class="mark worse">worse' in html and 'class="mark unclear">unclear' in html
-    assert "n 10 of 12" in parsed.text and "+0.200" in parsed.text and "pesq_wb 1.25" in parsed.text
+    assert "n 10 of 12" in parsed.text and "+0.200" in parsed.text and "pesq_wb 1.25" in parsed.text and "4.25 llm" in parsed.text
 
 
 @pytest.mark.parametrize(("mean", "lo", "hi", "up", "expected"), [
@@ -92,27 +127,106 @@ def test_verdict_names_what_moved() -> None:
     assert "better in pesq_wb +0.2" in line and "worse in lsd +0.5" in line and "no difference shown in <script>" in line
 
 
-def test_curves_are_xml_and_skip_what_says_nothing() -> None:
-    (svg,) = figures.curves(_data().curves[EVIL])
-    root = ET.fromstring(str(svg))
-    texts = ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("text")]
-    assert EVIL in texts and "constant" not in texts and "time" not in texts
-    assert "currentColor" in svg and figures.INK not in svg
-    assert figures.curves([]) == [] and figures.curves([{"step": 1, "a": 1.0}]) == []
+def _texts(svg: str) -> list[str]:
+    return ["".join(e.itertext()) for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
 
 
-def test_players_carry_the_sound_and_one_scale() -> None:
-    drawn = figures.players(Clip("k", {"a": _tone(3.0), "b": 0.1 * _tone(3.0)}, RATE), max_s=2.0)
-    wav, rate = sf.read(io.BytesIO(base64.b64decode(drawn.players[0].audio.split(",")[1])))
-    assert rate == RATE and len(wav) == 2 * RATE and drawn.seconds == 2.0
-    np.testing.assert_allclose(wav, _tone(2.0), atol=1e-4)
-    assert drawn.players[0].picture != drawn.players[1].picture  # 20 dB apart on the shared scale
+def test_rows_become_plots_and_what_says_nothing_does_not() -> None:
+    plots = figures.from_rows(_data().curves)
+    assert [p.title for p in plots] == [EVIL] and plots[0].lines[0].steps == list(range(80))
+    assert figures.from_rows({"r": [], "s": [{"step": 1, "a": 1.0}]}) == []
+
+
+def test_bad_rows_cost_themselves() -> None:
+    rows: list = [{"step": 2, "a": 5.0}, {"a": 1.0}, {"step": float("nan"), "a": 1.0}, {"step": "x", "a": 1.0}, None, "torn",
+                  {"step": 1, "a": 1.0, "b": None}, {"step": 2, "a": 2.0}]
+    (plot,) = figures.from_rows({"r": rows})
+    assert plot.lines[0].steps == [1, 2] and plot.lines[0].mean == [1.0, 2.0]  # in order, and a step run again counts once
+
+
+def test_columns_are_sorted_into_groups_with_their_bands() -> None:
+    rows = [{"step": i, "valid/x": i, "valid/x_lo": i - 1.0, "valid/x_hi": i + 1.0, "delta/x": i, "reward": i, "lr": i, "seconds/update": i,
+             "memory_mb/update": i, "valid/y": i} for i in range(4)]
+    plots = {p.title: p for p in figures.from_rows({"a": rows, "b": rows[:2]}, known=["y"])}
+    assert {t: p.kind for t, p in plots.items()} == {
+        "valid/x": "reward", "reward": "reward", "lr": "train", "seconds/update": "cost", "memory_mb/update": "cost"}
+    assert [line.run for line in plots["valid/x"].lines] == ["a", "b"] and plots["valid/x"].lines[0].hi == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_drawing_holds_numbers_only_and_follows_the_style_sheet() -> None:
+    lines = [Line(f"{EVIL}{n}", [0, 1, 2], [0.0, float("nan"), n], [-1, -1, -1], [3, 3, 3]) for n in range(9)]
+    (group,) = figures.groups([Plot(EVIL, lines, "guard", start=0.5), Plot("nothing", [Line("r", [0], [1.0])], "guard")])
+    (drawing,) = group.drawings
+    svg = str(drawing.svg)
+    assert all(re.fullmatch("[−0-9.]*", t) for t in _texts(svg)) and "script" not in svg
+    assert "currentColor" in svg and figures.INK not in svg and not any(c in svg for c in figures.RUNS)
+    assert 'class="f8' not in svg and svg.count('class="run8"') == 2  # a ninth run has the first colour again
+    assert group.bands and group.starts and [e.last for e in drawing.ends] == list(range(9)) and drawing.ends[3].lo == -1
+
+
+def test_dashes_and_colour_tell_sixteen_runs_apart() -> None:
+    (group,) = figures.groups([Plot("x", [Line(str(n), range(40), np.arange(40.0) * n) for n in range(16)])])
+    drawn = [e for e in ET.fromstring(str(group.drawings[0].svg)).iter("path") if str(e.get("class", "")).startswith("s")]
+    assert len({(e.get("class"), e.get("stroke-dasharray")) for e in drawn}) == 16
+
+
+def test_a_long_noisy_curve_is_thinned_and_smoothed() -> None:
+    noise = np.random.default_rng(0).normal(size=20_000)
+    (group,) = figures.groups([Plot("x", [Line("r", range(20_000), noise.tolist())])])
+    assert len(str(group.drawings[0].svg)) < 60_000 and str(group.drawings[0].svg).count('class="run0"') == 2
+    smooth = figures._smooth(np.array([1.0, np.nan, 1.0, 1.0]))
+    assert np.isnan(smooth[1]) and smooth[[0, 2, 3]].tolist() == [1, 1, 1]
+
+
+def _decode(address: str) -> tuple[np.ndarray, int]:
+    return sf.read(io.BytesIO(base64.b64decode(address.split(",")[1])))
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 48000, 96000])
+def test_sound_is_compressed_and_stays_what_it_was(rate: int) -> None:
+    time = np.arange(2 * rate) / rate
+    wav = (0.3 * np.sin(2 * np.pi * 440 * time) + 0.1 * np.sin(2 * np.pi * 0.4 * rate * time)).astype(np.float32)
+    kind, file = players.encode(wav, rate)
+    heard, heard_rate = sf.read(io.BytesIO(file))
+    assert kind == "audio/mpeg" and len(file) < 2 * 13_000 and abs(len(heard) / heard_rate - 2) < 0.06
+    spectrum = np.abs(np.fft.rfft(heard[: 2 * heard_rate] * np.hanning(2 * heard_rate))) / heard_rate
+    assert spectrum[880] == pytest.approx(0.15, rel=0.1) or rate > 48000
+    assert rate > 48000 or spectrum[int(0.8 * rate)] == pytest.approx(0.05, rel=0.1)  # the top of the band is not cut off
+
+
+def test_two_systems_stay_in_step() -> None:
+    wav = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    drawn = players.players(Clip("k", {"a": wav, "b": 0.5 * wav}, RATE), 5.0)
+    (a, rate), (b, _) = (_decode(p.audio) for p in drawn.players)
+    lag = int(np.argmax(np.correlate(a[4000:12000], b[4000:12000], "full"))) - 7999
+    assert abs(lag) <= 1 and drawn.players[0].level_db - drawn.players[1].level_db == pytest.approx(6.02, abs=0.01)
+
+
+def test_without_an_mp3_encoder_the_sound_is_flac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sf, "check_format", lambda *_: False)
+    kind, file = players.encode(_tone(), RATE)
+    assert kind == "audio/flac" and file[:4] == b"fLaC"
+    np.testing.assert_allclose(sf.read(io.BytesIO(file))[0], _tone(), atol=1e-4)
+
+
+def test_players_are_cut_share_one_scale_and_say_what_was_done() -> None:
+    drawn = players.players(Clip("k", {"a": _tone(3.0), "b": 0.1 * _tone(3.0), "c": 10 * _tone(1.0)}, RATE), max_s=2.0)
+    a, b, c = drawn.players
+    assert drawn.seconds == 2.0 and drawn.whole_s == 3.0 and len(_decode(a.audio)[0]) / _decode(a.audio)[1] == pytest.approx(2, abs=0.06)
+    assert a.picture != b.picture  # 20 dB apart on the shared scale
+    assert c.remark == "played 9.5 dB lower, else it would clip" and not a.remark
+
+
+def test_words_without_sound_and_the_rating_beside_them() -> None:
+    drawn = players.players(Clip("k", {"a": _tone()}, RATE, scores={"b": {"llm": 3.0, "estoi": 0.5}}, texts={"b": "fine"}), 5.0)
+    assert [p.system for p in drawn.players] == ["a", "b"] and not drawn.players[1].audio
+    assert drawn.players[1].ratings == {"llm": 3.0} and drawn.players[0].ratings == {}
 
 
 def test_spectrogram_shows_the_frequency() -> None:
-    picture = figures.spectrogram_db(_tone(20.0, hz=2000.0))
+    picture = players.spectrogram_db(_tone(20.0, hz=2000.0))
     assert picture.shape == (257, 480) and int(picture.mean(1).argmax()) == 2000 * 512 // RATE
-    assert np.isfinite(figures.spectrogram_db(np.zeros(10, dtype=np.float32))).all()
+    assert np.isfinite(players.spectrogram_db(np.zeros(10, dtype=np.float32))).all()
 
 
 @pytest.mark.parametrize("bad", [np.zeros(0, dtype=np.float32), np.array([np.nan], dtype=np.float32), np.zeros((2, 8), dtype=np.float32)])
@@ -122,17 +236,79 @@ def test_bad_audio_costs_its_player(tmp_path: Path, bad: np.ndarray) -> None:
     assert "broken has no player" in html and html.count("<audio") == 1
 
 
-def test_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MAX_BYTES", 150_000)
+def test_short_of_room_all_clips_are_cut_alike() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 12 * RATE).astype(np.float32)
+    clips = [Clip(f"c{i}", {"x": noise[: s * RATE]}, RATE) for i, s in enumerate((12, 12, 2, 12))]
+    whole = sum(p.size(99) for p in players.fit(clips, 10**8)[0])
+    kept, notes = players.fit(clips, int(0.7 * whole))
+    assert [k.key for k in kept] == ["c0", "c1", "c2", "c3"] and kept[2].seconds == 2 and 4 < kept[0].seconds < 12
+    assert len({round(k.seconds, 3) for k in kept}) == 2 and sum(k.size(99) for k in kept) < 0.7 * whole
+    assert notes == [f"3 of 4 clips are longer and end after {kept[0].seconds:.1f} s here"]
+
+
+def test_shorter_still_clips_are_left_out_evenly_but_one_of_a_label_stays() -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
-    path = render_report(tmp_path / "r.html", ReportData("t", clips=[Clip(f"c{i}", {"x": noise}, RATE) for i in range(20)]))
-    assert path.stat().st_size < 170_000
-    assert re.search(r"\d+ clips were left out", path.read_text())
+    clips = [Clip(f"c{i}", {"x": noise}, RATE, label={9: "worst", 10: "largest gain"}.get(i, "")) for i in range(20)]
+    one = players.players(clips[0], 9).size(9)
+    kept, notes = players.fit(clips, int(6.5 * one))
+    keys = [k.key for k in kept]
+    assert len(keys) == 6 and {"c9", "c10", "c0", "c19"} <= set(keys) and keys == sorted(keys, key=lambda k: int(k[1:]))
+    assert notes[0].startswith("14 of 20 clips were left out to keep this page small: c")
+    assert players.fit(clips, 10)[0] == []
+
+
+def test_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MAX_BYTES", 320_000)
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    config = {"long": "x" * 40_000}
+    path = render_report(tmp_path / "r.html", ReportData("t", clips=[Clip(f"c{i}", {"x": noise}, RATE) for i in range(20)], config=config))
+    assert path.stat().st_size < 330_000 and re.search(r"\d+ of 20 clips were left out", path.read_text())
+
+
+def test_clips_with_a_label_come_first_and_the_blind_test_needs_a_pair(tmp_path: Path) -> None:
+    clips = [Clip("plain", {"a": _tone(), "b": _tone()}, RATE), Clip("picked", {"a": _tone()}, RATE, label="worst")]
+    html = render_report(tmp_path / "r.html", ReportData("t", clips=clips)).read_text()
+    assert html.index(">picked<") < html.index(">plain<") and "<dialog" in html
+    assert "<dialog" not in render_report(tmp_path / "r.html", ReportData("t", clips=clips[1:])).read_text()
+    assert "<dialog" not in render_report(tmp_path / "r.html", ReportData("t", clips=clips, blind=False)).read_text()
+
+
+def test_odd_unicode_costs_a_letter_not_the_page(tmp_path: Path) -> None:
+    odd = "half \udce9 pair \u202e turned \x00 \u2028"
+    data = ReportData(odd, clips=[Clip(odd, {odd: _tone()}, RATE, label=odd)], plots=[Plot(odd, [Line(odd, [0, 1], [0, 1])])])
+    html = render_report(tmp_path / "r.html", data).read_text(encoding="utf-8")
+    assert "half ? pair" in html and html.count("<audio") == 1
+
+
+def test_the_bars_of_the_differences_share_a_scale_in_a_row() -> None:
+    nan = float("nan")
+    deltas = {"a": {"m": Interval(1, 0, 2, 5)}, "b": {"m": Interval(-1, nan, nan, 1)}, "c": {"m": Interval(nan, 0, 0, 0)}}
+    places = page_of._forest(ReportData("t", metrics=[Metric("m")], deltas=deltas))
+    assert places == {"a": {"m": (50, 73, 96)}, "b": {"m": (27, 27, 27)}, "c": {}}
+
+
+@pytest.mark.parametrize(("value", "plain", "signed"), [
+    (1.23456, "1.235", "+1.235"), (-0.5, "−0.500", "−0.500"), (-0.0001, "0.000", "0.000"), (0.0001, "0.000", "0.000"),
+    (250.04, "250.0", "+250.0"), (None, "–", "–"), (float("nan"), "–", "–"), (float("inf"), "–", "–"),
+])
+def test_numbers(value: float | None, plain: str, signed: str) -> None:
+    assert page_of._number(value) == plain and page_of._signed(value) == signed
+
+
+def test_long_names_may_break_and_stay_escaped() -> None:
+    assert page_of._breaks("a_<b>_c") == "a_<wbr>&lt;b&gt;_<wbr>c"
+
+
+def test_a_histogram_is_drawn_as_one() -> None:
+    lines = [Line(str(n), [0.5, 1.5, 2.5], [1.0, n, 2.0]) for n in range(2)] + [Line("torn", [1.0, 2.0], [1.0])]  # type: ignore[list-item]
+    (group,) = figures.groups([Plot("m", lines, "spread")])
+    assert [(e.run, e.first, e.last) for e in group.drawings[0].ends] == [("0", 0, 3), ("1", 0, 3)]
+    assert str(group.drawings[0].svg).count('class="run1"') == 2 and "how many" in group.drawings[0].says
 
 
 def test_an_empty_report_is_a_page(tmp_path: Path) -> None:
     html = render_report(tmp_path / "r.html", ReportData("Nothing yet")).read_text()
-    assert "<h1>Nothing yet</h1>" in html and "<table" not in html
+    assert '<h1 dir="auto">Nothing yet</h1>' in html and "<section" not in html
 
 
 def test_texts_are_shown_with_their_mistakes_and_escaped(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from rlspeech.config import RL, Evaluate, FlowModel, Mixing, Pretrain, ScoreFolder, Strict
+from rlspeech.config import RL, Evaluate, Mixing, Pretrain, ScoreFolder, Strict
 from rlspeech.schema import keys
-from rlspeech.settings import preset_names, preset_path, preset_stage, read_config, resolve, stage_of
+from rlspeech.settings import read_config, resolve
 from rlspeech.types import UserError
 from rlspeech.yamlfile import load_yaml, parse_value
 
@@ -89,8 +89,34 @@ def test_set_reaches_into_lists() -> None:
     config, _ = resolve(RL, flags={"rewards": ["estoi=1", "pesq_wb=0.5"]}, sets=["rewards[1].weight=2", "rewards[0].bounds=[0.1,null]"])
     assert [r.weight for r in config.rewards] == [1.0, 2.0] and config.rewards[0].bounds == (0.1, None)
     assert resolve(RL, sets=["explore.basis[0]=contrast"])[0].explore.basis == ["contrast", "contrast"]
-    with pytest.raises(UserError, match=r"rewards has no entry 0 \(--set rewards\[0\].weight\)"):
+    with pytest.raises(UserError, match=r"rewards has no entry 0 \(--set rewards\[0\].weight\)") as caught:
         resolve(RL, sets=["rewards[0].weight=2"])
+    assert "--reward" in caught.value.try_this
+    with pytest.raises(UserError, match="rewards has no entry 2") as caught:
+        resolve(RL, flags={"rewards": ["estoi", "lsd"]}, sets=["rewards.2.weight=2"])
+    assert "it has 2" in caught.value.why
+
+
+@pytest.mark.parametrize("path", ["rewards.1.scale", "rewards[1].scale"])
+def test_list_entries_are_written_either_way(path: str, tmp_path: Path) -> None:
+    config, provenance = resolve(RL, flags={"rewards": ["estoi=1", "pesq_wb=0.5"]}, sets=[f"{path}=none"])
+    assert [r.scale for r in config.rewards] == ["batch", "none"] and provenance["rewards[1].scale"] == f"--set {path}"
+    file = write(tmp_path / "x.yaml", "rewards: {estoi: 1, lsd: 2}\n")
+    assert [r.scale for r in resolve(RL, config_file=file, sets=[f"{path}=group"])[0].rewards] == ["batch", "group"]
+    assert [r.scale for r in resolve(RL, "flowse-grpo", sets=[f"{path}=group"])[0].rewards][1] == "group"
+
+
+def test_entries_of_pairs_can_be_set() -> None:
+    assert resolve(Pretrain, sets=["mixing={snr_db: [0, 5]}", "mixing.snr_db.1=9"])[0].mixing.snr_db == (0, 9)
+    assert resolve(RL, sets=["explore.nfe=[7,10]", "explore.nfe[0]=5"])[0].explore.nfe == (5, 10)
+
+
+def test_set_takes_whole_mappings() -> None:
+    sets = ["explore={noise: 0.2, bands: 8}", "diffro.attribute_weights={sex: 0.1}", "diffro.attribute_weights.age=0.2"]
+    config, _ = resolve(RL, sets=sets)
+    assert (config.explore.noise, config.explore.bands, config.explore.kind) == (0.2, 8, "gain")
+    assert config.diffro.attribute_weights == {"sex": 0.1, "age": 0.2}
+    assert [(r.name, r.weight) for r in resolve(RL, sets=["rewards={estoi: 2, lsd: 1}"])[0].rewards] == [("estoi", 2.0), ("lsd", 1.0)]
 
 
 def test_set_reaches_into_mappings() -> None:
@@ -128,13 +154,25 @@ def test_guards_have_a_shorthand() -> None:
         ({"sets": ["lora.targts=all"]}, "'lora.targts'", "did you mean lora.targets?"),
         ({"flags": {"grop": 3}}, "'grop' (--grop)", "did you mean group?"),
         ({"sets": ["rewards=[{name: estoi, wieght: 1}]"]}, "'rewards[0].wieght'", "did you mean rewards[0].weight?"),
+        ({"sets": ["explor.noise=1"]}, "'explor'", "did you mean explore.noise?"),
+        ({"sets": ["lora_rank=1"]}, "'lora_rank'", "did you mean lora.rank?"),
+        ({"sets": ["temprature=1"]}, "'temprature'", "did you mean sampling.temperature?"),
+        ({"sets": ["explore.baands=1"]}, "'explore.baands'", "did you mean explore.bands?"),
+        ({"sets": ["explore={nose: 1}"]}, "'explore.nose'", "did you mean explore.noise?"),
+        ({"flags": {"rewards": ["estoi"]}, "sets": ["rewards.0.scal=none"]}, "'rewards[0].scal'", "did you mean rewards[0].scale?"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_closest_name(layers: dict[str, Any], what: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve(RL, **layers)
     assert what in caught.value.what and caught.value.try_this == hint
-    assert "valid" in caught.value.why
+    assert "valid" in caught.value.why and len(caught.value.why) < 250, "a list that can be read"
+
+
+def test_a_key_like_no_other_gets_the_whole_list() -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(RL, sets=["qqqq=1"])
+    assert "steps" in caught.value.why and "explore" in caught.value.why and caught.value.try_this == "rlspeech presets keys rl"
 
 
 def test_an_unknown_key_in_a_file_has_its_line(tmp_path: Path) -> None:
@@ -162,6 +200,27 @@ def test_type_errors_name_the_key_and_its_layer(text: str, name: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve(RL, sets=[text])
     assert caught.value.what.startswith(name) and f"(--set {text.split('=')[0]})" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("steps=0", "steps is int >= 1, by default 60"),
+        ("ppo.discount=3", "ppo.discount is float 0 to 1, by default 1.0"),
+        ("lr=0", "lr is float > 0"),
+        ("explore.kind=gian", "did you mean explore.kind=gain? explore.kind is sde|cps|dance|gain|mask"),
+        ("lr_schedule=x", "lr_schedule is linear|constant, by default 'linear'"),
+        ("rewards=[{name: estoi, scale: nonne}]", "did you mean rewards[0].scale=none?"),
+        ("diffro.attribute_weights.sex=x", "diffro.attribute_weights.sex is float"),
+        ("explore=3", "explore has parts: kind, noise"),
+        ("rewards=3", "rewards is a list whose entries have name, weight"),
+        ("lora.rank=x", "lora.rank is int >= 1, by default 32"),
+    ],
+)
+def test_what_is_allowed_is_said(text: str, allowed: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(RL, sets=[text])
+    assert caught.value.try_this.startswith(allowed)
 
 
 def test_type_errors_in_a_file_have_their_line_and_say_what_is_wanted(tmp_path: Path) -> None:
@@ -239,111 +298,3 @@ def test_every_setting_can_be_listed_and_set_to_its_default() -> None:
         for key in listed:
             value = json.loads(json.dumps(key.default, default=lambda v: v.model_dump()))
             assert resolve(schema, flags={key.name: value})[0] == schema(), key.name
-
-
-# ---- presets
-
-
-def test_there_are_presets_and_unknown_ones_are_refused() -> None:
-    assert {"flowse-tiny", "flowse-small", "flowse-paper", "flowse-grpo", "flowse-grpo-gain", "flowse-grpo-dnsmos-only"} <= set(
-        preset_names()
-    )
-    with pytest.raises(UserError, match="flowse-gpro") as caught:
-        preset_path("flowse-gpro")
-    assert caught.value.try_this.startswith("--preset flowse-grpo")
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_preset_loads_and_says_what_it_is(name: str) -> None:
-    path = preset_path(name)
-    head = path.read_text(encoding="utf-8").splitlines()[:3]
-    stage = preset_stage(path)
-    assert stage in SCHEMAS and all(line.startswith("# ") for line in head)
-    assert any("arXiv" in line for line in head) and any(f"rlspeech {stage} --preset {name}" in line for line in head)
-    config, provenance = resolve(SCHEMAS[stage], name)
-    assert stage_of(type(config)) == stage
-    assert provenance and all(where.startswith(f"preset {name}, line ") for where in provenance.values())
-
-
-@pytest.mark.parametrize("name", [n for n in preset_names() if preset_stage(preset_path(n)) == "rl"])
-def test_rewards_and_guards_of_presets_exist(name: str) -> None:
-    from rlspeech.rewards.base import available
-
-    known = {column for family in available() for column in family.columns}
-    config, _ = resolve(RL, name)
-    assert {s.name for s in config.rewards} | {g.name for g in config.guards} <= known
-    assert not {s.name for s in config.rewards} & {g.name for g in config.guards}, "a guard is a metric that is not rewarded"
-    low = config.explore.nfe[0] if config.explore.nfe else 1  # null: the model's own steps, one at least
-    assert config.explore.window <= low and (
-        config.explore.start == "last" or 1 <= config.explore.start[0] <= config.explore.start[1] < low
-    )
-    assert config.prompts_per_step % config.updates_per_collection == 0
-
-
-def test_flowse_grpo_is_the_published_setting() -> None:
-    config, _ = resolve(RL, "flowse-grpo")
-    assert config.steps * config.updates_per_collection == 5000
-    assert config.steps * config.prompts_per_step * config.group == 900_000
-    assert (config.explore.kind, config.explore.noise, config.explore.window, config.explore.start, config.explore.nfe) == (
-        "sde",
-        0.4,
-        2,
-        (1, 3),
-        (7, 10),
-    )
-    assert {(r.name, r.weight, r.scale) for r in config.rewards} == {
-        ("dnsmos_ovrl", 0.6, "batch"),
-        ("speaker_similarity", 1.0, "batch"),
-        ("speech_bert_score", 1.0, "batch"),
-    }
-    assert config.lora is not None and (config.lora.rank, config.lora.alpha, config.lora.targets) == (32, 64.0, "attention")
-
-
-def test_avse_lr_is_the_published_setting() -> None:
-    """Section 1.4 of what is known: sigma 0.05, clip 0.1, beta 1e-4, gamma 1.0, rate 1e-3; relative reward, no critic."""
-    config, _ = resolve(RL, "avse-lr")
-    assert (config.algo, config.ppo.form, config.ppo.kl_in) == ("ppo", "relative", "advantage")
-    assert (config.explore.kind, config.explore.noise, config.group) == ("mask", 0.05, 1)
-    assert (config.clip_range, config.kl_beta, config.supervised_weight, config.lr) == (0.1, 1e-4, 1.0, 1e-3)
-    assert [r.name for r in config.rewards] == ["llm"]
-
-
-@pytest.mark.parametrize("name", ["avse-dnsmos", "avse-lr-no-sisnr", "avse-lr-shuffled", "avse-sisnr"])
-def test_baselines_and_controls_differ_in_one_thing(name: str) -> None:
-    from rlspeech.config import Exploration
-
-    published, other = (resolve(RL, n)[0].model_dump() for n in ("avse-lr", name))
-    changed = {k for k in published if published[k] != other[k]}
-    allowed = {"avse-dnsmos": {"rewards", "guards"}, "avse-lr-no-sisnr": {"supervised_weight"}, "avse-lr-shuffled": {"video"},
-               "avse-sisnr": {"policy_weight", "explore", "clip_range", "kl_beta"}}  # the last three do nothing without a policy loss
-    assert changed and changed <= allowed[name]
-    assert other["policy_weight"] == 0 or other["explore"] == published["explore"] != Exploration().model_dump()
-
-
-def parameters(model: FlowModel) -> int:
-    import torch
-
-    from rlspeech.models.flow import FlowEnhancer
-
-    with torch.device("meta"):  # shapes only
-        return sum(p.numel() for p in FlowEnhancer(model).parameters())
-
-
-def test_flowse_paper_has_the_published_size() -> None:
-    assert parameters(resolve(Pretrain, "flowse-paper")[0].model) == 46_179_920
-
-
-def test_avse_paper_has_the_published_size() -> None:
-    import torch
-
-    from rlspeech.models.avse import AvseEnhancer
-
-    config = resolve(Pretrain, "avse-paper")[0].avse
-    with torch.device("meta"):
-        assert sum(p.numel() for p in AvseEnhancer(config).parameters()) == pytest.approx(22.3e6, abs=5e4)
-    assert config.channels == 2
-
-
-def test_the_models_of_the_presets_can_be_built() -> None:
-    assert parameters(resolve(Pretrain, "flowse-tiny")[0].model) < 7_500_000  # fp16 weights under 15 MB
-    assert 10_000_000 < parameters(resolve(Pretrain, "flowse-small")[0].model) < 30_000_000

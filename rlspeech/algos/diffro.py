@@ -14,7 +14,8 @@ reward network says of it is about nothing that it was trained on.
 
 Both together: GRPO on every rollout; DiffRO on those with an advantage above 0 (``diffro.on``), after the rows above are dropped, times
 ``diffro.weight``; one KL, GRPO's. The mean is over all rows of an update, so that a filter that keeps little asks for little.
-``on=all`` drops nothing at all, the naive sum, for comparison. Logged: the share that is kept, what the others were dropped for, both
+``on=all`` drops nothing at all, the naive sum, for comparison; alone, DiffRO knows no advantage, and ``all`` takes the rows that did not
+stop, or loop, as well. Logged: the share that is kept, what the others were dropped for, both
 gradients' sizes and their cosine.
 """
 
@@ -33,7 +34,7 @@ from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.math import Advantage, agreement, soft_loss
 from rlspeech.algos.update import PolicyUpdate
 from rlspeech.config import RL, RewardSpec
-from rlspeech.rewards.speech_rules import find_loop
+from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
 from rlspeech.types import Policy, RelaxPolicy, Rollout, Score, SoftReward, UserError
 
 __all__ = ["DiffRO", "GRPODiffRO", "sound_rows"]
@@ -44,7 +45,7 @@ EPOCH = 7_919  # and of updates on one
 
 def sound_rows(rollout: Rollout) -> tuple[Tensor, Tensor]:
     """(N,) bool each: rows that stopped by themselves, and rows whose tokens do not loop (those without tokens do not)."""
-    loops = [s.tokens is not None and find_loop(np.asarray(s.tokens).ravel()) is not None for s in rollout.samples]
+    loops = [s.tokens is not None and find_loop(np.asarray(s.tokens).ravel(), s.token_s or TOKEN_S) is not None for s in rollout.samples]
     return rollout.finished.clone(), ~torch.tensor(loops, dtype=torch.bool)
 
 

@@ -7,10 +7,35 @@ from typing import Annotated, Any
 
 import typer
 
-from rlspeech.cli.common import ConfigFiles, Debug, Device, Json, Out, Preset, Quiet, Seed, Sets, Shared, load, perform, run_stage
+from rlspeech.cli import complete
+from rlspeech.cli.common import (
+    ConfigFiles,
+    Debug,
+    Device,
+    Json,
+    Out,
+    Preset,
+    Quiet,
+    Seed,
+    Sets,
+    Shared,
+    listed,
+    load,
+    perform,
+    present,
+    run_stage,
+)
 from rlspeech.types import UserError
 
 __all__ = ["add_to", "enhance", "evaluate", "report", "reward"]
+
+EvalTask = Annotated[
+    str | None, typer.Option(metavar="TASK", help="One of {Evaluate.task}.", autocompletion=complete.one_of("config:Evaluate", "task"))
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Metric; none: the task's own list. May be repeated.", autocompletion=complete.rewards),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,16 +45,20 @@ def add_to(app: typer.Typer) -> None:
         evaluate
     )
     app.command(epilog="Example: rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced")(enhance)
-    app.command(epilog="Example: rlspeech report runs/eval")(report)
+    app.command(epilog="Example: rlspeech report runs/rl && rlspeech report first=runs/rl second=runs/rl-2 --out compare.html")(report)
 
 
 def reward(
-    path: Annotated[str, typer.Argument(metavar="WAVS", help="Folder of audio files, or a manifest; JSONL with texts for asr_*.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH", help="Folder, audio files, or a manifest; JSONL with texts for asr_*; - for paths on stdin."),
+    ],
     rewards: Annotated[
         list[str] | None,
-        typer.Option("--reward", metavar="NAME", help="dnsmos, pesq, asr_wer, ..., or package.module:function; may be repeated."),
+        typer.Option("--reward", metavar="NAME", help="dnsmos, pesq, asr_wer, ..., or package.module:function; may be repeated.",
+                     autocompletion=complete.rewards),
     ] = None,
-    target: Annotated[str | None, typer.Option(metavar="FOLDER", help="References with the same names.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="FOLDER", help="References with the same names; a file for a single file.")] = None,
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="Transcripts: JSONL with id and text, Kaldi text, or a folder of .txt.")
     ] = None,
@@ -80,12 +109,12 @@ def reward(
             "seed": seed,
             "device": device,
         },
-        path=path,
+        path=lambda: paths[0] if len(paths) == 1 and paths != ["-"] else listed(paths),
     )
 
 
 def evaluate(
-    task: Annotated[str | None, typer.Option(help="flowse, avse, asr, tts")] = None,
+    task: EvalTask = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest; none: the embedded test set.")] = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated.")
@@ -93,7 +122,7 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="System that the others are paired against; none: the first.")
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Metric; none: the task's own list. May be repeated.")] = None,
+    metric: Metrics = None,
     normaliser: Annotated[
         str | None, typer.Option(metavar="NAME", help="asr: how texts are made comparable, e.g. basic-2 or english-1.")
     ] = None,
@@ -102,7 +131,10 @@ def evaluate(
     ] = None,
     by: Annotated[str | None, typer.Option(metavar="COLUMN", help="asr, tts: a table for each value of this manifest column.")] = None,
     nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
-    video: Annotated[str | None, typer.Option(help="avse: right, shuffled or none, for all models.")] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(help="avse: right, shuffled or none, for all models.", autocompletion=complete.one_of("config:Evaluate", "video")),
+    ] = None,
     shuffled: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="avse: score this model again on other videos, as NAME-shuffled. May be repeated."),
@@ -144,6 +176,7 @@ def evaluate(
 
         flags["models"] = _models(model) if model else None
         resolved, _ = resolve(load("config:Evaluate"), preset, config, flags, sets or ())
+        present(resolved)
         return load("stages.evaluate:run")(resolved, json_mode=json_mode)  # type: ignore[no-any-return]
 
     perform(work, shared)
@@ -167,8 +200,12 @@ def _models(given: list[str]) -> dict[str, str]:
 
 
 def enhance(
-    inputs: Annotated[list[str], typer.Argument(help="Audio files, videos, folders or manifests.")],
-    task: Annotated[str | None, typer.Option(help="flowse, avse")] = None,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Audio files, videos, folders or manifests; - for paths on stdin.")
+    ],
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="flowse or avse.", autocompletion=complete.one_of("stages.infer:Enhance", "task"))
+    ] = None,
     video: Annotated[
         str | None, typer.Option(metavar="PATH", help="avse: the input's video or mouth crops, or a folder of them; none: those beside it.")
     ] = None,
@@ -203,28 +240,25 @@ def enhance(
             "seed": seed,
             "device": device,
         },
+        paths="inputs",
     )
 
 
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder that rlspeech eval has written.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Folders of rl, eval, reward or pretrain, PATH or NAME=PATH; the first is the baseline."),
+    ],
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The page; none: report.html in one run's folder, compare.html here for several.")
+    ] = None,
     players: Annotated[int | None, typer.Option(help="Clips with players.")] = None,
     json_mode: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write an evaluation's report again; what was scored is not scored again."""
-
-    def work() -> dict[str, Any]:
-        from rlspeech.settings import read_config, resolve
-
-        path = Path(run) / "config.resolved.json"
-        if not path.is_file():
-            raise UserError(f"{run} is not a run folder", "it has no config.resolved.json", "rlspeech eval --out FOLDER writes one")
-        asked, _ = read_config(path)
-        if "metrics" not in asked:
-            raise UserError(f"{run} is not an evaluation", "it holds a training run", f"rlspeech eval --model trained={run}")
-        config, _ = resolve(load("config:Evaluate"), None, path, {"out": run, "players": players})
-        return load("stages.evaluate:run")(config, json_mode=json_mode)  # type: ignore[no-any-return]
-
-    perform(work, Shared(json_mode=json_mode, quiet=quiet, debug=debug))
+    """Write a run's report again, or one page that compares several: settings, curves, paired differences, the same clips side by side."""
+    perform(
+        lambda: load("stages.again:run")(runs, out=out, players=players, json_mode=json_mode),
+        Shared(json_mode=json_mode, quiet=quiet, debug=debug),
+    )

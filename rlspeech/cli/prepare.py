@@ -11,7 +11,7 @@ from rlspeech.cli.common import ConfigFiles, Debug, Json, Out, Preset, Quiet, Se
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, epilog="Example: rlspeech prepare demo --out data && rlspeech prepare folder mine/ --out data/mine")
 
 Root = Annotated[str, typer.Argument(metavar="FOLDER", help="Where the corpus lies.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; none: one a core.")]

@@ -159,7 +159,7 @@ def tts(
 
 
 def join(
-    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST[:COLUMN=VALUE]...", help="Manifests or folders; columns to set.")],
+    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST[:COLUMN=VALUE]", help="Manifests or folders; columns to set.")],
     sample: Annotated[int | None, typer.Option(metavar="N", help="Only this many rows of the result, drawn at random.")] = None,
     preset: Preset = None,
     config: ConfigFiles = None,

@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def speak(
-    inputs: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts; .txt files (a line a text); manifests; - for stdin.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts; .txt files (a line a text); manifests; - for stdin.")],
     model: Annotated[str | None, typer.Option(help="Hub id, checkpoint or run folder; none: the embedded checkpoint.")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="FILE", help="Recording of the voice, a few seconds.")] = None,
     prompt_text: Annotated[str | None, typer.Option(metavar="TEXT", help="What is said in it; none: it lends its voice alone.")] = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from rlspeech.cli import complete
 from rlspeech.cli.common import ConfigFiles, Debug, Device, Json, Out, Preset, Quiet, Seed, Sets, Shared, run_stage
 
 __all__ = ["add_to", "pretrain", "rl"]
@@ -21,7 +22,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pretrain(
-    task: Annotated[str | None, typer.Option(help="flowse, avse, listener, asr")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="One of {Pretrain.task}.", autocompletion=complete.one_of("config:Pretrain", "task")),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest, mix.json or a folder; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest to validate on.")] = None,
     init: Annotated[str | None, typer.Option(help="Checkpoint to start from, or 'embedded'; none: random weights.")] = None,
@@ -61,21 +65,33 @@ def pretrain(
 
 
 def rl(
-    algo: Annotated[str | None, typer.Option(help="grpo, ppo, diffro or grpo+diffro")] = None,
-    task: Annotated[str | None, typer.Option(help="flowse, avse, asr")] = None,
+    algo: Annotated[
+        str | None, typer.Option(metavar="ALGO", help="One of {RL.algo}.", autocompletion=complete.one_of("config:RL", "algo"))
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="One of {RL.task}.", autocompletion=complete.one_of("config:RL", "task"))
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
     data: Annotated[str | None, typer.Option(help="Manifest or mix.json; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest, scored before, during and after.")] = None,
-    reward: Annotated[list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="What to raise, e.g. estoi=1; may be repeated.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WEIGHT", help="What to raise, e.g. estoi=1 (rlspeech doctor lists them); may be repeated.",
+                     autocompletion=complete.rewards),
+    ] = None,
     guard: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[=MAX_DROP]", help="Watch a metric; stop when it falls by more than MAX_DROP.")
+        list[str] | None,
+        typer.Option(metavar="NAME[=MAX_DROP]", help="Watch a metric; stop when it falls by more than MAX_DROP. May be repeated.",
+                     autocompletion=complete.rewards),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Collections of rollouts.")] = None,
     group: Annotated[int | None, typer.Option(help="Rollouts a prompt.")] = None,
     prompts_per_step: Annotated[int | None, typer.Option(help="Prompts in one collection.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     offload: Annotated[
-        str | None, typer.Option(help="none, or phase: what a phase (encode, rollout, reward, update) does not need waits in host memory.")
+        str | None,
+        typer.Option(help="none, or phase: what a phase (encode, rollout, reward, update) does not need waits in host memory.",
+                     autocompletion=complete.one_of("config:RL", "offload")),
     ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop, validate and save after this long.")] = None,
     probe: Annotated[

@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def transcribe(
-    inputs: Annotated[list[str], typer.Argument(help="Audio files, folders or manifests.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="PATH", help="Audio files, folders or manifests; - for paths on stdin.")],
     model: Annotated[str | None, typer.Option(help="Hub id, checkpoint or run folder; none: the embedded checkpoint.")] = None,
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="x.jsonl, or a folder for .txt files; none or -: the text on stdout.")
@@ -53,4 +53,5 @@ def transcribe(
             "seed": seed,
             "device": device,
         },
+        paths="inputs",
     )

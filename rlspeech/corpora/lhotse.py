@@ -2,7 +2,7 @@
 
 One cut is one row, its supervisions' texts in order; of recordings with supervisions, one supervision is one row. What would need
 lhotse to compute is left out with its reason: mixed and padded cuts, transforms (speed, volume ...), audio behind commands, URLs or
-in memory, one channel out of several (our files are averaged over channels), a supervision that a cut cuts through.
+in memory, some channels of several (our files are averaged over channels), a supervision that a cut cuts through.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _guarded(split: str, path: Path, number: int, row: Row | None, make: Any) ->
 
 def _cut(split: str, path: Path, row: Row) -> Candidate:
     kind = row.get("type", "MonoCut")
-    if kind not in ("MonoCut", "Cut"):
+    whole = kind == "MultiCut" and all(s.get("channel") == row.get("channel") for s in row.get("supervisions") or [])
+    if kind not in ("MonoCut", "Cut") and not whole:
         tracks = row.get("tracks") or []
         if kind == "MixedCut" and len(tracks) == 1 and not row.get("transforms"):
             return _cut(split, path, tracks[0]["cut"] | {"id": row["id"]})
@@ -118,14 +119,15 @@ def _supervision(split: str, path: Path, row: Row) -> Candidate:
 
 def _row(split: str, path: Path, row: Row, recording: Row | None, said: list[Row], start: float, length: float,
          problem: str | None) -> Candidate:
-    """One candidate; ``said`` are its supervisions in order."""
+    """One candidate; ``said`` are its supervisions in order, columns are taken from the cut and from them."""
+    cut = row if said != [row] else {}
     name = str(row["id"])
     file, wrong = _file(recording, row.get("channel", 0), path)
     texts = [s.get("text") for s in said]
     text = " ".join(t.strip() for t in texts if t is not None).strip() if any(t is not None for t in texts) else None
     if not said or text is None:
         wrong = wrong or "no transcript"
-    custom = {k: v for s in said for k, v in (s.get("custom") or {}).items() if isinstance(v, str | int | float | bool | list)}
+    custom = {k: v for s in [cut, *said] for k, v in (s.get("custom") or {}).items() if isinstance(v, str | int | float | bool | list)}
     speakers, languages = {s.get("speaker") for s in said}, {s.get("language") for s in said}
     found = candidate(split, file or path, safe_name(name), problem or wrong, text=text,
                       speaker=str(next(iter(speakers))) if len(speakers) == 1 and None not in speakers else None,

@@ -94,7 +94,7 @@ def read_texts(path: str | Path) -> dict[str, Entry]:
         rows = _table_rows(path)
     else:
         rows = [{"id": line.split(maxsplit=1)[0], "text": line.strip().partition(" ")[2].strip()}
-                for line in _decoded(path).splitlines() if line.strip()]
+                for line in _decoded(path).split("\n") if line.strip()]
     entries: dict[str, Entry] = {}
     bare: dict[str, Entry] = {}  # names without suffix and places beside the list: after all names as they are written
     for number, row in enumerate(rows, 1):
@@ -182,7 +182,9 @@ def _kaldi_folder(folder: Path, base: Path) -> Iterator[Candidate]:
         if texts is not None and utt not in texts:
             problem = problem or "no transcript"
         row = candidate(split, path or folder / "wav.scp", safe_name(utt), problem, text=texts.get(utt) if texts is not None else None,
-                        speaker=speakers.get(utt), language=languages.get(utt), original_id=utt if safe_name(utt) != utt else None)
+                        speaker=speakers.get(utt) if speakers.get(utt) != utt else None,  # so Kaldi writes that nobody knows
+                        language=languages.get(utt), original_id=utt if safe_name(utt) != utt else None,
+                        recording_id=recording if segments and path and recording != path.stem else None)
         row.utt.offset, row.utt.duration = start, max(0.0, end - start)
         if segments and not start:
             row.utt.extra["segment"] = True
@@ -193,7 +195,7 @@ def _table(path: Path) -> dict[str, str]:
     """First word of a line -> the rest of it; a missing file is an empty table."""
     if not path.is_file():
         return {}
-    pairs = (line.strip().split(maxsplit=1) for line in _decoded(path).splitlines() if line.strip())
+    pairs = (line.strip().split(maxsplit=1) for line in _decoded(path).split("\n") if line.strip())  # not splitlines: texts hold other ends
     return {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from rlspeech.types import UserError, Utterance
 
 __all__ = [
     "PATH_KEYS", "JsonlWriter", "ManifestWriter", "Problem", "find_manifest", "from_row", "meta_path", "read_jsonl", "read_manifest",
-    "safe_name", "scan_manifest", "to_row", "write_manifest", "write_text",
+    "recordings", "safe_name", "scan_manifest", "to_row", "write_manifest", "write_text",
 ]
 
 PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
@@ -183,6 +183,23 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     if not utts:
         raise UserError(f"{path} is empty", "a manifest needs at least one row", "run the prepare step again and look at its dropped.jsonl")
     return utts
+
+
+def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
+    """The rows whose sound says their text; one that nobody has recorded (``recorded`` is false) has its prompt's, which says another.
+
+    Args:
+        utts: rows.
+        name: where they are from, for the message.
+
+    Raises:
+        UserError: there are rows, and none is recorded.
+    """
+    kept = [u for u in utts if u.extra.get("recorded") is not False]
+    if utts and not kept:
+        raise UserError(f"none of the {len(utts)} rows of {name} can be learned from", "nobody has recorded their texts (recorded: false)",
+                        "transcribed recordings; such texts are for rl, eval and speak")
+    return kept
 
 
 def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, Any] | None = None) -> None:

@@ -4,7 +4,7 @@ transformers' ``generate`` does more than is wanted here. It runs the prompt onc
 suppressed tokens from the checkpoint's generation config, and what is then drawn is not the policy that is trained; and its noise is one
 stream for the batch, so a row's draw hangs on its neighbours. Here a row's draw is given by its prompt's seed, its place in the group and
 the model alone: uniform numbers drawn beforehand, and the distribution function inverted at them. Rows that have stopped leave the batch
-once they are half of it.
+once they have cost as much as one step of all.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def pick(logits: Tensor, sampling: Sampling | None, u: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def draw(state: State, *, group: int, steps: int, sampling: Sampling | None, seed: int | Sequence[int], stops: Sequence[int],
-         pad: int) -> Drawn:
+def draw(state: State, *, group: int, steps: int | Sequence[int], sampling: Sampling | None, seed: int | Sequence[int],
+         stops: Sequence[int], pad: int) -> Drawn:
     """Write up to ``steps`` tokens for each of the B prompts, ``group`` times.
 
     Args:
         state: the prompts after their prefill; its cache is used up.
         group: rows a prompt.
-        steps: S at most.
+        steps: S at most, of all prompts or one a prompt.
         sampling: None takes the likeliest token.
         seed: see ``uniforms``.
         stops: ids that end a row.
@@ -91,8 +91,11 @@ def draw(state: State, *, group: int, steps: int, sampling: Sampling | None, see
     """
     prompts, device = len(state.logits), state.logits.device
     n = prompts * group
+    room = torch.tensor([steps] * prompts if isinstance(steps, int) else [int(s) for s in steps], dtype=torch.long).repeat_interleave(group)
+    steps = int(room.max()) if n else 0
     noise = None if sampling is None else uniforms(prompts, group, steps, seed)
     ids, mask, finished = torch.full((n, steps), pad), torch.zeros(n, steps, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    done, wasted = room <= 0, 0
     ends = torch.tensor(list(stops))
     cache = state.cache
     if group > 1:
@@ -102,17 +105,20 @@ def draw(state: State, *, group: int, steps: int, sampling: Sampling | None, see
     live = torch.arange(n)  # rows that are in the batch, whether stopped or not
     for s in range(steps):
         token = pick(logits, sampling, None if noise is None else noise[live, s]).cpu()
-        open_ = ~finished[live]
+        open_ = ~done[live]
         rows = live[open_]
         ids[rows, s], mask[rows, s] = token[open_], True
         finished[rows] = torch.isin(token[open_], ends)
-        open_ = ~finished[live]
-        if s == steps - 1 or not bool(open_.any()):
+        done[rows] = finished[rows] | (room[rows] == s + 1)
+        open_ = ~done[live]
+        going = int(open_.sum())
+        if not going:
             break
-        if 2 * int(open_.sum()) <= len(live):
+        wasted += len(live) - going
+        if wasted >= len(live):  # to copy the cache without them costs about that much
             keep = open_.nonzero()[:, 0].to(device)
             cache.batch_select_indices(keep)
-            live, token, seen, place = live[open_], token[open_], seen[keep], place[keep]
+            live, token, seen, place, wasted = live[open_], token[open_], seen[keep], place[keep], 0
         seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
         logits = state.step(token[:, None].to(device), (live // group).to(device), seen, place, cache)
         place = place + 1

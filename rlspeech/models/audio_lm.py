@@ -15,7 +15,8 @@ from torch import Tensor
 from rlspeech.models.audio_draw import Drawn
 from rlspeech.models.audio_families import family_of
 from rlspeech.models.audio_model import AudioLM, Heard
-from rlspeech.models.hub import resolve
+from rlspeech.models.card import recogniser_card, write_card
+from rlspeech.models.hub import refuse_other, resolve
 from rlspeech.types import UserError
 
 __all__ = ["AudioLM", "Drawn", "Heard", "load_audio_lm", "save_audio_lm", "write_net"]
@@ -46,6 +47,8 @@ def load_audio_lm(name: str, device: torch.device | str = "cpu", dtype: Literal[
     from transformers import AutoConfig
 
     where, folder = _find(name)
+    if folder is not None:
+        refuse_other(folder, "asr")
     options: dict[str, Any] = {"local_files_only": True} if folder else {}
     try:
         config = AutoConfig.from_pretrained(where, **options)
@@ -164,7 +167,7 @@ def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], weight
                 part.save_pretrained(folder)
     about = {"task": "asr", "model_type": model.model_type, "sample_rate": model.sample_rate, "max_s": model.max_s, "facts": facts}
     (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n")
-    (folder / "README.md").write_text(_card(about, sum(p.numel() for p in model.net.parameters())))
+    write_card(folder, recogniser_card(model.model_type, sum(p.numel() for p in model.net.parameters()), model.sample_rate), facts)
 
 
 def write_net(folder: Path, model: Any, weights: dict[str, Tensor] | None, half: bool) -> None:
@@ -191,10 +194,3 @@ def write_net(folder: Path, model: Any, weights: dict[str, Tensor] | None, half:
         for file in model.source.iterdir():  # as the publisher wrote them: not every class that reads them is usable everywhere
             if file.is_file() and file.suffix not in WEIGHTS and file.name not in OWN:
                 shutil.copyfile(file, folder / file.name)
-
-
-def _card(about: dict[str, Any], parameters: int) -> str:
-    lines = ["---", "library_name: transformers", "pipeline_tag: automatic-speech-recognition", "tags: [rlspeech]", "---", "",
-             f"# Recogniser ({about['model_type']}), {parameters / 1e6:.2f} M parameters, {about['sample_rate']} Hz", ""]
-    lines += [f"- **{key}**: {value}" for key, value in about["facts"].items()]
-    return "\n".join([*lines, "", "Use it: `rlspeech transcribe speech.wav --model THIS_FOLDER`", ""])

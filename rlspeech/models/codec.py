@@ -18,7 +18,7 @@ from rlspeech.data.audio import rms_dbfs, to_level
 from rlspeech.models.codec_net import LEVEL_DBFS, PITCH_HZ, CodecNet, Drawn
 from rlspeech.models.hub import load_model, save_model
 
-__all__ = ["Codec", "EmbeddedCodec", "load_codec", "save_codec"]
+__all__ = ["Codec", "EmbeddedCodec", "load_codec", "save_codec", "start_alike"]
 
 BATCH_S = 24.0  # seconds of padded speech that go through a network at once
 PROMPT_S = 10.0  # of a prompt, more tells no more of a voice
@@ -69,6 +69,11 @@ class EmbeddedCodec:
         self.sample_rate, self.size = net.sample_rate, net.quantise.size
         self.frame_s = net.samples / net.sample_rate
         self.wants_prompt = net.cfg.voice_dim > 0
+
+    @property
+    def coordinates(self) -> Tensor:
+        """(V, D) in [-1, 1]: the code of every id."""
+        return self.net.quantise.codes(torch.arange(self.size, device=self.device)).cpu()
 
     @property
     def device(self) -> torch.device:
@@ -171,3 +176,19 @@ def save_codec(folder: Path, net: CodecNet, **how: Any) -> None:
     """``hub.save_model`` for ``codec``."""
     save_model(folder, net, "codec", **how)
 
+
+def start_alike(rows: Tensor, codec: Codec) -> None:
+    """Start the codes' vectors, rows (V, D), so that ids whose codes differ little have vectors that differ little.
+
+    A code of finite scalar quantisation is a few numbers, and an id says nothing of them: a language model that has to find out from data
+    which of a thousand ids sound the same needs three times the steps to the same loss (measured over the first 300). Rows of a codec
+    that does not tell its codes are left as they are.
+    """
+    if not isinstance(codec, EmbeddedCodec):
+        return
+    codes = codec.coordinates
+    spread = rows.std()
+    each = torch.cat([torch.nn.functional.one_hot(column.unique(return_inverse=True)[1]).float() for column in codes.T], 1)
+    for part, share in ((codes, 0.7), (each, 0.5)):
+        made = part.to(rows) @ torch.randn(part.shape[1], rows.shape[1]).to(rows)
+        rows.mul_((1 - share**2) ** 0.5).add_(made / made.std() * spread * share)

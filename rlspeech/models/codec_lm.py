@@ -14,10 +14,11 @@ from rlspeech.config import CodecLMModel
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.audio_draw import Drawn
 from rlspeech.models.audio_lm import ABOUT, DTYPES, fold_adapter, quietly, write_net
-from rlspeech.models.codec import Codec, load_codec
+from rlspeech.models.card import Card, md, write_card
+from rlspeech.models.codec import Codec, load_codec, start_alike
 from rlspeech.models.codec_layout import SPEECH, STOP, TEXT, Layout, layout_of
 from rlspeech.models.codec_model import CodecLM, Line, Prompts
-from rlspeech.models.hub import resolve
+from rlspeech.models.hub import refuse_other, resolve
 from rlspeech.types import UserError
 
 __all__ = ["CodecLM", "Drawn", "Layout", "Line", "Prompts", "build_codec_lm", "load_codec_lm", "save_codec_lm"]
@@ -73,6 +74,8 @@ def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None 
     config.pad_token_id, config.eos_token_id, config.bos_token_id = pad, stop, None
     net: Any = Qwen2ForCausalLM(config)
     net.generation_config.eos_token_id, net.generation_config.pad_token_id = stop, pad
+    for table in (net.get_input_embeddings(), net.get_output_embeddings()):
+        start_alike(table.weight.data[len(tokenizer):], codec)
     return CodecLM(net, tokenizer, layout, given, cfg)  # one loaded here is not where the model will be
 
 
@@ -97,11 +100,13 @@ def load_codec_lm(name: str, device: torch.device | str = "cpu", dtype: Literal[
 
     hub = not (Path(name).exists() or name in {"embedded", "tiny"} or name.count("/") != 1 or name.startswith((".", "/", "~")))
     folder = None if hub else resolve(name, TASK)
+    if folder is not None:
+        refuse_other(folder, TASK)
     where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if folder and (folder / ABOUT).is_file() else {}
         if not isinstance(about, dict) or about.get("task", TASK) != TASK:
-            raise ValueError(f"{ABOUT} is that of another task")
+            raise ValueError(f"{ABOUT} is that of another task, or no object")
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         with quietly():
             net = _weights(where, DTYPES[dtype], options)
@@ -156,14 +161,13 @@ def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], weight
     about = {"task": TASK, "model_type": model.model_type, "layout": model.layout.as_dict(),
              "model": None if model.cfg is None else model.cfg.model_dump(), "facts": facts}
     (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(model, facts), encoding="utf-8")
+    write_card(folder, _card(model), facts)
 
 
-def _card(model: CodecLM, facts: dict[str, Any]) -> str:
-    size = sum(p.numel() for p in model.net.parameters()) / 1e6
+def _card(model: CodecLM) -> Card:
     codec, rate = model.layout.codec or "of its own", 1 / model.layout.frame_s
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-to-speech", "tags: [rlspeech]", "---", "",
-             f"# Codec language model ({model.model_type}), {size:.2f} M parameters, {rate:g} ids a second, codec {codec}",
-             ""]
-    lines += [f"- **{key}**: {value}" for key, value in facts.items()]
-    return "\n".join([*lines, "", "Use it: `rlspeech speak \"some words\" --model THIS_FOLDER --out said.wav`", ""])
+    uses = ['speak "some words" --model THIS_FOLDER --out said.wav', "rl --task tts --model THIS_FOLDER",
+            "eval --task tts --model this=THIS_FOLDER"]
+    details = [f"It writes {rate:g} ids a second of the codec {md(codec)}.", "transformers loads this folder's language model by itself."]
+    return Card(f"codec language model ({model.model_type})", TASK, sum(p.numel() for p in model.net.parameters()), model.sample_rate,
+                "transformers", "text-to-speech", (), uses, details)

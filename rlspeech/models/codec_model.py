@@ -179,7 +179,7 @@ class CodecLM(nn.Module):
     # -- writing -------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(self, prompts: Prompts, *, group: int = 1, sampling: Sampling | None = None, max_new_tokens: int,
+    def generate(self, prompts: Prompts, *, group: int = 1, sampling: Sampling | None = None, max_new_tokens: int | Sequence[int],
                  seed: int | Sequence[int] = 0) -> Drawn:
         """Write speech, ``group`` rows for each of the B prompts, in ids of the slice.
 
@@ -187,7 +187,7 @@ class CodecLM(nn.Module):
             prompts: B rows up to where speech begins.
             group: rows a prompt; they stand next to each other.
             sampling: None: the likeliest token.
-            max_new_tokens: longest answer, the stop included.
+            max_new_tokens: longest answer, the stop included, of all prompts or one a prompt.
             seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
         """
         if not len(prompts):

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from rlspeech.models.card import Card, write_card
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from rlspeech.models.avse import AvseEnhancer
     from rlspeech.models.flow import FlowEnhancer
 
-__all__ = ["Kind", "KINDS", "embedded_path", "load_avse", "load_flow", "load_model", "read_config", "save_avse", "save_flow", "save_model"]
+__all__ = ["Kind", "KINDS", "embedded_path", "load_avse", "load_flow", "load_model", "read_config", "refuse_other", "save_avse",
+           "save_flow", "save_model", "task_of"]
 
 
 class Kind(NamedTuple):
@@ -41,6 +43,18 @@ KINDS = {
                          "text-to-speech, reward-model"),
 }
 MODEL_TYPE = KINDS["flowse"].model_type
+TITLES = {"tts": "synthesiser", "asr": "recogniser", "listener": "listener"}  # checkpoints in transformers' own layout
+INSTEAD = {  # of packaged weights
+    "tts": "rlspeech pretrain --task tts --out runs/tts, then --model runs/tts; or a codec language model by Hub id",
+    "codec": "rlspeech pretrain --task codec --out runs/codec, then --set tts.codec=runs/codec; or mimi, dac, xcodec2, neucodec",
+    "token-reward": "rlspeech pretrain --task token-reward --out runs/token-reward, then --set diffro.reward=runs/token-reward"}
+
+COMMANDS = {  # what to do with a checkpoint of each task
+    "flowse": "rlspeech enhance noisy.wav --model {0} --out enhanced",
+    "avse": "rlspeech enhance noisy.wav --task avse --model {0} --out enhanced",
+    "asr": "rlspeech transcribe speech.wav --model {0}", "tts": 'rlspeech speak "some words" --model {0}',
+    "listener": "rlspeech reward recordings/ --reward llm --llm {0}", "codec": "rlspeech pretrain --task tts --set tts.codec={0}",
+    "token-reward": "rlspeech rl --task tts --algo diffro --set diffro.reward={0}"}
 
 
 def embedded_path(task: str) -> Path:
@@ -52,10 +66,14 @@ def resolve(name: str, task: str = "flowse") -> Path:
     """A checkpoint's folder: 'embedded', a checkpoint folder, or a run folder (its best, else its latest checkpoint).
 
     Raises:
-        UserError: nothing usable there.
+        UserError: nothing usable there, or 'embedded' where the package came without.
     """
     if name in {"embedded", "tiny"}:
-        return embedded_path(task)
+        packaged = embedded_path(task)
+        if not (packaged / "config.json").is_file():
+            raise UserError(f"no {TITLES.get(task) or KINDS[task].title} came with this installation", f"{packaged} holds no checkpoint",
+                            INSTEAD.get(task, "name a checkpoint of your own"))
+        return packaged
     path = Path(name)
     if (path / "config.json").is_file():
         return path
@@ -65,8 +83,37 @@ def resolve(name: str, task: str = "flowse") -> Path:
             found = path / "checkpoints" / Path(mark.read_text().strip()).name
             if (found / "config.json").is_file():
                 return found
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"{name} is an adapter, not a model", "it says what changes in the model that it was trained on",
+                        f"rlspeech convert lora {name} --to merged FOLDER, then --model FOLDER")
     raise UserError(f"no checkpoint at {name}", "neither a folder with config.json nor a run folder with checkpoints",
                     "a folder written by `rlspeech pretrain` or `rlspeech rl`, or 'embedded'")
+
+
+def task_of(folder: Path) -> str | None:
+    """The task that a checkpoint folder is for, as its files say; None of a folder that was not made here."""
+    for name in ("rlspeech.json", "config.json"):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            task = found.get("task")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(task, str) and task in COMMANDS and (name == "rlspeech.json" or found.get("model_type") == KINDS[task].model_type):
+            return task
+    return None
+
+
+def refuse_other(folder: Path, task: str) -> None:
+    """Stop at another task's checkpoint. Raises ``UserError`` with the command that takes it."""
+    found = task_of(folder)
+    if found is not None and found != task:
+        wanted, given = (TITLES.get(t) or KINDS[t].title for t in (task, found))
+        why = f"it belongs to another task ({given}); --task {found} takes it"
+        raise UserError(f"{folder} is not {_a(wanted)}", why, COMMANDS[found].format(folder))
+
+
+def _a(noun: str) -> str:
+    return f"a{'n' * (noun[0] in 'aeiou')} {noun}"
 
 
 def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
@@ -78,10 +125,10 @@ def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
         raise UserError(f"cannot read {folder / 'config.json'}", str(error),
                         "a folder written by `rlspeech pretrain` or `rlspeech rl`") from error
     if not isinstance(config, dict):
-        raise UserError(f"{folder} is not a {kind.title}", f"its config.json holds no object but {type(config).__name__}")
+        raise UserError(f"{folder} is not {_a(kind.title)}", f"its config.json holds no object but {type(config).__name__}")
     if config.get("model_type") != kind.model_type:
-        other = next((f"; --task {name} takes it" for name, k in KINDS.items() if k.model_type == config.get("model_type")), "")
-        raise UserError(f"{folder} is not a {kind.title}", f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}{other}")
+        refuse_other(folder, task)
+        raise UserError(f"{folder} is not {_a(kind.title)}", f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}")
     return config
 
 
@@ -134,7 +181,7 @@ def save_model(folder: Path, model: Any, task: str, *, facts: dict[str, Any], we
     config = {"model_type": KINDS[task].model_type, "task": task, "sample_rate": model.sample_rate, "model": model.cfg.model_dump(),
               "facts": facts}
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-    (folder / "README.md").write_text(model_card(config, sum(v.numel() for v in state.values())))
+    write_card(folder, card_of(config, sum(v.numel() for v in state.values())), facts)
 
 
 def load_flow(name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
@@ -159,9 +206,10 @@ def save_avse(folder: Path, model: AvseEnhancer, **how: Any) -> None:
     save_model(folder, model, "avse", **how)
 
 
-def model_card(config: dict[str, Any], parameters: int) -> str:
-    """Markdown card of a checkpoint."""
-    lines = ["---", "library_name: rlspeech", f"tags: [{KINDS[config['task']].tags}]", "license: apache-2.0", "---", "",
-             f"# {KINDS[config['task']].title.capitalize()}, {parameters / 1e6:.2f} M parameters, {config['sample_rate']} Hz", ""]
-    lines += [f"- **{key}**: {value}" for key, value in config["facts"].items()]
-    return "\n".join([*lines, "", f"Use it: `rlspeech {KINDS[config['task']].use.format(task=config['task'])}`", ""])
+def card_of(config: dict[str, Any], parameters: int) -> Card:
+    """What a checkpoint's card says of its kind of model."""
+    task, kind = config["task"], KINDS[config["task"]]
+    more = [f"rl --task {task} --model THIS_FOLDER", f"eval --task {task} --model this=THIS_FOLDER"] if task in ("flowse", "avse") else []
+    pipeline = "" if task == "token-reward" else "audio-to-audio"
+    return Card(kind.title, task, parameters, config["sample_rate"], "rlspeech", pipeline, kind.tags.split(", "),
+                [kind.use.format(task=task), *more])

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config import ListenerModel
+from rlspeech.models.card import Card, write_card
 from rlspeech.models.hub import resolve
 from rlspeech.types import UserError
 
@@ -179,6 +180,9 @@ def save_listener(folder: Path, model: Listener, *, facts: dict[str, Any], weigh
     path.write_text(json.dumps(config, indent=2) + "\n")
     about = {"task": "listener", "model": model.cfg.model_dump(), "facts": facts}
     (folder / "rlspeech.json").write_text(json.dumps(about, indent=2) + "\n")
+    card = Card("listener", "listener", sum(v.numel() for v in state.values()), SAMPLE_RATE, "transformers", "audio-text-to-text",
+                ("reward-model",), ["reward recordings/ --reward llm --llm THIS_FOLDER"])
+    write_card(folder, card, facts)
 
 
 def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listener, dict[str, Any]]:

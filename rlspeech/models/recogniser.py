@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config import RecogniserModel
+from rlspeech.models.card import recogniser_card, write_card
 from rlspeech.models.fbank import fbank, stack_frames
 from rlspeech.models.hub import resolve
 from rlspeech.types import UserError
@@ -196,6 +197,7 @@ def save_recogniser(folder: Path, model: Recogniser, *, facts: dict[str, Any], w
     for name, content in (("config.json", config), ("preprocessor_config.json", extractor), ("rlspeech.json", about),
                           ("processor_config.json", {"processor_class": "FunAsrNanoProcessor", "audio_token": AUDIO})):
         (folder / name).write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    write_card(folder, recogniser_card(config["model_type"], sum(v.numel() for v in state.values()), SAMPLE_RATE), facts)
 
 
 def load_recogniser(name: str, device: torch.device | str = "cpu") -> tuple[Recogniser, dict[str, Any]]:

@@ -1,27 +1,23 @@
-"""One self-contained ``report.html``: verdict, tables with intervals, curves, players with spectrograms, what it cost.
+"""One self-contained ``report.html``: verdict, tables with intervals, curves, players with spectrograms, a blind comparison, what it cost.
 
-Every string goes through jinja2's escaping; the only markup that is trusted is what ``figures`` draws.
+Every string goes through jinja2's escaping; the only markup that is trusted is what ``figures`` draws. The page may not use the network.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from rlspeech import log
 from rlspeech.checkpoints import write_text
 from rlspeech.stats import Interval
 
-__all__ = ["Clip", "Edit", "Grid", "Metric", "ReportData", "render_report", "verdict"]
+__all__ = ["Clip", "Edit", "Grid", "Line", "Metric", "Plot", "ReportData", "mark", "render_report", "verdict"]
 
-MAX_BYTES = 14_000_000  # of one report; clips beyond it are left out
-MAX_CLIP_S = 10.0
+MAX_BYTES = 14_000_000  # of one report; clips share what the rest leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +48,44 @@ class Edit:
     hypothesis: str
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One run's curve of one quantity.
+
+    Args:
+        run: its name; the same run has the same colour and dashes in every plot.
+        steps: (K,) where it was measured.
+        mean: (K,) values; what is not finite is a gap.
+        lo: (K,) lower end of the 95 % interval, drawn as a band.
+        hi: (K,) upper end.
+    """
+
+    run: str
+    steps: Sequence[float]
+    mean: Sequence[float]
+    lo: Sequence[float] | None = None
+    hi: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One small picture, several runs in one.
+
+    Args:
+        title: the quantity.
+        lines: one a run.
+        kind: the group it stands in; ``spread`` is a histogram: ``steps`` are the middles of its bins, ``mean`` how many are in each.
+        note: a sentence under it.
+        start: value before training, a dashed line.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    kind: Literal["reward", "guard", "train", "cost", "spread"] = "train"
+    note: str = ""
+    start: float | None = None
+
+
 @dataclass(slots=True)
 class Clip:
     """One utterance with a player for each system.
@@ -64,6 +98,7 @@ class Clip:
         scores: system -> metric -> number or None.
         texts: system -> what a model said of it; someone else's text, shown escaped.
         edits: system -> what a recogniser wrote, against the reference.
+        label: why it is shown, such as ``largest loss``; a chip and a filter.
     """
 
     key: str
@@ -73,6 +108,7 @@ class Clip:
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
+    label: str = ""
 
 
 @dataclass(slots=True)
@@ -94,6 +130,10 @@ class ReportData:
         notes: remarks, such as metrics that were not available.
         grids: further tables, below the differences.
         basis: what the numbers and their intervals are.
+        plots: curves with intervals, several runs in one picture.
+        commands: what to run next, each with a button that copies it.
+        facts: data, seed, checkpoint and the like, name -> text.
+        blind: offer the blind comparison where two systems have audio.
     """
 
     title: str
@@ -110,6 +150,10 @@ class ReportData:
     notes: Sequence[str] = ()
     grids: Sequence[Grid] = ()
     basis: str = "Mean over utterances and its bootstrap 95 % interval."
+    plots: Sequence[Plot] = ()
+    commands: Sequence[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    blind: bool = True
 
 
 def mark(metric: Metric, delta: Interval | None) -> str:
@@ -149,28 +193,7 @@ def render_report(path: Path, data: ReportData) -> Path:
     Raises:
         UserError: the file cannot be written.
     """
-    import jinja2
+    from rlspeech.report import page
 
-    from rlspeech.report import figures
-
-    template = resources.files("rlspeech.report").joinpath("template.html").read_text(encoding="utf-8")
-    notes, used = list(data.notes), 0
-    clips: list[figures.Players] = []
-    for clip in data.clips:
-        try:
-            drawn = figures.players(clip, MAX_CLIP_S)
-        except (ValueError, RuntimeError) as error:
-            notes.append(f"{clip.key} has no player: {error}")
-            continue
-        used += drawn.size
-        if used > MAX_BYTES:
-            notes.append(f"{len(data.clips) - len(clips)} clips were left out to keep this page small")
-            break
-        clips.append(drawn)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["pretty"] = lambda value: json.dumps(log.plain(value), indent=2, ensure_ascii=False)
-    html = environment.from_string(template).render(
-        data=data, verdict=verdict(data), mark=mark, clips=clips, notes=notes, max_clip_s=MAX_CLIP_S,
-        curves={name: figures.curves(rows, salt=name) for name, rows in data.curves.items() if rows})
-    write_text(path, html)
+    write_text(path, page.render(data, MAX_BYTES))
     return path

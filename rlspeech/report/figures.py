@@ -1,135 +1,213 @@
-"""What a report shows besides text: learning curves as inline SVG, spectrograms as PNG, players as FLAC. All of it inside the page."""
+"""Curves as inline SVG: one small picture a quantity, several runs in one, in groups.
+
+Colours are classes of the style sheet, so that a drawing follows light and dark; names stand in the page, outside of the drawings.
+"""
 
 from __future__ import annotations
 
-import base64
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 
+from rlspeech.report import Line, Plot
+
 if TYPE_CHECKING:
     from markupsafe import Markup
+    from matplotlib.axes import Axes
 
-    from rlspeech.report import Clip, Edit
+__all__ = ["Drawing", "End", "Group", "from_rows", "groups"]
 
-__all__ = ["Player", "Players", "curves", "players", "spectrogram_db"]
-
-INK = "#123456"  # replaced by CSS currentColor, so that the drawing follows light and dark
-LINE = "#3b82f6"
-MAX_CURVES = 24
-MAX_POINTS = 600
-RANGE_DB = 70.0
-
-
-@dataclass(frozen=True, slots=True)
-class Player:
-    """One system's sound and picture, as data addresses."""
-
-    system: str
-    audio: str
-    picture: str
-    scores: dict[str, float | None]
-    text: str = ""
+INK = "#123456"  # replaced by CSS currentColor
+RUNS = tuple(f"#0a0b{n:02x}" for n in range(8))  # replaced by the classes s0 ... (stroke) and f0 ... (fill) of page.css
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # a second sign beside the colour
+MARKS = "osD^vPX*"
+SIZE = (245, 126)  # of a drawing in points
+MAX_PLOTS = 24  # of one group
+MAX_POINTS = 400
+SMOOTH_FROM = 60
+TITLES = {"reward": "Rewards", "guard": "Guards", "train": "Training", "cost": "Cost", "spread": "Distributions"}
+CLOCKS = ("step", "time", "seconds")
+ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-
 
 
 @dataclass(frozen=True, slots=True)
-class Players:
-    """One clip's players and texts; ``size`` is their share of the page in bytes."""
+class End:
+    """Where a run's curve begins and ends, with the interval at the end."""
 
-    key: str
+    colour: int
+    run: str
+    first: float
+    last: float
+    lo: float | None
+    hi: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plot that is drawn; ``says`` is read out in its place."""
+
+    title: str
     note: str
-    seconds: float
-    players: list[Player]
-    size: int
-    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
+    svg: Markup
+    ends: list[End]
+    says: str
 
 
-def players(clip: Clip, max_s: float) -> Players:
-    """Cut, encode and draw every system of a clip; the spectrograms share one scale.
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Plots of one kind; ``runs`` are (colour, name), ``bands`` and ``starts`` tell what its legend has to explain."""
 
-    Raises:
-        ValueError: a waveform that is empty or not finite.
-    """
-    cut = {system: np.asarray(wav, dtype=np.float32)[: int(max_s * clip.sample_rate)] for system, wav in clip.audio.items()}
-    for system, wav in cut.items():
-        if wav.ndim != 1 or len(wav) == 0 or not np.isfinite(wav).all():
-            raise ValueError(f"the audio of {system} cannot be shown")
-    pictures = {system: spectrogram_db(wav) for system, wav in cut.items()}
-    top = max((float(p.max()) for p in pictures.values()), default=0.0)
-    made = [Player(system, _data("audio/flac", _flac(wav, clip.sample_rate)), _data("image/png", _png(pictures[system], top)),
-                   clip.scores.get(system, {}), clip.texts.get(system, "")) for system, wav in cut.items()]
-    seconds = max((len(w) for w in cut.values()), default=0) / clip.sample_rate
-    written = sum(len(e.reference) + len(e.hypothesis) for edits in clip.edits.values() for e in edits)
-    return Players(clip.key, clip.note, seconds, made, sum(len(p.audio) + len(p.picture) for p in made) + written, clip.edits)
+    kind: str
+    title: str
+    runs: list[tuple[int, str]]
+    drawings: list[Drawing]
+    bands: bool
+    starts: bool
+    left_out: int
 
 
-def spectrogram_db(wav: np.ndarray, n_fft: int = 512, hop: int = 128, max_frames: int = 480) -> np.ndarray:
-    """Power spectrogram in dB, (n_fft / 2 + 1, at most ``max_frames``); long clips are averaged over time."""
-    padded = np.pad(wav, (n_fft // 2, n_fft // 2 + max(0, n_fft - len(wav))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft).astype(np.float32), axis=1)) ** 2
-    if len(power) > max_frames:
-        edges = np.linspace(0, len(power), max_frames + 1).astype(int)[:-1]
-        power = np.add.reduceat(power, edges) / np.diff([*edges, len(power)])[:, None]
-    return 10 * np.log10(power.T + 1e-10)
-
-
-def curves(rows: Sequence[Mapping[str, Any]], salt: str = "") -> list[Markup]:
-    """One small inline SVG for every number in ``metrics.jsonl`` over the steps; constant ones and clocks are left out.
+def from_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]], known: Sequence[str] = ()) -> list[Plot]:
+    """A plot for every number in ``metrics.jsonl`` over the steps; constant ones and clocks are left out.
 
     Args:
-        rows: dicts with ``step``.
-        salt: keeps the ids of several drawings on a page apart.
+        runs: name of a run -> dicts with ``step``; ``x_lo`` and ``x_hi`` beside ``x`` become its band.
+        known: titles that are there already.
     """
+    columns: dict[str, dict[str, dict[int, float]]] = {}
+    for run, rows in runs.items():
+        for name, values in _columns(rows).items():
+            columns.setdefault(name, {})[run] = values
+    plots = []
+    for name, by_run in columns.items():
+        part, _, rest = name.partition("/")
+        if name in known or (part == "valid" and rest in known) or (part == "delta" and f"valid/{rest}" in columns):
+            continue
+        if name.endswith(("_lo", "_hi")) and name[:-3] in columns:
+            continue
+        spread = {v for values in by_run.values() for v in values.values()}
+        lines = [_line(run, values, columns.get(f"{name}_lo", {}).get(run, {}), columns.get(f"{name}_hi", {}).get(run, {}))
+                 for run, values in by_run.items() if len(values) > 1]
+        if lines and len(spread) > 1:
+            plots.append(Plot(name, lines, _kind(name)))  # type: ignore[arg-type]
+    return plots
+
+
+def groups(plots: Sequence[Plot]) -> list[Group]:
+    """The plots drawn and sorted into groups: rewards, guards, training, cost; what has no two values is left out."""
+    colours: dict[str, int] = {}
+    for plot in plots:
+        for line in plot.lines:
+            colours.setdefault(line.run, len(colours))
+    made = []
+    for kind, title in TITLES.items():
+        useful = [p for p in plots if p.kind == kind and any(np.isfinite(_floats(line.mean)).sum() > 1 for line in p.lines)]
+        shown = useful[:MAX_PLOTS]
+        if shown:
+            lines = [line for p in shown for line in p.lines]
+            runs = sorted({(colours[line.run], line.run) for line in lines})
+            drawings = [_draw(p, colours, f"{kind}{n}") for n, p in enumerate(shown)]
+            bands, starts = any(line.lo is not None for line in lines), any(p.start is not None for p in shown)
+            made.append(Group(kind, title, runs, drawings, bands, starts, len(useful) - len(shown)))
+    return made
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Column -> step -> value; a step that was run again counts as it went the last time."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        step = row.get("step") if isinstance(row, Mapping) else None
+        if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step):
+            continue
+        for name, value in row.items():
+            if name not in CLOCKS and not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(name, {})[int(step)] = float(value)
+    return found
+
+
+def _kind(name: str) -> str:
+    part = name.partition("/")[0]
+    return "cost" if part in ("seconds", "memory_mb") else "reward" if part in ("valid", "delta") or part.startswith("reward") else "train"
+
+
+def _line(run: str, values: Mapping[int, float], low: Mapping[int, float], high: Mapping[int, float]) -> Line:
+    steps = sorted(values)
+    ends = [[part.get(s, math.nan) for s in steps] for part in (low, high)] if low and high else [None, None]
+    return Line(run, steps, [values[s] for s in steps], ends[0], ends[1])
+
+
+def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
     import matplotlib
-
-    style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    style |= {"svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
-              "axes.linewidth": 0.6, "text.parse_math": False}
-    drawn = []
-    for name, (steps, values) in _series(rows).items():
-        with matplotlib.rc_context({**style, "svg.hashsalt": f"{salt} {name}"}):
-            drawn.append(_curve(name, steps, values))
-    return drawn
-
-
-def _curve(name: str, steps: np.ndarray, values: np.ndarray) -> Markup:
-    from markupsafe import Markup
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.3, 1.8), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    many = len(steps) > 60
-    dots = "o" if len(steps) <= 25 else None
-    axes.plot(steps, values, color=LINE, linewidth=1.2, alpha=0.35 if many else 1.0, marker=dots, markersize=2.5)
+    style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    style |= {"svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
+              "axes.linewidth": 0.6, "text.parse_math": False, "axes.formatter.useoffset": False, "svg.hashsalt": salt}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(SIZE[0] / 72, SIZE[1] / 72))
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.locator_params(nbins=5)
+        axes.grid(alpha=0.15, color=INK, linewidth=0.5)
+        axes.margins(x=0.02)
+        if plot.start is not None and math.isfinite(plot.start):
+            axes.axhline(plot.start, color=INK, alpha=0.65, linewidth=0.9, dashes=(4, 2.5))
+        trace = _bars if plot.kind == "spread" else _trace
+        ends = [end for line in plot.lines if (end := trace(axes, line, colours[line.run])) is not None]
+        labels = max((len(label.get_text()) for label in axes.get_yticklabels()), default=1)  # a layout engine would take half the time
+        figure.subplots_adjust(left=(8 + 4.9 * labels) / SIZE[0], right=0.99, bottom=18 / SIZE[1], top=0.96)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    says = "; ".join(f"{e.run} from {e.first:.4g} to {e.last:.4g}" for e in ends)
+    how = "how many have which value" if plot.kind == "spread" else "over the steps"
+    return Drawing(plot.title, plot.note, _inline(out.getvalue()), ends, f"{plot.title}, {how}: {says}")
+
+
+def _bars(axes: Axes, line: Line, colour: int) -> End | None:
+    """One system's histogram; its ends are those of the values. None where nothing is counted."""
+    middles, counts = _floats(line.steps), _floats(line.mean)
+    if len(middles) < 2 or len(middles) != len(counts) or not np.isfinite([*middles, *counts]).all() or not counts.any():
+        return None
+    ink, turn, half = RUNS[colour % len(RUNS)], colour + colour // len(RUNS), (middles[1] - middles[0]) / 2
+    edges = [*(middles - half), middles[-1] + half]
+    axes.stairs(counts, edges, fill=True, color=ink, alpha=0.3, linewidth=0, gid=f"run{colour}")
+    axes.stairs(counts, edges, color=ink, linewidth=1.2, linestyle=DASHES[turn % len(DASHES)], gid=f"run{colour}")
+    return End(colour, line.run, float(edges[0]), float(edges[-1]), None, None)
+
+
+def _trace(axes: Axes, line: Line, colour: int) -> End | None:
+    """One run's band and line; None where it has no value."""
+    count = min(len(line.steps), len(line.mean))
+    steps, mean = _floats(line.steps[:count]), _floats(line.mean[:count])
+    good = np.isfinite(mean) & np.isfinite(steps)
+    if not good.any():
+        return None
+    ink, gid, turn = RUNS[colour % len(RUNS)], f"run{colour}", colour + colour // len(RUNS)  # a ninth run has the first colour, dashed
+    low, high = (_floats(part[:count]) if part is not None and len(part) >= count else None for part in (line.lo, line.hi))
+    banded = good & np.isfinite(low) & np.isfinite(high) if low is not None and high is not None else np.zeros(count, bool)
+    if low is not None and high is not None and banded.any():
+        axes.fill_between(steps, low, high, where=banded.tolist(), color=ink, alpha=0.18, linewidth=0).set_gid(gid)
+    x, y = _thin(steps, mean)
+    many = len(x) > SMOOTH_FROM and not banded.any()
+    few = len(x) <= 25
+    dashes = DASHES[turn % len(DASHES)]
+    axes.plot(x, y, color=ink, linewidth=1.4, alpha=0.3 if many else 1, linestyle="-" if many else dashes,
+              marker=MARKS[turn % len(MARKS)] if few else None, markersize=3.2, gid=gid)
     if many:
-        axes.plot(steps, _smooth(values), color=LINE, linewidth=1.4)
-    axes.set_title(name, fontsize=8.5, loc="left")
-    axes.grid(alpha=0.15, color=INK, linewidth=0.5)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = out.getvalue()
-    return Markup(svg[svg.index("<svg"):].replace(INK, "currentColor"))  # matplotlib's XML writer has escaped the name
+        axes.plot(x, _smooth(y), color=ink, linewidth=1.5, linestyle=dashes, gid=gid)
+    last = int(np.flatnonzero(good)[-1])
+    interval = (float(low[last]), float(high[last])) if low is not None and high is not None and banded[last] else (None, None)
+    return End(colour, line.run, float(mean[good][0]), float(mean[last]), *interval)
 
 
-def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name in ("step", "time", "seconds") or isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if math.isfinite(value):
-                steps, values = found.setdefault(name, ([], []))
-                steps.append(int(row["step"]))
-                values.append(float(value))
-    useful = {k: (np.array(s), np.array(v)) for k, (s, v) in found.items() if len(s) > 1 and max(v) > min(v)}
-    return {k: _thin(s, v) for k, (s, v) in list(useful.items())[:MAX_CURVES]}
+def _floats(values: Sequence[Any]) -> np.ndarray:
+    return np.array([v if isinstance(v, int | float | np.number) else np.nan for v in values], dtype=np.float64)
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,27 +219,53 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    width = max(3, len(values) // 20)
-    kernel = np.ones(width)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+    """A running mean over a twentieth; gaps stay gaps."""
+    kernel = np.ones(max(3, len(values) // 20))
+    good = np.isfinite(values)
+    total, weight = (np.convolve(part, kernel, "same") for part in (np.where(good, values, 0), good.astype(float)))
+    return np.where(good, total / np.maximum(weight, 1), np.nan)
 
 
-def _flac(wav: np.ndarray, sample_rate: int) -> bytes:
-    import soundfile as sf
+def _inline(svg: str) -> Markup:
+    """Fit for a page that allows no style attribute: attributes and classes in its place, no ids but those that are referred to.
 
-    peak = float(np.abs(wav).max())
-    out = io.BytesIO()
-    sf.write(out, wav if peak <= 1 else wav / peak, sample_rate, format="FLAC", subtype="PCM_16")
-    return out.getvalue()
+    What comes in was drawn here and holds numbers only, so that nothing of it can be someone else's markup.
+    """
+    from markupsafe import Markup
+
+    root = ET.fromstring(svg[svg.index("<svg"):])
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("style", "metadata"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        old = {k.rpartition("}")[2]: v for k, v in element.attrib.items()}
+        styles = dict(part.split(":", 1) for part in old.pop("style", "").split(";") if ":" in part)
+        new = {k: v for k, v in old.items() if k != "id" and (element is not root or k == "viewBox")}
+        new |= {k: v.strip() for k, v in ((k.strip(), v) for k, v in styles.items()) if k in ATTRIBUTES or k[:5] in ("fill-", "strok")}
+        if re.match(r"run\d+$", old.get("id", "")):
+            new["class"] = old["id"]
+        elif element.tag in ("path", "clipPath") and "id" in old:
+            new["id"] = old["id"]
+        _classes(new)
+        element.attrib.clear()
+        element.attrib.update(new)
+    root.attrib.update({"aria-hidden": "true", "focusable": "false"})
+    text = ET.tostring(root, encoding="unicode")
+    text = re.sub(r">\s+<", "><", text)
+    return Markup(re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), text))
 
 
-def _png(picture_db: np.ndarray, top_db: float) -> bytes:
-    from matplotlib import image
-
-    out = io.BytesIO()
-    image.imsave(out, picture_db, cmap="magma", vmin=top_db - RANGE_DB, vmax=top_db, origin="lower", format="png")
-    return out.getvalue()
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def _classes(attributes: dict[str, str]) -> None:
+    """Placeholder colours become classes, in place."""
+    names = [attributes["class"]] if "class" in attributes else []
+    for kind in ("stroke", "fill"):
+        value = attributes.get(kind, "")
+        if value in RUNS:
+            names.append(f"{kind[0]}{RUNS.index(value)}")
+            del attributes[kind]
+        elif value == INK:
+            attributes[kind] = "currentColor"
+    if names:
+        attributes["class"] = " ".join(names)

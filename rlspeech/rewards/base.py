@@ -21,7 +21,7 @@ from rlspeech.data.functions import load_function
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
 from rlspeech.types import Reward, Sample, Score, UserError
 
-__all__ = ["Family", "Request", "RewardInfo", "asks_for", "available", "column_of", "gate", "get_reward", "load_function",
+__all__ = ["Family", "Request", "RewardInfo", "asks_for", "available", "column_of", "gate", "get_reward", "is_trls", "load_function",
            "register", "resolve", "why_not"]
 
 SILENCE_DBFS = -70.0
@@ -134,11 +134,11 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
 
 
 def _user_entry(path: str) -> Entry:
-    """What a Python function says of itself; one with a parameter ``hypotheses`` judges texts."""
+    """What a Python function says of itself; one with a parameter ``hypotheses``, or of TRL's form, judges texts."""
     function = load_function(path)
     up, optional = (bool(getattr(function, name, default)) for name, default in (("higher_is_better", True), ("optional", False)))
     column = Column("Python function", up, optional=optional)
-    needs = {*getattr(function, "needs", ()), *(("hypothesis",) if asks_for(function, "hypotheses") else ())}
+    needs = {*getattr(function, "needs", ()), *(("hypothesis",) if asks_for(function, "hypotheses") or is_trls(function) else ())}
     return Entry(path, "rlspeech.rewards.user:UserReward", {path: column}, frozenset(needs),
                  sample_rate=getattr(function, "sample_rate", None), min_s=0.0, silence="score")
 
@@ -149,6 +149,11 @@ def asks_for(function: Any, parameter: str) -> bool:
         return parameter in inspect.signature(function).parameters
     except (TypeError, ValueError):  # built in C
         return False
+
+
+def is_trls(function: Any) -> bool:
+    """Whether a function has the form of TRL's rewards: it judges ``completions`` and hears nothing."""
+    return asks_for(function, "completions") and not asks_for(function, "wavs")
 
 
 def column_of(asked: str) -> Column:

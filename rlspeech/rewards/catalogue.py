@@ -97,7 +97,8 @@ _TOKEN_RULES: dict[str, Column] = {
 }
 _SHAPE: dict[str, Column] = {
     "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=(0.0, INF), optional=True),
-    "tts_duration_ratio": Column("length of the speech over the recording's; 1 is right", bounds=(0.0, INF), optional=True),
+    "tts_duration_ratio": Column("length of the speech over the recording's, or over what the text should take; 1 is right",
+                                 bounds=(0.0, INF), optional=True),
     "tts_duration_drift": Column("size of that ratio's logarithm: how far too long or too short", False, (0.0, INF), True),
 }
 _TOKEN_TEXT: dict[str, Column] = {

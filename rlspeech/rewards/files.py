@@ -11,6 +11,7 @@ import os
 import re
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,12 @@ class Item:
         return f"{zlib.crc32(repr(facts).encode()):08x}"
 
 
-def collect(path: str | Path, target: str | None = None, text: str | None = None, hypotheses: str | None = None, *,
+def collect(path: str | Path | Sequence[str], target: str | None = None, text: str | None = None, hypotheses: str | None = None, *,
             texts_only: bool = False) -> list[Item]:
     """List what there is to score, sorted by key.
 
     Args:
-        path: folder (searched to any depth) or manifest.
+        path: folder (searched to any depth), manifest or audio file; or several of them.
         target: folder with references of the same names, whatever their suffixes.
         text: transcripts, see ``read_texts``.
         hypotheses: what a recogniser made of the files, in the same forms; a file's answers are then the only ones.
@@ -71,14 +72,10 @@ def collect(path: str | Path, target: str | None = None, text: str | None = None
     Raises:
         UserError: nothing to score, or references, transcripts or hypotheses that match nothing.
     """
-    path = Path(path)
-    if path.is_dir():
-        items = _folder(path, Path(target) if target else None)
-    elif path.suffix in ROWS:
-        items = [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
+    if isinstance(path, str | Path):
+        items = _listed(Path(path), target, texts_only)
     else:
-        raise UserError(f"{path} is neither a folder nor a manifest", "" if path.exists() else "there is no such path",
-                        "rlspeech reward FOLDER --reward dnsmos")
+        items = _several([Path(p) for p in path], target, texts_only)
     if not items:
         raise UserError(f"no audio in {path}", f"looked for {', '.join(sorted(SUFFIXES))}, at any depth", "check the path")
     if target:
@@ -96,6 +93,29 @@ def collect(path: str | Path, target: str | None = None, text: str | None = None
         if all(i.hypothesis is None for i in items):
             raise _nothing_matches("hypothesis", hypotheses, items, texts)
     return sorted(items, key=lambda i: i.key)
+
+
+def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
+    if path.is_dir():
+        return _folder(path, Path(target) if target else None)
+    if path.suffix in ROWS:
+        return [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return [Item(path.stem, path)]
+    raise UserError(f"{path} is no folder, manifest or audio file", "" if path.exists() else "there is no such path",
+                    "rlspeech reward FOLDER --reward dnsmos")
+
+
+def _several(paths: Sequence[Path], target: str | None, texts_only: bool) -> list[Item]:
+    """What several paths hold; a file that is missing costs itself, and two of one name are told apart by where they lie."""
+    found: dict[str, Item] = {}
+    for path in dict.fromkeys(paths):
+        lost = path.suffix not in ROWS and not path.is_dir()
+        for item in [Item(path.stem, path)] if lost else _listed(path, target, texts_only):
+            if item.key in found and item.audio is not None:
+                item.key = item.audio.with_suffix("").as_posix().lstrip("./")
+            found[item.key] = item
+    return list(found.values())
 
 
 def _matched(items: list[Item], texts: dict[str, str]) -> list[str | None]:
@@ -175,6 +195,9 @@ def _from_utterance(utt: Utterance) -> Item:
 
 
 def _match_targets(items: list[Item], folder: Path) -> None:
+    if folder.is_file() and len(items) == 1:
+        items[0].target = folder
+        return
     if not folder.is_dir():
         raise UserError(f"the reference folder {folder} does not exist", "", "--target FOLDER")
     by_key = {f.relative_to(folder).with_suffix("").as_posix(): f for f in _audio_files(folder)}

@@ -186,7 +186,7 @@ class _Driver:
         assert self.process and self.process.stdin and self.process.stdout
         s, running = job.sample, False
         try:
-            write_message(self.process.stdin, (job.work, s.key, s.sample_rate, s.wav, s.target, s.text))
+            write_message(self.process.stdin, (job.work, s.key, s.sample_rate, s.wav, s.target, s.text, s.columns))
             while job.work:
                 self.deadline = time.monotonic() + self.pool.timeout_s
                 kind, answer, seconds = read_message(self.process.stdout)

@@ -50,6 +50,17 @@ class ScoreFile:
         except OSError as error:
             raise UserError(f"cannot write {path}", str(error), "--out FILE or FOLDER") from error
 
+    @classmethod
+    def read(cls, path: Path, system: str) -> ScoreFile:
+        """A file as it lies on disk, to look at: nothing is opened for writing, ``add`` and ``close`` are not for it."""
+        file = cls.__new__(cls)
+        file.path, file.system, file.meta_path = path, system, path.with_suffix(".meta.json")
+        file.meta, file.rows, file.outdated = _read_meta(file.meta_path), {}, []
+        file.metrics = dict(file.meta["systems"].get(system, {}).get("metrics", {}))
+        for row in read_jsonl(path):
+            file._merge(row)
+        return file
+
     def _merge(self, row: dict[str, Any]) -> None:
         """A later row of the same file adds to the earlier one, or replaces it where the file has changed."""
         key = (str(row.get("system", "")), str(row.get("key", "")))

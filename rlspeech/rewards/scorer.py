@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlspeech import log
 from rlspeech.rewards.base import Family, Request, build, gate, resolve
 from rlspeech.rewards.pool import Batch, Job, Pool
 from rlspeech.types import Sample, Score, UserError
@@ -134,6 +135,7 @@ class Scorer:
                 pending.batches.append((self._pool.submit(jobs), rows))
         return pending
 
+    @log.waiting("trying the rewards")
     def dry_run(self) -> None:
         """Score one made-up sample with everything, so that what is missing is found before the first step.
 

@@ -26,7 +26,7 @@ from rlspeech.rewards.recognisers import AudioRecogniser, is_audio_lm
 from rlspeech.rewards.text import Recogniser, load_recogniser
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["FORMS", "SpeechShape", "SpokenText", "TextScores", "TokenRules", "find_loop", "pitch_spread"]
+__all__ = ["FORMS", "SpeechShape", "SpokenText", "TextScores", "TokenRules", "expected_s", "find_loop", "pitch_spread"]
 
 FORMS: dict[str, Callable[[float], float]] = {
     "linear": lambda rate: 1.0 - rate,
@@ -34,6 +34,9 @@ FORMS: dict[str, Callable[[float], float]] = {
     "exp": lambda rate: math.exp(-2.5 * rate),  # GLM-TTS
 }
 AUDIBLE_S = 0.1  # shorter waveforms are not shown to a recogniser
+TOKEN_S = 0.04  # of a token where nobody says how long it is
+HELD_S = 0.08  # what repeats faster is a sound that is held, or a pause
+PACE, PACES = 15.0, (7.5, 30.0)  # bytes of UTF-8 a second of usual speech (English and Chinese alike), and of the slowest and fastest
 PITCH_HOP_S = 0.01
 LEAST_RATIO = 0.01  # of lengths, where a logarithm is taken: nothing was said
 VOICED = 10  # frames, at least, for a spread of pitch
@@ -146,20 +149,22 @@ class TokenRules:
     """Family ``token_rules``: what codec tokens and their group tell without a recogniser.
 
     Args:
-        period, repeats, span, share, still: of ``find_loop``; the defaults are for some 25 tokens a second.
+        period_s, repeats, span_s, share, still_s: of ``find_loop``, whatever the codec's tokens a second.
     """
 
-    version = "token-rules-1"
+    version = "token-rules-2"
 
-    def __init__(self, period: int = 60, repeats: int = 3, span: int = 40, share: float = 0.85, still: int = 60) -> None:
-        if period < 1 or repeats < 2 or span < 2 or still < 2 or not 0 < share <= 1:
-            raise UserError("these thresholds would call every sequence a loop, or none", "", "period >= 1, repeats, span, still >= 2")
-        self._loop: dict[str, Any] = {"period": period, "repeats": repeats, "span": span, "share": share, "still": still}
+    def __init__(self, period_s: float = 2.4, repeats: int = 3, span_s: float = 1.6, share: float = 0.85, still_s: float = 2.4) -> None:
+        if min(period_s, span_s, still_s) <= 0 or repeats < 2 or not 0 < share <= 1:
+            raise UserError("these thresholds would call every sequence a loop, or none", "", "seconds above 0, repeats >= 2, share <= 1")
+        self._loop: dict[str, Any] = {"period_s": period_s, "repeats": repeats, "span_s": span_s, "share": share, "still_s": still_s}
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Score a batch; samples with one ``key`` are one group."""
         tokens = [np.asarray(s.tokens, dtype=np.int64).ravel() for s in samples]
-        loops = [find_loop(t, **self._loop) for t in tokens] if set(columns) & {"tts_loop", "tts_token_diversity"} else [None] * len(tokens)
+        loops: list[int | None] = [None] * len(tokens)
+        if set(columns) & {"tts_loop", "tts_token_diversity"}:
+            loops = [find_loop(t, s.token_s or TOKEN_S, **self._loop) for s, t in zip(samples, tokens, strict=True)]
         groups: dict[str, list[int]] = {}
         for i, s in enumerate(samples):
             groups.setdefault(s.key, []).append(i)
@@ -207,30 +212,45 @@ class TokenRules:
         return out
 
 
-def find_loop(tokens: np.ndarray, *, period: int = 60, repeats: int = 3, span: int = 40, share: float = 0.85,
-              still: int = 60) -> int | None:
-    """The period of a loop in codec tokens, None where there is none.
+def find_loop(tokens: np.ndarray, token_s: float = TOKEN_S, *, period_s: float = 2.4, repeats: int = 3, span_s: float = 1.6,
+              share: float = 0.85, still_s: float = 2.4) -> int | None:
+    """The period of a loop in codec tokens, in tokens, None where there is none.
 
     Sampling breaks an exact repetition now and then, so a loop is a stretch in which ``share`` of the tokens equal the one a period before.
+    What is held, a vowel or a pause, repeats too: one token over and over, or the few of one frame in a codec of several codebooks.
 
     Args:
         tokens: (S,) ids.
-        period: longest, in tokens.
+        token_s: seconds of speech that one of them stands for.
+        period_s: longest period, in seconds.
         repeats: times that the period comes, at least.
-        span: shortest stretch, in tokens, of any loop.
+        span_s: shortest stretch of any loop.
         share: of equal tokens.
-        still: shortest run of one and the same token that is no pause any more.
+        still_s: shortest stretch of a held sound that is no pause any more.
     """
-    for n in range(1, min(period, len(tokens) // 2) + 1):
-        stretch = still if n == 1 else max(repeats * n, span)
+    longest, span, still = (max(2, round(s / token_s)) for s in (period_s, span_s, still_s))
+    fast = max(1, int(HELD_S / token_s + 1e-6))
+    sums = dict[int, np.ndarray]()  # of the tokens that equal the one n before
+    for n in range(1, min(longest, len(tokens) // 2) + 1):
+        stretch = still if n <= fast else max(repeats * n, span)
         window = stretch - n
-        if len(tokens) < stretch:
+        if len(tokens) < stretch or window < 1:
             continue
-        same = np.convolve(tokens[n:] == tokens[:-n], np.ones(window), "valid")
-        held = np.convolve(tokens[1:] == tokens[:-1], np.ones(window), "valid")[: len(same)] if n > 1 else np.zeros(len(same))
-        if bool(np.any((same >= share * window) & (held < 0.5 * window))):  # a held token has every period, and a pause is no loop
+        same = _in_windows(tokens, n, window, sums)
+        looped = same >= share * window
+        if n > fast and looped.any():  # a held sound has every period, and a pause is no loop
+            for k in range(1, fast + 1):
+                looped &= _in_windows(tokens, k, window, sums)[: len(looped)] < 0.5 * window
+        if bool(looped.any()):
             return n
     return None
+
+
+def _in_windows(tokens: np.ndarray, n: int, window: int, sums: dict[int, np.ndarray]) -> np.ndarray:
+    """How many of the tokens in each window of a sequence equal the one ``n`` before."""
+    if n not in sums:
+        sums[n] = np.concatenate([[0], (tokens[n:] == tokens[:-n]).cumsum()])
+    return np.asarray(sums[n][window:] - sums[n][:-window])
 
 
 # ------------------------------------------------------------------------------------------------------------------- shape
@@ -241,7 +261,7 @@ class SpeechShape:
     Rewards of content alone flatten prosody and slow speech down, unseen by every score of words; these two show it.
     """
 
-    version = "speech-shape-1"
+    version = "speech-shape-2"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """One sample after another; a sample that cannot be scored has null."""
@@ -255,10 +275,24 @@ def _drift(sample: Sample) -> Score:
 
 
 def _ratio(sample: Sample) -> Score:
+    length, source = expected_s(sample)
+    if length is None:
+        return Score(None, "neither a recording nor a text to compare with")
+    return Score(len(sample.wav) / sample.sample_rate / length, None, {"expected_s": round(length, 3), "expected_by": source})
+
+
+def expected_s(sample: Sample) -> tuple[float | None, str]:
+    """How long a text should take, in seconds, and by what: its recording, its prompt's pace, or that of usual speech; None: no text."""
     length = sample.columns.get("duration")
-    if not isinstance(length, int | float) or isinstance(length, bool) or not length > 0:
-        return Score(None, "no recording to compare with")
-    return Score(len(sample.wav) / sample.sample_rate / float(length))
+    if isinstance(length, int | float) and not isinstance(length, bool) and length > 0:
+        return float(length), "recording"
+    size, prompt = len((sample.text or "").encode()), sample.columns.get("prompt_text")
+    if not size:
+        return None, ""
+    if sample.columns.get("prompt_filepath") and isinstance(prompt, str) and prompt and sample.target is not None and len(sample.target):
+        pace = len(prompt.encode()) * sample.sample_rate / len(sample.target)  # the target is the voice that was asked for: the prompt's
+        return size / min(max(pace, PACES[0]), PACES[1]), "prompt"
+    return size / PACE, "text"
 
 
 def _spread(sample: Sample) -> Score:

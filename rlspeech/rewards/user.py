@@ -1,15 +1,21 @@
-"""Python functions as rewards, with the calling convention that users of TRL know.
+"""Python functions as rewards: the project's own calling convention, or TRL's.
 
     def my_reward(wavs, texts, sample_rate, **columns) -> list[float | None]
+    def my_reward(prompts, completions, **columns) -> list[float | None]
 
 ``wavs`` are (T,) float32 arrays, ``texts`` strings or None; ``columns`` holds one list for each further manifest key, and
 ``targets`` and ``keys``. A function that names a parameter ``hypotheses`` is handed the texts that a recogniser made, and is asked
 only where there is one, whatever the waveform. Attributes of the function change how it is called: ``sample_rate`` (in Hz),
 ``needs`` ({"target"}, {"text"}), ``higher_is_better``, ``optional`` (None may mean that there is nothing to judge), ``version``.
+
+A function that names ``completions`` and no ``wavs`` is one of TRL's: completions are a recogniser's texts, prompts the column
+``prompt`` (else empty), the reference is the column ``text``, and it may be ``async``. ``pkg.mod:f[conversational=true]`` hands it
+messages, as TRL does where the dataset is made of them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import numbers
 from collections.abc import Sequence
@@ -17,19 +23,30 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.rewards.base import asks_for, load_function
+from rlspeech.rewards.base import asks_for, is_trls, load_function
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["UserReward"]
 
 
 class UserReward:
-    """A function behind the reward interface. Args: name ``package.module:function``."""
+    """A function behind the reward interface.
 
-    def __init__(self, name: str, device: str = "cpu") -> None:
-        self.name, self.function = name, load_function(name)
+    Args:
+        name: ``package.module:function``.
+        conversational: a function of TRL's gets lists of messages instead of strings.
+        device: not looked at; a function knows its own.
+    """
+
+    def __init__(self, name: str, device: str = "cpu", conversational: bool = False) -> None:
+        self.name, self.function, self.conversational = name, load_function(name), conversational
         self.version = str(getattr(self.function, "version", "unversioned"))
-        self._texts = asks_for(self.function, "hypotheses")
+        self._texts, self._trl = asks_for(self.function, "hypotheses"), is_trls(self.function)
+        if conversational and not self._trl:
+            raise UserError(f"{name} takes no messages", "conversational is for functions of TRL's form, with a parameter completions",
+                            f"--reward {name}")
+        if self._trl:
+            return  # what it asks for beyond the texts are columns of the data
         try:
             inspect.signature(self.function).bind([], [], 16000, keys=[], targets=[], **({"hypotheses": []} if self._texts else {}))
         except TypeError as error:
@@ -60,8 +77,11 @@ class UserReward:
         extra: dict[str, Any] = {k: [s.columns.get(k) for s in samples] for k in names}
         if self._texts:
             extra["hypotheses"] = [s.hypothesis for s in samples]
-        extra["keys"], extra["targets"] = [s.key for s in samples], [s.target for s in samples]
-        answers = self.function([s.wav for s in samples], [s.text for s in samples], samples[0].sample_rate, **extra)
+        if self._trl:
+            answers = self._ask_as_trl(samples, extra)
+        else:
+            extra["keys"], extra["targets"] = [s.key for s in samples], [s.target for s in samples]
+            answers = self.function([s.wav for s in samples], [s.text for s in samples], samples[0].sample_rate, **extra)
         try:
             answers = list(answers)
         except TypeError:
@@ -71,6 +91,28 @@ class UserReward:
             raise UserError(f"the reward {self.name} returned {len(answers)} scores for {len(samples)} waveforms", "",
                             "return one number or None per waveform")
         return answers
+
+
+    def _ask_as_trl(self, samples: Sequence[Sample], columns: dict[str, Any]) -> Any:
+        """Call the function as ``trl.GRPOTrainer`` would; one without ``**kwargs`` gets what it names."""
+        prompts: list[Any] = [str(s.columns.get("prompt") or "") for s in samples]
+        said: list[Any] = [s.hypothesis or "" for s in samples]
+        if self.conversational:
+            prompts = [[{"role": "user", "content": p}] for p in prompts]
+            said = [[{"role": "assistant", "content": c}] for c in said]
+        ids = [[] if s.tokens is None else s.tokens.tolist() for s in samples]
+        given = {"completion_ids": ids, "trainer_state": None, "log_extra": _deaf, "log_metric": _deaf, "keys": [s.key for s in samples],
+                 **{k: v for k, v in columns.items() if k != "prompt"}, "text": [s.text for s in samples], "prompts": prompts,
+                 "completions": said}
+        parameters = inspect.signature(self.function).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            given = {k: v for k, v in given.items() if k in parameters}
+        answers = self.function(**given)
+        return asyncio.run(answers) if inspect.iscoroutine(answers) else answers
+
+
+def _deaf(*_: Any, **__: Any) -> None:
+    """TRL lets rewards write to its log; here nobody listens."""
 
 
 def _to_score(answer: Any) -> Score:

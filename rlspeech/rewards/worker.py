@@ -57,10 +57,10 @@ def main() -> None:
         return
     while True:
         try:
-            work, key, rate, wav, target, text = read_message(source)
+            work, key, rate, wav, target, text, columns_ = read_message(source)
         except (EOFError, OSError):
             return
-        sample = Sample(key, wav, rate, target, text)
+        sample = Sample(key, wav, rate, target, text, columns_)
         for family, columns in work:
             write_message(sink, ("begin", family, 0.0))
             began = time.perf_counter()

@@ -36,13 +36,14 @@ def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None, jso
     Raises:
         UserError: nothing there, or nothing that this project knows.
     """
-    found = _look(path, schemas, stage)
+    with log.waiting(f"checking {path}"):
+        found = _look(path, schemas, stage)
     summary = {"path": str(path), "kind": found.kind, "problems": found.problems, "facts": found.facts}
     if found.problems:
         for p in found.problems[:SHOWN]:
-            log.warn(f"{p['path']}{':' + str(p['line']) if p['line'] else ''}: {p['message']}")
+            log.error(f"{p['path']}{':' + str(p['line']) if p['line'] else ''}: {p['message']}")
         if len(found.problems) > SHOWN:
-            log.warn(f"and {len(found.problems) - SHOWN} more (all of them with --json)")
+            log.error(f"and {len(found.problems) - SHOWN} more (all of them with --json)")
         log.say(f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)} in {path} ({found.kind})")
     else:
         log.table(f"{path}: {found.kind}, no problems", ["", ""], [[k, _short(v)] for k, v in found.facts.items()])

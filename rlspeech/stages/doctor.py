@@ -19,35 +19,18 @@ from typing import Any
 
 from rlspeech import __version__, log
 from rlspeech.parallel import physical_cores
+from rlspeech.stages import doctor_features
 
 __all__ = ["run"]
 
-PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "soundfile",
-    "soxr",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "pydantic",
-    "typer",
-    "rich",
-    "jinja2",
-    "matplotlib",
-    "jiwer",
-    "onnx",
-    "onnxruntime",
-    "speechmos",
-    "av",
-    "opencv-python-headless",
-)
-OPTIONAL = {"pesq": "PESQ", "torchaudio": "SQUIM", "tensorboard": "curves in TensorBoard", "pocketsphinx": "a recogniser for wer"}
+PACKAGES = ("torch", "numpy", "scipy", "soundfile", "soxr", "transformers", "peft", "accelerate", "safetensors", "pydantic", "typer",
+            "rich", "jinja2", "matplotlib", "jiwer", "onnx", "onnxruntime", "speechmos", "av", "opencv-python-headless")
+OPTIONAL = {"pesq": "PESQ", "torchaudio": "SQUIM", "tensorboard": "curves in TensorBoard", "wandb": "curves in Weights & Biases",
+            "pocketsphinx": "a recogniser for wer", "mediapipe": "mouths in prepare lips"}
 # folder below assets/ -> (what it must hold, what it is for)
 ASSETS = {
     "flowse": (("config.json", "model.safetensors"), "the enhancer that rl, eval and enhance start from"),
+    "avse": (("config.json", "model.safetensors"), "the audio-visual enhancer of --task avse"),
     "speaker": (("config.json", "model.safetensors"), "encoder of speaker_similarity"),
     "speech_encoder": (("config.json", "model.safetensors"), "encoder of speech_bert_score"),
     "listener": (("config.json", "model.safetensors", "tokenizer.json"), "describes speech in words, for the reward llm"),
@@ -63,7 +46,7 @@ def run(*, json_mode: bool = False) -> dict[str, Any]:
 
     Returns:
         ``ok`` (the main job can run), ``problems``, ``python``, ``packages``, ``optional``, ``torch``, ``devices``, ``threads``,
-        ``rewards``, ``recognisers``, ``normalisers``, ``torchaudio``, ``compiler``, ``assets``.
+        ``rewards``, ``recognisers``, ``normalisers``, ``torchaudio``, ``compiler``, ``assets``, ``features``.
     """
     summary: dict[str, Any] = {
         "rlspeech": __version__,
@@ -83,12 +66,15 @@ def run(*, json_mode: bool = False) -> dict[str, Any]:
         "torchaudio": _torchaudio,
         "compiler": _compiler,
         "assets": _assets,
+        "features": lambda: doctor_features.look(summary["rewards"]),
     }
-    for name, look in parts.items():
-        try:
-            summary[name] = look()
-        except Exception as error:  # one broken part must not hide the others
-            summary[name] = {"error": _line(error)}
+    with log.progress(len(parts), "looking", "parts", brief=True) as bar:
+        for name, look in parts.items():
+            try:
+                summary[name] = look()
+            except Exception as error:  # one broken part must not hide the others
+                summary[name] = {"error": _line(error)}
+            bar.advance()
     summary["problems"] = _problems(summary)
     summary["ok"] = not summary["problems"]
     _print(summary)
@@ -227,15 +213,8 @@ def _assets() -> list[dict[str, Any]]:
         folder = root / name
         missing = [n for n in needed if not (folder / n).is_file()]
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
-        found.append(
-            {
-                "name": name,
-                "usable": not missing,
-                "bytes": size,
-                "what": what,
-                "why_not": f"{', '.join(missing)} missing in {folder}" if missing else "",
-            }
-        )
+        why = f"{', '.join(missing)} missing in {folder}" if missing else ""
+        found.append({"name": name, "usable": not missing, "bytes": size, "what": what, "why_not": why})
     return found
 
 
@@ -289,11 +268,12 @@ def _print(summary: dict[str, Any]) -> None:
     names = texts["error"] if isinstance(texts, dict) else ", ".join(texts)
     _usable("Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], [f"text normalisers: {names}"])
     _usable("Embedded", summary["assets"], [])
+    _usable("What can be done here", summary["features"], [])
     if summary["ok"]:
         log.say("next: rlspeech rl --algo grpo --task flowse")
     else:
         for problem in summary["problems"]:
-            log.warn(problem)
+            log.error(problem)
 
 
 def _usable(title: str, entries: Any, notes: list[str]) -> None:

@@ -37,7 +37,7 @@ from rlspeech.stages.summary import Table, default_metrics, fingerprint, summari
 from rlspeech.tasks import get_task
 from rlspeech.types import Sample, UserError, Utterance
 
-__all__ = ["run"]
+__all__ = ["run", "utterances"]
 
 INPUT = "input"
 RESERVED = {INPUT, "reference"}
@@ -57,17 +57,17 @@ def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
     if config.task == "asr":
         from rlspeech.stages.recognition import run as recognise
 
-        return recognise(config, _utterances(config), json_mode=json_mode)
+        return recognise(config, utterances(config), json_mode=json_mode)
     if config.task == "tts":
         from rlspeech.stages.synthesis import run as synthesise
 
-        return synthesise(config, _utterances(config), json_mode=json_mode)
+        return synthesise(config, utterances(config), json_mode=json_mode)
     task = get_task(config.task)
     systems = _systems(config, sees="lips_filepath" in getattr(task, "required", ()))
     weights = {s.name: fingerprint(s.checkpoint, config.task, s.video) for s in systems if s.checkpoint is not None}
     names = [s.name for s in systems]
     baseline = _baseline(config, names)
-    every = _utterances(config)
+    every = utterances(config)
     utts = every[: config.limit]
     partners = neighbours(every) if any(s.video == "shuffled" for s in systems) else {}  # whatever the limit
     metrics, notes = (config.metrics, []) if config.metrics else default_metrics(task.default_metrics)
@@ -146,7 +146,8 @@ def _uncut(config: Evaluate, utts: Sequence[Utterance]) -> list[str]:
             f"rlspeech prepare lips {config.data} --out FOLDER"]
 
 
-def _utterances(config: Evaluate) -> list[Utterance]:
+def utterances(config: Evaluate) -> list[Utterance]:
+    """The rows to evaluate on; without ``data`` those of the embedded test set. Raises ``UserError``."""
     if config.data is None and config.task in ("asr", "tts"):
         from rlspeech.corpora.demo_commands import demo_commands, demo_commands_clean
 

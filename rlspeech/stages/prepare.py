@@ -110,7 +110,7 @@ def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
     needed = {"pairs": ("noisy", "clean"), "mix": ("clean", "noise"), "ladder": ("clean", "noise")}
     for name in needed.get(config.source, ("root",)):
         if not getattr(config, name):
-            raise UserError(f"prepare {config.source} needs {name}", "", f"rlspeech prepare {config.source} --help")
+            raise UserError(f"prepare {config.source} needs {name}", "", f"--{name} FOLDER; rlspeech prepare {config.source} --help")
     if config.source == "dns":
         return dns.find(config.root or "", out)
     if config.source == "voicebank":

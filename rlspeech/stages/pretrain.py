@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rlspeech import log
 from rlspeech.config import Pretrain
 from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_clips, whole_clips, with_utts
+from rlspeech.data.manifest import recordings
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
@@ -40,7 +41,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         folder.note(device=engine.reason)
         model = task.build(config).to(engine.device).train()
         train, valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, config.mixing,
-                               config.task, channels_of(task, model), getattr(model, "max_s", None))
+                               config.task, channels_of(task, model), getattr(model, "max_s", None), recorded=True)
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
         engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
@@ -48,6 +49,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
             trainer.fit(train, lambda: task.validate(trainer.averaged(), valid, folder, trainer.step, scorer, config.seed), watchdog)
         checkpoint = folder.path / "checkpoints" / f"step_{trainer.step:06d}"
         summary = {"run": str(folder.path), "checkpoint": str(checkpoint), "step": trainer.step, **trainer.last_valid}
+    log.table(f"pretrain: {config.task}, step {trainer.step}", ["metric", "last validation"], list(trainer.last_valid.items()))
     log.say("next: " + task.next_command.format(run=summary["run"]))
     return summary
 
@@ -99,7 +101,8 @@ class Trainer:
                     sums, counted = {}, 0
                 if last or (cfg.valid_every and self.step % cfg.valid_every == 0):
                     generators = rng_state()
-                    self.last_valid = check()
+                    with log.waiting("validating"):
+                        self.last_valid = check()
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.folder.log(self.step, **{f"valid/{k}": v for k, v in self.last_valid.items()})
                 if last or self.step % cfg.save_every == 0:
@@ -161,7 +164,7 @@ def transcribed(task: Any) -> bool:
 
 
 def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int, mixing: Any = None, task: str = "flowse",
-            channels: int = 1, max_s: float | None = None) -> tuple[ClipSource, list[Clip]]:
+            channels: int = 1, max_s: float | None = None, recorded: bool = False) -> tuple[ClipSource, list[Clip]]:
     """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
 
     A recogniser's rows need no target but a text (an empty one says that nothing is said), and are never cut.
@@ -175,6 +178,7 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
         task: name of the task.
         channels: of the clips.
         max_s: a recogniser's limit: longer rows, and rows without a text, are left out, which is said.
+        recorded: leave out rows whose text nobody has recorded, which is said: their sound is another's, and nothing to learn from.
 
     Returns:
         the source to train on, and up to ``valid_items`` whole clips that it does not contain.
@@ -192,6 +196,8 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
         data, valid = str(demo_recipe(faces=faces)), valid or str(demo_valid(faces=faces))
     source = open_clips(data, sample_rate, mixing=mixing, seed=seed, channels=channels, paired=not alone)
     held = open_clips(valid, sample_rate, seed=seed, channels=channels, paired=not alone) if valid is not None else None
+    if recorded:
+        source, held = _recorded(source, data), None if held is None else _recorded(held, str(valid))
     if words:
         source = _usable(source, data, max_s)
         held = _usable(held, str(valid), max_s) if held is not None else None
@@ -200,12 +206,22 @@ def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: 
     return source, whole_clips(held, valid_items, max_s=math.inf if words else 8.0)
 
 
+def _recorded(source: ClipSource, name: str) -> ClipSource:
+    """The rows that are recordings of their texts. Raises ``UserError`` where there are none."""
+    kept = recordings(source.utts, name)
+    if (left := len(source.utts) - len(kept)) == 0:
+        return source
+    log.warn(f"{name}: {left} of {len(source.utts)} rows are left out: nobody has recorded their texts")
+    return with_utts(source, kept)
+
+
 def _usable(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
     """The rows that a recogniser can learn from. Raises ``UserError`` where there are none."""
     texts = [u for u in source.utts if u.text is not None]
     short = [u for u in texts if max_s is None or u.duration <= max_s]
     silent, long = len(source.utts) - len(texts), len(texts) - len(short)
-    why = "; ".join([f"{silent} have no text"] * bool(silent) + [f"{long} are longer than the model's {max_s:g} s"] * bool(long))
+    reasons = [f"{silent} have no text"] if silent else []
+    why = "; ".join([*reasons, f"{long} are longer than the model's {max_s:g} s"] if long else reasons)
     if not short:
         raise UserError(f"none of the {len(source.utts)} rows of {name} can be used", why, "rlspeech check on the manifest")
     if why:

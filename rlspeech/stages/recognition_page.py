@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +13,18 @@ from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.text import Alignment
-from rlspeech.models.hub import resolve
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, mark, render_report
-from rlspeech.run import Run, read_metrics
+from rlspeech.stages.curves import curves_behind
+from rlspeech.stages.past import past_of
+from rlspeech.stages.picks import pick
 from rlspeech.stages.recognition_rates import RATES, Comparison
+from rlspeech.stages.run_facts import commands_of, facts_of, versions_of
 from rlspeech.stats import Interval
-from rlspeech.types import UserError, Utterance
+from rlspeech.types import Utterance
 
 if TYPE_CHECKING:
     from rlspeech.stages.recognition import Judgements
+    from rlspeech.stages.summary import Folder
 
 __all__ = ["edits_of", "print_table", "write_page"]
 
@@ -61,9 +63,9 @@ def _difference(made: Comparison, system: str, metric: Metric) -> str:
     return f"{delta.text(2, sign=True)}{relative} {mark(metric, delta)}"
 
 
-def write_page(folder: Run, config: Evaluate, made: Judgements, summary: Mapping[str, Any], notes: Sequence[str],
-               means: Mapping[str, Mapping[str, Any]], device: str) -> Path:
-    """Render ``report.html``."""
+def write_page(folder: Folder, config: Evaluate, made: Judgements, summary: Mapping[str, Any], notes: Sequence[str],
+               means: Mapping[str, Mapping[str, Any]], device: str, page: Path | None = None) -> Path:
+    """Render ``report.html``, in the run's folder or as ``page``."""
     whole, baseline = made.whole, summary["baseline"]
     grids = [_relative_grid(whole, baseline)] if whole.relative else []
     grids += [_condition_grid(config.by, value, part, baseline) for value, part in made.parts.items()]
@@ -71,14 +73,15 @@ def write_page(folder: Run, config: Evaluate, made: Judgements, summary: Mapping
         names = list(next(iter(means.values())))
         grids.append(Grid("Further metrics", ["metric", *means], [[m, *(means[s][m].text() for s in means)] for m in names],
                           "Means over utterances with bootstrap 95 % intervals."))
-    versions = json.loads((folder.path / "env.json").read_text(encoding="utf-8")).get("versions", {})
+    run = past_of(folder.path, "eval", config)
     data = ReportData(
         title=f"Recognition: {', '.join(whole.systems)}",
         subtitle=f"{whole.items} utterances of {config.data or 'the embedded test set'}, texts by {config.normaliser}",
-        metrics=_metrics(whole), means=whole.systems, baseline=baseline, deltas=whole.deltas, grids=grids, curves=_curves(config),
-        clips=_clips(config, made, baseline), config=config.model_dump(mode="json"), versions=versions, notes=notes, basis=BASIS,
-        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"})
-    return render_report(folder.path / "report.html", data)
+        metrics=_metrics(whole), means=whole.systems, baseline=baseline, deltas=whole.deltas, grids=grids,
+        curves=curves_behind(config.models, config.task),
+        clips=_clips(config, made, baseline), config=run.config, versions=versions_of(run), notes=notes, basis=BASIS,
+        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"}, facts=facts_of(run), commands=commands_of(run))
+    return render_report(page or folder.path / "report.html", data)
 
 
 def _metrics(made: Comparison) -> list[Metric]:
@@ -105,43 +108,21 @@ def _marked(name: str, change: Interval, digits: int) -> str:
     return f"{change.text(digits, sign=True)} {mark(Metric(name, HELP[name].higher_is_better), change)}"
 
 
-def _curves(config: Evaluate) -> dict[str, list[dict[str, Any]]]:
-    """Learning curves of the runs that the checkpoints come from."""
-    found = {}
-    for name, checkpoint in config.models.items():
-        try:
-            folder = resolve(checkpoint, "asr")
-        except UserError:  # a model of the Hub
-            continue
-        rows = read_metrics(folder.parent.parent / "metrics.jsonl") if folder.parent.name == "checkpoints" else []
-        if rows:
-            found[name] = rows
-    return found
-
-
 def _clips(config: Evaluate, made: Judgements, baseline: str | None) -> list[Clip]:
-    """The worst and the best for the last system: by errors beyond the baseline's, or by the rate of a single system."""
+    """What the last system lost and gained most against the baseline, by errors; of a single system the worst and the best by rate."""
     systems = list(made.rows)
     last, under = made.rows[systems[-1]], made.rows[baseline] if baseline and baseline != systems[-1] else None
     by_id = {u.id: u for u in made.utts}
 
-    def badness(key: str) -> tuple[float, float]:
-        def wrong(one: Any) -> float:
-            return float(one.counts["errors"] + one.counts["inserted"])
-        here = wrong(last[key])
-        return here - wrong(under[key]) if under else here / max(1, last[key].counts["words"]), here
+    def wrong(one: Any) -> float:
+        return float(one.counts["errors"] + one.counts["inserted"])
 
-    ranked = sorted(by_id, key=badness, reverse=True)
-    half = config.players // 2
-    picked = list(dict.fromkeys([*ranked[: config.players - half], *(ranked[-half:] if half else [])]))
-    return [_clip(by_id[key], made, systems, _place(i, len(picked), half)) for i, key in enumerate(picked)]
+    level = {k: -wrong(last[k]) / max(1, last[k].counts["words"]) for k in by_id}
+    gain = {k: wrong(under[k]) - wrong(last[k]) for k in by_id} if under else {}
+    return [_clip(by_id[key], made, systems, label) for key, label in pick(level, gain, config.players, "words right")]
 
 
-def _place(i: int, count: int, half: int) -> str:
-    return "among the best" if i >= count - half else "among the worst"
-
-
-def _clip(utt: Utterance, made: Judgements, systems: Sequence[str], place: str) -> Clip:
+def _clip(utt: Utterance, made: Judgements, systems: Sequence[str], label: str) -> Clip:
     audio: dict[str, np.ndarray] = {}
     try:
         audio["recording"] = load_audio(utt.audio_filepath, RATE_HZ, utt.offset, utt.duration or None)
@@ -151,7 +132,7 @@ def _clip(utt: Utterance, made: Judgements, systems: Sequence[str], place: str) 
     fired = {s: "+".join(made.rows[s][utt.id].judged.fired) for s in systems}
     facts += [f"{s}: hallucination ({rules})" for s, rules in fired.items() if rules]
     edits = {s: edits_of(made.rows[s][utt.id].judged.found) for s in systems}
-    return Clip(utt.id, audio, RATE_HZ, " · ".join([place, *facts]), edits=edits)
+    return Clip(utt.id, audio, RATE_HZ, " · ".join(facts), edits=edits, label=label)
 
 
 def edits_of(found: Alignment) -> list[Edit]:

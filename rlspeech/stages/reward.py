@@ -30,13 +30,13 @@ from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["run"]
 
-def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: bool = False) -> dict[str, Any]:
     """Score everything under ``path``.
 
     Args:
         config: rewards, references, transcripts, see ``config.ScoreFolder``.
-        path: folder or manifest.
-        json_mode: print the summary as JSON on stdout.
+        path: folder, manifest or audio file; or several of them.
+        json_mode: the caller prints the summary.
 
     Returns:
         the summary: per metric mean, interval, valid and failed counts, reasons; where the scores are; seconds per metric.
@@ -64,7 +64,7 @@ def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> di
         _check_needs(scorer, items)
         names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}  # an alias is written under its full name
         meta = {names[r.asked]: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
-        scores = ScoreFile(_out(config.out, Path(path)), config.system, meta)
+        scores = ScoreFile(_out(config.out, path), config.system, meta)
         todo = [i for i in items if scores.missing(i.key, i.stamp())]
         if scores.outdated:
             log.say(f"recomputing {', '.join(scores.outdated)}: the version or the options have changed since {scores.path} was written")
@@ -77,8 +77,8 @@ def run(config: ScoreFolder, path: str | Path, *, json_mode: bool = False) -> di
             raise
         finally:
             scores.close()
-            scores.write_meta(_facts(scores, scorer, items, config.seed))
-    return _report(scores, scorer, items, names, config, json_mode)
+            scores.write_meta({**_facts(scores, scorer, items, config.seed), "settings": reward_report.settings_of(config, path)})
+    return _report(scores, scorer, items, names, config)
 
 
 def _judges_texts(request: base.Request) -> bool:
@@ -86,8 +86,9 @@ def _judges_texts(request: base.Request) -> bool:
 
 
 def _reads_only(request: base.Request) -> bool:
-    """Whether a reward never listens; a function of the user's may, whatever it asks for."""
-    return _judges_texts(request) and ":" not in request.entry.family
+    """Whether a reward never listens; a function of the user's may, whatever it asks for, but for one of TRL's form."""
+    own = request.entry.family
+    return _judges_texts(request) and (":" not in own or base.is_trls(base.load_function(own)))
 
 
 def _normaliser(request: base.Request) -> dict[str, str]:
@@ -186,8 +187,7 @@ def _facts(scores: ScoreFile, scorer: Scorer, items: list[Item], seed: int) -> d
     return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
 
 
-def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[str, str], config: ScoreFolder,
-            json_mode: bool) -> dict[str, Any]:
+def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[str, str], config: ScoreFolder) -> dict[str, Any]:
     facts = scores.meta["systems"][config.system]["metrics"]
     rows, notes = [], []
     for name in scores.metrics:
@@ -208,8 +208,6 @@ def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[st
     summary = {"stage": "reward", "system": config.system, "n": len(items), "scores": str(scores.path), "meta": str(scores.meta_path),
                "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds,
                "corpus": corpus, "calibration": order, "report": str(page) if page else None}
-    if json_mode:
-        log.emit(summary)
     return dict(log.plain(summary))
 
 
@@ -225,9 +223,12 @@ def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
             raise UserError(f"{', '.join(wanting)} cannot be computed without a {what} for each file", "none is given", flag)
 
 
-def _out(out: str | None, path: Path) -> Path:
+def _out(out: str | None, path: str | Path | Sequence[str]) -> Path:
     if out:
         return Path(out) if out.endswith(".jsonl") else Path(out) / "scores.jsonl"
+    if not isinstance(path, str | Path):
+        return Path("scores.jsonl")  # of files from anywhere: here
+    path = Path(path)
     beside = path / "scores.jsonl" if path.is_dir() else path.with_suffix(".scores.jsonl")
     if os.access(beside.parent, os.W_OK):
         return beside

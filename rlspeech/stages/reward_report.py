@@ -5,7 +5,9 @@ Of a recogniser's texts the page shows the mistakes; the audio is played where i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +18,38 @@ from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
 from rlspeech.data.text import align, units
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, render_report
-from rlspeech.rewards import base
-from rlspeech.rewards.files import Item, load, unheard
+from rlspeech.rewards.files import Item, collect, load, unheard
 from rlspeech.rewards.scorefile import ScoreFile
 from rlspeech.stages.calibrate import HEADING, calibrate, calibration_rows, has_order, print_calibration, text_of
+from rlspeech.stages.curves import spreads_of
+from rlspeech.stages.past import Past
+from rlspeech.stages.picks import pick
 from rlspeech.stages.recognition_page import edits_of
+from rlspeech.stages.run_facts import facts_of, help_of, quoted
 from rlspeech.stats import draws_interval, mean_interval, resampled_sums
 from rlspeech.types import Sample
 
-__all__ = ["calibration", "corpus_rates", "page", "page_path"]
+__all__ = ["calibration", "corpus_rates", "page", "page_path", "settings_of", "write_again"]
 
 TEXT = "llm_text"
+MOST_REASONS = 5  # of a metric
 
 
 def calibration(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[str, Any] | None:
     """Correlations with the order that the rows carry, printed; None where they carry none."""
+    result = _calibrated(scores, items, seed)
+    if result is not None:
+        print_calibration(result)
+    return result
+
+
+def _calibrated(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[str, Any] | None:
     rows = [{**item.columns, **scores.rows.get((scores.system, item.key), {})} for item in items]
     for row, item in zip(rows, items, strict=True):
         row.update({k: item.columns[k] for k in ("rung", "ladder", "snr_db", "clean_id") if k in item.columns})
     if not has_order(rows):
         return None
-    result = calibrate(rows, {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}, seed)
-    print_calibration(result)
-    return result
+    return calibrate(rows, {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}, seed)
 
 
 def corpus_rates(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[str, dict[str, Any]]:
@@ -93,16 +104,66 @@ def page(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, result: 
     spoken = [n for n in scores.metrics if any(_said(scores, n, i.key) for i in items)]
     if config.report == "never" or (config.report == "auto" and not spoken and not _of_texts(scores) and result is None):
         return None
+    return render_report(page_path(scores.path), _page_data(scores, items, config, result, _noted(scores, config)))
+
+
+def settings_of(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]:
+    """What the meta file keeps, so that the page can be written again: the settings, and where the files are."""
+    paths = {k: os.path.abspath(v) for k in ("target", "text", "hypotheses") if (v := getattr(config, k))}
+    several = [os.path.abspath(p) for p in path] if not isinstance(path, str | Path) else os.path.abspath(path)
+    return {**config.model_dump(mode="json"), **paths, "path": several}
+
+
+def _noted(scores: ScoreFile, config: ScoreFolder) -> dict[str, Any]:
+    noted = scores.meta["systems"].get(scores.system, {}).get("settings")
+    return dict(noted) if isinstance(noted, dict) else config.model_dump(mode="json")
+
+
+def write_again(run: Past, to: Path, players: int | None) -> dict[str, Any]:
+    """The page of a score file as ``rlspeech reward`` writes it; nothing is scored.
+
+    Returns:
+        means and counts by metric.
+
+    Raises:
+        UserError: the files are not where they were.
+    """
+    [system] = run.scores
+    given = {k: v for k, v in run.config.items() if k != "path"} | ({} if players is None else {"players": players})
+    config, path = ScoreFolder.model_validate(given), run.config["path"]
+    items = collect(path, config.target, config.text, config.hypotheses, texts_only=True)
+    scores = ScoreFile.read(run.scores_path, system)
+    items = [i for i in items if (system, i.key) in scores.rows]
+    render_report(to, _page_data(scores, items, config, _calibrated(scores, items, config.seed), run.config))
     keys = [i.key for i in items]
+    found = {n: mean_interval(scores.values(n, keys), config.seed) for n in scores.metrics}
+    rows = [[n if facts["higher_is_better"] else f"{n} (lower is better)", found[n].text(), found[n].n, found[n].dropped]
+            for n, facts in scores.metrics.items()]
+    log.table(f"{system}: {len(items)} files", ["metric", "mean [95 % interval]", "valid", "failed"], rows)
+    return {"stage": "reward", "system": system, "n": len(items), "scores": str(scores.path),
+            "metrics": {n: {**i.as_dict(), "n_valid": i.n, "n_failed": i.dropped} for n, i in found.items()}}
+
+
+def _page_data(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, result: Mapping[str, Any] | None,
+               settings: Mapping[str, Any]) -> ReportData:
+    keys = [i.key for i in items]
+    spoken = [n for n in scores.metrics if any(_said(scores, n, k) for k in keys)]
     means = {n: mean_interval(scores.values(n, keys), config.seed) for n in scores.metrics}
-    reasons = [f"{n}: {count} without a value: {reason}" for n in scores.metrics for reason, count in scores.errors(n, keys).most_common(5)]
-    versions = {n: facts.get("version") for n, facts in scores.metrics.items()}
-    data = ReportData(
+    run = Past(config.system, scores.path.parent, "reward", dict(settings), scores_path=scores.path)
+    beside = scores.path if scores.path.name != "scores.jsonl" else scores.path.parent
+    return ReportData(
         title=f"Scores of {config.system}", subtitle=f"{len(items)} files",
-        metrics=[Metric(n, bool(facts["higher_is_better"]), base.column_of(n).help) for n, facts in scores.metrics.items()],
-        means={config.system: means}, grids=_grids(result), clips=_clips(scores, items, config, spoken),
-        config=config.model_dump(mode="json"), versions=versions, notes=reasons)
-    return render_report(page_path(scores.path), data)
+        metrics=[Metric(n, bool(facts["higher_is_better"]), help_of(n)) for n, facts in scores.metrics.items()],
+        means={config.system: means}, grids=[*_grids(result), *_lost(scores, keys)], clips=_clips(scores, items, config, spoken),
+        plots=spreads_of({n: {config.system: scores.values(n, keys)} for n in scores.metrics}), config=settings,
+        versions={n: facts.get("version") for n, facts in scores.metrics.items()}, facts=facts_of(run),
+        commands=[f"rlspeech report {quoted(beside)} OTHER_SCORES"])
+
+
+def _lost(scores: ScoreFile, keys: Sequence[str]) -> list[Grid]:
+    """Reasons of what could not be scored, counted."""
+    rows = [[n, str(count), reason] for n in scores.metrics for reason, count in scores.errors(n, keys).most_common(MOST_REASONS)]
+    return [Grid("Files without a score", ["metric", "files", "reason"], rows)] if rows else []
 
 
 def _grids(result: Mapping[str, Any] | None) -> list[Grid]:
@@ -119,24 +180,23 @@ def _grids(result: Mapping[str, Any] | None) -> list[Grid]:
 
 
 def _clips(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, spoken: Sequence[str]) -> list[Clip]:
-    """Players from the lowest to the highest value of the judge (or the first reward), evenly spaced, so that they flatter nobody."""
+    """Players of the worst and the best by the judge (or the first reward), and of some in between, so that they flatter nobody."""
     lead = (spoken or list(scores.metrics))[0]
     sign = 1 if scores.metrics[lead]["higher_is_better"] else -1
     value = dict(zip((i.key for i in items), scores.values(lead, [i.key for i in items]), strict=True))
-    ranked = sorted((i for i in items if value[i.key] is not None), key=lambda i: (sign * float(value[i.key] or 0.0), i.key))
-    count = min(config.players, len(ranked))
-    clips = []
-    for n in np.unique(np.linspace(0, len(ranked) - 1, count).astype(int)) if count else []:
-        item = ranked[n]
+    level = {k: sign * float(v) for k, v in value.items() if v is not None}
+    by_key, clips = {i.key: i for i in items}, []
+    for key, label in pick(level, {}, config.players, lead):
+        item = by_key[key]
         sample = load(item)
         edits = _edits(scores, item, config.system)
         if isinstance(sample, AudioError):
-            if edits:  # its row says why; the words need no sound
-                clips.append(_clip(scores, item, unheard(item), config.system, spoken, edits))
-            continue
-        clips.append(_clip(scores, item, sample, config.system, spoken, edits))
-    if len(ranked) > len(clips):
-        log.say(f"the report shows {len(clips)} of {len(ranked)} files, from the lowest {lead} to the highest")
+            if not edits:  # its row says why; words need no sound
+                continue
+            sample = unheard(item)
+        clips.append(replace(_clip(scores, item, sample, config.system, spoken, edits), label=label))
+    if len(level) > len(clips):
+        log.say(f"the report shows {len(clips)} of {len(level)} files, from the lowest {lead} to the highest")
     return clips
 
 

@@ -7,7 +7,8 @@
     rlspeech rl --preset flowse-grpo --model runs/base --data mix.json      # as published
 
 One step: roll out a group for every prompt, score the rollouts, turn scores into advantages, update. ``metrics.jsonl`` gets a row a
-step; validation compares the same held-out clips with step 0, pair by pair, and guards may stop the run.
+step; validation compares the same held-out clips with step 0, pair by pair, and guards may stop the run. However it ends, there is a
+``report.html``; ``rlspeech report RUN`` writes it again, also while the run goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -29,7 +30,10 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.stages import rl_keep, rl_report
+from rlspeech.stages.curves import columns_of
 from rlspeech.stages.pretrain import data_of, transcribed
+from rlspeech.stages.rl_facts import tuned_facts
 from rlspeech.stages.rl_rules import climbing, complete, composed, describe, load_options, soft_of, word_errors
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
@@ -43,7 +47,8 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     """Train, validate, checkpoint; go on where an earlier attempt of the same run stopped.
 
     Returns:
-        run folder, checkpoint, steps, why it stopped, validation at the start and the end with paired differences.
+        run folder, checkpoint, the best one, steps, why it stopped, whether a guard did (``tripped``), validation at the start and the
+        end with paired differences.
 
     Raises:
         UserError: settings, data or rewards that cannot be used; nearly nothing could be scored.
@@ -57,11 +62,18 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
         folder.note(device=engine.reason, rewards=judge.meta())
         session = Session(config, engine, task, folder, scorer, judge)
         _explain(config, session, engine)
-        reason = session.fit(watchdog)
-        summary = session.summary(reason)
+        with rl_report.at_the_end(folder) as end:
+            end.reason = session.fit(watchdog)
+        summary = session.summary(end.reason) | {"report": str(end.page) if end.page else None}
     header = ["metric", "before", "after", "difference (95 %)", "role"]
-    log.table(f"rl: {config.algo} on {config.task}, {reason}", header, _rows(session, config))
+    log.table(f"rl: {config.algo} on {config.task}, {end.reason}", header, _rows(session, config))
     which = "" if config.task == "flowse" else f" --task {config.task}"
+    if end.page:
+        log.say(f"report: {end.page}")
+    if summary["tripped"] and summary["best"]:
+        log.say(f"a guard stopped it; --model {summary['run']} takes the best checkpoint before that: {summary['best']}")
+    elif summary["tripped"]:
+        log.warn(f"a guard stopped it before any better checkpoint: go on with {config.model}, not with {summary['run']}")
     log.say(f"next: rlspeech eval{which} --model before={config.model} --model after={summary['run']}")
     return summary
 
@@ -87,7 +99,7 @@ class Session:
         self.feed: Iterator[Drawn] = iter(())
         self.reserve: Iterator[Drawn] = iter(())
         self.history: list[dict[str, Any]] = []  # validation columns: {"step": ..., name: [values]}
-        self.guards = GuardWatch(config.guards)
+        self.guards, self.tripped = GuardWatch(config.guards), cast("str | None", None)
         self.best = -math.inf
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -96,10 +108,14 @@ class Session:
         """Run to the configured end. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
         self.resume()
+        if self.folder.main:
+            rl_keep.trim(self.folder.path, self.step if self.history else -1)
         self.feed = self.prompts(cfg.seed, self.cursor)
         self.reserve = self.prompts(cfg.seed + 1, self.spent)  # another order, for prompts that dynamic sampling asks for
         if not self.history:
             self.validate()
+        if self.tripped:  # by an earlier attempt: going on would do more of the damage
+            return self.tripped
         with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar:
             while self.step < cfg.steps:
                 metrics = self.advance(self.draw())
@@ -145,27 +161,39 @@ class Session:
         self.step += 1
         return {**describe(experience), **stats, "lr": cfg.lr * decay}
 
+    @log.waiting("validating")
     def validate(self) -> str | None:
         """Score the held-out clips without exploration. Returns a reason to stop, or None."""
-        cfg = self.config
-        samples = self.task.outputs(self.policy, self.valid, self.folder.path / "samples" / f"step_{self.step:06d}", players=4,
-                                    seed=cfg.seed)  # the same latents every time: differences are the weights'
+        cfg, began_s = self.config, time.monotonic()
+        samples = self.task.outputs(self.policy, self.valid, self.folder.path / "samples" / rl_keep.system_of(self.step),
+                                    players=rl_keep.AUDIBLE, seed=cfg.seed)  # the same latents every time: differences are the weights'
         scores = self.judge.score(samples)
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
         row["reward"] = composed(cfg.rewards, row, (self.history or [row])[0])
         self.history.append(row)
         names = [k for k in row if k != "step"]
         deltas = {k: self.delta(k) for k in names}
-        means = {f"valid/{k}": mean_interval(row[k]).mean for k in names}
+        means = columns_of("valid", {k: mean_interval(row[k]) for k in names})
         if any(s.hypothesis is not None for s in samples):
             means["valid/wer"] = word_errors(samples)
-        self.folder.log(self.step, **means, **{f"delta/{k}": d.mean for k, d in deltas.items()})
-        gain = deltas["reward"].mean
-        if gain > self.best and self.step:
+        if self.folder.main:
+            rl_keep.keep(self.folder.path, self.step, self.valid, samples, scores, row["reward"])
+        self.folder.log(self.step, **means, **columns_of("delta", deltas), **{"seconds/validate": time.monotonic() - began_s})
+        gain, self.tripped = deltas["reward"].mean, self.watch()
+        if gain > self.best and self.step and not self.tripped and not self.spoilt():
             self.best = gain
             self.save()
             self.folder.mark_best(self.step)
-        return self.guards.update(self.step, {g.name: row[g.name] for g in cfg.guards})
+        return self.tripped
+
+    def spoilt(self) -> bool:
+        """Whether the mean of a guard is beyond its limit, if not yet beyond doubt: no best checkpoint, however it is rewarded."""
+        return any(g.max_drop is not None and self.guards.drops.get(g.name, 0.0) > g.max_drop for g in self.config.guards)
+
+    def watch(self) -> str | None:
+        """What the guards say of the last validation: a reason to stop, or None."""
+        row = self.history[-1]
+        return self.guards.update(row["step"], {g.name: row[g.name] for g in self.config.guards})
 
     def delta(self, name: str) -> Interval:
         """Paired difference of a metric between the last validation and the first."""
@@ -185,17 +213,14 @@ class Session:
         self.spent = int(state.get("spent", 0))
         self.best = state["best"] if state["best"] is not None else -math.inf
         self.guards.update(0, {g.name: self.history[0][g.name] for g in self.config.guards})
+        self.tripped = self.watch()
         self.algo.load_state(state["algo"])
         set_rng_state(state["rng"])
         self.engine.say(f"resumed at step {self.step} from {path}")
 
     def save(self) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
-        cfg = self.config
-        tuned = {"algo": cfg.algo, "step": self.step, "from": cfg.model, "rewards": {r.name: r.weight for r in cfg.rewards},
-                 "guards": [g.name for g in cfg.guards]}
-        facts = {**self.facts.get("facts", {}), "rl": tuned,
-                 "validation": {k: mean_interval(v).mean for k, v in self.history[-1].items() if k != "step"}}
+        facts = tuned_facts(self.config, self.facts.get("facts", {}), self.history, self.step, self.train.utts, self.judge.meta())
         state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(), "cursor": self.cursor,
                  "spent": self.spent, "history": self.history, "algo": self.algo.state(),
                  "best": None if math.isinf(self.best) else self.best}
@@ -210,7 +235,9 @@ class Session:
         """What ``--json`` prints."""
         names = [k for k in self.history[0] if k != "step"]
         checkpoint = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
-        return {"run": str(self.folder.path), "checkpoint": str(checkpoint), "steps": self.step, "stopped": reason,
+        best = self.folder.best()
+        return {"run": str(self.folder.path), "checkpoint": str(checkpoint), "best": None if best is None else str(best),
+                "steps": self.step, "stopped": reason, "tripped": self.tripped,
                 "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
                 "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names},
                 "difference": {k: self.delta(k).as_dict() for k in names}}

@@ -34,7 +34,7 @@ RELAXED = frozenset({"flowse", "avse", "tts"})  # tasks with a differentiable re
 SPOKEN = frozenset({"tts"})
 ONLY_DIFFRO: dict[str, frozenset[str]] = {  # settings of DiffRO -> tasks that have them
     "last_steps": frozenset({"flowse"}), "smooth": ENHANCING,
-    **dict.fromkeys(("tau", "tau_end", "hard", "mode", "content_weight", "attribute_weights"), SPOKEN)}
+    **dict.fromkeys(("tau", "tau_end", "hard", "mode", "noise", "content_weight", "attribute_weights"), SPOKEN)}
 CLIMBED: dict[str, Any] = {  # defaults of DiffRO alone on enhancement: what is climbed is measured as published, beside what is not climbed
     "rewards": [RewardSpec(name="dnsmos_ovrl", scale="none")], "group": 1, "kl_beta": 0.1, "lr": 3e-4}
 WITNESSES = {"pesq_wb": 0.1, "estoi": 0.02, "dnsmos_p808": None, "lsd": None, "speaker_similarity": None}  # and how far they may drop
@@ -79,7 +79,7 @@ def complete(config: RL, task: EnhancementTask) -> RL:
     config = config.model_copy(update={k: v for k, v in own.items() if k not in config.model_fields_set})
     rewards = config.rewards or list(task.default_rewards)
     named = {r.name for r in rewards} | {column for info in available() if not info.usable for column in info.columns}
-    watched = {**dict.fromkeys(task.default_guards), **(WITNESSES if alone else {})}
+    watched = {**dict.fromkeys(task.default_guards), **getattr(task, "guard_limits", {}), **(WITNESSES if alone else {})}
     guards = config.guards or [GuardSpec(name=n, max_drop=drop) for n, drop in watched.items() if n not in named]
     return config.model_copy(update={"rewards": rewards, "guards": guards})
 
@@ -99,7 +99,8 @@ def climbing(config: RL) -> str:
     of = {"tts": f"the token reward {d.reward}", "flowse": f"DNSMOS through the last {d.last_steps} step(s), {d.smooth} altered copies",
           "avse": f"DNSMOS, {d.smooth} altered copies"}[config.task]
     end = d.tau if d.tau_end is None else d.tau_end
-    drawn = f"; tau {d.tau:g} to {end:g}, {'one-hot' if d.hard else 'soft'}, {d.mode}" if config.task in SPOKEN else ""
+    noise = "" if d.mode == "free" else f", noise {d.noise}"
+    drawn = f"; tau {d.tau:g} to {end:g}, {'one-hot' if d.hard else 'soft'}, {d.mode}{noise}" if config.task in SPOKEN else ""
     which = {"positive": "rollouts with A > 0", "nonnegative": "rollouts with A >= 0", "all": "every rollout"}[d.on]
     if alone:
         which = "rollouts that stopped and do not loop" if config.task in SPOKEN and d.on != "all" else "every rollout"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,15 +17,24 @@ from rlspeech.data.jsonl import dumps, read_jsonl, write_text
 from rlspeech.models.hub import read_config, resolve
 from rlspeech.report import Clip, Metric, ReportData, mark, render_report
 from rlspeech.rewards import base
-from rlspeech.run import Run, read_metrics
+from rlspeech.stages.curves import curves_behind
+from rlspeech.stages.past import past_of
+from rlspeech.stages.picks import beside, pick
+from rlspeech.stages.run_facts import commands_of, facts_of, versions_of
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import Score, UserError, Utterance
 
-__all__ = ["Table", "default_metrics", "digest_of", "fingerprint", "summarise", "write_report"]
+__all__ = ["Folder", "Table", "default_metrics", "digest_of", "fingerprint", "summarise", "write_report"]
 
 
 TEXT = "llm_text"
 Intervals = Mapping[str, Mapping[str, Interval]]  # system -> metric
+
+
+class Folder(Protocol):
+    """A run that is going on, or one of the past."""
+
+    path: Path
 
 
 def default_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -182,25 +191,29 @@ def _print(metrics: Sequence[Metric], means: Intervals, deltas: Intervals, basel
     log.table("Evaluation", ["metric", *means, *(f"{s} - {baseline}" for s in shown)], rows, notes)
 
 
-def write_report(folder: Run, config: Evaluate, table: Table, utts: Sequence[Utterance], summary: dict[str, Any], notes: Sequence[str],
-                 device: str) -> Path:
-    """Render ``report.html`` of a summary."""
+@log.waiting("writing the report")
+def write_report(folder: Folder, config: Evaluate, table: Table, utts: Sequence[Utterance], summary: Mapping[str, Any],
+                 notes: Sequence[str], device: str, page: Path | None = None) -> Path:
+    """Render ``report.html`` of a summary, in the run's folder or as ``page``."""
     systems = list(summary["systems"])
     intervals = {part: {s: {m: _interval(v) for m, v in row.items()} for s, row in summary[part].items()} for part in ("systems", "deltas")}
-    versions = json.loads((folder.path / "env.json").read_text(encoding="utf-8")).get("versions", {})
     keys = [u.id for u in utts]
-    remarks = [*notes, *_blind(table, systems, keys), *_errors(table, keys)]
-    cost = {"device": device, "time": f"{summary['seconds']['total']:.0f} s, of which scoring "
-            + ", ".join(f"{k} {v:.1f} s" for k, v in summary["seconds"].items() if k != "total")}
+    clips, how = _clips(config, table, utts, systems, summary["baseline"])
+    remarks = [*notes, *_blind(table, systems, keys), *_errors(table, keys), *how]
+    cost, seconds = {"device": device}, summary.get("seconds", {})
+    if "total" in seconds:
+        scoring = ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items() if k != "total")
+        cost["time"] = f"{seconds['total']:.0f} s, of which scoring {scoring}"
+    run = past_of(folder.path, "eval", config)
     data = ReportData(
         title=f"Evaluation: {', '.join(config.models) or 'unprocessed input'}",
         subtitle=f"{config.task}, {len(utts)} utterances of {config.data or 'the embedded test set'}"
         + ("" if config.video == "right" else f", video: {config.video}"),
         metrics=[Metric(m, up, base.column_of(m).help) for m, up in summary["higher_is_better"].items()],
-        means=intervals["systems"], baseline=summary["baseline"], deltas=intervals["deltas"], curves=_curves(config),
-        clips=_clips(config, table, utts, systems, summary["baseline"]), config=config.model_dump(mode="json"), versions=versions,
-        cost=cost, notes=remarks)
-    return render_report(folder.path / "report.html", data)
+        means=intervals["systems"], baseline=summary["baseline"], deltas=intervals["deltas"],
+        curves=curves_behind(config.models, config.task),
+        clips=clips, config=run.config, versions=versions_of(run), cost=cost, notes=remarks, facts=facts_of(run), commands=commands_of(run))
+    return render_report(page or folder.path / "report.html", data)
 
 
 def _interval(value: dict[str, Any]) -> Interval:
@@ -230,27 +243,16 @@ def _blind(table: Table, systems: Sequence[str], keys: Sequence[str]) -> list[st
             for (system, reason), where in found.items()][:20]
 
 
-def _curves(config: Evaluate) -> dict[str, list[dict[str, Any]]]:
-    """Learning curves of the runs that the checkpoints come from."""
-    found = {}
-    for name, checkpoint in config.models.items():
-        folder = resolve(checkpoint, config.task)
-        rows = read_metrics(folder.parent.parent / "metrics.jsonl") if folder.parent.name == "checkpoints" else []
-        if rows:
-            found[name] = rows
-    return found
-
-
-def _clips(config: Evaluate, table: Table, utts: Sequence[Utterance], systems: Sequence[str], baseline: str | None) -> list[Clip]:
-    """Players from the worst to the best utterance of the last system's first metric, evenly spaced, so that they flatter nobody."""
-    keys, metric = [u.id for u in utts], table.metrics[0]
-    value = table.column(systems[-1], metric, keys)
-    under = table.column(baseline, metric, keys) if baseline else dict.fromkeys(keys, 0.0)
+def _clips(config: Evaluate, table: Table, utts: Sequence[Utterance], systems: Sequence[str],
+           baseline: str | None) -> tuple[list[Clip], list[str]]:
+    """Players of what the last system lost and gained most by its first metric, as many of each; and a word on how they were chosen."""
+    keys, metric, last = [u.id for u in utts], table.metrics[0], systems[-1]
     sign = 1 if base.column_of(metric).higher_is_better else -1
-    ranked = sorted((sign * (v - u), k) for k in keys if (v := value[k]) is not None and (u := under[k]) is not None)
-    picked = [ranked[i][1] for i in np.unique(np.linspace(0, len(ranked) - 1, min(config.players, len(ranked))).astype(int))]
+    signed = {s: {k: sign * v for k, v in table.column(s, metric, keys).items() if v is not None} for s in (last, baseline or last)}
+    under = signed[baseline] if baseline and baseline != last else {}
+    gain = {k: v - under[k] for k, v in signed[last].items() if k in under}
     by_id, clips = {u.id: u for u in utts}, []
-    for key in picked:
+    for key, label in pick({k: v for k, v in signed[last].items() if k in under or not under}, gain, config.players, metric):
         utt = by_id[key]
         audio: dict[str, np.ndarray] = {}
         for system in systems:
@@ -258,10 +260,11 @@ def _clips(config: Evaluate, table: Table, utts: Sequence[Utterance], systems: S
         if utt.target_filepath:
             _try_load(audio, "reference", utt.target_filepath, utt.offset, utt.duration)
         note = " · ".join(filter(None, [f"{utt.snr_db:.1f} dB SNR" if utt.snr_db is not None else "", utt.text or ""]))
-        scores = {s: {m: table.rows.get((s, key), {}).get(m) for m in table.metrics[:4]} for s in systems}
+        scores = {s: {m: table.rows.get((s, key), {}).get(m) for m in beside(table.metrics, 4)} for s in systems}
         said = {s: "\n".join(str(v) for k, v in table.rows.get((s, key), {}).items() if k.startswith(TEXT) and v) for s in systems}
-        clips.append(Clip(key, audio, 16000, note, scores, {s: text for s, text in said.items() if text}))
-    return clips
+        clips.append(Clip(key, audio, 16000, note, scores, {s: text for s, text in said.items() if text}, label=label))
+    against = f" against {baseline}" if gain else ""
+    return clips, [f"players: chosen by {metric} of {last}{against}, as many losses as gains"] if clips else []
 
 
 def _try_load(audio: dict[str, np.ndarray], name: str, path: str | Path, offset_s: float = 0.0, duration_s: float | None = None) -> None:

@@ -6,6 +6,9 @@ What a system says goes to ``said/NAME.jsonl`` (tokens) and ``audio/NAME/`` as i
 not made again. Error rates are of the whole corpus: sums of errors over sums of units, with intervals that are paired between systems.
 A model that was rewarded by a recogniser has learned to be understood by that one: who listens here should be another, and where it is
 the same that is said. A text that one system could not be scored on is left out for all of them.
+
+Two rows say how much could be had (``anchors``): the recordings themselves, of which the recogniser misunderstands some, and their copies
+through the codec, which no language model over its ids can be better than.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,8 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.config import Evaluate
-from rlspeech.data.audio import AudioError, load_audio, save_audio
-from rlspeech.data.batches import Clip, columns_of
-from rlspeech.data.jsonl import JsonlWriter, dumps, read_jsonl, safe_name, write_text
+from rlspeech.data.batches import columns_of
+from rlspeech.data.jsonl import safe_name, write_text
 from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.hub import resolve
@@ -34,20 +35,21 @@ from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.stages.recognition_rates import Comparison, compare, counts_of
 from rlspeech.stages.summary import Table, default_metrics, digest_of
+from rlspeech.stages.synthesis_job import ANCHORS, WORDS, Job, anchors_of
 from rlspeech.stages.synthesis_page import direction, print_table, write_page
-from rlspeech.stats import mean_interval, paired_delta
+from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.types import Sample, UserError, Utterance
 
-__all__ = ["Spoken", "run", "voice_of"]
+__all__ = ["Spoken", "run"]
 
-NEUTRAL = ("models", "baseline", "metrics", "limit", "batch", "by", "players")  # what a run that goes on may change
+NEUTRAL = ("models", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")  # what a run that goes on may change
 ENHANCERS = ("nfe", "guidance", "video", "shuffled", "beams")
-WORDS = ("tts_cer", "tts_wer")  # by utterance in the rows; over the corpus in the tables
 RATES = ("cer", "wer", "substitutions", "deletions", "insertions", "exact")
 UNDIRECTED = frozenset({"tts_duration_ratio"})  # 1 is right: a difference is neither better nor worse
 LISTENED = re.compile(r"^tts_(?:accuracy|cer|wer|posterior|nll)\b(?:\[(.*)\])?$")
 EMBEDDED = "embedded"
+TAKEN = ("prompt", *ANCHORS)
 MOST_VALUES = 12  # of the column ``by`` that get a table
 
 
@@ -70,7 +72,7 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
     baseline = config.baseline or (names[0] if len(names) > 1 else None)
     rows, notes = _texts(config, utts)
     notes += _partial(models, listener)
-    metrics, missing = (list(config.metrics), list[str]()) if config.metrics else default_metrics(_default_metrics())
+    metrics, missing = (list(config.metrics), list[str]()) if config.metrics else default_metrics(get_task("tts").default_metrics)
     metrics = [WORDS[0], *(m for m in metrics if m != WORDS[0])]
     engine = Engine(config.device, "fp32", config.seed)
     if not engine.is_main:  # one process evaluates; the others have nothing to add
@@ -84,14 +86,20 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
             engine.say(note)
         table = Table(folder.path, metrics)
         weights = {s: _identity(c) for s, c in models.items()}
-        table.keep(weights, config.model_dump(mode="json", include={"data", "normaliser", "recogniser", "sampling", "seed"}))
+        anchored = dict.fromkeys(ANCHORS, weights[names[0]]) if config.anchors else {}
+        facts = config.model_dump(mode="json", include={"data", "normaliser", "recogniser", "sampling", "seed"})
+        table.keep({**weights, **anchored}, facts)
         with Scorer(metrics, device=str(engine.device), workers=config.workers, options=options) as scorer:
             scorer.dry_run()
             for name in names:
-                _Job(config, engine, folder.path, table, scorer, dog, name, models[name], weights[name]).run(rows)
+                job = Job(config, engine, folder.path, table, scorer, dog, name, models[name], weights[name])
+                job.run(rows)
+                for anchor in anchors_of(job) if config.anchors and name == names[0] else ():
+                    notes += anchor.run_all(rows)
+                job.model = None
             meta = scorer.meta()
         table.write()
-        made = Spoken(config, table, rows, names, baseline)
+        made = Spoken(config, table, rows, [*anchored, *names], baseline)
         summary = _summary(config, made, baseline, listener, meta, folder.path)
         summary["seconds"] = {"total": round(time.monotonic() - began_s, 1)}
         write_text(folder.path / "metrics.json", json.dumps(log.plain(summary), indent=2, ensure_ascii=False) + "\n")
@@ -103,11 +111,6 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
     return summary
 
 
-def _default_metrics() -> list[str]:
-    """The task's, with the distance from the recording's length: its ratio alone has no direction."""
-    return [*get_task("tts").default_metrics, "tts_duration_drift"]
-
-
 def _models(config: Evaluate) -> dict[str, str]:
     """Systems by name; settings are looked at before anything is computed."""
     for name in ENHANCERS:
@@ -116,8 +119,9 @@ def _models(config: Evaluate) -> dict[str, str]:
     get_normaliser(config.normaliser)
     models = config.models or {EMBEDDED: EMBEDDED}
     for name in models:
-        if safe_name(name) != name or name == "prompt":
-            raise UserError(f"a model cannot be called {name!r}", "the name becomes a folder; 'prompt' is taken", "--model NAME=PATH")
+        if safe_name(name) != name or name in TAKEN:
+            raise UserError(f"a model cannot be called {name!r}", f"the name becomes a folder; {', '.join(TAKEN)} are taken",
+                            "--model NAME=PATH")
     if config.baseline is not None and config.baseline not in models:
         raise UserError(f"no system is called {config.baseline!r}", f"there are {', '.join(models)}", "--baseline with one of them")
     return models
@@ -156,105 +160,6 @@ def _identity(checkpoint: str) -> str:
         return checkpoint
 
 
-def voice_of(utt: Utterance, sample_rate: int) -> np.ndarray | None:
-    """Speech (T,) in the voice that a row asks for: its prompt, else its recording; None where it cannot be read."""
-    try:
-        if utt.prompt_filepath:
-            return load_audio(utt.prompt_filepath, sample_rate)
-        return load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
-    except AudioError:
-        return None
-
-
-@dataclass
-class _Job:
-    """What one system's pass over the texts needs."""
-
-    config: Evaluate
-    engine: Engine
-    out: Path
-    table: Table
-    scorer: Scorer
-    dog: Watchdog
-    name: str
-    checkpoint: str
-    weights: str
-    model: Any = None
-    task: Any = field(default_factory=lambda: get_task("tts"))
-
-    def run(self, utts: Sequence[Utterance]) -> None:
-        """Say and score what has no row yet."""
-        todo = sorted((u for u in utts if not self.table.done(self.name, u.id)), key=lambda u: len(u.text or ""))
-        if not todo:
-            self.engine.say(f"{self.name}: all {len(utts)} texts are scored already")
-            return
-        path = self.out / "said" / f"{self.name}.jsonl"
-        kept = [r for r in read_jsonl(path) if r.get("weights") == self.weights and self._whole(r)]
-        write_text(path, "".join(dumps(r) + "\n" for r in kept))
-        with JsonlWriter(path, key="key") as said, log.progress(len(utts), self.name, "texts", start=len(utts) - len(todo)) as bar:
-            for at in range(0, len(todo), self.config.batch):
-                batch = todo[at : at + self.config.batch]
-                self._say([u for u in batch if u.id not in said], said)
-                self._score([u for u in batch if u.id in said], said.rows)
-                bar.advance(len(batch))
-                self.dog.beat()
-        self.model = None
-
-    def _whole(self, row: Mapping[str, Any]) -> bool:
-        """True where the waveform of a row is there, or there is none to be had."""
-        return bool(not row.get("samples") or self._file(str(row["key"])).is_file())
-
-    def _file(self, key: str) -> Path:
-        return self.out / "audio" / self.name / f"{key}.flac"
-
-    def _say(self, utts: Sequence[Utterance], said: JsonlWriter) -> None:
-        """Synthesise a batch, one by one where that fails; a text that fails has a row of nulls."""
-        if not utts:
-            return
-        if self.model is None:
-            self.model, _ = self.task.load(self.checkpoint, self.engine.device)
-        began_s = time.perf_counter()
-        try:
-            samples = self.task.say(self.model, [self._clip(u) for u in utts], sampling=self.config.sampling, seed=self.config.seed)
-        except (RuntimeError, ValueError, IndexError) as error:
-            if len(utts) == 1:
-                self.table.fail(self.name, utts[0].id, f"synthesis: {type(error).__name__}: {error}"[:300])
-                return
-            for utt in utts:
-                self._say([utt], said)
-            return
-        seconds = (time.perf_counter() - began_s) / len(utts)
-        for s in samples:
-            if len(s.wav):
-                save_audio(self._file(s.key), s.wav, s.sample_rate)
-            said.write({"key": s.key, "weights": self.weights, "text": s.text, "sample_rate": s.sample_rate, "samples": len(s.wav),
-                        "finished": s.finished, "seconds": round(seconds, 4), "tokens": [] if s.tokens is None else s.tokens.tolist()})
-
-    def _clip(self, utt: Utterance) -> Clip:
-        """A row as the task wants it; the recording is read where it lends the voice."""
-        voice = None if utt.prompt_filepath else voice_of(utt, self.model.sample_rate)
-        wav = np.zeros(0, np.float32) if voice is None else voice
-        return Clip(utt.id, wav, wav, self.model.sample_rate, utt.text, columns_of(utt))
-
-    def _score(self, utts: Sequence[Utterance], said: Mapping[str, Mapping[str, Any]]) -> None:
-        """Score saved audio."""
-        samples = []
-        for utt in utts:
-            row = said[utt.id]
-            rate, wav = int(row["sample_rate"]), np.zeros(0, np.float32)
-            if row["samples"]:
-                wav = load_audio(self._file(utt.id), rate)
-            samples.append(Sample(utt.id, wav, rate, voice_of(utt, rate), utt.text, columns_of(utt),
-                                  tokens=np.array(row["tokens"], np.int64), finished=bool(row["finished"])))
-        if not samples:
-            return
-        scores = self.scorer.score(samples)
-        for i, sample in enumerate(samples):
-            facts = {"text": sample.text, "hypothesis": scores[WORDS[0]][i].detail.get("hypothesis"), "finished": sample.finished,
-                     "seconds": round(len(sample.wav) / sample.sample_rate, 3)}
-            self.table.add(self.name, sample.key, {m: scores[m][i] for m in scores}, facts)
-
-
 class Spoken:
     """Corpus rates, means and paired differences of what was said, of everything and of each value of a column.
 
@@ -262,22 +167,29 @@ class Spoken:
         config: ``by``, ``normaliser`` and ``seed`` are used.
         table: rows with hypotheses and scores.
         utts: with texts.
-        names: of the systems.
-        baseline: one of them, or None.
+        names: of the systems, anchors among them; these are told by their names, have the rows that they have, and no differences.
+        baseline: a system, or None.
 
     Raises:
         UserError: there is no text that every system could be scored on.
     """
 
     def __init__(self, config: Evaluate, table: Table, utts: Sequence[Utterance], names: Sequence[str], baseline: str | None) -> None:
-        self.table, self.names, self.baseline, self.seed = table, list(names), baseline, config.seed
-        self.utts = [u for u in utts if all(table.rows.get((s, u.id), {}).get("hypothesis") is not None for s in names)]
+        self.table, self.baseline, self.seed = table, baseline, config.seed
+        given, names = names, [s for s in names if s not in ANCHORS]
+        self.names = names
+        self.utts = [u for u in utts if all(self._heard(s, u) for s in names)]
         self.notes = [f"{n} texts could not be scored and are left out for all"] if (n := len(utts) - len(self.utts)) else []
         if not self.utts:
             first = next((e for r in table.rows.values() for e in r["errors"].values()), "")
             raise UserError("not one text could be scored", first, f"look at the errors in {table.path}")
         rules = TextRules(config.normaliser, config.sampling.language)
         self.judged = {s: {u.id: self._judge(rules, s, u) for u in self.utts} for s in names}
+        self.anchors = [s for s in ANCHORS if s in given and any(self._heard(s, u) for u in self.utts)]
+        for s in self.anchors:
+            self.judged[s] = {u.id: self._judge(rules, s, u) for u in self.utts if self._heard(s, u)}
+            if (n := len(self.utts) - len(self.judged[s])):
+                self.notes.append(f"{s}: of {len(self.judged[s])} texts; the other {n} have none that can be used")
         mute = {s: n for s in names if (n := sum(not table.rows[s, u.id]["seconds"] for u in self.utts))}
         self.notes += [f"{s}: says nothing at all to {n} texts; unheard, and missing from scores of sound" for s, n in mute.items()]
         values = {u.id: str(v) for u in self.utts if (v := columns_of(u).get(config.by)) is not None}
@@ -294,7 +206,7 @@ class Spoken:
 
     def _compare(self, keys: Sequence[str]) -> Comparison:
         """Rates of the texts first, then means of the other metrics; differences of both, relative changes of rates."""
-        made = compare({s: [counts_of(rows[k]) for k in keys] for s, rows in self.judged.items()}, self.baseline, self.seed)
+        made = compare({s: [counts_of(self.judged[s][k]) for k in keys] for s in self.names}, self.baseline, self.seed)
         for part in (made.systems, made.deltas, made.relative):
             for s, row in part.items():
                 part[s] = {m: row[m] for m in RATES if m in row}
@@ -304,7 +216,17 @@ class Spoken:
                 made.systems[s][m] = mean_interval(list(columns[s].values()), self.seed)
             for s in made.deltas if m not in UNDIRECTED and self.baseline else ():
                 made.deltas[s][m] = paired_delta(columns[s], columns[self.baseline or s], self.seed)
+        made.systems = {**{s: self._anchor(s, keys, list(made.systems[self.names[0]])) for s in self.anchors}, **made.systems}
         return made
+
+    def _anchor(self, name: str, keys: Sequence[str], metrics: Sequence[str]) -> dict[str, Interval]:
+        """Rates and means of an anchor, over those of the texts that it has."""
+        some = [k for k in keys if k in self.judged[name]]
+        rates = compare({name: [counts_of(self.judged[name][k]) for k in some]}, None, self.seed).systems[name] if some else {}
+        return {m: rates[m] if m in rates else mean_interval(list(self.table.column(name, m, some).values()), self.seed) for m in metrics}
+
+    def _heard(self, system: str, utt: Utterance) -> bool:
+        return self.table.rows.get((system, utt.id), {}).get("hypothesis") is not None
 
 
 def _summary(config: Evaluate, made: Spoken, baseline: str | None, listener: str, meta: dict[str, Any], folder: Path) -> dict[str, Any]:

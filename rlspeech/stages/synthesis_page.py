@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,15 +12,18 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.models.hub import resolve
 from rlspeech.report import Clip, Grid, Metric, ReportData, mark, render_report
 from rlspeech.rewards import base
-from rlspeech.run import Run, read_metrics
+from rlspeech.stages.curves import curves_behind
+from rlspeech.stages.past import past_of
+from rlspeech.stages.picks import pick
 from rlspeech.stages.recognition_page import edits_of
 from rlspeech.stages.recognition_rates import RATES, Comparison
-from rlspeech.types import UserError, Utterance
+from rlspeech.stages.run_facts import commands_of, facts_of, versions_of
+from rlspeech.types import Utterance
 
 if TYPE_CHECKING:
+    from rlspeech.stages.summary import Folder
     from rlspeech.stages.synthesis import Spoken
 
 __all__ = ["direction", "print_table", "write_page"]
@@ -62,20 +64,22 @@ def _difference(made: Comparison, system: str, metric: Metric) -> str:
     return f"{delta.text(2 if metric.name in HELP else 3, sign=True)}{relative} {mark(metric, delta)}"
 
 
-def write_page(folder: Run, config: Evaluate, made: Spoken, summary: Mapping[str, Any], notes: Sequence[str], device: str) -> Path:
-    """Render ``report.html``."""
+def write_page(folder: Folder, config: Evaluate, made: Spoken, summary: Mapping[str, Any], notes: Sequence[str], device: str,
+               page: Path | None = None) -> Path:
+    """Render ``report.html``, in the run's folder or as ``page``."""
     whole = made.whole
     grids = [_relative_grid(whole, made.baseline)] if whole.relative else []
     grids += [_part_grid(config.by, value, part, made.baseline) for value, part in made.parts.items()]
-    versions = json.loads((folder.path / "env.json").read_text(encoding="utf-8")).get("versions", {})
+    run = past_of(folder.path, "eval", config)
     data = ReportData(
         title=f"Synthesis: {', '.join(whole.systems)}",
         subtitle=f"{whole.items} texts of {config.data or 'the embedded test set'}, heard by {summary['recogniser']}, "
         f"compared by {config.normaliser}",
-        metrics=_metrics(whole), means=whole.systems, baseline=made.baseline, deltas=whole.deltas, grids=grids, curves=_curves(config),
-        clips=_clips(config, made, folder.path), config=config.model_dump(mode="json"), versions=versions, notes=notes, basis=BASIS,
-        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"})
-    return render_report(folder.path / "report.html", data)
+        metrics=_metrics(whole), means=whole.systems, baseline=made.baseline, deltas=whole.deltas, grids=grids,
+        curves=curves_behind(config.models, config.task),
+        clips=_clips(config, made, folder.path), config=run.config, versions=versions_of(run), notes=notes, basis=BASIS,
+        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"}, facts=facts_of(run), commands=commands_of(run))
+    return render_report(page or folder.path / "report.html", data)
 
 
 def _relative_grid(made: Comparison, baseline: str | None) -> Grid:
@@ -92,42 +96,26 @@ def _part_grid(by: str, value: str, part: Comparison, baseline: str | None) -> G
     return Grid(f"{by}: {value}", ["", *part.systems, *(f"{s} - {baseline}" for s in part.deltas)], rows, f"{part.items} texts")
 
 
-def _curves(config: Evaluate) -> dict[str, list[dict[str, Any]]]:
-    """Learning curves of the runs that the checkpoints come from."""
-    found = {}
-    for name, checkpoint in config.models.items():
-        try:
-            folder = resolve(checkpoint, "tts")
-        except UserError:  # a model of the Hub
-            continue
-        rows = read_metrics(folder.parent.parent / "metrics.jsonl") if folder.parent.name == "checkpoints" else []
-        if rows:
-            found[name] = rows
-    return found
-
-
 def _clips(config: Evaluate, made: Spoken, folder: Path) -> list[Clip]:
-    """Players from the worst to the best text of the last system by its errors, evenly spaced, so that they flatter nobody."""
+    """Players of the texts that the last system lost and gained most by, in its errors, as many of each, so that they flatter nobody."""
     last, under = made.names[-1], made.baseline if made.baseline != made.names[-1] else None
-
-    def wrong(system: str | None, key: str) -> float:
-        return 0.0 if system is None else float(made.table.rows[system, key]["tts_cer"])
-
-    ranked = sorted(made.utts, key=lambda u: (wrong(under, u.id) - wrong(last, u.id), u.id))
-    count = min(config.players, len(ranked))
-    return [_clip(ranked[i], made, folder) for i in np.unique(np.linspace(0, len(ranked) - 1, count).astype(int))] if count else []
+    by_id = {u.id: u for u in made.utts}
+    right = {s: {k: -float(made.table.rows[s, k]["tts_cer"]) for k in by_id} for s in (last, under) if s is not None}
+    gain = {k: v - right[under][k] for k, v in right[last].items()} if under is not None else {}
+    return [_clip(by_id[key], made, folder, label) for key, label in pick(right[last], gain, config.players, "characters right")]
 
 
-def _clip(utt: Utterance, made: Spoken, folder: Path) -> Clip:
+def _clip(utt: Utterance, made: Spoken, folder: Path, label: str) -> Clip:
     audio: dict[str, np.ndarray] = {}
-    for name, path in [("prompt", utt.prompt_filepath), *((s, folder / "audio" / s / f"{utt.id}.flac") for s in made.names)]:
+    systems = [*(s for s in made.anchors if utt.id in made.judged[s]), *made.names]
+    for name, path in [("prompt", utt.prompt_filepath), *((s, folder / "audio" / s / f"{utt.id}.flac") for s in systems)]:
         try:
             if path:
                 audio[name] = load_audio(path, RATE_HZ)
         except AudioError:
             pass  # its texts are shown all the same
-    rows = {s: made.table.rows[s, utt.id] for s in made.names}
+    rows = {s: made.table.rows[s, utt.id] for s in systems}
     facts = [f"{s}: did not stop" for s, row in rows.items() if not row["finished"]]
     scores = {s: {m: row.get(m) for m in made.table.metrics[:SCORES]} for s, row in rows.items()}
-    edits = {s: edits_of(made.judged[s][utt.id].found) for s in made.names}
-    return Clip(utt.id, audio, RATE_HZ, " · ".join([utt.text or "", *facts]), scores, edits=edits)
+    edits = {s: edits_of(made.judged[s][utt.id].found) for s in systems}
+    return Clip(utt.id, audio, RATE_HZ, " · ".join([utt.text or "", *facts]), scores, edits=edits, label=label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from rlspeech.data.functions import load_function
 from rlspeech.types import UserError
 
 TASKS = {"flowse": "rlspeech.tasks.flowse:FlowSE", "avse": "rlspeech.tasks.avse:Avse", "listener": "rlspeech.tasks.listener:ListenerTask",
@@ -13,7 +14,9 @@ TASKS = {"flowse": "rlspeech.tasks.flowse:FlowSE", "avse": "rlspeech.tasks.avse:
 
 
 def get_task(name: str) -> Any:
-    """The task of that name, a ``tasks.base.Task``. Raises ``UserError`` for another one."""
+    """The task of that name, or of ``package.module:Class``, a ``tasks.base.Task``. Raises ``UserError`` for another one."""
+    if ":" in name:
+        return load_function(name, "task", "class MyTask: ...")()
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}", f"known: {', '.join(TASKS)}")
     module, _, cls = TASKS[name].partition(":")

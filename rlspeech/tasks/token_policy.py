@@ -26,6 +26,7 @@ from rlspeech.types import LogProb, Rollout, Sample
 __all__ = ["ROWS", "Said", "TokenPolicy"]
 
 ROWS = 256  # rows that are sampled at once
+SPARE = (256, 4096)  # padded tokens that a further pass has to spare, on the host and on a device
 FEATURES = 256  # of a critic; wider hidden states are projected at random
 
 
@@ -97,13 +98,14 @@ class TokenPolicy:
         """Prompts of clips, as the model takes them."""
         raise NotImplementedError
 
-    def _write(self, heard: Any, batch: Sequence[Clip], group: int, seed: int, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ids and mask (N, S), finished (N,) and prompts (N,) of up to ``most`` tokens a row, ``group`` rows a clip."""
+    def _write(self, heard: Any, batch: Sequence[Clip], group: int, seed: int,
+               most: int | Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids and mask (N, S), finished (N,) and prompts (N,), ``group`` rows a clip, of up to ``most`` tokens a row (or one a clip)."""
         parts, step = [], max(1, ROWS // group)
         for at in range(0, len(batch), step):
-            clips = batch[at : at + step]
+            clips, room = batch[at : at + step], most if isinstance(most, int) else most[at : at + step]
             parts.append(self.model.generate(heard.select(range(at, at + len(clips))), group=group, sampling=self.sampling,
-                                             max_new_tokens=most, seed=[seed_of(self.seed, seed, c.key) for c in clips]))
+                                             max_new_tokens=room, seed=[seed_of(self.seed, seed, c.key) for c in clips]))
         longest = max(d.ids.shape[1] for d in parts)
         ids = torch.cat([pad(d.ids, (0, longest - d.ids.shape[1]), value=self.model.pad) for d in parts])
         mask = torch.cat([pad(d.mask, (0, longest - d.mask.shape[1])) for d in parts])
@@ -178,6 +180,19 @@ class TokenPolicy:
 
     def _look(self, model: Any, said: Said, rows: Tensor, *, hidden: bool = False) -> Tensor:
         """Logits (n, S', V) float32 of the rows' tokens, S' the longest of them; or what the head sees, (n, S', D)."""
+        lengths = said.mask[rows].sum(1)
+        parts = [torch.arange(len(rows))] if said.heard is None else like_lengths(lengths, SPARE[self.device.type != "cpu"])
+        if len(parts) == 1:
+            return self._see(model, said, rows, hidden)
+        made = [self._see(model, said, rows[part], hidden) for part in parts]
+        width = max(x.shape[1] for x in made)
+        whole = made[0].new_zeros(len(rows), width, made[0].shape[2])
+        for part, x in zip(parts, made, strict=True):
+            whole.index_copy_(0, part.to(x.device), pad(x, (0, 0, 0, width - x.shape[1])))
+        return whole
+
+    def _see(self, model: Any, said: Said, rows: Tensor, hidden: bool) -> Tensor:
+        """``_look`` at rows together, as wide as the longest."""
         prompts = said.prompts[rows]
         mask = said.mask[rows]
         width = max(1, int(mask.sum(1).max()))
@@ -229,3 +244,18 @@ class TokenPolicy:
         logp, mask = token_logp(logits, ids.to(logits.device)), mask.to(logits.device)
         each = -torch.where(mask, logp, torch.zeros_like(logp)).sum(1) / mask.sum(1).clamp_min(1)
         return each.sum() / prompts
+
+
+def like_lengths(lengths: Tensor, spare: int) -> list[Tensor]:
+    """Rows (n,) of lengths (n,) in parts of like length, each padded to its longest: what one row that never stops costs its neighbours.
+
+    Args:
+        lengths: in tokens.
+        spare: padded tokens that a further part has to save.
+    """
+    ordered, order = lengths.sort(descending=True, stable=True)
+    saved = (ordered[:1] - ordered) * torch.arange(len(ordered), 0, -1)  # by a cut before each row
+    if not len(saved) or int(saved.max()) <= spare:
+        return [order.sort().values]
+    at = int(saved.argmax())
+    return [rows for part in (order[:at], order[at:]) for rows in (part[i] for i in like_lengths(lengths[part], spare))]

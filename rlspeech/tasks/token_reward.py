@@ -26,8 +26,9 @@ from rlspeech.config import Augment, Pretrain
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, columns_of, seed_of
 from rlspeech.data.degrade import add_noise, clip_peaks, coloured, low_pass
-from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.data.text import get_normaliser
+from rlspeech.models.codec import load_codec, start_alike
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, make_tokenizer, save_token_reward
 from rlspeech.rewards.token_text import COLUMN, TEXT, TokenText
 from rlspeech.tasks.asr import keep, rates
@@ -85,13 +86,13 @@ class TokenRewardTask:
             raise UserError("no row of the data has a text", "the reward learns to read from transcribed speech", "rlspeech prepare --help")
         cfg = config.token_reward
         codec = self.codec(cfg.codec)
-        return TokenReward(cfg, codec.size, make_tokenizer(texts, cfg.vocabulary), labels_of(rows, cfg.levels), codec.sample_rate)
+        model = TokenReward(cfg, codec.size, make_tokenizer(texts, cfg.vocabulary), labels_of(rows, cfg.levels), codec.sample_rate)
+        start_alike(model.table.weight.data, codec)
+        return model
 
     def codec(self, name: str, device: torch.device | str = "cpu") -> Any:
         """The codec of that name, loaded once."""
         if name not in self._codecs:
-            from rlspeech.models.codec import load_codec
-
             self._codecs[name] = load_codec(name, device)
         return self._codecs[name]
 
@@ -242,13 +243,17 @@ def labels_of(rows: Sequence[Utterance], levels: int) -> dict[str, list[str]]:
 
 
 def _rows(data: str | None) -> list[Utterance]:
-    """The rows of a manifest, or of the clean speech of a recipe; of the embedded corpus where ``data`` is None."""
+    """The recorded rows of a manifest, or of a recipe's clean speech; of the embedded corpus where ``data`` is None.
+
+    Raises:
+        UserError: none is recorded.
+    """
     if data is None:
         from rlspeech.corpora.demo_commands import demo_commands_clean
 
         data = str(demo_commands_clean("train"))
     found = find_manifest(data)
     if found.suffix != ".json":
-        return read_manifest(found)
+        return recordings(read_manifest(found), data)
     clean = json.loads(found.read_text(encoding="utf-8"))["clean"]
-    return [u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)]
+    return recordings([u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)], data)

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlspeech.config import PPO, RL, Pretrain, RewardSpec, Sampling
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, seed_of
-from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.log import warn
 from rlspeech.models.codec_lm import CodecLM, Line, build_codec_lm, load_codec_lm, save_codec_lm
 from rlspeech.stats import mean_interval
@@ -62,12 +62,17 @@ class Tts:
 
     name = "tts"
     required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "text"})
-    valid_metrics: ClassVar[tuple[str, ...]] = ()
+    valid_metrics: ClassVar[tuple[str, ...]] = ("tts_cer",)
     next_command: ClassVar[str] = "rlspeech rl --task tts --model {run}, or rlspeech speak TEXT --model {run}"
     default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
         RewardSpec(name=name, scale="none") for name in ("tts_accuracy", "tts_duration"))
-    default_guards: ClassVar[tuple[str, ...]] = ("speaker_similarity", "dnsmos_ovrl", "tts_pitch_std", "tts_duration_ratio", "tts_stopped")
-    default_metrics: ClassVar[tuple[str, ...]] = ("tts_cer", "tts_wer", *default_guards)
+    guard_limits: ClassVar[dict[str, float]] = {  # how far each may drop before a run is stopped; content rewards are known to spoil them
+        "tts_cer": 0.05, "tts_stopped": 0.05, "tts_duration_drift": 0.15, "speaker_similarity": 0.05, "tts_pitch_std": 0.08,
+        "dnsmos_ovrl": 0.2}
+    default_guards: ClassVar[tuple[str, ...]] = (*guard_limits, "tts_duration_ratio")  # the ratio has no worse side: it is watched
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "tts_cer", "tts_wer", "speaker_similarity", "dnsmos_ovrl", "tts_pitch_std", "tts_duration_ratio", "tts_duration_drift",
+        "tts_stopped")
     rl_defaults: ClassVar[dict[str, Any]] = {
         "lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.1, "group": 8, "prompts_per_step": 16,
         "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True)}
@@ -237,11 +242,10 @@ class Tts:
         for at in range(0, len(order), SAY_BATCH):
             part = order[at : at + SAY_BATCH]
             some = [clips[i] for i in part]
-            room = torch.tensor([longest(c.text, model, sampling) for c in some])
-            drawn = model.generate(model.read([self.line(c, model) for c in some]), sampling=sampling, max_new_tokens=int(room.max()),
+            room = [longest(c.text, model, sampling) for c in some]
+            drawn = model.generate(model.read([self.line(c, model) for c in some]), sampling=sampling, max_new_tokens=room,
                                    seed=[seed_of(seed, c.key) for c in some])
-            mask, finished = cut_short(drawn.mask, drawn.finished, room)
-            for i, s in zip(part, self.samples(model, some, model.codes(drawn.ids, mask), finished, wavs=wavs), strict=True):
+            for i, s in zip(part, self.samples(model, some, model.codes(drawn.ids, drawn.mask), drawn.finished, wavs=wavs), strict=True):
                 out[i] = s
         return cast(list[Sample], out)
 
@@ -250,8 +254,8 @@ class Tts:
         """Samples of codec ids (T_i,), one clip each; their target is the speech whose voice was wanted."""
         voices = [self.voice(c, model) for c in clips]
         made = model.codec.decode(codes, voices) if wavs else [np.zeros(0, np.float32)] * len(clips)
-        return [Sample(c.key, wav, model.sample_rate, voice, c.text, c.columns, tokens=ids.numpy(), finished=bool(done))
-                for c, wav, voice, ids, done in zip(clips, made, voices, codes, finished, strict=True)]
+        return [Sample(c.key, wav, model.sample_rate, voice, c.text, c.columns, tokens=ids.numpy(), finished=bool(done),
+                       token_s=model.layout.frame_s) for c, wav, voice, ids, done in zip(clips, made, voices, codes, finished, strict=True)]
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 
@@ -277,12 +281,6 @@ def longest(text: str | None, model: CodecLM, sampling: Sampling) -> int:
     return int(seconds / model.layout.frame_s) + 1
 
 
-def cut_short(mask: Tensor, finished: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask (N, S) and finished (N,) of rows that may not be longer than ``room`` (N,): a row's end must not hang on its neighbours."""
-    kept = mask & (torch.arange(mask.shape[1]) < room[:, None])
-    return kept, finished & (kept.sum(1) == mask.sum(1))
-
-
 def named(key: str) -> str:
     """A file name for a key."""
     return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in key)[:120]
@@ -295,9 +293,9 @@ def _keep(folder: Path, samples: Sequence[Sample], players: int) -> None:
 
 
 def _rows(data: str | None) -> list[Utterance]:
-    """The rows of a manifest; of the embedded corpus where ``data`` is None."""
+    """The recorded rows of a manifest; of the embedded corpus where ``data`` is None. Raises ``UserError``: none is recorded."""
     if data is None:
-        from rlspeech.corpora.demo_commands import demo_commands
+        from rlspeech.corpora.demo_commands import demo_commands_clean
 
-        data = str(demo_commands("train"))
-    return read_manifest(find_manifest(data))
+        data = str(demo_commands_clean("train"))
+    return recordings(read_manifest(find_manifest(data)), data)

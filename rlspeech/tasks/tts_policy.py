@@ -11,14 +11,14 @@ recognised and scored. Nothing is left out. What is changed, beside what ``token
 It can be relaxed (DiffRO, arXiv 2507.05911). The published way draws fresh Gumbel noise at every step of the sampled history, so that
 what the reward reads is no sequence that anyone would say: each id was drawn as if the ones before it had not been. Here the noise is
 drawn given the ids that were sampled (``models/gumbel.py``): the reward reads the rollout itself, and the filter on advantages judges what
-is trained. ``noise`` = "fresh" is the published way. ``diffro.mode`` "free" decodes anew, every step seeing the relaxed ids before it,
+is trained. ``diffro.noise`` "fresh" is the published way. ``diffro.mode`` "free" decodes anew, every step seeing the relaxed ids before it,
 with the gradient through all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from rlspeech.models.gumbel import gumbel_noise, noise_given, relaxed_tokens
 from rlspeech.rewards.base import resolve
 from rlspeech.tasks.token_policy import Said, TokenPolicy
 from rlspeech.tasks.tokens import token_kl
-from rlspeech.tasks.tts import cut_short, longest
+from rlspeech.tasks.tts import longest
 from rlspeech.types import Relaxed, Rollout, Sample
 
 if TYPE_CHECKING:
@@ -49,11 +49,10 @@ class TtsPolicy(TokenPolicy):
     """Acts with the current weights of ``adapted``, a ``CodecLM``; see ``token_policy``, ``types.Policy`` and ``types.RelaxPolicy``."""
 
     supports: frozenset[str] = frozenset({"sample", "relax", "base", "critic", "supervised", "join"})
-    noise: Literal["given", "fresh"] = "given"
 
     def __init__(self, task: Any, adapted: Any, config: Any) -> None:
         super().__init__(task, adapted, config)
-        self.loud = hears([r.name for r in config.rewards])
+        self.loud = config.algo != "diffro" and hears([r.name for r in config.rewards])  # diffro alone scores no rollout
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -63,10 +62,9 @@ class TtsPolicy(TokenPolicy):
         self.announce("encode")
         asked = self._hear(batch)
         self.announce("rollout")
-        room = torch.tensor([longest(c.text, self.model, self.sampling) for c in batch])
+        room = [longest(c.text, self.model, self.sampling) for c in batch]
         with self._cast():
-            ids, mask, finished, prompts = self._write(asked, batch, group, seed, int(room.max()))
-        mask, finished = cut_short(mask, finished, room[prompts])
+            ids, mask, finished, prompts = self._write(asked, batch, group, seed, room)
         empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[prompts]  # nothing to say: nothing was decided
         mask, finished = mask & ~empty[:, None], finished | empty
         samples = self._samples(self.model, [batch[p] for p in prompts.tolist()], ids, mask, finished)
@@ -102,15 +100,16 @@ class TtsPolicy(TokenPolicy):
             return self._free(said, rows, width, tau, hard, seeds)
         logits, codes = self._look(self.model, said, rows) / self.sampling.temperature, mask & (ids < self.model.size)
         slice_, stop = logits[..., :-1], logits[..., -1]
-        noise = pad_to(gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), width)
-        if self.noise == "given":
-            noise = noise_given(slice_, ids.masked_fill(~codes, 0), noise)
+        noise, drawn = pad_to(gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), width), None
+        if self.config.diffro.noise == "given":
+            drawn = ids.masked_fill(~codes, 0)
+            noise = noise_given(slice_, drawn, noise)
         kl = None
         if with_kl and self.config.kl == "full":
             with torch.no_grad(), self.adapted.reference() as other:
                 there = self._look(other, said, rows) / self.sampling.temperature
             kl = pad(token_kl(logits, there), (0, said.ids.shape[1] - width))
-        return Relaxed(relaxed_tokens(slice_, noise, tau, hard), codes, slice_, stop, kl, seed)
+        return Relaxed(relaxed_tokens(slice_, noise, tau, hard, drawn), codes, slice_, stop, kl, seed)
 
     def _free(self, said: Said, rows: Tensor, width: int, tau: float, hard: bool, seeds: list[int]) -> Relaxed:
         """Decoded anew: a row ends where its stop wins, at the latest where the longest of the rows did."""
@@ -135,7 +134,7 @@ class TtsPolicy(TokenPolicy):
 
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
         """Cross-entropy of the recordings' ids in nats an id, its mean over the clips; one without text or recording counts as 0."""
-        known = [c for c in prompts if c.text and len(c.target)]
+        known = [c for c in prompts if c.text and len(c.target) and c.columns.get("recorded") is not False]
         if not known:
             return 0.0 * self.parameters()[0].sum()
         ids, mask = self.model.references(self.task.recorded(known, self.model))

@@ -74,7 +74,7 @@ def test_close_ends_processes_and_threads():
     processes = [d.process for d in made._drivers]
     began = time.monotonic()
     made.close()
-    assert time.monotonic() - began < 5 and all(p is not None and p.poll() is not None for p in processes)
+    assert time.monotonic() - began < 5 and all(p is None or p.poll() is not None for p in processes)  # None: not started yet
     assert not any(d.thread.is_alive() for d in made._drivers)
     assert threading.active_count() < 50
 

@@ -13,7 +13,7 @@ from reward_signals import voice
 
 from rlspeech.rewards.base import gate, get_reward, resolve
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.speech_rules import FORMS, TextScores, find_loop, pitch_spread
+from rlspeech.rewards.speech_rules import FORMS, TextScores, expected_s, find_loop, pitch_spread
 from rlspeech.types import Sample, UserError
 
 EMPTY = np.zeros(0, np.float32)
@@ -138,7 +138,7 @@ def test_loops_are_found_and_pauses_and_speech_are_none():
     rng = np.random.default_rng(0)
     speech = rng.integers(0, 1000, 300)
     assert find_loop(speech) is None and find_loop(np.zeros(0, np.int64)) is None and find_loop(speech[:1]) is None
-    for period in (2, 7, 31, 60):
+    for period in (3, 7, 31, 60):
         looped = np.concatenate([speech[:20], np.tile(speech[20:20 + period], 1 + max(3, 40 // period + 1))])
         assert find_loop(looped) == period, period
         broken = looped.copy()
@@ -147,8 +147,52 @@ def test_loops_are_found_and_pauses_and_speech_are_none():
         assert find_loop(looped[: 20 + int(1.9 * period)]) is None
     assert find_loop(np.concatenate([speech[:30], np.full(50, 7), speech[30:60]])) is None  # two seconds of silence
     assert find_loop(np.concatenate([speech[:30], np.full(80, 7)])) == 1
+    assert find_loop(np.tile(speech[:2], 25)) is None and find_loop(np.tile(speech[:2], 40)) == 2  # 80 ms: held rather than said again
     table = scores([spoken(tokens=speech), spoken(tokens=np.tile(speech[:9], 9), finished=False)], "tts_loop", "tts_stopped")
     assert [s.value for s in table["tts_loop"]] == [0.0, 1.0] and [s.value for s in table["tts_stopped"]] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("rate", [12.5, 25.0, 50.0, 100.0])
+def test_loops_are_measured_in_seconds_whatever_the_codecs_rate(rate):
+    """A word of 0.8 s four times over, a pause of 2 s and one of 4 s, and in a codec of 8 codebooks the same pause."""
+    rng, n = np.random.default_rng(0), round(0.8 * rate)
+    speech = rng.integers(0, 1000, round(6 * rate))
+    looped = np.concatenate([speech[:n], np.tile(speech[n:2 * n], 4)])
+    assert find_loop(looped, 1 / rate) == n and find_loop(looped[: 2 * n + n // 2], 1 / rate) is None
+    for seconds, found in ((2.0, None), (4.0, 1)):
+        pause = np.full(round(seconds * rate), 7)
+        assert find_loop(np.concatenate([speech[:n], pause, speech[n:2 * n]]), 1 / rate) == found
+    if rate == 100.0:
+        frame = np.arange(8) * 100 + 3
+        assert find_loop(np.concatenate([speech[:n], np.tile(frame, 25), speech[n:2 * n]]), 0.01) is None
+        assert find_loop(np.concatenate([speech[:n], np.tile(frame, 50)]), 0.01) == 8
+    quick = spoken(tokens=np.tile(speech[:round(2 * rate)], 3)[: round(5.9 * rate)])  # 2 s, not quite three times
+    quick.token_s = 1 / rate
+    assert scores([quick], "tts_loop")["tts_loop"][0].value == 0.0
+    quick.tokens = np.tile(speech[:round(2 * rate)], 4)
+    assert scores([quick], "tts_loop")["tts_loop"][0].detail["loop"] == round(2 * rate)
+
+
+def test_a_loop_is_that_of_its_definition():
+    """Against the definition written out, window by window."""
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        length, period = int(rng.integers(20, 90)), int(rng.integers(1, 12))
+        tokens = np.concatenate([rng.integers(0, 5, 12), np.tile(rng.integers(0, 4, period), length // period + 1)])
+        tokens[rng.random(len(tokens)) < 0.03] = 9
+        found = find_loop(tokens, 0.04, period_s=0.4, span_s=0.8, still_s=1.2)
+
+        def is_loop(n, tokens=tokens):
+            stretch = 30 if n <= 2 else max(3 * n, 20)
+            for at in range(len(tokens) - stretch + 1):
+                part = tokens[at:at + stretch]
+                same = (part[n:] == part[:-n]).sum()
+                held = max((part[k:] == part[:-k])[: stretch - n].sum() for k in (1, 2)) if n > 2 else 0
+                if same >= 0.85 * (stretch - n) and held < 0.5 * (stretch - n):
+                    return True
+            return False
+
+        assert found == next((n for n in range(1, min(10, len(tokens) // 2) + 1) if is_loop(n)), None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- shape
@@ -170,9 +214,32 @@ def test_pitch_spread_of_known_melodies():
 def test_shape_through_the_scorer():
     rows = [spoken(wav=voice(1.0), duration=2.0), spoken(wav=EMPTY, duration=2.0), spoken(wav=np.zeros(16000, np.float32))]
     table = scores(rows, "tts_duration_ratio", "tts_pitch_std", "tts_duration_drift")
-    assert [s.value for s in table["tts_duration_drift"]] == [pytest.approx(math.log(2)), pytest.approx(math.log(100)), None]
-    assert [s.value for s in table["tts_duration_ratio"]] == [0.5, 0.0, None]
+    assert [s.value for s in table["tts_duration_drift"]] == [pytest.approx(v) for v in (math.log(2), math.log(100), math.log(15 / 11))]
+    assert [s.value for s in table["tts_duration_ratio"]] == [0.5, 0.0, pytest.approx(15 / 11)]
     assert table["tts_pitch_std"][0].value is not None and [s.value for s in table["tts_pitch_std"][1:]] == [None, None]
+
+
+def test_a_text_without_a_recording_is_measured_by_its_prompts_pace_else_by_usual_speech():
+    slow = {"prompt_text": "ten bytes.", "prompt_filepath": "p.wav"}
+    assert expected_s(spoken(duration=2.0, **slow)) == (2.0, "recording")
+    prompted = spoken(text="five.", **slow)
+    assert expected_s(prompted) == (pytest.approx(5 / 15), "text")  # the prompt could not be read
+    prompted.target = np.zeros(16000, np.float32)
+    assert expected_s(prompted) == (pytest.approx(0.5), "prompt")
+    prompted.target = np.zeros(160000, np.float32)  # ten seconds for ten bytes is no pace
+    assert expected_s(prompted) == (pytest.approx(5 / 7.5), "prompt")
+    prompted.columns.pop("prompt_filepath")  # its target is no prompt
+    assert expected_s(prompted)[1] == "text" and expected_s(spoken(text="\u4f60\u597d")) == (pytest.approx(0.4), "text")
+    for nothing in (None, ""):
+        assert expected_s(spoken(text=nothing)) == (None, "") and expected_s(spoken(text=nothing, duration=True)) == (None, "")
+    table = scores([spoken(text="", wav=voice(1.0))], "tts_duration_ratio")
+    assert table["tts_duration_ratio"][0].value is None and "neither" in table["tts_duration_ratio"][0].error
+
+
+def test_workers_see_the_rows_columns():
+    with Scorer(["tts_duration_ratio"], workers=1) as scorer:
+        found = scorer.score([spoken(wav=voice(1.0), duration=2.0)])["tts_duration_ratio"][0]
+    assert found.value == 0.5 and found.detail["expected_by"] == "recording"
 
 
 def test_the_dry_run_takes_every_rule():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import sys
 from importlib import metadata, resources
@@ -11,7 +13,7 @@ import pytest
 
 from rlspeech import log
 from rlspeech.rewards import _torchaudio
-from rlspeech.stages import doctor
+from rlspeech.stages import doctor, doctor_features
 
 
 def look(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -20,22 +22,30 @@ def look(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return summary
 
 
-def test_it_says_what_is_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = look(monkeypatch)
+@pytest.fixture(scope="module")
+def plain() -> tuple[dict[str, Any], str]:
+    """What it says of this installation as it is, and what it prints; looking takes a while."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        summary = doctor.run()
+    json.dumps(log.plain(summary))
+    return summary, shown.getvalue()
+
+
+def test_it_says_what_is_here(plain: tuple[dict[str, Any], str]) -> None:
+    summary, shown = plain
     assert summary["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
     assert summary["packages"]["torch"] == metadata.version("torch") == summary["torch"]["version"]
     assert summary["devices"][0]["name"] == "cpu" and summary["devices"][0]["usable"]
     assert summary["threads"]["cores"] >= 1
     assert {"dnsmos", "stoi", "pesq_wb", "squim"} <= {r["name"] for r in summary["rewards"]}
     assert {a["name"] for a in summary["assets"]} == set(doctor.ASSETS)
-    shown = capsys.readouterr().out
     assert all(word in shown for word in ("torch", "cpu", "estoi", "Embedded", "torchaudio"))
 
 
-def test_every_unusable_thing_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    summary = look(monkeypatch)
-    for part in ("devices", "rewards", "assets"):
-        for entry in summary[part]:
+def test_every_unusable_thing_has_a_reason(plain: tuple[dict[str, Any], str]) -> None:
+    for part in ("devices", "rewards", "assets", "features"):
+        for entry in plain[0][part]:
             assert entry["usable"] == (entry["why_not"] == ""), entry
 
 
@@ -94,11 +104,45 @@ def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "C compiler" in doctor._compiler()["why_not"]
 
 
-def test_it_lists_recognisers_and_normalisers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = look(monkeypatch)
+def test_it_lists_recognisers_and_normalisers(plain: tuple[dict[str, Any], str]) -> None:
+    summary, shown = plain
     assert {"fun_asr_nano", "qwen2_audio", "voxtral", "whisper"} <= {r["name"] for r in summary["recognisers"] if r["usable"]}
     assert {"basic-1", "english-1", "none-1"} <= set(summary["normalisers"])
-    shown = capsys.readouterr().out
     assert "voxtral" in shown and "basic-1" in shown
     names = [line.strip() for line in shown.splitlines() if line.strip().startswith("asr_")]
     assert len(names) > 1 and all(len(line.split("  ")[0]) <= 60 for line in names)  # a dozen columns are wrapped
+
+
+def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch, plain: tuple[dict[str, Any], str]) -> None:
+    there = doctor_features._there
+    monkeypatch.setattr(doctor_features, "_there", lambda module: module not in ("wandb", "cv2") and there(module))
+    found = {f["name"]: f for f in doctor_features.look(plain[0]["rewards"])}
+    assert not found["curves in Weights & Biases"]["usable"] and "pip install wandb" in found["curves in Weights & Biases"]["why_not"]
+    assert "opencv" in found["audio-visual enhancement"]["why_not"] and found["enhancement"]["usable"] and found["recognition"]["usable"]
+    no_compiler = [{"name": "pesq_wb", "why_not": "it was not compiled"}]
+    assert {f["name"]: f["why_not"] for f in doctor_features.look(no_compiler)}["PESQ"] == "it was not compiled"
+    assert "What can be done here" in plain[1] and "--task flowse" in plain[1]
+
+
+def test_a_feature_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    why = {f["name"]: f["why_not"] for f in doctor_features.look()}
+    assert "no embedded asr" in why["recognition"] and "--model FOLDER" in why["recognition"]
+
+
+def test_options_that_features_name_exist() -> None:
+    import typer
+
+    from rlspeech.cli import app
+    from rlspeech.config import RL
+
+    root: Any = typer.main.get_command(app)
+    known = {o for c in root.commands.values() for p in c.params for o in p.opts}
+    for feature in doctor_features.FEATURES:
+        word, *rest = feature.how.split()
+        if word == "--set":
+            assert rest[0].split("=")[0] in RL.model_fields
+        elif word.startswith("--"):
+            assert word in known, feature.how
+        else:
+            assert rest[0] in root.commands[word].commands

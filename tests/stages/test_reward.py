@@ -60,7 +60,8 @@ def meta(folders: Path) -> dict:
     return json.loads((folders / "scores" / "scores.meta.json").read_text())["systems"]
 
 
-def test_scores_a_folder(folders, capsys):
+def test_scores_a_folder(folders, capsys, monkeypatch):
+    monkeypatch.setattr(log, "quiet", False)
     summary = reward.run(config(folders, ["si_sdr", "lsd"], system="mine"), folders / "out", json_mode=False)
     found = rows(folders)
     assert set(found) == {"a", "sub/b", "c"}
@@ -214,7 +215,7 @@ def test_mistakes_are_told(folders, tmp_path_factory):
     out = folders / "out"
     for arguments, words in [
         ((config(folders, ["si_sdr"]), empty), "no audio in"),
-        ((config(folders, ["si_sdr"]), folders / "nothing"), "neither a folder nor a manifest"),
+        ((config(folders, ["si_sdr"]), folders / "nothing"), "no folder, manifest or audio file"),
         ((config(folders, ["si_sdr"], target=None), out), "without a reference"),
         ((config(folders, ["si_sdr"], target=str(empty)), out), "has the name"),
         ((config(folders, ["si_sdr"], target=str(folders / "nowhere")), out), "does not exist"),
@@ -234,3 +235,28 @@ def test_references_inside_the_folder_are_not_scored(folders):
         sf.write(inside / path.name, *sf.read(path))
     reward.run(config(folders, ["si_sdr"], target=str(inside)), folders / "out")
     assert set(rows(folders)) == {"a", "sub/b", "c"}
+
+
+def test_one_file_against_one_reference(folders):
+    summary = reward.run(config(folders, ["si_sdr"], target=str(folders / "ref" / "a.wav")), folders / "out" / "a.wav")
+    assert summary["n"] == 1 and rows(folders)["a"]["si_sdr"] > 10
+    beside = reward.run(config(folders, ["si_sdr"], target=str(folders / "ref" / "a.wav"), out=None), folders / "out" / "a.wav")
+    assert beside["scores"] == str(folders / "out" / "a.scores.jsonl")
+
+
+def test_files_named_one_by_one_score_as_their_folder_does(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    whole = reward.run(config(folders, ["si_sdr"]), folders / "out")
+    named = ["out/a.wav", "./out/sub/b.wav", "out/c.flac", "out/a.wav", "out/gone.wav"]
+    some = reward.run(config(folders, ["si_sdr"], out=None), named)
+    assert some["scores"] == "scores.jsonl" and some["n"] == 4, "each once; what is missing costs itself"
+    found = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
+    values = {r["key"]: r["si_sdr"] for r in found}
+    assert values.pop("gone") is None and sorted(values.values()) == sorted(r["si_sdr"] for r in rows(folders).values())
+    assert whole["n"] == 3
+
+
+def test_files_of_one_name_are_told_apart(folders):
+    (folders / "out" / "sub" / "a.wav").write_bytes((folders / "out" / "c.flac").read_bytes())
+    named = [str(folders / "out" / "a.wav"), str(folders / "out" / "sub" / "a.wav")]
+    assert reward.run(config(folders, ["si_sdr"]), named)["n"] == 2 and len(rows(folders)) == 2

@@ -17,6 +17,7 @@ from rlspeech.algos.grpo import GRPO
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.hub import load_flow
 from rlspeech.stages import rl
+from rlspeech.stages.past import open_pasts
 from rlspeech.tasks import get_task
 from rlspeech.types import Score, UserError
 
@@ -103,6 +104,10 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
     assert moved and all(".attention.to_" in k for k in moved)  # the adapter, folded in, and nothing else
     assert list(out.glob("checkpoints/step_*/adapter/adapter_model.safetensors"))
     assert len(list(out.glob("samples/step_*/*.flac"))) >= 2
+    assert summary["report"] == str(out / "report.html") and "<audio" in (out / "report.html").read_text()
+    scored = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in scored] == [0, 2, 4] and scored[-1]["si_sdr"] == pytest.approx(summary["after"]["si_sdr"]["mean"])
+    assert open_pasts([str(out)])[0].state() == "step 4 of 4: all steps done"
 
 
 def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[str, str], tmp_path: Path) -> None:
@@ -130,12 +135,23 @@ def test_two_and_two_steps_are_four(
         with pytest.raises(KeyboardInterrupt):
             rl.run(_config(given, tmp_path / "cut", **changes))
     assert [r["step"] for r in _rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
+    assert (tmp_path / "cut" / "report.html").is_file() and "interrupted" in open_pasts([str(tmp_path / "cut")])[0].state()
     rl.run(_config(given, tmp_path / "cut", **changes))
     one, two = _state(whole), _state(tmp_path / "cut")
     assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
     passing = ("seconds", "memory_mb", "time")  # of these runs
     a, b = ([{k: v for k, v in r.items() if not k.startswith(passing)} for r in _rows(p)] for p in (whole, tmp_path / "cut"))
     assert [r for r in a if "reward" in r] == [r for r in b if "reward" in r]
+    assert (whole / "scores.jsonl").read_text() == (tmp_path / "cut" / "scores.jsonl").read_text()
+
+
+def test_validation_has_intervals_in_the_log(given: dict[str, str], tmp_path: Path) -> None:
+    summary = rl.run(_config(given, tmp_path / "run", valid=given["data"], valid_items=4, steps=1, valid_every=1))
+    last = [r for r in _rows(tmp_path / "run") if "valid/si_sdr" in r][-1]
+    for name in ("si_sdr", "stoi", "reward"):
+        for part, found in (("valid", summary["after"][name]), ("delta", summary["difference"][name])):
+            assert [last[f"{part}/{name}{end}"] for end in ("", "_lo", "_hi")] == [found[k] for k in ("mean", "lo", "hi")]
+    assert all(isinstance(v, int | float) for v in last.values()) and last["seconds/validate"] > 0
 
 
 def test_micro_batches_are_memory_only(given: dict[str, str], whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -202,7 +218,7 @@ def test_a_guard_stops_a_run_that_does_damage(given: dict[str, str], tmp_path: P
     monkeypatch.setattr(rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: stoi is worse" if step >= 2 else None)
     summary = rl.run(_config(given, tmp_path / "ruin"))
     assert summary["steps"] == 2 and "stoi is worse" in summary["stopped"]
-    assert (tmp_path / "ruin" / "checkpoints" / "step_000002").is_dir()
+    assert (tmp_path / "ruin" / "checkpoints" / "step_000002").is_dir() and (tmp_path / "ruin" / "report.html").is_file()
 
 
 def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:

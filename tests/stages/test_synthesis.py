@@ -71,7 +71,7 @@ def told(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def ask(tiny: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "players": 3, "metrics": METRICS,
-                                "recogniser": LISTENER, "workers": 0, "batch": 3, "data": tiny["data"], **changes}
+                                "recogniser": LISTENER, "workers": 0, "batch": 3, "data": tiny["data"], "anchors": False, **changes}
     return evaluate.run(Evaluate(task="tts", out=str(out), **settings))
 
 
@@ -158,7 +158,7 @@ def test_the_ears_of_the_reward_are_named(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
     for changes, match in (({"nfe": 3}, "no setting 'nfe'"), ({"baseline": "x"}, "no system"),
-                           ({"models": {"a/b": "x"}}, "cannot be called"),
+                           ({"models": {"a/b": "x"}}, "cannot be called"), ({"models": {"recordings": "x"}}, "cannot be called"),
                            ({"normaliser": "x"}, "x"), ({"metrics": ["nonsense"]}, "nonsense"), ({"recogniser": "no:such"}, "no")):
         with pytest.raises(UserError, match=match):
             ask(tiny, tmp_path / "out", **changes)
@@ -167,3 +167,66 @@ def test_what_cannot_be_is_refused(tiny: dict[str, str], told: list[str], tmp_pa
     bare.write_text(json.dumps({**row, "text": " ... ", "audio_filepath": "/none.flac"}) + "\n")
     with pytest.raises(UserError, match="no row has a text"):
         ask({**tiny, "data": str(bare)}, tmp_path / "out")
+
+
+def long(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
+    """Hears the first text in whatever lasts a second, and nothing in the rest."""
+    return [TEXTS[0] if len(w) == sample_rate else "" for w in wavs]
+
+
+def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str], tmp_path: Path) -> None:
+    """The recordings last a second, and so do their copies of 25 ids a second."""
+    out, asked = tmp_path / "out", {"models": {"m": tiny["model"], "n": tiny["model"]}, "recogniser": "test_synthesis:long"}
+    metrics = ["speaker_similarity", "tts_duration_ratio", "tts_stopped", "tts_loop"]
+    made = ask(tiny, out, anchors=True, metrics=metrics, **asked)
+    assert list(made["systems"]) == ["recordings", "resynthesis", "m", "n"] and list(made["deltas"]) == ["n"] and made["baseline"] == "m"
+    for name in ("recordings", "resynthesis"):
+        row = made["systems"][name]
+        assert row["wer"]["n"] == 4 and row["exact"]["mean"] == 25.0 and row["tts_duration_ratio"]["mean"] == 1.0
+        assert list(row) == list(made["systems"]["m"]) and len(load_audio(out / "audio" / name / "u2.flac", RATE)) == RATE
+    rows = {r["key"]: r for r in map(json.loads, (out / "said" / "resynthesis.jsonl").read_text().splitlines())}
+    assert [len(r["tokens"]) for r in rows.values()] == [25] * 4 and {r["token_s"] for r in rows.values()} == {0.04}
+    found, copies = (made["systems"][s] for s in ("recordings", "resynthesis"))
+    assert found["tts_stopped"]["n"] == 0 and copies["tts_stopped"]["mean"] == 1.0  # recordings have no tokens
+    assert -1 <= copies["speaker_similarity"]["mean"] <= 1 and found["speaker_similarity"]["n"] == 4  # with their prompts
+    page = Path(made["report"]).read_text()
+    assert "recordings" in page and "resynthesis" in page
+    before = (out / "scores.jsonl").read_text()
+    assert ask(tiny, out, anchors=True, metrics=metrics, **asked)["systems"] == made["systems"]  # nothing is made again
+    assert (out / "scores.jsonl").read_text() == before
+    alone = ask(tiny, out, metrics=metrics, **asked)
+    assert list(alone["systems"]) == ["m", "n"] and alone["systems"]["m"] == made["systems"]["m"]
+
+
+def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(tiny["data"]).read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")} | {"sex": f"s{i}"}
+    rows[0]["recorded"], rows[1]["audio_filepath"] = False, "/nowhere.flac"
+    rows[2] = {k: v for k, v in rows[2].items() if not k.startswith("prompt")}
+    some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
+    some.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    asked = {"models": {"m": tiny["model"]}, "recogniser": "test_synthesis:long", "anchors": True, "by": "sex"}
+    made = ask(tiny, tmp_path / "out", data=str(some), metrics=["speaker_similarity"], **asked)
+    assert made["n"] == 4 and made["systems"]["recordings"]["wer"]["n"] == 2 and made["systems"]["m"]["wer"]["n"] == 4
+    assert made["systems"]["recordings"]["speaker_similarity"]["n"] == 1  # u2 has no prompt, and is not compared with itself
+    assert made["systems"]["resynthesis"]["speaker_similarity"]["n"] == 2
+    assert made["by"]["s0"]["systems"]["recordings"]["wer"]["n"] == 0  # not recorded
+    assert "of 2 texts; the other 2 have none" in Path(made["report"]).read_text()
+    none.write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
+    made = ask(tiny, tmp_path / "none", data=str(none), **asked)
+    assert list(made["systems"]) == ["m"] and "nobody has recorded these texts" in Path(made["report"]).read_text()
+
+
+def test_a_codec_that_is_not_to_be_had_costs_its_row(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+    def gone(self: Any) -> Any:
+        raise UserError("no codec came with this installation")
+
+    Speaker.codec = property(gone)
+    try:
+        made = ask(tiny, tmp_path / "out", anchors=True, recogniser="test_synthesis:long")
+    finally:
+        del Speaker.codec
+    assert list(made["systems"]) == ["recordings", "base", "good"]
+    assert "no resynthesis: no codec came" in Path(made["report"]).read_text()
+

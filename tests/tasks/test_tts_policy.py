@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rlspeech.algos import get_algorithm
@@ -17,7 +19,8 @@ from rlspeech.config import PPO, RL, DiffRO, Lora, RewardSpec, Sampling
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
-from rlspeech.tasks import get_task
+from rlspeech.tasks import get_task, token_policy
+from rlspeech.tasks.token_policy import like_lengths
 from rlspeech.tasks.tts_policy import TtsPolicy, hears
 from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, Sample, Score, SupervisedPolicy
 
@@ -170,6 +173,53 @@ def test_a_row_may_be_as_long_as_its_own_text_whatever_its_neighbours() -> None:
         assert np.array_equal(a.tokens, b.tokens) and len(a.tokens) <= short and a.finished == b.finished
 
 
+def test_rows_leave_the_batch_where_their_own_room_ends() -> None:
+    """Room for each prompt: every row is what it is alone, and none is looked at after its end."""
+    p = policy()
+    lm, room = p.model, [3, 20, 0, 9]
+    lm.net.lm_head.weight.data[lm.layout.stops[0]] *= 0.3
+    prompts = lm.read([p.task.line(c, lm) for c in [*CLIPS, CLIPS[0]]])
+    seen = list[int]()
+    lm.net.model.register_forward_hook(lambda m, args, options, out: seen.append(len(options["inputs_embeds"])), with_kwargs=True)
+    made = lm.generate(prompts, group=3, sampling=Sampling(), max_new_tokens=room, seed=[1, 2, 3, 4])
+    work, seen[:] = sum(seen), []
+    whole = lm.generate(prompts, group=3, sampling=Sampling(), max_new_tokens=20, seed=[1, 2, 3, 4])
+    assert made.ids.shape[1] <= 20 and work < sum(seen) and len(seen) <= 20
+    for row, most in enumerate(r for r in room for _ in range(3)):
+        length = min(most, int(whole.mask[row].sum()))
+        assert int(made.mask[row].sum()) == length and torch.equal(made.ids[row, :length], whole.ids[row, :length])
+        assert bool(made.finished[row]) == (bool(whole.finished[row]) and int(whole.mask[row].sum()) <= most)
+
+
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=40), st.integers(1, 500))
+def test_rows_of_like_length_share_a_pass(lengths: list[int], spare: int) -> None:
+    parts = like_lengths(torch.tensor(lengths), spare)
+    assert sorted(i for part in parts for i in part.tolist()) == list(range(len(lengths)))
+    padded = sum(len(part) * max(lengths[i] for i in part.tolist()) for part in parts)
+    assert padded <= len(lengths) * max(lengths) - spare * (len(parts) - 1)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "cosyvoice2"])
+def test_how_rows_share_passes_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for spare in (1, 10**9):
+        monkeypatch.setattr(token_policy, "SPARE", (spare, spare))
+        p = policy(kind, lora=None, algo="grpo+diffro", diffro=DiffRO(on="all"), sampling=Sampling(max_new_tokens=30))
+        passes = list[int]()
+        p.model.net.model.register_forward_hook(lambda m, args, out, passes=passes: passes.append(1))
+        algo = algorithm(p, soft=Likes())
+        made = algo.collect(CLIPS, LOW, seed=1)
+        rows = torch.tensor([7, 0, 3])
+        real, look = made.rollout.mask[rows], p.log_prob(made.rollout, rows, with_kl=True)
+        grads, stats = algo.gradients(made, made.advantage.value, torch.arange(3))
+        found.append((made.rollout.logp, p.features(made.rollout, rows)[real], look.logp[real], grads.total, stats["kl"], len(passes)))
+    one, other = found
+    assert one[-1] > other[-1]
+    for a, b in zip(one[:4], other[:4], strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+    assert one[4] == pytest.approx(other[4], abs=1e-6)
+
+
 def test_an_empty_text_is_answered_with_nothing() -> None:
     p = policy()
     made = p.rollout([clip("a", ""), CLIPS[0], clip("b", "..."), clip("c", None)], group=2, seed=0)
@@ -190,6 +240,9 @@ def test_waveforms_are_made_where_a_reward_hears_them() -> None:
     for a, b in zip(made[0].samples, made[1].samples, strict=True):
         assert np.array_equal(a.tokens, b.tokens) and len(a.wav) == 0 and np.array_equal(b.wav, speech(b.tokens))
     assert all(len(s.wav) for s in quiet.task.outputs(quiet, CLIPS, Path("/nonexistent"), players=0) if len(s.tokens))
+    alone = policy(reward="tts_pitch_std", algo="diffro")  # its rewards are those of validation
+    assert not alone.loud and all(len(s.wav) == 0 and s.token_s == 0.04 for s in alone.rollout(CLIPS, group=2, seed=0).samples)
+    assert alone.model.codec.decoded == 0 and policy(reward="tts_pitch_std", algo="grpo+diffro").loud
 
 
 def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
@@ -238,7 +291,7 @@ def test_relaxed_hard_rows_are_the_rollout_without_its_stop() -> None:
     assert bool(made.finished.any()) and relaxed.stop_logits.shape == ids.shape
     look = p.log_prob(made, torch.arange(12), with_kl=True)
     torch.testing.assert_close(relaxed.kl, look.kl)
-    p.noise = "fresh"  # as published: another sequence than was sampled
+    p.config = p.config.model_copy(update={"diffro": DiffRO(noise="fresh")})  # as published: another sequence than was sampled
     other = p.relax(made, torch.arange(12), tau=0.7, hard=True, seed=5)
     assert not torch.equal(other.soft.argmax(-1)[relaxed.mask], ids[relaxed.mask]) and other.kl is None
 
@@ -246,8 +299,7 @@ def test_relaxed_hard_rows_are_the_rollout_without_its_stop() -> None:
 @pytest.mark.parametrize("noise", ["given", "fresh"])
 @pytest.mark.parametrize("mode", ["teacher", "free"])
 def test_a_rows_relaxation_is_its_own(mode: str, noise: str) -> None:
-    p = policy(diffro=DiffRO(mode=mode), sampling=Sampling(max_new_tokens=12))
-    p.noise = noise
+    p = policy(diffro=DiffRO(mode=mode, noise=noise), sampling=Sampling(max_new_tokens=12))
     made = p.rollout(CLIPS, group=2, seed=2)
     whole = p.relax(made, torch.arange(6), tau=1.0, hard=False, seed=5)
     for rows in ([0], [3, 5], [4, 1]):
@@ -260,8 +312,8 @@ def test_a_rows_relaxation_is_its_own(mode: str, noise: str) -> None:
 
 @pytest.mark.parametrize("mode", ["teacher", "free"])
 def test_the_relaxed_gradient_is_that_of_finite_differences(mode: str) -> None:
-    p = policy(lora=None, diffro=DiffRO(mode=mode), sampling=Sampling(max_new_tokens=5))
-    p.noise = "fresh"  # given noise moves with the weights, and its gradient is by design not taken
+    # given noise moves with the weights, and its gradient is by design not taken
+    p = policy(lora=None, diffro=DiffRO(mode=mode, noise="fresh"), sampling=Sampling(max_new_tokens=5))
     p.model.double()
     made, rows = p.rollout(CLIPS, group=2, seed=2), torch.arange(6)
     taste = torch.randn(V, generator=torch.Generator().manual_seed(0))
@@ -303,6 +355,7 @@ def test_the_supervised_loss_is_the_recordings_cross_entropy_and_falls() -> None
         each = [float(p.supervised([c])) for c in CLIPS]
         assert float(p.supervised([*CLIPS, clip("x", None)])) == pytest.approx(sum(each) / 4, rel=1e-5)
         assert float(p.supervised([clip("x", None)])) == 0.0
+        assert float(p.supervised([clip("x", "one", recorded=False)])) == 0.0  # its sound is the prompt's
     ids = torch.tensor([[5, 6, 7, V]])
     logp = p.model.logits(p.model.read([p.task.line(CLIPS[0], p.model)]), [0], ids, ids > -1).log_softmax(-1)
     assert each[0] == pytest.approx(-float(logp.detach()[0].gather(-1, ids[0][:, None]).mean()), rel=1e-4)

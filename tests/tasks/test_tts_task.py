@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlspeech.config import CodecModel, Pretrain, Sampling
+from rlspeech.config import RL, CodecModel, Pretrain, Sampling
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.codec import save_codec
@@ -129,9 +130,16 @@ def test_settings_beside_init(tmp_path: Path) -> None:
         task.build(Pretrain(**given, tts={"dim": 32}))
 
 
-def test_the_stage_trains_saves_and_goes_on(tmp_path: Path) -> None:
+def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
+    """Hears nothing."""
+    return [""] * len(wavs)
+
+
+def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlspeech.stages.pretrain import run
 
+    assert Tts.valid_metrics == ("tts_cer",)  # of the embedded recogniser, which has better things to do here
+    monkeypatch.setattr(Tts, "valid_metrics", ("tts_cer[recogniser=test_tts_task:deaf]",))
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     save_codec(tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={})
@@ -146,5 +154,57 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path) -> None:
     made = run(Pretrain(**cfg, steps=4, max_minutes=1e-6))
     again = run(Pretrain(**cfg, steps=4))
     assert made["step"] == 1 and again["step"] == 4 and np.isfinite(again["nll"])
+    assert again["tts_cer[recogniser=test_tts_task:deaf]"] == 1.0  # an empty transcript is all wrong
     lm, about = Tts().load(again["run"])
     assert lm.codec.size == lm.size == 6 and about["facts"]["steps"] == 4
+
+
+@pytest.mark.parametrize("task", ["tts", "codec", "token-reward"])
+def test_texts_that_nobody_has_recorded_are_not_learned_from(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their sound is the prompt's, which says something else."""
+    from rlspeech.stages.pretrain import data_of, run
+    from rlspeech.tasks import get_task
+
+    save_codec(tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={})
+    rows = []
+    for i in range(6):
+        save_audio(tmp_path / f"{i}.wav", speech(said("three three")), RATE)
+        rows.append({"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": 0.32, "sample_rate": RATE, "text": "three three",
+                     "speaker_id": "s", "recorded": i < 4})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for recorded, count in ((True, 4), (False, 6)):  # rl may ask for any text
+        source, held = data_of(str(tmp_path / "m.jsonl"), str(tmp_path / "m.jsonl"), RATE, 9, 0, task=task, recorded=recorded)
+        assert [len(source.utts), len(held)] == [count, count]
+    assert capsys.readouterr().err.count("2 of 6 rows are left out: nobody has recorded") == 2
+    if task == "tts":
+        known = get_task("tts")
+        known.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts={**SMALL.model_dump(), "codec": str(tmp_path / "codec")}))
+        assert [u.id for u in known._speakers["s"]] == ["u0", "u1", "u2", "u3"]
+    (tmp_path / "none.jsonl").write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
+    codec = {"codec": str(tmp_path / "codec")}
+    with pytest.raises(UserError, match="none of the 6 rows") as caught:
+        run(Pretrain(task=task, data=str(tmp_path / "none.jsonl"), out=str(tmp_path / "run"), device="cpu", steps=1, tts=codec,
+                     token_reward=codec))
+    assert "recorded: false" in caught.value.why
+
+
+def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlspeech.models import hub
+    from rlspeech.models.codec import load_codec
+    from rlspeech.models.codec_lm import load_codec_lm
+    from rlspeech.models.token_reward import load_token_reward
+    from rlspeech.stages import rl
+
+    monkeypatch.setattr(hub, "embedded_path", lambda task: tmp_path / task)
+    for load, what in ((load_codec_lm, "synthesiser"), (load_codec, "codec"), (load_token_reward, "token-to-text reward")):
+        with pytest.raises(UserError, match=f"no {what}|no speech {what}") as caught:
+            load("embedded")
+        assert "came with this installation" in caught.value.what and "rlspeech pretrain --task" in caught.value.try_this
+    with pytest.raises(UserError, match="no token-to-text reward came"):
+        rl.soft_of(RL(task="tts", algo="diffro"), "cpu")
+    lm = tiny()
+    lm._codec.clear()
+    lm.layout = replace(lm.layout, codec="embedded")
+    with pytest.raises(UserError, match="no speech codec came"):
+        _ = lm.codec
+

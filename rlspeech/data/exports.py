@@ -1,0 +1,290 @@
+"""Manifests for other toolkits: NeMo's JSON lines, Kaldi data folders, lhotse cuts. Needs none of them.
+
+    nemo    one file; paths relative to it; language and speaker under NeMo's names, every further column kept
+    kaldi   wav.scp, utt2spk, spk2utt and, where the rows have them, text, segments, utt2lang; sorted by bytes, as Kaldi demands
+    lhotse  one file of cuts, gzipped where its name says so; a target becomes ``target_recording``, further columns ``custom``
+
+A row that a format cannot hold is left out with its reason. Kaldi reads some names as commands to run or as offsets into archives: a
+file of such a name never gets into a wav.scp.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlspeech.data.jsonl import dumps, safe_name
+from rlspeech.data.manifest import PATH_KEYS, to_row
+from rlspeech.types import UserError, Utterance
+
+__all__ = ["FORMATS", "Written", "write_manifest_as"]
+
+FORMATS = ("nemo", "kaldi", "lhotse")
+NEMO = {"language": "lang", "speaker_id": "speaker"}
+OWN = frozenset({"segment", "original_id", "recording_id", "channels"})  # columns in which our importers remember things
+LOW = re.compile(r"[!-\-]")  # what sorts before or with the "-" between speaker and utterance
+SLACK_S = 0.05
+
+
+@dataclass
+class Written:
+    """What has become of a manifest's rows."""
+
+    rows: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # id, reason
+    notes: list[str] = field(default_factory=list)  # what a person should know of the rest
+
+
+def write_manifest_as(utts: Sequence[Utterance], to: str, out: Path, final: Path | None = None) -> Written:
+    """Write rows in another toolkit's format.
+
+    Args:
+        utts: the rows, with absolute paths.
+        to: one of ``FORMATS``.
+        out: file to write (nemo, lhotse), or an existing, empty folder (kaldi).
+        final: where it will lie, for paths relative to it; none: ``out``.
+    """
+    if to == "nemo":
+        return _nemo(utts, out, (final or out).parent)
+    return _kaldi(utts, out) if to == "kaldi" else _lhotse(utts, out)
+
+
+def _original(utt: Utterance) -> str:
+    """The id that a row had before it became a file name."""
+    given = utt.extra.get("original_id")
+    return given if isinstance(given, str) and given else utt.id
+
+
+def _is_piece(utt: Utterance) -> bool:
+    """Whether the row is a piece of its file."""
+    return bool(utt.offset) or utt.extra.get("segment") is True
+
+
+# ----------------------------------------------------------------------------------------------------------------- NeMo
+
+def _nemo(utts: Sequence[Utterance], out: Path, base: Path) -> Written:
+    done, lines = Written(), []
+    for utt in utts:
+        row = to_row(utt, base)
+        row = {k: row[k] for k in ("audio_filepath", "duration", *row)} | {"id": _original(utt)}
+        for ours, theirs in NEMO.items():
+            if ours in row:
+                row.setdefault(theirs, row[ours])
+                del row[ours]
+        if _is_piece(utt):
+            row["offset"] = utt.offset
+        try:
+            lines.append(dumps({k: v for k, v in row.items() if k not in OWN}) + "\n")
+        except UserError as error:
+            done.left_out.append((utt.id, error.why))
+    out.write_text("".join(lines), encoding="utf-8", newline="\n")
+    done.rows = len(lines)
+    if silent := sum(u.text is None for u in utts):
+        done.notes.append(f"{silent} rows have no text, which NeMo's recognisers want")
+    return done
+
+
+# ---------------------------------------------------------------------------------------------------------------- Kaldi
+
+class _Entry(NamedTuple):
+    """One line of every file of a data folder."""
+
+    key: str
+    speaker: str | None
+    recording: str
+    utt: Utterance
+
+
+def _kaldi(utts: Sequence[Utterance], out: Path) -> Written:
+    done, kept = Written(), list[Utterance]()
+    texts, pieces = any(u.text is not None for u in utts), _needs_segments(utts)
+    for utt in utts:
+        reason = _not_for_kaldi(utt, texts, pieces)
+        if reason:
+            done.left_out.append((utt.id, reason))
+        else:
+            kept.append(utt)
+    entries = _sorted_entries(kept, pieces, done)
+    files: dict[str, dict[str, str]] = {"utt2spk": {e.key: e.speaker or e.key for e in entries}}
+    files["wav.scp"] = {e.recording: e.utt.audio_filepath for e in entries}
+    if texts:
+        files["text"] = {e.key: " ".join((e.utt.text or "").split()) for e in entries}
+    if pieces:
+        files["segments"] = {e.key: f"{e.recording} {_seconds(e.utt.offset)} {_seconds(e.utt.offset + e.utt.duration)}" for e in entries}
+    if entries and all(e.utt.language for e in entries):
+        files["utt2lang"] = {e.key: "_".join((e.utt.language or "").split()) for e in entries}
+    speakers: dict[str, list[str]] = {}
+    for key, speaker in files["utt2spk"].items():
+        speakers.setdefault(speaker, []).append(key)
+    files["spk2utt"] = {speaker: " ".join(sorted(keys, key=_bytes)) for speaker, keys in speakers.items()}
+    for name, lines in files.items():
+        content = "".join(f"{key} {lines[key]}".rstrip() + "\n" for key in sorted(lines, key=_bytes))
+        (out / name).write_text(content, encoding="utf-8", newline="\n")
+    done.rows = len(entries)
+    _kaldi_notes(kept, done)
+    return done
+
+
+def _not_for_kaldi(utt: Utterance, texts: bool, pieces: bool) -> str | None:
+    path = utt.audio_filepath
+    try:
+        for part in (path, _original(utt), utt.text or "", utt.speaker_id or "", utt.language or ""):
+            part.encode()
+    except UnicodeEncodeError:
+        return "a name or text that is not UTF-8"
+    if "\n" in path or "\r" in path or path != path.strip() or path.startswith("|") or path.endswith("|") or re.search(r":\d+$", path):
+        return "Kaldi would take the file's name for something else than a file"
+    if texts and utt.text is None:
+        return "no text"
+    if pieces and utt.duration <= 0:
+        return "no duration"
+    return None
+
+
+def _needs_segments(utts: Sequence[Utterance]) -> bool:
+    return any(map(_is_piece, utts)) or len({u.audio_filepath for u in utts}) < len(utts)
+
+
+def _sorted_entries(utts: Sequence[Utterance], pieces: bool, done: Written) -> list[_Entry]:
+    """Rows under keys that sort the same by utterance and by speaker, as Kaldi's programs want them."""
+    keys = _unique([_word(_original(u)) for u in utts], [u.id for u in utts])
+    plain = [_word(u.speaker_id) if u.speaker_id and u.speaker_id.strip() else None for u in utts]
+    lone = [k if s else _calm(k) for k, s in zip(keys, plain, strict=True)]  # who has no speaker is one
+    calm = [_calm(s) if s else None for s in plain]
+    tries = [(keys, plain), (_prefixed(keys, plain), plain), (_prefixed(lone, calm), calm)]
+    for names, speakers in tries:
+        order = [i for _, i in sorted((_bytes(name), i) for i, name in enumerate(names))]
+        owners = [_bytes(speakers[i] or names[i]) for i in order]
+        if owners == sorted(owners):
+            break
+    else:
+        done.notes.append("ids sort otherwise than speakers: Kaldi's programs want utils/fix_data_dir.sh")
+    if names is not keys:
+        done.notes.append("ids got their speaker in front, as Kaldi's programs want it")
+    recordings = _recordings(utts) if pieces else {u.audio_filepath: k for u, k in zip(utts, names, strict=True)}
+    return [_Entry(names[i], speakers[i], recordings[utts[i].audio_filepath], utts[i]) for i in order]
+
+
+def _calm(name: str) -> str:
+    """A name in which nothing sorts before or with the "-" behind it."""
+    return f"{LOW.sub('_', name)}_{zlib.crc32(name.encode()):08x}" if LOW.search(name) else name
+
+
+def _prefixed(keys: Sequence[str], speakers: Sequence[str | None]) -> list[str]:
+    names = [k if s is None or k.startswith(f"{s}-") else f"{s}-{k}" for k, s in zip(keys, speakers, strict=True)]
+    return _unique(names, [f"{n}-{zlib.crc32(k.encode()):08x}" for n, k in zip(names, keys, strict=True)])
+
+
+def _recordings(utts: Iterable[Utterance]) -> dict[str, str]:
+    """File -> name: the one that it had, or its stem; told apart by a checksum where two files would share one."""
+    wanted: dict[str, str] = {}
+    for utt in utts:
+        given = utt.extra.get("recording_id")
+        wanted.setdefault(utt.audio_filepath, _word(given if isinstance(given, str) and given else Path(utt.audio_filepath).stem))
+    return dict(zip(wanted, _unique(list(wanted.values()), [f"{n}-{zlib.crc32(p.encode()):08x}" for p, n in wanted.items()]), strict=True))
+
+
+def _unique(names: Sequence[str], instead: Sequence[str]) -> list[str]:
+    """Names, but for those that occur twice, which become others."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return [n if counts[n] == 1 else other for n, other in zip(names, instead, strict=True)]
+
+
+def _word(name: str) -> str:
+    """A name without spaces of any kind, which Kaldi would cut it at."""
+    return name if name and name == "".join(name.split()) and name.isprintable() else safe_name(name)
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode()
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def _kaldi_notes(utts: Sequence[Utterance], done: Written) -> None:
+    other = sum(not u.audio_filepath.lower().endswith(".wav") for u in utts)
+    if other:
+        done.notes.append(f"{other} files are no .wav: toolkits on soundfile read them, Kaldi's own programs do not")
+    lost = sorted({k for u in utts for k in to_row(u, Path("/")) if k not in OWN}
+                  - {"id", "audio_filepath", "duration", "sample_rate", "offset", "text", "speaker_id", "language"})
+    if lost:
+        done.notes.append(f"Kaldi has no file for these columns: {', '.join(lost)}")
+
+
+# --------------------------------------------------------------------------------------------------------------- lhotse
+
+def _lhotse(utts: Sequence[Utterance], out: Path) -> Written:
+    done, lines, headers = Written(), [], dict[str, dict[str, Any] | None]()
+    for utt in utts:
+        try:
+            lines.append(json.dumps(_cut(utt, headers), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        except (ValueError, UnicodeEncodeError) as error:
+            done.left_out.append((utt.id, "a name or text that is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)))
+    with out.open("wb") as file:
+        if out.suffix == ".gz":
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # the same rows, the same bytes
+                packed.writelines(lines)
+        else:
+            file.writelines(lines)
+    done.rows = len(lines)
+    return done
+
+
+def _cut(utt: Utterance, headers: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """One cut. Raises ``ValueError``: a row that cannot be one."""
+    recording = _recording(utt.audio_filepath, headers)
+    if recording is None:
+        raise ValueError("the file cannot be read")
+    left = recording["duration"] - utt.offset
+    length = min(utt.duration or left, left)
+    if length <= 0 or (utt.duration or 0.0) - left > SLACK_S:
+        raise ValueError("the row ends behind its file")
+    name, channels = _original(utt), recording["channel_ids"]
+    channel = channels if len(channels) > 1 else channels[0]
+    columns = {k: v for k, v in utt.extra.items() if k not in OWN}
+    if utt.snr_db is not None:
+        columns["snr_db"] = utt.snr_db
+    if utt.prompt_text is not None:
+        columns["prompt_text"] = utt.prompt_text
+    custom: dict[str, Any] = {k: getattr(utt, k) for k in PATH_KEYS if k not in ("audio_filepath", "target_filepath")
+                              and getattr(utt, k) is not None}
+    if utt.target_filepath is not None:
+        target = _recording(utt.target_filepath, headers)
+        custom |= {"target_filepath": utt.target_filepath} if target is None else {"target_recording": target}
+    said = []
+    if utt.text is not None:
+        facts = {"text": utt.text, "language": utt.language, "speaker": utt.speaker_id, "custom": columns or None}
+        said = [{"id": name, "recording_id": recording["id"], "start": 0.0, "duration": length, "channel": channel,
+                 **{k: v for k, v in facts.items() if v is not None}}]
+    else:
+        custom |= columns | {k: v for k, v in (("language", utt.language), ("speaker", utt.speaker_id)) if v is not None}
+    cut = {"id": name, "start": utt.offset, "duration": length, "channel": channel, "supervisions": said, "recording": recording}
+    return cut | ({"custom": custom} if custom else {}) | {"type": "MultiCut" if len(channels) > 1 else "MonoCut"}
+
+
+def _recording(path: str, headers: dict[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+    """A file as lhotse describes it; None where it cannot be read."""
+    if path not in headers:
+        import soundfile as sf
+
+        try:
+            info = sf.info(path)
+        except (sf.LibsndfileError, RuntimeError, OSError):
+            headers[path] = None
+            return None
+        channels = list(range(info.channels))
+        name = f"{Path(path).stem}-{zlib.crc32(os.fsencode(path)):08x}"  # stems are often the same in several folders
+        headers[path] = {"id": name, "sources": [{"type": "file", "channels": channels, "source": path}], "channel_ids": channels,
+                         "sampling_rate": info.samplerate, "num_samples": info.frames, "duration": info.frames / info.samplerate}
+    return headers[path]

@@ -1,0 +1,285 @@
+"""The model card of a checkpoint: ``README.md`` with a front matter that the Hub reads, and what a person has to know before using it.
+
+Names, paths and texts in a card come from data and settings: they are quoted for YAML and escaped for Markdown, so that none of them
+can become a heading, a link or HTML.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Card", "md", "model_card", "recogniser_card", "write_card"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+NAME = re.compile(r"[\w.\-]{1,96}")
+SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
+LONGEST = 300
+ASIDE = frozenset({"rl", "earlier", "validation"})  # facts that have a section of their own
+SETTINGS = ("algo", "steps", "prompts_per_step", "group", "lr", "kl_beta", "clip_range", "advantage", "supervised_weight", "lora", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a card says of the kind of model.
+
+    Args:
+        title: "flow enhancer".
+        task: of rlspeech.
+        parameters: how many.
+        rate: samples a second of the audio it takes or makes, in Hz; None where it takes none.
+        library: what loads the folder.
+        pipeline: the Hub's name for the task; "" for none.
+        tags: further words to be found by.
+        uses: commands, with THIS_FOLDER for the folder.
+        details: sentences about the model.
+    """
+
+    title: str
+    task: str
+    parameters: int
+    rate: int | None
+    library: str
+    pipeline: str
+    tags: Sequence[str] = ()
+    uses: Sequence[str] = ()
+    details: Sequence[str] = ()
+
+
+def md(value: Any, most: int = LONGEST) -> str:
+    """A value as text that Markdown shows as it is, within a line (what it would do at the start of one is not looked at)."""
+    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
+    text = "".join(c for c in text if c.isprintable()).strip()
+    text = text if len(text) <= most else text[: most - 1] + "\u2026"
+    text = SPECIAL.sub(r"\\\1", text)
+    return re.sub(r"(?i)\b(https?|ftp|mailto|www)([:.])", r"\1\\\2", text)  # an address is no link either
+
+
+def recogniser_card(kind: str, parameters: int, rate: int) -> Card:
+    """What a recogniser's card says of its kind."""
+    uses = ["transcribe speech.wav --model THIS_FOLDER", "rl --task asr --model THIS_FOLDER",
+            "eval --task asr --model this=THIS_FOLDER --data test.jsonl"]
+    return Card(f"recogniser ({kind})", "asr", parameters, rate, "transformers", "automatic-speech-recognition", (), uses,
+                ["transformers loads this folder by itself."])
+
+
+def write_card(folder: Path, card: Card, facts: Mapping[str, Any]) -> None:
+    """Write ``README.md`` into a checkpoint's folder."""
+    (folder / "README.md").write_text(model_card(card, facts), encoding="utf-8", newline="\n")
+
+
+def model_card(card: Card, facts: Mapping[str, Any]) -> str:
+    """The card.
+
+    Args:
+        card: what kind of model.
+        facts: how it came to be, as in its ``config.json`` or ``rlspeech.json``; what is missing or odd is left out.
+    """
+    rl = _mapping(facts.get("rl"))
+    rate = f", {card.rate} Hz" if card.rate else ""
+    body = [f"# {card.title[:1].upper()}{card.title[1:]}, {card.parameters / 1e6:.2f} M parameters{rate}", "", _what(card, facts, rl)]
+    body += [line for part in (_data(facts, rl), _rewards(rl), _guards(rl), _results(rl), _check(facts, rl), _use(card), _limits(rl),
+                               _versions(rl)) for line in part]
+    return front_matter(card, facts) + "\n".join([*body, ""])
+
+
+# --------------------------------------------------------------------------------------------------------- front matter
+
+def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
+    """The YAML block at the head, with the fields that the Hub knows."""
+    import yaml
+
+    rl = _mapping(facts.get("rl"))
+    start = str(rl.get("from") or "")
+    algo = [str(rl["algo"])] if NAME.fullmatch(str(rl.get("algo", "")).replace("+", "-")) else []
+    tags = ["rlspeech", *card.tags, *(["reinforcement-learning", *algo] if rl else [])]
+    languages = [x for x in _list(facts.get("languages")) if isinstance(x, str) and LANGUAGE.fullmatch(x)]
+    values = {name: m for name, m in _metrics(rl).items() if name != "reward" and NAME.fullmatch(name) and _number(m["now"].get("mean"))}
+    matter: dict[str, Any] = {"language": languages, "library_name": card.library, "pipeline_tag": card.pipeline,
+                              "tags": list(dict.fromkeys(tags)), "metrics": list(values)}
+    if HUB_ID.fullmatch(start) and not Path(start).exists():
+        matter |= {"base_model": start, "base_model_relation": "finetune"}
+    if values and card.pipeline:
+        matter["model-index"] = [{"name": card.title, "results": [_result(card, rl, values)]}]
+    kept = {k: v for k, v in matter.items() if v}
+    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)}---\n\n"
+
+
+def _result(card: Card, rl: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers as the Hub's table of results takes them."""
+    where = _plain(_short(rl.get("valid") or rl.get("data") or "embedded corpus"))
+    kind = re.sub(r"[^\w.\-]+", "-", Path(where).stem).strip("-")[:60] or "speech"
+    metrics = [{"type": name, "name": f"{name}, {'higher' if m['up'] else 'lower'} is better", "value": round(float(m["now"]["mean"]), 6)}
+               for name, m in values.items()]
+    return {"task": {"type": card.pipeline}, "dataset": {"name": f"{where} (held-out clips)", "type": kind}, "metrics": metrics}
+
+
+def _plain(value: Any) -> str:
+    """A short printable text for YAML, which quotes it where it has to."""
+    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
+    return "".join(c for c in text if c.isprintable())[:120]
+
+
+# ------------------------------------------------------------------------------------------------------------- sections
+
+def _what(card: Card, facts: Mapping[str, Any], rl: Mapping[str, Any]) -> str:
+    said = " ".join([f"A {card.title} of rlspeech (task `{card.task}`).", *card.details])
+    if rl:
+        said += f" Tuned by reinforcement learning: {_tuning(rl)}."
+        chain = [_tuning(_mapping(e)) for e in _list(facts.get("earlier"))]
+        said += f" Before that: {'; then '.join(chain)}." if chain else ""
+    elif facts.get("stage") == "pretrain":
+        said += f" Trained with supervision for {_steps(facts.get('steps'))}."
+    return said
+
+
+def _tuning(rl: Mapping[str, Any]) -> str:
+    return f"{md(rl.get('algo'))}, {_steps(rl.get('step'))}, starting from {md(_short(rl.get('from')))}"
+
+
+def _steps(count: Any) -> str:
+    return "1 step" if count == 1 else f"{md(count)} steps"
+
+
+def _short(path: Any) -> str:
+    """The end of an absolute path: what lies before it is nobody else's business."""
+    text = str(path)
+    return "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
+
+
+def _data(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
+    lines = _section("Data and training") + _facts({k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE})
+    if rl:
+        settings = {k: rl[k] for k in SETTINGS if rl.get(k) is not None}
+        lines += _facts({"data of the reinforcement": _short(rl.get("data") or "the embedded corpus"),
+                         "prompts to draw from": rl.get("rows"), "held out": _short(rl.get("valid") or "held back from the data"),
+                         "settings of the reinforcement": settings})
+    return lines
+
+
+def _rewards(rl: Mapping[str, Any]) -> list[str]:
+    rows = [[s.get("name"), s.get("weight"), s.get("scale"), s.get("help", "")] for s in map(_mapping, _list(rl.get("reward_specs")))]
+    if not rows:
+        return []
+    note = [] if rl.get("policy_weight", 1) else ["", "The policy's loss had weight 0: nothing was sampled or scored, this is a control."]
+    return _section("Rewards") + _table(["reward", "weight", "scale", "what it is"], rows) + note
+
+
+def _guards(rl: Mapping[str, Any]) -> list[str]:
+    rows = [[s.get("name"), "any amount" if s.get("max_drop") is None else s["max_drop"], s.get("help", "")]
+            for s in map(_mapping, _list(rl.get("guard_specs")))]
+    if not rows:
+        return []
+    return [*_section("Guards"), "Measured, not rewarded: what they lose, the rewards have bought.", "",
+            *_table(["metric", "may get worse by", "what it is"], rows)]
+
+
+def _results(rl: Mapping[str, Any]) -> list[str]:
+    metrics = _metrics(rl)
+    if not metrics:
+        return []
+    results, rows = _mapping(rl.get("results")), []
+    for name, m in metrics.items():
+        change = _interval(m["difference"], sign=True)
+        sure = _sure(m["difference"]) and float(change.split()[0]) != 0
+        label = "all rewards together" if name == "reward" else f"{name}{'' if m['up'] else ' (lower is better)'}"
+        rows.append([Raw(md(label)), Raw(_interval(m["start"])), Raw(_interval(m["now"])), Raw(f"**{change}**" if sure else change),
+                     str(m["role"])])
+    clips, step = md(results.get("clips")), md(results.get("step"))
+    return [*_section("Results"), f"{clips} held-out clips, step {step} against step 0 (the checkpoint that it started from). In brackets "
+            "bootstrap 95 % intervals; the difference is paired by clip, bold where its interval excludes 0.", "",
+            *_table(["metric", "start", "now", "difference", "role"], rows)]
+
+
+def _check(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
+    """The numbers of a checkpoint that knows only means."""
+    numbers = {k: f"{v:.4g}" for k, v in _mapping(facts.get("validation")).items() if _number(v)}
+    return [*_section("Held-out numbers"), *_facts(numbers)] if numbers and not _metrics(rl) else []
+
+
+def _use(card: Card) -> list[str]:
+    return [*_section("How to use it"), "```bash", *(f"rlspeech {use}" for use in card.uses), "```"] if card.uses else []
+
+
+def _limits(rl: Mapping[str, Any]) -> list[str]:
+    lines = [*_section("Limits"), "- It knows speech as it was in its training data; other languages, rooms and devices were not tried."]
+    if rl:
+        lines += ["- The numbers above are of clips held back during training, by the scorers that trained it, from one seed: a test set "
+                  "of your own (`rlspeech eval`) says more.",
+                  "- A policy finds what its rewards do not measure. Listen before you trust a number."]
+        worse = [f"{md(n)} {_interval(m['difference'], sign=True)}" for n, m in _metrics(rl).items()
+                 if _sure(m["difference"]) and (m["difference"]["mean"] > 0) != m["up"]]
+        lines += [f"- **Worse than at the start**: {'; '.join(worse)}."] if worse else []
+    return [*lines, "- No licence is chosen here: that of the data and of the checkpoint that it started from decides."]
+
+
+def _versions(rl: Mapping[str, Any]) -> list[str]:
+    versions = _mapping(rl.get("versions"))
+    return [*_section("Versions"), *_facts(versions)] if versions else []
+
+
+# ----------------------------------------------------------------------------------------------------------------- parts
+
+class Raw(str):
+    """Text that is Markdown already."""
+
+
+def _section(title: str) -> list[str]:
+    return ["", f"## {title}", ""]
+
+
+def _facts(values: Mapping[str, Any]) -> list[str]:
+    return [f"- **{md(k)}**: {_said(v)}" for k, v in values.items() if v is not None and v != {} and v != []]
+
+
+def _said(value: Any) -> str:
+    """A value of the facts; of nested ones their parts."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{md(k)} {_said(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_said, value))
+    return md(f"{value:.6g}" if isinstance(value, float) else value)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    cells = [[c if isinstance(c, Raw) else _said(c) for c in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in [list(heads), ["---"] * len(heads), *cells]]
+
+
+def _metrics(rl: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Results by metric, those that are whole: start, now, difference, up (more is better), role."""
+    found = {}
+    for name, m in _mapping(_mapping(rl.get("results")).get("metrics")).items():
+        entry = {k: _mapping(_mapping(m).get(k)) for k in ("start", "now", "difference")}
+        if all(_number(part.get("mean")) for part in entry.values()):
+            found[str(name)] = {**entry, "up": _mapping(m).get("higher_is_better") is not False, "role": _mapping(m).get("role", "")}
+    return found
+
+
+def _interval(values: Mapping[str, Any], *, sign: bool = False) -> str:
+    mean, lo, hi = (values.get(k) for k in ("mean", "lo", "hi"))
+    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
+    text = f"{text} [{lo:+.3f}, {hi:+.3f}]" if sign and _number(lo) and _number(hi) else text
+    return re.sub(r"-(0\.000)", r"+\1" if sign else r"\1", text)
+
+
+def _sure(values: Mapping[str, Any]) -> bool:
+    lo, hi = values.get("lo"), values.get("hi")
+    return _number(lo) and _number(hi) and (lo > 0 or hi < 0)  # type: ignore[operator]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []

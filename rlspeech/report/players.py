@@ -1,0 +1,241 @@
+"""What is heard and seen of a clip: players as MP3, spectrograms as JPEG, and a fair share of the page for each clip."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rlspeech.report import Clip, Edit
+
+__all__ = ["MAX_CLIP_S", "Player", "Players", "encode", "fit", "players", "spectrogram_db"]
+
+MAX_CLIP_S = 20.0  # of one clip
+MIN_CLIP_S = 4.0  # clips are cut down to this, then left out
+RANGE_DB = 70.0
+MARGIN = 0.97  # of the budget: a fallback encoder has no fixed rate
+# Every browser of today plays MP3; Safari took Opus in Ogg only in 2025. At a fixed rate, so that a seek lands where it should: browsers
+# guess places in files of varying rate, and two systems at one position have to be at one position.
+MP3_RATES = (16000, 24000, 32000, 44100, 48000)
+MP3_LEVEL = {16000: 0.6, 24000: 0.6, 32000: 0.78, 44100: 0.78, 48000: 0.78}  # of libsndfile: 64 kbit/s up to 24 kHz, 96 kbit/s above
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """One system's sound and picture, as data addresses; both empty where only its words are known.
+
+    Args:
+        system: its name.
+        audio: data address.
+        picture: data address.
+        scores: metric -> number or None.
+        ratings: those of ``scores`` that a language model gave, shown beside its words.
+        text: what it said.
+        level_db: of the speech as it is played, for the blind comparison at equal loudness.
+        remark: what was done to the sound.
+    """
+
+    system: str
+    audio: str
+    picture: str
+    scores: dict[str, float | None]
+    ratings: dict[str, float | None]
+    text: str = ""
+    level_db: float = 0.0
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Players:
+    """One clip's players and texts; ``fixed`` and ``rate`` are its bytes on the page without sound, and a second of sound.
+
+    ``whole_s`` is its length, ``seconds`` what is left of it.
+    """
+
+    key: str
+    note: str
+    label: str
+    seconds: float
+    whole_s: float
+    top_hz: float
+    players: list[Player]
+    fixed: int
+    rate: float
+    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
+
+    def size(self, limit_s: float) -> float:
+        """Bytes on the page, cut to ``limit_s``."""
+        return self.fixed + self.rate * min(self.seconds, limit_s)
+
+
+def fit(clips: Iterable[Clip], budget: int) -> tuple[list[Players], list[str]]:
+    """As many clips, and as much of each, as the page has room for.
+
+    Long clips are cut first, all to the same length; when that is down to ``MIN_CLIP_S``, clips are left out: one of every label stays, the
+    rest is thinned evenly, so that what stays tells of best and worst as before.
+
+    Args:
+        clips: what to show, in order.
+        budget: bytes.
+
+    Returns:
+        the clips in the same order, and remarks on what is missing or cut.
+    """
+    sources: list[Clip] = []
+    drawn: list[Players] = []
+    notes = []
+    for clip in clips:
+        try:
+            drawn.append(players(clip, MAX_CLIP_S))
+            sources.append(clip)
+        except (ValueError, RuntimeError) as error:  # libsndfile's error is a RuntimeError
+            notes.append(f"{clip.key} has no player: {error}")
+    room = MARGIN * budget
+    kept = {index: drawn[index] for index in _thinned(drawn, room)}
+    left_out = [clip.key for index, clip in enumerate(drawn) if index not in kept]
+    if left_out:
+        shown = ", ".join(left_out[:8]) + (f" and {len(left_out) - 8} more" if len(left_out) > 8 else "")
+        notes.append(f"{len(left_out)} of {len(drawn)} clips were left out to keep this page small: {shown}")
+    for _ in range(4):  # a shorter clip's picture is drawn finer and may be larger
+        if sum(clip.size(MAX_CLIP_S) for clip in kept.values()) <= room:
+            break
+        limit = _longest(list(kept.values()), room)
+        kept = {index: players(sources[index], limit) if clip.seconds > limit else clip for index, clip in kept.items()}
+    cut = [clip.seconds for clip in kept.values() if clip.seconds < clip.whole_s - 0.05]
+    if cut:
+        notes.append(f"{len(cut)} of {len(kept)} clips are longer and end after {max(cut):.1f} s here")
+    return list(kept.values()), notes
+
+
+def players(clip: Clip, max_s: float) -> Players:
+    """Cut, encode and draw every system of a clip; the spectrograms share one scale and one length.
+
+    Raises:
+        ValueError: a waveform that is empty or not finite, or no sample rate.
+    """
+    if clip.audio and clip.sample_rate < 1:
+        raise ValueError(f"{clip.sample_rate} Hz is no sample rate")
+    full = {system: np.asarray(wav, dtype=np.float32) for system, wav in clip.audio.items()}
+    cut = {system: wav[: max(1, int(max_s * clip.sample_rate))] for system, wav in full.items()}
+    for system, wav in cut.items():
+        if wav.ndim != 1 or len(wav) == 0 or not np.isfinite(wav).all():
+            raise ValueError(f"the audio of {system} cannot be shown")
+    longest = max((len(w) for w in cut.values()), default=0)
+    pictures = {system: spectrogram_db(np.pad(wav, (0, longest - len(wav)))) for system, wav in cut.items()}
+    top = max((float(p.max()) for p in pictures.values()), default=0.0)
+    made = [_player(clip, system, cut.get(system), pictures.get(system), top) for system in dict.fromkeys([*cut, *clip.texts])]
+    seconds = longest / clip.sample_rate if longest else 0.0
+    sound = sum(len(p.audio) for p in made)
+    words = sum(len(p.text) for p in made) + sum(len(e.reference) + len(e.hypothesis) for edits in clip.edits.values() for e in edits)
+    fixed = sum(len(p.picture) for p in made) + 4 * (words + len(clip.note)) + 800 * (1 + len(made))
+    whole = max((len(w) for w in full.values()), default=0) / max(1, clip.sample_rate)
+    return Players(clip.key, clip.note, clip.label, seconds, whole, clip.sample_rate / 2, made, fixed, sound / seconds if seconds else 0.0,
+                   clip.edits)
+
+
+def _player(clip: Clip, system: str, wav: np.ndarray | None, picture: np.ndarray | None, top_db: float) -> Player:
+    scores, text = clip.scores.get(system, {}), clip.texts.get(system, "")
+    ratings = {k: v for k, v in scores.items() if text and k.startswith("llm")}
+    if wav is None or picture is None:
+        return Player(system, "", "", scores, ratings, text)
+    peak = float(np.abs(wav).max())
+    remark = f"played {20 * np.log10(peak):.1f} dB lower, else it would clip" if peak > 1 else ""
+    played = wav / peak if peak > 1 else wav
+    return Player(system, _data(*encode(played, clip.sample_rate)), _data("image/jpeg", _jpeg(picture, top_db)), scores, ratings, text,
+                  _speech_level(played, clip.sample_rate), remark)
+
+
+def encode(wav: np.ndarray, sample_rate: int) -> tuple[str, bytes]:
+    """Compress a waveform for the page.
+
+    Args:
+        wav: (T,) float32 within -1 and 1.
+        sample_rate: in Hz.
+
+    Returns:
+        its media type and the file: MP3 where libsndfile can write it (since 1.1), else FLAC, larger and as widely played.
+    """
+    import soundfile as sf
+    import soxr
+
+    out = io.BytesIO()
+    if not sf.check_format("MP3", "MPEG_LAYER_III"):
+        sf.write(out, wav, sample_rate, format="FLAC", subtype="PCM_16")
+        return "audio/flac", out.getvalue()
+    # the encoder cuts off the top eighth of its band, where enhancers and vocoders hiss: give it a wider one
+    rate = next((r for r in MP3_RATES if r >= 1.25 * sample_rate), MP3_RATES[-1])
+    sound = wav if rate == sample_rate else np.clip(soxr.resample(wav, sample_rate, rate), -1, 1)
+    sf.write(out, sound, rate, format="MP3", subtype="MPEG_LAYER_III", compression_level=MP3_LEVEL[rate], bitrate_mode="CONSTANT")
+    return "audio/mpeg", out.getvalue()
+
+
+def spectrogram_db(wav: np.ndarray, n_fft: int = 512, hop: int = 128, max_frames: int = 480) -> np.ndarray:
+    """Power spectrogram in dB, (n_fft / 2 + 1, at most ``max_frames``); long clips are averaged over time."""
+    padded = np.pad(wav, (n_fft // 2, n_fft // 2 + max(0, n_fft - len(wav))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft).astype(np.float32), axis=1)) ** 2
+    if len(power) > max_frames:
+        edges = np.linspace(0, len(power), max_frames + 1).astype(int)[:-1]
+        power = np.add.reduceat(power, edges) / np.diff([*edges, len(power)])[:, None]
+    return 10 * np.log10(power.T + 1e-10)
+
+
+def _thinned(drawn: Sequence[Players], room: float) -> list[int]:
+    """Those that fit when cut to ``MIN_CLIP_S``, in order."""
+    first = list({clip.label: index for index, clip in reversed(list(enumerate(drawn))) if clip.label}.values())
+    rest = [index for index in range(len(drawn)) if index not in first]
+    kept, used = set(), 0.0
+    for index in [*sorted(first), *_spread(rest)]:
+        size = drawn[index].size(MIN_CLIP_S)
+        if used + size <= room:
+            kept.add(index)
+            used += size
+    return sorted(kept)
+
+
+def _spread(items: Sequence[int]) -> list[int]:
+    """First, last, middle, quarters ...: any beginning of it is spread over the whole."""
+    if len(items) < 3:
+        return list(items)
+    order = [0, len(items) - 1]
+    parts = [(0, len(items) - 1)]
+    for lo, hi in parts:
+        middle = (lo + hi) // 2
+        if middle > lo:
+            order.append(middle)
+            parts += [(lo, middle), (middle, hi)]
+    return [items[i] for i in order]
+
+
+def _longest(clips: Sequence[Players], room: float) -> float:
+    """The length to which all have to be cut."""
+    low, high = 0.0, MAX_CLIP_S
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(c.size(middle) for c in clips) <= room else (low, middle)
+    return max(low, 0.1)
+
+
+def _speech_level(wav: np.ndarray, sample_rate: int) -> float:
+    """Level in dB of the frames within 20 dB of the loudest: pauses, which enhancers empty, do not count."""
+    width = max(1, min(len(wav), sample_rate // 50))
+    power = (wav[: len(wav) // width * width].astype(np.float64).reshape(-1, width) ** 2).mean(1)
+    return float(10 * np.log10(power[power >= 0.01 * power.max()].mean() + 1e-12))
+
+
+def _jpeg(picture_db: np.ndarray, top_db: float) -> bytes:
+    from matplotlib import image
+
+    out = io.BytesIO()
+    image.imsave(out, picture_db, cmap="magma", vmin=top_db - RANGE_DB, vmax=top_db, origin="lower", format="jpeg",
+                 pil_kwargs={"quality": 68, "optimize": True})
+    return out.getvalue()
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

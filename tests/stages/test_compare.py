@@ -1,0 +1,180 @@
+"""Runs side by side: paired only where the items are the same, numbers that agree with other ways to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_runs import EVIL, eval_run, rl_run, tone, write_json
+
+from rlspeech import log
+from rlspeech.config import RewardSpec
+from rlspeech.data.audio import save_audio
+from rlspeech.report import render_report
+from rlspeech.stages.compare import Comparison, compare
+from rlspeech.stages.compare_page import page_data, print_comparison
+from rlspeech.stages.past import open_pasts
+from rlspeech.stages.recognition_rates import COUNTS
+from rlspeech.types import UserError
+
+
+def _compare(*paths: Path | str) -> Comparison:
+    return compare(open_pasts([str(p) for p in paths]))
+
+
+def _column(path: Path, step: int, metric: str = "si_sdr") -> dict[str, float]:
+    rows = [json.loads(line) for line in (path / "scores.jsonl").read_text().splitlines()]
+    return {r["key"]: r[metric] for r in rows if r["step"] == step}
+
+
+def test_two_runs_are_paired_clip_by_clip(tmp_path: Path) -> None:
+    a, b = rl_run(tmp_path / "a", 1.0), rl_run(tmp_path / "b", 3.0, lr=5e-4)
+    made = _compare(a, b)
+    one, two = _column(a, 20), _column(b, 20)
+    delta = made.pairings[0].deltas["b"]["si_sdr"]
+    assert made.pairings[0].baseline == "a" and delta.mean == pytest.approx(np.mean([two[k] - one[k] for k in one])) and delta.n == 8
+    assert delta.lo < delta.mean < delta.hi and delta.significant
+    unpaired = made.means["b"]["si_sdr"]
+    assert delta.hi - delta.lo < unpaired.hi - unpaired.lo  # difficulty of the clips is not in the difference
+    assert made.own["a"]["si_sdr"].mean == pytest.approx(np.mean(list(one.values())) - np.mean(list(_column(a, 0).values())))
+    assert {m.name: m.higher_is_better for m in made.metrics} == {"si_sdr": True, "lsd": False, "reward": True}
+    assert made.settings == {"rl": {"lr": {"a": 1e-3, "b": 5e-4}}} and not made.versions
+    json.dumps(log.plain(made.as_dict()), allow_nan=False)
+
+
+def test_clips_of_the_same_name_that_are_others_are_not_paired(tmp_path: Path) -> None:
+    made = _compare(rl_run(tmp_path / "a"), rl_run(tmp_path / "b", shift=7.0))
+    assert not made.pairings[0].deltas and made.means["b"]["si_sdr"].n == 8
+    assert any("8 of 8 items of the same name are not the same" in n for n in made.notes)
+
+
+def test_sums_of_rewards_that_are_weighed_differently_are_not_compared(tmp_path: Path) -> None:
+    other = [RewardSpec(name="si_sdr", weight=2.0), RewardSpec(name="lsd")]
+    made = _compare(rl_run(tmp_path / "a"), rl_run(tmp_path / "b", rewards=other, guards=[]))
+    assert set(made.pairings[0].deltas["b"]) == {"si_sdr", "lsd"} and any("weigh their rewards" in n for n in made.notes)
+    found = made.settings["rl"]
+    assert found["rewards.si_sdr.weight"] == {"a": 1.0, "b": 2.0} and found["rewards.lsd.weight"] == {"b": 1.0}
+    assert not any(k.startswith("rewards.si_sdr.") for k in found if k != "rewards.si_sdr.weight")
+
+
+def test_the_page_has_curves_together_and_players_side_by_side(tmp_path: Path) -> None:
+    made = _compare(rl_run(tmp_path / "a"), rl_run(tmp_path / "b", 2.0, lr=5e-4), rl_run(tmp_path / "c", 0.5))
+    data = page_data(made, 4)
+    plots = {p.title: p for p in data.plots}
+    assert [line.run for line in plots["delta/si_sdr"].lines] == ["a", "b", "c"] and plots["delta/si_sdr"].lines[1].lo is not None
+    assert data.baseline == "a" and list(data.deltas) == ["b", "c"] and len(data.clips) == 4
+    for clip in data.clips:
+        assert list(clip.audio) == ["input", "before", "a", "b", "c", "reference"] and set(clip.scores) == {"a", "b", "c"} and clip.label
+    titles = [g.title for g in data.grids]
+    assert titles == ["Runs", "Settings that differ: rl", "Paired difference to each run's own start"]
+    assert list(data.grids[1].rows) == [["lr", "0.001", "0.0005", "0.001"]]
+    print_comparison(made)
+
+
+def test_evaluations_are_paired_where_their_inputs_score_the_same(tmp_path: Path) -> None:
+    noisy = [1.0, 2.0, 3.0, None]
+    a = eval_run(tmp_path / "a", {"input": noisy, "base": [2.0, 3.0, 4.0, None]})
+    b = eval_run(tmp_path / "b", {"input": noisy, "rl": [2.5, 3.0, 4.9, 1.0]}, data="elsewhere/test.jsonl")
+    made = _compare(a, b)
+    assert list(made.means) == ["input", "a: base", "b: rl"] and made.pairings[0].baseline == "a: base"
+    delta = made.pairings[0].deltas["b: rl"]["si_sdr"]
+    assert delta.n == 3 and delta.dropped == 1 and delta.mean == pytest.approx((0.5 + 0 + 0.9) / 3)
+    assert made.means["a: base"]["si_sdr"].dropped == 1 and not made.as_dict()["against_own_start"]
+    data = page_data(made, 2)
+    assert all(list(c.audio) == ["input", "a: base", "b: rl"] for c in data.clips) and data.blind
+    c = eval_run(tmp_path / "c", {"input": [9.0, 9.0, 9.0, 9.0], "rl": [2.5, 3.0, 4.9, 1.0]})
+    other = _compare(a, c)
+    assert "c: rl" not in other.pairings[0].deltas and list(other.means) == ["a: input", "a: base", "c: input", "c: rl"]
+
+
+def test_recognisers_are_compared_by_sums_of_errors(tmp_path: Path) -> None:
+    words, errors = [4, 2, 10, 3], {"a": [1, 1, 2, 0], "b": [0, 1, 1, 0]}
+    for name, wrong in errors.items():
+        folder = eval_run(tmp_path / name, {name: []}, task="asr", metrics=[], audio=False)
+        lines = []
+        for i, (n, e) in enumerate(zip(words, wrong, strict=True)):
+            counts = {**dict.fromkeys(COUNTS, 0), "spoken": 1, "judged": 1, "words": n, "errors": e, "substitutions": e}
+            lines.append(
+                json.dumps({"key": f"u{i}", "system": name, "text": f"say {i}", "hypothesis": f"say {e}", "counts": counts, "errors": {}})
+                + "\n"
+            )
+        (folder / "scores.jsonl").write_text("".join(lines))
+    made = _compare(tmp_path / "a", tmp_path / "b")
+    assert made.means["a"]["wer"].mean == pytest.approx(100 * 4 / 19) and made.means["b"]["wer"].mean == pytest.approx(100 * 2 / 19)
+    delta = made.pairings[0].deltas["b"]["wer"]
+    assert (
+        delta.mean == pytest.approx(-100 * 2 / 19)
+        and delta.n == 4
+        and not next(m for m in made.metrics if m.name == "wer").higher_is_better
+    )
+    clips = page_data(made, 2).clips
+    assert [c.key for c in clips] == ["u0", "u1"] and all(set(c.edits) == {"a", "b"} for c in clips)
+
+
+def test_scored_folders_are_paired_by_name(tmp_path: Path) -> None:
+    for system, level in (("base", 0.0), ("rl", 1.0)):
+        for i in range(4):
+            save_audio(tmp_path / system / f"f{i}.flac", tone(300 + 50 * i), 16000)
+        meta = {"metrics": {"lsd": {"version": "1", "higher_is_better": False}}, "settings": {"path": str(tmp_path / system), "seed": 0}}
+        write_json(tmp_path / system / "scores.meta.json", {"systems": {system: meta}})
+        rows = [
+            {"key": f"f{i}", "system": system, "lsd": 5 - level * (1 + i / 10), "stamp": f"{system}{i}", "errors": {}} for i in range(4)
+        ]
+        (tmp_path / system / "scores.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    made = _compare(tmp_path / "base", tmp_path / "rl")
+    assert made.pairings[0].deltas["rl"]["lsd"].mean == pytest.approx(-1.15) and made.means["base"]["lsd"].n == 4
+    data = page_data(made, 3)
+    assert [p.kind for p in data.plots] == ["spread"] and all(list(c.audio) == ["base", "rl"] for c in data.clips)
+    assert {c.label for c in data.clips} <= {"smallest gain in lsd", "largest gain in lsd", "worst", "best", "in between"}
+
+
+def test_stages_may_be_mixed(tmp_path: Path) -> None:
+    pretrained = tmp_path / "base"
+    write_json(pretrained / "env.json", {"stage": "pretrain", "versions": {"torch": "1.0"}})
+    write_json(pretrained / "config.resolved.json", {"task": "flowse", "steps": 100, "ema": 0.9})
+    rows = [{"step": s, "train/loss": 1.0 / (1 + s), "valid/si_sdr": float(s)} for s in (50, 100)]
+    (pretrained / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    save_audio(pretrained / "samples" / "step_000100" / "u0.flac", tone(200), 16000)
+    made = _compare(pretrained, rl_run(tmp_path / "rl"), eval_run(tmp_path / "eval", {"input": [1.0, 2.0], "m": [2.0, 4.0]}))
+    assert made.means["base"]["si_sdr"].mean == 100.0 and made.versions == {"torch": {"base": "1.0", "rl": "2.0", "eval": "2.0"}}
+    assert [(p.stage, sorted(p.deltas)) for p in made.pairings] == [("pretrain", []), ("rl", []), ("eval", ["eval: m"])]
+    data = page_data(made, 2)
+    assert {p.title.split(":")[0] for p in data.plots} == {"rl", "pretrain"} and any("within a stage" in n for n in data.notes)
+    alone = page_data(_compare(pretrained), 2)
+    assert [list(c.audio) for c in alone.clips] == [["base"]] and alone.facts["state"] == "step 100 of 100"
+
+
+@pytest.mark.parametrize("torn", ["config.resolved.json", "env.json", "scores.jsonl", "metrics.jsonl"])
+def test_a_torn_run_is_compared_with_what_it_has(tmp_path: Path, torn: str) -> None:
+    a, b = rl_run(tmp_path / "a"), rl_run(tmp_path / "b", 2.0)
+    content = (b / torn).read_bytes()
+    (b / torn).write_bytes(content[: len(content) // 2])
+    made = _compare(a, b)
+    assert made.means["b"] and page_data(made, 2).plots
+    json.dumps(log.plain(made.as_dict()), allow_nan=False)
+    print_comparison(made)
+
+
+def test_what_is_not_a_number_costs_its_item(tmp_path: Path) -> None:
+    a, b = rl_run(tmp_path / "a"), rl_run(tmp_path / "b", 2.0)
+    rows = [json.loads(line) for line in (b / "scores.jsonl").read_text().splitlines()]
+    odd: dict[str, Any] = {"u0": float("nan"), "u1": "high", "u2": None, "u3": [1], "u4": True}
+    lines = [json.dumps({**r, "si_sdr": odd.get(r["key"], r["si_sdr"])}) + "\n" for r in rows]
+    (b / "scores.jsonl").write_text("".join(lines))
+    delta = _compare(a, b).pairings[0].deltas["b"]["si_sdr"]
+    assert delta.n == 3 and delta.dropped == 5
+
+
+def test_strings_of_a_run_never_become_markup(tmp_path: Path) -> None:
+    a, b = rl_run(tmp_path / "a", words=EVIL, count=2, steps=(0, 5)), rl_run(tmp_path / "b", words=EVIL, count=2, steps=(0, 5), data=EVIL)
+    html = render_report(tmp_path / "p.html", page_data(compare(open_pasts([str(a), f"{EVIL}={b}"])), 2)).read_text()
+    assert EVIL not in html and html.count("&lt;script&gt;alert(1)") > 4
+
+
+def test_one_run_cannot_be_compared_with_itself(tmp_path: Path) -> None:
+    a = rl_run(tmp_path / "a", count=2)
+    with pytest.raises(UserError, match="twice"):
+        _compare(a, f"{a}/")

@@ -1,0 +1,84 @@
+"""RL on synthesis: validation looks at what a reward does not, and a guard stops the run before the speech is spoilt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_tts import write_tts
+
+from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
+from rlspeech.models.hub import resolve
+from rlspeech.stages import rl
+from rlspeech.stages.rl_rules import complete
+from rlspeech.tasks import get_task
+from rlspeech.tasks.tts import Tts
+
+LIMIT = 0.5
+
+
+BRIEF = RewardSpec(name="tts_duration_ratio", weight=-1.0, scale="none")  # makes speech degenerate: the shorter the better
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A model and four texts; the same five times over to validate on, each with a draw of its own."""
+    made = write_tts(tmp_path_factory.mktemp("tts"))
+    rows = [json.loads(line) for line in Path(made["data"]).read_text().splitlines()]
+    valid = Path(made["data"]).with_name("valid.jsonl")
+    valid.write_text("".join(json.dumps({**row, "id": f"{row['id']}_{i}"}) + "\n" for i in range(5) for row in rows))
+    return {**made, "valid": str(valid)}
+
+
+def asked(tiny: dict[str, str], out: Path, **changes: Any) -> RL:
+    plain: dict[str, Any] = {
+        "task": "tts", "model": tiny["model"], "data": tiny["data"], "valid": tiny["valid"], "out": str(out), "steps": 60,
+        "rewards": [BRIEF], "truncated": "keep", "prompts_per_step": 4, "group": 8, "lr": 0.01, "kl_beta": 0.0,
+        "guards": [GuardSpec(name="tts_stopped"), GuardSpec(name="tts_duration_drift", max_drop=LIMIT)],
+        "valid_items": 20, "valid_every": 2, "save_every": 100, "device": "cpu", "workers": 0, "micro_batch": 4}
+    return RL(**{**plain, **changes})
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_guard_stops_a_reward_that_makes_speech_degenerate(tiny: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    made = rl.run(asked(tiny, out))
+    rows = rows_of(out)
+    checks = {r["step"]: r for r in rows if "valid/tts_duration_drift" in r}
+    assert made["tripped"] == made["stopped"] and "tts_duration_drift is worse" in made["stopped"] and made["steps"] < 60
+    assert list(checks) == list(range(0, made["steps"] + 1, 2))  # it looked all along, and stopped at the first look that was too bad
+    drift = {step: r["valid/tts_duration_drift"] - checks[0]["valid/tts_duration_drift"] for step, r in checks.items()}
+    assert drift[made["steps"]] > LIMIT and checks[made["steps"]]["valid/reward"] > checks[0]["valid/reward"]
+    assert Path(made["checkpoint"]).is_dir() and made["best"] and Path(made["best"]) == resolve(str(out), "tts")
+    kept = int(Path(made["best"]).name.removeprefix("step_"))
+    assert 0 < kept < made["steps"] and drift[kept] <= LIMIT  # rewarded less than the last, which the guard objects to
+    assert checks[kept]["delta/reward"] == max(r["delta/reward"] for step, r in checks.items() if step and drift[step] <= LIMIT)
+    assert Tts().load(str(out))[0].max_s == 4.0
+
+    again = rl.run(asked(tiny, out))  # the same command does not go on with the damage
+    assert again["tripped"] == made["tripped"] and again["steps"] == made["steps"] and again["best"] == made["best"]
+    assert [r for r in rows_of(out) if "lr" in r] == [r for r in rows if "lr" in r]
+
+
+def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: worse" if step else None)
+    made = rl.run(asked(tiny, tmp_path / "run", steps=2, rewards=[RewardSpec(name="tts_token_diversity", scale="none")]))
+    assert made["best"] is None and made["tripped"] == "step 2: worse"
+    assert "before any better checkpoint" in capsys.readouterr().err
+
+
+def test_the_default_guards_have_limits() -> None:
+    task = get_task("tts")
+    guards = {g.name: g.max_drop for g in complete(RL(task="tts"), task).guards}
+    assert {"tts_cer", "tts_stopped", "tts_duration_drift"} <= {n for n, drop in guards.items() if drop}
+    assert guards["tts_duration_ratio"] is None  # more is neither better nor worse
+    assert set(guards) <= set(task.default_guards) and set(task.guard_limits) <= set(task.default_guards)
+    own = complete(RL(task="tts", rewards=[RewardSpec(name="tts_cer", scale="none")], diffro=DiffRO()), task)
+    assert "tts_cer" not in {g.name for g in own.guards}

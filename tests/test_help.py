@@ -1,0 +1,201 @@
+"""Help texts and shell completion: complete, with examples that parse, derived from the settings, and quick."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+import typer.testing
+from pydantic import BaseModel
+
+from rlspeech.cli import ORDER, app, complete
+from rlspeech.cli.common import load
+from rlspeech.cli.shape import filled
+from rlspeech.schema import model
+from rlspeech.settings import preset_names
+
+RUN = typer.testing.CliRunner()
+ROOT: Any = typer.main.get_command(app)
+FLAGS = {  # option -> field, where the names differ
+    "reward": "rewards", "guard": "guards", "metric": "metrics", "model": "models", "condition": "conditions", "split": "splits",
+    "recogniser": "recognisers",
+}
+
+
+def walk(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group with its words."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from walk(below, (*path, name))
+
+
+EVERY = dict(walk())
+LEAVES = {path: c for path, c in EVERY.items() if not hasattr(c, "commands")}
+
+
+def examples(text: str) -> list[list[str]]:
+    """The commands of an epilog's example, in words."""
+    line = re.search(r"Example: (.+)", text)
+    assert line is not None
+    return [shlex.split(part) for part in re.split(r"&&|[|;]", line[1])]
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: " ".join(p) or "rlspeech")
+def test_every_command_has_an_example_that_parses(path: tuple[str, ...]) -> None:
+    found = examples(EVERY[path].epilog or "")
+    assert found[0][: len(path) + 1] == ["rlspeech", *path], "it shows the command itself"
+    for words in found:
+        assert words[0] == "rlspeech"
+        command, rest = ROOT, words[1:]
+        while hasattr(command, "commands"):
+            command = command.commands[rest.pop(0)]
+        command.make_context("x", list(rest))  # raises on an unknown option or a missing argument
+        assert set(w for w in rest if re.fullmatch(r"--[a-z].*", w)) <= {o for p in command.params for o in p.opts}
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: " ".join(p) or "rlspeech")
+def test_every_command_has_help(path: tuple[str, ...]) -> None:
+    formatter = EVERY[path].context_class(EVERY[path], info_name="x").make_formatter()
+    context = EVERY[path].context_class(EVERY[path], info_name="rlspeech " + " ".join(path))
+    EVERY[path].format_help(context, formatter)
+    shown = formatter.getvalue()
+    assert "Usage" in shown and "Example" in shown and "{" not in shown.split("Options:")[-1].replace("'{", "")
+    assert all(name in shown for name in getattr(EVERY[path], "commands", {}))
+    for parameter in EVERY[path].params:
+        assert parameter.name == "help" or getattr(parameter, "help", ""), f"{parameter.name} says nothing of itself"
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_takes_json_quiet_and_debug(path: tuple[str, ...]) -> None:
+    options = {o for p in LEAVES[path].params for o in p.opts}
+    assert {"--json", "--quiet", "-q", "--debug"} <= options
+
+
+def test_the_help_lists_the_stages_in_their_order() -> None:
+    shown = RUN.invoke(app, ["--help"]).stdout
+    places = [shown.split("Commands:")[1].index(f"\n  {name} ") for name in ORDER]
+    assert places == sorted(places) and set(ORDER) == set(ROOT.commands)
+    words = " ".join(shown.split())
+    assert "Exit codes" in words and all(code in words for code in ("0 done", "2 something", "130 Ctrl-C", "141 nobody", "1 a bug"))
+
+
+def schema_of(path: tuple[str, ...]) -> type[BaseModel] | None:
+    name = next((n for n in (" ".join(path), path[0]) if n in complete.SCHEMAS), None) if path else None
+    return None if name is None or path == ("prepare", "demo") else load(complete.SCHEMAS[name])
+
+
+def literals(annotation: Any) -> set[str]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return set(map(str, typing.get_args(annotation)))
+    return {v for part in typing.get_args(annotation) if model(part) is None for v in literals(part)}
+
+
+@pytest.mark.parametrize("path", [p for p in LEAVES if schema_of(p) is not None], ids=" ".join)
+def test_options_with_choices_name_all_of_them(path: tuple[str, ...]) -> None:
+    schema = schema_of(path)
+    assert schema is not None
+    for parameter in (p for p in LEAVES[path].params if p.param_type_name == "option"):
+        names = [n for n in (parameter.name, FLAGS.get(parameter.name, "")) if n in schema.model_fields]
+        said = filled(getattr(parameter, "help", "")) or ""
+        lacking = {c for n in names for c in literals(schema.model_fields[n].annotation)} - set(re.findall(r"[\w+-]+", said))
+        assert not lacking, f"{parameter.opts[0]} of {' '.join(path)} does not name {lacking}"
+
+
+def test_tasks_come_from_the_settings() -> None:
+    from rlspeech.config import RL, Pretrain
+
+    for command, schema in (("rl", RL), ("pretrain", Pretrain)):
+        shown = " ".join(RUN.invoke(app, [command, "--help"]).stdout.split()).replace("- ", "-")
+        tasks = typing.get_args(schema.model_fields["task"].annotation)
+        assert len(tasks) >= 4 and f"One of {', '.join(tasks)}." in shown
+
+
+# ---- completion
+
+
+def offered(line: str) -> list[str]:
+    """What is offered at the end of a line."""
+    from rlspeech.cli.shape import Group
+
+    assert isinstance(ROOT, Group)
+    *words, last = line.split(" ")
+    context, rest = ROOT.make_context("rlspeech", list(words), resilient_parsing=True), list(words)
+    command: Any = ROOT
+    while rest and rest[0] in getattr(command, "commands", {}):
+        name = rest.pop(0)
+        command = command.commands[name]
+        context = command.make_context(name, list(rest), parent=context, resilient_parsing=True)
+    if rest and rest[-1].startswith("-"):
+        option = next(p for p in command.params if rest[-1] in p.opts)
+        return [item.value for item in option.shell_complete(context, last)]
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    if arguments and not last.startswith("-"):
+        return [item.value for item in arguments[0].shell_complete(context, last)]
+    return [item.value for item in command.shell_complete(context, last)]
+
+
+def test_names_are_completed() -> None:
+    assert set(offered("pre")) == {"prepare", "pretrain", "presets"}
+    assert offered("rl --task ") == ["flowse", "avse", "asr", "tts"] and offered("rl --task fl") == ["flowse"]
+    assert set(offered("pretrain --task ")) > {"codec", "token-reward", "tts"}
+    assert offered("rl --algo g") == ["grpo", "grpo+diffro"]
+    assert offered("eval --video s") == ["shuffled"] and offered("enhance --task a") == ["avse"]
+    assert "estoi" in offered("rl --reward es") and "dnsmos_ovrl" in offered("eval --metric dns")
+    assert "pesq_wb" in offered("reward --reward pe") and "lsd" in offered("rl --guard l")
+    assert offered("rl --device cu") == ["cuda", "cuda:0"]
+    assert offered("presets keys re") == ["reward"]
+
+
+def test_presets_are_completed_for_their_stage() -> None:
+    rl, pretrain = offered("rl --preset "), offered("pretrain --preset ")
+    assert "flowse-grpo" in rl and "flowse-tiny" in pretrain and not set(rl) & set(pretrain)
+    assert set(offered("presets show ")) == set(preset_names()) == {*rl, *pretrain, *(set(preset_names()) - {*rl, *pretrain})}
+
+
+def test_settings_and_their_values_are_completed() -> None:
+    assert "explore.noise=" in offered("rl --set explore.") and offered("rl --set stee") == []
+    assert offered("rl --set lr_schedule=") == ["lr_schedule=linear", "lr_schedule=constant"]
+    assert "model.dim=" in offered("pretrain --set model.d")
+    assert "mixing.snr_db=" in offered("prepare mix --set mixing.") and offered("prepare join --set sam") == ["sample="]
+
+
+def ask_bash(line: str) -> subprocess.CompletedProcess[str]:
+    """What bash gets to hear on Tab."""
+    words = line.split(" ")
+    env = {**os.environ, "_RLSPEECH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    code = ("import sys, time\nstart = time.process_time()\nsys.argv = ['rlspeech']\nfrom rlspeech.cli import main\n"
+            "try:\n    main()\nfinally:\n    print(time.process_time() - start, 'torch' in sys.modules, file=sys.stderr)")
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("line", "expected"), [("rlspeech rl --reward esto", "estoi"), ("rlspeech rl --set explore.ki", "explore.kind=")])
+def test_completion_in_bash_is_quick_and_knows_no_torch(line: str, expected: str) -> None:
+    for _ in range(3):  # the first one may have to write byte code
+        done = ask_bash(line)
+        assert done.stdout.split() == [expected], done.stderr
+        seconds, torch = done.stderr.split()[-2:]
+        assert torch == "False"
+        if float(seconds) < 0.5:
+            return
+    pytest.fail(f"{seconds} s")
+
+
+def test_completion_can_be_shown_and_installed(tmp_path: Any) -> None:
+    options = {o for p in ROOT.params for o in p.opts}
+    assert {"--install-completion", "--show-completion"} <= options
+    env = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    start = time.monotonic()
+    run = [sys.executable, "-c", "import sys; sys.argv[0] = 'rlspeech'; from rlspeech.cli import main; main()"]
+    shown = subprocess.run([*run, "--show-completion", "bash"], env=env, capture_output=True, text=True, check=True).stdout
+    assert "complete" in shown and "_RLSPEECH_COMPLETE" in shown and time.monotonic() - start < 30
+    subprocess.run([*run, "--install-completion", "bash"], env=env, capture_output=True, text=True, check=True)
+    assert "rlspeech" in (tmp_path / ".bashrc").read_text() and list(tmp_path.rglob("rlspeech.sh"))

@@ -1,0 +1,43 @@
+"""The one-liners of ``examples/pipelines.sh``, at tiny size, and what they rely on: a pipe is a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """Environment with ``rlspeech`` on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "rlspeech").write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" -m rlspeech "$@"\n')
+    (folder / "rlspeech").chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RLSPEECH_CACHE": os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("jq", [pytest.param(True, marks=pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed"))])
+def test_every_pipeline_runs(tmp_path: Path, env: dict[str, str], jq: bool) -> None:
+    done = subprocess.run(["bash", str(ROOT / "examples" / "pipelines.sh")], cwd=tmp_path, capture_output=True, text=True, timeout=600,
+                          env={**env, "TINY": "1", "OUT": "out"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    said = [line for line in done.stderr.splitlines() if line and not line.startswith("== ")]
+    assert said == [], "quiet is quiet"
+    lines = done.stdout.splitlines()
+    assert "the test set has no mistakes" in lines and "avse-lr-no-sisnr: supervised_weight: 0.0" in lines
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(1 <= r["dnsmos_fast_ovrl"] <= 5 for r in rows)
+    mean = sum(r["dnsmos_fast_ovrl"] for r in rows) / 2
+    assert any(line.replace(".", "").isdigit() and abs(float(line) - mean) < 1e-3 for line in lines)
+    assert len(list((tmp_path / "out" / "enhanced").glob("*.flac"))) == 2 and len(list((tmp_path / "out" / "after").glob("*.flac"))) == 1

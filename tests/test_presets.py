@@ -1,0 +1,178 @@
+"""Every preset: loads as the command line loads it, says what it is, whose it is and how it is run, and is what was published."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import Any
+
+import pytest
+import typer
+import typer.testing
+from pydantic import BaseModel
+
+from rlspeech.cli import app, common, judge
+from rlspeech.config import RL, Evaluate, FlowModel, Pretrain, ScoreFolder
+from rlspeech.settings import preset_names, preset_path, preset_stage, resolve, stage_of
+from rlspeech.types import UserError
+
+RUN = typer.testing.CliRunner()
+SCHEMAS: dict[str, type[BaseModel]] = {"rl": RL, "pretrain": Pretrain, "eval": Evaluate, "reward": ScoreFolder}
+PAPERS = {  # paper -> its systems and the baselines that it is held against
+    "2601.16483": {"flowse-paper", "flowse-grpo", "flowse-grpo-dnsmos-only"},
+    "2603.13952": {"avse-paper", "avse-lr", "avse-dnsmos", "avse-sisnr", "avse-lr-no-sisnr", "avse-lr-shuffled"},
+    "2509.18569": {"asr-grpo", "asr-grpo-r1", "asr-grpo-r1r2", "asr-sft"},
+    "2509.01939": {"asr-edits"},
+    "2601.21337": {"asr-gspo"},
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configs that stages were called with; none of them runs."""
+    found: list[Any] = []
+    real = common.load
+
+    def load(path: str) -> Any:
+        if not path.endswith(":run"):
+            return real(path)
+        return lambda config, **_: found.append(config) or {}
+
+    for module in (common, judge):
+        monkeypatch.setattr(module, "load", load)
+        monkeypatch.setattr(module, "present", lambda config: None)  # none of the paths in the commands is there
+    return found
+
+
+def head(name: str) -> list[str]:
+    """The lines of the comment that a preset begins with."""
+    lines = preset_path(name).read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("# "))]]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_says_what_it_is_and_its_command_loads_it(name: str, asked: list[Any]) -> None:
+    lines, stage = head(name), preset_stage(preset_path(name))
+    assert stage in SCHEMAS and len(lines) >= 3
+    assert 20 <= len(lines[0]) <= 150 and not lines[0].startswith("rlspeech"), "the first line is what `presets ls` shows"
+    assert re.search(r"arXiv \d{4}\.\d{4,5}", "\n".join(lines)), "whose it is"
+    commands = [line for line in lines if line.startswith("rlspeech ")]
+    assert len(commands) == 1 and commands[0].startswith(f"rlspeech {stage} --preset {name}")
+    result = RUN.invoke(app, shlex.split(commands[0])[1:])
+    assert result.exit_code == 0, result.stderr
+    (config,) = asked
+    assert stage_of(type(config)) == stage and config.out, "its command says where results go"
+    plain, provenance = resolve(SCHEMAS[stage], name)
+    assert provenance and all(where.startswith(f"preset {name}, line ") for where in provenance.values())
+    assert config.task == plain.task  # type: ignore[attr-defined]
+
+
+def test_presets_are_listed_with_a_line_each() -> None:
+    listed = json.loads(RUN.invoke(app, ["presets", "ls", "--json"]).stdout)["presets"]
+    assert [p["name"] for p in listed] == preset_names()
+    assert all(p["about"] == head(p["name"])[0] and "\n" not in p["about"] for p in listed)
+    assert len({p["about"] for p in listed}) == len(listed), "no two read the same"
+    shown = RUN.invoke(app, ["presets", "ls"]).stdout.splitlines()
+    assert all(sum(line.split()[:1] == [p["name"]] and p["about"] in line for line in shown) == 1 for p in listed)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_show_gives_the_file_as_it_is(name: str) -> None:
+    assert RUN.invoke(app, ["presets", "show", name]).stdout == preset_path(name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_published_systems_and_their_baselines_have_presets(paper: str) -> None:
+    for name in PAPERS[paper]:
+        assert any(paper in line for line in head(name)), name
+
+
+def test_unknown_presets_are_refused_with_the_closest_name() -> None:
+    with pytest.raises(UserError, match="flowse-gpro") as caught:
+        preset_path("flowse-gpro")
+    assert caught.value.try_this.startswith("--preset flowse-grpo")
+
+
+@pytest.mark.parametrize("name", [n for n in preset_names() if preset_stage(preset_path(n)) == "rl"])
+def test_rewards_and_guards_of_presets_exist(name: str) -> None:
+    from rlspeech.rewards.base import available
+
+    known = {column for family in available() for column in family.columns}
+    config, _ = resolve(RL, name)
+    assert {s.name for s in config.rewards} | {g.name for g in config.guards} <= known
+    assert not {s.name for s in config.rewards} & {g.name for g in config.guards}, "a guard is a metric that is not rewarded"
+    low = config.explore.nfe[0] if config.explore.nfe else 1  # null: the model's own steps, one at least
+    assert config.explore.window <= low and (
+        config.explore.start == "last" or 1 <= config.explore.start[0] <= config.explore.start[1] < low
+    )
+    assert config.prompts_per_step % config.updates_per_collection == 0
+
+
+def test_flowse_grpo_is_the_published_setting() -> None:
+    config, _ = resolve(RL, "flowse-grpo")
+    assert config.steps * config.updates_per_collection == 5000
+    assert config.steps * config.prompts_per_step * config.group == 900_000
+    assert (config.explore.kind, config.explore.noise, config.explore.window, config.explore.start, config.explore.nfe) == (
+        "sde",
+        0.4,
+        2,
+        (1, 3),
+        (7, 10),
+    )
+    assert {(r.name, r.weight, r.scale) for r in config.rewards} == {
+        ("dnsmos_ovrl", 0.6, "batch"),
+        ("speaker_similarity", 1.0, "batch"),
+        ("speech_bert_score", 1.0, "batch"),
+    }
+    assert config.lora is not None and (config.lora.rank, config.lora.alpha, config.lora.targets) == (32, 64.0, "attention")
+
+
+def test_avse_lr_is_the_published_setting() -> None:
+    """Section 1.4 of what is known: sigma 0.05, clip 0.1, beta 1e-4, gamma 1.0, rate 1e-3; relative reward, no critic."""
+    config, _ = resolve(RL, "avse-lr")
+    assert (config.algo, config.ppo.form, config.ppo.kl_in) == ("ppo", "relative", "advantage")
+    assert (config.explore.kind, config.explore.noise, config.group) == ("mask", 0.05, 1)
+    assert (config.clip_range, config.kl_beta, config.supervised_weight, config.lr) == (0.1, 1e-4, 1.0, 1e-3)
+    assert [r.name for r in config.rewards] == ["llm"]
+
+
+@pytest.mark.parametrize("name", ["avse-dnsmos", "avse-lr-no-sisnr", "avse-lr-shuffled", "avse-sisnr"])
+def test_baselines_and_controls_differ_in_one_thing(name: str) -> None:
+    from rlspeech.config import Exploration
+
+    published, other = (resolve(RL, n)[0].model_dump() for n in ("avse-lr", name))
+    changed = {k for k in published if published[k] != other[k]}
+    allowed = {"avse-dnsmos": {"rewards", "guards"}, "avse-lr-no-sisnr": {"supervised_weight"}, "avse-lr-shuffled": {"video"},
+               "avse-sisnr": {"policy_weight", "explore", "clip_range", "kl_beta"}}  # the last three do nothing without a policy loss
+    assert changed and changed <= allowed[name]
+    assert other["policy_weight"] == 0 or other["explore"] == published["explore"] != Exploration().model_dump()
+
+
+def parameters(model: FlowModel) -> int:
+    import torch
+
+    from rlspeech.models.flow import FlowEnhancer
+
+    with torch.device("meta"):  # shapes only
+        return sum(p.numel() for p in FlowEnhancer(model).parameters())
+
+
+def test_flowse_paper_has_the_published_size() -> None:
+    assert parameters(resolve(Pretrain, "flowse-paper")[0].model) == 46_179_920
+
+
+def test_avse_paper_has_the_published_size() -> None:
+    import torch
+
+    from rlspeech.models.avse import AvseEnhancer
+
+    config = resolve(Pretrain, "avse-paper")[0].avse
+    with torch.device("meta"):
+        assert sum(p.numel() for p in AvseEnhancer(config).parameters()) == pytest.approx(22.3e6, abs=5e4)
+    assert config.channels == 2
+
+
+def test_the_models_of_the_presets_can_be_built() -> None:
+    assert parameters(resolve(Pretrain, "flowse-tiny")[0].model) < 7_500_000  # fp16 weights under 15 MB
+    assert 10_000_000 < parameters(resolve(Pretrain, "flowse-small")[0].model) < 30_000_000
