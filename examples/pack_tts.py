@@ -47,6 +47,7 @@ def main() -> None:
             model.layout = replace(model.layout, codec="embedded")
             model.cfg = model.cfg and model.cfg.model_copy(update={"codec": "embedded"})
             save_codec_lm(target, model, facts=facts_of(about), half=True)
+        (target / "state.json").unlink(missing_ok=True)  # a trainer's, copied with the tokenizer
         print(target, round(sum(f.stat().st_size for f in target.iterdir()) / 1e6, 1), "MB")
 
 

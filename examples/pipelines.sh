@@ -18,8 +18,12 @@ say "a corpus, and is it whole? The exit code says so"
 rlspeech prepare demo --out "$out/data" --quiet
 rlspeech check "$out/data/test.jsonl" --quiet && echo "the test set has no mistakes"
 
-say "files with any names, through find and xargs, into the enhancer"
-find "$out/data/audio/test" -name '*.flac' -print0 | sort -z | head -z -n "$some" | xargs -0 rlspeech enhance --out "$out/enhanced" --set nfe=1 --quiet
+say "a preset, changed on its way, is a config; the JSON says where the run is"
+run=$(rlspeech presets show flowse-demo-rl | sed -e 's/^steps: .*/steps: 1/' -e 's/^rewards: .*/rewards: [estoi]/' -e 's/^guards: .*/guards: []/' \
+  | rlspeech rl --config - --out "$out/rl" "${few[@]}" --quiet --json | json run)
+
+say "files with any names, through find and xargs, into that run's enhancer"
+find "$out/data/audio/test" -name '*.flac' -print0 | sort -z | sed -z -n "1,${some}p" | xargs -0 rlspeech enhance --model "$run" --out "$out/enhanced" --set nfe=1 --quiet
 
 say "a list of files on stdin into the scorer, one number out"
 find "$out/enhanced" -name '*.flac' | rlspeech reward - --reward dnsmos_fast_ovrl --out "$out/scores" --quiet --json | json metrics.dnsmos_fast_ovrl.mean
@@ -29,13 +33,7 @@ if command -v jq > /dev/null; then jq -r '[.dnsmos_fast_ovrl, .key] | @tsv' "$ou
 
 say "what is said in a few recordings, as a list of words by how often they occur"
 rlspeech prepare demo --commands --out "$out/speech" --quiet
-find "$out/speech/audio/test/clean" -name '*.flac' | sort | head -n "$some" | rlspeech transcribe - --quiet | cut -f 2 | tr ' ' '\n' | sort | uniq -c | sort -rn
-
-say "a preset, changed on its way, is a config; the run's checkpoint goes into the next command"
-run=$(rlspeech presets show flowse-demo-rl | sed -e 's/^steps: .*/steps: 1/' -e 's/^rewards: .*/rewards: [estoi]/' -e 's/^guards: .*/guards: []/' \
-  | rlspeech rl --config - --out "$out/rl" "${few[@]}" --quiet --json | json run)
-rlspeech enhance "$(find "$out/data/audio/test" -name '*.flac' | sort | sed -n 1p)" --model "$run" --out "$out/after" --set nfe=1 --quiet
-ls "$out/after"
+find "$out/speech/audio/test/clean" -name '*.flac' | sort | sed -n "1,${some}p" | rlspeech transcribe - --quiet | cut -f 2 | tr ' ' '\n' | sort | uniq -c | sort -rn
 
 say "which ablations of LR-AVSE leave something out? Presets are text"
 rlspeech presets ls avse-lr --quiet | while read -r name; do printf '%s: ' "$name"; rlspeech presets show "$name" | grep '^supervised_weight'; done

@@ -3,25 +3,26 @@
 #   DATA  folder with manifest.jsonl, manifest_digits.jsonl and speech/;  OUT  where runs go (default runs/embedded-tts)
 #   MATERIAL  what asr_material.py wrote, to use it again
 #   TINY=1  a few steps of everything, for tests.  Needs the program flite.
-# The codec hears everything there is; the other two know a closed domain, digit strings, orders to devices and short sentences, by four of
-# flite's voices and three real speakers of digits. About an hour and a half on one core.
+# The codec hears everything there is; the other two know a closed domain: digit strings, orders to devices and short sentences. The language
+# model learns from two voices at one pace, so that it has to learn what is said and little else; whose voice it is comes from the prompt,
+# through the codec. About two hours on one core. The shipped weights had their steps in several stretches (assets/*/README.md).
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl and manifest_digits.jsonl}}
 out=${OUT:-runs/embedded-tts}; material=${MATERIAL:-$out/material}
 here=$(cd "$(dirname "$0")" && pwd)
-few=(); size=(); sets=(); small=()
+few=(); size=(); rows=(); small=()
 if [ -n "${TINY:-}" ]; then
-  few=(--set steps=2 --set valid_items=4 --set batch=2); size=(--spoken 24 --strings 24); sets=(--rl 4 --each 1)
+  few=(--set steps=2 --set valid_items=4 --set batch=2); size=(--spoken 24 --strings 24); rows=(--train 8 --rl 4 --each 1)
   small=(--set tts.dim=32 --set tts.layers=1 --set tts.heads=2 --set tts.ff=64)
 fi
 
 [ -f "$material/test.jsonl" ] || python "$here/asr_material.py" --data "$data" --out "$material" "${size[@]}"
-python "$here/tts_sets.py" --data "$data" --material "$material" --out "$out/sets" "${sets[@]}"
-for set in train rl valid test; do
+python "$here/tts_sets.py" --material "$material" --out "$out/sets" "${rows[@]}"
+for set in train reward valid test; do
   rlspeech prepare tts "$out/sets/$set.jsonl" --prompt-s 0.8 3 --out "$out/data/$set"
 done
 rlspeech pretrain --preset codec-tiny --data "$material/train.jsonl" --valid "$material/valid.jsonl" --out "$out/codec" "${few[@]}"
-rlspeech pretrain --preset token-reward-tiny --data "$out/data/train/train.jsonl" --valid "$out/data/valid/valid.jsonl" \
+rlspeech pretrain --preset token-reward-tiny --data "$out/data/reward/reward.jsonl" --valid "$out/data/valid/valid.jsonl" \
   --set token_reward.codec="$out/codec" --out "$out/token-reward" "${few[@]}"
 rlspeech pretrain --preset tts-tiny --data "$out/data/train/train.jsonl" --valid "$out/data/valid/valid.jsonl" \
   --set tts.codec="$out/codec" --out "$out/tts" "${few[@]}" "${small[@]}"

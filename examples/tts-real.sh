@@ -13,13 +13,13 @@ material=${MATERIAL:-$out/material}; sets=${SETS:-$out/data}
 here=$(cd "$(dirname "$0")" && pwd)
 few=(); size=(); rows=(); eval_few=()
 if [ -n "${TINY:-}" ]; then
-  size=(--spoken 24 --strings 24); rows=(--rl 4 --each 1); seeds=0; steps=2; long=3; eval_few=(--limit 4)
+  size=(--spoken 24 --strings 24); rows=(--train 2 --rl 4 --each 1); seeds=0; steps=2; long=3; eval_few=(--limit 4)
   few=(--set valid_items=2 --set prompts_per_step=2 --set group=2 --set valid_every=2 --set save_every=2)
 fi
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ ! -f "$sets/test/test.jsonl" ]; then
   [ -f "$material/test.jsonl" ] || python "$here/asr_material.py" --data "$data" --out "$material" "${size[@]}"
-  python "$here/tts_sets.py" --data "$data" --material "$material" --out "$out/sets" "${rows[@]}"
+  python "$here/tts_sets.py" --material "$material" --out "$out/sets" "${rows[@]}"
   for set in rl valid test; do rlspeech prepare tts "$out/sets/$set.jsonl" --prompt-s 0.8 3 --out "$sets/$set"; done
 fi
 
@@ -28,28 +28,31 @@ tune() { # NAME SEED OPTIONS...
   rlspeech rl --preset tts-demo-rl --model "$model" --data "$sets/rl/rl.jsonl" --valid "$sets/valid/valid.jsonl" --set diffro.reward="$reward" \
     --steps "$steps" --set valid_every="$steps" --set save_every="$steps" --seed "$seed" --out "$out/$name" "${few[@]}" "$@"
 }
-r1="{name: \"token_accuracy[model=$reward]\", scale: none}"
+r1="{name: \"token_posterior[model=$reward,nll_scale=1]\", scale: none}"
 r2='{name: tts_duration, scale: none}'
 r3='{name: tts_token_diversity, scale: none, weight: 0.5}, {name: tts_pitch_std, scale: none, weight: 0.5}'
 mkdir -p "$out"
-echo "rewards: [$r1]" > "$out/r1.yaml"
-echo "rewards: [$r1, $r2]" > "$out/r12.yaml"
-echo "rewards: [$r1, $r2, $r3]" > "$out/r123.yaml"
+watch='guards: [tts_cer]'  # watched only: every arm goes to its end
+printf '%s\n' "rewards: [$r1]" "$watch" > "$out/r1.yaml"
+printf '%s\n' "rewards: [$r1, $r2]" "$watch" > "$out/r12.yaml"
+printf '%s\n' "rewards: [$r1, $r2, $r3]" "$watch" > "$out/r123.yaml"
 models=(--model "base=$model")
 for seed in $seeds; do
   tune "sft-$seed" "$seed" --algo grpo --set policy_weight=0 --set supervised_weight=1
   tune "grpo-$seed" "$seed" --algo grpo --config "$out/r1.yaml"
   tune "diffro-$seed" "$seed" --algo diffro --config "$out/r1.yaml"
   tune "sum-$seed" "$seed" --algo grpo+diffro --config "$out/r1.yaml" --set diffro.on=all
-  tune "r1-$seed" "$seed" --algo grpo+diffro --config "$out/r1.yaml"
   tune "r12-$seed" "$seed" --algo grpo+diffro --config "$out/r12.yaml"
-  tune "r123-$seed" "$seed" --algo grpo+diffro --config "$out/r123.yaml"
-  for arm in sft grpo diffro sum r1 r12 r123; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
+  for arm in sft grpo diffro sum r12; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
+done
+for rewards in r1 r123; do
+  tune "$rewards-0" 0 --algo grpo+diffro --config "$out/$rewards.yaml"
+  models+=(--model "$rewards-0=$out/$rewards-0")
 done
 rlspeech eval --task tts --data "$sets/test/test.jsonl" "${models[@]}" --baseline base --recogniser tts_judge:listen --out "$out/eval" "${eval_few[@]}"
 for against in base grpo diffro; do python "$here/tts_seeds.py" "$out/eval" --data "$sets/test/test.jsonl" --baseline "$against"; done
-if [ "$long" != 0 ]; then # is GRPO alone still there after so many steps, or does its guard stop it?
-  tune grpo-long 0 --algo grpo --config "$out/r1.yaml" --steps "$long" --set valid_every=$((long / 15 + 1)) --set save_every=$((long / 15 + 1)) \
-    --guard tts_accuracy=0.1 --guard tts_stopped=0.1
+if [ "$long" != 0 ]; then # is GRPO alone still there after so many steps (small ones), or does its guard stop it?
+  tune grpo-long 0 --algo grpo --config "$out/r1.yaml" --steps "$long" --set prompts_per_step=2 --set group=4 --set lr_schedule=constant \
+    --set valid_every=$((long / 10 + 1)) --set save_every=$((long / 10 + 1)) --guard tts_cer=0.05 --guard tts_stopped=0.05
 fi
 echo "the report is $out/eval/report.html"

@@ -37,7 +37,9 @@ def arpa(texts: Sequence[str]) -> str:
     back = math.log10(1 - KEEP)
     lines = ["\\data\\", f"ngram 1={len(words) + 1}", f"ngram 2={len(pairs)}", "", "\\1-grams:", f"-99 <s> {back:.4f}"]
     lines += [f"{math.log10(n / total):.4f} {w} {back:.4f}" for w, n in sorted(words.items())]
-    lines += ["", "\\2-grams:", *(f"{math.log10(KEEP * n / starts[a]):.4f} {a} {b}" for (a, b), n in sorted(pairs.items())), "", "\\end\\", ""]
+    lines += ["", "\\2-grams:"]
+    lines += [f"{math.log10(KEEP * n / starts[a]):.4f} {a} {b}" for (a, b), n in sorted(pairs.items())]
+    lines += ["", "\\end\\", ""]
     return "\n".join(lines)
 
 

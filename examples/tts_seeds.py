@@ -53,7 +53,7 @@ def main() -> None:
     names = [n for n in scores[next(iter(scores))] if n.startswith(("tts_", "dnsmos", "speaker"))]
     if "finished" in scores[next(iter(scores))]:
         names.append("finished")
-    means = {arm: {n: {k: float(np.mean(scores[arm][n][k])) if scores[arm][n].get(k) else None for k in keys} for n in names} for arm in counts}
+    means = {arm: {n: {k: float(np.mean(v)) if (v := scores[arm][n].get(k)) else None for k in keys} for n in names} for arm in counts}
     for baseline in args.baseline or ["base"]:
         made = compare({arm: [rows[k] for k in keys] for arm, rows in counts.items()}, baseline)
         print(f"\nagainst {baseline}, {len(keys)} texts\n\n| | {' | '.join([*RATES, *names])} |\n|{'---|' * (len(RATES) + len(names) + 1)}")

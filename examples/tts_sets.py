@@ -1,66 +1,94 @@
-"""Sets for the embedded synthesiser out of what ``asr_material.py`` wrote: a closed domain of digit strings, commands and short sentences.
+"""Sets for the embedded synthesiser: a closed domain of digit strings, orders to devices and short sentences.
 
-    python examples/tts_sets.py --data FOLDER --material runs/asr/material --out runs/tts/sets
+    python examples/tts_sets.py --material runs/asr/material --out runs/tts/sets      (needs the program flite)
 
-train   recordings of digits strung together, and flite's sentences in four voices (nothing else: read speech has too many words)
-rl      further texts, nobody has trained on them, with recordings, so that supervised training on the same rows is a fair control
-valid   known voices, texts held back; a few rows, for the course of a run
-test    texts that are in no other set; ``condition``: voices that were trained on, and voices that were not (flite's awb, one real speaker)
+train   sentences of the domain by two of flite's voices at their own pace: what is said when; whose voice it is comes from the prompt
+rl      further texts, nothing has been trained on them, with recordings, so that supervised training on the same rows is a fair control
+reward  what the token-to-text reward learns from: real speakers' digits and flite's four voices at many paces
+valid   texts held back, voices that the codec was trained on; a few rows, for the course of a run
+test    texts that are in no other set; ``condition``: voices that the codec was trained on, and voices that it was not (flite's awb)
 
-Every row has a prompt afterwards: ``rlspeech prepare tts SET.jsonl``.
+``asr_material.py`` makes the material. Every row has a prompt afterwards: ``rlspeech prepare tts SET.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import subprocess
+import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from asr_material import spoken, strings
+import soundfile as sf
+from asr_texts import draw
 
+from rlspeech.data.audio import resample, save_audio, to_level
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance
 
+RATE = 16000
 KINDS = ("digits", "grid", "command", "plain")
+VOICES = ("slt", "rms")
 LONGEST_S = 7.0
 
 
 def domain(path: Path) -> list[Utterance]:
     """Rows of the domain: digits of real speakers, sentences of flite."""
-    return [u for u in read_manifest(path) if u.extra.get("corpus") in ("flite", "digits") and u.extra.get("kind") in KINDS
-            and u.duration <= LONGEST_S]
+    return [u for u in read_manifest(path)
+            if u.extra.get("corpus") in ("flite", "digits") and u.extra.get("kind") in KINDS and u.duration <= LONGEST_S]
 
 
 def some(rows: list[Utterance], each: int, condition: str, without: set[str], rng: random.Random) -> list[Utterance]:
-    """Up to ``each`` rows of every kind and source whose text is new."""
+    """Up to ``each`` rows of every kind whose text is new, spoken by flite: a listener trained on clean English hears those well."""
     groups = defaultdict(list)
     for row in rows:
-        if row.text not in without:
-            groups[row.extra["kind"], row.extra["corpus"]].append(row)
+        if row.text not in without and row.extra["corpus"] == "flite":
+            groups[row.extra["kind"]].append(row)
     picked = [u for _, group in sorted(groups.items()) for u in rng.sample(group, min(each, len(group)))]
     return [replace(u, extra={**u.extra, "condition": condition}) for u in picked]
 
 
+def spoken(out: Path, name: str, count: int, without: set[str], rng: random.Random) -> list[Utterance]:
+    """Sentences of the domain that are in none of ``without``, spoken at the voice's own pace and pitch."""
+    rows: list[Utterance] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        wav_path = Path(scratch) / "speech.wav"
+        while len(rows) < count:
+            kind, text = draw(rng)
+            if text in without:
+                continue
+            voice = rng.choice(VOICES)
+            subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav_path)], check=True, capture_output=True)
+            raw, rate = sf.read(wav_path, dtype="float32")
+            wav = to_level(resample(raw, rate, RATE), -25.0)
+            path = out / "spoken" / f"{name}_{len(rows):05d}_{voice}.flac"
+            save_audio(path, wav, RATE)
+            rows.append(Utterance(path.stem, str(path), len(wav) / RATE, RATE, text=text, speaker_id=f"flite-{voice}", language="en",
+                                  extra={"kind": kind, "corpus": "flite"}))
+    return rows
+
+
 def main() -> None:
-    """Write the four sets."""
+    """Write the five sets."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--material", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rl", type=int, default=600, help="sentences for rl; a quarter as many digit strings beside them")
+    parser.add_argument("--train", type=int, default=16000)
+    parser.add_argument("--rl", type=int, default=640)
     parser.add_argument("--each", type=int, default=12, help="test rows of every kind and condition")
     args = parser.parse_args()
     out, rng = args.out.resolve(), random.Random(5)
-    sets = {part: domain(args.material / f"{part}.jsonl") for part in ("train", "valid", "test")}
-    fresh = spoken(out, args.rl, "rl", random.Random("rl texts"), []) + strings(args.data.resolve(), out, args.rl // 4, "train", random.Random(99))
-    used = {str(u.text) for u in [*sets["train"], *fresh]}
-    valid = some(sets["valid"], max(2, args.each // 2), "known voice", used, rng)
-    used |= {str(u.text) for u in valid}
-    test = some(sets["valid"], args.each, "known voice", used, rng) + some(sets["test"], args.each, "new voice", used, rng)
-    rl = [u for u in fresh if u.extra["kind"] in KINDS and u.duration <= LONGEST_S]
-    for name, rows in {"train": sets["train"], "rl": rl, "valid": valid, "test": test}.items():
+    known = {part: domain(args.material / f"{part}.jsonl") for part in ("train", "valid", "test")}
+    heard = {str(u.text) for u in known["train"]}  # by the reward: what it has read before is no test
+    valid = some(known["valid"], max(1, args.each // 2), "known voice", heard, rng)
+    used = heard | {str(u.text) for u in valid}
+    test = some(known["valid"], args.each, "known voice", used, rng) + some(known["test"], args.each, "new voice", used, rng)
+    kept = {str(u.text) for u in [*valid, *test]}
+    train = spoken(out, "train", args.train, kept, random.Random(123))
+    rl = spoken(out, "rl", args.rl, kept | {str(u.text) for u in train}, random.Random(99))
+    for name, rows in {"train": train, "rl": rl, "reward": known["train"], "valid": valid, "test": test}.items():
         write_manifest(out / f"{name}.jsonl", rows)
         print(name, len(rows), "utterances", round(sum(u.duration for u in rows) / 60, 1), "minutes")
 

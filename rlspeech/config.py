@@ -6,9 +6,10 @@ unknown keys with the closest name. Descriptions below become the help text.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rlspeech.config_models import (
     AvseModel,
@@ -24,6 +25,15 @@ from rlspeech.config_models import (
 __all__ = ["PPO", "RL", "Augment", "AvseModel", "CodecLMModel", "CodecModel", "DiffRO", "Evaluate", "Exploration", "FlowModel", "GuardSpec",
            "ListenerModel", "Lora", "Mixing", "Pretrain", "RecogniserModel", "RewardSpec", "Sampling", "ScoreFolder", "Strict", "TokenRewardModel",
            "Video"]
+
+
+def _own_task(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise ValueError("or package.module:Class")
+    return name
+
+
+OwnTask = Annotated[str, AfterValidator(_own_task)]  # see tasks/__init__.py
 
 
 class Mixing(Strict):
@@ -68,7 +78,7 @@ TRACKERS = "who gets the curves besides metrics.jsonl: auto: TensorBoard where i
 class Pretrain(Strict):
     """``rlspeech pretrain``."""
 
-    task: Literal["flowse", "avse", "listener", "asr", "codec", "tts", "token-reward"] = "flowse"
+    task: Literal["flowse", "avse", "listener", "asr", "codec", "tts", "token-reward"] | OwnTask = "flowse"
     data: str | None = Field(None, description="manifest (paired), mixture recipe (mix.json) or folder holding one; none: the embedded corpus")
     valid: str | None = Field(None, description="paired manifest for samples and metrics while it runs; none: held back from data")
     init: str | None = Field(None, description="checkpoint to start from, or 'embedded'; none: random weights")
@@ -180,7 +190,7 @@ class DiffRO(Strict):
 class RL(Strict):
     """``rlspeech rl``."""
 
-    task: Literal["flowse", "avse", "asr", "tts"] = "flowse"
+    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = "flowse"
     algo: Literal["grpo", "ppo", "diffro", "grpo+diffro"] = "grpo"
     model: str = Field("embedded", description="checkpoint folder, or 'embedded'")
     data: str | None = Field(None, description="manifest or mixture recipe; none: the embedded corpus")
@@ -242,7 +252,7 @@ class RL(Strict):
 class Evaluate(Strict):
     """``rlspeech eval``."""
 
-    task: Literal["flowse", "avse", "asr", "tts"] = "flowse"
+    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = "flowse"
     data: str | None = Field(None, description="paired manifest; none: the embedded test set")
     models: dict[str, str] = Field(default_factory=dict, description="name -> checkpoint; the unprocessed input is always scored first")
     baseline: str | None = Field(None, description="system that the others are paired against; none: the first of several models, the input of a single one")

@@ -78,6 +78,8 @@ def type_name(annotation: Any) -> str:
         return "|".join(type_name(a) for a in typing.get_args(annotation))
     if annotation is type(None):
         return "null"
+    if typing.get_origin(annotation) is typing.Annotated:
+        return type_name(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (list, tuple, dict):
         return f"{typing.get_origin(annotation).__name__}[{', '.join(type_name(a) for a in typing.get_args(annotation))}]"
     return getattr(annotation, "__name__", str(annotation))

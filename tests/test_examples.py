@@ -77,6 +77,16 @@ def test_rule_rewards_on_real_recordings(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
+@pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed")
+def test_synthesis_is_made_and_tuned_on_real_recordings(tmp_path: Path) -> None:
+    pytest.importorskip("pocketsphinx")
+    run("train-embedded-tts.sh", tmp_path, OUT="made")
+    assert all((tmp_path / "made" / name / "checkpoints" / "latest").is_file() for name in ("codec", "token-reward", "tts"))
+    run("tts-real.sh", tmp_path, OUT="out", MATERIAL="made/material")
+    assert {"base", "sft-0", "grpo-0", "diffro-0", "sum-0", "r1-0", "r12-0", "r123-0"} <= set(systems(tmp_path / "out"))
+
+
+@pytest.mark.realdata
 @pytest.mark.skipif(not REALDATA, reason="RLSPEECH_REALDATA is not set")
 @pytest.mark.parametrize("script", ["train-embedded-flowse.sh", "flowse-grpo-real.sh", "train-embedded-avse.sh", "avse-real.sh"])
 def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +21,13 @@ def env(tmp_path: Path) -> dict[str, str]:
     (folder / "rlspeech").write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" -m rlspeech "$@"\n')
     (folder / "rlspeech").chmod(0o755)
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RLSPEECH_CACHE": os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))}
+    cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RLSPEECH_CACHE": cache}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("jq", [pytest.param(True, marks=pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed"))])
-def test_every_pipeline_runs(tmp_path: Path, env: dict[str, str], jq: bool) -> None:
+def test_every_pipeline_runs(tmp_path: Path, env: dict[str, str]) -> None:
     done = subprocess.run(["bash", str(ROOT / "examples" / "pipelines.sh")], cwd=tmp_path, capture_output=True, text=True, timeout=600,
                           env={**env, "TINY": "1", "OUT": "out"})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -40,4 +39,4 @@ def test_every_pipeline_runs(tmp_path: Path, env: dict[str, str], jq: bool) -> N
     assert len(rows) == 2 and all(1 <= r["dnsmos_fast_ovrl"] <= 5 for r in rows)
     mean = sum(r["dnsmos_fast_ovrl"] for r in rows) / 2
     assert any(line.replace(".", "").isdigit() and abs(float(line) - mean) < 1e-3 for line in lines)
-    assert len(list((tmp_path / "out" / "enhanced").glob("*.flac"))) == 2 and len(list((tmp_path / "out" / "after").glob("*.flac"))) == 1
+    assert len(list((tmp_path / "out" / "enhanced").glob("*.flac"))) == 2

@@ -31,7 +31,7 @@ TINY = {
     "eval": ["limit=2", "players=1", "workers=1", "nfe=1"],
     "enhance": ["nfe=1"],
 }
-ASR = {  # a recogniser's rows are never cut, and it takes no Euler steps
+ASR = {  # rows of recognisers and synthesisers are never cut, and they take no Euler steps
     "pretrain": ["steps=2", "batch=2", "valid_items=2"],
     "rl": ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "updates_per_collection=1", "valid_items=2", "probe_batches=4"],
     "eval": ["limit=4", "players=1"],
@@ -101,7 +101,7 @@ def shim(tmp_path: Path) -> dict[str, str]:
     def cases(table: dict[str, list[str]]) -> str:
         return "\n".join(f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in table.items())
 
-    lay = (f'case " $* " in *" --help "*) ;;\n*"--task asr "*|*"--preset asr-"*) case "$1" in\n{cases(ASR)}\nesac ;;\n'
+    lay = (f'case " $* " in *" --help "*) ;;\n*"--task asr "*|*"--preset asr-"*|*"--task tts "*|*"--preset tts-"*) case "$1" in\n{cases(ASR)}\nesac ;;\n'
            f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac')
     text = f'#!/usr/bin/env bash\n{lay}\nexec {shlex.quote(sys.executable)} -m rlspeech "$@"\n'
     (folder / "rlspeech").write_text(text)

@@ -69,8 +69,21 @@ def test_default_name_depends_on_what_changes_the_result(tmp_path: Path, monkeyp
     assert names[0].startswith("rl-flowse-grpo-") and run.path.parent == tmp_path / "runs"
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+def begun(folder: Path) -> None:
+    """A run with a first result."""
+    with Run.create(folder, "rl", Config()) as run:
+        run.save_checkpoint(1, lambda path: (path / "x").write_text("1"), {})
+
+
+def test_a_run_that_never_began_is_no_obstacle(tmp_path: Path) -> None:
     Run.create(tmp_path, "rl", Config()).close()
+    with Run.create(tmp_path, "rl", Config(lr=0.5)) as run:  # the first one failed before its first step, say for a misspelt reward
+        assert not run.resumed
+    assert json.loads((tmp_path / "config.resolved.json").read_text())["lr"] == 0.5
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    begun(tmp_path)
     with pytest.raises(UserError) as caught:
         Run.create(tmp_path, "rl", Config(lr=0.5, model=Inner(dim=8), workers=0))
     assert "lr: 0.001 then, 0.5 now" in caught.value.why and "model.dim" in caught.value.why and "workers" not in caught.value.why
@@ -85,7 +98,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_key_younger_than_the_run_takes_its_default(tmp_path: Path) -> None:
-    Run.create(tmp_path, "rl", Config()).close()
+    begun(tmp_path)
     resolved = tmp_path / "config.resolved.json"
     old = json.loads(resolved.read_text())
     del old["lr"]

@@ -71,7 +71,8 @@ def resolve(name: str, task: str = "flowse") -> Path:
     if name in {"embedded", "tiny"}:
         packaged = embedded_path(task)
         if not (packaged / "config.json").is_file():
-            raise UserError(f"no {TITLES.get(task) or KINDS[task].title} came with this installation", f"{packaged} holds no checkpoint",
+            title = TITLES.get(task, KINDS[task].title if task in KINDS else task)
+            raise UserError(f"no {title} came with this installation", f"{packaged} holds no checkpoint",
                             INSTEAD.get(task, "name a checkpoint of your own"))
         return packaged
     path = Path(name)

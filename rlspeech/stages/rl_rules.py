@@ -46,7 +46,7 @@ def refuse(config: RL) -> None:
     Raises:
         UserError: such a setting with another value than its default.
     """
-    for name in sorted(config.model_fields_set & set(ONLY)):
+    for name in sorted(config.model_fields_set & set(ONLY)) if ":" not in config.task else ():  # a task of one's own knows its settings
         tasks, instead = ONLY[name]
         value, default = getattr(config, name), RL.model_fields[name].get_default(call_default_factory=True)
         if config.task not in tasks and value != default and not (name == "clip_s" and value == 0):  # 0: whole, as they are

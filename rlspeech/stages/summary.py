@@ -14,7 +14,7 @@ from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.jsonl import dumps, read_jsonl, write_text
-from rlspeech.models.hub import read_config, resolve
+from rlspeech.models.hub import KINDS, read_config, resolve
 from rlspeech.report import Clip, Metric, ReportData, mark, render_report
 from rlspeech.rewards import base
 from rlspeech.stages.curves import curves_behind
@@ -59,7 +59,8 @@ def fingerprint(checkpoint: str, task: str = "flowse", video: str = "right") -> 
         UserError: no checkpoint there, or one of another task.
     """
     folder = resolve(checkpoint, task)
-    read_config(folder, task)
+    if task in KINDS:  # others look themselves
+        read_config(folder, task)
     return digest_of(folder) + ("" if video == "right" else f" {video} video")
 
 
