@@ -242,15 +242,18 @@ class _Layers:
 
     def _explain(self, error: ValidationError) -> UserError:
         problems: dict[str, list[str]] = {}
+        values: dict[str, Any] = {}
         for e in error.errors(include_url=False):
             name = self._name(e["loc"], e["type"] == "missing")
-            said = e["msg"].removeprefix("Value error, ")
+            problems.setdefault(name, []).append(e["msg"].removeprefix("Value error, "))
             if e["type"] != "missing":
-                said += f", got {e['input']!r}"
-            problems.setdefault(name, []).append(said)
-        lines = [f"{name}: {' / '.join(dict.fromkeys(said))} ({self._layer(name)})" for name, said in problems.items()]
-        first, values = next(iter(problems)), {self._name(e["loc"], e["type"] == "missing"): e["input"] for e in error.errors()}
-        return UserError(lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values[first], stage_of(self.schema)))
+                values[name] = e["input"]
+        lines = []
+        for name, said in problems.items():
+            got = f", got {values[name]!r}" if name in values else ""
+            lines.append(f"{name}: {' / '.join(dict.fromkeys(said))}{got} ({self._layer(name)})")
+        first = next(iter(problems))
+        return UserError(lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values.get(first), stage_of(self.schema)))
 
     def _name(self, loc: tuple[str | int, ...], missing: bool) -> str:
         """Dotted key of a pydantic location, without the names of union branches that pydantic puts between."""

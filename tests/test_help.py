@@ -116,7 +116,7 @@ def test_tasks_come_from_the_settings() -> None:
     for command, schema in (("rl", RL), ("pretrain", Pretrain)):
         shown = " ".join(RUN.invoke(app, [command, "--help"]).stdout.split()).replace("- ", "-")
         tasks = complete.choices(f"config:{schema.__name__}", "task")
-        assert len(tasks) >= 4 and f"One of {', '.join(tasks)}." in shown
+        assert len(tasks) >= 4 and f"One of {', '.join(tasks)}, or package.module:Class." in shown
 
 
 # ---- completion

@@ -101,7 +101,8 @@ def shim(tmp_path: Path) -> dict[str, str]:
     def cases(table: dict[str, list[str]]) -> str:
         return "\n".join(f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in table.items())
 
-    lay = (f'case " $* " in *" --help "*) ;;\n*"--task asr "*|*"--preset asr-"*|*"--task tts "*|*"--preset tts-"*) case "$1" in\n{cases(ASR)}\nesac ;;\n'
+    whole = "|".join(f'*"--task {t} "*|*"--preset {t}-"*' for t in ("asr", "tts"))
+    lay = (f'case " $* " in *" --help "*) ;;\n{whole}) case "$1" in\n{cases(ASR)}\nesac ;;\n'
            f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac')
     text = f'#!/usr/bin/env bash\n{lay}\nexec {shlex.quote(sys.executable)} -m rlspeech "$@"\n'
     (folder / "rlspeech").write_text(text)

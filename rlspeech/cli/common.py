@@ -38,6 +38,7 @@ __all__ = [
     "present",
     "reader_left",
     "run_stage",
+    "task_option",
 ]
 
 CLOSED = 141  # as the shell says of a program that wrote into a pipe without a reader
@@ -66,6 +67,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors, 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_OUTPUT)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete.devices)]
+
+
+def task_option(schema: str) -> Any:
+    """The option ``--task`` of a command whose settings are this class of ``rlspeech.config``."""
+    help_text = f"One of {{{schema}.task}}, or package.module:Class."
+    return typer.Option("--task", metavar="TASK", help=help_text, autocompletion=complete.one_of(f"config:{schema}", "task"))
 
 
 @dataclass(slots=True)

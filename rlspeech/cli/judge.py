@@ -24,14 +24,12 @@ from rlspeech.cli.common import (
     perform,
     present,
     run_stage,
+    task_option,
 )
 from rlspeech.types import UserError
 
 __all__ = ["add_to", "enhance", "evaluate", "report", "reward"]
 
-EvalTask = Annotated[
-    str | None, typer.Option(metavar="TASK", help="One of {Evaluate.task}.", autocompletion=complete.one_of("config:Evaluate", "task"))
-]
 Metrics = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Metric; none: the task's own list. May be repeated.", autocompletion=complete.rewards),
@@ -114,7 +112,7 @@ def reward(
 
 
 def evaluate(
-    task: EvalTask = None,
+    task: Annotated[str | None, task_option("Evaluate")] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest; none: the embedded test set.")] = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated.")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rlspeech.cli import complete
-from rlspeech.cli.common import ConfigFiles, Debug, Device, Json, Out, Preset, Quiet, Seed, Sets, Shared, run_stage
+from rlspeech.cli.common import ConfigFiles, Debug, Device, Json, Out, Preset, Quiet, Seed, Sets, Shared, run_stage, task_option
 
 __all__ = ["add_to", "pretrain", "rl"]
 
@@ -22,10 +22,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pretrain(
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="TASK", help="One of {Pretrain.task}.", autocompletion=complete.one_of("config:Pretrain", "task")),
-    ] = None,
+    task: Annotated[str | None, task_option("Pretrain")] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest, mix.json or a folder; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest to validate on.")] = None,
     init: Annotated[str | None, typer.Option(help="Checkpoint to start from, or 'embedded'; none: random weights.")] = None,
@@ -68,9 +65,7 @@ def rl(
     algo: Annotated[
         str | None, typer.Option(metavar="ALGO", help="One of {RL.algo}.", autocompletion=complete.one_of("config:RL", "algo"))
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="TASK", help="One of {RL.task}.", autocompletion=complete.one_of("config:RL", "task"))
-    ] = None,
+    task: Annotated[str | None, task_option("RL")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
     data: Annotated[str | None, typer.Option(help="Manifest or mix.json; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest, scored before, during and after.")] = None,
