@@ -32,7 +32,7 @@ from rlspeech.types import UserError
 __all__ = ["Run", "load_optimizer_state", "load_state", "optimizer_state", "read_metrics", "rng_state", "save_state", "set_rng_state",
            "write_text"]
 
-SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html"})  # all there is of a run that has not begun
+SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html"})  # of a run that has not begun
 
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset({"out", "device", "workers", "save_every", "valid_every", "max_minutes", "micro_batch", "probe_batches", "players",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 typer.testing._get_command = cache(typer.testing._get_command)  # building the commands anew takes longer than most tests that call one
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; the processes that tests start would inherit it
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,4 @@
-"""The weights that come with the package for synthesis: the codec keeps words, the language model says them and stops, the reward reads them."""
+"""The packaged weights for synthesis: the codec keeps words, the language model says them and stops, the reward reads them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_the_language_model_says_its_text_and_stops() -> None:
     utts, task = digits(8), get_task("tts")
     model, _ = task.load("embedded")
     nothing = np.zeros(0, np.float32)
-    said = task.say(model, [Clip(u.id, nothing, nothing, 16000, u.text, columns_of(u)) for u in utts], sampling=Sampling(temperature=0.7), seed=0)
+    clips = [Clip(u.id, nothing, nothing, 16000, u.text, columns_of(u)) for u in utts]
+    said = task.say(model, clips, sampling=Sampling(temperature=0.7), seed=0)
     assert all(s.finished for s in said)
     texts = AudioRecogniser("embedded", "cpu", None, 8)([s.wav for s in said], 16000)
     assert wrong(utts, texts) < 0.6 < wrong(utts, [*texts[1:], texts[0]])  # its own text, not another's

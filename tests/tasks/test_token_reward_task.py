@@ -152,7 +152,6 @@ def test_the_loss_lives_without_texts_and_labels(task):
 
 
 def test_pretraining_from_a_manifest_writes_a_checkpoint(tmp_path, monkeypatch):
-    import rlspeech.models.codec as codecs
     from rlspeech.stages.pretrain import run
 
     rows = []
@@ -162,7 +161,7 @@ def test_pretraining_from_a_manifest_writes_a_checkpoint(tmp_path, monkeypatch):
         rows.append({"id": c.key, "audio_filepath": f"{i}.wav", "duration": len(c.noisy) / 16000, "sample_rate": 16000, "text": c.text,
                      "sex": "fm"[i % 2]})
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    monkeypatch.setattr(codecs, "load_codec", lambda name, device="cpu": LevelCodec())
+    monkeypatch.setattr("rlspeech.tasks.token_reward.load_codec", lambda name, device="cpu": LevelCodec())
     model = TokenRewardModel(codec="stub", dim=16, layers=1, text_layers=1, heads=2, vocabulary=280)
     config = Pretrain(task="token-reward", data=str(tmp_path / "train.jsonl"), out=str(tmp_path / "run"), token_reward=model, steps=3,
                       batch=4, valid_every=0, save_every=2, device="cpu")
