@@ -24,6 +24,7 @@ from pathlib import Path
 import soundfile as sf
 from asr_texts import draw
 
+from rlspeech.corpora.demo_commands import demo_commands_clean
 from rlspeech.data.audio import resample, save_audio, to_level
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance
@@ -86,6 +87,8 @@ def main() -> None:
     used = heard | {str(u.text) for u in valid}
     test = some(known["valid"], args.each, "known voice", used, rng) + some(known["test"], args.each, "new voice", used, rng)
     kept = {str(u.text) for u in [*valid, *test]}
+    for part in ("train", "valid", "test"):  # the demo's texts are for the demo
+        kept |= {str(u.text) for u in read_manifest(demo_commands_clean(part))}
     train = spoken(out, "train", args.train, kept, random.Random(123))
     rl = spoken(out, "rl", args.rl, kept | {str(u.text) for u in train}, random.Random(99))
     for name, rows in {"train": train, "rl": rl, "reward": known["train"], "valid": valid, "test": test}.items():
