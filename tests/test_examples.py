@@ -61,6 +61,15 @@ def test_demo_asr_listens_learns_and_compares(tmp_path: Path) -> None:
     assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_demo_tts_speaks_learns_and_compares(tmp_path: Path) -> None:
+    run("demo-tts.sh", tmp_path, OUT="out")
+    assert set(systems(tmp_path / "out")) == {"recordings", "resynthesis", "base", "sft", "rl"}
+    said = [json.loads(line) for line in (tmp_path / "out" / "eval" / "said" / "rl.jsonl").read_text().splitlines()]
+    assert len(said) == 6 and all(r["samples"] > 0 and r["tokens"] for r in said)
+    assert (tmp_path / "out" / "spoken").exists() and "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
+
+
 @pytest.mark.realdata
 @pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed")
 def test_the_recogniser_is_made_from_real_recordings(tmp_path: Path) -> None:
