@@ -91,27 +91,37 @@ def strings(data: Path, out: Path, count: int, part: str, rng: random.Random, mo
     return made
 
 
+def flite(text: str, voice: str, **settings: str) -> np.ndarray:
+    """A text (samples,) at 16 kHz and -25 dBFS, spoken by one of flite's voices; settings are flite's own features."""
+    with tempfile.TemporaryDirectory() as scratch:
+        wav = Path(scratch) / "speech.wav"
+        options = [x for name, value in settings.items() for x in ("--setf", f"{name}={value}")]
+        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav), *options], check=True, capture_output=True)
+        raw, rate = sf.read(wav, dtype="float32")
+    return to_level(resample(raw, rate, RATE), -25.0)
+
+
 def spoken(out: Path, count: int, part: str, rng: random.Random, read: list[str]) -> list[Utterance]:
     """Sentences of the grammar, device names, and texts of the training recordings, spoken by flite's voices of this part."""
     made = []
-    with tempfile.TemporaryDirectory() as scratch:
-        wav_path = Path(scratch) / "speech.wav"
-        for i in range(count):
-            kind, text = draw(rng)
-            chance = rng.random()
-            if read and chance < 0.15:
-                kind, text = "read", rng.choice(read)
-            elif chance < 0.2:
-                kind, text = "wake", rng.choice(WAKE)
-            voice, stretch = rng.choice(VOICES.get(part, VOICES["train"])), rng.uniform(0.8, 1.25)
-            options = ["--setf", f"duration_stretch={stretch:.2f}", "--setf", f"int_f0_target_mean={rng.uniform(85, 210):.0f}"]
-            subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav_path), *options], check=True, capture_output=True)
-            raw, rate = sf.read(wav_path, dtype="float32")
-            wav, name = to_level(resample(raw, rate, RATE), -25.0), f"flite_{part}_{i:05d}_{voice}"
-            save_audio(out / "flite" / f"{name}.flac", wav, RATE)
-            made.append(Utterance(name, str(out / "flite" / f"{name}.flac"), len(wav) / RATE, RATE, text=text, speaker_id=f"flite-{voice}",
-                                  language="en", extra={"kind": kind, "corpus": "flite"}))
+    for i in range(count):
+        kind, text = draw(rng)
+        chance = rng.random()
+        if read and chance < 0.15:
+            kind, text = "read", rng.choice(read)
+        elif chance < 0.2:
+            kind, text = "wake", rng.choice(WAKE)
+        voice, stretch = rng.choice(VOICES.get(part, VOICES["train"])), rng.uniform(0.8, 1.25)
+        wav = flite(text, voice, duration_stretch=f"{stretch:.2f}", int_f0_target_mean=f"{rng.uniform(85, 210):.0f}")
+        made.append(row_of(out / "flite" / f"flite_{part}_{i:05d}_{voice}.flac", wav, text, kind, voice))
     return made
+
+
+def row_of(path: Path, wav: np.ndarray, text: str, kind: str, voice: str) -> Utterance:
+    """A sentence that flite has spoken, written to its file."""
+    save_audio(path, wav, RATE)
+    return Utterance(path.stem, str(path), len(wav) / RATE, RATE, text=text, speaker_id=f"flite-{voice}", language="en",
+                     extra={"kind": kind, "corpus": "flite"})
 
 
 def with_keywords(utts: list[Utterance]) -> list[Utterance]:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
-import tempfile
 from pathlib import Path
 
 import soundfile as sf
+from asr_material import flite
 from asr_texts import KEYWORDS, command, digits, grid
 
 from rlspeech.corpora.voices import with_prompts
-from rlspeech.data.audio import resample, to_level
 from rlspeech.data.manifest import write_manifest
 from rlspeech.types import Utterance
 
@@ -40,13 +38,8 @@ def main() -> None:
             said.add(text)
             voice, name = voices[len(rows) % len(voices)], f"{part}_{len(rows):03d}"
             path = out / part / f"{name}.ogg"
-            with tempfile.TemporaryDirectory() as scratch:
-                wav = Path(scratch) / "speech.wav"
-                stretch, pitch_hz = rng.uniform(0.9, 1.15), rng.uniform(90, 190)
-                options = ["--setf", f"duration_stretch={stretch:.2f}", "--setf", f"int_f0_target_mean={pitch_hz:.0f}"]
-                subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav), *options], check=True, capture_output=True)
-                raw, rate = sf.read(wav, dtype="float32")
-            speech = to_level(resample(raw, rate, RATE), -25.0)
+            stretch, pitch_hz = rng.uniform(0.9, 1.15), rng.uniform(90, 190)
+            speech = flite(text, voice, duration_stretch=f"{stretch:.2f}", int_f0_target_mean=f"{pitch_hz:.0f}")
             sf.write(path, speech, RATE, format="OGG", subtype="OPUS")
             keywords = [k for k in KEYWORDS if f" {k} " in f" {text} "]
             rows.append(Utterance(name, str(path), sf.info(path).frames / RATE, RATE, text=text, speaker_id=f"flite-{voice}", language="en",

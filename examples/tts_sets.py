@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
-import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-import soundfile as sf
+from asr_material import flite, row_of
 from asr_texts import draw
 
 from rlspeech.corpora.demo_commands import demo_commands_clean
-from rlspeech.data.audio import resample, save_audio, to_level
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance
 
-RATE = 16000
 KINDS = ("digits", "grid", "command", "plain")
 VOICES = ("slt", "rms")
 LONGEST_S = 7.0
@@ -54,20 +50,11 @@ def some(rows: list[Utterance], each: int, condition: str, without: set[str], rn
 def spoken(out: Path, name: str, count: int, without: set[str], rng: random.Random) -> list[Utterance]:
     """Sentences of the domain that are in none of ``without``, spoken at the voice's own pace and pitch."""
     rows: list[Utterance] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        wav_path = Path(scratch) / "speech.wav"
-        while len(rows) < count:
-            kind, text = draw(rng)
-            if text in without:
-                continue
+    while len(rows) < count:
+        kind, text = draw(rng)
+        if text not in without:
             voice = rng.choice(VOICES)
-            subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav_path)], check=True, capture_output=True)
-            raw, rate = sf.read(wav_path, dtype="float32")
-            wav = to_level(resample(raw, rate, RATE), -25.0)
-            path = out / "spoken" / f"{name}_{len(rows):05d}_{voice}.flac"
-            save_audio(path, wav, RATE)
-            rows.append(Utterance(path.stem, str(path), len(wav) / RATE, RATE, text=text, speaker_id=f"flite-{voice}", language="en",
-                                  extra={"kind": kind, "corpus": "flite"}))
+            rows.append(row_of(out / "spoken" / f"{name}_{len(rows):05d}_{voice}.flac", flite(text, voice), text, kind, voice))
     return rows
 
 

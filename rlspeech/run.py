@@ -32,7 +32,7 @@ from rlspeech.types import UserError
 __all__ = ["Run", "load_optimizer_state", "load_state", "optimizer_state", "read_metrics", "rng_state", "save_state", "set_rng_state",
            "write_text"]
 
-SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html"})  # of a run that has not begun
+SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})  # of a run that has not begun
 
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset({"out", "device", "workers", "save_every", "valid_every", "max_minutes", "micro_batch", "probe_batches", "players",
@@ -117,7 +117,7 @@ class Run:
     def _begun(self) -> bool:
         """True where the folder holds more than settings: a run that failed before its first result leaves nothing to go on with."""
         return any(p.is_file() and p.stat().st_size for p in self.path.rglob("*")
-                   if p.name not in SETTINGS and p.relative_to(self.path).parts[0] not in {"logs", "tensorboard"})
+                   if p.name not in SETTINGS and p.relative_to(self.path).parts[0] not in {"logs", "tensorboard", "wandb"})
 
     def note(self, *, restart: bool = False, **facts: Any) -> None:
         """Add facts to ``env.json`` (``device="cuda: H200"``). ``restart`` moves what is there to ``earlier`` first."""

@@ -164,10 +164,20 @@ def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
 
 
 def content_loss(ear: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
-    """1 - cosine between what a recogniser's encoder makes of two batches of waveforms (B, T), a mean over its frames."""
-    features, real = ear.features([*made, *truth])
-    heard = ear.encode(features, real.to(features.device))
-    return (1 - F.cosine_similarity(heard[: len(made)], heard[len(made):].detach(), dim=-1)).mean()
+    """1 - cosine between what a recogniser's encoder makes of two batches of waveforms (B, T) at its rate, a mean over its frames.
+
+    Args:
+        ear: frozen; only ``made`` takes a gradient.
+        made: the copies.
+        truth: the originals.
+    """
+    def heard(wavs: Tensor) -> Tensor:
+        features, real = ear.features(list(wavs))
+        return ear.encode(features, real.to(features.device))
+
+    with torch.no_grad():
+        theirs = heard(truth)
+    return (1 - F.cosine_similarity(heard(made), theirs, dim=-1)).mean()
 
 
 @lru_cache(maxsize=2)

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from rlspeech.config import CodecModel, Pretrain
-from rlspeech.data.audio import save_audio
+from rlspeech.corpora.demo_commands import demo_commands_clean
+from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.batches import Clip
+from rlspeech.data.manifest import read_manifest
 from rlspeech.models.codec import load_codec
 from rlspeech.models.codec_net import CodecNet
 from rlspeech.stages import pretrain
 from rlspeech.tasks import get_task
-from rlspeech.tasks.codec import CodecTask, correlation, spectral_loss, stretch, voices_of
+from rlspeech.tasks.codec import CodecTask, content_loss, correlation, frozen_ear, spectral_loss, stretch, voices_of
 from rlspeech.types import UserError
 
 SMALL = CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8)
@@ -49,6 +51,30 @@ def test_a_batch_hangs_on_torchs_generator_alone(task: CodecTask) -> None:
     assert torch.equal(one.wav, two.wav) and torch.equal(one.prompt_mel, two.prompt_mel) and not torch.equal(one.wav, three.wav)
     assert one.wav.shape == (3, 24320) and one.mel.shape == (3, 152, 80) and one.pitch.shape == (3, 152)
     assert 0.04 < one.wav[1].square().mean().sqrt() < 0.08
+
+
+def test_a_recognisers_ear_tells_words_apart_and_not_levels(task: CodecTask) -> None:
+    ear = frozen_ear("embedded", "cpu")
+    speech = [load_audio(u.audio_filepath, 16000)[:16000] for u in read_manifest(demo_commands_clean("test")) if u.duration > 1.1][:3]
+    truth = torch.from_numpy(np.stack(speech))
+    same, softer, others = (content_loss(ear, made, truth) for made in (truth, 0.7 * truth, truth.roll(1, 0)))
+    assert abs(float(same)) < 1e-5 and float(softer) < 0.2 * float(others)
+    made = truth.clone().requires_grad_()
+    content_loss(ear, made + 0.01 * torch.randn_like(made), truth).backward()
+    assert made.grad is not None and float(made.grad.abs().sum()) > 0 and all(p.grad is None for p in ear.parameters())
+
+
+def test_the_ear_is_a_part_of_the_loss_where_it_has_a_weight(task: CodecTask) -> None:
+    net = task.build(CONFIG).eval()
+    batch = task.collate(CLIPS, net)
+
+    def parts(weight: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)  # of the decoder's noise
+        return task.pretrain_loss(net, batch, CONFIG.model_copy(update={"content_weight": weight}))
+
+    without, heard = parts(0.0), parts(5.0)
+    assert "content" not in without
+    assert float(heard["loss"].detach()) == pytest.approx(float(without["loss"].detach()) + 5 * float(heard["content"]), rel=1e-4)
 
 
 def test_all_weights_learn(task: CodecTask) -> None:
