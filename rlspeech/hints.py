@@ -77,7 +77,7 @@ def _find(schema: type[BaseModel], name: str) -> tuple[Any, FieldInfo | None]:
     return annotation, field
 
 
-def allowed(schema: type[BaseModel], name: str, value: Any, stage: str) -> str:
+def allowed(schema: type[BaseModel], name: str, value: Any, stage: str, flag: str = "") -> str:
     """What a setting may be, and which of its choices a wrong value was meant to be.
 
     Args:
@@ -85,14 +85,16 @@ def allowed(schema: type[BaseModel], name: str, value: Any, stage: str) -> str:
         name: dotted key.
         value: what it was given.
         stage: whose setting it is.
+        flag: the option that set it, with its dashes; none where a file or ``--set`` did.
     """
     annotation, field = _find(schema, name)
     if annotation is None:
         return f"rlspeech presets keys {stage}"
     kind, inner, entry = type_name(annotation), model(annotation), item_model(annotation)
-    near = closest(value, set(kind.split("|")) - {"int", "float", "str", "bool", "null"}, 0.5) if isinstance(value, str) else None
+    choices = [c for c in kind.split("|") if c not in {"int", "float", "str", "bool", "null"}]
+    near = closest(value, choices, 0.5) if isinstance(value, str) else None
     if near:
-        return f"did you mean {name}={near}? {name} is {kind}"
+        return f"did you mean {f'{flag} ' if flag else f'{name}='}{near}? {name} is {'|'.join(choices)}"
     if inner is not None:
         return f"{name} has parts: {', '.join(inner.model_fields)}; --set {name}.{next(iter(inner.model_fields))}=VALUE"
     if entry is not None:

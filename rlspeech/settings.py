@@ -253,7 +253,8 @@ class _Layers:
             got = f", got {values[name]!r}" if name in values else ""
             lines.append(f"{name}: {' / '.join(dict.fromkeys(said))}{got} ({self._layer(name)})")
         first = next(iter(problems))
-        return UserError(lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values.get(first), stage_of(self.schema)))
+        flag = layer if (layer := self._layer(first)).startswith("--") and " " not in layer else ""
+        return UserError(lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values.get(first), stage_of(self.schema), flag))
 
     def _name(self, loc: tuple[str | int, ...], missing: bool) -> str:
         """Dotted key of a pydantic location, without the names of union branches that pydantic puts between."""

@@ -223,6 +223,16 @@ def test_what_is_allowed_is_said(text: str, allowed: str) -> None:
     assert caught.value.try_this.startswith(allowed)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [({"algo": "gprpo"}, "did you mean --algo grpo?"), ({"task": "flowsee"}, "did you mean --task flowse? task is flowse|avse|asr|tts")],
+)
+def test_a_wrong_choice_is_mended_as_it_was_given(flags: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(RL, flags=flags)
+    assert caught.value.try_this.startswith(said) and "str" not in caught.value.try_this
+
+
 def test_type_errors_in_a_file_have_their_line_and_say_what_is_wanted(tmp_path: Path) -> None:
     file = write(tmp_path / "x.yaml", "group: 4\nlr: fast\n")
     with pytest.raises(UserError, match="x.yaml, line 2") as caught:

@@ -49,7 +49,7 @@ def run(runs: Sequence[str], *, out: str | None = None, players: int | None = No
     page = _page(pasts, out)
     count = PLAYERS if players is None else players
     if len(pasts) == 1 and (again := _own_page(pasts[0], page, players)) is not None:
-        log.say(f"next: open {page}")
+        log.say(f"next: open {page} in a browser")
         return {**again, "report": str(page)}
     made = compare(pasts)
     if len(pasts) == 1 and pasts[0].stage == "rl":
@@ -58,7 +58,7 @@ def run(runs: Sequence[str], *, out: str | None = None, players: int | None = No
     else:
         render_report(page, compare_page.page_data(made, count))
         compare_page.print_comparison(made)
-    log.say(f"next: open {page}")
+    log.say(f"next: open {page} in a browser")
     return {**made.as_dict(), "report": str(page)}
 
 

@@ -92,7 +92,7 @@ def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
         summary["seconds"] = {"total": round(time.monotonic() - began_s, 1), **{k: round(v, 2) for k, v in seconds.items()}}
         page = write_report(folder, config, table, utts, summary, notes, engine.reason)
         summary |= {"run": str(folder.path), "report": str(page), "scores": str(table.path)}
-    log.say(f"next: open {page}")
+    log.say(f"next: open {page} in a browser")
     return summary
 
 

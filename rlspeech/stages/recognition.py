@@ -85,7 +85,7 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
         print_table(made.whole, baseline, notes, config)
         page = write_page(folder, config, made, summary, notes, extra, engine.reason)
         summary |= {"run": str(folder.path), "report": str(page), "scores": str(folder.path / "scores.jsonl")}
-    log.say(f"next: open {page}")
+    log.say(f"next: open {page} in a browser")
     return summary
 
 

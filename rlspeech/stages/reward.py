@@ -202,7 +202,7 @@ def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[st
     order = reward_report.calibration(scores, items, config.seed)
     page = reward_report.page(scores, items, config, order)
     if page is not None:
-        log.say(f"next: open {page}")
+        log.say(f"next: open {page} in a browser")
     seconds = {names[k]: round(v, 3) for k, v in scorer.seconds.items()}
     keep = ("mean", "lo", "hi", "n_valid", "n_failed", "reasons", "version")
     summary = {"stage": "reward", "system": config.system, "n": len(items), "scores": str(scores.path), "meta": str(scores.meta_path),

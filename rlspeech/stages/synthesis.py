@@ -107,7 +107,7 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
         print_table(made, baseline, listener, notes)
         page = write_page(folder, config, made, summary, notes, engine.reason)
         summary |= {"run": str(folder.path), "report": str(page), "scores": str(table.path)}
-    log.say(f"next: open {page}")
+    log.say(f"next: open {page} in a browser")
     return summary
 
 
