@@ -17,7 +17,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.stats import Interval, mean_interval, spearman
 
-__all__ = ["HEADING", "Correlation", "calibrate", "calibration_rows", "has_order", "print_calibration", "text_of"]
+__all__ = ["Correlation", "calibrate", "calibration_heading", "calibration_rows", "has_order", "print_calibration", "text_of"]
 
 RESAMPLES = 500
 MAX_WORK = 1_000_000  # clips times resamples: larger sets get fewer resamples
@@ -66,17 +66,23 @@ def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) ->
 
 def calibration_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """The table: a line a reward, then a line a pair of rewards."""
+    if not result["ladders"]:
+        lines = [[f"{name} with the SNR", text_of(r["snr"])] for name, r in result["rewards"].items()]
+        return lines + [[f"{pair['a']} with {pair['b']}", text_of(pair)] for pair in result["between"]]
     lines = [[name, *(text_of(r[k]) for k in ("within", "pooled", "snr"))] for name, r in result["rewards"].items()]
     return lines + [[f"{pair['a']} with {pair['b']}", "", text_of(pair), ""] for pair in result["between"]]
 
 
-HEADING = ("reward", "order within a ladder", "order, all clips", "SNR")
+def calibration_heading(result: Mapping[str, Any]) -> list[str]:
+    """The table's columns: without ladders there is no order but that of the SNR."""
+    return ["reward", "order within a ladder", "order, all clips", "SNR"] if result["ladders"] else ["reward", "correlation"]
 
 
 def print_calibration(result: Mapping[str, Any]) -> None:
     """Print the table."""
-    notes = [f"Spearman correlation with 95 % intervals over {result['n']} clips in {result['ladders']} ladders; 1: always the right order"]
-    log.table("Calibration", list(HEADING), calibration_rows(result), notes)
+    where = f"{result['n']} clips" + (f" in {result['ladders']} ladders" if result["ladders"] else "")
+    notes = [f"Spearman correlation with 95 % intervals over {where}; +1: the less degraded clip always scores better, 0: by chance"]
+    log.table("Calibration: do the rewards follow what is known of the clips?", calibration_heading(result), calibration_rows(result), notes)
 
 
 def _within(value: np.ndarray, order: np.ndarray, ladder: Sequence[str | None], seed: int, clusters: Sequence[str]) -> Correlation:

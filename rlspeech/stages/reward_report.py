@@ -20,7 +20,7 @@ from rlspeech.data.text import align, units
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, render_report
 from rlspeech.rewards.files import Item, collect, load, unheard
 from rlspeech.rewards.scorefile import ScoreFile
-from rlspeech.stages.calibrate import HEADING, calibrate, calibration_rows, has_order, print_calibration, text_of
+from rlspeech.stages.calibrate import calibrate, calibration_heading, calibration_rows, has_order, print_calibration, text_of
 from rlspeech.stages.curves import spreads_of
 from rlspeech.stages.past import Past
 from rlspeech.stages.picks import pick
@@ -169,9 +169,10 @@ def _lost(scores: ScoreFile, keys: Sequence[str]) -> list[Grid]:
 def _grids(result: Mapping[str, Any] | None) -> list[Grid]:
     if result is None:
         return []
-    note = (f"Spearman correlation, +1 where the less degraded clip always has the better score; {result['n']} clips, {result['ladders']} "
-            f"ladders, {result['utterances']} utterances. Intervals: bootstrap over utterances, 95 %.")
-    grids = [Grid("Calibration", HEADING, calibration_rows(result), note)]
+    ladders = f"{result['ladders']} ladders, " if result["ladders"] else ""
+    note = (f"Spearman correlation, +1 where the less degraded clip always has the better score; {result['n']} clips, {ladders}"
+            f"{result['utterances']} utterances. Intervals: bootstrap over utterances, 95 %.")
+    grids = [Grid("Calibration", calibration_heading(result), calibration_rows(result), note)]
     ways = list(dict.fromkeys(way for r in result["rewards"].values() for way in r["ladder"]))
     if ways:
         rows = [[way, *(text_of(r["ladder"][way]) for r in result["rewards"].values())] for way in ways]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rlspeech.stages.calibrate import calibrate, calibration_rows, has_order
+from rlspeech.stages.calibrate import calibrate, calibration_rows, has_order, print_calibration
 
 
 def ladder_rows(utterances: int = 6, rungs: int = 5, ways: tuple[str, ...] = ("noise", "clipping"), **columns) -> list[dict]:
@@ -86,7 +86,7 @@ def test_missing_values_and_odd_columns_cost_their_row():
     assert found["within"]["value"] == pytest.approx(1) and found["pooled"]["n"] == len(rows) - 4
 
 
-def test_snr_alone_is_an_order():
+def test_snr_alone_is_an_order(capsys):
     rng = np.random.default_rng(1)
     rows = [{"snr_db": float(s), "x": s + rng.standard_normal()} for s in range(-5, 15)]
     assert has_order(rows)
@@ -94,7 +94,10 @@ def test_snr_alone_is_an_order():
     assert found["ladders"] == 0 and found["rewards"]["x"]["snr"]["value"] > 0.9 and found["rewards"]["x"]["snr"]["lo"] > 0.5
     assert found["rewards"]["x"]["within"]["value"] is None and found["rewards"]["x"]["pooled"]["value"] is None
     (line,) = calibration_rows(found)
-    assert line[0] == "x" and line[1] == line[2] == "-" and line[3].startswith("+0.9")
+    assert line[0] == "x with the SNR" and line[1].startswith("+0.9") and len(line) == 2
+    print_calibration(found)
+    printed = capsys.readouterr().out
+    assert "ladder" not in printed and " - " not in printed  # no columns that nothing can stand in
 
 
 @pytest.mark.parametrize("rows", [[], [{}], [{"rung": 0}] * 5, [{"rung": 0}, {"rung": 1}], [{"snr_db": None}] * 4,
