@@ -82,7 +82,7 @@ def print_calibration(result: Mapping[str, Any]) -> None:
     """Print the table."""
     where = f"{result['n']} clips" + (f" in {result['ladders']} ladders" if result["ladders"] else "")
     notes = [f"Spearman correlation with 95 % intervals over {where}; +1: the less degraded clip always scores better, 0: by chance"]
-    log.table("Calibration: do the rewards follow what is known of the clips?", calibration_heading(result), calibration_rows(result), notes)
+    log.table("Calibration: do the rewards follow what is known?", calibration_heading(result), calibration_rows(result), notes)
 
 
 def _within(value: np.ndarray, order: np.ndarray, ladder: Sequence[str | None], seed: int, clusters: Sequence[str]) -> Correlation:

@@ -33,7 +33,7 @@ from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, 
 from rlspeech.stages import rl_keep, rl_report
 from rlspeech.stages.curves import columns_of
 from rlspeech.stages.pretrain import data_of, transcribed
-from rlspeech.stages.rl_facts import tuned_facts
+from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
 from rlspeech.stages.rl_rules import climbing, complete, composed, describe, load_options, soft_of, word_errors
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
@@ -179,6 +179,8 @@ class Session:
         if self.folder.main:
             rl_keep.keep(self.folder.path, self.step, self.valid, samples, scores, row["reward"])
         self.folder.log(self.step, **means, **columns_of("delta", deltas), **{"seconds/validate": time.monotonic() - began_s})
+        if self.step and (told := change_told(deltas)):
+            self.engine.say(f"step {self.step}, {len(self.valid)} held-out clips against step 0: {told}")
         gain, self.tripped = deltas["reward"].mean, self.watch()
         if gain > self.best and self.step and not self.tripped and not self.spoilt():
             self.best = gain
@@ -293,7 +295,7 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
 def _rows(session: Session, config: RL) -> list[list[Any]]:
     rewarded = {r.name for r in config.rewards}
     first, last = session.history[0], session.history[-1]
-    return [[k, mean_interval(first[k]).text(3), mean_interval(last[k]).text(3), session.delta(k).text(3, sign=True),
+    return [[shown_name(k), mean_interval(first[k]).text(3), mean_interval(last[k]).text(3), session.delta(k).text(3, sign=True),
              _role(k, rewarded)] for k in first if k != "step"]
 
 

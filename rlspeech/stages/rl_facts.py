@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from rlspeech import __version__
 from rlspeech.config import RL
 from rlspeech.rewards.base import column_of
-from rlspeech.stats import mean_interval, paired_delta
+from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["tuned_facts"]
+__all__ = ["change_told", "shown_name", "tuned_facts"]
 
 PACKAGES = ("torch", "transformers", "peft")
 ALTOGETHER = "reward"  # the validation's column of all rewards together
@@ -64,6 +65,23 @@ def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]
                        "difference": paired_delta(last[name], first[name], seed=config.seed).as_dict()}
     clips = max((len(v) for k, v in first.items() if k != "step"), default=0)
     return {"step": last["step"], "clips": clips, "metrics": found}
+
+
+def shown_name(name: str) -> str:
+    """A metric as tables name it, with its direction where that is down."""
+    return name if name == ALTOGETHER or _up(name) else f"{name} (lower is better)"
+
+
+def change_told(deltas: Mapping[str, Interval]) -> str:
+    """What a validation found against the first one, for the terminal: means, sorted by whether their intervals say better or worse."""
+    told: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for name, found in deltas.items():
+        if not math.isfinite(found.mean):
+            continue
+        up = name == ALTOGETHER or _up(name)
+        verdict = "undecided" if not found.significant else "better" if (found.mean > 0) == up else "worse"
+        told[verdict].append(f"{'all rewards together' if name == ALTOGETHER else name} {found.mean:+.3g}")
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in told.items() if names)
 
 
 def _help(name: str) -> str:

@@ -14,7 +14,8 @@ from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.card import Card, model_card
 from rlspeech.models.hub import read_config
 from rlspeech.stages import rl
-from rlspeech.stages.rl_facts import tuned_facts
+from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
+from rlspeech.stats import Interval
 from rlspeech.types import Utterance
 
 CARD = Card("flow enhancer", "flowse", 1000, 16000, "rlspeech", "audio-to-audio")
@@ -60,6 +61,15 @@ def test_a_run_on_a_run_keeps_the_chain() -> None:
     assert [(e["algo"], e["step"], e["from"]) for e in third["earlier"]] == [("grpo", 10, "embedded"), ("ppo", 20, "runs/one")]
     assert "results" not in third["earlier"][0] and third["stage"] == "pretrain"
     assert "Before that: grpo, 10 steps, starting from embedded; then ppo, 20 steps" in model_card(CARD, third)
+
+
+def test_a_validation_is_told_as_better_worse_or_undecided() -> None:
+    nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
+    told = change_told({"estoi": Interval(0.01, 0.005, 0.02, 8), "lsd": Interval(-1.5, -2.0, -1.0, 8), "si_sdr": Interval(-1.0, -2.0, -0.5, 8),
+                        "pesq_wb": Interval(0.2, -0.1, 0.5, 8), "stoi": nothing, "reward": Interval(1.25, 1.0, 2.0, 8)})
+    assert told == "better: estoi +0.01, lsd -1.5, all rewards together +1.25; worse: si_sdr -1; undecided: pesq_wb +0.2"
+    assert change_told({"stoi": nothing}) == ""
+    assert shown_name("lsd") == "lsd (lower is better)" and shown_name("estoi") == "estoi" and shown_name("reward") == "reward"
 
 
 def test_without_a_validation_there_are_no_numbers() -> None:
