@@ -65,8 +65,9 @@ def test_a_run_on_a_run_keeps_the_chain() -> None:
 
 def test_a_validation_is_told_as_better_worse_or_undecided() -> None:
     nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
-    told = change_told({"estoi": Interval(0.01, 0.005, 0.02, 8), "lsd": Interval(-1.5, -2.0, -1.0, 8), "si_sdr": Interval(-1.0, -2.0, -0.5, 8),
-                        "pesq_wb": Interval(0.2, -0.1, 0.5, 8), "stoi": nothing, "reward": Interval(1.25, 1.0, 2.0, 8)})
+    told = change_told({"estoi": Interval(0.01, 0.005, 0.02, 8), "lsd": Interval(-1.5, -2.0, -1.0, 8),
+                        "si_sdr": Interval(-1.0, -2.0, -0.5, 8), "pesq_wb": Interval(0.2, -0.1, 0.5, 8), "stoi": nothing,
+                        "reward": Interval(1.25, 1.0, 2.0, 8)})
     assert told == "better: estoi +0.01, lsd -1.5, all rewards together +1.25; worse: si_sdr -1; undecided: pesq_wb +0.2"
     assert change_told({"stoi": nothing}) == ""
     assert shown_name("lsd") == "lsd (lower is better)" and shown_name("estoi") == "estoi" and shown_name("reward") == "reward"
