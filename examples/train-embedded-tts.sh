@@ -18,13 +18,13 @@ fi
 
 [ -f "$material/test.jsonl" ] || python "$here/asr_material.py" --data "$data" --out "$material" "${size[@]}"
 python "$here/tts_sets.py" --material "$material" --out "$out/sets" "${rows[@]}"
-for set in train reward valid test; do
+for set in rl valid test; do
   rlspeech prepare tts "$out/sets/$set.jsonl" --prompt-s 0.8 3 --out "$out/data/$set"
 done
 rlspeech pretrain --preset codec-tiny --data "$material/train.jsonl" --valid "$material/valid.jsonl" --out "$out/codec" "${few[@]}"
-rlspeech pretrain --preset token-reward-tiny --data "$out/data/reward/reward.jsonl" --valid "$out/data/valid/valid.jsonl" \
+rlspeech pretrain --preset token-reward-tiny --data "$out/sets/reward.jsonl" --valid "$out/data/valid/valid.jsonl" \
   --set token_reward.codec="$out/codec" --out "$out/token-reward" "${few[@]}"
-rlspeech pretrain --preset tts-tiny --data "$out/data/train/train.jsonl" --valid "$out/data/valid/valid.jsonl" \
+rlspeech pretrain --preset tts-tiny --data "$out/sets/train.jsonl" --valid "$out/data/rl/rl.jsonl" \
   --set tts.codec="$out/codec" --out "$out/tts" "${few[@]}" "${small[@]}"
 rlspeech eval --task tts --data "$out/data/test/test.jsonl" --model "embedded=$out/tts" --out "$out/eval" ${TINY:+--limit 4}
 echo "codec, token-reward and tts are in $out; the package's own lie in rlspeech/assets"

@@ -4,11 +4,11 @@
 
 train   sentences of the domain by two of flite's voices at their own pace: what is said when; whose voice it is comes from the prompt
 rl      further texts, nothing has been trained on them, with recordings, so that supervised training on the same rows is a fair control
-reward  what the token-to-text reward learns from: real speakers' digits and flite's four voices at many paces
+reward  what the token-to-text reward learns from: train, and real speakers' digits and flite's four voices at many paces
 valid   texts held back, voices that the codec was trained on; a few rows, for the course of a run
 test    texts that are in no other set; ``condition``: voices that the codec was trained on, and voices that it was not (flite's awb)
 
-``asr_material.py`` makes the material. Every row has a prompt afterwards: ``rlspeech prepare tts SET.jsonl``.
+``asr_material.py`` makes the material. Rows get a prompt afterwards, where a voice is asked for: ``rlspeech prepare tts SET.jsonl``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,15 +48,22 @@ def some(rows: list[Utterance], each: int, condition: str, without: set[str], rn
     return [replace(u, extra={**u.extra, "condition": condition}) for u in picked]
 
 
-def spoken(out: Path, name: str, count: int, without: set[str], rng: random.Random) -> list[Utterance]:
+def spoken(out: Path, name: str, count: int, without: set[str], rng: random.Random, jobs: int) -> list[Utterance]:
     """Sentences of the domain that are in none of ``without``, spoken at the voice's own pace and pitch."""
-    rows: list[Utterance] = []
-    while len(rows) < count:
+    drawn: list[tuple[Path, str, str, str]] = []
+    while len(drawn) < count:
         kind, text = draw(rng)
         if text not in without:
             voice = rng.choice(VOICES)
-            rows.append(row_of(out / "spoken" / f"{name}_{len(rows):05d}_{voice}.flac", flite(text, voice), text, kind, voice))
-    return rows
+            drawn.append((out / "spoken" / f"{name}_{len(drawn):05d}_{voice}.flac", text, kind, voice))
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(speak, drawn, chunksize=50))
+
+
+def speak(what: tuple[Path, str, str, str]) -> Utterance:
+    """One of them."""
+    path, text, kind, voice = what
+    return row_of(path, flite(text, voice), text, kind, voice)
 
 
 def main() -> None:
@@ -63,8 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--material", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=16000)
+    parser.add_argument("--train", type=int, default=48000)
     parser.add_argument("--rl", type=int, default=640)
+    parser.add_argument("--jobs", type=int, default=2, help="processes that speak")
     parser.add_argument("--each", type=int, default=12, help="test rows of every kind and condition")
     args = parser.parse_args()
     out, rng = args.out.resolve(), random.Random(5)
@@ -76,9 +85,10 @@ def main() -> None:
     kept = {str(u.text) for u in [*valid, *test]}
     for part in ("train", "valid", "test"):  # the demo's texts are for the demo
         kept |= {str(u.text) for u in read_manifest(demo_commands_clean(part))}
-    train = spoken(out, "train", args.train, kept, random.Random(123))
-    rl = spoken(out, "rl", args.rl, kept | {str(u.text) for u in train}, random.Random(99))
-    for name, rows in {"train": train, "rl": rl, "reward": known["train"], "valid": valid, "test": test}.items():
+    train = spoken(out, "train", args.train, kept, random.Random(123), args.jobs)
+    rl = spoken(out, "rl", args.rl, kept | {str(u.text) for u in train}, random.Random(99), args.jobs)
+    reward = [u for u in known["train"] if u.text not in kept] + train
+    for name, rows in {"train": train, "rl": rl, "reward": reward, "valid": valid, "test": test}.items():
         write_manifest(out / f"{name}.jsonl", rows)
         print(name, len(rows), "utterances", round(sum(u.duration for u in rows) / 60, 1), "minutes")
 

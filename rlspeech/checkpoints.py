@@ -84,6 +84,12 @@ class Checkpoints:
             return None
         return target if target.name.startswith("step_") and target.is_dir() else None
 
+    def last_step(self) -> int:
+        """The step that ``latest`` names; 0 where there is none."""
+        folder = self.pointed("latest")
+        digits = folder.name.removeprefix("step_") if folder else ""
+        return int(digits) if digits.isdecimal() else 0
+
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from and its state (with ``step``), or None. A damaged one is passed over with a warning."""
         first = self.pointed("latest")

@@ -49,6 +49,7 @@ class Run:
         path: the folder.
         config: as resolved.
         resumed: True where the folder held an earlier attempt of the same run.
+        grown: settings that an earlier attempt had otherwise and that may grow: key -> its value then.
     """
 
     def __init__(self, path: Path, stage: str, config: BaseModel, keep_last: int = 2) -> None:
@@ -56,13 +57,14 @@ class Run:
         self.main = log.is_main()
         self.checkpoints = Checkpoints(path / "checkpoints", keep_last, writable=self.main)
         self.resumed = False
+        self.grown: dict[str, Any] = {}
         self._lock: IO[str] | None = None
         self._metrics = MetricsLog(path, getattr(config, "tracker", ()))
         self._found: tuple[Path, dict[str, Any]] | None = None
 
     @classmethod
     def create(cls, out: str | Path | None, stage: str, config: BaseModel, resume: bool = True, *, label: str | None = None,
-               keep_last: int = 2, neutral: Iterable[str] = ()) -> Run:
+               keep_last: int = 2, neutral: Iterable[str] = (), growing: Iterable[str] = ()) -> Run:
         """Make the folder, or take up the run that it holds.
 
         Args:
@@ -73,6 +75,7 @@ class Run:
             label: part of the default name where the config has no ``algo``, the preset for instance.
             keep_last: checkpoints kept besides the best one.
             neutral: further top-level keys that may differ on resume.
+            growing: counts of steps that may be raised, or lowered to what is done: to train a finished run for longer.
 
         Raises:
             UserError: another process holds the folder; it holds another run; it cannot be written; a tracker is missing.
@@ -87,7 +90,7 @@ class Run:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             run._take_lock()
             try:
-                run._open(resume, free)
+                run._open(resume, free, frozenset(growing))
             except BaseException:
                 run.close()
                 raise
@@ -95,12 +98,12 @@ class Run:
             raise disk_error(error, run.path) from error
         return run
 
-    def _open(self, resume: bool, neutral: frozenset[str]) -> None:
+    def _open(self, resume: bool, neutral: frozenset[str], growing: frozenset[str]) -> None:
         resolved = self.path / "config.resolved.json"
         if resolved.exists() and self._begun():
             if not resume:
                 raise UserError(f"{self.path} holds a run already", "", f"--out NEW, or delete it: rm -r {self.path}")
-            self._compare(resolved, neutral)
+            self._compare(resolved, neutral, growing)
             self.resumed = True
         self.checkpoints.clean()
         self._found = self.checkpoints.latest()
@@ -191,7 +194,7 @@ class Run:
         self._lock.flush()
         _held[name] = self
 
-    def _compare(self, resolved: Path, neutral: frozenset[str]) -> None:
+    def _compare(self, resolved: Path, neutral: frozenset[str], growing: frozenset[str]) -> None:
         try:
             before = json.loads(resolved.read_text(encoding="utf-8"))
             env = json.loads((self.path / "env.json").read_text(encoding="utf-8")) if (self.path / "env.json").exists() else {}
@@ -205,6 +208,13 @@ class Run:
             pass
         old, new = _flat(before), _flat(self.config.model_dump(mode="json"))
         changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k.split(".")[0] not in neutral]
+        done = self.checkpoints.last_step()
+        for key in sorted(growing.intersection(changed)) if len(changed) == 1 else ():
+            if new[key] < done:
+                raise UserError(f"{self.path} is at step {done} already", f"{key}: {old[key]!r} then, {new[key]!r} now",
+                                f"--{key} {done} or more to go on, --out NEW for a shorter run")
+            self.grown[key] = old[key]
+            changed.remove(key)
         if changed:
             what = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed)
             raise UserError(f"{self.path} holds a run with other settings", what,

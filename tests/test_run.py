@@ -97,6 +97,27 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         assert run.resumed
 
 
+def test_a_run_may_be_made_longer_and_not_shorter_than_it_is(tmp_path: Path) -> None:
+    class Counted(Config):
+        steps: int = 2
+
+    with Run.create(tmp_path, "rl", Counted()) as run:
+        run.save_checkpoint(2, _write, {})
+    with pytest.raises(UserError, match="other settings"):  # only where the stage says that it can go on
+        Run.create(tmp_path, "rl", Counted(steps=3))
+    with pytest.raises(UserError, match="other settings") as both:
+        Run.create(tmp_path, "rl", Counted(steps=3, lr=0.5), growing={"steps"})
+    assert "lr:" in both.value.why and "steps:" in both.value.why
+    with Run.create(tmp_path, "rl", Counted(steps=5), growing={"steps"}) as run:
+        assert run.grown == {"steps": 2} and (found := run.latest()) is not None and found[1]["step"] == 2
+    assert json.loads((tmp_path / "config.resolved.json").read_text())["steps"] == 5
+    with Run.create(tmp_path, "rl", Counted(steps=3), growing={"steps"}) as run:  # not reached yet: it may end earlier
+        assert run.grown == {"steps": 5}
+    with pytest.raises(UserError, match="is at step 2 already") as short:
+        Run.create(tmp_path, "rl", Counted(steps=1), growing={"steps"})
+    assert "--steps 2" in short.value.try_this
+
+
 def test_a_key_younger_than_the_run_takes_its_default(tmp_path: Path) -> None:
     begun(tmp_path)
     resolved = tmp_path / "config.resolved.json"

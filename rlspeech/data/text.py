@@ -1,4 +1,4 @@
-"""Transcripts: named normalisers, the units that are counted, one alignment of two texts, and sums of alignments.
+"""Transcripts: named normalisers, the units that are counted, and one alignment of two texts.
 
 An error rate means nothing without the normaliser that made its texts comparable, so normalisers have a name and a version; a change
 of what one does is a new name, never a new meaning of an old one. The unit is the word, and the character in writing without spaces
@@ -12,15 +12,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from rlspeech.data.functions import load_function
 from rlspeech.types import UserError
 
-__all__ = ["NORMALISERS", "Alignment", "Normaliser", "Op", "Tally", "align", "characters", "corpus_rate", "get_normaliser",
-           "normalise_basic", "script_of", "units", "written_in_characters"]
+__all__ = ["NORMALISERS", "Alignment", "Normaliser", "Op", "align", "characters", "get_normaliser", "script_of", "units",
+           "written_in_characters"]
 
 Normaliser = Callable[[str], str]
 Op = tuple[str, int, int, int, int]  # tag, reference[start:end], hypothesis[start:end]
@@ -192,59 +192,3 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
     for tag, start, end, other_start, other_end in ops:
         count[tag] += (other_end - other_start) if tag == "insert" else (end - start)
     return Alignment(count["replace"], count["delete"], count["insert"], count["equal"], ref, hyp, ops)
-
-
-@dataclass(slots=True)
-class Tally:
-    """Alignments added up: the rates of a corpus are sums of errors over sums of reference units, not means of rates.
-
-    Args:
-        substitutions, deletions, insertions, hits: units.
-        texts: alignments added.
-        exact: of these, without an error.
-    """
-
-    substitutions: int = 0
-    deletions: int = 0
-    insertions: int = 0
-    hits: int = 0
-    texts: int = 0
-    exact: int = 0
-
-    def add(self, alignment: Alignment) -> None:
-        """Take in one."""
-        self.substitutions += alignment.substitutions
-        self.deletions += alignment.deletions
-        self.insertions += alignment.insertions
-        self.hits += alignment.hits
-        self.texts += 1
-        self.exact += alignment.errors == 0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.substitutions + other.substitutions, self.deletions + other.deletions, self.insertions + other.insertions,
-                     self.hits + other.hits, self.texts + other.texts, self.exact + other.exact)
-
-    @property
-    def errors(self) -> int:
-        """S + D + I."""
-        return self.substitutions + self.deletions + self.insertions
-
-    @property
-    def reference(self) -> int:
-        """Reference units."""
-        return self.hits + self.substitutions + self.deletions
-
-    def rates(self) -> dict[str, float]:
-        """``rate`` and its parts ``substitutions``, ``deletions``, ``insertions`` per reference unit, ``exact`` per text; or nan."""
-        per = float("nan") if not self.reference else 1.0 / self.reference
-        return {"rate": self.errors * per, "substitutions": self.substitutions * per, "deletions": self.deletions * per,
-                "insertions": self.insertions * per, "exact": self.exact / self.texts if self.texts else float("nan")}
-
-
-def corpus_rate(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> float:
-    """Errors over reference units of (reference, hypothesis, language); texts whose reference is empty are left out; nan without any."""
-    normalise, tally = get_normaliser(normaliser), Tally()
-    for reference, hypothesis, language in texts:
-        if wanted := units(normalise(reference), language):
-            tally.add(align(wanted, units(normalise(hypothesis), language)))
-    return tally.rates()["rate"]

@@ -81,7 +81,7 @@ class Plot:
 
     title: str
     lines: Sequence[Line]
-    kind: Literal["reward", "guard", "train", "cost", "spread"] = "train"
+    kind: Literal["reward", "guard", "valid", "train", "cost", "spread"] = "train"
     note: str = ""
     start: float | None = None
 

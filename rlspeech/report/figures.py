@@ -31,7 +31,7 @@ SIZE = (245, 126)  # of a drawing in points
 MAX_PLOTS = 24  # of one group
 MAX_POINTS = 400
 SMOOTH_FROM = 60
-TITLES = {"reward": "Rewards", "guard": "Guards", "train": "Training", "cost": "Cost", "spread": "Distributions"}
+TITLES = {"reward": "Rewards", "guard": "Guards", "valid": "Validation", "train": "Training", "cost": "Cost", "spread": "Distributions"}
 CLOCKS = ("step", "time", "seconds")
 ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from rlspeech import log
 from rlspeech.report import render_report
-from rlspeech.stages import compare_page, rl_report
+from rlspeech.stages import compare_page, pretrain_report, rl_report
 from rlspeech.stages.compare import compare
 from rlspeech.stages.past import Past, open_pasts
 from rlspeech.types import UserError
@@ -52,9 +52,10 @@ def run(runs: Sequence[str], *, out: str | None = None, players: int | None = No
         log.say(f"next: open {page} in a browser")
         return {**again, "report": str(page)}
     made = compare(pasts)
-    if len(pasts) == 1 and pasts[0].stage == "rl":
-        render_report(page, rl_report.page_data(pasts[0], count))
-        rl_report.print_run(pasts[0])
+    trained = {"rl": rl_report, "pretrain": pretrain_report}.get(pasts[0].stage) if len(pasts) == 1 else None
+    if trained is not None:
+        render_report(page, trained.page_data(pasts[0], count))
+        trained.print_run(pasts[0])
     else:
         render_report(page, compare_page.page_data(made, count))
         compare_page.print_comparison(made)

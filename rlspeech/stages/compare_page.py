@@ -113,7 +113,7 @@ def _plots(runs: Sequence[Past]) -> list[Plot]:
     stages = [s for s in TRAINED if any(r.stage == s and r.metrics for r in runs)]
     for stage in stages:
         some = [r for r in runs if r.stage == stage]
-        made = plots_of({r.name: r.metrics for r in some}, roles_of(some))
+        made = plots_of({r.name: r.metrics for r in some}, roles_of(some), "guard" if stage == "rl" else "valid")
         found += [replace(p, title=f"{stage}: {p.title}") for p in made] if len(stages) > 1 else made
     return found
 

@@ -18,12 +18,12 @@ from rlspeech.types import UserError
 
 __all__ = ["Kind", "columns_of", "curves_behind", "plots_of", "spreads_of"]
 
-Kind = Literal["reward", "guard", "train", "cost"]
+Kind = Literal["reward", "guard", "valid", "train", "cost"]
 MOST = {"train": 15, "cost": 9}  # plots of a kind; those of rewards and guards are all shown
 # what tells most about a run comes first; the rest in the order of the log
 FIRST = ("kl", "grad_agreement", "groups_with_signal", "constant_groups", "unscorable", "grad_norm", "train/loss", "supervised_loss",
          "clipped_positive", "clipped_negative", "wer", "finished", "tokens", "lr")
-GROUPS = ("reward", "guard", "train", "cost")
+GROUPS = ("reward", "guard", "valid", "train", "cost")
 BINS = (6, 24)
 HEADS = ("delta", "valid", "reward")
 NOTES = {"delta": "paired difference to the start, the same clips", "valid": "on the validation clips"}
@@ -35,29 +35,30 @@ def columns_of(prefix: str, found: Mapping[str, Interval]) -> dict[str, float]:
             if not end or math.isfinite(value)}
 
 
-def plots_of(runs: Mapping[str, Sequence[Mapping[str, Any]]], roles: Mapping[str, Kind]) -> list[Plot]:
+def plots_of(runs: Mapping[str, Sequence[Mapping[str, Any]]], roles: Mapping[str, Kind], other: Kind = "guard") -> list[Plot]:
     """One plot a quantity with a line a run; constant ones and clocks are left out.
 
     Args:
         runs: name -> rows with ``step``.
-        roles: metric -> what it is to the runs; what was validated and is not in there is watched.
+        roles: metric -> what it is to the runs.
+        other: what a metric is that was validated and is not in there.
 
     Returns:
         changes on validation first, then values there, rewards of the rollouts, training, cost.
     """
     paired = {run: [{k: v for k, v in row.items() if k == "step" or k.startswith("delta/")} for row in rows] for run, rows in runs.items()}
     plain = {run: [{k: v for k, v in row.items() if not k.startswith("delta/")} for row in rows] for run, rows in runs.items()}
-    made = [_told(p, roles) for part in (paired, plain) for p in figures.from_rows(part)]
+    made = [_told(p, roles, other) for part in (paired, plain) for p in figures.from_rows(part)]
     made.sort(key=_place)  # stable: within a place as in the log
     return [p for kind in GROUPS for p in [q for q in made if q.kind == kind][: MOST.get(kind)]]
 
 
-def _told(plot: Plot, roles: Mapping[str, Kind]) -> Plot:
+def _told(plot: Plot, roles: Mapping[str, Kind], other: Kind) -> Plot:
     """With its kind, what it is, and the value before training where the runs share it."""
     head, _, metric = plot.title.partition("/")
     starts = {line.mean[0] if line.steps[0] == 0 else None for line in plot.lines} if head in NOTES else {None}
     start = starts.pop() if len(starts) == 1 else None
-    return replace(plot, kind=roles.get(metric, "guard") if head in NOTES else plot.kind, note=NOTES.get(head, ""), start=start)
+    return replace(plot, kind=roles.get(metric, other) if head in NOTES else plot.kind, note=NOTES.get(head, ""), start=start)
 
 
 def _place(plot: Plot) -> tuple[int, int, int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,27 +19,36 @@ from torch import Tensor, nn
 from rlspeech import log
 from rlspeech.config import Pretrain
 from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_clips, whole_clips, with_utts
+from rlspeech.data.jsonl import safe_name
 from rlspeech.data.manifest import recordings
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.stages import pretrain_report
+from rlspeech.stages.curves import columns_of
+from rlspeech.stages.ending import DONE, at_the_end, longer
+from rlspeech.stages.past import open_pasts
+from rlspeech.stages.rl_keep import keep_inputs
+from rlspeech.stats import Interval
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task, channels_of
 from rlspeech.types import UserError
+
+LOG_EVERY, POINTS = 50, 40  # steps behind a row of losses at most, and rows that a short run should have
 
 
 def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
     """Train to ``config.steps`` or ``config.max_minutes``; the run folder's checkpoints hold the averaged weights.
 
     Returns:
-        step, last validation, checkpoint and run folder.
+        step, last validation, why it stopped, checkpoint, report and run folder.
 
     Raises:
         UserError: data or checkpoint that cannot be used, a loss that is not finite.
     """
     engine = Engine(config.device, config.precision, config.seed)
     task: Task = get_task(config.task)
-    with Run.create(config.out, "pretrain", config) as folder, Watchdog() as watchdog:
+    with Run.create(config.out, "pretrain", config, growing={"steps"}) as folder, Watchdog() as watchdog:
         folder.note(device=engine.reason)
         model = task.build(config).to(engine.device).train()
         train, valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, config.mixing,
@@ -45,11 +56,25 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
         engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
-        with Scorer(list(task.valid_metrics), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer:
-            trainer.fit(train, lambda: task.validate(trainer.averaged(), valid, folder, trainer.step, scorer, config.seed), watchdog)
+        if remark := longer(folder, trainer.step, config.steps, falls=True):
+            engine.say(remark)
+
+        def check() -> dict[str, float | Interval]:
+            found: dict[str, float | Interval] = task.validate(trainer.averaged(), valid, folder, trainer.step, scorer, config.seed)
+            if folder.main:
+                _keep_inputs(folder.path / "samples", valid, trainer.step)
+            return found
+
+        with (Scorer(list(task.valid_metrics), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer,
+              at_the_end(folder, pretrain_report.page_data) as end):
+            end.reason = trainer.fit(train, check, watchdog)
         checkpoint = folder.path / "checkpoints" / f"step_{trainer.step:06d}"
-        summary = {"run": str(folder.path), "checkpoint": str(checkpoint), "step": trainer.step, **trainer.last_valid}
-    log.table(f"pretrain: {config.task}, step {trainer.step}", ["metric", "last validation"], list(trainer.last_valid.items()))
+        summary = {"run": str(folder.path), "checkpoint": str(checkpoint), "step": trainer.step, **trainer.last_valid,
+                   "stopped": end.reason, "report": str(end.page) if end.page else None}
+        if folder.main:
+            pretrain_report.print_run(open_pasts([str(folder.path)])[0])
+    if end.page:
+        log.say(f"report: {end.page}")
     log.say("next: " + task.next_command.format(run=summary["run"]))
     return summary
 
@@ -78,13 +103,14 @@ class Trainer:
         set_rng_state(state["rng"])
         self.engine.say(f"resumed at step {self.step} from {path}")
 
-    def fit(self, train: ClipSource, check: Any, watchdog: Watchdog) -> None:
-        """Train until the configured end. ``check`` validates and returns its numbers."""
+    def fit(self, train: ClipSource, check: Callable[[], dict[str, float | Interval]], watchdog: Watchdog) -> str:
+        """Train until the configured end. ``check`` validates and returns its numbers. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
+        often = min(LOG_EVERY, max(1, cfg.steps // POINTS))
         feed = batches(train, cfg.batch, _clip_s(train, cfg), seed=cfg.seed, start=self.cursor, rank=self.engine.rank,
                        world=self.engine.world, workers=cfg.workers)
         sums: dict[str, float] = {}
-        counted = 0  # steps behind the sums: fewer than 50 after a resume
+        counted = 0  # steps behind the sums: fewer than `often` after a resume
         with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar:
             while self.step < cfg.steps:
                 clips, self.cursor = next(feed)
@@ -95,21 +121,22 @@ class Trainer:
                 bar.advance(1, loss=parts["loss"])
                 late = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
                 last = late or self.step == cfg.steps
-                if self.step % 50 == 0 or last:
+                if self.step % often == 0 or last:
                     means = {f"train/{k}": v / counted for k, v in sums.items()}
                     self.folder.log(self.step, **means, lr=self.rate(), seconds=time.monotonic() - started)
                     sums, counted = {}, 0
                 if last or (cfg.valid_every and self.step % cfg.valid_every == 0):
                     generators = rng_state()
                     with log.waiting("validating"):
-                        self.last_valid = check()
+                        found = {k: v if isinstance(v, Interval) else Interval(v, math.nan, math.nan, 1) for k, v in check().items()}
                     set_rng_state(generators)  # how often one looks must not change what is learned
-                    self.folder.log(self.step, **{f"valid/{k}": v for k, v in self.last_valid.items()})
+                    self.last_valid = {k: v.mean for k, v in found.items()}
+                    self.folder.log(self.step, **columns_of("valid", found))
                 if last or self.step % cfg.save_every == 0:
                     self.save()
                 if late:
-                    self.engine.say(f"stopped at step {self.step} after {cfg.max_minutes} minutes")
-                    break
+                    return f"stopped after {cfg.max_minutes:g} minutes"
+        return DONE
 
     def rate(self) -> float:
         """Learning rate at this step: linear warm-up, then half a cosine to zero."""
@@ -156,6 +183,13 @@ class Trainer:
         state = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(),
                  "cursor": self.cursor, "last_valid": self.last_valid}
         self.folder.save_checkpoint(self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state)
+
+
+def _keep_inputs(folder: Path, clips: Sequence[Clip], step: int) -> None:
+    """Beside outputs that can be heard, once, what they were made from."""
+    heard = {path.stem for path in (folder / f"step_{step:06d}").glob("*.flac")}
+    if heard and not any((folder / name).is_dir() for name in ("input", "recording", "original")):  # some tasks keep their own
+        keep_inputs(folder, [c for c in clips if {c.key, safe_name(c.key)} & heard])
 
 
 def transcribed(task: Any) -> bool:

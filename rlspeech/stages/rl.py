@@ -32,9 +32,10 @@ from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stages import rl_keep, rl_report
 from rlspeech.stages.curves import columns_of
+from rlspeech.stages.ending import DONE, at_the_end, longer
 from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
-from rlspeech.stages.rl_rules import climbing, complete, composed, describe, load_options, soft_of, word_errors
+from rlspeech.stages.rl_rules import climbing, complete, composed, describe, load_options, soft_of, word_interval
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import EnhancementTask, channels_of
@@ -57,12 +58,12 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     config = complete(config, task)
     engine = Engine(config.device, "fp32", config.seed)  # ratios of two passes in bf16 are noise
     device = str(engine.device)
-    with (Run.create(config.out, "rl", config) as folder, Watchdog() as watchdog, make_scorer(config, device, guards=False) as scorer,
-          make_scorer(config, device) as judge):
+    with (Run.create(config.out, "rl", config, growing={"steps"}) as folder, Watchdog() as watchdog,
+          make_scorer(config, device, guards=False) as scorer, make_scorer(config, device) as judge):
         folder.note(device=engine.reason, rewards=judge.meta())
         session = Session(config, engine, task, folder, scorer, judge)
         _explain(config, session, engine)
-        with rl_report.at_the_end(folder) as end:
+        with at_the_end(folder, rl_report.page_data) as end:
             end.reason = session.fit(watchdog)
         summary = session.summary(end.reason) | {"report": str(end.page) if end.page else None}
     header = ["metric", "before", "after", "difference (95 %)", "role"]
@@ -110,6 +111,8 @@ class Session:
         self.resume()
         if self.folder.main:
             rl_keep.trim(self.folder.path, self.step if self.history else -1)
+        if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):
+            self.engine.say(remark)
         self.feed = self.prompts(cfg.seed, self.cursor)
         self.reserve = self.prompts(cfg.seed + 1, self.spent)  # another order, for prompts that dynamic sampling asks for
         if not self.history:
@@ -132,8 +135,8 @@ class Session:
                 if stop or late or self.step % cfg.save_every == 0 or self.step == cfg.steps:
                     self.save()
                 if stop or late:
-                    return stop or f"stopped after {cfg.max_minutes} minutes"
-        return "all steps done"
+                    return stop or f"stopped after {cfg.max_minutes:g} minutes"
+        return DONE
 
     def prompts(self, seed: int, start: int) -> Iterator[Drawn]:
         """Endless prompts from a cursor on."""
@@ -173,12 +176,13 @@ class Session:
         self.history.append(row)
         names = [k for k in row if k != "step"]
         deltas = {k: self.delta(k) for k in names}
-        means = columns_of("valid", {k: mean_interval(row[k]) for k in names})
+        means = {k: mean_interval(row[k]) for k in names}
         if any(s.hypothesis is not None for s in samples):
-            means["valid/wer"] = word_errors(samples)
+            means["wer"] = word_interval(samples, cfg.seed)
         if self.folder.main:
             rl_keep.keep(self.folder.path, self.step, self.valid, samples, scores, row["reward"])
-        self.folder.log(self.step, **means, **columns_of("delta", deltas), **{"seconds/validate": time.monotonic() - began_s})
+        self.folder.log(self.step, **columns_of("valid", means), **columns_of("delta", deltas),
+                        **{"seconds/validate": time.monotonic() - began_s})
         if self.step and (told := change_told(deltas)):
             self.engine.say(f"step {self.step}, {len(self.valid)} held-out clips against step 0: {told}")
         gain, self.tripped = deltas["reward"].mean, self.watch()

@@ -20,7 +20,7 @@ from rlspeech.data.jsonl import dumps, read_jsonl, safe_name, write_error, write
 from rlspeech.stages.past import find_sound
 from rlspeech.types import Sample, Score
 
-__all__ = ["AUDIBLE", "keep", "system_of", "trim"]
+__all__ = ["AUDIBLE", "keep", "keep_inputs", "system_of", "trim"]
 
 AUDIBLE = 24  # clips that can be heard before and after
 ON_THE_WAY = 4  # and at the validations in between
@@ -60,7 +60,7 @@ def keep(folder: Path, step: int, clips: Sequence[Clip], samples: Sequence[Sampl
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
         if step == 0:
-            _inputs(folder / "samples", clips[:AUDIBLE])
+            keep_inputs(folder / "samples", clips[:AUDIBLE])
         _thin(folder / "samples", step, [c.key for c in clips[:ON_THE_WAY]])
     except OSError as error:
         raise write_error(path, error, "what was validated before is kept") from error
@@ -88,8 +88,8 @@ def _words(clip: Clip, sample: Sample, details: Mapping[str, Mapping[str, Any]])
     return {k: v for k, v in found.items() if isinstance(v, str)}
 
 
-def _inputs(folder: Path, clips: Sequence[Clip]) -> None:
-    """The inputs and references; where they are the same, as for a recogniser, the recording."""
+def keep_inputs(folder: Path, clips: Sequence[Clip]) -> None:
+    """Save the inputs and references under ``folder``; where they are the same, as for a recogniser, the recording."""
     for clip in clips:
         same = clip.noisy is clip.target
         for name, wav in (("recording", clip.noisy),) if same else (("input", clip.noisy), ("reference", clip.target)):

@@ -1,71 +1,31 @@
 """``report.html`` of an ``rl`` run, from what its folder holds: curves, gains against the start, players before and after, what it took.
 
-The page is written however the run ends, and again by ``rlspeech report RUN``, while it goes on or long after.
+The page is written however the run ends (``ending.py``), and again by ``rlspeech report RUN``, while it goes on or long after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.report import Clip, Grid, Metric, ReportData, render_report
-from rlspeech.run import Run
+from rlspeech.report import Clip, Grid, Metric, ReportData
 from rlspeech.stages.curves import plots_of
-from rlspeech.stages.past import Past, find_sound, open_pasts, shown_path
+from rlspeech.stages.past import Past, find_sound
 from rlspeech.stages.picks import beside, pick
 from rlspeech.stages.rl_keep import system_of
 from rlspeech.stages.run_facts import commands_of, cost_of, facts_of, help_of, last_means, roles_of, versions_of
 from rlspeech.stages.validations import Validations, edits_between
-from rlspeech.types import UserError
 
-__all__ = ["PLAYERS", "RATE_HZ", "at_the_end", "page_data", "print_run"]
+__all__ = ["PLAYERS", "RATE_HZ", "page_data", "print_run"]
 
 PLAYERS = 6
 SCORES = 6  # metrics beside a player
 RATE_HZ = 16000
 BASIS = "Mean over the validation clips, without exploration, and its bootstrap 95 % interval; differences are paired clip by clip."
-
-
-@dataclass(slots=True)
-class End:
-    """How a run ended, and the page that tells."""
-
-    reason: str = ""
-    page: Path | None = None
-
-
-@contextmanager
-def at_the_end(folder: Run) -> Iterator[End]:
-    """Note why a run stopped, and write its page, whether it ended or was ended; a page that fails never costs the run."""
-    end = End()
-    try:
-        yield end
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            log.say("interrupted; writing the report (Ctrl-C again: without it)")
-        end.reason = {KeyboardInterrupt: "interrupted", UserError: str(getattr(error, "what", ""))}.get(type(error), type(error).__name__)
-        _finish(folder, end)
-        if end.page:
-            log.say(f"report: {end.page}")
-        raise
-    _finish(folder, end)
-
-
-def _finish(folder: Run, end: End) -> None:
-    if not folder.main:
-        return
-    try:
-        folder.note(stopped=end.reason)
-        [past] = open_pasts([str(folder.path)])
-        end.page = render_report(folder.path / "report.html", page_data(past))
-    except Exception as error:
-        log.warn(f"no report of this run ({type(error).__name__}: {error}); try: rlspeech report {shown_path(folder.path)}")
 
 
 def page_data(run: Past, players: int = PLAYERS) -> ReportData:

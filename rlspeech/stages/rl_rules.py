@@ -11,11 +11,12 @@ import numpy as np
 from rlspeech.algos.update import Experience
 from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
 from rlspeech.rewards.base import available, column_of
-from rlspeech.stats import mean_interval
+from rlspeech.stats import Interval, mean_interval
 from rlspeech.tasks.base import EnhancementTask
 from rlspeech.types import Sample, SoftReward, UserError
 
-__all__ = ["climbing", "complete", "composed", "describe", "load_options", "refuse", "soft_of", "word_errors"]
+__all__ = ["climbing", "complete", "composed", "describe", "load_options", "refuse", "soft_of", "word_errors",
+           "word_interval"]
 
 ENHANCING = frozenset({"flowse", "avse"})
 TOKENS = frozenset({"asr", "tts"})
@@ -166,7 +167,17 @@ def describe(experience: Experience) -> dict[str, Any]:
 
 def word_errors(samples: Sequence[Sample], normaliser: str = "basic-2") -> float:
     """Errors over words (characters where the language has no spaces) of all texts in which something is said; nan where nothing is."""
-    from rlspeech.data.text import corpus_rate
+    from rlspeech.data.rates import corpus_rate
 
-    known = [(s.text, s.hypothesis, s.columns.get("language")) for s in samples if s.text is not None and s.hypothesis is not None]
-    return corpus_rate(known, normaliser)
+    return corpus_rate(_heard(samples), normaliser)
+
+
+def word_interval(samples: Sequence[Sample], seed: int = 0, normaliser: str = "basic-2") -> Interval:
+    """The same with its interval over the clips."""
+    from rlspeech.data.rates import corpus_interval
+
+    return corpus_interval(_heard(samples), normaliser, seed)
+
+
+def _heard(samples: Sequence[Sample]) -> list[tuple[str, str, str | None]]:
+    return [(s.text, s.hypothesis, s.columns.get("language")) for s in samples if s.text is not None and s.hypothesis is not None]

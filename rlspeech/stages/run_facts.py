@@ -13,15 +13,23 @@ from rlspeech.stages.past import Past, number, shown_path
 from rlspeech.stats import Interval
 from rlspeech.types import UserError
 
-__all__ = ["commands_of", "cost_of", "facts_of", "help_of", "last_means", "quoted", "roles_of", "versions_of"]
+__all__ = ["commands_of", "cost_of", "facts_of", "help_of", "last_means", "quoted", "roles_of", "validated",
+           "versions_of"]
 
 TOGETHER = "all rewards together, as the run weighs them"
 
 
-def last_means(run: Past) -> dict[str, Interval]:
-    """Means of the last validation as ``metrics.jsonl`` has them, for a run that kept no clips."""
+def validated(run: Past) -> list[int]:
+    """The steps at which something was validated, rising."""
+    return sorted({int(row["step"]) for row in run.metrics if any(name.startswith("valid/") for name in row)})
+
+
+def last_means(run: Past, step: int | None = None) -> dict[str, Interval]:
+    """Means of the last validation, or of that at ``step``, as ``metrics.jsonl`` has them."""
     found: dict[str, Interval] = {}
     for row in run.metrics:
+        if step is not None and row["step"] != step:
+            continue
         for name, value in row.items():
             head, _, metric = name.partition("/")
             if head == "valid" and (mean := number(value)) is not None and not (name[-3:] in ("_lo", "_hi") and name[:-3] in row):

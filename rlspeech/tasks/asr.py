@@ -7,6 +7,7 @@ encoder. ``rl``, ``eval`` and ``transcribe`` take any audio language model throu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from rlspeech.config import PPO, RL, Augment, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.data.text import corpus_rate, get_normaliser
+from rlspeech.data.rates import corpus_interval
+from rlspeech.data.text import get_normaliser
 from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser
+from rlspeech.stats import Interval
+from rlspeech.tasks.base import Numbers
 from rlspeech.types import Sample, UserError
 
 if TYPE_CHECKING:
@@ -138,7 +142,7 @@ class Asr:
             loss, parts["ctc"] = (1 - weight) * loss + weight * ctc, ctc.detach()
         return {"loss": loss, **parts}
 
-    def validate(self, model: Recogniser, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+    def validate(self, model: Recogniser, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         """Greedy transcripts of held-out clips; word error rate by kind of speech where rows say it, and of the CTC head alone."""
         def say(part: Sequence[Clip]) -> list[str]:
             return model.transcribe([torch.from_numpy(c.noisy) for c in part])
@@ -148,7 +152,7 @@ class Asr:
 
         samples = transcripts(say, clips, SAMPLE_RATE)
         keep(folder.path / "samples" / f"step_{step:06d}", samples)
-        return {**rates(samples), "ctc_wer": rates(transcripts(spell, clips, SAMPLE_RATE)).get("wer", float("nan"))}
+        return {**rates(samples), "ctc_wer": rates(transcripts(spell, clips, SAMPLE_RATE)).get("wer", math.nan)}
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 
@@ -183,13 +187,13 @@ def keep(folder: Path, samples: Sequence[Sample]) -> None:
     (folder / "said.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
-def rates(samples: Sequence[Sample]) -> dict[str, float]:
-    """Corpus word error rate, of all and of each ``kind`` that the rows name."""
+def rates(samples: Sequence[Sample]) -> dict[str, Interval]:
+    """Corpus word error rate with its interval, of all and of each ``kind`` that the rows name."""
     groups: dict[str, list[tuple[str, str, str | None]]] = {}
     for s in samples:
         for name in ["wer", *([f"wer/{s.columns['kind']}"] if "kind" in s.columns else [])] if s.text else []:
             groups.setdefault(name, []).append((s.text or "", s.hypothesis or "", s.columns.get("language")))
-    return {name: corpus_rate(texts, TEXT) for name, texts in groups.items()}
+    return {name: corpus_interval(texts, TEXT) for name, texts in groups.items()}
 
 
 def augmented(wav: Tensor, how: Augment) -> Tensor:

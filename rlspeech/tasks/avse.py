@@ -18,7 +18,8 @@ from rlspeech.data.lips import frames_of
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.models.hub import load_avse, save_avse
 from rlspeech.run import Run
-from rlspeech.tasks.base import VALID_METRICS, check_enhancer, enhance_clips, mono, set_anew
+from rlspeech.stats import mean_interval
+from rlspeech.tasks.base import VALID_METRICS, Numbers, check_enhancer, enhance_clips, mono, set_anew
 from rlspeech.types import Sample, UserError
 
 __all__ = ["AvBatch", "Avse", "AvseInference", "shuffled", "supervised_loss"]
@@ -116,14 +117,14 @@ class Avse:
         made = model.enhance(batch.noisy, batch.video, batch.present, batch.samples)
         return {"loss": supervised_loss(model, made, batch)}
 
-    def validate(self, model: AvseEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+    def validate(self, model: AvseEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         """Scores on held-out clips with their own videos, and SI-SDR with each other's: what the video is worth."""
         found = check_enhancer(AvseInference(self, model), clips, folder, step, scorer)
         if any(c.lips is not None for c in clips) and len(clips) > 1:
             wrong = AvseInference(self, model)
             made = [wrong.infer([c.noisy], [c.key], [o.lips])[0] for c, o in zip(clips, shuffled(clips), strict=True)]
             ratio = [float(si_snr(torch.from_numpy(mono(w)), torch.from_numpy(mono(c.target)))) for w, c in zip(made, clips, strict=True)]
-            found["si_sdr_shuffled_video"] = float(np.mean(ratio))
+            found["si_sdr_shuffled_video"] = mean_interval(ratio)
         return found
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -14,12 +14,13 @@ from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.run import Run
-from rlspeech.stats import mean_interval
-from rlspeech.types import Sample, UserError
+from rlspeech.stats import Interval, mean_interval
+from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["EnhancementTask", "Enhancer", "Task", "channels_of", "check_enhancer",
-           "enhance_clips", "mono"]
+__all__ = ["EnhancementTask", "Enhancer", "Numbers", "Task", "channels_of", "check_enhancer", "enhance_clips", "means_of", "mono",
+           "set_anew"]
 
+Numbers = dict[str, float | Interval]
 VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
 
 
@@ -54,8 +55,8 @@ class Task(Protocol):
         """The loss in named parts; ``loss`` is the one to minimise."""
         ...
 
-    def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
-        """Numbers of a model on held-out clips; a few outputs are kept under ``samples/``."""
+    def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+        """Numbers of a model on held-out clips, with their intervals where known; a few outputs are kept under ``samples/``."""
         ...
 
 
@@ -114,10 +115,15 @@ def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any
     return model
 
 
-def check_enhancer(enhancer: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, players: int = 2) -> dict[str, float]:
-    """Enhance held-out clips, score them, keep a few to listen to. Returns means."""
+def check_enhancer(enhancer: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, players: int = 2) -> Numbers:
+    """Enhance held-out clips, score them, keep a few to listen to. Returns means with their intervals."""
     samples = enhance_clips(enhancer, clips, folder.path / "samples" / f"step_{step:06d}", players)
-    return {name: mean_interval([s.value for s in column]).mean for name, column in scorer.score(samples).items()}
+    return means_of(scorer.score(samples))
+
+
+def means_of(scores: Mapping[str, Sequence[Score]]) -> Numbers:
+    """Mean of every metric over the clips, with its interval."""
+    return {name: mean_interval([s.value for s in column]) for name, column in scores.items()}
 
 
 def enhance_clips(enhancer: Any, clips: list[Clip], folder: Path, players: int) -> list[Sample]:

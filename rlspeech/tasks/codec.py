@@ -28,7 +28,7 @@ from rlspeech.models.frontend import mel_filters
 from rlspeech.models.hub import load_model
 from rlspeech.models.recogniser import Recogniser, load_recogniser
 from rlspeech.stats import mean_interval
-from rlspeech.tasks.base import set_anew
+from rlspeech.tasks.base import Numbers, means_of, set_anew
 from rlspeech.types import Sample
 
 __all__ = ["CodecBatch", "CodecTask", "spectral_loss"]
@@ -124,7 +124,7 @@ class CodecTask:
         return {"loss": loss, **parts}
 
     @torch.no_grad()
-    def validate(self, model: CodecNet, clips: list[Clip], folder: Any, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+    def validate(self, model: CodecNet, clips: list[Clip], folder: Any, step: int, scorer: Any, seed: int = 0) -> Numbers:
         """Code held-out clips and decode them with another clip of the same speaker as the prompt (itself where there is none).
 
         Returns:
@@ -139,12 +139,12 @@ class CodecTask:
             save_audio(folder.path / "samples" / f"step_{step:06d}" / f"{c.key}.flac", wav, codec.sample_rate)
             save_audio(folder.path / "samples" / "original" / f"{c.key}.flac", original, codec.sample_rate)
         samples = [Sample(c.key, m, codec.sample_rate, w, c.text, c.columns) for c, m, w in zip(clips, cut, wavs, strict=True)]
-        numbers = {name: mean_interval([s.value for s in column]).mean for name, column in scorer.score(samples).items()}
+        numbers = means_of(scorer.score(samples))
         mel = [float(spectral_loss(torch.from_numpy(m)[None], torch.from_numpy(w)[None], codec.sample_rate))
                for m, w in zip(cut, wavs, strict=True)]
         share = torch.bincount(torch.cat(ids), minlength=codec.size).double()
         entropy = -float(torch.xlogy(share / share.sum(), share / share.sum()).sum())
-        return numbers | {"mel": float(np.mean(mel)), "perplexity": float(np.exp(entropy)), "bits_s": entropy / np.log(2) / codec.frame_s}
+        return numbers | {"mel": mean_interval(mel), "perplexity": float(np.exp(entropy)), "bits_s": entropy / np.log(2) / codec.frame_s}
 
 
 def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:

@@ -17,7 +17,7 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.flow import FlowEnhancer, frame_mask
 from rlspeech.models.hub import load_flow, save_flow
 from rlspeech.run import Run
-from rlspeech.tasks.base import VALID_METRICS, check_enhancer, enhance_clips, set_anew
+from rlspeech.tasks.base import VALID_METRICS, Numbers, check_enhancer, enhance_clips, set_anew
 from rlspeech.types import Sample
 
 __all__ = ["Enhancer", "FlowBatch", "FlowSE", "latent"]
@@ -116,7 +116,7 @@ class FlowSE:
         x1, y = encode(model, batch.target, batch.samples), encode(model, batch.noisy, batch.samples)
         return model.loss(x1, y, spectral_mask(model, batch, y.shape[1]), config.magnitude_weight)
 
-    def validate(self, model: FlowEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+    def validate(self, model: FlowEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         """Scores of held-out clips."""
         return check_enhancer(Enhancer(self, model, seed=seed), clips, folder, step, scorer)
 

@@ -31,7 +31,9 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.models.codec import load_codec, start_alike
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, make_tokenizer, save_token_reward
 from rlspeech.rewards.token_text import COLUMN, TEXT, TokenText
+from rlspeech.stats import mean_interval
 from rlspeech.tasks.asr import keep, rates
+from rlspeech.tasks.base import Numbers
 from rlspeech.types import Sample, UserError, Utterance
 
 if TYPE_CHECKING:
@@ -171,7 +173,7 @@ class TokenRewardTask:
                 parts |= {"loss": parts["loss"] + ATTRIBUTE * part, name: part.detach()}
         return parts
 
-    def validate(self, model: TokenReward, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+    def validate(self, model: TokenReward, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         """Word error rate by kind of speech, CER and NLL of the text, accuracy of the heads, on recordings as they are."""
         device = model.device
         batch = self.collate(clips, model, device, spoil=False)
@@ -180,12 +182,12 @@ class TokenRewardTask:
         samples = [Sample(c.key, c.noisy, c.sample_rate, None, c.text, c.columns, hypothesis=t, tokens=r.cpu().numpy())
                    for c, t, r in zip(clips, said, rows, strict=True)]
         keep(folder.path / "samples" / f"step_{step:06d}", samples)
-        numbers = rates(samples)
+        numbers: Numbers = {**rates(samples)}
         judge = TokenText(model)
         scores = judge.compute([s for s in samples if s.text], ["token_cer", "token_nll"]) if any(s.text for s in samples) else []
         for name in ("cer", "nll"):
             values = [v for row in scores if (v := row[f"token_{name}"].value) is not None]
-            numbers |= {name: float(np.mean(values))} if values else {}
+            numbers |= {name: mean_interval(values)} if values else {}
         with torch.no_grad():
             heads = model.attributes(model.encode(batch.ids, batch.mask))
         for name, logits in heads.items():

@@ -26,6 +26,7 @@ from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.log import warn
 from rlspeech.models.codec_lm import CodecLM, Line, build_codec_lm, load_codec_lm, save_codec_lm
 from rlspeech.stats import mean_interval
+from rlspeech.tasks.base import Numbers, means_of
 from rlspeech.tasks.tokens import token_logp
 from rlspeech.types import Sample, UserError, Utterance
 
@@ -166,7 +167,7 @@ class Tts:
                 "stop": each.detach()[truth == model.stop].mean()}
 
     @torch.no_grad()
-    def validate(self, model: CodecLM, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> dict[str, float]:
+    def validate(self, model: CodecLM, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         """Cross-entropy on recordings, and what is said when their texts are read: stop rate, length against the recording's, scores."""
         batch = self.collate(clips, model, model.device, train=False)
         nll, count = 0.0, 0
@@ -179,9 +180,8 @@ class Tts:
         _keep(folder.path / "samples" / f"step_{step:06d}", samples, 4)
         ratios = [len(s.tokens) / (len(c.target) / c.sample_rate / model.layout.frame_s) for s, c in zip(samples, clips, strict=True)
                   if s.tokens is not None and len(c.target)]
-        scores = {name: mean_interval([s.value for s in column]).mean for name, column in scorer.score(samples).items()}
-        return {"nll": nll / max(count, 1), "stopped": float(np.mean([s.finished for s in samples])),
-                "length_ratio": float(np.mean(ratios)) if ratios else float("nan"), **scores}
+        return {"nll": nll / max(count, 1), "stopped": mean_interval([s.finished for s in samples]),
+                "length_ratio": mean_interval(ratios), **means_of(scorer.score(samples))}
 
     # -- speech ----------------------------------------------------------------------------------------------------------
 

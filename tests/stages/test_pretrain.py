@@ -21,7 +21,8 @@ from tiny_speech import MODEL, RATE, write_pairs
 from rlspeech.config import FlowModel, Pretrain
 from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import load_flow
-from rlspeech.stages import pretrain
+from rlspeech.stages import pretrain, pretrain_report
+from rlspeech.stages.past import open_pasts
 from rlspeech.tasks.flowse import FlowSE
 from rlspeech.types import UserError
 
@@ -128,6 +129,51 @@ def test_a_finished_run_is_not_trained_further(pairs: Path, whole: Path) -> None
     stamp = (whole / "checkpoints" / "step_000004" / "model.safetensors").stat().st_mtime_ns
     assert pretrain.run(_config(pairs, whole))["step"] == 4
     assert (whole / "checkpoints" / "step_000004" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    pretrain.run(_config(pairs, out))
+    weights = _state(out)["out.weight"]
+    capsys.readouterr()
+    summary = pretrain.run(_config(pairs, out, steps=6))
+    said = capsys.readouterr().err
+    assert summary["step"] == 6 and summary["stopped"] == "all steps done" and "learning rate falls over all 6" in said
+    assert not torch.equal(_state(out, 6)["out.weight"], weights)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    pretrain.run(_config(pairs, out, steps=6))
+    assert "a larger --steps goes on" in capsys.readouterr().err
+    with pytest.raises(UserError, match="at step 6 already"):
+        pretrain.run(_config(pairs, out, steps=5))
+
+
+def test_the_page_of_a_run_has_its_losses_its_validations_and_what_can_be_heard(pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    summary = pretrain.run(_config(pairs, out, valid_every=2, valid_items=3))
+    assert summary["report"] == str(out / "report.html") and Path(summary["report"]).is_file()
+    [past] = open_pasts([str(out)])
+    data = pretrain_report.page_data(past)
+    assert data.title == "pretrain flowse: run" and data.subtitle == "step 4 of 4: all steps done"
+    assert list(data.means) == ["step 2", "step 4"] and data.means["step 4"]["si_sdr"].mean == pytest.approx(summary["si_sdr"])
+    assert data.baseline is None and not data.deltas  # two moments of one run are no comparison
+    kinds = {p.title: p.kind for p in data.plots}
+    assert kinds["valid/si_sdr"] == "valid" and kinds["train/loss"] == "train"
+    assert data.clips and all(list(c.audio) == ["input", "step 2", "step 4", "reference"] for c in data.clips)
+    assert data.config["steps"] == 4 and data.versions["torch"] and data.facts["data"] == str(pairs)
+    (out / "samples" / "step_000004" / "said.jsonl").write_text(
+        json.dumps({"id": "x", "text": "one two", "hypothesis": "one too"}) + "\n" + "torn"
+    )
+    read = {c.key: c for c in pretrain_report.page_data(past).clips}["x"]
+    assert [(e.kind, e.hypothesis) for e in read.edits["step 4"]][-1] == ("replace", "too")
+
+
+def test_a_run_that_is_interrupted_has_a_page_too(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _cut_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.run(_config(pairs, tmp_path / "cut"))
+    assert (tmp_path / "cut" / "report.html").is_file()
+    assert open_pasts([str(tmp_path / "cut")])[0].state() == "step 3 of 4: interrupted"
 
 
 def test_it_learns(pairs: Path, tmp_path: Path) -> None:

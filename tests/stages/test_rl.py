@@ -145,6 +145,20 @@ def test_two_and_two_steps_are_four(
     assert (whole / "scores.jsonl").read_text() == (tmp_path / "cut" / "scores.jsonl").read_text()
 
 
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
+    given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    rl.run(_config(given, out, steps=2))
+    summary = rl.run(_config(given, out, steps=4))
+    assert summary["steps"] == 4 and "learning rate falls over all 4" in capsys.readouterr().err
+    rows = _rows(out)
+    assert [r["step"] for r in rows if "reward" in r] == [1, 2, 3, 4] and [r["step"] for r in rows if "valid/reward" in r] == [0, 2, 4]
+    assert [r["lr"] for r in rows if "reward" in r] == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])  # over 2 steps, then over 4
+    with pytest.raises(UserError, match="other settings"):
+        rl.run(_config(given, out, steps=5, lr=1e-4))
+
+
 def test_validation_has_intervals_in_the_log(given: dict[str, str], tmp_path: Path) -> None:
     summary = rl.run(_config(given, tmp_path / "run", valid=given["data"], valid_items=4, steps=1, valid_every=1))
     last = [r for r in _rows(tmp_path / "run") if "valid/si_sdr" in r][-1]

@@ -10,8 +10,10 @@ import pytest
 from made_runs import EVIL, RATE, clips_of, rl_run
 
 from rlspeech.config import RL
+from rlspeech.report import render_report
 from rlspeech.run import Run
-from rlspeech.stages import rl_keep, rl_report
+from rlspeech.stages import ending, rl_keep, rl_report
+from rlspeech.stages.ending import at_the_end
 from rlspeech.stages.past import Past, open_pasts
 from rlspeech.stages.validations import Validations
 from rlspeech.stats import mean_interval, paired_delta
@@ -54,7 +56,7 @@ def test_a_page_of_a_hostile_run_is_drawn_and_escaped(tmp_path: Path, drawn: Non
     path = rl_run(tmp_path / "run", words=EVIL, count=2, steps=(0, 5), data=EVIL)
     with (path / "scores.jsonl").open("a") as file:
         file.write(json.dumps({"key": EVIL, "system": "step_000005", "step": 5, "si_sdr": 1e9, EVIL: 3.0, "errors": EVIL}) + "\n")
-    html = rl_report.render_report(tmp_path / "page.html", rl_report.page_data(_open(path))).read_text()
+    html = render_report(tmp_path / "page.html", rl_report.page_data(_open(path))).read_text()
     assert EVIL not in html and "&lt;script&gt;alert" in html and "step 5 of 5" in html
 
 
@@ -137,7 +139,7 @@ def test_there_is_a_page_however_a_run_ends(tmp_path: Path, error: BaseException
     with Run.create(tmp_path / "run", "rl", RL()) as folder:
         folder.log(1, reward=0.5)
         try:
-            with rl_report.at_the_end(folder) as end:
+            with at_the_end(folder, rl_report.page_data) as end:
                 end.reason = "all steps done"
                 if error is not None:
                     raise error
@@ -155,7 +157,7 @@ def test_a_page_that_fails_does_not_cost_the_run(
     def broken(*_: object) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr(rl_report, "render_report", broken)
-    with Run.create(tmp_path / "run", "rl", RL()) as folder, rl_report.at_the_end(folder) as end:
+    monkeypatch.setattr(ending, "render_report", broken)
+    with Run.create(tmp_path / "run", "rl", RL()) as folder, at_the_end(folder, rl_report.page_data) as end:
         end.reason = "all steps done"
     assert end.page is None and "no ink" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""How a run that trains ends: why it stopped is noted, and its page is written, whether it came to its end or was ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlspeech import log
+from rlspeech.report import ReportData, render_report
+from rlspeech.run import Run
+from rlspeech.stages.past import Past, open_pasts, shown_path
+from rlspeech.types import UserError
+
+__all__ = ["DONE", "End", "at_the_end", "longer"]
+
+DONE = "all steps done"
+
+
+@dataclass(slots=True)
+class End:
+    """How a run ended, and the page that tells."""
+
+    reason: str = ""
+    page: Path | None = None
+
+
+@contextmanager
+def at_the_end(folder: Run, page_data: Callable[[Past], ReportData]) -> Iterator[End]:
+    """Note why a run stopped, and write its page; a page that fails never costs the run.
+
+    Args:
+        folder: of the run.
+        page_data: what the page shows of what is in it.
+    """
+    end = End()
+    try:
+        yield end
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            log.say("interrupted; writing the report (Ctrl-C again: without it)")
+        end.reason = {KeyboardInterrupt: "interrupted", UserError: str(getattr(error, "what", ""))}.get(type(error), type(error).__name__)
+        _finish(folder, end, page_data)
+        if end.page:
+            log.say(f"report: {end.page}")
+        raise
+    _finish(folder, end, page_data)
+
+
+def _finish(folder: Run, end: End, page_data: Callable[[Past], ReportData]) -> None:
+    if not folder.main:
+        return
+    try:
+        folder.note(stopped=end.reason)
+        [past] = open_pasts([str(folder.path)])
+        end.page = render_report(folder.path / "report.html", page_data(past))
+    except Exception as error:
+        log.warn(f"no report of this run ({type(error).__name__}: {error}); try: rlspeech report {shown_path(folder.path)}")
+
+
+def longer(folder: Run, step: int, steps: int, falls: bool) -> str:
+    """What to know of a run that goes on to another number of steps than it had, or that could; empty where there is nothing.
+
+    Args:
+        folder: of the run.
+        step: that it has come to.
+        steps: that it is to come to now.
+        falls: the learning rate falls over the steps.
+    """
+    if "steps" in folder.grown:
+        rate = f": the learning rate falls over all {steps}, and is now that of step {step} of them" if falls else ""
+        return f"{folder.grown['steps']} steps were asked for before, now {steps}{rate}"
+    return f"all {steps} steps are done; a larger --steps goes on from there" if folder.resumed and step >= steps else ""
