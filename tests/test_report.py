@@ -164,6 +164,13 @@ def test_a_drawing_holds_numbers_only_and_follows_the_style_sheet() -> None:
     assert group.bands and group.starts and [e.last for e in drawing.ends] == list(range(9)) and drawing.ends[3].lo == -1
 
 
+def test_a_small_range_keeps_the_digits_of_its_ticks() -> None:
+    (group,) = figures.groups([Plot("x", [Line("r", [0, 1, 2], [1e-4, 1.2e-4, 1.4e-4])])])
+    ticks = [t for t in _texts(str(group.drawings[0].svg)) if t.startswith("0.0001")]
+    assert len(set(ticks)) == len(ticks) >= 3
+    assert not re.search(r'="[^"]*\d\.\d{3}', str(group.drawings[0].svg))  # places have two
+
+
 def test_dashes_and_colour_tell_sixteen_runs_apart() -> None:
     (group,) = figures.groups([Plot("x", [Line(str(n), range(40), np.arange(40.0) * n) for n in range(16)])])
     drawn = [e for e in ET.fromstring(str(group.drawings[0].svg)).iter("path") if str(e.get("class", "")).startswith("s")]

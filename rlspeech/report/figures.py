@@ -33,6 +33,7 @@ MAX_POINTS = 400
 SMOOTH_FROM = 60
 TITLES = {"reward": "Rewards", "guard": "Guards", "valid": "Validation", "train": "Training", "cost": "Cost", "spread": "Distributions"}
 CLOCKS = ("step", "time", "seconds")
+NUMBER = re.compile(r"-?\d+\.\d{3,}")
 ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-
 
 
@@ -244,6 +245,7 @@ def _inline(svg: str) -> Markup:
         styles = dict(part.split(":", 1) for part in old.pop("style", "").split(";") if ":" in part)
         new = {k: v for k, v in old.items() if k != "id" and (element is not root or k == "viewBox")}
         new |= {k: v.strip() for k, v in ((k.strip(), v) for k, v in styles.items()) if k in ATTRIBUTES or k[:5] in ("fill-", "strok")}
+        new = {k: NUMBER.sub(_short, v) for k, v in new.items()}  # places need no more digits; what is written at an axis keeps its own
         if re.match(r"run\d+$", old.get("id", "")):
             new["class"] = old["id"]
         elif element.tag in ("path", "clipPath") and "id" in old:
@@ -253,8 +255,11 @@ def _inline(svg: str) -> Markup:
         element.attrib.update(new)
     root.attrib.update({"aria-hidden": "true", "focusable": "false"})
     text = ET.tostring(root, encoding="unicode")
-    text = re.sub(r">\s+<", "><", text)
-    return Markup(re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), text))
+    return Markup(re.sub(r">\s+<", "><", text))
+
+
+def _short(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _classes(attributes: dict[str, str]) -> None:

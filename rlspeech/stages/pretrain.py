@@ -58,8 +58,12 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
         if remark := longer(folder, trainer.step, config.steps, falls=True):
             engine.say(remark)
+        if not valid:
+            engine.say(f"{len(train.utts)} utterances are too few to hold any back: nothing is validated; --valid MANIFEST does it")
 
         def check() -> dict[str, float | Interval]:
+            if not valid:
+                return {}
             found: dict[str, float | Interval] = task.validate(trainer.averaged(), valid, folder, trainer.step, scorer, config.seed)
             if folder.main:
                 _keep_inputs(folder.path / "samples", valid, trainer.step)

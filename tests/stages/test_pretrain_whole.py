@@ -1,4 +1,4 @@
-"""``mixing.clip_s=0``: whole utterances of unequal length, in batches of like length."""
+"""Whole utterances: of unequal length in batches of like length (``mixing.clip_s=0``), and so few that none can be held back."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
+from tiny_tts import CODEC, MODEL, write_tts
 
-from rlspeech.config import FlowModel, Mixing, Pretrain
+from rlspeech.config import CodecLMModel, FlowModel, Mixing, Pretrain, TokenRewardModel
 from rlspeech.data.audio import save_audio
 from rlspeech.data.manifest import write_manifest
 from rlspeech.stages import pretrain
@@ -28,3 +30,15 @@ def test_whole_utterances_of_unequal_length_are_trained_on(tmp_path: Path) -> No
                       valid_every=0, valid_items=1, device="cpu")
     summary = pretrain.run(config)
     assert summary["step"] == 3 and math.isfinite(summary["si_sdr"])
+
+
+@pytest.mark.parametrize("task", ["codec", "tts", "token-reward"])
+def test_four_utterances_train_and_nothing_is_validated(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = write_tts(tmp_path)
+    codec = str(tmp_path / "codec")
+    config = Pretrain(task=task, data=given["data"], out=str(tmp_path / "run"), codec=CODEC, tts=CodecLMModel(codec=codec, **MODEL),
+                      token_reward=TokenRewardModel(codec=codec, dim=16, layers=1, text_layers=1, heads=2, vocabulary=290), steps=2,
+                      batch=2, device="cpu")
+    summary = pretrain.run(config)
+    assert summary["step"] == 2 and Path(summary["report"]).is_file()
+    assert "too few to hold any back: nothing is validated" in capsys.readouterr().err
