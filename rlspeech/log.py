@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from rlspeech.bars import Bar, Wait
 from rlspeech.tables import draw
 
-__all__ = ["configure", "discard", "emit", "error", "plain", "progress", "say", "table", "to_file", "waiting", "warn"]
+__all__ = ["configure", "discard", "emit", "error", "plain", "progress", "say", "several", "table", "to_file", "waiting", "warn"]
 
 quiet = False  # nothing but errors, and data that was asked for (JSON, transcripts)
 json_mode = False  # stdout is one JSON object; tables move to stderr
@@ -52,6 +52,11 @@ def to_file(path: Path | None) -> None:
     if path is not None and is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         _file = path.open("a", encoding="utf-8")
+
+
+def several(count: int, what: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def say(message: str) -> None:

@@ -30,6 +30,7 @@ from rlspeech.data.batches import PairedClips, lips_of
 from rlspeech.data.lips import LIPS_FPS, LipsError
 from rlspeech.data.manifest import find_manifest, read_manifest, safe_name
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.log import several
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.run import Run
 from rlspeech.stages.sight import hear, neighbours
@@ -78,7 +79,8 @@ def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
     began_s = time.monotonic()
     with Run.create(config.out, "eval", config, neutral=NEUTRAL) as folder, Watchdog() as dog:
         folder.note(device=engine.reason)
-        engine.say(f"{len(utts)} utterances, {len(systems)} systems, {len(metrics)} metrics, {engine.reason}")
+        engine.say(f"{several(len(utts), 'utterance')}, {several(len(systems), 'system')}, {several(len(metrics), 'metric')}, "
+                   f"{engine.reason}")
         for note in notes:
             engine.say(note)
         table = Table(folder.path, metrics)

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Strict
+from rlspeech.log import several
 from rlspeech.stages.sight import find_video, hear, is_video, see
 from rlspeech.types import UserError
 
@@ -88,7 +89,7 @@ def run(config: Enhance, *, json_mode: bool = False) -> dict[str, Any]:
         model, _ = task.load(config.model, engine.device)
         options = Evaluate(task=config.task, nfe=config.nfe, guidance=config.guidance, seed=config.seed)
         enhancer = task.enhancer(model, seed=config.seed, config=options)
-        log.say(f"{len(todo)} files, {engine.reason}")
+        log.say(f"{several(len(todo), 'file')}, {engine.reason}")
         with log.progress(len(todo), "enhance", "files") as bar, Watchdog() as dog:
             for batch in _batches(todo, config.batch):
                 for job, seconds, reason in _enhance(enhancer, batch, config, notes):
@@ -99,7 +100,7 @@ def run(config: Enhance, *, json_mode: bool = False) -> dict[str, Any]:
                     bar.advance()
                 dog.beat()
     for note, count in notes.items():
-        log.say(f"{count} files {note}")
+        log.say(f"{several(count, 'file')} {note}")
     blind = sum(n for note, n in notes.items() if note.startswith(BLIND))
     wall_s = time.monotonic() - began_s
     summary = {"out": str(out), "enhanced": done, "skipped": skipped, "failed": len(failed), "errors": failed, "audio_s": round(audio_s, 2),

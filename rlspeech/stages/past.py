@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlspeech.data.jsonl import safe_name
+from rlspeech.log import several
 from rlspeech.run import read_metrics
 from rlspeech.types import UserError
 
@@ -72,7 +73,7 @@ class Past:
     def state(self) -> str:
         """How far it came, in words."""
         if self.stage == "reward":
-            return f"{sum(map(len, self.scores.values()))} files scored"
+            return f"{several(sum(map(len, self.scores.values())), 'file')} scored"
         if self.stage == "eval":
             models = self.config.get("models")
             missing = [m for m in models if m not in self.scores] if isinstance(models, dict) else []

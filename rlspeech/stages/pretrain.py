@@ -22,6 +22,7 @@ from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_cli
 from rlspeech.data.jsonl import safe_name
 from rlspeech.data.manifest import recordings
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.log import several
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stages import pretrain_report
@@ -55,7 +56,8 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
                                config.task, channels_of(task, model), getattr(model, "max_s", None), recorded=True)
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
-        engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train.utts)} utterances, {engine.reason}")
+        engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {several(len(train.utts), 'utterance')}, "
+                   f"{engine.reason}")
         if remark := longer(folder, trainer.step, config.steps, falls=True):
             engine.say(remark)
         if not valid:

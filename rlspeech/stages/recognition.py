@@ -25,6 +25,7 @@ from rlspeech.data.batches import columns_of
 from rlspeech.data.jsonl import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.log import several
 from rlspeech.rewards.rules import Judged, TextRules
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
@@ -70,7 +71,7 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
     began_s = time.monotonic()
     with Run.create(config.out, "eval", config, neutral=NEUTRAL) as folder, Watchdog() as dog:
         folder.note(device=engine.reason)
-        engine.say(f"{len(rows)} recordings, {len(names)} recognisers, texts by {config.normaliser}, {engine.reason}")
+        engine.say(f"{several(len(rows), 'recording')}, {several(len(names), 'recogniser')}, texts by {config.normaliser}, {engine.reason}")
         _forget_others(folder.path, {s: _identity(c) for s, c in models.items()})
         said = {s: _recognise(config, engine, folder.path, s, c, rows, dog) for s, c in models.items()}
         made = Judgements(config, rules, rows, said)

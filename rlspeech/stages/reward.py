@@ -20,6 +20,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
+from rlspeech.log import several
 from rlspeech.rewards import base
 from rlspeech.rewards.files import HYPOTHESES, Item, collect, load, unheard
 from rlspeech.rewards.scorefile import FIXED, ScoreFile
@@ -198,7 +199,7 @@ def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[st
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
     corpus = reward_report.corpus_rates(scores, items, config.seed)
     notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
-    log.table(f"{config.system}: {len(items)} files", heading, rows, [*notes, f"scores: {scores.path}"])
+    log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, [*notes, f"scores: {scores.path}"])
     order = reward_report.calibration(scores, items, config.seed)
     page = reward_report.page(scores, items, config, order)
     if page is not None:

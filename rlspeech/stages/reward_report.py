@@ -17,6 +17,7 @@ from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
 from rlspeech.data.text import align, units
+from rlspeech.log import several
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, render_report
 from rlspeech.rewards.files import Item, collect, load, unheard
 from rlspeech.rewards.scorefile import ScoreFile
@@ -73,7 +74,8 @@ def corpus_rates(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[st
         split = ", ".join(f"{v:.2f} {k}" for k, v in parts.items())
         made[f"all words together{own}"] = {
             "wer": rate.mean, "lo": rate.lo, "hi": rate.hi, **parts, "units": int(sums[0]), "n": len(counts), "normaliser": normaliser,
-            "text": f"error rate {rate.text(2)} % ({split}) of {int(sums[0])} units in {len(counts)} files, texts by {normaliser}"}
+            "text": f"error rate {rate.text(2)} % ({split}) of {int(sums[0])} units in {several(len(counts), 'file')}, texts by "
+                    f"{normaliser}"}
     return made
 
 
@@ -139,7 +141,7 @@ def write_again(run: Past, to: Path, players: int | None) -> dict[str, Any]:
     found = {n: mean_interval(scores.values(n, keys), config.seed) for n in scores.metrics}
     rows = [[n if facts["higher_is_better"] else f"{n} (lower is better)", found[n].text(), found[n].n, found[n].dropped]
             for n, facts in scores.metrics.items()]
-    log.table(f"{system}: {len(items)} files", ["metric", "mean [95 % interval]", "valid", "failed"], rows)
+    log.table(f"{system}: {several(len(items), 'file')}", ["metric", "mean [95 % interval]", "valid", "failed"], rows)
     return {"stage": "reward", "system": system, "n": len(items), "scores": str(scores.path),
             "metrics": {n: {**i.as_dict(), "n_valid": i.n, "n_failed": i.dropped} for n, i in found.items()}}
 
@@ -152,7 +154,7 @@ def _page_data(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, re
     run = Past(config.system, scores.path.parent, "reward", dict(settings), scores_path=scores.path)
     beside = scores.path if scores.path.name != "scores.jsonl" else scores.path.parent
     return ReportData(
-        title=f"Scores of {config.system}", subtitle=f"{len(items)} files",
+        title=f"Scores of {config.system}", subtitle=f"{several(len(items), 'file')}",
         metrics=[Metric(n, bool(facts["higher_is_better"]), help_of(n)) for n, facts in scores.metrics.items()],
         means={config.system: means}, grids=[*_grids(result), *_lost(scores, keys)], clips=_clips(scores, items, config, spoken),
         plots=spreads_of({n: {config.system: scores.values(n, keys)} for n in scores.metrics}), config=settings,

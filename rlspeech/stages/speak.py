@@ -30,6 +30,7 @@ from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.jsonl import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
+from rlspeech.log import several
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["Speak", "run", "split_text"]
@@ -194,7 +195,7 @@ def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> No
     engine, task = Engine(config.device, "fp32", config.seed), get_task("tts")
     model, _ = task.load(config.model, engine.device)
     rate, waiting = task.sample_rate_of(model), list[tuple[_Job, Any, bool]]()
-    log.say(f"{len(jobs)} texts, {engine.reason}")
+    log.say(f"{several(len(jobs), 'text')}, {engine.reason}")
     _look_at_prompts(config, jobs, model)
     with log.progress(len(jobs), "speak", "texts") as bar, Watchdog() as dog:
         def flush() -> None:

@@ -28,6 +28,7 @@ from rlspeech.data.batches import columns_of
 from rlspeech.data.jsonl import safe_name, write_text
 from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.log import several
 from rlspeech.models.hub import resolve
 from rlspeech.rewards import base
 from rlspeech.rewards.rules import Judged, TextRules
@@ -81,7 +82,7 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
     options = {"tts": {"recogniser": listener, "normaliser": config.normaliser, "language": config.sampling.language}}
     with Run.create(config.out, "eval", config, neutral=NEUTRAL) as folder, Watchdog() as dog:
         folder.note(device=engine.reason)
-        engine.say(f"{len(rows)} texts, {len(names)} synthesisers, heard by {listener}, {engine.reason}")
+        engine.say(f"{several(len(rows), 'text')}, {several(len(names), 'synthesiser')}, heard by {listener}, {engine.reason}")
         for note in [*notes, *missing]:
             engine.say(note)
         table = Table(folder.path, metrics)

@@ -23,6 +23,7 @@ from pydantic import Field
 from rlspeech import log
 from rlspeech.config import Sampling, Strict
 from rlspeech.data.jsonl import JsonlWriter, read_jsonl, safe_name, write_text
+from rlspeech.log import several
 from rlspeech.stages.infer import SUFFIXES
 from rlspeech.types import UserError
 
@@ -132,7 +133,7 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = get_task("asr").load(config.model, engine.device, dtype=config.precision)
     ear = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
-    log.say(f"{len(jobs)} files, {engine.reason}")
+    log.say(f"{several(len(jobs), 'file')}, {engine.reason}")
     ended = list[_Job]()
     with log.progress(len(jobs), "transcribe", "files") as bar, Watchdog() as dog:
         waiting: list[tuple[_Job, float, np.ndarray]] = []

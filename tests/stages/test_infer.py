@@ -85,7 +85,7 @@ def test_stereo_and_other_rates_are_said(tmp_path: Path, model: Half, capsys: py
     info = sf.info(tmp_path / "out" / "s.wav")
     assert (info.channels, info.samplerate) == (1, RATE)
     err = capsys.readouterr().err
-    assert "1 files had several channels" in err and "from 44100 to 16000 Hz" in err
+    assert "1 file had several channels" in err and "from 44100 to 16000 Hz" in err
 
 
 def test_bad_files_cost_themselves(tmp_path: Path, model: Half) -> None:
@@ -101,7 +101,7 @@ def test_bad_files_cost_themselves(tmp_path: Path, model: Half) -> None:
     assert (result["enhanced"], result["failed"]) == (2, 6)
     reasons = {Path(k).name: v for k, v in result["errors"].items()}
     assert "out of memory" in reasons["boom.wav"] and "NaN" in reasons["nan.wav"] and reasons["gone.wav"] == "missing file"
-    with pytest.raises(UserError, match="not one of 1 files"):
+    with pytest.raises(UserError, match="not one of 1 file"):
         _run(tmp_path, tmp_path / "gone.wav")
 
 

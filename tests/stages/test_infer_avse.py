@@ -181,4 +181,4 @@ def test_two_ears_stay_two(world: Path, capsys: pytest.CaptureFixture[str]) -> N
     heard = load_audio(world / "in" / "a.wav", channels=2)
     np.testing.assert_allclose(load_audio(world / "out" / "a.wav", channels=2), reference(world / "two", heard, world / "mouths" / "a.npz"),
                                atol=CLOSE)
-    assert "1 files had several channels" in capsys.readouterr().err
+    assert "1 file had several channels" in capsys.readouterr().err
