@@ -82,6 +82,7 @@ class Tts:
         self._codes: dict[tuple[str, str], np.ndarray] = {}
         self._voices: dict[tuple[str, int], np.ndarray] = {}
         self._speakers: dict[str, list[Utterance]] = {}
+        self._prompts: dict[tuple[str, float], list[Utterance]] = {}
 
     # -- supervised training -------------------------------------------------------------------------------------------
 
@@ -141,15 +142,23 @@ class Tts:
         line = self.line(clip, model)
         if model.fits(line):
             return line
-        others = [u for u in self._speakers.get(str(clip.columns.get("speaker_id")), ())
-                  if u.id != clip.key and u.duration <= model.layout.prompt_s]
-        if not others:
+        others = self._short(str(clip.columns.get("speaker_id")), model.layout.prompt_s)
+        at = int(which * len(others))
+        if others and others[at].id == clip.key:
+            at = (at + 1) % len(others)
+        if not others or others[at].id == clip.key:
             return line
-        other = others[int(which * len(others))]
+        other = others[at]
         try:
             return Line(clip.text or "", other.text, self._recorded(other, model))
         except AudioError:  # reported by check; training goes on without this prompt
             return line
+
+    def _short(self, speaker: str, prompt_s: float) -> list[Utterance]:
+        """A speaker's recordings that can be prompts, looked for once: a speaker may have tens of thousands."""
+        if (speaker, prompt_s) not in self._prompts:
+            self._prompts[speaker, prompt_s] = [u for u in self._speakers.get(speaker, ()) if u.duration <= prompt_s]
+        return self._prompts[speaker, prompt_s]
 
     def _recorded(self, utt: Utterance, model: CodecLM) -> Tensor:
         name, wav = f"file {utt.audio_filepath} {utt.offset}", np.zeros(0, np.float32)
