@@ -2,18 +2,19 @@
 # GRPO, DiffRO, their sum, and both with sample filtering on a codec language model, against SFT for the same number of steps: the arms of
 # arXiv 2509.18569, on texts and voices that nothing was trained on, heard by a recogniser that is in no reward.
 #   DATA   folder with manifest.jsonl, manifest_digits.jsonl and speech/;  OUT  where everything goes (default runs/tts-real)
-#   MODEL  the synthesiser to start from (default embedded);  REWARD  its token-to-text reward (default embedded)
+#   MODEL  the synthesiser to start from (default embedded);  REWARD  its token-to-text reward (default embedded), which first learns what
+#          the model's own speech is worth (tts_quality.py): one that only reads, reads through slips that a listener stumbles over
 #   SEEDS  default "0 1 2";  STEPS  default 40;  LONG  steps of the run for stability (default 1500; 0: leave it out)
-#   SETS   what tts_sets.py and prepare tts wrote, to use it again;  MATERIAL  the same of asr_material.py
+#   SETS   what tts_sets.py and prepare tts wrote, to use it again, with TRAIN, its train.jsonl;  MATERIAL  the same of asr_material.py
 #   TINY=1 a few steps of everything, for tests.  Needs the program flite and the Python package pocketsphinx (the judge).
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl and manifest_digits.jsonl}}
 out=${OUT:-runs/tts-real}; model=${MODEL:-embedded}; reward=${REWARD:-embedded}; seeds=${SEEDS:-0 1 2}; steps=${STEPS:-40}; long=${LONG:-1500}
 material=${MATERIAL:-$out/material}; sets=${SETS:-$out/data}
 here=$(cd "$(dirname "$0")" && pwd)
-few=(); size=(); rows=(); eval_few=()
+few=(); size=(); rows=(); quality=(); eval_few=()
 if [ -n "${TINY:-}" ]; then
-  size=(--spoken 24 --strings 24); rows=(--train 2 --rl 4 --each 1); seeds=0; steps=2; long=3; eval_few=(--limit 4)
+  size=(--spoken 24 --strings 24); rows=(--train 8 --rl 4 --each 1); quality=(--count 4 --steps 2); seeds=0; steps=2; long=3; eval_few=(--limit 4)
   few=(--set valid_items=2 --set prompts_per_step=2 --set group=2 --set valid_every=2 --set save_every=2)
 fi
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
@@ -23,12 +24,18 @@ if [ ! -f "$sets/test/test.jsonl" ]; then
   for set in rl valid test; do rlspeech prepare tts "$out/sets/$set.jsonl" --prompt-s 0.8 3 --out "$sets/$set"; done
 fi
 
+if [ ! -f "$out/reward/config.json" ]; then
+  python "$here/tts_quality.py" --model "$model" --reward "$reward" --data "${TRAIN:-$out/sets/train.jsonl}" --out "$out/reward" "${quality[@]}"
+fi
+reward=$out/reward
+
 tune() { # NAME SEED OPTIONS...
   local name=$1 seed=$2; shift 2
   rlspeech rl --preset tts-demo-rl --model "$model" --data "$sets/rl/rl.jsonl" --valid "$sets/valid/valid.jsonl" --set diffro.reward="$reward" \
+    --set "diffro.attribute_weights={quality: 0.5}" \
     --steps "$steps" --set valid_every="$steps" --set save_every="$steps" --seed "$seed" --out "$out/$name" "${few[@]}" "$@"
 }
-r1="{name: \"token_posterior[model=$reward,nll_scale=1]\", scale: none}"
+r1="{name: \"token_posterior[model=$reward,nll_scale=1]\", scale: none}, {name: \"token_quality[model=$reward]\", scale: none, weight: 0.25}"
 r2='{name: tts_duration, scale: none}'
 r3='{name: tts_token_diversity, scale: none, weight: 0.5}, {name: tts_pitch_std, scale: none, weight: 0.5}'
 mkdir -p "$out"
@@ -42,10 +49,10 @@ for seed in $seeds; do
   tune "grpo-$seed" "$seed" --algo grpo --config "$out/r1.yaml"
   tune "diffro-$seed" "$seed" --algo diffro --config "$out/r1.yaml"
   tune "sum-$seed" "$seed" --algo grpo+diffro --config "$out/r1.yaml" --set diffro.on=all
-  tune "r12-$seed" "$seed" --algo grpo+diffro --config "$out/r12.yaml"
-  for arm in sft grpo diffro sum r12; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
+  tune "r1-$seed" "$seed" --algo grpo+diffro --config "$out/r1.yaml"
+  for arm in sft grpo diffro sum r1; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
 done
-for rewards in r1 r123; do
+for rewards in r12 r123; do
   tune "$rewards-0" 0 --algo grpo+diffro --config "$out/$rewards.yaml"
   models+=(--model "$rewards-0=$out/$rewards-0")
 done

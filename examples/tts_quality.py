@@ -74,7 +74,8 @@ def main() -> None:
     net, about = load_token_reward(args.reward)
     rows = rows_of(load_codec_lm(args.model)[0], args.data, args.count, args.seed)
     order = torch.randperm(len(rows)).tolist()
-    held, kept = [rows[i] for i in order[: len(rows) // 20]], [rows[i] for i in order[len(rows) // 20 :]]
+    few = max(1, len(rows) // 20)
+    held, kept = [rows[i] for i in order[:few]], [rows[i] for i in order[few:]]
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01)
     with progress(args.steps, "quality", "steps") as bar:
