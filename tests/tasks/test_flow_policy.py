@@ -64,8 +64,8 @@ def test_noise_zero_gives_what_the_enhancer_gives(kind: str) -> None:
     wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
     rollout = made.rollout(batch, group=2, seed=11)
     assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # another batch shape rounds otherwise
-    if kind == "gain":  # the last step: every pass of the network has had the same shape
-        assert np.array_equal(rollout.samples[0].wav, wanted)
+    if kind == "gain":  # the last step: every pass of the network has had the same shape, and only the way back to a waveform another one
+        assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-7
     if explore.shared_latent:
         assert np.array_equal(rollout.samples[0].wav, rollout.samples[1].wav)
 
