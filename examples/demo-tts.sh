@@ -3,7 +3,7 @@
 #   OUT=FOLDER  where everything goes (default runs/demo-tts); run it again and finished steps are not repeated
 #   TINY=1      a few steps of everything, for tests
 # The model knows digit strings and orders to devices; the listener is the embedded recogniser, which is in no reward here. Of the 48 test texts
-# 21 were among the 16,000 that the model learnt from (another voice): this shows the chain, a verdict on new texts is tts-real.sh's.
+# 21 were among the first 16,000 that the model learnt from (another voice): this shows the chain, a verdict on new texts is tts-real.sh's.
 set -euo pipefail
 out=${OUT:-runs/demo-tts}
 few=(--steps 30 --set valid_every=15 --set save_every=15); eval_few=(--limit 24); [ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=3 --set prompts_per_step=2 --set group=2); eval_few=(--limit 6); }
