@@ -272,9 +272,10 @@ def test_buttons_copy_and_legends_hide(context: _Context) -> None:
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == _data().commands[0]
     page.locator(".legend button").last.scroll_into_view_if_needed()
-    shown = page.locator("#curves details[open] .run1:visible").count()
-    page.locator("#curves details[open] .legend button >> nth=1").click()
-    assert shown > 0 and page.locator("#curves details[open] .run1:visible").count() == 0
+    group = page.locator("#curves details[open]").first  # a legend is its own group's
+    shown = group.locator(".run1:visible").count()
+    group.locator(".legend button >> nth=1").click()
+    assert shown > 0 and group.locator(".run1:visible").count() == 0
 
 
 def test_a_telephone_needs_no_sideways_scrolling(context: _Context) -> None:
