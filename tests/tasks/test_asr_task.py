@@ -127,7 +127,8 @@ def test_rates_are_of_the_corpus_and_leave_empty_references_out() -> None:
         return Sample("x", np.zeros(0), RATE, None, text, {"kind": kind}, said)
 
     found = rates([sample("one two three", "one two", "a"), sample("four", "five six", "b"), sample("", "words", "b")])
-    assert {k: v.mean for k, v in found.items()} == {"wer": pytest.approx(3 / 4), "wer/a": pytest.approx(1 / 3), "wer/b": pytest.approx(2.0)}
+    assert {k: v.mean for k, v in found.items()} == {"wer": pytest.approx(3 / 4), "wer/a": pytest.approx(1 / 3),
+                                                     "wer/b": pytest.approx(2.0)}
     assert found["wer"].n == 2 and found["wer"].lo <= 3 / 4 <= found["wer"].hi
 
 
