@@ -42,7 +42,7 @@ LINES = (".txt", ".text")
 KNOWN = "said.jsonl"  # in a folder of results: what each was made of
 
 
-class Spoken(Sampling):
+class SteadySampling(Sampling):
     """How tokens are drawn for somebody to hear: steadier than a policy draws them, whose rollouts are to differ."""
 
     temperature: float = Field(0.6, gt=0, description="rl and eval draw at 1, which is the policy itself")
@@ -56,7 +56,7 @@ class Speak(Strict):
     model: str = Field("embedded", description="Hub id, checkpoint folder, run folder, or 'embedded'")
     prompt: str | None = Field(None, description="recording of the voice; none: a manifest's own prompts, else the model's choice")
     prompt_text: str | None = Field(None, description="what is said in it; none: the recording lends its voice alone")
-    sampling: Spoken = Field(Spoken(), description="how tokens are drawn, and how many")
+    sampling: SteadySampling = Field(SteadySampling(), description="how tokens are drawn, and how many")
     pause_s: float = Field(0.15, ge=0, description="between the pieces of a long text")
     batch: int = Field(16, ge=1, description="pieces at once")
     overwrite: bool = Field(False, description="redo results that are there")
