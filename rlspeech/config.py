@@ -239,6 +239,7 @@ class RL(Strict):
     clip_s: float = Field(2.0, ge=0, description="length of a training prompt; 0 keeps whole utterances (asr)")
     valid_every: int = Field(20, ge=1)
     valid_items: int = Field(24, ge=1)
+    valid_draws: int = Field(1, ge=1, description="times that every held-out clip is drawn at a validation, its scores averaged: what is said by chance (tts) hides less from guards")
     save_every: int = Field(50, ge=1)
     seed: int = 0
     device: str = "auto"

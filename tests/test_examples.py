@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 REALDATA = os.environ.get("RLSPEECH_REALDATA", "")
 
 
 def run(script: str, tmp_path: Path, **env: str) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(warm.shim(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
     done = subprocess.run(["bash", str(ROOT / "examples" / script)], cwd=tmp_path, capture_output=True, text=True, timeout=600,
                           env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TINY": "1", "RLSPEECH_CACHE": cache, **env})

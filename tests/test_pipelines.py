@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,11 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     """Environment with ``rlspeech`` on PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "rlspeech").write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" -m rlspeech "$@"\n')
-    (folder / "rlspeech").chmod(0o755)
-    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(warm.shim(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RLSPEECH_CACHE": cache}
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -20,7 +21,7 @@ TINY = {
     "rl": [
         "steps=1",
         "prompts_per_step=2",
-        "group=4",
+        "group=2",
         "micro_batch=1",
         "updates_per_collection=1",
         "valid_items=2",
@@ -96,18 +97,14 @@ def test_files_that_the_readme_links_to_exist() -> None:
 @pytest.fixture
 def shim(tmp_path: Path) -> dict[str, str]:
     """Environment with a ``rlspeech`` that lays tiny settings over those of the block."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
+
     def cases(table: dict[str, list[str]]) -> str:
         return "\n".join(f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in table.items())
 
     whole = "|".join(f'*"--task {t} "*|*"--preset {t}-"*' for t in ("asr", "tts"))
     lay = (f'case " $* " in *" --help "*) ;;\n{whole}) case "$1" in\n{cases(ASR)}\nesac ;;\n'
            f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac')
-    text = f'#!/usr/bin/env bash\n{lay}\nexec {shlex.quote(sys.executable)} -m rlspeech "$@"\n'
-    (folder / "rlspeech").write_text(text)
-    (folder / "rlspeech").chmod(0o755)
-    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(warm.shim(tmp_path / "bin", lay)), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
 

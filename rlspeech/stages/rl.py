@@ -35,13 +35,14 @@ from rlspeech.stages.curves import columns_of
 from rlspeech.stages.ending import DONE, at_the_end, longer
 from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
-from rlspeech.stages.rl_rules import climbing, complete, composed, describe, load_options, soft_of, word_interval
+from rlspeech.stages.rl_rules import averaged, climbing, complete, composed, describe, load_options, soft_of, word_interval
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import EnhancementTask, channels_of
-from rlspeech.types import UserError
+from rlspeech.types import Sample, UserError
 
 Drawn = tuple[list[Clip], int]  # prompts, and the cursor behind them
+DRAW = 100_003  # from the seed of a validation's draw to that of the next
 
 
 def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
@@ -168,9 +169,12 @@ class Session:
     def validate(self) -> str | None:
         """Score the held-out clips without exploration. Returns a reason to stop, or None."""
         cfg, began_s = self.config, time.monotonic()
-        samples = self.task.outputs(self.policy, self.valid, self.folder.path / "samples" / rl_keep.system_of(self.step),
-                                    players=rl_keep.AUDIBLE, seed=cfg.seed)  # the same latents every time: differences are the weights'
-        scores = self.judge.score(samples)
+        place, draws, samples = self.folder.path / "samples" / rl_keep.system_of(self.step), [], list[Sample]()
+        for draw in range(cfg.valid_draws):  # the same latents at every validation: differences are the weights'
+            drawn = self.task.outputs(self.policy, self.valid, place, players=0 if draw else rl_keep.AUDIBLE, seed=cfg.seed + DRAW * draw)
+            samples = samples if draw else drawn  # the first is kept to be heard
+            draws.append(self.judge.score(drawn))
+        scores = averaged(draws)
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
         row["reward"] = composed(cfg.rewards, row, (self.history or [row])[0])
         self.history.append(row)

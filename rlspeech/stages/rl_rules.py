@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
 from rlspeech.rewards.base import available, column_of
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.tasks.base import EnhancementTask
-from rlspeech.types import Sample, SoftReward, UserError
+from rlspeech.types import Sample, Score, SoftReward, UserError
 
-__all__ = ["climbing", "complete", "composed", "describe", "load_options", "refuse", "soft_of", "word_errors",
+__all__ = ["averaged", "climbing", "complete", "composed", "describe", "load_options", "refuse", "soft_of", "word_errors",
            "word_interval"]
 
 ENHANCING = frozenset({"flowse", "avse"})
@@ -111,6 +112,19 @@ def climbing(config: RL) -> str:
 def load_options(config: RL) -> dict[str, Any]:
     """What ``task.load`` is told beyond the checkpoint and the device."""
     return {"dtype": config.precision, "train_encoder": config.train_encoder} if config.task in TOKENS else {}
+
+
+def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> Mapping[str, Sequence[Score]]:
+    """A validation's scores over its draws: the mean of those of a clip that are known, with the first draw's words.
+
+    Args:
+        draws: for every draw, name -> a score a clip.
+    """
+    def mean(scores: Sequence[Score]) -> Score:
+        known = [s.value for s in scores if s.value is not None]
+        return replace(scores[0], value=float(np.mean(known)), error=None) if known else scores[0]
+
+    return {name: [mean(of_clip) for of_clip in zip(*(d[name] for d in draws), strict=True)] for name in draws[0]}
 
 
 def composed(specs: Sequence[RewardSpec], row: Mapping[str, Any], first: Mapping[str, Any]) -> list[float | None]:
