@@ -1,9 +1,9 @@
 """The table of tts-real.sh: seeds of an arm pooled, all against the start and against others, with bootstrap 95 % intervals over texts.
 
-    python examples/tts_seeds.py runs/tts-real/eval --data runs/tts-real/data/test/test.jsonl [--baseline base] [--condition "new voice"]
+    python examples/tts_seeds.py runs/tts-real/eval* --data runs/tts-real/data/test/test.jsonl [--baseline base] [--condition "new voice"]
 
-An arm's errors are added up over its seeds (systems called ARM-0, ARM-1 ...), its other scores are averaged, text by text; the bootstrap
-then draws texts, not seeds. Error rates change by percent, everything else by what it is.
+An arm's errors are added up over its seeds (systems called ARM-0, ARM-1 ...) and over evaluations with other draws, its other scores are
+averaged, text by text; the bootstrap then draws texts, not seeds. Error rates change by percent, everything else by what it is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RATES = ("wer", "cer")
 def main() -> None:
     """Print a table against each baseline."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("eval", type=Path)
+    parser.add_argument("eval", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--baseline", action="append", default=[])
     parser.add_argument("--condition")
@@ -37,7 +37,7 @@ def main() -> None:
     texts = {u.id: u for u in read_manifest(args.data) if args.condition in (None, u.extra.get("condition"))}
     rules, counts = TextRules("basic-2", None), defaultdict[str, dict[str, dict[str, int]]](dict)
     scores: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for line in (args.eval / "scores.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in [x for folder in args.eval for x in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]:
         row: dict[str, Any] = json.loads(line)
         if row["key"] not in texts or row.get("hypothesis") is None:
             continue

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_mark_knows_the_direction(mean: float, lo: float, hi: float, up: bool, e
 def test_verdict_names_what_moved() -> None:
     (line,) = verdict(_data())
     assert "better in pesq_wb +0.2" in line and "worse in lsd +0.5" in line and "no difference shown in <script>" in line
+
+
+def test_what_moved_is_not_pushed_off_a_phone_by_what_did_not(tmp_path: Path) -> None:
+    def page(systems: int) -> str:
+        data = _data()
+        found, names = data.deltas[EVIL], [f"model-{i}" for i in range(systems)]
+        data = replace(data, deltas=dict.fromkeys(names, found), means={s: data.means["base"] for s in ("base", *names)})
+        return render_report(tmp_path / f"{systems}.html", data).read_text()
+
+    few, many = page(3), page(4)
+    folded = '<details><summary class="count">'
+    assert folded not in few and few.count('<p class="count">') == 9
+    assert many.count(folded) == 4 and many.count('<p class="count">') == 8 and many.count("1 no difference shown") == 4
 
 
 def _texts(svg: str) -> list[str]:
