@@ -5,6 +5,7 @@
 set -euo pipefail
 out=${OUT:-runs/demo}
 few=(); [ -z "${TINY:-}" ] || few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=3)
+rl_few=(); [ -z "${TINY:-}" ] || rl_few=("${few[@]}" --set prompts_per_step=2 --set group=4)
 eval_few=(); [ -z "${TINY:-}" ] || eval_few=(--set limit=3 --metric estoi --metric si_sdr)
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 say() { printf '\n== %s\n' "$1" >&2; }
@@ -20,7 +21,7 @@ say "3/5 reward: what the unprocessed validation mixtures score"
 rlspeech reward "$out/data/valid.jsonl" --reward estoi --reward si_sdr --system input --out "$out/scores"
 
 say "4/5 rl: GRPO with structured exploration"
-rlspeech rl --preset flowse-demo-rl --model "$out/pretrained" --data "$out/data/mix.json" --valid "$out/data/valid.jsonl" --out "$out/rl" "${few[@]}"
+rlspeech rl --preset flowse-demo-rl --model "$out/pretrained" --data "$out/data/mix.json" --valid "$out/data/valid.jsonl" --out "$out/rl" "${rl_few[@]}"
 
 say "5/5 eval: input, pretrained and after RL on voices, texts and noises that nothing has seen"
 rlspeech eval --data "$out/data/test.jsonl" --model "pretrained=$out/pretrained" --model "rl=$out/rl" --baseline pretrained --out "$out/eval" "${eval_few[@]}"

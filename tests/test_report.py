@@ -185,6 +185,23 @@ def test_a_small_range_keeps_the_digits_of_its_ticks() -> None:
     assert not re.search(r'="[^"]*\d\.\d{3}', str(group.drawings[0].svg))  # places have two
 
 
+@pytest.mark.parametrize(("value", "power"), [(4e-8, "e\N{MINUS SIGN}8"), (-3e7, "e7")])
+def test_every_tick_has_its_power_of_ten(value: float, power: str) -> None:
+    (group,) = figures.groups([Plot("x", [Line("r", [0, 1, 2], [0.0, value, 2 * value])])])
+    ticks = [t for t in _texts(str(group.drawings[0].svg)) if "e" in t]
+    assert sum(t.endswith(power) for t in ticks) >= 2 and not any(t.startswith("1e") and t.endswith(power) and value < 0 for t in ticks)
+
+
+def test_training_curves_are_folded_where_rewards_are_drawn(tmp_path: Path) -> None:
+    def shown(columns: tuple[str, ...]) -> dict[str, str]:
+        rows = [{"step": i, **{c: float(i) for c in columns}} for i in range(4)]
+        html = render_report(tmp_path / "r.html", replace(_data(), plots=[], curves={"run": rows})).read_text()
+        return {title: state for state, title in re.findall(r'<details class="card group"( open)?><summary>(\w+)', html)}
+
+    assert shown(("train/loss",)) == {"Training": " open"}
+    assert shown(("train/loss", "valid/reward", "reward")) == {"Rewards": " open", "Training": ""}
+
+
 def test_dashes_and_colour_tell_sixteen_runs_apart() -> None:
     (group,) = figures.groups([Plot("x", [Line(str(n), range(40), np.arange(40.0) * n) for n in range(16)])])
     drawn = [e for e in ET.fromstring(str(group.drawings[0].svg)).iter("path") if str(e.get("class", "")).startswith("s")]

@@ -161,6 +161,8 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
             axes.axhline(plot.start, color=INK, alpha=0.65, linewidth=0.9, dashes=(4, 2.5))
         trace = _bars if plot.kind == "spread" else _trace
         ends = [end for line in plot.lines if (end := trace(axes, line, colours[line.run])) is not None]
+        if not 1e-4 < max(abs(v) for v in axes.get_ylim()) < 1e5:  # the power of ten belongs to each label: above the axis nobody sees it
+            axes.yaxis.set_major_formatter(lambda value, _: _with_power(value))
         labels = max((len(label.get_text()) for label in axes.get_yticklabels()), default=1)  # a layout engine would take half the time
         figure.subplots_adjust(left=(8 + 4.9 * labels) / SIZE[0], right=0.99, bottom=18 / SIZE[1], top=0.96)
         out = io.StringIO()
@@ -256,6 +258,10 @@ def _inline(svg: str) -> Markup:
     root.attrib.update({"aria-hidden": "true", "focusable": "false"})
     text = ET.tostring(root, encoding="unicode")
     return Markup(re.sub(r">\s+<", "><", text))
+
+
+def _with_power(value: float) -> str:
+    return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e").replace("-", "\N{MINUS SIGN}")
 
 
 def _short(number: re.Match[str]) -> str:
