@@ -49,17 +49,19 @@ for seed in $seeds; do
   tune "grpo-$seed" "$seed" --algo grpo --config "$out/r1.yaml"
   tune "diffro-$seed" "$seed" --algo diffro --config "$out/r1.yaml"
   tune "sum-$seed" "$seed" --algo grpo+diffro --config "$out/r1.yaml" --set diffro.on=all
-  tune "r1-$seed" "$seed" --algo grpo+diffro --config "$out/r1.yaml"
-  for arm in sft grpo diffro sum r1; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
+  for rewards in r1 r12 r123; do tune "$rewards-$seed" "$seed" --algo grpo+diffro --config "$out/$rewards.yaml"; done
+  for arm in sft grpo diffro sum r1 r12 r123; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
 done
-for rewards in r12 r123; do
-  tune "$rewards-0" 0 --algo grpo+diffro --config "$out/$rewards.yaml"
-  models+=(--model "$rewards-0=$out/$rewards-0")
-done
-rlspeech eval --task tts --data "$sets/test/test.jsonl" "${models[@]}" --baseline base --recogniser tts_judge:listen --out "$out/eval" "${eval_few[@]}"
-for against in base grpo diffro; do python "$here/tts_seeds.py" "$out/eval" --data "$sets/test/test.jsonl" --baseline "$against"; done
-if [ "$long" != 0 ]; then # is GRPO alone still there after so many steps (small ones), or does its guard stop it?
-  tune grpo-long 0 --algo grpo --config "$out/r1.yaml" --steps "$long" --set prompts_per_step=2 --set group=4 --set lr_schedule=constant \
-    --set valid_every=$((long / 10 + 1)) --set save_every=$((long / 10 + 1)) --guard tts_cer=0.05 --guard tts_stopped=0.05
+hear() { rlspeech eval --task tts --data "$sets/test/test.jsonl" --baseline base --recogniser tts_judge:listen "${eval_few[@]}" "$@"; }
+if [ "$long" != 0 ]; then # is GRPO alone still there after so many steps (small ones, at a rate to match), or does its guard stop it?
+  tune long-0 0 --algo grpo --config "$out/r1.yaml" --steps "$long" --set prompts_per_step=2 --set group=4 --set lr=3e-5 --set lr_schedule=constant \
+    --set valid_every=$((long / 10 + 1)) --set save_every=$((long / 10 + 1)) --set valid_draws=4 --guard tts_cer=0.03 --guard tts_stopped=0.05
+  models+=(--model "long-0=$out/long-0")
 fi
+hear "${models[@]}" --out "$out/eval"
+evals=("$out/eval")
+for draw in $seeds; do # the arms are heard once a seed, so is the model that they start from
+  [ "$draw" = 0 ] || { hear --model "base=$model" --seed "$draw" --out "$out/eval-$draw"; evals+=("$out/eval-$draw"); }
+done
+for against in base sft grpo diffro; do python "$here/tts_seeds.py" "${evals[@]}" --data "$sets/test/test.jsonl" --baseline "$against"; done
 echo "the report is $out/eval/report.html"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,14 @@ def candidates(config: RL) -> Sequence[Setting]:
 def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     """Probe every candidate with ``probe_batches`` independent gradients. Nothing is trained.
 
+    Every row is written as soon as it is known; after an interruption the same command goes on behind the last one. Guards are scored only
+    where they were asked for: the dearest of them take longer than all rewards.
+
     Returns:
         rows of setting, rollouts a second, and per reward the cosine with its interval and the critical number of prompts.
     """
     task = get_task(config.task)
+    watched = "guards" in config.model_fields_set
     config = complete(config, task)
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = task.load(config.model, engine.device, **load_options(config))
@@ -68,28 +73,52 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
                        channels=channels_of(task, model), max_s=getattr(model, "max_s", None))
     clip_s = 0.0 if transcribed(task) else config.clip_s
     settings = candidates(config)
-    rows: list[dict[str, Any]] = []
-    total = len(settings) * config.probe_batches
-    with make_scorer(config, str(engine.device)) as scorer, log.progress(total, "probe", "gradients") as bar:
-        for setting in settings:
-            policy = task.policy(adapted, config, setting) if isinstance(setting, Exploration) else task.policy(adapted, config)
-            feed = batches(train, config.prompts_per_step, clip_s, seed=config.seed)  # every setting sees the same prompts
-            found, rate = _measure(config, policy, scorer, feed, bar)
-            kind = "explore" if isinstance(setting, Exploration) else "sampling"
-            rows.append({"setting": label(setting), kind: setting.model_dump(mode="json"), "rollouts_per_s": rate,
-                         **{name: {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
-                            for name, (interval, critical) in found.items()}})
-    summary = {"prompts": config.prompts_per_step, "group": config.group, "gradients": config.probe_batches, "rows": rows}
-    if config.out:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-        write_text(Path(config.out) / "probe.json", json.dumps(summary, indent=2) + "\n")
+    summary: dict[str, Any] = {"prompts": config.prompts_per_step, "group": config.group, "gradients": config.probe_batches,
+                               "asked": zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode()), "rows": []}
+    path = Path(config.out) / "probe.json" if config.out else None
+    summary["rows"] = rows = _known(path, summary, settings)
+    with (make_scorer(config, str(engine.device), guards=watched) as scorer,
+          log.progress(len(settings) * config.probe_batches, "probe", "gradients", start=len(rows) * config.probe_batches) as bar):
+        try:
+            for setting in settings[len(rows) :]:
+                policy = task.policy(adapted, config, setting) if isinstance(setting, Exploration) else task.policy(adapted, config)
+                feed = batches(train, config.prompts_per_step, clip_s, seed=config.seed)  # every setting sees the same prompts
+                found, rate = _measure(config, policy, scorer, feed, bar)
+                rows.append({"setting": label(setting), _kind(setting): setting.model_dump(mode="json"), "rollouts_per_s": rate,
+                             **{name: {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
+                                for name, (interval, critical) in found.items()}})
+                if path is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_text(path, json.dumps(summary, indent=2) + "\n")
+        finally:  # also of a probe that was interrupted
+            _show(config, rows)
+    return summary
+
+
+def _kind(setting: Setting) -> str:
+    return "explore" if isinstance(setting, Exploration) else "sampling"
+
+
+def _known(path: Path | None, summary: dict[str, Any], settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Rows of an earlier, interrupted probe that asked the same; none where it asked anything else or cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        rows = found["rows"] if found.get("asked") == summary["asked"] else []
+        same = [row[_kind(setting)] == setting.model_dump(mode="json") for row, setting in zip(rows, settings, strict=False)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return list(rows) if all(same) and len(rows) <= len(settings) else []
+
+
+def _show(config: RL, rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
     names = [k for k in rows[0] if k not in {"setting", "explore", "sampling", "rollouts_per_s"}]
     size = f"{config.prompts_per_step} x {config.group} rollouts"
     log.table(f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)",
               ["exploration", "rollouts/s", *names],
               [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
               ["0: the gradients have no common direction, the run would wander; (n): prompts a step at which the gradient is half signal"])
-    return summary
 
 
 def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tuple[Agreement, float]:

@@ -57,6 +57,36 @@ def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.Captu
     assert "gain 0.3, 4 bands" in shown and "sde 0.4" in shown
 
 
+def test_an_interrupted_probe_shows_what_it_has_and_goes_on(base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=bands) for bands in (2, 4)]
+    config = RL(**base, out=str(tmp_path / "out"), rewards=[RewardSpec(name="si_sdr")], lora=Lora(rank=2), prompts_per_step=2, group=2,
+                clip_s=0.8, valid_items=1, device="cpu", workers=0, probe_batches=4, probe_settings=settings)
+    measure, measured = probe._measure, list[str]()
+
+    def once(*given: object) -> object:
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append("one")
+        return measure(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(probe, "_measure", once)
+    with pytest.raises(KeyboardInterrupt):
+        probe.run(config)
+    first = json.loads((tmp_path / "out" / "probe.json").read_text())["rows"]
+    shown = capsys.readouterr().out
+    assert len(first) == 1 and "gain 0.3, 2 bands" in shown and "dnsmos" not in shown  # nobody asked for a guard
+
+    monkeypatch.setattr(probe, "_measure", measure)
+    summary = probe.run(config)
+    assert summary["rows"][0] == first[0] and len(summary["rows"]) == 2
+    (tmp_path / "out" / "probe.json").write_text("{")
+    assert probe._known(tmp_path / "out" / "probe.json", summary, settings) == []
+    assert probe._known(None, summary, settings) == []
+    other = probe.run(config.model_copy(update={"group": 4, "probe_settings": settings[:1]}))
+    assert other["rows"][0]["si_sdr"] != first[0]["si_sdr"]
+
+
 def test_candidates() -> None:
     found = probe.candidates(RL())
     assert found[0] == RL().explore and probe.PUBLISHED["flowse"] in found and len(found) == len({e.model_dump_json() for e in found}) >= 4
