@@ -186,6 +186,10 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, how: str) -> None:
 def test_names_of_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint"):
         resolve(str(tmp_path / "nothing"))
+    (tmp_path / "ended" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "ended" / "config.resolved.json").write_text("{}")
+    with pytest.raises(UserError, match="before it wrote its first"):
+        resolve(str(tmp_path / "ended"))
     run = tmp_path / "run"
     for step in (10, 20):
         save_flow(run / "checkpoints" / f"step_{step:06d}", _model(), facts={"step": step})
