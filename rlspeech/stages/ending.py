@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlspeech import log
 from rlspeech.report import ReportData, render_report
@@ -13,7 +15,7 @@ from rlspeech.run import Run
 from rlspeech.stages.past import Past, open_pasts, shown_path
 from rlspeech.types import UserError
 
-__all__ = ["DONE", "End", "at_the_end", "longer"]
+__all__ = ["DONE", "End", "Interrupt", "at_the_end", "longer"]
 
 DONE = "all steps done"
 
@@ -24,6 +26,46 @@ class End:
 
     reason: str = ""
     page: Path | None = None
+
+
+class Interrupt:
+    """Ctrl-C in a loop of steps: the step at hand is finished and saved first, a second Ctrl-C ends at once.
+
+    Several processes cannot agree on the step that is the last, so they end at once, as does a loop outside the main thread.
+    """
+
+    def __init__(self, world: int) -> None:
+        self.asked, self._alone = False, world == 1
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupt:
+        if self._alone:
+            with suppress(ValueError):  # not the main thread
+                self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        log.say("interrupted; finishing this step and saving it (Ctrl-C again: at once)")
+
+    def obey(self, save: Callable[[], None]) -> None:
+        """Save and end if that was asked for.
+
+        Args:
+            save: writes a checkpoint of the step that was just finished.
+
+        Raises:
+            KeyboardInterrupt: it was.
+        """
+        if self.asked:
+            save()
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stages import pretrain_report
 from rlspeech.stages.curves import columns_of
-from rlspeech.stages.ending import DONE, at_the_end, longer
+from rlspeech.stages.ending import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.past import open_pasts
 from rlspeech.stages.rl_keep import keep_inputs
 from rlspeech.stats import Interval
@@ -117,7 +117,7 @@ class Trainer:
                        world=self.engine.world, workers=cfg.workers)
         sums: dict[str, float] = {}
         counted = 0  # steps behind the sums: fewer than `often` after a resume
-        with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar:
+        with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar, Interrupt(self.engine.world) as interrupt:
             while self.step < cfg.steps:
                 clips, self.cursor = next(feed)
                 parts = self.update(clips)
@@ -140,6 +140,7 @@ class Trainer:
                     self.folder.log(self.step, **columns_of("valid", found))
                 if last or self.step % cfg.save_every == 0:
                     self.save()
+                interrupt.obey(self.save)
                 if late:
                     return f"stopped after {cfg.max_minutes:g} minutes"
         return DONE

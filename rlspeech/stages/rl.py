@@ -32,7 +32,7 @@ from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stages import rl_keep, rl_report
 from rlspeech.stages.curves import columns_of
-from rlspeech.stages.ending import DONE, at_the_end, longer
+from rlspeech.stages.ending import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
 from rlspeech.stages.rl_rules import averaged, climbing, complete, composed, describe, load_options, soft_of, word_interval
@@ -120,7 +120,7 @@ class Session:
             self.validate()
         if self.tripped:  # by an earlier attempt: going on would do more of the damage
             return self.tripped
-        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar:
+        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar, Interrupt(self.engine.world) as interrupt:
             while self.step < cfg.steps:
                 metrics = self.advance(self.draw())
                 watchdog.beat()
@@ -135,6 +135,7 @@ class Session:
                     stop = self.validate()
                 if stop or late or self.step % cfg.save_every == 0 or self.step == cfg.steps:
                     self.save()
+                interrupt.obey(self.save)
                 if stop or late:
                     return stop or f"stopped after {cfg.max_minutes:g} minutes"
         return DONE

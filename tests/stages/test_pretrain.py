@@ -111,6 +111,24 @@ def test_a_cut_run_ends_where_the_whole_one_did(pairs: Path, whole: Path, tmp_pa
     _assert_same(whole, tmp_path / "cut")
 
 
+def test_ctrl_c_finishes_the_step_and_saves_it(pairs: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, pressed = pretrain.Trainer.update, [1, 2]  # once, then, in the next run, twice
+
+    def update(self: pretrain.Trainer, clips: Any) -> dict[str, float]:
+        for _ in range(pressed.pop(0) if self.step in (0, 1) and pressed else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, clips)
+
+    monkeypatch.setattr(pretrain.Trainer, "update", update)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.run(_config(pairs, tmp_path / "cut", save_every=100))
+        assert [p.name for p in (tmp_path / "cut" / "checkpoints").glob("step_*")] == ["step_000001"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    pretrain.run(_config(pairs, tmp_path / "cut", save_every=100))
+    _assert_same(whole, tmp_path / "cut")
+
+
 def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole: Path, tmp_path: Path) -> None:
     pretrain.run(_config(pairs, tmp_path / "often", valid_every=1, save_every=1, workers=2))
     _assert_same(whole, tmp_path / "often")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,20 @@ def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[s
     for name, found in summary["before"].items():
         assert summary["after"][name]["mean"] == pytest.approx(found["mean"], abs=1e-4)
         assert abs(summary["difference"][name]["mean"]) < 1e-4
+
+
+def test_ctrl_c_finishes_the_step_and_saves_it(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rl.Session.advance
+
+    def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, prompts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rl.Session, "advance", advance)
+        rl.run(_config(given, tmp_path / "run", save_every=100))
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step_000001"
+    assert open_pasts([str(tmp_path / "run")])[0].state().endswith("interrupted")
 
 
 @pytest.mark.parametrize("changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"])
