@@ -27,7 +27,7 @@ demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward
 demo-asr: $(STAMP)  ## recognition, GRPO with rule rewards, from audio to verdict, 4 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-asr.sh
 
-demo-tts: $(STAMP)  ## synthesis, GRPO + DiffRO on a codec language model, from texts to verdict, minutes on two cores
+demo-tts: $(STAMP)  ## synthesis, GRPO + DiffRO on a codec language model, from texts to verdict, 4 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo-tts.sh
 
 pipelines: $(STAMP)  ## one-liners with find, xargs, jq and sed, two minutes on two cores
