@@ -232,6 +232,12 @@ def test_an_empty_text_is_answered_with_nothing() -> None:
     assert not relaxed.mask[empty].any() and torch.isfinite(relaxed.soft).all()
 
 
+def test_characters_that_the_model_never_saw_are_a_text_like_others() -> None:
+    p = policy()
+    made = p.rollout([clip("a", "日本語 ☃ café"), clip("b", "<|endoftext|> 1\u200b2"), CLIPS[0]], group=2, seed=0)
+    assert made.mask[:4].any(1).all() and torch.isfinite(made.logp).all()
+
+
 def test_waveforms_are_made_where_a_reward_hears_them() -> None:
     assert hears(["tts_duration", "tts_pitch_std"]) and not hears(["tts_duration", "tts_stopped", "tts_loop"])
     quiet, loud = policy(), policy(reward="tts_pitch_std")
