@@ -77,7 +77,8 @@ def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(tiny: dict[str, st
 def test_more_draws_are_averaged_and_the_first_is_heard(tiny: dict[str, str], tmp_path: Path) -> None:
     def first(name: str, **changes: Any) -> tuple[dict[str, float], dict[str, bytes]]:
         out = tmp_path / name
-        rl.run(asked(tiny, out, steps=1, rewards=[RewardSpec(name="tts_duration_ratio", scale="none")], guards=[], **changes))
+        kept = {"rewards": [RewardSpec(name="tts_duration_ratio", scale="none")], "guards": [GuardSpec(name="tts_stopped")]}
+        rl.run(asked(tiny, out, steps=1, **kept, **changes))
         rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
         values = {r["key"]: r["tts_duration_ratio"] for r in rows if not r["step"]}
         return values, {p.name: p.read_bytes() for p in (out / "samples" / "step_000000").iterdir()}
