@@ -39,7 +39,7 @@ test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDA
 	echo "passed in $$((SECONDS - start)) s; look at: the summary and the slowest tests above. Next: make demo, make lint"
 
 test-unit: export OMP_NUM_THREADS := 1
-test-unit: $(STAMP)  ## the quick tests, under two minutes
+test-unit: $(STAMP)  ## the quick tests, about two minutes on two cores
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not realdata and not gpu and not net'
 
 lint: $(STAMP)  ## ruff, and mypy (strict on types, config, settings, run, data and the reward interface)

@@ -182,6 +182,7 @@ def test_map_keeps_the_order_and_pairs_items(workers: int, capsys: pytest.Captur
     assert "squares: 40/40" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_crash_a_hang_and_an_exception_cost_one_item_each() -> None:
     results = dict(parallel_map(functools.partial(_fragile, folder="x"), iter(range(10)), 2, timeout_s=2.0))
     assert [r for r in results.values() if not isinstance(r, Exception)] == [0, 1, 2, 4, 6, 8, 9]
@@ -233,6 +234,7 @@ def _hang(x: int) -> None:
     time.sleep(60)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
     script = tmp_path / "ctrl_c.py"
     script.write_text(CTRL_C)

@@ -299,6 +299,7 @@ def _kill_loop(path: Path, rounds: int, seed: int) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_killed_while_writing_checkpoints_it_goes_on_from_a_whole_one(tmp_path: Path) -> None:
     seen = _kill_loop(tmp_path, rounds=1, seed=0)
     with Run.create(tmp_path, "rl", Config()) as run:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import warm
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone has pidfd_open")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone has pidfd_open")]
 
 
 @pytest.fixture

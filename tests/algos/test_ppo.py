@@ -25,6 +25,7 @@ def test_algorithms_by_name() -> None:
     assert type(make(algo="grpo", group=2)) is GRPO and isinstance(Toy(), Policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -42,6 +42,7 @@ def test_what_cannot_be_known_is_not_explained() -> None:
     assert np.mean([r["explained_variance"] for r in rows[-5:]]) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "ppo", "changes"),
     [

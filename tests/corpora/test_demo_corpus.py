@@ -144,6 +144,7 @@ def test_the_script_builds_the_whole_folder(tmp_path: Path, lists: dict[str, lis
     assert (tmp_path / "mix.json").read_text() == demo.demo_recipe().read_text()
 
 
+@pytest.mark.slow
 def test_faces_are_drawn_and_say_so(tmp_path: Path) -> None:
     """Every row of the audio-visual corpus has lips that follow its own target, and says that they are drawn."""
     test = read_manifest(demo.demo_test(tmp_path / "a", faces=True))
@@ -163,6 +164,7 @@ def test_faces_are_drawn_and_say_so(tmp_path: Path) -> None:
     assert meta["video"] == "drawn"
 
 
+@pytest.mark.slow
 def test_the_recipe_with_faces_mixes_talkers(tmp_path: Path) -> None:
     recipe = demo.demo_recipe(tmp_path, faces=True)
     clean = read_manifest(tmp_path / "clean.jsonl")

@@ -96,6 +96,7 @@ def test_bad_files_cost_themselves(sources):
     assert {r.extra["clean_id"] for r in everything} == {"s0"}
 
 
+@pytest.mark.slow
 def test_prepare_and_reward_make_a_calibration(sources, capsys, monkeypatch):
     out = sources / "ladder"
     words = ["--clean", sources / "clean", "--noise", sources / "noise", "--utterances", 2, "--clip-s", 1.5, "--out", out, "--workers", 0]

@@ -192,6 +192,7 @@ def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signa
     return len(read_jsonl(journal))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_without_repeating_work(tmp_path: Path, how: signal.Signals) -> None:
     corpus(tmp_path, clean=13, noise=3)

@@ -129,6 +129,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(pairs: Path, whole: Path, tmp_pat
     _assert_same(whole, tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole: Path, tmp_path: Path) -> None:
     pretrain.run(_config(pairs, tmp_path / "often", valid_every=1, save_every=1, workers=2))
     _assert_same(whole, tmp_path / "often")
@@ -138,6 +139,7 @@ def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole
     _assert_same(whole, tmp_path / "late")
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_model(pairs: Path, whole: Path, tmp_path: Path) -> None:
     pretrain.run(_config(pairs, tmp_path / "seed", seed=4))
     assert not torch.equal(_state(whole)["out.weight"], _state(tmp_path / "seed")["out.weight"])

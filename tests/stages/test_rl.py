@@ -133,6 +133,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(given: dict[str, str], tmp_path: 
     assert open_pasts([str(tmp_path / "run")])[0].state().endswith("interrupted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"])
 def test_two_and_two_steps_are_four(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]

@@ -74,6 +74,7 @@ def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(tiny: dict[str, st
     assert "before any better checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_draws_are_averaged_and_the_first_is_heard(tiny: dict[str, str], tmp_path: Path) -> None:
     def first(name: str, **changes: Any) -> tuple[dict[str, float], dict[str, bytes]]:
         out = tmp_path / name

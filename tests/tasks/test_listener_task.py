@@ -124,6 +124,7 @@ def test_bad_clips_cost_themselves_only(speech: list[np.ndarray], config: Pretra
         task.collate(bad, task.build(config))
 
 
+@pytest.mark.slow
 def test_it_learns_and_validates(speech: list[np.ndarray], config: Pretrain, tmp_path: Path) -> None:
     torch.manual_seed(0)
     task, clips = ListenerTask(), with_labels(speech)[:4]

@@ -118,6 +118,7 @@ def test_corrupted_tokens_stay_close_and_without_chance_are_the_tokens(monkeypat
     torch.testing.assert_close(corrupted(net, ids, mask, Augment(time_masks=0)), net.vectors(ids))
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_to_read(task, tmp_path):
     net = network()
     config = Pretrain(task="token-reward", ctc_weight=0.3, augment=Augment(time_masks=0))
