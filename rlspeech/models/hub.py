@@ -87,7 +87,7 @@ def resolve(name: str, task: str = "flowse") -> Path:
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{name} is an adapter, not a model", "it says what changes in the model that it was trained on",
                         f"rlspeech convert lora {name} --to merged FOLDER, then --model FOLDER")
-    if (path / "config.resolved.json").is_file():
+    if (path / "metrics.jsonl").is_file():  # what training leaves, and no other stage
         raise UserError(f"no checkpoint in {name} yet", "this run was ended before it wrote its first",
                         "the command that made it, once more; --set save_every=STEPS writes them more often")
     raise UserError(f"no checkpoint at {name}", "neither a folder with config.json nor a run folder with checkpoints",

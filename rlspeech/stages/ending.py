@@ -39,7 +39,7 @@ class Interrupt:
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
-        if self._alone:
+        if self._alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores Ctrl-C, and goes on to
             with suppress(ValueError):  # not the main thread
                 self._before = signal.signal(signal.SIGINT, self._ask)
         return self
@@ -54,17 +54,13 @@ class Interrupt:
         self.asked = True
         log.say("interrupted; finishing this step and saving it (Ctrl-C again: at once)")
 
-    def obey(self, save: Callable[[], None]) -> None:
-        """Save and end if that was asked for.
-
-        Args:
-            save: writes a checkpoint of the step that was just finished.
+    def obey(self) -> None:
+        """End the loop between two steps if that was asked for; whoever sees ``asked`` behind a step has saved it.
 
         Raises:
             KeyboardInterrupt: it was.
         """
         if self.asked:
-            save()
             raise KeyboardInterrupt
 
 

@@ -119,6 +119,7 @@ class Trainer:
         counted = 0  # steps behind the sums: fewer than `often` after a resume
         with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar, Interrupt(self.engine.world) as interrupt:
             while self.step < cfg.steps:
+                interrupt.obey()
                 clips, self.cursor = next(feed)
                 parts = self.update(clips)
                 watchdog.beat()
@@ -138,9 +139,8 @@ class Trainer:
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.last_valid = {k: v.mean for k, v in found.items()}
                     self.folder.log(self.step, **columns_of("valid", found))
-                if last or self.step % cfg.save_every == 0:
+                if last or interrupt.asked or self.step % cfg.save_every == 0:
                     self.save()
-                interrupt.obey(self.save)
                 if late:
                     return f"stopped after {cfg.max_minutes:g} minutes"
         return DONE

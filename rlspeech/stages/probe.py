@@ -100,14 +100,14 @@ def _kind(setting: Setting) -> str:
 
 
 def _known(path: Path | None, summary: dict[str, Any], settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Rows of an earlier, interrupted probe that asked the same; none where it asked anything else or cannot be read."""
+    """Rows of an interrupted probe that asked the same; none of a finished one, whose model may be another by now, nor of what is unreadable."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
         rows = found["rows"] if found.get("asked") == summary["asked"] else []
         same = [row[_kind(setting)] == setting.model_dump(mode="json") for row, setting in zip(rows, settings, strict=False)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return list(rows) if all(same) and len(rows) <= len(settings) else []
+    return list(rows) if all(same) and len(rows) < len(settings) else []
 
 
 def _show(config: RL, rows: Sequence[dict[str, Any]]) -> None:

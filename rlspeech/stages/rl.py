@@ -39,7 +39,7 @@ from rlspeech.stages.rl_rules import averaged, climbing, complete, composed, des
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import EnhancementTask, channels_of
-from rlspeech.types import Sample, UserError
+from rlspeech.types import UserError
 
 Drawn = tuple[list[Clip], int]  # prompts, and the cursor behind them
 DRAW = 100_003  # from the seed of a validation's draw to that of the next
@@ -122,6 +122,7 @@ class Session:
             return self.tripped
         with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar, Interrupt(self.engine.world) as interrupt:
             while self.step < cfg.steps:
+                interrupt.obey()
                 metrics = self.advance(self.draw())
                 watchdog.beat()
                 self.folder.log(self.step, **metrics)
@@ -133,9 +134,8 @@ class Session:
                 stop = None
                 if late or self.step % cfg.valid_every == 0 or self.step == cfg.steps:
                     stop = self.validate()
-                if stop or late or self.step % cfg.save_every == 0 or self.step == cfg.steps:
+                if stop or late or interrupt.asked or self.step % cfg.save_every == 0 or self.step == cfg.steps:
                     self.save()
-                interrupt.obey(self.save)
                 if stop or late:
                     return stop or f"stopped after {cfg.max_minutes:g} minutes"
         return DONE
@@ -170,12 +170,10 @@ class Session:
     def validate(self) -> str | None:
         """Score the held-out clips without exploration. Returns a reason to stop, or None."""
         cfg, began_s = self.config, time.monotonic()
-        place, draws, samples = self.folder.path / "samples" / rl_keep.system_of(self.step), [], list[Sample]()
-        for draw in range(cfg.valid_draws):  # the same latents at every validation: differences are the weights'
-            drawn = self.task.outputs(self.policy, self.valid, place, players=0 if draw else rl_keep.AUDIBLE, seed=cfg.seed + DRAW * draw)
-            samples = samples if draw else drawn  # the first is kept to be heard
-            draws.append(self.judge.score(drawn))
-        scores = averaged(draws)
+        place = self.folder.path / "samples" / rl_keep.system_of(self.step)
+        drawn = [self.task.outputs(self.policy, self.valid, place, players=0 if draw else rl_keep.AUDIBLE, seed=cfg.seed + DRAW * draw)
+                 for draw in range(cfg.valid_draws)]  # the same latents at every validation: differences are the weights'
+        samples, scores = drawn[0], averaged([self.judge.score(samples) for samples in drawn])  # the first is kept to be heard
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
         row["reward"] = composed(cfg.rewards, row, (self.history or [row])[0])
         self.history.append(row)

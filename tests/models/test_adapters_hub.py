@@ -187,7 +187,7 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint"):
         resolve(str(tmp_path / "nothing"))
     (tmp_path / "ended" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "ended" / "config.resolved.json").write_text("{}")
+    (tmp_path / "ended" / "metrics.jsonl").write_text("{}")
     with pytest.raises(UserError, match="before it wrote its first"):
         resolve(str(tmp_path / "ended"))
     run = tmp_path / "run"

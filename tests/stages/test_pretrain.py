@@ -22,6 +22,7 @@ from rlspeech.config import FlowModel, Pretrain
 from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import load_flow
 from rlspeech.stages import pretrain, pretrain_report
+from rlspeech.stages.ending import Interrupt
 from rlspeech.stages.past import open_pasts
 from rlspeech.tasks.flowse import FlowSE
 from rlspeech.types import UserError
@@ -127,6 +128,16 @@ def test_ctrl_c_finishes_the_step_and_saves_it(pairs: Path, whole: Path, tmp_pat
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     pretrain.run(_config(pairs, tmp_path / "cut", save_every=100))
     _assert_same(whole, tmp_path / "cut")
+
+
+def test_a_background_job_goes_on_ignoring_ctrl_c() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupt(1) as interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interrupt.asked and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

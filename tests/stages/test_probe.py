@@ -80,8 +80,13 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(base: dict[str, str]
     monkeypatch.setattr(probe, "_measure", measure)
     summary = probe.run(config)
     assert summary["rows"][0] == first[0] and len(summary["rows"]) == 2
-    (tmp_path / "out" / "probe.json").write_text("{")
-    assert probe._known(tmp_path / "out" / "probe.json", summary, settings) == []
+    path = tmp_path / "out" / "probe.json"
+    path.write_text(json.dumps({**summary, "rows": first}))
+    assert probe._known(path, summary, settings) == first
+    path.write_text(json.dumps(summary))
+    assert probe._known(path, summary, settings) == []  # finished: it is measured anew
+    path.write_text("{")
+    assert probe._known(path, summary, settings) == []
     assert probe._known(None, summary, settings) == []
     other = probe.run(config.model_copy(update={"group": 4, "probe_settings": settings[:1]}))
     assert other["rows"][0]["si_sdr"] != first[0]["si_sdr"]
