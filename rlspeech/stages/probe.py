@@ -100,7 +100,7 @@ def _kind(setting: Setting) -> str:
 
 
 def _known(path: Path | None, summary: dict[str, Any], settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Rows of an interrupted probe that asked the same; none of a finished one, whose model may be another by now, nor of what is unreadable."""
+    """Rows of an interrupted probe that asked the same; none of a finished one, whose model may have changed, or of what is unreadable."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
         rows = found["rows"] if found.get("asked") == summary["asked"] else []
