@@ -18,7 +18,7 @@ install: $(STAMP)  ## make .venv and install (uv where it is there, else pip); d
 $(STAMP): pyproject.toml .constraints.txt .ci/install
 	@start=$$SECONDS; PYTHON="$(PYTHON)" .ci/install && touch $@ && echo "installed in $$((SECONDS - start)) s"
 
-demo: $(STAMP)  ## the main job from audio to verdict on two cores, about 10 minutes
+demo: $(STAMP)  ## the main job from audio to verdict, 5 minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
 demo-avse: $(STAMP)  ## audio-visual enhancement, PPO and the audio LLM's reward, from audio to verdict, 7 minutes on two cores
