@@ -31,7 +31,16 @@ RATE = 16000
 VOICES = {"train": ["rms", "slt", "kal16", "kal"], "test": ["awb"]}
 TEST_SPEAKERS = {"fsdd_jackson", "grid_a", "grid_b"}
 VALID_SPEAKERS = {"fsdd_george"}  # only their last takes; the rest is trained on
-READ = {"speechocean762", "Common Voice", "LibriSpeech test-other", "LJ Speech", "VCTK", "CMU ARCTIC", "LibriVox", "pocketsphinx test data"}
+READ = {
+    "speechocean762",
+    "Common Voice",
+    "LibriSpeech test-other",
+    "LJ Speech",
+    "VCTK",
+    "CMU ARCTIC",
+    "LibriVox",
+    "pocketsphinx test data",
+}
 ALONE = {"Picovoice wake-word benchmark", "Mycroft Precise Community Data"}
 
 
@@ -61,8 +70,18 @@ def recordings(data: Path) -> dict[str, list[Utterance]]:
             continue
         speaker = row.get("speaker")
         part = part_of(speaker) if kind != "grid" or speaker in TEST_SPEAKERS else "train"
-        parts[part].append(Utterance(row["id"], str(data / row["audio"]), row["duration"], RATE, text=text, speaker_id=speaker,
-                                     language="en", extra={"kind": kind, "corpus": corpus}))
+        parts[part].append(
+            Utterance(
+                row["id"],
+                str(data / row["audio"]),
+                row["duration"],
+                RATE,
+                text=text,
+                speaker_id=speaker,
+                language="en",
+                extra={"kind": kind, "corpus": corpus},
+            )
+        )
     return parts
 
 
@@ -71,7 +90,13 @@ def strings(data: Path, out: Path, count: int, part: str, rng: random.Random, mo
     takes: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in (data / "manifest_digits.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        mine = "test" if row["speaker"] in TEST_SPEAKERS else "valid" if row["speaker"] in VALID_SPEAKERS and row["take"] >= 25 else "train"
+        mine = (
+            "test"
+            if row["speaker"] in TEST_SPEAKERS
+            else "valid"
+            if row["speaker"] in VALID_SPEAKERS and row["take"] >= 25
+            else "train"
+        )
         if mine == part:
             takes[row["speaker"]].append(row)
     loaded: dict[str, np.ndarray] = {}
@@ -86,8 +111,18 @@ def strings(data: Path, out: Path, count: int, part: str, rng: random.Random, mo
             pieces += [to_level(loaded[row["id"]], -25.0), np.zeros(int(rng.uniform(0.0, 0.25) * RATE), np.float32)]
         wav, name = np.concatenate(pieces), f"string_{part}_{i:05d}"
         save_audio(out / "strings" / f"{name}.flac", wav, RATE)
-        made.append(Utterance(name, str(out / "strings" / f"{name}.flac"), len(wav) / RATE, RATE, text=" ".join(r["text"] for r in picked),
-                              speaker_id=speaker, language="en", extra={"kind": "digits", "corpus": "digits"}))
+        made.append(
+            Utterance(
+                name,
+                str(out / "strings" / f"{name}.flac"),
+                len(wav) / RATE,
+                RATE,
+                text=" ".join(r["text"] for r in picked),
+                speaker_id=speaker,
+                language="en",
+                extra={"kind": "digits", "corpus": "digits"},
+            )
+        )
     return made
 
 
@@ -96,7 +131,9 @@ def flite(text: str, voice: str, **settings: str) -> np.ndarray:
     with tempfile.TemporaryDirectory() as scratch:
         wav = Path(scratch) / "speech.wav"
         options = [x for name, value in settings.items() for x in ("--setf", f"{name}={value}")]
-        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav), *options], check=True, capture_output=True)
+        subprocess.run(
+            ["flite", "-voice", voice, "-t", text, "-o", str(wav), *options], check=True, capture_output=True
+        )
         raw, rate = sf.read(wav, dtype="float32")
     return to_level(resample(raw, rate, RATE), -25.0)
 
@@ -120,8 +157,16 @@ def spoken(out: Path, count: int, part: str, rng: random.Random, read: list[str]
 def row_of(path: Path, wav: np.ndarray, text: str, kind: str, voice: str) -> Utterance:
     """A sentence that flite has spoken, written to its file."""
     save_audio(path, wav, RATE)
-    return Utterance(path.stem, str(path), len(wav) / RATE, RATE, text=text, speaker_id=f"flite-{voice}", language="en",
-                     extra={"kind": kind, "corpus": "flite"})
+    return Utterance(
+        path.stem,
+        str(path),
+        len(wav) / RATE,
+        RATE,
+        text=text,
+        speaker_id=f"flite-{voice}",
+        language="en",
+        extra={"kind": kind, "corpus": "flite"},
+    )
 
 
 def with_keywords(utts: list[Utterance]) -> list[Utterance]:

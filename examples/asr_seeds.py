@@ -54,12 +54,17 @@ def main() -> None:
     args = parser.parse_args()
     kinds = {}
     if args.data:
-        kinds = {(r := json.loads(line))["id"]: r.get("condition", "") for line in args.data.read_text(encoding="utf-8").splitlines()}
+        kinds = {
+            (r := json.loads(line))["id"]: r.get("condition", "")
+            for line in args.data.read_text(encoding="utf-8").splitlines()
+        }
     counts = pooled(args.eval, set(args.condition), kinds)
     for baseline in args.baseline or ["base"]:
         made = compare(counts, baseline)
         rates = [r for r in SHOWN if r in made.systems[baseline]]
-        print(f"\nagainst {baseline}, {made.items} utterances\n\n| | {' | '.join(rates)} |\n|{'---|' * (len(rates) + 1)}")
+        print(
+            f"\nagainst {baseline}, {made.items} utterances\n\n| | {' | '.join(rates)} |\n|{'---|' * (len(rates) + 1)}"
+        )
         for arm in made.systems:
             print(f"| {arm} | {' | '.join(cell(made, arm, r) for r in rates)} |")
 

@@ -1,7 +1,7 @@
 """Sets for the experiment of asr-real.sh out of manifests: ``pick`` a number of rows of every kind, string rows together to ``long`` ones.
 
-    python examples/asr_sets.py pick runs/asr/material/test.jsonl --out runs/picked/test.jsonl --most 40 [--real 60]
-    python examples/asr_sets.py long noisy/manifest.jsonl --out long --count 40 --seed 3
+python examples/asr_sets.py pick runs/asr/material/test.jsonl --out runs/picked/test.jsonl --most 40 [--real 60]
+python examples/asr_sets.py long noisy/manifest.jsonl --out long --count 40 --seed 3
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ def pick(utts: list[Utterance], most: int, real: int, seed: int, without: list[s
     for utt in utts:
         if utt.duration < 12 and utt.extra.get("kind") not in without:
             kinds[utt.extra.get("kind"), utt.extra.get("corpus") == "flite"].append(utt)
-    return [u for (_, made), rows in sorted(kinds.items(), key=str) for u in rng.sample(rows, min(len(rows), most if made else real))]
+    return [
+        u
+        for (_, made), rows in sorted(kinds.items(), key=str)
+        for u in rng.sample(rows, min(len(rows), most if made else real))
+    ]
 
 
 def long(utts: list[Utterance], out: Path, count: int, seed: int, low: int = 3, high: int = 6) -> list[Utterance]:
@@ -41,8 +45,16 @@ def long(utts: list[Utterance], out: Path, count: int, seed: int, low: int = 3, 
         while len(parts) > 2 and sum(p.duration + 0.5 for p in parts) > 19:
             parts = parts[:-1]
         keywords = list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ())))
-        made.append(write_joined(parts, out / "audio" / f"long_{seed}_{n:03d}.flac", gap_s=(0.1, 0.5), sample_rate=RATE, rng=rng,
-                                 extra={"condition": "long", "kind": "long", "keywords": keywords}))
+        made.append(
+            write_joined(
+                parts,
+                out / "audio" / f"long_{seed}_{n:03d}.flac",
+                gap_s=(0.1, 0.5),
+                sample_rate=RATE,
+                rng=rng,
+                extra={"condition": "long", "kind": "long", "keywords": keywords},
+            )
+        )
     return made
 
 
@@ -62,7 +74,10 @@ def main() -> None:
     if args.what == "pick":
         rows, path = pick(utts, args.most, args.real, args.seed, args.without), out
     else:
-        rows, path = long([u for u in utts if u.text and u.duration < 7], out, args.count, args.seed), out / "manifest.jsonl"
+        rows, path = (
+            long([u for u in utts if u.text and u.duration < 7], out, args.count, args.seed),
+            out / "manifest.jsonl",
+        )
     write_manifest(path, rows)
     minutes, words = sum(u.duration for u in rows) / 60, sum(len((u.text or "").split()) for u in rows)
     print(f"{args.what}: {len(rows)} rows, {minutes:.1f} minutes, {words} words")

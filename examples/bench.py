@@ -37,7 +37,14 @@ def samples(count: int, seconds: float) -> list[Sample]:
     made = []
     for i in range(count):
         clean = speech(i, seconds)
-        made.append(Sample(f"s{i}", clean + 0.02 * np.random.default_rng(i).standard_normal(len(clean)).astype(np.float32), RATE, clean))
+        made.append(
+            Sample(
+                f"s{i}",
+                clean + 0.02 * np.random.default_rng(i).standard_normal(len(clean)).astype(np.float32),
+                RATE,
+                clean,
+            )
+        )
     return made
 
 
@@ -118,7 +125,9 @@ def bench_rollouts(repeats: int, model: FlowModel) -> list[list[Any]]:
     for what, first, name, second, other in pairs:
         a, b = compare(roll(first), roll(second), repeats)
         n = len(prompts) * group
-        rows.append([f"{n} rollouts of 2 s, {what}", f"{name} ({n / a:.1f}/s)", a, f"{other} ({n / b:.1f}/s)", b, a / b])
+        rows.append(
+            [f"{n} rollouts of 2 s, {what}", f"{name} ({n / a:.1f}/s)", a, f"{other} ({n / b:.1f}/s)", b, a / b]
+        )
     return rows
 
 
@@ -126,17 +135,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=min(4, physical_cores()))
-    parser.add_argument("--small", action="store_true", help="a model of a few thousand weights: checks the script, measures nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="a model of a few thousand weights: checks the script, measures nothing"
+    )
     args = parser.parse_args()
     calm_threads()
     model = FlowModel(dim=128, depth=4)
     if args.small:
         model = FlowModel(dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4)
     started = time.perf_counter()
-    rows = [row for row in (bench_dnsmos(args.repeats), bench_pool(args.workers, args.repeats)) if row] + bench_rollouts(
-        args.repeats, model
+    rows = [
+        row for row in (bench_dnsmos(args.repeats), bench_pool(args.workers, args.repeats)) if row
+    ] + bench_rollouts(args.repeats, model)
+    log.table(
+        f"medians of {args.repeats} in turns, {physical_cores()} cores, {time.perf_counter() - started:.0f} s in all",
+        COLUMNS,
+        rows,
     )
-    log.table(f"medians of {args.repeats} in turns, {physical_cores()} cores, {time.perf_counter() - started:.0f} s in all", COLUMNS, rows)
 
 
 if __name__ == "__main__":

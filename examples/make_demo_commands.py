@@ -1,6 +1,6 @@
 """Make the embedded speech for recognisers (rlspeech/assets/demo_commands): digit strings and commands spoken by flite's voices.
 
-    python examples/make_demo_commands.py [--out FOLDER]
+python examples/make_demo_commands.py [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ PARTS = {"train": (["rms", "slt", "kal16"], 120), "valid": (["kal"], 20), "test"
 def main() -> None:
     """Speak and write the three parts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "rlspeech" / "assets" / "demo_commands")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).resolve().parent.parent / "rlspeech" / "assets" / "demo_commands"
+    )
     out: Path = parser.parse_args().out
     said: set[str] = set()
     for part, (voices, count) in PARTS.items():
@@ -42,8 +44,18 @@ def main() -> None:
             speech = flite(text, voice, duration_stretch=f"{stretch:.2f}", int_f0_target_mean=f"{pitch_hz:.0f}")
             sf.write(path, speech, RATE, format="OGG", subtype="OPUS")
             keywords = [k for k in KEYWORDS if f" {k} " in f" {text} "]
-            rows.append(Utterance(name, str(path), sf.info(path).frames / RATE, RATE, text=text, speaker_id=f"flite-{voice}", language="en",
-                                  extra={"kind": kind, "keywords": keywords}))
+            rows.append(
+                Utterance(
+                    name,
+                    str(path),
+                    sf.info(path).frames / RATE,
+                    RATE,
+                    text=text,
+                    speaker_id=f"flite-{voice}",
+                    language="en",
+                    extra={"kind": kind, "keywords": keywords},
+                )
+            )
         write_manifest(out / f"{part}.jsonl", with_prompts(rows, 0.8, 3.0))  # whose voice, for the task tts
         print(part, len(rows), "utterances", round(sum(u.duration for u in rows)), "s")
 

@@ -27,8 +27,12 @@ RATE_HZ = 16000
 SPEECH_DBFS, NOISE_DBFS = -25.0, -32.0  # noise is levelled again when it is mixed; quiet noise makes small files
 VOICES = {  # speaker -> (program, voice, playback speed: other than 1 shifts pitch and formants together, as another vocal tract would)
     "train": {
-        "rms": ("flite", "rms", 1.0), "slt": ("flite", "slt", 1.0), "rms-long": ("flite", "rms", 0.93), "slt-short": ("flite", "slt", 1.07),
-        "us-m3": ("espeak-ng", "en-us+m3", 1.0), "gb-f2": ("espeak-ng", "en-gb+f2", 1.0),
+        "rms": ("flite", "rms", 1.0),
+        "slt": ("flite", "slt", 1.0),
+        "rms-long": ("flite", "rms", 0.93),
+        "slt-short": ("flite", "slt", 1.07),
+        "us-m3": ("espeak-ng", "en-us+m3", 1.0),
+        "gb-f2": ("espeak-ng", "en-gb+f2", 1.0),
         "scot-m4": ("espeak-ng", "en-gb-scotland+m4", 1.0),
     },
     "valid": {"kal": ("flite", "kal16", 1.0), "nyc-f1": ("espeak-ng", "en-us-nyc+f1", 1.0)},
@@ -51,10 +55,10 @@ def speak(program: str, voice: str, text: str, folder: Path) -> tuple[np.ndarray
 def trim(wav: np.ndarray, below_peak_db: float = 45.0, keep_s: float = 0.08) -> np.ndarray:
     """Cut silence at both ends of (T,), except for ``keep_s``."""
     frame = RATE_HZ // 100
-    level = np.array([rms_dbfs(wav[i:i + frame]) for i in range(0, len(wav) - frame, frame)])
+    level = np.array([rms_dbfs(wav[i : i + frame]) for i in range(0, len(wav) - frame, frame)])
     loud = np.flatnonzero(level > level.max() - below_peak_db)
     keep = int(keep_s * RATE_HZ)
-    return wav[max(0, loud[0] * frame - keep):(loud[-1] + 1) * frame + keep]
+    return wav[max(0, loud[0] * frame - keep) : (loud[-1] + 1) * frame + keep]
 
 
 def make_speech(out: Path, sentences: dict[str, list[str]]) -> dict[str, list[Utterance]]:
@@ -71,8 +75,18 @@ def make_speech(out: Path, sentences: dict[str, list[str]]) -> dict[str, list[Ut
                 wav = to_level(trim(resample(raw, round(rate * speed), RATE_HZ)), SPEECH_DBFS)
                 name = f"{split}_{i:02d}_{speaker}"
                 save_audio(out / "clean" / f"{name}.flac", wav, RATE_HZ)
-                rows[split].append(Utterance(name, str(out / "clean" / f"{name}.flac"), len(wav) / RATE_HZ, RATE_HZ, text=text,
-                                             speaker_id=speaker, language="en", extra={"synthesiser": program}))
+                rows[split].append(
+                    Utterance(
+                        name,
+                        str(out / "clean" / f"{name}.flac"),
+                        len(wav) / RATE_HZ,
+                        RATE_HZ,
+                        text=text,
+                        speaker_id=speaker,
+                        language="en",
+                        extra={"synthesiser": program},
+                    )
+                )
     return rows
 
 
@@ -86,7 +100,9 @@ def make_noises(out: Path) -> dict[str, list[Utterance]]:
             wav = to_level(make_noise(kind, seconds, RATE_HZ, seed=1000 * (split == "test") + i), NOISE_DBFS)
             name = f"{split}_{i:02d}_{kind}"
             save_audio(out / "noise" / f"{name}.flac", wav, RATE_HZ)
-            rows[split].append(Utterance(name, str(out / "noise" / f"{name}.flac"), len(wav) / RATE_HZ, RATE_HZ, extra={"kind": kind}))
+            rows[split].append(
+                Utterance(name, str(out / "noise" / f"{name}.flac"), len(wav) / RATE_HZ, RATE_HZ, extra={"kind": kind})
+            )
     return rows
 
 
@@ -106,8 +122,13 @@ def main() -> None:
         split, text = line.split("\t")
         sentences.setdefault(split, []).append(text)
     speech, noise = make_speech(args.out, sentences), make_noises(args.out)
-    for name, rows in (("clean", speech["train"]), ("valid_clean", speech["valid"]), ("test_clean", speech["test"]),
-                       ("noise", noise["train"]), ("test_noise", noise["test"])):
+    for name, rows in (
+        ("clean", speech["train"]),
+        ("valid_clean", speech["valid"]),
+        ("test_clean", speech["test"]),
+        ("noise", noise["train"]),
+        ("test_noise", noise["test"]),
+    ):
         write_manifest(args.out / f"{name}.jsonl", rows)
         print(f"{name:12s} {len(rows):3d} files, {sum(u.duration for u in rows):6.1f} s")
     write_recipe(args.out, TRAIN, rir=False)

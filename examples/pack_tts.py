@@ -1,6 +1,6 @@
 """The three checkpoints of train-embedded-tts.sh as the package ships them: half precision, the codec's name 'embedded' in the other two.
 
-    python examples/pack_tts.py runs/embedded-tts --out rlspeech/assets
+python examples/pack_tts.py runs/embedded-tts --out rlspeech/assets
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
         target.mkdir(parents=True, exist_ok=True)
         if name == "codec":
             codec: Any = load_codec(str(source))
-            save_codec(target, codec.net, facts=facts_of(read_config(resolve(str(source), "codec"), "codec")), half=True)
+            save_codec(
+                target, codec.net, facts=facts_of(read_config(resolve(str(source), "codec"), "codec")), half=True
+            )
         elif name == "token-reward":
             reward, about = load_token_reward(str(source))
             reward.cfg = reward.cfg.model_copy(update={"codec": "embedded"})

@@ -64,7 +64,7 @@ def crop(wav: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
     if len(wav) < length:
         wav = np.tile(wav, -(-length // len(wav)))
     start = int(rng.integers(len(wav) - length + 1))
-    return wav[start:start + length]
+    return wav[start : start + length]
 
 
 def coloured(length: int, rng: np.random.Generator) -> np.ndarray:
@@ -92,22 +92,27 @@ def mask_spec(logmel: Tensor, rng: np.random.Generator, times: int, bands: int) 
         floor = row.mean()
         for _ in range(times):
             start = int(rng.integers(row.shape[1] - 15))
-            row[:, start:start + int(rng.integers(1, 16))] = floor
+            row[:, start : start + int(rng.integers(1, 16))] = floor
         for _ in range(bands):
             start = int(rng.integers(row.shape[0] - 8))
-            row[start:start + int(rng.integers(1, 9))] = floor
+            row[start : start + int(rng.integers(1, 9))] = floor
     return logmel
 
 
 def schedule(optimiser: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
     """Linear warm-up over 5 %, cosine to a hundredth of the peak."""
     warm = max(1, steps // 20)
-    scale = step / warm if step < warm else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    scale = (
+        step / warm
+        if step < warm
+        else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    )
     for group in optimiser.param_groups:
         group["lr"] = peak * scale
 
 
 # ---------------------------------------------------------------------------------------------------------------- speaker
+
 
 def eer(same: np.ndarray, other: np.ndarray) -> float:
     """Equal error rate of two sets of similarities."""
@@ -131,8 +136,16 @@ def speaker_report(net: SpeakerNet, corpus: Corpus) -> dict[str, float]:
         pairs = np.triu(np.ones((len(ids), len(ids)), bool), 1)
         match = ids[:, None] == ids[None]
         for snr in (None, 10.0, 0.0):
-            noisy = clean if snr is None else torch.cat(
-                [net(torch.from_numpy(add_noise(w[: 8 * RATE], corpus.test_noise, snr, rng))[None]) for _, w in clips])
+            noisy = (
+                clean
+                if snr is None
+                else torch.cat(
+                    [
+                        net(torch.from_numpy(add_noise(w[: 8 * RATE], corpus.test_noise, snr, rng))[None])
+                        for _, w in clips
+                    ]
+                )
+            )
             sims = (noisy @ clean.T).numpy()
             label = "clean" if snr is None else f"{snr:.0f} dB"
             out[f"{name} EER {label}"] = eer(sims[pairs & match], sims[pairs & ~match])
@@ -147,12 +160,19 @@ def train_speaker(corpus: Corpus, steps: int, seed: int) -> SpeakerNet:
     """AAM-softmax and angular prototypical loss on pairs of noisy crops."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    classes = [[resample(w, int(RATE * speed), RATE) for w in clips] for clips in corpus.train.values() for speed in (1.0, 0.9, 1.1)]
+    classes = [
+        [resample(w, int(RATE * speed), RATE) for w in clips]
+        for clips in corpus.train.values()
+        for speed in (1.0, 0.9, 1.1)
+    ]
     net = SpeakerNet()
     centres = nn.Parameter(torch.randn(len(classes), net.config["embedding"]))
     temperature = nn.Parameter(torch.tensor(10.0))
     optimiser = torch.optim.AdamW([*net.parameters(), centres, temperature], weight_decay=1e-3)
-    print(f"{len(classes)} classes from {len(corpus.train)} speakers, {sum(p.numel() for p in net.parameters()):,} parameters", flush=True)
+    print(
+        f"{len(classes)} classes from {len(corpus.train)} speakers, {sum(p.numel() for p in net.parameters()):,} parameters",
+        flush=True,
+    )
     began, speakers, margin, scale = time.monotonic(), 32, 0.2, 30.0
     for step in range(steps):
         schedule(optimiser, step, steps, 2e-3)
@@ -168,7 +188,9 @@ def train_speaker(corpus: Corpus, steps: int, seed: int) -> SpeakerNet:
         cosine = x @ F.normalize(centres, dim=-1).T
         label = torch.from_numpy(np.concatenate([pick, pick]))
         theta = cosine.clamp(-0.999, 0.999).acos()
-        logits = torch.where(F.one_hot(label, len(classes)).bool(), (theta + margin * min(1, 2 * step / steps)).cos(), cosine)
+        logits = torch.where(
+            F.one_hot(label, len(classes)).bool(), (theta + margin * min(1, 2 * step / steps)).cos(), cosine
+        )
         a, b = x.chunk(2)
         proto = F.cross_entropy(temperature.clamp_min(1.0) * a @ b.T, torch.arange(speakers))
         loss = F.cross_entropy(scale * logits, label) + proto
@@ -178,12 +200,15 @@ def train_speaker(corpus: Corpus, steps: int, seed: int) -> SpeakerNet:
         optimiser.step()
         if step % 50 == 0 or step == steps - 1:
             right = (cosine.argmax(1) == label).float().mean()
-            print(f"step {step} loss {loss.item():.3f} pairs {proto.item():.3f} accuracy {right:.2f} {time.monotonic() - began:.0f} s",
-                  flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} pairs {proto.item():.3f} accuracy {right:.2f} {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     return net
 
 
 # ----------------------------------------------------------------------------------------------------------------- speech
+
 
 def mfcc(logmel: Tensor) -> np.ndarray:
     """(n_mels, L) -> (L, 39): 13 cepstra with two orders of differences, normalised over the clip."""
@@ -203,7 +228,9 @@ def kmeans(x: np.ndarray, k: int, rng: np.random.Generator, rounds: int = 15) ->
         near = torch.cdist(data, centres).argmin(1)
         total = torch.zeros_like(centres).index_add_(0, near, data)
         count = torch.bincount(near, minlength=k)[:, None]
-        centres = torch.where(count > 0, total / count.clamp_min(1), data[torch.from_numpy(rng.integers(len(data), size=k))])
+        centres = torch.where(
+            count > 0, total / count.clamp_min(1), data[torch.from_numpy(rng.integers(len(data), size=k))]
+        )
     return centres.numpy()
 
 
@@ -228,8 +255,14 @@ def train_speech(corpus: Corpus, steps: int, seed: int) -> SpeechNet:
     return net
 
 
-def speech_round(net: SpeechNet, clips: list[np.ndarray], targets: list[Tensor], noises: list[np.ndarray], steps: int,
-                 rng: np.random.Generator) -> SpeechNet:
+def speech_round(
+    net: SpeechNet,
+    clips: list[np.ndarray],
+    targets: list[Tensor],
+    noises: list[np.ndarray],
+    steps: int,
+    rng: np.random.Generator,
+) -> SpeechNet:
     """Predict ``targets`` (one label in 20 ms) from noisy, partly hidden log-mels, then store the feature statistics."""
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-3)
     began, batch, frames = time.monotonic(), 32, 100
@@ -239,11 +272,11 @@ def speech_round(net: SpeechNet, clips: list[np.ndarray], targets: list[Tensor],
         while len(wavs) < batch:
             i = int(rng.integers(len(clips)))
             start = 320 * int(rng.integers(max(1, len(clips[i]) // 320 - frames)))
-            wav = clips[i][start:start + 320 * frames]
+            wav = clips[i][start : start + 320 * frames]
             if len(wav) < 320 * frames:
                 continue
             wavs.append(add_noise(wav, noises, rng.uniform(-2, 25), rng) if rng.random() < 0.7 else wav)
-            labels.append(targets[i][start // 320:start // 320 + frames])
+            labels.append(targets[i][start // 320 : start // 320 + frames])
         net.train()
         logits = net.head(net.trunk(mask_spec(net.features(torch.from_numpy(np.stack(wavs))), rng, 2, 1)))[..., :frames]
         loss = F.cross_entropy(logits, torch.stack(labels))
@@ -253,7 +286,9 @@ def speech_round(net: SpeechNet, clips: list[np.ndarray], targets: list[Tensor],
         optimiser.step()
         if step % 50 == 0 or step == steps - 1:
             right = (logits.argmax(1) == torch.stack(labels)).float().mean()
-            print(f"step {step} loss {loss.item():.3f} accuracy {right:.2f} {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} accuracy {right:.2f} {time.monotonic() - began:.0f} s", flush=True
+            )
     net.eval()
     with torch.no_grad():
         hidden = torch.cat([net.hidden(torch.from_numpy(w)[None])[0] for w in clips[::4]])

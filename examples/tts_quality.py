@@ -30,7 +30,10 @@ from rlspeech.rewards.token_text import TEXT
 from rlspeech.tasks.tts import Tts
 
 DRAWN = {4: 0.4, 3: 0.7, 2: 1.0, 1: 1.3}  # level -> temperature of what the model writes
-SMOOTH, BATCH = 0.1, 32  # label smoothing: what an analytic gradient finds at the end of a sure head is no quality (RRPO, arXiv 2512.04552)
+SMOOTH, BATCH = (
+    0.1,
+    32,
+)  # label smoothing: what an analytic gradient finds at the end of a sure head is no quality (RRPO, arXiv 2512.04552)
 READ = 3  # levels from which on the text is learnt
 
 
@@ -88,7 +91,9 @@ def main() -> None:
             well = [i for i, row in enumerate(batch) if row[2] >= READ]
             if well:
                 ids, mask = net.pieces([batch[i][1] for i in well])
-                loss = loss + cross_entropy(net.text_logits(type(heard)(heard.states[well], heard.keep[well]), ids)[mask], ids[mask])
+                loss = loss + cross_entropy(
+                    net.text_logits(type(heard)(heard.states[well], heard.keep[well]), ids)[mask], ids[mask]
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -100,7 +105,11 @@ def main() -> None:
         expected = (net.pools["quality"](heard).softmax(-1) * torch.arange(1, 6)).sum(1)
         right = {k + 1: round(float(expected[levels == k].mean()), 2) for k in range(5) if bool((levels == k).any())}
     print("expected level of held-out rows by their true one:", right)
-    save_token_reward(args.out, net, facts={**about.get("facts", {}), "quality": f"{args.steps} steps on the speech of a language model"})
+    save_token_reward(
+        args.out,
+        net,
+        facts={**about.get("facts", {}), "quality": f"{args.steps} steps on the speech of a language model"},
+    )
 
 
 def listen(net: Any, rows: list[tuple[torch.Tensor, str, int]]) -> tuple[Any, torch.Tensor]:

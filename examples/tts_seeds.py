@@ -47,16 +47,25 @@ def main() -> None:
         old = counts[arm].get(key, dict.fromkeys(found, 0))
         counts[arm][key] = {k: old[k] + v for k, v in found.items()}
         for name, value in row.items():
-            if isinstance(value, int | float) and name not in ("tts_cer", "tts_wer", "seconds", "key") and value is not None:
+            if (
+                isinstance(value, int | float)
+                and name not in ("tts_cer", "tts_wer", "seconds", "key")
+                and value is not None
+            ):
                 scores[arm][name][key].append(float(value))
     keys = sorted(set.intersection(*(set(rows) for rows in counts.values())))
     names = [n for n in scores[next(iter(scores))] if n.startswith(("tts_", "dnsmos", "speaker"))]
     if "finished" in scores[next(iter(scores))]:
         names.append("finished")
-    means = {arm: {n: {k: float(np.mean(v)) if (v := scores[arm][n].get(k)) else None for k in keys} for n in names} for arm in counts}
+    means = {
+        arm: {n: {k: float(np.mean(v)) if (v := scores[arm][n].get(k)) else None for k in keys} for n in names}
+        for arm in counts
+    }
     for baseline in args.baseline or ["base"]:
         made = compare({arm: [rows[k] for k in keys] for arm, rows in counts.items()}, baseline)
-        print(f"\nagainst {baseline}, {len(keys)} texts\n\n| | {' | '.join([*RATES, *names])} |\n|{'---|' * (len(RATES) + len(names) + 1)}")
+        print(
+            f"\nagainst {baseline}, {len(keys)} texts\n\n| | {' | '.join([*RATES, *names])} |\n|{'---|' * (len(RATES) + len(names) + 1)}"
+        )
         for arm in counts:
             cells = []
             for rate in RATES:

@@ -34,8 +34,11 @@ LONGEST_S = 7.0
 
 def domain(path: Path) -> list[Utterance]:
     """Rows of the domain: digits of real speakers, sentences of flite."""
-    return [u for u in read_manifest(path)
-            if u.extra.get("corpus") in ("flite", "digits") and u.extra.get("kind") in KINDS and u.duration <= LONGEST_S]
+    return [
+        u
+        for u in read_manifest(path)
+        if u.extra.get("corpus") in ("flite", "digits") and u.extra.get("kind") in KINDS and u.duration <= LONGEST_S
+    ]
 
 
 def some(rows: list[Utterance], each: int, condition: str, without: set[str], rng: random.Random) -> list[Utterance]:
@@ -81,7 +84,9 @@ def main() -> None:
     heard = {str(u.text) for u in known["train"]}  # by the reward: what it has read before is no test
     valid = some(known["valid"], max(1, args.each // 2), "known voice", heard, rng)
     used = heard | {str(u.text) for u in valid}
-    test = some(known["valid"], args.each, "known voice", used, rng) + some(known["test"], args.each, "new voice", used, rng)
+    test = some(known["valid"], args.each, "known voice", used, rng) + some(
+        known["test"], args.each, "new voice", used, rng
+    )
     kept = {str(u.text) for u in [*valid, *test]}
     for part in ("train", "valid", "test"):  # the demo's texts are for the demo
         kept |= {str(u.text) for u in read_manifest(demo_commands_clean(part))}

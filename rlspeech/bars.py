@@ -73,8 +73,18 @@ class Bar:
 
     active: Bar | None = None
 
-    def __init__(self, total: int | None, desc: str, unit: str, start: int = 0, *, brief: bool = False, say: Callable[[str], None],
-                 show: bool = True, fancy: bool = False) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        desc: str,
+        unit: str,
+        start: int = 0,
+        *,
+        brief: bool = False,
+        say: Callable[[str], None],
+        show: bool = True,
+        fancy: bool = False,
+    ) -> None:
         self.total, self.desc, self.unit, self.brief = total, desc, unit, brief
         self.start = self.done = start
         self.postfix = ""
@@ -121,7 +131,9 @@ class Bar:
 
     def _rate(self) -> str:
         rate = (self.done - self.start) / max(time.monotonic() - self.start_s, 1e-9)
-        return f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}"
+        return (
+            f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}"
+        )
 
     def _line(self) -> None:
         elapsed_s = time.monotonic() - self.start_s

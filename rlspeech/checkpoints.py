@@ -55,7 +55,9 @@ class Checkpoints:
             save_state(temporary, {**state, "step": int(step)})
             _fsync_tree(temporary)
             aside = folder / f".old-{final.name}"
-            if final.exists():  # a folder cannot be renamed onto a full one; _clean puts `aside` back if we die in between
+            if (
+                final.exists()
+            ):  # a folder cannot be renamed onto a full one; _clean puts `aside` back if we die in between
                 os.rename(final, aside)
             os.rename(temporary, final)
             _fsync(folder)
@@ -161,6 +163,9 @@ def disk_error(error: BaseException, path: Path) -> UserError:
     if isinstance(error, UserError):
         return error
     if _is_full(error):
-        return UserError(f"cannot write to {path}", "the disk is full",
-                         "free some space and start again: it goes on from the last checkpoint")
+        return UserError(
+            f"cannot write to {path}",
+            "the disk is full",
+            "free some space and start again: it goes on from the last checkpoint",
+        )
     return UserError(f"cannot write to {path}", str(error), "--out FOLDER that can be written")

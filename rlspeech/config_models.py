@@ -6,7 +6,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["AvseModel", "CodecLMModel", "CodecModel", "FlowModel", "ListenerModel", "RecogniserModel", "Strict", "TokenRewardModel"]
+__all__ = [
+    "AvseModel",
+    "CodecLMModel",
+    "CodecModel",
+    "FlowModel",
+    "ListenerModel",
+    "RecogniserModel",
+    "Strict",
+    "TokenRewardModel",
+]
 
 
 class Strict(BaseModel):
@@ -18,27 +27,49 @@ class Strict(BaseModel):
 class FlowModel(Strict):
     """The flow-matching enhancer (``models/flow.py``)."""
 
-    front_end: Literal["stft", "mel"] = Field("stft", description="compressed complex STFT (invertible), or log-mel with a vocoder")
+    front_end: Literal["stft", "mel"] = Field(
+        "stft", description="compressed complex STFT (invertible), or log-mel with a vocoder"
+    )
     sample_rate: int = 16000
     n_fft: int = 512
     hop: int = 256
     compress: float = Field(0.5, description="exponent on the STFT magnitude")
-    scale: float = Field(1.0, gt=0, description="stft: multiplies the compressed spectrum; speech should have a spread near 1, the prior's")
+    scale: float = Field(
+        1.0,
+        gt=0,
+        description="stft: multiplies the compressed spectrum; speech should have a spread near 1, the prior's",
+    )
     n_mels: int = 80
     mel_fmax_hz: float = 8000.0
-    vocoder: str | None = Field(None, description="Hub id or folder of a transformers SpeechT5HifiGan, for the mel front end")
+    vocoder: str | None = Field(
+        None, description="Hub id or folder of a transformers SpeechT5HifiGan, for the mel front end"
+    )
     dim: int = 256
     depth: int = 6
     heads: int = 4
     ff_mult: int = 2
     conv_pos_kernel: int = 31
     conv_pos_groups: int = 16
-    head: Literal["linear", "mask"] = Field("mask", description="linear: the network writes the spectrum; mask: complex masks on input and state plus a residual")
-    prediction: Literal["velocity", "clean"] = Field("clean", description="what the network predicts; a trunk narrower than its input cannot pass white noise through, so small models predict the clean spectrum")
-    prior: Literal["standard", "noisy"] = Field("standard", description="x_0 ~ N(0, I) as in FlowSE-GRPO, or N(y, sigma^2) as in the STFT FlowSE")
+    head: Literal["linear", "mask"] = Field(
+        "mask",
+        description="linear: the network writes the spectrum; mask: complex masks on input and state plus a residual",
+    )
+    prediction: Literal["velocity", "clean"] = Field(
+        "clean",
+        description="what the network predicts; a trunk narrower than its input cannot pass white noise through, so small models predict the clean spectrum",
+    )
+    prior: Literal["standard", "noisy"] = Field(
+        "standard", description="x_0 ~ N(0, I) as in FlowSE-GRPO, or N(y, sigma^2) as in the STFT FlowSE"
+    )
     prior_sigma: float = Field(0.487, description="sigma of the noisy prior")
-    time_power: float = Field(1.0, gt=0, description="pretraining draws t = u**time_power; above 1 dwells on early times, where the input decides")
-    condition_drop: float = Field(0.1, ge=0, le=1, description="chance that pretraining hides the condition, for classifier-free guidance")
+    time_power: float = Field(
+        1.0,
+        gt=0,
+        description="pretraining draws t = u**time_power; above 1 dwells on early times, where the input decides",
+    )
+    condition_drop: float = Field(
+        0.1, ge=0, le=1, description="chance that pretraining hides the condition, for classifier-free guidance"
+    )
     level_dbfs: float = Field(-25.0, description="inputs are scaled to this RMS before the network, and back after it")
     nfe: int = Field(8, ge=1, description="Euler steps at inference")
     guidance: float = Field(0.0, ge=0, description="classifier-free guidance strength at inference; 0 is off")
@@ -47,7 +78,9 @@ class FlowModel(Strict):
 class AvseModel(Strict):
     """The audio-visual enhancer (``models/avse.py``); the defaults are the AVSEC-4 baseline's, 22.3 M parameters."""
 
-    variant: Literal["own", "avse4"] = Field("own", description="avse4: the details of the challenge's code that its weights need")
+    variant: Literal["own", "avse4"] = Field(
+        "own", description="avse4: the details of the challenge's code that its weights need"
+    )
     sample_rate: int = 16000
     channels: Literal[1, 2] = Field(1, description="2: binaural, one mask a channel")
     filters: int = Field(256, description="of the time-domain encoder")
@@ -58,7 +91,9 @@ class AvseModel(Strict):
     conv_kernel: int = 3
     blocks: int = Field(8, ge=1, description="dilated blocks a repeat, dilation 2**x")
     repeats: int = Field(4, ge=1, description="the video joins before each")
-    mask: Literal["relu", "softplus"] = Field("relu", description="relu as published; a mask that is exactly 0 passes no gradient")
+    mask: Literal["relu", "softplus"] = Field(
+        "relu", description="relu as published; a mask that is exactly 0 passes no gradient"
+    )
     video_crop: int = Field(112, description="centre of the stored frames that is used, in pixels")
     video_size: int = Field(112, description="the network's input, reduced by area from the crop")
     video_stem: int = Field(64, description="channels of the 3-D convolution")
@@ -67,9 +102,19 @@ class AvseModel(Strict):
     visual_blocks: int = Field(5, ge=0, description="residual blocks over time")
     video_mean: float = Field(0.4161, description="of grey levels in [0, 1]")
     video_std: float = Field(0.1688, gt=0)
-    video_drop: float = Field(0.1, ge=0, le=1, description="chance that pretraining hides the video, so that a clip without one can be enhanced")
-    level_dbfs: float | None = Field(-25.0, description="inputs are scaled to this RMS before the network and back after it; null: as they come, as published")
-    floor_db: float = Field(-30.0, description="a clip whose SI-SNR is below this has no gradient: silence, a wrong target")
+    video_drop: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="chance that pretraining hides the video, so that a clip without one can be enhanced",
+    )
+    level_dbfs: float | None = Field(
+        -25.0,
+        description="inputs are scaled to this RMS before the network and back after it; null: as they come, as published",
+    )
+    floor_db: float = Field(
+        -30.0, description="a clip whose SI-SNR is below this has no gradient: silence, a wrong target"
+    )
     cap_db: float = Field(30.0, description="a clip whose SI-SNR is above this has no gradient, as published")
 
 
@@ -100,8 +145,12 @@ class RecogniserModel(Strict):
     text_layers: int = 4
     text_heads: int = 4
     text_ff: int = 512
-    vocabulary: int = Field(512, ge=270, description="size of the byte-level BPE tokenizer, trained on the training texts")
-    dropout: float = Field(0.0, ge=0, lt=1, description="in the encoder; masks and speeds do its work at a fifth less of the time")
+    vocabulary: int = Field(
+        512, ge=270, description="size of the byte-level BPE tokenizer, trained on the training texts"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="in the encoder; masks and speeds do its work at a fifth less of the time"
+    )
     max_s: float = Field(20.0, gt=0, description="longest stretch recognised at once; longer audio is cut at pauses")
 
 
@@ -112,18 +161,30 @@ class CodecModel(Strict):
     n_fft: int = 640
     hop: int = 160
     mels: int = 80
-    stride: int = Field(4, ge=1, description="frames of the spectrum a token stands for: 4 x 10 ms is 25 tokens a second")
+    stride: int = Field(
+        4, ge=1, description="frames of the spectrum a token stands for: 4 x 10 ms is 25 tokens a second"
+    )
     dim: int = 192
     blocks: int = Field(4, ge=1, description="convolution blocks in encoder and decoder each")
     kernel: int = 7
-    levels: list[int] = Field([8, 5, 5, 5], description="finite scalar quantisation: values a dimension; their product is the size of the vocabulary")
-    voice_dim: int = Field(64, ge=0, description="of the voice vector, pooled from prompt speech; 0: no prompt, the tokens carry the voice too")
+    levels: list[int] = Field(
+        [8, 5, 5, 5],
+        description="finite scalar quantisation: values a dimension; their product is the size of the vocabulary",
+    )
+    voice_dim: int = Field(
+        64,
+        ge=0,
+        description="of the voice vector, pooled from prompt speech; 0: no prompt, the tokens carry the voice too",
+    )
 
 
 class CodecLMModel(Strict):
     """The embedded synthesis policy: a small causal language model over text and codec tokens (``models/codec_lm.py``)."""
 
-    codec: str = Field("embedded", description="checkpoint of `pretrain --task codec`, or a transformers codec: xcodec2, neucodec, mimi or dac with Hub id or folder")
+    codec: str = Field(
+        "embedded",
+        description="checkpoint of `pretrain --task codec`, or a transformers codec: xcodec2, neucodec, mimi or dac with Hub id or folder",
+    )
     dim: int = 256
     layers: int = 6
     heads: int = 4

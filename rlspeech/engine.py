@@ -170,7 +170,11 @@ def _pick_device(name: str) -> tuple[torch.device, str]:
     import torch
 
     cuda = torch.cuda.is_available()
-    absent = "this torch is a CPU build" if torch.version.cuda is None and torch.version.hip is None else "torch sees no CUDA device"
+    absent = (
+        "this torch is a CPU build"
+        if torch.version.cuda is None and torch.version.hip is None
+        else "torch sees no CUDA device"
+    )
     if name == "auto":
         if cuda:
             local = int(os.environ.get("LOCAL_RANK", "0") or 0) % torch.cuda.device_count()
@@ -184,8 +188,11 @@ def _pick_device(name: str) -> tuple[torch.device, str]:
         if not cuda:
             raise UserError(f"device {name} is not there", absent, "--device cpu, or rlspeech doctor")
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise UserError(f"device {name} is not there", f"torch sees {torch.cuda.device_count()} CUDA device(s), counted from 0",
-                            "--device cuda:0")
+            raise UserError(
+                f"device {name} is not there",
+                f"torch sees {torch.cuda.device_count()} CUDA device(s), counted from 0",
+                "--device cuda:0",
+            )
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
             raise UserError("device mps is not there", "needs macOS on Apple silicon", "--device cpu")

@@ -32,7 +32,9 @@ def _alike(asked: str, key: str) -> float:
     return max(ratio, flat, 0.95 * last)
 
 
-def unknown_key(name: str, where: str, schema: type[BaseModel], prefix: str = "", rest: str = "", stage: str = "STAGE") -> UserError:
+def unknown_key(
+    name: str, where: str, schema: type[BaseModel], prefix: str = "", rest: str = "", stage: str = "STAGE"
+) -> UserError:
     """The refusal of a key that does not exist.
 
     Args:
@@ -56,7 +58,9 @@ def unknown_key(name: str, where: str, schema: type[BaseModel], prefix: str = ""
         why = f"similar valid keys: {', '.join(prefix + key for key in near)}; all of them: {everything}"
     else:
         why = f"valid{inside}: {', '.join(valid)}"
-    return UserError(f"unknown setting {prefix + name!r} ({where})", why, f"did you mean {prefix}{near[0]}?" if near else everything)
+    return UserError(
+        f"unknown setting {prefix + name!r} ({where})", why, f"did you mean {prefix}{near[0]}?" if near else everything
+    )
 
 
 def _find(schema: type[BaseModel], name: str) -> tuple[Any, FieldInfo | None]:
@@ -100,5 +104,7 @@ def allowed(schema: type[BaseModel], name: str, value: Any, stage: str, flag: st
     if entry is not None:
         parts = list(entry.model_fields)
         return f"{name} is a list whose entries have {', '.join(parts)}; --set '{name}=[{{{parts[0]}: VALUE}}]'"
-    default = "" if field is None or field.is_required() else f", by default {field.get_default(call_default_factory=True)!r}"
+    default = (
+        "" if field is None or field.is_required() else f", by default {field.get_default(call_default_factory=True)!r}"
+    )
     return f"{name} is {kind}{f' {limits}' if field is not None and (limits := bounds(field)) else ''}{default}"

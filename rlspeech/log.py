@@ -19,7 +19,20 @@ from typing import Any, TextIO
 from rlspeech.bars import Bar, Wait
 from rlspeech.tables import draw
 
-__all__ = ["configure", "discard", "emit", "error", "plain", "progress", "say", "several", "table", "to_file", "waiting", "warn"]
+__all__ = [
+    "configure",
+    "discard",
+    "emit",
+    "error",
+    "plain",
+    "progress",
+    "say",
+    "several",
+    "table",
+    "to_file",
+    "waiting",
+    "warn",
+]
 
 quiet = False  # nothing but errors, and data that was asked for (JSON, transcripts)
 json_mode = False  # stdout is one JSON object; tables move to stderr
@@ -147,7 +160,9 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def progress(total: int | None, desc: str = "working", unit: str = "items", start: int = 0, *, brief: bool = False) -> Bar:
+def progress(
+    total: int | None, desc: str = "working", unit: str = "items", start: int = 0, *, brief: bool = False
+) -> Bar:
     """A context manager that counts: a bar on a terminal, a line about every 5 s elsewhere, both on stderr.
 
     Args:

@@ -52,7 +52,11 @@ def physical_cores() -> int:
     siblings = set()
     for cpu in cpus:
         try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii").strip())
+            siblings.add(
+                Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+                .read_text(encoding="ascii")
+                .strip()
+            )
         except OSError:
             siblings.add(str(cpu))
     cores = len(siblings)
@@ -65,8 +69,14 @@ def physical_cores() -> int:
     return max(1, cores)
 
 
-def parallel_map(fn: Callable[[Item], Result], items: Iterable[Item], workers: int, timeout_s: float | None = None,
-                 desc: str | None = None, unit: str = "items") -> Iterator[tuple[Item, Result | Exception]]:
+def parallel_map(
+    fn: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    timeout_s: float | None = None,
+    desc: str | None = None,
+    unit: str = "items",
+) -> Iterator[tuple[Item, Result | Exception]]:
     """Apply ``fn`` to every item and yield ``(item, result)`` in the order of the items; a failure is yielded, not raised.
 
     Args:
@@ -84,7 +94,11 @@ def parallel_map(fn: Callable[[Item], Result], items: Iterable[Item], workers: i
     if total is not None:
         workers = min(workers, total)
     with log.progress(total, desc, unit) if desc else nullcontext() as bar:
-        pairs = _Pool(fn, workers, timeout_s).run(iter(items)) if workers > 0 else ((item, _call(fn, item)) for item in items)
+        pairs = (
+            _Pool(fn, workers, timeout_s).run(iter(items))
+            if workers > 0
+            else ((item, _call(fn, item)) for item in items)
+        )
         for pair in pairs:
             if bar is not None:
                 bar.advance()
@@ -99,7 +113,9 @@ def _call(fn: Callable[[Any], Any], item: Any) -> Any:
 
 
 def _work(fn: Callable[[Any], Any], pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us (Windows; elsewhere it is blocked)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent ends us (Windows; elsewhere it is blocked)
     pipe.send(("ready", None))
     while True:
         try:
@@ -201,8 +217,11 @@ class _Pool:
         if not worker.ready:
             self.stillborn += 1
             if self.stillborn >= 3:
-                raise UserError("worker processes do not start", f"exit code {worker.process.exitcode}",
-                                "--workers 0 shows the error itself")
+                raise UserError(
+                    "worker processes do not start",
+                    f"exit code {worker.process.exitcode}",
+                    "--workers 0 shows the error itself",
+                )
         if worker.job is not None:
             if isinstance(error, EOFError | OSError) and not isinstance(error, TimeoutError):
                 error = RuntimeError(f"the worker process died (exit code {worker.process.exitcode})")

@@ -29,16 +29,54 @@ from rlspeech.state import load_optimizer_state, load_state, optimizer_state, rn
 from rlspeech.tracking import MetricsLog, check_trackers, read_metrics
 from rlspeech.types import UserError
 
-__all__ = ["Run", "load_optimizer_state", "load_state", "optimizer_state", "read_metrics", "rng_state", "save_state", "set_rng_state",
-           "write_text"]
+__all__ = [
+    "Run",
+    "load_optimizer_state",
+    "load_state",
+    "optimizer_state",
+    "read_metrics",
+    "rng_state",
+    "save_state",
+    "set_rng_state",
+    "write_text",
+]
 
-SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})  # of a run that has not begun
+SETTINGS = frozenset(
+    {"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"}
+)  # of a run that has not begun
 
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
-NEUTRAL = frozenset({"out", "device", "workers", "save_every", "valid_every", "max_minutes", "micro_batch", "probe_batches", "players",
-                     "timeout_s", "tracker"})
-PACKAGES = ("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile", "onnxruntime", "speechmos",
-            "pesq", "pystoi", "jiwer", "librosa")
+NEUTRAL = frozenset(
+    {
+        "out",
+        "device",
+        "workers",
+        "save_every",
+        "valid_every",
+        "max_minutes",
+        "micro_batch",
+        "probe_batches",
+        "players",
+        "timeout_s",
+        "tracker",
+    }
+)
+PACKAGES = (
+    "rlspeech",
+    "torch",
+    "numpy",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "soundfile",
+    "onnxruntime",
+    "speechmos",
+    "pesq",
+    "pystoi",
+    "jiwer",
+    "librosa",
+)
 _held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so that is done here
 
 
@@ -63,8 +101,18 @@ class Run:
         self._found: tuple[Path, dict[str, Any]] | None = None
 
     @classmethod
-    def create(cls, out: str | Path | None, stage: str, config: BaseModel, resume: bool = True, *, label: str | None = None,
-               keep_last: int = 2, neutral: Iterable[str] = (), growing: Iterable[str] = ()) -> Run:
+    def create(
+        cls,
+        out: str | Path | None,
+        stage: str,
+        config: BaseModel,
+        resume: bool = True,
+        *,
+        label: str | None = None,
+        keep_last: int = 2,
+        neutral: Iterable[str] = (),
+        growing: Iterable[str] = (),
+    ) -> Run:
         """Make the folder, or take up the run that it holds.
 
         Args:
@@ -119,8 +167,11 @@ class Run:
 
     def _begun(self) -> bool:
         """True where the folder holds more than settings: a run that failed before its first result leaves nothing to go on with."""
-        return any(p.is_file() and p.stat().st_size for p in self.path.rglob("*")
-                   if p.name not in SETTINGS and p.relative_to(self.path).parts[0] not in {"logs", "tensorboard", "wandb"})
+        return any(
+            p.is_file() and p.stat().st_size
+            for p in self.path.rglob("*")
+            if p.name not in SETTINGS and p.relative_to(self.path).parts[0] not in {"logs", "tensorboard", "wandb"}
+        )
 
     def note(self, *, restart: bool = False, **facts: Any) -> None:
         """Add facts to ``env.json`` (``device="cuda: H200"``). ``restart`` moves what is there to ``earlier`` first."""
@@ -134,7 +185,11 @@ class Run:
         if restart and env:
             earlier = env.pop("earlier", [])
             env = {"earlier": [*earlier, env]}
-        write_text(path, json.dumps(log.plain({**facts, **env} if restart else {**env, **facts}), indent=2, ensure_ascii=False) + "\n")
+        write_text(
+            path,
+            json.dumps(log.plain({**facts, **env} if restart else {**env, **facts}), indent=2, ensure_ascii=False)
+            + "\n",
+        )
 
     # ---- metrics
 
@@ -187,8 +242,11 @@ class Run:
                 pid = self._lock.read().strip() or "unknown"
                 self._lock.close()
                 self._lock = None
-                raise UserError(f"{self.path} is in use", f"process {pid} is writing there",
-                                f"wait for it, end it (kill {pid}), or --out NEW") from None
+                raise UserError(
+                    f"{self.path} is in use",
+                    f"process {pid} is writing there",
+                    f"wait for it, end it (kill {pid}), or --out NEW",
+                ) from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
@@ -197,11 +255,19 @@ class Run:
     def _compare(self, resolved: Path, neutral: frozenset[str], growing: frozenset[str]) -> None:
         try:
             before = json.loads(resolved.read_text(encoding="utf-8"))
-            env = json.loads((self.path / "env.json").read_text(encoding="utf-8")) if (self.path / "env.json").exists() else {}
+            env = (
+                json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+                if (self.path / "env.json").exists()
+                else {}
+            )
         except ValueError as error:
-            raise UserError(f"{resolved} cannot be read", str(error), f"--out NEW, or delete it: rm -r {self.path}") from None
+            raise UserError(
+                f"{resolved} cannot be read", str(error), f"--out NEW, or delete it: rm -r {self.path}"
+            ) from None
         if env.get("stage", self.stage) != self.stage:
-            raise UserError(f"{self.path} holds a run of another stage", f"{env['stage']}, not {self.stage}", "--out NEW")
+            raise UserError(
+                f"{self.path} holds a run of another stage", f"{env['stage']}, not {self.stage}", "--out NEW"
+            )
         try:  # a key that is younger than the run takes its default
             before = type(self.config).model_validate(before).model_dump(mode="json")
         except ValidationError:
@@ -211,14 +277,20 @@ class Run:
         done = self.checkpoints.last_step()
         for key in sorted(growing.intersection(changed)) if len(changed) == 1 else ():
             if new[key] < done:
-                raise UserError(f"{self.path} is at step {done} already", f"{key}: {old[key]!r} then, {new[key]!r} now",
-                                f"--{key} {done} or more to go on, --out NEW for a shorter run")
+                raise UserError(
+                    f"{self.path} is at step {done} already",
+                    f"{key}: {old[key]!r} then, {new[key]!r} now",
+                    f"--{key} {done} or more to go on, --out NEW for a shorter run",
+                )
             self.grown[key] = old[key]
             changed.remove(key)
         if changed:
             what = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed)
-            raise UserError(f"{self.path} holds a run with other settings", what,
-                            f"--out NEW for the new settings, the old settings to go on, or delete it: rm -r {self.path}")
+            raise UserError(
+                f"{self.path} holds a run with other settings",
+                what,
+                f"--out NEW for the new settings, the old settings to go on, or delete it: rm -r {self.path}",
+            )
 
     def close(self) -> None:
         """Flush everything and let go of the folder."""
@@ -240,12 +312,18 @@ class Run:
 def _default_name(stage: str, config: BaseModel, label: str | None) -> str:
     flat = {k: v for k, v in _flat(config.model_dump(mode="json")).items() if k.split(".")[0] not in NEUTRAL}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:6]
-    return "-".join(str(p) for p in (stage, getattr(config, "task", None), getattr(config, "algo", None) or label, digest) if p)
+    return "-".join(
+        str(p) for p in (stage, getattr(config, "task", None), getattr(config, "algo", None) or label, digest) if p
+    )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
-        return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{name}" if prefix else str(name)).items()}
+        return {
+            k: v
+            for name, sub in tree.items()
+            for k, v in _flat(sub, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
     return {prefix: tree}
 
 
@@ -256,8 +334,16 @@ def _environment(stage: str) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    return {"stage": stage, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "argv": list(sys.argv), "pid": os.getpid(),
-            "git_commit": _commit(), "python": platform.python_version(), "platform": platform.platform(), "versions": versions}
+    return {
+        "stage": stage,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "argv": list(sys.argv),
+        "pid": os.getpid(),
+        "git_commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
 
 
 def _commit() -> str | None:
@@ -265,7 +351,9 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -57,8 +57,12 @@ def item_model(annotation: Any) -> type[BaseModel] | None:
 
 def bounds(field: FieldInfo) -> str:
     """The range of a number as people write it: ``>= 1``, ``> 0``, ``0 to 1``; empty where there is none."""
-    found = {sign: getattr(m, name) for m in field.metadata for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-             if getattr(m, name, None) is not None}
+    found = {
+        sign: getattr(m, name)
+        for m in field.metadata
+        for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        if getattr(m, name, None) is not None
+    }
     if set(found) == {">=", "<="}:
         return f"{found['>=']:g} to {found['<=']:g}"
     return " and ".join(f"{sign} {value:g}" for sign, value in found.items())
@@ -81,5 +85,7 @@ def type_name(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Annotated:
         return type_name(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (list, tuple, dict):
-        return f"{typing.get_origin(annotation).__name__}[{', '.join(type_name(a) for a in typing.get_args(annotation))}]"
+        return (
+            f"{typing.get_origin(annotation).__name__}[{', '.join(type_name(a) for a in typing.get_args(annotation))}]"
+        )
     return getattr(annotation, "__name__", str(annotation))

@@ -26,9 +26,22 @@ __all__ = ["preset_about", "preset_names", "preset_path", "preset_stage", "read_
 M = TypeVar("M", bound=BaseModel)
 Provenance = dict[str, str]
 
-_STAGES = {"RL": "rl", "Evaluate": "eval", "ScoreFolder": "reward", "RlAsr": "prepare rl-asr", "Nonspeech": "prepare nonspeech",
-           "PrepareTts": "prepare tts", "Join": "prepare join"}
-_FLAGS = {"rewards": "--reward", "guards": "--guard", "models": "--model", "metrics": "--metric", "prompts_per_step": "--prompts-per-step"}
+_STAGES = {
+    "RL": "rl",
+    "Evaluate": "eval",
+    "ScoreFolder": "reward",
+    "RlAsr": "prepare rl-asr",
+    "Nonspeech": "prepare nonspeech",
+    "PrepareTts": "prepare tts",
+    "Join": "prepare join",
+}
+_FLAGS = {
+    "rewards": "--reward",
+    "guards": "--guard",
+    "models": "--model",
+    "metrics": "--metric",
+    "prompts_per_step": "--prompts-per-step",
+}
 # A list of these is also written as strings "name=number", or as a mapping of name to number: field that takes the number.
 _SHORTHAND = {"RewardSpec": "weight", "GuardSpec": "max_drop"}
 
@@ -79,7 +92,9 @@ def stage_of(schema: type[BaseModel]) -> str:
     return _STAGES.get(schema.__name__, schema.__name__.lower())
 
 
-def read_config(path: Path, schema: type[BaseModel] | None = None, given: str = "") -> tuple[dict[str, Any], dict[str, int]]:
+def read_config(
+    path: Path, schema: type[BaseModel] | None = None, given: str = ""
+) -> tuple[dict[str, Any], dict[str, int]]:
     """Read a config or preset file.
 
     Args:
@@ -116,8 +131,11 @@ def preset_path(name: str) -> Path:
     if name not in names:
         close = closest(name, names, 0.4)
         family = [n for n in names if n.split("-")[0] == name.split("-")[0]] or names
-        raise UserError(f"no preset is called {name!r}", f"there are: {', '.join(family)}",
-                        f"--preset {close}; rlspeech presets ls shows all" if close else "rlspeech presets ls")
+        raise UserError(
+            f"no preset is called {name!r}",
+            f"there are: {', '.join(family)}",
+            f"--preset {close}; rlspeech presets ls shows all" if close else "rlspeech presets ls",
+        )
     return Path(str(resources.files("rlspeech") / "presets" / f"{name}.yaml"))
 
 
@@ -129,7 +147,9 @@ def preset_about(path: Path) -> str:
 def preset_stage(path: Path) -> str | None:
     """The stage that a preset or config file says it is for."""
     try:
-        said = re.search(r"^stage: *([\w-]+) *$", path.read_text(encoding="utf-8"), re.M)  # reading all of it as YAML takes time
+        said = re.search(
+            r"^stage: *([\w-]+) *$", path.read_text(encoding="utf-8"), re.M
+        )  # reading all of it as YAML takes time
     except (OSError, UnicodeDecodeError):
         said = None
     return said[1] if said else read_config(path)[0].get("stage")
@@ -148,7 +168,13 @@ class _Layers:
         self._merge(self.tree, values, self.schema, "", layer, lines)
 
     def _merge(
-        self, tree: dict[str, Any], values: Mapping[str, Any], schema: type[BaseModel], prefix: str, layer: str, lines: Mapping[str, int]
+        self,
+        tree: dict[str, Any],
+        values: Mapping[str, Any],
+        schema: type[BaseModel],
+        prefix: str,
+        layer: str,
+        lines: Mapping[str, int],
     ) -> None:
         for key, value in values.items():
             name = f"{prefix}{key}"
@@ -194,7 +220,9 @@ class _Layers:
                 annotation, name = item(annotation), f"{name}[{part}]"
             elif schema is None:
                 if typing.get_origin(annotation) is not dict or not isinstance(tree, dict):
-                    raise UserError(f"{name} has no parts, so {name}.{part} cannot be set ({layer})", "", f"--set {name}=VALUE")
+                    raise UserError(
+                        f"{name} has no parts, so {name}.{part} cannot be set ({layer})", "", f"--set {name}=VALUE"
+                    )
                 annotation, name = typing.get_args(annotation)[1], f"{name}.{part}"
             else:
                 if part not in schema.model_fields:
@@ -208,7 +236,14 @@ class _Layers:
             schema = model(annotation)
 
     def _put_leaf(
-        self, tree: Any, part: str | int, value: Any, annotation: Any, schema: type[BaseModel] | None, name: str, layer: str
+        self,
+        tree: Any,
+        part: str | int,
+        value: Any,
+        annotation: Any,
+        schema: type[BaseModel] | None,
+        name: str,
+        layer: str,
     ) -> None:
         inner = model(annotation)
         if inner is not None and isinstance(value, Mapping):
@@ -227,7 +262,11 @@ class _Layers:
                 else None
             )
             tree[key] = (
-                default.model_dump(exclude_unset=True) if isinstance(default, BaseModel) else copy.deepcopy(default) if default else {}
+                default.model_dump(exclude_unset=True)
+                if isinstance(default, BaseModel)
+                else copy.deepcopy(default)
+                if default
+                else {}
             )
         if isinstance(tree[key], tuple):
             tree[key] = list(tree[key])  # so that an entry can be set
@@ -254,7 +293,9 @@ class _Layers:
             lines.append(f"{name}: {' / '.join(dict.fromkeys(said))}{got} ({self._layer(name)})")
         first = next(iter(problems))
         flag = layer if (layer := self._layer(first)).startswith("--") and " " not in layer else ""
-        return UserError(lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values.get(first), stage_of(self.schema), flag))
+        return UserError(
+            lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values.get(first), stage_of(self.schema), flag)
+        )
 
     def _name(self, loc: tuple[str | int, ...], missing: bool) -> str:
         """Dotted key of a pydantic location, without the names of union branches that pydantic puts between."""
@@ -280,7 +321,9 @@ def _parse_path(text: str, shown: str) -> list[str | int]:
     for word in text.split("."):
         match = re.fullmatch(r"([^\[\]]+)((?:\[\d+\])*)", word)
         if match is None:
-            raise UserError(f"cannot read the key in {shown}", "", "--set explore.noise=0.2, or --set rewards[0].weight=2")
+            raise UserError(
+                f"cannot read the key in {shown}", "", "--set explore.noise=0.2, or --set rewards[0].weight=2"
+            )
         parts += [match[1], *(int(n) for n in re.findall(r"\[(\d+)\]", match[2]))]
     return parts
 
@@ -289,10 +332,14 @@ def _no_entry(name: str, entry: int, tree: Any, layer: str) -> UserError:
     size = len(tree) if isinstance(tree, list) else 0
     flag = next((f for key, f in _FLAGS.items() if key == name and key in ("rewards", "guards")), None)
     if size:
-        return UserError(f"{name} has no entry {entry} ({layer})", f"it has {size}, counted from 0", f"--set '{name}[{size - 1}]...'")
+        return UserError(
+            f"{name} has no entry {entry} ({layer})", f"it has {size}, counted from 0", f"--set '{name}[{size - 1}]...'"
+        )
     if flag:
         why = "it is empty: the task's own list is put in later"
-        return UserError(f"{name} has no entry {entry} ({layer})", why, f"{flag} NAME=NUMBER beside it, or --set '{name}=[...]'")
+        return UserError(
+            f"{name} has no entry {entry} ({layer})", why, f"{flag} NAME=NUMBER beside it, or --set '{name}=[...]'"
+        )
     return UserError(f"{name} has no entry {entry} ({layer})", "it is empty, or not a list", f"--set '{name}=[...]'")
 
 

@@ -73,7 +73,9 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         if all(isinstance(k, str) and not k.startswith("__") for k in value):
             return {k: _encode(v, f"{place}.{k}", tensors) for k, v in value.items()}
         if all(isinstance(k, str | int) and not isinstance(k, bool) for k in value):
-            return {"__dict__": [[k, _encode(v, f"{place}.{i}:{k}", tensors)] for i, (k, v) in enumerate(value.items())]}
+            return {
+                "__dict__": [[k, _encode(v, f"{place}.{i}:{k}", tensors)] for i, (k, v) in enumerate(value.items())]
+            }
     raise TypeError(f"{place} is of type {type(value).__name__}, which trainer state cannot hold")
 
 
@@ -83,7 +85,7 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(tree, dict):
         return tree
     if len(tree) == 1:
-        (tag, body), = tree.items()
+        ((tag, body),) = tree.items()
         if tag == "__tensor__":
             return tensors[body]
         if tag == "__array__":
@@ -119,10 +121,14 @@ def rng_state() -> dict[str, Any]:
     import torch
 
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True))
-    state = {"python": [version, np.array(words, dtype=np.int64), gauss],
-             "numpy": [name, keys.astype(np.int64), position, has_gauss, cached],
-             "torch": torch.get_rng_state()}
+    name, keys, position, has_gauss, cached = cast(
+        tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True)
+    )
+    state = {
+        "python": [version, np.array(words, dtype=np.int64), gauss],
+        "numpy": [name, keys.astype(np.int64), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state

@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Interval", "draws_interval", "mean_interval", "paired_delta", "pairwise_cosine", "resampled_sums", "spearman"]
+__all__ = [
+    "Interval",
+    "draws_interval",
+    "mean_interval",
+    "paired_delta",
+    "pairwise_cosine",
+    "resampled_sums",
+    "spearman",
+]
 
 Values = Sequence[float | None] | np.ndarray
 CHUNK = 4_000_000  # resampled values held at once
@@ -81,8 +89,11 @@ def mean_interval(values: Values, seed: int = 0, n: int = 2000, level: float = 0
 
 
 def paired_delta(
-    system: Mapping[str, float | None] | Values, baseline: Mapping[str, float | None] | Values,
-    seed: int = 0, n: int = 2000, level: float = 0.95,
+    system: Mapping[str, float | None] | Values,
+    baseline: Mapping[str, float | None] | Values,
+    seed: int = 0,
+    n: int = 2000,
+    level: float = 0.95,
 ) -> Interval:
     """Mean of ``system - baseline`` over the items that both have, with a bootstrap interval over the items.
 
@@ -170,7 +181,9 @@ def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000, level: floa
     cos = (unit @ unit.T).astype(np.float64)
     np.fill_diagonal(cos, 0.0)
     mean = cos.sum() / (k * (k - 1))
-    weights = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n).astype(np.float64)  # (n, K) draws of each vector
+    weights = (
+        np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n).astype(np.float64)
+    )  # (n, K) draws of each vector
     pairs = k**2 - (weights**2).sum(1)  # ordered pairs of different vectors in a resample
     sums = ((weights @ cos) * weights).sum(1)
     if k < 3:  # two vectors hold one pair: nothing to resample

@@ -27,7 +27,15 @@ def cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def draw(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str], stream: TextIO, *, fancy: bool) -> None:
+def draw(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    notes: Sequence[str],
+    stream: TextIO,
+    *,
+    fancy: bool,
+) -> None:
     """Write one table.
 
     Args:
@@ -53,16 +61,26 @@ def draw(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note
     else:
         _plain(title, head, cells, right, stream)
     for note in notes:
-        print(*(textwrap.wrap(note, width - 1, initial_indent="  ", subsequent_indent="    ") if width else [f"  {note}"]), sep="\n",
-              file=stream)
+        print(
+            *(
+                textwrap.wrap(note, width - 1, initial_indent="  ", subsequent_indent="    ")
+                if width
+                else [f"  {note}"]
+            ),
+            sep="\n",
+            file=stream,
+        )
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     return [max(len(line) for text in column for line in text.split("\n")) for column in zip(*rows, strict=True)]
 
 
-def _fit(head: list[str], cells: list[list[str]], right: Sequence[bool], room: int) -> tuple[list[str], list[list[str]]]:
+def _fit(
+    head: list[str], cells: list[list[str]], right: Sequence[bool], room: int
+) -> tuple[list[str], list[list[str]]]:
     """A table that is too wide, with intervals below their means and a last column of text in several lines."""
+
     def below(text: str) -> str:
         return re.sub(r" (?=[\[(])", "\n", text, count=1)
 
@@ -73,7 +91,9 @@ def _fit(head: list[str], cells: list[list[str]], right: Sequence[bool], room: i
     return rows[0], rows[1:]
 
 
-def _plain(title: str, head: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], stream: TextIO) -> None:
+def _plain(
+    title: str, head: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], stream: TextIO
+) -> None:
     widths = _widths([head, *cells])
     print(title, file=stream)
     for row in [head, ["-" * w for w in widths], *cells]:
@@ -82,7 +102,9 @@ def _plain(title: str, head: Sequence[str], cells: Sequence[Sequence[str]], righ
             print("  " + line.rstrip(), file=stream)
 
 
-def _boxes(title: str, head: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], stream: TextIO) -> None:
+def _boxes(
+    title: str, head: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], stream: TextIO
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -95,10 +117,15 @@ def _boxes(title: str, head: Sequence[str], cells: Sequence[Sequence[str]], righ
     Console(file=stream).print(grid)
 
 
-def _stack(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str], stream: TextIO, width: int) -> None:
+def _stack(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str], stream: TextIO, width: int
+) -> None:
     """Each row as a heading and its cells below: for windows that the table does not fit into."""
+
     def put(text: str, indent: int) -> None:
-        lines = textwrap.wrap(text, max(width - 1, 16), initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
+        lines = textwrap.wrap(
+            text, max(width - 1, 16), initial_indent=" " * indent, subsequent_indent=" " * (indent + 2)
+        )
         print(*lines, sep="\n", file=stream)
 
     put(title, 0)

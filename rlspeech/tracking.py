@@ -28,7 +28,11 @@ __all__ = ["MetricsLog", "MetricsSink", "check_trackers", "metrics_sink", "read_
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}  # tracker -> what pip installs
 SOUND = frozenset({".wav", ".flac", ".ogg"})
 GIVEN = ("input", "reference")  # folders beside those of the steps, where a stage keeps what was put in
-CLIPS, ROWS, CLIP_S = 4, 8, 12.0  # of one validation: clips and texts that a tracker gets, and of a clip at most so much
+CLIPS, ROWS, CLIP_S = (
+    4,
+    8,
+    12.0,
+)  # of one validation: clips and texts that a tracker gets, and of a clip at most so much
 PROJECT = "rlspeech"
 
 
@@ -89,7 +93,11 @@ class MetricsLog:
         """What the validation of a step has left under ``samples/``: some sound, some texts; at the first one also what was put in."""
         folder = self.folder / "samples" / f"step_{step:06d}"
         made = _sound(folder)[:CLIPS]
-        given = [] if self._shown else [p for name in GIVEN for p in _sound(folder.parent / name) if p.stem in {m.stem for m in made}]
+        given = (
+            []
+            if self._shown
+            else [p for name in GIVEN for p in _sound(folder.parent / name) if p.stem in {m.stem for m in made}]
+        )
         said = _said(folder / "said.jsonl")
         for sink in sinks:
             for path in [*made, *given]:
@@ -158,8 +166,11 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         package = PACKAGES.get(name)
         if package is not None and importlib.util.find_spec(package) is None:
-            raise UserError(f"the tracker {name} is not installed", f"tracker asks for it, and there is no package {package} here",
-                            f"pip install {package}, or --set tracker=none")
+            raise UserError(
+                f"the tracker {name} is not installed",
+                f"tracker asks for it, and there is no package {package} here",
+                f"pip install {package}, or --set tracker=none",
+            )
 
 
 class MetricsSink(Protocol):
@@ -244,7 +255,9 @@ class _TensorBoard:
                 self.writer.add_audio(name, torch.from_numpy(wav)[None].clamp(-1, 1), step, sample_rate=file.samplerate)
 
     def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
-        self.writer.add_text(name, _quoted("\n".join(f"{key}\n  text  {text}\n  said  {said}" for key, text, said in rows)), step)
+        self.writer.add_text(
+            name, _quoted("\n".join(f"{key}\n  text  {text}\n  said  {said}" for key, text, said in rows)), step
+        )
 
     def close(self) -> None:
         self.writer.close()
@@ -260,13 +273,21 @@ class _Wandb:
         name = mark.read_text(encoding="utf-8").strip() if mark.is_file() else secrets.token_hex(4)
         write_text(mark, name + "\n")
         self.wandb = wandb
-        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT") or PROJECT, name=os.environ.get("WANDB_NAME") or folder.name,
-                              dir=str(folder), id=name, resume="allow", config=dict(config),
-                              settings=wandb.Settings(console="off"))  # stdout is the stage's own
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            name=os.environ.get("WANDB_NAME") or folder.name,
+            dir=str(folder),
+            id=name,
+            resume="allow",
+            config=dict(config),
+            settings=wandb.Settings(console="off"),
+        )  # stdout is the stage's own
         self.run.define_metric("*", step_metric="step")  # a step may come twice: a resumed run does some again
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "time"}
+        numbers = {
+            k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "time"
+        }
         self.run.log({**numbers, "step": step})
 
     def sound(self, name: str, path: Path, step: int) -> None:
@@ -286,8 +307,11 @@ def _started(start: Callable[[], MetricsSink]) -> Callable[[], MetricsSink]:
     try:
         sink = start()
     except Exception as error:
-        raise UserError("the tracker wandb does not start", _first(error),
-                        "wandb login, or WANDB_MODE=offline, or --set tracker=auto") from error
+        raise UserError(
+            "the tracker wandb does not start",
+            _first(error),
+            "wandb login, or WANDB_MODE=offline, or --set tracker=auto",
+        ) from error
     return lambda: sink
 
 

@@ -21,8 +21,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-__all__ = ["BasePolicy", "CriticPolicy", "LogProb", "Policy", "RelaxPolicy", "Relaxed", "Reward", "Rollout", "Sample", "Score",
-           "SoftReward", "SupervisedPolicy", "UserError", "Utterance"]
+__all__ = [
+    "BasePolicy",
+    "CriticPolicy",
+    "LogProb",
+    "Policy",
+    "RelaxPolicy",
+    "Relaxed",
+    "Reward",
+    "Rollout",
+    "Sample",
+    "Score",
+    "SoftReward",
+    "SupervisedPolicy",
+    "UserError",
+    "Utterance",
+]
 
 
 class UserError(Exception):
@@ -271,7 +285,9 @@ class Relaxed(NamedTuple):
 class RelaxPolicy(Policy, Protocol):
     """A policy whose output can be differentiated."""
 
-    def relax(self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False) -> Relaxed:
+    def relax(
+        self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False
+    ) -> Relaxed:
         """The output of some rows again, as a differentiable function of the current weights.
 
         Args:

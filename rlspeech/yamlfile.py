@@ -19,7 +19,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
 
 
 def parse_value(text: str) -> Any:
@@ -43,7 +45,9 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"no config file {path}", "", "give a path to a YAML or JSON file; rlspeech presets ls lists the packaged ones"
+            f"no config file {path}",
+            "",
+            "give a path to a YAML or JSON file; rlspeech presets ls lists the packaged ones",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}", str(error)) from error
@@ -75,7 +79,9 @@ def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int], path: Path)
             name = f"{prefix}.{key.value}" if prefix else str(key.value)
             if name in lines:
                 raise UserError(
-                    f"{path}, line {key.start_mark.line + 1}: {name} is there twice", f"first in line {lines[name]}", "delete one of them"
+                    f"{path}, line {key.start_mark.line + 1}: {name} is there twice",
+                    f"first in line {lines[name]}",
+                    "delete one of them",
                 )
             lines[name] = key.start_mark.line + 1
             _note_lines(value, name, lines, path)

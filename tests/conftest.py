@@ -17,9 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-typer.testing._get_command = cache(typer.testing._get_command)  # building the commands anew takes longer than most tests that call one
+typer.testing._get_command = cache(
+    typer.testing._get_command
+)  # building the commands anew takes longer than most tests that call one
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; the processes that tests start would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job; the processes that tests start would inherit it
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

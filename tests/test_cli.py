@@ -24,6 +24,8 @@ from rlspeech.types import UserError
 RUN = CliRunner()
 ROOT = Path(rlspeech.__file__).parent
 PRESENT = common.present
+
+
 class Stages:
     """Stands in for the stages: keeps what they were called with."""
 
@@ -81,7 +83,15 @@ def test_rl_flags_arrive(stages: Stages) -> None:
     assert [(r.name, r.weight, r.scale) for r in c.rewards] == [("estoi", 1.0, "batch"), ("pesq_wb", 0.5, "none")]
     assert [(g.name, g.max_drop) for g in c.guards] == [("stoi", 0.02), ("lsd", None)]
     assert (c.model, c.data, c.valid, c.out, c.device) == ("runs/base", "d.jsonl", "v.jsonl", "runs/x", "cpu")
-    assert (c.steps, c.group, c.prompts_per_step, c.lr, c.max_minutes, c.seed, c.explore.noise) == (3, 4, 2, 1e-3, 5.0, 7, 0.1)
+    assert (c.steps, c.group, c.prompts_per_step, c.lr, c.max_minutes, c.seed, c.explore.noise) == (
+        3,
+        4,
+        2,
+        1e-3,
+        5.0,
+        7,
+        0.1,
+    )
 
 
 def test_probe_measures_instead_of_training(stages: Stages) -> None:
@@ -91,9 +101,16 @@ def test_probe_measures_instead_of_training(stages: Stages) -> None:
 
 def test_preset_config_flag_and_set_are_layered(stages: Stages, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("group: 6\nsteps: 8\nlr: 0.5\n")
-    result = RUN.invoke(app, ["rl", "--preset", "flowse-grpo", "--config", str(tmp_path / "a.yaml"), "--steps", "9", "--set", "lr=0.25"])
+    result = RUN.invoke(
+        app, ["rl", "--preset", "flowse-grpo", "--config", str(tmp_path / "a.yaml"), "--steps", "9", "--set", "lr=0.25"]
+    )
     assert result.exit_code == 0, result.stderr
-    assert (stages.config.prompts_per_step, stages.config.group, stages.config.steps, stages.config.lr) == (72, 6, 9, 0.25)
+    assert (stages.config.prompts_per_step, stages.config.group, stages.config.steps, stages.config.lr) == (
+        72,
+        6,
+        9,
+        0.25,
+    )
 
 
 def test_pretrain_flags_arrive(stages: Stages) -> None:
@@ -146,7 +163,10 @@ def test_eval_refuses_unclear_models(stages: Stages, models: list[str]) -> None:
 
 
 def test_enhance_flags_arrive(stages: Stages) -> None:
-    assert RUN.invoke(app, shlex.split("enhance a.wav b --model m --nfe 2 --guidance 0.5 --overwrite --out o")).exit_code == 0
+    assert (
+        RUN.invoke(app, shlex.split("enhance a.wav b --model m --nfe 2 --guidance 0.5 --overwrite --out o")).exit_code
+        == 0
+    )
     c = stages.config
     assert (c.inputs, c.model, c.nfe, c.guidance, c.overwrite, c.out) == (["a.wav", "b"], "m", 2, 0.5, True, "o")
 
@@ -156,15 +176,27 @@ def test_enhance_flags_arrive(stages: Stages) -> None:
     [
         (
             "dns /d --snr -5 20 --level -30 -10 --reverb 0.5",
-            {"source": "dns", "root": "/d", "mixing.snr_db": (-5, 20), "mixing.level_dbfs": (-30, -10), "mixing.reverb": 0.5},
+            {
+                "source": "dns",
+                "root": "/d",
+                "mixing.snr_db": (-5, 20),
+                "mixing.level_dbfs": (-30, -10),
+                "mixing.reverb": 0.5,
+            },
         ),
-        ("voicebank /v --speakers 56 --workers 3", {"source": "voicebank", "root": "/v", "speakers": "56", "workers": 3}),
+        (
+            "voicebank /v --speakers 56 --workers 3",
+            {"source": "voicebank", "root": "/v", "speakers": "56", "workers": 3},
+        ),
         ("pairs --noisy n --clean c --seed 3", {"source": "pairs", "noisy": "n", "clean": ["c"], "seed": 3}),
         (
             "mix --clean a --clean b --noise c --rir d --render 4 --render-s 2",
             {"source": "mix", "clean": ["a", "b"], "noise": ["c"], "rir": ["d"], "render": 4, "render_s": 2.0},
         ),
-        ("folder f --kind noisy --set limits.min_s=1", {"source": "folder", "root": "f", "kind": "noisy", "limits.min_s": 1.0}),
+        (
+            "folder f --kind noisy --set limits.min_s=1",
+            {"source": "folder", "root": "f", "kind": "noisy", "limits.min_s": 1.0},
+        ),
         ("demo --out o", {"source": "demo", "out": "o"}),
     ],
 )
@@ -220,15 +252,25 @@ def test_quiet_silences_the_libraries_as_well(stages: Stages) -> None:
     assert RUN.invoke(app, ["rl", "--quiet"]).stderr == "error: no data\n"
 
 
-def test_real_commands_print_one_object_with_json_and_nothing_with_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_commands_print_one_object_with_json_and_nothing_with_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for words in (["prepare", "demo", "--out", "data"], ["check", "data/test.jsonl"], ["presets", "copy", "flowse-tiny"], ["presets", "ls"],
-                  ["presets", "keys", "rl"], ["presets", "show", "flowse-tiny"]):
+    for words in (
+        ["prepare", "demo", "--out", "data"],
+        ["check", "data/test.jsonl"],
+        ["presets", "copy", "flowse-tiny"],
+        ["presets", "ls"],
+        ["presets", "keys", "rl"],
+        ["presets", "show", "flowse-tiny"],
+    ):
         told = RUN.invoke(app, [*words, "--json"])
         assert told.exit_code == 0 and isinstance(json.loads(told.stdout), dict) and told.stdout.count("\n") == 1, words
         Path("flowse-tiny.yaml").unlink(missing_ok=True)
         calm = RUN.invoke(app, [*words, "--quiet"])
-        assert calm.exit_code == 0 and calm.stderr == "" and bool(calm.stdout) == (words[1] in ("ls", "keys", "show")), words
+        assert (
+            calm.exit_code == 0 and calm.stderr == "" and bool(calm.stdout) == (words[1] in ("ls", "keys", "show"))
+        ), words
     Path("bad.jsonl").write_text('{"audio_filepath": "gone.wav", "duration": 1.0}\n')
     found = RUN.invoke(app, ["check", "bad.jsonl", "--quiet"])
     assert found.exit_code == 2 and found.stdout == "" and "bad.jsonl:1" in found.stderr
@@ -269,7 +311,9 @@ def test_ctrl_c_exits_130_and_says_what_is_kept(stages: Stages) -> None:
 def test_what_should_not_happen_is_short_and_points_to_debug(stages: Stages) -> None:
     stages.answer = fail(ZeroDivisionError("division by zero\nsecond line"))
     result = RUN.invoke(app, ["rl"])
-    assert result.exit_code == 1 and "ZeroDivisionError: division by zero" in result.stderr and "--debug" in result.stderr
+    assert (
+        result.exit_code == 1 and "ZeroDivisionError: division by zero" in result.stderr and "--debug" in result.stderr
+    )
     assert "Traceback" not in result.stderr and "second line" not in result.stderr
     assert "Traceback" in RUN.invoke(app, ["rl", "--debug"]).stderr
 
@@ -280,7 +324,9 @@ def test_a_run_that_a_guard_stopped_is_done_and_says_why(stages: Stages) -> None
     assert result.exit_code == 0 and "guard" in json.loads(result.stdout)["stopped"]
 
 
-@pytest.mark.parametrize("words", [["rl", "--nonsense"], ["nonsense"], ["rl", "--steps", "many"], ["reward"], ["prepare", "nonsense"]])
+@pytest.mark.parametrize(
+    "words", [["rl", "--nonsense"], ["nonsense"], ["rl", "--steps", "many"], ["reward"], ["prepare", "nonsense"]]
+)
 def test_a_wrong_command_line_is_one_json_object_too(words: list[str]) -> None:
     result = RUN.invoke(app, [*words, "--json"])
     told = json.loads(result.stdout)
@@ -291,8 +337,14 @@ def test_a_wrong_command_line_is_one_json_object_too(words: list[str]) -> None:
 def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a line with ``rlspeech`` in it as a shell does, with ``pipefail``."""
     python = f"{shlex.quote(sys.executable)} -m rlspeech"
-    return subprocess.run(["bash", "-o", "pipefail", "-c", re.sub(r"\brlspeech\b", lambda _: python, line)], capture_output=True, text=True,
-                          env={**os.environ, **env}, timeout=120, check=False)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", re.sub(r"\brlspeech\b", lambda _: python, line)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("line", ["rlspeech presets show flowse-grpo", "(sleep 0.1; rlspeech --help)"])
@@ -303,7 +355,11 @@ def test_a_pipe_without_a_reader_ends_quietly_with_141(line: str) -> None:
 
 def test_head_gets_its_lines() -> None:
     done = shell("rlspeech presets ls | head -n 2; echo ${PIPESTATUS[1]}")
-    assert done.stdout.splitlines()[0] == "Presets" and done.stdout.splitlines()[-1] == "0" and "Traceback" not in done.stderr
+    assert (
+        done.stdout.splitlines()[0] == "Presets"
+        and done.stdout.splitlines()[-1] == "0"
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
@@ -382,14 +438,19 @@ def test_wrong_settings_exit_2_before_any_stage_is_imported(stages: Stages, argu
 
 
 def test_data_that_is_not_there_is_told_at_once_with_the_nearest_name(
-    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (common, judge):
         monkeypatch.setattr(module, "present", PRESENT)
     (tmp_path / "valid.jsonl").write_text("")
-    for words, hint in ((["--valid", f"{tmp_path}/vaild.jsonl"], f"--valid {tmp_path}/valid.jsonl"), (["--data", "/nowhere/x"], "prepare")):
+    for words, hint in (
+        (["--valid", f"{tmp_path}/vaild.jsonl"], f"--valid {tmp_path}/valid.jsonl"),
+        (["--data", "/nowhere/x"], "prepare"),
+    ):
         result = RUN.invoke(app, ["rl", *words])
-        assert result.exit_code == 2 and "does not exist" in result.stderr and hint in result.stderr and not stages.calls
+        assert (
+            result.exit_code == 2 and "does not exist" in result.stderr and hint in result.stderr and not stages.calls
+        )
     assert RUN.invoke(app, ["rl", "--valid", f"{tmp_path}/valid.jsonl"]).exit_code == 0
 
 
@@ -442,7 +503,10 @@ def test_presets_can_be_listed_read_and_copied(tmp_path: Path, monkeypatch: pyte
         again = RUN.invoke(app, ["presets", "copy", *words])
         assert again.exit_code == 2 and "is there already" in again.stderr
     assert (tmp_path / "flowse-grpo.yaml").read_text() == "mine: true\n"
-    assert json.loads(RUN.invoke(app, ["presets", "copy", "flowse-grpo", "sub/x.yaml", "--json"]).stdout)["path"] == "sub/x.yaml"
+    assert (
+        json.loads(RUN.invoke(app, ["presets", "copy", "flowse-grpo", "sub/x.yaml", "--json"]).stdout)["path"]
+        == "sub/x.yaml"
+    )
     assert RUN.invoke(app, ["presets", "show", "flowse"]).exit_code == 2
 
 
@@ -453,7 +517,11 @@ def test_a_preset_of_another_stage_names_the_command(stages: Stages) -> None:
 
 def test_presets_keys_lists_what_can_be_set() -> None:
     found = {k["key"]: k for k in json.loads(RUN.invoke(app, ["presets", "keys", "rl", "--json"]).stdout)["keys"]}
-    assert found["explore.noise"]["default"] == 0.3 and found["explore.noise"]["help"] and found["lora.rank"]["type"] == "int"
+    assert (
+        found["explore.noise"]["default"] == 0.3
+        and found["explore.noise"]["help"]
+        and found["lora.rank"]["type"] == "int"
+    )
     assert found["steps"]["range"] == ">= 1" and found["ppo.discount"]["range"] == "0 to 1"
     assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl"]).stdout
     assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl", "--quiet"]).stdout.split()
@@ -463,25 +531,74 @@ def test_presets_keys_lists_what_can_be_set() -> None:
 
 
 def test_transcribe_flags_arrive(stages: Stages) -> None:
-    words = ["transcribe", "a.wav", "b", "--model", "m", "--out", "-", "--language", "de", "--prompt", "p", "--set", "sampling.top_k=3"]
+    words = [
+        "transcribe",
+        "a.wav",
+        "b",
+        "--model",
+        "m",
+        "--out",
+        "-",
+        "--language",
+        "de",
+        "--prompt",
+        "p",
+        "--set",
+        "sampling.top_k=3",
+    ]
     assert RUN.invoke(app, words).exit_code == 0
-    assert stages.calls[0][0] == "stages.transcribe:run" and stages.config.inputs == ["a.wav", "b"] and stages.config.out == "-"
-    assert stages.config.sampling.language == "de" and stages.config.sampling.prompt == "p" and stages.config.sampling.top_k == 3
+    assert (
+        stages.calls[0][0] == "stages.transcribe:run"
+        and stages.config.inputs == ["a.wav", "b"]
+        and stages.config.out == "-"
+    )
+    assert (
+        stages.config.sampling.language == "de"
+        and stages.config.sampling.prompt == "p"
+        and stages.config.sampling.top_k == 3
+    )
 
 
 def test_eval_of_recognisers(stages: Stages) -> None:
     words = ["eval", "--task", "asr", "--model", "base=x", "--normaliser", "none-1", "--by", "set", "--set", "beams=2"]
     assert RUN.invoke(app, words).exit_code == 0
-    assert stages.config.task == "asr" and stages.config.normaliser == "none-1" and stages.config.by == "set" and stages.config.beams == 2
+    assert (
+        stages.config.task == "asr"
+        and stages.config.normaliser == "none-1"
+        and stages.config.by == "set"
+        and stages.config.beams == 2
+    )
 
 
 def test_speak_flags_arrive(stages: Stages) -> None:
-    words = ["speak", "some words", "--model", "m", "--prompt", "p.wav", "--prompt-text", "t", "--out", "x.wav", "--temperature", "0.8"]
+    words = [
+        "speak",
+        "some words",
+        "--model",
+        "m",
+        "--prompt",
+        "p.wav",
+        "--prompt-text",
+        "t",
+        "--out",
+        "x.wav",
+        "--temperature",
+        "0.8",
+    ]
     assert RUN.invoke(app, words).exit_code == 0
-    assert stages.calls[0][0] == "stages.speak:run" and stages.config.inputs == ["some words"] and stages.config.prompt_text == "t"
+    assert (
+        stages.calls[0][0] == "stages.speak:run"
+        and stages.config.inputs == ["some words"]
+        and stages.config.prompt_text == "t"
+    )
     assert stages.config.sampling.temperature == 0.8 and stages.config.out == "x.wav"
 
 
 def test_eval_of_synthesisers(stages: Stages) -> None:
-    assert RUN.invoke(app, ["eval", "--task", "tts", "--model", "base=x", "--recogniser", "pocketsphinx", "--by", "kind"]).exit_code == 0
+    assert (
+        RUN.invoke(
+            app, ["eval", "--task", "tts", "--model", "base=x", "--recogniser", "pocketsphinx", "--by", "kind"]
+        ).exit_code
+        == 0
+    )
     assert stages.config.task == "tts" and stages.config.recogniser == "pocketsphinx" and stages.config.by == "kind"

@@ -72,7 +72,9 @@ def test_every_entry_is_an_explanation_and_stands_once() -> None:
         assert len(e.body.split()) >= 5 and e.body.endswith((".", ")")), f"{e.names} is not explained: {e.body}"
     for section in (*LOGGED, SCORES, RATES):
         names = names_of(section)
-        assert names and len(set(names)) == len(names), f"{section}: {sorted(n for n in set(names) if names.count(n) > 1)} twice"
+        assert names and len(set(names)) == len(names), (
+            f"{section}: {sorted(n for n in set(names) if names.count(n) > 1)} twice"
+        )
 
 
 def test_every_score_column_is_explained_with_its_direction_and_range() -> None:
@@ -98,9 +100,14 @@ def test_what_the_pages_name_exists() -> None:
     """Settings, commands and names in backticks: their words stand in the code, so that a renamed one is noticed."""
     code = "\n".join(p.read_text(encoding="utf-8") for p in sorted(Path(rlspeech.__file__).parent.rglob("*.py")))
     words = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]+", code)) | set(ALIASES)
-    words |= set(re.findall(r"[a-z][a-z0-9_]+", " ".join([*names_of(*LOGGED), *COLUMNS])))  # some are put together from parts
+    words |= set(
+        re.findall(r"[a-z][a-z0-9_]+", " ".join([*names_of(*LOGGED), *COLUMNS]))
+    )  # some are put together from parts
     shown = {name.removesuffix(".py") for kind, name, _ in page_parts() if kind == "file"}
-    pages = {METRICS: words, EXTENDING: words | shown | {w for _, _, part in page_parts() for w in re.findall(r"\w+", part)}}
+    pages = {
+        METRICS: words,
+        EXTENDING: words | shown | {w for _, _, part in page_parts() for w in re.findall(r"\w+", part)},
+    }
     for page, known in pages.items():
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
         for quoted in re.findall(r"`([^`\n]+)`", text):
@@ -114,8 +121,12 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
     """Every task with every algorithm, the options that log more, and every task's pretraining, as small as they can be."""
     from rlspeech.stages import pretrain, rl
 
-    off = {"truncated": "keep", "sampling": Sampling(max_new_tokens=3, temperature=0.7, top_p=0.9), "dynamic_sampling": 1,
-           "supervised_weight": 1.0}
+    off = {
+        "truncated": "keep",
+        "sampling": Sampling(max_new_tokens=3, temperature=0.7, top_p=0.9),
+        "dynamic_sampling": 1,
+        "supervised_weight": 1.0,
+    }
     head = DiffRO(reward=given["tts"]["diffro"].reward, on="nonnegative", attribute_weights={"sex": 0.1})
     more: list[tuple[str, str, dict[str, Any]]] = [("asr", "grpo", off), ("tts", "diffro", {"diffro": head})]
     for i, (task, form, changes) in enumerate([*((t, f, {}) for t, f in matrix.SUPPORTED), *more]):
@@ -125,7 +136,9 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
         yield f"rl {task} {form}", out
     for i, settings in enumerate(pretraining(given, folder)):
         out = folder / f"pretrain-{i}"
-        pretrain.run(Pretrain(**{"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu", **settings, "out": str(out)}))
+        pretrain.run(
+            Pretrain(**{"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu", **settings, "out": str(out)})
+        )
         yield f"pretrain {settings['task']}", out
 
 
@@ -133,23 +146,63 @@ def pretraining(given: dict[str, dict[str, Any]], folder: Path) -> list[dict[str
     kinds = [{**row, "kind": "digits"} for row in tiny_recognisers.ROWS]
     rows = [json.loads(line) for line in Path(given["tts"]["data"]).read_text().splitlines()]
     place = Path(given["tts"]["data"]).parent
-    labelled = [{**rows[i % 4], "id": f"v{i}", "sex": ("female", "male")[i % 2], "speaker_id": f"s{i % 2}", "kind": "digits",
-                 "audio_filepath": str(place / rows[i % 4]["audio_filepath"])} for i in range(40)]
+    labelled = [
+        {
+            **rows[i % 4],
+            "id": f"v{i}",
+            "sex": ("female", "male")[i % 2],
+            "speaker_id": f"s{i % 2}",
+            "kind": "digits",
+            "audio_filepath": str(place / rows[i % 4]["audio_filepath"]),
+        }
+        for i in range(40)
+    ]
     (folder / "labelled.jsonl").write_text("".join(json.dumps(r) + "\n" for r in labelled))
     codec = str(place / "codec")
-    eye = AvseModel(filters=16, kernel=32, stride=16, bottleneck=8, hidden=8, blocks=2, repeats=1, video_crop=32, video_size=16,
-                    video_stem=2, video_channels=[2], video_layers=[1], visual_blocks=1)
+    eye = AvseModel(
+        filters=16,
+        kernel=32,
+        stride=16,
+        bottleneck=8,
+        hidden=8,
+        blocks=2,
+        repeats=1,
+        video_crop=32,
+        video_size=16,
+        video_stem=2,
+        video_channels=[2],
+        video_layers=[1],
+        visual_blocks=1,
+    )
     return [
-        {"task": "flowse", "data": given["flowse"]["data"], "valid": given["flowse"]["data"], "model": tiny_speech.MODEL},
+        {
+            "task": "flowse",
+            "data": given["flowse"]["data"],
+            "valid": given["flowse"]["data"],
+            "model": tiny_speech.MODEL,
+        },
         {"task": "avse", "data": given["avse"]["data"], "valid": given["avse"]["data"], "avse": eye},
         {"task": "listener", "init": "embedded", "valid_items": 8},
         {"task": "asr", "data": str(tiny_recognisers.write_corpus(folder / "said", kinds)), "asr": RECOGNISER},
-        {"task": "codec", "data": given["tts"]["data"], "valid": given["tts"]["data"],
-         "codec": CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8)},
-        {"task": "tts", "data": given["tts"]["data"], "valid": given["tts"]["data"],
-         "tts": CodecLMModel(codec=codec, dim=16, layers=1, heads=2, ff=32, vocabulary=290, prompt_s=1.0, max_s=2.0)},
-        {"task": "token-reward", "data": str(folder / "labelled.jsonl"), "batch": 8,
-         "token_reward": TokenRewardModel(codec=codec, dim=16, layers=1, text_layers=1, heads=2, vocabulary=290)}]
+        {
+            "task": "codec",
+            "data": given["tts"]["data"],
+            "valid": given["tts"]["data"],
+            "codec": CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8),
+        },
+        {
+            "task": "tts",
+            "data": given["tts"]["data"],
+            "valid": given["tts"]["data"],
+            "tts": CodecLMModel(codec=codec, dim=16, layers=1, heads=2, ff=32, vocabulary=290, prompt_s=1.0, max_s=2.0),
+        },
+        {
+            "task": "token-reward",
+            "data": str(folder / "labelled.jsonl"),
+            "batch": 8,
+            "token_reward": TokenRewardModel(codec=codec, dim=16, layers=1, text_layers=1, heads=2, vocabulary=290),
+        },
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +218,13 @@ def logged(given: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFa
 
 def explains(name: str, key: str) -> bool:
     """Whether an entry is about a logged key; NAME is a score column, PHASE and HEAD are words, KIND is anything."""
-    pattern = re.escape(name).replace("NAME", "(?P<column>.+)").replace("PHASE", r"\w+").replace("HEAD", r"\w+").replace("KIND", ".+")
+    pattern = (
+        re.escape(name)
+        .replace("NAME", "(?P<column>.+)")
+        .replace("PHASE", r"\w+")
+        .replace("HEAD", r"\w+")
+        .replace("KIND", ".+")
+    )
     match = re.fullmatch(pattern, key)
     return match is not None and ("column" not in match.groupdict() or match["column"].split("[")[0] in COLUMNS)
 
@@ -187,12 +246,36 @@ TINY = {  # (program, command) -> settings laid over those of the page
     ("rlspeech", "reward"): ["workers=0"],
     ("level.py", "reward"): ["workers=0"],
     ("moss.py", "transcribe"): ["sampling.max_new_tokens=8"],
-    ("moss.py", "rl"): ["steps=1", "prompts_per_step=2", "group=6", "micro_batch=1", "valid_items=2", "sampling.max_new_tokens=12",
-                        "truncated=keep"],
-    ("gru.py", "pretrain"): ["steps=2", "batch=2", "valid_items=2", "mixing.clip_s=1.0", "model.dim=32", "model.depth=1", "model.heads=2"],
-    ("gru.py", "rl"): ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "valid_items=2", "clip_s=1.0", "workers=0"],
+    ("moss.py", "rl"): [
+        "steps=1",
+        "prompts_per_step=2",
+        "group=6",
+        "micro_batch=1",
+        "valid_items=2",
+        "sampling.max_new_tokens=12",
+        "truncated=keep",
+    ],
+    ("gru.py", "pretrain"): [
+        "steps=2",
+        "batch=2",
+        "valid_items=2",
+        "mixing.clip_s=1.0",
+        "model.dim=32",
+        "model.depth=1",
+        "model.heads=2",
+    ],
+    ("gru.py", "rl"): [
+        "steps=1",
+        "prompts_per_step=2",
+        "group=2",
+        "micro_batch=1",
+        "valid_items=2",
+        "clip_s=1.0",
+        "workers=0",
+    ],
     ("rlspeech", "rl"): ["valid_items=8", "workers=0"],
-    ("rlspeech", "eval"): ["limit=8", "players=1", "workers=0"]}
+    ("rlspeech", "eval"): ["limit=8", "players=1", "workers=0"],
+}
 DRIVER = """
 import os, runpy, shlex, sys, traceback
 import torch, transformers
@@ -252,11 +335,24 @@ def moss(folder: Path) -> None:
     torch.manual_seed(0)
     words = tiny.tokenizer()
     known = tiny._settings(words)
-    audio = {"model_type": "moss_transcribe_diarize_audio", "num_mel_bins": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-             "intermediate_size": 32, "hidden_size": 16, "max_source_positions": 100}
-    net = tf.MossTranscribeDiarizeForConditionalGeneration(tf.MossTranscribeDiarizeConfig(
-        audio_config=audio, text_config=known["text"] | {"model_type": "qwen3"}, audio_token_id=known["audio_token_id"],
-        audio_chunk_size=32000, tie_word_embeddings=False))
+    audio = {
+        "model_type": "moss_transcribe_diarize_audio",
+        "num_mel_bins": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "hidden_size": 16,
+        "max_source_positions": 100,
+    }
+    net = tf.MossTranscribeDiarizeForConditionalGeneration(
+        tf.MossTranscribeDiarizeConfig(
+            audio_config=audio,
+            text_config=known["text"] | {"model_type": "qwen3"},
+            audio_token_id=known["audio_token_id"],
+            audio_chunk_size=32000,
+            tie_word_embeddings=False,
+        )
+    )
     for p in net.parameters():
         if p.ndim > 1 and p.requires_grad:
             torch.nn.init.normal_(p, std=0.15)
@@ -265,8 +361,14 @@ def moss(folder: Path) -> None:
     given.eos_token_id, given.pad_token_id = (words.convert_tokens_to_ids(m) for m in (tiny.END, tiny.PAD))
     net.save_pretrained(folder)
     ear = tf.MossTranscribeDiarizeFeatureExtractor(feature_size=8, chunk_length=2)
-    tf.MossTranscribeDiarizeProcessor(ear, words, chat_template=tiny.TEMPLATE, audio_token=tiny.AUDIO, audio_bos_token=tiny.BOS,
-                                      audio_eos_token=tiny.EOS).save_pretrained(folder)
+    tf.MossTranscribeDiarizeProcessor(
+        ear,
+        words,
+        chat_template=tiny.TEMPLATE,
+        audio_token=tiny.AUDIO,
+        audio_bos_token=tiny.BOS,
+        audio_eos_token=tiny.EOS,
+    ).save_pretrained(folder)
 
 
 def digits(folder: Path) -> None:
@@ -297,8 +399,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 program = words[1:] if words[0] == "python" else words
                 todo.append(line + "".join(f" --set {s}" for s in TINY.get((program[0], program[1]), ())))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    done = subprocess.run([sys.executable, "-c", DRIVER], input="\n".join(todo), cwd=folder, env=env, capture_output=True, text=True,
-                          timeout=850)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input="\n".join(todo),
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return folder
 
@@ -315,7 +424,9 @@ def test_the_page_shows_whole_files() -> None:
         if kind == "file":
             compile(content, name, "exec")
     commands = "".join(content for kind, reason, content in parts if kind == "commands" and not reason)
-    assert all(name in commands or f"{name.removesuffix('.py')}:" in commands for name in names), "a file that no command uses"
+    assert all(name in commands or f"{name.removesuffix('.py')}:" in commands for name in names), (
+        "a file that no command uses"
+    )
 
 
 @pytest.mark.slow
@@ -325,7 +436,9 @@ def test_a_function_and_a_family_are_rewards(work: Path) -> None:
     level = {key: 10 * np.log10(np.mean(wav.astype(float) ** 2)) for key, wav in heard.items()}
     found = rows(work / "scores" / "scores.jsonl")
     assert len(found) == len(heard) and all(isinstance(r["si_sdr"], float) for r in found)
-    assert {r["key"]: r["my_rewards:loudness"] for r in found} == pytest.approx({k: -abs(v + 25) for k, v in level.items()}, abs=1e-3)
+    assert {r["key"]: r["my_rewards:loudness"] for r in found} == pytest.approx(
+        {k: -abs(v + 25) for k, v in level.items()}, abs=1e-3
+    )
     loudness = runpy.run_path(str(work / "my_rewards.py"))["loudness"]
     answers = loudness([np.zeros(9, np.float32), np.full(9, 10 ** (-25 / 20), np.float32)], [None] * 2, 16000)
     assert answers == [None, pytest.approx(0, abs=1e-4)]
@@ -362,7 +475,9 @@ def test_a_family_is_a_recogniser(work: Path, monkeypatch: pytest.MonkeyPatch) -
     family = runpy.run_path(str(work / "moss.py"))["Moss"]
     assert family.transcript(family, "[0.00][S01]Hello there.[1.20][1:02.5][S02]Yes.[2]") == "Hello there. Yes."
     model, _ = load_audio_lm(str(work / "moss-tiny"))
-    clips = [0.1 * np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, n in enumerate((16000, 8000, 40000))]
+    clips = [
+        0.1 * np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, n in enumerate((16000, 8000, 40000))
+    ]
     together, alone = model.hear(clips), [model.hear([c]) for c in clips]
     assert all(torch.allclose(a, b.audio[0], atol=1e-5) for a, b in zip(together.audio, alone, strict=True))
     ids = torch.tensor([[5, 9, 11]])
@@ -390,7 +505,9 @@ def test_a_network_of_ones_own_is_trained_tuned_and_used(work: Path, monkeypatch
     monkeypatch.setitem(KINDS, "flowse", KINDS["flowse"])  # the launcher changes them
     monkeypatch.setitem(TASKS, "flowse", TASKS["flowse"])
     torch.manual_seed(0)
-    net = runpy.run_path(str(work / "gru.py"))["GruEnhancer"](FlowModel(dim=32, depth=2, heads=2, n_fft=64, hop=32)).eval()
+    net = runpy.run_path(str(work / "gru.py"))["GruEnhancer"](
+        FlowModel(dim=32, depth=2, heads=2, n_fft=64, hop=32)
+    ).eval()
     torch.nn.init.normal_(net.out.weight, std=0.1)
     x, y, mask = torch.randn(2, 9, 66), torch.randn(2, 9, 66), torch.arange(9)[None] < torch.tensor([[9], [5]])
     whole, t = net(x, y, torch.full((2,), 0.3), mask), torch.full((1,), 0.3)
@@ -404,7 +521,11 @@ def test_a_task_of_one_number_learns_what_its_reward_asks_for(work: Path) -> Non
     logged = rows(work / "runs" / "subtract" / "metrics.jsonl")
     steps, checks = [r for r in logged if "lr" in r], [r for r in logged if "delta/reward" in r]
     assert steps[0]["ratio_max_gap"] < 1e-3 and steps[0]["kl"] == 0 < steps[-1]["kl"]
-    assert checks[-1]["delta/si_sdr"] > 0.4 and checks[-1]["delta/reward"] > 0 and "delta/my_rewards:loudness" in checks[-1]
+    assert (
+        checks[-1]["delta/si_sdr"] > 0.4
+        and checks[-1]["delta/reward"] > 0
+        and "delta/my_rewards:loudness" in checks[-1]
+    )
     defaults = runpy.run_path(str(work / "subtract.py"))["Subtract"].rl_defaults
     rollouts = defaults["steps"] * defaults["prompts_per_step"] * defaults["group"]
     assert f"after {rollouts} rollouts" in EXTENDING.read_text() and len(steps) == defaults["steps"]

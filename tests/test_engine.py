@@ -39,7 +39,9 @@ def test_auto_picks_and_says_why() -> None:
         assert engine.precision == "fp32"
 
 
-@pytest.mark.parametrize(("device", "precision"), [("cuda:99", "auto"), ("gpu", "auto"), ("meta", "auto"), ("cpu", "fp16")])
+@pytest.mark.parametrize(
+    ("device", "precision"), [("cuda:99", "auto"), ("gpu", "auto"), ("meta", "auto"), ("cpu", "fp16")]
+)
 def test_what_is_not_there_is_a_user_error(device: str, precision: str) -> None:
     with pytest.raises(UserError) as caught:
         Engine(device, precision)
@@ -52,7 +54,9 @@ def test_autocast_follows_the_precision(precision: str) -> None:
 
     engine = Engine("cpu", precision)
     with engine.autocast():
-        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == (
+            torch.bfloat16 if precision == "bf16" else torch.float32
+        )
 
 
 def test_threads_follow_the_user_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +93,20 @@ def test_alone_nothing_is_gathered_or_averaged() -> None:
     x = torch.arange(3)
     assert torch.equal(model.weight.grad, before) and engine.gather({"x": x})["x"] is x
     assert engine.is_main and engine.world == 1 and len(engine.prepare(model, x)) == 2
-    assert "accelerate" not in subprocess.run(
-        [sys.executable, "-c", "import sys; from rlspeech.engine import Engine; Engine('cpu'); print(*sys.modules)"],
-        capture_output=True, text=True, env=ENV, check=True).stdout.split()
+    assert (
+        "accelerate"
+        not in subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from rlspeech.engine import Engine; Engine('cpu'); print(*sys.modules)",
+            ],
+            capture_output=True,
+            text=True,
+            env=ENV,
+            check=True,
+        ).stdout.split()
+    )
 
 
 def test_seed_all_repeats() -> None:
@@ -132,8 +147,13 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
 
     script, out = tmp_path / "two.py", tmp_path / "out.json"
     script.write_text(TWO)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(out)],
-                          env=ENV, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(out)],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("from rank 0") == 1
     got = json.loads(out.read_text())
@@ -238,8 +258,14 @@ def _hang(x: int) -> None:
 def test_ctrl_c_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
     script = tmp_path / "ctrl_c.py"
     script.write_text(CTRL_C)
-    child = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
-                             start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENV,
+        start_new_session=True,
+    )
     assert child.stdout is not None and child.stdout.readline() == "up\n"
     os.killpg(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)

@@ -19,8 +19,14 @@ REALDATA = os.environ.get("RLSPEECH_REALDATA", "")
 def run(script: str, tmp_path: Path, **env: str) -> str:
     path = os.pathsep.join([str(warm.shim(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
-    done = subprocess.run(["bash", str(ROOT / "examples" / script)], cwd=tmp_path, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TINY": "1", "RLSPEECH_CACHE": cache, **env})
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TINY": "1", "RLSPEECH_CACHE": cache, **env},
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -57,7 +63,9 @@ def test_demo_asr_listens_learns_and_compares(tmp_path: Path) -> None:
     found = systems(tmp_path / "out")
     assert set(found) == {"base", "sft", "grpo"}
     assert "test_noisy_000" in said and "music_0000" in said, "one line a file"
-    rows = [json.loads(line) for line in (tmp_path / "out" / "eval" / "hypotheses" / "grpo.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "eval" / "hypotheses" / "grpo.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 6 and all(isinstance(r["hypothesis"], str) for r in rows)
     assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
 
@@ -68,18 +76,24 @@ def test_demo_tts_speaks_learns_and_compares(tmp_path: Path) -> None:
     assert set(systems(tmp_path / "out")) == {"recordings", "resynthesis", "base", "sft", "rl"}
     said = [json.loads(line) for line in (tmp_path / "out" / "eval" / "said" / "rl.jsonl").read_text().splitlines()]
     assert len(said) == 6 and all(r["samples"] > 0 and r["tokens"] for r in said)
-    assert (tmp_path / "out" / "spoken").exists() and "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
+    assert (tmp_path / "out" / "spoken").exists() and "<audio" in (
+        tmp_path / "out" / "eval" / "report.html"
+    ).read_text()
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed")
+@pytest.mark.skipif(
+    not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed"
+)
 def test_the_recogniser_is_made_from_real_recordings(tmp_path: Path) -> None:
     run("train-embedded-asr.sh", tmp_path, OUT="out")
     assert (tmp_path / "out" / "asr" / "model.safetensors").is_file() and "embedded" in systems(tmp_path / "out")
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed")
+@pytest.mark.skipif(
+    not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed"
+)
 def test_rule_rewards_on_real_recordings(tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
     run("asr-real.sh", tmp_path, OUT="out")
@@ -87,18 +101,24 @@ def test_rule_rewards_on_real_recordings(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed")
+@pytest.mark.skipif(
+    not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed"
+)
 def test_synthesis_is_made_and_tuned_on_real_recordings(tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
     run("train-embedded-tts.sh", tmp_path, OUT="made")
-    assert all((tmp_path / "made" / name / "checkpoints" / "latest").is_file() for name in ("codec", "token-reward", "tts"))
+    assert all(
+        (tmp_path / "made" / name / "checkpoints" / "latest").is_file() for name in ("codec", "token-reward", "tts")
+    )
     run("tts-real.sh", tmp_path, OUT="out", MATERIAL="made/material")
     assert {"base", "sft-0", "grpo-0", "diffro-0", "sum-0", "r1-0", "r12-0", "r123-0"} <= set(systems(tmp_path / "out"))
 
 
 @pytest.mark.realdata
 @pytest.mark.skipif(not REALDATA, reason="RLSPEECH_REALDATA is not set")
-@pytest.mark.parametrize("script", ["train-embedded-flowse.sh", "flowse-grpo-real.sh", "train-embedded-avse.sh", "avse-real.sh"])
+@pytest.mark.parametrize(
+    "script", ["train-embedded-flowse.sh", "flowse-grpo-real.sh", "train-embedded-avse.sh", "avse-real.sh"]
+)
 def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
     run(script, tmp_path, OUT="out", CLEAN="cmu_arctic")
     assert "input" in systems(tmp_path / "out")

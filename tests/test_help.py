@@ -26,7 +26,12 @@ from rlspeech.settings import preset_names
 RUN = typer.testing.CliRunner()
 ROOT: Any = typer.main.get_command(app)
 FLAGS = {  # option -> field, where the names differ
-    "reward": "rewards", "guard": "guards", "metric": "metrics", "model": "models", "condition": "conditions", "split": "splits",
+    "reward": "rewards",
+    "guard": "guards",
+    "metric": "metrics",
+    "model": "models",
+    "condition": "conditions",
+    "split": "splits",
     "recogniser": "recognisers",
 }
 
@@ -85,7 +90,9 @@ def test_the_help_lists_the_stages_in_their_order() -> None:
     places = [shown.split("Commands:")[1].index(f"\n  {name} ") for name in ORDER]
     assert places == sorted(places) and set(ORDER) == set(ROOT.commands)
     words = " ".join(shown.split())
-    assert "Exit codes" in words and all(code in words for code in ("0 done", "2 something", "130 Ctrl-C", "141 nobody", "1 a bug"))
+    assert "Exit codes" in words and all(
+        code in words for code in ("0 done", "2 something", "130 Ctrl-C", "141 nobody", "1 a bug")
+    )
 
 
 def schema_of(path: tuple[str, ...]) -> type[BaseModel] | None:
@@ -106,7 +113,9 @@ def test_options_with_choices_name_all_of_them(path: tuple[str, ...]) -> None:
     for parameter in (p for p in LEAVES[path].params if p.param_type_name == "option"):
         names = [n for n in (parameter.name, FLAGS.get(parameter.name, "")) if n in schema.model_fields]
         said = filled(getattr(parameter, "help", "")) or ""
-        lacking = {c for n in names for c in literals(schema.model_fields[n].annotation)} - set(re.findall(r"[\w+-]+", said))
+        lacking = {c for n in names for c in literals(schema.model_fields[n].annotation)} - set(
+            re.findall(r"[\w+-]+", said)
+        )
         assert not lacking, f"{parameter.opts[0]} of {' '.join(path)} does not name {lacking}"
 
 
@@ -158,7 +167,11 @@ def test_names_are_completed() -> None:
 def test_presets_are_completed_for_their_stage() -> None:
     rl, pretrain = offered("rl --preset "), offered("pretrain --preset ")
     assert "flowse-grpo" in rl and "flowse-tiny" in pretrain and not set(rl) & set(pretrain)
-    assert set(offered("presets show ")) == set(preset_names()) == {*rl, *pretrain, *(set(preset_names()) - {*rl, *pretrain})}
+    assert (
+        set(offered("presets show "))
+        == set(preset_names())
+        == {*rl, *pretrain, *(set(preset_names()) - {*rl, *pretrain})}
+    )
 
 
 def test_settings_and_their_values_are_completed() -> None:
@@ -172,12 +185,16 @@ def ask_bash(line: str) -> subprocess.CompletedProcess[str]:
     """What bash gets to hear on Tab."""
     words = line.split(" ")
     env = {**os.environ, "_RLSPEECH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
-    code = ("import sys, time\nstart = time.process_time()\nsys.argv = ['rlspeech']\nfrom rlspeech.cli import main\n"
-            "try:\n    main()\nfinally:\n    print(time.process_time() - start, 'torch' in sys.modules, file=sys.stderr)")
+    code = (
+        "import sys, time\nstart = time.process_time()\nsys.argv = ['rlspeech']\nfrom rlspeech.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(time.process_time() - start, 'torch' in sys.modules, file=sys.stderr)"
+    )
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("line", "expected"), [("rlspeech rl --reward esto", "estoi"), ("rlspeech rl --set explore.ki", "explore.kind=")])
+@pytest.mark.parametrize(
+    ("line", "expected"), [("rlspeech rl --reward esto", "estoi"), ("rlspeech rl --set explore.ki", "explore.kind=")]
+)
 def test_completion_in_bash_is_quick_and_knows_no_torch(line: str, expected: str) -> None:
     for _ in range(3):  # the first one may have to write byte code
         done = ask_bash(line)
@@ -195,7 +212,9 @@ def test_completion_can_be_shown_and_installed(tmp_path: Any) -> None:
     env = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     start = time.monotonic()
     run = [sys.executable, "-c", "import sys; sys.argv[0] = 'rlspeech'; from rlspeech.cli import main; main()"]
-    shown = subprocess.run([*run, "--show-completion", "bash"], env=env, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [*run, "--show-completion", "bash"], env=env, capture_output=True, text=True, check=True
+    ).stdout
     assert "complete" in shown and "_RLSPEECH_COMPLETE" in shown and time.monotonic() - start < 30
     subprocess.run([*run, "--install-completion", "bash"], env=env, capture_output=True, text=True, check=True)
     assert "rlspeech" in (tmp_path / ".bashrc").read_text() and list(tmp_path.rglob("rlspeech.sh"))

@@ -80,7 +80,7 @@ def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_plain_progress_is_sparse_and_says_rate_estimate_and_postfix(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -94,7 +94,9 @@ def test_plain_progress_is_sparse_and_says_rate_estimate_and_postfix(
     assert lines[-1].startswith("rollouts: 1000/1000 (100 %)") and "0:20 taken" in lines[-1]
 
 
-def test_progress_of_unknown_length_and_slow_items(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_of_unknown_length_and_slow_items(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with log.progress(None, "reading", "files") as bar:
@@ -104,7 +106,7 @@ def test_progress_of_unknown_length_and_slow_items(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_was_done_before_is_said_and_not_counted_into_the_rate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -117,7 +119,9 @@ def test_what_was_done_before_is_said_and_not_counted_into_the_rate(
     assert "90/100 (90 %) files, 1.0 files/s, 0:10 left" in capsys.readouterr().err
 
 
-def test_a_brief_part_is_only_heard_of_when_it_lasts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_brief_part_is_only_heard_of_when_it_lasts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     for seconds, said in ((0.1, False), (4.0, True)):
@@ -129,7 +133,7 @@ def test_a_brief_part_is_only_heard_of_when_it_lasts(monkeypatch: pytest.MonkeyP
 
 
 def test_waiting_speaks_up_after_a_while_and_remembers_how_long_it_took(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bars, "LINE_EVERY_S", 0.02)
     monkeypatch.setattr(bars.Wait, "took", {"validating": 75.0})
@@ -173,7 +177,9 @@ def seen(columns: int, **env: str) -> str:
     main, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES", "RANK")}
-    process = subprocess.Popen([sys.executable, "-c", SHOW], stdout=terminal, stderr=terminal, env={**plain, "TERM": "xterm", **env})
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHOW], stdout=terminal, stderr=terminal, env={**plain, "TERM": "xterm", **env}
+    )
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # Linux says so when the other end is closed
@@ -241,8 +247,10 @@ def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_table_that_nobody_reads_does_not_stop_what_comes_after_it() -> None:
-    code = ("import sys\nfrom rlspeech import log\nfor i in range(300): log.table('t', ['a'], [['x' * 300]])\n"
-            "print('written' if log.unread else 'read', file=sys.stderr)")
+    code = (
+        "import sys\nfrom rlspeech import log\nfor i in range(300): log.table('t', ['a'], [['x' * 300]])\n"
+        "print('written' if log.unread else 'read', file=sys.stderr)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()

@@ -25,8 +25,14 @@ def env(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_pipeline_runs(tmp_path: Path, env: dict[str, str]) -> None:
-    done = subprocess.run(["bash", str(ROOT / "examples" / "pipelines.sh")], cwd=tmp_path, capture_output=True, text=True, timeout=600,
-                          env={**env, "TINY": "1", "OUT": "out"})
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / "pipelines.sh")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**env, "TINY": "1", "OUT": "out"},
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     said = [line for line in done.stderr.splitlines() if line and not line.startswith("== ")]
     assert said == [], "quiet is quiet"

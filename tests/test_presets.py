@@ -48,14 +48,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def head(name: str) -> list[str]:
     """The lines of the comment that a preset begins with."""
     lines = preset_path(name).read_text(encoding="utf-8").splitlines()
-    return [line.removeprefix("# ") for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("# "))]]
+    return [
+        line.removeprefix("# ")
+        for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("# "))]
+    ]
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_says_what_it_is_and_its_command_loads_it(name: str, asked: list[Any]) -> None:
     lines, stage = head(name), preset_stage(preset_path(name))
     assert stage in SCHEMAS and len(lines) >= 3
-    assert 20 <= len(lines[0]) <= 150 and not lines[0].startswith("rlspeech"), "the first line is what `presets ls` shows"
+    assert 20 <= len(lines[0]) <= 150 and not lines[0].startswith("rlspeech"), (
+        "the first line is what `presets ls` shows"
+    )
     assert re.search(r"arXiv \d{4}\.\d{4,5}", "\n".join(lines)), "whose it is"
     commands = [line for line in lines if line.startswith("rlspeech ")]
     assert len(commands) == 1 and commands[0].startswith(f"rlspeech {stage} --preset {name}")
@@ -99,7 +104,9 @@ def test_rewards_and_guards_of_presets_exist(name: str) -> None:
     from rlspeech.rewards import base
 
     config, _ = resolve(RL, name)
-    rewarded, watched = ({base.resolve(s.name).column for s in specs} for specs in (config.rewards, config.guards))  # or raises
+    rewarded, watched = (
+        {base.resolve(s.name).column for s in specs} for specs in (config.rewards, config.guards)
+    )  # or raises
     assert rewarded and not rewarded & watched, "a guard is a metric that is not rewarded"
     low = config.explore.nfe[0] if config.explore.nfe else 1  # null: the model's own steps, one at least
     assert config.explore.window <= low and (
@@ -112,19 +119,23 @@ def test_flowse_grpo_is_the_published_setting() -> None:
     config, _ = resolve(RL, "flowse-grpo")
     assert config.steps * config.updates_per_collection == 5000
     assert config.steps * config.prompts_per_step * config.group == 900_000
-    assert (config.explore.kind, config.explore.noise, config.explore.window, config.explore.start, config.explore.nfe) == (
-        "sde",
-        0.4,
-        2,
-        (1, 3),
-        (7, 10),
-    )
+    assert (
+        config.explore.kind,
+        config.explore.noise,
+        config.explore.window,
+        config.explore.start,
+        config.explore.nfe,
+    ) == ("sde", 0.4, 2, (1, 3), (7, 10))
     assert {(r.name, r.weight, r.scale) for r in config.rewards} == {
         ("dnsmos_ovrl", 0.6, "batch"),
         ("speaker_similarity", 1.0, "batch"),
         ("speech_bert_score", 1.0, "batch"),
     }
-    assert config.lora is not None and (config.lora.rank, config.lora.alpha, config.lora.targets) == (32, 64.0, "attention")
+    assert config.lora is not None and (config.lora.rank, config.lora.alpha, config.lora.targets) == (
+        32,
+        64.0,
+        "attention",
+    )
 
 
 def test_avse_lr_is_the_published_setting() -> None:
@@ -142,8 +153,12 @@ def test_baselines_and_controls_differ_in_one_thing(name: str) -> None:
 
     published, other = (resolve(RL, n)[0].model_dump() for n in ("avse-lr", name))
     changed = {k for k in published if published[k] != other[k]}
-    allowed = {"avse-dnsmos": {"rewards", "guards"}, "avse-lr-no-sisnr": {"supervised_weight"}, "avse-lr-shuffled": {"video"},
-               "avse-sisnr": {"policy_weight", "explore", "clip_range", "kl_beta"}}  # the last three do nothing without a policy loss
+    allowed = {
+        "avse-dnsmos": {"rewards", "guards"},
+        "avse-lr-no-sisnr": {"supervised_weight"},
+        "avse-lr-shuffled": {"video"},
+        "avse-sisnr": {"policy_weight", "explore", "clip_range", "kl_beta"},
+    }  # the last three do nothing without a policy loss
     assert changed and changed <= allowed[name]
     assert other["policy_weight"] == 0 or other["explore"] == published["explore"] != Exploration().model_dump()
 

@@ -34,10 +34,20 @@ TINY = {
 }
 ASR = {  # rows of recognisers and synthesisers are never cut, and they take no Euler steps
     "pretrain": ["steps=2", "batch=2", "valid_items=2"],
-    "rl": ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "updates_per_collection=1", "valid_items=2", "probe_batches=4"],
+    "rl": [
+        "steps=1",
+        "prompts_per_step=2",
+        "group=2",
+        "micro_batch=1",
+        "updates_per_collection=1",
+        "valid_items=2",
+        "probe_batches=4",
+    ],
     "eval": ["limit=4", "players=1"],
 }
-SETUP = re.compile(r"(git clone|cd rlspeech|(python -m )?pip install|uv (pip|sync|venv)|source |\. \.venv|python3? -m venv)")
+SETUP = re.compile(
+    r"(git clone|cd rlspeech|(python -m )?pip install|uv (pip|sync|venv)|source |\. \.venv|python3? -m venv)"
+)
 
 
 def blocks() -> list[tuple[int, str, str]]:
@@ -63,7 +73,9 @@ def test_there_are_blocks_and_most_of_them_are_run() -> None:
 
 def test_make_targets_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([a-z-]+)`", text)) | {w for _, b, _ in blocks() for w in re.findall(r"^make ([a-z-]+)", b, re.M)}
+    named = set(re.findall(r"`make ([a-z-]+)`", text)) | {
+        w for _, b, _ in blocks() for w in re.findall(r"^make ([a-z-]+)", b, re.M)
+    }
     assert named <= targets()
     assert {"help", "install", "demo", "test", "test-unit", "lint", "bench", "clean"} <= targets()
 
@@ -99,12 +111,18 @@ def shim(tmp_path: Path) -> dict[str, str]:
     """Environment with a ``rlspeech`` that lays tiny settings over those of the block."""
 
     def cases(table: dict[str, list[str]]) -> str:
-        return "\n".join(f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in table.items())
+        return "\n".join(
+            f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in table.items()
+        )
 
     whole = "|".join(f'*"--task {t} "*|*"--preset {t}-"*' for t in ("asr", "tts"))
-    lay = (f'case " $* " in *" --help "*) ;;\n{whole}) case "$1" in\n{cases(ASR)}\nesac ;;\n'
-           f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac')
-    path = os.pathsep.join([str(warm.shim(tmp_path / "bin", lay)), str(Path(sys.executable).parent), os.environ["PATH"]])
+    lay = (
+        f'case " $* " in *" --help "*) ;;\n{whole}) case "$1" in\n{cases(ASR)}\nesac ;;\n'
+        f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac'
+    )
+    path = os.pathsep.join(
+        [str(warm.shim(tmp_path / "bin", lay)), str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
 
@@ -130,17 +148,28 @@ def test_every_block_of_the_readme_runs(tmp_path: Path, shim: dict[str, str]) ->
         if reason or not runnable(block):
             continue
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", runnable(block)], cwd=work, env=shim, capture_output=True, text=True, timeout=600
+            ["bash", "-euo", "pipefail", "-c", runnable(block)],
+            cwd=work,
+            env=shim,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
-        assert done.returncode == 0, f"README.md:{line} exits {done.returncode}\n{block}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"README.md:{line} exits {done.returncode}\n{block}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        )
 
 
 @pytest.mark.parametrize(
-    "script", sorted([*(ROOT / "examples").glob("*.sh"), ROOT / ".ci" / "run", ROOT / ".ci" / "install"]), ids=lambda p: p.name
+    "script",
+    sorted([*(ROOT / "examples").glob("*.sh"), ROOT / ".ci" / "run", ROOT / ".ci" / "install"]),
+    ids=lambda p: p.name,
 )
 def test_shell_scripts_parse_and_are_strict(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True, capture_output=True)
-    assert re.search(r"^set -[a-z]*e[a-z]*u|^set -euo pipefail", script.read_text(encoding="utf-8"), re.M), "set -euo pipefail"
+    assert re.search(r"^set -[a-z]*e[a-z]*u|^set -euo pipefail", script.read_text(encoding="utf-8"), re.M), (
+        "set -euo pipefail"
+    )
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)

@@ -18,7 +18,20 @@ import pytest
 import soundfile as sf
 
 from rlspeech import report
-from rlspeech.report import Clip, Edit, Grid, Line, Metric, Plot, ReportData, figures, mark, players, render_report, verdict
+from rlspeech.report import (
+    Clip,
+    Edit,
+    Grid,
+    Line,
+    Metric,
+    Plot,
+    ReportData,
+    figures,
+    mark,
+    players,
+    render_report,
+    verdict,
+)
 from rlspeech.report import page as page_of
 from rlspeech.stats import Interval
 
@@ -34,14 +47,48 @@ def _data() -> ReportData:
     metrics = [Metric("pesq_wb", help=EVIL), Metric("lsd", False), Metric(EVIL)]
     mean = {"pesq_wb": Interval(2.0, 1.5, 2.5, 10, 2), "lsd": Interval(5, 4, 6, 12), EVIL: Interval(1, 0, 2, 5)}
     means = {s: mean for s in ("input", "base", EVIL)}
-    deltas = {EVIL: {"pesq_wb": Interval(0.2, 0.1, 0.3, 10), "lsd": Interval(0.5, 0.1, 0.9, 12), EVIL: Interval(0.1, -0.1, 0.3, 5)}}
-    rows = [{"step": i, EVIL: float(i), "constant": 1.0, "time": 5.0 + i, "odd": float("nan"), "text": "x"} for i in range(80)]
-    clips = [Clip(EVIL, {"input": _tone(), EVIL: _tone(hz=2000)}, RATE, EVIL, {"input": {EVIL: None, "pesq_wb": 1.25}, EVIL: {"llm": 4.25}},
-                  {EVIL: EVIL}, label=EVIL)]
+    deltas = {
+        EVIL: {
+            "pesq_wb": Interval(0.2, 0.1, 0.3, 10),
+            "lsd": Interval(0.5, 0.1, 0.9, 12),
+            EVIL: Interval(0.1, -0.1, 0.3, 5),
+        }
+    }
+    rows = [
+        {"step": i, EVIL: float(i), "constant": 1.0, "time": 5.0 + i, "odd": float("nan"), "text": "x"}
+        for i in range(80)
+    ]
+    clips = [
+        Clip(
+            EVIL,
+            {"input": _tone(), EVIL: _tone(hz=2000)},
+            RATE,
+            EVIL,
+            {"input": {EVIL: None, "pesq_wb": 1.25}, EVIL: {"llm": 4.25}},
+            {EVIL: EVIL},
+            label=EVIL,
+        )
+    ]
     plots = [Plot(EVIL, [Line(EVIL, [0, 1], [1.0, 2.0], [0.5, 1.5], [1.5, 2.5])], "guard", EVIL, 1.0)]
-    return ReportData(EVIL, EVIL, metrics, means, "base", deltas, {EVIL: rows}, clips, config={EVIL: [EVIL]}, versions={"torch": EVIL},
-                      cost={EVIL: EVIL}, notes=[EVIL], grids=[Grid(EVIL, [EVIL], [[EVIL]], EVIL)], basis=EVIL, plots=plots, commands=[EVIL],
-                      facts={EVIL: EVIL})
+    return ReportData(
+        EVIL,
+        EVIL,
+        metrics,
+        means,
+        "base",
+        deltas,
+        {EVIL: rows},
+        clips,
+        config={EVIL: [EVIL]},
+        versions={"torch": EVIL},
+        cost={EVIL: EVIL},
+        notes=[EVIL],
+        grids=[Grid(EVIL, [EVIL], [[EVIL]], EVIL)],
+        basis=EVIL,
+        plots=plots,
+        commands=[EVIL],
+        facts={EVIL: EVIL},
+    )
 
 
 class _Page(HTMLParser):
@@ -72,7 +119,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, _Page]:
 
 def test_no_string_becomes_markup(page: tuple[str, _Page]) -> None:
     html, parsed = page
-    assert parsed.tags.count("script") == 2 and html.count("<script") == 2 and html.count("</script") == 2  # the data, the page's own
+    assert (
+        parsed.tags.count("script") == 2 and html.count("<script") == 2 and html.count("</script") == 2
+    )  # the data, the page's own
     assert parsed.text.count("<script>alert(1)</script>") > 20 and parsed.text.count("{{ 7 * 7 }}") > 20
     assert not any(name.startswith("on") for name in parsed.attributes)
 
@@ -81,7 +130,9 @@ def test_what_the_script_is_handed_is_the_data(page: tuple[str, _Page]) -> None:
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page[0], re.S)
     assert text is not None and "<" not in text[1] and "&" not in text[1]
     handed = json.loads(text[1])
-    assert handed["title"] == EVIL and handed["systems"] == ["input", "base", EVIL] and handed["clips"][0]["label"] == EVIL
+    assert (
+        handed["title"] == EVIL and handed["systems"] == ["input", "base", EVIL] and handed["clips"][0]["label"] == EVIL
+    )
     assert handed["clips"][0]["players"][0]["scores"] == {EVIL: None, "pesq_wb": 1.25}
 
 
@@ -90,7 +141,12 @@ def test_the_policy_forbids_the_network_and_names_what_is_inlined(page: tuple[st
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', html)
     assert policy is not None
     rules = dict(part.strip().split(" ", 1) for part in unescape(policy[1]).split(";"))
-    assert rules["default-src"] == "'none'" and "unsafe" not in policy[1] and "http" not in policy[1] and "*" not in policy[1]
+    assert (
+        rules["default-src"] == "'none'"
+        and "unsafe" not in policy[1]
+        and "http" not in policy[1]
+        and "*" not in policy[1]
+    )
     for rule, pattern in (("style-src", r"<style>(.*?)</style>"), ("script-src", r"<script>(.*?)</script>")):
         inline = re.search(pattern, html, re.S)
         assert inline is not None
@@ -102,7 +158,13 @@ def test_it_is_self_contained(page: tuple[str, _Page]) -> None:
     html, parsed = page
     assert parsed.links and all(link.startswith(("data:", "#")) for link in parsed.links)
     assert all(f'id="{link[1:]}"' in html for link in parsed.links if link.startswith("#"))
-    for sign in ("prefers-color-scheme: dark", "width=device-width", "prefers-reduced-motion", "@media print", "focus-visible"):
+    for sign in (
+        "prefers-color-scheme: dark",
+        "width=device-width",
+        "prefers-reduced-motion",
+        "@media print",
+        "focus-visible",
+    ):
         assert sign in html
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
@@ -110,14 +172,30 @@ def test_it_is_self_contained(page: tuple[str, _Page]) -> None:
 
 def test_marks_and_counts(page: tuple[str, _Page]) -> None:
     html, parsed = page
-    assert 'class="mark better">better' in html and 'class="mark worse">worse' in html and 'class="mark unclear">unclear' in html
-    assert "n 10 of 12" in parsed.text and "+0.200" in parsed.text and "pesq_wb 1.25" in parsed.text and "4.25 llm" in parsed.text
+    assert (
+        'class="mark better">better' in html
+        and 'class="mark worse">worse' in html
+        and 'class="mark unclear">unclear' in html
+    )
+    assert (
+        "n 10 of 12" in parsed.text
+        and "+0.200" in parsed.text
+        and "pesq_wb 1.25" in parsed.text
+        and "4.25 llm" in parsed.text
+    )
 
 
-@pytest.mark.parametrize(("mean", "lo", "hi", "up", "expected"), [
-    (1, 0.5, 2, True, "better"), (1, 0.5, 2, False, "worse"), (-1, -2, -0.5, True, "worse"), (-1, -2, -0.5, False, "better"),
-    (1, -0.5, 2, True, "unclear"), (1, float("nan"), float("nan"), True, "unclear"),
-])
+@pytest.mark.parametrize(
+    ("mean", "lo", "hi", "up", "expected"),
+    [
+        (1, 0.5, 2, True, "better"),
+        (1, 0.5, 2, False, "worse"),
+        (-1, -2, -0.5, True, "worse"),
+        (-1, -2, -0.5, False, "better"),
+        (1, -0.5, 2, True, "unclear"),
+        (1, float("nan"), float("nan"), True, "unclear"),
+    ],
+)
 def test_mark_knows_the_direction(mean: float, lo: float, hi: float, up: bool, expected: str) -> None:
     assert mark(Metric("m", up), Interval(mean, lo, hi, 5)) == expected
     assert mark(Metric("m", up), None) == ""
@@ -125,14 +203,18 @@ def test_mark_knows_the_direction(mean: float, lo: float, hi: float, up: bool, e
 
 def test_verdict_names_what_moved() -> None:
     (line,) = verdict(_data())
-    assert "better in pesq_wb +0.2" in line and "worse in lsd +0.5" in line and "no difference shown in <script>" in line
+    assert (
+        "better in pesq_wb +0.2" in line and "worse in lsd +0.5" in line and "no difference shown in <script>" in line
+    )
 
 
 def test_what_moved_is_not_pushed_off_a_phone_by_what_did_not(tmp_path: Path) -> None:
     def page(systems: int) -> str:
         data = _data()
         found, names = data.deltas[EVIL], [f"model-{i}" for i in range(systems)]
-        data = replace(data, deltas=dict.fromkeys(names, found), means={s: data.means["base"] for s in ("base", *names)})
+        data = replace(
+            data, deltas=dict.fromkeys(names, found), means={s: data.means["base"] for s in ("base", *names)}
+        )
         return render_report(tmp_path / f"{systems}.html", data).read_text()
 
     few, many = page(3), page(4)
@@ -152,30 +234,68 @@ def test_rows_become_plots_and_what_says_nothing_does_not() -> None:
 
 
 def test_bad_rows_cost_themselves() -> None:
-    rows: list = [{"step": 2, "a": 5.0}, {"a": 1.0}, {"step": float("nan"), "a": 1.0}, {"step": "x", "a": 1.0}, None, "torn",
-                  {"step": 1, "a": 1.0, "b": None}, {"step": 2, "a": 2.0}]
+    rows: list = [
+        {"step": 2, "a": 5.0},
+        {"a": 1.0},
+        {"step": float("nan"), "a": 1.0},
+        {"step": "x", "a": 1.0},
+        None,
+        "torn",
+        {"step": 1, "a": 1.0, "b": None},
+        {"step": 2, "a": 2.0},
+    ]
     (plot,) = figures.from_rows({"r": rows})
-    assert plot.lines[0].steps == [1, 2] and plot.lines[0].mean == [1.0, 2.0]  # in order, and a step run again counts once
+    assert plot.lines[0].steps == [1, 2] and plot.lines[0].mean == [
+        1.0,
+        2.0,
+    ]  # in order, and a step run again counts once
 
 
 def test_columns_are_sorted_into_groups_with_their_bands() -> None:
-    rows = [{"step": i, "valid/x": i, "valid/x_lo": i - 1.0, "valid/x_hi": i + 1.0, "delta/x": i, "reward": i, "lr": i, "seconds/update": i,
-             "memory_mb/update": i, "valid/y": i} for i in range(4)]
+    rows = [
+        {
+            "step": i,
+            "valid/x": i,
+            "valid/x_lo": i - 1.0,
+            "valid/x_hi": i + 1.0,
+            "delta/x": i,
+            "reward": i,
+            "lr": i,
+            "seconds/update": i,
+            "memory_mb/update": i,
+            "valid/y": i,
+        }
+        for i in range(4)
+    ]
     plots = {p.title: p for p in figures.from_rows({"a": rows, "b": rows[:2]}, known=["y"])}
     assert {t: p.kind for t, p in plots.items()} == {
-        "valid/x": "reward", "reward": "reward", "lr": "train", "seconds/update": "cost", "memory_mb/update": "cost"}
-    assert [line.run for line in plots["valid/x"].lines] == ["a", "b"] and plots["valid/x"].lines[0].hi == [1.0, 2.0, 3.0, 4.0]
+        "valid/x": "reward",
+        "reward": "reward",
+        "lr": "train",
+        "seconds/update": "cost",
+        "memory_mb/update": "cost",
+    }
+    assert [line.run for line in plots["valid/x"].lines] == ["a", "b"] and plots["valid/x"].lines[0].hi == [
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+    ]
 
 
 def test_a_drawing_holds_numbers_only_and_follows_the_style_sheet() -> None:
     lines = [Line(f"{EVIL}{n}", [0, 1, 2], [0.0, float("nan"), n], [-1, -1, -1], [3, 3, 3]) for n in range(9)]
-    (group,) = figures.groups([Plot(EVIL, lines, "guard", start=0.5), Plot("nothing", [Line("r", [0], [1.0])], "guard")])
+    (group,) = figures.groups(
+        [Plot(EVIL, lines, "guard", start=0.5), Plot("nothing", [Line("r", [0], [1.0])], "guard")]
+    )
     (drawing,) = group.drawings
     svg = str(drawing.svg)
     assert all(re.fullmatch("[−0-9.]*", t) for t in _texts(svg)) and "script" not in svg
     assert "currentColor" in svg and figures.INK not in svg and not any(c in svg for c in figures.RUNS)
     assert 'class="f8' not in svg and svg.count('class="run8"') == 2  # a ninth run has the first colour again
-    assert group.bands and group.starts and [e.last for e in drawing.ends] == list(range(9)) and drawing.ends[3].lo == -1
+    assert (
+        group.bands and group.starts and [e.last for e in drawing.ends] == list(range(9)) and drawing.ends[3].lo == -1
+    )
 
 
 def test_a_small_range_keeps_the_digits_of_its_ticks() -> None:
@@ -189,14 +309,18 @@ def test_a_small_range_keeps_the_digits_of_its_ticks() -> None:
 def test_every_tick_has_its_power_of_ten(value: float, power: str) -> None:
     (group,) = figures.groups([Plot("x", [Line("r", [0, 1, 2], [0.0, value, 2 * value])])])
     ticks = [t for t in _texts(str(group.drawings[0].svg)) if "e" in t]
-    assert sum(t.endswith(power) for t in ticks) >= 2 and not any(t.startswith("1e") and t.endswith(power) and value < 0 for t in ticks)
+    assert sum(t.endswith(power) for t in ticks) >= 2 and not any(
+        t.startswith("1e") and t.endswith(power) and value < 0 for t in ticks
+    )
 
 
 def test_training_curves_are_folded_where_rewards_are_drawn(tmp_path: Path) -> None:
     def shown(columns: tuple[str, ...]) -> dict[str, str]:
         rows = [{"step": i, **{c: float(i) for c in columns}} for i in range(4)]
         html = render_report(tmp_path / "r.html", replace(_data(), plots=[], curves={"run": rows})).read_text()
-        return {title: state for state, title in re.findall(r'<details class="card group"( open)?><summary>(\w+)', html)}
+        return {
+            title: state for state, title in re.findall(r'<details class="card group"( open)?><summary>(\w+)', html)
+        }
 
     assert shown(("train/loss",)) == {"Training": " open"}
     assert shown(("train/loss", "valid/reward", "reward")) == {"Rewards": " open", "Training": ""}
@@ -204,7 +328,9 @@ def test_training_curves_are_folded_where_rewards_are_drawn(tmp_path: Path) -> N
 
 def test_dashes_and_colour_tell_sixteen_runs_apart() -> None:
     (group,) = figures.groups([Plot("x", [Line(str(n), range(40), np.arange(40.0) * n) for n in range(16)])])
-    drawn = [e for e in ET.fromstring(str(group.drawings[0].svg)).iter("path") if str(e.get("class", "")).startswith("s")]
+    drawn = [
+        e for e in ET.fromstring(str(group.drawings[0].svg)).iter("path") if str(e.get("class", "")).startswith("s")
+    ]
     assert len({(e.get("class"), e.get("stroke-dasharray")) for e in drawn}) == 16
 
 
@@ -229,7 +355,9 @@ def test_sound_is_compressed_and_stays_what_it_was(rate: int) -> None:
     assert kind == "audio/mpeg" and len(file) < 2 * 13_000 and abs(len(heard) / heard_rate - 2) < 0.06
     spectrum = np.abs(np.fft.rfft(heard[: 2 * heard_rate] * np.hanning(2 * heard_rate))) / heard_rate
     assert spectrum[880] == pytest.approx(0.15, rel=0.1) or rate > 48000
-    assert rate > 48000 or spectrum[int(0.8 * rate)] == pytest.approx(0.05, rel=0.1)  # the top of the band is not cut off
+    assert rate > 48000 or spectrum[int(0.8 * rate)] == pytest.approx(
+        0.05, rel=0.1
+    )  # the top of the band is not cut off
 
 
 def test_two_systems_stay_in_step() -> None:
@@ -250,13 +378,19 @@ def test_without_an_mp3_encoder_the_sound_is_flac(monkeypatch: pytest.MonkeyPatc
 def test_players_are_cut_share_one_scale_and_say_what_was_done() -> None:
     drawn = players.players(Clip("k", {"a": _tone(3.0), "b": 0.1 * _tone(3.0), "c": 10 * _tone(1.0)}, RATE), max_s=2.0)
     a, b, c = drawn.players
-    assert drawn.seconds == 2.0 and drawn.whole_s == 3.0 and len(_decode(a.audio)[0]) / _decode(a.audio)[1] == pytest.approx(2, abs=0.06)
+    assert (
+        drawn.seconds == 2.0
+        and drawn.whole_s == 3.0
+        and len(_decode(a.audio)[0]) / _decode(a.audio)[1] == pytest.approx(2, abs=0.06)
+    )
     assert a.picture != b.picture  # 20 dB apart on the shared scale
     assert c.remark == "played 9.5 dB lower, else it would clip" and not a.remark
 
 
 def test_words_without_sound_and_the_rating_beside_them() -> None:
-    drawn = players.players(Clip("k", {"a": _tone()}, RATE, scores={"b": {"llm": 3.0, "estoi": 0.5}}, texts={"b": "fine"}), 5.0)
+    drawn = players.players(
+        Clip("k", {"a": _tone()}, RATE, scores={"b": {"llm": 3.0, "estoi": 0.5}}, texts={"b": "fine"}), 5.0
+    )
     assert [p.system for p in drawn.players] == ["a", "b"] and not drawn.players[1].audio
     assert drawn.players[1].ratings == {"llm": 3.0} and drawn.players[0].ratings == {}
 
@@ -267,7 +401,9 @@ def test_spectrogram_shows_the_frequency() -> None:
     assert np.isfinite(players.spectrogram_db(np.zeros(10, dtype=np.float32))).all()
 
 
-@pytest.mark.parametrize("bad", [np.zeros(0, dtype=np.float32), np.array([np.nan], dtype=np.float32), np.zeros((2, 8), dtype=np.float32)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros(0, dtype=np.float32), np.array([np.nan], dtype=np.float32), np.zeros((2, 8), dtype=np.float32)]
+)
 def test_bad_audio_costs_its_player(tmp_path: Path, bad: np.ndarray) -> None:
     data = ReportData("t", clips=[Clip("broken", {"x": bad}, RATE), Clip("fine", {"x": _tone()}, RATE)])
     html = render_report(tmp_path / "r.html", data).read_text()
@@ -299,7 +435,10 @@ def test_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(report, "MAX_BYTES", 320_000)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
     config = {"long": "x" * 40_000}
-    path = render_report(tmp_path / "r.html", ReportData("t", clips=[Clip(f"c{i}", {"x": noise}, RATE) for i in range(20)], config=config))
+    path = render_report(
+        tmp_path / "r.html",
+        ReportData("t", clips=[Clip(f"c{i}", {"x": noise}, RATE) for i in range(20)], config=config),
+    )
     assert path.stat().st_size < 330_000 and re.search(r"\d+ of 20 clips were left out", path.read_text())
 
 
@@ -313,22 +452,37 @@ def test_clips_with_a_label_come_first_and_the_blind_test_needs_a_pair(tmp_path:
 
 def test_odd_unicode_costs_a_letter_not_the_page(tmp_path: Path) -> None:
     odd = "half \udce9 pair \u202e turned \x00 \u2028"
-    data = ReportData(odd, clips=[Clip(odd, {odd: _tone()}, RATE, label=odd)], plots=[Plot(odd, [Line(odd, [0, 1], [0, 1])])])
+    data = ReportData(
+        odd, clips=[Clip(odd, {odd: _tone()}, RATE, label=odd)], plots=[Plot(odd, [Line(odd, [0, 1], [0, 1])])]
+    )
     html = render_report(tmp_path / "r.html", data).read_text(encoding="utf-8")
     assert "half ? pair" in html and html.count("<audio") == 1
 
 
 def test_the_bars_of_the_differences_share_a_scale_in_a_row() -> None:
     nan = float("nan")
-    deltas = {"a": {"m": Interval(1, 0, 2, 5)}, "b": {"m": Interval(-1, nan, nan, 1)}, "c": {"m": Interval(nan, 0, 0, 0)}}
+    deltas = {
+        "a": {"m": Interval(1, 0, 2, 5)},
+        "b": {"m": Interval(-1, nan, nan, 1)},
+        "c": {"m": Interval(nan, 0, 0, 0)},
+    }
     places = page_of._forest(ReportData("t", metrics=[Metric("m")], deltas=deltas))
     assert places == {"a": {"m": (50, 73, 96)}, "b": {"m": (27, 27, 27)}, "c": {}}
 
 
-@pytest.mark.parametrize(("value", "plain", "signed"), [
-    (1.23456, "1.235", "+1.235"), (-0.5, "−0.500", "−0.500"), (-0.0001, "0.000", "0.000"), (0.0001, "0.000", "0.000"),
-    (250.04, "250.0", "+250.0"), (None, "–", "–"), (float("nan"), "–", "–"), (float("inf"), "–", "–"),
-])
+@pytest.mark.parametrize(
+    ("value", "plain", "signed"),
+    [
+        (1.23456, "1.235", "+1.235"),
+        (-0.5, "−0.500", "−0.500"),
+        (-0.0001, "0.000", "0.000"),
+        (0.0001, "0.000", "0.000"),
+        (250.04, "250.0", "+250.0"),
+        (None, "–", "–"),
+        (float("nan"), "–", "–"),
+        (float("inf"), "–", "–"),
+    ],
+)
 def test_numbers(value: float | None, plain: str, signed: str) -> None:
     assert page_of._number(value) == plain and page_of._signed(value) == signed
 
@@ -351,9 +505,18 @@ def test_an_empty_report_is_a_page(tmp_path: Path) -> None:
 
 def test_texts_are_shown_with_their_mistakes_and_escaped(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    edits = [Edit("equal", "good", "good"), Edit("replace", evil, "x"), Edit("delete", "gone", ""), Edit("insert", "", evil)]
+    edits = [
+        Edit("equal", "good", "good"),
+        Edit("replace", evil, "x"),
+        Edit("delete", "gone", ""),
+        Edit("insert", "", evil),
+    ]
     clip = Clip("k", {}, 16000, edits={"rl": edits, "silent": []})
     html = render_report(tmp_path / "r.html", ReportData("t", clips=[clip], basis="Sums & sums.")).read_text()
     assert evil not in html and html.count("&lt;script&gt;") == 2
-    assert "<del title=\"said\">gone</del>" in html and "<ins class=\"extra\"" in html and "nothing said, nothing written" in html
+    assert (
+        '<del title="said">gone</del>' in html
+        and '<ins class="extra"' in html
+        and "nothing said, nothing written" in html
+    )
     assert "<audio" not in html and "Struck out" in html  # words without a sound are shown all the same

@@ -18,11 +18,24 @@ from rlspeech.report import Clip, Edit, Grid, Line, Metric, Plot, ReportData, re
 from rlspeech.stats import Interval
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROME = os.environ.get("RLSPEECH_CHROME") or next((found for name in ("chromium", "chromium-browser", "google-chrome")
-                                                    if (found := shutil.which(name))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROME is None, reason="no chromium or google-chrome, nor a path in RLSPEECH_CHROME")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", 
-         "--disable-component-update", "--disable-sync", "--mute-audio", "--autoplay-policy=no-user-gesture-required"]
+CHROME = os.environ.get("RLSPEECH_CHROME") or next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROME is None, reason="no chromium or google-chrome, nor a path in RLSPEECH_CHROME"),
+]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--mute-audio",
+    "--autoplay-policy=no-user-gesture-required",
+]
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 RATE = 16000
 CONTRAST = """() => {  // ratio of every text to what is behind it, as WCAG counts it, the lowest first
@@ -62,20 +75,38 @@ def _data() -> ReportData:
     for n in range(6):
         long = 2 if n else 15  # the first is long enough to be switched while it plays, on a slow machine too
         audio = {"input": _tone(300 + n, long), "base": _tone(500 + n, long), "tuned": _tone(700 + n, 1.25 * long, 0.1)}
-        scores: dict[str, dict[str, float | None]] = {"base": {"llm": 2.0, "lsd": 5.0}, "tuned": {"llm": 2.0 + (n - 2) / 2, "lsd": 5.0 + n}}
+        scores: dict[str, dict[str, float | None]] = {
+            "base": {"llm": 2.0, "lsd": 5.0},
+            "tuned": {"llm": 2.0 + (n - 2) / 2, "lsd": 5.0 + n},
+        }
         label = {0: "largest loss", 5: "largest gain"}.get(n, "")
-        clips.append(Clip(f"clip {n} {EVIL}" if n == 3 else f"=clip {n}", audio, RATE, EVIL, scores, {"tuned": EVIL}, {}, label))
+        clips.append(
+            Clip(f"clip {n} {EVIL}" if n == 3 else f"=clip {n}", audio, RATE, EVIL, scores, {"tuned": EVIL}, {}, label)
+        )
     clips[1].edits = {"tuned": [Edit("replace", EVIL, EVIL), Edit("insert", "", EVIL)]}
     deltas = {"tuned": {"llm": Interval(0.5, 0.2, 0.8, 6), "lsd": Interval(0.5, -0.1, 1.1, 6)}}
-    lines = [Line(EVIL, range(5), range(5), [v - 1 for v in range(5)], [v + 1 for v in range(5)]), Line("other", range(5), [3] * 5)]
+    lines = [
+        Line(EVIL, range(5), range(5), [v - 1 for v in range(5)], [v + 1 for v in range(5)]),
+        Line("other", range(5), [3] * 5),
+    ]
     return ReportData(
-        f"Report {EVIL}", EVIL, [Metric("llm", help=EVIL), Metric("lsd", False), Metric("a_metric_with_a_rather_long_name_without_spaces")],
-        {s: {"llm": Interval(2, 1, 3, 6), "lsd": Interval(5, 4, 6, 6)} for s in ("input", "base", "tuned", EVIL)}, "base", deltas, {},
+        f"Report {EVIL}",
+        EVIL,
+        [Metric("llm", help=EVIL), Metric("lsd", False), Metric("a_metric_with_a_rather_long_name_without_spaces")],
+        {s: {"llm": Interval(2, 1, 3, 6), "lsd": Interval(5, 4, 6, 6)} for s in ("input", "base", "tuned", EVIL)},
+        "base",
+        deltas,
+        {},
         clips,
-        {"key": EVIL, "path": "/x" * 90}, {"torch": "2"}, {"collecting": "3 s"}, ["/very/long/path" * 12, EVIL],
+        {"key": EVIL, "path": "/x" * 90},
+        {"torch": "2"},
+        {"collecting": "3 s"},
+        ["/very/long/path" * 12, EVIL],
         [Grid("Wide", [f"column {n}" for n in range(12)], [["cell"] * 12])],
         plots=[Plot(EVIL, lines, "guard", "a note", 1.0), Plot("loss", lines), Plot("seconds", lines, "cost")],
-        commands=["rlspeech eval --model tuned=" + "runs/x" * 30], facts={"data": "/data" * 40})
+        commands=["rlspeech eval --model tuned=" + "runs/x" * 30],
+        facts={"data": "/data" * 40},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +139,12 @@ class _Context:
         page = self.profile.new_page()
         page.on("console", lambda message: self.troubles.append(message.text))
         page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:", "blob:")) else self.troubles.append(asked.url))
+        page.on(
+            "request",
+            lambda asked: (
+                None if asked.url.startswith(("file:", "data:", "blob:")) else self.troubles.append(asked.url)
+            ),
+        )
         page.goto(self.report.as_uri())
         return page
 
@@ -143,7 +179,9 @@ def test_it_renders_and_every_player_loads(context: _Context) -> None:
     lengths = page.evaluate("[...document.querySelectorAll('audio')].map((a) => a.duration)")
     assert len(lengths) == 18 and all(1.95 < s < 19 for s in lengths)
     assert page.evaluate("[...document.images].every((i) => i.naturalWidth > 100)")
-    assert page.locator(".curves svg").count() >= 3 and page.locator(".curves svg >> nth=0").bounding_box()["height"] > 80
+    assert (
+        page.locator(".curves svg").count() >= 3 and page.locator(".curves svg >> nth=0").bounding_box()["height"] > 80
+    )
 
 
 def test_text_stays_text(context: _Context) -> None:
@@ -178,7 +216,9 @@ def test_filters_and_sorting(context: _Context) -> None:
     assert keys() == ["0"]
     page.get_by_role("button", name="All 6").click()
     page.get_by_label("Sort by difference in").select_option("llm")
-    assert keys() == ["0", "1", "2", "3", "4", "5"] and page.locator("article .gain >> nth=0").inner_text() == "llm −1.000"
+    assert (
+        keys() == ["0", "1", "2", "3", "4", "5"] and page.locator("article .gain >> nth=0").inner_text() == "llm −1.000"
+    )
     page.get_by_label("which first").select_option("best")
     assert keys()[0] == "5"
     page.get_by_label("Sort by difference in").select_option("lsd")
@@ -210,7 +250,9 @@ def test_the_blind_comparison_from_the_first_pair_to_the_export(context: _Contex
     page.get_by_label("Listener").fill("me <b>")
     page.get_by_role("button", name="Start").click()
     dialog = page.locator("dialog")
-    assert "Pair 1 of 6" in dialog.inner_text() and not any(name in dialog.inner_text() for name in ("base", "tuned", "clip"))
+    assert "Pair 1 of 6" in dialog.inner_text() and not any(
+        name in dialog.inner_text() for name in ("base", "tuned", "clip")
+    )
     page.keyboard.press("1")  # nothing was heard yet: no vote
     page.keyboard.press("a")
     page.keyboard.press("2")
@@ -227,11 +269,18 @@ def test_the_blind_comparison_from_the_first_pair_to_the_export(context: _Contex
         assert f"Pair {n + 3} of 6" in dialog.inner_text()
         _vote(page, key)
     told = json.loads(_saved(page, "json", tmp_path))
-    assert told["systems"] == ["base", "tuned"] and told["seed"] == 11 and told["listener"] == "me <b>" and told["equal_loudness"]
+    assert (
+        told["systems"] == ["base", "tuned"]
+        and told["seed"] == 11
+        and told["listener"] == "me <b>"
+        and told["equal_loudness"]
+    )
     votes = told["votes"]
     assert [v["vote"] for v in votes] == ["a", "b", "a", "none", "b", "a"]
     assert all(v["preferred"] == {"a": v["a"], "b": v["b"], "none": "none"}[v["vote"]] for v in votes)
-    assert sorted(v["a"] for v in votes) == ["base"] * 3 + ["tuned"] * 3 and {v["clip"] for v in votes} == {c.key for c in _data().clips}
+    assert sorted(v["a"] for v in votes) == ["base"] * 3 + ["tuned"] * 3 and {v["clip"] for v in votes} == {
+        c.key for c in _data().clips
+    }
     wins = sum(v["preferred"] == "tuned" for v in votes)
     expected = binomtest(wins, 5).proportion_ci(method="wilson")
     assert told["result"]["second"] == wins and told["result"]["none"] == 1 and told["result"]["share"] == wins / 5
@@ -256,7 +305,9 @@ def test_wilson_and_the_order(context: _Context) -> None:
 
 
 def test_a_browser_that_refuses_its_store_only_forgets(context: _Context) -> None:
-    page = context.open("Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied', 'SecurityError'); } });")
+    page = context.open(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied', 'SecurityError'); } });"
+    )
     page.get_by_role("button", name="Blind A/B test").click()
     page.get_by_role("button", name="Start").click()
     _vote(page, "1")
@@ -284,8 +335,13 @@ def test_a_telephone_needs_no_sideways_scrolling(context: _Context) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.get_by_role("button", name="Blind A/B test").click()
     page.get_by_role("button", name="Start").click()
-    assert page.evaluate("(() => { const d = document.querySelector('dialog'); return d.scrollWidth - d.clientWidth; })()") == 0
-    heights = page.evaluate("[...document.querySelectorAll('dialog button')].filter((b) => b.checkVisibility()).map((b) => b.offsetHeight)")
+    assert (
+        page.evaluate("(() => { const d = document.querySelector('dialog'); return d.scrollWidth - d.clientWidth; })()")
+        == 0
+    )
+    heights = page.evaluate(
+        "[...document.querySelectorAll('dialog button')].filter((b) => b.checkVisibility()).map((b) => b.offsetHeight)"
+    )
     assert len(heights) > 6 and min(heights) >= 36  # for fingers
 
 
@@ -316,12 +372,16 @@ def test_the_keyboard_reaches_everything(context: _Context) -> None:
     unnamed = page.evaluate("""[...document.querySelectorAll('button, input, select, [role=region]')].filter((e) => e.checkVisibility()
       && !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length""")
     assert unnamed == 0
-    assert page.evaluate("[...document.querySelectorAll('table')].every((t) => t.caption && !t.querySelector('th:not([scope])'))")
+    assert page.evaluate(
+        "[...document.querySelectorAll('table')].every((t) => t.caption && !t.querySelector('th:not([scope])'))"
+    )
     seen = []
     for _ in range(70):
         page.keyboard.press("Tab")
-        seen.append(page.evaluate("""(() => { const e = document.activeElement, s = getComputedStyle(e);
-          return [s.outlineStyle !== 'none' && e.matches(':focus-visible'), `${e.tagName}.${e.className} ${e.id}`]; })()"""))
+        seen.append(
+            page.evaluate("""(() => { const e = document.activeElement, s = getComputedStyle(e);
+          return [s.outlineStyle !== 'none' && e.matches(':focus-visible'), `${e.tagName}.${e.className} ${e.id}`]; })()""")
+        )
     assert [what for visible, what in seen if not visible and not what.startswith("BODY")] == []  # the end of the page
     assert len({what for _, what in seen}) > 8
 

@@ -77,7 +77,9 @@ def begun(folder: Path) -> None:
 
 def test_a_run_that_never_began_is_no_obstacle(tmp_path: Path) -> None:
     Run.create(tmp_path, "rl", Config()).close()
-    with Run.create(tmp_path, "rl", Config(lr=0.5)) as run:  # the first one failed before its first step, say for a misspelt reward
+    with Run.create(
+        tmp_path, "rl", Config(lr=0.5)
+    ) as run:  # the first one failed before its first step, say for a misspelt reward
         assert not run.resumed
     assert json.loads((tmp_path / "config.resolved.json").read_text())["lr"] == 0.5
 
@@ -86,7 +88,11 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     begun(tmp_path)
     with pytest.raises(UserError) as caught:
         Run.create(tmp_path, "rl", Config(lr=0.5, model=Inner(dim=8), workers=0))
-    assert "lr: 0.001 then, 0.5 now" in caught.value.why and "model.dim" in caught.value.why and "workers" not in caught.value.why
+    assert (
+        "lr: 0.001 then, 0.5 now" in caught.value.why
+        and "model.dim" in caught.value.why
+        and "workers" not in caught.value.why
+    )
     assert "--out NEW" in caught.value.try_this
     with pytest.raises(UserError, match="another stage"):
         Run.create(tmp_path, "eval", Config())
@@ -287,7 +293,9 @@ def _kill_loop(path: Path, rounds: int, seed: int) -> list[int]:
     code = KILL.format(here=str(Path(__file__).parent), path=str(path))
     rng, seen = random.Random(seed), []
     for _ in range(rounds):
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as child:
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
+        ) as child:
             assert child.stdout is not None and child.stderr is not None
             line = child.stdout.readline()
             assert line, child.stderr.read()
@@ -320,9 +328,19 @@ def test_killed_many_times(tmp_path: Path) -> None:
 
 def test_state_comes_back_with_its_types(tmp_path: Path) -> None:
     state: dict[Any, Any] = {
-        "t": torch.randn(3, 4).to(torch.bfloat16), "scalar": torch.tensor(3), "empty": torch.zeros(0, 5), "view": torch.arange(10)[::2],
-        "a": np.arange(5, dtype=np.uint32), "flag": np.array([True]), "n": np.float64(2.5), "i": 7, "f": float("inf"), "s": "é",
-        "none": None, "list": [1, {"x": torch.ones(2)}, (1, "a")], 3: {0: torch.ones(1), 1: {}},
+        "t": torch.randn(3, 4).to(torch.bfloat16),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 5),
+        "view": torch.arange(10)[::2],
+        "a": np.arange(5, dtype=np.uint32),
+        "flag": np.array([True]),
+        "n": np.float64(2.5),
+        "i": 7,
+        "f": float("inf"),
+        "s": "é",
+        "none": None,
+        "list": [1, {"x": torch.ones(2)}, (1, "a")],
+        3: {0: torch.ones(1), 1: {}},
         "deep.er": {"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}},
     }
     save_state(tmp_path, {"all": state})

@@ -35,7 +35,9 @@ def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
     config, provenance = resolve(RL, str(preset), file, {"lr": 3e-3, "steps": 8, "data": None}, ["steps=9"])
     assert (config.clip_s, config.group, config.lr, config.steps, config.kl_beta) == (9.0, 6, 3e-3, 9, 0.5)
     assert provenance["clip_s"].startswith(f"preset {preset}") and provenance["clip_s"].endswith("line 6")
-    assert provenance["group"] == f"{file}, line 1" and provenance["lr"] == "--lr" and provenance["steps"] == "--set steps"
+    assert (
+        provenance["group"] == f"{file}, line 1" and provenance["lr"] == "--lr" and provenance["steps"] == "--set steps"
+    )
     assert "data" not in provenance and "micro_batch" not in provenance
 
 
@@ -86,7 +88,9 @@ def test_set_reads_values_as_yaml(text: str, value: Any) -> None:
 
 
 def test_set_reaches_into_lists() -> None:
-    config, _ = resolve(RL, flags={"rewards": ["estoi=1", "pesq_wb=0.5"]}, sets=["rewards[1].weight=2", "rewards[0].bounds=[0.1,null]"])
+    config, _ = resolve(
+        RL, flags={"rewards": ["estoi=1", "pesq_wb=0.5"]}, sets=["rewards[1].weight=2", "rewards[0].bounds=[0.1,null]"]
+    )
     assert [r.weight for r in config.rewards] == [1.0, 2.0] and config.rewards[0].bounds == (0.1, None)
     assert resolve(RL, sets=["explore.basis[0]=contrast"])[0].explore.basis == ["contrast", "contrast"]
     with pytest.raises(UserError, match=r"rewards has no entry 0 \(--set rewards\[0\].weight\)") as caught:
@@ -116,7 +120,10 @@ def test_set_takes_whole_mappings() -> None:
     config, _ = resolve(RL, sets=sets)
     assert (config.explore.noise, config.explore.bands, config.explore.kind) == (0.2, 8, "gain")
     assert config.diffro.attribute_weights == {"sex": 0.1, "age": 0.2}
-    assert [(r.name, r.weight) for r in resolve(RL, sets=["rewards={estoi: 2, lsd: 1}"])[0].rewards] == [("estoi", 2.0), ("lsd", 1.0)]
+    assert [(r.name, r.weight) for r in resolve(RL, sets=["rewards={estoi: 2, lsd: 1}"])[0].rewards] == [
+        ("estoi", 2.0),
+        ("lsd", 1.0),
+    ]
 
 
 def test_set_reaches_into_mappings() -> None:
@@ -159,7 +166,11 @@ def test_guards_have_a_shorthand() -> None:
         ({"sets": ["temprature=1"]}, "'temprature'", "did you mean sampling.temperature?"),
         ({"sets": ["explore.baands=1"]}, "'explore.baands'", "did you mean explore.bands?"),
         ({"sets": ["explore={nose: 1}"]}, "'explore.nose'", "did you mean explore.noise?"),
-        ({"flags": {"rewards": ["estoi"]}, "sets": ["rewards.0.scal=none"]}, "'rewards[0].scal'", "did you mean rewards[0].scale?"),
+        (
+            {"flags": {"rewards": ["estoi"]}, "sets": ["rewards.0.scal=none"]},
+            "'rewards[0].scal'",
+            "did you mean rewards[0].scale?",
+        ),
     ],
 )
 def test_unknown_keys_are_refused_with_the_closest_name(layers: dict[str, Any], what: str, hint: str) -> None:
@@ -172,7 +183,11 @@ def test_unknown_keys_are_refused_with_the_closest_name(layers: dict[str, Any], 
 def test_a_key_like_no_other_gets_the_whole_list() -> None:
     with pytest.raises(UserError) as caught:
         resolve(RL, sets=["qqqq=1"])
-    assert "steps" in caught.value.why and "explore" in caught.value.why and caught.value.try_this == "rlspeech presets keys rl"
+    assert (
+        "steps" in caught.value.why
+        and "explore" in caught.value.why
+        and caught.value.try_this == "rlspeech presets keys rl"
+    )
 
 
 def test_an_unknown_key_in_a_file_has_its_line(tmp_path: Path) -> None:
@@ -225,7 +240,10 @@ def test_what_is_allowed_is_said(text: str, allowed: str) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [({"algo": "gprpo"}, "did you mean --algo grpo?"), ({"task": "flowsee"}, "did you mean --task flowse? task is flowse|avse|asr|tts")],
+    [
+        ({"algo": "gprpo"}, "did you mean --algo grpo?"),
+        ({"task": "flowsee"}, "did you mean --task flowse? task is flowse|avse|asr|tts"),
+    ],
 )
 def test_a_wrong_choice_is_mended_as_it_was_given(flags: dict[str, str], said: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -240,7 +258,9 @@ def test_type_errors_in_a_file_have_their_line_and_say_what_is_wanted(tmp_path: 
     assert "lr" in str(caught.value) and "group" in str(caught.value) and "--set group" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["steps", "=3", "a..b=1", "rewards[x].weight=1", "rewards[-1]=1", "[0]=1", "steps.x=1", "lr[0]=1"])
+@pytest.mark.parametrize(
+    "text", ["steps", "=3", "a..b=1", "rewards[x].weight=1", "rewards[-1]=1", "[0]=1", "steps.x=1", "lr[0]=1"]
+)
 def test_malformed_set_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         resolve(RL, sets=[text])
@@ -283,7 +303,15 @@ def test_a_file_of_another_stage_is_refused(tmp_path: Path) -> None:
 
 
 def test_numbers_are_those_of_yaml_1_2() -> None:
-    assert [parse_value(t) for t in ("2e-4", "-1E3", ".5e1", "1.5", "7", "1e-4x", "[1e2]")] == [2e-4, -1e3, 5.0, 1.5, 7, "1e-4x", [100.0]]
+    assert [parse_value(t) for t in ("2e-4", "-1E3", ".5e1", "1.5", "7", "1e-4x", "[1e2]")] == [
+        2e-4,
+        -1e3,
+        5.0,
+        1.5,
+        7,
+        "1e-4x",
+        [100.0],
+    ]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

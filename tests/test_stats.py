@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from rlspeech.stats import Interval, _t_quantile, draws_interval, mean_interval, paired_delta, pairwise_cosine, resampled_sums, spearman
+from rlspeech.stats import (
+    Interval,
+    _t_quantile,
+    draws_interval,
+    mean_interval,
+    paired_delta,
+    pairwise_cosine,
+    resampled_sums,
+    spearman,
+)
 
 
 def test_interval_agrees_with_students_t_on_normal_data() -> None:
@@ -77,7 +86,9 @@ def test_paired_delta_counts_items_without_a_partner() -> None:
 
 def _brute_cosine(grads: np.ndarray) -> float:
     k = len(grads)
-    cos = [grads[i] @ grads[j] / np.linalg.norm(grads[i]) / np.linalg.norm(grads[j]) for i in range(k) for j in range(i)]
+    cos = [
+        grads[i] @ grads[j] / np.linalg.norm(grads[i]) / np.linalg.norm(grads[j]) for i in range(k) for j in range(i)
+    ]
     return float(np.mean(cos))
 
 
@@ -127,7 +138,9 @@ def test_resampled_sums_share_their_draws_and_are_unbiased() -> None:
     assert sums.shape == (3000, 3) and np.allclose(sums[:, 2], sums[:, 0] + sums[:, 1])  # one draw for all columns
     assert np.allclose(sums.mean(0), counts.sum(0), rtol=0.02)
     assert np.allclose(sums[:, 0].std(), counts[:, 0].std() * np.sqrt(30), rtol=0.06)
-    assert np.array_equal(sums, resampled_sums(counts, seed=3, n=3000)) and resampled_sums(np.zeros((0, 2)), n=5).shape == (5, 2)
+    assert np.array_equal(sums, resampled_sums(counts, seed=3, n=3000)) and resampled_sums(
+        np.zeros((0, 2)), n=5
+    ).shape == (5, 2)
 
 
 def test_an_interval_of_draws_leaves_out_what_is_not_a_number() -> None:

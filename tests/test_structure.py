@@ -120,7 +120,9 @@ def test_imports_go_down(path: Path) -> None:
     for module, line in imports(path, at_start=False):
         there = part_of(module)
         assert there in FLOORS, f"{path.name}:{line} imports {module}, which does not exist"
-        assert FLOORS[there] <= FLOORS[here], f"{path.name}:{line}: floor {FLOORS[here]} ({here}) imports {module} of floor {FLOORS[there]}"
+        assert FLOORS[there] <= FLOORS[here], (
+            f"{path.name}:{line}: floor {FLOORS[here]} ({here}) imports {module} of floor {FLOORS[there]}"
+        )
         assert (here, there) not in BLIND, f"{path.name}:{line}: {here} may not know {there}"
 
 
@@ -156,12 +158,27 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(module, ())
 
 
-HEAVY = ("av", "cv2", "torch", "numpy", "scipy", "transformers", "peft", "librosa", "onnxruntime", "matplotlib", "yaml", "soundfile")
+HEAVY = (
+    "av",
+    "cv2",
+    "torch",
+    "numpy",
+    "scipy",
+    "transformers",
+    "peft",
+    "librosa",
+    "onnxruntime",
+    "matplotlib",
+    "yaml",
+    "soundfile",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["rl", "--help"], ["prepare", "mix", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    heavy = HEAVY if len(arguments) > 1 else (*HEAVY, "pydantic")  # for a command's own options typer itself imports pydantic
+    heavy = (
+        HEAVY if len(arguments) > 1 else (*HEAVY, "pydantic")
+    )  # for a command's own options typer itself imports pydantic
     code = (
         "import sys\nfrom rlspeech.cli import main\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
         f"found = [m for m in {heavy!r} if m in sys.modules]\nassert not found, found\n"
@@ -187,7 +204,9 @@ def test_help_takes_less_than_half_a_second() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_small(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE, f"{path.name} is longer than {MAX_FILE} lines"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE, (
+        f"{path.name} is longer than {MAX_FILE} lines"
+    )
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = (node.end_lineno or 0) - node.lineno + 1
@@ -200,8 +219,14 @@ def executes_data(path: Path) -> list[str]:
     for node in ast.walk(tree(path)):
         where = f"{path.name}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {a.name.split(".")[0] for a in node.names} if isinstance(node, ast.Import) else {(node.module or "").split(".")[0]}
-            found += [f"{where} imports {n}" for n in names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}]
+            names = (
+                {a.name.split(".")[0] for a in node.names}
+                if isinstance(node, ast.Import)
+                else {(node.module or "").split(".")[0]}
+            )
+            found += [
+                f"{where} imports {n}" for n in names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+            ]
         if not isinstance(node, ast.Call):
             continue
         called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
@@ -240,7 +265,9 @@ def test_the_search_for_executed_data_finds_it(tmp_path: Path) -> None:
         "subprocess.run(c, shell=True)",
         "from_pretrained(n, trust_remote_code=True)",
     ]
-    file.write_text("\n".join([*lines, "torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(t)", "np.load(p)"]))
+    file.write_text(
+        "\n".join([*lines, "torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(t)", "np.load(p)"])
+    )
     assert len(executes_data(file)) == len(lines)
 
 

@@ -31,7 +31,12 @@ class Fake(types.ModuleType):
 
     def __init__(self, trouble: str = "") -> None:
         super().__init__("wandb")
-        self.trouble, self.given, self.started, self.finished = trouble, list[dict[str, Any]](), list[dict[str, Any]](), 0
+        self.trouble, self.given, self.started, self.finished = (
+            trouble,
+            list[dict[str, Any]](),
+            list[dict[str, Any]](),
+            0,
+        )
 
     def Settings(self, **how: Any) -> dict[str, Any]:
         return how
@@ -76,7 +81,9 @@ def samples(folder: Path, step: int = 0) -> None:
         for n in range(6):
             sf.write(folder / "samples" / place / f"clip{n}.flac", 0.1 * np.sin(np.arange(1600) / 5), 16000)
     said = [{"id": f"u{n}", "text": "one <b>two</b>", "hypothesis": None if n else "one too"} for n in range(20)]
-    (folder / "samples" / f"step_{step:06d}" / "said.jsonl").write_text("".join(json.dumps(r) + "\n" for r in said) + '{"id')
+    (folder / "samples" / f"step_{step:06d}" / "said.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in said) + '{"id'
+    )
 
 
 def test_settings_take_one_name_or_several() -> None:
@@ -88,7 +95,9 @@ def test_settings_take_one_name_or_several() -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_missing_tracker_is_said_before_anything_is_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_is_said_before_anything_is_made(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     with pytest.raises(UserError, match=name) as error:
         Run.create(tmp_path / "run", "rl", Small(tracker=[name]))
@@ -125,7 +134,9 @@ def test_wandb_that_does_not_start_stops_before_training(wandb: Fake, tmp_path: 
     with pytest.raises(UserError, match="does not start") as error:
         Run.create(tmp_path / "run", "rl", Small(tracker=["wandb"]))
     assert error.value.why == "RuntimeError: api_key not configured" and "WANDB_MODE=offline" in error.value.try_this
-    with Run.create(tmp_path / "run", "rl", Small()) as run:  # the folder was let go, and who is told does not change what is computed
+    with Run.create(
+        tmp_path / "run", "rl", Small()
+    ) as run:  # the folder was let go, and who is told does not change what is computed
         run.log(0, reward=0.0)
 
 
@@ -178,7 +189,9 @@ def test_tensorboard_gets_the_same_and_forgets_what_is_done_again(tmp_path: Path
         run.log(2, reward=0.5)
     events = _events(tmp_path / "run" / "tensorboard")
     assert [(e.step, e.value) for e in events.Scalars("reward")] == [(1, 0.25), (2, 0.5)]
-    assert events.Tags()["audio"] == [f"samples/clip{n}/{what}" for what in ("output", "input") for n in range(tracking.CLIPS)]
+    assert events.Tags()["audio"] == [
+        f"samples/clip{n}/{what}" for what in ("output", "input") for n in range(tracking.CLIPS)
+    ]
     (clip,) = events.Audio("samples/clip0/output")
     assert (clip.sample_rate, clip.step) == (16000, 0) and clip.encoded_audio_string[:4] == b"RIFF"
     texts = events.Tags()["tensors"]

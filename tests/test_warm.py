@@ -21,22 +21,44 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 def test_streams_folder_environment_and_exit_codes_are_the_callers(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / "probe.py").write_text("import os, sys\nprint(os.getcwd(), os.environ['WHO'], sys.stdin.read())\n")
-    call = ["rlspeech", "rl", "--task", "probe:missing", "--out", "out"]  # reads probe.py, which is only on the caller's path
+    call = [
+        "rlspeech",
+        "rl",
+        "--task",
+        "probe:missing",
+        "--out",
+        "out",
+    ]  # reads probe.py, which is only on the caller's path
     mine = {**env, "PYTHONPATH": str(tmp_path), "WHO": "me"}
     done = subprocess.run(call, env=mine, cwd=tmp_path, input="hi", capture_output=True, text=True)
     assert done.returncode == 2 and f"{tmp_path} me hi" in done.stdout + done.stderr
-    assert subprocess.run(["rlspeech", "--version"], env=env, capture_output=True, text=True).stdout.startswith("rlspeech ")
-    ends = subprocess.run("rlspeech presets ls | head -n 1; echo ${PIPESTATUS[0]}", shell=True, executable="/bin/bash", env=env,
-                          capture_output=True, text=True)
+    assert subprocess.run(["rlspeech", "--version"], env=env, capture_output=True, text=True).stdout.startswith(
+        "rlspeech "
+    )
+    ends = subprocess.run(
+        "rlspeech presets ls | head -n 1; echo ${PIPESTATUS[0]}",
+        shell=True,
+        executable="/bin/bash",
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert ends.stdout.splitlines()[-1] == "141", ends
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_signals_reach_the_command(tmp_path: Path, env: dict[str, str], number: int, code: int) -> None:
     (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
     before = children()
-    process = subprocess.Popen(["rlspeech", "rl", "--task", "slow:task", "--out", "out"], cwd=tmp_path,
-                               env={**env, "PYTHONPATH": str(tmp_path)}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["rlspeech", "rl", "--task", "slow:task", "--out", "out"],
+        cwd=tmp_path,
+        env={**env, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     while not (tmp_path / "begun").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -55,4 +77,3 @@ def children() -> set[str]:
     """Forks of this process's server."""
     found = subprocess.run(["pgrep", "-f", f"{warm.server()} --serve"], capture_output=True, text=True).stdout.split()
     return set(found)
-

@@ -33,7 +33,11 @@ def shim(folder: Path, before: str = "") -> Path:
     """Write ``folder/rlspeech``, which first runs the lines ``before`` (they may change ``$@``); answer the folder, to be put on PATH."""
     folder.mkdir(parents=True, exist_ok=True)
     python = shlex.quote(sys.executable)
-    start = f"{python} -I -S {shlex.quote(str(Path(__file__)))} {server()}" if hasattr(os, "pidfd_open") else f"{python} -m rlspeech"
+    start = (
+        f"{python} -I -S {shlex.quote(str(Path(__file__)))} {server()}"
+        if hasattr(os, "pidfd_open")
+        else f"{python} -m rlspeech"
+    )
     (folder / "rlspeech").write_text(f'#!/usr/bin/env bash\n{before}\nexec {start} "$@"\n')
     (folder / "rlspeech").chmod(0o755)
     return folder
@@ -44,7 +48,11 @@ def server() -> str:
     """Start this process's server, once; answer its socket. It ends with this process, whose end of its standard input then closes."""
     folder = tempfile.mkdtemp(prefix="warm-")
     path = os.path.join(folder, "socket")
-    calm = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0"}  # read when torch is loaded, not by the fork
+    calm = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": "1",
+        "KMP_BLOCKTIME": "0",
+    }  # read when torch is loaded, not by the fork
     env = {**calm, **os.environ, "PYTHONPATH": str(ROOT)}
     call = [sys.executable, str(Path(__file__)), path, "--serve"]
     process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
@@ -80,7 +88,11 @@ def serve(path: str) -> None:
     for name in IMPORTS:
         import_module(name)
     gc.freeze()
-    listener, wait, running = socket.socket(socket.AF_UNIX), selectors.DefaultSelector(), dict[int, tuple[int, socket.socket]]()
+    listener, wait, running = (
+        socket.socket(socket.AF_UNIX),
+        selectors.DefaultSelector(),
+        dict[int, tuple[int, socket.socket]](),
+    )
     listener.bind(path)
     listener.listen(16)
     wait.register(listener, selectors.EVENT_READ)

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["get_algorithm"]
 
 
-def get_algorithm(config: RL, policy: Policy, optimizer: Optimizer,
-                  average: Callable[[Iterable[Any]], None] = lambda parameters: None, soft: SoftReward | None = None) -> PolicyUpdate:
+def get_algorithm(
+    config: RL,
+    policy: Policy,
+    optimizer: Optimizer,
+    average: Callable[[Iterable[Any]], None] = lambda parameters: None,
+    soft: SoftReward | None = None,
+) -> PolicyUpdate:
     """The algorithm that ``config.algo`` names, in its configured form.
 
     Args:

@@ -45,7 +45,10 @@ EPOCH = 7_919  # and of updates on one
 
 def sound_rows(rollout: Rollout) -> tuple[Tensor, Tensor]:
     """(N,) bool each: rows that stopped by themselves, and rows whose tokens do not loop (those without tokens do not)."""
-    loops = [s.tokens is not None and find_loop(np.asarray(s.tokens).ravel(), s.token_s or TOKEN_S) is not None for s in rollout.samples]
+    loops = [
+        s.tokens is not None and find_loop(np.asarray(s.tokens).ravel(), s.token_s or TOKEN_S) is not None
+        for s in rollout.samples
+    ]
     return rollout.finished.clone(), ~torch.tensor(loops, dtype=torch.bool)
 
 
@@ -58,12 +61,22 @@ class _Soft(PolicyUpdate):
 
     requires: ClassVar[frozenset[str]] = frozenset({"sample", "relax"})
 
-    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None, *,
-                 soft: SoftReward | None = None) -> None:
+    def __init__(
+        self,
+        config: RL,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        average: Average = lambda parameters: None,
+        *,
+        soft: SoftReward | None = None,
+    ) -> None:
         super().__init__(config, policy, optimizer, average)
         if soft is None and config.policy_weight:
-            raise UserError(f"{self.name} needs a differentiable reward", "none was given: --probe compares sampled rewards only",
-                            "--algo grpo")
+            raise UserError(
+                f"{self.name} needs a differentiable reward",
+                "none was given: --probe compares sampled rewards only",
+                "--algo grpo",
+            )
         self.soft, self.collections = soft, 0
 
     @property
@@ -98,7 +111,9 @@ class _Soft(PolicyUpdate):
         experience.logged["diffro/tau"] = self.tau
         return kept
 
-    def soft_gradients(self, experience: Experience, prompts: Tensor, kl_beta: float) -> tuple[GradientSum, dict[str, float]]:
+    def soft_gradients(
+        self, experience: Experience, prompts: Tensor, kl_beta: float
+    ) -> tuple[GradientSum, dict[str, float]]:
         """Gradients (P,) of the differentiable reward's loss, one a micro-batch of prompts, and what is logged of them.
 
         Args:
@@ -127,8 +142,16 @@ class _Soft(PolicyUpdate):
             if kl_beta and kl is None:
                 kl = policy.log_prob(rollout, rows, with_kl=True).kl
             mask, known = rollout.mask[here], reward.detach().isfinite()
-            loss = soft_loss(reward, torch.ones_like(known), size, kl if kl_beta else None, mask, kl_beta=kl_beta, normaliser=normaliser,
-                             mean=cfg.loss_mean)
+            loss = soft_loss(
+                reward,
+                torch.ones_like(known),
+                size,
+                kl if kl_beta else None,
+                mask,
+                kl_beta=kl_beta,
+                normaliser=normaliser,
+                mean=cfg.loss_mean,
+            )
             if loss.requires_grad:  # not where nothing could be scored
                 grads.add(flat_gradient(loss, policy.parameters()))
             values = reward.detach().float().cpu()
@@ -138,11 +161,18 @@ class _Soft(PolicyUpdate):
                 away.append(float(kl.detach()[mask].mean()))
             self.noted(experience, rows, values)
         if blind > cfg.max_unscorable * max(1, seen):
-            raise UserError(f"{100 * blind / seen:.0f} % of the relaxed rows could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
-                            "the differentiable reward has no number for them", "--set clip_s=2, or rlspeech check on the data")
+            raise UserError(
+                f"{100 * blind / seen:.0f} % of the relaxed rows could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
+                "the differentiable reward has no number for them",
+                "--set clip_s=2, or rlspeech check on the data",
+            )
         named = {f"diffro/{k}": _mean(parts, k) for k in (parts[0] if parts else {}) if k != "rows"}
-        return grads, {**named, **({"kl": float(np.mean(away))} if away else {}), "diffro/agreement": grads.agreement(),
-                       "diffro/grad_norm": 0.0 if grads.total is None else float(grads.total.norm())}
+        return grads, {
+            **named,
+            **({"kl": float(np.mean(away))} if away else {}),
+            "diffro/agreement": grads.agreement(),
+            "diffro/grad_norm": 0.0 if grads.total is None else float(grads.total.norm()),
+        }
 
     def noted(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
         """Hook: the differentiable reward (n,) of some rows, nan where there is none."""
@@ -158,13 +188,15 @@ class DiffRO(_Soft):
 
     name = "diffro"
 
-    def scored(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *,
-               seed: int) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+    def scored(
+        self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
+    ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
         """Nothing: no sampled reward takes part."""
         return {}, None
 
-    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
-              base: Any = None) -> tuple[np.ndarray, Advantage]:
+    def judge(
+        self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
+    ) -> tuple[np.ndarray, Advantage]:
         """No reward yet, and an advantage of 0."""
         n = len(rollout.group)
         return np.full(n, np.nan), Advantage(torch.zeros(n), 0.0, 0.0, len(torch.unique(rollout.group)), 0)
@@ -178,7 +210,9 @@ class DiffRO(_Soft):
         signal = len(torch.unique(rollout.group[kept]))
         experience.advantage = Advantage(kept.float(), 0.0, 1.0 - signal / max(1, groups), groups, signal)
 
-    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, dict[str, float]]:
+    def gradients(
+        self, experience: Experience, advantage: Tensor, prompts: Tensor
+    ) -> tuple[GradientSum, dict[str, float]]:
         """The gradient of -R + beta KL over some prompts."""
         grads, stats = self.soft_gradients(experience, prompts, self.loss_beta)
         if grads.total is None:
@@ -200,11 +234,15 @@ class GRPODiffRO(_Soft, GRPO):
         super().credit(experience, rollout)
         advantage, on = experience.advantage.value, self.config.diffro.on
         scored = torch.from_numpy(np.isfinite(experience.reward))
-        wanted = {"positive": advantage > 0, "nonnegative": (advantage >= 0) & scored, "all": torch.ones_like(scored)}[on]
+        wanted = {"positive": advantage > 0, "nonnegative": (advantage >= 0) & scored, "all": torch.ones_like(scored)}[
+            on
+        ]
         self.note_kept(experience, rollout, wanted, drop=on != "all")
         experience.logged["diffro/weight"] = self.config.diffro.weight
 
-    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, dict[str, float]]:
+    def gradients(
+        self, experience: Experience, advantage: Tensor, prompts: Tensor
+    ) -> tuple[GradientSum, dict[str, float]]:
         """GRPO's gradient plus ``diffro.weight`` times the differentiable reward's; the agreement of the parts stays GRPO's."""
         grads, stats = super().gradients(experience, advantage, prompts)
         total, weight = cast(Tensor, grads.total), self.config.diffro.weight

@@ -46,4 +46,6 @@ class GradientSum:
 def flat_gradient(loss: Tensor, parameters: Sequence[Parameter]) -> Tensor:
     """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on."""
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+    )

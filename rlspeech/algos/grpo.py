@@ -37,14 +37,20 @@ class GRPO(PolicyUpdate):
     name = "grpo"
     compares = True
 
-    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+    def __init__(
+        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
+    ) -> None:
         if config.policy_weight and config.group < 2:
-            raise UserError("grpo needs at least 2 rollouts a prompt", "a rollout is compared with the others of its group",
-                            "--set group=8, or --algo ppo")
+            raise UserError(
+                "grpo needs at least 2 rollouts a prompt",
+                "a rollout is compared with the others of its group",
+                "--set group=8, or --algo ppo",
+            )
         super().__init__(config, policy, optimizer, average)
 
-    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
-              base: Any = None) -> tuple[np.ndarray, Advantage]:
+    def judge(
+        self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
+    ) -> tuple[np.ndarray, Advantage]:
         """Composed reward and advantage, both (N,), of one collection under any composition of its scores."""
         cfg = self.config
         composed = compose(scores, rollout.group.numpy(), specs, cfg.advantage).reward

@@ -13,8 +13,21 @@ from torch import Tensor
 
 from rlspeech.types import LogProb
 
-__all__ = ["Advantage", "Surrogate", "agreement", "critical_batch", "decision_rewards", "explained_variance", "gae", "group_advantage",
-           "policy_loss", "relative_advantage", "soft_loss", "value_loss", "whitened"]
+__all__ = [
+    "Advantage",
+    "Surrogate",
+    "agreement",
+    "critical_batch",
+    "decision_rewards",
+    "explained_variance",
+    "gae",
+    "group_advantage",
+    "policy_loss",
+    "relative_advantage",
+    "soft_loss",
+    "value_loss",
+    "whitened",
+]
 
 EPS = 1e-8
 
@@ -32,7 +45,9 @@ class Advantage(NamedTuple):
     signal: int
 
 
-def group_advantage(reward: Tensor, group: Tensor, std: Literal["group", "batch", "none"] = "group", clip: float = 5.0) -> Advantage:
+def group_advantage(
+    reward: Tensor, group: Tensor, std: Literal["group", "batch", "none"] = "group", clip: float = 5.0
+) -> Advantage:
     """A_i = (R_i - mean of its group) / std, the statistics over the rows that could be scored.
 
     Unscorable rows (NaN) and groups whose rewards are all equal get 0. Population standard deviation, as in FlowSE-GRPO (Eq. 8).
@@ -51,7 +66,9 @@ def group_advantage(reward: Tensor, group: Tensor, std: Literal["group", "batch"
     count = torch.zeros(groups, dtype=torch.double).index_add_(0, index, known.double())
     mean = torch.zeros(groups, dtype=torch.double).index_add_(0, index, filled) / count.clamp_min(1)
     centred = torch.where(known, reward - mean[index], torch.zeros_like(reward))
-    spread = (torch.zeros(groups, dtype=torch.double).index_add_(0, index, centred.square()) / count.clamp_min(1)).sqrt()
+    spread = (
+        torch.zeros(groups, dtype=torch.double).index_add_(0, index, centred.square()) / count.clamp_min(1)
+    ).sqrt()
     signal = (count >= 2) & (spread > EPS * (1 + mean.abs()))
     if std == "group":
         value = centred / spread[index].clamp_min(EPS)
@@ -61,11 +78,24 @@ def group_advantage(reward: Tensor, group: Tensor, std: Literal["group", "batch"
     else:
         value = centred
     value = torch.where(known & signal[index], value, torch.zeros_like(value)).clamp(-clip, clip)
-    return Advantage(value.float(), 1.0 - known.double().mean().item(), 1.0 - signal.double().mean().item(), groups, int(signal.sum()))
+    return Advantage(
+        value.float(),
+        1.0 - known.double().mean().item(),
+        1.0 - signal.double().mean().item(),
+        groups,
+        int(signal.sum()),
+    )
 
 
-def relative_advantage(relative: Tensor, group: Tensor, kl: Tensor | None = None, beta: float = 0.0, *, whiten: bool = False,
-                       clip: float = 5.0) -> Advantage:
+def relative_advantage(
+    relative: Tensor,
+    group: Tensor,
+    kl: Tensor | None = None,
+    beta: float = 0.0,
+    *,
+    whiten: bool = False,
+    clip: float = 5.0,
+) -> Advantage:
     """A = R - beta KL, R the reward relative to the frozen base's output; no critic, no other rollout takes part (LR-AVSE).
 
     Args:
@@ -88,7 +118,11 @@ def whitened(value: Tensor, known: Tensor, clip: float) -> Tensor:
         return torch.zeros_like(value)
     mean, spread = value[known].mean(), value[known].std(correction=0)
     flat = bool(spread <= EPS * (1 + mean.abs()))
-    return torch.zeros_like(value) if flat else torch.where(known, (value - mean) / spread, torch.zeros_like(value)).clamp(-clip, clip)
+    return (
+        torch.zeros_like(value)
+        if flat
+        else torch.where(known, (value - mean) / spread, torch.zeros_like(value)).clamp(-clip, clip)
+    )
 
 
 def _by_prompt(value: Tensor, known: Tensor, group: Tensor) -> Advantage:
@@ -110,8 +144,16 @@ def decision_rewards(reward: Tensor, mask: Tensor, kl: Tensor | None = None, bet
     return torch.where(mask & known[:, None], paid, torch.zeros_like(paid))
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, group: Tensor, *, discount: float, lam: float,
-        known: Tensor | None = None) -> tuple[Advantage, Tensor]:
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    group: Tensor,
+    *,
+    discount: float,
+    lam: float,
+    known: Tensor | None = None,
+) -> tuple[Advantage, Tensor]:
     """Generalised advantage estimation (arXiv 1506.02438) over each row's own decisions, those that its mask leaves.
 
     delta_s = r_s + discount V_(s+1) - V_s,  A_s = delta_s + discount lam A_(s+1),  both 0 behind the last decision; return = A + V.
@@ -160,8 +202,17 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return 1.0 - error.var(correction=0).item() / spread if spread > EPS**2 else float("nan")
 
 
-def soft_loss(reward: Tensor, kept: Tensor, rows: float, kl: Tensor | None = None, mask: Tensor | None = None, *, kl_beta: float = 0.0,
-              normaliser: float = 1.0, mean: Literal["token", "sequence"] = "token") -> Tensor:
+def soft_loss(
+    reward: Tensor,
+    kept: Tensor,
+    rows: float,
+    kl: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    kl_beta: float = 0.0,
+    normaliser: float = 1.0,
+    mean: Literal["token", "sequence"] = "token",
+) -> Tensor:
     """DiffRO's loss, -R + beta KL, as its mean over an update's rows; R by its own gradient (arXiv 2507.05911).
 
     Args:
@@ -189,9 +240,20 @@ class Surrogate(NamedTuple):
     log_ratio: Tensor
 
 
-def policy_loss(new: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, *, clip_range: float, kl_beta: float, normaliser: float,
-                ratio: Literal["plain", "rationorm"] = "plain", clip_high: float | None = None,
-                level: Literal["token", "sequence"] = "token", mean: Literal["token", "sequence"] = "token") -> Surrogate:
+def policy_loss(
+    new: LogProb,
+    old: Tensor,
+    mask: Tensor,
+    advantage: Tensor,
+    *,
+    clip_range: float,
+    kl_beta: float,
+    normaliser: float,
+    ratio: Literal["plain", "rationorm"] = "plain",
+    clip_high: float | None = None,
+    level: Literal["token", "sequence"] = "token",
+    mean: Literal["token", "sequence"] = "token",
+) -> Surrogate:
     """PPO's clipped surrogate plus beta times the KL to the reference. ``kl_old`` is the k3 estimate of the KL to who acted.
 
     loss = sum over decisions of w [-min(rho A, clip(rho, 1 - low, 1 + high) A) + beta KL] / normaliser.
@@ -211,7 +273,10 @@ def policy_loss(new: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, *, c
         level: "sequence": one ratio a rollout, the geometric mean of its decisions' (GSPO, arXiv 2507.18071).
         mean: w is 1, or "sequence": 1 / the rollout's decisions (GRPO, arXiv 2402.03300: long rollouts weigh no more than short ones).
     """
-    log_ratio, weight = torch.where(mask, new.logp - old, torch.zeros_like(old)), mask.float()  # a masked decision may hold anything
+    log_ratio, weight = (
+        torch.where(mask, new.logp - old, torch.zeros_like(old)),
+        mask.float(),
+    )  # a masked decision may hold anything
     moved = log_ratio.detach()
     if ratio == "rationorm":
         log_ratio = torch.where(mask, (log_ratio + new.drift) * new.scale, torch.zeros_like(old))
@@ -224,10 +289,16 @@ def policy_loss(new: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, *, c
     clipped = rho.clamp(1 - clip_range, 1 + (clip_range if clip_high is None else clip_high))
     loss = (-torch.minimum(rho * a, clipped * a) * weight * share).sum() / normaliser
     count = mask.sum().clamp_min(1)
-    stats = {"ratio_mean": float((rho.detach() * mask).sum() / count), "ratio_max_gap": float(((rho.detach() - 1).abs() * mask).max()),
-             "kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count), "rows": float(mask.shape[0]),
-             **{f"clipped_{name}": _share((rho != clipped) & (rho * a > clipped * a) & sign & mask, sign & mask)
-                for name, sign in (("positive", a > 0), ("negative", a < 0))}}
+    stats = {
+        "ratio_mean": float((rho.detach() * mask).sum() / count),
+        "ratio_max_gap": float(((rho.detach() - 1).abs() * mask).max()),
+        "kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count),
+        "rows": float(mask.shape[0]),
+        **{
+            f"clipped_{name}": _share((rho != clipped) & (rho * a > clipped * a) & sign & mask, sign & mask)
+            for name, sign in (("positive", a > 0), ("negative", a < 0))
+        },
+    }
     if new.kl is not None:
         kl = torch.where(mask, new.kl, torch.zeros_like(new.kl))
         loss = loss + kl_beta * (kl * share).sum() / normaliser

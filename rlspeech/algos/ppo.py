@@ -42,16 +42,25 @@ class PPO(PolicyUpdate):
 
     name = "ppo"
 
-    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+    def __init__(
+        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
+    ) -> None:
         if config.advantage != "sum_then_norm":
-            raise UserError(f"ppo has no advantage={config.advantage}", "only grpo normalises rewards inside groups",
-                            "--set advantage=sum_then_norm")
+            raise UserError(
+                f"ppo has no advantage={config.advantage}",
+                "only grpo normalises rewards inside groups",
+                "--set advantage=sum_then_norm",
+            )
         scales = {spec.scale for spec in config.rewards if spec.weight}
-        if config.policy_weight and (("group" in scales and config.group < 2)
-                                     or ("batch" in scales and config.group * config.prompts_per_step < 2)):
-            raise UserError("one rollout has no spread to divide its reward by",
-                            f"scale {', '.join(sorted(scales))}, group {config.group}, {config.prompts_per_step} prompt(s) a step",
-                            "in a preset or config file: rewards: [{name: NAME, scale: none}]")
+        if config.policy_weight and (
+            ("group" in scales and config.group < 2)
+            or ("batch" in scales and config.group * config.prompts_per_step < 2)
+        ):
+            raise UserError(
+                "one rollout has no spread to divide its reward by",
+                f"scale {', '.join(sorted(scales))}, group {config.group}, {config.prompts_per_step} prompt(s) a step",
+                "in a preset or config file: rewards: [{name: NAME, scale: none}]",
+            )
         super().__init__(config, policy, optimizer, average)
 
     @property
@@ -75,7 +84,9 @@ class PPO(PolicyUpdate):
         experience.logged["kl"] = float(torch.where(rollout.mask, kl, torch.zeros_like(kl)).sum() / count)
         if all(look.kl_other is not None for look in looks):
             other = torch.cat([cast(Tensor, look.kl_other) for look in looks])
-            experience.logged["kl_other"] = float(torch.where(rollout.mask, other, torch.zeros_like(other)).sum() / count)
+            experience.logged["kl_other"] = float(
+                torch.where(rollout.mask, other, torch.zeros_like(other)).sum() / count
+            )
         return torch.where(rollout.mask, kl, torch.zeros_like(kl)).cpu()
 
 
@@ -84,12 +95,15 @@ class RelativePPO(PPO):
 
     requires = frozenset({"sample", "base"})
 
-    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+    def __init__(
+        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
+    ) -> None:
         super().__init__(config, policy, optimizer, average)
         self.known = BaseScores()
 
-    def scored(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *,
-               seed: int) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+    def scored(
+        self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
+    ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
         """The rollouts' scores and, behind them, those of the base's outputs that were not known; and the base's by row."""
         policy, names = cast(BasePolicy, self.policy), [clip_name(clip) for clip in prompts]
         wanted = [spec.name for spec in self.config.rewards]
@@ -108,8 +122,13 @@ class RelativePPO(PPO):
         rows = rollout.group.tolist()
         return columns, {column: np.array([found[names[p]].get(column, np.nan) for p in rows]) for column in columns}
 
-    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
-              base: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, Advantage]:
+    def judge(
+        self,
+        rollout: Rollout,
+        scores: dict[str, np.ndarray],
+        specs: Sequence[RewardSpec],
+        base: dict[str, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, Advantage]:
         """The rollouts' reward relative to the base (N,), and the advantage (N,) that it is, under any composition.
 
         Args:
@@ -118,8 +137,9 @@ class RelativePPO(PPO):
         assert base is not None
         made = relative_reward(scores, base, rollout.group.numpy(), specs)
         difference = self.treated(made.difference, rollout.finished)
-        return difference, relative_advantage(torch.from_numpy(difference), rollout.group, whiten=self.config.ppo.whiten,
-                                              clip=self.config.advantage_clip)
+        return difference, relative_advantage(
+            torch.from_numpy(difference), rollout.group, whiten=self.config.ppo.whiten, clip=self.config.advantage_clip
+        )
 
     def credit(self, experience: Experience, rollout: Rollout) -> None:
         """A = R - beta KL. A row's KL is the sum over its decisions."""
@@ -128,8 +148,14 @@ class RelativePPO(PPO):
         made = relative_reward(experience.scores, experience.base, rollout.group.numpy(), cfg.rewards)
         difference, kl = self.treated(made.difference, rollout.finished), self.divergence(experience, rollout)
         experience.reward = np.where(np.isfinite(difference), self.treated(made.reward, rollout.finished), np.nan)
-        experience.advantage = relative_advantage(torch.from_numpy(difference), rollout.group, None if kl is None else kl.sum(1),
-                                                  cfg.kl_beta, whiten=cfg.ppo.whiten, clip=cfg.advantage_clip)
+        experience.advantage = relative_advantage(
+            torch.from_numpy(difference),
+            rollout.group,
+            None if kl is None else kl.sum(1),
+            cfg.kl_beta,
+            whiten=cfg.ppo.whiten,
+            clip=cfg.advantage_clip,
+        )
         known = np.isfinite(made.difference)  # also where a row that never stopped got its own number
         for name, values in (("reward_base", made.base), ("reward_relative", made.difference)):
             experience.logged[name] = float(values[known].mean()) if known.any() else float("nan")
@@ -141,13 +167,16 @@ class CriticPPO(PPO):
 
     requires = frozenset({"sample", "critic"})
 
-    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+    def __init__(
+        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
+    ) -> None:
         super().__init__(config, policy, optimizer, average)
         self.critic = Critic(config.ppo, seed=config.seed, average=average, grad_clip=config.grad_clip)
         self.spread: dict[str, float] = {}  # by reward, of the first collection that had any
 
-    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
-              base: Any = None) -> tuple[np.ndarray, Advantage]:
+    def judge(
+        self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
+    ) -> tuple[np.ndarray, Advantage]:
         """Composed reward (N,) and advantage (N, S) under any composition of the scores, with its mean for a value.
 
         The critic knows the configured composition only, so that it is not asked here.
@@ -172,14 +201,20 @@ class CriticPPO(PPO):
         if any(specs[i].name not in self.spread for i in scaled):  # the same in every process, which all take part
             columns = [torch.from_numpy(made.parts[np.isfinite(made.parts[:, i]), i])[:, None] for i in scaled]
             device = self.policy.parameters()[0].device
-            for i, moments in zip(scaled, pooled_moments([c.float().to(device) for c in columns], self.average), strict=True):
+            for i, moments in zip(
+                scaled, pooled_moments([c.float().to(device) for c in columns], self.average), strict=True
+            ):
                 if moments is not None and moments[1].item() > 1e-6 * (1 + abs(moments[0].item())):
                     self.spread.setdefault(specs[i].name, moments[1].item())
-        unit = np.array([self.spread.get(spec.name, np.inf) if spec.scale == "batch" else 1.0 for spec in specs])  # none yet: adds 0
+        unit = np.array(
+            [self.spread.get(spec.name, np.inf) if spec.scale == "batch" else 1.0 for spec in specs]
+        )  # none yet: adds 0
         active = made.weights != 0
         return np.asarray((made.parts / unit)[:, active] @ made.weights[active])
 
-    def _advantage(self, paid: Tensor, values: Tensor, mask: Tensor, group: Tensor, known: Tensor) -> tuple[Advantage, Tensor]:
+    def _advantage(
+        self, paid: Tensor, values: Tensor, mask: Tensor, group: Tensor, known: Tensor
+    ) -> tuple[Advantage, Tensor]:
         ppo = self.config.ppo
         advantage, returns = gae(paid, values, mask, group, discount=ppo.discount, lam=ppo.gae_lambda, known=known)
         if ppo.whiten:
@@ -194,7 +229,9 @@ class CriticPPO(PPO):
         known, mask = torch.from_numpy(np.isfinite(experience.reward)), rollout.mask.cpu()
         kl = self.divergence(experience, rollout)
         paid = decision_rewards(torch.from_numpy(experience.reward), mask, kl, cfg.kl_beta)
-        features = torch.cat([policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)])
+        features = torch.cat(
+            [policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)]
+        )
         takes = known & self.taking(rollout.finished)
         counts = mask & takes[:, None]
         device = features.device

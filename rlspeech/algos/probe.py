@@ -22,7 +22,9 @@ __all__ = ["Agreement", "probe_gradients", "summarise"]
 Agreement = dict[str, tuple[Interval, float]]
 
 
-def probe_gradients(policy: Policy, rollout: Rollout, advantages: Mapping[str, Tensor], micro_batch: int) -> dict[str, Tensor]:
+def probe_gradients(
+    policy: Policy, rollout: Rollout, advantages: Mapping[str, Tensor], micro_batch: int
+) -> dict[str, Tensor]:
     """Gradient (P,) of the on-policy surrogate (ratio 1, no KL) for every column of advantages (N,) or (N, S).
 
     Args:
@@ -42,7 +44,9 @@ def probe_gradients(policy: Policy, rollout: Rollout, advantages: Mapping[str, T
             mine = advantage[rows].to(logp.device)
             loss = -(logp * mask * (mine if mine.dim() == 2 else mine[:, None])).sum() / count
             found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            totals[name] += torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)])
+            totals[name] += torch.cat(
+                [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+            )
     return {name: total.cpu() for name, total in totals.items()}
 
 

@@ -74,8 +74,13 @@ class Relative(NamedTuple):
     difference: np.ndarray
 
 
-def relative_reward(scores: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], group: np.ndarray, specs: Sequence[RewardSpec],
-                    higher_is_better: Mapping[str, bool] | None = None) -> Relative:
+def relative_reward(
+    scores: Mapping[str, np.ndarray],
+    base: Mapping[str, np.ndarray],
+    group: np.ndarray,
+    specs: Sequence[RewardSpec],
+    higher_is_better: Mapping[str, bool] | None = None,
+) -> Relative:
     """Sum over the rewards of weight x (rollout - base) / spread, both clamped and signed as the specs say.
 
     The spread is the *rollouts'*: over the batch, inside the group, or 1, by the spec's scale; a reward without spread adds 0. With

@@ -34,8 +34,14 @@ class Draw(NamedTuple):
     columns: dict[str, list[Score]]
 
 
-def refill(first: Draw, draw: Callable[[list[Any], int], Draw], further: Callable[[int], list[Any]], lively: Callable[[Draw], Tensor],
-           join: Callable[[Sequence[tuple[Rollout, Tensor]]], Rollout], rounds: int) -> tuple[Draw, dict[str, float]]:
+def refill(
+    first: Draw,
+    draw: Callable[[list[Any], int], Draw],
+    further: Callable[[int], list[Any]],
+    lively: Callable[[Draw], Tensor],
+    join: Callable[[Sequence[tuple[Rollout, Tensor]]], Rollout],
+    rounds: int,
+) -> tuple[Draw, dict[str, float]]:
     """Replace prompts without signal, up to ``rounds`` times.
 
     Args:
@@ -60,7 +66,11 @@ def refill(first: Draw, draw: Callable[[list[Any], int], Draw], further: Callabl
         if not prompts:
             break
         current = draw(prompts, number + 1)
-    logged = {"prompts_drawn": float(drawn), "constant_drawn": 1.0 - alive / drawn, "resampling_short": float(wanted - found)}
+    logged = {
+        "prompts_drawn": float(drawn),
+        "constant_drawn": 1.0 - alive / drawn,
+        "resampling_short": float(wanted - found),
+    }
     if len(draws) == 1:
         return first, logged
     parts, missing, spare = list[tuple[Draw, Tensor]](), wanted, wanted - found
@@ -71,7 +81,13 @@ def refill(first: Draw, draw: Callable[[list[Any], int], Draw], further: Callabl
         spare, missing = spare - int((keep & ~signal).sum()), missing - len(chosen)
         parts.append((made, chosen))
     parts = [(made, chosen) for made, chosen in parts if len(chosen)]
-    rows = [torch.cat([(made.rollout.group == p).nonzero()[:, 0] for p in chosen.tolist()]).tolist() for made, chosen in parts]
-    columns = {name: [made.columns[name][i] for (made, _), mine in zip(parts, rows, strict=True) for i in mine] for name in first.columns}
+    rows = [
+        torch.cat([(made.rollout.group == p).nonzero()[:, 0] for p in chosen.tolist()]).tolist()
+        for made, chosen in parts
+    ]
+    columns = {
+        name: [made.columns[name][i] for (made, _), mine in zip(parts, rows, strict=True) for i in mine]
+        for name in first.columns
+    }
     prompts = [made.prompts[i] for made, chosen in parts for i in chosen.tolist()]
     return Draw(prompts, join([(made.rollout, chosen) for made, chosen in parts]), columns), logged

@@ -32,7 +32,14 @@ from rlspeech.types import Policy, Rollout, Score, SupervisedPolicy, UserError
 __all__ = ["Average", "Experience", "JointScorer", "PolicyUpdate", "rows_of"]
 
 RATIO_TOLERANCE = 1e-3
-UNSEEN = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "clipped_negative", "kl")  # where no part had anything to learn
+UNSEEN = (
+    "ratio_mean",
+    "ratio_max_gap",
+    "kl_old",
+    "clipped_positive",
+    "clipped_negative",
+    "kl",
+)  # where no part had anything to learn
 WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
 ROUND = 1_000_003  # between the seeds of a collection's further draws
 Further = Callable[[int], list[Any]]
@@ -55,19 +62,35 @@ class PolicyUpdate(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"sample"})  # of ``policy.supports``
     compares: ClassVar[bool] = False  # a prompt's rollouts with each other
 
-    def __init__(self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None) -> None:
+    def __init__(
+        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
+    ) -> None:
         if not config.policy_weight and not config.supervised_weight:
-            raise UserError("nothing to train", "policy_weight and supervised_weight are both 0", "--set supervised_weight=1")
+            raise UserError(
+                "nothing to train", "policy_weight and supervised_weight are both 0", "--set supervised_weight=1"
+            )
         needed = set(self.requires) if config.policy_weight else set()
         if config.supervised_weight:
-            needed |= {"supervised"} if config.supervised_on == "mean" else {"supervised", "supervised_sample", "sample"}
+            needed |= (
+                {"supervised"} if config.supervised_on == "mean" else {"supervised", "supervised_sample", "sample"}
+            )
         if not needed <= policy.supports:
-            raise UserError(f"this policy cannot be trained with {self.name}", f"it does not support {sorted(needed - policy.supports)}")
+            raise UserError(
+                f"this policy cannot be trained with {self.name}",
+                f"it does not support {sorted(needed - policy.supports)}",
+            )
         if config.supervised_weight and config.supervised_on == "sample" and not config.policy_weight:
-            raise UserError("a supervised loss of sampled outputs needs a policy loss", "with policy_weight 0 nothing is sampled",
-                            "--set supervised_on=mean")
+            raise UserError(
+                "a supervised loss of sampled outputs needs a policy loss",
+                "with policy_weight 0 nothing is sampled",
+                "--set supervised_on=mean",
+            )
         if config.dynamic_sampling and not (self.compares and "join" in policy.supports):
-            why = "this policy cannot join collections" if self.compares else f"{self.name} does not compare a prompt's rollouts"
+            why = (
+                "this policy cannot join collections"
+                if self.compares
+                else f"{self.name} does not compare a prompt's rollouts"
+            )
             raise UserError("prompts without signal cannot be replaced here", why, "--set dynamic_sampling=0")
         self.config, self.policy, self.optimizer, self.average = config, policy, optimizer, average
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
@@ -77,13 +100,20 @@ class PolicyUpdate(ABC):
     # -- what an algorithm says ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def judge(self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec],
-              base: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, Advantage]:
+    def judge(
+        self,
+        rollout: Rollout,
+        scores: dict[str, np.ndarray],
+        specs: Sequence[RewardSpec],
+        base: dict[str, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, Advantage]:
         """Composed reward (N,) and advantage of one collection under any composition of its scores, without any KL."""
 
     def credit(self, experience: Experience, rollout: Rollout) -> None:
         """Fill in the reward, the advantage and what is logged of a scored collection."""
-        experience.reward, experience.advantage = self.judge(rollout, experience.scores, self.config.rewards, experience.base)
+        experience.reward, experience.advantage = self.judge(
+            rollout, experience.scores, self.config.rewards, experience.base
+        )
 
     def taking(self, finished: Tensor) -> Tensor:
         """(N,) bool: rows that take part, given (N,) which of them stopped by themselves."""
@@ -98,8 +128,9 @@ class PolicyUpdate(ABC):
         """(N,) or (N, S) bool: where the loss counts."""
         return advantage != 0
 
-    def scored(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *,
-               seed: int) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+    def scored(
+        self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
+    ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
         """Every column's scores of the rollouts (and of whatever else was scored, behind them), and the base's by row if needed."""
         return scorer.score(rollout.samples), None
 
@@ -119,7 +150,9 @@ class PolicyUpdate(ABC):
 
     # -- collecting ----------------------------------------------------------------------------------------------------
 
-    def collect(self, prompts: list[Any], scorer: JointScorer, *, seed: int, further: Further | None = None) -> Experience:
+    def collect(
+        self, prompts: list[Any], scorer: JointScorer, *, seed: int, further: Further | None = None
+    ) -> Experience:
         """Roll out the group of every prompt and score it; without a weight on the policy's loss, keep the prompts only.
 
         Args:
@@ -138,10 +171,18 @@ class PolicyUpdate(ABC):
             made, base = self._draw(prompts, scorer, seed)
             logged = dict[str, float]()
             if self.config.dynamic_sampling and further is not None:
-                made, logged = refill(made, lambda more, number: self._draw(more, scorer, seed + number * ROUND)[0], further, self._lively,
-                                      cast(JoiningPolicy, self.policy).join, self.config.dynamic_sampling)
+                made, logged = refill(
+                    made,
+                    lambda more, number: self._draw(more, scorer, seed + number * ROUND)[0],
+                    further,
+                    self._lively,
+                    cast(JoiningPolicy, self.policy).join,
+                    self.config.dynamic_sampling,
+                )
             self.phases.enter("update")  # what follows may ask the policy again
-            experience = Experience(made.rollout, self._values(made), np.zeros(0), nothing, seconds, made.prompts, base, logged)
+            experience = Experience(
+                made.rollout, self._values(made), np.zeros(0), nothing, seconds, made.prompts, base, logged
+            )
             self.credit(experience, made.rollout)
         self._stop_blind(made.columns, experience.advantage.unscorable)
         known = torch.from_numpy(np.isfinite(experience.reward))
@@ -175,8 +216,11 @@ class PolicyUpdate(ABC):
             return
         reasons = [s.error for spec in cfg.rewards for s in columns[spec.name] if s.error]
         common = max(set(reasons), key=reasons.count) if reasons else "unknown"
-        raise UserError(f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
-                        f"most often: {common}", "rlspeech doctor, or rlspeech reward on the run's samples/")
+        raise UserError(
+            f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
+            f"most often: {common}",
+            "rlspeech doctor, or rlspeech reward on the run's samples/",
+        )
 
     # -- updating ------------------------------------------------------------------------------------------------------
 
@@ -187,7 +231,9 @@ class PolicyUpdate(ABC):
             what is logged: numbers of the collection, and of the updates (means; the largest gap of the ratio).
         """
         rows: list[dict[str, float]] = []
-        shares = [s for s in torch.arange(len(experience.prompts)).tensor_split(self.config.updates_per_collection) if len(s)]
+        shares = [
+            s for s in torch.arange(len(experience.prompts)).tensor_split(self.config.updates_per_collection) if len(s)
+        ]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.phases.record(experience.seconds):
@@ -210,18 +256,24 @@ class PolicyUpdate(ABC):
             if experience.updates:  # before the first update of a collection the ratio is 1 but for rounding
                 self._measure_clip(stats["log_ratio_std"])
             cosine = grads.agreement()
-            stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, len(share) / max(1, grads.count)))
+            stats.update(
+                grad_agreement=cosine, critical_prompts=critical_batch(cosine, len(share) / max(1, grads.count))
+            )
             total = cfg.policy_weight * cast(Tensor, grads.total)
         if cfg.supervised_weight:
             grads, loss = self.supervised_gradients(experience, share)
             pull = cfg.supervised_weight * cast(Tensor, grads.total)
-            stats.update(supervised_loss=loss, supervised_agreement=grads.agreement(), supervised_grad_norm=pull.norm().item())
+            stats.update(
+                supervised_loss=loss, supervised_agreement=grads.agreement(), supervised_grad_norm=pull.norm().item()
+            )
             if experience.rollout is not None:  # do reward and supervision pull the same way?
                 stats.update(policy_grad_norm=total.norm().item(), supervised_cosine=agreement([total, pull]))
             total = total + pull
         return {**stats, **self._apply(total), "clip_range": self.clip_range}
 
-    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, dict[str, float]]:
+    def gradients(
+        self, experience: Experience, advantage: Tensor, prompts: Tensor
+    ) -> tuple[GradientSum, dict[str, float]]:
         """The policy gradient of some prompts, micro-batch by micro-batch.
 
         Args:
@@ -242,18 +294,32 @@ class PolicyUpdate(ABC):
         for part in prompts.split(cfg.micro_batch):
             rows = rows_of(rollout, part)
             device_rows = rows.to(rollout.logp.device)
-            if not mask[device_rows].any():  # every rollout right, or every one as wrong: nothing to learn, and no reason to look again
+            if not mask[
+                device_rows
+            ].any():  # every rollout right, or every one as wrong: nothing to learn, and no reason to look again
                 grads.count += 1
                 continue
             new = self.policy.log_prob(rollout, rows, with_kl=self.loss_beta > 0)
-            made = policy_loss(new, rollout.logp[device_rows], mask[device_rows], advantage[rows].to(new.logp.device),
-                               clip_range=self.clip_range, clip_high=cfg.clip_high, kl_beta=self.loss_beta, normaliser=normaliser,
-                               ratio=cfg.ratio, level=cfg.ratio_level, mean=cfg.loss_mean)
+            made = policy_loss(
+                new,
+                rollout.logp[device_rows],
+                mask[device_rows],
+                advantage[rows].to(new.logp.device),
+                clip_range=self.clip_range,
+                clip_high=cfg.clip_high,
+                kl_beta=self.loss_beta,
+                normaliser=normaliser,
+                ratio=cfg.ratio,
+                level=cfg.ratio_level,
+                mean=cfg.loss_mean,
+            )
             if not experience.updates:
                 self._check(made)
             grads.add(flat_gradient(made.loss, self.policy.parameters()))
             sizes.append(made.log_ratio.numel())
-            stats.append({**made.stats, "log_ratio_std": made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0})
+            stats.append(
+                {**made.stats, "log_ratio_std": made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0}
+            )
         if not stats:
             grads.total = torch.zeros_like(torch.cat([p.detach().flatten() for p in self.policy.parameters()]))
             return grads, {**dict.fromkeys(UNSEEN, float("nan")), "log_ratio_std": 0.0}
@@ -284,9 +350,11 @@ class PolicyUpdate(ABC):
             return
         gap = made.stats["ratio_max_gap"]
         if not gap <= RATIO_TOLERANCE:
-            raise UserError(f"the ratio is off by {gap:.2e} before the first update (limit {RATIO_TOLERANCE:g})",
-                            "the training pass does not repeat the sampling pass",
-                            "a policy of your own: compare its log_prob with its rollout; else report this with the run folder")
+            raise UserError(
+                f"the ratio is off by {gap:.2e} before the first update (limit {RATIO_TOLERANCE:g})",
+                "the training pass does not repeat the sampling pass",
+                "a policy of your own: compare its log_prob with its rollout; else report this with the run folder",
+            )
         self.checked = True
 
     def _measure_clip(self, spread: float) -> None:

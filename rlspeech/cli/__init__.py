@@ -19,7 +19,21 @@ __all__ = ["app", "main"]
 # typer takes 50 columns for the least
 NARROW = {"terminal_width": columns - 1} if (columns := shutil.get_terminal_size().columns) < 54 else {}
 
-ORDER = ("prepare", "pretrain", "reward", "rl", "eval", "report", "enhance", "transcribe", "speak", "convert", "presets", "check", "doctor")
+ORDER = (
+    "prepare",
+    "pretrain",
+    "reward",
+    "rl",
+    "eval",
+    "report",
+    "enhance",
+    "transcribe",
+    "speak",
+    "convert",
+    "presets",
+    "check",
+    "doctor",
+)
 
 
 class Root(Group):
@@ -46,7 +60,9 @@ app = typer.Typer(
 app.add_typer(prepare.app, name="prepare", help="Make manifests from a corpus on disk; every file is checked.")
 for _module in (train, judge, transcribe, speak, files, convert):
     _module.add_to(app)
-app.add_typer(files.presets_app, name="presets", help="Packaged settings: list, read, copy; and every key that can be set.")
+app.add_typer(
+    files.presets_app, name="presets", help="Packaged settings: list, read, copy; and every key that can be set."
+)
 shape(app)
 
 
@@ -57,7 +73,9 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
     pass
 
 

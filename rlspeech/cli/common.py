@@ -47,32 +47,52 @@ _OUTPUT = "Output"
 
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", help="Packaged settings by name (rlspeech presets ls), or a file.", rich_help_panel=_LAYERS,
-                 autocompletion=complete.presets),
+    typer.Option(
+        "--preset",
+        help="Packaged settings by name (rlspeech presets ls), or a file.",
+        rich_help_panel=_LAYERS,
+        autocompletion=complete.presets,
+    ),
 ]
 ConfigFiles = Annotated[
     list[str] | None,
-    typer.Option("--config", metavar="FILE", help="YAML or JSON, - for stdin; may be repeated, later ones win.", rich_help_panel=_LAYERS),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML or JSON, - for stdin; may be repeated, later ones win.",
+        rich_help_panel=_LAYERS,
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any other setting, e.g. explore.noise=0.2; see rlspeech presets keys.", rich_help_panel=_LAYERS,
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting, e.g. explore.noise=0.2; see rlspeech presets keys.",
+        rich_help_panel=_LAYERS,
         autocompletion=complete.settings,
     ),
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="FOLDER", help="Where results go.", rich_help_panel=_OUTPUT)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.", rich_help_panel=_OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors, and data on stdout.", rich_help_panel=_OUTPUT)]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.", rich_help_panel=_OUTPUT)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Nothing but errors, and data on stdout.", rich_help_panel=_OUTPUT)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_OUTPUT)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete.devices)]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete.devices)
+]
 
 
 def task_option(schema: str) -> Any:
     """The option ``--task`` of a command whose settings are this class of ``rlspeech.config``."""
     help_text = f"One of {{{schema}.task}}, or package.module:Class."
-    return typer.Option("--task", metavar="TASK", help=help_text, autocompletion=complete.one_of(f"config:{schema}", "task"))
+    return typer.Option(
+        "--task", metavar="TASK", help=help_text, autocompletion=complete.one_of(f"config:{schema}", "task")
+    )
 
 
 @dataclass(slots=True)
@@ -94,7 +114,9 @@ def load(path: str) -> Any:
     return getattr(importlib.import_module(f"rlspeech.{module}"), name)
 
 
-def run_stage(shared: Shared, schema: str, stage: str, flags: Mapping[str, Any], *, paths: str = "", **given: Any) -> None:
+def run_stage(
+    shared: Shared, schema: str, stage: str, flags: Mapping[str, Any], *, paths: str = "", **given: Any
+) -> None:
     """Resolve a stage's settings, run it, print its summary with ``--json``.
 
     Args:
@@ -110,7 +132,9 @@ def run_stage(shared: Shared, schema: str, stage: str, flags: Mapping[str, Any],
         from rlspeech.settings import resolve
 
         read = {paths: listed(flags[paths])} if paths else {}
-        config, _ = resolve(load(schema), shared.preset, shared.config, {**flags, **read, **shared.flags}, shared.sets or ())
+        config, _ = resolve(
+            load(schema), shared.preset, shared.config, {**flags, **read, **shared.flags}, shared.sets or ()
+        )
         present(config)
         with log.waiting("loading"):
             run = load(stage)
@@ -145,7 +169,11 @@ def present(config: Any) -> None:
         here = os.path.isdir(folder or ".")
         near = closest(wanted, os.listdir(folder or ".")) if here else None
         why = "there is no such file or folder" if here else f"there is no folder {folder}"
-        raise UserError(f"{given} does not exist", why, f"--{name} {os.path.join(folder, near)}" if near else "rlspeech prepare --help")
+        raise UserError(
+            f"{given} does not exist",
+            why,
+            f"--{name} {os.path.join(folder, near)}" if near else "rlspeech prepare --help",
+        )
 
 
 @contextlib.contextmanager
@@ -177,7 +205,9 @@ def listed(inputs: Sequence[str]) -> list[str]:
         names = data.split(b"\0") if b"\0" in data else data.splitlines()
         found += [os.fsdecode(name) for name in names if name.strip()]
         if not found:
-            raise UserError("no paths on stdin", "- reads them from there", "find FOLDER -name '*.wav' | rlspeech ... -")
+            raise UserError(
+                "no paths on stdin", "- reads them from there", "find FOLDER -name '*.wav' | rlspeech ... -"
+            )
     return found
 
 
@@ -192,17 +222,36 @@ def guarded(shared: Shared) -> Iterator[None]:
     except (typer.Exit, SystemExit):
         raise
     except KeyboardInterrupt:
-        _fail(shared, 130, "interrupted; what was written is kept, the same command goes on where that is possible", "", "", None)
+        _fail(
+            shared,
+            130,
+            "interrupted; what was written is kept, the same command goes on where that is possible",
+            "",
+            "",
+            None,
+        )
     except UserError as error:
         _fail(shared, 2, error.what, error.why, error.try_this, error)
     except BrokenPipeError as error:
         if not reader_left():  # of another pipe, to a worker
-            _fail(shared, 1, f"BrokenPipeError: {_first_line(error)}", "a worker process has ended", "the same command goes on", error)
+            _fail(
+                shared,
+                1,
+                f"BrokenPipeError: {_first_line(error)}",
+                "a worker process has ended",
+                "the same command goes on",
+                error,
+            )
         raise typer.Exit(CLOSED) from None
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             _fail(
-                shared, 1, f"out of memory: {_first_line(error)}", "", "a smaller micro_batch, batch or clip_s (--set micro_batch=1)", error
+                shared,
+                1,
+                f"out of memory: {_first_line(error)}",
+                "",
+                "a smaller micro_batch, batch or clip_s (--set micro_batch=1)",
+                error,
             )
         _fail(
             shared,
@@ -245,5 +294,7 @@ def _fail(shared: Shared, code: int, what: str, why: str, try_this: str, error: 
     with contextlib.suppress(BrokenPipeError):
         print(f"{'error: ' if code != 130 else ''}{UserError(what, why, try_this)}", file=sys.stderr)
         if shared.json_mode and log.is_main():
-            print(json.dumps({"error": what, "why": why, "try": try_this, "exit": code}, ensure_ascii=False), flush=True)
+            print(
+                json.dumps({"error": what, "why": why, "try": try_this, "exit": code}, ensure_ascii=False), flush=True
+            )
     raise typer.Exit(code) from error

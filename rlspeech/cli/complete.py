@@ -53,6 +53,7 @@ def _literals(annotation: typing.Any) -> Iterator[str]:
 
 def one_of(schema: str, field: str) -> Callable[[str], list[str]]:
     """A completion of a field's values."""
+
     def complete(incomplete: str) -> list[str]:
         return [c for c in choices(schema, field) if c.startswith(incomplete)]
 
@@ -69,7 +70,11 @@ def presets(ctx: typer.Context, incomplete: str) -> Names:
     from rlspeech.settings import preset_about, preset_names, preset_path, preset_stage
 
     paths = {name: preset_path(name) for name in preset_names() if name.startswith(incomplete)}
-    return [(n, preset_about(p)) for n, p in paths.items() if ctx.info_name not in SCHEMAS or preset_stage(p) == ctx.info_name]
+    return [
+        (n, preset_about(p))
+        for n, p in paths.items()
+        if ctx.info_name not in SCHEMAS or preset_stage(p) == ctx.info_name
+    ]
 
 
 def rewards(incomplete: str) -> Names:
@@ -92,8 +97,13 @@ def settings(ctx: typer.Context, incomplete: str) -> Names:
     key, equals, _ = incomplete.partition("=")
     if equals:
         values = next((k.type.split("|") for k in found if k.name == key), [])
-        return [(f"{key}={v}", "") for v in values if f"{key}={v}".startswith(incomplete) and re.fullmatch(r"[a-z][\w+-]*", v)
-                and v not in ("int", "float", "str", "bool")]
+        return [
+            (f"{key}={v}", "")
+            for v in values
+            if f"{key}={v}".startswith(incomplete)
+            and re.fullmatch(r"[a-z][\w+-]*", v)
+            and v not in ("int", "float", "str", "bool")
+        ]
     return [(f"{k.name}=", k.help) for k in found if k.name.startswith(incomplete)]
 
 

@@ -10,9 +10,13 @@ from rlspeech.cli.common import Debug, Device, Json, Quiet, Shared, load, perfor
 
 __all__ = ["add_to", "app"]
 
-app = typer.Typer(no_args_is_help=True, epilog="Example: rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi")
+app = typer.Typer(
+    no_args_is_help=True, epilog="Example: rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi"
+)
 
-Place = Annotated[str | None, typer.Argument(metavar="OUT", help="What to write; nothing that is there is written over.")]
+Place = Annotated[
+    str | None, typer.Argument(metavar="OUT", help="What to write; nothing that is there is written over.")
+]
 Out = Annotated[str | None, typer.Option("--out", metavar="OUT", help="The same, as an option.")]
 
 
@@ -25,11 +29,15 @@ def add_to(parent: typer.Typer) -> None:
         (lora, "lora runs/asr --to adapter runs/asr-adapter"),
     ):
         app.command(epilog=f"Example: rlspeech convert {example}")(function)
-    parent.add_typer(app, name="convert", help="Weights, manifests, scores and adapters from and to other people's formats.")
+    parent.add_typer(
+        app, name="convert", help="Weights, manifests, scores and adapters from and to other people's formats."
+    )
 
 
 def avse4(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="The published .ckpt, or a .safetensors with its names.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="The published .ckpt, or a .safetensors with its names.")
+    ],
     place: Place = None,
     out: Out = None,
     json_mode: Json = False,
@@ -59,7 +67,9 @@ def scores(
     source: Annotated[str, typer.Argument(metavar="FILE", help="scores.jsonl, or what VERSA's scorer wrote.")],
     to: Annotated[str, typer.Option(help="versa or rlspeech.")],
     place: Place = None,
-    system: Annotated[str | None, typer.Option(help="Which of several systems; of rows from VERSA, the label that they get.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Which of several systems; of rows from VERSA, the label that they get.")
+    ] = None,
     out: Out = None,
     json_mode: Json = False,
     quiet: Quiet = False,
@@ -72,7 +82,10 @@ def scores(
 
 def lora(
     source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder of rlspeech rl, or one of its checkpoints.")],
-    to: Annotated[str, typer.Option(help="adapter (a peft folder for the model it was trained on) or merged (a plain checkpoint).")],
+    to: Annotated[
+        str,
+        typer.Option(help="adapter (a peft folder for the model it was trained on) or merged (a plain checkpoint)."),
+    ],
     place: Place = None,
     device: Device = None,
     out: Out = None,
@@ -82,4 +95,7 @@ def lora(
 ) -> None:
     """What a run with LoRA has learned, as an adapter or folded into the weights."""
     shared = Shared(json_mode=json_mode, quiet=quiet, debug=debug)
-    perform(lambda: load("stages.convert_lora:run")(source, to, out or place, device=device or "cpu", json_mode=json_mode), shared)
+    perform(
+        lambda: load("stages.convert_lora:run")(source, to, out or place, device=device or "cpu", json_mode=json_mode),
+        shared,
+    )

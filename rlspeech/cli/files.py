@@ -17,7 +17,9 @@ from rlspeech.types import UserError
 
 __all__ = ["SCHEMAS", "add_to", "check", "doctor", "presets_app"]
 
-presets_app = typer.Typer(no_args_is_help=True, epilog="Example: rlspeech presets ls && rlspeech presets show flowse-grpo")
+presets_app = typer.Typer(
+    no_args_is_help=True, epilog="Example: rlspeech presets ls && rlspeech presets show flowse-grpo"
+)
 Name = Annotated[str, typer.Argument(help="Name of a preset.", autocompletion=complete.presets)]
 
 
@@ -29,14 +31,18 @@ def add_to(app: typer.Typer) -> None:
 
 def doctor(json_mode: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """What is installed, what can be used here, and what is missing for what; exit code 2 where the main job cannot run."""
-    result = perform(lambda: load("stages.doctor:run")(json_mode=json_mode), Shared(json_mode=json_mode, quiet=quiet, debug=debug))
+    result = perform(
+        lambda: load("stages.doctor:run")(json_mode=json_mode), Shared(json_mode=json_mode, quiet=quiet, debug=debug)
+    )
     if result["problems"]:
         raise typer.Exit(2)
 
 
 def check(
     path: Annotated[str, typer.Argument(help="Manifest, mix.json, config file or run folder.")],
-    stage: Annotated[str | None, typer.Option(help="Stage of a config file without a stage line: pretrain, rl, eval, ...")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Stage of a config file without a stage line: pretrain, rl, eval, ...")
+    ] = None,
     json_mode: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -89,7 +95,13 @@ def show(name: Name, json_mode: Json = False, quiet: Quiet = False, debug: Debug
         text = path.read_text(encoding="utf-8")
         if not json_mode:
             print(text, end="")
-        return {"name": name, "stage": values.pop("stage", None), "about": preset_about(path), "settings": values, "text": text}
+        return {
+            "name": name,
+            "stage": values.pop("stage", None),
+            "about": preset_about(path),
+            "settings": values,
+            "text": text,
+        }
 
     perform(work, Shared(json_mode=json_mode, quiet=quiet, debug=debug))
 
@@ -123,7 +135,8 @@ def copy(
 @presets_app.command(epilog="Example: rlspeech presets keys rl && rlspeech presets keys prepare rl-asr")
 def keys(
     stage: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help=f"One of {', '.join(SCHEMAS)}.", autocompletion=complete.stages)
+        list[str],
+        typer.Argument(metavar="COMMAND", help=f"One of {', '.join(SCHEMAS)}.", autocompletion=complete.stages),
     ],
     json_mode: Json = False,
     quiet: Quiet = False,
@@ -138,7 +151,9 @@ def keys(
         name = " ".join(stage)
         if name not in SCHEMAS:
             near = closest(name, SCHEMAS) or "rl"
-            raise UserError(f"no command {name!r} has settings", f"there are: {', '.join(SCHEMAS)}", f"rlspeech presets keys {near}")
+            raise UserError(
+                f"no command {name!r} has settings", f"there are: {', '.join(SCHEMAS)}", f"rlspeech presets keys {near}"
+            )
         found = list(keys_of(load(SCHEMAS[name])))
         log.table(
             f"rlspeech {name} --set KEY=VALUE",

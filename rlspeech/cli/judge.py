@@ -32,49 +32,78 @@ __all__ = ["add_to", "enhance", "evaluate", "report", "reward"]
 
 Metrics = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Metric; none: the task's own list. May be repeated.", autocompletion=complete.rewards),
+    typer.Option(
+        metavar="NAME", help="Metric; none: the task's own list. May be repeated.", autocompletion=complete.rewards
+    ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command(epilog="Example: rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi")(reward)
-    app.command("eval", epilog="Example: rlspeech eval --data test.jsonl --model base=runs/base --model rl=runs/rl --baseline base")(
-        evaluate
-    )
+    app.command(
+        epilog="Example: rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi"
+    )(reward)
+    app.command(
+        "eval",
+        epilog="Example: rlspeech eval --data test.jsonl --model base=runs/base --model rl=runs/rl --baseline base",
+    )(evaluate)
     app.command(epilog="Example: rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced")(enhance)
-    app.command(epilog="Example: rlspeech report runs/rl && rlspeech report first=runs/rl second=runs/rl-2 --out compare.html")(report)
+    app.command(
+        epilog="Example: rlspeech report runs/rl && rlspeech report first=runs/rl second=runs/rl-2 --out compare.html"
+    )(report)
 
 
 def reward(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH", help="Folder, audio files, or a manifest; JSONL with texts for asr_*; - for paths on stdin."),
+        typer.Argument(
+            metavar="PATH", help="Folder, audio files, or a manifest; JSONL with texts for asr_*; - for paths on stdin."
+        ),
     ],
     rewards: Annotated[
         list[str] | None,
-        typer.Option("--reward", metavar="NAME", help="dnsmos, pesq, asr_wer, ..., or package.module:function; may be repeated.",
-                     autocompletion=complete.rewards),
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            help="dnsmos, pesq, asr_wer, ..., or package.module:function; may be repeated.",
+            autocompletion=complete.rewards,
+        ),
     ] = None,
-    target: Annotated[str | None, typer.Option(metavar="FOLDER", help="References with the same names; a file for a single file.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="References with the same names; a file for a single file.")
+    ] = None,
     text: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Transcripts: JSONL with id and text, Kaldi text, or a folder of .txt.")
+        str | None,
+        typer.Option(metavar="FILE", help="Transcripts: JSONL with id and text, Kaldi text, or a folder of .txt."),
     ] = None,
     hypotheses: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="For asr_*: a recogniser's texts, as --text; none: the manifest's hypothesis or pred_text."),
+        typer.Option(
+            metavar="FILE",
+            help="For asr_*: a recogniser's texts, as --text; none: the manifest's hypothesis or pred_text.",
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="Label written into every row.")] = None,
     recogniser: Annotated[str | None, typer.Option(help="For wer: Hub id, folder, or pocketsphinx.")] = None,
     llm: Annotated[
         str | None,
-        typer.Option(metavar="MODEL|URL", help="For llm: Hub id or folder of an audio language model, or http://host/v1; none: embedded."),
+        typer.Option(
+            metavar="MODEL|URL",
+            help="For llm: Hub id or folder of an audio language model, or http://host/v1; none: embedded.",
+        ),
     ] = None,
-    llm_model: Annotated[str | None, typer.Option(metavar="NAME", help="For llm at an address: the model's name there.")] = None,
+    llm_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For llm at an address: the model's name there.")
+    ] = None,
     sentiment: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="For llm: classifier with ordered labels, Hub id or folder; none: embedded.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="For llm: classifier with ordered labels, Hub id or folder; none: embedded."
+        ),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="FILE", help="For llm: prompts, one a line; the first is asked.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="FILE", help="For llm: prompts, one a line; the first is asked.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes for CPU metrics.")] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -115,7 +144,8 @@ def evaluate(
     task: Annotated[str | None, task_option("Evaluate")] = None,
     data: Annotated[str | None, typer.Option(help="Paired manifest; none: the embedded test set.")] = None,
     model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated."),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="System that the others are paired against; none: the first.")
@@ -125,17 +155,25 @@ def evaluate(
         str | None, typer.Option(metavar="NAME", help="asr: how texts are made comparable, e.g. basic-2 or english-1.")
     ] = None,
     recogniser: Annotated[
-        str | None, typer.Option(help="tts: who listens, best not the one of the reward: embedded, Hub id, folder, pocketsphinx.")
+        str | None,
+        typer.Option(help="tts: who listens, best not the one of the reward: embedded, Hub id, folder, pocketsphinx."),
     ] = None,
-    by: Annotated[str | None, typer.Option(metavar="COLUMN", help="asr, tts: a table for each value of this manifest column.")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="asr, tts: a table for each value of this manifest column.")
+    ] = None,
     nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
     video: Annotated[
         str | None,
-        typer.Option(help="avse: right, shuffled or none, for all models.", autocompletion=complete.one_of("config:Evaluate", "video")),
+        typer.Option(
+            help="avse: right, shuffled or none, for all models.",
+            autocompletion=complete.one_of("config:Evaluate", "video"),
+        ),
     ] = None,
     shuffled: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="avse: score this model again on other videos, as NAME-shuffled. May be repeated."),
+        typer.Option(
+            metavar="NAME", help="avse: score this model again on other videos, as NAME-shuffled. May be repeated."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first utterances.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes for CPU metrics.")] = None,
@@ -199,13 +237,20 @@ def _models(given: list[str]) -> dict[str, str]:
 
 def enhance(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="PATH", help="Audio files, videos, folders or manifests; - for paths on stdin.")
+        list[str],
+        typer.Argument(metavar="PATH", help="Audio files, videos, folders or manifests; - for paths on stdin."),
     ],
     task: Annotated[
-        str | None, typer.Option(metavar="TASK", help="flowse or avse.", autocompletion=complete.one_of("stages.infer:Enhance", "task"))
+        str | None,
+        typer.Option(
+            metavar="TASK", help="flowse or avse.", autocompletion=complete.one_of("stages.infer:Enhance", "task")
+        ),
     ] = None,
     video: Annotated[
-        str | None, typer.Option(metavar="PATH", help="avse: the input's video or mouth crops, or a folder of them; none: those beside it.")
+        str | None,
+        typer.Option(
+            metavar="PATH", help="avse: the input's video or mouth crops, or a folder of them; none: those beside it."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
     nfe: Annotated[int | None, typer.Option(help="Euler steps; none: the model's own.")] = None,
@@ -245,10 +290,15 @@ def enhance(
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN", help="Folders of rl, eval, reward or pretrain, PATH or NAME=PATH; the first is the baseline."),
+        typer.Argument(
+            metavar="RUN", help="Folders of rl, eval, reward or pretrain, PATH or NAME=PATH; the first is the baseline."
+        ),
     ],
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The page; none: report.html in one run's folder, compare.html here for several.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="The page; none: report.html in one run's folder, compare.html here for several."
+        ),
     ] = None,
     players: Annotated[int | None, typer.Option(help="Clips with players.")] = None,
     json_mode: Json = False,

@@ -11,12 +11,19 @@ from rlspeech.cli.common import ConfigFiles, Debug, Json, Out, Preset, Quiet, Se
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, epilog="Example: rlspeech prepare demo --out data && rlspeech prepare folder mine/ --out data/mine")
+app = typer.Typer(
+    no_args_is_help=True,
+    epilog="Example: rlspeech prepare demo --out data && rlspeech prepare folder mine/ --out data/mine",
+)
 
 Root = Annotated[str, typer.Argument(metavar="FOLDER", help="Where the corpus lies.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; none: one a core.")]
-Snr = Annotated[tuple[float, float] | None, typer.Option("--snr", metavar="LOW HIGH", help="Range of signal-to-noise ratios in dB.")]
-Level = Annotated[tuple[float, float] | None, typer.Option("--level", metavar="LOW HIGH", help="Range of levels in dBFS.")]
+Snr = Annotated[
+    tuple[float, float] | None, typer.Option("--snr", metavar="LOW HIGH", help="Range of signal-to-noise ratios in dB.")
+]
+Level = Annotated[
+    tuple[float, float] | None, typer.Option("--level", metavar="LOW HIGH", help="Range of levels in dBFS.")
+]
 Mouths = Annotated[bool | None, typer.Option("--mouths", help="Draw a mouth that follows the speech: synthetic video.")]
 Reverb = Annotated[float | None, typer.Option(help="Share of mixtures with an impulse response, 0 to 1.")]
 
@@ -85,7 +92,9 @@ def voicebank(
 @app.command(epilog="Example: rlspeech prepare pairs --noisy noisy/ --clean clean/ --out data/pairs")
 def pairs(
     noisy: Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder with the inputs.")] = None,
-    clean: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="Folder with the references, names as in the inputs.")] = None,
+    clean: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER", help="Folder with the references, names as in the inputs.")
+    ] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -97,21 +106,39 @@ def pairs(
     debug: Debug = False,
 ) -> None:
     """Two folders, noisy and clean, paired by name."""
-    _run("pairs", Shared(preset, config, sets, json_mode, quiet, debug), noisy=noisy, clean=clean, workers=workers, out=out, seed=seed)
+    _run(
+        "pairs",
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        noisy=noisy,
+        clean=clean,
+        workers=workers,
+        out=out,
+        seed=seed,
+    )
 
 
-@app.command(epilog="Example: rlspeech prepare mix --clean speech/ --noise noise/ --rir rooms/ --snr -5 15 --reverb 0.3 --out data/mix")
+@app.command(
+    epilog="Example: rlspeech prepare mix --clean speech/ --noise noise/ --rir rooms/ --snr -5 15 --reverb 0.3 --out data/mix"
+)
 def mix(
-    clean: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of speech; may be repeated.")] = None,
-    noise: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")] = None,
-    rir: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of impulse responses; may be repeated.")] = None,
+    clean: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of speech; may be repeated.")
+    ] = None,
+    noise: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")
+    ] = None,
+    rir: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of impulse responses; may be repeated.")
+    ] = None,
     snr: Snr = None,
     level: Level = None,
     reverb: Reverb = None,
     talker: Annotated[float | None, typer.Option(help="Share of mixtures with a competing talker, 0 to 1.")] = None,
     mouths: Mouths = None,
     render: Annotated[int | None, typer.Option(help="Write this many mixtures to disk; 0 mixes on the fly.")] = None,
-    render_s: Annotated[float | None, typer.Option(help="Length of rendered mixtures in seconds; 0 keeps whole utterances.")] = None,
+    render_s: Annotated[
+        float | None, typer.Option(help="Length of rendered mixtures in seconds; 0 keeps whole utterances.")
+    ] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -142,12 +169,20 @@ def mix(
     )
 
 
-@app.command(epilog="Example: rlspeech prepare ladder --clean held-out/ --noise noise/ --utterances 20 --out data/ladder")
+@app.command(
+    epilog="Example: rlspeech prepare ladder --clean held-out/ --noise noise/ --utterances 20 --out data/ladder"
+)
 def ladder(
-    clean: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of clean speech; may be repeated.")] = None,
-    noise: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")] = None,
+    clean: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of clean speech; may be repeated.")
+    ] = None,
+    noise: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")
+    ] = None,
     utterances: Annotated[int | None, typer.Option(help="How many utterances; 0 takes all.")] = None,
-    clip_s: Annotated[float | None, typer.Option(help="Longest stretch of an utterance in seconds; 0 keeps it whole.")] = None,
+    clip_s: Annotated[
+        float | None, typer.Option(help="Longest stretch of an utterance in seconds; 0 keeps it whole.")
+    ] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -177,7 +212,10 @@ def folder(
     root: Root,
     kind: Annotated[str | None, typer.Option(help="speech, noisy, noise or rir: what the files are held to.")] = None,
     text: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Transcripts: JSONL, csv, tsv or Kaldi's text; without it x.txt beside x.wav counts.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Transcripts: JSONL, csv, tsv or Kaldi's text; without it x.txt beside x.wav counts."
+        ),
     ] = None,
     workers: Workers = None,
     preset: Preset = None,
@@ -207,7 +245,9 @@ def avsec4(
     root: Root,
     channels: Annotated[str | None, typer.Option(help="mono or binaural: which files.")] = None,
     target: Annotated[str | None, typer.Option(help="anechoic or reverberant reference.")] = None,
-    given_lips: Annotated[bool | None, typer.Option("--given-lips", help="Name the organisers' lip videos where they are.")] = None,
+    given_lips: Annotated[
+        bool | None, typer.Option("--given-lips", help="Name the organisers' lip videos where they are.")
+    ] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -234,11 +274,18 @@ def avsec4(
 
 @app.command(epilog="Example: rlspeech prepare lips data/avsec4/train.jsonl --crop mouth96 --out data/avsec4-lips")
 def lips(
-    source: Annotated[str, typer.Argument(metavar="MANIFEST|FOLDER", help="Rows with video_filepath, or a folder of videos.")],
-    crop: Annotated[str | None, typer.Option(help="mouth96 (tracked), centre112 (no detector) or whole96 (videos of mouths).")] = None,
-    landmarks: Annotated[str | None, typer.Option(metavar="FILE", help="MediaPipe face-landmarker model (.task); needs mediapipe.")] = None,
+    source: Annotated[
+        str, typer.Argument(metavar="MANIFEST|FOLDER", help="Rows with video_filepath, or a folder of videos.")
+    ],
+    crop: Annotated[
+        str | None, typer.Option(help="mouth96 (tracked), centre112 (no detector) or whole96 (videos of mouths).")
+    ] = None,
+    landmarks: Annotated[
+        str | None, typer.Option(metavar="FILE", help="MediaPipe face-landmarker model (.task); needs mediapipe.")
+    ] = None,
     keep_faceless: Annotated[
-        bool | None, typer.Option("--keep-faceless", help="Cut the centre of clips without any face instead of dropping them.")
+        bool | None,
+        typer.Option("--keep-faceless", help="Cut the centre of clips without any face instead of dropping them."),
     ] = None,
     workers: Workers = None,
     preset: Preset = None,
@@ -267,7 +314,9 @@ def lips(
 @app.command(epilog="Example: rlspeech prepare demo --out data/demo")
 def demo(
     mouths: Mouths = None,
-    commands: Annotated[bool | None, typer.Option("--commands", help="Spoken commands with transcripts, for recognisers.")] = None,
+    commands: Annotated[
+        bool | None, typer.Option("--commands", help="Spoken commands with transcripts, for recognisers.")
+    ] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     sets: Sets = None,
@@ -278,7 +327,14 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """The corpus that comes with the package: synthetic voices and noises."""
-    _run("demo", Shared(preset, config, sets, json_mode, quiet, debug), mouths=mouths, commands=commands, out=out, seed=seed)
+    _run(
+        "demo",
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        mouths=mouths,
+        commands=commands,
+        out=out,
+        seed=seed,
+    )
 
 
 prepare_asr.add_to(app)

@@ -34,7 +34,9 @@ def _source(name: str, shared: Shared, **flags: Any) -> None:
 
 def librispeech(
     root: Annotated[str, typer.Argument(metavar="FOLDER", help="Where dev-clean, train-clean-100 ... lie.")],
-    split: Annotated[list[str] | None, typer.Option(help="Which of them; may be repeated. None: all that are there.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Which of them; may be repeated. None: all that are there.")
+    ] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -45,11 +47,23 @@ def librispeech(
     debug: Debug = False,
 ) -> None:
     """LibriSpeech as unpacked: one manifest a split."""
-    _source("librispeech", Shared(preset, config, sets, json_mode, quiet, debug), root=root, splits=split, workers=workers, out=out)
+    _source(
+        "librispeech",
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        root=root,
+        splits=split,
+        workers=workers,
+        out=out,
+    )
 
 
 def kaldi(
-    path: Annotated[str, typer.Argument(metavar="FOLDER", help="A data folder (wav.scp, text, segments ...), or one that holds several.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="A data folder (wav.scp, text, segments ...), or one that holds several."
+        ),
+    ],
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -64,7 +78,9 @@ def kaldi(
 
 
 def nemo(
-    path: Annotated[str, typer.Argument(metavar="FILE|FOLDER", help="NeMo manifest (one JSON object a line), or a folder of them.")],
+    path: Annotated[
+        str, typer.Argument(metavar="FILE|FOLDER", help="NeMo manifest (one JSON object a line), or a folder of them.")
+    ],
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -79,7 +95,12 @@ def nemo(
 
 
 def lhotse(
-    path: Annotated[str, typer.Argument(metavar="FILE|FOLDER", help="cuts.jsonl(.gz), or a folder of cuts or recordings + supervisions.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|FOLDER", help="cuts.jsonl(.gz), or a folder of cuts or recordings + supervisions."
+        ),
+    ],
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -95,11 +116,19 @@ def lhotse(
 
 def rl_asr(
     data: Annotated[str | None, typer.Option(metavar="MANIFEST", help="Speech with transcripts.")] = None,
-    recogniser: Annotated[list[str] | None, typer.Option(help="embedded, Hub id, folder, pocketsphinx or module:function; repeat.")] = None,
-    hypotheses: Annotated[list[str] | None, typer.Option(metavar="FILE", help="JSONL with id and text (or texts); repeat.")] = None,
+    recogniser: Annotated[
+        list[str] | None, typer.Option(help="embedded, Hub id, folder, pocketsphinx or module:function; repeat.")
+    ] = None,
+    hypotheses: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="JSONL with id and text (or texts); repeat.")
+    ] = None,
     rows: Annotated[int | None, typer.Option(help="Of d123, and of the control d0.")] = None,
-    band: Annotated[tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Mean pairwise WER of hard cases.")] = None,
-    keywords: Annotated[str | None, typer.Option(metavar="FILE", help="One keyword a line; none: rare words of the corpus.")] = None,
+    band: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Mean pairwise WER of hard cases.")
+    ] = None,
+    keywords: Annotated[
+        str | None, typer.Option(metavar="FILE", help="One keyword a line; none: rare words of the corpus.")
+    ] = None,
     normaliser: Annotated[str | None, typer.Option(help="Of texts before they are compared.")] = None,
     language: Annotated[str | None, typer.Option(help="Of rows that do not say theirs.")] = None,
     device: Device = None,
@@ -113,16 +142,38 @@ def rl_asr(
     debug: Debug = False,
 ) -> None:
     """Data for GRPO: random control, hard cases by disagreement, long repeated speech, short speech, keywords."""
-    flags = {"data": data, "recognisers": recogniser, "hypotheses": hypotheses, "rows": rows, "band": band, "keywords": keywords,
-             "normaliser": normaliser, "language": language, "device": device, "out": out, "seed": seed}
-    run_stage(Shared(preset, config, sets, json_mode, quiet, debug), "stages.prepare_rl_asr:RlAsr", "stages.prepare_rl_asr:run", flags)
+    flags = {
+        "data": data,
+        "recognisers": recogniser,
+        "hypotheses": hypotheses,
+        "rows": rows,
+        "band": band,
+        "keywords": keywords,
+        "normaliser": normaliser,
+        "language": language,
+        "device": device,
+        "out": out,
+        "seed": seed,
+    }
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "stages.prepare_rl_asr:RlAsr",
+        "stages.prepare_rl_asr:run",
+        flags,
+    )
 
 
 def nonspeech(
-    noise: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")] = None,
-    clean: Annotated[list[str] | None, typer.Option(metavar="MANIFEST", help="Speech with transcripts; may be repeated.")] = None,
+    noise: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")
+    ] = None,
+    clean: Annotated[
+        list[str] | None, typer.Option(metavar="MANIFEST", help="Speech with transcripts; may be repeated.")
+    ] = None,
     count: Annotated[int | None, typer.Option(help="Clips of each condition.")] = None,
-    condition: Annotated[list[str] | None, typer.Option(help="silence, noise, music, cut or looped; repeat. None: all.")] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="silence, noise, music, cut or looped; repeat. None: all.")
+    ] = None,
     max_s: Annotated[float | None, typer.Option(help="Longest clip in seconds.")] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -134,15 +185,33 @@ def nonspeech(
     debug: Debug = False,
 ) -> None:
     """Sound that tempts a recogniser to invent words: silence, noise, music, cut and looped speech."""
-    flags = {"noise": noise, "clean": clean, "count": count, "conditions": condition, "max_s": max_s, "out": out, "seed": seed}
-    run_stage(Shared(preset, config, sets, json_mode, quiet, debug), "stages.prepare_nonspeech:Nonspeech",
-              "stages.prepare_nonspeech:run", flags)
+    flags = {
+        "noise": noise,
+        "clean": clean,
+        "count": count,
+        "conditions": condition,
+        "max_s": max_s,
+        "out": out,
+        "seed": seed,
+    }
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "stages.prepare_nonspeech:Nonspeech",
+        "stages.prepare_nonspeech:run",
+        flags,
+    )
 
 
 def tts(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="LibriTTS-like folder, manifest, utt|text|wav|text list, or .txt.")],
-    prompts: Annotated[str | None, typer.Option(metavar="MANIFEST", help="Voices for a .txt of lines: speech with transcripts.")] = None,
-    prompt_s: Annotated[tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Length of prompts in seconds.")] = None,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="LibriTTS-like folder, manifest, utt|text|wav|text list, or .txt.")
+    ],
+    prompts: Annotated[
+        str | None, typer.Option(metavar="MANIFEST", help="Voices for a .txt of lines: speech with transcripts.")
+    ] = None,
+    prompt_s: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Length of prompts in seconds.")
+    ] = None,
     workers: Workers = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -155,12 +224,21 @@ def tts(
 ) -> None:
     """Texts with voices for the task tts: every row gets its prompt, once and for all."""
     flags = {"root": source, "prompts": prompts, "prompt_s": prompt_s, "workers": workers, "out": out, "seed": seed}
-    run_stage(Shared(preset, config, sets, json_mode, quiet, debug), "stages.prepare_tts:PrepareTts", "stages.prepare_tts:run", flags)
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "stages.prepare_tts:PrepareTts",
+        "stages.prepare_tts:run",
+        flags,
+    )
 
 
 def join(
-    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST[:COLUMN=VALUE]", help="Manifests or folders; columns to set.")],
-    sample: Annotated[int | None, typer.Option(metavar="N", help="Only this many rows of the result, drawn at random.")] = None,
+    manifests: Annotated[
+        list[str], typer.Argument(metavar="MANIFEST[:COLUMN=VALUE]", help="Manifests or folders; columns to set.")
+    ],
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Only this many rows of the result, drawn at random.")
+    ] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     sets: Sets = None,
@@ -172,4 +250,9 @@ def join(
 ) -> None:
     """Several manifests as one; a column may be set for each, as in noisy.jsonl:condition=noisy."""
     flags = {"manifests": manifests, "sample": sample, "out": out, "seed": seed}
-    run_stage(Shared(preset, config, sets, json_mode, quiet, debug), "stages.prepare_join:Join", "stages.prepare_join:run", flags)
+    run_stage(
+        Shared(preset, config, sets, json_mode, quiet, debug),
+        "stages.prepare_join:Join",
+        "stages.prepare_join:run",
+        flags,
+    )

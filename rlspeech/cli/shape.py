@@ -68,8 +68,15 @@ class Group(TyperGroup):
 
 
 def _tell(ctx: Any, error: Exception) -> None:
-    message = getattr(error, "format_message", None)  # click's errors; their class is not in the same place in every typer
+    message = getattr(
+        error, "format_message", None
+    )  # click's errors; their class is not in the same place in every typer
     if ctx.parent is None and callable(message) and ctx.meta.get("rlspeech.json") and getattr(error, "exit_code", 1):
         what = (message().splitlines() or [""])[0]
         inner = getattr(error, "ctx", None) or ctx
-        print(json.dumps({"error": what, "why": "", "try": f"{inner.command_path} --help", "exit": 2}, ensure_ascii=False), flush=True)
+        print(
+            json.dumps(
+                {"error": what, "why": "", "try": f"{inner.command_path} --help", "exit": 2}, ensure_ascii=False
+            ),
+            flush=True,
+        )

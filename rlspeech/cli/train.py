@@ -7,14 +7,29 @@ from typing import Annotated
 import typer
 
 from rlspeech.cli import complete
-from rlspeech.cli.common import ConfigFiles, Debug, Device, Json, Out, Preset, Quiet, Seed, Sets, Shared, run_stage, task_option
+from rlspeech.cli.common import (
+    ConfigFiles,
+    Debug,
+    Device,
+    Json,
+    Out,
+    Preset,
+    Quiet,
+    Seed,
+    Sets,
+    Shared,
+    run_stage,
+    task_option,
+)
 
 __all__ = ["add_to", "pretrain", "rl"]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command(epilog="Example: rlspeech pretrain --preset flowse-tiny --data data/mix/mix.json --out runs/base")(pretrain)
+    app.command(epilog="Example: rlspeech pretrain --preset flowse-tiny --data data/mix/mix.json --out runs/base")(
+        pretrain
+    )
     app.command(
         epilog="Example: rlspeech rl --algo grpo --task flowse --model runs/base --reward estoi=1 --reward pesq_wb=0.5 "
         "--guard speaker_similarity=0.02 --out runs/rl"
@@ -23,9 +38,13 @@ def add_to(app: typer.Typer) -> None:
 
 def pretrain(
     task: Annotated[str | None, task_option("Pretrain")] = None,
-    data: Annotated[str | None, typer.Option(help="Paired manifest, mix.json or a folder; none: the embedded corpus.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Paired manifest, mix.json or a folder; none: the embedded corpus.")
+    ] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest to validate on.")] = None,
-    init: Annotated[str | None, typer.Option(help="Checkpoint to start from, or 'embedded'; none: random weights.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Checkpoint to start from, or 'embedded'; none: random weights.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Clips a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -63,7 +82,8 @@ def pretrain(
 
 def rl(
     algo: Annotated[
-        str | None, typer.Option(metavar="ALGO", help="One of {RL.algo}.", autocompletion=complete.one_of("config:RL", "algo"))
+        str | None,
+        typer.Option(metavar="ALGO", help="One of {RL.algo}.", autocompletion=complete.one_of("config:RL", "algo")),
     ] = None,
     task: Annotated[str | None, task_option("RL")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
@@ -71,13 +91,19 @@ def rl(
     valid: Annotated[str | None, typer.Option(help="Paired manifest, scored before, during and after.")] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=WEIGHT", help="What to raise, e.g. estoi=1 (rlspeech doctor lists them); may be repeated.",
-                     autocompletion=complete.rewards),
+        typer.Option(
+            metavar="NAME=WEIGHT",
+            help="What to raise, e.g. estoi=1 (rlspeech doctor lists them); may be repeated.",
+            autocompletion=complete.rewards,
+        ),
     ] = None,
     guard: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=MAX_DROP]", help="Watch a metric; stop when it falls by more than MAX_DROP. May be repeated.",
-                     autocompletion=complete.rewards),
+        typer.Option(
+            metavar="NAME[=MAX_DROP]",
+            help="Watch a metric; stop when it falls by more than MAX_DROP. May be repeated.",
+            autocompletion=complete.rewards,
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Collections of rollouts.")] = None,
     group: Annotated[int | None, typer.Option(help="Rollouts a prompt.")] = None,
@@ -85,8 +111,10 @@ def rl(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     offload: Annotated[
         str | None,
-        typer.Option(help="none, or phase: what a phase (encode, rollout, reward, update) does not need waits in host memory.",
-                     autocompletion=complete.one_of("config:RL", "offload")),
+        typer.Option(
+            help="none, or phase: what a phase (encode, rollout, reward, update) does not need waits in host memory.",
+            autocompletion=complete.one_of("config:RL", "offload"),
+        ),
     ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop, validate and save after this long.")] = None,
     probe: Annotated[

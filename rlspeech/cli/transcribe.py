@@ -13,14 +13,21 @@ __all__ = ["add_to", "transcribe"]
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(epilog="Example: rlspeech transcribe talk.wav && rlspeech transcribe talks/ --model runs/rl --out said.jsonl")(transcribe)
+    app.command(
+        epilog="Example: rlspeech transcribe talk.wav && rlspeech transcribe talks/ --model runs/rl --out said.jsonl"
+    )(transcribe)
 
 
 def transcribe(
-    inputs: Annotated[list[str], typer.Argument(metavar="PATH", help="Audio files, folders or manifests; - for paths on stdin.")],
-    model: Annotated[str | None, typer.Option(help="Hub id, checkpoint or run folder; none: the embedded checkpoint.")] = None,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Audio files, folders or manifests; - for paths on stdin.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Hub id, checkpoint or run folder; none: the embedded checkpoint.")
+    ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="PATH", help="x.jsonl, or a folder for .txt files; none or -: the text on stdout.")
+        str | None,
+        typer.Option(metavar="PATH", help="x.jsonl, or a folder for .txt files; none or -: the text on stdout."),
     ] = None,
     language: Annotated[str | None, typer.Option(help="For models that take one.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Instruction or context, for models that take one.")] = None,

@@ -35,8 +35,10 @@ MEMBER = re.compile(r"^(S\d+)_([a-z_]+)\.(?:wav|mp4)$")
 OLD_MIX, OLD_TARGET = "mixed", "target"
 MIX = {"mono": "mono_mix", "binaural": "mix"}
 TARGET = {
-    ("mono", "anechoic"): "target_mono_anechoic", ("mono", "reverberant"): "target_mono",
-    ("binaural", "anechoic"): "target_anechoic", ("binaural", "reverberant"): "target",
+    ("mono", "anechoic"): "target_mono_anechoic",
+    ("mono", "reverberant"): "target_mono",
+    ("binaural", "anechoic"): "target_anechoic",
+    ("binaural", "reverberant"): "target",
 }
 PROBE_TIMEOUT_S = 120.0
 
@@ -53,8 +55,9 @@ class Scene(NamedTuple):
     problem: str | None
 
 
-def find(root: str | Path, channels: str = "mono", target: str = "anechoic", *, given_lips: bool = False,
-         workers: int = 0) -> Iterator[Candidate]:
+def find(
+    root: str | Path, channels: str = "mono", target: str = "anechoic", *, given_lips: bool = False, workers: int = 0
+) -> Iterator[Candidate]:
     """Candidates in the splits ``train``, ``valid`` and ``test``, whichever are there.
 
     Args:
@@ -72,7 +75,9 @@ def find(root: str | Path, channels: str = "mono", target: str = "anechoic", *, 
     if not places:
         why = "train/scenes, dev/scenes or eval/scenes with files like S00001_silent.mp4 are needed"
         raise UserError(f"no AVSEC scenes in {root}", why, "name the folder that holds them")
-    scenes = [scene for split, place, base in places for scene in _scenes(split, place, base, channels, target, given_lips)]
+    scenes = [
+        scene for split, place, base in places for scene in _scenes(split, place, base, channels, target, given_lips)
+    ]
     whole = [scene for scene in scenes if not scene.problem]
     bare = sum(scene.target is None for scene in whole)
     if bare:
@@ -81,8 +86,14 @@ def find(root: str | Path, channels: str = "mono", target: str = "anechoic", *, 
     for scene, found in parallel_map(_probe, whole, workers, PROBE_TIMEOUT_S, "opening", "scenes"):
         problems[scene.split, scene.name] = f"unreadable: {found}" if isinstance(found, Exception) else found
     for scene in scenes:
-        row = candidate(scene.split, scene.mix, scene.name, scene.problem or problems[scene.split, scene.name], target=scene.target,
-                        **scene.facts)
+        row = candidate(
+            scene.split,
+            scene.mix,
+            scene.name,
+            scene.problem or problems[scene.split, scene.name],
+            target=scene.target,
+            **scene.facts,
+        )
         row.utt.video_filepath = str(scene.video)
         yield row
 
@@ -126,14 +137,28 @@ def _scenes(split: str, place: Path, base: Path, channels: str, target: str, giv
         if not (given_lips and video.is_file()):
             video = place / f"{name}_silent.mp4"
         facts = _facts(metadata.get(name, {}))
-        yield Scene(split, name, place / f"{name}_{mix}.wav", None if bare else place / f"{name}_{wanted}.wav", video, facts, problem)
+        yield Scene(
+            split,
+            name,
+            place / f"{name}_{mix}.wav",
+            None if bare else place / f"{name}_{wanted}.wav",
+            video,
+            facts,
+            problem,
+        )
 
 
 def _metadata(base: Path, place: Path, split: str) -> dict[str, dict[str, Any]]:
     """What ``scenes.json`` says of each scene; nothing where it is missing, and a warning where it cannot be read."""
     folder = next(name for name, other in SPLITS.items() if other == split)
-    for file in (base / "metadata" / f"scenes.{folder}.json", base / f"scenes.{folder}.json", base / folder / "metadata" / "scenes.json",
-                 base / folder / "scenes.json", place / "scenes.json", base / folder / f"scenes.{folder}.json"):
+    for file in (
+        base / "metadata" / f"scenes.{folder}.json",
+        base / f"scenes.{folder}.json",
+        base / folder / "metadata" / "scenes.json",
+        base / folder / "scenes.json",
+        place / "scenes.json",
+        base / folder / f"scenes.{folder}.json",
+    ):
         if not file.is_file():
             continue
         try:

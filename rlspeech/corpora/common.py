@@ -13,8 +13,27 @@ from rlspeech.types import UserError, Utterance
 
 __all__ = ["AUDIO_SUFFIXES", "Candidate", "audio_files", "candidate", "check_folder", "file_id", "pair", "pair_by"]
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".rf64", ".caf", ".sph",
-                            ".m4a", ".aac", ".wma", ".webm"})  # the last four cannot be read; they are found so that they are counted
+AUDIO_SUFFIXES = frozenset(
+    {
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aiff",
+        ".aif",
+        ".au",
+        ".w64",
+        ".rf64",
+        ".caf",
+        ".sph",
+        ".m4a",
+        ".aac",
+        ".wma",
+        ".webm",
+    }
+)  # the last four cannot be read; they are found so that they are counted
 FILE_ID = re.compile(r"fileid_(\d+)")
 
 
@@ -53,7 +72,9 @@ def audio_files(folder: Path, skip: Path | None = None) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(root, n) for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in AUDIO_SUFFIXES]
+        found += [
+            Path(root, n) for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in AUDIO_SUFFIXES
+        ]
     return sorted(found)
 
 
@@ -62,11 +83,32 @@ def file_id(path: Path, root: Path) -> str:
     return safe_name("_".join(path.relative_to(root).with_suffix("").parts))
 
 
-def candidate(split: str, path: Path, name: str, problem: str | None = None, *, target: Path | None = None, snr_db: float | None = None,
-              text: str | None = None, speaker: str | None = None, language: str | None = None, **extra: Any) -> Candidate:
+def candidate(
+    split: str,
+    path: Path,
+    name: str,
+    problem: str | None = None,
+    *,
+    target: Path | None = None,
+    snr_db: float | None = None,
+    text: str | None = None,
+    speaker: str | None = None,
+    language: str | None = None,
+    **extra: Any,
+) -> Candidate:
     """A candidate whose duration and rate are still to be measured; ``extra`` columns that are None are left out."""
-    utt = Utterance(name, str(path), 0.0, 0, text=text, target_filepath=str(target) if target else None, speaker_id=speaker,
-                    language=language, snr_db=snr_db, extra={k: v for k, v in extra.items() if v is not None})
+    utt = Utterance(
+        name,
+        str(path),
+        0.0,
+        0,
+        text=text,
+        target_filepath=str(target) if target else None,
+        speaker_id=speaker,
+        language=language,
+        snr_db=snr_db,
+        extra={k: v for k, v in extra.items() if v is not None},
+    )
     return Candidate(split, utt, problem)
 
 
@@ -76,8 +118,9 @@ def numbered(path: Path) -> str | None:
     return str(int(found[-1])) if found else None
 
 
-def pair_by(noisy: Iterable[Path], clean: Iterable[Path],
-            key: Callable[[Path], str | None]) -> Iterator[tuple[Path | None, Path | None, str | None]]:
+def pair_by(
+    noisy: Iterable[Path], clean: Iterable[Path], key: Callable[[Path], str | None]
+) -> Iterator[tuple[Path | None, Path | None, str | None]]:
     """Match two lists of files by a key.
 
     Returns:
@@ -106,9 +149,13 @@ def pair_by(noisy: Iterable[Path], clean: Iterable[Path],
                 yield None, path, "no noisy partner"
 
 
-def pair(split: str, noisy: Path, clean: Path, key: Callable[[Path], str | None], **columns: Callable[[Path], Any]) -> Iterator[Candidate]:
+def pair(
+    split: str, noisy: Path, clean: Path, key: Callable[[Path], str | None], **columns: Callable[[Path], Any]
+) -> Iterator[Candidate]:
     """Candidates of two folders; ``columns`` are functions of the noisy file's path (``snr_db``, ``text``, ``speaker`` or any other)."""
-    nested = [inner for inner, outer in ((clean, noisy), (noisy, clean)) if outer in inner.parents]  # noisy/clean inside noisy/
+    nested = [
+        inner for inner, outer in ((clean, noisy), (noisy, clean)) if outer in inner.parents
+    ]  # noisy/clean inside noisy/
     skip = nested[0] if nested else None
     left = audio_files(noisy, skip if skip != noisy else None)
     right = audio_files(clean, skip if skip != clean else None)

@@ -40,7 +40,9 @@ def contact_sheet(rows: Sequence[Utterance], path: str | Path, most: int = MOST,
             frames = load_lips(utt.lips_filepath or "")
         except LipsError:
             continue
-        lines.append(np.concatenate([_label(utt, len(frames)), *(_tile(frames[i]) for i in _even(len(frames), across))], axis=1))
+        lines.append(
+            np.concatenate([_label(utt, len(frames)), *(_tile(frames[i]) for i in _even(len(frames), across))], axis=1)
+        )
     if not lines:
         return 0
     half = -(-len(lines) // 2) if len(lines) > 6 else len(lines)  # two columns: the sheet stays as wide as a screen
@@ -57,7 +59,7 @@ def _chosen(rows: Sequence[Utterance], most: int) -> list[Utterance]:
     ranked = sorted(rows, key=_rate)
     if len(ranked) <= most:
         return ranked
-    worst = ranked[:most // 2]
+    worst = ranked[: most // 2]
     there = {id(utt) for utt in worst}
     rest = [utt for utt in rows if id(utt) not in there]
     return sorted([*worst, *(rest[i] for i in _even(len(rest), most - len(worst)))], key=_rate)
@@ -89,12 +91,15 @@ def _label(utt: Utterance, frames: int) -> np.ndarray:
 
     plain = utt.id.encode("ascii", "replace").decode()  # the drawing knows no other letters
     rate = utt.extra.get("face_rate")
-    notes = [f"{frames} frames, {utt.duration:.1f} s", "no face looked for" if rate is None else f"face in {100 * _rate(utt):.0f} %"]
+    notes = [
+        f"{frames} frames, {utt.duration:.1f} s",
+        "no face looked for" if rate is None else f"face in {100 * _rate(utt):.0f} %",
+    ]
     if "video_short_s" in utt.extra:
         notes.append(f"{utt.extra['video_short_s']:.2f} s short")
     poor = rate is not None and _rate(utt) < POOR
     label = np.full((TILE + GAP, LABEL), 0 if poor else 255, dtype=np.uint8)  # dark: look here
-    names = [plain[i:i + 24] for i in range(0, min(len(plain), 48), 24)]
+    names = [plain[i : i + 24] for i in range(0, min(len(plain), 48), 24)]
     for i, line in enumerate([*names, *notes]):
         cv2.putText(label, line, (4, 16 + 19 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255 if poor else 0, 1, cv2.LINE_AA)
     return label

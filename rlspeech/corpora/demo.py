@@ -142,7 +142,9 @@ def _whole(made: Path, count: int | None = COUNT) -> bool:
         return False
     utts, problems = scan_manifest(manifest)
     files = [p for u in utts for p in (u.audio_filepath, u.target_filepath, u.lips_filepath) if p]
-    return not problems and (recipe or count in (None, len(utts))) and bool(utts) and all(Path(p).is_file() for p in files)
+    return (
+        not problems and (recipe or count in (None, len(utts))) and bool(utts) and all(Path(p).is_file() for p in files)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -151,7 +153,9 @@ def _version() -> str:
     digest = hashlib.blake2b(digest_size=6)
     code = Path(__file__), Path(__file__).with_name("drawn.py")
     for path in (*code, *sorted(demo_folder().glob("*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
-        digest.update(path.name.encode() + (path.read_bytes() if path.suffix != ".flac" else str(path.stat().st_size).encode()))
+        digest.update(
+            path.name.encode() + (path.read_bytes() if path.suffix != ".flac" else str(path.stat().st_size).encode())
+        )
     return digest.hexdigest()
 
 
@@ -162,10 +166,21 @@ def _render(part: str, out: Path, faces: bool = False) -> Path:
     if faces:
         mixing = mixing.model_copy(update={**FACES, "talker": 1.0})
     mixtures = MixtureSet(read_manifest(folder / clean), read_manifest(folder / noise), [], mixing, 16000, seed)
-    ratios = np.random.Generator(np.random.Philox(seed)).permutation(np.linspace(*(mixing.snr_db if faces else SNR_DB), COUNT))
-    rows = [render_one(mixtures, n, out / "audio" / part, f"{part}_{n:02d}", snr_db=round(float(snr), 2)) for n, snr in enumerate(ratios)]
+    ratios = np.random.Generator(np.random.Philox(seed)).permutation(
+        np.linspace(*(mixing.snr_db if faces else SNR_DB), COUNT)
+    )
+    rows = [
+        render_one(mixtures, n, out / "audio" / part, f"{part}_{n:02d}", snr_db=round(float(snr), 2))
+        for n, snr in enumerate(ratios)
+    ]
     if faces:
         rows, _ = draw_all(rows, out, seed=seed)
-    meta = {"source": "demo", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600, "seed": seed, "mixing": mixing.model_dump()}
+    meta = {
+        "source": "demo",
+        "rows": len(rows),
+        "hours": sum(u.duration for u in rows) / 3600,
+        "seed": seed,
+        "mixing": mixing.model_dump(),
+    }
     write_manifest(out / f"{part}.jsonl", rows, meta | ({"video": "drawn"} if faces else {}))
     return out / f"{part}.jsonl"

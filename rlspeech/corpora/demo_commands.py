@@ -44,16 +44,22 @@ class Part(NamedTuple):
     seed: int
 
 
-PARTS = {"train": Part("noise.jsonl", 0, 120, 24, 6, 20263), "valid": Part("noise.jsonl", 0, 16, 4, 2, 20264),
-         "test": Part("test_noise.jsonl", 40, 40, 16, 8, 20265)}
+PARTS = {
+    "train": Part("noise.jsonl", 0, 120, 24, 6, 20263),
+    "valid": Part("noise.jsonl", 0, 16, 4, 2, 20264),
+    "test": Part("test_noise.jsonl", 40, 40, 16, 8, 20265),
+}
 
 
 def commands_folder() -> Path:
     """Where the clean speech lies. Raises ``UserError`` where the package came without it."""
     folder = Path(__file__).resolve().parent.parent / "assets" / "demo_commands"
     if not (folder / "train.jsonl").is_file():
-        raise UserError("the embedded speech for recognisers is missing", f"{folder} holds no train.jsonl",
-                        "install the package again, or name data of your own")
+        raise UserError(
+            "the embedded speech for recognisers is missing",
+            f"{folder} holds no train.jsonl",
+            "install the package again, or name data of your own",
+        )
     return folder
 
 
@@ -69,7 +75,9 @@ def demo_commands(part: str, out: str | Path | None = None) -> Path:
     """
     if out is not None:
         return _render(part, Path(out))
-    return cached(f"commands-{part}-{_version()}", partial(_render, part), Path(f"{part}.jsonl"), None)  # some cuts cannot be made
+    return cached(
+        f"commands-{part}-{_version()}", partial(_render, part), Path(f"{part}.jsonl"), None
+    )  # some cuts cannot be made
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +103,9 @@ def _render(part: str, out: Path) -> Path:
     tempting, _ = nonspeech.render(noise, clean, folder, count=what.tempting, seed=what.seed, max_s=12.0)
     rows += [_named(u, f"{part}_{u.id}", str(u.extra["condition"])) for u in tempting]
     hours = sum(u.duration for u in rows) / 3600
-    write_manifest(out / f"{part}.jsonl", rows, {"source": "demo commands", "rows": len(rows), "hours": hours, "seed": what.seed})
+    write_manifest(
+        out / f"{part}.jsonl", rows, {"source": "demo commands", "rows": len(rows), "hours": hours, "seed": what.seed}
+    )
     return out / f"{part}.jsonl"
 
 
@@ -107,13 +117,22 @@ def _long(part: str, clean: list[Utterance], out: Path, what: Part) -> list[Utte
         first = clean[int(rng.integers(len(clean)))]
         times = int(rng.integers(REPEATS[0], REPEATS[1] + 1))
         others = [u for u in clean if u.speaker_id == first.speaker_id and u.id != first.id]
-        parts = [first] * times if n % 2 == 0 else [first, *(others[i] for i in rng.permutation(len(others))[: times - 1])]
+        parts = (
+            [first] * times if n % 2 == 0 else [first, *(others[i] for i in rng.permutation(len(others))[: times - 1])]
+        )
         keywords = list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ())))
-        rows.append(write_joined(parts, out / "audio" / part / f"{part}_long_{n:03d}.flac", gap_s=GAP_S, sample_rate=RATE, rng=rng,
-                                 extra={"condition": "long", "kind": "long", "keywords": keywords}))
+        rows.append(
+            write_joined(
+                parts,
+                out / "audio" / part / f"{part}_long_{n:03d}.flac",
+                gap_s=GAP_S,
+                sample_rate=RATE,
+                rng=rng,
+                extra={"condition": "long", "kind": "long", "keywords": keywords},
+            )
+        )
     return rows
 
 
 def _named(utt: Utterance, name: str, condition: str) -> Utterance:
     return replace(utt, id=name, target_filepath=None, extra={**utt.extra, "condition": condition})
-

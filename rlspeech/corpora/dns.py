@@ -26,11 +26,21 @@ __all__ = ["find"]
 BASES = ("", "datasets", "datasets_fullband", "training", "training_set", "pdns_training_set/raw")
 PARTS = {"clean": ("clean", "clean_fullband"), "noise": ("noise", "noise_fullband"), "rir": ("impulse_responses",)}
 TEST_FOLDER = re.compile(r"(?i)test_?set|blind")
-ENROLMENT = re.compile(r"(?i)^enrol")  # recordings of the target speaker for personalised systems, not material to enhance
+ENROLMENT = re.compile(
+    r"(?i)^enrol"
+)  # recordings of the target speaker for personalised systems, not material to enhance
 SNR = re.compile(r"_snr(-?\d+(?:\.\d+)?)(?=_|$)")
 LEVEL = re.compile(r"_tl(-?\d+(?:\.\d+)?)(?=_|$)")
 READER = re.compile(r"_reader_(\d+)")
-LANGUAGES = {"french": "fr", "german": "de", "italian": "it", "mandarin": "zh", "russian": "ru", "spanish": "es", "read_speech": "en"}
+LANGUAGES = {
+    "french": "fr",
+    "german": "de",
+    "italian": "it",
+    "mandarin": "zh",
+    "russian": "ru",
+    "spanish": "es",
+    "read_speech": "en",
+}
 
 
 def find(root: str | Path, skip: Path | None = None) -> Iterator[Candidate]:
@@ -75,13 +85,17 @@ def _material(base: Path, skip: Path | None) -> Iterator[Candidate]:
                 language = next((code for word, code in LANGUAGES.items() if subset and word in subset.lower()), None)
                 if split == "clean":
                     speaker = reader[1] if reader else None
-                    yield candidate(split, path, file_id(path, folder), speaker=speaker, language=language, subset=subset)
+                    yield candidate(
+                        split, path, file_id(path, folder), speaker=speaker, language=language, subset=subset
+                    )
                 else:
                     yield candidate(split, path, file_id(path, folder), subset=subset)
 
 
 def _tests(folder: Path) -> Iterator[Candidate]:
-    paired = sorted(p for p in [folder, *folder.rglob("*")] if p.is_dir() and (p / "clean").is_dir() and (p / "noisy").is_dir())
+    paired = sorted(
+        p for p in [folder, *folder.rglob("*")] if p.is_dir() and (p / "clean").is_dir() and (p / "noisy").is_dir()
+    )
     for place in paired:
         words = [part for part in place.relative_to(folder).parts if part != "synthetic"]
         yield from _pairs(safe_name("_".join(["test" if folder.name == "test_set" else folder.name, *words])), place)
@@ -93,8 +107,14 @@ def _tests(folder: Path) -> Iterator[Candidate]:
 
 
 def _pairs(split: str, place: Path) -> Iterator[Candidate]:
-    yield from pair(split, place / "noisy", place / "clean", numbered,
-                    snr_db=lambda p: _number(SNR, p), level_dbfs=lambda p: _number(LEVEL, p))
+    yield from pair(
+        split,
+        place / "noisy",
+        place / "clean",
+        numbered,
+        snr_db=lambda p: _number(SNR, p),
+        level_dbfs=lambda p: _number(LEVEL, p),
+    )
 
 
 def _number(pattern: re.Pattern[str], path: Path) -> float | None:

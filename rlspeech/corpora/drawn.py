@@ -46,7 +46,9 @@ def movements(wav: np.ndarray, sample_rate: int, lag_s: float = 0.0) -> np.ndarr
     windows = padded[centres[:, None] + np.arange(-size // 2, size - size // 2)[None]] * np.hanning(size)
     power = np.abs(np.fft.rfft(windows, axis=1)) ** 2
     hz = np.fft.rfftfreq(size, 1 / sample_rate)
-    low, middle, high = (power[:, (hz >= a) & (hz < b)].sum(1) + 1e-10 for a, b in ((150, 1500), (1500, 3500), (4000, 7500)))
+    low, middle, high = (
+        power[:, (hz >= a) & (hz < b)].sum(1) + 1e-10 for a, b in ((150, 1500), (1500, 3500), (4000, 7500))
+    )
     level = 10 * np.log10(low + 0.5 * middle)
     top = max(float(np.percentile(level, 95)), SILENT_DB)
     jaw = np.clip((level - top - FLOOR_DB) / -FLOOR_DB, 0, 1) ** 1.5
@@ -107,7 +109,9 @@ def _blotches(rng: np.random.Generator) -> np.ndarray:
     return (smooth / smooth.std()).astype(np.float32)
 
 
-def draw_all(utts: Sequence[Utterance], out: Path, *, seed: int = 0, workers: int = 0) -> tuple[list[Utterance], list[dict[str, Any]]]:
+def draw_all(
+    utts: Sequence[Utterance], out: Path, *, seed: int = 0, workers: int = 0
+) -> tuple[list[Utterance], list[dict[str, Any]]]:
     """Draw a mouth for every utterance's clean speech (its target, where it has one) and store it under ``out/lips``.
 
     Returns:
@@ -119,7 +123,9 @@ def draw_all(utts: Sequence[Utterance], out: Path, *, seed: int = 0, workers: in
     for utt, path in parallel_map(draw, list(utts), workers, timeout_s=120.0, desc="draw", unit="utterances"):
         if isinstance(path, Exception):
             reason = path.reason if isinstance(path, AudioError) else f"{type(path).__name__}: {path}"
-            dropped.append({"id": utt.id, "audio_filepath": utt.audio_filepath, "reason": "cannot be drawn", "detail": reason})
+            dropped.append(
+                {"id": utt.id, "audio_filepath": utt.audio_filepath, "reason": "cannot be drawn", "detail": reason}
+            )
         else:
             kept.append(replace(utt, lips_filepath=path, extra={**utt.extra, "face_rate": 1.0, "video": "drawn"}))
     return kept, dropped

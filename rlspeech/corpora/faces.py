@@ -89,8 +89,15 @@ def follow(found: dict[int, list[Face]], length: int) -> Followed | None:
     tracks: list[list[tuple[int, Face]]] = []
     spacing = max(1, int(np.median(np.diff(sorted(found)))) if len(found) > 1 else 1)
     for index in sorted(found):
-        pairs = sorted(((_overlap(track[-1][1].box, face.box), t, f) for t, track in enumerate(tracks)
-                        if index - track[-1][0] <= PATIENCE * spacing for f, face in enumerate(found[index])), reverse=True)
+        pairs = sorted(
+            (
+                (_overlap(track[-1][1].box, face.box), t, f)
+                for t, track in enumerate(tracks)
+                if index - track[-1][0] <= PATIENCE * spacing
+                for f, face in enumerate(found[index])
+            ),
+            reverse=True,
+        )
         taken: set[int] = set()
         extended: set[int] = set()
         for share, t, f in pairs:
@@ -105,7 +112,9 @@ def follow(found: dict[int, list[Face]], length: int) -> Followed | None:
     best = int(np.argmax(weights))
     chosen = tracks[best]
     others = sum(w > 0.5 * weights[best] for i, w in enumerate(weights) if i != best)
-    return Followed(np.array([i for i, _ in chosen]), [face for _, face in chosen], np.array(sorted(found)), length, others)
+    return Followed(
+        np.array([i for i, _ in chosen]), [face for _, face in chosen], np.array(sorted(found)), length, others
+    )
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -126,13 +135,19 @@ def haar_detector() -> Detector:
 
         folder = Path(cv2.data.haarcascades)  # type: ignore[attr-defined]
     except (ImportError, AttributeError) as error:
-        raise UserError("faces cannot be found", f"OpenCV or its cascades are not usable: {error}",
-                        "pip install 'opencv-python-headless<5', or name a landmark model with --landmarks") from error
+        raise UserError(
+            "faces cannot be found",
+            f"OpenCV or its cascades are not usable: {error}",
+            "pip install 'opencv-python-headless<5', or name a landmark model with --landmarks",
+        ) from error
     cv2.setNumThreads(1)
     cascades = [cv2.CascadeClassifier(str(folder / f"haarcascade_{name}.xml")) for name in ("frontalface_alt2", "eye")]
     if any(c.empty() for c in cascades):
-        raise UserError("faces cannot be found", f"no cascades in {folder}",
-                        "pip install 'opencv-python-headless<5', or name a landmark model with --landmarks")
+        raise UserError(
+            "faces cannot be found",
+            f"no cascades in {folder}",
+            "pip install 'opencv-python-headless<5', or name a landmark model with --landmarks",
+        )
     faces, eyes = cascades
 
     def detect(frame: np.ndarray) -> list[Face]:
@@ -158,8 +173,10 @@ def _eyes(cv2: Any, cascade: Any, frame: np.ndarray, box: tuple[float, float, fl
     scale = EYE_FACE / side
     centres = []
     for x0, expected in ((left + 0.08 * side, EYE_X), (left + 0.5 * side, 1 - EYE_X)):
-        patch = frame[y0:y1, round(x0):round(x0 + 0.42 * side)]
-        patch = cv2.resize(patch, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        patch = frame[y0:y1, round(x0) : round(x0 + 0.42 * side)]
+        patch = cv2.resize(
+            patch, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        )
         boxes = cascade.detectMultiScale(patch, 1.08, 2, minSize=(20, 20), maxSize=(44, 44))
         if not len(boxes):
             return None
@@ -182,12 +199,18 @@ def landmark_detector(model: str | Path) -> Detector:
     """
     path = Path(model)
     if not path.is_file():
-        raise UserError(f"no landmark model {model}", "there is no such file", "name a face landmarker's .task file with --landmarks")
+        raise UserError(
+            f"no landmark model {model}",
+            "there is no such file",
+            "name a face landmarker's .task file with --landmarks",
+        )
     try:
         import mediapipe as mp
         from mediapipe.tasks.python import BaseOptions, vision
     except ImportError as error:
-        raise UserError("landmarks need mediapipe", str(error), "pip install mediapipe, or leave --landmarks out") from error
+        raise UserError(
+            "landmarks need mediapipe", str(error), "pip install mediapipe, or leave --landmarks out"
+        ) from error
     try:
         options = vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(path)), num_faces=4)
         model_ = vision.FaceLandmarker.create_from_options(options)
@@ -198,7 +221,10 @@ def landmark_detector(model: str | Path) -> Detector:
     def detect(frame: np.ndarray) -> list[Face]:
         picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.repeat(frame[:, :, None], 3, axis=2))
         size = np.array([frame.shape[1], frame.shape[0]])
-        return [face_of_landmarks(np.array([[p.x, p.y] for p in points]) * size) for points in model_.detect(picture).face_landmarks]
+        return [
+            face_of_landmarks(np.array([[p.x, p.y] for p in points]) * size)
+            for points in model_.detect(picture).face_landmarks
+        ]
 
     return detect
 

@@ -29,7 +29,9 @@ def find(source: str | Path, split: str = "manifest", skip: Path | None = None) 
     folder = check_folder(source, "the source")
     paths = audio_files(folder, skip)
     if not paths:
-        raise UserError(f"no audio in {source}", "no file with a known suffix (.wav .flac .ogg .mp3 ...) below it", "check the path")
+        raise UserError(
+            f"no audio in {source}", "no file with a known suffix (.wav .flac .ogg .mp3 ...) below it", "check the path"
+        )
     for path in paths:
         words = path.with_suffix(".txt")
         text = words.read_text(encoding="utf-8", errors="replace").strip() or None if words.is_file() else None
@@ -53,5 +55,8 @@ def find_pairs(noisy: str | Path, clean: str | Path, split: str = "manifest") ->
         if any(row.problem is None for row in rows):
             yield from rows
             return
-    raise UserError(f"nothing in {noisy} matches {clean}", "files are matched by name without suffix, or by the number after fileid_",
-                    "give both files of a pair the same name")
+    raise UserError(
+        f"nothing in {noisy} matches {clean}",
+        "files are matched by name without suffix, or by the number after fileid_",
+        "give both files of a pair the same name",
+    )

@@ -26,8 +26,16 @@ __all__ = ["render"]
 MIN_S = 1.0
 
 
-def render(clean: Sequence[Utterance], noise: Sequence[Utterance], out: Path, *, count: int = 0, clip_s: float = 0.0, seed: int = 0,
-           sample_rate: int = 16000) -> tuple[list[Utterance], list[dict[str, Any]]]:
+def render(
+    clean: Sequence[Utterance],
+    noise: Sequence[Utterance],
+    out: Path,
+    *,
+    count: int = 0,
+    clip_s: float = 0.0,
+    seed: int = 0,
+    sample_rate: int = 16000,
+) -> tuple[list[Utterance], list[dict[str, Any]]]:
     """Write the rungs below ``out/audio``; the same seed gives the same files.
 
     Args:
@@ -57,8 +65,15 @@ def render(clean: Sequence[Utterance], noise: Sequence[Utterance], out: Path, *,
             try:
                 rows += _one(utt, noise, out, clip_s, seed, sample_rate)
             except AudioError as error:  # the next one takes its place
-                failed.append({"split": "manifest", "id": utt.id, "path": utt.audio_filepath, "reason": "cannot be degraded",
-                               "detail": error.reason})
+                failed.append(
+                    {
+                        "split": "manifest",
+                        "id": utt.id,
+                        "path": utt.audio_filepath,
+                        "reason": "cannot be degraded",
+                        "detail": error.reason,
+                    }
+                )
                 continue
             except OSError as error:
                 raise write_error(out, error, f"{used} of {count} utterances were kept") from error
@@ -67,7 +82,9 @@ def render(clean: Sequence[Utterance], noise: Sequence[Utterance], out: Path, *,
     return rows, failed
 
 
-def _one(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, seed: int, sample_rate: int) -> list[Utterance]:
+def _one(
+    utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, seed: int, sample_rate: int
+) -> list[Utterance]:
     """All rungs of one utterance."""
     rng = mixture_rng(seed, 0, utt.id)
     wav = load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
@@ -76,7 +93,7 @@ def _one(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, s
     whole = clip_s <= 0 or len(wav) <= clip_s * sample_rate
     if not whole:
         start = int(rng.integers(len(wav) - int(clip_s * sample_rate) + 1))
-        wav = wav[start:start + int(clip_s * sample_rate)]
+        wav = wav[start : start + int(clip_s * sample_rate)]
     source = noise[int(rng.integers(len(noise)))]
     sound = load_audio(source.audio_filepath, sample_rate, source.offset, source.duration or None)
     rungs = ladders(wav, sound, sample_rate, rng)
@@ -92,9 +109,20 @@ def _one(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, s
         best = next(r for r in rungs if r.ladder == rung.ladder and r.rung == 0)
         target = files[hashlib.blake2b(np.ascontiguousarray(best.wav).data, digest_size=16).hexdigest()]
         extra: dict[str, Any] = {"ladder": rung.ladder, "rung": rung.rung, "clean_id": utt.id, "noise_id": source.id}
-        rows.append(Utterance(name, str(files[digest]), len(rung.wav) / sample_rate, sample_rate, text=utt.text if whole else None,
-                              target_filepath=str(target), speaker_id=utt.speaker_id, language=utt.language,
-                              snr_db=None if rung.snr_db is None else round(float(rung.snr_db), 3), extra=extra))
+        rows.append(
+            Utterance(
+                name,
+                str(files[digest]),
+                len(rung.wav) / sample_rate,
+                sample_rate,
+                text=utt.text if whole else None,
+                target_filepath=str(target),
+                speaker_id=utt.speaker_id,
+                language=utt.language,
+                snr_db=None if rung.snr_db is None else round(float(rung.snr_db), 3),
+                extra=extra,
+            )
+        )
     return rows
 
 

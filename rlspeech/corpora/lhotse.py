@@ -38,7 +38,13 @@ def find(root: str | Path) -> Iterator[Candidate]:
         UserError: nothing of the kind, or a file that cannot be read.
     """
     source = Path(os.path.abspath(root))
-    files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES)) if source.is_dir() else []
+    files = (
+        [source]
+        if source.is_file()
+        else sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES))
+        if source.is_dir()
+        else []
+    )
     cuts: list[tuple[str, Path]] = []
     pairs: dict[str, dict[str, Path]] = {}
     for path in files:
@@ -49,8 +55,12 @@ def find(root: str | Path) -> Iterator[Candidate]:
             pairs.setdefault(split, {})[kind] = path
     whole = {split: pair for split, pair in pairs.items() if len(pair) == 2}
     if not cuts and not whole:
-        there = ", ".join(p.name for p in files[:6]) or ("it does not exist" if not source.exists() else "no .jsonl or .jsonl.gz file")
-        raise UserError(f"no lhotse manifests in {root}", there, "cuts.jsonl.gz, or recordings.jsonl.gz with supervisions.jsonl.gz")
+        there = ", ".join(p.name for p in files[:6]) or (
+            "it does not exist" if not source.exists() else "no .jsonl or .jsonl.gz file"
+        )
+        raise UserError(
+            f"no lhotse manifests in {root}", there, "cuts.jsonl.gz, or recordings.jsonl.gz with supervisions.jsonl.gz"
+        )
     for split, path in cuts:
         for number, row in _rows(path):
             yield _guarded(split, path, number, row, _cut)
@@ -108,7 +118,10 @@ def _cut(split: str, path: Path, row: Row) -> Candidate:
     length = float(row["duration"])
     said = sorted(row.get("supervisions") or [], key=lambda s: float(s["start"]))
     problem: str | None = None
-    if any(float(s["start"]) < -TOLERANCE_S or float(s["start"]) + float(s["duration"]) > length + TOLERANCE_S for s in said):
+    if any(
+        float(s["start"]) < -TOLERANCE_S or float(s["start"]) + float(s["duration"]) > length + TOLERANCE_S
+        for s in said
+    ):
         problem = "a supervision reaches beyond its cut"
     return _row(split, path, row, row.get("recording"), said, float(row.get("start", 0.0)), length, problem)
 
@@ -117,8 +130,16 @@ def _supervision(split: str, path: Path, row: Row) -> Candidate:
     return _row(split, path, row, row["recording"], [row], float(row["start"]), float(row["duration"]), None)
 
 
-def _row(split: str, path: Path, row: Row, recording: Row | None, said: list[Row], start: float, length: float,
-         problem: str | None) -> Candidate:
+def _row(
+    split: str,
+    path: Path,
+    row: Row,
+    recording: Row | None,
+    said: list[Row],
+    start: float,
+    length: float,
+    problem: str | None,
+) -> Candidate:
     """One candidate; ``said`` are its supervisions in order, columns are taken from the cut and from them."""
     cut = row if said != [row] else {}
     name = str(row["id"])
@@ -127,12 +148,23 @@ def _row(split: str, path: Path, row: Row, recording: Row | None, said: list[Row
     text = " ".join(t.strip() for t in texts if t is not None).strip() if any(t is not None for t in texts) else None
     if not said or text is None:
         wrong = wrong or "no transcript"
-    custom = {k: v for s in [cut, *said] for k, v in (s.get("custom") or {}).items() if isinstance(v, str | int | float | bool | list)}
+    custom = {
+        k: v
+        for s in [cut, *said]
+        for k, v in (s.get("custom") or {}).items()
+        if isinstance(v, str | int | float | bool | list)
+    }
     speakers, languages = {s.get("speaker") for s in said}, {s.get("language") for s in said}
-    found = candidate(split, file or path, safe_name(name), problem or wrong, text=text,
-                      speaker=str(next(iter(speakers))) if len(speakers) == 1 and None not in speakers else None,
-                      language=next(iter(languages)) if len(languages) == 1 else None,
-                      original_id=name if safe_name(name) != name else None)
+    found = candidate(
+        split,
+        file or path,
+        safe_name(name),
+        problem or wrong,
+        text=text,
+        speaker=str(next(iter(speakers))) if len(speakers) == 1 and None not in speakers else None,
+        language=next(iter(languages)) if len(languages) == 1 else None,
+        original_id=name if safe_name(name) != name else None,
+    )
     found.utt.extra.update({k: v for k, v in custom.items() if k not in found.utt.extra})
     found.utt.offset, found.utt.duration = start, length
     if not start and recording and float(recording.get("duration", length)) - length > TOLERANCE_S:

@@ -33,13 +33,19 @@ def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
     top = check_folder(root, "the LibriSpeech corpus")
     inner = top / "LibriSpeech"
     top = inner if inner.is_dir() else top
-    here = [top] if top.name.startswith(PREFIXES) else sorted(p for p in top.iterdir() if p.is_dir() and p.name.startswith(PREFIXES))
+    here = (
+        [top]
+        if top.name.startswith(PREFIXES)
+        else sorted(p for p in top.iterdir() if p.is_dir() and p.name.startswith(PREFIXES))
+    )
     wanted = [p for p in here if not splits or p.name in splits]
     missing = sorted(set(splits) - {p.name for p in wanted})
     if missing or not wanted:
         there = ", ".join(p.name for p in here) or "no folder whose name begins with train-, dev- or test-"
         what = f"no {', '.join(missing)} in {root}" if missing else f"no LibriSpeech in {root}"
-        raise UserError(what, f"there is {there}", "name the folder that holds dev-clean, test-clean, train-clean-100 ...")
+        raise UserError(
+            what, f"there is {there}", "name the folder that holds dev-clean, test-clean, train-clean-100 ..."
+        )
     sexes = _sexes(wanted[0].parent / "SPEAKERS.TXT")
     for folder in wanted:
         texts: dict[str, str] = {}
@@ -50,14 +56,27 @@ def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
         for path in audio_files(folder):
             speaker = path.stem.split("-")[0]
             text = texts.get(path.stem)
-            yield candidate(folder.name, path, path.stem, None if text else "no transcript", text=text, speaker=speaker, language="en",
-                            sex=sexes.get(speaker), chapter=path.parent.name)
+            yield candidate(
+                folder.name,
+                path,
+                path.stem,
+                None if text else "no transcript",
+                text=text,
+                speaker=speaker,
+                language="en",
+                sex=sexes.get(speaker),
+                chapter=path.parent.name,
+            )
 
 
 def _sexes(path: Path) -> dict[str, str]:
     """Speaker -> female or male; empty where the list is not there."""
     if not path.is_file():
         return {}
-    rows = [line.split("|") for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if not line.startswith(";")]
+    rows = [
+        line.split("|")
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not line.startswith(";")
+    ]
     names = {"F": "female", "M": "male"}
     return {row[0].strip(): names[row[1].strip()] for row in rows if len(row) > 1 and row[1].strip() in names}

@@ -84,11 +84,17 @@ def find(source: str | Path, out: Path) -> Iterator[Candidate]:
                 yield Candidate(manifest.stem, utt, None if utt.video_filepath else "no video named")
         return
     folder = check_folder(source, "the source")
-    videos = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".") and p.is_file()
-              and out not in p.parents]
+    videos = [
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".") and p.is_file() and out not in p.parents
+    ]
     if not videos:
-        raise UserError(f"no videos in {source}", "no manifest (.jsonl) and no file with a known suffix (.mp4 .mpg .avi .mkv ...) in it",
-                        "check the path")
+        raise UserError(
+            f"no videos in {source}",
+            "no manifest (.jsonl) and no file with a known suffix (.mp4 .mpg .avi .mkv ...) in it",
+            "check the path",
+        )
     with log.progress(len(videos), "sound", "videos") as bar:
         for video in videos:
             name = file_id(video, folder)
@@ -96,7 +102,9 @@ def find(source: str | Path, out: Path) -> Iterator[Candidate]:
             text = words.read_text(encoding="utf-8", errors="replace").strip() or None if words.is_file() else None
             sound, problem = _sound(video, out / "audio" / f"{name}.flac")
             bar.advance()
-            yield Candidate("manifest", Utterance(name, str(sound or video), 0.0, 0, text=text, video_filepath=str(video)), problem)
+            yield Candidate(
+                "manifest", Utterance(name, str(sound or video), 0.0, 0, text=text, video_filepath=str(video)), problem
+            )
 
 
 def _sound(video: Path, extracted: Path) -> tuple[Path | None, str | None]:
@@ -143,7 +151,9 @@ def crop_rows(rows: dict[str, list[Utterance]], out: Path, how: Cropping, worker
         done.known, done.cut = len(facts), len(todo)
         if facts:
             log.say(f"{len(facts)} of {len(jobs)} videos were done before")
-        made = parallel_map(partial(_job, how=how), todo, workers, CLIP_TIMEOUT_S, "cutting" if todo else None, "videos")
+        made = parallel_map(
+            partial(_job, how=how), todo, workers, CLIP_TIMEOUT_S, "cutting" if todo else None, "videos"
+        )
         for (video, place), result in made:
             if isinstance(result, UserError | KeyboardInterrupt):
                 raise result
@@ -164,7 +174,13 @@ def _sort(split: str, utt: Utterance, fact: dict[str, Any], out: Path, how: Crop
     if not error and fact["face_rate"] == 0 and not how.keep_faceless:
         error = "no face in any frame"
     if error:
-        row = {"split": split, "id": utt.id, "path": utt.video_filepath, "reason": f"video: {_reason(error)}", "detail": error}
+        row = {
+            "split": split,
+            "id": utt.id,
+            "path": utt.video_filepath,
+            "reason": f"video: {_reason(error)}",
+            "detail": error,
+        }
         done.dropped.append(row)
         return
     extra = {"face_rate": fact["face_rate"]} if fact["face_rate"] is not None else {}
@@ -206,7 +222,9 @@ def _job(job: tuple[str, str], how: Cropping) -> dict[str, Any]:
         return {"error": error.reason}
 
 
-def crop_clip(video: str | Path, out: str | Path, crop: str = "mouth96", detect: Detector | None = None) -> dict[str, Any]:
+def crop_clip(
+    video: str | Path, out: str | Path, crop: str = "mouth96", detect: Detector | None = None
+) -> dict[str, Any]:
     """Crop one video and write its ``.npz``.
 
     Args:
@@ -234,7 +252,7 @@ def crop_clip(video: str | Path, out: str | Path, crop: str = "mouth96", detect:
             path = mouth_path(seen)
             again = stream_video(video)
             frames = cut(at_25_fps(again, lambda: again.end_s), path)
-            save_lips(out, frames, path.found[:len(frames)])
+            save_lips(out, frames, path.found[: len(frames)])
             rate = round(float(path.found.mean()), 4)
             return {"frames": len(frames), "face_rate": rate, "others": seen.others, "problem": stream.problem}
     side, share = (CENTRE_SIDE, 0.5) if crop == "centre112" else (SIDE, 0.5 if crop == "mouth96" else 1.0)
@@ -244,4 +262,3 @@ def crop_clip(video: str | Path, out: str | Path, crop: str = "mouth96", detect:
     searched = crop == "mouth96"
     save_lips(out, whole.frames, np.zeros(len(whole.frames), dtype=bool) if searched else None)
     return {"frames": len(whole.frames), "face_rate": 0.0 if searched else None, "others": 0, "problem": whole.problem}
-

@@ -24,15 +24,18 @@ from rlspeech.types import Utterance
 __all__ = ["find", "render", "render_one"]
 
 
-def find(clean: Sequence[str | Path], noise: Sequence[str | Path], rir: Sequence[str | Path] = (),
-         skip: Path | None = None) -> Iterator[Candidate]:
+def find(
+    clean: Sequence[str | Path], noise: Sequence[str | Path], rir: Sequence[str | Path] = (), skip: Path | None = None
+) -> Iterator[Candidate]:
     """Candidates in the splits ``clean``, ``noise`` and ``rir``, each from any number of folders and manifests."""
     for split, sources in (("clean", clean), ("noise", noise), ("rir", rir)):
         for source in sources:
             yield from folder.find(source, split, skip)
 
 
-def render_one(mixtures: MixtureSet, number: int, out: Path, name: str, clip_s: float = 0.0, snr_db: float | None = None) -> Utterance:
+def render_one(
+    mixtures: MixtureSet, number: int, out: Path, name: str, clip_s: float = 0.0, snr_db: float | None = None
+) -> Utterance:
     """Write mixture ``number`` as ``out/noisy/NAME.flac`` and ``out/clean/NAME.flac``; the same number is the same mixture everywhere.
 
     Args:
@@ -63,12 +66,31 @@ def render_one(mixtures: MixtureSet, number: int, out: Path, name: str, clip_s: 
     words = utt.text if whole else None
     seconds = len(made.noisy) / mixtures.sample_rate
     lips = utt.lips_filepath if clip_s == 0 and not utt.offset else None  # those of a stretch would begin elsewhere
-    return Utterance(name, str(noisy), seconds, mixtures.sample_rate, text=words, target_filepath=str(target), lips_filepath=lips,
-                     speaker_id=utt.speaker_id, language=utt.language, snr_db=round(made.snr_db, 3), extra=extra)
+    return Utterance(
+        name,
+        str(noisy),
+        seconds,
+        mixtures.sample_rate,
+        text=words,
+        target_filepath=str(target),
+        lips_filepath=lips,
+        speaker_id=utt.speaker_id,
+        language=utt.language,
+        snr_db=round(made.snr_db, 3),
+        extra=extra,
+    )
 
 
-def render(recipe: Path, out: Path, count: int, *, seed: int = 0, clip_s: float = 0.0, workers: int = 0,
-           sample_rate: int = 16000) -> tuple[list[Utterance], list[dict[str, Any]]]:
+def render(
+    recipe: Path,
+    out: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    clip_s: float = 0.0,
+    workers: int = 0,
+    sample_rate: int = 16000,
+) -> tuple[list[Utterance], list[dict[str, Any]]]:
     """Write ``count`` mixtures of a recipe below ``out/audio``; those finished by a former call are not made again.
 
     Returns:
@@ -87,15 +109,29 @@ def render(recipe: Path, out: Path, count: int, *, seed: int = 0, clip_s: float 
                 rows[number] = from_row({k: v for k, v in old.items() if k != "key"}, out)
         if rows:
             log.say(f"{len(rows)} of {count} mixtures were written before")
-        work = partial(_render_number, recipe=str(recipe), out=str(out / "audio"), seed=seed, clip_s=clip_s, sample_rate=sample_rate)
+        work = partial(
+            _render_number,
+            recipe=str(recipe),
+            out=str(out / "audio"),
+            seed=seed,
+            clip_s=clip_s,
+            sample_rate=sample_rate,
+        )
         todo = [n for n in range(count) if n not in rows]
         try:
             for number, result in parallel_map(work, todo, workers, 300.0, "mixing" if todo else None, "mixtures"):
                 if isinstance(result, OSError):
                     raise write_error(out, result, f"{len(rows)} of {count} mixtures were kept") from result
                 if isinstance(result, Exception):
-                    failed.append({"split": "manifest", "id": _name(number), "path": str(recipe), "reason": "cannot be mixed",
-                                   "detail": str(result) or type(result).__name__})
+                    failed.append(
+                        {
+                            "split": "manifest",
+                            "id": _name(number),
+                            "path": str(recipe),
+                            "reason": "cannot be mixed",
+                            "detail": str(result) or type(result).__name__,
+                        }
+                    )
                     continue
                 rows[number] = result
                 journal.write({"key": f"{stamp}:{number}"} | to_row(result, out))
@@ -131,5 +167,8 @@ def _render_number(number: int, recipe: str, out: str, seed: int, clip_s: float,
         raise
     except OSError as error:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error)) from None
-    except (sf.LibsndfileError, AssertionError):  # libsndfile does not pass the reason on; reading errors are AudioErrors by now
+    except (
+        sf.LibsndfileError,
+        AssertionError,
+    ):  # libsndfile does not pass the reason on; reading errors are AudioErrors by now
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None

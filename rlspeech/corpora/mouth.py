@@ -74,7 +74,9 @@ def _poses(faces: list[Face]) -> np.ndarray:
             row[:2] = face.mouth if exact and face.mouth is not None else face.eyes.mean(axis=0)
             row[2:] = np.hypot(*gap), np.arctan2(gap[1], gap[0])
     boxes = np.array([face.box for face in faces])
-    relative = np.concatenate([(poses[:, :2] - boxes[:, :2]) / boxes[:, 2:3], poses[:, 2:3] / boxes[:, 2:3], poses[:, 3:]], axis=1)
+    relative = np.concatenate(
+        [(poses[:, :2] - boxes[:, :2]) / boxes[:, 2:3], poses[:, 2:3] / boxes[:, 2:3], poses[:, 3:]], axis=1
+    )
     known = ~np.isnan(poses[:, 0])
     usual = np.median(relative[known], axis=0) if known.any() else np.array([0.5, EYE_Y, EYE_GAP, 0.0])
     side, tilt = boxes[:, 2:3], np.full((len(boxes), 1), usual[3])
@@ -113,23 +115,29 @@ def cut(frames: Iterable[np.ndarray], path: Path2D, side: int = SIDE) -> np.ndar
     strips = np.empty((len(path.scale), side + 2 * reach, side), dtype=np.uint8)
     count = 0
     for count, (frame, strip) in enumerate(zip(frames, strips, strict=False), 1):
-        strip[:] = _warped(frame, path.centre[count - 1], path.scale[count - 1], path.angle[count - 1], (side + 2 * reach, side))
+        strip[:] = _warped(
+            frame, path.centre[count - 1], path.scale[count - 1], path.angle[count - 1], (side + 2 * reach, side)
+        )
     strips = strips[:count]
     top = mouth_row(strips) - side // 2 if reach and count else 0
-    return np.ascontiguousarray(strips[:, top:top + side])
+    return np.ascontiguousarray(strips[:, top : top + side])
 
 
 def _warped(frame: np.ndarray, centre: np.ndarray, scale: float, angle: float, size: tuple[int, int]) -> np.ndarray:
     import cv2
 
     while scale < 0.6 and min(frame.shape) > 16:  # warpAffine takes single pixels: halve first, or fine detail flickers
-        frame = cv2.resize(frame, (max(1, frame.shape[1] // 2), max(1, frame.shape[0] // 2)), interpolation=cv2.INTER_AREA)
+        frame = cv2.resize(
+            frame, (max(1, frame.shape[1] // 2), max(1, frame.shape[0] // 2)), interpolation=cv2.INTER_AREA
+        )
         centre, scale = (centre + 0.5) / 2 - 0.5, scale * 2
     cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cosine, sine], [-sine, cosine]])
     middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
     matrix = np.concatenate([turn, (middle - turn @ centre)[:, None]], axis=1)
-    result: Any = cv2.warpAffine(frame, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    result: Any = cv2.warpAffine(
+        frame, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     return np.asarray(result)
 
 
@@ -148,7 +156,7 @@ def mouth_row(strips: np.ndarray) -> int:
     if motion.max() <= 0:
         return middle
     motion = np.convolve(motion, np.ones(7) / 7, mode="same")
-    near = motion[middle - REACH:middle + REACH + 1]
+    near = motion[middle - REACH : middle + REACH + 1]
     if near.max() <= STANDS_OUT * np.median(motion):
         return middle
     weight = np.clip(near - near.max() / 2, 0, None)  # a mouth moves at both lips: its middle, not the livelier one

@@ -73,9 +73,17 @@ class Material:
         return float(np.exp(rng.uniform(np.log(min(low, high)), np.log(high))))
 
 
-def render(noise: Sequence[Utterance], clean: Sequence[Utterance], out: Path, *, count: int = 40,
-           conditions: Sequence[str] = CONDITIONS, seed: int = 0, max_s: float = 20.0,
-           sample_rate: int = 16000) -> tuple[list[Utterance], list[dict[str, Any]]]:
+def render(
+    noise: Sequence[Utterance],
+    clean: Sequence[Utterance],
+    out: Path,
+    *,
+    count: int = 40,
+    conditions: Sequence[str] = CONDITIONS,
+    seed: int = 0,
+    max_s: float = 20.0,
+    sample_rate: int = 16000,
+) -> tuple[list[Utterance], list[dict[str, Any]]]:
     """Write ``count`` clips of every condition below ``out/audio``.
 
     Args:
@@ -106,8 +114,15 @@ def render(noise: Sequence[Utterance], clean: Sequence[Utterance], out: Path, *,
                     made = _attempt(condition, number, material, mixture_rng(seed, number, condition))
                     save_audio(path, made.wav, sample_rate)
                 except AudioError as error:
-                    failed.append({"split": "manifest", "id": name, "path": str(path), "reason": "cannot be made",
-                                   "detail": error.reason})
+                    failed.append(
+                        {
+                            "split": "manifest",
+                            "id": name,
+                            "path": str(path),
+                            "reason": "cannot be made",
+                            "detail": error.reason,
+                        }
+                    )
                     continue
                 except OSError as error:
                     raise write_error(out, error, f"{len(rows)} clips were kept") from error
@@ -130,7 +145,12 @@ def _row(name: str, path: Path, condition: str, made: Made, sample_rate: int) ->
 def _attempt(condition: str, number: int, material: Material, rng: np.random.Generator) -> Made:
     """One clip; a source that does not serve is replaced by another."""
     maker: Callable[[Material, np.random.Generator, int], Made] = {
-        "silence": _silence, "noise": _noise, "music": _music, "cut": _cut, "looped": _looped}[condition]
+        "silence": _silence,
+        "noise": _noise,
+        "music": _music,
+        "cut": _cut,
+        "looped": _looped,
+    }[condition]
     problem = AudioError("nothing to make it of")
     for _ in range(ATTEMPTS):
         try:
@@ -150,13 +170,16 @@ def _pick(items: Sequence[Utterance], rng: np.random.Generator) -> Utterance:
 
 # ----------------------------------------------------------------------------------------------------- nothing is said
 
+
 def _silence(material: Material, rng: np.random.Generator, number: int) -> Made:
     n = round(material.seconds(rng) * material.sample_rate)
     how = ("digital", "hiss", "hum")[number % 3]
     if how == "digital":
         return Made(np.zeros(n, np.float32), "", {"how": how})
     if how == "hiss":
-        return Made(to_level(coloured(n, float(rng.uniform(0, 0.5)), rng), float(rng.uniform(-80, -55))), "", {"how": how})
+        return Made(
+            to_level(coloured(n, float(rng.uniform(0, 0.5)), rng), float(rng.uniform(-80, -55))), "", {"how": how}
+        )
     time_s = np.arange(n) / material.sample_rate
     mains_hz = float(rng.choice([50.0, 60.0]))
     tones = [rng.uniform(0.2, 1) / k * np.sin(2 * np.pi * (mains_hz * k * time_s + rng.random())) for k in range(1, 8)]
@@ -226,10 +249,13 @@ def _tone(hz: float, length: int, sample_rate: int, tilt: float, decay: float) -
     time_s = np.arange(length) / sample_rate
     orders = [k for k in range(1, 13) if k * hz < 0.45 * sample_rate]
     tone = np.sum([np.sin(2 * np.pi * k * hz * time_s) / k**tilt for k in orders], axis=0)
-    return np.asarray(tone * np.exp(-decay * time_s) * np.minimum(1, time_s / 0.01) * np.minimum(1, time_s[::-1] / 0.02))
+    return np.asarray(
+        tone * np.exp(-decay * time_s) * np.minimum(1, time_s / 0.01) * np.minimum(1, time_s[::-1] / 0.02)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ speech, cut and looped
+
 
 def word_times(utt: Utterance) -> list[tuple[str, float, float]]:
     """(word, start_s, end_s) of a row's column ``words`` (triples, or objects with ``word``, ``start``, ``end``); empty where unknown."""
@@ -259,21 +285,23 @@ def _words(utt: Utterance, sample_rate: int, rng: np.random.Generator) -> Made:
     last = int(rng.integers(first, len(words) - (first == 0)))  # something is cut off
     start = (words[first - 1][2] + words[first][1]) / 2 if first else 0.0
     end = (words[last][2] + words[last + 1][1]) / 2 if last + 1 < len(words) else len(wav) / sample_rate
-    kept = wav[round(start * sample_rate):round(end * sample_rate)]
+    kept = wav[round(start * sample_rate) : round(end * sample_rate)]
     if len(kept) < 0.1 * sample_rate:
         raise AudioError("the cut leaves nothing")
-    return Made(faded(kept, sample_rate), " ".join(w for w, _, _ in words[first:last + 1]), {"how": "words"}, utt)
+    return Made(faded(kept, sample_rate), " ".join(w for w, _, _ in words[first : last + 1]), {"how": "words"}, utt)
 
 
 def _trail(material: Material, rng: np.random.Generator) -> Made:
     rate, utt = material.sample_rate, _pick(material.clean, rng)
     if utt.duration > material.max_s - 1:
         raise AudioError("speech longer than the clip")
-    others = [u for u in material.by_speaker.get(utt.speaker_id or "", [utt]) if len((u.text or "").split()[0]) >= LONG_WORD]
+    others = [
+        u for u in material.by_speaker.get(utt.speaker_id or "", [utt]) if len((u.text or "").split()[0]) >= LONG_WORD
+    ]
     other = _pick(others, rng)
     wav, tail = read(utt, rate), read(other, rate)
     begin = onset(tail, rate)
-    tail = tail[begin:begin + round(rng.uniform(0.08, 0.14) * rate)]
+    tail = tail[begin : begin + round(rng.uniform(0.08, 0.14) * rate)]
     gap = room_tone(wav, round(rng.uniform(0.05, 0.2) * rate), rate, rng)
     return Made(np.concatenate([wav, gap, faded(tail, rate)]), (utt.text or "").strip(), {"how": "trail"}, utt)
 
@@ -295,7 +323,7 @@ def _fragment(material: Material, rng: np.random.Generator) -> Made:
     wav = read(utt, rate)
     length = round(rng.uniform(0.06, 0.12) * rate)
     start = int(rng.integers(max(1, len(wav) - length)))
-    part = wav[start:start + length]
+    part = wav[start : start + length]
     if rms_dbfs(part) < rms_dbfs(wav) - 10:
         raise AudioError("no speech in the fragment")
     around = room_tone(wav, round(material.seconds(rng, 0.5, 3.0) * rate), rate, rng)

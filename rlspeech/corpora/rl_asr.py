@@ -43,19 +43,31 @@ class Rules(Strict):
 
     rows: int = Field(600, ge=1, description="of d123, and of d0; fewer where the corpus holds fewer")
     shares: tuple[float, float, float] = Field((0.5, 0.25, 0.25), description="of d1, d2 and d3 in rows")
-    sizes: tuple[int, int, int, int] | None = Field(None, description="rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: "
-                                                    "as many as d123")
-    band: tuple[float, float] = Field((0.15, 1.0), description="d1: least and largest mean pairwise WER between recognisers")
+    sizes: tuple[int, int, int, int] | None = Field(
+        None, description="rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: as many as d123"
+    )
+    band: tuple[float, float] = Field(
+        (0.15, 1.0), description="d1: least and largest mean pairwise WER between recognisers"
+    )
     long_share: float = Field(0.3, ge=0, le=1, description="d1: share that is rendered as long speech")
     long_s: tuple[float, float] = Field((10.0, 30.0), description="d1: shortest and longest of that")
     repeats: tuple[int, int] = Field((2, 6), description="d1: how many utterances are put one after the other")
     gap_s: tuple[float, float] = Field((0.1, 0.5), description="d1: pause between them")
     short_s: float = Field(20.0, gt=0, description="d2: longer recordings are left out")
-    keyword_share: float = Field(0.1, ge=0, le=1, description="without a list, the rarest words that make up this share of the corpus' "
-                                 "running words are keywords")
+    keyword_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="without a list, the rarest words that make up this share of the corpus' "
+        "running words are keywords",
+    )
     keyword_letters: int = Field(4, ge=1, description="without a list: shorter words are no keywords")
-    distractors: int = Field(0, ge=0, description="keywords that an utterance does not hold, added to its column `keywords`: without "
-                             "any, keyword precision knows no false alarms")
+    distractors: int = Field(
+        0,
+        ge=0,
+        description="keywords that an utterance does not hold, added to its column `keywords`: without "
+        "any, keyword precision knows no false alarms",
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -87,7 +99,9 @@ def rare_words(texts: Iterable[Sequence[str]], share: float, letters: int) -> li
             counts[word] = counts.get(word, 0) + 1
     left = share * sum(counts.values())
     found = []
-    for word in sorted((w for w in counts if len(w) >= letters and w.replace("'", "").isalpha()), key=lambda w: (counts[w], -len(w), w)):
+    for word in sorted(
+        (w for w in counts if len(w) >= letters and w.replace("'", "").isalpha()), key=lambda w: (counts[w], -len(w), w)
+    ):
         left -= counts[word]
         if left < 0:
             break
@@ -100,13 +114,21 @@ def find_keywords(text: Sequence[str], table: Mapping[str, Sequence[tuple[tuple[
     found: dict[str, None] = {}
     for at, unit in enumerate(text):
         for phrase, name in table.get(unit, ()):
-            if tuple(text[at:at + len(phrase)]) == phrase:
+            if tuple(text[at : at + len(phrase)]) == phrase:
                 found[name] = None
     return list(found)
 
 
-def build(utts: Sequence[Utterance], heard: Mapping[str, Sequence[str]], keywords: Sequence[str], rules: Rules, units: Units, out: Path, *,
-          sample_rate: int = 16000) -> Built:
+def build(
+    utts: Sequence[Utterance],
+    heard: Mapping[str, Sequence[str]],
+    keywords: Sequence[str],
+    rules: Rules,
+    units: Units,
+    out: Path,
+    *,
+    sample_rate: int = 16000,
+) -> Built:
     """Choose and render; rows of the result carry ``set``, ``agreement`` (1 - mean pairwise WER), ``keywords`` and ``condition``.
 
     Args:
@@ -141,12 +163,23 @@ def build(utts: Sequence[Utterance], heard: Mapping[str, Sequence[str]], keyword
     sets["d123"] = list(together.values())
     sets["d0"] = _sample(rows, sizes[0] or len(together), rules, "d0")
     built.sets = {name: [_tidy(u if name == "d123" else _with(u, set=name)) for u in sets[name]] for name in SETS}
-    built.facts |= {"in_band": len(hard), "with_keywords": len(rich), "rows": len(rows), "wanted": dict(zip(SETS, sizes, strict=False))}
+    built.facts |= {
+        "in_band": len(hard),
+        "with_keywords": len(rich),
+        "rows": len(rows),
+        "wanted": dict(zip(SETS, sizes, strict=False)),
+    }
     return built
 
 
-def _described(utts: Sequence[Utterance], heard: Mapping[str, Sequence[str]], keywords: Sequence[str], rules: Rules, units: Units,
-               built: Built) -> list[Utterance]:
+def _described(
+    utts: Sequence[Utterance],
+    heard: Mapping[str, Sequence[str]],
+    keywords: Sequence[str],
+    rules: Rules,
+    units: Units,
+    built: Built,
+) -> list[Utterance]:
     """The rows with their columns; ``_words`` and ``_hits`` are dropped again at the end."""
     texts = {u.id: units(u.text or "", u.language) for u in utts}
     listed = list(keywords) or rare_words(texts.values(), rules.keyword_share, rules.keyword_letters)
@@ -167,7 +200,9 @@ def _described(utts: Sequence[Utterance], heard: Mapping[str, Sequence[str]], ke
         if len(said) > 1:
             columns["agreement"] = round(1 - disagreement([units(t, utt.language) for t in said]), 4)
         noisy = utt.snr_db is not None
-        rows.append(_with(utt, **{"condition": utt.extra.get("condition") or ("noisy" if noisy else "clean")}, **columns))
+        rows.append(
+            _with(utt, **{"condition": utt.extra.get("condition") or ("noisy" if noisy else "clean")}, **columns)
+        )
     return rows
 
 
@@ -196,10 +231,19 @@ def _sample(rows: Sequence[Utterance], count: int, rules: Rules, name: str) -> l
     return [rows[i] for i in sorted(picked)]
 
 
-def _long(hard: Sequence[Utterance], rows: Sequence[Utterance], count: int, rules: Rules, out: Path, sample_rate: int,
-          built: Built) -> list[Utterance]:
+def _long(
+    hard: Sequence[Utterance],
+    rows: Sequence[Utterance],
+    count: int,
+    rules: Rules,
+    out: Path,
+    sample_rate: int,
+    built: Built,
+) -> list[Utterance]:
     """Long speech from hard utterances, from any where those are few; every other one repeats one sentence."""
-    short = [u for u in (hard if len(hard) >= 20 else rows) if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]]
+    short = [
+        u for u in (hard if len(hard) >= 20 else rows) if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]
+    ]
     speakers: dict[str, list[Utterance]] = {}
     for utt in short:
         if utt.speaker_id:
@@ -215,19 +259,39 @@ def _long(hard: Sequence[Utterance], rows: Sequence[Utterance], count: int, rule
             if keywords := list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ()))):
                 extra["keywords"] = keywords
             try:
-                made.append(write_joined(parts, out / "audio" / f"{name}.flac", gap_s=rules.gap_s, sample_rate=sample_rate, rng=rng,
-                                         extra=extra))
+                made.append(
+                    write_joined(
+                        parts,
+                        out / "audio" / f"{name}.flac",
+                        gap_s=rules.gap_s,
+                        sample_rate=sample_rate,
+                        rng=rng,
+                        extra=extra,
+                    )
+                )
             except AudioError as error:
-                built.failed.append({"split": "d1", "id": name, "path": parts[0].audio_filepath, "reason": "cannot be made",
-                                     "detail": error.reason})
+                built.failed.append(
+                    {
+                        "split": "d1",
+                        "id": name,
+                        "path": parts[0].audio_filepath,
+                        "reason": "cannot be made",
+                        "detail": error.reason,
+                    }
+                )
             except OSError as error:
                 raise write_error(out, error, f"{len(made)} long utterances were kept") from error
             bar.advance()
     return made
 
 
-def _parts(short: Sequence[Utterance], speakers: Mapping[str, list[Utterance]], number: int, rules: Rules,
-           rng: np.random.Generator) -> list[Utterance]:
+def _parts(
+    short: Sequence[Utterance],
+    speakers: Mapping[str, list[Utterance]],
+    number: int,
+    rules: Rules,
+    rng: np.random.Generator,
+) -> list[Utterance]:
     """The rows of one long utterance, at least ``repeats[0]`` of them and together within ``long_s`` where that can be."""
     first = short[int(rng.integers(len(short)))]
     target = float(rng.uniform(*rules.long_s))
@@ -244,5 +308,7 @@ def _parts(short: Sequence[Utterance], speakers: Mapping[str, list[Utterance]], 
         if len(parts) >= rules.repeats[0]:
             return parts
     most = int(rules.long_s[1] // max(0.1, first.duration + rules.gap_s[1]))
-    times = min(max(round(target / max(0.1, first.duration)), rules.repeats[0]), rules.repeats[1], max(most, rules.repeats[0]))
+    times = min(
+        max(round(target / max(0.1, first.duration)), rules.repeats[0]), rules.repeats[1], max(most, rules.repeats[0])
+    )
     return [first] * times

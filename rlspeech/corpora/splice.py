@@ -45,7 +45,11 @@ def quiet_stretches(wav: np.ndarray, sample_rate: int) -> list[tuple[int, int]]:
     quiet = np.concatenate([[False], level < np.percentile(level, 95) - QUIET_DB, [False]]).astype(np.int8)
     starts, ends = np.flatnonzero(np.diff(quiet) == 1), np.flatnonzero(np.diff(quiet) == -1)
     size, margin = max(1, round(FRAME_S * sample_rate)), round(MARGIN_S * sample_rate)
-    found = [(int(a) * size + margin, int(b) * size - margin) for a, b in zip(starts, ends, strict=True) if (b - a) * FRAME_S >= QUIET_S]
+    found = [
+        (int(a) * size + margin, int(b) * size - margin)
+        for a, b in zip(starts, ends, strict=True)
+        if (b - a) * FRAME_S >= QUIET_S
+    ]
     return sorted(found, key=lambda s: s[0] - s[1])
 
 
@@ -63,7 +67,9 @@ def room_tone(wav: np.ndarray, length: int, sample_rate: int, rng: np.random.Gen
     return (rng.standard_normal(length) * 10.0 ** (level / 20)).astype(np.float32)
 
 
-def join(wavs: Sequence[np.ndarray], gap_s: tuple[float, float], sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+def join(
+    wavs: Sequence[np.ndarray], gap_s: tuple[float, float], sample_rate: int, rng: np.random.Generator
+) -> np.ndarray:
     """Recordings (T,) one after the other with gaps of room tone of a drawn length between them; ends are faded in and out."""
     parts: list[np.ndarray] = []
     for number, wav in enumerate(wavs):
@@ -82,8 +88,15 @@ def faded(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.concatenate([wav[:n] * ramp, wav[n:-n], wav[-n:] * ramp[::-1]])
 
 
-def write_joined(utts: Sequence[Utterance], path: Path, *, gap_s: tuple[float, float], sample_rate: int, rng: np.random.Generator,
-                 extra: dict[str, Any]) -> Utterance:
+def write_joined(
+    utts: Sequence[Utterance],
+    path: Path,
+    *,
+    gap_s: tuple[float, float],
+    sample_rate: int,
+    rng: np.random.Generator,
+    extra: dict[str, Any],
+) -> Utterance:
     """Write rows one after the other as one file; the text is theirs in order, the id is the file's stem.
 
     Raises:
@@ -95,6 +108,13 @@ def write_joined(utts: Sequence[Utterance], path: Path, *, gap_s: tuple[float, f
     wav = join([heard[utt.id] for utt in utts], gap_s, sample_rate, rng)
     save_audio(path, wav, sample_rate)
     first, speakers = utts[0], {utt.speaker_id for utt in utts}
-    return Utterance(path.stem, str(path), len(wav) / sample_rate, sample_rate, text=" ".join(utt.text or "" for utt in utts).strip(),
-                     speaker_id=first.speaker_id if len(speakers) == 1 else None, language=first.language,
-                     extra={"clean_id": " ".join(dict.fromkeys(utt.id for utt in utts))} | extra)
+    return Utterance(
+        path.stem,
+        str(path),
+        len(wav) / sample_rate,
+        sample_rate,
+        text=" ".join(utt.text or "" for utt in utts).strip(),
+        speaker_id=first.speaker_id if len(speakers) == 1 else None,
+        language=first.language,
+        extra={"clean_id": " ".join(dict.fromkeys(utt.id for utt in utts))} | extra,
+    )

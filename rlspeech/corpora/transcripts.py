@@ -29,9 +29,24 @@ from rlspeech.types import UserError, Utterance
 
 __all__ = ["find_kaldi", "find_listed", "find_nemo", "read_texts"]
 
-FILE_KEYS = ("audio_filepath", "audio", "audio_path", "wav", "path", "file", "filename", "file_name", "id", "key", "utt_id")
+FILE_KEYS = (
+    "audio_filepath",
+    "audio",
+    "audio_path",
+    "wav",
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "id",
+    "key",
+    "utt_id",
+)
 WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
-COLUMN_KEYS = {"speaker_id": ("speaker_id", "speaker", "client_id", "spk"), "language": ("language", "lang", "locale", "source_lang")}
+COLUMN_KEYS = {
+    "speaker_id": ("speaker_id", "speaker", "client_id", "spk"),
+    "language": ("language", "lang", "locale", "source_lang"),
+}
 EXAMPLE = 'one object a line: {"audio": "a.wav", "text": "what is said"}'
 
 
@@ -52,7 +67,10 @@ def _decoded(path: Path) -> str:
 
 # ------------------------------------------------------------------------------------------------- a folder and a list
 
-def find_listed(root: str | Path, texts: str | Path, split: str = "manifest", skip: Path | None = None) -> Iterator[Candidate]:
+
+def find_listed(
+    root: str | Path, texts: str | Path, split: str = "manifest", skip: Path | None = None
+) -> Iterator[Candidate]:
     """Candidates of a folder's audio with the texts of a list; files that the list does not name have no transcript.
 
     Raises:
@@ -61,7 +79,9 @@ def find_listed(root: str | Path, texts: str | Path, split: str = "manifest", sk
     folder = check_folder(root, "the source")
     paths = audio_files(folder, skip)
     if not paths:
-        raise UserError(f"no audio in {root}", "no file with a known suffix (.wav .flac .ogg .mp3 ...) below it", "check the path")
+        raise UserError(
+            f"no audio in {root}", "no file with a known suffix (.wav .flac .ogg .mp3 ...) below it", "check the path"
+        )
     entries = read_texts(texts)
     stems: dict[str, int] = {}
     for path in paths:
@@ -75,12 +95,21 @@ def find_listed(root: str | Path, texts: str | Path, split: str = "manifest", sk
         rows.append((path, entry))
     if not any(entry for _, entry in rows):
         first = next(iter(entries), "nothing")
-        raise UserError(f"{texts} names no file of {root}", f"its first entry is {first!r}, the first file {paths[0].relative_to(folder)}",
-                        "entries are paths below the folder, file names, or names without suffix")
+        raise UserError(
+            f"{texts} names no file of {root}",
+            f"its first entry is {first!r}, the first file {paths[0].relative_to(folder)}",
+            "entries are paths below the folder, file names, or names without suffix",
+        )
     for path, entry in rows:
-        found = candidate(split, path, file_id(path, folder), None if entry and entry.text is not None else "no transcript",
-                          text=entry.text if entry else None, speaker=entry.columns.get("speaker_id") if entry else None,
-                          language=entry.columns.get("language") if entry else None)
+        found = candidate(
+            split,
+            path,
+            file_id(path, folder),
+            None if entry and entry.text is not None else "no transcript",
+            text=entry.text if entry else None,
+            speaker=entry.columns.get("speaker_id") if entry else None,
+            language=entry.columns.get("language") if entry else None,
+        )
         yield found
 
 
@@ -93,17 +122,27 @@ def read_texts(path: str | Path) -> dict[str, Entry]:
     elif suffix in (".csv", ".tsv") or any(mark in _decoded(path).split("\n", 1)[0] for mark in "\t|"):
         rows = _table_rows(path)
     else:
-        rows = [{"id": line.split(maxsplit=1)[0], "text": line.strip().partition(" ")[2].strip()}
-                for line in _decoded(path).split("\n") if line.strip()]
+        rows = [
+            {"id": line.split(maxsplit=1)[0], "text": line.strip().partition(" ")[2].strip()}
+            for line in _decoded(path).split("\n")
+            if line.strip()
+        ]
     entries: dict[str, Entry] = {}
     bare: dict[str, Entry] = {}  # names without suffix and places beside the list: after all names as they are written
     for number, row in enumerate(rows, 1):
         name = next((str(row[k]) for k in FILE_KEYS if row.get(k)), None)
         if name is None:
-            raise UserError(f"{path}: row {number} names no file", f"its columns are {', '.join(map(str, row))}",
-                            f"one of the columns {', '.join(FILE_KEYS)}")
+            raise UserError(
+                f"{path}: row {number} names no file",
+                f"its columns are {', '.join(map(str, row))}",
+                f"one of the columns {', '.join(FILE_KEYS)}",
+            )
         text = next((row[k] for k in WORD_KEYS if row.get(k) is not None), None)
-        columns = {key: str(value) for key, names in COLUMN_KEYS.items() if (value := next((row[n] for n in names if row.get(n)), None))}
+        columns = {
+            key: str(value)
+            for key, names in COLUMN_KEYS.items()
+            if (value := next((row[n] for n in names if row.get(n)), None))
+        }
         entry = Entry(str(text).strip() if text is not None else None, columns)
         place = os.path.normpath(name)
         entries.setdefault(place.replace(os.sep, "/"), entry)
@@ -137,10 +176,17 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
     content = _decoded(path)
     mark = next((m for m in "\t|;," if m in content.split("\n", 1)[0]), ",")
     try:
-        cells = list(csv.reader(io.StringIO(content, newline=""), delimiter=mark,
-                                quoting=csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE))
+        cells = list(
+            csv.reader(
+                io.StringIO(content, newline=""),
+                delimiter=mark,
+                quoting=csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE,
+            )
+        )
     except csv.Error as error:
-        raise UserError(f"cannot read {path}", str(error), "one row a line, columns parted by commas or tabs") from error
+        raise UserError(
+            f"cannot read {path}", str(error), "one row a line, columns parted by commas or tabs"
+        ) from error
     names = [c.strip().lower() for c in cells[0]] if cells else []
     if set(names) & set(FILE_KEYS) and set(names) & set(WORD_KEYS):
         return [dict(zip(names, row, strict=False)) for row in cells[1:] if row]
@@ -148,6 +194,7 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- Kaldi
+
 
 def find_kaldi(root: str | Path) -> Iterator[Candidate]:
     """Candidates of a data folder, or of every data folder right below one; the folder's name is the split.
@@ -159,7 +206,9 @@ def find_kaldi(root: str | Path) -> Iterator[Candidate]:
     inner = [p for p in sorted(top.iterdir()) if (p / "wav.scp").is_file()]
     folders = [top] if (top / "wav.scp").is_file() else inner
     if not folders:
-        raise UserError(f"no wav.scp in {root}", "neither there nor one level below", "name a data folder, or the one above several")
+        raise UserError(
+            f"no wav.scp in {root}", "neither there nor one level below", "name a data folder, or the one above several"
+        )
     for folder in folders:
         yield from _kaldi_folder(folder, top if folder is top else top.parent)
 
@@ -181,10 +230,17 @@ def _kaldi_folder(folder: Path, base: Path) -> Iterator[Candidate]:
             problem = problem or wrong
         if texts is not None and utt not in texts:
             problem = problem or "no transcript"
-        row = candidate(split, path or folder / "wav.scp", safe_name(utt), problem, text=texts.get(utt) if texts is not None else None,
-                        speaker=speakers.get(utt) if speakers.get(utt) != utt else None,  # so Kaldi writes that nobody knows
-                        language=languages.get(utt), original_id=utt if safe_name(utt) != utt else None,
-                        recording_id=recording if segments and path and recording != path.stem else None)
+        row = candidate(
+            split,
+            path or folder / "wav.scp",
+            safe_name(utt),
+            problem,
+            text=texts.get(utt) if texts is not None else None,
+            speaker=speakers.get(utt) if speakers.get(utt) != utt else None,  # so Kaldi writes that nobody knows
+            language=languages.get(utt),
+            original_id=utt if safe_name(utt) != utt else None,
+            recording_id=recording if segments and path and recording != path.stem else None,
+        )
         row.utt.offset, row.utt.duration = start, max(0.0, end - start)
         if segments and not start:
             row.utt.extra["segment"] = True
@@ -195,7 +251,9 @@ def _table(path: Path) -> dict[str, str]:
     """First word of a line -> the rest of it; a missing file is an empty table."""
     if not path.is_file():
         return {}
-    pairs = (line.strip().split(maxsplit=1) for line in _decoded(path).split("\n") if line.strip())  # not splitlines: texts hold other ends
+    pairs = (
+        line.strip().split(maxsplit=1) for line in _decoded(path).split("\n") if line.strip()
+    )  # not splitlines: texts hold other ends
     return {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
 
 
@@ -221,7 +279,9 @@ def _kaldi_file(source: str, folder: Path, base: Path) -> tuple[Path | None, str
         name = found
     elif name.rpartition(":")[2].isdigit() and ".ark" in name:
         return None, "an archive, not a file"
-    places = [Path(name)] if os.path.isabs(name) else [folder / name, base / name, base.parent / name, Path(name).absolute()]
+    places = (
+        [Path(name)] if os.path.isabs(name) else [folder / name, base / name, base.parent / name, Path(name).absolute()]
+    )
     return next((Path(os.path.abspath(p)) for p in places if p.is_file()), Path(os.path.abspath(places[0]))), None
 
 
@@ -235,12 +295,22 @@ def _decoding_only(command: str) -> str | None:
     if not words or len(files) != 1 or any(mark in command.rstrip("| ") for mark in "|<>;&`$"):
         return None
     options = {w for w in words[1:] if w != files[0]}
-    allowed = {"cat": set[str](), "flac": {"-c", "-d", "-s", "-cd", "-dc", "-cds", "-dcs", "--decode", "--stdout", "--silent"},
-               "sph2pipe": {"-f", "wav", "-p"}, "sox": {"-t", "wav", "-"}, "ffmpeg": {"-i", "-f", "wav", "-", "-v", "error", "-nostdin"}}
-    return files[0] if options <= allowed.get(os.path.basename(words[0]), {"?"}) and os.path.basename(words[0]) in allowed else None
+    allowed = {
+        "cat": set[str](),
+        "flac": {"-c", "-d", "-s", "-cd", "-dc", "-cds", "-dcs", "--decode", "--stdout", "--silent"},
+        "sph2pipe": {"-f", "wav", "-p"},
+        "sox": {"-t", "wav", "-"},
+        "ffmpeg": {"-i", "-f", "wav", "-", "-v", "error", "-nostdin"},
+    }
+    return (
+        files[0]
+        if options <= allowed.get(os.path.basename(words[0]), {"?"}) and os.path.basename(words[0]) in allowed
+        else None
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- NeMo
+
 
 def find_nemo(root: str | Path) -> Iterator[Candidate]:
     """Candidates of a NeMo manifest, or of every one in a folder (``*.json``, ``*.jsonl``); the file's name is the split.
@@ -251,9 +321,19 @@ def find_nemo(root: str | Path) -> Iterator[Candidate]:
         UserError: no manifest there.
     """
     source = Path(os.path.abspath(root))
-    files = [source] if source.is_file() else sorted(p for s in ("*.json", "*.jsonl") for p in source.glob(s)) if source.is_dir() else []
+    files = (
+        [source]
+        if source.is_file()
+        else sorted(p for s in ("*.json", "*.jsonl") for p in source.glob(s))
+        if source.is_dir()
+        else []
+    )
     if not files:
-        raise UserError(f"no manifest in {root}", "no .json or .jsonl file" if source.is_dir() else "it does not exist", "check the path")
+        raise UserError(
+            f"no manifest in {root}",
+            "no .json or .jsonl file" if source.is_dir() else "it does not exist",
+            "check the path",
+        )
     for path in files:
         name = safe_name(path.stem)
         split = name.removesuffix("_manifest").removesuffix("-manifest") or name
@@ -270,7 +350,10 @@ def _nemo_row(split: str, path: Path, number: int, line: bytes, seen: dict[str, 
         for key, names in COLUMN_KEYS.items():
             if row.get(key) is None and (value := next((row[n] for n in names if isinstance(row.get(n), str)), None)):
                 row[key] = value
-        utt = from_row({k: v for k, v in row.items() if k != "sample_rate"} | {"sample_rate": row.get("sample_rate") or 1}, path.parent)
+        utt = from_row(
+            {k: v for k, v in row.items() if k != "sample_rate"} | {"sample_rate": row.get("sample_rate") or 1},
+            path.parent,
+        )
         utt.sample_rate = int(row.get("sample_rate") or 0)
         if row.get("offset") == 0:  # whoever writes an offset has cut files into pieces
             utt.extra["segment"] = True
@@ -279,5 +362,7 @@ def _nemo_row(split: str, path: Path, number: int, line: bytes, seen: dict[str, 
     seen[utt.id] = seen.get(utt.id, 0) + 1
     if seen[utt.id] > 1:
         utt.id = f"{utt.id}_{number}"
-    problem = "no transcript" if utt.text is None else "in a tar archive" if "_tar" in str(row.get("shard_id", "")) else None
+    problem = (
+        "no transcript" if utt.text is None else "in a tar archive" if "_tar" in str(row.get("shard_id", "")) else None
+    )
     return Candidate(split, utt, problem)

@@ -25,7 +25,14 @@ __all__ = ["Vetted", "vet"]
 
 FILE_TIMEOUT_S = 900.0
 KINDS = {"clean": "speech", "noise": "noise", "rir": "rir", "real": "noisy"}
-HELD_OUT = ("test", "valid", "dev", "blind", "real", "v5_dev")  # of two equal recordings the one here stays: training must not see it
+HELD_OUT = (
+    "test",
+    "valid",
+    "dev",
+    "blind",
+    "real",
+    "v5_dev",
+)  # of two equal recordings the one here stays: training must not see it
 
 
 @dataclass
@@ -40,8 +47,15 @@ class Vetted:
 
     def drop(self, row: Candidate, verdict: Verdict) -> None:
         """Put a row aside."""
-        self.dropped.append({"split": row.split, "id": row.utt.id, "path": row.utt.audio_filepath, "reason": verdict.reason,
-                             "detail": verdict.detail})
+        self.dropped.append(
+            {
+                "split": row.split,
+                "id": row.utt.id,
+                "path": row.utt.audio_filepath,
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+            }
+        )
 
     def reasons(self, split: str | None = None) -> dict[str, int]:
         """How many rows were dropped for what, most frequent first."""
@@ -52,7 +66,9 @@ class Vetted:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def vet(candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, kind: str | None = None) -> Vetted:
+def vet(
+    candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, kind: str | None = None
+) -> Vetted:
     """Check candidates.
 
     Args:
@@ -82,15 +98,21 @@ def vet(candidates: Sequence[Candidate], journal: Path, limits: Limits, workers:
             continue
         ids = taken.setdefault(row.split, set())
         if row.utt.id in ids:  # x.wav and x.flac, a/b and a_b
-            row = row._replace(utt=replace(row.utt, id=f"{row.utt.id}-{zlib.crc32(os.fsencode(row.utt.audio_filepath)):08x}"))
+            row = row._replace(
+                utt=replace(row.utt, id=f"{row.utt.id}-{zlib.crc32(os.fsencode(row.utt.audio_filepath)):08x}")
+            )
         ids.add(row.utt.id)
         done.kept.setdefault(row.split, []).append(row.utt)
         done.multichannel += facts[row.utt.audio_filepath].channels > 1
     return done
 
 
-def _measure_all(candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, done: Vetted) -> dict[str, FileFacts]:
-    paths = dict.fromkeys(p for row in candidates if not row.problem for p in (row.utt.audio_filepath, row.utt.target_filepath) if p)
+def _measure_all(
+    candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, done: Vetted
+) -> dict[str, FileFacts]:
+    paths = dict.fromkeys(
+        p for row in candidates if not row.problem for p in (row.utt.audio_filepath, row.utt.target_filepath) if p
+    )
     keys = {path: _key(path, limits) for path in paths}
     facts: dict[str, FileFacts] = {}
     with JsonlWriter(journal, "key") as writer:
@@ -103,7 +125,9 @@ def _measure_all(candidates: Sequence[Candidate], journal: Path, limits: Limits,
             log.say(f"{len(facts)} of {len(paths)} files were checked before")
         try:
             work = partial(measure, floor_db=limits.bandwidth_floor_db)
-            for path, result in parallel_map(work, todo, workers, FILE_TIMEOUT_S, "checking" if todo else None, "files"):
+            for path, result in parallel_map(
+                work, todo, workers, FILE_TIMEOUT_S, "checking" if todo else None, "files"
+            ):
                 if isinstance(result, Exception):  # its process crashed or hung: this file only, and not remembered
                     facts[path] = FileFacts(error=f"unreadable: {result}")
                     continue
@@ -147,6 +171,7 @@ def _filled(row: Candidate, facts: FileFacts) -> Candidate:
 
 def _duplicates(rows: Sequence[Candidate], facts: dict[str, FileFacts]) -> dict[int, str]:
     """Index of every later copy -> path of the one that stays."""
+
     def held_out(index: int) -> bool:
         return rows[index].split.lower().startswith(HELD_OUT)
 

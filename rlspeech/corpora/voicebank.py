@@ -24,7 +24,9 @@ VALID_SPEAKERS = ("p226", "p287")
 SPEAKERS = ("auto", "28", "56", "all")
 
 
-def find(root: str | Path, speakers: str = "auto", valid_speakers: Sequence[str] = VALID_SPEAKERS) -> Iterator[Candidate]:
+def find(
+    root: str | Path, speakers: str = "auto", valid_speakers: Sequence[str] = VALID_SPEAKERS
+) -> Iterator[Candidate]:
     """Candidates in the splits ``train``, ``valid`` and ``test``.
 
     Args:
@@ -43,11 +45,21 @@ def find(root: str | Path, speakers: str = "auto", valid_speakers: Sequence[str]
     wanted = {"all": set(sizes), "auto": set(sizes[:1])}.get(speakers, {speakers, ""})  # sorted: "" < "28" < "56"
     whole = [(part, size) for part, size in whole if part == "test" or size in wanted]
     if not whole:
-        raise UserError(f"no VoiceBank-DEMAND pairs in {root}", "clean_trainset_28spk_wav with noisy_trainset_28spk_wav (or 56spk), or "
-                        "clean_testset_wav with noisy_testset_wav, are needed", "unpack the archives side by side and name their folder")
+        raise UserError(
+            f"no VoiceBank-DEMAND pairs in {root}",
+            "clean_trainset_28spk_wav with noisy_trainset_28spk_wav (or 56spk), or "
+            "clean_testset_wav with noisy_testset_wav, are needed",
+            "unpack the archives side by side and name their folder",
+        )
     for part, size in whole:
-        yield from _pairs(part, places["noisy", part, size], places["clean", part, size], places.get(("text", part, size)),
-                          _log(places.get(("log", part, size))), valid_speakers)
+        yield from _pairs(
+            part,
+            places["noisy", part, size],
+            places["clean", part, size],
+            places.get(("text", part, size)),
+            _log(places.get(("log", part, size))),
+            valid_speakers,
+        )
 
 
 def _places(top: Path) -> dict[tuple[str, str, str], Path]:
@@ -64,14 +76,29 @@ def _places(top: Path) -> dict[tuple[str, str, str], Path]:
     return found
 
 
-def _pairs(part: str, noisy: Path, clean: Path, texts: Path | None, log: dict[str, tuple[str, float]],
-           valid_speakers: Sequence[str]) -> Iterator[Candidate]:
+def _pairs(
+    part: str,
+    noisy: Path,
+    clean: Path,
+    texts: Path | None,
+    log: dict[str, tuple[str, float]],
+    valid_speakers: Sequence[str],
+) -> Iterator[Candidate]:
     def text(path: Path) -> str | None:
         file = texts / f"{path.stem}.txt" if texts else None
         return file.read_text(encoding="utf-8", errors="replace").strip() or None if file and file.is_file() else None
 
-    found = pair(part, noisy, clean, lambda p: p.stem, text=text, speaker=_speaker, language=lambda _: "en",
-                 snr_db=lambda p: log.get(p.stem, (None, None))[1], noise_type=lambda p: log.get(p.stem, (None, None))[0])
+    found = pair(
+        part,
+        noisy,
+        clean,
+        lambda p: p.stem,
+        text=text,
+        speaker=_speaker,
+        language=lambda _: "en",
+        snr_db=lambda p: log.get(p.stem, (None, None))[1],
+        noise_type=lambda p: log.get(p.stem, (None, None))[0],
+    )
     for row in found:
         held_back = part == "train" and _speaker(Path(row.utt.audio_filepath)) in valid_speakers
         yield row._replace(split="valid") if held_back else row

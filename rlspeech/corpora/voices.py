@@ -38,12 +38,16 @@ def find_beside(root: str | Path, skip: Path | None = None) -> Iterator[Candidat
     for path in paths:
         parts = path.relative_to(folder).parts
         named = next((i for i, p in enumerate(parts[:-1]) if p.lower().startswith(SPLITS)), None)
-        split = parts[named] if named is not None else folder.name if folder.name.lower().startswith(SPLITS) else "manifest"
+        split = (
+            parts[named] if named is not None else folder.name if folder.name.lower().startswith(SPLITS) else "manifest"
+        )
         below = parts[0 if named is None else named + 1 : -1]
         found = next((t for s in BESIDE if (t := path.with_suffix("").with_name(path.stem + s)).is_file()), None)
         text = " ".join(found.read_text(encoding="utf-8", errors="replace").split()) if found else None
         speaker = below[0] if below else None
-        yield candidate(split, path, safe_name(path.stem), None if text else "no transcript", text=text, speaker=speaker)
+        yield candidate(
+            split, path, safe_name(path.stem), None if text else "no transcript", text=text, speaker=speaker
+        )
 
 
 def from_list(path: Path) -> tuple[list[Utterance], list[dict[str, Any]]]:
@@ -81,8 +85,16 @@ def _row(key: str, text: str, prompt: Path, prompt_text: str | None, recorded: P
         seconds, rate = round(info.frames / info.samplerate, 6), int(info.samplerate)
     except (sf.LibsndfileError, RuntimeError, OSError):
         seconds, rate = 0.0, 0
-    return Utterance(safe_name(key), str((recorded or prompt).absolute()), seconds, rate, text=text, prompt_text=prompt_text,
-                     prompt_filepath=str(prompt.absolute()), extra={} if recorded else {"recorded": False})
+    return Utterance(
+        safe_name(key),
+        str((recorded or prompt).absolute()),
+        seconds,
+        rate,
+        text=text,
+        prompt_text=prompt_text,
+        prompt_filepath=str(prompt.absolute()),
+        extra={} if recorded else {"recorded": False},
+    )
 
 
 def _unique(rows: Sequence[Utterance]) -> list[Utterance]:
@@ -115,7 +127,9 @@ def with_prompts(rows: Sequence[Utterance], low_s: float, high_s: float, seed: i
             by.setdefault(u.speaker_id, []).append(u)
     made = []
     for u in rows:
-        others = [o for o in by.get(u.speaker_id or "", ()) if o.audio_filepath != u.audio_filepath and o.text != u.text]
+        others = [
+            o for o in by.get(u.speaker_id or "", ()) if o.audio_filepath != u.audio_filepath and o.text != u.text
+        ]
         if u.prompt_filepath or not others:
             made.append(u)
             continue

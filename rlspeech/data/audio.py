@@ -9,7 +9,11 @@ import numpy as np
 
 __all__ = ["AudioError", "load_audio", "resample", "rms_dbfs", "save_audio", "to_level"]
 
-MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768_000, 64  # a header beyond these is damaged, and would ask for absurd memory
+MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = (
+    1000,
+    768_000,
+    64,
+)  # a header beyond these is damaged, and would ask for absurd memory
 
 
 class AudioError(Exception):
@@ -20,8 +24,14 @@ class AudioError(Exception):
         self.reason = reason
 
 
-def load_audio(path: str | Path, sample_rate: int = 16000, offset_s: float = 0.0, duration_s: float | None = None, *,
-               channels: int = 1) -> np.ndarray:
+def load_audio(
+    path: str | Path,
+    sample_rate: int = 16000,
+    offset_s: float = 0.0,
+    duration_s: float | None = None,
+    *,
+    channels: int = 1,
+) -> np.ndarray:
     """Read a file at ``sample_rate``, as mono or binaural.
 
     Args:

@@ -20,8 +20,20 @@ from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Clip", "ClipSource", "HeardClips", "PairedClips", "batches", "columns_of", "hold_back", "open_clips", "order", "seed_of",
-           "whole_clips", "with_utts"]
+__all__ = [
+    "Clip",
+    "ClipSource",
+    "HeardClips",
+    "PairedClips",
+    "batches",
+    "columns_of",
+    "hold_back",
+    "open_clips",
+    "order",
+    "seed_of",
+    "whole_clips",
+    "with_utts",
+]
 
 
 @dataclass(slots=True)
@@ -70,8 +82,10 @@ class PairedClips:
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """Read a pair and cut the same stretch out of both."""
         utt = self.utts[index]
-        noisy, target = (load_audio(str(path), self.sample_rate, utt.offset, utt.duration, channels=self.channels)
-                         for path in (utt.audio_filepath, utt.target_filepath))
+        noisy, target = (
+            load_audio(str(path), self.sample_rate, utt.offset, utt.duration, channels=self.channels)
+            for path in (utt.audio_filepath, utt.target_filepath)
+        )
         length, gap = min(noisy.shape[-1], target.shape[-1]), abs(noisy.shape[-1] - target.shape[-1])
         if gap > 0.1 * self.sample_rate:
             raise AudioError(f"noisy and target differ by {gap / self.sample_rate:.2f} s")
@@ -79,7 +93,7 @@ class PairedClips:
         start = 0
         if clip_s > 0:
             rng = mixture_rng(self.seed, epoch, utt.id)
-            both = crop(np.arange(length), int(clip_s * self.sample_rate), rng)[: length]
+            both = crop(np.arange(length), int(clip_s * self.sample_rate), rng)[:length]
             noisy, target, start = noisy[..., both], target[..., both], int(both[0])
         lips = lips_of(utt, start / self.sample_rate, noisy.shape[-1] / self.sample_rate)
         return Clip(utt.id, noisy, target, self.sample_rate, utt.text, columns_of(utt), lips)
@@ -126,9 +140,17 @@ class MixedClips:
 
 def columns_of(utt: Utterance) -> dict[str, Any]:
     """What rewards are told of an utterance beside its sound and its text."""
-    known = {"snr_db": utt.snr_db, "duration": utt.duration, "language": utt.language, "speaker_id": utt.speaker_id,
-             "prompt_filepath": utt.prompt_filepath, "prompt_text": utt.prompt_text}
-    if utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath:  # nobody has recorded this text: its length is not known
+    known = {
+        "snr_db": utt.snr_db,
+        "duration": utt.duration,
+        "language": utt.language,
+        "speaker_id": utt.speaker_id,
+        "prompt_filepath": utt.prompt_filepath,
+        "prompt_text": utt.prompt_text,
+    }
+    if (
+        utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath
+    ):  # nobody has recorded this text: its length is not known
         del known["duration"]
     return {**{k: v for k, v in known.items() if v is not None or k == "snr_db"}, **utt.extra}
 
@@ -148,8 +170,15 @@ def _lips(path: str) -> np.ndarray:
     return load_lips(path)
 
 
-def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = None, seed: int = 0, channels: int = 1,
-               paired: bool = True) -> ClipSource:
+def open_clips(
+    path: str | Path,
+    sample_rate: int,
+    *,
+    mixing: Mixing | None = None,
+    seed: int = 0,
+    channels: int = 1,
+    paired: bool = True,
+) -> ClipSource:
     """Open a paired manifest, a mixture recipe, or a folder that holds one; with ``paired`` False rows need no target.
 
     With ``channels`` 2 clips of a paired manifest are (2, T); mixtures made on the fly are always mono.
@@ -165,8 +194,11 @@ def open_clips(path: str | Path, sample_rate: int, *, mixing: Mixing | None = No
         return HeardClips(utts, sample_rate, seed)
     lonely = [u.id for u in utts if not u.target_filepath]
     if lonely:
-        raise UserError(f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath", f"the first is {lonely[0]!r}",
-                        "rlspeech prepare mix, or rlspeech prepare pairs")
+        raise UserError(
+            f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath",
+            f"the first is {lonely[0]!r}",
+            "rlspeech prepare mix, or rlspeech prepare pairs",
+        )
     return PairedClips(utts, sample_rate, seed, channels)
 
 
@@ -188,14 +220,29 @@ def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed:
     if not bucketed:
         return shuffled
     lengths = np.asarray(durations_s)
-    stretches = [part[np.argsort(lengths[part], kind="stable")] for part in np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))]
-    groups = [stretch[i:i + batch] for stretch in stretches for i in range(0, len(stretch), batch)]
-    full, rest = [g for g in groups if len(g) == batch], [g for g in groups if len(g) < batch]  # a short group would shift those behind it
+    stretches = [
+        part[np.argsort(lengths[part], kind="stable")]
+        for part in np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))
+    ]
+    groups = [stretch[i : i + batch] for stretch in stretches for i in range(0, len(stretch), batch)]
+    full, rest = (
+        [g for g in groups if len(g) == batch],
+        [g for g in groups if len(g) < batch],
+    )  # a short group would shift those behind it
     return np.concatenate([*(full[i] for i in rng.permutation(len(full))), *rest])
 
 
-def batches(source: ClipSource, batch: int, clip_s: float, *, seed: int, start: int = 0, rank: int = 0, world: int = 1,
-            workers: int = 0) -> Iterator[tuple[list[Clip], int]]:
+def batches(
+    source: ClipSource,
+    batch: int,
+    clip_s: float,
+    *,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Iterator[tuple[list[Clip], int]]:
     """Endless batches, each with the cursor behind it; a run that starts from a cursor sees what it would have seen.
 
     An utterance that cannot be used is passed over with the next one in its place; a whole epoch without one raises ``UserError``.
@@ -207,20 +254,28 @@ def batches(source: ClipSource, batch: int, clip_s: float, *, seed: int, start: 
         workers: threads that load and mix ahead (decoding, resampling and convolution let go of Python's lock); the order stays.
     """
     failures, held = 0, list[Clip]()
-    for position, made in _ahead(source, _walk(source, batch * world, clip_s, seed, start * world + rank, world), clip_s, workers):
+    for position, made in _ahead(
+        source, _walk(source, batch * world, clip_s, seed, start * world + rank, world), clip_s, workers
+    ):
         if isinstance(made, Clip):
             held.append(made)
             failures = 0
         else:
             failures += 1
             if failures > len(source.utts):
-                raise UserError("none of the utterances can be used", f"the last one: {made.reason}", "rlspeech check on the manifest")
+                raise UserError(
+                    "none of the utterances can be used",
+                    f"the last one: {made.reason}",
+                    "rlspeech check on the manifest",
+                )
         if len(held) == batch:
             yield held, (position + world) // world
             held = []
 
 
-def _walk(source: ClipSource, batch: int, clip_s: float, seed: int, position: int, step: int) -> Iterator[tuple[int, int, int]]:
+def _walk(
+    source: ClipSource, batch: int, clip_s: float, seed: int, position: int, step: int
+) -> Iterator[tuple[int, int, int]]:
     """Endless (position, epoch, index)."""
     durations = [u.duration for u in source.utts]
     epoch, sequence = -1, np.empty(0, dtype=int)
@@ -232,9 +287,11 @@ def _walk(source: ClipSource, batch: int, clip_s: float, seed: int, position: in
         position += step
 
 
-def _ahead(source: ClipSource, walk: Iterator[tuple[int, int, int]], clip_s: float,
-           workers: int) -> Iterator[tuple[int, Clip | AudioError]]:
+def _ahead(
+    source: ClipSource, walk: Iterator[tuple[int, int, int]], clip_s: float, workers: int
+) -> Iterator[tuple[int, Clip | AudioError]]:
     """Cut the clips of a walk, in its order, up to a few ahead of who asks."""
+
     def cut(epoch: int, index: int) -> Clip | AudioError:
         try:
             return source.clip(epoch, index, clip_s)
@@ -261,7 +318,10 @@ def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:
     """
     ranked = sorted(source.utts, key=lambda u: seed_of("hold", u.id))
     held = {u.id for u in ranked[: min(items, len(ranked) // 5)]}
-    return (with_utts(source, [u for u in source.utts if u.id not in held]), with_utts(source, [u for u in source.utts if u.id in held]))
+    return (
+        with_utts(source, [u for u in source.utts if u.id not in held]),
+        with_utts(source, [u for u in source.utts if u.id in held]),
+    )
 
 
 def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:
@@ -274,7 +334,9 @@ def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:
 def whole_clips(source: ClipSource, items: int, max_s: float = 8.0) -> list[Clip]:
     """Up to ``items`` utterances spread over the source, at most ``max_s`` long; the same ones every time."""
     count = len(source.utts)
-    picked: np.ndarray | list[int] = np.unique(np.linspace(0, count - 1, min(items, count)).astype(int)) if count else []
+    picked: np.ndarray | list[int] = (
+        np.unique(np.linspace(0, count - 1, min(items, count)).astype(int)) if count else []
+    )
     clips = []
     for index in picked:
         try:

@@ -40,14 +40,25 @@ class Limits(Strict):
     min_s: float = Field(0.3, ge=0, description="shorter recordings are dropped (impulse responses excepted)")
     max_s: float | None = Field(None, description="longer recordings are dropped; null keeps all")
     min_rate_hz: int = Field(16000, description="recordings at a lower rate are dropped")
-    length_tolerance_s: float = Field(0.1, ge=0, description="between header, manifest and samples, and between the two files of a pair")
+    length_tolerance_s: float = Field(
+        0.1, ge=0, description="between header, manifest and samples, and between the two files of a pair"
+    )
     silence_speech_dbfs: float = Field(-60.0, description="speech whose loudest 0.1 s lies below this is silent")
     silence_other_dbfs: float = Field(-80.0, description="the same for noise, noisy recordings and impulse responses")
     clipped_speech: float = Field(0.001, ge=0, le=1, description="largest share of clipped samples in clean speech")
-    clipped_other: float = Field(0.02, ge=0, le=1, description="the same in noise, noisy recordings and impulse responses")
-    bandwidth: float = Field(0.6, ge=0, le=1, description="clean speech must fill this share of the band that its rate claims: "
-                             "half, and the width of a filter's edge; a 48 kHz file with 16 kHz speech inside fills a third")
-    bandwidth_floor_db: float = Field(-75.0, description="a frequency is filled when its power lies above this, relative to the strongest")
+    clipped_other: float = Field(
+        0.02, ge=0, le=1, description="the same in noise, noisy recordings and impulse responses"
+    )
+    bandwidth: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="clean speech must fill this share of the band that its rate claims: "
+        "half, and the width of a filter's edge; a 48 kHz file with 16 kHz speech inside fills a third",
+    )
+    bandwidth_floor_db: float = Field(
+        -75.0, description="a frequency is filled when its power lies above this, relative to the strongest"
+    )
 
 
 @dataclass(slots=True)
@@ -97,8 +108,13 @@ def measure(path: str | Path, floor_db: float = -75.0) -> FileFacts:
         facts.error = "missing file" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
         return facts
     if size == 0 or head.startswith(LFS_HEAD) or path.suffix.lower() in UNREADABLE_SUFFIXES:
-        facts.error = ("empty file (0 bytes)" if size == 0 else "Git LFS pointer, not audio: run git lfs pull" if head.startswith(LFS_HEAD)
-                       else f"unreadable: {path.suffix} is not supported, convert it first (ffmpeg -i IN OUT.wav)")
+        facts.error = (
+            "empty file (0 bytes)"
+            if size == 0
+            else "Git LFS pointer, not audio: run git lfs pull"
+            if head.startswith(LFS_HEAD)
+            else f"unreadable: {path.suffix} is not supported, convert it first (ffmpeg -i IN OUT.wav)"
+        )
         return facts
     try:
         with sf.SoundFile(path) as f:
@@ -130,11 +146,17 @@ def _declared_frames(path: Path, size: int) -> int | None:
         while len(head := f.read(8)) == 8:
             name, length = head[:4], struct.unpack("<I", head[4:])[0]
             if name == b"data":
-                streamed = length in (0, 0xFFFFFFFF, 0x7FFFFFFF) or length >= 0xFFFFFF00  # a pipe cannot know its length
+                streamed = (
+                    length in (0, 0xFFFFFFFF, 0x7FFFFFFF) or length >= 0xFFFFFF00
+                )  # a pipe cannot know its length
                 return None if streamed or not align else length // align
             if name == b"fmt " and length >= 16:
                 body = f.read(16)
-                align = struct.unpack("<H", body[12:14])[0] if len(body) == 16 and body[:2] in (b"\x01\0", b"\x03\0", b"\xfe\xff") else 0
+                align = (
+                    struct.unpack("<H", body[12:14])[0]
+                    if len(body) == 16 and body[:2] in (b"\x01\0", b"\x03\0", b"\xfe\xff")
+                    else 0
+                )
                 length -= 16
             f.seek(length + length % 2, os.SEEK_CUR)
             if f.tell() > size:
@@ -181,7 +203,7 @@ def _clipped(block: np.ndarray) -> np.ndarray:
     run = flat[1:] & flat[:-1]  # run[i]: samples i, i + 1, i + 2 are equal
     plateau: np.ndarray = np.zeros_like(at_full_scale)
     for shift in range(FLAT_RUN):
-        plateau[shift:len(run) + shift] |= run
+        plateau[shift : len(run) + shift] |= run
     plateau |= at_full_scale
     return plateau
 
@@ -216,7 +238,10 @@ def _bandwidth(power: np.ndarray, rate: int, floor_db: float) -> float:
     top = int(filled[-1]) if len(filled) else 0
     highest_above = np.maximum.accumulate(level_db[::-1])[::-1]
     for edge in range(max(10, last // 8), min(top, int(last / CLIFF_GAP)) + 1):
-        if level_db[int(0.75 * edge):int(0.95 * edge)].mean() - highest_above[min(last, int(CLIFF_GAP * edge))] > CLIFF_DB:
+        if (
+            level_db[int(0.75 * edge) : int(0.95 * edge)].mean() - highest_above[min(last, int(CLIFF_GAP * edge))]
+            > CLIFF_DB
+        ):
             top = min(top, round(CLIFF_GAP * edge))
             break
     return float(top * rate / 2 / last)
@@ -235,11 +260,19 @@ def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Uttera
         return Verdict(facts.error.split(":")[0].split(" (")[0].split(",")[0], facts.error)
     tolerance = limits.length_tolerance_s
     if facts.header_s - facts.duration > tolerance:
-        return Verdict("truncated", f"the header promises {facts.header_s:.2f} s, the file holds {facts.duration:.2f} s")
-    length = utt.duration if utt is not None and utt.duration else facts.duration - (utt.offset if utt is not None else 0.0)
+        return Verdict(
+            "truncated", f"the header promises {facts.header_s:.2f} s, the file holds {facts.duration:.2f} s"
+        )
+    length = (
+        utt.duration if utt is not None and utt.duration else facts.duration - (utt.offset if utt is not None else 0.0)
+    )
     if utt is not None and utt.offset + length - facts.duration > tolerance:
-        return Verdict("shorter than the manifest says", f"{utt.offset + length:.2f} s claimed, {facts.duration:.2f} s there")
-    part = utt is not None and (utt.offset or utt.extra.get("segment"))  # column of rows that begin at 0 and are meant to end early
+        return Verdict(
+            "shorter than the manifest says", f"{utt.offset + length:.2f} s claimed, {facts.duration:.2f} s there"
+        )
+    part = utt is not None and (
+        utt.offset or utt.extra.get("segment")
+    )  # column of rows that begin at 0 and are meant to end early
     if utt is not None and utt.duration and not part and facts.duration - utt.duration > tolerance:
         return Verdict("longer than the manifest says", f"{utt.duration:.2f} s claimed, {facts.duration:.2f} s there")
     if utt is not None and utt.sample_rate not in (0, facts.sample_rate):
@@ -256,7 +289,9 @@ def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Uttera
     if facts.clipped > share:
         return Verdict("clipped", f"{100 * facts.clipped:.2f} % of the samples, above {100 * share:g} %")
     if kind == "speech" and facts.bandwidth_hz < limits.bandwidth * facts.sample_rate / 2:
-        return Verdict("bandwidth below the rate", f"nothing above {facts.bandwidth_hz:.0f} Hz in a {facts.sample_rate} Hz file")
+        return Verdict(
+            "bandwidth below the rate", f"nothing above {facts.bandwidth_hz:.0f} Hz in a {facts.sample_rate} Hz file"
+        )
     return None
 
 

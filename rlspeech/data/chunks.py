@@ -45,14 +45,23 @@ def join(parts: Sequence[np.ndarray], where: Sequence[tuple[int, int]], samples:
             ramp[:n] = (np.arange(n, dtype=np.float32) + 0.5) / n
         if i + 1 < len(where):
             n = end - where[i + 1][0]
-            ramp[-n or len(ramp):] *= ((np.arange(n, dtype=np.float32) + 0.5) / max(n, 1))[::-1]
+            ramp[-n or len(ramp) :] *= ((np.arange(n, dtype=np.float32) + 0.5) / max(n, 1))[::-1]
         total[..., start:end] += ramp * part
         weight[start:end] += ramp
     return total / weight
 
 
-def apply(infer: Infer, wavs: Sequence[np.ndarray], keys: Sequence[str], *, batch: int, size: int, overlap: int,
-          lips: Sequence[np.ndarray | None] | None = None, hop: int = 640) -> list[np.ndarray | Exception]:
+def apply(
+    infer: Infer,
+    wavs: Sequence[np.ndarray],
+    keys: Sequence[str],
+    *,
+    batch: int,
+    size: int,
+    overlap: int,
+    lips: Sequence[np.ndarray | None] | None = None,
+    hop: int = 640,
+) -> list[np.ndarray | Exception]:
     """Run ``infer`` over waveforms; one that fails costs itself.
 
     Args:
@@ -76,8 +85,10 @@ def apply(infer: Infer, wavs: Sequence[np.ndarray], keys: Sequence[str], *, batc
     done: dict[tuple[int, int], np.ndarray | Exception] = {}
     for at in range(0, len(jobs), batch):
         part = jobs[at : at + batch]
-        inputs: list[list[Any]] = [[wavs[i][..., cuts[i][c][0] : cuts[i][c][1]] for i, c in part],
-                                   [keys[i] if len(cuts[i]) == 1 else f"{keys[i]}#{c}" for i, c in part]]
+        inputs: list[list[Any]] = [
+            [wavs[i][..., cuts[i][c][0] : cuts[i][c][1]] for i, c in part],
+            [keys[i] if len(cuts[i]) == 1 else f"{keys[i]}#{c}" for i, c in part],
+        ]
         if lips is not None:
             inputs.append([_frames(lips[i], *cuts[i][c], hop) for i, c in part])
         done.update(zip(part, _guarded(infer, inputs), strict=True))
@@ -85,7 +96,9 @@ def apply(infer: Infer, wavs: Sequence[np.ndarray], keys: Sequence[str], *, batc
     for i, cut in enumerate(cuts):
         got = [done.pop((i, c)) for c in range(len(cut))]
         failed = next((g for g in got if isinstance(g, Exception)), None)
-        results.append(failed if failed is not None else join([g for g in got if isinstance(g, np.ndarray)], cut, lengths[i]))
+        results.append(
+            failed if failed is not None else join([g for g in got if isinstance(g, np.ndarray)], cut, lengths[i])
+        )
     return results
 
 

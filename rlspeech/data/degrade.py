@@ -21,8 +21,22 @@ from rlspeech.data.audio import AudioError, rms_dbfs, to_level
 from rlspeech.data.dsp import istft, match_gain, sdr_db, stft
 from rlspeech.data.mixing import crop, reverberate
 
-__all__ = ["RUNGS", "TRAITS", "Degraded", "Rung", "Sources", "add_noise", "clip_peaks", "coloured", "degrade", "drop_out", "ladders",
-           "low_pass", "suppress", "synthetic_rir"]
+__all__ = [
+    "RUNGS",
+    "TRAITS",
+    "Degraded",
+    "Rung",
+    "Sources",
+    "add_noise",
+    "clip_peaks",
+    "coloured",
+    "degrade",
+    "drop_out",
+    "ladders",
+    "low_pass",
+    "suppress",
+    "synthetic_rir",
+]
 
 TRAITS = ("noise", "talker", "reverb", "distortion", "muffling", "dropouts", "artefacts")
 RUNGS = 7
@@ -57,6 +71,7 @@ class Rung(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------- single ways
+
 
 def coloured(length: int, slope: float, rng: np.random.Generator) -> np.ndarray:
     """Noise (length,) whose amplitude falls with frequency**slope: 0 white, 0.5 pink, 1 brown; RMS 0.1."""
@@ -118,14 +133,16 @@ def low_pass(wav: np.ndarray, cutoff_hz: float, sample_rate: int) -> tuple[np.nd
     return (made * match_gain(made, wav)).astype(np.float32), {"cutoff_hz": cutoff_hz}
 
 
-def drop_out(wav: np.ndarray, share: float, gap_ms: float, sample_rate: int, rng: np.random.Generator) -> tuple[np.ndarray, Facts]:
+def drop_out(
+    wav: np.ndarray, share: float, gap_ms: float, sample_rate: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Facts]:
     """Silence stretches of ``gap_ms`` until ``share`` of (T,) is gone. With one seed a larger share contains a smaller one's gaps."""
     gap = max(1, int(gap_ms * sample_rate / 1000))
     slots = max(1, len(wav) // gap)
     lost = rng.permutation(slots)[: round(share * slots)]
     keep = np.ones(len(wav), dtype=np.float32)
     for slot in lost:
-        keep[slot * gap:(slot + 1) * gap] = 0.0
+        keep[slot * gap : (slot + 1) * gap] = 0.0
     half = max(1, int(0.001 * sample_rate))  # ramps of 2 ms
     ramp = np.full(2 * half + 1, 1 / (2 * half + 1))
     keep = np.clip(np.convolve(np.pad(keep, half, mode="edge"), ramp, mode="valid"), 0.0, 1.0).astype(np.float32)
@@ -133,8 +150,14 @@ def drop_out(wav: np.ndarray, share: float, gap_ms: float, sample_rate: int, rng
     return wav * keep, {"share": share, "energy_lost": gone}
 
 
-def suppress(speech: np.ndarray, noise: np.ndarray, strength: float, rng: np.random.Generator, floor: float = 0.03,
-             n_fft: int = 512) -> tuple[np.ndarray, Facts]:
+def suppress(
+    speech: np.ndarray,
+    noise: np.ndarray,
+    strength: float,
+    rng: np.random.Generator,
+    floor: float = 0.03,
+    n_fft: int = 512,
+) -> tuple[np.ndarray, Facts]:
     """A noise reducer that errs: both parts (T,) pass one spoilt mask.
 
     Args:
@@ -164,6 +187,7 @@ def suppress(speech: np.ndarray, noise: np.ndarray, strength: float, rng: np.ran
 
 # -------------------------------------------------------------------------------------------------------------- severities
 
+
 def fall(value: float, best: float, worst: float) -> float:
     """Linear severity: 0 at ``best`` and 1 at ``worst``, held there beyond them."""
     return float(np.clip((value - best) / (worst - best), 0.0, 1.0))
@@ -175,6 +199,7 @@ def noise_severity(snr_db: float) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------ combinations
+
 
 def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: np.random.Generator) -> Degraded:
     """Draw a combination of zero to four ways, in the order in which a recording meets them: room, noise, reducer, device.
@@ -191,7 +216,15 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: np.rando
     if rms_dbfs(clean) < SILENT_DBFS:
         raise AudioError("silent speech")
     severity, facts, wav = dict.fromkeys(TRAITS, 0.0), Facts(), clean
-    odds = {"noise": 0.55, "artefacts": 0.25, "reverb": 0.2, "distortion": 0.13, "muffling": 0.15, "dropouts": 0.12, "talker": 0.13}
+    odds = {
+        "noise": 0.55,
+        "artefacts": 0.25,
+        "reverb": 0.2,
+        "distortion": 0.13,
+        "muffling": 0.15,
+        "dropouts": 0.12,
+        "talker": 0.13,
+    }
     wanted = {k for k, p in odds.items() if rng.random() < p} if rng.random() > 0.05 else set[str]()
     if "reverb" in wanted:
         wav = _room(wav, sources, sample_rate, rng, severity, facts)
@@ -216,7 +249,9 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: np.rando
         wav, facts["muffling"] = low_pass(wav, float(6500 * 2 ** -rng.uniform(0, 3.4)), sample_rate)
         severity["muffling"] = fall(np.log2(facts["muffling"]["cutoff_hz"]), np.log2(6500.0), np.log2(700.0))
     if "dropouts" in wanted:
-        wav, facts["dropouts"] = drop_out(wav, float(rng.uniform(0.01, 0.45)), float(rng.choice([20, 40, 80, 160])), sample_rate, rng)
+        wav, facts["dropouts"] = drop_out(
+            wav, float(rng.uniform(0.01, 0.45)), float(rng.choice([20, 40, 80, 160])), sample_rate, rng
+        )
         severity["dropouts"] = fall(facts["dropouts"]["energy_lost"] ** 0.5, 0.03, 0.65)
     level = float(rng.uniform(-42, -14))
     wav = to_level(wav, level)
@@ -224,7 +259,9 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: np.rando
     return Degraded(wav, severity, rms_dbfs(wav), facts)
 
 
-def _plus(wav: np.ndarray, other: np.ndarray, snr_db: float, trait: str, severity: dict[str, float], facts: Facts) -> np.ndarray:
+def _plus(
+    wav: np.ndarray, other: np.ndarray, snr_db: float, trait: str, severity: dict[str, float], facts: Facts
+) -> np.ndarray:
     try:
         wav, facts[trait] = add_noise(wav, other, snr_db)
     except AudioError:  # a silent stretch of a recording adds nothing
@@ -233,8 +270,14 @@ def _plus(wav: np.ndarray, other: np.ndarray, snr_db: float, trait: str, severit
     return wav
 
 
-def _room(wav: np.ndarray, sources: Sources, sample_rate: int, rng: np.random.Generator, severity: dict[str, float],
-          facts: Facts) -> np.ndarray:
+def _room(
+    wav: np.ndarray,
+    sources: Sources,
+    sample_rate: int,
+    rng: np.random.Generator,
+    severity: dict[str, float],
+    facts: Facts,
+) -> np.ndarray:
     if sources.rirs and rng.random() < 0.3:
         rir = _pick(sources.rirs, rng)
     else:
@@ -257,6 +300,7 @@ def _pick(items: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------------------------------- ladders
 
+
 def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: np.random.Generator) -> list[Rung]:
     """Degradations in a known order, ``RUNGS`` steps each from untouched to bad, for calibration of judges.
 
@@ -278,7 +322,9 @@ def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: np.rand
         return np.random.default_rng(seed)
 
     def worn(step: int) -> np.ndarray:
-        wav = add_room(clean, synthetic_rir(sample_rate, 0.15 + 0.15 * step, 10.0 - 3.0 * step, again()), sample_rate)[0]
+        wav = add_room(clean, synthetic_rir(sample_rate, 0.15 + 0.15 * step, 10.0 - 3.0 * step, again()), sample_rate)[
+            0
+        ]
         wav = add_noise(wav, noise, 30.0 - 5.0 * step)[0]
         return low_pass(wav, 7000.0 * 0.75**step, sample_rate)[0]
 
@@ -286,11 +332,15 @@ def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: np.rand
     rt60_s = (0.2, 0.3, 0.5, 0.8, 1.2, 2.0)
     ways: dict[str, Callable[[int], np.ndarray]] = {
         "noise": lambda k: add_noise(clean, noise, snrs["noise"][k - 1])[0],
-        "reverb": lambda k: add_room(clean, synthetic_rir(sample_rate, rt60_s[k - 1], 9.0 - 3.5 * k, again()), sample_rate)[0],
+        "reverb": lambda k: add_room(
+            clean, synthetic_rir(sample_rate, rt60_s[k - 1], 9.0 - 3.5 * k, again()), sample_rate
+        )[0],
         "clipping": lambda k: clip_peaks(clean, (8.0, 4.0, 0.0, -4.0, -9.0, -15.0)[k - 1])[0],
         "low_pass": lambda k: low_pass(clean, (5000.0, 3500.0, 2500.0, 1800.0, 1200.0, 700.0)[k - 1], sample_rate)[0],
         "dropouts": lambda k: drop_out(clean, (0.03, 0.07, 0.13, 0.2, 0.3, 0.45)[k - 1], 40.0, sample_rate, again())[0],
-        "artefacts": lambda k: suppress(clean, to_level(noise, rms_dbfs(clean) - 5.0), (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)[k - 1], again())[0],
+        "artefacts": lambda k: suppress(
+            clean, to_level(noise, rms_dbfs(clean) - 5.0), (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)[k - 1], again()
+        )[0],
         "combined": worn,
     }
     made = []

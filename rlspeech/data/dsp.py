@@ -26,7 +26,9 @@ def sdr_db(reference: np.ndarray, made: np.ndarray) -> float:
 def stft(wav: np.ndarray, window: np.ndarray, hop: int) -> np.ndarray:
     """Spectra (L, n_fft / 2 + 1) of windowed frames of (T,), with a window's length of zeros on both sides."""
     padded = np.pad(wav, (len(window), len(window) + hop))
-    return np.asarray(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, len(window))[::hop] * window, axis=1))
+    return np.asarray(
+        np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, len(window))[::hop] * window, axis=1)
+    )
 
 
 def istft(spectrum: np.ndarray, window: np.ndarray, hop: int, length: int) -> np.ndarray:
@@ -34,6 +36,6 @@ def istft(spectrum: np.ndarray, window: np.ndarray, hop: int, length: int) -> np
     frames = np.fft.irfft(spectrum, len(window), axis=1) * window
     out = np.zeros(hop * (len(frames) - 1) + len(window))
     for shift in range(len(window) // hop):  # frames a window apart do not overlap: all of them at once
-        part = frames[shift::len(window) // hop]
-        out[shift * hop:shift * hop + part.size] += part.ravel()[: len(out) - shift * hop]
-    return np.asarray(out[len(window):len(window) + length] / np.sum(window[::hop] ** 2), dtype=np.float32)
+        part = frames[shift :: len(window) // hop]
+        out[shift * hop : shift * hop + part.size] += part.ravel()[: len(out) - shift * hop]
+    return np.asarray(out[len(window) : len(window) + length] / np.sum(window[::hop] ** 2), dtype=np.float32)

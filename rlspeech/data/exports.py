@@ -28,7 +28,9 @@ __all__ = ["FORMATS", "Written", "write_manifest_as"]
 
 FORMATS = ("nemo", "kaldi", "lhotse")
 NEMO = {"language": "lang", "speaker_id": "speaker"}
-OWN = frozenset({"segment", "original_id", "recording_id", "channels"})  # columns in which our importers remember things
+OWN = frozenset(
+    {"segment", "original_id", "recording_id", "channels"}
+)  # columns in which our importers remember things
 LOW = re.compile(r"[!-\-]")  # what sorts before or with the "-" between speaker and utterance
 SLACK_S = 0.05
 
@@ -69,6 +71,7 @@ def _is_piece(utt: Utterance) -> bool:
 
 # ----------------------------------------------------------------------------------------------------------------- NeMo
 
+
 def _nemo(utts: Sequence[Utterance], out: Path, base: Path) -> Written:
     done, lines = Written(), []
     for utt in utts:
@@ -92,6 +95,7 @@ def _nemo(utts: Sequence[Utterance], out: Path, base: Path) -> Written:
 
 
 # ---------------------------------------------------------------------------------------------------------------- Kaldi
+
 
 class _Entry(NamedTuple):
     """One line of every file of a data folder."""
@@ -117,7 +121,9 @@ def _kaldi(utts: Sequence[Utterance], out: Path) -> Written:
     if texts:
         files["text"] = {e.key: " ".join((e.utt.text or "").split()) for e in entries}
     if pieces:
-        files["segments"] = {e.key: f"{e.recording} {_seconds(e.utt.offset)} {_seconds(e.utt.offset + e.utt.duration)}" for e in entries}
+        files["segments"] = {
+            e.key: f"{e.recording} {_seconds(e.utt.offset)} {_seconds(e.utt.offset + e.utt.duration)}" for e in entries
+        }
     if entries and all(e.utt.language for e in entries):
         files["utt2lang"] = {e.key: "_".join((e.utt.language or "").split()) for e in entries}
     speakers: dict[str, list[str]] = {}
@@ -139,7 +145,14 @@ def _not_for_kaldi(utt: Utterance, texts: bool, pieces: bool) -> str | None:
             part.encode()
     except UnicodeEncodeError:
         return "a name or text that is not UTF-8"
-    if "\n" in path or "\r" in path or path != path.strip() or path.startswith("|") or path.endswith("|") or re.search(r":\d+$", path):
+    if (
+        "\n" in path
+        or "\r" in path
+        or path != path.strip()
+        or path.startswith("|")
+        or path.endswith("|")
+        or re.search(r":\d+$", path)
+    ):
         return "Kaldi would take the file's name for something else than a file"
     if texts and utt.text is None:
         return "no text"
@@ -187,8 +200,16 @@ def _recordings(utts: Iterable[Utterance]) -> dict[str, str]:
     wanted: dict[str, str] = {}
     for utt in utts:
         given = utt.extra.get("recording_id")
-        wanted.setdefault(utt.audio_filepath, _word(given if isinstance(given, str) and given else Path(utt.audio_filepath).stem))
-    return dict(zip(wanted, _unique(list(wanted.values()), [f"{n}-{zlib.crc32(p.encode()):08x}" for p, n in wanted.items()]), strict=True))
+        wanted.setdefault(
+            utt.audio_filepath, _word(given if isinstance(given, str) and given else Path(utt.audio_filepath).stem)
+        )
+    return dict(
+        zip(
+            wanted,
+            _unique(list(wanted.values()), [f"{n}-{zlib.crc32(p.encode()):08x}" for p, n in wanted.items()]),
+            strict=True,
+        )
+    )
 
 
 def _unique(names: Sequence[str], instead: Sequence[str]) -> list[str]:
@@ -216,13 +237,16 @@ def _kaldi_notes(utts: Sequence[Utterance], done: Written) -> None:
     other = sum(not u.audio_filepath.lower().endswith(".wav") for u in utts)
     if other:
         done.notes.append(f"{other} files are no .wav: toolkits on soundfile read them, Kaldi's own programs do not")
-    lost = sorted({k for u in utts for k in to_row(u, Path("/")) if k not in OWN}
-                  - {"id", "audio_filepath", "duration", "sample_rate", "offset", "text", "speaker_id", "language"})
+    lost = sorted(
+        {k for u in utts for k in to_row(u, Path("/")) if k not in OWN}
+        - {"id", "audio_filepath", "duration", "sample_rate", "offset", "text", "speaker_id", "language"}
+    )
     if lost:
         done.notes.append(f"Kaldi has no file for these columns: {', '.join(lost)}")
 
 
 # --------------------------------------------------------------------------------------------------------------- lhotse
+
 
 def _lhotse(utts: Sequence[Utterance], out: Path) -> Written:
     done, lines, headers = Written(), [], dict[str, dict[str, Any] | None]()
@@ -230,7 +254,9 @@ def _lhotse(utts: Sequence[Utterance], out: Path) -> Written:
         try:
             lines.append(json.dumps(_cut(utt, headers), ensure_ascii=False, allow_nan=False).encode() + b"\n")
         except (ValueError, UnicodeEncodeError) as error:
-            done.left_out.append((utt.id, "a name or text that is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)))
+            done.left_out.append(
+                (utt.id, "a name or text that is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error))
+            )
     with out.open("wb") as file:
         if out.suffix == ".gz":
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # the same rows, the same bytes
@@ -257,19 +283,39 @@ def _cut(utt: Utterance, headers: dict[str, dict[str, Any] | None]) -> dict[str,
         columns["snr_db"] = utt.snr_db
     if utt.prompt_text is not None:
         columns["prompt_text"] = utt.prompt_text
-    custom: dict[str, Any] = {k: getattr(utt, k) for k in PATH_KEYS if k not in ("audio_filepath", "target_filepath")
-                              and getattr(utt, k) is not None}
+    custom: dict[str, Any] = {
+        k: getattr(utt, k)
+        for k in PATH_KEYS
+        if k not in ("audio_filepath", "target_filepath") and getattr(utt, k) is not None
+    }
     if utt.target_filepath is not None:
         target = _recording(utt.target_filepath, headers)
         custom |= {"target_filepath": utt.target_filepath} if target is None else {"target_recording": target}
     said = []
     if utt.text is not None:
         facts = {"text": utt.text, "language": utt.language, "speaker": utt.speaker_id, "custom": columns or None}
-        said = [{"id": name, "recording_id": recording["id"], "start": 0.0, "duration": length, "channel": channel,
-                 **{k: v for k, v in facts.items() if v is not None}}]
+        said = [
+            {
+                "id": name,
+                "recording_id": recording["id"],
+                "start": 0.0,
+                "duration": length,
+                "channel": channel,
+                **{k: v for k, v in facts.items() if v is not None},
+            }
+        ]
     else:
-        custom |= columns | {k: v for k, v in (("language", utt.language), ("speaker", utt.speaker_id)) if v is not None}
-    cut = {"id": name, "start": utt.offset, "duration": length, "channel": channel, "supervisions": said, "recording": recording}
+        custom |= columns | {
+            k: v for k, v in (("language", utt.language), ("speaker", utt.speaker_id)) if v is not None
+        }
+    cut = {
+        "id": name,
+        "start": utt.offset,
+        "duration": length,
+        "channel": channel,
+        "supervisions": said,
+        "recording": recording,
+    }
     return cut | ({"custom": custom} if custom else {}) | {"type": "MultiCut" if len(channels) > 1 else "MonoCut"}
 
 
@@ -285,6 +331,12 @@ def _recording(path: str, headers: dict[str, dict[str, Any] | None]) -> dict[str
             return None
         channels = list(range(info.channels))
         name = f"{Path(path).stem}-{zlib.crc32(os.fsencode(path)):08x}"  # stems are often the same in several folders
-        headers[path] = {"id": name, "sources": [{"type": "file", "channels": channels, "source": path}], "channel_ids": channels,
-                         "sampling_rate": info.samplerate, "num_samples": info.frames, "duration": info.frames / info.samplerate}
+        headers[path] = {
+            "id": name,
+            "sources": [{"type": "file", "channels": channels, "source": path}],
+            "channel_ids": channels,
+            "sampling_rate": info.samplerate,
+            "num_samples": info.frames,
+            "duration": info.frames / info.samplerate,
+        }
     return headers[path]

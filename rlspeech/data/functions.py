@@ -29,8 +29,11 @@ def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, tex
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import the {what} {path}", f"{type(error).__name__}: {error}",
-                        "run from the folder that holds the module, or install it") from error
+        raise UserError(
+            f"cannot import the {what} {path}",
+            f"{type(error).__name__}: {error}",
+            "run from the folder that holds the module, or install it",
+        ) from error
     if not callable(function):
         raise UserError(f"{path} is not a function", f"it is a {type(function).__name__}", usage)
     return function

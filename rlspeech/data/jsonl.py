@@ -56,7 +56,9 @@ def dumps(row: dict[str, Any]) -> str:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
         line.encode()
         return line
-    except UnicodeEncodeError:  # file names that are not UTF-8 arrive as lone surrogates; escaped, they survive the round trip
+    except (
+        UnicodeEncodeError
+    ):  # file names that are not UTF-8 arrive as lone surrogates; escaped, they survive the round trip
         return json.dumps(row, ensure_ascii=True, allow_nan=False)
     except ValueError as error:
         what = f"row {row.get('id', '')!r} cannot be written"
@@ -176,5 +178,7 @@ class JsonlWriter:
     def __enter__(self) -> JsonlWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -72,12 +72,17 @@ def load_lips(path: str | Path, start_s: float = 0.0, frames: int | None = None)
         raise LipsError("missing file") from error
     except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise LipsError(f"no lip crops: {type(error).__name__}") from error
-    if video.ndim != 3 or video.dtype != np.uint8 or not 0 < len(video) <= MAX_FRAMES or not 0 < max(video.shape[1:]) <= MAX_SIDE:
+    if (
+        video.ndim != 3
+        or video.dtype != np.uint8
+        or not 0 < len(video) <= MAX_FRAMES
+        or not 0 < max(video.shape[1:]) <= MAX_SIDE
+    ):
         raise LipsError(f"no lip crops: {video.dtype} of shape {video.shape}")
     if not abs(fps - LIPS_FPS) <= 0.01:  # NaN is caught too
         raise LipsError(f"{fps:g} frames a second instead of {LIPS_FPS:g}")
     if frames is None:
-        video = video[min(round(start_s * LIPS_FPS), len(video) - 1):]
+        video = video[min(round(start_s * LIPS_FPS), len(video) - 1) :]
     else:
         wanted = np.arange(frames) + round(start_s * LIPS_FPS)
         video = video[np.clip(wanted, 0, len(video) - 1)]
@@ -92,4 +97,4 @@ def centre_crop(frames: np.ndarray, side: int) -> np.ndarray:
         frames = np.pad(frames, ((0, 0), *((p // 2, p - p // 2) for p in pad)), mode="edge")
         _, height, width = frames.shape
     top, left = (height - side) // 2, (width - side) // 2
-    return frames[:, top:top + side, left:left + side]
+    return frames[:, top : top + side, left : left + side]

@@ -19,15 +19,34 @@ from rlspeech.data.jsonl import JsonlWriter, dumps, numbered_lines, read_jsonl, 
 from rlspeech.types import UserError, Utterance
 
 __all__ = [
-    "PATH_KEYS", "JsonlWriter", "ManifestWriter", "Problem", "find_manifest", "from_row", "meta_path", "read_jsonl", "read_manifest",
-    "recordings", "safe_name", "scan_manifest", "to_row", "write_manifest", "write_text",
+    "PATH_KEYS",
+    "JsonlWriter",
+    "ManifestWriter",
+    "Problem",
+    "find_manifest",
+    "from_row",
+    "meta_path",
+    "read_jsonl",
+    "read_manifest",
+    "recordings",
+    "safe_name",
+    "scan_manifest",
+    "to_row",
+    "write_manifest",
+    "write_text",
 ]
 
 PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
 TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
 RECIPE_NAME = "mix.json"
 MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a folder, in this order
-ASIDE_NAMES = {"dropped.jsonl", "checks.jsonl", "rendered.jsonl", "scores.jsonl", "metrics.jsonl"}  # in the same folders, but no manifests
+ASIDE_NAMES = {
+    "dropped.jsonl",
+    "checks.jsonl",
+    "rendered.jsonl",
+    "scores.jsonl",
+    "metrics.jsonl",
+}  # in the same folders, but no manifests
 
 
 class Problem(NamedTuple):
@@ -83,7 +102,9 @@ def from_row(row: dict[str, Any], base: Path) -> Utterance:
 
 
 def _number(key: str, value: Any) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:  # NaN fails the comparison too
+    if (
+        isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12
+    ):  # NaN fails the comparison too
         raise ValueError(f"{key} is not a number: {value!r}")
     if key != "snr_db" and value < 0:
         raise ValueError(f"{key} is negative: {value}")
@@ -156,7 +177,9 @@ def scan_manifest(path: str | Path) -> tuple[list[Utterance], list[Problem]]:
         except (ValueError, RecursionError) as error:
             problems.append(Problem(number, str(error)))
         else:
-            if utt.id in seen and not row.get("id"):  # an id that we derived ourselves may be told apart, a given one may not
+            if utt.id in seen and not row.get(
+                "id"
+            ):  # an id that we derived ourselves may be told apart, a given one may not
                 utt.id = f"{utt.id}_{number}"
             if utt.id in seen:
                 problems.append(Problem(number, f"duplicate id {utt.id!r}, first on line {seen[utt.id]}"))
@@ -179,9 +202,15 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     if problems:
         listed = "; ".join(f"line {p.line}: {p.message}" for p in problems[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise UserError(f"{path} has {len(problems)} bad line{'s' * (len(problems) > 1)}", listed + more, f"rlspeech check {path}")
+        raise UserError(
+            f"{path} has {len(problems)} bad line{'s' * (len(problems) > 1)}", listed + more, f"rlspeech check {path}"
+        )
     if not utts:
-        raise UserError(f"{path} is empty", "a manifest needs at least one row", "run the prepare step again and look at its dropped.jsonl")
+        raise UserError(
+            f"{path} is empty",
+            "a manifest needs at least one row",
+            "run the prepare step again and look at its dropped.jsonl",
+        )
     return utts
 
 
@@ -197,8 +226,11 @@ def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
     """
     kept = [u for u in utts if u.extra.get("recorded") is not False]
     if utts and not kept:
-        raise UserError(f"none of the {len(utts)} rows of {name} can be learned from", "nobody has recorded their texts (recorded: false)",
-                        "transcribed recordings; such texts are for rl, eval and speak")
+        raise UserError(
+            f"none of the {len(utts)} rows of {name} can be learned from",
+            "nobody has recorded their texts (recorded: false)",
+            "transcribed recordings; such texts are for rl, eval and speak",
+        )
     return kept
 
 
@@ -245,7 +277,9 @@ class ManifestWriter:
     def __enter__(self) -> ManifestWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -271,6 +305,10 @@ def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{path} holds {len(found)} manifests", ", ".join(p.name for p in found), f"name one of them, e.g. {found[0]}")
+        raise UserError(
+            f"{path} holds {len(found)} manifests",
+            ", ".join(p.name for p in found),
+            f"name one of them, e.g. {found[0]}",
+        )
     try_this = f"rlspeech prepare folder {path} --out {path}-manifest"
     raise UserError(f"no manifest in {path}", "it holds no mix.json and no .jsonl file", try_this)

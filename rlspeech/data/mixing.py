@@ -43,7 +43,9 @@ def mixture_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[(seed << 32) + epoch, zlib.crc32(key.encode())]))
 
 
-def reverberate(wav: np.ndarray, rir: np.ndarray, sample_rate: int, early_ms: float | None) -> tuple[np.ndarray, np.ndarray]:
+def reverberate(
+    wav: np.ndarray, rir: np.ndarray, sample_rate: int, early_ms: float | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Put speech into a room.
 
     Args:
@@ -67,8 +69,15 @@ def reverberate(wav: np.ndarray, rir: np.ndarray, sample_rate: int, early_ms: fl
     return wet, fftconvolve(wav, early)[: len(wav)].astype(np.float32)
 
 
-def mix(clean: np.ndarray, noise: np.ndarray, rir: np.ndarray | None, snr_db: float, level_dbfs: float,
-        early_ms: float | None = 50.0, sample_rate: int = 16000) -> tuple[np.ndarray, np.ndarray]:
+def mix(
+    clean: np.ndarray,
+    noise: np.ndarray,
+    rir: np.ndarray | None,
+    snr_db: float,
+    level_dbfs: float,
+    early_ms: float | None = 50.0,
+    sample_rate: int = 16000,
+) -> tuple[np.ndarray, np.ndarray]:
     """Mix speech with noise at an SNR and scale the mixture to a level.
 
     Args:
@@ -125,7 +134,9 @@ class MixtureSet:
     seed: int = 0
 
     @classmethod
-    def from_recipe(cls, path: str | Path, *, mixing: Mixing | None = None, sample_rate: int = 16000, seed: int = 0) -> MixtureSet:
+    def from_recipe(
+        cls, path: str | Path, *, mixing: Mixing | None = None, sample_rate: int = 16000, seed: int = 0
+    ) -> MixtureSet:
         """Read ``mix.json`` as ``prepare mix`` writes it. Raises ``UserError`` where it does not parse."""
         path = Path(path)
         try:
@@ -134,7 +145,9 @@ class MixtureSet:
             rirs = read_manifest(path.parent / recipe["rir"]) if recipe.get("rir") else []
             return cls(clean, noise, rirs, mixing or Mixing(**recipe.get("mixing", {})), sample_rate, seed)
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:  # ValueError: JSON, UTF-8, settings
-            raise UserError(f"{path} is not a mixture recipe", f"{type(error).__name__}: {error}", "rlspeech prepare mix --help") from error
+            raise UserError(
+                f"{path} is not a mixture recipe", f"{type(error).__name__}: {error}", "rlspeech prepare mix --help"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -162,8 +175,15 @@ class MixtureSet:
         if clip_s > 0:
             clean, start = cut(clean, int(clip_s * self.sample_rate), rng)
         noise_utt = self.noise[int(rng.integers(len(self.noise)))]
-        noise = crop(_cached(noise_utt.audio_filepath, self.sample_rate, noise_utt.offset, noise_utt.duration), len(clean), rng, loop=True)
-        rir_utt = self.rirs[int(rng.integers(len(self.rirs)))] if self.rirs and rng.random() < self.mixing.reverb else None
+        noise = crop(
+            _cached(noise_utt.audio_filepath, self.sample_rate, noise_utt.offset, noise_utt.duration),
+            len(clean),
+            rng,
+            loop=True,
+        )
+        rir_utt = (
+            self.rirs[int(rng.integers(len(self.rirs)))] if self.rirs and rng.random() < self.mixing.reverb else None
+        )
         rir = _cached(rir_utt.audio_filepath, self.sample_rate, rir_utt.offset, rir_utt.duration) if rir_utt else None
         snr = float(rng.uniform(*self.mixing.snr_db))
         level = float(rng.uniform(*self.mixing.level_dbfs))
@@ -172,18 +192,28 @@ class MixtureSet:
             noise = joined(clean, noise, snr, talker, against)
             snr = -10.0 * float(np.log10(10.0 ** (-snr / 10.0) + 10.0 ** (-against / 10.0)))
         noisy, target = mix(clean, noise, rir, snr, level, self.mixing.early_ms, self.sample_rate)
-        return Mixture(noisy, target, snr, noise_utt.id, rir_utt.id if rir_utt else None, start / self.sample_rate,
-                       other)
+        return Mixture(
+            noisy, target, snr, noise_utt.id, rir_utt.id if rir_utt else None, start / self.sample_rate, other
+        )
 
-    def _talker(self, utt: Utterance, length: int, rng: np.random.Generator) -> tuple[np.ndarray | None, float, str | None]:
+    def _talker(
+        self, utt: Utterance, length: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, float, str | None]:
         """(T,) of another speaker's utterance, the ratio to it in dB and its id; None for the share of mixtures without."""
-        if not self.mixing.talker or rng.random() >= self.mixing.talker:  # no draw where it is off: older recipes stay what they were
+        if (
+            not self.mixing.talker or rng.random() >= self.mixing.talker
+        ):  # no draw where it is off: older recipes stay what they were
             return None, 0.0, None
         against = float(rng.uniform(*self.mixing.talker_snr_db))
         for _ in range(8 * ATTEMPTS):  # in a corpus of two voices most draws are of the same one
             other = self.clean[int(rng.integers(len(self.clean)))]
             if other.id != utt.id and (other.speaker_id is None or other.speaker_id != utt.speaker_id):
-                wav = crop(_cached(other.audio_filepath, self.sample_rate, other.offset, other.duration), length, rng, loop=True)
+                wav = crop(
+                    _cached(other.audio_filepath, self.sample_rate, other.offset, other.duration),
+                    length,
+                    rng,
+                    loop=True,
+                )
                 if rms_dbfs(wav) > SILENT_DBFS:
                     return wav, against, other.id
         return None, 0.0, None
@@ -203,7 +233,7 @@ def cut(wav: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndar
     if len(wav) <= length:
         return np.pad(wav, (0, length - len(wav))), 0
     start = int(rng.integers(len(wav) - length + 1))
-    return wav[start:start + length], start
+    return wav[start : start + length], start
 
 
 def crop(wav: np.ndarray, length: int, rng: np.random.Generator, loop: bool = False) -> np.ndarray:
@@ -216,6 +246,11 @@ def crop(wav: np.ndarray, length: int, rng: np.random.Generator, loop: bool = Fa
 def write_recipe(folder: Path, mixing: Mixing, *, rir: bool) -> Path:
     """Write ``folder/mix.json`` next to its ``clean.jsonl``, ``noise.jsonl`` (and ``rir.jsonl``)."""
     path = folder / "mix.json"
-    recipe = {"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": "rir.jsonl" if rir else None, "mixing": mixing.model_dump()}
+    recipe = {
+        "clean": "clean.jsonl",
+        "noise": "noise.jsonl",
+        "rir": "rir.jsonl" if rir else None,
+        "mixing": mixing.model_dump(),
+    }
     path.write_text(json.dumps(recipe, indent=2) + "\n")
     return path

@@ -45,8 +45,9 @@ def cut(wav: np.ndarray, sample_rate: int, max_s: float) -> list[tuple[int, int]
     return [*found, (start, len(wav))]
 
 
-def stream(path: str | Path, sample_rate: int, max_s: float, offset_s: float = 0.0,
-           duration_s: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
+def stream(
+    path: str | Path, sample_rate: int, max_s: float, offset_s: float = 0.0, duration_s: float | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
     """Read a file piece by piece; the pieces are those of ``cut``.
 
     Args:
@@ -92,7 +93,11 @@ def _blocks(path: Path, sample_rate: int, offset_s: float, duration_s: float | N
             if offset_s > 0:
                 file.seek(min(int(offset_s * native), file.frames))
             left = None if duration_s is None else int(duration_s * native)
-            change = soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ") if native != sample_rate else None
+            change = (
+                soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ")
+                if native != sample_rate
+                else None
+            )
             while left is None or left > 0:
                 size = int(BLOCK_S * native) if left is None else min(left, int(BLOCK_S * native))
                 wav = file.read(size, dtype="float32", always_2d=True).mean(axis=1)

@@ -19,8 +19,18 @@ from functools import cache, lru_cache
 from rlspeech.data.functions import load_function
 from rlspeech.types import UserError
 
-__all__ = ["NORMALISERS", "Alignment", "Normaliser", "Op", "align", "characters", "get_normaliser", "script_of", "units",
-           "written_in_characters"]
+__all__ = [
+    "NORMALISERS",
+    "Alignment",
+    "Normaliser",
+    "Op",
+    "align",
+    "characters",
+    "get_normaliser",
+    "script_of",
+    "units",
+    "written_in_characters",
+]
 
 Normaliser = Callable[[str], str]
 Op = tuple[str, int, int, int, int]  # tag, reference[start:end], hypothesis[start:end]
@@ -32,12 +42,23 @@ CHARACTER_LANGUAGES = frozenset(
 NO_LANGUAGES = frozenset({"", "auto", "none", "unknown", "und", "mul", "multi", "multilingual"})
 CHARACTER_SCRIPTS = frozenset({"han", "kana", "hangul", "thai", "lao", "tibetan", "myanmar", "khmer"})
 # Thai and Lao, Tibetan, Myanmar, Hangul, Khmer, kana and iteration marks, Han with its extensions
-_CHARACTERS = ("\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff\u1780-\u17ff\u3005-\u3007\u3041-\u30ff"
-               "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff")
+_CHARACTERS = (
+    "\u0e01-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff\u1780-\u17ff\u3005-\u3007\u3041-\u30ff"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 _UNIT = re.compile(rf"[{_CHARACTERS}]|[^\s{_CHARACTERS}]+")
 _SPACED = re.compile(rf"(?<=[{_CHARACTERS}])\s+(?=[{_CHARACTERS}])")
-_NAMES = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "katakana-hiragana": "kana", "halfwidth": "kana", "ideographic": "han"}
-_NO_SCRIPT = frozenset({"modifier", "mathematical", "combining", "feminine", "masculine", "micro", "fullwidth", "double-struck", "script"})
+_NAMES = {
+    "cjk": "han",
+    "hiragana": "kana",
+    "katakana": "kana",
+    "katakana-hiragana": "kana",
+    "halfwidth": "kana",
+    "ideographic": "han",
+}
+_NO_SCRIPT = frozenset(
+    {"modifier", "mathematical", "combining", "feminine", "masculine", "micro", "fullwidth", "double-struck", "script"}
+)
 
 
 def normalise_basic(text: str) -> str:
@@ -89,8 +110,13 @@ def _chinese(text: str) -> str:
     return _SPACED.sub("", _basic_2(text))
 
 
-NORMALISERS: dict[str, Normaliser] = {"basic-1": normalise_basic, "basic-2": _basic_2, "english-1": _english, "chinese-1": _chinese,
-                                      "none-1": _spaces}
+NORMALISERS: dict[str, Normaliser] = {
+    "basic-1": normalise_basic,
+    "basic-2": _basic_2,
+    "english-1": _english,
+    "chinese-1": _chinese,
+    "none-1": _spaces,
+}
 
 
 def get_normaliser(name: str) -> Normaliser:
@@ -100,7 +126,9 @@ def get_normaliser(name: str) -> Normaliser:
     if ":" in name:
         function: Normaliser = load_function(name, "text normaliser", "def f(text: str) -> str")
         return function
-    raise UserError(f"no text normaliser is called {name!r}", "", f"one of {', '.join(NORMALISERS)}, or package.module:function")
+    raise UserError(
+        f"no text normaliser is called {name!r}", "", f"one of {', '.join(NORMALISERS)}, or package.module:function"
+    )
 
 
 @lru_cache(256)

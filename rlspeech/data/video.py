@@ -20,11 +20,22 @@ import numpy as np
 from rlspeech.data.lips import LIPS_FPS, MAX_FRAMES, LipsError
 from rlspeech.types import UserError
 
-__all__ = ["VIDEO_SUFFIXES", "Stream", "Video", "VideoInfo", "at_25_fps", "centre_square", "extract_audio", "read_video", "stream_video",
-           "video_info"]
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "Stream",
+    "Video",
+    "VideoInfo",
+    "at_25_fps",
+    "centre_square",
+    "extract_audio",
+    "read_video",
+    "stream_video",
+    "video_info",
+]
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mpg", ".mpeg", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".flv", ".wmv", ".ogv",
-                            ".3gp"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mpg", ".mpeg", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".flv", ".wmv", ".ogv", ".3gp"}
+)
 # a playlist could name other files and addresses: only formats that hold their own pictures are opened
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf"
 MIN_FRAMES = 3  # a broken file must give at least this many
@@ -124,7 +135,9 @@ def stream_video(path: str | Path) -> Stream:
     return Stream(path)
 
 
-def at_25_fps(timed: Iterable[tuple[float, np.ndarray]], end_s: Callable[[], float] | None = None) -> Iterator[np.ndarray]:
+def at_25_fps(
+    timed: Iterable[tuple[float, np.ndarray]], end_s: Callable[[], float] | None = None
+) -> Iterator[np.ndarray]:
     """Resample in time: for every k the frame whose time lies nearest to k / 25 s. Holds two frames.
 
     Args:
@@ -133,7 +146,9 @@ def at_25_fps(timed: Iterable[tuple[float, np.ndarray]], end_s: Callable[[], flo
     """
     k, before = 0, None
     for time_s, frame in timed:
-        while before is not None and k / LIPS_FPS <= (before[0] + time_s) / 2 + 1e-6:  # of two that are equally near the earlier one
+        while (
+            before is not None and k / LIPS_FPS <= (before[0] + time_s) / 2 + 1e-6
+        ):  # of two that are equally near the earlier one
             yield before[1]
             k += 1
         before = time_s, frame
@@ -144,7 +159,9 @@ def at_25_fps(timed: Iterable[tuple[float, np.ndarray]], end_s: Callable[[], flo
         yield before[1]
 
 
-def read_video(path: str | Path, max_frames: int = MAX_FRAMES, prepare: Callable[[np.ndarray], np.ndarray] | None = None) -> Video:
+def read_video(
+    path: str | Path, max_frames: int = MAX_FRAMES, prepare: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Video:
     """Read a whole file as grey frames at 25 frames a second.
 
     Args:
@@ -172,12 +189,14 @@ def centre_square(frame: np.ndarray, side: int, share: float = 0.5) -> np.ndarra
     height, width = frame.shape
     cut = max(2, round(min(height, width) * share))
     top, left = (height - cut) // 2, (width - cut) // 2
-    square = frame[top:top + cut, left:left + cut]
+    square = frame[top : top + cut, left : left + cut]
     if cut == side:
         return square.copy()
     import cv2
 
-    scaled: np.ndarray = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if cut > side else cv2.INTER_LINEAR)
+    scaled: np.ndarray = cv2.resize(
+        square, (side, side), interpolation=cv2.INTER_AREA if cut > side else cv2.INTER_LINEAR
+    )
     return scaled
 
 

@@ -14,6 +14,7 @@ from rlspeech.config import Lora
 
 __all__ = ["Adapted"]
 
+
 class Adapted:
     """A model with its trainable part and its reference.
 
@@ -36,8 +37,13 @@ class Adapted:
         else:
             from peft import LoraConfig, get_peft_model
 
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a factor, any float does
-                                target_modules=model.lora_targets[lora.targets], lora_dropout=0.0, bias="none")
+            config = LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a factor, any float does
+                target_modules=model.lora_targets[lora.targets],
+                lora_dropout=0.0,
+                bias="none",
+            )
             self._peft = get_peft_model(model, config)  # type: ignore[arg-type]
         model.eval()  # no dropout anywhere: the sampler and the update see the same function
 

@@ -76,8 +76,16 @@ def pick(logits: Tensor, sampling: Sampling | None, u: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def draw(state: State, *, group: int, steps: int | Sequence[int], sampling: Sampling | None, seed: int | Sequence[int],
-         stops: Sequence[int], pad: int) -> Drawn:
+def draw(
+    state: State,
+    *,
+    group: int,
+    steps: int | Sequence[int],
+    sampling: Sampling | None,
+    seed: int | Sequence[int],
+    stops: Sequence[int],
+    pad: int,
+) -> Drawn:
     """Write up to ``steps`` tokens for each of the B prompts, ``group`` times.
 
     Args:
@@ -91,10 +99,16 @@ def draw(state: State, *, group: int, steps: int | Sequence[int], sampling: Samp
     """
     prompts, device = len(state.logits), state.logits.device
     n = prompts * group
-    room = torch.tensor([steps] * prompts if isinstance(steps, int) else [int(s) for s in steps], dtype=torch.long).repeat_interleave(group)
+    room = torch.tensor(
+        [steps] * prompts if isinstance(steps, int) else [int(s) for s in steps], dtype=torch.long
+    ).repeat_interleave(group)
     steps = int(room.max()) if n else 0
     noise = None if sampling is None else uniforms(prompts, group, steps, seed)
-    ids, mask, finished = torch.full((n, steps), pad), torch.zeros(n, steps, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    ids, mask, finished = (
+        torch.full((n, steps), pad),
+        torch.zeros(n, steps, dtype=torch.bool),
+        torch.zeros(n, dtype=torch.bool),
+    )
     done, wasted = room <= 0, 0
     ends = torch.tensor(list(stops))
     cache = state.cache
@@ -137,13 +151,15 @@ def _prefill(lm: Any, heard: Any) -> State:
     embeds, mask = left_padded(lm.embed(heard))
     cache = DynamicCache(config=lm.net.config.get_text_config())
     place = (mask.cumsum(1) - 1).clamp_min(0)
-    hidden = lm.net.model(inputs_embeds=embeds, attention_mask=mask.long(), position_ids=place, past_key_values=cache,
-                          use_cache=True).last_hidden_state
+    hidden = lm.net.model(
+        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=place, past_key_values=cache, use_cache=True
+    ).last_hidden_state
     table = getattr(lm, "look_up", lm.net.get_input_embeddings())  # whose ids may be a slice of the vocabulary
 
     def step(ids: Tensor, rows: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
-        out = lm.net.model(inputs_embeds=table(ids), attention_mask=seen.long(), position_ids=at, past_key_values=cache,
-                           use_cache=True)
+        out = lm.net.model(
+            inputs_embeds=table(ids), attention_mask=seen.long(), position_ids=at, past_key_values=cache, use_cache=True
+        )
         return lm.head(out.last_hidden_state[:, -1])  # type: ignore[no-any-return]
 
     return State(step, lm.head(hidden[:, -1]), mask, cache)
@@ -158,8 +174,14 @@ def _prefill_seq2seq(lm: Any, heard: Any) -> State:
     decoder = lm.net.model.decoder
 
     def step(ids: Tensor, rows: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
-        out = decoder(input_ids=ids, attention_mask=seen.long(), position_ids=at, encoder_hidden_states=audio[rows],
-                      past_key_values=cache, use_cache=True)
+        out = decoder(
+            input_ids=ids,
+            attention_mask=seen.long(),
+            position_ids=at,
+            encoder_hidden_states=audio[rows],
+            past_key_values=cache,
+            use_cache=True,
+        )
         return lm.head(out.last_hidden_state[:, -1])
 
     first = step(ids, torch.arange(len(ids)), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
@@ -171,20 +193,29 @@ def search(lm: Any, heard: Any, beams: int, steps: int) -> Drawn:
     from transformers import GenerationConfig, GenerationMixin
     from transformers.modeling_outputs import BaseModelOutput
 
-    plain = GenerationConfig(num_beams=beams, max_new_tokens=steps, do_sample=False, eos_token_id=lm.stops, pad_token_id=lm.pad)
+    plain = GenerationConfig(
+        num_beams=beams, max_new_tokens=steps, do_sample=False, eos_token_id=lm.stops, pad_token_id=lm.pad
+    )
     given: dict[str, Any] = {}
     if lm.seq2seq:
         plain.decoder_start_token_id = lm.pad  # asked for, not used: the prompt holds it
-        given["encoder_outputs"] = BaseModelOutput(last_hidden_state=torch.stack([a.to(lm.device) for a in heard.audio]))
+        given["encoder_outputs"] = BaseModelOutput(
+            last_hidden_state=torch.stack([a.to(lm.device) for a in heard.audio])
+        )
         given["decoder_input_ids"], given["decoder_attention_mask"] = left_padded([i.to(lm.device) for i in heard.ids])
     else:
         given["inputs_embeds"], given["attention_mask"] = left_padded(lm.embed(heard))
-    kept, lm.net.generation_config = lm.net.generation_config, plain  # unset options would be taken from the checkpoint's
+    kept, lm.net.generation_config = (
+        lm.net.generation_config,
+        plain,
+    )  # unset options would be taken from the checkpoint's
     try:
-        made: Any = GenerationMixin.generate(lm.net, generation_config=plain, **given)  # Granite's own would switch its adapter off
+        made: Any = GenerationMixin.generate(
+            lm.net, generation_config=plain, **given
+        )  # Granite's own would switch its adapter off
     finally:
         lm.net.generation_config = kept
-    ids = made.cpu()[:, max(len(i) for i in heard.ids):] if lm.seq2seq else made.cpu()
+    ids = made.cpu()[:, max(len(i) for i in heard.ids) :] if lm.seq2seq else made.cpu()
     stop = torch.isin(ids, torch.tensor(lm.stops))
     mask = (stop.cumsum(1) - stop.long()) == 0
     return Drawn(ids.masked_fill(~mask, lm.pad), mask, stop.any(1))

@@ -41,8 +41,13 @@ class FunAsrNano(Family):
         stacked = [fbank_lfr(torch.as_tensor(w, dtype=torch.float32)) for w in wavs]
         counts = [len(f) for f in stacked]
         mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        features = {"input_features": torch.nn.utils.rnn.pad_sequence(stacked, batch_first=True), "input_features_mask": mask.long()}
-        return Prepared([self.spread(self._wording(a), n) for a, n in zip(asked, counts, strict=True)], features, counts)
+        features = {
+            "input_features": torch.nn.utils.rnn.pad_sequence(stacked, batch_first=True),
+            "input_features_mask": mask.long(),
+        }
+        return Prepared(
+            [self.spread(self._wording(a), n) for a, n in zip(asked, counts, strict=True)], features, counts
+        )
 
     def _wording(self, a: Asked) -> str:
         from transformers.audio_utils import prepare_language_inputs
@@ -59,7 +64,9 @@ class FunAsrNano(Family):
             try:
                 named = prepare_language_inputs(a.language, 1, LANGUAGE_CODE_TO_NAME, return_code=False)[0]
             except ValueError as error:
-                raise UserError(f"Fun-ASR-Nano does not take the language {a.language!r}", str(error), "leave it out") from error
+                raise UserError(
+                    f"Fun-ASR-Nano does not take the language {a.language!r}", str(error), "leave it out"
+                ) from error
             content.append({"type": "language", "language": named})
         return self.chat(content)
 
@@ -84,14 +91,24 @@ class Qwen2Audio(Family):
 
     def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
         """See ``Family``."""
-        made = self.extractor(list(wavs), sampling_rate=self.sample_rate, padding="max_length", return_attention_mask=True,
-                              return_tensors="pt")
+        made = self.extractor(
+            list(wavs),
+            sampling_rate=self.sample_rate,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
         frames = made["attention_mask"].sum(1)
         counts = ((torch.div(frames - 1, 2, rounding_mode="floor") - 1) // 2 + 1).tolist()
         ids = []
         for a, n in zip(asked, counts, strict=True):
             whole = a.prompt if self.verbatim(a.prompt) else None
-            ids.append(self.spread(whole or self.chat([{"type": "audio", "audio_url": ""}, {"type": "text", "text": self._words(a)}]), n))
+            ids.append(
+                self.spread(
+                    whole or self.chat([{"type": "audio", "audio_url": ""}, {"type": "text", "text": self._words(a)}]),
+                    n,
+                )
+            )
         return Prepared(ids, {"input_features": made["input_features"], "frames": frames}, counts)
 
     def _words(self, a: Asked) -> str:
@@ -123,7 +140,9 @@ class Qwen3Asr(Family):
     def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
         """See ``Family``. What pads a clip to a longer one is set to zero, as what pads a lone clip to the encoder's window is."""
         made = super().prepare(wavs, asked)
-        made.features["input_features"] = made.features["input_features"] * made.features["input_features_mask"][:, None]
+        made.features["input_features"] = (
+            made.features["input_features"] * made.features["input_features_mask"][:, None]
+        )
         return made
 
     def reference(self, text: str, language: str | None = None) -> str:
@@ -161,9 +180,13 @@ class Voxtral(Family):
         """See ``Family``; the chunks of all clips stand one after another."""
         window = int(self.extractor.n_samples)
         chunks = [np.pad(w, (0, -len(w) % window)).reshape(-1, window) for w in wavs]
-        made = self.extractor(list(np.concatenate(chunks)), sampling_rate=self.sample_rate, padding="max_length", return_tensors="pt")
+        made = self.extractor(
+            list(np.concatenate(chunks)), sampling_rate=self.sample_rate, padding="max_length", return_tensors="pt"
+        )
         audio = self.net.config.audio_config
-        each = audio.max_source_positions * audio.hidden_size // audio.intermediate_size  # vectors that one chunk becomes
+        each = (
+            audio.max_source_positions * audio.hidden_size // audio.intermediate_size
+        )  # vectors that one chunk becomes
         counts = [len(c) * each for c in chunks]
         ids = [self._ids(a, n) for a, n in zip(asked, counts, strict=True)]
         return Prepared(ids, {"input_features": made["input_features"]}, counts)
@@ -177,8 +200,8 @@ class Voxtral(Family):
 class GraniteSpeech(Family):
     """Granite Speech: conformer with a CTC head inside, windowed Q-Former, Granite.
 
-    Its encoder knows no padding: convolutions and the last block of attention see it. So that a clip is heard the same whatever stands
-X    """
+        Its encoder knows no padding: convolutions and the last block of attention see it. So that a clip is heard the same whatever stands
+    X"""
 
     architecture = "GraniteSpeechForConditionalGeneration"
     needs_processor = False
@@ -194,8 +217,12 @@ X    """
         made = [granite_mel(torch.as_tensor(w, dtype=torch.float32)) for w in wavs]
         counts = [math.ceil(len(m) / config.window_size) * per_block for m in made]
         token = self.tokenizer.convert_ids_to_tokens(self.audio_token)
-        ids = [self.spread(a.prompt if a.prompt and self.verbatim(a.prompt) else self._wording(f"{token}{self._words(a)}"), n)
-               for a, n in zip(asked, counts, strict=True)]
+        ids = [
+            self.spread(
+                a.prompt if a.prompt and self.verbatim(a.prompt) else self._wording(f"{token}{self._words(a)}"), n
+            )
+            for a, n in zip(asked, counts, strict=True)
+        ]
         return Prepared(ids, {str(i): m for i, m in enumerate(made)}, counts)
 
     def _words(self, a: Asked) -> str:
@@ -211,7 +238,9 @@ X    """
         out: dict[int, Tensor] = {}
         for length in sorted({len(m) for m in made}):
             rows = [i for i, m in enumerate(made) if len(m) == length]
-            heard = self.net.model.get_audio_features(self.place(torch.stack([made[i] for i in rows])), return_dict=True).pooler_output
+            heard = self.net.model.get_audio_features(
+                self.place(torch.stack([made[i] for i in rows])), return_dict=True
+            ).pooler_output
             out |= dict(zip(rows, heard, strict=True))
         return [out[i][:n] for i, n in enumerate(prepared.counts)]
 
@@ -258,7 +287,9 @@ class Whisper(Family):
 
         code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
         if f"<|{code}|>" not in known:
-            raise UserError(f"Whisper does not know the language {language!r}", "", "a name or ISO code such as en, or none")
+            raise UserError(
+                f"Whisper does not know the language {language!r}", "", "a name or ISO code such as en, or none"
+            )
         return known[f"<|{code}|>"]
 
     def encode(self, prepared: Prepared) -> list[Tensor]:
@@ -275,7 +306,9 @@ class Whisper(Family):
         """The likeliest language's id (n,): transformers' ``detect_language`` wants encoder and decoder on one device."""
         home, given = self.net.proj_out.weight.device, self.net.generation_config
         start = torch.full((len(heard), 1), given.decoder_start_token_id, device=home)
-        states = self.net.model.decoder(input_ids=start, encoder_hidden_states=heard.to(home), use_cache=False).last_hidden_state[:, -1]
+        states = self.net.model.decoder(
+            input_ids=start, encoder_hidden_states=heard.to(home), use_cache=False
+        ).last_hidden_state[:, -1]
         known = torch.tensor(sorted(given.lang_to_id.values()), device=home)
         return known[self.net.proj_out(states)[:, known].argmax(-1)].cpu()
 
@@ -285,14 +318,24 @@ class Whisper(Family):
 
 
 FAMILIES: dict[str, type[Family]] = {
-    "fun_asr_nano": FunAsrNano, "qwen2_audio": Qwen2Audio, "qwen3_asr": Qwen3Asr, "voxtral": Voxtral, "glmasr": GlmAsr,
-    "granite_speech": GraniteSpeech, "granite_speech_plus": GraniteSpeech, "whisper": Whisper, "audioflamingo3": Family,
+    "fun_asr_nano": FunAsrNano,
+    "qwen2_audio": Qwen2Audio,
+    "qwen3_asr": Qwen3Asr,
+    "voxtral": Voxtral,
+    "glmasr": GlmAsr,
+    "granite_speech": GraniteSpeech,
+    "granite_speech_plus": GraniteSpeech,
+    "whisper": Whisper,
+    "audioflamingo3": Family,
 }
 
 
 def family_of(model_type: str) -> type[Family]:
     """The family by the config's ``model_type``. Raises ``UserError`` for a model that is none of them."""
     if model_type not in FAMILIES:
-        raise UserError(f"a model of type {model_type!r} is no recogniser known here", "its config.json says so",
-                        f"a model of type {', '.join(FAMILIES)}")
+        raise UserError(
+            f"a model of type {model_type!r} is no recogniser known here",
+            "its config.json says so",
+            f"a model of type {', '.join(FAMILIES)}",
+        )
     return FAMILIES[model_type]

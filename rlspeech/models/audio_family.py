@@ -68,8 +68,11 @@ class Family:
         if self.one_window and extractor is not None:
             self.max_s = float(extractor.chunk_length)
         if processor is None and self.needs_processor:
-            raise UserError(f"the processor of this {net.config.model_type} model does not load", "it words the request",
-                            "a folder with the processor's files, as the model's publisher ships it")
+            raise UserError(
+                f"the processor of this {net.config.model_type} model does not load",
+                "it words the request",
+                "a folder with the processor's files, as the model's publisher ships it",
+            )
 
     @property
     def sample_rate(self) -> int:
@@ -113,19 +116,29 @@ class Family:
         """The prompt that the tokenizer's chat template makes of one user turn. Raises ``UserError`` where there is none."""
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
-            raise UserError("the model has no chat template", "its folder holds no chat_template.jinja",
-                            "add the template that the model was trained with")
+            raise UserError(
+                "the model has no chat template",
+                "its folder holds no chat_template.jinja",
+                "add the template that the model was trained with",
+            )
         turns = [{"role": "user", "content": content}]
-        return str(self.tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True))
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        )
 
     def spread(self, text: str, count: int) -> Tensor:
         """Ids (L,) of a prompt whose one audio token is repeated ``count`` times. Raises ``UserError`` where it has another number."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         at = [i for i, token in enumerate(ids) if token == self.audio_token]
         if len(at) != 1:
-            raise UserError("a prompt needs one audio token", f"{text!r} has {len(at)}",
-                            f"name {self.tokenizer.convert_ids_to_tokens(self.audio_token)!r} once, or leave the wording to the model")
-        return torch.tensor([*ids[:at[0]], *[self.audio_token] * count, *ids[at[0] + 1:]])
+            raise UserError(
+                "a prompt needs one audio token",
+                f"{text!r} has {len(at)}",
+                f"name {self.tokenizer.convert_ids_to_tokens(self.audio_token)!r} once, or leave the wording to the model",
+            )
+        return torch.tensor([*ids[: at[0]], *[self.audio_token] * count, *ids[at[0] + 1 :]])
 
     def verbatim(self, prompt: str | None) -> bool:
         """Whether a prompt is a whole one: it says itself where the audio goes."""

@@ -24,11 +24,20 @@ __all__ = ["AudioLM", "Drawn", "Heard", "load_audio_lm", "save_audio_lm", "write
 ABOUT = "rlspeech.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
-OWN = ("config.json", "generation_config.json", "model.safetensors.index.json", ABOUT, "README.md", "adapter_config.json", ".gitattributes")
+OWN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    ABOUT,
+    "README.md",
+    "adapter_config.json",
+    ".gitattributes",
+)
 
 
-def load_audio_lm(name: str, device: torch.device | str = "cpu", dtype: Literal["fp32", "bf16"] = "fp32",
-                  train_encoder: bool = False) -> tuple[AudioLM, dict[str, Any]]:
+def load_audio_lm(
+    name: str, device: torch.device | str = "cpu", dtype: Literal["fp32", "bf16"] = "fp32", train_encoder: bool = False
+) -> tuple[AudioLM, dict[str, Any]]:
     """Load a recogniser in evaluation mode.
 
     Args:
@@ -56,16 +65,32 @@ def load_audio_lm(name: str, device: torch.device | str = "cpu", dtype: Literal[
         with quietly():
             net = _weights(where, config, family.architecture, DTYPES[dtype], options)
         tokenizer, processor, extractor = _words(where, options)
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if folder and (folder / ABOUT).is_file() else {}
+        about = (
+            json.loads((folder / ABOUT).read_text(encoding="utf-8")) if folder and (folder / ABOUT).is_file() else {}
+        )
         if not isinstance(about, dict):
             raise ValueError(f"{ABOUT} holds no object")
         model = AudioLM(net, tokenizer, processor, extractor, max_s=about.get("max_s"), train_encoder=train_encoder)
-        if tokenizer.convert_ids_to_tokens(model.stops[0]) is None:  # transformers makes up an empty tokenizer where there is no file
+        if (
+            tokenizer.convert_ids_to_tokens(model.stops[0]) is None
+        ):  # transformers makes up an empty tokenizer where there is no file
             raise ValueError("the tokenizer does not know the stop token: its files are missing or another model's")
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         why = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"cannot load the recogniser {name}", f"{type(error).__name__}: {why}",
-                        "a folder in transformers' layout, a Hub id with the network at hand, or 'embedded'") from error
+        raise UserError(
+            f"cannot load the recogniser {name}",
+            f"{type(error).__name__}: {why}",
+            "a folder in transformers' layout, a Hub id with the network at hand, or 'embedded'",
+        ) from error
     model.source = folder or _snapshot(where)
     return model.to(device).eval(), about or {"task": "asr", "facts": {"loaded from": name}}
 
@@ -105,7 +130,9 @@ def _weights(where: str, config: Any, architecture: str, dtype: torch.dtype, opt
     import transformers
 
     cls = getattr(transformers, architecture or config.architectures[0])
-    net, found = cls.from_pretrained(where, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+    net, found = cls.from_pretrained(
+        where, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
     wrong = [str(k) for kind in ("missing_keys", "mismatched_keys") for k in found[kind]]
     if wrong:
         raise ValueError(f"weights do not fit the config: {wrong[:3]}")
@@ -123,7 +150,10 @@ def fold_adapter(net: Any) -> None:
             layer.merge()
             setattr(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.get_base_layer())
     net._hf_peft_config_loaded = False
-    for left in ("peft_config", "_weight_conversions"):  # the second now holds the adapter's names, and saving would use them
+    for left in (
+        "peft_config",
+        "_weight_conversions",
+    ):  # the second now holds the adapter's names, and saving would use them
         if hasattr(net, left):
             delattr(net, left)
     if hasattr(net.config, "has_lora_adapter"):
@@ -149,8 +179,9 @@ def _words(where: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
     return tokenizer, processor, extractor
 
 
-def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None,
-                  half: bool = False) -> None:
+def save_audio_lm(
+    folder: Path, model: AudioLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None, half: bool = False
+) -> None:
     """Write a folder that transformers loads by itself, with ``rlspeech.json`` beside; the caller makes it atomic.
 
     Args:
@@ -165,9 +196,19 @@ def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], weight
         for part in (model.processor, model.extractor, model.tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
-    about = {"task": "asr", "model_type": model.model_type, "sample_rate": model.sample_rate, "max_s": model.max_s, "facts": facts}
+    about = {
+        "task": "asr",
+        "model_type": model.model_type,
+        "sample_rate": model.sample_rate,
+        "max_s": model.max_s,
+        "facts": facts,
+    }
     (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n")
-    write_card(folder, recogniser_card(model.model_type, sum(p.numel() for p in model.net.parameters()), model.sample_rate), facts)
+    write_card(
+        folder,
+        recogniser_card(model.model_type, sum(p.numel() for p in model.net.parameters()), model.sample_rate),
+        facts,
+    )
 
 
 def write_net(folder: Path, model: Any, weights: dict[str, Tensor] | None, half: bool) -> None:
@@ -179,7 +220,10 @@ def write_net(folder: Path, model: Any, weights: dict[str, Tensor] | None, half:
         weights: under the names of ``model.state_dict()``, or None for its own.
         half: store fp16, to be computed in single precision.
     """
-    state = {k.removeprefix("net."): v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
+    state = {
+        k.removeprefix("net."): v.detach().cpu()
+        for k, v in (model.state_dict() if weights is None else weights).items()
+    }
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,6 +235,8 @@ def write_net(folder: Path, model: Any, weights: dict[str, Tensor] | None, half:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     if model.source is not None and model.source.resolve() != folder.resolve():
-        for file in model.source.iterdir():  # as the publisher wrote them: not every class that reads them is usable everywhere
+        for file in (
+            model.source.iterdir()
+        ):  # as the publisher wrote them: not every class that reads them is usable everywhere
             if file.is_file() and file.suffix not in WEIGHTS and file.name not in OWN:
                 shutil.copyfile(file, folder / file.name)

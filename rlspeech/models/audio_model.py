@@ -31,9 +31,29 @@ from rlspeech.models.audio_family import Asked
 __all__ = ["AudioLM", "Heard", "Phase"]
 
 Phase = Literal["encode", "rollout", "reward", "update", "all"]
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "to_q", "to_kv", "to_out", "query", "key", "value"}
+ATTENTION = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "out_proj",
+    "qkv_proj",
+    "to_q",
+    "to_kv",
+    "to_out",
+    "query",
+    "key",
+    "value",
+}
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"}
-PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "do_sample": False}
+PLAIN = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "do_sample": False,
+}
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 
 
@@ -79,8 +99,16 @@ class AudioLM(nn.Module):
         train_encoder: encoder and projector are trained too; otherwise they are frozen and shared by copies of the model.
     """
 
-    def __init__(self, net: Any, tokenizer: Any, processor: Any = None, extractor: Any = None, *, max_s: float | None = None,
-                 train_encoder: bool = False) -> None:
+    def __init__(
+        self,
+        net: Any,
+        tokenizer: Any,
+        processor: Any = None,
+        extractor: Any = None,
+        *,
+        max_s: float | None = None,
+        train_encoder: bool = False,
+    ) -> None:
         super().__init__()
         self.net = net
         self.tokenizer, self.processor = tokenizer, processor
@@ -92,7 +120,9 @@ class AudioLM(nn.Module):
         self.train_encoder = train_encoder
         self.source: Path | None = None  # folder that it was loaded from
         self._said = False
-        self._fixed = {name for name, p in net.named_parameters() if not p.requires_grad}  # position tables that are no weights
+        self._fixed = {
+            name for name, p in net.named_parameters() if not p.requires_grad
+        }  # position tables that are no weights
         self.stops, self.pad, self.overridden = self._marks()
         self.lora_targets = self._lora_targets()
         for module in self.frozen_modules():
@@ -179,9 +209,15 @@ class AudioLM(nn.Module):
 
     # -- hearing -------------------------------------------------------------------------------------------------------------
 
-    def hear(self, wavs: Sequence[np.ndarray], *, language: str | Sequence[str | None] | None = None,
-             prompt: str | Sequence[str | None] | None = None, keywords: Sequence[Sequence[str] | None] | None = None,
-             grad: bool = False) -> Heard:
+    def hear(
+        self,
+        wavs: Sequence[np.ndarray],
+        *,
+        language: str | Sequence[str | None] | None = None,
+        prompt: str | Sequence[str | None] | None = None,
+        keywords: Sequence[Sequence[str] | None] | None = None,
+        grad: bool = False,
+    ) -> Heard:
         """Run encoder and projector once over waveforms (T_i,) at ``sample_rate``.
 
         Args:
@@ -204,7 +240,9 @@ class AudioLM(nn.Module):
         prepared = self.family.prepare(clips, asked)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             audio = self.family.encode(prepared)
-        return Heard([a.clone() if not grad else a for a in audio], prepared.ids)  # a view would keep the whole batch alive
+        return Heard(
+            [a.clone() if not grad else a for a in audio], prepared.ids
+        )  # a view would keep the whole batch alive
 
     def embed(self, heard: Heard) -> list[Tensor]:
         """Prompt embeddings (L_i, D): the table's rows, and the audio's vectors in the audio tokens' places."""
@@ -220,8 +258,16 @@ class AudioLM(nn.Module):
     # -- writing -------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(self, heard: Heard, *, group: int = 1, sampling: Sampling | None = None, max_new_tokens: int,
-                 seed: int | Sequence[int] = 0, beams: int = 1) -> Drawn:
+    def generate(
+        self,
+        heard: Heard,
+        *,
+        group: int = 1,
+        sampling: Sampling | None = None,
+        max_new_tokens: int,
+        seed: int | Sequence[int] = 0,
+        beams: int = 1,
+    ) -> Drawn:
         """Write transcripts, ``group`` for each of the B prompts.
 
         Sampled or greedy, tokens come from the model's own distribution: top-k, penalties and suppressed tokens of the checkpoint's
@@ -236,7 +282,11 @@ class AudioLM(nn.Module):
             beams: more than 1: transformers' beam search, one row a prompt.
         """
         if not len(heard):
-            return Drawn(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool))
+            return Drawn(
+                torch.zeros(0, 0, dtype=torch.long),
+                torch.zeros(0, 0, dtype=torch.bool),
+                torch.zeros(0, dtype=torch.bool),
+            )
         if self.overridden and not self._said:
             named = ", ".join(f"{k} {v}" for k, v in self.overridden.items())
             say(f"the checkpoint's generation config is not applied ({named}): what is drawn is what is trained")
@@ -246,7 +296,15 @@ class AudioLM(nn.Module):
             max_new_tokens = max(1, min(max_new_tokens, room - max(len(i) for i in heard.ids)))
         if beams > 1:
             return search(self, heard, beams, max_new_tokens)
-        return draw(prefill(self, heard), group=group, steps=max_new_tokens, sampling=sampling, seed=seed, stops=self.stops, pad=self.pad)
+        return draw(
+            prefill(self, heard),
+            group=group,
+            steps=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            stops=self.stops,
+            pad=self.pad,
+        )
 
     # -- looking again -------------------------------------------------------------------------------------------------------
 
@@ -258,11 +316,15 @@ class AudioLM(nn.Module):
             joined = [torch.cat([p.to(self.device), w[:-1]]) for p, w in zip(some.ids, written, strict=True)]
             tokens = pad_sequence(joined, batch_first=True)
             audio = torch.stack([a.to(self.device) for a in some.audio])
-            states = self.net.model.decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False).last_hidden_state
+            states = self.net.model.decoder(
+                input_ids=tokens, encoder_hidden_states=audio, use_cache=False
+            ).last_hidden_state
         else:
             said = self.net.get_input_embeddings()(written[:, :-1])
             whole = [torch.cat([p, w]) for p, w in zip(self.embed(some), said, strict=True)]
-            states = self.net.model(inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False).last_hidden_state
+            states = self.net.model(
+                inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False
+            ).last_hidden_state
         at = lengths[:, None] - 1 + torch.arange(ids.shape[1], device=self.device)
         return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
 
@@ -288,10 +350,16 @@ class AudioLM(nn.Module):
         out = []
         for row, keep in zip(ids.tolist(), mask.tolist(), strict=True):
             tokens = [t for t, k in zip(row, keep, strict=True) if k and t not in self.stops]
-            out.append(self.family.transcript(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)))
+            out.append(
+                self.family.transcript(
+                    self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                )
+            )
         return out
 
-    def references(self, texts: Sequence[str], language: str | Sequence[str | None] | None = None) -> tuple[Tensor, Tensor]:
+    def references(
+        self, texts: Sequence[str], language: str | Sequence[str | None] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Token ids (n, S) and mask of reference transcripts as the model would write them, with the stop token.
 
         Args:

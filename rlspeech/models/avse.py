@@ -82,7 +82,9 @@ class DilatedBlock(nn.Module):
         super().__init__()
         self.inp = nn.Conv1d(width, hidden, 1, bias=False)
         self.act1, self.norm1 = nn.PReLU(), GlobalNorm(hidden)
-        self.depth = nn.Conv1d(hidden, hidden, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2, groups=hidden, bias=False)
+        self.depth = nn.Conv1d(
+            hidden, hidden, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2, groups=hidden, bias=False
+        )
         self.act2, self.norm2 = nn.PReLU(), GlobalNorm(hidden)
         self.out = nn.Conv1d(hidden, width, 1, bias=False)
 
@@ -97,8 +99,10 @@ class AvseEnhancer(nn.Module):
     """Mixture and video in, masks out; see the top of the file."""
 
     lora_targets: ClassVar[dict[str, str]] = {  # no attention here: the layers that join the video take its place
-        "attention": r"(look|join)\.\d+", "attention+ff": r"(look|join)\.\d+|repeats\..*\.(inp|out)",
-        "all": r"inp|out|(look|join)\.\d+|repeats\..*\.(inp|out)"}
+        "attention": r"(look|join)\.\d+",
+        "attention+ff": r"(look|join)\.\d+|repeats\..*\.(inp|out)",
+        "all": r"inp|out|(look|join)\.\d+|repeats\..*\.(inp|out)",
+    }
 
     def __init__(self, cfg: AvseModel) -> None:
         super().__init__()
@@ -111,7 +115,9 @@ class AvseEnhancer(nn.Module):
         self.look = nn.ModuleList(nn.Conv1d(self.video.width, b, 1) for _ in range(cfg.repeats))
         self.join = nn.ModuleList(nn.Conv1d(2 * b, b, 1) for _ in range(cfg.repeats))
         self.repeats = nn.ModuleList(
-            nn.ModuleList(DilatedBlock(b, cfg.hidden, cfg.conv_kernel, 2**x) for x in range(cfg.blocks)) for _ in range(cfg.repeats))
+            nn.ModuleList(DilatedBlock(b, cfg.hidden, cfg.conv_kernel, 2**x) for x in range(cfg.blocks))
+            for _ in range(cfg.repeats)
+        )
         self.out = nn.Conv1d(b, n * cfg.channels, 1, bias=False)
         self.decoder = nn.ConvTranspose1d(n, 1, cfg.kernel, cfg.stride, bias=False)
 
@@ -124,7 +130,9 @@ class AvseEnhancer(nn.Module):
         """Visual features (B, D, F), zero where ``present`` (B,) is False; ``shown`` (B,) real frames. None without any video."""
         if video is None:
             return None
-        seen = self.video(video, None if shown is None else torch.arange(video.shape[1], device=video.device) < shown[:, None])
+        seen = self.video(
+            video, None if shown is None else torch.arange(video.shape[1], device=video.device) < shown[:, None]
+        )
         return seen if present is None else seen * present[:, None, None].to(seen.dtype)
 
     def encode(self, wav: Tensor) -> Tensor:
@@ -132,7 +140,9 @@ class AvseEnhancer(nn.Module):
         need = self.cfg.kernel + (self.frames(wav.shape[-1]) - 1) * self.cfg.stride
         return F.relu(self.encoder(F.pad(wav, (0, need - wav.shape[-1]))))
 
-    def forward(self, wav: Tensor, video: Tensor | None = None, present: Tensor | None = None, samples: Tensor | None = None) -> Masked:
+    def forward(
+        self, wav: Tensor, video: Tensor | None = None, present: Tensor | None = None, samples: Tensor | None = None
+    ) -> Masked:
         """Masks for mixtures.
 
         Args:
@@ -146,7 +156,9 @@ class AvseEnhancer(nn.Module):
         length = latent.shape[2]
         real = self._real(samples, length)
         keep = None if real is None else real[:, None].to(latent.dtype)
-        latent = latent if keep is None else latent * keep  # the first frame behind the end still overlaps the last samples
+        latent = (
+            latent if keep is None else latent * keep
+        )  # the first frame behind the end still overlaps the last samples
         shown = None if video is None else self._shown(samples, video.shape[1])
         seen = self.look_at(video, present, shown)
         seen = latent.new_zeros(len(wav), self.video.width, 1) if seen is None else seen
@@ -163,7 +175,9 @@ class AvseEnhancer(nn.Module):
         wav = self.decoder(masked_latent.flatten(0, 1))[:, 0]
         return F.pad(wav, (0, max(0, samples - wav.shape[-1])))[:, :samples].unflatten(0, masked_latent.shape[:2])
 
-    def enhance(self, wav: Tensor, video: Tensor | None = None, present: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
+    def enhance(
+        self, wav: Tensor, video: Tensor | None = None, present: Tensor | None = None, samples: Tensor | None = None
+    ) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
         made = self(wav, video, present, samples)
         return self.decode(made.latent[:, None] * made.mask, wav.shape[-1])
@@ -171,7 +185,9 @@ class AvseEnhancer(nn.Module):
     def centres_hz(self) -> Tensor:
         """(N,) centre of gravity of every encoder filter's power spectrum; what orders the filters for structured exploration."""
         power = torch.fft.rfft(self.encoder.weight.detach().float().mean(1), 512).abs().square()
-        return (power * torch.linspace(0, self.sample_rate / 2, power.shape[1], device=power.device)).sum(1) / power.sum(1).clamp_min(1e-12)
+        return (power * torch.linspace(0, self.sample_rate / 2, power.shape[1], device=power.device)).sum(
+            1
+        ) / power.sum(1).clamp_min(1e-12)
 
     def _real(self, samples: Tensor | None, length: int) -> Tensor | None:
         if samples is None:
@@ -196,7 +212,10 @@ class AvseEnhancer(nn.Module):
         if seen.shape[2] == 1:
             return seen.expand(-1, -1, length)
         published, device = self.cfg.variant == "avse4", seen.device
-        centre = torch.arange(length, device=device) * self.cfg.stride + (self.cfg.stride if published else self.cfg.kernel) / 2
+        centre = (
+            torch.arange(length, device=device) * self.cfg.stride
+            + (self.cfg.stride if published else self.cfg.kernel) / 2
+        )
         at = (centre * (LIPS_FPS / self.sample_rate) - 0.5)[None]
         last = torch.full((1, 1), seen.shape[2] - 1, device=device) if shown is None else shown[:, None] - 1
         held = torch.minimum(at.clamp_min(0), last)

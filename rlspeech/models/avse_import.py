@@ -27,9 +27,11 @@ KERNEL = 40  # the baseline stretches the video by 32: right for a hop of 20 sam
 UNUSED = "visual_frontend.resnet.layer1.downsample.weight"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 LIMIT = 8  # names in a message
-EXPORT = ("import torch; from safetensors.torch import save_file; "
-          "s = torch.load('pretrained.ckpt', map_location='cpu', weights_only=False)['state_dict']; "
-          "save_file({k: v.contiguous() for k, v in s.items()}, 'pretrained.safetensors')")
+EXPORT = (
+    "import torch; from safetensors.torch import save_file; "
+    "s = torch.load('pretrained.ckpt', map_location='cpu', weights_only=False)['state_dict']; "
+    "save_file({k: v.contiguous() for k, v in s.items()}, 'pretrained.safetensors')"
+)
 Names = dict[str, tuple[str, Callable[[Tensor], Tensor]]]  # theirs -> ours, and how the tensor is turned
 
 
@@ -44,7 +46,9 @@ def read_avse4(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no file {path}", "", "download pretrained.ckpt of the AVSEC-4 baseline first; nothing is downloaded here")
+        raise UserError(
+            f"no file {path}", "", "download pretrained.ckpt of the AVSEC-4 baseline first; nothing is downloaded here"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -53,12 +57,19 @@ def read_avse4(path: str | Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names its reasons by a dozen types
-        raise UserError(f"cannot read {path}", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
-                        "if it is whole and you trust it, export its tensors where the baseline runs, and convert pretrained.safetensors:\n"
-                        f"    {EXPORT}") from error
+        raise UserError(
+            f"cannot read {path}",
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
+            "if it is whole and you trust it, export its tensors where the baseline runs, and convert pretrained.safetensors:\n"
+            f"    {EXPORT}",
+        ) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+    if (
+        not isinstance(found, Mapping)
+        or not found
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
+    ):
         raise UserError(f"{path} holds no weights", "neither a dictionary of tensors nor one under 'state_dict'")
     return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
 
@@ -82,7 +93,9 @@ def convert_avse4(theirs: Mapping[str, Tensor]) -> AvseEnhancer:
         except (RuntimeError, IndexError) as error:
             raise UserError(f"{name} has the shape {tuple(theirs[name].shape)}", str(error).splitlines()[0]) from error
         if value.shape != ours[own].shape:
-            raise UserError(f"{name} has the shape {tuple(theirs[name].shape)}", f"as {own} it should be {tuple(ours[own].shape)}")
+            raise UserError(
+                f"{name} has the shape {tuple(theirs[name].shape)}", f"as {own} it should be {tuple(ours[own].shape)}"
+            )
         ours[own] = value.contiguous()
     model.load_state_dict(ours)
     return model.eval()
@@ -98,24 +111,44 @@ def settings_of(theirs: Mapping[str, Tensor]) -> AvseModel:
     stages = _count(theirs, r"visual_frontend\.resnet\.layer(\d+)\.", first=1)
     widths = [_shape(theirs, f"visual_frontend.resnet.layer{i + 1}.conv1a.weight", 4)[0] for i in range(stages)]
     if kernel != KERNEL or filters != bottleneck or channels > 2:
-        raise UserError("not the baseline's sizes", f"{channels} channels, {filters} filters of {kernel} samples, bottleneck {bottleneck}",
-                        f"its code is right for 1 or 2 channels, {KERNEL} samples, and as many filters as the bottleneck is wide")
+        raise UserError(
+            "not the baseline's sizes",
+            f"{channels} channels, {filters} filters of {kernel} samples, bottleneck {bottleneck}",
+            f"its code is right for 1 or 2 channels, {KERNEL} samples, and as many filters as the bottleneck is wide",
+        )
     return AvseModel(
-        variant="avse4", channels=cast("Any", channels), filters=filters, kernel=kernel, stride=kernel // 2, bottleneck=bottleneck,
-        hidden=hidden, conv_kernel=conv_kernel, blocks=_count(theirs, r"model\.separator\.tcn\.0\.(\d+)\.net\.0\.", first=1),
-        repeats=_count(theirs, r"model\.separator\.tcn\.(\d+)\."), video_stem=stem, video_channels=widths, video_layers=[2] * stages,
-        visual_blocks=_count(theirs, r"model\.separator\.visual_conv\.(\d+)\."), video_drop=0.0, level_dbfs=None)
+        variant="avse4",
+        channels=cast("Any", channels),
+        filters=filters,
+        kernel=kernel,
+        stride=kernel // 2,
+        bottleneck=bottleneck,
+        hidden=hidden,
+        conv_kernel=conv_kernel,
+        blocks=_count(theirs, r"model\.separator\.tcn\.0\.(\d+)\.net\.0\.", first=1),
+        repeats=_count(theirs, r"model\.separator\.tcn\.(\d+)\."),
+        video_stem=stem,
+        video_channels=widths,
+        video_layers=[2] * stages,
+        visual_blocks=_count(theirs, r"model\.separator\.visual_conv\.(\d+)\."),
+        video_drop=0.0,
+        level_dbfs=None,
+    )
 
 
 def names_of(cfg: AvseModel) -> Names:
     """Where every tensor of theirs belongs."""
     names: Names = {}
 
-    def put(theirs: str, ours: str, turn: Callable[[Tensor], Tensor] = torch.clone, parts: tuple[str, ...] = ("weight",)) -> None:
+    def put(
+        theirs: str, ours: str, turn: Callable[[Tensor], Tensor] = torch.clone, parts: tuple[str, ...] = ("weight",)
+    ) -> None:
         names.update({f"{theirs}.{part}": (f"{ours}.{part}", turn) for part in parts})
 
     put("model.encoder.conv1d_U", "encoder")
-    put("model.decoder.basis_signals", "decoder", lambda w: w.T[:, None])  # (L, N), with overlap-add: one transposed convolution
+    put(
+        "model.decoder.basis_signals", "decoder", lambda w: w.T[:, None]
+    )  # (L, N), with overlap-add: one transposed convolution
     put("model.separator.layer_norm", "norm", parts=("weight", "bias"))
     put("model.separator.bottleneck_conv1x1", "inp")
     put("model.separator.mask_conv1x1", "out")
@@ -124,7 +157,13 @@ def names_of(cfg: AvseModel) -> Names:
         put(f"model.separator.tcn.{r}.0", f"join.{r}")
         for x in range(cfg.blocks):
             block, own = f"model.separator.tcn.{r}.{x + 1}.net", f"repeats.{r}.{x}"
-            for at, name in (("0", "inp"), ("1", "act1"), ("3.net.0", "depth"), ("3.net.1", "act2"), ("3.net.3", "out")):
+            for at, name in (
+                ("0", "inp"),
+                ("1", "act1"),
+                ("3.net.0", "depth"),
+                ("3.net.1", "act2"),
+                ("3.net.3", "out"),
+            ):
                 put(f"{block}.{at}", f"{own}.{name}")
             for at, name in (("2", "norm1"), ("3.net.2", "norm2")):
                 names[f"{block}.{at}.gamma"] = f"{own}.{name}.weight", _flat
@@ -170,7 +209,13 @@ def _count(theirs: Mapping[str, Tensor], pattern: str, first: int = 0) -> int:
 
 
 def _refuse(missing: list[str], unexpected: list[str]) -> NoReturn:
-    parts = [f"{what}: {', '.join(names[:LIMIT])}{f' and {len(names) - LIMIT} more' if len(names) > LIMIT else ''}"
-             for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
-    raise UserError("these are not the AVSEC-4 baseline's weights", "; ".join(parts),
-                    "pretrained.ckpt or pretrained_mono.ckpt of the challenge's baseline/avse4")
+    parts = [
+        f"{what}: {', '.join(names[:LIMIT])}{f' and {len(names) - LIMIT} more' if len(names) > LIMIT else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    raise UserError(
+        "these are not the AVSEC-4 baseline's weights",
+        "; ".join(parts),
+        "pretrained.ckpt or pretrained_mono.ckpt of the challenge's baseline/avse4",
+    )

@@ -23,7 +23,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, dim: int, n_freq: int = 256) -> None:
         super().__init__()
         half = n_freq // 2
-        self.register_buffer("freq", torch.exp(-math.log(10000.0) * torch.arange(half) / (half - 1)) * 1000.0, persistent=False)
+        self.register_buffer(
+            "freq", torch.exp(-math.log(10000.0) * torch.arange(half) / (half - 1)) * 1000.0, persistent=False
+        )
         self.mlp = nn.Sequential(nn.Linear(n_freq, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -85,12 +87,16 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(dim, heads)
-        self.ff = nn.Sequential(nn.Linear(dim, dim * ff_mult), nn.GELU(approximate="tanh"), nn.Linear(dim * ff_mult, dim))
+        self.ff = nn.Sequential(
+            nn.Linear(dim, dim * ff_mult), nn.GELU(approximate="tanh"), nn.Linear(dim * ff_mult, dim)
+        )
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, time: Tensor, keep: Tensor | None, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Args: x (N, L, D); time (N, D) time embedding; keep (N, 1, 1, L) bool or None."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time))[:, None].chunk(6, dim=-1)  # each (N, 1, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time))[:, None].chunk(
+            6, dim=-1
+        )  # each (N, 1, D)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, keep, rope)
         return x + gate2 * self.ff(self.norm2(x) * (1 + scale2) + shift2)

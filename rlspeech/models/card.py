@@ -21,7 +21,19 @@ NAME = re.compile(r"[\w.\-]{1,96}")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 LONGEST = 300
 ASIDE = frozenset({"rl", "earlier", "validation"})  # facts that have a section of their own
-SETTINGS = ("algo", "steps", "prompts_per_step", "group", "lr", "kl_beta", "clip_range", "advantage", "supervised_weight", "lora", "seed")
+SETTINGS = (
+    "algo",
+    "steps",
+    "prompts_per_step",
+    "group",
+    "lr",
+    "kl_beta",
+    "clip_range",
+    "advantage",
+    "supervised_weight",
+    "lora",
+    "seed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +74,22 @@ def md(value: Any, most: int = LONGEST) -> str:
 
 def recogniser_card(kind: str, parameters: int, rate: int) -> Card:
     """What a recogniser's card says of its kind."""
-    uses = ["transcribe speech.wav --model THIS_FOLDER", "rl --task asr --model THIS_FOLDER",
-            "eval --task asr --model this=THIS_FOLDER --data test.jsonl"]
-    return Card(f"recogniser ({kind})", "asr", parameters, rate, "transformers", "automatic-speech-recognition", (), uses,
-                ["transformers loads this folder by itself."])
+    uses = [
+        "transcribe speech.wav --model THIS_FOLDER",
+        "rl --task asr --model THIS_FOLDER",
+        "eval --task asr --model this=THIS_FOLDER --data test.jsonl",
+    ]
+    return Card(
+        f"recogniser ({kind})",
+        "asr",
+        parameters,
+        rate,
+        "transformers",
+        "automatic-speech-recognition",
+        (),
+        uses,
+        ["transformers loads this folder by itself."],
+    )
 
 
 def write_card(folder: Path, card: Card, facts: Mapping[str, Any]) -> None:
@@ -82,13 +106,30 @@ def model_card(card: Card, facts: Mapping[str, Any]) -> str:
     """
     rl = _mapping(facts.get("rl"))
     rate = f", {card.rate} Hz" if card.rate else ""
-    body = [f"# {card.title[:1].upper()}{card.title[1:]}, {card.parameters / 1e6:.2f} M parameters{rate}", "", _what(card, facts, rl)]
-    body += [line for part in (_data(facts, rl), _rewards(rl), _guards(rl), _results(rl), _check(facts, rl), _use(card), _limits(rl),
-                               _versions(rl)) for line in part]
+    body = [
+        f"# {card.title[:1].upper()}{card.title[1:]}, {card.parameters / 1e6:.2f} M parameters{rate}",
+        "",
+        _what(card, facts, rl),
+    ]
+    body += [
+        line
+        for part in (
+            _data(facts, rl),
+            _rewards(rl),
+            _guards(rl),
+            _results(rl),
+            _check(facts, rl),
+            _use(card),
+            _limits(rl),
+            _versions(rl),
+        )
+        for line in part
+    ]
     return front_matter(card, facts) + "\n".join([*body, ""])
 
 
 # --------------------------------------------------------------------------------------------------------- front matter
+
 
 def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
     """The YAML block at the head, with the fields that the Hub knows."""
@@ -99,9 +140,18 @@ def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
     algo = [str(rl["algo"])] if NAME.fullmatch(str(rl.get("algo", "")).replace("+", "-")) else []
     tags = ["rlspeech", *card.tags, *(["reinforcement-learning", *algo] if rl else [])]
     languages = [x for x in _list(facts.get("languages")) if isinstance(x, str) and LANGUAGE.fullmatch(x)]
-    values = {name: m for name, m in _metrics(rl).items() if name != "reward" and NAME.fullmatch(name) and _number(m["now"].get("mean"))}
-    matter: dict[str, Any] = {"language": languages, "library_name": card.library, "pipeline_tag": card.pipeline,
-                              "tags": list(dict.fromkeys(tags)), "metrics": list(values)}
+    values = {
+        name: m
+        for name, m in _metrics(rl).items()
+        if name != "reward" and NAME.fullmatch(name) and _number(m["now"].get("mean"))
+    }
+    matter: dict[str, Any] = {
+        "language": languages,
+        "library_name": card.library,
+        "pipeline_tag": card.pipeline,
+        "tags": list(dict.fromkeys(tags)),
+        "metrics": list(values),
+    }
     if HUB_ID.fullmatch(start) and not Path(start).exists():
         matter |= {"base_model": start, "base_model_relation": "finetune"}
     if values and card.pipeline:
@@ -114,9 +164,19 @@ def _result(card: Card, rl: Mapping[str, Any], values: Mapping[str, Any]) -> dic
     """The numbers as the Hub's table of results takes them."""
     where = _plain(_short(rl.get("valid") or rl.get("data") or "embedded corpus"))
     kind = re.sub(r"[^\w.\-]+", "-", Path(where).stem).strip("-")[:60] or "speech"
-    metrics = [{"type": name, "name": f"{name}, {'higher' if m['up'] else 'lower'} is better", "value": round(float(m["now"]["mean"]), 6)}
-               for name, m in values.items()]
-    return {"task": {"type": card.pipeline}, "dataset": {"name": f"{where} (held-out clips)", "type": kind}, "metrics": metrics}
+    metrics = [
+        {
+            "type": name,
+            "name": f"{name}, {'higher' if m['up'] else 'lower'} is better",
+            "value": round(float(m["now"]["mean"]), 6),
+        }
+        for name, m in values.items()
+    ]
+    return {
+        "task": {"type": card.pipeline},
+        "dataset": {"name": f"{where} (held-out clips)", "type": kind},
+        "metrics": metrics,
+    }
 
 
 def _plain(value: Any) -> str:
@@ -126,6 +186,7 @@ def _plain(value: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- sections
+
 
 def _what(card: Card, facts: Mapping[str, Any], rl: Mapping[str, Any]) -> str:
     said = " ".join([f"A {card.title} of rlspeech (task `{card.task}`).", *card.details])
@@ -153,30 +214,50 @@ def _short(path: Any) -> str:
 
 
 def _data(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
-    lines = _section("Data and training") + _facts({k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE})
+    lines = _section("Data and training") + _facts(
+        {k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE}
+    )
     if rl:
         settings = {k: rl[k] for k in SETTINGS if rl.get(k) is not None}
-        lines += _facts({"data of the reinforcement": _short(rl.get("data") or "the embedded corpus"),
-                         "prompts to draw from": rl.get("rows"), "held out": _short(rl.get("valid") or "held back from the data"),
-                         "settings of the reinforcement": settings})
+        lines += _facts(
+            {
+                "data of the reinforcement": _short(rl.get("data") or "the embedded corpus"),
+                "prompts to draw from": rl.get("rows"),
+                "held out": _short(rl.get("valid") or "held back from the data"),
+                "settings of the reinforcement": settings,
+            }
+        )
     return lines
 
 
 def _rewards(rl: Mapping[str, Any]) -> list[str]:
-    rows = [[s.get("name"), s.get("weight"), s.get("scale"), s.get("help", "")] for s in map(_mapping, _list(rl.get("reward_specs")))]
+    rows = [
+        [s.get("name"), s.get("weight"), s.get("scale"), s.get("help", "")]
+        for s in map(_mapping, _list(rl.get("reward_specs")))
+    ]
     if not rows:
         return []
-    note = [] if rl.get("policy_weight", 1) else ["", "The policy's loss had weight 0: nothing was sampled or scored, this is a control."]
+    note = (
+        []
+        if rl.get("policy_weight", 1)
+        else ["", "The policy's loss had weight 0: nothing was sampled or scored, this is a control."]
+    )
     return _section("Rewards") + _table(["reward", "weight", "scale", "what it is"], rows) + note
 
 
 def _guards(rl: Mapping[str, Any]) -> list[str]:
-    rows = [[s.get("name"), "any amount" if s.get("max_drop") is None else s["max_drop"], s.get("help", "")]
-            for s in map(_mapping, _list(rl.get("guard_specs")))]
+    rows = [
+        [s.get("name"), "any amount" if s.get("max_drop") is None else s["max_drop"], s.get("help", "")]
+        for s in map(_mapping, _list(rl.get("guard_specs")))
+    ]
     if not rows:
         return []
-    return [*_section("Guards"), "Measured, not rewarded: what they lose, the rewards have bought.", "",
-            *_table(["metric", "may get worse by", "what it is"], rows)]
+    return [
+        *_section("Guards"),
+        "Measured, not rewarded: what they lose, the rewards have bought.",
+        "",
+        *_table(["metric", "may get worse by", "what it is"], rows),
+    ]
 
 
 def _results(rl: Mapping[str, Any]) -> list[str]:
@@ -188,12 +269,23 @@ def _results(rl: Mapping[str, Any]) -> list[str]:
         change = _interval(m["difference"], sign=True)
         sure = _sure(m["difference"]) and float(change.split()[0]) != 0
         label = "all rewards together" if name == "reward" else f"{name}{'' if m['up'] else ' (lower is better)'}"
-        rows.append([Raw(md(label)), Raw(_interval(m["start"])), Raw(_interval(m["now"])), Raw(f"**{change}**" if sure else change),
-                     str(m["role"])])
+        rows.append(
+            [
+                Raw(md(label)),
+                Raw(_interval(m["start"])),
+                Raw(_interval(m["now"])),
+                Raw(f"**{change}**" if sure else change),
+                str(m["role"]),
+            ]
+        )
     clips, step = md(results.get("clips")), md(results.get("step"))
-    return [*_section("Results"), f"{clips} held-out clips, step {step} against step 0 (the checkpoint that it started from). In brackets "
-            "bootstrap 95 % intervals; the difference is paired by clip, bold where its interval excludes 0.", "",
-            *_table(["metric", "start", "now", "difference", "role"], rows)]
+    return [
+        *_section("Results"),
+        f"{clips} held-out clips, step {step} against step 0 (the checkpoint that it started from). In brackets "
+        "bootstrap 95 % intervals; the difference is paired by clip, bold where its interval excludes 0.",
+        "",
+        *_table(["metric", "start", "now", "difference", "role"], rows),
+    ]
 
 
 def _check(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
@@ -203,17 +295,27 @@ def _check(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
 
 
 def _use(card: Card) -> list[str]:
-    return [*_section("How to use it"), "```bash", *(f"rlspeech {use}" for use in card.uses), "```"] if card.uses else []
+    return (
+        [*_section("How to use it"), "```bash", *(f"rlspeech {use}" for use in card.uses), "```"] if card.uses else []
+    )
 
 
 def _limits(rl: Mapping[str, Any]) -> list[str]:
-    lines = [*_section("Limits"), "- It knows speech as it was in its training data; other languages, rooms and devices were not tried."]
+    lines = [
+        *_section("Limits"),
+        "- It knows speech as it was in its training data; other languages, rooms and devices were not tried.",
+    ]
     if rl:
-        lines += ["- The numbers above are of clips held back during training, by the scorers that trained it, from one seed: a test set "
-                  "of your own (`rlspeech eval`) says more.",
-                  "- A policy finds what its rewards do not measure. Listen before you trust a number."]
-        worse = [f"{md(n)} {_interval(m['difference'], sign=True)}" for n, m in _metrics(rl).items()
-                 if _sure(m["difference"]) and (m["difference"]["mean"] > 0) != m["up"]]
+        lines += [
+            "- The numbers above are of clips held back during training, by the scorers that trained it, from one seed: a test set "
+            "of your own (`rlspeech eval`) says more.",
+            "- A policy finds what its rewards do not measure. Listen before you trust a number.",
+        ]
+        worse = [
+            f"{md(n)} {_interval(m['difference'], sign=True)}"
+            for n, m in _metrics(rl).items()
+            if _sure(m["difference"]) and (m["difference"]["mean"] > 0) != m["up"]
+        ]
         lines += [f"- **Worse than at the start**: {'; '.join(worse)}."] if worse else []
     return [*lines, "- No licence is chosen here: that of the data and of the checkpoint that it started from decides."]
 
@@ -224,6 +326,7 @@ def _versions(rl: Mapping[str, Any]) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- parts
+
 
 class Raw(str):
     """Text that is Markdown already."""
@@ -257,7 +360,11 @@ def _metrics(rl: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, m in _mapping(_mapping(rl.get("results")).get("metrics")).items():
         entry = {k: _mapping(_mapping(m).get(k)) for k in ("start", "now", "difference")}
         if all(_number(part.get("mean")) for part in entry.values()):
-            found[str(name)] = {**entry, "up": _mapping(m).get("higher_is_better") is not False, "role": _mapping(m).get("role", "")}
+            found[str(name)] = {
+                **entry,
+                "up": _mapping(m).get("higher_is_better") is not False,
+                "role": _mapping(m).get("role", ""),
+            }
     return found
 
 

@@ -100,21 +100,31 @@ class EmbeddedCodec:
             real = torch.tensor([len(ids[i]) for i in rows], device=self.device)
             if int(real.max()) == 0:
                 continue
-            padded = torch.nn.utils.rnn.pad_sequence([ids[i].long().cpu() for i in rows], batch_first=True).to(self.device)
-            for i, wav in zip(rows, self.speak(padded, real, voices[rows] if voices is not None else None), strict=True):
+            padded = torch.nn.utils.rnn.pad_sequence([ids[i].long().cpu() for i in rows], batch_first=True).to(
+                self.device
+            )
+            for i, wav in zip(
+                rows, self.speak(padded, real, voices[rows] if voices is not None else None), strict=True
+            ):
                 made[i] = to_level(wav.cpu().numpy().astype(np.float32), LEVEL_DBFS)
         return made
 
     def speak(self, ids: Tensor, real: Tensor, voice: Tensor | None) -> list[Tensor]:
         """Waveforms (samples_i,) of padded ids (N, S), ``real`` (N,) of each, in voices (N, voice_dim)."""
         drawn = self.net.draw(self.net.quantise.codes(ids), real, voice)
-        pitch = torch.where(drawn.voiced > 0, PITCH_HZ * drawn.pitch.clamp(-1.2, 1.2).exp(), torch.zeros_like(drawn.pitch))
+        pitch = torch.where(
+            drawn.voiced > 0, PITCH_HZ * drawn.pitch.clamp(-1.2, 1.2).exp(), torch.zeros_like(drawn.pitch)
+        )
         made = []
         for i, frames in enumerate((real * self.net.cfg.stride).tolist()):
             # a row is played alone, and hears the same noise from its start: what it sounds like must not hang on its neighbours
-            own = Drawn(*(x[i:i + 1, :frames] for x in drawn))
+            own = Drawn(*(x[i : i + 1, :frames] for x in drawn))
             nothing = torch.zeros(0, device=ids.device)
-            made.append(self.net.play(own, pitch[i:i + 1, :frames], torch.Generator().manual_seed(0))[0] if frames else nothing)
+            made.append(
+                self.net.play(own, pitch[i : i + 1, :frames], torch.Generator().manual_seed(0))[0]
+                if frames
+                else nothing
+            )
         return made
 
     @torch.no_grad()
@@ -126,7 +136,11 @@ class EmbeddedCodec:
         for prompt in prompts:
             if id(prompt) not in heard:
                 heard[id(prompt)] = self._voice(prompt)
-        return torch.stack([heard[id(p)] for p in prompts]) if prompts else torch.zeros(0, self.net.cfg.voice_dim, device=self.device)
+        return (
+            torch.stack([heard[id(p)] for p in prompts])
+            if prompts
+            else torch.zeros(0, self.net.cfg.voice_dim, device=self.device)
+        )
 
     def _voice(self, prompt: np.ndarray | None) -> Tensor:
         if prompt is None or not np.isfinite(rms_dbfs(prompt)):
@@ -188,7 +202,9 @@ def start_alike(rows: Tensor, codec: Codec) -> None:
         return
     codes = codec.coordinates
     spread = rows.std()
-    each = torch.cat([torch.nn.functional.one_hot(column.unique(return_inverse=True)[1]).float() for column in codes.T], 1)
+    each = torch.cat(
+        [torch.nn.functional.one_hot(column.unique(return_inverse=True)[1]).float() for column in codes.T], 1
+    )
     for part, share in ((codes, 0.7), (each, 0.5)):
         made = part.to(rows) @ torch.randn(part.shape[1], rows.shape[1]).to(rows)
         rows.mul_((1 - share**2) ** 0.5).add_(made / made.std() * spread * share)

@@ -67,8 +67,11 @@ class HubCodec:
         least = int(getattr(cfg, "num_semantic_quantizers", 1))
         self.books = books if books is not None else max(least, min(FAMILIES[self.family].books, have))
         if not least <= self.books <= have:
-            raise UserError(f"{name} cannot use {self.books} codebooks", f"it has {have}, and needs {least} at least",
-                            f"{self.family}:FOLDER_OR_HUB_ID:{have}")
+            raise UserError(
+                f"{name} cannot use {self.books} codebooks",
+                f"it has {have}, and needs {least} at least",
+                f"{self.family}:FOLDER_OR_HUB_ID:{have}",
+            )
         self.heard_rate = int(getattr(cfg, "input_sampling_rate", 0) or cfg.sampling_rate)
         self.sample_rate = int(getattr(cfg, "output_sampling_rate", 0) or cfg.sampling_rate)
         if self.family == "mimi":
@@ -88,7 +91,9 @@ class HubCodec:
     @torch.no_grad()
     def encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
         """Ids of waveforms at ``sample_rate``; each is heard alone."""
-        return [self._encode(resample(np.asarray(w, dtype=np.float32), self.sample_rate, self.heard_rate)) for w in wavs]
+        return [
+            self._encode(resample(np.asarray(w, dtype=np.float32), self.sample_rate, self.heard_rate)) for w in wavs
+        ]
 
     def _encode(self, wav: np.ndarray) -> Tensor:
         frames = max(1, -(-len(wav) // self.hop))
@@ -99,9 +104,13 @@ class HubCodec:
             features = fbank_features(given[0, 0].numpy(), self.hop // 2 if self.family == "xcodec2" else 0)
             codes = self.net.encode(given.to(self.device), input_features=features[None].to(self.device)).audio_codes
         elif self.family == "mimi":
-            codes = self.net.encode(given[..., : frames * self.hop].to(self.device), num_quantizers=self.books).audio_codes
+            codes = self.net.encode(
+                given[..., : frames * self.hop].to(self.device), num_quantizers=self.books
+            ).audio_codes
         else:
-            codes = self.net.encode(given[..., : frames * self.hop].to(self.device), n_quantizers=self.books).audio_codes
+            codes = self.net.encode(
+                given[..., : frames * self.hop].to(self.device), n_quantizers=self.books
+            ).audio_codes
         kept = codes[0, : self.books, :frames].cpu().long()  # (K, frames)
         return (kept + self.codebook * torch.arange(self.books)[:, None]).T.reshape(-1)
 
@@ -117,7 +126,7 @@ class HubCodec:
                 continue
             most = max(1, int(BATCH_S / (frames * self.books * self.frame_s)))
             for at in range(0, len(rows), most):
-                some = rows[at:at + most]
+                some = rows[at : at + most]
                 flat = torch.stack([ids[i][: frames * self.books].long().cpu() for i in some]) % self.codebook
                 codes = flat.reshape(len(some), frames, self.books).transpose(1, 2)
                 wavs = self.net.decode(audio_codes=codes.to(self.device)).audio_values
@@ -146,8 +155,20 @@ def fbank_features(wav: np.ndarray, side: int) -> Tensor:
     from transformers.audio_utils import spectrogram
 
     window, bank = _kaldi()
-    frames = spectrogram(np.pad(wav, side) * 2.0**15, window, frame_length=400, hop_length=160, fft_length=512, power=2.0, center=False,
-                         preemphasis=0.97, mel_filters=bank, log_mel="log", mel_floor=1.192092955078125e-07, remove_dc_offset=True).T
+    frames = spectrogram(
+        np.pad(wav, side) * 2.0**15,
+        window,
+        frame_length=400,
+        hop_length=160,
+        fft_length=512,
+        power=2.0,
+        center=False,
+        preemphasis=0.97,
+        mel_filters=bank,
+        log_mel="log",
+        mel_floor=1.192092955078125e-07,
+        remove_dc_offset=True,
+    ).T
     x = torch.from_numpy(np.ascontiguousarray(frames)).float()
     x = (x - x.mean(0)) / torch.sqrt(x.var(0, unbiased=True) + 1e-7) if len(x) > 1 else x - x.mean(0)
     if len(x) % 2:
@@ -159,8 +180,16 @@ def fbank_features(wav: np.ndarray, side: int) -> Tensor:
 def _kaldi() -> tuple[np.ndarray, np.ndarray]:
     from transformers.audio_utils import mel_filter_bank, window_function
 
-    bank = mel_filter_bank(num_frequency_bins=257, num_mel_filters=80, min_frequency=20, max_frequency=8000, sampling_rate=16000,
-                           norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
+    bank = mel_filter_bank(
+        num_frequency_bins=257,
+        num_mel_filters=80,
+        min_frequency=20,
+        max_frequency=8000,
+        sampling_rate=16000,
+        norm=None,
+        mel_scale="kaldi",
+        triangularize_in_mel_space=True,
+    )
     return window_function(400, "povey", periodic=False), bank
 
 
@@ -205,6 +234,9 @@ def load_hub_codec(name: str, device: torch.device | str = "cpu") -> HubCodec:
         if seen["missing_keys"]:
             raise ValueError(f"weights are missing: {sorted(seen['missing_keys'])[:3]}")
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise UserError(f"cannot load the codec {name}", (str(error).splitlines() or [type(error).__name__])[0],
-                        "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)") from error
+        raise UserError(
+            f"cannot load the codec {name}",
+            (str(error).splitlines() or [type(error).__name__])[0],
+            "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)",
+        ) from error
     return HubCodec(net.to(device).eval().requires_grad_(False), name, books)

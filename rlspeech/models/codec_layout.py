@@ -78,10 +78,27 @@ class Known(NamedTuple):
 
 
 KNOWN = (
-    Known("Llasa", "<|s_{}|>", ("<|SPEECH_GENERATION_END|>",), "Convert the text to speech:<|TEXT_UNDERSTANDING_START|>",
-          "<|TEXT_UNDERSTANDING_END|>", "xcodec2", 16000, 0.02, chat=True),
-    Known("NeuTTS", "<|speech_{}|>", ("<|SPEECH_GENERATION_END|>",), "user: Convert the text to speech:<|TEXT_PROMPT_START|>",
-          "<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>", "neucodec", 24000, 0.02),
+    Known(
+        "Llasa",
+        "<|s_{}|>",
+        ("<|SPEECH_GENERATION_END|>",),
+        "Convert the text to speech:<|TEXT_UNDERSTANDING_START|>",
+        "<|TEXT_UNDERSTANDING_END|>",
+        "xcodec2",
+        16000,
+        0.02,
+        chat=True,
+    ),
+    Known(
+        "NeuTTS",
+        "<|speech_{}|>",
+        ("<|SPEECH_GENERATION_END|>",),
+        "user: Convert the text to speech:<|TEXT_PROMPT_START|>",
+        "<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>",
+        "neucodec",
+        24000,
+        0.02,
+    ),
     Known("CosyVoice2", "<|s_{}|>", ("<|eos1|>", "<|eos2|>", "<|eos3|>"), "<|sos|>", "<|task_id|>", "", 24000, 0.04),
 )
 ANSWER = "<|SPEECH_GENERATION_START|>"  # what a chat's answer begins with
@@ -98,9 +115,11 @@ def layout_of(tokenizer: Any) -> Layout:
         marks = [known.code.format(0), *known.stops]
         if all(m in vocabulary for m in marks):
             return _layout(known, tokenizer, vocabulary)
-    raise UserError("this language model's vocabulary holds no codec that is known here",
-                    "looked for the marks of " + ", ".join(k.name for k in KNOWN),
-                    "a folder with a rlspeech.json that says its layout (before, after, first, size, stops, codec, sample_rate, frame_s)")
+    raise UserError(
+        "this language model's vocabulary holds no codec that is known here",
+        "looked for the marks of " + ", ".join(k.name for k in KNOWN),
+        "a folder with a rlspeech.json that says its layout (before, after, first, size, stops, codec, sample_rate, frame_s)",
+    )
 
 
 def _layout(known: Known, tokenizer: Any, vocabulary: dict[str, int]) -> Layout:
@@ -108,7 +127,9 @@ def _layout(known: Known, tokenizer: Any, vocabulary: dict[str, int]) -> Layout:
     while vocabulary.get(known.code.format(size)) == first + size:
         size += 1
     if known.code.format(size) in vocabulary:
-        raise UserError("the codec's ids do not follow each other in the vocabulary", f"{known.code.format(size)} stands apart")
+        raise UserError(
+            "the codec's ids do not follow each other in the vocabulary", f"{known.code.format(size)} stands apart"
+        )
     before, after = known.before, known.after
     if known.chat:
         before, after = _chat(tokenizer, before, after)
@@ -121,6 +142,8 @@ def _chat(tokenizer: Any, before: str, after: str) -> tuple[str, str]:
     if not getattr(tokenizer, "chat_template", None):
         return before, after + ANSWER
     turns = [{"role": "user", "content": before + HOLE + after}, {"role": "assistant", "content": ANSWER}]
-    written = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True, date_string="26 Jul 2024")
+    written = tokenizer.apply_chat_template(
+        turns, tokenize=False, continue_final_message=True, date_string="26 Jul 2024"
+    )
     head, _, tail = str(written).partition(HOLE)
     return head, tail

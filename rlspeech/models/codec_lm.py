@@ -39,12 +39,20 @@ def make_text_tokenizer(texts: Iterable[str], size: int) -> Any:
     marks = [PAD, TEXT, SPEECH, STOP]
     plain, inner = Qwen2Tokenizer().backend_tokenizer, Tokenizer(models.BPE())
     inner.normalizer, inner.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=marks, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=marks, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     inner.train_from_iterator((LEAD + t for t in texts), trainer)
     merges: Any = [tuple(m) for m in json.loads(inner.to_str())["model"]["merges"]]
-    return Qwen2Tokenizer(vocab=inner.get_vocab(), merges=merges, unk_token=PAD, pad_token=PAD, eos_token=STOP,
-                          extra_special_tokens=[TEXT, SPEECH], clean_up_tokenization_spaces=False)
+    return Qwen2Tokenizer(
+        vocab=inner.get_vocab(),
+        merges=merges,
+        unk_token=PAD,
+        pad_token=PAD,
+        eos_token=STOP,
+        extra_special_tokens=[TEXT, SPEECH],
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None = None) -> CodecLM:
@@ -62,25 +70,48 @@ def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None 
 
     spoken = [t for t in map(get_normaliser(WRITTEN), texts) if t]
     if not spoken:
-        raise UserError("no row of the data has a text", "a synthesiser learns from transcribed speech", "rlspeech prepare --help")
+        raise UserError(
+            "no row of the data has a text", "a synthesiser learns from transcribed speech", "rlspeech prepare --help"
+        )
     given, codec = codec, codec or load_codec(cfg.codec)
     tokenizer = make_text_tokenizer(spoken, cfg.vocabulary)
     stop, pad = (int(tokenizer.convert_tokens_to_ids(m)) for m in (STOP, PAD))
-    layout = Layout(TEXT, SPEECH, len(tokenizer), codec.size, (stop,), cfg.codec, codec.sample_rate, codec.frame_s, WRITTEN,
-                    lead=LEAD, prompt_s=cfg.prompt_s, max_s=cfg.max_s)
-    config: Any = Qwen2Config(vocab_size=len(tokenizer) + codec.size, hidden_size=cfg.dim, intermediate_size=cfg.ff,
-                              num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads, num_key_value_heads=cfg.heads,
-                              max_position_embeddings=4096, tie_word_embeddings=False, use_sliding_window=False)
+    layout = Layout(
+        TEXT,
+        SPEECH,
+        len(tokenizer),
+        codec.size,
+        (stop,),
+        cfg.codec,
+        codec.sample_rate,
+        codec.frame_s,
+        WRITTEN,
+        lead=LEAD,
+        prompt_s=cfg.prompt_s,
+        max_s=cfg.max_s,
+    )
+    config: Any = Qwen2Config(
+        vocab_size=len(tokenizer) + codec.size,
+        hidden_size=cfg.dim,
+        intermediate_size=cfg.ff,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        use_sliding_window=False,
+    )
     config.pad_token_id, config.eos_token_id, config.bos_token_id = pad, stop, None
     net: Any = Qwen2ForCausalLM(config)
     net.generation_config.eos_token_id, net.generation_config.pad_token_id = stop, pad
     for table in (net.get_input_embeddings(), net.get_output_embeddings()):
-        start_alike(table.weight.data[len(tokenizer):], codec)
+        start_alike(table.weight.data[len(tokenizer) :], codec)
     return CodecLM(net, tokenizer, layout, given, cfg)  # one loaded here is not where the model will be
 
 
-def load_codec_lm(name: str, device: torch.device | str = "cpu", dtype: Literal["fp32", "bf16"] = "fp32",
-                  codec: Codec | None = None) -> tuple[CodecLM, dict[str, Any]]:
+def load_codec_lm(
+    name: str, device: torch.device | str = "cpu", dtype: Literal["fp32", "bf16"] = "fp32", codec: Codec | None = None
+) -> tuple[CodecLM, dict[str, Any]]:
     """Load a codec language model in evaluation mode.
 
     Args:
@@ -98,13 +129,17 @@ def load_codec_lm(name: str, device: torch.device | str = "cpu", dtype: Literal[
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    hub = not (Path(name).exists() or name in {"embedded", "tiny"} or name.count("/") != 1 or name.startswith((".", "/", "~")))
+    hub = not (
+        Path(name).exists() or name in {"embedded", "tiny"} or name.count("/") != 1 or name.startswith((".", "/", "~"))
+    )
     folder = None if hub else resolve(name, TASK)
     if folder is not None:
         refuse_other(folder, TASK)
     where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if folder and (folder / ABOUT).is_file() else {}
+        about = (
+            json.loads((folder / ABOUT).read_text(encoding="utf-8")) if folder and (folder / ABOUT).is_file() else {}
+        )
         if not isinstance(about, dict) or about.get("task", TASK) != TASK:
             raise ValueError(f"{ABOUT} is that of another task, or no object")
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -115,10 +150,22 @@ def load_codec_lm(name: str, device: torch.device | str = "cpu", dtype: Literal[
         if layout.first + layout.size > rows or max(layout.stops) >= rows:
             raise ValueError(f"the layout names ids of a vocabulary of {rows} that it does not have")
         model = CodecLM(net, tokenizer, layout, codec, CodecLMModel(**about["model"]) if about.get("model") else None)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         why = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"cannot load the synthesiser {name}", f"{type(error).__name__}: {why}",
-                        "a folder that `rlspeech pretrain --task tts` wrote, a Hub id with the network at hand, or 'embedded'") from error
+        raise UserError(
+            f"cannot load the synthesiser {name}",
+            f"{type(error).__name__}: {why}",
+            "a folder that `rlspeech pretrain --task tts` wrote, a Hub id with the network at hand, or 'embedded'",
+        ) from error
     model.source = folder or _snapshot(where)
     return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}
 
@@ -134,7 +181,9 @@ def _weights(where: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """The transformers model with all its weights; an adapter that the checkpoint brings is folded in."""
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
     net, found = loaded
     wrong = [str(k) for kind in ("missing_keys", "mismatched_keys") for k in found[kind]]
     if wrong:
@@ -144,8 +193,9 @@ def _weights(where: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     return net
 
 
-def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None,
-                  half: bool = False) -> None:
+def save_codec_lm(
+    folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None, half: bool = False
+) -> None:
     """Write a folder that transformers loads by itself, with ``rlspeech.json`` beside; the caller makes it atomic.
 
     Args:
@@ -158,16 +208,36 @@ def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], weight
     write_net(folder, model, weights, half)
     if model.source is None or model.source.resolve() == folder.resolve():
         model.tokenizer.save_pretrained(folder)
-    about = {"task": TASK, "model_type": model.model_type, "layout": model.layout.as_dict(),
-             "model": None if model.cfg is None else model.cfg.model_dump(), "facts": facts}
+    about = {
+        "task": TASK,
+        "model_type": model.model_type,
+        "layout": model.layout.as_dict(),
+        "model": None if model.cfg is None else model.cfg.model_dump(),
+        "facts": facts,
+    }
     (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
     write_card(folder, _card(model), facts)
 
 
 def _card(model: CodecLM) -> Card:
     codec, rate = model.layout.codec or "of its own", 1 / model.layout.frame_s
-    uses = ['speak "some words" --model THIS_FOLDER --out said.wav', "rl --task tts --model THIS_FOLDER",
-            "eval --task tts --model this=THIS_FOLDER"]
-    details = [f"It writes {rate:g} ids a second of the codec {md(codec)}.", "transformers loads this folder's language model by itself."]
-    return Card(f"codec language model ({model.model_type})", TASK, sum(p.numel() for p in model.net.parameters()), model.sample_rate,
-                "transformers", "text-to-speech", (), uses, details)
+    uses = [
+        'speak "some words" --model THIS_FOLDER --out said.wav',
+        "rl --task tts --model THIS_FOLDER",
+        "eval --task tts --model this=THIS_FOLDER",
+    ]
+    details = [
+        f"It writes {rate:g} ids a second of the codec {md(codec)}.",
+        "transformers loads this folder's language model by itself.",
+    ]
+    return Card(
+        f"codec language model ({model.model_type})",
+        TASK,
+        sum(p.numel() for p in model.net.parameters()),
+        model.sample_rate,
+        "transformers",
+        "text-to-speech",
+        (),
+        uses,
+        details,
+    )

@@ -83,10 +83,14 @@ class CodecLM(nn.Module):
         self.net, self.tokenizer, self.layout, self.cfg = net, tokenizer, layout, cfg
         self.model_type = str(net.config.model_type)
         self.sample_rate, self.max_s = layout.sample_rate, layout.max_s
-        self.size = self.stop = self.pad = layout.size  # in the slice's count the stop is one behind the codes, and fills up too
+        self.size = self.stop = self.pad = (
+            layout.size
+        )  # in the slice's count the stop is one behind the codes, and fills up too
         self.source: Path | None = None  # folder that it was loaded from
         self._normalise = get_normaliser(layout.normaliser)
-        self._before, self._after = (tokenizer(x, add_special_tokens=False).input_ids for x in (layout.before, layout.after))
+        self._before, self._after = (
+            tokenizer(x, add_special_tokens=False).input_ids for x in (layout.before, layout.after)
+        )
         self._codec: dict[str, Any] = {} if codec is None else {"it": codec}
         self.lora_targets = self._lora_targets()
 
@@ -110,13 +114,18 @@ class CodecLM(nn.Module):
         from rlspeech.models.codec import load_codec
 
         if not self.layout.codec:
-            raise UserError("this language model's codec is not to be had here", "it is none of transformers and none was trained",
-                            "name one in its rlspeech.json (layout.codec); rewards of tokens need none")
+            raise UserError(
+                "this language model's codec is not to be had here",
+                "it is none of transformers and none was trained",
+                "name one in its rlspeech.json (layout.codec); rewards of tokens need none",
+            )
         found = load_codec(self.layout.codec, self.device)
         if (found.size, found.sample_rate) != (self.size, self.sample_rate):
-            raise UserError(f"the codec {self.layout.codec} is not the one that this model writes",
-                            f"it has {found.size} codes at {found.sample_rate} Hz, the model {self.size} at {self.sample_rate} Hz",
-                            "name the codec in the model's rlspeech.json (layout.codec)")
+            raise UserError(
+                f"the codec {self.layout.codec} is not the one that this model writes",
+                f"it has {found.size} codes at {found.sample_rate} Hz, the model {self.size} at {self.sample_rate} Hz",
+                "name the codec in the model's rlspeech.json (layout.codec)",
+            )
         return found
 
     @property
@@ -144,8 +153,12 @@ class CodecLM(nn.Module):
 
     def fits(self, line: Line) -> bool:
         """Whether the prompt stands in the row: it has a text, and is not longer than ``prompt_s``."""
-        return bool(line.prompt is not None and len(line.prompt) and line.prompt_text
-                    and len(line.prompt) * self.layout.frame_s <= self.layout.prompt_s)
+        return bool(
+            line.prompt is not None
+            and len(line.prompt)
+            and line.prompt_text
+            and len(line.prompt) * self.layout.frame_s <= self.layout.prompt_s
+        )
 
     def read(self, lines: Sequence[Line]) -> Prompts:
         """Rows up to where speech begins; a text may be empty."""
@@ -179,8 +192,15 @@ class CodecLM(nn.Module):
     # -- writing -------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(self, prompts: Prompts, *, group: int = 1, sampling: Sampling | None = None, max_new_tokens: int | Sequence[int],
-                 seed: int | Sequence[int] = 0) -> Drawn:
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        group: int = 1,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | Sequence[int],
+        seed: int | Sequence[int] = 0,
+    ) -> Drawn:
         """Write speech, ``group`` rows for each of the B prompts, in ids of the slice.
 
         Args:
@@ -191,9 +211,20 @@ class CodecLM(nn.Module):
             seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
         """
         if not len(prompts):
-            return Drawn(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool))
-        return draw(prefill(self, prompts), group=group, steps=max_new_tokens, sampling=sampling, seed=seed, stops=[self.stop],
-                    pad=self.pad)
+            return Drawn(
+                torch.zeros(0, 0, dtype=torch.long),
+                torch.zeros(0, 0, dtype=torch.bool),
+                torch.zeros(0, dtype=torch.bool),
+            )
+        return draw(
+            prefill(self, prompts),
+            group=group,
+            steps=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            stops=[self.stop],
+            pad=self.pad,
+        )
 
     def unroll(self, prompts: Prompts, rows: Sequence[int] | Tensor, steps: int, choose: Choice) -> Tensor:
         """Free-running decoding on relaxed tokens, with gradient through every step.
@@ -212,8 +243,13 @@ class CodecLM(nn.Module):
         embeds, seen = left_padded(self.embed(prompts.select(rows)))
         cache, place, out = DynamicCache(config=self.net.config), (seen.cumsum(1) - 1).clamp_min(0), list[Tensor]()
         for s in range(steps):
-            states = self.net.model(inputs_embeds=embeds, attention_mask=seen.long(), position_ids=place, past_key_values=cache,
-                                    use_cache=True).last_hidden_state
+            states = self.net.model(
+                inputs_embeds=embeds,
+                attention_mask=seen.long(),
+                position_ids=place,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
             out.append(self.head(states[:, -1]).float())
             soft, last = choose(out[-1], s)
             if last:
@@ -240,7 +276,9 @@ class CodecLM(nn.Module):
         stops, here, bias = list(self.layout.stops), slice(first, first + self.size), getattr(out, "bias", None)
         codes = nn.functional.linear(hidden, out.weight[here], None if bias is None else bias[here])
         ends = nn.functional.linear(hidden, out.weight[stops], None if bias is None else bias[stops])
-        return torch.cat([codes, ends if len(stops) == 1 else ends.float().logsumexp(-1, keepdim=True).to(codes.dtype)], -1)
+        return torch.cat(
+            [codes, ends if len(stops) == 1 else ends.float().logsumexp(-1, keepdim=True).to(codes.dtype)], -1
+        )
 
     def logits(self, prompts: Prompts, rows: Sequence[int] | Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (n, S, V + 1) float32 before each token, by one plain forward, with gradient.

@@ -53,7 +53,9 @@ class FiniteScalar(nn.Module):
         super().__init__()
         self.size = math.prod(levels)
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32), persistent=False)
-        self.register_buffer("basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
+        self.register_buffer(
+            "basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False
+        )
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Codes in [-1, 1] (..., D) with gradient, and ids (...) long, of (..., D) about standard normal: every level is as likely."""
@@ -102,7 +104,9 @@ class CodecNet(nn.Module):
         self.samples = cfg.hop * cfg.stride  # a token
         dim, inputs = cfg.dim, cfg.mels + 2
         self.factors = factors(cfg.stride)
-        shares = [1] * (len(self.factors) - 1) + [max(1, cfg.blocks - len(self.factors) + 1)]  # most blocks where tokens are
+        shares = [1] * (len(self.factors) - 1) + [
+            max(1, cfg.blocks - len(self.factors) + 1)
+        ]  # most blocks where tokens are
         widths = [inputs * self.factors[0], *(dim * f for f in self.factors[1:])]
         self.merges = nn.ModuleList(nn.Linear(w, dim) for w in widths)
         self.listen = nn.ModuleList(nn.ModuleList(ConvBlock(dim, cfg.kernel) for _ in range(n)) for n in shares)
@@ -152,7 +156,14 @@ class CodecNet(nn.Module):
         voiced = (pitch > 0).float()[..., None] * mask
         height = (pitch.clamp_min(1.0) / PITCH_HZ).log()[..., None]
         middle = (height * voiced).sum(1, keepdim=True) / voiced.sum(1, keepdim=True).clamp_min(1)
-        x = torch.cat([(mel - (mel * mask).sum(1, keepdim=True) / count) / MEL_SCALE, voiced, PITCH_SCALE * (height - middle) * voiced], -1)
+        x = torch.cat(
+            [
+                (mel - (mel * mask).sum(1, keepdim=True) / count) / MEL_SCALE,
+                voiced,
+                PITCH_SCALE * (height - middle) * voiced,
+            ],
+            -1,
+        )
         for merge, factor, blocks in zip(self.merges, self.factors, self.listen, strict=True):
             x, mask = merge(join(x, factor)), mask[:, ::factor]
             for block in blocks:  # type: ignore[attr-defined]
@@ -212,8 +223,9 @@ class CodecNet(nn.Module):
 
         def fold(x: Tensor) -> Tensor:
             return F.fold(x.transpose(1, 2), (1, total), (1, cfg.n_fft), stride=(1, cfg.hop))[:, 0, 0]
+
         weight = fold(self.window.square().expand(1, frames.shape[1], -1))
-        return (fold(frames) / weight.clamp_min(0.1))[:, side:total - side]
+        return (fold(frames) / weight.clamp_min(0.1))[:, side : total - side]
 
 
 def pulses(pitch: Tensor, hop: int, sample_rate: int) -> Tensor:
@@ -243,7 +255,9 @@ def spread_of(cfg: CodecModel) -> Tensor:
     from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
     ends = hertz_to_mel(cfg.sample_rate / 2, mel_scale="slaney")
-    centres = torch.tensor([float(mel_to_hertz(ends * (i + 1) / (cfg.mels + 1), mel_scale="slaney")) for i in range(cfg.mels)])
+    centres = torch.tensor(
+        [float(mel_to_hertz(ends * (i + 1) / (cfg.mels + 1), mel_scale="slaney")) for i in range(cfg.mels)]
+    )
     bins = torch.linspace(0, cfg.sample_rate / 2, cfg.n_fft // 2 + 1).clamp(centres[0], centres[-1])
     right = torch.searchsorted(centres, bins).clamp(1, cfg.mels - 1)
     share = (bins - centres[right - 1]) / (centres[right] - centres[right - 1])

@@ -24,6 +24,7 @@ PREEMPHASIS = 0.97
 @lru_cache(maxsize=8)
 def _filters(mels: int, n_fft: int, sample_rate: int) -> Tensor:
     """Triangles (n_fft // 2, mels) on the mel scale 1127 ln(1 + f / 700); Kaldi leaves the last bin out."""
+
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
 

@@ -24,7 +24,9 @@ from rlspeech.types import UserError
 
 __all__ = ["FlowEnhancer", "euler", "frame_mask"]
 
-T_MAX = 0.98  # the velocity of a clean prediction is divided by 1-t; sampling never asks beyond, Euler's last step is exact
+T_MAX = (
+    0.98  # the velocity of a clean prediction is divided by 1-t; sampling never asks beyond, Euler's last step is exact
+)
 
 
 def frame_mask(frames: Tensor, length: int) -> Tensor | None:
@@ -53,14 +55,19 @@ class FlowEnhancer(nn.Module):
     """
 
     lora_targets: ClassVar[dict[str, str]] = {  # patterns of module names, see ``adapters.Adapted``
-        "attention": r".*\.(to_q|to_k|to_v|to_out)", "attention+ff": r".*\.(to_q|to_k|to_v|to_out|ff\.0|ff\.2)",
-        "all": r"inp|out|.*\.(to_q|to_k|to_v|to_out|ff\.0|ff\.2)"}
+        "attention": r".*\.(to_q|to_k|to_v|to_out)",
+        "attention+ff": r".*\.(to_q|to_k|to_v|to_out|ff\.0|ff\.2)",
+        "all": r"inp|out|.*\.(to_q|to_k|to_v|to_out|ff\.0|ff\.2)",
+    }
 
     def __init__(self, cfg: FlowModel) -> None:
         super().__init__()
         if cfg.head == "mask" and (cfg.front_end != "stft" or cfg.prediction != "clean"):
-            raise UserError("head 'mask' needs the stft front end and clean prediction",
-                            f"front_end={cfg.front_end}, prediction={cfg.prediction}", "--set model.head=linear")
+            raise UserError(
+                "head 'mask' needs the stft front end and clean prediction",
+                f"front_end={cfg.front_end}, prediction={cfg.prediction}",
+                "--set model.head=linear",
+            )
         self.cfg = cfg
         self.sample_rate = cfg.sample_rate
         self.front = build_front_end(cfg)
@@ -78,7 +85,9 @@ class FlowEnhancer(nn.Module):
 
     # -- the network -------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, y: Tensor, t: Tensor, mask: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor, t: Tensor, mask: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
         """The raw prediction (velocity or clean spectrum, as ``cfg.prediction`` says).
 
         Args:

@@ -34,7 +34,9 @@ class StftFrontEnd(nn.Module):
     def encode(self, wav: Tensor) -> Tensor:
         """(N, T) -> (N, L, D)."""
         pad = (self.frames(wav.shape[1]) - 1) * self.hop - wav.shape[1]
-        spec = torch.stft(nn.functional.pad(wav, (0, pad)), self.n_fft, self.hop, window=self.window, return_complex=True)
+        spec = torch.stft(
+            nn.functional.pad(wav, (0, pad)), self.n_fft, self.hop, window=self.window, return_complex=True
+        )
         return self.pack(spec * (spec.abs() + 1e-8) ** (self.power - 1.0) * self.scale)
 
     def decode(self, x: Tensor, samples: int) -> Tensor:
@@ -75,7 +77,9 @@ class MelFrontEnd(nn.Module):
         super().__init__()
         self.n_fft, self.hop, self.width = cfg.n_fft, cfg.hop, cfg.n_mels
         self.register_buffer("window", torch.hann_window(cfg.n_fft), persistent=False)
-        self.register_buffer("bank", mel_filters(cfg.sample_rate, cfg.n_fft, cfg.n_mels, cfg.mel_fmax_hz), persistent=False)
+        self.register_buffer(
+            "bank", mel_filters(cfg.sample_rate, cfg.n_fft, cfg.n_mels, cfg.mel_fmax_hz), persistent=False
+        )
         self.vocoder_name = cfg.vocoder
         self._vocoder: list[nn.Module] = []  # in a list: frozen, and not part of this model's weights
 
@@ -104,19 +108,27 @@ class MelFrontEnd(nn.Module):
 
     def _load(self, device: torch.device) -> nn.Module:
         if not self.vocoder_name:
-            raise UserError("the mel front end needs a vocoder", "model.vocoder is not set",
-                            "--set model.vocoder=FOLDER (a transformers SpeechT5HifiGan), or model.front_end=stft")
+            raise UserError(
+                "the mel front end needs a vocoder",
+                "model.vocoder is not set",
+                "--set model.vocoder=FOLDER (a transformers SpeechT5HifiGan), or model.front_end=stft",
+            )
         from transformers import SpeechT5HifiGan
 
         try:
             vocoder = SpeechT5HifiGan.from_pretrained(self.vocoder_name)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the vocoder {self.vocoder_name}", str(error).splitlines()[0],
-                            "a folder with config.json and weights") from error
+            raise UserError(
+                f"cannot load the vocoder {self.vocoder_name}",
+                str(error).splitlines()[0],
+                "a folder with config.json and weights",
+            ) from error
         hop = math.prod(vocoder.config.upsample_rates)
         if vocoder.config.model_in_dim != self.width or hop != self.hop:
-            raise UserError("the vocoder does not fit",
-                            f"it wants {vocoder.config.model_in_dim} mels at hop {hop}, the model has {self.width} at {self.hop}")
+            raise UserError(
+                "the vocoder does not fit",
+                f"it wants {vocoder.config.model_in_dim} mels at hop {hop}, the model has {self.width} at {self.hop}",
+            )
         return vocoder.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 

@@ -45,7 +45,9 @@ def noise_given(logits: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
         noise: (n, T, V) independent, of ``gumbel_noise``.
     """
     logits = logits.detach().float()
-    top = logits.logsumexp(-1, keepdim=True) + noise.gather(-1, ids[..., None])  # the largest sum, whichever token has it
+    top = logits.logsumexp(-1, keepdim=True) + noise.gather(
+        -1, ids[..., None]
+    )  # the largest sum, whichever token has it
     below = -torch.logaddexp(-top, -(logits + noise))  # the others, cut off there
     return torch.where(one_hot(ids, logits.shape[-1]).bool(), top, torch.minimum(below, top)) - logits
 

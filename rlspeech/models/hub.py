@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from rlspeech.models.avse import AvseEnhancer
     from rlspeech.models.flow import FlowEnhancer
 
-__all__ = ["Kind", "KINDS", "embedded_path", "load_avse", "load_flow", "load_model", "read_config", "refuse_other", "save_avse",
-           "save_flow", "save_model", "task_of"]
+__all__ = [
+    "Kind",
+    "KINDS",
+    "embedded_path",
+    "load_avse",
+    "load_flow",
+    "load_model",
+    "read_config",
+    "refuse_other",
+    "save_avse",
+    "save_flow",
+    "save_model",
+    "task_of",
+]
 
 
 class Kind(NamedTuple):
@@ -34,27 +46,53 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "flowse": Kind("rlspeech-flow", "flow enhancer", "FlowModel", "rlspeech.models.flow:FlowEnhancer", "speech-enhancement, flow-matching"),
-    "avse": Kind("rlspeech-avse", "audio-visual enhancer", "AvseModel", "rlspeech.models.avse:AvseEnhancer",
-                 "speech-enhancement, audio-visual"),
-    "codec": Kind("rlspeech-codec", "speech codec", "CodecModel", "rlspeech.models.codec_net:CodecNet", "speech-codec, speech-synthesis",
-                  "pretrain --task tts --set tts.codec=THIS_FOLDER"),
-    "token-reward": Kind("rlspeech-token-reward", "token-to-text reward", "TokenRewardModel", "rlspeech.models.token_reward:TokenReward",
-                         "text-to-speech, reward-model"),
+    "flowse": Kind(
+        "rlspeech-flow",
+        "flow enhancer",
+        "FlowModel",
+        "rlspeech.models.flow:FlowEnhancer",
+        "speech-enhancement, flow-matching",
+    ),
+    "avse": Kind(
+        "rlspeech-avse",
+        "audio-visual enhancer",
+        "AvseModel",
+        "rlspeech.models.avse:AvseEnhancer",
+        "speech-enhancement, audio-visual",
+    ),
+    "codec": Kind(
+        "rlspeech-codec",
+        "speech codec",
+        "CodecModel",
+        "rlspeech.models.codec_net:CodecNet",
+        "speech-codec, speech-synthesis",
+        "pretrain --task tts --set tts.codec=THIS_FOLDER",
+    ),
+    "token-reward": Kind(
+        "rlspeech-token-reward",
+        "token-to-text reward",
+        "TokenRewardModel",
+        "rlspeech.models.token_reward:TokenReward",
+        "text-to-speech, reward-model",
+    ),
 }
 MODEL_TYPE = KINDS["flowse"].model_type
 TITLES = {"tts": "synthesiser", "asr": "recogniser", "listener": "listener"}  # checkpoints in transformers' own layout
 INSTEAD = {  # of packaged weights
     "tts": "rlspeech pretrain --task tts --out runs/tts, then --model runs/tts; or a codec language model by Hub id",
     "codec": "rlspeech pretrain --task codec --out runs/codec, then --set tts.codec=runs/codec; or mimi, dac, xcodec2, neucodec",
-    "token-reward": "rlspeech pretrain --task token-reward --out runs/token-reward, then --set diffro.reward=runs/token-reward"}
+    "token-reward": "rlspeech pretrain --task token-reward --out runs/token-reward, then --set diffro.reward=runs/token-reward",
+}
 
 COMMANDS = {  # what to do with a checkpoint of each task
     "flowse": "rlspeech enhance noisy.wav --model {0} --out enhanced",
     "avse": "rlspeech enhance noisy.wav --task avse --model {0} --out enhanced",
-    "asr": "rlspeech transcribe speech.wav --model {0}", "tts": 'rlspeech speak "some words" --model {0}',
-    "listener": "rlspeech reward recordings/ --reward llm --llm {0}", "codec": "rlspeech pretrain --task tts --set tts.codec={0}",
-    "token-reward": "rlspeech rl --task tts --algo diffro --set diffro.reward={0}"}
+    "asr": "rlspeech transcribe speech.wav --model {0}",
+    "tts": 'rlspeech speak "some words" --model {0}',
+    "listener": "rlspeech reward recordings/ --reward llm --llm {0}",
+    "codec": "rlspeech pretrain --task tts --set tts.codec={0}",
+    "token-reward": "rlspeech rl --task tts --algo diffro --set diffro.reward={0}",
+}
 
 
 def embedded_path(task: str) -> Path:
@@ -72,8 +110,11 @@ def resolve(name: str, task: str = "flowse") -> Path:
         packaged = embedded_path(task)
         if not (packaged / "config.json").is_file():
             title = TITLES.get(task, KINDS[task].title if task in KINDS else task)
-            raise UserError(f"no {title} came with this installation", f"{packaged} holds no checkpoint",
-                            INSTEAD.get(task, "name a checkpoint of your own"))
+            raise UserError(
+                f"no {title} came with this installation",
+                f"{packaged} holds no checkpoint",
+                INSTEAD.get(task, "name a checkpoint of your own"),
+            )
         return packaged
     path = Path(name)
     if (path / "config.json").is_file():
@@ -85,13 +126,22 @@ def resolve(name: str, task: str = "flowse") -> Path:
             if (found / "config.json").is_file():
                 return found
     if (path / "adapter_config.json").is_file():
-        raise UserError(f"{name} is an adapter, not a model", "it says what changes in the model that it was trained on",
-                        f"rlspeech convert lora {name} --to merged FOLDER, then --model FOLDER")
+        raise UserError(
+            f"{name} is an adapter, not a model",
+            "it says what changes in the model that it was trained on",
+            f"rlspeech convert lora {name} --to merged FOLDER, then --model FOLDER",
+        )
     if (path / "metrics.jsonl").is_file():  # what training leaves, and no other stage
-        raise UserError(f"no checkpoint in {name} yet", "this run was ended before it wrote its first",
-                        "the command that made it, once more; --set save_every=STEPS writes them more often")
-    raise UserError(f"no checkpoint at {name}", "neither a folder with config.json nor a run folder with checkpoints",
-                    "a folder written by `rlspeech pretrain` or `rlspeech rl`, or 'embedded'")
+        raise UserError(
+            f"no checkpoint in {name} yet",
+            "this run was ended before it wrote its first",
+            "the command that made it, once more; --set save_every=STEPS writes them more often",
+        )
+    raise UserError(
+        f"no checkpoint at {name}",
+        "neither a folder with config.json nor a run folder with checkpoints",
+        "a folder written by `rlspeech pretrain` or `rlspeech rl`, or 'embedded'",
+    )
 
 
 def task_of(folder: Path) -> str | None:
@@ -102,7 +152,11 @@ def task_of(folder: Path) -> str | None:
             task = found.get("task")
         except (OSError, ValueError, AttributeError):
             continue
-        if isinstance(task, str) and task in COMMANDS and (name == "rlspeech.json" or found.get("model_type") == KINDS[task].model_type):
+        if (
+            isinstance(task, str)
+            and task in COMMANDS
+            and (name == "rlspeech.json" or found.get("model_type") == KINDS[task].model_type)
+        ):
             return task
     return None
 
@@ -126,13 +180,20 @@ def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / 'config.json'}", str(error),
-                        "a folder written by `rlspeech pretrain` or `rlspeech rl`") from error
+        raise UserError(
+            f"cannot read {folder / 'config.json'}",
+            str(error),
+            "a folder written by `rlspeech pretrain` or `rlspeech rl`",
+        ) from error
     if not isinstance(config, dict):
-        raise UserError(f"{folder} is not {_a(kind.title)}", f"its config.json holds no object but {type(config).__name__}")
+        raise UserError(
+            f"{folder} is not {_a(kind.title)}", f"its config.json holds no object but {type(config).__name__}"
+        )
     if config.get("model_type") != kind.model_type:
         refuse_other(folder, task)
-        raise UserError(f"{folder} is not {_a(kind.title)}", f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}")
+        raise UserError(
+            f"{folder} is not {_a(kind.title)}", f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}"
+        )
     return config
 
 
@@ -158,12 +219,21 @@ def load_model(name: str, task: str, device: torch.device | str = "cpu") -> tupl
         weights = load_file(folder / "model.safetensors")
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(f"cannot load the checkpoint {folder}", str(error).splitlines()[0], "rlspeech check on its run folder") from error
+        raise UserError(
+            f"cannot load the checkpoint {folder}", str(error).splitlines()[0], "rlspeech check on its run folder"
+        ) from error
     return model.to(device).eval(), config
 
 
-def save_model(folder: Path, model: Any, task: str, *, facts: dict[str, Any], weights: dict[str, torch.Tensor] | None = None,
-               half: bool = False) -> None:
+def save_model(
+    folder: Path,
+    model: Any,
+    task: str,
+    *,
+    facts: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None = None,
+    half: bool = False,
+) -> None:
     """Write a checkpoint into an existing or new folder; the caller makes it atomic.
 
     Args:
@@ -181,9 +251,16 @@ def save_model(folder: Path, model: Any, task: str, *, facts: dict[str, Any], we
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private; a checkpoint is as readable as its config
-    config = {"model_type": KINDS[task].model_type, "task": task, "sample_rate": model.sample_rate, "model": model.cfg.model_dump(),
-              "facts": facts}
+    (folder / "model.safetensors").chmod(
+        0o644
+    )  # safetensors makes it private; a checkpoint is as readable as its config
+    config = {
+        "model_type": KINDS[task].model_type,
+        "task": task,
+        "sample_rate": model.sample_rate,
+        "model": model.cfg.model_dump(),
+        "facts": facts,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     write_card(folder, card_of(config, sum(v.numel() for v in state.values())), facts)
 
@@ -213,7 +290,19 @@ def save_avse(folder: Path, model: AvseEnhancer, **how: Any) -> None:
 def card_of(config: dict[str, Any], parameters: int) -> Card:
     """What a checkpoint's card says of its kind of model."""
     task, kind = config["task"], KINDS[config["task"]]
-    more = [f"rl --task {task} --model THIS_FOLDER", f"eval --task {task} --model this=THIS_FOLDER"] if task in ("flowse", "avse") else []
+    more = (
+        [f"rl --task {task} --model THIS_FOLDER", f"eval --task {task} --model this=THIS_FOLDER"]
+        if task in ("flowse", "avse")
+        else []
+    )
     pipeline = "" if task == "token-reward" else "audio-to-audio"
-    return Card(kind.title, task, parameters, config["sample_rate"], "rlspeech", pipeline, kind.tags.split(", "),
-                [kind.use.format(task=task), *more])
+    return Card(
+        kind.title,
+        task,
+        parameters,
+        config["sample_rate"],
+        "rlspeech",
+        pipeline,
+        kind.tags.split(", "),
+        [kind.use.format(task=task), *more],
+    )

@@ -30,8 +30,11 @@ class Residual2d(nn.Module):
         self.norm1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(out)
-        self.skip = nn.Identity() if stride == 1 and width == out else nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False),
-                                                                                    nn.BatchNorm2d(out))
+        self.skip = (
+            nn.Identity()
+            if stride == 1 and width == out
+            else nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """One block."""
@@ -44,7 +47,10 @@ class Stage2d(nn.Module):
 
     def __init__(self, width: int, out: int, stride: int, norm: dict[str, Any]) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(width, out, 3, stride, 1, bias=False),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False),
+        )
         self.conv3, self.conv4 = (nn.Conv2d(out, out, 3, 1, 1, bias=False) for _ in range(2))
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.BatchNorm2d(out, **norm) for _ in range(4))
         self.skip = nn.Identity() if stride == 1 and width == out else nn.Conv2d(width, out, 1, stride, bias=False)
@@ -86,7 +92,9 @@ class VideoFrontEnd(nn.Module):
         self.stem = nn.Conv3d(1, cfg.video_stem, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False)
         norm = NORMS[cfg.variant]
         if cfg.variant == "avse4" and set(cfg.video_layers) != {2}:
-            raise UserError("variant avse4 has two residual blocks a stage", f"video_layers is {cfg.video_layers}", "variant: own")
+            raise UserError(
+                "variant avse4 has two residual blocks a stage", f"video_layers is {cfg.video_layers}", "variant: own"
+            )
         self.norm = nn.BatchNorm3d(cfg.video_stem, **norm)
         stages: list[nn.Module] = []
         width = cfg.video_stem
@@ -120,9 +128,11 @@ class VideoFrontEnd(nn.Module):
         short = [max(0, side - s) for s in video.shape[2:]]
         x = video.float()
         if max(short):
-            x = F.pad(x, (short[1] // 2, short[1] - short[1] // 2, short[0] // 2, short[0] - short[0] // 2), mode="replicate")
+            x = F.pad(
+                x, (short[1] // 2, short[1] - short[1] // 2, short[0] // 2, short[0] - short[0] // 2), mode="replicate"
+            )
         top, left = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
-        x = x[:, :, top:top + side, left:left + side]
+        x = x[:, :, top : top + side, left : left + side]
         if size != side:
             x = F.adaptive_avg_pool2d(x, size)
         return (x / 255.0 - self.cfg.video_mean) / self.cfg.video_std

@@ -43,7 +43,11 @@ MARKS = (PAD, UNKNOWN, AUDIO, BOS, EOS, START, END)
 TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"
     "{% if 'audio' in part or 'audio_url' in part or part['type'] == 'audio' %}" + BOS + AUDIO + EOS + "{% endif %}"
-    "{% endfor %}{% elif message['role'] == 'assistant' %}" + START + "{{ message['content'] }}" + END + "{% endif %}{% endfor %}"
+    "{% endfor %}{% elif message['role'] == 'assistant' %}"
+    + START
+    + "{{ message['content'] }}"
+    + END
+    + "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}" + START + "{% endif %}"
 )
 MAX_NEW_TOKENS = 72
@@ -59,11 +63,21 @@ def make_processor(cfg: ListenerModel, words: list[str]) -> Any:
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins words with blanks and sets marks close
     inner.add_special_tokens([AddedToken(m, special=True) for m in MARKS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, unk_token=UNKNOWN, eos_token=END, padding_side="left",
-                                        additional_special_tokens=[AUDIO, BOS, EOS, START])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        padding_side="left",
+        additional_special_tokens=[AUDIO, BOS, EOS, START],
+    )
     seconds = math.ceil(cfg.max_s)  # an int: the extractor counts samples with it
-    ear = WhisperFeatureExtractor(feature_size=cfg.mels, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=N_FFT, chunk_length=seconds)
-    return Qwen2AudioProcessor(ear, tokenizer, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS)
+    ear = WhisperFeatureExtractor(
+        feature_size=cfg.mels, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=N_FFT, chunk_length=seconds
+    )
+    return Qwen2AudioProcessor(
+        ear, tokenizer, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS
+    )
 
 
 def audio_tokens(frames: int) -> int:
@@ -89,14 +103,29 @@ class Listener(nn.Module):
         self.cfg = cfg
         self.processor = make_processor(cfg, words)
         token = self.processor.tokenizer.convert_tokens_to_ids
-        audio = {"model_type": "qwen2_audio_encoder", "num_mel_bins": cfg.mels, "d_model": cfg.audio_dim,
-                 "encoder_layers": cfg.audio_layers, "encoder_attention_heads": cfg.audio_heads, "encoder_ffn_dim": 4 * cfg.audio_dim,
-                 "max_source_positions": math.ceil(cfg.max_s) * SAMPLE_RATE // HOP // 2}
-        text = {"model_type": "qwen2", "vocab_size": len(self.processor.tokenizer), "hidden_size": cfg.text_dim,
-                "intermediate_size": 3 * cfg.text_dim, "num_hidden_layers": cfg.text_layers,
-                "num_attention_heads": cfg.text_heads, "num_key_value_heads": cfg.text_heads,
-                "max_position_embeddings": 1024, "tie_word_embeddings": False, "pad_token_id": token(PAD), "eos_token_id": token(END),
-                "bos_token_id": None}
+        audio = {
+            "model_type": "qwen2_audio_encoder",
+            "num_mel_bins": cfg.mels,
+            "d_model": cfg.audio_dim,
+            "encoder_layers": cfg.audio_layers,
+            "encoder_attention_heads": cfg.audio_heads,
+            "encoder_ffn_dim": 4 * cfg.audio_dim,
+            "max_source_positions": math.ceil(cfg.max_s) * SAMPLE_RATE // HOP // 2,
+        }
+        text = {
+            "model_type": "qwen2",
+            "vocab_size": len(self.processor.tokenizer),
+            "hidden_size": cfg.text_dim,
+            "intermediate_size": 3 * cfg.text_dim,
+            "num_hidden_layers": cfg.text_layers,
+            "num_attention_heads": cfg.text_heads,
+            "num_key_value_heads": cfg.text_heads,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": False,
+            "pad_token_id": token(PAD),
+            "eos_token_id": token(END),
+            "bos_token_id": None,
+        }
         marks: dict[str, Any] = {"pad_token_id": token(PAD), "eos_token_id": token(END), "tie_word_embeddings": False}
         config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=token(AUDIO), **marks)
         self.net: Any = Qwen2AudioForConditionalGeneration(config)
@@ -112,16 +141,22 @@ class Listener(nn.Module):
         The extractor sees each clip padded with zeros to the whole chunk, as in the processor: the padding takes part in its clamping.
         """
         ear = self.processor.feature_extractor
-        made = ear(wavs, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True, return_tensors="pt")
+        made = ear(
+            wavs, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
+        )
         frames = made["attention_mask"].sum(1)
         longest = int(frames.max()) + int(frames.max()) % 2
-        return made["input_features"][:, :, :longest + 1], frames  # one more than there are: the convolution looks ahead
+        return made["input_features"][
+            :, :, : longest + 1
+        ], frames  # one more than there are: the convolution looks ahead
 
     def encode(self, features: Tensor, frames: Tensor) -> Tensor:
         """Audio vectors (B, A, D) of log-mel features (B, mels, L), of which ``frames`` (B,) are real."""
         tower = self.net.model.audio_tower
         counts = (frames - 1) // 2 + 1
-        x = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(features))))[:, :, : int(counts.max())].transpose(1, 2)
+        x = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(features))))[
+            :, :, : int(counts.max())
+        ].transpose(1, 2)
         x = x + tower.embed_positions.weight[: x.shape[1]]
         mask = None
         if int(counts.min()) < x.shape[1]:
@@ -149,14 +184,22 @@ class Listener(nn.Module):
     def say(self, wavs: list[np.ndarray]) -> list[str]:
         """Greedy answers for waveforms (T_i,), through transformers' own processor and generate."""
         prompt = f"{BOS}{AUDIO}{EOS}{START}"
-        given = self.processor(text=[prompt] * len(wavs), audio=wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
+        given = self.processor(
+            text=[prompt] * len(wavs), audio=wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True
+        )
         device = next(self.net.parameters()).device
         made = self.net.generate(**{k: v.to(device) for k, v in given.items()})
-        return list(self.processor.batch_decode(made[:, given["input_ids"].shape[1]:], skip_special_tokens=True))
+        return list(self.processor.batch_decode(made[:, given["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def save_listener(folder: Path, model: Listener, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None,
-                  half: bool = False) -> None:
+def save_listener(
+    folder: Path,
+    model: Listener,
+    *,
+    facts: dict[str, Any],
+    weights: dict[str, Tensor] | None = None,
+    half: bool = False,
+) -> None:
     """Write a folder that transformers loads by itself: weights, processor, ``rlspeech.json``.
 
     Args:
@@ -171,7 +214,10 @@ def save_listener(folder: Path, model: Listener, *, facts: dict[str, Any], weigh
     folder.mkdir(parents=True, exist_ok=True)
     model.net.save_pretrained(folder, state_dict=state)
     if not half:
-        save_file({k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")}, folder / "head.safetensors")
+        save_file(
+            {k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")},
+            folder / "head.safetensors",
+        )
     model.processor.save_pretrained(folder)
     path = folder / "config.json"
     (folder / "model.safetensors").chmod(0o644)  # transformers leaves it to its owner alone
@@ -180,8 +226,16 @@ def save_listener(folder: Path, model: Listener, *, facts: dict[str, Any], weigh
     path.write_text(json.dumps(config, indent=2) + "\n")
     about = {"task": "listener", "model": model.cfg.model_dump(), "facts": facts}
     (folder / "rlspeech.json").write_text(json.dumps(about, indent=2) + "\n")
-    card = Card("listener", "listener", sum(v.numel() for v in state.values()), SAMPLE_RATE, "transformers", "audio-text-to-text",
-                ("reward-model",), ["reward recordings/ --reward llm --llm THIS_FOLDER"])
+    card = Card(
+        "listener",
+        "listener",
+        sum(v.numel() for v in state.values()),
+        SAMPLE_RATE,
+        "transformers",
+        "audio-text-to-text",
+        ("reward-model",),
+        ["reward recordings/ --reward llm --llm THIS_FOLDER"],
+    )
     write_card(folder, card, facts)
 
 
@@ -199,9 +253,12 @@ def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listen
         if about["task"] != "listener":
             raise KeyError(f"task {about['task']!r}")
         tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        model = Listener(ListenerModel(**about["model"]), [w for w in sorted(tokens, key=tokens.__getitem__) if w not in MARKS])
-        net, found = type(model.net).from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-                                                     output_loading_info=True)
+        model = Listener(
+            ListenerModel(**about["model"]), [w for w in sorted(tokens, key=tokens.__getitem__) if w not in MARKS]
+        )
+        net, found = type(model.net).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
         wrong = [str(k) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for k in found[kind]]
         if wrong:
             raise ValueError(f"weights do not fit: {wrong[:3]}")
@@ -209,6 +266,9 @@ def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listen
         if (folder / "head.safetensors").is_file():
             model.head.load_state_dict(load_file(folder / "head.safetensors"))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} is not a listener's checkpoint", f"{type(error).__name__}: {error}",
-                        "name the folder that `rlspeech pretrain --task listener` wrote, or embedded") from error
+        raise UserError(
+            f"{folder} is not a listener's checkpoint",
+            f"{type(error).__name__}: {error}",
+            "name the folder that `rlspeech pretrain --task listener` wrote, or embedded",
+        ) from error
     return model.to(device).eval(), about

@@ -20,7 +20,9 @@ SILENCE = 0.03  # frames below this share of the loudest one are unvoiced
 OCTAVE, JUMP, SWITCH = 0.03, 0.35, 0.14  # costs: of a lower octave, of moving by an octave, of starting or ending voice
 
 
-def track_pitch(wav: Tensor, sample_rate: int, hop: int, frames: int, window: int = 640, real: Tensor | None = None) -> Tensor:
+def track_pitch(
+    wav: Tensor, sample_rate: int, hop: int, frames: int, window: int = 640, real: Tensor | None = None
+) -> Tensor:
     """Pitch of waveforms, frame ``l`` centred at sample ``(l + 0.5) * hop``.
 
     Args:
@@ -52,11 +54,19 @@ def track_pitch(wav: Tensor, sample_rate: int, hop: int, frames: int, window: in
     score = lags[..., low] * (1 - part) + lags[..., low + 1] * part + OCTAVE * torch.log2(grid / F0_LOW_HZ)
     quiet = energy < SILENCE**2 * energy.amax(1, keepdim=True).clamp_min(1e-7)
     scores = score.masked_fill(quiet[..., None], -1.0)
-    inside = torch.ones_like(quiet) if real is None else torch.arange(frames, device=wav.device) < real.to(wav.device)[:, None]
-    path = _best_path(scores.masked_fill(~inside[..., None], VOICING))  # behind the end any state is as good as any other
+    inside = (
+        torch.ones_like(quiet)
+        if real is None
+        else torch.arange(frames, device=wav.device) < real.to(wav.device)[:, None]
+    )
+    path = _best_path(
+        scores.masked_fill(~inside[..., None], VOICING)
+    )  # behind the end any state is as good as any other
     peak = path.clamp(1, BINS - 2)[..., None]
     left, top, right = (score.gather(2, peak + k)[..., 0] for k in (-1, 0, 1))
-    bend = (0.5 * (left - right) / (left - 2 * top + right).clamp_max(-1e-6)).clamp(-0.5, 0.5)  # a parabola through three bins
+    bend = (0.5 * (left - right) / (left - 2 * top + right).clamp_max(-1e-6)).clamp(
+        -0.5, 0.5
+    )  # a parabola through three bins
     step = math.log(F0_HIGH_HZ / F0_LOW_HZ) / (BINS - 1)
     hertz = F0_LOW_HZ * torch.exp(step * (path.clamp_max(BINS - 1) + bend))
     return torch.where((path < BINS) & inside, hertz, torch.zeros((), device=wav.device))

@@ -47,11 +47,22 @@ def make_tokenizer(texts: Iterable[str], size: int) -> Any:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[AddedToken(m, special=True) for m in MARKS], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[AddedToken(m, special=True) for m in MARKS],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     inner.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, eos_token=END, padding_side="left", chat_template=TEMPLATE,
-                                   additional_special_tokens=[START, AUDIO], clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token=PAD,
+        eos_token=END,
+        padding_side="left",
+        chat_template=TEMPLATE,
+        additional_special_tokens=[START, AUDIO],
+        clean_up_tokenization_spaces=False,
+    )
 
 
 class Recogniser(nn.Module):
@@ -71,17 +82,46 @@ class Recogniser(nn.Module):
         self.cfg, self.tokenizer, self.max_s = cfg, tokenizer, cfg.max_s
         token = tokenizer.convert_tokens_to_ids
         self.marks = {m: int(token(m)) for m in MARKS}
-        audio = {"model_type": "fun_asr_nano_encoder", "num_mel_bins": cfg.mels, "hidden_size": cfg.audio_dim,
-                 "num_attention_heads": cfg.audio_heads, "intermediate_size": cfg.audio_ff, "num_hidden_layers": cfg.audio_layers,
-                 "num_timestamp_prediction_layers": 0, "fsmn_kernel_size": cfg.fsmn_kernel, "num_stacked_frames": STACK,
-                 "hidden_dropout": cfg.dropout, "attention_dropout": cfg.dropout}
-        adaptor = {"hidden_size": cfg.text_dim, "num_attention_heads": cfg.text_heads, "intermediate_size": cfg.text_dim // 4,
-                   "num_hidden_layers": cfg.adaptor_layers, "projector_hidden_size": 2 * cfg.text_dim}
-        text = {"model_type": "qwen3", "vocab_size": len(tokenizer), "hidden_size": cfg.text_dim, "intermediate_size": cfg.text_ff,
-                "num_hidden_layers": cfg.text_layers, "num_attention_heads": cfg.text_heads, "num_key_value_heads": cfg.text_heads,
-                "head_dim": cfg.text_dim // cfg.text_heads, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-                "pad_token_id": self.marks[PAD], "eos_token_id": self.marks[END], "bos_token_id": None}
-        marks: dict[str, Any] = {"pad_token_id": self.marks[PAD], "eos_token_id": self.marks[END], "tie_word_embeddings": True}
+        audio = {
+            "model_type": "fun_asr_nano_encoder",
+            "num_mel_bins": cfg.mels,
+            "hidden_size": cfg.audio_dim,
+            "num_attention_heads": cfg.audio_heads,
+            "intermediate_size": cfg.audio_ff,
+            "num_hidden_layers": cfg.audio_layers,
+            "num_timestamp_prediction_layers": 0,
+            "fsmn_kernel_size": cfg.fsmn_kernel,
+            "num_stacked_frames": STACK,
+            "hidden_dropout": cfg.dropout,
+            "attention_dropout": cfg.dropout,
+        }
+        adaptor = {
+            "hidden_size": cfg.text_dim,
+            "num_attention_heads": cfg.text_heads,
+            "intermediate_size": cfg.text_dim // 4,
+            "num_hidden_layers": cfg.adaptor_layers,
+            "projector_hidden_size": 2 * cfg.text_dim,
+        }
+        text = {
+            "model_type": "qwen3",
+            "vocab_size": len(tokenizer),
+            "hidden_size": cfg.text_dim,
+            "intermediate_size": cfg.text_ff,
+            "num_hidden_layers": cfg.text_layers,
+            "num_attention_heads": cfg.text_heads,
+            "num_key_value_heads": cfg.text_heads,
+            "head_dim": cfg.text_dim // cfg.text_heads,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+            "pad_token_id": self.marks[PAD],
+            "eos_token_id": self.marks[END],
+            "bos_token_id": None,
+        }
+        marks: dict[str, Any] = {
+            "pad_token_id": self.marks[PAD],
+            "eos_token_id": self.marks[END],
+            "tie_word_embeddings": True,
+        }
         marks["audio_token_id"] = self.marks[AUDIO]
         config: Any = FunAsrNanoConfig(audio_config=audio, adaptor_config=adaptor, text_config=text, **marks)
         # transformers hands its choice of attention on to the models inside, not to the adaptor, whose mask then would not mask
@@ -113,7 +153,10 @@ class Recogniser(nn.Module):
         device = self.head.weight.device
         best = self.head(self.encode(features.to(device), real.to(device))).argmax(-1).cpu()
         rows = [torch.unique_consecutive(b[: int(r.sum())]).tolist() for b, r in zip(best, real, strict=True)]
-        return [self.tokenizer.decode([i for i in row if i != self.marks[PAD]], skip_special_tokens=True).strip() for row in rows]
+        return [
+            self.tokenizer.decode([i for i in row if i != self.marks[PAD]], skip_special_tokens=True).strip()
+            for row in rows
+        ]
 
     def forward(self, features: Tensor, real: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher-forced logits of the text and CTC's of the sound.
@@ -143,8 +186,13 @@ class Recogniser(nn.Module):
         rows = [ids[i][(mask[i].bool() & ~answer[i])] for i in range(len(wavs))]
         length = max(map(len, rows))
         left = torch.stack([nn.functional.pad(r, (length - len(r), 0), value=self.marks[PAD]) for r in rows]).to(device)
-        made = self.net.generate(input_ids=left, attention_mask=(left != self.marks[PAD]).long(), input_features=features.to(device),
-                                 input_features_mask=real.to(device), max_new_tokens=max_new_tokens)
+        made = self.net.generate(
+            input_ids=left,
+            attention_mask=(left != self.marks[PAD]).long(),
+            input_features=features.to(device),
+            input_features_mask=real.to(device),
+            max_new_tokens=max_new_tokens,
+        )
         return [t.strip() for t in self.tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)]
 
     def pieces(self, text: str) -> list[int]:
@@ -159,16 +207,25 @@ class Recogniser(nn.Module):
             rows.append((before, [*self.pieces(text), self.marks[END]]))
         length = max(len(a) + len(b) for a, b in rows)
         ids = torch.full((len(rows), length), self.marks[PAD])
-        mask, answer = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+        mask, answer = (
+            torch.zeros(len(rows), length, dtype=torch.long),
+            torch.zeros(len(rows), length, dtype=torch.bool),
+        )
         for i, (a, b) in enumerate(rows):
             ids[i, : len(a) + len(b)] = torch.tensor(a + b)
             mask[i, : len(a) + len(b)] = 1
-            answer[i, len(a): len(a) + len(b)] = True
+            answer[i, len(a) : len(a) + len(b)] = True
         return ids, mask, answer
 
 
-def save_recogniser(folder: Path, model: Recogniser, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None,
-                    half: bool = False) -> None:
+def save_recogniser(
+    folder: Path,
+    model: Recogniser,
+    *,
+    facts: dict[str, Any],
+    weights: dict[str, Tensor] | None = None,
+    half: bool = False,
+) -> None:
     """Write a folder as transformers writes it: weights, tokenizer, extractor and processor settings, ``rlspeech.json``.
 
     Args:
@@ -179,25 +236,47 @@ def save_recogniser(folder: Path, model: Recogniser, *, facts: dict[str, Any], w
 
     whole = {k: v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
     dtype = torch.float16 if half else torch.float32
-    state = {k.removeprefix("net."): v.to(dtype).contiguous() for k, v in whole.items()
-             if k.startswith("net.") and k != "net.lm_head.weight"}
+    state = {
+        k.removeprefix("net."): v.to(dtype).contiguous()
+        for k, v in whole.items()
+        if k.startswith("net.") and k != "net.lm_head.weight"
+    }
     folder.mkdir(parents=True, exist_ok=True)
     model.net.save_pretrained(folder, state_dict=state)
     if not half:
-        save_file({k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")}, folder / "head.safetensors")
+        save_file(
+            {k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")},
+            folder / "head.safetensors",
+        )
     (folder / "model.safetensors").chmod(0o644)
     model.tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["dtype"] = "float32"  # stored in half precision, computed in single: a CPU has no fast half
-    extractor = {"feature_extractor_type": "FunAsrNanoFeatureExtractor", "processor_class": "FunAsrNanoProcessor",
-                 "feature_size": model.cfg.mels, "sampling_rate": SAMPLE_RATE, "frame_length": 25, "frame_shift": 10,
-                 "num_frames_lfr": STACK, "stride_lfr": STRIDE, "window": "hamming", "padding_value": 0.0, "return_attention_mask": True}
+    extractor = {
+        "feature_extractor_type": "FunAsrNanoFeatureExtractor",
+        "processor_class": "FunAsrNanoProcessor",
+        "feature_size": model.cfg.mels,
+        "sampling_rate": SAMPLE_RATE,
+        "frame_length": 25,
+        "frame_shift": 10,
+        "num_frames_lfr": STACK,
+        "stride_lfr": STRIDE,
+        "window": "hamming",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
     about = {"task": "asr", "model": model.cfg.model_dump(), "facts": facts, "max_s": model.cfg.max_s}
-    for name, content in (("config.json", config), ("preprocessor_config.json", extractor), ("rlspeech.json", about),
-                          ("processor_config.json", {"processor_class": "FunAsrNanoProcessor", "audio_token": AUDIO})):
+    for name, content in (
+        ("config.json", config),
+        ("preprocessor_config.json", extractor),
+        ("rlspeech.json", about),
+        ("processor_config.json", {"processor_class": "FunAsrNanoProcessor", "audio_token": AUDIO}),
+    ):
         (folder / name).write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    write_card(folder, recogniser_card(config["model_type"], sum(v.numel() for v in state.values()), SAMPLE_RATE), facts)
+    write_card(
+        folder, recogniser_card(config["model_type"], sum(v.numel() for v in state.values()), SAMPLE_RATE), facts
+    )
 
 
 def load_recogniser(name: str, device: torch.device | str = "cpu") -> tuple[Recogniser, dict[str, Any]]:
@@ -225,6 +304,9 @@ def load_recogniser(name: str, device: torch.device | str = "cpu") -> tuple[Reco
             weights |= {f"head.{k}": v for k, v in model.head.state_dict().items()}
         model.load_state_dict(weights)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} is not a recogniser to go on training", f"{type(error).__name__}: {error}",
-                        "name the folder that `rlspeech pretrain --task asr` wrote, or embedded") from error
+        raise UserError(
+            f"{folder} is not a recogniser to go on training",
+            f"{type(error).__name__}: {error}",
+            "name the folder that `rlspeech pretrain --task asr` wrote, or embedded",
+        ) from error
     return model.to(device).eval(), about

@@ -34,7 +34,9 @@ class TextLayer(nn.Module):
         key, value = self.source(states).chunk(2, -1)
         return self._split(key), self._split(value)
 
-    def forward(self, x: Tensor, sound: Pair, keep: Tensor, rope: Pair, past: Pair | None = None) -> tuple[Tensor, Pair]:
+    def forward(
+        self, x: Tensor, sound: Pair, keep: Tensor, rope: Pair, past: Pair | None = None
+    ) -> tuple[Tensor, Pair]:
         """Args: x (n, S, D); sound of ``sources``; keep (n, 1, 1, L) bool; rope of these S positions; past what was returned before."""
         q, k, v = (self._split(part) for part in self.qkv(self.norm1(x)).chunk(3, -1))
         q, k = rotate(q, *rope), rotate(k, *rope)

@@ -83,7 +83,9 @@ class TokenReward(nn.Module):
 
     max_s = 30.0  # longer recordings are left out of its training
 
-    def __init__(self, cfg: TokenRewardModel, codes: int, tokenizer: Any, labels: Mapping[str, Sequence[str]], sample_rate: int) -> None:
+    def __init__(
+        self, cfg: TokenRewardModel, codes: int, tokenizer: Any, labels: Mapping[str, Sequence[str]], sample_rate: int
+    ) -> None:
         super().__init__()
         self.cfg, self.codes, self.tokenizer, self.sample_rate = cfg, codes, tokenizer, sample_rate
         self.labels = {name: list(classes) for name, classes in labels.items()}
@@ -141,10 +143,15 @@ class TokenReward(nn.Module):
 
     def pieces(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (n, S) long of normalised texts with the end mark behind, and mask (n, S); what looks like a mark in a text is spelt out."""
-        rows = [torch.tensor([*self.tokenizer(t, add_special_tokens=False, split_special_tokens=True).input_ids, self.end]) for t in texts]
+        rows = [
+            torch.tensor([*self.tokenizer(t, add_special_tokens=False, split_special_tokens=True).input_ids, self.end])
+            for t in texts
+        ]
         mask = [torch.ones(len(r), dtype=torch.bool) for r in rows]
-        return (pad_sequence(rows, batch_first=True, padding_value=self.pad).to(self.device),
-                pad_sequence(mask, batch_first=True).to(self.device))
+        return (
+            pad_sequence(rows, batch_first=True, padding_value=self.pad).to(self.device),
+            pad_sequence(mask, batch_first=True).to(self.device),
+        )
 
     def text_logits(self, heard: Heard, ids: Tensor) -> Tensor:
         """Logits (n, S, P), float32 at least, before each piece of texts (n, S), teacher-forced."""
@@ -175,8 +182,11 @@ class TokenReward(nn.Module):
     @torch.no_grad()
     def transcribe(self, tokens: Sequence[Tensor], batch: int = 64) -> list[str]:
         """Greedy texts of token rows (T_i,) long; of a row without tokens "". A row's text is no longer than it has tokens, and eight."""
-        order, texts = sorted((i for i, t in enumerate(tokens) if len(t)), key=lambda i: len(tokens[i])), [""] * len(tokens)
-        for part in (order[i:i + batch] for i in range(0, len(order), batch)):
+        order, texts = (
+            sorted((i for i, t in enumerate(tokens) if len(t)), key=lambda i: len(tokens[i])),
+            [""] * len(tokens),
+        )
+        for part in (order[i : i + batch] for i in range(0, len(order), batch)):
             rows = [tokens[i].to(self.device) for i in part]
             mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], batch_first=True)
             for i, ids in zip(part, self._greedy(self.encode(pad_sequence(rows, batch_first=True), mask)), strict=True):
@@ -192,7 +202,7 @@ class TokenReward(nn.Module):
         sources: list[Any] = [layer.sources(heard.states) for layer in self.text_layers]  # type: ignore[operator]
         past: list[Any] = [None] * len(sources)
         for s in range(steps):
-            x, here = self.words(last)[:, None], (rope[0][s:s + 1], rope[1][s:s + 1])
+            x, here = self.words(last)[:, None], (rope[0][s : s + 1], rope[1][s : s + 1])
             for k, layer in enumerate(self.text_layers):
                 x, past[k] = layer(x, sources[k], heard.keep[live][:, None, None], here, past[k])
             last = self.text_out(self.text_norm(x[:, 0])).argmax(-1)
@@ -209,8 +219,14 @@ class TokenReward(nn.Module):
         return said
 
 
-def save_token_reward(folder: Path, model: TokenReward, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None,
-                      half: bool = False) -> None:
+def save_token_reward(
+    folder: Path,
+    model: TokenReward,
+    *,
+    facts: dict[str, Any],
+    weights: dict[str, Tensor] | None = None,
+    half: bool = False,
+) -> None:
     """Write a checkpoint folder; the caller makes it atomic.
 
     Args:
@@ -224,17 +240,38 @@ def save_token_reward(folder: Path, model: TokenReward, *, facts: dict[str, Any]
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if weights is None else weights).items()}
-    save_file({k: v.half() if half else v for k, v in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private; a checkpoint is as readable as its config
+    save_file(
+        {k: v.half() if half else v for k, v in state.items()}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    (folder / "model.safetensors").chmod(
+        0o644
+    )  # safetensors makes it private; a checkpoint is as readable as its config
     model.tokenizer.save_pretrained(folder)
-    config = {"model_type": KINDS[TASK].model_type, "task": TASK, "sample_rate": model.sample_rate, "codes": model.codes,
-              "labels": model.labels, "model": model.cfg.model_dump(), "facts": facts}
+    config = {
+        "model_type": KINDS[TASK].model_type,
+        "task": TASK,
+        "sample_rate": model.sample_rate,
+        "codes": model.codes,
+        "labels": model.labels,
+        "model": model.cfg.model_dump(),
+        "facts": facts,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
     size = sum(v.numel() for v in state.values()) / 1e6
-    lines = ["---", "library_name: rlspeech", f"tags: [{KINDS[TASK].tags}]", "license: apache-2.0", "---", "",
-             f"# Token-to-text reward, {size:.2f} M parameters, {model.codes} codes of the codec {model.cfg.codec}", ""]
+    lines = [
+        "---",
+        "library_name: rlspeech",
+        f"tags: [{KINDS[TASK].tags}]",
+        "license: apache-2.0",
+        "---",
+        "",
+        f"# Token-to-text reward, {size:.2f} M parameters, {model.codes} codes of the codec {model.cfg.codec}",
+        "",
+    ]
     lines += [f"- **{key}**: {value}" for key, value in facts.items()]
-    (folder / "README.md").write_text("\n".join([*lines, "", "Use it: `rlspeech rl --task tts --set diffro.reward=THIS_FOLDER`", ""]))
+    (folder / "README.md").write_text(
+        "\n".join([*lines, "", "Use it: `rlspeech rl --task tts --set diffro.reward=THIS_FOLDER`", ""])
+    )
 
 
 def load_token_reward(name: str, device: torch.device | str = "cpu") -> tuple[TokenReward, dict[str, Any]]:
@@ -255,10 +292,18 @@ def load_token_reward(name: str, device: torch.device | str = "cpu") -> tuple[To
     config = read_config(folder, TASK)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        model = TokenReward(TokenRewardModel(**config["model"]), int(config["codes"]), tokenizer, config["labels"],
-                            int(config["sample_rate"]))
+        model = TokenReward(
+            TokenRewardModel(**config["model"]),
+            int(config["codes"]),
+            tokenizer,
+            config["labels"],
+            int(config["sample_rate"]),
+        )
         model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError, SafetensorError) as error:
-        raise UserError(f"cannot load the checkpoint {folder}", f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                        "rlspeech check on its run folder") from error
+        raise UserError(
+            f"cannot load the checkpoint {folder}",
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "rlspeech check on its run folder",
+        ) from error
     return model.to(device).eval(), config

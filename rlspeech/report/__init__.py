@@ -173,7 +173,9 @@ def verdict(data: ReportData) -> list[str]:
         for metric in data.metrics:
             kind = mark(metric, deltas.get(metric.name))
             if kind:
-                groups[kind].append(metric.name if kind == "unclear" else f"{metric.name} {deltas[metric.name].mean:+.3g}")
+                groups[kind].append(
+                    metric.name if kind == "unclear" else f"{metric.name} {deltas[metric.name].mean:+.3g}"
+                )
         words = {"better": "better in", "worse": "worse in", "unclear": "no difference shown in"}
         parts = [f"{words[kind]} {', '.join(names)}" for kind, names in groups.items() if names]
         lines.append(f"{system} against {data.baseline}: {'; '.join(parts) or 'nothing to compare'}.")

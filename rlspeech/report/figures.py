@@ -25,13 +25,25 @@ __all__ = ["Drawing", "End", "Group", "from_rows", "groups"]
 
 INK = "#123456"  # replaced by CSS currentColor
 RUNS = tuple(f"#0a0b{n:02x}" for n in range(8))  # replaced by the classes s0 ... (stroke) and f0 ... (fill) of page.css
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # a second sign beside the colour
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.6)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+)  # a second sign beside the colour
 MARKS = "osD^vPX*"
 SIZE = (245, 126)  # of a drawing in points
 MAX_PLOTS = 24  # of one group
 MAX_POINTS = 400
 SMOOTH_FROM = 60
-TITLES = {"reward": "Rewards", "guard": "Guards", "valid": "Validation", "train": "Training", "cost": "Cost", "spread": "Distributions"}
+TITLES = {
+    "reward": "Rewards",
+    "guard": "Guards",
+    "valid": "Validation",
+    "train": "Training",
+    "cost": "Cost",
+    "spread": "Distributions",
+}
 CLOCKS = ("step", "time", "seconds")
 NUMBER = re.compile(r"-?\d+\.\d{3,}")
 ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-
@@ -92,8 +104,11 @@ def from_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]], known: Sequence[s
         if name.endswith(("_lo", "_hi")) and name[:-3] in columns:
             continue
         spread = {v for values in by_run.values() for v in values.values()}
-        lines = [_line(run, values, columns.get(f"{name}_lo", {}).get(run, {}), columns.get(f"{name}_hi", {}).get(run, {}))
-                 for run, values in by_run.items() if len(values) > 1]
+        lines = [
+            _line(run, values, columns.get(f"{name}_lo", {}).get(run, {}), columns.get(f"{name}_hi", {}).get(run, {}))
+            for run, values in by_run.items()
+            if len(values) > 1
+        ]
         if lines and len(spread) > 1:
             plots.append(Plot(name, lines, _kind(name)))  # type: ignore[arg-type]
     return plots
@@ -107,7 +122,9 @@ def groups(plots: Sequence[Plot]) -> list[Group]:
             colours.setdefault(line.run, len(colours))
     made = []
     for kind, title in TITLES.items():
-        useful = [p for p in plots if p.kind == kind and any(np.isfinite(_floats(line.mean)).sum() > 1 for line in p.lines)]
+        useful = [
+            p for p in plots if p.kind == kind and any(np.isfinite(_floats(line.mean)).sum() > 1 for line in p.lines)
+        ]
         shown = useful[:MAX_PLOTS]
         if shown:
             lines = [line for p in shown for line in p.lines]
@@ -126,14 +143,25 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
         if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step):
             continue
         for name, value in row.items():
-            if name not in CLOCKS and not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            if (
+                name not in CLOCKS
+                and not isinstance(value, bool)
+                and isinstance(value, int | float)
+                and math.isfinite(value)
+            ):
                 found.setdefault(name, {})[int(step)] = float(value)
     return found
 
 
 def _kind(name: str) -> str:
     part = name.partition("/")[0]
-    return "cost" if part in ("seconds", "memory_mb") else "reward" if part in ("valid", "delta") or part.startswith("reward") else "train"
+    return (
+        "cost"
+        if part in ("seconds", "memory_mb")
+        else "reward"
+        if part in ("valid", "delta") or part.startswith("reward")
+        else "train"
+    )
 
 
 def _line(run: str, values: Mapping[int, float], low: Mapping[int, float], high: Mapping[int, float]) -> Line:
@@ -147,9 +175,20 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    style |= {"svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
-              "axes.linewidth": 0.6, "text.parse_math": False, "axes.formatter.useoffset": False, "svg.hashsalt": salt}
+    style: dict[Any, Any] = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    )
+    style |= {
+        "svg.fonttype": "none",
+        "font.size": 8,
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "text.parse_math": False,
+        "axes.formatter.useoffset": False,
+        "svg.hashsalt": salt,
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(SIZE[0] / 72, SIZE[1] / 72))
         FigureCanvasSVG(figure)
@@ -161,9 +200,13 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
             axes.axhline(plot.start, color=INK, alpha=0.65, linewidth=0.9, dashes=(4, 2.5))
         trace = _bars if plot.kind == "spread" else _trace
         ends = [end for line in plot.lines if (end := trace(axes, line, colours[line.run])) is not None]
-        if not 1e-4 < max(abs(v) for v in axes.get_ylim()) < 1e5:  # the power of ten belongs to each label: above the axis nobody sees it
+        if (
+            not 1e-4 < max(abs(v) for v in axes.get_ylim()) < 1e5
+        ):  # the power of ten belongs to each label: above the axis nobody sees it
             axes.yaxis.set_major_formatter(lambda value, _: _with_power(value))
-        labels = max((len(label.get_text()) for label in axes.get_yticklabels()), default=1)  # a layout engine would take half the time
+        labels = max(
+            (len(label.get_text()) for label in axes.get_yticklabels()), default=1
+        )  # a layout engine would take half the time
         figure.subplots_adjust(left=(8 + 4.9 * labels) / SIZE[0], right=0.99, bottom=18 / SIZE[1], top=0.96)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -175,7 +218,12 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
 def _bars(axes: Axes, line: Line, colour: int) -> End | None:
     """One system's histogram; its ends are those of the values. None where nothing is counted."""
     middles, counts = _floats(line.steps), _floats(line.mean)
-    if len(middles) < 2 or len(middles) != len(counts) or not np.isfinite([*middles, *counts]).all() or not counts.any():
+    if (
+        len(middles) < 2
+        or len(middles) != len(counts)
+        or not np.isfinite([*middles, *counts]).all()
+        or not counts.any()
+    ):
         return None
     ink, turn, half = RUNS[colour % len(RUNS)], colour + colour // len(RUNS), (middles[1] - middles[0]) / 2
     edges = [*(middles - half), middles[-1] + half]
@@ -191,21 +239,40 @@ def _trace(axes: Axes, line: Line, colour: int) -> End | None:
     good = np.isfinite(mean) & np.isfinite(steps)
     if not good.any():
         return None
-    ink, gid, turn = RUNS[colour % len(RUNS)], f"run{colour}", colour + colour // len(RUNS)  # a ninth run has the first colour, dashed
-    low, high = (_floats(part[:count]) if part is not None and len(part) >= count else None for part in (line.lo, line.hi))
-    banded = good & np.isfinite(low) & np.isfinite(high) if low is not None and high is not None else np.zeros(count, bool)
+    ink, gid, turn = (
+        RUNS[colour % len(RUNS)],
+        f"run{colour}",
+        colour + colour // len(RUNS),
+    )  # a ninth run has the first colour, dashed
+    low, high = (
+        _floats(part[:count]) if part is not None and len(part) >= count else None for part in (line.lo, line.hi)
+    )
+    banded = (
+        good & np.isfinite(low) & np.isfinite(high) if low is not None and high is not None else np.zeros(count, bool)
+    )
     if low is not None and high is not None and banded.any():
         axes.fill_between(steps, low, high, where=banded.tolist(), color=ink, alpha=0.18, linewidth=0).set_gid(gid)
     x, y = _thin(steps, mean)
     many = len(x) > SMOOTH_FROM and not banded.any()
     few = len(x) <= 25
     dashes = DASHES[turn % len(DASHES)]
-    axes.plot(x, y, color=ink, linewidth=1.4, alpha=0.3 if many else 1, linestyle="-" if many else dashes,
-              marker=MARKS[turn % len(MARKS)] if few else None, markersize=3.2, gid=gid)
+    axes.plot(
+        x,
+        y,
+        color=ink,
+        linewidth=1.4,
+        alpha=0.3 if many else 1,
+        linestyle="-" if many else dashes,
+        marker=MARKS[turn % len(MARKS)] if few else None,
+        markersize=3.2,
+        gid=gid,
+    )
     if many:
         axes.plot(x, _smooth(y), color=ink, linewidth=1.5, linestyle=dashes, gid=gid)
     last = int(np.flatnonzero(good)[-1])
-    interval = (float(low[last]), float(high[last])) if low is not None and high is not None and banded[last] else (None, None)
+    interval = (
+        (float(low[last]), float(high[last])) if low is not None and high is not None and banded[last] else (None, None)
+    )
     return End(colour, line.run, float(mean[good][0]), float(mean[last]), *interval)
 
 
@@ -236,7 +303,7 @@ def _inline(svg: str) -> Markup:
     """
     from markupsafe import Markup
 
-    root = ET.fromstring(svg[svg.index("<svg"):])
+    root = ET.fromstring(svg[svg.index("<svg") :])
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.rpartition("}")[2] in ("style", "metadata"):
@@ -246,8 +313,14 @@ def _inline(svg: str) -> Markup:
         old = {k.rpartition("}")[2]: v for k, v in element.attrib.items()}
         styles = dict(part.split(":", 1) for part in old.pop("style", "").split(";") if ":" in part)
         new = {k: v for k, v in old.items() if k != "id" and (element is not root or k == "viewBox")}
-        new |= {k: v.strip() for k, v in ((k.strip(), v) for k, v in styles.items()) if k in ATTRIBUTES or k[:5] in ("fill-", "strok")}
-        new = {k: NUMBER.sub(_short, v) for k, v in new.items()}  # places need no more digits; what is written at an axis keeps its own
+        new |= {
+            k: v.strip()
+            for k, v in ((k.strip(), v) for k, v in styles.items())
+            if k in ATTRIBUTES or k[:5] in ("fill-", "strok")
+        }
+        new = {
+            k: NUMBER.sub(_short, v) for k, v in new.items()
+        }  # places need no more digits; what is written at an axis keeps its own
         if re.match(r"run\d+$", old.get("id", "")):
             new["class"] = old["id"]
         elif element.tag in ("path", "clipPath") and "id" in old:

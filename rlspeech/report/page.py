@@ -24,45 +24,89 @@ def render(data: ReportData, max_bytes: int) -> str:
     import jinja2
     from markupsafe import Markup
 
-    texts = {name: resources.files("rlspeech.report").joinpath(name).read_text(encoding="utf-8")
-             for name in ("template.html", "page.css", "page.js")}
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    texts = {
+        name: resources.files("rlspeech.report").joinpath(name).read_text(encoding="utf-8")
+        for name in ("template.html", "page.css", "page.js")
+    }
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(pretty=_pretty, number=_number, signed=_signed, breaks=_breaks)
     template = environment.from_string(texts["template.html"])
     style, script = texts["page.css"], texts["page.js"]
     groups = figures.groups([*data.plots, *figures.from_rows(data.curves, [p.title for p in data.plots])])
     context: dict[str, Any] = {
-        "data": data, "verdict": verdict(data), "summary": _summary(data), "mark": mark, "forest": _forest(data), "groups": groups,
+        "data": data,
+        "verdict": verdict(data),
+        "summary": _summary(data),
+        "mark": mark,
+        "forest": _forest(data),
+        "groups": groups,
         "plain_versions": all(not isinstance(v, Mapping | list | tuple) for v in data.versions.values()),
-        "policy": _policy(style, script), "style": Markup(style),
-        "script": Markup(script)}
+        "policy": _policy(style, script),
+        "style": Markup(style),
+        "script": Markup(script),
+    }
     bare = template.render(**context, clips=[], notes=data.notes, handed="", labels=[], blind=False, systems=[])
     clips, remarks = players.fit(data.clips, max(MIN_SOUND, max_bytes - len(bare.encode("utf-8", "replace"))))
-    clips = [c for c in clips if c.label] + [c for c in clips if not c.label]  # those that were picked for a reason come first
+    clips = [c for c in clips if c.label] + [
+        c for c in clips if not c.label
+    ]  # those that were picked for a reason come first
     systems = list(dict.fromkeys([*data.means, *(p.system for c in clips for p in c.players)]))
     heard = [{p.system for p in c.players if p.audio} for c in clips]
     handed = _handed(data, clips, systems)
     html = template.render(
-        **context, clips=clips, notes=[*data.notes, *remarks], handed=Markup(handed),
-        labels=list(dict.fromkeys(c.label for c in clips if c.label)), blind=data.blind and any(len(h) > 1 for h in heard), systems=systems)
-    return html.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair in someone's file name must not cost the page
+        **context,
+        clips=clips,
+        notes=[*data.notes, *remarks],
+        handed=Markup(handed),
+        labels=list(dict.fromkeys(c.label for c in clips if c.label)),
+        blind=data.blind and any(len(h) > 1 for h in heard),
+        systems=systems,
+    )
+    return html.encode("utf-8", "replace").decode(
+        "utf-8"
+    )  # half a surrogate pair in someone's file name must not cost the page
 
 
 def _policy(style: str, script: str) -> str:
     """No network at all; styles and scripts only those that were shipped."""
-    sources = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (style, script)]
-    return (f"default-src 'none'; img-src data:; media-src data: blob:; style-src {sources[0]}; script-src {sources[1]}; "
-            "base-uri 'none'; form-action 'none'")
+    sources = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (style, script)
+    ]
+    return (
+        f"default-src 'none'; img-src data:; media-src data: blob:; style-src {sources[0]}; script-src {sources[1]}; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def _handed(data: ReportData, clips: Sequence[players.Players], systems: Sequence[str]) -> str:
     """What the script has to know, as JSON that cannot end its element."""
-    shown = [{"key": c.key, "label": c.label, "seconds": round(c.seconds, 3),
-              "players": [{"system": systems.index(p.system), "audio": bool(p.audio), "level": round(p.level_db, 2), "scores": p.scores}
-                          for p in c.players]} for c in clips]
-    facts = {"title": data.title, "systems": list(systems), "baseline": data.baseline, "clips": shown,
-             "compared": [systems.index(s) for s in data.deltas if s in systems],
-             "metrics": [{"name": m.name, "up": m.higher_is_better} for m in data.metrics]}
+    shown = [
+        {
+            "key": c.key,
+            "label": c.label,
+            "seconds": round(c.seconds, 3),
+            "players": [
+                {
+                    "system": systems.index(p.system),
+                    "audio": bool(p.audio),
+                    "level": round(p.level_db, 2),
+                    "scores": p.scores,
+                }
+                for p in c.players
+            ],
+        }
+        for c in clips
+    ]
+    facts = {
+        "title": data.title,
+        "systems": list(systems),
+        "baseline": data.baseline,
+        "clips": shown,
+        "compared": [systems.index(s) for s in data.deltas if s in systems],
+        "metrics": [{"name": m.name, "up": m.higher_is_better} for m in data.metrics],
+    }
     text = json.dumps(log.plain(facts), ensure_ascii=True, allow_nan=False)
     facts["id"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     text = json.dumps(log.plain(facts), ensure_ascii=True, allow_nan=False)
@@ -86,8 +130,13 @@ def _forest(data: ReportData) -> dict[str, dict[str, tuple[float, float, float]]
     """system -> metric -> lower end, mean and upper end from 4 to 96, with 0 at 50; a row of the table has one scale."""
     drawn: dict[str, dict[str, tuple[float, float, float]]] = {s: {} for s in data.deltas}
     for metric in data.metrics:
-        row = {s: d[metric.name] for s, d in data.deltas.items() if metric.name in d and math.isfinite(d[metric.name].mean)}
-        ends = {s: (i.lo, i.mean, i.hi) if math.isfinite(i.lo) and math.isfinite(i.hi) else (i.mean,) * 3 for s, i in row.items()}
+        row = {
+            s: d[metric.name] for s, d in data.deltas.items() if metric.name in d and math.isfinite(d[metric.name].mean)
+        }
+        ends = {
+            s: (i.lo, i.mean, i.hi) if math.isfinite(i.lo) and math.isfinite(i.hi) else (i.mean,) * 3
+            for s, i in row.items()
+        }
         scale = max((abs(v) for e in ends.values() for v in e), default=0.0)
         for system, (lo, mean, hi) in ends.items():
             low, middle, high = (50 + 46 * v / scale if scale else 50.0 for v in (lo, mean, hi))

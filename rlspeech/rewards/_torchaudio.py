@@ -22,7 +22,9 @@ def why_not() -> str:
         importlib.import_module("torchaudio")
     except Exception as error:  # the failure is a linker's, and its class differs by platform
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"torchaudio is installed and does not import beside this torch ({first[:120]}): pip uninstall torchaudio"
+        return (
+            f"torchaudio is installed and does not import beside this torch ({first[:120]}): pip uninstall torchaudio"
+        )
     return ""
 
 

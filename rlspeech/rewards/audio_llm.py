@@ -30,7 +30,10 @@ from rlspeech.types import UserError
 __all__ = ["LOADING", "AudioLlm", "quietly", "weights_id"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TEXT_ONLY = {"qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration", "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration"}
+TEXT_ONLY = {
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+}
 OWN_WINDOWS = frozenset({"voxtral", "voxtral_realtime"})  # cut long audio themselves
 HINT = "give a folder with config.json, weights and processor, or a Hub id with the network at hand"
 LOADING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
@@ -57,13 +60,31 @@ class AudioLlm:
         UserError: not found, not loadable, or not a model that hears and speaks.
     """
 
-    def __init__(self, name: str, *, prompt: str | None = None, device: str = "cpu", temperature: float = 0.0, dtype: str = "auto",
-                 device_map: str | None = None, max_new_tokens: int | None = None, batch: int = 8, max_s: float | None = None,
-                 seed: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        prompt: str | None = None,
+        device: str = "cpu",
+        temperature: float = 0.0,
+        dtype: str = "auto",
+        device_map: str | None = None,
+        max_new_tokens: int | None = None,
+        batch: int = 8,
+        max_s: float | None = None,
+        seed: int = 0,
+    ) -> None:
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"no precision is called {dtype!r}", "", f"dtype=auto, {', '.join(DTYPES)}")
-        if batch < 1 or (max_new_tokens is not None and max_new_tokens < 1) or temperature < 0 or (max_s is not None and max_s <= 0):
-            raise UserError("the describer's batch, max_new_tokens, temperature or max_s cannot be used", "one of them is too small")
+        if (
+            batch < 1
+            or (max_new_tokens is not None and max_new_tokens < 1)
+            or temperature < 0
+            or (max_s is not None and max_s <= 0)
+        ):
+            raise UserError(
+                "the describer's batch, max_new_tokens, temperature or max_s cannot be used", "one of them is too small"
+            )
         path = str(embedded_path("listener")) if name == EMBEDDED else name
         own = _own_prompt(path)
         self.prompt = prompt or own or read_prompts()[0]
@@ -76,16 +97,26 @@ class AudioLlm:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         extractor = getattr(self._processor, "feature_extractor", None)
         self._rate = int(getattr(extractor, "sampling_rate", SAMPLE_RATE))
-        self.max_s = max_s if max_s is not None else None if kind in OWN_WINDOWS else _hears_s(self._processor, extractor, self._rate)
-        self._text = None if _only_templates(self._processor) else _question(self._processor, self._tokenizer, self.prompt, name)
+        self.max_s = (
+            max_s
+            if max_s is not None
+            else None
+            if kind in OWN_WINDOWS
+            else _hears_s(self._processor, extractor, self._rate)
+        )
+        self._text = (
+            None if _only_templates(self._processor) else _question(self._processor, self._tokenizer, self.prompt, name)
+        )
         if self._text is not None and self.prompt not in self._text:
             self.prompt = "none, its template takes no question"
         own_limit = self._model.generation_config.max_new_tokens or MAX_NEW
         max_new_tokens = min(own_limit, MAX_NEW) if max_new_tokens is None else max_new_tokens
         self._decoding = _decoding(self._model, self._tokenizer, temperature, max_new_tokens)
         how = "greedy" if temperature == 0 else f"temperature {temperature:g}, seed {seed}"
-        self.version = (f"{name} {weights_id(path, self._model.config)} ({str(self._model.dtype).removeprefix('torch.')}), {how}, "
-                        f"at most {max_new_tokens} tokens, prompt: {self.prompt}")
+        self.version = (
+            f"{name} {weights_id(path, self._model.config)} ({str(self._model.dtype).removeprefix('torch.')}), {how}, "
+            f"at most {max_new_tokens} tokens, prompt: {self.prompt}"
+        )
 
     def describe(self, wavs: Sequence[np.ndarray]) -> list[Said]:
         """Describe (T,) float32 waveforms at 16 kHz; like lengths share a batch, answers are in order."""
@@ -93,7 +124,7 @@ class AudioLlm:
         said: list[Said] = [Said(None, "not asked")] * len(wavs)
         at = 0
         while at < len(order):
-            part = order[at:at + self.batch]
+            part = order[at : at + self.batch]
             try:
                 texts = self._generate([wavs[i] for i in part], at)
             except (torch.OutOfMemoryError, MemoryError):
@@ -115,22 +146,36 @@ class AudioLlm:
             wavs = [resample(w, SAMPLE_RATE, self._rate) for w in wavs]
         inputs = self._inputs([np.ascontiguousarray(w, dtype=np.float32) for w in wavs])
         device = self._model.device
-        ready = {k: v.to(device, self._model.dtype) if v.is_floating_point() else v.to(device)
-                 for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        ready = {
+            k: v.to(device, self._model.dtype) if v.is_floating_point() else v.to(device)
+            for k, v in inputs.items()
+            if isinstance(v, torch.Tensor)
+        }
         devices = [device] if device.type == "cuda" else []
         with torch.inference_mode(), torch.random.fork_rng(devices, enabled=self.temperature > 0):
             if self.temperature > 0:
                 torch.manual_seed(self.seed + at)
             out = self._model.generate(**ready, generation_config=copy.deepcopy(self._decoding))
         ids = out[0] if isinstance(out, tuple) else getattr(out, "sequences", out)
-        return [str(t) for t in self._tokenizer.batch_decode(ids[:, ready["input_ids"].shape[1]:], skip_special_tokens=True)]
+        return [
+            str(t)
+            for t in self._tokenizer.batch_decode(ids[:, ready["input_ids"].shape[1] :], skip_special_tokens=True)
+        ]
 
     def _inputs(self, wavs: list[np.ndarray]) -> dict[str, Any]:
         if self._text is not None:
-            begun = self._tokenizer.bos_token and self._text.startswith(self._tokenizer.bos_token)  # by the template: not twice
+            begun = self._tokenizer.bos_token and self._text.startswith(
+                self._tokenizer.bos_token
+            )  # by the template: not twice
             options = {"add_special_tokens": False} if begun else {}
-            made = self._processor(text=[self._text] * len(wavs), audio=wavs, sampling_rate=self._rate, padding=True, return_tensors="pt",
-                                   **options)
+            made = self._processor(
+                text=[self._text] * len(wavs),
+                audio=wavs,
+                sampling_rate=self._rate,
+                padding=True,
+                return_tensors="pt",
+                **options,
+            )
             return dict(made)
         import base64
 
@@ -215,7 +260,9 @@ def _load(path: str, dtype: torch.dtype, device: str, device_map: str | None) ->
         first = (str(error).strip().splitlines() or [""])[0][:300]
         raise UserError(f"cannot load the describer {path!r}", f"{type(error).__name__}: {first}", HINT) from error
     if not hasattr(model, "generate") or getattr(processor, "feature_extractor", None) is None:
-        raise UserError(f"{path!r} is no describer", f"{type(model).__name__} does not take audio and answer in text", HINT)
+        raise UserError(
+            f"{path!r} is no describer", f"{type(model).__name__} does not take audio and answer in text", HINT
+        )
     model.requires_grad_(False)
     return processor, (model.eval() if device_map else model.eval().to(device)), kind
 
@@ -226,7 +273,11 @@ def _classes(transformers: Any, config: Any) -> list[Any]:
     named = [TEXT_ONLY[config.model_type]] if config.model_type in TEXT_ONLY else []
     named += list(config.architectures or [])
     found = [getattr(transformers, n) for n in named if hasattr(transformers, n)]
-    return [*found[:1], auto, *found[1:]] if config.model_type in TEXT_ONLY and auto else [c for c in (auto, *found) if c is not None]
+    return (
+        [*found[:1], auto, *found[1:]]
+        if config.model_type in TEXT_ONLY and auto
+        else [c for c in (auto, *found) if c is not None]
+    )
 
 
 def _hears_s(processor: Any, extractor: Any, rate: int) -> float | None:
@@ -257,7 +308,9 @@ def _question(processor: Any, tokenizer: Any, prompt: str, name: str) -> str:
         mute = ""
         for content in ([{"type": "audio"}, {"type": "text", "text": prompt}], f"{token or ''}{prompt}"):
             try:
-                text = owner.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+                text = owner.apply_chat_template(
+                    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+                )
             except Exception:  # jinja's errors: a template for plain strings given parts, or the other way round
                 continue
             if isinstance(text, str) and (token is None or text.count(token) == 1):
@@ -271,7 +324,9 @@ def _question(processor: Any, tokenizer: Any, prompt: str, name: str) -> str:
         known = tokenizer.get_vocab()
         first, last = (m if m in known else "" for m in marks)
         return f"{first}{token}{last}{prompt}"
-    raise UserError(f"cannot ask {name}", "its processor has neither a chat template that takes audio nor an audio token", HINT)
+    raise UserError(
+        f"cannot ask {name}", "its processor has neither a chat template that takes audio nor an audio token", HINT
+    )
 
 
 def _decoding(model: Any, tokenizer: Any, temperature: float, max_new_tokens: int) -> Any:

@@ -21,8 +21,21 @@ from rlspeech.data.functions import load_function
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
 from rlspeech.types import Reward, Sample, Score, UserError
 
-__all__ = ["Family", "Request", "RewardInfo", "asks_for", "available", "column_of", "gate", "get_reward", "is_trls", "load_function",
-           "register", "resolve", "why_not"]
+__all__ = [
+    "Family",
+    "Request",
+    "RewardInfo",
+    "asks_for",
+    "available",
+    "column_of",
+    "gate",
+    "get_reward",
+    "is_trls",
+    "load_function",
+    "register",
+    "resolve",
+    "why_not",
+]
 
 SILENCE_DBFS = -70.0
 MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level
@@ -99,7 +112,11 @@ def available() -> list[RewardInfo]:
     infos = []
     for e in _entries.values():
         reason = why_not(e)
-        infos.append(RewardInfo(e.family, not reason, reason, tuple(e.columns), e.needs, e.where, next(iter(e.columns.values())).help))
+        infos.append(
+            RewardInfo(
+                e.family, not reason, reason, tuple(e.columns), e.needs, e.where, next(iter(e.columns.values())).help
+            )
+        )
     return infos
 
 
@@ -115,7 +132,9 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
     """
     match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", asked)
     if match is None:
-        raise UserError(f"cannot read the reward name {asked!r}", "", "name, name[option=value] or package.module:function")
+        raise UserError(
+            f"cannot read the reward name {asked!r}", "", "name, name[option=value] or package.module:function"
+        )
     name, merged = match[1], dict(options or {})
     merged.update(_parse_options(match[2] or "", asked))
     frozen = tuple(sorted(merged.items()))
@@ -125,22 +144,40 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
     if name not in _columns:
         known = [*_columns, *_aliases]
         close = difflib.get_close_matches(name, known, 1, 0.5)
-        hint = f"did you mean {close[0]!r}?" if close else "rlspeech doctor lists the rewards; package.module:function names your own"
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else "rlspeech doctor lists the rewards; package.module:function names your own"
+        )
         raise UserError(f"no reward is called {name!r}", f"known: {', '.join(sorted(_columns))}", hint)
     entry = _columns[name]
     if reason := why_not(entry):
-        raise UserError(f"the reward {name!r} cannot be used here", reason, "rlspeech doctor lists the rewards that can")
+        raise UserError(
+            f"the reward {name!r} cannot be used here", reason, "rlspeech doctor lists the rewards that can"
+        )
     return Request(asked, entry, name, frozen)
 
 
 def _user_entry(path: str) -> Entry:
     """What a Python function says of itself; one with a parameter ``hypotheses``, or of TRL's form, judges texts."""
     function = load_function(path)
-    up, optional = (bool(getattr(function, name, default)) for name, default in (("higher_is_better", True), ("optional", False)))
+    up, optional = (
+        bool(getattr(function, name, default)) for name, default in (("higher_is_better", True), ("optional", False))
+    )
     column = Column("Python function", up, optional=optional)
-    needs = {*getattr(function, "needs", ()), *(("hypothesis",) if asks_for(function, "hypotheses") or is_trls(function) else ())}
-    return Entry(path, "rlspeech.rewards.user:UserReward", {path: column}, frozenset(needs),
-                 sample_rate=getattr(function, "sample_rate", None), min_s=0.0, silence="score")
+    needs = {
+        *getattr(function, "needs", ()),
+        *(("hypothesis",) if asks_for(function, "hypotheses") or is_trls(function) else ()),
+    }
+    return Entry(
+        path,
+        "rlspeech.rewards.user:UserReward",
+        {path: column},
+        frozenset(needs),
+        sample_rate=getattr(function, "sample_rate", None),
+        min_s=0.0,
+        silence="score",
+    )
 
 
 def asks_for(function: Any, parameter: str) -> bool:
@@ -172,7 +209,9 @@ def build(request: Request, device: str = "cpu") -> Family:
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
-        raise UserError(f"{request.asked}: {error}", "the reward has no such option", f"see {request.entry.factory}") from error
+        raise UserError(
+            f"{request.asked}: {error}", "the reward has no such option", f"see {request.entry.factory}"
+        ) from error
 
 
 def get_reward(name: str, **options: Any) -> Reward:
@@ -247,7 +286,11 @@ def _parse_options(text: str, asked: str) -> dict[str, Any]:
     for part in filter(None, (p.strip() for p in text.split(","))):
         key, equals, value = (s.strip() for s in part.partition("="))
         if not equals or not key.isidentifier():
-            raise UserError(f"cannot read the options of {asked!r}", f"{part!r} is not option=value", "name[option=value,option=value]")
+            raise UserError(
+                f"cannot read the options of {asked!r}",
+                f"{part!r} is not option=value",
+                "name[option=value,option=value]",
+            )
         options[key] = _value(value)
     return options
 

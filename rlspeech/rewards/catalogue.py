@@ -63,14 +63,18 @@ _P = "rlspeech.rewards."
 
 
 def _dnsmos(prefix: str, what: str) -> dict[str, Column]:
-    return {f"{prefix}_{c}": Column(f"{what}: {word}", bounds=(1.0, 5.0))
-            for c, word in (("ovrl", "overall quality"), ("sig", "speech quality"), ("bak", "background quality"))}
+    return {
+        f"{prefix}_{c}": Column(f"{what}: {word}", bounds=(1.0, 5.0))
+        for c, word in (("ovrl", "overall quality"), ("sig", "speech quality"), ("bak", "background quality"))
+    }
 
 
 _ASR: dict[str, Column] = {
     "asr_accuracy": Column("1 - word (or character) error rate of the hypothesis, bounded below", bounds=(-1.0, 1.0)),
     "asr_hallucination": Column("-1 where a rule calls the hypothesis a hallucination, else 0", bounds=(-1.0, 0.0)),
-    "asr_keywords": Column("mean of keyword precision and recall; null without keywords", bounds=(0.0, 1.0), optional=True),
+    "asr_keywords": Column(
+        "mean of keyword precision and recall; null without keywords", bounds=(0.0, 1.0), optional=True
+    ),
     "asr_exact": Column("1 where the texts are the same after normalisation, else 0", bounds=(0.0, 1.0)),
     "asr_edits": Column("minus the edit distance, in units", bounds=(-INF, 0.0)),
     "asr_wer": Column("errors per reference unit; null where nothing is said", False, (0.0, INF), True),
@@ -83,23 +87,36 @@ _ASR: dict[str, Column] = {
 }
 
 _TTS: dict[str, Column] = {
-    "tts_accuracy": Column("of a recogniser's character error rate on synthesised speech (form: linear, tanh, exp)", bounds=(-INF, 1.0)),
+    "tts_accuracy": Column(
+        "of a recogniser's character error rate on synthesised speech (form: linear, tanh, exp)", bounds=(-INF, 1.0)
+    ),
     "tts_cer": Column("its character error rate; of an empty transcript 1", False, (0.0, INF)),
     "tts_wer": Column("its word error rate", False, (0.0, INF)),
-    "tts_posterior": Column("exp(-NLL / 3) of the text by an audio language model that hears the speech", bounds=(0.0, 1.0)),
+    "tts_posterior": Column(
+        "exp(-NLL / 3) of the text by an audio language model that hears the speech", bounds=(0.0, 1.0)
+    ),
     "tts_nll": Column("that NLL, in nats a piece of the text", False, (0.0, INF)),
 }
 _TOKEN_RULES: dict[str, Column] = {
-    "tts_duration": Column("minus the relative distance of a rollout's length from its group's median", bounds=(-INF, 0.0)),
-    "tts_token_diversity": Column("mean edit distance of tokens to the group's others, 0 for loops", bounds=(0.0, 1.0), optional=True),
+    "tts_duration": Column(
+        "minus the relative distance of a rollout's length from its group's median", bounds=(-INF, 0.0)
+    ),
+    "tts_token_diversity": Column(
+        "mean edit distance of tokens to the group's others, 0 for loops", bounds=(0.0, 1.0), optional=True
+    ),
     "tts_stopped": Column("1 where the stop token came, else 0", bounds=(0.0, 1.0)),
     "tts_loop": Column("1 where the codec tokens run in a loop, else 0", False, (0.0, 1.0)),
 }
 _SHAPE: dict[str, Column] = {
     "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=(0.0, INF), optional=True),
-    "tts_duration_ratio": Column("length of the speech over the recording's, or over what the text should take; 1 is right",
-                                 bounds=(0.0, INF), optional=True),
-    "tts_duration_drift": Column("size of that ratio's logarithm: how far too long or too short", False, (0.0, INF), True),
+    "tts_duration_ratio": Column(
+        "length of the speech over the recording's, or over what the text should take; 1 is right",
+        bounds=(0.0, INF),
+        optional=True,
+    ),
+    "tts_duration_drift": Column(
+        "size of that ratio's logarithm: how far too long or too short", False, (0.0, INF), True
+    ),
 }
 _TOKEN_TEXT: dict[str, Column] = {
     "token_accuracy": Column("as tts_accuracy, by the token reward: no waveform is made", bounds=(-INF, 1.0)),
@@ -114,41 +131,140 @@ _TOKEN_TEXT: dict[str, Column] = {
 
 BUILTIN: tuple[Entry, ...] = (
     Entry("asr", _P + "rules:TextRules", _ASR, HYPOTHESIS, "main", {"rapidfuzz": "jiwer"}, None, 0.0, "score"),
-    Entry("tts", _P + "speech_rules:SpokenText", _TTS, TEXT, requires={"rapidfuzz": "jiwer"}, min_s=0.0, silence="empty"),
-    Entry("token_rules", _P + "speech_rules:TokenRules", _TOKEN_RULES, TOKENS, "main", {"rapidfuzz": "jiwer"}, None, 0.0, "score"),
+    Entry(
+        "tts", _P + "speech_rules:SpokenText", _TTS, TEXT, requires={"rapidfuzz": "jiwer"}, min_s=0.0, silence="empty"
+    ),
+    Entry(
+        "token_rules",
+        _P + "speech_rules:TokenRules",
+        _TOKEN_RULES,
+        TOKENS,
+        "main",
+        {"rapidfuzz": "jiwer"},
+        None,
+        0.0,
+        "score",
+    ),
     Entry("speech_shape", _P + "speech_rules:SpeechShape", _SHAPE, frozenset(), "cpu", min_s=0.0, silence="empty"),
-    Entry("token_text", _P + "token_text:TokenText", _TOKEN_TEXT, TOKENS | TEXT, "device", {"rapidfuzz": "jiwer"}, None, 0.0, "score"),
+    Entry(
+        "token_text",
+        _P + "token_text:TokenText",
+        _TOKEN_TEXT,
+        TOKENS | TEXT,
+        "device",
+        {"rapidfuzz": "jiwer"},
+        None,
+        0.0,
+        "score",
+    ),
     Entry("dnsmos", _P + "dnsmos:Dnsmos", _dnsmos("dnsmos", "DNSMOS P.835, official windows"), requires=_ONNX),
     Entry("pdnsmos", _P + "dnsmos:PersonalisedDnsmos", _dnsmos("pdnsmos", "personalised DNSMOS P.835"), requires=_ONNX),
-    Entry("dnsmos_p808", _P + "dnsmos:P808", {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=(1.0, 5.0))}, requires=_ONNX),
-    Entry("dnsmos_fast", _P + "dnsmos:FastDnsmos", _dnsmos("dnsmos_fast", "DNSMOS P.835 on the clip as it is, at -25 dBFS; for training"),
-          requires=_ONNX, min_s=0.3),
-    Entry("pesq_wb", _P + "intrusive:PesqWb", {"pesq_wb": Column("PESQ, wide band (ITU-T P.862.2)", bounds=(1.0, 4.65))},
-          TARGET, "cpu", {"pesq": "'rlspeech[pesq]' (needs a C compiler)"}, min_s=0.3),
-    Entry("pesq_nb", _P + "intrusive:PesqNb", {"pesq_nb": Column("PESQ, narrow band (ITU-T P.862)", bounds=(1.0, 4.65))},
-          TARGET, "cpu", {"pesq": "'rlspeech[pesq]' (needs a C compiler)"}, min_s=0.3),
-    Entry("stoi", _P + "intrusive:Stoi",
-          {"stoi": Column("intelligibility (STOI)", bounds=(-1.0, 1.0)),
-           "estoi": Column("intelligibility (extended STOI)", bounds=(-1.0, 1.0))}, TARGET, "cpu", min_s=0.4),
-    Entry("si_sdr", _P + "intrusive:SiSdr", {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")}, TARGET, "cpu"),
-    Entry("lsd", _P + "intrusive:Lsd", {"lsd": Column("log-spectral distance in dB", False, (0.0, INF))}, TARGET, "cpu"),
-    Entry("speaker_similarity", _P + "speaker:SpeakerSimilarity",
-          {"speaker_similarity": Column("cosine of speaker embeddings with the reference", bounds=(-1.0, 1.0))}, TARGET, min_s=0.3),
-    Entry("speech_bert_score", _P + "semantic:SpeechBertScore",
-          {"speech_bert_score": Column("SpeechBERTScore (precision) against the reference", bounds=(-1.0, 1.0)),
-           "speech_bert_recall": Column("its recall", bounds=(-1.0, 1.0)), "speech_bert_f1": Column("its F1", bounds=(-1.0, 1.0))}, TARGET),
-    Entry("wer", _P + "text:ErrorRate", {"wer": Column("word error rate of a recogniser", False, (0.0, INF)),
-                                         "cer": Column("character error rate of a recogniser", False, (0.0, INF))},
-          TEXT, requires={"jiwer": "jiwer"}, silence="score"),
-    Entry("squim", _P + "squim:Squim", {"squim_pesq": Column("PESQ as predicted by torchaudio's SQUIM", bounds=(1.0, 4.65)),
-                                        "squim_stoi": Column("STOI as predicted by SQUIM", bounds=(0.0, 1.0)),
-                                        "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB")},
-          requires={"torchaudio": "'rlspeech[torchaudio]'"}, min_s=0.3, probe=_P + "_torchaudio:why_not"),
-    Entry("llm", _P + "judge:LlmJudge", {"llm": Column("rating read out of an audio language model's words", bounds=(1.0, 5.0))},
-          min_s=0.3),
+    Entry(
+        "dnsmos_p808",
+        _P + "dnsmos:P808",
+        {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=(1.0, 5.0))},
+        requires=_ONNX,
+    ),
+    Entry(
+        "dnsmos_fast",
+        _P + "dnsmos:FastDnsmos",
+        _dnsmos("dnsmos_fast", "DNSMOS P.835 on the clip as it is, at -25 dBFS; for training"),
+        requires=_ONNX,
+        min_s=0.3,
+    ),
+    Entry(
+        "pesq_wb",
+        _P + "intrusive:PesqWb",
+        {"pesq_wb": Column("PESQ, wide band (ITU-T P.862.2)", bounds=(1.0, 4.65))},
+        TARGET,
+        "cpu",
+        {"pesq": "'rlspeech[pesq]' (needs a C compiler)"},
+        min_s=0.3,
+    ),
+    Entry(
+        "pesq_nb",
+        _P + "intrusive:PesqNb",
+        {"pesq_nb": Column("PESQ, narrow band (ITU-T P.862)", bounds=(1.0, 4.65))},
+        TARGET,
+        "cpu",
+        {"pesq": "'rlspeech[pesq]' (needs a C compiler)"},
+        min_s=0.3,
+    ),
+    Entry(
+        "stoi",
+        _P + "intrusive:Stoi",
+        {
+            "stoi": Column("intelligibility (STOI)", bounds=(-1.0, 1.0)),
+            "estoi": Column("intelligibility (extended STOI)", bounds=(-1.0, 1.0)),
+        },
+        TARGET,
+        "cpu",
+        min_s=0.4,
+    ),
+    Entry(
+        "si_sdr",
+        _P + "intrusive:SiSdr",
+        {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")},
+        TARGET,
+        "cpu",
+    ),
+    Entry(
+        "lsd", _P + "intrusive:Lsd", {"lsd": Column("log-spectral distance in dB", False, (0.0, INF))}, TARGET, "cpu"
+    ),
+    Entry(
+        "speaker_similarity",
+        _P + "speaker:SpeakerSimilarity",
+        {"speaker_similarity": Column("cosine of speaker embeddings with the reference", bounds=(-1.0, 1.0))},
+        TARGET,
+        min_s=0.3,
+    ),
+    Entry(
+        "speech_bert_score",
+        _P + "semantic:SpeechBertScore",
+        {
+            "speech_bert_score": Column("SpeechBERTScore (precision) against the reference", bounds=(-1.0, 1.0)),
+            "speech_bert_recall": Column("its recall", bounds=(-1.0, 1.0)),
+            "speech_bert_f1": Column("its F1", bounds=(-1.0, 1.0)),
+        },
+        TARGET,
+    ),
+    Entry(
+        "wer",
+        _P + "text:ErrorRate",
+        {
+            "wer": Column("word error rate of a recogniser", False, (0.0, INF)),
+            "cer": Column("character error rate of a recogniser", False, (0.0, INF)),
+        },
+        TEXT,
+        requires={"jiwer": "jiwer"},
+        silence="score",
+    ),
+    Entry(
+        "squim",
+        _P + "squim:Squim",
+        {
+            "squim_pesq": Column("PESQ as predicted by torchaudio's SQUIM", bounds=(1.0, 4.65)),
+            "squim_stoi": Column("STOI as predicted by SQUIM", bounds=(0.0, 1.0)),
+            "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB"),
+        },
+        requires={"torchaudio": "'rlspeech[torchaudio]'"},
+        min_s=0.3,
+        probe=_P + "_torchaudio:why_not",
+    ),
+    Entry(
+        "llm",
+        _P + "judge:LlmJudge",
+        {"llm": Column("rating read out of an audio language model's words", bounds=(1.0, 5.0))},
+        min_s=0.3,
+    ),
 )
 
 ALIASES: dict[str, str] = {
-    "dnsmos": "dnsmos_ovrl", "pdnsmos": "pdnsmos_ovrl", "dnsmos_fast": "dnsmos_fast_ovrl", "p808": "dnsmos_p808", "pesq": "pesq_wb",
-    "spk_sim": "speaker_similarity", "speech_bert_precision": "speech_bert_score",
+    "dnsmos": "dnsmos_ovrl",
+    "pdnsmos": "pdnsmos_ovrl",
+    "dnsmos_fast": "dnsmos_fast_ovrl",
+    "p808": "dnsmos_p808",
+    "pesq": "pesq_wb",
+    "spk_sim": "speaker_similarity",
+    "speech_bert_precision": "speech_bert_score",
 }

@@ -19,21 +19,37 @@ import numpy as np
 
 from rlspeech.types import UserError
 
-__all__ = ["EMBEDDED", "SAMPLE_RATE", "Describer", "Said", "answer", "get_describer", "read_prompts", "without_thoughts"]
+__all__ = [
+    "EMBEDDED",
+    "SAMPLE_RATE",
+    "Describer",
+    "Said",
+    "answer",
+    "get_describer",
+    "read_prompts",
+    "without_thoughts",
+]
 
 SAMPLE_RATE = 16000  # what every describer is given, in Hz
 EMBEDDED = "embedded"
 MAX_TEXT = 4000  # characters of an answer that are kept
 MAX_PROMPT = 8000
-_CANNOT = (r"(?:can't|can not|cannot|could not|couldn't|unable to|not able to|not (?:in a position|allowed|designed) to|won't"
-           r"|do(?: not|n't) have the (?:ability|capability) to)")
-_TASK = (r"(?:assist|help|process|access|listen|analy[sz]e|evaluate|assess|rate|judge|provide|comply|answer|play|open"
-         r"|hear (?:the |any |your |this )?(?:audio|sound|recording|file|clip))")
+_CANNOT = (
+    r"(?:can't|can not|cannot|could not|couldn't|unable to|not able to|not (?:in a position|allowed|designed) to|won't"
+    r"|do(?: not|n't) have the (?:ability|capability) to)"
+)
+_TASK = (
+    r"(?:assist|help|process|access|listen|analy[sz]e|evaluate|assess|rate|judge|provide|comply|answer|play|open"
+    r"|hear (?:the |any |your |this )?(?:audio|sound|recording|file|clip))"
+)
 _REFUSED = re.compile(rf"\b{_CANNOT} (?:\w+ )?{_TASK}", re.IGNORECASE)
 _SPEAKS_OF_ITSELF = re.compile(r"\b(?:i|i'm|we|ai|assistant|language model)\b", re.IGNORECASE)
-_NO_AUDIO = re.compile(r"\b(?:no|any) (?:audio|recording|sound file|speech sample)(?: file| clip)? (?:(?:was|is|has been|were|to be) )?"
-                       r"(?:provided|attached|found|given|included)|\b(?:provide|upload|attach|share) (?:me )?(?:with )?(?:the|an|your) "
-                       r"(?:audio|recording|sound|speech)", re.IGNORECASE)
+_NO_AUDIO = re.compile(
+    r"\b(?:no|any) (?:audio|recording|sound file|speech sample)(?: file| clip)? (?:(?:was|is|has been|were|to be) )?"
+    r"(?:provided|attached|found|given|included)|\b(?:provide|upload|attach|share) (?:me )?(?:with )?(?:the|an|your) "
+    r"(?:audio|recording|sound|speech)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +77,9 @@ class Describer(Protocol):
         ...
 
 
-def get_describer(name: str, /, *, prompt: str | None = None, device: str = "cpu", temperature: float = 0.0, **options: Any) -> Describer:
+def get_describer(
+    name: str, /, *, prompt: str | None = None, device: str = "cpu", temperature: float = 0.0, **options: Any
+) -> Describer:
     """A describer by name.
 
     Args:
@@ -79,7 +97,11 @@ def get_describer(name: str, /, *, prompt: str | None = None, device: str = "cpu
 
         return Endpoint(name, prompt=prompt or read_prompts()[0], temperature=temperature, **options)
     if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
-        raise UserError(f"cannot use {name!r} as a describer", "an address begins with http:// or https://", "--llm http://HOST:PORT/v1")
+        raise UserError(
+            f"cannot use {name!r} as a describer",
+            "an address begins with http:// or https://",
+            "--llm http://HOST:PORT/v1",
+        )
     from rlspeech.rewards.audio_llm import AudioLlm
 
     return AudioLlm(name, prompt=prompt, device=device, temperature=temperature, **options)
@@ -91,7 +113,11 @@ def read_prompts(path: str | Path | None = None) -> list[str]:
     Raises:
         UserError: unreadable, or not one prompt in it.
     """
-    file = Path(path) if path is not None else Path(str(resources.files("rlspeech"))) / "assets" / "prompts" / "quality.txt"
+    file = (
+        Path(path)
+        if path is not None
+        else Path(str(resources.files("rlspeech"))) / "assets" / "prompts" / "quality.txt"
+    )
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -107,7 +133,9 @@ def read_prompts(path: str | Path | None = None) -> list[str]:
 def without_thoughts(text: str) -> str:
     """The answer behind ``<think>...</think>``; a thought that is never closed has no answer behind it."""
     text = re.sub(r"<think(?:ing)?>.*?</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.sub(r"^.*</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE)  # templates that open the thought in the prompt
+    text = re.sub(
+        r"^.*</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE
+    )  # templates that open the thought in the prompt
     return re.sub(r"<think(?:ing)?>.*$", " ", text, flags=re.DOTALL | re.IGNORECASE).strip()
 
 

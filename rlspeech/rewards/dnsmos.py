@@ -45,14 +45,18 @@ def windows(length: int) -> tuple[int, list[tuple[int, int, int]]]:
         copies *= 2
     total = length * copies
     ends = [(s * RATE, int((s + 9.01) * RATE)) for s in range(int(total // RATE - 9.01) + 1)]
-    starts = [a for a, b in ends if b <= total and b - a >= WINDOW]  # rounding shortens some by a sample; the official code drops them
+    starts = [
+        a for a, b in ends if b <= total and b - a >= WINDOW
+    ]  # rounding shortens some by a sample; the official code drops them
     if copies == 1:
         return 1, [(s, WINDOW, 1) for s in starts]
     weight: dict[int, int] = {}
     for s in starts:
         weight[s % length] = weight.get(s % length, 0) + 1
     samples = WINDOW
-    if length % HOP == 0:  # frames repeat with the clip; every pooling sees the same phase again after a multiple of 8 frames
+    if (
+        length % HOP == 0
+    ):  # frames repeat with the clip; every pooling sees the same phase again after a multiple of 8 frames
         period = math.lcm(length // HOP, 8)
         spare = (WINDOW // HOP - VIEW) // period - 1
         samples -= max(0, spare) * period * HOP
@@ -75,7 +79,9 @@ def _session(kind: str, threads: int) -> Any:
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "L"
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning threads starve the other processes
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # spinning threads starve the other processes
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -85,13 +91,20 @@ class _Scorer:
     kind = "p835"
     official = True
 
-    def __init__(self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = None, threads: int = 0) -> None:
+    def __init__(
+        self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = None, threads: int = 0
+    ) -> None:
         """Args: engine "onnx", "torch" or "auto"; level_dbfs scales clips first; threads of onnxruntime, 0 takes torch's number."""
         if engine == "auto":
             from importlib.util import find_spec
 
             engine = "onnx" if device == "cpu" and find_spec("onnxruntime") else "torch"
-        self.device, self.engine, self.level_dbfs, self.threads = device, engine, level_dbfs, threads or torch.get_num_threads()
+        self.device, self.engine, self.level_dbfs, self.threads = (
+            device,
+            engine,
+            level_dbfs,
+            threads or torch.get_num_threads(),
+        )
         self._net: DNSMOS | P808Net | None = None
 
     @property
@@ -125,17 +138,21 @@ class _Scorer:
         for i, wav in enumerate(wavs):
             if self.level_dbfs is not None:
                 wav = _at_level(wav, self.level_dbfs)
-            copies, plan = windows(len(wav)) if self.official else (1, [(0, len(wav) // HOP * HOP, 1)])  # the graph wants whole hops
+            copies, plan = (
+                windows(len(wav)) if self.official else (1, [(0, len(wav) // HOP * HOP, 1)])
+            )  # the graph wants whole hops
             tiled = np.tile(wav, copies) if copies > 1 else wav
             rows.append([None] * len(plan))
             weights.append(np.array([w for _, _, w in plan], np.float64) / sum(w for _, _, w in plan))
             for j, (start, samples, _) in enumerate(plan):
-                pieces.setdefault(samples, []).append((i, j, tiled[start:start + samples]))
+                pieces.setdefault(samples, []).append((i, j, tiled[start : start + samples]))
         for samples, group in pieces.items():
             size = max(1, MAX_FRAMES * HOP // samples)
             for k in range(0, len(group), size):
-                part = group[k:k + size]
-                for (i, j, _), out in zip(part, self.raw(np.stack([w for _, _, w in part]).astype(np.float32)), strict=True):
+                part = group[k : k + size]
+                for (i, j, _), out in zip(
+                    part, self.raw(np.stack([w for _, _, w in part]).astype(np.float32)), strict=True
+                ):
                     rows[i][j] = out
         return [(np.stack(r).astype(np.float64), w) for r, w in zip(rows, weights, strict=True)]
 
@@ -148,7 +165,9 @@ class _Scorer:
             mos = weight @ np.stack([np.polyval(p, raw[:, c]) for c, p in enumerate(poly)], 1)
             values = dict(zip((f"{prefix}_sig", f"{prefix}_bak", f"{prefix}_ovrl"), mos, strict=True))
             detail = {**values, **{f"{k}_raw": float(v) for k, v in zip(values, weight @ raw, strict=True)}}
-            answers.append({c: Score(float(values[c]), detail={k: float(v) for k, v in detail.items() if k != c}) for c in columns})
+            answers.append(
+                {c: Score(float(values[c]), detail={k: float(v) for k, v in detail.items() if k != c}) for c in columns}
+            )
         return answers
 
 
@@ -171,7 +190,9 @@ class FastDnsmos(_Scorer):
 
     official = False
 
-    def __init__(self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = -25.0, threads: int = 0) -> None:
+    def __init__(
+        self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = -25.0, threads: int = 0
+    ) -> None:
         super().__init__(device, engine, level_dbfs, threads)
 
 
@@ -182,7 +203,9 @@ class P808(_Scorer):
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """P.808 of every clip."""
-        return [{columns[0]: Score(float(weight @ raw[:, 0]))} for raw, weight in self.outputs([s.wav for s in samples])]
+        return [
+            {columns[0]: Score(float(weight @ raw[:, 0]))} for raw, weight in self.outputs([s.wav for s in samples])
+        ]
 
 
 def _at_level(wav: np.ndarray, dbfs: float) -> np.ndarray:

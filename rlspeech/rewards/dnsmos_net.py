@@ -22,12 +22,22 @@ from rlspeech.rewards.mel import level_normalise, mel_filters
 __all__ = ["DNSMOS", "HOP", "POLYNOMIALS", "RATE", "P808Net", "model_hash", "model_path"]
 
 RATE, HOP = 16000, 160
-FILES = {"p835": "dnsmos_models/sig_bak_ovr.onnx", "pp835": "pdnsmos_models/sig_bak_ovr.onnx", "p808": "dnsmos_models/model_v8.onnx"}
+FILES = {
+    "p835": "dnsmos_models/sig_bak_ovr.onnx",
+    "pp835": "pdnsmos_models/sig_bak_ovr.onnx",
+    "p808": "dnsmos_models/model_v8.onnx",
+}
 POLYNOMIALS = {  # rows SIG, BAK, OVRL; columns x^3, x^2, x, 1
-    "p835": ((0.0, -0.08397278, 1.22083953, 0.0052439), (0.0, -0.13166888, 1.60915514, -0.39604546),
-             (0.0, -0.06766283, 1.11546468, 0.04602535)),
-    "pp835": ((-0.01019296, 0.02751166, 1.19576786, -0.24348726), (-0.04976499, 0.44276479, -0.1644611, 0.96883132),
-              (-0.00533021, 0.005101, 1.18058466, -0.11236046)),
+    "p835": (
+        (0.0, -0.08397278, 1.22083953, 0.0052439),
+        (0.0, -0.13166888, 1.60915514, -0.39604546),
+        (0.0, -0.06766283, 1.11546468, 0.04602535),
+    ),
+    "pp835": (
+        (-0.01019296, 0.02751166, 1.19576786, -0.24348726),
+        (-0.04976499, 0.44276479, -0.1644611, 0.96883132),
+        (-0.00533021, 0.005101, 1.18058466, -0.11236046),
+    ),
 }
 
 
@@ -55,7 +65,9 @@ class _Convs(nn.Module):
         self.pool_after = pool_after
         self.convs, self.dense = nn.ModuleList(), nn.ModuleList()
         for w, b in weights:
-            layer: nn.Module = nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1) if w.ndim == 4 else nn.Linear(w.shape[0], w.shape[1])
+            layer: nn.Module = (
+                nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1) if w.ndim == 4 else nn.Linear(w.shape[0], w.shape[1])
+            )
             layer.load_state_dict({"weight": torch.tensor(w if w.ndim == 4 else w.T), "bias": torch.tensor(b)})
             (self.convs if w.ndim == 4 else self.dense).append(layer)
 

@@ -43,7 +43,9 @@ class Cache:
             self._items.popitem(last=False)
 
 
-def batched(wavs: Sequence[np.ndarray], encode: Callable[[Tensor], Tensor], device: str, cache: Cache | None = None) -> list[Tensor]:
+def batched(
+    wavs: Sequence[np.ndarray], encode: Callable[[Tensor], Tensor], device: str, cache: Cache | None = None
+) -> list[Tensor]:
     """Encode waveforms in batches of equal length, equal waveforms once.
 
     Padding changes the features of encoders with normalisation over time, so nothing is padded: an item's result does not depend on
@@ -70,7 +72,7 @@ def batched(wavs: Sequence[np.ndarray], encode: Callable[[Tensor], Tensor], devi
         for length, group in lengths.items():
             items, size = list(group.items()), max(1, MAX_SAMPLES // length)
             for i in range(0, len(items), size):
-                part = items[i:i + size]
+                part = items[i : i + size]
                 out = encode(torch.from_numpy(np.stack([w for _, w in part]).astype(np.float32)).to(device))
                 known.update(zip((k for k, _ in part), out, strict=True))
     if cache is not None:
@@ -104,7 +106,9 @@ def load_pretrained(name: str, classes: Sequence[str], device: str, what: str) -
             extractor = None
     except (OSError, ValueError, ImportError, KeyError) as error:
         hint = "give a folder that holds config.json and the weights, or a Hub id with the network at hand"
-        raise UserError(f"cannot load the {what} {name!r}", f"{type(error).__name__}: {str(error).splitlines()[0]}", hint) from error
+        raise UserError(
+            f"cannot load the {what} {name!r}", f"{type(error).__name__}: {str(error).splitlines()[0]}", hint
+        ) from error
     model.requires_grad_(False)
     return model.eval().to(device), extractor
 

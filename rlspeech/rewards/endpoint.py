@@ -76,19 +76,42 @@ class Endpoint:
         UserError: an address that cannot be used, or a server that does not say which model it serves.
     """
 
-    def __init__(self, url: str, *, prompt: str, name: str | None = None, temperature: float = 0.0, max_new_tokens: int = 300,
-                 concurrency: int = 4, timeout_s: float = 60.0, retries: int = 3, backoff_s: float = 1.0, audio: str = "input_audio",
-                 max_s: float | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prompt: str,
+        name: str | None = None,
+        temperature: float = 0.0,
+        max_new_tokens: int = 300,
+        concurrency: int = 4,
+        timeout_s: float = 60.0,
+        retries: int = 3,
+        backoff_s: float = 1.0,
+        audio: str = "input_audio",
+        max_s: float | None = None,
+        seed: int = 0,
+    ) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-            raise UserError("cannot use the address of the describer", "it must be http(s)://HOST[:PORT]/v1", "--llm http://HOST:8000/v1")
+            raise UserError(
+                "cannot use the address of the describer",
+                "it must be http(s)://HOST[:PORT]/v1",
+                "--llm http://HOST:8000/v1",
+            )
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise UserError("the address of the describer must hold nothing but host and path", "it would be written into the score file",
-                            f"put the key into the environment variable {KEYS[0]}")
+            raise UserError(
+                "the address of the describer must hold nothing but host and path",
+                "it would be written into the score file",
+                f"put the key into the environment variable {KEYS[0]}",
+            )
         if audio not in ("input_audio", "audio_url"):
             raise UserError(f"audio cannot be sent as {audio!r}", "", "audio=input_audio or audio=audio_url")
         if concurrency < 1 or timeout_s <= 0 or retries < 0 or max_new_tokens < 1:
-            raise UserError("the describer's concurrency, timeout_s, retries or max_new_tokens cannot be used", "one of them is too small")
+            raise UserError(
+                "the describer's concurrency, timeout_s, retries or max_new_tokens cannot be used",
+                "one of them is too small",
+            )
         self.url, self.prompt, self.temperature, self.audio = url.rstrip("/"), prompt, temperature, audio
         self.concurrency, self.timeout_s, self.retries, self.backoff_s = concurrency, timeout_s, retries, backoff_s
         self.max_new_tokens, self.max_s, self.seed = max_new_tokens, max_s, seed
@@ -101,7 +124,9 @@ class Endpoint:
             log.warn(f"the key is sent to {parts.hostname} unencrypted; https://... would protect it")
         self.name = str(name) if name is not None else self._only_model()
         decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}, seed {seed}"
-        self.version = f"{self.name} at {self.url} ({audio}), {decoding}, at most {max_new_tokens} tokens, prompt: {prompt}"
+        self.version = (
+            f"{self.name} at {self.url} ({audio}), {decoding}, at most {max_new_tokens} tokens, prompt: {prompt}"
+        )
 
     def describe(self, wavs: Sequence[np.ndarray]) -> list[Said]:
         """Describe (T,) float32 waveforms at 16 kHz, several at a time, answers in order."""
@@ -134,8 +159,12 @@ class Endpoint:
         if self.audio == "audio_url":
             sound = {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
         content = [sound, {"type": "text", "text": self.prompt}]
-        question = {"model": self.name, "messages": [{"role": "user", "content": content}], "temperature": self.temperature,
-                    "max_tokens": self.max_new_tokens}
+        question = {
+            "model": self.name,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": self.temperature,
+            "max_tokens": self.max_new_tokens,
+        }
         return question if self.temperature == 0 else {**question, "seed": self.seed + number}
 
     def _only_model(self) -> str:
@@ -143,11 +172,17 @@ class Endpoint:
             listed = self._call("/models", None)
             names = [str(m["id"]) for m in listed["data"]]
         except _Failure as failure:
-            raise UserError(f"the server at {self.url} does not name its models", failure.reason, "--llm-model NAME") from failure
+            raise UserError(
+                f"the server at {self.url} does not name its models", failure.reason, "--llm-model NAME"
+            ) from failure
         except (KeyError, TypeError) as error:
-            raise UserError(f"the server at {self.url} does not name its models", f"{error!r}", "--llm-model NAME") from error
+            raise UserError(
+                f"the server at {self.url} does not name its models", f"{error!r}", "--llm-model NAME"
+            ) from error
         if len(names) != 1:
-            raise UserError(f"the server at {self.url} serves {len(names)} models", ", ".join(names[:8]), "--llm-model NAME")
+            raise UserError(
+                f"the server at {self.url} serves {len(names)} models", ", ".join(names[:8]), "--llm-model NAME"
+            )
         return names[0]
 
     def _call(self, path: str, body: bytes | None) -> Any:

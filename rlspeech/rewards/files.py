@@ -58,8 +58,14 @@ class Item:
         return f"{zlib.crc32(repr(facts).encode()):08x}"
 
 
-def collect(path: str | Path | Sequence[str], target: str | None = None, text: str | None = None, hypotheses: str | None = None, *,
-            texts_only: bool = False) -> list[Item]:
+def collect(
+    path: str | Path | Sequence[str],
+    target: str | None = None,
+    text: str | None = None,
+    hypotheses: str | None = None,
+    *,
+    texts_only: bool = False,
+) -> list[Item]:
     """List what there is to score, sorted by key.
 
     Args:
@@ -77,7 +83,9 @@ def collect(path: str | Path | Sequence[str], target: str | None = None, text: s
     else:
         items = _several([Path(p) for p in path], target, texts_only)
     if not items:
-        raise UserError(f"no audio in {path}", f"looked for {', '.join(sorted(SUFFIXES))}, at any depth", "check the path")
+        raise UserError(
+            f"no audio in {path}", f"looked for {', '.join(sorted(SUFFIXES))}, at any depth", "check the path"
+        )
     if target:
         _match_targets(items, Path(target))
     if text:
@@ -102,8 +110,11 @@ def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
         return [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return [Item(path.stem, path)]
-    raise UserError(f"{path} is no folder, manifest or audio file", "" if path.exists() else "there is no such path",
-                    "rlspeech reward FOLDER --reward dnsmos")
+    raise UserError(
+        f"{path} is no folder, manifest or audio file",
+        "" if path.exists() else "there is no such path",
+        "rlspeech reward FOLDER --reward dnsmos",
+    )
 
 
 def _several(paths: Sequence[Path], target: str | None, texts_only: bool) -> list[Item]:
@@ -135,7 +146,11 @@ def _matched(items: list[Item], texts: dict[str, str]) -> list[str | None]:
 
 def _nothing_matches(what: str, path: str, items: list[Item], texts: dict[str, str]) -> UserError:
     firsts = f"first file: {items[0].key}; first {what}: {next(iter(texts), '-')}"
-    return UserError(f"no {what} in {path} matches a file", firsts, "the ids must be the manifest's, or the files' names without suffix")
+    return UserError(
+        f"no {what} in {path} matches a file",
+        firsts,
+        "the ids must be the manifest's, or the files' names without suffix",
+    )
 
 
 def _rows_of_texts(path: Path) -> list[Utterance]:
@@ -149,7 +164,9 @@ def _rows_of_texts(path: Path) -> list[Utterance]:
                 row["id"] = str(row["key"])
             if "id" not in row and "audio_filepath" not in row:
                 raise ValueError("neither id nor audio_filepath")
-            utt = from_row({"audio_filepath": ".", "duration": 0.0, "sample_rate": 1, **row}, base)  # else the file would be asked
+            utt = from_row(
+                {"audio_filepath": ".", "duration": 0.0, "sample_rate": 1, **row}, base
+            )  # else the file would be asked
         except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} line {number} cannot be used", str(error), EXAMPLE) from error
         if "audio_filepath" not in row:
@@ -157,8 +174,11 @@ def _rows_of_texts(path: Path) -> list[Utterance]:
         if utt.id in rows and "id" not in row:
             utt.id = f"{utt.id}_{number}"
         if utt.id in rows:
-            raise UserError(f"{path} line {number}: duplicate id {utt.id!r}", "two rows would overwrite each other's scores",
-                            "give one of them another id")
+            raise UserError(
+                f"{path} line {number}: duplicate id {utt.id!r}",
+                "two rows would overwrite each other's scores",
+                "give one of them another id",
+            )
         rows[utt.id] = utt
     if not rows:
         raise UserError(f"{path} is empty", "there is nothing to score", EXAMPLE)
@@ -189,9 +209,16 @@ def _folder(folder: Path, target: Path | None) -> list[Item]:
 def _from_utterance(utt: Utterance) -> Item:
     known = {k: getattr(utt, k) for k in ("speaker_id", "language", "snr_db") if getattr(utt, k) is not None}
     said = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None)
-    return Item(utt.id, Path(utt.audio_filepath) if utt.audio_filepath else None,
-                Path(utt.target_filepath) if utt.target_filepath else None, utt.text, utt.offset,
-                utt.duration if utt.offset else None, {**known, **utt.extra}, said)
+    return Item(
+        utt.id,
+        Path(utt.audio_filepath) if utt.audio_filepath else None,
+        Path(utt.target_filepath) if utt.target_filepath else None,
+        utt.text,
+        utt.offset,
+        utt.duration if utt.offset else None,
+        {**known, **utt.extra},
+        said,
+    )
 
 
 def _match_targets(items: list[Item], folder: Path) -> None:
@@ -209,7 +236,9 @@ def _match_targets(items: list[Item], folder: Path) -> None:
         item.target = by_key.get(item.key) or by_name.get(Path(item.key).name)
     if not any(i.target for i in items):
         firsts = f"first file: {items[0].key}; first reference: {next(iter(by_key), '-')}"
-        raise UserError(f"no file in {folder} has the name of a file to score", firsts, "references need the same names")
+        raise UserError(
+            f"no file in {folder} has the name of a file to score", firsts, "references need the same names"
+        )
 
 
 def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str, str]:
@@ -226,7 +255,9 @@ def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str,
     try:
         if path.is_dir():
             found = sorted(path.rglob("*.txt"))
-            return {p.relative_to(path).with_suffix("").as_posix(): p.read_text(encoding="utf-8").strip() for p in found}
+            return {
+                p.relative_to(path).with_suffix("").as_posix(): p.read_text(encoding="utf-8").strip() for p in found
+            }
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         hint = "JSONL with id and text, Kaldi text, or a folder of .txt"
@@ -239,8 +270,11 @@ def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str,
         if words is None:
             continue
         if texts.setdefault(key, words) != words:
-            raise UserError(f"{path} line {number}: a second text for {key!r}", "which one is meant cannot be known",
-                            "one file a system, each id once")
+            raise UserError(
+                f"{path} line {number}: a second text for {key!r}",
+                "which one is meant cannot be known",
+                "one file a system, each id once",
+            )
     return texts
 
 
@@ -256,7 +290,9 @@ def _json_text(path: Path, number: int, line: str, keys: tuple[str, ...]) -> tup
         words = row[next((k for k in keys if k in row), keys[-1])]
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         example = f'{{"id": "...", "{keys[0]}": "..."}}'
-        raise UserError(f"{path} line {number} is no transcript", f"{type(error).__name__}: {error}", example) from error
+        raise UserError(
+            f"{path} line {number} is no transcript", f"{type(error).__name__}: {error}", example
+        ) from error
     return str(key), None if words is None else str(words)
 
 

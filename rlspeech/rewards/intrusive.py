@@ -76,7 +76,7 @@ def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int,
     size = next_fast_len(len(reference) + max_lag, real=True)
     product = rfft(degraded.astype(np.float64), size) * np.conj(rfft(reference.astype(np.float64), size))
     cross = irfft(product, size)
-    around = np.abs(np.concatenate([cross[-max_lag:], cross[:max_lag + 1]]))
+    around = np.abs(np.concatenate([cross[-max_lag:], cross[: max_lag + 1]]))
     scale = float(np.linalg.norm(reference) * np.linalg.norm(degraded)) + EPS
     best = int(around.argmax())
     return best - max_lag, float(around[best] / scale), float(around[max_lag] / scale)

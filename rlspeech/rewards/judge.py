@@ -54,18 +54,34 @@ class LlmJudge:
         UserError: something that cannot be loaded or does not fit together.
     """
 
-    def __init__(self, model: str = EMBEDDED, sentiment: str = EMBEDDED, prompt: str | None = None, prompt_number: int | None = None,
-                 rating: str = "auto", sentiment_order: str | None = None, samples: int = 1, temperature: float | None = None,
-                 cache: int = 4096, device: str = "cpu", **options: Any) -> None:
+    def __init__(
+        self,
+        model: str = EMBEDDED,
+        sentiment: str = EMBEDDED,
+        prompt: str | None = None,
+        prompt_number: int | None = None,
+        rating: str = "auto",
+        sentiment_order: str | None = None,
+        samples: int = 1,
+        temperature: float | None = None,
+        cache: int = 4096,
+        device: str = "cpu",
+        **options: Any,
+    ) -> None:
         if rating not in RATINGS:
             raise UserError(f"no way of rating is called {rating!r}", "", f"rating={', '.join(RATINGS)}")
         temperature = (0.0 if samples == 1 else 0.7) if temperature is None else float(temperature)
         if samples < 1 or (samples > 1 and temperature <= 0):
-            raise UserError(f"samples={samples} cannot be used with temperature={temperature:g}", "greedy descriptions are all the same",
-                            "llm[samples=4,temperature=0.7]")
+            raise UserError(
+                f"samples={samples} cannot be used with temperature={temperature:g}",
+                "greedy descriptions are all the same",
+                "llm[samples=4,temperature=0.7]",
+            )
         asked = _prompt(prompt, prompt_number)
         self._describer = get_describer(str(model), prompt=asked, device=device, temperature=temperature, **options)
-        self._sentiment = None if rating == "number" else Sentiment(str(sentiment), order=sentiment_order, device=device)
+        self._sentiment = (
+            None if rating == "number" else Sentiment(str(sentiment), order=sentiment_order, device=device)
+        )
         self._rating, self._samples, self._size = rating, int(samples), int(cache)
         self._known: OrderedDict[bytes, Score] = OrderedDict()
         feeling = self._sentiment.version if self._sentiment else "none"
@@ -95,8 +111,8 @@ class LlmJudge:
         out = []
         for i in range(len(wavs)):
             mine = [n for n, p in enumerate(pieces) if p.clip == i]
-            rows = [(pieces[n], scores[n * self._samples:(n + 1) * self._samples]) for n in mine]
-            texts = [s.text for n in mine for s in said[n * self._samples:(n + 1) * self._samples] if s.text]
+            rows = [(pieces[n], scores[n * self._samples : (n + 1) * self._samples]) for n in mine]
+            texts = [s.text for n in mine for s in said[n * self._samples : (n + 1) * self._samples] if s.text]
             out.append(_combine(rows, texts))
         return out
 
@@ -138,7 +154,9 @@ def _combine(rows: list[tuple[_Piece, list[Score]]], texts: list[str]) -> Score:
         values.append(float(np.mean([s.value for s in good])))
         stars.append([s.detail["distribution"] for s in good if "distribution" in s.detail])
     weights = [p.seconds for p, _ in rows]
-    if all(stars) and not any(s.value is not None and "distribution" not in s.detail for _, scores in rows for s in scores):
+    if all(stars) and not any(
+        s.value is not None and "distribution" not in s.detail for _, scores in rows for s in scores
+    ):
         means = [np.mean(s, axis=0) for s in stars]
         detail["llm_stars"] = [round(float(x), 4) for x in np.average(means, axis=0, weights=weights)]
     return Score(float(np.average(values, weights=weights)), detail=detail)
@@ -150,5 +168,9 @@ def _prompt(path: str | None, number: int | None) -> str | None:
     prompts = read_prompts(path)
     number = 1 if number is None else number
     if not 1 <= number <= len(prompts):
-        raise UserError(f"there is no prompt number {number}", f"{path or 'the shipped list'} holds {len(prompts)}", "prompt_number=1")
+        raise UserError(
+            f"there is no prompt number {number}",
+            f"{path or 'the shipped list'} holds {len(prompts)}",
+            "prompt_number=1",
+        )
     return prompts[number - 1]

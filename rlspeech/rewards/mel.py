@@ -17,7 +17,9 @@ __all__ = ["LogMel", "level_normalise", "mel_filters"]
 
 
 @lru_cache(maxsize=8)
-def mel_filters(sample_rate: int, n_fft: int, n_mels: int, fmin_hz: float = 0.0, fmax_hz: float | None = None) -> np.ndarray:
+def mel_filters(
+    sample_rate: int, n_fft: int, n_mels: int, fmin_hz: float = 0.0, fmax_hz: float | None = None
+) -> np.ndarray:
     """Slaney's mel filter bank.
 
     Args:

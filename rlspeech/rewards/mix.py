@@ -52,8 +52,13 @@ def to_arrays(scores: Mapping[str, Sequence[Score]]) -> dict[str, np.ndarray]:
     return {k: np.array([np.nan if s.value is None else s.value for s in v], np.float64) for k, v in scores.items()}
 
 
-def compose(scores: Mapping[str, np.ndarray], group: np.ndarray, specs: Sequence[RewardSpec], how: Scale = "sum_then_norm",
-            higher_is_better: Mapping[str, bool] | None = None) -> Composed:
+def compose(
+    scores: Mapping[str, np.ndarray],
+    group: np.ndarray,
+    specs: Sequence[RewardSpec],
+    how: Scale = "sum_then_norm",
+    higher_is_better: Mapping[str, bool] | None = None,
+) -> Composed:
     """Compose N scored rollouts.
 
     Args:
@@ -101,14 +106,23 @@ def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale) 
     if missing:
         raise UserError(f"no scores for {', '.join(missing)}", f"scored: {', '.join(scores)}", "")
     if not any(s.weight for s in specs):
-        raise UserError("no reward has a weight", "a composition needs one whose weight is not 0", "--set rewards.0.weight=1")
+        raise UserError(
+            "no reward has a weight", "a composition needs one whose weight is not 0", "--set rewards.0.weight=1"
+        )
     for s in specs:
         if s.mode == "override" and (s.scale != "none" or s.weight < 0 or how == "norm_then_sum"):
-            why = ("norm_then_sum normalises every reward by itself, and a row has one verdict" if how == "norm_then_sum" else
-                   "its weight is negative, so a bad score would be a good verdict" if s.weight < 0 else
-                   f"scale {s.scale} moves the 0 below which it overrides")
-            raise UserError(f"{s.name} cannot override the other rewards", why,
-                            "advantage: sum_then_norm, and for that reward scale: none and a weight above 0; or mode: add")
+            why = (
+                "norm_then_sum normalises every reward by itself, and a row has one verdict"
+                if how == "norm_then_sum"
+                else "its weight is negative, so a bad score would be a good verdict"
+                if s.weight < 0
+                else f"scale {s.scale} moves the 0 below which it overrides"
+            )
+            raise UserError(
+                f"{s.name} cannot override the other rewards",
+                why,
+                "advantage: sum_then_norm, and for that reward scale: none and a weight above 0; or mode: add",
+            )
 
 
 def _skip(parts: np.ndarray, specs: Sequence[RewardSpec], active: np.ndarray) -> None:
@@ -137,8 +151,11 @@ def _override(parts: np.ndarray, specs: Sequence[RewardSpec], weights: np.ndarra
             verdict, lowest = np.where(weighted < lowest, i, verdict), np.minimum(weighted, lowest)
     for i in range(parts.shape[1]):
         parts[(verdict >= 0) & (verdict != i), i] = 0.0
-    return {f"{s.name}/overrides": float((verdict == i).mean()) if len(parts) else 0.0
-            for i, s in enumerate(specs) if s.mode == "override"}
+    return {
+        f"{s.name}/overrides": float((verdict == i).mean()) if len(parts) else 0.0
+        for i, s in enumerate(specs)
+        if s.mode == "override"
+    }
 
 
 def _direction(name: str, given: Mapping[str, bool] | None) -> bool:
@@ -172,8 +189,13 @@ def _report(name: str, raw: np.ndarray, kept: np.ndarray, group: np.ndarray) -> 
     _, index = np.unique(group, return_inverse=True)
     inside = _group_z(raw, group)
     with_signal = np.bincount(index, np.where(np.isfinite(inside), np.abs(inside), 0.0)) > 0
-    return {f"{name}/mean": float(raw[good].mean()), f"{name}/std": float(raw[good].std()), f"{name}/valid": float(good.mean()),
-            f"{name}/clamped": float((kept[good] != raw[good]).mean()), f"{name}/groups_with_signal": float(with_signal.mean())}
+    return {
+        f"{name}/mean": float(raw[good].mean()),
+        f"{name}/std": float(raw[good].std()),
+        f"{name}/valid": float(good.mean()),
+        f"{name}/clamped": float((kept[good] != raw[good]).mean()),
+        f"{name}/groups_with_signal": float(with_signal.mean()),
+    }
 
 
 @dataclass(slots=True)
@@ -231,13 +253,19 @@ class GuardWatch:
 
     def state(self) -> dict[str, Any]:
         """Baseline readings as plain lists, for a checkpoint."""
-        return {k: {"mean": r.mean, "half": r.half, "values": None if r.values is None else r.values.tolist()}
-                for k, r in self._first.items()}
+        return {
+            k: {"mean": r.mean, "half": r.half, "values": None if r.values is None else r.values.tolist()}
+            for k, r in self._first.items()
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state`` returned, so that a resumed run keeps its baseline."""
-        self._first = {k: _Reading(float(r["mean"]), float(r["half"]), None if r["values"] is None else np.array(r["values"], np.float64))
-                       for k, r in state.items()}
+        self._first = {
+            k: _Reading(
+                float(r["mean"]), float(r["half"]), None if r["values"] is None else np.array(r["values"], np.float64)
+            )
+            for k, r in state.items()
+        }
 
 
 def _reading(value: Any) -> _Reading:

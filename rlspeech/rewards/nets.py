@@ -28,8 +28,12 @@ class Residual(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation), nn.BatchNorm1d(channels), nn.ReLU(),
-            nn.Conv1d(channels, channels, 1), nn.BatchNorm1d(channels))
+            nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation),
+            nn.BatchNorm1d(channels),
+            nn.ReLU(),
+            nn.Conv1d(channels, channels, 1),
+            nn.BatchNorm1d(channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (N, C, L)."""
@@ -39,9 +43,16 @@ class Residual(nn.Module):
 class SpeakerNet(nn.Module):
     """Speaker embedding of a clip: (N, T) at 16 kHz -> (N, D) of length 1."""
 
-    def __init__(self, n_mels: int = 64, channels: int = 160, embedding: int = 128, dilations: tuple[int, ...] = (2, 3, 4)) -> None:
+    def __init__(
+        self, n_mels: int = 64, channels: int = 160, embedding: int = 128, dilations: tuple[int, ...] = (2, 3, 4)
+    ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"n_mels": n_mels, "channels": channels, "embedding": embedding, "dilations": list(dilations)}
+        self.config: dict[str, Any] = {
+            "n_mels": n_mels,
+            "channels": channels,
+            "embedding": embedding,
+            "dilations": list(dilations),
+        }
         wide = 2 * channels
         self.features = LogMel(n_mels, centre=True)
         self.inp = nn.Sequential(nn.Conv1d(n_mels, channels, 5, padding=2), nn.BatchNorm1d(channels), nn.ReLU())
@@ -77,14 +88,27 @@ class SpeechNet(nn.Module):
         classes: cluster labels that the head predicts.
     """
 
-    def __init__(self, n_mels: int = 64, channels: int = 160, dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4), layer: int = 6,
-                 classes: int = 100) -> None:
+    def __init__(
+        self,
+        n_mels: int = 64,
+        channels: int = 160,
+        dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4),
+        layer: int = 6,
+        classes: int = 100,
+    ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"n_mels": n_mels, "channels": channels, "dilations": list(dilations), "layer": layer,
-                                       "classes": classes}
+        self.config: dict[str, Any] = {
+            "n_mels": n_mels,
+            "channels": channels,
+            "dilations": list(dilations),
+            "layer": layer,
+            "classes": classes,
+        }
         self.layer = layer
         self.features = LogMel(n_mels)
-        self.inp = nn.Sequential(nn.Conv1d(n_mels, channels, 5, stride=2, padding=2), nn.BatchNorm1d(channels), nn.ReLU())
+        self.inp = nn.Sequential(
+            nn.Conv1d(n_mels, channels, 5, stride=2, padding=2), nn.BatchNorm1d(channels), nn.ReLU()
+        )
         self.blocks = nn.ModuleList(Residual(channels, d) for d in dilations)
         self.head = nn.Conv1d(channels, classes, 1)
         width = classes if layer == len(dilations) else channels
@@ -119,8 +143,14 @@ def save_embedded(folder: Path, net: nn.Module) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"class": type(net).__name__, **cast(dict[str, Any], net.config)}, indent=2) + "\n")
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items() if "num_batches" not in k}
+    (folder / "config.json").write_text(
+        json.dumps({"class": type(net).__name__, **cast(dict[str, Any], net.config)}, indent=2) + "\n"
+    )
+    state = {
+        k: (v.half() if v.is_floating_point() else v).contiguous()
+        for k, v in net.state_dict().items()
+        if "num_batches" not in k
+    }
     save_file(state, folder / "model.safetensors")
 
 

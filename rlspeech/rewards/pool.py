@@ -72,7 +72,9 @@ class Pool:
         timeout_s: longest time that one family may take on one item.
     """
 
-    def __init__(self, families: Sequence[tuple[str, dict[str, Any]]], workers: int = 2, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, families: Sequence[tuple[str, dict[str, Any]]], workers: int = 2, timeout_s: float = 60.0
+    ) -> None:
         self.families, self.timeout_s, self.broken = list(families), timeout_s, ""
         self.restarts = 0
         self._queue: queue.SimpleQueue[tuple[Batch, Job] | None] = queue.SimpleQueue()
@@ -127,8 +129,9 @@ class _Driver:
 
     def _start(self) -> None:
         setup = f"import sys; sys.path[:] = {[p or os.getcwd() for p in sys.path]!r}; from rlspeech.rewards.worker import main; main()"
-        self.process = subprocess.Popen([sys.executable, "-c", setup], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        env={**os.environ, **THREADS})
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", setup], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **THREADS}
+        )
         self.deadline, self.overdue = time.monotonic() + START_S, False
         assert self.process.stdin and self.process.stdout
         write_message(self.process.stdin, self.pool.families)
@@ -163,7 +166,9 @@ class _Driver:
             batch, job = item
             alive = self._score(job)
             attempts = 0
-            while not alive and job.work and not self.pool._closed.is_set():  # the worker died on one family: the others still count
+            while (
+                not alive and job.work and not self.pool._closed.is_set()
+            ):  # the worker died on one family: the others still count
                 self._reap()
                 self.pool.restarts += 1
                 attempts += 1

@@ -16,7 +16,9 @@ from rlspeech.data.pieces import cut
 __all__ = ["AudioRecogniser", "is_audio_lm"]
 
 TOKENS_PER_S, LEAST_TOKENS = 12.0, 16  # bound on a transcript
-OTHERWISE = frozenset({"whisper"})  # of the families, what transformers' pipeline recognises with too, with its own care for long clips
+OTHERWISE = frozenset(
+    {"whisper"}
+)  # of the families, what transformers' pipeline recognises with too, with its own care for long clips
 
 
 def is_audio_lm(name: str, whisper: bool = False) -> bool:
@@ -107,4 +109,4 @@ class AudioRecogniser:
 def _by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
     """Batches of indices, like lengths together."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[i:i + batch] for i in range(0, len(order), batch)]
+    return [order[i : i + batch] for i in range(0, len(order), batch)]

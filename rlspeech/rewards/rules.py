@@ -69,9 +69,18 @@ class Hallucinations:
     def __post_init__(self) -> None:
         unknown = set(self.rules.split("+")) - {*RULES, "all", "none"}
         if unknown:
-            raise UserError(f"no hallucination rule is called {', '.join(sorted(unknown))}", "", f"{'+'.join(RULES)}, all or none")
-        if min(self.repeats, self.repeats_one, self.character_repeats) < 2 or min(self.ngram, self.insertion_run, self.loop_excess) < 1:
-            raise UserError("these thresholds would call every text a hallucination", "a repetition takes two, a run one", "larger ones")
+            raise UserError(
+                f"no hallucination rule is called {', '.join(sorted(unknown))}", "", f"{'+'.join(RULES)}, all or none"
+            )
+        if (
+            min(self.repeats, self.repeats_one, self.character_repeats) < 2
+            or min(self.ngram, self.insertion_run, self.loop_excess) < 1
+        ):
+            raise UserError(
+                "these thresholds would call every text a hallucination",
+                "a repetition takes two, a run one",
+                "larger ones",
+            )
 
     def fired(self, found: Alignment, in_characters: bool) -> list[str]:
         """Names of the rules that an alignment breaks, in the order of ``RULES``."""
@@ -81,7 +90,9 @@ class Hallucinations:
         checks: dict[str, Callable[[], bool]] = {
             "loop": lambda: self._loop(found),
             "stutter": lambda: self._stutter(found),
-            "run": lambda: _longest_insertion(found) >= (self.insertion_run_characters if in_characters else self.insertion_run),
+            "run": lambda: (
+                _longest_insertion(found) >= (self.insertion_run_characters if in_characters else self.insertion_run)
+            ),
             "length": lambda: len(found.hypothesis) > self.length_ratio * len(found.reference) + self.length_constant,
             "script": lambda: self._script(found),
             "nonspeech": lambda: not found.reference,
@@ -95,10 +106,18 @@ class Hallucinations:
         loops = [(start, end, n) for n, start, end in _loops(hyp, self.ngram) if self._is_loop(n, (end - start) // n)]
         if not loops:
             return False
-        of_reference = max(((end - start) // n for n, start, end in _loops(found.reference, self.ngram)
-                            if self._is_loop(n, (end - start) // n)), default=0)
+        of_reference = max(
+            (
+                (end - start) // n
+                for n, start, end in _loops(found.reference, self.ngram)
+                if self._is_loop(n, (end - start) // n)
+            ),
+            default=0,
+        )
         for start, end, n in loops:
-            unmatched = sum(max(0, min(end, o[4]) - max(start, o[3])) for o in found.ops if o[0] in ("replace", "insert"))
+            unmatched = sum(
+                max(0, min(end, o[4]) - max(start, o[3])) for o in found.ops if o[0] in ("replace", "insert")
+            )
             if unmatched >= self.loop_excess * n and (end - start) // n >= of_reference + self.loop_excess:
                 return True
         return False
@@ -108,7 +127,9 @@ class Hallucinations:
 
     def _stutter(self, found: Alignment) -> bool:
         pattern = _stutters(self.character_repeats)
-        return any(pattern.search(unit) for unit in found.hypothesis) and not any(pattern.search(unit) for unit in found.reference)
+        return any(pattern.search(unit) for unit in found.hypothesis) and not any(
+            pattern.search(unit) for unit in found.reference
+        )
 
     def _script(self, found: Alignment) -> bool:
         """By units, because a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
@@ -119,7 +140,9 @@ class Hallucinations:
         if not theirs or not ours:
             return False
         main = max(sorted(set(theirs)), key=theirs.count)
-        return theirs.count(main) >= self.script_share * len(theirs) and ours.count(main) <= (1 - self.script_share) * len(ours)
+        return theirs.count(main) >= self.script_share * len(theirs) and ours.count(main) <= (
+            1 - self.script_share
+        ) * len(ours)
 
 
 @lru_cache(8)
@@ -145,7 +168,9 @@ def _loops(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, int, in
                 start = i
             elif not same and start is not None:
                 stretch, start = (n, start, i + n), None
-                if stretch[2] - stretch[1] >= 2 * n and not any(n % m == 0 and a <= stretch[1] and stretch[2] <= b for m, a, b in seen):
+                if stretch[2] - stretch[1] >= 2 * n and not any(
+                    n % m == 0 and a <= stretch[1] and stretch[2] <= b for m, a, b in seen
+                ):
                     seen.append(stretch)
                     yield stretch
 
@@ -201,7 +226,9 @@ class TextRules:
         thresholds: of ``Hallucinations``.
     """
 
-    def __init__(self, normaliser: str = "basic-2", language: str | None = None, low: float | None = -1.0, **thresholds: Any) -> None:
+    def __init__(
+        self, normaliser: str = "basic-2", language: str | None = None, low: float | None = -1.0, **thresholds: Any
+    ) -> None:
         self._normaliser, self._language, self._low = normaliser, language, low
         self._normalise = lru_cache(CACHE)(get_normaliser(normaliser))
         self._rules = Hallucinations(**thresholds)
@@ -225,10 +252,17 @@ class TextRules:
         judged = self.judge(sample)
         found = judged.found
         detail: dict[str, Any] = {
-            "hypothesis": sample.hypothesis, "reference_text": judged.texts[0], "hypothesis_text": judged.texts[1],
-            "normaliser": self._normaliser, "hallucination": "+".join(judged.fired),
-            "units": len(found.reference), "substitutions": found.substitutions, "deletions": found.deletions,
-            "insertions": found.insertions, "keywords": judged.keywords}
+            "hypothesis": sample.hypothesis,
+            "reference_text": judged.texts[0],
+            "hypothesis_text": judged.texts[1],
+            "normaliser": self._normaliser,
+            "hallucination": "+".join(judged.fired),
+            "units": len(found.reference),
+            "substitutions": found.substitutions,
+            "deletions": found.deletions,
+            "insertions": found.insertions,
+            "keywords": judged.keywords,
+        }
         if (sample.text or "").strip() and not judged.texts[0]:
             return {c: Score(None, "the reference text is empty after normalisation", detail) for c in columns}
         return {c: self._score(c, judged, detail) for c in columns}
@@ -262,7 +296,9 @@ class TextRules:
 def _character_rate(judged: Judged) -> float:
     from rapidfuzz.distance import Levenshtein
 
-    language = judged.language or ("zh" if written_in_characters(judged.texts[0]) else "en")  # both sides by the reference's writing
+    language = judged.language or (
+        "zh" if written_in_characters(judged.texts[0]) else "en"
+    )  # both sides by the reference's writing
     reference, hypothesis = (characters(t, language) for t in judged.texts)
     return float(Levenshtein.distance(reference, hypothesis) / len(reference))
 

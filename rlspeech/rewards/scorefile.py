@@ -36,7 +36,9 @@ class ScoreFile:
         for row in read_jsonl(path):
             self._merge(row)
         mine = self.meta["systems"].setdefault(system, {"metrics": {}})
-        self.outdated = [n for n, m in metrics.items() if n in mine["metrics"] and _identity(mine["metrics"][n]) != _identity(m)]
+        self.outdated = [
+            n for n, m in metrics.items() if n in mine["metrics"] and _identity(mine["metrics"][n]) != _identity(m)
+        ]
         for name in [n for n in metrics if n in self.outdated or n not in mine["metrics"]]:
             for (owner, _), row in self.rows.items():
                 if owner == system:

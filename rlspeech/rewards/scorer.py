@@ -72,8 +72,15 @@ class Scorer:
         UserError: unknown or unusable reward or option.
     """
 
-    def __init__(self, names: Sequence[str], *, device: str = "cpu", workers: int = 2, timeout_s: float = 60.0,
-                 options: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        device: str = "cpu",
+        workers: int = 2,
+        timeout_s: float = 60.0,
+        options: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         options = options or {}
         self.requests = []
         for name in dict.fromkeys(names):
@@ -127,7 +134,11 @@ class Scorer:
         for rate, families in by_rate.items():
             jobs, rows = [], []
             for n, sample in enumerate(pending.samples):
-                work = [(i, list(dict.fromkeys(r.column for r in g))) for i, g in families if pending.table[g[0].asked][n].error is None]
+                work = [
+                    (i, list(dict.fromkeys(r.column for r in g)))
+                    for i, g in families
+                    if pending.table[g[0].asked][n].error is None
+                ]
                 if work:
                     jobs.append(Job(self._at_rate(sample, rate, pending.cache), work))
                     rows.append(n)
@@ -145,9 +156,13 @@ class Scorer:
         rng = np.random.default_rng(0)
         t = np.arange(32000) / 16000
         voiced = sum(np.sin(2 * np.pi * 140 * k * t + k) / k for k in range(1, 20))
-        clean = (0.05 * voiced * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * t)) + 1e-3 * rng.standard_normal(len(t))).astype(np.float32)
+        clean = (0.05 * voiced * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * t)) + 1e-3 * rng.standard_normal(len(t))).astype(
+            np.float32
+        )
         noisy = clean + 0.02 * rng.standard_normal(len(t)).astype(np.float32)
-        plain = Sample("dry run", noisy, 16000, clean, "one two three", {"keywords": ["two"]}, "one two three", np.arange(16))
+        plain = Sample(
+            "dry run", noisy, 16000, clean, "one two three", {"keywords": ["two"]}, "one two three", np.arange(16)
+        )
         for name, (score,) in self.score([plain]).items():
             request = next(r for r in self.requests if r.asked == name)
             excused = request.entry.factory.endswith("UserReward") or request.entry.columns[request.column].optional
@@ -160,8 +175,15 @@ class Scorer:
         out: dict[str, dict[str, Any]] = {}
         for r in self.requests:
             column = r.entry.columns[r.column]
-            out[r.asked] = {"version": self._version(r), "sample_rate": r.entry.sample_rate, "options": dict(r.options), "column": r.column,
-                            "higher_is_better": column.higher_is_better, "where": r.entry.where, "needs": sorted(r.entry.needs)}
+            out[r.asked] = {
+                "version": self._version(r),
+                "sample_rate": r.entry.sample_rate,
+                "options": dict(r.options),
+                "column": r.column,
+                "higher_is_better": column.higher_is_better,
+                "where": r.entry.where,
+                "needs": sorted(r.entry.needs),
+            }
         out["_input"] = {"resampled": dict(self.resampled), "over_full_scale": self.over_full_scale}
         return out
 
@@ -195,7 +217,9 @@ class Scorer:
         if (id(sample), rate) not in cache:
             self.resampled[f"{sample.sample_rate} Hz -> {rate} Hz"] += 1
             target = None if sample.target is None else resample(sample.target, sample.sample_rate, rate)
-            cache[id(sample), rate] = replace(sample, wav=resample(sample.wav, sample.sample_rate, rate), target=target, sample_rate=rate)
+            cache[id(sample), rate] = replace(
+                sample, wav=resample(sample.wav, sample.sample_rate, rate), target=target, sample_rate=rate
+            )
         return cache[id(sample), rate]
 
     def _finish(self, pending: Pending, groups: dict[Any, list[Request]]) -> None:

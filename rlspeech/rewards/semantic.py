@@ -68,7 +68,9 @@ class SpeechBertScore:
         wavs = level_normalise(wavs, -25.0)
         if self._layer is None:
             return cast(Tensor, self._net(wavs))
-        return cast(Tensor, self._net(standardise(wavs, self._extractor), output_hidden_states=True).hidden_states[self._layer])
+        return cast(
+            Tensor, self._net(standardise(wavs, self._extractor), output_hidden_states=True).hidden_states[self._layer]
+        )
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Precision, recall and F1 of each sample against its target."""
@@ -77,6 +79,8 @@ class SpeechBertScore:
         out = []
         with torch.inference_mode():
             for a, b in zip(ours, theirs, strict=True):
-                values = dict(zip(("speech_bert_score", "speech_bert_recall", "speech_bert_f1"), bert_score(a, b), strict=True))
+                values = dict(
+                    zip(("speech_bert_score", "speech_bert_recall", "speech_bert_f1"), bert_score(a, b), strict=True)
+                )
                 out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
         return out

@@ -25,24 +25,39 @@ __all__ = ["Sentiment", "order_labels", "read_rating"]
 
 LOW, HIGH = 1.0, 5.0
 MAX_TOKENS = 512  # where neither tokeniser nor config names a maximum
-_STEPS = (("terrible", "awful", "horrible", "very negative", "very bad"), ("bad",), ("negative", "poor", "neg"),
-          ("slightly negative", "mediocre"), ("neutral", "fair", "average", "mixed", "ok", "okay", "neu"), ("slightly positive", "decent"),
-          ("positive", "good", "pos"), ("very good", "great"), ("excellent", "very positive", "perfect", "outstanding"))
+_STEPS = (
+    ("terrible", "awful", "horrible", "very negative", "very bad"),
+    ("bad",),
+    ("negative", "poor", "neg"),
+    ("slightly negative", "mediocre"),
+    ("neutral", "fair", "average", "mixed", "ok", "okay", "neu"),
+    ("slightly positive", "decent"),
+    ("positive", "good", "pos"),
+    ("very good", "great"),
+    ("excellent", "very positive", "perfect", "outstanding"),
+)
 RANKS = {name: rank for rank, names in enumerate(_STEPS) for name in names}
 # Repetitions are bounded: the text is someone else's, and is read in time that grows with its length only.
 _NUMBER = r"(?<![\w.,/-])(-?\d{1,6}(?:[.,]\d{1,6})?)(?!\d|[.,]\d)"
 _OF = r"\s?(?:stars?\s)?(?:/|out\sof)\s?(\d{1,4})(?![\w/]|[.,]\d)"
 _LINK = r"[\s:=*_\"'-]{0,6}(?:(?:is|was|of|as|at|a|score|rating)\b[\s:=*_\"'-]{0,6}){0,3}"
 _SCALED = re.compile(_NUMBER + _OF, re.IGNORECASE)
-_OVERALL = re.compile(rf"\b(?:overall(?:\s\w{{1,20}}){{0,3}}|mos|(?:final|total)\s(?:score|rating|grade)){_LINK}{_NUMBER}(?:{_OF})?",
-                      re.IGNORECASE)
-_LABELLED = re.compile(rf"\b(?:score|rating|quality|grade|rate[sd]?(?:\s(?:it|this|the\s\w{{1,20}}))?){_LINK}{_NUMBER}"
-                       rf"(?:{_OF}|(?!\s?(?:%|/|[a-z])))", re.IGNORECASE)
+_OVERALL = re.compile(
+    rf"\b(?:overall(?:\s\w{{1,20}}){{0,3}}|mos|(?:final|total)\s(?:score|rating|grade)){_LINK}{_NUMBER}(?:{_OF})?",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(
+    rf"\b(?:score|rating|quality|grade|rate[sd]?(?:\s(?:it|this|the\s\w{{1,20}}))?){_LINK}{_NUMBER}"
+    rf"(?:{_OF}|(?!\s?(?:%|/|[a-z])))",
+    re.IGNORECASE,
+)
 _STARS = re.compile(_NUMBER + r"[\s-]?stars?\b", re.IGNORECASE)
 _BARE = re.compile(r"\W{0,9}?(-?\d{1,6}(?:[.,]\d{1,6})?)\W{0,9}")
-_ASPECT = re.compile(r"\b(?:nois\w*|distort\w*|intelligib\w*|clarity|natural\w*|loudness|reverb\w*|echo\w*|continu\w*|dropouts?|background"
-                     r"|colou?r\w*|volume|muffl\w*|pronunciation|emotion\w*|effort|artefacts?|artifacts?|fluency|timbre)\b[^.;,\d]*$",
-                     re.IGNORECASE)
+_ASPECT = re.compile(
+    r"\b(?:nois\w*|distort\w*|intelligib\w*|clarity|natural\w*|loudness|reverb\w*|echo\w*|continu\w*|dropouts?|background"
+    r"|colou?r\w*|volume|muffl\w*|pronunciation|emotion\w*|effort|artefacts?|artifacts?|fluency|timbre)\b[^.;,\d]*$",
+    re.IGNORECASE,
+)
 
 
 class Sentiment:
@@ -70,8 +85,11 @@ class Sentiment:
                 model = auto.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
         except LOADING as error:
             first = (str(error).strip().splitlines() or [""])[0][:300]
-            raise UserError(f"cannot load the sentiment model {path!r}", f"{type(error).__name__}: {first}",
-                            "a folder with a sequence classifier and its tokenizer, or a Hub id with the network at hand") from error
+            raise UserError(
+                f"cannot load the sentiment model {path!r}",
+                f"{type(error).__name__}: {first}",
+                "a folder with a sequence classifier and its tokenizer, or a Hub id with the network at hand",
+            ) from error
         labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         self.labels = [labels[i] for i in order_labels(labels, order, name)]
         self._order = torch.tensor(order_labels(labels, order, name))
@@ -108,7 +126,9 @@ class Sentiment:
         words = text.split()
         if not words:
             return []
-        length = len(self._tokenizer(" ".join(words), add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        length = len(
+            self._tokenizer(" ".join(words), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        )
         if length <= self._room or len(words) == 1:  # one endless word is cut off
             return [(" ".join(words), min(length, self._room))] if length else []
         half = len(words) // 2
@@ -119,8 +139,10 @@ class Sentiment:
         out = np.full((len(texts), len(self.labels)), np.nan)
         order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
         for at in range(0, len(order), self._batch):
-            rows = order[at:at + self._batch]
-            inputs = self._tokenizer([texts[k] for k in rows], padding=True, truncation=True, max_length=self._reads, return_tensors="pt")
+            rows = order[at : at + self._batch]
+            inputs = self._tokenizer(
+                [texts[k] for k in rows], padding=True, truncation=True, max_length=self._reads, return_tensors="pt"
+            )
             ready = {k: v.to(self._device) for k, v in inputs.items()}
             with torch.inference_mode():
                 p = self._model(**ready).logits.float().softmax(-1).cpu()
@@ -135,16 +157,22 @@ def order_labels(labels: Sequence[str], order: str | None, name: str) -> list[in
         UserError: fewer than two labels, or no order in them and none given.
     """
     if len(labels) < 2:
-        raise UserError(f"{name} is no classifier with ordered labels", f"it has {len(labels)} output",
-                        "a classifier with labels such as 1 star ... 5 stars")
+        raise UserError(
+            f"{name} is no classifier with ordered labels",
+            f"it has {len(labels)} output",
+            "a classifier with labels such as 1 star ... 5 stars",
+        )
     clean = [" ".join(re.sub(r"[_\-]+", " ", label).lower().split()) for label in labels]
     if order in ("ascending", "descending"):
         return list(range(len(labels)))[:: 1 if order == "ascending" else -1]
     if order:
         wanted = [" ".join(re.sub(r"[_\-]+", " ", w).lower().split()) for w in order.split("|")]
         if sorted(wanted) != sorted(clean):
-            raise UserError(f"the given order does not name the labels of {name}", f"labels: {', '.join(labels)}",
-                            "worst first, joined by |")
+            raise UserError(
+                f"the given order does not name the labels of {name}",
+                f"labels: {', '.join(labels)}",
+                "worst first, joined by |",
+            )
         return [clean.index(w) for w in wanted]
     numbers = [re.fullmatch(r"(?:score |rating |class )?(\d+)(?: ?stars?)?", c) for c in clean]
     keys: list[int] = []
@@ -153,8 +181,11 @@ def order_labels(labels: Sequence[str], order: str | None, name: str) -> list[in
     elif all(c in RANKS for c in clean):
         keys = [RANKS[c] for c in clean]
     if len(set(keys)) != len(labels):
-        raise UserError(f"the labels of {name} have no known order", f"labels: {', '.join(labels)}",
-                        "llm[sentiment_order=descending], or the labels, worst first, joined by |")
+        raise UserError(
+            f"the labels of {name} have no known order",
+            f"labels: {', '.join(labels)}",
+            "llm[sentiment_order=descending], or the labels, worst first, joined by |",
+        )
     return sorted(range(len(labels)), key=lambda i: keys[i])
 
 
@@ -187,11 +218,13 @@ def _ratings(text: str) -> set[float]:
     if found := _overall(text):
         return found
     scaled = [m for m in _SCALED.finditer(text) if int(m[2]) == HIGH]
-    if plain := {_value(m[1]) for m in scaled if not _ASPECT.search(text[:m.start()][-60:])}:
+    if plain := {_value(m[1]) for m in scaled if not _ASPECT.search(text[: m.start()][-60:])}:
         return plain
     if scaled:
         return set()  # of single aspects only
-    labelled = [m for m in _LABELLED.finditer(text) if m[2] in (None, "5") and not _ASPECT.search(text[:m.start()][-60:])]
+    labelled = [
+        m for m in _LABELLED.finditer(text) if m[2] in (None, "5") and not _ASPECT.search(text[: m.start()][-60:])
+    ]
     if labelled:
         return {_value(m[1]) for m in labelled}
     return {_value(m[1]) for m in _STARS.finditer(text)}

@@ -45,7 +45,9 @@ def build_soft(config: RL, device: torch.device | str = "cpu") -> SoftReward:
 
         return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device)
     if cfg.reward not in {"embedded", "dnsmos"}:
-        raise UserError(f"no differentiable reward of {config.task} is called {cfg.reward!r}", "", "--set diffro.reward=dnsmos")
+        raise UserError(
+            f"no differentiable reward of {config.task} is called {cfg.reward!r}", "", "--set diffro.reward=dnsmos"
+        )
     try:
         return SoftDnsmos(cfg.smooth, device)
     except ImportError as error:

@@ -18,7 +18,13 @@ from rlspeech.types import Sample, Score
 
 __all__ = ["SpeakerSimilarity"]
 
-XVECTOR = ("WavLMForXVector", "Wav2Vec2ForXVector", "UniSpeechSatForXVector", "Data2VecAudioForXVector", "Wav2Vec2ConformerForXVector")
+XVECTOR = (
+    "WavLMForXVector",
+    "Wav2Vec2ForXVector",
+    "UniSpeechSatForXVector",
+    "Data2VecAudioForXVector",
+    "Wav2Vec2ConformerForXVector",
+)
 
 
 class SpeakerSimilarity:

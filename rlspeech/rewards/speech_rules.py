@@ -36,7 +36,10 @@ FORMS: dict[str, Callable[[float], float]] = {
 AUDIBLE_S = 0.1  # shorter waveforms are not shown to a recogniser
 TOKEN_S = 0.04  # of a token where nobody says how long it is
 HELD_S = 0.08  # what repeats faster is a sound that is held, or a pause
-PACE, PACES = 15.0, (7.5, 30.0)  # bytes of UTF-8 a second of usual speech (English and Chinese alike), and of the slowest and fastest
+PACE, PACES = (
+    15.0,
+    (7.5, 30.0),
+)  # bytes of UTF-8 a second of usual speech (English and Chinese alike), and of the slowest and fastest
 PITCH_HOP_S = 0.01
 LEAST_RATIO = 0.01  # of lengths, where a logarithm is taken: nothing was said
 VOICED = 10  # frames, at least, for a spread of pitch
@@ -62,16 +65,26 @@ class TextScores:
         if not nll_scale > 0:
             raise UserError(f"nll_scale is {nll_scale}", "the score is exp(-NLL / nll_scale)", "3, as published")
         self.normalise = lru_cache(4096)(get_normaliser(normaliser))
-        self.name, self._language, self._form, self._low, self._scale = normaliser, language, FORMS[form], low, nll_scale
+        self.name, self._language, self._form, self._low, self._scale = (
+            normaliser,
+            language,
+            FORMS[form],
+            low,
+            nll_scale,
+        )
 
     def rates(self, reference: str, hypothesis: str, language: Any = None) -> tuple[float, float]:
         """Character and word error rate of normalised texts, the reference not empty; of an empty hypothesis 1."""
         from rapidfuzz.distance import Levenshtein
 
         language = self._language or (language if isinstance(language, str) else None)
-        counted = language or ("zh" if written_in_characters(reference) else "en")  # both sides by the reference's writing
+        counted = language or (
+            "zh" if written_in_characters(reference) else "en"
+        )  # both sides by the reference's writing
         said, heard = characters(reference, counted), characters(hypothesis, counted)
-        return Levenshtein.distance(said, heard) / len(said), align(units(reference, language), units(hypothesis, language)).rate
+        return Levenshtein.distance(said, heard) / len(said), align(
+            units(reference, language), units(hypothesis, language)
+        ).rate
 
     def accuracy(self, rate: float) -> float:
         """The reward of an error rate."""
@@ -82,7 +95,9 @@ class TextScores:
         """The reward of a text's NLL a piece, in (0, 1]."""
         return math.exp(-nll / self._scale)
 
-    def row(self, sample: Sample, hypothesis: str | None, nll: float | None, prefix: str, columns: Sequence[str]) -> dict[str, Score]:
+    def row(
+        self, sample: Sample, hypothesis: str | None, nll: float | None, prefix: str, columns: Sequence[str]
+    ) -> dict[str, Score]:
         """The columns ``prefix``_cer, _wer, _accuracy, _nll and _posterior of one sample, of those that are asked for."""
         reference = self.normalise(sample.text or "")
         detail: dict[str, Any] = {"hypothesis": hypothesis, "normaliser": self.name}
@@ -108,8 +123,17 @@ class SpokenText:
         device: where the recogniser runs.
     """
 
-    def __init__(self, recogniser: str = "embedded", normaliser: str = "basic-2", language: str | None = None, form: str = "linear",
-                 low: float | None = -1.0, nll_scale: float = 3.0, batch: int = 16, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        recogniser: str = "embedded",
+        normaliser: str = "basic-2",
+        language: str | None = None,
+        form: str = "linear",
+        low: float | None = -1.0,
+        nll_scale: float = 3.0,
+        batch: int = 16,
+        device: str = "cpu",
+    ) -> None:
         self._scores = TextScores(normaliser, language, form, low, nll_scale)
         self._recognise: Recogniser = load_recogniser(recogniser, device, language, batch)
         self._rater: AudioRecogniser | None = self._recognise if isinstance(self._recognise, AudioRecogniser) else None
@@ -137,13 +161,17 @@ class SpokenText:
     def _rating(self) -> AudioRecogniser:
         if self._rater is None:
             if not is_audio_lm(self._named[0], whisper=True):
-                raise UserError(f"{self._named[0]} gives no probability of a text",
-                                "tts_posterior and tts_nll need an audio language model", "recogniser=embedded, or tts_accuracy")
+                raise UserError(
+                    f"{self._named[0]} gives no probability of a text",
+                    "tts_posterior and tts_nll need an audio language model",
+                    "recogniser=embedded, or tts_accuracy",
+                )
             self._rater = AudioRecogniser(*self._named)
         return self._rater
 
 
 # ------------------------------------------------------------------------------------------------------------------ tokens
+
 
 class TokenRules:
     """Family ``token_rules``: what codec tokens and their group tell without a recogniser.
@@ -154,10 +182,22 @@ class TokenRules:
 
     version = "token-rules-2"
 
-    def __init__(self, period_s: float = 2.4, repeats: int = 3, span_s: float = 1.6, share: float = 0.85, still_s: float = 2.4) -> None:
+    def __init__(
+        self, period_s: float = 2.4, repeats: int = 3, span_s: float = 1.6, share: float = 0.85, still_s: float = 2.4
+    ) -> None:
         if min(period_s, span_s, still_s) <= 0 or repeats < 2 or not 0 < share <= 1:
-            raise UserError("these thresholds would call every sequence a loop, or none", "", "seconds above 0, repeats >= 2, share <= 1")
-        self._loop: dict[str, Any] = {"period_s": period_s, "repeats": repeats, "span_s": span_s, "share": share, "still_s": still_s}
+            raise UserError(
+                "these thresholds would call every sequence a loop, or none",
+                "",
+                "seconds above 0, repeats >= 2, share <= 1",
+            )
+        self._loop: dict[str, Any] = {
+            "period_s": period_s,
+            "repeats": repeats,
+            "span_s": span_s,
+            "share": share,
+            "still_s": still_s,
+        }
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Score a batch; samples with one ``key`` are one group."""
@@ -172,10 +212,14 @@ class TokenRules:
         if "tts_duration" in columns:
             made["tts_duration"] = self._durations(samples, tokens, groups.values())
         if "tts_token_diversity" in columns:
-            sound = [s.finished and loop is None and len(t) > 0 for s, loop, t in zip(samples, loops, tokens, strict=True)]
+            sound = [
+                s.finished and loop is None and len(t) > 0 for s, loop, t in zip(samples, loops, tokens, strict=True)
+            ]
             made["tts_token_diversity"] = self._diversity(tokens, sound, groups.values())
         if "tts_stopped" in columns:
-            made["tts_stopped"] = [Score(float(s.finished), None, {"tokens": len(t)}) for s, t in zip(samples, tokens, strict=True)]
+            made["tts_stopped"] = [
+                Score(float(s.finished), None, {"tokens": len(t)}) for s, t in zip(samples, tokens, strict=True)
+            ]
         if "tts_loop" in columns:
             made["tts_loop"] = [Score(float(x is not None), None, {"loop": x}) for x in loops]
         return [{c: made[c][i] for c in columns} for i in range(len(samples))]
@@ -188,7 +232,9 @@ class TokenRules:
             lengths = [len(tokens[i]) for i in rows if samples[i].finished] or [len(tokens[i]) for i in rows]
             median = max(float(np.median(lengths)), 1.0)
             for i in rows:
-                out[i] = Score(-abs(len(tokens[i]) - median) / median, None, {"tokens": len(tokens[i]), "median": median})
+                out[i] = Score(
+                    -abs(len(tokens[i]) - median) / median, None, {"tokens": len(tokens[i]), "median": median}
+                )
         return out
 
     @staticmethod
@@ -204,7 +250,7 @@ class TokenRules:
             written = {i: tokens[i].tolist() for i in good}
             sums = dict.fromkeys(rows, 0.0)
             for at, i in enumerate(good):
-                for j in good[at + 1:]:
+                for j in good[at + 1 :]:
                     far = float(Levenshtein.normalized_distance(written[i], written[j]))
                     sums[i], sums[j] = sums[i] + far, sums[j] + far
             for i in rows:
@@ -212,8 +258,16 @@ class TokenRules:
         return out
 
 
-def find_loop(tokens: np.ndarray, token_s: float = TOKEN_S, *, period_s: float = 2.4, repeats: int = 3, span_s: float = 1.6,
-              share: float = 0.85, still_s: float = 2.4) -> int | None:
+def find_loop(
+    tokens: np.ndarray,
+    token_s: float = TOKEN_S,
+    *,
+    period_s: float = 2.4,
+    repeats: int = 3,
+    span_s: float = 1.6,
+    share: float = 0.85,
+    still_s: float = 2.4,
+) -> int | None:
     """The period of a loop in codec tokens, in tokens, None where there is none.
 
     Sampling breaks an exact repetition now and then, so a loop is a stretch in which ``share`` of the tokens equal the one a period before.
@@ -255,6 +309,7 @@ def _in_windows(tokens: np.ndarray, n: int, window: int, sums: dict[int, np.ndar
 
 # ------------------------------------------------------------------------------------------------------------------- shape
 
+
 class SpeechShape:
     """Family ``speech_shape``: spread of the pitch, and length against the recording's.
 
@@ -278,7 +333,9 @@ def _ratio(sample: Sample) -> Score:
     length, source = expected_s(sample)
     if length is None:
         return Score(None, "neither a recording nor a text to compare with")
-    return Score(len(sample.wav) / sample.sample_rate / length, None, {"expected_s": round(length, 3), "expected_by": source})
+    return Score(
+        len(sample.wav) / sample.sample_rate / length, None, {"expected_s": round(length, 3), "expected_by": source}
+    )
 
 
 def expected_s(sample: Sample) -> tuple[float | None, str]:
@@ -289,8 +346,16 @@ def expected_s(sample: Sample) -> tuple[float | None, str]:
     size, prompt = len((sample.text or "").encode()), sample.columns.get("prompt_text")
     if not size:
         return None, ""
-    if sample.columns.get("prompt_filepath") and isinstance(prompt, str) and prompt and sample.target is not None and len(sample.target):
-        pace = len(prompt.encode()) * sample.sample_rate / len(sample.target)  # the target is the voice that was asked for: the prompt's
+    if (
+        sample.columns.get("prompt_filepath")
+        and isinstance(prompt, str)
+        and prompt
+        and sample.target is not None
+        and len(sample.target)
+    ):
+        pace = (
+            len(prompt.encode()) * sample.sample_rate / len(sample.target)
+        )  # the target is the voice that was asked for: the prompt's
         return size / min(max(pace, PACES[0]), PACES[1]), "prompt"
     return size / PACE, "text"
 
@@ -310,7 +375,12 @@ def pitch_spread(wav: np.ndarray, sample_rate: int) -> float | None:
 
     hop = max(1, round(PITCH_HOP_S * sample_rate))
     with torch.no_grad():
-        found = track_pitch(torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))[None], sample_rate, hop, max(1, len(wav) // hop),
-                            4 * hop)[0].numpy()
+        found = track_pitch(
+            torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))[None],
+            sample_rate,
+            hop,
+            max(1, len(wav) // hop),
+            4 * hop,
+        )[0].numpy()
     voiced = np.log(found[found > 0])
     return float(voiced.std()) if len(voiced) >= VOICED else None

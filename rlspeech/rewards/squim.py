@@ -37,15 +37,20 @@ class Squim:
         torchaudio = _torchaudio.load()
         self.device = device
         if weights:
-            net = importlib.import_module("torchaudio.models").squim_objective_base()  # older versions do not import it by themselves
+            net = importlib.import_module(
+                "torchaudio.models"
+            ).squim_objective_base()  # older versions do not import it by themselves
             net.load_state_dict(_read(weights))
             self.version = f"torchaudio {torchaudio.__version__}, {Path(weights).name} {digest(Path(weights))}"
         elif download:
             net = importlib.import_module("torchaudio.pipelines").SQUIM_OBJECTIVE.get_model()
             self.version = f"torchaudio {torchaudio.__version__}, SQUIM_OBJECTIVE"
         else:
-            raise UserError("squim needs weights", "nothing is downloaded unless you ask for it",
-                            "squim_pesq[download=true], or squim_pesq[weights=FILE.safetensors]")
+            raise UserError(
+                "squim needs weights",
+                "nothing is downloaded unless you ask for it",
+                "squim_pesq[download=true], or squim_pesq[weights=FILE.safetensors]",
+            )
         self._net = net.eval().requires_grad_(False).to(device)
 
     def predict(self, wavs: Tensor) -> Tensor:
@@ -67,4 +72,6 @@ def _read(path: str) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the SQUIM weights {path}", str(error), "a safetensors file of squim_objective_base") from error
+        raise UserError(
+            f"cannot read the SQUIM weights {path}", str(error), "a safetensors file of squim_objective_base"
+        ) from error

@@ -38,11 +38,20 @@ class ErrorRate:
         UserError: no recogniser named, or one that cannot be loaded.
     """
 
-    def __init__(self, recogniser: str | None = None, normaliser: str = "basic-1", language: str | None = None, batch: int = 8,
-                 device: str = "cpu") -> None:
+    def __init__(
+        self,
+        recogniser: str | None = None,
+        normaliser: str = "basic-1",
+        language: str | None = None,
+        batch: int = 8,
+        device: str = "cpu",
+    ) -> None:
         if not recogniser:
-            raise UserError("wer needs a recogniser", "an error rate hangs on who listens, so it is named",
-                            "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx")
+            raise UserError(
+                "wer needs a recogniser",
+                "an error rate hangs on who listens, so it is named",
+                "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx",
+            )
         self._normalise = get_normaliser(normaliser)
         self._recognise = load_recogniser(recogniser, device, language, batch)
         self.version = f"recogniser {recogniser}, text {normaliser}"
@@ -111,8 +120,11 @@ def _transformers(name: str, device: str, language: str | None, batch: int) -> R
     try:
         pipe: Any = transformers.pipeline("automatic-speech-recognition", model=name, device=device)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"cannot load the recogniser {name!r}", f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                        "give a folder that holds config.json and the weights, or a Hub id with the network at hand") from error
+        raise UserError(
+            f"cannot load the recogniser {name!r}",
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "give a folder that holds config.json and the weights, or a Hub id with the network at hand",
+        ) from error
     options: dict[str, Any] = {"batch_size": batch}
     if language and pipe.model.can_generate():
         options["generate_kwargs"] = {"language": language}

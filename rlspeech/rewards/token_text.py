@@ -43,8 +43,16 @@ class TokenText:
         device: where it runs.
     """
 
-    def __init__(self, model: str | TokenReward = "embedded", normaliser: str = "basic-2", language: str | None = None,
-                 form: str = "linear", low: float | None = -1.0, nll_scale: float = 3.0, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: str | TokenReward = "embedded",
+        normaliser: str = "basic-2",
+        language: str | None = None,
+        form: str = "linear",
+        low: float | None = -1.0,
+        nll_scale: float = 3.0,
+        device: str = "cpu",
+    ) -> None:
         self._scores = TextScores(normaliser, language, form, low, nll_scale)
         self._net = load_token_reward(model, device)[0].frozen() if isinstance(model, str) else model
         self._written = get_normaliser(TEXT)
@@ -56,8 +64,10 @@ class TokenText:
         good = [i for i, r in enumerate(rows) if not len(r) or (0 <= int(r.min()) and int(r.max()) < self._net.codes)]
         wrong = Score(None, f"a token is none of the codec's {self._net.codes} ids")
         out: list[dict[str, Score]] = [dict.fromkeys(columns, wrong) for _ in samples]
-        for part in (good[i:i + BATCH] for i in range(0, len(good), BATCH)):
-            for i, scores in zip(part, self._judge([samples[i] for i in part], [rows[i] for i in part], columns), strict=True):
+        for part in (good[i : i + BATCH] for i in range(0, len(good), BATCH)):
+            for i, scores in zip(
+                part, self._judge([samples[i] for i in part], [rows[i] for i in part], columns), strict=True
+            ):
                 out[i] = scores
         return out
 
@@ -92,8 +102,12 @@ class TokenText:
             expected = (p * torch.arange(1, p.shape[1] + 1)).sum(1).tolist()
             return [Score(e) for e in expected]
         wanted = net.classes(name, [s.columns.get(COLUMN[name]) for s in samples]).tolist()
-        return [Score(None, f"the row's {COLUMN[name]} is none that the token reward knows") if k == IGNORED else Score(float(row[k]))
-                for k, row in zip(wanted, p, strict=True)]
+        return [
+            Score(None, f"the row's {COLUMN[name]} is none that the token reward knows")
+            if k == IGNORED
+            else Score(float(row[k]))
+            for k, row in zip(wanted, p, strict=True)
+        ]
 
 
 class SoftTokenReward:
@@ -110,15 +124,23 @@ class SoftTokenReward:
         UserError: a weight for an attribute that the network has no head for.
     """
 
-    def __init__(self, model: TokenReward | str, content_weight: float = 1.0, attribute_weights: Mapping[str, float] | None = None,
-                 device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        model: TokenReward | str,
+        content_weight: float = 1.0,
+        attribute_weights: Mapping[str, float] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.net = (load_token_reward(model, device)[0] if isinstance(model, str) else model).frozen()
         self._content, self._weights = content_weight, {k: w for k, w in (attribute_weights or {}).items() if w}
         self._written = get_normaliser(TEXT)
         missing = sorted(set(self._weights) - set(self.net.labels))
         if missing:
-            raise UserError(f"the token reward has no head for {', '.join(missing)}", f"it has {', '.join(self.net.labels) or 'none'}",
-                            "--set diffro.attribute_weights={...} with these")
+            raise UserError(
+                f"the token reward has no head for {', '.join(missing)}",
+                f"it has {', '.join(self.net.labels) or 'none'}",
+                "--set diffro.attribute_weights={...} with these",
+            )
         self.last: dict[str, float] = {}  # means of the parts of the last call, for the log
 
     def score_soft(self, relaxed: Any, samples: Sequence[Sample]) -> Tensor:
@@ -132,8 +154,11 @@ class SoftTokenReward:
             UserError: the tokens are another codec's.
         """
         if relaxed.soft.shape[-1] != self.net.codes:
-            raise UserError(f"the policy chooses among {relaxed.soft.shape[-1]} codes, the token reward knows {self.net.codes}",
-                            f"it was trained on tokens of the codec {self.net.cfg.codec}", "--set diffro.reward=CHECKPOINT of that codec")
+            raise UserError(
+                f"the policy chooses among {relaxed.soft.shape[-1]} codes, the token reward knows {self.net.codes}",
+                f"it was trained on tokens of the codec {self.net.cfg.codec}",
+                "--set diffro.reward=CHECKPOINT of that codec",
+            )
         heard = self.net.encode(relaxed.soft, relaxed.mask.bool())
         texts = [self._written(s.text or "") for s in samples]
         mute = torch.tensor([not t for t in texts], device=heard.states.device)

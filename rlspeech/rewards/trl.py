@@ -47,8 +47,18 @@ class TrlReward:
         UserError: unknown or unusable reward, or one of sound without ``decode``.
     """
 
-    def __init__(self, name: str, *, text: str = "text", target: str = "target", decode: Decode | None = None, sample_rate: int = 16000,
-                 raw: bool = False, device: str = "cpu", **options: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        text: str = "text",
+        target: str = "target",
+        decode: Decode | None = None,
+        sample_rate: int = 16000,
+        raw: bool = False,
+        device: str = "cpu",
+        **options: Any,
+    ) -> None:
         request = resolve(name, options)
         self.needs = request.entry.needs
         self.__name__ = name
@@ -60,14 +70,23 @@ class TrlReward:
             why = "TRL knows completions by the ids of its own vocabulary"
             raise UserError(f"{name} judges a codec's tokens", why, "a reward of sound, with decode=function")
         if "hypothesis" not in self.needs and decode is None:
-            raise UserError(f"{name} judges sound, and TRL's completions are texts", "nothing says how they become waveforms",
-                            "as_trl_reward(name, decode=function), or a reward of texts such as asr_accuracy")
+            raise UserError(
+                f"{name} judges sound, and TRL's completions are texts",
+                "nothing says how they become waveforms",
+                "as_trl_reward(name, decode=function), or a reward of texts such as asr_accuracy",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reward": None}  # the other process builds its own
 
-    def __call__(self, prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), completion_ids: Sequence[Any] | None = None,
-                 log_metric: Callable[[str, float], None] | None = None, **columns: Any) -> list[float | None]:
+    def __call__(
+        self,
+        prompts: Sequence[Any] | None = None,
+        completions: Sequence[Any] = (),
+        completion_ids: Sequence[Any] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
         """Score completions.
 
         Args:
@@ -87,14 +106,19 @@ class TrlReward:
         rows = {k: v for k, v in columns.items() if isinstance(v, list | tuple) and len(v) == count}
         for need, column in (("text", self._text), ("target", self._target)):
             if need in self.needs and column not in rows:
-                raise UserError(f"{self.__name__} needs the column {column!r}", f"the dataset has {', '.join(sorted(rows)) or 'none'}",
-                                f"as_trl_reward(name, {need}=COLUMN)")
+                raise UserError(
+                    f"{self.__name__} needs the column {column!r}",
+                    f"the dataset has {', '.join(sorted(rows)) or 'none'}",
+                    f"as_trl_reward(name, {need}=COLUMN)",
+                )
         if prompts is not None:
             rows["prompt"] = list(prompts)
         waves: Sequence[np.ndarray] = [SILENCE] * count
         if self._decode is not None:
             waves = self._decode(completions=completions, completion_ids=completion_ids, **rows)
-        samples = [self._sample(i, said, wave, rows) for i, (said, wave) in enumerate(zip(completions, waves, strict=True))]
+        samples = [
+            self._sample(i, said, wave, rows) for i, (said, wave) in enumerate(zip(completions, waves, strict=True))
+        ]
         self._reward = self._reward or get_reward(self.__name__, **self._how)
         values = [s.value for s in self._reward.score(samples)]
         if log_metric is not None and count:
@@ -105,9 +129,15 @@ class TrlReward:
         columns = {k: v[index] for k, v in rows.items() if k not in (self._text, self._target)}
         text = rows[self._text][index] if self._text in rows else None
         target = rows[self._target][index] if self._target in rows and "target" in self.needs else None
-        return Sample(str(columns.get("id", columns.get("key", index))), np.asarray(wave, np.float32), self._rate,
-                      None if target is None else np.asarray(target, np.float32), None if text is None else str(text), columns,
-                      words_of(said))
+        return Sample(
+            str(columns.get("id", columns.get("key", index))),
+            np.asarray(wave, np.float32),
+            self._rate,
+            None if target is None else np.asarray(target, np.float32),
+            None if text is None else str(text),
+            columns,
+            words_of(said),
+        )
 
 
 def words_of(completion: Any) -> str:

@@ -43,15 +43,23 @@ class UserReward:
         self.version = str(getattr(self.function, "version", "unversioned"))
         self._texts, self._trl = asks_for(self.function, "hypotheses"), is_trls(self.function)
         if conversational and not self._trl:
-            raise UserError(f"{name} takes no messages", "conversational is for functions of TRL's form, with a parameter completions",
-                            f"--reward {name}")
+            raise UserError(
+                f"{name} takes no messages",
+                "conversational is for functions of TRL's form, with a parameter completions",
+                f"--reward {name}",
+            )
         if self._trl:
             return  # what it asks for beyond the texts are columns of the data
         try:
-            inspect.signature(self.function).bind([], [], 16000, keys=[], targets=[], **({"hypotheses": []} if self._texts else {}))
+            inspect.signature(self.function).bind(
+                [], [], 16000, keys=[], targets=[], **({"hypotheses": []} if self._texts else {})
+            )
         except TypeError as error:
-            raise UserError(f"the reward {name} has the wrong signature", str(error),
-                            "def my_reward(wavs, texts, sample_rate, **columns) -> list[float | None]") from error
+            raise UserError(
+                f"the reward {name} has the wrong signature",
+                str(error),
+                "def my_reward(wavs, texts, sample_rate, **columns) -> list[float | None]",
+            ) from error
         except ValueError:  # built in C: no signature to look at
             pass
 
@@ -81,17 +89,24 @@ class UserReward:
             answers = self._ask_as_trl(samples, extra)
         else:
             extra["keys"], extra["targets"] = [s.key for s in samples], [s.target for s in samples]
-            answers = self.function([s.wav for s in samples], [s.text for s in samples], samples[0].sample_rate, **extra)
+            answers = self.function(
+                [s.wav for s in samples], [s.text for s in samples], samples[0].sample_rate, **extra
+            )
         try:
             answers = list(answers)
         except TypeError:
-            raise UserError(f"the reward {self.name} must return a list", f"it returned {type(answers).__name__}",
-                            "return one number or None per waveform") from None
+            raise UserError(
+                f"the reward {self.name} must return a list",
+                f"it returned {type(answers).__name__}",
+                "return one number or None per waveform",
+            ) from None
         if len(answers) != len(samples):
-            raise UserError(f"the reward {self.name} returned {len(answers)} scores for {len(samples)} waveforms", "",
-                            "return one number or None per waveform")
+            raise UserError(
+                f"the reward {self.name} returned {len(answers)} scores for {len(samples)} waveforms",
+                "",
+                "return one number or None per waveform",
+            )
         return answers
-
 
     def _ask_as_trl(self, samples: Sequence[Sample], columns: dict[str, Any]) -> Any:
         """Call the function as ``trl.GRPOTrainer`` would; one without ``**kwargs`` gets what it names."""
@@ -101,9 +116,17 @@ class UserReward:
             prompts = [[{"role": "user", "content": p}] for p in prompts]
             said = [[{"role": "assistant", "content": c}] for c in said]
         ids = [[] if s.tokens is None else s.tokens.tolist() for s in samples]
-        given = {"completion_ids": ids, "trainer_state": None, "log_extra": _deaf, "log_metric": _deaf, "keys": [s.key for s in samples],
-                 **{k: v for k, v in columns.items() if k != "prompt"}, "text": [s.text for s in samples], "prompts": prompts,
-                 "completions": said}
+        given = {
+            "completion_ids": ids,
+            "trainer_state": None,
+            "log_extra": _deaf,
+            "log_metric": _deaf,
+            "keys": [s.key for s in samples],
+            **{k: v for k, v in columns.items() if k != "prompt"},
+            "text": [s.text for s in samples],
+            "prompts": prompts,
+            "completions": said,
+        }
         parameters = inspect.signature(self.function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             given = {k: v for k, v in given.items() if k in parameters}

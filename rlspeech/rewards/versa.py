@@ -26,15 +26,33 @@ from rlspeech.types import UserError
 __all__ = ["NAMES", "Done", "export", "parse", "take"]
 
 NAMES = {  # VERSA's name -> ours; where several of theirs are one of ours, the first is written
-    "pesq": "pesq_wb", "stoi": "stoi", "estoi": "estoi", "si_snr": "si_sdr", "si-snr": "si_sdr", "dns_overall": "dnsmos_ovrl",
-    "dnsmos_overall": "dnsmos_ovrl", "dns_p808": "dnsmos_p808", "spk_similarity": "speaker_similarity", "speech_bert": "speech_bert_score",
-    "torch_squim_pesq": "squim_pesq", "torch_squim_stoi": "squim_stoi", "torch_squim_si_sdr": "squim_si_sdr",
+    "pesq": "pesq_wb",
+    "stoi": "stoi",
+    "estoi": "estoi",
+    "si_snr": "si_sdr",
+    "si-snr": "si_sdr",
+    "dns_overall": "dnsmos_ovrl",
+    "dnsmos_overall": "dnsmos_ovrl",
+    "dns_p808": "dnsmos_p808",
+    "spk_similarity": "speaker_similarity",
+    "speech_bert": "speech_bert_score",
+    "torch_squim_pesq": "squim_pesq",
+    "torch_squim_stoi": "squim_stoi",
+    "torch_squim_si_sdr": "squim_si_sdr",
 }
 FAILED = {"pesq": 0.0, "stoi": 1e-5, "estoi": 1e-5}  # numbers that stand for a failure
 COUNTS = re.compile(r"(.+)_([wc]er)_(delete|insert|replace|equal)")
 NUMPY = re.compile(r"(np\.|numpy\.)?(float|int|bool|array)[0-9_]*")
 HEARD = re.compile(r".+_hyp_text")
-WORDS = {"nan": math.nan, "NaN": math.nan, "inf": math.inf, "Infinity": math.inf, "null": None, "true": True, "false": False}
+WORDS = {
+    "nan": math.nan,
+    "NaN": math.nan,
+    "inf": math.inf,
+    "Infinity": math.inf,
+    "null": None,
+    "true": True,
+    "false": False,
+}
 ABSENT = "not in VERSA's row"
 MAX_LINE = 1_000_000
 EXAMPLE = '{"key": "utterance", "pesq": 1.6, "dns_overall": 2.9}'
@@ -52,6 +70,7 @@ class Done:
 
 # ------------------------------------------------------------------------------------------------------------- to VERSA
 
+
 def export(source: Path, out: Path, system: str | None = None) -> Done:
     """Write one system's rows as VERSA does. A null is left out of its row: VERSA has no word for it.
 
@@ -67,7 +86,11 @@ def export(source: Path, out: Path, system: str | None = None) -> Done:
         raise UserError(f"{source} holds {len(systems)} systems", ", ".join(systems), f"--system {systems[0]}")
     if not rows:
         there = f"it has {', '.join(filter(None, systems))}" if any(systems) else "it has no row with a key"
-        raise UserError(f"no score rows{f' of {system}' if system else ''} in {source}", there, "rlspeech reward writes scores.jsonl")
+        raise UserError(
+            f"no score rows{f' of {system}' if system else ''} in {source}",
+            there,
+            "rlspeech reward writes scores.jsonl",
+        )
     theirs: dict[str, str] = {}
     for name, ours in NAMES.items():
         theirs.setdefault(ours, name)
@@ -84,11 +107,15 @@ def export(source: Path, out: Path, system: str | None = None) -> Done:
                 named[theirs.get(name, name)] = value
         lines.append(dumps({"key": str(row["key"]), **named}) + "\n")
     write_text(out, "".join(lines))
-    done.rows, done.metrics = len(lines), [(theirs.get(name, name), name, n, missing) for name, (n, missing) in counts.items()]
+    done.rows, done.metrics = (
+        len(lines),
+        [(theirs.get(name, name), name, n, missing) for name, (n, missing) in counts.items()],
+    )
     return done
 
 
 # ----------------------------------------------------------------------------------------------------------- from VERSA
+
 
 def take(source: Path, out: Path, system: str) -> Done:
     """Write VERSA's rows as ours, with a ``.meta.json`` beside them.
@@ -106,7 +133,9 @@ def take(source: Path, out: Path, system: str) -> Done:
         why = f"{done.bad_lines} lines could not be read" if done.bad_lines else "it is empty"
         raise UserError(f"no score rows in {source}", why, EXAMPLE)
     known: dict[str, list[str]] = {}  # by metric, each backend's four counts
-    for backend, rate in sorted({(m[1], m[2]) for row in rows.values() for name in row if (m := COUNTS.fullmatch(name))}):
+    for backend, rate in sorted(
+        {(m[1], m[2]) for row in rows.values() for name in row if (m := COUNTS.fullmatch(name))}
+    ):
         known.setdefault(rate, []).append(backend)
     versions: dict[str, str] = {}
     values = {key: _values(row, known, versions) for key, row in rows.items()}
@@ -119,12 +148,15 @@ def take(source: Path, out: Path, system: str) -> Done:
     meta = {"systems": {system: {"metrics": facts, "n": len(ours), "source": source.name}}}
     write_text(out.with_suffix(".meta.json"), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
     done.rows = len(ours)
-    done.metrics = [(theirs, name, facts[name]["n_valid"], facts[name]["n_failed"]) for name, theirs in versions.items()]
+    done.metrics = [
+        (theirs, name, facts[name]["n_valid"], facts[name]["n_failed"]) for name, theirs in versions.items()
+    ]
     return done
 
 
-def _values(row: dict[str, Any], known: dict[str, list[str]],
-            versions: dict[str, str]) -> tuple[dict[str, float | None], dict[str, str], dict[str, Any]]:
+def _values(
+    row: dict[str, Any], known: dict[str, list[str]], versions: dict[str, str]
+) -> tuple[dict[str, float | None], dict[str, str], dict[str, Any]]:
     """Scores, reasons of nulls, and everything else of one row; ``versions`` collects our names and VERSA's behind them."""
     scores: dict[str, float | None] = {}
     errors: dict[str, str] = {}
@@ -175,10 +207,19 @@ def _facts(name: str, theirs: str, rows: Sequence[dict[str, Any]]) -> dict[str, 
     for row in rows:
         if name in row["errors"]:
             reasons[row["errors"][name]] = reasons.get(row["errors"][name], 0) + 1
-    direction = {"higher_is_better": column.higher_is_better} if isinstance(column, Column) else {}  # of others nobody knows it here
-    return {"version": f"VERSA {theirs}", "options": {}, "column": name, **direction, "n_valid": interval.n,
-            "n_failed": len(rows) - interval.n, **{k: v for k, v in interval.as_dict().items() if k in ("mean", "lo", "hi")},
-            "reasons": reasons}
+    direction = (
+        {"higher_is_better": column.higher_is_better} if isinstance(column, Column) else {}
+    )  # of others nobody knows it here
+    return {
+        "version": f"VERSA {theirs}",
+        "options": {},
+        "column": name,
+        **direction,
+        "n_valid": interval.n,
+        "n_failed": len(rows) - interval.n,
+        **{k: v for k, v in interval.as_dict().items() if k in ("mean", "lo", "hi")},
+        "reasons": reasons,
+    }
 
 
 def _is_number(value: Any) -> bool:
@@ -186,6 +227,7 @@ def _is_number(value: Any) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------------- reading
+
 
 def _rows(path: Path, done: Done) -> Iterator[dict[str, Any]]:
     """Lines that are rows with a key; the others are counted."""

@@ -68,4 +68,7 @@ def main() -> None:
                 scores = families[family].compute([sample], columns)[0]
             except Exception as error:
                 scores = {c: Score(None, f"{type(error).__name__}: {error}"[:200]) for c in columns}
-            write_message(sink, ("done", {c: (s.value, s.error, s.detail) for c, s in scores.items()}, time.perf_counter() - began))
+            write_message(
+                sink,
+                ("done", {c: (s.value, s.error, s.detail) for c, s in scores.items()}, time.perf_counter() - began),
+            )

@@ -28,7 +28,9 @@ SEVERAL = "compare.html"  # not report.html: the working directory may be a run'
 PLAYERS = 6
 
 
-def run(runs: Sequence[str], *, out: str | None = None, players: int | None = None, json_mode: bool = False) -> dict[str, Any]:
+def run(
+    runs: Sequence[str], *, out: str | None = None, players: int | None = None, json_mode: bool = False
+) -> dict[str, Any]:
     """Write a page.
 
     Args:
@@ -69,7 +71,9 @@ def _page(pasts: Sequence[Past], out: str | None) -> Path:
         if path.is_dir():
             path = path / ("report.html" if len(pasts) == 1 else SEVERAL)
         if path.suffix.lower() not in (".html", ".htm"):
-            raise UserError(f"{out} is no page", "its name does not end in .html, and there is no such folder", "--out compare.html")
+            raise UserError(
+                f"{out} is no page", "its name does not end in .html, and there is no such folder", "--out compare.html"
+            )
         return path
     if len(pasts) > 1:
         return Path(SEVERAL)
@@ -91,7 +95,16 @@ def _own_page(run: Past, page: Path, players: int | None) -> dict[str, Any] | No
             from rlspeech.stages.eval_again import write_again as evaluation
 
             return evaluation(run, page, players)
-    except (UserError, ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:  # torn, of another version, data gone
+    except (
+        UserError,
+        ValidationError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # torn, of another version, data gone
         what = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        run.notes.append(f"the stage's own page cannot be made from this folder ({what[:200]}); this one shows what there is")
+        run.notes.append(
+            f"the stage's own page cannot be made from this folder ({what[:200]}); this one shows what there is"
+        )
     return None

@@ -17,7 +17,15 @@ import numpy as np
 from rlspeech import log
 from rlspeech.stats import Interval, mean_interval, spearman
 
-__all__ = ["Correlation", "calibrate", "calibration_heading", "calibration_rows", "has_order", "print_calibration", "text_of"]
+__all__ = [
+    "Correlation",
+    "calibrate",
+    "calibration_heading",
+    "calibration_rows",
+    "has_order",
+    "print_calibration",
+    "text_of",
+]
 
 RESAMPLES = 500
 MAX_WORK = 1_000_000  # clips times resamples: larger sets get fewer resamples
@@ -27,8 +35,11 @@ Correlation = dict[str, Any]  # value, lo, hi, n: null where undefined
 
 def has_order(rows: Sequence[Row]) -> bool:
     """True where at least three rows say how far they are degraded, or at which SNR they are, and they do not all say the same."""
-    return any(len({v for r in rows if (v := _number(r.get(key))) is not None}) >= 2
-               and sum(_number(r.get(key)) is not None for r in rows) >= 3 for key in ("rung", "snr_db"))
+    return any(
+        len({v for r in rows if (v := _number(r.get(key))) is not None}) >= 2
+        and sum(_number(r.get(key)) is not None for r in rows) >= 3
+        for key in ("rung", "snr_db")
+    )
 
 
 def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) -> dict[str, Any]:
@@ -46,22 +57,45 @@ def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) ->
     """
     values = {name: _column(rows, name) * (1 if up else -1) for name, up in better.items()}
     order, snr = -_column(rows, "rung"), _column(rows, "snr_db")
-    ladder = [f"{r.get('clean_id', '')}\0{r['ladder']}" if r.get("ladder") is not None and _number(r.get("rung")) is not None else None
-              for r in rows]
-    named = [r.get("clean_id") if r.get("clean_id") is not None else group for r, group in zip(rows, ladder, strict=True)]
+    ladder = [
+        f"{r.get('clean_id', '')}\0{r['ladder']}"
+        if r.get("ladder") is not None and _number(r.get("rung")) is not None
+        else None
+        for r in rows
+    ]
+    named = [
+        r.get("clean_id") if r.get("clean_id") is not None else group for r, group in zip(rows, ladder, strict=True)
+    ]
     clusters = [str(c) if c is not None else f"\0{i}" for i, c in enumerate(named)]
     ways = sorted({str(r["ladder"]) for r, group in zip(rows, ladder, strict=True) if group is not None})
     found: dict[str, Any] = {}
     for name, value in values.items():
         means = _within(value, order, ladder, seed, clusters)
-        by_way = {way: _within(value, order, [g if g is not None and g.endswith(f"\0{way}") else None for g in ladder], seed, clusters)
-                  for way in ways}
-        found[name] = {"within": means, "pooled": _pooled(value, order, clusters, seed), "snr": _pooled(value, snr, clusters, seed),
-                       "ladder": by_way}
+        by_way = {
+            way: _within(
+                value, order, [g if g is not None and g.endswith(f"\0{way}") else None for g in ladder], seed, clusters
+            )
+            for way in ways
+        }
+        found[name] = {
+            "within": means,
+            "pooled": _pooled(value, order, clusters, seed),
+            "snr": _pooled(value, snr, clusters, seed),
+            "ladder": by_way,
+        }
     names = list(better)
-    between = [{"a": a, "b": b, **_pooled(values[a], values[b], clusters, seed)} for i, a in enumerate(names) for b in names[i + 1:]]
-    return {"n": len(rows), "ladders": len({g for g in ladder if g is not None}), "utterances": len(set(clusters)), "rewards": found,
-            "between": between}
+    between = [
+        {"a": a, "b": b, **_pooled(values[a], values[b], clusters, seed)}
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
+    return {
+        "n": len(rows),
+        "ladders": len({g for g in ladder if g is not None}),
+        "utterances": len(set(clusters)),
+        "rewards": found,
+        "between": between,
+    }
 
 
 def calibration_rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -75,17 +109,30 @@ def calibration_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 def calibration_heading(result: Mapping[str, Any]) -> list[str]:
     """The table's columns: without ladders there is no order but that of the SNR."""
-    return ["reward", "order within a ladder", "order, all clips", "SNR"] if result["ladders"] else ["reward", "correlation"]
+    return (
+        ["reward", "order within a ladder", "order, all clips", "SNR"]
+        if result["ladders"]
+        else ["reward", "correlation"]
+    )
 
 
 def print_calibration(result: Mapping[str, Any]) -> None:
     """Print the table."""
     where = f"{result['n']} clips" + (f" in {result['ladders']} ladders" if result["ladders"] else "")
-    notes = [f"Spearman correlation with 95 % intervals over {where}; +1: the less degraded clip always scores better, 0: by chance"]
-    log.table("Calibration: do the rewards follow what is known?", calibration_heading(result), calibration_rows(result), notes)
+    notes = [
+        f"Spearman correlation with 95 % intervals over {where}; +1: the less degraded clip always scores better, 0: by chance"
+    ]
+    log.table(
+        "Calibration: do the rewards follow what is known?",
+        calibration_heading(result),
+        calibration_rows(result),
+        notes,
+    )
 
 
-def _within(value: np.ndarray, order: np.ndarray, ladder: Sequence[str | None], seed: int, clusters: Sequence[str]) -> Correlation:
+def _within(
+    value: np.ndarray, order: np.ndarray, ladder: Sequence[str | None], seed: int, clusters: Sequence[str]
+) -> Correlation:
     """Mean over ladders; the interval is over the utterances' means."""
     groups: dict[str, list[int]] = {}
     for i, group in enumerate(ladder):
@@ -103,7 +150,13 @@ def _within(value: np.ndarray, order: np.ndarray, ladder: Sequence[str | None], 
     if not every:
         return {"value": None, "lo": None, "hi": None, "n": 0, "undefined": undefined}
     interval: Interval = mean_interval([float(np.mean(rhos)) for rhos in per.values()], seed)
-    return {"value": float(np.mean(every)), "lo": _null(interval.lo), "hi": _null(interval.hi), "n": len(every), "undefined": undefined}
+    return {
+        "value": float(np.mean(every)),
+        "lo": _null(interval.lo),
+        "hi": _null(interval.hi),
+        "n": len(every),
+        "undefined": undefined,
+    }
 
 
 def _pooled(a: np.ndarray, b: np.ndarray, clusters: Sequence[str], seed: int) -> Correlation:

@@ -44,7 +44,9 @@ def check_jsonl(path: Path) -> Findings:
         except ValueError:
             pass
         break
-    if path.name.startswith("metrics") or (isinstance(first, dict) and "step" in first and "audio_filepath" not in first):
+    if path.name.startswith("metrics") or (
+        isinstance(first, dict) and "step" in first and "audio_filepath" not in first
+    ):
         found = Findings("metrics")
         check_metrics(path, found)
         return found
@@ -97,7 +99,9 @@ def _text_problems(utt: Utterance) -> Iterator[str]:
             yield "text holds tabs or line breaks: several columns or lines in one"
         if utt.duration > 1 and len(text) > MAX_CHARACTERS_PER_S * utt.duration:
             yield f"text has {len(text)} characters for {utt.duration:.2f} s: of another recording?"
-    good = isinstance(keywords, str | None) or (isinstance(keywords, list) and all(isinstance(k, str) for k in keywords))
+    good = isinstance(keywords, str | None) or (
+        isinstance(keywords, list) and all(isinstance(k, str) for k in keywords)
+    )
     if not good:
         yield "keywords is not a list of texts"
 
@@ -160,7 +164,9 @@ def check_metrics(path: Path, found: Findings) -> None:
         if row["step"] < last:
             found.add(path, number, f"step {row['step']} after step {last}")
         last = max(last, row["step"])
-        if bad := [k for k in _not_finite(row)] + [k for k, v in row.items() if v is None and k in {"loss", "grad_norm"}]:
+        if bad := [k for k in _not_finite(row)] + [
+            k for k, v in row.items() if v is None and k in {"loss", "grad_norm"}
+        ]:
             found.add(path, number, f"not a number: {', '.join(bad)}")
         nulls += sum(v is None for v in row.values())
     found.facts |= {"rows of metrics": rows, "last step": last, "nulls in metrics": nulls}

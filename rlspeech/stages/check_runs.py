@@ -37,10 +37,18 @@ def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> F
     error = tried[best]
     if error is not None:
         line = next(
-            (n for k, n in sorted(lines.items(), key=lambda kv: -len(kv[0])) if f"'{k}'" in error.what or error.what.startswith(f"{k}:")),
+            (
+                n
+                for k, n in sorted(lines.items(), key=lambda kv: -len(kv[0]))
+                if f"'{k}'" in error.what or error.what.startswith(f"{k}:")
+            ),
             None,
         )
-        found.add(path, line, "; ".join(part for part in (f"as rlspeech {best}: {error.what}", error.why, error.try_this) if part))
+        found.add(
+            path,
+            line,
+            "; ".join(part for part in (f"as rlspeech {best}: {error.what}", error.why, error.try_this) if part),
+        )
     return found
 
 

@@ -72,15 +72,30 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the numbers of the page."""
+
         def plain(scores: Scores, judge: bool) -> dict[str, Any]:
-            return {s: {m: {**i.as_dict(), **({"significant": i.significant} if judge else {})} for m, i in row.items()}
-                    for s, row in scores.items()}
+            return {
+                s: {m: {**i.as_dict(), **({"significant": i.significant} if judge else {})} for m, i in row.items()}
+                for s, row in scores.items()
+            }
+
         return {
-            "runs": [{"name": r.name, "path": str(r.path), "stage": r.stage, "state": r.state(), "step": r.step} for r in self.runs],
-            "higher_is_better": {m.name: m.higher_is_better for m in self.metrics}, "systems": plain(self.means, False),
-            "differences": [{"stage": p.stage, "baseline": p.baseline, "n": len(p.keys), "deltas": plain(p.deltas, True)}
-                            for p in self.pairings if p.deltas],
-            "against_own_start": plain(self.own, True), "settings": self.settings, "versions": self.versions, "notes": self.notes}
+            "runs": [
+                {"name": r.name, "path": str(r.path), "stage": r.stage, "state": r.state(), "step": r.step}
+                for r in self.runs
+            ],
+            "higher_is_better": {m.name: m.higher_is_better for m in self.metrics},
+            "systems": plain(self.means, False),
+            "differences": [
+                {"stage": p.stage, "baseline": p.baseline, "n": len(p.keys), "deltas": plain(p.deltas, True)}
+                for p in self.pairings
+                if p.deltas
+            ],
+            "against_own_start": plain(self.own, True),
+            "settings": self.settings,
+            "versions": self.versions,
+            "notes": self.notes,
+        }
 
 
 def compare(runs: Sequence[Past]) -> Comparison:
@@ -102,7 +117,9 @@ def compare(runs: Sequence[Past]) -> Comparison:
         settings = {r.name: _settings(r) for r in runs if r.stage == stage and r.config}
         if len(settings) > 1 and (found := _differing(settings)):
             made.settings[stage] = found
-    made.versions = _differing({r.name: {**_part(r.env, "versions"), **{k: r.env[k] for k in PLACES if k in r.env}} for r in runs if r.env})
+    made.versions = _differing(
+        {r.name: {**_part(r.env, "versions"), **{k: r.env[k] for k in PLACES if k in r.env}} for r in runs if r.env}
+    )
     return made
 
 
@@ -141,9 +158,13 @@ def _pair(made: Comparison, stage: str, sides: list[Side]) -> None:
         left_out = _incomparable(side, base)
         pairing.deltas[side.label] = {
             m: paired_delta(side.column(m, keys), base.column(m, keys), seed=base.run.seed)
-            for m in side.means if m in base.means and m not in left_out}
+            for m in side.means
+            if m in base.means and m not in left_out
+        }
         if "reward" in left_out:
-            made.notes.append(f"{side.label} and {base.label} weigh their rewards differently: their sums are not compared")
+            made.notes.append(
+                f"{side.label} and {base.label} weigh their rewards differently: their sums are not compared"
+            )
     pairing.keys = together if together is not None else list(base.rows)
     _rates(made, pairing, sides, base)
     made.pairings.append(pairing)
@@ -151,7 +172,11 @@ def _pair(made: Comparison, stage: str, sides: list[Side]) -> None:
 
 def _baseline(sides: Sequence[Side]) -> Side:
     """What an evaluation calls so, else the unprocessed input of a single system, else the first that is none."""
-    named = [s for s in sides if s.run.stage == "eval" and s.system == (s.run.summary.get("baseline") or s.run.config.get("baseline"))]
+    named = [
+        s
+        for s in sides
+        if s.run.stage == "eval" and s.system == (s.run.summary.get("baseline") or s.run.config.get("baseline"))
+    ]
     others = [s for s in sides if s.system != INPUT]
     return next(iter(named), None) or (sides[0] if len(others) < 2 else others[0])
 
@@ -192,7 +217,11 @@ def _metric(name: str, run: Past) -> Metric:
     from rlspeech.stages.recognition_rates import RATES
 
     rate = next((r for r in RATES if r.name == name), None)
-    return Metric(name, rate.higher_is_better, rate.help) if rate else Metric(name, run.higher_is_better(name), help_of(name))
+    return (
+        Metric(name, rate.higher_is_better, rate.help)
+        if rate
+        else Metric(name, run.higher_is_better(name), help_of(name))
+    )
 
 
 def _settings(run: Past) -> dict[str, Any]:
@@ -216,5 +245,8 @@ def _differing(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     """Key -> run -> value, of keys whose values are not the same everywhere; a run without the key is left out."""
     names = dict.fromkeys(k for tree in trees.values() for k in tree)
     texts = {k: {r: json.dumps(t[k], sort_keys=True, default=str) for r, t in trees.items() if k in t} for k in names}
-    return {k: {r: t[k] for r, t in trees.items() if k in t} for k, by_run in texts.items()
-            if len(set(by_run.values())) > 1 or len(by_run) < len(trees)}
+    return {
+        k: {r: t[k] for r, t in trees.items() if k in t}
+        for k, by_run in texts.items()
+        if len(set(by_run.values())) > 1 or len(by_run) < len(trees)
+    }

@@ -30,8 +30,10 @@ SCORES = 4  # metrics beside a player
 LONGEST = 160  # of a value in a table
 WIDE = 2  # differences that fit beside the means in the terminal
 TRAINED = ("rl", "pretrain")
-BASIS = ("Means of what was scored last, with bootstrap 95 % intervals over items; of recognisers' texts, sums of errors over sums of "
-         "words in %. Differences are paired, on the items that are the same in both.")
+BASIS = (
+    "Means of what was scored last, with bootstrap 95 % intervals over items; of recognisers' texts, sums of errors over sums of "
+    "words in %. Differences are paired, on the items that are the same in both."
+)
 
 
 def page_data(made: Comparison, players: int) -> ReportData:
@@ -40,19 +42,33 @@ def page_data(made: Comparison, players: int) -> ReportData:
     first = next((p for p in made.pairings if p.deltas), None)
     grids = [] if alone else [_runs_grid(runs)]
     grids += [_settings_grid(f"Settings that differ: {stage}", found, runs) for stage, found in made.settings.items()]
-    grids += [_delta_grid(f"Paired difference to {p.baseline}: {p.stage}", made.metrics, p.deltas)
-              for p in made.pairings if p.deltas and p is not first]
+    grids += [
+        _delta_grid(f"Paired difference to {p.baseline}: {p.stage}", made.metrics, p.deltas)
+        for p in made.pairings
+        if p.deltas and p is not first
+    ]
     if made.own:
         grids.append(_delta_grid("Paired difference to each run's own start", made.metrics, made.own))
     grids += [_settings_grid("Versions that differ", made.versions, runs)] if made.versions else []
     kinds = {r.stage: r.stage for r in runs}
     return ReportData(
-        title=f"{' and '.join(kinds)}: {', '.join(r.name for r in runs)}", subtitle=runs[0].state() if alone else f"{len(runs)} runs",
-        metrics=made.metrics, means={s: row for s, row in made.means.items() if row}, baseline=first.baseline if first else None,
-        deltas=first.deltas if first else {}, plots=[*_plots(runs), *_spreads(made)], clips=_clips(made, first, players), grids=grids,
-        config=runs[0].config if alone else {r.name: r.config for r in runs}, versions=_versions(runs), notes=made.notes, basis=BASIS,
+        title=f"{' and '.join(kinds)}: {', '.join(r.name for r in runs)}",
+        subtitle=runs[0].state() if alone else f"{len(runs)} runs",
+        metrics=made.metrics,
+        means={s: row for s, row in made.means.items() if row},
+        baseline=first.baseline if first else None,
+        deltas=first.deltas if first else {},
+        plots=[*_plots(runs), *_spreads(made)],
+        clips=_clips(made, first, players),
+        grids=grids,
+        config=runs[0].config if alone else {r.name: r.config for r in runs},
+        versions=_versions(runs),
+        notes=made.notes,
+        basis=BASIS,
         cost=cost_of(runs[0]) if alone else {r.name: text for r in runs if (text := cost_of(r).get("all phases"))},
-        facts=facts_of(runs[0]) if alone else {r.name: str(shown_path(r.path)) for r in runs}, commands=_commands(runs))
+        facts=facts_of(runs[0]) if alone else {r.name: str(shown_path(r.path)) for r in runs},
+        commands=_commands(runs),
+    )
 
 
 def print_comparison(made: Comparison) -> None:
@@ -83,9 +99,16 @@ def _marked(metric: Metric, delta: Interval | None) -> str:
 
 def _delta_grid(title: str, metrics: Sequence[Metric], deltas: Scores) -> Grid:
     shown = [m for m in metrics if any(m.name in row for row in deltas.values())]
-    rows = [[m.name if m.higher_is_better else f"{m.name} (lower is better)", *(_marked(m, row.get(m.name)) for row in deltas.values())]
-            for m in shown]
-    return Grid(title, ["metric", *deltas], rows, "Same items; better and worse where the bootstrap 95 % interval excludes 0.")
+    rows = [
+        [
+            m.name if m.higher_is_better else f"{m.name} (lower is better)",
+            *(_marked(m, row.get(m.name)) for row in deltas.values()),
+        ]
+        for m in shown
+    ]
+    return Grid(
+        title, ["metric", *deltas], rows, "Same items; better and worse where the bootstrap 95 % interval excludes 0."
+    )
 
 
 def _runs_grid(runs: Sequence[Past]) -> Grid:
@@ -122,7 +145,9 @@ def _spreads(made: Comparison) -> list[Plot]:
     """How the scores of files are distributed."""
     sides = [s for s in made.sides if s.run.stage == "reward"]
     names = dict.fromkeys(m for s in sides for m in s.means)
-    return spreads_of({m: {s.label: list(s.column(m, list(s.rows)).values()) for s in sides if m in s.means} for m in names})
+    return spreads_of(
+        {m: {s.label: list(s.column(m, list(s.rows)).values()) for s in sides if m in s.means} for m in names}
+    )
 
 
 def _versions(runs: Sequence[Past]) -> dict[str, Any]:
@@ -131,7 +156,9 @@ def _versions(runs: Sequence[Past]) -> dict[str, Any]:
 
 
 def _commands(runs: Sequence[Past]) -> list[str]:
-    found = [f"rlspeech report {' '.join(_named(r, r.scores_path if r.scores_path.name != 'scores.jsonl' else r.path) for r in runs)}"]
+    found = [
+        f"rlspeech report {' '.join(_named(r, r.scores_path if r.scores_path.name != 'scores.jsonl' else r.path) for r in runs)}"
+    ]
     task = str(runs[0].config.get("task", ""))
     trained = [r for r in runs if r.stage in TRAINED and r.config.get("task") == task]
     if trained and task in ("flowse", "avse", "asr", "tts"):
@@ -154,7 +181,9 @@ def _clips(made: Comparison, pairing: Pairing | None, players: int) -> list[Clip
     base = next((s for s in sides if pairing and s.label == pairing.baseline), sides[0])
     last = next((s for s in reversed(sides) if s is not base), base)
     shown = [k for k in (pairing.keys if pairing else base.rows) if any(s.heard(k) or s.edits(k) for s in sides)]
-    lead = next((m for m in (pairing.deltas.get(last.label, {}) if pairing else base.means) if m in _by_item(base)), None)
+    lead = next(
+        (m for m in (pairing.deltas.get(last.label, {}) if pairing else base.means) if m in _by_item(base)), None
+    )
     if lead is None:
         picked = [(k, "") for k in (shown or list(base.files))[:players]]
     else:
@@ -176,8 +205,7 @@ def _signed(side: Side, metric: str, keys: Sequence[str]) -> dict[str, float]:
     return {k: sign * v for k, v in side.column(metric, keys).items() if v is not None}
 
 
-def _clip(key: str, label: str, sides: Sequence[Side], base: Side, ends: Mapping[str, Utterance],
-          before: str) -> Clip:
+def _clip(key: str, label: str, sides: Sequence[Side], base: Side, ends: Mapping[str, Utterance], before: str) -> Clip:
     audio: dict[str, np.ndarray] = {}
     kept = base.run.sounds("samples") if base.run.stage == "rl" else {}
     for name, folder in ((INPUT, INPUT), ("recording", "recording"), (before, "step_000000")):
@@ -197,13 +225,18 @@ def _clip(key: str, label: str, sides: Sequence[Side], base: Side, ends: Mapping
         _load(audio, "reference", base.items[key].target, base.items[key].offset_s, base.items[key].duration_s)
     edits = {s.label: found for s in sides if (found := s.edits(key))}
     text = base.rows.get(key, {}).get("text")
-    scores = {s.label: {m: s.column(m, [key])[key] for m in beside(_by_item(s), SCORES)} for s in sides
-              if s.label in audio and key in s.rows}
+    scores = {
+        s.label: {m: s.column(m, [key])[key] for m in beside(_by_item(s), SCORES)}
+        for s in sides
+        if s.label in audio and key in s.rows
+    }
     words = {s.label: said for s in sides if (said := s.words(key))}
     return Clip(key, audio, RATE_HZ, text if isinstance(text, str) and not edits else "", scores, words, edits, label)
 
 
-def _load(audio: dict[str, np.ndarray], name: str, path: Any, offset_s: float = 0.0, duration_s: float | None = None) -> None:
+def _load(
+    audio: dict[str, np.ndarray], name: str, path: Any, offset_s: float = 0.0, duration_s: float | None = None
+) -> None:
     try:
         audio[name] = load_audio(path, RATE_HZ, offset_s, duration_s)
     except AudioError:

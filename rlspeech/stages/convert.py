@@ -78,7 +78,11 @@ def run(layout: str, source: str, out: str | None, *, json_mode: bool = False) -
         UserError: an unknown layout, a file that cannot be read or does not fit, a folder that is there already.
     """
     if layout not in LAYOUTS:
-        raise UserError(f"no layout is called {layout!r}", f"there are: {', '.join(LAYOUTS)}", "rlspeech convert avse4 FILE --out FOLDER")
+        raise UserError(
+            f"no layout is called {layout!r}",
+            f"there are: {', '.join(LAYOUTS)}",
+            "rlspeech convert avse4 FILE --out FOLDER",
+        )
     from rlspeech.models.avse_import import convert_avse4, read_avse4
     from rlspeech.models.hub import save_avse
 
@@ -127,7 +131,9 @@ def manifest(source: str, to: str, out: str | None, *, json_mode: bool = False) 
     return {"out": str(final), "to": to, "rows": done.rows, "left_out": dict(why), "notes": done.notes}
 
 
-def scores(source: str, to: str, out: str | None, *, system: str | None = None, json_mode: bool = False) -> dict[str, Any]:
+def scores(
+    source: str, to: str, out: str | None, *, system: str | None = None, json_mode: bool = False
+) -> dict[str, Any]:
     """Rows of scores in VERSA's form, or VERSA's rows in ours.
 
     Args:
@@ -159,5 +165,11 @@ def scores(source: str, to: str, out: str | None, *, system: str | None = None, 
     log.table(f"{done.rows} rows: {final}", ["VERSA's name", "our name", "values", "missing"], rows, done.notes)
     if to == "rlspeech":
         log.say(f"next: rlspeech check {final}")
-    return {"out": str(final), "to": to, "rows": done.rows, "bad_lines": done.bad_lines, "notes": done.notes,
-            "metrics": [{"versa": t, "rlspeech": o, "values": n, "missing": m} for t, o, n, m in done.metrics]}
+    return {
+        "out": str(final),
+        "to": to,
+        "rows": done.rows,
+        "bad_lines": done.bad_lines,
+        "notes": done.notes,
+        "metrics": [{"versa": t, "rlspeech": o, "values": n, "missing": m} for t, o, n, m in done.metrics],
+    }

@@ -59,7 +59,9 @@ def run(source: str, to: str, out: str | None, *, device: str = "cpu", json_mode
     if to == "merged":
         log.say(f"next: {COMMANDS[facts['task']].format(final)}")
     else:
-        log.say(f"next: rlspeech convert lora {final} --to merged FOLDER, or peft.PeftModel.from_pretrained(model, {str(final)!r})")
+        log.say(
+            f"next: rlspeech convert lora {final} --to merged FOLDER, or peft.PeftModel.from_pretrained(model, {str(final)!r})"
+        )
     return {"out": str(final), "to": to, **facts}
 
 
@@ -81,10 +83,15 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
     task, about = task_of(checkpoint), _about(checkpoint)
     rl = about.get("facts", {}).get("rl") if isinstance(about.get("facts"), dict) else None
     if task is None or not isinstance(rl, dict):
-        raise UserError(f"{checkpoint} was not tuned by rlspeech rl", "only its runs have adapters", "a run folder of `rlspeech rl`")
+        raise UserError(
+            f"{checkpoint} was not tuned by rlspeech rl", "only its runs have adapters", "a run folder of `rlspeech rl`"
+        )
     if not (checkpoint / "adapter" / CONFIG).is_file():
-        raise UserError(f"{checkpoint} has no adapter", "the run trained every weight (lora: null): it is a plain checkpoint as it is",
-                        COMMANDS[task].format(checkpoint))
+        raise UserError(
+            f"{checkpoint} has no adapter",
+            "the run trained every weight (lora: null): it is a plain checkpoint as it is",
+            COMMANDS[task].format(checkpoint),
+        )
     _, size = _read_adapter(checkpoint / "adapter")
     return {"task": task, "base": str(rl.get("from", "")), "parameters": size}
 
@@ -110,11 +117,14 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], int]:
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {folder / WEIGHTS}", str(error).splitlines()[0], "another checkpoint of the run") from error
+        raise UserError(
+            f"cannot read {folder / WEIGHTS}", str(error).splitlines()[0], "another checkpoint of the run"
+        ) from error
     return dict(tensors), sum(t.numel() for t in tensors.values())
 
 
 # -------------------------------------------------------------------------------------------------------------- adapter
+
 
 def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
     from safetensors.torch import save_file
@@ -125,7 +135,11 @@ def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
     config = _json(checkpoint / "adapter" / CONFIG)
     targets = config.get("target_modules")
     if not targets:
-        raise UserError(f"cannot read {checkpoint / 'adapter' / CONFIG}", "it names no target_modules", "another checkpoint of the run")
+        raise UserError(
+            f"cannot read {checkpoint / 'adapter' / CONFIG}",
+            "it names no target_modules",
+            "another checkpoint of the run",
+        )
     if task in WRAPPED:
         tensors = {re.sub(r"^base_model\.model\.net\.", "base_model.model.", k): v for k, v in tensors.items()}
         config["target_modules"] = re.sub(r"^net\\\.", "", targets) if isinstance(targets, str) else targets
@@ -161,30 +175,50 @@ def _check_base(base: Path, checkpoint: Path, tensors: dict[str, Any], config: d
 
     scale = config.get("lora_alpha", 1) / max(1, config.get("r", 1))
     try:
-        with safe_open(base / "model.safetensors", "pt") as before, safe_open(checkpoint / "model.safetensors", "pt") as after:
+        with (
+            safe_open(base / "model.safetensors", "pt") as before,
+            safe_open(checkpoint / "model.safetensors", "pt") as after,
+        ):
             known = set(before.keys()) & set(after.keys())
             for key in [k for k in tensors if k.endswith(".lora_A.weight")][:8]:
                 name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") + ".weight"
                 a, b = tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]
                 if name not in known or a.ndim != 2:
                     continue
-                made, wanted = before.get_tensor(name).float() + scale * (b.float() @ a.float()), after.get_tensor(name).float()
+                made, wanted = (
+                    before.get_tensor(name).float() + scale * (b.float() @ a.float()),
+                    after.get_tensor(name).float(),
+                )
                 if made.shape != wanted.shape or float((made - wanted).abs().max()) > DRIFT * float(wanted.abs().max()):
-                    log.warn(f"{base} is not what the run started from any more ({name} differs): this adapter does not fit it")
+                    log.warn(
+                        f"{base} is not what the run started from any more ({name} differs): this adapter does not fit it"
+                    )
                     return
     except (OSError, SafetensorError):
         return  # in several files, or none: nothing to compare
 
 
 def _card(task: str, facts: dict[str, Any], about: dict[str, Any]) -> Card:
-    title, whose = TITLES.get(task) or KINDS[task].title, "the transformers model" if task in WRAPPED else "the model of rlspeech"
+    title, whose = (
+        TITLES.get(task) or KINDS[task].title,
+        "the transformers model" if task in WRAPPED else "the model of rlspeech",
+    )
     pipeline = {"asr": "automatic-speech-recognition", "tts": "text-to-speech"}.get(task, "audio-to-audio")
-    return Card(f"LoRA adapter of a {title}", task, facts["parameters"], about.get("sample_rate"), "peft", pipeline, ["lora"],
-                ["convert lora THIS_FOLDER --to merged FOLDER", COMMANDS[task].removeprefix("rlspeech ").format("FOLDER")],
-                [f"It changes {whose} that it was trained on: `peft.PeftModel.from_pretrained(model, THIS_FOLDER)`."])
+    return Card(
+        f"LoRA adapter of a {title}",
+        task,
+        facts["parameters"],
+        about.get("sample_rate"),
+        "peft",
+        pipeline,
+        ["lora"],
+        ["convert lora THIS_FOLDER --to merged FOLDER", COMMANDS[task].removeprefix("rlspeech ").format("FOLDER")],
+        [f"It changes {whose} that it was trained on: `peft.PeftModel.from_pretrained(model, THIS_FOLDER)`."],
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- merged
+
 
 def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
     """Put an exported adapter onto its base and fold it in."""
@@ -195,8 +229,11 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
 
     about = _about(folder)
     if about.get("task") not in COMMANDS or not isinstance(about.get("base"), str):
-        raise UserError(f"{folder} does not say what it belongs to", f"it has no {ABOUT} of `rlspeech convert lora --to adapter`",
-                        "peft.PeftModel.from_pretrained(model, FOLDER).merge_and_unload()")
+        raise UserError(
+            f"{folder} does not say what it belongs to",
+            f"it has no {ABOUT} of `rlspeech convert lora --to adapter`",
+            "peft.PeftModel.from_pretrained(model, FOLDER).merge_and_unload()",
+        )
     tensors, size = _read_adapter(folder)
     task, base = get_task(about["task"]), about["base"]
     if base not in ("embedded", "tiny"):
@@ -211,6 +248,8 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
             raise ValueError(f"it changes layers that the model does not have: {sorted(set(tensors) ^ there)[0]}")
         adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{folder} does not fit {base}", str(error).splitlines()[0], "the model that it was trained on") from error
+        raise UserError(
+            f"{folder} does not fit {base}", str(error).splitlines()[0], "the model that it was trained on"
+        ) from error
     task.save(place, model, facts=about.get("facts", {}))
     return {"task": about["task"], "base": about["base"], "parameters": size}

@@ -51,7 +51,7 @@ class Recogniser:
         parts = self.short([w[a:b] for w, cut in zip(wavs, cuts, strict=True) for a, b in cut])
         made, at = list[Heard | Exception](), 0
         for cut in cuts:
-            own, at = parts[at:at + len(cut)], at + len(cut)
+            own, at = parts[at : at + len(cut)], at + len(cut)
             failed = next((p for p in own if isinstance(p, Exception)), None)
             good = [p for p in own if isinstance(p, Heard)]
             made.append(failed or Heard(join_texts([p.text for p in good]), len(own), sum(p.truncated for p in good)))
@@ -62,7 +62,7 @@ class Recogniser:
         order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))
         made: dict[int, Heard | Exception] = {}
         for at in range(0, len(order), self.batch):
-            part = order[at:at + self.batch]
+            part = order[at : at + self.batch]
             made.update(zip(part, self._guarded([wavs[i] for i in part]), strict=True))
         return [made[i] for i in range(len(wavs))]
 
@@ -97,7 +97,11 @@ def join_texts(texts: Sequence[str]) -> str:
         return texts[0]
     joined = ""
     for text in (t.strip() for t in texts):
-        gap = " " if joined and text and not (written_in_characters(joined[-1]) and written_in_characters(text[0])) else ""
+        gap = (
+            " "
+            if joined and text and not (written_in_characters(joined[-1]) and written_in_characters(text[0]))
+            else ""
+        )
         joined += gap + text
     return joined
 

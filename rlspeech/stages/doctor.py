@@ -23,19 +23,54 @@ from rlspeech.stages import doctor_features
 
 __all__ = ["run"]
 
-PACKAGES = ("torch", "numpy", "scipy", "soundfile", "soxr", "transformers", "peft", "accelerate", "safetensors", "pydantic", "typer",
-            "rich", "jinja2", "matplotlib", "jiwer", "onnx", "onnxruntime", "speechmos", "av", "opencv-python-headless")
-OPTIONAL = {"pesq": "PESQ", "torchaudio": "SQUIM", "tensorboard": "curves in TensorBoard", "wandb": "curves in Weights & Biases",
-            "pocketsphinx": "a recogniser for wer", "mediapipe": "mouths in prepare lips"}
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "pydantic",
+    "typer",
+    "rich",
+    "jinja2",
+    "matplotlib",
+    "jiwer",
+    "onnx",
+    "onnxruntime",
+    "speechmos",
+    "av",
+    "opencv-python-headless",
+)
+OPTIONAL = {
+    "pesq": "PESQ",
+    "torchaudio": "SQUIM",
+    "tensorboard": "curves in TensorBoard",
+    "wandb": "curves in Weights & Biases",
+    "pocketsphinx": "a recogniser for wer",
+    "mediapipe": "mouths in prepare lips",
+}
 # folder below assets/ -> (what it must hold, what it is for)
 ASSETS = {
     "flowse": (("config.json", "model.safetensors"), "the enhancer that rl, eval and enhance start from"),
     "avse": (("config.json", "model.safetensors"), "the audio-visual enhancer of --task avse"),
     "speaker": (("config.json", "model.safetensors"), "encoder of speaker_similarity"),
     "speech_encoder": (("config.json", "model.safetensors"), "encoder of speech_bert_score"),
-    "listener": (("config.json", "model.safetensors", "tokenizer.json"), "describes speech in words, for the reward llm"),
-    "sentiment": (("config.json", "model.safetensors", "tokenizer.json"), "rates the words from 1 to 5, for the reward llm"),
-    "asr": (("config.json", "model.safetensors", "tokenizer.json"), "the recogniser that rl --task asr, eval and transcribe start from"),
+    "listener": (
+        ("config.json", "model.safetensors", "tokenizer.json"),
+        "describes speech in words, for the reward llm",
+    ),
+    "sentiment": (
+        ("config.json", "model.safetensors", "tokenizer.json"),
+        "rates the words from 1 to 5, for the reward llm",
+    ),
+    "asr": (
+        ("config.json", "model.safetensors", "tokenizer.json"),
+        "the recogniser that rl --task asr, eval and transcribe start from",
+    ),
     "demo": (("mix.json", "clean.jsonl", "noise.jsonl"), "the embedded corpus"),
     "demo_commands": (("train.jsonl", "valid.jsonl", "test.jsonl"), "the embedded corpus of the task asr"),
 }
@@ -96,7 +131,13 @@ def _line(error: BaseException) -> str:
 def _torch() -> dict[str, Any]:
     import torch
 
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU"
+    build = (
+        f"CUDA {torch.version.cuda}"
+        if torch.version.cuda
+        else f"ROCm {torch.version.hip}"
+        if torch.version.hip
+        else "CPU"
+    )
     return {"version": torch.__version__, "build": build, "threads": torch.get_num_threads()}
 
 
@@ -107,10 +148,21 @@ def _devices() -> list[dict[str, Any]]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-            found.append({"name": f"cuda:{i}", "usable": True, "what": f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB", "why_not": ""})
+            found.append(
+                {
+                    "name": f"cuda:{i}",
+                    "usable": True,
+                    "what": f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB",
+                    "why_not": "",
+                }
+            )
     else:
         cpu_build = torch.version.cuda is None and torch.version.hip is None
-        why = "this torch is a CPU build" if cpu_build else "torch sees no device: is the driver installed, and new enough for this torch?"
+        why = (
+            "this torch is a CPU build"
+            if cpu_build
+            else "torch sees no device: is the driver installed, and new enough for this torch?"
+        )
         if cpu_build and shutil.which("nvidia-smi"):
             why += ", and there is an NVIDIA driver: pip install --force-reinstall torch"
         found.append({"name": "cuda", "usable": False, "what": "", "why_not": why})
@@ -137,7 +189,11 @@ def _mps_differs() -> str:
         gap = float((work("mps") - work("cpu")).abs().max())
     except (RuntimeError, NotImplementedError) as error:
         return _line(error)
-    return "" if gap < 1e-2 else f"it computes something else than the CPU (largest difference {gap:.3g}): use --device cpu"
+    return (
+        ""
+        if gap < 1e-2
+        else f"it computes something else than the CPU (largest difference {gap:.3g}): use --device cpu"
+    )
 
 
 def _threads() -> dict[str, Any]:
@@ -171,7 +227,11 @@ def _recognisers() -> list[dict[str, Any]]:
     found, known = [], set(dir(transformers))  # asking for the attributes would import them all
     for name, family in FAMILIES.items():
         there = not family.architecture or family.architecture in known
-        why = "" if there else f"transformers {transformers.__version__} has no {family.architecture}: pip install -U transformers"
+        why = (
+            ""
+            if there
+            else f"transformers {transformers.__version__} has no {family.architecture}: pip install -U transformers"
+        )
         found.append({"name": name, "usable": there, "what": family.architecture, "why_not": why})
     return found
 
@@ -200,9 +260,13 @@ def _torchaudio() -> dict[str, Any]:
 
 def _compiler() -> dict[str, Any]:
     """What compiling PESQ takes: a C compiler and Python's headers."""
-    compiler = shutil.which(os.environ.get("CC", "").split(" ")[0] or "cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = (
+        shutil.which(os.environ.get("CC", "").split(" ")[0] or "cc") or shutil.which("gcc") or shutil.which("clang")
+    )
     headers = Path(sysconfig.get_path("include")) / "Python.h"
-    lacking = [what for what, there in (("a C compiler", compiler), ("Python's headers", headers.is_file())) if not there]
+    lacking = [
+        what for what, there in (("a C compiler", compiler), ("Python's headers", headers.is_file())) if not there
+    ]
     return {"path": compiler, "usable": not lacking, "why_not": f"{' and '.join(lacking)} not found" if lacking else ""}
 
 
@@ -225,13 +289,17 @@ def _problems(summary: dict[str, Any]) -> list[str]:
         for part, value in summary.items()
         if isinstance(value, dict) and set(value) == {"error"}
     ]
-    problems += [f"{name} is not installed: pip install {name}" for name, found in summary["packages"].items() if found is None]
+    problems += [
+        f"{name} is not installed: pip install {name}" for name, found in summary["packages"].items() if found is None
+    ]
     if isinstance(summary["assets"], list):
         problems += [f"{a['why_not']}: install again" for a in summary["assets"] if not a["usable"]]
     if summary["torchaudio"].get("installed") and not summary["torchaudio"]["usable"]:
         problems.append(f"torchaudio: {summary['torchaudio']['why_not']}")
     if isinstance(summary["devices"], list):
-        problems += [f"{d['name']}: {d['why_not']}" for d in summary["devices"] if not d["usable"] and d["name"] == "mps"]
+        problems += [
+            f"{d['name']}: {d['why_not']}" for d in summary["devices"] if not d["usable"] and d["name"] == "mps"
+        ]
     return problems
 
 
@@ -266,7 +334,9 @@ def _print(summary: dict[str, Any]) -> None:
     )
     texts = summary["normalisers"]
     names = texts["error"] if isinstance(texts, dict) else ", ".join(texts)
-    _usable("Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], [f"text normalisers: {names}"])
+    _usable(
+        "Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], [f"text normalisers: {names}"]
+    )
     _usable("Embedded", summary["assets"], [])
     _usable("What can be done here", summary["features"], [])
     if summary["ok"]:

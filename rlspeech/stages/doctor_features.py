@@ -30,7 +30,9 @@ class Feature:
 
 FEATURES = (
     Feature("enhancement", "--task flowse", assets=("flowse", "demo", "speaker", "speech_encoder")),
-    Feature("audio-visual enhancement", "--task avse", {"av": "av", "cv2": "'opencv-python-headless<5'"}, ("avse", "demo")),
+    Feature(
+        "audio-visual enhancement", "--task avse", {"av": "av", "cv2": "'opencv-python-headless<5'"}, ("avse", "demo")
+    ),
     Feature("recognition", "--task asr", {"transformers": "transformers"}, ("asr", "demo_commands")),
     Feature("synthesis", "--task tts", {"transformers": "transformers"}, ("tts", "codec", "token-reward")),
     Feature("an audio LLM as the judge", "--reward llm", {"transformers": "transformers"}, ("listener", "sentiment")),
@@ -58,14 +60,20 @@ def look(rewards: Any = None) -> list[dict[str, Any]]:
     for feature in FEATURES:
         lacking = _lacking(feature)
         reward = feature.how.removeprefix("--reward ") if feature.how.startswith("--reward ") else ""
-        if not lacking and (why := next((w for name, w in reasons.items() if name.startswith(reward)), "") if reward else ""):
+        if not lacking and (
+            why := next((w for name, w in reasons.items() if name.startswith(reward)), "") if reward else ""
+        ):
             lacking = [why]
         found.append({"name": feature.name, "usable": not lacking, "what": feature.how, "why_not": "; ".join(lacking)})
     return [*found, _formats()]
 
 
 def _lacking(feature: Feature) -> list[str]:
-    lacking = [f"{module} is not installed: pip install {hint}" for module, hint in feature.modules.items() if not _there(module)]
+    lacking = [
+        f"{module} is not installed: pip install {hint}"
+        for module, hint in feature.modules.items()
+        if not _there(module)
+    ]
     root = Path(str(resources.files("rlspeech"))) / "assets"
     bare = [name for name in feature.assets if not (root / name).is_dir()]
     if bare:
@@ -85,5 +93,9 @@ def _formats() -> dict[str, Any]:
     import soundfile as sf
 
     lacking = [name for name in ("FLAC", "OGG", "MP3") if name not in sf.available_formats()]
-    why = f"libsndfile {sf.__libsndfile_version__} reads no {' and no '.join(lacking)}: pip install -U soundfile" if lacking else ""
+    why = (
+        f"libsndfile {sf.__libsndfile_version__} reads no {' and no '.join(lacking)}: pip install -U soundfile"
+        if lacking
+        else ""
+    )
     return {"name": "FLAC, OGG and MP3 files", "usable": not lacking, "what": "any command", "why_not": why}

@@ -39,7 +39,9 @@ class Interrupt:
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
-        if self._alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores Ctrl-C, and goes on to
+        if (
+            self._alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):  # a background job ignores Ctrl-C, and goes on to
             with suppress(ValueError):  # not the main thread
                 self._before = signal.signal(signal.SIGINT, self._ask)
         return self
@@ -78,7 +80,9 @@ def at_the_end(folder: Run, page_data: Callable[[Past], ReportData]) -> Iterator
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             log.say("interrupted; writing the report (Ctrl-C again: without it)")
-        end.reason = {KeyboardInterrupt: "interrupted", UserError: str(getattr(error, "what", ""))}.get(type(error), type(error).__name__)
+        end.reason = {KeyboardInterrupt: "interrupted", UserError: str(getattr(error, "what", ""))}.get(
+            type(error), type(error).__name__
+        )
         _finish(folder, end, page_data)
         if end.page:
             log.say(f"report: {end.page}")
@@ -94,7 +98,9 @@ def _finish(folder: Run, end: End, page_data: Callable[[Past], ReportData]) -> N
         [past] = open_pasts([str(folder.path)])
         end.page = render_report(folder.path / "report.html", page_data(past))
     except Exception as error:
-        log.warn(f"no report of this run ({type(error).__name__}: {error}); try: rlspeech report {shown_path(folder.path)}")
+        log.warn(
+            f"no report of this run ({type(error).__name__}: {error}); try: rlspeech report {shown_path(folder.path)}"
+        )
 
 
 def longer(folder: Run, step: int, steps: int, falls: bool) -> str:
@@ -109,4 +115,6 @@ def longer(folder: Run, step: int, steps: int, falls: bool) -> str:
     if "steps" in folder.grown:
         rate = f": the learning rate falls over all {steps}, and is now that of step {step} of them" if falls else ""
         return f"{folder.grown['steps']} steps were asked for before, now {steps}{rate}"
-    return f"all {steps} steps are done; a larger --steps goes on from there" if folder.resumed and step >= steps else ""
+    return (
+        f"all {steps} steps are done; a larger --steps goes on from there" if folder.resumed and step >= steps else ""
+    )

@@ -56,7 +56,9 @@ def _recognition(run: Past, config: Evaluate, utts: list[Utterance], page: Path,
     from rlspeech.stages.recognition import SAID, Judgements
     from rlspeech.stages.recognition_page import write_page
 
-    said = {s: {str(r.get("key")): r for r in read_jsonl(run.path / SAID / f"{s}.jsonl")} for s in run.summary["systems"]}
+    said = {
+        s: {str(r.get("key")): r for r in read_jsonl(run.path / SAID / f"{s}.jsonl")} for s in run.summary["systems"]
+    }
     rules = TextRules(config.normaliser, config.sampling.language)
     made = Judgements(config, rules, [u for u in utts if u.text is not None], said)
     further = {s: {m: _interval(v) for m, v in row.items()} for s, row in run.summary.get("metrics", {}).items()}
@@ -68,7 +70,11 @@ def _synthesis(run: Past, config: Evaluate, utts: list[Utterance], page: Path, d
     from rlspeech.stages.synthesis import Spoken
     from rlspeech.stages.synthesis_page import write_page
 
-    metrics = [m for m in dict.fromkeys(k for rows in run.scores.values() for r in rows.values() for k in r) if m in run.meta["metrics"]]
+    metrics = [
+        m
+        for m in dict.fromkeys(k for rows in run.scores.values() for r in rows.values() for k in r)
+        if m in run.meta["metrics"]
+    ]
     made = Spoken(config, Table(run.path, metrics), utts, list(run.summary["systems"]), run.summary["baseline"])
     write_page(run, config, made, run.summary, [*run.notes, *made.notes], device, page)
 

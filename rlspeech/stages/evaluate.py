@@ -79,19 +79,26 @@ def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
     began_s = time.monotonic()
     with Run.create(config.out, "eval", config, neutral=NEUTRAL) as folder, Watchdog() as dog:
         folder.note(device=engine.reason)
-        engine.say(f"{several(len(utts), 'utterance')}, {several(len(systems), 'system')}, {several(len(metrics), 'metric')}, "
-                   f"{engine.reason}")
+        engine.say(
+            f"{several(len(utts), 'utterance')}, {several(len(systems), 'system')}, {several(len(metrics), 'metric')}, "
+            f"{engine.reason}"
+        )
         for note in notes:
             engine.say(note)
         table = Table(folder.path, metrics)
-        table.keep({INPUT: "", **weights}, config.model_dump(mode="json", include={"data", "nfe", "guidance", "seed", "video"}))
+        table.keep(
+            {INPUT: "", **weights}, config.model_dump(mode="json", include={"data", "nfe", "guidance", "seed", "video"})
+        )
         with Scorer(metrics, device=str(engine.device), workers=config.workers) as scorer:
             scorer.dry_run()
             for system in systems:
                 _Job(config, engine, task, folder.path, table, scorer, dog, system, partners).run(utts)
             meta, seconds = scorer.meta(), dict(scorer.seconds)
         summary = summarise(table, names, baseline, [u.id for u in utts], meta)
-        summary["seconds"] = {"total": round(time.monotonic() - began_s, 1), **{k: round(v, 2) for k, v in seconds.items()}}
+        summary["seconds"] = {
+            "total": round(time.monotonic() - began_s, 1),
+            **{k: round(v, 2) for k, v in seconds.items()},
+        }
         page = write_report(folder, config, table, utts, summary, notes, engine.reason)
         summary |= {"run": str(folder.path), "report": str(page), "scores": str(table.path)}
     log.say(f"next: open {page} in a browser")
@@ -113,27 +120,38 @@ def _systems(config: Evaluate, sees: bool) -> list[_System]:
         raise UserError(f"{config.task} is shown no video", "so there is none to shuffle or to hide", "--task avse")
     strangers = [n for n in config.shuffled if n not in config.models]
     if strangers:
-        raise UserError(f"no model is called {strangers[0]!r}", f"there are {', '.join(config.models) or 'none'}",
-                        "--shuffled with one of them")
+        raise UserError(
+            f"no model is called {strangers[0]!r}",
+            f"there are {', '.join(config.models) or 'none'}",
+            "--shuffled with one of them",
+        )
     if config.shuffled and config.video == "shuffled":
         raise UserError("every model sees shuffled video already", "video: shuffled", "--shuffled without it")
     systems = [_System(INPUT)]
     for name, checkpoint in config.models.items():
         if name in RESERVED or safe_name(name) != name:
-            raise UserError(f"a model cannot be called {name!r}", "the name becomes a folder; 'input' and 'reference' are taken",
-                            "--model NAME=PATH")
+            raise UserError(
+                f"a model cannot be called {name!r}",
+                "the name becomes a folder; 'input' and 'reference' are taken",
+                "--model NAME=PATH",
+            )
         systems.append(_System(name, checkpoint, config.video))
         if name in config.shuffled:
             if f"{name}-shuffled" in config.models:
-                raise UserError(f"a model cannot be called '{name}-shuffled'", f"it is the name of {name} with shuffled video",
-                                "--model with another name")
+                raise UserError(
+                    f"a model cannot be called '{name}-shuffled'",
+                    f"it is the name of {name} with shuffled video",
+                    "--model with another name",
+                )
             systems.append(_System(f"{name}-shuffled", checkpoint, "shuffled"))
     return systems
 
 
 def _baseline(config: Evaluate, names: Sequence[str]) -> str | None:
     if config.baseline is not None and config.baseline not in names:
-        raise UserError(f"no system is called {config.baseline!r}", f"there are {', '.join(names)}", "--baseline with one of them")
+        raise UserError(
+            f"no system is called {config.baseline!r}", f"there are {', '.join(names)}", "--baseline with one of them"
+        )
     if not config.models:
         return None
     return config.baseline or (names[1] if len(names) > 2 else INPUT)
@@ -144,8 +162,10 @@ def _uncut(config: Evaluate, utts: Sequence[Utterance]) -> list[str]:
     count = sum(bool(u.video_filepath and not u.lips_filepath) for u in utts) if config.task == "avse" else 0
     if not count:
         return []
-    return [f"{count} of {len(utts)} rows name a video but no mouth crops, and are enhanced without: "
-            f"rlspeech prepare lips {config.data} --out FOLDER"]
+    return [
+        f"{count} of {len(utts)} rows name a video but no mouth crops, and are enhanced without: "
+        f"rlspeech prepare lips {config.data} --out FOLDER"
+    ]
 
 
 def utterances(config: Evaluate) -> list[Utterance]:
@@ -161,8 +181,9 @@ def utterances(config: Evaluate) -> list[Utterance]:
     else:
         path = find_manifest(config.data, recipe=False)
     if path.suffix == ".json":
-        raise UserError(f"{path} is a mixture recipe", "an evaluation needs fixed files",
-                        "render it: rlspeech prepare mix --help")
+        raise UserError(
+            f"{path} is a mixture recipe", "an evaluation needs fixed files", "render it: rlspeech prepare mix --help"
+        )
     return read_manifest(path)
 
 
@@ -221,8 +242,16 @@ class _Job:
         made: list[np.ndarray | Exception] = [pairs[k][0] for k in missing]
         if enhancer is not None and missing:
             lips = [self._see(rows[k], pairs[k][0].shape[-1] / rate) for k in missing] if enhancer.uses_video else None
-            made = chunks.apply(enhancer.infer, [pairs[k][0] for k in missing], missing, batch=self.config.batch, size=int(CHUNK_S * rate),
-                                overlap=int(OVERLAP_S * rate), lips=lips, hop=round(rate / LIPS_FPS))
+            made = chunks.apply(
+                enhancer.infer,
+                [pairs[k][0] for k in missing],
+                missing,
+                batch=self.config.batch,
+                size=int(CHUNK_S * rate),
+                overlap=int(OVERLAP_S * rate),
+                lips=lips,
+                hop=round(rate / LIPS_FPS),
+            )
         samples = []
         problems = {k: m for k, m in zip(missing, made, strict=True) if isinstance(m, Exception)}
         for key, wav in zip(missing, made, strict=True):
@@ -232,10 +261,19 @@ class _Job:
             if key in problems:
                 self.table.fail(name, key, f"enhance: {type(problems[key]).__name__}: {problems[key]}"[:300])
                 continue
-            if enhancer is not None and enhancer.uses_video and key not in self.seen and (name, key) not in self.table.rows:
-                self._see(rows[key], noisy.shape[-1] / rate)  # made before a run was killed, which left no row that says what was seen
+            if (
+                enhancer is not None
+                and enhancer.uses_video
+                and key not in self.seen
+                and (name, key) not in self.table.rows
+            ):
+                self._see(
+                    rows[key], noisy.shape[-1] / rate
+                )  # made before a run was killed, which left no row that says what was seen
             wav = load_audio(self._file(key), rate)  # the mean of both ears is what is scored
-            samples.append(Sample(key, wav, rate, target, rows[key].text, {"snr_db": rows[key].snr_db, **rows[key].extra}))
+            samples.append(
+                Sample(key, wav, rate, target, rows[key].text, {"snr_db": rows[key].snr_db, **rows[key].extra})
+            )
         return samples
 
     def _see(self, utt: Utterance, seconds: float) -> np.ndarray | None:
@@ -247,7 +285,9 @@ class _Job:
         try:
             lips = lips_of(shown, 0.0, seconds)
         except LipsError as error:
-            self.seen[utt.id] |= {"video_error": f"{shown.lips_filepath}: {error.reason}" if shown is not utt else error.reason}
+            self.seen[utt.id] |= {
+                "video_error": f"{shown.lips_filepath}: {error.reason}" if shown is not utt else error.reason
+            }
             return None
         if lips is None:
             self.seen[utt.id] |= {"video_error": "no mouth crops in the manifest"}
@@ -260,7 +300,9 @@ class _Job:
             return 0
         scores = waiting[0].result()
         for i, sample in enumerate(waiting[1]):
-            self.table.add(self.of.name, sample.key, {metric: scores[metric][i] for metric in scores}, self.seen.get(sample.key))
+            self.table.add(
+                self.of.name, sample.key, {metric: scores[metric][i] for metric in scores}, self.seen.get(sample.key)
+            )
         return len(waiting[1])
 
     def _file(self, key: str) -> Path:

@@ -38,9 +38,14 @@ class Enhance(Strict):
     """``rlspeech enhance``."""
 
     task: Literal["flowse", "avse"] = "flowse"
-    inputs: list[str] = Field(default_factory=list, description="files (also videos, for their sound track), folders or manifests")
-    video: str | None = Field(None, description="avse: video or mouth crops (.npz) of the input, or a folder with files of the inputs' "
-                              "names; none: what manifests name, or what lies beside the inputs")
+    inputs: list[str] = Field(
+        default_factory=list, description="files (also videos, for their sound track), folders or manifests"
+    )
+    video: str | None = Field(
+        None,
+        description="avse: video or mouth crops (.npz) of the input, or a folder with files of the inputs' "
+        "names; none: what manifests name, or what lies beside the inputs",
+    )
     out: str | None = Field(None, description="folder for the results; names and sub-folders of the inputs are kept")
     model: str = Field("embedded", description="checkpoint folder, run folder, or 'embedded'")
     nfe: int | None = Field(None, ge=1, description="Euler steps; none: the model's own")
@@ -103,13 +108,31 @@ def run(config: Enhance, *, json_mode: bool = False) -> dict[str, Any]:
         log.say(f"{several(count, 'file')} {note}")
     blind = sum(n for note, n in notes.items() if note.startswith(BLIND))
     wall_s = time.monotonic() - began_s
-    summary = {"out": str(out), "enhanced": done, "skipped": skipped, "failed": len(failed), "errors": failed, "audio_s": round(audio_s, 2),
-               "seconds": round(wall_s, 2), **({"without_video": blind} if blind else {})}
+    summary = {
+        "out": str(out),
+        "enhanced": done,
+        "skipped": skipped,
+        "failed": len(failed),
+        "errors": failed,
+        "audio_s": round(audio_s, 2),
+        "seconds": round(wall_s, 2),
+        **({"without_video": blind} if blind else {}),
+    }
     if failed and not done and not skipped:
-        raise UserError(f"not one of {len(failed)} files could be enhanced", "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
-                        "rlspeech check on the input")
-    log.table("Enhanced", ["", "files"], [["enhanced", done], ["there already", skipped], ["left out", len(failed)]],
-              [*([f"{blind} of them without video"] if blind else []), f"{audio_s:.1f} s of audio in {wall_s:.1f} s, in {out}"])
+        raise UserError(
+            f"not one of {len(failed)} files could be enhanced",
+            "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
+            "rlspeech check on the input",
+        )
+    log.table(
+        "Enhanced",
+        ["", "files"],
+        [["enhanced", done], ["there already", skipped], ["left out", len(failed)]],
+        [
+            *([f"{blind} of them without video"] if blind else []),
+            f"{audio_s:.1f} s of audio in {wall_s:.1f} s, in {out}",
+        ],
+    )
     log.say(f"next: rlspeech reward {out} --reward dnsmos")
     return summary
 
@@ -127,16 +150,23 @@ def _jobs(config: Enhance, out: Path) -> tuple[list[_Job], dict[str, str]]:
     jobs: list[_Job] = []
     taken: dict[Path, Path] = {}
     for job in wanted:
-        if _identity(job.target) in sources:  # before names are told apart: nothing that was named as an input may be written to
-            raise UserError(f"{job.target} would be overwritten", f"it is an input: {sources[_identity(job.target)]}",
-                            "--out with another folder")
+        if (
+            _identity(job.target) in sources
+        ):  # before names are told apart: nothing that was named as an input may be written to
+            raise UserError(
+                f"{job.target} would be overwritten",
+                f"it is an input: {sources[_identity(job.target)]}",
+                "--out with another folder",
+            )
         if job.target in taken:
             failed[str(job.source)] = f"its result would have the name of that of {taken[job.target]}"
             continue
         taken[job.target] = job.source
         jobs.append(job)
     if not jobs and not failed:
-        raise UserError("no audio files in the input", f"looked for {', '.join(sorted(SUFFIXES))}", "rlspeech enhance --help")
+        raise UserError(
+            "no audio files in the input", f"looked for {', '.join(sorted(SUFFIXES))}", "rlspeech enhance --help"
+        )
     return jobs, failed
 
 
@@ -146,7 +176,11 @@ def _check_video(video: str, sees: bool, inputs: int) -> None:
     if not Path(video).exists():
         raise UserError(f"no video at {video}", "missing file", "--video with a file or a folder")
     if inputs > 1 and not Path(video).is_dir():
-        raise UserError(f"one video for {inputs} recordings", video, "--video with a folder of files that are named as the recordings")
+        raise UserError(
+            f"one video for {inputs} recordings",
+            video,
+            "--video with a folder of files that are named as the recordings",
+        )
 
 
 def _expand(path: Path, out: Path, sees: bool) -> Iterator[_Job]:
@@ -158,14 +192,21 @@ def _expand(path: Path, out: Path, sees: bool) -> Iterator[_Job]:
             own = {(p.parent, p.stem) for p in heard}
             heard += [p for p in files if is_video(p) and (p.parent, p.stem) not in own]
         for file in sorted(heard):
-            if inside == path.resolve() or inside not in file.resolve().parents:  # results of an earlier run in a sub-folder are no inputs
+            if (
+                inside == path.resolve() or inside not in file.resolve().parents
+            ):  # results of an earlier run in a sub-folder are no inputs
                 yield _Job(file, _named(out / file.relative_to(path)))
     elif path.suffix == ".jsonl":
         from rlspeech.data.manifest import read_manifest
 
         for utt in read_manifest(path):
-            yield _Job(Path(utt.audio_filepath), out / f"{utt.id}.flac", utt.offset, utt.duration or None,
-                       utt.lips_filepath or utt.video_filepath)
+            yield _Job(
+                Path(utt.audio_filepath),
+                out / f"{utt.id}.flac",
+                utt.offset,
+                utt.duration or None,
+                utt.lips_filepath or utt.video_filepath,
+            )
     else:
         yield _Job(path, _named(out / path.name))
 
@@ -188,7 +229,9 @@ def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:
         yield list(jobs[at : at + size])
 
 
-def _enhance(enhancer: Any, batch: Sequence[_Job], config: Enhance, notes: Counter[str]) -> Iterator[tuple[_Job, float, str | None]]:
+def _enhance(
+    enhancer: Any, batch: Sequence[_Job], config: Enhance, notes: Counter[str]
+) -> Iterator[tuple[_Job, float, str | None]]:
     """Job, seconds of audio, and why it failed or None, one after another; long files are held one at a time."""
     rate = enhancer.sample_rate
     held: list[_Held] = []
@@ -246,8 +289,16 @@ def _write(enhancer: Any, held: Sequence[_Held], config: Enhance) -> Iterator[tu
     rate = enhancer.sample_rate
     keys = [one.job.target.stem for one in held]  # as in `rlspeech eval`, which gives the same result
     lips = [one.lips for one in held] if enhancer.uses_video else None
-    results = chunks.apply(enhancer.infer, [one.wav for one in held], keys, batch=config.batch, size=int(config.chunk_s * rate),
-                           overlap=int(OVERLAP_S * rate), lips=lips, hop=round(rate / LIPS_FPS))
+    results = chunks.apply(
+        enhancer.infer,
+        [one.wav for one in held],
+        keys,
+        batch=config.batch,
+        size=int(config.chunk_s * rate),
+        overlap=int(OVERLAP_S * rate),
+        lips=lips,
+        hop=round(rate / LIPS_FPS),
+    )
     for one, result in zip(held, results, strict=True):
         job = one.job
         if isinstance(result, Exception):

@@ -25,7 +25,12 @@ from rlspeech.types import UserError
 __all__ = ["Past", "find_sound", "flat", "number", "open_pasts", "past_of", "shown_path"]
 
 STAGES = ("rl", "eval", "reward", "pretrain")
-MARKS = ("config.resolved.json", "metrics.jsonl", "scores.jsonl", "env.json")  # a folder with one of them holds, or held, a run
+MARKS = (
+    "config.resolved.json",
+    "metrics.jsonl",
+    "scores.jsonl",
+    "env.json",
+)  # a folder with one of them holds, or held, a run
 Row = dict[str, Any]
 
 
@@ -156,14 +161,23 @@ def _open(text: str) -> Past:
     if not single and not (folder.is_dir() and any((folder / n).is_file() for n in MARKS)):
         raise UserError(f"{text} is not a run folder", *_why_not(path))
     notes: list[str] = []
-    run = Past("", folder, "", _json_file(folder / "config.resolved.json", notes), _json_file(folder / "env.json", notes), notes=notes)
+    run = Past(
+        "",
+        folder,
+        "",
+        _json_file(folder / "config.resolved.json", notes),
+        _json_file(folder / "env.json", notes),
+        notes=notes,
+    )
     run.metrics = [] if single else read_metrics(folder / "metrics.jsonl")
     run.scores_path, run.scores = scores, _score_rows(scores, notes)
     run.meta = _json_file(scores.with_suffix(".meta.json"), notes)
     run.summary = {} if single else _json_file(folder / "metrics.json", notes)
     run.stage = "reward" if single else _stage(run, text)
     if run.stage == "reward":
-        run.config = next((dict(s) for name in run.scores if isinstance(s := _at(run.meta, "systems", name, "settings"), dict)), {})
+        run.config = next(
+            (dict(s) for name in run.scores if isinstance(s := _at(run.meta, "systems", name, "settings"), dict)), {}
+        )
     elif not run.config:
         notes.append("config.resolved.json is missing or torn: its settings are not known")
     own = scores.name.removesuffix("scores.jsonl").rstrip(".") if single else ""
@@ -180,7 +194,10 @@ def _why_not(path: Path) -> tuple[str, str]:
     if path.parent.name == "checkpoints":
         return "it is a checkpoint", f"rlspeech report {shown_path(path.parent.parent)}"
     if (path / "probe.json").is_file():
-        return "it holds a probe, whose table was printed and is in probe.json", "rlspeech rl without --probe makes a run"
+        return (
+            "it holds a probe, whose table was printed and is in probe.json",
+            "rlspeech rl without --probe makes a run",
+        )
     inside = sorted(p for p in path.iterdir() if p.is_dir() and any((p / n).is_file() for n in MARKS))
     if inside:
         some = " ".join(str(shown_path(p)) for p in inside[:3])
@@ -194,7 +211,9 @@ def _stage(run: Past, text: str) -> str:
     if said in STAGES:
         return str(said)
     if isinstance(said, str):
-        raise UserError(f"{text} cannot be reported on", f"it holds a run of {said}", f"runs of {', '.join(STAGES)} can")
+        raise UserError(
+            f"{text} cannot be reported on", f"it holds a run of {said}", f"runs of {', '.join(STAGES)} can"
+        )
     for key, stage in (("algo", "rl"), ("models", "eval"), ("ema", "pretrain")):
         if key in run.config:
             return stage
@@ -258,7 +277,11 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         if len({v["name"] for v in tree}) == len(tree):
             tree = {v["name"]: {k: x for k, x in v.items() if k != "name"} for v in tree}
     if isinstance(tree, dict) and tree:
-        return {k: v for name, sub in tree.items() for k, v in flat(sub, f"{prefix}.{name}" if prefix else str(name)).items()}
+        return {
+            k: v
+            for name, sub in tree.items()
+            for k, v in flat(sub, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
     return {prefix: tree}
 
 

@@ -41,31 +41,64 @@ LENIENT = ("lips", "avsec4", *TRANSCRIBED)  # a recogniser may hear clipped and 
 class Prepare(Strict):
     """``rlspeech prepare SOURCE``."""
 
-    source: Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder", "librispeech", "kaldi", "nemo", "lhotse", "avsec4", "lips",
-                    "demo"] = Field("demo", description="layout of what is there")
+    source: Literal[
+        "dns",
+        "voicebank",
+        "pairs",
+        "mix",
+        "ladder",
+        "folder",
+        "librispeech",
+        "kaldi",
+        "nemo",
+        "lhotse",
+        "avsec4",
+        "lips",
+        "demo",
+    ] = Field("demo", description="layout of what is there")
     root: str | None = Field(None, description="the corpus, or a file of it; lips: manifest, or folder of videos")
-    text: str | None = Field(None, description="folder: list of transcripts (JSONL, csv, tsv, Kaldi's text); none: x.txt beside x.wav")
+    text: str | None = Field(
+        None, description="folder: list of transcripts (JSONL, csv, tsv, Kaldi's text); none: x.txt beside x.wav"
+    )
     splits: list[str] = Field([], description="librispeech: only these; none: all that are there")
     noisy: str | None = Field(None, description="pairs: folder with the inputs")
-    clean: list[str] = Field([], description="pairs: folder with the references; mix, ladder: folders or manifests of speech")
+    clean: list[str] = Field(
+        [], description="pairs: folder with the references; mix, ladder: folders or manifests of speech"
+    )
     noise: list[str] = Field([], description="mix, ladder: folders or manifests of noise")
     rir: list[str] = Field([], description="mix: folders or manifests of impulse responses")
     out: str | None = Field(None, description="folder for manifests; none: data/SOURCE")
     mixing: Mixing = Field(Mixing(), description="mix, dns: how mixtures are made")
-    render: int = Field(0, ge=0, description="mix: write this many mixtures to disk; 0 writes a recipe that mixes on the fly; "
-                        "ladder: utterances, 0 takes all")
+    render: int = Field(
+        0,
+        ge=0,
+        description="mix: write this many mixtures to disk; 0 writes a recipe that mixes on the fly; "
+        "ladder: utterances, 0 takes all",
+    )
     render_s: float = Field(0.0, ge=0, description="mix, ladder: length of what is rendered; 0 keeps whole utterances")
-    speakers: Literal["auto", "28", "56", "all"] = Field("auto", description="voicebank: training set; auto: 28 where it is there, else 56")
+    speakers: Literal["auto", "28", "56", "all"] = Field(
+        "auto", description="voicebank: training set; auto: 28 where it is there, else 56"
+    )
     valid_speakers: list[str] = Field(list(voicebank.VALID_SPEAKERS), description="voicebank: held back from training")
-    kind: Literal["speech", "noisy", "noise", "rir"] = Field("speech", description="folder: what the recordings are held to")
-    mouths: bool = Field(False, description="mix, demo: draw a mouth that follows the speech, as synthetic video for the task avse")
+    kind: Literal["speech", "noisy", "noise", "rir"] = Field(
+        "speech", description="folder: what the recordings are held to"
+    )
+    mouths: bool = Field(
+        False, description="mix, demo: draw a mouth that follows the speech, as synthetic video for the task avse"
+    )
     channels: Literal["mono", "binaural"] = Field("mono", description="avsec4: which files")
     target: Literal["anechoic", "reverberant"] = Field("anechoic", description="avsec4: reference")
     given_lips: bool = Field(False, description="avsec4: name the organisers' lip videos (lips/), where they are")
     commands: bool = Field(False, description="demo: spoken digits and commands with transcripts, for the task asr")
-    crop: Literal["mouth96", "centre112", "whole96"] = Field("mouth96", description="lips: tracked mouth; fixed centre; videos of mouths")
-    landmarks: str | None = Field(None, description="lips: face-landmarker model (MediaPipe .task) in place of the embedded detector")
-    keep_faceless: bool = Field(False, description="lips: cut the centre of clips without any face instead of dropping them")
+    crop: Literal["mouth96", "centre112", "whole96"] = Field(
+        "mouth96", description="lips: tracked mouth; fixed centre; videos of mouths"
+    )
+    landmarks: str | None = Field(
+        None, description="lips: face-landmarker model (MediaPipe .task) in place of the embedded detector"
+    )
+    keep_faceless: bool = Field(
+        False, description="lips: cut the centre of clips without any face instead of dropping them"
+    )
     limits: Limits = Field(Limits(), description="what is dropped")
     seed: int = Field(0, ge=0, description="of rendered mixtures")
     workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: in this process")
@@ -110,7 +143,9 @@ def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
     needed = {"pairs": ("noisy", "clean"), "mix": ("clean", "noise"), "ladder": ("clean", "noise")}
     for name in needed.get(config.source, ("root",)):
         if not getattr(config, name):
-            raise UserError(f"prepare {config.source} needs {name}", "", f"--{name} FOLDER; rlspeech prepare {config.source} --help")
+            raise UserError(
+                f"prepare {config.source} needs {name}", "", f"--{name} FOLDER; rlspeech prepare {config.source} --help"
+            )
     if config.source == "dns":
         return dns.find(config.root or "", out)
     if config.source == "voicebank":
@@ -125,7 +160,9 @@ def _candidates(config: Prepare, out: Path) -> Iterable[Candidate]:
         return find(config.root or "")
     if config.source == "avsec4":
         workers = physical_cores() if config.workers is None else config.workers
-        return avsec.find(config.root or "", config.channels, config.target, given_lips=config.given_lips, workers=workers)
+        return avsec.find(
+            config.root or "", config.channels, config.target, given_lips=config.given_lips, workers=workers
+        )
     if config.source == "lips":
         return lips.find(config.root or "", out)
     if config.source == "pairs":
@@ -146,8 +183,14 @@ def _lips(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, A
     rows = [utt for utts in done.kept.values() for utt in utts]
     contact_sheet(rows, out / "contact.png")
     rates = [utt.extra["face_rate"] for utt in rows if "face_rate" in utt.extra]
-    return {"cut": cropped.cut, "cut_before": cropped.known, "short_videos": cropped.short, "several_faces": cropped.several,
-            "contact": str(out / "contact.png"), "face_rate": round(sum(rates) / len(rates), 4) if rates else None}
+    return {
+        "cut": cropped.cut,
+        "cut_before": cropped.known,
+        "short_videos": cropped.short,
+        "several_faces": cropped.several,
+        "contact": str(out / "contact.png"),
+        "face_rate": round(sum(rates) / len(rates), 4) if rates else None,
+    }
 
 
 def _refuse_nothing(config: Prepare, done: Vetted, out: Path) -> None:
@@ -158,7 +201,9 @@ def _refuse_nothing(config: Prepare, done: Vetted, out: Path) -> None:
         _write_dropped(done.dropped, out)
         what = f"nothing is left of {' and '.join(lacking)}" if lacking and done.kept else "nothing is left"
         reasons = ", ".join(f"{n} {reason}" for reason, n in done.reasons().items()) or "no files were found"
-        raise UserError(what, f"dropped: {reasons}", f"see {out / 'dropped.jsonl'}; limits can be changed (rlspeech prepare --help)")
+        raise UserError(
+            what, f"dropped: {reasons}", f"see {out / 'dropped.jsonl'}; limits can be changed (rlspeech prepare --help)"
+        )
 
 
 def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, Any]:
@@ -178,10 +223,18 @@ def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, 
         recipe = write_recipe(place, config.mixing, rir="rir" in done.kept)
     if rendered and recipe:
         if config.source == "ladder":
-            utts, failed = ladder.render(done.kept["clean"], done.kept["noise"], out, count=config.render, clip_s=config.render_s,
-                                         seed=config.seed)
+            utts, failed = ladder.render(
+                done.kept["clean"],
+                done.kept["noise"],
+                out,
+                count=config.render,
+                clip_s=config.render_s,
+                seed=config.seed,
+            )
         else:
-            utts, failed = mix.render(recipe, out, config.render, seed=config.seed, clip_s=config.render_s, workers=workers)
+            utts, failed = mix.render(
+                recipe, out, config.render, seed=config.seed, clip_s=config.render_s, workers=workers
+            )
         if drawn:
             utts, undrawn = draw_all(utts, out, seed=config.seed, workers=workers)
             failed = failed + undrawn
@@ -192,16 +245,26 @@ def _write(config: Prepare, done: Vetted, out: Path, workers: int) -> dict[str, 
         manifests["manifest"] = _write_split(config, out / "manifest.jsonl", utts, counts)
     _write_dropped(dropped, out)
     reasons = done.reasons() | ({problem: n} if (n := len(dropped) - len(done.dropped)) else {})
-    return {"source": config.source, "out": str(out), "manifests": manifests, "recipe": str(recipe) if recipe and not rendered else None,
-            "dropped": reasons, "checked": done.read, "known": done.known, "multichannel": done.multichannel,
-            "next": _next(out, manifests, recipe is not None and not rendered)}
+    return {
+        "source": config.source,
+        "out": str(out),
+        "manifests": manifests,
+        "recipe": str(recipe) if recipe and not rendered else None,
+        "dropped": reasons,
+        "checked": done.read,
+        "known": done.known,
+        "multichannel": done.multichannel,
+        "next": _next(out, manifests, recipe is not None and not rendered),
+    }
 
 
 def _write_split(config: Prepare, path: Path, utts: list[Utterance], dropped: dict[str, int]) -> dict[str, Any]:
     hours = sum(u.duration for u in utts) / 3600
     row = {"rows": len(utts), "hours": round(hours, 6), "dropped": sum(dropped.values())}
     settings = config.model_dump(exclude={"out", "workers"})
-    write_manifest(path, utts, {"source": config.source} | row | {"reasons": dropped, "seed": config.seed, "settings": settings})
+    write_manifest(
+        path, utts, {"source": config.source} | row | {"reasons": dropped, "seed": config.seed, "settings": settings}
+    )
     return {"path": str(path)} | row
 
 
@@ -215,14 +278,33 @@ def _demo(out: Path, faces: bool, commands: bool) -> dict[str, Any]:
         paths = [demo_commands(part, out) for part in ("train", "valid", "test")]
     else:
         recipe = demo.demo_recipe(out, faces=faces)
-        paths = [out / "clean.jsonl", out / "noise.jsonl", demo.demo_valid(out, faces=faces), demo.demo_test(out, faces=faces)]
+        paths = [
+            out / "clean.jsonl",
+            out / "noise.jsonl",
+            demo.demo_valid(out, faces=faces),
+            demo.demo_test(out, faces=faces),
+        ]
     manifests = {}
     for path in paths:
         utts = read_manifest(path)
-        manifests[path.stem] = {"path": str(path), "rows": len(utts), "hours": round(sum(u.duration for u in utts) / 3600, 6), "dropped": 0}
+        manifests[path.stem] = {
+            "path": str(path),
+            "rows": len(utts),
+            "hours": round(sum(u.duration for u in utts) / 3600, 6),
+            "dropped": 0,
+        }
     command = f"rlspeech rl --task asr --data {shown(out)}/train.jsonl --valid {shown(out)}/valid.jsonl"
-    return {"source": "demo", "out": str(out), "manifests": manifests, "recipe": str(recipe) if recipe else None, "dropped": {},
-            "checked": 0, "known": 0, "multichannel": 0, "next": command if commands else _next(out, manifests, True)}
+    return {
+        "source": "demo",
+        "out": str(out),
+        "manifests": manifests,
+        "recipe": str(recipe) if recipe else None,
+        "dropped": {},
+        "checked": 0,
+        "known": 0,
+        "multichannel": 0,
+        "next": command if commands else _next(out, manifests, True),
+    }
 
 
 def _next(out: Path, manifests: dict[str, Any], recipe: bool) -> str:
@@ -261,14 +343,22 @@ def _report(summary: dict[str, Any]) -> None:
     if summary["dropped"]:
         notes.append(f"every dropped file with its reason: {os.path.join(summary['out'], 'dropped.jsonl')}")
     if summary["multichannel"]:
-        notes.append(f"{summary['multichannel']} recordings have several channels; they are averaged when they are read")
+        notes.append(
+            f"{summary['multichannel']} recordings have several channels; they are averaged when they are read"
+        )
     if "contact" in summary:
         rate = summary["face_rate"]
-        notes.append(f"look at {summary['contact']}: crops of some clips, the worst first"
-                     + (f"; a face is in {100 * rate:.1f} % of the frames" if rate is not None else ""))
-    for key, what in (("short_videos", "video ends before its audio, the last frame is held (column video_short_s)"),
-                      ("several_faces", "several faces, the largest and longest one is followed (column other_faces)")):
+        notes.append(
+            f"look at {summary['contact']}: crops of some clips, the worst first"
+            + (f"; a face is in {100 * rate:.1f} % of the frames" if rate is not None else "")
+        )
+    for key, what in (
+        ("short_videos", "video ends before its audio, the last frame is held (column video_short_s)"),
+        ("several_faces", "several faces, the largest and longest one is followed (column other_faces)"),
+    ):
         if summary.get(key):
             notes.append(f"{what}: {summary[key]} of {sum(m['rows'] for m in summary['manifests'].values())} clips")
-    log.table(f"prepared {summary['source']} in {summary['out']}", ["manifest", "rows", "hours", "dropped"], rows, notes)
+    log.table(
+        f"prepared {summary['source']} in {summary['out']}", ["manifest", "rows", "hours", "dropped"], rows, notes
+    )
     log.say(f"next: {summary['next']}")

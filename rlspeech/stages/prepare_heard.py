@@ -36,8 +36,15 @@ def recogniser(name: str, device: str = "auto", language: str | None = None, bat
     return load_recogniser(name, device, language, batch)
 
 
-def hear_all(name: str, utts: Sequence[Utterance], folder: Path, *, batch: int = 8, device: str = "auto",
-             language: str | None = None) -> dict[str, str]:
+def hear_all(
+    name: str,
+    utts: Sequence[Utterance],
+    folder: Path,
+    *,
+    batch: int = 8,
+    device: str = "auto",
+    language: str | None = None,
+) -> dict[str, str]:
     """Row id -> transcript by the recogniser ``name``.
 
     Args:
@@ -73,14 +80,21 @@ def hear_all(name: str, utts: Sequence[Utterance], folder: Path, *, batch: int =
     return heard
 
 
-def _listen(name: str, recognise: Recogniser, todo: list[Utterance], keys: dict[str, str], heard: dict[str, str], journal: JsonlWriter,
-            batch: int) -> Exception | None:
+def _listen(
+    name: str,
+    recognise: Recogniser,
+    todo: list[Utterance],
+    keys: dict[str, str],
+    heard: dict[str, str],
+    journal: JsonlWriter,
+    batch: int,
+) -> Exception | None:
     """Fill ``heard`` and the journal; what went wrong last."""
     todo = sorted(todo, key=lambda u: u.duration)  # like lengths together: less padding
     problem: Exception | None = None
     with log.progress(len(heard) + len(todo), f"{name} listens", "rows", start=len(heard)) as bar:
         for at in range(0, len(todo), batch):
-            part = todo[at:at + batch]
+            part = todo[at : at + batch]
             said, error = _hear(part, recognise)
             problem = error or problem
             for utt in part:
@@ -131,7 +145,9 @@ def _hear(utts: Sequence[Utterance], recognise: Recogniser) -> tuple[dict[str, s
             said |= dict(zip(ids, recognise([wavs[i] for i in ids], RATE_HZ), strict=True))
         except UserError:
             raise
-        except Exception as error:  # whatever a recogniser of other people raises: one recording at a time says which it is
+        except (
+            Exception
+        ) as error:  # whatever a recogniser of other people raises: one recording at a time says which it is
             problem = error
             if len(ids) > 1:
                 groups += [[i] for i in ids]

@@ -34,7 +34,9 @@ FIXED = {"id", "duration", "offset", "sample_rate", *PATH_KEYS}  # facts of the 
 class Join(Strict):
     """``rlspeech prepare join``."""
 
-    manifests: list[str] = Field([], description="manifests or folders that hold one; MANIFEST:condition=noisy sets a column of its rows")
+    manifests: list[str] = Field(
+        [], description="manifests or folders that hold one; MANIFEST:condition=noisy sets a column of its rows"
+    )
     sample: int | None = Field(None, ge=1, description="rows of the result, drawn at random, in their order; none: all")
     seed: int = Field(0, ge=0, description="of the sample")
     out: str | None = Field(None, description="folder; none: data/join")
@@ -60,15 +62,21 @@ def run(config: Join, *, json_mode: bool = False) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     if not config.manifests:
-        raise UserError("prepare join needs manifests", "", "rlspeech prepare join a.jsonl b.jsonl:condition=noisy --out data/joined")
+        raise UserError(
+            "prepare join needs manifests",
+            "",
+            "rlspeech prepare join a.jsonl b.jsonl:condition=noisy --out data/joined",
+        )
     given = [_understood(text) for text in config.manifests]
     paths = [find_manifest(path, recipe=False) for path, _ in given]
     out = make_folder(config.out, "join")
     target = out / "manifest.jsonl"
     if any(os.path.realpath(p) == os.path.realpath(target) for p in paths):
         raise UserError(f"{target} would be overwritten", "it is one of the manifests", "--out with another folder")
-    parts = [_Part(path, tag, columns, read_manifest(path))
-             for path, tag, (_, columns) in zip(paths, _tags(paths), given, strict=True)]
+    parts = [
+        _Part(path, tag, columns, read_manifest(path))
+        for path, tag, (_, columns) in zip(paths, _tags(paths), given, strict=True)
+    ]
     for part in parts:
         for utt in part.rows:
             _set(utt, part.columns)
@@ -79,11 +87,24 @@ def run(config: Join, *, json_mode: bool = False) -> dict[str, Any]:
     elif config.sample is not None:
         log.warn(f"there are {len(rows)} rows, all of them are taken (--sample {config.sample})")
     joined = [_facts(part, [utt for m, utt in rows if m == n]) for n, part in enumerate(parts)]
-    meta = {"source": "join", "seed": config.seed, "joined": joined, "renamed": renamed, "settings": config.model_dump(exclude={"out"})}
+    meta = {
+        "source": "join",
+        "seed": config.seed,
+        "joined": joined,
+        "renamed": renamed,
+        "settings": config.model_dump(exclude={"out"}),
+    }
     made = write_set(target, [utt for _, utt in rows], meta)
     summary = summary_of("join", out, {"manifest": made}, [], _following(out, [utt for _, utt in rows]), start_s)
-    table = [[j["path"], j["rows"], round(j["hours"], 3), ", ".join(f"{k}={v}" for k, v in j["columns"].items())] for j in joined]
-    notes = [f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"] if renamed else []
+    table = [
+        [j["path"], j["rows"], round(j["hours"], 3), ", ".join(f"{k}={v}" for k, v in j["columns"].items())]
+        for j in joined
+    ]
+    notes = (
+        [f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"]
+        if renamed
+        else []
+    )
     log.table(f"joined {made['rows']} rows in {target}", ["manifest", "rows", "hours", "set"], table, notes)
     log.say(f"next: {summary['next']}")
     return summary | {"joined": joined, "renamed": renamed}
@@ -98,7 +119,11 @@ def _understood(text: str) -> tuple[str, dict[str, Any]]:
     for pair in re.split(r",(?=\w+=)", match[2]):
         name, _, value = pair.partition("=")
         if name in FIXED:
-            raise UserError(f"the column {name} cannot be set", f"a fact of each recording ({text})", "another column, e.g. condition")
+            raise UserError(
+                f"the column {name} cannot be set",
+                f"a fact of each recording ({text})",
+                "another column, e.g. condition",
+            )
         columns[name] = value if name in TEXT_KEYS else _value(value)
         if name == "snr_db" and not isinstance(columns[name], float | int):
             raise UserError(f"the column {name} is a number", f"not {value!r} ({text})", f"{match[1]}:{name}=5")
@@ -148,7 +173,12 @@ def _tell_apart(parts: list[_Part]) -> int:
 
 
 def _facts(part: _Part, rows: list[Utterance]) -> dict[str, Any]:
-    return {"path": str(part.path), "rows": len(rows), "hours": round(sum(u.duration for u in rows) / 3600, 6), "columns": part.columns}
+    return {
+        "path": str(part.path),
+        "rows": len(rows),
+        "hours": round(sum(u.duration for u in rows) / 3600, 6),
+        "columns": part.columns,
+    }
 
 
 def _following(out: Path, rows: list[Utterance]) -> str:

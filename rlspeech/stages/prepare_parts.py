@@ -20,7 +20,9 @@ def make_folder(out: str | None, name: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make {path}", error.strerror or str(error), "name another folder with --out") from error
+        raise UserError(
+            f"cannot make {path}", error.strerror or str(error), "name another folder with --out"
+        ) from error
     return path
 
 
@@ -36,17 +38,28 @@ def write_set(path: Path, rows: list[Utterance], meta: dict[str, Any], dropped: 
     return {"path": str(path)} | counts
 
 
-def summary_of(source: str, out: Path, manifests: dict[str, Any], failed: list[dict[str, Any]], following: str,
-               start_s: float) -> dict[str, Any]:
+def summary_of(
+    source: str, out: Path, manifests: dict[str, Any], failed: list[dict[str, Any]], following: str, start_s: float
+) -> dict[str, Any]:
     """The summary with the keys of ``prepare.run``; rows that failed go to ``OUT/dropped.jsonl``."""
     write_text(out / "dropped.jsonl", "".join(dumps(row) + "\n" for row in failed))
     reasons: dict[str, int] = {}
     for row in failed:
         reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
-    return {"source": source, "out": str(out), "manifests": manifests, "recipe": None, "dropped": reasons, "next": following,
-            "seconds": round(time.monotonic() - start_s, 1)}
+    return {
+        "source": source,
+        "out": str(out),
+        "manifests": manifests,
+        "recipe": None,
+        "dropped": reasons,
+        "next": following,
+        "seconds": round(time.monotonic() - start_s, 1),
+    }
 
 
 def notes_of(summary: dict[str, Any]) -> list[str]:
     """What was dropped, for the table."""
-    return [f"dropped: {n} {reason}; see {os.path.join(summary['out'], 'dropped.jsonl')}" for reason, n in summary["dropped"].items()]
+    return [
+        f"dropped: {n} {reason}; see {os.path.join(summary['out'], 'dropped.jsonl')}"
+        for reason, n in summary["dropped"].items()
+    ]

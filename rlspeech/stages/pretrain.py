@@ -1,7 +1,7 @@
 """``rlspeech pretrain``: supervised training of a task's model, with an average of the weights, validation and resume.
 
-    rlspeech pretrain --task flowse --data mix.json --out runs/base
-    rlspeech pretrain --task avse --data av/mix.json --out runs/avse
+rlspeech pretrain --task flowse --data mix.json --out runs/base
+rlspeech pretrain --task avse --data av/mix.json --out runs/avse
 """
 
 from __future__ import annotations
@@ -52,31 +52,55 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
     with Run.create(config.out, "pretrain", config, growing={"steps"}) as folder, Watchdog() as watchdog:
         folder.note(device=engine.reason)
         model = task.build(config).to(engine.device).train()
-        train, valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, config.mixing,
-                               config.task, channels_of(task, model), getattr(model, "max_s", None), recorded=True)
+        train, valid = data_of(
+            config.data,
+            config.valid,
+            task.sample_rate_of(model),
+            config.valid_items,
+            config.seed,
+            config.mixing,
+            config.task,
+            channels_of(task, model),
+            getattr(model, "max_s", None),
+            recorded=True,
+        )
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
-        engine.say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {several(len(train.utts), 'utterance')}, "
-                   f"{engine.reason}")
+        engine.say(
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {several(len(train.utts), 'utterance')}, "
+            f"{engine.reason}"
+        )
         if remark := longer(folder, trainer.step, config.steps, falls=True):
             engine.say(remark)
         if not valid:
-            engine.say(f"{len(train.utts)} utterances are too few to hold any back: nothing is validated; --valid MANIFEST does it")
+            engine.say(
+                f"{len(train.utts)} utterances are too few to hold any back: nothing is validated; --valid MANIFEST does it"
+            )
 
         def check() -> dict[str, float | Interval]:
             if not valid:
                 return {}
-            found: dict[str, float | Interval] = task.validate(trainer.averaged(), valid, folder, trainer.step, scorer, config.seed)
+            found: dict[str, float | Interval] = task.validate(
+                trainer.averaged(), valid, folder, trainer.step, scorer, config.seed
+            )
             if folder.main:
                 _keep_inputs(folder.path / "samples", valid, trainer.step)
             return found
 
-        with (Scorer(list(task.valid_metrics), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer,
-              at_the_end(folder, pretrain_report.page_data) as end):
+        with (
+            Scorer(list(task.valid_metrics), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer,
+            at_the_end(folder, pretrain_report.page_data) as end,
+        ):
             end.reason = trainer.fit(train, check, watchdog)
         checkpoint = folder.path / "checkpoints" / f"step_{trainer.step:06d}"
-        summary = {"run": str(folder.path), "checkpoint": str(checkpoint), "step": trainer.step, **trainer.last_valid,
-                   "stopped": end.reason, "report": str(end.page) if end.page else None}
+        summary = {
+            "run": str(folder.path),
+            "checkpoint": str(checkpoint),
+            "step": trainer.step,
+            **trainer.last_valid,
+            "stopped": end.reason,
+            "report": str(end.page) if end.page else None,
+        }
         if folder.main:
             pretrain_report.print_run(open_pasts([str(folder.path)])[0])
     if end.page:
@@ -90,7 +114,9 @@ class Trainer:
 
     def __init__(self, config: Pretrain, engine: Engine, task: Task, model: nn.Module, folder: Run) -> None:
         self.config, self.engine, self.task, self.model, self.folder = config, engine, task, model, folder
-        self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
         self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step = self.cursor = 0
         self.last_valid: dict[str, Any] = {}
@@ -103,7 +129,9 @@ class Trainer:
         path, state = found
         self.model.load_state_dict({k: v.to(self.engine.device) for k, v in state["weights"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
-        reload = getattr(self.task, "reload", self.task.load)  # the model as it is trained, where what is used later is another
+        reload = getattr(
+            self.task, "reload", self.task.load
+        )  # the model as it is trained, where what is used later is another
         self.average = {k: v.to(self.engine.device) for k, v in reload(str(path))[0].state_dict().items()}
         self.step, self.cursor, self.last_valid = int(state["step"]), int(state["cursor"]), state["last_valid"]
         set_rng_state(state["rng"])
@@ -113,11 +141,22 @@ class Trainer:
         """Train until the configured end. ``check`` validates and returns its numbers. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
         often = min(LOG_EVERY, max(1, cfg.steps // POINTS))
-        feed = batches(train, cfg.batch, _clip_s(train, cfg), seed=cfg.seed, start=self.cursor, rank=self.engine.rank,
-                       world=self.engine.world, workers=cfg.workers)
+        feed = batches(
+            train,
+            cfg.batch,
+            _clip_s(train, cfg),
+            seed=cfg.seed,
+            start=self.cursor,
+            rank=self.engine.rank,
+            world=self.engine.world,
+            workers=cfg.workers,
+        )
         sums: dict[str, float] = {}
         counted = 0  # steps behind the sums: fewer than `often` after a resume
-        with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar, Interrupt(self.engine.world) as interrupt:
+        with (
+            log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar,
+            Interrupt(self.engine.world) as interrupt,
+        ):
             while self.step < cfg.steps:
                 interrupt.obey()
                 clips, self.cursor = next(feed)
@@ -135,7 +174,10 @@ class Trainer:
                 if last or (cfg.valid_every and self.step % cfg.valid_every == 0):
                     generators = rng_state()
                     with log.waiting("validating"):
-                        found = {k: v if isinstance(v, Interval) else Interval(v, math.nan, math.nan, 1) for k, v in check().items()}
+                        found = {
+                            k: v if isinstance(v, Interval) else Interval(v, math.nan, math.nan, 1)
+                            for k, v in check().items()
+                        }
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.last_valid = {k: v.mean for k, v in found.items()}
                     self.folder.log(self.step, **columns_of("valid", found))
@@ -159,8 +201,11 @@ class Trainer:
         with self.engine.autocast():
             parts = self.task.pretrain_loss(self.model, batch, cfg)
         if not torch.isfinite(parts["loss"]):
-            raise UserError(f"the loss is {parts['loss'].item()} at step {self.step}",
-                            "the learning rate is too high, or a batch holds extreme values", f"--set lr={cfg.lr / 3:g}")
+            raise UserError(
+                f"the loss is {parts['loss'].item()} at step {self.step}",
+                "the learning rate is too high, or a batch holds extreme values",
+                f"--set lr={cfg.lr / 3:g}",
+            )
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         self.engine.average_gradients(parameters)
@@ -168,7 +213,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.step()
-        decay = min(cfg.ema, (1 + self.step) / (10 + self.step))  # a short memory at first, or the average keeps the random start
+        decay = min(
+            cfg.ema, (1 + self.step) / (10 + self.step)
+        )  # a short memory at first, or the average keeps the random start
         with torch.no_grad():
             state = self.model.state_dict()
             mixed = [k for k, v in self.average.items() if v.is_floating_point()]
@@ -185,17 +232,31 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint: averaged weights for use, raw weights and optimiser for resuming."""
-        facts = {"stage": "pretrain", "steps": self.step, "data": self.config.data or "the embedded corpus", "batch": self.config.batch,
-                 "validation": self.last_valid}
-        state = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(),
-                 "cursor": self.cursor, "last_valid": self.last_valid}
-        self.folder.save_checkpoint(self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state)
+        facts = {
+            "stage": "pretrain",
+            "steps": self.step,
+            "data": self.config.data or "the embedded corpus",
+            "batch": self.config.batch,
+            "validation": self.last_valid,
+        }
+        state = {
+            "weights": self.model.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "rng": rng_state(),
+            "cursor": self.cursor,
+            "last_valid": self.last_valid,
+        }
+        self.folder.save_checkpoint(
+            self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state
+        )
 
 
 def _keep_inputs(folder: Path, clips: Sequence[Clip], step: int) -> None:
     """Beside outputs that can be heard, once, what they were made from."""
     heard = {path.stem for path in (folder / f"step_{step:06d}").glob("*.flac")}
-    if heard and not any((folder / name).is_dir() for name in ("input", "recording", "original")):  # some tasks keep their own
+    if heard and not any(
+        (folder / name).is_dir() for name in ("input", "recording", "original")
+    ):  # some tasks keep their own
         keep_inputs(folder, [c for c in clips if {c.key, safe_name(c.key)} & heard])
 
 
@@ -204,8 +265,18 @@ def transcribed(task: Any) -> bool:
     return "text" in task.required
 
 
-def data_of(data: str | None, valid: str | None, sample_rate: int, valid_items: int, seed: int, mixing: Any = None, task: str = "flowse",
-            channels: int = 1, max_s: float | None = None, recorded: bool = False) -> tuple[ClipSource, list[Clip]]:
+def data_of(
+    data: str | None,
+    valid: str | None,
+    sample_rate: int,
+    valid_items: int,
+    seed: int,
+    mixing: Any = None,
+    task: str = "flowse",
+    channels: int = 1,
+    max_s: float | None = None,
+    recorded: bool = False,
+) -> tuple[ClipSource, list[Clip]]:
     """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
 
     A recogniser's rows need no target but a text (an empty one says that nothing is said), and are never cut.
@@ -264,7 +335,9 @@ def _usable(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
     reasons = [f"{silent} have no text"] if silent else []
     why = "; ".join([*reasons, f"{long} are longer than the model's {max_s:g} s"] if long else reasons)
     if not short:
-        raise UserError(f"none of the {len(source.utts)} rows of {name} can be used", why, "rlspeech check on the manifest")
+        raise UserError(
+            f"none of the {len(source.utts)} rows of {name} can be used", why, "rlspeech check on the manifest"
+        )
     if why:
         log.warn(f"{name}: {len(source.utts) - len(short)} of {len(source.utts)} rows are left out: {why}")
     return with_utts(source, short)

@@ -22,20 +22,35 @@ __all__ = ["page_data", "print_run"]
 PLAYERS = 6
 RATE_HZ = 16000
 INPUTS = ("input", "recording", "original", "reference")
-BASIS = ("Means over the validation clips by the averaged weights, with a bootstrap 95 % interval where one is known. Two columns are two "
-         "moments of one run, not a comparison: nothing is paired.")
+BASIS = (
+    "Means over the validation clips by the averaged weights, with a bootstrap 95 % interval where one is known. Two columns are two "
+    "moments of one run, not a comparison: nothing is paired."
+)
 Said = dict[str, tuple[str, str]]
 
 
 def page_data(run: Past, players: int = PLAYERS) -> ReportData:
     """What the page of a run shows; of a torn one what there is."""
     means = _means(run)
-    metrics = [Metric(m, run.higher_is_better(m), help_of(m)) for m in dict.fromkeys(m for row in means.values() for m in row)]
+    metrics = [
+        Metric(m, run.higher_is_better(m), help_of(m)) for m in dict.fromkeys(m for row in means.values() for m in row)
+    ]
     notes = run.notes if run.metrics else [*run.notes, "nothing has been logged yet"]
     return ReportData(
-        title=f"pretrain {run.config.get('task', '')}: {run.name}".replace(" :", ":"), subtitle=run.state(), metrics=metrics, means=means,
-        plots=plots_of({run.name: run.metrics}, {}, "valid"), clips=_clips(run, players), config=run.config, versions=versions_of(run),
-        cost=cost_of(run), notes=notes, basis=BASIS, commands=commands_of(run), facts=facts_of(run))
+        title=f"pretrain {run.config.get('task', '')}: {run.name}".replace(" :", ":"),
+        subtitle=run.state(),
+        metrics=metrics,
+        means=means,
+        plots=plots_of({run.name: run.metrics}, {}, "valid"),
+        clips=_clips(run, players),
+        config=run.config,
+        versions=versions_of(run),
+        cost=cost_of(run),
+        notes=notes,
+        basis=BASIS,
+        commands=commands_of(run),
+        facts=facts_of(run),
+    )
 
 
 def print_run(run: Past) -> None:
@@ -55,7 +70,10 @@ def _means(run: Past) -> dict[str, dict[str, Interval]]:
 def _clips(run: Past, players: int) -> list[Clip]:
     """Players, or texts, of what was kept at the first validation and the last."""
     kept = run.sounds("samples")
-    said = {name: _said(run.path / "samples" / name) for name in sorted(p.name for p in (run.path / "samples").glob("step_*"))}
+    said = {
+        name: _said(run.path / "samples" / name)
+        for name in sorted(p.name for p in (run.path / "samples").glob("step_*"))
+    }
     steps = sorted({*(n for n in kept if n.startswith("step_") and kept[n]), *(n for n, rows in said.items() if rows)})
     if not steps:
         return []
@@ -69,7 +87,9 @@ def _step(name: str) -> str:
     return f"step {int(name.removeprefix('step_'))}" if name.removeprefix("step_").isdecimal() else name
 
 
-def _clip(kept: Mapping[str, Mapping[str, Path]], said: Mapping[str, Said], places: Mapping[str, str], key: str) -> Clip:
+def _clip(
+    kept: Mapping[str, Mapping[str, Path]], said: Mapping[str, Said], places: Mapping[str, str], key: str
+) -> Clip:
     audio: dict[str, np.ndarray] = {}
     ends = [(name, name) for name in INPUTS]
     for shown, name in [*ends[:-1], *places.items(), *ends[-1:]]:
@@ -90,5 +110,8 @@ def _said(folder: Path) -> Said:
     """Transcripts that a validation kept: key -> text and hypothesis."""
     path = folder / "said.jsonl"
     rows = read_jsonl(path) if path.is_file() else []
-    return {str(r["id"]): (r["text"], r["hypothesis"]) for r in rows
-            if "id" in r and isinstance(r.get("text"), str) and isinstance(r.get("hypothesis"), str)}
+    return {
+        str(r["id"]): (r["text"], r["hypothesis"])
+        for r in rows
+        if "id" in r and isinstance(r.get("text"), str) and isinstance(r.get("hypothesis"), str)
+    }

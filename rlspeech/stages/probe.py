@@ -1,6 +1,6 @@
 """``rlspeech rl --probe``: measure whether candidate settings learn, before a run is paid for.
 
-    rlspeech rl --probe --reward pesq_wb --reward estoi --model runs/base --data mix.json
+rlspeech rl --probe --reward pesq_wb --reward estoi --model runs/base --data mix.json
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from rlspeech.tasks.base import channels_of
 from rlspeech.types import UserError
 
 Setting = Exploration | Sampling
-PUBLISHED = {"flowse": Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False),
-             "avse": Exploration(kind="mask", noise=0.05, antithetic=False)}
+PUBLISHED = {
+    "flowse": Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False),
+    "avse": Exploration(kind="mask", noise=0.05, antithetic=False),
+}
 
 
 def candidates(config: RL) -> Sequence[Setting]:
@@ -45,7 +47,13 @@ def candidates(config: RL) -> Sequence[Setting]:
     if config.probe_settings:
         return list(config.probe_settings)
     mine = config.explore
-    changes: list[dict[str, Any]] = [{"bands": 1}, {"bands": 16}, {"basis": ["level"]}, {"basis": ["contrast"]}, {"segment_s": 0.25}]
+    changes: list[dict[str, Any]] = [
+        {"bands": 1},
+        {"bands": 16},
+        {"basis": ["level"]},
+        {"basis": ["contrast"]},
+        {"segment_s": 0.25},
+    ]
     near = [mine.model_copy(update=change) for change in changes]
     unique: list[Exploration] = []
     for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), PUBLISHED[config.task]]:
@@ -69,24 +77,58 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = task.load(config.model, engine.device, **load_options(config))
     adapted = Adapted(model, config.lora)
-    train, _ = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed, task=config.task,
-                       channels=channels_of(task, model), max_s=getattr(model, "max_s", None))
+    train, _ = data_of(
+        config.data,
+        config.valid,
+        task.sample_rate_of(model),
+        config.valid_items,
+        config.seed,
+        task=config.task,
+        channels=channels_of(task, model),
+        max_s=getattr(model, "max_s", None),
+    )
     clip_s = 0.0 if transcribed(task) else config.clip_s
     settings = candidates(config)
-    summary: dict[str, Any] = {"prompts": config.prompts_per_step, "group": config.group, "gradients": config.probe_batches,
-                               "asked": zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode()), "rows": []}
+    summary: dict[str, Any] = {
+        "prompts": config.prompts_per_step,
+        "group": config.group,
+        "gradients": config.probe_batches,
+        "asked": zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode()),
+        "rows": [],
+    }
     path = Path(config.out) / "probe.json" if config.out else None
     summary["rows"] = rows = _known(path, summary, settings)
-    with (make_scorer(config, str(engine.device), guards=watched) as scorer,
-          log.progress(len(settings) * config.probe_batches, "probe", "gradients", start=len(rows) * config.probe_batches) as bar):
+    with (
+        make_scorer(config, str(engine.device), guards=watched) as scorer,
+        log.progress(
+            len(settings) * config.probe_batches, "probe", "gradients", start=len(rows) * config.probe_batches
+        ) as bar,
+    ):
         try:
             for setting in settings[len(rows) :]:
-                policy = task.policy(adapted, config, setting) if isinstance(setting, Exploration) else task.policy(adapted, config)
-                feed = batches(train, config.prompts_per_step, clip_s, seed=config.seed)  # every setting sees the same prompts
+                policy = (
+                    task.policy(adapted, config, setting)
+                    if isinstance(setting, Exploration)
+                    else task.policy(adapted, config)
+                )
+                feed = batches(
+                    train, config.prompts_per_step, clip_s, seed=config.seed
+                )  # every setting sees the same prompts
                 found, rate = _measure(config, policy, scorer, feed, bar)
-                rows.append({"setting": label(setting), _kind(setting): setting.model_dump(mode="json"), "rollouts_per_s": rate,
-                             **{name: {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
-                                for name, (interval, critical) in found.items()}})
+                rows.append(
+                    {
+                        "setting": label(setting),
+                        _kind(setting): setting.model_dump(mode="json"),
+                        "rollouts_per_s": rate,
+                        **{
+                            name: {
+                                **interval.as_dict(),
+                                "critical_prompts": critical if critical != float("inf") else None,
+                            }
+                            for name, (interval, critical) in found.items()
+                        },
+                    }
+                )
                 if path is not None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_text(path, json.dumps(summary, indent=2) + "\n")
@@ -104,7 +146,9 @@ def _known(path: Path | None, summary: dict[str, Any], settings: Sequence[Settin
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
         rows = found["rows"] if found.get("asked") == summary["asked"] else []
-        same = [row[_kind(setting)] == setting.model_dump(mode="json") for row, setting in zip(rows, settings, strict=False)]
+        same = [
+            row[_kind(setting)] == setting.model_dump(mode="json") for row, setting in zip(rows, settings, strict=False)
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return list(rows) if all(same) and len(rows) < len(settings) else []
@@ -115,10 +159,14 @@ def _show(config: RL, rows: Sequence[dict[str, Any]]) -> None:
         return
     names = [k for k in rows[0] if k not in {"setting", "explore", "sampling", "rollouts_per_s"}]
     size = f"{config.prompts_per_step} x {config.group} rollouts"
-    log.table(f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)",
-              ["exploration", "rollouts/s", *names],
-              [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
-              ["0: the gradients have no common direction, the run would wander; (n): prompts a step at which the gradient is half signal"])
+    log.table(
+        f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)",
+        ["exploration", "rollouts/s", *names],
+        [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
+        [
+            "0: the gradients have no common direction, the run would wander; (n): prompts a step at which the gradient is half signal"
+        ],
+    )
 
 
 def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tuple[Agreement, float]:

@@ -64,21 +64,31 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
     rows = [u for u in utts[: config.limit] if u.text is not None]
     notes = [f"{n} recordings have no text and are left out"] if (n := len(utts[: config.limit]) - len(rows)) else []
     if not rows:
-        raise UserError("no recording has a text", f"{len(utts)} rows of {config.data}", "rlspeech transcribe takes recordings without one")
+        raise UserError(
+            "no recording has a text",
+            f"{len(utts)} rows of {config.data}",
+            "rlspeech transcribe takes recordings without one",
+        )
     engine = Engine(config.device, "fp32", config.seed)
     if not engine.is_main:  # one process evaluates; the others have nothing to add
         return {}
     began_s = time.monotonic()
     with Run.create(config.out, "eval", config, neutral=NEUTRAL) as folder, Watchdog() as dog:
         folder.note(device=engine.reason)
-        engine.say(f"{several(len(rows), 'recording')}, {several(len(names), 'recogniser')}, texts by {config.normaliser}, {engine.reason}")
+        engine.say(
+            f"{several(len(rows), 'recording')}, {several(len(names), 'recogniser')}, texts by {config.normaliser}, {engine.reason}"
+        )
         _forget_others(folder.path, {s: _identity(c) for s, c in models.items()})
         said = {s: _recognise(config, engine, folder.path, s, c, rows, dog) for s, c in models.items()}
         made = Judgements(config, rules, rows, said)
         notes += made.notes
         if not made.utts:
-            first = next((r["errors"]["hypothesis"] for part in said.values() for r in part.values() if r["errors"]), "")
-            raise UserError("not one recording could be compared", "; ".join([*notes, first]), f"look at {folder.path / SAID}")
+            first = next(
+                (r["errors"]["hypothesis"] for part in said.values() for r in part.values() if r["errors"]), ""
+            )
+            raise UserError(
+                "not one recording could be compared", "; ".join([*notes, first]), f"look at {folder.path / SAID}"
+            )
         summary = _summary(config, made, names, baseline)
         extra = _further(config, made, folder.path, str(engine.device), summary)
         summary["seconds"] = {"total": round(time.monotonic() - began_s, 1)}
@@ -101,7 +111,9 @@ def _models(config: Evaluate) -> dict[str, str]:
         if safe_name(name) != name:
             raise UserError(f"a model cannot be called {name!r}", "the name becomes a file", "--model NAME=PATH")
     if config.baseline is not None and config.baseline not in models:
-        raise UserError(f"no system is called {config.baseline!r}", f"there are {', '.join(models)}", "--baseline with one of them")
+        raise UserError(
+            f"no system is called {config.baseline!r}", f"there are {', '.join(models)}", "--baseline with one of them"
+        )
     return models
 
 
@@ -129,8 +141,9 @@ def _forget_others(folder: Path, systems: Mapping[str, str]) -> None:
     write_text(path, json.dumps({**before, **systems}, indent=2) + "\n")
 
 
-def _recognise(config: Evaluate, engine: Engine, folder: Path, name: str, checkpoint: str, utts: Sequence[Utterance],
-               dog: Watchdog) -> dict[str, dict[str, Any]]:
+def _recognise(
+    config: Evaluate, engine: Engine, folder: Path, name: str, checkpoint: str, utts: Sequence[Utterance], dog: Watchdog
+) -> dict[str, dict[str, Any]]:
     """Rows by id of everything asked for, recognised now or by an earlier attempt; rows of failures are tried again."""
     path = folder / SAID / f"{name}.jsonl"
     kept = [r for r in read_jsonl(path) if not r.get("errors")]
@@ -142,12 +155,20 @@ def _recognise(config: Evaluate, engine: Engine, folder: Path, name: str, checkp
             return rows.rows
         model, facts = get_task("asr").load(checkpoint, engine.device)
         recogniser = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
-        meta = {"model": checkpoint, "facts": facts, "normaliser": "none: raw decodes", "beams": config.beams,
-                "sampling": config.sampling.model_dump(mode="json")}
-        write_text(path.with_suffix(".meta.json"), json.dumps(log.plain(meta), indent=2, default=str, ensure_ascii=False) + "\n")
+        meta = {
+            "model": checkpoint,
+            "facts": facts,
+            "normaliser": "none: raw decodes",
+            "beams": config.beams,
+            "sampling": config.sampling.model_dump(mode="json"),
+        }
+        write_text(
+            path.with_suffix(".meta.json"),
+            json.dumps(log.plain(meta), indent=2, default=str, ensure_ascii=False) + "\n",
+        )
         with log.progress(len(utts), name, "recordings", start=len(utts) - len(todo)) as bar:
             for at in range(0, len(todo), config.batch):
-                for row in _batch(recogniser, todo[at:at + config.batch], name):
+                for row in _batch(recogniser, todo[at : at + config.batch], name):
                     rows.write(row)
                     bar.advance()
                 dog.beat()
@@ -191,17 +212,27 @@ class Judgements:
         said: system -> id -> row of ``hypotheses/``.
     """
 
-    def __init__(self, config: Evaluate, rules: TextRules, utts: Sequence[Utterance], said: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, config: Evaluate, rules: TextRules, utts: Sequence[Utterance], said: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         both = [u for u in utts if all(said[s].get(u.id, {}).get("hypothesis") is not None for s in said)]
-        blank = {u.id for u in both if (u.text or "").strip() and not rules.judge(Sample(u.id, _NOTHING, 16000, None, u.text)).texts[0]}
+        blank = {
+            u.id
+            for u in both
+            if (u.text or "").strip() and not rules.judge(Sample(u.id, _NOTHING, 16000, None, u.text)).texts[0]
+        }
         self.utts = [u for u in both if u.id not in blank]
         lost = len(utts) - len(both)
         self.notes = [f"{lost} recordings could not be recognised and are left out for all"] if lost else []
         if blank:
-            self.notes.append(f"{len(blank)} texts are empty after {config.normaliser} and are left out: {', '.join(sorted(blank)[:3])}")
+            self.notes.append(
+                f"{len(blank)} texts are empty after {config.normaliser} and are left out: {', '.join(sorted(blank)[:3])}"
+            )
         self.rows = {s: {u.id: self._one(rules, u, said[s][u.id]) for u in self.utts} for s in said}
         cut = {s: n for s in said if (n := sum(o.row.get("truncated", 0) > 0 for o in self.rows[s].values()))}
-        self.notes += [f"{s}: {n} outputs ran into the limit of tokens and are scored as they are" for s, n in cut.items()]
+        self.notes += [
+            f"{s}: {n} outputs ran into the limit of tokens and are scored as they are" for s, n in cut.items()
+        ]
         if not self.utts:
             return
         baseline = config.baseline or (next(iter(said)) if len(said) > 1 else None)
@@ -210,7 +241,9 @@ class Judgements:
         values = {u.id: str(v) for u in self.utts if (v := columns_of(u).get(config.by)) is not None}
         kinds = sorted(set(values.values()))
         if len(kinds) > MOST_VALUES:
-            self.notes.append(f"{config.by} has {len(kinds)} values, too many for tables of their own (at most {MOST_VALUES})")
+            self.notes.append(
+                f"{config.by} has {len(kinds)} values, too many for tables of their own (at most {MOST_VALUES})"
+            )
             return
         for kind in kinds:
             self.parts[kind] = self._compare([k for k, v in values.items() if v == kind], baseline, config.seed)
@@ -231,14 +264,22 @@ def _summary(config: Evaluate, made: Judgements, names: Sequence[str], baseline:
     from rlspeech.stages.recognition_rates import RATES
 
     found = made.whole.as_dict()
-    return {"task": "asr", "normaliser": config.normaliser, "baseline": baseline, "by_column": config.by, **found,
-            "units": {r.name: "%" if r.factor == 100 else "words" for r in RATES if r.name in made.whole.systems[names[0]]},
-            "higher_is_better": {r.name: r.higher_is_better for r in RATES if r.name in made.whole.systems[names[0]]},
-            "by": {value: part.as_dict() for value, part in made.parts.items()},
-            "interval": "bootstrap over utterances, 95 %, of ratios of sums; differences are paired"}
+    return {
+        "task": "asr",
+        "normaliser": config.normaliser,
+        "baseline": baseline,
+        "by_column": config.by,
+        **found,
+        "units": {r.name: "%" if r.factor == 100 else "words" for r in RATES if r.name in made.whole.systems[names[0]]},
+        "higher_is_better": {r.name: r.higher_is_better for r in RATES if r.name in made.whole.systems[names[0]]},
+        "by": {value: part.as_dict() for value, part in made.parts.items()},
+        "interval": "bootstrap over utterances, 95 %, of ratios of sums; differences are paired",
+    }
 
 
-def _further(config: Evaluate, made: Judgements, folder: Path, device: str, summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _further(
+    config: Evaluate, made: Judgements, folder: Path, device: str, summary: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Write ``scores.jsonl``, with the metrics that were asked for beside the counts; returns their means by system.
 
     Those of the rules are in the corpus rates already; a function of the user's has a mean over utterances.
@@ -253,11 +294,24 @@ def _further(config: Evaluate, made: Judgements, folder: Path, device: str, summ
             means[system] = {m: mean_interval([s.value for s in column], config.seed) for m, column in scores.items()}
             for i, (key, one) in enumerate(rows.items()):
                 errors = {m: column[i].error for m, column in scores.items() if column[i].value is None}
-                row = {"key": key, "system": system, "text": one.sample.text, "hypothesis": one.sample.hypothesis,
-                       "normaliser": config.normaliser, "normalised": list(one.judged.texts), "rules": "+".join(one.judged.fired),
-                       "counts": one.counts, **{m: column[i].value for m, column in scores.items()}, "errors": errors}
+                row = {
+                    "key": key,
+                    "system": system,
+                    "text": one.sample.text,
+                    "hypothesis": one.sample.hypothesis,
+                    "normaliser": config.normaliser,
+                    "normalised": list(one.judged.texts),
+                    "rules": "+".join(one.judged.fired),
+                    "counts": one.counts,
+                    **{m: column[i].value for m, column in scores.items()},
+                    "errors": errors,
+                }
                 lines.append(dumps(row) + "\n")
-        meta = {"normaliser": config.normaliser, "rules": TextRules(config.normaliser).version, "metrics": scorer.meta()}
+        meta = {
+            "normaliser": config.normaliser,
+            "rules": TextRules(config.normaliser).version,
+            "metrics": scorer.meta(),
+        }
     write_text(folder / "scores.jsonl", "".join(lines))
     write_text(folder / "scores.meta.json", json.dumps(log.plain(meta), indent=2, ensure_ascii=False) + "\n")
     if config.metrics:

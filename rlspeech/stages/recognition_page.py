@@ -30,11 +30,17 @@ __all__ = ["edits_of", "print_table", "write_page"]
 
 HELP = {r.name: r for r in RATES}
 RATE_HZ = 16000
-BASIS = ("Sums of errors over sums of words of all utterances, with bootstrap 95 % intervals over utterances. Rates are in %, "
-         "inserted_words in words a recording. wer and its parts count utterances in which something is said.")
+BASIS = (
+    "Sums of errors over sums of words of all utterances, with bootstrap 95 % intervals over utterances. Rates are in %, "
+    "inserted_words in words a recording. wer and its parts count utterances in which something is said."
+)
 
 
-SHOWN = ("wer", "insertions", "hallucinated")  # of many systems the terminal shows these differences; all are in the report
+SHOWN = (
+    "wer",
+    "insertions",
+    "hallucinated",
+)  # of many systems the terminal shows these differences; all are in the report
 WIDE = 2  # differences that fit beside the means
 
 
@@ -53,7 +59,9 @@ def print_table(made: Comparison, baseline: str | None, notes: Sequence[str], co
     if made.deltas and not beside:
         some = [m for m in metrics if m.name in SHOWN]
         table = [[s, *(_difference(made, s, m) for m in some)] for s in made.deltas]
-        log.table(f"Differences to {baseline} (relative), lower is better", ["", *(m.name for m in some)], table, remarks)
+        log.table(
+            f"Differences to {baseline} (relative), lower is better", ["", *(m.name for m in some)], table, remarks
+        )
 
 
 def _difference(made: Comparison, system: str, metric: Metric) -> str:
@@ -63,24 +71,49 @@ def _difference(made: Comparison, system: str, metric: Metric) -> str:
     return f"{delta.text(2, sign=True)}{relative} {mark(metric, delta)}"
 
 
-def write_page(folder: Folder, config: Evaluate, made: Judgements, summary: Mapping[str, Any], notes: Sequence[str],
-               means: Mapping[str, Mapping[str, Any]], device: str, page: Path | None = None) -> Path:
+def write_page(
+    folder: Folder,
+    config: Evaluate,
+    made: Judgements,
+    summary: Mapping[str, Any],
+    notes: Sequence[str],
+    means: Mapping[str, Mapping[str, Any]],
+    device: str,
+    page: Path | None = None,
+) -> Path:
     """Render ``report.html``, in the run's folder or as ``page``."""
     whole, baseline = made.whole, summary["baseline"]
     grids = [_relative_grid(whole, baseline)] if whole.relative else []
     grids += [_condition_grid(config.by, value, part, baseline) for value, part in made.parts.items()]
     if any(means.values()):
         names = list(next(iter(means.values())))
-        grids.append(Grid("Further metrics", ["metric", *means], [[m, *(means[s][m].text() for s in means)] for m in names],
-                          "Means over utterances with bootstrap 95 % intervals."))
+        grids.append(
+            Grid(
+                "Further metrics",
+                ["metric", *means],
+                [[m, *(means[s][m].text() for s in means)] for m in names],
+                "Means over utterances with bootstrap 95 % intervals.",
+            )
+        )
     run = past_of(folder.path, "eval", config)
     data = ReportData(
         title=f"Recognition: {', '.join(whole.systems)}",
         subtitle=f"{whole.items} utterances of {config.data or 'the embedded test set'}, texts by {config.normaliser}",
-        metrics=_metrics(whole), means=whole.systems, baseline=baseline, deltas=whole.deltas, grids=grids,
+        metrics=_metrics(whole),
+        means=whole.systems,
+        baseline=baseline,
+        deltas=whole.deltas,
+        grids=grids,
         curves=curves_behind(config.models, config.task),
-        clips=_clips(config, made, baseline), config=run.config, versions=versions_of(run), notes=notes, basis=BASIS,
-        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"}, facts=facts_of(run), commands=commands_of(run))
+        clips=_clips(config, made, baseline),
+        config=run.config,
+        versions=versions_of(run),
+        notes=notes,
+        basis=BASIS,
+        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"},
+        facts=facts_of(run),
+        commands=commands_of(run),
+    )
     return render_report(page or folder.path / "report.html", data)
 
 
@@ -89,17 +122,30 @@ def _metrics(made: Comparison) -> list[Metric]:
 
 
 def _relative_grid(made: Comparison, baseline: str) -> Grid:
-    rows = [[m, *(_marked(m, made.relative[s][m], 1) for s in made.relative)] for m in next(iter(made.systems.values()))]
-    return Grid(f"Relative change against {baseline}, in %", ["rate", *made.relative], rows,
-                "In % of the baseline's rate; paired bootstrap over utterances, 95 %.")
+    rows = [
+        [m, *(_marked(m, made.relative[s][m], 1) for s in made.relative)] for m in next(iter(made.systems.values()))
+    ]
+    return Grid(
+        f"Relative change against {baseline}, in %",
+        ["rate", *made.relative],
+        rows,
+        "In % of the baseline's rate; paired bootstrap over utterances, 95 %.",
+    )
 
 
 def _condition_grid(by: str, value: str, part: Comparison, baseline: str | None) -> Grid:
     names = list(next(iter(part.systems.values())))
-    heading = ["rate", *part.systems, *(f"{s} - {baseline}" for s in part.deltas), *(f"{s}, relative %" for s in part.relative)]
+    heading = [
+        "rate",
+        *part.systems,
+        *(f"{s} - {baseline}" for s in part.deltas),
+        *(f"{s}, relative %" for s in part.relative),
+    ]
     rows = []
     for m in names:
-        cells = [part.systems[s][m].text(2) for s in part.systems] + [_marked(m, part.deltas[s][m], 2) for s in part.deltas]
+        cells = [part.systems[s][m].text(2) for s in part.systems] + [
+            _marked(m, part.deltas[s][m], 2) for s in part.deltas
+        ]
         rows.append([m, *cells, *(part.relative[s][m].text(1, sign=True) for s in part.relative)])
     return Grid(f"{by}: {value}", heading, rows, f"{part.items} utterances")
 

@@ -18,8 +18,25 @@ from rlspeech.stats import Interval, draws_interval, resampled_sums
 
 __all__ = ["COUNTS", "RATES", "Comparison", "Rate", "compare", "counts_of"]
 
-COUNTS = ("spoken", "words", "substitutions", "deletions", "insertions", "errors", "characters", "character_errors", "exact",
-          "keywords_said", "keywords_heard", "keywords_both", "judged", "hallucinated", "silent", "empty", "inserted")
+COUNTS = (
+    "spoken",
+    "words",
+    "substitutions",
+    "deletions",
+    "insertions",
+    "errors",
+    "characters",
+    "character_errors",
+    "exact",
+    "keywords_said",
+    "keywords_heard",
+    "keywords_both",
+    "judged",
+    "hallucinated",
+    "silent",
+    "empty",
+    "inserted",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +52,40 @@ class Rate:
 
 
 RATES = (
-    Rate("wer", ("errors",), ("words",), False, "word error rate in %: errors per 100 reference words (characters in writing without "
-         "spaces), over utterances in which something is said"),
+    Rate(
+        "wer",
+        ("errors",),
+        ("words",),
+        False,
+        "word error rate in %: errors per 100 reference words (characters in writing without "
+        "spaces), over utterances in which something is said",
+    ),
     Rate("substitutions", ("substitutions",), ("words",), False, "per 100 reference words"),
     Rate("deletions", ("deletions",), ("words",), False, "per 100 reference words"),
     Rate("insertions", ("insertions",), ("words",), False, "per 100 reference words"),
     Rate("cer", ("character_errors",), ("characters",), False, "character error rate in %"),
     Rate("exact", ("exact",), ("spoken",), True, "% of utterances without an error"),
-    Rate("keyword_precision", ("keywords_both",), ("keywords_heard",), True, "% of the keywords in the outputs that were said"),
-    Rate("keyword_recall", ("keywords_both",), ("keywords_said",), True, "% of the keywords that were said that are in the outputs"),
-    Rate("keyword_f1", ("keywords_both", "keywords_both"), ("keywords_said", "keywords_heard"), True, "of all keywords together, in %"),
+    Rate(
+        "keyword_precision",
+        ("keywords_both",),
+        ("keywords_heard",),
+        True,
+        "% of the keywords in the outputs that were said",
+    ),
+    Rate(
+        "keyword_recall",
+        ("keywords_both",),
+        ("keywords_said",),
+        True,
+        "% of the keywords that were said that are in the outputs",
+    ),
+    Rate(
+        "keyword_f1",
+        ("keywords_both", "keywords_both"),
+        ("keywords_said", "keywords_heard"),
+        True,
+        "of all keywords together, in %",
+    ),
     Rate("hallucinated", ("hallucinated",), ("judged",), False, "% of utterances that a rule calls a hallucination"),
     Rate("empty_output", ("empty",), ("silent",), True, "% of recordings without words for which nothing is written"),
     Rate("inserted_words", ("inserted",), ("silent",), False, "words written per recording without words", 1.0),
@@ -63,11 +104,21 @@ def counts_of(judged: Judged) -> dict[str, int]:
         row |= dict(zip(("keywords_both", "keywords_said", "keywords_heard"), judged.keywords, strict=True))
     if not found.reference:
         return row | {"silent": 1, "empty": int(not found.hypothesis), "inserted": len(found.hypothesis)}
-    language = judged.language or ("zh" if written_in_characters(judged.texts[0]) else "en")  # both sides by the reference's writing
+    language = judged.language or (
+        "zh" if written_in_characters(judged.texts[0]) else "en"
+    )  # both sides by the reference's writing
     reference, hypothesis = (characters(t, language) for t in judged.texts)
-    return row | {"spoken": 1, "words": len(found.reference), "substitutions": found.substitutions, "deletions": found.deletions,
-                  "insertions": found.insertions, "errors": found.errors, "characters": len(reference),
-                  "character_errors": Levenshtein.distance(reference, hypothesis), "exact": int(not found.errors)}
+    return row | {
+        "spoken": 1,
+        "words": len(found.reference),
+        "substitutions": found.substitutions,
+        "deletions": found.deletions,
+        "insertions": found.insertions,
+        "errors": found.errors,
+        "characters": len(reference),
+        "character_errors": Levenshtein.distance(reference, hypothesis),
+        "exact": int(not found.errors),
+    }
 
 
 @dataclass(slots=True)
@@ -88,11 +139,19 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+
         def plain(part: Mapping[str, Mapping[str, Interval]], judge: bool) -> dict[str, Any]:
-            return {s: {m: {**i.as_dict(), **({"significant": i.significant} if judge else {})} for m, i in row.items()}
-                    for s, row in part.items()}
-        return {"n": self.items, "systems": plain(self.systems, False), "deltas": plain(self.deltas, True),
-                "relative": plain(self.relative, True)}
+            return {
+                s: {m: {**i.as_dict(), **({"significant": i.significant} if judge else {})} for m, i in row.items()}
+                for s, row in part.items()
+            }
+
+        return {
+            "n": self.items,
+            "systems": plain(self.systems, False),
+            "deltas": plain(self.deltas, True),
+            "relative": plain(self.relative, True),
+        }
 
 
 def compare(counts: Mapping[str, Sequence[Mapping[str, int]]], baseline: str | None, seed: int = 0) -> Comparison:
@@ -107,9 +166,14 @@ def compare(counts: Mapping[str, Sequence[Mapping[str, int]]], baseline: str | N
         rates that no system has anything to count for are left out.
     """
     names, items = list(counts), len(next(iter(counts.values())))
-    table = np.concatenate([np.array([[row[c] for c in COUNTS] for row in counts[s]], np.float64).reshape(items, -1) for s in names], 1)
+    table = np.concatenate(
+        [np.array([[row[c] for c in COUNTS] for row in counts[s]], np.float64).reshape(items, -1) for s in names], 1
+    )
     sums = {"all": table.sum(0)[None], "draws": resampled_sums(table, seed)}
-    values = {part: {s: _rates(x[:, i * len(COUNTS):(i + 1) * len(COUNTS)]) for i, s in enumerate(names)} for part, x in sums.items()}
+    values = {
+        part: {s: _rates(x[:, i * len(COUNTS) : (i + 1) * len(COUNTS)]) for i, s in enumerate(names)}
+        for part, x in sums.items()
+    }
     kept = [r.name for r in RATES if any(math.isfinite(values["all"][s][r.name][0]) for s in names)]
     made = Comparison(items, {}, {}, {})
     for s in names:

@@ -31,6 +31,7 @@ from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["run"]
 
+
 def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: bool = False) -> dict[str, Any]:
     """Score everything under ``path``.
 
@@ -51,8 +52,11 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
     if config.hypotheses and not any(_judges_texts(r) for r in requests):
         log.warn("hypotheses are given, but no reward that judges them is asked for: --reward asr_wer")
     options: dict[str, dict[str, Any]] = {}
-    for family, key, value in (("speaker_similarity", "encoder", config.speaker_encoder),
-                               ("speech_bert_score", "encoder", config.speech_encoder), ("wer", "recogniser", config.recogniser)):
+    for family, key, value in (
+        ("speaker_similarity", "encoder", config.speaker_encoder),
+        ("speech_bert_score", "encoder", config.speech_encoder),
+        ("wer", "recogniser", config.recogniser),
+    ):
         if value:
             options[family] = {key: value}
     given = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
@@ -61,14 +65,20 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
         if not any(r.entry.family == "llm" for r in requests):
             log.warn(f"{', '.join(judge)} of the reward llm are set, but it is not asked for: --reward llm")
     device = "cpu" if silent else _device(config.device)
-    with Scorer(config.rewards, device=device, workers=config.workers, timeout_s=config.timeout_s, options=options) as scorer:
+    with Scorer(
+        config.rewards, device=device, workers=config.workers, timeout_s=config.timeout_s, options=options
+    ) as scorer:
         _check_needs(scorer, items)
-        names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}  # an alias is written under its full name
+        names = {
+            r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests
+        }  # an alias is written under its full name
         meta = {names[r.asked]: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
         scores = ScoreFile(_out(config.out, path), config.system, meta)
         todo = [i for i in items if scores.missing(i.key, i.stamp())]
         if scores.outdated:
-            log.say(f"recomputing {', '.join(scores.outdated)}: the version or the options have changed since {scores.path} was written")
+            log.say(
+                f"recomputing {', '.join(scores.outdated)}: the version or the options have changed since {scores.path} was written"
+            )
         if len(todo) < len(items):
             log.say(f"{len(items) - len(todo)} of {len(items)} files are in {scores.path} already")
         try:
@@ -78,7 +88,9 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
             raise
         finally:
             scores.close()
-            scores.write_meta({**_facts(scores, scorer, items, config.seed), "settings": reward_report.settings_of(config, path)})
+            scores.write_meta(
+                {**_facts(scores, scorer, items, config.seed), "settings": reward_report.settings_of(config, path)}
+            )
     return _report(scores, scorer, items, names, config)
 
 
@@ -102,15 +114,26 @@ def _normaliser(request: base.Request) -> dict[str, str]:
     return {"normaliser": str(dict(request.options).get("normaliser", default))}
 
 
-def _score_all(scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[str, str], config: ScoreFolder,
-               read: Callable[[Item], Sample | AudioError], done: int) -> None:
+def _score_all(
+    scorer: Scorer,
+    scores: ScoreFile,
+    todo: list[Item],
+    names: dict[str, str],
+    config: ScoreFolder,
+    read: Callable[[Item], Sample | AudioError],
+    done: int,
+) -> None:
     """Read, score and write in batches; the workers score one batch while the next is read and the device scores."""
     before: tuple[list[Item], Pending] | None = None
     with log.progress(len(todo) + done, "scoring", "files", start=done) as bar, ThreadPoolExecutor(2) as readers:
         for batch in _ahead(readers, todo, config.batch, read):
             ready = []
             for item, sample in batch:
-                if isinstance(sample, AudioError) and item.hypothesis is not None and any(map(_judges_texts, scorer.requests)):
+                if (
+                    isinstance(sample, AudioError)
+                    and item.hypothesis is not None
+                    and any(map(_judges_texts, scorer.requests))
+                ):
                     ready.append((item, unheard(item, sample.reason)))  # its words are still there
                 elif isinstance(sample, AudioError):
                     nulls = {n: f"audio: {sample.reason}" for n in names.values()}
@@ -130,10 +153,11 @@ def _score_all(scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[
             bar.advance(len(before[0]))
 
 
-def _ahead(readers: ThreadPoolExecutor, todo: list[Item], batch: int,
-           read: Callable[[Item], Sample | AudioError]) -> Iterator[list[tuple[Item, Sample | AudioError]]]:
+def _ahead(
+    readers: ThreadPoolExecutor, todo: list[Item], batch: int, read: Callable[[Item], Sample | AudioError]
+) -> Iterator[list[tuple[Item, Sample | AudioError]]]:
     """Batches of loaded items, the next one being read while this one is used."""
-    parts = [todo[i:i + batch] for i in range(0, len(todo), batch)]
+    parts = [todo[i : i + batch] for i in range(0, len(todo), batch)]
     waiting = [readers.submit(read, i) for i in parts[0]] if parts else []
     for k, part in enumerate(parts):
         loaded = [w.result() for w in waiting]
@@ -149,10 +173,16 @@ def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str
         errors = {k: _why(s, pending.samples[n]) for k, s in answers.items() if s.value is None}
         values: dict[str, Any] = {}
         for name, s in answers.items():
-            own = name[name.index("["):] if "[" in name else ""  # the same reward with other options has other details
+            own = name[name.index("[") :] if "[" in name else ""  # the same reward with other options has other details
             # what is judged is the item's hypothesis; a recogniser that listened itself wrote another one
-            heard = f"{name.split('[')[0]}_" if item.hypothesis is not None and "normaliser" not in scores.metrics[name] else ""
-            values.update({f"{heard if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in FIXED})
+            heard = (
+                f"{name.split('[')[0]}_"
+                if item.hypothesis is not None and "normaliser" not in scores.metrics[name]
+                else ""
+            )
+            values.update(
+                {f"{heard if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in FIXED}
+            )
         scores.add(_row(item, system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
     scores.flush()
 
@@ -182,19 +212,35 @@ def _facts(scores: ScoreFile, scorer: Scorer, items: list[Item], seed: int) -> d
     metrics = {}
     for name, facts in scores.metrics.items():
         interval = mean_interval(scores.values(name, keys), seed)
-        metrics[name] = {**facts, "n_valid": interval.n, "n_failed": len(keys) - interval.n, "mean": interval.mean, "lo": interval.lo,
-                         "hi": interval.hi, "reasons": dict(scores.errors(name, keys).most_common(10))}
+        metrics[name] = {
+            **facts,
+            "n_valid": interval.n,
+            "n_failed": len(keys) - interval.n,
+            "mean": interval.mean,
+            "lo": interval.lo,
+            "hi": interval.hi,
+            "reasons": dict(scores.errors(name, keys).most_common(10)),
+        }
     mine = scores.meta["systems"][scores.system]
     return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
 
 
-def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[str, str], config: ScoreFolder) -> dict[str, Any]:
+def _report(
+    scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[str, str], config: ScoreFolder
+) -> dict[str, Any]:
     facts = scores.meta["systems"][config.system]["metrics"]
     rows, notes = [], []
     for name in scores.metrics:
         f = facts[name]
         interval = mean_interval(scores.values(name, [i.key for i in items]), config.seed)
-        rows.append([f"{name}{'' if f['higher_is_better'] else ' (lower is better)'}", interval.text(), f["n_valid"], f["n_failed"]])
+        rows.append(
+            [
+                f"{name}{'' if f['higher_is_better'] else ' (lower is better)'}",
+                interval.text(),
+                f["n_valid"],
+                f["n_failed"],
+            ]
+        )
         notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
     corpus = reward_report.corpus_rates(scores, items, config.seed)
@@ -206,22 +252,39 @@ def _report(scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[st
         log.say(f"next: open {page} in a browser")
     seconds = {names[k]: round(v, 3) for k, v in scorer.seconds.items()}
     keep = ("mean", "lo", "hi", "n_valid", "n_failed", "reasons", "version")
-    summary = {"stage": "reward", "system": config.system, "n": len(items), "scores": str(scores.path), "meta": str(scores.meta_path),
-               "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds,
-               "corpus": corpus, "calibration": order, "report": str(page) if page else None}
+    summary = {
+        "stage": "reward",
+        "system": config.system,
+        "n": len(items),
+        "scores": str(scores.path),
+        "meta": str(scores.meta_path),
+        "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics},
+        "seconds": seconds,
+        "corpus": corpus,
+        "calibration": order,
+        "report": str(page) if page else None,
+    }
     return dict(log.plain(summary))
 
 
 def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
     said = "--hypotheses FILE, or a column hypothesis or pred_text in the manifest"
-    for need, what, have, flag in (("hypothesis", "hypothesis", any(i.hypothesis is not None for i in items), said),
-                                   ("target", "reference", any(i.target for i in items), "--target FOLDER"),
-                                   ("text", "transcript", any(i.text for i in items), "--text FILE")):
+    for need, what, have, flag in (
+        ("hypothesis", "hypothesis", any(i.hypothesis is not None for i in items), said),
+        ("target", "reference", any(i.target for i in items), "--target FOLDER"),
+        ("text", "transcript", any(i.text for i in items), "--text FILE"),
+    ):
         # of words, "" is a transcript like any other: nothing is said
-        wanting = [r.asked for r in scorer.requests if need in r.entry.needs
-                   and not (need == "text" and _judges_texts(r) and any(i.text is not None for i in items))]
+        wanting = [
+            r.asked
+            for r in scorer.requests
+            if need in r.entry.needs
+            and not (need == "text" and _judges_texts(r) and any(i.text is not None for i in items))
+        ]
         if wanting and not have:
-            raise UserError(f"{', '.join(wanting)} cannot be computed without a {what} for each file", "none is given", flag)
+            raise UserError(
+                f"{', '.join(wanting)} cannot be computed without a {what} for each file", "none is given", flag
+            )
 
 
 def _out(out: str | None, path: str | Path | Sequence[str]) -> Path:

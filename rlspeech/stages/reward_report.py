@@ -21,7 +21,14 @@ from rlspeech.log import several
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, render_report
 from rlspeech.rewards.files import Item, collect, load, unheard
 from rlspeech.rewards.scorefile import ScoreFile
-from rlspeech.stages.calibrate import calibrate, calibration_heading, calibration_rows, has_order, print_calibration, text_of
+from rlspeech.stages.calibrate import (
+    calibrate,
+    calibration_heading,
+    calibration_rows,
+    has_order,
+    print_calibration,
+    text_of,
+)
 from rlspeech.stages.curves import spreads_of
 from rlspeech.stages.past import Past
 from rlspeech.stages.picks import pick
@@ -63,19 +70,36 @@ def corpus_rates(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[st
     made = {}
     for own in dict.fromkeys(_options(n) for n in _of_texts(scores)):
         rows = [scores.rows.get((scores.system, i.key), {}) for i in items]
-        counts = np.array([[r[f"{k}{own}"] for k in ("units", "substitutions", "deletions", "insertions")]
-                           for r in rows if r.get(f"units{own}")], np.float64)
+        counts = np.array(
+            [
+                [r[f"{k}{own}"] for k in ("units", "substitutions", "deletions", "insertions")]
+                for r in rows
+                if r.get(f"units{own}")
+            ],
+            np.float64,
+        )
         if not len(counts):
             continue
         sums, draws = counts.sum(0), resampled_sums(counts, seed)
-        rate = draws_interval(float(100 * sums[1:].sum() / sums[0]), 100 * draws[:, 1:].sum(1) / draws[:, 0], len(counts))
-        parts = dict(zip(("substitutions", "deletions", "insertions"), (100 * sums[1:] / sums[0]).tolist(), strict=True))
+        rate = draws_interval(
+            float(100 * sums[1:].sum() / sums[0]), 100 * draws[:, 1:].sum(1) / draws[:, 0], len(counts)
+        )
+        parts = dict(
+            zip(("substitutions", "deletions", "insertions"), (100 * sums[1:] / sums[0]).tolist(), strict=True)
+        )
         normaliser = next(scores.metrics[n]["normaliser"] for n in _of_texts(scores) if _options(n) == own)
         split = ", ".join(f"{v:.2f} {k}" for k, v in parts.items())
         made[f"all words together{own}"] = {
-            "wer": rate.mean, "lo": rate.lo, "hi": rate.hi, **parts, "units": int(sums[0]), "n": len(counts), "normaliser": normaliser,
+            "wer": rate.mean,
+            "lo": rate.lo,
+            "hi": rate.hi,
+            **parts,
+            "units": int(sums[0]),
+            "n": len(counts),
+            "normaliser": normaliser,
             "text": f"error rate {rate.text(2)} % ({split}) of {int(sums[0])} units in {several(len(counts), 'file')}, texts by "
-                    f"{normaliser}"}
+            f"{normaliser}",
+        }
     return made
 
 
@@ -85,16 +109,20 @@ def _of_texts(scores: ScoreFile) -> list[str]:
 
 
 def _options(name: str) -> str:
-    return name[name.index("["):] if "[" in name else ""
+    return name[name.index("[") :] if "[" in name else ""
 
 
 def page_path(scores: Path) -> Path:
     """``report.html`` beside ``scores.jsonl``, ``NAME.report.html`` beside ``NAME.scores.jsonl``."""
     stem = scores.stem
-    return scores.with_name((stem[: -len("scores")] + "report" if stem.endswith("scores") else f"{stem}.report") + ".html")
+    return scores.with_name(
+        (stem[: -len("scores")] + "report" if stem.endswith("scores") else f"{stem}.report") + ".html"
+    )
 
 
-def page(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, result: Mapping[str, Any] | None) -> Path | None:
+def page(
+    scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, result: Mapping[str, Any] | None
+) -> Path | None:
     """Write the page where it is asked for, or (auto) where there is something that a table cannot show.
 
     Returns:
@@ -104,7 +132,9 @@ def page(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, result: 
         UserError: the disk does not take it.
     """
     spoken = [n for n in scores.metrics if any(_said(scores, n, i.key) for i in items)]
-    if config.report == "never" or (config.report == "auto" and not spoken and not _of_texts(scores) and result is None):
+    if config.report == "never" or (
+        config.report == "auto" and not spoken and not _of_texts(scores) and result is None
+    ):
         return None
     return render_report(page_path(scores.path), _page_data(scores, items, config, result, _noted(scores, config)))
 
@@ -139,32 +169,54 @@ def write_again(run: Past, to: Path, players: int | None) -> dict[str, Any]:
     render_report(to, _page_data(scores, items, config, _calibrated(scores, items, config.seed), run.config))
     keys = [i.key for i in items]
     found = {n: mean_interval(scores.values(n, keys), config.seed) for n in scores.metrics}
-    rows = [[n if facts["higher_is_better"] else f"{n} (lower is better)", found[n].text(), found[n].n, found[n].dropped]
-            for n, facts in scores.metrics.items()]
+    rows = [
+        [n if facts["higher_is_better"] else f"{n} (lower is better)", found[n].text(), found[n].n, found[n].dropped]
+        for n, facts in scores.metrics.items()
+    ]
     log.table(f"{system}: {several(len(items), 'file')}", ["metric", "mean [95 % interval]", "valid", "failed"], rows)
-    return {"stage": "reward", "system": system, "n": len(items), "scores": str(scores.path),
-            "metrics": {n: {**i.as_dict(), "n_valid": i.n, "n_failed": i.dropped} for n, i in found.items()}}
+    return {
+        "stage": "reward",
+        "system": system,
+        "n": len(items),
+        "scores": str(scores.path),
+        "metrics": {n: {**i.as_dict(), "n_valid": i.n, "n_failed": i.dropped} for n, i in found.items()},
+    }
 
 
-def _page_data(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, result: Mapping[str, Any] | None,
-               settings: Mapping[str, Any]) -> ReportData:
+def _page_data(
+    scores: ScoreFile,
+    items: Sequence[Item],
+    config: ScoreFolder,
+    result: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> ReportData:
     keys = [i.key for i in items]
     spoken = [n for n in scores.metrics if any(_said(scores, n, k) for k in keys)]
     means = {n: mean_interval(scores.values(n, keys), config.seed) for n in scores.metrics}
     run = Past(config.system, scores.path.parent, "reward", dict(settings), scores_path=scores.path)
     beside = scores.path if scores.path.name != "scores.jsonl" else scores.path.parent
     return ReportData(
-        title=f"Scores of {config.system}", subtitle=f"{several(len(items), 'file')}",
+        title=f"Scores of {config.system}",
+        subtitle=f"{several(len(items), 'file')}",
         metrics=[Metric(n, bool(facts["higher_is_better"]), help_of(n)) for n, facts in scores.metrics.items()],
-        means={config.system: means}, grids=[*_grids(result), *_lost(scores, keys)], clips=_clips(scores, items, config, spoken),
-        plots=spreads_of({n: {config.system: scores.values(n, keys)} for n in scores.metrics}), config=settings,
-        versions={n: facts.get("version") for n, facts in scores.metrics.items()}, facts=facts_of(run),
-        commands=[f"rlspeech report {quoted(beside)} OTHER_SCORES"])
+        means={config.system: means},
+        grids=[*_grids(result), *_lost(scores, keys)],
+        clips=_clips(scores, items, config, spoken),
+        plots=spreads_of({n: {config.system: scores.values(n, keys)} for n in scores.metrics}),
+        config=settings,
+        versions={n: facts.get("version") for n, facts in scores.metrics.items()},
+        facts=facts_of(run),
+        commands=[f"rlspeech report {quoted(beside)} OTHER_SCORES"],
+    )
 
 
 def _lost(scores: ScoreFile, keys: Sequence[str]) -> list[Grid]:
     """Reasons of what could not be scored, counted."""
-    rows = [[n, str(count), reason] for n in scores.metrics for reason, count in scores.errors(n, keys).most_common(MOST_REASONS)]
+    rows = [
+        [n, str(count), reason]
+        for n in scores.metrics
+        for reason, count in scores.errors(n, keys).most_common(MOST_REASONS)
+    ]
     return [Grid("Files without a score", ["metric", "files", "reason"], rows)] if rows else []
 
 
@@ -172,8 +224,10 @@ def _grids(result: Mapping[str, Any] | None) -> list[Grid]:
     if result is None:
         return []
     ladders = f"{result['ladders']} ladders, " if result["ladders"] else ""
-    note = (f"Spearman correlation, +1 where the less degraded clip always has the better score; {result['n']} clips, {ladders}"
-            f"{result['utterances']} utterances. Intervals: bootstrap over utterances, 95 %.")
+    note = (
+        f"Spearman correlation, +1 where the less degraded clip always has the better score; {result['n']} clips, {ladders}"
+        f"{result['utterances']} utterances. Intervals: bootstrap over utterances, 95 %."
+    )
     grids = [Grid("Calibration", calibration_heading(result), calibration_rows(result), note)]
     ways = list(dict.fromkeys(way for r in result["rewards"].values() for way in r["ladder"]))
     if ways:
@@ -214,13 +268,24 @@ def _edits(scores: ScoreFile, item: Item, system: str) -> dict[str, list[Edit]]:
     return {system: edits_of(align(said, written))}
 
 
-def _clip(scores: ScoreFile, item: Item, sample: Sample, system: str, spoken: Sequence[str], edits: Mapping[str, Sequence[Edit]]) -> Clip:
+def _clip(
+    scores: ScoreFile,
+    item: Item,
+    sample: Sample,
+    system: str,
+    spoken: Sequence[str],
+    edits: Mapping[str, Sequence[Edit]],
+) -> Clip:
     row = scores.rows.get((scores.system, item.key), {})
     audio = {system: sample.wav} if len(sample.wav) else {}
     if sample.target is not None:
         audio["reference"] = sample.target
     columns = item.columns
-    facts = [f"{columns[k]}" if k == "ladder" else f"{k} {columns[k]}" for k in ("ladder", "rung") if columns.get(k) is not None]
+    facts = [
+        f"{columns[k]}" if k == "ladder" else f"{k} {columns[k]}"
+        for k in ("ladder", "rung")
+        if columns.get(k) is not None
+    ]
     if isinstance(columns.get("snr_db"), int | float):
         facts.append(f"{columns['snr_db']:.1f} dB SNR")
     words = [(n, text) for n in spoken if (text := _said(scores, n, item.key))]
@@ -228,13 +293,20 @@ def _clip(scores: ScoreFile, item: Item, sample: Sample, system: str, spoken: Se
     facts += [item.text] if item.text and not edits else []
     if not audio:  # values stand below the players
         facts += [f"{n} {row[n]:.3g}" for n in scores.metrics if row.get(n) is not None]
-    return Clip(item.key, audio, sample.sample_rate, " · ".join(facts),
-                {system: {n: row.get(n) for n in scores.metrics}}, {system: text} if text else {}, dict(edits))
+    return Clip(
+        item.key,
+        audio,
+        sample.sample_rate,
+        " · ".join(facts),
+        {system: {n: row.get(n) for n in scores.metrics}},
+        {system: text} if text else {},
+        dict(edits),
+    )
 
 
 def _said(scores: ScoreFile, name: str, key: str) -> str:
     """What the judge ``name`` said of a file; a judge with options has a column of its own."""
     if name.split("[")[0] != "llm":
         return ""
-    text = scores.rows.get((scores.system, key), {}).get(TEXT + name[len("llm"):])
+    text = scores.rows.get((scores.system, key), {}).get(TEXT + name[len("llm") :])
     return text if isinstance(text, str) else ""

@@ -35,7 +35,16 @@ from rlspeech.stages.curves import columns_of
 from rlspeech.stages.ending import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
-from rlspeech.stages.rl_rules import averaged, climbing, complete, composed, describe, load_options, soft_of, word_interval
+from rlspeech.stages.rl_rules import (
+    averaged,
+    climbing,
+    complete,
+    composed,
+    describe,
+    load_options,
+    soft_of,
+    word_interval,
+)
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import EnhancementTask, channels_of
@@ -59,8 +68,12 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     config = complete(config, task)
     engine = Engine(config.device, "fp32", config.seed)  # ratios of two passes in bf16 are noise
     device = str(engine.device)
-    with (Run.create(config.out, "rl", config, growing={"steps"}) as folder, Watchdog() as watchdog,
-          make_scorer(config, device, guards=False) as scorer, make_scorer(config, device) as judge):
+    with (
+        Run.create(config.out, "rl", config, growing={"steps"}) as folder,
+        Watchdog() as watchdog,
+        make_scorer(config, device, guards=False) as scorer,
+        make_scorer(config, device) as judge,
+    ):
         folder.note(device=engine.reason, rewards=judge.meta())
         session = Session(config, engine, task, folder, scorer, judge)
         _explain(config, session, engine)
@@ -73,9 +86,13 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     if end.page:
         log.say(f"report: {end.page}")
     if summary["tripped"] and summary["best"]:
-        log.say(f"a guard stopped it; --model {summary['run']} takes the best checkpoint before that: {summary['best']}")
+        log.say(
+            f"a guard stopped it; --model {summary['run']} takes the best checkpoint before that: {summary['best']}"
+        )
     elif summary["tripped"]:
-        log.warn(f"a guard stopped it before any better checkpoint: go on with {config.model}, not with {summary['run']}")
+        log.warn(
+            f"a guard stopped it before any better checkpoint: go on with {config.model}, not with {summary['run']}"
+        )
     log.say(f"next: rlspeech eval{which} --model before={config.model} --model after={summary['run']}")
     return summary
 
@@ -86,15 +103,36 @@ class Session:
     ``scorer`` computes the rewards of every rollout; ``judge`` also the guards, on validation clips only: they may be dear.
     """
 
-    def __init__(self, config: RL, engine: Engine, task: EnhancementTask, folder: Run, scorer: Scorer, judge: Scorer) -> None:
-        self.config, self.engine, self.folder, self.scorer, self.judge, self.task = config, engine, folder, scorer, judge, task
+    def __init__(
+        self, config: RL, engine: Engine, task: EnhancementTask, folder: Run, scorer: Scorer, judge: Scorer
+    ) -> None:
+        self.config, self.engine, self.folder, self.scorer, self.judge, self.task = (
+            config,
+            engine,
+            folder,
+            scorer,
+            judge,
+            task,
+        )
         model, self.facts = task.load(config.model, engine.device, **load_options(config))
         self.adapted = Adapted(model, config.lora)
         self.policy = task.policy(self.adapted, config)
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-        self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients, soft_of(config, engine.device))
-        self.train, self.valid = data_of(config.data, config.valid, task.sample_rate_of(model), config.valid_items, config.seed,
-                                         task=config.task, channels=channels_of(task, model), max_s=getattr(model, "max_s", None))
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        self.algo = get_algorithm(
+            config, self.policy, self.optimizer, engine.average_gradients, soft_of(config, engine.device)
+        )
+        self.train, self.valid = data_of(
+            config.data,
+            config.valid,
+            task.sample_rate_of(model),
+            config.valid_items,
+            config.seed,
+            task=config.task,
+            channels=channels_of(task, model),
+            max_s=getattr(model, "max_s", None),
+        )
         if len(self.valid) > 1:  # a single one has no other's to see
             self.valid = seen(self.valid, config.video)  # the control is checked as it is trained
         self.step = self.cursor = self.spent = 0
@@ -115,12 +153,17 @@ class Session:
         if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):
             self.engine.say(remark)
         self.feed = self.prompts(cfg.seed, self.cursor)
-        self.reserve = self.prompts(cfg.seed + 1, self.spent)  # another order, for prompts that dynamic sampling asks for
+        self.reserve = self.prompts(
+            cfg.seed + 1, self.spent
+        )  # another order, for prompts that dynamic sampling asks for
         if not self.history:
             self.validate()
         if self.tripped:  # by an earlier attempt: going on would do more of the damage
             return self.tripped
-        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar, Interrupt(self.engine.world) as interrupt:
+        with (
+            log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar,
+            Interrupt(self.engine.world) as interrupt,
+        ):
             while self.step < cfg.steps:
                 interrupt.obey()
                 metrics = self.advance(self.draw())
@@ -144,7 +187,9 @@ class Session:
         """Endless prompts from a cursor on."""
         cfg, engine = self.config, self.engine
         clip_s = 0.0 if transcribed(self.task) else cfg.clip_s
-        return batches(self.train, cfg.prompts_per_step, clip_s, seed=seed, start=start, rank=engine.rank, world=engine.world)
+        return batches(
+            self.train, cfg.prompts_per_step, clip_s, seed=seed, start=start, rank=engine.rank, world=engine.world
+        )
 
     def draw(self) -> list[Clip]:
         """The next prompts."""
@@ -159,8 +204,12 @@ class Session:
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
         """One step: collect and update. Returns what is logged."""
         cfg = self.config
-        experience = self.algo.collect(prompts, self.scorer, seed=1 + self.step * self.engine.world + self.engine.rank,
-                                       further=self.further if cfg.dynamic_sampling else None)
+        experience = self.algo.collect(
+            prompts,
+            self.scorer,
+            seed=1 + self.step * self.engine.world + self.engine.rank,
+            further=self.further if cfg.dynamic_sampling else None,
+        )
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
@@ -171,9 +220,16 @@ class Session:
         """Score the held-out clips without exploration. Returns a reason to stop, or None."""
         cfg, began_s = self.config, time.monotonic()
         place = self.folder.path / "samples" / rl_keep.system_of(self.step)
-        drawn = [self.task.outputs(self.policy, self.valid, place, players=0 if draw else rl_keep.AUDIBLE, seed=cfg.seed + DRAW * draw)
-                 for draw in range(cfg.valid_draws)]  # the same latents at every validation: differences are the weights'
-        samples, scores = drawn[0], averaged([self.judge.score(samples) for samples in drawn])  # the first is kept to be heard
+        drawn = [
+            self.task.outputs(
+                self.policy, self.valid, place, players=0 if draw else rl_keep.AUDIBLE, seed=cfg.seed + DRAW * draw
+            )
+            for draw in range(cfg.valid_draws)
+        ]  # the same latents at every validation: differences are the weights'
+        samples, scores = (
+            drawn[0],
+            averaged([self.judge.score(samples) for samples in drawn]),
+        )  # the first is kept to be heard
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
         row["reward"] = composed(cfg.rewards, row, (self.history or [row])[0])
         self.history.append(row)
@@ -184,8 +240,12 @@ class Session:
             means["wer"] = word_interval(samples, cfg.seed)
         if self.folder.main:
             rl_keep.keep(self.folder.path, self.step, self.valid, samples, scores, row["reward"])
-        self.folder.log(self.step, **columns_of("valid", means), **columns_of("delta", deltas),
-                        **{"seconds/validate": time.monotonic() - began_s})
+        self.folder.log(
+            self.step,
+            **columns_of("valid", means),
+            **columns_of("delta", deltas),
+            **{"seconds/validate": time.monotonic() - began_s},
+        )
         if self.step and (told := change_told(deltas)):
             self.engine.say(f"step {self.step}, {len(self.valid)} held-out clips against step 0: {told}")
         gain, self.tripped = deltas["reward"].mean, self.watch()
@@ -197,7 +257,9 @@ class Session:
 
     def spoilt(self) -> bool:
         """Whether the mean of a guard is beyond its limit, if not yet beyond doubt: no best checkpoint, however it is rewarded."""
-        return any(g.max_drop is not None and self.guards.drops.get(g.name, 0.0) > g.max_drop for g in self.config.guards)
+        return any(
+            g.max_drop is not None and self.guards.drops.get(g.name, 0.0) > g.max_drop for g in self.config.guards
+        )
 
     def watch(self) -> str | None:
         """What the guards say of the last validation: a reason to stop, or None."""
@@ -229,10 +291,19 @@ class Session:
 
     def save(self) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
-        facts = tuned_facts(self.config, self.facts.get("facts", {}), self.history, self.step, self.train.utts, self.judge.meta())
-        state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state(), "cursor": self.cursor,
-                 "spent": self.spent, "history": self.history, "algo": self.algo.state(),
-                 "best": None if math.isinf(self.best) else self.best}
+        facts = tuned_facts(
+            self.config, self.facts.get("facts", {}), self.history, self.step, self.train.utts, self.judge.meta()
+        )
+        state = {
+            "trained": self.adapted.trained(),
+            "optimizer": optimizer_state(self.optimizer),
+            "rng": rng_state(),
+            "cursor": self.cursor,
+            "spent": self.spent,
+            "history": self.history,
+            "algo": self.algo.state(),
+            "best": None if math.isinf(self.best) else self.best,
+        }
 
         def write(path: Any) -> None:
             self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
@@ -245,11 +316,17 @@ class Session:
         names = [k for k in self.history[0] if k != "step"]
         checkpoint = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
         best = self.folder.best()
-        return {"run": str(self.folder.path), "checkpoint": str(checkpoint), "best": None if best is None else str(best),
-                "steps": self.step, "stopped": reason, "tripped": self.tripped,
-                "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
-                "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names},
-                "difference": {k: self.delta(k).as_dict() for k in names}}
+        return {
+            "run": str(self.folder.path),
+            "checkpoint": str(checkpoint),
+            "best": None if best is None else str(best),
+            "steps": self.step,
+            "stopped": reason,
+            "tripped": self.tripped,
+            "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
+            "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names},
+            "difference": {k: self.delta(k).as_dict() for k in names},
+        }
 
 
 def seen(clips: list[Clip], video: str) -> list[Clip]:
@@ -261,8 +338,11 @@ def seen(clips: list[Clip], video: str) -> list[Clip]:
     if video == "right":
         return clips
     if video == "shuffled" and len(clips) < 2:
-        raise UserError("one clip cannot have another one's video", "video=shuffled with a single prompt or validation clip",
-                        "--set prompts_per_step=2 --set valid_items=2")
+        raise UserError(
+            "one clip cannot have another one's video",
+            "video=shuffled with a single prompt or validation clip",
+            "--set prompts_per_step=2 --set valid_items=2",
+        )
     return [replace(c, lips=None if video == "none" else clips[i - 1].lips) for i, c in enumerate(clips)]
 
 
@@ -282,28 +362,47 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     """The arithmetic that users ask about, in one line each."""
     n, u = config.prompts_per_step, config.updates_per_collection
     trainable = sum(p.numel() for p in session.policy.parameters())
-    engine.say(f"{engine.reason}; {trainable / 1e6:.2f} M trainable parameters; {len(session.train.utts)} prompts to draw from")
+    engine.say(
+        f"{engine.reason}; {trainable / 1e6:.2f} M trainable parameters; {len(session.train.utts)} prompts to draw from"
+    )
     if config.policy_weight == 0:
         engine.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
         return
-    engine.say(f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
-               f"{config.steps} steps = {config.steps * n * config.group} rollouts")
+    engine.say(
+        f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
+        f"{config.steps} steps = {config.steps * n * config.group} rollouts"
+    )
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
     watched = ", ".join(g.name for g in config.guards) or "nothing"
     engine.say(f"rewards {rewards}; watched {watched}")
     if "diffro" in config.algo:
         engine.say(climbing(config))
     if transcribed(session.task):
-        cut = ", truncated: what is trained is not what samples" if config.sampling.top_p < 1 or config.sampling.top_k else ""
-        engine.say(f"tokens are sampled at temperature {config.sampling.temperature:g}{cut}; "
-                   f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}")
+        cut = (
+            ", truncated: what is trained is not what samples"
+            if config.sampling.top_p < 1 or config.sampling.top_k
+            else ""
+        )
+        engine.say(
+            f"tokens are sampled at temperature {config.sampling.temperature:g}{cut}; "
+            f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
+        )
 
 
 def _rows(session: Session, config: RL) -> list[list[Any]]:
     rewarded = {r.name for r in config.rewards}
     first, last = session.history[0], session.history[-1]
-    return [[shown_name(k), mean_interval(first[k]).text(3), mean_interval(last[k]).text(3), session.delta(k).text(3, sign=True),
-             _role(k, rewarded)] for k in first if k != "step"]
+    return [
+        [
+            shown_name(k),
+            mean_interval(first[k]).text(3),
+            mean_interval(last[k]).text(3),
+            session.delta(k).text(3, sign=True),
+            _role(k, rewarded),
+        ]
+        for k in first
+        if k != "step"
+    ]
 
 
 def _role(name: str, rewarded: set[str]) -> str:

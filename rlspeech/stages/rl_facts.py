@@ -20,8 +20,14 @@ ALTOGETHER = "reward"  # the validation's column of all rewards together
 OF_THE_MODEL = frozenset({"flowse", "avse"})  # tasks whose supervised loss and exploration are settings of their own
 
 
-def tuned_facts(config: RL, before: Mapping[str, Any], history: Sequence[Mapping[str, Any]], step: int,
-                utts: Sequence[Utterance], judged: Mapping[str, Any]) -> dict[str, Any]:
+def tuned_facts(
+    config: RL,
+    before: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    step: int,
+    utts: Sequence[Utterance],
+    judged: Mapping[str, Any],
+) -> dict[str, Any]:
     """The facts of a checkpoint.
 
     Args:
@@ -38,15 +44,36 @@ def tuned_facts(config: RL, before: Mapping[str, Any], history: Sequence[Mapping
         kept["earlier"] = [*(before.get("earlier") or []), past]
     if languages := _languages(utts):
         kept["languages"] = languages
-    explored = {"explore": config.explore.model_dump()} if config.task in OF_THE_MODEL else {"sampling": config.sampling.model_dump()}
-    rl = {"algo": config.algo, "step": step, "steps": config.steps, "from": config.model, "seed": config.seed, "data": config.data,
-          "valid": config.valid, "rows": len(utts), "rewards": {r.name: r.weight for r in config.rewards},
-          "guards": [g.name for g in config.guards],
-          "reward_specs": [{"name": r.name, "weight": r.weight, "scale": r.scale, "help": _help(r.name)} for r in config.rewards],
-          "guard_specs": [{"name": g.name, "max_drop": g.max_drop, "help": _help(g.name)} for g in config.guards],
-          **config.model_dump(include={"prompts_per_step", "group", "lr", "kl_beta", "clip_range", "policy_weight", "supervised_weight"}),
-          "lora": None if config.lora is None else config.lora.model_dump(), **explored,
-          "versions": {**_versions(), **{k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v}}}
+    explored = (
+        {"explore": config.explore.model_dump()}
+        if config.task in OF_THE_MODEL
+        else {"sampling": config.sampling.model_dump()}
+    )
+    rl = {
+        "algo": config.algo,
+        "step": step,
+        "steps": config.steps,
+        "from": config.model,
+        "seed": config.seed,
+        "data": config.data,
+        "valid": config.valid,
+        "rows": len(utts),
+        "rewards": {r.name: r.weight for r in config.rewards},
+        "guards": [g.name for g in config.guards],
+        "reward_specs": [
+            {"name": r.name, "weight": r.weight, "scale": r.scale, "help": _help(r.name)} for r in config.rewards
+        ],
+        "guard_specs": [{"name": g.name, "max_drop": g.max_drop, "help": _help(g.name)} for g in config.guards],
+        **config.model_dump(
+            include={"prompts_per_step", "group", "lr", "kl_beta", "clip_range", "policy_weight", "supervised_weight"}
+        ),
+        "lora": None if config.lora is None else config.lora.model_dump(),
+        **explored,
+        "versions": {
+            **_versions(),
+            **{k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v},
+        },
+    }
     if history:
         rl["results"] = _results(config, history)
         kept["validation"] = {k: mean_interval(v).mean for k, v in history[-1].items() if k != "step"}
@@ -60,9 +87,13 @@ def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     found = {}
     for name in (k for k in first if k != "step" and k in last):
         role = "" if name == ALTOGETHER else "rewarded" if name in rewarded else "guard"
-        found[name] = {"role": role, "higher_is_better": name == ALTOGETHER or _up(name), "start": mean_interval(first[name]).as_dict(),
-                       "now": mean_interval(last[name]).as_dict(),
-                       "difference": paired_delta(last[name], first[name], seed=config.seed).as_dict()}
+        found[name] = {
+            "role": role,
+            "higher_is_better": name == ALTOGETHER or _up(name),
+            "start": mean_interval(first[name]).as_dict(),
+            "now": mean_interval(last[name]).as_dict(),
+            "difference": paired_delta(last[name], first[name], seed=config.seed).as_dict(),
+        }
     clips = max((len(v) for k, v in first.items() if k != "step"), default=0)
     return {"step": last["step"], "clips": clips, "metrics": found}
 

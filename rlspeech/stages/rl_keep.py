@@ -32,8 +32,14 @@ def system_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def keep(folder: Path, step: int, clips: Sequence[Clip], samples: Sequence[Sample], scores: Mapping[str, Sequence[Score]],
-         reward: Sequence[float | None]) -> None:
+def keep(
+    folder: Path,
+    step: int,
+    clips: Sequence[Clip],
+    samples: Sequence[Sample],
+    scores: Mapping[str, Sequence[Score]],
+    reward: Sequence[float | None],
+) -> None:
     """Append a validation's rows; keep the inputs at the first one, and thin out the audio of those before this one.
 
     Args:

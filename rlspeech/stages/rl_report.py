@@ -34,17 +34,31 @@ def page_data(run: Past, players: int = PLAYERS) -> ReportData:
     places = _places(checks)
     metrics = [Metric(m, run.higher_is_better(m), help_of(m)) for m in checks.metrics]
     means = {name: {m.name: checks.mean(step, m.name) for m in metrics} for name, step in places.items()}
-    deltas = {name: {m.name: checks.delta(step, m.name) for m in metrics} for name, step in places.items() if name != "before"}
+    deltas = {
+        name: {m.name: checks.delta(step, m.name) for m in metrics} for name, step in places.items() if name != "before"
+    }
     if not means and (last := last_means(run)):
         metrics, means = [Metric(m, run.higher_is_better(m), help_of(m)) for m in last], {"after": last}
     config = run.config
     what = [str(config[k]) for k in ("algo", "task") if config.get(k)]
     return ReportData(
-        title=f"{' on '.join(what) or 'rl'}: {run.name}", subtitle=run.state(), metrics=metrics, means=means,
-        baseline="before" if deltas else None, deltas=deltas, plots=plots_of({run.name: run.metrics}, roles_of([run])),
-        clips=_clips(checks, places, players), grids=_extremes(checks, places), config=config, versions=versions_of(run),
-        cost=cost_of(run), notes=_notes(run, checks, places), basis=BASIS, commands=commands_of(run),
-        facts={**{name: f"step {step}" for name, step in places.items()}, **facts_of(run)})
+        title=f"{' on '.join(what) or 'rl'}: {run.name}",
+        subtitle=run.state(),
+        metrics=metrics,
+        means=means,
+        baseline="before" if deltas else None,
+        deltas=deltas,
+        plots=plots_of({run.name: run.metrics}, roles_of([run])),
+        clips=_clips(checks, places, players),
+        grids=_extremes(checks, places),
+        config=config,
+        versions=versions_of(run),
+        cost=cost_of(run),
+        notes=_notes(run, checks, places),
+        basis=BASIS,
+        commands=commands_of(run),
+        facts={**{name: f"step {step}" for name, step in places.items()}, **facts_of(run)},
+    )
 
 
 def _places(checks: Validations) -> dict[str, int]:
@@ -66,8 +80,16 @@ def print_run(run: Past) -> None:
         rows = [[m, "-", i.text(), "-", roles.get(m, "guard")] for m, i in last_means(run).items()]
     else:
         last = places.get("after", places["before"])
-        rows = [[m, checks.mean(places["before"], m).text(), checks.mean(last, m).text(), checks.delta(last, m).text(sign=True),
-                 "all together" if m == "reward" else roles.get(m, "guard")] for m in checks.metrics]
+        rows = [
+            [
+                m,
+                checks.mean(places["before"], m).text(),
+                checks.mean(last, m).text(),
+                checks.delta(last, m).text(sign=True),
+                "all together" if m == "reward" else roles.get(m, "guard"),
+            ]
+            for m in checks.metrics
+        ]
     log.table(f"{run.name}: {run.state()}", ["metric", "before", "after", "difference (95 %)", "role"], rows, run.notes)
 
 
@@ -76,9 +98,13 @@ def _notes(run: Past, checks: Validations, places: Mapping[str, int]) -> list[st
     if not run.metrics:
         notes.append("nothing has been logged yet")
     if not checks.named:
-        notes.append("this run kept no names of its validation clips: they can be counted, but not compared with another run's")
+        notes.append(
+            "this run kept no names of its validation clips: they can be counted, but not compared with another run's"
+        )
     if "best" in places:
-        notes.append("the best was chosen on these clips, which flatters it; it is the one that --model takes for the run")
+        notes.append(
+            "the best was chosen on these clips, which flatters it; it is the one that --model takes for the run"
+        )
     last = checks.steps[-1] if checks.steps else 0
     return notes + [f"{count} clips without {why}" for why, count in list(checks.errors(last).items())[:8]]
 
@@ -104,7 +130,9 @@ def _extremes(checks: Validations, places: Mapping[str, int]) -> list[Grid]:
         return []
     ranked = sorted(gain, key=lambda k: (gain[k], k))
     shown = ranked if len(ranked) <= 6 else [*ranked[:3], *ranked[-3:]]
-    cells = [[k, *(f"{checks.value(places[p], k, lead):.3f}" for p in ("before", "after")), f"{gain[k]:+.3f}"] for k in shown]
+    cells = [
+        [k, *(f"{checks.value(places[p], k, lead):.3f}" for p in ("before", "after")), f"{gain[k]:+.3f}"] for k in shown
+    ]
     note = f"{sum(v > 0 for v in gain.values())} of {len(gain)} clips are better than before, {sum(v < 0 for v in gain.values())} worse."
     return [Grid(f"Clips that lost and gained most: {lead}", ["clip", "before", "after", "better by"], cells, note)]
 
@@ -117,9 +145,12 @@ def _clips(checks: Validations, places: Mapping[str, int], players: int) -> list
 
     def shown(key: str) -> bool:
         return all(find_sound(files[n], key) is not None for n in ("before", "after") if n in places) or any(
-            checks.texts(s, key)[1] is not None for s in places.values())
+            checks.texts(s, key)[1] is not None for s in places.values()
+        )
 
-    picked = pick({k: v for k, v in level.items() if shown(k)}, {k: v for k, v in gain.items() if shown(k)}, players, lead)
+    picked = pick(
+        {k: v for k, v in level.items() if shown(k)}, {k: v for k, v in gain.items() if shown(k)}, players, lead
+    )
     if not picked:  # a run that kept audio and no scores
         last = next((kept[name] for name in sorted(kept, reverse=True) if name.startswith("step_")), {})
         files = files or {"after": last}
@@ -131,7 +162,9 @@ def _inputs(kept: Mapping[str, Mapping[str, Path]]) -> dict[str, Mapping[str, Pa
     return {name: kept[name] for name in ("input", "recording", "reference") if name in kept}
 
 
-def _clip(checks: Validations, places: Mapping[str, int], files: Mapping[str, Mapping[str, Path]], key: str, label: str) -> Clip:
+def _clip(
+    checks: Validations, places: Mapping[str, int], files: Mapping[str, Mapping[str, Path]], key: str, label: str
+) -> Clip:
     audio: dict[str, np.ndarray] = {}
     for name in ("input", "recording", "before", "after", "best", "reference"):
         path = find_sound(files.get(name, {}), key)
@@ -145,7 +178,11 @@ def _clip(checks: Validations, places: Mapping[str, int], files: Mapping[str, Ma
         said, heard = checks.texts(step, key)
         if said is not None and heard is not None:
             edits[name] = edits_between(said, heard)
-    shown = beside([*checks.metrics[-1:], *checks.metrics[:-1]], SCORES) if checks.named else []  # the last is all rewards together
-    scores = {name: {m: checks.value(step, key, m) for m in shown} for name, step in places.items() if shown and name in audio}
+    shown = (
+        beside([*checks.metrics[-1:], *checks.metrics[:-1]], SCORES) if checks.named else []
+    )  # the last is all rewards together
+    scores = {
+        name: {m: checks.value(step, key, m) for m in shown} for name, step in places.items() if shown and name in audio
+    }
     words = {name: text for name, step in places.items() if (text := checks.words(step, key))}
     return Clip(key, audio, RATE_HZ, said or "" if not edits else "", scores, words, edits, label)

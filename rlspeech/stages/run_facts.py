@@ -13,8 +13,17 @@ from rlspeech.stages.past import Past, number, shown_path
 from rlspeech.stats import Interval
 from rlspeech.types import UserError
 
-__all__ = ["commands_of", "cost_of", "facts_of", "help_of", "last_means", "quoted", "roles_of", "validated",
-           "versions_of"]
+__all__ = [
+    "commands_of",
+    "cost_of",
+    "facts_of",
+    "help_of",
+    "last_means",
+    "quoted",
+    "roles_of",
+    "validated",
+    "versions_of",
+]
 
 TOGETHER = "all rewards together, as the run weighs them"
 
@@ -32,7 +41,11 @@ def last_means(run: Past, step: int | None = None) -> dict[str, Interval]:
             continue
         for name, value in row.items():
             head, _, metric = name.partition("/")
-            if head == "valid" and (mean := number(value)) is not None and not (name[-3:] in ("_lo", "_hi") and name[:-3] in row):
+            if (
+                head == "valid"
+                and (mean := number(value)) is not None
+                and not (name[-3:] in ("_lo", "_hi") and name[:-3] in row)
+            ):
                 lo, hi = (math.nan if (end := number(row.get(name + e))) is None else end for e in ("_lo", "_hi"))
                 found[metric] = Interval(mean, lo, hi, 2 if math.isfinite(lo) else 1)
     return found
@@ -49,7 +62,9 @@ def roles_of(runs: Sequence[Past]) -> dict[str, Kind]:
 
 
 def _named(specs: Any) -> list[dict[str, Any]]:
-    return [s for s in specs if isinstance(s, dict) and isinstance(s.get("name"), str)] if isinstance(specs, list) else []
+    return (
+        [s for s in specs if isinstance(s, dict) and isinstance(s.get("name"), str)] if isinstance(specs, list) else []
+    )
 
 
 def help_of(metric: str) -> str:
@@ -67,20 +82,38 @@ def facts_of(run: Past) -> dict[str, str]:
     config, env, argv = run.config, run.env, _command(run)
     found: dict[str, Any] = {}
     if run.stage in ("rl", "pretrain"):
-        found = {"state": run.state(), "starts from": config.get("model") if run.stage == "rl" else config.get("init"), **_trained_on(run)}
+        found = {
+            "state": run.state(),
+            "starts from": config.get("model") if run.stage == "rl" else config.get("init"),
+            **_trained_on(run),
+        }
         kept = next((n for n in ("best", "latest") if (run.path / "checkpoints" / n).is_file()), None)
-        found["checkpoint"] = shown_path(run.path / "checkpoints") / _pointed(run.path / "checkpoints" / kept) if kept else None
+        found["checkpoint"] = (
+            shown_path(run.path / "checkpoints") / _pointed(run.path / "checkpoints" / kept) if kept else None
+        )
     elif run.stage == "eval":
         models = config.get("models")
-        found = {"data": config.get("data") or "the embedded test set", **{k: config.get(k) for k in ("normaliser", "recogniser")
-                                                                           if config.get("task") in ("asr", "tts")}}
+        found = {
+            "data": config.get("data") or "the embedded test set",
+            **{k: config.get(k) for k in ("normaliser", "recogniser") if config.get("task") in ("asr", "tts")},
+        }
         found |= {f"model {name}": path for name, path in models.items()} if isinstance(models, dict) else {}
     else:
         path = config.get("path")
-        found = {"files": " ".join(map(str, path)) if isinstance(path, list) else path, "references": config.get("target"),
-                 "transcripts": config.get("text"), "hypotheses": config.get("hypotheses"), "scores": shown_path(run.scores_path)}
-    found |= {"seed": config.get("seed"), "started": env.get("started"), "device": env.get("device"), "commit": env.get("git_commit"),
-              "command": shlex.join(argv) if argv else None}
+        found = {
+            "files": " ".join(map(str, path)) if isinstance(path, list) else path,
+            "references": config.get("target"),
+            "transcripts": config.get("text"),
+            "hypotheses": config.get("hypotheses"),
+            "scores": shown_path(run.scores_path),
+        }
+    found |= {
+        "seed": config.get("seed"),
+        "started": env.get("started"),
+        "device": env.get("device"),
+        "commit": env.get("git_commit"),
+        "command": shlex.join(argv) if argv else None,
+    }
     return {k: str(v) for k, v in found.items() if v not in (None, "")}
 
 
@@ -88,12 +121,22 @@ def _trained_on(run: Past) -> dict[str, Any]:
     config = run.config
     if not config:
         return {}
-    weights = [f"{s.get('weight', 1):g} x {s['name']}" for s in _named(config.get("rewards")) if number(s.get("weight", 1)) is not None]
-    drops = [s["name"] + ("" if number(s.get("max_drop")) is None else f" (may drop by {s['max_drop']:g})")
-             for s in _named(config.get("guards"))]
+    weights = [
+        f"{s.get('weight', 1):g} x {s['name']}"
+        for s in _named(config.get("rewards"))
+        if number(s.get("weight", 1)) is not None
+    ]
+    drops = [
+        s["name"] + ("" if number(s.get("max_drop")) is None else f" (may drop by {s['max_drop']:g})")
+        for s in _named(config.get("guards"))
+    ]
     held = "held back from the data" if config.get("data") else "of the embedded corpus"
-    return {"data": config.get("data") or "the embedded corpus", "validation": config.get("valid") or held,
-            "rewarded": ", ".join(weights), "watched": ", ".join(drops)}
+    return {
+        "data": config.get("data") or "the embedded corpus",
+        "validation": config.get("valid") or held,
+        "rewarded": ", ".join(weights),
+        "watched": ", ".join(drops),
+    }
 
 
 def _command(run: Past) -> list[str]:
@@ -111,8 +154,11 @@ def commands_of(run: Past) -> list[str]:
         last = shlex.quote(str(list(models.values())[-1])) if isinstance(models, dict) and models else None
         return [*([_use(task, which, last)] if last else []), f"rlspeech report {here} OTHER_RUN"]
     model = shlex.quote(str(run.config.get("model", "embedded")))
-    found = [f"rlspeech eval{which} --model before={model} --model after={here}", _use(task, which, here),
-             f"rlspeech report {here} OTHER_RUN"]
+    found = [
+        f"rlspeech eval{which} --model before={model} --model after={here}",
+        _use(task, which, here),
+        f"rlspeech report {here} OTHER_RUN",
+    ]
     steps = run.config.get("steps")
     if isinstance(steps, int) and run.step < steps and again:
         found.insert(0, shlex.join(again))  # the same command goes on
@@ -148,7 +194,9 @@ def cost_of(run: Past) -> dict[str, str]:
     found = {}
     if total > 0:
         found["all phases"] = f"{total:.1f} s" + (f", {total / run.step:.2f} s a step" if run.step else "")
-        found |= {phase: f"{s:.1f} s ({100 * s / total:.0f} %)" for phase, s in sorted(seconds.items(), key=lambda kv: -kv[1])}
+        found |= {
+            phase: f"{s:.1f} s ({100 * s / total:.0f} %)" for phase, s in sorted(seconds.items(), key=lambda kv: -kv[1])
+        }
     found |= {f"memory, {phase}": f"{mb:.0f} MB at most" for phase, mb in memory.items()}
     earlier = run.env.get("earlier")
     if isinstance(earlier, list) and earlier:
@@ -159,8 +207,16 @@ def cost_of(run: Past) -> dict[str, str]:
 def versions_of(run: Past) -> dict[str, Any]:
     """Of packages and of what scored."""
     versions, rewards = run.env.get("versions"), run.env.get("rewards")
-    scorers = {k: v["version"] for k, v in rewards.items() if isinstance(v, dict) and "version" in v} if isinstance(rewards, dict) else {}
-    return {**(versions if isinstance(versions, dict) else {}), **({"python": run.env["python"]} if "python" in run.env else {}), **scorers}
+    scorers = (
+        {k: v["version"] for k, v in rewards.items() if isinstance(v, dict) and "version" in v}
+        if isinstance(rewards, dict)
+        else {}
+    )
+    return {
+        **(versions if isinstance(versions, dict) else {}),
+        **({"python": run.env["python"]} if "python" in run.env else {}),
+        **scorers,
+    }
 
 
 def quoted(path: Path) -> str:

@@ -30,7 +30,17 @@ __all__ = ["INPUT", "RATE_HZ", "Side", "shared", "sides_of"]
 
 INPUT = "input"
 RATE_HZ = 16000
-BESIDE = FACTS | {"stamp", "seconds", "samples", "finished", "normaliser", "units", "substitutions", "deletions", "insertions"}
+BESIDE = FACTS | {
+    "stamp",
+    "seconds",
+    "samples",
+    "finished",
+    "normaliser",
+    "units",
+    "substitutions",
+    "deletions",
+    "insertions",
+}
 
 
 @dataclass(slots=True)
@@ -79,7 +89,9 @@ class Side:
 
     def words(self, key: str) -> str:
         """What language models said of an item."""
-        return "\n".join(str(v) for k, v in self.rows.get(key, {}).items() if k.startswith(WORDS) and isinstance(v, str) and v)
+        return "\n".join(
+            str(v) for k, v in self.rows.get(key, {}).items() if k.startswith(WORDS) and isinstance(v, str) and v
+        )
 
     def edits(self, key: str) -> Sequence[Edit]:
         """What a recogniser wrote of an item against what was said; nothing where no texts were compared."""
@@ -103,8 +115,16 @@ def sides_of(run: Past, *, alone: bool = False) -> list[Side]:
             return [Side(run.name, run, "", means=last_means(run))]
         last = checks.steps[-1]
         rows = checks.rows[last] if checks.named else {}
-        return [Side(run.name, run, system_of(last), rows, {m: checks.mean(last, m) for m in checks.metrics},
-                     run.sounds("samples").get(system_of(last), {}))]
+        return [
+            Side(
+                run.name,
+                run,
+                system_of(last),
+                rows,
+                {m: checks.mean(last, m) for m in checks.metrics},
+                run.sounds("samples").get(system_of(last), {}),
+            )
+        ]
     if run.stage == "pretrain":
         kept = {name: files for name, files in run.sounds("samples").items() if name.startswith("step_")}
         last_name = max(kept, default="")
@@ -137,7 +157,9 @@ def _metrics(run: Past, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Columns that are scores: those that the run calls so, else all numbers that are no counts."""
     systems = run.meta.get("systems")
     parts = systems.values() if run.stage == "reward" and isinstance(systems, dict) else [run.meta]
-    said = [m for part in parts if isinstance(part, dict) and isinstance(part.get("metrics"), dict) for m in part["metrics"]]
+    said = [
+        m for part in parts if isinstance(part, dict) and isinstance(part.get("metrics"), dict) for m in part["metrics"]
+    ]
     names = dict.fromkeys(k for row in rows.values() for k, v in row.items() if number(v) is not None)
     if said:
         return [m for m in dict.fromkeys(said) if m in names]
@@ -191,7 +213,9 @@ def shared(a: Side, b: Side) -> tuple[list[str], str]:
     known = {k: _same(a, b, k) for k in both}
     others = _trusted(a, b, list(known.values()))
     same = [k for k, v in known.items() if v or (v is None and others)]
-    return same, f"{len(both) - len(same)} of {len(both)} items of the same name are not the same" if len(same) < len(both) else ""
+    return same, f"{len(both) - len(same)} of {len(both)} items of the same name are not the same" if len(same) < len(
+        both
+    ) else ""
 
 
 def _trusted(a: Side, b: Side, known: Sequence[bool | None]) -> bool:

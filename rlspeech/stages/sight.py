@@ -28,7 +28,9 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def hear(path: str | Path, sample_rate: int, channels: int = 1, offset_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
+def hear(
+    path: str | Path, sample_rate: int, channels: int = 1, offset_s: float = 0.0, duration_s: float | None = None
+) -> np.ndarray:
     """Read a recording, or the sound track of a video.
 
     Args:
@@ -140,16 +142,28 @@ def neighbours(utts: Sequence[Utterance]) -> dict[str, Utterance]:
         UserError: fewer than two videos.
     """
     if len({u.lips_filepath for u in utts} - {None}) < 2:
-        raise UserError("videos cannot be shuffled", "fewer than two utterances have mouth crops (lips_filepath)", "rlspeech prepare lips")
+        raise UserError(
+            "videos cannot be shuffled",
+            "fewer than two utterances have mouth crops (lips_filepath)",
+            "rlspeech prepare lips",
+        )
 
     def other(a: Utterance, b: Utterance) -> bool:
         clean = a.extra.get("clean_id")
-        return bool(b.lips_filepath) and a.lips_filepath != b.lips_filepath and (clean is None or clean != b.extra.get("clean_id"))
+        return (
+            bool(b.lips_filepath)
+            and a.lips_filepath != b.lips_filepath
+            and (clean is None or clean != b.extra.get("clean_id"))
+        )
 
     found = {}
     for i, utt in enumerate(utts):
-        partner = next((utts[(i + k) % len(utts)] for k in range(1, len(utts)) if other(utt, utts[(i + k) % len(utts)])), None)
+        partner = next(
+            (utts[(i + k) % len(utts)] for k in range(1, len(utts)) if other(utt, utts[(i + k) % len(utts)])), None
+        )
         if partner is None:
-            raise UserError("videos cannot be shuffled", f"only the speech of {utt.id!r} has mouth crops", "rlspeech prepare lips")
+            raise UserError(
+                "videos cannot be shuffled", f"only the speech of {utt.id!r} has mouth crops", "rlspeech prepare lips"
+            )
         found[utt.id] = partner
     return found

@@ -51,10 +51,16 @@ class SteadySampling(Sampling):
 class Speak(Strict):
     """``rlspeech speak``."""
 
-    inputs: list[str] = Field(default_factory=list, description="texts; .txt files, a line a text; manifests; '-': lines on stdin")
-    out: str | None = Field(None, description="x.wav for one text, else a folder; none: speech.wav, or the folder speech")
+    inputs: list[str] = Field(
+        default_factory=list, description="texts; .txt files, a line a text; manifests; '-': lines on stdin"
+    )
+    out: str | None = Field(
+        None, description="x.wav for one text, else a folder; none: speech.wav, or the folder speech"
+    )
     model: str = Field("embedded", description="Hub id, checkpoint folder, run folder, or 'embedded'")
-    prompt: str | None = Field(None, description="recording of the voice; none: a manifest's own prompts, else the model's choice")
+    prompt: str | None = Field(
+        None, description="recording of the voice; none: a manifest's own prompts, else the model's choice"
+    )
     prompt_text: str | None = Field(None, description="what is said in it; none: the recording lends its voice alone")
     sampling: SteadySampling = Field(SteadySampling(), description="how tokens are drawn, and how many")
     pause_s: float = Field(0.15, ge=0, description="between the pieces of a long text")
@@ -100,10 +106,16 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
         if not normalise_basic(job.text):
             job.error = "there are no words in it"
     known = {} if folder is None or config.overwrite else {str(r.get("key")): r for r in read_jsonl(folder / KNOWN)}
-    todo = [j for j in jobs if j.error is None and not (known.get(j.key, {}).get("of") == _digest(config, j) and j.path.is_file())]
+    todo = [
+        j
+        for j in jobs
+        if j.error is None and not (known.get(j.key, {}).get("of") == _digest(config, j) and j.path.is_file())
+    ]
     if todo:
         if folder is not None:  # what is said anew is not known while it is not there
-            write_text(folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in {j.key for j in todo}))
+            write_text(
+                folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in {j.key for j in todo})
+            )
         with contextlib.nullcontext() if folder is None else JsonlWriter(folder / KNOWN, key="key") as journal:
             _say(config, todo, journal)
     skipped = sum(j.error is None for j in jobs) - sum(j.error is None for j in todo)
@@ -112,8 +124,11 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
     for key, reason in failed.items():
         log.say(f"left out: {key}: {reason}")
     if failed and not good and not skipped:
-        raise UserError(f"not one of {len(failed)} texts could be said", "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
-                        "another text, or rlspeech eval --task tts on the model")
+        raise UserError(
+            f"not one of {len(failed)} texts could be said",
+            "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
+            "another text, or rlspeech eval --task tts on the model",
+        )
     if folder is not None:
         _manifest(folder, [j for j in jobs if j.error is None])
     unstopped = sum(j.unstopped for j in good)
@@ -121,22 +136,35 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
         log.warn(f"{unstopped} pieces ran to their limit without a stop: their ends may be babble")
     audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
     target = folder if folder is not None else jobs[0].path
-    log.say(f"{len(good)} said, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of speech in {wall_s:.1f} s: {target}")
-    return {"spoken": len(good), "skipped": skipped, "failed": len(failed), "errors": failed, "unstopped": unstopped,
-            "audio_s": round(audio_s, 2), "seconds": round(wall_s, 2), "out": str(target), "files": [str(j.path) for j in good]}
+    log.say(
+        f"{len(good)} said, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of speech in {wall_s:.1f} s: {target}"
+    )
+    return {
+        "spoken": len(good),
+        "skipped": skipped,
+        "failed": len(failed),
+        "errors": failed,
+        "unstopped": unstopped,
+        "audio_s": round(audio_s, 2),
+        "seconds": round(wall_s, 2),
+        "out": str(target),
+        "files": [str(j.path) for j in good],
+    }
 
 
 def _jobs(config: Speak) -> list[_Job]:
     """Every text that was given, each under a key of its own."""
     if not config.inputs:
-        raise UserError("nothing to say", "", "rlspeech speak \"some words\"")
+        raise UserError("nothing to say", "", 'rlspeech speak "some words"')
     if config.prompt_text and not config.prompt:
         raise UserError("prompt_text without a prompt", "it is what is said in that recording", "--prompt voice.wav")
     if config.prompt:
         try:
             load_audio(config.prompt, 16000)
         except AudioError as error:
-            raise UserError(f"the prompt {config.prompt} cannot be used", error.reason, "a recording of a few seconds") from error
+            raise UserError(
+                f"the prompt {config.prompt} cannot be used", error.reason, "a recording of a few seconds"
+            ) from error
     jobs = [job for i, given in enumerate(config.inputs) for job in _expand(given, i)]
     taken: set[str] = set()
     for job in jobs:
@@ -146,7 +174,9 @@ def _jobs(config: Speak) -> list[_Job]:
         if config.prompt:
             job.prompt, job.prompt_text, job.voice = str(Path(config.prompt).absolute()), config.prompt_text, None
     if not jobs:
-        raise UserError("nothing to say", f"no text in {', '.join(config.inputs)}", "a line a text, or a manifest with texts")
+        raise UserError(
+            "nothing to say", f"no text in {', '.join(config.inputs)}", "a line a text, or a manifest with texts"
+        )
     return jobs
 
 
@@ -158,14 +188,31 @@ def _expand(given: str, number: int) -> Iterator[_Job]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {given}", str(error), "a text file with a text a line, UTF-8") from error
         name = "line" if given == "-" else safe_name(path.stem)
-        yield from (_Job(f"{name}_{n:04d}", line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+        yield from (
+            _Job(f"{name}_{n:04d}", line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()
+        )
     elif path.suffix == ".jsonl":
         for u in read_manifest(path):
-            known = {"speaker_id": u.speaker_id, "language": u.language, "prompt_filepath": u.prompt_filepath, "prompt_text": u.prompt_text}
-            yield _Job(u.id, u.text or "", voice=Path(u.audio_filepath), prompt=u.prompt_filepath, prompt_text=u.prompt_text,
-                       row={k: v for k, v in {**known, **u.extra}.items() if v is not None})
+            known = {
+                "speaker_id": u.speaker_id,
+                "language": u.language,
+                "prompt_filepath": u.prompt_filepath,
+                "prompt_text": u.prompt_text,
+            }
+            yield _Job(
+                u.id,
+                u.text or "",
+                voice=Path(u.audio_filepath),
+                prompt=u.prompt_filepath,
+                prompt_text=u.prompt_text,
+                row={k: v for k, v in {**known, **u.extra}.items() if v is not None},
+            )
     elif path.suffix.lower() in SOUND and path.is_file():
-        raise UserError(f"{given} is a recording", "a text is wanted", "for its voice: --prompt; to write it down: rlspeech transcribe")
+        raise UserError(
+            f"{given} is a recording",
+            "a text is wanted",
+            "for its voice: --prompt; to write it down: rlspeech transcribe",
+        )
     else:
         yield _Job(f"text_{number + 1:04d}", given.strip())
 
@@ -179,7 +226,9 @@ def _places(config: Speak, jobs: Sequence[_Job]) -> Path | None:
         jobs[0].path = out
         return None
     if out.is_file():
-        raise UserError(f"{out} is a file", "several files need a folder; one needs a name that ends in .wav", "--out FOLDER")
+        raise UserError(
+            f"{out} is a file", "several files need a folder; one needs a name that ends in .wav", "--out FOLDER"
+        )
     for job in jobs:
         job.path = out / f"{safe_name(job.key)}.wav"
     return out
@@ -188,7 +237,11 @@ def _places(config: Speak, jobs: Sequence[_Job]) -> Path | None:
 def _digest(config: Speak, job: _Job) -> str:
     """What tells one result from another."""
     voice = [job.prompt, job.prompt_text, None if job.voice is None else str(job.voice)]
-    told = {"text": job.text, "voice": voice, **config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling"})}
+    told = {
+        "text": job.text,
+        "voice": voice,
+        **config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling"}),
+    }
     return hashlib.sha256(dumps(told).encode()).hexdigest()[:16]
 
 
@@ -204,8 +257,11 @@ def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> No
     log.say(f"{several(len(jobs), 'text')}, {engine.reason}")
     _look_at_prompts(config, jobs, model)
     with log.progress(len(jobs), "speak", "texts") as bar, Watchdog() as dog:
+
         def flush() -> None:
-            for (job, _, last), said in zip(waiting, _batch(task, model, config, [c for _, c, _ in waiting]), strict=True):
+            for (job, _, last), said in zip(
+                waiting, _batch(task, model, config, [c for _, c, _ in waiting]), strict=True
+            ):
                 if isinstance(said, Exception):
                     job.error = job.error or f"{type(said).__name__}: {said}"[:200]
                 else:
@@ -221,7 +277,11 @@ def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> No
 
         for job in jobs:
             voice, pieces = _voice(job, rate), split_text(job.text, int(BYTES_PER_S * model.max_s))
-            columns = {k: v for k, v in {"prompt_filepath": job.prompt, "prompt_text": job.prompt_text}.items() if v is not None}
+            columns = {
+                k: v
+                for k, v in {"prompt_filepath": job.prompt, "prompt_text": job.prompt_text}.items()
+                if v is not None
+            }
             for i, piece in enumerate(pieces):
                 waiting.append((job, Clip(f"{job.key} {i}", voice, voice, rate, piece, columns), i == len(pieces) - 1))
                 if len(waiting) >= config.batch:
@@ -249,7 +309,9 @@ def _look_at_prompts(config: Speak, jobs: Sequence[_Job], model: Any) -> None:
     if not config.prompt_text:
         log.say("the prompt lends its voice alone: with --prompt-text the model goes on from what is said in it")
     elif seconds > longest:
-        log.say(f"the prompt lends its voice alone: it lasts {seconds:.1f} s, and this model goes on from at most {longest:g} s")
+        log.say(
+            f"the prompt lends its voice alone: it lasts {seconds:.1f} s, and this model goes on from at most {longest:g} s"
+        )
 
 
 def _voice(job: _Job, rate: int) -> np.ndarray:
@@ -286,9 +348,20 @@ def _manifest(folder: Path, jobs: Sequence[_Job]) -> None:
     for job in jobs:
         info = sf.info(str(job.path))
         extra = {k: v for k, v in job.row.items() if k not in Utterance.field_names()}
-        rows.append(Utterance(safe_name(job.key), str(job.path.absolute()), round(info.frames / info.samplerate, 4), info.samplerate,
-                              text=job.text, prompt_filepath=job.prompt, prompt_text=job.prompt_text,
-                              speaker_id=job.row.get("speaker_id"), language=job.row.get("language"), extra=extra))
+        rows.append(
+            Utterance(
+                safe_name(job.key),
+                str(job.path.absolute()),
+                round(info.frames / info.samplerate, 4),
+                info.samplerate,
+                text=job.text,
+                prompt_filepath=job.prompt,
+                prompt_text=job.prompt_text,
+                speaker_id=job.row.get("speaker_id"),
+                language=job.row.get("language"),
+                extra=extra,
+            )
+        )
     write_manifest(folder / "manifest.jsonl", rows, {"source": "speak"})
 
 

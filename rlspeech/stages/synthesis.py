@@ -44,7 +44,16 @@ from rlspeech.types import Sample, UserError, Utterance
 
 __all__ = ["Spoken", "run"]
 
-NEUTRAL = ("models", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")  # what a run that goes on may change
+NEUTRAL = (
+    "models",
+    "baseline",
+    "metrics",
+    "limit",
+    "batch",
+    "by",
+    "players",
+    "anchors",
+)  # what a run that goes on may change
 ENHANCERS = ("nfe", "guidance", "video", "shuffled", "beams")
 RATES = ("cer", "wer", "substitutions", "deletions", "insertions", "exact")
 UNDIRECTED = frozenset({"tts_duration_ratio"})  # 1 is right: a difference is neither better nor worse
@@ -73,7 +82,9 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
     baseline = config.baseline or (names[0] if len(names) > 1 else None)
     rows, notes = _texts(config, utts)
     notes += _partial(models, listener)
-    metrics, missing = (list(config.metrics), list[str]()) if config.metrics else default_metrics(get_task("tts").default_metrics)
+    metrics, missing = (
+        (list(config.metrics), list[str]()) if config.metrics else default_metrics(get_task("tts").default_metrics)
+    )
     metrics = [WORDS[0], *(m for m in metrics if m != WORDS[0])]
     engine = Engine(config.device, "fp32", config.seed)
     if not engine.is_main:  # one process evaluates; the others have nothing to add
@@ -82,7 +93,9 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
     options = {"tts": {"recogniser": listener, "normaliser": config.normaliser, "language": config.sampling.language}}
     with Run.create(config.out, "eval", config, neutral=NEUTRAL) as folder, Watchdog() as dog:
         folder.note(device=engine.reason)
-        engine.say(f"{several(len(rows), 'text')}, {several(len(names), 'synthesiser')}, heard by {listener}, {engine.reason}")
+        engine.say(
+            f"{several(len(rows), 'text')}, {several(len(names), 'synthesiser')}, heard by {listener}, {engine.reason}"
+        )
         for note in [*notes, *missing]:
             engine.say(note)
         table = Table(folder.path, metrics)
@@ -121,10 +134,15 @@ def _models(config: Evaluate) -> dict[str, str]:
     models = config.models or {EMBEDDED: EMBEDDED}
     for name in models:
         if safe_name(name) != name or name in TAKEN:
-            raise UserError(f"a model cannot be called {name!r}", f"the name becomes a folder; {', '.join(TAKEN)} are taken",
-                            "--model NAME=PATH")
+            raise UserError(
+                f"a model cannot be called {name!r}",
+                f"the name becomes a folder; {', '.join(TAKEN)} are taken",
+                "--model NAME=PATH",
+            )
     if config.baseline is not None and config.baseline not in models:
-        raise UserError(f"no system is called {config.baseline!r}", f"there are {', '.join(models)}", "--baseline with one of them")
+        raise UserError(
+            f"no system is called {config.baseline!r}", f"there are {', '.join(models)}", "--baseline with one of them"
+        )
     return models
 
 
@@ -133,7 +151,11 @@ def _texts(config: Evaluate, utts: Sequence[Utterance]) -> tuple[list[Utterance]
     normalise, some = get_normaliser(config.normaliser), utts[: config.limit]
     rows = [u for u in some if normalise(u.text or "")]
     if not rows:
-        raise UserError("no row has a text", f"{len(some)} rows of {config.data}, after {config.normaliser}", "rlspeech prepare tts --help")
+        raise UserError(
+            "no row has a text",
+            f"{len(some)} rows of {config.data}, after {config.normaliser}",
+            "rlspeech prepare tts --help",
+        )
     return rows, [f"{n} rows have no text and are left out"] if (n := len(some) - len(rows)) else []
 
 
@@ -147,9 +169,13 @@ def _partial(models: Mapping[str, str], listener: str) -> list[str]:
             rewards = [str(r["name"]) for r in settings.get("rewards", [])]
         except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # not of a run: nothing is known of its reward
-        asked = [dict(p.partition("=")[::2] for p in (m[1] or "").split(",")) for r in rewards if (m := LISTENED.match(r))]
+        asked = [
+            dict(p.partition("=")[::2] for p in (m[1] or "").split(",")) for r in rewards if (m := LISTENED.match(r))
+        ]
         if listener in {o.get("recogniser", EMBEDDED) for o in asked}:
-            found.append(f"{name} was trained on what {listener} hears, which judges here too: name another with --recogniser")
+            found.append(
+                f"{name} was trained on what {listener} hears, which judges here too: name another with --recogniser"
+            )
     return found
 
 
@@ -175,12 +201,16 @@ class Spoken:
         UserError: there is no text that every system could be scored on.
     """
 
-    def __init__(self, config: Evaluate, table: Table, utts: Sequence[Utterance], names: Sequence[str], baseline: str | None) -> None:
+    def __init__(
+        self, config: Evaluate, table: Table, utts: Sequence[Utterance], names: Sequence[str], baseline: str | None
+    ) -> None:
         self.table, self.baseline, self.seed = table, baseline, config.seed
         given, names = names, [s for s in names if s not in ANCHORS]
         self.names = names
         self.utts = [u for u in utts if all(self._heard(s, u) for s in names)]
-        self.notes = [f"{n} texts could not be scored and are left out for all"] if (n := len(utts) - len(self.utts)) else []
+        self.notes = (
+            [f"{n} texts could not be scored and are left out for all"] if (n := len(utts) - len(self.utts)) else []
+        )
         if not self.utts:
             first = next((e for r in table.rows.values() for e in r["errors"].values()), "")
             raise UserError("not one text could be scored", first, f"look at the errors in {table.path}")
@@ -189,14 +219,18 @@ class Spoken:
         self.anchors = [s for s in ANCHORS if s in given and any(self._heard(s, u) for u in self.utts)]
         for s in self.anchors:
             self.judged[s] = {u.id: self._judge(rules, s, u) for u in self.utts if self._heard(s, u)}
-            if (n := len(self.utts) - len(self.judged[s])):
+            if n := len(self.utts) - len(self.judged[s]):
                 self.notes.append(f"{s}: of {len(self.judged[s])} texts; the other {n} have none that can be used")
         mute = {s: n for s in names if (n := sum(not table.rows[s, u.id]["seconds"] for u in self.utts))}
-        self.notes += [f"{s}: says nothing at all to {n} texts; unheard, and missing from scores of sound" for s, n in mute.items()]
+        self.notes += [
+            f"{s}: says nothing at all to {n} texts; unheard, and missing from scores of sound" for s, n in mute.items()
+        ]
         values = {u.id: str(v) for u in self.utts if (v := columns_of(u).get(config.by)) is not None}
         kinds = sorted(set(values.values()))
         if len(kinds) > MOST_VALUES:
-            self.notes.append(f"{config.by} has {len(kinds)} values, too many for tables of their own (at most {MOST_VALUES})")
+            self.notes.append(
+                f"{config.by} has {len(kinds)} values, too many for tables of their own (at most {MOST_VALUES})"
+            )
             kinds = []
         self.whole = self._compare([u.id for u in self.utts])
         self.parts = {kind: self._compare([k for k, v in values.items() if v == kind]) for kind in kinds}
@@ -217,25 +251,47 @@ class Spoken:
                 made.systems[s][m] = mean_interval(list(columns[s].values()), self.seed)
             for s in made.deltas if m not in UNDIRECTED and self.baseline else ():
                 made.deltas[s][m] = paired_delta(columns[s], columns[self.baseline or s], self.seed)
-        made.systems = {**{s: self._anchor(s, keys, list(made.systems[self.names[0]])) for s in self.anchors}, **made.systems}
+        made.systems = {
+            **{s: self._anchor(s, keys, list(made.systems[self.names[0]])) for s in self.anchors},
+            **made.systems,
+        }
         return made
 
     def _anchor(self, name: str, keys: Sequence[str], metrics: Sequence[str]) -> dict[str, Interval]:
         """Rates and means of an anchor, over those of the texts that it has."""
         some = [k for k in keys if k in self.judged[name]]
-        rates = compare({name: [counts_of(self.judged[name][k]) for k in some]}, None, self.seed).systems[name] if some else {}
-        return {m: rates[m] if m in rates else mean_interval(list(self.table.column(name, m, some).values()), self.seed) for m in metrics}
+        rates = (
+            compare({name: [counts_of(self.judged[name][k]) for k in some]}, None, self.seed).systems[name]
+            if some
+            else {}
+        )
+        return {
+            m: rates[m] if m in rates else mean_interval(list(self.table.column(name, m, some).values()), self.seed)
+            for m in metrics
+        }
 
     def _heard(self, system: str, utt: Utterance) -> bool:
         return self.table.rows.get((system, utt.id), {}).get("hypothesis") is not None
 
 
-def _summary(config: Evaluate, made: Spoken, baseline: str | None, listener: str, meta: dict[str, Any], folder: Path) -> dict[str, Any]:
-    write_text(folder / "scores.meta.json", json.dumps(log.plain({"metrics": meta, "settings": made.table.facts}), indent=2,
-                                                       ensure_ascii=False) + "\n")
+def _summary(
+    config: Evaluate, made: Spoken, baseline: str | None, listener: str, meta: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    write_text(
+        folder / "scores.meta.json",
+        json.dumps(log.plain({"metrics": meta, "settings": made.table.facts}), indent=2, ensure_ascii=False) + "\n",
+    )
     names = list(made.whole.systems[made.names[0]])
     units = {m: "%" if m in RATES else base.column_of(m).help for m in names}
-    return {"task": "tts", "recogniser": listener, "normaliser": config.normaliser, "baseline": baseline, "by_column": config.by,
-            **made.whole.as_dict(), "units": units, "higher_is_better": {m: direction(m) for m in names},
-            "by": {value: part.as_dict() for value, part in made.parts.items()},
-            "interval": "bootstrap over texts, 95 %; rates are ratios of sums, the rest means; differences are paired"}
+    return {
+        "task": "tts",
+        "recogniser": listener,
+        "normaliser": config.normaliser,
+        "baseline": baseline,
+        "by_column": config.by,
+        **made.whole.as_dict(),
+        "units": units,
+        "higher_is_better": {m: direction(m) for m in names},
+        "by": {value: part.as_dict() for value, part in made.parts.items()},
+        "interval": "bootstrap over texts, 95 %; rates are ratios of sums, the rest means; differences are paired",
+    }

@@ -65,7 +65,10 @@ class Job:
         path = self.out / "said" / f"{self.name}.jsonl"
         kept = [r for r in read_jsonl(path) if r.get("weights") == self.weights and self._whole(r)]
         write_text(path, "".join(dumps(r) + "\n" for r in kept))
-        with JsonlWriter(path, key="key") as said, log.progress(len(utts), self.name, "texts", start=len(utts) - len(todo)) as bar:
+        with (
+            JsonlWriter(path, key="key") as said,
+            log.progress(len(utts), self.name, "texts", start=len(utts) - len(todo)) as bar,
+        ):
             for at in range(0, len(todo), self.config.batch):
                 batch = todo[at : at + self.config.batch]
                 self._say([u for u in batch if u.id not in said], said)
@@ -82,7 +85,9 @@ class Job:
     def make(self, utts: Sequence[Utterance]) -> list[Sample]:
         """What the system says, a sample a row, in order."""
         model = self.loaded()
-        made: list[Sample] = self.task.say(model, [self._clip(u) for u in utts], sampling=self.config.sampling, seed=self.config.seed)
+        made: list[Sample] = self.task.say(
+            model, [self._clip(u) for u in utts], sampling=self.config.sampling, seed=self.config.seed
+        )
         return made
 
     def target(self, utt: Utterance, rate: int) -> np.ndarray | None:
@@ -114,9 +119,19 @@ class Job:
         for s in samples:
             if len(s.wav):
                 save_audio(self._file(s.key), s.wav, s.sample_rate)
-            said.write({"key": s.key, "weights": self.weights, "text": s.text, "sample_rate": s.sample_rate, "samples": len(s.wav),
-                        "finished": s.finished, "seconds": round(seconds, 4), "token_s": s.token_s,
-                        "tokens": None if s.tokens is None else s.tokens.tolist()})
+            said.write(
+                {
+                    "key": s.key,
+                    "weights": self.weights,
+                    "text": s.text,
+                    "sample_rate": s.sample_rate,
+                    "samples": len(s.wav),
+                    "finished": s.finished,
+                    "seconds": round(seconds, 4),
+                    "token_s": s.token_s,
+                    "tokens": None if s.tokens is None else s.tokens.tolist(),
+                }
+            )
 
     def _clip(self, utt: Utterance) -> Clip:
         """A row as the task wants it; the recording is read where it lends the voice."""
@@ -133,14 +148,29 @@ class Job:
             if row["samples"]:
                 wav = load_audio(self._file(utt.id), rate)
             tokens = None if row["tokens"] is None else np.array(row["tokens"], np.int64)
-            samples.append(Sample(utt.id, wav, rate, self.target(utt, rate), utt.text, columns_of(utt), tokens=tokens,
-                                  finished=bool(row["finished"]), token_s=row.get("token_s")))
+            samples.append(
+                Sample(
+                    utt.id,
+                    wav,
+                    rate,
+                    self.target(utt, rate),
+                    utt.text,
+                    columns_of(utt),
+                    tokens=tokens,
+                    finished=bool(row["finished"]),
+                    token_s=row.get("token_s"),
+                )
+            )
         if not samples:
             return
         scores = self.scorer.score(samples)
         for i, sample in enumerate(samples):
-            facts = {"text": sample.text, "hypothesis": scores[WORDS[0]][i].detail.get("hypothesis"), "finished": sample.finished,
-                     "seconds": round(len(sample.wav) / sample.sample_rate, 3)}
+            facts = {
+                "text": sample.text,
+                "hypothesis": scores[WORDS[0]][i].detail.get("hypothesis"),
+                "finished": sample.finished,
+                "seconds": round(len(sample.wav) / sample.sample_rate, 3),
+            }
             self.table.add(self.name, sample.key, {m: scores[m][i] for m in scores}, facts)
 
 
@@ -177,8 +207,10 @@ class Anchor(Job):
         if self.name != ANCHORS[0]:
             codes, token_s = model.codec.encode(wavs), model.codec.frame_s
             tokens, wavs = [c.numpy() for c in codes], model.codec.decode(codes, [voice_of(u, rate) for u in utts])
-        return [Sample(u.id, w, rate, None, u.text, columns_of(u), tokens=t, token_s=token_s)
-                for u, w, t in zip(utts, wavs, tokens, strict=True)]
+        return [
+            Sample(u.id, w, rate, None, u.text, columns_of(u), tokens=t, token_s=token_s)
+            for u, w, t in zip(utts, wavs, tokens, strict=True)
+        ]
 
     def target(self, utt: Utterance, rate: int) -> np.ndarray | None:
         """The prompt's speech; a recording is not compared with itself."""
@@ -187,8 +219,21 @@ class Anchor(Job):
 
 def anchors_of(job: Job) -> list[Anchor]:
     """The anchors that go with a job, to be run while its model is loaded."""
-    return [Anchor(job.config, job.engine, job.out, job.table, job.scorer, job.dog, name, job.checkpoint, job.weights, source=job)
-            for name in ANCHORS]
+    return [
+        Anchor(
+            job.config,
+            job.engine,
+            job.out,
+            job.table,
+            job.scorer,
+            job.dog,
+            name,
+            job.checkpoint,
+            job.weights,
+            source=job,
+        )
+        for name in ANCHORS
+    ]
 
 
 def recorded(utts: Sequence[Utterance]) -> list[Utterance]:

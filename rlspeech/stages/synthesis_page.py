@@ -31,8 +31,10 @@ __all__ = ["direction", "print_table", "write_page"]
 HELP = {r.name: r for r in RATES}
 RATE_HZ = 16000
 SCORES = 6  # metrics shown beside a player
-BASIS = ("cer, wer and their parts: sums of errors over sums of characters or words of all texts, in %, of what the named recogniser "
-         "understood. The rest: means over texts. Bootstrap 95 % intervals over texts; differences are paired.")
+BASIS = (
+    "cer, wer and their parts: sums of errors over sums of characters or words of all texts, in %, of what the named recogniser "
+    "understood. The rest: means over texts. Bootstrap 95 % intervals over texts; differences are paired."
+)
 
 
 def direction(name: str) -> bool:
@@ -41,7 +43,10 @@ def direction(name: str) -> bool:
 
 
 def _metrics(made: Comparison) -> list[Metric]:
-    return [Metric(m, direction(m), HELP[m].help if m in HELP else base.column_of(m).help) for m in next(iter(made.systems.values()))]
+    return [
+        Metric(m, direction(m), HELP[m].help if m in HELP else base.column_of(m).help)
+        for m in next(iter(made.systems.values()))
+    ]
 
 
 def print_table(made: Spoken, baseline: str | None, listener: str, notes: Sequence[str]) -> None:
@@ -64,8 +69,15 @@ def _difference(made: Comparison, system: str, metric: Metric) -> str:
     return f"{delta.text(2 if metric.name in HELP else 3, sign=True)}{relative} {mark(metric, delta)}"
 
 
-def write_page(folder: Folder, config: Evaluate, made: Spoken, summary: Mapping[str, Any], notes: Sequence[str], device: str,
-               page: Path | None = None) -> Path:
+def write_page(
+    folder: Folder,
+    config: Evaluate,
+    made: Spoken,
+    summary: Mapping[str, Any],
+    notes: Sequence[str],
+    device: str,
+    page: Path | None = None,
+) -> Path:
     """Render ``report.html``, in the run's folder or as ``page``."""
     whole = made.whole
     grids = [_relative_grid(whole, made.baseline)] if whole.relative else []
@@ -75,25 +87,56 @@ def write_page(folder: Folder, config: Evaluate, made: Spoken, summary: Mapping[
         title=f"Synthesis: {', '.join(whole.systems)}",
         subtitle=f"{whole.items} texts of {config.data or 'the embedded test set'}, heard by {summary['recogniser']}, "
         f"compared by {config.normaliser}",
-        metrics=_metrics(whole), means=whole.systems, baseline=made.baseline, deltas=whole.deltas, grids=grids,
+        metrics=_metrics(whole),
+        means=whole.systems,
+        baseline=made.baseline,
+        deltas=whole.deltas,
+        grids=grids,
         curves=curves_behind(config.models, config.task),
-        clips=_clips(config, made, folder.path), config=run.config, versions=versions_of(run), notes=notes, basis=BASIS,
-        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"}, facts=facts_of(run), commands=commands_of(run))
+        clips=_clips(config, made, folder.path),
+        config=run.config,
+        versions=versions_of(run),
+        notes=notes,
+        basis=BASIS,
+        cost={"device": device, "time": f"{summary['seconds']['total']:.0f} s"},
+        facts=facts_of(run),
+        commands=commands_of(run),
+    )
     return render_report(page or folder.path / "report.html", data)
 
 
 def _relative_grid(made: Comparison, baseline: str | None) -> Grid:
     names = list(next(iter(made.relative.values())))
-    rows = [[m, *(f"{made.relative[s][m].text(1, sign=True)} {mark(Metric(m, direction(m)), made.relative[s][m])}" for s in made.relative)]
-            for m in names]
-    return Grid(f"Relative change against {baseline}, in %", ["rate", *made.relative], rows,
-                "In % of the baseline's rate; paired bootstrap over texts, 95 %.")
+    rows = [
+        [
+            m,
+            *(
+                f"{made.relative[s][m].text(1, sign=True)} {mark(Metric(m, direction(m)), made.relative[s][m])}"
+                for s in made.relative
+            ),
+        ]
+        for m in names
+    ]
+    return Grid(
+        f"Relative change against {baseline}, in %",
+        ["rate", *made.relative],
+        rows,
+        "In % of the baseline's rate; paired bootstrap over texts, 95 %.",
+    )
 
 
 def _part_grid(by: str, value: str, part: Comparison, baseline: str | None) -> Grid:
-    rows = [[m.name, *(part.systems[s][m.name].text(2) for s in part.systems), *(_difference(part, s, m) for s in part.deltas)]
-            for m in _metrics(part)]
-    return Grid(f"{by}: {value}", ["", *part.systems, *(f"{s} - {baseline}" for s in part.deltas)], rows, f"{part.items} texts")
+    rows = [
+        [
+            m.name,
+            *(part.systems[s][m.name].text(2) for s in part.systems),
+            *(_difference(part, s, m) for s in part.deltas),
+        ]
+        for m in _metrics(part)
+    ]
+    return Grid(
+        f"{by}: {value}", ["", *part.systems, *(f"{s} - {baseline}" for s in part.deltas)], rows, f"{part.items} texts"
+    )
 
 
 def _clips(config: Evaluate, made: Spoken, folder: Path) -> list[Clip]:
@@ -102,13 +145,19 @@ def _clips(config: Evaluate, made: Spoken, folder: Path) -> list[Clip]:
     by_id = {u.id: u for u in made.utts}
     right = {s: {k: -float(made.table.rows[s, k]["tts_cer"]) for k in by_id} for s in (last, under) if s is not None}
     gain = {k: v - right[under][k] for k, v in right[last].items()} if under is not None else {}
-    return [_clip(by_id[key], made, folder, label) for key, label in pick(right[last], gain, config.players, "characters right")]
+    return [
+        _clip(by_id[key], made, folder, label)
+        for key, label in pick(right[last], gain, config.players, "characters right")
+    ]
 
 
 def _clip(utt: Utterance, made: Spoken, folder: Path, label: str) -> Clip:
     audio: dict[str, np.ndarray] = {}
     systems = [*(s for s in made.anchors if utt.id in made.judged[s]), *made.names]
-    for name, path in [("prompt", utt.prompt_filepath), *((s, folder / "audio" / s / f"{utt.id}.flac") for s in systems)]:
+    for name, path in [
+        ("prompt", utt.prompt_filepath),
+        *((s, folder / "audio" / s / f"{utt.id}.flac") for s in systems),
+    ]:
         try:
             if path:
                 audio[name] = load_audio(path, RATE_HZ)

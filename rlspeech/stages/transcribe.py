@@ -34,7 +34,9 @@ class Transcribe(Strict):
     """``rlspeech transcribe``."""
 
     inputs: list[str] = Field(default_factory=list, description="audio files, folders or manifests")
-    out: str | None = Field(None, description="x.jsonl: a row a file; another name: a folder of .txt; none or '-': text on stdout")
+    out: str | None = Field(
+        None, description="x.jsonl: a row a file; another name: a folder of .txt; none or '-': text on stdout"
+    )
     model: str = Field("embedded", description="Hub id, checkpoint folder, run folder, or 'embedded'")
     sampling: Sampling = Field(Sampling(), description="language, prompt and length; decoding is greedy")
     beams: int = Field(1, ge=1, description="beams of the search; 1 is greedy")
@@ -84,14 +86,30 @@ def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
     good = [j for j in done if j.error is None]
     audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
     if failed and not good and not skipped:
-        raise UserError(f"not one of {len(failed)} files could be recognised", "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
-                        "rlspeech check on the input")
+        raise UserError(
+            f"not one of {len(failed)} files could be recognised",
+            "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
+            "rlspeech check on the input",
+        )
     cut = sum(j.cut_short for j in good)
     if cut:
-        log.warn(f"{cut} pieces ran into the limit of tokens, their texts may end early or loop: --set sampling.tokens_per_s=20")
-    log.say(f"{len(good)} recognised, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of audio in {wall_s:.1f} s")
-    return {"transcribed": len(good), "skipped": skipped, "failed": len(failed), "errors": failed, "audio_s": round(audio_s, 2),
-            "seconds": round(wall_s, 2), "truncated": cut, "out": config.out, "results": [_row(j) for j in good]}
+        log.warn(
+            f"{cut} pieces ran into the limit of tokens, their texts may end early or loop: --set sampling.tokens_per_s=20"
+        )
+    log.say(
+        f"{len(good)} recognised, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of audio in {wall_s:.1f} s"
+    )
+    return {
+        "transcribed": len(good),
+        "skipped": skipped,
+        "failed": len(failed),
+        "errors": failed,
+        "audio_s": round(audio_s, 2),
+        "seconds": round(wall_s, 2),
+        "truncated": cut,
+        "out": config.out,
+        "results": [_row(j) for j in good],
+    }
 
 
 def _jobs(inputs: Sequence[str]) -> list[_Job]:
@@ -100,7 +118,9 @@ def _jobs(inputs: Sequence[str]) -> list[_Job]:
         raise UserError("nothing to transcribe", "", "rlspeech transcribe FILE_OR_FOLDER_OR_MANIFEST...")
     jobs = [job for name in inputs for job in _expand(Path(name))]
     if not jobs:
-        raise UserError("no audio files in the input", f"looked for {', '.join(sorted(SUFFIXES))}", "rlspeech transcribe --help")
+        raise UserError(
+            "no audio files in the input", f"looked for {', '.join(sorted(SUFFIXES))}", "rlspeech transcribe --help"
+        )
     taken = dict[str, Path]()
     for job in jobs:
         if job.key in taken and job.error is None:
@@ -113,13 +133,19 @@ def _expand(path: Path) -> Iterator[_Job]:
     if not path.exists():
         yield _Job(str(path), path.absolute(), error="missing file")
     elif path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in SUFFIXES):
+        for file in sorted(
+            p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in SUFFIXES
+        ):
             yield _Job(str(file.relative_to(path).with_suffix("")), file.absolute())
     elif path.suffix == ".jsonl":
         from rlspeech.data.manifest import read_manifest
 
         for u in read_manifest(path):
-            row = {k: v for k, v in {"speaker_id": u.speaker_id, "language": u.language, **u.extra}.items() if v is not None}
+            row = {
+                k: v
+                for k, v in {"speaker_id": u.speaker_id, "language": u.language, **u.extra}.items()
+                if v is not None
+            }
             yield _Job(u.id, Path(u.audio_filepath), u.offset, u.duration or None, row)
     else:
         yield _Job(path.stem, path.absolute())
@@ -237,7 +263,11 @@ class _Rows(_Sink):
         if overwrite:
             path.unlink(missing_ok=True)
         elif any("audio_filepath" not in r or "text" not in r for r in read_jsonl(path)):
-            raise UserError(f"{path} is not what transcribe writes", "it holds other rows", "--out with another name, or --overwrite")
+            raise UserError(
+                f"{path} is not what transcribe writes",
+                "it holds other rows",
+                "--out with another name, or --overwrite",
+            )
         self.rows = JsonlWriter(path)
 
     def has(self, job: _Job) -> bool:
@@ -279,5 +309,7 @@ def _sink(config: Transcribe, count: int, json_mode: bool) -> _Sink:
     if path.suffix == ".jsonl":
         return _Rows(path, config.overwrite)
     if path.is_file():
-        raise UserError(f"{path} is a file", "results of several files need a folder, or a name that ends in .jsonl", "--out FOLDER")
+        raise UserError(
+            f"{path} is a file", "results of several files need a folder, or a name that ends in .jsonl", "--out FOLDER"
+        )
     return _Texts(path, config.overwrite)

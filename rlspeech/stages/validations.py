@@ -42,13 +42,20 @@ class Validations:
     @classmethod
     def of(cls, run: Past) -> Validations:
         """From ``scores.jsonl``, or without it from the latest checkpoint, which has no names."""
-        rows = {int(m[1]): part for system, part in run.scores.items() if (m := re.fullmatch(r"step_(\d{1,12})", system))}
+        rows = {
+            int(m[1]): part for system, part in run.scores.items() if (m := re.fullmatch(r"step_(\d{1,12})", system))
+        }
         named = bool(rows)
         rows = rows or _history(run)
         steps = sorted(rows)
         keys = list(rows[steps[0]]) if steps else []
-        names = dict.fromkeys(k for s in steps for row in rows[s].values() for k, v in row.items()
-                              if k not in FACTS and not k.startswith(WORDS) and (v is None or number(v) is not None))
+        names = dict.fromkeys(
+            k
+            for s in steps
+            for row in rows[s].values()
+            for k, v in row.items()
+            if k not in FACTS and not k.startswith(WORDS) and (v is None or number(v) is not None)
+        )
         return cls(run, steps, keys, list(names), rows, named)
 
     def column(self, step: int, metric: str) -> list[float | None]:
@@ -77,7 +84,11 @@ class Validations:
 
     def words(self, step: int, key: str) -> str:
         """What language models said of a clip, a line each."""
-        found = {k: v for k, v in self.rows.get(step, {}).get(key, {}).items() if k.startswith(WORDS) and isinstance(v, str) and v}
+        found = {
+            k: v
+            for k, v in self.rows.get(step, {}).get(key, {}).items()
+            if k.startswith(WORDS) and isinstance(v, str) and v
+        }
         return "\n".join(v if len(found) == 1 else f"{k.replace(WORDS, 'llm', 1)}: {v}" for k, v in found.items())
 
     def texts(self, step: int, key: str) -> tuple[str | None, str | None]:
@@ -102,7 +113,9 @@ def _history(run: Past) -> dict[int, dict[str, dict[str, Any]]]:
         name = (run.path / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
         if not re.fullmatch(r"step_\d+", name):
             return {}
-        history = json.loads((run.path / "checkpoints" / name / "state.json").read_text(encoding="utf-8")).get("history")
+        history = json.loads((run.path / "checkpoints" / name / "state.json").read_text(encoding="utf-8")).get(
+            "history"
+        )
     except (OSError, ValueError, AttributeError):
         return {}
     found: dict[int, dict[str, dict[str, Any]]] = {}

@@ -8,9 +8,15 @@ from typing import Any
 from rlspeech.data.functions import load_function
 from rlspeech.types import UserError
 
-TASKS = {"flowse": "rlspeech.tasks.flowse:FlowSE", "avse": "rlspeech.tasks.avse:Avse", "listener": "rlspeech.tasks.listener:ListenerTask",
-         "asr": "rlspeech.tasks.asr:Asr", "codec": "rlspeech.tasks.codec:CodecTask",
-         "token-reward": "rlspeech.tasks.token_reward:TokenRewardTask", "tts": "rlspeech.tasks.tts:Tts"}
+TASKS = {
+    "flowse": "rlspeech.tasks.flowse:FlowSE",
+    "avse": "rlspeech.tasks.avse:Avse",
+    "listener": "rlspeech.tasks.listener:ListenerTask",
+    "asr": "rlspeech.tasks.asr:Asr",
+    "codec": "rlspeech.tasks.codec:CodecTask",
+    "token-reward": "rlspeech.tasks.token_reward:TokenRewardTask",
+    "tts": "rlspeech.tasks.tts:Tts",
+}
 
 
 def get_task(name: str) -> Any:

@@ -63,13 +63,29 @@ class Asr:
     valid_metrics: ClassVar[tuple[str, ...]] = ()  # ``validate`` counts words itself, by kind of speech
     next_command: ClassVar[str] = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
     default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
-        RewardSpec(name=name, scale="none") for name in ("asr_accuracy", "asr_hallucination", "asr_keywords"))
+        RewardSpec(name=name, scale="none") for name in ("asr_accuracy", "asr_hallucination", "asr_keywords")
+    )
     default_guards: ClassVar[tuple[str, ...]] = ("asr_wer", "asr_insertions", "asr_deletions")
-    default_metrics: ClassVar[tuple[str, ...]] = ("asr_wer", "asr_cer", "asr_insertions", "asr_deletions", "asr_substitutions", "asr_exact",
-                                                  "asr_keyword_f1", "asr_hallucinated")
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "asr_wer",
+        "asr_cer",
+        "asr_insertions",
+        "asr_deletions",
+        "asr_substitutions",
+        "asr_exact",
+        "asr_keyword_f1",
+        "asr_hallucinated",
+    )
     rl_defaults: ClassVar[dict[str, Any]] = {
-        "lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.04, "group": 8, "prompts_per_step": 16,
-        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True)}
+        "lora": None,
+        "lr": 1e-4,
+        "clip_s": 0.0,
+        "clip_range": 0.2,
+        "kl_beta": 0.04,
+        "group": 8,
+        "prompts_per_step": 16,
+        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
+    }
 
     # -- supervised training -------------------------------------------------------------------------------------------
 
@@ -79,7 +95,11 @@ class Asr:
             return load_recogniser(config.init)[0]
         texts = [text for text in map(get_normaliser(TEXT), _texts(config.data)) if text]
         if not texts:
-            raise UserError("no row of the data has a text", "a recogniser learns from transcribed speech", "rlspeech prepare --help")
+            raise UserError(
+                "no row of the data has a text",
+                "a recogniser learns from transcribed speech",
+                "rlspeech prepare --help",
+            )
         return Recogniser(config.asr, make_tokenizer(texts, config.asr.vocabulary))
 
     def reload(self, name: str) -> tuple[Recogniser, dict[str, Any]]:
@@ -92,7 +112,9 @@ class Asr:
 
         return load_audio_lm(name, device, **options)
 
-    def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint that transformers can load."""
         if isinstance(model, Recogniser):
             save_recogniser(folder, model, facts=facts, weights=weights)
@@ -105,8 +127,14 @@ class Asr:
         """In Hz."""
         return int(model.sample_rate)
 
-    def collate(self, clips: Sequence[Clip], model: Recogniser, device: torch.device | str = "cpu", *,
-                augment: Augment | None = None) -> AsrBatch:
+    def collate(
+        self,
+        clips: Sequence[Clip],
+        model: Recogniser,
+        device: torch.device | str = "cpu",
+        *,
+        augment: Augment | None = None,
+    ) -> AsrBatch:
         """Features and pieces of clips. Draws from torch's generator, which a resumed run restores.
 
         Raises:
@@ -115,12 +143,18 @@ class Asr:
         normalise, augment = get_normaliser(TEXT), augment or Augment()
         lonely = [c.key for c in clips if c.text is None]
         if lonely:
-            raise UserError(f"{lonely[0]} has no text", "a recogniser learns from transcribed speech", "rlspeech check on the manifest")
+            raise UserError(
+                f"{lonely[0]} has no text",
+                "a recogniser learns from transcribed speech",
+                "rlspeech check on the manifest",
+            )
         wavs = [augmented(torch.from_numpy(c.noisy), augment) for c in clips]
         features, real = model.features(wavs, lambda frames: hidden(frames, augment))
         ids, mask, answer = model.tokens(real.sum(1).tolist(), texts := [normalise(c.text or "") for c in clips])
         labels = [torch.tensor(model.pieces(t), dtype=torch.long) for t in texts]
-        return AsrBatch(features.to(device), real.to(device), ids.to(device), mask.to(device), answer.to(device), labels)
+        return AsrBatch(
+            features.to(device), real.to(device), ids.to(device), mask.to(device), answer.to(device), labels
+        )
 
     def pretrain_loss(self, model: Recogniser, batch: AsrBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` = (1 - w) cross-entropy of the text + w CTC of the encoder; ``right`` is the share of pieces guessed right.
@@ -129,7 +163,10 @@ class Asr:
         """
         weight, parts = config.ctc_weight, dict[str, Tensor]()
         if weight == 1:
-            loss, heard = torch.zeros((), device=batch.features.device), model.head(model.encode(batch.features, batch.real))
+            loss, heard = (
+                torch.zeros((), device=batch.features.device),
+                model.head(model.encode(batch.features, batch.real)),
+            )
         else:
             logits, heard = model(batch.features, batch.real, batch.ids, batch.mask)
             said, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
@@ -137,13 +174,21 @@ class Asr:
             parts = {"words": loss.detach(), "right": (said.detach().argmax(-1) == truth).float().mean()}
         if weight:
             sizes = torch.tensor([len(x) for x in batch.labels])
-            ctc = nn.functional.ctc_loss(heard.float().log_softmax(-1).transpose(0, 1), torch.cat(batch.labels).to(heard.device),
-                                         batch.real.sum(1).cpu(), sizes, zero_infinity=True)
+            ctc = nn.functional.ctc_loss(
+                heard.float().log_softmax(-1).transpose(0, 1),
+                torch.cat(batch.labels).to(heard.device),
+                batch.real.sum(1).cpu(),
+                sizes,
+                zero_infinity=True,
+            )
             loss, parts["ctc"] = (1 - weight) * loss + weight * ctc, ctc.detach()
         return {"loss": loss, **parts}
 
-    def validate(self, model: Recogniser, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+    def validate(
+        self, model: Recogniser, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
         """Greedy transcripts of held-out clips; word error rate by kind of speech where rows say it, and of the CTC head alone."""
+
         def say(part: Sequence[Clip]) -> list[str]:
             return model.transcribe([torch.from_numpy(c.noisy) for c in part])
 
@@ -174,17 +219,22 @@ def transcripts(say: Callable[[Sequence[Clip]], list[str]], clips: Sequence[Clip
     order = sorted(range(len(clips)), key=lambda i: len(clips[i].noisy))
     said = [""] * len(clips)
     for at in range(0, len(order), SAY_BATCH):
-        part = order[at:at + SAY_BATCH]
+        part = order[at : at + SAY_BATCH]
         for i, text in zip(part, say([clips[i] for i in part]), strict=True):
             said[i] = text
-    return [Sample(c.key, c.noisy, rate, None, c.text, c.columns, hypothesis=text) for c, text in zip(clips, said, strict=True)]
+    return [
+        Sample(c.key, c.noisy, rate, None, c.text, c.columns, hypothesis=text)
+        for c, text in zip(clips, said, strict=True)
+    ]
 
 
 def keep(folder: Path, samples: Sequence[Sample]) -> None:
     """Write references and hypotheses to ``said.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"id": s.key, "text": s.text, "hypothesis": s.hypothesis} for s in samples]
-    (folder / "said.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    (folder / "said.jsonl").write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+    )
 
 
 def rates(samples: Sequence[Sample]) -> dict[str, Interval]:
@@ -213,11 +263,11 @@ def hidden(frames: Tensor, how: Augment) -> Tensor:
     for _ in range(how.time_masks):
         width = int(torch.rand(()) * (how.time_share * length + 1))
         start = int(torch.rand(()) * max(1, length - width))
-        frames[start:start + width] = mean
+        frames[start : start + width] = mean
     for _ in range(how.mel_masks):
         width = int(torch.rand(()) * (how.mel_width + 1))
         start = int(torch.rand(()) * max(1, mels - width))
-        frames[:, start:start + width] = mean
+        frames[:, start : start + width] = mean
     return frames
 
 

@@ -49,7 +49,9 @@ class AsrPolicy(TokenPolicy):
             parked = heard.to("cpu") if self.config.offload == "phase" else heard
             self.announce("rollout")
             ids, mask, finished, prompts = self._write(heard, batch, group, seed, self._room(batch))
-        silent = torch.tensor([c.noisy.shape[-1] == 0 for c in batch])[prompts]  # nothing was heard: nothing was decided
+        silent = torch.tensor([c.noisy.shape[-1] == 0 for c in batch])[
+            prompts
+        ]  # nothing was heard: nothing was decided
         mask, finished = mask & ~silent[:, None], finished | silent
         texts = self.model.text(ids, mask)
         samples = [self._sample(batch[p], text) for p, text in zip(prompts.tolist(), texts, strict=True)]
@@ -88,7 +90,10 @@ class AsrPolicy(TokenPolicy):
     def _hear(self, clips: Sequence[Clip], *, model: AudioLM | None = None, grad: bool = False) -> Heard:
         long = [c.key for c in clips if c.noisy.shape[-1] > self.model.max_s * self.sample_rate]
         if long:
-            self._once("long", f"{long[0]} is longer than the {self.model.max_s:g} s that are heard: its end is cut off, its text is not")
+            self._once(
+                "long",
+                f"{long[0]} is longer than the {self.model.max_s:g} s that are heard: its end is cut off, its text is not",
+            )
         wavs = [np.asarray(c.noisy, np.float32) for c in clips]
         return (model or self.model).hear(wavs, language=self.sampling.language, prompt=self.sampling.prompt, grad=grad)
 

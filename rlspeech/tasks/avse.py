@@ -61,9 +61,22 @@ class Avse:
     default_rewards: ClassVar[tuple[RewardSpec, ...]] = (RewardSpec(name="llm"),)
     default_guards: ClassVar[tuple[str, ...]] = ("si_sdr", "estoi", "dnsmos_ovrl", "speaker_similarity")
     default_metrics: ClassVar[tuple[str, ...]] = (
-        "pesq_wb", "stoi", "estoi", "si_sdr", "dnsmos_ovrl", "speaker_similarity", "speech_bert_score", "llm")
+        "pesq_wb",
+        "stoi",
+        "estoi",
+        "si_sdr",
+        "dnsmos_ovrl",
+        "speaker_similarity",
+        "speech_bert_score",
+        "llm",
+    )
     rl_defaults: ClassVar[dict[str, Any]] = {  # measured: at weight 1 SI-SNR drowns the reward
-        "lora": None, "lr": 3e-4, "supervised_weight": 0.05, "group": 4, "prompts_per_step": 8}
+        "lora": None,
+        "lr": 3e-4,
+        "supervised_weight": 0.05,
+        "group": 4,
+        "prompts_per_step": 8,
+    }
 
     def build(self, config: Pretrain) -> AvseEnhancer:
         """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
@@ -76,7 +89,9 @@ class Avse:
         """A checkpoint's model and its ``config.json``. Raises ``UserError``."""
         return load_avse(name, device)
 
-    def save(self, folder: Path, model: AvseEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: AvseEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint."""
         save_avse(folder, model, facts=facts, weights=weights)
 
@@ -88,8 +103,14 @@ class Avse:
         """Of the clips that the model takes: 2 are both ears."""
         return model.cfg.channels
 
-    def collate(self, clips: Sequence[Clip], model: AvseEnhancer, device: torch.device | str = "cpu", *,
-                with_target: bool = True) -> AvBatch:
+    def collate(
+        self,
+        clips: Sequence[Clip],
+        model: AvseEnhancer,
+        device: torch.device | str = "cpu",
+        *,
+        with_target: bool = True,
+    ) -> AvBatch:
         """Level and pad clips, and their videos."""
         cfg = model.cfg
         samples = [c.noisy.shape[-1] for c in clips]
@@ -102,9 +123,15 @@ class Avse:
             if target is not None:
                 target[i, :, : samples[i]] = _ears(c.target, cfg.channels) * gains[i]
         frames, present = _stack([c.lips for c in clips], frames_of(max(samples) / model.sample_rate))
-        return AvBatch([c.key for c in clips], noisy.to(device), None if target is None else target.to(device),
-                       torch.tensor(samples, device=device), gains.to(device), None if frames is None else frames.to(device),
-                       present.to(device))
+        return AvBatch(
+            [c.key for c in clips],
+            noisy.to(device),
+            None if target is None else target.to(device),
+            torch.tensor(samples, device=device),
+            gains.to(device),
+            None if frames is None else frames.to(device),
+            present.to(device),
+        )
 
     def pretrain_loss(self, model: AvseEnhancer, batch: AvBatch, config: Pretrain) -> dict[str, Tensor]:
         """Negative SI-SNR, floored; in training some clips' video is hidden."""
@@ -113,17 +140,24 @@ class Avse:
         elif config.video == "shuffled" and batch.video is not None:
             batch.video, batch.present = batch.video.roll(1, 0), batch.present.roll(1, 0)
         if batch.video is not None and model.training and model.cfg.video_drop:
-            batch.present = batch.present & (torch.rand(len(batch.keys), device=batch.present.device) >= model.cfg.video_drop)
+            batch.present = batch.present & (
+                torch.rand(len(batch.keys), device=batch.present.device) >= model.cfg.video_drop
+            )
         made = model.enhance(batch.noisy, batch.video, batch.present, batch.samples)
         return {"loss": supervised_loss(model, made, batch)}
 
-    def validate(self, model: AvseEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+    def validate(
+        self, model: AvseEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
         """Scores on held-out clips with their own videos, and SI-SDR with each other's: what the video is worth."""
         found = check_enhancer(AvseInference(self, model), clips, folder, step, scorer)
         if any(c.lips is not None for c in clips) and len(clips) > 1:
             wrong = AvseInference(self, model)
             made = [wrong.infer([c.noisy], [c.key], [o.lips])[0] for c, o in zip(clips, shuffled(clips), strict=True)]
-            ratio = [float(si_snr(torch.from_numpy(mono(w)), torch.from_numpy(mono(c.target)))) for w, c in zip(made, clips, strict=True)]
+            ratio = [
+                float(si_snr(torch.from_numpy(mono(w)), torch.from_numpy(mono(c.target))))
+                for w, c in zip(made, clips, strict=True)
+            ]
             found["si_sdr_shuffled_video"] = mean_interval(ratio)
         return found
 
@@ -156,8 +190,12 @@ class AvseInference:
         self.sample_rate, self.channels = model.sample_rate, model.cfg.channels
 
     @torch.no_grad()
-    def infer(self, wavs: Sequence[np.ndarray], keys: Sequence[str] | None = None,
-              lips: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
+    def infer(
+        self,
+        wavs: Sequence[np.ndarray],
+        keys: Sequence[str] | None = None,
+        lips: Sequence[np.ndarray | None] | None = None,
+    ) -> list[np.ndarray]:
         """Enhance waveforms.
 
         Args:
@@ -170,7 +208,10 @@ class AvseInference:
         """
         model = self.model
         names = [str(i) for i in range(len(wavs))] if keys is None else list(keys)
-        clips = [Clip(k, w, w, self.sample_rate, lips=v) for k, w, v in zip(names, wavs, lips or [None] * len(wavs), strict=True)]
+        clips = [
+            Clip(k, w, w, self.sample_rate, lips=v)
+            for k, w, v in zip(names, wavs, lips or [None] * len(wavs), strict=True)
+        ]
         batch = self.task.collate(clips, model, next(model.parameters()).device, with_target=False)
         out = model.enhance(batch.noisy, batch.video, batch.present, batch.samples) / batch.gain[:, None, None]
         made = [o[:, : w.shape[-1]].float().cpu().numpy() for o, w in zip(out, wavs, strict=True)]
@@ -214,8 +255,11 @@ def _stack(lips: Sequence[np.ndarray | None], frames: int) -> tuple[Tensor | Non
     if not sizes:
         return None, present
     if len(sizes) > 1:
-        raise UserError("the videos have different sizes", ", ".join(f"{h}x{w}" for h, w in sorted(sizes)),
-                        "rlspeech prepare lips with one --crop for all of them")
+        raise UserError(
+            "the videos have different sizes",
+            ", ".join(f"{h}x{w}" for h, w in sorted(sizes)),
+            "rlspeech prepare lips with one --crop for all of them",
+        )
     video = torch.zeros(len(lips), frames, *sizes.pop(), dtype=torch.uint8)
     for i, v in enumerate(lips):
         if v is not None:

@@ -51,7 +51,9 @@ class Decisions:
 
     def of(self, rows: Tensor) -> Masked:
         """Old latents and masks of some clips."""
-        return Masked(self.old.latent[rows], self.old.mask[rows], None if self.old.real is None else self.old.real[rows])
+        return Masked(
+            self.old.latent[rows], self.old.mask[rows], None if self.old.real is None else self.old.real[rows]
+        )
 
 
 class MaskKernel:
@@ -83,7 +85,9 @@ class GainKernel:
     def __init__(self, model: AvseEnhancer, cfg: Exploration) -> None:
         rate = model.sample_rate / model.cfg.stride
         segment = None if cfg.segment_s is None else max(1, round(cfg.segment_s * rate))
-        bands = filter_bands(model, cfg.bands).repeat(model.cfg.channels, 1)  # both ears share a gain: what tells directions stays
+        bands = filter_bands(model, cfg.bands).repeat(
+            model.cfg.channels, 1
+        )  # both ears share a gain: what tells directions stays
         self.fields, self.noise = Fields(bands, 1.0, cfg.noise, cfg.basis, segment), cfg.noise
 
     def _at(self, old: Masked) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -126,15 +130,29 @@ class AvsePolicy:
 
     supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
 
-    def __init__(self, task: Avse, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean",
-                 seed: int = 0) -> None:
+    def __init__(
+        self,
+        task: Avse,
+        adapted: Adapted,
+        explore: Exploration,
+        *,
+        reduction: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+    ) -> None:
         if explore.kind not in {"gain", "mask"}:
-            raise UserError(f"explore.kind={explore.kind} is for the task flowse", "an audio-visual enhancer has a mask and no steps",
-                            "--set explore.kind=gain, or explore.kind=mask as published")
+            raise UserError(
+                f"explore.kind={explore.kind} is for the task flowse",
+                "an audio-visual enhancer has a mask and no steps",
+                "--set explore.kind=gain, or explore.kind=mask as published",
+            )
         self.task, self.adapted, self.model, self.explore = task, adapted, adapted.model, explore
         if explore.kind == "gain" and explore.bands > self.model.cfg.filters:
-            raise UserError(f"{explore.bands} bands do not fit {self.model.cfg.filters} filters", "", "--set explore.bands=4")
-        self.kernel: MaskKernel | GainKernel = MaskKernel(explore) if explore.kind == "mask" else GainKernel(self.model, explore)
+            raise UserError(
+                f"{explore.bands} bands do not fit {self.model.cfg.filters} filters", "", "--set explore.bands=4"
+            )
+        self.kernel: MaskKernel | GainKernel = (
+            MaskKernel(explore) if explore.kind == "mask" else GainKernel(self.model, explore)
+        )
         self.reduction, self.seed = reduction, seed
         self.sample_rate = self.model.sample_rate
 
@@ -155,7 +173,9 @@ class AvsePolicy:
         old = self.model(data.noisy, data.video, data.present, data.samples)
         prompts = torch.arange(len(batch), device=data.noisy.device).repeat_interleave(group)
         active = self.kernel.active(old)
-        eps = torch.stack([self._noise(batch[p].key, i % group, group, seed, active.shape[1]) for i, p in enumerate(prompts.tolist())])
+        eps = torch.stack(
+            [self._noise(batch[p].key, i % group, group, seed, active.shape[1]) for i, p in enumerate(prompts.tolist())]
+        )
         state = Decisions(data, old, eps.to(active.device) * active[prompts], prompts, active)
         logp = _reduce(-0.5 * state.eps.square(), active[prompts], self.reduction)[:, None]
         wavs = self._decode(state, old, torch.arange(len(prompts), device=prompts.device))
@@ -182,13 +202,19 @@ class AvsePolicy:
         data, made = _pick(state.batch, used), self._look(state, used)
         again = Masked(made.latent[back], made.mask[back], None if made.real is None else made.real[back])
         mask = self.kernel.act(again, state.of(used[back]), state.eps[rows.to(state.eps.device)])
-        return supervised_loss(model, model.decode(again.latent[:, None] * mask, data.noisy.shape[-1]), _pick(data, back))
+        return supervised_loss(
+            model, model.decode(again.latent[:, None] * mask, data.noisy.shape[-1]), _pick(data, back)
+        )
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """What a decision starts from, in a few numbers: (n, 1, D). Mean and spread of log-latents, and mean mask, by quarter of bands."""
         state: Decisions = rollout.state
         old, bands = state.old, filter_bands(self.model, 4)
-        real = old.latent.new_ones(len(old.latent), 1, old.latent.shape[2]) if old.real is None else old.real[:, None].to(old.latent.dtype)
+        real = (
+            old.latent.new_ones(len(old.latent), 1, old.latent.shape[2])
+            if old.real is None
+            else old.real[:, None].to(old.latent.dtype)
+        )
         count = real.sum(2).clamp_min(1)
         levels = (torch.einsum("bnk,nj->bjk", old.latent, bands) / bands.sum(0)[:, None] + 1e-6).log()
         mean = (levels * real).sum(2) / count
@@ -215,7 +241,10 @@ class AvsePolicy:
         with torch.no_grad(), self.adapted.reference() as model:
             there = self.kernel.shift(old, self._look(state, used, model).mask)
         away = 0.5 * (shift - there)[back].square()
-        kl, other = (_reduce(away, active, how)[:, None] for how in (self.reduction, "mean" if self.reduction == "sum" else "sum"))
+        kl, other = (
+            _reduce(away, active, how)[:, None]
+            for how in (self.reduction, "mean" if self.reduction == "sum" else "sum")
+        )
         return LogProb(logp[:, None], kl, drift[:, None], one * self.kernel.noise, one, other.detach())
 
     def _look(self, state: Decisions, used: Tensor, model: AvseEnhancer | None = None) -> Masked:
@@ -255,8 +284,15 @@ def _frames_first(mask: Tensor) -> Tensor:
 
 
 def _pick(batch: AvBatch, rows: Tensor) -> AvBatch:
-    return AvBatch([batch.keys[i] for i in rows.tolist()], batch.noisy[rows], None if batch.target is None else batch.target[rows],
-                   batch.samples[rows], batch.gain[rows], None if batch.video is None else batch.video[rows], batch.present[rows])
+    return AvBatch(
+        [batch.keys[i] for i in rows.tolist()],
+        batch.noisy[rows],
+        None if batch.target is None else batch.target[rows],
+        batch.samples[rows],
+        batch.gain[rows],
+        None if batch.video is None else batch.video[rows],
+        batch.present[rows],
+    )
 
 
 def _reduce(value: Tensor, active: Tensor, how: str) -> Tensor:

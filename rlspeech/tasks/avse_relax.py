@@ -30,10 +30,20 @@ class RelaxedAvse(AvsePolicy):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if not self.explore.noise:
-            raise UserError("explore.noise is 0", "it is also the unit of the KL to the reference", "--set explore.noise=0.1")
+            raise UserError(
+                "explore.noise is 0", "it is also the unit of the KL to the reference", "--set explore.noise=0.1"
+            )
 
-    def relax(self, rollout: Rollout, rows: Tensor, *, tau: float = 1.0, hard: bool = True, seed: int = 0,
-              with_kl: bool = False) -> Relaxed:
+    def relax(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        *,
+        tau: float = 1.0,
+        hard: bool = True,
+        seed: int = 0,
+        with_kl: bool = False,
+    ) -> Relaxed:
         """Waveforms (n, T) of some rows under the current weights and their own noise; see ``types.RelaxPolicy``."""
         wav, mask = self._wave(self.model, rollout.state, rows)
         return Relaxed(wav, mask, kl=self._away(rollout, rows, wav, mask) if with_kl else None, seed=seed)
@@ -41,7 +51,9 @@ class RelaxedAvse(AvsePolicy):
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         """As ``AvsePolicy.log_prob``, with the KL of the waveforms."""
         new = super().log_prob(rollout, rows, with_kl=False)
-        return new._replace(kl=self._away(rollout, rows, *self._wave(self.model, rollout.state, rows))) if with_kl else new
+        return (
+            new._replace(kl=self._away(rollout, rows, *self._wave(self.model, rollout.state, rows))) if with_kl else new
+        )
 
     def _away(self, rollout: Rollout, rows: Tensor, wav: Tensor, mask: Tensor) -> Tensor:
         with torch.no_grad(), self.adapted.reference() as model:

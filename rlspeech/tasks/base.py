@@ -17,8 +17,18 @@ from rlspeech.run import Run
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["EnhancementTask", "Enhancer", "Numbers", "Task", "channels_of", "check_enhancer", "enhance_clips", "means_of", "mono",
-           "set_anew"]
+__all__ = [
+    "EnhancementTask",
+    "Enhancer",
+    "Numbers",
+    "Task",
+    "channels_of",
+    "check_enhancer",
+    "enhance_clips",
+    "means_of",
+    "mono",
+    "set_anew",
+]
 
 Numbers = dict[str, float | Interval]
 VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
@@ -39,7 +49,9 @@ class Task(Protocol):
         """A checkpoint's model in evaluation mode and its ``config.json``. Raises ``UserError``."""
         ...
 
-    def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint folder; ``weights`` in place of the model's own."""
         ...
 
@@ -67,8 +79,12 @@ class Enhancer(Protocol):
     channels: int
     uses_video: bool
 
-    def infer(self, wavs: Sequence[np.ndarray], keys: Sequence[str] | None = None,
-              lips: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
+    def infer(
+        self,
+        wavs: Sequence[np.ndarray],
+        keys: Sequence[str] | None = None,
+        lips: Sequence[np.ndarray | None] | None = None,
+    ) -> list[np.ndarray]:
         """Enhance B waveforms (T_i,), or (C, T_i) where ``channels`` is 2; ``lips`` are (F_i, H, W) uint8 or None."""
         ...
 
@@ -109,8 +125,11 @@ def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any
     given = {k: getattr(settings, k) for k in settings.model_fields_set}
     misfits = [k for k, v in given.items() if k not in soft and v != getattr(model.cfg, k)]
     if misfits:
-        raise UserError(f"{name} has another {', '.join(misfits)}", f"with --init only {', '.join(sorted(soft))} can be set",
-                        "leave them out, or train from random weights without --init")
+        raise UserError(
+            f"{name} has another {', '.join(misfits)}",
+            f"with --init only {', '.join(sorted(soft))} can be set",
+            "leave them out, or train from random weights without --init",
+        )
     model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in soft})
     return model
 
@@ -131,7 +150,10 @@ def enhance_clips(enhancer: Any, clips: list[Clip], folder: Path, players: int) 
     made = [enhancer.infer([c.noisy], [c.key], [c.lips])[0] for c in clips]
     for c, wav in list(zip(clips, made, strict=True))[:players]:
         save_audio(folder / f"{c.key}.flac", mono(wav), enhancer.sample_rate)
-    return [Sample(c.key, mono(w), enhancer.sample_rate, mono(c.target), c.text, c.columns) for c, w in zip(clips, made, strict=True)]
+    return [
+        Sample(c.key, mono(w), enhancer.sample_rate, mono(c.target), c.text, c.columns)
+        for c, w in zip(clips, made, strict=True)
+    ]
 
 
 def channels_of(task: Any, model: Any) -> int:

@@ -79,7 +79,9 @@ class CodecTask:
         """A checkpoint's codec and its ``config.json``. Raises ``UserError``."""
         return load_model(name, "codec", device)
 
-    def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint folder."""
         save_codec(folder, model, facts=facts, weights=weights)
 
@@ -97,7 +99,11 @@ class CodecTask:
         prompts = torch.from_numpy(np.stack([stretch(w, int(PROMPT_S * rate), rng) for w in wavs]))
         frames = model.frames(prompts.shape[1])
         real = torch.tensor([0 if rng.random() < NOBODY else min(frames, model.frames(len(w))) for w in wavs])
-        prompt = model.analyse(prompts, frames) if model.cfg.voice_dim else (torch.zeros(len(wavs), 1, 1), torch.zeros(len(wavs), 1))
+        prompt = (
+            model.analyse(prompts, frames)
+            if model.cfg.voice_dim
+            else (torch.zeros(len(wavs), 1, 1), torch.zeros(len(wavs), 1))
+        )
         mel, pitch = model.analyse(content, crop // model.cfg.hop)
         return CodecBatch(*(x.to(device) for x in (content, mel, pitch, *prompt, real)))
 
@@ -117,14 +123,22 @@ class CodecTask:
         alike = correlation(codes)
         loss = spectra + PITCH_WEIGHT * pitch + VOICED_WEIGHT * voiced + ALIKE_WEIGHT * alike
         used = torch.tensor(len(ids.unique()) / min(ids.numel(), model.quantise.size))
-        parts = {"spectra": spectra.detach(), "pitch": pitch.detach(), "voiced": voiced.detach(), "alike": alike.detach(), "used": used}
+        parts = {
+            "spectra": spectra.detach(),
+            "pitch": pitch.detach(),
+            "voiced": voiced.detach(),
+            "alike": alike.detach(),
+            "used": used,
+        }
         if config.content_weight:
             content = content_loss(frozen_ear(config.content_ear, str(made.device)), made.float(), batch.wav)
             loss, parts["content"] = loss + config.content_weight * content, content.detach()
         return {"loss": loss, **parts}
 
     @torch.no_grad()
-    def validate(self, model: CodecNet, clips: list[Clip], folder: Any, step: int, scorer: Any, seed: int = 0) -> Numbers:
+    def validate(
+        self, model: CodecNet, clips: list[Clip], folder: Any, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
         """Code held-out clips and decode them with another clip of the same speaker as the prompt (itself where there is none).
 
         Returns:
@@ -138,13 +152,21 @@ class CodecTask:
         for c, wav, original in list(zip(clips, cut, wavs, strict=True))[:PLAYERS]:
             save_audio(folder.path / "samples" / f"step_{step:06d}" / f"{c.key}.flac", wav, codec.sample_rate)
             save_audio(folder.path / "samples" / "original" / f"{c.key}.flac", original, codec.sample_rate)
-        samples = [Sample(c.key, m, codec.sample_rate, w, c.text, c.columns) for c, m, w in zip(clips, cut, wavs, strict=True)]
+        samples = [
+            Sample(c.key, m, codec.sample_rate, w, c.text, c.columns) for c, m, w in zip(clips, cut, wavs, strict=True)
+        ]
         numbers = means_of(scorer.score(samples))
-        mel = [float(spectral_loss(torch.from_numpy(m)[None], torch.from_numpy(w)[None], codec.sample_rate))
-               for m, w in zip(cut, wavs, strict=True)]
+        mel = [
+            float(spectral_loss(torch.from_numpy(m)[None], torch.from_numpy(w)[None], codec.sample_rate))
+            for m, w in zip(cut, wavs, strict=True)
+        ]
         share = torch.bincount(torch.cat(ids), minlength=codec.size).double()
         entropy = -float(torch.xlogy(share / share.sum(), share / share.sum()).sum())
-        return numbers | {"mel": mean_interval(mel), "perplexity": float(np.exp(entropy)), "bits_s": entropy / np.log(2) / codec.frame_s}
+        return numbers | {
+            "mel": mean_interval(mel),
+            "perplexity": float(np.exp(entropy)),
+            "bits_s": entropy / np.log(2) / codec.frame_s,
+        }
 
 
 def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
@@ -153,7 +175,9 @@ def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
     for size, hop, mels in RESOLUTIONS:
         window, bank = (x.to(made.device) for x in _ear(size, mels, sample_rate))
 
-        def log_mel(wav: Tensor, size: int = size, hop: int = hop, window: Tensor = window, bank: Tensor = bank) -> Tensor:
+        def log_mel(
+            wav: Tensor, size: int = size, hop: int = hop, window: Tensor = window, bank: Tensor = bank
+        ) -> Tensor:
             spec = torch.stft(wav, size, hop, window=window, pad_mode="constant", return_complex=True)
             return ((bank @ torch.view_as_real(spec).square().sum(-1)) + FLOOR**2).log().mul(0.5)
 
@@ -171,6 +195,7 @@ def content_loss(ear: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
         made: the copies.
         truth: the originals.
     """
+
     def heard(wavs: Tensor) -> Tensor:
         features, real = ear.features(list(wavs))
         return ear.encode(features, real.to(features.device))
@@ -207,7 +232,7 @@ def _ear(size: int, mels: int, sample_rate: int) -> tuple[Tensor, Tensor]:
 def stretch(wav: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
     """(length,) cut somewhere out of a waveform, zeros behind where it is shorter."""
     start = int(rng.integers(max(1, len(wav) - length + 1)))
-    part = wav[start:start + length]
+    part = wav[start : start + length]
     return np.pad(part, (0, length - len(part)))
 
 

@@ -73,7 +73,9 @@ class Site:
 
     def pick(self, rows: Tensor) -> Site:
         """The same for a selection of states."""
-        return Site(self.x[rows], self.y[rows], self.x1[rows], self.t, self.dt, None if self.mask is None else self.mask[rows])
+        return Site(
+            self.x[rows], self.y[rows], self.x1[rows], self.t, self.dt, None if self.mask is None else self.mask[rows]
+        )
 
 
 class Kernel(Protocol):
@@ -195,7 +197,9 @@ class Fields:
             q = q - self.spread(self.cells(weight * q) / total, m.shape[1])
             deviation = (self.cells(weight * q.square()) / total).clamp_min(1e-8).sqrt()
             phi = (q / self.spread(deviation, m.shape[1]).clamp_min(1e-4)).clamp(-PHI_MAX, PHI_MAX)
-            fields["contrast"] = phi - self.spread(self.cells(weight * phi) / total, m.shape[1])  # orthogonal to level again
+            fields["contrast"] = phi - self.spread(
+                self.cells(weight * phi) / total, m.shape[1]
+            )  # orthogonal to level again
         return weight, total, fields
 
     def active(self, total: Tensor) -> Tensor:
@@ -206,12 +210,17 @@ class Fields:
         """Factors (N, L, K) on the magnitudes for coefficients (N, J); row i belongs to state ``states[i]``."""
         # stretches first: padding adds dimensions at the end
         parts = eps.view(len(states), total.shape[1], len(fields), total.shape[2]).unbind(2)
-        gains = (self.spread(part, phi.shape[1]) * phi[states] for part, phi in zip(parts, fields.values(), strict=True))
+        gains = (
+            self.spread(part, phi.shape[1]) * phi[states] for part, phi in zip(parts, fields.values(), strict=True)
+        )
         return (self.power * self.noise * sum(gains, start=eps.new_zeros(()))).exp()
 
     def shift(self, weight: Tensor, fields: dict[str, Tensor], change: Tensor) -> Tensor:
         """Projection (n, J) of a change of the log-magnitudes (n, L, K) on every field, in standard deviations."""
-        moved = [self.cells(weight * phi * change) / self.cells(weight * phi.square()).clamp_min(1e-12) for phi in fields.values()]
+        moved = [
+            self.cells(weight * phi * change) / self.cells(weight * phi.square()).clamp_min(1e-12)
+            for phi in fields.values()
+        ]
         return torch.stack(moved, dim=2).flatten(1) / (self.power * max(self.noise, 1e-12))
 
 
@@ -265,7 +274,7 @@ def band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
         edges[i] = min(edges[i], edges[i + 1] - 1)
     matrix = torch.zeros(bins, bands)
     for i in range(bands):
-        matrix[edges[i]:edges[i + 1], i] = 1.0
+        matrix[edges[i] : edges[i + 1], i] = 1.0
     return matrix
 
 
@@ -278,7 +287,15 @@ def build_kernel(model: FlowEnhancer, cfg: Exploration) -> Kernel:
     if cfg.kind != "gain":
         return BinNoise(model, cfg)
     if model.cfg.front_end != "stft":
-        raise UserError("explore.kind=gain needs the stft front end", "log-mel magnitudes go through a vocoder", "--set explore.kind=sde")
+        raise UserError(
+            "explore.kind=gain needs the stft front end",
+            "log-mel magnitudes go through a vocoder",
+            "--set explore.kind=sde",
+        )
     if cfg.bands > model.front.width // 2:
-        raise UserError(f"{cfg.bands} bands do not fit {model.front.width // 2} bins", "", f"--set explore.bands={model.front.width // 8}")
+        raise UserError(
+            f"{cfg.bands} bands do not fit {model.front.width // 2} bins",
+            "",
+            f"--set explore.bands={model.front.width // 8}",
+        )
     return GainNoise(model, cfg)

@@ -57,17 +57,30 @@ class FlowPolicy:
 
     supports: frozenset[str] = frozenset({"sample", "base", "latent", "critic", "supervised"})
 
-    def __init__(self, task: FlowSE, adapted: Adapted, explore: Exploration, *, reduction: Literal["mean", "sum"] = "mean",
-                 seed: int = 0) -> None:
+    def __init__(
+        self,
+        task: FlowSE,
+        adapted: Adapted,
+        explore: Exploration,
+        *,
+        reduction: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+    ) -> None:
         own = adapted.model.cfg.nfe
         explore = explore if explore.nfe else explore.model_copy(update={"nfe": (own, own)})
         assert explore.nfe is not None
         low = explore.nfe[0] - (explore.kind == "cps")  # cps has no noise in the last step
         fits = low >= 2 or (low == 1 and explore.kind in {"gain", "dance"} and explore.start == "last")
-        if not fits or explore.window > low or (explore.start != "last" and not 1 <= explore.start[0] <= explore.start[1] <= low - 1):
-            raise UserError("the exploration window does not fit",
-                            f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step",
-                            "--set explore.start=[1,3] --set explore.nfe=[7,10]")
+        if (
+            not fits
+            or explore.window > low
+            or (explore.start != "last" and not 1 <= explore.start[0] <= explore.start[1] <= low - 1)
+        ):
+            raise UserError(
+                "the exploration window does not fit",
+                f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step",
+                "--set explore.start=[1,3] --set explore.nfe=[7,10]",
+            )
         self.task, self.adapted, self.model, self.explore = task, adapted, adapted.model, explore
         self.kernel = build_kernel(adapted.model, explore)
         self.reduction, self.seed, self.sample_rate = reduction, seed, adapted.model.sample_rate
@@ -93,7 +106,10 @@ class FlowPolicy:
         with self.adapted.reference() as model:
             enhancer = Enhancer(self.task, model, nfe=nfe, guidance=0.0, seed=self.seed + (seed or 0))
             wavs = enhancer.infer([c.noisy for c in batch], names)
-        return [Sample(c.key, wav, self.sample_rate, c.target, c.text, c.columns) for c, wav in zip(batch, wavs, strict=True)]
+        return [
+            Sample(c.key, wav, self.sample_rate, c.target, c.text, c.columns)
+            for c, wav in zip(batch, wavs, strict=True)
+        ]
 
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
         """The loss of flow matching, as in pretraining with its default weights; there is none of sampled outputs."""
@@ -148,7 +164,9 @@ class FlowPolicy:
         """Hook: the state (n, L, D) that a step of ``nfe`` starts from, one a prompt or one a rollout."""
 
     def _decide(self, site: Site, rows: Tensor, keys: list[str], group: int, seed: int, step: int) -> Decision:
-        eps = torch.stack([self._noise(key, i % group, group, seed, step, self.kernel.dims(site)) for i, key in enumerate(keys)])
+        eps = torch.stack(
+            [self._noise(key, i % group, group, seed, step, self.kernel.dims(site)) for i, key in enumerate(keys)]
+        )
         active = self.kernel.active(site)
         eps = eps.to(site.x.device) * active[rows]
         old = _reduce(-0.5 * eps.square(), active[rows], self.reduction)
@@ -161,12 +179,23 @@ class FlowPolicy:
         draw = normal(dims, seed_of(self.seed, seed, key, source, step))
         return -draw if mirrored else draw
 
-    def _pack(self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]) -> Rollout:
+    def _pack(
+        self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]
+    ) -> Rollout:
         out = decode(self.model, x, data.samples[prompts]) / data.gain[prompts][:, None]
         wavs = out.float().cpu().numpy()
         owners = prompts.tolist()
-        samples = [Sample(batch[p].key, wavs[i, : len(batch[p].noisy)], self.sample_rate, batch[p].target, batch[p].text, batch[p].columns)
-                   for i, p in enumerate(owners)]
+        samples = [
+            Sample(
+                batch[p].key,
+                wavs[i, : len(batch[p].noisy)],
+                self.sample_rate,
+                batch[p].target,
+                batch[p].text,
+                batch[p].columns,
+            )
+            for i, p in enumerate(owners)
+        ]
         logp = torch.stack([d.old for d in decisions], dim=1)
         alive = torch.stack([d.active[d.states].sum(1) > 0 for d in decisions], dim=1)
         return Rollout(prompts.cpu(), logp, alive, samples, decisions, torch.ones(len(owners), dtype=torch.bool))
@@ -180,11 +209,20 @@ class FlowPolicy:
         away = torch.stack([c[1] for c in columns if c[1] is not None], dim=1) if with_kl else None  # (n, S, 2)
         scale = torch.tensor([self.kernel.scale(d.site) for d in rollout.state], device=logp.device)
         dt = torch.tensor([d.site.dt for d in rollout.state], device=logp.device)
-        return LogProb(logp, None if away is None else away[..., 0], drift, scale, dt, None if away is None else away[..., 1].detach())
+        return LogProb(
+            logp,
+            None if away is None else away[..., 0],
+            drift,
+            scale,
+            dt,
+            None if away is None else away[..., 1].detach(),
+        )
 
     def _look(self, decision: Decision, rows: Tensor, with_kl: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         """Log-probabilities (n,), KL (n, 2) in the configured reduction and in the other, drift (n,)."""
-        used, back = torch.unique(decision.states[rows], return_inverse=True)  # each state once, however many rows start there
+        used, back = torch.unique(
+            decision.states[rows], return_inverse=True
+        )  # each state once, however many rows start there
         site, active, eps = decision.site.pick(used), decision.active[used][back], decision.eps[rows]
         shift = self.kernel.shift(site, self.model.clean(site.x, site.y, site.t, site.mask))
         d = shift[back]
@@ -192,8 +230,14 @@ class FlowPolicy:
         drift = _reduce(0.5 * d.detach().square(), active, self.reduction)
         if not with_kl:
             return logp, None, drift
-        away = (shift - self._reference(lambda model: self.kernel.shift(site, model.clean(site.x, site.y, site.t, site.mask))))[back]
-        both = [_reduce(0.5 * away.square(), active, how) for how in (self.reduction, "mean" if self.reduction == "sum" else "sum")]
+        away = (
+            shift
+            - self._reference(lambda model: self.kernel.shift(site, model.clean(site.x, site.y, site.t, site.mask)))
+        )[back]
+        both = [
+            _reduce(0.5 * away.square(), active, how)
+            for how in (self.reduction, "mean" if self.reduction == "sum" else "sum")
+        ]
         return logp, torch.stack(both, dim=1), drift
 
     # -- for a critic --------------------------------------------------------------------------------------------------

@@ -59,10 +59,15 @@ class RelaxedFlow(FlowPolicy):
         super().__init__(*args, **options)
         assert self.explore.nfe is not None  # filled in there
         if last_steps > self.explore.nfe[0]:
-            raise UserError(f"the gradient cannot pass through {last_steps} last steps", f"there are {self.explore.nfe[0]}",
-                            f"--set diffro.last_steps={self.explore.nfe[0]}")
+            raise UserError(
+                f"the gradient cannot pass through {last_steps} last steps",
+                f"there are {self.explore.nfe[0]}",
+                f"--set diffro.last_steps={self.explore.nfe[0]}",
+            )
         if not self.explore.noise:
-            raise UserError("explore.noise is 0", "it is also the unit of the KL to the reference", "--set explore.noise=0.1")
+            raise UserError(
+                "explore.noise is 0", "it is also the unit of the KL to the reference", "--set explore.noise=0.1"
+            )
         self.last_steps = last_steps
         self._start: tuple[int, int, Tensor, Tensor, Tensor | None] | None = None
 
@@ -73,7 +78,9 @@ class RelaxedFlow(FlowPolicy):
         if step == nfe - self.last_steps:
             self._start = (step, nfe, x, y, mask)
 
-    def _pack(self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]) -> Rollout:
+    def _pack(
+        self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]
+    ) -> Rollout:
         made = super()._pack(batch, data, x, prompts, decisions)
         assert self._start is not None
         rows = torch.arange(len(prompts), device=prompts.device) if len(self._start[2]) == len(prompts) else prompts
@@ -84,8 +91,16 @@ class RelaxedFlow(FlowPolicy):
 
     # -- again ---------------------------------------------------------------------------------------------------------
 
-    def relax(self, rollout: Rollout, rows: Tensor, *, tau: float = 1.0, hard: bool = True, seed: int = 0,
-              with_kl: bool = False) -> Relaxed:
+    def relax(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        *,
+        tau: float = 1.0,
+        hard: bool = True,
+        seed: int = 0,
+        with_kl: bool = False,
+    ) -> Relaxed:
         """Waveforms (n, T) of some rows under the current weights and their own noise; see ``types.RelaxPolicy``."""
         wav, mask = self._wave(self.model, rollout.state, rows)
         kl = self._away(rollout, rows, wav, mask) if with_kl else None
@@ -94,7 +109,9 @@ class RelaxedFlow(FlowPolicy):
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         """As ``FlowPolicy.log_prob``, with the KL of the waveforms."""
         new = super().log_prob(rollout, rows, with_kl=False)
-        return new._replace(kl=self._away(rollout, rows, *self._wave(self.model, rollout.state, rows))) if with_kl else new
+        return (
+            new._replace(kl=self._away(rollout, rows, *self._wave(self.model, rollout.state, rows))) if with_kl else new
+        )
 
     def _away(self, rollout: Rollout, rows: Tensor, wav: Tensor, mask: Tensor) -> Tensor:
         """(n, S): the KL to the reference's waveforms, the same at every decision."""

@@ -66,10 +66,18 @@ class FlowSE:
     next_command: ClassVar[str] = "rlspeech rl --task flowse --algo grpo --model {run}"
     rl_defaults: ClassVar[dict[str, Any]] = {}
     default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
-        RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd"))
+        RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd")
+    )
     default_guards: ClassVar[tuple[str, ...]] = ("si_sdr", "dnsmos_ovrl", "pesq_wb")
     default_metrics: ClassVar[tuple[str, ...]] = (
-        "dnsmos_ovrl", "pesq_wb", "estoi", "si_sdr", "lsd", "speaker_similarity", "speech_bert_score")
+        "dnsmos_ovrl",
+        "pesq_wb",
+        "estoi",
+        "si_sdr",
+        "lsd",
+        "speaker_similarity",
+        "speech_bert_score",
+    )
 
     def build(self, config: Pretrain | FlowModel) -> FlowEnhancer:
         """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
@@ -84,7 +92,9 @@ class FlowSE:
         """A checkpoint's model and its ``config.json``. Raises ``UserError``."""
         return load_flow(name, device)
 
-    def save(self, folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint."""
         save_flow(folder, model, facts=facts, weights=weights)
 
@@ -92,8 +102,14 @@ class FlowSE:
         """In Hz."""
         return model.sample_rate
 
-    def collate(self, clips: Sequence[Clip], model: FlowEnhancer | FlowModel, device: torch.device | str = "cpu", *,
-                with_target: bool = True) -> FlowBatch:
+    def collate(
+        self,
+        clips: Sequence[Clip],
+        model: FlowEnhancer | FlowModel,
+        device: torch.device | str = "cpu",
+        *,
+        with_target: bool = True,
+    ) -> FlowBatch:
         """Level and pad clips. Silence keeps its level: no gain makes speech of it."""
         cfg = model if isinstance(model, FlowModel) else model.cfg
         samples = [len(c.noisy) for c in clips]
@@ -116,7 +132,9 @@ class FlowSE:
         x1, y = encode(model, batch.target, batch.samples), encode(model, batch.noisy, batch.samples)
         return model.loss(x1, y, spectral_mask(model, batch, y.shape[1]), config.magnitude_weight)
 
-    def validate(self, model: FlowEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+    def validate(
+        self, model: FlowEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
         """Scores of held-out clips."""
         return check_enhancer(Enhancer(self, model, seed=seed), clips, folder, step, scorer)
 
@@ -127,8 +145,14 @@ class FlowSE:
         if "diffro" in config.algo:
             from rlspeech.tasks.flow_relax import RelaxedFlow
 
-            return RelaxedFlow(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed,
-                               last_steps=config.diffro.last_steps)
+            return RelaxedFlow(
+                self,
+                adapted,
+                explore or config.explore,
+                reduction=config.reduction,
+                seed=config.seed,
+                last_steps=config.diffro.last_steps,
+            )
         return FlowPolicy(self, adapted, explore or config.explore, reduction=config.reduction, seed=config.seed)
 
     def outputs(self, policy: Any, clips: list[Clip], folder: Path, *, players: int = 4, seed: int = 0) -> list[Sample]:
@@ -137,7 +161,9 @@ class FlowSE:
 
     def enhancer(self, model: FlowEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
         """The model at inference; ``config`` may give steps and guidance."""
-        return Enhancer(self, model, nfe=config.nfe if config else None, guidance=config.guidance if config else None, seed=seed)
+        return Enhancer(
+            self, model, nfe=config.nfe if config else None, guidance=config.guidance if config else None, seed=seed
+        )
 
 
 class Enhancer:
@@ -145,15 +171,21 @@ class Enhancer:
 
     uses_video = False
 
-    def __init__(self, task: FlowSE, model: FlowEnhancer, *, nfe: int | None = None, guidance: float | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, task: FlowSE, model: FlowEnhancer, *, nfe: int | None = None, guidance: float | None = None, seed: int = 0
+    ) -> None:
         self.task, self.model, self.seed = task, model, seed
         self.sample_rate, self.channels = model.sample_rate, 1
         self.nfe = nfe or model.cfg.nfe
         self.guidance = model.cfg.guidance if guidance is None else guidance
 
     @torch.no_grad()
-    def infer(self, wavs: Sequence[np.ndarray], keys: Sequence[str] | None = None,
-              lips: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
+    def infer(
+        self,
+        wavs: Sequence[np.ndarray],
+        keys: Sequence[str] | None = None,
+        lips: Sequence[np.ndarray | None] | None = None,
+    ) -> list[np.ndarray]:
         """Enhance waveforms.
 
         Args:

@@ -36,8 +36,10 @@ def quality(reference: np.ndarray, degraded: np.ndarray, sample_rate: int = 1600
     Raises:
         ValueError: too little speech in the reference to measure anything.
     """
-    scales = {"estoi": _unit(stoi_estoi(reference, degraded, sample_rate)[1], 0.15, 1.0),
-              "si_sdr": _unit(si_sdr(reference, degraded), -5.0, 25.0)}
+    scales = {
+        "estoi": _unit(stoi_estoi(reference, degraded, sample_rate)[1], 0.15, 1.0),
+        "si_sdr": _unit(si_sdr(reference, degraded), -5.0, 25.0),
+    }
     raw = _pesq(reference, degraded, sample_rate)
     if raw is not None:
         scales["pesq"] = _unit(raw, 1.0, 4.64) ** 0.5

@@ -24,7 +24,19 @@ from rlspeech.config import Pretrain
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.degrade import TRAITS, Sources, degrade
-from rlspeech.models.listener import AUDIO, BOS, END, EOS, SAMPLE_RATE, START, UNKNOWN, Listener, audio_tokens, load_listener, save_listener
+from rlspeech.models.listener import (
+    AUDIO,
+    BOS,
+    END,
+    EOS,
+    SAMPLE_RATE,
+    START,
+    UNKNOWN,
+    Listener,
+    audio_tokens,
+    load_listener,
+    save_listener,
+)
 from rlspeech.tasks.hearing import labels_of, quality, row_of
 from rlspeech.tasks.wording import describe, grades_of, read_back, stars_of, vocabulary
 from rlspeech.types import UserError
@@ -40,7 +52,10 @@ CENTRE = np.array([3.0, *[0.25] * len(TRAITS), -27.0], dtype=np.float32)
 SPREAD = np.array([1.2, *[0.3] * len(TRAITS), 8.0], dtype=np.float32)
 LABEL_WEIGHT = 1.0
 SAY_BATCH = 16
-QUESTIONS = (f"{START} user How does this recording sound? {END}", f"{START} user Describe the quality of the audio, please. {END}")
+QUESTIONS = (
+    f"{START} user How does this recording sound? {END}",
+    f"{START} user Describe the quality of the audio, please. {END}",
+)
 
 
 @dataclass
@@ -69,7 +84,9 @@ def targets_of(labels: dict[str, float]) -> np.ndarray:
     return np.asarray((np.array([labels[k] for k in LABELS], dtype=np.float32) - CENTRE) / SPREAD, dtype=np.float32)
 
 
-def tokens_of(model: Listener, frames: Sequence[int], answers: Sequence[str], question: str = "") -> tuple[Tensor, Tensor, Tensor]:
+def tokens_of(
+    model: Listener, frames: Sequence[int], answers: Sequence[str], question: str = ""
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask and answer marks, all (B, S): audio marks, an optional question, the answer and its end, padded behind."""
     tokenizer = model.processor.tokenizer
     rows = []
@@ -82,7 +99,7 @@ def tokens_of(model: Listener, frames: Sequence[int], answers: Sequence[str], qu
     for i, (a, b) in enumerate(rows):
         ids[i, : len(a) + len(b)] = torch.tensor(a + b)
         mask[i, : len(a) + len(b)] = 1
-        answer[i, len(a):len(a) + len(b)] = True
+        answer[i, len(a) : len(a) + len(b)] = True
     return ids, mask, answer
 
 
@@ -104,7 +121,9 @@ class ListenerTask:
         """A checkpoint's model and its ``rlspeech.json``. Raises ``UserError``."""
         return load_listener(name, device)
 
-    def save(self, folder: Path, model: nn.Module, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: nn.Module, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint that transformers can load."""
         assert isinstance(model, Listener)
         save_listener(folder, model, facts=facts, weights=weights)
@@ -123,8 +142,11 @@ class ListenerTask:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
         wavs, labels = labelled(clips, rng)
         if not wavs:
-            raise UserError("none of the clips of a batch can be described", "their clean side is silent, or shorter than half a second",
-                            "rlspeech check on the manifest")
+            raise UserError(
+                "none of the clips of a batch can be described",
+                "their clean side is silent, or shorter than half a second",
+                "rlspeech check on the manifest",
+            )
         features, frames = model.features(wavs)
         question = "" if rng.random() < 0.6 else _question(rng, vocabulary())
         ids, mask, answer = tokens_of(model, frames.tolist(), [describe(one, rng) for one in labels], question)
@@ -138,11 +160,17 @@ class ListenerTask:
         words = nn.functional.cross_entropy(said.float(), truth)
         labels = (guess.float() - batch.targets).square().mean()
         right = (said.detach().argmax(-1) == truth).float().mean()
-        return {"loss": words + LABEL_WEIGHT * labels, "words": words.detach(), "labels": labels.detach(), "right": right}
+        return {
+            "loss": words + LABEL_WEIGHT * labels,
+            "words": words.detach(),
+            "labels": labels.detach(),
+            "right": right,
+        }
 
     @torch.no_grad()
-    def validate(self, model: nn.Module, clips: Sequence[Clip], folder: Run, step: int, scorer: Any = None,
-                 seed: int = 0) -> dict[str, float]:
+    def validate(
+        self, model: nn.Module, clips: Sequence[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
+    ) -> dict[str, float]:
         """Listen to held-out clips; what was said goes to ``samples/step_.../said.jsonl``.
 
         Returns:
@@ -158,18 +186,31 @@ class ListenerTask:
             return {}
         said, right = list[str](), list[Tensor]()
         for at in range(0, len(wavs), SAY_BATCH):
-            part = wavs[at:at + SAY_BATCH]
+            part = wavs[at : at + SAY_BATCH]
             said += model.say(part)
             features, frames = model.features(part)
-            ids, mask, answer = tokens_of(model, frames.tolist(), [describe(one, rng) for one in labels[at:at + SAY_BATCH]])
+            ids, mask, answer = tokens_of(
+                model, frames.tolist(), [describe(one, rng) for one in labels[at : at + SAY_BATCH]]
+            )
             device = model.head.weight.device
             logits, _ = model(*(x.to(device) for x in (features, frames, ids, mask)))
             right.append((logits[:, :-1].argmax(-1).cpu() == ids[:, 1:])[answer[:, 1:]].float())
-        gaps = [abs(grade - grades_of(one)[k]) for text, one in zip(said, labels, strict=True) for k, grade in read_back(text).items()]
-        pairs = [(stars, one["quality"]) for text, one in zip(said, labels, strict=True) if (stars := stars_of(text)) is not None]
+        gaps = [
+            abs(grade - grades_of(one)[k])
+            for text, one in zip(said, labels, strict=True)
+            for k, grade in read_back(text).items()
+        ]
+        pairs = [
+            (stars, one["quality"])
+            for text, one in zip(said, labels, strict=True)
+            if (stars := stars_of(text)) is not None
+        ]
         numbers = {"token_accuracy": float(torch.cat(right).mean()), "named": len(pairs) / len(said)}
         if gaps:
-            numbers |= {"grades_right": float(np.mean([g == 0 for g in gaps])), "grades_near": float(np.mean([g <= 1 for g in gaps]))}
+            numbers |= {
+                "grades_right": float(np.mean([g == 0 for g in gaps])),
+                "grades_near": float(np.mean([g <= 1 for g in gaps])),
+            }
         if len({p for p, _ in pairs}) > 1 and len({q for _, q in pairs}) > 1:
             numbers["quality_srcc"] = float(spearmanr([p for p, _ in pairs], [q for _, q in pairs]).statistic)
         _keep(folder, step, said, labels)
@@ -201,7 +242,10 @@ def _question(rng: np.random.Generator, words: list[str]) -> str:
     """A question in front of the answer, or as many unknown words: what is asked must not matter."""
     if rng.random() < 0.5:
         return QUESTIONS[int(rng.integers(len(QUESTIONS)))]
-    some = [words[int(i)] if rng.random() < 0.3 else UNKNOWN for i in rng.integers(len(words), size=int(rng.integers(4, 28)))]
+    some = [
+        words[int(i)] if rng.random() < 0.3 else UNKNOWN
+        for i in rng.integers(len(words), size=int(rng.integers(4, 28)))
+    ]
     return " ".join(some)
 
 

@@ -98,14 +98,22 @@ class TokenPolicy:
         """Prompts of clips, as the model takes them."""
         raise NotImplementedError
 
-    def _write(self, heard: Any, batch: Sequence[Clip], group: int, seed: int,
-               most: int | Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _write(
+        self, heard: Any, batch: Sequence[Clip], group: int, seed: int, most: int | Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ids and mask (N, S), finished (N,) and prompts (N,), ``group`` rows a clip, of up to ``most`` tokens a row (or one a clip)."""
         parts, step = [], max(1, ROWS // group)
         for at in range(0, len(batch), step):
             clips, room = batch[at : at + step], most if isinstance(most, int) else most[at : at + step]
-            parts.append(self.model.generate(heard.select(range(at, at + len(clips))), group=group, sampling=self.sampling,
-                                             max_new_tokens=room, seed=[seed_of(self.seed, seed, c.key) for c in clips]))
+            parts.append(
+                self.model.generate(
+                    heard.select(range(at, at + len(clips))),
+                    group=group,
+                    sampling=self.sampling,
+                    max_new_tokens=room,
+                    seed=[seed_of(self.seed, seed, c.key) for c in clips],
+                )
+            )
         longest = max(d.ids.shape[1] for d in parts)
         ids = torch.cat([pad(d.ids, (0, longest - d.ids.shape[1]), value=self.model.pad) for d in parts])
         mask = torch.cat([pad(d.mask, (0, longest - d.mask.shape[1])) for d in parts])
@@ -132,7 +140,9 @@ class TokenPolicy:
                 finished.append(rollout.finished[rows])
                 samples += [rollout.samples[i] for i in rows.tolist()]
         whole = type(heard[0]).joined(heard) if heard else None
-        return self._pack(Said(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners)), samples, torch.cat(finished))
+        return self._pack(
+            Said(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners)), samples, torch.cat(finished)
+        )
 
     def _once(self, name: str, message: str) -> None:
         if name not in self._warned:
@@ -171,17 +181,25 @@ class TokenPolicy:
         cfg, self.notes = self.sampling, {}
         if gaps:
             gap = self.notes["sampler_gap"] = float(torch.cat(gaps).mean())
-            self._once("truncated", f"rollouts are drawn with top_p {cfg.top_p:g}, top_k {cfg.top_k}: mean |log ratio| between what is "
-                       f"sampled and what is trained is {gap:.3f} a token; --set sampling.top_p=1 --set sampling.top_k=0 makes them one")
+            self._once(
+                "truncated",
+                f"rollouts are drawn with top_p {cfg.top_p:g}, top_k {cfg.top_k}: mean |log ratio| between what is "
+                f"sampled and what is trained is {gap:.3f} a token; --set sampling.top_p=1 --set sampling.top_k=0 makes them one",
+            )
         if warm:
             gap = self.notes["temperature_gap"] = float(torch.cat(warm).mean())
-            self._once("warm", f"what is sampled and trained is the policy at temperature {cfg.temperature:g}: mean |log ratio| to the one "
-                       f"at temperature 1 is {gap:.3f} a token")
+            self._once(
+                "warm",
+                f"what is sampled and trained is the policy at temperature {cfg.temperature:g}: mean |log ratio| to the one "
+                f"at temperature 1 is {gap:.3f} a token",
+            )
 
     def _look(self, model: Any, said: Said, rows: Tensor, *, hidden: bool = False) -> Tensor:
         """Logits (n, S', V) float32 of the rows' tokens, S' the longest of them; or what the head sees, (n, S', D)."""
         lengths = said.mask[rows].sum(1)
-        parts = [torch.arange(len(rows))] if said.heard is None else like_lengths(lengths, SPARE[self.device.type != "cpu"])
+        parts = (
+            [torch.arange(len(rows))] if said.heard is None else like_lengths(lengths, SPARE[self.device.type != "cpu"])
+        )
         if len(parts) == 1:
             return self._see(model, said, rows, hidden)
         made = [self._see(model, said, rows[part], hidden) for part in parts]
@@ -203,7 +221,9 @@ class TokenPolicy:
                 heard = self._hear([said.clips[i] for i in used.tolist()], model=model, grad=torch.is_grad_enabled())
             else:
                 heard = said.heard
-            return model.hidden(heard, prompts, ids, mask).float() if hidden else model.logits(heard, prompts, ids, mask)
+            return (
+                model.hidden(heard, prompts, ids, mask).float() if hidden else model.logits(heard, prompts, ids, mask)
+            )
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         """Log-probabilities of the stored tokens of ``rows`` (n,) under the current weights; see ``types.LogProb``."""

@@ -45,7 +45,10 @@ SPOILT = 0.25  # share of training recordings that are made worse, where quality
 REPLACED = 0.08  # tokens that become others, at most
 MIXED = 0.5  # share of rows that are mixtures
 RECORDINGS, SPEAKERS = 20, 256  # of a speaker, to be a class; most classes
-SMOOTH, ATTRIBUTE = 0.1, 0.2  # label smoothing of the heads (RRPO's cure for rewards that an analytic gradient exploits), their weight
+SMOOTH, ATTRIBUTE = (
+    0.1,
+    0.2,
+)  # label smoothing of the heads (RRPO's cure for rewards that an analytic gradient exploits), their weight
 
 
 @dataclass
@@ -74,7 +77,9 @@ class TokenRewardTask:
 
     def __init__(self) -> None:
         self._codecs: dict[str, Any] = {}
-        self._tokens: dict[tuple[str, int], np.ndarray] = {}  # of recordings by key and level: a codec costs more than a training step
+        self._tokens: dict[
+            tuple[str, int], np.ndarray
+        ] = {}  # of recordings by key and level: a codec costs more than a training step
 
     # -- model -----------------------------------------------------------------------------------------------------------
 
@@ -85,10 +90,16 @@ class TokenRewardTask:
         rows = _rows(config.data)
         texts = [t for t in (get_normaliser(TEXT)(u.text or "") for u in rows) if t]
         if not texts:
-            raise UserError("no row of the data has a text", "the reward learns to read from transcribed speech", "rlspeech prepare --help")
+            raise UserError(
+                "no row of the data has a text",
+                "the reward learns to read from transcribed speech",
+                "rlspeech prepare --help",
+            )
         cfg = config.token_reward
         codec = self.codec(cfg.codec)
-        model = TokenReward(cfg, codec.size, make_tokenizer(texts, cfg.vocabulary), labels_of(rows, cfg.levels), codec.sample_rate)
+        model = TokenReward(
+            cfg, codec.size, make_tokenizer(texts, cfg.vocabulary), labels_of(rows, cfg.levels), codec.sample_rate
+        )
         start_alike(model.table.weight.data, codec)
         return model
 
@@ -102,7 +113,9 @@ class TokenRewardTask:
         """See ``load_token_reward``."""
         return load_token_reward(name, device)
 
-    def save(self, folder: Path, model: TokenReward, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: TokenReward, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """See ``save_token_reward``."""
         save_token_reward(folder, model, facts=facts, weights=weights)
 
@@ -112,7 +125,9 @@ class TokenRewardTask:
 
     # -- batches ---------------------------------------------------------------------------------------------------------
 
-    def collate(self, clips: Sequence[Clip], model: TokenReward, device: torch.device | str = "cpu", *, spoil: bool = True) -> TokenBatch:
+    def collate(
+        self, clips: Sequence[Clip], model: TokenReward, device: torch.device | str = "cpu", *, spoil: bool = True
+    ) -> TokenBatch:
         """Tokens, texts and labels of clips; with ``spoil`` some are made worse. Draws from torch's generator.
 
         Raises:
@@ -120,25 +135,34 @@ class TokenRewardTask:
         """
         lonely = [c.key for c in clips if c.text is None]
         if lonely:
-            raise UserError(f"{lonely[0]} has no text", "the reward learns from transcribed speech", "rlspeech check on the manifest")
+            raise UserError(
+                f"{lonely[0]} has no text",
+                "the reward learns from transcribed speech",
+                "rlspeech check on the manifest",
+            )
         levels = len(model.labels.get("quality", ()))
         named = any("quality" in c.columns for c in clips)
         graded = [levels] * len(clips)  # as they are
         if spoil and levels and not named:
-            graded = [1 + seed_of("level", c.key) % (levels - 1) if x < SPOILT else levels
-                      for c, x in zip(clips, torch.rand(len(clips)).tolist(), strict=True)]
+            graded = [
+                1 + seed_of("level", c.key) % (levels - 1) if x < SPOILT else levels
+                for c, x in zip(clips, torch.rand(len(clips)).tolist(), strict=True)
+            ]
         rows = self._encoded(clips, graded, levels, model, device)
         normalise = get_normaliser(TEXT)
         values = {name: [c.columns.get(COLUMN.get(name, name)) for c in clips] for name in model.labels}
         if levels and not named:
             values["quality"] = list(graded)
-        texts = [None if levels and 2 * g <= levels else normalise(c.text or "") for c, g in zip(clips, graded, strict=True)]
+        texts = [
+            None if levels and 2 * g <= levels else normalise(c.text or "") for c, g in zip(clips, graded, strict=True)
+        ]
         ids = pad_sequence(rows, batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:, None]
         return TokenBatch(ids.to(device), mask.to(device), texts, values)
 
-    def _encoded(self, clips: Sequence[Clip], graded: Sequence[int], levels: int, model: TokenReward,
-                 device: torch.device | str) -> list[Tensor]:
+    def _encoded(
+        self, clips: Sequence[Clip], graded: Sequence[int], levels: int, model: TokenReward, device: torch.device | str
+    ) -> list[Tensor]:
         keys = [(c.key, g) for c, g in zip(clips, graded, strict=True)]
         new = {k: c for k, c in zip(keys, clips, strict=True) if k not in self._tokens}
         if new:
@@ -159,11 +183,21 @@ class TokenRewardTask:
             ids, mask = model.pieces([batch.texts[i] or "" for i in read])
             logits = model.text_logits(some, ids)[mask]
             words = nn.functional.cross_entropy(logits, ids[mask])
-            parts |= {"loss": words, "words": words.detach(), "right": (logits.detach().argmax(-1) == ids[mask]).float().mean()}
+            parts |= {
+                "loss": words,
+                "words": words.detach(),
+                "right": (logits.detach().argmax(-1) == ids[mask]).float().mean(),
+            }
             if config.ctc_weight:
                 sizes = mask.sum(1) - 1  # without the end mark
-                ctc = nn.functional.ctc_loss(model.ctc(some.states).float().log_softmax(-1).transpose(0, 1), ids, some.keep.sum(1),
-                                             sizes, blank=model.pad, zero_infinity=True)
+                ctc = nn.functional.ctc_loss(
+                    model.ctc(some.states).float().log_softmax(-1).transpose(0, 1),
+                    ids,
+                    some.keep.sum(1),
+                    sizes,
+                    blank=model.pad,
+                    zero_infinity=True,
+                )
                 parts |= {"loss": (1 - config.ctc_weight) * words + config.ctc_weight * ctc, "ctc": ctc.detach()}
         for name, logits in model.attributes(heard).items():
             truth = model.classes(name, batch.values[name])
@@ -173,18 +207,26 @@ class TokenRewardTask:
                 parts |= {"loss": parts["loss"] + ATTRIBUTE * part, name: part.detach()}
         return parts
 
-    def validate(self, model: TokenReward, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+    def validate(
+        self, model: TokenReward, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
         """Word error rate by kind of speech, CER and NLL of the text, accuracy of the heads, on recordings as they are."""
         device = model.device
         batch = self.collate(clips, model, device, spoil=False)
         rows = [r[m] for r, m in zip(batch.ids, batch.mask, strict=True)]
         said = model.transcribe(rows)
-        samples = [Sample(c.key, c.noisy, c.sample_rate, None, c.text, c.columns, hypothesis=t, tokens=r.cpu().numpy())
-                   for c, t, r in zip(clips, said, rows, strict=True)]
+        samples = [
+            Sample(c.key, c.noisy, c.sample_rate, None, c.text, c.columns, hypothesis=t, tokens=r.cpu().numpy())
+            for c, t, r in zip(clips, said, rows, strict=True)
+        ]
         keep(folder.path / "samples" / f"step_{step:06d}", samples)
         numbers: Numbers = {**rates(samples)}
         judge = TokenText(model)
-        scores = judge.compute([s for s in samples if s.text], ["token_cer", "token_nll"]) if any(s.text for s in samples) else []
+        scores = (
+            judge.compute([s for s in samples if s.text], ["token_cer", "token_nll"])
+            if any(s.text for s in samples)
+            else []
+        )
         for name in ("cer", "nll"):
             values = [v for row in scores if (v := row[f"token_{name}"].value) is not None]
             numbers |= {name: mean_interval(values)} if values else {}
@@ -258,4 +300,6 @@ def _rows(data: str | None) -> list[Utterance]:
     if found.suffix != ".json":
         return recordings(read_manifest(found), data)
     clean = json.loads(found.read_text(encoding="utf-8"))["clean"]
-    return recordings([u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)], data)
+    return recordings(
+        [u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)], data
+    )

@@ -66,17 +66,42 @@ class Tts:
     valid_metrics: ClassVar[tuple[str, ...]] = ("tts_cer",)
     next_command: ClassVar[str] = "rlspeech rl --task tts --model {run}, or rlspeech speak TEXT --model {run}"
     default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
-        RewardSpec(name=name, scale="none") for name in ("tts_accuracy", "tts_duration"))
-    guard_limits: ClassVar[dict[str, float]] = {  # how far each may drop before a run is stopped; content rewards are known to spoil them
-        "tts_cer": 0.05, "tts_stopped": 0.05, "tts_duration_drift": 0.15, "speaker_similarity": 0.05, "tts_pitch_std": 0.08,
-        "dnsmos_ovrl": 0.2}
-    default_guards: ClassVar[tuple[str, ...]] = (*guard_limits, "tts_duration_ratio")  # the ratio has no worse side: it is watched
+        RewardSpec(name=name, scale="none") for name in ("tts_accuracy", "tts_duration")
+    )
+    guard_limits: ClassVar[
+        dict[str, float]
+    ] = {  # how far each may drop before a run is stopped; content rewards are known to spoil them
+        "tts_cer": 0.05,
+        "tts_stopped": 0.05,
+        "tts_duration_drift": 0.15,
+        "speaker_similarity": 0.05,
+        "tts_pitch_std": 0.08,
+        "dnsmos_ovrl": 0.2,
+    }
+    default_guards: ClassVar[tuple[str, ...]] = (
+        *guard_limits,
+        "tts_duration_ratio",
+    )  # the ratio has no worse side: it is watched
     default_metrics: ClassVar[tuple[str, ...]] = (
-        "tts_cer", "tts_wer", "speaker_similarity", "dnsmos_ovrl", "tts_pitch_std", "tts_duration_ratio", "tts_duration_drift",
-        "tts_stopped")
+        "tts_cer",
+        "tts_wer",
+        "speaker_similarity",
+        "dnsmos_ovrl",
+        "tts_pitch_std",
+        "tts_duration_ratio",
+        "tts_duration_drift",
+        "tts_stopped",
+    )
     rl_defaults: ClassVar[dict[str, Any]] = {
-        "lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.1, "group": 8, "prompts_per_step": 16,
-        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True)}
+        "lora": None,
+        "lr": 1e-4,
+        "clip_s": 0.0,
+        "clip_range": 0.2,
+        "kl_beta": 0.1,
+        "group": 8,
+        "prompts_per_step": 16,
+        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
+    }
 
     def __init__(self) -> None:
         self._codes: dict[tuple[str, str], np.ndarray] = {}
@@ -97,17 +122,24 @@ class Tts:
         model, given = load_codec_lm(config.init)[0], config.tts.model_fields_set
         misfits = [k for k in given - {"prompt_s", "max_s"} if getattr(config.tts, k) != getattr(model.cfg, k, None)]
         if misfits:
-            raise UserError(f"{config.init} has another {', '.join(sorted(misfits))}", "with --init only max_s, prompt_s can be set",
-                            "leave them out, or train from random weights without --init")
+            raise UserError(
+                f"{config.init} has another {', '.join(sorted(misfits))}",
+                "with --init only max_s, prompt_s can be set",
+                "leave them out, or train from random weights without --init",
+            )
         model.layout = replace(model.layout, **{k: getattr(config.tts, k) for k in given & {"prompt_s", "max_s"}})
         model.max_s = model.layout.max_s
         return model
 
-    def load(self, name: str, device: torch.device | str = "cpu", dtype: str = "fp32", **options: Any) -> tuple[Any, dict[str, Any]]:
+    def load(
+        self, name: str, device: torch.device | str = "cpu", dtype: str = "fp32", **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """Any codec language model, and what is known of it. Raises ``UserError``."""
         return load_codec_lm(name, device, cast(Any, dtype))
 
-    def save(self, folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint that transformers can load."""
         save_codec_lm(folder, model, facts=facts, weights=weights)
 
@@ -115,7 +147,9 @@ class Tts:
         """In Hz."""
         return model.sample_rate
 
-    def collate(self, clips: Sequence[Clip], model: CodecLM, device: torch.device | str = "cpu", *, train: bool = True) -> TtsBatch:
+    def collate(
+        self, clips: Sequence[Clip], model: CodecLM, device: torch.device | str = "cpu", *, train: bool = True
+    ) -> TtsBatch:
         """Ids of clips and what is before them; with ``train`` some rows get a prompt. Draws from torch's generator.
 
         Raises:
@@ -123,10 +157,17 @@ class Tts:
         """
         lonely = [c.key for c in clips if c.text is None]
         if lonely:
-            raise UserError(f"{lonely[0]} has no text", "a synthesiser learns from transcribed speech", "rlspeech check on the manifest")
+            raise UserError(
+                f"{lonely[0]} has no text",
+                "a synthesiser learns from transcribed speech",
+                "rlspeech check on the manifest",
+            )
         codes = self.recorded(clips, model)
         draw = torch.rand(2, len(clips)).tolist() if train else None
-        lines = [self.line(c, model) if draw is None else self._prompted(c, model, draw[0][i], draw[1][i]) for i, c in enumerate(clips)]
+        lines = [
+            self.line(c, model) if draw is None else self._prompted(c, model, draw[0][i], draw[1][i])
+            for i, c in enumerate(clips)
+        ]
         ids, mask = model.references(codes)
         seen = ids
         if train:
@@ -172,11 +213,16 @@ class Tts:
         logits = model.head(model.hidden(prompts, range(len(prompts)), batch.seen, batch.mask)[batch.mask]).float()
         truth = batch.ids[batch.mask]
         each = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
-        return {"loss": each.mean(), "right": (logits.detach().argmax(-1) == truth).float().mean(),
-                "stop": each.detach()[truth == model.stop].mean()}
+        return {
+            "loss": each.mean(),
+            "right": (logits.detach().argmax(-1) == truth).float().mean(),
+            "stop": each.detach()[truth == model.stop].mean(),
+        }
 
     @torch.no_grad()
-    def validate(self, model: CodecLM, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+    def validate(
+        self, model: CodecLM, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
         """Cross-entropy on recordings, and what is said when their texts are read: stop rate, length against the recording's, scores."""
         batch = self.collate(clips, model, model.device, train=False)
         nll, count = 0.0, 0
@@ -187,10 +233,17 @@ class Tts:
             nll, count = nll - float(token_logp(logits, ids)[mask].sum()), count + int(mask.sum())
         samples = self.say(model, clips, seed=seed)
         _keep(folder.path / "samples" / f"step_{step:06d}", samples, 4)
-        ratios = [len(s.tokens) / (len(c.target) / c.sample_rate / model.layout.frame_s) for s, c in zip(samples, clips, strict=True)
-                  if s.tokens is not None and len(c.target)]
-        return {"nll": nll / max(count, 1), "stopped": mean_interval([s.finished for s in samples]),
-                "length_ratio": mean_interval(ratios), **means_of(scorer.score(samples))}
+        ratios = [
+            len(s.tokens) / (len(c.target) / c.sample_rate / model.layout.frame_s)
+            for s, c in zip(samples, clips, strict=True)
+            if s.tokens is not None and len(c.target)
+        ]
+        return {
+            "nll": nll / max(count, 1),
+            "stopped": mean_interval([s.finished for s in samples]),
+            "length_ratio": mean_interval(ratios),
+            **means_of(scorer.score(samples)),
+        }
 
     # -- speech ----------------------------------------------------------------------------------------------------------
 
@@ -235,8 +288,15 @@ class Tts:
                 self._voices[path, rate] = np.zeros(0, np.float32)
         return self._voices[path, rate]
 
-    def say(self, model: CodecLM, clips: Sequence[Clip], *, sampling: Sampling | None = None, seed: int = 0,
-            wavs: bool = True) -> list[Sample]:
+    def say(
+        self,
+        model: CodecLM,
+        clips: Sequence[Clip],
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        wavs: bool = True,
+    ) -> list[Sample]:
         """Speech of clips' texts, one sample a clip, in order. A clip's draw depends on its key and the seed alone.
 
         Args:
@@ -252,19 +312,40 @@ class Tts:
             part = order[at : at + SAY_BATCH]
             some = [clips[i] for i in part]
             room = [longest(c.text, model, sampling) for c in some]
-            drawn = model.generate(model.read([self.line(c, model) for c in some]), sampling=sampling, max_new_tokens=room,
-                                   seed=[seed_of(seed, c.key) for c in some])
-            for i, s in zip(part, self.samples(model, some, model.codes(drawn.ids, drawn.mask), drawn.finished, wavs=wavs), strict=True):
+            drawn = model.generate(
+                model.read([self.line(c, model) for c in some]),
+                sampling=sampling,
+                max_new_tokens=room,
+                seed=[seed_of(seed, c.key) for c in some],
+            )
+            for i, s in zip(
+                part,
+                self.samples(model, some, model.codes(drawn.ids, drawn.mask), drawn.finished, wavs=wavs),
+                strict=True,
+            ):
                 out[i] = s
         return cast(list[Sample], out)
 
-    def samples(self, model: CodecLM, clips: Sequence[Clip], codes: Sequence[Tensor], finished: Tensor, *,
-                wavs: bool = True) -> list[Sample]:
+    def samples(
+        self, model: CodecLM, clips: Sequence[Clip], codes: Sequence[Tensor], finished: Tensor, *, wavs: bool = True
+    ) -> list[Sample]:
         """Samples of codec ids (T_i,), one clip each; their target is the speech whose voice was wanted."""
         voices = [self.voice(c, model) for c in clips]
         made = model.codec.decode(codes, voices) if wavs else [np.zeros(0, np.float32)] * len(clips)
-        return [Sample(c.key, wav, model.sample_rate, voice, c.text, c.columns, tokens=ids.numpy(), finished=bool(done),
-                       token_s=model.layout.frame_s) for c, wav, voice, ids, done in zip(clips, made, voices, codes, finished, strict=True)]
+        return [
+            Sample(
+                c.key,
+                wav,
+                model.sample_rate,
+                voice,
+                c.text,
+                c.columns,
+                tokens=ids.numpy(),
+                finished=bool(done),
+                token_s=model.layout.frame_s,
+            )
+            for c, wav, voice, ids, done in zip(clips, made, voices, codes, finished, strict=True)
+        ]
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 

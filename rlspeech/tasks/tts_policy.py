@@ -52,7 +52,9 @@ class TtsPolicy(TokenPolicy):
 
     def __init__(self, task: Any, adapted: Any, config: Any) -> None:
         super().__init__(task, adapted, config)
-        self.loud = config.algo != "diffro" and hears([r.name for r in config.rewards])  # diffro alone scores no rollout
+        self.loud = config.algo != "diffro" and hears(
+            [r.name for r in config.rewards]
+        )  # diffro alone scores no rollout
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -65,7 +67,9 @@ class TtsPolicy(TokenPolicy):
         room = [longest(c.text, self.model, self.sampling) for c in batch]
         with self._cast():
             ids, mask, finished, prompts = self._write(asked, batch, group, seed, room)
-        empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[prompts]  # nothing to say: nothing was decided
+        empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[
+            prompts
+        ]  # nothing to say: nothing was decided
         mask, finished = mask & ~empty[:, None], finished | empty
         samples = self._samples(self.model, [batch[p] for p in prompts.tolist()], ids, mask, finished)
         return self._pack(Said(batch, asked, ids, mask, prompts), samples, finished)
@@ -84,13 +88,17 @@ class TtsPolicy(TokenPolicy):
     def _hear(self, clips: Sequence[Clip], *, model: CodecLM | None = None, grad: bool = False) -> Prompts:
         return self.model.read([self.task.line(c, self.model) for c in clips])  # type: ignore[no-any-return]
 
-    def _samples(self, model: CodecLM, clips: Sequence[Clip], ids: Tensor, mask: Tensor, finished: Tensor) -> list[Sample]:
+    def _samples(
+        self, model: CodecLM, clips: Sequence[Clip], ids: Tensor, mask: Tensor, finished: Tensor
+    ) -> list[Sample]:
         made: list[Sample] = self.task.samples(model, clips, model.codes(ids, mask), finished, wavs=self.loud)
         return made
 
     # -- relaxed -------------------------------------------------------------------------------------------------------
 
-    def relax(self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False) -> Relaxed:
+    def relax(
+        self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False
+    ) -> Relaxed:
         """The ids of ``rows`` (n,) as a differentiable function of the current weights; see ``types.RelaxPolicy``."""
         said: Said = rollout.state
         width = max(1, int(said.mask[rows].sum(1).max()))

@@ -32,10 +32,20 @@ OVERALL: tuple[tuple[str, ...], ...] = (
     ("excellent", "superb", "outstanding"),
     ("perfect", "flawless", "pristine"),
 )
-OVERALL_FORMS = ("The overall quality is {}.", "Overall, the quality of this recording is {}.", "The sound quality is {}.")
+OVERALL_FORMS = (
+    "The overall quality is {}.",
+    "Overall, the quality of this recording is {}.",
+    "The sound quality is {}.",
+)
 EFFORT: tuple[tuple[str, ...], ...] = (
-    ("unbearable", "painful"), ("exhausting", "very annoying"), ("very tiring", "annoying"), ("tiring", "unpleasant"),
-    ("rather tiring", "slightly unpleasant"), ("fairly comfortable", "fairly easy"), ("comfortable", "easy"), ("effortless", "pleasant"),
+    ("unbearable", "painful"),
+    ("exhausting", "very annoying"),
+    ("very tiring", "annoying"),
+    ("tiring", "unpleasant"),
+    ("rather tiring", "slightly unpleasant"),
+    ("fairly comfortable", "fairly easy"),
+    ("comfortable", "easy"),
+    ("effortless", "pleasant"),
 )
 EFFORT_FORMS = ("It is {} to listen to.", "The speech is {} to listen to.")
 NOUNS: dict[str, tuple[str, ...]] = {
@@ -48,19 +58,38 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "artefacts": ("processing artefacts", "watery artefacts"),
 }
 AMOUNTS: tuple[tuple[str, ...], ...] = (
-    ("no", "no audible", "hardly any"), ("very slight", "very faint", "barely audible"), ("slight", "mild", "faint"),
-    ("moderate", "noticeable", "some"), ("strong", "heavy", "considerable"), ("extreme", "overwhelming", "severe"),
+    ("no", "no audible", "hardly any"),
+    ("very slight", "very faint", "barely audible"),
+    ("slight", "mild", "faint"),
+    ("moderate", "noticeable", "some"),
+    ("strong", "heavy", "considerable"),
+    ("extreme", "overwhelming", "severe"),
 )
 ADJECTIVES: dict[str, tuple[str, ...]] = {
-    "noise": ("noisy",), "reverb": ("reverberant", "echoing"), "distortion": ("distorted",), "muffling": ("muffled", "dull"),
-    "dropouts": ("interrupted", "choppy"), "artefacts": ("artificial", "robotic"),
+    "noise": ("noisy",),
+    "reverb": ("reverberant", "echoing"),
+    "distortion": ("distorted",),
+    "muffling": ("muffled", "dull"),
+    "dropouts": ("interrupted", "choppy"),
+    "artefacts": ("artificial", "robotic"),
 }
-ADVERBS: tuple[tuple[str, ...], ...] = (("not", "not at all"), ("hardly", "barely"), ("slightly", "mildly"), ("somewhat", "moderately"),
-                                        ("very", "strongly"), ("extremely", "terribly"))
+ADVERBS: tuple[tuple[str, ...], ...] = (
+    ("not", "not at all"),
+    ("hardly", "barely"),
+    ("slightly", "mildly"),
+    ("somewhat", "moderately"),
+    ("very", "strongly"),
+    ("extremely", "terribly"),
+)
 NOUN_FORMS = ("There is {}.", "I can hear {}.", "The recording has {}.")
 ADJECTIVE_FORMS = ("The voice is {}.", "The speech sounds {}.")
-LEVELS: tuple[tuple[str, ...], ...] = (("very quiet", "far too quiet"), ("quiet", "rather quiet"), ("normal", "moderate in level"),
-                                       ("loud", "rather loud"), ("very loud", "far too loud"))
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("very quiet", "far too quiet"),
+    ("quiet", "rather quiet"),
+    ("normal", "moderate in level"),
+    ("loud", "rather loud"),
+    ("very loud", "far too loud"),
+)
 LEVEL_FORMS = ("The volume is {}.",)
 LEVEL_EDGES_DBFS = (-37.0, -31.0, -22.0, -17.0)
 MOST_TRAITS = 4
@@ -111,8 +140,16 @@ def _traits(grades: Mapping[str, int], labels: Mapping[str, float], rng: np.rand
     if not said:
         return []
     cut = len(said) if rng.random() < 0.6 else int(rng.integers(len(said) + 1))
-    nouns = [f"{_one(AMOUNTS[grades[t]], rng)} {_one(NOUNS[t], rng)}" for t in said if t not in ADJECTIVES or said.index(t) < cut]
-    adjectives = [f"{_one(ADVERBS[grades[t]], rng)} {_one(ADJECTIVES[t], rng)}" for t in said if t in ADJECTIVES and said.index(t) >= cut]
+    nouns = [
+        f"{_one(AMOUNTS[grades[t]], rng)} {_one(NOUNS[t], rng)}"
+        for t in said
+        if t not in ADJECTIVES or said.index(t) < cut
+    ]
+    adjectives = [
+        f"{_one(ADVERBS[grades[t]], rng)} {_one(ADJECTIVES[t], rng)}"
+        for t in said
+        if t in ADJECTIVES and said.index(t) >= cut
+    ]
     made = []
     if nouns:
         made.append(_fill(NOUN_FORMS, _list(nouns), rng))
@@ -124,7 +161,11 @@ def _traits(grades: Mapping[str, int], labels: Mapping[str, float], rng: np.rand
 def read_back(text: str) -> dict[str, int]:
     """The grades that an answer in this wording names; what it does not name is absent."""
     low, found = text.lower(), dict[str, int]()
-    for name, forms, table in (("overall", OVERALL_FORMS, OVERALL), ("effort", EFFORT_FORMS, EFFORT), ("loudness", LEVEL_FORMS, LEVELS)):
+    for name, forms, table in (
+        ("overall", OVERALL_FORMS, OVERALL),
+        ("effort", EFFORT_FORMS, EFFORT),
+        ("loudness", LEVEL_FORMS, LEVELS),
+    ):
         heads = "|".join(re.escape(f.lower()).replace(r"\{\}", f"({_any(table)})") for f in forms)
         match = re.search(heads, low)
         if match:
@@ -148,7 +189,9 @@ def vocabulary() -> list[str]:
     tables = (OVERALL, EFFORT, AMOUNTS, ADVERBS, LEVELS, tuple(NOUNS.values()), tuple(ADJECTIVES.values()))
     phrases = [p for table in tables for row in table for p in row]
     forms = [*OVERALL_FORMS, *EFFORT_FORMS, *NOUN_FORMS, *ADJECTIVE_FORMS, *LEVEL_FORMS, "and ,"]
-    return sorted({w for text in (*phrases, *(f.replace("{}", "") for f in forms)) for w in re.findall(r"\w+|[^\w\s]", text)})
+    return sorted(
+        {w for text in (*phrases, *(f.replace("{}", "") for f in forms)) for w in re.findall(r"\w+|[^\w\s]", text)}
+    )
 
 
 def _one(items: tuple[str, ...], rng: np.random.Generator) -> str:

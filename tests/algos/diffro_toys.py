@@ -23,7 +23,9 @@ class Chain:
 
     sample_rate = 16000
 
-    def __init__(self, supports: frozenset[str] = frozenset({"sample", "relax"}), dtype: Any = torch.float32, own_kl: bool = True) -> None:
+    def __init__(
+        self, supports: frozenset[str] = frozenset({"sample", "relax"}), dtype: Any = torch.float32, own_kl: bool = True
+    ) -> None:
         start = 0.5 * torch.randn(CODES + 1, CODES + 1, generator=torch.Generator().manual_seed(1))
         self.table = nn.Parameter(start.to(dtype))
         self.reference, self.supports, self.own_kl = self.table.detach().clone(), supports, own_kl
@@ -36,14 +38,27 @@ class Chain:
     def rollout(self, batch: list[Any], *, group: int, seed: int) -> Rollout:
         index, g = torch.arange(len(batch)).repeat_interleave(group), torch.Generator().manual_seed(seed)
         n = len(index)
-        ids, alive, mask = torch.full((n, LONGEST), STOP), torch.ones(n, dtype=torch.bool), torch.zeros(n, LONGEST, dtype=torch.bool)
+        ids, alive, mask = (
+            torch.full((n, LONGEST), STOP),
+            torch.ones(n, dtype=torch.bool),
+            torch.zeros(n, LONGEST, dtype=torch.bool),
+        )
         last = torch.full((n,), STOP)
         for s in range(LONGEST):
             last = torch.multinomial(self.table[last].softmax(-1).float(), 1, generator=g)[:, 0]
             ids[:, s], mask[:, s] = torch.where(alive, last, STOP), alive
             alive = alive & (last != STOP)
-        samples = [Sample(str(batch[i]), np.zeros(0, np.float32), 16000, text=str(batch[i]), tokens=row[m & (row != STOP)].numpy(),
-                          finished=not bool(a)) for i, row, m, a in zip(index.tolist(), ids, mask, alive, strict=True)]
+        samples = [
+            Sample(
+                str(batch[i]),
+                np.zeros(0, np.float32),
+                16000,
+                text=str(batch[i]),
+                tokens=row[m & (row != STOP)].numpy(),
+                finished=not bool(a),
+            )
+            for i, row, m, a in zip(index.tolist(), ids, mask, alive, strict=True)
+        ]
         made = Rollout(index, torch.zeros(n, LONGEST), mask, samples, ids, ~alive)
         made.logp = self.log_prob(made, torch.arange(n), with_kl=False).logp.detach()
         return made
@@ -61,26 +76,38 @@ class Chain:
         one = torch.ones(LONGEST)
         return LogProb(logp, self._kl(ids) if with_kl else None, torch.zeros_like(logp).detach(), one, one)
 
-    def relax(self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False) -> Relaxed:
+    def relax(
+        self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False
+    ) -> Relaxed:
         self.relaxed.append(rows)
         ids = rollout.state[rows]
         mask = rollout.mask[rows] & (ids != STOP)
         logits = self._logits(ids, self.table)
         noise = gumbel_noise(mask.sum(1).tolist(), CODES, [seed * 1000 + r for r in rows.tolist()])
         noise = pad(noise, (0, 0, 0, LONGEST - noise.shape[1])).to(self.table.dtype)
-        soft = ((logits[..., :CODES] + noise) / tau).softmax(-1) if not hard else relaxed_tokens(logits[..., :CODES], noise, tau, True)
-        return Relaxed(soft, mask, logits[..., :CODES], logits[..., STOP], self._kl(ids) if with_kl and self.own_kl else None, seed)
+        soft = (
+            ((logits[..., :CODES] + noise) / tau).softmax(-1)
+            if not hard
+            else relaxed_tokens(logits[..., :CODES], noise, tau, True)
+        )
+        return Relaxed(
+            soft, mask, logits[..., :CODES], logits[..., STOP], self._kl(ids) if with_kl and self.own_kl else None, seed
+        )
 
 
 class Likes:
     """Likes some codes more than others, and says what it saw of each part."""
 
-    def __init__(self, taste: Sequence[float] = (1.0, 0.5, 0.0, -0.5, -1.0), blind: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, taste: Sequence[float] = (1.0, 0.5, 0.0, -0.5, -1.0), blind: frozenset[str] = frozenset()
+    ) -> None:
         self.taste, self.blind, self.last, self.rows = torch.tensor(taste), blind, dict[str, float](), 0
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
         self.rows += len(samples)
-        liked = (relaxed.soft @ self.taste.to(relaxed.soft.dtype)).square() + relaxed.soft @ self.taste.to(relaxed.soft.dtype)
+        liked = (relaxed.soft @ self.taste.to(relaxed.soft.dtype)).square() + relaxed.soft @ self.taste.to(
+            relaxed.soft.dtype
+        )
         value = (liked * relaxed.mask).sum(1) / relaxed.mask.sum(1).clamp_min(1)
         self.last = {"taste": float(value.detach().mean())}
         unknown = torch.tensor([s.key in self.blind for s in samples])
@@ -102,5 +129,19 @@ class Judge:
 def config(algo: str, **changes: Any) -> RL:
     """Settings for the toy; ``diffro`` as a dictionary."""
     changes["diffro"] = DiffRO(**changes.pop("diffro", {}))
-    return RL(**{"algo": algo, "task": "tts", "rewards": [RewardSpec(name=NAME)], "prompts_per_step": 4, "group": 4, "micro_batch": 2,
-                 "kl_beta": 0.0, "clip_range": 0.2, "steps": 5, "lr": 0.05, "truncated": "keep", **changes})
+    return RL(
+        **{
+            "algo": algo,
+            "task": "tts",
+            "rewards": [RewardSpec(name=NAME)],
+            "prompts_per_step": 4,
+            "group": 4,
+            "micro_batch": 2,
+            "kl_beta": 0.0,
+            "clip_range": 0.2,
+            "steps": 5,
+            "lr": 0.05,
+            "truncated": "keep",
+            **changes,
+        }
+    )

@@ -30,7 +30,13 @@ class Toy:
     supports = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
 
     def __init__(self, sigma: float = 0.5, noise: float = 1.0, steps: int = 1, lie: float = 0.0) -> None:
-        self.theta, self.sigma, self.noise, self.steps, self.lie = nn.Parameter(torch.zeros(3)), sigma, noise, steps, lie
+        self.theta, self.sigma, self.noise, self.steps, self.lie = (
+            nn.Parameter(torch.zeros(3)),
+            sigma,
+            noise,
+            steps,
+            lie,
+        )
         self.reference = torch.zeros(3)
         self.based: list[list[str]] = []
         self.rolled = 0
@@ -69,7 +75,10 @@ class Toy:
 
     def base(self, batch: list[Clip]) -> list[Sample]:
         self.based.append([c.key for c in batch])
-        return [Sample(c.key, np.concatenate([self.reference.numpy(), np.zeros(2 * self.steps, np.float32)]), 16000) for c in batch]
+        return [
+            Sample(c.key, np.concatenate([self.reference.numpy(), np.zeros(2 * self.steps, np.float32)]), 16000)
+            for c in batch
+        ]
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         return rollout.state[1][rows]
@@ -95,17 +104,27 @@ class Judge:
 
 def config(ppo: dict[str, Any] | None = None, **changes: Any) -> RL:
     """PPO with one reward as it comes, group 1."""
-    plain = {"algo": "ppo", "rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 8, "group": 1, "micro_batch": 4}
+    plain = {
+        "algo": "ppo",
+        "rewards": [RewardSpec(name=NAME, scale="none")],
+        "prompts_per_step": 8,
+        "group": 1,
+        "micro_batch": 4,
+    }
     return RL(**{**plain, "kl_beta": 0.0, "clip_range": 0.2, "lr": 0.05, "ppo": PPO(**(ppo or {})), **changes})
 
 
-def make(policy: Toy | None = None, optimizer: Any = torch.optim.Adam, ppo: dict[str, Any] | None = None, **changes: Any) -> Any:
+def make(
+    policy: Toy | None = None, optimizer: Any = torch.optim.Adam, ppo: dict[str, Any] | None = None, **changes: Any
+) -> Any:
     """The algorithm that the configuration names, over a toy."""
     policy = policy or Toy()
     return get_algorithm(config(ppo, **changes), policy, optimizer(policy.parameters(), 0.05))  # type: ignore[arg-type]
 
 
-def train(algo: Any, steps: int, lr: float = 0.05, judge: Judge | None = None, start: int = 0, total: int | None = None) -> list[dict]:
+def train(
+    algo: Any, steps: int, lr: float = 0.05, judge: Judge | None = None, start: int = 0, total: int | None = None
+) -> list[dict]:
     """``steps`` collections from number ``start``, linear schedule."""
     rows, total = [], total or steps
     for step in range(start, start + steps):

@@ -33,7 +33,9 @@ def _loop(reward: list[float], group: list[int], std: str) -> list[float]:
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.one_of(st.integers(-40, 40).map(lambda i: i / 8), st.just(math.nan)), st.integers(0, 4)), min_size=1, max_size=24
+        st.tuples(st.one_of(st.integers(-40, 40).map(lambda i: i / 8), st.just(math.nan)), st.integers(0, 4)),
+        min_size=1,
+        max_size=24,
     ),
     st.sampled_from(["group", "batch", "none"]),
 )
@@ -62,7 +64,9 @@ def test_trl_divides_by_the_sample_deviation() -> None:
     rows = reward.view(2, 3)
     trl = ((rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + 1e-4)).flatten()
     torch.testing.assert_close(group_advantage(reward, group).value, trl * math.sqrt(3 / 2), atol=1e-3, rtol=0)
-    torch.testing.assert_close(group_advantage(reward, group, "none", clip=1e9).value, (rows - rows.mean(1, keepdim=True)).flatten())
+    torch.testing.assert_close(
+        group_advantage(reward, group, "none", clip=1e9).value, (rows - rows.mean(1, keepdim=True)).flatten()
+    )
 
 
 def test_rows_without_a_score_and_groups_without_spread() -> None:
@@ -73,7 +77,10 @@ def test_rows_without_a_score_and_groups_without_spread() -> None:
     assert made.signal == 1 and made.constant_groups == 0.75 and made.unscorable == pytest.approx(0.25)
     empty = group_advantage(torch.tensor([nan, nan]), torch.tensor([0, 0]))
     assert empty.value.tolist() == [0.0, 0.0] and empty.unscorable == 1.0
-    assert group_advantage(torch.tensor([0.0] * 9 + [100.0]), torch.zeros(10, dtype=torch.long), clip=2.5).value.max() == 2.5
+    assert (
+        group_advantage(torch.tensor([0.0] * 9 + [100.0]), torch.zeros(10, dtype=torch.long), clip=2.5).value.max()
+        == 2.5
+    )
     infinite = group_advantage(torch.tensor([1.0, float("inf"), 3.0]), torch.zeros(3, dtype=torch.long))
     assert infinite.value.tolist() == [-1.0, 0.0, 1.0]
 
@@ -81,9 +88,13 @@ def test_rows_without_a_score_and_groups_without_spread() -> None:
 # -- the loss --------------------------------------------------------------------------------------------------------------
 
 
-def _look(logp: torch.Tensor, kl: torch.Tensor | None = None, drift: float = 0.0, scale: float = 1.0, dt: float = 1.0) -> LogProb:
+def _look(
+    logp: torch.Tensor, kl: torch.Tensor | None = None, drift: float = 0.0, scale: float = 1.0, dt: float = 1.0
+) -> LogProb:
     steps = logp.shape[1]
-    return LogProb(logp, kl, torch.full_like(logp, drift).detach(), torch.full((steps,), scale), torch.full((steps,), dt))
+    return LogProb(
+        logp, kl, torch.full_like(logp, drift).detach(), torch.full((steps,), scale), torch.full((steps,), dt)
+    )
 
 
 @pytest.mark.parametrize("a", [1.5, -0.8, 0.0])
@@ -106,7 +117,9 @@ def test_the_clipped_loss_against_a_scalar(a: float, moved: float) -> None:
     bound = 1.2 if a > 0 else 0.8
     assert made.loss.item() == pytest.approx(-a * (bound if clipped else rho), abs=1e-6)
     assert grad.item() == pytest.approx(0.0 if clipped else -a * rho, abs=1e-6)
-    assert made.stats["clipped_positive"] == float(clipped and a > 0) and made.stats["clipped_negative"] == float(clipped and a < 0)
+    assert made.stats["clipped_positive"] == float(clipped and a > 0) and made.stats["clipped_negative"] == float(
+        clipped and a < 0
+    )
     assert made.stats["ratio_max_gap"] == pytest.approx(abs(rho - 1), abs=1e-6)
 
 
@@ -127,7 +140,10 @@ def test_parts_add_up_and_masked_decisions_are_nothing() -> None:
     advantage, mask = torch.randn(8, generator=g), torch.rand(8, 2, generator=g) > 0.4
     options = {"clip_range": 0.05, "kl_beta": 0.3, "normaliser": float(mask.sum())}
     whole = policy_loss(_look(new, kl), old, mask, advantage, **options)
-    parts = [policy_loss(_look(new[r], kl[r]), old[r], mask[r], advantage[r], **options).loss for r in torch.arange(8).split(3)]
+    parts = [
+        policy_loss(_look(new[r], kl[r]), old[r], mask[r], advantage[r], **options).loss
+        for r in torch.arange(8).split(3)
+    ]
     assert float(sum(parts)) == pytest.approx(float(whole.loss), abs=1e-6)
     junk = policy_loss(_look(torch.where(mask, new, 3.0), torch.where(mask, kl, 50.0)), old, mask, advantage, **options)
     assert float(junk.loss) == pytest.approx(float(whole.loss), abs=1e-6) and junk.stats == pytest.approx(whole.stats)
@@ -143,13 +159,15 @@ def test_rationorm() -> None:
     mask, advantage = torch.ones(5, 2, dtype=torch.bool), torch.randn(5, generator=g)
     options = {"clip_range": 0.2, "kl_beta": 0.0, "normaliser": 10.0}
     plain = policy_loss(_look(new), old, mask, advantage, **options)
-    assert float(policy_loss(_look(new), old, mask, advantage, ratio="rationorm", **options).loss) == pytest.approx(float(plain.loss))
-    assert float(policy_loss(_look(new, dt=0.1), old, mask, advantage, ratio="rationorm", **options).loss) == pytest.approx(
-        10 * float(plain.loss), rel=1e-5
-    )
-    assert float(policy_loss(_look(new, drift=9.0, scale=9.0, dt=9.0), old, mask, advantage, **options).loss) == pytest.approx(
+    assert float(policy_loss(_look(new), old, mask, advantage, ratio="rationorm", **options).loss) == pytest.approx(
         float(plain.loss)
     )
+    assert float(
+        policy_loss(_look(new, dt=0.1), old, mask, advantage, ratio="rationorm", **options).loss
+    ) == pytest.approx(10 * float(plain.loss), rel=1e-5)
+    assert float(
+        policy_loss(_look(new, drift=9.0, scale=9.0, dt=9.0), old, mask, advantage, **options).loss
+    ) == pytest.approx(float(plain.loss))
 
 
 def test_rationorm_centres_the_log_ratio_of_a_gaussian() -> None:
@@ -159,9 +177,13 @@ def test_rationorm_centres_the_log_ratio_of_a_gaussian() -> None:
     mask, advantage = torch.ones_like(eps, dtype=torch.bool), torch.ones(len(eps))
     options = {"clip_range": math.inf, "kl_beta": 0.0, "normaliser": 1.0}
     plain = policy_loss(_look(new), old, mask, advantage, **options).log_ratio
-    normed = policy_loss(_look(new, drift=d**2 / 2, scale=0.2), old, mask, advantage, ratio="rationorm", **options).log_ratio
+    normed = policy_loss(
+        _look(new, drift=d**2 / 2, scale=0.2), old, mask, advantage, ratio="rationorm", **options
+    ).log_ratio
     assert float(plain.mean()) == pytest.approx(-(d**2) / 2, abs=0.01)
-    assert float(normed.mean()) == pytest.approx(0.0, abs=0.002) and float(normed.std()) == pytest.approx(0.2 * d, rel=0.01)
+    assert float(normed.mean()) == pytest.approx(0.0, abs=0.002) and float(normed.std()) == pytest.approx(
+        0.2 * d, rel=0.01
+    )
 
 
 # -- agreement -------------------------------------------------------------------------------------------------------------
@@ -170,14 +192,20 @@ def test_rationorm_centres_the_log_ratio_of_a_gaussian() -> None:
 def test_agreement_is_the_mean_pairwise_cosine() -> None:
     rng = np.random.default_rng(0)
     grads = rng.standard_normal((6, 40)) + 0.4
-    cosines = [grads[i] @ grads[j] / np.linalg.norm(grads[i]) / np.linalg.norm(grads[j]) for i in range(6) for j in range(i)]
+    cosines = [
+        grads[i] @ grads[j] / np.linalg.norm(grads[i]) / np.linalg.norm(grads[j]) for i in range(6) for j in range(i)
+    ]
     assert agreement([torch.from_numpy(g) for g in grads]) == pytest.approx(np.mean(cosines), abs=1e-9)
-    assert agreement([torch.from_numpy(g) * s for g, s in zip(grads, (1, 5, 0.1, 9, 2, 3), strict=True)]) == pytest.approx(
-        np.mean(cosines), abs=1e-9
-    )
+    assert agreement(
+        [torch.from_numpy(g) * s for g, s in zip(grads, (1, 5, 0.1, 9, 2, 3), strict=True)]
+    ) == pytest.approx(np.mean(cosines), abs=1e-9)
     one = torch.ones(5)
     assert agreement([one, 3 * one]) == pytest.approx(1.0) and agreement([one, -one]) == pytest.approx(-1.0)
-    assert math.isnan(agreement([one])) and math.isnan(agreement([one, 0 * one])) and agreement([one, 0 * one, one]) == pytest.approx(1.0)
+    assert (
+        math.isnan(agreement([one]))
+        and math.isnan(agreement([one, 0 * one]))
+        and agreement([one, 0 * one, one]) == pytest.approx(1.0)
+    )
 
 
 @pytest.mark.parametrize("wanted", [4.0, 40.0])
@@ -188,4 +216,7 @@ def test_critical_batch_by_simulation(wanted: float) -> None:
     noise = rng.standard_normal((60, size)) * math.sqrt(wanted / batch)
     cosine = agreement([torch.from_numpy(signal + n) for n in noise])
     assert critical_batch(cosine, batch) == pytest.approx(wanted, rel=0.1)
-    assert critical_batch(0.5, 7) == 7.0 and critical_batch(0.0, 7) == critical_batch(-0.1, 7) == critical_batch(math.nan, 7) == math.inf
+    assert (
+        critical_batch(0.5, 7) == 7.0
+        and critical_batch(0.0, 7) == critical_batch(-0.1, 7) == critical_batch(math.nan, 7) == math.inf
+    )

@@ -21,7 +21,9 @@ PROMPTS = list(range(4))
 
 def algorithm(algo: str, policy: Chain | None = None, soft: Likes | None = None, **changes: Any) -> Any:
     policy = policy or Chain()
-    return get_algorithm(config(algo, **changes), policy, torch.optim.SGD(policy.parameters(), 1.0), soft=soft or Likes())
+    return get_algorithm(
+        config(algo, **changes), policy, torch.optim.SGD(policy.parameters(), 1.0), soft=soft or Likes()
+    )
 
 
 def gradient(algo: Any, experience: Any) -> Tensor:
@@ -39,7 +41,9 @@ def stopped(experience: Any) -> None:
 def test_the_gradient_is_that_of_finite_differences(mean: str, own_kl: bool) -> None:
     policy = Chain(dtype=torch.float64, own_kl=own_kl)
     algo = algorithm("diffro", policy, kl_beta=0.3, loss_mean=mean, diffro={"hard": False, "tau": 0.7})
-    policy.table.data += 0.3 * torch.randn(policy.table.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    policy.table.data += 0.3 * torch.randn(
+        policy.table.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+    )
     experience = algo.collect(PROMPTS, Judge(), seed=3)
     rollout, kept = experience.rollout, experience.extra["kept"]
     assert 0 < int(kept.sum()) < len(kept)  # some never stopped
@@ -73,11 +77,19 @@ def test_straight_through_shows_one_hot_tokens_and_has_the_soft_gradient() -> No
     rollout = policy.rollout(PROMPTS, group=2, seed=0)
     rows, taste = torch.arange(8), torch.randn(CODES, generator=torch.Generator().manual_seed(0))
     made, soft = (policy.relax(rollout, rows, tau=0.5, hard=h, seed=2) for h in (True, False))
-    assert torch.equal(made.soft.detach().sum(-1), torch.ones(8, LONGEST)) and set(made.soft.detach().unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(made.soft.detach().sum(-1), torch.ones(8, LONGEST)) and set(
+        made.soft.detach().unique().tolist()
+    ) == {0.0, 1.0}
     hard, smooth = (torch.autograd.grad((m.soft @ taste * m.mask).sum(), policy.table)[0] for m in (made, soft))
     torch.testing.assert_close(hard, smooth)  # a linear reward does not see the difference
-    norms = [float(torch.autograd.grad((policy.relax(rollout, rows, tau=t, hard=True, seed=2).soft @ taste).sum(), policy.table)[0].norm())
-             for t in (2.0, 1.0, 0.5)]
+    norms = [
+        float(
+            torch.autograd.grad(
+                (policy.relax(rollout, rows, tau=t, hard=True, seed=2).soft @ taste).sum(), policy.table
+            )[0].norm()
+        )
+        for t in (2.0, 1.0, 0.5)
+    ]
     assert norms == sorted(norms)
 
 
@@ -87,7 +99,9 @@ def test_it_climbs_and_the_kl_holds_it_back() -> None:
         algo = algorithm("diffro", policy, likes, kl_beta=beta, steps=60, prompts_per_step=16, micro_batch=16, group=2)
         rows = [algo.update(algo.collect(list(range(16)), Judge(), seed=k), lr=2.0) for k in range(60)]
         with torch.no_grad():
-            return float(np.mean([r["diffro/taste"] for r in rows[-5:]])), float(policy._kl(torch.arange(6)[None]).mean())
+            return float(np.mean([r["diffro/taste"] for r in rows[-5:]])), float(
+                policy._kl(torch.arange(6)[None]).mean()
+            )
 
     (free, far), (held, near) = trained(0.0), trained(3.0)
     assert free > 1.5 and free > held + 0.3 and far > 5 * near  # 2 is the best there is
@@ -100,10 +114,16 @@ def test_rewards_are_not_computed_and_the_log_has_what_was_climbed() -> None:
     assert judge.calls == 0 and experience.scores == {} and np.isnan(experience.reward).all()
     logged = algo.update(experience, lr=0.1)
     kept = experience.extra["kept"].numpy()
-    assert likes.rows == kept.sum() and np.isfinite(experience.reward[kept]).all() and np.isnan(experience.reward[~kept]).all()
+    assert (
+        likes.rows == kept.sum()
+        and np.isfinite(experience.reward[kept]).all()
+        and np.isnan(experience.reward[~kept]).all()
+    )
     assert logged["diffro/reward"] == pytest.approx(float(experience.reward[kept].mean()), abs=1e-5)
     assert logged["kl"] == pytest.approx(0, abs=1e-6)
-    assert logged["diffro/kept"] == pytest.approx(kept.mean()) and logged["diffro/unfinished"] == pytest.approx(1 - kept.mean())
+    assert logged["diffro/kept"] == pytest.approx(kept.mean()) and logged["diffro/unfinished"] == pytest.approx(
+        1 - kept.mean()
+    )
     assert logged["diffro/tau"] == 1.0 and logged["grad_norm"] > 0
 
 
@@ -143,7 +163,24 @@ def collected(on: str, values: Any, **changes: Any) -> tuple[Any, Any, Chain]:
     return algo, experience, policy
 
 
-VALUES: list[float | None] = [1, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0, None, 1, 2]  # groups of 4; the paper's own first three
+VALUES: list[float | None] = [
+    1,
+    1,
+    1,
+    1,
+    0,
+    1,
+    1,
+    1,
+    0,
+    0,
+    0,
+    1,
+    0,
+    None,
+    1,
+    2,
+]  # groups of 4; the paper's own first three
 
 
 KEPT = {"positive": [5, 6, 7, 11], "nonnegative": [0, 1, 2, 3, 5, 6, 7, 11, 14], "all": list(range(16))}
@@ -162,7 +199,11 @@ def test_the_filter(on: str, kept: list[int]) -> None:
 def test_both_is_the_sum_of_both() -> None:
     algo, experience, policy = collected("positive", VALUES, weight=0.7)
     both = gradient(algo, experience)
-    alone = GRPO(algo.config, policy, algo.optimizer).gradients(experience, experience.advantage.value, torch.arange(4))[0].total
+    alone = (
+        GRPO(algo.config, policy, algo.optimizer)
+        .gradients(experience, experience.advantage.value, torch.arange(4))[0]
+        .total
+    )
     rows = experience.extra["kept"].nonzero()[:, 0]
     made = policy.relax(experience.rollout, rows, tau=1.0, hard=True, seed=1_000_003)
     loss = -Likes().score_soft(made, [experience.rollout.samples[i] for i in rows.tolist()]).sum() / 16
@@ -185,7 +226,11 @@ def test_one_kl() -> None:
         algo = algorithm("grpo+diffro", policy, kl_beta=beta)
         policy.table.data[:, 0] += 0.5
         experience = algo.collect(PROMPTS, Judge(VALUES), seed=2)
-        alone = GRPO(algo.config, policy, algo.optimizer).gradients(experience, experience.advantage.value, torch.arange(4))[0].total
+        alone = (
+            GRPO(algo.config, policy, algo.optimizer)
+            .gradients(experience, experience.advantage.value, torch.arange(4))[0]
+            .total
+        )
         assert alone is not None
         parts.append((alone.clone(), gradient(algo, experience) - alone))
     torch.testing.assert_close(parts[0][1], parts[1][1], atol=1e-6, rtol=1e-4)
@@ -199,7 +244,11 @@ def test_rows_without_a_score_cost_themselves_and_too_many_stop_the_run() -> Non
     stopped(experience)
     algo.credit(experience, experience.rollout)
     grads = gradient(algo, experience)
-    assert torch.isfinite(grads).all() and np.isnan(experience.reward[8:12]).all() and np.isfinite(experience.reward[:8]).all()
+    assert (
+        torch.isfinite(grads).all()
+        and np.isnan(experience.reward[8:12]).all()
+        and np.isfinite(experience.reward[:8]).all()
+    )
     made = algorithm("diffro", policy, Likes(blind=frozenset({"0", "1", "2"})), max_unscorable=0.5)
     experience = made.collect(PROMPTS, Judge(), seed=1)
     with pytest.raises(UserError, match="relaxed rows could not be scored"):
@@ -231,7 +280,9 @@ def test_every_collection_and_epoch_draws_its_own_noise() -> None:
     algo = algorithm("diffro", policy, micro_batch=4, epochs=2, updates_per_collection=2)
     for k in range(2):
         algo.update(algo.collect(PROMPTS, Judge(), seed=k), lr=0.01)
-    assert len(seeds) == 8 and len(set(seeds)) == 4 and seeds[0] == seeds[1] != seeds[2]  # shares of one pass have rows of their own
+    assert (
+        len(seeds) == 8 and len(set(seeds)) == 4 and seeds[0] == seeds[1] != seeds[2]
+    )  # shares of one pass have rows of their own
 
 
 @pytest.mark.parametrize("algo", ["diffro", "grpo+diffro"])
@@ -248,5 +299,9 @@ def test_the_loss_on_numbers() -> None:
     kl, mask = torch.full((4, 2), 0.5), torch.tensor([[True, True], [True, False], [True, True], [True, True]])
     kept = torch.tensor([True, True, True, False])
     assert float(soft_loss(reward, kept, 4.0)) == -1.0
-    assert float(soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=3.0)) == pytest.approx(-1.0 + 2 * 1.5 / 3)
-    assert float(soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=2.0, mean="sequence")) == pytest.approx(-1.0 + 2 * 1.0 / 2)
+    assert float(soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=3.0)) == pytest.approx(
+        -1.0 + 2 * 1.5 / 3
+    )
+    assert float(soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=2.0, mean="sequence")) == pytest.approx(
+        -1.0 + 2 * 1.0 / 2
+    )

@@ -42,12 +42,18 @@ class Bandit:
         x = self.theta + self.sigma * torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
         index = torch.arange(len(batch)).repeat_interleave(group)
         samples = [Sample(str(batch[i]), row.numpy(), 16000) for i, row in zip(index.tolist(), x, strict=True)]
-        return Rollout(index, self._logp(x), torch.ones(n, 1, dtype=torch.bool), samples, x, torch.ones(n, dtype=torch.bool))
+        return Rollout(
+            index, self._logp(x), torch.ones(n, 1, dtype=torch.bool), samples, x, torch.ones(n, dtype=torch.bool)
+        )
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         self.looks.append(len(rows))
         logp = self._logp(rollout.state[rows]) + self.lie
-        kl = (0.5 * ((self.theta - self.reference) / self.sigma).square()).sum().expand(len(rows), 1) if with_kl else None
+        kl = (
+            (0.5 * ((self.theta - self.reference) / self.sigma).square()).sum().expand(len(rows), 1)
+            if with_kl
+            else None
+        )
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), torch.ones(1), torch.ones(1))
 
 
@@ -87,7 +93,10 @@ def _train(algo: GRPO, steps: int, lr: float = 0.05, judge: Judge | None = None)
     rows = []
     for step in range(steps):
         rows.append(
-            algo.update(algo.collect(list(range(algo.config.prompts_per_step)), judge or Judge(), seed=step), lr=lr * (1 - step / steps))
+            algo.update(
+                algo.collect(list(range(algo.config.prompts_per_step)), judge or Judge(), seed=step),
+                lr=lr * (1 - step / steps),
+            )
         )
     return rows
 
@@ -108,7 +117,9 @@ def test_it_finds_the_optimum(changes: dict[str, Any]) -> None:
     algo = _grpo(**changes)
     rows = _train(algo, 100)
     assert float((algo.policy.theta - GOAL).detach().abs().max()) < 0.15
-    assert rows[0]["grad_agreement"] > 0.3 or changes.get("updates_per_collection")  # far from the goal all prompts agree
+    assert rows[0]["grad_agreement"] > 0.3 or changes.get(
+        "updates_per_collection"
+    )  # far from the goal all prompts agree
     assert (
         np.mean([r["grad_agreement"] for r in rows[-30:] if np.isfinite(r["grad_agreement"])] or [0]) < 0.3
     )  # at the goal only noise is left
@@ -149,7 +160,9 @@ def test_micro_batches_do_not_change_the_update() -> None:
 def test_the_gradient_is_that_of_the_written_objective() -> None:
     """Against autograd of -mean(A * logp) over all rows, those without signal at 0."""
     algo = _grpo(micro_batch=3)
-    judge = Judge(lambda i, s: None if i % 9 == 4 else (1.0 if i < 8 else float(s.wav[0])))  # group 0 constant, some rows null
+    judge = Judge(
+        lambda i, s: None if i % 9 == 4 else (1.0 if i < 8 else float(s.wav[0]))
+    )  # group 0 constant, some rows null
     experience = algo.collect(list(range(8)), judge, seed=0)
     grads, stats = algo.gradients(experience, experience.advantage.value, torch.arange(8))
     a, x = experience.advantage.value, experience.rollout.state
@@ -170,7 +183,10 @@ def test_clip_auto_is_measured_where_weights_have_moved() -> None:
     moved = algo.policy.theta.detach() - before
     assert 0.01 < algo.clip_range < 2.0
     # the log-ratio after one Adam step of 0.05 a dimension: spread |step| / sigma; the second step comes after it was measured
-    assert algo.clip_range == pytest.approx(2.0 * float(torch.full((3,), 0.05).norm()) / 0.5, rel=0.4) and float(moved.abs().max()) < 0.11
+    assert (
+        algo.clip_range == pytest.approx(2.0 * float(torch.full((3,), 0.05).norm()) / 0.5, rel=0.4)
+        and float(moved.abs().max()) < 0.11
+    )
     kept = algo.clip_range
     _train(algo, 3)
     assert algo.clip_range == kept  # frozen
@@ -261,7 +277,9 @@ def test_the_probe_tells_a_signal_from_noise() -> None:
     for k in range(12):
         experience = algo.collect(list(range(8)), Judge(), seed=k)
         noise = algo.judge(experience.rollout, {NAME: rng.standard_normal(64)}, algo.config.rewards)[1].value
-        grads = probe_gradients(algo.policy, experience.rollout, {"distance": experience.advantage.value, "random": noise}, 3)
+        grads = probe_gradients(
+            algo.policy, experience.rollout, {"distance": experience.advantage.value, "random": noise}, 3
+        )
         for name, grad in grads.items():
             found[name].append(grad)
     summary = summarise(found, prompts=8)

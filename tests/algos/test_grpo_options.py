@@ -48,7 +48,10 @@ class Babbler:
         over = (ids == 0).cumsum(1)
         mask = over - (ids == 0).long() == 0
         index = torch.arange(len(batch)).repeat_interleave(group)
-        samples = [Sample(str(batch[i]), row.numpy().astype(np.float32), 16000) for i, row in zip(index.tolist(), ids, strict=True)]
+        samples = [
+            Sample(str(batch[i]), row.numpy().astype(np.float32), 16000)
+            for i, row in zip(index.tolist(), ids, strict=True)
+        ]
         return Rollout(index, self._logp(ids).detach(), mask, samples, ids, over[:, -1] > 0)
 
     def join(self, parts: Sequence[tuple[Rollout, Tensor]]) -> Rollout:
@@ -90,11 +93,21 @@ TWOS = Judge(lambda s: float((s.wav == 2).sum()))
 
 def _make(policy: Babbler | None = None, rate: float = 0.1, **changes: Any) -> Any:
     policy = policy or Babbler()
-    plain = {"rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 6, "group": 6, "micro_batch": 2, "kl_beta": 0.0}
-    return get_algorithm(RL(**{**plain, "clip_range": 0.2, **changes}), policy, torch.optim.SGD(policy.parameters(), rate))
+    plain = {
+        "rewards": [RewardSpec(name=NAME, scale="none")],
+        "prompts_per_step": 6,
+        "group": 6,
+        "micro_batch": 2,
+        "kl_beta": 0.0,
+    }
+    return get_algorithm(
+        RL(**{**plain, "clip_range": 0.2, **changes}), policy, torch.optim.SGD(policy.parameters(), rate)
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"ratio_level": "sequence"}, {"loss_mean": "sequence"}, {"clip_high": 0.28, "epochs": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"ratio_level": "sequence"}, {"loss_mean": "sequence"}, {"clip_high": 0.28, "epochs": 2}], ids=str
+)
 def test_it_learns_to_say_what_is_rewarded(changes: dict[str, Any]) -> None:
     algo = _make(rate=0.5, truncated="keep", **changes)
     for step in range(40):
@@ -112,7 +125,9 @@ def test_masked_rows_take_no_part() -> None:
     torch.testing.assert_close(made.advantage.value, wanted)
     assert not made.advantage.value[~done].any() and made.advantage.unscorable == 0
     grads, _ = algo.gradients(made, made.advantage.value, torch.arange(6))
-    words = torch.cat([row[keep] for row, keep, ok in zip(made.rollout.state, made.rollout.mask, done, strict=True) if ok])
+    words = torch.cat(
+        [row[keep] for row, keep, ok in zip(made.rollout.state, made.rollout.mask, done, strict=True) if ok]
+    )
     weight = torch.cat([a.expand(int(k.sum())) for a, k, ok in zip(wanted, made.rollout.mask, done, strict=True) if ok])
     loss = -(algo.policy._logp(words) * weight).sum() / made.rollout.mask.sum()
     torch.testing.assert_close(grads.total, torch.autograd.grad(loss, algo.policy.theta)[0])
@@ -155,8 +170,15 @@ def test_the_ratio_is_to_who_acted_and_not_to_the_reference() -> None:
     algo = _make(policy, kl_beta=0.1, truncated="keep")
     made = algo.collect(list(range(6)), TWOS, seed=0)
     grads, stats = algo.gradients(made, made.advantage.value, torch.arange(6))
-    assert stats["ratio_max_gap"] < 1e-6 and stats["clipped_positive"] == stats["clipped_negative"] == 0 and stats["kl"] > 0.3
-    loss = -(made.advantage.value[:, None] * algo.policy._logp(made.rollout.state) * made.rollout.mask).sum() / made.rollout.mask.sum()
+    assert (
+        stats["ratio_max_gap"] < 1e-6
+        and stats["clipped_positive"] == stats["clipped_negative"] == 0
+        and stats["kl"] > 0.3
+    )
+    loss = (
+        -(made.advantage.value[:, None] * algo.policy._logp(made.rollout.state) * made.rollout.mask).sum()
+        / made.rollout.mask.sum()
+    )
     pull = (algo.policy.theta.log_softmax(0).exp() * (algo.policy.theta.log_softmax(0) - np.log(1 / WORDS))).sum()
     alive = made.rollout.mask[made.advantage.value != 0].sum() / made.rollout.mask.sum()
     wanted = torch.autograd.grad(loss + 0.1 * alive * pull, algo.policy.theta)[0]
@@ -192,12 +214,16 @@ def test_prompts_without_signal_are_replaced() -> None:
 
 def test_what_is_missing_after_the_last_round_is_filled_up() -> None:
     algo = _make(dynamic_sampling=1, truncated="keep")
-    made = algo.collect(["a", "b", "c", "d", "e", "f"], _lucky({"c", "x1"}), seed=0, further=lambda n: [f"x{i}" for i in range(n)])
+    made = algo.collect(
+        ["a", "b", "c", "d", "e", "f"], _lucky({"c", "x1"}), seed=0, further=lambda n: [f"x{i}" for i in range(n)]
+    )
     assert len(made.prompts) == 6 and {"c", "x1"} <= set(made.prompts) and made.logged["resampling_short"] == 4
     assert made.advantage.signal == 2
     none_left = algo.collect(["a", "b", "c", "d", "e", "f"], _lucky({"c"}), seed=0, further=lambda n: [])
     assert none_left.prompts == ["a", "b", "c", "d", "e", "f"]
-    full = algo.collect(["a", "b", "c", "d", "e", "f"], _lucky(set("abcdef")), seed=0, further=lambda n: pytest.fail("asked"))
+    full = algo.collect(
+        ["a", "b", "c", "d", "e", "f"], _lucky(set("abcdef")), seed=0, further=lambda n: pytest.fail("asked")
+    )
     assert full.advantage.signal == 6
 
 
@@ -217,7 +243,12 @@ def test_it_is_off_by_default_and_refused_where_it_means_nothing() -> None:
 def test_blind_draws_stop_the_run_though_they_would_be_replaced() -> None:
     algo = _make(dynamic_sampling=3)
     with pytest.raises(UserError, match="could not be scored"):
-        algo.collect(list(range(6)), Judge(lambda s: None if s.key < "3" else 1.0), seed=0, further=lambda n: list(range(10, 10 + n)))
+        algo.collect(
+            list(range(6)),
+            Judge(lambda s: None if s.key < "3" else 1.0),
+            seed=0,
+            further=lambda n: list(range(10, 10 + n)),
+        )
 
 
 # -- phases ----------------------------------------------------------------------------------------------------------------
@@ -235,9 +266,18 @@ def test_phases_are_timed_apart_and_the_policy_is_told() -> None:
     made = algo.collect(list(range(6)), Slow(TWOS.value), seed=0)
     assert policy.entered == ["encode", "rollout", "reward", "update"]
     algo.update(made, lr=0.1)
-    assert policy.entered[-1] == "update" and {k for k in made.seconds if "/" not in k} == {"encode", "rollout", "reward", "update"}
-    assert Path("/proc/self/clear_refs").exists() == ("memory_mb/update" in made.seconds), "Linux keeps a process's peak"
-    assert made.seconds["reward"] >= 0.02 and made.seconds["encode"] < 0.02 and all(v >= 0 for v in made.seconds.values())
+    assert policy.entered[-1] == "update" and {k for k in made.seconds if "/" not in k} == {
+        "encode",
+        "rollout",
+        "reward",
+        "update",
+    }
+    assert Path("/proc/self/clear_refs").exists() == ("memory_mb/update" in made.seconds), (
+        "Linux keeps a process's peak"
+    )
+    assert (
+        made.seconds["reward"] >= 0.02 and made.seconds["encode"] < 0.02 and all(v >= 0 for v in made.seconds.values())
+    )
     policy.rollout([1], group=2, seed=0)  # nobody times this one
     assert made.seconds["rollout"] < 1
 
@@ -252,7 +292,9 @@ def test_moments_wait_in_the_hosts_memory_and_the_steps_are_the_same() -> None:
         for step in range(3):
             algo.update(algo.collect(list(range(6)), TWOS, seed=step), lr=0.1)
         ends.append(policy.theta.detach())
-        assert all(v.device.type == "cpu" for s in algo.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
+        assert all(
+            v.device.type == "cpu" for s in algo.optimizer.state.values() for v in s.values() if torch.is_tensor(v)
+        )
     torch.testing.assert_close(ends[0], ends[1])
 
 

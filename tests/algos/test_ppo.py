@@ -46,7 +46,9 @@ def test_one_step_relative_ppo_climbs(changes: dict[str, Any]) -> None:
     assert after < 0.35 * before, (before, after)
     late = np.mean([r["reward_relative"] for r in rows[-20:]])
     if "rewards" not in changes:  # in the reward's own units
-        assert late > 1.0 > rows[0]["reward_relative"] and rows[0]["reward_base"] == pytest.approx(-float(GOAL.square().sum()), rel=1e-4)
+        assert late > 1.0 > rows[0]["reward_relative"] and rows[0]["reward_base"] == pytest.approx(
+            -float(GOAL.square().sum()), rel=1e-4
+        )
     assert late > 0 > rows[0]["reward_relative"] - 1.0
     assert {
         "ratio_mean",
@@ -77,7 +79,9 @@ def test_the_advantage_is_the_difference_of_scores() -> None:
     algo.policy.reference = torch.tensor([0.3, 0.0, 0.0])
     experience = algo.collect(clips(8), judge, seed=0)
     x = experience.rollout.state[0][:, 0, 0]
-    torch.testing.assert_close(experience.advantage.value, x - 0.3, atol=1e-5, rtol=0)  # each row its own, whatever its group
+    torch.testing.assert_close(
+        experience.advantage.value, x - 0.3, atol=1e-5, rtol=0
+    )  # each row its own, whatever its group
     assert experience.logged["reward_base"] == pytest.approx(35.3, abs=1e-4)
     assert experience.reward.mean() == pytest.approx(float(x.mean()) + 35, abs=1e-4)
     reward, again = algo.judge(experience.rollout, experience.scores, algo.config.rewards, experience.base)
@@ -142,7 +146,9 @@ def test_clips_are_told_apart_by_what_they_hold() -> None:
             self.key, self.noisy, self.target, self.lips = one.key, one.noisy, one.target, lips
 
     frames = np.zeros((2, 4, 4), np.uint8)
-    assert len({clip_name(Seen(v)) for v in (None, frames, frames + 1, frames.reshape(4, 2, 4))}) == 4  # another video, another output
+    assert (
+        len({clip_name(Seen(v)) for v in (None, frames, frames + 1, frames.reshape(4, 2, 4))}) == 4
+    )  # another video, another output
     kept = BaseScores(limit=2)
     for i in range(3):
         kept.put((str(i), ""), {"a": i})
@@ -172,7 +178,10 @@ def test_a_row_or_a_base_without_a_score_costs_itself_only() -> None:
 
     algo = make()
     experience = algo.collect(clips(16), Judge(value), seed=0)
-    assert experience.advantage.value[[3, 6]].tolist() == [0.0, 0.0] and experience.advantage.unscorable == pytest.approx(2 / 16)
+    assert experience.advantage.value[[3, 6]].tolist() == [
+        0.0,
+        0.0,
+    ] and experience.advantage.unscorable == pytest.approx(2 / 16)
     assert np.isnan(experience.reward[[3, 6]]).all() and np.isfinite(np.delete(experience.reward, [3, 6])).all()
     assert float(experience.advantage.value[[0, 1, 2, 4, 5]].abs().min()) > 0
     grads, _ = algo.gradients(experience, experience.advantage.value, torch.arange(16))
@@ -194,8 +203,14 @@ def test_the_kl_in_the_advantage_is_a_number() -> None:
     for a in (algo, plain):
         a.policy.theta.data[:] = torch.tensor([0.5, 0.0, 0.0])
     one, two = (a.collect(clips(8), Judge(), seed=0) for a in (algo, plain))
-    torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.5 * 0.5)  # beta x half of one standard deviation squared
-    assert one.logged["kl"] == pytest.approx(0.5) and one.logged["kl_other"] == pytest.approx(0.5 / 3) and "kl" not in two.logged
+    torch.testing.assert_close(
+        one.advantage.value, two.advantage.value - 0.5 * 0.5
+    )  # beta x half of one standard deviation squared
+    assert (
+        one.logged["kl"] == pytest.approx(0.5)
+        and one.logged["kl_other"] == pytest.approx(0.5 / 3)
+        and "kl" not in two.logged
+    )
     grads, _ = algo.gradients(one, one.advantage.value, torch.arange(8))
     logp = algo.policy._logp(one.rollout.state[0])[:, 0]
     (wanted,) = torch.autograd.grad(-(one.advantage.value * logp).mean(), algo.policy.theta)
@@ -233,7 +248,14 @@ def test_the_control_samples_nothing_and_scores_nothing() -> None:
         def score(self, samples: Any) -> Any:
             raise AssertionError("scored")
 
-    algo = make(optimizer=torch.optim.SGD, policy_weight=0.0, supervised_weight=0.5, epochs=2, updates_per_collection=2, grad_clip=1e9)
+    algo = make(
+        optimizer=torch.optim.SGD,
+        policy_weight=0.0,
+        supervised_weight=0.5,
+        epochs=2,
+        updates_per_collection=2,
+        grad_clip=1e9,
+    )
     experience = algo.collect(clips(8), Mute(), seed=0)
     assert experience.rollout is None and len(experience.reward) == 0 and len(experience.prompts) == 8
     row = algo.update(experience, lr=0.01)
@@ -270,7 +292,9 @@ def test_both_losses_add_up(micro: int) -> None:
     torch.testing.assert_close(theta.detach(), -0.01 * wanted, atol=1e-5, rtol=1e-4)
     assert row["grad_norm"] == pytest.approx(float(wanted.norm()), rel=1e-4) and -1 <= row["supervised_cosine"] <= 1
     goals = torch.stack([GOAL * (1 + i) for i in range(8)])
-    assert row["supervised_loss"] == pytest.approx(float(goals.square().sum(1).mean()), rel=1e-5)  # unweighted, at the start
+    assert row["supervised_loss"] == pytest.approx(
+        float(goals.square().sum(1).mean()), rel=1e-5
+    )  # unweighted, at the start
     assert algo.policy.asked[-1] is None
 
 
@@ -338,7 +362,11 @@ def test_settings_that_cannot_work_are_refused() -> None:
     class Plain(Toy):
         supports = frozenset({"sample"})
 
-    for changes, missing in (({}, "base"), ({"ppo": {"form": "critic"}}, "critic"), ({"supervised_weight": 1.0}, "supervised")):
+    for changes, missing in (
+        ({}, "base"),
+        ({"ppo": {"form": "critic"}}, "critic"),
+        ({"supervised_weight": 1.0}, "supervised"),
+    ):
         with pytest.raises(UserError, match=missing):
             make(Plain(), **changes)
     make(Plain(), algo="grpo", group=2)
@@ -361,7 +389,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(changes: dict[str, Any], tmp_pat
     kept = train(whole, 5)
     half = make(Toy(steps=steps), **changes)
     train(half, 2, total=5)
-    save_state(tmp_path, {"algo": half.state(), "theta": half.policy.theta.detach(), "optimizer": dict(half.optimizer.state_dict())})
+    save_state(
+        tmp_path,
+        {"algo": half.state(), "theta": half.policy.theta.detach(), "optimizer": dict(half.optimizer.state_dict())},
+    )
     state = load_state(tmp_path)
     other = make(Toy(steps=steps), **changes)
     other.policy.theta.data.copy_(state["theta"])

@@ -38,7 +38,11 @@ def test_the_critic_learns_a_return_that_can_be_known() -> None:
 
 def test_what_cannot_be_known_is_not_explained() -> None:
     rng = np.random.default_rng(0)
-    rows = train(make(ppo=CRITIC, prompts_per_step=64, micro_batch=64), 20, judge=Judge(lambda i, s: float(rng.standard_normal())))
+    rows = train(
+        make(ppo=CRITIC, prompts_per_step=64, micro_batch=64),
+        20,
+        judge=Judge(lambda i, s: float(rng.standard_normal())),
+    )
     assert np.mean([r["explained_variance"] for r in rows[-5:]]) < 0.2
 
 
@@ -130,12 +134,18 @@ def test_a_score_is_worth_the_same_in_every_collection() -> None:
 
 def test_units_are_those_of_all_processes_together() -> None:
     g = torch.Generator().manual_seed(0)
-    x, r, mask = 3 + 2 * torch.randn(10, 2, 4, generator=g), 5 * torch.randn(10, 2, generator=g), torch.rand(10, 2, generator=g) > 0.3
+    x, r, mask = (
+        3 + 2 * torch.randn(10, 2, 4, generator=g),
+        5 * torch.randn(10, 2, generator=g),
+        torch.rand(10, 2, generator=g) > 0.3,
+    )
     whole = Critic(PPO())
     whole.measure(x, r, mask)
     caught: list[torch.Tensor] = []
     for part in (slice(0, 3), slice(3, 10)):
-        Critic(PPO(), average=lambda parameters: caught.append(list(parameters)[0].grad.clone())).measure(x[part], r[part], mask[part])
+        Critic(PPO(), average=lambda parameters: caught.append(list(parameters)[0].grad.clone())).measure(
+            x[part], r[part], mask[part]
+        )
 
     def both(parameters: Any) -> None:
         for p in parameters:
@@ -152,7 +162,9 @@ def test_units_are_those_of_all_processes_together() -> None:
     assert all(torch.equal(before[k], v) for k, v in whole.units.items())  # once and for all
     flat = Critic(PPO())
     flat.measure(x, torch.full_like(r, 5.0), mask)
-    assert flat.values(x).unique().tolist() == [5.0] and not flat.settled  # nothing to be surprised at, and nothing settled
+    assert (
+        flat.values(x).unique().tolist() == [5.0] and not flat.settled
+    )  # nothing to be surprised at, and nothing settled
     flat.measure(x, r, mask)
     assert flat.settled and torch.equal(flat.units["return_mean"], before["return_mean"])
     none = Critic(PPO())
@@ -181,6 +193,8 @@ def test_initial_weights_hang_on_the_seed_alone() -> None:
         torch.manual_seed(noise)
         critic = Critic(PPO(), seed=seed)
         critic.values(x)
-        assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(noise))  # and leave the generator alone
+        assert torch.rand(1) == torch.rand(
+            1, generator=torch.Generator().manual_seed(noise)
+        )  # and leave the generator alone
         nets.append(critic.state()["net"]["0.weight"])
     assert torch.equal(nets[0], nets[1]) and not torch.equal(nets[0], nets[2])

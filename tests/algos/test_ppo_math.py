@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlspeech.algos.math import decision_rewards, explained_variance, gae, policy_loss, relative_advantage, value_loss, whitened
+from rlspeech.algos.math import (
+    decision_rewards,
+    explained_variance,
+    gae,
+    policy_loss,
+    relative_advantage,
+    value_loss,
+    whitened,
+)
 from rlspeech.algos.relative import relative_reward
 from rlspeech.config import RewardSpec
 from rlspeech.types import LogProb
@@ -24,13 +32,27 @@ def _episode(rewards: list[float], values: list[float], discount: float, lam: fl
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from([0.0, 0.7, 1.0]), st.integers(0, 10**6))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.7, 1.0]),
+    st.integers(0, 10**6),
+)
 def test_gae_equals_a_loop_over_each_row(n: int, steps: int, discount: float, lam: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    rewards, values, mask = rng.standard_normal((n, steps)), rng.standard_normal((n, steps)), rng.random((n, steps)) > 0.3
+    rewards, values, mask = (
+        rng.standard_normal((n, steps)),
+        rng.standard_normal((n, steps)),
+        rng.random((n, steps)) > 0.3,
+    )
     known = rng.random(n) > 0.2
     made, returns = gae(
-        *(torch.from_numpy(a) for a in (rewards, values, mask)), torch.arange(n), discount=discount, lam=lam, known=torch.from_numpy(known)
+        *(torch.from_numpy(a) for a in (rewards, values, mask)),
+        torch.arange(n),
+        discount=discount,
+        lam=lam,
+        known=torch.from_numpy(known),
     )
     wanted = np.zeros((n, steps))
     for i in np.flatnonzero(known):
@@ -102,7 +124,10 @@ def test_the_clipped_loss_equals_numpy(seed: int, clip: float, beta: float, per_
         assert made.stats[f"clipped_{name}"] == pytest.approx(hit[side][0] / max(1, hit[side][1]), abs=1e-6)
     if mask.any():
         gap = (new - old)[mask]
-        assert made.stats["kl_old"] == pytest.approx(np.mean(np.exp(gap) - 1 - gap), abs=1e-5) and made.stats["kl_old"] >= 0
+        assert (
+            made.stats["kl_old"] == pytest.approx(np.mean(np.exp(gap) - 1 - gap), abs=1e-5)
+            and made.stats["kl_old"] >= 0
+        )
         assert made.stats["kl"] == pytest.approx(kl[mask].mean(), abs=1e-5)
         assert made.stats["kl_other"] == pytest.approx(3 * kl[mask].mean(), abs=1e-5)
 
@@ -111,7 +136,15 @@ def test_k3_estimates_the_kl_to_who_acted() -> None:
     eps, d = torch.randn(400_000, 1, generator=torch.Generator().manual_seed(3)), 0.4
     old, new = -0.5 * eps**2, -0.5 * (eps - d) ** 2
     look = LogProb(new, None, torch.zeros_like(new), torch.ones(1), torch.ones(1))
-    made = policy_loss(look, old, torch.ones_like(eps, dtype=torch.bool), torch.ones(len(eps)), clip_range=1.0, kl_beta=0, normaliser=1.0)
+    made = policy_loss(
+        look,
+        old,
+        torch.ones_like(eps, dtype=torch.bool),
+        torch.ones(len(eps)),
+        clip_range=1.0,
+        kl_beta=0,
+        normaliser=1.0,
+    )
     assert made.stats["kl_old"] == pytest.approx(d**2 / 2, rel=0.02)
 
 
@@ -149,7 +182,12 @@ def test_the_relative_advantage_is_the_difference_less_the_kl() -> None:
     relative, group = torch.tensor([0.5, -1.0, nan, 9.0]), torch.tensor([0, 0, 1, 2])
     made = relative_advantage(relative, group, torch.tensor([1.0, 2.0, 3.0, 0.0]), 0.1)
     assert made.value.tolist() == pytest.approx([0.4, -1.2, 0.0, 9.0])  # in the reward's units: nothing is cut
-    assert made.unscorable == 0.25 and made.groups == 3 and made.signal == 2 and made.constant_groups == pytest.approx(1 / 3)
+    assert (
+        made.unscorable == 0.25
+        and made.groups == 3
+        and made.signal == 2
+        and made.constant_groups == pytest.approx(1 / 3)
+    )
     white = relative_advantage(torch.tensor([1.0, 2.0, nan, 6.0]), group, whiten=True).value
     assert float(white[2]) == 0 and white[[0, 1, 3]].mean().item() == pytest.approx(0, abs=1e-6)
     assert white[[0, 1, 3]].std(correction=0).item() == pytest.approx(1)
@@ -169,7 +207,11 @@ def test_one_reward_as_it_comes_is_the_plain_difference() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.standard_normal(6), rng.standard_normal(6)
     made = relative_reward({"a": ours}, {"a": theirs}, np.arange(6), _specs(a="none"), {"a": True})
-    assert np.array_equal(made.difference, ours - theirs) and np.array_equal(made.reward, ours) and np.array_equal(made.base, theirs)
+    assert (
+        np.array_equal(made.difference, ours - theirs)
+        and np.array_equal(made.reward, ours)
+        and np.array_equal(made.base, theirs)
+    )
     down = relative_reward({"a": ours}, {"a": theirs}, np.arange(6), _specs(a="none"), {"a": False})
     assert np.array_equal(down.difference, theirs - ours)
     bounded = [RewardSpec(name="a", scale="none", bounds=(None, 0.0))]
@@ -180,9 +222,16 @@ def test_one_reward_as_it_comes_is_the_plain_difference() -> None:
 def test_rewards_of_unlike_units_weigh_the_same() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal(12), rng.standard_normal(12)
-    base_a, base_b, group, ways = rng.standard_normal(12), rng.standard_normal(12), np.arange(12) // 3, {"a": True, "b": False}
+    base_a, base_b, group, ways = (
+        rng.standard_normal(12),
+        rng.standard_normal(12),
+        np.arange(12) // 3,
+        {"a": True, "b": False},
+    )
     one = relative_reward({"a": a, "b": b}, {"a": base_a, "b": base_b}, group, _specs(a="batch", b="batch"), ways)
-    two = relative_reward({"a": 100 * a, "b": b + 7}, {"a": 100 * base_a, "b": base_b + 7}, group, _specs(a="batch", b="batch"), ways)
+    two = relative_reward(
+        {"a": 100 * a, "b": b + 7}, {"a": 100 * base_a, "b": base_b + 7}, group, _specs(a="batch", b="batch"), ways
+    )
     np.testing.assert_allclose(one.difference, two.difference, atol=1e-9)
     np.testing.assert_allclose(one.difference, (a - base_a) / a.std() - 0.5 * (b - base_b) / b.std(), atol=1e-9)
     np.testing.assert_allclose(one.difference, one.reward - one.base, atol=1e-9)
@@ -191,6 +240,10 @@ def test_rewards_of_unlike_units_weigh_the_same() -> None:
     flat = relative_reward({"a": np.ones(12)}, {"a": base_a}, group, _specs(a="batch"), ways).difference
     assert np.array_equal(flat, np.zeros(12))  # nothing to divide by
     missing = relative_reward(
-        {"a": np.where(np.arange(12) == 2, np.nan, a)}, {"a": np.where(np.arange(12) == 5, np.nan, base_a)}, group, _specs(a="batch"), ways
+        {"a": np.where(np.arange(12) == 2, np.nan, a)},
+        {"a": np.where(np.arange(12) == 5, np.nan, base_a)},
+        group,
+        _specs(a="batch"),
+        ways,
     ).difference
     assert np.flatnonzero(np.isnan(missing)).tolist() == [2, 5]

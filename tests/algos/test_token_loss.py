@@ -42,7 +42,9 @@ def _ours(x: dict[str, Tensor], **options: Any) -> tuple[float, Tensor]:
     zero, one = torch.zeros_like(x["old"]), torch.ones(S)
     count = float(len(x["mask"]) if options.get("mean") == "sequence" else x["mask"].sum())
     look = LogProb(x["new"], kl, zero, one, one)
-    made = policy_loss(look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=BETA, normaliser=count, **options)
+    made = policy_loss(
+        look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=BETA, normaliser=count, **options
+    )
     return made.loss.item(), torch.autograd.grad(made.loss, x["new"])[0]
 
 
@@ -62,14 +64,18 @@ def trl_loss() -> Callable[..., Any]:
     return space["_compute_loss"]
 
 
-def _trl(compute: Callable[..., Any], x: dict[str, Tensor], loss_type: str, level: str, high: float) -> tuple[float, Tensor]:
+def _trl(
+    compute: Callable[..., Any], x: dict[str, Tensor], loss_type: str, level: str, high: float
+) -> tuple[float, Tensor]:
     class Trainer:
         aux_loss_enabled = use_vllm = _entropy_bonus_enabled = use_adaptive_entropy = False
         top_entropy_quantile, off_policy_mask_threshold, beta = 1.0, None, BETA
         epsilon_low, epsilon_high, importance_sampling_level = 0.2, high, level
         current_gradient_accumulation_steps = 1
         args = SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1)
-        accelerator = SimpleNamespace(num_processes=1, reduce=lambda v, reduction: v, gather=lambda v: v, sync_gradients=True)
+        accelerator = SimpleNamespace(
+            num_processes=1, reduce=lambda v, reduction: v, gather=lambda v: v, sync_gradients=True
+        )
         model = SimpleNamespace(training=True)
 
         def __init__(self) -> None:
@@ -101,7 +107,9 @@ def _trl(compute: Callable[..., Any], x: dict[str, Tensor], loss_type: str, leve
     ids=["grpo", "bnpo", "dapo"],
 )
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_it_is_trls(trl_loss: Callable[..., Any], loss_type: str, options: dict[str, Any], level: str, high: float) -> None:
+def test_it_is_trls(
+    trl_loss: Callable[..., Any], loss_type: str, options: dict[str, Any], level: str, high: float
+) -> None:
     x = _numbers()
     value, gradient = _ours(x, level=level, clip_high=high, **options)
     wanted, its = _trl(trl_loss, x, loss_type, level, high)
@@ -133,10 +141,14 @@ def test_a_sequences_ratio_is_shared_by_its_tokens() -> None:
     moved = torch.tensor([0.5, -0.5, 0, 0, 0, 0, 0]).expand(N, S)
     look = LogProb((x["old"] + moved).requires_grad_(), None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
     mask = torch.arange(S) < torch.tensor([7, 2, 5, 2, 6, 3])[:, None]
-    out = policy_loss(look, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence")
+    out = policy_loss(
+        look, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence"
+    )
     assert out.stats["ratio_max_gap"] < 1e-6
     other = look._replace(logp=torch.where(mask, look.logp, torch.full_like(look.logp, float("nan"))))
-    again = policy_loss(other, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence")
+    again = policy_loss(
+        other, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence"
+    )
     assert again.loss.item() == pytest.approx(out.loss.item(), rel=1e-6)
 
 
@@ -146,7 +158,9 @@ def test_a_long_rollout_weighs_by_the_mean(mean: str) -> None:
     x = _numbers()
     look = LogProb(x["old"].clone().requires_grad_(), None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
     count = float(N if mean == "sequence" else x["mask"].sum())
-    out = policy_loss(look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=count, mean=mean)
+    out = policy_loss(
+        look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=count, mean=mean
+    )
     found = torch.autograd.grad(out.loss, look.logp)[0]
     share = x["mask"].sum(1, keepdim=True) * N if mean == "sequence" else x["mask"].sum()
     torch.testing.assert_close(found, torch.where(x["mask"], -x["advantage"][:, None] / share, torch.zeros(())))

@@ -29,19 +29,32 @@ def table(found: Iterable[Candidate]) -> dict[str, dict[str, Candidate]]:
     return splits
 
 
-TEST_NAMES = ["clnsp102_traffic_248091_3_snr0_tl-21_fileid_268", "clnsp1_train_69005_1_snr15_tl-23_fileid_157",
-              "clnsp7_a_snr-5_tl-30.5_fileid_007"]
+TEST_NAMES = [
+    "clnsp102_traffic_248091_3_snr0_tl-21_fileid_268",
+    "clnsp1_train_69005_1_snr15_tl-23_fileid_157",
+    "clnsp7_a_snr-5_tl-30.5_fileid_007",
+]
 
 
 def dns_2020(root: Path) -> None:
-    touch(root, "clean/book_00000_chp_0009_reader_06709_0.wav", "clean/book_1_chp_2_reader_3_10.wav", "noise/abc_DEF.wav",
-          "noise/.hidden.wav", "noise/readme.txt")
+    touch(
+        root,
+        "clean/book_00000_chp_0009_reader_06709_0.wav",
+        "clean/book_1_chp_2_reader_3_10.wav",
+        "noise/abc_DEF.wav",
+        "noise/.hidden.wav",
+        "noise/readme.txt",
+    )
     for kind in ("no_reverb", "with_reverb"):
         place = f"test_set/synthetic/{kind}"
         touch(root, *(f"{place}/noisy/{n}.wav" for n in TEST_NAMES))
         touch(root, *(f"{place}/clean/clean_fileid_{n}.wav" for n in (268, 157, 7)))
-    touch(root, "test_set/real_recordings/audioset_realrec_airconditioner_2uXCzjmrw3A.wav", "test_set/real_recordings/ms_realrec_1.wav",
-          "blind_test_set/noreverb_fileid_3.wav")
+    touch(
+        root,
+        "test_set/real_recordings/audioset_realrec_airconditioner_2uXCzjmrw3A.wav",
+        "test_set/real_recordings/ms_realrec_1.wav",
+        "blind_test_set/noreverb_fileid_3.wav",
+    )
 
 
 @pytest.mark.parametrize("inside", ["datasets", "."])
@@ -56,7 +69,9 @@ def test_dns_2020(tmp_path: Path, inside: str) -> None:
         assert set(rows) == set(TEST_NAMES) and not any(r.problem for r in rows.values())
         for name, partner, snr, level in zip(TEST_NAMES, (268, 157, 7), (0, 15, -5), (-21, -23, -30.5), strict=True):
             utt = rows[name].utt
-            assert Path(utt.target_filepath or "").name == f"clean_fileid_{partner}.wav" and split[5:] in (utt.target_filepath or "")
+            assert Path(utt.target_filepath or "").name == f"clean_fileid_{partner}.wav" and split[5:] in (
+                utt.target_filepath or ""
+            )
             assert utt.snr_db == snr and utt.extra["level_dbfs"] == level
 
 
@@ -68,23 +83,48 @@ def test_dns_of_a_test_set_alone(tmp_path: Path) -> None:
 
 def test_dns_pairs_that_do_not_match_are_named(tmp_path: Path) -> None:
     place = "datasets/test_set/synthetic/no_reverb"
-    touch(tmp_path / place, "noisy/a_fileid_1.wav", "noisy/b_fileid_2.wav", "noisy/nonumber.wav", "noisy/c_fileid_11.wav",
-          "clean/clean_fileid_1.wav", "clean/clean_fileid_3.wav", "clean/x_fileid_11.wav", "clean/y_fileid_11.wav")
+    touch(
+        tmp_path / place,
+        "noisy/a_fileid_1.wav",
+        "noisy/b_fileid_2.wav",
+        "noisy/nonumber.wav",
+        "noisy/c_fileid_11.wav",
+        "clean/clean_fileid_1.wav",
+        "clean/clean_fileid_3.wav",
+        "clean/x_fileid_11.wav",
+        "clean/y_fileid_11.wav",
+    )
     rows = table(dns.find(tmp_path))["test_no_reverb"]
     assert {k: r.problem for k, r in rows.items()} == {
-        "a_fileid_1": None, "b_fileid_2": "no clean partner", "nonumber": "no number after fileid_ in the name",
-        "c_fileid_11": "2 clean partners", "clean_fileid_3": "no noisy partner"}
+        "a_fileid_1": None,
+        "b_fileid_2": "no clean partner",
+        "nonumber": "no number after fileid_ in the name",
+        "c_fileid_11": "2 clean partners",
+        "clean_fileid_3": "no noisy partner",
+    }
 
 
 def test_dns_2021_and_later(tmp_path: Path) -> None:
     base = tmp_path / "datasets"
-    touch(base, "clean/read_speech/book_1_chp_1_reader_42_1.wav", "clean/french_data/M-AILABS/x.wav", "clean/singing_voice/s.wav",
-          "noise/n.wav",
-          "impulse_responses/SLR26/simulated_rirs_16k/r.wav", "impulse_responses/SLR28/RIRS_NOISES/real/q.wav",
-          "dev_testset_wideband/track_1/synthetic/noisy/a_snr3_fileid_1.wav", "dev_testset_wideband/track_1/synthetic/clean/c_fileid_1.wav",
-          "dev_testset_wideband/track_1/real_recordings/r.wav")
+    touch(
+        base,
+        "clean/read_speech/book_1_chp_1_reader_42_1.wav",
+        "clean/french_data/M-AILABS/x.wav",
+        "clean/singing_voice/s.wav",
+        "noise/n.wav",
+        "impulse_responses/SLR26/simulated_rirs_16k/r.wav",
+        "impulse_responses/SLR28/RIRS_NOISES/real/q.wav",
+        "dev_testset_wideband/track_1/synthetic/noisy/a_snr3_fileid_1.wav",
+        "dev_testset_wideband/track_1/synthetic/clean/c_fileid_1.wav",
+        "dev_testset_wideband/track_1/real_recordings/r.wav",
+    )
     full = tmp_path / "datasets_fullband"
-    touch(full, "clean_fullband/vctk_wav48_silence_trimmed/p225/p225_001.wav", "noise_fullband/n48.wav", "impulse_responses/SLR26/r48.wav")
+    touch(
+        full,
+        "clean_fullband/vctk_wav48_silence_trimmed/p225/p225_001.wav",
+        "noise_fullband/n48.wav",
+        "impulse_responses/SLR26/r48.wav",
+    )
     touch(tmp_path, "V5_dev_testset/Track1_Headset/noisy/n.wav", "V5_dev_testset/Track1_Headset/enrol/e.wav")
     splits = table(dns.find(tmp_path))
     assert set(splits) == {"clean", "noise", "rir", "dev_testset_wideband_track_1", "real"}
@@ -98,7 +138,12 @@ def test_dns_2021_and_later(tmp_path: Path) -> None:
 
 
 def test_dns_mixtures_made_by_the_challenges_script(tmp_path: Path) -> None:
-    touch(tmp_path, "training/noisy/a_b_snr4_tl-20_fileid_0.wav", "training/clean/clean_fileid_0.wav", "training/noise/noise_fileid_0.wav")
+    touch(
+        tmp_path,
+        "training/noisy/a_b_snr4_tl-20_fileid_0.wav",
+        "training/clean/clean_fileid_0.wav",
+        "training/noise/noise_fileid_0.wav",
+    )
     splits = table(dns.find(tmp_path))
     assert set(splits) == {"train"} and splits["train"]["a_b_snr4_tl-20_fileid_0"].utt.snr_db == 4
 
@@ -120,7 +165,13 @@ def voicebank_tree(root: Path, size: str, speakers: Iterable[str], nested: bool 
 @pytest.mark.parametrize("nested", [False, True])
 def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
     voicebank_tree(tmp_path, "28", ("p226", "p228"), nested)
-    touch(tmp_path, "clean_testset_wav/p232_001.wav", "noisy_testset_wav/p232_001.wav", "noisy_testset_wav/p257_009.wav", "license.txt")
+    touch(
+        tmp_path,
+        "clean_testset_wav/p232_001.wav",
+        "noisy_testset_wav/p232_001.wav",
+        "noisy_testset_wav/p257_009.wav",
+        "license.txt",
+    )
     (tmp_path / "trainset_28spk_txt").mkdir()
     (tmp_path / "trainset_28spk_txt" / "p228_001.txt").write_text("Please call Stella.\n")
     (tmp_path / "logfiles").mkdir()
@@ -129,7 +180,12 @@ def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
     splits = table(voicebank.find(tmp_path))
     assert {k: len(v) for k, v in splits.items()} == {"train": 2, "valid": 2, "test": 2}
     utt = splits["train"]["p228_001"].utt
-    assert (utt.text, utt.speaker_id, utt.snr_db, utt.extra["noise_type"]) == ("Please call Stella.", "p228", 15.0, "babble")
+    assert (utt.text, utt.speaker_id, utt.snr_db, utt.extra["noise_type"]) == (
+        "Please call Stella.",
+        "p228",
+        15.0,
+        "babble",
+    )
     assert splits["train"]["p228_002"].utt.snr_db is None
     assert splits["test"]["p232_001"].utt.snr_db == 17.5 and splits["test"]["p257_009"].problem == "no clean partner"
     assert {r.utt.speaker_id for r in splits["valid"].values()} == {"p226"}
@@ -154,8 +210,20 @@ def test_voicebank_without_its_other_half(tmp_path: Path) -> None:
 
 
 def test_pairs_by_place_stem_or_number(tmp_path: Path) -> None:
-    touch(tmp_path, "n1/s/a.wav", "n1/b.wav", "c1/s/a.flac", "c1/b.wav", "c1/z.wav",
-          "n2/deep/a.wav", "c2/a.wav", "n3/x_snr5_fileid_4.wav", "c3/clean_fileid_4.wav", "n4/a.wav", "c4/b.wav")
+    touch(
+        tmp_path,
+        "n1/s/a.wav",
+        "n1/b.wav",
+        "c1/s/a.flac",
+        "c1/b.wav",
+        "c1/z.wav",
+        "n2/deep/a.wav",
+        "c2/a.wav",
+        "n3/x_snr5_fileid_4.wav",
+        "c3/clean_fileid_4.wav",
+        "n4/a.wav",
+        "c4/b.wav",
+    )
     rows = table(folder.find_pairs(tmp_path / "n1", tmp_path / "c1"))["manifest"]
     assert {k: r.problem for k, r in rows.items()} == {"s_a": None, "b": None, "z": "no noisy partner"}
     assert rows["s_a"].utt.target_filepath == str(tmp_path / "c1" / "s" / "a.flac")
@@ -196,6 +264,8 @@ def test_mix_takes_folders_and_manifests(tmp_path: Path) -> None:
     touch(tmp_path, "c1/a.wav", "c2/b.wav", "n/n.wav", "r/r.wav")
     row = {"id": "seg", "audio_filepath": "c1/a.wav", "duration": 1.0, "sample_rate": 16000, "offset": 2.0}
     (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
-    splits = table(mix.find([tmp_path / "c1", tmp_path / "c2", tmp_path / "m.jsonl"], [tmp_path / "n"], [tmp_path / "r"]))
+    splits = table(
+        mix.find([tmp_path / "c1", tmp_path / "c2", tmp_path / "m.jsonl"], [tmp_path / "n"], [tmp_path / "r"])
+    )
     assert {k: sorted(v) for k, v in splits.items()} == {"clean": ["a", "b", "seg"], "noise": ["n"], "rir": ["r"]}
     assert splits["clean"]["seg"].utt.offset == 2.0

@@ -73,10 +73,16 @@ def test_the_recipe_lies_in_the_package_and_mixes() -> None:
 
 
 def samples(manifest: Path) -> list[np.ndarray]:
-    return [sf.read(p, dtype="int16")[0] for u in read_manifest(manifest) for p in (u.audio_filepath, u.target_filepath or "")]
+    return [
+        sf.read(p, dtype="int16")[0]
+        for u in read_manifest(manifest)
+        for p in (u.audio_filepath, u.target_filepath or "")
+    ]
 
 
-def test_test_mixtures_are_paired_spread_and_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_mixtures_are_paired_spread_and_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RLSPEECH_CACHE", str(tmp_path / "cache"))
     one, two = demo.demo_test(), demo.demo_test(tmp_path / "out")
     for a, b in zip(samples(one), samples(two), strict=True):
@@ -134,7 +140,9 @@ def test_the_noise_can_be_made_again(monkeypatch: pytest.MonkeyPatch, lists: dic
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("flite") or not shutil.which("espeak-ng"), reason="flite and espeak-ng are not installed")
+@pytest.mark.skipif(
+    not shutil.which("flite") or not shutil.which("espeak-ng"), reason="flite and espeak-ng are not installed"
+)
 def test_the_script_builds_the_whole_folder(tmp_path: Path, lists: dict[str, list[Utterance]]) -> None:
     script = ["sh", str(EXAMPLES / "make-demo-corpus.sh"), str(tmp_path)]
     subprocess.run(script, check=True, capture_output=True, env=os.environ | {"PYTHON": sys.executable})

@@ -75,7 +75,10 @@ def test_every_utterance_goes_down_every_ladder(sources):
 
 def test_the_seed_decides(sources):
     clean, noise = utts(sources / "clean", "s0", "s1", "s2"), utts(sources / "noise", "n")
-    runs = [ladder.render(clean, noise, sources / name, count=1, seed=seed, clip_s=1.2)[0] for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    runs = [
+        ladder.render(clean, noise, sources / name, count=1, seed=seed, clip_s=1.2)[0]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
     wavs = [[sf.read(r.audio_filepath)[0] for r in rows] for rows in runs]
     assert [r.id for r in runs[0]] == [r.id for r in runs[1]]
     assert all(np.array_equal(a, b) for a, b in zip(wavs[0], wavs[1], strict=True))
@@ -99,12 +102,27 @@ def test_bad_files_cost_themselves(sources):
 @pytest.mark.slow
 def test_prepare_and_reward_make_a_calibration(sources, capsys, monkeypatch):
     out = sources / "ladder"
-    words = ["--clean", sources / "clean", "--noise", sources / "noise", "--utterances", 2, "--clip-s", 1.5, "--out", out, "--workers", 0]
+    words = [
+        "--clean",
+        sources / "clean",
+        "--noise",
+        sources / "noise",
+        "--utterances",
+        2,
+        "--clip-s",
+        1.5,
+        "--out",
+        out,
+        "--workers",
+        0,
+    ]
     monkeypatch.setattr(sys, "argv", ["rlspeech", "prepare", "ladder", *map(str, words), "--json"])
     with contextlib.suppress(SystemExit):
         main()
     summary = json.loads(capsys.readouterr().out)
-    assert "--reward llm" in summary["next"] and summary["manifests"]["manifest"]["rows"] == len(read_manifest(out / "manifest.jsonl"))
+    assert "--reward llm" in summary["next"] and summary["manifests"]["manifest"]["rows"] == len(
+        read_manifest(out / "manifest.jsonl")
+    )
     config = ScoreFolder(rewards=["si_sdr", "lsd", "stoi"], out=str(out / "scores"), workers=0)
     found = reward.run(config, out / "manifest.jsonl")
     table = found["calibration"]

@@ -127,7 +127,9 @@ def test_eyes_that_are_not_found_are_taken_from_the_box() -> None:
         return [moved if looks["count"] % 2 else Face(moved.box)]
 
     path, _ = tracked(film(MOVES["tilted"]), blinks)
-    assert np.ptp(path.centre, axis=0).max() < 1.0  # what boxes and eyes have to do with each other was learnt from the clip
+    assert (
+        np.ptp(path.centre, axis=0).max() < 1.0
+    )  # what boxes and eyes have to do with each other was learnt from the clip
     looks["count"] = 0
     never, crops = tracked(film(MOVES["still"]), lambda frame: [Face(eye_finder(frame)[0].box)])
     assert np.abs([mouth_of(crop) for crop in crops]).max() < 4.5 and never.found.all()
@@ -140,7 +142,9 @@ def test_of_several_faces_the_large_lasting_one() -> None:
     big, small = [box(100 + i, 80) for i in range(15)], [box(20, 40) for _ in range(15)]
     seen = follow({4 * i: [small[i], big[i]] for i in range(15)}, 60)
     assert seen is not None and [f.box[2] for f in seen.faces] == [80] * 15 and seen.others == 0
-    passing = {4 * i: [box(100, 60), *([box(200, 110)] if 6 <= i < 9 else [])] for i in range(15)}  # someone walks through
+    passing = {
+        4 * i: [box(100, 60), *([box(200, 110)] if 6 <= i < 9 else [])] for i in range(15)
+    }  # someone walks through
     seen = follow(passing, 60)
     assert seen is not None and {f.box[2] for f in seen.faces} == {60.0}
     pair = follow({4 * i: [box(20, 70), box(150, 80)] for i in range(15)}, 60)
@@ -160,7 +164,9 @@ def test_two_drawn_heads(tmp_path: Path) -> None:
     fact = lips.crop_clip(tmp_path / "v.mkv", tmp_path / "v.npz", "mouth96", eye_finder)
     assert fact["others"] == 1 and fact["face_rate"] == 1
     widths = [np.ptp(np.nonzero((crop < 45).any(axis=0))[0]) for crop in load_lips(tmp_path / "v.npz")]
-    assert np.mean(widths) == pytest.approx(0.76 * EYES_PX, rel=0.1)  # had it followed the smaller one, the same: so look where it is
+    assert np.mean(widths) == pytest.approx(
+        0.76 * EYES_PX, rel=0.1
+    )  # had it followed the smaller one, the same: so look where it is
     seen = follow(*look(frames, eye_finder))
     assert seen is not None and abs(np.mean([f.eyes.mean(axis=0)[0] for f in seen.faces]) - 220) < 2
 
@@ -170,7 +176,11 @@ def test_landmarks_name_the_mouth_itself() -> None:
     points[[33, 133]], points[[362, 263]] = [(110, 120), (130, 120)], [(160, 124), (180, 124)]
     points[[61, 291, 0, 17]] = [(130, 180), (160, 180), (145, 170), (145, 190)]
     face = face_of_landmarks(points)
-    assert face.eyes is not None and np.allclose(face.eyes, [[120, 120], [170, 124]]) and np.allclose(face.mouth, [145, 180])
+    assert (
+        face.eyes is not None
+        and np.allclose(face.eyes, [[120, 120], [170, 124]])
+        and np.allclose(face.mouth, [145, 180])
+    )
     frames = [np.full((240, 320), 100, np.uint8)] * 10
     path, crops = tracked(frames, lambda _: [face])
     assert path.exact and np.allclose(path.centre, [145, 180]) and crops.shape == (10, 96, 96)
@@ -250,9 +260,14 @@ def clips(folder: Path) -> dict[str, str]:
     (folder / "text.avi").write_text("no video")
     write_video(folder / "damaged.mkv", talk, codec="ffv1")
     whole = (folder / "damaged.mkv").read_bytes()
-    (folder / "damaged.mkv").write_bytes(whole[:len(whole) * 2 // 3])  # what is there is used
-    return {"faceless": "video: no face in any frame", "empty": "video: empty file", "cut": "video: unreadable",
-            "text": "video: unreadable", "mute": "no sound beside or in the video"}
+    (folder / "damaged.mkv").write_bytes(whole[: len(whole) * 2 // 3])  # what is there is used
+    return {
+        "faceless": "video: no face in any frame",
+        "empty": "video: empty file",
+        "cut": "video: unreadable",
+        "text": "video: unreadable",
+        "mute": "no sound beside or in the video",
+    }
 
 
 @pytest.mark.usefixtures("drawn")
@@ -263,7 +278,11 @@ def test_every_kind_of_clip(tmp_path: Path) -> None:
     assert {row["id"]: row["reason"] for row in read_jsonl(tmp_path / "out" / "dropped.jsonl")} == bad
     rows = {utt.id: utt for utt in read_manifest(tmp_path / "out" / "manifest.jsonl")}
     assert set(rows) == {"good", "short", "damaged"}
-    assert rows["good"].text == "hello there" and rows["good"].extra["face_rate"] == 1 and "video_short_s" not in rows["good"].extra
+    assert (
+        rows["good"].text == "hello there"
+        and rows["good"].extra["face_rate"] == 1
+        and "video_short_s" not in rows["good"].extra
+    )
     assert rows["short"].extra["video_short_s"] == pytest.approx(0.4, abs=0.01)
     held = load_lips(rows["short"].lips_filepath or "", 0.0, 30)
     assert np.array_equal(held[19], held[29]) and not np.array_equal(held[18], held[19])
@@ -280,7 +299,9 @@ def test_a_second_run_reads_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = (tmp_path / "out" / "manifest.jsonl").read_bytes()
     real = lips.crop_clip
     seen: list[str] = []
-    monkeypatch.setattr(lips, "crop_clip", lambda video, *a, **k: (seen.append(Path(video).name), real(video, *a, **k))[1])
+    monkeypatch.setattr(
+        lips, "crop_clip", lambda video, *a, **k: (seen.append(Path(video).name), real(video, *a, **k))[1]
+    )
     second = prepare(tmp_path / "in", tmp_path / "out")
     assert not seen and second["cut_before"] == first["cut"] and second["dropped"] == first["dropped"]
     assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
@@ -319,8 +340,19 @@ def test_the_centre_needs_no_detector(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("drawn")
 def test_rows_that_share_a_video_and_several_splits(tmp_path: Path) -> None:
     video = str(write_video(tmp_path / "v.mp4", film(MOVES["still"], 30)))
-    utts = [Utterance(f"u{i}", str(tone(tmp_path / f"u{i}.wav", 1.2, i)), 1.2, 16000, video_filepath=video, speaker_id="s",
-                      target_filepath=str(tone(tmp_path / "t.wav", 1.2, 77)), extra={"scene": f"S{i}"}) for i in range(3)]
+    utts = [
+        Utterance(
+            f"u{i}",
+            str(tone(tmp_path / f"u{i}.wav", 1.2, i)),
+            1.2,
+            16000,
+            video_filepath=video,
+            speaker_id="s",
+            target_filepath=str(tone(tmp_path / "t.wav", 1.2, 77)),
+            extra={"scene": f"S{i}"},
+        )
+        for i in range(3)
+    ]
     plain = Utterance("plain", str(tone(tmp_path / "p.wav", 1.2, 9)), 1.2, 16000)
     write_manifest(tmp_path / "in" / "train.jsonl", utts[:2])
     write_manifest(tmp_path / "in" / "valid.jsonl", [utts[2], plain])
@@ -383,7 +415,10 @@ def test_a_worker_that_dies_costs_its_clip(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(lips, "_job", partial(_dies, real=lips._job))
     done = lips.crop_rows({"manifest": rows}, tmp_path / "out", lips.Cropping("centre112"), 0)
     assert [r.id for r in done.kept["manifest"]] == ["b"] and done.dropped[0]["reason"] == "video: unreadable"
-    assert [r.id for r in lips.crop_rows({"manifest": rows}, tmp_path / "out", lips.Cropping("centre112"), 0).kept["manifest"]] == ["b"]
+    assert [
+        r.id
+        for r in lips.crop_rows({"manifest": rows}, tmp_path / "out", lips.Cropping("centre112"), 0).kept["manifest"]
+    ] == ["b"]
 
 
 def _dies(job: tuple[str, str], how: lips.Cropping, real: Any) -> dict[str, Any]:
@@ -398,11 +433,13 @@ def test_the_contact_sheet(tmp_path: Path) -> None:
         save_lips(tmp_path / f"{i}.npz", np.full((20, 96, 96), 5 * i, np.uint8))
         extra = {"face_rate": 0.5 if i == 33 else 1.0}
         rows.append(Utterance(f"clip-{i}", "a.wav", 0.8, 16000, lips_filepath=str(tmp_path / f"{i}.npz"), extra=extra))
-    rows.append(Utterance("gone", "a.wav", 0.8, 16000, lips_filepath=str(tmp_path / "gone.npz"), extra={"face_rate": 1.0}))
+    rows.append(
+        Utterance("gone", "a.wav", 0.8, 16000, lips_filepath=str(tmp_path / "gone.npz"), extra={"face_rate": 1.0})
+    )
     assert contact_sheet(rows, tmp_path / "sheet.png", most=12) in (11, 12)
     sheet = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape[0] == 6 * 98
-    last_of_first_row = sheet[:96, sheet.shape[1] // 2 - 90:sheet.shape[1] // 2 - 10]
+    last_of_first_row = sheet[:96, sheet.shape[1] // 2 - 90 : sheet.shape[1] // 2 - 10]
     assert np.median(last_of_first_row) == 5 * 33  # the worst stands at the top
     assert contact_sheet([], tmp_path / "none.png") == 0 and not (tmp_path / "none.png").exists()
 
@@ -419,7 +456,9 @@ def test_real_talking_faces(realdata: Path, tmp_path: Path) -> None:
         mouth = np.abs(np.diff(crops[:, 34:62, 28:68], axis=0)).mean(axis=(1, 2))
         above = np.abs(np.diff(crops[:, :28, 28:68], axis=0)).mean(axis=(1, 2))
         below = np.abs(np.diff(crops[:, 68:, 28:68], axis=0)).mean(axis=(1, 2))
-        assert mouth.mean() > 1.4 * above.mean() and mouth.mean() > 1.15 * below.mean()  # what moves most lies in the middle
+        assert (
+            mouth.mean() > 1.4 * above.mean() and mouth.mean() > 1.15 * below.mean()
+        )  # what moves most lies in the middle
         wav, rate = sf.read(video.with_suffix(".flac"))
         frames = wav[: len(wav) // 640 * 640].reshape(-1, 640)
         level = np.log(np.sqrt((frames**2).mean(axis=1)) + 1e-3)

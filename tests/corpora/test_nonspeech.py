@@ -32,8 +32,21 @@ def speech(seed: int, words: int = 4) -> tuple[np.ndarray, list[tuple[int, int]]
 def row(path: Path, seed: int, **more: object) -> Utterance:
     wav, spans = speech(seed)
     save_audio(path, wav, RATE)
-    extra = {"words": [[w, a / RATE, b / RATE] for w, (a, b) in zip(TEXT.split(), spans, strict=True)]} if more.pop("timed", False) else {}
-    return Utterance(path.stem, str(path), len(wav) / RATE, RATE, text=TEXT, language="en", speaker_id=f"s{seed % 2}", extra=extra | more)
+    extra = (
+        {"words": [[w, a / RATE, b / RATE] for w, (a, b) in zip(TEXT.split(), spans, strict=True)]}
+        if more.pop("timed", False)
+        else {}
+    )
+    return Utterance(
+        path.stem,
+        str(path),
+        len(wav) / RATE,
+        RATE,
+        text=TEXT,
+        language="en",
+        speaker_id=f"s{seed % 2}",
+        extra=extra | more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +65,9 @@ def test_every_condition_is_there_and_within_its_length(made: dict[str, list[Utt
         assert len(rows) == 8, name
         for utt in rows:
             wav = load_audio(utt.audio_filepath)
-            assert len(wav) / RATE == pytest.approx(utt.duration) and 0.1 <= utt.duration <= 6.5 and np.abs(wav).max() < 1
+            assert (
+                len(wav) / RATE == pytest.approx(utt.duration) and 0.1 <= utt.duration <= 6.5 and np.abs(wav).max() < 1
+            )
 
 
 def test_nothing_is_said_where_nothing_can_be_heard(made: dict[str, list[Utterance]]) -> None:
@@ -75,7 +90,7 @@ def test_cut_speech_keeps_the_words_that_are_left(made: dict[str, list[Utterance
         assert int((np.diff(loud.astype(int)) == 1).sum()) == len(utt.text.split()), "as many bursts as words"
     for utt in rows["trail"]:
         assert utt.text == TEXT and utt.extra["keywords"] == ["weather"] and utt.language == "en"
-        tail = load_audio(utt.audio_filepath)[-int(0.07 * RATE):]
+        tail = load_audio(utt.audio_filepath)[-int(0.07 * RATE) :]
         assert rms_dbfs(tail) > -30, "it ends inside a word"
     for utt in rows["pause"]:
         assert utt.text == "" and splice.levels_db(load_audio(utt.audio_filepath), RATE).max() < -55
@@ -92,7 +107,9 @@ def test_the_same_seed_gives_the_same_clips_and_another_does_not(tmp_path: Path)
     clean = [row(tmp_path / "c.wav", 1)]
     sounds = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        rows, _ = render([], clean, tmp_path / name, count=3, seed=seed, max_s=3.0, conditions=["silence", "noise", "cut"])
+        rows, _ = render(
+            [], clean, tmp_path / name, count=3, seed=seed, max_s=3.0, conditions=["silence", "noise", "cut"]
+        )
         sounds.append([load_audio(u.audio_filepath).tobytes() for u in rows])
     assert sounds[0] == sounds[1] and not set(sounds[0]) & set(sounds[2])
 
@@ -117,7 +134,9 @@ def test_music_has_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [None, "x", [["a", 0]], [{"word": "a"}], [["a", "x", 1]], 3])
 def test_odd_word_times_are_none(words: object) -> None:
     assert word_times(Utterance("a", "a", 1.0, 1, extra={"words": words})) == []
-    assert word_times(Utterance("a", "a", 1.0, 1, extra={"words": [{"word": "a", "start": 0, "end": 1}]})) == [("a", 0.0, 1.0)]
+    assert word_times(Utterance("a", "a", 1.0, 1, extra={"words": [{"word": "a", "start": 0, "end": 1}]})) == [
+        ("a", 0.0, 1.0)
+    ]
 
 
 def test_joined_recordings_do_not_click_and_are_not_digitally_silent() -> None:
@@ -125,7 +144,7 @@ def test_joined_recordings_do_not_click_and_are_not_digitally_silent() -> None:
     rng = np.random.default_rng(0)
     both = splice.join([wav, wav], (0.2, 0.2), RATE, rng)
     assert len(both) == 2 * len(wav) + 3200
-    gap = both[len(wav):len(wav) + 3200]
+    gap = both[len(wav) : len(wav) + 3200]
     assert gap.any() and rms_dbfs(gap) < -70 and abs(both[0]) < 1e-4
     start, end = splice.quiet_stretches(wav, RATE)[0]
     assert end > start and np.abs(wav[start:end]).max() < 1e-3
@@ -135,4 +154,8 @@ def test_joined_recordings_do_not_click_and_are_not_digitally_silent() -> None:
 @pytest.mark.parametrize("length", [0, 1, 5, 100])
 def test_the_shortest_sounds_do_no_harm(length: int) -> None:
     wav = np.zeros(length, np.float32)
-    assert len(splice.faded(wav, RATE)) == length and splice.quiet_stretches(wav, RATE) == [] and splice.onset(wav, RATE) == 0
+    assert (
+        len(splice.faded(wav, RATE)) == length
+        and splice.quiet_stretches(wav, RATE) == []
+        and splice.onset(wav, RATE) == 0
+    )

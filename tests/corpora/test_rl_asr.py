@@ -29,9 +29,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
         path = folder / f"u{i:02d}.wav"
         seconds = 0.8 + 0.01 * i
         save_audio(path, 0.1 * rng.standard_normal(int(seconds * RATE)).astype(np.float32), RATE)
-        words = [WORDS[j] for j in rng.integers(8, size=4)] + (["aardvark"] if i == 7 else []) + (["green", "zebra"] if i == 9 else [])
-        rows.append(Utterance(path.stem, str(path), seconds if i != 39 else 25.0, RATE, text=" ".join(words), speaker_id=f"s{i % 5}",
-                              snr_db=5.0 if i % 2 else None, language="en"))
+        words = (
+            [WORDS[j] for j in rng.integers(8, size=4)]
+            + (["aardvark"] if i == 7 else [])
+            + (["green", "zebra"] if i == 9 else [])
+        )
+        rows.append(
+            Utterance(
+                path.stem,
+                str(path),
+                seconds if i != 39 else 25.0,
+                RATE,
+                text=" ".join(words),
+                speaker_id=f"s{i % 5}",
+                snr_db=5.0 if i % 2 else None,
+                language="en",
+            )
+        )
     return [*rows, Utterance("mute", str(folder / "u00.wav"), 1.0, RATE, text=None)]
 
 
@@ -40,7 +54,9 @@ def heard(corpus: list[Utterance]) -> dict[str, list[str]]:
     texts = {}
     for i, utt in enumerate(corpus[:-1]):
         words = (utt.text or "").split()
-        texts[utt.id] = [utt.text or ""] if i == 38 else [utt.text or "", " ".join(words[:2]) if i % 3 == 0 else utt.text or ""]
+        texts[utt.id] = (
+            [utt.text or ""] if i == 38 else [utt.text or "", " ".join(words[:2]) if i % 3 == 0 else utt.text or ""]
+        )
     return texts
 
 

@@ -32,15 +32,25 @@ def flat(count: int, level: int = 90, size: tuple[int, int] = (48, 64)) -> list[
     return [np.full(size, level, np.uint8)] * count
 
 
-def head(x: float, y: float, gap: float, degrees: float = 0.0, opened: float = 0.3, below: float = 1.16,
-         size: tuple[int, int] = (240, 320), onto: np.ndarray | None = None) -> np.ndarray:
+def head(
+    x: float,
+    y: float,
+    gap: float,
+    degrees: float = 0.0,
+    opened: float = 0.3,
+    below: float = 1.16,
+    size: tuple[int, int] = (240, 320),
+    onto: np.ndarray | None = None,
+) -> np.ndarray:
     """A picture with two white eyes ``gap`` apart around (x, y), tilted clockwise, and a black mouth ``below`` eye distances below."""
     picture = np.full(size, 110, np.uint8) if onto is None else onto.copy()
     turn = np.radians(degrees)
     along, down = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
     for side in (-0.5, 0.5):
         centre = np.array([x, y]) + side * gap * along
-        cv2.circle(picture, tuple(np.round(centre * 16).astype(int).tolist()), round(0.09 * gap * 16), 255, -1, cv2.LINE_AA, 4)
+        cv2.circle(
+            picture, tuple(np.round(centre * 16).astype(int).tolist()), round(0.09 * gap * 16), 255, -1, cv2.LINE_AA, 4
+        )
     mouth = np.array([x, y]) + below * gap * down
     axes = (round(0.38 * gap * 16), round(max(0.03, 0.25 * opened) * gap * 16))
     cv2.ellipse(picture, tuple(np.round(mouth * 16).astype(int).tolist()), axes, degrees, 0, 360, 0, -1, cv2.LINE_AA, 4)

@@ -36,7 +36,9 @@ class Source:
         return Clip(self.utts[index].id, wav, wav, RATE)
 
 
-def _seen(source: Source, count: int, batch: int = 3, start: int = 0, **share: int) -> tuple[list[list[float]], list[int]]:
+def _seen(
+    source: Source, count: int, batch: int = 3, start: int = 0, **share: int
+) -> tuple[list[list[float]], list[int]]:
     rows = list(islice(batches(source, batch, 1.0, seed=5, start=start, **share), count))
     return [[float(c.noisy[0]) for c in clips] for clips, _ in rows], [cursor for _, cursor in rows]
 
@@ -111,7 +113,16 @@ def pairs(tmp_path: Path) -> Path:
         wav = (0.1 * np.random.default_rng(i).standard_normal(int(seconds * RATE))).astype(np.float32)
         save_audio(tmp_path / f"n{i}.wav", wav, RATE)
         save_audio(tmp_path / f"c{i}.wav", wav / 2, RATE)
-        utts.append(Utterance(f"p{i}", str(tmp_path / f"n{i}.wav"), seconds, RATE, target_filepath=str(tmp_path / f"c{i}.wav"), snr_db=3.0))
+        utts.append(
+            Utterance(
+                f"p{i}",
+                str(tmp_path / f"n{i}.wav"),
+                seconds,
+                RATE,
+                target_filepath=str(tmp_path / f"c{i}.wav"),
+                snr_db=3.0,
+            )
+        )
     write_manifest(tmp_path / "manifest.jsonl", utts, None)
     return tmp_path
 
@@ -165,8 +176,12 @@ def test_both_ears_are_read_at_any_rate(tmp_path: Path) -> None:
     for path, ear in zip((left, right), wav, strict=True):
         save_audio(path, ear, RATE)
     for ear, path in zip(slow, (left, right), strict=True):
-        np.testing.assert_allclose(ear, load_audio(path, RATE // 2, 0.25, 0.5), atol=1e-4)  # each ear as if it were alone
-    np.testing.assert_array_equal(load_audio(left, RATE, channels=2), np.stack([load_audio(left, RATE)] * 2))  # heard by both
+        np.testing.assert_allclose(
+            ear, load_audio(path, RATE // 2, 0.25, 0.5), atol=1e-4
+        )  # each ear as if it were alone
+    np.testing.assert_array_equal(
+        load_audio(left, RATE, channels=2), np.stack([load_audio(left, RATE)] * 2)
+    )  # heard by both
     _ears(tmp_path / "six.wav", 1, ears=6)
     with pytest.raises(AudioError, match="6 channels"):
         load_audio(tmp_path / "six.wav", RATE, channels=2)
@@ -178,13 +193,20 @@ def test_pairs_with_two_ears(tmp_path: Path) -> None:
     for i, (ears, of_target) in enumerate(((2, 2), (1, 2), (2, 1))):
         _ears(tmp_path / f"n{i}.wav", i, ears=ears)
         _ears(tmp_path / f"c{i}.wav", 9 + i, 1.0 + 0.01 * i, ears=of_target)  # a little longer is cut
-        rows.append(Utterance(f"p{i}", str(tmp_path / f"n{i}.wav"), 1.0, RATE, target_filepath=str(tmp_path / f"c{i}.wav")))
+        rows.append(
+            Utterance(f"p{i}", str(tmp_path / f"n{i}.wav"), 1.0, RATE, target_filepath=str(tmp_path / f"c{i}.wav"))
+        )
     write_manifest(tmp_path / "manifest.jsonl", rows, None)
     source, mono = open_clips(tmp_path, RATE, channels=2), open_clips(tmp_path, RATE)
     for i in range(3):
         whole, cut = source.clip(0, i, 0.0), source.clip(5, i, 0.5)
-        assert whole.noisy.shape == whole.target.shape == (2, RATE) and cut.noisy.shape == cut.target.shape == (2, RATE // 2)
-        np.testing.assert_allclose(cut.noisy.mean(0), mono.clip(5, i, 0.5).noisy, atol=1e-6)  # the same stretch, whoever listens
+        assert whole.noisy.shape == whole.target.shape == (2, RATE) and cut.noisy.shape == cut.target.shape == (
+            2,
+            RATE // 2,
+        )
+        np.testing.assert_allclose(
+            cut.noisy.mean(0), mono.clip(5, i, 0.5).noisy, atol=1e-6
+        )  # the same stretch, whoever listens
         assert np.array_equal(whole.noisy[0], whole.noisy[1]) == (i == 1)
     rest, held = hold_back(source, 0)
     assert rest.clip(0, 0, 0.0).noisy.shape == (2, RATE) and held.utts == []
@@ -226,7 +248,9 @@ def test_lips_are_cut_where_the_sound_is_cut(tmp_path: Path, kind: str) -> None:
         write_manifest(tmp_path / "manifest.jsonl", [utt], None)
         source = open_clips(tmp_path, RATE)
     else:
-        save_audio(tmp_path / "noise.flac", (0.1 * np.random.default_rng(1).standard_normal(RATE)).astype(np.float32), RATE)
+        save_audio(
+            tmp_path / "noise.flac", (0.1 * np.random.default_rng(1).standard_normal(RATE)).astype(np.float32), RATE
+        )
         write_manifest(tmp_path / "clean.jsonl", [utt], None)
         write_manifest(tmp_path / "noise.jsonl", [Utterance("z", str(tmp_path / "noise.flac"), 1.0, RATE)], None)
         source = open_clips(write_recipe(tmp_path, Mixing(), rir=False), RATE)
@@ -252,7 +276,9 @@ def test_lips_that_end_early_are_held_and_bad_ones_cost_their_clip(tmp_path: Pat
     save_lips(tmp_path / "n.npz", np.arange(20, dtype=np.uint8)[:, None, None] + np.zeros((1, 4, 4), np.uint8))
     plain = Utterance("p", utt.audio_filepath, 3.0, RATE, target_filepath=utt.target_filepath)
     (tmp_path / "bad.npz").write_bytes(b"PK")
-    bad = Utterance("b", utt.audio_filepath, 3.0, RATE, target_filepath=utt.target_filepath, lips_filepath=str(tmp_path / "bad.npz"))
+    bad = Utterance(
+        "b", utt.audio_filepath, 3.0, RATE, target_filepath=utt.target_filepath, lips_filepath=str(tmp_path / "bad.npz")
+    )
     source = PairedClips([utt, plain, bad], RATE)
     lips = source.clip(0, 0, 0.0).lips
     assert lips is not None and lips[:, 0, 0].tolist() == [*range(20), *[19] * 55]

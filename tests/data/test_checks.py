@@ -38,11 +38,23 @@ def write(path: Path, wav: np.ndarray, rate: int = RATE, **kwargs: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name, rate, options", [
-    ("a.wav", 16000, {}), ("a.flac", 16000, {}), ("a.ogg", 16000, {}), ("a.mp3", 16000, {}), ("a.wav", 44100, {}), ("a.flac", 48000, {}),
-    ("a.wav", 16000, {"subtype": "FLOAT"}), ("a.wav", 16000, {"subtype": "PCM_24"}), ("a.wav", 16000, {"subtype": "ULAW"}),
-    ("a.aiff", 22050, {}), ("a.wav", 16000, {"format": "WAVEX"}), ("a.wav", 16000, {"format": "RF64"}),
-])
+@pytest.mark.parametrize(
+    "name, rate, options",
+    [
+        ("a.wav", 16000, {}),
+        ("a.flac", 16000, {}),
+        ("a.ogg", 16000, {}),
+        ("a.mp3", 16000, {}),
+        ("a.wav", 44100, {}),
+        ("a.flac", 48000, {}),
+        ("a.wav", 16000, {"subtype": "FLOAT"}),
+        ("a.wav", 16000, {"subtype": "PCM_24"}),
+        ("a.wav", 16000, {"subtype": "ULAW"}),
+        ("a.aiff", 22050, {}),
+        ("a.wav", 16000, {"format": "WAVEX"}),
+        ("a.wav", 16000, {"format": "RF64"}),
+    ],
+)
 def test_good_files_of_many_formats_pass(tmp_path: Path, name: str, rate: int, options: dict[str, str]) -> None:
     path = write(tmp_path / name, speech(rate=rate), rate, **options)
     facts = measure(path)
@@ -99,7 +111,7 @@ def test_a_streamed_wav_that_does_not_know_its_length_passes(tmp_path: Path) -> 
     path = write(tmp_path / "a.wav", speech())
     data = bytearray(path.read_bytes())
     at = data.index(b"data") + 4
-    data[at:at + 4] = struct.pack("<I", 0xFFFFFFFF)
+    data[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
     data[4:8] = struct.pack("<I", 0xFFFFFFFF)
     path.write_bytes(bytes(data))
     assert reason(path) is None
@@ -117,7 +129,7 @@ def test_headers_that_lie_do_not_hang_or_crash(tmp_path: Path) -> None:
         judge(measure(path), Limits())
     for at, value in ((24, 2_000_000_000), (22, 60_000), (24, 1)):  # rate, channels, rate
         broken = bytearray(data)
-        broken[at:at + 2 + 2 * (at == 24)] = struct.pack("<I" if at == 24 else "<H", value)
+        broken[at : at + 2 + 2 * (at == 24)] = struct.pack("<I" if at == 24 else "<H", value)
         path.write_bytes(bytes(broken))
         assert reason(path) == "unreadable"
 
@@ -146,13 +158,27 @@ def test_clipping_at_full_scale_and_below(tmp_path: Path) -> None:
     slightly = np.clip(speech() * 3.8, -1, 1)
     share = float((np.abs(slightly) >= 1).mean())
     assert 0.001 < share < 0.02
-    assert reason(write(tmp_path / "d.wav", slightly)) == "clipped" and reason(write(tmp_path / "d.wav", slightly), kind="noise") is None
+    assert (
+        reason(write(tmp_path / "d.wav", slightly)) == "clipped"
+        and reason(write(tmp_path / "d.wav", slightly), kind="noise") is None
+    )
 
 
-@pytest.mark.parametrize("inside, claimed, dropped", [
-    (8000, 16000, True), (16000, 48000, True), (16000, 44100, True), (12000, 16000, False), (32000, 48000, False), (16000, 16000, False)])
+@pytest.mark.parametrize(
+    "inside, claimed, dropped",
+    [
+        (8000, 16000, True),
+        (16000, 48000, True),
+        (16000, 44100, True),
+        (12000, 16000, False),
+        (32000, 48000, False),
+        (16000, 16000, False),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_bandwidth_below_the_claimed_rate(tmp_path: Path, inside: int, claimed: int, dropped: bool, suffix: str) -> None:
+def test_bandwidth_below_the_claimed_rate(
+    tmp_path: Path, inside: int, claimed: int, dropped: bool, suffix: str
+) -> None:
     path = write(tmp_path / f"a{suffix}", resample(speech(rate=inside), inside, claimed), claimed)
     assert reason(path) == ("bandwidth below the rate" if dropped else None)
     assert measure(path).bandwidth_hz == pytest.approx(inside / 2, rel=0.06)
@@ -198,7 +224,9 @@ def test_equal_samples_have_equal_digests_whatever_the_container(tmp_path: Path)
     assert measure(write(tmp_path / "e.wav", wav, 8000)).digest != digests[0]
 
 
-def test_long_files_are_measured_in_pieces_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_files_are_measured_in_pieces_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / "a.wav", speech(5.0))
     whole = measure(path)
     monkeypatch.setattr(checks, "BLOCK_S", 1)

@@ -72,23 +72,42 @@ def test_a_grid_that_is_coarser_than_the_chunks() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=4), st.integers(40, 120), st.integers(0, 19), st.integers(1, 5), st.data())
-def test_sound_and_video_stay_together(lengths: list[int], size: int, overlap: int, batch: int, data: st.DataObject) -> None:
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=4),
+    st.integers(40, 120),
+    st.integers(0, 19),
+    st.integers(1, 5),
+    st.data(),
+)
+def test_sound_and_video_stay_together(
+    lengths: list[int], size: int, overlap: int, batch: int, data: st.DataObject
+) -> None:
     """Every sample and every frame knows its own time, so that a chunk whose frames are not those of its samples is seen at once."""
     missing = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
     short = data.draw(st.integers(0, 3))
     wavs = [np.arange(n, dtype=np.float32) for n in lengths]
     counts = [max(1, -(-n // HOP) - short) for n in lengths]
-    lips = [None if gone else np.arange(n, dtype=np.uint8)[:, None, None].repeat(2, 1) for n, gone in zip(counts, missing, strict=True)]
+    lips = [
+        None if gone else np.arange(n, dtype=np.uint8)[:, None, None].repeat(2, 1)
+        for n, gone in zip(counts, missing, strict=True)
+    ]
 
-    def infer(pieces: Sequence[np.ndarray], names: Sequence[str], videos: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    def infer(
+        pieces: Sequence[np.ndarray], names: Sequence[str], videos: Sequence[np.ndarray | None]
+    ) -> list[np.ndarray]:
         out = []
         for piece, video in zip(pieces, videos, strict=True):
             assert video is None or len(video) == -(-len(piece) // HOP)
-            out.append(np.zeros_like(piece) - 1 if video is None else video[:, 0, 0].astype(np.float32).repeat(HOP)[: len(piece)])
+            out.append(
+                np.zeros_like(piece) - 1
+                if video is None
+                else video[:, 0, 0].astype(np.float32).repeat(HOP)[: len(piece)]
+            )
         return out
 
-    got = apply(infer, wavs, [str(i) for i in range(len(wavs))], batch=batch, size=size, overlap=overlap, lips=lips, hop=HOP)
+    got = apply(
+        infer, wavs, [str(i) for i in range(len(wavs))], batch=batch, size=size, overlap=overlap, lips=lips, hop=HOP
+    )
     for out, wav, count, gone in zip(got, wavs, counts, missing, strict=True):
         assert isinstance(out, np.ndarray)
         wanted = np.full(len(wav), -1.0) if gone else np.minimum(wav // HOP, count - 1)
@@ -96,7 +115,9 @@ def test_sound_and_video_stay_together(lengths: list[int], size: int, overlap: i
 
 
 def test_two_ears_and_a_failure_beside_a_video() -> None:
-    def infer(pieces: Sequence[np.ndarray], names: Sequence[str], videos: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    def infer(
+        pieces: Sequence[np.ndarray], names: Sequence[str], videos: Sequence[np.ndarray | None]
+    ) -> list[np.ndarray]:
         if any(v is not None and v.max() == 9 for v in videos):
             raise RuntimeError("no such video")
         return [-p for p in pieces]

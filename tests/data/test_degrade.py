@@ -68,12 +68,15 @@ def test_slope_of_coloured_noise() -> None:
 
 def test_room_decays_as_asked_and_keeps_the_level(speech: np.ndarray) -> None:
     rir = synthetic_rir(RATE, 0.5, 0.0, np.random.default_rng(2))
-    decay = np.cumsum(rir[::-1].astype(np.float64)[: -1] ** 2)[::-1]  # backward integration, without the direct sound
+    decay = np.cumsum(rir[::-1].astype(np.float64)[:-1] ** 2)[::-1]  # backward integration, without the direct sound
     decay_db = 10 * np.log10(decay / decay[0])
     t20 = (np.argmax(decay_db < -25) - np.argmax(decay_db < -5)) / RATE
     assert 3 * t20 == pytest.approx(0.5, rel=0.15)
     assert np.sum(rir[1:] ** 2) == pytest.approx(1.0, rel=0.05)  # 0 dB against the direct sound
-    dry, small = add_room(speech, rir, RATE)[1], add_room(speech, synthetic_rir(RATE, 0.5, 12.0, np.random.default_rng(2)), RATE)
+    dry, small = (
+        add_room(speech, rir, RATE)[1],
+        add_room(speech, synthetic_rir(RATE, 0.5, 12.0, np.random.default_rng(2)), RATE),
+    )
     assert rms_dbfs(small[0]) == pytest.approx(rms_dbfs(speech), abs=0.2)
     assert small[1]["c50_db"] > dry["c50_db"] + 6
 
@@ -102,7 +105,10 @@ def test_low_pass_takes_the_top(speech: np.ndarray) -> None:
 
 
 def test_gaps_cover_their_share_and_nest(speech: np.ndarray) -> None:
-    few, many = (drop_out(np.ones(RATE, dtype=np.float32), share, 40.0, RATE, np.random.default_rng(3))[0] for share in (0.1, 0.4))
+    few, many = (
+        drop_out(np.ones(RATE, dtype=np.float32), share, 40.0, RATE, np.random.default_rng(3))[0]
+        for share in (0.1, 0.4)
+    )
     assert np.mean(few < 0.5) == pytest.approx(0.1, abs=0.03)
     assert np.mean(many < 0.5) == pytest.approx(0.4, abs=0.03)
     assert (many[few < 0.5] < 0.5).all()

@@ -29,7 +29,9 @@ def sound(path: Path, seconds: float = 2.0, channels: int = 1) -> str:
 
 
 def utterance(path: str, name: str, text: str | None = "some words", **more: Any) -> Utterance:
-    return Utterance(**{"id": name, "audio_filepath": path, "duration": 2.0, "sample_rate": 16000, "text": text, **more})
+    return Utterance(
+        **{"id": name, "audio_filepath": path, "duration": 2.0, "sample_rate": 16000, "text": text, **more}
+    )
 
 
 def lines(path: Path) -> list[str]:
@@ -46,7 +48,9 @@ def valid_kaldi(folder: Path) -> None:
         assert name == "wav.scp" or all(line == line.strip() and line.isprintable() for line in lines(folder / name))
     utts = [r[0] for r in tables["utt2spk"]]
     pairs = [tuple(reversed(r)) for r in tables["utt2spk"]]
-    assert [p[0].encode() for p in pairs] == sorted(p[0].encode() for p in pairs), "by utterance and by speaker it is not the same order"
+    assert [p[0].encode() for p in pairs] == sorted(p[0].encode() for p in pairs), (
+        "by utterance and by speaker it is not the same order"
+    )
     for name in {"text", "segments", "utt2lang"} & set(tables):
         assert [r[0] for r in tables[name]] == utts
     recordings = [r[0] for r in tables["wav.scp"]]
@@ -61,6 +65,7 @@ def valid_kaldi(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- kaldi
+
 
 def test_kaldi_comes_back(tmp_path: Path) -> None:
     long, short = sound(tmp_path / "wavs" / "rec one.wav", 4.0), sound(tmp_path / "wavs" / "b.wav")
@@ -86,9 +91,16 @@ def test_kaldi_comes_back(tmp_path: Path) -> None:
 
 def test_ours_to_kaldi_and_back(tmp_path: Path) -> None:
     names = ["b", "a b", "Z", "\u00e9t\u00e9", "a-b", "z\u2003z"]
-    rows = [utterance(sound(tmp_path / f"{n} x.wav"), f"id{n}", ODD if n == "Z" else f"text {i}", speaker_id=s,
-                      extra={"original_id": n} if " " in n else {})
-            for i, (n, s) in enumerate(zip(names, ["s p", "s p", None, "anna", "b", None], strict=True))]
+    rows = [
+        utterance(
+            sound(tmp_path / f"{n} x.wav"),
+            f"id{n}",
+            ODD if n == "Z" else f"text {i}",
+            speaker_id=s,
+            extra={"original_id": n} if " " in n else {},
+        )
+        for i, (n, s) in enumerate(zip(names, ["s p", "s p", None, "anna", "b", None], strict=True))
+    ]
     out = tmp_path / "kaldi"
     out.mkdir()
     done = write_manifest_as(rows, "kaldi", out)
@@ -106,8 +118,12 @@ def test_any_ids_and_speakers_sort_as_kaldi_wants(tmp_path: Path) -> None:
     for n in range(60):
         letters = ["a", "b", "-", "_", ".", "A", "0", "+", "\u00e9", "@"]
         speakers = ["".join(draw.choices(letters, k=draw.randint(1, 3))) for _ in range(4)]
-        rows = [utterance(f"/x/{i}.wav", "".join(draw.choices(letters, k=4)) + str(i), speaker_id=draw.choice([*speakers, None]))
-                for i in range(8)]
+        rows = [
+            utterance(
+                f"/x/{i}.wav", "".join(draw.choices(letters, k=4)) + str(i), speaker_id=draw.choice([*speakers, None])
+            )
+            for i in range(8)
+        ]
         out = tmp_path / str(n)
         out.mkdir()
         assert write_manifest_as(rows, "kaldi", out).rows == 8
@@ -127,16 +143,27 @@ def test_no_name_of_a_file_becomes_a_command(tmp_path: Path, name: str) -> None:
 
 def test_what_kaldi_cannot_hold_is_said(tmp_path: Path) -> None:
     path = sound(tmp_path / "a.flac")
-    rows = [utterance(path, "a", target_filepath=path, extra={"mood": "calm", "channels": 2}), utterance(path, "mute", None, offset=1.0),
-            utterance(path, "bad\udcff", offset=0.5), utterance(path, "endless", offset=0.25, duration=0.0)]
+    rows = [
+        utterance(path, "a", target_filepath=path, extra={"mood": "calm", "channels": 2}),
+        utterance(path, "mute", None, offset=1.0),
+        utterance(path, "bad\udcff", offset=0.5),
+        utterance(path, "endless", offset=0.25, duration=0.0),
+    ]
     done = write_manifest_as(rows, "kaldi", tmp_path)
-    assert done.rows == 1 and dict(done.left_out) == {"mute": "no text", "bad\udcff": "a name or text that is not UTF-8",
-                                                      "endless": "no duration"}
+    assert done.rows == 1 and dict(done.left_out) == {
+        "mute": "no text",
+        "bad\udcff": "a name or text that is not UTF-8",
+        "endless": "no duration",
+    }
     assert any("no .wav" in n for n in done.notes) and any("mood, target_filepath" in n for n in done.notes)
 
 
 def test_recordings_of_one_name_stay_two(tmp_path: Path) -> None:
-    rows = [utterance(sound(tmp_path / place / "x.wav"), f"{place}{n}", offset=float(n), duration=0.5) for place in "ab" for n in range(2)]
+    rows = [
+        utterance(sound(tmp_path / place / "x.wav"), f"{place}{n}", offset=float(n), duration=0.5)
+        for place in "ab"
+        for n in range(2)
+    ]
     out = tmp_path / "k"
     out.mkdir()
     write_manifest_as(rows, "kaldi", out)
@@ -147,11 +174,21 @@ def test_recordings_of_one_name_stay_two(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- nemo
 
+
 def test_nemo_comes_back(tmp_path: Path) -> None:
     sound(tmp_path / "wavs" / "a.wav")
-    theirs = [{"audio_filepath": "wavs/a.wav", "duration": 1.5, "text": "hello", "lang": "en", "speaker": "s", "pnc": "yes"},
-              {"audio_filepath": "wavs/a.wav", "duration": 1.0, "offset": 0.5, "text": ODD, "target_lang": "de", "tags": ["x", 1]},
-              {"audio_filepath": "wavs/a.wav", "duration": 1.5, "offset": 0, "text": ""}]
+    theirs = [
+        {"audio_filepath": "wavs/a.wav", "duration": 1.5, "text": "hello", "lang": "en", "speaker": "s", "pnc": "yes"},
+        {
+            "audio_filepath": "wavs/a.wav",
+            "duration": 1.0,
+            "offset": 0.5,
+            "text": ODD,
+            "target_lang": "de",
+            "tags": ["x", 1],
+        },
+        {"audio_filepath": "wavs/a.wav", "duration": 1.5, "offset": 0, "text": ""},
+    ]
     (tmp_path / "train.json").write_text("".join(json.dumps(r) + "\n" for r in theirs))
     rows = [c.utt for c in transcripts.find_nemo(tmp_path / "train.json")]
     for row in rows:
@@ -161,31 +198,55 @@ def test_nemo_comes_back(tmp_path: Path) -> None:
     out = tmp_path / "again.json"
     done = write_manifest_as(read_manifest(tmp_path / "other" / "ours.jsonl"), "nemo", out)
     again = [json.loads(line) for line in lines(out)]
-    assert done.rows == 3 and [{k: v for k, v in row.items() if k not in ("id", "sample_rate")} for row in again] == theirs
+    assert (
+        done.rows == 3 and [{k: v for k, v in row.items() if k not in ("id", "sample_rate")} for row in again] == theirs
+    )
 
 
 def test_a_row_that_is_no_json_costs_itself(tmp_path: Path) -> None:
     path = sound(tmp_path / "a.wav")
     for to, name in (("nemo", "m.json"), ("lhotse", "cuts.jsonl")):
-        done = write_manifest_as([utterance(path, "a", extra={"x": float("nan")}), utterance(path, "b")], to, tmp_path / name)
+        done = write_manifest_as(
+            [utterance(path, "a", extra={"x": float("nan")}), utterance(path, "b")], to, tmp_path / name
+        )
         assert done.rows == 1 and [key for key, _ in done.left_out] == ["a"]
 
 
 # --------------------------------------------------------------------------------------------------------------- lhotse
 
+
 def some_rows(folder: Path) -> list[Utterance]:
     mono, clean, two = sound(folder / "a b.flac"), sound(folder / "clean.wav"), sound(folder / "two.wav", channels=2)
-    return [utterance(mono, "whole", ODD, speaker_id="anna", language="en", target_filepath=clean, snr_db=5.0, extra={"mood": "calm"}),
-            utterance(mono, "piece_1", offset=0.5, duration=1.0, extra={"original_id": "piece 1"}),
-            utterance(two, "two", "", extra={"channels": 2}), utterance(mono, "silent", None, extra={"kind": "noise"})]
+    return [
+        utterance(
+            mono,
+            "whole",
+            ODD,
+            speaker_id="anna",
+            language="en",
+            target_filepath=clean,
+            snr_db=5.0,
+            extra={"mood": "calm"},
+        ),
+        utterance(mono, "piece_1", offset=0.5, duration=1.0, extra={"original_id": "piece 1"}),
+        utterance(two, "two", "", extra={"channels": 2}),
+        utterance(mono, "silent", None, extra={"kind": "noise"}),
+    ]
 
 
 def test_lhotse_comes_back(tmp_path: Path) -> None:
-    rows = [*some_rows(tmp_path), utterance(str(tmp_path / "gone.wav"), "gone"), utterance(str(tmp_path / "clean.wav"), "long", offset=1.5),
-            utterance(str(tmp_path / "a b.flac"), "bad\ud800")]
+    rows = [
+        *some_rows(tmp_path),
+        utterance(str(tmp_path / "gone.wav"), "gone"),
+        utterance(str(tmp_path / "clean.wav"), "long", offset=1.5),
+        utterance(str(tmp_path / "a b.flac"), "bad\ud800"),
+    ]
     done = write_manifest_as(rows, "lhotse", tmp_path / "cuts_train.jsonl.gz")
-    assert done.rows == 4 and dict(done.left_out) == {"gone": "the file cannot be read", "long": "the row ends behind its file",
-                                                      "bad\ud800": "a name or text that is not UTF-8"}
+    assert done.rows == 4 and dict(done.left_out) == {
+        "gone": "the file cannot be read",
+        "long": "the row ends behind its file",
+        "bad\ud800": "a name or text that is not UTF-8",
+    }
     back = {c.utt.id: c for c in cuts.find(tmp_path / "cuts_train.jsonl.gz")}
     whole, piece = back["whole"], next(c for c in back.values() if c.utt.extra.get("original_id") == "piece 1")
     assert (whole.utt.text, whole.utt.speaker_id, whole.utt.language) == (ODD, "anna", "en") and whole.problem is None
@@ -206,8 +267,11 @@ def test_lhotse_itself_reads_the_same_samples(tmp_path: Path) -> None:
     found = lhotse.CutSet.from_file(tmp_path / "cuts.jsonl.gz").to_eager()
     lhotse.qa.validate(found, read_data=True)
     for row, cut in zip(rows, found, strict=True):
-        wav, _ = sf.read(row.audio_filepath, start=int(row.offset * 16000), frames=int(row.duration * 16000), always_2d=True)
-        assert np.array_equal(cut.load_audio(), wav.T.astype(np.float32)) and [s.text for s in cut.supervisions] == [row.text] * (
-            row.text is not None)
+        wav, _ = sf.read(
+            row.audio_filepath, start=int(row.offset * 16000), frames=int(row.duration * 16000), always_2d=True
+        )
+        assert np.array_equal(cut.load_audio(), wav.T.astype(np.float32)) and [s.text for s in cut.supervisions] == [
+            row.text
+        ] * (row.text is not None)
     clean, _ = sf.read(tmp_path / "clean.wav", dtype="float32")
     assert np.array_equal(found["whole"].load_target_recording()[0], clean) and found["silent"].kind == "noise"

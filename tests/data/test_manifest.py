@@ -42,8 +42,23 @@ def lines(path: Path, *rows: object) -> Path:
 
 
 def test_round_trip_keeps_every_field_and_unknown_keys(tmp_path: Path) -> None:
-    full = Utterance("a", str(tmp_path / "w" / "a.wav"), 2.5, 48000, 0.25, "héllo", str(tmp_path / "c.wav"), str(tmp_path / "v.mp4"),
-                     str(tmp_path / "l.npz"), str(tmp_path / "p.wav"), "prompt", "spk", "en", -2.5, {"mos": 3.1, "tags": ["x"], "n": None})
+    full = Utterance(
+        "a",
+        str(tmp_path / "w" / "a.wav"),
+        2.5,
+        48000,
+        0.25,
+        "héllo",
+        str(tmp_path / "c.wav"),
+        str(tmp_path / "v.mp4"),
+        str(tmp_path / "l.npz"),
+        str(tmp_path / "p.wav"),
+        "prompt",
+        "spk",
+        "en",
+        -2.5,
+        {"mos": 3.1, "tags": ["x"], "n": None},
+    )
     write_manifest(tmp_path / "m.jsonl", [full, utt("b")], {"rows": 2})
     assert read_manifest(tmp_path / "m.jsonl") == [full, utt("b")]
     assert json.loads(meta_path(tmp_path / "m.jsonl").read_text()) == {"rows": 2}
@@ -73,11 +88,24 @@ def test_paths_hold_through_a_symbolic_link(tmp_path: Path) -> None:
 
 def test_bad_lines_are_named_by_number(tmp_path: Path) -> None:
     good = {"id": "a", "audio_filepath": "a.wav", "duration": 1, "sample_rate": 16000}
-    path = lines(tmp_path / "m.jsonl", good, "{broken", "", "[1]", {"id": "b"}, good, good | {"id": "c", "duration": "long"},
-                 good | {"id": "d", "duration": -1}, good | {"id": "e", "sample_rate": 0},
-                 '{"id": "f", "audio_filepath": "a", "duration": NaN}',
-                 good | {"id": "g", "audio_filepath": 3}, good | {"id": "h", "offset": True}, good | {"id": "i", "text": ["x"]},
-                 '{"id": "j", "audio_filepath": "a", "duration": 1' + "0" * 400 + "}", good | {"id": "k", "audio_filepath": "a\0b"})
+    path = lines(
+        tmp_path / "m.jsonl",
+        good,
+        "{broken",
+        "",
+        "[1]",
+        {"id": "b"},
+        good,
+        good | {"id": "c", "duration": "long"},
+        good | {"id": "d", "duration": -1},
+        good | {"id": "e", "sample_rate": 0},
+        '{"id": "f", "audio_filepath": "a", "duration": NaN}',
+        good | {"id": "g", "audio_filepath": 3},
+        good | {"id": "h", "offset": True},
+        good | {"id": "i", "text": ["x"]},
+        '{"id": "j", "audio_filepath": "a", "duration": 1' + "0" * 400 + "}",
+        good | {"id": "k", "audio_filepath": "a\0b"},
+    )
     utts, problems = scan_manifest(path)
     assert [u.id for u in utts] == ["a"]
     assert [p.line for p in problems] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
@@ -107,8 +135,13 @@ def test_empty_and_missing_manifests(tmp_path: Path) -> None:
 
 def test_other_peoples_manifests_need_neither_id_nor_rate(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", np.zeros(12000), 8000)
-    path = lines(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "duration": 1.0, "text": "x", "speaker_id": 7},
-                 {"audio_filepath": "a.wav", "offset": 0.5}, {"audio_filepath": "a.wav"}, {"audio_filepath": "gone.wav"})
+    path = lines(
+        tmp_path / "m.jsonl",
+        {"audio_filepath": "a.wav", "duration": 1.0, "text": "x", "speaker_id": 7},
+        {"audio_filepath": "a.wav", "offset": 0.5},
+        {"audio_filepath": "a.wav"},
+        {"audio_filepath": "gone.wav"},
+    )
     rows = read_manifest(path)
     assert len({u.id for u in rows}) == 4
     assert [u.duration for u in rows] == [1.0, 1.0, 1.5, 0.0]
@@ -116,8 +149,27 @@ def test_other_peoples_manifests_need_neither_id_nor_rate(tmp_path: Path) -> Non
     assert rows[0].speaker_id == "7"
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/abs", "a/b", "a\\b", "..", ".", ".hidden", "", "a\0b", "x" * 500, "con",
-                                  "é" * 200, "a b", "nul.txt", "\ud800", "trailing."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "/abs",
+        "a/b",
+        "a\\b",
+        "..",
+        ".",
+        ".hidden",
+        "",
+        "a\0b",
+        "x" * 500,
+        "con",
+        "é" * 200,
+        "a b",
+        "nul.txt",
+        "\ud800",
+        "trailing.",
+    ],
+)
 def test_ids_become_file_names_that_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     safe = safe_name(name)
     target = tmp_path / f"{safe}.flac"

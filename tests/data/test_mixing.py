@@ -88,7 +88,9 @@ def test_the_target_keeps_early_reflections_only() -> None:
     echo = dry.copy().astype(np.float64)
     echo[300:] += 0.3 / 0.8 * dry[:-300]
     np.testing.assert_allclose(target, echo, atol=1e-5)
-    assert rms_dbfs(wet - target) == pytest.approx(rms_dbfs(0.25 * dry[:-3000]) + 10 * np.log10(1 - 3000 / len(dry)), abs=0.05)
+    assert rms_dbfs(wet - target) == pytest.approx(
+        rms_dbfs(0.25 * dry[:-3000]) + 10 * np.log10(1 - 3000 / len(dry)), abs=0.05
+    )
     assert np.abs(reverberate(dry, _room(), RATE, 0.0)[1] - dry).max() < 1e-5  # nothing but the direct sound
 
 
@@ -162,7 +164,10 @@ def test_an_utterance_keeps_its_mixture_when_the_corpus_grows(recipe: Path) -> N
 def test_recipe_mistakes_are_named(recipe: Path, tmp_path: Path, text: str, clue: str) -> None:
     for name in ("clean.jsonl", "noise.jsonl"):
         (tmp_path / name).write_text(
-            (recipe.parent / name).read_text().replace('"clean/', f'"{recipe.parent}/clean/').replace('"noise/', f'"{recipe.parent}/noise/')
+            (recipe.parent / name)
+            .read_text()
+            .replace('"clean/', f'"{recipe.parent}/clean/')
+            .replace('"noise/', f'"{recipe.parent}/noise/')
         )
     good = (tmp_path / "clean.jsonl").read_text().splitlines()[0]
     (tmp_path / "broken.jsonl").write_text(f'{good}\n{{"audio_filepath": 3}}\n')
@@ -228,7 +233,9 @@ def test_nobody_competes_with_himself(tmp_path: Path) -> None:
     unknown = _voices(tmp_path, (None, None, None), talker=1.0)
     assert set().union(*(_others(unknown, e, 0) for e in range(40))) == {1, 2}
     alone = _voices(tmp_path, ("a", "a"), talker=1.0)
-    assert all(not _others(alone, e, 0) and alone.get(e, 0).talker_id is None for e in range(5))  # and the run goes on without
+    assert all(
+        not _others(alone, e, 0) and alone.get(e, 0).talker_id is None for e in range(5)
+    )  # and the run goes on without
 
 
 def test_without_talkers_a_mixture_draws_what_it_always_drew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +249,9 @@ def test_without_talkers_a_mixture_draws_what_it_always_drew(tmp_path: Path, mon
         snr, level = rng.uniform(-5.0, 15.0), rng.uniform(-35.0, -15.0)
         assert (mixture.start_s, mixture.snr_db, noise, mixture.talker_id) == (start / RATE, snr, 0, None)
         assert rms_dbfs(mixture.noisy) == pytest.approx(level, abs=0.01)
-        speech, sound = (load_audio(tmp_path / f"{name}.flac")[s : s + RATE // 2] for name, s in ((f"v{index}", start), ("noise", place)))
+        speech, sound = (
+            load_audio(tmp_path / f"{name}.flac")[s : s + RATE // 2]
+            for name, s in ((f"v{index}", start), ("noise", place))
+        )
         np.testing.assert_array_equal(mixture.noisy, mix(speech, sound, None, snr, level)[0])
         np.testing.assert_equal(kept[-1].bit_generator.state, rng.bit_generator.state)

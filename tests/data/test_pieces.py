@@ -32,9 +32,17 @@ def test_cuts_lie_in_pauses() -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 60000), st.floats(0.3, 4.0), st.booleans())
 def test_pieces_cover_everything_and_fit(samples: int, max_s: float, silent: bool) -> None:
-    wav = np.zeros(samples, np.float32) if silent else np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
+    wav = (
+        np.zeros(samples, np.float32)
+        if silent
+        else np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
+    )
     found = cut(wav, RATE, max_s)
-    assert found[0][0] == 0 and found[-1][1] == samples and all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
+    assert (
+        found[0][0] == 0
+        and found[-1][1] == samples
+        and all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
+    )
     assert all(0 < end - start <= max_s * RATE for start, end in found) or samples == 0
 
 
@@ -67,7 +75,13 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no audio" * 100)
     sf.write(tmp_path / "none.wav", np.zeros(0), RATE)
     sf.write(tmp_path / "nan.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
-    reasons = {"gone.wav": "missing", "empty.wav": "empty", "text.wav": "unreadable", "none.wav": "no samples", "nan.wav": "NaN"}
+    reasons = {
+        "gone.wav": "missing",
+        "empty.wav": "empty",
+        "text.wav": "unreadable",
+        "none.wav": "no samples",
+        "nan.wav": "NaN",
+    }
     for name, reason in reasons.items():
         with pytest.raises(AudioError, match=reason):
             list(stream(tmp_path / name, RATE, 5.0))

@@ -17,8 +17,15 @@ from rlspeech.data.video import Stream, at_25_fps, centre_square, extract_audio,
 av = pytest.importorskip("av")
 
 
-def write_video(path: Path, levels: list[int], fps: float = 25.0, size: tuple[int, int] = (64, 48), times_ms: list[int] | None = None,
-                codec: str = "mpeg4", tone_s: float = 0.0) -> Path:
+def write_video(
+    path: Path,
+    levels: list[int],
+    fps: float = 25.0,
+    size: tuple[int, int] = (64, 48),
+    times_ms: list[int] | None = None,
+    codec: str = "mpeg4",
+    tone_s: float = 0.0,
+) -> Path:
     """One flat picture a level; times in ms need a container that keeps them (mkv)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
@@ -55,7 +62,13 @@ def nearest(times_s: list[float], k: int) -> int:
 LEVELS = [20 + 37 * i % 200 for i in range(50)]  # neighbours lie far apart, further than any codec errs
 
 
-RATES = [(25, "mp4", "mpeg4"), (50, "avi", "mpeg4"), (30, "mkv", "ffv1"), (12.5, "mkv", "ffv1"), (30000 / 1001, "mp4", "mpeg4")]
+RATES = [
+    (25, "mp4", "mpeg4"),
+    (50, "avi", "mpeg4"),
+    (30, "mkv", "ffv1"),
+    (12.5, "mkv", "ffv1"),
+    (30000 / 1001, "mp4", "mpeg4"),
+]
 
 
 @pytest.mark.parametrize(("fps", "suffix", "codec"), RATES)
@@ -97,16 +110,21 @@ class Fake:
         return self.frame.reformat(**keys)
 
 
-@pytest.mark.parametrize(("times", "want"), [
-    ([None] * 6, [0, 1, 2, 3, 4, 5]),
-    ([0.0, 0.04, None, 0.12], [0, 1, 2, 3]),
-    ([0.0, 0.04, 0.0, 0.04], [0, 1, 2, 3]),  # two recordings joined
-    ([0.0, 0.04, 5000.0, 5000.04], [0, 1, 2, 3]),  # a broken time stamp
-    ([0.0, 0.04, 5000.0, 5000.08, 5000.16], [0, 1, 2, 2, 3, 3, 4]),  # after it the distances count
-    ([7.0, 7.04, 7.08], [0, 1, 2]),  # no sound: the first picture is the beginning
-    ([0.0, 0.04, 0.04, 0.08], [0, 1, 2, 3]),
-])
-def test_times_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float | None], want: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("times", "want"),
+    [
+        ([None] * 6, [0, 1, 2, 3, 4, 5]),
+        ([0.0, 0.04, None, 0.12], [0, 1, 2, 3]),
+        ([0.0, 0.04, 0.0, 0.04], [0, 1, 2, 3]),  # two recordings joined
+        ([0.0, 0.04, 5000.0, 5000.04], [0, 1, 2, 3]),  # a broken time stamp
+        ([0.0, 0.04, 5000.0, 5000.08, 5000.16], [0, 1, 2, 2, 3, 3, 4]),  # after it the distances count
+        ([7.0, 7.04, 7.08], [0, 1, 2]),  # no sound: the first picture is the beginning
+        ([0.0, 0.04, 0.04, 0.08], [0, 1, 2, 3]),
+    ],
+)
+def test_times_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float | None], want: list[int]
+) -> None:
     path = write_video(tmp_path / "v.avi", LEVELS[:3], size=(16, 16))
     monkeypatch.setattr(Stream, "_decoded", lambda *_: (Fake(10 * i, t) for i, t in enumerate(times)))
     assert [level // 10 for level in levels_of(read_video(path).frames)] == want
@@ -130,19 +148,22 @@ def test_a_telephone_held_upright(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [picture] * 5)  # type: ignore[list-item]
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
-    data[at:at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     frame = read_video(path).frames[0]
     assert frame.shape == (64, 48) and frame[:24].mean() > 150 > 80 > frame[40:].mean()
 
 
-@pytest.mark.parametrize(("name", "content", "reason"), [
-    ("gone.mp4", None, "missing file"),
-    ("empty.mp4", b"", "empty file"),
-    ("text.mp4", b"not a video at all" * 40, "unreadable"),
-    ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nv.mkv\n#EXT-X-ENDLIST\n", "unreadable"),
-    ("list.mp4", b"ffconcat version 1.0\nfile v.mkv\n", "unreadable"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("gone.mp4", None, "missing file"),
+        ("empty.mp4", b"", "empty file"),
+        ("text.mp4", b"not a video at all" * 40, "unreadable"),
+        ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nv.mkv\n#EXT-X-ENDLIST\n", "unreadable"),
+        ("list.mp4", b"ffconcat version 1.0\nfile v.mkv\n", "unreadable"),
+    ],
+)
 def test_files_that_are_no_videos(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
     write_video(tmp_path / "v.mkv", LEVELS[:5], codec="ffv1")
     if content is not None:
@@ -236,7 +257,9 @@ def test_frames_are_not_gathered() -> None:
         def __del__(self) -> None:
             alive["now"] -= 1
 
-    count = sum(1 for _ in at_25_fps(((i / 60, np.zeros((2, 2), np.uint8).view(Tracked)) for i in range(600)), lambda: 10.0))
+    count = sum(
+        1 for _ in at_25_fps(((i / 60, np.zeros((2, 2), np.uint8).view(Tracked)) for i in range(600)), lambda: 10.0)
+    )
     assert count == 250 and alive["most"] <= 5
 
 

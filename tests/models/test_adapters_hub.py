@@ -58,7 +58,9 @@ def test_reference_and_merged(lora: Lora | None) -> None:
     torch.testing.assert_close(adapted.model(*inputs), after)  # merging left the adapter where it was
 
 
-@pytest.mark.parametrize(("lora", "sizes"), [(KINDS[0], 2 * 4 * 4 * 64), (KINDS[1], 2 * (4 * 4 * 64 + 2 * 4 * 96)), (None, None)])
+@pytest.mark.parametrize(
+    ("lora", "sizes"), [(KINDS[0], 2 * 4 * 4 * 64), (KINDS[1], 2 * (4 * 4 * 64 + 2 * 4 * 96)), (None, None)]
+)
 def test_only_what_was_named_is_trained(lora: Lora | None, sizes: int | None) -> None:
     adapted = Adapted(_model(), lora)
     trained = sum(p.numel() for p in adapted.parameters())

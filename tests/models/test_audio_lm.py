@@ -36,7 +36,10 @@ def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
         lm.family.encode(prepared)  # fills in the language
         return {"input_features": features["input_features"], "decoder_input_ids": prepared.ids[0][None]}
     if lm.model_type == "granite_speech":
-        features = {"input_features": features["0"][None], "input_features_mask": torch.ones(1, prepared.counts[0], dtype=torch.bool)}
+        features = {
+            "input_features": features["0"][None],
+            "input_features_mask": torch.ones(1, prepared.counts[0], dtype=torch.bool),
+        }
     if "frames" in features:
         steps = torch.arange(features["input_features"].shape[-1])
         features["feature_attention_mask"] = (steps < features.pop("frames")[:, None]).long()
@@ -65,7 +68,9 @@ def test_a_group_equals_repeated_single_calls(model_type: str) -> None:
         alone = lm.generate(lm.hear([wav]), group=3, sampling=T1, max_new_tokens=9, seed=[11 + b])
         rows = slice(3 * b, 3 * b + 3)
         width = alone.ids.shape[1]
-        assert torch.equal(together.ids[rows, :width], alone.ids) and torch.equal(together.mask[rows, :width], alone.mask)
+        assert torch.equal(together.ids[rows, :width], alone.ids) and torch.equal(
+            together.mask[rows, :width], alone.mask
+        )
         first = lm.generate(lm.hear([wav]), group=1, sampling=T1, max_new_tokens=9, seed=[11 + b])
         assert torch.equal(together.ids[3 * b, : first.ids.shape[1]], first.ids[0])
         assert torch.equal(together.finished[rows], alone.finished)
@@ -77,7 +82,9 @@ def test_greedy_equals_transformers_generate(model_type: str) -> None:
 
     lm, wavs = _lm(model_type), _clips()
     ours = lm.generate(lm.hear(wavs), max_new_tokens=8)
-    best = lm.generate(lm.hear(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2)  # trap (b): as the notes found it
+    best = lm.generate(
+        lm.hear(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2
+    )  # trap (b): as the notes found it
     assert torch.equal(best.ids, ours.ids.repeat_interleave(2, 0))
     for row, wav in zip(ours.ids, wavs, strict=True):
         given = _plain(lm, wav)
@@ -91,7 +98,9 @@ def test_the_encoder_hears_a_clip_once(model_type: str) -> None:
     """Trap (a)."""
     lm, seen = _lm(model_type), []
     encoder = lm.modules_of("encoder")[0]
-    encoder.register_forward_hook(lambda m, args, kwargs, out: seen.append((args or tuple(kwargs.values()))[0].shape[0]), with_kwargs=True)
+    encoder.register_forward_hook(
+        lambda m, args, kwargs, out: seen.append((args or tuple(kwargs.values()))[0].shape[0]), with_kwargs=True
+    )
     heard = lm.hear(_clips())
     drawn = lm.generate(heard, group=4, sampling=T1, max_new_tokens=3)
     lm.logits(heard, torch.arange(12) // 4, drawn.ids, drawn.mask)
@@ -107,7 +116,9 @@ def test_what_stands_beside_a_clip_does_not_matter(model_type: str) -> None:
     both = lm.logits(together, [0, 1, 2], ids, mask)
     for b in range(3):
         torch.testing.assert_close(together.audio[b], alone[b].audio[0], atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(both[b : b + 1], lm.logits(alone[b], [0], ids[b : b + 1], mask[b : b + 1]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            both[b : b + 1], lm.logits(alone[b], [0], ids[b : b + 1], mask[b : b + 1]), atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("model_type", SPLICED)
@@ -116,7 +127,13 @@ def test_the_checkpoints_own_sampling_is_not_applied(model_type: str, capsys: py
     heard = lm.hear(_clips())
     free = lm.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5)
     given = lm.net.generation_config
-    given.do_sample, given.top_k, given.top_p, given.repetition_penalty, given.suppress_tokens = True, 1, 0.5, 5.0, free.ids[:, 0].tolist()
+    given.do_sample, given.top_k, given.top_p, given.repetition_penalty, given.suppress_tokens = (
+        True,
+        1,
+        0.5,
+        5.0,
+        free.ids[:, 0].tolist(),
+    )
     trapped = AudioLM(lm.net, lm.tokenizer, lm.processor, lm.extractor, max_s=lm.max_s).eval()
     assert {"top_k", "top_p", "repetition_penalty", "suppress_tokens"} <= set(trapped.overridden) and not lm.overridden
     assert torch.equal(trapped.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5).ids, free.ids)
@@ -170,7 +187,9 @@ def test_beams_find_something_at_least_as_likely(model_type: str) -> None:
     heard = lm.hear(wavs)
 
     def likelihood(drawn: Any) -> torch.Tensor:
-        logp = lm.logits(heard, [0, 1, 2], drawn.ids, drawn.mask).log_softmax(-1).gather(-1, drawn.ids[..., None])[..., 0]
+        logp = (
+            lm.logits(heard, [0, 1, 2], drawn.ids, drawn.mask).log_softmax(-1).gather(-1, drawn.ids[..., None])[..., 0]
+        )
         return (logp * drawn.mask).sum(1)
 
     with torch.no_grad():
@@ -242,7 +261,9 @@ def test_heard_clips_are_parked_and_chosen() -> None:
     heard = lm.hear(_clips()).to("cpu")
     some = heard.select(torch.tensor([2, 0, 2]))
     assert len(some) == 3 and some.audio[0] is heard.audio[2] and some.ids[1] is heard.ids[0]
-    assert not any(a.requires_grad for a in heard.audio) and all(a.untyped_storage().nbytes() == a.nbytes for a in heard.audio)
+    assert not any(a.requires_grad for a in heard.audio) and all(
+        a.untyped_storage().nbytes() == a.nbytes for a in heard.audio
+    )
     for phase in ("encode", "rollout", "reward", "update", "all"):
         lm.park(phase, "cpu")  # type: ignore[arg-type]
     meta = copy.deepcopy(lm)
@@ -254,7 +275,16 @@ def test_heard_clips_are_parked_and_chosen() -> None:
 
 # -- text --------------------------------------------------------------------------------------------------------------------
 
-ODD = ["", "hello there", "  two  blanks ", "naïve Zürich ½", "你好，世界", "👩‍👩‍👧 \u202eabc\u0301 \x00", "don't , stop .", "<b>&amp;</b>"]
+ODD = [
+    "",
+    "hello there",
+    "  two  blanks ",
+    "naïve Zürich ½",
+    "你好，世界",
+    "👩‍👩‍👧 \u202eabc\u0301 \x00",
+    "don't , stop .",
+    "<b>&amp;</b>",
+]
 
 
 @pytest.mark.parametrize("model_type", ALL)
@@ -262,7 +292,9 @@ def test_references_come_back_as_they_were(model_type: str) -> None:
     lm = _lm(model_type)
     ids, mask = lm.references(ODD)
     lengths = mask.sum(1)
-    assert all(ids[i, n - 1] == lm.stops[0] and bool((ids[i, n:] == lm.pad).all()) for i, n in enumerate(lengths.tolist()))
+    assert all(
+        ids[i, n - 1] == lm.stops[0] and bool((ids[i, n:] == lm.pad).all()) for i, n in enumerate(lengths.tolist())
+    )
     written = lm.text(ids, mask)
     lead = " " if model_type == "whisper" else ""
     assert written == [lead + t if t else t for t in ODD]
@@ -284,15 +316,21 @@ def test_loops_are_not_cleaned_away() -> None:
     loop = "no " * 40
     ids, mask = lm.references([loop])
     assert lm.text(ids, mask) == [loop]
-    assert len(lm.processor.decode(ids[0], return_format="transcription_only")) < len(loop) // 5  # what it would have been
+    assert (
+        len(lm.processor.decode(ids[0], return_format="transcription_only")) < len(loop) // 5
+    )  # what it would have been
 
 
 def test_prompts_are_worded_as_the_processors_word_them() -> None:
     lm, wavs = _lm("qwen2_audio"), clips(0.7, 1.2)
-    turn = [{"role": "user", "content": [{"type": "audio", "audio_url": ""}, {"type": "text", "text": "Write it down."}]}]
+    turn = [
+        {"role": "user", "content": [{"type": "audio", "audio_url": ""}, {"type": "text", "text": "Write it down."}]}
+    ]
     text = lm.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     made = lm.processor(text=[text] * 2, audio=wavs, sampling_rate=16000, return_tensors="pt", padding=True)
-    for ours, row, real in zip(lm.hear(wavs, prompt="Write it down.").ids, made["input_ids"], made["attention_mask"].bool(), strict=True):
+    for ours, row, real in zip(
+        lm.hear(wavs, prompt="Write it down.").ids, made["input_ids"], made["attention_mask"].bool(), strict=True
+    ):
         assert torch.equal(ours, row[real])
     whole = f"{BOS}{AUDIO}{EOS}in French:"
     assert lm.tokenizer.decode(lm.hear(wavs[:1], prompt=whole).ids[0]).endswith(f"{AUDIO}{EOS}in French:")
@@ -300,7 +338,9 @@ def test_prompts_are_worded_as_the_processors_word_them() -> None:
         lm.hear(wavs[:1], prompt=f"{AUDIO} and {AUDIO}")
 
     fun = _lm("fun_asr_nano")
-    said = fun.tokenizer.decode(fun.hear(wavs[:1], prompt="at sea", language="en", keywords=[["Ahab", "Queequeg"]]).ids[0])
+    said = fun.tokenizer.decode(
+        fun.hear(wavs[:1], prompt="at sea", language="en", keywords=[["Ahab", "Queequeg"]]).ids[0]
+    )
     assert said.count(AUDIO) > 5 and said.endswith(f"{EOS}at seaAhab, Queequeg: 英文: {END}\n<|im_start|>assistant\n")
     with pytest.raises(UserError, match="language"):
         fun.hear(wavs[:1], language="Klingon")
@@ -325,12 +365,16 @@ def test_granites_features_are_torchaudios() -> None:
 
     wav = clips(0.61)[0]
     bank = mel_filter_bank(257, 80, 0.0, 8000.0, 16000, norm=None, mel_scale="htk")
-    mel = spectrogram(wav, window_function(400, "hann"), 400, 160, fft_length=512, power=2.0, mel_filters=bank, center=True)
+    mel = spectrogram(
+        wav, window_function(400, "hann"), 400, 160, fft_length=512, power=2.0, mel_filters=bank, center=True
+    )
     log = np.log10(np.maximum(mel, 1e-10)).T
     log = np.maximum(log, log.max() - 8) / 4 + 1
     log = log[: len(log) // 2 * 2].reshape(-1, 160)
     ours = granite_mel(torch.from_numpy(wav)).numpy()
-    assert ours.shape == log.shape and np.abs(ours - log)[1:-2].max() < 2e-3  # torch centres the window in the frame, numpy's starts it
+    assert (
+        ours.shape == log.shape and np.abs(ours - log)[1:-2].max() < 2e-3
+    )  # torch centres the window in the frame, numpy's starts it
 
 
 # -- odd audio ---------------------------------------------------------------------------------------------------------------
@@ -393,7 +437,9 @@ def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lor
     lm = _lm(model_type, train_encoder=True)
     fixed = {n for n, p in lm.named_parameters() if not p.requires_grad}
     adapted = Adapted(lm, lora)
-    assert lora is not None or not any(p.requires_grad for n, p in lm.named_parameters() if n in fixed)  # position tables
+    assert lora is not None or not any(
+        p.requires_grad for n, p in lm.named_parameters() if n in fixed
+    )  # position tables
     heard = lm.hear(_clips(), grad=True)
     ids, mask = lm.references(["ab", "c", "def"])
     before = lm.logits(heard, [0, 1, 2], ids, mask)

@@ -17,8 +17,21 @@ RATE = 16000
 
 
 def _cfg(**changes: Any) -> AvseModel:
-    sizes = {"filters": 24, "kernel": 40, "stride": 20, "bottleneck": 16, "hidden": 20, "blocks": 3, "repeats": 2, "video_crop": 32,
-             "video_size": 32, "video_stem": 4, "video_channels": [4, 6], "video_layers": [1, 1], "visual_blocks": 2}
+    sizes = {
+        "filters": 24,
+        "kernel": 40,
+        "stride": 20,
+        "bottleneck": 16,
+        "hidden": 20,
+        "blocks": 3,
+        "repeats": 2,
+        "video_crop": 32,
+        "video_size": 32,
+        "video_stem": 4,
+        "video_channels": [4, 6],
+        "video_layers": [1, 1],
+        "visual_blocks": 2,
+    }
     if changes.get("variant") == "avse4":
         sizes["video_layers"] = [2, 2]
     return AvseModel(**{**sizes, **changes})
@@ -43,7 +56,9 @@ def _wav(batch: int = 1, channels: int = 1, samples: int = 8000, seed: int = 0) 
 
 
 def _video(batch: int = 1, frames: int = 13, side: int = 32, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (batch, frames, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (batch, frames, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 @pytest.mark.parametrize("samples", [1, 39, 40, 41, 60, 999, 8000])
@@ -121,7 +136,10 @@ def test_a_frame_reaches_the_sound_that_it_belongs_to(variant: str, frame: int) 
     centres = (torch.arange(len(carried)) * 20 + 20) / RATE
     middle = float((centres * carried).sum() / carried.sum())
     assert middle == pytest.approx((frame + 0.5) / 25, abs=0.001)  # seconds: the middle of the frame's 40 ms
-    assert centres[carried > 0].min() > (frame - 0.5) / 25 - 0.002 and centres[carried > 0].max() < (frame + 1.5) / 25 + 0.002
+    assert (
+        centres[carried > 0].min() > (frame - 0.5) / 25 - 0.002
+        and centres[carried > 0].max() < (frame + 1.5) / 25 + 0.002
+    )
 
 
 def test_a_change_in_the_video_stays_near_its_moment() -> None:
@@ -136,10 +154,12 @@ def test_a_change_in_the_video_stays_near_its_moment() -> None:
         with torch.no_grad():
             moved = (model.look_at(other, None) - model.look_at(video, None)).abs().sum(1)[0]  # type: ignore[operator]
             sound = (model(_wav(samples=RATE), other).mask - model(_wav(samples=RATE), video).mask).abs().sum((0, 1, 2))
-        assert set(moved.nonzero().flatten().tolist()) <= set(range(frame - 2, frame + 3))  # the 3-D convolution spans five frames
+        assert set(moved.nonzero().flatten().tolist()) <= set(
+            range(frame - 2, frame + 3)
+        )  # the 3-D convolution spans five frames
         weight = sound / sound.sum()
         moments.append(float((weight * torch.arange(len(sound))).sum()) / len(sound) * 25)
-        far = torch.cat([weight[: max(0, (frame - 9) * 32)], weight[(frame + 10) * 32:]])
+        far = torch.cat([weight[: max(0, (frame - 9) * 32)], weight[(frame + 10) * 32 :]])
         assert float(far.mean() if len(far) else 0.0) < 0.2 * float(weight[frame * 32 : frame * 32 + 32].mean())
     assert moments[0] + 2 < moments[1] < moments[2] - 2
 
@@ -174,7 +194,9 @@ def test_si_snr_is_what_numpy_says() -> None:
     found = si_snr(torch.from_numpy(output), torch.from_numpy(target))
     wanted = [[_si_snr_numpy(o, t) for o, t in zip(*pair, strict=True)] for pair in zip(output, target, strict=True)]
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-3)
-    np.testing.assert_allclose(si_snr(torch.from_numpy(7 * output + 3), torch.from_numpy(0.1 * target)).numpy(), wanted, atol=2e-3)
+    np.testing.assert_allclose(
+        si_snr(torch.from_numpy(7 * output + 3), torch.from_numpy(0.1 * target)).numpy(), wanted, atol=2e-3
+    )
 
 
 def test_si_snr_of_padded_rows_is_that_of_their_samples() -> None:

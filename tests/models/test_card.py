@@ -12,8 +12,16 @@ import yaml
 
 from rlspeech.models.card import Card, md, model_card, write_card
 
-CARD = Card("flow enhancer", "flowse", 6_830_000, 16000, "rlspeech", "audio-to-audio", ["speech-enhancement", "flow-matching"],
-            ["enhance noisy.wav --model THIS_FOLDER --out enhanced"])
+CARD = Card(
+    "flow enhancer",
+    "flowse",
+    6_830_000,
+    16000,
+    "rlspeech",
+    "audio-to-audio",
+    ["speech-enhancement", "flow-matching"],
+    ["enhance noisy.wav --model THIS_FOLDER --out enhanced"],
+)
 
 
 def part(mean: float, lo: float | None = None, hi: float | None = None) -> dict[str, Any]:
@@ -21,18 +29,60 @@ def part(mean: float, lo: float | None = None, hi: float | None = None) -> dict[
 
 
 RL: dict[str, Any] = {
-    "algo": "grpo", "step": 60, "steps": 60, "from": "some-org/base_model-1", "seed": 0, "data": "data/mix.json", "valid": None,
+    "algo": "grpo",
+    "step": 60,
+    "steps": 60,
+    "from": "some-org/base_model-1",
+    "seed": 0,
+    "data": "data/mix.json",
+    "valid": None,
     "rows": 120,
     "reward_specs": [{"name": "estoi", "weight": 1.0, "scale": "batch", "help": "intelligibility (extended STOI)"}],
-    "guard_specs": [{"name": "lsd", "max_drop": 0.5, "help": "log-spectral distance in dB"}, {"name": "dnsmos_bak", "max_drop": None}],
-    "prompts_per_step": 16, "group": 8, "lr": 0.001, "policy_weight": 1.0, "lora": {"rank": 32, "alpha": 64.0, "targets": "attention"},
+    "guard_specs": [
+        {"name": "lsd", "max_drop": 0.5, "help": "log-spectral distance in dB"},
+        {"name": "dnsmos_bak", "max_drop": None},
+    ],
+    "prompts_per_step": 16,
+    "group": 8,
+    "lr": 0.001,
+    "policy_weight": 1.0,
+    "lora": {"rank": 32, "alpha": 64.0, "targets": "attention"},
     "versions": {"rlspeech": "0.1", "estoi": "rlspeech stoi 1"},
-    "results": {"step": 60, "clips": 24, "metrics": {
-        "estoi": {"role": "rewarded", "higher_is_better": True, "start": part(0.7), "now": part(0.75),
-                  "difference": part(0.05, 0.02, 0.08)},
-        "lsd": {"role": "guard", "higher_is_better": False, "start": part(9.0), "now": part(9.5), "difference": part(0.5, 0.1, 0.9)},
-        "dnsmos_bak": {"role": "guard", "higher_is_better": True, "start": part(3.0), "now": part(3.1), "difference": part(0.1, -0.1, 0.3)},
-        "reward": {"role": "", "higher_is_better": True, "start": part(0.0), "now": part(1.0), "difference": part(1.0, 0.5, 1.5)}}}}
+    "results": {
+        "step": 60,
+        "clips": 24,
+        "metrics": {
+            "estoi": {
+                "role": "rewarded",
+                "higher_is_better": True,
+                "start": part(0.7),
+                "now": part(0.75),
+                "difference": part(0.05, 0.02, 0.08),
+            },
+            "lsd": {
+                "role": "guard",
+                "higher_is_better": False,
+                "start": part(9.0),
+                "now": part(9.5),
+                "difference": part(0.5, 0.1, 0.9),
+            },
+            "dnsmos_bak": {
+                "role": "guard",
+                "higher_is_better": True,
+                "start": part(3.0),
+                "now": part(3.1),
+                "difference": part(0.1, -0.1, 0.3),
+            },
+            "reward": {
+                "role": "",
+                "higher_is_better": True,
+                "start": part(0.0),
+                "now": part(1.0),
+                "difference": part(1.0, 0.5, 1.5),
+            },
+        },
+    },
+}
 FACTS = {"stage": "pretrain", "data": "64 minutes", "languages": ["en"], "rl": RL, "validation": {"estoi": 0.75}}
 
 
@@ -46,10 +96,15 @@ def test_the_hub_reads_the_head(tmp_path: Path) -> None:
     found = hub.metadata_load(tmp_path / "README.md")
     assert (found["library_name"], found["pipeline_tag"], found["language"]) == ("rlspeech", "audio-to-audio", ["en"])
     assert found["base_model"] == "some-org/base_model-1" and found["metrics"] == ["estoi", "lsd", "dnsmos_bak"]
-    assert {"rlspeech", "reinforcement-learning", "grpo", "flow-matching"} <= set(found["tags"]) and "license" not in found
+    assert {"rlspeech", "reinforcement-learning", "grpo", "flow-matching"} <= set(
+        found["tags"]
+    ) and "license" not in found
     results = hub.ModelCard((tmp_path / "README.md").read_text()).data.eval_results
     assert {(r.metric_type, r.metric_value, r.task_type, r.dataset_type) for r in results} == {
-        ("estoi", 0.75, "audio-to-audio", "mix"), ("lsd", 9.5, "audio-to-audio", "mix"), ("dnsmos_bak", 3.1, "audio-to-audio", "mix")}
+        ("estoi", 0.75, "audio-to-audio", "mix"),
+        ("lsd", 9.5, "audio-to-audio", "mix"),
+        ("dnsmos_bak", 3.1, "audio-to-audio", "mix"),
+    }
 
 
 def test_it_tells_data_reward_guards_and_numbers() -> None:
@@ -60,7 +115,9 @@ def test_it_tells_data_reward_guards_and_numbers() -> None:
     assert "| lsd | 0.5 |" in guards and "| dnsmos\\_bak | any amount |" in guards
     results = section(card, "Results")
     assert "| estoi | 0.700 | 0.750 | **+0.050 [+0.020, +0.080]** | rewarded |" in results
-    assert "| dnsmos\\_bak | 3.000 | 3.100 | +0.100 [-0.100, +0.300] | guard |" in results, "not bold: the interval holds 0"
+    assert "| dnsmos\\_bak | 3.000 | 3.100 | +0.100 [-0.100, +0.300] | guard |" in results, (
+        "not bold: the interval holds 0"
+    )
     assert "lsd (lower is better)" in results.replace("\\", "") and "24 held-out clips" in results
     assert "**Worse than at the start**: lsd +0.500 [+0.100, +0.900]" in section(card, "Limits")
     assert "rlspeech enhance noisy.wav --model THIS_FOLDER --out enhanced" in section(card, "How to use it")
@@ -70,7 +127,12 @@ def test_it_keeps_to_itself_where_things_lie() -> None:
     places = {"data": "/home/anna/x/mix.json", "from": "/home/anna/runs/base"}
     facts = {**FACTS, "data": "/home/anna/secret/speech.jsonl", "rl": {**RL, **places}}
     card = model_card(CARD, facts)
-    assert "anna" not in card and "x/mix.json" in card and "starting from runs/base" in card and "secret/speech.jsonl" in card
+    assert (
+        "anna" not in card
+        and "x/mix.json" in card
+        and "starting from runs/base" in card
+        and "secret/speech.jsonl" in card
+    )
 
 
 def test_a_chain_of_runs_is_told() -> None:
@@ -81,23 +143,45 @@ def test_a_chain_of_runs_is_told() -> None:
     assert "this is a control" in model_card(CARD, control)
 
 
-@pytest.mark.parametrize("facts", [
-    {}, {"rl": None}, {"rl": {"results": {"metrics": {"x": {"start": part(1.0)}}}}},
-    {"rl": {"reward_specs": [3], "results": 5}, "earlier": 4},
-    {"stage": "pretrain", "steps": 9, "validation": {"estoi": 0.5, "bad": float("nan"), "none": None}}, {"data": ["a", {"b": 1}]},
-    {"rl": {"results": {"metrics": {"x": {k: part(float("inf")) for k in ("start", "now", "difference")}}}}},
-])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"rl": None},
+        {"rl": {"results": {"metrics": {"x": {"start": part(1.0)}}}}},
+        {"rl": {"reward_specs": [3], "results": 5}, "earlier": 4},
+        {"stage": "pretrain", "steps": 9, "validation": {"estoi": 0.5, "bad": float("nan"), "none": None}},
+        {"data": ["a", {"b": 1}]},
+        {"rl": {"results": {"metrics": {"x": {k: part(float("inf")) for k in ("start", "now", "difference")}}}}},
+    ],
+)
 def test_facts_that_are_missing_or_odd_leave_a_card(facts: dict[str, Any]) -> None:
     card = model_card(CARD, facts)
     head = yaml.safe_load(card.split("---\n")[1])
-    assert head["library_name"] == "rlspeech" and "model-index" not in head and "nan" not in card and "inf" not in card.replace("info", "")
+    assert (
+        head["library_name"] == "rlspeech"
+        and "model-index" not in head
+        and "nan" not in card
+        and "inf" not in card.replace("info", "")
+    )
     assert ("Held-out numbers" in card) == ("steps" in facts)
 
 
-NASTY = ["<script>alert(1)</script>", "x\n---\nlicense: mit\n# Heading", "[click](javascript:alert(1))", "a|b|c", "`tick` ![i](http://e.vil/x)",
-         "- [ ] list", "{{ jinja }} $x$ *bold* _it_ ~~no~~", "key: value # comment", "'\"&amp;\u2028\u202e\x00\x07",
-         "https://e.vil/a_b www.e.vil",
-         "1. first", "\ud800lone", "x" * 5000]
+NASTY = [
+    "<script>alert(1)</script>",
+    "x\n---\nlicense: mit\n# Heading",
+    "[click](javascript:alert(1))",
+    "a|b|c",
+    "`tick` ![i](http://e.vil/x)",
+    "- [ ] list",
+    "{{ jinja }} $x$ *bold* _it_ ~~no~~",
+    "key: value # comment",
+    "'\"&amp;\u2028\u202e\x00\x07",
+    "https://e.vil/a_b www.e.vil",
+    "1. first",
+    "\ud800lone",
+    "x" * 5000,
+]
 
 
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
@@ -111,12 +195,18 @@ def test_nothing_from_data_is_markup(text: str) -> None:
     card = model_card(CARD, facts)
     plain, before = model_card(CARD, FACTS), card.split("---\n", 2)
     head = yaml.safe_load(before[1])
-    assert set(head) <= set(yaml.safe_load(plain.split("---\n")[1])) and "license" not in head and "language" not in head
-    assert [line for line in before[2].split("\n") if line.startswith("#")] == [line for line in plain.split("\n") if line.startswith("#")]
+    assert (
+        set(head) <= set(yaml.safe_load(plain.split("---\n")[1])) and "license" not in head and "language" not in head
+    )
+    assert [line for line in before[2].split("\n") if line.startswith("#")] == [
+        line for line in plain.split("\n") if line.startswith("#")
+    ]
     body = before[2]
     assert not re.search(r"(?<!\\)<[a-zA-Z/!]", body) and not re.search(r"(?<!\\)\]\(", body)
     assert not re.search(r"https?://", body) and "\u202e" not in body and "\x00" not in body
-    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in section(card, "Rewards").split("\n") if line.startswith("|")}
+    widths = {
+        len(re.findall(r"(?<!\\)\|", line)) for line in section(card, "Rewards").split("\n") if line.startswith("|")
+    }
     assert widths == {5}, "a cell does not end early"
     assert max(len(line) for line in card.split("\n")) < 3000
 

@@ -64,7 +64,9 @@ def test_a_row_is_what_it_is_alone(codec: EmbeddedCodec) -> None:
     prompts = [None, wavs[0], wavs[1]]
     made = codec.decode(together, prompts)
     for ids, prompt, wav in zip(together, prompts, made, strict=True):
-        assert np.allclose(codec.decode([ids], [prompt])[0], wav, atol=1e-3) and np.isfinite(wav).all()  # phases add up rounding
+        assert (
+            np.allclose(codec.decode([ids], [prompt])[0], wav, atol=1e-3) and np.isfinite(wav).all()
+        )  # phases add up rounding
 
 
 def test_level_and_trailing_nothing_are_not_in_the_tokens(codec: EmbeddedCodec) -> None:
@@ -80,7 +82,9 @@ def test_no_ids_no_sound(codec: EmbeddedCodec) -> None:
     assert codec.decode([torch.empty(0, dtype=torch.long)])[0].shape == (0,)
 
 
-def test_the_voice_comes_from_the_prompt_and_a_prompt_is_heard_once(codec: EmbeddedCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_voice_comes_from_the_prompt_and_a_prompt_is_heard_once(
+    codec: EmbeddedCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids, prompt, heard = codec.encode([speech(0.5)])[0], speech(1.0, 240, 3), []
     hear = codec.net.hear
     monkeypatch.setattr(codec.net, "hear", lambda *given: heard.append(1) or hear(*given))
@@ -117,7 +121,7 @@ def test_pulses_have_the_pitch_power_one_and_no_aliases() -> None:
     power = torch.fft.rfft(train[:16000] * torch.hann_window(16000)).abs().square()
     lines = torch.zeros_like(power, dtype=torch.bool)
     for k in range(200, 8000, 200):
-        lines[k - 2:k + 3] = True
+        lines[k - 2 : k + 3] = True
     assert train.square().mean() == pytest.approx(1, abs=0.05) and power[lines].sum() / power.sum() > 0.9999
     assert (pulses(torch.zeros(1, 20), 160, 16000) == 0).all()
 
@@ -128,7 +132,9 @@ def test_a_pitch_is_held_through_what_is_unvoiced() -> None:
 
 def test_band_gains_are_interpolated() -> None:
     spread = spread_of(CodecModel())
-    assert spread.shape == (80, 321) and torch.allclose(spread.sum(0), torch.ones(321), atol=1e-5) and (spread >= 0).all()
+    assert (
+        spread.shape == (80, 321) and torch.allclose(spread.sum(0), torch.ones(321), atol=1e-5) and (spread >= 0).all()
+    )
 
 
 def test_like_lengths_share_a_batch() -> None:

@@ -14,7 +14,12 @@ from rlspeech.models.codec import Codec, load_codec
 from rlspeech.models.codec_hub import HubCodec, fbank_features, is_hub_codec, parse
 from rlspeech.types import UserError
 
-RATES = {"xcodec2": (16000, 320, 1, 65536), "neucodec": (24000, 480, 1, 65536), "mimi": (24000, 1920, 2, 64), "dac": (16000, 512, 3, 96)}
+RATES = {
+    "xcodec2": (16000, 320, 1, 65536),
+    "neucodec": (24000, 480, 1, 65536),
+    "mimi": (24000, 1920, 2, 64),
+    "dac": (16000, 512, 3, 96),
+}
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -35,7 +40,9 @@ def test_one_flat_stream_there_and_back(codec: HubCodec) -> None:
     frames = [-(-(rate // 2) // hop), 1, 1, 1, 2]
     assert [len(x) for x in ids] == [n * books for n in frames] and len(ids[0].unique()) > 1
     made = codec.decode(ids)
-    assert [w.shape for w in made] == [(n * hop,) for n in frames] and all(w.dtype == np.float32 and np.isfinite(w).all() for w in made)
+    assert [w.shape for w in made] == [(n * hop,) for n in frames] and all(
+        w.dtype == np.float32 and np.isfinite(w).all() for w in made
+    )
 
 
 def test_codebooks_take_turns(codec: HubCodec) -> None:
@@ -55,8 +62,12 @@ def test_any_stream_can_be_decoded(codec: HubCodec) -> None:
     torch.manual_seed(0)
     wild = torch.randint(codec.size, (3 * codec.books,))
     proper = wild % codec.codebook + codec.codebook * torch.arange(codec.books).repeat(3)
-    made = codec.decode([wild, proper, torch.cat([proper, proper[: codec.books - 1]]), torch.empty(0, dtype=torch.long)])
-    assert np.allclose(made[0], made[1], atol=1e-6) and np.allclose(made[1], made[2], atol=1e-6) and made[3].shape == (0,)
+    made = codec.decode(
+        [wild, proper, torch.cat([proper, proper[: codec.books - 1]]), torch.empty(0, dtype=torch.long)]
+    )
+    assert (
+        np.allclose(made[0], made[1], atol=1e-6) and np.allclose(made[1], made[2], atol=1e-6) and made[3].shape == (0,)
+    )
 
 
 @pytest.mark.parametrize("family", ["mimi", "dac"])
@@ -77,7 +88,9 @@ def test_kaldi_features_are_those_of_the_numpy_extractor() -> None:
     from transformers import SeamlessM4TFeatureExtractor
 
     wav = noise(3200)
-    theirs = SeamlessM4TFeatureExtractor()(wav, sampling_rate=16000, return_tensors="pt", padding=False)["input_features"][0]
+    theirs = SeamlessM4TFeatureExtractor()(wav, sampling_rate=16000, return_tensors="pt", padding=False)[
+        "input_features"
+    ][0]
     ours = fbank_features(wav, 0)
     assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=2e-3)
     assert fbank_features(np.zeros(3200, np.float32), 160).shape == (10, 160)
@@ -90,7 +103,11 @@ def test_too_many_codebooks_are_refused() -> None:
 
 def test_names(tmp_path: Path) -> None:
     assert parse("mimi") == ("mimi", "kyutai/mimi", None) and parse("mimi:/a/b:4") == ("mimi", "/a/b", 4)
-    assert parse("dac:someone/dac") == ("dac", "someone/dac", None) and parse("dac::2") == ("dac", "descript/dac_16khz", 2)
+    assert parse("dac:someone/dac") == ("dac", "someone/dac", None) and parse("dac::2") == (
+        "dac",
+        "descript/dac_16khz",
+        2,
+    )
     assert parse("someone/codec") == ("", "someone/codec", None)
     for name in ("embedded", "runs/tts/codec", str(tmp_path), "./a/b"):
         assert not is_hub_codec(name)
@@ -106,7 +123,9 @@ def test_folders_load_and_what_is_none_is_said(tmp_path: Path) -> None:
     for name in (str(tmp_path / "dac"), f"dac:{tmp_path / 'dac'}:2"):
         codec = load_codec(name)
         assert isinstance(codec, HubCodec) and codec.name == name and codec.books == (2 if name.endswith("2") else 3)
-        assert torch.equal(codec.encode([noise(2000)])[0] % 32, HubCodec(net, "x", codec.books).encode([noise(2000)])[0] % 32)
+        assert torch.equal(
+            codec.encode([noise(2000)])[0] % 32, HubCodec(net, "x", codec.books).encode([noise(2000)])[0] % 32
+        )
     with pytest.raises(UserError, match="cannot load the codec") as caught:
         load_codec(f"mimi:{tmp_path / 'dac'}")
     assert "model_type is 'dac', not mimi" in caught.value.why

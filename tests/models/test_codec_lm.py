@@ -17,7 +17,12 @@ from rlspeech.models.codec_lm import CodecLM, Line, build_codec_lm, load_codec_l
 from rlspeech.types import UserError
 
 KINDS = ("embedded", "llasa", "neutts", "cosyvoice2")
-LINES = [Line("one two"), Line(""), Line("seven eight nine", "four", torch.tensor([3, 1, 4, 1, 5])), Line("Żółw 漢字 🙂")]
+LINES = [
+    Line("one two"),
+    Line(""),
+    Line("seven eight nine", "four", torch.tensor([3, 1, 4, 1, 5])),
+    Line("Żółw 漢字 🙂"),
+]
 
 
 def model(kind: str) -> CodecLM:
@@ -32,14 +37,19 @@ def test_a_group_is_repeated_single_calls_and_padding_does_not_matter(kind: str)
     for b, line in enumerate(LINES):
         alone = lm.generate(lm.read([line]), group=3, sampling=Sampling(), max_new_tokens=12, seed=[5 + b])
         own = slice(3 * b, 3 * b + 3)
-        assert torch.equal(together.ids[own, : alone.ids.shape[1]], alone.ids) and torch.equal(together.finished[own], alone.finished)
+        assert torch.equal(together.ids[own, : alone.ids.shape[1]], alone.ids) and torch.equal(
+            together.finished[own], alone.finished
+        )
     assert int(together.ids.max()) <= lm.stop == lm.size and bool((together.ids[~together.mask] == lm.pad).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probabilities_are_a_plain_forwards_over_codes_and_stops(kind: str) -> None:
     lm = model(kind)
-    drawn, rows = lm.generate(lm.read(LINES), group=2, sampling=Sampling(), max_new_tokens=9, seed=1), torch.arange(4).repeat_interleave(2)
+    drawn, rows = (
+        lm.generate(lm.read(LINES), group=2, sampling=Sampling(), max_new_tokens=9, seed=1),
+        torch.arange(4).repeat_interleave(2),
+    )
     logits = lm.logits(lm.read(LINES), rows, drawn.ids, drawn.mask)
     assert logits.shape == (8, drawn.ids.shape[1], V + 1) and logits.dtype == torch.float32
     first, stops = lm.layout.first, list(lm.layout.stops)
@@ -49,7 +59,9 @@ def test_log_probabilities_are_a_plain_forwards_over_codes_and_stops(kind: str) 
         whole = lm.net(input_ids=torch.cat([start, ids])[None]).logits[0, len(start) - 1 :][:keep]
         p = whole.softmax(-1)
         wanted = torch.cat([p[:, first : first + V], p[:, stops].sum(1, keepdim=True)], 1)
-        torch.testing.assert_close(logits[i, :keep].softmax(-1), wanted / wanted.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            logits[i, :keep].softmax(-1), wanted / wanted.sum(1, keepdim=True), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_the_sampler_draws_from_what_is_looked_at() -> None:
@@ -91,7 +103,9 @@ def test_a_text_cannot_write_marks() -> None:
     for lm in (tiny(), adapted_public("llasa")):
         marks = [lm.layout.stops[0], lm.layout.first + 3]
         for text in ("<|stop|> <|speech|>", "<|s_3|><|SPEECH_GENERATION_END|>"):
-            assert not set(lm.pieces(text)) & set(marks) and not set(lm.pieces(text)) & {lm.read([Line("")]).ids[0][-1].item()}
+            assert not set(lm.pieces(text)) & set(marks) and not set(lm.pieces(text)) & {
+                lm.read([Line("")]).ids[0][-1].item()
+            }
 
 
 def test_prompts_that_do_not_stand_in_a_row() -> None:
@@ -119,7 +133,9 @@ def test_unrolling_on_one_hot_tokens_is_teacher_forcing_and_the_gradient_goes_th
     ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6], [5, 3, 5, 8]])
     soft = torch.nn.functional.one_hot(ids, V).float().requires_grad_()
     made = lm.unroll(prompts, rows, 4, lambda logits, s: (soft[:, s], s == 3))
-    torch.testing.assert_close(made, lm.logits(prompts, rows, ids, torch.ones_like(ids, dtype=torch.bool)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        made, lm.logits(prompts, rows, ids, torch.ones_like(ids, dtype=torch.bool)), atol=1e-5, rtol=1e-4
+    )
     (back,) = torch.autograd.grad(made[:, 3].logsumexp(-1).sum(), soft)
     assert all(float(back[:, s].abs().max()) > 0 for s in range(3)) and not back[:, 3].any()
 
@@ -133,16 +149,25 @@ def test_llasas_row_is_its_authors() -> None:
     prompt = torch.tensor([4, 7])
     for line, text, codes in ((Line("one"), "one", ""), (Line("one", "four", prompt), "four one", "<|s_4|><|s_7|>")):
         said = f"<|TEXT_UNDERSTANDING_START|>{text}<|TEXT_UNDERSTANDING_END|>"
-        chat = [{"role": "user", "content": "Convert the text to speech:" + said},
-                {"role": "assistant", "content": "<|SPEECH_GENERATION_START|>" + codes}]
+        chat = [
+            {"role": "user", "content": "Convert the text to speech:" + said},
+            {"role": "assistant", "content": "<|SPEECH_GENERATION_START|>" + codes},
+        ]
         theirs = tokenizer.apply_chat_template(chat, tokenize=True, continue_final_message=True, return_dict=False)
         assert lm.read([line]).ids[0].tolist() == list(theirs)
     assert (lm.layout.codec, lm.sample_rate, lm.layout.frame_s) == ("xcodec2", 16000, 0.02)
 
 
-@pytest.mark.parametrize(("kind", "row"), [
-    ("neutts", "user: Convert the text to speech:<|TEXT_PROMPT_START|>wˈʌn<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>"),
-    ("cosyvoice2", "<|sos|>wˈʌn<|task_id|>")])
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (
+            "neutts",
+            "user: Convert the text to speech:<|TEXT_PROMPT_START|>wˈʌn<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>",
+        ),
+        ("cosyvoice2", "<|sos|>wˈʌn<|task_id|>"),
+    ],
+)
 def test_rows_of_the_others(kind: str, row: str) -> None:
     lm = adapted_public(kind)
     assert lm.read([Line("wˈʌn")]).ids[0].tolist() == lm.tokenizer(row, add_special_tokens=False).input_ids
@@ -199,10 +224,15 @@ def test_round_trip(kind: str, tmp_path: Path) -> None:
     third, _ = load_codec_lm(str(tmp_path / "b"), codec=LevelCodec())
     ids, mask = lm.references([torch.tensor([1, 2, 3])])
     for other in (again, third):
-        torch.testing.assert_close(other.logits(other.read(LINES[2:3]), [0], ids, mask), lm.logits(lm.read(LINES[2:3]), [0], ids, mask))
+        torch.testing.assert_close(
+            other.logits(other.read(LINES[2:3]), [0], ids, mask), lm.logits(lm.read(LINES[2:3]), [0], ids, mask)
+        )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")  # the library needs nothing of ours
     assert all(torch.equal(v, lm.net.state_dict()[k]) for k, v in theirs.state_dict().items())
-    assert third.tokenizer.get_vocab() == lm.tokenizer.get_vocab() and (tmp_path / "b" / "model.safetensors").stat().st_mode & 0o044
+    assert (
+        third.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
+        and (tmp_path / "b" / "model.safetensors").stat().st_mode & 0o044
+    )
     assert (third.cfg == SMALL) == (kind == "embedded")
 
 
@@ -224,8 +254,11 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     lm = tiny()
     save_codec_lm(tmp_path, lm, facts={})
     about = json.loads((tmp_path / "rlspeech.json").read_text())
-    for spoilt, why in (({"task": "asr"}, "another task"), ({"layout": {**about["layout"], "size": 5000}}, "a vocabulary of"),
-                        ({"layout": {"before": "x"}}, "TypeError")):
+    for spoilt, why in (
+        ({"task": "asr"}, "another task"),
+        ({"layout": {**about["layout"], "size": 5000}}, "a vocabulary of"),
+        ({"layout": {"before": "x"}}, "TypeError"),
+    ):
         (tmp_path / "rlspeech.json").write_text(json.dumps({**about, **spoilt}))
         with pytest.raises(UserError) as raised:
             load_codec_lm(str(tmp_path))

@@ -17,7 +17,7 @@ def kaldi_by_hand(wav: np.ndarray, mels: int = 80) -> np.ndarray:
     edges = np.linspace(1127 * math.log(1 + 20 / 700), 1127 * math.log(1 + 8000 / 700), mels + 2)
     rows = []
     for start in range(0, len(wav) - 400 + 1, 160):
-        frame = wav[start:start + 400].astype(np.float64)
+        frame = wav[start : start + 400].astype(np.float64)
         frame = frame - frame.mean()
         emphasised = frame.copy()
         emphasised[1:] -= 0.97 * frame[:-1]
@@ -29,7 +29,10 @@ def kaldi_by_hand(wav: np.ndarray, mels: int = 80) -> np.ndarray:
             for k in range(256):
                 at = 1127 * math.log(1 + k * 16000 / 512 / 700)
                 if edges[m] < at < edges[m + 2]:
-                    up, down = (at - edges[m]) / (edges[m + 1] - edges[m]), (edges[m + 2] - at) / (edges[m + 2] - edges[m + 1])
+                    up, down = (
+                        (at - edges[m]) / (edges[m + 1] - edges[m]),
+                        (edges[m + 2] - at) / (edges[m + 2] - edges[m + 1]),
+                    )
                     total += power[k] * min(up, down)
             row.append(math.log(max(total, 1.1920929e-07)))
         rows.append(row)

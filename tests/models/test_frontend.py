@@ -48,7 +48,18 @@ def test_mel_filters_are_librosas(rate: int, n_fft: int, mels: int, fmax: float)
     np.testing.assert_allclose(mel_filters(rate, n_fft, mels, fmax).numpy(), theirs, atol=1e-6)
 
 
-MEL = dict(front_end="mel", head="linear", n_fft=64, hop=16, n_mels=12, dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4)
+MEL = dict(
+    front_end="mel",
+    head="linear",
+    n_fft=64,
+    hop=16,
+    n_mels=12,
+    dim=32,
+    depth=1,
+    heads=2,
+    conv_pos_kernel=7,
+    conv_pos_groups=4,
+)
 
 
 def test_log_mel_shapes_and_levels() -> None:

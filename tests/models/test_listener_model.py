@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from rlspeech.config import ListenerModel
-from rlspeech.models.listener import AUDIO, BOS, EOS, SAMPLE_RATE, START, Listener, audio_tokens, load_listener, save_listener
+from rlspeech.models.listener import (
+    AUDIO,
+    BOS,
+    EOS,
+    SAMPLE_RATE,
+    START,
+    Listener,
+    audio_tokens,
+    load_listener,
+    save_listener,
+)
 from rlspeech.types import UserError
 
 TINY = ListenerModel(audio_dim=32, audio_layers=2, audio_heads=2, text_dim=32, text_layers=2, text_heads=2)
@@ -27,7 +37,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Listener, Path]:
 
 
 def tones(*seconds: float) -> list[np.ndarray]:
-    return [np.sin(np.arange(int(s * SAMPLE_RATE)) * (0.1 + 0.05 * i)).astype(np.float32) * 0.1 for i, s in enumerate(seconds)]
+    return [
+        np.sin(np.arange(int(s * SAMPLE_RATE)) * (0.1 + 0.05 * i)).astype(np.float32) * 0.1
+        for i, s in enumerate(seconds)
+    ]
 
 
 def by_transformers(folder: Path) -> tuple[Any, Any]:
@@ -43,11 +56,16 @@ def test_transformers_loads_the_folder_and_says_the_same(made: tuple[Listener, P
     assert type(processor).__name__ == "Qwen2AudioProcessor" and net.dtype == torch.float32
     assert about["facts"] == {"steps": 3}
     wavs = tones(1.0, 2.0)
-    chat = [{"role": "user", "content": [{"type": "audio", "audio_url": "x.wav"}, {"type": "text", "text": "How does it sound?"}]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "audio_url": "x.wav"}, {"type": "text", "text": "How does it sound?"}],
+        }
+    ]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert prompt == f"{BOS}{AUDIO}{EOS}{START}"
     given = processor(text=[prompt] * 2, audio=wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
-    answers = net.generate(**given)[:, given["input_ids"].shape[1]:]
+    answers = net.generate(**given)[:, given["input_ids"].shape[1] :]
     assert processor.batch_decode(answers, skip_special_tokens=True) == model.say(wavs)
     assert answers.shape[1] <= net.generation_config.max_new_tokens
 
@@ -81,7 +99,9 @@ def test_padding_does_not_change_an_answer(made: tuple[Listener, Path]) -> None:
 def test_the_level_is_heard(made: tuple[Listener, Path]) -> None:
     model, _ = made
     quiet, loud = (model.features([tones(1.0)[0] * gain])[0][0, :, :50] for gain in (0.05, 0.5))
-    assert float((loud - quiet).median()) == pytest.approx(0.5, abs=0.02)  # 20 dB are 2 in log10 of the power, a quarter of that here
+    assert float((loud - quiet).median()) == pytest.approx(
+        0.5, abs=0.02
+    )  # 20 dB are 2 in log10 of the power, a quarter of that here
 
 
 def test_words_survive_the_tokenizer(made: tuple[Listener, Path]) -> None:

@@ -27,7 +27,7 @@ def test_a_tone_has_its_pitch(hertz: float) -> None:
 def test_a_glide_is_followed_and_lands_on_the_right_frames() -> None:
     hertz = torch.linspace(100, 220, 16000)
     pitch = track_pitch(voice(hertz)[None], RATE, HOP, 100)[0]
-    truth = hertz[HOP // 2::HOP]
+    truth = hertz[HOP // 2 :: HOP]
     assert ((pitch / truth).log2().abs() * 1200)[5:95].max() < 25
 
 

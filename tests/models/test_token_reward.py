@@ -18,7 +18,9 @@ V = 24
 def net() -> TokenReward:
     torch.manual_seed(0)
     cfg = TokenRewardModel(dim=16, layers=2, text_layers=2, heads=2, vocabulary=280)
-    return TokenReward(cfg, V, make_tokenizer(TEXTS, 280), {"sex": ["f", "m"], "quality": ["1", "2", "3"]}, 16000).frozen()
+    return TokenReward(
+        cfg, V, make_tokenizer(TEXTS, 280), {"sex": ["f", "m"], "quality": ["1", "2", "3"]}, 16000
+    ).frozen()
 
 
 def rows(*lengths, seed=0):
@@ -41,7 +43,9 @@ def test_what_lies_behind_the_end_has_no_influence_not_even_as_nan(net):
     together = net.encode(soft, mask)
     alone = net.encode(ids[1:, :5], mask[1:, :5])
     torch.testing.assert_close(together.states[1, :6], alone.states[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(net.text_logp(together, TEXTS[:2])[1:], net.text_logp(alone, TEXTS[1:2]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        net.text_logp(together, TEXTS[:2])[1:], net.text_logp(alone, TEXTS[1:2]), atol=1e-5, rtol=1e-4
+    )
     for name, logits in net.attributes(together).items():
         torch.testing.assert_close(logits[1], net.attributes(alone)[name][0], atol=1e-5, rtol=1e-4)
     outside = ids.masked_fill(~mask, V + 3)  # a stop id
@@ -79,10 +83,12 @@ def test_the_posterior_is_that_of_the_pieces_one_after_another(net):
     total = 0.0
     for s in range(pieces.shape[1]):  # only what comes before a piece decides
         changed = pieces.clone()
-        changed[0, s + 1:] = 5
+        changed[0, s + 1 :] = 5
         total += float(net.text_logits(heard, changed)[0, s].log_softmax(-1)[pieces[0, s]])
     assert float(net.text_logp(heard, [TEXTS[2]])) == pytest.approx(total / pieces.shape[1], rel=1e-5)
-    both = net.text_logp(net.encode(ids.repeat(2, 1), mask.repeat(2, 1)), [TEXTS[1], TEXTS[2]])  # padding of a short text
+    both = net.text_logp(
+        net.encode(ids.repeat(2, 1), mask.repeat(2, 1)), [TEXTS[1], TEXTS[2]]
+    )  # padding of a short text
     assert float(both[1]) == pytest.approx(total / pieces.shape[1], rel=1e-4)
 
 
@@ -117,7 +123,9 @@ def test_a_checkpoint_is_the_network_again(net, tmp_path):
     again, config = load_token_reward(str(tmp_path / "a"))
     assert config["facts"] == {"steps": 3} and again.labels == net.labels and again.codes == V
     ids, mask = rows(9, 5)
-    torch.testing.assert_close(again.text_logp(again.encode(ids, mask), TEXTS[:2]), net.text_logp(net.encode(ids, mask), TEXTS[:2]))
+    torch.testing.assert_close(
+        again.text_logp(again.encode(ids, mask), TEXTS[:2]), net.text_logp(net.encode(ids, mask), TEXTS[:2])
+    )
     save_token_reward(tmp_path / "b", net, facts={}, half=True)
     half = load_token_reward(str(tmp_path / "b"))[0]
     assert next(half.parameters()).dtype == torch.float32

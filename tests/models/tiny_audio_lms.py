@@ -21,9 +21,17 @@ TEMPLATE = (
     "{% for m in messages %}"
     + START
     + "{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'audio' %}" + BOS + AUDIO + EOS + "{% elif c['type'] == 'keywords' %}{{ c['keywords'] | join(', ') }}: "
+    "{% if c['type'] == 'audio' %}"
+    + BOS
+    + AUDIO
+    + EOS
+    + "{% elif c['type'] == 'keywords' %}{{ c['keywords'] | join(', ') }}: "
     "{% elif c['type'] == 'language' %}{{ c['language'] }}: {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if m['role'] != 'assistant' %}" + END + "\n{% endif %}{% endfor %}{% if add_generation_prompt %}" + START + "assistant\n{% endif %}"
+    "{% if m['role'] != 'assistant' %}"
+    + END
+    + "\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    + START
+    + "assistant\n{% endif %}"
 )
 TEXT: dict[str, Any] = {
     "hidden_size": 16,
@@ -35,7 +43,13 @@ TEXT: dict[str, Any] = {
     "head_dim": 8,
     "tie_word_embeddings": False,
 }
-ENCODER: dict[str, Any] = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 8}
+ENCODER: dict[str, Any] = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "num_mel_bins": 8,
+}
 
 
 def tokenizer(**more: Any) -> Any:
@@ -53,7 +67,11 @@ def tokenizer(**more: Any) -> Any:
 
 
 def _settings(tok: Any) -> dict[str, Any]:
-    ids = {"pad_token_id": tok.convert_tokens_to_ids(PAD), "eos_token_id": tok.convert_tokens_to_ids(END), "bos_token_id": None}
+    ids = {
+        "pad_token_id": tok.convert_tokens_to_ids(PAD),
+        "eos_token_id": tok.convert_tokens_to_ids(END),
+        "bos_token_id": None,
+    }
     return {"text": TEXT | {"vocab_size": len(tok)} | ids, "audio_token_id": tok.convert_tokens_to_ids(AUDIO)}
 
 
@@ -70,7 +88,13 @@ def _fun_asr_nano() -> tuple[Any, ...]:
         "fsmn_kernel_size": 3,
         "max_position_embeddings": 256,
     }
-    adaptor = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 4, "num_hidden_layers": 1, "projector_hidden_size": 16}
+    adaptor = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 4,
+        "num_hidden_layers": 1,
+        "projector_hidden_size": 16,
+    }
     config = tf.FunAsrNanoConfig(
         audio_config=audio,
         adaptor_config=adaptor,
@@ -86,17 +110,26 @@ def _qwen2_audio() -> tuple[Any, ...]:
     given = _settings(tok)
     audio = ENCODER | {"model_type": "qwen2_audio_encoder", "max_source_positions": 100}
     config = tf.Qwen2AudioConfig(
-        audio_config=audio, text_config=given["text"] | {"model_type": "qwen2"}, audio_token_index=given["audio_token_id"]
+        audio_config=audio,
+        text_config=given["text"] | {"model_type": "qwen2"},
+        audio_token_index=given["audio_token_id"],
     )
     ear = tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
-    words = tf.Qwen2AudioProcessor(ear, tok, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS)
+    words = tf.Qwen2AudioProcessor(
+        ear, tok, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS
+    )
     return tf.Qwen2AudioForConditionalGeneration(config), tok, words, ear
 
 
 def _qwen3_asr() -> tuple[Any, ...]:
     tok = tokenizer(extra_special_tokens={"audio_token": AUDIO, "audio_bos_token": BOS, "audio_eos_token": EOS})
     given = _settings(tok)
-    audio = ENCODER | {"model_type": "qwen3_asr_encoder", "downsample_hidden_size": 4, "output_dim": 16, "max_position_embeddings": 64}
+    audio = ENCODER | {
+        "model_type": "qwen3_asr_encoder",
+        "downsample_hidden_size": 4,
+        "output_dim": 16,
+        "max_position_embeddings": 64,
+    }
     config = tf.Qwen3ASRConfig(
         audio_config=audio, text_config=given["text"] | {"model_type": "qwen3"}, audio_token_id=given["audio_token_id"]
     )
@@ -120,7 +153,12 @@ def _voxtral() -> tuple[Any, ...]:
     config = tf.VoxtralConfig(
         audio_config=audio, text_config=given["text"] | {"model_type": "llama"}, audio_token_id=given["audio_token_id"]
     )
-    return tf.VoxtralForConditionalGeneration(config), tok, None, tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
+    return (
+        tf.VoxtralForConditionalGeneration(config),
+        tok,
+        None,
+        tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2),
+    )
 
 
 def _glmasr() -> tuple[Any, ...]:
@@ -141,7 +179,12 @@ def _glmasr() -> tuple[Any, ...]:
         audio_config=audio, text_config=given["text"] | {"model_type": "llama"}, audio_token_id=given["audio_token_id"]
     )
     ear = tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
-    return tf.GlmAsrForConditionalGeneration(config), tok, tf.GlmAsrProcessor(ear, tok, chat_template=TEMPLATE, audio_token=AUDIO), ear
+    return (
+        tf.GlmAsrForConditionalGeneration(config),
+        tok,
+        tf.GlmAsrProcessor(ear, tok, chat_template=TEMPLATE, audio_token=AUDIO),
+        ear,
+    )
 
 
 def _granite_speech() -> tuple[Any, ...]:
@@ -220,7 +263,9 @@ BUILDERS = {
 }
 
 
-def tiny(model_type: str, *, seed: int = 0, spread: float = 0.15, train_encoder: bool = False, max_s: float | None = None) -> AudioLM:
+def tiny(
+    model_type: str, *, seed: int = 0, spread: float = 0.15, train_encoder: bool = False, max_s: float | None = None
+) -> AudioLM:
     """A model with random weights wide enough that its distributions are neither flat nor certain."""
     torch.manual_seed(seed)
     net, tok, processor, extractor = BUILDERS[model_type]()
@@ -240,5 +285,7 @@ def clips(*seconds: float, seed: int = 0, rate: int = 16000) -> list[np.ndarray]
     made = []
     for i, s in enumerate(seconds):
         noise = draw.standard_normal(int(s * rate) + 8)
-        made.append((0.05 * (i + 1) * np.convolve(noise, np.hanning(3 + 2 * i), "same")[: int(s * rate)]).astype(np.float32))
+        made.append(
+            (0.05 * (i + 1) * np.convolve(noise, np.hanning(3 + 2 * i), "same")[: int(s * rate)]).astype(np.float32)
+        )
     return made

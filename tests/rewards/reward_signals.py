@@ -7,7 +7,9 @@ import numpy as np
 RATE = 16000
 
 
-def voice(seconds: float, f0_hz: float = 120.0, seed: int = 0, formants_hz: tuple[float, ...] = (600.0, 1500.0, 2600.0)) -> np.ndarray:
+def voice(
+    seconds: float, f0_hz: float = 120.0, seed: int = 0, formants_hz: tuple[float, ...] = (600.0, 1500.0, 2600.0)
+) -> np.ndarray:
     """(T,) float32: syllables at 4 Hz with a moving pitch."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * RATE)) / RATE

@@ -155,7 +155,9 @@ class Words:
 
 
 def test_without_a_template_the_audio_token_is_used():
-    processor = SimpleNamespace(audio_token="<audio>", audio_bos_token="<bos>", audio_eos_token="<unknown>", chat_template=None)
+    processor = SimpleNamespace(
+        audio_token="<audio>", audio_bos_token="<bos>", audio_eos_token="<unknown>", chat_template=None
+    )
     assert audio_llm._question(processor, Words(), "How is it?", "x") == "<bos><audio>How is it?"
     with pytest.raises(UserError, match="neither"):
         audio_llm._question(SimpleNamespace(chat_template=None), Words(), "How is it?", "x")

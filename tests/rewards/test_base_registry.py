@@ -21,8 +21,10 @@ def sample(wav, key="a", target=None, text=None, rate=16000, **columns):
 
 
 def test_listing_the_rewards_imports_nothing_heavy():
-    code = "import sys; from rlspeech.rewards.base import available; available(); " \
-           "bad = {'torch', 'librosa', 'onnxruntime', 'transformers', 'pesq', 'scipy'} & set(sys.modules); assert not bad, bad"
+    code = (
+        "import sys; from rlspeech.rewards.base import available; available(); "
+        "bad = {'torch', 'librosa', 'onnxruntime', 'transformers', 'pesq', 'scipy'} & set(sys.modules); assert not bad, bad"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -70,10 +72,19 @@ def test_names_aliases_options_and_typos():
         get_reward("speech_bert_score[nonsense=1]").score([sample(voice(0.5), target=voice(0.5))])
 
 
-@pytest.mark.parametrize(("wav", "reason"), [
-    (np.zeros(0), "no samples"), (np.zeros(16000), "silent"), (np.full(16000, np.nan), "NaN"), (np.full(16000, 1e-5), "silent"),
-    (np.r_[np.ones(100), np.inf], "NaN or infinite"), (np.ones(20) * 0.1, "too short"), (np.ones((2, 16000)) * 0.1, "mono"),
-    (np.ones(16000) * 1e6, "beyond any level")])
+@pytest.mark.parametrize(
+    ("wav", "reason"),
+    [
+        (np.zeros(0), "no samples"),
+        (np.zeros(16000), "silent"),
+        (np.full(16000, np.nan), "NaN"),
+        (np.full(16000, 1e-5), "silent"),
+        (np.r_[np.ones(100), np.inf], "NaN or infinite"),
+        (np.ones(20) * 0.1, "too short"),
+        (np.ones((2, 16000)) * 0.1, "mono"),
+        (np.ones(16000) * 1e6, "beyond any level"),
+    ],
+)
 def test_gates(wav, reason):
     entry = resolve("si_sdr").entry
     assert reason in (gate(sample(wav, target=voice(1)), entry) or "passed")
@@ -104,7 +115,12 @@ def test_bad_items_cost_themselves_only_and_order_is_kept():
 
 def test_single_reward_is_a_reward():
     reward = get_reward("stoi")
-    assert isinstance(reward, Reward) and reward.needs == {"target"} and reward.sample_rate == 16000 and "stoi" in reward.version
+    assert (
+        isinstance(reward, Reward)
+        and reward.needs == {"target"}
+        and reward.sample_rate == 16000
+        and "stoi" in reward.version
+    )
     (score,) = reward.score([sample(voice(1), target=voice(1))])
     assert score.value == pytest.approx(1.0, abs=1e-6)
     assert reward.score([]) == []
@@ -128,7 +144,9 @@ def test_rates_are_converted_and_counted():
 def test_over_full_scale_is_scored_as_it_would_be_saved():
     clean = voice(1.0)
     with Scorer(["lsd"], workers=0) as scorer:
-        (loud,), (scaled,) = (scorer.score([sample(w, target=clean)])["lsd"] for w in (clean * 20, clean * (0.99 / np.abs(clean).max())))
+        (loud,), (scaled,) = (
+            scorer.score([sample(w, target=clean)])["lsd"] for w in (clean * 20, clean * (0.99 / np.abs(clean).max()))
+        )
         assert scorer.meta()["_input"]["over_full_scale"] == 1
     assert loud.value == pytest.approx(scaled.value, abs=1e-3)
 
@@ -146,7 +164,12 @@ def test_user_function_scores_and_its_failures():
     with Scorer([name], workers=0) as scorer:
         scores = scorer.score(samples)[name]
     assert [s.value for s in scores] == [1.5, None, None, None, None, 1.5]
-    assert "this one" in scores[1].error and "None" in scores[2].error and "str" in scores[3].error and "nan" in scores[4].error
+    assert (
+        "this one" in scores[1].error
+        and "None" in scores[2].error
+        and "str" in scores[3].error
+        and "nan" in scores[4].error
+    )
     assert not column_of(name).higher_is_better
 
 
@@ -157,10 +180,17 @@ def test_user_function_sees_each_rate_once():
     assert [s.value for s in scores] == pytest.approx([0.1] * 3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("reward_plugins:too_short", "1 scores for 2"), ("reward_plugins:no_list", "must return a list"),
-    ("reward_plugins:wrong_signature", "wrong signature"), ("reward_plugins:nothing", "cannot import"),
-    ("no_such_package_here:f", "cannot import"), ("reward_plugins:NOT_CALLABLE", "not a function")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("reward_plugins:too_short", "1 scores for 2"),
+        ("reward_plugins:no_list", "must return a list"),
+        ("reward_plugins:wrong_signature", "wrong signature"),
+        ("reward_plugins:nothing", "cannot import"),
+        ("no_such_package_here:f", "cannot import"),
+        ("reward_plugins:NOT_CALLABLE", "not a function"),
+    ],
+)
 def test_user_function_mistakes_are_told(name, words):
     with pytest.raises(UserError, match=words):
         Scorer([name], workers=0).score([sample(voice(0.2)), sample(voice(0.2))])
@@ -177,9 +207,16 @@ def test_dry_run_passes_on_what_works_and_names_what_does_not():
 def test_functions_that_ask_for_hypotheses_judge_texts_whatever_the_waveform():
     name = "reward_plugins:letters"
     request = resolve(name)
-    assert "hypothesis" in request.entry.needs and column_of(name).optional and not column_of("reward_plugins:loudness").optional
-    rows = [Sample("a", np.zeros(0, np.float32), 16000, None, "x", {"condition": 1}, "four"),
-            Sample("b", np.full(5, np.nan, np.float32), 8000, None, None, {}, "four"), Sample("c", voice(0.2), 16000, None, "x")]
+    assert (
+        "hypothesis" in request.entry.needs
+        and column_of(name).optional
+        and not column_of("reward_plugins:loudness").optional
+    )
+    rows = [
+        Sample("a", np.zeros(0, np.float32), 16000, None, "x", {"condition": 1}, "four"),
+        Sample("b", np.full(5, np.nan, np.float32), 8000, None, None, {}, "four"),
+        Sample("c", voice(0.2), 16000, None, "x"),
+    ]
     scores = get_reward(name).score(rows)
     assert [s.value for s in scores] == [4.0, None, None] and scores[2].error == "no hypothesis"
 

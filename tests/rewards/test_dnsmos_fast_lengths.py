@@ -13,6 +13,8 @@ from rlspeech.types import Sample
 def test_any_length_is_scored_and_a_few_samples_change_little(engine: str) -> None:
     rng = np.random.default_rng(0)
     wav = (0.05 * rng.standard_normal(24159)).astype(np.float32)
-    whole, odd = get_reward(f"dnsmos_fast[engine={engine}]").score([Sample("a", wav[:24000], 16000), Sample("b", wav, 16000)])
+    whole, odd = get_reward(f"dnsmos_fast[engine={engine}]").score(
+        [Sample("a", wav[:24000], 16000), Sample("b", wav, 16000)]
+    )
     assert whole.value is not None and odd.value is not None, odd.error
     assert abs(whole.value - odd.value) < 0.02

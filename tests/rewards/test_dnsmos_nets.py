@@ -25,12 +25,14 @@ def official_starts(length):
         total *= 2
     kept = []
     for i in range(int(np.floor(total / 16000) - 9.01) + 1):
-        if len(range(total)[int(i * 16000):int((i + 9.01) * 16000)]) >= 144160:
+        if len(range(total)[int(i * 16000) : int((i + 9.01) * 16000)]) >= 144160:
             kept.append(i * 16000)
     return kept, total // length
 
 
-@pytest.mark.parametrize("length", [1600, 4800, 16000, 20480, 32000, 36011, 48000, 64000, 72000, 100000, 144000, 144160, 160000, 480000])
+@pytest.mark.parametrize(
+    "length", [1600, 4800, 16000, 20480, 32000, 36011, 48000, 64000, 72000, 100000, 144000, 144160, 160000, 480000]
+)
 def test_windows_are_the_official_ones(length):
     starts, copies = official_starts(length)
     ours_copies, plan = windows(length)
@@ -50,11 +52,13 @@ def test_cut_windows_answer_exactly_what_whole_windows_do(kind, length):
     copies, plan = windows(length)
     start, samples, _ = plan[-1]
     assert samples < 144160
-    tiled = np.tile(wav, copies)[start:start + 144160]
+    tiled = np.tile(wav, copies)[start : start + 144160]
     np.testing.assert_allclose(scorer.raw(tiled[None, :samples]), scorer.raw(tiled[None]), atol=2e-5)
 
 
-@pytest.mark.parametrize("seconds", [1.28, 2.3])  # one official window each; the first is cut down by us, the second cannot be
+@pytest.mark.parametrize(
+    "seconds", [1.28, 2.3]
+)  # one official window each; the first is cut down by us, the second cannot be
 def test_agrees_with_the_published_rule_around_the_untouched_graph(seconds):
     import onnxruntime
 
@@ -63,8 +67,14 @@ def test_agrees_with_the_published_rule_around_the_untouched_graph(seconds):
     wav = with_noise(voice(seconds, seed=5), 12)
     starts, copies = official_starts(len(wav))
     assert starts == [0]
-    raw = onnxruntime.InferenceSession(str(model_path("p835"))).run(None, {"input_1": np.tile(wav, copies)[None, :144160]})[0][0]
-    sig, bak, ovr = ([-0.08397278, 1.22083953, 0.0052439], [-0.13166888, 1.60915514, -0.39604546], [-0.06766283, 1.11546468, 0.04602535])
+    raw = onnxruntime.InferenceSession(str(model_path("p835"))).run(
+        None, {"input_1": np.tile(wav, copies)[None, :144160]}
+    )[0][0]
+    sig, bak, ovr = (
+        [-0.08397278, 1.22083953, 0.0052439],
+        [-0.13166888, 1.60915514, -0.39604546],
+        [-0.06766283, 1.11546468, 0.04602535],
+    )
     (ours,) = Dnsmos(threads=1).compute([Sample("a", wav, 16000)], COLUMNS)
     expected = [np.polyval(p, raw[i]) for i, p in enumerate((sig, bak, ovr))]
     assert [ours[c].value for c in COLUMNS] == pytest.approx(expected, abs=1e-4)
@@ -79,7 +89,9 @@ def test_agrees_with_speechmos_on_made_up_signals(seconds, snr):
     reference = dnsmos.run(wav, 16000)
     (ours,) = Dnsmos(threads=1).compute([Sample("a", wav, 16000)], COLUMNS)
     (p808,) = P808(threads=1).compute([Sample("a", wav, 16000)], ["dnsmos_p808"])
-    assert [ours[c].value for c in COLUMNS] == pytest.approx([reference[k] for k in ("sig_mos", "bak_mos", "ovrl_mos")], abs=1e-4)
+    assert [ours[c].value for c in COLUMNS] == pytest.approx(
+        [reference[k] for k in ("sig_mos", "bak_mos", "ovrl_mos")], abs=1e-4
+    )
     assert p808["dnsmos_p808"].value == pytest.approx(reference["p808_mos"], abs=1e-4)
 
 
@@ -182,7 +194,9 @@ def test_columns_share_one_pass_and_keep_their_names(monkeypatch):
 
 def test_noise_lowers_background_and_overall():
     clean = voice(1.0)
-    rewards = {c: [get_reward(c).score([Sample("a", with_noise(clean, snr), 16000)])[0].value for snr in (40, 15, 0)]
-               for c in ("dnsmos_fast_bak",)}
+    rewards = {
+        c: [get_reward(c).score([Sample("a", with_noise(clean, snr), 16000)])[0].value for snr in (40, 15, 0)]
+        for c in ("dnsmos_fast_bak",)
+    }
     bak = rewards["dnsmos_fast_bak"]
     assert bak[0] > bak[1] > bak[2]

@@ -71,7 +71,9 @@ def test_items_do_not_depend_on_their_neighbours(scorer):
 def test_lengths_may_differ(scorer):
     clean = voice(1.5, seed=4)
     table = scorer.score([pair(clean[:16000], clean)])
-    assert table["speech_bert_score"][0].value > 0.99 > table["speech_bert_recall"][0].value  # all of it is found again, not all is there
+    assert (
+        table["speech_bert_score"][0].value > 0.99 > table["speech_bert_recall"][0].value
+    )  # all of it is found again, not all is there
 
 
 def test_bert_score_by_hand():
@@ -121,8 +123,17 @@ def pretrained(tmp_path_factory):
     import transformers
 
     root = tmp_path_factory.mktemp("encoders")
-    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [16] * 7,
-             "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "tdnn_dim": [16] * 5, "xvector_output_dim": 8}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_dim": [16] * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+        "tdnn_dim": [16] * 5,
+        "xvector_output_dim": 8,
+    }
     torch.manual_seed(0)
     transformers.WavLMForXVector(transformers.WavLMConfig(**small)).save_pretrained(root / "xvector")
     plain = {k: v for k, v in small.items() if "tdnn" not in k and "xvector" not in k}
@@ -134,7 +145,10 @@ def pretrained(tmp_path_factory):
 @pytest.mark.slow
 def test_transformers_encoders_from_a_folder(pretrained):
     clean = voice(1.0)
-    names = [f"speaker_similarity[encoder={pretrained}/xvector]", f"speech_bert_score[encoder={pretrained}/hubert,layer=2]"]
+    names = [
+        f"speaker_similarity[encoder={pretrained}/xvector]",
+        f"speech_bert_score[encoder={pretrained}/hubert,layer=2]",
+    ]
     with Scorer(names, workers=0) as scorer:
         table = scorer.score([pair(clean, clean), pair(with_noise(clean, 0), clean), pair(clean[:8000], clean)])
         meta = scorer.meta()
@@ -166,7 +180,9 @@ def test_real_speech_ranks_speakers_noise_and_words(real_rows):
         pairs = [(a, b) for i, a in enumerate(flat) for b in flat[:i]]
         sims = np.array([s.value for s in scorer.score([pair(a[1], b[1]) for a, b in pairs])["speaker_similarity"]])
         same = np.array([a[0] == b[0] for a, b in pairs])
-        noisy = [scorer.score([pair(with_noise(w, snr, i), w) for i, (_, w) in enumerate(flat)]) for snr in (20, 10, 0, -5)]
+        noisy = [
+            scorer.score([pair(with_noise(w, snr, i), w) for i, (_, w) in enumerate(flat)]) for snr in (20, 10, 0, -5)
+        ]
     threshold = np.quantile(sims[~same], 0.85)
     assert (sims[same] > threshold).mean() > 0.85
     for name in NAMES:

@@ -26,7 +26,9 @@ def no_keys(monkeypatch):
 
 
 def judge(server, **options) -> Endpoint:
-    return Endpoint(server.url, **{"prompt": "How is it?", "name": "judge-7b", "backoff_s": 0.01, "timeout_s": 5.0, **options})
+    return Endpoint(
+        server.url, **{"prompt": "How is it?", "name": "judge-7b", "backoff_s": 0.01, "timeout_s": 5.0, **options}
+    )
 
 
 @pytest.mark.parametrize("audio", ["input_audio", "audio_url"])
@@ -117,7 +119,14 @@ def test_the_server_may_ask_for_patience():
 def test_a_dead_server_is_given_up():
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # a port on which nobody listens
-        model = Endpoint(f"http://127.0.0.1:{held.getsockname()[1]}/v1", prompt="?", name="x", backoff_s=0.2, retries=3, concurrency=1)
+        model = Endpoint(
+            f"http://127.0.0.1:{held.getsockname()[1]}/v1",
+            prompt="?",
+            name="x",
+            backoff_s=0.2,
+            retries=3,
+            concurrency=1,
+        )
         began = time.monotonic()
         found = model.describe([voice(0.3)] * 40)
     assert all(s.text is None and "endpoint: no connection" in s.error for s in found)
@@ -142,17 +151,32 @@ def test_no_reply_in_time(drip):
     assert found.text is None and found.error.startswith("endpoint") and took < 3
 
 
-@pytest.mark.parametrize(("body", "reason"), [
-    (b"<html>not json", "not JSON"), (b"", "not JSON"), (b"\xff\xfe{", "not JSON"), (b"[" * 100000, "not JSON"),
-    ([], "no chat completion"),
-    ({}, "no choices"), ({"choices": []}, "no choices"), ({"choices": "x"}, "no choices"), ({"choices": [None]}, "no message"),
-    ({"choices": [{"message": None}]}, "no message"), (said(None), "empty answer"),
-    (said(""), "empty answer"), (said("   "), "empty answer"),
-    (said(7), "no text"), (said([{"type": "image_url"}]), "no text"), (said({"a": 1}), "no text"), (said("<think>never ends"), "thoughts"),
-    (said("Good.", refusal="I will not"), "refused"), (said("I'm sorry, I cannot assess audio."), "refused"),
-    ({"error": {"message": "overloaded"}}, "overloaded"),
-    ({"choices": [{"finish_reason": "content_filter", "message": {"content": "x"}}]}, "filtered"),
-])
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"<html>not json", "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe{", "not JSON"),
+        (b"[" * 100000, "not JSON"),
+        ([], "no chat completion"),
+        ({}, "no choices"),
+        ({"choices": []}, "no choices"),
+        ({"choices": "x"}, "no choices"),
+        ({"choices": [None]}, "no message"),
+        ({"choices": [{"message": None}]}, "no message"),
+        (said(None), "empty answer"),
+        (said(""), "empty answer"),
+        (said("   "), "empty answer"),
+        (said(7), "no text"),
+        (said([{"type": "image_url"}]), "no text"),
+        (said({"a": 1}), "no text"),
+        (said("<think>never ends"), "thoughts"),
+        (said("Good.", refusal="I will not"), "refused"),
+        (said("I'm sorry, I cannot assess audio."), "refused"),
+        ({"error": {"message": "overloaded"}}, "overloaded"),
+        ({"choices": [{"finish_reason": "content_filter", "message": {"content": "x"}}]}, "filtered"),
+    ],
+)
 def test_odd_replies_are_null_with_a_reason(body, reason):
     with serving(lambda r: body) as server:
         (found,) = judge(server).describe([voice(0.4)])
@@ -170,13 +194,16 @@ def test_one_bad_reply_costs_its_own_clip():
 
 
 def test_answers_in_parts_are_joined():
-    with serving(lambda r: said([{"type": "text", "text": "Good,"}, {"type": "text", "text": "clear."}, {"type": "image"}])) as server:
+    with serving(
+        lambda r: said([{"type": "text", "text": "Good,"}, {"type": "text", "text": "clear."}, {"type": "image"}])
+    ) as server:
         assert judge(server).describe([voice(0.4)])[0].text == "Good,\nclear."
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_redirects_are_not_followed(status, monkeypatch):
     monkeypatch.setenv("RLSPEECH_API_KEY", KEY)
+
     def away(request):
         return status, {}, {"Location": f"{thief.url}/chat/completions"}
 

@@ -41,7 +41,7 @@ def test_si_sdr_against_a_least_squares_projection():
     for _ in range(5):
         x, y = rng.standard_normal((2, 4000)) + 0.3
         y = 0.4 * x + 0.2 * y
-        design = np.stack([x - x.mean(), ], 1)
+        design = np.stack([x - x.mean()], 1)
         fit = design @ np.linalg.lstsq(design, y - y.mean(), rcond=None)[0]
         expected = 10 * np.log10(np.var(fit) / np.var(y - y.mean() - fit))
         assert si_sdr(x, y) == pytest.approx(expected, abs=1e-9)
@@ -70,14 +70,18 @@ def test_lsd_of_a_gain_is_the_gain_and_of_itself_nothing():
     x = np.random.default_rng(0).standard_normal(16000)
     assert log_spectral_distance(x, x) == 0.0
     assert log_spectral_distance(x, 2 * x) == pytest.approx(20 * np.log10(2), abs=1e-6)
-    assert log_spectral_distance(voice(1), with_noise(voice(1), 0)) > log_spectral_distance(voice(1), with_noise(voice(1), 20))
+    assert log_spectral_distance(voice(1), with_noise(voice(1), 0)) > log_spectral_distance(
+        voice(1), with_noise(voice(1), 20)
+    )
 
 
 def test_lsd_against_scipy():
     from scipy.signal import stft
 
     x, y = voice(1, seed=1), with_noise(voice(1, seed=1), 5)
-    p, q = (np.abs(stft(s, nperseg=512, noverlap=384, boundary=None, padded=False, scaling="psd")[2]) ** 2 for s in (x, y))
+    p, q = (
+        np.abs(stft(s, nperseg=512, noverlap=384, boundary=None, padded=False, scaling="psd")[2]) ** 2 for s in (x, y)
+    )
     floor = p.max() * 1e-8
     expected = np.sqrt(((10 * np.log10(np.maximum(p, floor) / np.maximum(q, floor))) ** 2).mean(0)).mean()
     assert log_spectral_distance(x, y) == pytest.approx(expected, rel=1e-4)
@@ -131,5 +135,8 @@ def test_pesq_of_long_recordings_is_scored_in_parts(monkeypatch):
     (score,) = get_reward("pesq_wb").score([Sample("a", y, 16000, x)])
     assert score.detail["pesq_wb_parts"] == "2 of 3"
     monkeypatch.undo()
-    parts = [get_reward("pesq_wb").score([Sample("a", y[a:a + 16000], 16000, x[a:a + 16000])])[0].value for a in (0, 32000)]
+    parts = [
+        get_reward("pesq_wb").score([Sample("a", y[a : a + 16000], 16000, x[a : a + 16000])])[0].value
+        for a in (0, 32000)
+    ]
     assert score.value == pytest.approx(np.mean(parts), abs=1e-9)

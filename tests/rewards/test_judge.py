@@ -127,7 +127,10 @@ def test_long_audio_is_a_mean_by_duration(monkeypatch):
     describer.describe = lambda wavs: [Said(next(sequence)) for _ in wavs]
     (score,) = rate(judge, voice(2.6))
     assert score.value == pytest.approx(3.0, abs=1e-3) and score.detail["llm_text"] == "5/5\n2/5\n2/5"
-    rows = [(judging._Piece(0, 3.0, voice(0.3)), [judging.Score(5.0)]), (judging._Piece(0, 1.0, voice(0.3)), [judging.Score(1.0)])]
+    rows = [
+        (judging._Piece(0, 3.0, voice(0.3)), [judging.Score(5.0)]),
+        (judging._Piece(0, 1.0, voice(0.3)), [judging.Score(1.0)]),
+    ]
     assert judging._combine(rows, ["a", "b"]).value == pytest.approx(4.0)
 
 
@@ -138,7 +141,9 @@ def test_silent_pieces_are_left_out_and_a_mute_one_leaves_no_score(monkeypatch):
     assert rate(judge, wav)[0].value == pytest.approx(3.0) and len(describer.heard) == 2
     describer.answers[10] = ["4/5", Said(None, "the model refused")]
     (score,) = rate(judge, voice(2.0))
-    assert score.value is None and score.error == "piece 2 of 2: the model refused" and score.detail["llm_text"] == "4/5"
+    assert (
+        score.value is None and score.error == "piece 2 of 2: the model refused" and score.detail["llm_text"] == "4/5"
+    )
 
 
 def test_samples_are_averaged(monkeypatch):
@@ -153,7 +158,13 @@ def test_samples_are_averaged(monkeypatch):
 
 def test_ways_of_rating(models, monkeypatch):
     _, stars = models
-    answers = {5: "Overall 4/5", 6: "the speech is good", 7: "9/5", 8: Said(None, "empty answer"), 9: "noise 2/5, distortion 4/5"}
+    answers = {
+        5: "Overall 4/5",
+        6: "the speech is good",
+        7: "9/5",
+        8: Said(None, "empty answer"),
+        9: "noise 2/5, distortion 4/5",
+    }
     wavs = [voice(n / 10) for n in answers]
     number = rate(told(monkeypatch, Told(dict(answers))), *wavs)
     auto = rate(told(monkeypatch, Told(dict(answers)), rating="auto", sentiment=stars), *wavs)
@@ -208,8 +219,14 @@ def folder(tmp_path):
 
 
 def run(folder, server, **rest):
-    config = ScoreFolder(rewards=["llm"], llm=server.url, llm_model="m", out=str(folder / "out"), workers=0,
-                         **{"sentiment": str(folder / "stars"), **rest})
+    config = ScoreFolder(
+        rewards=["llm"],
+        llm=server.url,
+        llm_model="m",
+        out=str(folder / "out"),
+        workers=0,
+        **{"sentiment": str(folder / "stars"), **rest},
+    )
     return reward.run(config, folder)
 
 
@@ -222,13 +239,18 @@ def test_words_and_scores_are_written_and_shown_escaped(folder):
     (folder / "p.txt").write_text("Is it good?\n")
     with serving(lambda r: said(EVIL)) as server:
         summary = run(folder, server, prompt=str(folder / "p.txt"))
-        assert all(r["json"]["messages"][0]["content"][1]["text"] == "Is it good?" for r in server.seen) and len(server.seen) == 3
+        assert (
+            all(r["json"]["messages"][0]["content"][1]["text"] == "Is it good?" for r in server.seen)
+            and len(server.seen) == 3
+        )
     found = rows(folder)
     assert all(found[k]["llm"] == 2.0 and found[k]["llm_text"] == EVIL for k in "abc")
     assert found["broken"]["llm"] is None and found["broken"]["errors"]["llm"].startswith("audio")
     page = Page(text := (folder / "out" / "report.html").read_text())
     assert summary["report"] == str(folder / "out" / "report.html")
-    assert page.tags.count("script") == 2 and html.escape(EVIL, quote=False)[:30] in text.replace("&#39;", "'").replace("&#34;", '"')
+    assert page.tags.count("script") == 2 and html.escape(EVIL, quote=False)[:30] in text.replace("&#39;", "'").replace(
+        "&#34;", '"'
+    )
     assert page.data.count(EVIL) == 3 == page.tags.count("blockquote") == page.tags.count("audio")
     written = "".join(p.read_text() for p in (folder / "out").iterdir())
     assert "sk-never-shown" not in written and "Is it good?" in written
@@ -239,8 +261,12 @@ def test_trouble_of_the_server_is_tried_again_by_the_next_run(folder):
     save_sentiment(folder / "stars")
     with serving(lambda r: (400, {}, {})) as server:
         first = run(folder, server)
-        assert first["metrics"]["llm"]["n_valid"] == 0 and all("HTTP 400" in rows(folder)[k]["errors"]["llm"] for k in "abc")
-        server.reply = lambda r: said("refused" if len(server.seen) == 4 else "4/5", refusal="no" if len(server.seen) == 4 else None)
+        assert first["metrics"]["llm"]["n_valid"] == 0 and all(
+            "HTTP 400" in rows(folder)[k]["errors"]["llm"] for k in "abc"
+        )
+        server.reply = lambda r: said(
+            "refused" if len(server.seen) == 4 else "4/5", refusal="no" if len(server.seen) == 4 else None
+        )
         second = run(folder, server)
         assert second["metrics"]["llm"]["n_valid"] == 2 and len(server.seen) == 6
         third = run(folder, server)  # a refusal is an answer: it is kept
@@ -252,8 +278,15 @@ def test_an_evaluation_keeps_the_words_too(tmp_path):
     from rlspeech.types import Score
 
     table = Table(tmp_path, ["llm", "llm[samples=2]", "si_sdr"])
-    table.add("base", "a", {"llm": Score(2.0, detail={"llm_text": EVIL, "llm_stars": None}), "si_sdr": Score(1.0, detail={"lag_ms": 0.0}),
-                            "llm[samples=2]": Score(None, "refused", {"llm_text": "no"})})
+    table.add(
+        "base",
+        "a",
+        {
+            "llm": Score(2.0, detail={"llm_text": EVIL, "llm_stars": None}),
+            "si_sdr": Score(1.0, detail={"lag_ms": 0.0}),
+            "llm[samples=2]": Score(None, "refused", {"llm_text": "no"}),
+        },
+    )
     row = json.loads((tmp_path / "scores.jsonl").read_text())
     assert row["llm_text"] == EVIL and row["llm_text[samples=2]"] == "no" and row["llm"] == 2.0 and "lag_ms" not in row
 
@@ -268,14 +301,24 @@ def test_no_page_where_nothing_was_said_or_none_is_wanted(folder):
         assert run(folder, server, report="never")["report"] is None
         assert not (folder / "out" / "report.html").exists()
         asked = ["llm", f"llm[model={server.url},name=other,rating=number]"]
-        summary = reward.run(ScoreFolder(rewards=asked, llm=server.url, llm_model="m", sentiment=str(folder / "stars"),
-                                         out=str(folder / "two"), workers=0), folder)
+        summary = reward.run(
+            ScoreFolder(
+                rewards=asked,
+                llm=server.url,
+                llm_model="m",
+                sentiment=str(folder / "stars"),
+                out=str(folder / "two"),
+                workers=0,
+            ),
+            folder,
+        )
     found = [json.loads(line) for line in (folder / "two" / "scores.jsonl").read_text().splitlines()]
     texts = [{k for k in row if k.startswith("llm_text")} for row in found if row["key"] != "broken"]
     assert all(len(t) == 2 for t in texts) and summary["metrics"]["llm"]["n_valid"] == 3
 
 
 # ------------------------------------------------------------------------------------------------------ what is embedded
+
 
 def test_the_embedded_judge_hears_noise():
     """Clean demo speech against the same speech under loud noise: a difference that nobody misses."""

@@ -55,7 +55,9 @@ def test_norm_then_sum_weighs_equal_spreads_where_sum_then_norm_does_not():
 
 
 def test_lower_is_better_is_flipped_and_bounds_clamp_the_raw_score():
-    out = compose({"down": A}, GROUP, specs(("down", 1.0, {"scale": "none", "bounds": (None, 3.0)})), higher_is_better=UP)
+    out = compose(
+        {"down": A}, GROUP, specs(("down", 1.0, {"scale": "none", "bounds": (None, 3.0)})), higher_is_better=UP
+    )
     np.testing.assert_allclose(out.reward, -np.minimum(A, 3.0))
     assert out.stats["down/clamped"] == pytest.approx((A > 3).mean())
     assert out.stats["down/mean"] == pytest.approx(A.mean())  # what is logged is the raw score
@@ -92,8 +94,10 @@ def test_constant_reward_adds_nothing_and_never_divides_by_zero():
 def test_group_ids_need_no_order():
     shuffle = RNG.permutation(20)
     row = specs(("a", 1.0, {"scale": "group"}))
-    np.testing.assert_allclose(compose({"a": A[shuffle]}, GROUP[shuffle] * 17 - 3, row, higher_is_better=UP).reward,
-                               compose({"a": A}, GROUP, row, higher_is_better=UP).reward[shuffle])
+    np.testing.assert_allclose(
+        compose({"a": A[shuffle]}, GROUP[shuffle] * 17 - 3, row, higher_is_better=UP).reward,
+        compose({"a": A}, GROUP, row, higher_is_better=UP).reward[shuffle],
+    )
 
 
 def test_mistakes_are_told():
@@ -124,7 +128,9 @@ def rules(accuracy=None, keywords=None, hallucination=None):
 def test_a_reward_with_nothing_to_judge_adds_nothing_and_one_that_failed_costs_the_row():
     np.testing.assert_allclose(rules({}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6])  # auto: as the catalogue says
     np.testing.assert_allclose(rules({}, {"missing": "unscorable"}).reward, [np.nan, np.nan, np.nan, 1.2, 0.9, np.nan])
-    np.testing.assert_allclose(rules({"missing": "skip"}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6])  # nobody judged row 2
+    np.testing.assert_allclose(
+        rules({"missing": "skip"}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6]
+    )  # nobody judged row 2
     out = rules({}, {})
     np.testing.assert_allclose(out.parts @ out.weights, out.reward)
     assert out.stats["unscorable"] == pytest.approx(1 / 6) and out.stats["asr_keywords/valid"] == pytest.approx(1 / 3)
@@ -133,20 +139,30 @@ def test_a_reward_with_nothing_to_judge_adds_nothing_and_one_that_failed_costs_t
 def test_a_skipped_row_moves_no_other():
     for scale in ("batch", "group"):
         with_null = rules({}, {"scale": scale}).parts[3:5, 1]
-        alone = compose({"asr_keywords": KEYWORDS[3:5]}, ROWS[3:5], specs(("asr_keywords", 1.0, {"scale": scale}))).parts[:, 0]
+        alone = compose(
+            {"asr_keywords": KEYWORDS[3:5]}, ROWS[3:5], specs(("asr_keywords", 1.0, {"scale": scale}))
+        ).parts[:, 0]
         np.testing.assert_allclose(with_null, alone)
 
 
 def test_a_hallucination_adds_or_is_the_whole_verdict():
     np.testing.assert_allclose(rules({}, None, {}).reward, [0.9, -0.5, np.nan, 0.2, 0.4, -0.4])
     out = rules({}, {}, {"mode": "override", "weight": 2.0})
-    np.testing.assert_allclose(out.reward, [0.9, -2.0, -2.0, 1.2, 0.9, -2.0])  # row 2 has a verdict though its accuracy is missing
+    np.testing.assert_allclose(
+        out.reward, [0.9, -2.0, -2.0, 1.2, 0.9, -2.0]
+    )  # row 2 has a verdict though its accuracy is missing
     np.testing.assert_allclose(out.parts @ out.weights, out.reward)  # whoever uses the parts sees the same
-    assert out.stats["asr_hallucination/overrides"] == pytest.approx(0.5) and out.stats["asr_accuracy/mean"] == pytest.approx(0.52)
+    assert out.stats["asr_hallucination/overrides"] == pytest.approx(0.5) and out.stats[
+        "asr_accuracy/mean"
+    ] == pytest.approx(0.52)
 
 
 def test_the_lowest_of_several_verdicts_counts_and_one_without_weight_does_not():
-    scores = {"a": np.array([-1.0, -1.0, 1.0, np.nan]), "b": np.array([-2.0, -0.1, 0.0, -1.0]), "down": np.array([9.0, 9.0, 9.0, 9.0])}
+    scores = {
+        "a": np.array([-1.0, -1.0, 1.0, np.nan]),
+        "b": np.array([-2.0, -0.1, 0.0, -1.0]),
+        "down": np.array([9.0, 9.0, 9.0, 9.0]),
+    }
     over = {"mode": "override", "scale": "none"}
     rows = specs(("a", 1.0, over), ("b", 1.0, over), ("down", 1.0, {"scale": "none"}))
     np.testing.assert_allclose(compose(scores, np.zeros(4), rows, higher_is_better=UP).reward, [-2.0, -1.0, -8.0, -1.0])
@@ -154,9 +170,15 @@ def test_the_lowest_of_several_verdicts_counts_and_one_without_weight_does_not()
     np.testing.assert_allclose(compose(scores, np.zeros(4), quiet, higher_is_better=UP).reward, [-9.0] * 4)
 
 
-@pytest.mark.parametrize(("options", "how", "why"), [
-    ({"scale": "batch"}, "sum_then_norm", "scale batch"), ({"scale": "group"}, "sum_then_norm", "scale group"),
-    ({"scale": "none"}, "norm_then_sum", "norm_then_sum"), ({"scale": "none", "weight": -1.0}, "sum_then_norm", "negative")])
+@pytest.mark.parametrize(
+    ("options", "how", "why"),
+    [
+        ({"scale": "batch"}, "sum_then_norm", "scale batch"),
+        ({"scale": "group"}, "sum_then_norm", "scale group"),
+        ({"scale": "none"}, "norm_then_sum", "norm_then_sum"),
+        ({"scale": "none", "weight": -1.0}, "sum_then_norm", "negative"),
+    ],
+)
 def test_a_verdict_that_is_scaled_is_refused(options, how, why):
     chosen = [RewardSpec(name="a", **{"scale": "none"}), RewardSpec(name="b", mode="override", **options)]
     with pytest.raises(UserError, match="b cannot override") as error:

@@ -19,7 +19,10 @@ FAMILIES = [("reward_plugins:Mean", {}), ("reward_plugins:Trouble", {})]
 
 
 def jobs(marks):
-    return [Job(Sample(str(i), np.full(100, m, np.float32), 16000), [(0, ["mean"]), (1, ["trouble"])]) for i, m in enumerate(marks)]
+    return [
+        Job(Sample(str(i), np.full(100, m, np.float32), 16000), [(0, ["mean"]), (1, ["trouble"])])
+        for i, m in enumerate(marks)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,9 @@ def test_trouble_costs_one_metric_of_one_item(pool):
     assert [round(j.scores[0]["mean"].value, 3) for j in done] == marks  # order kept, and the neighbour metric unharmed
     trouble = [j.scores[1]["trouble"] for j in done]
     assert [t.value is None for t in trouble] == [False, True, False, True, False, True, False, True, False]
-    assert "signal 11" in trouble[1].error and "longer than 1 s" in trouble[3].error and "on purpose" in trouble[5].error
+    assert (
+        "signal 11" in trouble[1].error and "longer than 1 s" in trouble[3].error and "on purpose" in trouble[5].error
+    )
     again = pool.submit(jobs([0.1, 0.2])).result()  # the pool is whole again
     assert all(j.scores[1]["trouble"].value == 1.0 for j in again)
 
@@ -74,7 +79,9 @@ def test_close_ends_processes_and_threads():
     processes = [d.process for d in made._drivers]
     began = time.monotonic()
     made.close()
-    assert time.monotonic() - began < 5 and all(p is None or p.poll() is not None for p in processes)  # None: not started yet
+    assert time.monotonic() - began < 5 and all(
+        p is None or p.poll() is not None for p in processes
+    )  # None: not started yet
     assert not any(d.thread.is_alive() for d in made._drivers)
     assert threading.active_count() < 50
 
@@ -88,6 +95,10 @@ def test_pool_and_inline_scores_are_the_same():
         a, b = scorer.score(samples), inline.score(samples)
     for name in names:
         assert [s.error for s in a[name]] == [s.error for s in b[name]]
-        assert all(x.value == pytest.approx(y.value, abs=1e-9) for x, y in zip(a[name], b[name], strict=True) if x.error is None)
+        assert all(
+            x.value == pytest.approx(y.value, abs=1e-9)
+            for x, y in zip(a[name], b[name], strict=True)
+            if x.error is None
+        )
     assert a["si_sdr"][0].detail == b["si_sdr"][0].detail
     assert scorer.seconds["estoi"] > 0

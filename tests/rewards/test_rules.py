@@ -40,7 +40,11 @@ def fired(text, hypothesis, language=None, **options):
 def test_one_hypothesis_all_columns():
     out = judge("Hello, big world!", "hello pig word up", keywords=["world", "big", "hello"])
     assert out["wer"] == 1.0 and out["accuracy"] == 0.0 and out["edits"] == -3.0 and out["exact"] == 0.0
-    assert out["substitutions"] == pytest.approx(2 / 3) and out["insertions"] == pytest.approx(1 / 3) and out["deletions"] == 0.0
+    assert (
+        out["substitutions"] == pytest.approx(2 / 3)
+        and out["insertions"] == pytest.approx(1 / 3)
+        and out["deletions"] == 0.0
+    )
     assert out["cer"] == pytest.approx(jiwer.cer("hello big world", "hello pig word up"))
     assert out["keywords"] == pytest.approx((1 + 1 / 3) / 2) and out["keyword_f1"] == pytest.approx(0.5)
     assert out["hallucination"] == 0.0 and out["hallucinated"] == 0.0
@@ -83,7 +87,9 @@ def test_any_unicode_has_a_score_or_a_reason_and_keeps_its_bounds(text, hypothes
     (scores,) = TextRules(language=language).compute([sample(text, hypothesis, keywords=[text[:3], "x"])], COLUMNS)
     for name, score in scores.items():
         low, high = resolve(name).entry.columns[name].bounds
-        assert (score.value is None) == (score.error is not None) and (score.value is None or low <= score.value <= high)
+        assert (score.value is None) == (score.error is not None) and (
+            score.value is None or low <= score.value <= high
+        )
     if text.strip():
         same = judge(text, text)
         assert same["hallucination"] in (0.0, None) and same["accuracy"] in (1.0, None)  # None: nothing but punctuation
@@ -93,7 +99,12 @@ def test_any_unicode_has_a_score_or_a_reason_and_keeps_its_bounds(text, hypothes
 
 
 @settings(max_examples=100, deadline=None)
-@given(WORDS, st.lists(st.sampled_from("you know what I mean so then".split()), min_size=1, max_size=5), st.integers(5, 30), WORDS)
+@given(
+    WORDS,
+    st.lists(st.sampled_from("you know what I mean so then".split()), min_size=1, max_size=5),
+    st.integers(5, 30),
+    WORDS,
+)
 def test_a_loop_that_was_not_said_is_found_wherever_it_is(before, phrase, times, after):
     reference = before + phrase + after
     assert "loop" in fired(" ".join(reference), " ".join(before + phrase * times + after))
@@ -117,7 +128,10 @@ def test_more_of_a_loop_than_was_said():
     assert fired(said, f"{SENTENCE} " * 5) == ["run"]  # one sentence too many
     assert fired(said, f"{SENTENCE} " * 5, rules="loop") == []
     assert "loop" in fired(said, f"{SENTENCE} " * 12)
-    assert fired("goodbye goodbye goodbye goodbye goodbye", "good bye good bye good bye good bye good bye", rules="loop") == []
+    assert (
+        fired("goodbye goodbye goodbye goodbye goodbye", "good bye good bye good bye good bye good bye", rules="loop")
+        == []
+    )
 
 
 def test_a_loop_instead_of_the_words_is_found_though_nothing_is_inserted():
@@ -144,15 +158,30 @@ def test_the_raw_decode_is_judged():
     assert detail["hypothesis"] == "so long " * 25 and detail["normaliser"] == "basic-2" and detail["insertions"] == 48
 
 
-@pytest.mark.parametrize(("text", "hypothesis", "rules"), [
-    (SENTENCE, f"{SENTENCE} thank you for watching", []), (SENTENCE, f"{SENTENCE} thank you so much for watching", ["run"]),
-    ("one two", "a b c d e f g", []), ("one two", "a b c d e f g h i", ["run", "length"]),
-    ("it was so", "it was soooooooooooo", ["stutter"]), ("it was soooooooooo", "it was sooooooooooooo", []), ("ten", "1000000000", []),
-    ("he laughed", "hahahahahahahahahaha", ["stutter"]),
-    ("\u4f60\u597d\u4e16\u754c", "hello world", ["script"]), ("hello world", "\u4f60\u597d\u4e16\u754c", ["script"]),
-    ("\u6211\u4eec\u7528 python \u5199 code", "\u6211\u4eec\u7528 python \u5199\u7684", []),
-    ("\u6771\u4eac\u90fd", "\u3068\u3046\u304d\u3087\u3046\u3068", []),  # the same word in the other Japanese script
-    ("", "you", ["nonspeech"]), ("", "", []), ("hello", "", [])])
+@pytest.mark.parametrize(
+    ("text", "hypothesis", "rules"),
+    [
+        (SENTENCE, f"{SENTENCE} thank you for watching", []),
+        (SENTENCE, f"{SENTENCE} thank you so much for watching", ["run"]),
+        ("one two", "a b c d e f g", []),
+        ("one two", "a b c d e f g h i", ["run", "length"]),
+        ("it was so", "it was soooooooooooo", ["stutter"]),
+        ("it was soooooooooo", "it was sooooooooooooo", []),
+        ("ten", "1000000000", []),
+        ("he laughed", "hahahahahahahahahaha", ["stutter"]),
+        ("\u4f60\u597d\u4e16\u754c", "hello world", ["script"]),
+        ("hello world", "\u4f60\u597d\u4e16\u754c", ["script"]),
+        ("\u6211\u4eec\u7528 python \u5199 code", "\u6211\u4eec\u7528 python \u5199\u7684", []),
+        (
+            "\u6771\u4eac\u90fd",
+            "\u3068\u3046\u304d\u3087\u3046\u3068",
+            [],
+        ),  # the same word in the other Japanese script
+        ("", "you", ["nonspeech"]),
+        ("", "", []),
+        ("hello", "", []),
+    ],
+)
 def test_rules_one_by_one(text, hypothesis, rules):
     assert fired(text, hypothesis) == rules
     for rule in rules:
@@ -184,12 +213,23 @@ def test_mistaken_options_are_told():
 def test_keywords_are_whole_units_and_phrases():
     found = align("we went to new york and york".split(), "we went to new york and newark yorkshire".split())
     assert count_keywords([["new", "york"], ["york"], ["york"], ["we", "x"], []], found) == (2, 3, 2)
-    out = judge("\u6253\u5f00\u5929\u732b\u7cbe\u7075", "\u6253\u5f00\u5929\u732b\u7cbe\u7075", keywords=["\u5929\u732b\u7cbe\u7075"])
+    out = judge(
+        "\u6253\u5f00\u5929\u732b\u7cbe\u7075",
+        "\u6253\u5f00\u5929\u732b\u7cbe\u7075",
+        keywords=["\u5929\u732b\u7cbe\u7075"],
+    )
     assert out["keywords"] == out["keyword_f1"] == 1.0
 
 
-@pytest.mark.parametrize(("hypothesis", "mean", "f1"), [
-    ("call stella now", 1.0, 1.0), ("call stella and stella", 0.75, 2 / 3), ("call bella now", 0.0, 0.0), ("", 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("hypothesis", "mean", "f1"),
+    [
+        ("call stella now", 1.0, 1.0),
+        ("call stella and stella", 0.75, 2 / 3),
+        ("call bella now", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
 def test_precision_and_recall(hypothesis, mean, f1):
     out = judge("call Stella now", hypothesis, keywords=["Stella", "Sandra"])
     assert out["keywords"] == pytest.approx(mean) and out["keyword_f1"] == pytest.approx(f1)
@@ -200,15 +240,23 @@ def test_rows_without_keywords_are_null_and_listed_words_that_nobody_says_are_ri
         assert judge("a b", "a b", **row)["keywords"] is None
     assert judge("a b", "a b", keywords=["zebra"])["keywords"] == 1.0
     assert judge("a b", "a zebra", keywords=["zebra"])["keywords"] == 0.0
-    assert keywords_of({"keywords": "Stella, New York"}) == ["Stella", "New York"] and keywords_of({"keywords": [1]}) == ["1"]
+    assert keywords_of({"keywords": "Stella, New York"}) == ["Stella", "New York"] and keywords_of(
+        {"keywords": [1]}
+    ) == ["1"]
 
 
 # -- as a family -------------------------------------------------------------------------------------------------------------------
 
 
 def test_family_behind_the_scorer():
-    rows = [sample("a b", "a b"), sample(None, "a"), sample("a", None), sample("?!", "a"), sample("", ""),
-            sample("a b", "a", np.full(9, np.nan))]
+    rows = [
+        sample("a b", "a b"),
+        sample(None, "a"),
+        sample("a", None),
+        sample("?!", "a"),
+        sample("", ""),
+        sample("a b", "a", np.full(9, np.nan)),
+    ]
     with Scorer(["asr_accuracy", "asr_wer[language=en]", "asr_keywords"], workers=2) as scorer:
         assert scorer._pool is None  # sending the waveform to a worker takes longer than the rules
         scorer.dry_run()
@@ -216,9 +264,15 @@ def test_family_behind_the_scorer():
         meta = scorer.meta()
     assert [s.value for s in table["asr_accuracy"]] == [1.0, None, None, None, 1.0, 0.5]  # whatever the waveform is
     assert [s.error for s in table["asr_accuracy"]][1:4] == [
-        "no reference text", "no hypothesis", "the reference text is empty after normalisation"]
+        "no reference text",
+        "no hypothesis",
+        "the reference text is empty after normalisation",
+    ]
     assert table["asr_wer[language=en]"][4].value is None and table["asr_keywords"][0].error == "no keywords"
-    assert meta["asr_accuracy"]["version"] == "rules-1, text basic-2" and not meta["asr_wer[language=en]"]["higher_is_better"]
+    assert (
+        meta["asr_accuracy"]["version"] == "rules-1, text basic-2"
+        and not meta["asr_wer[language=en]"]["higher_is_better"]
+    )
 
 
 def test_language_comes_from_the_option_else_from_the_row():
@@ -233,7 +287,9 @@ def test_language_comes_from_the_option_else_from_the_row():
 def test_the_two_signs_of_a_hallucination_agree_and_exact_is_no_edit(ref, hyp):
     assume(ref)
     out = judge(" ".join(ref), " ".join(hyp))
-    assert out["hallucination"] == -out["hallucinated"] and (out["exact"] == 1.0) == (out["edits"] == 0.0) == (ref == hyp)
+    assert out["hallucination"] == -out["hallucinated"] and (out["exact"] == 1.0) == (out["edits"] == 0.0) == (
+        ref == hyp
+    )
 
 
 def test_thousands_of_rows_a_second():

@@ -19,12 +19,20 @@ def model(tmp_path_factory):
     return Sentiment(str(save_sentiment(tmp_path_factory.mktemp("s") / "stars")))
 
 
-@pytest.mark.parametrize(("labels", "best"), [
-    (STARS, "5 stars"), (STARS[::-1], "5 stars"), (["5", "1", "3"], "5"), (["Negative", "Neutral", "Positive"], "Positive"),
-    (["positive", "negative"], "positive"), (["fair", "excellent", "bad", "poor", "good"], "excellent"),
-    (["Very Positive", "Very Negative", "Neutral", "Negative", "Positive"], "Very Positive"), (["POS", "NEU", "NEG"], "POS"),
-    (["very_negative", "positive", "neutral", "very_positive", "negative"], "very_positive"),
-])
+@pytest.mark.parametrize(
+    ("labels", "best"),
+    [
+        (STARS, "5 stars"),
+        (STARS[::-1], "5 stars"),
+        (["5", "1", "3"], "5"),
+        (["Negative", "Neutral", "Positive"], "Positive"),
+        (["positive", "negative"], "positive"),
+        (["fair", "excellent", "bad", "poor", "good"], "excellent"),
+        (["Very Positive", "Very Negative", "Neutral", "Negative", "Positive"], "Very Positive"),
+        (["POS", "NEU", "NEG"], "POS"),
+        (["very_negative", "positive", "neutral", "very_positive", "negative"], "very_positive"),
+    ],
+)
 def test_labels_are_put_in_order(labels, best):
     order = order_labels(labels, None, "x")
     assert sorted(order) == list(range(len(labels))) and labels[order[-1]] == best
@@ -51,11 +59,18 @@ def test_labels_without_an_order_need_one():
         order_labels(["LABEL_0"], None, "x")
 
 
-@pytest.mark.parametrize(("labels", "logits", "expected"), [
-    (STARS, [0.0] * 5, 3.0), (STARS, [0, 0, 0, 0, 50.0], 5.0), (STARS[::-1], [0, 0, 0, 0, 50.0], 1.0),
-    (["neutral", "positive", "negative"], [0.0, 50.0, 0.0], 5.0), (["neutral", "positive", "negative"], [50.0, 0.0, 0.0], 3.0),
-    (["positive", "negative"], [math.log(3), 0.0], 4.0), (STARS, [0, 0, 0, math.log(0.25), math.log(0.75)], None),
-])
+@pytest.mark.parametrize(
+    ("labels", "logits", "expected"),
+    [
+        (STARS, [0.0] * 5, 3.0),
+        (STARS, [0, 0, 0, 0, 50.0], 5.0),
+        (STARS[::-1], [0, 0, 0, 0, 50.0], 1.0),
+        (["neutral", "positive", "negative"], [0.0, 50.0, 0.0], 5.0),
+        (["neutral", "positive", "negative"], [50.0, 0.0, 0.0], 3.0),
+        (["positive", "negative"], [math.log(3), 0.0], 4.0),
+        (STARS, [0, 0, 0, math.log(0.25), math.log(0.75)], None),
+    ],
+)
 def test_the_score_is_an_expectation(tmp_path, labels, logits, expected):
     made = Sentiment(str(save_sentiment(tmp_path / "m", labels, bias=logits)))
     (score,) = made.stars(["the speech is good"])
@@ -101,22 +116,55 @@ def test_folders_that_are_no_classifiers(tmp_path):
     assert Sentiment(str(tmp_path / "m"), order="descending").labels == ["LABEL_1", "LABEL_0"]
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("4/5", 4), ("4 / 5", 4), ("3.5/5", 3.5), ("3,5 / 5", 3.5), ("4", 4), ("**4**", 4), ("Rating: 4", 4), ("score: 4 out of 5", 4),
-    ("overall quality: 3.5 / 5", 3.5), ("Overall: 2", 2), ("I would rate this 3 out of 5.", 3), ("The overall score is 4.", 4),
-    ("4 stars", 4), ("4 stars out of 5", 4), ("MOS: 2.8", 2.8), ("Noise 2/5, distortion 4/5, overall quality 3/5.", 3),
-    ("It sounds fine. 4/5 overall.", 4),
-    ("Final rating: **2/5**", 2), ("<think>maybe 2/5</think>4/5", 4), ("4/5. Yes, 4/5.", 4), ("<think>Overall: 1/5", None),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4/5", 4),
+        ("4 / 5", 4),
+        ("3.5/5", 3.5),
+        ("3,5 / 5", 3.5),
+        ("4", 4),
+        ("**4**", 4),
+        ("Rating: 4", 4),
+        ("score: 4 out of 5", 4),
+        ("overall quality: 3.5 / 5", 3.5),
+        ("Overall: 2", 2),
+        ("I would rate this 3 out of 5.", 3),
+        ("The overall score is 4.", 4),
+        ("4 stars", 4),
+        ("4 stars out of 5", 4),
+        ("MOS: 2.8", 2.8),
+        ("Noise 2/5, distortion 4/5, overall quality 3/5.", 3),
+        ("It sounds fine. 4/5 overall.", 4),
+        ("Final rating: **2/5**", 2),
+        ("<think>maybe 2/5</think>4/5", 4),
+        ("4/5. Yes, 4/5.", 4),
+        ("<think>Overall: 1/5", None),
+    ],
+)
 def test_ratings_that_are_there(text, expected):
     score = read_rating(text)
     assert (score.value if score else None) == expected
 
 
-@pytest.mark.parametrize("text", [
-    "The speech is good.", "There are 3 speakers and 2 dogs.", "noise: 2/5, distortion: 4/5", "Intelligibility 4/5", "between 2/5 and 4/5",
-    "", "at 16000 Hz", "rated 8/10", "recorded on 4/5/2021", "a 5 dB SNR", "quality 80%", "1 2 3", "the last 2 seconds are muffled",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The speech is good.",
+        "There are 3 speakers and 2 dogs.",
+        "noise: 2/5, distortion: 4/5",
+        "Intelligibility 4/5",
+        "between 2/5 and 4/5",
+        "",
+        "at 16000 Hz",
+        "rated 8/10",
+        "recorded on 4/5/2021",
+        "a 5 dB SNR",
+        "quality 80%",
+        "1 2 3",
+        "the last 2 seconds are muffled",
+    ],
+)
 def test_ratings_that_are_not_there(text):
     assert read_rating(text) is None
 
@@ -137,7 +185,14 @@ def test_odd_texts_are_read_quickly():
     import time
 
     began = time.process_time()
-    for text in ("overall " * 2000, "rate " + " " * 4000 + "x", "4" * 4000, "rating:" * 600, "1/5 " * 1000, "quality is is is " * 300,
-                 "-" * 4000):
+    for text in (
+        "overall " * 2000,
+        "rate " + " " * 4000 + "x",
+        "4" * 4000,
+        "rating:" * 600,
+        "1/5 " * 1000,
+        "quality is is is " * 300,
+        "-" * 4000,
+    ):
         read_rating(text)
     assert time.process_time() - began < 2.0

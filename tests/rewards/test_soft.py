@@ -17,14 +17,20 @@ RATE = 16000
 
 def voice(seconds: float, seed: int = 0, rate: int = RATE) -> Tensor:
     t, rng = np.arange(int(seconds * rate)) / rate, np.random.default_rng(seed)
-    wav = sum(np.sin(2 * np.pi * 130 * k * t + rng.uniform(0, 6)) / k for k in range(1, 30)) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))
+    wav = sum(np.sin(2 * np.pi * 130 * k * t + rng.uniform(0, 6)) / k for k in range(1, 30)) * (
+        0.6 + 0.4 * np.sin(2 * np.pi * 4 * t)
+    )
     return torch.from_numpy((0.05 * wav + 0.005 * rng.standard_normal(len(t))).astype(np.float32))
 
 
 def relaxed(*wavs: Tensor, seed: int = 0) -> tuple[Relaxed, list[Sample]]:
-    soft = torch.nn.utils.rnn.pad_sequence(list(wavs), batch_first=True, padding_value=9.0)  # what is behind the end must not be heard
+    soft = torch.nn.utils.rnn.pad_sequence(
+        list(wavs), batch_first=True, padding_value=9.0
+    )  # what is behind the end must not be heard
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in wavs], batch_first=True)
-    return Relaxed(soft.requires_grad_(), mask, seed=seed), [Sample(f"k{i}", w.detach().numpy(), RATE) for i, w in enumerate(wavs)]
+    return Relaxed(soft.requires_grad_(), mask, seed=seed), [
+        Sample(f"k{i}", w.detach().numpy(), RATE) for i, w in enumerate(wavs)
+    ]
 
 
 def test_one_copy_is_the_score_of_the_clip_as_it_is() -> None:
@@ -56,7 +62,9 @@ def test_gain_earns_nothing() -> None:
     made, samples = relaxed(voice(1.0))
     soft = SoftDnsmos(copies=2)
     loud = made._replace(soft=(0.3 * made.soft.detach()).requires_grad_())
-    torch.testing.assert_close(soft.score_soft(made, samples).detach(), soft.score_soft(loud, samples).detach(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        soft.score_soft(made, samples).detach(), soft.score_soft(loud, samples).detach(), atol=1e-3, rtol=0
+    )
 
 
 def test_what_cannot_be_scored_is_nan_and_spoils_no_gradient() -> None:

@@ -31,10 +31,16 @@ def scores(samples, *names, **options):
 
 # ------------------------------------------------------------------------------------------------------------- waveforms
 
+
 def test_forms_of_the_accuracy():
     assert [f(0.0) for f in FORMS.values()] == [1.0, 1.0, 1.0]
-    assert [FORMS["linear"](0.3), FORMS["tanh"](0.2), FORMS["exp"](0.4)] == pytest.approx([0.7, 1 - math.tanh(0.6), math.exp(-1)])
-    scored = {f: scores([spoken(text="hello worlds")], "tts_accuracy", recogniser="reward_plugins:recogniser", form=f) for f in FORMS}
+    assert [FORMS["linear"](0.3), FORMS["tanh"](0.2), FORMS["exp"](0.4)] == pytest.approx(
+        [0.7, 1 - math.tanh(0.6), math.exp(-1)]
+    )
+    scored = {
+        f: scores([spoken(text="hello worlds")], "tts_accuracy", recogniser="reward_plugins:recogniser", form=f)
+        for f in FORMS
+    }
     for f, table in scored.items():
         assert table["tts_accuracy"][0].value == pytest.approx(FORMS[f](1 / 12))
     with pytest.raises(UserError, match="form"):
@@ -44,15 +50,22 @@ def test_forms_of_the_accuracy():
 @pytest.mark.parametrize("wav", [EMPTY, np.zeros(16000, np.float32), np.full(200, 0.1, np.float32)])
 def test_an_empty_transcript_is_an_error_rate_of_one_and_never_the_reference(wav):
     """Bug 3 of public recipes: silence is scored as if it were right. And it is a number, so that such a row has an advantage."""
-    table = scores([spoken(wav=wav), spoken()], "tts_cer", "tts_wer", "tts_accuracy", recogniser="reward_plugins:recogniser")
+    table = scores(
+        [spoken(wav=wav), spoken()], "tts_cer", "tts_wer", "tts_accuracy", recogniser="reward_plugins:recogniser"
+    )
     assert [table[n][0].value for n in ("tts_cer", "tts_wer", "tts_accuracy")] == [1.0, 1.0, 0.0]
     assert [table[n][1].value for n in ("tts_cer", "tts_wer", "tts_accuracy")] == [0.0, 0.0, 1.0]
-    assert table["tts_cer"][0].detail["hypothesis"] == "" and table["tts_cer"][1].detail["hypothesis"] == "Hello,  WORLD!"
+    assert (
+        table["tts_cer"][0].detail["hypothesis"] == "" and table["tts_cer"][1].detail["hypothesis"] == "Hello,  WORLD!"
+    )
 
 
 def test_what_is_no_answer_is_null():
-    table = scores([spoken(wav=np.full(16000, np.nan, np.float32)), spoken(text=""), spoken(text=None), spoken(text="?!")], "tts_cer",
-                   recogniser="reward_plugins:recogniser")
+    table = scores(
+        [spoken(wav=np.full(16000, np.nan, np.float32)), spoken(text=""), spoken(text=None), spoken(text="?!")],
+        "tts_cer",
+        recogniser="reward_plugins:recogniser",
+    )
     assert [s.value for s in table["tts_cer"]] == [None] * 4
     for s, word in zip(table["tts_cer"], ("NaN", "no reference", "no reference", "empty after"), strict=True):
         assert word in s.error
@@ -64,12 +77,16 @@ def test_rates_are_those_of_jiwer(reference, hypothesis):
 
     reference, hypothesis = (" ".join(t.split()) for t in (reference, hypothesis))
     cer, wer = TextScores("none-1", None, "linear", None, 3.0).rates(reference, hypothesis)
-    assert cer == pytest.approx(jiwer.cer(reference, hypothesis)) and wer == pytest.approx(jiwer.wer(reference, hypothesis))
+    assert cer == pytest.approx(jiwer.cer(reference, hypothesis)) and wer == pytest.approx(
+        jiwer.wer(reference, hypothesis)
+    )
 
 
 def test_chinese_counts_characters_whatever_the_spaces():
     scorer = TextScores("basic-2", None, "linear", -1.0, 3.0)
-    assert scorer.rates("\u4f60 \u597d", "\u4f60\u597d") == (0.0, 0.0) and scorer.rates("\u4f60\u597d", "\u4f60")[0] == 0.5
+    assert (
+        scorer.rates("\u4f60 \u597d", "\u4f60\u597d") == (0.0, 0.0) and scorer.rates("\u4f60\u597d", "\u4f60")[0] == 0.5
+    )
     assert scorer.accuracy(7.0) == -1.0
 
 
@@ -80,6 +97,7 @@ def test_a_recogniser_without_probabilities_is_refused_for_the_posterior():
 
 def test_the_posterior_of_an_audio_language_model_and_silence_that_tells_nothing(monkeypatch):
     from rlspeech.models import audio_lm
+
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models"))
     from tiny_audio_lms import tiny
 
@@ -99,19 +117,25 @@ def test_the_posterior_of_an_audio_language_model_and_silence_that_tells_nothing
 
 # ---------------------------------------------------------------------------------------------------------------- tokens
 
+
 def test_tokens_are_judged_without_a_waveform_and_a_missing_one_is_null():
     entry = resolve("tts_duration").entry
     assert gate(spoken(wav=EMPTY, text=None, tokens=[]), entry) is None and gate(spoken(), entry) == "no codec tokens"
 
 
 def test_duration_is_the_distance_from_the_groups_median_of_rows_that_stopped():
-    rows = [spoken("a", tokens=range(n)) for n in (10, 12, 20)] + [spoken("b", tokens=range(30)), spoken("a", tokens=[])]
+    rows = [spoken("a", tokens=range(n)) for n in (10, 12, 20)] + [
+        spoken("b", tokens=range(30)),
+        spoken("a", tokens=[]),
+    ]
     rows.append(spoken("a", tokens=range(200), finished=False))
     values = [s.value for s in scores(rows, "tts_duration")["tts_duration"]]
     assert values == pytest.approx([-1 / 11, -1 / 11, -9 / 11, 0.0, -1.0, -189 / 11])  # of 0, 10, 12, 20
     never = scores([spoken("a", tokens=range(n), finished=False) for n in (10, 20)], "tts_duration")["tts_duration"]
     assert [s.value for s in never] == pytest.approx([-1 / 3, -1 / 3])
-    assert scores([spoken("a", tokens=[]), spoken("a", tokens=[])], "tts_duration")["tts_duration"][0].value == -1.0  # nothing is not good
+    assert (
+        scores([spoken("a", tokens=[]), spoken("a", tokens=[])], "tts_duration")["tts_duration"][0].value == -1.0
+    )  # nothing is not good
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=12), min_size=2, max_size=5), st.randoms())
@@ -127,7 +151,9 @@ def test_diversity_is_symmetric_bounded_and_blind_to_order(group, rng):
 
 def test_equal_rows_have_no_diversity_and_a_loop_does_not_buy_any():
     plain, other, loop = list(range(60)), list(range(100, 160)), [1, 2, 3, 4] * 20
-    rows = [spoken("a", tokens=t) for t in (plain, plain, loop, other)] + [spoken("a", tokens=range(500, 900), finished=False)]
+    rows = [spoken("a", tokens=t) for t in (plain, plain, loop, other)] + [
+        spoken("a", tokens=range(500, 900), finished=False)
+    ]
     values = [s.value for s in scores(rows, "tts_token_diversity")["tts_token_diversity"]]
     assert values == pytest.approx([0.5, 0.5, 0.0, 1.0, 0.0])
     alone = scores([spoken("z", tokens=plain)], "tts_token_diversity")["tts_token_diversity"][0]
@@ -139,7 +165,7 @@ def test_loops_are_found_and_pauses_and_speech_are_none():
     speech = rng.integers(0, 1000, 300)
     assert find_loop(speech) is None and find_loop(np.zeros(0, np.int64)) is None and find_loop(speech[:1]) is None
     for period in (3, 7, 31, 60):
-        looped = np.concatenate([speech[:20], np.tile(speech[20:20 + period], 1 + max(3, 40 // period + 1))])
+        looped = np.concatenate([speech[:20], np.tile(speech[20 : 20 + period], 1 + max(3, 40 // period + 1))])
         assert find_loop(looped) == period, period
         broken = looped.copy()
         broken[rng.choice(np.arange(20, len(looped)), len(looped) // 40, replace=False)] = -1
@@ -147,8 +173,12 @@ def test_loops_are_found_and_pauses_and_speech_are_none():
         assert find_loop(looped[: 20 + int(1.9 * period)]) is None
     assert find_loop(np.concatenate([speech[:30], np.full(50, 7), speech[30:60]])) is None  # two seconds of silence
     assert find_loop(np.concatenate([speech[:30], np.full(80, 7)])) == 1
-    assert find_loop(np.tile(speech[:2], 25)) is None and find_loop(np.tile(speech[:2], 40)) == 2  # 80 ms: held rather than said again
-    table = scores([spoken(tokens=speech), spoken(tokens=np.tile(speech[:9], 9), finished=False)], "tts_loop", "tts_stopped")
+    assert (
+        find_loop(np.tile(speech[:2], 25)) is None and find_loop(np.tile(speech[:2], 40)) == 2
+    )  # 80 ms: held rather than said again
+    table = scores(
+        [spoken(tokens=speech), spoken(tokens=np.tile(speech[:9], 9), finished=False)], "tts_loop", "tts_stopped"
+    )
     assert [s.value for s in table["tts_loop"]] == [0.0, 1.0] and [s.value for s in table["tts_stopped"]] == [1.0, 0.0]
 
 
@@ -157,19 +187,19 @@ def test_loops_are_measured_in_seconds_whatever_the_codecs_rate(rate):
     """A word of 0.8 s four times over, a pause of 2 s and one of 4 s, and in a codec of 8 codebooks the same pause."""
     rng, n = np.random.default_rng(0), round(0.8 * rate)
     speech = rng.integers(0, 1000, round(6 * rate))
-    looped = np.concatenate([speech[:n], np.tile(speech[n:2 * n], 4)])
+    looped = np.concatenate([speech[:n], np.tile(speech[n : 2 * n], 4)])
     assert find_loop(looped, 1 / rate) == n and find_loop(looped[: 2 * n + n // 2], 1 / rate) is None
     for seconds, found in ((2.0, None), (4.0, 1)):
         pause = np.full(round(seconds * rate), 7)
-        assert find_loop(np.concatenate([speech[:n], pause, speech[n:2 * n]]), 1 / rate) == found
+        assert find_loop(np.concatenate([speech[:n], pause, speech[n : 2 * n]]), 1 / rate) == found
     if rate == 100.0:
         frame = np.arange(8) * 100 + 3
-        assert find_loop(np.concatenate([speech[:n], np.tile(frame, 25), speech[n:2 * n]]), 0.01) is None
+        assert find_loop(np.concatenate([speech[:n], np.tile(frame, 25), speech[n : 2 * n]]), 0.01) is None
         assert find_loop(np.concatenate([speech[:n], np.tile(frame, 50)]), 0.01) == 8
-    quick = spoken(tokens=np.tile(speech[:round(2 * rate)], 3)[: round(5.9 * rate)])  # 2 s, not quite three times
+    quick = spoken(tokens=np.tile(speech[: round(2 * rate)], 3)[: round(5.9 * rate)])  # 2 s, not quite three times
     quick.token_s = 1 / rate
     assert scores([quick], "tts_loop")["tts_loop"][0].value == 0.0
-    quick.tokens = np.tile(speech[:round(2 * rate)], 4)
+    quick.tokens = np.tile(speech[: round(2 * rate)], 4)
     assert scores([quick], "tts_loop")["tts_loop"][0].detail["loop"] == round(2 * rate)
 
 
@@ -185,7 +215,7 @@ def test_a_loop_is_that_of_its_definition():
         def is_loop(n, tokens=tokens):
             stretch = 30 if n <= 2 else max(3 * n, 20)
             for at in range(len(tokens) - stretch + 1):
-                part = tokens[at:at + stretch]
+                part = tokens[at : at + stretch]
                 same = (part[n:] == part[:-n]).sum()
                 held = max((part[k:] == part[:-k])[: stretch - n].sum() for k in (1, 2)) if n > 2 else 0
                 if same >= 0.85 * (stretch - n) and held < 0.5 * (stretch - n):
@@ -196,6 +226,7 @@ def test_a_loop_is_that_of_its_definition():
 
 
 # ----------------------------------------------------------------------------------------------------------------- shape
+
 
 def sung(f0):
     """A harmonic tone whose pitch follows (T,) in Hz."""
@@ -212,9 +243,15 @@ def test_pitch_spread_of_known_melodies():
 
 
 def test_shape_through_the_scorer():
-    rows = [spoken(wav=voice(1.0), duration=2.0), spoken(wav=EMPTY, duration=2.0), spoken(wav=np.zeros(16000, np.float32))]
+    rows = [
+        spoken(wav=voice(1.0), duration=2.0),
+        spoken(wav=EMPTY, duration=2.0),
+        spoken(wav=np.zeros(16000, np.float32)),
+    ]
     table = scores(rows, "tts_duration_ratio", "tts_pitch_std", "tts_duration_drift")
-    assert [s.value for s in table["tts_duration_drift"]] == [pytest.approx(v) for v in (math.log(2), math.log(100), math.log(15 / 11))]
+    assert [s.value for s in table["tts_duration_drift"]] == [
+        pytest.approx(v) for v in (math.log(2), math.log(100), math.log(15 / 11))
+    ]
     assert [s.value for s in table["tts_duration_ratio"]] == [0.5, 0.0, pytest.approx(15 / 11)]
     assert table["tts_pitch_std"][0].value is not None and [s.value for s in table["tts_pitch_std"][1:]] == [None, None]
 
@@ -231,7 +268,10 @@ def test_a_text_without_a_recording_is_measured_by_its_prompts_pace_else_by_usua
     prompted.columns.pop("prompt_filepath")  # its target is no prompt
     assert expected_s(prompted)[1] == "text" and expected_s(spoken(text="\u4f60\u597d")) == (pytest.approx(0.4), "text")
     for nothing in (None, ""):
-        assert expected_s(spoken(text=nothing)) == (None, "") and expected_s(spoken(text=nothing, duration=True)) == (None, "")
+        assert expected_s(spoken(text=nothing)) == (None, "") and expected_s(spoken(text=nothing, duration=True)) == (
+            None,
+            "",
+        )
     table = scores([spoken(text="", wav=voice(1.0))], "tts_duration_ratio")
     assert table["tts_duration_ratio"][0].value is None and "neither" in table["tts_duration_ratio"][0].error
 

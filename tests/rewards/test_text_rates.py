@@ -22,10 +22,17 @@ def score(name, wav, text):
     return get_reward(name, recogniser=RECOGNISER).score([Sample("a", wav, 16000, None, text)])[0]
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Hello, World!", "hello world"), ("it\u2019s  'quoted' rock'n'roll", "it's quoted rock'n'roll"),
-    ("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"),
-    ("snake_case a-b", "snake case a b"), ("\u4f60\u597d\u3002", "\u4f60\u597d"), ("...", "")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello, World!", "hello world"),
+        ("it\u2019s  'quoted' rock'n'roll", "it's quoted rock'n'roll"),
+        ("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"),
+        ("snake_case a-b", "snake case a b"),
+        ("\u4f60\u597d\u3002", "\u4f60\u597d"),
+        ("...", ""),
+    ],
+)
 def test_normaliser(text, expected):
     assert normalise_basic(text) == expected
 
@@ -89,11 +96,21 @@ def test_pocketsphinx_hears_words_or_nothing():
 def test_transformers_recogniser_from_a_folder(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.Wav2Vec2Config(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, vocab_size=6, pad_token_id=0)
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=[16] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        vocab_size=6,
+        pad_token_id=0,
+    )
     transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4, "C": 5}))
-    transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
+    transformers.Wav2Vec2CTCTokenizer(
+        str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
     samples = [Sample(str(i), voice(s, seed=i), 16000, None, "a b c") for i, s in enumerate((1.0, 0.5))]
     scores = get_reward("cer", recogniser=str(tmp_path)).score(samples)

@@ -42,9 +42,14 @@ def test_sampled_tokens_through_the_scorer(net, tmp_path):
     with Scorer(ALL, workers=0, options={"token_text": {"model": str(tmp_path / "net"), "form": "exp"}}) as scorer:
         scorer.dry_run()
         table = scorer.score(rows)
-    assert table["token_cer"][1].value == 1.0 and table["token_accuracy"][1].value == pytest.approx(math.exp(-2.5))  # nothing was said
+    assert table["token_cer"][1].value == 1.0 and table["token_accuracy"][1].value == pytest.approx(
+        math.exp(-2.5)
+    )  # nothing was said
     assert table["token_nll"][1].value == pytest.approx(math.log(len(net.tokenizer)))
-    assert all("none of the codec's" in table[n][2].error for n in ALL) and table["token_cer"][4].error == "no reference text"
+    assert (
+        all("none of the codec's" in table[n][2].error for n in ALL)
+        and table["token_cer"][4].error == "no reference text"
+    )
     heard = net.encode(torch.arange(4)[None], torch.ones(1, 4, dtype=torch.bool))
     nll = -float(net.text_logp(heard, ["three"]).detach())
     assert table["token_nll"][3].value == pytest.approx(nll, rel=1e-4)
@@ -77,8 +82,11 @@ def test_attributes_add_their_weighted_log_probabilities(net):
     heads = {k: v.log_softmax(-1) for k, v in net.attributes(net.encode(ids, given.mask)).items()}
     content = SoftTokenReward(net).score_soft(given, samples)
     soft = SoftTokenReward(net, 2.0, {"sex": 0.5, "quality": 0.1})
-    expected = 2 * content + 0.5 * torch.stack([heads["sex"][0, 1], heads["sex"][1, 0], torch.zeros(())]) \
-        + 0.1 * torch.stack([heads["quality"][0, 0], heads["quality"][1, 2], heads["quality"][2, 2]])  # without a level: the best
+    expected = (
+        2 * content
+        + 0.5 * torch.stack([heads["sex"][0, 1], heads["sex"][1, 0], torch.zeros(())])
+        + 0.1 * torch.stack([heads["quality"][0, 0], heads["quality"][1, 2], heads["quality"][2, 2]])
+    )  # without a level: the best
     torch.testing.assert_close(soft.score_soft(given, samples), expected)
     assert set(soft.last) == {"content", "sex", "quality"}
     assert soft.last["sex"] == pytest.approx(float((heads["sex"][0, 1] + heads["sex"][1, 0]) / 2), rel=1e-4)

@@ -22,8 +22,10 @@ TEXTS = ["one two", "one two", "one", "one two"]
 
 def samples(**columns: list[Any]) -> list[Sample]:
     silence = np.zeros(0, np.float32)
-    return [Sample(f"u{i}", silence, 16000, None, t, {k: v[i] for k, v in columns.items()}, s)
-            for i, (t, s) in enumerate(zip(TEXTS, SAID, strict=True))]
+    return [
+        Sample(f"u{i}", silence, 16000, None, t, {k: v[i] for k, v in columns.items()}, s)
+        for i, (t, s) in enumerate(zip(TEXTS, SAID, strict=True))
+    ]
 
 
 def scores(name: str, given: list[Sample]) -> list[float | None]:
@@ -32,6 +34,7 @@ def scores(name: str, given: list[Sample]) -> list[float | None]:
 
 
 # ------------------------------------------------------------------------------------------------------ TRL's functions
+
 
 def test_a_function_of_trls_is_a_reward() -> None:
     assert resolve("trl_plugins:longer").entry.needs == {"hypothesis"}
@@ -70,10 +73,18 @@ def test_one_that_trl_ships() -> None:
 
 # ---------------------------------------------------------------------------------------------------------- ours for TRL
 
+
 def asked(reward: Any, completions: list[Any], **columns: Any) -> Any:
     """Call as ``trl.GRPOTrainer._calculate_rewards`` does."""
-    return reward(prompts=["say it"] * len(completions), completions=completions, completion_ids=[[1]] * len(completions),
-                  **columns, trainer_state=object(), log_extra=lambda *_: None, log_metric=lambda *_: None)
+    return reward(
+        prompts=["say it"] * len(completions),
+        completions=completions,
+        completion_ids=[[1]] * len(completions),
+        **columns,
+        trainer_state=object(),
+        log_extra=lambda *_: None,
+        log_metric=lambda *_: None,
+    )
 
 
 @pytest.mark.parametrize("name", ["asr_accuracy", "asr_accuracy[normaliser=basic-1]", "asr_wer", "asr_hallucination"])
@@ -81,7 +92,10 @@ def test_the_same_numbers_as_here(name: str) -> None:
     reward = as_trl_reward(name)
     expected = scores(name, samples())
     sign = -1.0 if name == "asr_wer" else 1.0  # TRL makes every reward larger
-    assert asked(reward, SAID, text=TEXTS) == [None if v is None else sign * v for v in expected] and reward.__name__ == name
+    assert (
+        asked(reward, SAID, text=TEXTS) == [None if v is None else sign * v for v in expected]
+        and reward.__name__ == name
+    )
     chats = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": s}] for s in SAID]
     assert asked(reward, chats, text=TEXTS) == asked(reward, SAID, text=TEXTS)
     assert asked(as_trl_reward(name, text="truth", raw=True), SAID, truth=TEXTS) == expected
@@ -90,7 +104,9 @@ def test_the_same_numbers_as_here(name: str) -> None:
 
 
 def test_columns_reach_the_reward_and_nulls_come_back() -> None:
-    found = asked(as_trl_reward("asr_keywords"), ["turn on", "turn off"], text=["turn on", "turn on"], keywords=[["on"], []])
+    found = asked(
+        as_trl_reward("asr_keywords"), ["turn on", "turn off"], text=["turn on", "turn on"], keywords=[["on"], []]
+    )
     assert found == [1.0, None], "no keywords, nothing to judge"
     assert asked(as_trl_reward("asr_accuracy"), ["a", "b"], text=["a", None]) == [1.0, None]
     assert asked(as_trl_reward("trl_plugins:messages[conversational=true]"), ["abc"], text=["x"]) == [3.0]
@@ -123,7 +139,14 @@ def test_rewards_of_sound_with_a_decoder() -> None:
 
 def test_words_of_completions_in_every_shape() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": "b"}]
-    shapes = ["x", [{"role": "assistant", "content": "x"}], [{"role": "assistant", "content": parts}], [], [{"role": "assistant"}], None]
+    shapes = [
+        "x",
+        [{"role": "assistant", "content": "x"}],
+        [{"role": "assistant", "content": parts}],
+        [],
+        [{"role": "assistant"}],
+        None,
+    ]
     assert [words_of(s) for s in shapes] == ["x", "x", "a b", "", "", ""]
 
 
@@ -139,14 +162,35 @@ def test_a_step_of_trls_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     tokenizer = make_text_tokenizer(["one two three four"] * 4, 300)
-    sizes: Any = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.convert_tokens_to_ids(STOP), **sizes))
-    data = datasets.Dataset.from_list([{"prompt": "say one", "text": "one", "keywords": ["one"]},
-                                       {"prompt": "say two", "text": "two", "keywords": ["two"]}])
-    settings = trl.GRPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=2, max_steps=1, report_to=[],
-                              max_completion_length=6, use_cpu=True, logging_steps=1, save_strategy="no", bf16=False, disable_tqdm=True)
+    sizes: Any = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.convert_tokens_to_ids(STOP), **sizes)
+    )
+    data = datasets.Dataset.from_list(
+        [
+            {"prompt": "say one", "text": "one", "keywords": ["one"]},
+            {"prompt": "say two", "text": "two", "keywords": ["two"]},
+        ]
+    )
+    settings = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_steps=1,
+        report_to=[],
+        max_completion_length=6,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        bf16=False,
+        disable_tqdm=True,
+    )
     rewards = [as_trl_reward("asr_accuracy"), as_trl_reward("asr_wer"), as_trl_reward("asr_keywords")]
-    trainer = trl.GRPOTrainer(model, reward_funcs=rewards, args=settings, train_dataset=data, processing_class=tokenizer)
+    trainer = trl.GRPOTrainer(
+        model, reward_funcs=rewards, args=settings, train_dataset=data, processing_class=tokenizer
+    )
     trainer.train()
     logged = trainer.state.log_history[0]
     assert {"rewards/asr_accuracy/mean", "rewards/asr_wer/mean", "rewards/asr_keywords/mean"} <= set(logged)
@@ -162,4 +206,9 @@ def test_saved_transcripts_are_judged_without_their_audio(tmp_path: Path) -> Non
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     reward.run(ScoreFolder(rewards=["trl_plugins:longer", "asr_exact"], out=str(tmp_path)), tmp_path / "said.jsonl")
     found = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert [r["trl_plugins:longer"] for r in found] == [7.0, 13.0, 0.0, 7.0] and [r["asr_exact"] for r in found] == [1.0, 0.0, 0.0, 0.0]
+    assert [r["trl_plugins:longer"] for r in found] == [7.0, 13.0, 0.0, 7.0] and [r["asr_exact"] for r in found] == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]

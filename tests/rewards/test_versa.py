@@ -14,10 +14,24 @@ from rlspeech.stages.check_rows import Findings, check_scores
 from rlspeech.types import UserError
 
 # a line as VERSA 2024 printed it, and one as it writes them today
-PRINTED = ("{'key': 'test 1', 'sdr': np.float64(4.87), 'sir': inf, 'si_snr': 1.0702, 'pesq': 1.5722705125808716, 'stoi': 0.0076, "
-           "'dns_overall': 1.4526, 'spk_similarity': np.float32(0.895), 'vad_info': [{'start': 0, 'end': -1}], 'note': None}")
-JSON = {"key": "test2", "si_snr": -3.0, "pesq": 0.0, "stoi": 1e-05, "dns_overall": float("nan"), "utmos": 3.5, "ref_text": "it's {so}",
-        "whisper_hyp_text": "its so", "whisper_wer_delete": 1, "whisper_wer_insert": 2, "whisper_wer_replace": 0, "whisper_wer_equal": 3}
+PRINTED = (
+    "{'key': 'test 1', 'sdr': np.float64(4.87), 'sir': inf, 'si_snr': 1.0702, 'pesq': 1.5722705125808716, 'stoi': 0.0076, "
+    "'dns_overall': 1.4526, 'spk_similarity': np.float32(0.895), 'vad_info': [{'start': 0, 'end': -1}], 'note': None}"
+)
+JSON = {
+    "key": "test2",
+    "si_snr": -3.0,
+    "pesq": 0.0,
+    "stoi": 1e-05,
+    "dns_overall": float("nan"),
+    "utmos": 3.5,
+    "ref_text": "it's {so}",
+    "whisper_hyp_text": "its so",
+    "whisper_wer_delete": 1,
+    "whisper_wer_insert": 2,
+    "whisper_wer_replace": 0,
+    "whisper_wer_equal": 3,
+}
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -31,12 +45,34 @@ def test_both_ways_of_writing_are_read(tmp_path: Path) -> None:
     first, second = rows(out)["test 1"], rows(out)["test2"]
     assert (done.rows, done.bad_lines, first["system"]) == (2, 0, "mine")
     assert {k: first[k] for k in ("si_sdr", "pesq_wb", "stoi", "dnsmos_ovrl", "speaker_similarity", "sdr")} == {
-        "si_sdr": 1.0702, "pesq_wb": 1.5722705125808716, "stoi": 0.0076, "dnsmos_ovrl": 1.4526, "speaker_similarity": 0.895, "sdr": 4.87}
-    assert first["vad_info"] == [{"start": 0, "end": -1}] and first["sir"] is None and first["errors"]["sir"] == "VERSA wrote inf"
-    assert first["wer"] is None and first["errors"]["wer"] == "not in VERSA's row" and first["errors"]["note"] == "VERSA wrote nothing"
-    assert (second["wer"], second["hypothesis"], second["utmos"], second["ref_text"]) == (0.75, "its so", 3.5, "it's {so}")
+        "si_sdr": 1.0702,
+        "pesq_wb": 1.5722705125808716,
+        "stoi": 0.0076,
+        "dnsmos_ovrl": 1.4526,
+        "speaker_similarity": 0.895,
+        "sdr": 4.87,
+    }
+    assert (
+        first["vad_info"] == [{"start": 0, "end": -1}]
+        and first["sir"] is None
+        and first["errors"]["sir"] == "VERSA wrote inf"
+    )
+    assert (
+        first["wer"] is None
+        and first["errors"]["wer"] == "not in VERSA's row"
+        and first["errors"]["note"] == "VERSA wrote nothing"
+    )
+    assert (second["wer"], second["hypothesis"], second["utmos"], second["ref_text"]) == (
+        0.75,
+        "its so",
+        3.5,
+        "it's {so}",
+    )
     assert second["pesq_wb"] is second["stoi"] is second["dnsmos_ovrl"] is None, "a number for a failure is none"
-    assert second["errors"]["pesq_wb"] == "VERSA writes 0 where it fails" and second["errors"]["dnsmos_ovrl"] == "VERSA wrote nan"
+    assert (
+        second["errors"]["pesq_wb"] == "VERSA writes 0 where it fails"
+        and second["errors"]["dnsmos_ovrl"] == "VERSA wrote nan"
+    )
     check_scores(out, found := Findings("scores"))
     assert found.problems == []
     meta = json.loads((tmp_path / "scores.meta.json").read_text())["systems"]["mine"]["metrics"]
@@ -46,21 +82,45 @@ def test_both_ways_of_writing_are_read(tmp_path: Path) -> None:
 
 
 def test_several_recognisers_stay_apart(tmp_path: Path) -> None:
-    counts = {f"{who}_{rate}_{what}": n for who, n in (("whisper", 1), ("owsm", 2)) for rate in ("wer", "cer")
-              for what in ("delete", "insert", "replace", "equal")}
-    (tmp_path / "v").write_text(json.dumps({"key": "a", **counts}) + "\n" + json.dumps({"key": "b", **dict.fromkeys(counts, 0)}))
+    counts = {
+        f"{who}_{rate}_{what}": n
+        for who, n in (("whisper", 1), ("owsm", 2))
+        for rate in ("wer", "cer")
+        for what in ("delete", "insert", "replace", "equal")
+    }
+    (tmp_path / "v").write_text(
+        json.dumps({"key": "a", **counts}) + "\n" + json.dumps({"key": "b", **dict.fromkeys(counts, 0)})
+    )
     versa.take(tmp_path / "v", tmp_path / "s.jsonl", "x")
     found = rows(tmp_path / "s.jsonl")
     assert found["a"]["wer[recogniser=whisper]"] == found["a"]["cer[recogniser=owsm]"] == 1.0
     assert found["b"]["errors"]["wer[recogniser=owsm]"] == "the reference text is empty"
 
 
-@pytest.mark.parametrize("line", [
-    "{'key': 'a', 'x': __import__('os').system('touch evil')}", "{'key': 'a', 'x': open('evil', 'w')}", "[1, 2]", "{'x': 1.0}", "{broken",
-    "{'key': 'a', **{'x': 1}}", "{'key': ['a'], 'x': 1}", "{['key']: 'a'}", "{'key': 'a', 'x': (lambda: 1)()}", "'key'", "\x00\x01",
-    "{'key': 'a', 'x': float.fromhex('1')}", "{" * 5000, "{'key': 'a', 'x': f'{1}'}", '{"key": null}', "x" * 2_000_000,
-])
-def test_a_line_that_is_no_row_costs_itself_and_runs_nothing(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{'key': 'a', 'x': __import__('os').system('touch evil')}",
+        "{'key': 'a', 'x': open('evil', 'w')}",
+        "[1, 2]",
+        "{'x': 1.0}",
+        "{broken",
+        "{'key': 'a', **{'x': 1}}",
+        "{'key': ['a'], 'x': 1}",
+        "{['key']: 'a'}",
+        "{'key': 'a', 'x': (lambda: 1)()}",
+        "'key'",
+        "\x00\x01",
+        "{'key': 'a', 'x': float.fromhex('1')}",
+        "{" * 5000,
+        "{'key': 'a', 'x': f'{1}'}",
+        '{"key": null}',
+        "x" * 2_000_000,
+    ],
+)
+def test_a_line_that_is_no_row_costs_itself_and_runs_nothing(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v").write_text(f'{line}\n{{"key": "good", "pesq": 2.0}}\n{{"key": "to')
     done = versa.take(tmp_path / "v", tmp_path / "s.jsonl", "x")
@@ -69,22 +129,50 @@ def test_a_line_that_is_no_row_costs_itself_and_runs_nothing(line: str, tmp_path
 
 
 def test_numbers_beyond_any_measure_do_not_stop_it(tmp_path: Path) -> None:
-    (tmp_path / "v").write_text(f'{{"key": 7, "big": {10**400}, "far": 1e999, "yes": true, "system": "s", "stamp": 1.5}}\n')
+    (tmp_path / "v").write_text(
+        f'{{"key": 7, "big": {10**400}, "far": 1e999, "yes": true, "system": "s", "stamp": 1.5}}\n'
+    )
     versa.take(tmp_path / "v", tmp_path / "s.jsonl", "x")
     row = rows(tmp_path / "s.jsonl")["7"]
     assert row["far"] is None and row["system"] == "x" and row["versa_stamp"] == 1.5 and row["versa_system"] == "s"
 
 
 def test_there_and_back(tmp_path: Path) -> None:
-    ours = [{"key": "a b/\u00e9", "system": "m", "pesq_wb": 2.5, "estoi": 0.5, "dnsmos_ovrl": 3.0, "my_mod:f": -1.0, "hypothesis": "it's",
-             "stamp": "0", "errors": {}},
-            {"key": "b", "system": "m", "pesq_wb": None, "estoi": 0.25, "dnsmos_ovrl": 2.0, "my_mod:f": 4, "hypothesis": "", "stamp": "1",
-             "errors": {"pesq_wb": "silent"}}]
+    ours = [
+        {
+            "key": "a b/\u00e9",
+            "system": "m",
+            "pesq_wb": 2.5,
+            "estoi": 0.5,
+            "dnsmos_ovrl": 3.0,
+            "my_mod:f": -1.0,
+            "hypothesis": "it's",
+            "stamp": "0",
+            "errors": {},
+        },
+        {
+            "key": "b",
+            "system": "m",
+            "pesq_wb": None,
+            "estoi": 0.25,
+            "dnsmos_ovrl": 2.0,
+            "my_mod:f": 4,
+            "hypothesis": "",
+            "stamp": "1",
+            "errors": {"pesq_wb": "silent"},
+        },
+    ]
     source = tmp_path / "scores.jsonl"
     source.write_text("".join(json.dumps(r) + "\n" for r in ours) + '{"key": "torn')
     done = versa.export(source, tmp_path / "versa")
     assert (done.rows, done.bad_lines) == (2, 1) and ("pesq", "pesq_wb", 1, 1) in done.metrics
-    assert rows(tmp_path / "versa")["b"] == {"key": "b", "estoi": 0.25, "dns_overall": 2.0, "my_mod:f": 4, "hypothesis": ""}
+    assert rows(tmp_path / "versa")["b"] == {
+        "key": "b",
+        "estoi": 0.25,
+        "dns_overall": 2.0,
+        "my_mod:f": 4,
+        "hypothesis": "",
+    }
     versa.take(tmp_path / "versa", tmp_path / "again.jsonl", "m")
     again = rows(tmp_path / "again.jsonl")
     for row in ours:
@@ -95,12 +183,17 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 def test_one_file_of_versas_is_one_system(tmp_path: Path) -> None:
     source = tmp_path / "scores.jsonl"
-    source.write_text("".join(json.dumps({"key": "a", "system": s, "estoi": n, "errors": {}}) + "\n" for n, s in enumerate("xy")))
+    source.write_text(
+        "".join(json.dumps({"key": "a", "system": s, "estoi": n, "errors": {}}) + "\n" for n, s in enumerate("xy"))
+    )
     with pytest.raises(UserError, match="2 systems") as error:
         versa.export(source, tmp_path / "out")
     assert error.value.try_this == "--system x" and not (tmp_path / "out").exists()
     assert versa.export(source, tmp_path / "out", "y").rows == 1 and rows(tmp_path / "out")["a"]["estoi"] == 1
-    for bad in (lambda: versa.export(source, tmp_path / "o", "z"), lambda: versa.take(tmp_path / "empty", tmp_path / "o", "z")):
+    for bad in (
+        lambda: versa.export(source, tmp_path / "o", "z"),
+        lambda: versa.take(tmp_path / "empty", tmp_path / "o", "z"),
+    ):
         (tmp_path / "empty").write_text("")
         with pytest.raises(UserError, match="no score rows"):
             bad()

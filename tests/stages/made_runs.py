@@ -58,7 +58,10 @@ def rl_run(
         }
     )
     write_json(folder / "config.resolved.json", config.model_dump(mode="json"))
-    directions = {"si_sdr": {"higher_is_better": True, "version": "1"}, "lsd": {"higher_is_better": False, "version": "1"}}
+    directions = {
+        "si_sdr": {"higher_is_better": True, "version": "1"},
+        "lsd": {"higher_is_better": False, "version": "1"},
+    }
     write_json(
         folder / "env.json",
         {
@@ -77,11 +80,19 @@ def rl_run(
         samples = [Sample(c.key, c.noisy * (1 - 0.5 * share), RATE, c.target, c.text) for c in clips]
         for s in samples:
             save_audio(folder / "samples" / rl_keep.system_of(step) / f"{s.key}.flac", s.wav, RATE)
-        scores = {m: [Score(v, detail={"llm_text": words} if words else {}) for v in column] for m, column in values.items()}
-        rl_keep.keep(folder, step, clips, samples, scores if not words else {"llm": scores["si_sdr"], **scores}, values["si_sdr"])
+        scores = {
+            m: [Score(v, detail={"llm_text": words} if words else {}) for v in column] for m, column in values.items()
+        }
+        rl_keep.keep(
+            folder, step, clips, samples, scores if not words else {"llm": scores["si_sdr"], **scores}, values["si_sdr"]
+        )
         columns = {**values, "reward": values["si_sdr"]}
         start = start or columns
-        rows += [{"step": step, "time": 1.0, "reward": gain * share, "kl": 0.01 * share, "seconds/rollout": 1.5}] if step else []
+        rows += (
+            [{"step": step, "time": 1.0, "reward": gain * share, "kl": 0.01 * share, "seconds/rollout": 1.5}]
+            if step
+            else []
+        )
         rows += [
             {
                 "step": step,
@@ -97,11 +108,19 @@ def rl_run(
     return folder
 
 
-def eval_run(folder: Path, systems: Mapping[str, Sequence[float | None]], *, audio: bool = True, **changes: Any) -> Path:
+def eval_run(
+    folder: Path, systems: Mapping[str, Sequence[float | None]], *, audio: bool = True, **changes: Any
+) -> Path:
     """An evaluation that was not finished: scores of si_sdr and, of the input, estoi; no ``metrics.json``."""
     names = [s for s in systems if s != "input"]
     config = Evaluate(
-        **{"data": "test.jsonl", "models": {s: f"runs/{s}" for s in names}, "metrics": ["si_sdr"], "out": str(folder), **changes}
+        **{
+            "data": "test.jsonl",
+            "models": {s: f"runs/{s}" for s in names},
+            "metrics": ["si_sdr"],
+            "out": str(folder),
+            **changes,
+        }
     )
     write_json(folder / "config.resolved.json", config.model_dump(mode="json"))
     write_json(folder / "env.json", {"stage": "eval", "versions": {"torch": "2.0"}})

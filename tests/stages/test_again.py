@@ -46,12 +46,21 @@ def _evaluation(folder: Path) -> Path:
     for i in range(4):
         save_audio(folder / "data" / f"u{i}.flac", tone(200 + 20 * i), 16000)
         rows.append(
-            {"id": f"u{i}", "audio_filepath": f"u{i}.flac", "target_filepath": f"u{i}.flac", "duration": 0.25, "sample_rate": 16000}
+            {
+                "id": f"u{i}",
+                "audio_filepath": f"u{i}.flac",
+                "target_filepath": f"u{i}.flac",
+                "duration": 0.25,
+                "sample_rate": 16000,
+            }
         )
     (folder / "data" / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     data = str(folder / "data" / "test.jsonl")
     run = eval_run(
-        folder / "eval", {"input": [1.0, 2.0, 3.0, 4.0], "m": [2.0, 2.5, 5.0, 4.5]}, data=data, models={"m": str(folder / "gone")}
+        folder / "eval",
+        {"input": [1.0, 2.0, 3.0, 4.0], "m": [2.0, 2.5, 5.0, 4.5]},
+        data=data,
+        models={"m": str(folder / "gone")},
     )
     table = Table(run, ["si_sdr"])
     table.add("m", "u0", {"si_sdr": Score(2.0)})
@@ -68,7 +77,9 @@ def test_an_evaluation_is_shown_again_without_its_model(tmp_path: Path, capsys: 
     assert path == run / "report.html" and data.title == "Evaluation: m" and data.baseline == "input"
     assert [c.label for c in data.clips] == ["smallest gain in si_sdr", "largest gain in si_sdr", "worst"]
     assert all(list(c.audio) == ["input", "m", "reference"] for c in data.clips)
-    assert result["deltas"]["m"]["si_sdr"]["mean"] == pytest.approx((1 + 0.5 + 2 + 0.5) / 4) and result["report"] == str(path)
+    assert result["deltas"]["m"]["si_sdr"]["mean"] == pytest.approx((1 + 0.5 + 2 + 0.5) / 4) and result[
+        "report"
+    ] == str(path)
     assert data.facts["model m"] == str(tmp_path / "gone") and any("--model" in c for c in data.commands)
     assert "si_sdr" in capsys.readouterr().out
 
@@ -105,9 +116,9 @@ def test_scores_are_shown_again_without_scoring(tmp_path: Path, monkeypatch: pyt
     assert [(p.kind, sum(p.lines[0].mean)) for p in data.plots] == [("spread", 5.0)]
     (lost,) = [g for g in data.grids if g.title == "Files without a score"]
     assert list(lost.rows[0][:2]) == ["si_sdr", "1"] and "empty" in lost.rows[0][2]
-    assert result["metrics"]["si_sdr"]["mean"] == pytest.approx(first["metrics"]["si_sdr"]["mean"]) and data.facts["files"] == str(
-        tmp_path / "out"
-    )
+    assert result["metrics"]["si_sdr"]["mean"] == pytest.approx(first["metrics"]["si_sdr"]["mean"]) and data.facts[
+        "files"
+    ] == str(tmp_path / "out")
 
 
 def test_scores_whose_files_are_gone_keep_their_numbers(tmp_path: Path) -> None:
@@ -133,7 +144,14 @@ def test_where_the_page_goes(tmp_path: Path) -> None:
         ([str(a), str(b)], {"out": "y.htm"}),
     ]
     found = [again.run(runs, **options)["report"] for runs, options in given]
-    assert found == [str(a / "report.html"), "x.html", "pages/report.html", "compare.html", "pages/compare.html", "y.htm"]
+    assert found == [
+        str(a / "report.html"),
+        "x.html",
+        "pages/report.html",
+        "compare.html",
+        "pages/compare.html",
+        "y.htm",
+    ]
     for options in ({"out": "runs/a/scores.jsonl"}, {"out": "nowhere/deep"}, {"players": -1}):
         with pytest.raises(UserError):
             again.run(["runs/a"], **options)
@@ -146,7 +164,9 @@ def test_the_command(tmp_path: Path) -> None:
     done = run.invoke(app, ["report", "runs/a", "second=runs/b", "--json"])
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [r["name"] for r in found["runs"]] == ["a", "second"] and found["differences"][0]["deltas"]["second"]["si_sdr"]["n"] == 2
+    assert [r["name"] for r in found["runs"]] == ["a", "second"] and found["differences"][0]["deltas"]["second"][
+        "si_sdr"
+    ]["n"] == 2
     done = run.invoke(app, ["report", "runs/a"])
     assert done.exit_code == 0 and "before" in done.stdout and "next: open" in done.stderr
     for wrong in (["report"], ["report", "runs"], ["report", "nowhere"], ["report", "runs/a", "runs/a"]):

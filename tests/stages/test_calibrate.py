@@ -11,40 +11,66 @@ from scipy.stats import spearmanr
 from rlspeech.stages.calibrate import calibrate, calibration_rows, has_order, print_calibration
 
 
-def ladder_rows(utterances: int = 6, rungs: int = 5, ways: tuple[str, ...] = ("noise", "clipping"), **columns) -> list[dict]:
+def ladder_rows(
+    utterances: int = 6, rungs: int = 5, ways: tuple[str, ...] = ("noise", "clipping"), **columns
+) -> list[dict]:
     """Rows in a shuffled order; each column is a function of (utterance, way, rung, rng)."""
     rng = np.random.default_rng(0)
-    rows = [{"clean_id": f"u{u}", "ladder": way, "rung": k, "snr_db": 20.0 - 5 * k if way == "noise" and k else None,
-             **{name: f(u, way, k, rng) for name, f in columns.items()}}
-            for u in range(utterances) for way in ways for k in range(rungs)]
+    rows = [
+        {
+            "clean_id": f"u{u}",
+            "ladder": way,
+            "rung": k,
+            "snr_db": 20.0 - 5 * k if way == "noise" and k else None,
+            **{name: f(u, way, k, rng) for name, f in columns.items()},
+        }
+        for u in range(utterances)
+        for way in ways
+        for k in range(rungs)
+    ]
     rng.shuffle(rows)
     return rows
 
 
 def test_perfect_reversed_and_blind_rewards():
-    rows = ladder_rows(good=lambda u, w, k, r: -k, error=lambda u, w, k, r: 2.0 * k, upside_down=lambda u, w, k, r: k,
-                       blind=lambda u, w, k, r: r.standard_normal(), flat=lambda u, w, k, r: 3.0)
+    rows = ladder_rows(
+        good=lambda u, w, k, r: -k,
+        error=lambda u, w, k, r: 2.0 * k,
+        upside_down=lambda u, w, k, r: k,
+        blind=lambda u, w, k, r: r.standard_normal(),
+        flat=lambda u, w, k, r: 3.0,
+    )
     found = calibrate(rows, {"good": True, "error": False, "upside_down": True, "blind": True, "flat": True})
     r = found["rewards"]
     assert (found["n"], found["ladders"], found["utterances"]) == (60, 12, 6)
     assert [r["good"][k]["value"] for k in ("within", "pooled")] == pytest.approx([1, 1])
-    assert r["error"]["within"]["value"] == pytest.approx(1) and r["error"]["snr"]["value"] == pytest.approx(1)  # lower is better
+    assert r["error"]["within"]["value"] == pytest.approx(1) and r["error"]["snr"]["value"] == pytest.approx(
+        1
+    )  # lower is better
     assert r["upside_down"]["within"]["value"] == pytest.approx(-1)
     assert r["blind"]["pooled"]["lo"] < 0 < r["blind"]["pooled"]["hi"] and abs(r["blind"]["within"]["value"]) < 0.5
-    assert r["flat"]["within"]["value"] is None and r["flat"]["pooled"]["value"] is None and r["flat"]["within"]["undefined"] == 12
+    assert (
+        r["flat"]["within"]["value"] is None
+        and r["flat"]["pooled"]["value"] is None
+        and r["flat"]["within"]["undefined"] == 12
+    )
     pairs = {(p["a"], p["b"]): p["value"] for p in found["between"]}
     assert len(pairs) == 10 and pairs["good", "error"] == pytest.approx(1) and pairs["good", "flat"] is None
     json.dumps(found, allow_nan=False)
 
 
 def test_numbers_are_scipys():
-    rows = ladder_rows(a=lambda u, w, k, r: -k + 1.5 * r.standard_normal() + u, b=lambda u, w, k, r: round(-k + r.standard_normal()))
+    rows = ladder_rows(
+        a=lambda u, w, k, r: -k + 1.5 * r.standard_normal() + u, b=lambda u, w, k, r: round(-k + r.standard_normal())
+    )
     found = calibrate(rows, {"a": True, "b": True})
     a, b, rung = (np.array([row[c] for row in rows], float) for c in ("a", "b", "rung"))
     assert found["rewards"]["a"]["pooled"]["value"] == pytest.approx(spearmanr(a, -rung)[0])
     assert found["between"][0]["value"] == pytest.approx(spearmanr(a, b)[0])
     noisy = [i for i, row in enumerate(rows) if row["snr_db"] is not None]
-    assert found["rewards"]["b"]["snr"]["value"] == pytest.approx(spearmanr(b[noisy], [rows[i]["snr_db"] for i in noisy])[0])
+    assert found["rewards"]["b"]["snr"]["value"] == pytest.approx(
+        spearmanr(b[noisy], [rows[i]["snr_db"] for i in noisy])[0]
+    )
     assert found["rewards"]["b"]["snr"]["n"] == len(noisy)
     groups: dict = {}
     for row in rows:
@@ -81,7 +107,13 @@ def test_intervals_hold_utterances_together():
 
 def test_missing_values_and_odd_columns_cost_their_row():
     rows = ladder_rows(x=lambda u, w, k, r: -float(k))
-    rows[0]["x"], rows[1]["x"], rows[2]["rung"], rows[3]["rung"], rows[4]["snr_db"] = None, float("nan"), "two", True, float("inf")
+    rows[0]["x"], rows[1]["x"], rows[2]["rung"], rows[3]["rung"], rows[4]["snr_db"] = (
+        None,
+        float("nan"),
+        "two",
+        True,
+        float("inf"),
+    )
     found = calibrate(rows, {"x": True})["rewards"]["x"]
     assert found["within"]["value"] == pytest.approx(1) and found["pooled"]["n"] == len(rows) - 4
 
@@ -91,7 +123,11 @@ def test_snr_alone_is_an_order(capsys):
     rows = [{"snr_db": float(s), "x": s + rng.standard_normal()} for s in range(-5, 15)]
     assert has_order(rows)
     found = calibrate(rows, {"x": True})
-    assert found["ladders"] == 0 and found["rewards"]["x"]["snr"]["value"] > 0.9 and found["rewards"]["x"]["snr"]["lo"] > 0.5
+    assert (
+        found["ladders"] == 0
+        and found["rewards"]["x"]["snr"]["value"] > 0.9
+        and found["rewards"]["x"]["snr"]["lo"] > 0.5
+    )
     assert found["rewards"]["x"]["within"]["value"] is None and found["rewards"]["x"]["pooled"]["value"] is None
     (line,) = calibration_rows(found)
     assert line[0] == "x with the SNR" and line[1].startswith("+0.9") and len(line) == 2
@@ -100,8 +136,17 @@ def test_snr_alone_is_an_order(capsys):
     assert "ladder" not in printed and " - " not in printed  # no columns that nothing can stand in
 
 
-@pytest.mark.parametrize("rows", [[], [{}], [{"rung": 0}] * 5, [{"rung": 0}, {"rung": 1}], [{"snr_db": None}] * 4,
-                                  [{"rung": "a"}, {"rung": "b"}] * 3])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{}],
+        [{"rung": 0}] * 5,
+        [{"rung": 0}, {"rung": 1}],
+        [{"snr_db": None}] * 4,
+        [{"rung": "a"}, {"rung": "b"}] * 3,
+    ],
+)
 def test_rows_without_an_order(rows):
     assert not has_order(rows)
 

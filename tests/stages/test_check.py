@@ -47,7 +47,11 @@ def test_a_good_manifest_has_no_problems(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav")
     summary = look(manifest(tmp_path / "m.jsonl", [row(id="x", target_filepath="a.wav"), row(id="y", text="hello")]))
     assert summary["kind"] == "manifest" and summary["problems"] == []
-    assert summary["facts"]["rows"] == 2 and summary["facts"]["with a reference"] == 1 and summary["facts"]["sample rates (Hz)"] == "16000"
+    assert (
+        summary["facts"]["rows"] == 2
+        and summary["facts"]["with a reference"] == 1
+        and summary["facts"]["sample rates (Hz)"] == "16000"
+    )
 
 
 def test_every_mistake_in_a_manifest_has_its_line(tmp_path: Path) -> None:
@@ -106,7 +110,9 @@ def recipe(folder: Path, **changes: Any) -> Path:
         manifest(folder / f"{name}.jsonl", [row(id=name)])
     path = folder / "mix.json"
     path.write_text(
-        json.dumps({"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": None, "mixing": {"reverb": 0.0}} | changes, indent=1)
+        json.dumps(
+            {"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": None, "mixing": {"reverb": 0.0}} | changes, indent=1
+        )
     )
     return path
 
@@ -176,7 +182,12 @@ def test_what_is_not_yaml_or_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("a: [1\nb: 2\n")
     (tmp_path / "x.txt").write_text("")
     (tmp_path / "nothing").mkdir()
-    for name, said in (("c.yaml", "line 2"), ("x.txt", ".txt"), ("none.jsonl", "does not exist"), ("nothing", "neither a run")):
+    for name, said in (
+        ("c.yaml", "line 2"),
+        ("x.txt", ".txt"),
+        ("none.jsonl", "does not exist"),
+        ("nothing", "neither a run"),
+    ):
         with pytest.raises(UserError, match=said):
             look(tmp_path / name)
 
@@ -208,7 +219,13 @@ def test_scores(tmp_path: Path) -> None:
 def test_metrics(tmp_path: Path) -> None:
     path = manifest(
         tmp_path / "metrics.jsonl",
-        [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 1, "loss": 0.5}, {"loss": 1.0}, '{"step": 3, "loss": NaN}'],
+        [
+            {"step": 1, "loss": 1.0},
+            {"step": 2, "loss": None},
+            {"step": 1, "loss": 0.5},
+            {"loss": 1.0},
+            '{"step": 3, "loss": NaN}',
+        ],
     )
     path.write_text(path.read_text() + '{"step": 4, "lo')
     found = lines(look(path))
@@ -241,7 +258,11 @@ def folder(tmp_path: Path) -> Path:
 def test_a_whole_run_has_no_problems(folder: Path) -> None:
     summary = look(folder)
     assert summary["kind"] == "run folder" and summary["problems"] == []
-    assert summary["facts"]["goes on from"] == "step 2 of 4" and summary["facts"]["last step"] == 2 and summary["facts"]["parameters"] == 3
+    assert (
+        summary["facts"]["goes on from"] == "step 2 of 4"
+        and summary["facts"]["last step"] == 2
+        and summary["facts"]["parameters"] == 3
+    )
 
 
 def damage_pointer(folder: Path) -> None:
@@ -263,12 +284,18 @@ def damage_numbers(folder: Path) -> None:
 DAMAGE = {
     "no metrics of a step": (lambda f: (f / "metrics.jsonl").write_text('{"loss": 1}\n'), "no step"),
     "no config": (lambda f: (f / "config.resolved.json").unlink(), "config.resolved.json is missing"),
-    "config of another version": (lambda f: (f / "config.resolved.json").write_text('{"stpes": 1}'), "did you mean steps"),
+    "config of another version": (
+        lambda f: (f / "config.resolved.json").write_text('{"stpes": 1}'),
+        "did you mean steps",
+    ),
     "env.json torn": (lambda f: (f / "env.json").write_text('{"stage": "pre'), "cannot be read"),
     "pointer": (damage_pointer, "names step_000009"),
     "no pointer": (lambda f: (f / "checkpoints" / "latest").unlink(), "no file 'latest'"),
     "no state": (lambda f: (f / "checkpoints" / "step_000002" / "state.json").unlink(), "cannot go on from here"),
-    "no weights": (lambda f: (f / "checkpoints" / "step_000002" / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no weights": (
+        lambda f: (f / "checkpoints" / "step_000002" / "model.safetensors").unlink(),
+        "model.safetensors is missing",
+    ),
     "weights torn": (damage_weights, "cannot be read"),
     "weights not finite": (damage_numbers, "NaN or infinite weights in w"),
     "no checkpoint": (lambda f: shutil.rmtree(f / "checkpoints"), "no checkpoint"),
@@ -292,12 +319,21 @@ def test_a_checkpoint_by_itself(folder: Path) -> None:
 
 def test_texts_that_would_teach_nonsense_are_found(tmp_path: Path) -> None:
     texts: list[Any] = ["fine", "", "na\ufffdve", "two\tcolumns", "x" * 200, "fine"]
-    rows = [row(id=str(i), text=t, audio_filepath=wav(tmp_path / f"{i}.wav", 2.0), duration=2.0) for i, t in enumerate(texts)]
+    rows = [
+        row(id=str(i), text=t, audio_filepath=wav(tmp_path / f"{i}.wav", 2.0), duration=2.0)
+        for i, t in enumerate(texts)
+    ]
     rows[0]["keywords"], rows[5]["keywords"] = ["fine"], [1, 2]
     summary = look(manifest(tmp_path / "m.jsonl", rows))
     found = lines(summary)
-    assert found.keys() == {3, 4, 5, 6} and "encoding" in found[3] and "tabs" in found[4] and "200 characters" in found[5]
-    assert "keywords" in found[6] and summary["facts"]["in which nothing is said"] == 1 and summary["facts"]["with keywords"] == 2
+    assert (
+        found.keys() == {3, 4, 5, 6} and "encoding" in found[3] and "tabs" in found[4] and "200 characters" in found[5]
+    )
+    assert (
+        "keywords" in found[6]
+        and summary["facts"]["in which nothing is said"] == 1
+        and summary["facts"]["with keywords"] == 2
+    )
 
 
 def test_a_checkpoint_in_transformers_layout_and_in_shards(tmp_path: Path) -> None:

@@ -29,7 +29,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sound") / "a.wav"
     t = np.arange(8000) / 16000
-    save_audio(path, (0.1 * np.sin(2 * np.pi * 200 * t) + 0.03 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32), 16000)
+    save_audio(
+        path,
+        (0.1 * np.sin(2 * np.pi * 200 * t) + 0.03 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32),
+        16000,
+    )
     return path
 
 
@@ -51,7 +55,9 @@ def place(kind: str, run: Run, tmp_path: Path) -> Path:
     if kind == "merged":
         convert_lora.run(str(run.folder), "merged", str(tmp_path / "merged"))
         return tmp_path / "merged"
-    return {"run": run.folder, "checkpoint": checkpoint, "base": run.base}.get(kind) or snapshot(checkpoint, tmp_path / "cache")
+    return {"run": run.folder, "checkpoint": checkpoint, "base": run.base}.get(kind) or snapshot(
+        checkpoint, tmp_path / "cache"
+    )
 
 
 def command(task: str, model: Path, sound: Path, out: Path) -> list[str]:
@@ -86,7 +92,9 @@ def test_every_kind_of_folder_is_taken(task: str, runs: dict[str, Run], sound: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_another_tasks_checkpoint_is_refused_with_its_command(task: str, runs: dict[str, Run], sound: Path, tmp_path: Path) -> None:
+def test_another_tasks_checkpoint_is_refused_with_its_command(
+    task: str, runs: dict[str, Run], sound: Path, tmp_path: Path
+) -> None:
     others = {other: run.folder / "checkpoints" / "step_000003" for other, run in runs.items() if other != task}
     codec = runs["tts"].base.parent
     others |= {"codec": codec / "codec", "token-reward": codec / "reward"}

@@ -35,11 +35,17 @@ def test_two_runs_are_paired_clip_by_clip(tmp_path: Path) -> None:
     made = _compare(a, b)
     one, two = _column(a, 20), _column(b, 20)
     delta = made.pairings[0].deltas["b"]["si_sdr"]
-    assert made.pairings[0].baseline == "a" and delta.mean == pytest.approx(np.mean([two[k] - one[k] for k in one])) and delta.n == 8
+    assert (
+        made.pairings[0].baseline == "a"
+        and delta.mean == pytest.approx(np.mean([two[k] - one[k] for k in one]))
+        and delta.n == 8
+    )
     assert delta.lo < delta.mean < delta.hi and delta.significant
     unpaired = made.means["b"]["si_sdr"]
     assert delta.hi - delta.lo < unpaired.hi - unpaired.lo  # difficulty of the clips is not in the difference
-    assert made.own["a"]["si_sdr"].mean == pytest.approx(np.mean(list(one.values())) - np.mean(list(_column(a, 0).values())))
+    assert made.own["a"]["si_sdr"].mean == pytest.approx(
+        np.mean(list(one.values())) - np.mean(list(_column(a, 0).values()))
+    )
     assert {m.name: m.higher_is_better for m in made.metrics} == {"si_sdr": True, "lsd": False, "reward": True}
     assert made.settings == {"rl": {"lr": {"a": 1e-3, "b": 5e-4}}} and not made.versions
     json.dumps(log.plain(made.as_dict()), allow_nan=False)
@@ -54,7 +60,9 @@ def test_clips_of_the_same_name_that_are_others_are_not_paired(tmp_path: Path) -
 def test_sums_of_rewards_that_are_weighed_differently_are_not_compared(tmp_path: Path) -> None:
     other = [RewardSpec(name="si_sdr", weight=2.0), RewardSpec(name="lsd")]
     made = _compare(rl_run(tmp_path / "a"), rl_run(tmp_path / "b", rewards=other, guards=[]))
-    assert set(made.pairings[0].deltas["b"]) == {"si_sdr", "lsd"} and any("weigh their rewards" in n for n in made.notes)
+    assert set(made.pairings[0].deltas["b"]) == {"si_sdr", "lsd"} and any(
+        "weigh their rewards" in n for n in made.notes
+    )
     found = made.settings["rl"]
     assert found["rewards.si_sdr.weight"] == {"a": 1.0, "b": 2.0} and found["rewards.lsd.weight"] == {"b": 1.0}
     assert not any(k.startswith("rewards.si_sdr.") for k in found if k != "rewards.si_sdr.weight")
@@ -64,10 +72,16 @@ def test_the_page_has_curves_together_and_players_side_by_side(tmp_path: Path) -
     made = _compare(rl_run(tmp_path / "a"), rl_run(tmp_path / "b", 2.0, lr=5e-4), rl_run(tmp_path / "c", 0.5))
     data = page_data(made, 4)
     plots = {p.title: p for p in data.plots}
-    assert [line.run for line in plots["delta/si_sdr"].lines] == ["a", "b", "c"] and plots["delta/si_sdr"].lines[1].lo is not None
+    assert [line.run for line in plots["delta/si_sdr"].lines] == ["a", "b", "c"] and plots["delta/si_sdr"].lines[
+        1
+    ].lo is not None
     assert data.baseline == "a" and list(data.deltas) == ["b", "c"] and len(data.clips) == 4
     for clip in data.clips:
-        assert list(clip.audio) == ["input", "before", "a", "b", "c", "reference"] and set(clip.scores) == {"a", "b", "c"} and clip.label
+        assert (
+            list(clip.audio) == ["input", "before", "a", "b", "c", "reference"]
+            and set(clip.scores) == {"a", "b", "c"}
+            and clip.label
+        )
     titles = [g.title for g in data.grids]
     assert titles == ["Runs", "Settings that differ: rl", "Paired difference to each run's own start"]
     assert list(data.grids[1].rows) == [["lr", "0.001", "0.0005", "0.001"]]
@@ -98,12 +112,23 @@ def test_recognisers_are_compared_by_sums_of_errors(tmp_path: Path) -> None:
         for i, (n, e) in enumerate(zip(words, wrong, strict=True)):
             counts = {**dict.fromkeys(COUNTS, 0), "spoken": 1, "judged": 1, "words": n, "errors": e, "substitutions": e}
             lines.append(
-                json.dumps({"key": f"u{i}", "system": name, "text": f"say {i}", "hypothesis": f"say {e}", "counts": counts, "errors": {}})
+                json.dumps(
+                    {
+                        "key": f"u{i}",
+                        "system": name,
+                        "text": f"say {i}",
+                        "hypothesis": f"say {e}",
+                        "counts": counts,
+                        "errors": {},
+                    }
+                )
                 + "\n"
             )
         (folder / "scores.jsonl").write_text("".join(lines))
     made = _compare(tmp_path / "a", tmp_path / "b")
-    assert made.means["a"]["wer"].mean == pytest.approx(100 * 4 / 19) and made.means["b"]["wer"].mean == pytest.approx(100 * 2 / 19)
+    assert made.means["a"]["wer"].mean == pytest.approx(100 * 4 / 19) and made.means["b"]["wer"].mean == pytest.approx(
+        100 * 2 / 19
+    )
     delta = made.pairings[0].deltas["b"]["wer"]
     assert (
         delta.mean == pytest.approx(-100 * 2 / 19)
@@ -118,17 +143,27 @@ def test_scored_folders_are_paired_by_name(tmp_path: Path) -> None:
     for system, level in (("base", 0.0), ("rl", 1.0)):
         for i in range(4):
             save_audio(tmp_path / system / f"f{i}.flac", tone(300 + 50 * i), 16000)
-        meta = {"metrics": {"lsd": {"version": "1", "higher_is_better": False}}, "settings": {"path": str(tmp_path / system), "seed": 0}}
+        meta = {
+            "metrics": {"lsd": {"version": "1", "higher_is_better": False}},
+            "settings": {"path": str(tmp_path / system), "seed": 0},
+        }
         write_json(tmp_path / system / "scores.meta.json", {"systems": {system: meta}})
         rows = [
-            {"key": f"f{i}", "system": system, "lsd": 5 - level * (1 + i / 10), "stamp": f"{system}{i}", "errors": {}} for i in range(4)
+            {"key": f"f{i}", "system": system, "lsd": 5 - level * (1 + i / 10), "stamp": f"{system}{i}", "errors": {}}
+            for i in range(4)
         ]
         (tmp_path / system / "scores.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     made = _compare(tmp_path / "base", tmp_path / "rl")
     assert made.pairings[0].deltas["rl"]["lsd"].mean == pytest.approx(-1.15) and made.means["base"]["lsd"].n == 4
     data = page_data(made, 3)
     assert [p.kind for p in data.plots] == ["spread"] and all(list(c.audio) == ["base", "rl"] for c in data.clips)
-    assert {c.label for c in data.clips} <= {"smallest gain in lsd", "largest gain in lsd", "worst", "best", "in between"}
+    assert {c.label for c in data.clips} <= {
+        "smallest gain in lsd",
+        "largest gain in lsd",
+        "worst",
+        "best",
+        "in between",
+    }
 
 
 def test_stages_may_be_mixed(tmp_path: Path) -> None:
@@ -138,11 +173,17 @@ def test_stages_may_be_mixed(tmp_path: Path) -> None:
     rows = [{"step": s, "train/loss": 1.0 / (1 + s), "valid/si_sdr": float(s)} for s in (50, 100)]
     (pretrained / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     save_audio(pretrained / "samples" / "step_000100" / "u0.flac", tone(200), 16000)
-    made = _compare(pretrained, rl_run(tmp_path / "rl"), eval_run(tmp_path / "eval", {"input": [1.0, 2.0], "m": [2.0, 4.0]}))
-    assert made.means["base"]["si_sdr"].mean == 100.0 and made.versions == {"torch": {"base": "1.0", "rl": "2.0", "eval": "2.0"}}
+    made = _compare(
+        pretrained, rl_run(tmp_path / "rl"), eval_run(tmp_path / "eval", {"input": [1.0, 2.0], "m": [2.0, 4.0]})
+    )
+    assert made.means["base"]["si_sdr"].mean == 100.0 and made.versions == {
+        "torch": {"base": "1.0", "rl": "2.0", "eval": "2.0"}
+    }
     assert [(p.stage, sorted(p.deltas)) for p in made.pairings] == [("pretrain", []), ("rl", []), ("eval", ["eval: m"])]
     data = page_data(made, 2)
-    assert {p.title.split(":")[0] for p in data.plots} == {"rl", "pretrain"} and any("within a stage" in n for n in data.notes)
+    assert {p.title.split(":")[0] for p in data.plots} == {"rl", "pretrain"} and any(
+        "within a stage" in n for n in data.notes
+    )
     alone = page_data(_compare(pretrained), 2)
     assert [list(c.audio) for c in alone.clips] == [["base"]] and alone.facts["state"] == "step 100 of 100"
 
@@ -169,7 +210,10 @@ def test_what_is_not_a_number_costs_its_item(tmp_path: Path) -> None:
 
 
 def test_strings_of_a_run_never_become_markup(tmp_path: Path) -> None:
-    a, b = rl_run(tmp_path / "a", words=EVIL, count=2, steps=(0, 5)), rl_run(tmp_path / "b", words=EVIL, count=2, steps=(0, 5), data=EVIL)
+    a, b = (
+        rl_run(tmp_path / "a", words=EVIL, count=2, steps=(0, 5)),
+        rl_run(tmp_path / "b", words=EVIL, count=2, steps=(0, 5), data=EVIL),
+    )
     html = render_report(tmp_path / "p.html", page_data(compare(open_pasts([str(a), f"{EVIL}={b}"])), 2)).read_text()
     assert EVIL not in html and html.count("&lt;script&gt;alert(1)") > 4
 

@@ -37,7 +37,9 @@ def test_the_folder_loads_as_any_checkpoint(published: Path, tmp_path: Path) -> 
     wav, video = 0.1 * torch.randn(1, 2, 4000), torch.randint(0, 256, (1, 7, 112, 112), dtype=torch.uint8)
     assert torch.equal(model.enhance(wav, video), convert_avse4(random_weights(2)).enhance(wav, video))
     assert sorted(p.name for p in out.parent.iterdir()) == ["baseline"]  # nothing half-made is left
-    assert stat.S_IMODE(out.stat().st_mode) == 0o755 and stat.S_IMODE((out / "model.safetensors").stat().st_mode) == 0o644
+    assert (
+        stat.S_IMODE(out.stat().st_mode) == 0o755 and stat.S_IMODE((out / "model.safetensors").stat().st_mode) == 0o644
+    )
 
 
 def test_what_cannot_be_converted_leaves_nothing(published: Path, tmp_path: Path) -> None:
@@ -72,8 +74,17 @@ def test_a_manifest_goes_out_and_comes_back(tmp_path: Path) -> None:
     rows = []
     for n in range(3):
         sf.write(data / f"{n}.wav", 0.1 * np.random.default_rng(n).standard_normal(32000), 16000)
-        rows.append({"id": f"s{n}-u{n}", "audio_filepath": f"{n}.wav", "duration": 2.0, "sample_rate": 16000, "text": f"word {n}\nword",
-                     "speaker_id": f"s{n}", "language": "en"})
+        rows.append(
+            {
+                "id": f"s{n}-u{n}",
+                "audio_filepath": f"{n}.wav",
+                "duration": 2.0,
+                "sample_rate": 16000,
+                "text": f"word {n}\nword",
+                "speaker_id": f"s{n}",
+                "language": "en",
+            }
+        )
     (data / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"audio_filepath": 5}\n{"torn')
     for to, name in (("nemo", "m.json"), ("kaldi", "train"), ("lhotse", "cuts_train.jsonl.gz")):
         out = tmp_path / to / name
@@ -87,8 +98,9 @@ def test_a_manifest_goes_out_and_comes_back(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         (made,) = json.loads(result.stdout)["manifests"].values()
         back = [json.loads(line) for line in Path(made["path"]).read_text().splitlines()]
-        assert [(r["id"], " ".join(r["text"].split()), r["speaker_id"], r["language"], r["duration"]) for r in back] == [
-            (r["id"], " ".join(str(r["text"]).split()), r["speaker_id"], "en", 2.0) for r in rows]
+        assert [
+            (r["id"], " ".join(r["text"].split()), r["speaker_id"], r["language"], r["duration"]) for r in back
+        ] == [(r["id"], " ".join(str(r["text"]).split()), r["speaker_id"], "en", 2.0) for r in rows]
         result = CliRunner().invoke(app, ["convert", "manifest", str(data), "--to", to, str(out)])
         assert result.exit_code == 2 and "there already" in result.stderr
     for arguments in (["--to", "esperanto", "x"], ["--to", "nemo"], ["--to", "kaldi", "x"]):
@@ -103,9 +115,18 @@ def test_scores_go_out_and_come_back(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", "scores", str(source), "--to", "versa", "--out", str(out), "--json"])
     assert result.exit_code == 0 and json.loads(out.read_text()) == {"key": "a", "pesq": 2.5}
     assert json.loads(result.stdout)["metrics"] == [{"versa": "pesq", "rlspeech": "pesq_wb", "values": 1, "missing": 0}]
-    result = CliRunner().invoke(app, ["convert", "scores", str(out), "--to", "rlspeech", str(again), "--system", "m", "--json"])
+    result = CliRunner().invoke(
+        app, ["convert", "scores", str(out), "--to", "rlspeech", str(again), "--system", "m", "--json"]
+    )
     assert result.exit_code == 0 and json.loads(again.read_text())["pesq_wb"] == 2.5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.jsonl", "again.meta.json", "scores.jsonl", "versa.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "again.jsonl",
+        "again.meta.json",
+        "scores.jsonl",
+        "versa.jsonl",
+    ]
     again.unlink()
     result = CliRunner().invoke(app, ["convert", "scores", str(out), "--to", "rlspeech", str(again)])
-    assert result.exit_code == 2 and "again.meta.json" in result.stderr, "what stands beside it is not written over either"
+    assert result.exit_code == 2 and "again.meta.json" in result.stderr, (
+        "what stands beside it is not written over either"
+    )

@@ -41,13 +41,16 @@ def test_run_adapter_and_merged_answer_the_same(task: str, runs: dict[str, Run],
     assert near(run.answer, run.before) > 1e-3, "the adapter changes something"
     told = convert_lora.run(str(run.folder), "merged", str(tmp_path / "merged"))
     assert near(answer(task, work.load(str(tmp_path / "merged"))[0]), run.answer) < 1e-5
-    assert told["task"] == task and not [p.name for p in (tmp_path / "merged").iterdir() if p.name.startswith(("state", "adapter"))]
+    assert told["task"] == task and not [
+        p.name for p in (tmp_path / "merged").iterdir() if p.name.startswith(("state", "adapter"))
+    ]
 
     adapter = tmp_path / "adapter"
     told = convert_lora.run(str(run.folder / "checkpoints" / "step_000003"), "adapter", str(adapter))
     assert told["base"] == str(run.base) and told["parameters"] > 0
     assert sum(p.stat().st_size for p in adapter.iterdir() if p.suffix == ".safetensors") < 0.9 * sum(
-        p.stat().st_size for p in (tmp_path / "merged").iterdir() if p.suffix == ".safetensors")
+        p.stat().st_size for p in (tmp_path / "merged").iterdir() if p.suffix == ".safetensors"
+    )
     model, _ = work.load(str(run.base))
     inner = model.net if task in ("asr", "tts") else model
     PeftModel.from_pretrained(inner, str(adapter))  # changes the layers of ``inner`` in place
@@ -75,18 +78,32 @@ def test_transformers_loads_base_and_adapter_by_itself(task: str, runs: dict[str
 
 def test_the_command(runs: dict[str, Run], tmp_path: Path) -> None:
     out = tmp_path / "adapter"
-    result = CliRunner().invoke(app, ["convert", "lora", str(runs["flowse"].folder), "--to", "adapter", str(out), "--json"])
+    result = CliRunner().invoke(
+        app, ["convert", "lora", str(runs["flowse"].folder), "--to", "adapter", str(out), "--json"]
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["out"] == str(out)
     hub = pytest.importorskip("huggingface_hub")
     head = hub.metadata_load(out / "README.md")
-    assert head["library_name"] == "peft" and "lora" in head["tags"] and "PeftModel.from_pretrained" in (out / "README.md").read_text()
-    for arguments in (["--to", "adapter", str(tmp_path / "x")], ["--to", "both", str(tmp_path / "x")], ["--to", "merged", str(out)]):
+    assert (
+        head["library_name"] == "peft"
+        and "lora" in head["tags"]
+        and "PeftModel.from_pretrained" in (out / "README.md").read_text()
+    )
+    for arguments in (
+        ["--to", "adapter", str(tmp_path / "x")],
+        ["--to", "both", str(tmp_path / "x")],
+        ["--to", "merged", str(out)],
+    ):
         result = CliRunner().invoke(app, ["convert", "lora", str(out), *arguments])
         assert result.exit_code == 2 and not (tmp_path / "x").exists()
     save_audio(tmp_path / "a.wav", np.zeros(1600, np.float32), 16000)
-    result = CliRunner().invoke(app, ["enhance", str(tmp_path / "a.wav"), "--model", str(out), "--out", str(tmp_path / "x")])
-    assert result.exit_code == 2 and f"rlspeech convert lora {out} --to merged" in result.stderr, "an adapter is no model"
+    result = CliRunner().invoke(
+        app, ["enhance", str(tmp_path / "a.wav"), "--model", str(out), "--out", str(tmp_path / "x")]
+    )
+    assert result.exit_code == 2 and f"rlspeech convert lora {out} --to merged" in result.stderr, (
+        "an adapter is no model"
+    )
 
 
 def test_a_base_that_has_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,11 +135,18 @@ def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
         convert_lora.run(str(spoilt), "adapter", str(tmp_path / "out"))
     convert_lora.run(str(runs["flowse"].folder), "adapter", str(tmp_path / "adapter"))
     about = json.loads((tmp_path / "adapter" / "rlspeech.json").read_text())
-    for change, why in (({"task": "asr", "base": str(runs["asr"].base)}, "does not fit"), ({"task": None}, "does not say")):
+    for change, why in (
+        ({"task": "asr", "base": str(runs["asr"].base)}, "does not fit"),
+        ({"task": None}, "does not say"),
+    ):
         (tmp_path / "adapter" / "rlspeech.json").write_text(json.dumps(about | change))
         config = tmp_path / "adapter" / "adapter_config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": about["base"] if not change["task"]
-                                                                       else change["base"]}))
+        config.write_text(
+            json.dumps(
+                json.loads(config.read_text())
+                | {"base_model_name_or_path": about["base"] if not change["task"] else change["base"]}
+            )
+        )
         with pytest.raises(UserError, match=why):
             convert_lora.run(str(tmp_path / "adapter"), "merged", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

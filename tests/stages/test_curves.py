@@ -16,9 +16,20 @@ from rlspeech.stats import Interval
 def _rows(scale: float = 1.0) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for step in (0, 5, 10):
-        found = {"a": Interval(scale * step, scale * step - 1, scale * step + 1, 8), "g": Interval(3.0 + step, math.nan, math.nan, 1)}
+        found = {
+            "a": Interval(scale * step, scale * step - 1, scale * step + 1, 8),
+            "g": Interval(3.0 + step, math.nan, math.nan, 1),
+        }
         rows += [
-            {"step": step, "kl": 0.1 * step, "constant": 1.0, "time": step, "seconds/update": 1.0 + step, "odd": "x", "flag": True},
+            {
+                "step": step,
+                "kl": 0.1 * step,
+                "constant": 1.0,
+                "time": step,
+                "seconds/update": 1.0 + step,
+                "odd": "x",
+                "flag": True,
+            },
             {"step": step, **columns_of("valid", found), **columns_of("delta", found)},
         ]
     return rows
@@ -27,7 +38,11 @@ def _rows(scale: float = 1.0) -> list[dict[str, object]]:
 def test_intervals_roles_and_starts() -> None:
     plots = {p.title: p for p in plots_of({"one": _rows()}, {"a": "reward"})}
     assert [p for p in plots if p.startswith(("delta", "valid"))] == ["delta/a", "valid/a", "delta/g", "valid/g"]
-    assert plots["valid/a"].kind == "reward" and plots["valid/g"].kind == "guard" and plots["seconds/update"].kind == "cost"
+    assert (
+        plots["valid/a"].kind == "reward"
+        and plots["valid/g"].kind == "guard"
+        and plots["seconds/update"].kind == "cost"
+    )
     (line,) = plots["valid/a"].lines
     assert list(line.steps) == [0, 5, 10] and list(line.lo or ()) == [-1, 4, 9] and list(line.hi or ()) == [1, 6, 11]
     assert plots["valid/g"].lines[0].lo is None and plots["valid/g"].start == 3.0 and plots["kl"].start is None
@@ -55,7 +70,9 @@ def test_histograms_count_every_value(count: int) -> None:
     (plot,) = spreads_of({"m": {"s": [*values.tolist(), None, math.nan], "t": (values + 3).tolist()}})
     assert [sum(line.mean) for line in plot.lines] == [count, count] and "2 without a value" in plot.note
     assert list(plot.lines[0].steps) == list(plot.lines[1].steps) and 6 <= len(plot.lines[0].steps) <= 24
-    assert np.average(plot.lines[0].steps, weights=plot.lines[0].mean) == pytest.approx(values.mean(), abs=np.ptp(values) / 4 + 0.6)
+    assert np.average(plot.lines[0].steps, weights=plot.lines[0].mean) == pytest.approx(
+        values.mean(), abs=np.ptp(values) / 4 + 0.6
+    )
 
 
 def test_nothing_to_draw() -> None:

@@ -78,13 +78,18 @@ def test_missing_assets_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "assets" / "flowse" / "config.json").write_text("{}")
     monkeypatch.setattr(resources, "files", lambda _: tmp_path)
     found = {a["name"]: a for a in doctor._assets()}
-    assert "model.safetensors" in found["flowse"]["why_not"] and "config.json" not in found["flowse"]["why_not"].split(" missing")[0]
+    assert (
+        "model.safetensors" in found["flowse"]["why_not"]
+        and "config.json" not in found["flowse"]["why_not"].split(" missing")[0]
+    )
     assert found["flowse"]["bytes"] == 2 and not found["demo"]["usable"]
 
 
 def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "torchaudio").mkdir()
-    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')\n")
+    (tmp_path / "torchaudio" / "__init__.py").write_text(
+        "raise OSError('libcudart.so.13: cannot open shared object file')\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
     importlib.invalidate_caches()
@@ -106,7 +111,9 @@ def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_lists_recognisers_and_normalisers(plain: tuple[dict[str, Any], str]) -> None:
     summary, shown = plain
-    assert {"fun_asr_nano", "qwen2_audio", "voxtral", "whisper"} <= {r["name"] for r in summary["recognisers"] if r["usable"]}
+    assert {"fun_asr_nano", "qwen2_audio", "voxtral", "whisper"} <= {
+        r["name"] for r in summary["recognisers"] if r["usable"]
+    }
     assert {"basic-1", "english-1", "none-1"} <= set(summary["normalisers"])
     assert "voxtral" in shown and "basic-1" in shown
     names = [line.strip() for line in shown.splitlines() if line.strip().startswith("asr_")]
@@ -117,8 +124,15 @@ def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch, plain
     there = doctor_features._there
     monkeypatch.setattr(doctor_features, "_there", lambda module: module not in ("wandb", "cv2") and there(module))
     found = {f["name"]: f for f in doctor_features.look(plain[0]["rewards"])}
-    assert not found["curves in Weights & Biases"]["usable"] and "pip install wandb" in found["curves in Weights & Biases"]["why_not"]
-    assert "opencv" in found["audio-visual enhancement"]["why_not"] and found["enhancement"]["usable"] and found["recognition"]["usable"]
+    assert (
+        not found["curves in Weights & Biases"]["usable"]
+        and "pip install wandb" in found["curves in Weights & Biases"]["why_not"]
+    )
+    assert (
+        "opencv" in found["audio-visual enhancement"]["why_not"]
+        and found["enhancement"]["usable"]
+        and found["recognition"]["usable"]
+    )
     no_compiler = [{"name": "pesq_wb", "why_not": "it was not compiled"}]
     assert {f["name"]: f["why_not"] for f in doctor_features.look(no_compiler)}["PESQ"] == "it was not compiled"
     assert "What can be done here" in plain[1] and "--task flowse" in plain[1]

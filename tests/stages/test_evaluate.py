@@ -32,7 +32,10 @@ class Fake:
         self.seen += keys
         if self.fails and "u3" in keys:
             raise RuntimeError("boom")
-        return [(self.clean[k] + self.keep * (w - self.clean[k])).astype(np.float32) for w, k in zip(wavs, keys, strict=True)]
+        return [
+            (self.clean[k] + self.keep * (w - self.clean[k])).astype(np.float32)
+            for w, k in zip(wavs, keys, strict=True)
+        ]
 
 
 class FakeTask:
@@ -56,13 +59,24 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, FakeTa
     rng, clean, rows = np.random.default_rng(0), {}, []
     for i in range(CLIPS):
         t = np.arange(RATE // 2 + 400 * i) / RATE
-        wav = (0.2 * np.sin(2 * np.pi * (200 + 40 * i) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))).astype(np.float32)
+        wav = (0.2 * np.sin(2 * np.pi * (200 + 40 * i) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))).astype(
+            np.float32
+        )
         noisy = wav + (0.05 * (1 + i / 5) * rng.standard_normal(len(t))).astype(np.float32)
         save_audio(tmp_path / "clean" / f"u{i}.wav", wav, RATE)
         save_audio(tmp_path / "noisy" / f"u{i}.wav", noisy, RATE)
         clean[f"u{i}"] = wav
-        rows.append({"id": f"u{i}", "audio_filepath": f"noisy/u{i}.wav", "target_filepath": f"clean/u{i}.wav", "duration": len(t) / RATE,
-                     "sample_rate": RATE, "text": "<b>hello</b>", "snr_db": 5.0})
+        rows.append(
+            {
+                "id": f"u{i}",
+                "audio_filepath": f"noisy/u{i}.wav",
+                "target_filepath": f"clean/u{i}.wav",
+                "duration": len(t) / RATE,
+                "sample_rate": RATE,
+                "text": "<b>hello</b>",
+                "snr_db": 5.0,
+            }
+        )
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     for name in ("half", "tenth", "fails", "same"):
         (tmp_path / name).mkdir()
@@ -74,19 +88,33 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, FakeTa
 
 
 def _config(folder: Path, *models: str, **changes: Any) -> Evaluate:
-    settings = {"data": str(folder / "test.jsonl"), "models": {m: str(folder / m) for m in models}, "metrics": ["si_sdr", "lsd"],
-                "batch": 2, "out": str(folder / "out"), "device": "cpu", "workers": 0, "players": 2}
+    settings = {
+        "data": str(folder / "test.jsonl"),
+        "models": {m: str(folder / m) for m in models},
+        "metrics": ["si_sdr", "lsd"],
+        "batch": 2,
+        "out": str(folder / "out"),
+        "device": "cpu",
+        "workers": 0,
+        "players": 2,
+    }
     return Evaluate(**{**settings, **changes})
 
 
 def _rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(r["system"], r["key"]): r for r in map(json.loads, (folder / "out" / "scores.jsonl").read_text().splitlines())}
+    return {
+        (r["system"], r["key"]): r for r in map(json.loads, (folder / "out" / "scores.jsonl").read_text().splitlines())
+    }
 
 
-def test_everything_is_scored_compared_and_written(world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]) -> None:
+def test_everything_is_scored_compared_and_written(
+    world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = world
     result = evaluate.run(_config(folder, "half", "tenth"))
-    assert list(result["systems"]) == ["input", "half", "tenth"] and result["baseline"] == "half" and result["n"] == CLIPS
+    assert (
+        list(result["systems"]) == ["input", "half", "tenth"] and result["baseline"] == "half" and result["n"] == CLIPS
+    )
     rows = _rows(folder)
     assert len(rows) == 3 * CLIPS and all(r["errors"] == {} for r in rows.values())
     assert list(rows)[0][0] == "input"
@@ -103,11 +131,15 @@ def test_everything_is_scored_compared_and_written(world: tuple[Path, FakeTask],
     meta = json.loads((folder / "out" / "scores.meta.json").read_text())
     assert meta["metrics"]["si_sdr"]["version"] and meta["systems"]["input"]["lsd"]["n_valid"] == CLIPS
     html = (folder / "out" / "report.html").read_text()
-    assert html.count("<audio") == 2 * 4 and "<b>hello</b>" not in html and "tenth against half: better in si_sdr" in html
+    assert (
+        html.count("<audio") == 2 * 4 and "<b>hello</b>" not in html and "tenth against half: better in si_sdr" in html
+    )
     assert len(list((folder / "out" / "audio" / "tenth").glob("*.flac"))) == CLIPS
 
 
-def test_a_second_run_computes_nothing_and_a_new_metric_no_audio(world: tuple[Path, FakeTask], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_computes_nothing_and_a_new_metric_no_audio(
+    world: tuple[Path, FakeTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, task = world
     first = evaluate.run(_config(folder, "half", metrics=["si_sdr"]))
     before = (folder / "out" / "scores.jsonl").read_text()
@@ -117,7 +149,10 @@ def test_a_second_run_computes_nothing_and_a_new_metric_no_audio(world: tuple[Pa
     assert second["systems"] == first["systems"] and second["deltas"] == first["deltas"]
     third = evaluate.run(_config(folder, "half", "tenth", metrics=["si_sdr", "lsd"]))
     assert [m.seen for m in task.made[1:-1]] == [[]] and len(task.made[-1].seen) == CLIPS
-    assert third["systems"]["half"]["si_sdr"] == first["systems"]["half"]["si_sdr"] and third["systems"]["input"]["lsd"]["n"] == CLIPS
+    assert (
+        third["systems"]["half"]["si_sdr"] == first["systems"]["half"]["si_sdr"]
+        and third["systems"]["input"]["lsd"]["n"] == CLIPS
+    )
 
 
 def test_a_killed_run_goes_on(world: tuple[Path, FakeTask]) -> None:
@@ -131,7 +166,9 @@ def test_a_killed_run_goes_on(world: tuple[Path, FakeTask]) -> None:
     assert again["systems"] == whole["systems"] and task.made[-1].seen == ["u5"] and len(_rows(folder)) == 2 * CLIPS
 
 
-def test_other_weights_under_the_same_name_are_noticed(world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_weights_under_the_same_name_are_noticed(
+    world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, task = world
     evaluate.run(_config(folder, "half"))
     (folder / "half" / "model.safetensors").write_bytes(b"other")
@@ -147,20 +184,28 @@ def test_one_bad_item_costs_its_row(world: tuple[Path, FakeTask]) -> None:
     (folder / "torn.wav").write_bytes((folder / "noisy" / "u0.wav").read_bytes()[:30])
     bad = {"empty": "empty.wav", "gone": "gone.wav", "silent": "silent.wav", "torn": "torn.wav"}
     common = {"duration": 1.0, "sample_rate": RATE}
-    rows += [json.dumps({"id": k, "audio_filepath": v, "target_filepath": "clean/u0.wav", **common}) for k, v in bad.items()]
+    rows += [
+        json.dumps({"id": k, "audio_filepath": v, "target_filepath": "clean/u0.wav", **common}) for k, v in bad.items()
+    ]
     rows += [json.dumps({"id": "lonely", "audio_filepath": "noisy/u1.wav", **common})]
     (folder / "test.jsonl").write_text("\n".join(rows) + "\n")
     result = evaluate.run(_config(folder, "fails"))
     got = _rows(folder)
     assert result["systems"]["fails"]["si_sdr"]["n"] == CLIPS - 1 and result["systems"]["input"]["si_sdr"]["n"] == CLIPS
-    assert "boom" in got["fails", "u3"]["errors"]["si_sdr"] and got["fails", "u3"]["si_sdr"] is None and got["fails", "u2"]["si_sdr"]
+    assert (
+        "boom" in got["fails", "u3"]["errors"]["si_sdr"]
+        and got["fails", "u3"]["si_sdr"] is None
+        and got["fails", "u2"]["si_sdr"]
+    )
     for key in bad:
         assert got["input", key]["si_sdr"] is None and got["input", key]["errors"]["si_sdr"]
     assert "reference" in got["input", "lonely"]["errors"]["si_sdr"]
     assert result["rows_with_errors"] == 11 and "boom" in (folder / "out" / "report.html").read_text()
 
 
-def test_default_metrics_leave_out_what_is_not_installed(world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_metrics_leave_out_what_is_not_installed(
+    world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = world
     names, notes = summary.default_metrics(["si_sdr", "no_such_metric"])
     assert names == ["si_sdr"] and "no_such_metric is left out" in notes[0]
@@ -169,11 +214,17 @@ def test_default_metrics_leave_out_what_is_not_installed(world: tuple[Path, Fake
     assert summary.default_metrics(["dnsmos_ovrl"])[0] in (["dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak"], [])
 
 
-@pytest.mark.parametrize(("changes", "what"), [
-    ({"baseline": "nobody"}, "no system is called"), ({"models": {"input": "half"}}, "cannot be called"),
-    ({"models": {"a/b": "half"}}, "cannot be called"), ({"models": {"x": "nowhere"}}, "no checkpoint"),
-    ({"metrics": ["pesqq"]}, "no reward"), ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
-])
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"baseline": "nobody"}, "no system is called"),
+        ({"models": {"input": "half"}}, "cannot be called"),
+        ({"models": {"a/b": "half"}}, "cannot be called"),
+        ({"models": {"x": "nowhere"}}, "no checkpoint"),
+        ({"metrics": ["pesqq"]}, "no reward"),
+        ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ],
+)
 def test_mistakes_are_found_before_any_work(world: tuple[Path, FakeTask], changes: dict[str, Any], what: str) -> None:
     folder, task = world
     with pytest.raises(UserError, match=what):
@@ -183,7 +234,9 @@ def test_mistakes_are_found_before_any_work(world: tuple[Path, FakeTask], change
 
 def test_nothing_that_can_be_scored_is_an_error(world: tuple[Path, FakeTask]) -> None:
     folder, _ = world
-    (folder / "test.jsonl").write_text('{"id": "a", "audio_filepath": "gone.wav", "duration": 1.0, "sample_rate": 16000}\n')
+    (folder / "test.jsonl").write_text(
+        '{"id": "a", "audio_filepath": "gone.wav", "duration": 1.0, "sample_rate": 16000}\n'
+    )
     with pytest.raises(UserError, match="not one utterance") as caught:
         evaluate.run(_config(folder))
     assert "missing file" in caught.value.why

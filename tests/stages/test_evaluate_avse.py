@@ -31,8 +31,16 @@ def world(tmp_path: Path) -> Path:
         save_audio(tmp_path / "noisy" / f"u{i}.wav", noisy, RATE)
         save_audio(tmp_path / "clean" / f"u{i}.wav", clean, RATE)
         save_lips(tmp_path / "lips" / f"u{i}.npz", mouth)
-        rows.append({"id": f"u{i}", "audio_filepath": f"noisy/u{i}.wav", "target_filepath": f"clean/u{i}.wav", "sample_rate": RATE,
-                     "lips_filepath": f"lips/u{i}.npz", "duration": samples / RATE})
+        rows.append(
+            {
+                "id": f"u{i}",
+                "audio_filepath": f"noisy/u{i}.wav",
+                "target_filepath": f"clean/u{i}.wav",
+                "sample_rate": RATE,
+                "lips_filepath": f"lips/u{i}.npz",
+                "duration": samples / RATE,
+            }
+        )
     _write(tmp_path, rows)
     checkpoint(tmp_path / "net")
     return tmp_path
@@ -43,17 +51,30 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _change(folder: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
-    _write(folder, [change(i, json.loads(line)) for i, line in enumerate((folder / "test.jsonl").read_text().splitlines())])
+    _write(
+        folder, [change(i, json.loads(line)) for i, line in enumerate((folder / "test.jsonl").read_text().splitlines())]
+    )
 
 
 def _run(folder: Path, out: str = "out", **changes: Any) -> dict[str, Any]:
-    settings = {"task": "avse", "data": str(folder / "test.jsonl"), "models": {"net": str(folder / "net")}, "metrics": ["si_sdr"],
-                "batch": 4, "out": str(folder / out), "device": "cpu", "workers": 0, "players": 1}
+    settings = {
+        "task": "avse",
+        "data": str(folder / "test.jsonl"),
+        "models": {"net": str(folder / "net")},
+        "metrics": ["si_sdr"],
+        "batch": 4,
+        "out": str(folder / out),
+        "device": "cpu",
+        "workers": 0,
+        "players": 1,
+    }
     return evaluate.run(Evaluate(**{**settings, **changes}))
 
 
 def _rows(folder: Path, out: str = "out") -> dict[tuple[str, str], dict[str, Any]]:
-    return {(r["system"], r["key"]): r for r in map(json.loads, (folder / out / "scores.jsonl").read_text().splitlines())}
+    return {
+        (r["system"], r["key"]): r for r in map(json.loads, (folder / out / "scores.jsonl").read_text().splitlines())
+    }
 
 
 def _made(folder: Path, system: str, i: int, out: str = "out") -> np.ndarray:
@@ -62,7 +83,11 @@ def _made(folder: Path, system: str, i: int, out: str = "out") -> np.ndarray:
 
 def test_a_model_and_its_control_in_one_table(world: Path) -> None:
     result = _run(world, shuffled=["net"])
-    assert list(result["systems"]) == ["input", "net", "net-shuffled"] and result["baseline"] == "net" and "without_video" not in result
+    assert (
+        list(result["systems"]) == ["input", "net", "net-shuffled"]
+        and result["baseline"] == "net"
+        and "without_video" not in result
+    )
     assert result["deltas"]["net-shuffled"]["si_sdr"]["n"] == len(LENGTHS)
     rows = _rows(world)
     for i in range(len(LENGTHS)):
@@ -80,14 +105,18 @@ def test_a_model_and_its_control_in_one_table(world: Path) -> None:
 def test_neither_batch_nor_limit_decides_whose_video_is_seen(world: Path) -> None:
     whole = _run(world, video="shuffled")
     single = _run(world, "single", video="shuffled", batch=1)
-    assert single["systems"]["net"]["si_sdr"]["mean"] == pytest.approx(whole["systems"]["net"]["si_sdr"]["mean"], abs=0.02)
+    assert single["systems"]["net"]["si_sdr"]["mean"] == pytest.approx(
+        whole["systems"]["net"]["si_sdr"]["mean"], abs=0.02
+    )
     _run(world, "first", video="shuffled", limit=1)
     np.testing.assert_allclose(_made(world, "net", 0, "first"), _made(world, "net", 0), atol=CLOSE)
 
 
 def test_hidden_video(world: Path) -> None:
     _run(world, video="none")
-    np.testing.assert_allclose(_made(world, "net", 1), reference(world / "net", load_audio(world / "noisy" / "u1.wav"), None), atol=CLOSE)
+    np.testing.assert_allclose(
+        _made(world, "net", 1), reference(world / "net", load_audio(world / "noisy" / "u1.wav"), None), atol=CLOSE
+    )
     row = _rows(world)["net", "u1"]
     assert row["video"] == "none" and "video_error" not in row
 
@@ -114,16 +143,23 @@ def test_a_bad_video_costs_the_video_until_it_is_mended(world: Path, capsys: pyt
     row = _rows(world)["net", "u0"]
     assert row["video"] == "right" and "video_error" not in row
     noisy = load_audio(world / "noisy" / "u0.wav")
-    np.testing.assert_allclose(_made(world, "net", 0), reference(world / "net", noisy, world / "lips" / "u0.npz"), atol=CLOSE)
+    np.testing.assert_allclose(
+        _made(world, "net", 0), reference(world / "net", noisy, world / "lips" / "u0.npz"), atol=CLOSE
+    )
 
 
 def test_videos_that_nobody_has_cut(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def uncut(i: int, row: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in row.items() if k != "lips_filepath"} | {"video_filepath": f"u{i}.mp4"} if i < 2 else row
+        return (
+            {k: v for k, v in row.items() if k != "lips_filepath"} | {"video_filepath": f"u{i}.mp4"} if i < 2 else row
+        )
 
     _change(world, uncut)
     result = _run(world)
-    assert result["without_video"] == {"net": 2} and _rows(world)["net", "u0"]["video_error"] == "no mouth crops in the manifest"
+    assert (
+        result["without_video"] == {"net": 2}
+        and _rows(world)["net", "u0"]["video_error"] == "no mouth crops in the manifest"
+    )
     assert capsys.readouterr().err.count("rlspeech prepare lips") == 1
 
 
@@ -138,7 +174,10 @@ def test_both_ears_are_kept_and_their_mean_is_scored(world: Path) -> None:
     np.testing.assert_allclose(saved.T, reference(world / "two", heard, world / "lips" / "u0.npz"), atol=CLOSE)
     assert np.abs(saved[:, 0] - saved[:, 1]).max() > 100 * CLOSE
     assert sf.info(world / "out" / "audio" / "two" / "u1.flac").channels == 1
-    clean, mean = (x - x.mean() for x in (load_audio(world / "clean" / "u0.wav").astype(np.float64), saved.mean(1).astype(np.float64)))
+    clean, mean = (
+        x - x.mean()
+        for x in (load_audio(world / "clean" / "u0.wav").astype(np.float64), saved.mean(1).astype(np.float64))
+    )
     scale = mean @ clean / (clean @ clean)
     expected = 10 * np.log10(np.sum((scale * clean) ** 2) / np.sum((mean - scale * clean) ** 2))
     assert _rows(world)["two", "u0"]["si_sdr"] == pytest.approx(expected, abs=0.1)
@@ -157,12 +196,17 @@ def test_results_of_other_videos_are_not_taken_up(world: Path, capsys: pytest.Ca
     assert one != summary.fingerprint(str(checkpoint(world / "other", seed=1)), "avse")
 
 
-@pytest.mark.parametrize(("changes", "what"), [
-    ({"shuffled": ["nobody"]}, "no model is called"), ({"shuffled": ["net"], "video": "shuffled"}, "shuffled video already"),
-    ({"task": "flowse", "shuffled": ["net"]}, "shown no video"), ({"task": "flowse", "video": "none"}, "shown no video"),
-    ({"task": "flowse"}, "not a flow enhancer"),
-    ({"models": {"net": "net", "net-shuffled": "net"}, "shuffled": ["net"]}, "cannot be called"),
-])
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"shuffled": ["nobody"]}, "no model is called"),
+        ({"shuffled": ["net"], "video": "shuffled"}, "shuffled video already"),
+        ({"task": "flowse", "shuffled": ["net"]}, "shown no video"),
+        ({"task": "flowse", "video": "none"}, "shown no video"),
+        ({"task": "flowse"}, "not a flow enhancer"),
+        ({"models": {"net": "net", "net-shuffled": "net"}, "shuffled": ["net"]}, "cannot be called"),
+    ],
+)
 def test_mistakes_with_videos(world: Path, changes: dict[str, Any], what: str) -> None:
     with pytest.raises(UserError, match=what):
         _run(world, **changes)

@@ -52,7 +52,9 @@ def _tone(seconds: float = 0.5) -> np.ndarray:
 
 
 def _run(tmp_path: Path, *inputs: str | Path, **changes: Any) -> dict[str, Any]:
-    return infer.run(Enhance(**{"inputs": [str(i) for i in inputs], "out": str(tmp_path / "out"), "device": "cpu", **changes}))
+    return infer.run(
+        Enhance(**{"inputs": [str(i) for i in inputs], "out": str(tmp_path / "out"), "device": "cpu", **changes})
+    )
 
 
 def test_files_folders_and_manifests(tmp_path: Path, model: Half, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +62,9 @@ def test_files_folders_and_manifests(tmp_path: Path, model: Half, capsys: pytest
     save_audio(tmp_path / "in" / "a" / "two.flac", _tone(), RATE)
     sf.write(tmp_path / "in" / "three.ogg", _tone(), RATE)
     (tmp_path / "in" / "readme.txt").write_text("no audio")
-    (tmp_path / "m.jsonl").write_text('{"id": "seg", "audio_filepath": "one.wav", "offset": 0.1, "duration": 0.2, "sample_rate": 16000}\n')
+    (tmp_path / "m.jsonl").write_text(
+        '{"id": "seg", "audio_filepath": "one.wav", "offset": 0.1, "duration": 0.2, "sample_rate": 16000}\n'
+    )
     result = _run(tmp_path, tmp_path / "one.wav", tmp_path / "in", tmp_path / "m.jsonl")
     assert (result["enhanced"], result["failed"]) == (4, 0)
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
@@ -100,7 +104,9 @@ def test_bad_files_cost_themselves(tmp_path: Path, model: Half) -> None:
     result = _run(tmp_path, folder, tmp_path / "gone.wav")
     assert (result["enhanced"], result["failed"]) == (2, 6)
     reasons = {Path(k).name: v for k, v in result["errors"].items()}
-    assert "out of memory" in reasons["boom.wav"] and "NaN" in reasons["nan.wav"] and reasons["gone.wav"] == "missing file"
+    assert (
+        "out of memory" in reasons["boom.wav"] and "NaN" in reasons["nan.wav"] and reasons["gone.wav"] == "missing file"
+    )
     with pytest.raises(UserError, match="not one of 1 file"):
         _run(tmp_path, tmp_path / "gone.wav")
 
@@ -136,13 +142,17 @@ def test_two_files_of_one_name_and_results_inside_the_input(tmp_path: Path, mode
     save_audio(tmp_path / "x" / "a.wav", _tone(), RATE)
     save_audio(tmp_path / "y" / "a.wav", _tone(), RATE)
     result = _run(tmp_path, tmp_path / "x" / "a.wav", tmp_path / "y" / "a.wav")
-    assert (result["enhanced"], result["failed"]) == (1, 1) and "would have the name" in next(iter(result["errors"].values()))
+    assert (result["enhanced"], result["failed"]) == (1, 1) and "would have the name" in next(
+        iter(result["errors"].values())
+    )
     for expected in (1, 0):
         result = _run(tmp_path, tmp_path / "x", out=str(tmp_path / "x" / "enhanced"))
         assert (result["enhanced"], result["skipped"]) == (expected, 1 - expected)
 
 
-@pytest.mark.parametrize(("changes", "what"), [({"inputs": []}, "nothing to enhance"), ({"out": None}, "no output folder")])
+@pytest.mark.parametrize(
+    ("changes", "what"), [({"inputs": []}, "nothing to enhance"), ({"out": None}, "no output folder")]
+)
 def test_mistakes(tmp_path: Path, model: Half, changes: dict[str, Any], what: str) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(UserError, match=what):

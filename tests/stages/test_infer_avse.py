@@ -38,8 +38,13 @@ def world(tmp_path: Path) -> Path:
 
 
 def _run(world: Path, *inputs: str | Path, **changes: Any) -> dict[str, Any]:
-    settings = {"task": "avse", "inputs": [str(i) for i in inputs or [world / "in"]], "model": str(world / "net"), "device": "cpu",
-                "out": str(world / "out")}
+    settings = {
+        "task": "avse",
+        "inputs": [str(i) for i in inputs or [world / "in"]],
+        "model": str(world / "net"),
+        "device": "cpu",
+        "out": str(world / "out"),
+    }
     return infer.run(Enhance(**{**settings, **changes}))
 
 
@@ -87,21 +92,31 @@ def test_crops_beside_the_file_or_in_a_folder(world: Path) -> None:
     shutil.copy(world / "mouths" / "a.npz", world / "in" / "a.npz")
     result = _run(world)
     assert (result["enhanced"], result["failed"], result["without_video"]) == (3, 0, 2)
-    np.testing.assert_allclose(load_audio(world / "out" / "a.wav"), _expected(world, "a", world / "mouths" / "a.npz"), atol=CLOSE)
+    np.testing.assert_allclose(
+        load_audio(world / "out" / "a.wav"), _expected(world, "a", world / "mouths" / "a.npz"), atol=CLOSE
+    )
     np.testing.assert_allclose(load_audio(world / "out" / "b.wav"), _expected(world, "b", None), atol=CLOSE)
     assert np.abs(_expected(world, "b", world / "mouths" / "b.npz") - _expected(world, "b", None)).max() > 5 * CLOSE
     result = _run(world, video=str(world / "mouths"), overwrite=True)
     assert "without_video" not in result
     for name in "abc":
-        np.testing.assert_allclose(load_audio(world / "out" / f"{name}.wav"), _expected(world, name, world / "mouths" / f"{name}.npz"),
-                                   atol=CLOSE)
+        np.testing.assert_allclose(
+            load_audio(world / "out" / f"{name}.wav"),
+            _expected(world, name, world / "mouths" / f"{name}.npz"),
+            atol=CLOSE,
+        )
 
 
 def test_one_video_for_one_file(world: Path) -> None:
     _run(world, world / "in" / "a.wav", video=str(world / "mouths" / "c.npz"))
-    np.testing.assert_allclose(load_audio(world / "out" / "a.wav"), _expected(world, "a", world / "mouths" / "c.npz"), atol=CLOSE)
-    for changes, what in [({"video": str(world / "mouths" / "c.npz")}, "one video for 3"), ({"video": str(world / "void")}, "no video at"),
-                          ({"video": str(world / "mouths"), "task": "flowse"}, "shown no video")]:
+    np.testing.assert_allclose(
+        load_audio(world / "out" / "a.wav"), _expected(world, "a", world / "mouths" / "c.npz"), atol=CLOSE
+    )
+    for changes, what in [
+        ({"video": str(world / "mouths" / "c.npz")}, "one video for 3"),
+        ({"video": str(world / "void")}, "no video at"),
+        ({"video": str(world / "mouths"), "task": "flowse"}, "shown no video"),
+    ]:
         with pytest.raises(UserError, match=what):
             _run(world, **changes)
 
@@ -119,13 +134,17 @@ def test_a_bad_video_costs_the_video(world: Path, capsys: pytest.CaptureFixture[
 
 def test_rows_take_their_stretch_of_the_video(world: Path) -> None:
     noisy, _, mouth = clip(0, SAMPLES)
-    (world / "m.jsonl").write_text('{"id": "part", "audio_filepath": "in/a.wav", "lips_filepath": "mouths/a.npz", "offset": 0.16, '
-                                   '"duration": 0.3, "sample_rate": 16000}\n')
+    (world / "m.jsonl").write_text(
+        '{"id": "part", "audio_filepath": "in/a.wav", "lips_filepath": "mouths/a.npz", "offset": 0.16, '
+        '"duration": 0.3, "sample_rate": 16000}\n'
+    )
     result = _run(world, world / "m.jsonl")
     assert "without_video" not in result
     stretch = load_audio(world / "in" / "a.wav", RATE, 0.16, 0.3)
     assert len(stretch) == 4800
-    np.testing.assert_allclose(load_audio(world / "out" / "part.flac"), reference(world / "net", stretch, mouth[4:12]), atol=CLOSE)
+    np.testing.assert_allclose(
+        load_audio(world / "out" / "part.flac"), reference(world / "net", stretch, mouth[4:12]), atol=CLOSE
+    )
 
 
 def test_long_files_see_in_every_chunk_what_belongs_there(world: Path) -> None:
@@ -179,6 +198,9 @@ def test_two_ears_stay_two(world: Path, capsys: pytest.CaptureFixture[str]) -> N
     result = _run(world, video=str(world / "mouths"), model=str(world / "two"))
     assert result["failed"] == 0 and [sf.info(world / "out" / f"{n}.wav").channels for n in "abc"] == [2, 1, 1]
     heard = load_audio(world / "in" / "a.wav", channels=2)
-    np.testing.assert_allclose(load_audio(world / "out" / "a.wav", channels=2), reference(world / "two", heard, world / "mouths" / "a.npz"),
-                               atol=CLOSE)
+    np.testing.assert_allclose(
+        load_audio(world / "out" / "a.wav", channels=2),
+        reference(world / "two", heard, world / "mouths" / "a.npz"),
+        atol=CLOSE,
+    )
     assert "1 file had several channels" in capsys.readouterr().err

@@ -25,17 +25,30 @@ from tests.tasks.avse_toys import tiny_avse
 
 TASKS = ("flowse", "avse", "asr", "tts")
 FORMS: dict[str, dict[str, Any]] = {
-    "grpo": {"algo": "grpo"}, "ppo-relative": {"algo": "ppo", "ppo": PPO(form="relative")},
-    "ppo-critic": {"algo": "ppo", "ppo": PPO(form="critic")}, "diffro": {"algo": "diffro"}, "grpo+diffro": {"algo": "grpo+diffro"}}
+    "grpo": {"algo": "grpo"},
+    "ppo-relative": {"algo": "ppo", "ppo": PPO(form="relative")},
+    "ppo-critic": {"algo": "ppo", "ppo": PPO(form="critic")},
+    "diffro": {"algo": "diffro"},
+    "grpo+diffro": {"algo": "grpo+diffro"},
+}
 REFUSED = {("asr", "diffro"), ("asr", "grpo+diffro")}
 SUPPORTED = [(t, f) for t in TASKS for f in FORMS if (t, f) not in REFUSED]
-SOUND: dict[str, Any] = {"rewards": [RewardSpec(name="si_sdr", scale="none")], "guards": [GuardSpec(name="stoi")], "clip_s": 0.5}
+SOUND: dict[str, Any] = {
+    "rewards": [RewardSpec(name="si_sdr", scale="none")],
+    "guards": [GuardSpec(name="stoi")],
+    "clip_s": 0.5,
+}
 OWN: dict[str, dict[str, Any]] = {
     "flowse": {**SOUND, "explore": Exploration(nfe=(2, 2), bands=2), "diffro": DiffRO(smooth=2, last_steps=2)},
     "avse": {**SOUND, "diffro": DiffRO(smooth=2), "supervised_weight": 0.0},
     "asr": {"sampling": Sampling(max_new_tokens=3), "truncated": "keep", "guards": [GuardSpec(name="asr_wer")]},
-    "tts": {"rewards": [RewardSpec(name="tts_token_diversity", scale="none")], "guards": [GuardSpec(name="tts_stopped")],
-            "truncated": "keep", "group": 3}}  # of two rollouts each is as far from the other
+    "tts": {
+        "rewards": [RewardSpec(name="tts_token_diversity", scale="none")],
+        "guards": [GuardSpec(name="tts_stopped")],
+        "truncated": "keep",
+        "group": 3,
+    },
+}  # of two rollouts each is as far from the other
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +62,35 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         save_lips(utt.lips_filepath, np.random.default_rng(i).integers(0, 255, (26, 32, 32), dtype=np.uint8))
     write_manifest(pairs, rows, {})
     save_avse(folder / "avse", tiny_avse(), facts={"data": "none"})
-    said = {"data": str(tiny_recognisers.write_corpus(folder / "asr-data")), "model": str(tiny_recognisers.write_model(folder / "asr"))}
+    said = {
+        "data": str(tiny_recognisers.write_corpus(folder / "asr-data")),
+        "model": str(tiny_recognisers.write_model(folder / "asr")),
+    }
     tts = write_tts(folder / "tts")
-    return {"flowse": {"data": str(pairs), "model": str(tiny_speech.write_model(folder / "flow"))},
-            "avse": {"data": str(pairs), "model": str(folder / "avse")}, "asr": said,
-            "tts": {"data": tts["data"], "model": tts["model"], "diffro": DiffRO(reward=tts["reward"], on="nonnegative")}}
+    return {
+        "flowse": {"data": str(pairs), "model": str(tiny_speech.write_model(folder / "flow"))},
+        "avse": {"data": str(pairs), "model": str(folder / "avse")},
+        "asr": said,
+        "tts": {"data": tts["data"], "model": tts["model"], "diffro": DiffRO(reward=tts["reward"], on="nonnegative")},
+    }
 
 
 def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **changes: Any) -> RL:
-    plain: dict[str, Any] = {"task": task, "out": str(out), "steps": 2, "prompts_per_step": 2, "group": 2, "micro_batch": 1,
-                             "valid_items": 1, "valid_every": 2, "save_every": 2, "device": "cpu", "workers": 0, "lr": 1e-2, "lora": None}
+    plain: dict[str, Any] = {
+        "task": task,
+        "out": str(out),
+        "steps": 2,
+        "prompts_per_step": 2,
+        "group": 2,
+        "micro_batch": 1,
+        "valid_items": 1,
+        "valid_every": 2,
+        "save_every": 2,
+        "device": "cpu",
+        "workers": 0,
+        "lr": 1e-2,
+        "lora": None,
+    }
     return RL(**{**plain, **OWN[task], **given[task], **FORMS[form], **changes})
 
 
@@ -66,14 +98,18 @@ def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **
 def test_two_steps(given: dict[str, dict[str, Any]], tmp_path: Path, task: str, form: str) -> None:
     summary = rl.run(config(given, task, form, tmp_path / "run"))
     rows = [r for r in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "lr" in r]
-    assert summary["steps"] == len(rows) == 2 and all(r["grad_norm"] is not None and r["skipped_updates"] == 0 for r in rows)
+    assert summary["steps"] == len(rows) == 2 and all(
+        r["grad_norm"] is not None and r["skipped_updates"] == 0 for r in rows
+    )
     if form != "diffro":
         assert rows[0]["ratio_max_gap"] < 1e-3 and rows[0]["kl"] == pytest.approx(0, abs=1e-5)
     if "diffro" in form:
         assert 0 <= rows[0]["diffro/kept"] <= 1 and rows[0]["diffro/tau"] == 1.0
     if form == "diffro":
         assert rows[0]["grad_norm"] > 0 and (rows[1]["kl"] or 0) >= 0
-    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (given[task]["model"], summary["checkpoint"]))
+    before, after = (
+        load_file(Path(folder) / "model.safetensors") for folder in (given[task]["model"], summary["checkpoint"])
+    )
     moved = {k for k, v in before.items() if not torch.equal(v.float(), after[k].float())}
     assert moved or not any(r["grad_norm"] > 0 for r in rows)
 
@@ -94,9 +130,15 @@ def test_the_matrix_is_whole() -> None:
     assert {f["algo"] for f in FORMS.values()} == set(get_args(fields["algo"].annotation))
 
 
-@pytest.mark.parametrize(("task", "setting", "why"), [
-    ("flowse", {"mode": "free"}, "tts"), ("avse", {"last_steps": 2}, "flowse"), ("tts", {"smooth": 8}, "avse, flowse"),
-    ("avse", {"tau": 2.0}, "tts")])
+@pytest.mark.parametrize(
+    ("task", "setting", "why"),
+    [
+        ("flowse", {"mode": "free"}, "tts"),
+        ("avse", {"last_steps": 2}, "flowse"),
+        ("tts", {"smooth": 8}, "avse, flowse"),
+        ("avse", {"tau": 2.0}, "tts"),
+    ],
+)
 def test_settings_of_another_task_are_refused(task: str, setting: dict[str, Any], why: str) -> None:
     wrong = RL(task=task, algo="diffro", diffro=DiffRO(**setting))
     with pytest.raises(UserError, match=f"diffro.{next(iter(setting))}") as caught:
@@ -115,7 +157,12 @@ def test_the_control_needs_no_differentiable_reward(given: dict[str, dict[str, A
     wrong = DiffRO(reward="nowhere")
     with pytest.raises(UserError, match="nowhere"):
         rl.run(config(given, "flowse", "diffro", tmp_path / "one", diffro=wrong))
-    assert rl.run(config(given, "flowse", "diffro", tmp_path / "two", diffro=wrong, policy_weight=0.0, supervised_weight=1.0))["steps"] == 2
+    assert (
+        rl.run(
+            config(given, "flowse", "diffro", tmp_path / "two", diffro=wrong, policy_weight=0.0, supervised_weight=1.0)
+        )["steps"]
+        == 2
+    )
 
 
 def test_what_is_climbed_is_measured_beside_what_is_not() -> None:

@@ -64,7 +64,11 @@ def test_torn_files_leave_a_remark_and_the_rest(tmp_path: Path) -> None:
     (past,) = open_pasts([str(run)])
     assert past.scores == whole.scores and past.metrics == whole.metrics and past.stage == "rl" and past.seed == 0
     said = " ".join(past.notes)
-    assert "4 lines of scores.jsonl" in said and "config.resolved.json cannot be read" in said and "env.json cannot be read" in said
+    assert (
+        "4 lines of scores.jsonl" in said
+        and "config.resolved.json cannot be read" in said
+        and "env.json cannot be read" in said
+    )
 
 
 def test_kept_audio_stays_in_its_folder(tmp_path: Path) -> None:
@@ -80,7 +84,16 @@ def test_kept_audio_stays_in_its_folder(tmp_path: Path) -> None:
 
 
 def test_numbers_and_settings() -> None:
-    assert [number(v) for v in (1, 2.5, True, None, "3", math.nan, math.inf, 10**400)] == [1.0, 2.5, None, None, None, None, None, None]
+    assert [number(v) for v in (1, 2.5, True, None, "3", math.nan, math.inf, 10**400)] == [
+        1.0,
+        2.5,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    ]
     rewards = [{"name": "b", "weight": 1}, {"name": "a", "weight": 2}]
     assert flat({"rewards": rewards, "x": {"y": [1, 2]}, "none": {}}) == {
         "rewards.b.weight": 1,

@@ -78,9 +78,22 @@ def bad_files(folder: Path) -> dict[str, str]:
     for suffix in ("wav", "flac"):
         path = write(folder / f"torn.{suffix}", sound(56 + (suffix == "wav")))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return {"nan": "NaN or infinite samples", "silent": "silent", "cancel": "silent", "clipped": "clipped", "short": "too short",
-            "slow": "rate too low", "upsampled": "bandwidth below the rate", "nothing": "no samples", "zz_copy": "duplicate",
-            "zero": "empty file", "text": "unreadable", "lfs": "Git LFS pointer", "phone": "unreadable", "dangling": "missing file"}
+    return {
+        "nan": "NaN or infinite samples",
+        "silent": "silent",
+        "cancel": "silent",
+        "clipped": "clipped",
+        "short": "too short",
+        "slow": "rate too low",
+        "upsampled": "bandwidth below the rate",
+        "nothing": "no samples",
+        "zz_copy": "duplicate",
+        "zero": "empty file",
+        "text": "unreadable",
+        "lfs": "Git LFS pointer",
+        "phone": "unreadable",
+        "dangling": "missing file",
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -103,9 +116,16 @@ def test_bad_input_of_every_kind_costs_itself_only(tmp_path: Path, workers: int)
 
 def test_the_recipe_mixes_and_is_found(tmp_path: Path) -> None:
     corpus(tmp_path)
-    write(tmp_path / "rir" / "r.wav", np.exp(-np.arange(2000) / 300) * np.random.default_rng(0).standard_normal(2000) * 0.3)
-    summary = mixed(tmp_path, tmp_path / "out", rir=[str(tmp_path / "rir")],
-                    mixing=Mixing(snr_db=(0, 5), level_dbfs=(-30, -20), reverb=1.0, clip_s=0.5))
+    write(
+        tmp_path / "rir" / "r.wav",
+        np.exp(-np.arange(2000) / 300) * np.random.default_rng(0).standard_normal(2000) * 0.3,
+    )
+    summary = mixed(
+        tmp_path,
+        tmp_path / "out",
+        rir=[str(tmp_path / "rir")],
+        mixing=Mixing(snr_db=(0, 5), level_dbfs=(-30, -20), reverb=1.0, clip_s=0.5),
+    )
     assert find_manifest(tmp_path / "out") == Path(summary["recipe"]) and "mix.json" in summary["next"]
     made = MixtureSet.from_recipe(summary["recipe"]).get(0, 0)
     assert len(made.noisy) == 8000 and 0 <= made.snr_db <= 5 and made.rir_id == "r" and -31 < rms_dbfs(made.noisy) < -19
@@ -127,8 +147,11 @@ def test_nothing_left_is_the_users_error(tmp_path: Path) -> None:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name not in {"checks.jsonl", "rendered.jsonl"}}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in {"checks.jsonl", "rendered.jsonl"}
+    }
 
 
 def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
@@ -138,22 +161,35 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
     mixed(tmp_path, tmp_path / "c", render=6, seed=4)
     assert outputs(tmp_path / "c").keys() == outputs(tmp_path / "a").keys()
-    assert all(outputs(tmp_path / "c")[k] != v for k, v in outputs(tmp_path / "a").items() if k.startswith("audio/noisy"))
+    assert all(
+        outputs(tmp_path / "c")[k] != v for k, v in outputs(tmp_path / "a").items() if k.startswith("audio/noisy")
+    )
 
 
 def test_rendered_mixtures_are_paired_and_as_asked(tmp_path: Path) -> None:
     corpus(tmp_path)
-    summary = mixed(tmp_path, tmp_path / "out", render=10, render_s=0.5, mixing=Mixing(snr_db=(3, 9), level_dbfs=(-28, -22)))
-    assert find_manifest(tmp_path / "out").name == "manifest.jsonl" and summary["recipe"] is None and "manifest.jsonl" in summary["next"]
+    summary = mixed(
+        tmp_path, tmp_path / "out", render=10, render_s=0.5, mixing=Mixing(snr_db=(3, 9), level_dbfs=(-28, -22))
+    )
+    assert (
+        find_manifest(tmp_path / "out").name == "manifest.jsonl"
+        and summary["recipe"] is None
+        and "manifest.jsonl" in summary["next"]
+    )
     rows = read_manifest(tmp_path / "out" / "manifest.jsonl")
     assert len(rows) == 10 and {u.extra["clean_id"] for u in rows} == {"c0", "c1", "c2", "c3"}
     for utt in rows:
         noisy, clean = load_audio(utt.audio_filepath), load_audio(utt.target_filepath or "")
         assert len(noisy) == len(clean) == 8000 and utt.snr_db is not None and 3 <= utt.snr_db <= 9
-        assert rms_dbfs(clean) - rms_dbfs(noisy - clean) == pytest.approx(utt.snr_db, abs=0.1) and -28.1 < rms_dbfs(noisy) < -21.9
+        assert (
+            rms_dbfs(clean) - rms_dbfs(noisy - clean) == pytest.approx(utt.snr_db, abs=0.1)
+            and -28.1 < rms_dbfs(noisy) < -21.9
+        )
 
 
-def test_a_second_run_reads_no_audio_and_other_limits_do_not_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reads_no_audio_and_other_limits_do_not_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus(tmp_path)
     assert mixed(tmp_path, tmp_path / "out")["checked"] == 7
     monkeypatch.setattr(vet_module, "measure", lambda path, floor_db: pytest.fail(f"{path} was read again"))
@@ -178,7 +214,9 @@ print(json.dumps(run(Prepare(**json.loads(sys.argv[1])))))
 
 
 def start(config: dict[str, Any]) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", DRIVER, json.dumps(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, json.dumps(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signal.Signals) -> int:
@@ -196,8 +234,15 @@ def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signa
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_without_repeating_work(tmp_path: Path, how: signal.Signals) -> None:
     corpus(tmp_path, clean=13, noise=3)
-    config = {"source": "mix", "clean": [str(tmp_path / "clean")], "noise": [str(tmp_path / "noise")], "out": str(tmp_path / "out"),
-              "workers": 0, "render": 16, "seed": 1}
+    config = {
+        "source": "mix",
+        "clean": [str(tmp_path / "clean")],
+        "noise": [str(tmp_path / "noise")],
+        "out": str(tmp_path / "out"),
+        "workers": 0,
+        "render": 16,
+        "seed": 1,
+    }
     process = start(config)
     done = stop_at(process, tmp_path / "out" / "checks.jsonl", 5, how)
     assert 5 <= done < 16 and not (tmp_path / "out" / "sources").exists() and process.returncode != 0
@@ -210,7 +255,9 @@ def test_an_interrupted_run_goes_on_without_repeating_work(tmp_path: Path, how: 
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "audio").rglob("mix_00000[0-3].flac")}
     summary = run(Prepare(**config))
     assert (summary["checked"], summary["known"]) == (0, 16) and summary["manifests"]["manifest"]["rows"] == 16
-    assert len(kept) == 8 and all(p.stat().st_mtime_ns == t for p, t in kept.items()), "finished mixtures are left as they are"
+    assert len(kept) == 8 and all(p.stat().st_mtime_ns == t for p, t in kept.items()), (
+        "finished mixtures are left as they are"
+    )
     whole = run(Prepare(**(config | {"out": str(tmp_path / "whole")})))
     assert whole["checked"] == 16
     assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
@@ -245,12 +292,22 @@ def test_a_full_disk_says_what_was_kept_and_goes_on_later(tmp_path: Path, monkey
 def test_an_audio_library_that_cannot_write_is_a_full_disk_too(tmp_path: Path) -> None:
     corpus(tmp_path)
     write(tmp_path / "clean" / "long.wav", sound(9, 20.0))
-    config = {"source": "mix", "clean": [str(tmp_path / "clean")], "noise": [str(tmp_path / "noise")], "out": str(tmp_path / "out"),
-              "workers": 0, "render": 5}
+    config = {
+        "source": "mix",
+        "clean": [str(tmp_path / "clean")],
+        "noise": [str(tmp_path / "noise")],
+        "out": str(tmp_path / "out"),
+        "workers": 0,
+        "render": 5,
+    }
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
-    code = f"{limit}\nfrom rlspeech.stages.prepare import Prepare, run\nfrom rlspeech.types import UserError\nimport json, sys\n" \
-           "try:\n    run(Prepare(**json.loads(sys.argv[1])))\nexcept UserError as error:\n    print(error.why)"
-    answer = subprocess.run([sys.executable, "-c", code, json.dumps(config)], capture_output=True, text=True, check=True)
+    code = (
+        f"{limit}\nfrom rlspeech.stages.prepare import Prepare, run\nfrom rlspeech.types import UserError\nimport json, sys\n"
+        "try:\n    run(Prepare(**json.loads(sys.argv[1])))\nexcept UserError as error:\n    print(error.why)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(config)], capture_output=True, text=True, check=True
+    )
     assert "4 of 5 mixtures were kept" in answer.stdout and "disk is full" in answer.stdout
     assert run(Prepare(**config))["manifests"]["manifest"]["rows"] == 5  # type: ignore[arg-type]
 
@@ -264,7 +321,12 @@ def test_pairs_are_dropped_for_either_side_and_for_lengths(tmp_path: Path) -> No
     (tmp_path / "noisy" / "p3.wav").write_bytes(b"")
     (tmp_path / "clean" / "p4.wav").unlink()
     summary = prepare("pairs", tmp_path / "out", noisy=str(tmp_path / "noisy"), clean=[str(tmp_path / "clean")])
-    assert summary["dropped"] == {"empty file": 1, "no clean partner": 1, "pair of different lengths": 1, "target: silent": 1}
+    assert summary["dropped"] == {
+        "empty file": 1,
+        "no clean partner": 1,
+        "pair of different lengths": 1,
+        "target: silent": 1,
+    }
     rows = read_manifest(find_manifest(tmp_path / "out"))
     assert [u.id for u in rows] == ["p0"] and rows[0].target_filepath == str(tmp_path / "clean" / "p0.wav")
     assert summary["next"].startswith("rlspeech pretrain")
@@ -274,7 +336,10 @@ def test_a_manifest_that_claims_otherwise_is_not_believed(tmp_path: Path) -> Non
     for name, seconds in (("a", 1.0), ("b", 0.6), ("c", 1.0), ("d", 1.5)):
         write(tmp_path / f"{name}.wav", sound(ord(name), seconds))
     rates = {"c": 48000}
-    rows = [{"id": n, "audio_filepath": f"{n}.wav", "duration": 1.0, "sample_rate": rates.get(n, RATE), "mos": 3} for n in "abcd"]
+    rows = [
+        {"id": n, "audio_filepath": f"{n}.wav", "duration": 1.0, "sample_rate": rates.get(n, RATE), "mos": 3}
+        for n in "abcd"
+    ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     summary = prepare("folder", tmp_path / "out", root=str(tmp_path / "m.jsonl"))
     wrong = ("longer than the manifest says", "rate differs from the manifest", "shorter than the manifest says")
@@ -293,14 +358,21 @@ def test_a_corpus_in_the_dns_layout(tmp_path: Path) -> None:
     write(base / "test_set" / "real_recordings" / "real.wav", sound(60))
     write(base / "noise" / "leak.wav", sound(31))  # a test recording among the training noise
     summary = prepare("dns", tmp_path / "out", root=str(tmp_path))
-    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {"clean": 3, "noise": 3, "test_no_reverb": 3, "real": 1}
+    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {
+        "clean": 3,
+        "noise": 3,
+        "test_no_reverb": 3,
+        "real": 1,
+    }
     assert summary["dropped"] == {"duplicate": 1} and read_jsonl(tmp_path / "out" / "dropped.jsonl")[0]["id"] == "leak"
     assert [u.snr_db for u in read_manifest(tmp_path / "out" / "test_no_reverb.jsonl")] == [0, 1, 2]
     assert len(MixtureSet.from_recipe(find_manifest(tmp_path / "out"))) == 3
 
 
 def test_a_corpus_in_the_voicebank_layout(tmp_path: Path) -> None:
-    for i, (part, name) in enumerate((("trainset_28spk", "p226_001"), ("trainset_28spk", "p228_001"), ("testset", "p232_001"))):
+    for i, (part, name) in enumerate(
+        (("trainset_28spk", "p226_001"), ("trainset_28spk", "p228_001"), ("testset", "p232_001"))
+    ):
         write(tmp_path / f"noisy_{part}_wav" / f"{name}.wav", sound(i, rate=48000), 48000)
         write(tmp_path / f"clean_{part}_wav" / f"{name}.wav", sound(10 + i, rate=48000), 48000)
     summary = prepare("voicebank", tmp_path / "out", root=str(tmp_path))
@@ -315,7 +387,9 @@ def test_files_with_one_stem_get_ids_of_their_own(tmp_path: Path) -> None:
     assert len({u.id for u in read_manifest(tmp_path / "in" / "out" / "manifest.jsonl")}) == 4
 
 
-def test_a_crashing_worker_costs_its_file_and_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crashing_worker_costs_its_file_and_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus(tmp_path)
     measure = vet_module.measure
 
@@ -333,7 +407,12 @@ def test_a_crashing_worker_costs_its_file_and_is_not_remembered(tmp_path: Path, 
 
 def test_prepare_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = prepare("demo", tmp_path)
-    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {"clean": 60, "noise": 16, "valid": 24, "test": 24}
+    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {
+        "clean": 60,
+        "noise": 16,
+        "valid": 24,
+        "test": 24,
+    }
     assert len(MixtureSet.from_recipe(find_manifest(tmp_path))) == 60
     assert find_manifest(tmp_path, recipe=False).name == "test.jsonl"
     told = capsys.readouterr()

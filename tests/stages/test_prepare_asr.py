@@ -37,8 +37,16 @@ def corpus(folder: Path, count: int = 8) -> Path:
     rows = []
     for i in range(count):
         path = folder / f"u{i}.wav" if i == count - 1 else sound(folder / f"u{i}.wav", i, 0.6 + 0.05 * i)
-        rows.append({"id": f"u{i}", "audio_filepath": path.name, "duration": 0.6 + 0.05 * i, "sample_rate": RATE,
-                     "text": f"number {i} spoken clearly", "speaker_id": f"s{i % 2}"})
+        rows.append(
+            {
+                "id": f"u{i}",
+                "audio_filepath": path.name,
+                "duration": 0.6 + 0.05 * i,
+                "sample_rate": RATE,
+                "text": f"number {i} spoken clearly",
+                "speaker_id": f"s{i % 2}",
+            }
+        )
     (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder / "train.jsonl"
 
@@ -71,8 +79,15 @@ def test_transcribed_corpora(tmp_path: Path) -> None:
     for i in range(3):
         sound(tmp_path / "audio" / f"a{i}.wav", i)
     (tmp_path / "list.tsv").write_text("path\tsentence\na0.wav\thello\na1.wav\t\n")
-    listed = prepare.run(prepare.Prepare(source="folder", root=str(tmp_path / "audio"), text=str(tmp_path / "list.tsv"),
-                                         out=str(tmp_path / "listed"), workers=0))
+    listed = prepare.run(
+        prepare.Prepare(
+            source="folder",
+            root=str(tmp_path / "audio"),
+            text=str(tmp_path / "list.tsv"),
+            out=str(tmp_path / "listed"),
+            workers=0,
+        )
+    )
     assert [(u.id, u.text) for u in read_manifest(find_manifest(tmp_path / "listed"))] == [("a0", "hello"), ("a1", "")]
     assert listed["dropped"] == {"no transcript": 1} and "--task asr" in listed["next"]
     data = tmp_path / "data" / "test"
@@ -80,7 +95,9 @@ def test_transcribed_corpora(tmp_path: Path) -> None:
     (data / "wav.scp").write_text(f"r {tmp_path}/audio/a0.wav\n")
     (data / "text").write_text("u1 hello\nu2 there\nu3 never\n")
     (data / "segments").write_text("u1 r 0.0 0.45\nu2 r 0.5 1.0\nu3 r 0.9 5.0\n")
-    made = prepare.run(prepare.Prepare(source="kaldi", root=str(tmp_path / "data"), out=str(tmp_path / "kaldi"), workers=0))
+    made = prepare.run(
+        prepare.Prepare(source="kaldi", root=str(tmp_path / "data"), out=str(tmp_path / "kaldi"), workers=0)
+    )
     rows = read_manifest(tmp_path / "kaldi" / "test.jsonl")
     assert [(u.id, u.offset, u.duration) for u in rows] == [("u1", 0.0, 0.45), ("u2", 0.5, 0.5)]
     assert made["dropped"] == {"shorter than the manifest says": 1} and made["checked"] == 1
@@ -101,7 +118,11 @@ def test_recognisers_listen_once_and_their_disagreement_decides(tmp_path: Path) 
     CALLS.clear()
     before = (tmp_path / "out" / "d123.jsonl").read_bytes()
     again = build(data, tmp_path / "out")
-    assert not CALLS and again["recognisers"] == summary["recognisers"] and (tmp_path / "out" / "d123.jsonl").read_bytes() == before
+    assert (
+        not CALLS
+        and again["recognisers"] == summary["recognisers"]
+        and (tmp_path / "out" / "d123.jsonl").read_bytes() == before
+    )
     sound(tmp_path / "u1.wav", 99, 0.65)
     build(data, tmp_path / "out")
     assert CALLS == [1], "a changed file is heard again"
@@ -125,19 +146,33 @@ def test_hypotheses_from_files(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused_before_anyone_listens(tmp_path: Path) -> None:
     data = corpus(tmp_path, 2)
     (tmp_path / "empty.txt").write_text("\n# nothing\n")
-    (tmp_path / "plain.jsonl").write_text(json.dumps({"id": "a", "audio_filepath": "u0.wav", "duration": 1.0, "sample_rate": RATE}) + "\n")
-    for more in ({"recognisers": NAMES[:1]}, {"normaliser": "nobody-1"}, {"keywords": str(tmp_path / "empty.txt")}, {"data": None},
-                 {"keywords": str(tmp_path / "gone.txt")}, {"data": str(tmp_path / "plain.jsonl")}):
+    (tmp_path / "plain.jsonl").write_text(
+        json.dumps({"id": "a", "audio_filepath": "u0.wav", "duration": 1.0, "sample_rate": RATE}) + "\n"
+    )
+    for more in (
+        {"recognisers": NAMES[:1]},
+        {"normaliser": "nobody-1"},
+        {"keywords": str(tmp_path / "empty.txt")},
+        {"data": None},
+        {"keywords": str(tmp_path / "gone.txt")},
+        {"data": str(tmp_path / "plain.jsonl")},
+    ):
         with pytest.raises(UserError):
-            prepare_rl_asr.run(RlAsr(**({"data": str(data), "recognisers": NAMES, "out": str(tmp_path / "out")} | more)))  # type: ignore[arg-type]
+            prepare_rl_asr.run(
+                RlAsr(**({"data": str(data), "recognisers": NAMES, "out": str(tmp_path / "out")} | more))
+            )  # type: ignore[arg-type]
     assert not (tmp_path / "out" / "heard").exists()
 
 
 def test_silence_is_not_shown_and_a_deaf_recogniser_is_refused(tmp_path: Path) -> None:
     save_audio(tmp_path / "quiet.wav", np.zeros(RATE, np.float32), RATE)
-    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "q", "audio_filepath": "quiet.wav", "duration": 1.0, "sample_rate": RATE}) + "\n")
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps({"id": "q", "audio_filepath": "quiet.wav", "duration": 1.0, "sample_rate": RATE}) + "\n"
+    )
     CALLS.clear()
-    assert prepare_heard.hear_all(NAMES[0], read_manifest(tmp_path / "m.jsonl"), tmp_path / "h") == {"q": ""} and not CALLS
+    assert (
+        prepare_heard.hear_all(NAMES[0], read_manifest(tmp_path / "m.jsonl"), tmp_path / "h") == {"q": ""} and not CALLS
+    )
     sound(tmp_path / "quiet.wav", 1, 1.0)
     with pytest.raises(UserError, match="heard nothing"):
         prepare_heard.hear_all(NAMES[1], read_manifest(tmp_path / "m.jsonl"), tmp_path / "h")
@@ -147,12 +182,16 @@ def test_the_hallucination_set(tmp_path: Path) -> None:
     data = corpus(tmp_path, 3)
     data.write_text("\n".join(data.read_text().splitlines()[:2]) + "\n")
     sound(tmp_path / "noise" / "n.wav", 5)
-    config = Nonspeech(noise=[str(tmp_path / "noise")], clean=[str(data)], count=3, max_s=4.0, out=str(tmp_path / "out"))
+    config = Nonspeech(
+        noise=[str(tmp_path / "noise")], clean=[str(data)], count=3, max_s=4.0, out=str(tmp_path / "out")
+    )
     summary = prepare_nonspeech.run(config)
     rows = read_manifest(find_manifest(tmp_path / "out"))
     hours = sum(u.duration for u in rows[3:6]) / 3600
     assert summary["conditions"]["noise"] == {"rows": 3, "hours": pytest.approx(hours, abs=1e-6), "words": 0}
-    assert summary["conditions"]["looped"]["words"] >= 3 * 2 * 4 and len(rows) == summary["manifests"]["manifest"]["rows"]
+    assert (
+        summary["conditions"]["looped"]["words"] >= 3 * 2 * 4 and len(rows) == summary["manifests"]["manifest"]["rows"]
+    )
     assert len(read_jsonl(tmp_path / "out" / "dropped.jsonl")) == sum(summary["dropped"].values())
     json.dumps(summary)
 
@@ -175,7 +214,9 @@ def test_every_command_has_help_and_an_example_that_parses(name: str) -> None:
 
 def test_flags_arrive(tmp_path: Path) -> None:
     data = corpus(tmp_path)
-    line = f"prepare rl-asr --data {data} --recogniser {NAMES[0]} --recogniser {NAMES[1]} --rows 6 --band 0.1 0.9 --seed 3"
+    line = (
+        f"prepare rl-asr --data {data} --recogniser {NAMES[0]} --recogniser {NAMES[1]} --rows 6 --band 0.1 0.9 --seed 3"
+    )
     line += f" --out {tmp_path}/o --json -q"
     result = CliRunner().invoke(app, [*shlex.split(line), "--set", "long_share=0"])
     assert result.exit_code == 0, result.stderr

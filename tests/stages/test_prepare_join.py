@@ -20,7 +20,17 @@ from rlspeech.types import UserError
 
 def manifest(path: Path, ids: list[str], **columns: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"id": i, "audio_filepath": f"wavs/{i}.wav", "duration": 2.0, "sample_rate": 16000, "text": "one two", **columns} for i in ids]
+    rows = [
+        {
+            "id": i,
+            "audio_filepath": f"wavs/{i}.wav",
+            "duration": 2.0,
+            "sample_rate": 16000,
+            "text": "one two",
+            **columns,
+        }
+        for i in ids
+    ]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
 
@@ -34,11 +44,19 @@ def test_paths_lead_from_the_result_to_the_same_files(tmp_path):
     a = manifest(tmp_path / "a" / "test.jsonl", ["x", "y"], lips_filepath="lips.npz")
     b = manifest(tmp_path / "other" / "b" / "train.jsonl", ["z"], keywords=["two"])
     summary, rows = join(tmp_path, a, b.parent)  # a folder stands for its manifest
-    assert [r["audio_filepath"] for r in rows] == ["../../a/wavs/x.wav", "../../a/wavs/y.wav", "../../other/b/wavs/z.wav"]
+    assert [r["audio_filepath"] for r in rows] == [
+        "../../a/wavs/x.wav",
+        "../../a/wavs/y.wav",
+        "../../other/b/wavs/z.wav",
+    ]
     assert rows[0]["lips_filepath"] == "../../a/lips.npz" and rows[2]["keywords"] == ["two"]
     whole = read_manifest(tmp_path / "deep" / "out" / "manifest.jsonl")
     assert [u.audio_filepath for u in whole] == [u.audio_filepath for p in (a, b) for u in read_manifest(p)]
-    assert summary["manifests"]["manifest"]["rows"] == 3 and summary["renamed"] == 0 and "eval --task asr" in summary["next"]
+    assert (
+        summary["manifests"]["manifest"]["rows"] == 3
+        and summary["renamed"] == 0
+        and "eval --task asr" in summary["next"]
+    )
     meta = json.loads((tmp_path / "deep" / "out" / "manifest.meta.json").read_text())
     assert [j["rows"] for j in meta["joined"]] == [2, 1] and meta["rows"] == 3
 
@@ -59,31 +77,51 @@ def test_folders_of_one_name_are_told_apart_by_their_files_and_numbers(tmp_path)
 def test_columns_are_set_by_manifest(tmp_path):
     a = manifest(tmp_path / "a" / "m.jsonl", ["x"], condition="old")
     b, c = manifest(tmp_path / "b" / "m.jsonl", ["y"]), manifest(tmp_path / "with:k=v" / "m.jsonl", ["z"])
-    _, rows = join(tmp_path, f"{a}:condition=clean", f"{b.parent}:condition=a, b,snr_db=5,language=007,weight=0.5,text=", c)
+    _, rows = join(
+        tmp_path, f"{a}:condition=clean", f"{b.parent}:condition=a, b,snr_db=5,language=007,weight=0.5,text=", c
+    )
     assert rows[0]["condition"] == "clean"
     assert {k: rows[1][k] for k in ("condition", "snr_db", "language", "weight", "text")} == {
-        "condition": "a, b", "snr_db": 5, "language": "007", "weight": 0.5, "text": ""}
+        "condition": "a, b",
+        "snr_db": 5,
+        "language": "007",
+        "weight": 0.5,
+        "text": "",
+    }
     assert "condition" not in rows[2]  # a path that is there is only a path
 
 
 def test_a_sample_is_the_seeds_and_keeps_the_order(tmp_path):
-    a, b = manifest(tmp_path / "a" / "m.jsonl", [f"a{i}" for i in range(30)]), manifest(tmp_path / "b" / "m.jsonl", ["b0", "b1"])
-    ids = [[r["id"] for r in join(tmp_path, a, b, sample=n, seed=s)[1]] for n, s in ((10, 0), (10, 0), (10, 1), (99, 0))]
+    a, b = (
+        manifest(tmp_path / "a" / "m.jsonl", [f"a{i}" for i in range(30)]),
+        manifest(tmp_path / "b" / "m.jsonl", ["b0", "b1"]),
+    )
+    ids = [
+        [r["id"] for r in join(tmp_path, a, b, sample=n, seed=s)[1]] for n, s in ((10, 0), (10, 0), (10, 1), (99, 0))
+    ]
     order = [f"a{i}" for i in range(30)] + ["b0", "b1"]
     assert ids[0] == ids[1] != ids[2] and [len(i) for i in ids] == [10, 10, 10, 32]
     assert all(i == sorted(i, key=order.index) for i in ids)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.sampled_from(["x", "a_x", "a_x_2", "b_x", "a_m_x", "é", "x" * 115]), unique=True, min_size=1), min_size=1,
-                max_size=4), st.lists(st.sampled_from(["a", "b", "a_m"]), min_size=4, max_size=4))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["x", "a_x", "a_x_2", "b_x", "a_m_x", "é", "x" * 115]), unique=True, min_size=1),
+        min_size=1,
+        max_size=4,
+    ),
+    st.lists(st.sampled_from(["a", "b", "a_m"]), min_size=4, max_size=4),
+)
 def test_ids_of_the_result_are_always_unique(ids, folders):
     from rlspeech.types import Utterance
 
-    paths = [Path(f) / "m.jsonl" for f in folders[:len(ids)]]
+    paths = [Path(f) / "m.jsonl" for f in folders[: len(ids)]]
     tags = prepare_join._tags(paths)
-    parts = [prepare_join._Part(p, t, {}, [Utterance(i, "x.wav", 1.0, 16000) for i in names])
-             for p, t, names in zip(paths, tags, ids, strict=True)]
+    parts = [
+        prepare_join._Part(p, t, {}, [Utterance(i, "x.wav", 1.0, 16000) for i in names])
+        for p, t, names in zip(paths, tags, ids, strict=True)
+    ]
     before = [u.id for part in parts for u in part.rows]
     renamed = prepare_join._tell_apart(parts)
     after = [u.id for part in parts for u in part.rows]
@@ -107,8 +145,22 @@ def test_mistakes_are_told(tmp_path):
 
 def test_the_command(tmp_path):
     a, b = manifest(tmp_path / "a" / "test.jsonl", ["x"]), manifest(tmp_path / "b" / "test.jsonl", ["x"])
-    done = CliRunner().invoke(app, ["prepare", "join", str(a), f"{b}:condition=noisy", "--sample", "2", "--seed", "3", "--out",
-                                    str(tmp_path / "out"), "--json"])
+    done = CliRunner().invoke(
+        app,
+        [
+            "prepare",
+            "join",
+            str(a),
+            f"{b}:condition=noisy",
+            "--sample",
+            "2",
+            "--seed",
+            "3",
+            "--out",
+            str(tmp_path / "out"),
+            "--json",
+        ],
+    )
     assert done.exit_code == 0, done.output
     rows = list(read_jsonl(tmp_path / "out" / "manifest.jsonl"))
     assert [(r["id"], r.get("condition")) for r in rows] == [("a_x", None), ("b_x", "noisy")]

@@ -102,7 +102,9 @@ def test_what_a_run_leaves(whole: Path) -> None:
     assert not torch.equal(averaged["out.weight"], raw[name])  # the average is for use, the weights for going on
 
 
-def test_a_cut_run_ends_where_the_whole_one_did(pairs: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_run_ends_where_the_whole_one_did(
+    pairs: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         _cut_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
@@ -112,7 +114,9 @@ def test_a_cut_run_ends_where_the_whole_one_did(pairs: Path, whole: Path, tmp_pa
     _assert_same(whole, tmp_path / "cut")
 
 
-def test_ctrl_c_finishes_the_step_and_saves_it(pairs: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_finishes_the_step_and_saves_it(
+    pairs: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, pressed = pretrain.Trainer.update, [1, 2]  # once, then, in the next run, twice
 
     def update(self: pretrain.Trainer, clips: Any) -> dict[str, float]:
@@ -162,7 +166,9 @@ def test_a_finished_run_is_not_trained_further(pairs: Path, whole: Path) -> None
     assert (whole / "checkpoints" / "step_000004" / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_a_finished_run_goes_on_where_more_steps_are_asked_for(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     pretrain.run(_config(pairs, out))
     weights = _state(out)["out.weight"]
@@ -186,7 +192,9 @@ def test_the_page_of_a_run_has_its_losses_its_validations_and_what_can_be_heard(
     [past] = open_pasts([str(out)])
     data = pretrain_report.page_data(past)
     assert data.title == "pretrain flowse: run" and data.subtitle == "step 4 of 4: all steps done"
-    assert list(data.means) == ["step 2", "step 4"] and data.means["step 4"]["si_sdr"].mean == pytest.approx(summary["si_sdr"])
+    assert list(data.means) == ["step 2", "step 4"] and data.means["step 4"]["si_sdr"].mean == pytest.approx(
+        summary["si_sdr"]
+    )
     assert data.baseline is None and not data.deltas  # two moments of one run are no comparison
     kinds = {p.title: p.kind for p in data.plots}
     assert kinds["valid/si_sdr"] == "valid" and kinds["train/loss"] == "train"
@@ -211,19 +219,27 @@ def test_it_learns(pairs: Path, tmp_path: Path) -> None:
     losses: list[float] = []
     real = pretrain.Trainer.update
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.Trainer, "update", lambda self, clips: losses.append((p := real(self, clips))["loss"]) or p)
-        pretrain.run(_config(pairs, tmp_path / "run", steps=60, save_every=60, lr=5e-3, warmup=5, mixing={"clip_s": 0.5}))
+        patch.setattr(
+            pretrain.Trainer, "update", lambda self, clips: losses.append((p := real(self, clips))["loss"]) or p
+        )
+        pretrain.run(
+            _config(pairs, tmp_path / "run", steps=60, save_every=60, lr=5e-3, warmup=5, mixing={"clip_s": 0.5})
+        )
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_init_goes_on_from_a_checkpoint(pairs: Path, whole: Path, tmp_path: Path) -> None:
-    pretrain.run(_config(pairs, tmp_path / "next", model=FlowModel(), init=str(whole), steps=1, lr=1e-12, warmup=0, ema=0.0))
+    pretrain.run(
+        _config(pairs, tmp_path / "next", model=FlowModel(), init=str(whole), steps=1, lr=1e-12, warmup=0, ema=0.0)
+    )
     start, end = load_flow(str(whole))[0].state_dict(), load_flow(str(tmp_path / "next"))[0].state_dict()
     for name, value in start.items():
         torch.testing.assert_close(end[name], value, atol=1e-6, rtol=1e-6)
 
 
-def test_a_loss_that_is_no_number_stops_with_advice(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_stops_with_advice(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = FlowSE.pretrain_loss
     monkeypatch.setattr(FlowSE, "pretrain_loss", lambda *a: {k: v * float("nan") for k, v in real(*a).items()})
     with pytest.raises(UserError, match="the loss is nan at step 0") as error:

@@ -49,7 +49,9 @@ def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.Captu
             found = row[name]
             assert found["lo"] <= found["mean"] <= found["hi"] and -1 <= found["mean"] <= 1
             assert (found["critical_prompts"] is None) == (found["mean"] <= 0)
-        assert row["all"]["mean"] == pytest.approx(row["si_sdr"]["mean"], abs=1e-6)  # one reward: the composition is that reward
+        assert row["all"]["mean"] == pytest.approx(
+            row["si_sdr"]["mean"], abs=1e-6
+        )  # one reward: the composition is that reward
         assert row["rollouts_per_s"] > 0
     assert json.loads((tmp_path / "out" / "probe.json").read_text()) == json.loads(json.dumps(summary, allow_nan=False))
     assert Path(base["model"], "model.safetensors").read_bytes() == before
@@ -57,11 +59,24 @@ def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.Captu
     assert "gain 0.3, 4 bands" in shown and "sde 0.4" in shown
 
 
-def test_an_interrupted_probe_shows_what_it_has_and_goes_on(base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
+    base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = [Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=bands) for bands in (2, 4)]
-    config = RL(**base, out=str(tmp_path / "out"), rewards=[RewardSpec(name="si_sdr")], lora=Lora(rank=2), prompts_per_step=2, group=2,
-                clip_s=0.8, valid_items=1, device="cpu", workers=0, probe_batches=4, probe_settings=settings)
+    config = RL(
+        **base,
+        out=str(tmp_path / "out"),
+        rewards=[RewardSpec(name="si_sdr")],
+        lora=Lora(rank=2),
+        prompts_per_step=2,
+        group=2,
+        clip_s=0.8,
+        valid_items=1,
+        device="cpu",
+        workers=0,
+        probe_batches=4,
+        probe_settings=settings,
+    )
     measure, measured = probe._measure, list[str]()
 
     def once(*given: object) -> object:
@@ -94,8 +109,20 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(base: dict[str, str]
 
 def test_candidates() -> None:
     found = probe.candidates(RL())
-    assert found[0] == RL().explore and probe.PUBLISHED["flowse"] in found and len(found) == len({e.model_dump_json() for e in found}) >= 4
+    assert (
+        found[0] == RL().explore
+        and probe.PUBLISHED["flowse"] in found
+        and len(found) == len({e.model_dump_json() for e in found}) >= 4
+    )
     assert len({probe.label(e) for e in found}) == len(found)
     assert probe.candidates(RL(probe_settings=found[:1])) == found[:1]
     with pytest.raises(UserError):
-        probe.run(RL(model="/nowhere", rewards=[RewardSpec(name="si_sdr")], guards=[GuardSpec(name="stoi")], workers=0, device="cpu"))
+        probe.run(
+            RL(
+                model="/nowhere",
+                rewards=[RewardSpec(name="si_sdr")],
+                guards=[GuardSpec(name="stoi")],
+                workers=0,
+                device="cpu",
+            )
+        )

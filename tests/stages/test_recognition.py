@@ -22,10 +22,22 @@ from rlspeech.tasks.asr import Asr
 from rlspeech.types import Sample, UserError
 
 SAID = {
-    "base": {"a": "one two tree", "b": "five six seven", "c": "eight nine ten", "d": "hello", "e": "mullers naive cafe",
-             "f": "the the end"},
-    "good": {"a": "one two three four", "b": "five six seven", "c": "eight nine ten", "d": "", "e": "Müller's <b>naïve</b> café",
-             "f": ""},
+    "base": {
+        "a": "one two tree",
+        "b": "five six seven",
+        "c": "eight nine ten",
+        "d": "hello",
+        "e": "mullers naive cafe",
+        "f": "the the end",
+    },
+    "good": {
+        "a": "one two three four",
+        "b": "five six seven",
+        "c": "eight nine ten",
+        "d": "",
+        "e": "Müller's <b>naïve</b> café",
+        "f": "",
+    },
 }
 
 
@@ -64,7 +76,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for row in rows:
         write_corpus(folder, [row], row["duration"])
     (folder / "manifest.jsonl").write_text(
-        "\n".join(json.dumps({"audio_filepath": f"{r['id']}.flac", "sample_rate": RATE, **r}) for r in rows) + "\n")
+        "\n".join(json.dumps({"audio_filepath": f"{r['id']}.flac", "sample_rate": RATE, **r}) for r in rows) + "\n"
+    )
     lengths = {r["id"]: int(r["duration"] * RATE) for r in rows}
 
     def load(self: Asr, name: str, device: Any = "cpu", **_: Any) -> tuple[Any, dict[str, Any]]:
@@ -76,7 +89,13 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "batch": 4, "players": 0, **changes}
+    settings: dict[str, Any] = {
+        "models": {"base": "hub/base", "good": "hub/good"},
+        "device": "cpu",
+        "batch": 4,
+        "players": 0,
+        **changes,
+    }
     return evaluate.run(Evaluate(task="asr", data=str(data), out=str(out), **settings))
 
 
@@ -89,7 +108,9 @@ def test_rates_are_those_of_jiwer_over_the_whole_corpus(data: Path, tmp_path: Pa
         assert rates["wer"]["mean"] == pytest.approx(100 * truth.wer)
         for name in ("substitutions", "deletions", "insertions"):
             assert rates[name]["mean"] == pytest.approx(100 * getattr(truth, name) / words)
-        assert rates["cer"]["mean"] == pytest.approx(100 * jiwer.cer([r["text"] for r in spoken], [said[r["id"]] for r in spoken]))
+        assert rates["cer"]["mean"] == pytest.approx(
+            100 * jiwer.cer([r["text"] for r in spoken], [said[r["id"]] for r in spoken])
+        )
     base, good = made["systems"]["base"], made["systems"]["good"]
     assert (base["empty_output"]["mean"], good["empty_output"]["mean"], base["inserted_words"]["mean"]) == (0, 100, 1)
     assert base["exact"]["mean"] == 40 and good["exact"]["mean"] == 80
@@ -112,18 +133,24 @@ def test_a_run_goes_on_and_recounts_without_hearing_again(data: Path, tmp_path: 
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert len(scores) == 12 and {r["normaliser"] for r in scores} == {"none-1"}
     meta = json.loads((out / "scores.meta.json").read_text())
-    assert meta["normaliser"] == "none-1" and json.loads((out / "hypotheses" / "base.meta.json").read_text())["model"] == "hub/base"
+    assert (
+        meta["normaliser"] == "none-1"
+        and json.loads((out / "hypotheses" / "base.meta.json").read_text())["model"] == "hub/base"
+    )
     ask(data, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
     assert Told.heard == 20
 
 
-def test_a_bad_recording_costs_itself_for_every_system_and_is_tried_again(data: Path, tmp_path: Path,
-                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_recording_costs_itself_for_every_system_and_is_tried_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(SAID, "base", {**SAID["base"], "b": "crash"})
     (data.parent / "f.flac").write_bytes(b"")
     made = ask(data, tmp_path / "out")
     assert made["n"] == 4
-    rows = {r["key"]: r for r in map(json.loads, (tmp_path / "out" / "hypotheses" / "base.jsonl").read_text().splitlines())}
+    rows = {
+        r["key"]: r for r in map(json.loads, (tmp_path / "out" / "hypotheses" / "base.jsonl").read_text().splitlines())
+    }
     assert "this one again" in rows["b"]["errors"]["hypothesis"] and "empty file" in rows["f"]["errors"]["hypothesis"]
     monkeypatch.setitem(SAID, "base", {**SAID["base"], "b": "five"})
     assert ask(data, tmp_path / "out")["n"] == 5
@@ -135,15 +162,26 @@ def test_the_page_is_escaped_and_shows_the_mistakes(data: Path, tmp_path: Path) 
     assert "<b>naïve</b>" not in page and "&lt;b&gt;naïve&lt;/b&gt;" in page
     assert '<del title="said">three four</del>' in page or '<del title="said">' in page
     assert '<ins class="extra" title="not said">the</ins>' in page and "nothing said, nothing written" in page
-    assert "condition: noisy" in page and "Relative change against base" in page and "Sums of errors over sums of words" in page
+    assert (
+        "condition: noisy" in page
+        and "Relative change against base" in page
+        and "Sums of errors over sums of words" in page
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"nfe": 4}, "nfe"), ({"normaliser": "klingon-1"}, "klingon"), ({"baseline": "who"}, "who"), ({"video": "shuffled"}, "video"),
-     ({"models": {"a/b": "hub/base"}}, "a/b")],
+    [
+        ({"nfe": 4}, "nfe"),
+        ({"normaliser": "klingon-1"}, "klingon"),
+        ({"baseline": "who"}, "who"),
+        ({"video": "shuffled"}, "video"),
+        ({"models": {"a/b": "hub/base"}}, "a/b"),
+    ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_heard(data: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_what_makes_no_sense_is_refused_before_anything_is_heard(
+    data: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         ask(data, tmp_path / "out", **changes)
     assert Told.heard == 0
@@ -178,12 +216,24 @@ def test_intervals_are_of_the_ratio_and_paired() -> None:
         return " ".join("x" if rng.random() < share else w for w in text.split())
 
     said = [noisy(t, 0.3) for t in texts]
-    better = [" ".join(w if o != "x" or rng.random() < 0.7 else w for w, o in zip(t.split(), s.split(), strict=True))
-              for t, s in zip(texts, said, strict=True)]
-    made = compare({"base": counts(list(zip(texts, said, strict=True))), "same": counts(list(zip(texts, said, strict=True))),
-                    "better": counts(list(zip(texts, better, strict=True)))}, "base")
+    better = [
+        " ".join(w if o != "x" or rng.random() < 0.7 else w for w, o in zip(t.split(), s.split(), strict=True))
+        for t, s in zip(texts, said, strict=True)
+    ]
+    made = compare(
+        {
+            "base": counts(list(zip(texts, said, strict=True))),
+            "same": counts(list(zip(texts, said, strict=True))),
+            "better": counts(list(zip(texts, better, strict=True))),
+        },
+        "base",
+    )
     one, delta = made.systems["base"]["wer"], made.deltas["same"]["wer"]
-    assert one.lo < one.mean < one.hi and (delta.lo, delta.mean, delta.hi) == (0, 0, 0)  # paired: the same utterances in every draw
+    assert one.lo < one.mean < one.hi and (delta.lo, delta.mean, delta.hi) == (
+        0,
+        0,
+        0,
+    )  # paired: the same utterances in every draw
     assert made.relative["same"]["wer"].mean == 0 and made.relative["better"]["wer"].mean == -100
     assert made.deltas["better"]["wer"].hi < 0 and made.deltas["better"]["wer"].significant
     errors = np.array([c["errors"] for c in counts(list(zip(texts, said, strict=True)))])
@@ -201,7 +251,9 @@ def test_one_utterance_has_no_interval_and_a_perfect_baseline_no_relative_change
 
 
 def test_edits_put_the_texts_together_again() -> None:
-    found = TextRules("none-1").judge(Sample("k", np.zeros(0, np.float32), RATE, None, "a b c d", {}, "a x c c e d")).found
+    found = (
+        TextRules("none-1").judge(Sample("k", np.zeros(0, np.float32), RATE, None, "a b c d", {}, "a x c c e d")).found
+    )
     edits = edits_of(found)
     assert " ".join(e.reference for e in edits if e.reference) == "a b c d"
     assert " ".join(e.hypothesis for e in edits if e.hypothesis) == "a x c c e d"

@@ -47,7 +47,9 @@ def folders(tmp_path):
 
 
 def config(folders: Path, rewards: list[str], **rest) -> ScoreFolder:
-    return ScoreFolder(**{"rewards": rewards, "target": str(folders / "ref"), "out": str(folders / "scores"), "workers": 0, **rest})
+    return ScoreFolder(
+        **{"rewards": rewards, "target": str(folders / "ref"), "out": str(folders / "scores"), "workers": 0, **rest}
+    )
 
 
 def rows(folders: Path) -> dict[str, dict]:
@@ -69,7 +71,12 @@ def test_scores_a_folder(folders, capsys, monkeypatch):
     assert all(r["system"] == "mine" and r["errors"] == {} and "lag_ms" in r for r in found.values())
     facts = meta(folders)["mine"]["metrics"]["si_sdr"]
     mean = np.mean([r["si_sdr"] for r in found.values()])
-    assert facts["n_valid"] == 3 and facts["mean"] == pytest.approx(mean) and facts["lo"] < mean < facts["hi"] and facts["version"]
+    assert (
+        facts["n_valid"] == 3
+        and facts["mean"] == pytest.approx(mean)
+        and facts["lo"] < mean < facts["hi"]
+        and facts["version"]
+    )
     assert summary["metrics"]["si_sdr"]["mean"] == pytest.approx(mean) and summary["n"] == 3
     assert "lower is better" in capsys.readouterr().out
     json.dumps(summary)
@@ -94,8 +101,16 @@ def test_bad_files_cost_their_row(folders):
     found = rows(folders)
     reasons = {k: r["errors"].get("si_sdr", "") for k, r in found.items()}
     assert ".hidden" not in found and found["stereo48"]["si_sdr"] > 5
-    for key, words in {"empty": "0 bytes", "text": "unreadable", "none": "no samples", "silent": "silent", "nan": "NaN", "cut": "audio: ",
-                       "alone": "no reference audio", "badref": "reference: unreadable"}.items():
+    for key, words in {
+        "empty": "0 bytes",
+        "text": "unreadable",
+        "none": "no samples",
+        "silent": "silent",
+        "nan": "NaN",
+        "cut": "audio: ",
+        "alone": "no reference audio",
+        "badref": "reference: unreadable",
+    }.items():
         assert found[key]["si_sdr"] is None and words in reasons[key], (key, reasons[key])
     assert summary["metrics"]["si_sdr"]["n_valid"] == 4 and summary["metrics"]["si_sdr"]["n_failed"] == 8
     assert meta(folders)["system"]["input"]["resampled"] == {"48000 Hz -> 16000 Hz": 1}
@@ -137,7 +152,9 @@ def test_changed_options_recompute(folders, monkeypatch):
     reward.run(config(folders, ["si_sdr"]), folders / "out")
     monkeypatch.setattr("rlspeech.rewards.intrusive.SiSdr.version", "si-sdr-2")
     reward.run(config(folders, ["si_sdr"]), folders / "out")
-    assert [c[1] for c in calls] == [["si_sdr"], ["si_sdr"]] and meta(folders)["system"]["metrics"]["si_sdr"]["version"] == "si-sdr-2"
+    assert [c[1] for c in calls] == [["si_sdr"], ["si_sdr"]] and meta(folders)["system"]["metrics"]["si_sdr"][
+        "version"
+    ] == "si-sdr-2"
 
 
 def test_interrupt_keeps_what_is_scored(folders, monkeypatch):
@@ -181,10 +198,21 @@ def test_workers_and_inline_write_the_same_file(folders):
 
 
 def test_manifest_and_its_columns_reach_user_functions(folders, monkeypatch):
-    (folders / "my_reward_module.py").write_text("def snr(wavs, texts, sample_rate, snr=None, **columns):\n    return list(snr)\n")
+    (folders / "my_reward_module.py").write_text(
+        "def snr(wavs, texts, sample_rate, snr=None, **columns):\n    return list(snr)\n"
+    )
     monkeypatch.syspath_prepend(str(folders))
-    lines = [{"id": f"u{i}", "audio_filepath": "out/a.wav", "target_filepath": "ref/a.wav", "duration": 0.8, "sample_rate": RATE, "snr": i}
-             for i in range(2)]
+    lines = [
+        {
+            "id": f"u{i}",
+            "audio_filepath": "out/a.wav",
+            "target_filepath": "ref/a.wav",
+            "duration": 0.8,
+            "sample_rate": RATE,
+            "snr": i,
+        }
+        for i in range(2)
+    ]
     (folders / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     name = "my_reward_module:snr"
     summary = reward.run(ScoreFolder(rewards=[name, "si_sdr"], workers=0), folders / "m.jsonl")
@@ -240,7 +268,9 @@ def test_references_inside_the_folder_are_not_scored(folders):
 def test_one_file_against_one_reference(folders):
     summary = reward.run(config(folders, ["si_sdr"], target=str(folders / "ref" / "a.wav")), folders / "out" / "a.wav")
     assert summary["n"] == 1 and rows(folders)["a"]["si_sdr"] > 10
-    beside = reward.run(config(folders, ["si_sdr"], target=str(folders / "ref" / "a.wav"), out=None), folders / "out" / "a.wav")
+    beside = reward.run(
+        config(folders, ["si_sdr"], target=str(folders / "ref" / "a.wav"), out=None), folders / "out" / "a.wav"
+    )
     assert beside["scores"] == str(folders / "out" / "a.scores.jsonl")
 
 

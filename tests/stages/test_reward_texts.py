@@ -37,12 +37,17 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def score(path: Path, rewards: list[str], **rest: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     out = path.parent / "scores"
-    summary = reward.run(ScoreFolder(**{"rewards": rewards, "out": str(out), "workers": 0, "device": "cpu", **rest}), path)
-    return summary, {r["key"].split("-")[0]: r for r in map(json.loads, (out / "scores.jsonl").read_text().splitlines())}
+    summary = reward.run(
+        ScoreFolder(**{"rewards": rewards, "out": str(out), "workers": 0, "device": "cpu", **rest}), path
+    )
+    return summary, {
+        r["key"].split("-")[0]: r for r in map(json.loads, (out / "scores.jsonl").read_text().splitlines())
+    }
 
 
 def deaf(monkeypatch):
     """Opening audio is an error."""
+
     def fail(*arguments: Any, **rest: Any) -> None:
         raise AssertionError("audio was opened")
 
@@ -57,9 +62,19 @@ def test_texts_alone(tmp_path, monkeypatch):
     assert [rows[k]["asr_accuracy"] for k in ("u_1", "u2", "quiet", "u4")] == [0.75, 1.0, -1.0, 0.0]
     assert rows["quiet"]["asr_hallucination"] == -1.0 and rows["quiet"]["hallucination"] == "nonspeech"
     assert rows["u2"]["asr_keywords"] == 1.0 and rows["u4"]["errors"] == {"asr_keywords": "no keywords"}
-    assert {k: rows["u_1"][k] for k in ("hypothesis", "normaliser", "units", "substitutions", "deletions", "insertions")} == {
-        "hypothesis": "one two free four", "normaliser": "basic-2", "units": 4, "substitutions": 1, "deletions": 0, "insertions": 0}
-    corpus = summary["corpus"]["all words together"]  # sums over sums: 3 errors in 7 words, not the mean of 1/4, 0 and 1
+    assert {
+        k: rows["u_1"][k] for k in ("hypothesis", "normaliser", "units", "substitutions", "deletions", "insertions")
+    } == {
+        "hypothesis": "one two free four",
+        "normaliser": "basic-2",
+        "units": 4,
+        "substitutions": 1,
+        "deletions": 0,
+        "insertions": 0,
+    }
+    corpus = summary["corpus"][
+        "all words together"
+    ]  # sums over sums: 3 errors in 7 words, not the mean of 1/4, 0 and 1
     assert corpus["wer"] == pytest.approx(300 / 7) and corpus["units"] == 7 and corpus["n"] == 3
     assert summary["metrics"]["asr_wer"]["mean"] == pytest.approx(1.25 / 3)
     metrics = json.loads((tmp_path / "scores" / "scores.meta.json").read_text())["systems"]["system"]["metrics"]
@@ -71,27 +86,42 @@ def test_options_have_rates_and_details_of_their_own(tmp_path):
     summary, rows = score(path, ["asr_wer", "asr_wer[normaliser=none-1]"], report="never")
     assert rows["a"]["asr_wer"] == 0.0 and rows["a"]["asr_wer[normaliser=none-1]"] == 1.0
     assert {k: v["normaliser"] for k, v in summary["corpus"].items()} == {
-        "all words together": "basic-2", "all words together[normaliser=none-1]": "none-1"}
+        "all words together": "basic-2",
+        "all words together[normaliser=none-1]": "none-1",
+    }
 
 
 def test_nemos_manifest_and_audio_that_is_gone(tmp_path, monkeypatch):
     deaf(monkeypatch)
-    path = write(tmp_path / "said.json", [{"audio_filepath": f"gone/{i}.wav", "duration": 1.0, "text": "one", "pred_text": p}
-                                          for i, p in enumerate(["one", "two", None])])
+    path = write(
+        tmp_path / "said.json",
+        [
+            {"audio_filepath": f"gone/{i}.wav", "duration": 1.0, "text": "one", "pred_text": p}
+            for i, p in enumerate(["one", "two", None])
+        ],
+    )
     summary, rows = score(path, ["asr_wer"], report="never")
-    assert [rows[k]["asr_wer"] for k in "012"] == [0.0, 1.0, None] and rows["2"]["errors"] == {"asr_wer": "no hypothesis"}
+    assert [rows[k]["asr_wer"] for k in "012"] == [0.0, 1.0, None] and rows["2"]["errors"] == {
+        "asr_wer": "no hypothesis"
+    }
     assert summary["metrics"]["asr_wer"]["n_valid"] == 2
 
 
 def test_audio_that_is_gone_costs_the_rewards_that_listen(tmp_path, monkeypatch):
-    (tmp_path / "listens.py").write_text("def words(wavs, texts, sample_rate, hypotheses, **c):\n    return [len(h) for h in hypotheses]\n")
+    (tmp_path / "listens.py").write_text(
+        "def words(wavs, texts, sample_rate, hypotheses, **c):\n    return [len(h) for h in hypotheses]\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     sf.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(16000)), 16000)
     same = {"target_filepath": "a.wav", "duration": 1.0, "sample_rate": 16000, "text": "one", "hypothesis": "one"}
     path = write(tmp_path / "m.jsonl", [{"id": k, "audio_filepath": f"{k}.wav", **same} for k in "ab"])
     _, rows = score(path, ["asr_wer", "si_sdr", "listens:words"])
     assert [rows[k]["asr_wer"] for k in "ab"] == [0.0, 0.0] and [rows[k]["listens:words"] for k in "ab"] == [3, 3]
-    assert rows["a"]["si_sdr"] is not None and rows["b"]["si_sdr"] is None and rows["b"]["errors"]["si_sdr"].startswith("audio: ")
+    assert (
+        rows["a"]["si_sdr"] is not None
+        and rows["b"]["si_sdr"] is None
+        and rows["b"]["errors"]["si_sdr"].startswith("audio: ")
+    )
 
 
 @pytest.mark.parametrize("kind", ["eval", "text", "pred_text", "kaldi", "folder"])
@@ -102,8 +132,22 @@ def test_hypotheses_of_their_own(tmp_path, kind, monkeypatch):
     given = tmp_path / {"kaldi": "hyp", "folder": "texts"}.get(kind, "NAME.jsonl")
     if kind == "eval":  # as rlspeech eval writes them: safe ids under "key", null where it failed
         keys = {i.columns.get("original_id", i.key): i.key for i in collect(path, texts_only=True)}
-        write(given, [{"key": keys[k], "system": "base", "hypothesis": v, "text": "the reference", "errors": {}} for k, v in said.items()]
-              + [{"key": "u4", "system": "base", "hypothesis": None, "text": "six seven", "errors": {"hypothesis": "audio: gone"}}])
+        write(
+            given,
+            [
+                {"key": keys[k], "system": "base", "hypothesis": v, "text": "the reference", "errors": {}}
+                for k, v in said.items()
+            ]
+            + [
+                {
+                    "key": "u4",
+                    "system": "base",
+                    "hypothesis": None,
+                    "text": "six seven",
+                    "errors": {"hypothesis": "audio: gone"},
+                }
+            ],
+        )
     elif kind in ("text", "pred_text"):
         write(given, [{"id": k, kind: v} for k, v in said.items()])
     elif kind == "kaldi":
@@ -123,7 +167,10 @@ def test_hypotheses_and_texts_of_a_folder_of_audio(tmp_path):
         (tmp_path / "wavs" / name).write_text("not audio")
     texts, said = write(tmp_path / "t.jsonl", [{"id": "a", "text": "x y"}, {"id": "b", "text": "z"}]), tmp_path / "hyp"
     said.write_text("a x y\nb\n")
-    found = reward.run(ScoreFolder(rewards=["asr_accuracy"], text=str(texts), hypotheses=str(said), out=str(tmp_path)), tmp_path / "wavs")
+    found = reward.run(
+        ScoreFolder(rewards=["asr_accuracy"], text=str(texts), hypotheses=str(said), out=str(tmp_path)),
+        tmp_path / "wavs",
+    )
     assert found["metrics"]["asr_accuracy"]["mean"] == 0.5 and found["metrics"]["asr_accuracy"]["n_valid"] == 2
 
 
@@ -133,8 +180,11 @@ def test_another_hypothesis_is_scored_again_and_the_same_is_not(tmp_path, monkey
     write(path, [{**ROWS[0], "hypothesis": "one two three four"}, *ROWS[1:]])
     judged: list[str] = []
     real = reward.Scorer.start
-    monkeypatch.setattr(reward.Scorer, "start", lambda self, samples, only=None: (judged.extend(s.key for s in samples),
-                                                                                   real(self, samples, only))[1])
+    monkeypatch.setattr(
+        reward.Scorer,
+        "start",
+        lambda self, samples, only=None: (judged.extend(s.key for s in samples), real(self, samples, only))[1],
+    )
     _, rows = score(path, ["asr_edits"])
     assert len(judged) == 1 and judged[0].startswith("u_1") and rows["u_1"]["asr_edits"] == 0.0
 
@@ -162,7 +212,10 @@ def test_texts_may_hold_other_ends_of_lines(tmp_path):
 
 
 def test_ids_of_before_that_two_rows_share_say_nothing(tmp_path):
-    path = write(tmp_path / "m.jsonl", [{"id": f"{k}_x", "original_id": "x", "text": "one"} for k in "ab"] + [{"id": "y", "text": "one"}])
+    path = write(
+        tmp_path / "m.jsonl",
+        [{"id": f"{k}_x", "original_id": "x", "text": "one"} for k in "ab"] + [{"id": "y", "text": "one"}],
+    )
     said = write(tmp_path / "said.jsonl", [{"id": "x", "text": "one"}, {"id": "y", "text": "one"}])
     assert [i.hypothesis for i in collect(path, hypotheses=str(said), texts_only=True)] == [None, None, "one"]
 
@@ -174,7 +227,11 @@ def test_mistakes_are_told(tmp_path):
         (write(tmp_path / "no.jsonl", [{"id": "a", "hypothesis": "x"}]), {}, "without a transcript"),
         (path, {"hypotheses": str(tmp_path / "nowhere")}, "cannot read"),
         (path, {"hypotheses": str(write(tmp_path / "h1.jsonl", [{"id": "other", "text": "x"}]))}, "no hypothesis in"),
-        (path, {"hypotheses": str(write(tmp_path / "h2.jsonl", [{"key": "u2", "hypothesis": x} for x in "ab"]))}, "a second text"),
+        (
+            path,
+            {"hypotheses": str(write(tmp_path / "h2.jsonl", [{"key": "u2", "hypothesis": x} for x in "ab"]))},
+            "a second text",
+        ),
         (write(tmp_path / "x.jsonl", [{"text": "a", "hypothesis": "a"}]), {}, "line 1 cannot be used"),
         (write(tmp_path / "y.jsonl", [ROWS[1], ROWS[1]]), {}, "duplicate id"),
         (write(tmp_path / "z.jsonl", []), {}, "is empty"),

@@ -77,7 +77,9 @@ def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
     out, summary = whole
     assert summary["steps"] == 4 and summary["stopped"] == "all steps done"
-    assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi", "reward"} and math.isfinite(summary["difference"]["si_sdr"]["mean"])
+    assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi", "reward"} and math.isfinite(
+        summary["difference"]["si_sdr"]["mean"]
+    )
     json.dumps(summary, allow_nan=False)
     steps = [r for r in _rows(out) if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
@@ -108,7 +110,9 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
     assert len(list(out.glob("samples/step_*/*.flac"))) >= 2
     assert summary["report"] == str(out / "report.html") and "<audio" in (out / "report.html").read_text()
     scored = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in scored] == [0, 2, 4] and scored[-1]["si_sdr"] == pytest.approx(summary["after"]["si_sdr"]["mean"])
+    assert [r["step"] for r in scored] == [0, 2, 4] and scored[-1]["si_sdr"] == pytest.approx(
+        summary["after"]["si_sdr"]["mean"]
+    )
     assert open_pasts([str(out)])[0].state() == "step 4 of 4: all steps done"
 
 
@@ -119,7 +123,9 @@ def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[s
         assert abs(summary["difference"][name]["mean"]) < 1e-4
 
 
-def test_ctrl_c_finishes_the_step_and_saves_it(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_finishes_the_step_and_saves_it(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = rl.Session.advance
 
     def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
@@ -134,7 +140,9 @@ def test_ctrl_c_finishes_the_step_and_saves_it(given: dict[str, str], tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"]
+)
 def test_two_and_two_steps_are_four(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
@@ -152,12 +160,16 @@ def test_two_and_two_steps_are_four(
         with pytest.raises(KeyboardInterrupt):
             rl.run(_config(given, tmp_path / "cut", **changes))
     assert [r["step"] for r in _rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
-    assert (tmp_path / "cut" / "report.html").is_file() and "interrupted" in open_pasts([str(tmp_path / "cut")])[0].state()
+    assert (tmp_path / "cut" / "report.html").is_file() and "interrupted" in open_pasts([str(tmp_path / "cut")])[
+        0
+    ].state()
     rl.run(_config(given, tmp_path / "cut", **changes))
     one, two = _state(whole), _state(tmp_path / "cut")
     assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
     passing = ("seconds", "memory_mb", "time")  # of these runs
-    a, b = ([{k: v for k, v in r.items() if not k.startswith(passing)} for r in _rows(p)] for p in (whole, tmp_path / "cut"))
+    a, b = (
+        [{k: v for k, v in r.items() if not k.startswith(passing)} for r in _rows(p)] for p in (whole, tmp_path / "cut")
+    )
     assert [r for r in a if "reward" in r] == [r for r in b if "reward" in r]
     assert (whole / "scores.jsonl").read_text() == (tmp_path / "cut" / "scores.jsonl").read_text()
 
@@ -170,8 +182,12 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
     summary = rl.run(_config(given, out, steps=4))
     assert summary["steps"] == 4 and "learning rate falls over all 4" in capsys.readouterr().err
     rows = _rows(out)
-    assert [r["step"] for r in rows if "reward" in r] == [1, 2, 3, 4] and [r["step"] for r in rows if "valid/reward" in r] == [0, 2, 4]
-    assert [r["lr"] for r in rows if "reward" in r] == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])  # over 2 steps, then over 4
+    assert [r["step"] for r in rows if "reward" in r] == [1, 2, 3, 4] and [
+        r["step"] for r in rows if "valid/reward" in r
+    ] == [0, 2, 4]
+    assert [r["lr"] for r in rows if "reward" in r] == pytest.approx(
+        [1e-3, 5e-4, 5e-4, 2.5e-4]
+    )  # over 2 steps, then over 4
     with pytest.raises(UserError, match="other settings"):
         rl.run(_config(given, out, steps=5, lr=1e-4))
 
@@ -181,11 +197,15 @@ def test_validation_has_intervals_in_the_log(given: dict[str, str], tmp_path: Pa
     last = [r for r in _rows(tmp_path / "run") if "valid/si_sdr" in r][-1]
     for name in ("si_sdr", "stoi", "reward"):
         for part, found in (("valid", summary["after"][name]), ("delta", summary["difference"][name])):
-            assert [last[f"{part}/{name}{end}"] for end in ("", "_lo", "_hi")] == [found[k] for k in ("mean", "lo", "hi")]
+            assert [last[f"{part}/{name}{end}"] for end in ("", "_lo", "_hi")] == [
+                found[k] for k in ("mean", "lo", "hi")
+            ]
     assert all(isinstance(v, int | float) for v in last.values()) and last["seconds/validate"] > 0
 
 
-def test_micro_batches_are_memory_only(given: dict[str, str], whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_micro_batches_are_memory_only(
+    given: dict[str, str], whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     rl.run(_config(given, tmp_path / "big", micro_batch=2))
     one, two = _state(whole[0]), _state(tmp_path / "big")
     for name in (k for k in one if "trained" in k):
@@ -213,13 +233,21 @@ def test_the_reward_that_is_trained_goes_up(given: dict[str, str], tmp_path: Pat
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
 
 
-def test_nothing_scorable_stops_with_the_reason(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_scorable_stops_with_the_reason(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = rl.Session.__init__
 
     def mute(self: rl.Session, *args: Any) -> None:
         session(self, *args)
         self.scorer = type(
-            "Mute", (), {"score": lambda _, samples, only=None: {n: [Score(None, "too quiet")] * len(samples) for n in ("si_sdr", "estoi")}}
+            "Mute",
+            (),
+            {
+                "score": lambda _, samples, only=None: {
+                    n: [Score(None, "too quiet")] * len(samples) for n in ("si_sdr", "estoi")
+                }
+            },
         )()
 
     monkeypatch.setattr(rl.Session, "__init__", mute)
@@ -228,7 +256,9 @@ def test_nothing_scorable_stops_with_the_reason(given: dict[str, str], tmp_path:
     assert "too quiet" in str(error.value)
 
 
-def test_rewards_and_guards_that_do_not_exist_are_named_before_anything_runs(given: dict[str, str], tmp_path: Path) -> None:
+def test_rewards_and_guards_that_do_not_exist_are_named_before_anything_runs(
+    given: dict[str, str], tmp_path: Path
+) -> None:
     for changes in ({"rewards": [RewardSpec(name="loveliness")]}, {"guards": [GuardSpec(name="loveliness")]}):
         with pytest.raises(UserError, match="loveliness"):
             rl.run(_config(given, tmp_path / "x", **changes))
@@ -236,7 +266,9 @@ def test_rewards_and_guards_that_do_not_exist_are_named_before_anything_runs(giv
         rl.run(_config(given, tmp_path / "y", model=str(tmp_path / "nowhere")))
 
 
-def test_a_guard_stops_a_run_that_does_damage(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guard_stops_a_run_that_does_damage(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = GRPO.update
 
     def ruin(self: GRPO, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -246,10 +278,14 @@ def test_a_guard_stops_a_run_that_does_damage(given: dict[str, str], tmp_path: P
         return made
 
     monkeypatch.setattr(GRPO, "update", ruin)
-    monkeypatch.setattr(rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: stoi is worse" if step >= 2 else None)
+    monkeypatch.setattr(
+        rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: stoi is worse" if step >= 2 else None
+    )
     summary = rl.run(_config(given, tmp_path / "ruin"))
     assert summary["steps"] == 2 and "stoi is worse" in summary["stopped"]
-    assert (tmp_path / "ruin" / "checkpoints" / "step_000002").is_dir() and (tmp_path / "ruin" / "report.html").is_file()
+    assert (tmp_path / "ruin" / "checkpoints" / "step_000002").is_dir() and (
+        tmp_path / "ruin" / "report.html"
+    ).is_file()
 
 
 def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:

@@ -40,9 +40,23 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
     plain: dict[str, Any] = {
-        "task": "avse", "algo": "ppo", "out": str(out), "rewards": [RewardSpec(name="si_sdr", scale="none")],
-        "guards": [GuardSpec(name="stoi")], "steps": STEPS, "prompts_per_step": 2, "group": 2, "micro_batch": 1, "clip_s": 0.8,
-        "valid_items": 1, "valid_every": STEPS, "save_every": 1, "device": "cpu", "workers": 0, "lr": 1e-3}
+        "task": "avse",
+        "algo": "ppo",
+        "out": str(out),
+        "rewards": [RewardSpec(name="si_sdr", scale="none")],
+        "guards": [GuardSpec(name="stoi")],
+        "steps": STEPS,
+        "prompts_per_step": 2,
+        "group": 2,
+        "micro_batch": 1,
+        "clip_s": 0.8,
+        "valid_items": 1,
+        "valid_every": STEPS,
+        "save_every": 1,
+        "device": "cpu",
+        "workers": 0,
+        "lr": 1e-3,
+    }
     return RL(**{**plain, **given, **changes})
 
 
@@ -78,7 +92,9 @@ def test_two_steps_of_everything(given: dict[str, str], tmp_path: Path, changes:
     assert ("supervised_loss" in rows[0]) == (changes.get("supervised_weight", 1.0) > 0)
 
 
-def test_the_control_samples_and_scores_nothing(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_samples_and_scores_nothing(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rlspeech.tasks.avse_policy import AvsePolicy
 
     monkeypatch.setattr(AvsePolicy, "rollout", lambda *a, **k: pytest.fail("sampled"))
@@ -103,7 +119,9 @@ def test_who_sees_what() -> None:
         rl.seen(clips[:1], "shuffled")
 
 
-def test_a_run_that_goes_on_ends_where_the_whole_one_did(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_ends_where_the_whole_one_did(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {"ppo": PPO(form="critic"), "steps": 3, "valid_every": 3}  # a critic has a state of its own
     rl.run(_config(given, tmp_path / "whole", **config))
     real = rl.Session.advance
@@ -125,7 +143,9 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_did(given: dict[str, str], 
 def test_the_task_fills_in_what_nobody_gave() -> None:
     task = get_task("avse")
     filled = rl.complete(RL(task="avse", lr=3e-3), task)
-    assert filled.lr == 3e-3 and filled.lora is None and filled.supervised_weight == task.rl_defaults["supervised_weight"]
+    assert (
+        filled.lr == 3e-3 and filled.lora is None and filled.supervised_weight == task.rl_defaults["supervised_weight"]
+    )
     assert [r.name for r in filled.rewards] == ["llm"] and "si_sdr" in [g.name for g in filled.guards]
     assert rl.complete(RL(), get_task("flowse")).supervised_weight == 0.0
 
@@ -139,4 +159,6 @@ def test_a_flow_checkpoint_is_refused_with_the_task_that_takes_it(given: dict[st
 def test_probe_compares_masks_and_gains(given: dict[str, str], tmp_path: Path) -> None:
     settings = [Exploration(kind="gain", bands=2), Exploration(kind="mask", noise=0.05)]
     found = probe.run(_config(given, tmp_path / "probe", probe_batches=4, probe_settings=settings))
-    assert [r["explore"]["kind"] for r in found["rows"]] == ["gain", "mask"] and all(r["si_sdr"]["n"] > 0 for r in found["rows"])
+    assert [r["explore"]["kind"] for r in found["rows"]] == ["gain", "mask"] and all(
+        r["si_sdr"]["n"] > 0 for r in found["rows"]
+    )

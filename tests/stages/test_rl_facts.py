@@ -26,7 +26,12 @@ def config(**more: Any) -> RL:
 
 
 def history() -> list[dict[str, Any]]:
-    first = {"step": 0, "estoi": [0.5 + 0.01 * i for i in range(20)], "lsd": [9.0 + 0.1 * i for i in range(20)], "reward": [0.0] * 20}
+    first = {
+        "step": 0,
+        "estoi": [0.5 + 0.01 * i for i in range(20)],
+        "lsd": [9.0 + 0.1 * i for i in range(20)],
+        "reward": [0.0] * 20,
+    }
     return [first, {**first, "step": 40, "estoi": [v + 0.1 for v in first["estoi"]], "lsd": [None, *first["lsd"][1:]]}]
 
 
@@ -40,9 +45,17 @@ def test_numbers_have_intervals_against_the_start() -> None:
     found = facts["rl"]["results"]
     assert (found["step"], found["clips"]) == (40, 20) and facts["rl"]["step"] == 42 and facts["data"] == "64 minutes"
     estoi, lsd = found["metrics"]["estoi"], found["metrics"]["lsd"]
-    assert estoi["difference"]["mean"] == pytest.approx(0.1) and estoi["difference"]["lo"] > 0.09 and estoi["role"] == "rewarded"
+    assert (
+        estoi["difference"]["mean"] == pytest.approx(0.1)
+        and estoi["difference"]["lo"] > 0.09
+        and estoi["role"] == "rewarded"
+    )
     assert lsd["higher_is_better"] is False and lsd["role"] == "guard" and lsd["difference"]["n"] == 19
-    assert facts["languages"] == ["en"] and facts["rl"]["rewards"] == {"estoi": 0.5} and facts["rl"]["guard_specs"][0]["max_drop"] == 0.5
+    assert (
+        facts["languages"] == ["en"]
+        and facts["rl"]["rewards"] == {"estoi": 0.5}
+        and facts["rl"]["guard_specs"][0]["max_drop"] == 0.5
+    )
     card = model_card(CARD, facts)
     assert "**+0.100 [+0.1" in card and "starting from base" in card and "intelligibility" in card
 
@@ -58,19 +71,35 @@ def test_a_run_on_a_run_keeps_the_chain() -> None:
     once = tuned_facts(config(model="embedded"), {"stage": "pretrain"}, history(), 10, [], {})
     twice = tuned_facts(config(model="runs/one", algo="ppo"), once, history(), 20, [], {})
     third = tuned_facts(config(model="runs/two"), twice, history(), 30, [], {})
-    assert [(e["algo"], e["step"], e["from"]) for e in third["earlier"]] == [("grpo", 10, "embedded"), ("ppo", 20, "runs/one")]
+    assert [(e["algo"], e["step"], e["from"]) for e in third["earlier"]] == [
+        ("grpo", 10, "embedded"),
+        ("ppo", 20, "runs/one"),
+    ]
     assert "results" not in third["earlier"][0] and third["stage"] == "pretrain"
     assert "Before that: grpo, 10 steps, starting from embedded; then ppo, 20 steps" in model_card(CARD, third)
 
 
 def test_a_validation_is_told_as_better_worse_or_undecided() -> None:
     nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
-    told = change_told({"estoi": Interval(0.01, 0.005, 0.02, 8), "lsd": Interval(-1.5, -2.0, -1.0, 8),
-                        "si_sdr": Interval(-1.0, -2.0, -0.5, 8), "pesq_wb": Interval(0.2, -0.1, 0.5, 8), "stoi": nothing,
-                        "reward": Interval(1.25, 1.0, 2.0, 8)})
-    assert told == "better: estoi +0.01, lsd -1.5, all rewards together +1.25; worse: si_sdr -1; undecided: pesq_wb +0.2"
+    told = change_told(
+        {
+            "estoi": Interval(0.01, 0.005, 0.02, 8),
+            "lsd": Interval(-1.5, -2.0, -1.0, 8),
+            "si_sdr": Interval(-1.0, -2.0, -0.5, 8),
+            "pesq_wb": Interval(0.2, -0.1, 0.5, 8),
+            "stoi": nothing,
+            "reward": Interval(1.25, 1.0, 2.0, 8),
+        }
+    )
+    assert (
+        told == "better: estoi +0.01, lsd -1.5, all rewards together +1.25; worse: si_sdr -1; undecided: pesq_wb +0.2"
+    )
     assert change_told({"stoi": nothing}) == ""
-    assert shown_name("lsd") == "lsd (lower is better)" and shown_name("estoi") == "estoi" and shown_name("reward") == "reward"
+    assert (
+        shown_name("lsd") == "lsd (lower is better)"
+        and shown_name("estoi") == "estoi"
+        and shown_name("reward") == "reward"
+    )
 
 
 def test_without_a_validation_there_are_no_numbers() -> None:
@@ -82,16 +111,33 @@ def test_without_a_validation_there_are_no_numbers() -> None:
 def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(tmp_path: Path) -> None:
     explore = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
     pairs = str(write_pairs(tmp_path / "pairs"))
-    rl.run(config(data=pairs, valid=pairs, model=str(write_model(tmp_path / "model")), out=str(tmp_path / "run"),
-                  explore=explore, lora=Lora(rank=2, alpha=4), steps=1, prompts_per_step=2, group=2, micro_batch=1, clip_s=0.8,
-                  valid_items=3, device="cpu", workers=0, tracker="none"))
+    rl.run(
+        config(
+            data=pairs,
+            valid=pairs,
+            model=str(write_model(tmp_path / "model")),
+            out=str(tmp_path / "run"),
+            explore=explore,
+            lora=Lora(rank=2, alpha=4),
+            steps=1,
+            prompts_per_step=2,
+            group=2,
+            micro_batch=1,
+            clip_s=0.8,
+            valid_items=3,
+            device="cpu",
+            workers=0,
+            tracker="none",
+        )
+    )
     folder = tmp_path / "run" / "checkpoints" / "step_000001"
     facts, card = read_config(folder)["facts"], (folder / "README.md").read_text()
     assert facts["rl"]["results"]["clips"] == 3 and facts["stage"] == "made up" and "estoi" in facts["rl"]["versions"]
     head = yaml.safe_load(card.split("---\n")[1])
     (results,) = head["model-index"][0]["results"]
     assert {m["type"]: m["value"] for m in results["metrics"]} == pytest.approx(
-        {k: m["now"]["mean"] for k, m in facts["rl"]["results"]["metrics"].items() if k != "reward"}, abs=1e-5)
+        {k: m["now"]["mean"] for k, m in facts["rl"]["results"]["metrics"].items() if k != "reward"}, abs=1e-5
+    )
     for title in ("Data and training", "Rewards", "Guards", "Results", "How to use it", "Limits", "Versions"):
         assert f"\n## {title}\n" in card
     hub = pytest.importorskip("huggingface_hub")

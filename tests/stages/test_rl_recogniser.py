@@ -26,13 +26,28 @@ from rlspeech.types import Sample, UserError
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("asr")
     data = write_corpus(folder / "data")
-    return {"model": str(write_model(folder / "model")), "data": str(data), "valid": str(write_corpus(folder / "valid", ROWS[:2]))}
+    return {
+        "model": str(write_model(folder / "model")),
+        "data": str(data),
+        "valid": str(write_corpus(folder / "valid", ROWS[:2])),
+    }
 
 
 def config(given: dict[str, str], out: Path, **changes: Any) -> RL:
-    settings: dict[str, Any] = {"device": "cpu", "workers": 0, "steps": 2, "prompts_per_step": 2, "group": 3, "micro_batch": 1,
-                                "valid_every": 2, "save_every": 1, "truncated": "keep", "lr": 1e-2,
-                                "sampling": Sampling(max_new_tokens=4), **changes}
+    settings: dict[str, Any] = {
+        "device": "cpu",
+        "workers": 0,
+        "steps": 2,
+        "prompts_per_step": 2,
+        "group": 3,
+        "micro_batch": 1,
+        "valid_every": 2,
+        "save_every": 1,
+        "truncated": "keep",
+        "lr": 1e-2,
+        "sampling": Sampling(max_new_tokens=4),
+        **changes,
+    }
     return RL(task="asr", out=str(out), **given, **settings)
 
 
@@ -44,19 +59,35 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "step_000002" / "model.safetensors")
 
 
-def test_a_run_and_the_same_run_in_two_attempts(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_and_the_same_run_in_two_attempts(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     summary = rl.run(config(given, tmp_path / "whole", dynamic_sampling=1))
     assert {"asr_accuracy", "asr_hallucination", "asr_wer", "reward"} <= set(summary["difference"])
     json.dumps(log.plain(summary), allow_nan=False)
     steps = [r for r in rows(tmp_path / "whole") if "tokens" in r]
-    assert [r["step"] for r in steps] == [1, 2] and steps[0]["ratio_max_gap"] < 1e-3 and steps[0]["kl"] == pytest.approx(0, abs=1e-6)
-    for name in ("wer", "finished", "reward/asr_accuracy", "seconds/encode", "seconds/rollout", "seconds/update", "prompts_drawn"):
+    assert (
+        [r["step"] for r in steps] == [1, 2]
+        and steps[0]["ratio_max_gap"] < 1e-3
+        and steps[0]["kl"] == pytest.approx(0, abs=1e-6)
+    )
+    for name in (
+        "wer",
+        "finished",
+        "reward/asr_accuracy",
+        "seconds/encode",
+        "seconds/rollout",
+        "seconds/update",
+        "prompts_drawn",
+    ):
         assert all(r[name] is not None for r in steps), name
     assert all(1 <= r["tokens"] <= 4 and r["wer"] > 0 for r in steps)
     assert all(r["valid/wer"] > 0 for r in rows(tmp_path / "whole") if "valid/reward" in r)
     before, after = load_file(Path(given["model"]) / "model.safetensors"), weights(tmp_path / "whole")
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
-    assert moved and not any("audio" in k or "adaptor" in k or "projector" in k for k in moved)  # encoder and projector stay
+    assert moved and not any(
+        "audio" in k or "adaptor" in k or "projector" in k for k in moved
+    )  # encoder and projector stay
 
     real = rl.Session.advance
 
@@ -88,12 +119,19 @@ def test_labels_of_ways_to_sample() -> None:
 
 @pytest.mark.parametrize(
     ("task", "changes", "words"),
-    [("asr", {"video": "shuffled"}, "video"), ("asr", {"explore": Exploration(noise=0.9)}, "explore"), ("asr", {"clip_s": 3.0}, "clip_s"),
-     ("flowse", {"sampling": Sampling(temperature=0.5)}, "sampling"), ("avse", {"train_encoder": True}, "train_encoder"),
-     ("flowse", {"precision": "bf16"}, "precision"), ("asr", {"supervised_on": "sample"}, "supervised_on")],
+    [
+        ("asr", {"video": "shuffled"}, "video"),
+        ("asr", {"explore": Exploration(noise=0.9)}, "explore"),
+        ("asr", {"clip_s": 3.0}, "clip_s"),
+        ("flowse", {"sampling": Sampling(temperature=0.5)}, "sampling"),
+        ("avse", {"train_encoder": True}, "train_encoder"),
+        ("flowse", {"precision": "bf16"}, "precision"),
+        ("asr", {"supervised_on": "sample"}, "supervised_on"),
+    ],
 )
-def test_settings_of_other_tasks_are_refused_before_anything_is_read(task: Any, changes: dict[str, Any], words: str,
-                                                                     tmp_path: Path) -> None:
+def test_settings_of_other_tasks_are_refused_before_anything_is_read(
+    task: Any, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=words):
         rl.run(RL(task=task, model="nowhere", data="nothing", out=str(tmp_path / "x"), **changes))
     assert not (tmp_path / "x").exists()
@@ -119,9 +157,16 @@ def test_a_recogniser_needs_texts_and_clips_it_can_take(tmp_path: Path, capsys: 
 
 
 def test_one_number_for_all_rewards() -> None:
-    specs = [RewardSpec(name="asr_accuracy", scale="none"), RewardSpec(name="asr_keywords", scale="none", weight=0.5),
-             RewardSpec(name="asr_hallucination", scale="none", weight=2.0, mode="override")]
-    row = {"asr_accuracy": [0.5, 1.0, 0.8, None], "asr_keywords": [None, 1.0, 1.0, 1.0], "asr_hallucination": [0.0, 0.0, -1.0, 0.0]}
+    specs = [
+        RewardSpec(name="asr_accuracy", scale="none"),
+        RewardSpec(name="asr_keywords", scale="none", weight=0.5),
+        RewardSpec(name="asr_hallucination", scale="none", weight=2.0, mode="override"),
+    ]
+    row = {
+        "asr_accuracy": [0.5, 1.0, 0.8, None],
+        "asr_keywords": [None, 1.0, 1.0, 1.0],
+        "asr_hallucination": [0.0, 0.0, -1.0, 0.0],
+    }
     assert composed(specs, row, row) == [0.5, 1.5, -2.0, None]
     strict = [specs[0], specs[1].model_copy(update={"missing": "unscorable"})]
     assert composed(strict, row, row)[0] is None

@@ -29,14 +29,29 @@ def test_the_page_has_the_runs_own_numbers(tmp_path: Path) -> None:
     data = rl_report.page_data(run)
     rows = [json.loads(line) for line in (run.path / "scores.jsonl").read_text().splitlines()]
     first, last = ([r["si_sdr"] for r in rows if r["step"] == s] for s in (0, 20))
-    assert data.means["before"]["si_sdr"] == mean_interval(first) and data.means["after"]["si_sdr"] == mean_interval(last)
-    assert data.deltas["after"]["si_sdr"] == paired_delta(last, first, seed=1) and data.deltas["after"]["si_sdr"].significant
+    assert data.means["before"]["si_sdr"] == mean_interval(first) and data.means["after"]["si_sdr"] == mean_interval(
+        last
+    )
+    assert (
+        data.deltas["after"]["si_sdr"] == paired_delta(last, first, seed=1)
+        and data.deltas["after"]["si_sdr"].significant
+    )
     assert {m.name: m.higher_is_better for m in data.metrics} == {"si_sdr": True, "lsd": False, "reward": True}
     kinds = {p.title: p.kind for p in data.plots}
-    assert kinds["delta/si_sdr"] == kinds["valid/reward"] == "reward" and kinds["delta/lsd"] == "guard" and kinds["kl"] == "train"
+    assert (
+        kinds["delta/si_sdr"] == kinds["valid/reward"] == "reward"
+        and kinds["delta/lsd"] == "guard"
+        and kinds["kl"] == "train"
+    )
     assert [line.run for p in data.plots for line in p.lines] == ["run"] * len(data.plots)
-    assert data.facts["rewarded"] == "1 x si_sdr" and "lsd (may drop by 1)" in data.facts["watched"] and data.facts["after"] == "step 20"
-    assert data.cost["rollout"].startswith("3.0 s") and any(c.startswith("rlspeech eval --model before=embedded") for c in data.commands)
+    assert (
+        data.facts["rewarded"] == "1 x si_sdr"
+        and "lsd (may drop by 1)" in data.facts["watched"]
+        and data.facts["after"] == "step 20"
+    )
+    assert data.cost["rollout"].startswith("3.0 s") and any(
+        c.startswith("rlspeech eval --model before=embedded") for c in data.commands
+    )
 
 
 def test_players_before_and_after_of_what_changed_most(tmp_path: Path) -> None:
@@ -55,7 +70,10 @@ def test_players_before_and_after_of_what_changed_most(tmp_path: Path) -> None:
 def test_a_page_of_a_hostile_run_is_drawn_and_escaped(tmp_path: Path, drawn: None) -> None:
     path = rl_run(tmp_path / "run", words=EVIL, count=2, steps=(0, 5), data=EVIL)
     with (path / "scores.jsonl").open("a") as file:
-        file.write(json.dumps({"key": EVIL, "system": "step_000005", "step": 5, "si_sdr": 1e9, EVIL: 3.0, "errors": EVIL}) + "\n")
+        file.write(
+            json.dumps({"key": EVIL, "system": "step_000005", "step": 5, "si_sdr": 1e9, EVIL: 3.0, "errors": EVIL})
+            + "\n"
+        )
     html = render_report(tmp_path / "page.html", rl_report.page_data(_open(path))).read_text()
     assert EVIL not in html and "&lt;script&gt;alert" in html and "step 5 of 5" in html
 
@@ -80,7 +98,9 @@ def test_a_torn_run_is_shown_with_what_it_has(tmp_path: Path, missing: list[str]
     data = rl_report.page_data(_open(path))
     assert bool(data.clips) == ("samples" not in missing)
     if missing == ["scores.jsonl"]:  # the last means, from the log
-        assert data.means["after"]["si_sdr"].lo < data.means["after"]["si_sdr"].mean and [c.label for c in data.clips] == ["", "", ""]
+        assert data.means["after"]["si_sdr"].lo < data.means["after"]["si_sdr"].mean and [
+            c.label for c in data.clips
+        ] == ["", "", ""]
     if "scores.jsonl" not in missing:
         assert data.deltas["after"]["reward"].n == 3
     rl_report.print_run(_open(path))
@@ -111,7 +131,9 @@ def test_a_score_that_is_missing_has_its_reason(tmp_path: Path) -> None:
     rl_keep.keep(tmp_path, 0, [same], [sample], {"asr_wer": [Score(None, "too quiet")]}, [None])
     (row,) = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert row["asr_wer"] is None and row["errors"] == {"asr_wer": "too quiet", "reward": "a part of it is not known"}
-    assert (row["text"], row["hypothesis"]) == ("said", "sad") and (tmp_path / "samples" / "recording" / "u0.flac").is_file()
+    assert (row["text"], row["hypothesis"]) == ("said", "sad") and (
+        tmp_path / "samples" / "recording" / "u0.flac"
+    ).is_file()
     checks = Validations.of(Past("x", tmp_path, "rl", scores={"step_000000": {"u0": row}}))
     assert checks.metrics == ["asr_wer", "reward"] and checks.errors(0) and checks.mean(0, "reward").n == 0
 
@@ -147,7 +169,8 @@ def test_there_is_a_page_however_a_run_ends(tmp_path: Path, error: BaseException
             assert raised is error
     assert end.page == folder.path / "report.html" and end.page.is_file()
     assert (
-        json.loads((folder.path / "env.json").read_text())["stopped"] == reason and _open(folder.path).state() == f"step 1 of 60: {reason}"
+        json.loads((folder.path / "env.json").read_text())["stopped"] == reason
+        and _open(folder.path).state() == f"step 1 of 60: {reason}"
     )
 
 

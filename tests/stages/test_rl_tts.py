@@ -19,7 +19,9 @@ from rlspeech.tasks.tts import Tts
 LIMIT = 0.5
 
 
-BRIEF = RewardSpec(name="tts_duration_ratio", weight=-1.0, scale="none")  # makes speech degenerate: the shorter the better
+BRIEF = RewardSpec(
+    name="tts_duration_ratio", weight=-1.0, scale="none"
+)  # makes speech degenerate: the shorter the better
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def asked(tiny: dict[str, str], out: Path, **changes: Any) -> RL:
     plain: dict[str, Any] = {
-        "task": "tts", "model": tiny["model"], "data": tiny["data"], "valid": tiny["valid"], "out": str(out), "steps": 60,
-        "rewards": [BRIEF], "truncated": "keep", "prompts_per_step": 4, "group": 8, "lr": 0.01, "kl_beta": 0.0,
+        "task": "tts",
+        "model": tiny["model"],
+        "data": tiny["data"],
+        "valid": tiny["valid"],
+        "out": str(out),
+        "steps": 60,
+        "rewards": [BRIEF],
+        "truncated": "keep",
+        "prompts_per_step": 4,
+        "group": 8,
+        "lr": 0.01,
+        "kl_beta": 0.0,
         "guards": [GuardSpec(name="tts_stopped"), GuardSpec(name="tts_duration_drift", max_drop=LIMIT)],
-        "valid_items": 20, "valid_every": 2, "save_every": 100, "device": "cpu", "workers": 0, "micro_batch": 4}
+        "valid_items": 20,
+        "valid_every": 2,
+        "save_every": 100,
+        "device": "cpu",
+        "workers": 0,
+        "micro_batch": 4,
+    }
     return RL(**{**plain, **changes})
 
 
@@ -51,14 +69,20 @@ def test_a_guard_stops_a_reward_that_makes_speech_degenerate(tiny: dict[str, str
     made = rl.run(asked(tiny, out))
     rows = rows_of(out)
     checks = {r["step"]: r for r in rows if "valid/tts_duration_drift" in r}
-    assert made["tripped"] == made["stopped"] and "tts_duration_drift is worse" in made["stopped"] and made["steps"] < 60
-    assert list(checks) == list(range(0, made["steps"] + 1, 2))  # it looked all along, and stopped at the first look that was too bad
+    assert (
+        made["tripped"] == made["stopped"] and "tts_duration_drift is worse" in made["stopped"] and made["steps"] < 60
+    )
+    assert list(checks) == list(
+        range(0, made["steps"] + 1, 2)
+    )  # it looked all along, and stopped at the first look that was too bad
     drift = {step: r["valid/tts_duration_drift"] - checks[0]["valid/tts_duration_drift"] for step, r in checks.items()}
     assert drift[made["steps"]] > LIMIT and checks[made["steps"]]["valid/reward"] > checks[0]["valid/reward"]
     assert Path(made["checkpoint"]).is_dir() and made["best"] and Path(made["best"]) == resolve(str(out), "tts")
     kept = int(Path(made["best"]).name.removeprefix("step_"))
     assert 0 < kept < made["steps"] and drift[kept] <= LIMIT  # rewarded less than the last, which the guard objects to
-    assert checks[kept]["delta/reward"] == max(r["delta/reward"] for step, r in checks.items() if step and drift[step] <= LIMIT)
+    assert checks[kept]["delta/reward"] == max(
+        r["delta/reward"] for step, r in checks.items() if step and drift[step] <= LIMIT
+    )
     assert Tts().load(str(out))[0].max_s == 4.0
 
     again = rl.run(asked(tiny, out))  # the same command does not go on with the damage
@@ -66,10 +90,13 @@ def test_a_guard_stops_a_reward_that_makes_speech_degenerate(tiny: dict[str, str
     assert [r for r in rows_of(out) if "lr" in r] == [r for r in rows if "lr" in r]
 
 
-def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: worse" if step else None)
-    made = rl.run(asked(tiny, tmp_path / "run", steps=2, rewards=[RewardSpec(name="tts_token_diversity", scale="none")]))
+    made = rl.run(
+        asked(tiny, tmp_path / "run", steps=2, rewards=[RewardSpec(name="tts_token_diversity", scale="none")])
+    )
     assert made["best"] is None and made["tripped"] == "step 2: worse"
     assert "before any better checkpoint" in capsys.readouterr().err
 
@@ -78,7 +105,10 @@ def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(tiny: dict[str, st
 def test_more_draws_are_averaged_and_the_first_is_heard(tiny: dict[str, str], tmp_path: Path) -> None:
     def first(name: str, **changes: Any) -> tuple[dict[str, float], dict[str, bytes]]:
         out = tmp_path / name
-        kept = {"rewards": [RewardSpec(name="tts_duration_ratio", scale="none")], "guards": [GuardSpec(name="tts_stopped")]}
+        kept = {
+            "rewards": [RewardSpec(name="tts_duration_ratio", scale="none")],
+            "guards": [GuardSpec(name="tts_stopped")],
+        }
         rl.run(asked(tiny, out, steps=1, **kept, **changes))
         rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
         values = {r["key"]: r["tts_duration_ratio"] for r in rows if not r["step"]}

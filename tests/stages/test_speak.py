@@ -37,14 +37,26 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Clips as the task gets them; 10 ms a character."""
     clips: list[Any] = []
 
-    def say(self: Tts, model: Model, some: Any, *, sampling: Any = None, seed: int = 0, wavs: bool = True) -> list[Sample]:
+    def say(
+        self: Tts, model: Model, some: Any, *, sampling: Any = None, seed: int = 0, wavs: bool = True
+    ) -> list[Sample]:
         if len(some) > 1 and any("crash" in c.text for c in some):
             raise RuntimeError("too much")
         if any("crash" in c.text for c in some):
             raise ValueError("a bad one")
         clips.extend(some)
-        return [Sample(c.key, np.full(0 if "mute" in c.text else 160 * len(c.text), 0.1, np.float32), 16000, None, c.text, c.columns,
-                       finished="endless" not in c.text) for c in some]
+        return [
+            Sample(
+                c.key,
+                np.full(0 if "mute" in c.text else 160 * len(c.text), 0.1, np.float32),
+                16000,
+                None,
+                c.text,
+                c.columns,
+                finished="endless" not in c.text,
+            )
+            for c in some
+        ]
 
     monkeypatch.setattr(Tts, "load", lambda *a, **k: (Model(), {}))
     monkeypatch.setattr(Tts, "say", say)
@@ -72,11 +84,20 @@ def test_lines_become_a_folder_that_goes_on(said: list[Any], tmp_path: Path, mon
     lines.write_text("one two\n\n...\nmute\na crash\nendless three\n")
     made = ask(lines, "four", out=str(tmp_path / "out"), batch=3)
     assert made["spoken"] == 3 and made["failed"] == 3 and made["unstopped"] == 1
-    assert made["errors"] == {"lines_0003": "there are no words in it", "lines_0004": "the model says nothing",
-                              "lines_0005": "ValueError: a bad one"}
+    assert made["errors"] == {
+        "lines_0003": "there are no words in it",
+        "lines_0004": "the model says nothing",
+        "lines_0005": "ValueError: a bad one",
+    }
     rows = {u.id: u for u in read_manifest(tmp_path / "out" / "manifest.jsonl")}
-    assert {k: u.text for k, u in rows.items()} == {"lines_0001": "one two", "lines_0006": "endless three", "text_0002": "four"}
-    assert rows["text_0002"].duration == pytest.approx(0.04) and sf.info(rows["lines_0001"].audio_filepath).frames == 1120
+    assert {k: u.text for k, u in rows.items()} == {
+        "lines_0001": "one two",
+        "lines_0006": "endless three",
+        "text_0002": "four",
+    }
+    assert (
+        rows["text_0002"].duration == pytest.approx(0.04) and sf.info(rows["lines_0001"].audio_filepath).frames == 1120
+    )
     before = len(said)
     lines.write_text("one two\n\n...\nmute\na crash\nanother\n")
     again = ask(lines, "four", out=str(tmp_path / "out"))
@@ -99,10 +120,16 @@ def test_a_long_text_is_said_in_pieces(said: list[Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "pieces"),
-    [("a b", ["a b"]), ("", [""]), ("one. two. three.", ["one. two.", "three."]), ("one two three", ["one two", "three"]),
-     ("one, two, three", ["one, two,", "three"]), ("incomprehensibilities", ["incomprehensibilities"]),
-     ("一二三。四五六。", ["一二三。", "四五六。"]),
-     ("one two. ...", ["one two."])],
+    [
+        ("a b", ["a b"]),
+        ("", [""]),
+        ("one. two. three.", ["one. two.", "three."]),
+        ("one two three", ["one two", "three"]),
+        ("one, two, three", ["one, two,", "three"]),
+        ("incomprehensibilities", ["incomprehensibilities"]),
+        ("一二三。四五六。", ["一二三。", "四五六。"]),
+        ("one two. ...", ["one two."]),
+    ],
 )
 def test_where_texts_are_cut(text: str, pieces: list[str]) -> None:
     assert split_text(text, 12 if "一" in text else 10) == pieces
@@ -115,7 +142,11 @@ def test_voices_are_the_prompts(said: list[Any], tiny: dict[str, str], tmp_path:
     ask(tiny["data"], out=str(tmp_path / "out"))
     assert said[-1].columns["prompt_filepath"].endswith(".flac") and not len(said[-1].target)
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
-    assert [r["text"] for r in rows] == TEXTS and {r["sex"] for r in rows} == {"male"} and all("prompt_filepath" in r for r in rows)
+    assert (
+        [r["text"] for r in rows] == TEXTS
+        and {r["sex"] for r in rows} == {"male"}
+        and all("prompt_filepath" in r for r in rows)
+    )
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"id": "x", "audio_filepath": str(voice), "text": "one"}) + "\n")
     ask(bare, out=str(tmp_path / "bare"))

@@ -18,7 +18,10 @@ from rlspeech.tasks.tts import Tts
 from rlspeech.types import Sample, UserError
 
 RATE = 16000
-SAID = {"base": ["one too three", "four", "six seven eight", "mine zero"], "good": ["one two three", "four five", "six seven", ""]}
+SAID = {
+    "base": ["one too three", "four", "six seven eight", "mine zero"],
+    "good": ["one two three", "four five", "six seven", ""],
+}
 LISTENER = "test_synthesis:listen"
 METRICS = ["tts_cer", "tts_wer", "tts_duration_ratio", "tts_duration_drift", "tts_stopped"]
 
@@ -51,7 +54,9 @@ def told(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said, text by text, in the order in which it is said."""
     said: list[str] = []
 
-    def say(self: Tts, model: Speaker, clips: Any, *, sampling: Any = None, seed: int = 0, wavs: bool = True) -> list[Sample]:
+    def say(
+        self: Tts, model: Speaker, clips: Any, *, sampling: Any = None, seed: int = 0, wavs: bool = True
+    ) -> list[Sample]:
         made = []
         for c in clips:
             if SAID[model.name][int(c.key[1])] == "crash":
@@ -70,12 +75,24 @@ def told(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def ask(tiny: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "players": 3, "metrics": METRICS,
-                                "recogniser": LISTENER, "workers": 0, "batch": 3, "data": tiny["data"], "anchors": False, **changes}
+    settings: dict[str, Any] = {
+        "models": {"base": "hub/base", "good": "hub/good"},
+        "device": "cpu",
+        "players": 3,
+        "metrics": METRICS,
+        "recogniser": LISTENER,
+        "workers": 0,
+        "batch": 3,
+        "data": tiny["data"],
+        "anchors": False,
+        **changes,
+    }
     return evaluate.run(Evaluate(task="tts", out=str(out), **settings))
 
 
-def test_rates_are_those_of_the_corpus_and_differences_are_paired(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+def test_rates_are_those_of_the_corpus_and_differences_are_paired(
+    tiny: dict[str, str], told: list[str], tmp_path: Path
+) -> None:
     made = ask(tiny, tmp_path / "out")
     assert made["n"] == 4 and made["recogniser"] == LISTENER and made["baseline"] == "base"
     for system, texts in SAID.items():
@@ -84,7 +101,9 @@ def test_rates_are_those_of_the_corpus_and_differences_are_paired(tiny: dict[str
         assert row["tts_stopped"]["mean"] == 0.75 and "tts_cer" not in row
     base, good = made["systems"]["base"], made["systems"]["good"]
     assert made["deltas"]["good"]["cer"]["mean"] == pytest.approx(good["cer"]["mean"] - base["cer"]["mean"])
-    assert made["relative"]["good"]["wer"]["mean"] == pytest.approx(100 * (good["wer"]["mean"] / base["wer"]["mean"] - 1))
+    assert made["relative"]["good"]["wer"]["mean"] == pytest.approx(
+        100 * (good["wer"]["mean"] / base["wer"]["mean"] - 1)
+    )
     assert base["tts_duration_ratio"]["mean"] == pytest.approx(0.515, abs=1e-3)
     assert "tts_duration_ratio" not in made["deltas"]["good"] and "tts_duration_drift" in made["deltas"]["good"]
     json.dumps(made, allow_nan=False)
@@ -94,7 +113,9 @@ def test_rates_are_those_of_the_corpus_and_differences_are_paired(tiny: dict[str
     assert not (tmp_path / "out" / "audio" / "good" / "u3.flac").exists()
 
 
-def test_a_run_goes_on_and_what_is_said_is_not_said_again(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+def test_a_run_goes_on_and_what_is_said_is_not_said_again(
+    tiny: dict[str, str], told: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     first = ask(tiny, out)
     assert len(told) == 8
@@ -115,8 +136,9 @@ def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
     return [""] * len(wavs)
 
 
-def test_a_text_that_fails_costs_itself_for_every_system(tiny: dict[str, str], told: list[str], tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_fails_costs_itself_for_every_system(
+    tiny: dict[str, str], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(SAID, "base", [*SAID["base"][:3], "crash"])
     made = ask(tiny, tmp_path / "out")
     assert made["n"] == 3 and "1 texts could not be scored" in Path(made["report"]).read_text()
@@ -132,14 +154,27 @@ def test_values_of_a_column_get_tables(tiny: dict[str, str], told: list[str], tm
 
 
 def test_a_real_model_is_heard_by_deaf_ears(tiny: dict[str, str], tmp_path: Path) -> None:
-    made = ask(tiny, tmp_path / "out", models={"m": tiny["model"]}, recogniser="test_synthesis:deaf", limit=3,
-               metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"])
+    made = ask(
+        tiny,
+        tmp_path / "out",
+        models={"m": tiny["model"]},
+        recogniser="test_synthesis:deaf",
+        limit=3,
+        metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"],
+    )
     assert made["n"] == 3 and made["systems"]["m"]["cer"]["mean"] == 100 and not made["deltas"]
     assert -1 <= made["systems"]["m"]["speaker_similarity"]["mean"] <= 1
     rows = [json.loads(line) for line in (tmp_path / "out" / "said" / "m.jsonl").read_text().splitlines()]
     assert [r["key"] for r in rows] == ["u1", "u0", "u2"] and all(r["weights"] != tiny["model"] for r in rows)
-    again = ask(tiny, tmp_path / "out2", models={"m": tiny["model"]}, recogniser="test_synthesis:deaf", limit=3, batch=1,
-                metrics=["tts_stopped"])
+    again = ask(
+        tiny,
+        tmp_path / "out2",
+        models={"m": tiny["model"]},
+        recogniser="test_synthesis:deaf",
+        limit=3,
+        batch=1,
+        metrics=["tts_stopped"],
+    )
     assert again["systems"]["m"]["tts_stopped"] == made["systems"]["m"]["tts_stopped"]
 
 
@@ -157,9 +192,15 @@ def test_the_ears_of_the_reward_are_named(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
-    for changes, match in (({"nfe": 3}, "no setting 'nfe'"), ({"baseline": "x"}, "no system"),
-                           ({"models": {"a/b": "x"}}, "cannot be called"), ({"models": {"recordings": "x"}}, "cannot be called"),
-                           ({"normaliser": "x"}, "x"), ({"metrics": ["nonsense"]}, "nonsense"), ({"recogniser": "no:such"}, "no")):
+    for changes, match in (
+        ({"nfe": 3}, "no setting 'nfe'"),
+        ({"baseline": "x"}, "no system"),
+        ({"models": {"a/b": "x"}}, "cannot be called"),
+        ({"models": {"recordings": "x"}}, "cannot be called"),
+        ({"normaliser": "x"}, "x"),
+        ({"metrics": ["nonsense"]}, "nonsense"),
+        ({"recogniser": "no:such"}, "no"),
+    ):
         with pytest.raises(UserError, match=match):
             ask(tiny, tmp_path / "out", **changes)
     bare = tmp_path / "bare.jsonl"
@@ -176,19 +217,30 @@ def long(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
 
 def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str], tmp_path: Path) -> None:
     """The recordings last a second, and so do their copies of 25 ids a second."""
-    out, asked = tmp_path / "out", {"models": {"m": tiny["model"], "n": tiny["model"]}, "recogniser": "test_synthesis:long"}
+    out, asked = (
+        tmp_path / "out",
+        {"models": {"m": tiny["model"], "n": tiny["model"]}, "recogniser": "test_synthesis:long"},
+    )
     metrics = ["speaker_similarity", "tts_duration_ratio", "tts_stopped", "tts_loop"]
     made = ask(tiny, out, anchors=True, metrics=metrics, **asked)
-    assert list(made["systems"]) == ["recordings", "resynthesis", "m", "n"] and list(made["deltas"]) == ["n"] and made["baseline"] == "m"
+    assert (
+        list(made["systems"]) == ["recordings", "resynthesis", "m", "n"]
+        and list(made["deltas"]) == ["n"]
+        and made["baseline"] == "m"
+    )
     for name in ("recordings", "resynthesis"):
         row = made["systems"][name]
         assert row["wer"]["n"] == 4 and row["exact"]["mean"] == 25.0 and row["tts_duration_ratio"]["mean"] == 1.0
-        assert list(row) == list(made["systems"]["m"]) and len(load_audio(out / "audio" / name / "u2.flac", RATE)) == RATE
+        assert (
+            list(row) == list(made["systems"]["m"]) and len(load_audio(out / "audio" / name / "u2.flac", RATE)) == RATE
+        )
     rows = {r["key"]: r for r in map(json.loads, (out / "said" / "resynthesis.jsonl").read_text().splitlines())}
     assert [len(r["tokens"]) for r in rows.values()] == [25] * 4 and {r["token_s"] for r in rows.values()} == {0.04}
     found, copies = (made["systems"][s] for s in ("recordings", "resynthesis"))
     assert found["tts_stopped"]["n"] == 0 and copies["tts_stopped"]["mean"] == 1.0  # recordings have no tokens
-    assert -1 <= copies["speaker_similarity"]["mean"] <= 1 and found["speaker_similarity"]["n"] == 4  # with their prompts
+    assert (
+        -1 <= copies["speaker_similarity"]["mean"] <= 1 and found["speaker_similarity"]["n"] == 4
+    )  # with their prompts
     page = Path(made["report"]).read_text()
     assert "recordings" in page and "resynthesis" in page
     before = (out / "scores.jsonl").read_text()
@@ -201,7 +253,9 @@ def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str],
 def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(tiny["data"]).read_text().splitlines()]
     for i, row in enumerate(rows):
-        row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")} | {"sex": f"s{i}"}
+        row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")} | {
+            "sex": f"s{i}"
+        }
     rows[0]["recorded"], rows[1]["audio_filepath"] = False, "/nowhere.flac"
     rows[2] = {k: v for k, v in rows[2].items() if not k.startswith("prompt")}
     some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
@@ -209,7 +263,9 @@ def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp
     asked = {"models": {"m": tiny["model"]}, "recogniser": "test_synthesis:long", "anchors": True, "by": "sex"}
     made = ask(tiny, tmp_path / "out", data=str(some), metrics=["speaker_similarity"], **asked)
     assert made["n"] == 4 and made["systems"]["recordings"]["wer"]["n"] == 2 and made["systems"]["m"]["wer"]["n"] == 4
-    assert made["systems"]["recordings"]["speaker_similarity"]["n"] == 1  # u2 has no prompt, and is not compared with itself
+    assert (
+        made["systems"]["recordings"]["speaker_similarity"]["n"] == 1
+    )  # u2 has no prompt, and is not compared with itself
     assert made["systems"]["resynthesis"]["speaker_similarity"]["n"] == 2
     assert made["by"]["s0"]["systems"]["recordings"]["wer"]["n"] == 0  # not recorded
     assert "of 2 texts; the other 2 have none" in Path(made["report"]).read_text()
@@ -229,4 +285,3 @@ def test_a_codec_that_is_not_to_be_had_costs_its_row(tiny: dict[str, str], told:
         del Speaker.codec
     assert list(made["systems"]) == ["recordings", "base", "good"]
     assert "no resynthesis: no codec came" in Path(made["report"]).read_text()
-

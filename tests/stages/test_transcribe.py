@@ -82,7 +82,11 @@ def test_a_folder_with_bad_files(folder: Path, tmp_path: Path) -> None:
     assert made["transcribed"] == 4 and made["failed"] == 2 and made["skipped"] == 0
     assert {Path(k).name for k in made["errors"]} == {"broken.wav", "empty.wav"}
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.txt")) == [
-        "a.txt", "long.txt", "sub/b.txt", "tiny.txt"]
+        "a.txt",
+        "long.txt",
+        "sub/b.txt",
+        "tiny.txt",
+    ]
     assert (tmp_path / "out" / "a.txt").read_text() == "5\n" and (tmp_path / "out" / "tiny.txt").read_text() == "1\n"
     assert max(Counting.batches) <= 3
     again = ask(folder, out=str(tmp_path / "out"))
@@ -100,14 +104,24 @@ def test_rows_are_a_manifest_with_the_pieces_of_long_files(folder: Path, tmp_pat
     assert all(a["end"] == b["start"] for a, b in zip(long["pieces"], long["pieces"][1:], strict=False))
     assert long["text"] == " ".join(p["text"] for p in long["pieces"]) and "pieces" not in rows["a"]
     assert {u.id: u.text for u in read_manifest(out)}["a"] == "5"
-    out.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:2]) + '{"id": "to')  # killed while writing
+    out.write_text(
+        "".join(line + "\n" for line in out.read_text().splitlines()[:2]) + '{"id": "to'
+    )  # killed while writing
     assert ask(folder, out=str(out))["skipped"] == 2
     assert len(read_manifest(out)) == 4
 
 
 def test_a_manifest_keeps_its_columns_and_stretches(folder: Path, tmp_path: Path) -> None:
     data = folder / "m.jsonl"
-    row = {"id": "x", "audio_filepath": "long.wav", "duration": 0.7, "offset": 1.0, "sample_rate": RATE, "speaker_id": "s", "text": "truth"}
+    row = {
+        "id": "x",
+        "audio_filepath": "long.wav",
+        "duration": 0.7,
+        "offset": 1.0,
+        "sample_rate": RATE,
+        "speaker_id": "s",
+        "text": "truth",
+    }
     data.write_text(json.dumps(row) + "\n")
     made = ask(data, out=str(tmp_path / "o.jsonl"))["results"][0]
     assert made["text"] == "7" and made["speaker_id"] == "s" and made["offset"] == 1.0
@@ -142,14 +156,23 @@ def test_nothing_to_do_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("texts", "whole"),
-    [(["a b", "c"], "a b c"), (["你好", "世界"], "你好世界"), (["", " x "], "x"), (["one", "", "two"], "one two"), ([" raw "], " raw "),
-     (["end.", "你"], "end. 你"), ([], "")],
+    [
+        (["a b", "c"], "a b c"),
+        (["你好", "世界"], "你好世界"),
+        (["", " x "], "x"),
+        (["one", "", "two"], "one two"),
+        ([" raw "], " raw "),
+        (["end.", "你"], "end. 你"),
+        ([], ""),
+    ],
 )
 def test_texts_are_joined_as_they_are_written(texts: list[str], whole: str) -> None:
     assert join_texts(texts) == whole
 
 
-def test_odd_text_survives_a_narrow_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any, tmp_path: Path) -> None:
+def test_odd_text_survives_a_narrow_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any, tmp_path: Path
+) -> None:
     odd = "na\u0308ive \u200bمرحبا \U0001f600\ud800 line\nbreak"
     monkeypatch.setattr(Counting, "text", lambda self, ids, mask: [odd] * len(ids))
     ask(folder / "a.wav")

@@ -14,8 +14,21 @@ from rlspeech.models.hub import load_avse, save_avse
 from rlspeech.tasks.avse import Avse
 
 RATE = 16000
-TINY = AvseModel(filters=16, kernel=32, stride=16, bottleneck=8, hidden=8, blocks=2, repeats=1, video_crop=88, video_size=16, video_stem=2,
-                 video_channels=[2], video_layers=[1], visual_blocks=1)
+TINY = AvseModel(
+    filters=16,
+    kernel=32,
+    stride=16,
+    bottleneck=8,
+    hidden=8,
+    blocks=2,
+    repeats=1,
+    video_crop=88,
+    video_size=16,
+    video_stem=2,
+    video_channels=[2],
+    video_layers=[1],
+    visual_blocks=1,
+)
 
 
 def checkpoint(folder: Path, channels: int = 1, seed: int = 0) -> Path:
@@ -33,7 +46,7 @@ def clip(seed: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     frames = -(-samples // 640)
     mouth = np.full((frames, 88, 88), 60 + 20 * seed, np.uint8)
     for frame, opened in zip(mouth, rng.integers(4, 40, frames), strict=True):
-        frame[44 - opened // 2:44 + opened // 2, 20:68] = 250
+        frame[44 - opened // 2 : 44 + opened // 2, 20:68] = 250
     return noisy.astype(np.float32), clean.astype(np.float32), mouth
 
 

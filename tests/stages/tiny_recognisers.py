@@ -41,6 +41,8 @@ def write_corpus(folder: Path, rows: list[dict[str, Any]] | None = None, seconds
     for i, row in enumerate(ROWS if rows is None else rows):
         wav = 0.05 * np.random.default_rng(i).standard_normal(int(seconds * RATE)).astype(np.float32)
         save_audio(folder / f"{row['id']}.flac", wav, RATE)
-        lines.append(json.dumps({"audio_filepath": f"{row['id']}.flac", "duration": seconds, "sample_rate": RATE, **row}))
+        lines.append(
+            json.dumps({"audio_filepath": f"{row['id']}.flac", "duration": seconds, "sample_rate": RATE, **row})
+        )
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "manifest.jsonl"

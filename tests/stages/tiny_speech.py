@@ -29,7 +29,13 @@ def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
         for name, wav in (("clean", clean), ("noisy", noisy)):
             save_audio(folder / name / f"{i}.flac", wav.astype(np.float32), RATE)
         utts.append(
-            Utterance(f"u{i}", str(folder / "noisy" / f"{i}.flac"), seconds, RATE, target_filepath=str(folder / "clean" / f"{i}.flac"))
+            Utterance(
+                f"u{i}",
+                str(folder / "noisy" / f"{i}.flac"),
+                seconds,
+                RATE,
+                target_filepath=str(folder / "clean" / f"{i}.flac"),
+            )
         )
     write_manifest(folder / "manifest.jsonl", utts, None)
     return folder / "manifest.jsonl"

@@ -26,16 +26,32 @@ def write_tts(folder: Path) -> dict[str, str]:
     torch.manual_seed(0)
     save_codec(folder / "codec", CodecNet(CODEC), facts={"data": "none"})
     codec = load_codec(str(folder / "codec"))
-    save_codec_lm(folder / "model", build_codec_lm(CodecLMModel(codec=str(folder / "codec"), **MODEL), TEXTS, codec), facts={})
+    save_codec_lm(
+        folder / "model", build_codec_lm(CodecLMModel(codec=str(folder / "codec"), **MODEL), TEXTS, codec), facts={}
+    )
     cfg = TokenRewardModel(codec=str(folder / "codec"), dim=16, layers=1, text_layers=1, heads=2, vocabulary=290)
     labels = {"sex": ["female", "male"]}
-    save_token_reward(folder / "reward", TokenReward(cfg, codec.size, make_tokenizer(TEXTS, 290), labels, codec.sample_rate), facts={})
+    save_token_reward(
+        folder / "reward", TokenReward(cfg, codec.size, make_tokenizer(TEXTS, 290), labels, codec.sample_rate), facts={}
+    )
     lines = []
     for i, text in enumerate(TEXTS):
         t = np.arange(RATE) / RATE
         wav = 0.1 * np.sin(2 * np.pi * (120 + 20 * i) * t) * (1 + np.sin(2 * np.pi * 3 * t))
         save_audio(folder / f"{i}.flac", wav.astype(np.float32), RATE)
-        lines.append(json.dumps({"id": f"u{i}", "audio_filepath": f"{i}.flac", "duration": 1.0, "sample_rate": RATE, "text": text,
-                                 "prompt_filepath": f"{(i + 1) % 4}.flac", "prompt_text": TEXTS[(i + 1) % 4], "sex": "male"}))
+        lines.append(
+            json.dumps(
+                {
+                    "id": f"u{i}",
+                    "audio_filepath": f"{i}.flac",
+                    "duration": 1.0,
+                    "sample_rate": RATE,
+                    "text": text,
+                    "prompt_filepath": f"{(i + 1) % 4}.flac",
+                    "prompt_text": TEXTS[(i + 1) % 4],
+                    "sex": "male",
+                }
+            )
+        )
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return {"model": str(folder / "model"), "data": str(folder / "manifest.jsonl"), "reward": str(folder / "reward")}

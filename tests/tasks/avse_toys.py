@@ -15,8 +15,21 @@ from rlspeech.tasks.avse import Avse
 from rlspeech.tasks.avse_policy import AvsePolicy
 
 RATE = 16000
-TINY: dict[str, Any] = {"filters": 16, "kernel": 32, "stride": 16, "bottleneck": 8, "hidden": 8, "blocks": 2, "repeats": 1,
-                        "video_crop": 32, "video_size": 16, "video_stem": 2, "video_channels": [2], "video_layers": [1], "visual_blocks": 1}
+TINY: dict[str, Any] = {
+    "filters": 16,
+    "kernel": 32,
+    "stride": 16,
+    "bottleneck": 8,
+    "hidden": 8,
+    "blocks": 2,
+    "repeats": 1,
+    "video_crop": 32,
+    "video_size": 16,
+    "video_stem": 2,
+    "video_channels": [2],
+    "video_layers": [1],
+    "visual_blocks": 1,
+}
 
 
 def tiny_avse(seed: int = 0, **changes: Any) -> AvseEnhancer:
@@ -31,7 +44,9 @@ def av_clips(*samples: int, seed: int = 0, lips: bool = True) -> list[Clip]:
     for i, n in enumerate(samples):
         rng = np.random.default_rng(seed + i)
         t = np.arange(n) / RATE
-        target = (0.1 * np.sin(2 * np.pi * (200 + 40 * i) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+        target = (0.1 * np.sin(2 * np.pi * (200 + 40 * i) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(
+            np.float32
+        )
         noisy = (target + 0.05 * rng.standard_normal(n)).astype(np.float32)
         video = rng.integers(0, 255, (-(-n * 25 // RATE), 32, 32), dtype=np.uint8) if lips else None
         out.append(Clip(f"clip{seed + i}", noisy, target, RATE, lips=video))

@@ -41,12 +41,27 @@ def _clip(key: str, wav: np.ndarray, text: str | None = "hi") -> Clip:
 
 
 def _policy(
-    kind: str = "fun_asr_nano", lora: Lora | None = SMALL, model: dict[str, Any] | None = None, ragged: bool = False, **changes: Any
+    kind: str = "fun_asr_nano",
+    lora: Lora | None = SMALL,
+    model: dict[str, Any] | None = None,
+    ragged: bool = False,
+    **changes: Any,
 ) -> AsrPolicy:
     """``ragged``: a third of the bytes end a transcript, so that rows have lengths."""
     sampling = changes.pop("sampling", {})
-    plain = {"task": "asr", "rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 3, "group": 4, "micro_batch": 2}
-    plain |= {"clip_range": 0.2, "kl_beta": 0.1, "truncated": "keep", "sampling": Sampling(**{"max_new_tokens": 6, **sampling})}
+    plain = {
+        "task": "asr",
+        "rewards": [RewardSpec(name=NAME, scale="none")],
+        "prompts_per_step": 3,
+        "group": 4,
+        "micro_batch": 2,
+    }
+    plain |= {
+        "clip_range": 0.2,
+        "kl_beta": 0.1,
+        "truncated": "keep",
+        "sampling": Sampling(**{"max_new_tokens": 6, **sampling}),
+    }
     config = RL(**{**plain, **changes})
     lm = tiny(kind, **(model or {}))
     if ragged:
@@ -111,7 +126,9 @@ def test_the_whole_model_without_an_adapter() -> None:
     assert base == policy.transcribe(_clips("fun_asr_nano"))
     for step in range(3):
         algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=0.01)
-    assert [s.hypothesis for s in policy.base(_clips("fun_asr_nano"))] == base != policy.transcribe(_clips("fun_asr_nano"))
+    assert (
+        [s.hypothesis for s in policy.base(_clips("fun_asr_nano"))] == base != policy.transcribe(_clips("fun_asr_nano"))
+    )
     assert all(torch.equal(a, b) for a, b in zip(ear, policy.model.parameters_of("encoder"), strict=True))
 
 
@@ -133,7 +150,9 @@ def test_every_row_is_looked_at_with_its_own_clip(kind: str) -> None:
     """A row alone, from a clip heard alone, has the same log-probabilities: tiled instead of interleaved repeats would not (bug 1)."""
     policy, batch = _policy(kind), _clips(kind)
     made = policy.rollout(batch, group=3, seed=1)
-    assert [s.key for s in made.samples] == [c.key for c in batch for _ in range(3)] and made.logp.shape == made.mask.shape
+    assert [s.key for s in made.samples] == [
+        c.key for c in batch for _ in range(3)
+    ] and made.logp.shape == made.mask.shape
     for i in range(9):
         heard = policy.model.hear([batch[i // 3].noisy])
         logits = policy.model.logits(heard, [0], made.state.ids[[i]], made.state.mask[[i]])
@@ -199,7 +218,9 @@ def test_half_precision_does_not_move_the_ratio(lora: Lora | None) -> None:
     before = [p.detach().clone() for p in policy.parameters()]
     for step in range(2):
         stats = algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=1e-5)
-    assert stats["skipped_updates"] == 0 and any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))
+    assert stats["skipped_updates"] == 0 and any(
+        (a != b).any() for a, b in zip(before, policy.parameters(), strict=True)
+    )
 
 
 def test_old_log_probabilities_come_in_the_updates_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,11 +258,15 @@ def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatc
     for offload in ("none", "phase"):
         policy = _policy(lora=None, ragged=True, offload=offload)
         real = policy.model.park
-        monkeypatch.setattr(policy.model, "park", lambda phase, device, real=real: (parked.append(phase), real(phase, device)))
+        monkeypatch.setattr(
+            policy.model, "park", lambda phase, device, real=real: (parked.append(phase), real(phase, device))
+        )
         algo = _algo(policy)
         for step in range(2):
             algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=0.01)
-        ends.append((torch.cat([p.detach().flatten() for p in policy.parameters()]), policy.transcribe(_clips("fun_asr_nano"))))
+        ends.append(
+            (torch.cat([p.detach().flatten() for p in policy.parameters()]), policy.transcribe(_clips("fun_asr_nano")))
+        )
     torch.testing.assert_close(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
     assert parked == ["encode", "rollout", "reward", "update"] * 2 + ["encode", "rollout"]
@@ -353,19 +378,30 @@ def test_the_supervised_loss_is_a_mean_over_clips(kind: str) -> None:
     rows = [torch.nn.functional.cross_entropy(a[m], i[m]).item() for a, i, m in zip(logits, ids, mask, strict=True)]
     assert whole == pytest.approx(np.mean(rows), rel=1e-4)
     assert policy.supervised([_clip("x", batch[0].noisy, None)]).item() == 0
-    assert policy.supervised([batch[0], _clip("x", batch[0].noisy, None)]).item() == pytest.approx(rows[0] / 2, rel=1e-4)
+    assert policy.supervised([batch[0], _clip("x", batch[0].noisy, None)]).item() == pytest.approx(
+        rows[0] / 2, rel=1e-4
+    )
 
 
 def test_empty_short_and_broken_audio() -> None:
     policy = _policy()
     nan = noises(0.5)[0].copy()
     nan[100:200] = np.nan
-    batch = [_clip("none", np.zeros(0, np.float32), ""), _clip("short", noises(0.05)[0]), _clip("nan", nan), *_clips("fun_asr_nano")]
+    batch = [
+        _clip("none", np.zeros(0, np.float32), ""),
+        _clip("short", noises(0.05)[0]),
+        _clip("nan", nan),
+        *_clips("fun_asr_nano"),
+    ]
     algo = _algo(policy)
     made = algo.collect(batch, SHORT, seed=0)
     silent = made.rollout.group == 0
     assert {s.hypothesis for s, e in zip(made.rollout.samples, silent, strict=True) if e} == {""}
-    assert not made.rollout.mask[silent].any() and made.rollout.finished[silent].all() and made.rollout.mask[~silent].any(1).all()
+    assert (
+        not made.rollout.mask[silent].any()
+        and made.rollout.finished[silent].all()
+        and made.rollout.mask[~silent].any(1).all()
+    )
     assert bool(made.rollout.logp.isfinite().all())
     stats = algo.update(made, lr=0.01)
     assert stats["skipped_updates"] == 0 and stats["grad_norm"] > 0

@@ -20,8 +20,17 @@ from rlspeech.tasks.asr import Asr, augmented, hidden, rates, transcripts
 from rlspeech.types import Sample, UserError, Utterance
 
 RATE = 16000
-SMALL = RecogniserModel(audio_dim=32, audio_layers=2, audio_heads=2, audio_ff=64, text_dim=32, text_layers=2, text_heads=2, text_ff=64,
-                        vocabulary=270)
+SMALL = RecogniserModel(
+    audio_dim=32,
+    audio_layers=2,
+    audio_heads=2,
+    audio_ff=64,
+    text_dim=32,
+    text_layers=2,
+    text_heads=2,
+    text_ff=64,
+    vocabulary=270,
+)
 STILL = Augment(speed=(1.0, 1.0), time_masks=0, mel_masks=0)
 
 
@@ -60,7 +69,10 @@ def test_it_learns_what_is_said_in_two_sounds(tmp_path: Path) -> None:
     found = task.validate(model.eval(), clips, folder, 60, None)
     assert {k: v.mean for k, v in found.items() if k != "ctc_wer"} == {"wer": 0.0, "wer/low": 0.0, "wer/high": 0.0}
     assert 0 <= found["ctc_wer"].mean <= 1
-    rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "step_000060" / "said.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "samples" / "step_000060" / "said.jsonl").read_text().splitlines()
+    ]
     assert [r["hypothesis"] for r in rows] == ["low", "high note"]
 
 
@@ -117,7 +129,10 @@ def test_masks_hide_stretches_and_bands_only() -> None:
 
 
 def test_transcripts_come_in_the_clips_order() -> None:
-    clips = [Clip(str(n), np.zeros(n, np.float32), np.zeros(n, np.float32), RATE, "t") for n in (50, 10, 30, *range(100, 130))]
+    clips = [
+        Clip(str(n), np.zeros(n, np.float32), np.zeros(n, np.float32), RATE, "t")
+        for n in (50, 10, 30, *range(100, 130))
+    ]
     made = transcripts(lambda part: [str(len(c.noisy)) for c in part], clips, RATE)
     assert [s.hypothesis for s in made] == [c.key for c in clips]
 
@@ -127,8 +142,11 @@ def test_rates_are_of_the_corpus_and_leave_empty_references_out() -> None:
         return Sample("x", np.zeros(0), RATE, None, text, {"kind": kind}, said)
 
     found = rates([sample("one two three", "one two", "a"), sample("four", "five six", "b"), sample("", "words", "b")])
-    assert {k: v.mean for k, v in found.items()} == {"wer": pytest.approx(3 / 4), "wer/a": pytest.approx(1 / 3),
-                                                     "wer/b": pytest.approx(2.0)}
+    assert {k: v.mean for k, v in found.items()} == {
+        "wer": pytest.approx(3 / 4),
+        "wer/a": pytest.approx(1 / 3),
+        "wer/b": pytest.approx(2.0),
+    }
     assert found["wer"].n == 2 and found["wer"].lo <= 3 / 4 <= found["wer"].hi
 
 

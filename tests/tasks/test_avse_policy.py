@@ -43,7 +43,11 @@ def test_the_second_look_repeats_the_first(explore: Exploration) -> None:
     assert look.kl is not None and float(look.kl.detach().abs().max()) == 0
     nudge(policy)
     moved = policy.log_prob(rollout, ROWS, with_kl=True)
-    assert float((moved.logp - rollout.logp).detach().abs().min()) > 0 and moved.kl is not None and float(moved.kl.detach().min()) > 0
+    assert (
+        float((moved.logp - rollout.logp).detach().abs().min()) > 0
+        and moved.kl is not None
+        and float(moved.kl.detach().min()) > 0
+    )
 
 
 @KINDS
@@ -86,15 +90,21 @@ def test_kl_of_the_published_gaussian(reduction: str) -> None:
     with torch.no_grad():
         new = policy.model(data.noisy, data.video, data.present).mask
         old = rollout.state.old.mask
-    wanted = torch.distributions.kl_divergence(torch.distributions.Normal(new, 0.05), torch.distributions.Normal(old, 0.05)).flatten()
+    wanted = torch.distributions.kl_divergence(
+        torch.distributions.Normal(new, 0.05), torch.distributions.Normal(old, 0.05)
+    ).flatten()
     look = policy.log_prob(rollout, torch.tensor([0]), with_kl=True)
     assert look.kl is not None and look.kl_other is not None
     mean, total = wanted.mean(), wanted.sum()
     ours, other = (mean, total) if reduction == "mean" else (total, mean)
     assert torch.allclose(look.kl[0, 0], ours, rtol=1e-3) and torch.allclose(look.kl_other[0, 0], other, rtol=1e-3)
     action = old + 0.05 * rollout.state.eps[0].view(1, -1, 1, 16).permute(0, 2, 3, 1)
-    ratio = (torch.distributions.Normal(new, 0.05).log_prob(action) - torch.distributions.Normal(old, 0.05).log_prob(action)).flatten()
-    assert torch.allclose((look.logp - rollout.logp[:1])[0, 0], ratio.mean() if reduction == "mean" else ratio.sum(), rtol=1e-2, atol=1e-4)
+    ratio = (
+        torch.distributions.Normal(new, 0.05).log_prob(action) - torch.distributions.Normal(old, 0.05).log_prob(action)
+    ).flatten()
+    assert torch.allclose(
+        (look.logp - rollout.logp[:1])[0, 0], ratio.mean() if reduction == "mean" else ratio.sum(), rtol=1e-2, atol=1e-4
+    )
 
 
 def test_a_clamped_mask_is_not_negative() -> None:
@@ -121,7 +131,9 @@ def test_base_stays_where_it_was(lora: Lora | None) -> None:
 def test_supervised_is_si_snr_and_reaches_the_video() -> None:
     policy, clips = av_policy(GAIN), av_clips(6400, 4000)
     out = policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])
-    wanted = -np.mean([float(si_snr(torch.from_numpy(o), torch.from_numpy(c.target))) for o, c in zip(out, clips, strict=True)])
+    wanted = -np.mean(
+        [float(si_snr(torch.from_numpy(o), torch.from_numpy(c.target))) for o, c in zip(out, clips, strict=True)]
+    )
     loss = policy.supervised(clips)
     assert loss.item() == pytest.approx(wanted, abs=1e-3)
     loss.backward()
@@ -134,7 +146,9 @@ def test_supervised_on_samples_hears_the_samples(explore: Exploration) -> None:
     rollout = policy.rollout(clips, group=2, seed=1)
     rows = torch.tensor([0, 1, 2, 3])
     wavs = [torch.from_numpy(s.wav) for s in rollout.samples]
-    wanted = -np.mean([float(si_snr(w, torch.from_numpy(clips[i // 2].target)).clamp_min(-30)) for i, w in enumerate(wavs)])
+    wanted = -np.mean(
+        [float(si_snr(w, torch.from_numpy(clips[i // 2].target)).clamp_min(-30)) for i, w in enumerate(wavs)]
+    )
     assert policy.supervised(clips, rollout=rollout, rows=rows).item() == pytest.approx(wanted, abs=1e-2)
 
 
@@ -152,7 +166,11 @@ def test_gradient_of_a_reward_on_loudness_turns_the_level_up() -> None:
         rollout = policy.rollout(clips, group=8, seed=step)
         power = torch.tensor([float(np.log(np.square(s.wav).mean())) for s in rollout.samples]).view(3, 8)
         advantage = ((power - power.mean(1, keepdim=True)) / power.std(1, keepdim=True)).flatten()
-        loss = -(policy.log_prob(rollout, torch.arange(24), with_kl=False).logp[:, 0].exp() / rollout.logp[:, 0].exp() * advantage).mean()
+        loss = -(
+            policy.log_prob(rollout, torch.arange(24), with_kl=False).logp[:, 0].exp()
+            / rollout.logp[:, 0].exp()
+            * advantage
+        ).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -37,7 +37,15 @@ def _binaural(*samples: int) -> list[Clip]:
     made = []
     for i, c in enumerate(av_clips(*samples)):
         other = 0.02 * np.random.default_rng(50 + i).standard_normal(len(c.noisy)).astype(np.float32)
-        made.append(Clip(c.key, np.stack([c.noisy, 0.5 * c.noisy + other]), np.stack([c.target, 0.5 * c.target]), RATE, lips=c.lips))
+        made.append(
+            Clip(
+                c.key,
+                np.stack([c.noisy, 0.5 * c.noisy + other]),
+                np.stack([c.target, 0.5 * c.target]),
+                RATE,
+                lips=c.lips,
+            )
+        )
     return made
 
 
@@ -53,7 +61,9 @@ def test_clips_are_levelled_and_padded() -> None:
     for i, c in enumerate(clips):
         n = len(c.noisy)
         assert rms_dbfs(batch.noisy[i, 0, :n].numpy()) == pytest.approx(-25.0, abs=0.01)
-        np.testing.assert_allclose((batch.target[i, 0, :n] / batch.gain[i]).numpy(), c.target, rtol=1e-4, atol=1e-7)  # one gain for both
+        np.testing.assert_allclose(
+            (batch.target[i, 0, :n] / batch.gain[i]).numpy(), c.target, rtol=1e-4, atol=1e-7
+        )  # one gain for both
         assert not batch.noisy[i, :, n:].any() and not batch.target[i, :, n:].any()
     assert TASK.collate(clips, tiny_avse(level_dbfs=None)).gain.tolist() == [1.0, 1.0, 1.0]
     assert TASK.collate(clips, model, with_target=False).target is None
@@ -74,7 +84,11 @@ def test_videos_are_cut_and_held_and_may_be_missing() -> None:
     long = np.concatenate([clips[0].lips, clips[0].lips])  # type: ignore[list-item]
     clips[0].lips, clips[2].lips = long, None
     batch = TASK.collate(clips, tiny_avse())
-    assert batch.video is not None and batch.video.shape == (4, 13, 32, 32) and batch.present.tolist() == [True, True, False, True]
+    assert (
+        batch.video is not None
+        and batch.video.shape == (4, 13, 32, 32)
+        and batch.present.tolist() == [True, True, False, True]
+    )
     np.testing.assert_array_equal(batch.video[0].numpy(), long[:13])
     assert clips[1].lips is not None
     np.testing.assert_array_equal(batch.video[1].numpy(), clips[1].lips[[*range(8), *[7] * 5]])
@@ -105,7 +119,9 @@ def test_clips_that_are_done_or_hopeless_have_no_gradient() -> None:
     batch = TASK.collate(clips, model)
     assert batch.target is not None
     noise = torch.randn(4, 1, 6000, generator=torch.Generator().manual_seed(0)) * batch.target.std()
-    made = batch.target + torch.tensor([0.01, 0.5, 1.0, 100.0]).view(4, 1, 1) * noise  # 40 dB, 6 dB, silent target, -40 dB
+    made = (
+        batch.target + torch.tensor([0.01, 0.5, 1.0, 100.0]).view(4, 1, 1) * noise
+    )  # 40 dB, 6 dB, silent target, -40 dB
     made.requires_grad_()
     loss = supervised_loss(model, made, batch)
     assert made.grad is None
@@ -198,8 +214,16 @@ def _write(folder: Path, channels: int, count: int = 6) -> Path:
         save_audio(folder / f"c{i}.flac", c.target, RATE)
         mouth = draw_mouth(av_clips(RATE, seed=i)[0].target, RATE, np.random.default_rng(i))
         save_lips(folder / f"v{i}.npz", mouth)
-        rows.append(Utterance(f"u{i}", str(folder / f"n{i}.flac"), 1.0, RATE, target_filepath=str(folder / f"c{i}.flac"),
-                              lips_filepath=str(folder / f"v{i}.npz")))
+        rows.append(
+            Utterance(
+                f"u{i}",
+                str(folder / f"n{i}.flac"),
+                1.0,
+                RATE,
+                target_filepath=str(folder / f"c{i}.flac"),
+                lips_filepath=str(folder / f"v{i}.npz"),
+            )
+        )
     write_manifest(folder / "manifest.jsonl", rows, None)
     return folder / "manifest.jsonl"
 
@@ -217,8 +241,18 @@ def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Avse, "collate", spy)
     data = str(_write(tmp_path, channels, 10))
-    settings: dict[str, Any] = {"task": "avse", "avse": AvseModel(**TINY, channels=channels), "data": data, "batch": 2, "warmup": 1,
-                                "save_every": 1, "valid_items": 2, "device": "cpu", "workers": 0, "valid_every": 0}
+    settings: dict[str, Any] = {
+        "task": "avse",
+        "avse": AvseModel(**TINY, channels=channels),
+        "data": data,
+        "batch": 2,
+        "warmup": 1,
+        "save_every": 1,
+        "valid_items": 2,
+        "device": "cpu",
+        "workers": 0,
+        "valid_every": 0,
+    }
     whole = pretrain.run(Pretrain(**settings, steps=2, out=str(tmp_path / "whole")))
     assert {"si_sdr", "si_sdr_shuffled_video"} <= whole.keys()
     assert shapes == ({(2,)} if channels == 2 else {()})  # both ears are read
@@ -250,7 +284,9 @@ def _worth_db(model: AvseEnhancer, clips: list[Clip]) -> tuple[float, float, flo
     """Mean SI-SDR of the inputs, of the outputs, and of the outputs where every clip has its neighbour's video."""
     see = AvseInference(TASK, model.eval())
     right = [_si_sdr(see.infer([c.noisy], None, [c.lips])[0], c.target) for c in clips]
-    wrong = [_si_sdr(see.infer([c.noisy], None, [o.lips])[0], c.target) for c, o in zip(clips, shuffled(clips), strict=True)]
+    wrong = [
+        _si_sdr(see.infer([c.noisy], None, [o.lips])[0], c.target) for c, o in zip(clips, shuffled(clips), strict=True)
+    ]
     return float(np.mean([_si_sdr(c.noisy, c.target) for c in clips])), float(np.mean(right)), float(np.mean(wrong))
 
 
@@ -271,8 +307,24 @@ def test_the_mouth_tells_who_is_meant() -> None:
     def mixture(i: int, j: int) -> Clip:
         return Clip(f"{i}+{j}", sources[i] + sources[j], sources[i], RATE, lips=mouths[i])
 
-    cfg = AvseModel(filters=32, kernel=64, stride=32, bottleneck=24, hidden=32, blocks=2, repeats=1, video_crop=64, video_size=16,
-                    video_stem=4, video_channels=[8], video_layers=[1], visual_blocks=0, video_drop=0.0, video_mean=0.5, video_std=0.2)
+    cfg = AvseModel(
+        filters=32,
+        kernel=64,
+        stride=32,
+        bottleneck=24,
+        hidden=32,
+        blocks=2,
+        repeats=1,
+        video_crop=64,
+        video_size=16,
+        video_stem=4,
+        video_channels=[8],
+        video_layers=[1],
+        visual_blocks=0,
+        video_drop=0.0,
+        video_mean=0.5,
+        video_std=0.2,
+    )
     torch.manual_seed(0)
     model, rng = AvseEnhancer(cfg).train(), np.random.default_rng(0)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
@@ -284,7 +336,6 @@ def test_the_mouth_tells_who_is_meant() -> None:
         optimizer.step()
     before, right, wrong = _worth_db(model, [mixture(i, i + 6 if i < 54 else i - 6) for i in range(48, 60)])
     assert right > before + 1.0 and right > wrong + 3.0, (before, right, wrong)
-
 
 
 @pytest.mark.slow

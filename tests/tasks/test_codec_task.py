@@ -48,14 +48,22 @@ def test_a_batch_hangs_on_torchs_generator_alone(task: CodecTask) -> None:
     one = task.collate(CLIPS, net)
     torch.manual_seed(1)
     two, three = task.collate(CLIPS, net), task.collate(CLIPS, net)
-    assert torch.equal(one.wav, two.wav) and torch.equal(one.prompt_mel, two.prompt_mel) and not torch.equal(one.wav, three.wav)
+    assert (
+        torch.equal(one.wav, two.wav)
+        and torch.equal(one.prompt_mel, two.prompt_mel)
+        and not torch.equal(one.wav, three.wav)
+    )
     assert one.wav.shape == (3, 24320) and one.mel.shape == (3, 152, 80) and one.pitch.shape == (3, 152)
     assert 0.04 < one.wav[1].square().mean().sqrt() < 0.08
 
 
 def test_a_recognisers_ear_tells_words_apart_and_not_levels(task: CodecTask) -> None:
     ear = frozen_ear("embedded", "cpu")
-    speech = [load_audio(u.audio_filepath, 16000)[:16000] for u in read_manifest(demo_commands_clean("test")) if u.duration > 1.1][:3]
+    speech = [
+        load_audio(u.audio_filepath, 16000)[:16000]
+        for u in read_manifest(demo_commands_clean("test"))
+        if u.duration > 1.1
+    ][:3]
     truth = torch.from_numpy(np.stack(speech))
     same, softer, others = (content_loss(ear, made, truth) for made in (truth, 0.7 * truth, truth.roll(1, 0)))
     assert abs(float(same)) < 1e-5 and float(softer) < 0.2 * float(others)
@@ -74,7 +82,9 @@ def test_the_ear_is_a_part_of_the_loss_where_it_has_a_weight(task: CodecTask) ->
 
     without, heard = parts(0.0), parts(5.0)
     assert "content" not in without
-    assert float(heard["loss"].detach()) == pytest.approx(float(without["loss"].detach()) + 5 * float(heard["content"]), rel=1e-4)
+    assert float(heard["loss"].detach()) == pytest.approx(
+        float(without["loss"].detach()) + 5 * float(heard["content"]), rel=1e-4
+    )
 
 
 def test_all_weights_learn(task: CodecTask) -> None:
@@ -84,7 +94,11 @@ def test_all_weights_learn(task: CodecTask) -> None:
     parts = task.pretrain_loss(net, batch, CONFIG)
     parts["loss"].backward()
     assert set(parts) == {"loss", "spectra", "pitch", "voiced", "alike", "used"} and 0 < parts["used"] <= 1
-    still = [n for n, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.abs().sum()]
+    still = [
+        n
+        for n, p in net.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.abs().sum()
+    ]
     assert still in ([], ["look.bias"])  # a shift of all attention weights changes none
 
 
@@ -122,7 +136,9 @@ def test_stretches_are_inside_or_padded() -> None:
     rng, wav = np.random.default_rng(0), np.arange(1, 11, dtype=np.float32)
     cuts = np.stack([stretch(wav, 4, rng) for _ in range(50)])
     assert (np.diff(cuts) == 1).all() and cuts.min() == 1 and cuts.max() == 10
-    assert stretch(wav, 12, rng).tolist() == [*range(1, 11), 0, 0] and stretch(np.zeros(0, np.float32), 3, rng).tolist() == [0, 0, 0]
+    assert stretch(wav, 12, rng).tolist() == [*range(1, 11), 0, 0] and stretch(
+        np.zeros(0, np.float32), 3, rng
+    ).tolist() == [0, 0, 0]
 
 
 def test_prompts_are_of_the_same_speaker() -> None:
@@ -131,7 +147,9 @@ def test_prompts_are_of_the_same_speaker() -> None:
 
 def test_validation_leaves_numbers_and_recordings(task: CodecTask, tmp_path: Path) -> None:
     scored = []
-    scorer = SimpleNamespace(score=lambda samples: scored.extend(samples) or {"estoi": [SimpleNamespace(value=0.5)] * len(samples)})
+    scorer = SimpleNamespace(
+        score=lambda samples: scored.extend(samples) or {"estoi": [SimpleNamespace(value=0.5)] * len(samples)}
+    )
     numbers = task.validate(task.build(CONFIG), CLIPS, SimpleNamespace(path=tmp_path), 3, scorer)
     assert set(numbers) == {"estoi", "mel", "perplexity", "bits_s"} and numbers["estoi"].mean == 0.5
     assert 1 <= numbers["perplexity"] <= 20 and 0 <= numbers["bits_s"] <= 25 * np.log2(20)
@@ -144,13 +162,25 @@ def test_the_stage_trains_on_recordings_alone(tmp_path: Path) -> None:
     for i in range(5):
         made = clip(f"u{i}", 0.6 + 0.2 * i, 110 + 20 * i)
         save_audio(tmp_path / f"{i}.flac", made.target, 16000)
-        rows.append({"id": made.key, "audio_filepath": f"{i}.flac", "duration": len(made.target) / 16000, "sample_rate": 16000})
+        rows.append(
+            {"id": made.key, "audio_filepath": f"{i}.flac", "duration": len(made.target) / 16000, "sample_rate": 16000}
+        )
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    config = Pretrain(task="codec", codec=SMALL, data=str(tmp_path / "manifest.jsonl"), out=str(tmp_path / "run"), steps=2, batch=2,
-                      valid_items=1, device="cpu")
+    config = Pretrain(
+        task="codec",
+        codec=SMALL,
+        data=str(tmp_path / "manifest.jsonl"),
+        out=str(tmp_path / "run"),
+        steps=2,
+        batch=2,
+        valid_items=1,
+        device="cpu",
+    )
     summary = pretrain.run(config)
     assert summary["step"] == 2 and 0 < summary["mel"] < 20
     codec = load_codec(str(tmp_path / "run"))
-    assert codec.size == 20 and isinstance(get_task("codec").build(Pretrain(task="codec", init=str(tmp_path / "run"))), CodecNet)
+    assert codec.size == 20 and isinstance(
+        get_task("codec").build(Pretrain(task="codec", init=str(tmp_path / "run"))), CodecNet
+    )
     with pytest.raises(UserError, match="another dim"):
         get_task("codec").build(Pretrain(task="codec", init=str(tmp_path / "run"), codec=CodecModel(dim=32)))

@@ -116,7 +116,9 @@ def test_the_marginal_is_right_as_steps_shrink(explore: Exploration, prior: str)
     errors = []
     for steps in (8, 128):
         eta = explore.noise * (4 / steps**0.5 if explore.kind == "cps" else 1.0)
-        kernel = BinNoise(SimpleNamespace(prior_moments=lambda _: (start, s0)), explore.model_copy(update={"noise": eta}))
+        kernel = BinNoise(
+            SimpleNamespace(prior_moments=lambda _: (start, s0)), explore.model_copy(update={"noise": eta})
+        )
         g = torch.Generator().manual_seed(0)
         x, dt = start + s0 * torch.randn(y.shape, generator=g), 1.0 / steps
         for i in range(steps):
@@ -176,7 +178,9 @@ def test_gains_are_gains() -> None:
     before, after = (model.front.unpack(v) for v in (site.x1, kernel.act(site, eps, torch.tensor([0, 1]))))
     ratio = after / before
     inside = band_matrix(257, 8, RATE)[:, 3] > 0
-    torch.testing.assert_close(ratio[0, inside].abs() ** (1 / 0.5), torch.full_like(ratio[0, inside].abs(), math.exp(0.3 * 1.7)))
+    torch.testing.assert_close(
+        ratio[0, inside].abs() ** (1 / 0.5), torch.full_like(ratio[0, inside].abs(), math.exp(0.3 * 1.7))
+    )
     torch.testing.assert_close(ratio[0, ~inside], torch.ones_like(ratio[0, ~inside]))
     torch.testing.assert_close(ratio[1], torch.ones_like(ratio[1]))
     assert float(ratio.imag.abs().max()) < 1e-5
@@ -197,7 +201,9 @@ def test_contrast_moves_away_from_or_towards_the_input() -> None:
         a = a - (w * a).sum() / w.sum()
         assert float((w * c).sum() / w.sum()) == pytest.approx(0.0, abs=1e-3)
         assert float((w * a * c).sum() / ((w * a * a).sum() * (w * c * c).sum()).sqrt()) > 0.9
-        assert float(((w * c * c).sum() / w.sum()).sqrt()) == pytest.approx(0.5 * 0.3, rel=0.1)  # unit spread of the field
+        assert float(((w * c * c).sum() / w.sum()).sqrt()) == pytest.approx(
+            0.5 * 0.3, rel=0.1
+        )  # unit spread of the field
 
 
 def test_empty_bands_and_padding_carry_no_noise() -> None:

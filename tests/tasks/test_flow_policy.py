@@ -64,7 +64,9 @@ def test_noise_zero_gives_what_the_enhancer_gives(kind: str) -> None:
     wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
     rollout = made.rollout(batch, group=2, seed=11)
     assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # another batch shape rounds otherwise
-    if kind == "gain":  # the last step: every pass of the network has had the same shape, and only the way back to a waveform another one
+    if (
+        kind == "gain"
+    ):  # the last step: every pass of the network has had the same shape, and only the way back to a waveform another one
         assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-7
     if explore.shared_latent:
         assert np.array_equal(rollout.samples[0].wav, rollout.samples[1].wav)
@@ -127,7 +129,9 @@ def test_stored_decisions_are_the_published_gaussians(kind: str) -> None:
     disturb(made.parameters(), 0.003)
     with torch.no_grad():
         look = made.log_prob(rollout, _rows(rollout), with_kl=True)
-        new = _gaussian(kind, explore.noise, first.site.x, made.model.clean(first.site.x, first.site.y, 0.25), 0.25, 0.25)
+        new = _gaussian(
+            kind, explore.noise, first.site.x, made.model.clean(first.site.x, first.site.y, 0.25), 0.25, 0.25
+        )
         log_ratio = new.log_prob(drawn) - old.log_prob(drawn)
         assert float(log_ratio.abs().max()) > 1.0
         torch.testing.assert_close((look.logp - rollout.logp)[:, 0].double(), log_ratio, atol=2e-2, rtol=2e-3)
@@ -145,11 +149,16 @@ def test_gain_log_ratio_is_that_of_unit_gaussians(kind: str) -> None:
     with torch.no_grad():
         look = made.log_prob(rollout, _rows(rollout), with_kl=True)
         for i, d in enumerate(rollout.state):
-            moved = made.kernel.shift(d.site, made.model.clean(d.site.x, d.site.y, d.site.t, d.site.mask))[d.states].double()
+            moved = made.kernel.shift(d.site, made.model.clean(d.site.x, d.site.y, d.site.t, d.site.mask))[
+                d.states
+            ].double()
             on = d.active[d.states] > 0
             for row in range(4):
                 eps, mean = d.eps[row][on[row]].double(), moved[row][on[row]]
-                new, old = Independent(Normal(mean, torch.ones_like(mean)), 1), Independent(Normal(0 * mean, torch.ones_like(mean)), 1)
+                new, old = (
+                    Independent(Normal(mean, torch.ones_like(mean)), 1),
+                    Independent(Normal(0 * mean, torch.ones_like(mean)), 1),
+                )
                 wanted = new.log_prob(eps) - old.log_prob(eps)
                 assert float((look.logp - rollout.logp)[row, i]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-4)
                 assert float(look.kl[row, i]) == pytest.approx(float(kl_divergence(new, old)), rel=1e-3, abs=1e-4)
@@ -188,7 +197,9 @@ def test_rows_are_functions_of_seed_key_and_member(kind: str) -> None:
     first = made.rollout(clips(8000, 8000), group=4, seed=3)
     assert np.array_equal(_wavs(first), _wavs(made.rollout(clips(8000, 8000), group=4, seed=3)))
     assert np.abs(_wavs(first) - _wavs(made.rollout(clips(8000, 8000), group=4, seed=4))).max() > 1e-4
-    assert np.abs(_wavs(first) - _wavs(policy(ALL[kind], seed=1).rollout(clips(8000, 8000), group=4, seed=3))).max() > 1e-4
+    assert (
+        np.abs(_wavs(first) - _wavs(policy(ALL[kind], seed=1).rollout(clips(8000, 8000), group=4, seed=3))).max() > 1e-4
+    )
     swapped = made.rollout(clips(8000, 8000)[::-1], group=4, seed=3)
     np.testing.assert_allclose(_wavs(swapped)[4:], _wavs(first)[:4], atol=2e-6)
     with_short = made.rollout([*clips(5001, seed=7), *clips(8000)], group=4, seed=3)
@@ -236,7 +247,11 @@ def test_noise_is_standard_normal_and_independent_between_steps() -> None:
 def test_windows() -> None:
     wide = policy(Exploration(kind="sde", window=2, start=(1, 3), nfe=(7, 10)))
     seen = [wide.schedule(np.random.default_rng(i)) for i in range(300)]
-    assert {n for n, _ in seen} == {7, 8, 9, 10} and {w[0] for _, w in seen} == {1, 2, 3} and all(len(w) == 2 for _, w in seen)
+    assert (
+        {n for n, _ in seen} == {7, 8, 9, 10}
+        and {w[0] for _, w in seen} == {1, 2, 3}
+        and all(len(w) == 2 for _, w in seen)
+    )
     for kind in ("sde", "dance", "gain", "cps"):
         for window in (1, 2, 3):
             nfe, steps = policy(Exploration(kind=kind, window=window, nfe=(4, 4))).schedule(np.random.default_rng(0))
@@ -253,7 +268,10 @@ def test_windows() -> None:
     ):
         with pytest.raises(UserError, match="window"):
             policy(Exploration(**{"nfe": (4, 4), **bad}))
-    assert policy(Exploration(), nfe=5).schedule(np.random.default_rng(0)) == (5, range(4, 5))  # as many steps as the model takes
+    assert policy(Exploration(), nfe=5).schedule(np.random.default_rng(0)) == (
+        5,
+        range(4, 5),
+    )  # as many steps as the model takes
 
 
 def test_no_step_of_cps_is_without_noise() -> None:
@@ -267,7 +285,10 @@ def test_no_step_of_cps_is_without_noise() -> None:
 
 @pytest.mark.parametrize("prior", ["standard", "noisy"])
 def test_other_priors_and_heads_pass_the_same_gates(prior: str) -> None:
-    for explore, changes in ((ALL["sde"], {"head": "linear", "prediction": "velocity"}), (ALL["gain"], {"head": "linear"})):
+    for explore, changes in (
+        (ALL["sde"], {"head": "linear", "prediction": "velocity"}),
+        (ALL["gain"], {"head": "linear"}),
+    ):
         made = policy(explore, prior=prior, **changes)
         rollout = made.rollout(clips(4000), group=2, seed=1)
         look = made.log_prob(rollout, _rows(rollout), with_kl=True)

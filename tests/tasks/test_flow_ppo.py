@@ -18,7 +18,11 @@ from rlspeech.types import Sample, Score
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
 GAIN = Exploration(kind="gain", noise=0.3, nfe=(2, 3))
-KINDS = [GAIN, Exploration(kind="sde", noise=0.4, **EARLY), Exploration(kind="gain", noise=0.3, shared_latent=False, nfe=(3, 3))]
+KINDS = [
+    GAIN,
+    Exploration(kind="sde", noise=0.4, **EARLY),
+    Exploration(kind="gain", noise=0.3, shared_latent=False, nfe=(3, 3)),
+]
 
 
 def _silent(made: FlowPolicy, seed: int, group: int = 1) -> list[np.ndarray]:
@@ -39,7 +43,9 @@ def test_the_base_is_the_noiseless_rollout_of_where_it_started(explore: Explorat
     assert np.abs(made.base(batch, seed=12)[0].wav - before[0].wav).max() > 1e-4  # another collection, another start
     disturb(made.parameters(), 0.1)
     after = made.base(batch, seed=11)
-    assert all(np.array_equal(a.wav, b.wav) for a, b in zip(before, after, strict=True))  # it does not move with the weights
+    assert all(
+        np.array_equal(a.wav, b.wav) for a, b in zip(before, after, strict=True)
+    )  # it does not move with the weights
     assert np.abs(_silent(made, 11)[0] - before[0].wav).max() > 3e-5
     assert np.array_equal(made.base(batch)[0].wav, made.base(batch)[0].wav)
     alone = made.base(batch[1:], seed=11)[0].wav
@@ -58,9 +64,13 @@ def test_features_tell_states_apart_and_hang_on_nothing_else(explore: Exploratio
     torch.testing.assert_close(made.features(rollout, torch.tensor([3, 0])), found[[3, 0]])
     assert float((found[0] - found[2]).abs().max()) > 0.1  # prompts differ
     alone = made.rollout(batch[1:], group=2, seed=1)
-    torch.testing.assert_close(made.features(alone, torch.arange(2)), found[2:], atol=1e-3, rtol=1e-3)  # whatever the padding
+    torch.testing.assert_close(
+        made.features(alone, torch.arange(2)), found[2:], atol=1e-3, rtol=1e-3
+    )  # whatever the padding
     for i, d in enumerate(rollout.state):
-        assert found[:, i, 0].tolist() == pytest.approx([d.site.t] * 4) and found[:, i, 1].tolist() == pytest.approx([d.site.dt] * 4)
+        assert found[:, i, 0].tolist() == pytest.approx([d.site.t] * 4) and found[:, i, 1].tolist() == pytest.approx(
+            [d.site.dt] * 4
+        )
     disturb(made.parameters(), 0.05)
     assert torch.equal(made.features(rollout, torch.arange(4)), found)  # of the stored state: no pass of the network
     if rollout.mask.shape[1] > 1:
@@ -72,17 +82,23 @@ def test_features_are_the_means_that_they_say() -> None:
     rollout = made.rollout(clips(8000), group=2, seed=1)
     site, found = rollout.state[0].site, made.features(rollout, torch.arange(2))[0, 0]
     half = site.y.shape[2] // 2
-    logs = [np.log(np.hypot(v[0, :, :half].numpy(), v[0, :, half:].numpy()).clip(1e-3)) for v in (site.y, site.x, site.x1)]
+    logs = [
+        np.log(np.hypot(v[0, :, :half].numpy(), v[0, :, half:].numpy()).clip(1e-3)) for v in (site.y, site.x, site.x1)
+    ]
     logs.append(logs[2] - logs[0])
     wanted = [v for log in logs for v in (log.mean(), log.std())]
     np.testing.assert_allclose(found[2:10].numpy(), wanted, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(found[10:].numpy(), [part.mean() for part in np.array_split(logs[3], 4, axis=1)], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        found[10:].numpy(), [part.mean() for part in np.array_split(logs[3], 4, axis=1)], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_mel_policy_has_features_too() -> None:
     explore = Exploration(kind="sde", noise=0.4, **EARLY)
     with pytest.MonkeyPatch.context() as patch:  # decoding mel needs a vocoder; the features do not
-        patch.setattr("rlspeech.tasks.flow_policy.decode", lambda model, x, samples: torch.zeros(len(x), int(samples.max())))
+        patch.setattr(
+            "rlspeech.tasks.flow_policy.decode", lambda model, x, samples: torch.zeros(len(x), int(samples.max()))
+        )
         made = policy(explore, front_end="mel", head="linear")
         rollout = made.rollout(clips(8000), group=2, seed=1)
     found = made.features(rollout, torch.arange(2))
@@ -99,7 +115,10 @@ def test_the_supervised_loss_is_that_of_pretraining() -> None:
     torch.manual_seed(4)
     loss = made.supervised(batch)
     torch.testing.assert_close(loss, wanted)
-    assert any(g is not None and float(g.abs().sum()) > 0 for g in torch.autograd.grad(loss, made.parameters(), allow_unused=True))
+    assert any(
+        g is not None and float(g.abs().sum()) > 0
+        for g in torch.autograd.grad(loss, made.parameters(), allow_unused=True)
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -125,7 +144,9 @@ class Loud:
         return {"si_sdr": [Score(float(10 * np.log10(np.square(s.wav).mean() + 1e-9))) for s in samples]}
 
 
-@pytest.mark.parametrize("ppo", [{"form": "relative"}, {"form": "relative", "kl_in": "loss"}, {"form": "critic"}], ids=str)
+@pytest.mark.parametrize(
+    "ppo", [{"form": "relative"}, {"form": "relative", "kl_in": "loss"}, {"form": "critic"}], ids=str
+)
 @pytest.mark.parametrize("explore", KINDS[:2], ids=["gain", "sde"])
 def test_ppo_trains_a_flow_policy(ppo: dict[str, Any], explore: Exploration) -> None:
     made = policy(explore)
@@ -147,9 +168,13 @@ def test_ppo_trains_a_flow_policy(ppo: dict[str, Any], explore: Exploration) -> 
     for step in range(2):
         experience = algo.collect(batch, Loud(), seed=step)
         rows.append(algo.update(experience, lr=1e-3))
-        assert bool(torch.isfinite(experience.advantage.value).all()) and float(experience.advantage.value.abs().max()) > 0
+        assert (
+            bool(torch.isfinite(experience.advantage.value).all()) and float(experience.advantage.value.abs().max()) > 0
+        )
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-4) and rows[1]["kl"] > 0 and rows[1]["kl_other"] > 0
-    assert all(np.isfinite([r[k] for r in rows]).all() for k in ("supervised_loss", "grad_norm", "ratio_mean", "kl_old"))
+    assert all(
+        np.isfinite([r[k] for r in rows]).all() for k in ("supervised_loss", "grad_norm", "ratio_mean", "kl_old")
+    )
     assert rows[0]["ratio_max_gap"] > 0 and algo.checked  # the first pass was on policy, the second was not
     assert any(not torch.equal(a, p) for a, p in zip(start, made.parameters(), strict=True))
     assert ("reward_relative" in rows[0]) is (ppo["form"] == "relative") is not ("value_loss" in rows[0])
@@ -158,5 +183,7 @@ def test_ppo_trains_a_flow_policy(ppo: dict[str, Any], explore: Exploration) -> 
 def test_without_noise_and_at_the_base_nothing_is_better() -> None:
     made = policy(GAIN.model_copy(update={"noise": 0.0}))
     config = RL(algo="ppo", group=2, prompts_per_step=2, rewards=[RewardSpec(name="si_sdr", scale="none")])
-    experience = get_algorithm(config, made, torch.optim.SGD(made.parameters(), 0.1)).collect(clips(8000, 8000), Loud(), seed=0)
+    experience = get_algorithm(config, made, torch.optim.SGD(made.parameters(), 0.1)).collect(
+        clips(8000, 8000), Loud(), seed=0
+    )
     assert float(experience.advantage.value.abs().max()) < 1e-4  # dB: two batch shapes round differently

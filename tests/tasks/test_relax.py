@@ -22,19 +22,24 @@ from rlspeech.types import UserError
 BANDS = Exploration(bands=4)
 GAIN = Exploration(kind="gain", noise=0.3, nfe=(4, 4), bands=4)
 FLOWS: dict[str, tuple[Exploration, int]] = {
-    "gain, one step": (GAIN, 1), "gain, three steps": (GAIN, 3), "gain, all steps": (GAIN, 4),
+    "gain, one step": (GAIN, 1),
+    "gain, three steps": (GAIN, 3),
+    "gain, all steps": (GAIN, 4),
     "gain in the middle": (GAIN.model_copy(update={"start": (1, 1), "window": 2}), 4),
     "steps behind the noise": (GAIN.model_copy(update={"start": (1, 1)}), 1),
     "own latents": (GAIN.model_copy(update={"shared_latent": False}), 2),
     "sde": (Exploration(kind="sde", noise=0.4, window=2, start=(1, 1), nfe=(4, 4)), 3),
     "dance": (Exploration(kind="dance", noise=0.3, nfe=(4, 4)), 2),
-    "cps": (Exploration(kind="cps", noise=0.4, nfe=(4, 4)), 3)}
+    "cps": (Exploration(kind="cps", noise=0.4, nfe=(4, 4)), 3),
+}
 
 
 def flow(explore: Exploration = GAIN, last_steps: int = 1, lora: Lora | None = SMALL, **changes: Any) -> Any:
     model = tiny_model(**changes)
     torch.manual_seed(3)
-    return FlowSE().policy(Adapted(model, lora), RL(algo="diffro", explore=explore, diffro=DiffRO(last_steps=last_steps)))
+    return FlowSE().policy(
+        Adapted(model, lora), RL(algo="diffro", explore=explore, diffro=DiffRO(last_steps=last_steps))
+    )
 
 
 def avse(explore: Exploration = BANDS, **changes: Any) -> Any:
@@ -47,7 +52,7 @@ def gap(policy: Any, rollout: Any, rows: Tensor) -> float:
     worst = 0.0
     for wav, mask, i in zip(made.soft, made.mask, rows.tolist(), strict=True):
         own = rollout.samples[i].wav
-        assert int(mask.sum()) == len(own) and not mask[len(own):].any()
+        assert int(mask.sum()) == len(own) and not mask[len(own) :].any()
         worst = max(worst, float(np.abs(wav[: len(own)].numpy() - own).max()))
     return worst
 
@@ -123,7 +128,10 @@ def test_the_kl_is_that_of_the_waveforms(name: str) -> None:
     rows = torch.arange(4)
     assert float(policy.log_prob(rollout, rows, with_kl=True).kl.detach().abs().max()) < 1e-9
     disturb(policy.parameters(), 0.05)
-    made, look = policy.relax(rollout, rows, tau=1.0, hard=True, seed=0, with_kl=True), policy.log_prob(rollout, rows, with_kl=True)
+    made, look = (
+        policy.relax(rollout, rows, tau=1.0, hard=True, seed=0, with_kl=True),
+        policy.log_prob(rollout, rows, with_kl=True),
+    )
     assert made.kl.shape == look.logp.shape == rollout.logp.shape and float(made.kl.detach().min()) > 0
     torch.testing.assert_close(made.kl, look.kl)
     assert policy.log_prob(rollout, rows, with_kl=False).kl is None
@@ -135,7 +143,9 @@ def test_the_kl_in_numbers() -> None:
     mask[1, 500:] = False
     off = w + torch.where(mask, 0.1, 7.0) * w  # 20 dB below, and anything behind the end
     torch.testing.assert_close(wave_kl(off, w, mask, 0.3), torch.full((2,), 0.01 / 0.18))
-    assert float(wave_kl(w, w, mask, 0.3).max()) == 0 and bool(wave_kl(w, torch.zeros_like(w), mask, 0.3).isfinite().all())
+    assert float(wave_kl(w, w, mask, 0.3).max()) == 0 and bool(
+        wave_kl(w, torch.zeros_like(w), mask, 0.3).isfinite().all()
+    )
 
 
 def test_what_does_not_go() -> None:

@@ -36,7 +36,9 @@ class LevelCodec:
 
 def word(w, rng):
     """Word k is a stretch at level k: eight frames, then a gap."""
-    return np.concatenate([np.full(5120, (2 + 3 * WORDS.index(w)) / (2 * V) + 0.01), np.zeros(2560)]) + 0.002 * rng.random(7680)
+    return np.concatenate(
+        [np.full(5120, (2 + 3 * WORDS.index(w)) / (2 * V) + 0.01), np.zeros(2560)]
+    ) + 0.002 * rng.random(7680)
 
 
 def clip(i, sex="f", **columns):
@@ -65,8 +67,12 @@ def test_the_task_has_its_name():
 
 
 def test_labels_come_from_rows_and_an_attribute_of_one_class_is_none():
-    rows = [Utterance(str(i), "x", 1.0, 16000, text="a", speaker_id=f"s{i % 3}" if i < 62 else "rare", extra={"sex": "fm"[i % 2]})
-            for i in range(64)]
+    rows = [
+        Utterance(
+            str(i), "x", 1.0, 16000, text="a", speaker_id=f"s{i % 3}" if i < 62 else "rare", extra={"sex": "fm"[i % 2]}
+        )
+        for i in range(64)
+    ]
     assert labels_of(rows, 4) == {"sex": ["f", "m"], "speaker": ["s0", "s1", "s2"], "quality": ["1", "2", "3", "4"]}
     assert labels_of([Utterance("a", "x", 1.0, 16000, extra={"sex": "f"})], 2) == {"quality": ["1", "2"]}
 
@@ -126,7 +132,7 @@ def test_a_short_training_learns_to_read(task, tmp_path):
     clips = [clip(i, sex="fm"[i % 2]) for i in range(64)]
     first = None
     for step in range(60):
-        parts = task.pretrain_loss(net, task.collate(clips[32 * (step % 2):][:32], net), config)
+        parts = task.pretrain_loss(net, task.collate(clips[32 * (step % 2) :][:32], net), config)
         optimizer.zero_grad()
         parts["loss"].backward()
         optimizer.step()
@@ -159,13 +165,30 @@ def test_pretraining_from_a_manifest_writes_a_checkpoint(tmp_path, monkeypatch):
     for i in range(12):
         c = clip(i)
         save_audio(tmp_path / f"{i}.wav", c.noisy, 16000)
-        rows.append({"id": c.key, "audio_filepath": f"{i}.wav", "duration": len(c.noisy) / 16000, "sample_rate": 16000, "text": c.text,
-                     "sex": "fm"[i % 2]})
+        rows.append(
+            {
+                "id": c.key,
+                "audio_filepath": f"{i}.wav",
+                "duration": len(c.noisy) / 16000,
+                "sample_rate": 16000,
+                "text": c.text,
+                "sex": "fm"[i % 2],
+            }
+        )
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     monkeypatch.setattr("rlspeech.tasks.token_reward.load_codec", lambda name, device="cpu": LevelCodec())
     model = TokenRewardModel(codec="stub", dim=16, layers=1, text_layers=1, heads=2, vocabulary=280)
-    config = Pretrain(task="token-reward", data=str(tmp_path / "train.jsonl"), out=str(tmp_path / "run"), token_reward=model, steps=3,
-                      batch=4, valid_every=0, save_every=2, device="cpu")
+    config = Pretrain(
+        task="token-reward",
+        data=str(tmp_path / "train.jsonl"),
+        out=str(tmp_path / "run"),
+        token_reward=model,
+        steps=3,
+        batch=4,
+        valid_every=0,
+        save_every=2,
+        device="cpu",
+    )
     summary = run(config)
     net, about = load_token_reward(str(tmp_path / "run"))
     assert summary["step"] == 3 and np.isfinite(summary["nll"]) and about["task"] == "token-reward"

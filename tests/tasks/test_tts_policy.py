@@ -40,7 +40,13 @@ CLIPS = [clip("a", "one two"), clip("b", "four", (9, 9)), clip("c", "seven eight
 
 
 def policy(kind: str = "embedded", lora: Lora | None = SMALL, reward: str = NAME, **changes: Any) -> TtsPolicy:
-    plain = {"task": "tts", "rewards": [RewardSpec(name=reward, scale="none")], "prompts_per_step": 3, "group": 4, "micro_batch": 2}
+    plain = {
+        "task": "tts",
+        "rewards": [RewardSpec(name=reward, scale="none")],
+        "prompts_per_step": 3,
+        "group": 4,
+        "micro_batch": 2,
+    }
     plain |= {"clip_range": 0.2, "kl_beta": 0.1, "truncated": "keep", "sampling": Sampling(max_new_tokens=8)}
     lm = tiny() if kind == "embedded" else adapted_public(kind)
     made: TtsPolicy = get_task("tts").policy(Adapted(lm, lora), RL(**{**plain, **changes}))
@@ -135,7 +141,9 @@ def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
     """More of code 3: a policy that hears nothing but its reward finds it, by sampling and by gradient."""
     three = Judge(lambda s: float((s.tokens == 3).mean()) if len(s.tokens) else 0.0)
     for algo, rate in (("grpo", 0.01), ("diffro", 0.01)):
-        p = policy(algo=algo, lora=None, group=8, kl_beta=0.0, sampling=Sampling(max_new_tokens=8), diffro=DiffRO(hard=True))
+        p = policy(
+            algo=algo, lora=None, group=8, kl_beta=0.0, sampling=Sampling(max_new_tokens=8), diffro=DiffRO(hard=True)
+        )
         p.model.net.lm_head.weight.data[p.model.layout.stops[0]] += 0.3 * p.model.net.lm_head.weight.data.std()
         made, shares = algorithm(p, rate, soft=Likes()), []
         for step in range(25):
@@ -180,7 +188,9 @@ def test_rows_leave_the_batch_where_their_own_room_ends() -> None:
     lm.net.lm_head.weight.data[lm.layout.stops[0]] *= 0.3
     prompts = lm.read([p.task.line(c, lm) for c in [*CLIPS, CLIPS[0]]])
     seen = list[int]()
-    lm.net.model.register_forward_hook(lambda m, args, options, out: seen.append(len(options["inputs_embeds"])), with_kwargs=True)
+    lm.net.model.register_forward_hook(
+        lambda m, args, options, out: seen.append(len(options["inputs_embeds"])), with_kwargs=True
+    )
     made = lm.generate(prompts, group=3, sampling=Sampling(), max_new_tokens=room, seed=[1, 2, 3, 4])
     work, seen[:] = sum(seen), []
     whole = lm.generate(prompts, group=3, sampling=Sampling(), max_new_tokens=20, seed=[1, 2, 3, 4])
@@ -212,7 +222,16 @@ def test_how_rows_share_passes_changes_nothing(kind: str, monkeypatch: pytest.Mo
         rows = torch.tensor([7, 0, 3])
         real, look = made.rollout.mask[rows], p.log_prob(made.rollout, rows, with_kl=True)
         grads, stats = algo.gradients(made, made.advantage.value, torch.arange(3))
-        found.append((made.rollout.logp, p.features(made.rollout, rows)[real], look.logp[real], grads.total, stats["kl"], len(passes)))
+        found.append(
+            (
+                made.rollout.logp,
+                p.features(made.rollout, rows)[real],
+                look.logp[real],
+                grads.total,
+                stats["kl"],
+                len(passes),
+            )
+        )
     one, other = found
     assert one[-1] > other[-1]
     for a, b in zip(one[:4], other[:4], strict=True):
@@ -224,7 +243,9 @@ def test_an_empty_text_is_answered_with_nothing() -> None:
     p = policy()
     made = p.rollout([clip("a", ""), CLIPS[0], clip("b", "..."), clip("c", None)], group=2, seed=0)
     empty = [0, 1, 4, 5, 6, 7]
-    assert not made.mask[empty].any() and made.finished[empty].all() and all(len(made.samples[i].wav) == 0 for i in empty)
+    assert (
+        not made.mask[empty].any() and made.finished[empty].all() and all(len(made.samples[i].wav) == 0 for i in empty)
+    )
     algo = algorithm(p)
     stats = algo.update(algo.collect([clip("a", ""), CLIPS[0]], SHORT, seed=0), lr=0.01)
     assert np.isfinite(stats["grad_norm"])
@@ -247,7 +268,9 @@ def test_waveforms_are_made_where_a_reward_hears_them() -> None:
         assert np.array_equal(a.tokens, b.tokens) and len(a.wav) == 0 and np.array_equal(b.wav, speech(b.tokens))
     assert all(len(s.wav) for s in quiet.task.outputs(quiet, CLIPS, Path("/nonexistent"), players=0) if len(s.tokens))
     alone = policy(reward="tts_pitch_std", algo="diffro")  # its rewards are those of validation
-    assert not alone.loud and all(len(s.wav) == 0 and s.token_s == 0.04 for s in alone.rollout(CLIPS, group=2, seed=0).samples)
+    assert not alone.loud and all(
+        len(s.wav) == 0 and s.token_s == 0.04 for s in alone.rollout(CLIPS, group=2, seed=0).samples
+    )
     assert alone.model.codec.decoded == 0 and policy(reward="tts_pitch_std", algo="grpo+diffro").loud
 
 
@@ -256,15 +279,22 @@ def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
     save_audio(tmp_path / "p.wav", speech([9] * 10), RATE)
     long = speech([4] * 60)
     save_audio(tmp_path / "long.wav", long, RATE)
-    batch = [clip("a", "one", prompt_filepath=str(tmp_path / "p.wav"), prompt_text="four"),
-             clip("b", "one", prompt_filepath=str(tmp_path / "long.wav"), prompt_text="four"),  # lends its voice only
-             clip("c", "one"), clip("d", "one", prompt_filepath=str(tmp_path / "none.wav"), prompt_text="four")]
+    batch = [
+        clip("a", "one", prompt_filepath=str(tmp_path / "p.wav"), prompt_text="four"),
+        clip("b", "one", prompt_filepath=str(tmp_path / "long.wav"), prompt_text="four"),  # lends its voice only
+        clip("c", "one"),
+        clip("d", "one", prompt_filepath=str(tmp_path / "none.wav"), prompt_text="four"),
+    ]
     p = policy(reward="tts_pitch_std")
     for seed in range(2):
         made = p.rollout(batch, group=2, seed=seed)
     assert p.model.codec.encoded == 1
     rows = made.state.heard.ids
-    assert rows[0][-10:].tolist() == [p.model.layout.first + 9] * 10 and torch.equal(rows[1], rows[2]) and torch.equal(rows[2], rows[3])
+    assert (
+        rows[0][-10:].tolist() == [p.model.layout.first + 9] * 10
+        and torch.equal(rows[1], rows[2])
+        and torch.equal(rows[2], rows[3])
+    )
     voices = p.model.codec.voices[-8:]
     np.testing.assert_allclose(voices[0], speech([9] * 10), atol=1e-3)
     np.testing.assert_allclose(voices[2], long, atol=1e-3)
@@ -297,7 +327,9 @@ def test_relaxed_hard_rows_are_the_rollout_without_its_stop() -> None:
     assert bool(made.finished.any()) and relaxed.stop_logits.shape == ids.shape
     look = p.log_prob(made, torch.arange(12), with_kl=True)
     torch.testing.assert_close(relaxed.kl, look.kl)
-    p.config = p.config.model_copy(update={"diffro": DiffRO(noise="fresh")})  # as published: another sequence than was sampled
+    p.config = p.config.model_copy(
+        update={"diffro": DiffRO(noise="fresh")}
+    )  # as published: another sequence than was sampled
     other = p.relax(made, torch.arange(12), tau=0.7, hard=True, seed=5)
     assert not torch.equal(other.soft.argmax(-1)[relaxed.mask], ids[relaxed.mask]) and other.kl is None
 
@@ -345,7 +377,10 @@ def test_free_running_rows_end_where_their_stop_wins() -> None:
     made = p.rollout(CLIPS, group=4, seed=2)
     relaxed = p.relax(made, torch.arange(12), tau=1.0, hard=True, seed=5)
     lengths = relaxed.mask.sum(1)
-    assert torch.equal(relaxed.mask, torch.arange(relaxed.mask.shape[1]) < lengths[:, None]) and len(set(lengths.tolist())) > 2
+    assert (
+        torch.equal(relaxed.mask, torch.arange(relaxed.mask.shape[1]) < lengths[:, None])
+        and len(set(lengths.tolist())) > 2
+    )
     head = p.model.net.model.layers[0].self_attn.q_proj
     relaxed.soft[:, -1].square().sum().backward()
     assert any(x.grad is not None and float(x.grad.abs().max()) > 0 for x in head.parameters())

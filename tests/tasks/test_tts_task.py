@@ -47,7 +47,9 @@ class Silent:
 def test_a_batch_is_codes_with_a_stop() -> None:
     lm, task = tiny(), Tts()
     batch = task.collate([clip("a", "one two"), clip("b", "three"), clip("c", "")], lm, train=False)
-    assert batch.ids.tolist() == [[4, 4, 8, 12, 16, V], [20, 6, 20, 6, V, V], [V] * 6] and batch.mask.sum(1).tolist() == [6, 5, 1]
+    assert batch.ids.tolist() == [[4, 4, 8, 12, 16, V], [20, 6, 20, 6, V, V], [V] * 6] and batch.mask.sum(
+        1
+    ).tolist() == [6, 5, 1]
     assert batch.seen is batch.ids and [x.text for x in batch.lines] == ["one two", "three", ""]
     task.collate([clip("a", "one two")], lm)
     assert lm.codec.encoded == 2  # once a recording; silence not at all
@@ -68,19 +70,40 @@ def test_training_rows_get_another_recording_of_the_speaker(tmp_path: Path) -> N
     rows = []
     for i, (speaker, text) in enumerate([("x", "one"), ("x", "two"), ("x", "three " * 9), ("y", "three")]):
         save_audio(tmp_path / f"{i}.wav", speech(said(text)), RATE)
-        rows.append({"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": 0.04 * len(said(text)), "sample_rate": RATE, "text": text,
-                     "speaker_id": speaker})
+        rows.append(
+            {
+                "id": f"u{i}",
+                "audio_filepath": f"{i}.wav",
+                "duration": 0.04 * len(said(text)),
+                "sample_rate": RATE,
+                "text": text,
+                "speaker_id": speaker,
+            }
+        )
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     task, lm = Tts(), tiny()
-    save_codec(tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={})
-    task.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts=SMALL.model_copy(update={"codec": str(tmp_path / "codec")})))
+    save_codec(
+        tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={}
+    )
+    task.build(
+        Pretrain(
+            task="tts", data=str(tmp_path / "m.jsonl"), tts=SMALL.model_copy(update={"codec": str(tmp_path / "codec")})
+        )
+    )
     torch.manual_seed(0)
     seen = set()
     for _ in range(30):
-        for c, line in zip(["x", "y"], task.collate([clip("u0", "one", speaker_id="x"), clip("u3", "three", speaker_id="y")], lm).lines,
-                           strict=True):
+        for c, line in zip(
+            ["x", "y"],
+            task.collate([clip("u0", "one", speaker_id="x"), clip("u3", "three", speaker_id="y")], lm).lines,
+            strict=True,
+        ):
             seen.add((c, line.prompt_text, None if line.prompt is None else tuple(line.prompt.tolist())))
-    assert seen == {("x", None, None), ("x", "two", (12, 16)), ("y", None, None)}  # never itself, never one that is too long
+    assert seen == {
+        ("x", None, None),
+        ("x", "two", (12, 16)),
+        ("y", None, None),
+    }  # never itself, never one that is too long
 
 
 def test_a_small_run_learns_to_speak_and_to_stop(tmp_path: Path) -> None:
@@ -143,15 +166,34 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Tts, "valid_metrics", ("tts_cer[recogniser=test_tts_task:deaf]",))
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    save_codec(tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={})
+    save_codec(
+        tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={}
+    )
     rows = []
     for i in range(12):
         save_audio(tmp_path / f"{i}.wav", 0.1 * rng.standard_normal(4000 + 400 * i).astype(np.float32), RATE)
-        rows.append({"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": (4000 + 400 * i) / RATE, "sample_rate": RATE,
-                     "text": TEXTS[i % 6], "speaker_id": f"s{i % 3}"})
+        rows.append(
+            {
+                "id": f"u{i}",
+                "audio_filepath": f"{i}.wav",
+                "duration": (4000 + 400 * i) / RATE,
+                "sample_rate": RATE,
+                "text": TEXTS[i % 6],
+                "speaker_id": f"s{i % 3}",
+            }
+        )
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    cfg = {"task": "tts", "data": str(tmp_path / "m.jsonl"), "out": str(tmp_path / "run"), "batch": 4, "valid_items": 2, "valid_every": 2,
-           "save_every": 2, "device": "cpu", "tts": {**SMALL.model_dump(), "codec": str(tmp_path / "codec")}}
+    cfg = {
+        "task": "tts",
+        "data": str(tmp_path / "m.jsonl"),
+        "out": str(tmp_path / "run"),
+        "batch": 4,
+        "valid_items": 2,
+        "valid_every": 2,
+        "save_every": 2,
+        "device": "cpu",
+        "tts": {**SMALL.model_dump(), "codec": str(tmp_path / "codec")},
+    }
     made = run(Pretrain(**cfg, steps=4, max_minutes=1e-6))
     again = run(Pretrain(**cfg, steps=4))
     assert made["step"] == 1 and again["step"] == 4 and np.isfinite(again["nll"])
@@ -161,31 +203,59 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("task", ["tts", "codec", "token-reward"])
-def test_texts_that_nobody_has_recorded_are_not_learned_from(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_that_nobody_has_recorded_are_not_learned_from(
+    tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Their sound is the prompt's, which says something else."""
     from rlspeech.stages.pretrain import data_of, run
     from rlspeech.tasks import get_task
 
-    save_codec(tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={})
+    save_codec(
+        tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={}
+    )
     rows = []
     for i in range(6):
         save_audio(tmp_path / f"{i}.wav", speech(said("three three")), RATE)
-        rows.append({"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": 0.32, "sample_rate": RATE, "text": "three three",
-                     "speaker_id": "s", "recorded": i < 4})
+        rows.append(
+            {
+                "id": f"u{i}",
+                "audio_filepath": f"{i}.wav",
+                "duration": 0.32,
+                "sample_rate": RATE,
+                "text": "three three",
+                "speaker_id": "s",
+                "recorded": i < 4,
+            }
+        )
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     for recorded, count in ((True, 4), (False, 6)):  # rl may ask for any text
-        source, held = data_of(str(tmp_path / "m.jsonl"), str(tmp_path / "m.jsonl"), RATE, 9, 0, task=task, recorded=recorded)
+        source, held = data_of(
+            str(tmp_path / "m.jsonl"), str(tmp_path / "m.jsonl"), RATE, 9, 0, task=task, recorded=recorded
+        )
         assert [len(source.utts), len(held)] == [count, count]
     assert capsys.readouterr().err.count("2 of 6 rows are left out: nobody has recorded") == 2
     if task == "tts":
         known = get_task("tts")
-        known.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts={**SMALL.model_dump(), "codec": str(tmp_path / "codec")}))
+        known.build(
+            Pretrain(
+                task="tts", data=str(tmp_path / "m.jsonl"), tts={**SMALL.model_dump(), "codec": str(tmp_path / "codec")}
+            )
+        )
         assert [u.id for u in known._speakers["s"]] == ["u0", "u1", "u2", "u3"]
     (tmp_path / "none.jsonl").write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
     codec = {"codec": str(tmp_path / "codec")}
     with pytest.raises(UserError, match="none of the 6 rows") as caught:
-        run(Pretrain(task=task, data=str(tmp_path / "none.jsonl"), out=str(tmp_path / "run"), device="cpu", steps=1, tts=codec,
-                     token_reward=codec))
+        run(
+            Pretrain(
+                task=task,
+                data=str(tmp_path / "none.jsonl"),
+                out=str(tmp_path / "run"),
+                device="cpu",
+                steps=1,
+                tts=codec,
+                token_reward=codec,
+            )
+        )
     assert "recorded: false" in caught.value.why
 
 
@@ -197,10 +267,16 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
     from rlspeech.stages import rl
 
     monkeypatch.setattr(hub, "embedded_path", lambda task: tmp_path / task)
-    for load, what in ((load_codec_lm, "synthesiser"), (load_codec, "codec"), (load_token_reward, "token-to-text reward")):
+    for load, what in (
+        (load_codec_lm, "synthesiser"),
+        (load_codec, "codec"),
+        (load_token_reward, "token-to-text reward"),
+    ):
         with pytest.raises(UserError, match=f"no {what}|no speech {what}") as caught:
             load("embedded")
-        assert "came with this installation" in caught.value.what and "rlspeech pretrain --task" in caught.value.try_this
+        assert (
+            "came with this installation" in caught.value.what and "rlspeech pretrain --task" in caught.value.try_this
+        )
     with pytest.raises(UserError, match="no token-to-text reward came"):
         rl.soft_of(RL(task="tts", algo="diffro"), "cpu")
     lm = tiny()
@@ -208,4 +284,3 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
     lm.layout = replace(lm.layout, codec="embedded")
     with pytest.raises(UserError, match="no speech codec came"):
         _ = lm.codec
-
