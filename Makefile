@@ -42,8 +42,8 @@ test-unit: export OMP_NUM_THREADS := 1
 test-unit: $(STAMP)  ## the quick tests, about two minutes on two cores
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not realdata and not gpu and not net'
 
-lint: $(STAMP)  ## ruff, and mypy (strict on types, config, settings, run, data and the reward interface)
-	@$(BIN)/ruff check . && $(BIN)/mypy
+lint: $(STAMP)  ## ruff (layout and rules), and mypy (strict on types, config, settings, run, data and the reward interface)
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check . && $(BIN)/mypy
 
 bench: $(STAMP)  ## how fast scoring, rollouts and training are on this machine
 	@$(BIN)/python examples/bench.py
