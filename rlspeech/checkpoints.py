@@ -6,7 +6,6 @@ Whatever moment the process dies at, a start finds the last complete checkpoint 
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import log
+from rlspeech.data.jsonl import is_full, sync, write_error, write_text
 from rlspeech.state import load_state, save_state
-from rlspeech.types import UserError
 
-__all__ = ["Checkpoints", "disk_error", "write_text"]
+__all__ = ["Checkpoints"]
 
 
 class Checkpoints:
@@ -60,13 +59,13 @@ class Checkpoints:
             ):  # a folder cannot be renamed onto a full one; _clean puts `aside` back if we die in between
                 os.rename(final, aside)
             os.rename(temporary, final)
-            _fsync(folder)
+            sync(folder)
             shutil.rmtree(aside, ignore_errors=True)
             write_text(folder / "latest", final.name + "\n")
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if _is_full(error):
-                raise disk_error(error, self.folder) from error
+            if is_full(error):
+                raise write_error(self.folder, error, "the earlier checkpoints are intact") from error
             raise
         self._prune()
         return final
@@ -120,52 +119,8 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True) if final.exists() else os.rename(path, final)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all (temporary name, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some filesystems have no fsync for folders
-            raise
-    finally:
-        os.close(handle)
-
-
 def _fsync_tree(root: Path) -> None:
     for folder, _, files in os.walk(root):
         for name in files:
-            _fsync(Path(folder) / name)
-        _fsync(Path(folder))
-
-
-def _is_full(error: BaseException) -> bool:
-    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return known or "No space left on device" in str(error)  # safetensors has its own exception class
-
-
-def disk_error(error: BaseException, path: Path) -> UserError:
-    """What a failed write means for a person."""
-    if isinstance(error, UserError):
-        return error
-    if _is_full(error):
-        return UserError(
-            f"cannot write to {path}",
-            "the disk is full",
-            "free some space and start again: it goes on from the last checkpoint",
-        )
-    return UserError(f"cannot write to {path}", str(error), "--out FOLDER that can be written")
+            sync(Path(folder) / name)
+        sync(Path(folder))

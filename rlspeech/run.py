@@ -24,7 +24,8 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from rlspeech import log
-from rlspeech.checkpoints import Checkpoints, disk_error, write_text
+from rlspeech.checkpoints import Checkpoints
+from rlspeech.data.jsonl import write_error, write_text
 from rlspeech.state import load_optimizer_state, load_state, optimizer_state, rng_state, save_state, set_rng_state
 from rlspeech.tracking import MetricsLog, check_trackers, read_metrics
 from rlspeech.types import UserError
@@ -143,7 +144,7 @@ class Run:
                 run.close()
                 raise
         except OSError as error:
-            raise disk_error(error, run.path) from error
+            raise write_error(run.path, error, "no run was started") from error
         return run
 
     def _open(self, resume: bool, neutral: frozenset[str], growing: frozenset[str]) -> None:

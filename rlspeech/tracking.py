@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from rlspeech import log
-from rlspeech.checkpoints import disk_error, write_text
+from rlspeech.data.jsonl import write_error, write_text
 from rlspeech.types import UserError
 
 __all__ = ["MetricsLog", "MetricsSink", "check_trackers", "metrics_sink", "read_metrics"]
@@ -81,7 +81,7 @@ class MetricsLog:
             self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            raise write_error(self.path, error, "the run goes on from its last checkpoint") from error
         if self._sinks is None:
             self._sinks = self._files()
         for sink in self._sinks:

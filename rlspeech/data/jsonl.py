@@ -17,7 +17,17 @@ from typing import Any
 
 from rlspeech.types import UserError
 
-__all__ = ["JsonlWriter", "dumps", "numbered_lines", "read_jsonl", "safe_name", "write_error", "write_text"]
+__all__ = [
+    "JsonlWriter",
+    "dumps",
+    "is_full",
+    "numbered_lines",
+    "read_jsonl",
+    "safe_name",
+    "sync",
+    "write_error",
+    "write_text",
+]
 
 MAX_ID = 120
 UNSAFE = re.compile(r"[^\w.\-+=@]+")  # \w keeps letters of every script
@@ -81,29 +91,41 @@ def write_text(path: str | Path, text: str) -> None:
             os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise write_error(path, error, "the file was left as it was") from error
+        raise write_error(path, error) from error
     finally:
         part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
-def write_error(path: Path, error: OSError, kept: str) -> UserError:
-    """What to tell someone whose disk does not take any more."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    why = "the disk is full" if full else (error.strerror or str(error))
+def write_error(path: Path, error: BaseException, kept: str = "the file was left as it was") -> UserError:
+    """The error to raise where a write to ``path`` failed; ``kept`` says what is still on the disk."""
+    if isinstance(error, UserError):
+        return error
+    full = is_full(error)
+    why = "the disk is full" if full else (getattr(error, "strerror", None) or str(error))
     try_this = "free some space and run the same command again" if full else "check the folder's permissions"
     return UserError(f"cannot write {path}", f"{why}; {kept}", try_this)
 
 
-def _sync_folder(folder: Path) -> None:
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota that is full was the cause."""
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return known or "No space left on device" in str(error)  # safetensors has its own exception class
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk (fsync). Raises ``OSError``."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # folders cannot be opened on Windows
-        return
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():  # folders cannot be opened on Windows
+            return
+        raise
     try:
         os.fsync(handle)
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some filesystems have no fsync for folders
+            raise
     finally:
         os.close(handle)
 

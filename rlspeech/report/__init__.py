@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlspeech.checkpoints import write_text
+from rlspeech.data.jsonl import write_text
 from rlspeech.stats import Interval
 
 __all__ = ["Clip", "Edit", "Grid", "Line", "Metric", "Plot", "ReportData", "mark", "render_report", "verdict"]

@@ -309,9 +309,9 @@ def _write(enhancer: Any, held: Sequence[_Held], config: Enhance) -> Iterator[tu
         except AudioError as error:
             yield job, 0.0, error.reason
         except OSError as error:
-            from rlspeech.checkpoints import disk_error
+            from rlspeech.data.jsonl import write_error
 
-            raise disk_error(error, job.target) from error
+            raise write_error(job.target, error, "files enhanced before it were kept") from error
         else:
             yield job, one.wav.shape[-1] / rate, None
 

@@ -22,7 +22,7 @@ from rlspeech.data.batches import batches
 from rlspeech.engine import Engine
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.run import write_text
+from rlspeech.data.jsonl import write_text
 from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl import make_scorer, seen
 from rlspeech.stages.rl_rules import complete, load_options
