@@ -102,8 +102,8 @@ def bench_rollouts(repeats: int, model: FlowModel) -> list[list[Any]]:
     from rlspeech.data.batches import Clip
     from rlspeech.models.adapters import Adapted
     from rlspeech.models.flow import FlowEnhancer
-    from rlspeech.tasks.flow_policy import FlowPolicy
-    from rlspeech.tasks.flowse import FlowSE
+    from rlspeech.tasks.flowse.policy import FlowPolicy
+    from rlspeech.tasks.flowse.task import FlowSE
 
     torch.manual_seed(0)
     adapted, group = Adapted(FlowEnhancer(model), Lora()), 8

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.data.audio import load_audio, resample, rms_dbfs, to_level
-from rlspeech.rewards.mel import LogMel
-from rlspeech.rewards.nets import SpeakerNet, SpeechNet, asset_folder, save_embedded
+from rlspeech.models.spectra import LogMel
+from rlspeech.rewards.encoders import SpeakerNet, SpeechNet, asset_folder, save_embedded
 
 RATE = 16000
 HELD_OUT = "LibriSpeech test-other"
@@ -300,7 +300,7 @@ def speech_round(
 @torch.no_grad()
 def speech_report(net: SpeechNet, corpus: Corpus) -> dict[str, float]:
     """SpeechBERTScore precision of held-out speech against its own noisy version, other speech, and words of other speakers."""
-    from rlspeech.rewards.semantic import bert_score
+    from rlspeech.rewards.encoders import bert_score
 
     net.eval()
     rng = np.random.default_rng(7)

@@ -72,7 +72,7 @@ def recordings(args: argparse.Namespace) -> None:
     from rlspeech.data.audio import AudioError, rms_dbfs, save_audio
     from rlspeech.data.degrade import Sources, degrade
     from rlspeech.data.mixing import crop
-    from rlspeech.tasks.hearing import quality, row_of
+    from rlspeech.tasks.aids.quality_labels import quality, row_of
 
     speech, noises, rirs = read_list(args.speech), read_list(args.noise), read_list(args.rir)
     if args.vary:
@@ -126,9 +126,9 @@ def outputs(args: argparse.Namespace) -> None:
     from rlspeech.models.adapters import Adapted
     from rlspeech.models.avse import si_snr
     from rlspeech.models.hub import load_avse
-    from rlspeech.tasks.avse import Avse
-    from rlspeech.tasks.avse_policy import AvsePolicy
-    from rlspeech.tasks.hearing import quality, row_of
+    from rlspeech.tasks.aids.quality_labels import quality, row_of
+    from rlspeech.tasks.avse.policy import AvsePolicy
+    from rlspeech.tasks.avse.task import Avse
 
     mixtures, out, task = MixtureSet.from_recipe(args.recipe, seed=args.seed), Path(args.out), Avse()
     models = [load_avse(name)[0] for name in args.model]
@@ -415,7 +415,7 @@ def free_form(rng: np.random.Generator) -> Clause:
 
 def own_words(rows: list[dict[str, float]], rng: np.random.Generator) -> Clause:
     """A sentence in the listener's wording for the labels of a recording, sometimes cut short."""
-    from rlspeech.tasks.wording import describe
+    from rlspeech.tasks.aids.sentences import describe
 
     row = rows[int(rng.integers(len(rows)))]
     parts = describe(row, rng).split(". ")
@@ -452,7 +452,7 @@ def sentiment(args: argparse.Namespace) -> None:
     from torch.nn import functional as F
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    from rlspeech.tasks.hearing import labels_of
+    from rlspeech.tasks.aids.quality_labels import labels_of
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)

@@ -24,10 +24,10 @@ from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import read_manifest
 from rlspeech.data.text import get_normaliser
 from rlspeech.log import progress
-from rlspeech.models.codec_lm import load_codec_lm
+from rlspeech.models.codec.load import load_codec_lm
 from rlspeech.models.token_reward import load_token_reward, save_token_reward
-from rlspeech.rewards.token_text import TEXT
-from rlspeech.tasks.tts import Tts
+from rlspeech.rewards.soft import TEXT
+from rlspeech.tasks.tts.task import Tts
 
 DRAWN = {4: 0.4, 3: 0.7, 2: 1.0, 1: 1.3}  # level -> temperature of what the model writes
 SMOOTH, BATCH = (

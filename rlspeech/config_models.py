@@ -155,7 +155,7 @@ class RecogniserModel(Strict):
 
 
 class CodecModel(Strict):
-    """The embedded speech codec (``models/codec.py``)."""
+    """The embedded speech codec (``models/codec/codec.py``)."""
 
     sample_rate: int = 16000
     n_fft: int = 640
@@ -179,7 +179,7 @@ class CodecModel(Strict):
 
 
 class CodecLMModel(Strict):
-    """The embedded synthesis policy: a small causal language model over text and codec tokens (``models/codec_lm.py``)."""
+    """The embedded synthesis policy: a small causal language model over text and codec tokens (``models/codec/load.py``)."""
 
     codec: str = Field(
         "embedded",

@@ -16,10 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rlspeech.hints import allowed, closest, unknown_key
-from rlspeech.schema import item, item_model, model
+from rlspeech.schema import allowed, closest, item, item_model, load_yaml, model, parse_value, unknown_key
 from rlspeech.types import UserError
-from rlspeech.yamlfile import load_yaml, parse_value
 
 __all__ = ["preset_about", "preset_names", "preset_path", "preset_stage", "read_config", "resolve", "stage_of"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from rlspeech import log
-from rlspeech.data.jsonl import write_error, write_text
+from rlspeech.files import write_error, write_text
 from rlspeech.types import UserError
 
 __all__ = ["MetricsLog", "MetricsSink", "check_trackers", "metrics_sink", "read_metrics"]

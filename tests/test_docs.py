@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tiny_recognisers
+import tiny_speech
 from safetensors.torch import load_file
 
 import rlspeech
@@ -23,7 +25,6 @@ from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.manifest import read_manifest
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column
 from tests.stages import test_matrix as matrix
-from tests.stages import tiny_recognisers, tiny_speech
 from tests.stages.test_matrix import given as given
 from tests.tasks.test_asr_task import SMALL as RECOGNISER
 
@@ -327,10 +328,9 @@ def page_parts() -> Iterator[tuple[str, str, str]]:
 
 def moss(folder: Path) -> None:
     """A MOSS-Transcribe-Diarize of random weights, as transformers writes it."""
+    import tiny_audio_lms as tiny
     import torch
     import transformers as tf
-
-    from tests.models import tiny_audio_lms as tiny
 
     torch.manual_seed(0)
     words = tiny.tokenizer()
@@ -465,8 +465,8 @@ def test_a_corpus_is_a_script(work: Path) -> None:
 def test_a_family_is_a_recogniser(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from rlspeech.models import audio_families
-    from rlspeech.models.audio_lm import load_audio_lm
+    from rlspeech.models.audio_lm.load import families as audio_families
+    from rlspeech.models.audio_lm.load import load_audio_lm
 
     assert len(list((work / "said").glob("*.txt"))) == 24
     first = next(r for r in rows(work / "runs" / "moss" / "metrics.jsonl") if "lr" in r)

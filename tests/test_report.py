@@ -32,7 +32,7 @@ from rlspeech.report import (
     render_report,
     verdict,
 )
-from rlspeech.report import page as page_of
+from rlspeech.report import render as page_of
 from rlspeech.stats import Interval
 
 EVIL = "<script>alert(1)</script>\"'--> $x^2$ & {{ 7 * 7 }}"

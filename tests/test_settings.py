@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from rlspeech.config import RL, Evaluate, Mixing, Pretrain, ScoreFolder, Strict
-from rlspeech.schema import keys
+from rlspeech.schema import keys, load_yaml, parse_value
 from rlspeech.settings import read_config, resolve
 from rlspeech.types import UserError
-from rlspeech.yamlfile import load_yaml, parse_value
 
 SCHEMAS: dict[str, type[BaseModel]] = {"rl": RL, "pretrain": Pretrain, "eval": Evaluate, "reward": ScoreFolder}
 

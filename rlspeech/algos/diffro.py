@@ -28,11 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.algos.experience import Average, Experience, JointScorer, rows_of
-from rlspeech.algos.gradients import GradientSum, flat_gradient
 from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.math import Advantage, agreement, soft_loss
-from rlspeech.algos.update import PolicyUpdate
+from rlspeech.algos.update import Average, Experience, GradientSum, JointScorer, PolicyUpdate, flat_gradient, rows_of
 from rlspeech.config import RL, RewardSpec
 from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
 from rlspeech.types import Policy, RelaxPolicy, Rollout, Score, SoftReward, UserError

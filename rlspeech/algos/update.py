@@ -13,23 +13,24 @@ reference, which only the KL knows: clipped against the reference, no policy wou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from rlspeech.algos.experience import Average, Experience, JointScorer, rows_of
-from rlspeech.algos.gradients import GradientSum, flat_gradient
 from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, policy_loss
 from rlspeech.algos.phases import Phases
 from rlspeech.algos.resample import Draw, JoiningPolicy, refill
 from rlspeech.config import RL, RewardSpec
 from rlspeech.rewards.mix import to_arrays
-from rlspeech.types import Policy, Rollout, Score, SupervisedPolicy, UserError
+from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
 
-__all__ = ["Average", "Experience", "JointScorer", "PolicyUpdate", "rows_of"]
+__all__ = ["Average", "Experience", "GradientSum", "JointScorer", "PolicyUpdate", "flat_gradient", "rows_of"]
+
 
 RATIO_TOLERANCE = 1e-3
 UNSEEN = (
@@ -374,3 +375,94 @@ class PolicyUpdate(ABC):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm.item(), "skipped_updates": float(not finite)}
+
+
+# A collection and what scores it: the data that every algorithm passes from ``collect`` to ``update``.
+
+
+Average = Callable[[Iterable[Any]], None]
+
+
+class JointScorer(Protocol):
+    """Scores samples with every reward and guard at once (``rewards.scorer.Scorer``)."""
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+        """Column by column, in the samples' order."""
+        ...
+
+
+@dataclass
+class Experience:
+    """A collection.
+
+    Args:
+        rollout: None where the policy's loss has no weight: then there are only prompts.
+        scores: (N,) by name with NaN for null.
+        reward: (N,) composed.
+        advantage: with ``value`` (N,), or (N, S).
+        seconds: by phase; ``memory_mb/PHASE`` beside them where the device tells.
+        prompts: the B prompts.
+        base: (N,) by name, scores of the base's output for every row's prompt; None where the algorithm needs none.
+        logged: further numbers of the collection; ``update`` returns them with its own.
+        extra: tensors that the algorithm keeps for its updates.
+        updates: optimiser updates made on it so far; before the first one the ratio is 1.
+    """
+
+    rollout: Rollout | None
+    scores: dict[str, np.ndarray]
+    reward: np.ndarray
+    advantage: Advantage
+    seconds: dict[str, float]
+    prompts: list[Any]
+    base: dict[str, np.ndarray] | None = None
+    logged: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    updates: int = 0
+
+
+def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
+    """Indices (n,) of the rows of some prompts, in order."""
+    return torch.isin(rollout.group, prompts).nonzero()[:, 0]
+
+
+# Gradients of micro-batches, added up as they come: a model's worth of memory for the sum, however many parts there are.
+
+
+class GradientSum:
+    """The sum of K flat gradients (P,), and how well they agree without keeping them: only the sum of their unit vectors is kept.
+
+    Args:
+        total: (P,) sum of what was added, or None before that.
+        count: how many were added.
+    """
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+        self._units: Tensor | None = None
+        self._nonzero = 0
+
+    def add(self, gradient: Tensor) -> None:
+        """Take one more (P,). It may be changed in place."""
+        self.count += 1
+        norm = gradient.norm()
+        if norm > 0:
+            self._nonzero += 1
+            unit = gradient / norm
+            self._units = unit if self._units is None else self._units.add_(unit)
+        self.total = gradient if self.total is None else self.total.add_(gradient)
+
+    def agreement(self) -> float:
+        """Mean pairwise cosine, as ``math.agreement``: |sum of units|^2 = K + sum of cosines; NaN with fewer than two that are not zero."""
+        k = self._nonzero
+        if k < 2 or self._units is None:
+            return float("nan")
+        return float((self._units.square().sum() - k) / (k * (k - 1)))
+
+
+def flat_gradient(loss: Tensor, parameters: Sequence[Parameter]) -> Tensor:
+    """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on."""
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+    )

@@ -163,7 +163,7 @@ def present(config: Any) -> None:
         given = getattr(config, name, None)
         if not isinstance(given, str) or os.path.exists(given):
             continue
-        from rlspeech.hints import closest
+        from rlspeech.schema import closest
 
         folder, wanted = os.path.split(given.rstrip("/"))
         here = os.path.isdir(folder or ".")

@@ -16,15 +16,15 @@ __all__ = ["SCHEMAS", "choices", "devices", "one_of", "presets", "rewards", "set
 
 SCHEMAS = {  # command -> module:Class of its settings
     "prepare": "stages.prepare:Prepare",
-    "prepare rl-asr": "stages.prepare_rl_asr:RlAsr",
-    "prepare nonspeech": "stages.prepare_nonspeech:Nonspeech",
-    "prepare tts": "stages.prepare_tts:PrepareTts",
-    "prepare join": "stages.prepare_join:Join",
+    "prepare rl-asr": "corpora.rl_asr:RlAsr",
+    "prepare nonspeech": "corpora.nonspeech:Nonspeech",
+    "prepare tts": "corpora.tts_texts:PrepareTts",
+    "prepare join": "corpora.join:Join",
     "pretrain": "config:Pretrain",
     "reward": "config:ScoreFolder",
     "rl": "config:RL",
     "eval": "config:Evaluate",
-    "enhance": "stages.infer:Enhance",
+    "enhance": "stages.enhance:Enhance",
     "transcribe": "stages.transcribe:Transcribe",
     "speak": "stages.speak:Speak",
 }

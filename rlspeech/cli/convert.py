@@ -96,6 +96,6 @@ def lora(
     """What a run with LoRA has learned, as an adapter or folded into the weights."""
     shared = Shared(json_mode=json_mode, quiet=quiet, debug=debug)
     perform(
-        lambda: load("stages.convert_lora:run")(source, to, out or place, device=device or "cpu", json_mode=json_mode),
+        lambda: load("stages.convert:run")(source, to, out or place, device=device or "cpu", json_mode=json_mode),
         shared,
     )

@@ -145,7 +145,7 @@ def keys(
     """List everything that can be set in a command, with defaults and reasons; with --quiet the keys alone."""
 
     def work() -> dict[str, Any]:
-        from rlspeech.hints import closest
+        from rlspeech.schema import closest
         from rlspeech.schema import keys as keys_of
 
         name = " ".join(stage)

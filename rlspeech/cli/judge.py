@@ -243,7 +243,7 @@ def enhance(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="TASK", help="flowse or avse.", autocompletion=complete.one_of("stages.infer:Enhance", "task")
+            metavar="TASK", help="flowse or avse.", autocompletion=complete.one_of("stages.enhance:Enhance", "task")
         ),
     ] = None,
     video: Annotated[
@@ -269,8 +269,8 @@ def enhance(
     """Clean recordings of any length with a model; inputs are never overwritten."""
     run_stage(
         Shared(preset, config, sets, json_mode, quiet, debug),
-        "stages.infer:Enhance",
-        "stages.infer:run",
+        "stages.enhance:Enhance",
+        "stages.enhance:run",
         {
             "inputs": inputs,
             "task": task,

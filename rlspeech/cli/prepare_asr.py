@@ -156,10 +156,7 @@ def rl_asr(
         "seed": seed,
     }
     run_stage(
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        "stages.prepare_rl_asr:RlAsr",
-        "stages.prepare_rl_asr:run",
-        flags,
+        Shared(preset, config, sets, json_mode, quiet, debug), "corpora.rl_asr:RlAsr", "corpora.rl_asr:run", flags
     )
 
 
@@ -196,8 +193,8 @@ def nonspeech(
     }
     run_stage(
         Shared(preset, config, sets, json_mode, quiet, debug),
-        "stages.prepare_nonspeech:Nonspeech",
-        "stages.prepare_nonspeech:run",
+        "corpora.nonspeech:Nonspeech",
+        "corpora.nonspeech:run",
         flags,
     )
 
@@ -226,8 +223,8 @@ def tts(
     flags = {"root": source, "prompts": prompts, "prompt_s": prompt_s, "workers": workers, "out": out, "seed": seed}
     run_stage(
         Shared(preset, config, sets, json_mode, quiet, debug),
-        "stages.prepare_tts:PrepareTts",
-        "stages.prepare_tts:run",
+        "corpora.tts_texts:PrepareTts",
+        "corpora.tts_texts:run",
         flags,
     )
 
@@ -250,9 +247,4 @@ def join(
 ) -> None:
     """Several manifests as one; a column may be set for each, as in noisy.jsonl:condition=noisy."""
     flags = {"manifests": manifests, "sample": sample, "out": out, "seed": seed}
-    run_stage(
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        "stages.prepare_join:Join",
-        "stages.prepare_join:run",
-        flags,
-    )
+    run_stage(Shared(preset, config, sets, json_mode, quiet, debug), "corpora.join:Join", "corpora.join:run", flags)

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlspeech import log
-from rlspeech.corpora.common import Candidate, candidate, check_folder
-from rlspeech.data.lips import LipsError
-from rlspeech.data.video import video_info
+from rlspeech.corpora.base import Candidate, candidate, check_folder
+from rlspeech.data.video import LipsError, video_info
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError
 

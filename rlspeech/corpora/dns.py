@@ -17,8 +17,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlspeech.corpora.common import Candidate, audio_files, candidate, check_folder, file_id, numbered, pair
-from rlspeech.data.jsonl import safe_name
+from rlspeech.corpora.base import Candidate, audio_files, candidate, check_folder, file_id, numbered, pair
+from rlspeech.files import safe_name
 from rlspeech.types import UserError
 
 __all__ = ["find"]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.jsonl import safe_name
-from rlspeech.data.lips import LIPS_FPS, LipsError, frames_of, load_lips, save_lips
 from rlspeech.data.mixing import mixture_rng
+from rlspeech.data.video import LIPS_FPS, LipsError, frames_of, load_lips, save_lips
+from rlspeech.files import safe_name
 from rlspeech.parallel import parallel_map
 from rlspeech.types import Utterance
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlspeech.corpora.common import Candidate, audio_files, candidate, check_folder, file_id, numbered, pair
+from rlspeech.corpora.base import Candidate, audio_files, candidate, check_folder, file_id, numbered, pair
 from rlspeech.data.manifest import read_manifest
 from rlspeech.types import UserError
 

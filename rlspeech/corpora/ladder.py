@@ -17,8 +17,8 @@ import numpy as np
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.degrade import Rung, ladders
-from rlspeech.data.jsonl import safe_name, write_error
 from rlspeech.data.mixing import mixture_rng
+from rlspeech.files import safe_name, write_error
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["render"]

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlspeech.corpora.common import Candidate, candidate
-from rlspeech.data.jsonl import safe_name
+from rlspeech.corpora.base import Candidate, candidate
+from rlspeech.files import safe_name
 from rlspeech.types import UserError
 
 __all__ = ["find"]

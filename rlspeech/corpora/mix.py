@@ -13,11 +13,11 @@ from typing import Any
 
 from rlspeech import log
 from rlspeech.corpora import folder
-from rlspeech.corpora.common import Candidate
+from rlspeech.corpora.base import Candidate
 from rlspeech.data.audio import AudioError, save_audio
-from rlspeech.data.jsonl import JsonlWriter, write_error
 from rlspeech.data.manifest import from_row, to_row
 from rlspeech.data.mixing import MixtureSet
+from rlspeech.files import JsonlWriter, write_error
 from rlspeech.parallel import parallel_map
 from rlspeech.types import Utterance
 

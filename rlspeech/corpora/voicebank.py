@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlspeech.corpora.common import Candidate, check_folder, pair
+from rlspeech.corpora.base import Candidate, check_folder, pair
 from rlspeech.types import UserError
 
 __all__ = ["find"]

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlspeech.corpora.common import Candidate, audio_files, candidate, check_folder
-from rlspeech.data.jsonl import safe_name
+from rlspeech.corpora.base import Candidate, audio_files, candidate, check_folder
+from rlspeech.files import safe_name
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["find_beside", "from_lines", "from_list", "with_prompts"]

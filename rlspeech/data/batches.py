@@ -15,9 +15,9 @@ import numpy as np
 
 from rlspeech.config import Mixing
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.lips import LIPS_FPS, frames_of, load_lips
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
+from rlspeech.data.video import LIPS_FPS, frames_of, load_lips
 from rlspeech.types import UserError, Utterance
 
 __all__ = [

@@ -1,14 +1,4 @@
-"""Real clean speech made worse in known ways: what a listening model learns from, and the ladders that a judge is checked on.
-
-The textbook version adds noise at a signal-to-noise ratio and asks for that ratio back. Here every way in which a recording gets bad
-has its own function (noise, a second talker, a room, distortion, muffling, gaps, the traces of a noise reducer), each answers with the
-waveform and with what was done, and ``degrade`` draws a combination. How bad a trait is, is said as a *severity* from 0 to 1, mostly
-measured on the parts before they are summed (signal-to-noise ratio, clarity C50, signal-to-distortion ratio): a recipe's own setting says
-little, for one and the same limiter does nothing to one voice and ruins another. The noise reducer is a masked spectrum whose mask
-knows too much (it sees speech and noise apart) and is then spoilt: over-subtraction, a floor, random errors of cells and of bands.
-What is left out: codecs, packet-loss concealment, wind, microphones. No two degradations share a random draw: all of them come from the
-generator that is passed in, so that a seed is a recording.
-"""
+"""Small tools on waveforms that several parts of ``data`` need: gains, distortion ratios, spectra and back, in numpy alone."""
 
 from __future__ import annotations
 
@@ -18,25 +8,73 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlspeech.data.audio import AudioError, rms_dbfs, to_level
-from rlspeech.data.dsp import istft, match_gain, sdr_db, stft
 from rlspeech.data.mixing import crop, reverberate
 
 __all__ = [
-    "RUNGS",
-    "TRAITS",
     "Degraded",
+    "RUNGS",
     "Rung",
     "Sources",
+    "TRAITS",
     "add_noise",
     "clip_peaks",
     "coloured",
     "degrade",
     "drop_out",
+    "istft",
     "ladders",
     "low_pass",
+    "match_gain",
+    "sdr_db",
+    "stft",
     "suppress",
     "synthetic_rir",
 ]
+
+
+def match_gain(made: np.ndarray, model: np.ndarray) -> float:
+    """The gain that brings ``made`` to the RMS of ``model``."""
+    a, b = rms_dbfs(made), rms_dbfs(model)
+    return float(10.0 ** ((b - a) / 20.0)) if np.isfinite(a) and np.isfinite(b) else 1.0
+
+
+def sdr_db(reference: np.ndarray, made: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB, held within -30 and 60."""
+    x, y = reference.astype(np.float64), made.astype(np.float64)
+    part = x * (np.dot(x, y) / max(float(np.dot(x, x)), 1e-12))
+    ratio = float(np.dot(part, part)) / max(float(np.dot(y - part, y - part)), 1e-12)
+    return float(np.clip(10 * np.log10(max(ratio, 1e-12)), -30.0, 60.0))
+
+
+def stft(wav: np.ndarray, window: np.ndarray, hop: int) -> np.ndarray:
+    """Spectra (L, n_fft / 2 + 1) of windowed frames of (T,), with a window's length of zeros on both sides."""
+    padded = np.pad(wav, (len(window), len(window) + hop))
+    return np.asarray(
+        np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, len(window))[::hop] * window, axis=1)
+    )
+
+
+def istft(spectrum: np.ndarray, window: np.ndarray, hop: int, length: int) -> np.ndarray:
+    """(length,) float32 of what ``stft`` made with the same window and hop, by weighted overlap-add; a Hann window at a quarter's hop."""
+    frames = np.fft.irfft(spectrum, len(window), axis=1) * window
+    out = np.zeros(hop * (len(frames) - 1) + len(window))
+    for shift in range(len(window) // hop):  # frames a window apart do not overlap: all of them at once
+        part = frames[shift :: len(window) // hop]
+        out[shift * hop : shift * hop + part.size] += part.ravel()[: len(out) - shift * hop]
+    return np.asarray(out[len(window) : len(window) + length] / np.sum(window[::hop] ** 2), dtype=np.float32)
+
+
+# Real clean speech made worse in known ways: what a listening model learns from, and the ladders that a judge is checked on.
+#
+# The textbook version adds noise at a signal-to-noise ratio and asks for that ratio back. Here every way in which a recording gets bad
+# has its own function (noise, a second talker, a room, distortion, muffling, gaps, the traces of a noise reducer), each answers with the
+# waveform and with what was done, and ``degrade`` draws a combination. How bad a trait is, is said as a *severity* from 0 to 1, mostly
+# measured on the parts before they are summed (signal-to-noise ratio, clarity C50, signal-to-distortion ratio): a recipe's own setting says
+# little, for one and the same limiter does nothing to one voice and ruins another. The noise reducer is a masked spectrum whose mask
+# knows too much (it sees speech and noise apart) and is then spoilt: over-subtraction, a floor, random errors of cells and of bands.
+# What is left out: codecs, packet-loss concealment, wind, microphones. No two degradations share a random draw: all of them come from the
+# generator that is passed in, so that a seed is a recording.
+
 
 TRAITS = ("noise", "talker", "reverb", "distortion", "muffling", "dropouts", "artefacts")
 RUNGS = 7

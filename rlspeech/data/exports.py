@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlspeech.data.jsonl import dumps, safe_name
 from rlspeech.data.manifest import PATH_KEYS, to_row
+from rlspeech.files import dumps, safe_name
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["FORMATS", "Written", "write_manifest_as"]

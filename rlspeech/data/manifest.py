@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from rlspeech.data.jsonl import JsonlWriter, dumps, numbered_lines, read_jsonl, safe_name, write_text
+from rlspeech.files import JsonlWriter, dumps, numbered_lines, read_jsonl, safe_name, write_text
 from rlspeech.types import UserError, Utterance
 
 __all__ = [

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from rlspeech.data.functions import load_function
+from rlspeech.plugins import load_function
 from rlspeech.types import UserError
 
 __all__ = [

@@ -64,7 +64,7 @@ KINDS = {
         "rlspeech-codec",
         "speech codec",
         "CodecModel",
-        "rlspeech.models.codec_net:CodecNet",
+        "rlspeech.models.codec.net:CodecNet",
         "speech-codec, speech-synthesis",
         "pretrain --task tts --set tts.codec=THIS_FOLDER",
     ),

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from rlspeech.config import RecogniserModel
 from rlspeech.models.card import recogniser_card, write_card
-from rlspeech.models.fbank import fbank, stack_frames
 from rlspeech.models.hub import resolve
+from rlspeech.models.spectra import fbank, stack_frames
 from rlspeech.types import UserError
 
 __all__ = ["AUDIO", "END", "SAMPLE_RATE", "START", "Recogniser", "load_recogniser", "make_tokenizer", "save_recogniser"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlspeech.data.jsonl import write_text
+from rlspeech.files import write_text
 from rlspeech.stats import Interval
 
 __all__ = ["Clip", "Edit", "Grid", "Line", "Metric", "Plot", "ReportData", "mark", "render_report", "verdict"]
@@ -195,7 +195,7 @@ def render_report(path: Path, data: ReportData) -> Path:
     Raises:
         UserError: the file cannot be written.
     """
-    from rlspeech.report import page
+    from rlspeech.report import render as page
 
     write_text(path, page.render(data, MAX_BYTES))
     return path

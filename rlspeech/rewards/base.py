@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from rlspeech.data.functions import load_function
+from rlspeech.plugins import load_function
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
 from rlspeech.types import Reward, Sample, Score, UserError
 

@@ -148,7 +148,7 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("speech_shape", _P + "speech_rules:SpeechShape", _SHAPE, frozenset(), "cpu", min_s=0.0, silence="empty"),
     Entry(
         "token_text",
-        _P + "token_text:TokenText",
+        _P + "soft:TokenText",
         _TOKEN_TEXT,
         TOKENS | TEXT,
         "device",
@@ -213,14 +213,14 @@ BUILTIN: tuple[Entry, ...] = (
     ),
     Entry(
         "speaker_similarity",
-        _P + "speaker:SpeakerSimilarity",
+        _P + "encoders:SpeakerSimilarity",
         {"speaker_similarity": Column("cosine of speaker embeddings with the reference", bounds=(-1.0, 1.0))},
         TARGET,
         min_s=0.3,
     ),
     Entry(
         "speech_bert_score",
-        _P + "semantic:SpeechBertScore",
+        _P + "encoders:SpeechBertScore",
         {
             "speech_bert_score": Column("SpeechBERTScore (precision) against the reference", bounds=(-1.0, 1.0)),
             "speech_bert_recall": Column("its recall", bounds=(-1.0, 1.0)),
@@ -230,7 +230,7 @@ BUILTIN: tuple[Entry, ...] = (
     ),
     Entry(
         "wer",
-        _P + "text:ErrorRate",
+        _P + "rates:ErrorRate",
         {
             "wer": Column("word error rate of a recogniser", False, (0.0, INF)),
             "cer": Column("character error rate of a recogniser", False, (0.0, INF)),
@@ -249,11 +249,11 @@ BUILTIN: tuple[Entry, ...] = (
         },
         requires={"torchaudio": "'rlspeech[torchaudio]'"},
         min_s=0.3,
-        probe=_P + "_torchaudio:why_not",
+        probe=_P + "squim:why_not",
     ),
     Entry(
         "llm",
-        _P + "judge:LlmJudge",
+        _P + "llm.judge:LlmJudge",
         {"llm": Column("rating read out of an audio language model's words", bounds=(1.0, 5.0))},
         min_s=0.3,
     ),

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.audio import AudioError, load_audio, resample
-from rlspeech.data.jsonl import numbered_lines
 from rlspeech.data.manifest import from_row, read_manifest
+from rlspeech.files import numbered_lines
 from rlspeech.types import Sample, UserError, Utterance
 
 __all__ = ["HYPOTHESES", "SUFFIXES", "Item", "collect", "load", "read_texts", "unheard"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.audio import resample
-from rlspeech.data.pieces import cut
+from rlspeech.data.long import cut
 
 __all__ = ["AudioRecogniser", "is_audio_lm"]
 
@@ -28,7 +28,7 @@ def is_audio_lm(name: str, whisper: bool = False) -> bool:
         name: the recogniser's.
         whisper: count what transformers' pipeline takes too.
     """
-    from rlspeech.models.audio_families import FAMILIES
+    from rlspeech.models.audio_lm.families import FAMILIES
 
     if name in {"embedded", "tiny"}:
         return True
@@ -63,7 +63,7 @@ class AudioRecogniser:
     """
 
     def __init__(self, name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> None:
-        from rlspeech.models.audio_lm import load_audio_lm
+        from rlspeech.models.audio_lm.load import load_audio_lm
 
         self.lm: Any = load_audio_lm(name, device)[0]
         self._language, self._batch = language, max(1, batch)

@@ -22,8 +22,8 @@ import numpy as np
 
 from rlspeech.data.text import align, characters, get_normaliser, units, written_in_characters
 from rlspeech.rewards.base import wave_problem
+from rlspeech.rewards.rates import Recogniser, load_recogniser
 from rlspeech.rewards.recognisers import AudioRecogniser, is_audio_lm
-from rlspeech.rewards.text import Recogniser, load_recogniser
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["FORMS", "SpeechShape", "SpokenText", "TextScores", "TokenRules", "expected_s", "find_loop", "pitch_spread"]

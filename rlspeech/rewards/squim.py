@@ -1,14 +1,16 @@
-"""torchaudio's SQUIM (Kumar et al. 2023): PESQ, STOI and SI-SDR predicted without a reference, as rewards or metrics.
+"""The one place that imports torchaudio.
 
-Usable where torchaudio imports (``_torchaudio``). The weights are torchaudio's: downloaded by it once where ``download=true`` is
-given, or read from a safetensors file (``squim_pesq[weights=squim.safetensors]``).
+Its wheels link CUDA libraries and fail to import beside a CPU-only torch; transformers' audio classes then fail too, because they
+import torchaudio when they find it. It is therefore an extra, looked at only when a reward of it is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,33 @@ from torch import Tensor
 from rlspeech.rewards.encoders import batched, digest
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["Squim"]
+__all__ = ["Squim", "load", "why_not"]
+
+
+@lru_cache(maxsize=1)
+def why_not() -> str:
+    """Empty where torchaudio imports, else one line with the reason."""
+    try:
+        importlib.import_module("torchaudio")
+    except Exception as error:  # the failure is a linker's, and its class differs by platform
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return (
+            f"torchaudio is installed and does not import beside this torch ({first[:120]}): pip uninstall torchaudio"
+        )
+    return ""
+
+
+def load() -> Any:
+    """The torchaudio module. Raises ``UserError`` where it does not import."""
+    if reason := why_not():
+        raise UserError("torchaudio cannot be used here", reason, "rlspeech doctor")
+    return importlib.import_module("torchaudio")
+
+
+# torchaudio's SQUIM (Kumar et al. 2023): PESQ, STOI and SI-SDR predicted without a reference, as rewards or metrics.
+#
+# Usable where torchaudio imports (``_torchaudio``). The weights are torchaudio's: downloaded by it once where ``download=true`` is
+# given, or read from a safetensors file (``squim_pesq[weights=squim.safetensors]``).
 
 
 class Squim:
@@ -32,9 +60,8 @@ class Squim:
     """
 
     def __init__(self, weights: str | None = None, download: bool = False, device: str = "cpu") -> None:
-        from rlspeech.rewards import _torchaudio
 
-        torchaudio = _torchaudio.load()
+        torchaudio = load()
         self.device = device
         if weights:
             net = importlib.import_module(

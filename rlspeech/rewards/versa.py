@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlspeech.data.jsonl import dumps, numbered_lines, write_text
+from rlspeech.files import dumps, numbered_lines, write_text
 from rlspeech.rewards.catalogue import BUILTIN, Column
-from rlspeech.rewards.scorefile import FIXED
+from rlspeech.scores import FIXED
 from rlspeech.stats import mean_interval
 from rlspeech.types import UserError
 

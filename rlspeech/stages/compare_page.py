@@ -12,8 +12,8 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.jsonl import safe_name
 from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.files import safe_name
 from rlspeech.report import Clip, Grid, Metric, Plot, ReportData, mark
 from rlspeech.stages.compare import Comparison, Pairing, Scores
 from rlspeech.stages.curves import plots_of, spreads_of

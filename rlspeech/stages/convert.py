@@ -10,7 +10,9 @@ What is written is there whole or not at all, and nothing that is there is writt
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -20,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import log
+from rlspeech.models.card import HUB_ID, Card, write_card
+from rlspeech.models.hub import COMMANDS, KINDS, TITLES, resolve, task_of
 from rlspeech.types import UserError
 
 __all__ = ["LAYOUTS", "manifest", "new_place", "run", "scores"]
+
 
 LAYOUTS = ("avse4",)
 
@@ -173,3 +178,253 @@ def scores(
         "notes": done.notes,
         "metrics": [{"versa": t, "rlspeech": o, "values": n, "missing": m} for t, o, n, m in done.metrics],
     }
+
+
+# ``rlspeech convert lora``: what a merge_lora with LoRA has learned, as an adapter or folded into the weights.
+#
+#     rlspeech convert lora runs/asr --to adapter runs/asr-adapter     # a few MB; peft puts them onto the model it was trained on
+#     rlspeech convert lora runs/asr --to merged runs/asr-merged       # a plain checkpoint, without trainer state
+#     rlspeech convert lora runs/asr-adapter --to merged anew          # the way back
+#
+# A merge_lora keeps both beside each other: its checkpoints are merged, with the adapter in
+# ``adapter/``. That adapter speaks of this project's
+# wrapper around a language model; what is written here speaks of the transformers model itself, which is what peft is given elsewhere.
+
+
+CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
+STATE = frozenset(
+    {"adapter", "state.json", "state.safetensors"}
+)  # what a checkpoint of a merge_lora has beside the model
+WRAPPED = frozenset({"asr", "tts"})  # tasks whose model holds a transformers model under the name ``net``
+DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
+
+
+def merge_lora(
+    source: str, to: str, out: str | None, *, device: str = "cpu", json_mode: bool = False
+) -> dict[str, Any]:
+    """Write an adapter or a merged checkpoint.
+
+    Args:
+        source: merge_lora folder of ``rlspeech rl``, one of its checkpoints, or an adapter that this command wrote.
+        to: "adapter" or "merged".
+        out: folder to write.
+        device: where an adapter is merged.
+
+    Returns:
+        the folder, the task, what it started from, and the number of parameters in the adapter.
+
+    Raises:
+        UserError: no merge_lora or adapter, a merge_lora that trained every weight, or a model that the adapter was not trained on.
+    """
+    if to not in ("adapter", "merged"):
+        raise UserError(f"LoRA cannot be written as {to!r}", "there are: adapter, merged", "--to adapter")
+    given = Path(source)
+    exported = (given / CONFIG).is_file() and not (given / "config.json").is_file()
+    with new_place(out) as (place, final):
+        if exported:
+            facts = _merge(given, place, device) if to == "merged" else _refuse(source)
+        else:
+            checkpoint = resolve(source)
+            facts = _copy(checkpoint, place) if to == "merged" else _adapter(checkpoint, place)
+    log.say(f"{final}: {to}, {facts['parameters'] / 1e6:.3f} M parameters in the adapter, for {facts['base']}")
+    if to == "merged":
+        log.say(f"next: {COMMANDS[facts['task']].format(final)}")
+    else:
+        log.say(
+            f"next: rlspeech convert lora {final} --to merged FOLDER, or peft.PeftModel.from_pretrained(model, {str(final)!r})"
+        )
+    return {"out": str(final), "to": to, **facts}
+
+
+def _refuse(source: str) -> dict[str, Any]:
+    raise UserError(f"{source} is an adapter already", "", "--to merged")
+
+
+def _copy(checkpoint: Path, place: Path) -> dict[str, Any]:
+    """The merged model is what the checkpoint holds."""
+    facts = _facts(checkpoint)
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.name not in STATE:
+            shutil.copyfile(path, place / path.name)
+    return facts
+
+
+def _facts(checkpoint: Path) -> dict[str, Any]:
+    """Task, base and size of a checkpoint with an adapter. Raises ``UserError``: it has none."""
+    task, about = task_of(checkpoint), _about(checkpoint)
+    rl = about.get("facts", {}).get("rl") if isinstance(about.get("facts"), dict) else None
+    if task is None or not isinstance(rl, dict):
+        raise UserError(
+            f"{checkpoint} was not tuned by rlspeech rl",
+            "only its runs have adapters",
+            "a merge_lora folder of `rlspeech rl`",
+        )
+    if not (checkpoint / "adapter" / CONFIG).is_file():
+        raise UserError(
+            f"{checkpoint} has no adapter",
+            "the merge_lora trained every weight (lora: null): it is a plain checkpoint as it is",
+            COMMANDS[task].format(checkpoint),
+        )
+    _, size = _read_adapter(checkpoint / "adapter")
+    return {"task": task, "base": str(rl.get("from", "")), "parameters": size}
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return _json(folder / ABOUT) or _json(folder / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_adapter(folder: Path) -> tuple[dict[str, Any], int]:
+    """Tensors of an adapter, and how many numbers. Raises ``UserError``."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot read {folder / WEIGHTS}", str(error).splitlines()[0], "another checkpoint of the run"
+        ) from error
+    return dict(tensors), sum(t.numel() for t in tensors.values())
+
+
+# -------------------------------------------------------------------------------------------------------------- adapter
+
+
+def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
+    from safetensors.torch import save_file
+
+    facts, about = _facts(checkpoint), _about(checkpoint)
+    task = facts["task"]
+    tensors, _ = _read_adapter(checkpoint / "adapter")
+    config = _json(checkpoint / "adapter" / CONFIG)
+    targets = config.get("target_modules")
+    if not targets:
+        raise UserError(
+            f"cannot read {checkpoint / 'adapter' / CONFIG}",
+            "it names no target_modules",
+            "another checkpoint of the run",
+        )
+    if task in WRAPPED:
+        tensors = {re.sub(r"^base_model\.model\.net\.", "base_model.model.", k): v for k, v in tensors.items()}
+        config["target_modules"] = re.sub(r"^net\\\.", "", targets) if isinstance(targets, str) else targets
+        names = _json(checkpoint / "config.json").get("architectures")
+        config["auto_mapping"] = {"base_model_class": names[0], "parent_library": "transformers"} if names else None
+    base = _base_folder(facts["base"], task)
+    if base is not None:
+        _check_base(base, checkpoint, tensors, config)
+    config["base_model_name_or_path"] = facts["base"] if base is None else str(base)
+    (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, place / WEIGHTS, metadata={"format": "pt"})
+    (place / WEIGHTS).chmod(0o644)
+    told = {"task": task, "base": facts["base"], "facts": about.get("facts", {})}
+    (place / ABOUT).write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
+    write_card(place, _card(task, facts, about), told["facts"])
+    return facts
+
+
+def _base_folder(base: str, task: str) -> Path | None:
+    """Where the model is that the merge_lora started from; None of a Hub id, or where it is gone."""
+    if HUB_ID.fullmatch(base) and not Path(base).exists():
+        return None
+    try:
+        return resolve(base, task).absolute()
+    except UserError:
+        log.warn(
+            f"the model that the merge_lora started from, {base}, is not there any more: the adapter fits no other"
+        )
+        return None
+
+
+def _check_base(base: Path, checkpoint: Path, tensors: dict[str, Any], config: dict[str, Any]) -> None:
+    """Say where base and adapter do not make the checkpoint: the base has changed since."""
+    from safetensors import SafetensorError, safe_open
+
+    scale = config.get("lora_alpha", 1) / max(1, config.get("r", 1))
+    try:
+        with (
+            safe_open(base / "model.safetensors", "pt") as before,
+            safe_open(checkpoint / "model.safetensors", "pt") as after,
+        ):
+            known = set(before.keys()) & set(after.keys())
+            for key in [k for k in tensors if k.endswith(".lora_A.weight")][:8]:
+                name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") + ".weight"
+                a, b = tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]
+                if name not in known or a.ndim != 2:
+                    continue
+                made, wanted = (
+                    before.get_tensor(name).float() + scale * (b.float() @ a.float()),
+                    after.get_tensor(name).float(),
+                )
+                if made.shape != wanted.shape or float((made - wanted).abs().max()) > DRIFT * float(wanted.abs().max()):
+                    log.warn(
+                        f"{base} is not what the merge_lora started from any more ({name} differs): this adapter does not fit it"
+                    )
+                    return
+    except (OSError, SafetensorError):
+        return  # in several files, or none: nothing to compare
+
+
+def _card(task: str, facts: dict[str, Any], about: dict[str, Any]) -> Card:
+    title, whose = (
+        TITLES.get(task) or KINDS[task].title,
+        "the transformers model" if task in WRAPPED else "the model of rlspeech",
+    )
+    pipeline = {"asr": "automatic-speech-recognition", "tts": "text-to-speech"}.get(task, "audio-to-audio")
+    return Card(
+        f"LoRA adapter of a {title}",
+        task,
+        facts["parameters"],
+        about.get("sample_rate"),
+        "peft",
+        pipeline,
+        ["lora"],
+        ["convert lora THIS_FOLDER --to merged FOLDER", COMMANDS[task].removeprefix("rlspeech ").format("FOLDER")],
+        [f"It changes {whose} that it was trained on: `peft.PeftModel.from_pretrained(model, THIS_FOLDER)`."],
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- merged
+
+
+def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
+    """Put an exported adapter onto its base and fold it in."""
+    from peft import PeftModel
+
+    from rlspeech.engine import Engine
+    from rlspeech.tasks import get_task
+
+    about = _about(folder)
+    if about.get("task") not in COMMANDS or not isinstance(about.get("base"), str):
+        raise UserError(
+            f"{folder} does not say what it belongs to",
+            f"it has no {ABOUT} of `rlspeech convert lora --to adapter`",
+            "peft.PeftModel.from_pretrained(model, FOLDER).merge_and_unload()",
+        )
+    tensors, size = _read_adapter(folder)
+    task, base = get_task(about["task"]), about["base"]
+    if base not in ("embedded", "tiny"):
+        where = str(_json(folder / CONFIG).get("base_model_name_or_path"))
+        base = where if Path(where).exists() else base
+    model, _ = task.load(base, Engine(device, "fp32").device)
+    inner = model.net if about["task"] in WRAPPED else model
+    try:
+        adapted = PeftModel.from_pretrained(inner, str(folder))
+        there = {k.replace(".default.", ".") for k in adapted.state_dict() if ".default." in k}
+        if there != set(tensors):
+            raise ValueError(f"it changes layers that the model does not have: {sorted(set(tensors) ^ there)[0]}")
+        adapted.merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"{folder} does not fit {base}", str(error).splitlines()[0], "the model that it was trained on"
+        ) from error
+    task.save(place, model, facts=about.get("facts", {}))
+    return {"task": about["task"], "base": about["base"], "parameters": size}

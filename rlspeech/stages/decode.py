@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlspeech.config import Sampling
-from rlspeech.data import pieces
+from rlspeech.data import long as pieces
 from rlspeech.data.text import written_in_characters
 
 if TYPE_CHECKING:
-    from rlspeech.models.audio_lm import AudioLM
+    from rlspeech.models.audio_lm.load import AudioLM
 
 __all__ = ["Heard", "Recogniser", "join_texts"]
 

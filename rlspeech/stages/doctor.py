@@ -13,15 +13,16 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from rlspeech import __version__, log
 from rlspeech.parallel import physical_cores
-from rlspeech.stages import doctor_features
 
-__all__ = ["run"]
+__all__ = ["FEATURES", "Feature", "run", "usable_features"]
+
 
 PACKAGES = (
     "torch",
@@ -101,12 +102,12 @@ def run(*, json_mode: bool = False) -> dict[str, Any]:
         "torchaudio": _torchaudio,
         "compiler": _compiler,
         "assets": _assets,
-        "features": lambda: doctor_features.look(summary["rewards"]),
+        "features": lambda: usable_features(summary["rewards"]),
     }
     with log.progress(len(parts), "looking", "parts", brief=True) as bar:
-        for name, look in parts.items():
+        for name, inspect in parts.items():
             try:
-                summary[name] = look()
+                summary[name] = inspect()
             except Exception as error:  # one broken part must not hide the others
                 summary[name] = {"error": _line(error)}
             bar.advance()
@@ -222,7 +223,7 @@ def _recognisers() -> list[dict[str, Any]]:
     """The kinds of audio language models that the task asr takes, and whether this transformers knows them."""
     import transformers
 
-    from rlspeech.models.audio_families import FAMILIES
+    from rlspeech.models.audio_lm.families import FAMILIES
 
     found, known = [], set(dir(transformers))  # asking for the attributes would import them all
     for name, family in FAMILIES.items():
@@ -250,7 +251,7 @@ def _torchaudio() -> dict[str, Any]:
             "usable": False,
             "why_not": "not installed, and not needed: pip install 'rlspeech[torchaudio]' adds SQUIM",
         }
-    from rlspeech.rewards._torchaudio import why_not
+    from rlspeech.rewards.squim import why_not
 
     reason = why_not()
     if reason:
@@ -361,3 +362,96 @@ def _usable(title: str, entries: Any, notes: list[str]) -> None:
         rows.append([names[0], "yes" if e["usable"] else "no", about if e["usable"] else e["why_not"]])
         rows += [[more, "", ""] for more in names[1:]]
     log.table(title, ["", "usable", ""], rows, notes)
+
+
+# What each thing that this project can do needs, and which of it is missing here.
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Something to do, with what it needs beyond the packages that are always installed.
+
+    Args:
+        name: what it is.
+        how: the command or option that asks for it.
+        modules: module -> what to give to ``pip install``.
+        assets: folders below ``rlspeech/assets``.
+    """
+
+    name: str
+    how: str
+    modules: dict[str, str] = field(default_factory=dict)
+    assets: tuple[str, ...] = ()
+
+
+FEATURES = (
+    Feature("enhancement", "--task flowse", assets=("flowse", "demo", "speaker", "speech_encoder")),
+    Feature(
+        "audio-visual enhancement", "--task avse", {"av": "av", "cv2": "'opencv-python-headless<5'"}, ("avse", "demo")
+    ),
+    Feature("recognition", "--task asr", {"transformers": "transformers"}, ("asr", "demo_commands")),
+    Feature("synthesis", "--task tts", {"transformers": "transformers"}, ("tts", "codec", "token-reward")),
+    Feature("an audio LLM as the judge", "--reward llm", {"transformers": "transformers"}, ("listener", "sentiment")),
+    Feature("mouth crops of videos", "prepare lips", {"av": "av", "cv2": "'opencv-python-headless<5'"}),
+    Feature("mouths tracked by MediaPipe", "prepare lips --landmarks FILE", {"mediapipe": "mediapipe"}),
+    Feature("PESQ", "--reward pesq", {"pesq": "'rlspeech[pesq]'"}),
+    Feature("SQUIM", "--reward squim", {"torchaudio": "'rlspeech[torchaudio]'"}),
+    Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
+    Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
+    Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),
+)
+
+
+def usable_features(rewards: Any = None) -> list[dict[str, Any]]:
+    """Each feature with what is missing for it.
+
+    Args:
+        rewards: what ``rewards.base.available`` says, as ``doctor`` keeps it; a reward that cannot be used has its own reason.
+
+    Returns:
+        ``name``, ``usable``, ``what`` (how it is asked for), ``why_not``.
+    """
+    reasons = {r["name"]: r["why_not"] for r in rewards} if isinstance(rewards, list) else {}
+    found = []
+    for feature in FEATURES:
+        lacking = _lacking(feature)
+        reward = feature.how.removeprefix("--reward ") if feature.how.startswith("--reward ") else ""
+        if not lacking and (
+            why := next((w for name, w in reasons.items() if name.startswith(reward)), "") if reward else ""
+        ):
+            lacking = [why]
+        found.append({"name": feature.name, "usable": not lacking, "what": feature.how, "why_not": "; ".join(lacking)})
+    return [*found, _formats()]
+
+
+def _lacking(feature: Feature) -> list[str]:
+    lacking = [
+        f"{module} is not installed: pip install {hint}"
+        for module, hint in feature.modules.items()
+        if not _there(module)
+    ]
+    root = Path(str(resources.files("rlspeech"))) / "assets"
+    bare = [name for name in feature.assets if not (root / name).is_dir()]
+    if bare:
+        lacking.append(f"this package has no embedded {', '.join(bare)}: name your own with --model FOLDER")
+    return lacking
+
+
+def _there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # half an installation
+        return False
+
+
+def _formats() -> dict[str, Any]:
+    """Compressed audio: old builds of libsndfile cannot read it."""
+    import soundfile as sf
+
+    lacking = [name for name in ("FLAC", "OGG", "MP3") if name not in sf.available_formats()]
+    why = (
+        f"libsndfile {sf.__libsndfile_version__} reads no {' and no '.join(lacking)}: pip install -U soundfile"
+        if lacking
+        else ""
+    )
+    return {"name": "FLAC, OGG and MP3 files", "usable": not lacking, "what": "any command", "why_not": why}

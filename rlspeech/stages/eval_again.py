@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.config import Evaluate
-from rlspeech.data.jsonl import read_jsonl, safe_name
+from rlspeech.files import read_jsonl, safe_name
 from rlspeech.stages.compare import compare
 from rlspeech.stages.compare_page import print_comparison
 from rlspeech.stages.evaluate import utterances

@@ -24,18 +24,18 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.config import Evaluate, Video
-from rlspeech.data import chunks
+from rlspeech.data import long as chunks
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import PairedClips, lips_of
-from rlspeech.data.lips import LIPS_FPS, LipsError
 from rlspeech.data.manifest import find_manifest, read_manifest, safe_name
+from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.log import several
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.run import Run
-from rlspeech.stages.sight import hear, neighbours
 from rlspeech.stages.summary import Table, default_metrics, fingerprint, summarise, write_report
 from rlspeech.tasks import get_task
+from rlspeech.tasks.avse.av_inputs import hear, neighbours
 from rlspeech.types import Sample, UserError, Utterance
 
 __all__ = ["run", "utterances"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rlspeech.data.jsonl import safe_name
+from rlspeech.files import safe_name
 from rlspeech.log import several
 from rlspeech.run import read_metrics
 from rlspeech.types import UserError

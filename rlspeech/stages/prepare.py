@@ -18,18 +18,17 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Mixing, Strict
-from rlspeech.corpora import avsec, demo, dns, folder, ladder, lhotse, librispeech, lips, mix, transcripts, voicebank
-from rlspeech.corpora.common import Candidate
-from rlspeech.corpora.contact import contact_sheet
+from rlspeech.corpora import avsec, demo, dns, folder, ladder, lhotse, librispeech, lips, mix, voicebank
+from rlspeech.corpora import kaldi_nemo as transcripts
+from rlspeech.corpora.base import Candidate, Vetted, shown, vet
 from rlspeech.corpora.demo_commands import demo_commands
 from rlspeech.corpora.drawn import draw_all
-from rlspeech.corpora.vet import Vetted, vet
+from rlspeech.corpora.lips import contact_sheet
 from rlspeech.data.checks import Limits
-from rlspeech.data.jsonl import dumps, write_text
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.mixing import write_recipe
+from rlspeech.files import dumps, write_text
 from rlspeech.parallel import physical_cores
-from rlspeech.stages.prepare_parts import shown
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["Prepare", "run"]

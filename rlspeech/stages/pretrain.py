@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from rlspeech import log
 from rlspeech.config import Pretrain
 from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_clips, whole_clips, with_utts
-from rlspeech.data.jsonl import safe_name
 from rlspeech.data.manifest import recordings
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.files import safe_name
 from rlspeech.log import several
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.jsonl import read_jsonl
+from rlspeech.files import read_jsonl
 from rlspeech.report import Clip, Edit, Metric, ReportData
 from rlspeech.stages.curves import plots_of
 from rlspeech.stages.past import Past, find_sound

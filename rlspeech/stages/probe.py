@@ -20,9 +20,9 @@ from rlspeech.algos.probe import Agreement, probe_gradients, summarise
 from rlspeech.config import RL, Exploration, Sampling
 from rlspeech.data.batches import batches
 from rlspeech.engine import Engine
+from rlspeech.files import write_text
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.data.jsonl import write_text
 from rlspeech.stages.pretrain import data_of, transcribed
 from rlspeech.stages.rl import make_scorer, seen
 from rlspeech.stages.rl_rules import complete, load_options

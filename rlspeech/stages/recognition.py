@@ -22,9 +22,9 @@ from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import columns_of
-from rlspeech.data.jsonl import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.files import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.rewards.rules import Judged, TextRules
 from rlspeech.rewards.scorer import Scorer

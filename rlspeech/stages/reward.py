@@ -23,8 +23,8 @@ from rlspeech.data.audio import AudioError
 from rlspeech.log import several
 from rlspeech.rewards import base
 from rlspeech.rewards.files import HYPOTHESES, Item, collect, load, unheard
-from rlspeech.rewards.scorefile import FIXED, ScoreFile
 from rlspeech.rewards.scorer import Pending, Scorer
+from rlspeech.scores import FIXED, ScoreFile
 from rlspeech.stages import reward_report
 from rlspeech.stats import mean_interval
 from rlspeech.types import Sample, Score, UserError

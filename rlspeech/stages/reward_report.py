@@ -20,7 +20,7 @@ from rlspeech.data.text import align, units
 from rlspeech.log import several
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, render_report
 from rlspeech.rewards.files import Item, collect, load, unheard
-from rlspeech.rewards.scorefile import ScoreFile
+from rlspeech.scores import ScoreFile
 from rlspeech.stages.calibrate import (
     calibrate,
     calibration_heading,

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
-from rlspeech.data.jsonl import dumps, read_jsonl, safe_name, write_error, write_text
+from rlspeech.files import dumps, read_jsonl, safe_name, write_error, write_text
 from rlspeech.stages.past import find_sound
 from rlspeech.types import Sample, Score
 

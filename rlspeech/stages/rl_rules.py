@@ -242,14 +242,14 @@ def describe(experience: Experience) -> dict[str, Any]:
 
 def word_errors(samples: Sequence[Sample], normaliser: str = "basic-2") -> float:
     """Errors over words (characters where the language has no spaces) of all texts in which something is said; nan where nothing is."""
-    from rlspeech.data.rates import corpus_rate
+    from rlspeech.rewards.rates import corpus_rate
 
     return corpus_rate(_heard(samples), normaliser)
 
 
 def word_interval(samples: Sequence[Sample], seed: int = 0, normaliser: str = "basic-2") -> Interval:
     """The same with its interval over the clips."""
-    from rlspeech.data.rates import corpus_interval
+    from rlspeech.rewards.rates import corpus_interval
 
     return corpus_interval(_heard(samples), normaliser, seed)
 

@@ -27,9 +27,9 @@ from pydantic import Field
 from rlspeech import log
 from rlspeech.config import Sampling, Strict
 from rlspeech.data.audio import AudioError, load_audio, save_audio
-from rlspeech.data.jsonl import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
+from rlspeech.files import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.types import UserError, Utterance
 

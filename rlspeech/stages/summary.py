@@ -13,7 +13,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.jsonl import dumps, read_jsonl, write_text
+from rlspeech.files import dumps, read_jsonl, write_text
 from rlspeech.models.hub import KINDS, read_config, resolve
 from rlspeech.report import Clip, Metric, ReportData, mark, render_report
 from rlspeech.rewards import base

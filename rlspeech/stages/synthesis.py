@@ -25,9 +25,9 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.batches import columns_of
-from rlspeech.data.jsonl import safe_name, write_text
 from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.files import safe_name, write_text
 from rlspeech.log import several
 from rlspeech.models.hub import resolve
 from rlspeech.rewards import base

@@ -17,8 +17,8 @@ from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, columns_of
-from rlspeech.data.jsonl import JsonlWriter, dumps, read_jsonl, write_text
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.stages.summary import Table
 from rlspeech.tasks import get_task

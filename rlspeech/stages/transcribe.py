@@ -22,9 +22,9 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Sampling, Strict
-from rlspeech.data.jsonl import JsonlWriter, read_jsonl, safe_name, write_text
+from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
 from rlspeech.log import several
-from rlspeech.stages.infer import SUFFIXES
+from rlspeech.stages.enhance import SUFFIXES
 from rlspeech.types import UserError
 
 __all__ = ["Transcribe", "run"]
@@ -197,7 +197,7 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
 def _pieces(job: _Job, sample_rate: int, max_s: float) -> Iterator[tuple[float, np.ndarray]]:
     """The pieces of a recording; an error that shows on the way is noted, and what was heard before it is not used."""
     from rlspeech.data.audio import AudioError
-    from rlspeech.data.pieces import stream
+    from rlspeech.data.long import stream
 
     try:
         yield from stream(job.source, sample_rate, max_s, job.offset_s, job.duration_s)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from rlspeech.data.functions import load_function
+from rlspeech.plugins import load_function
 from rlspeech.types import UserError
 
 TASKS = {
-    "flowse": "rlspeech.tasks.flowse:FlowSE",
-    "avse": "rlspeech.tasks.avse:Avse",
-    "listener": "rlspeech.tasks.listener:ListenerTask",
-    "asr": "rlspeech.tasks.asr:Asr",
-    "codec": "rlspeech.tasks.codec:CodecTask",
-    "token-reward": "rlspeech.tasks.token_reward:TokenRewardTask",
-    "tts": "rlspeech.tasks.tts:Tts",
+    "flowse": "rlspeech.tasks.flowse.task:FlowSE",
+    "avse": "rlspeech.tasks.avse.task:Avse",
+    "listener": "rlspeech.tasks.aids.listener:ListenerTask",
+    "asr": "rlspeech.tasks.asr.task:Asr",
+    "codec": "rlspeech.tasks.aids.codec:CodecTask",
+    "token-reward": "rlspeech.tasks.aids.token_reward:TokenRewardTask",
+    "tts": "rlspeech.tasks.tts.task:Tts",
 }
 
 

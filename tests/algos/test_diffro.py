@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffro_toys import CODES, LONGEST, STOP, Chain, Judge, Likes, config
+from tiny_diffro import CODES, LONGEST, STOP, Chain, Judge, Likes, config
 from torch import Tensor
 
 from rlspeech.algos import get_algorithm

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_toys import GOAL, NAME, Judge, Toy, clips, config, make, train
+from tiny_ppo import GOAL, NAME, Judge, Toy, clips, config, make, train
 
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.ppo import CriticPPO, RelativePPO
+from rlspeech.algos.ppo import BaseScores, CriticPPO, RelativePPO, clip_name
 from rlspeech.algos.probe import probe_gradients
-from rlspeech.algos.relative import BaseScores, clip_name
 from rlspeech.config import RewardSpec
 from rlspeech.state import load_state, save_state
 from rlspeech.types import LogProb, Policy, Rollout, Sample, Score, UserError

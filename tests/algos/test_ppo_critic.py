@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_toys import GOAL, NAME, Judge, Toy, clips, make, train
+from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train
 
 from rlspeech.algos.critic import Critic
 from rlspeech.config import PPO, RewardSpec

@@ -19,7 +19,7 @@ from rlspeech.algos.math import (
     value_loss,
     whitened,
 )
-from rlspeech.algos.relative import relative_reward
+from rlspeech.algos.ppo import relative_reward
 from rlspeech.config import RewardSpec
 from rlspeech.types import LogProb
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlspeech.algos.gradients import GradientSum
 from rlspeech.algos.math import agreement, policy_loss
+from rlspeech.algos.update import GradientSum
 from rlspeech.types import LogProb
 
 N, S, BETA = 6, 7, 0.07

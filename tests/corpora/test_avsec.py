@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 
 from rlspeech.corpora import avsec
-from rlspeech.corpora.common import Candidate
+from rlspeech.corpora.base import Candidate
 from rlspeech.data.manifest import read_jsonl, read_manifest
 from rlspeech.stages.prepare import Prepare, run
 from rlspeech.types import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlspeech.corpora import dns, folder, mix, voicebank
-from rlspeech.corpora.common import Candidate, audio_files
+from rlspeech.corpora.base import Candidate, audio_files
 from rlspeech.types import UserError
 
 

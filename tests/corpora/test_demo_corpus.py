@@ -21,9 +21,9 @@ from rlspeech.corpora.drawn import movements
 from rlspeech.data.audio import load_audio, rms_dbfs, to_level
 from rlspeech.data.batches import open_clips
 from rlspeech.data.checks import Limits, judge, measure
-from rlspeech.data.lips import frames_of, load_lips
 from rlspeech.data.manifest import read_manifest
 from rlspeech.data.mixing import MixtureSet
+from rlspeech.data.video import frames_of, load_lips
 from rlspeech.types import Utterance
 
 LISTS = ("clean", "valid_clean", "test_clean", "noise", "test_noise")

@@ -12,7 +12,7 @@ from scipy.signal import butter, sosfilt
 import rlspeech
 from rlspeech.corpora.drawn import SIDE, draw_all, draw_mouth, movements
 from rlspeech.data.audio import load_audio, save_audio
-from rlspeech.data.lips import load_lips
+from rlspeech.data.video import load_lips
 from rlspeech.types import Utterance
 
 RATE = 16000

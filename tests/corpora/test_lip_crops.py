@@ -19,11 +19,24 @@ from tiny_videos import eye_finder, flat, head, mouth_of, write_video  # noqa: E
 
 from rlspeech.corpora import faces as faces_module  # noqa: E402
 from rlspeech.corpora import lips  # noqa: E402
-from rlspeech.corpora.contact import contact_sheet  # noqa: E402
-from rlspeech.corpora.faces import Face, face_of_landmarks, follow, haar_detector, landmark_detector, look  # noqa: E402
-from rlspeech.corpora.mouth import EYES_PX, SIDE, Path2D, cut, mouth_path, mouth_row, smooth  # noqa: E402
-from rlspeech.data.lips import LipsError, load_lips, save_lips  # noqa: E402
+from rlspeech.corpora.faces import (  # noqa: E402  # noqa: E402
+    EYES_PX,
+    SIDE,
+    Face,
+    Path2D,
+    cut,
+    face_of_landmarks,
+    follow,
+    haar_detector,
+    landmark_detector,
+    look,
+    mouth_path,
+    mouth_row,
+    smooth,
+)
+from rlspeech.corpora.lips import contact_sheet  # noqa: E402
 from rlspeech.data.manifest import read_jsonl, read_manifest, write_manifest  # noqa: E402
+from rlspeech.data.video import LipsError, load_lips, save_lips  # noqa: E402
 from rlspeech.stages.prepare import Prepare, run  # noqa: E402
 from rlspeech.types import UserError, Utterance  # noqa: E402
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlspeech.corpora import librispeech, transcripts
-from rlspeech.corpora.common import Candidate
+from rlspeech.corpora import kaldi_nemo as transcripts
+from rlspeech.corpora import librispeech
+from rlspeech.corpora.base import Candidate
 from rlspeech.types import UserError
 
 

@@ -11,9 +11,9 @@ import pytest
 from rlspeech.config import Mixing
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, PairedClips, batches, hold_back, open_clips, order, seed_of, whole_clips
-from rlspeech.data.lips import LipsError, save_lips
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.mixing import write_recipe
+from rlspeech.data.video import LipsError, save_lips
 from rlspeech.types import UserError, Utterance
 
 RATE = 16000

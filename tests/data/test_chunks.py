@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlspeech.data.chunks import apply, join, spans
+from rlspeech.data.long import apply, join, spans
 
 HOP = 8
 

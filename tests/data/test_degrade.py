@@ -19,14 +19,16 @@ from rlspeech.data.degrade import (
     coloured,
     degrade,
     drop_out,
+    istft,
     ladders,
     low_pass,
     quantise,
+    sdr_db,
+    stft,
     suppress,
     synthetic_rir,
 )
-from rlspeech.data.dsp import istft, sdr_db, stft
-from rlspeech.rewards.stoi import stoi_estoi
+from rlspeech.rewards.intrusive import stoi_estoi
 
 RATE = 16000
 DEMO = Path(rlspeech.__file__).parent / "assets" / "demo"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from rlspeech.corpora import kaldi_nemo as transcripts
 from rlspeech.corpora import lhotse as cuts
-from rlspeech.corpora import transcripts
 from rlspeech.data.exports import write_manifest_as
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlspeech.data.audio import AudioError
-from rlspeech.data.lips import LIPS_FPS, LipsError, centre_crop, frames_of, load_lips, save_lips
+from rlspeech.data.video import LIPS_FPS, LipsError, centre_crop, frames_of, load_lips, save_lips
 
 
 def numbered(count: int, height: int = 6, width: int = 8) -> np.ndarray:

@@ -17,7 +17,7 @@ import soundfile as sf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlspeech.data import jsonl
+from rlspeech import files as jsonl
 from rlspeech.data.manifest import (
     JsonlWriter,
     ManifestWriter,

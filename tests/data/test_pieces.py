@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.pieces import cut, stream
+from rlspeech.data.long import cut, stream
 
 RATE = 8000
 

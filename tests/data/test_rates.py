@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlspeech.data.rates import corpus_interval, corpus_rate
+from rlspeech.rewards.rates import corpus_interval, corpus_rate
 
 WORDS = st.lists(st.sampled_from("the a cat sat on mat x".split()), max_size=12)
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlspeech.data.functions import load_function
 from rlspeech.data.text import NORMALISERS, align, characters, get_normaliser, script_of, units, written_in_characters
+from rlspeech.plugins import load_function
 from rlspeech.types import UserError
 
 WORDS = st.lists(st.sampled_from("the a cat sat on mat 你 好 x".split()), max_size=12)

@@ -11,8 +11,17 @@ import numpy as np
 import pytest
 
 from rlspeech.data.audio import load_audio
-from rlspeech.data.lips import LipsError, centre_crop
-from rlspeech.data.video import Stream, at_25_fps, centre_square, extract_audio, read_video, stream_video, video_info
+from rlspeech.data.video import (
+    LipsError,
+    Stream,
+    at_25_fps,
+    centre_crop,
+    centre_square,
+    extract_audio,
+    read_video,
+    stream_video,
+    video_info,
+)
 
 av = pytest.importorskip("av")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlspeech.config import Sampling
-from rlspeech.models.audio_draw import pick, uniforms
+from rlspeech.models.audio_lm.generate import pick, uniforms
 
 
 def _logits(v: int = 40) -> torch.Tensor:

@@ -12,8 +12,8 @@ from tiny_audio_lms import ALL, ASR, AUDIO, BOS, END, EOS, PAD, SPLICED, clips, 
 
 from rlspeech.config import Lora, Sampling
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.audio_families import family_of, granite_mel
-from rlspeech.models.audio_lm import AudioLM, Heard
+from rlspeech.models.audio_lm.families import family_of, granite_mel
+from rlspeech.models.audio_lm.load import AudioLM, Heard
 from rlspeech.types import UserError
 
 T1 = Sampling()
@@ -50,7 +50,7 @@ def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
 
 
 def _asked() -> Any:
-    from rlspeech.models.audio_family import Asked
+    from rlspeech.models.audio_lm.families import Asked
 
     return Asked()
 

@@ -12,8 +12,8 @@ import torch
 
 from rlspeech.config import CodecModel
 from rlspeech.data.audio import rms_dbfs
-from rlspeech.models.codec import Codec, EmbeddedCodec, like_lengths, load_codec, save_codec
-from rlspeech.models.codec_net import CodecNet, FiniteScalar, factors, held, pulses, spread_of
+from rlspeech.models.codec.codec import Codec, EmbeddedCodec, like_lengths, load_codec, save_codec
+from rlspeech.models.codec.net import CodecNet, FiniteScalar, factors, held, pulses, spread_of
 from rlspeech.types import UserError
 
 SMALL = CodecModel(dim=16, blocks=2, voice_dim=8)

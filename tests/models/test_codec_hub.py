@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.tiny_codecs import ALL, tiny
+from tiny_codecs import ALL, tiny
 
-from rlspeech.models.codec import Codec, load_codec
-from rlspeech.models.codec_hub import HubCodec, fbank_features, is_hub_codec, parse
+from rlspeech.models.codec.codec import Codec, load_codec
+from rlspeech.models.codec.hub import HubCodec, fbank_features, is_hub_codec, parse
 from rlspeech.types import UserError
 
 RATES = {

@@ -12,7 +12,7 @@ from rlspeech.data.audio import load_audio
 from rlspeech.data.batches import Clip, columns_of
 from rlspeech.data.manifest import read_manifest
 from rlspeech.data.text import align
-from rlspeech.models.codec import load_codec, start_alike
+from rlspeech.models.codec.codec import load_codec, start_alike
 from rlspeech.models.token_reward import load_token_reward
 from rlspeech.rewards.recognisers import AudioRecogniser
 from rlspeech.tasks import get_task

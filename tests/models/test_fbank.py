@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlspeech.models.fbank import fbank, fbank_lfr, stack_frames
+from rlspeech.models.spectra import fbank, fbank_lfr, stack_frames
 
 
 def kaldi_by_hand(wav: np.ndarray, mels: int = 80) -> np.ndarray:

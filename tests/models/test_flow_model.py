@@ -11,8 +11,7 @@ from torch import nn
 
 from rlspeech.config import FlowModel, Lora
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.blocks import Attention, Block, TimeEmbedding, rotary
-from rlspeech.models.flow import FlowEnhancer, euler, frame_mask
+from rlspeech.models.flow import Attention, Block, FlowEnhancer, TimeEmbedding, euler, frame_mask, rotary
 from rlspeech.types import UserError
 
 TINY = dict(dim=32, depth=2, heads=2, conv_pos_kernel=7, conv_pos_groups=4, n_fft=64, hop=32)

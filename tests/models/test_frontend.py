@@ -11,7 +11,7 @@ import torch
 
 from rlspeech.config import FlowModel
 from rlspeech.models.flow import FlowEnhancer
-from rlspeech.models.frontend import MelFrontEnd, StftFrontEnd, build_front_end, mel_filters
+from rlspeech.models.spectra import MelFrontEnd, StftFrontEnd, build_front_end, mel_filters
 from rlspeech.types import UserError
 
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 from tiny_judges import TEMPLATE, save_listener, save_sentiment, voice
 
-from rlspeech.rewards import audio_llm
-from rlspeech.rewards.audio_llm import AudioLlm
-from rlspeech.rewards.describe import get_describer, read_prompts
+from rlspeech.rewards.llm import audio_llm
+from rlspeech.rewards.llm.audio_llm import AudioLlm
+from rlspeech.rewards.llm.describe import get_describer, read_prompts
 from rlspeech.types import UserError
 
 

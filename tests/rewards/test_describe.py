@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlspeech.rewards.describe import MAX_TEXT, answer, get_describer, read_prompts, without_thoughts
+from rlspeech.rewards.llm.describe import MAX_TEXT, answer, get_describer, read_prompts, without_thoughts
 from rlspeech.types import UserError
 
 

@@ -62,7 +62,7 @@ def test_cut_windows_answer_exactly_what_whole_windows_do(kind, length):
 def test_agrees_with_the_published_rule_around_the_untouched_graph(seconds):
     import onnxruntime
 
-    from rlspeech.rewards.dnsmos_net import model_path
+    from rlspeech.rewards.dnsmos import model_path
 
     wav = with_noise(voice(seconds, seed=5), 12)
     starts, copies = official_starts(len(wav))

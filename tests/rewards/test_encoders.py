@@ -7,12 +7,19 @@ import pytest
 import torch
 from reward_signals import voice, with_noise
 
+from rlspeech.models.spectra import slaney_filters as mel_filters
 from rlspeech.rewards.base import get_reward
-from rlspeech.rewards.encoders import Cache, batched
-from rlspeech.rewards.mel import mel_filters
-from rlspeech.rewards.nets import SpeakerNet, SpeechNet, asset_folder, load_embedded, save_embedded
+from rlspeech.rewards.encoders import (
+    Cache,
+    SpeakerNet,
+    SpeechNet,
+    asset_folder,
+    batched,
+    bert_score,
+    load_embedded,
+    save_embedded,
+)
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.semantic import bert_score
 from rlspeech.types import Sample, UserError
 
 NAMES = ["speaker_similarity", "speech_bert_score", "speech_bert_recall", "speech_bert_f1"]

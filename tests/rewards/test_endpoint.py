@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_judges import said, serving, voice
 
-from rlspeech.rewards import endpoint
-from rlspeech.rewards.describe import get_describer
-from rlspeech.rewards.endpoint import Endpoint
+from rlspeech.rewards.llm import endpoint
+from rlspeech.rewards.llm.describe import get_describer
+from rlspeech.rewards.llm.endpoint import Endpoint
 from rlspeech.types import UserError
 
 KEY = "sk-secret-123"

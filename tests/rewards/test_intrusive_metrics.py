@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from reward_signals import voice, with_noise
 
 from rlspeech.rewards.base import get_reward
-from rlspeech.rewards.intrusive import lag, log_spectral_distance, si_sdr
-from rlspeech.rewards.stoi import stoi_estoi
+from rlspeech.rewards.intrusive import lag, log_spectral_distance, si_sdr, stoi_estoi
 from rlspeech.types import Sample
 
 

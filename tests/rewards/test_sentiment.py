@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_judges import save_sentiment
 
-from rlspeech.rewards.sentiment import Sentiment, order_labels, read_rating
+from rlspeech.rewards.llm.sentiment import Sentiment, order_labels, read_rating
 from rlspeech.types import UserError
 
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]

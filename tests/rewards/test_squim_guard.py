@@ -9,7 +9,8 @@ import pytest
 import torch
 from reward_signals import voice
 
-from rlspeech.rewards import _torchaudio, base
+from rlspeech.rewards import base
+from rlspeech.rewards import squim as _torchaudio
 from rlspeech.rewards.base import available, get_reward
 from rlspeech.types import Sample, UserError
 

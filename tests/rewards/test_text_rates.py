@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from reward_signals import voice
 
 from rlspeech.rewards.base import get_reward
+from rlspeech.rewards.rates import normalise_basic
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.text import normalise_basic
 from rlspeech.types import Sample, UserError
 
 RECOGNISER = "reward_plugins:recogniser"

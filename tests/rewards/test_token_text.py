@@ -12,7 +12,7 @@ import torch
 from rlspeech.config import TokenRewardModel
 from rlspeech.models.token_reward import TokenReward, make_tokenizer, save_token_reward
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.token_text import SoftTokenReward, TokenText
+from rlspeech.rewards.soft import SoftTokenReward, TokenText
 from rlspeech.types import Sample, UserError
 
 V = 20

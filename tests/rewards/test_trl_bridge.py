@@ -12,8 +12,7 @@ import pytest
 
 from rlspeech.rewards.base import resolve
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.trl import as_trl_reward, words_of
-from rlspeech.rewards.user import UserReward
+from rlspeech.rewards.user import UserReward, as_trl_reward, words_of
 from rlspeech.types import Sample, UserError
 
 SAID = ["one two", "one two three", "", "uno dos"]
@@ -156,7 +155,7 @@ def test_a_step_of_trls_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlspeech.models.codec_lm import STOP, make_text_tokenizer
+    from rlspeech.models.codec.load import STOP, make_text_tokenizer
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from rlspeech.rewards import versa
 from rlspeech.rewards.base import column_of
-from rlspeech.stages.check_rows import Findings, check_scores
+from rlspeech.stages.check import Findings, check_scores
 from rlspeech.types import UserError
 
 # a line as VERSA 2024 printed it, and one as it writes them today

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import eval_run, rl_run, tone
+from tiny_runs import eval_run, rl_run, tone
 from typer.testing import CliRunner
 
 from rlspeech.cli import app

@@ -15,7 +15,7 @@ from rlspeech.cli import app
 from rlspeech.config import Lora
 from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import COMMANDS, task_of
-from rlspeech.stages import convert_lora
+from rlspeech.stages import convert
 
 KINDS = ("run", "checkpoint", "merged", "hub", "base")
 
@@ -53,7 +53,7 @@ def snapshot(folder: Path, out: Path) -> Path:
 def place(kind: str, run: Run, tmp_path: Path) -> Path:
     checkpoint = run.folder / "checkpoints" / "step_000003"
     if kind == "merged":
-        convert_lora.run(str(run.folder), "merged", str(tmp_path / "merged"))
+        convert.merge_lora(str(run.folder), "merged", str(tmp_path / "merged"))
         return tmp_path / "merged"
     return {"run": run.folder, "checkpoint": checkpoint, "base": run.base}.get(kind) or snapshot(
         checkpoint, tmp_path / "cache"

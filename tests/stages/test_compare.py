@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import EVIL, eval_run, rl_run, tone, write_json
+from tiny_runs import EVIL, eval_run, rl_run, tone, write_json
 
 from rlspeech import log
 from rlspeech.config import RewardSpec

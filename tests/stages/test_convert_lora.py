@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rlspeech.cli import app
 from rlspeech.config import Lora
 from rlspeech.data.audio import save_audio
-from rlspeech.stages import convert_lora
+from rlspeech.stages import convert
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
@@ -39,14 +39,14 @@ def test_run_adapter_and_merged_answer_the_same(task: str, runs: dict[str, Run],
 
     run, work = runs[task], get_task(task)
     assert near(run.answer, run.before) > 1e-3, "the adapter changes something"
-    told = convert_lora.run(str(run.folder), "merged", str(tmp_path / "merged"))
+    told = convert.merge_lora(str(run.folder), "merged", str(tmp_path / "merged"))
     assert near(answer(task, work.load(str(tmp_path / "merged"))[0]), run.answer) < 1e-5
     assert told["task"] == task and not [
         p.name for p in (tmp_path / "merged").iterdir() if p.name.startswith(("state", "adapter"))
     ]
 
     adapter = tmp_path / "adapter"
-    told = convert_lora.run(str(run.folder / "checkpoints" / "step_000003"), "adapter", str(adapter))
+    told = convert.merge_lora(str(run.folder / "checkpoints" / "step_000003"), "adapter", str(adapter))
     assert told["base"] == str(run.base) and told["parameters"] > 0
     assert sum(p.stat().st_size for p in adapter.iterdir() if p.suffix == ".safetensors") < 0.9 * sum(
         p.stat().st_size for p in (tmp_path / "merged").iterdir() if p.suffix == ".safetensors"
@@ -56,7 +56,7 @@ def test_run_adapter_and_merged_answer_the_same(task: str, runs: dict[str, Run],
     PeftModel.from_pretrained(inner, str(adapter))  # changes the layers of ``inner`` in place
     assert near(answer(task, model), run.answer) < 1e-5
 
-    convert_lora.run(str(adapter), "merged", str(tmp_path / "again"))
+    convert.merge_lora(str(adapter), "merged", str(tmp_path / "again"))
     assert near(answer(task, work.load(str(tmp_path / "again"))[0]), run.answer) < 1e-5
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(run.base)
 
@@ -69,7 +69,7 @@ def test_transformers_loads_base_and_adapter_by_itself(task: str, runs: dict[str
     from tiny_tuned import language
 
     run = runs[task]
-    convert_lora.run(str(run.folder), "adapter", str(tmp_path / "adapter"))
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "adapter"))
     name = json.loads((run.base / "config.json").read_text())["architectures"][0]
     assert isinstance(getattr(transformers, name), type)
     loaded: Any = AutoPeftModel.from_pretrained(str(tmp_path / "adapter"))
@@ -109,13 +109,13 @@ def test_the_command(runs: dict[str, Run], tmp_path: Path) -> None:
 def test_a_base_that_has_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tuned("flowse", tmp_path, Lora(rank=2, alpha=4))
     other = tuned("flowse", tmp_path / "other", Lora(rank=2, alpha=4))
-    convert_lora.run(str(run.folder), "adapter", str(tmp_path / "a"))
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "a"))
     assert "does not fit" not in capsys.readouterr().err
     shutil.copyfile(other.folder / "checkpoints" / "step_000003" / "model.safetensors", run.base / "model.safetensors")
-    convert_lora.run(str(run.folder), "adapter", str(tmp_path / "b"))
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "b"))
     assert "is not what the run started from any more" in capsys.readouterr().err
     shutil.rmtree(run.base)
-    convert_lora.run(str(run.folder), "adapter", str(tmp_path / "c"))
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "c"))
     assert "is not there any more" in capsys.readouterr().err
 
 
@@ -123,17 +123,17 @@ def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
     whole = tuned("flowse", tmp_path / "whole", None)
     for to in ("adapter", "merged"):
         with pytest.raises(UserError, match="has no adapter") as error:
-            convert_lora.run(str(whole.folder), to, str(tmp_path / "out"))
+            convert.merge_lora(str(whole.folder), to, str(tmp_path / "out"))
         assert "rlspeech enhance" in error.value.try_this
     for source, why in ((runs["flowse"].base, "was not tuned"), (tmp_path / "gone", "no checkpoint")):
         with pytest.raises(UserError, match=why):
-            convert_lora.run(str(source), "merged", str(tmp_path / "out"))
+            convert.merge_lora(str(source), "merged", str(tmp_path / "out"))
     spoilt = tmp_path / "spoilt"
     shutil.copytree(runs["flowse"].folder / "checkpoints" / "step_000003", spoilt)
     (spoilt / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="cannot read"):
-        convert_lora.run(str(spoilt), "adapter", str(tmp_path / "out"))
-    convert_lora.run(str(runs["flowse"].folder), "adapter", str(tmp_path / "adapter"))
+        convert.merge_lora(str(spoilt), "adapter", str(tmp_path / "out"))
+    convert.merge_lora(str(runs["flowse"].folder), "adapter", str(tmp_path / "adapter"))
     about = json.loads((tmp_path / "adapter" / "rlspeech.json").read_text())
     for change, why in (
         ({"task": "asr", "base": str(runs["asr"].base)}, "does not fit"),
@@ -148,5 +148,5 @@ def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
             )
         )
         with pytest.raises(UserError, match=why):
-            convert_lora.run(str(tmp_path / "adapter"), "merged", str(tmp_path / "out"))
+            convert.merge_lora(str(tmp_path / "adapter"), "merged", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

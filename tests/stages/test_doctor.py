@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from rlspeech import log
-from rlspeech.rewards import _torchaudio
-from rlspeech.stages import doctor, doctor_features
+from rlspeech.rewards import squim as _torchaudio
+from rlspeech.stages import doctor
 
 
 def look(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -121,9 +121,9 @@ def test_it_lists_recognisers_and_normalisers(plain: tuple[dict[str, Any], str])
 
 
 def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch, plain: tuple[dict[str, Any], str]) -> None:
-    there = doctor_features._there
-    monkeypatch.setattr(doctor_features, "_there", lambda module: module not in ("wandb", "cv2") and there(module))
-    found = {f["name"]: f for f in doctor_features.look(plain[0]["rewards"])}
+    there = doctor._there
+    monkeypatch.setattr(doctor, "_there", lambda module: module not in ("wandb", "cv2") and there(module))
+    found = {f["name"]: f for f in doctor.usable_features(plain[0]["rewards"])}
     assert (
         not found["curves in Weights & Biases"]["usable"]
         and "pip install wandb" in found["curves in Weights & Biases"]["why_not"]
@@ -134,13 +134,13 @@ def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch, plain
         and found["recognition"]["usable"]
     )
     no_compiler = [{"name": "pesq_wb", "why_not": "it was not compiled"}]
-    assert {f["name"]: f["why_not"] for f in doctor_features.look(no_compiler)}["PESQ"] == "it was not compiled"
+    assert {f["name"]: f["why_not"] for f in doctor.usable_features(no_compiler)}["PESQ"] == "it was not compiled"
     assert "What can be done here" in plain[1] and "--task flowse" in plain[1]
 
 
 def test_a_feature_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(resources, "files", lambda _: tmp_path)
-    why = {f["name"]: f["why_not"] for f in doctor_features.look()}
+    why = {f["name"]: f["why_not"] for f in doctor.usable_features()}
     assert "no embedded asr" in why["recognition"] and "--model FOLDER" in why["recognition"]
 
 
@@ -152,7 +152,7 @@ def test_options_that_features_name_exist() -> None:
 
     root: Any = typer.main.get_command(app)
     known = {o for c in root.commands.values() for p in c.params for o in p.opts}
-    for feature in doctor_features.FEATURES:
+    for feature in doctor.FEATURES:
         word, *rest = feature.how.split()
         if word == "--set":
             assert rest[0].split("=")[0] in RL.model_fields

@@ -14,9 +14,10 @@ from tiny_avse import RATE, checkpoint, clip, reference
 
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import load_audio, save_audio
-from rlspeech.data.lips import save_lips
 from rlspeech.data.manifest import read_manifest
-from rlspeech.stages import evaluate, sight, summary
+from rlspeech.data.video import save_lips
+from rlspeech.stages import evaluate, summary
+from rlspeech.tasks.avse import av_inputs as sight
 from rlspeech.types import UserError, Utterance
 
 LENGTHS = (9000, 12000, 10240, 7000)

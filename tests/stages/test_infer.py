@@ -12,8 +12,8 @@ import pytest
 import soundfile as sf
 
 from rlspeech.data.audio import load_audio, save_audio
-from rlspeech.stages import infer
-from rlspeech.stages.infer import Enhance
+from rlspeech.stages import enhance as infer
+from rlspeech.stages.enhance import Enhance
 from rlspeech.types import UserError
 
 RATE = 16000

@@ -16,9 +16,10 @@ from tiny_avse import RATE, checkpoint, clip, reference
 
 from rlspeech.corpora.faces import Face
 from rlspeech.data.audio import load_audio, save_audio
-from rlspeech.data.lips import load_lips, save_lips
-from rlspeech.stages import infer, sight
-from rlspeech.stages.infer import Enhance
+from rlspeech.data.video import load_lips, save_lips
+from rlspeech.stages import enhance as infer
+from rlspeech.stages.enhance import Enhance
+from rlspeech.tasks.avse import av_inputs as sight
 from rlspeech.types import UserError
 
 SAMPLES = 9000

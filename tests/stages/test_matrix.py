@@ -8,20 +8,21 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import tiny_recognisers
+import tiny_speech
 import torch
 from safetensors.torch import load_file
+from tiny_avse_task import tiny_avse
+from tiny_tts import write_tts
 
 from rlspeech.config import PPO, RL, DiffRO, Exploration, GuardSpec, RewardSpec, Sampling
-from rlspeech.data.lips import save_lips
 from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.data.video import save_lips
 from rlspeech.models.hub import save_avse
 from rlspeech.stages import probe, rl
 from rlspeech.stages.rl_rules import complete, refuse
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
-from tests.stages import tiny_recognisers, tiny_speech
-from tests.stages.tiny_tts import write_tts
-from tests.tasks.avse_toys import tiny_avse
 
 TASKS = ("flowse", "avse", "asr", "tts")
 FORMS: dict[str, dict[str, Any]] = {

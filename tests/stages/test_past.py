@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from made_runs import eval_run, rl_run, write_json
+from tiny_runs import eval_run, rl_run, write_json
 
 from rlspeech.stages.past import find_sound, flat, number, open_pasts
 from rlspeech.types import UserError

@@ -17,8 +17,8 @@ import pytest
 import soundfile as sf
 
 from rlspeech.config import Mixing
+from rlspeech.corpora import base as vet_module
 from rlspeech.corpora import mix as mix_module
-from rlspeech.corpora import vet as vet_module
 from rlspeech.data.audio import load_audio, resample, rms_dbfs
 from rlspeech.data.checks import Limits
 from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest

@@ -14,11 +14,14 @@ import typer
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
+from rlspeech.corpora import nonspeech as prepare_nonspeech
+from rlspeech.corpora import rl_asr as prepare_rl_asr
+from rlspeech.corpora import rl_asr_recognise as prepare_heard
+from rlspeech.corpora.nonspeech import Nonspeech
+from rlspeech.corpora.rl_asr import RlAsr
 from rlspeech.data.audio import save_audio
 from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest
-from rlspeech.stages import prepare, prepare_heard, prepare_nonspeech, prepare_rl_asr
-from rlspeech.stages.prepare_nonspeech import Nonspeech
-from rlspeech.stages.prepare_rl_asr import RlAsr
+from rlspeech.stages import prepare
 from rlspeech.types import UserError
 
 RATE = 16000

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
+from rlspeech.corpora import join as prepare_join
+from rlspeech.corpora.join import Join
 from rlspeech.data.manifest import read_jsonl, read_manifest
-from rlspeech.stages import prepare_join
-from rlspeech.stages.prepare_join import Join
 from rlspeech.types import UserError
 
 

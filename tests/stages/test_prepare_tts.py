@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlspeech.corpora import tts_texts as prepare_tts
+from rlspeech.corpora.tts_texts import PrepareTts
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import columns_of
 from rlspeech.data.manifest import read_manifest
-from rlspeech.stages import prepare_tts
-from rlspeech.stages.prepare_tts import PrepareTts
 from rlspeech.types import UserError
 
 RATE = 16000

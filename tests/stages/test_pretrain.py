@@ -24,7 +24,7 @@ from rlspeech.models.hub import load_flow
 from rlspeech.stages import pretrain, pretrain_report
 from rlspeech.stages.ending import Interrupt
 from rlspeech.stages.past import open_pasts
-from rlspeech.tasks.flowse import FlowSE
+from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError
 
 
@@ -265,7 +265,7 @@ SCRIPT = """
 import sys
 from rlspeech.config import Pretrain
 from rlspeech.stages import pretrain
-from rlspeech.tasks.flowse import FlowSE
+from rlspeech.tasks.flowse.task import FlowSE
 FlowSE.valid_metrics = ("si_sdr",)
 if __name__ == "__main__":
     pretrain.run(Pretrain.model_validate_json(sys.argv[1]))

@@ -18,7 +18,7 @@ from rlspeech.rewards.rules import TextRules
 from rlspeech.stages import evaluate, recognition
 from rlspeech.stages.recognition_page import edits_of
 from rlspeech.stages.recognition_rates import compare, counts_of
-from rlspeech.tasks.asr import Asr
+from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import Sample, UserError
 
 SAID = {

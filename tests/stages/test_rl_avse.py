@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_avse_task import av_clips, tiny_avse
+from tiny_speech import write_pairs
 
 from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
-from rlspeech.data.lips import save_lips
 from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.data.video import save_lips
 from rlspeech.models.hub import load_avse, save_avse
 from rlspeech.stages import probe, rl
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
-from tests.stages.tiny_speech import write_pairs
-from tests.tasks.avse_toys import av_clips, tiny_avse
 
 STEPS = 2
 
@@ -95,7 +95,7 @@ def test_two_steps_of_everything(given: dict[str, str], tmp_path: Path, changes:
 def test_the_control_samples_and_scores_nothing(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlspeech.tasks.avse_policy import AvsePolicy
+    from rlspeech.tasks.avse.policy import AvsePolicy
 
     monkeypatch.setattr(AvsePolicy, "rollout", lambda *a, **k: pytest.fail("sampled"))
     summary = rl.run(_config(given, tmp_path / "run", policy_weight=0.0, supervised_weight=1.0))

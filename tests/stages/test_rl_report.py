@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import EVIL, RATE, clips_of, rl_run
+from tiny_runs import EVIL, RATE, clips_of, rl_run
 
 from rlspeech.config import RL
 from rlspeech.report import render_report

@@ -14,7 +14,7 @@ from rlspeech.models.hub import resolve
 from rlspeech.stages import rl
 from rlspeech.stages.rl_rules import complete
 from rlspeech.tasks import get_task
-from rlspeech.tasks.tts import Tts
+from rlspeech.tasks.tts.task import Tts
 
 LIMIT = 0.5
 

@@ -15,7 +15,7 @@ from tiny_tts import TEXTS, write_tts
 from rlspeech.data.manifest import read_manifest
 from rlspeech.stages import speak
 from rlspeech.stages.speak import Speak, split_text
-from rlspeech.tasks.tts import Tts
+from rlspeech.tasks.tts.task import Tts
 from rlspeech.types import Sample, UserError
 
 

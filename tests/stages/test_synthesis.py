@@ -14,7 +14,7 @@ from tiny_tts import TEXTS, write_tts
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import load_audio
 from rlspeech.stages import evaluate, synthesis
-from rlspeech.tasks.tts import Tts
+from rlspeech.tasks.tts.task import Tts
 from rlspeech.types import Sample, UserError
 
 RATE = 16000

@@ -17,7 +17,7 @@ from rlspeech.data.manifest import read_manifest
 from rlspeech.stages import transcribe
 from rlspeech.stages.decode import Heard, Recogniser, join_texts
 from rlspeech.stages.transcribe import Transcribe
-from rlspeech.tasks.asr import Asr
+from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import UserError
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_audio_lms import clips as noises  # noqa: E402
+from tiny_audio_lms import tiny  # noqa: E402
 from torch import Tensor
 
 from rlspeech import log
@@ -17,13 +17,9 @@ from rlspeech.algos import get_algorithm
 from rlspeech.config import PPO, RL, Lora, RewardSpec, Sampling
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
-from rlspeech.tasks.asr_policy import AsrPolicy
-from rlspeech.tasks.tokens import kept_mass, token_kl, token_logp
+from rlspeech.tasks.asr.policy import AsrPolicy
+from rlspeech.tasks.token_policy import kept_mass, token_kl, token_logp
 from rlspeech.types import CriticPolicy, Policy, Sample, Score, SupervisedPolicy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from tiny_audio_lms import clips as noises  # noqa: E402
-from tiny_audio_lms import tiny  # noqa: E402
 
 FOUR = ("fun_asr_nano", "qwen2_audio", "voxtral", "whisper")
 NAME = "estoi"  # a column of the registry, for its direction

@@ -16,7 +16,7 @@ from rlspeech.data.batches import Clip, HeardClips, open_clips
 from rlspeech.data.manifest import write_manifest
 from rlspeech.models.recogniser import Recogniser
 from rlspeech.tasks import get_task
-from rlspeech.tasks.asr import Asr, augmented, hidden, rates, transcripts
+from rlspeech.tasks.asr.task import Asr, augmented, hidden, rates, transcripts
 from rlspeech.types import Sample, UserError, Utterance
 
 RATE = 16000

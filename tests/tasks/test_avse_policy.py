@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_avse_task import av_clips, av_policy, tiny_avse
 
 from rlspeech.config import Exploration, Lora
 from rlspeech.models.avse import si_snr
-from rlspeech.tasks.avse import Avse, AvseInference
-from rlspeech.tasks.avse_policy import AvsePolicy, GainKernel, filter_bands
+from rlspeech.tasks.avse.policy import AvsePolicy, GainKernel, filter_bands
+from rlspeech.tasks.avse.task import Avse, AvseInference
 from rlspeech.types import BasePolicy, CriticPolicy, Policy, UserError
-from tests.tasks.avse_toys import av_clips, av_policy, tiny_avse
 
 GAIN = Exploration(kind="gain", noise=0.3, bands=4)
 SHORT = Exploration(kind="gain", noise=0.3, bands=2, segment_s=0.1)

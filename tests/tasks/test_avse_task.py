@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from avse_toys import RATE, TINY, av_clips, tiny_avse
+from tiny_avse_task import RATE, TINY, av_clips, tiny_avse
 
 from rlspeech.config import AvseModel, Pretrain
 from rlspeech.corpora.drawn import draw_mouth
 from rlspeech.data.audio import rms_dbfs, save_audio
 from rlspeech.data.batches import Clip, open_clips, whole_clips
-from rlspeech.data.lips import save_lips
 from rlspeech.data.manifest import write_manifest
+from rlspeech.data.video import save_lips
 from rlspeech.models.avse import AvseEnhancer
 from rlspeech.models.hub import embedded_path, load_avse
 from rlspeech.stages import pretrain
-from rlspeech.tasks.avse import Avse, AvseInference, shuffled, supervised_loss
+from rlspeech.tasks.avse.task import Avse, AvseInference, shuffled, supervised_loss
 from rlspeech.tasks.base import channels_of
-from rlspeech.tasks.flowse import FlowSE
+from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError, Utterance
 
 TASK = Avse()

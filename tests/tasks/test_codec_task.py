@@ -15,11 +15,19 @@ from rlspeech.corpora.demo_commands import demo_commands_clean
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import read_manifest
-from rlspeech.models.codec import load_codec
-from rlspeech.models.codec_net import CodecNet
+from rlspeech.models.codec.codec import load_codec
+from rlspeech.models.codec.net import CodecNet
 from rlspeech.stages import pretrain
 from rlspeech.tasks import get_task
-from rlspeech.tasks.codec import CodecTask, content_loss, correlation, frozen_ear, spectral_loss, stretch, voices_of
+from rlspeech.tasks.aids.codec import (
+    CodecTask,
+    content_loss,
+    correlation,
+    frozen_ear,
+    spectral_loss,
+    stretch,
+    voices_of,
+)
 from rlspeech.types import UserError
 
 SMALL = CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8)

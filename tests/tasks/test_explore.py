@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flow_toys import RATE, clips, tiny_model
+from tiny_flow import RATE, clips, tiny_model
 from torch import Tensor
 
 from rlspeech.config import Exploration

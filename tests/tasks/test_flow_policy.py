@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flow_toys import RATE, clips, disturb, policy, tiny_model
+from tiny_flow import RATE, clips, disturb, policy, tiny_model
 from torch.distributions import Independent, Normal, kl_divergence
 
 from rlspeech.config import Exploration, FlowModel, Lora
 from rlspeech.tasks import get_task
-from rlspeech.tasks.flow_policy import FlowPolicy
-from rlspeech.tasks.flowse import Enhancer, FlowSE, latent, normal
+from rlspeech.tasks.flowse.policy import FlowPolicy
+from rlspeech.tasks.flowse.task import Enhancer, FlowSE, latent, normal
 from rlspeech.types import LogProb, Policy, Rollout, UserError
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flow_toys import SMALL, clips, disturb, policy
+from tiny_flow import SMALL, clips, disturb, policy
 
 from rlspeech.algos import get_algorithm
 from rlspeech.config import PPO, RL, Exploration, Lora, RewardSpec
-from rlspeech.tasks.flow_policy import FlowPolicy
-from rlspeech.tasks.flowse import encode, spectral_mask
+from rlspeech.tasks.flowse.policy import FlowPolicy
+from rlspeech.tasks.flowse.task import encode, spectral_mask
 from rlspeech.types import Sample, Score
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
@@ -97,7 +97,7 @@ def test_a_mel_policy_has_features_too() -> None:
     explore = Exploration(kind="sde", noise=0.4, **EARLY)
     with pytest.MonkeyPatch.context() as patch:  # decoding mel needs a vocoder; the features do not
         patch.setattr(
-            "rlspeech.tasks.flow_policy.decode", lambda model, x, samples: torch.zeros(len(x), int(samples.max()))
+            "rlspeech.tasks.flowse.policy.decode", lambda model, x, samples: torch.zeros(len(x), int(samples.max()))
         )
         made = policy(explore, front_end="mel", head="linear")
         rollout = made.rollout(clips(8000), group=2, seed=1)

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from avse_toys import av_clips, tiny_avse
-from flow_toys import SMALL, clips, disturb, tiny_model
+from tiny_avse_task import av_clips, tiny_avse
+from tiny_flow import SMALL, clips, disturb, tiny_model
 from torch import Tensor
 
-from rlspeech.algos.gradients import flat_gradient
+from rlspeech.algos.update import flat_gradient
 from rlspeech.config import RL, DiffRO, Exploration, Lora
 from rlspeech.models.adapters import Adapted
-from rlspeech.tasks.avse import Avse
-from rlspeech.tasks.flowse import FlowSE
-from rlspeech.tasks.wave_relax import wave_kl
+from rlspeech.tasks.avse.task import Avse
+from rlspeech.tasks.flowse.task import FlowSE
+from rlspeech.tasks.gaussian import wave_kl
 from rlspeech.types import UserError
 
 BANDS = Exploration(bands=4)

@@ -14,7 +14,7 @@ from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.token_reward import TokenReward, load_token_reward, make_tokenizer
 from rlspeech.tasks import get_task
-from rlspeech.tasks.token_reward import TokenRewardTask, corrupted, labels_of, worse
+from rlspeech.tasks.aids.token_reward import TokenRewardTask, corrupted, labels_of, worse
 from rlspeech.types import UserError, Utterance
 
 V, WORDS = 16, ["one", "two", "three", "four"]
@@ -119,8 +119,8 @@ def test_corrupted_tokens_stay_close_and_without_chance_are_the_tokens(monkeypat
     assert 0.25 < float(same) < 0.75
     hidden = ((x - net.unknown).abs().amax(-1) < 1e-7).float().mean()
     assert 0.02 < float(hidden) < 0.2
-    monkeypatch.setattr("rlspeech.tasks.token_reward.REPLACED", 0.0)
-    monkeypatch.setattr("rlspeech.tasks.token_reward.MIXED", 0.0)
+    monkeypatch.setattr("rlspeech.tasks.aids.token_reward.REPLACED", 0.0)
+    monkeypatch.setattr("rlspeech.tasks.aids.token_reward.MIXED", 0.0)
     torch.testing.assert_close(corrupted(net, ids, mask, Augment(time_masks=0)), net.vectors(ids))
 
 
@@ -176,7 +176,7 @@ def test_pretraining_from_a_manifest_writes_a_checkpoint(tmp_path, monkeypatch):
             }
         )
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    monkeypatch.setattr("rlspeech.tasks.token_reward.load_codec", lambda name, device="cpu": LevelCodec())
+    monkeypatch.setattr("rlspeech.tasks.aids.token_reward.load_codec", lambda name, device="cpu": LevelCodec())
     model = TokenRewardModel(codec="stub", dim=16, layers=1, text_layers=1, heads=2, vocabulary=280)
     config = Pretrain(
         task="token-reward",

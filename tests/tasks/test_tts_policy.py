@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_codec_lms import RATE, V, adapted_public, speech, tiny  # noqa: E402
 from torch import Tensor
 
 from rlspeech.algos import get_algorithm
@@ -21,11 +21,8 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.tasks import get_task, token_policy
 from rlspeech.tasks.token_policy import like_lengths
-from rlspeech.tasks.tts_policy import TtsPolicy, hears
+from rlspeech.tasks.tts.policy import TtsPolicy, hears
 from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, Sample, Score, SupervisedPolicy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from tiny_codec_lms import RATE, V, adapted_public, speech, tiny  # noqa: E402
 
 NAME = "tts_duration"  # a column of the registry that hears nothing, for its direction
 SMALL = Lora(rank=2, alpha=4)

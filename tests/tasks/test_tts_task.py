@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,17 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_codec_lms import RATE, SMALL, V, speech, tiny  # noqa: E402
 
 from rlspeech.config import RL, CodecModel, Pretrain, Sampling
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
-from rlspeech.models.codec import save_codec
-from rlspeech.models.codec_net import CodecNet
-from rlspeech.tasks.tts import Tts, longest, named
+from rlspeech.models.codec.codec import save_codec
+from rlspeech.models.codec.net import CodecNet
+from rlspeech.tasks.tts.task import Tts, longest, named
 from rlspeech.types import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from tiny_codec_lms import RATE, SMALL, V, speech, tiny  # noqa: E402
 
 WORDS = {"one": [4, 4, 8], "two": [12, 16], "three": [20, 6, 20, 6]}
 
@@ -261,8 +258,8 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
 
 def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlspeech.models import hub
-    from rlspeech.models.codec import load_codec
-    from rlspeech.models.codec_lm import load_codec_lm
+    from rlspeech.models.codec.codec import load_codec
+    from rlspeech.models.codec.load import load_codec_lm
     from rlspeech.models.token_reward import load_token_reward
     from rlspeech.stages import rl
 

@@ -11,7 +11,7 @@ import torch
 
 import rlspeech
 from rlspeech.data.degrade import TRAITS
-from rlspeech.tasks.wording import EFFORT, NOUNS, OVERALL, describe, grades_of, read_back, stars_of, vocabulary
+from rlspeech.tasks.aids.sentences import EFFORT, NOUNS, OVERALL, describe, grades_of, read_back, stars_of, vocabulary
 
 
 def any_labels(rng: np.random.Generator) -> dict[str, float]:

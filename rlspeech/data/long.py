@@ -1,0 +1,246 @@
+"""Waveforms of any length through a model of limited memory: overlapping chunks, cross-faded, in batches that may fail alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, AudioError
+
+__all__ = ["apply", "cut", "join", "pause", "spans", "stream"]
+
+
+Infer = Callable[..., list[np.ndarray]]
+
+
+def spans(samples: int, size: int, overlap: int, grid: int = 1) -> list[tuple[int, int]]:
+    """Cut ``samples`` into stretches of ``size`` that share ``overlap``; the last one is moved back so that it is as long as the rest.
+
+    Args:
+        samples: of the whole.
+        size: longest stretch.
+        overlap: what neighbours share at least.
+        grid: every stretch starts at a multiple of this; the last one is then shorter than the rest by less than it.
+
+    Raises:
+        ValueError: an overlap that is not shorter than half a chunk, or chunks that a step of the grid does not fit into.
+    """
+    step = (size - overlap) // grid * grid
+    if not 0 <= overlap * 2 < size or step <= 0:
+        raise ValueError(f"an overlap of {overlap} samples does not fit chunks of {size}")
+    if samples <= size:
+        return [(0, samples)]
+    last = -(-(samples - size) // grid) * grid
+    starts = [*range(0, samples - size, step), last]
+    return [(start, min(start + size, samples)) for start in starts]
+
+
+def join(parts: Sequence[np.ndarray], where: Sequence[tuple[int, int]], samples: int) -> np.ndarray:
+    """Put chunks together, (..., samples) float32; where two or more lie over each other they are faded linearly, weights summing to 1."""
+    total = np.zeros((*parts[0].shape[:-1], samples), dtype=np.float32)
+    weight = np.zeros(samples, dtype=np.float32)
+    for i, (part, (start, end)) in enumerate(zip(parts, where, strict=True)):
+        ramp = np.ones(end - start, dtype=np.float32)
+        if i > 0:
+            n = where[i - 1][1] - start
+            ramp[:n] = (np.arange(n, dtype=np.float32) + 0.5) / n
+        if i + 1 < len(where):
+            n = end - where[i + 1][0]
+            ramp[-n or len(ramp) :] *= ((np.arange(n, dtype=np.float32) + 0.5) / max(n, 1))[::-1]
+        total[..., start:end] += ramp * part
+        weight[start:end] += ramp
+    return total / weight
+
+
+def apply(
+    infer: Infer,
+    wavs: Sequence[np.ndarray],
+    keys: Sequence[str],
+    *,
+    batch: int,
+    size: int,
+    overlap: int,
+    lips: Sequence[np.ndarray | None] | None = None,
+    hop: int = 640,
+) -> list[np.ndarray | Exception]:
+    """Run ``infer`` over waveforms; one that fails costs itself.
+
+    Args:
+        infer: maps B waveforms and their B keys, and B videos or None where ``lips`` are given, to B waveforms of the same shapes.
+        wavs: (T_i,) or (C, T_i) float32 each, any length.
+        keys: an id each; chunks of a long one get ids of their own.
+        batch: chunks at once.
+        size: longest chunk in samples.
+        overlap: samples that neighbouring chunks share at least.
+        lips: (F_i, H, W) video each, frame 0 at sample 0, or None where there is none. Chunks then start on whole frames, with or without
+            a video, and take their frames along; where a video ends before the sound its last frame is held.
+        hop: samples of a video frame.
+
+    Returns:
+        A waveform or the exception, in order.
+    """
+    lengths = [w.shape[-1] for w in wavs]
+    cuts = [spans(n, size, overlap, 1 if lips is None else hop) for n in lengths]
+    jobs = [(i, c) for i, cut in enumerate(cuts) for c in range(len(cut))]
+    jobs.sort(key=lambda job: cuts[job[0]][job[1]][1] - cuts[job[0]][job[1]][0])  # like lengths together: less padding
+    done: dict[tuple[int, int], np.ndarray | Exception] = {}
+    for at in range(0, len(jobs), batch):
+        part = jobs[at : at + batch]
+        inputs: list[list[Any]] = [
+            [wavs[i][..., cuts[i][c][0] : cuts[i][c][1]] for i, c in part],
+            [keys[i] if len(cuts[i]) == 1 else f"{keys[i]}#{c}" for i, c in part],
+        ]
+        if lips is not None:
+            inputs.append([_frames(lips[i], *cuts[i][c], hop) for i, c in part])
+        done.update(zip(part, _guarded(infer, inputs), strict=True))
+    results: list[np.ndarray | Exception] = []
+    for i, cut in enumerate(cuts):
+        got = [done.pop((i, c)) for c in range(len(cut))]
+        failed = next((g for g in got if isinstance(g, Exception)), None)
+        results.append(
+            failed if failed is not None else join([g for g in got if isinstance(g, np.ndarray)], cut, lengths[i])
+        )
+    return results
+
+
+def _frames(video: np.ndarray | None, start: int, end: int, hop: int) -> np.ndarray | None:
+    """The frames that cover samples ``start`` to ``end``."""
+    if video is None:
+        return None
+    first, count = round(start / hop), max(1, -(-(end - start) // hop))
+    return video[np.minimum(np.arange(first, first + count), len(video) - 1)]
+
+
+def _guarded(infer: Infer, inputs: list[list[Any]]) -> list[np.ndarray | Exception]:
+    """``infer`` on a batch; where that fails, on its items one by one."""
+    pieces = inputs[0]
+    try:
+        out = infer(*inputs)
+    except Exception as error:
+        if len(pieces) == 1:
+            return [error]
+        _free_memory()
+        return [result for i in range(len(pieces)) for result in _guarded(infer, [[column[i]] for column in inputs])]
+    return [_checked(o, p) for o, p in zip(out, pieces, strict=True)]
+
+
+def _checked(out: np.ndarray, piece: np.ndarray) -> np.ndarray | Exception:
+    if out.shape != piece.shape:
+        return ValueError(f"the model returned {out.shape} for {piece.shape}")
+    return out if np.isfinite(out).all() else ValueError("the model returned NaN or infinite samples")
+
+
+def _free_memory() -> None:
+    """A batch that was too large for the GPU has left blocks behind that single items need."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# Long recordings in pieces that end in pauses, read as they are needed: an hour costs the memory of one piece.
+
+
+FRAME_S, PAUSE_S = 0.01, 0.2
+EARLIEST = 0.4  # of the longest piece: where the search for a pause begins
+BLOCK_S = 10.0
+
+
+def pause(wav: np.ndarray, sample_rate: int, low: int, high: int) -> int:
+    """The middle of the quietest 0.2 s between samples ``low`` and ``high``, the last of several.
+
+    Args:
+        wav: (T,) float32.
+        sample_rate: in Hz.
+        low, high: where to look, in samples.
+    """
+    hop, width = max(1, int(FRAME_S * sample_rate)), round(PAUSE_S / FRAME_S)
+    stretch = np.asarray(wav[low:high], dtype=np.float64)
+    frames = len(stretch) // hop
+    if frames < width + 1:
+        return high
+    power = (stretch[: frames * hop].reshape(frames, hop) ** 2).mean(1)
+    smooth = np.convolve(power, np.ones(width) / width, "valid")  # of `width` frames from each frame on
+    best = len(smooth) - 1 - int(np.argmin(np.round(smooth[::-1], 12)))  # rounding: convolution leaves dust on silence
+    return low + int((best + width / 2) * hop)
+
+
+def cut(wav: np.ndarray, sample_rate: int, max_s: float) -> list[tuple[int, int]]:
+    """Where to cut (T,) so that no piece is longer than ``max_s``: (start, end) in samples, without gaps. Short ones stay whole."""
+    longest, start, found = max(1, int(max_s * sample_rate)), 0, []
+    while len(wav) - start > longest:
+        end = pause(wav, sample_rate, start + int(EARLIEST * longest), start + longest)
+        found.append((start, end))
+        start = end
+    return [*found, (start, len(wav))]
+
+
+def stream(
+    path: str | Path, sample_rate: int, max_s: float, offset_s: float = 0.0, duration_s: float | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Read a file piece by piece; the pieces are those of ``cut``.
+
+    Args:
+        path: any format libsndfile reads.
+        sample_rate: of the pieces, in Hz.
+        max_s: longest piece.
+        offset_s, duration_s: the stretch of the file, in seconds; None reads to the end.
+
+    Yields:
+        where the piece starts, in seconds from ``offset_s``, and (T,) float32.
+
+    Raises:
+        AudioError: as ``load_audio``; a file that is damaged in its middle shows it when that is reached.
+    """
+    longest, start = max(1, int(max_s * sample_rate)), 0
+    held = np.zeros(0, dtype=np.float32)
+    for block in _blocks(Path(path), sample_rate, offset_s, duration_s):
+        held = np.concatenate([held, block])
+        while len(held) > longest:
+            end = pause(held, sample_rate, int(EARLIEST * longest), longest)
+            yield start / sample_rate, held[:end]
+            start, held = start + end, held[end:]
+    if len(held) == 0 and start == 0:
+        raise AudioError("no samples")
+    if len(held):
+        yield start / sample_rate, held
+
+
+def _blocks(path: Path, sample_rate: int, offset_s: float, duration_s: float | None) -> Iterator[np.ndarray]:
+    """Mono blocks (T,) float32 at ``sample_rate``."""
+    import soundfile as sf
+    import soxr
+
+    if not path.is_file():
+        raise AudioError("missing file")
+    if path.stat().st_size == 0:
+        raise AudioError("empty file (0 bytes)")
+    try:
+        with sf.SoundFile(path) as file:
+            native = file.samplerate
+            if not MIN_RATE_HZ <= native <= MAX_RATE_HZ or file.channels > MAX_CHANNELS:
+                raise AudioError(f"absurd header: {native} Hz, {file.channels} channels")
+            if offset_s > 0:
+                file.seek(min(int(offset_s * native), file.frames))
+            left = None if duration_s is None else int(duration_s * native)
+            change = (
+                soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ")
+                if native != sample_rate
+                else None
+            )
+            while left is None or left > 0:
+                size = int(BLOCK_S * native) if left is None else min(left, int(BLOCK_S * native))
+                wav = file.read(size, dtype="float32", always_2d=True).mean(axis=1)
+                if not np.isfinite(wav).all():
+                    raise AudioError("NaN or infinite samples")
+                left = None if left is None else left - len(wav)
+                last = len(wav) < size or left == 0
+                yield wav if change is None else change.resample_chunk(wav, last=last)
+                if last:
+                    return
+    except (sf.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioError(f"unreadable: {str(error).splitlines()[0][:120]}") from error

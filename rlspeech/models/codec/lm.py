@@ -1,0 +1,304 @@
+"""One adapter over transformers' causal language models that write codec tokens: read a text, write speech, look at it again.
+
+The vocabulary of such a model is text and codec together, and of a row's answer only the codec's slice and the stop are ever right
+(``models/codec/layout.py``). So everything here counts in the slice: ids 0 to V - 1 are the codec's, V is the stop, logits are (.., V + 1).
+Text can not be drawn into speech, and a probability is that of what was drawn from. The published way, a full softmax over a vocabulary
+of which nine tenths are words, costs memory and lets a policy leave the slice; CosyVoice2's export keeps it out with a bias of minus
+infinity that other engines drop. What is after the marks is one plain forward, as in ``models/audio_lm/model.py``, whose sampler is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rlspeech.config import Sampling
+from rlspeech.data.text import get_normaliser
+from rlspeech.models.audio_lm.generate import Drawn, draw, left_padded, prefill
+from rlspeech.models.audio_lm.model import ATTENTION, FEED_FORWARD
+from rlspeech.models.codec.layout import Layout
+from rlspeech.types import UserError
+
+if TYPE_CHECKING:
+    from rlspeech.models.codec.codec import Codec
+
+__all__ = ["CodecLM", "Line", "Prompts"]
+
+Choice = Callable[[Tensor, int], tuple[Tensor, bool]]
+
+
+class Line(NamedTuple):
+    """What is to be said: a text, and a voice's text and codec ids (T,) long, where the model is to go on from them."""
+
+    text: str
+    prompt_text: str | None = None
+    prompt: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Rows up to where speech begins: (L_i,) long ids of the whole vocabulary, on the host."""
+
+    ids: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """Itself: ids stay on the host."""
+        return self
+
+    def select(self, rows: Sequence[int] | Tensor) -> Prompts:
+        """Some of the rows, in the order asked for; repeats are allowed and share memory."""
+        return Prompts([self.ids[int(r)] for r in rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Prompts]) -> Prompts:
+        """Several one after the other."""
+        return cls([i for p in parts for i in p.ids])
+
+
+class CodecLM(nn.Module):
+    """A causal language model over text and codec tokens as a policy over speech.
+
+    Args:
+        net: the transformers model, with an inner ``model``.
+        tokenizer: of texts and marks.
+        layout: how rows are written.
+        codec: already loaded; None: ``layout.codec`` is loaded when it is first asked for.
+        cfg: settings that an embedded model was built with; of others None.
+    """
+
+    seq2seq = False
+
+    def __init__(self, net: Any, tokenizer: Any, layout: Layout, codec: Codec | None = None, cfg: Any = None) -> None:
+        super().__init__()
+        self.net, self.tokenizer, self.layout, self.cfg = net, tokenizer, layout, cfg
+        self.model_type = str(net.config.model_type)
+        self.sample_rate, self.max_s = layout.sample_rate, layout.max_s
+        self.size = self.stop = self.pad = (
+            layout.size
+        )  # in the slice's count the stop is one behind the codes, and fills up too
+        self.source: Path | None = None  # folder that it was loaded from
+        self._normalise = get_normaliser(layout.normaliser)
+        self._before, self._after = (
+            tokenizer(x, add_special_tokens=False).input_ids for x in (layout.before, layout.after)
+        )
+        self._codec: dict[str, Any] = {} if codec is None else {"it": codec}
+        self.lora_targets = self._lora_targets()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CodecLM:
+        """A copy with its own language model; tokenizer and codec are shared."""
+        for shared in (self.tokenizer, self._codec):
+            memo[id(shared)] = shared
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        return twin
+
+    @property
+    def codec(self) -> Codec:
+        """The codec whose ids it writes. Raises ``UserError``: none to be had, or one that does not fit."""
+        if "it" not in self._codec:
+            self._codec["it"] = self._load_codec()
+        return self._codec["it"]  # type: ignore[no-any-return]
+
+    def _load_codec(self) -> Any:
+        from rlspeech.models.codec.codec import load_codec
+
+        if not self.layout.codec:
+            raise UserError(
+                "this language model's codec is not to be had here",
+                "it is none of transformers and none was trained",
+                "name one in its rlspeech.json (layout.codec); rewards of tokens need none",
+            )
+        found = load_codec(self.layout.codec, self.device)
+        if (found.size, found.sample_rate) != (self.size, self.sample_rate):
+            raise UserError(
+                f"the codec {self.layout.codec} is not the one that this model writes",
+                f"it has {found.size} codes at {found.sample_rate} Hz, the model {self.size} at {self.sample_rate} Hz",
+                "name the codec in the model's rlspeech.json (layout.codec)",
+            )
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self.net.get_output_embeddings().weight.device  # type: ignore[no-any-return]
+
+    def park(self, phase: str, device: torch.device | str) -> None:
+        """Put the language model onto ``device`` for a phase that needs it ("rollout", "update", "all"), else into the host's memory."""
+        self.net.to(device if phase in {"rollout", "update", "all"} else "cpu")
+
+    def _lora_targets(self) -> dict[str, str]:
+        """Patterns of module names by ``Lora.targets``, all inside the inner model: embeddings and head are never adapted."""
+        leaves = {name.rpartition(".")[2] for name, m in self.net.model.named_modules() if isinstance(m, nn.Linear)}
+        kinds = {"attention": ATTENTION, "attention+ff": ATTENTION | FEED_FORWARD, "all": leaves}
+        return {kind: rf"net\.model\.(.*\.)?({'|'.join(sorted(leaves & wanted))})" for kind, wanted in kinds.items()}
+
+    # -- reading -------------------------------------------------------------------------------------------------------------
+
+    def pieces(self, text: str) -> list[int]:
+        """Ids of a text as it is written for the model; what looks like a mark in it is spelt out."""
+        written = self._normalise(text)
+        whole = self.layout.lead + written if written else ""
+        return list(self.tokenizer(whole, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    def fits(self, line: Line) -> bool:
+        """Whether the prompt stands in the row: it has a text, and is not longer than ``prompt_s``."""
+        return bool(
+            line.prompt is not None
+            and len(line.prompt)
+            and line.prompt_text
+            and len(line.prompt) * self.layout.frame_s <= self.layout.prompt_s
+        )
+
+    def read(self, lines: Sequence[Line]) -> Prompts:
+        """Rows up to where speech begins; a text may be empty."""
+        rows = []
+        for line in lines:
+            whole, codes = line.text, list[int]()
+            if self.fits(line) and line.prompt is not None:
+                whole = self.layout.joint.join([line.prompt_text or "", line.text])
+                codes = self.vocabulary(line.prompt.long().cpu()).tolist()
+            rows.append(torch.tensor([*self._before, *self.pieces(whole), *self._after, *codes]))
+        return Prompts(rows)
+
+    def vocabulary(self, ids: Tensor) -> Tensor:
+        """Ids of the whole vocabulary of ids of the slice; the stop is the first of the stops."""
+        return torch.where(ids < self.size, ids + self.layout.first, torch.full_like(ids, self.layout.stops[0]))
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., D) of ids (...) of the slice."""
+        return self.net.get_input_embeddings()(self.vocabulary(ids))  # type: ignore[no-any-return]
+
+    def mix(self, soft: Tensor) -> Tensor:
+        """Embeddings (..., D) of distributions (..., V) over the codes."""
+        table = self.net.get_input_embeddings().weight[self.layout.first : self.layout.first + self.size]
+        return soft.to(table.dtype) @ table  # type: ignore[no-any-return]
+
+    def embed(self, prompts: Prompts) -> list[Tensor]:
+        """Prompt embeddings (L_i, D)."""
+        table = self.net.get_input_embeddings()
+        return [table(ids.to(self.device)) for ids in prompts.ids]
+
+    # -- writing -------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        group: int = 1,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | Sequence[int],
+        seed: int | Sequence[int] = 0,
+    ) -> Drawn:
+        """Write speech, ``group`` rows for each of the B prompts, in ids of the slice.
+
+        Args:
+            prompts: B rows up to where speech begins.
+            group: rows a prompt; they stand next to each other.
+            sampling: None: the likeliest token.
+            max_new_tokens: longest answer, the stop included, of all prompts or one a prompt.
+            seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
+        """
+        if not len(prompts):
+            return Drawn(
+                torch.zeros(0, 0, dtype=torch.long),
+                torch.zeros(0, 0, dtype=torch.bool),
+                torch.zeros(0, dtype=torch.bool),
+            )
+        return draw(
+            prefill(self, prompts),
+            group=group,
+            steps=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            stops=[self.stop],
+            pad=self.pad,
+        )
+
+    def unroll(self, prompts: Prompts, rows: Sequence[int] | Tensor, steps: int, choose: Choice) -> Tensor:
+        """Free-running decoding on relaxed tokens, with gradient through every step.
+
+        Args:
+            prompts: rows up to where speech begins.
+            rows: (n,) which of them.
+            steps: S at most.
+            choose: (logits (n, V + 1), step) -> distributions (n, V) over the codes that the next step sees, and whether that was the last.
+
+        Returns:
+            logits (n, S', V + 1) float32.
+        """
+        from transformers import DynamicCache
+
+        embeds, seen = left_padded(self.embed(prompts.select(rows)))
+        cache, place, out = DynamicCache(config=self.net.config), (seen.cumsum(1) - 1).clamp_min(0), list[Tensor]()
+        for s in range(steps):
+            states = self.net.model(
+                inputs_embeds=embeds,
+                attention_mask=seen.long(),
+                position_ids=place,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            out.append(self.head(states[:, -1]).float())
+            soft, last = choose(out[-1], s)
+            if last:
+                break
+            embeds, place = self.mix(soft)[:, None].to(embeds.dtype), place[:, -1:] + 1
+            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+        return torch.stack(out, 1)
+
+    # -- looking again -------------------------------------------------------------------------------------------------------
+
+    def hidden(self, prompts: Prompts, rows: Sequence[int] | Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the head sees before each token, (n, S, D), by one plain forward; arguments as in ``logits``."""
+        some, written = prompts.select(rows), ids.to(self.device)
+        lengths = torch.tensor([len(i) for i in some.ids], device=self.device)
+        said = self.look_up(written[:, :-1])
+        whole = [torch.cat([p, w]) for p, w in zip(self.embed(some), said, strict=True)]
+        states = self.net.model(inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False).last_hidden_state
+        at = lengths[:, None] - 1 + torch.arange(ids.shape[1], device=self.device)
+        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))  # type: ignore[no-any-return]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V + 1) of hidden states (..., D): the codes', and the stop's (of several stops, the logarithm of their sum)."""
+        out, first = self.net.get_output_embeddings(), self.layout.first
+        stops, here, bias = list(self.layout.stops), slice(first, first + self.size), getattr(out, "bias", None)
+        codes = nn.functional.linear(hidden, out.weight[here], None if bias is None else bias[here])
+        ends = nn.functional.linear(hidden, out.weight[stops], None if bias is None else bias[stops])
+        return torch.cat(
+            [codes, ends if len(stops) == 1 else ends.float().logsumexp(-1, keepdim=True).to(codes.dtype)], -1
+        )
+
+    def logits(self, prompts: Prompts, rows: Sequence[int] | Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits (n, S, V + 1) float32 before each token, by one plain forward, with gradient.
+
+        Args:
+            prompts: rows up to where speech begins.
+            rows: (n,) which prompt each answer belongs to.
+            ids: (n, S) long, of the slice, padded on the right.
+            mask: (n, S) bool; logits where it is False mean nothing.
+        """
+        return self.head(self.hidden(prompts, rows, ids, mask)).float()
+
+    # -- speech --------------------------------------------------------------------------------------------------------------
+
+    def codes(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
+        """The codec's ids (T_i,) in rows (N, S), without stop and padding."""
+        return [row[keep & (row < self.size)] for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+    def references(self, codes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Ids (n, S) of the slice and mask of recordings' codes (T_i,), with the stop."""
+        rows = [torch.cat([c.long().cpu(), torch.tensor([self.stop])]) for c in codes]
+        mask = [torch.ones(len(r), dtype=torch.bool) for r in rows]
+        return pad_sequence(rows, batch_first=True, padding_value=self.pad), pad_sequence(mask, batch_first=True)

@@ -1,0 +1,285 @@
+"""Between waveforms and what the flow lives on: compressed complex STFT (exact inverse), or log-mel with a vocoder."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlspeech.config import FlowModel
+from rlspeech.types import UserError
+
+__all__ = [
+    "FRAME_S",
+    "LogMel",
+    "MelFrontEnd",
+    "StftFrontEnd",
+    "build_front_end",
+    "fbank",
+    "fbank_lfr",
+    "level_normalise",
+    "mel_filters",
+    "stack_frames",
+]
+
+
+class StftFrontEnd(nn.Module):
+    """Complex STFT with a square-root Hann window and compressed magnitude, real and imaginary parts side by side.
+
+    c = s |X|^p exp(i angle X), p = ``compress``, s = ``scale``; the inverse is exact but for rounding. D = 2 * (n_fft // 2 + 1).
+    """
+
+    window: Tensor
+
+    def __init__(self, cfg: FlowModel) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.power, self.scale = cfg.n_fft, cfg.hop, cfg.compress, cfg.scale
+        self.width = 2 * (cfg.n_fft // 2 + 1)
+        self.register_buffer("window", torch.hann_window(cfg.n_fft).sqrt(), persistent=False)
+
+    def frames(self, samples: int) -> int:
+        """Spectral frames of ``samples`` audio samples: a started hop counts, and reflection at the ends needs half a window."""
+        return -(-max(samples, self.n_fft // 2 + 1) // self.hop) + 1
+
+    def encode(self, wav: Tensor) -> Tensor:
+        """(N, T) -> (N, L, D)."""
+        pad = (self.frames(wav.shape[1]) - 1) * self.hop - wav.shape[1]
+        spec = torch.stft(
+            nn.functional.pad(wav, (0, pad)), self.n_fft, self.hop, window=self.window, return_complex=True
+        )
+        return self.pack(spec * (spec.abs() + 1e-8) ** (self.power - 1.0) * self.scale)
+
+    def decode(self, x: Tensor, samples: int) -> Tensor:
+        """(N, L, D) -> (N, T = samples)."""
+        spec = self.unpack(x) / self.scale
+        spec = spec * (spec.abs() + 1e-8) ** (1.0 / self.power - 1.0)
+        padded = (x.shape[1] - 1) * self.hop
+        return torch.istft(spec, self.n_fft, self.hop, window=self.window, length=padded)[:, :samples]
+
+    def pack(self, spec: Tensor) -> Tensor:
+        """Complex (N, K, L) -> real (N, L, 2K)."""
+        return torch.cat([spec.real, spec.imag], dim=1).transpose(1, 2)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Real (N, L, 2K) -> complex (N, K, L)."""
+        real, imag = x.float().transpose(1, 2).chunk(2, dim=1)
+        return torch.complex(real.contiguous(), imag.contiguous())
+
+
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int, fmax_hz: float) -> Tensor:
+    """Slaney-style triangular filters, area-normalised: (n_mels, n_fft // 2 + 1), equal to librosa.filters.mel."""
+    from transformers.audio_utils import mel_filter_bank
+
+    bank = mel_filter_bank(n_fft // 2 + 1, n_mels, 0.0, fmax_hz, sample_rate, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(bank.T).float()
+
+
+class MelFrontEnd(nn.Module):
+    """Log-mel spectrogram (natural log, floored at 1e-5) and a HiFi-GAN vocoder of transformers' ``SpeechT5HifiGan`` class.
+
+    The vocoder is frozen. D = n_mels.
+    """
+
+    window: Tensor
+    bank: Tensor
+
+    def __init__(self, cfg: FlowModel) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.width = cfg.n_fft, cfg.hop, cfg.n_mels
+        self.register_buffer("window", torch.hann_window(cfg.n_fft), persistent=False)
+        self.register_buffer(
+            "bank", mel_filters(cfg.sample_rate, cfg.n_fft, cfg.n_mels, cfg.mel_fmax_hz), persistent=False
+        )
+        self.vocoder_name = cfg.vocoder
+        self._vocoder: list[nn.Module] = []  # in a list: frozen, and not part of this model's weights
+
+    def frames(self, samples: int) -> int:
+        """Spectral frames of ``samples`` audio samples."""
+        return -(-max(samples, self.n_fft // 2) // self.hop)  # reflection at the ends needs (n_fft - hop) / 2 samples
+
+    def encode(self, wav: Tensor) -> Tensor:
+        """(N, T) -> (N, L, D)."""
+        total = self.frames(wav.shape[1]) * self.hop
+        side = (self.n_fft - self.hop) // 2
+        wav = nn.functional.pad(wav, (0, total - wav.shape[1]))
+        wav = nn.functional.pad(wav[:, None], (side, self.n_fft - self.hop - side), mode="reflect")[:, 0]
+        spec = torch.stft(wav, self.n_fft, self.hop, window=self.window, center=False, return_complex=True).abs()
+        return (self.bank @ spec).clamp_min(1e-5).log().transpose(1, 2)
+
+    def decode(self, x: Tensor, samples: int) -> Tensor:
+        """(N, L, D) -> (N, T = samples) through the vocoder.
+
+        Raises:
+            UserError: no vocoder was named, or it does not fit the mel settings.
+        """
+        if not self._vocoder:
+            self._vocoder.append(self._load(x.device))
+        return self._vocoder[0](x.float())[:, :samples]
+
+    def _load(self, device: torch.device) -> nn.Module:
+        if not self.vocoder_name:
+            raise UserError(
+                "the mel front end needs a vocoder",
+                "model.vocoder is not set",
+                "--set model.vocoder=FOLDER (a transformers SpeechT5HifiGan), or model.front_end=stft",
+            )
+        from transformers import SpeechT5HifiGan
+
+        try:
+            vocoder = SpeechT5HifiGan.from_pretrained(self.vocoder_name)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot load the vocoder {self.vocoder_name}",
+                str(error).splitlines()[0],
+                "a folder with config.json and weights",
+            ) from error
+        hop = math.prod(vocoder.config.upsample_rates)
+        if vocoder.config.model_in_dim != self.width or hop != self.hop:
+            raise UserError(
+                "the vocoder does not fit",
+                f"it wants {vocoder.config.model_in_dim} mels at hop {hop}, the model has {self.width} at {self.hop}",
+            )
+        return vocoder.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def build_front_end(cfg: FlowModel) -> StftFrontEnd | MelFrontEnd:
+    """The front end that the config names."""
+    return StftFrontEnd(cfg) if cfg.front_end == "stft" else MelFrontEnd(cfg)
+
+
+# Kaldi's log-mel filter bank with low-frame-rate stacking: what Fun-ASR and SenseVoice hear.
+#
+# transformers' own extractor for Fun-ASR-Nano asks torchaudio for it, which has no build beside every torch. This is the same function
+# (25-ms Hamming frames every 10 ms, offset removed, pre-emphasis 0.97, power spectrum, triangles on
+# Kaldi's mel scale from 20 Hz to half the
+# rate, natural logarithm floored at the float's epsilon; frames that do not fit are left out), then windows of 7 frames every 6, the first
+# and the last frame repeated at the ends, so that one window stands for 60 ms.
+
+
+FRAME_S = 0.06
+LOW_HZ = 20.0
+PREEMPHASIS = 0.97
+
+
+@lru_cache(maxsize=8)
+def _filters(mels: int, n_fft: int, sample_rate: int) -> Tensor:
+    """Triangles (n_fft // 2, mels) on the mel scale 1127 ln(1 + f / 700); Kaldi leaves the last bin out."""
+
+    def mel(hz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hz / 700.0)
+
+    low, high = mel(torch.tensor([LOW_HZ, sample_rate / 2], dtype=torch.double))
+    step = (high - low) / (mels + 1)
+    centre = low + step * (1 + torch.arange(mels, dtype=torch.double))
+    bins = mel(torch.arange(n_fft // 2, dtype=torch.double) * sample_rate / n_fft)[:, None]
+    return torch.minimum((bins - centre + step) / step, (centre + step - bins) / step).clamp_min(0).float()
+
+
+@lru_cache(maxsize=8)
+def _window(length: int) -> Tensor:
+    return torch.hamming_window(length, periodic=False)
+
+
+def fbank(wav: Tensor, mels: int = 80, sample_rate: int = 16000) -> Tensor:
+    """Log-mel energies (L, mels) of a waveform (T,) in [-1, 1]; one shorter than a frame (25 ms) is padded to one.
+
+    Agrees with ``torchaudio.compliance.kaldi.fbank(..., window_type="hamming")``, dither 0.
+    """
+    size, hop = int(0.025 * sample_rate), int(0.01 * sample_rate)
+    if len(wav) < size:
+        wav = torch.nn.functional.pad(wav, (0, size - len(wav)))
+    frames = wav.float().unfold(0, size, hop)
+    frames = frames - frames.mean(1, keepdim=True)
+    before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
+    frames = (frames - PREEMPHASIS * before) * _window(size).to(wav.device)
+    n_fft = 2 ** math.ceil(math.log2(size))
+    power = torch.fft.rfft(frames, n_fft).abs().square()[:, :-1]
+    return (power @ _filters(mels, n_fft, sample_rate).to(wav.device)).clamp_min(torch.finfo(torch.float32).eps).log()
+
+
+def stack_frames(frames: Tensor, stack: int = 7, stride: int = 6) -> Tensor:
+    """(L, D) -> (ceil(L / stride), stack * D): windows centred on every ``stride``-th frame, the ends repeated."""
+    count = -(-len(frames) // stride)
+    left = (stack - 1) // 2
+    right = max(stack - 1 - left, (count - 1) * stride + stack - left - len(frames))
+    padded = torch.cat([frames[:1].expand(left, -1), frames, frames[-1:].expand(right, -1)])
+    return padded.unfold(0, stack, stride)[:count].transpose(1, 2).reshape(count, -1)
+
+
+def fbank_lfr(wav: Tensor, mels: int = 80, sample_rate: int = 16000, stack: int = 7, stride: int = 6) -> Tensor:
+    """Stacked log-mel windows (L', stack * mels) of a waveform (T,)."""
+    return stack_frames(fbank(wav, mels, sample_rate), stack, stride)
+
+
+# Mel filters and log-mel spectrograms, shared by the P.808 predictor and the embedded encoders.
+#
+# The filters are Slaney's (linear below 1 kHz, logarithmic above, unit area), the same numbers that librosa computes, without
+# importing librosa: its first use costs seconds, and a GPU needs the filters as a tensor anyway.
+
+
+@lru_cache(maxsize=8)
+def slaney_filters(
+    sample_rate: int, n_fft: int, n_mels: int, fmin_hz: float = 0.0, fmax_hz: float | None = None
+) -> np.ndarray:
+    """Slaney's mel filter bank.
+
+    Args:
+        sample_rate: in Hz.
+        n_fft: length of the transform; the filters cover its n_fft // 2 + 1 bins.
+        n_mels: number of filters.
+        fmin_hz: lower edge of the lowest filter.
+        fmax_hz: upper edge of the highest filter; None is half the rate.
+
+    Returns:
+        (n_mels, n_fft // 2 + 1) float32, each filter of unit area (Slaney, Auditory Toolbox, 1998).
+    """
+    fmax_hz = sample_rate / 2 if fmax_hz is None else fmax_hz
+    step, corner_hz = 200.0 / 3, 1000.0
+    log_step = np.log(6.4) / 27.0
+
+    def to_mel(hz: float) -> float:
+        return hz / step if hz < corner_hz else corner_hz / step + float(np.log(hz / corner_hz)) / log_step
+
+    mels = np.linspace(to_mel(fmin_hz), to_mel(fmax_hz), n_mels + 2)
+    edges_hz = np.where(mels < corner_hz / step, mels * step, corner_hz * np.exp(log_step * (mels - corner_hz / step)))
+    bins_hz = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
+    rise = (bins_hz[None] - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
+    fall = (edges_hz[2:, None] - bins_hz[None]) / np.diff(edges_hz)[1:, None]
+    bank = np.maximum(0.0, np.minimum(rise, fall)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
+    return cast(np.ndarray, bank.astype(np.float32))
+
+
+def level_normalise(wav: Tensor, dbfs: float) -> Tensor:
+    """Scale each row of (N, T) to an RMS level, differentiably; silence stays silence."""
+    rms = wav.square().mean(-1, keepdim=True).add(1e-12).sqrt()
+    return cast(Tensor, wav * (10.0 ** (dbfs / 20.0) / rms))
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram of 16-kHz speech at a fixed level: (N, T) -> (N, n_mels, L), hop 10 ms, Hann window of 25 ms.
+
+    Args:
+        n_mels: number of filters.
+        centre: subtract each filter's mean over the clip, which removes a fixed colouring of the channel.
+    """
+
+    def __init__(self, n_mels: int = 64, centre: bool = False) -> None:
+        super().__init__()
+        self.centre = centre
+        self.register_buffer("window", torch.hann_window(400), persistent=False)
+        self.register_buffer(
+            "bank", torch.from_numpy(slaney_filters(16000, 512, n_mels, 20.0, 7600.0)), persistent=False
+        )
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """Args: wav (N, T) at 16 kHz."""
+        wav = level_normalise(wav, -25.0)
+        window, bank = cast(Tensor, self.window), cast(Tensor, self.bank)
+        spec = torch.stft(wav, 512, 160, 400, window, center=True, pad_mode="constant", return_complex=True)
+        power = torch.view_as_real(spec).square().sum(-1)
+        logmel = (bank @ power + 1e-5).log()
+        return logmel - logmel.mean(-1, keepdim=True) if self.centre else logmel

@@ -1,0 +1,157 @@
+"""Describers: models that listen to a clip and say in words how it sounds; the first half of the reward ``llm``.
+
+LR-AVSE (2025) lets an audio language model describe the quality of an enhanced clip and reads a rating out of the description. Here
+a describer is anything that answers a fixed prompt about a waveform: the embedded listener, any audio language model of transformers
+(``audio_llm``), or any OpenAI-compatible server (``endpoint``). What a model says is untrusted text: it is cleaned, shown escaped and
+never interpreted beyond the rating, and an answer that is empty or a refusal is no answer, with a reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from rlspeech.types import UserError
+
+__all__ = [
+    "EMBEDDED",
+    "SAMPLE_RATE",
+    "Describer",
+    "Said",
+    "answer",
+    "get_describer",
+    "read_prompts",
+    "without_thoughts",
+]
+
+SAMPLE_RATE = 16000  # what every describer is given, in Hz
+EMBEDDED = "embedded"
+MAX_TEXT = 4000  # characters of an answer that are kept
+MAX_PROMPT = 8000
+_CANNOT = (
+    r"(?:can't|can not|cannot|could not|couldn't|unable to|not able to|not (?:in a position|allowed|designed) to|won't"
+    r"|do(?: not|n't) have the (?:ability|capability) to)"
+)
+_TASK = (
+    r"(?:assist|help|process|access|listen|analy[sz]e|evaluate|assess|rate|judge|provide|comply|answer|play|open"
+    r"|hear (?:the |any |your |this )?(?:audio|sound|recording|file|clip))"
+)
+_REFUSED = re.compile(rf"\b{_CANNOT} (?:\w+ )?{_TASK}", re.IGNORECASE)
+_SPEAKS_OF_ITSELF = re.compile(r"\b(?:i|i'm|we|ai|assistant|language model)\b", re.IGNORECASE)
+_NO_AUDIO = re.compile(
+    r"\b(?:no|any) (?:audio|recording|sound file|speech sample)(?: file| clip)? (?:(?:was|is|has been|were|to be) )?"
+    r"(?:provided|attached|found|given|included)|\b(?:provide|upload|attach|share) (?:me )?(?:with )?(?:the|an|your) "
+    r"(?:audio|recording|sound|speech)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a describer said of one waveform: a text, or None with the reason."""
+
+    text: str | None
+    error: str | None = None
+
+
+@runtime_checkable
+class Describer(Protocol):
+    """Audio in, text out.
+
+    Attributes:
+        version: model, weights, precision and decoding, as written beside the scores.
+        max_s: longest stretch that it hears at once, in seconds; None where it takes any length. The caller cuts longer audio.
+    """
+
+    version: str
+    max_s: float | None
+
+    def describe(self, wavs: Sequence[np.ndarray]) -> list[Said]:
+        """Describe (T,) float32 waveforms at 16 kHz. One ``Said`` a waveform, in order; a failure costs its own waveform only."""
+        ...
+
+
+def get_describer(
+    name: str, /, *, prompt: str | None = None, device: str = "cpu", temperature: float = 0.0, **options: Any
+) -> Describer:
+    """A describer by name.
+
+    Args:
+        name: 'embedded', the Hub id or folder of an audio language model of transformers, or ``http(s)://host/v1``.
+        prompt: what the model is asked; None takes the model's own (the embedded listener has one), else the first of the shipped list.
+        device: where a local model runs.
+        temperature: 0 always takes the likeliest word.
+        options: of ``audio_llm.AudioLlm`` or ``endpoint.Endpoint``.
+
+    Raises:
+        UserError: not found, not loadable, or no describer.
+    """
+    if re.match(r"https?://", name, re.IGNORECASE):
+        from rlspeech.rewards.llm.endpoint import Endpoint
+
+        return Endpoint(name, prompt=prompt or read_prompts()[0], temperature=temperature, **options)
+    if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
+        raise UserError(
+            f"cannot use {name!r} as a describer",
+            "an address begins with http:// or https://",
+            "--llm http://HOST:PORT/v1",
+        )
+    from rlspeech.rewards.llm.audio_llm import AudioLlm
+
+    return AudioLlm(name, prompt=prompt, device=device, temperature=temperature, **options)
+
+
+def read_prompts(path: str | Path | None = None) -> list[str]:
+    """Prompts of a file, one a line; empty lines and lines that begin with ``#`` are left out. None: the list that is shipped.
+
+    Raises:
+        UserError: unreadable, or not one prompt in it.
+    """
+    file = (
+        Path(path)
+        if path is not None
+        else Path(str(resources.files("rlspeech"))) / "assets" / "prompts" / "quality.txt"
+    )
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompts {file}", str(error), "a text file with one prompt a line") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"there is no prompt in {file}", "it has only empty lines and remarks", "one prompt a line")
+    if any(len(p) > MAX_PROMPT for p in prompts):
+        raise UserError(f"a prompt in {file} is longer than {MAX_PROMPT} characters", "", "one prompt a line")
+    return prompts
+
+
+def without_thoughts(text: str) -> str:
+    """The answer behind ``<think>...</think>``; a thought that is never closed has no answer behind it."""
+    text = re.sub(r"<think(?:ing)?>.*?</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(
+        r"^.*</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE
+    )  # templates that open the thought in the prompt
+    return re.sub(r"<think(?:ing)?>.*$", " ", text, flags=re.DOTALL | re.IGNORECASE).strip()
+
+
+def answer(raw: Any) -> Said:
+    """Turn what a model returned into a text or a reason: not a string, empty, only thoughts, without a word, a refusal."""
+    if not isinstance(raw, str):
+        return Said(None, f"the answer is no text but {type(raw).__name__}")
+    text = "".join(c for c in raw if c.isprintable() or c in "\n\t").strip()
+    if not text:
+        return Said(None, "empty answer")
+    visible = without_thoughts(text)
+    if not visible:
+        return Said(None, "nothing but thoughts: raise max_new_tokens, or turn thinking off")
+    if not re.search(r"\w", visible):
+        return Said(None, "no word in the answer")
+    opening = " ".join(visible[:400].replace("\u2019", "'").split())
+    if _NO_AUDIO.search(opening) or (_REFUSED.search(opening) and _SPEAKS_OF_ITSELF.search(opening)):
+        return Said(None, "the model refused")
+    return Said(text[:MAX_TEXT])

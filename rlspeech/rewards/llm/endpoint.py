@@ -1,0 +1,288 @@
+"""A describer behind an OpenAI-compatible address, as vLLM, llama.cpp and others serve it.
+
+``POST URL/chat/completions`` with the clip as 16-bit WAV in an ``input_audio`` part (or, where asked for, as a data address in
+``audio_url``). The key comes from the environment only and is sent to the named host only: redirects are not followed. Attempts
+and waits are bounded; after several failures in a row of the connection itself, further clips try once, so that a dead server costs
+minutes and not hours. Only the standard library is used: an HTTP package is not among what transformers is sure to bring.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from rlspeech import log
+from rlspeech.rewards.llm.describe import SAMPLE_RATE, Said, answer
+from rlspeech.types import UserError
+
+__all__ = ["KEYS", "Endpoint", "wav_bytes"]
+
+KEYS = ("RLSPEECH_API_KEY", "OPENAI_API_KEY")  # the first one that is set is used
+MAX_REPLY = 4_000_000  # bytes
+MAX_WAIT_S = 30.0
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+GIVE_UP_AFTER = 4  # failures of the connection in a row, after which nothing is tried twice until something succeeds
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _Failure(Exception):
+    """Why an attempt failed, and whether and after how long another may help."""
+
+    def __init__(self, reason: str, again: bool = False, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.again, self.wait_s = reason, again, wait_s
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects: the key and the audio go where the user said, and nowhere else."""
+
+    def redirect_request(self, *args: Any, **options: Any) -> None:
+        """Follow none."""
+        return None
+
+
+class Endpoint:
+    """An OpenAI-compatible server as a describer.
+
+    Args:
+        url: up to and with the version, ``http://host:8000/v1``.
+        prompt: what is asked.
+        name: the model's name at the server; None asks the server, which must then serve exactly one.
+        temperature: 0 always takes the likeliest word.
+        max_new_tokens: longest answer.
+        concurrency: requests under way at once.
+        timeout_s: of one attempt, all of it.
+        retries: further attempts after 429, 5xx, a timeout or a broken connection.
+        backoff_s: wait before the second attempt; doubles, with jitter, and is never longer than half a minute.
+        audio: "input_audio", or "audio_url" for servers that want a data address.
+        max_s: longer audio is cut; None sends any length.
+        seed: of sampled answers.
+
+    Raises:
+        UserError: an address that cannot be used, or a server that does not say which model it serves.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prompt: str,
+        name: str | None = None,
+        temperature: float = 0.0,
+        max_new_tokens: int = 300,
+        concurrency: int = 4,
+        timeout_s: float = 60.0,
+        retries: int = 3,
+        backoff_s: float = 1.0,
+        audio: str = "input_audio",
+        max_s: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                "cannot use the address of the describer",
+                "it must be http(s)://HOST[:PORT]/v1",
+                "--llm http://HOST:8000/v1",
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise UserError(
+                "the address of the describer must hold nothing but host and path",
+                "it would be written into the score file",
+                f"put the key into the environment variable {KEYS[0]}",
+            )
+        if audio not in ("input_audio", "audio_url"):
+            raise UserError(f"audio cannot be sent as {audio!r}", "", "audio=input_audio or audio=audio_url")
+        if concurrency < 1 or timeout_s <= 0 or retries < 0 or max_new_tokens < 1:
+            raise UserError(
+                "the describer's concurrency, timeout_s, retries or max_new_tokens cannot be used",
+                "one of them is too small",
+            )
+        self.url, self.prompt, self.temperature, self.audio = url.rstrip("/"), prompt, temperature, audio
+        self.concurrency, self.timeout_s, self.retries, self.backoff_s = concurrency, timeout_s, retries, backoff_s
+        self.max_new_tokens, self.max_s, self.seed = max_new_tokens, max_s, seed
+        self._key = next((k.strip() for n in KEYS if (k := os.environ.get(n, "")).strip()), "")
+        local = parts.hostname.lower() in LOOPBACK
+        proxies = [urllib.request.ProxyHandler({})] if local else []
+        self._opener = urllib.request.build_opener(_Stay(), *proxies)
+        self._lock, self._broken = threading.Lock(), 0
+        if self._key and parts.scheme.lower() == "http" and not local:
+            log.warn(f"the key is sent to {parts.hostname} unencrypted; https://... would protect it")
+        self.name = str(name) if name is not None else self._only_model()
+        decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}, seed {seed}"
+        self.version = (
+            f"{self.name} at {self.url} ({audio}), {decoding}, at most {max_new_tokens} tokens, prompt: {prompt}"
+        )
+
+    def describe(self, wavs: Sequence[np.ndarray]) -> list[Said]:
+        """Describe (T,) float32 waveforms at 16 kHz, several at a time, answers in order."""
+        if not wavs:
+            return []
+        with ThreadPoolExecutor(min(self.concurrency, len(wavs)), "describer") as pool:
+            return list(pool.map(self._one, wavs, range(len(wavs))))
+
+    def _one(self, wav: np.ndarray, number: int) -> Said:
+        body = json.dumps(self._question(wav, number)).encode()
+        for attempt in range(self.retries + 1):
+            try:
+                reply = self._call("/chat/completions", body)
+                with self._lock:
+                    self._broken = 0
+                return _said(reply)
+            except _Failure as failure:
+                with self._lock:
+                    self._broken += failure.again
+                    hopeless = self._broken >= GIVE_UP_AFTER
+                if not failure.again or attempt == self.retries or hopeless:
+                    return Said(None, f"endpoint: {failure.reason}")
+                wait_s = self.backoff_s * 2**attempt * (0.75 + 0.5 * random.random())
+                time.sleep(min(MAX_WAIT_S, max(wait_s, failure.wait_s or 0.0)))
+        return Said(None, "endpoint: not tried")
+
+    def _question(self, wav: np.ndarray, number: int) -> dict[str, Any]:
+        data = base64.b64encode(wav_bytes(wav)).decode("ascii")
+        sound: dict[str, Any] = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        if self.audio == "audio_url":
+            sound = {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
+        content = [sound, {"type": "text", "text": self.prompt}]
+        question = {
+            "model": self.name,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": self.temperature,
+            "max_tokens": self.max_new_tokens,
+        }
+        return question if self.temperature == 0 else {**question, "seed": self.seed + number}
+
+    def _only_model(self) -> str:
+        try:
+            listed = self._call("/models", None)
+            names = [str(m["id"]) for m in listed["data"]]
+        except _Failure as failure:
+            raise UserError(
+                f"the server at {self.url} does not name its models", failure.reason, "--llm-model NAME"
+            ) from failure
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the server at {self.url} does not name its models", f"{error!r}", "--llm-model NAME"
+            ) from error
+        if len(names) != 1:
+            raise UserError(
+                f"the server at {self.url} serves {len(names)} models", ", ".join(names[:8]), "--llm-model NAME"
+            )
+        return names[0]
+
+    def _call(self, path: str, body: bytes | None) -> Any:
+        """One attempt: the parsed JSON of the reply. Raises ``_Failure``."""
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.url + path, data=body, headers=headers)
+        until_s = time.monotonic() + self.timeout_s
+        try:
+            with self._opener.open(request, timeout=self.timeout_s) as response:
+                raw = _read(response, until_s)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._status(error) from None
+        except (TimeoutError, urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+            raise _Failure(_what(error), again=not isinstance(error, ValueError)) from None
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):
+            raise _Failure("the reply is not JSON") from None
+
+    def _status(self, error: urllib.error.HTTPError) -> _Failure:
+        """What a status other than 2xx means; the server's words are shortened, and never hold the key."""
+        if 300 <= error.code < 400:
+            return _Failure(f"HTTP {error.code}: a redirect is not followed")
+        try:
+            words = error.read(2000).decode("utf-8", "replace")
+            found = json.loads(words)
+            inner = found.get("error", found) if isinstance(found, dict) else found
+            words = str(inner.get("message", "") if isinstance(inner, dict) else inner)
+        except (OSError, ValueError, http.client.HTTPException):
+            words = ""
+        if self._key:
+            words = words.replace(self._key, "***")
+        hint = f" (the key is taken from {' or '.join(KEYS)})" if error.code in (401, 403) else ""
+        text = f"HTTP {error.code}{hint}" + (f": {' '.join(words.split())[:160]}" if words.strip() else "")
+        return _Failure(text, error.code in RETRIED, _seconds(error.headers.get("Retry-After")))
+
+
+def wav_bytes(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
+    """(T,) float32 as a 16-bit PCM WAV file; what is beyond full scale is clipped."""
+    import soundfile as sf  # type: ignore[import-untyped]
+
+    out = io.BytesIO()
+    sf.write(out, np.clip(wav, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
+    return out.getvalue()
+
+
+def _read(response: Any, until_s: float) -> bytes:
+    """The body, as long as time and size allow: a server that sends a byte a second must not hold a run."""
+    parts, size = [], 0
+    while block := response.read1(65536):
+        parts.append(block)
+        size += len(block)
+        if size > MAX_REPLY:
+            raise _Failure(f"the reply is larger than {MAX_REPLY // 1_000_000} MB")
+        if time.monotonic() > until_s:
+            raise TimeoutError
+    return b"".join(parts)
+
+
+def _said(reply: Any) -> Said:
+    """The text of a chat completion, or why there is none."""
+    if not isinstance(reply, dict):
+        return Said(None, "endpoint: the reply is no chat completion")
+    if isinstance(reply.get("error"), dict):
+        return Said(None, f"endpoint: {str(reply['error'].get('message', 'error'))[:160]}")
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices:
+        return Said(None, "endpoint: no choices in the reply")
+    message = choices[0].get("message") if isinstance(choices[0], dict) else None
+    if not isinstance(message, dict):
+        return Said(None, "endpoint: no message in the reply")
+    if message.get("refusal"):
+        return Said(None, "the model refused")
+    if choices[0].get("finish_reason") == "content_filter":
+        return Said(None, "endpoint: the answer was filtered")
+    content = message.get("content")
+    if isinstance(content, list):  # some servers answer in parts
+        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") in ("text", "output_text")]
+        content = "\n".join(t for t in texts if isinstance(t, str)) if texts else content
+    return Said(None, "empty answer") if content is None else answer(content)
+
+
+def _what(error: BaseException) -> str:
+    """An error of the connection in few words, without addresses that differ from call to call."""
+    inner = getattr(error, "reason", None)
+    cause = inner if isinstance(inner, BaseException) else error
+    if isinstance(cause, TimeoutError):
+        return "no reply in time"
+    if isinstance(cause, ConnectionError):
+        return f"no connection ({cause.strerror or type(cause).__name__})"
+    return f"{type(cause).__name__}: {cause}"[:160]
+
+
+def _seconds(text: str | None) -> float | None:
+    """``Retry-After`` in seconds; dates are not understood, the wait is bounded anyway."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None

@@ -1,0 +1,179 @@
+"""Error rates of a corpus of texts, and their intervals: sums over sums (``text`` has the alignment, and needs no numpy)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlspeech.data.text import NORMALISERS, align, get_normaliser, normalise_basic, units
+from rlspeech.rewards.base import load_function, wave_problem
+from rlspeech.stats import Interval, draws_interval, resampled_sums
+from rlspeech.types import Sample, Score, UserError
+
+__all__ = [
+    "ErrorRate",
+    "NORMALISERS",
+    "Recogniser",
+    "corpus_interval",
+    "corpus_rate",
+    "load_recogniser",
+    "normalise_basic",
+]
+
+
+def corpus_rate(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> float:
+    """Errors over reference units of (reference, hypothesis, language): sums over sums, not a mean of rates.
+
+    Texts whose reference is empty are left out; nan without any.
+    """
+    errors, wanted = _errors(texts, normaliser).sum(0)
+    return float(errors / wanted) if wanted else float("nan")
+
+
+def corpus_interval(texts: Iterable[tuple[str, str, str | None]], normaliser: str, seed: int = 0) -> Interval:
+    """The same with its bootstrap 95 % interval over texts; no interval below two of them."""
+    counts = _errors(texts, normaliser)
+    errors, wanted = counts.sum(0)
+    sums = resampled_sums(counts, seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return draws_interval(float(errors / wanted) if wanted else float("nan"), sums[:, 0] / sums[:, 1], len(counts))
+
+
+def _errors(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> np.ndarray:
+    """(K, 2): errors and reference units of each text in which something is said."""
+    normalise, rows = get_normaliser(normaliser), list[tuple[int, int]]()
+    for reference, hypothesis, language in texts:
+        if wanted := units(normalise(reference), language):
+            rows.append((align(wanted, units(normalise(hypothesis), language)).errors, len(wanted)))
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
+
+
+# Word and character error rate through a recogniser that the user names.
+#
+# Recogniser: ``embedded``, Hub id or folder of an audio language model or of another transformers model (CTC or sequence-to-sequence),
+# ``pocketsphinx``, or ``package.module:function`` with ``function(wavs, sample_rate) -> list[str]``. Error rates depend on how text is
+# normalised, so the normaliser has a name and a version and stands in the score file. A silent clip is not shown to the recogniser (many
+# invent words): its hypothesis is empty, and an empty hypothesis is an error rate of 1.
+
+
+Recogniser = Callable[[Sequence[np.ndarray], int], list[str]]  # waveforms (T,) and their rate -> transcripts
+GATE_S = 0.1
+
+
+class ErrorRate:
+    """``wer`` and ``cer``.
+
+    Args:
+        recogniser: see the module.
+        normaliser: name in ``rlspeech.data.text.NORMALISERS``, or ``package.module:function``.
+        language: given to sequence-to-sequence recognisers that take one.
+        batch: waveforms in one call of a transformers recogniser.
+        device: where a transformers recogniser runs.
+
+    Raises:
+        UserError: no recogniser named, or one that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        recogniser: str | None = None,
+        normaliser: str = "basic-1",
+        language: str | None = None,
+        batch: int = 8,
+        device: str = "cpu",
+    ) -> None:
+        if not recogniser:
+            raise UserError(
+                "wer needs a recogniser",
+                "an error rate hangs on who listens, so it is named",
+                "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx",
+            )
+        self._normalise = get_normaliser(normaliser)
+        self._recognise = load_recogniser(recogniser, device, language, batch)
+        self.version = f"recogniser {recogniser}, text {normaliser}"
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """Transcribe the clips that hold a signal, then compare with the reference text."""
+        import jiwer
+
+        speaking = [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, GATE_S, True) is None]
+        heard = [""] * len(samples)
+        if speaking:
+            texts = self._recognise([samples[i].wav for i in speaking], samples[0].sample_rate)
+            for i, text in zip(speaking, texts, strict=True):
+                heard[i] = text
+        out = []
+        for s, raw in zip(samples, heard, strict=True):
+            reference, hypothesis = self._normalise(s.text or ""), self._normalise(raw)
+            detail = {"hypothesis": raw}
+            if not reference:
+                out.append({c: Score(None, "the reference text is empty after normalisation", detail) for c in columns})
+            elif not hypothesis:
+                out.append({c: Score(1.0, detail=detail) for c in columns})
+            else:
+                rates = {"wer": jiwer.wer(reference, hypothesis), "cer": jiwer.cer(reference, hypothesis)}
+                out.append({c: Score(float(rates[c]), detail=detail) for c in columns})
+        return out
+
+
+def load_recogniser(name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> Recogniser:
+    """A recogniser by name, see the module. Raises ``UserError`` where it cannot be loaded."""
+    if name == "pocketsphinx":
+        return _pocketsphinx()
+    if ":" in name and not Path(name).exists():
+        function = load_function(name, "recogniser", "def f(wavs, sample_rate) -> list[str]")
+        return lambda wavs, rate: [str(t) for t in function(list(wavs), rate)]
+    from rlspeech.rewards.recognisers import AudioRecogniser, is_audio_lm
+
+    if is_audio_lm(name):
+        return AudioRecogniser(name, device, language, batch)
+    return _transformers(name, device, language, batch)
+
+
+def _pocketsphinx() -> Recogniser:
+    try:
+        from pocketsphinx import Decoder  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise UserError("pocketsphinx is not installed", str(error), "pip install pocketsphinx") from error
+    decoder: Any = Decoder(loglevel="FATAL")
+
+    def recognise(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
+        texts = []
+        for wav in wavs:
+            decoder.start_utt()
+            decoder.process_raw((np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+            decoder.end_utt()
+            found = decoder.hyp()
+            texts.append(found.hypstr if found else "")
+        return texts
+
+    return recognise
+
+
+def _transformers(name: str, device: str, language: str | None, batch: int) -> Recogniser:
+    import transformers
+
+    try:
+        pipe: Any = transformers.pipeline("automatic-speech-recognition", model=name, device=device)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"cannot load the recogniser {name!r}",
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "give a folder that holds config.json and the weights, or a Hub id with the network at hand",
+        ) from error
+    options: dict[str, Any] = {"batch_size": batch}
+    if language and pipe.model.can_generate():
+        options["generate_kwargs"] = {"language": language}
+
+    def recognise(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
+        order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))  # like lengths together: less padding
+        answers = pipe([{"raw": wavs[i], "sampling_rate": rate} for i in order], **options)
+        texts = [""] * len(wavs)
+        for i, answer in zip(order, answers, strict=True):
+            texts[i] = str(answer["text"])
+        return texts
+
+    return recognise

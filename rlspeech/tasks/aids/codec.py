@@ -1,0 +1,245 @@
+"""Teaching the embedded codec: recordings of speech become pairs of a stretch to code and another stretch that lends its voice.
+
+The waveform that the decoder makes at the true pitch is compared with the original in log-mel spectra of several resolutions; pitch
+and voicing are learned beside it. Nothing is compared sample by sample: phases are not in the tokens, and noise is drawn anew. With
+``content_weight`` a frozen recogniser's encoder compares them too: 250 bit/s cannot carry every spectrum, and what words hang on is a
+small part of it (the tokenizer of CosyVoice, arXiv 2407.05407, is taught by a recogniser altogether).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlspeech.config import Pretrain
+from rlspeech.data.audio import save_audio, to_level
+from rlspeech.data.batches import Clip
+from rlspeech.models.codec.codec import EmbeddedCodec, save_codec
+from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet
+from rlspeech.models.hub import load_model
+from rlspeech.models.recogniser import Recogniser, load_recogniser
+from rlspeech.models.spectra import mel_filters
+from rlspeech.stats import mean_interval
+from rlspeech.tasks.base import Numbers, means_of, set_anew
+from rlspeech.types import Sample
+
+__all__ = ["CodecBatch", "CodecTask", "spectral_loss"]
+
+CROP_S, PROMPT_S = 1.5, 2.0
+NOBODY = 0.05  # share of rows that are decoded without a prompt
+RESOLUTIONS = ((320, 120, 48), (1024, 256, 80))  # samples, hop, mel bands
+FLOOR = 3e-4
+PITCH_WEIGHT, VOICED_WEIGHT, ALIKE_WEIGHT = 4.0, 0.3, 0.3
+PLAYERS = 4
+
+
+@dataclass
+class CodecBatch:
+    """B stretches and their prompts.
+
+    Args:
+        wav: (B, T) at -25 dBFS.
+        mel, pitch: (B, L, M) and (B, L), its analysis.
+        prompt_mel, prompt_pitch: the same of the prompts.
+        real: (B,) frames of the prompts; 0: no prompt.
+    """
+
+    wav: Tensor
+    mel: Tensor
+    pitch: Tensor
+    prompt_mel: Tensor
+    prompt_pitch: Tensor
+    real: Tensor
+
+
+class CodecTask:
+    """The task ``codec``: pretraining only."""
+
+    name = "codec"
+    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath"})
+    valid_metrics: ClassVar[tuple[str, ...]] = ("estoi", "speaker_similarity")
+    next_command: ClassVar[str] = "rlspeech pretrain --task tts --set tts.codec={run}"
+
+    def build(self, config: Pretrain) -> CodecNet:
+        """A codec with fresh weights, or ``config.init``'s. Raises ``UserError``."""
+        if config.init is not None:
+            model: CodecNet = set_anew(self.load(config.init)[0], config.init, config.codec, ())
+            return model
+        return CodecNet(config.codec)
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
+        """A checkpoint's codec and its ``config.json``. Raises ``UserError``."""
+        return load_model(name, "codec", device)
+
+    def save(
+        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a checkpoint folder."""
+        save_codec(folder, model, facts=facts, weights=weights)
+
+    def sample_rate_of(self, model: CodecNet) -> int:
+        """In Hz."""
+        return int(model.sample_rate)
+
+    def collate(self, clips: Sequence[Clip], model: CodecNet, device: torch.device | str = "cpu") -> CodecBatch:
+        """A stretch and a prompt of every clip. Draws from torch's generator, which a resumed run restores."""
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+        rate = model.sample_rate
+        wavs = [to_level(np.asarray(c.target, dtype=np.float32), LEVEL_DBFS) for c in clips]
+        crop = model.frames(int(CROP_S * rate)) * model.cfg.hop
+        content = torch.from_numpy(np.stack([stretch(w, crop, rng) for w in wavs]))
+        prompts = torch.from_numpy(np.stack([stretch(w, int(PROMPT_S * rate), rng) for w in wavs]))
+        frames = model.frames(prompts.shape[1])
+        real = torch.tensor([0 if rng.random() < NOBODY else min(frames, model.frames(len(w))) for w in wavs])
+        prompt = (
+            model.analyse(prompts, frames)
+            if model.cfg.voice_dim
+            else (torch.zeros(len(wavs), 1, 1), torch.zeros(len(wavs), 1))
+        )
+        mel, pitch = model.analyse(content, crop // model.cfg.hop)
+        return CodecBatch(*(x.to(device) for x in (content, mel, pitch, *prompt, real)))
+
+    def pretrain_loss(self, model: CodecNet, batch: CodecBatch, config: Pretrain) -> dict[str, Tensor]:
+        """``loss`` = spectra + pitch + voicing + what the dimensions of the code share; ``used`` is the share of the vocabulary in use."""
+        length = batch.mel.shape[1]
+        real = torch.full((len(batch.wav),), length, device=batch.wav.device)
+        codes, ids = model.encode(batch.mel, batch.pitch, real)
+        voice = model.hear(batch.prompt_mel, batch.prompt_pitch, batch.real) if model.cfg.voice_dim else None
+        drawn = model.draw(codes, real // model.cfg.stride, voice)
+        made = model.play(drawn, batch.pitch)
+        spectra = spectral_loss(made.float(), batch.wav, model.sample_rate)
+        sung = batch.pitch > 0
+        truth = (batch.pitch.clamp_min(1.0) / PITCH_HZ).log()
+        pitch = ((drawn.pitch.float() - truth).abs() * sung).sum() / sung.sum().clamp_min(1)
+        voiced = F.binary_cross_entropy_with_logits(drawn.voiced.float(), sung.float())
+        alike = correlation(codes)
+        loss = spectra + PITCH_WEIGHT * pitch + VOICED_WEIGHT * voiced + ALIKE_WEIGHT * alike
+        used = torch.tensor(len(ids.unique()) / min(ids.numel(), model.quantise.size))
+        parts = {
+            "spectra": spectra.detach(),
+            "pitch": pitch.detach(),
+            "voiced": voiced.detach(),
+            "alike": alike.detach(),
+            "used": used,
+        }
+        if config.content_weight:
+            content = content_loss(frozen_ear(config.content_ear, str(made.device)), made.float(), batch.wav)
+            loss, parts["content"] = loss + config.content_weight * content, content.detach()
+        return {"loss": loss, **parts}
+
+    @torch.no_grad()
+    def validate(
+        self, model: CodecNet, clips: list[Clip], folder: Any, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
+        """Code held-out clips and decode them with another clip of the same speaker as the prompt (itself where there is none).
+
+        Returns:
+            the scorer's means; ``mel`` (mean distance of log-mel spectra), ``perplexity`` of the ids, ``bits_s`` they carry a second.
+        """
+        codec = EmbeddedCodec(model.eval())
+        wavs = [to_level(c.target, LEVEL_DBFS) for c in clips]
+        ids = codec.encode(wavs)
+        made = codec.decode(ids, [wavs[i] for i in voices_of(clips)])
+        cut = [m[: len(w)] for m, w in zip(made, wavs, strict=True)]
+        for c, wav, original in list(zip(clips, cut, wavs, strict=True))[:PLAYERS]:
+            save_audio(folder.path / "samples" / f"step_{step:06d}" / f"{c.key}.flac", wav, codec.sample_rate)
+            save_audio(folder.path / "samples" / "original" / f"{c.key}.flac", original, codec.sample_rate)
+        samples = [
+            Sample(c.key, m, codec.sample_rate, w, c.text, c.columns) for c, m, w in zip(clips, cut, wavs, strict=True)
+        ]
+        numbers = means_of(scorer.score(samples))
+        mel = [
+            float(spectral_loss(torch.from_numpy(m)[None], torch.from_numpy(w)[None], codec.sample_rate))
+            for m, w in zip(cut, wavs, strict=True)
+        ]
+        share = torch.bincount(torch.cat(ids), minlength=codec.size).double()
+        entropy = -float(torch.xlogy(share / share.sum(), share / share.sum()).sum())
+        return numbers | {
+            "mel": mean_interval(mel),
+            "perplexity": float(np.exp(entropy)),
+            "bits_s": entropy / np.log(2) / codec.frame_s,
+        }
+
+
+def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
+    """Mean distance of log-mel magnitudes over several resolutions, in nepers; both (B, T)."""
+    total = made.new_zeros(())
+    for size, hop, mels in RESOLUTIONS:
+        window, bank = (x.to(made.device) for x in _ear(size, mels, sample_rate))
+
+        def log_mel(
+            wav: Tensor, size: int = size, hop: int = hop, window: Tensor = window, bank: Tensor = bank
+        ) -> Tensor:
+            spec = torch.stft(wav, size, hop, window=window, pad_mode="constant", return_complex=True)
+            return ((bank @ torch.view_as_real(spec).square().sum(-1)) + FLOOR**2).log().mul(0.5)
+
+        with torch.no_grad():
+            theirs = log_mel(truth)
+        total = total + (log_mel(made) - theirs).abs().mean()
+    return total / len(RESOLUTIONS)
+
+
+def content_loss(ear: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
+    """1 - cosine between what a recogniser's encoder makes of two batches of waveforms (B, T) at its rate, a mean over its frames.
+
+    Args:
+        ear: frozen; only ``made`` takes a gradient.
+        made: the copies.
+        truth: the originals.
+    """
+
+    def heard(wavs: Tensor) -> Tensor:
+        features, real = ear.features(list(wavs))
+        return ear.encode(features, real.to(features.device))
+
+    with torch.no_grad():
+        theirs = heard(truth)
+    return (1 - F.cosine_similarity(heard(made), theirs, dim=-1)).mean()
+
+
+@lru_cache(maxsize=2)
+def frozen_ear(name: str, device: str) -> Recogniser:
+    """A recogniser whose weights take no gradient. Raises ``UserError``."""
+    ear = load_recogniser(name, device)[0].eval()
+    return ear.requires_grad_(False)
+
+
+def correlation(codes: Tensor) -> Tensor:
+    """Mean squared correlation between the dimensions of codes (B, S, D): 0 where each says something of its own."""
+    flat = codes.float().flatten(0, 1)
+    flat = flat - flat.mean(0)
+    flat = flat / flat.square().mean(0).clamp_min(1e-4).sqrt()
+    shared = flat.T @ flat / len(flat)
+    others = shared - torch.diag(shared.diag())
+    return others.square().sum() / max(1, others.numel() - len(others))
+
+
+@lru_cache(maxsize=8)
+def _ear(size: int, mels: int, sample_rate: int) -> tuple[Tensor, Tensor]:
+    """A window, and a mel bank of which every band sums to 1 over the window's length."""
+    bank = mel_filters(sample_rate, size, mels, sample_rate / 2)
+    return torch.hann_window(size), bank / bank.sum(1, keepdim=True).clamp_min(1e-9) / size
+
+
+def stretch(wav: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """(length,) cut somewhere out of a waveform, zeros behind where it is shorter."""
+    start = int(rng.integers(max(1, len(wav) - length + 1)))
+    part = wav[start : start + length]
+    return np.pad(part, (0, length - len(part)))
+
+
+def voices_of(clips: Sequence[Clip]) -> list[int]:
+    """For each clip another one of the same speaker, the next around; itself where the speaker is unknown or alone."""
+    speakers: dict[Any, list[int]] = {}
+    for i, c in enumerate(clips):
+        speakers.setdefault(c.columns.get("speaker_id") or f"clip {i}", []).append(i)
+    place = {i: (group, k) for group in speakers.values() for k, i in enumerate(group)}
+    return [place[i][0][(place[i][1] + 1) % len(place[i][0])] for i in range(len(clips))]

@@ -1,0 +1,256 @@
+"""Teaching the embedded listener: recordings with labels become batches of sound and sentences.
+
+Rows of a paired manifest that hold the labels (``quality``, ``trait_...``, ``level_dbfs``, see
+``tasks/aids/quality_labels.py``) are taken as they
+are. From any other source, such as the embedded corpus, the clean side of each clip is degraded and measured on the fly; the noise is
+what the mixture added, and the other clips of the batch are the other talkers. The sentence of a clip is drawn anew whenever it is seen.
+
+The loss is cross-entropy on the words plus the squared error of the label head. The words alone would teach the ear slowly, because
+most of what decides them is which paraphrase was drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlspeech.config import Pretrain
+from rlspeech.data.audio import AudioError
+from rlspeech.data.batches import Clip, seed_of
+from rlspeech.data.degrade import TRAITS, Sources, degrade
+from rlspeech.models.listener import (
+    AUDIO,
+    BOS,
+    END,
+    EOS,
+    SAMPLE_RATE,
+    START,
+    UNKNOWN,
+    Listener,
+    audio_tokens,
+    load_listener,
+    save_listener,
+)
+from rlspeech.tasks.aids.quality_labels import labels_of, quality, row_of
+from rlspeech.tasks.aids.sentences import describe, grades_of, read_back, stars_of, vocabulary
+from rlspeech.types import UserError
+
+if TYPE_CHECKING:
+    from rlspeech.run import Run
+
+__all__ = ["ListenerBatch", "ListenerTask", "targets_of", "tokens_of"]
+
+LABELS = ("quality", *TRAITS, "level_dbfs")
+# about the middle and the spread of training recordings, so that the head's errors are of one size
+CENTRE = np.array([3.0, *[0.25] * len(TRAITS), -27.0], dtype=np.float32)
+SPREAD = np.array([1.2, *[0.3] * len(TRAITS), 8.0], dtype=np.float32)
+LABEL_WEIGHT = 1.0
+SAY_BATCH = 16
+QUESTIONS = (
+    f"{START} user How does this recording sound? {END}",
+    f"{START} user Describe the quality of the audio, please. {END}",
+)
+
+
+@dataclass
+class ListenerBatch:
+    """B recordings and what is to be said of them.
+
+    Args:
+        features: (B, mels, L) log-mel.
+        frames: (B,) long, real ones.
+        ids: (B, S) long, audio marks, answer, padding behind.
+        mask: (B, S) long, 1 on real tokens.
+        answer: (B, S) bool, tokens that the model has to say.
+        targets: (B, 9) the labels, centred and scaled.
+    """
+
+    features: Tensor
+    frames: Tensor
+    ids: Tensor
+    mask: Tensor
+    answer: Tensor
+    targets: Tensor
+
+
+def targets_of(labels: dict[str, float]) -> np.ndarray:
+    """Labels as the training head sees them, (9,)."""
+    return np.asarray((np.array([labels[k] for k in LABELS], dtype=np.float32) - CENTRE) / SPREAD, dtype=np.float32)
+
+
+def tokens_of(
+    model: Listener, frames: Sequence[int], answers: Sequence[str], question: str = ""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and answer marks, all (B, S): audio marks, an optional question, the answer and its end, padded behind."""
+    tokenizer = model.processor.tokenizer
+    rows = []
+    for n, text in zip(frames, answers, strict=True):
+        before = tokenizer(f"{BOS}{AUDIO * audio_tokens(n)}{EOS}{question}{START}").input_ids
+        rows.append((before, tokenizer(f"{text}{END}").input_ids))
+    length = max(len(a) + len(b) for a, b in rows)
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    mask, answer = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, (a, b) in enumerate(rows):
+        ids[i, : len(a) + len(b)] = torch.tensor(a + b)
+        mask[i, : len(a) + len(b)] = 1
+        answer[i, len(a) : len(a) + len(b)] = True
+    return ids, mask, answer
+
+
+class ListenerTask:
+    """The task ``listener``: pretraining only."""
+
+    name = "listener"
+    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
+    valid_metrics: ClassVar[tuple[str, ...]] = ()  # it listens: nothing that it makes can be scored
+    next_command: ClassVar[str] = "rlspeech reward MANIFEST --reward llm, with the checkpoint of {run} as the describer"
+
+    def build(self, config: Pretrain) -> Listener:
+        """A model with fresh weights, or ``config.init``'s. Raises ``UserError``."""
+        if config.init is not None:
+            return load_listener(config.init)[0]
+        return Listener(config.listener, vocabulary(), len(LABELS))
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Listener, dict[str, Any]]:
+        """A checkpoint's model and its ``rlspeech.json``. Raises ``UserError``."""
+        return load_listener(name, device)
+
+    def save(
+        self, folder: Path, model: nn.Module, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a checkpoint that transformers can load."""
+        assert isinstance(model, Listener)
+        save_listener(folder, model, facts=facts, weights=weights)
+
+    def sample_rate_of(self, model: nn.Module) -> int:
+        """In Hz."""
+        return SAMPLE_RATE
+
+    def collate(self, clips: Sequence[Clip], model: nn.Module, device: torch.device | str = "cpu") -> ListenerBatch:
+        """Sound, sentences and labels. Draws from torch's generator, which a resumed run restores.
+
+        Raises:
+            UserError: none of the clips can be labelled.
+        """
+        assert isinstance(model, Listener)
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+        wavs, labels = labelled(clips, rng)
+        if not wavs:
+            raise UserError(
+                "none of the clips of a batch can be described",
+                "their clean side is silent, or shorter than half a second",
+                "rlspeech check on the manifest",
+            )
+        features, frames = model.features(wavs)
+        question = "" if rng.random() < 0.6 else _question(rng, vocabulary())
+        ids, mask, answer = tokens_of(model, frames.tolist(), [describe(one, rng) for one in labels], question)
+        targets = torch.from_numpy(np.stack([targets_of(one) for one in labels]))
+        return ListenerBatch(*(x.to(device) for x in (features, frames, ids, mask, answer, targets)))
+
+    def pretrain_loss(self, model: nn.Module, batch: ListenerBatch, config: Pretrain) -> dict[str, Tensor]:
+        """``loss`` is words plus labels; ``right`` is the share of words guessed right."""
+        logits, guess = model(batch.features, batch.frames, batch.ids, batch.mask)
+        said, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
+        words = nn.functional.cross_entropy(said.float(), truth)
+        labels = (guess.float() - batch.targets).square().mean()
+        right = (said.detach().argmax(-1) == truth).float().mean()
+        return {
+            "loss": words + LABEL_WEIGHT * labels,
+            "words": words.detach(),
+            "labels": labels.detach(),
+            "right": right,
+        }
+
+    @torch.no_grad()
+    def validate(
+        self, model: nn.Module, clips: Sequence[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
+    ) -> dict[str, float]:
+        """Listen to held-out clips; what was said goes to ``samples/step_.../said.jsonl``.
+
+        Returns:
+            ``token_accuracy``; ``grades_right`` and ``grades_near`` (off by one at most) over all grades that were named;
+            ``named`` (share of answers with a verdict); ``quality_srcc`` (Spearman of the verdict with the measured quality).
+        """
+        assert isinstance(model, Listener)
+        from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+        rng = np.random.default_rng(seed_of("listener", "valid", seed))
+        wavs, labels = labelled(clips, rng)
+        if not wavs:
+            return {}
+        said, right = list[str](), list[Tensor]()
+        for at in range(0, len(wavs), SAY_BATCH):
+            part = wavs[at : at + SAY_BATCH]
+            said += model.say(part)
+            features, frames = model.features(part)
+            ids, mask, answer = tokens_of(
+                model, frames.tolist(), [describe(one, rng) for one in labels[at : at + SAY_BATCH]]
+            )
+            device = model.head.weight.device
+            logits, _ = model(*(x.to(device) for x in (features, frames, ids, mask)))
+            right.append((logits[:, :-1].argmax(-1).cpu() == ids[:, 1:])[answer[:, 1:]].float())
+        gaps = [
+            abs(grade - grades_of(one)[k])
+            for text, one in zip(said, labels, strict=True)
+            for k, grade in read_back(text).items()
+        ]
+        pairs = [
+            (stars, one["quality"])
+            for text, one in zip(said, labels, strict=True)
+            if (stars := stars_of(text)) is not None
+        ]
+        numbers = {"token_accuracy": float(torch.cat(right).mean()), "named": len(pairs) / len(said)}
+        if gaps:
+            numbers |= {
+                "grades_right": float(np.mean([g == 0 for g in gaps])),
+                "grades_near": float(np.mean([g <= 1 for g in gaps])),
+            }
+        if len({p for p, _ in pairs}) > 1 and len({q for _, q in pairs}) > 1:
+            numbers["quality_srcc"] = float(spearmanr([p for p, _ in pairs], [q for _, q in pairs]).statistic)
+        _keep(folder, step, said, labels)
+        return numbers
+
+
+def labelled(clips: Sequence[Clip], rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+    """Recordings with labels: a row's own, or a degradation of its clean side; clips that cannot be labelled are left out."""
+    wavs, labels = list[np.ndarray](), list[dict[str, float]]()
+    noises = [c.noisy - c.target for c in clips if len(c.noisy) == len(c.target)]
+    for clip in clips:
+        own = labels_of(clip.columns)
+        if own is None:
+            others = Sources(noises, [c.target for c in clips if c is not clip], [])
+            try:
+                made = degrade(clip.target, others, clip.sample_rate, rng)
+                own = labels_of(row_of(made, quality(clip.target, made.wav, clip.sample_rate)))
+            except (AudioError, ValueError):
+                continue
+            wavs.append(made.wav)
+        else:
+            wavs.append(clip.noisy)
+        assert own is not None
+        labels.append(own)
+    return wavs, labels
+
+
+def _question(rng: np.random.Generator, words: list[str]) -> str:
+    """A question in front of the answer, or as many unknown words: what is asked must not matter."""
+    if rng.random() < 0.5:
+        return QUESTIONS[int(rng.integers(len(QUESTIONS)))]
+    some = [
+        words[int(i)] if rng.random() < 0.3 else UNKNOWN
+        for i in rng.integers(len(words), size=int(rng.integers(4, 28)))
+    ]
+    return " ".join(some)
+
+
+def _keep(folder: Run, step: int, said: list[str], labels: list[dict[str, float]]) -> None:
+    path = folder.path / "samples" / f"step_{step:06d}" / "said.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"said": text, **one}) + "\n" for text, one in zip(said, labels, strict=True)))

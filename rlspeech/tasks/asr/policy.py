@@ -1,0 +1,120 @@
+"""An audio language model as a policy: the decisions of a rollout are the tokens of a transcript.
+
+The textbook version (GRPO on a recogniser, arXiv 2509.18569 and 2509.01939): several transcripts of every clip are sampled, rules score
+them, and the log-probabilities of their tokens go into the ratio. Nothing is left out. What is changed:
+
+- A clip is heard once, for its whole group and for every later look (``models/audio_lm/model.py``).
+- The old log-probabilities are not the sampler's: the training pass computes them, over the very micro-batches of the update. Sampler
+  and training pass round differently (a cache here, a plain forward there), which in bf16 alone would move the ratio by per cents.
+- Log-probabilities are those at the sampling temperature, as in TRL and verl: what acts is what is trained. A truncated sampler (top-p,
+  top-k) has no such excuse, its rows are not the policy's own: the mean |log ratio| to what is trained is measured and said.
+- The KL is summed over the whole vocabulary (``kl`` "full"), or k3 from the sampled token alone, noisier, lighter on memory.
+- Weights that are trained whole in bf16 are kept in fp32 and computed with in bf16: a step of 1e-5 is lost in bf16's rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlspeech.data.batches import Clip
+from rlspeech.tasks.token_policy import Said, TokenPolicy
+from rlspeech.types import Rollout, Sample
+
+if TYPE_CHECKING:
+    from rlspeech.models.audio_lm.model import AudioLM, Heard
+
+__all__ = ["AsrPolicy", "Said"]
+
+LEAST_TOKENS = 16
+
+
+class AsrPolicy(TokenPolicy):
+    """Acts with the current weights of ``adapted``, an ``AudioLM``; see ``token_policy`` and ``types.Policy``."""
+
+    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "join"})
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
+        """Sample ``group`` transcripts of each of B clips. Returns N = B*G rows of S tokens, the stop token one of them."""
+        self.announce("encode")
+        with self._cast():
+            heard = self._hear(batch)
+            parked = heard.to("cpu") if self.config.offload == "phase" else heard
+            self.announce("rollout")
+            ids, mask, finished, prompts = self._write(heard, batch, group, seed, self._room(batch))
+        silent = torch.tensor([c.noisy.shape[-1] == 0 for c in batch])[
+            prompts
+        ]  # nothing was heard: nothing was decided
+        mask, finished = mask & ~silent[:, None], finished | silent
+        texts = self.model.text(ids, mask)
+        samples = [self._sample(batch[p], text) for p, text in zip(prompts.tolist(), texts, strict=True)]
+        said = Said(batch, None if self.model.train_encoder else parked, ids, mask, prompts)
+        return self._pack(said, samples, finished)
+
+    @torch.no_grad()
+    def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
+        """What the reference weights make of each clip, greedily; the seed changes nothing."""
+        with self.adapted.reference() as model:
+            if self.config.offload == "phase":
+                self._phase = ""  # the reference needs its parts too
+                model.park("all", self.device)
+            return [self._sample(c, text) for c, text in zip(batch, self._greedy(model, batch), strict=True)]
+
+    @torch.no_grad()
+    def transcribe(self, clips: Sequence[Clip]) -> list[str]:
+        """The current weights' likeliest transcripts, token by token; "" for a clip without a sample. All clips are one batch."""
+        self.enter("encode")
+        with self._cast():
+            heard = self._hear(clips)
+            self.enter("rollout")
+            return self._written(self.model, heard, clips)
+
+    def _greedy(self, model: AudioLM, clips: Sequence[Clip]) -> list[str]:
+        with self._cast():
+            return self._written(model, self._hear(clips, model=model), clips)
+
+    def _written(self, model: AudioLM, heard: Heard, clips: Sequence[Clip]) -> list[str]:
+        if not clips:
+            return []
+        drawn = model.generate(heard, max_new_tokens=self._room(clips))
+        texts = model.text(drawn.ids, drawn.mask)
+        return [text if c.noisy.shape[-1] else "" for c, text in zip(clips, texts, strict=True)]
+
+    def _hear(self, clips: Sequence[Clip], *, model: AudioLM | None = None, grad: bool = False) -> Heard:
+        long = [c.key for c in clips if c.noisy.shape[-1] > self.model.max_s * self.sample_rate]
+        if long:
+            self._once(
+                "long",
+                f"{long[0]} is longer than the {self.model.max_s:g} s that are heard: its end is cut off, its text is not",
+            )
+        wavs = [np.asarray(c.noisy, np.float32) for c in clips]
+        return (model or self.model).hear(wavs, language=self.sampling.language, prompt=self.sampling.prompt, grad=grad)
+
+    def _room(self, clips: Sequence[Clip]) -> int:
+        """Longest transcript in tokens."""
+        cfg = self.sampling
+        longest = max(c.noisy.shape[-1] for c in clips) / self.sample_rate
+        return cfg.max_new_tokens or max(LEAST_TOKENS, int(np.ceil(longest * cfg.tokens_per_s)))
+
+    def _sample(self, clip: Clip, text: str) -> Sample:
+        return Sample(clip.key, clip.noisy, self.sample_rate, None, clip.text, clip.columns, hypothesis=text)
+
+    # -- the control ---------------------------------------------------------------------------------------------------
+
+    def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
+        """Cross-entropy of the references in nats a token, its mean over the clips; one without a reference or a sample counts as 0."""
+        known = [c for c in prompts if c.text is not None and c.noisy.shape[-1]]
+        if not known:
+            return 0.0 * self.parameters()[0].sum()
+        with self._cast():
+            heard = self._hear(known, grad=self.model.train_encoder)
+            ids, mask = self.model.references([c.text or "" for c in known], self.sampling.language)
+            logits = self.model.logits(heard, torch.arange(len(known)), ids, mask)
+        return self._cross_entropy(logits, ids, mask, len(prompts))

@@ -1,0 +1,285 @@
+"""Recognition: transcribed recordings become batches for ``pretrain``, and an audio language model becomes a policy for ``rl``.
+
+``pretrain`` trains the small Fun-ASR-Nano of ``models/recogniser.py`` from nothing: cross-entropy on the text's pieces plus CTC on the
+encoder. ``rl``, ``eval`` and ``transcribe`` take any audio language model through ``models/audio_lm/load.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rlspeech.config import PPO, RL, Augment, Pretrain, RewardSpec
+from rlspeech.data.batches import Clip
+from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.data.text import get_normaliser
+from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser
+from rlspeech.rewards.rates import corpus_interval
+from rlspeech.stats import Interval
+from rlspeech.tasks.base import Numbers
+from rlspeech.types import Sample, UserError
+
+if TYPE_CHECKING:
+    from rlspeech.run import Run
+
+__all__ = ["Asr", "AsrBatch", "augmented", "hidden"]
+
+TEXT = "basic-1"  # how training texts are written: what the model learns to write
+SAY_BATCH = 16
+
+
+@dataclass
+class AsrBatch:
+    """B recordings and their texts.
+
+    Args:
+        features: (B, L, D) stacked log-mel windows.
+        real: (B, L) long, 1 on real windows.
+        ids, mask: (B, S) long, prompt and text.
+        answer: (B, S) bool, tokens that the model has to write.
+        labels: B texts as pieces, for CTC.
+    """
+
+    features: Tensor
+    real: Tensor
+    ids: Tensor
+    mask: Tensor
+    answer: Tensor
+    labels: list[Tensor]
+
+
+class Asr:
+    """The task ``asr``."""
+
+    name = "asr"
+    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "text"})
+    valid_metrics: ClassVar[tuple[str, ...]] = ()  # ``validate`` counts words itself, by kind of speech
+    next_command: ClassVar[str] = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
+    default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
+        RewardSpec(name=name, scale="none") for name in ("asr_accuracy", "asr_hallucination", "asr_keywords")
+    )
+    default_guards: ClassVar[tuple[str, ...]] = ("asr_wer", "asr_insertions", "asr_deletions")
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "asr_wer",
+        "asr_cer",
+        "asr_insertions",
+        "asr_deletions",
+        "asr_substitutions",
+        "asr_exact",
+        "asr_keyword_f1",
+        "asr_hallucinated",
+    )
+    rl_defaults: ClassVar[dict[str, Any]] = {
+        "lora": None,
+        "lr": 1e-4,
+        "clip_s": 0.0,
+        "clip_range": 0.2,
+        "kl_beta": 0.04,
+        "group": 8,
+        "prompts_per_step": 16,
+        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
+    }
+
+    # -- supervised training -------------------------------------------------------------------------------------------
+
+    def build(self, config: Pretrain) -> Recogniser:
+        """Fresh weights with a tokenizer trained on the data's texts, or ``init``'s. Raises ``UserError``: no texts."""
+        if config.init is not None:
+            return load_recogniser(config.init)[0]
+        texts = [text for text in map(get_normaliser(TEXT), _texts(config.data)) if text]
+        if not texts:
+            raise UserError(
+                "no row of the data has a text",
+                "a recogniser learns from transcribed speech",
+                "rlspeech prepare --help",
+            )
+        return Recogniser(config.asr, make_tokenizer(texts, config.asr.vocabulary))
+
+    def reload(self, name: str) -> tuple[Recogniser, dict[str, Any]]:
+        """What ``pretrain`` wrote, to go on with it."""
+        return load_recogniser(name)
+
+    def load(self, name: str, device: torch.device | str = "cpu", **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Any audio language model as ``models.audio_lm.AudioLM``, and what is known of it. Raises ``UserError``."""
+        from rlspeech.models.audio_lm.load import load_audio_lm
+
+        return load_audio_lm(name, device, **options)
+
+    def save(
+        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a checkpoint that transformers can load."""
+        if isinstance(model, Recogniser):
+            save_recogniser(folder, model, facts=facts, weights=weights)
+            return
+        from rlspeech.models.audio_lm.load import save_audio_lm
+
+        save_audio_lm(folder, model, facts=facts, weights=weights)
+
+    def sample_rate_of(self, model: Any) -> int:
+        """In Hz."""
+        return int(model.sample_rate)
+
+    def collate(
+        self,
+        clips: Sequence[Clip],
+        model: Recogniser,
+        device: torch.device | str = "cpu",
+        *,
+        augment: Augment | None = None,
+    ) -> AsrBatch:
+        """Features and pieces of clips. Draws from torch's generator, which a resumed run restores.
+
+        Raises:
+            UserError: a clip has no text.
+        """
+        normalise, augment = get_normaliser(TEXT), augment or Augment()
+        lonely = [c.key for c in clips if c.text is None]
+        if lonely:
+            raise UserError(
+                f"{lonely[0]} has no text",
+                "a recogniser learns from transcribed speech",
+                "rlspeech check on the manifest",
+            )
+        wavs = [augmented(torch.from_numpy(c.noisy), augment) for c in clips]
+        features, real = model.features(wavs, lambda frames: hidden(frames, augment))
+        ids, mask, answer = model.tokens(real.sum(1).tolist(), texts := [normalise(c.text or "") for c in clips])
+        labels = [torch.tensor(model.pieces(t), dtype=torch.long) for t in texts]
+        return AsrBatch(
+            features.to(device), real.to(device), ids.to(device), mask.to(device), answer.to(device), labels
+        )
+
+    def pretrain_loss(self, model: Recogniser, batch: AsrBatch, config: Pretrain) -> dict[str, Tensor]:
+        """``loss`` = (1 - w) cross-entropy of the text + w CTC of the encoder; ``right`` is the share of pieces guessed right.
+
+        With w = 1 the language model is not run at all: a phase in which only the ear learns takes half the time.
+        """
+        weight, parts = config.ctc_weight, dict[str, Tensor]()
+        if weight == 1:
+            loss, heard = (
+                torch.zeros((), device=batch.features.device),
+                model.head(model.encode(batch.features, batch.real)),
+            )
+        else:
+            logits, heard = model(batch.features, batch.real, batch.ids, batch.mask)
+            said, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
+            loss = nn.functional.cross_entropy(said.float(), truth)
+            parts = {"words": loss.detach(), "right": (said.detach().argmax(-1) == truth).float().mean()}
+        if weight:
+            sizes = torch.tensor([len(x) for x in batch.labels])
+            ctc = nn.functional.ctc_loss(
+                heard.float().log_softmax(-1).transpose(0, 1),
+                torch.cat(batch.labels).to(heard.device),
+                batch.real.sum(1).cpu(),
+                sizes,
+                zero_infinity=True,
+            )
+            loss, parts["ctc"] = (1 - weight) * loss + weight * ctc, ctc.detach()
+        return {"loss": loss, **parts}
+
+    def validate(
+        self, model: Recogniser, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
+        """Greedy transcripts of held-out clips; word error rate by kind of speech where rows say it, and of the CTC head alone."""
+
+        def say(part: Sequence[Clip]) -> list[str]:
+            return model.transcribe([torch.from_numpy(c.noisy) for c in part])
+
+        def spell(part: Sequence[Clip]) -> list[str]:
+            return model.spell([torch.from_numpy(c.noisy) for c in part])
+
+        samples = transcripts(say, clips, SAMPLE_RATE)
+        keep(folder.path / "samples" / f"step_{step:06d}", samples)
+        return {**rates(samples), "ctc_wer": rates(transcripts(spell, clips, SAMPLE_RATE)).get("wer", math.nan)}
+
+    # -- reinforcement -------------------------------------------------------------------------------------------------
+
+    def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
+        """The audio language model as a policy over tokens."""
+        from rlspeech.tasks.asr.policy import AsrPolicy
+
+        return AsrPolicy(self, adapted, config)
+
+    def outputs(self, policy: Any, clips: list[Clip], folder: Path, players: int = 4, seed: int = 0) -> list[Sample]:
+        """Greedy transcripts of whole clips as samples to score; all of them are kept under ``folder``."""
+        samples = transcripts(policy.transcribe, clips, policy.sample_rate)
+        keep(folder, samples)
+        return samples
+
+
+def transcripts(say: Callable[[Sequence[Clip]], list[str]], clips: Sequence[Clip], rate: int) -> list[Sample]:
+    """What ``say`` makes of clips, like lengths together, in the clips' order."""
+    order = sorted(range(len(clips)), key=lambda i: len(clips[i].noisy))
+    said = [""] * len(clips)
+    for at in range(0, len(order), SAY_BATCH):
+        part = order[at : at + SAY_BATCH]
+        for i, text in zip(part, say([clips[i] for i in part]), strict=True):
+            said[i] = text
+    return [
+        Sample(c.key, c.noisy, rate, None, c.text, c.columns, hypothesis=text)
+        for c, text in zip(clips, said, strict=True)
+    ]
+
+
+def keep(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write references and hypotheses to ``said.jsonl``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": s.key, "text": s.text, "hypothesis": s.hypothesis} for s in samples]
+    (folder / "said.jsonl").write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+    )
+
+
+def rates(samples: Sequence[Sample]) -> dict[str, Interval]:
+    """Corpus word error rate with its interval, of all and of each ``kind`` that the rows name."""
+    groups: dict[str, list[tuple[str, str, str | None]]] = {}
+    for s in samples:
+        for name in ["wer", *([f"wer/{s.columns['kind']}"] if "kind" in s.columns else [])] if s.text else []:
+            groups.setdefault(name, []).append((s.text or "", s.hypothesis or "", s.columns.get("language")))
+    return {name: corpus_interval(texts, TEXT) for name, texts in groups.items()}
+
+
+def augmented(wav: Tensor, how: Augment) -> Tensor:
+    """(T,) played at a speed drawn from the range, by linear interpolation."""
+    low, high = how.speed
+    speed = low + (high - low) * float(torch.rand(()))
+    count = int(len(wav) / speed)
+    if abs(speed - 1) < 1e-3 or count < 2:
+        return wav
+    return nn.functional.interpolate(wav[None, None], size=count, mode="linear", align_corners=True)[0, 0]
+
+
+def hidden(frames: Tensor, how: Augment) -> Tensor:
+    """Log-mel frames (L, mels) with stretches and bands set to their mean (SpecAugment, arXiv 1904.08779)."""
+    frames, mean = frames.clone(), frames.mean()
+    length, mels = frames.shape
+    for _ in range(how.time_masks):
+        width = int(torch.rand(()) * (how.time_share * length + 1))
+        start = int(torch.rand(()) * max(1, length - width))
+        frames[start : start + width] = mean
+    for _ in range(how.mel_masks):
+        width = int(torch.rand(()) * (how.mel_width + 1))
+        start = int(torch.rand(()) * max(1, mels - width))
+        frames[:, start : start + width] = mean
+    return frames
+
+
+def _texts(data: str | None) -> list[str]:
+    """The texts of a manifest, or of the clean speech of a recipe; of the embedded corpus where ``data`` is None."""
+    if data is None:
+        from rlspeech.corpora.demo_commands import demo_commands_clean
+
+        data = str(demo_commands_clean("train"))
+    found = find_manifest(data)
+    if found.suffix == ".json":
+        clean = json.loads(found.read_text(encoding="utf-8"))["clean"]
+        paths = [clean] if isinstance(clean, str) else clean
+        return [u.text for path in paths for u in read_manifest(found.parent / path) if u.text]
+    return [u.text for u in read_manifest(found) if u.text]

@@ -1,0 +1,363 @@
+"""An audio-visual enhancer as a policy: one decision a clip, the mask.
+
+The textbook version (LR-AVSE, arXiv 2603.13952): the mask is the mean of a Gaussian with fixed sigma, a sampled mask is decoded and
+judged (``explore.kind=mask``). A 2-s mask has hundreds of thousands of dimensions, and the noise of one is not heard, only its sum
+is: most of what a reward says of such a sample is chance. What is added: the structured exploration of the flow task
+(``explore.kind=gain``, see ``tasks/explore.py``) in the mask's own domain, noise on the level and the contrast of a few bands of the
+masked latents, a band being the encoder's filters of neighbouring centre frequencies.
+
+As there, the policy is evaluated by how far its mean has moved, d, in units of the noise eps that was drawn:
+
+    log pi_new - log pi_old = sum (eps d - d^2 / 2),      KL(new || reference) = sum d_ref^2 / 2.
+
+What is not found in the paper and chosen here: a sampled mask is cut at 0 before it is decoded (``explore.mask_clamp``), because a
+mask below 0 would turn a filter's phase; probabilities are those of the uncut mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from rlspeech.config import Exploration
+from rlspeech.data.batches import Clip, seed_of
+from rlspeech.models.adapters import Adapted
+from rlspeech.models.avse import AvseEnhancer, Masked
+from rlspeech.tasks.avse.task import AvBatch, Avse, AvseInference, supervised_loss
+from rlspeech.tasks.base import mono
+from rlspeech.tasks.explore import Fields
+from rlspeech.tasks.flowse.task import normal
+from rlspeech.tasks.gaussian import real_samples, wave_kl
+from rlspeech.types import LogProb, Relaxed, Rollout, Sample, UserError
+
+__all__ = ["AvsePolicy", "GainKernel", "MaskKernel", "RelaxedAvse", "filter_bands"]
+
+
+SHUT = 1e-3  # a mask this small is as good as 0: its logarithm goes no further
+
+
+@dataclass
+class Decisions:
+    """What the N masks of a collection came from: B clips, the masks of the policy that acted, and the noise (N, J) on them."""
+
+    batch: AvBatch
+    old: Masked
+    eps: Tensor
+    prompts: Tensor
+    active: Tensor
+
+    def of(self, rows: Tensor) -> Masked:
+        """Old latents and masks of some clips."""
+        return Masked(
+            self.old.latent[rows], self.old.mask[rows], None if self.old.real is None else self.old.real[rows]
+        )
+
+
+class MaskKernel:
+    """Independent noise on every element of the mask, as published."""
+
+    def __init__(self, cfg: Exploration) -> None:
+        self.noise, self.clamp = cfg.noise, cfg.mask_clamp
+
+    def active(self, old: Masked) -> Tensor:
+        """(B, J) float, 1 on elements of real frames; J = K C N."""
+        flat = _frames_first(old.mask)
+        real = flat.new_ones(flat.shape[:2]) if old.real is None else old.real.to(flat.dtype)
+        return real[..., None].expand_as(flat).flatten(1)
+
+    def act(self, made: Masked, old: Masked, eps: Tensor) -> Tensor:
+        """Masks (n, C, N, K) of ``made`` with noise (n, J)."""
+        b, channels, filters, frames = made.mask.shape
+        moved = made.mask + self.noise * eps.view(b, frames, channels, filters).permute(0, 2, 3, 1)
+        return moved.clamp_min(0.0) if self.clamp else moved
+
+    def shift(self, old: Masked, mask: Tensor) -> Tensor:
+        """How far (n, J) masks lie from the old ones, in standard deviations."""
+        return _frames_first(mask - old.mask).flatten(1) / max(self.noise, 1e-12)
+
+
+class GainKernel:
+    """Noise on level and contrast of bands of the masked latents."""
+
+    def __init__(self, model: AvseEnhancer, cfg: Exploration) -> None:
+        rate = model.sample_rate / model.cfg.stride
+        segment = None if cfg.segment_s is None else max(1, round(cfg.segment_s * rate))
+        bands = filter_bands(model, cfg.bands).repeat(
+            model.cfg.channels, 1
+        )  # both ears share a gain: what tells directions stays
+        self.fields, self.noise = Fields(bands, 1.0, cfg.noise, cfg.basis, segment), cfg.noise
+
+    def _at(self, old: Masked) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        latent = old.latent[:, None].expand_as(old.mask)
+        heard = _frames_first(old.mask * latent)
+        unit = heard.mean((1, 2), keepdim=True).clamp_min(1e-12)
+        return self.fields.at(heard / unit, _frames_first(latent) / unit, old.real)
+
+    def active(self, old: Masked) -> Tensor:
+        """(B, J) float, 1 on the coefficients of cells that hold energy."""
+        return self.fields.active(self._at(old)[1])
+
+    def act(self, made: Masked, old: Masked, eps: Tensor) -> Tensor:
+        """Masks (n, C, N, K) of ``made`` under the gains of coefficients (n, J) in the old masks' fields."""
+        _, total, fields = self._at(old)
+        gain = self.fields.gain(fields, total, eps, torch.arange(len(eps), device=eps.device))
+        b, channels, filters, frames = made.mask.shape
+        return made.mask * gain.view(b, frames, channels, filters).permute(0, 2, 3, 1)
+
+    def shift(self, old: Masked, mask: Tensor) -> Tensor:
+        """How far (n, J) masks lie from the old ones along every field, in standard deviations."""
+        weight, _, fields = self._at(old)
+        change = (mask + SHUT).log() - (old.mask + SHUT).log()
+        return self.fields.shift(weight, fields, _frames_first(change))
+
+
+class AvsePolicy:
+    """Acts with the current weights of ``adapted``; see ``types.Policy``.
+
+    Args:
+        task: for batching.
+        adapted: model, trainable part, reference.
+        explore: kind ``gain`` or ``mask``.
+        reduction: "mean" or "sum" of the log-probability over a decision's dimensions.
+        seed: of the noise.
+
+    Raises:
+        UserError: an exploration that is not for masks.
+    """
+
+    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
+
+    def __init__(
+        self,
+        task: Avse,
+        adapted: Adapted,
+        explore: Exploration,
+        *,
+        reduction: Literal["mean", "sum"] = "mean",
+        seed: int = 0,
+    ) -> None:
+        if explore.kind not in {"gain", "mask"}:
+            raise UserError(
+                f"explore.kind={explore.kind} is for the task flowse",
+                "an audio-visual enhancer has a mask and no steps",
+                "--set explore.kind=gain, or explore.kind=mask as published",
+            )
+        self.task, self.adapted, self.model, self.explore = task, adapted, adapted.model, explore
+        if explore.kind == "gain" and explore.bands > self.model.cfg.filters:
+            raise UserError(
+                f"{explore.bands} bands do not fit {self.model.cfg.filters} filters", "", "--set explore.bands=4"
+            )
+        self.kernel: MaskKernel | GainKernel = (
+            MaskKernel(explore) if explore.kind == "mask" else GainKernel(self.model, explore)
+        )
+        self.reduction, self.seed = reduction, seed
+        self.sample_rate = self.model.sample_rate
+
+    def parameters(self) -> list[Parameter]:
+        """What an optimiser may change."""
+        return self.adapted.parameters()
+
+    def enhancer(self, seed: int) -> AvseInference:
+        """The current weights without noise."""
+        return AvseInference(self.task, self.model)
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
+        """Sample ``group`` masks for each of B clips. Returns N = B*G rows of one decision."""
+        data = self._collate(batch)
+        old = self.model(data.noisy, data.video, data.present, data.samples)
+        prompts = torch.arange(len(batch), device=data.noisy.device).repeat_interleave(group)
+        active = self.kernel.active(old)
+        eps = torch.stack(
+            [self._noise(batch[p].key, i % group, group, seed, active.shape[1]) for i, p in enumerate(prompts.tolist())]
+        )
+        state = Decisions(data, old, eps.to(active.device) * active[prompts], prompts, active)
+        logp = _reduce(-0.5 * state.eps.square(), active[prompts], self.reduction)[:, None]
+        wavs = self._decode(state, old, torch.arange(len(prompts), device=prompts.device))
+        samples = [self._sample(batch[p], wavs[i]) for i, p in enumerate(prompts.tolist())]
+        alive = active[prompts].sum(1, keepdim=True) > 0
+        return Rollout(prompts.cpu(), logp, alive, samples, state, torch.ones(len(prompts), dtype=torch.bool))
+
+    @torch.no_grad()
+    def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
+        """What the reference weights make of each clip; the seed changes nothing."""
+        data = self._collate(batch)
+        with self.adapted.reference() as model:
+            out = model.enhance(data.noisy, data.video, data.present, data.samples) / data.gain[:, None, None]
+        return [self._sample(c, w) for c, w in zip(batch, out, strict=True)]
+
+    def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
+        """-SI-SNR in dB of the noiseless outputs; with a rollout and its rows (n,), of those sampled masks under the current weights."""
+        model = self.model
+        if rollout is None or rows is None:
+            data = self._collate(prompts)
+            return supervised_loss(model, model.enhance(data.noisy, data.video, data.present, data.samples), data)
+        state: Decisions = rollout.state
+        used, back = torch.unique(state.prompts[rows.to(state.prompts.device)], return_inverse=True)
+        data, made = _pick(state.batch, used), self._look(state, used)
+        again = Masked(made.latent[back], made.mask[back], None if made.real is None else made.real[back])
+        mask = self.kernel.act(again, state.of(used[back]), state.eps[rows.to(state.eps.device)])
+        return supervised_loss(
+            model, model.decode(again.latent[:, None] * mask, data.noisy.shape[-1]), _pick(data, back)
+        )
+
+    def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """What a decision starts from, in a few numbers: (n, 1, D). Mean and spread of log-latents, and mean mask, by quarter of bands."""
+        state: Decisions = rollout.state
+        old, bands = state.old, filter_bands(self.model, 4)
+        real = (
+            old.latent.new_ones(len(old.latent), 1, old.latent.shape[2])
+            if old.real is None
+            else old.real[:, None].to(old.latent.dtype)
+        )
+        count = real.sum(2).clamp_min(1)
+        levels = (torch.einsum("bnk,nj->bjk", old.latent, bands) / bands.sum(0)[:, None] + 1e-6).log()
+        mean = (levels * real).sum(2) / count
+        spread = (((levels - mean[..., None]).square() * real).sum(2) / count).sqrt()
+        masks = (torch.einsum("bnk,nj->bjk", old.mask.mean(1), bands) / bands.sum(0)[:, None] * real).sum(2) / count
+        found = torch.cat([mean, spread, masks, state.batch.present[:, None].to(mean.dtype)], dim=1)
+        return found[state.prompts[rows.to(state.prompts.device)]][:, None].detach()
+
+    # -- a second look -------------------------------------------------------------------------------------------------
+
+    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
+        """Log-probabilities of the stored masks of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
+        state: Decisions = rollout.state
+        rows = rows.to(state.prompts.device)
+        used, back = torch.unique(state.prompts[rows], return_inverse=True)  # each clip once, however many masks it has
+        old, active, eps = state.of(used), state.active[used][back], state.eps[rows]
+        shift = self.kernel.shift(old, self._look(state, used).mask)
+        d = shift[back]
+        logp = rollout.logp[rows, 0] + _reduce(eps * d - 0.5 * d.square(), active, self.reduction)
+        drift = _reduce(0.5 * d.detach().square(), active, self.reduction)
+        one = logp.new_ones(1)
+        if not with_kl:
+            return LogProb(logp[:, None], None, drift[:, None], one * self.kernel.noise, one)
+        with torch.no_grad(), self.adapted.reference() as model:
+            there = self.kernel.shift(old, self._look(state, used, model).mask)
+        away = 0.5 * (shift - there)[back].square()
+        kl, other = (
+            _reduce(away, active, how)[:, None]
+            for how in (self.reduction, "mean" if self.reduction == "sum" else "sum")
+        )
+        return LogProb(logp[:, None], kl, drift[:, None], one * self.kernel.noise, one, other.detach())
+
+    def _look(self, state: Decisions, used: Tensor, model: AvseEnhancer | None = None) -> Masked:
+        data = _pick(state.batch, used)
+        return (model or self.model)(data.noisy, data.video, data.present, data.samples)
+
+    def _collate(self, clips: Sequence[Clip]) -> AvBatch:
+        return self.task.collate(clips, self.model, next(self.model.parameters()).device)
+
+    def _decode(self, state: Decisions, made: Masked, rows: Tensor) -> Tensor:
+        """Waveforms (n, C, T) of sampled masks at the inputs' levels."""
+        who = state.prompts[rows]
+        mask = self.kernel.act(Masked(made.latent[who], made.mask[who], None), state.of(who), state.eps[rows])
+        wavs = self.model.decode(made.latent[who][:, None] * mask, state.batch.noisy.shape[-1])
+        return wavs / state.batch.gain[who][:, None, None]
+
+    def _sample(self, clip: Clip, wav: Tensor) -> Sample:
+        out = mono(wav[:, : clip.noisy.shape[-1]].float().cpu().numpy())
+        return Sample(clip.key, out, self.sample_rate, mono(clip.target), clip.text, clip.columns)
+
+    def _noise(self, key: str, member: int, group: int, seed: int, dims: int) -> Tensor:
+        """Standard normal (J,), a function of (seed, collection, utterance, member) alone. Mirrored in the group's second half."""
+        mirrored = self.explore.antithetic and member >= group - group // 2
+        draw = normal(dims, seed_of(self.seed, seed, key, member - (group - group // 2) if mirrored else member))
+        return -draw if mirrored else draw
+
+
+def filter_bands(model: AvseEnhancer, bands: int) -> Tensor:
+    """(N, bands) 0/1: filters in the order of their centre frequencies, as many in every band; learned filters crowd as hearing does."""
+    ranks = model.centres_hz().argsort().argsort()
+    return torch.nn.functional.one_hot(ranks * bands // len(ranks), bands).to(torch.float32)
+
+
+def _frames_first(mask: Tensor) -> Tensor:
+    """(B, C, N, K) -> (B, K, C N): padding adds dimensions at the end."""
+    return mask.permute(0, 3, 1, 2).flatten(2)
+
+
+def _pick(batch: AvBatch, rows: Tensor) -> AvBatch:
+    return AvBatch(
+        [batch.keys[i] for i in rows.tolist()],
+        batch.noisy[rows],
+        None if batch.target is None else batch.target[rows],
+        batch.samples[rows],
+        batch.gain[rows],
+        None if batch.video is None else batch.video[rows],
+        batch.present[rows],
+    )
+
+
+def _reduce(value: Tensor, active: Tensor, how: str) -> Tensor:
+    """Mean or sum (n,) over the active dimensions of (n, J)."""
+    total = (value * active).sum(1)
+    return total if how == "sum" else total / active.sum(1).clamp_min(1)
+
+
+# The audio-visual enhancer as a policy whose output can be differentiated: its mask again, with the noise that was drawn.
+#
+# See ``tasks/gaussian.py``. Both ears of a binaural model are heard as their mean, as by every metric.
+
+
+class RelaxedAvse(AvsePolicy):
+    """An ``AvsePolicy`` with ``relax``; its KL is that of the waveforms.
+
+    Raises:
+        UserError: exploration without noise, which is the KL's unit.
+    """
+
+    supports = AvsePolicy.supports | {"relax"}
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not self.explore.noise:
+            raise UserError(
+                "explore.noise is 0", "it is also the unit of the KL to the reference", "--set explore.noise=0.1"
+            )
+
+    def relax(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        *,
+        tau: float = 1.0,
+        hard: bool = True,
+        seed: int = 0,
+        with_kl: bool = False,
+    ) -> Relaxed:
+        """Waveforms (n, T) of some rows under the current weights and their own noise; see ``types.RelaxPolicy``."""
+        wav, mask = self._wave(self.model, rollout.state, rows)
+        return Relaxed(wav, mask, kl=self._away(rollout, rows, wav, mask) if with_kl else None, seed=seed)
+
+    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
+        """As ``AvsePolicy.log_prob``, with the KL of the waveforms."""
+        new = super().log_prob(rollout, rows, with_kl=False)
+        return (
+            new._replace(kl=self._away(rollout, rows, *self._wave(self.model, rollout.state, rows))) if with_kl else new
+        )
+
+    def _away(self, rollout: Rollout, rows: Tensor, wav: Tensor, mask: Tensor) -> Tensor:
+        with torch.no_grad(), self.adapted.reference() as model:
+            there, _ = self._wave(model, rollout.state, rows)
+        return wave_kl(wav, there, mask, self.explore.noise)[:, None]
+
+    def _wave(self, model: AvseEnhancer, state: Decisions, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms (n, T) at the inputs' levels, and their real samples; a clip's mask is computed once, however many rows it has."""
+        rows = rows.to(state.prompts.device)
+        used, back = torch.unique(state.prompts[rows], return_inverse=True)
+        made = self._look(state, used, model)
+        again = Masked(made.latent[back], made.mask[back], None if made.real is None else made.real[back])
+        mask = self.kernel.act(again, state.of(used[back]), state.eps[rows])
+        batch, who = state.batch, state.prompts[rows]
+        wavs = model.decode(again.latent[:, None] * mask, batch.noisy.shape[-1]) / batch.gain[who][:, None, None]
+        real = real_samples(batch.samples[who], wavs.shape[-1])
+        return wavs.mean(1), real

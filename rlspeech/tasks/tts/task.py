@@ -1,0 +1,392 @@
+"""Synthesis: transcribed recordings become batches for ``pretrain``, and a codec language model becomes a policy for ``rl``.
+
+``pretrain`` trains the small model of ``models/codec/load.py`` from nothing: cross-entropy of a
+recording's codec ids, half of the time with
+another recording of the same speaker (and its text) before them, as a voice prompt will be. ``rl``, ``eval`` and ``speak`` take any
+causal language model with a codec in its vocabulary.
+
+Whose voice it is belongs to the row, never to chance at scoring time: ``prompt_filepath`` and ``prompt_text`` of the manifest. A row
+without a prompt lends its own recording's voice to the codec, and the language model begins with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlspeech.config import PPO, RL, Pretrain, RewardSpec, Sampling
+from rlspeech.data.audio import AudioError, load_audio, save_audio
+from rlspeech.data.batches import Clip, seed_of
+from rlspeech.data.manifest import find_manifest, read_manifest, recordings
+from rlspeech.log import warn
+from rlspeech.models.codec.load import CodecLM, Line, build_codec_lm, load_codec_lm, save_codec_lm
+from rlspeech.stats import mean_interval
+from rlspeech.tasks.base import Numbers, means_of
+from rlspeech.tasks.token_policy import token_logp
+from rlspeech.types import Sample, UserError, Utterance
+
+if TYPE_CHECKING:
+    from rlspeech.run import Run
+
+__all__ = ["Tts", "TtsBatch", "longest", "named"]
+
+PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
+REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
+SLOWEST, LEAST_S = 5.0, 2.0  # bytes of text a second: a third of usual speech; seconds that any text may take
+SAY_BATCH = 32
+
+
+@dataclass
+class TtsBatch:
+    """B recordings as rows.
+
+    Args:
+        lines: what is before the answer.
+        ids: (B, S) long, ids of the slice, with the stop.
+        seen: (B, S) long, the same as the model sees them, some replaced.
+        mask: (B, S) bool.
+    """
+
+    lines: list[Line]
+    ids: Tensor
+    seen: Tensor
+    mask: Tensor
+
+
+class Tts:
+    """The task ``tts``. Codes of recordings and prompts are kept: a codec costs more than a training step."""
+
+    name = "tts"
+    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "text"})
+    valid_metrics: ClassVar[tuple[str, ...]] = ("tts_cer",)
+    next_command: ClassVar[str] = "rlspeech rl --task tts --model {run}, or rlspeech speak TEXT --model {run}"
+    default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
+        RewardSpec(name=name, scale="none") for name in ("tts_accuracy", "tts_duration")
+    )
+    guard_limits: ClassVar[
+        dict[str, float]
+    ] = {  # how far each may drop before a run is stopped; content rewards are known to spoil them
+        "tts_cer": 0.05,
+        "tts_stopped": 0.05,
+        "tts_duration_drift": 0.15,
+        "speaker_similarity": 0.05,
+        "tts_pitch_std": 0.08,
+        "dnsmos_ovrl": 0.2,
+    }
+    default_guards: ClassVar[tuple[str, ...]] = (
+        *guard_limits,
+        "tts_duration_ratio",
+    )  # the ratio has no worse side: it is watched
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "tts_cer",
+        "tts_wer",
+        "speaker_similarity",
+        "dnsmos_ovrl",
+        "tts_pitch_std",
+        "tts_duration_ratio",
+        "tts_duration_drift",
+        "tts_stopped",
+    )
+    rl_defaults: ClassVar[dict[str, Any]] = {
+        "lora": None,
+        "lr": 1e-4,
+        "clip_s": 0.0,
+        "clip_range": 0.2,
+        "kl_beta": 0.1,
+        "group": 8,
+        "prompts_per_step": 16,
+        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
+    }
+
+    def __init__(self) -> None:
+        self._codes: dict[tuple[str, str], np.ndarray] = {}
+        self._voices: dict[tuple[str, int], np.ndarray] = {}
+        self._speakers: dict[str, list[Utterance]] = {}
+        self._prompts: dict[tuple[str, float], list[Utterance]] = {}
+
+    # -- supervised training -------------------------------------------------------------------------------------------
+
+    def build(self, config: Pretrain) -> CodecLM:
+        """Fresh weights with a tokenizer trained on the data's texts, or ``init``'s. Raises ``UserError``: no texts, no codec."""
+        rows = _rows(config.data)
+        for u in rows:
+            if u.speaker_id is not None and u.text:
+                self._speakers.setdefault(u.speaker_id, []).append(u)
+        if config.init is None:
+            return build_codec_lm(config.tts, [u.text for u in rows if u.text])
+        model, given = load_codec_lm(config.init)[0], config.tts.model_fields_set
+        misfits = [k for k in given - {"prompt_s", "max_s"} if getattr(config.tts, k) != getattr(model.cfg, k, None)]
+        if misfits:
+            raise UserError(
+                f"{config.init} has another {', '.join(sorted(misfits))}",
+                "with --init only max_s, prompt_s can be set",
+                "leave them out, or train from random weights without --init",
+            )
+        model.layout = replace(model.layout, **{k: getattr(config.tts, k) for k in given & {"prompt_s", "max_s"}})
+        model.max_s = model.layout.max_s
+        return model
+
+    def load(
+        self, name: str, device: torch.device | str = "cpu", dtype: str = "fp32", **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Any codec language model, and what is known of it. Raises ``UserError``."""
+        return load_codec_lm(name, device, cast(Any, dtype))
+
+    def save(
+        self, folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a checkpoint that transformers can load."""
+        save_codec_lm(folder, model, facts=facts, weights=weights)
+
+    def sample_rate_of(self, model: CodecLM) -> int:
+        """In Hz."""
+        return model.sample_rate
+
+    def collate(
+        self, clips: Sequence[Clip], model: CodecLM, device: torch.device | str = "cpu", *, train: bool = True
+    ) -> TtsBatch:
+        """Ids of clips and what is before them; with ``train`` some rows get a prompt. Draws from torch's generator.
+
+        Raises:
+            UserError: a clip has no text.
+        """
+        lonely = [c.key for c in clips if c.text is None]
+        if lonely:
+            raise UserError(
+                f"{lonely[0]} has no text",
+                "a synthesiser learns from transcribed speech",
+                "rlspeech check on the manifest",
+            )
+        codes = self.recorded(clips, model)
+        draw = torch.rand(2, len(clips)).tolist() if train else None
+        lines = [
+            self.line(c, model) if draw is None else self._prompted(c, model, draw[0][i], draw[1][i])
+            for i, c in enumerate(clips)
+        ]
+        ids, mask = model.references(codes)
+        seen = ids
+        if train:
+            share = REPLACED * torch.rand(len(ids), 1)
+            other = torch.randint(model.size, ids.shape)
+            seen = torch.where((torch.rand(ids.shape) < share) & (ids < model.size), other, ids)
+        return TtsBatch(lines, ids.to(device), seen.to(device), mask.to(device))
+
+    def _prompted(self, clip: Clip, model: CodecLM, share: float, which: float) -> Line:
+        """The clip's line with its own prompt, or with another recording of the speaker's before it."""
+        if share >= PROMPTED:
+            return Line(clip.text or "")
+        line = self.line(clip, model)
+        if model.fits(line):
+            return line
+        others = self._short(str(clip.columns.get("speaker_id")), model.layout.prompt_s)
+        at = int(which * len(others))
+        if others and others[at].id == clip.key:
+            at = (at + 1) % len(others)
+        if not others or others[at].id == clip.key:
+            return line
+        other = others[at]
+        try:
+            return Line(clip.text or "", other.text, self._recorded(other, model))
+        except AudioError:  # reported by check; training goes on without this prompt
+            return line
+
+    def _short(self, speaker: str, prompt_s: float) -> list[Utterance]:
+        """A speaker's recordings that can be prompts, looked for once: a speaker may have tens of thousands."""
+        if (speaker, prompt_s) not in self._prompts:
+            self._prompts[speaker, prompt_s] = [u for u in self._speakers.get(speaker, ()) if u.duration <= prompt_s]
+        return self._prompts[speaker, prompt_s]
+
+    def _recorded(self, utt: Utterance, model: CodecLM) -> Tensor:
+        name, wav = f"file {utt.audio_filepath} {utt.offset}", np.zeros(0, np.float32)
+        if (model.layout.codec, name) not in self._codes:
+            wav = load_audio(utt.audio_filepath, model.sample_rate, utt.offset, utt.duration or None)
+        return self.codes([(name, wav)], model)[0]
+
+    def pretrain_loss(self, model: CodecLM, batch: TtsBatch, config: Pretrain) -> dict[str, Tensor]:
+        """``loss`` = cross-entropy of the ids among codes and stop; ``right``: share guessed right; ``stop``: its part at the stops."""
+        prompts = model.read(batch.lines)
+        logits = model.head(model.hidden(prompts, range(len(prompts)), batch.seen, batch.mask)[batch.mask]).float()
+        truth = batch.ids[batch.mask]
+        each = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+        return {
+            "loss": each.mean(),
+            "right": (logits.detach().argmax(-1) == truth).float().mean(),
+            "stop": each.detach()[truth == model.stop].mean(),
+        }
+
+    @torch.no_grad()
+    def validate(
+        self, model: CodecLM, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
+    ) -> Numbers:
+        """Cross-entropy on recordings, and what is said when their texts are read: stop rate, length against the recording's, scores."""
+        batch = self.collate(clips, model, model.device, train=False)
+        nll, count = 0.0, 0
+        for at in range(0, len(clips), SAY_BATCH):
+            part = slice(at, at + SAY_BATCH)
+            ids, mask = batch.ids[part], batch.mask[part]
+            logits = model.logits(model.read(batch.lines[part]), range(len(ids)), ids, mask)
+            nll, count = nll - float(token_logp(logits, ids)[mask].sum()), count + int(mask.sum())
+        samples = self.say(model, clips, seed=seed)
+        _keep(folder.path / "samples" / f"step_{step:06d}", samples, 4)
+        ratios = [
+            len(s.tokens) / (len(c.target) / c.sample_rate / model.layout.frame_s)
+            for s, c in zip(samples, clips, strict=True)
+            if s.tokens is not None and len(c.target)
+        ]
+        return {
+            "nll": nll / max(count, 1),
+            "stopped": mean_interval([s.finished for s in samples]),
+            "length_ratio": mean_interval(ratios),
+            **means_of(scorer.score(samples)),
+        }
+
+    # -- speech ----------------------------------------------------------------------------------------------------------
+
+    def codes(self, wavs: Sequence[tuple[str, np.ndarray]], model: CodecLM) -> list[Tensor]:
+        """Codec ids (T_i,) long of named waveforms at the model's rate; a name is encoded once, and an empty waveform has none."""
+        codec = model.layout.codec
+        new = {key: wav for key, wav in wavs if (codec, key) not in self._codes}
+        sound = [k for k, w in new.items() if len(w)]
+        self._codes |= {(codec, k): np.zeros(0, np.int32) for k in new.keys() - set(sound)}
+        if sound:
+            for key, ids in zip(sound, model.codec.encode([new[k] for k in sound]), strict=True):
+                self._codes[codec, key] = ids.cpu().numpy().astype(np.int32)
+        return [torch.from_numpy(self._codes[codec, key].astype(np.int64)) for key, _ in wavs]
+
+    def recorded(self, clips: Sequence[Clip], model: CodecLM) -> list[Tensor]:
+        """Codec ids (T_i,) of clips' recordings."""
+        return self.codes([(f"clip {c.key} {len(c.target)}", c.target) for c in clips], model)
+
+    def line(self, clip: Clip, model: CodecLM) -> Line:
+        """What is to be said for a clip, after its prompt where the row has one that can be read. Raises ``UserError``: no codec."""
+        path, text = clip.columns.get("prompt_filepath"), clip.columns.get("prompt_text")
+        if not path or not text or model.layout.prompt_s == 0:
+            return Line(clip.text or "")
+        voice = self._prompt(str(path), model.sample_rate)
+        if not len(voice) or len(voice) > model.layout.prompt_s * model.sample_rate:
+            return Line(clip.text or "")
+        return Line(clip.text or "", str(text), self.codes([(f"prompt {path}", voice)], model)[0])
+
+    def voice(self, clip: Clip, model: CodecLM) -> np.ndarray | None:
+        """Speech (T,) at the model's rate in the voice that is wanted: the row's prompt, else its recording, else None."""
+        path = clip.columns.get("prompt_filepath")
+        found = self._prompt(str(path), model.sample_rate) if path else clip.target
+        return found if len(found) else None
+
+    def _prompt(self, path: str, rate: int) -> np.ndarray:
+        """A prompt's waveform, read once; empty where it cannot be read, which is said once."""
+        if (path, rate) not in self._voices:
+            try:
+                self._voices[path, rate] = load_audio(path, rate)
+            except AudioError as error:
+                warn(f"the prompt {path} cannot be used: {error.reason}")
+                self._voices[path, rate] = np.zeros(0, np.float32)
+        return self._voices[path, rate]
+
+    def say(
+        self,
+        model: CodecLM,
+        clips: Sequence[Clip],
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        wavs: bool = True,
+    ) -> list[Sample]:
+        """Speech of clips' texts, one sample a clip, in order. A clip's draw depends on its key and the seed alone.
+
+        Args:
+            model: any codec language model.
+            clips: with ``text``, and a prompt in their columns or a recording in ``target``; both may be missing.
+            sampling: how tokens are drawn. They are always drawn: the likeliest ones run in loops.
+            seed: of the draws.
+            wavs: decode the tokens; without, samples have no waveform.
+        """
+        sampling, out = sampling or Sampling(), list[Sample | None]([None] * len(clips))
+        order = sorted(range(len(clips)), key=lambda i: longest(clips[i].text, model, sampling))
+        for at in range(0, len(order), SAY_BATCH):
+            part = order[at : at + SAY_BATCH]
+            some = [clips[i] for i in part]
+            room = [longest(c.text, model, sampling) for c in some]
+            drawn = model.generate(
+                model.read([self.line(c, model) for c in some]),
+                sampling=sampling,
+                max_new_tokens=room,
+                seed=[seed_of(seed, c.key) for c in some],
+            )
+            for i, s in zip(
+                part,
+                self.samples(model, some, model.codes(drawn.ids, drawn.mask), drawn.finished, wavs=wavs),
+                strict=True,
+            ):
+                out[i] = s
+        return cast(list[Sample], out)
+
+    def samples(
+        self, model: CodecLM, clips: Sequence[Clip], codes: Sequence[Tensor], finished: Tensor, *, wavs: bool = True
+    ) -> list[Sample]:
+        """Samples of codec ids (T_i,), one clip each; their target is the speech whose voice was wanted."""
+        voices = [self.voice(c, model) for c in clips]
+        made = model.codec.decode(codes, voices) if wavs else [np.zeros(0, np.float32)] * len(clips)
+        return [
+            Sample(
+                c.key,
+                wav,
+                model.sample_rate,
+                voice,
+                c.text,
+                c.columns,
+                tokens=ids.numpy(),
+                finished=bool(done),
+                token_s=model.layout.frame_s,
+            )
+            for c, wav, voice, ids, done in zip(clips, made, voices, codes, finished, strict=True)
+        ]
+
+    # -- reinforcement -------------------------------------------------------------------------------------------------
+
+    def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
+        """The codec language model as a policy over tokens."""
+        from rlspeech.tasks.tts.policy import TtsPolicy
+
+        return TtsPolicy(self, adapted, config)
+
+    def outputs(self, policy: Any, clips: list[Clip], folder: Path, players: int = 4, seed: int = 0) -> list[Sample]:
+        """Speech of the clips' texts as the policy says it, the same draws every time; the first ``players`` are kept under ``folder``."""
+        policy.enter("rollout")
+        samples = self.say(policy.model, clips, sampling=policy.sampling, seed=seed)
+        _keep(folder, samples, players)
+        return samples
+
+
+def longest(text: str | None, model: CodecLM, sampling: Sampling) -> int:
+    """Most tokens that a text may take, the stop included: three times what usual speech takes, at most the model's ``max_s``."""
+    if sampling.max_new_tokens is not None:
+        return sampling.max_new_tokens
+    seconds = min(model.max_s, LEAST_S + len((text or "").encode()) / SLOWEST)
+    return int(seconds / model.layout.frame_s) + 1
+
+
+def named(key: str) -> str:
+    """A file name for a key."""
+    return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in key)[:120]
+
+
+def _keep(folder: Path, samples: Sequence[Sample], players: int) -> None:
+    for s in samples[:players]:
+        if len(s.wav):
+            save_audio(folder / f"{named(s.key)}.flac", s.wav, s.sample_rate)
+
+
+def _rows(data: str | None) -> list[Utterance]:
+    """The recorded rows of a manifest; of the embedded corpus where ``data`` is None. Raises ``UserError``: none is recorded."""
+    if data is None:
+        from rlspeech.corpora.demo_commands import demo_commands_clean
+
+        data = str(demo_commands_clean("train"))
+    return recordings(read_manifest(find_manifest(data)), data)

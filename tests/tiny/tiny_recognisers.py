@@ -1,0 +1,45 @@
+"""A transcribed corpus of a few short clips and recognisers of random weights, for the stages of the task asr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tiny_audio_lms import tiny as tiny  # noqa: E402
+
+from rlspeech.data.audio import save_audio
+from rlspeech.models.audio_lm.load import save_audio_lm
+
+RATE = 16000
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "text": "one two three four", "condition": "clean", "keywords": ["two"]},
+    {"id": "b", "text": "five six seven", "condition": "clean"},
+    {"id": "c", "text": "eight nine ten", "condition": "noisy", "keywords": ["nine", "absent"]},
+    {"id": "d", "text": "", "condition": "nonspeech"},
+    {"id": "e", "text": "Müller's <b>naïve</b> café", "condition": "noisy"},
+    {"id": "f", "text": "the end", "condition": "clean"},
+]
+
+
+def write_model(folder: Path, seed: int = 0, max_s: float = 4.0) -> Path:
+    """A Fun-ASR-Nano of random weights."""
+    torch.manual_seed(seed)
+    save_audio_lm(folder, tiny("fun_asr_nano", seed=seed, max_s=max_s), facts={"stage": "made up"})
+    return folder
+
+
+def write_corpus(folder: Path, rows: list[dict[str, Any]] | None = None, seconds: float = 0.5) -> Path:
+    """Noise with texts, and its manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i, row in enumerate(ROWS if rows is None else rows):
+        wav = 0.05 * np.random.default_rng(i).standard_normal(int(seconds * RATE)).astype(np.float32)
+        save_audio(folder / f"{row['id']}.flac", wav, RATE)
+        lines.append(
+            json.dumps({"audio_filepath": f"{row['id']}.flac", "duration": seconds, "sample_rate": RATE, **row})
+        )
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "manifest.jsonl"

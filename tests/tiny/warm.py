@@ -1,0 +1,162 @@
+"""A ``rlspeech`` for tests that starts at once: a process that has imported torch, transformers and peft forks for every call.
+
+Scripts and README blocks call the command dozens of times, and its imports (five seconds with peft) would be most of what they cost. The
+caller's arguments, folder, environment and three standard streams go over a Unix socket; the fork runs ``rlspeech.cli.main`` with them; its
+exit code comes back, signals go there. Where Linux's ``pidfd_open`` is missing, the shim starts ``python -m rlspeech`` as always.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import json
+import os
+import selectors
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPORTS = ("torch", "transformers.generation.utils", "peft", "scipy.signal", "scipy.stats", "soundfile", "matplotlib.figure",
+           "rlspeech.cli", "rlspeech.stages.rl", "rlspeech.stages.pretrain", "rlspeech.stages.evaluate")  # fmt: skip
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def shim(folder: Path, before: str = "") -> Path:
+    """Write ``folder/rlspeech``, which first runs the lines ``before`` (they may change ``$@``); answer the folder, to be put on PATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    python = shlex.quote(sys.executable)
+    start = (
+        f"{python} -I -S {shlex.quote(str(Path(__file__)))} {server()}"
+        if hasattr(os, "pidfd_open")
+        else f"{python} -m rlspeech"
+    )
+    (folder / "rlspeech").write_text(f'#!/usr/bin/env bash\n{before}\nexec {start} "$@"\n')
+    (folder / "rlspeech").chmod(0o755)
+    return folder
+
+
+@cache
+def server() -> str:
+    """Start this process's server, once; answer its socket. It ends with this process, whose end of its standard input then closes."""
+    folder = tempfile.mkdtemp(prefix="warm-")
+    path = os.path.join(folder, "socket")
+    calm = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": "1",
+        "KMP_BLOCKTIME": "0",
+    }  # read when torch is loaded, not by the fork
+    env = {**calm, **os.environ, "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, str(Path(__file__)), path, "--serve"]
+    process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert process.stdout is not None and process.stdout.readline(), "the server did not start"
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+        for left in (path, folder):
+            with contextlib.suppress(OSError):
+                (os.rmdir if left == folder else os.unlink)(left)
+
+    atexit.register(end)
+    return path
+
+
+def ask(path: str, arguments: list[str]) -> int:
+    """The caller's side: hand everything over, pass signals on, answer the exit code (negative: the signal that ended it)."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(path)
+        text = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+        socket.send_fds(link, [len(text).to_bytes(4, "big")], [0, 1, 2])
+        link.sendall(text)
+        pid = int.from_bytes(link.recv(4, socket.MSG_WAITALL), "big")
+        for number in FORWARDED:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os.kill(pid, number))
+        return int.from_bytes(link.recv(4, socket.MSG_WAITALL), "big", signed=True)
+
+
+def serve(path: str) -> None:
+    """Import everything, then fork for whoever asks, until standard input ends. Only a fork returns from here: it runs the command."""
+    for name in IMPORTS:
+        import_module(name)
+    gc.freeze()
+    listener, wait, running = (
+        socket.socket(socket.AF_UNIX),
+        selectors.DefaultSelector(),
+        dict[int, tuple[int, socket.socket]](),
+    )
+    listener.bind(path)
+    listener.listen(16)
+    wait.register(listener, selectors.EVENT_READ)
+    wait.register(0, selectors.EVENT_READ)
+    print("ready", flush=True)
+    while True:
+        for key, _ in wait.select():
+            if key.fd == 0:
+                os._exit(0)
+            elif key.fileobj is listener:
+                link, _ = listener.accept()
+                size, streams, _, _ = socket.recv_fds(link, 4, 3)
+                call = json.loads(link.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+                if not (pid := os.fork()):
+                    for inherited in (listener, link, *(other for _, other in running.values())):
+                        inherited.close()
+                    for watched in running:
+                        os.close(watched)
+                    return become(call, streams)
+                for stream in streams:
+                    os.close(stream)
+                link.sendall(pid.to_bytes(4, "big"))
+                watch = os.pidfd_open(pid)
+                running[watch] = pid, link
+                wait.register(watch, selectors.EVENT_READ)
+                wait.register(link, selectors.EVENT_READ, data=pid)
+            elif key.data:  # the caller was killed: so is what it called
+                wait.unregister(key.fileobj)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(key.data, signal.SIGKILL)
+            else:
+                pid, link = running.pop(key.fd)
+                wait.unregister(key.fd)
+                os.close(key.fd)
+                with contextlib.suppress(KeyError):
+                    wait.unregister(link)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with contextlib.suppress(OSError):
+                    link.sendall(code.to_bytes(4, "big", signed=True))
+                link.close()
+
+
+def become(call: dict[str, object], streams: list[int]) -> None:
+    """The fork takes over the caller's arguments, folder, environment and streams."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    environment = call["environment"]
+    os.chdir(str(call["folder"]))
+    os.environ.clear()
+    os.environ.update(environment)  # type: ignore[call-overload]
+    sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p not in sys.path]
+    sys.argv[:] = ["rlspeech", *call["arguments"]]  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["--serve"]:
+        serve(sys.argv[1])
+        from rlspeech.cli import main
+
+        main()
+    else:
+        code = ask(sys.argv[1], sys.argv[2:])
+        if code < 0:  # end as the command ended
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        sys.exit(code)
