@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# GRPO with rule rewards on real and synthesised speech: R1, R1+R2, R1+R2+R3, random data (D0) against chosen data (D1-D3), and SFT for
-# the same number of steps as the control; on speakers, noises and texts that nothing was trained on.
+# GRPO with rule rewards on real and synthesised speech: R1, R1+R2, R1+R2+R3, and random data (D0) against chosen data (D1-D3).
+# The control is SFT for the same number of steps. The test speakers, noises and texts are in no training set.
 #   DATA   folder with manifest.jsonl, manifest_digits.jsonl, speech/ and noise/;  OUT  where everything goes (default runs/asr-real)
 #   MODEL  the recogniser to start from (default embedded);  SEEDS  of the main arms (default "0 1 2");  STEPS  default 50, the long arms 120
-#   MATERIAL  what asr_material.py wrote, to use it again
+#   MATERIAL  output of asr_material.py, to reuse it
 #   TINY=1 a few steps of everything, for tests.  Needs the program flite and the Python package pocketsphinx (the second recogniser).
-# Read sentences are left out: the embedded recogniser does not know their words. `read` shows what it makes of them.
+# Read sentences are left out, because the embedded recogniser does not know their words. `read` shows its output for them.
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl, manifest_digits.jsonl and noise/}}
 out=${OUT:-runs/asr-real}; model=${MODEL:-embedded}; steps=${STEPS:-50} more=120; material=${MATERIAL:-$out/material}

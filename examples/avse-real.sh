@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# LR-AVSE at the size of two cores, with the control that the paper lacks: real speech and noise, competing talkers, drawn mouths.
-# Arms, three seeds each, the same data, steps and rate: SI-SNR alone (no RL), RL-DNSMOS, LR-AVSE; and the published form once.
+# LR-AVSE at a size for two cores, with the control that the paper lacks: real speech and noise, competing talkers, drawn mouths.
+# Three arms with three seeds each: SI-SNR alone (no RL), RL-DNSMOS, LR-AVSE. They have the same data, steps and rate.
+# The published form runs once.
 #   DATA  folder with speech/ and noise/ below it;  OUT  where runs go (default runs/avse-real);  MODEL (default: embedded)
 #   SEEDS (default "0 1 2");  TINY=1  a few steps of everything, for tests
 set -euo pipefail

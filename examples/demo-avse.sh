@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Audio-visual enhancement from raw audio to a verdict, on the embedded corpus and checkpoint: what `make demo-avse` runs.
-#   OUT=FOLDER  where everything goes (default runs/demo-avse); run it again and finished steps are not repeated
+#   OUT=FOLDER  where everything goes (default runs/demo-avse); a rerun does not repeat finished steps
 #   TINY=1      a few steps of everything, for tests
-# The faces are drawn (corpora/drawn.py), the voices synthetic: this shows the chain, not how well real faces are read.
+# The faces are drawn (corpora/drawn.py), the voices synthetic: this shows that the chain works, not how well it reads real faces.
 set -euo pipefail
 out=${OUT:-runs/demo-avse}
 few=(); [ -z "${TINY:-}" ] || few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set batch=2)
@@ -18,17 +18,17 @@ rlspeech prepare demo --mouths --out "$out/data"
 say "2/6 pretrain: the embedded checkpoint, trained on real speech with drawn mouths, is adapted to this corpus with SI-SNR"
 rlspeech pretrain --preset avse-demo-pretrain --data "$out/data/mix.json" --valid "$out/data/valid.jsonl" --out "$out/pretrained" "${few[@]}"
 
-say "3/6 reward: what the audio LLM says of the unprocessed mixtures, and how many stars that is"
+say "3/6 reward: the audio LLM describes the unprocessed mixtures, and its words become stars"
 rlspeech reward "$out/data/valid.jsonl" --reward llm --reward si_sdr --system input --out "$out/scores"
 
 say "4/6 the control: the same steps with SI-SNR alone, no RL"
 rlspeech rl --preset avse-demo-rl --set policy_weight=0 --model "$out/pretrained" --data "$out/data/mix.json" --valid "$out/data/valid.jsonl" \
   --out "$out/control" "${rl_few[@]}"
 
-say "5/6 rl: PPO on the words of the audio LLM"
+say "5/6 rl: PPO with the words of the audio LLM as the reward"
 rlspeech rl --preset avse-demo-rl --model "$out/pretrained" --data "$out/data/mix.json" --valid "$out/data/valid.jsonl" --out "$out/rl" "${rl_few[@]}"
 
-say "6/6 eval: input, pretrained (also with another clip's video), control and RL on voices, texts and noises that nothing has seen"
+say "6/6 eval: input, pretrained (also with another clip's video), control and RL on voices, texts and noises that are in no training set"
 rlspeech eval --task avse --data "$out/data/test.jsonl" --model "pretrained=$out/pretrained" --model "control=$out/control" --model "rl=$out/rl" \
   --shuffled pretrained --baseline control --out "$out/eval" "${eval_few[@]}"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job, from raw audio to a verdict, on the embedded corpus and checkpoint: what `make demo` runs.
-#   OUT=FOLDER  where everything goes (default runs/demo); run it again and finished steps are not repeated
+#   OUT=FOLDER  where everything goes (default runs/demo); a rerun does not repeat finished steps
 #   TINY=1      a few steps of everything, for tests
 set -euo pipefail
 out=${OUT:-runs/demo}
@@ -17,13 +17,13 @@ rlspeech prepare demo --out "$out/data"
 say "2/5 pretrain: the embedded checkpoint, trained on real speech, is adapted to this corpus with supervision"
 rlspeech pretrain --preset flowse-demo-pretrain --data "$out/data/mix.json" --valid "$out/data/valid.jsonl" --out "$out/pretrained" "${few[@]}"
 
-say "3/5 reward: what the unprocessed validation mixtures score"
+say "3/5 reward: scores of the unprocessed validation mixtures"
 rlspeech reward "$out/data/valid.jsonl" --reward estoi --reward si_sdr --system input --out "$out/scores"
 
 say "4/5 rl: GRPO with structured exploration"
 rlspeech rl --preset flowse-demo-rl --model "$out/pretrained" --data "$out/data/mix.json" --valid "$out/data/valid.jsonl" --out "$out/rl" "${rl_few[@]}"
 
-say "5/5 eval: input, pretrained and after RL on voices, texts and noises that nothing has seen"
+say "5/5 eval: input, pretrained and after RL on voices, texts and noises that are in no training set"
 rlspeech eval --data "$out/data/test.jsonl" --model "pretrained=$out/pretrained" --model "rl=$out/rl" --baseline pretrained --out "$out/eval" "${eval_few[@]}"
 
 say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Look at and listen to: $out/eval/report.html"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Several rewards at once against one alone, on real speech and noise: the claim of FlowSE-GRPO at a size that two cores carry.
+# Several rewards at once against one alone, on real speech and noise: the claim of FlowSE-GRPO at a size for two cores.
 #   DATA   folder with speech/, noise/ and rir/ below it (see train-embedded-flowse.sh);  OUT  where runs go (default runs/real)
 #   MODEL  checkpoint to tune (default: the embedded one);  TINY=1  a few steps of everything, for tests
 # Three (OVRL, speaker, SpeechBERTScore) against OVRL; four (ESTOI, SI-SDR, speaker, PESQ) against PESQ. Arms that are compared differ
-# in the rewards alone: same start, prompts, noise, learning rate and number of rollouts.
+# only in the rewards: they have the same start, prompts, noise, learning rate and number of rollouts.
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/, noise/ and rir/}}
 out=${OUT:-runs/real} model=${MODEL:-embedded}

@@ -2,10 +2,10 @@
 # How the embedded recogniser was made: digits, device names, GRID and read sentences by real speakers, and flite's voices for volume.
 #   DATA  folder with manifest.jsonl, manifest_digits.jsonl, speech/ and noise/;  OUT  where runs go (default runs/embedded-asr)
 #   TINY=1  a few steps of everything, for tests.  Needs the program flite.
-# First the ear alone (CTC on the encoder, half the time a step), then ear and language model together, then a little of long speech and of
-# sound in which nothing is said (1.5 % of the rows), without which an empty transcript has no probability that rewards could raise.
-# An hour and a half on one core. The shipped weights: 1500 steps of both, 1500 of the ear, 1941 of both, 300 with long and empty rows; the
-# first stretch brought the language model its grammar and the ear very little, so that here the ear goes first.
+# First the encoder alone (CTC, half the time a step), then encoder and language model together, then a little long speech and sound
+# without speech (1.5 % of the rows). Without the latter an empty transcript has no probability that rewards could raise.
+# An hour and a half on one core. The shipped weights: 1500 steps of both, 1500 of the encoder, 1941 of both, 300 with long and empty
+# rows. The first stretch taught the language model its grammar and the encoder very little, so here the encoder is trained first.
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl, manifest_digits.jsonl and noise/}}
 out=${OUT:-runs/embedded-asr}

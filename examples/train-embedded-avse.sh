@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How the embedded audio-visual checkpoint was made: real speech of some 250 speakers, real noise, competing talkers, drawn mouths. About an hour
-# on one core. A model that has seen only drawn mouths is no reader of faces: what it does on real ones stands in examples/README.md.
+# How the embedded audio-visual checkpoint was made: real speech of some 250 speakers, real noise, competing talkers, drawn mouths.
+# About an hour on one core. A model trained only on drawn mouths cannot read real faces: see the results in examples/README.md.
 #   DATA  folder with speech/ (one folder a corpus) and noise/ below it;  OUT  where runs go (default runs/embedded-avse)
 #   TINY=1  a few steps of everything, for tests
 set -euo pipefail

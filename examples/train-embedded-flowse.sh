@@ -2,8 +2,8 @@
 # How the embedded flowse checkpoint was made: real speech and noise, two phases of pretraining, about an hour and a quarter on one core.
 #   DATA  folder with speech/ (one folder a corpus), noise/ and rir/ below it;  OUT  where runs go (default runs/embedded)
 #   TINY=1  a few steps of everything, for tests
-# Phase 1 trains all times of the flow alike (almost); phase 2 dwells on early ones, where the input decides and where a step
-# from t = 0 starts, because a model of this size is at its best with few steps (see examples/README.md).
+# Phase 1 trains all times of the flow (almost) alike. Phase 2 concentrates on early times, where the input decides and where a step
+# from t = 0 starts, because a model of this size is best with few steps (see examples/README.md).
 # The shipped weights: phase 1 was the first 1000 steps of a schedule laid out for 3600, then phase 2 as below.
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/, noise/ and rir/}}

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# How the embedded judge was made: a listener (recording -> sentences) and a sentiment model (sentences -> 1..5 stars); about an hour on one core.
+# How the embedded judge was made: a listener (recording -> sentences) and a sentiment model (sentences -> 1..5 stars).
+# About an hour on one core.
 #   DATA  folder with speech/ (one folder a corpus), noise/ and rir/ below it;  OUT  where things go (default runs/judge)
 #   RECIPE, ENHANCER  mixtures with video and the audio-visual checkpoint whose outputs are learned from (default: the demo's, the embedded one)
 #   TINY=1  a little of everything, for tests
-# Held out from everything: the six speakers of LibriSpeech test-other; of ESC-10 the files whose name's CRC-32 is divisible by five; the two
-# other collections of noise; the rooms named speechbrain.
+# Held out from all training: the six speakers of LibriSpeech test-other; of ESC-10 the files whose name's CRC-32 is divisible by five;
+# the two other collections of noise; the rooms named speechbrain.
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/, noise/ and rir/}}
 out=${OUT:-runs/judge}; here=$(cd "$(dirname "$0")" && pwd)
@@ -43,10 +44,10 @@ PY
 
 python "$here/train-embedded-judge.py" recordings --speech "$out/speech.txt" --noise "$out/noise.txt" --rir "$out/rir.txt" \
   --count "$count" --out "$out/recordings"
-# more kinds of noise than a few recordings hold
+# more kinds of noise than a few recordings contain
 python "$here/train-embedded-judge.py" recordings --speech "$out/speech.txt" --noise "$out/noise.txt" --rir "$out/rir.txt" \
   --count "$((count / 4))" --vary 260 --seed 21 --out "$out/varied"
-# what an enhancer does wrong, which is the first thing that RL would use against a judge that has never heard it
+# an enhancer's errors: RL would exploit them first in a judge that was not trained on them
 rlspeech prepare demo --mouths --out "$out/av"
 python "$here/train-embedded-judge.py" outputs --recipe "${RECIPE:-$out/av/mix.json}" --model "${ENHANCER:-embedded}" \
   --count "$((count / 7))" --out "$out/outputs"

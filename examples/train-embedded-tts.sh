@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# How the embedded synthesiser was made: a codec, a token-to-text reward that reads its tokens, and a codec language model that speaks them.
+# How the embedded synthesiser was made: a codec, a token-to-text reward that reads its tokens, and a codec language model that writes them.
 #   DATA  folder with manifest.jsonl, manifest_digits.jsonl and speech/;  OUT  where runs go (default runs/embedded-tts)
-#   MATERIAL  what asr_material.py wrote, to use it again
+#   MATERIAL  output of asr_material.py, to reuse it
 #   TINY=1  a few steps of everything, for tests.  Needs the program flite.
-# The codec hears everything there is; the other two know a closed domain: digit strings, orders to devices and short sentences. The language
-# model learns from two voices at one pace, so that it has to learn what is said and little else; whose voice it is comes from the prompt,
+# The codec is trained on all recordings; the other two know a closed domain: digit strings, orders to devices and short sentences. The
+# language model is trained on two voices at one pace, so it has to learn the words and little else; the voice comes from the prompt,
 # through the codec. About two hours on one core. The shipped weights had their steps in several stretches (assets/*/README.md).
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl and manifest_digits.jsonl}}

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# GRPO, DiffRO, their sum, and both with sample filtering on a codec language model, against SFT for the same number of steps: the arms of
-# arXiv 2509.18569, on texts and voices that nothing was trained on, heard by a recogniser that is in no reward.
+# GRPO, DiffRO, their sum, and both with sample filtering on a codec language model, against SFT for the same number of steps: the arms
+# of arXiv 2509.18569. The test texts and voices are in no training set; a recogniser that is in no reward transcribes the speech.
 #   DATA   folder with manifest.jsonl, manifest_digits.jsonl and speech/;  OUT  where everything goes (default runs/tts-real)
-#   MODEL  the synthesiser to start from (default embedded);  REWARD  its token-to-text reward (default embedded), which first learns what
-#          the model's own speech is worth (tts_quality.py): one that only reads, reads through slips that a listener stumbles over
+#   MODEL  the synthesiser to start from (default embedded);  REWARD  its token-to-text reward (default embedded), which is first trained
+#          to grade the model's own speech (tts_quality.py): without that it reads speech on which recognisers fail
 #   SEEDS  default "0 1 2";  STEPS  default 40;  LONG  steps of the run for stability (default 1500; 0: leave it out)
-#   SETS   what tts_sets.py and prepare tts wrote, to use it again, with TRAIN, its train.jsonl;  MATERIAL  the same of asr_material.py
+#   SETS   output of tts_sets.py and prepare tts, to reuse it, with TRAIN, its train.jsonl;  MATERIAL  the same of asr_material.py
 #   TINY=1 a few steps of everything, for tests.  Needs the program flite and the Python package pocketsphinx (the judge).
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl and manifest_digits.jsonl}}
@@ -39,7 +39,7 @@ r1="{name: \"token_posterior[model=$reward,nll_scale=1]\", scale: none}, {name: 
 r2='{name: tts_duration, scale: none}'
 r3='{name: tts_token_diversity, scale: none, weight: 0.5}, {name: tts_pitch_std, scale: none, weight: 0.5}'
 mkdir -p "$out"
-watch='guards: [tts_cer]'  # watched only: every arm goes to its end
+watch='guards: [tts_cer]'  # watched only, without a limit: every arm runs to its end
 printf '%s\n' "rewards: [$r1]" "$watch" > "$out/r1.yaml"
 printf '%s\n' "rewards: [$r1, $r2]" "$watch" > "$out/r12.yaml"
 printf '%s\n' "rewards: [$r1, $r2, $r3]" "$watch" > "$out/r123.yaml"
@@ -53,14 +53,14 @@ for seed in $seeds; do
   for arm in sft grpo diffro sum r1 r12 r123; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
 done
 hear() { rlspeech eval --task tts --data "$sets/test/test.jsonl" --baseline base --recogniser tts_judge:listen "${eval_few[@]}" "$@"; }
-if [ "$long" != 0 ]; then # is GRPO alone still there after so many steps (small ones, at a rate to match), or does its guard stop it?
+if [ "$long" != 0 ]; then # is GRPO alone stable over so many steps (small ones, at a rate to match), or does its guard stop it?
   tune long-0 0 --algo grpo --config "$out/r1.yaml" --steps "$long" --set prompts_per_step=2 --set group=4 --set lr=3e-5 --set lr_schedule=constant \
     --set valid_every=$((long / 10 + 1)) --set save_every=$((long / 10 + 1)) --set valid_draws=4 --guard tts_cer=0.03 --guard tts_stopped=0.05
   models+=(--model "long-0=$out/long-0")
 fi
 hear "${models[@]}" --out "$out/eval"
 evals=("$out/eval")
-for draw in $seeds; do # the arms are heard once a seed, so is the model that they start from
+for draw in $seeds; do # the arms are evaluated once a seed, and so is the model that they start from
   [ "$draw" = 0 ] || { hear --model "base=$model" --seed "$draw" --out "$out/eval-$draw"; evals+=("$out/eval-$draw"); }
 done
 for against in base sft grpo diffro; do python "$here/tts_seeds.py" "${evals[@]}" --data "$sets/test/test.jsonl" --baseline "$against"; done
