@@ -35,6 +35,7 @@ BLIND = {("algos", "tasks"), ("tasks", "algos"), ("algos", "corpora"), ("corpora
 MAX_FILE, MAX_FUNCTION = 545, 85
 # Figures that may only fall: formatted lines and files of the package, lines of the core (what a newcomer reads first), lines of the
 # tests, and how often stages, pages and commands spell a task's name. A change that needs more first deletes something.
+SENTENCES = 108  # places where tests match an error by a sentence
 PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 42_785, 181, 11_489, 31_015, 79
 CORE = (
     *("types.py", "config.py", "config_models.py", "settings.py", "schema.py", "plugins.py", "files.py", "scores.py"),
@@ -171,6 +172,28 @@ def test_sizes_only_fall() -> None:
     assert lines_of(FILES) <= PACKAGE_LINES and len(FILES) <= PACKAGE_FILES, (lines_of(FILES), len(FILES))
     assert lines_of(core) <= CORE_LINES, lines_of(core)
     assert lines_of(tests) <= TEST_LINES
+
+
+SENTENCE = re.compile(r"[a-z]+,? [a-z]+,? [a-z]+")
+
+
+def sentences_matched(path: Path) -> list[str]:
+    """Places where a test matches an error by a sentence, which a change of wording breaks."""
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            for k in node.keywords:
+                if k.arg == "match" and any(
+                    isinstance(c, ast.Constant) and isinstance(c.value, str) and SENTENCE.search(c.value)
+                    for c in ast.walk(k.value)
+                ):
+                    found.append(f"{path.name}:{node.lineno}")
+    return found
+
+
+def test_tests_match_options_and_values_not_sentences() -> None:
+    found = [place for path in sorted(Path(__file__).parent.rglob("*.py")) for place in sentences_matched(path)]
+    assert len(found) <= SENTENCES, found
 
 
 def test_stages_pages_and_commands_name_no_task() -> None:
