@@ -468,7 +468,7 @@ def test_settings_are_refused_without_importing_torch() -> None:
 def test_report_flags_arrive(stages: Stages) -> None:
     assert RUN.invoke(app, ["report", "runs/a", "b=runs/b", "--players", "2", "--out", "x.html"]).exit_code == 0
     path, runs, given = stages.calls[0]
-    assert path == "stages.again:run" and runs == ["runs/a", "b=runs/b"]
+    assert path == "stages.report:run" and runs == ["runs/a", "b=runs/b"]
     assert (given["out"], given["players"], given["json_mode"]) == ("x.html", 2, False)
 
 

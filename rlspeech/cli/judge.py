@@ -307,6 +307,6 @@ def report(
 ) -> None:
     """Write a run's report again, or one page that compares several: settings, curves, paired differences, the same clips side by side."""
     perform(
-        lambda: load("stages.again:run")(runs, out=out, players=players, json_mode=json_mode),
+        lambda: load("stages.report:run")(runs, out=out, players=players, json_mode=json_mode),
         Shared(json_mode=json_mode, quiet=quiet, debug=debug),
     )

@@ -8,8 +8,6 @@ from typing import Any
 
 from rlspeech.config import Evaluate
 from rlspeech.files import read_jsonl, safe_name
-from rlspeech.stages.compare import compare
-from rlspeech.stages.compare_page import print_comparison
 from rlspeech.stages.evaluate import utterances
 from rlspeech.stages.past import Past
 from rlspeech.stats import Interval
@@ -39,7 +37,6 @@ def write_again(run: Past, page: Path, players: int | None) -> dict[str, Any]:
         raise UserError("some of its systems have no scores", ", ".join(set(run.summary["systems"]) - set(systems)))
     utts, device = utterances(config)[: config.limit], str(run.env.get("device", "unknown"))
     {"asr": _recognition, "tts": _synthesis}.get(config.task, _enhancement)(run, config, utts, page, device)
-    print_comparison(compare([run]))
     return {**run.summary, "run": str(run.path), "scores": str(run.scores_path)}
 
 

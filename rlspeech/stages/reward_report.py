@@ -151,7 +151,7 @@ def _noted(scores: ScoreFile, config: ScoreFolder) -> dict[str, Any]:
     return dict(noted) if isinstance(noted, dict) else config.model_dump(mode="json")
 
 
-def write_again(run: Past, to: Path, players: int | None) -> dict[str, Any]:
+def write_again(run: Past, to: Path, players: int | None, table: bool = True) -> dict[str, Any]:
     """The page of a score file as ``rlspeech reward`` writes it; nothing is scored.
 
     Returns:
@@ -173,7 +173,10 @@ def write_again(run: Past, to: Path, players: int | None) -> dict[str, Any]:
         [n if facts["higher_is_better"] else f"{n} (lower is better)", found[n].text(), found[n].n, found[n].dropped]
         for n, facts in scores.metrics.items()
     ]
-    log.table(f"{system}: {several(len(items), 'file')}", ["metric", "mean [95 % interval]", "valid", "failed"], rows)
+    if table:
+        log.table(
+            f"{system}: {several(len(items), 'file')}", ["metric", "mean [95 % interval]", "valid", "failed"], rows
+        )
     return {
         "stage": "reward",
         "system": system,

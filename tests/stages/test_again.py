@@ -14,7 +14,8 @@ from rlspeech.cli import app
 from rlspeech.config import Evaluate, ScoreFolder
 from rlspeech.data.audio import save_audio
 from rlspeech.report import ReportData
-from rlspeech.stages import again, eval_again, reward, reward_report, summary
+from rlspeech.stages import eval_again, reward, reward_report, summary
+from rlspeech.stages import report as again
 from rlspeech.stages.summary import Table, summarise
 from rlspeech.types import Score, UserError
 

@@ -19,10 +19,10 @@ from rlspeech import log
 from rlspeech.report import render_report
 from rlspeech.stages import compare_page, pretrain_report, rl_report
 from rlspeech.stages.compare import compare
-from rlspeech.stages.past import Past, open_pasts
+from rlspeech.stages.past import Past, open_pasts, shown_path
 from rlspeech.types import UserError
 
-__all__ = ["run"]
+__all__ = ["run", "write_page"]
 
 SEVERAL = "compare.html"  # not report.html: the working directory may be a run's folder
 PLAYERS = 6
@@ -50,19 +50,49 @@ def run(
     pasts = open_pasts(runs)
     page = _page(pasts, out)
     count = PLAYERS if players is None else players
-    if len(pasts) == 1 and (again := _own_page(pasts[0], page, players)) is not None:
+    if len(pasts) == 1 and (again := _own_page(pasts[0], page, players, True)) is not None:
+        if pasts[0].stage == "eval":
+            compare_page.print_comparison(compare(pasts))
         log.say(f"next: open {page} in a browser")
         return {**again, "report": str(page)}
+    _write(page, pasts, count)
     made = compare(pasts)
     trained = {"rl": rl_report, "pretrain": pretrain_report}.get(pasts[0].stage) if len(pasts) == 1 else None
     if trained is not None:
-        render_report(page, trained.page_data(pasts[0], count))
         trained.print_run(pasts[0])
     else:
-        render_report(page, compare_page.page_data(made, count))
         compare_page.print_comparison(made)
     log.say(f"next: open {page} in a browser")
     return {**made.as_dict(), "report": str(page)}
+
+
+def write_page(folder: Path) -> Path | None:
+    """Write the page of a run that has written its folder: ``report.html`` there, ``NAME.report.html`` beside ``NAME.scores.jsonl``.
+
+    The page is built from what lies in the folder, as by ``rlspeech report FOLDER``; a page that cannot be built never ends a run.
+
+    Args:
+        folder: of a run, or the scores file of ``rlspeech reward``.
+
+    Returns:
+        the page; None, with a warning, where it cannot be built.
+    """
+    try:
+        pasts = open_pasts([str(folder)])
+        page = _page(pasts, None)
+        if _own_page(pasts[0], page, None) is None:
+            _write(page, pasts, PLAYERS)
+    except Exception as error:
+        log.warn(f"no report of this run ({type(error).__name__}: {error}); try: rlspeech report {shown_path(folder)}")
+        return None
+    return page
+
+
+def _write(page: Path, pasts: Sequence[Past], players: int) -> None:
+    trained = {"rl": rl_report, "pretrain": pretrain_report}.get(pasts[0].stage) if len(pasts) == 1 else None
+    render_report(
+        page, trained.page_data(pasts[0], players) if trained else compare_page.page_data(compare(pasts), players)
+    )
 
 
 def _page(pasts: Sequence[Past], out: str | None) -> Path:
@@ -84,13 +114,13 @@ def _page(pasts: Sequence[Past], out: str | None) -> Path:
     return pasts[0].path / "report.html"
 
 
-def _own_page(run: Past, page: Path, players: int | None) -> dict[str, Any] | None:
+def _own_page(run: Past, page: Path, players: int | None, table: bool = False) -> dict[str, Any] | None:
     """The page that the stage itself writes, where the run is whole enough; None where it is not."""
     try:
         if run.stage == "reward" and len(run.scores) == 1 and run.config:
             from rlspeech.stages.reward_report import write_again
 
-            return write_again(run, page, players)
+            return write_again(run, page, players, table)
         if run.stage == "eval" and run.summary and "without" not in run.state():
             from rlspeech.stages.eval_again import write_again as evaluation
 
