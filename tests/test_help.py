@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import sys
 import time
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,38 @@ def test_every_command_has_an_example_that_parses(path: tuple[str, ...]) -> None
             command = command.commands[rest.pop(0)]
         command.make_context("x", list(rest))  # raises on an unknown option or a missing argument
         assert set(w for w in rest if re.fullmatch(r"--[a-z].*", w)) <= {o for p in command.params for o in p.opts}
+
+
+def declared(path: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What tells one parameter from another, wording aside; what stands for nothing is left out."""
+    command = EVERY[path]
+    context = command.context_class(command, info_name="rlspeech")
+    usual = {
+        "required": False,
+        "multiple": False,
+        "nargs": 1,
+        "is_flag": False,
+        "default": None,
+        "metavar": None,
+        "hidden": False,
+    }
+    found = {}
+    for p in command.params:
+        name = ", ".join(p.opts) if p.param_type_name == "option" else p.metavar or p.name
+        facts = {key: getattr(p, key, value) for key, value in usual.items()} | {
+            "panel": getattr(p, "rich_help_panel", None)
+        }
+        facts["is_flag"] = bool(facts["is_flag"])
+        facts["completes"] = bool(list(p.shell_complete(context, ""))) or None
+        found[name] = {key: value for key, value in facts.items() if value != usual.get(key)}
+    return found
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: " ".join(p) or "rlspeech")
+def test_every_option_is_there_as_it_was(path: tuple[str, ...]) -> None:
+    before = json.loads((Path(__file__).parent / "help_options.json").read_text())
+    assert set(before) == {" ".join(("rlspeech", *p)) for p in EVERY}
+    assert declared(path) == before[" ".join(("rlspeech", *path))]
 
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda p: " ".join(p) or "rlspeech")

@@ -58,7 +58,8 @@ app = typer.Typer(
     "or out of memory (--debug shows the traceback).",
 )
 app.add_typer(prepare.app, name="prepare", help="Make manifests from a corpus on disk; every file is checked.")
-for _module in (train, judge, transcribe, speak, files, convert):
+app.registered_commands += train.app.registered_commands
+for _module in (judge, transcribe, speak, files, convert):
     _module.add_to(app)
 app.add_typer(
     files.presets_app, name="presets", help="Packaged settings: list, read, copy; and every key that can be set."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -18,10 +20,13 @@ import typer
 
 from rlspeech import log
 from rlspeech.cli import complete
+from rlspeech.cli.shape import Command
 from rlspeech.types import UserError
 
 __all__ = [
     "ConfigFiles",
+    "LAYERS",
+    "SHARED",
     "Debug",
     "Device",
     "Json",
@@ -31,6 +36,7 @@ __all__ = [
     "Seed",
     "Sets",
     "Shared",
+    "command",
     "guarded",
     "listed",
     "load",
@@ -38,6 +44,7 @@ __all__ = [
     "present",
     "reader_left",
     "run_stage",
+    "stage",
     "task_option",
 ]
 
@@ -112,6 +119,99 @@ def load(path: str) -> Any:
     """Import ``module:name`` of this package, when it is needed and not before."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(f"rlspeech.{module}"), name)
+
+
+# name of the parameter -> its annotation and default; every command has the last three
+SHARED: dict[str, tuple[Any, Any]] = {
+    "preset": (Preset, None),
+    "config": (ConfigFiles, None),
+    "sets": (Sets, None),
+    "out": (Out, None),
+    "seed": (Seed, None),
+    "device": (Device, None),
+    "json_mode": (Json, False),
+    "quiet": (Quiet, False),
+    "debug": (Debug, False),
+}
+LAYERS = ("preset", "config", "sets")
+SWITCHES = ("json_mode", "quiet", "debug")
+
+
+def command(
+    app: typer.Typer, example: str, *shared: str, name: str | None = None, panel: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command: its own options, and behind them the shared ones.
+
+    The function declares its own options as typer wants them and takes the shared ones as ``**shared``::
+
+        @command(app, "rlspeech prepare dns /data/DNS --out data/dns", *LAYERS, "out", "seed")
+        def dns(root: Root, mixing__snr_db: Snr = None, workers: Workers = None, **shared: Any) -> None:
+            \"\"\"DNS-Challenge: the flat layout of 2020 and the trees since 2021.\"\"\"
+            stage("corpora.dns:Dns", "stages.prepare:run", locals())
+
+    A parameter has the name of the setting that it sets, ``__`` for a dot; where the option is called otherwise, its
+    declaration says so (``typer.Option("--snr")``). So ``locals()``, taken first, is all that ``stage`` needs.
+
+    Args:
+        app: where it is registered.
+        example: a command line for the end of the help.
+        shared: further names from ``SHARED``; ``--json``, ``--quiet`` and ``--debug`` need not be named.
+        name: of the command; none: the function's.
+        panel: heading under which the help of the group lists it.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True)
+        parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        for key in (k for k in SHARED if k in shared or k in SWITCHES):
+            annotation, default = SHARED[key]
+            parameters.append(
+                inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            )
+
+        @functools.wraps(function)
+        def called(**given: Any) -> None:
+            function(**given)
+
+        called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        app.command(name, cls=Command, epilog=f"Example: {example}", rich_help_panel=panel)(called)
+        return called
+
+    return register
+
+
+def stage(schema: str, run: str, options: Mapping[str, Any], *, without: Sequence[str] = (), **given: Any) -> None:
+    """Resolve a stage's settings, run it, print its summary with ``--json``.
+
+    Args:
+        schema: ``module:Class`` of its settings, without the package's name.
+        run: ``module:function``; it is imported after the settings are known to be right.
+        options: the command's ``locals()``: its own options by setting, and ``shared``. A function stands for what it returns: it is
+            called where its errors are reported.
+        without: options that are no settings.
+        given: further arguments of the function, or functions that return them.
+    """
+    own = {key: value for key, value in options.items() if key not in ("shared", *without)}
+    flags = own | options["shared"]
+    switches = {key: flags.pop(key) for key in SWITCHES}
+    layers = {key: flags.pop(key, None) for key in LAYERS}
+
+    def work() -> dict[str, Any]:
+        from rlspeech.settings import resolve
+
+        values = {key.replace("__", "."): _value(value) for key, value in flags.items()}
+        config, _ = resolve(load(schema), layers["preset"], layers["config"], values, layers["sets"] or ())
+        present(config)
+        with log.waiting("loading"):
+            function = load(run)
+        late = {name: _value(value) for name, value in given.items()}
+        return function(config, json_mode=switches["json_mode"], **late)  # type: ignore[no-any-return]
+
+    perform(work, Shared(**switches))
+
+
+def _value(value: Any) -> Any:
+    return value() if callable(value) else value
 
 
 def run_stage(

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rlspeech.cli import complete
-from rlspeech.cli.common import (
-    ConfigFiles,
-    Debug,
-    Device,
-    Json,
-    Out,
-    Preset,
-    Quiet,
-    Seed,
-    Sets,
-    Shared,
-    run_stage,
-    task_option,
-)
+from rlspeech.cli.common import LAYERS, command, stage, task_option
 
-__all__ = ["add_to", "pretrain", "rl"]
+__all__ = ["app", "pretrain", "rl"]
+
+app = typer.Typer()
+STAGE = (*LAYERS, "out", "seed", "device")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command(epilog="Example: rlspeech pretrain --preset flowse-tiny --data data/mix/mix.json --out runs/base")(
-        pretrain
-    )
-    app.command(
-        epilog="Example: rlspeech rl --algo grpo --task flowse --model runs/base --reward estoi=1 --reward pesq_wb=0.5 "
-        "--guard speaker_similarity=0.02 --out runs/rl"
-    )(rl)
-
-
+@command(app, "rlspeech pretrain --preset flowse-tiny --data data/mix/mix.json --out runs/base", *STAGE)
 def pretrain(
     task: Annotated[str | None, task_option("Pretrain")] = None,
     data: Annotated[
@@ -49,37 +29,18 @@ def pretrain(
     batch: Annotated[int | None, typer.Option(help="Clips a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop, validate and save after this long.")] = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    device: Device = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    **shared: Any,
 ) -> None:
     """Train a task's model with supervision; it can be interrupted and goes on where it was."""
-    run_stage(
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        "config:Pretrain",
-        "stages.pretrain:run",
-        {
-            "task": task,
-            "data": data,
-            "valid": valid,
-            "init": init,
-            "steps": steps,
-            "batch": batch,
-            "lr": lr,
-            "max_minutes": max_minutes,
-            "out": out,
-            "seed": seed,
-            "device": device,
-        },
-    )
+    stage("config:Pretrain", "stages.pretrain:run", locals())
 
 
+@command(
+    app,
+    "rlspeech rl --algo grpo --task flowse --model runs/base --reward estoi=1 --reward pesq_wb=0.5 "
+    "--guard speaker_similarity=0.02 --out runs/rl",
+    *STAGE,
+)
 def rl(
     algo: Annotated[
         str | None,
@@ -89,17 +50,19 @@ def rl(
     model: Annotated[str | None, typer.Option(help="Checkpoint or run folder; none: the embedded checkpoint.")] = None,
     data: Annotated[str | None, typer.Option(help="Manifest or mix.json; none: the embedded corpus.")] = None,
     valid: Annotated[str | None, typer.Option(help="Paired manifest, scored before, during and after.")] = None,
-    reward: Annotated[
+    rewards: Annotated[
         list[str] | None,
         typer.Option(
+            "--reward",
             metavar="NAME=WEIGHT",
             help="What to raise, e.g. estoi=1 (rlspeech doctor lists them); may be repeated.",
             autocompletion=complete.rewards,
         ),
     ] = None,
-    guard: Annotated[
+    guards: Annotated[
         list[str] | None,
         typer.Option(
+            "--guard",
             metavar="NAME[=MAX_DROP]",
             help="Watch a metric; stop when it falls by more than MAX_DROP. May be repeated.",
             autocompletion=complete.rewards,
@@ -120,37 +83,7 @@ def rl(
     probe: Annotated[
         bool, typer.Option("--probe", help="Train nothing: measure which exploration gives the gradient a direction.")
     ] = False,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    device: Device = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    **shared: Any,
 ) -> None:
     """Train a model on rewards. With no options: GRPO on the embedded enhancer and corpus."""
-    run_stage(
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        "config:RL",
-        "stages.probe:run" if probe else "stages.rl:run",
-        {
-            "algo": algo,
-            "task": task,
-            "model": model,
-            "data": data,
-            "valid": valid,
-            "rewards": reward,
-            "guards": guard,
-            "steps": steps,
-            "group": group,
-            "prompts_per_step": prompts_per_step,
-            "lr": lr,
-            "offload": offload,
-            "max_minutes": max_minutes,
-            "out": out,
-            "seed": seed,
-            "device": device,
-        },
-    )
+    stage("config:RL", "stages.probe:run" if probe else "stages.rl:run", locals(), without=["probe"])
