@@ -103,7 +103,6 @@ def bench_rollouts(repeats: int, model: FlowModel) -> list[list[Any]]:
     from rlspeech.models.adapters import Adapted
     from rlspeech.models.flow import FlowEnhancer
     from rlspeech.tasks.flowse.policy import FlowPolicy
-    from rlspeech.tasks.flowse.task import FlowSE
 
     torch.manual_seed(0)
     adapted, group = Adapted(FlowEnhancer(model), Lora()), 8
@@ -113,7 +112,7 @@ def bench_rollouts(repeats: int, model: FlowModel) -> list[list[Any]]:
     turn = iter(range(10_000))
 
     def roll(explore: Exploration) -> Callable[[], Any]:
-        policy = FlowPolicy(FlowSE(), adapted, explore)
+        policy = FlowPolicy(adapted, explore)
         return lambda: policy.rollout(prompts, group=group, seed=next(turn))
 
     pairs = [

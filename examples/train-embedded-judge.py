@@ -128,9 +128,8 @@ def outputs(args: argparse.Namespace) -> None:
     from rlspeech.models.hub import load_avse
     from rlspeech.tasks.aids.quality_labels import quality, row_of
     from rlspeech.tasks.avse.policy import AvsePolicy
-    from rlspeech.tasks.avse.task import Avse
 
-    mixtures, out, task = MixtureSet.from_recipe(args.recipe, seed=args.seed), Path(args.out), Avse()
+    mixtures, out = MixtureSet.from_recipe(args.recipe, seed=args.seed), Path(args.out)
     models = [load_avse(name)[0] for name in args.model]
     out.mkdir(parents=True, exist_ok=True)
     made, started = 0, time.monotonic()
@@ -140,7 +139,6 @@ def outputs(args: argparse.Namespace) -> None:
             model = models[int(rng.integers(len(models)))]
             noise = float(rng.choice([0.0, 0.3, 0.6, 1.0]))
             policy = AvsePolicy(
-                task,
                 Adapted(model, None),
                 Exploration(
                     kind="gain",

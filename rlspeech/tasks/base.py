@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
-from rlspeech.data.audio import save_audio
+from rlspeech.data.audio import rms_dbfs, save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.run import Run
 from rlspeech.stats import Interval, mean_interval
@@ -25,12 +25,15 @@ __all__ = [
     "channels_of",
     "check_enhancer",
     "enhance_clips",
+    "level_gain",
     "means_of",
     "mono",
+    "sample_of",
     "set_anew",
 ]
 
 Numbers = dict[str, float | Interval]
+SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0
 VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
 
 
@@ -150,10 +153,20 @@ def enhance_clips(enhancer: Any, clips: list[Clip], folder: Path, players: int) 
     made = [enhancer.infer([c.noisy], [c.key], [c.lips])[0] for c in clips]
     for c, wav in list(zip(clips, made, strict=True))[:players]:
         save_audio(folder / f"{c.key}.flac", mono(wav), enhancer.sample_rate)
-    return [
-        Sample(c.key, mono(w), enhancer.sample_rate, mono(c.target), c.text, c.columns)
-        for c, w in zip(clips, made, strict=True)
-    ]
+    return [sample_of(c, w, enhancer.sample_rate) for c, w in zip(clips, made, strict=True)]
+
+
+def sample_of(clip: Clip, wav: np.ndarray, sample_rate: int) -> Sample:
+    """An output (T,) or (C, T) of a clip as a sample to score."""
+    return Sample(clip.key, mono(wav), sample_rate, mono(clip.target), clip.text, clip.columns)
+
+
+def level_gain(wav: np.ndarray, level_dbfs: float | None) -> float:
+    """Factor that brings a recording to a level, at most ``MAX_GAIN_DB``; silence keeps its own: no gain makes speech of it."""
+    if level_dbfs is None:
+        return 1.0
+    level = rms_dbfs(wav.reshape(-1))
+    return 10.0 ** (min(level_dbfs - level, MAX_GAIN_DB) / 20.0) if level > SILENT_DBFS - MAX_GAIN_DB else 1.0
 
 
 def channels_of(task: Any, model: Any) -> int:

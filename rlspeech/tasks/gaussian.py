@@ -1,11 +1,15 @@
-"""What the relaxed enhancers share: a sampled output as a differentiable function of the weights, and how far it is from the reference's.
+"""What policies with Gaussian noise share: the noise, the log-probability, and a sample as a differentiable function of the weights.
 
-An enhancer has no tokens to relax: its sample is its own noise put through its weights, f(theta, eps), and the same eps through other
-weights is the relaxed sample (the reparameterisation of arXiv 1312.6114). At the weights that acted it is the rollout itself.
+A decision draws eps ~ N(0, I), in the dimensions of a kernel (``tasks/explore.py``). The policy is evaluated by how far the mean has
+moved since, d, in standard deviations (n, J):
 
-The KL of the exploration (``tasks/explore.py``) knows the few directions that noise is drawn in. A gradient through the waveform goes
-anywhere, first where that KL sees nothing, so for these policies the KL is that of the waveforms: both outputs as means of white
-Gaussians whose standard deviation is ``noise`` times the reference output's RMS,
+    log pi_new - log pi_old = sum (eps d - d^2 / 2),      KL(new || reference) = sum d_ref^2 / 2.
+
+For DiffRO, an enhancer has no tokens to relax: its sample is its own noise put through its weights, f(theta, eps), and the same eps
+through other weights is the relaxed sample (the reparameterisation of arXiv 1312.6114). At the weights that acted it is the rollout
+itself. The KL above knows the few directions that noise is drawn in. A gradient through the waveform goes anywhere, first where that
+KL sees nothing, so for relaxed policies the KL is that of the waveforms: both outputs as means of white Gaussians whose standard
+deviation is ``noise`` times the reference output's RMS,
 
     KL = |w - w_ref|^2 / (2 noise^2 |w_ref|^2),
 
@@ -14,12 +18,148 @@ Gaussians whose standard deviation is ``noise`` times the reference output's RMS
 
 from __future__ import annotations
 
+from typing import Any, Literal, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-__all__ = ["wave_kl"]
+from rlspeech.config import Exploration
+from rlspeech.data.batches import seed_of
+from rlspeech.models.adapters import Adapted
+from rlspeech.types import LogProb, Relaxed, Rollout, UserError
+
+__all__ = ["GaussianPolicy", "RelaxedGaussian", "Terms", "normal", "real_samples", "reduce", "wave_kl"]
 
 QUIET = 1e-4  # RMS that a silent reference is taken to have
+Reduction = Literal["mean", "sum"]
+
+
+class Terms(NamedTuple):
+    """Of n rows at one decision: log-probability, drift sum d^2/2, and the KL in the configured reduction and in the other one."""
+
+    logp: Tensor
+    drift: Tensor
+    kl: Tensor | None
+    kl_other: Tensor | None
+
+
+class GaussianPolicy:
+    """Acts with the current weights of ``adapted`` under Gaussian noise; see ``types.Policy``.
+
+    Args:
+        adapted: model, trainable part, reference.
+        explore: noise kernel and where it acts.
+        kernel: what the noise moves.
+        reduction: "mean" or "sum" of the log-probability over a decision's dimensions.
+        seed: of the noise (and of latents).
+    """
+
+    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised"})
+
+    def __init__(
+        self, adapted: Adapted, explore: Exploration, kernel: Any, reduction: Reduction = "mean", seed: int = 0
+    ) -> None:
+        self.adapted, self.model, self.explore, self.kernel = adapted, adapted.model, explore, kernel
+        self.reduction, self.seed, self.sample_rate = reduction, seed, adapted.model.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def parameters(self) -> list[Parameter]:
+        return self.adapted.parameters()
+
+    def noise(self, keys: list[str], group: int, dims: int, seed: int, *place: int) -> Tensor:
+        """Standard normal (N, J), row i a function of (seed, collection, utterance, member, place) alone.
+
+        Args:
+            keys: N utterance ids, the G members of a group next to each other.
+            group: G; with ``explore.antithetic`` its second half is the first one's mirror.
+            dims: J.
+            seed: the collection's.
+            place: what tells this decision from the rollout's others.
+        """
+        rows, kept = [], group - group // 2
+        for i, key in enumerate(keys):
+            member = i % group
+            mirrored = self.explore.antithetic and member >= kept
+            drawn = normal(dims, seed_of(self.seed, seed, key, member - kept if mirrored else member, *place))
+            rows.append(-drawn if mirrored else drawn)
+        return torch.stack(rows)
+
+    def terms(self, old: Tensor, eps: Tensor, active: Tensor, shift: Tensor, away: Tensor | None) -> Terms:
+        """Evaluate decisions again.
+
+        Args:
+            old: (n,) log-probabilities under the policy that acted.
+            eps: (n, J) the noise that was drawn.
+            active: (n, J) 1 on dimensions that exist.
+            shift: (n, J) how far the mean has moved since, in standard deviations.
+            away: (n, J) how far it lies from the reference's; None: no KL is wanted.
+        """
+        logp = old + reduce(eps * shift - 0.5 * shift.square(), active, self.reduction)
+        drift = reduce(0.5 * shift.detach().square(), active, self.reduction)
+        if away is None:
+            return Terms(logp, drift, None, None)
+        other: Reduction = "mean" if self.reduction == "sum" else "sum"
+        square = 0.5 * away.square()
+        return Terms(logp, drift, reduce(square, active, self.reduction), reduce(square, active, other).detach())
+
+
+class RelaxedGaussian(GaussianPolicy):
+    """Mixed in before a ``GaussianPolicy``: adds ``relax``; the KL becomes that of the waveforms.
+
+    Raises:
+        UserError: exploration without noise, which is the KL's unit.
+    """
+
+    def __init__(self, adapted: Adapted, explore: Exploration, *args: Any, **options: Any) -> None:
+        super().__init__(adapted, explore, *args, **options)
+        if not explore.noise:
+            why = "it is also the unit of the KL to the reference"
+            raise UserError("explore.noise is 0", why, "--set explore.noise=0.1")
+
+    def wave(self, model: Any, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms (n, T) of a model under the rows' own noise, at the inputs' levels, and (n, T) bool, real samples."""
+        raise NotImplementedError
+
+    def relax(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        *,
+        tau: float = 1.0,
+        hard: bool = True,
+        seed: int = 0,
+        with_kl: bool = False,
+    ) -> Relaxed:
+        wav, mask = self.wave(self.model, rollout, rows)
+        return Relaxed(wav, mask, kl=self._wave_kl(rollout, rows, wav, mask) if with_kl else None, seed=seed)
+
+    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
+        new: LogProb = super().log_prob(rollout, rows, with_kl=False)  # type: ignore[misc]
+        if not with_kl:
+            return new
+        return new._replace(kl=self._wave_kl(rollout, rows, *self.wave(self.model, rollout, rows)))
+
+    def _wave_kl(self, rollout: Rollout, rows: Tensor, wav: Tensor, mask: Tensor) -> Tensor:
+        """(n, S): the KL to the reference's waveforms, the same at every decision."""
+        with torch.no_grad(), self.adapted.reference() as model:
+            there, _ = self.wave(model, rollout, rows)
+        return wave_kl(wav, there, mask, self.explore.noise)[:, None].expand(-1, rollout.mask.shape[1])
+
+
+def normal(count: int, seed: int) -> Tensor:
+    """Standard normal (count,) whose beginning does not depend on how many are drawn (torch draws the last 16 in another way)."""
+    return torch.randn(max(16, count + -count % 16), generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def reduce(value: Tensor, active: Tensor, how: Reduction) -> Tensor:
+    """Mean or sum (n,) over the active dimensions of (n, J)."""
+    total = (value * active).sum(1)
+    return total if how == "sum" else total / active.sum(1).clamp_min(1)
 
 
 def wave_kl(wav: Tensor, reference: Tensor, mask: Tensor, noise: float) -> Tensor:
@@ -31,5 +171,5 @@ def wave_kl(wav: Tensor, reference: Tensor, mask: Tensor, noise: float) -> Tenso
 
 
 def real_samples(samples: Tensor, length: int) -> Tensor:
-    """(n, T) bool of counts (n,)."""
+    """(n, T) bool, True on the first ``samples[i]`` of T = ``length`` samples."""
     return torch.arange(length, device=samples.device)[None] < samples[:, None]

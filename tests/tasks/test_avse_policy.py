@@ -11,8 +11,9 @@ from tiny_avse_task import av_clips, av_policy, tiny_avse
 
 from rlspeech.config import Exploration, Lora
 from rlspeech.models.avse import si_snr
+from rlspeech.tasks.avse.enhancer import AvInference
 from rlspeech.tasks.avse.policy import AvsePolicy, GainKernel, filter_bands
-from rlspeech.tasks.avse.task import Avse, AvseInference
+from rlspeech.tasks.avse.task import Avse
 from rlspeech.types import BasePolicy, CriticPolicy, Policy, UserError
 
 GAIN = Exploration(kind="gain", noise=0.3, bands=4)
@@ -54,7 +55,7 @@ def test_the_second_look_repeats_the_first(explore: Exploration) -> None:
 def test_without_noise_a_sample_is_the_output(explore: Exploration) -> None:
     policy, clips = av_policy(explore.model_copy(update={"noise": 0.0})), av_clips(4000)
     made = policy.rollout(clips, group=2, seed=1).samples
-    plain = AvseInference(policy.task, policy.model).infer([clips[0].noisy], ["x"], [clips[0].lips])[0]
+    plain = AvInference(policy.model).infer([clips[0].noisy], ["x"], [clips[0].lips])[0]
     assert np.allclose(made[0].wav, plain, atol=1e-6) and np.allclose(made[1].wav, plain, atol=1e-6)
 
 

@@ -20,7 +20,8 @@ from rlspeech.data.video import save_lips
 from rlspeech.models.avse import AvseEnhancer
 from rlspeech.models.hub import embedded_path, load_avse
 from rlspeech.stages import pretrain
-from rlspeech.tasks.avse.task import Avse, AvseInference, shuffled, supervised_loss
+from rlspeech.tasks.avse.enhancer import AvInference, shuffled, supervised_loss
+from rlspeech.tasks.avse.task import Avse
 from rlspeech.tasks.base import channels_of
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError, Utterance
@@ -74,8 +75,8 @@ def test_silence_and_nan_are_not_amplified() -> None:
     clips[0].noisy, clips[1].noisy = np.zeros(4000, np.float32), np.full(4000, np.nan, np.float32)
     batch = TASK.collate(clips, tiny_avse())
     assert batch.gain[:2].tolist() == [1.0, 1.0] and batch.gain[2] != 1.0
-    made = AvseInference(TASK, tiny_avse()).infer([c.noisy for c in clips], None, [c.lips for c in clips])
-    alone = AvseInference(TASK, tiny_avse()).infer([clips[2].noisy], None, [clips[2].lips])[0]
+    made = AvInference(tiny_avse()).infer([c.noisy for c in clips], None, [c.lips for c in clips])
+    alone = AvInference(tiny_avse()).infer([clips[2].noisy], None, [clips[2].lips])[0]
     assert not made[0].any() and np.abs(made[2] - alone).max() < 1e-5
 
 
@@ -174,7 +175,7 @@ def test_channels_are_asked_for() -> None:
 
 
 def test_a_binaural_model_takes_mono_and_the_other_way_round() -> None:
-    two, clips = AvseInference(TASK, tiny_avse(channels=2)), _binaural(6000, 4500)
+    two, clips = AvInference(tiny_avse(channels=2)), _binaural(6000, 4500)
     both = two.infer([c.noisy for c in clips], None, [c.lips for c in clips])
     assert [w.shape for w in both] == [(2, 6000), (2, 4500)]
     assert not np.allclose(both[0][0], both[0][1])
@@ -185,7 +186,7 @@ def test_a_binaural_model_takes_mono_and_the_other_way_round() -> None:
     doubled = two.infer([np.stack([ear, ear])], None, [clips[0].lips])[0]
     assert heard.shape == (6000,)
     np.testing.assert_allclose(heard, doubled.mean(0), atol=1e-6)
-    one = AvseInference(TASK, tiny_avse())
+    one = AvInference(tiny_avse())
     assert one.infer([ear], None, None)[0].shape == (6000,)
     batch = TASK.collate(clips, tiny_avse())
     np.testing.assert_allclose((batch.noisy[0, 0] / batch.gain[0]).numpy(), clips[0].noisy.mean(0), atol=1e-6)
@@ -199,7 +200,7 @@ def test_a_binaural_model_takes_mono_and_the_other_way_round() -> None:
 def test_outputs_keep_the_level_of_their_inputs(channels: int) -> None:
     model, clip = tiny_avse(channels=channels), _binaural(6000)[0]
     wav = clip.noisy if channels == 2 else clip.noisy[0]
-    loud, faint = (AvseInference(TASK, model).infer([g * wav], None, [clip.lips])[0] for g in (1.0, 0.05))
+    loud, faint = (AvInference(model).infer([g * wav], None, [clip.lips])[0] for g in (1.0, 0.05))
     np.testing.assert_allclose(0.05 * loud, faint, rtol=1e-3, atol=1e-6)
 
 
@@ -282,7 +283,7 @@ def _si_sdr(output: np.ndarray, target: np.ndarray) -> float:
 
 def _worth_db(model: AvseEnhancer, clips: list[Clip]) -> tuple[float, float, float]:
     """Mean SI-SDR of the inputs, of the outputs, and of the outputs where every clip has its neighbour's video."""
-    see = AvseInference(TASK, model.eval())
+    see = AvInference(model.eval())
     right = [_si_sdr(see.infer([c.noisy], None, [c.lips])[0], c.target) for c in clips]
     wrong = [
         _si_sdr(see.infer([c.noisy], None, [o.lips])[0], c.target) for c, o in zip(clips, shuffled(clips), strict=True)

@@ -11,10 +11,11 @@ import torch
 from tiny_flow import RATE, clips, disturb, policy, tiny_model
 from torch.distributions import Independent, Normal, kl_divergence
 
-from rlspeech.config import Exploration, FlowModel, Lora
+from rlspeech.config import Exploration, Lora
 from rlspeech.tasks import get_task
+from rlspeech.tasks.flowse.enhancer import Enhancer, collate, latent
 from rlspeech.tasks.flowse.policy import FlowPolicy
-from rlspeech.tasks.flowse.task import Enhancer, FlowSE, latent, normal
+from rlspeech.tasks.gaussian import normal
 from rlspeech.types import LogProb, Policy, Rollout, UserError
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
@@ -61,7 +62,7 @@ def test_noise_zero_gives_what_the_enhancer_gives(kind: str) -> None:
     made = policy(explore, seed=5)
     batch = clips(8000)
     names = ["clip0"] if explore.shared_latent else ["clip0#0"]
-    wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
+    wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
     rollout = made.rollout(batch, group=2, seed=11)
     assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # another batch shape rounds otherwise
     if (
@@ -79,7 +80,7 @@ def test_noise_zero_is_the_ode_to_the_bit_at_the_same_batch_shape(kind: str) -> 
     batch = clips(8000, 8000)
     rollout = made.rollout(batch, group=2, seed=11)
     repeated = [b for b in batch for _ in range(2)]
-    wanted = Enhancer(FlowSE(), made.model, nfe=explore.nfe[0], seed=16).infer(
+    wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=16).infer(
         [b.noisy for b in repeated], [f"{b.key}#{g}" for b in batch for g in range(2)]
     )
     assert np.array_equal(_wavs(rollout), np.stack(wanted))
@@ -308,7 +309,7 @@ def test_the_beginning_of_a_draw_does_not_depend_on_its_length() -> None:
 
 @pytest.mark.parametrize("samples", [(8000, 5001), (3000, 1), (4096, 4097), (16000, 700)])
 def test_enhancement_does_not_depend_on_the_batch(samples: tuple[int, int]) -> None:
-    enhancer = Enhancer(FlowSE(), tiny_model(), nfe=3)
+    enhancer = Enhancer(tiny_model(), nfe=3)
     batch = clips(*samples)
     together = enhancer.infer([c.noisy for c in batch], ["a", "b"])
     for clip, name, wav in zip(batch, "ab", together, strict=True):
@@ -320,22 +321,22 @@ def test_enhancement_does_not_depend_on_the_batch(samples: tuple[int, int]) -> N
 
 
 def test_output_levels_follow_the_input() -> None:
-    enhancer = Enhancer(FlowSE(), tiny_model(), nfe=2)
+    enhancer = Enhancer(tiny_model(), nfe=2)
     noisy = clips(8000)[0].noisy
     a, b = enhancer.infer([noisy, noisy * 0.01], ["k", "k"])
     np.testing.assert_allclose(b * 100, a, atol=1e-3 * float(np.abs(a).max()))
 
 
 def test_silence_stays_silence_and_gains_are_shared_with_the_target() -> None:
-    task, cfg = FlowSE(), FlowModel()
+    model = tiny_model()
     silent = clips(4000)[0]
     silent.noisy = np.zeros(4000, np.float32)
-    batch = task.collate([*clips(8000), silent], cfg)
+    batch = collate([*clips(8000), silent], model)
     assert batch.gain[1] == 1.0 and batch.samples.tolist() == [8000, 4000] and float(batch.noisy[1].abs().max()) == 0
     loud = batch.noisy[0]
-    assert 20 * math.log10(float(loud.square().mean().sqrt())) == pytest.approx(cfg.level_dbfs, abs=0.01)
+    assert 20 * math.log10(float(loud.square().mean().sqrt())) == pytest.approx(model.cfg.level_dbfs, abs=0.01)
     torch.testing.assert_close(batch.target[0] / batch.gain[0], torch.from_numpy(clips(8000)[0].target))
-    assert Enhancer(task, tiny_model(), nfe=2).infer([silent.noisy], ["s"])[0].shape == (4000,)
+    assert Enhancer(model, nfe=2).infer([silent.noisy], ["s"])[0].shape == (4000,)
 
 
 def test_tasks_by_name() -> None:

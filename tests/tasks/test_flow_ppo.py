@@ -12,8 +12,8 @@ from tiny_flow import SMALL, clips, disturb, policy
 
 from rlspeech.algos import get_algorithm
 from rlspeech.config import PPO, RL, Exploration, Lora, RewardSpec
+from rlspeech.tasks.flowse.enhancer import collate, encode, spectral_mask
 from rlspeech.tasks.flowse.policy import FlowPolicy
-from rlspeech.tasks.flowse.task import encode, spectral_mask
 from rlspeech.types import Sample, Score
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
@@ -27,7 +27,7 @@ KINDS = [
 
 def _silent(made: FlowPolicy, seed: int, group: int = 1) -> list[np.ndarray]:
     """Rollouts of the same policy at noise 0."""
-    quiet = FlowPolicy(made.task, made.adapted, made.explore.model_copy(update={"noise": 0.0}), seed=made.seed)
+    quiet = FlowPolicy(made.adapted, made.explore.model_copy(update={"noise": 0.0}), seed=made.seed)
     return [s.wav for s in quiet.rollout(clips(8000, 5001), group=group, seed=seed).samples]
 
 
@@ -108,7 +108,7 @@ def test_a_mel_policy_has_features_too() -> None:
 
 def test_the_supervised_loss_is_that_of_pretraining() -> None:
     made, batch = policy(GAIN), clips(8000, 5001)
-    data = made.task.collate(batch, made.model.cfg)
+    data = collate(batch, made.model)
     x1, y = encode(made.model, data.target, data.samples), encode(made.model, data.noisy, data.samples)
     torch.manual_seed(4)
     wanted = made.model.loss(x1, y, spectral_mask(made.model, data, y.shape[1]), 0.5)["loss"]

@@ -12,7 +12,6 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.avse import AvseEnhancer
 from rlspeech.tasks.avse.policy import AvsePolicy
-from rlspeech.tasks.avse.task import Avse
 
 RATE = 16000
 TINY: dict[str, Any] = {
@@ -55,4 +54,4 @@ def av_clips(*samples: int, seed: int = 0, lips: bool = True) -> list[Clip]:
 
 def av_policy(explore: Exploration, lora: Lora | None = None, reduction: Any = "mean", **changes: Any) -> AvsePolicy:
     """A policy on a tiny model."""
-    return AvsePolicy(Avse(), Adapted(tiny_avse(**changes), lora), explore, reduction=reduction)
+    return AvsePolicy(Adapted(tiny_avse(**changes), lora), explore, reduction)

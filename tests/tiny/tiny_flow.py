@@ -13,7 +13,6 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.flow import FlowEnhancer
 from rlspeech.tasks.flowse.policy import FlowPolicy
-from rlspeech.tasks.flowse.task import FlowSE
 
 RATE = 16000
 SMALL = Lora(rank=2, alpha=4)
@@ -53,7 +52,7 @@ def policy(
     """A policy on a tiny model."""
     model = tiny_model(**changes)
     torch.manual_seed(3)
-    return FlowPolicy(FlowSE(), Adapted(model, lora), explore, reduction=reduction, seed=seed)
+    return FlowPolicy(Adapted(model, lora), explore, reduction, seed)
 
 
 def disturb(parameters: list[nn.Parameter], size: float, seed: int = 9) -> None:

@@ -1,14 +1,10 @@
 """An audio-visual enhancer as a policy: one decision a clip, the mask.
 
 The textbook version (LR-AVSE, arXiv 2603.13952): the mask is the mean of a Gaussian with fixed sigma, a sampled mask is decoded and
-judged (``explore.kind=mask``). A 2-s mask has hundreds of thousands of dimensions, and the noise of one is not heard, only its sum
-is: most of what a reward says of such a sample is chance. What is added: the structured exploration of the flow task
+judged (``explore.kind=mask``). A 2-s mask has hundreds of thousands of dimensions, and a listener hears only the sum of their
+noise: most of what a reward says of such a sample is chance. What is added: the structured exploration of the flow task
 (``explore.kind=gain``, see ``tasks/explore.py``) in the mask's own domain, noise on the level and the contrast of a few bands of the
 masked latents, a band being the encoder's filters of neighbouring centre frequencies.
-
-As there, the policy is evaluated by how far its mean has moved, d, in units of the noise eps that was drawn:
-
-    log pi_new - log pi_old = sum (eps d - d^2 / 2),      KL(new || reference) = sum d_ref^2 / 2.
 
 What is not found in the paper and chosen here: a sampled mask is cut at 0 before it is decoded (``explore.mask_clamp``), because a
 mask below 0 would turn a filter's phase; probabilities are those of the uncut mask.
@@ -16,24 +12,20 @@ mask below 0 would turn a filter's phase; probabilities are those of the uncut m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from rlspeech.config import Exploration
-from rlspeech.data.batches import Clip, seed_of
+from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.avse import AvseEnhancer, Masked
-from rlspeech.tasks.avse.task import AvBatch, Avse, AvseInference, supervised_loss
-from rlspeech.tasks.base import mono
+from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, supervised_loss
+from rlspeech.tasks.base import sample_of
 from rlspeech.tasks.explore import Fields
-from rlspeech.tasks.flowse.task import normal
-from rlspeech.tasks.gaussian import real_samples, wave_kl
-from rlspeech.types import LogProb, Relaxed, Rollout, Sample, UserError
+from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, real_samples, reduce
+from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 __all__ = ["AvsePolicy", "GainKernel", "MaskKernel", "RelaxedAvse", "filter_bands"]
 
@@ -53,9 +45,7 @@ class Decisions:
 
     def of(self, rows: Tensor) -> Masked:
         """Old latents and masks of some clips."""
-        return Masked(
-            self.old.latent[rows], self.old.mask[rows], None if self.old.real is None else self.old.real[rows]
-        )
+        return _rows(self.old, rows)
 
 
 class MaskKernel:
@@ -94,9 +84,9 @@ class GainKernel:
 
     def _at(self, old: Masked) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         latent = old.latent[:, None].expand_as(old.mask)
-        heard = _frames_first(old.mask * latent)
-        unit = heard.mean((1, 2), keepdim=True).clamp_min(1e-12)
-        return self.fields.at(heard / unit, _frames_first(latent) / unit, old.real)
+        output = _frames_first(old.mask * latent)
+        unit = output.mean((1, 2), keepdim=True).clamp_min(1e-12)
+        return self.fields.at(output / unit, _frames_first(latent) / unit, old.real)
 
     def active(self, old: Masked) -> Tensor:
         """(B, J) float, 1 on the coefficients of cells that hold energy."""
@@ -116,70 +106,45 @@ class GainKernel:
         return self.fields.shift(weight, fields, _frames_first(change))
 
 
-class AvsePolicy:
-    """Acts with the current weights of ``adapted``; see ``types.Policy``.
-
-    Args:
-        task: for batching.
-        adapted: model, trainable part, reference.
-        explore: kind ``gain`` or ``mask``.
-        reduction: "mean" or "sum" of the log-probability over a decision's dimensions.
-        seed: of the noise.
+class AvsePolicy(GaussianPolicy):
+    """A ``GaussianPolicy`` of one decision a clip: the mask; ``explore.kind`` is ``gain`` or ``mask``.
 
     Raises:
         UserError: an exploration that is not for masks.
     """
 
-    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
+    supports = GaussianPolicy.supports | {"supervised_sample"}
 
-    def __init__(
-        self,
-        task: Avse,
-        adapted: Adapted,
-        explore: Exploration,
-        *,
-        reduction: Literal["mean", "sum"] = "mean",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, adapted: Adapted, explore: Exploration, reduction: Reduction = "mean", seed: int = 0) -> None:
+        model = adapted.model
         if explore.kind not in {"gain", "mask"}:
             raise UserError(
                 f"explore.kind={explore.kind} is for the task flowse",
                 "an audio-visual enhancer has a mask and no steps",
                 "--set explore.kind=gain, or explore.kind=mask as published",
             )
-        self.task, self.adapted, self.model, self.explore = task, adapted, adapted.model, explore
-        if explore.kind == "gain" and explore.bands > self.model.cfg.filters:
-            raise UserError(
-                f"{explore.bands} bands do not fit {self.model.cfg.filters} filters", "", "--set explore.bands=4"
-            )
-        self.kernel: MaskKernel | GainKernel = (
-            MaskKernel(explore) if explore.kind == "mask" else GainKernel(self.model, explore)
-        )
-        self.reduction, self.seed = reduction, seed
-        self.sample_rate = self.model.sample_rate
+        if explore.kind == "gain" and explore.bands > model.cfg.filters:
+            what = f"{explore.bands} bands do not fit {model.cfg.filters} filters"
+            raise UserError(what, "", "--set explore.bands=4")
+        kernel = MaskKernel(explore) if explore.kind == "mask" else GainKernel(model, explore)
+        super().__init__(adapted, explore, kernel, reduction, seed)
 
-    def parameters(self) -> list[Parameter]:
-        """What an optimiser may change."""
-        return self.adapted.parameters()
-
-    def enhancer(self, seed: int) -> AvseInference:
+    def enhancer(self, seed: int) -> AvInference:
         """The current weights without noise."""
-        return AvseInference(self.task, self.model)
+        return AvInference(self.model)
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
         """Sample ``group`` masks for each of B clips. Returns N = B*G rows of one decision."""
-        data = self._collate(batch)
+        data = collate(batch, self.model, self.device)
         old = self.model(data.noisy, data.video, data.present, data.samples)
         prompts = torch.arange(len(batch), device=data.noisy.device).repeat_interleave(group)
         active = self.kernel.active(old)
-        eps = torch.stack(
-            [self._noise(batch[p].key, i % group, group, seed, active.shape[1]) for i, p in enumerate(prompts.tolist())]
-        )
+        eps = self.noise([batch[p].key for p in prompts.tolist()], group, active.shape[1], seed)
         state = Decisions(data, old, eps.to(active.device) * active[prompts], prompts, active)
-        logp = _reduce(-0.5 * state.eps.square(), active[prompts], self.reduction)[:, None]
+        logp = reduce(-0.5 * state.eps.square(), active[prompts], self.reduction)[:, None]
         wavs = self._decode(state, old, torch.arange(len(prompts), device=prompts.device))
         samples = [self._sample(batch[p], wavs[i]) for i, p in enumerate(prompts.tolist())]
         alive = active[prompts].sum(1, keepdim=True) > 0
@@ -188,7 +153,7 @@ class AvsePolicy:
     @torch.no_grad()
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
         """What the reference weights make of each clip; the seed changes nothing."""
-        data = self._collate(batch)
+        data = collate(batch, self.model, self.device)
         with self.adapted.reference() as model:
             out = model.enhance(data.noisy, data.video, data.present, data.samples) / data.gain[:, None, None]
         return [self._sample(c, w) for c, w in zip(batch, out, strict=True)]
@@ -197,16 +162,14 @@ class AvsePolicy:
         """-SI-SNR in dB of the noiseless outputs; with a rollout and its rows (n,), of those sampled masks under the current weights."""
         model = self.model
         if rollout is None or rows is None:
-            data = self._collate(prompts)
+            data = collate(prompts, self.model, self.device)
             return supervised_loss(model, model.enhance(data.noisy, data.video, data.present, data.samples), data)
         state: Decisions = rollout.state
         used, back = torch.unique(state.prompts[rows.to(state.prompts.device)], return_inverse=True)
-        data, made = _pick(state.batch, used), self._look(state, used)
-        again = Masked(made.latent[back], made.mask[back], None if made.real is None else made.real[back])
-        mask = self.kernel.act(again, state.of(used[back]), state.eps[rows.to(state.eps.device)])
-        return supervised_loss(
-            model, model.decode(again.latent[:, None] * mask, data.noisy.shape[-1]), _pick(data, back)
-        )
+        data, made = state.batch.pick(used), self._masked(state, used)
+        made = _rows(made, back)
+        mask = self.kernel.act(made, state.of(used[back]), state.eps[rows.to(state.eps.device)])
+        return supervised_loss(model, model.decode(made.latent[:, None] * mask, data.noisy.shape[-1]), data.pick(back))
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """What a decision starts from, in a few numbers: (n, 1, D). Mean and spread of log-latents, and mean mask, by quarter of bands."""
@@ -233,28 +196,20 @@ class AvsePolicy:
         rows = rows.to(state.prompts.device)
         used, back = torch.unique(state.prompts[rows], return_inverse=True)  # each clip once, however many masks it has
         old, active, eps = state.of(used), state.active[used][back], state.eps[rows]
-        shift = self.kernel.shift(old, self._look(state, used).mask)
-        d = shift[back]
-        logp = rollout.logp[rows, 0] + _reduce(eps * d - 0.5 * d.square(), active, self.reduction)
-        drift = _reduce(0.5 * d.detach().square(), active, self.reduction)
+        shift = self.kernel.shift(old, self._masked(state, used).mask)
+        away = None
+        if with_kl:
+            with torch.no_grad(), self.adapted.reference() as model:
+                there = self.kernel.shift(old, self._masked(state, used, model).mask)
+            away = (shift - there)[back]
+        logp, drift, kl, other = self.terms(rollout.logp[rows, 0], eps, active, shift[back], away)
         one = logp.new_ones(1)
-        if not with_kl:
-            return LogProb(logp[:, None], None, drift[:, None], one * self.kernel.noise, one)
-        with torch.no_grad(), self.adapted.reference() as model:
-            there = self.kernel.shift(old, self._look(state, used, model).mask)
-        away = 0.5 * (shift - there)[back].square()
-        kl, other = (
-            _reduce(away, active, how)[:, None]
-            for how in (self.reduction, "mean" if self.reduction == "sum" else "sum")
-        )
-        return LogProb(logp[:, None], kl, drift[:, None], one * self.kernel.noise, one, other.detach())
+        columns = (None if kl is None else kl[:, None], drift[:, None], one * self.kernel.noise, one)
+        return LogProb(logp[:, None], *columns, None if other is None else other[:, None])
 
-    def _look(self, state: Decisions, used: Tensor, model: AvseEnhancer | None = None) -> Masked:
-        data = _pick(state.batch, used)
+    def _masked(self, state: Decisions, used: Tensor, model: AvseEnhancer | None = None) -> Masked:
+        data = state.batch.pick(used)
         return (model or self.model)(data.noisy, data.video, data.present, data.samples)
-
-    def _collate(self, clips: Sequence[Clip]) -> AvBatch:
-        return self.task.collate(clips, self.model, next(self.model.parameters()).device)
 
     def _decode(self, state: Decisions, made: Masked, rows: Tensor) -> Tensor:
         """Waveforms (n, C, T) of sampled masks at the inputs' levels."""
@@ -264,14 +219,7 @@ class AvsePolicy:
         return wavs / state.batch.gain[who][:, None, None]
 
     def _sample(self, clip: Clip, wav: Tensor) -> Sample:
-        out = mono(wav[:, : clip.noisy.shape[-1]].float().cpu().numpy())
-        return Sample(clip.key, out, self.sample_rate, mono(clip.target), clip.text, clip.columns)
-
-    def _noise(self, key: str, member: int, group: int, seed: int, dims: int) -> Tensor:
-        """Standard normal (J,), a function of (seed, collection, utterance, member) alone. Mirrored in the group's second half."""
-        mirrored = self.explore.antithetic and member >= group - group // 2
-        draw = normal(dims, seed_of(self.seed, seed, key, member - (group - group // 2) if mirrored else member))
-        return -draw if mirrored else draw
+        return sample_of(clip, wav[:, : clip.noisy.shape[-1]].float().cpu().numpy(), self.sample_rate)
 
 
 def filter_bands(model: AvseEnhancer, bands: int) -> Tensor:
@@ -285,79 +233,27 @@ def _frames_first(mask: Tensor) -> Tensor:
     return mask.permute(0, 3, 1, 2).flatten(2)
 
 
-def _pick(batch: AvBatch, rows: Tensor) -> AvBatch:
-    return AvBatch(
-        [batch.keys[i] for i in rows.tolist()],
-        batch.noisy[rows],
-        None if batch.target is None else batch.target[rows],
-        batch.samples[rows],
-        batch.gain[rows],
-        None if batch.video is None else batch.video[rows],
-        batch.present[rows],
-    )
+def _rows(made: Masked, rows: Tensor) -> Masked:
+    return Masked(made.latent[rows], made.mask[rows], None if made.real is None else made.real[rows])
 
 
-def _reduce(value: Tensor, active: Tensor, how: str) -> Tensor:
-    """Mean or sum (n,) over the active dimensions of (n, J)."""
-    total = (value * active).sum(1)
-    return total if how == "sum" else total / active.sum(1).clamp_min(1)
+class RelaxedAvse(RelaxedGaussian, AvsePolicy):
+    """An ``AvsePolicy`` whose output can be differentiated: its mask again, with the noise that was drawn.
 
-
-# The audio-visual enhancer as a policy whose output can be differentiated: its mask again, with the noise that was drawn.
-#
-# See ``tasks/gaussian.py``. Both ears of a binaural model are heard as their mean, as by every metric.
-
-
-class RelaxedAvse(AvsePolicy):
-    """An ``AvsePolicy`` with ``relax``; its KL is that of the waveforms.
-
-    Raises:
-        UserError: exploration without noise, which is the KL's unit.
+    A binaural model's channels are averaged, as by every metric.
     """
 
     supports = AvsePolicy.supports | {"relax"}
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not self.explore.noise:
-            raise UserError(
-                "explore.noise is 0", "it is also the unit of the KL to the reference", "--set explore.noise=0.1"
-            )
-
-    def relax(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        *,
-        tau: float = 1.0,
-        hard: bool = True,
-        seed: int = 0,
-        with_kl: bool = False,
-    ) -> Relaxed:
-        """Waveforms (n, T) of some rows under the current weights and their own noise; see ``types.RelaxPolicy``."""
-        wav, mask = self._wave(self.model, rollout.state, rows)
-        return Relaxed(wav, mask, kl=self._away(rollout, rows, wav, mask) if with_kl else None, seed=seed)
-
-    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        """As ``AvsePolicy.log_prob``, with the KL of the waveforms."""
-        new = super().log_prob(rollout, rows, with_kl=False)
-        return (
-            new._replace(kl=self._away(rollout, rows, *self._wave(self.model, rollout.state, rows))) if with_kl else new
-        )
-
-    def _away(self, rollout: Rollout, rows: Tensor, wav: Tensor, mask: Tensor) -> Tensor:
-        with torch.no_grad(), self.adapted.reference() as model:
-            there, _ = self._wave(model, rollout.state, rows)
-        return wave_kl(wav, there, mask, self.explore.noise)[:, None]
-
-    def _wave(self, model: AvseEnhancer, state: Decisions, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def wave(self, model: AvseEnhancer, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (n, T) at the inputs' levels, and their real samples; a clip's mask is computed once, however many rows it has."""
+        state: Decisions = rollout.state
         rows = rows.to(state.prompts.device)
         used, back = torch.unique(state.prompts[rows], return_inverse=True)
-        made = self._look(state, used, model)
-        again = Masked(made.latent[back], made.mask[back], None if made.real is None else made.real[back])
-        mask = self.kernel.act(again, state.of(used[back]), state.eps[rows])
+        made = self._masked(state, used, model)
+        made = _rows(made, back)
+        mask = self.kernel.act(made, state.of(used[back]), state.eps[rows])
         batch, who = state.batch, state.prompts[rows]
-        wavs = model.decode(again.latent[:, None] * mask, batch.noisy.shape[-1]) / batch.gain[who][:, None, None]
+        wavs = model.decode(made.latent[:, None] * mask, batch.noisy.shape[-1]) / batch.gain[who][:, None, None]
         real = real_samples(batch.samples[who], wavs.shape[-1])
         return wavs.mean(1), real

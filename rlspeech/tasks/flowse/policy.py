@@ -8,23 +8,31 @@ that several rows share are evaluated once; and the noise may be structured (``t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from rlspeech.config import Exploration, Pretrain
-from rlspeech.data.batches import Clip, seed_of
+from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.flow import FlowEnhancer, euler, magnitude
+from rlspeech.tasks.base import sample_of
 from rlspeech.tasks.explore import GainNoise, Site, build_kernel
-from rlspeech.tasks.flowse.task import Enhancer, FlowBatch, FlowSE, decode, encode, latent, normal, spectral_mask
-from rlspeech.tasks.gaussian import real_samples, wave_kl
-from rlspeech.types import LogProb, Relaxed, Rollout, Sample, UserError
+from rlspeech.tasks.flowse.enhancer import (
+    Enhancer,
+    FlowBatch,
+    collate,
+    decode,
+    encode,
+    flow_loss,
+    latent,
+    spectral_mask,
+)
+from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, Terms, real_samples, reduce
+from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 __all__ = ["Decision", "FlowPolicy", "RelaxedFlow", "Trail"]
 
@@ -43,31 +51,16 @@ class Decision:
     old: Tensor
 
 
-class FlowPolicy:
-    """Acts with the current weights of ``adapted``; see ``types.Policy``.
-
-    Args:
-        task: for batching.
-        adapted: model, trainable part, reference.
-        explore: noise kernel and window.
-        reduction: "mean" or "sum" of the log-probability over a decision's dimensions.
-        seed: of latents and noise.
+class FlowPolicy(GaussianPolicy):
+    """A ``GaussianPolicy`` over a window of the ODE's steps.
 
     Raises:
         UserError: a window that does not fit the number of steps.
     """
 
-    supports: frozenset[str] = frozenset({"sample", "base", "latent", "critic", "supervised"})
+    supports = GaussianPolicy.supports | {"latent"}
 
-    def __init__(
-        self,
-        task: FlowSE,
-        adapted: Adapted,
-        explore: Exploration,
-        *,
-        reduction: Literal["mean", "sum"] = "mean",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, adapted: Adapted, explore: Exploration, reduction: Reduction = "mean", seed: int = 0) -> None:
         own = adapted.model.cfg.nfe
         explore = explore if explore.nfe else explore.model_copy(update={"nfe": (own, own)})
         assert explore.nfe is not None
@@ -83,17 +76,11 @@ class FlowPolicy:
                 f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step",
                 "--set explore.start=[1,3] --set explore.nfe=[7,10]",
             )
-        self.task, self.adapted, self.model, self.explore = task, adapted, adapted.model, explore
-        self.kernel = build_kernel(adapted.model, explore)
-        self.reduction, self.seed, self.sample_rate = reduction, seed, adapted.model.sample_rate
-
-    def parameters(self) -> list[Parameter]:
-        """What an optimiser may change."""
-        return self.adapted.parameters()
+        super().__init__(adapted, explore, build_kernel(adapted.model, explore), reduction, seed)
 
     def enhancer(self, seed: int) -> Enhancer:
         """The current weights without noise."""
-        return Enhancer(self.task, self.model, seed=seed)
+        return Enhancer(self.model, seed=seed)
 
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
         """What the reference weights make of each clip, by the ODE; see ``types.BasePolicy``.
@@ -106,19 +93,14 @@ class FlowPolicy:
         nfe = None if seed is None else self.schedule(np.random.default_rng([self.seed, seed]))[0]
         names = [c.key if self.explore.shared_latent else f"{c.key}#0" for c in batch]
         with self.adapted.reference() as model:
-            enhancer = Enhancer(self.task, model, nfe=nfe, guidance=0.0, seed=self.seed + (seed or 0))
+            enhancer = Enhancer(model, nfe=nfe, guidance=0.0, seed=self.seed + (seed or 0))
             wavs = enhancer.infer([c.noisy for c in batch], names)
-        return [
-            Sample(c.key, wav, self.sample_rate, c.target, c.text, c.columns)
-            for c, wav in zip(batch, wavs, strict=True)
-        ]
+        return [sample_of(c, wav, self.sample_rate) for c, wav in zip(batch, wavs, strict=True)]
 
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
         """The loss of flow matching, as in pretraining with its default weights; there is none of sampled outputs."""
-        data = self.task.collate(prompts, self.model.cfg, next(self.model.parameters()).device)
-        assert data.target is not None
-        x1, y = encode(self.model, data.target, data.samples), encode(self.model, data.noisy, data.samples)
-        return self.model.loss(x1, y, spectral_mask(self.model, data, y.shape[1]), Pretrain().magnitude_weight)["loss"]
+        data = collate(prompts, self.model, self.device)
+        return flow_loss(self.model, data, Pretrain().magnitude_weight)["loss"]
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -134,8 +116,8 @@ class FlowPolicy:
     @torch.no_grad()
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
         """Sample ``group`` enhancements of each clip. Args: batch of B clips. Returns N = B*G rows."""
-        model, device = self.model, next(self.model.parameters()).device
-        data = self.task.collate(batch, model.cfg, device)
+        model, device = self.model, self.device
+        data = collate(batch, model, device)
         y = encode(model, data.noisy, data.samples)
         mask = spectral_mask(model, data, y.shape[1])
         nfe, window = self.schedule(np.random.default_rng([self.seed, seed]))
@@ -166,20 +148,11 @@ class FlowPolicy:
         """Hook: the state (n, L, D) that a step of ``nfe`` starts from, one a prompt or one a rollout."""
 
     def _decide(self, site: Site, rows: Tensor, keys: list[str], group: int, seed: int, step: int) -> Decision:
-        eps = torch.stack(
-            [self._noise(key, i % group, group, seed, step, self.kernel.dims(site)) for i, key in enumerate(keys)]
-        )
+        eps = self.noise(keys, group, self.kernel.dims(site), seed, step)
         active = self.kernel.active(site)
         eps = eps.to(site.x.device) * active[rows]
-        old = _reduce(-0.5 * eps.square(), active[rows], self.reduction)
+        old = reduce(-0.5 * eps.square(), active[rows], self.reduction)
         return Decision(site, eps, rows, active, old)
-
-    def _noise(self, key: str, member: int, group: int, seed: int, step: int, dims: int) -> Tensor:
-        """Standard normal (J,), a function of (seed, collection, utterance, member, step) alone. Mirrored in the group's second half."""
-        mirrored = self.explore.antithetic and member >= group - group // 2
-        source = member - (group - group // 2) if mirrored else member
-        draw = normal(dims, seed_of(self.seed, seed, key, source, step))
-        return -draw if mirrored else draw
 
     def _pack(
         self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]
@@ -187,17 +160,7 @@ class FlowPolicy:
         out = decode(self.model, x, data.samples[prompts]) / data.gain[prompts][:, None]
         wavs = out.float().cpu().numpy()
         owners = prompts.tolist()
-        samples = [
-            Sample(
-                batch[p].key,
-                wavs[i, : len(batch[p].noisy)],
-                self.sample_rate,
-                batch[p].target,
-                batch[p].text,
-                batch[p].columns,
-            )
-            for i, p in enumerate(owners)
-        ]
+        samples = [sample_of(batch[p], wavs[i, : len(batch[p].noisy)], self.sample_rate) for i, p in enumerate(owners)]
         logp = torch.stack([d.old for d in decisions], dim=1)
         alive = torch.stack([d.active[d.states].sum(1) > 0 for d in decisions], dim=1)
         return Rollout(prompts.cpu(), logp, alive, samples, decisions, torch.ones(len(owners), dtype=torch.bool))
@@ -206,41 +169,30 @@ class FlowPolicy:
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         """Log-probabilities of the stored decisions of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
-        columns = [self._look(d, rows.to(d.eps.device), with_kl) for d in rollout.state]
-        logp, drift = torch.stack([c[0] for c in columns], dim=1), torch.stack([c[2] for c in columns], dim=1)
-        away = torch.stack([c[1] for c in columns if c[1] is not None], dim=1) if with_kl else None  # (n, S, 2)
+        columns = [self._terms(d, rows.to(d.eps.device), with_kl) for d in rollout.state]
+        logp, drift = torch.stack([c.logp for c in columns], dim=1), torch.stack([c.drift for c in columns], dim=1)
+        kl = other = None
+        if with_kl:
+            kl = torch.stack([c.kl for c in columns if c.kl is not None], dim=1)
+            other = torch.stack([c.kl_other for c in columns if c.kl_other is not None], dim=1)
         scale = torch.tensor([self.kernel.scale(d.site) for d in rollout.state], device=logp.device)
         dt = torch.tensor([d.site.dt for d in rollout.state], device=logp.device)
-        return LogProb(
-            logp,
-            None if away is None else away[..., 0],
-            drift,
-            scale,
-            dt,
-            None if away is None else away[..., 1].detach(),
-        )
+        return LogProb(logp, kl, drift, scale, dt, other)
 
-    def _look(self, decision: Decision, rows: Tensor, with_kl: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Log-probabilities (n,), KL (n, 2) in the configured reduction and in the other, drift (n,)."""
-        used, back = torch.unique(
-            decision.states[rows], return_inverse=True
-        )  # each state once, however many rows start there
-        site, active, eps = decision.site.pick(used), decision.active[used][back], decision.eps[rows]
-        shift = self.kernel.shift(site, self.model.clean(site.x, site.y, site.t, site.mask))
-        d = shift[back]
-        logp = decision.old[rows] + _reduce(eps * d - 0.5 * d.square(), active, self.reduction)
-        drift = _reduce(0.5 * d.detach().square(), active, self.reduction)
-        if not with_kl:
-            return logp, None, drift
-        away = (
-            shift
-            - self._reference(lambda model: self.kernel.shift(site, model.clean(site.x, site.y, site.t, site.mask)))
-        )[back]
-        both = [
-            _reduce(0.5 * away.square(), active, how)
-            for how in (self.reduction, "mean" if self.reduction == "sum" else "sum")
-        ]
-        return logp, torch.stack(both, dim=1), drift
+    def _terms(self, decision: Decision, rows: Tensor, with_kl: bool) -> Terms:
+        # each state once, however many rows start there
+        used, back = torch.unique(decision.states[rows], return_inverse=True)
+        site, active = decision.site.pick(used), decision.active[used][back]
+
+        def shift_of(model: FlowEnhancer) -> Tensor:
+            return self.kernel.shift(site, model.clean(site.x, site.y, site.t, site.mask))
+
+        shift, away = shift_of(self.model), None
+        if with_kl:
+            with torch.no_grad(), self.adapted.reference() as reference:
+                there = shift_of(reference)
+            away = (shift - there)[back]
+        return self.terms(decision.old[rows], decision.eps[rows], active, shift[back], away)
 
     # -- for a critic --------------------------------------------------------------------------------------------------
 
@@ -274,23 +226,6 @@ class FlowPolicy:
         """(n, L, K) log-magnitudes of packed spectra; a mel front end's are logarithmic already."""
         return magnitude(x.float()).clamp_min(1e-3).log() if self.model.cfg.front_end == "stft" else x.float()
 
-    @torch.no_grad()
-    def _reference(self, ask: Callable) -> Tensor:
-        with self.adapted.reference() as model:
-            return ask(model)
-
-
-def _reduce(value: Tensor, active: Tensor, how: str) -> Tensor:
-    """Mean or sum (n,) over the active dimensions of (n, J)."""
-    total = (value * active).sum(1)
-    return total if how == "sum" else total / active.sum(1).clamp_min(1)
-
-
-# The flow enhancer as a policy whose output can be differentiated: the last K Euler steps again, with the noise that was drawn.
-#
-# The gradient stops at the state that those steps start from (a truncated backpropagation, as DRaFT-K, arXiv 2309.17400): earlier steps
-# cost as much memory again and add little, because the last ones decide what is heard. See ``tasks/gaussian.py``.
-
 
 @dataclass
 class Start:
@@ -312,8 +247,11 @@ class Trail(list[Decision]):
     gain: Tensor
 
 
-class RelaxedFlow(FlowPolicy):
-    """A ``FlowPolicy`` with ``relax``; its KL is that of the waveforms.
+class RelaxedFlow(RelaxedGaussian, FlowPolicy):
+    """A ``FlowPolicy`` whose output can be differentiated: the last K Euler steps again, with the noise that was drawn.
+
+    The gradient stops at the state that those steps start from (a truncated backpropagation, as DRaFT-K, arXiv 2309.17400): earlier
+    steps cost as much memory again and add little, because the last ones decide the output.
 
     Args:
         last_steps: K.
@@ -332,10 +270,6 @@ class RelaxedFlow(FlowPolicy):
                 f"the gradient cannot pass through {last_steps} last steps",
                 f"there are {self.explore.nfe[0]}",
                 f"--set diffro.last_steps={self.explore.nfe[0]}",
-            )
-        if not self.explore.noise:
-            raise UserError(
-                "explore.noise is 0", "it is also the unit of the KL to the reference", "--set explore.noise=0.1"
             )
         self.last_steps = last_steps
         self._start: tuple[int, int, Tensor, Tensor, Tensor | None] | None = None
@@ -358,38 +292,9 @@ class RelaxedFlow(FlowPolicy):
         self._start, made.state = None, trail
         return made
 
-    # -- again ---------------------------------------------------------------------------------------------------------
-
-    def relax(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        *,
-        tau: float = 1.0,
-        hard: bool = True,
-        seed: int = 0,
-        with_kl: bool = False,
-    ) -> Relaxed:
-        """Waveforms (n, T) of some rows under the current weights and their own noise; see ``types.RelaxPolicy``."""
-        wav, mask = self._wave(self.model, rollout.state, rows)
-        kl = self._away(rollout, rows, wav, mask) if with_kl else None
-        return Relaxed(wav, mask, kl=kl, seed=seed)
-
-    def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        """As ``FlowPolicy.log_prob``, with the KL of the waveforms."""
-        new = super().log_prob(rollout, rows, with_kl=False)
-        return (
-            new._replace(kl=self._away(rollout, rows, *self._wave(self.model, rollout.state, rows))) if with_kl else new
-        )
-
-    def _away(self, rollout: Rollout, rows: Tensor, wav: Tensor, mask: Tensor) -> Tensor:
-        """(n, S): the KL to the reference's waveforms, the same at every decision."""
-        with torch.no_grad(), self.adapted.reference() as model:
-            there, _ = self._wave(model, rollout.state, rows)
-        return wave_kl(wav, there, mask, self.explore.noise)[:, None].expand(-1, rollout.mask.shape[1])
-
-    def _wave(self, model: FlowEnhancer, trail: Trail, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def wave(self, model: FlowEnhancer, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (n, T) at the inputs' levels, and their real samples; rows that share a state share its passes."""
+        trail: Trail = rollout.state
         start, rows = trail.start, rows.to(trail.samples.device)
         used, back = torch.unique(start.rows[rows], return_inverse=True)
         x, y, mask = start.x[used], start.y[used], None if start.mask is None else start.mask[used]
