@@ -1,40 +1,152 @@
-"""``scores.jsonl``: rows that are appended while scoring, taken over by the next run, and told apart by metric version."""
+"""``scores.jsonl``: the one reader and the writers of score rows.
+
+A row is flat: ``key``, ``system``, a column a metric (a number, or null with its reason in ``errors``) and further facts. Rows are appended
+as they come. The last row of a (system, key) counts; where it carries the same ``stamp`` (of the scored file) as the one before it, it adds
+its columns to that one. Lines that are torn are left out, and the next writer drops them.
+
+- ``read_scores(path, notes)``: system -> key -> row; nothing is opened for writing.
+- ``append_rows(path, rows)``, ``keep_rows(path, keep)``: add rows; drop torn rows and those that ``keep`` refuses.
+- ``ScoreFile``: rows of files, taken up while file and metric are the same (``rlspeech reward``).
+- ``ScoreTable``: rows of systems, taken up while a system's fingerprint is the same (``rlspeech eval``).
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlspeech import log
-from rlspeech.files import dumps, read_jsonl, write_text
-from rlspeech.types import UserError
+from rlspeech.files import dumps, write_error, write_text
+from rlspeech.types import Score, UserError
 
-__all__ = ["FIXED", "ScoreFile"]
+__all__ = [
+    "FIXED",
+    "JUDGE_TEXT",
+    "ScoreFile",
+    "ScoreTable",
+    "append_rows",
+    "judge_texts",
+    "keep_rows",
+    "read_scores",
+    "step_name",
+    "write_json",
+]
 
+Row = dict[str, Any]
 FIXED = {"key", "system", "stamp", "errors"}
+JUDGE_TEXT = "llm_text"  # columns of this beginning hold what a language model said
 # failures of the machine, not of the file: tried again by the next run
 TRANSIENT = ("took longer", "crashed", "worker", "endpoint", "out of memory")
 
 
+def step_name(step: int) -> str:
+    """The name of a training step's rows, samples and checkpoint, ``step_000020``."""
+    return f"step_{step:06d}"
+
+
+def judge_texts(details: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Columns for what judges said, ``llm_text[OPTIONS]`` for the metric ``llm[OPTIONS]``, of metric -> ``Score.detail``."""
+    return {m.replace("llm", JUDGE_TEXT, 1): d[JUDGE_TEXT] for m, d in details.items() if JUDGE_TEXT in d}
+
+
+def read_scores(path: Path, notes: list[str] | None = None) -> dict[str, dict[str, Row]]:
+    """Read a file as it lies on disk; a missing one has no rows.
+
+    Args:
+        path: the JSONL file.
+        notes: gets a remark where lines cannot be read.
+
+    Returns:
+        system -> key -> row.
+    """
+    found: dict[str, dict[str, Row]] = {}
+    for (system, key), row in _read(path, notes).items():
+        found.setdefault(system, {})[key] = row
+    return found
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Append rows, all in one write. Raises ``UserError`` where the disk does not take them."""
+    text = "".join(dumps(row) + "\n" for row in rows)
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise write_error(path, error, "the rows before it are kept") from error
+
+
+def keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:
+    """Rewrite a file, where there is one, without torn lines and without rows that ``keep`` refuses."""
+    if path.exists():
+        _write(path, filter(keep, _read(path).values()))
+
+
+def write_json(path: Path, facts: Any) -> None:
+    """Write facts as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(log.plain(facts), indent=2, ensure_ascii=False) + "\n")
+
+
+def _read(path: Path, notes: list[str] | None = None) -> dict[tuple[str, str], Row]:
+    """Rows by system and key, in the order in which they first come."""
+    rows: dict[tuple[str, str], Row] = {}
+    torn = 0
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return {}
+    for line in filter(bytes.strip, lines):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("key"), str):
+            _merge(rows, row)
+        else:
+            torn += 1
+    if torn and notes is not None:
+        notes.append(f"{torn} lines of {path.name} cannot be read and are left out")
+    return rows
+
+
+def _merge(rows: dict[tuple[str, str], Row], row: Row) -> None:
+    place = (str(row.get("system", "")), row["key"])
+    old = rows.get(place, {})
+    if "stamp" in old and old["stamp"] == row.get("stamp"):
+        errors = {k: v for k, v in old.get("errors", {}).items() if k not in row}
+        row = {**old, **row, "errors": {**errors, **row.get("errors", {})}}
+    rows[place] = row
+
+
+def _write(path: Path, rows: Iterable[Row]) -> None:
+    write_text(path, "".join(dumps(row) + "\n" for row in rows))
+
+
+def _read_json(path: Path) -> Row:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class ScoreFile:
-    """``scores.jsonl`` of one or several systems: appended while scoring, one row a (system, key) after ``finish``.
+    """``scores.jsonl`` of files: appended while scoring, one row a (system, key) after ``close``.
 
     Args:
         path: the JSONL file; ``.meta.json`` stands beside it.
         system: label of the rows that are being written.
         metrics: name -> version and options of what is being computed.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path, system: str, metrics: dict[str, Any]) -> None:
-        self.path, self.system, self.metrics = path, system, metrics
-        self.meta_path = path.with_suffix(".meta.json")
-        self.meta = _read_meta(self.meta_path)
-        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in read_jsonl(path):
-            self._merge(row)
+        self._open(path, system)
+        self.metrics = metrics
         mine = self.meta["systems"].setdefault(system, {"metrics": {}})
         self.outdated = [
             n for n, m in metrics.items() if n in mine["metrics"] and _identity(mine["metrics"][n]) != _identity(m)
@@ -47,31 +159,24 @@ class ScoreFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.write_meta({})
-            self._rewrite()
-            self._file = path.open("a", encoding="utf-8", newline="\n")
+            self.close()
+            path.touch()
         except OSError as error:
             raise UserError(f"cannot write {path}", str(error), "--out FILE or FOLDER") from error
 
     @classmethod
     def read(cls, path: Path, system: str) -> ScoreFile:
-        """A file as it lies on disk, to look at: nothing is opened for writing, ``add`` and ``close`` are not for it."""
+        """A file as it lies on disk, to look at; ``add`` and ``close`` are not for it."""
         file = cls.__new__(cls)
-        file.path, file.system, file.meta_path = path, system, path.with_suffix(".meta.json")
-        file.meta, file.rows, file.outdated = _read_meta(file.meta_path), {}, []
-        file.metrics = dict(file.meta["systems"].get(system, {}).get("metrics", {}))
-        for row in read_jsonl(path):
-            file._merge(row)
+        file._open(path, system)
+        file.outdated, file.metrics = [], dict(file.meta["systems"].get(system, {}).get("metrics", {}))
         return file
 
-    def _merge(self, row: dict[str, Any]) -> None:
-        """A later row of the same file adds to the earlier one, or replaces it where the file has changed."""
-        key = (str(row.get("system", "")), str(row.get("key", "")))
-        old = self.rows.get(key)
-        if old is None or old.get("stamp") != row.get("stamp"):
-            self.rows[key] = row
-            return
-        errors = {k: v for k, v in old.get("errors", {}).items() if k not in row}
-        self.rows[key] = {**old, **row, "errors": {**errors, **row.get("errors", {})}}
+    def _open(self, path: Path, system: str) -> None:
+        self.path, self.system, self.meta_path = path, system, path.with_suffix(".meta.json")
+        self.meta, self.rows = _read_json(self.meta_path), _read(path)
+        if not isinstance(self.meta.get("systems"), dict):
+            self.meta = {"systems": {}}
 
     def missing(self, key: str, stamp: str) -> list[str]:
         """Metrics that this file's row does not hold yet."""
@@ -81,15 +186,11 @@ class ScoreFile:
         errors = row.get("errors", {})
         return [n for n in self.metrics if n not in row or errors.get(n, "").startswith(TRANSIENT)]
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row."""
-        line = dumps(row)
-        self._merge(json.loads(line))
-        self._file.write(line + "\n")
-
-    def flush(self) -> None:
-        """Hand the appended rows to the system."""
-        self._file.flush()
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        append_rows(self.path, rows)
+        for row in rows:
+            _merge(self.rows, row)
 
     def values(self, name: str, keys: Sequence[str]) -> list[float | None]:
         """A column over the given keys."""
@@ -103,25 +204,80 @@ class ScoreFile:
     def write_meta(self, extra: dict[str, Any]) -> None:
         """Write ``.meta.json`` with further facts of this system."""
         self.meta["systems"][self.system].update(extra)
-        write_text(self.meta_path, json.dumps(log.plain(self.meta), indent=2, ensure_ascii=False) + "\n")
+        write_json(self.meta_path, self.meta)
 
     def close(self) -> None:
         """One row a file, complete or not at all."""
-        self._file.close()
-        self._rewrite()
-
-    def _rewrite(self) -> None:
         if self.rows or self.path.exists():
-            write_text(self.path, "".join(dumps(r) + "\n" for r in self.rows.values()))
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        return meta if isinstance(meta.get("systems"), dict) else {"systems": {}}
-    except (OSError, ValueError, AttributeError):
-        return {"systems": {}}
+            _write(self.path, self.rows.values())
 
 
 def _identity(facts: dict[str, Any]) -> str:
     return json.dumps(log.plain([facts.get("version"), facts.get("options")]), sort_keys=True)
+
+
+class ScoreTable:
+    """``scores.jsonl`` of an evaluation: one row a (system, utterance), with every metric, be it as null.
+
+    Args:
+        folder: of the run; ``systems.json`` holds the fingerprints.
+        metrics: columns that a complete row has.
+    """
+
+    def __init__(self, folder: Path, metrics: Sequence[str]) -> None:
+        self.folder, self.path, self.metrics = folder, folder / "scores.jsonl", list(metrics)
+        self.rows = _read(self.path)
+
+    def keep(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
+        """Drop the rows of systems whose fingerprint has changed, and note the new ones.
+
+        Returns:
+            the systems that have changed, and their fingerprints before.
+        """
+        path = self.folder / "systems.json"
+        before = _read_json(path)
+        changed = {s: str(before[s]) for s, now in fingerprints.items() if before.get(s, now) != now}
+        self.rows = {place: row for place, row in self.rows.items() if place[0] not in changed}
+        self.write()
+        write_json(path, {**before, **fingerprints})
+        return changed
+
+    def write(self) -> None:
+        """Rewrite the file without torn and superseded rows."""
+        _write(self.path, self.rows.values())
+
+    def row(self, system: str, key: str) -> Row:
+        """The row of an utterance; empty where there is none."""
+        return self.rows.get((system, key), {})
+
+    def done(self, system: str, key: str) -> bool:
+        """True where the row holds every metric; a row of nothing but nulls is tried again, its file may be mended."""
+        row = self.row(system, key)
+        return all(m in row for m in self.metrics) and any(row[m] is not None for m in self.metrics)
+
+    def add(
+        self, system: str, key: str, scores: Mapping[str, Score], facts: Mapping[str, Any], drop: Sequence[str] = ()
+    ) -> None:
+        """Append a row: columns with values or null, the reasons of the nulls, what judges said, and facts.
+
+        Args:
+            system, key: of the row; columns of an earlier one that are not given anew stay.
+            scores: by metric.
+            facts: further columns.
+            drop: columns that do not stay.
+        """
+        old = {k: v for k, v in self.row(system, key).items() if k not in drop}
+        row = {**old, **facts, "key": key, "system": system, **judge_texts({m: s.detail for m, s in scores.items()})}
+        kept = {m: e for m, e in old.get("errors", {}).items() if m not in scores}
+        errors = {m: s.error for m, s in scores.items() if s.value is None}
+        row |= {**{m: s.value for m, s in scores.items()}, "errors": {**kept, **errors}}
+        append_rows(self.path, [row])
+        self.rows[system, key] = row
+
+    def fail(self, system: str, key: str, reason: str) -> None:
+        """A row of nulls for an utterance that has no output."""
+        self.add(system, key, dict.fromkeys(self.metrics, Score(None, reason)), {})
+
+    def column(self, system: str, metric: str, keys: Iterable[str]) -> dict[str, float | None]:
+        """Values by utterance."""
+        return {k: self.row(system, k).get(metric) for k in keys}

@@ -137,7 +137,7 @@ def _score_all(
                     ready.append((item, unheard(item, sample.reason)))  # its words are still there
                 elif isinstance(sample, AudioError):
                     nulls = {n: f"audio: {sample.reason}" for n in names.values()}
-                    scores.add(_row(item, config.system, dict.fromkeys(names.values()), nulls))
+                    scores.add([_row(item, config.system, dict.fromkeys(names.values()), nulls)])
                     bar.advance()
                 else:
                     ready.append((item, sample))
@@ -167,7 +167,7 @@ def _ahead(
 
 def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str, str], system: str) -> None:
     items, pending = batch
-    table = pending.result()
+    table, rows = pending.result(), []
     for n, item in enumerate(items):
         answers = {names[asked]: column[n] for asked, column in table.items()}
         errors = {k: _why(s, pending.samples[n]) for k, s in answers.items() if s.value is None}
@@ -183,8 +183,8 @@ def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str
             values.update(
                 {f"{heard if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in FIXED}
             )
-        scores.add(_row(item, system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
-    scores.flush()
+        rows.append(_row(item, system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
+    scores.add(rows)
 
 
 def _why(score: Score, sample: Sample) -> str:
