@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from rlspeech.stages.recognition_rates import Comparison, compare
+from rlspeech.rewards.rates import RateComparison, compare_rates
 
 SHOWN = ("wer", "substitutions", "deletions", "insertions", "keyword_f1", "hallucinated", "empty_output")
 PLAIN = {"empty_output"}  # a change in points: the start may be near 0
@@ -33,7 +33,7 @@ def pooled(path: Path, conditions: set[str], kinds: dict[str, str]) -> dict[str,
     return {arm: [rows[k] for k in keys] for arm, rows in sums.items()}
 
 
-def cell(made: Comparison, arm: str, rate: str) -> str:
+def cell(made: RateComparison, arm: str, rate: str) -> str:
     """The value, and the relative change (of ``PLAIN``: in points), bold where its interval excludes 0."""
     value = made.systems[arm][rate].mean
     if arm not in made.deltas:
@@ -60,7 +60,7 @@ def main() -> None:
         }
     counts = pooled(args.eval, set(args.condition), kinds)
     for baseline in args.baseline or ["base"]:
-        made = compare(counts, baseline)
+        made = compare_rates(counts, baseline)
         rates = [r for r in SHOWN if r in made.systems[baseline]]
         print(
             f"\nagainst {baseline}, {made.items} utterances\n\n| | {' | '.join(rates)} |\n|{'---|' * (len(rates) + 1)}"

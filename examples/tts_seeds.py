@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.manifest import read_manifest
+from rlspeech.rewards.rates import compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
-from rlspeech.stages.recognition_rates import compare, counts_of
 from rlspeech.stats import mean_interval, paired_delta
 from rlspeech.types import Sample
 
@@ -62,7 +62,7 @@ def main() -> None:
         for arm in counts
     }
     for baseline in args.baseline or ["base"]:
-        made = compare({arm: [rows[k] for k in keys] for arm, rows in counts.items()}, baseline)
+        made = compare_rates({arm: [rows[k] for k in keys] for arm, rows in counts.items()}, baseline)
         print(
             f"\nagainst {baseline}, {len(keys)} texts\n\n| | {' | '.join([*RATES, *names])} |\n|{'---|' * (len(RATES) + len(names) + 1)}"
         )

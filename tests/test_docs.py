@@ -89,7 +89,7 @@ def test_every_score_column_is_explained_with_its_direction_and_range() -> None:
 
 
 def test_every_rate_of_eval_is_explained() -> None:
-    from rlspeech.stages.recognition_rates import RATES as known
+    from rlspeech.rewards.rates import RATES as known
 
     assert sorted(names_of(RATES)) == sorted(r.name for r in known)
     up = {r.name: r.higher_is_better for r in known}

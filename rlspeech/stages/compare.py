@@ -195,7 +195,7 @@ def _incomparable(side: Side, base: Side) -> set[str]:
 
 def _rates(made: Comparison, pairing: Pairing, sides: Sequence[Side], base: Side) -> None:
     """Error rates of texts in the places of their means: sums of errors over sums of words, on the items that all systems have."""
-    from rlspeech.stages.recognition_rates import compare as compare_rates
+    from rlspeech.rewards.rates import compare_rates
 
     counted = [s for s in sides if s.counts]
     keys = [k for k in pairing.keys if all(k in s.counts for s in counted)]
@@ -214,7 +214,7 @@ def _rates(made: Comparison, pairing: Pairing, sides: Sequence[Side], base: Side
 
 
 def _metric(name: str, run: Past) -> Metric:
-    from rlspeech.stages.recognition_rates import RATES
+    from rlspeech.rewards.rates import RATES
 
     rate = next((r for r in RATES if r.name == name), None)
     return (

@@ -26,12 +26,12 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.log import several
+from rlspeech.rewards.rates import RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import Judged, TextRules
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.stages.decode import Recogniser
 from rlspeech.stages.recognition_page import print_table, write_page
-from rlspeech.stages.recognition_rates import Comparison, compare, counts_of
 from rlspeech.stages.summary import digest_of
 from rlspeech.tasks import get_task
 from rlspeech.types import Sample, UserError, Utterance
@@ -237,7 +237,7 @@ class Judgements:
             return
         baseline = config.baseline or (next(iter(said)) if len(said) > 1 else None)
         self.whole = self._compare([u.id for u in self.utts], baseline, config.seed)
-        self.parts: dict[str, Comparison] = {}
+        self.parts: dict[str, RateComparison] = {}
         values = {u.id: str(v) for u in self.utts if (v := columns_of(u).get(config.by)) is not None}
         kinds = sorted(set(values.values()))
         if len(kinds) > MOST_VALUES:
@@ -253,15 +253,15 @@ class Judgements:
         judged = rules.judge(sample)
         return _One(sample, judged, counts_of(judged), row)
 
-    def _compare(self, keys: Sequence[str], baseline: str | None, seed: int) -> Comparison:
-        return compare({s: [rows[k].counts for k in keys] for s, rows in self.rows.items()}, baseline, seed)
+    def _compare(self, keys: Sequence[str], baseline: str | None, seed: int) -> RateComparison:
+        return compare_rates({s: [rows[k].counts for k in keys] for s, rows in self.rows.items()}, baseline, seed)
 
 
 _NOTHING = np.zeros(0, dtype=np.float32)  # rules look at texts alone
 
 
 def _summary(config: Evaluate, made: Judgements, names: Sequence[str], baseline: str | None) -> dict[str, Any]:
-    from rlspeech.stages.recognition_rates import RATES
+    from rlspeech.rewards.rates import RATES
 
     found = made.whole.as_dict()
     return {

@@ -14,10 +14,10 @@ from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.text import Alignment
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, mark, render_report
+from rlspeech.rewards.rates import RATES, RateComparison
 from rlspeech.stages.curves import curves_behind
 from rlspeech.stages.past import past_of
 from rlspeech.stages.picks import pick
-from rlspeech.stages.recognition_rates import RATES, Comparison
 from rlspeech.stages.run_facts import commands_of, facts_of, versions_of
 from rlspeech.stats import Interval
 from rlspeech.types import Utterance
@@ -44,7 +44,7 @@ SHOWN = (
 WIDE = 2  # differences that fit beside the means
 
 
-def print_table(made: Comparison, baseline: str | None, notes: Sequence[str], config: Evaluate) -> None:
+def print_table(made: RateComparison, baseline: str | None, notes: Sequence[str], config: Evaluate) -> None:
     """The whole corpus on stdout: means with the differences beside them, or below where there are many systems."""
     metrics = _metrics(made)
     beside = made.deltas if len(made.deltas) <= WIDE else {}
@@ -64,7 +64,7 @@ def print_table(made: Comparison, baseline: str | None, notes: Sequence[str], co
         )
 
 
-def _difference(made: Comparison, system: str, metric: Metric) -> str:
+def _difference(made: RateComparison, system: str, metric: Metric) -> str:
     """A paired difference with its interval, the relative one in brackets, and what it says."""
     delta, change = made.deltas[system][metric.name], made.relative[system][metric.name]
     relative = f" ({change.text(1, sign=True)} %)" if math.isfinite(change.mean) else ""
@@ -117,11 +117,11 @@ def write_page(
     return render_report(page or folder.path / "report.html", data)
 
 
-def _metrics(made: Comparison) -> list[Metric]:
+def _metrics(made: RateComparison) -> list[Metric]:
     return [Metric(name, HELP[name].higher_is_better, HELP[name].help) for name in next(iter(made.systems.values()))]
 
 
-def _relative_grid(made: Comparison, baseline: str) -> Grid:
+def _relative_grid(made: RateComparison, baseline: str) -> Grid:
     rows = [
         [m, *(_marked(m, made.relative[s][m], 1) for s in made.relative)] for m in next(iter(made.systems.values()))
     ]
@@ -133,7 +133,7 @@ def _relative_grid(made: Comparison, baseline: str) -> Grid:
     )
 
 
-def _condition_grid(by: str, value: str, part: Comparison, baseline: str | None) -> Grid:
+def _condition_grid(by: str, value: str, part: RateComparison, baseline: str | None) -> Grid:
     names = list(next(iter(part.systems.values())))
     heading = [
         "rate",

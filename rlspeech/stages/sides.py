@@ -168,7 +168,7 @@ def _metrics(run: Past, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _counts(run: Past, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, int]]:
     """Of an evaluation that compared texts, the counts that its rates are sums of."""
-    from rlspeech.stages.recognition_rates import COUNTS
+    from rlspeech.rewards.rates import COUNTS
 
     if run.stage != "eval" or run.config.get("task") not in ("asr", "tts"):
         return {}
@@ -184,8 +184,8 @@ def _counts(run: Past, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mappi
 
 def _counted(run: Past, key: str, row: Mapping[str, Any]) -> dict[str, int] | None:
     """The same for rows that hold the texts alone."""
+    from rlspeech.rewards.rates import counts_of
     from rlspeech.rewards.rules import TextRules
-    from rlspeech.stages.recognition_rates import counts_of
 
     texts = _texts(row)
     if texts is None:

@@ -31,10 +31,10 @@ from rlspeech.files import safe_name, write_text
 from rlspeech.log import several
 from rlspeech.models.hub import resolve
 from rlspeech.rewards import base
+from rlspeech.rewards.rates import RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import Judged, TextRules
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
-from rlspeech.stages.recognition_rates import Comparison, compare, counts_of
 from rlspeech.stages.summary import Table, default_metrics, digest_of
 from rlspeech.stages.synthesis_job import ANCHORS, WORDS, Job, anchors_of
 from rlspeech.stages.synthesis_page import direction, print_table, write_page
@@ -239,9 +239,11 @@ class Spoken:
         hypothesis = self.table.rows[system, utt.id]["hypothesis"]
         return rules.judge(Sample(utt.id, np.zeros(0, np.float32), 16000, None, utt.text, columns_of(utt), hypothesis))
 
-    def _compare(self, keys: Sequence[str]) -> Comparison:
+    def _compare(self, keys: Sequence[str]) -> RateComparison:
         """Rates of the texts first, then means of the other metrics; differences of both, relative changes of rates."""
-        made = compare({s: [counts_of(self.judged[s][k]) for k in keys] for s in self.names}, self.baseline, self.seed)
+        made = compare_rates(
+            {s: [counts_of(self.judged[s][k]) for k in keys] for s in self.names}, self.baseline, self.seed
+        )
         for part in (made.systems, made.deltas, made.relative):
             for s, row in part.items():
                 part[s] = {m: row[m] for m in RATES if m in row}
@@ -261,7 +263,7 @@ class Spoken:
         """Rates and means of an anchor, over those of the texts that it has."""
         some = [k for k in keys if k in self.judged[name]]
         rates = (
-            compare({name: [counts_of(self.judged[name][k]) for k in some]}, None, self.seed).systems[name]
+            compare_rates({name: [counts_of(self.judged[name][k]) for k in some]}, None, self.seed).systems[name]
             if some
             else {}
         )

@@ -14,11 +14,11 @@ from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.report import Clip, Grid, Metric, ReportData, mark, render_report
 from rlspeech.rewards import base
+from rlspeech.rewards.rates import RATES, RateComparison
 from rlspeech.stages.curves import curves_behind
 from rlspeech.stages.past import past_of
 from rlspeech.stages.picks import pick
 from rlspeech.stages.recognition_page import edits_of
-from rlspeech.stages.recognition_rates import RATES, Comparison
 from rlspeech.stages.run_facts import commands_of, facts_of, versions_of
 from rlspeech.types import Utterance
 
@@ -42,7 +42,7 @@ def direction(name: str) -> bool:
     return HELP[name].higher_is_better if name in HELP else base.column_of(name).higher_is_better
 
 
-def _metrics(made: Comparison) -> list[Metric]:
+def _metrics(made: RateComparison) -> list[Metric]:
     return [
         Metric(m, direction(m), HELP[m].help if m in HELP else base.column_of(m).help)
         for m in next(iter(made.systems.values()))
@@ -60,7 +60,7 @@ def print_table(made: Spoken, baseline: str | None, listener: str, notes: Sequen
     log.table("Synthesis", ["", *whole.systems, *(f"{s} - {baseline}" for s in whole.deltas)], rows, remarks)
 
 
-def _difference(made: Comparison, system: str, metric: Metric) -> str:
+def _difference(made: RateComparison, system: str, metric: Metric) -> str:
     """A paired difference with its interval, the relative one of a rate in brackets, and what it says."""
     delta, change = made.deltas[system].get(metric.name), made.relative[system].get(metric.name)
     if delta is None:
@@ -105,7 +105,7 @@ def write_page(
     return render_report(page or folder.path / "report.html", data)
 
 
-def _relative_grid(made: Comparison, baseline: str | None) -> Grid:
+def _relative_grid(made: RateComparison, baseline: str | None) -> Grid:
     names = list(next(iter(made.relative.values())))
     rows = [
         [
@@ -125,7 +125,7 @@ def _relative_grid(made: Comparison, baseline: str | None) -> Grid:
     )
 
 
-def _part_grid(by: str, value: str, part: Comparison, baseline: str | None) -> Grid:
+def _part_grid(by: str, value: str, part: RateComparison, baseline: str | None) -> Grid:
     rows = [
         [
             m.name,

@@ -14,10 +14,10 @@ from rlspeech import log
 from rlspeech.config import RewardSpec
 from rlspeech.data.audio import save_audio
 from rlspeech.report import render_report
+from rlspeech.rewards.rates import COUNTS
 from rlspeech.stages.compare import Comparison, compare
 from rlspeech.stages.compare_page import page_data, print_comparison
 from rlspeech.stages.past import open_pasts
-from rlspeech.stages.recognition_rates import COUNTS
 from rlspeech.types import UserError
 
 

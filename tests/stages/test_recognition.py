@@ -14,10 +14,10 @@ import torch
 from tiny_recognisers import RATE, ROWS, write_corpus
 
 from rlspeech.config import Evaluate
+from rlspeech.rewards.rates import compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
 from rlspeech.stages import evaluate, recognition
 from rlspeech.stages.recognition_page import edits_of
-from rlspeech.stages.recognition_rates import compare, counts_of
 from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import Sample, UserError
 
@@ -220,7 +220,7 @@ def test_intervals_are_of_the_ratio_and_paired() -> None:
         " ".join(w if o != "x" or rng.random() < 0.7 else w for w, o in zip(t.split(), s.split(), strict=True))
         for t, s in zip(texts, said, strict=True)
     ]
-    made = compare(
+    made = compare_rates(
         {
             "base": counts(list(zip(texts, said, strict=True))),
             "same": counts(list(zip(texts, said, strict=True))),
@@ -244,7 +244,7 @@ def test_intervals_are_of_the_ratio_and_paired() -> None:
 
 
 def test_one_utterance_has_no_interval_and_a_perfect_baseline_no_relative_change() -> None:
-    made = compare({"base": counts([("a b", "a b")]), "other": counts([("a b", "a")])}, "base")
+    made = compare_rates({"base": counts([("a b", "a b")]), "other": counts([("a b", "a")])}, "base")
     assert made.systems["other"]["wer"].mean == 50 and np.isnan(made.systems["other"]["wer"].lo)
     assert np.isnan(made.relative["other"]["wer"].mean) and made.deltas["other"]["wer"].mean == 50
     json.dumps(made.as_dict(), allow_nan=False)
