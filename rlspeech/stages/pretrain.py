@@ -27,9 +27,9 @@ from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stages import pretrain_report
 from rlspeech.stages.curves import columns_of
-from rlspeech.stages.ending import DONE, Interrupt, at_the_end, longer
+from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.past import open_pasts
-from rlspeech.stages.rl_keep import keep_inputs
+from rlspeech.stages.validation import keep_inputs
 from rlspeech.stats import Interval
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task, channels_of

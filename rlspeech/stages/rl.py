@@ -30,11 +30,11 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
-from rlspeech.stages import rl_keep, rl_report
+from rlspeech.scores import step_name
+from rlspeech.stages import rl_report, validation
 from rlspeech.stages.curves import columns_of
-from rlspeech.stages.ending import DONE, Interrupt, at_the_end, longer
+from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.pretrain import data_of, transcribed
-from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
 from rlspeech.stages.rl_rules import (
     averaged,
     climbing,
@@ -45,6 +45,7 @@ from rlspeech.stages.rl_rules import (
     soft_of,
     word_interval,
 )
+from rlspeech.stages.validation import change_told, shown_name, tuned_facts
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import EnhancementTask, channels_of
@@ -149,7 +150,7 @@ class Session:
         cfg, started = self.config, time.monotonic()
         self.resume()
         if self.folder.main:
-            rl_keep.trim(self.folder.path, self.step if self.history else -1)
+            validation.trim(self.folder.path, self.step if self.history else -1)
         if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):
             self.engine.say(remark)
         self.feed = self.prompts(cfg.seed, self.cursor)
@@ -219,10 +220,10 @@ class Session:
     def validate(self) -> str | None:
         """Score the held-out clips without exploration. Returns a reason to stop, or None."""
         cfg, began_s = self.config, time.monotonic()
-        place = self.folder.path / "samples" / rl_keep.system_of(self.step)
+        place = self.folder.path / "samples" / step_name(self.step)
         drawn = [
             self.task.outputs(
-                self.policy, self.valid, place, players=0 if draw else rl_keep.AUDIBLE, seed=cfg.seed + DRAW * draw
+                self.policy, self.valid, place, players=0 if draw else validation.AUDIBLE, seed=cfg.seed + DRAW * draw
             )
             for draw in range(cfg.valid_draws)
         ]  # the same latents at every validation: differences are the weights'
@@ -239,7 +240,7 @@ class Session:
         if any(s.hypothesis is not None for s in samples):
             means["wer"] = word_interval(samples, cfg.seed)
         if self.folder.main:
-            rl_keep.keep(self.folder.path, self.step, self.valid, samples, scores, row["reward"])
+            validation.keep(self.folder.path, self.step, self.valid, samples, scores, row["reward"])
         self.folder.log(
             self.step,
             **columns_of("valid", means),

@@ -1,6 +1,6 @@
 """``report.html`` of an ``rl`` run, from what its folder holds: curves, gains against the start, players before and after, what it took.
 
-The page is written however the run ends (``ending.py``), and again by ``rlspeech report RUN``, while it goes on or long after.
+The page is written however the run ends (``finish.py``), and again by ``rlspeech report RUN``, while it goes on or long after.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.report import Clip, Grid, Metric, ReportData
+from rlspeech.scores import step_name
 from rlspeech.stages.curves import plots_of
 from rlspeech.stages.past import Past, find_sound
 from rlspeech.stages.picks import beside, pick
-from rlspeech.stages.rl_keep import system_of
 from rlspeech.stages.run_facts import commands_of, cost_of, facts_of, help_of, last_means, roles_of, versions_of
 from rlspeech.stages.validations import Validations, edits_between
 
@@ -140,7 +140,7 @@ def _extremes(checks: Validations, places: Mapping[str, int]) -> list[Grid]:
 def _clips(checks: Validations, places: Mapping[str, int], players: int) -> list[Clip]:
     """Players of the clips that lost and gained most, among those that can be heard or read."""
     kept = checks.run.sounds("samples")
-    files = {name: kept.get(system_of(step), {}) for name, step in places.items()}
+    files = {name: kept.get(step_name(step), {}) for name, step in places.items()}
     lead, level, gain = _changes(checks, places)
 
     def shown(key: str) -> bool:

@@ -19,8 +19,8 @@ from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.report import Edit
 from rlspeech.rewards.files import Item, collect
+from rlspeech.scores import JUDGE_TEXT, step_name
 from rlspeech.stages.past import Past, find_sound, number
-from rlspeech.stages.rl_keep import WORDS, system_of
 from rlspeech.stages.run_facts import last_means
 from rlspeech.stages.validations import FACTS, Validations, edits_between
 from rlspeech.stats import Interval, mean_interval
@@ -90,7 +90,7 @@ class Side:
     def words(self, key: str) -> str:
         """What language models said of an item."""
         return "\n".join(
-            str(v) for k, v in self.rows.get(key, {}).items() if k.startswith(WORDS) and isinstance(v, str) and v
+            str(v) for k, v in self.rows.get(key, {}).items() if k.startswith(JUDGE_TEXT) and isinstance(v, str) and v
         )
 
     def edits(self, key: str) -> Sequence[Edit]:
@@ -119,10 +119,10 @@ def sides_of(run: Past, *, alone: bool = False) -> list[Side]:
             Side(
                 run.name,
                 run,
-                system_of(last),
+                step_name(last),
                 rows,
                 {m: checks.mean(last, m) for m in checks.metrics},
-                run.sounds("samples").get(system_of(last), {}),
+                run.sounds("samples").get(step_name(last), {}),
             )
         ]
     if run.stage == "pretrain":
@@ -163,7 +163,7 @@ def _metrics(run: Past, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(k for row in rows.values() for k, v in row.items() if number(v) is not None)
     if said:
         return [m for m in dict.fromkeys(said) if m in names]
-    return [k for k in names if k not in BESIDE and not k.startswith(WORDS)]
+    return [k for k in names if k not in BESIDE and not k.startswith(JUDGE_TEXT)]
 
 
 def _counts(run: Past, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, int]]:

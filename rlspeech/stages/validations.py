@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlspeech.report import Edit
+from rlspeech.scores import JUDGE_TEXT, step_name
 from rlspeech.stages.past import Past, number
-from rlspeech.stages.rl_keep import WORDS, system_of
 from rlspeech.stats import Interval, mean_interval, paired_delta
 
 __all__ = ["Validations", "edits_between"]
@@ -54,7 +54,7 @@ class Validations:
             for s in steps
             for row in rows[s].values()
             for k, v in row.items()
-            if k not in FACTS and not k.startswith(WORDS) and (v is None or number(v) is not None)
+            if k not in FACTS and not k.startswith(JUDGE_TEXT) and (v is None or number(v) is not None)
         )
         return cls(run, steps, keys, list(names), rows, named)
 
@@ -80,16 +80,16 @@ class Validations:
             name = (self.run.path / "checkpoints" / "best").read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             return None
-        return next((s for s in self.steps if system_of(s) == name), None)
+        return next((s for s in self.steps if step_name(s) == name), None)
 
     def words(self, step: int, key: str) -> str:
         """What language models said of a clip, a line each."""
         found = {
             k: v
             for k, v in self.rows.get(step, {}).get(key, {}).items()
-            if k.startswith(WORDS) and isinstance(v, str) and v
+            if k.startswith(JUDGE_TEXT) and isinstance(v, str) and v
         }
-        return "\n".join(v if len(found) == 1 else f"{k.replace(WORDS, 'llm', 1)}: {v}" for k, v in found.items())
+        return "\n".join(v if len(found) == 1 else f"{k.replace(JUDGE_TEXT, 'llm', 1)}: {v}" for k, v in found.items())
 
     def texts(self, step: int, key: str) -> tuple[str | None, str | None]:
         """What was to be said or heard, and what a recogniser made of it."""

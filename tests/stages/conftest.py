@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlspeech.report import ReportData
-from rlspeech.stages import ending, pretrain_report, rl_report
+from rlspeech.stages import finish, pretrain_report, rl_report
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     for module in (rl_report, pretrain_report):
         monkeypatch.setattr(module, "page_data", watched(module.page_data))
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(ending, "render_report", title)
+        monkeypatch.setattr(finish, "render_report", title)
     yield
     if failed:
         raise failed[0]

@@ -22,7 +22,7 @@ from rlspeech.config import FlowModel, Pretrain
 from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import load_flow
 from rlspeech.stages import pretrain, pretrain_report
-from rlspeech.stages.ending import Interrupt
+from rlspeech.stages.finish import Interrupt
 from rlspeech.stages.past import open_pasts
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError

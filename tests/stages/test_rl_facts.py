@@ -14,7 +14,7 @@ from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.card import Card, model_card
 from rlspeech.models.hub import read_config
 from rlspeech.stages import rl
-from rlspeech.stages.rl_facts import change_told, shown_name, tuned_facts
+from rlspeech.stages.validation import change_told, shown_name, tuned_facts
 from rlspeech.stats import Interval
 from rlspeech.types import Utterance
 

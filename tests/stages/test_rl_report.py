@@ -12,8 +12,8 @@ from tiny_runs import EVIL, RATE, clips_of, rl_run
 from rlspeech.config import RL
 from rlspeech.report import render_report
 from rlspeech.run import Run
-from rlspeech.stages import ending, rl_keep, rl_report
-from rlspeech.stages.ending import at_the_end
+from rlspeech.stages import finish, rl_report, validation
+from rlspeech.stages.finish import at_the_end
 from rlspeech.stages.past import Past, open_pasts
 from rlspeech.stages.validations import Validations
 from rlspeech.stats import mean_interval, paired_delta
@@ -110,25 +110,31 @@ def test_rows_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
     path = rl_run(tmp_path / "run", count=2)
     with (path / "scores.jsonl").open("a") as file:
         file.write('{"key": "torn')
-    rl_keep.trim(path, 10)
+    validation.trim(path, 10)
     rows = [json.loads(line) for line in (path / "scores.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [0, 0, 10, 10]
-    rl_keep.trim(path, -1)
+    validation.trim(path, -1)
     assert (path / "scores.jsonl").read_text() == ""
-    rl_keep.trim(tmp_path, 3)  # none there
+    validation.trim(tmp_path, 3)  # none there
 
 
 def test_audio_of_the_way_is_thinned_and_that_of_the_ends_kept(tmp_path: Path) -> None:
     path = rl_run(tmp_path / "run", count=7)
     kept = {p.name: len(list(p.glob("*.flac"))) for p in (path / "samples").iterdir()}
-    assert kept == {"input": 7, "reference": 7, "step_000000": 7, "step_000010": rl_keep.ON_THE_WAY, "step_000020": 7}
+    assert kept == {
+        "input": 7,
+        "reference": 7,
+        "step_000000": 7,
+        "step_000010": validation.ON_THE_WAY,
+        "step_000020": 7,
+    }
 
 
 def test_a_score_that_is_missing_has_its_reason(tmp_path: Path) -> None:
     clip = clips_of(1)[0]
     same = type(clip)("u0", clip.noisy, clip.noisy, RATE, "said")
     sample = Sample("u0", clip.noisy, RATE, None, "said", hypothesis="sad")
-    rl_keep.keep(tmp_path, 0, [same], [sample], {"asr_wer": [Score(None, "too quiet")]}, [None])
+    validation.keep(tmp_path, 0, [same], [sample], {"asr_wer": [Score(None, "too quiet")]}, [None])
     (row,) = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert row["asr_wer"] is None and row["errors"] == {"asr_wer": "too quiet", "reward": "a part of it is not known"}
     assert (row["text"], row["hypothesis"]) == ("said", "sad") and (
@@ -180,7 +186,7 @@ def test_a_page_that_fails_does_not_cost_the_run(
     def broken(*_: object) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr(ending, "render_report", broken)
+    monkeypatch.setattr(finish, "render_report", broken)
     with Run.create(tmp_path / "run", "rl", RL()) as folder, at_the_end(folder, rl_report.page_data) as end:
         end.reason = "all steps done"
     assert end.page is None and "no ink" in capsys.readouterr().err

@@ -12,7 +12,8 @@ import numpy as np
 from rlspeech.config import RL, Evaluate, GuardSpec, RewardSpec
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
-from rlspeech.stages import rl_keep
+from rlspeech.scores import step_name
+from rlspeech.stages import validation
 from rlspeech.stages.curves import columns_of
 from rlspeech.stats import mean_interval, paired_delta
 from rlspeech.types import Sample, Score
@@ -79,11 +80,11 @@ def rl_run(
         values = {"si_sdr": (np.arange(count) + moved).tolist(), "lsd": (10 + np.arange(count) - share).tolist()}
         samples = [Sample(c.key, c.noisy * (1 - 0.5 * share), RATE, c.target, c.text) for c in clips]
         for s in samples:
-            save_audio(folder / "samples" / rl_keep.system_of(step) / f"{s.key}.flac", s.wav, RATE)
+            save_audio(folder / "samples" / step_name(step) / f"{s.key}.flac", s.wav, RATE)
         scores = {
             m: [Score(v, detail={"llm_text": words} if words else {}) for v in column] for m, column in values.items()
         }
-        rl_keep.keep(
+        validation.keep(
             folder, step, clips, samples, scores if not words else {"llm": scores["si_sdr"], **scores}, values["si_sdr"]
         )
         columns = {**values, "reward": values["si_sdr"]}
@@ -101,7 +102,7 @@ def rl_run(
             }
         ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    last = rl_keep.system_of(steps[-1])
+    last = step_name(steps[-1])
     (folder / "checkpoints" / last).mkdir(parents=True, exist_ok=True)
     for name in ("best", "latest"):
         (folder / "checkpoints" / name).write_text(last + "\n", encoding="utf-8")

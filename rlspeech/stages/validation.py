@@ -1,19 +1,121 @@
-"""What a checkpoint of ``rlspeech rl`` says of itself: data, settings, rewards, guards, and its numbers against the start."""
+"""What a validation of ``rlspeech rl`` leaves for people: a row a clip in ``scores.jsonl``, and audio under ``samples/``.
+
+Rows have the step as their system (``step_000020``, the name that samples and checkpoints have), so that clips can be compared one by one
+within a run and between runs; ``item`` is a checksum of the input, because a name alone does not say that two runs heard the same.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlspeech import __version__
 from rlspeech.config import RL
+from rlspeech.data.audio import save_audio
+from rlspeech.data.batches import Clip
+from rlspeech.files import safe_name, write_error
 from rlspeech.rewards.base import column_of
+from rlspeech.scores import append_rows, judge_texts, keep_rows, step_name
+from rlspeech.stages.past import find_sound
 from rlspeech.stats import Interval, mean_interval, paired_delta
-from rlspeech.types import UserError, Utterance
+from rlspeech.types import Sample, Score, UserError, Utterance
 
-__all__ = ["change_told", "shown_name", "tuned_facts"]
+__all__ = ["AUDIBLE", "change_told", "keep", "keep_inputs", "shown_name", "trim", "tuned_facts"]
+
+
+AUDIBLE = 24  # clips that can be heard before and after
+ON_THE_WAY = 4  # and at the validations in between
+
+
+def keep(
+    folder: Path,
+    step: int,
+    clips: Sequence[Clip],
+    samples: Sequence[Sample],
+    scores: Mapping[str, Sequence[Score]],
+    reward: Sequence[float | None],
+) -> None:
+    """Append a validation's rows; keep the inputs at the first one, and thin out the audio of those before this one.
+
+    Args:
+        folder: of the run.
+        step: of the validation.
+        clips: what was put in.
+        samples: what came out, saved under ``samples/step_...`` already, in the order of the clips.
+        scores: metric -> a score a clip.
+        reward: all rewards together, as the run weighs them.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    rows = []
+    for i, (clip, sample) in enumerate(zip(clips, samples, strict=True)):
+        values = {name: column[i].value for name, column in scores.items()}
+        errors = {name: scores[name][i].error or "no reason given" for name, value in values.items() if value is None}
+        errors |= {} if reward[i] is not None else {"reward": "a part of it is not known"}
+        facts: dict[str, Any] = {"key": clip.key, "system": step_name(step), "step": step, "item": _item(clip)}
+        words = _words(clip, sample, {name: column[i].detail for name, column in scores.items()})
+        rows.append({**facts, **words, **values, "reward": reward[i], "errors": errors})
+    append_rows(folder / "scores.jsonl", rows)
+    try:
+        if step == 0:
+            keep_inputs(folder / "samples", clips[:AUDIBLE])
+        _thin(folder / "samples", step, [c.key for c in clips[:ON_THE_WAY]])
+    except OSError as error:
+        raise write_error(folder / "samples", error, "what was validated before is kept") from error
+
+
+def trim(folder: Path, step: int) -> None:
+    """Drop torn rows and those after a step: what a resumed run is going to do again; -1 drops all."""
+    keep_rows(folder / "scores.jsonl", lambda row: isinstance(row.get("step"), int) and row["step"] <= step)
+
+
+def _item(clip: Clip) -> str:
+    """A checksum of what was put in."""
+    wav = np.ascontiguousarray(clip.noisy, dtype=np.float32)
+    return f"{zlib.crc32((clip.text or '').encode(errors='surrogatepass'), zlib.crc32(wav.tobytes())):08x}"
+
+
+def _words(clip: Clip, sample: Sample, details: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What was to be said, what a recogniser understood, what a judge said of it."""
+    heard = next((d["hypothesis"] for d in details.values() if "hypothesis" in d), None)
+    found = {"text": clip.text, "hypothesis": heard if sample.hypothesis is None else sample.hypothesis}
+    found |= judge_texts(details)
+    return {k: v for k, v in found.items() if isinstance(v, str)}
+
+
+def keep_inputs(folder: Path, clips: Sequence[Clip]) -> None:
+    """Save the inputs and references under ``folder``; where they are the same, as for a recogniser, the recording."""
+    for clip in clips:
+        same = clip.noisy is clip.target
+        for name, wav in (("recording", clip.noisy),) if same else (("input", clip.noisy), ("reference", clip.target)):
+            mono = wav if wav.ndim == 1 else wav.mean(0)
+            if mono.size:
+                save_audio(folder / name / f"{safe_name(clip.key)}.flac", mono, clip.sample_rate)
+
+
+def _thin(folder: Path, step: int, keys: Sequence[str]) -> None:
+    """Of validations before ``step``, but for the first, keep the audio of ``keys``."""
+    for place in folder.glob("step_*"):
+        number = re.fullmatch(r"step_(\d+)", place.name)
+        if number is None or not 0 < int(number[1]) < step:
+            continue
+        files = {p.stem: p for p in place.glob("*.flac")}
+        kept = {find_sound(files, key) for key in keys}
+        for path in files.values():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
+# What a checkpoint of ``rlspeech rl`` says of itself: data, settings, rewards, guards, and its numbers against the start.
+
 
 PACKAGES = ("torch", "transformers", "peft")
 ALTOGETHER = "reward"  # the validation's column of all rewards together
