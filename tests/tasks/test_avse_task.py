@@ -238,7 +238,7 @@ def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.Mo
 
     def spy(self: Avse, clips: list[Clip], *args: Any, **how: Any) -> Any:
         shapes.update(c.noisy.shape[:-1] for c in clips)
-        return collate(self, clips, *args, **how)
+        return collate(clips, *args, **how)
 
     monkeypatch.setattr(Avse, "collate", spy)
     data = str(_write(tmp_path, channels, 10))
