@@ -157,7 +157,7 @@ class _Soft(PolicyUpdate):
             parts.append({"reward": float(values.nanmean()), **soft.last, "rows": float(len(rows))})
             if kl_beta and kl is not None:
                 away.append(float(kl.detach()[mask].mean()))
-            self.noted(experience, rows, values)
+            self.note_values(experience, rows, values)
         if blind > cfg.max_unscorable * max(1, seen):
             raise UserError(
                 f"{100 * blind / seen:.0f} % of the relaxed rows could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
@@ -172,7 +172,7 @@ class _Soft(PolicyUpdate):
             "diffro/grad_norm": 0.0 if grads.total is None else float(grads.total.norm()),
         }
 
-    def noted(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
+    def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
         """Hook: the differentiable reward (n,) of some rows, nan where there is none."""
 
     def zero(self) -> Tensor:
@@ -186,22 +186,22 @@ class DiffRO(_Soft):
 
     name = "diffro"
 
-    def scored(
+    def score(
         self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
     ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
         """Nothing: no sampled reward takes part."""
         return {}, None
 
-    def judge(
+    def advantage_of(
         self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
     ) -> tuple[np.ndarray, Advantage]:
         """No reward yet, and an advantage of 0."""
         n = len(rollout.group)
         return np.full(n, np.nan), Advantage(torch.zeros(n), 0.0, 0.0, len(torch.unique(rollout.group)), 0)
 
-    def credit(self, experience: Experience, rollout: Rollout) -> None:
+    def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Which rows are relaxed; their advantage is 1, for the count of prompts with signal."""
-        super().credit(experience, rollout)
+        super().assign_credit(experience, rollout)
         everything = torch.ones(len(rollout.group), dtype=torch.bool)
         kept = self.note_kept(experience, rollout, everything, drop=self.config.diffro.on != "all")
         groups = experience.advantage.groups
@@ -217,7 +217,7 @@ class DiffRO(_Soft):
             grads.add(self.zero())
         return grads, {**stats, "log_ratio_std": 0.0}
 
-    def noted(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
+    def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
         """The reward of the log is the differentiable one."""
         experience.reward[rows.numpy()] = values.double().numpy()
 
@@ -227,9 +227,9 @@ class GRPODiffRO(_Soft, GRPO):
 
     name = "grpo+diffro"
 
-    def credit(self, experience: Experience, rollout: Rollout) -> None:
+    def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """GRPO's, and which rows are relaxed."""
-        super().credit(experience, rollout)
+        super().assign_credit(experience, rollout)
         advantage, on = experience.advantage.value, self.config.diffro.on
         scored = torch.from_numpy(np.isfinite(experience.reward))
         wanted = {"positive": advantage > 0, "nonnegative": (advantage >= 0) & scored, "all": torch.ones_like(scored)}[

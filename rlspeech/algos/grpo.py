@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from rlspeech.algos.math import Advantage, group_advantage
-from rlspeech.algos.update import Average, Experience, JointScorer, PolicyUpdate
+from rlspeech.algos.update import PolicyUpdate
 from rlspeech.config import RL, RewardSpec
 from rlspeech.rewards.mix import compose
-from rlspeech.types import Policy, Rollout, UserError
+from rlspeech.types import Rollout, UserError
 
-__all__ = ["GRPO", "Experience", "JointScorer"]
+__all__ = ["GRPO"]
 
 
 class GRPO(PolicyUpdate):
@@ -37,26 +37,23 @@ class GRPO(PolicyUpdate):
     name = "grpo"
     compares = True
 
-    def __init__(
-        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
-    ) -> None:
+    def check(self, config: RL) -> None:
         if config.policy_weight and config.group < 2:
             raise UserError(
                 "grpo needs at least 2 rollouts a prompt",
                 "a rollout is compared with the others of its group",
                 "--set group=8, or --algo ppo",
             )
-        super().__init__(config, policy, optimizer, average)
 
-    def judge(
+    def advantage_of(
         self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
     ) -> tuple[np.ndarray, Advantage]:
         """Composed reward and advantage, both (N,), of one collection under any composition of its scores."""
         cfg = self.config
         composed = compose(scores, rollout.group.numpy(), specs, cfg.advantage).reward
-        reward = torch.from_numpy(self.treated(composed, rollout.finished))
+        reward = torch.from_numpy(self.with_truncation(composed, rollout.finished))
         # norm_then_sum has divided each reward by its own spread already
         std = "none" if cfg.advantage == "norm_then_sum" else cfg.advantage_std
-        taking = torch.where(self.taking(rollout.finished), reward, torch.nan)
+        taking = torch.where(self.participating(rollout.finished), reward, torch.nan)
         advantage = group_advantage(taking, rollout.group, std, cfg.advantage_clip)
         return reward.numpy(), advantage._replace(unscorable=1.0 - reward.isfinite().double().mean().item())

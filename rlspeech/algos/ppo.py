@@ -26,10 +26,12 @@ from torch import Tensor
 
 from rlspeech.algos.critic import Critic, pooled_moments
 from rlspeech.algos.math import Advantage, decision_rewards, explained_variance, gae, relative_advantage, whitened
-from rlspeech.algos.update import Average, Experience, JointScorer, PolicyUpdate, rows_of
+from rlspeech.algos.update import Experience, JointScorer, PolicyUpdate, rows_of
 from rlspeech.config import RL, RewardSpec
 from rlspeech.rewards.mix import compose
-from rlspeech.types import BasePolicy, CriticPolicy, Policy, Rollout, Score, UserError
+from rlspeech.types import BasePolicy, CriticPolicy, Rollout, Score, UserError
+
+EPS = 1e-8
 
 __all__ = ["BaseScores", "CriticPPO", "PPO", "Relative", "RelativePPO", "clip_name", "relative_reward"]
 
@@ -43,9 +45,7 @@ class PPO(PolicyUpdate):
 
     name = "ppo"
 
-    def __init__(
-        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
-    ) -> None:
+    def check(self, config: RL) -> None:
         if config.advantage != "sum_then_norm":
             raise UserError(
                 f"ppo has no advantage={config.advantage}",
@@ -62,14 +62,13 @@ class PPO(PolicyUpdate):
                 f"scale {', '.join(sorted(scales))}, group {config.group}, {config.prompts_per_step} prompt(s) a step",
                 "in a preset or config file: rewards: [{name: NAME, scale: none}]",
             )
-        super().__init__(config, policy, optimizer, average)
 
     @property
     def loss_beta(self) -> float:
         """Weight of the KL inside the loss: 0 where the advantage carries it."""
         return self.config.kl_beta if self.config.ppo.kl_in == "loss" else 0.0
 
-    def counted(self, experience: Experience, advantage: Tensor) -> Tensor:
+    def loss_rows(self, experience: Experience, advantage: Tensor) -> Tensor:
         """(N,) bool: rows that could be scored, also those at advantage 0: a KL in the loss still pulls on them."""
         return torch.from_numpy(np.isfinite(experience.reward))
 
@@ -96,13 +95,11 @@ class RelativePPO(PPO):
 
     requires = frozenset({"sample", "base"})
 
-    def __init__(
-        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
-    ) -> None:
-        super().__init__(config, policy, optimizer, average)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.known = BaseScores()
 
-    def scored(
+    def score(
         self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
     ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
         """The rollouts' scores and, behind them, those of the base's outputs that were not known; and the base's by row."""
@@ -123,7 +120,7 @@ class RelativePPO(PPO):
         rows = rollout.group.tolist()
         return columns, {column: np.array([found[names[p]].get(column, np.nan) for p in rows]) for column in columns}
 
-    def judge(
+    def advantage_of(
         self,
         rollout: Rollout,
         scores: dict[str, np.ndarray],
@@ -137,18 +134,20 @@ class RelativePPO(PPO):
         """
         assert base is not None
         made = relative_reward(scores, base, rollout.group.numpy(), specs)
-        difference = self.treated(made.difference, rollout.finished)
+        difference = self.with_truncation(made.difference, rollout.finished)
         return difference, relative_advantage(
             torch.from_numpy(difference), rollout.group, whiten=self.config.ppo.whiten, clip=self.config.advantage_clip
         )
 
-    def credit(self, experience: Experience, rollout: Rollout) -> None:
+    def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """A = R - beta KL. A row's KL is the sum over its decisions."""
         cfg = self.config
         assert experience.base is not None
         made = relative_reward(experience.scores, experience.base, rollout.group.numpy(), cfg.rewards)
-        difference, kl = self.treated(made.difference, rollout.finished), self.divergence(experience, rollout)
-        experience.reward = np.where(np.isfinite(difference), self.treated(made.reward, rollout.finished), np.nan)
+        difference, kl = self.with_truncation(made.difference, rollout.finished), self.divergence(experience, rollout)
+        experience.reward = np.where(
+            np.isfinite(difference), self.with_truncation(made.reward, rollout.finished), np.nan
+        )
         experience.advantage = relative_advantage(
             torch.from_numpy(difference),
             rollout.group,
@@ -168,22 +167,21 @@ class CriticPPO(PPO):
 
     requires = frozenset({"sample", "critic"})
 
-    def __init__(
-        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
-    ) -> None:
-        super().__init__(config, policy, optimizer, average)
-        self.critic = Critic(config.ppo, seed=config.seed, average=average, grad_clip=config.grad_clip)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        config = self.config
+        self.critic = Critic(config.ppo, seed=config.seed, average=self.average, grad_clip=config.grad_clip)
         self.spread: dict[str, float] = {}  # by reward, of the first collection that had any
 
-    def judge(
+    def advantage_of(
         self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
     ) -> tuple[np.ndarray, Advantage]:
         """Composed reward (N,) and advantage (N, S) under any composition of the scores, with its mean for a value.
 
         The critic knows the configured composition only, so that it is not asked here.
         """
-        reward = self.treated(compose(scores, rollout.group.numpy(), specs).reward, rollout.finished)
-        known = torch.from_numpy(np.isfinite(reward)) & self.taking(rollout.finished)
+        reward = self.with_truncation(compose(scores, rollout.group.numpy(), specs).reward, rollout.finished)
+        known = torch.from_numpy(np.isfinite(reward)) & self.participating(rollout.finished)
         mean = float(reward[known.numpy()].mean()) if known.any() else 0.0
         mask = rollout.mask.cpu()
         paid = decision_rewards(torch.from_numpy(np.where(known.numpy(), reward - mean, np.nan)), mask)
@@ -223,17 +221,19 @@ class CriticPPO(PPO):
             advantage = advantage._replace(value=value)
         return advantage, returns
 
-    def credit(self, experience: Experience, rollout: Rollout) -> None:
+    def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Values, GAE and returns of a collection; all (N, S) on the CPU."""
         cfg, policy = self.config, cast(CriticPolicy, self.policy)
-        experience.reward = self.treated(self.composed(experience.scores, rollout.group.numpy()), rollout.finished)
+        experience.reward = self.with_truncation(
+            self.composed(experience.scores, rollout.group.numpy()), rollout.finished
+        )
         known, mask = torch.from_numpy(np.isfinite(experience.reward)), rollout.mask.cpu()
         kl = self.divergence(experience, rollout)
         paid = decision_rewards(torch.from_numpy(experience.reward), mask, kl, cfg.kl_beta)
         features = torch.cat(
             [policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)]
         )
-        takes = known & self.taking(rollout.finished)
+        takes = known & self.participating(rollout.finished)
         counts = mask & takes[:, None]
         device = features.device
         self.critic.measure(features, paid.flip(1).cumsum(1).flip(1).float(), counts.to(device))
@@ -271,16 +271,6 @@ def _parts(rollout: Rollout, micro_batch: int) -> list[Tensor]:
     return [rows_of(rollout, part) for part in torch.unique(rollout.group).split(micro_batch)]
 
 
-# Rewards relative to the frozen base's output: its scores, kept by clip, and the difference in the rollouts' units.
-#
-# LR-AVSE: R = r(y) - r(y_base). A judge that is dear (a language model) hears the base's output of a clip once. Training clips are
-# random crops and fresh mixtures, so that an utterance's name alone does not say what was heard: scores are kept by name and by a
-# digest of the clip's samples (and video), and another crop is another clip.
-
-
-EPS = 1e-8
-
-
 def clip_name(clip: Any) -> tuple[str, str]:
     """Key of a clip and digest of what it holds: the input, the target that it is judged against, the video."""
     digest = hashlib.blake2b(digest_size=16)
@@ -296,6 +286,9 @@ def clip_name(clip: Any) -> tuple[str, str]:
 
 class BaseScores:
     """The base's scores by clip, the latest ``limit`` clips. What could not be scored is not kept: the next time it may be.
+
+    A costly judge (a language model) scores the base's output of a clip once. Training clips are random crops and fresh mixtures, so
+    the key is an utterance's name and a digest of the clip's samples (and video): another crop is another clip.
 
     Args:
         limit: clips.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.math import critical_batch
+from rlspeech.algos.update import flat_gradient
 from rlspeech.stats import Interval, pairwise_cosine
 from rlspeech.types import Policy, Rollout
 
@@ -43,10 +44,7 @@ def probe_gradients(
         for name, advantage in advantages.items():
             mine = advantage[rows].to(logp.device)
             loss = -(logp * mask * (mine if mine.dim() == 2 else mine[:, None])).sum() / count
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            totals[name] += torch.cat(
-                [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
-            )
+            totals[name] += flat_gradient(loss, parameters, keep_graph=True)
     return {name: total.cpu() for name, total in totals.items()}
 
 

@@ -38,7 +38,7 @@ def refill(
     first: Draw,
     draw: Callable[[list[Any], int], Draw],
     further: Callable[[int], list[Any]],
-    lively: Callable[[Draw], Tensor],
+    has_signal: Callable[[Draw], Tensor],
     join: Callable[[Sequence[tuple[Rollout, Tensor]]], Rollout],
     rounds: int,
 ) -> tuple[Draw, dict[str, float]]:
@@ -48,7 +48,7 @@ def refill(
         first: the collection as drawn.
         draw: rolls out and scores prompts; its number tells the rounds' noise apart.
         further: so many prompts (or fewer) that were not drawn yet.
-        lively: (B,) bool, prompts of a draw with signal.
+        has_signal: (B,) bool, prompts of a draw with signal.
         join: the policy's.
         rounds: at most so many further draws.
 
@@ -58,7 +58,7 @@ def refill(
     wanted, current, draws = len(first.prompts), first, list[tuple[Draw, Tensor]]()
     drawn = alive = found = 0
     for number in range(rounds + 1):
-        signal = lively(current)
+        signal = has_signal(current)
         draws.append((current, signal))
         drawn, alive = drawn + len(signal), alive + int(signal.sum())
         found = min(wanted, alive)

@@ -1,4 +1,4 @@
-"""What PPO and GRPO share: collect, check, and train on a collection in micro-batches. They differ in the advantage (``credit``).
+"""What PPO and GRPO share: collect, check, and train on a collection in micro-batches. They differ in the advantage (``assign_credit``).
 
 The textbook version (PPO, arXiv 1707.06347): one clipped surrogate for every mini-batch of a collection. Nothing is left out. What
 is added: the first update checks that the policy's second look agrees with its first (ratio 1 within 1e-3); every update logs
@@ -33,17 +33,54 @@ __all__ = ["Average", "Experience", "GradientSum", "JointScorer", "PolicyUpdate"
 
 
 RATIO_TOLERANCE = 1e-3
-UNSEEN = (
-    "ratio_mean",
-    "ratio_max_gap",
-    "kl_old",
-    "clipped_positive",
-    "clipped_negative",
-    "kl",
-)  # where no part had anything to learn
+# logged as nan where no micro-batch had anything to learn
+NOT_EVALUATED = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "clipped_negative", "kl")
 WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
 ROUND = 1_000_003  # between the seeds of a collection's further draws
 Further = Callable[[int], list[Any]]
+Average = Callable[[Iterable[Any]], None]
+
+
+class JointScorer(Protocol):
+    """Scores samples with every reward and guard at once (``rewards.scorer.Scorer``)."""
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+        """Column by column, in the samples' order."""
+        ...
+
+
+@dataclass
+class Experience:
+    """A collection.
+
+    Args:
+        rollout: None where the policy's loss has no weight: then there are only prompts.
+        scores: (N,) by name with NaN for null.
+        reward: (N,) composed.
+        advantage: with ``value`` (N,), or (N, S).
+        seconds: by phase; ``memory_mb/PHASE`` beside them where the device tells.
+        prompts: the B prompts.
+        base: (N,) by name, scores of the base's output for every row's prompt; None where the algorithm needs none.
+        logged: further numbers of the collection; ``update`` returns them with its own.
+        extra: tensors that the algorithm keeps for its updates.
+        updates: optimiser updates made on it so far; before the first one the ratio is 1.
+    """
+
+    rollout: Rollout | None
+    scores: dict[str, np.ndarray]
+    reward: np.ndarray
+    advantage: Advantage
+    seconds: dict[str, float]
+    prompts: list[Any]
+    base: dict[str, np.ndarray] | None = None
+    logged: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    updates: int = 0
+
+
+def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
+    """Indices (n,) of the rows of some prompts, in order."""
+    return torch.isin(rollout.group, prompts).nonzero()[:, 0]
 
 
 class PolicyUpdate(ABC):
@@ -66,6 +103,7 @@ class PolicyUpdate(ABC):
     def __init__(
         self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
     ) -> None:
+        self.check(config)
         if not config.policy_weight and not config.supervised_weight:
             raise UserError(
                 "nothing to train", "policy_weight and supervised_weight are both 0", "--set supervised_weight=1"
@@ -98,10 +136,14 @@ class PolicyUpdate(ABC):
         self.checked = False
         self.phases = Phases(policy, optimizer, config.offload)
 
+    def check(self, config: RL) -> None:
+        """Refuse settings that the algorithm cannot use. Raises ``UserError``."""
+        return
+
     # -- what an algorithm says ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def judge(
+    def advantage_of(
         self,
         rollout: Rollout,
         scores: dict[str, np.ndarray],
@@ -110,26 +152,26 @@ class PolicyUpdate(ABC):
     ) -> tuple[np.ndarray, Advantage]:
         """Composed reward (N,) and advantage of one collection under any composition of its scores, without any KL."""
 
-    def credit(self, experience: Experience, rollout: Rollout) -> None:
+    def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Fill in the reward, the advantage and what is logged of a scored collection."""
-        experience.reward, experience.advantage = self.judge(
+        experience.reward, experience.advantage = self.advantage_of(
             rollout, experience.scores, self.config.rewards, experience.base
         )
 
-    def taking(self, finished: Tensor) -> Tensor:
+    def participating(self, finished: Tensor) -> Tensor:
         """(N,) bool: rows that take part, given (N,) which of them stopped by themselves."""
         return finished if self.config.truncated == "mask" else torch.ones_like(finished)
 
-    def treated(self, reward: np.ndarray, finished: Tensor) -> np.ndarray:
+    def with_truncation(self, reward: np.ndarray, finished: Tensor) -> np.ndarray:
         """Composed rewards (N,), those of rows that never stopped replaced where they are penalised, whatever could be scored of them."""
         cfg = self.config
         return np.where(finished.numpy(), reward, cfg.truncated_reward) if cfg.truncated == "penalise" else reward
 
-    def counted(self, experience: Experience, advantage: Tensor) -> Tensor:
+    def loss_rows(self, experience: Experience, advantage: Tensor) -> Tensor:
         """(N,) or (N, S) bool: where the loss counts."""
         return advantage != 0
 
-    def scored(
+    def score(
         self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
     ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
         """Every column's scores of the rollouts (and of whatever else was scored, behind them), and the base's by row if needed."""
@@ -176,7 +218,7 @@ class PolicyUpdate(ABC):
                     made,
                     lambda more, number: self._draw(more, scorer, seed + number * ROUND)[0],
                     further,
-                    self._lively,
+                    self._has_signal,
                     cast(JoiningPolicy, self.policy).join,
                     self.config.dynamic_sampling,
                 )
@@ -184,8 +226,8 @@ class PolicyUpdate(ABC):
             experience = Experience(
                 made.rollout, self._values(made), np.zeros(0), nothing, seconds, made.prompts, base, logged
             )
-            self.credit(experience, made.rollout)
-        self._stop_blind(made.columns, experience.advantage.unscorable)
+            self.assign_credit(experience, made.rollout)
+        self._check_scorable(made.columns, experience.advantage.unscorable)
         known = torch.from_numpy(np.isfinite(experience.reward))
         value = experience.advantage.value[known].double()
         experience.logged["advantage_mean"] = float(value.mean()) if len(value) else float("nan")
@@ -197,20 +239,20 @@ class PolicyUpdate(ABC):
         self.phases.enter(self.phases.first)
         rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
         self.phases.enter("reward")
-        columns, base = self.scored(rollout, prompts, scorer, seed=seed)
+        columns, base = self.score(rollout, prompts, scorer, seed=seed)
         return Draw(prompts, rollout, columns), base
 
     def _values(self, made: Draw) -> dict[str, np.ndarray]:
         return {name: values[: len(made.rollout.samples)] for name, values in to_arrays(made.columns).items()}
 
-    def _lively(self, made: Draw) -> Tensor:
+    def _has_signal(self, made: Draw) -> Tensor:
         """(B,) bool: prompts from whose rollouts something can be learnt. A draw that cannot be scored stops the run, whatever follows."""
-        _, advantage = self.judge(made.rollout, self._values(made), self.config.rewards)
-        self._stop_blind(made.columns, advantage.unscorable)
+        _, advantage = self.advantage_of(made.rollout, self._values(made), self.config.rewards)
+        self._check_scorable(made.columns, advantage.unscorable)
         alive = advantage.value.reshape(len(made.rollout.group), -1).abs().amax(1)
         return torch.zeros(len(made.prompts)).index_add_(0, made.rollout.group, alive) > 0
 
-    def _stop_blind(self, columns: dict[str, list[Score]], unscorable: float) -> None:
+    def _check_scorable(self, columns: dict[str, list[Score]], unscorable: float) -> None:
         """A run that cannot see its reward says why and ends."""
         cfg = self.config
         if unscorable <= cfg.max_unscorable:
@@ -288,16 +330,14 @@ class PolicyUpdate(ABC):
         """
         cfg, rollout = self.config, experience.rollout
         assert rollout is not None
-        counted = self.counted(experience, advantage)
-        alive = (counted if counted.dim() == 2 else counted[:, None]) & self.taking(rollout.finished)[:, None]
+        counted = self.loss_rows(experience, advantage)
+        alive = (counted if counted.dim() == 2 else counted[:, None]) & self.participating(rollout.finished)[:, None]
         mask = rollout.mask & alive.to(rollout.mask.device)
         normaliser, grads, stats, sizes = self.decisions(rollout, prompts), GradientSum(), [], []
         for part in prompts.split(cfg.micro_batch):
             rows = rows_of(rollout, part)
             device_rows = rows.to(rollout.logp.device)
-            if not mask[
-                device_rows
-            ].any():  # every rollout right, or every one as wrong: nothing to learn, and no reason to look again
+            if not mask[device_rows].any():  # every rollout right, or every one as wrong: nothing to learn
                 grads.count += 1
                 continue
             new = self.policy.log_prob(rollout, rows, with_kl=self.loss_beta > 0)
@@ -323,7 +363,7 @@ class PolicyUpdate(ABC):
             )
         if not stats:
             grads.total = torch.zeros_like(torch.cat([p.detach().flatten() for p in self.policy.parameters()]))
-            return grads, {**dict.fromkeys(UNSEEN, float("nan")), "log_ratio_std": 0.0}
+            return grads, {**dict.fromkeys(NOT_EVALUATED, float("nan")), "log_ratio_std": 0.0}
         merged = {k: float(np.average([s[k] for s in stats], weights=sizes)) for k in stats[0] if k != "rows"}
         return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
 
@@ -377,59 +417,8 @@ class PolicyUpdate(ABC):
         return {"grad_norm": norm.item(), "skipped_updates": float(not finite)}
 
 
-# A collection and what scores it: the data that every algorithm passes from ``collect`` to ``update``.
-
-
-Average = Callable[[Iterable[Any]], None]
-
-
-class JointScorer(Protocol):
-    """Scores samples with every reward and guard at once (``rewards.scorer.Scorer``)."""
-
-    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
-        """Column by column, in the samples' order."""
-        ...
-
-
-@dataclass
-class Experience:
-    """A collection.
-
-    Args:
-        rollout: None where the policy's loss has no weight: then there are only prompts.
-        scores: (N,) by name with NaN for null.
-        reward: (N,) composed.
-        advantage: with ``value`` (N,), or (N, S).
-        seconds: by phase; ``memory_mb/PHASE`` beside them where the device tells.
-        prompts: the B prompts.
-        base: (N,) by name, scores of the base's output for every row's prompt; None where the algorithm needs none.
-        logged: further numbers of the collection; ``update`` returns them with its own.
-        extra: tensors that the algorithm keeps for its updates.
-        updates: optimiser updates made on it so far; before the first one the ratio is 1.
-    """
-
-    rollout: Rollout | None
-    scores: dict[str, np.ndarray]
-    reward: np.ndarray
-    advantage: Advantage
-    seconds: dict[str, float]
-    prompts: list[Any]
-    base: dict[str, np.ndarray] | None = None
-    logged: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    updates: int = 0
-
-
-def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
-    """Indices (n,) of the rows of some prompts, in order."""
-    return torch.isin(rollout.group, prompts).nonzero()[:, 0]
-
-
-# Gradients of micro-batches, added up as they come: a model's worth of memory for the sum, however many parts there are.
-
-
 class GradientSum:
-    """The sum of K flat gradients (P,), and how well they agree without keeping them: only the sum of their unit vectors is kept.
+    """The sum of K flat gradients (P,) of micro-batches, and how well they agree, in a model's worth of memory each, whatever K is.
 
     Args:
         total: (P,) sum of what was added, or None before that.
@@ -460,9 +449,9 @@ class GradientSum:
         return float((self._units.square().sum() - k) / (k * (k - 1)))
 
 
-def flat_gradient(loss: Tensor, parameters: Sequence[Parameter]) -> Tensor:
-    """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on."""
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+def flat_gradient(loss: Tensor, parameters: Sequence[Parameter], *, keep_graph: bool = False) -> Tensor:
+    """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on. ``keep_graph``: others are taken through it."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
     )

@@ -184,7 +184,7 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
             named = next((r for r in config.rewards if r.name == name), None)
             spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
             alone = [spec.model_copy(update={"weight": 1.0})]
-            columns[name] = algo.judge(rollout, experience.scores, alone, experience.base)[1].value
+            columns[name] = algo.advantage_of(rollout, experience.scores, alone, experience.base)[1].value
         for name, g in probe_gradients(policy, rollout, columns, config.micro_batch).items():
             grads.setdefault(name, []).append(g)
         bar.advance(1)

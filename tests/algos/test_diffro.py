@@ -146,7 +146,7 @@ def test_rows_that_never_stopped_or_loop_are_dropped() -> None:
     experience.rollout.samples[6].tokens = np.zeros(0, np.int64)  # nothing said: no loop
     finished, straight = sound_rows(experience.rollout)
     assert (~finished).nonzero().tolist() == [[3]] and (~straight).nonzero().tolist() == [[5]]
-    algo.credit(experience, experience.rollout)
+    algo.assign_credit(experience, experience.rollout)
     assert (~experience.extra["kept"]).nonzero()[:, 0].tolist() == [3, 5]
     assert experience.logged["diffro/unfinished"] == experience.logged["diffro/looping"] == 1 / 16
     gradient(algo, experience)
@@ -159,7 +159,7 @@ def collected(on: str, values: Any, **changes: Any) -> tuple[Any, Any, Chain]:
     experience = algo.collect(PROMPTS, Judge(values), seed=2)
     stopped(experience)
     experience.rollout.finished[15] = False
-    algo.credit(experience, experience.rollout)
+    algo.assign_credit(experience, experience.rollout)
     return algo, experience, policy
 
 
@@ -242,7 +242,7 @@ def test_rows_without_a_score_cost_themselves_and_too_many_stop_the_run() -> Non
     algo = algorithm("diffro", policy, Likes(blind=frozenset({"2"})), max_unscorable=0.5)
     experience = algo.collect(PROMPTS, Judge(), seed=1)
     stopped(experience)
-    algo.credit(experience, experience.rollout)
+    algo.assign_credit(experience, experience.rollout)
     grads = gradient(algo, experience)
     assert (
         torch.isfinite(grads).all()

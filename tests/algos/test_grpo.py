@@ -276,7 +276,7 @@ def test_the_probe_tells_a_signal_from_noise() -> None:
     algo, rng, found = _grpo(), np.random.default_rng(0), {"distance": [], "random": []}
     for k in range(12):
         experience = algo.collect(list(range(8)), Judge(), seed=k)
-        noise = algo.judge(experience.rollout, {NAME: rng.standard_normal(64)}, algo.config.rewards)[1].value
+        noise = algo.advantage_of(experience.rollout, {NAME: rng.standard_normal(64)}, algo.config.rewards)[1].value
         grads = probe_gradients(
             algo.policy, experience.rollout, {"distance": experience.advantage.value, "random": noise}, 3
         )

@@ -83,7 +83,7 @@ def test_the_advantage_is_the_difference_of_scores() -> None:
     )  # each row its own, whatever its group
     assert experience.logged["reward_base"] == pytest.approx(35.3, abs=1e-4)
     assert experience.reward.mean() == pytest.approx(float(x.mean()) + 35, abs=1e-4)
-    reward, again = algo.judge(experience.rollout, experience.scores, algo.config.rewards, experience.base)
+    reward, again = algo.advantage_of(experience.rollout, experience.scores, algo.config.rewards, experience.base)
     torch.testing.assert_close(again.value, experience.advantage.value)
     np.testing.assert_allclose(reward, (x - 0.3).numpy(), atol=1e-5)
 

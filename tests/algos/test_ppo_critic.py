@@ -85,7 +85,7 @@ def test_ragged_rows_and_rows_without_a_score() -> None:
     assert np.isfinite(algo.update(experience, lr=0.01)["value_loss"])
     cut = algo.collect(clips(12), Judge(luck), seed=1)
     cut.rollout.finished[3] = False
-    algo.credit(cut, cut.rollout)
+    algo.assign_credit(cut, cut.rollout)
     assert float(cut.advantage.value[3].abs().sum()) == 0 and not bool(cut.extra["counts"][3].any())
 
 
@@ -109,7 +109,7 @@ def test_another_composition_is_judged_against_its_mean() -> None:
     algo = make(Toy(steps=3), ppo=CRITIC)
     experience = algo.collect(clips(8), Judge(luck), seed=0)
     scores = {k: np.where(np.arange(8) == 2, np.nan, v) for k, v in experience.scores.items()}
-    reward, advantage = algo.judge(experience.rollout, scores, algo.config.rewards)
+    reward, advantage = algo.advantage_of(experience.rollout, scores, algo.config.rewards)
     known = np.arange(8) != 2
     wanted = np.where(known, reward - reward[known].mean(), 0)
     np.testing.assert_allclose(advantage.value.numpy(), np.repeat(wanted[:, None], 3, 1), atol=1e-5)
