@@ -194,22 +194,20 @@ class CriticPPO(PPO):
         reward each time. GRPO and the relative form only compare within a collection.
         """
         specs = self.config.rewards
-        plain = [spec.model_copy(update={"scale": "none"}) if spec.scale == "batch" else spec for spec in specs]
-        made = compose(scores, group, plain)
         scaled = [i for i, spec in enumerate(specs) if spec.scale == "batch"]
         if any(specs[i].name not in self.spread for i in scaled):  # the same in every process, which all take part
-            columns = [torch.from_numpy(made.parts[np.isfinite(made.parts[:, i]), i])[:, None] for i in scaled]
+            parts = compose(
+                scores, group, specs, spread=[1.0 if i in scaled else None for i in range(len(specs))]
+            ).parts
+            columns = [torch.from_numpy(parts[np.isfinite(parts[:, i]), i])[:, None] for i in scaled]
             device = self.policy.parameters()[0].device
             for i, moments in zip(
                 scaled, pooled_moments([c.float().to(device) for c in columns], self.average), strict=True
             ):
                 if moments is not None and moments[1].item() > 1e-6 * (1 + abs(moments[0].item())):
                     self.spread.setdefault(specs[i].name, moments[1].item())
-        unit = np.array(
-            [self.spread.get(spec.name, np.inf) if spec.scale == "batch" else 1.0 for spec in specs]
-        )  # none yet: adds 0
-        active = made.weights != 0
-        return np.asarray((made.parts / unit)[:, active] @ made.weights[active])
+        units = [self.spread.get(s.name, np.inf) if s.scale == "batch" else None for s in specs]  # none yet: adds 0
+        return compose(scores, group, specs, spread=units).reward
 
     def _advantage(
         self, paid: Tensor, values: Tensor, mask: Tensor, group: Tensor, known: Tensor
@@ -344,9 +342,10 @@ def relative_reward(
         specs: the composition.
         higher_is_better: directions by name; those left out are looked up in the registry.
     """
-    plain = [spec.model_copy(update={"scale": "none"}) for spec in specs]
-    ours = compose(scores, group, plain, higher_is_better=higher_is_better)
-    theirs = compose(base, group, plain, higher_is_better=higher_is_better)
+    ours, theirs = (
+        compose(values, group, specs, higher_is_better=higher_is_better, spread=[1.0] * len(specs))
+        for values in (scores, base)
+    )
     spread = np.stack([_spread(ours.parts[:, i], group, spec.scale) for i, spec in enumerate(specs)], 1)
     active, unit = ours.weights != 0, np.where(spread > EPS, spread, np.inf)
     weights = ours.weights[active]

@@ -15,13 +15,13 @@ may be the whole verdict instead of one more term: ``mode`` "override", where th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rlspeech.config import GuardSpec, RewardSpec
 from rlspeech.rewards.base import column_of
+from rlspeech.stats import mean_interval
 from rlspeech.types import Score, UserError
 
 __all__ = ["Composed", "GuardWatch", "Scale", "compose", "to_arrays"]
@@ -58,8 +58,9 @@ def compose(
     specs: Sequence[RewardSpec],
     how: Scale = "sum_then_norm",
     higher_is_better: Mapping[str, bool] | None = None,
+    spread: Sequence[float | None] | None = None,
 ) -> Composed:
-    """Compose N scored rollouts.
+    """Compose N scored rows.
 
     Args:
         scores: reward name -> (N,), nan where unscorable.
@@ -68,6 +69,7 @@ def compose(
             "none"), bounds of the raw score, what a null means, and whether it adds or overrides.
         how: "sum_then_norm" adds the scaled rewards; "norm_then_sum" normalises each inside its group first, whatever its scale.
         higher_is_better: directions by name; those left out are looked up in the registry.
+        spread: a spec's divisor, in place of its scale, where the caller has measured it (inf: the reward adds 0); None: the scale's.
 
     Returns:
         a ``Composed``. Weight-0 specs are reported in the stats and poison nothing.
@@ -75,11 +77,12 @@ def compose(
     Raises:
         UserError: a spec names a reward that was not scored, or none has a weight, or an override that is scaled.
     """
-    _refuse(scores, specs, how)
+    spread = [None] * len(specs) if spread is None else spread
+    _refuse(scores, specs, how, spread)
     group = np.asarray(group)
     stats: dict[str, float] = {}
     columns = []
-    for spec in specs:
+    for spec, unit in zip(specs, spread, strict=True):
         raw = np.asarray(scores[spec.name], np.float64)
         if raw.shape != group.shape:
             raise ValueError(f"{spec.name}: {raw.shape} scores for {group.shape} rows")
@@ -88,7 +91,10 @@ def compose(
         low, high = spec.bounds
         kept = np.clip(raw, low, high) if low is not None or high is not None else raw
         signed = kept if up else -kept
-        columns.append(_group_z(signed, group) if how == "norm_then_sum" else _scaled(signed, group, spec.scale))
+        if unit is not None:
+            columns.append(signed / unit)
+        else:
+            columns.append(_group_z(signed, group) if how == "norm_then_sum" else _scaled(signed, group, spec.scale))
         stats.update(_report(spec.name, raw, kept, group))
     parts, weights = np.stack(columns, 1), np.array([s.weight for s in specs], np.float64)
     active = weights != 0
@@ -101,7 +107,7 @@ def compose(
     return Composed(reward, stats, parts, weights)
 
 
-def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale) -> None:
+def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale, spread: Sequence[float | None]) -> None:
     missing = [s.name for s in specs if s.name not in scores]
     if missing:
         raise UserError(f"no scores for {', '.join(missing)}", f"scored: {', '.join(scores)}", "")
@@ -109,8 +115,9 @@ def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale) 
         raise UserError(
             "no reward has a weight", "a composition needs one whose weight is not 0", "--set rewards.0.weight=1"
         )
-    for s in specs:
-        if s.mode == "override" and (s.scale != "none" or s.weight < 0 or how == "norm_then_sum"):
+    for s, unit in zip(specs, spread, strict=True):
+        scaled = s.scale != "none" and unit is None
+        if s.mode == "override" and (scaled or s.weight < 0 or how == "norm_then_sum"):
             why = (
                 "norm_then_sum normalises every reward by itself, and a row has one verdict"
                 if how == "norm_then_sum"
@@ -198,18 +205,11 @@ def _report(name: str, raw: np.ndarray, kept: np.ndarray, group: np.ndarray) -> 
     }
 
 
-@dataclass(slots=True)
-class _Reading:
-    mean: float
-    half: float
-    values: np.ndarray | None
-
-
 class GuardWatch:
     """Metrics that are measured and not rewarded: the first reading is the baseline, a later one may be a reason to stop.
 
-    A guard trips when its mean is worse than the baseline by more than ``max_drop`` *and* the interval of the difference says so:
-    paired over the items where both readings are values, else from the two intervals.
+    A guard trips when its mean over the items where both readings are values is worse than the baseline by more than ``max_drop``
+    *and* the bootstrap interval of the difference says so.
 
     Args:
         specs: names and limits; a limit of None only watches.
@@ -219,81 +219,34 @@ class GuardWatch:
     def __init__(self, specs: Sequence[GuardSpec], higher_is_better: Mapping[str, bool] | None = None) -> None:
         self.specs = list(specs)
         self._up = {s.name: _direction(s.name, higher_is_better) for s in specs}
-        self._first: dict[str, _Reading] = {}
+        self._first: dict[str, np.ndarray] = {}
         self.drops: dict[str, float] = {}
 
-    def update(self, step: int, readings: Mapping[str, Any]) -> str | None:
+    def update(self, step: int, readings: Mapping[str, Sequence[float | None]]) -> str | None:
         """Take in a validation.
 
         Args:
             step: for the message.
-            readings: name -> values (K,) in the same order each time (None or nan where missing), or an object with mean, lo, hi.
+            readings: name -> values (K,) in the same order each time, None or nan where missing.
 
         Returns:
             why the run should stop, or None.
         """
         reasons = []
-        for spec in self.specs:
-            if spec.name not in readings:
-                continue
-            now = _reading(readings[spec.name])
+        for spec in (s for s in self.specs if s.name in readings):
+            now = np.array([np.nan if v is None else v for v in readings[spec.name]], np.float64)
             first = self._first.setdefault(spec.name, now)
             if now is first:
                 continue
-            if not np.isfinite(now.mean):
-                if spec.max_drop is not None and np.isfinite(first.mean):
+            if not np.isfinite(now).any():
+                if spec.max_drop is not None and np.isfinite(first).any():
                     reasons.append(f"{spec.name} can no longer be scored")
                 continue
-            drop, half = _drop(first, now, self._up[spec.name])
+            difference = (first - now) * (1.0 if self._up[spec.name] else -1.0)
+            found = mean_interval(difference)
+            drop, half = found.mean, (found.hi - found.lo) / 2 if found.n > 1 else 0.0
             self.drops[spec.name] = drop
             if spec.max_drop is not None and np.isfinite(drop) and drop - half > spec.max_drop:
-                means = f"{first.mean:.4g} -> {now.mean:.4g}"
+                means = f"{np.nanmean(first):.4g} -> {np.nanmean(now):.4g}"
                 reasons.append(f"{spec.name} is worse by {drop:.3g} +- {half:.2g} (limit {spec.max_drop:g}): {means}")
         return f"step {step}: " + "; ".join(reasons) if reasons else None
-
-    def state(self) -> dict[str, Any]:
-        """Baseline readings as plain lists, for a checkpoint."""
-        return {
-            k: {"mean": r.mean, "half": r.half, "values": None if r.values is None else r.values.tolist()}
-            for k, r in self._first.items()
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state`` returned, so that a resumed run keeps its baseline."""
-        self._first = {
-            k: _Reading(
-                float(r["mean"]), float(r["half"]), None if r["values"] is None else np.array(r["values"], np.float64)
-            )
-            for k, r in state.items()
-        }
-
-
-def _reading(value: Any) -> _Reading:
-    if hasattr(value, "mean") and hasattr(value, "lo"):
-        half = (value.hi - value.lo) / 2
-        return _Reading(float(value.mean), float(half) if np.isfinite(half) else 0.0, None)
-    if isinstance(value, tuple) and len(value) == 3:
-        return _Reading(float(value[0]), float(value[2] - value[1]) / 2, None)
-    values = np.array([np.nan if v is None else v for v in value], np.float64)
-    good = values[np.isfinite(values)]
-    return _Reading(float(good.mean()) if len(good) else float("nan"), _half(good), values)
-
-
-def _half(x: np.ndarray) -> float:
-    """Half of a bootstrap 95 % interval of the mean."""
-    if len(x) < 2:
-        return 0.0
-    from rlspeech.stats import mean_interval
-
-    interval = mean_interval(x)
-    return float(interval.hi - interval.lo) / 2
-
-
-def _drop(first: _Reading, now: _Reading, up: bool) -> tuple[float, float]:
-    """How much worse, and half of the interval of that."""
-    sign = 1.0 if up else -1.0
-    if first.values is not None and now.values is not None and len(first.values) == len(now.values):
-        difference = sign * (first.values - now.values)
-        difference = difference[np.isfinite(difference)]
-        return (float(difference.mean()), _half(difference)) if len(difference) else (float("nan"), 0.0)
-    return sign * (first.mean - now.mean), float(np.hypot(first.half, now.half))

@@ -35,16 +35,7 @@ from rlspeech.stages import rl_report, validation
 from rlspeech.stages.curves import columns_of
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.pretrain import data_of, transcribed
-from rlspeech.stages.rl_rules import (
-    averaged,
-    climbing,
-    complete,
-    composed,
-    describe,
-    load_options,
-    soft_of,
-    word_interval,
-)
+from rlspeech.stages.rl_rules import averaged, climbing, complete, describe, load_options, soft_of, word_interval
 from rlspeech.stages.validation import change_told, shown_name, tuned_facts
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
@@ -232,7 +223,7 @@ class Session:
             averaged([self.judge.score(samples) for samples in drawn]),
         )  # the first is kept to be heard
         row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
-        row["reward"] = composed(cfg.rewards, row, (self.history or [row])[0])
+        row["reward"] = validation.reward_of(cfg.rewards, row, (self.history or [row])[0])
         self.history.append(row)
         names = [k for k in row if k != "step"]
         deltas = {k: self.delta(k) for k in names}

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlspeech.algos.update import Experience
 from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
-from rlspeech.rewards.base import available, column_of
+from rlspeech.rewards.base import available
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.tasks.base import EnhancementTask
 from rlspeech.types import Sample, Score, SoftReward, UserError
@@ -20,7 +20,6 @@ __all__ = [
     "averaged",
     "climbing",
     "complete",
-    "composed",
     "describe",
     "load_options",
     "refuse",
@@ -175,39 +174,6 @@ def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> Mapping[str, Seq
         return replace(scores[0], value=float(np.mean(known)), error=None) if known else scores[0]
 
     return {name: [mean(of_clip) for of_clip in zip(*(d[name] for d in draws), strict=True)] for name in draws[0]}
-
-
-def composed(specs: Sequence[RewardSpec], row: Mapping[str, Any], first: Mapping[str, Any]) -> list[float | None]:
-    """The rewards of every validation clip in one number, as the run weighs them.
-
-    Rewards with a scale count in units of their spread over the clips at step 0, so that the number means the same at every step.
-
-    Args:
-        specs: the run's.
-        row: name -> values by clip.
-        first: the same at step 0.
-    """
-    total, over = np.zeros(len(row[specs[0].name])), dict[str, np.ndarray]()
-    for spec in specs:
-        column = column_of(spec.name)
-        values = np.array([np.nan if v is None else v for v in row[spec.name]], dtype=np.float64)
-        if spec.missing == "skip" or (spec.missing == "auto" and getattr(column, "optional", False)):
-            values = np.nan_to_num(values, nan=0.0)
-        unit = 1.0 if spec.scale == "none" else _spread(first[spec.name])
-        part = spec.weight * (1 if column.higher_is_better else -1) * values / unit
-        if spec.mode == "override":
-            over[spec.name] = np.where(part < 0, part, 0.0)  # nan where unknown
-        else:
-            total = total + part
-    for part in over.values():
-        total = np.where(part == 0, total, part)
-    return [float(v) if np.isfinite(v) else None for v in total]
-
-
-def _spread(values: Sequence[float | None]) -> float:
-    """Standard deviation of what could be scored; 1 where there is none to divide by."""
-    known = np.array([v for v in values if v is not None])
-    return float(known.std()) or 1.0 if len(known) else 1.0
 
 
 def describe(experience: Experience) -> dict[str, Any]:

@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 
 from rlspeech import __version__
-from rlspeech.config import RL
+from rlspeech.config import RL, RewardSpec
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.files import safe_name, write_error
 from rlspeech.rewards.base import column_of
+from rlspeech.rewards.mix import compose
 from rlspeech.scores import append_rows, judge_texts, keep_rows, step_name
 from rlspeech.stages.past import find_sound
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import Sample, Score, UserError, Utterance
 
-__all__ = ["AUDIBLE", "change_told", "keep", "keep_inputs", "shown_name", "trim", "tuned_facts"]
+__all__ = ["AUDIBLE", "change_told", "keep", "keep_inputs", "reward_of", "shown_name", "trim", "tuned_facts"]
 
 
 AUDIBLE = 24  # clips that can be heard before and after
@@ -245,3 +246,31 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def reward_of(
+    specs: Sequence[RewardSpec], row: Mapping[str, Sequence[float | None]], first: Mapping[str, Sequence[float | None]]
+) -> list[float | None]:
+    """The rewards of every validation clip in one number, as the run weighs them but for their bounds.
+
+    Rewards with a scale count in units of their spread over the clips at step 0, so that the number means the same at every step.
+
+    Args:
+        specs: the run's.
+        row: name -> values (K,) by clip.
+        first: the same at step 0.
+    """
+    values = {s.name: np.array([np.nan if v is None else v for v in row[s.name]], np.float64) for s in specs}
+    unbounded = [s.model_copy(update={"bounds": (None, None)}) for s in specs]
+    count = len(row[specs[0].name])
+    made = compose(values, np.zeros(count), unbounded, spread=[1.0] * len(specs))
+    units = [1.0 if s.scale == "none" else _spread(first[s.name]) for s in specs]
+    weighed = zip(made.weights, made.parts.T, units, strict=True)
+    total = sum((weight * part / unit for weight, part, unit in weighed if weight), np.zeros(count))
+    return [float(v) if np.isfinite(v) else None for v in total]
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    """Standard deviation of what could be scored; 1 where there is none to divide by."""
+    known = np.array([v for v in values if v is not None])
+    return float(known.std()) or 1.0 if len(known) else 1.0

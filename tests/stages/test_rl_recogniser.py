@@ -17,7 +17,8 @@ from rlspeech import log
 from rlspeech.config import RL, Exploration, RewardSpec, Sampling
 from rlspeech.stages import probe, rl
 from rlspeech.stages.pretrain import data_of
-from rlspeech.stages.rl_rules import complete, composed, refuse, word_errors
+from rlspeech.stages.rl_rules import complete, refuse, word_errors
+from rlspeech.stages.validation import reward_of
 from rlspeech.tasks import get_task
 from rlspeech.types import Sample, UserError
 
@@ -167,10 +168,10 @@ def test_one_number_for_all_rewards() -> None:
         "asr_keywords": [None, 1.0, 1.0, 1.0],
         "asr_hallucination": [0.0, 0.0, -1.0, 0.0],
     }
-    assert composed(specs, row, row) == [0.5, 1.5, -2.0, None]
+    assert reward_of(specs, row, row) == [0.5, 1.5, -2.0, None]
     strict = [specs[0], specs[1].model_copy(update={"missing": "unscorable"})]
-    assert composed(strict, row, row)[0] is None
-    scaled = composed([RewardSpec(name="asr_wer")], {"asr_wer": [1.0, 3.0]}, {"asr_wer": [0.0, 2.0]})
+    assert reward_of(strict, row, row)[0] is None
+    scaled = reward_of([RewardSpec(name="asr_wer")], {"asr_wer": [1.0, 3.0]}, {"asr_wer": [0.0, 2.0]})
     assert scaled == [-1.0, -3.0]  # in units of the spread at the start, and lower is better
 
 
