@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlspeech.models.codec.codec import load_codec, save_codec
+from rlspeech.models.codec.codec import load_codec
 from rlspeech.models.codec.load import load_codec_lm, save_codec_lm
-from rlspeech.models.hub import read_config, resolve
+from rlspeech.models.hub import read_config, resolve, save_model
 from rlspeech.models.token_reward import load_token_reward, save_token_reward
 
 KEPT = ("step", "steps", "parameters", "metrics")  # of what a run notes; where its data lay is nobody's business
@@ -37,8 +37,12 @@ def main() -> None:
         target.mkdir(parents=True, exist_ok=True)
         if name == "codec":
             codec: Any = load_codec(str(source))
-            save_codec(
-                target, codec.net, facts=facts_of(read_config(resolve(str(source), "codec"), "codec")), half=True
+            save_model(
+                target,
+                codec.net,
+                "codec",
+                facts=facts_of(read_config(resolve(str(source), "codec"), "codec")),
+                half=True,
             )
         elif name == "token-reward":
             reward, about = load_token_reward(str(source))

@@ -25,8 +25,8 @@ rlspeech eval --task avse --data "$out/test/manifest.jsonl" --model "embedded=$o
 python - "$out/run" "$out/avse" <<'PY'
 import sys
 from pathlib import Path
-from rlspeech.models.hub import load_avse, save_avse
-model, config = load_avse(sys.argv[1])
-save_avse(Path(sys.argv[2]), model, facts=config["facts"], half=True)
+from rlspeech.models.hub import load_model, save_model
+model, config = load_model(sys.argv[1], "avse")
+save_model(Path(sys.argv[2]), model, "avse", facts=config["facts"], half=True)
 PY
 echo "the checkpoint is in $out/avse; the package's own lies in rlspeech/assets/avse"

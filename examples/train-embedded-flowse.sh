@@ -27,8 +27,8 @@ rlspeech eval --data "$out/heldout/manifest.jsonl" --model "embedded=$out/phase2
 python - "$out/phase2" "$out/flowse" <<'PY'
 import sys
 from pathlib import Path
-from rlspeech.models.hub import load_flow, save_flow
-model, config = load_flow(sys.argv[1])
-save_flow(Path(sys.argv[2]), model, facts=config["facts"], half=True)
+from rlspeech.models.hub import load_model, save_model
+model, config = load_model(sys.argv[1], "flowse")
+save_model(Path(sys.argv[2]), model, "flowse", facts=config["facts"], half=True)
 PY
 echo "the checkpoint is in $out/flowse; the package's own lies in rlspeech/assets/flowse"

@@ -125,12 +125,12 @@ def outputs(args: argparse.Namespace) -> None:
     from rlspeech.data.mixing import MixtureSet
     from rlspeech.models.adapters import Adapted
     from rlspeech.models.avse import si_snr
-    from rlspeech.models.hub import load_avse
+    from rlspeech.models.hub import load_model
     from rlspeech.tasks.aids.quality_labels import quality, row_of
     from rlspeech.tasks.avse.policy import AvsePolicy
 
     mixtures, out = MixtureSet.from_recipe(args.recipe, seed=args.seed), Path(args.out)
-    models = [load_avse(name)[0] for name in args.model]
+    models = [load_model(name, "avse")[0] for name in args.model]
     out.mkdir(parents=True, exist_ok=True)
     made, started = 0, time.monotonic()
     with (out / "manifest.jsonl").open("w") as manifest:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from rlspeech.types import UserError
 
 __all__ = [
     "JsonlWriter",
+    "digest_of",
     "dumps",
     "is_full",
     "numbered_lines",
@@ -128,6 +130,29 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def digest_of(folder: Path, ends: int | None = None) -> str:
+    """Return 16 hex digits that change with the weights and settings in a checkpoint's folder; a trainer's state does not count.
+
+    Args:
+        ends: read only so many bytes at either end of a file: weights of many gigabytes are told apart at once.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for kind in ("*.safetensors", "*.bin", "*.json") for p in folder.rglob(kind)):
+        if path.name in ("state.safetensors", "state.json"):
+            continue
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            if ends is None:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            else:
+                size = path.stat().st_size
+                digest.update(f" {size} ".encode() + file.read(ends))
+                file.seek(max(0, size - ends))
+                digest.update(file.read(ends))
+    return digest.hexdigest()[:16]
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ text.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from rlspeech import log
 from rlspeech.corpora.splice import read
 from rlspeech.data.audio import AudioError, rms_dbfs
-from rlspeech.files import JsonlWriter, safe_name
+from rlspeech.files import JsonlWriter, digest_of, safe_name
+from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.rates import Recogniser, load_recogniser
 from rlspeech.types import UserError, Utterance
 
@@ -107,11 +107,8 @@ def _listen(
 
 def _weights(name: str) -> str:
     """Changes with the files of a recogniser in a folder; empty for others."""
-    folder = Path(__file__).resolve().parent.parent / "assets" / "asr" if name == "embedded" else Path(name)
-    if not folder.is_dir():
-        return ""
-    facts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(folder.iterdir()) if p.is_file()]
-    return hashlib.blake2b("\n".join(facts).encode(), digest_size=6).hexdigest()
+    folder = embedded_path("asr") if name == "embedded" else Path(name)
+    return digest_of(folder, ends=1 << 20) if folder.is_dir() else ""
 
 
 def _key(utt: Utterance, state: str) -> str:

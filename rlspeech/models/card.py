@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Card", "md", "model_card", "recogniser_card", "write_card"]
+__all__ = ["Card", "md", "model_card", "write_card"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 LANGUAGE = re.compile(r"[a-z]{2,3}")
@@ -70,26 +70,6 @@ def md(value: Any, most: int = LONGEST) -> str:
     text = text if len(text) <= most else text[: most - 1] + "\u2026"
     text = SPECIAL.sub(r"\\\1", text)
     return re.sub(r"(?i)\b(https?|ftp|mailto|www)([:.])", r"\1\\\2", text)  # an address is no link either
-
-
-def recogniser_card(kind: str, parameters: int, rate: int) -> Card:
-    """What a recogniser's card says of its kind."""
-    uses = [
-        "transcribe speech.wav --model THIS_FOLDER",
-        "rl --task asr --model THIS_FOLDER",
-        "eval --task asr --model this=THIS_FOLDER --data test.jsonl",
-    ]
-    return Card(
-        f"recogniser ({kind})",
-        "asr",
-        parameters,
-        rate,
-        "transformers",
-        "automatic-speech-recognition",
-        (),
-        uses,
-        ["transformers loads this folder by itself."],
-    )
 
 
 def write_card(folder: Path, card: Card, facts: Mapping[str, Any]) -> None:

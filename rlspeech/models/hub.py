@@ -1,98 +1,112 @@
-"""Checkpoints as Hub-shaped folders: ``config.json``, ``model.safetensors``, ``README.md``. No pickles, no network."""
+"""Checkpoints by name, as Hub-shaped folders: ``config.json``, ``model.safetensors``, ``README.md``. No pickles, no network."""
 
 from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rlspeech.files import digest_of
 from rlspeech.models.card import Card, write_card
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-    from rlspeech.models.avse import AvseEnhancer
-    from rlspeech.models.flow import FlowEnhancer
 
 __all__ = [
-    "Kind",
     "KINDS",
+    "Kind",
+    "card_of",
     "embedded_path",
-    "load_avse",
-    "load_flow",
+    "find_checkpoint",
+    "fingerprint",
     "load_model",
     "read_config",
     "refuse_other",
-    "save_avse",
-    "save_flow",
+    "resolve",
     "save_model",
     "task_of",
 ]
 
 
 class Kind(NamedTuple):
-    """A kind of checkpoint: what ``config.json`` calls it, and the classes behind it (module:name)."""
+    """What the checkpoints of one task are.
 
-    model_type: str
+    Args:
+        title: a noun, "flow enhancer".
+        use: command that takes one, {0} is its folder.
+        model_type: of its ``config.json``; "" for a folder in transformers' own layout, which has ``rlspeech.json`` beside.
+        module, settings: class of the model (module:name) and of its settings; "" where the model loads itself.
+        tags: for the Hub.
+        pipeline: the Hub's name for the task; "" for none.
+        tuned: whether ``rl`` and ``eval`` take it.
+        instead: what to do where none came with the package.
+    """
+
     title: str
-    settings: str
-    module: str
-    tags: str
-    use: str = "enhance noisy.wav --task {task} --model THIS_FOLDER --out enhanced"  # a command, for the model card
+    use: str
+    model_type: str = ""
+    module: str = ""
+    settings: str = ""
+    tags: tuple[str, ...] = ()
+    pipeline: str = "audio-to-audio"
+    tuned: bool = False
+    instead: str = "name a checkpoint of your own"
 
 
 KINDS = {
     "flowse": Kind(
-        "rlspeech-flow",
         "flow enhancer",
-        "FlowModel",
-        "rlspeech.models.flow:FlowEnhancer",
-        "speech-enhancement, flow-matching",
+        "rlspeech enhance noisy.wav --model {0} --out enhanced",
+        *("rlspeech-flow", "rlspeech.models.flow:FlowEnhancer", "FlowModel"),
+        tags=("speech-enhancement", "flow-matching"),
+        tuned=True,
     ),
     "avse": Kind(
-        "rlspeech-avse",
         "audio-visual enhancer",
-        "AvseModel",
-        "rlspeech.models.avse:AvseEnhancer",
-        "speech-enhancement, audio-visual",
+        "rlspeech enhance noisy.wav --task avse --model {0} --out enhanced",
+        *("rlspeech-avse", "rlspeech.models.avse:AvseEnhancer", "AvseModel"),
+        tags=("speech-enhancement", "audio-visual"),
+        tuned=True,
+    ),
+    "asr": Kind(
+        "recogniser", "rlspeech transcribe speech.wav --model {0}", pipeline="automatic-speech-recognition", tuned=True
+    ),
+    "tts": Kind(
+        "synthesiser",
+        'rlspeech speak "some words" --model {0}',
+        pipeline="text-to-speech",
+        tuned=True,
+        instead="rlspeech pretrain --task tts --out runs/tts, then --model runs/tts; or a codec language model by Hub id",
+    ),
+    "listener": Kind(
+        "listener",
+        "rlspeech reward recordings/ --reward llm --llm {0}",
+        tags=("reward-model",),
+        pipeline="audio-text-to-text",
     ),
     "codec": Kind(
-        "rlspeech-codec",
         "speech codec",
-        "CodecModel",
-        "rlspeech.models.codec.net:CodecNet",
-        "speech-codec, speech-synthesis",
-        "pretrain --task tts --set tts.codec=THIS_FOLDER",
+        "rlspeech pretrain --task tts --set tts.codec={0}",
+        *("rlspeech-codec", "rlspeech.models.codec.net:CodecNet", "CodecModel"),
+        tags=("speech-codec", "speech-synthesis"),
+        instead="rlspeech pretrain --task codec --out runs/codec, then --set tts.codec=runs/codec; or mimi, dac, xcodec2, neucodec",
     ),
     "token-reward": Kind(
-        "rlspeech-token-reward",
         "token-to-text reward",
-        "TokenRewardModel",
-        "rlspeech.models.token_reward:TokenReward",
-        "text-to-speech, reward-model",
+        "rlspeech rl --task tts --algo diffro --set diffro.reward={0}",
+        "rlspeech-token-reward",
+        tags=("text-to-speech", "reward-model"),
+        pipeline="",
+        instead="rlspeech pretrain --task token-reward --out runs/token-reward, then --set diffro.reward=runs/token-reward",
     ),
 }
-MODEL_TYPE = KINDS["flowse"].model_type
-TITLES = {"tts": "synthesiser", "asr": "recogniser", "listener": "listener"}  # checkpoints in transformers' own layout
-INSTEAD = {  # of packaged weights
-    "tts": "rlspeech pretrain --task tts --out runs/tts, then --model runs/tts; or a codec language model by Hub id",
-    "codec": "rlspeech pretrain --task codec --out runs/codec, then --set tts.codec=runs/codec; or mimi, dac, xcodec2, neucodec",
-    "token-reward": "rlspeech pretrain --task token-reward --out runs/token-reward, then --set diffro.reward=runs/token-reward",
-}
 
-COMMANDS = {  # what to do with a checkpoint of each task
-    "flowse": "rlspeech enhance noisy.wav --model {0} --out enhanced",
-    "avse": "rlspeech enhance noisy.wav --task avse --model {0} --out enhanced",
-    "asr": "rlspeech transcribe speech.wav --model {0}",
-    "tts": 'rlspeech speak "some words" --model {0}',
-    "listener": "rlspeech reward recordings/ --reward llm --llm {0}",
-    "codec": "rlspeech pretrain --task tts --set tts.codec={0}",
-    "token-reward": "rlspeech rl --task tts --algo diffro --set diffro.reward={0}",
-}
+
+# ---------------------------------------------------------------------------------------------------------------- folders
 
 
 def embedded_path(task: str) -> Path:
@@ -107,13 +121,10 @@ def resolve(name: str, task: str = "flowse") -> Path:
         UserError: nothing usable there, or 'embedded' where the package came without.
     """
     if name in {"embedded", "tiny"}:
-        packaged = embedded_path(task)
+        packaged, kind = embedded_path(task), KINDS.get(task, Kind(task, ""))
         if not (packaged / "config.json").is_file():
-            title = TITLES.get(task, KINDS[task].title if task in KINDS else task)
             raise UserError(
-                f"no {title} came with this installation",
-                f"{packaged} holds no checkpoint",
-                INSTEAD.get(task, "name a checkpoint of your own"),
+                f"no {kind.title} came with this installation", f"{packaged} holds no checkpoint", kind.instead
             )
         return packaged
     path = Path(name)
@@ -144,19 +155,43 @@ def resolve(name: str, task: str = "flowse") -> Path:
     )
 
 
+def find_checkpoint(name: str, task: str) -> Path | None:
+    """The folder of a checkpoint in transformers' layout; None where the name is one of the Hub's.
+
+    Raises:
+        UserError: nothing usable there, or another task's checkpoint.
+    """
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
+        return None
+    folder = resolve(name, task)
+    refuse_other(folder, task)
+    return folder
+
+
+def fingerprint(name: str, task: str) -> str:
+    """What tells one checkpoint from another: a digest of its folder's content, or the name where it is one of the Hub's.
+
+    Raises:
+        UserError: no checkpoint there, or one of another task.
+    """
+    kind = KINDS.get(task)
+    if kind is not None and not kind.model_type:
+        folder = find_checkpoint(name, task)
+        return name if folder is None else digest_of(folder)
+    if kind is not None:
+        read_config(resolve(name, task), task)
+    return digest_of(resolve(name, task))
+
+
 def task_of(folder: Path) -> str | None:
     """The task that a checkpoint folder is for, as its files say; None of a folder that was not made here."""
     for name in ("rlspeech.json", "config.json"):
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))
-            task = found.get("task")
+            task, kind = found.get("task"), found.get("model_type")
         except (OSError, ValueError, AttributeError):
             continue
-        if (
-            isinstance(task, str)
-            and task in COMMANDS
-            and (name == "rlspeech.json" or found.get("model_type") == KINDS[task].model_type)
-        ):
+        if isinstance(task, str) and task in KINDS and (name == "rlspeech.json" or kind == KINDS[task].model_type):
             return task
     return None
 
@@ -165,9 +200,8 @@ def refuse_other(folder: Path, task: str) -> None:
     """Stop at another task's checkpoint. Raises ``UserError`` with the command that takes it."""
     found = task_of(folder)
     if found is not None and found != task:
-        wanted, given = (TITLES.get(t) or KINDS[t].title for t in (task, found))
-        why = f"it belongs to another task ({given}); --task {found} takes it"
-        raise UserError(f"{folder} is not {_a(wanted)}", why, COMMANDS[found].format(folder))
+        why = f"it belongs to another task ({KINDS[found].title}); --task {found} takes it"
+        raise UserError(f"{folder} is not {_a(KINDS[task].title)}", why, KINDS[found].use.format(folder))
 
 
 def _a(noun: str) -> str:
@@ -197,8 +231,19 @@ def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
     return config
 
 
-def load_model(name: str, task: str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+# ----------------------------------------------------------------------------------------------------- our own layout
+
+
+def load_model(
+    name: str, task: str, device: torch.device | str = "cpu", make: Callable[[Path, dict[str, Any]], Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint in fp32 and evaluation mode.
+
+    Args:
+        name: 'embedded', a checkpoint folder or a run folder.
+        task: its kind.
+        device: where to.
+        make: (folder, ``config.json``) -> the model without its weights; None: by ``KINDS``.
 
     Returns:
         the model and its ``config.json``.
@@ -206,23 +251,24 @@ def load_model(name: str, task: str, device: torch.device | str = "cpu") -> tupl
     Raises:
         UserError: missing, of another kind, or weights that do not fit the config.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from rlspeech import config as settings
+    from rlspeech.models.folder import loading
 
-    kind, folder = KINDS[task], resolve(name, task)
+    folder = resolve(name, task)
     config = read_config(folder, task)
-    module, _, cls = kind.module.partition(":")
-    try:
-        model = getattr(importlib.import_module(module), cls)(getattr(settings, kind.settings)(**config["model"]))
+    with loading(f"the checkpoint {folder}", "rlspeech check on its run folder"):
+        model = make(folder, config) if make is not None else _make(KINDS[task], config["model"])
         weights = load_file(folder / "model.safetensors")
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot load the checkpoint {folder}", str(error).splitlines()[0], "rlspeech check on its run folder"
-        ) from error
     return model.to(device).eval(), config
+
+
+def _make(kind: Kind, sizes: Mapping[str, Any]) -> Any:
+    from rlspeech import config as settings
+
+    module, _, cls = kind.module.partition(":")
+    return getattr(importlib.import_module(module), cls)(getattr(settings, kind.settings)(**sizes))
 
 
 def save_model(
@@ -233,6 +279,7 @@ def save_model(
     facts: dict[str, Any],
     weights: dict[str, torch.Tensor] | None = None,
     half: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint into an existing or new folder; the caller makes it atomic.
 
@@ -243,6 +290,7 @@ def save_model(
         facts: how it came to be (data, steps, reward, numbers), for ``config.json`` and the model card.
         weights: other weights of the same shape, an average for instance.
         half: store fp16, half the size, for shipping.
+        more: further keys of ``config.json``.
     """
     from safetensors.torch import save_file
 
@@ -254,55 +302,21 @@ def save_model(
     (folder / "model.safetensors").chmod(
         0o644
     )  # safetensors makes it private; a checkpoint is as readable as its config
-    config = {
-        "model_type": KINDS[task].model_type,
-        "task": task,
-        "sample_rate": model.sample_rate,
-        "model": model.cfg.model_dump(),
-        "facts": facts,
-    }
+    head = {"model_type": KINDS[task].model_type, "task": task, "sample_rate": model.sample_rate}
+    config = {**head, **(more or {}), "model": model.cfg.model_dump(), "facts": facts}
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-    write_card(folder, card_of(config, sum(v.numel() for v in state.values())), facts)
+    write_card(folder, card_of(task, sum(v.numel() for v in state.values()), model.sample_rate), facts)
 
 
-def load_flow(name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
-    """``load_model`` for ``flowse``."""
-    model, config = load_model(name, "flowse", device)
-    return cast("FlowEnhancer", model), config
-
-
-def save_flow(folder: Path, model: FlowEnhancer, **how: Any) -> None:
-    """``save_model`` for ``flowse``."""
-    save_model(folder, model, "flowse", **how)
-
-
-def load_avse(name: str, device: torch.device | str = "cpu") -> tuple[AvseEnhancer, dict[str, Any]]:
-    """``load_model`` for ``avse``."""
-    model, config = load_model(name, "avse", device)
-    return cast("AvseEnhancer", model), config
-
-
-def save_avse(folder: Path, model: AvseEnhancer, **how: Any) -> None:
-    """``save_model`` for ``avse``."""
-    save_model(folder, model, "avse", **how)
-
-
-def card_of(config: dict[str, Any], parameters: int) -> Card:
-    """What a checkpoint's card says of its kind of model."""
-    task, kind = config["task"], KINDS[config["task"]]
-    more = (
-        [f"rl --task {task} --model THIS_FOLDER", f"eval --task {task} --model this=THIS_FOLDER"]
-        if task in ("flowse", "avse")
-        else []
-    )
-    pipeline = "" if task == "token-reward" else "audio-to-audio"
-    return Card(
-        kind.title,
-        task,
-        parameters,
-        config["sample_rate"],
-        "rlspeech",
-        pipeline,
-        kind.tags.split(", "),
-        [kind.use.format(task=task), *more],
-    )
+def card_of(
+    task: str, parameters: int, rate: int | None, *, title: str | None = None, details: Sequence[str] = ()
+) -> Card:
+    """What the card of a task's checkpoint says of its kind; ``title`` in place of the kind's."""
+    kind = KINDS[task]
+    uses = [kind.use.removeprefix("rlspeech ").format("THIS_FOLDER")]
+    if kind.tuned:
+        uses += [f"rl --task {task} --model THIS_FOLDER", f"eval --task {task} --model this=THIS_FOLDER"]
+    if not kind.model_type:
+        details = [*details, "transformers loads this folder by itself."]
+    library = "rlspeech" if kind.model_type else "transformers"
+    return Card(title or kind.title, task, parameters, rate, library, kind.pipeline, kind.tags, uses, details)

@@ -30,9 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config import ListenerModel
-from rlspeech.models.card import Card, write_card
-from rlspeech.models.hub import resolve
-from rlspeech.types import UserError
+from rlspeech.models.folder import load_net, loading, read_about, save_net, write_about
+from rlspeech.models.hub import card_of, resolve
 
 __all__ = ["SAMPLE_RATE", "Listener", "audio_tokens", "load_listener", "make_processor", "save_listener"]
 
@@ -200,43 +199,11 @@ def save_listener(
     weights: dict[str, Tensor] | None = None,
     half: bool = False,
 ) -> None:
-    """Write a folder that transformers loads by itself: weights, processor, ``rlspeech.json``.
-
-    Args:
-        weights: a state dict of ``model`` to write in place of its own, such as an average.
-        half: for use alone: half precision, and no ``head.safetensors``, which going on with training needs.
-    """
-    from safetensors.torch import save_file
-
-    whole = {k: v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
-    dtype = torch.float16 if half else torch.float32
-    state = {k.removeprefix("net."): v.to(dtype).contiguous() for k, v in whole.items() if k.startswith("net.")}
-    folder.mkdir(parents=True, exist_ok=True)
-    model.net.save_pretrained(folder, state_dict=state)
-    if not half:
-        save_file(
-            {k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")},
-            folder / "head.safetensors",
-        )
+    """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
+    parameters = save_net(folder, model, weights, half)
     model.processor.save_pretrained(folder)
-    path = folder / "config.json"
-    (folder / "model.safetensors").chmod(0o644)  # transformers leaves it to its owner alone
-    config = json.loads(path.read_text())
-    config["dtype"] = "float32"  # stored in half precision, computed in single: a CPU has no fast half
-    path.write_text(json.dumps(config, indent=2) + "\n")
     about = {"task": "listener", "model": model.cfg.model_dump(), "facts": facts}
-    (folder / "rlspeech.json").write_text(json.dumps(about, indent=2) + "\n")
-    card = Card(
-        "listener",
-        "listener",
-        sum(v.numel() for v in state.values()),
-        SAMPLE_RATE,
-        "transformers",
-        "audio-text-to-text",
-        ("reward-model",),
-        ["reward recordings/ --reward llm --llm THIS_FOLDER"],
-    )
-    write_card(folder, card, facts)
+    write_about(folder, about, card_of("listener", parameters, SAMPLE_RATE))
 
 
 def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listener, dict[str, Any]]:
@@ -248,27 +215,13 @@ def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listen
     from safetensors.torch import load_file
 
     folder = resolve(name, "listener")
-    try:
-        about = json.loads((folder / "rlspeech.json").read_text(encoding="utf-8"))
-        if about["task"] != "listener":
-            raise KeyError(f"task {about['task']!r}")
+    with loading(f"the listener {folder}", "the folder that `rlspeech pretrain --task listener` wrote, or embedded"):
+        about = read_about(folder, "listener", must=True)
         tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        model = Listener(
-            ListenerModel(**about["model"]), [w for w in sorted(tokens, key=tokens.__getitem__) if w not in MARKS]
-        )
-        net, found = type(model.net).from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        wrong = [str(k) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for k in found[kind]]
-        if wrong:
-            raise ValueError(f"weights do not fit: {wrong[:3]}")
+        words = [w for w in sorted(tokens, key=tokens.__getitem__) if w not in MARKS]
+        model = Listener(ListenerModel(**about["model"]), words)
+        net = load_net(type(model.net), folder, strict=True, dtype=torch.float32, local_files_only=True)
         model.net.load_state_dict(net.state_dict())
         if (folder / "head.safetensors").is_file():
             model.head.load_state_dict(load_file(folder / "head.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{folder} is not a listener's checkpoint",
-            f"{type(error).__name__}: {error}",
-            "name the folder that `rlspeech pretrain --task listener` wrote, or embedded",
-        ) from error
     return model.to(device).eval(), about

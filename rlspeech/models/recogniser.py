@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config import RecogniserModel
-from rlspeech.models.card import recogniser_card, write_card
-from rlspeech.models.hub import resolve
+from rlspeech.models.folder import loading, read_about, save_net, write_about
+from rlspeech.models.hub import card_of, resolve
 from rlspeech.models.spectra import fbank, stack_frames
-from rlspeech.types import UserError
 
 __all__ = ["AUDIO", "END", "SAMPLE_RATE", "START", "Recogniser", "load_recogniser", "make_tokenizer", "save_recogniser"]
 
@@ -226,33 +225,9 @@ def save_recogniser(
     weights: dict[str, Tensor] | None = None,
     half: bool = False,
 ) -> None:
-    """Write a folder as transformers writes it: weights, tokenizer, extractor and processor settings, ``rlspeech.json``.
-
-    Args:
-        weights: a state dict of ``model`` to write in place of its own, such as an average.
-        half: for use alone: half precision, and no ``head.safetensors``, which going on with training needs.
-    """
-    from safetensors.torch import save_file
-
-    whole = {k: v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
-    dtype = torch.float16 if half else torch.float32
-    state = {
-        k.removeprefix("net."): v.to(dtype).contiguous()
-        for k, v in whole.items()
-        if k.startswith("net.") and k != "net.lm_head.weight"
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    model.net.save_pretrained(folder, state_dict=state)
-    if not half:
-        save_file(
-            {k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")},
-            folder / "head.safetensors",
-        )
-    (folder / "model.safetensors").chmod(0o644)
+    """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
+    parameters = save_net(folder, model, weights, half, leave_out={"lm_head.weight"})  # it is the table of embeddings
     model.tokenizer.save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = "float32"  # stored in half precision, computed in single: a CPU has no fast half
     extractor = {
         "feature_extractor_type": "FunAsrNanoFeatureExtractor",
         "processor_class": "FunAsrNanoProcessor",
@@ -266,17 +241,12 @@ def save_recogniser(
         "padding_value": 0.0,
         "return_attention_mask": True,
     }
+    processor = {"processor_class": "FunAsrNanoProcessor", "audio_token": AUDIO}
+    for name, content in (("preprocessor_config.json", extractor), ("processor_config.json", processor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     about = {"task": "asr", "model": model.cfg.model_dump(), "facts": facts, "max_s": model.cfg.max_s}
-    for name, content in (
-        ("config.json", config),
-        ("preprocessor_config.json", extractor),
-        ("rlspeech.json", about),
-        ("processor_config.json", {"processor_class": "FunAsrNanoProcessor", "audio_token": AUDIO}),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    write_card(
-        folder, recogniser_card(config["model_type"], sum(v.numel() for v in state.values()), SAMPLE_RATE), facts
-    )
+    title = f"recogniser ({model.net.config.model_type})"
+    write_about(folder, about, card_of("asr", parameters, SAMPLE_RATE, title=title))
 
 
 def load_recogniser(name: str, device: torch.device | str = "cpu") -> tuple[Recogniser, dict[str, Any]]:
@@ -285,28 +255,18 @@ def load_recogniser(name: str, device: torch.device | str = "cpu") -> tuple[Reco
     Raises:
         UserError: no such folder, or one that holds something else.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import PreTrainedTokenizerFast
 
     folder = resolve(name, "asr")
-    try:
-        about = json.loads((folder / "rlspeech.json").read_text(encoding="utf-8"))
-        if about["task"] != "asr":
-            raise KeyError(f"task {about['task']!r}")
+    hint = "the folder that `rlspeech pretrain --task asr` wrote, or embedded"
+    with loading(f"{folder} as a recogniser to go on training", hint):
+        about = read_about(folder, "asr", must=True)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         model = Recogniser(RecogniserModel(**about["model"]), tokenizer)
         weights = {f"net.{k}": v.float() for k, v in load_file(folder / "model.safetensors").items()}
         weights["net.lm_head.weight"] = weights["net.model.language_model.embed_tokens.weight"]
-        if (folder / "head.safetensors").is_file():
-            weights |= {f"head.{k}": v for k, v in load_file(folder / "head.safetensors").items()}
-        else:
-            weights |= {f"head.{k}": v for k, v in model.head.state_dict().items()}
-        model.load_state_dict(weights)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} is not a recogniser to go on training",
-            f"{type(error).__name__}: {error}",
-            "name the folder that `rlspeech pretrain --task asr` wrote, or embedded",
-        ) from error
+        kept = (folder / "head.safetensors").is_file()
+        head = load_file(folder / "head.safetensors") if kept else model.head.state_dict()
+        model.load_state_dict(weights | {f"head.{k}": v for k, v in head.items()})
     return model.to(device).eval(), about

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import TokenRewardModel
 from rlspeech.models.flow import Attention, rotary, rotate
-from rlspeech.models.hub import KINDS, read_config, resolve
+from rlspeech.models.hub import load_model, save_model
 from rlspeech.models.recogniser import END, PAD, START, make_tokenizer
-from rlspeech.types import UserError
 
 __all__ = ["Heard", "IGNORED", "TextLayer", "TokenReward", "load_token_reward", "make_tokenizer", "save_token_reward"]
 
@@ -265,91 +263,19 @@ class TokenReward(nn.Module):
         return said
 
 
-def save_token_reward(
-    folder: Path,
-    model: TokenReward,
-    *,
-    facts: dict[str, Any],
-    weights: dict[str, Tensor] | None = None,
-    half: bool = False,
-) -> None:
-    """Write a checkpoint folder; the caller makes it atomic.
-
-    Args:
-        folder: where to.
-        model: gives settings, labels, tokenizer and, unless ``weights`` are given, the weights.
-        facts: how it came to be.
-        weights: other weights of the same shape, an average for instance.
-        half: store fp16, half the size, for shipping.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in (model.state_dict() if weights is None else weights).items()}
-    save_file(
-        {k: v.half() if half else v for k, v in state.items()}, folder / "model.safetensors", metadata={"format": "pt"}
-    )
-    (folder / "model.safetensors").chmod(
-        0o644
-    )  # safetensors makes it private; a checkpoint is as readable as its config
+def save_token_reward(folder: Path, model: TokenReward, **how: Any) -> None:
+    """Write a checkpoint folder; arguments as in ``hub.save_model``."""
+    save_model(folder, model, TASK, more={"codes": model.codes, "labels": model.labels}, **how)
     model.tokenizer.save_pretrained(folder)
-    config = {
-        "model_type": KINDS[TASK].model_type,
-        "task": TASK,
-        "sample_rate": model.sample_rate,
-        "codes": model.codes,
-        "labels": model.labels,
-        "model": model.cfg.model_dump(),
-        "facts": facts,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
-    size = sum(v.numel() for v in state.values()) / 1e6
-    lines = [
-        "---",
-        "library_name: rlspeech",
-        f"tags: [{KINDS[TASK].tags}]",
-        "license: apache-2.0",
-        "---",
-        "",
-        f"# Token-to-text reward, {size:.2f} M parameters, {model.codes} codes of the codec {model.cfg.codec}",
-        "",
-    ]
-    lines += [f"- **{key}**: {value}" for key, value in facts.items()]
-    (folder / "README.md").write_text(
-        "\n".join([*lines, "", "Use it: `rlspeech rl --task tts --set diffro.reward=THIS_FOLDER`", ""])
-    )
 
 
 def load_token_reward(name: str, device: torch.device | str = "cpu") -> tuple[TokenReward, dict[str, Any]]:
-    """A reward network in fp32 and evaluation mode, and its ``config.json``.
-
-    Args:
-        name: 'embedded', a checkpoint folder or a run folder.
-        device: where to.
-
-    Raises:
-        UserError: missing, of another kind, or weights that do not fit.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """A reward network in fp32 and evaluation mode, and its ``config.json``; arguments as in ``hub.load_model``."""
     from transformers import PreTrainedTokenizerFast
 
-    folder = resolve(name, TASK)
-    config = read_config(folder, TASK)
-    try:
+    def make(folder: Path, config: dict[str, Any]) -> TokenReward:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        model = TokenReward(
-            TokenRewardModel(**config["model"]),
-            int(config["codes"]),
-            tokenizer,
-            config["labels"],
-            int(config["sample_rate"]),
-        )
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError, SafetensorError) as error:
-        raise UserError(
-            f"cannot load the checkpoint {folder}",
-            f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            "rlspeech check on its run folder",
-        ) from error
-    return model.to(device).eval(), config
+        cfg = TokenRewardModel(**config["model"])
+        return TokenReward(cfg, int(config["codes"]), tokenizer, config["labels"], int(config["sample_rate"]))
+
+    return load_model(name, TASK, device, make)

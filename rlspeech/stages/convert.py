@@ -23,7 +23,7 @@ from typing import Any
 
 from rlspeech import log
 from rlspeech.models.card import HUB_ID, Card, write_card
-from rlspeech.models.hub import COMMANDS, KINDS, TITLES, resolve, task_of
+from rlspeech.models.hub import KINDS, resolve, task_of
 from rlspeech.types import UserError
 
 __all__ = ["LAYOUTS", "manifest", "new_place", "run", "scores"]
@@ -89,11 +89,11 @@ def run(layout: str, source: str, out: str | None, *, json_mode: bool = False) -
             "rlspeech convert avse4 FILE --out FOLDER",
         )
     from rlspeech.models.avse_import import convert_avse4, read_avse4
-    from rlspeech.models.hub import save_avse
+    from rlspeech.models.hub import save_model
 
     with new_place(out) as (place, folder):
         model = convert_avse4(read_avse4(source))
-        save_avse(place, model, facts={"stage": "convert", "layout": layout, "source": Path(source).name})
+        save_model(place, model, "avse", facts={"stage": "convert", "layout": layout, "source": Path(source).name})
     parameters, cfg = sum(p.numel() for p in model.parameters()), model.cfg
     log.say(f"{parameters / 1e6:.2f} M parameters, {cfg.channels} channel{'s' if cfg.channels > 1 else ''}, {folder}")
     log.say(f"next: rlspeech eval --task avse --model {folder} --data test.jsonl")
@@ -228,7 +228,7 @@ def merge_lora(
             facts = _copy(checkpoint, place) if to == "merged" else _adapter(checkpoint, place)
     log.say(f"{final}: {to}, {facts['parameters'] / 1e6:.3f} M parameters in the adapter, for {facts['base']}")
     if to == "merged":
-        log.say(f"next: {COMMANDS[facts['task']].format(final)}")
+        log.say(f"next: {KINDS[facts['task']].use.format(final)}")
     else:
         log.say(
             f"next: rlspeech convert lora {final} --to merged FOLDER, or peft.PeftModel.from_pretrained(model, {str(final)!r})"
@@ -263,7 +263,7 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"{checkpoint} has no adapter",
             "the merge_lora trained every weight (lora: null): it is a plain checkpoint as it is",
-            COMMANDS[task].format(checkpoint),
+            KINDS[task].use.format(checkpoint),
         )
     _, size = _read_adapter(checkpoint / "adapter")
     return {"task": task, "base": str(rl.get("from", "")), "parameters": size}
@@ -374,20 +374,16 @@ def _check_base(base: Path, checkpoint: Path, tensors: dict[str, Any], config: d
 
 
 def _card(task: str, facts: dict[str, Any], about: dict[str, Any]) -> Card:
-    title, whose = (
-        TITLES.get(task) or KINDS[task].title,
-        "the transformers model" if task in WRAPPED else "the model of rlspeech",
-    )
-    pipeline = {"asr": "automatic-speech-recognition", "tts": "text-to-speech"}.get(task, "audio-to-audio")
+    title, whose = (KINDS[task].title, "the transformers model" if task in WRAPPED else "the model of rlspeech")
     return Card(
         f"LoRA adapter of a {title}",
         task,
         facts["parameters"],
         about.get("sample_rate"),
         "peft",
-        pipeline,
+        KINDS[task].pipeline,
         ["lora"],
-        ["convert lora THIS_FOLDER --to merged FOLDER", COMMANDS[task].removeprefix("rlspeech ").format("FOLDER")],
+        ["convert lora THIS_FOLDER --to merged FOLDER", KINDS[task].use.removeprefix("rlspeech ").format("FOLDER")],
         [f"It changes {whose} that it was trained on: `peft.PeftModel.from_pretrained(model, THIS_FOLDER)`."],
     )
 
@@ -403,7 +399,7 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
     from rlspeech.tasks import get_task
 
     about = _about(folder)
-    if about.get("task") not in COMMANDS or not isinstance(about.get("base"), str):
+    if about.get("task") not in KINDS or not isinstance(about.get("base"), str):
         raise UserError(
             f"{folder} does not say what it belongs to",
             f"it has no {ABOUT} of `rlspeech convert lora --to adapter`",

@@ -14,7 +14,7 @@ from rlspeech.data import long as pieces
 from rlspeech.data.text import written_in_characters
 
 if TYPE_CHECKING:
-    from rlspeech.models.audio_lm.load import AudioLM
+    from rlspeech.models.audio_lm.model import AudioLM
 
 __all__ = ["Heard", "Recogniser", "join_texts"]
 

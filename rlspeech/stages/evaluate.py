@@ -31,9 +31,10 @@ from rlspeech.data.manifest import find_manifest, read_manifest, safe_name
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.log import several
+from rlspeech.models.hub import fingerprint
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.run import Run
-from rlspeech.stages.summary import Table, default_metrics, fingerprint, summarise, write_report
+from rlspeech.stages.summary import Table, default_metrics, summarise, write_report
 from rlspeech.tasks import get_task
 from rlspeech.tasks.avse.av_inputs import hear, neighbours
 from rlspeech.types import Sample, UserError, Utterance
@@ -65,7 +66,10 @@ def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
         return synthesise(config, utterances(config), json_mode=json_mode)
     task = get_task(config.task)
     systems = _systems(config, sees="lips_filepath" in getattr(task, "required", ()))
-    weights = {s.name: fingerprint(s.checkpoint, config.task, s.video) for s in systems if s.checkpoint is not None}
+    weights = {s.name: fingerprint(s.checkpoint, config.task) for s in systems if s.checkpoint is not None}
+    weights |= {
+        s.name: f"{weights[s.name]} {s.video} video" for s in systems if s.name in weights and s.video != "right"
+    }
     names = [s.name for s in systems]
     baseline = _baseline(config, names)
     every = utterances(config)

@@ -26,13 +26,13 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.log import several
+from rlspeech.models.hub import fingerprint
 from rlspeech.rewards.rates import RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import Judged, TextRules
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.stages.decode import Recogniser
 from rlspeech.stages.recognition_page import print_table, write_page
-from rlspeech.stages.summary import digest_of
 from rlspeech.tasks import get_task
 from rlspeech.types import Sample, UserError, Utterance
 
@@ -78,7 +78,7 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
         engine.say(
             f"{several(len(rows), 'recording')}, {several(len(names), 'recogniser')}, texts by {config.normaliser}, {engine.reason}"
         )
-        _forget_others(folder.path, {s: _identity(c) for s, c in models.items()})
+        _forget_others(folder.path, {s: fingerprint(c, "asr") for s, c in models.items()})
         said = {s: _recognise(config, engine, folder.path, s, c, rows, dog) for s, c in models.items()}
         made = Judgements(config, rules, rows, said)
         notes += made.notes
@@ -115,16 +115,6 @@ def _models(config: Evaluate) -> dict[str, str]:
             f"no system is called {config.baseline!r}", f"there are {', '.join(models)}", "--baseline with one of them"
         )
     return models
-
-
-def _identity(checkpoint: str) -> str:
-    """What tells one checkpoint from another: its content where it is a folder, its name where it is the Hub's."""
-    from rlspeech.models.hub import resolve
-
-    try:
-        return digest_of(resolve(checkpoint, "asr"))
-    except UserError:
-        return checkpoint
 
 
 def _forget_others(folder: Path, systems: Mapping[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.files import dumps, read_jsonl, write_text
-from rlspeech.models.hub import KINDS, read_config, resolve
 from rlspeech.report import Clip, Metric, ReportData, mark, render_report
 from rlspeech.rewards import base
 from rlspeech.stages.curves import curves_behind
@@ -24,7 +22,7 @@ from rlspeech.stages.run_facts import commands_of, facts_of, versions_of
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import Score, UserError, Utterance
 
-__all__ = ["Folder", "Table", "default_metrics", "digest_of", "fingerprint", "summarise", "write_report"]
+__all__ = ["Folder", "Table", "default_metrics", "summarise", "write_report"]
 
 
 TEXT = "llm_text"
@@ -50,30 +48,6 @@ def default_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:
     if not good:
         raise UserError("no metric can be computed here", "; ".join(notes), "rlspeech doctor")
     return good, notes
-
-
-def fingerprint(checkpoint: str, task: str = "flowse", video: str = "right") -> str:
-    """SHA-256 over a checkpoint's config and weights, and what video it sees, so that results of others are not taken for these.
-
-    Raises:
-        UserError: no checkpoint there, or one of another task.
-    """
-    folder = resolve(checkpoint, task)
-    if task in KINDS:  # others look themselves
-        read_config(folder, task)
-    return digest_of(folder) + ("" if video == "right" else f" {video} video")
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 over the weights and settings in a checkpoint's folder, its beginning."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
-        if path.name not in ("state.safetensors", "state.json"):
-            digest.update(path.relative_to(folder).as_posix().encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 class Table:

@@ -29,13 +29,13 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import safe_name, write_text
 from rlspeech.log import several
-from rlspeech.models.hub import resolve
+from rlspeech.models.hub import fingerprint, resolve
 from rlspeech.rewards import base
 from rlspeech.rewards.rates import RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import Judged, TextRules
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
-from rlspeech.stages.summary import Table, default_metrics, digest_of
+from rlspeech.stages.summary import Table, default_metrics
 from rlspeech.stages.synthesis_job import ANCHORS, WORDS, Job, anchors_of
 from rlspeech.stages.synthesis_page import direction, print_table, write_page
 from rlspeech.stats import Interval, mean_interval, paired_delta
@@ -99,7 +99,7 @@ def run(config: Evaluate, utts: Sequence[Utterance], *, json_mode: bool = False)
         for note in [*notes, *missing]:
             engine.say(note)
         table = Table(folder.path, metrics)
-        weights = {s: _identity(c) for s, c in models.items()}
+        weights = {s: fingerprint(c, "tts") for s, c in models.items()}
         anchored = dict.fromkeys(ANCHORS, weights[names[0]]) if config.anchors else {}
         facts = config.model_dump(mode="json", include={"data", "normaliser", "recogniser", "sampling", "seed"})
         table.keep({**weights, **anchored}, facts)
@@ -177,14 +177,6 @@ def _partial(models: Mapping[str, str], listener: str) -> list[str]:
                 f"{name} was trained on what {listener} hears, which judges here too: name another with --recogniser"
             )
     return found
-
-
-def _identity(checkpoint: str) -> str:
-    """What tells one checkpoint from another: its content where it is a folder, its name where it is the Hub's."""
-    try:
-        return digest_of(resolve(checkpoint, "tts"))
-    except UserError:
-        return checkpoint
 
 
 class Spoken:

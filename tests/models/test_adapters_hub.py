@@ -12,7 +12,7 @@ from torch import nn
 from rlspeech.config import FlowModel, Lora
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.flow import FlowEnhancer
-from rlspeech.models.hub import load_flow, read_config, resolve, save_flow
+from rlspeech.models.hub import load_model, read_config, resolve, save_model
 from rlspeech.types import UserError
 
 TINY = dict(dim=32, depth=2, heads=2, conv_pos_kernel=7, conv_pos_groups=4, n_fft=64, hop=32)
@@ -102,8 +102,8 @@ def test_the_adapter_is_saved_in_pefts_format(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model, inputs = _model(), _inputs()
-    save_flow(tmp_path / "a", model, facts={"data": "made up", "steps": 3})
-    again, config = load_flow(str(tmp_path / "a"))
+    save_model(tmp_path / "a", model, "flowse", facts={"data": "made up", "steps": 3})
+    again, config = load_model(str(tmp_path / "a"), "flowse")
     assert torch.equal(again(*inputs), model(*inputs)) and not again.training and again.cfg == model.cfg
     assert config["facts"]["steps"] == 3 and config["sample_rate"] == 16000
     card = (tmp_path / "a" / "README.md").read_text()
@@ -115,18 +115,18 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 def test_half_precision_halves_the_file(tmp_path: Path) -> None:
     model, inputs = _model(), _inputs()
     for name, half in (("full", False), ("half", True)):
-        save_flow(tmp_path / name, model, facts={}, half=half)
+        save_model(tmp_path / name, model, "flowse", facts={}, half=half)
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
     assert sizes[1] < 0.55 * sizes[0]
-    again, _ = load_flow(str(tmp_path / "half"))
+    again, _ = load_model(str(tmp_path / "half"), "flowse")
     assert next(again.parameters()).dtype == torch.float32
     torch.testing.assert_close(again(*inputs), model(*inputs), atol=2e-2, rtol=2e-2)
 
 
 def test_other_weights_of_the_same_shape(tmp_path: Path) -> None:
     model = _model()
-    save_flow(tmp_path, model, facts={}, weights={k: v + 1 for k, v in model.state_dict().items()})
-    torch.testing.assert_close(load_flow(str(tmp_path))[0].out.bias, model.out.bias + 1)
+    save_model(tmp_path, model, "flowse", facts={}, weights={k: v + 1 for k, v in model.state_dict().items()})
+    torch.testing.assert_close(load_model(str(tmp_path), "flowse")[0].out.bias, model.out.bias + 1)
 
 
 def _spoil(folder: Path, how: str) -> None:
@@ -178,10 +178,10 @@ def _spoil(folder: Path, how: str) -> None:
     ],
 )
 def test_checkpoints_that_cannot_be_used(tmp_path: Path, how: str) -> None:
-    save_flow(tmp_path / "c", _model(), facts={})
+    save_model(tmp_path / "c", _model(), "flowse", facts={})
     _spoil(tmp_path / "c", how)
     with pytest.raises(UserError) as error:
-        load_flow(str(tmp_path / "c"))
+        load_model(str(tmp_path / "c"), "flowse")
     assert str(tmp_path / "c") in str(error.value) and error.value.why
 
 
@@ -194,7 +194,7 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
         resolve(str(tmp_path / "ended"))
     run = tmp_path / "run"
     for step in (10, 20):
-        save_flow(run / "checkpoints" / f"step_{step:06d}", _model(), facts={"step": step})
+        save_model(run / "checkpoints" / f"step_{step:06d}", _model(), "flowse", facts={"step": step})
     (run / "checkpoints" / "latest").write_text("step_000020\n")
     assert read_config(resolve(str(run)))["facts"]["step"] == 20
     (run / "checkpoints" / "best").write_text("step_000010\n")

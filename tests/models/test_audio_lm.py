@@ -13,7 +13,7 @@ from tiny_audio_lms import ALL, ASR, AUDIO, BOS, END, EOS, PAD, SPLICED, clips, 
 from rlspeech.config import Lora, Sampling
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.audio_lm.families import family_of, granite_mel
-from rlspeech.models.audio_lm.load import AudioLM, Heard
+from rlspeech.models.audio_lm.model import AudioLM, Heard
 from rlspeech.types import UserError
 
 T1 = Sampling()

@@ -12,8 +12,9 @@ import torch
 
 from rlspeech.config import CodecModel
 from rlspeech.data.audio import rms_dbfs
-from rlspeech.models.codec.codec import Codec, EmbeddedCodec, like_lengths, load_codec, save_codec
+from rlspeech.models.codec.codec import Codec, EmbeddedCodec, like_lengths, load_codec
 from rlspeech.models.codec.net import CodecNet, FiniteScalar, factors, held, pulses, spread_of
+from rlspeech.models.hub import save_model
 from rlspeech.types import UserError
 
 SMALL = CodecModel(dim=16, blocks=2, voice_dim=8)
@@ -144,7 +145,7 @@ def test_like_lengths_share_a_batch() -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_checkpoint_is_what_was_saved(codec: EmbeddedCodec, tmp_path: Path, half: bool) -> None:
-    save_codec(tmp_path, codec.net, facts={"data": "none"}, half=half)
+    save_model(tmp_path, codec.net, "codec", facts={"data": "none"}, half=half)
     again = load_codec(str(tmp_path))
     assert again.name == str(tmp_path) and again.size == codec.size
     wavs = [speech(0.6), speech(0.4, 200)]

@@ -101,5 +101,5 @@ def test_it_transcribes_whatever_it_is_given(model: Recogniser) -> None:
 
 def test_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="not a recogniser"):
+    with pytest.raises(UserError, match="rlspeech.json"):
         load_recogniser(str(tmp_path))

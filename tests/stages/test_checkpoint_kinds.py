@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from rlspeech.cli import app
 from rlspeech.config import Lora
 from rlspeech.data.audio import save_audio
-from rlspeech.models.hub import COMMANDS, task_of
+from rlspeech.models.hub import KINDS as CHECKPOINTS
+from rlspeech.models.hub import task_of
 from rlspeech.stages import convert
 
 KINDS = ("run", "checkpoint", "merged", "hub", "base")
@@ -101,7 +102,7 @@ def test_another_tasks_checkpoint_is_refused_with_its_command(
     for other, folder in others.items():
         assert task_of(folder) == other
         done = CliRunner().invoke(app, command(task, folder, sound, tmp_path))
-        assert done.exit_code == 2 and COMMANDS[other].format(folder) in done.stderr, f"{other}: {done.output}"
+        assert done.exit_code == 2 and CHECKPOINTS[other].use.format(folder) in done.stderr, f"{other}: {done.output}"
         assert "Traceback" not in done.output and not list(tmp_path.glob("*.wav"))
 
 
@@ -110,4 +111,4 @@ def test_a_folder_that_says_nothing_has_no_task(tmp_path: Path) -> None:
     for content in ("", "[]", '{"task": "flowse"}', '{"task": 3, "model_type": "rlspeech-flow"}', "\x00"):
         (tmp_path / "config.json").write_text(content)
         assert task_of(tmp_path) is None
-    assert set(TASKS) <= set(COMMANDS)
+    assert set(TASKS) <= set(CHECKPOINTS)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rlspeech.cli import app
 from rlspeech.models.avse_import import convert_avse4
-from rlspeech.models.hub import load_avse
+from rlspeech.models.hub import load_model
 from rlspeech.stages import convert
 from rlspeech.types import UserError
 
@@ -31,7 +31,7 @@ def test_the_folder_loads_as_any_checkpoint(published: Path, tmp_path: Path) -> 
     result = CliRunner().invoke(app, ["convert", "avse4", str(published), "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    model, config = load_avse(str(out))
+    model, config = load_model(str(out), "avse")
     assert told["checkpoint"] == str(out) and told["parameters"] == sum(p.numel() for p in model.parameters())
     assert config["facts"] == {"stage": "convert", "layout": "avse4", "source": "pretrained.ckpt"}
     wav, video = 0.1 * torch.randn(1, 2, 4000), torch.randint(0, 256, (1, 7, 112, 112), dtype=torch.uint8)

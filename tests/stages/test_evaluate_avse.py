@@ -16,7 +16,8 @@ from rlspeech.config import Evaluate
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.manifest import read_manifest
 from rlspeech.data.video import save_lips
-from rlspeech.stages import evaluate, summary
+from rlspeech.models.hub import fingerprint
+from rlspeech.stages import evaluate
 from rlspeech.tasks.avse import av_inputs as sight
 from rlspeech.types import UserError, Utterance
 
@@ -193,8 +194,8 @@ def test_results_of_other_videos_are_not_taken_up(world: Path, capsys: pytest.Ca
     _run(world, video="shuffled")
     assert "it was shown other videos" in capsys.readouterr().err
     assert _rows(world)["net", "u0"]["video"] == "shuffled" and np.abs(_made(world, "net", 0) - right).max() > 5 * CLOSE
-    one = summary.fingerprint(str(world / "net"), "avse")
-    assert one != summary.fingerprint(str(checkpoint(world / "other", seed=1)), "avse")
+    one = fingerprint(str(world / "net"), "avse")
+    assert one != fingerprint(str(checkpoint(world / "other", seed=1)), "avse")
 
 
 @pytest.mark.parametrize(

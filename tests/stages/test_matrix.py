@@ -18,7 +18,7 @@ from tiny_tts import write_tts
 from rlspeech.config import PPO, RL, DiffRO, Exploration, GuardSpec, RewardSpec, Sampling
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.video import save_lips
-from rlspeech.models.hub import save_avse
+from rlspeech.models.hub import save_model
 from rlspeech.stages import probe, rl
 from rlspeech.stages.rl_rules import complete, refuse
 from rlspeech.tasks import get_task
@@ -62,7 +62,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         utt.lips_filepath = str(folder / "lips" / f"{utt.id}.npz")
         save_lips(utt.lips_filepath, np.random.default_rng(i).integers(0, 255, (26, 32, 32), dtype=np.uint8))
     write_manifest(pairs, rows, {})
-    save_avse(folder / "avse", tiny_avse(), facts={"data": "none"})
+    save_model(folder / "avse", tiny_avse(), "avse", facts={"data": "none"})
     said = {
         "data": str(tiny_recognisers.write_corpus(folder / "asr-data")),
         "model": str(tiny_recognisers.write_model(folder / "asr")),

@@ -20,7 +20,7 @@ from tiny_speech import MODEL, RATE, write_pairs
 
 from rlspeech.config import FlowModel, Pretrain
 from rlspeech.data.audio import save_audio
-from rlspeech.models.hub import load_flow
+from rlspeech.models.hub import load_model
 from rlspeech.stages import pretrain, pretrain_report
 from rlspeech.stages.finish import Interrupt
 from rlspeech.stages.past import open_pasts
@@ -91,7 +91,7 @@ def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_a_run_leaves(whole: Path) -> None:
-    model, config = load_flow(str(whole))
+    model, config = load_model(str(whole), "flowse")
     assert model.cfg == MODEL and config["facts"]["steps"] == 4
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert any("train/loss" in r for r in rows) and any("valid/si_sdr" in r for r in rows)
@@ -232,7 +232,10 @@ def test_init_goes_on_from_a_checkpoint(pairs: Path, whole: Path, tmp_path: Path
     pretrain.run(
         _config(pairs, tmp_path / "next", model=FlowModel(), init=str(whole), steps=1, lr=1e-12, warmup=0, ema=0.0)
     )
-    start, end = load_flow(str(whole))[0].state_dict(), load_flow(str(tmp_path / "next"))[0].state_dict()
+    start, end = (
+        load_model(str(whole), "flowse")[0].state_dict(),
+        load_model(str(tmp_path / "next"), "flowse")[0].state_dict(),
+    )
     for name, value in start.items():
         torch.testing.assert_close(end[name], value, atol=1e-6, rtol=1e-6)
 

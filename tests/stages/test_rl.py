@@ -17,7 +17,7 @@ from tiny_speech import write_model, write_pairs
 
 from rlspeech.algos.grpo import GRPO
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
-from rlspeech.models.hub import load_flow
+from rlspeech.models.hub import load_model
 from rlspeech.stages import rl
 from rlspeech.stages.past import open_pasts
 from rlspeech.tasks import get_task
@@ -103,7 +103,7 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
         assert all(key in r for r in steps), key
     assert steps[0]["kl"] == 0.0 and steps[0]["ratio_mean"] == pytest.approx(1, abs=1e-4) and steps[-1]["kl"] > 0
     assert -1 <= steps[0]["grad_agreement"] <= 1
-    before, after = load_flow(given["model"])[0].state_dict(), load_flow(str(out))[0].state_dict()
+    before, after = load_model(given["model"], "flowse")[0].state_dict(), load_model(str(out), "flowse")[0].state_dict()
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
     assert moved and all(".attention.to_" in k for k in moved)  # the adapter, folded in, and nothing else
     assert list(out.glob("checkpoints/step_*/adapter/adapter_model.safetensors"))
@@ -293,7 +293,7 @@ def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whol
     best = out / "checkpoints" / (out / "checkpoints" / "best").read_text().strip()
     history = {r["step"]: r for r in _rows(out) if "valid/si_sdr" in r}
     assert set(history) == {0, 2, 4} and best.is_dir()
-    assert torch.equal(load_flow(str(out))[0].out.weight, load_flow(str(best))[0].out.weight)
+    assert torch.equal(load_model(str(out), "flowse")[0].out.weight, load_model(str(best), "flowse")[0].out.weight)
 
 
 def test_defaults_are_filled_in(given: dict[str, str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tiny_speech import write_pairs
 from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.video import save_lips
-from rlspeech.models.hub import load_avse, save_avse
+from rlspeech.models.hub import load_model, save_model
 from rlspeech.stages import probe, rl
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
@@ -34,7 +34,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         frames = np.random.default_rng(i).integers(0, 255, (round(utt.duration * 25) + 1, 32, 32), dtype=np.uint8)
         save_lips(utt.lips_filepath, frames)
     write_manifest(data, rows, {})
-    save_avse(folder / "model", tiny_avse(), facts={"data": "none"})
+    save_model(folder / "model", tiny_avse(), "avse", facts={"data": "none"})
     return {"data": str(data), "model": str(folder / "model")}
 
 
@@ -83,9 +83,9 @@ CASES: dict[str, dict[str, Any]] = {
 def test_two_steps_of_everything(given: dict[str, str], tmp_path: Path, changes: dict[str, Any]) -> None:
     summary = rl.run(_config(given, tmp_path / "run", **changes))
     assert summary["steps"] == STEPS and summary["after"]["si_sdr"]["n"] == 1
-    model, config = load_avse(summary["run"])
+    model, config = load_model(summary["run"], "avse")
     assert config["facts"]["rl"]["algo"] == changes.get("algo", "ppo")
-    before = load_avse(given["model"])[0].state_dict()
+    before = load_model(given["model"], "avse")[0].state_dict()
     assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
     rows = _rows(tmp_path / "run")
     assert len(rows) == STEPS and rows[0]["ratio_max_gap"] < 1e-3 and rows[0]["grad_norm"] > 0

@@ -18,7 +18,7 @@ from rlspeech.data.batches import Clip, open_clips, whole_clips
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.video import save_lips
 from rlspeech.models.avse import AvseEnhancer
-from rlspeech.models.hub import embedded_path, load_avse
+from rlspeech.models.hub import embedded_path, load_model
 from rlspeech.stages import pretrain
 from rlspeech.tasks.avse.enhancer import AvInference, shuffled, supervised_loss
 from rlspeech.tasks.avse.task import Avse
@@ -257,11 +257,11 @@ def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.Mo
     whole = pretrain.run(Pretrain(**settings, steps=2, out=str(tmp_path / "whole")))
     assert {"si_sdr", "si_sdr_shuffled_video"} <= whole.keys()
     assert shapes == ({(2,)} if channels == 2 else {()})  # both ears are read
-    model, facts = load_avse(str(tmp_path / "whole"))
+    model, facts = load_model(str(tmp_path / "whole"), "avse")
     assert model.cfg.channels == channels and facts["facts"]["steps"] == 2
     (tmp_path / "whole" / "checkpoints" / "latest").write_text("step_000001")  # as if it had been cut off there
     again = pretrain.run(Pretrain(**settings, steps=2, out=str(tmp_path / "whole")))
-    after, _ = load_avse(str(tmp_path / "whole"))
+    after, _ = load_model(str(tmp_path / "whole"), "avse")
     assert again["step"] == 2 and all(torch.equal(v, model.state_dict()[k]) for k, v in after.state_dict().items())
 
 
@@ -345,5 +345,5 @@ def test_the_embedded_model_uses_its_video(tmp_path: Path) -> None:
     from rlspeech.corpora.demo import demo_test
 
     clips = whole_clips(open_clips(demo_test(tmp_path, faces=True), RATE), 12)
-    before, right, wrong = _worth_db(load_avse("embedded")[0], clips)
+    before, right, wrong = _worth_db(load_model("embedded", "avse")[0], clips)
     assert right > before + 2.0 and right > wrong + 4.0, (before, right, wrong)

@@ -16,8 +16,8 @@ from tiny_codec_lms import RATE, SMALL, V, speech, tiny  # noqa: E402
 from rlspeech.config import RL, CodecModel, Pretrain, Sampling
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
-from rlspeech.models.codec.codec import save_codec
 from rlspeech.models.codec.net import CodecNet
+from rlspeech.models.hub import save_model
 from rlspeech.tasks.tts.task import Tts, longest, named
 from rlspeech.types import UserError
 
@@ -79,8 +79,11 @@ def test_training_rows_get_another_recording_of_the_speaker(tmp_path: Path) -> N
         )
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     task, lm = Tts(), tiny()
-    save_codec(
-        tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={}
+    save_model(
+        tmp_path / "codec",
+        CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)),
+        "codec",
+        facts={},
     )
     task.build(
         Pretrain(
@@ -163,8 +166,11 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Tts, "valid_metrics", ("tts_cer[recogniser=test_tts_task:deaf]",))
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    save_codec(
-        tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={}
+    save_model(
+        tmp_path / "codec",
+        CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)),
+        "codec",
+        facts={},
     )
     rows = []
     for i in range(12):
@@ -207,8 +213,11 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
     from rlspeech.stages.pretrain import data_of, run
     from rlspeech.tasks import get_task
 
-    save_codec(
-        tmp_path / "codec", CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)), facts={}
+    save_model(
+        tmp_path / "codec",
+        CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)),
+        "codec",
+        facts={},
     )
     rows = []
     for i in range(6):

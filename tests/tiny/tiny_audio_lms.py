@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers as tf
 
-from rlspeech.models.audio_lm.load import AudioLM
+from rlspeech.models.audio_lm.model import AudioLM
 
 ALL = ("fun_asr_nano", "qwen2_audio", "qwen3_asr", "voxtral", "glmasr", "granite_speech", "whisper")
 SPLICED = tuple(m for m in ALL if m != "whisper")

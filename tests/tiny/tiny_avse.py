@@ -10,7 +10,7 @@ import torch
 from rlspeech.config import AvseModel
 from rlspeech.data.video import load_lips
 from rlspeech.models.avse import AvseEnhancer
-from rlspeech.models.hub import load_avse, save_avse
+from rlspeech.models.hub import load_model, save_model
 from rlspeech.tasks.avse.task import Avse
 
 RATE = 16000
@@ -33,7 +33,9 @@ TINY = AvseModel(
 
 def checkpoint(folder: Path, channels: int = 1, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    save_avse(folder, AvseEnhancer(TINY.model_copy(update={"channels": channels})), facts={"what": "untrained"})
+    save_model(
+        folder, AvseEnhancer(TINY.model_copy(update={"channels": channels})), "avse", facts={"what": "untrained"}
+    )
     return folder
 
 
@@ -52,7 +54,7 @@ def clip(seed: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def reference(folder: Path, noisy: np.ndarray, mouth: np.ndarray | Path | None) -> np.ndarray:
     """What the checkpoint makes of one clip alone, without any stage."""
-    model, _ = load_avse(str(folder))
+    model, _ = load_model(str(folder), "avse")
     lips = load_lips(mouth) if isinstance(mouth, Path) else mouth
     made: np.ndarray = Avse().enhancer(model).infer([noisy], ["alone"], [lips])[0]
     return made

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlspeech.config import CodecLMModel
 from rlspeech.models.codec.layout import layout_of
-from rlspeech.models.codec.load import CodecLM, build_codec_lm
+from rlspeech.models.codec.lm import CodecLM
+from rlspeech.models.codec.load import build_codec_lm
 
 V, RATE, FRAME = 24, 16000, 640
 TEXTS = ["one two three", "four", "seven eight nine zero"]

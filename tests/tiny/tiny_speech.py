@@ -11,7 +11,7 @@ from rlspeech.config import FlowModel
 from rlspeech.data.audio import save_audio
 from rlspeech.data.manifest import write_manifest
 from rlspeech.models.flow import FlowEnhancer
-from rlspeech.models.hub import save_flow
+from rlspeech.models.hub import save_model
 from rlspeech.types import Utterance
 
 RATE = 16000
@@ -48,5 +48,5 @@ def write_model(folder: Path) -> Path:
     for p in model.parameters():
         if float(p.detach().abs().max()) == 0:
             torch.nn.init.normal_(p, std=0.02)
-    save_flow(folder, model, facts={"stage": "made up"})
+    save_model(folder, model, "flowse", facts={"stage": "made up"})
     return folder

@@ -10,9 +10,10 @@ import torch
 
 from rlspeech.config import CodecLMModel, CodecModel, TokenRewardModel
 from rlspeech.data.audio import save_audio
-from rlspeech.models.codec.codec import load_codec, save_codec
+from rlspeech.models.codec.codec import load_codec
 from rlspeech.models.codec.load import build_codec_lm, save_codec_lm
 from rlspeech.models.codec.net import CodecNet
+from rlspeech.models.hub import save_model
 from rlspeech.models.token_reward import TokenReward, make_tokenizer, save_token_reward
 
 RATE = 16000
@@ -24,7 +25,7 @@ MODEL = dict(dim=16, layers=1, heads=2, ff=32, vocabulary=290, prompt_s=1.0, max
 def write_tts(folder: Path) -> dict[str, str]:
     """Folders: ``model`` (its codec beside it), ``reward``; and ``data``, a manifest of four rows."""
     torch.manual_seed(0)
-    save_codec(folder / "codec", CodecNet(CODEC), facts={"data": "none"})
+    save_model(folder / "codec", CodecNet(CODEC), "codec", facts={"data": "none"})
     codec = load_codec(str(folder / "codec"))
     save_codec_lm(
         folder / "model", build_codec_lm(CodecLMModel(codec=str(folder / "codec"), **MODEL), TEXTS, codec), facts={}

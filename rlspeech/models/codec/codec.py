@@ -7,8 +7,7 @@ transformers by name (``models/codec/hub.py``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from rlspeech.data.audio import rms_dbfs, to_level
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, Drawn
-from rlspeech.models.hub import load_model, save_model
+from rlspeech.models.hub import load_model
 
-__all__ = ["Codec", "EmbeddedCodec", "load_codec", "save_codec", "start_alike"]
+__all__ = ["Codec", "EmbeddedCodec", "load_codec", "start_alike"]
 
 BATCH_S = 24.0  # seconds of padded speech that go through a network at once
 PROMPT_S = 10.0  # of a prompt, more tells no more of a voice
@@ -183,12 +182,7 @@ def load_codec(name: str = "embedded", device: torch.device | str = "cpu") -> Co
     if is_hub_codec(name):
         return load_hub_codec(name, device)
     net, _ = load_model(name, "codec", device)
-    return EmbeddedCodec(cast(CodecNet, net), name)
-
-
-def save_codec(folder: Path, net: CodecNet, **how: Any) -> None:
-    """``hub.save_model`` for ``codec``."""
-    save_model(folder, net, "codec", **how)
+    return EmbeddedCodec(net, name)
 
 
 def start_alike(rows: Tensor, codec: Codec) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.data.audio import resample
+from rlspeech.models.folder import load_net, loading
 from rlspeech.types import UserError
 
 __all__ = ["FAMILIES", "HubCodec", "fbank_features", "is_hub_codec", "load_hub_codec"]
@@ -225,18 +226,11 @@ def load_hub_codec(name: str, device: torch.device | str = "cpu") -> HubCodec:
 
     parsed = parse(name)
     family, where, books = parsed if parsed is not None else ("", name, None)
-    try:
+    hint = "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)"
+    with loading(f"the codec {name}", hint):
         found = str(transformers.AutoConfig.from_pretrained(where).model_type)
         if found not in FAMILIES or family not in ("", found):
             raise ValueError(f"its model_type is {found!r}, not {family or ' or '.join(FAMILIES)}")
         cls = getattr(transformers, FAMILIES[found].cls)
-        net, seen = cls.from_pretrained(where, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-        if seen["missing_keys"]:
-            raise ValueError(f"weights are missing: {sorted(seen['missing_keys'])[:3]}")
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"cannot load the codec {name}",
-            (str(error).splitlines() or [type(error).__name__])[0],
-            "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)",
-        ) from error
+        net = load_net(cls, where, dtype=torch.float32)
     return HubCodec(net.to(device).eval().requires_grad_(False), name, books)

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from rlspeech.config import CodecLMModel
 from rlspeech.data.text import get_normaliser
-from rlspeech.models.audio_lm.generate import Drawn
-from rlspeech.models.audio_lm.load import ABOUT, DTYPES, fold_adapter, quietly, write_net
-from rlspeech.models.card import Card, md, write_card
+from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, load_codec, start_alike
 from rlspeech.models.codec.layout import SPEECH, STOP, TEXT, Layout, layout_of
-from rlspeech.models.codec.lm import CodecLM, Line, Prompts
-from rlspeech.models.hub import refuse_other, resolve
+from rlspeech.models.codec.lm import CodecLM
+from rlspeech.models.folder import DTYPES, load_net, loading, read_about, save_net, snapshot, write_about
+from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError
 
-__all__ = ["CodecLM", "Drawn", "Layout", "Line", "Prompts", "build_codec_lm", "load_codec_lm", "save_codec_lm"]
+__all__ = ["build_codec_lm", "load_codec_lm", "save_codec_lm"]
 
 TASK = "tts"
 WRITTEN = "basic-1"  # how texts are written for the embedded model
@@ -126,71 +125,22 @@ def load_codec_lm(
     Raises:
         UserError: missing, with a vocabulary that is not known here, or weights that do not fit the config.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hub = not (
-        Path(name).exists() or name in {"embedded", "tiny"} or name.count("/") != 1 or name.startswith((".", "/", "~"))
-    )
-    folder = None if hub else resolve(name, TASK)
-    if folder is not None:
-        refuse_other(folder, TASK)
+    folder = find_checkpoint(name, TASK)
     where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
-    try:
-        about = (
-            json.loads((folder / ABOUT).read_text(encoding="utf-8")) if folder and (folder / ABOUT).is_file() else {}
-        )
-        if not isinstance(about, dict) or about.get("task", TASK) != TASK:
-            raise ValueError(f"{ABOUT} is that of another task, or no object")
+    hint = "a folder that `rlspeech pretrain --task tts` wrote, a Hub id with the network at hand, or 'embedded'"
+    with loading(f"the synthesiser {name}", hint):
+        about = read_about(folder, TASK)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        with quietly():
-            net = _weights(where, DTYPES[dtype], options)
+        net = load_net(AutoModelForCausalLM, where, dtype=DTYPES[dtype], **options)
         layout = Layout.read(about["layout"]) if "layout" in about else layout_of(tokenizer)
         rows = min(net.get_input_embeddings().weight.shape[0], net.get_output_embeddings().weight.shape[0])
         if layout.first + layout.size > rows or max(layout.stops) >= rows:
             raise ValueError(f"the layout names ids of a vocabulary of {rows} that it does not have")
         model = CodecLM(net, tokenizer, layout, codec, CodecLMModel(**about["model"]) if about.get("model") else None)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        AttributeError,
-        SafetensorError,
-    ) as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"cannot load the synthesiser {name}",
-            f"{type(error).__name__}: {why}",
-            "a folder that `rlspeech pretrain --task tts` wrote, a Hub id with the network at hand, or 'embedded'",
-        ) from error
-    model.source = folder or _snapshot(where)
+    model.source = folder or snapshot(where)
     return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}
-
-
-def _snapshot(name: str) -> Path | None:
-    from transformers.utils import cached_file
-
-    found = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
-    return Path(found).parent if found else None
-
-
-def _weights(where: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    """The transformers model with all its weights; an adapter that the checkpoint brings is folded in."""
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-    )
-    net, found = loaded
-    wrong = [str(k) for kind in ("missing_keys", "mismatched_keys") for k in found[kind]]
-    if wrong:
-        raise ValueError(f"weights do not fit the config: {wrong[:3]}")
-    if getattr(net, "_hf_peft_config_loaded", False):
-        fold_adapter(net)
-    return net
 
 
 def save_codec_lm(
@@ -205,7 +155,7 @@ def save_codec_lm(
         weights: other weights under the names of ``model.state_dict()``: an average, or adapters folded in.
         half: store fp16, half the size, for shipping; it is computed in single precision all the same.
     """
-    write_net(folder, model, weights, half)
+    save_net(folder, model, weights, half)
     if model.source is None or model.source.resolve() == folder.resolve():
         model.tokenizer.save_pretrained(folder)
     about = {
@@ -215,29 +165,8 @@ def save_codec_lm(
         "model": None if model.cfg is None else model.cfg.model_dump(),
         "facts": facts,
     }
-    (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_card(folder, _card(model), facts)
-
-
-def _card(model: CodecLM) -> Card:
-    codec, rate = model.layout.codec or "of its own", 1 / model.layout.frame_s
-    uses = [
-        'speak "some words" --model THIS_FOLDER --out said.wav',
-        "rl --task tts --model THIS_FOLDER",
-        "eval --task tts --model this=THIS_FOLDER",
-    ]
-    details = [
-        f"It writes {rate:g} ids a second of the codec {md(codec)}.",
-        "transformers loads this folder's language model by itself.",
-    ]
-    return Card(
-        f"codec language model ({model.model_type})",
-        TASK,
-        sum(p.numel() for p in model.net.parameters()),
-        model.sample_rate,
-        "transformers",
-        "text-to-speech",
-        (),
-        uses,
-        details,
+    parameters, title = sum(p.numel() for p in model.net.parameters()), f"codec language model ({model.model_type})"
+    detail = (
+        f"It writes {1 / model.layout.frame_s:g} ids a second of the codec {md(model.layout.codec or 'of its own')}."
     )
+    write_about(folder, about, card_of(TASK, parameters, model.sample_rate, title=title, details=[detail]))

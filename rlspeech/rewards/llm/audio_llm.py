@@ -9,11 +9,9 @@ reward should answer the same clip with the same number. Code that comes with a 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,13 @@ from safetensors import SafetensorError
 
 from rlspeech import log
 from rlspeech.data.audio import resample
+from rlspeech.files import digest_of
+from rlspeech.models.folder import quietly
 from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Said, answer, read_prompts
 from rlspeech.types import UserError
 
-__all__ = ["LOADING", "AudioLlm", "quietly", "weights_id"]
+__all__ = ["LOADING", "AudioLlm", "weights_id"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TEXT_ONLY = {
@@ -89,7 +89,7 @@ class AudioLlm:
         own = _own_prompt(path)
         self.prompt = prompt or own or read_prompts()[0]
         self.batch, self.temperature, self.seed = batch, temperature, seed
-        with quietly(name == EMBEDDED):
+        with quietly(name == EMBEDDED or log.quiet):
             self._processor, self._model, kind = _load(path, _dtype(dtype, device), device, device_map)
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
         self._tokenizer.padding_side = "left"
@@ -188,36 +188,13 @@ class AudioLlm:
         return dict(self._processor.apply_chat_template(talks))
 
 
-@contextmanager
-def quietly(always: bool = False) -> Iterator[None]:
-    """Load without transformers' progress bars where the run is quiet; ``always`` for what loads in no time."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    if shown and (always or log.quiet):
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def weights_id(path: str, config: Any) -> str:
     """Short identity of a checkpoint: the commit of a Hub model, else a digest of config, sizes and the ends of the weight files."""
     folder = Path(path)
     if not folder.is_dir():
         commit = getattr(config, "_commit_hash", None)
         return f"@{str(commit)[:8]}" if commit else ""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(HEAD))
-            opened.seek(max(0, size - HEAD))
-            digest.update(opened.read(HEAD))
-    return f"@{digest.hexdigest()[:8]}"
+    return f"@{digest_of(folder, HEAD)[:8]}"
 
 
 def _own_prompt(path: str) -> str | None:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlspeech import log
+from rlspeech.models.folder import quietly
 from rlspeech.models.hub import embedded_path
-from rlspeech.rewards.llm.audio_llm import LOADING, quietly, weights_id
+from rlspeech.rewards.llm.audio_llm import LOADING, weights_id
 from rlspeech.rewards.llm.describe import EMBEDDED, without_thoughts
 from rlspeech.types import Score, UserError
 
@@ -79,7 +81,7 @@ class Sentiment:
 
         path = str(embedded_path("sentiment")) if name == EMBEDDED else name
         try:
-            with quietly(name == EMBEDDED):
+            with quietly(name == EMBEDDED or log.quiet):
                 self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
                 auto: Any = transformers.AutoModelForSequenceClassification
                 model = auto.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)

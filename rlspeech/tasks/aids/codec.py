@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from rlspeech.config import Pretrain
 from rlspeech.data.audio import save_audio, to_level
 from rlspeech.data.batches import Clip
-from rlspeech.models.codec.codec import EmbeddedCodec, save_codec
+from rlspeech.models.codec.codec import EmbeddedCodec
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet
-from rlspeech.models.hub import load_model
+from rlspeech.models.hub import load_model, save_model
 from rlspeech.models.recogniser import Recogniser, load_recogniser
 from rlspeech.models.spectra import mel_filters
 from rlspeech.stats import mean_interval
@@ -83,7 +83,7 @@ class CodecTask:
         self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
         """Write a checkpoint folder."""
-        save_codec(folder, model, facts=facts, weights=weights)
+        save_model(folder, model, "codec", facts=facts, weights=weights)
 
     def sample_rate_of(self, model: CodecNet) -> int:
         """In Hz."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
 from rlspeech.models.avse import AvseEnhancer, si_snr
-from rlspeech.models.hub import load_avse, save_avse
+from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, shuffled, supervised_loss
@@ -54,16 +54,16 @@ class Avse:
         """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
         if config.init is None:
             return AvseEnhancer(config.avse)
-        model, _ = load_avse(config.init)
+        model, _ = load_model(config.init, "avse")
         return set_anew(model, config.init, config.avse, SOFT)
 
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[AvseEnhancer, dict[str, Any]]:
-        return load_avse(name, device)
+        return load_model(name, "avse", device)
 
     def save(
         self, folder: Path, model: AvseEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        save_avse(folder, model, facts=facts, weights=weights)
+        save_model(folder, model, "avse", facts=facts, weights=weights)
 
     def sample_rate_of(self, model: AvseEnhancer) -> int:
         return model.sample_rate

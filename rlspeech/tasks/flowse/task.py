@@ -11,7 +11,7 @@ from torch import Tensor
 from rlspeech.config import RL, Evaluate, FlowModel, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
 from rlspeech.models.flow import FlowEnhancer
-from rlspeech.models.hub import load_flow, save_flow
+from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
 from rlspeech.tasks.base import VALID_METRICS, Numbers, check_enhancer, enhance_clips, set_anew
 from rlspeech.tasks.flowse.enhancer import Enhancer, FlowBatch, collate, flow_loss
@@ -50,16 +50,16 @@ class FlowSE:
             return FlowEnhancer(config)
         if config.init is None:
             return FlowEnhancer(config.model)
-        model, _ = load_flow(config.init)
+        model, _ = load_model(config.init, "flowse")
         return set_anew(model, config.init, config.model, SOFT)
 
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
-        return load_flow(name, device)
+        return load_model(name, "flowse", device)
 
     def save(
         self, folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        save_flow(folder, model, facts=facts, weights=weights)
+        save_model(folder, model, "flowse", facts=facts, weights=weights)
 
     def sample_rate_of(self, model: FlowEnhancer) -> int:
         return model.sample_rate

@@ -32,7 +32,7 @@ from rlspeech.tasks.tts.task import longest
 from rlspeech.types import Relaxed, Rollout, Sample
 
 if TYPE_CHECKING:
-    from rlspeech.models.codec.load import CodecLM, Prompts
+    from rlspeech.models.codec.lm import CodecLM, Prompts
 
 __all__ = ["TtsPolicy", "hears"]
 

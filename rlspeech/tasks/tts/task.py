@@ -25,7 +25,8 @@ from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.log import warn
-from rlspeech.models.codec.load import CodecLM, Line, build_codec_lm, load_codec_lm, save_codec_lm
+from rlspeech.models.codec.lm import CodecLM, Line
+from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec_lm
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, means_of
 from rlspeech.tasks.token_policy import token_logp

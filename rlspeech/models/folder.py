@@ -1,0 +1,172 @@
+"""Checkpoints in transformers' own layout: loaded with their faults named, saved so that transformers loads them by itself.
+
+Beside transformers' files lies ``rlspeech.json``: task, facts, and what of the model the other files do not say.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rlspeech.models.card import Card, write_card
+from rlspeech.types import UserError
+
+__all__ = [
+    "ABOUT",
+    "DTYPES",
+    "fold_adapter",
+    "load_net",
+    "loading",
+    "quietly",
+    "read_about",
+    "save_net",
+    "snapshot",
+    "write_about",
+]
+
+ABOUT = "rlspeech.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+OWN = {"config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"}
+OWN |= {ABOUT, "README.md", ".gitattributes"}
+FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError)
+
+
+@contextmanager
+def loading(what: str, try_this: str) -> Iterator[None]:
+    """Turn what a damaged or foreign folder raises into a ``UserError`` that says so of ``what``."""
+    try:
+        yield
+    except FAULTS as error:
+        why = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"cannot load {what}", f"{type(error).__name__}: {why}", try_this) from error
+
+
+@contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Work without transformers' progress bars, where ``quiet``."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown and quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def read_about(folder: Path | None, task: str, *, must: bool = False) -> dict[str, Any]:
+    """The folder's ``rlspeech.json``; {} where it has none and none ``must`` be. Raises ``ValueError`` where it is another task's."""
+    if folder is None or not (must or (folder / ABOUT).is_file()):
+        return {}
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    if not isinstance(about, dict) or about.get("task", task) != task:
+        raise ValueError(f"{ABOUT} is that of another task, or no object")
+    return about
+
+
+def write_about(folder: Path, about: dict[str, Any], card: Card) -> None:
+    """Write ``rlspeech.json`` and the model card, which tells its ``facts``."""
+    (folder / ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+    write_card(folder, card, about["facts"])
+
+
+def load_net(cls: Any, where: str | Path, *, strict: bool = False, **options: Any) -> Any:
+    """A transformers model with all its weights; an adapter that the checkpoint brings is folded in.
+
+    Args:
+        cls: its class.
+        where: a folder or a Hub id.
+        strict: weights that the model does not have are refused as well.
+        options: of ``from_pretrained``.
+
+    Raises:
+        ValueError: weights that do not fit the config.
+    """
+    with quietly():
+        net, found = cls.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
+    kinds = ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if strict else []))
+    if wrong := [str(key) for kind in kinds for key in found[kind]]:
+        raise ValueError(f"weights do not fit the config: {wrong[:3]}")
+    if getattr(net, "_hf_peft_config_loaded", False):
+        fold_adapter(net)
+    return net
+
+
+def fold_adapter(net: Any) -> None:
+    """Merge a checkpoint's own LoRA into its weights: switched off with a policy's adapter, it would be missing from the reference."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            setattr(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.get_base_layer())
+    net._hf_peft_config_loaded = False
+    for left in (
+        "peft_config",
+        "_weight_conversions",
+    ):  # the second holds the adapter's names, and saving would use them
+        if hasattr(net, left):
+            delattr(net, left)
+    if hasattr(net.config, "has_lora_adapter"):
+        net.config.has_lora_adapter = False
+
+
+def snapshot(name: str) -> Path | None:
+    """The cache's folder of a Hub model."""
+    from transformers.utils import cached_file
+
+    found = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+    return Path(found).parent if found else None
+
+
+def save_net(
+    folder: Path, model: Any, weights: dict[str, Tensor] | None, half: bool, leave_out: Collection[str] = ()
+) -> int:
+    """Write a model's part of a checkpoint folder: config, weights, and the files that lay beside them where it came from.
+
+    Args:
+        folder: where to; made where it is missing.
+        model: with ``net`` (a transformers model); ``source`` (the folder that it was loaded from) and ``head`` (a layer that
+            only training needs, kept in ``head.safetensors``) where it has them.
+        weights: under the names of ``model.state_dict()``, or None for its own.
+        half: store fp16, to be computed in single precision: a CPU has no fast half. The head is then left out.
+        leave_out: weights of ``net`` that are not stored.
+
+    Returns:
+        how many numbers ``model.safetensors`` holds.
+    """
+    from safetensors.torch import save_file
+
+    whole = {k: v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
+    state = {k.removeprefix("net."): v for k, v in whole.items() if k.startswith("net.")}
+    state = {k: v.half() if half and v.is_floating_point() else v for k, v in state.items() if k not in leave_out}
+    folder.mkdir(parents=True, exist_ok=True)
+    with quietly():
+        model.net.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
+    head = {k.removeprefix("head."): v.contiguous() for k, v in whole.items() if k.startswith("head.")}
+    if head and not half:
+        save_file(head, folder / "head.safetensors")
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # transformers leaves it to its owner alone
+    if half:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    source = getattr(model, "source", None)
+    if source is not None and source.resolve() != folder.resolve():
+        for (
+            file
+        ) in source.iterdir():  # as the publisher wrote them: not every class that reads them is usable everywhere
+            if file.is_file() and file.suffix not in WEIGHTS and file.name not in OWN:
+                shutil.copyfile(file, folder / file.name)
+    return sum(v.numel() for v in state.values())
