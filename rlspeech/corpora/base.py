@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 
 from rlspeech import log
 from rlspeech.data.checks import FileFacts, Limits, Verdict, judge, judge_pair, measure
+from rlspeech.data.inputs import audio_files
 from rlspeech.data.manifest import write_manifest
 from rlspeech.files import JsonlWriter, dumps, safe_name, write_text
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError, Utterance
 
 __all__ = [
-    "AUDIO_SUFFIXES",
     "Candidate",
     "Vetted",
-    "audio_files",
     "candidate",
     "check_folder",
     "file_id",
@@ -38,27 +37,7 @@ __all__ = [
 ]
 
 
-AUDIO_SUFFIXES = frozenset(
-    {
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".aiff",
-        ".aif",
-        ".au",
-        ".w64",
-        ".rf64",
-        ".caf",
-        ".sph",
-        ".m4a",
-        ".aac",
-        ".wma",
-        ".webm",
-    }
-)  # the last four cannot be read; they are found so that they are counted
+# the last four cannot be read; they are found so that they are counted
 FILE_ID = re.compile(r"fileid_(\d+)")
 
 
@@ -83,24 +62,6 @@ def check_folder(path: str | Path, what: str) -> Path:
         why = "it is a file" if folder.exists() else "it does not exist"
         raise UserError(f"{what} {path} is not a folder", why, "check the path")
     return folder
-
-
-def audio_files(folder: Path, skip: Path | None = None) -> list[Path]:
-    """Every audio file below a folder, sorted; links are followed once, hidden files and the folder ``skip`` are left out."""
-    found: list[Path] = []
-    visited: set[str] = set()
-    barred = os.path.realpath(skip) if skip else None
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in visited or real == barred:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            Path(root, n) for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in AUDIO_SUFFIXES
-        ]
-    return sorted(found)
 
 
 def file_id(path: Path, root: Path) -> str:

@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlspeech.corpora.base import AUDIO_SUFFIXES, Candidate, audio_files, candidate, check_folder, file_id
+from rlspeech.corpora.base import Candidate, candidate, check_folder, file_id
+from rlspeech.data.inputs import AUDIO_SUFFIXES, audio_files
 from rlspeech.data.manifest import from_row
 from rlspeech.files import numbered_lines, safe_name
 from rlspeech.types import UserError, Utterance

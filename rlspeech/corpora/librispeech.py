@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlspeech.corpora.base import Candidate, audio_files, candidate, check_folder
+from rlspeech.corpora.base import Candidate, candidate, check_folder
+from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
 
 __all__ = ["find"]

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from rlspeech import log
-from rlspeech.corpora.base import AUDIO_SUFFIXES, Candidate, check_folder, file_id
+from rlspeech.corpora.base import Candidate, check_folder, file_id
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, look, mouth_path
 from rlspeech.data.audio import AudioError
+from rlspeech.data.inputs import AUDIO_SUFFIXES
 from rlspeech.data.manifest import ASIDE_NAMES, read_manifest
 from rlspeech.data.video import (
     LIPS_FPS,

@@ -1,11 +1,11 @@
-"""``rlspeech enhance``: a model on files of any length. Bad files cost themselves, inputs are never overwritten.
+"""``rlspeech enhance``: a model on files of any length. A bad file is one failure in the summary; inputs are never overwritten.
 
     rlspeech enhance noisy.wav more/ --out enhanced
     rlspeech enhance test.jsonl --model runs/rl --out enhanced
     rlspeech enhance --task avse talk.mp4 noisy.wav --video videos/ --out enhanced
 
-A model that sees is shown the video that lies beside a recording under its name, or in ``--video``, or that its manifest row names; of a
-video file the sound track is enhanced. A recording without a usable video is enhanced without.
+An audio-visual model takes the video that lies beside a recording under its name, or in ``--video``, or that its manifest row names; of a
+video file the sound track is enhanced. A recording without a usable video is enhanced without one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Strict
+from rlspeech.data.inputs import AUDIO_SUFFIXES, ROWS, Item, expand
 from rlspeech.log import several
-from rlspeech.tasks.avse.av_inputs import find_video, hear, is_video, see
+from rlspeech.tasks import get_task
+from rlspeech.tasks.avse.av_inputs import find_video, is_video, load_mouth, load_recording
 from rlspeech.types import UserError
 
 __all__ = ["Enhance", "run"]
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
 WRITTEN = frozenset({".wav", ".flac"})  # everything else becomes .flac
 OVERLAP_S = 1.0
 BLIND = "were enhanced without video"
@@ -59,13 +60,15 @@ class Enhance(Strict):
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One file to enhance, and where the result goes."""
+    """One recording to enhance, and where the result goes."""
 
-    source: Path
+    item: Item
     target: Path
-    offset_s: float = 0.0
-    duration_s: float | None = None
-    video: str | None = None  # what its row names
+
+    @property
+    def source(self) -> Path:
+        assert self.item.audio is not None  # rows of a manifest name their audio
+        return self.item.audio
 
 
 def run(config: Enhance, *, json_mode: bool = False) -> dict[str, Any]:
@@ -79,7 +82,6 @@ def run(config: Enhance, *, json_mode: bool = False) -> dict[str, Any]:
     """
     from rlspeech.config import Evaluate
     from rlspeech.engine import Engine, Watchdog
-    from rlspeech.tasks import get_task
 
     if config.out is None:
         raise UserError("no output folder", "", "--out FOLDER")
@@ -139,13 +141,13 @@ def run(config: Enhance, *, json_mode: bool = False) -> dict[str, Any]:
 
 def _jobs(config: Enhance, out: Path) -> tuple[list[_Job], dict[str, str]]:
     """All files with their targets, and those that cannot be taken, with the reason."""
-    inputs, sees = config.inputs, config.task == "avse"
+    inputs, uses_video = config.inputs, get_task(config.task).uses_video
     if not inputs:
         raise UserError("nothing to enhance", "", "rlspeech enhance FILE_OR_FOLDER... --out FOLDER")
     failed = {str(Path(name).absolute()): "missing file" for name in inputs if not Path(name).exists()}
-    wanted = [job for name in inputs if Path(name).exists() for job in _expand(Path(name).absolute(), out, sees)]
+    wanted = [j for name in inputs if Path(name).exists() for j in _expand(Path(name).absolute(), out, uses_video)]
     if config.video is not None:
-        _check_video(config.video, sees, len(wanted))
+        _check_video(config.video, uses_video, len(wanted))
     sources = {_identity(job.source): job.source for job in wanted}
     jobs: list[_Job] = []
     taken: dict[Path, Path] = {}
@@ -165,14 +167,16 @@ def _jobs(config: Enhance, out: Path) -> tuple[list[_Job], dict[str, str]]:
         jobs.append(job)
     if not jobs and not failed:
         raise UserError(
-            "no audio files in the input", f"looked for {', '.join(sorted(SUFFIXES))}", "rlspeech enhance --help"
+            "no audio files in the input", f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}", "rlspeech enhance --help"
         )
     return jobs, failed
 
 
-def _check_video(video: str, sees: bool, inputs: int) -> None:
-    if not sees:
-        raise UserError("this task is shown no video", f"--video {video}", "--task avse")
+def _check_video(video: str, uses_video: bool, inputs: int) -> None:
+    if not uses_video:
+        raise UserError(
+            "--video is for audio-visual tasks", f"--video {video}", "leave it out, or name such a task with --task"
+        )
     if not Path(video).exists():
         raise UserError(f"no video at {video}", "missing file", "--video with a file or a folder")
     if inputs > 1 and not Path(video).is_dir():
@@ -183,32 +187,12 @@ def _check_video(video: str, sees: bool, inputs: int) -> None:
         )
 
 
-def _expand(path: Path, out: Path, sees: bool) -> Iterator[_Job]:
-    if path.is_dir():
-        inside = out.resolve()
-        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        heard = [p for p in files if p.suffix.lower() in SUFFIXES]
-        if sees:  # videos with a recording beside them are what it sees; the others are recordings themselves
-            own = {(p.parent, p.stem) for p in heard}
-            heard += [p for p in files if is_video(p) and (p.parent, p.stem) not in own]
-        for file in sorted(heard):
-            if (
-                inside == path.resolve() or inside not in file.resolve().parents
-            ):  # results of an earlier run in a sub-folder are no inputs
-                yield _Job(file, _named(out / file.relative_to(path)))
-    elif path.suffix == ".jsonl":
-        from rlspeech.data.manifest import read_manifest
-
-        for utt in read_manifest(path):
-            yield _Job(
-                Path(utt.audio_filepath),
-                out / f"{utt.id}.flac",
-                utt.offset,
-                utt.duration or None,
-                utt.lips_filepath or utt.video_filepath,
-            )
-    else:
-        yield _Job(path, _named(out / path.name))
+def _expand(path: Path, out: Path, videos: bool) -> Iterator[_Job]:
+    for item in expand(path, skip=out, videos=videos):
+        if path.suffix in ROWS and not path.is_dir():
+            yield _Job(item, out / f"{item.key}.flac")
+        elif item.audio is not None:
+            yield _Job(item, _named(out / (item.audio.relative_to(path) if path.is_dir() else path.name)))
 
 
 def _named(target: Path) -> Path:
@@ -239,7 +223,7 @@ def _enhance(
 
     for job in batch:
         try:
-            wav = hear(job.source, rate, enhancer.channels, job.offset_s, job.duration_s)
+            wav = load_recording(job.source, rate, enhancer.channels, job.item.offset_s, job.item.duration_s)
         except AudioError as error:
             yield job, 0.0, error.reason
             continue
@@ -247,7 +231,7 @@ def _enhance(
             yield job, 0.0, "too long for this machine's memory"
             continue
         _note(job.source, rate, wav.ndim, notes)
-        one = _Held(job, wav, _look(job, wav.shape[-1] / rate, config, notes) if enhancer.uses_video else None)
+        one = _Held(job, wav, _mouth(job, wav.shape[-1] / rate, config, notes) if enhancer.uses_video else None)
         if wav.shape[-1] > config.chunk_s * rate:
             yield from _write(enhancer, [one], config)
         else:
@@ -264,17 +248,17 @@ class _Held:
     lips: np.ndarray | None
 
 
-def _look(job: _Job, seconds: float, config: Enhance, notes: Counter[str]) -> np.ndarray | None:
-    """The mouth of the talker, or None, which is noted: without it less is gained, nothing is lost."""
+def _mouth(job: _Job, seconds: float, config: Enhance, notes: Counter[str]) -> np.ndarray | None:
+    """The mouth of the talker, or None, which is counted in ``notes``: the file is then enhanced by its sound alone."""
     from rlspeech.data.video import LipsError
 
     given = find_video(job.source, Path(config.video)) if config.video else None
-    path = given or job.video or find_video(job.source)
+    path = given or job.item.video or find_video(job.source)
     if path is None:
         notes[f"{BLIND}: none was found"] += 1
         return None
     try:
-        return see(path, job.offset_s, seconds)
+        return load_mouth(path, job.item.offset_s, seconds)
     except LipsError as error:
         notes[f"{BLIND}: {error.reason}"] += 1
         log.say(f"{job.source}: {path} is not used: {error.reason}")

@@ -36,7 +36,7 @@ from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.run import Run
 from rlspeech.stages.summary import Table, default_metrics, summarise, write_report
 from rlspeech.tasks import get_task
-from rlspeech.tasks.avse.av_inputs import hear, neighbours
+from rlspeech.tasks.avse.av_inputs import load_recording, neighbours
 from rlspeech.types import Sample, UserError, Utterance
 
 __all__ = ["run", "utterances"]
@@ -323,11 +323,13 @@ def _batches(utts: Sequence[Utterance], size: int) -> Iterator[list[Utterance]]:
 def _load(utt: Utterance, rate: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The input, (T,) or (2, T) where model and file have two channels, and the mono reference."""
     if not utt.target_filepath:
-        return hear(utt.audio_filepath, rate, channels, utt.offset, utt.duration or None), None
+        return load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration or None), None
     clip = PairedClips([replace(utt, lips_filepath=None)], rate).clip(0, 0, 0.0)
     if channels == 1:
         return clip.noisy, clip.target
-    return hear(utt.audio_filepath, rate, channels, utt.offset, utt.duration)[..., : len(clip.noisy)], clip.target
+    return load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration)[
+        ..., : len(clip.noisy)
+    ], clip.target
 
 
 def _readable(path: Path, samples: int, rate: int) -> bool:

@@ -20,9 +20,9 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
+from rlspeech.data.inputs import HYPOTHESES, Item, collect, load, without_audio
 from rlspeech.log import several
 from rlspeech.rewards import base
-from rlspeech.rewards.files import HYPOTHESES, Item, collect, load, unheard
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.scores import FIXED, ScoreFile
 from rlspeech.stages import reward_report
@@ -82,7 +82,9 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
         if len(todo) < len(items):
             log.say(f"{len(items) - len(todo)} of {len(items)} files are in {scores.path} already")
         try:
-            _score_all(scorer, scores, todo, names, config, unheard if silent else load, done=len(items) - len(todo))
+            _score_all(
+                scorer, scores, todo, names, config, without_audio if silent else load, done=len(items) - len(todo)
+            )
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
             raise
@@ -134,7 +136,7 @@ def _score_all(
                     and item.hypothesis is not None
                     and any(map(_judges_texts, scorer.requests))
                 ):
-                    ready.append((item, unheard(item, sample.reason)))  # its words are still there
+                    ready.append((item, without_audio(item, sample.reason)))  # its words are still there
                 elif isinstance(sample, AudioError):
                     nulls = {n: f"audio: {sample.reason}" for n in names.values()}
                     scores.add([_row(item, config.system, dict.fromkeys(names.values()), nulls)])

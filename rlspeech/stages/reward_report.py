@@ -16,10 +16,10 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
+from rlspeech.data.inputs import Item, collect, load, without_audio
 from rlspeech.data.text import align, units
 from rlspeech.log import several
 from rlspeech.report import Clip, Edit, Grid, Metric, ReportData, render_report
-from rlspeech.rewards.files import Item, collect, load, unheard
 from rlspeech.scores import ScoreFile
 from rlspeech.stages.calibrate import (
     calibrate,
@@ -253,7 +253,7 @@ def _clips(scores: ScoreFile, items: Sequence[Item], config: ScoreFolder, spoken
         if isinstance(sample, AudioError):
             if not edits:  # its row says why; words need no sound
                 continue
-            sample = unheard(item)
+            sample = without_audio(item)
         clips.append(replace(_clip(scores, item, sample, config.system, spoken, edits), label=label))
     if len(level) > len(clips):
         log.say(f"the report shows {len(clips)} of {len(level)} files, from the lowest {lead} to the highest")

@@ -17,8 +17,8 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.inputs import Item, collect
 from rlspeech.report import Edit
-from rlspeech.rewards.files import Item, collect
 from rlspeech.scores import JUDGE_TEXT, step_name
 from rlspeech.stages.past import Past, find_sound, number
 from rlspeech.stages.run_facts import last_means

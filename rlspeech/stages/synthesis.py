@@ -215,7 +215,8 @@ class Spoken:
                 self.notes.append(f"{s}: of {len(self.judged[s])} texts; the other {n} have none that can be used")
         mute = {s: n for s in names if (n := sum(not table.rows[s, u.id]["seconds"] for u in self.utts))}
         self.notes += [
-            f"{s}: says nothing at all to {n} texts; unheard, and missing from scores of sound" for s, n in mute.items()
+            f"{s}: says nothing at all to {n} texts; without_audio, and missing from scores of sound"
+            for s, n in mute.items()
         ]
         values = {u.id: str(v) for u in self.utts if (v := columns_of(u).get(config.by)) is not None}
         kinds = sorted(set(values.values()))

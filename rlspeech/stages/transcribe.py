@@ -1,10 +1,10 @@
-"""``rlspeech transcribe``: a recogniser on files of any length. Bad files cost themselves.
+"""``rlspeech transcribe``: a recogniser on files of any length. A bad file is one failure in the summary.
 
     rlspeech transcribe talk.wav                                 # the text on stdout
     rlspeech transcribe talks/ more.flac --out texts             # texts/NAME.txt, sub-folders are kept
-    rlspeech transcribe test.jsonl --model runs/rl --out said.jsonl
+    rlspeech transcribe test.jsonl --model runs/rl --out texts.jsonl
 
-A file that is longer than the model can hear at once is read and recognised piece by piece, cut at pauses; an hour takes no more
+A file that is longer than the model takes at once is read and recognised piece by piece, cut at pauses; an hour takes no more
 memory than a few pieces. JSONL rows say where the pieces are, and the file is a manifest: it can be trained on.
 """
 
@@ -22,9 +22,9 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Sampling, Strict
+from rlspeech.data.inputs import AUDIO_SUFFIXES, Item, expand
 from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
 from rlspeech.log import several
-from rlspeech.stages.enhance import SUFFIXES
 from rlspeech.types import UserError
 
 __all__ = ["Transcribe", "run"]
@@ -49,18 +49,24 @@ class Transcribe(Strict):
 
 @dataclass(slots=True)
 class _Job:
-    """One recording, and what became of it."""
+    """One recording, and its result."""
 
-    key: str
-    source: Path
-    offset_s: float = 0.0
-    duration_s: float | None = None
-    row: dict[str, Any] = field(default_factory=dict)  # of a manifest, kept in JSONL
+    item: Item
+    row: dict[str, Any] = field(default_factory=dict)  # further keys of its row in JSONL
     texts: list[str] = field(default_factory=list)
     spans: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     cut_short: int = 0
     error: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.item.key
+
+    @property
+    def source(self) -> Path:
+        assert self.item.audio is not None  # rows of a manifest name their audio
+        return self.item.audio.absolute()
 
 
 def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
@@ -116,11 +122,10 @@ def _jobs(inputs: Sequence[str]) -> list[_Job]:
     """Everything that was named, each under a key of its own; what is not there carries its error."""
     if not inputs:
         raise UserError("nothing to transcribe", "", "rlspeech transcribe FILE_OR_FOLDER_OR_MANIFEST...")
-    jobs = [job for name in inputs for job in _expand(Path(name))]
+    jobs = [_job(item) for name in inputs for item in expand(Path(name))]
     if not jobs:
-        raise UserError(
-            "no audio files in the input", f"looked for {', '.join(sorted(SUFFIXES))}", "rlspeech transcribe --help"
-        )
+        looked = f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}"
+        raise UserError("no audio files in the input", looked, "rlspeech transcribe --help")
     taken = dict[str, Path]()
     for job in jobs:
         if job.key in taken and job.error is None:
@@ -129,26 +134,9 @@ def _jobs(inputs: Sequence[str]) -> list[_Job]:
     return jobs
 
 
-def _expand(path: Path) -> Iterator[_Job]:
-    if not path.exists():
-        yield _Job(str(path), path.absolute(), error="missing file")
-    elif path.is_dir():
-        for file in sorted(
-            p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in SUFFIXES
-        ):
-            yield _Job(str(file.relative_to(path).with_suffix("")), file.absolute())
-    elif path.suffix == ".jsonl":
-        from rlspeech.data.manifest import read_manifest
-
-        for u in read_manifest(path):
-            row = {
-                k: v
-                for k, v in {"speaker_id": u.speaker_id, "language": u.language, **u.extra}.items()
-                if v is not None
-            }
-            yield _Job(u.id, Path(u.audio_filepath), u.offset, u.duration or None, row)
-    else:
-        yield _Job(path.stem, path.absolute())
+def _job(item: Item) -> _Job:
+    row = {k: v for k, v in item.columns.items() if v is not None and k != "snr_db"}
+    return _Job(item, row, error=None if item.audio and item.audio.exists() else "missing file")
 
 
 def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_Job]:
@@ -158,7 +146,7 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
 
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = get_task("asr").load(config.model, engine.device, dtype=config.precision)
-    ear = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
+    recogniser = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
     log.say(f"{several(len(jobs), 'file')}, {engine.reason}")
     ended = list[_Job]()
     with log.progress(len(jobs), "transcribe", "files") as bar, Watchdog() as dog:
@@ -166,8 +154,8 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
         open_jobs: list[_Job] = []
 
         def flush() -> None:
-            for (job, start, wav), heard in zip(waiting, ear.short([w for _, _, w in waiting]), strict=True):
-                _note(job, start, len(wav) / ear.sample_rate, heard)
+            for (job, start, wav), decoded in zip(waiting, recogniser.short([w for _, _, w in waiting]), strict=True):
+                _note(job, start, len(wav) / recogniser.sample_rate, decoded)
             waiting.clear()
             dog.beat()
             close()
@@ -183,7 +171,7 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
             open_jobs.clear()
 
         for job in jobs:
-            for start, wav in _pieces(job, ear.sample_rate, ear.max_s):
+            for start, wav in _pieces(job, recogniser.sample_rate, recogniser.max_s):
                 waiting.append((job, start, wav))
                 if len(waiting) >= config.batch:
                     flush()
@@ -195,32 +183,32 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
 
 
 def _pieces(job: _Job, sample_rate: int, max_s: float) -> Iterator[tuple[float, np.ndarray]]:
-    """The pieces of a recording; an error that shows on the way is noted, and what was heard before it is not used."""
+    """The pieces of a recording; an error on the way is noted, and the text before it is not used."""
     from rlspeech.data.audio import AudioError
     from rlspeech.data.long import stream
 
     try:
-        yield from stream(job.source, sample_rate, max_s, job.offset_s, job.duration_s)
+        yield from stream(job.source, sample_rate, max_s, job.item.offset_s, job.item.duration_s)
     except AudioError as error:
         job.error = error.reason
     except MemoryError:
         job.error = "too long for this machine's memory"
 
 
-def _note(job: _Job, start_s: float, seconds: float, heard: Any) -> None:
-    if isinstance(heard, Exception):
-        job.error = job.error or f"{type(heard).__name__}: {heard}"[:200]
+def _note(job: _Job, start_s: float, seconds: float, decoded: Any) -> None:
+    if isinstance(decoded, Exception):
+        job.error = job.error or f"{type(decoded).__name__}: {decoded}"[:200]
         return
-    job.texts.append(heard.text)
-    job.spans.append({"start": round(start_s, 3), "end": round(start_s + seconds, 3), "text": heard.text})
-    job.seconds, job.cut_short = start_s + seconds, job.cut_short + heard.truncated
+    job.texts.append(decoded.text)
+    job.spans.append({"start": round(start_s, 3), "end": round(start_s + seconds, 3), "text": decoded.text})
+    job.seconds, job.cut_short = start_s + seconds, job.cut_short + decoded.truncated
 
 
 def _row(job: _Job) -> dict[str, Any]:
     """A row of JSONL, with the keys of a manifest; ``pieces`` where there is more than one."""
     row = {"id": safe_name(job.key), "audio_filepath": str(job.source), "duration": round(job.seconds, 3), **job.row}
-    if job.offset_s:
-        row["offset"] = job.offset_s
+    if job.item.offset_s:
+        row["offset"] = job.item.offset_s
     if len(job.spans) > 1:
         row["pieces"] = job.spans
     return row | ({"truncated": job.cut_short} if job.cut_short else {})

@@ -95,6 +95,7 @@ class Enhancer(Protocol):
 class EnhancementTask(Task, Protocol):
     """What ``rl``, ``eval`` and ``enhance`` need beyond that."""
 
+    uses_video: ClassVar[bool]
     default_rewards: ClassVar[tuple[RewardSpec, ...]]
     default_guards: ClassVar[tuple[str, ...]]
     default_metrics: ClassVar[tuple[str, ...]]

@@ -12,8 +12,8 @@ import soundfile as sf
 
 from rlspeech import log
 from rlspeech.config import ScoreFolder
-from rlspeech.rewards import files
-from rlspeech.rewards.files import collect, read_texts
+from rlspeech.data import inputs as files
+from rlspeech.data.inputs import collect, read_texts
 from rlspeech.stages import reward
 from rlspeech.types import UserError
 

@@ -1,6 +1,6 @@
-"""What an enhancer hears and sees of a file: both ears where it has two, and the mouth, wherever its video lies.
+"""Sound and video of an input file: both channels where the model takes two, and the mouth, wherever its video lies.
 
-A video that cannot be used costs its file the video, not the result: whoever asks catches ``LipsError`` and goes on without.
+Where a video cannot be used, callers catch ``LipsError`` and enhance the file by its sound alone.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.video import LIPS_FPS, VIDEO_SUFFIXES, LipsError, frames_of, load_lips
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["find_video", "hear", "is_video", "neighbours", "see"]
+__all__ = ["find_video", "load_recording", "is_video", "neighbours", "load_mouth"]
 
 FIRST = (".npz", ".mp4", ".mpg", ".avi", ".mov", ".mkv", ".webm")  # crops that are there already, then common videos
 
 
 def is_video(path: Path) -> bool:
-    """By the name."""
+    """Whether a file is a video, by its suffix."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def hear(
+def load_recording(
     path: str | Path, sample_rate: int, channels: int = 1, offset_s: float = 0.0, duration_s: float | None = None
 ) -> np.ndarray:
     """Read a recording, or the sound track of a video.
@@ -91,7 +91,7 @@ def _named(folder: Path, stem: str) -> Iterator[Path]:
         yield from (folder / f"{stem}{suffix}", folder / f"{stem}{suffix.upper()}")
 
 
-def see(path: str | Path, start_s: float, seconds: float) -> np.ndarray:
+def load_mouth(path: str | Path, start_s: float, seconds: float) -> np.ndarray:
     """The mouth in a stretch of a video, cut here and now, or of crops that ``rlspeech prepare lips`` has made.
 
     Args:

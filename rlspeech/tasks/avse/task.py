@@ -28,6 +28,7 @@ class Avse:
 
     name = "avse"
     required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath", "lips_filepath"})
+    uses_video: ClassVar[bool] = True
     valid_metrics: ClassVar[tuple[str, ...]] = VALID_METRICS
     next_command: ClassVar[str] = "rlspeech rl --task avse --algo ppo --model {run}"
     default_rewards: ClassVar[tuple[RewardSpec, ...]] = (RewardSpec(name="llm"),)

@@ -27,6 +27,7 @@ class FlowSE:
 
     name = "flowse"
     required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
+    uses_video: ClassVar[bool] = False
     valid_metrics: ClassVar[tuple[str, ...]] = VALID_METRICS
     next_command: ClassVar[str] = "rlspeech rl --task flowse --algo grpo --model {run}"
     rl_defaults: ClassVar[dict[str, Any]] = {}

@@ -37,13 +37,15 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Half:
     half = Half()
 
     class Task:
+        uses_video = False
+
         def load(self, name: str, device: Any) -> tuple[str, dict[str, Any]]:
             return name, {}
 
         def enhancer(self, model: str, **options: Any) -> Half:
             return half
 
-    monkeypatch.setattr("rlspeech.tasks.get_task", lambda name: Task())
+    monkeypatch.setattr(infer, "get_task", lambda name: Task())
     return half
 
 

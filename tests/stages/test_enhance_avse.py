@@ -116,7 +116,7 @@ def test_one_video_for_one_file(world: Path) -> None:
     for changes, what in [
         ({"video": str(world / "mouths" / "c.npz")}, "one video for 3"),
         ({"video": str(world / "void")}, "no video at"),
-        ({"video": str(world / "mouths"), "task": "flowse"}, "shown no video"),
+        ({"video": str(world / "mouths"), "task": "flowse"}, "--video"),
     ]:
         with pytest.raises(UserError, match=what):
             _run(world, **changes)
@@ -187,7 +187,7 @@ def test_the_sound_track_of_a_video(world: Path, detector: None) -> None:
     got = load_audio(world / "out" / "t.flac")
     assert len(got) == SAMPLES
     sight._whole.cache_clear()
-    expected = reference(world / "net", noisy, sight.see(video, 0.0, SAMPLES / RATE))
+    expected = reference(world / "net", noisy, sight.load_mouth(video, 0.0, SAMPLES / RATE))
     np.testing.assert_allclose(got, expected, atol=2 * CLOSE)
 
 

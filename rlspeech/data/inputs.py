@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,29 @@ import numpy as np
 
 from rlspeech.data.audio import AudioError, load_audio, resample
 from rlspeech.data.manifest import from_row, read_manifest
+from rlspeech.data.video import VIDEO_SUFFIXES
 from rlspeech.files import numbered_lines
 from rlspeech.types import Sample, UserError, Utterance
 
-__all__ = ["HYPOTHESES", "SUFFIXES", "Item", "collect", "load", "read_texts", "unheard"]
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "HYPOTHESES",
+    "Item",
+    "audio_files",
+    "collect",
+    "expand",
+    "load",
+    "read_texts",
+    "without_audio",
+]
 
-SUFFIXES = {".wav", ".flac", ".mp3", ".ogg"}
+# Sound by its suffix, one list for every command; files of a kind that cannot be decoded here are counted and named, not passed over.
+AUDIO_SUFFIXES = frozenset(
+    (
+        *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".rf64", ".caf", ".sph"),
+        *(".m4a", ".aac", ".wma", ".webm"),
+    )
+)
 ROWS = {".jsonl", ".json", ".ndjson"}
 EXAMPLE = '{"id": "...", "text": "...", "hypothesis": "..."}'
 HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest; a file of hypotheses alone may call them text as well
@@ -34,7 +51,15 @@ SILENCE = np.zeros(0, dtype=np.float32)
 
 @dataclass(slots=True)
 class Item:
-    """One file to score; ``key`` is its path inside the folder without the suffix, or the manifest's id."""
+    """One file or row to work on.
+
+    Args:
+        key: path inside the named folder without the suffix, or the manifest's id.
+        audio: the file; None where a row names none.
+        offset_s, duration_s: the stretch that a manifest names, in seconds; None reads to the end.
+        video: video or mouth crops that a manifest names.
+        hypothesis: a recogniser's text that a manifest holds.
+    """
 
     key: str
     audio: Path | None
@@ -44,10 +69,11 @@ class Item:
     duration_s: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     hypothesis: str | None = None
+    video: str | None = None
 
     def stamp(self) -> str:
         """Changes when the audio, the reference or the texts do: a score of an older file is then not taken for this one's."""
-        facts = [self.text, self.offset_s, self.duration_s]
+        facts = [self.text, self.offset_s, self.duration_s if self.offset_s else None]
         if self.hypothesis is not None:
             facts += [self.hypothesis, *(self.columns.get(k) for k in ("language", "keywords"))]
         for path in (self.audio, self.target):
@@ -84,7 +110,7 @@ def collect(
         items = _several([Path(p) for p in path], target, texts_only)
     if not items:
         raise UserError(
-            f"no audio in {path}", f"looked for {', '.join(sorted(SUFFIXES))}, at any depth", "check the path"
+            f"no audio in {path}", f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}, at any depth", "check the path"
         )
     if target:
         _match_targets(items, Path(target))
@@ -103,26 +129,40 @@ def collect(
     return sorted(items, key=lambda i: i.key)
 
 
-def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
+def expand(path: Path, *, skip: Path | None = None, videos: bool = False, texts_only: bool = False) -> list[Item]:
+    """What a name on the command line stands for: the audio files of a folder, the rows of a manifest, or the file itself.
+
+    Args:
+        path: folder, manifest (``ROWS``) or file. A file that is missing or no sound is an item all the same: reading it says why.
+        skip: folder that is left out where it lies below ``path``: results or references.
+        videos: videos in a folder count too, where no recording beside them has their name.
+        texts_only: rows of a manifest need an id and texts only.
+
+    Raises:
+        UserError: a manifest that cannot be read.
+    """
     if path.is_dir():
-        return _folder(path, Path(target) if target else None)
+        return _folder(path, skip, videos)
     if path.suffix in ROWS:
         return [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return [Item(path.stem, path)]
-    raise UserError(
-        f"{path} is no folder, manifest or audio file",
-        "" if path.exists() else "there is no such path",
-        "rlspeech reward FOLDER --reward dnsmos",
-    )
+    return [Item(path.stem, path)]
+
+
+def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
+    if not path.is_dir() and path.suffix not in ROWS and not (path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES):
+        raise UserError(
+            f"{path} is no folder, manifest or audio file",
+            "" if path.exists() else "there is no such path",
+            "rlspeech reward FOLDER --reward dnsmos",
+        )
+    return expand(path, skip=Path(target) if target else None, texts_only=texts_only)
 
 
 def _several(paths: Sequence[Path], target: str | None, texts_only: bool) -> list[Item]:
-    """What several paths hold; a file that is missing costs itself, and two of one name are told apart by where they lie."""
+    """What several paths hold; a missing file is one failed item, and two of one name are told apart by their folders."""
     found: dict[str, Item] = {}
     for path in dict.fromkeys(paths):
-        lost = path.suffix not in ROWS and not path.is_dir()
-        for item in [Item(path.stem, path)] if lost else _listed(path, target, texts_only):
+        for item in expand(path, skip=Path(target) if target else None, texts_only=texts_only):
             if item.key in found and item.audio is not None:
                 item.key = item.audio.with_suffix("").as_posix().lstrip("./")
             found[item.key] = item
@@ -185,20 +225,31 @@ def _rows_of_texts(path: Path) -> list[Utterance]:
     return list(rows.values())
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    found = []
-    for base, folders, names in os.walk(folder):
+def audio_files(folder: Path, skip: Path | None = None, suffixes: Collection[str] = AUDIO_SUFFIXES) -> list[Path]:
+    """Every audio file below a folder, sorted; links are followed once, hidden files and the folder ``skip`` are left out."""
+    found: list[Path] = []
+    visited: set[str] = set()
+    barred = os.path.realpath(skip) if skip else None
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited or (real == barred and root != str(folder)):
+            folders.clear()
+            continue
+        visited.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(base) / n for n in sorted(names) if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
-    return found
+        found += [Path(root, n) for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in suffixes]
+    return sorted(found)
 
 
-def _folder(folder: Path, target: Path | None) -> list[Item]:
-    inside = target.resolve() if target else None
+def _folder(folder: Path, skip: Path | None, videos: bool) -> list[Item]:
     items: dict[str, Item] = {}
-    for file in _audio_files(folder):
-        if inside is not None and inside != folder.resolve() and inside in file.resolve().parents:
-            continue  # references that lie inside the folder are not outputs
+    files = audio_files(folder, skip)
+    if videos:
+        named = {f.with_suffix("") for f in files}
+        files = sorted(
+            [*files, *(f for f in audio_files(folder, skip, VIDEO_SUFFIXES) if f.with_suffix("") not in named)]
+        )
+    for file in files:
         key = file.relative_to(folder).with_suffix("").as_posix()
         if key in items:
             key = file.relative_to(folder).as_posix()
@@ -215,9 +266,10 @@ def _from_utterance(utt: Utterance) -> Item:
         Path(utt.target_filepath) if utt.target_filepath else None,
         utt.text,
         utt.offset,
-        utt.duration if utt.offset else None,
+        utt.duration or None,
         {**known, **utt.extra},
         said,
+        utt.lips_filepath or utt.video_filepath,
     )
 
 
@@ -227,7 +279,7 @@ def _match_targets(items: list[Item], folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"the reference folder {folder} does not exist", "", "--target FOLDER")
-    by_key = {f.relative_to(folder).with_suffix("").as_posix(): f for f in _audio_files(folder)}
+    by_key = {f.relative_to(folder).with_suffix("").as_posix(): f for f in audio_files(folder)}
     by_name: dict[str, Path | None] = {}
     for key, file in by_key.items():
         name = Path(key).name
@@ -318,7 +370,7 @@ def load(item: Item) -> Sample | AudioError:
     return Sample(item.key, wav, rate, target, item.text, columns, item.hypothesis)
 
 
-def unheard(item: Item, reason: str = "") -> Sample:
+def without_audio(item: Item, reason: str = "") -> Sample:
     """An item without its audio, for rewards that judge its texts; ``reason`` goes to the columns as ``_audio_error``."""
     columns = {**item.columns, **({"_audio_error": reason} if reason else {})}
     return Sample(item.key, SILENCE, 16000, None, item.text, columns, item.hypothesis)
@@ -333,6 +385,6 @@ def _read(path: Path, item: Item) -> tuple[np.ndarray, int]:
     except (sf.LibsndfileError, RuntimeError, OSError):
         rate = 16000  # load_audio says what is wrong
     try:
-        return load_audio(path, rate, item.offset_s, item.duration_s), rate
+        return load_audio(path, rate, item.offset_s, item.duration_s if item.offset_s else None), rate
     except AudioError as error:
         raise AudioError(re.sub(r"Error opening ('.*?'|\".*?\"): ", "", error.reason)) from error
