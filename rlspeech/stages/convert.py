@@ -180,13 +180,13 @@ def scores(
     }
 
 
-# ``rlspeech convert lora``: what a merge_lora with LoRA has learned, as an adapter or folded into the weights.
+# ``rlspeech convert lora``: what a run with LoRA has learned, as an adapter or folded into the weights.
 #
 #     rlspeech convert lora runs/asr --to adapter runs/asr-adapter     # a few MB; peft puts them onto the model it was trained on
 #     rlspeech convert lora runs/asr --to merged runs/asr-merged       # a plain checkpoint, without trainer state
 #     rlspeech convert lora runs/asr-adapter --to merged anew          # the way back
 #
-# A merge_lora keeps both beside each other: its checkpoints are merged, with the adapter in
+# A run keeps both beside each other: its checkpoints are merged, with the adapter in
 # ``adapter/``. That adapter speaks of this project's
 # wrapper around a language model; what is written here speaks of the transformers model itself, which is what peft is given elsewhere.
 
@@ -194,7 +194,7 @@ def scores(
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
 STATE = frozenset(
     {"adapter", "state.json", "state.safetensors"}
-)  # what a checkpoint of a merge_lora has beside the model
+)  # what a checkpoint of a run has beside the model
 WRAPPED = frozenset({"asr", "tts"})  # tasks whose model holds a transformers model under the name ``net``
 DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
 
@@ -205,7 +205,7 @@ def merge_lora(
     """Write an adapter or a merged checkpoint.
 
     Args:
-        source: merge_lora folder of ``rlspeech rl``, one of its checkpoints, or an adapter that this command wrote.
+        source: run folder of ``rlspeech rl``, one of its checkpoints, or an adapter that this command wrote.
         to: "adapter" or "merged".
         out: folder to write.
         device: where an adapter is merged.
@@ -214,7 +214,7 @@ def merge_lora(
         the folder, the task, what it started from, and the number of parameters in the adapter.
 
     Raises:
-        UserError: no merge_lora or adapter, a merge_lora that trained every weight, or a model that the adapter was not trained on.
+        UserError: no run or adapter, a run that trained every weight, or a model that the adapter was not trained on.
     """
     if to not in ("adapter", "merged"):
         raise UserError(f"LoRA cannot be written as {to!r}", "there are: adapter, merged", "--to adapter")
@@ -257,12 +257,12 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"{checkpoint} was not tuned by rlspeech rl",
             "only its runs have adapters",
-            "a merge_lora folder of `rlspeech rl`",
+            "a run folder of `rlspeech rl`",
         )
     if not (checkpoint / "adapter" / CONFIG).is_file():
         raise UserError(
             f"{checkpoint} has no adapter",
-            "the merge_lora trained every weight (lora: null): it is a plain checkpoint as it is",
+            "the run trained every weight (lora: null): it is a plain checkpoint as it is",
             KINDS[task].use.format(checkpoint),
         )
     _, size = _read_adapter(checkpoint / "adapter")
@@ -332,14 +332,14 @@ def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
 
 
 def _base_folder(base: str, task: str) -> Path | None:
-    """Where the model is that the merge_lora started from; None of a Hub id, or where it is gone."""
+    """Where the model is that the run started from; None of a Hub id, or where it is gone."""
     if HUB_ID.fullmatch(base) and not Path(base).exists():
         return None
     try:
         return resolve(base, task).absolute()
     except UserError:
         log.warn(
-            f"the model that the merge_lora started from, {base}, is not there any more: the adapter fits no other"
+            f"the model that the run started from, {base}, is not there any more: the adapter fits no other"
         )
         return None
 
@@ -366,7 +366,7 @@ def _check_base(base: Path, checkpoint: Path, tensors: dict[str, Any], config: d
                 )
                 if made.shape != wanted.shape or float((made - wanted).abs().max()) > DRIFT * float(wanted.abs().max()):
                     log.warn(
-                        f"{base} is not what the merge_lora started from any more ({name} differs): this adapter does not fit it"
+                        f"{base} is not what the run started from any more ({name} differs): this adapter does not fit it"
                     )
                     return
     except (OSError, SafetensorError):
