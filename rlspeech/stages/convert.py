@@ -192,9 +192,7 @@ def scores(
 
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
-STATE = frozenset(
-    {"adapter", "state.json", "state.safetensors"}
-)  # what a checkpoint of a run has beside the model
+STATE = frozenset({"adapter", "state.json", "state.safetensors"})  # what a checkpoint of a run has beside the model
 WRAPPED = frozenset({"asr", "tts"})  # tasks whose model holds a transformers model under the name ``net``
 DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
 
@@ -255,9 +253,7 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
     rl = about.get("facts", {}).get("rl") if isinstance(about.get("facts"), dict) else None
     if task is None or not isinstance(rl, dict):
         raise UserError(
-            f"{checkpoint} was not tuned by rlspeech rl",
-            "only its runs have adapters",
-            "a run folder of `rlspeech rl`",
+            f"{checkpoint} was not tuned by rlspeech rl", "only its runs have adapters", "a run folder of `rlspeech rl`"
         )
     if not (checkpoint / "adapter" / CONFIG).is_file():
         raise UserError(
@@ -338,9 +334,7 @@ def _base_folder(base: str, task: str) -> Path | None:
     try:
         return resolve(base, task).absolute()
     except UserError:
-        log.warn(
-            f"the model that the run started from, {base}, is not there any more: the adapter fits no other"
-        )
+        log.warn(f"the model that the run started from, {base}, is not there any more: the adapter fits no other")
         return None
 
 
