@@ -1,36 +1,47 @@
-"""Processes and threads of this machine: one map over local processes, and threads that do not spin.
+"""Work on many items, where a failure costs one of them: worker processes that keep what they have loaded, and batches tried one by one.
 
-The map is for corpus-size work. A crash or a hang costs one item, Ctrl-C ends it at once.
-
-``concurrent.futures`` declares the whole pool broken when one worker dies and cannot say which item did it; here every worker has
-its own pipe, so the item is known, the worker is replaced, and the rest goes on. Workers are spawned, not forked: torch and
-onnxruntime threads do not survive a fork.
+The processes are pebble's: ``concurrent.futures`` declares a whole pool broken when one worker dies, and cannot stop one that hangs.
+Workers are spawned, not forked (threads of torch and onnxruntime do not survive a fork), and have one thread each. A spawned worker
+imports the script that was started: in a script of your own, what starts workers stands under ``if __name__ == "__main__":``, or it
+takes ``workers=0``. What a worker prints goes to standard error.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import multiprocessing as mp
 import os
 import pickle
 import signal
-import time
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlspeech import log
 from rlspeech.types import UserError
 
-__all__ = ["calm_threads", "parallel_map", "physical_cores"]
+if TYPE_CHECKING:
+    from pebble import ProcessFuture, ProcessPool
+
+__all__ = ["Job", "Pool", "WorkerDied", "calm_threads", "one_by_one", "parallel_map", "physical_cores"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 16  # items read ahead of the slowest one, per worker
+POLL_S = 0.2
+STARTS = 3  # pools that break in a row, without one result, before nothing is tried any more
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+) | {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class WorkerDied(RuntimeError):
+    """The process that worked on an item ended."""
 
 
 def calm_threads() -> None:
@@ -52,21 +63,49 @@ def physical_cores() -> int:
     siblings = set()
     for cpu in cpus:
         try:
-            siblings.add(
-                Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-                .read_text(encoding="ascii")
-                .strip()
-            )
+            file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+            siblings.add(file.read_text(encoding="ascii").strip())
         except OSError:
             siblings.add(str(cpu))
     cores = len(siblings)
-    try:
+    with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         if quota != "max":
             cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass
     return max(1, cores)
+
+
+def one_by_one(
+    work: Callable[[list[Item]], Iterable[Result]],
+    items: Sequence[Item],
+    raised: tuple[type[Exception], ...] = (UserError,),
+) -> list[Result | Exception]:
+    """Run ``work`` on a batch and, where that fails, on each of its items alone: a bad item fails alone.
+
+    Args:
+        work: maps a list of items to as many results.
+        items: the batch.
+        raised: errors that concern all items; they are raised.
+
+    Returns:
+        The result or the exception of each item, in order.
+    """
+    if not items:
+        return []
+    try:
+        results: list[Result | Exception] = [*work(list(items))]
+        if len(results) != len(items):
+            raise ValueError(f"{len(results)} results for {len(items)} items")
+        return results
+    except raised:
+        raise
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()  # a batch too large for the GPU leaves blocks behind that single items need
+    return [result for item in items for result in one_by_one(work, [item], raised)]
 
 
 def parallel_map(
@@ -83,26 +122,166 @@ def parallel_map(
         fn: importable by name (or a ``functools.partial`` of such) when there are workers.
         items: anything iterable; it is read as far ahead as the workers need.
         workers: processes; 0 runs everything here, where no crash is survived and ``timeout_s`` is not watched.
-        timeout_s: an item that takes longer costs itself: its worker is ended and replaced, the result is a TimeoutError.
+        timeout_s: the result of an item that takes longer is a ``TimeoutError``, and its worker is replaced.
         desc: show progress under this name.
         unit: what the progress counts.
 
     Raises:
-        UserError: the workers die before they have begun, three times in a row.
+        UserError: the workers die before they have begun.
     """
     total = len(items) if isinstance(items, Sized) else None
     if total is not None:
         workers = min(workers, total)
     with log.progress(total, desc, unit) if desc else nullcontext() as bar:
-        pairs = (
-            _Pool(fn, workers, timeout_s).run(iter(items))
-            if workers > 0
-            else ((item, _call(fn, item)) for item in items)
-        )
-        for pair in pairs:
+        for pair in _in_order(fn, items, workers, timeout_s) if workers > 0 else ((i, _call(fn, i)) for i in items):
             if bar is not None:
                 bar.advance()
             yield pair
+
+
+def _in_order(
+    fn: Callable[[Any], Any], items: Iterable[Any], workers: int, timeout_s: float | None
+) -> Iterator[tuple[Any, Any]]:
+    jobs: deque[Job] = deque()
+    with Pool(partial(_itself, fn), workers, timeout_s) as pool:
+        for item in items:
+            jobs.append(pool.submit(item))
+            while jobs and (len(jobs) >= workers * AHEAD or jobs[0].done()):
+                yield jobs[0].item, jobs.popleft().result()
+        while jobs:
+            yield jobs[0].item, jobs.popleft().result()
+
+
+class Pool:
+    """Worker processes that each build a function once and call it on items; a crash, a hang or an exception costs one item.
+
+    A worker that dies, also while it is idle, is replaced, and the other items go on. The parent may compute meanwhile.
+
+    Args:
+        make: builds the function in the worker: importable by name, or a ``functools.partial`` of such.
+        workers: number of processes; they start with the first item.
+        timeout_s: longest time for one item; None sets no limit.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], workers: int, timeout_s: float | None = None) -> None:
+        self._make, self._workers, self._timeout_s = make, workers, timeout_s
+        self._processes: ProcessPool | None = None
+        self._closed, self._broken = False, 0
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, item: Any) -> Job:
+        """Hand an item to the workers and return at once. Raises ``UserError`` where no worker starts."""
+        return Job(self, item)
+
+    def close(self) -> None:
+        """End the workers at once; items under way are abandoned."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        if self._processes is not None:
+            self._processes.stop()
+            self._processes.join()
+            self._processes = None
+
+    def _schedule(self, item: Any, broken: ProcessPool | None = None) -> tuple[ProcessPool, ProcessFuture[bytes]]:
+        """Give an item to the processes, new ones where those of before are ``broken``."""
+        from pebble import ProcessPool
+
+        if self._closed:
+            raise RuntimeError("the pool is closed")
+        if self._processes is not None and (self._processes is broken or not self._processes.active):
+            self._end()
+            self._broken += 1
+            if self._broken == STARTS:
+                raise UserError(
+                    "the worker processes do not start",
+                    "each one ended before its first item",
+                    '--workers 0 shows why; a script of your own needs `if __name__ == "__main__":`, or workers=0',
+                )
+        if self._processes is None:
+            self._processes = ProcessPool(self._workers, 0, _begin, (self._make,), _Context())  # type: ignore[arg-type]
+        return self._processes, self._processes.schedule(_serve, (item,), timeout=self._timeout_s)
+
+    def _read(self, answer: bytes) -> Any:
+        self._broken = 0
+        began, result = pickle.loads(answer)
+        if not began:
+            raise UserError("the worker processes cannot start", result, "rlspeech doctor, or --workers 0")
+        return result
+
+    def _reason(self, error: BaseException) -> Exception:
+        from pebble import ProcessExpired
+
+        if isinstance(error, TimeoutError):
+            return TimeoutError(f"took longer than {self._timeout_s:g} s")
+        if isinstance(error, ProcessExpired):
+            code = error.exitcode
+            return WorkerDied(f"crashed ({f'signal {-code}' if code < 0 else f'exit code {code}'})")
+        return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+class Job:
+    """An item at the workers of a pool."""
+
+    def __init__(self, pool: Pool, item: Any) -> None:
+        self.item, self._pool = item, pool
+        self._processes, self._future = pool._schedule(item)
+
+    def done(self) -> bool:
+        """Whether ``result`` answers at once."""
+        return self._future.done()
+
+    def result(self) -> Any:
+        """Wait for the result, or the exception of the item. Raises ``UserError`` where no worker starts."""
+        while True:
+            try:
+                error = self._future.exception(POLL_S)
+            except TimeoutError:
+                if self._processes.active:
+                    continue
+                error = BrokenProcessPool()
+            if error is None:
+                return self._pool._read(self._future.result())
+            if not isinstance(error, BrokenProcessPool):
+                return self._pool._reason(error)
+            self._processes, self._future = self._pool._schedule(self.item, self._processes)
+
+
+_function: Callable[[Any], Any] | str = "not built"  # of a worker; a text says why it could not be built
+
+
+def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
+    global _function
+    with suppress(OSError):
+        os.dup2(2, 1)  # what a library prints is no output of the command
+    try:
+        _function = make()
+    except Exception as error:
+        _function = f"{type(error).__name__}: {error}"
+
+
+def _serve(item: Any) -> bytes:
+    """The result as bytes, so that one that cannot travel is an error of its item and not of the pool."""
+    if isinstance(_function, str):
+        return pickle.dumps((False, _function))
+    result = _call(_function, item)
+    try:
+        message = pickle.dumps((True, result), protocol=5)
+        if isinstance(result, Exception):
+            pickle.loads(message)  # an exception may pickle and still not come back
+    except Exception as error:
+        message = pickle.dumps((True, RuntimeError(f"{type(result).__name__}: {result} ({error})")))
+    return message
+
+
+def _itself(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return fn
 
 
 def _call(fn: Callable[[Any], Any], item: Any) -> Any:
@@ -112,137 +291,34 @@ def _call(fn: Callable[[Any], Any], item: Any) -> Any:
         return error
 
 
-def _work(fn: Callable[[Any], Any], pipe: Connection) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent ends us (Windows; elsewhere it is blocked)
-    pipe.send(("ready", None))
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:  # the parent is gone
-            return
-        result = _call(fn, item)
-        try:
-            message = pickle.dumps(("done", result))
-            if isinstance(result, Exception):
-                pickle.loads(message)  # an exception may pickle and still not come back
-        except Exception as error:
-            message = pickle.dumps(("done", RuntimeError(f"{type(result).__name__}: {result} ({error})")))
-        pipe.send_bytes(message)
+class _Process(SpawnProcess):
+    def start(self) -> None:
+        """Start with one thread, and with Ctrl-C blocked: it is the parent's, also while the worker imports."""
+        with _environment(**ONE_THREAD), _sigint_blocked():
+            super().start()
 
 
-class _Worker:
-    """A process, its pipe, and the item it is at."""
-
-    def __init__(self, context: Any, fn: Callable[[Any], Any]) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(fn, theirs), daemon=True)
-        with _environment(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"), _sigint_blocked():
-            self.process.start()
-        theirs.close()
-        self.ready = False
-        self.job: tuple[int, Any] | None = None
-        self.since_s = 0.0
-
-    def give(self, job: tuple[int, Any]) -> None:
-        self.job, self.since_s = job, time.monotonic()
-        self.pipe.send(job[1])
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-
-
-class _Pool:
-    def __init__(self, fn: Callable[[Any], Any], workers: int, timeout_s: float | None) -> None:
-        self.fn, self.size, self.timeout_s = fn, workers, timeout_s
-        self.context = mp.get_context("spawn")
-        self.workers: list[_Worker] = []
-        self.finished: dict[int, Any] = {}
-        self.stillborn = 0
-
-    def run(self, items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
-        waiting: deque[tuple[int, Any]] = deque()  # read, not begun
-        begun: dict[int, Any] = {}  # item by index, until it is yielded
-        numbered = enumerate(items)
-        next_out = 0
-        try:
-            while True:
-                room = self.size * AHEAD - len(begun) - len(waiting)
-                waiting.extend(itertools.islice(numbered, max(0, min(room, self.size - len(waiting) + 1))))
-                if not waiting and not begun:
-                    return
-                while len(self.workers) < min(self.size, len(waiting) + sum(w.job is not None for w in self.workers)):
-                    self.workers.append(_Worker(self.context, self.fn))
-                for worker in self.workers:
-                    if worker.ready and worker.job is None and waiting:
-                        begun[waiting[0][0]] = waiting[0][1]
-                        worker.give(waiting.popleft())
-                self._listen()
-                while next_out in self.finished:
-                    yield begun.pop(next_out), self.finished.pop(next_out)
-                    next_out += 1
-        finally:
-            for worker in self.workers:
-                worker.end()
-
-    def _listen(self) -> None:
-        """Wait for an answer, a death or the next deadline."""
-        timeout_s = None
-        if self.timeout_s is not None:
-            ends = [w.since_s + self.timeout_s for w in self.workers if w.job is not None]
-            timeout_s = max(0.0, min(ends) - time.monotonic()) + 0.01 if ends else None
-        heard = wait([w.pipe for w in self.workers], timeout_s)
-        for worker in [w for w in self.workers if w.pipe in heard]:
-            try:
-                kind, result = worker.pipe.recv()
-            except Exception as error:  # the pipe ended (the worker died), or the answer cannot be read
-                self._replace(worker, error)
-                continue
-            if kind == "ready":
-                worker.ready, self.stillborn = True, 0
-            elif worker.job is not None:
-                self.finished[worker.job[0]] = result
-                worker.job = None
-        if self.timeout_s is not None:
-            for worker in list(self.workers):
-                if worker.job is not None and time.monotonic() - worker.since_s > self.timeout_s:
-                    self._replace(worker, TimeoutError(f"took longer than {self.timeout_s:g} s"))
-
-    def _replace(self, worker: _Worker, error: Exception) -> None:
-        self.workers.remove(worker)
-        worker.end()
-        if not worker.ready:
-            self.stillborn += 1
-            if self.stillborn >= 3:
-                raise UserError(
-                    "worker processes do not start",
-                    f"exit code {worker.process.exitcode}",
-                    "--workers 0 shows the error itself",
-                )
-        if worker.job is not None:
-            if isinstance(error, EOFError | OSError) and not isinstance(error, TimeoutError):
-                error = RuntimeError(f"the worker process died (exit code {worker.process.exitcode})")
-            self.finished[worker.job[0]] = error
+class _Context(SpawnContext):
+    Process = _Process
 
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Environment variables for the processes that start inside the block; what the user has set stays."""
-    added = {k: v for k, v in values.items() if k not in os.environ}
-    os.environ.update(added)
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for key in added:
-            del os.environ[key]
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """A process that starts inside inherits the block, so Ctrl-C does not hit it while it imports; ours is delivered afterwards."""
+    """Processes started inside inherit the block; a Ctrl-C of ours is delivered afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

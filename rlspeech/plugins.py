@@ -9,7 +9,13 @@ from typing import Any
 
 from rlspeech.types import UserError
 
-__all__ = ["load_function"]
+__all__ = ["load", "load_function"]
+
+
+def load(path: str) -> Any:
+    """Import ``package.module:name``. Raises ``ImportError``, ``AttributeError`` or ``ValueError`` where there is none."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, texts, sample_rate, **columns)") -> Any:
@@ -23,11 +29,10 @@ def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, tex
     Raises:
         UserError: it cannot be imported, or cannot be called.
     """
-    module, _, name = path.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        function = getattr(importlib.import_module(module), name)
+        function = load(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"cannot import the {what} {path}",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlspeech.engine import Engine, Watchdog, calm_threads, parallel_map, physical_cores, seed_all
+from rlspeech.engine import Engine, Watchdog, calm_threads, physical_cores, seed_all
 from rlspeech.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -166,122 +164,6 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         (model(torch.arange(12.0).view(4, 3)).pow(2).mean() / 100).backward()
         opt.step()
     torch.testing.assert_close(torch.tensor(got["w"]), model.weight.detach().repeat(2, 1))
-
-
-# ---- parallel_map
-
-
-def _square(x: int) -> int:
-    return x * x
-
-
-def _fragile(x: int, folder: str = "") -> int:
-    if x == 3:
-        raise ValueError("three")
-    if x == 5:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if x == 7:
-        time.sleep(60)
-    return x
-
-
-class _Stubborn(Exception):
-    def __init__(self, a: int, b: int) -> None:
-        super().__init__("stubborn")
-
-
-def _unpicklable(x: int) -> object:
-    if x == 0:
-        raise _Stubborn(1, 2)
-    return lambda: x
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_map_keeps_the_order_and_pairs_items(workers: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(parallel_map(_square, range(40), workers, desc="squares")) == [(i, i * i) for i in range(40)]
-    assert "squares: 40/40" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_crash_a_hang_and_an_exception_cost_one_item_each() -> None:
-    results = dict(parallel_map(functools.partial(_fragile, folder="x"), iter(range(10)), 2, timeout_s=2.0))
-    assert [r for r in results.values() if not isinstance(r, Exception)] == [0, 1, 2, 4, 6, 8, 9]
-    assert isinstance(results[3], ValueError) and "died" in str(results[5]) and isinstance(results[7], TimeoutError)
-
-
-def test_what_cannot_travel_is_an_error_of_its_item() -> None:
-    results = dict(parallel_map(_unpicklable, [0, 1], 1))
-    assert "stubborn" in str(results[0]) and isinstance(results[1], RuntimeError)
-
-
-def test_inline_failures_are_yielded() -> None:
-    results = dict(parallel_map(_fragile, [1, 3], 0))
-    assert results[1] == 1 and isinstance(results[3], ValueError)
-
-
-def test_nothing_to_do() -> None:
-    assert list(parallel_map(_square, [], 4)) == []
-
-
-def test_items_are_read_only_as_far_as_needed_and_stopping_ends_the_workers() -> None:
-    read = []
-
-    def items():
-        for i in range(10_000):
-            read.append(i)
-            yield i
-
-    stream = parallel_map(_square, items(), 1)
-    assert next(stream) == (0, 0)
-    stream.close()
-    assert len(read) < 100
-
-
-CTRL_C = """
-import test_engine, time
-from rlspeech.engine import parallel_map
-if __name__ == "__main__":
-    try:
-        for _ in parallel_map(test_engine._hang, range(4), 2):
-            pass
-    except KeyboardInterrupt:
-        print("clean", flush=True)
-"""
-
-
-def _hang(x: int) -> None:
-    print("up", flush=True)
-    time.sleep(60)
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
-    script = tmp_path / "ctrl_c.py"
-    script.write_text(CTRL_C)
-    child = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENV,
-        start_new_session=True,
-    )
-    assert child.stdout is not None and child.stdout.readline() == "up\n"
-    os.killpg(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    assert "clean" in out and "Traceback" not in err
-    deadline_s = time.monotonic() + 30  # multiprocessing's own resource tracker leaves a moment later
-    while _group_exists(child.pid):
-        assert time.monotonic() < deadline_s, "a worker is left"
-        time.sleep(0.05)
-
-
-def _group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # ---- watchdog

@@ -47,7 +47,7 @@ CORE = (
 )
 NAMES_OF_TASKS = {"flowse", "avse", "asr", "tts"}
 # messages between a process and the workers that it started; nothing is ever unpickled from a file
-PIPES = {"parallel.py", "rewards/worker.py", "rewards/pool.py"}
+PIPES = {"parallel.py"}
 
 
 def name_of(path: Path) -> str:

@@ -7,9 +7,7 @@ Nothing here imports torch: ``rlspeech doctor`` and ``rlspeech --help`` read the
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,25 +15,12 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from rlspeech.plugins import load_function
+from rlspeech.plugins import load, load_function
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
-from rlspeech.types import Reward, Sample, Score, UserError
+from rlspeech.rewards.user import asks_for, is_trls
+from rlspeech.types import Sample, Score, UserError
 
-__all__ = [
-    "Family",
-    "Request",
-    "RewardInfo",
-    "asks_for",
-    "available",
-    "column_of",
-    "gate",
-    "get_reward",
-    "is_trls",
-    "load_function",
-    "register",
-    "resolve",
-    "why_not",
-]
+__all__ = ["Family", "Request", "RewardInfo", "available", "column_of", "gate", "register", "resolve", "why_not"]
 
 SILENCE_DBFS = -70.0
 MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level
@@ -104,7 +89,7 @@ def why_not(entry: Entry) -> str:
     for module, hint in entry.requires.items():
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed: pip install {hint}"
-    return str(_load(entry.probe)()) if entry.probe else ""
+    return str(load(entry.probe)()) if entry.probe else ""
 
 
 def available() -> list[RewardInfo]:
@@ -180,19 +165,6 @@ def _user_entry(path: str) -> Entry:
     )
 
 
-def asks_for(function: Any, parameter: str) -> bool:
-    """Whether a function names a parameter in its signature."""
-    try:
-        return parameter in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built in C
-        return False
-
-
-def is_trls(function: Any) -> bool:
-    """Whether a function has the form of TRL's rewards: it judges ``completions`` and hears nothing."""
-    return asks_for(function, "completions") and not asks_for(function, "wavs")
-
-
 def column_of(asked: str) -> Column:
     """Direction and range of a reward by name, without loading it."""
     request = resolve(asked)
@@ -205,29 +177,13 @@ def build(request: Request, device: str = "cpu") -> Family:
     if request.entry.where == "device":
         options["device"] = device
     try:
-        return cast(Family, _load(request.entry.factory)(**options))
+        return cast(Family, load(request.entry.factory)(**options))
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
         raise UserError(
             f"{request.asked}: {error}", "the reward has no such option", f"see {request.entry.factory}"
         ) from error
-
-
-def get_reward(name: str, **options: Any) -> Reward:
-    """One reward as an object with ``score(samples)``; for several at once use ``Scorer``, which shares their work.
-
-    Args:
-        name: as understood by ``resolve``.
-        options: of the family, e.g. ``encoder=...``; ``device`` (default "cpu") says where it runs.
-
-    Raises:
-        UserError: unknown or unusable reward, unknown option.
-    """
-    from rlspeech.rewards.scorer import SingleReward
-
-    device = str(options.pop("device", "cpu"))
-    return cast(Reward, SingleReward(resolve(name, options), device))
 
 
 def gate(sample: Sample, entry: Entry) -> str | None:
@@ -274,11 +230,6 @@ def wave_problem(wav: np.ndarray, sample_rate: int, min_s: float, refuse_silence
     if refuse_silence and power < 10.0 ** (SILENCE_DBFS / 10.0):
         return "silent"
     return None
-
-
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _parse_options(text: str, asked: str) -> dict[str, Any]:

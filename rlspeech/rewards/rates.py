@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlspeech.data.text import NORMALISERS, align, get_normaliser, normalise_basic, units
-from rlspeech.rewards.base import load_function, wave_problem
+from rlspeech.plugins import load_function
+from rlspeech.rewards.base import wave_problem
 from rlspeech.stats import Interval, draws_interval, resampled_sums
 from rlspeech.types import Sample, Score, UserError
 

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
 from rlspeech import log
+from rlspeech.parallel import Job, Pool, WorkerDied, one_by_one
+from rlspeech.plugins import load
 from rlspeech.rewards.base import Family, Request, build, gate, resolve
-from rlspeech.rewards.pool import Batch, Job, Pool
-from rlspeech.types import Sample, Score, UserError
+from rlspeech.types import Reward, Sample, Score, UserError
 
-__all__ = ["Pending", "Scorer", "SingleReward"]
+__all__ = ["Pending", "Scorer", "SingleReward", "get_reward"]
 
 FULL_SCALE_PEAK = 0.99
+
+
+def get_reward(name: str, **options: Any) -> Reward:
+    """One reward as an object with ``score(samples)``; for several at once use ``Scorer``, which shares their work.
+
+    Args:
+        name: as understood by ``base.resolve``.
+        options: of the family, e.g. ``encoder=...``; ``device`` (default "cpu") says where it runs.
+
+    Raises:
+        UserError: unknown or unusable reward, unknown option.
+    """
+    device = str(options.pop("device", "cpu"))
+    return cast(Reward, SingleReward(resolve(name, options), device))
 
 
 class SingleReward:
@@ -46,7 +62,7 @@ class Pending:
     def __init__(self, scorer: Scorer, samples: list[Sample], groups: dict[Any, list[Request]]) -> None:
         self.samples, self._scorer, self._groups = samples, scorer, groups
         self.table: dict[str, list[Score]] = {}
-        self.batches: list[tuple[Batch, list[int]]] = []
+        self.jobs: list[tuple[Any, int, Job]] = []  # key of the group, row, and what the workers do for them
         self.cache: dict[tuple[int, int], Sample] = {}  # resampled once, however many rewards ask
         self._done = False
 
@@ -90,7 +106,7 @@ class Scorer:
         self.seconds: dict[str, float] = {r.asked: 0.0 for r in self.requests}
         self.resampled: Counter[str] = Counter()
         self.over_full_scale = 0
-        self._device, self._timeout_s = device, timeout_s
+        self._device = device
         self._groups: dict[Any, list[Request]] = {}
         for r in self.requests:
             self._groups.setdefault(r.key, []).append(r)
@@ -100,7 +116,7 @@ class Scorer:
         self._pool = None
         if self._pooled:
             specs = [(self._groups[k][0].entry.factory, dict(self._groups[k][0].options)) for k in self._pooled]
-            self._pool = Pool(specs, workers, timeout_s)
+            self._pool = Pool(partial(_Families, specs), workers, timeout_s)
 
     def __enter__(self) -> Scorer:
         return self
@@ -127,23 +143,12 @@ class Scorer:
         for group in groups.values():
             problems = [gate(s, group[0].entry) for s in pending.samples]
             pending.table.update({r.asked: [Score(None, p) for p in problems] for r in group})
-        by_rate: dict[int | None, list[tuple[int, list[Request]]]] = {}
-        for i, key in enumerate(self._pooled):
-            if key in groups:
-                by_rate.setdefault(groups[key][0].entry.sample_rate, []).append((i, groups[key]))
-        for rate, families in by_rate.items():
-            jobs, rows = [], []
-            for n, sample in enumerate(pending.samples):
-                work = [
-                    (i, list(dict.fromkeys(r.column for r in g)))
-                    for i, g in families
-                    if pending.table[g[0].asked][n].error is None
-                ]
-                if work:
-                    jobs.append(Job(self._at_rate(sample, rate, pending.cache), work))
-                    rows.append(n)
-            if jobs and self._pool is not None:
-                pending.batches.append((self._pool.submit(jobs), rows))
+        for n, sample in enumerate(pending.samples):
+            for i, key in enumerate(self._pooled):
+                group = groups.get(key, [])
+                if self._pool is not None and group and pending.table[group[0].asked][n].error is None:
+                    ready = self._at_rate(sample, group[0].entry.sample_rate, pending.cache)
+                    pending.jobs.append((key, n, self._pool.submit((i, ready, _columns(group)))))
         return pending
 
     @log.waiting("trying the rewards")
@@ -233,35 +238,48 @@ class Scorer:
             ready = [self._at_rate(samples[n], group[0].entry.sample_rate, pending.cache) for n in rows]
             family = self._family(group[0])
             began = time.perf_counter()
-            answers = self._compute(family, ready, list(dict.fromkeys(r.column for r in group)))
+            answers = one_by_one(_computing(family, _columns(group)), ready)
             self._book(group, time.perf_counter() - began)
             for n, scores in zip(rows, answers, strict=True):
                 _fill(table, group, n, scores)
-        for batch, rows in pending.batches:
-            for n, job in zip(rows, batch.result(), strict=True):
-                for i, scores in job.scores.items():
-                    group = groups[self._pooled[i]]
-                    self._book(group, job.seconds.get(i, 0.0))
-                    _fill(table, group, n, scores)
-
-    def _compute(self, family: Family, samples: list[Sample], columns: list[str]) -> list[dict[str, Score]]:
-        try:
-            return family.compute(samples, columns)
-        except UserError:
-            raise
-        except Exception as error:
-            if len(samples) == 1:  # one bad sample costs itself only
-                return [{c: Score(None, f"{type(error).__name__}: {error}"[:200]) for c in columns}]
-            return [self._compute(family, [s], columns)[0] for s in samples]
+        for key, n, job in pending.jobs:
+            scores, seconds = answer if isinstance(answer := job.result(), tuple) else (answer, 0.0)
+            self._book(groups[key], seconds)
+            _fill(table, groups[key], n, scores)
 
     def _book(self, group: list[Request], seconds: float) -> None:
         for r in group:
             self.seconds[r.asked] += seconds / len(group)
 
 
-def _fill(table: dict[str, list[Score]], group: list[Request], row: int, scores: dict[str, Score]) -> None:
+class _Families:
+    """The CPU families in a worker: (number of the family, sample, columns) -> scores by column, seconds."""
+
+    def __init__(self, specs: list[tuple[str, dict[str, Any]]]) -> None:
+        self.families: list[Family] = [load(factory)(**options) for factory, options in specs]
+
+    def __call__(self, job: tuple[int, Sample, list[str]]) -> tuple[dict[str, Score], float]:
+        family, sample, columns = job
+        began = time.perf_counter()
+        return self.families[family].compute([sample], columns)[0], time.perf_counter() - began
+
+
+def _computing(family: Family, columns: list[str]) -> Callable[[list[Sample]], list[dict[str, Score]]]:
+    return lambda samples: family.compute(samples, columns)
+
+
+def _columns(group: list[Request]) -> list[str]:
+    return list(dict.fromkeys(r.column for r in group))
+
+
+def _fill(table: dict[str, list[Score]], group: list[Request], row: int, scores: dict[str, Score] | Exception) -> None:
     for r in group:
-        score = scores.get(r.column, Score(None, "no answer"))
+        if isinstance(scores, TimeoutError | WorkerDied):
+            score = Score(None, str(scores))
+        elif isinstance(scores, Exception):
+            score = Score(None, f"{type(scores).__name__}: {scores}"[:200])
+        else:
+            score = scores.get(r.column, Score(None, "no answer"))
         if score.value is not None and not np.isfinite(score.value):
             score = Score(None, f"the result is {score.value}", score.detail)
         table[r.asked][row] = score

@@ -10,9 +10,9 @@ import pytest
 from reward_signals import voice, with_noise
 
 from rlspeech.rewards import base
-from rlspeech.rewards.base import available, column_of, gate, get_reward, register, resolve
+from rlspeech.rewards.base import available, column_of, gate, register, resolve
 from rlspeech.rewards.catalogue import Column, Entry
-from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Reward, Sample, UserError
 
 

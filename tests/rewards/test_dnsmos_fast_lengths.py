@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlspeech.rewards.base import get_reward
+from rlspeech.rewards.scorer import get_reward
 from rlspeech.types import Sample
 
 

@@ -10,9 +10,8 @@ from reward_signals import voice, with_noise
 pytest.importorskip("speechmos")
 pytest.importorskip("onnxruntime")
 
-from rlspeech.rewards.base import get_reward  # noqa: E402
 from rlspeech.rewards.dnsmos import DNSMOS, P808, Dnsmos, FastDnsmos, P808Net, PersonalisedDnsmos, _session, windows  # noqa: E402
-from rlspeech.rewards.scorer import Scorer  # noqa: E402
+from rlspeech.rewards.scorer import Scorer, get_reward  # noqa: E402
 from rlspeech.types import Sample  # noqa: E402
 
 COLUMNS = ["dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl"]

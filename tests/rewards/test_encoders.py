@@ -8,7 +8,6 @@ import torch
 from reward_signals import voice, with_noise
 
 from rlspeech.models.spectra import slaney_filters as mel_filters
-from rlspeech.rewards.base import get_reward
 from rlspeech.rewards.encoders import (
     Cache,
     SpeakerNet,
@@ -19,7 +18,7 @@ from rlspeech.rewards.encoders import (
     load_embedded,
     save_embedded,
 )
-from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Sample, UserError
 
 NAMES = ["speaker_similarity", "speech_bert_score", "speech_bert_recall", "speech_bert_f1"]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reward_signals import voice, with_noise
 
-from rlspeech.rewards.base import get_reward
 from rlspeech.rewards.intrusive import lag, log_spectral_distance, si_sdr, stoi_estoi
+from rlspeech.rewards.scorer import get_reward
 from rlspeech.types import Sample
 
 

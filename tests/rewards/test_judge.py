@@ -13,11 +13,11 @@ from tiny_judges import said, save_listener, save_sentiment, serving, voice
 
 from rlspeech import log
 from rlspeech.config import ScoreFolder
-from rlspeech.rewards.base import column_of, get_reward
+from rlspeech.rewards.base import column_of
 from rlspeech.rewards.llm import judge as judging
 from rlspeech.rewards.llm.describe import Said
 from rlspeech.rewards.llm.judge import LlmJudge
-from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.stages import reward
 from rlspeech.types import Sample, UserError
 

@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlspeech.data.text import align, units, written_in_characters
-from rlspeech.rewards.base import get_reward, resolve
+from rlspeech.rewards.base import resolve
 from rlspeech.rewards.rules import RULES, Hallucinations, TextRules, count_keywords, keywords_of
-from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Sample, UserError
 
 COLUMNS = tuple(resolve("asr_wer").entry.columns)

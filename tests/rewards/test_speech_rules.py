@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reward_signals import voice
 
-from rlspeech.rewards.base import gate, get_reward, resolve
-from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.base import gate, resolve
+from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.rewards.speech_rules import FORMS, TextScores, expected_s, find_loop, pitch_spread
 from rlspeech.types import Sample, UserError
 

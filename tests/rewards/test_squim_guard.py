@@ -11,7 +11,8 @@ from reward_signals import voice
 
 from rlspeech.rewards import base
 from rlspeech.rewards import squim as _torchaudio
-from rlspeech.rewards.base import available, get_reward
+from rlspeech.rewards.base import available
+from rlspeech.rewards.scorer import get_reward
 from rlspeech.types import Sample, UserError
 
 

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reward_signals import voice
 
-from rlspeech.rewards.base import get_reward
 from rlspeech.rewards.rates import normalise_basic
-from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Sample, UserError
 
 RECOGNISER = "reward_plugins:recogniser"

@@ -12,7 +12,8 @@ import pytest
 
 from rlspeech.rewards.base import resolve
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.user import UserReward, as_trl_reward, words_of
+from rlspeech.rewards.trl import as_trl_reward, words_of
+from rlspeech.rewards.user import UserReward
 from rlspeech.types import Sample, UserError
 
 SAID = ["one two", "one two three", "", "uno dos"]
