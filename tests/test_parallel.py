@@ -239,10 +239,7 @@ def test_a_worker_killed_while_idle_costs_nothing(pool: Pool) -> None:
 
 
 def test_a_function_that_cannot_be_built_is_an_error_not_a_hang() -> None:
-    with (
-        Pool(functools.partial(_make, "broken"), workers=1) as broken,
-        pytest.raises(UserError, match="ImportError"),
-    ):
+    with Pool(functools.partial(_make, "broken"), workers=1) as broken, pytest.raises(UserError, match="ImportError"):
         broken.submit(0.1).result()
 
 
