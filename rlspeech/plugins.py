@@ -1,4 +1,4 @@
-"""Functions by name, ``package.module:function``: how people bring their own rewards, recognisers and normalisers."""
+"""Objects by name, ``package.module:name``: the package's own tables, and people's rewards, recognisers, tasks and normalisers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load(path: str) -> Any:
 
 
 def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, texts, sample_rate, **columns)") -> Any:
-    """Import ``package.module:function``, also from the working directory.
+    """Import a user's ``package.module:function``, also from the working directory.
 
     Args:
         path: the name.
@@ -34,11 +34,9 @@ def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, tex
     try:
         function = load(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"cannot import the {what} {path}",
-            f"{type(error).__name__}: {error}",
-            "run from the folder that holds the module, or install it",
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        try_this = "run from the folder that holds the module, or install it"
+        raise UserError(f"cannot import the {what} {path}", why, try_this) from error
     if not callable(function):
         raise UserError(f"{path} is not a function", f"it is a {type(function).__name__}", usage)
     return function

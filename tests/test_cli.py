@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import rlspeech
 from rlspeech import __version__, log
-from rlspeech.cli import app, common, files, judge
+from rlspeech.cli import app, common
 from rlspeech.config import RL
 from rlspeech.types import UserError
 
@@ -53,10 +53,8 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     fake = Stages()
-    for module in (common, judge):
-        monkeypatch.setattr(module, "present", lambda config: None)  # none of the paths below is there
-    for module in (common, judge, files):
-        monkeypatch.setattr(module, "load", fake.load)
+    monkeypatch.setattr(common, "present", lambda config: None)  # none of the paths below is there
+    monkeypatch.setattr(common, "load", fake.load)
     return fake
 
 
@@ -440,8 +438,7 @@ def test_wrong_settings_exit_2_before_any_stage_is_imported(stages: Stages, argu
 def test_data_that_is_not_there_is_told_at_once_with_the_nearest_name(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (common, judge):
-        monkeypatch.setattr(module, "present", PRESENT)
+    monkeypatch.setattr(common, "present", PRESENT)
     (tmp_path / "valid.jsonl").write_text("")
     for words, hint in (
         (["--valid", f"{tmp_path}/vaild.jsonl"], f"--valid {tmp_path}/valid.jsonl"),
@@ -501,7 +498,7 @@ def test_presets_can_be_listed_read_and_copied(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "flowse-grpo.yaml").write_text("mine: true\n")
     for words in (["flowse-grpo"], ["flowse-grpo", "flowse-grpo.yaml"], ["flowse-grpo", "."]):
         again = RUN.invoke(app, ["presets", "copy", *words])
-        assert again.exit_code == 2 and "is there already" in again.stderr
+        assert again.exit_code == 2 and "already exists" in again.stderr
     assert (tmp_path / "flowse-grpo.yaml").read_text() == "mine: true\n"
     assert (
         json.loads(RUN.invoke(app, ["presets", "copy", "flowse-grpo", "sub/x.yaml", "--json"]).stdout)["path"]

@@ -12,7 +12,7 @@ import typer
 import typer.testing
 from pydantic import BaseModel
 
-from rlspeech.cli import app, common, judge
+from rlspeech.cli import app, common
 from rlspeech.config import RL, Evaluate, FlowModel, Pretrain, ScoreFolder
 from rlspeech.settings import preset_names, preset_path, preset_stage, resolve, stage_of
 from rlspeech.types import UserError
@@ -39,9 +39,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             return real(path)
         return lambda config, **_: found.append(config) or {}
 
-    for module in (common, judge):
-        monkeypatch.setattr(module, "load", load)
-        monkeypatch.setattr(module, "present", lambda config: None)  # none of the paths in the commands is there
+    monkeypatch.setattr(common, "load", load)
+    monkeypatch.setattr(common, "present", lambda config: None)  # none of the paths in the commands is there
     return found
 
 

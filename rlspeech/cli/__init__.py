@@ -10,38 +10,29 @@ from typing import Any
 import typer
 
 from rlspeech import __version__, log
-from rlspeech.cli import convert, files, judge, prepare, speak, train, transcribe
-from rlspeech.cli.common import CLOSED, reader_left
-from rlspeech.cli.shape import Group, shape
+from rlspeech.cli import commands, files, prepare
+from rlspeech.cli.common import CLOSED, Group, reader_left
 
 __all__ = ["app", "main"]
 
 # typer takes 50 columns for the least
 NARROW = {"terminal_width": columns - 1} if (columns := shutil.get_terminal_size().columns) < 54 else {}
 
-ORDER = (
-    "prepare",
-    "pretrain",
-    "reward",
-    "rl",
-    "eval",
-    "report",
-    "enhance",
-    "transcribe",
-    "speak",
-    "convert",
-    "presets",
-    "check",
-    "doctor",
-)
+PANELS = {  # heading -> commands, as the help lists them
+    "Data": ("prepare", "check"),
+    "Training": ("pretrain", "rl"),
+    "Measuring": ("reward", "eval", "report"),
+    "Using": ("enhance", "transcribe", "speak"),
+    "Project": ("presets", "convert", "doctor"),
+}
 
 
 class Root(Group):
-    """The stages first, in the order in which they follow each other."""
+    """The root: commands by what they are for, in the order in which they are used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names as the help lists them."""
-        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        return [name for names in PANELS.values() for name in names]
 
 
 app = typer.Typer(
@@ -49,22 +40,23 @@ app = typer.Typer(
     no_args_is_help=True,
     cls=Root,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if log.fancy(sys.stdout) else None,  # panels cost 0.1 s and help nobody in a file
+    rich_markup_mode="rich" if log.fancy(sys.stdout) else None,  # panels cost 0.1 s and are of no use in a file
     context_settings={"help_option_names": ["-h", "--help"], **NARROW},
     help="Post-train speech models with reinforcement learning: prepare -> pretrain -> reward -> rl -> eval.",
     epilog="Example: rlspeech doctor && rlspeech rl --algo grpo --task flowse\n\n"
-    "Every command has --help with an example. Exit codes: 0 done (also when a guard or --max-minutes stopped a run), 2 something that you "
-    "can mend (what, why, what to try), 130 Ctrl-C (what was written is kept), 141 nobody read the output any more (| head), 1 a bug "
-    "or out of memory (--debug shows the traceback).",
+    "Every command has --help with an example. Exit codes: 0 done (also when a guard or --max-minutes stopped a run), 2 a "
+    "mistake that you can fix (what, why, what to try), 130 Ctrl-C (what was written is kept), 141 the output was closed "
+    "(| head), 1 a bug or out of memory (--debug shows the traceback).",
 )
-app.add_typer(prepare.app, name="prepare", help="Make manifests from a corpus on disk; every file is checked.")
-app.registered_commands += train.app.registered_commands
-for _module in (judge, transcribe, speak, files, convert):
-    _module.add_to(app)
-app.add_typer(
-    files.presets_app, name="presets", help="Packaged settings: list, read, copy; and every key that can be set."
-)
-shape(app)
+prepare_help = "Make manifests from a corpus on disk and check every file."
+app.add_typer(prepare.app, name="prepare", help=prepare_help, cls=Group)
+for part in (commands.app, files.app):
+    app.registered_commands += part.registered_commands
+    app.registered_groups += part.registered_groups
+for panel, names in PANELS.items():
+    for info in (*app.registered_commands, *app.registered_groups):
+        if (info.name or info.callback.__name__) in names:
+            info.rich_help_panel = panel
 
 
 def _version(value: bool) -> None:

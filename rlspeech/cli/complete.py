@@ -5,14 +5,26 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
-__all__ = ["SCHEMAS", "choices", "devices", "one_of", "presets", "rewards", "settings", "stages"]
+from rlspeech import plugins
+
+__all__ = [
+    "SCHEMAS",
+    "choices",
+    "describe",
+    "devices",
+    "one_of",
+    "presets",
+    "rewards",
+    "sentence",
+    "settings",
+    "stages",
+]
 
 SCHEMAS = {  # command -> module:Class of its settings
     "prepare": "stages.prepare:Prepare",
@@ -28,34 +40,23 @@ SCHEMAS = {  # command -> module:Class of its settings
     "transcribe": "stages.transcribe:Transcribe",
     "speak": "stages.speak:Speak",
 }
-Names = list[tuple[str, str]]  # what is offered, and a word on it
+_TYPES = ("int", "float", "str", "bool", "null")
+Names = list[tuple[str, str]]  # what is offered, with a word of help
 
 
-def choices(schema: str, field: str) -> list[str]:
-    """The values that a field may have; empty where they are not listed.
-
-    Args:
-        schema: ``module:Class`` without the package's name.
-        field: its name.
-    """
-    module, _, name = schema.partition(":")
-    cls = getattr(importlib.import_module(f"rlspeech.{module}"), name)
-    return list(dict.fromkeys(_literals(cls.model_fields[field].annotation)))
-
-
-def _literals(annotation: typing.Any) -> Iterator[str]:
-    if typing.get_origin(annotation) is typing.Literal:
-        yield from map(str, typing.get_args(annotation))
-    else:
-        for part in typing.get_args(annotation):
-            yield from _literals(part)
+def choices(type_text: str) -> list[str]:
+    """The values that a field may have, from its type as ``rlspeech.schema`` writes it; empty where they are not listed."""
+    return [v for v in type_text.split("|") if re.fullmatch(r"[a-z][\w+-]*", v) and v not in _TYPES]
 
 
 def one_of(schema: str, field: str) -> Callable[[str], list[str]]:
     """A completion of a field's values."""
 
     def complete(incomplete: str) -> list[str]:
-        return [c for c in choices(schema, field) if c.startswith(incomplete)]
+        from rlspeech.schema import type_name
+
+        annotation = plugins.load(f"rlspeech.{schema}").model_fields[field].annotation
+        return [c for c in choices(type_name(annotation)) if c.startswith(incomplete)]
 
     return complete
 
@@ -88,23 +89,41 @@ def settings(ctx: typer.Context, incomplete: str) -> Names:
     """Settings of the stage, up to the ``=``; behind it the values, where they are listed."""
     from rlspeech.schema import keys
 
-    above = f"{ctx.parent.info_name} " if ctx.parent is not None and ctx.parent.info_name == "prepare" else ""
-    command = next((c for c in (f"{above}{ctx.info_name}", above.strip(), str(ctx.info_name)) if c in SCHEMAS), None)
-    if command is None:
-        return []
-    module, _, name = SCHEMAS[command].partition(":")
-    found = list(keys(getattr(importlib.import_module(f"rlspeech.{module}"), name)))
+    schema = _schema(ctx)
+    found = [] if schema is None else list(keys(schema))
     key, equals, _ = incomplete.partition("=")
     if equals:
-        values = next((k.type.split("|") for k in found if k.name == key), [])
-        return [
-            (f"{key}={v}", "")
-            for v in values
-            if f"{key}={v}".startswith(incomplete)
-            and re.fullmatch(r"[a-z][\w+-]*", v)
-            and v not in ("int", "float", "str", "bool")
-        ]
+        values = next((choices(k.type) for k in found if k.name == key), [])
+        return [(f"{key}={v}", "") for v in values if f"{key}={v}".startswith(incomplete)]
     return [(f"{k.name}=", k.help) for k in found if k.name.startswith(incomplete)]
+
+
+def _schema(ctx: typer.Context) -> Any:
+    """The settings of the command that is being typed or explained; None where it has none."""
+    group, name = ("", *ctx.command_path.split())[-2:]
+    name = next((n for n in (f"{group} {name}", name, group) if n in SCHEMAS), None)
+    return None if name is None else plugins.load(f"rlspeech.{SCHEMAS[name]}")
+
+
+def describe(ctx: typer.Context, parameters: Sequence[Any]) -> None:
+    """Complete the help texts of a command: an option without one has the description and the choices of its setting."""
+    bare = [p for p in parameters if not getattr(p, "help", None)]
+    if not bare or (schema := _schema(ctx)) is None:
+        return
+    from rlspeech.schema import keys
+
+    found = {k.name: k for k in keys(schema)}
+    for parameter in bare:
+        key = found[str(parameter.name).replace("__", ".")]
+        text, names = key.help, choices(key.type)
+        if set(names) - set(re.findall(r"[\w+-]+", text)):
+            text = f"One of {', '.join(names)}{': ' if text else ''}{text}"
+        parameter.help = sentence(text)
+
+
+def sentence(text: str) -> str:
+    """A description as a sentence; names and prefixes (``x.wav``, ``asr: ...``) stay as they are."""
+    return f"{text[:1].upper() + text[1:] if re.match(r'[a-z]+[ ;]', text) else text}." if text else ""
 
 
 def stages(incomplete: str) -> list[str]:

@@ -38,22 +38,24 @@ BLIND = "were enhanced without video"
 class Enhance(Strict):
     """``rlspeech enhance``."""
 
-    task: Literal["flowse", "avse"] = "flowse"
+    task: Literal["flowse", "avse"] = Field("flowse", description="what the model enhances with")
     inputs: list[str] = Field(
-        default_factory=list, description="files (also videos, for their sound track), folders or manifests"
+        default_factory=list, description="audio files (also videos, for their sound track), folders or manifests"
     )
     video: str | None = Field(
         None,
-        description="avse: video or mouth crops (.npz) of the input, or a folder with files of the inputs' "
-        "names; none: what manifests name, or what lies beside the inputs",
+        description="avse: video or mouth crops (.npz) of the input, or a folder of them, named as the inputs "
+        "(default: those that manifests name or that lie beside the inputs)",
     )
     out: str | None = Field(None, description="folder for the results; names and sub-folders of the inputs are kept")
-    model: str = Field("embedded", description="checkpoint folder, run folder, or 'embedded'")
-    nfe: int | None = Field(None, ge=1, description="Euler steps; none: the model's own")
-    guidance: float | None = Field(None, ge=0, description="none: the model's own")
+    model: str = Field("embedded", description="checkpoint or run folder, or 'embedded'")
+    nfe: int | None = Field(None, ge=1, description="number of Euler steps (default: the model's own)")
+    guidance: float | None = Field(
+        None, ge=0, description="strength of classifier-free guidance (default: the model's own)"
+    )
     batch: int = Field(8, ge=1, description="files or chunks at once")
     chunk_s: float = Field(20.0, gt=3, description="longer files are cut into chunks that overlap by a second")
-    overwrite: bool = Field(False, description="redo results that are there")
+    overwrite: bool = Field(False, description="write results that already exist again")
     seed: int = 0
     device: str = "auto"
 

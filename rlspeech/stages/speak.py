@@ -45,7 +45,9 @@ KNOWN = "said.jsonl"  # in a folder of results: what each was made of
 class SteadySampling(Sampling):
     """How tokens are drawn for somebody to hear: steadier than a policy draws them, whose rollouts are to differ."""
 
-    temperature: float = Field(0.6, gt=0, description="rl and eval draw at 1, which is the policy itself")
+    temperature: float = Field(
+        0.6, gt=0, description="sampling temperature; lower is steadier, 1 (as in rl and eval) is the policy itself"
+    )
 
 
 class Speak(Strict):
@@ -55,17 +57,20 @@ class Speak(Strict):
         default_factory=list, description="texts; .txt files, a line a text; manifests; '-': lines on stdin"
     )
     out: str | None = Field(
-        None, description="x.wav for one text, else a folder; none: speech.wav, or the folder speech"
+        None, description="x.wav for one text, or a folder for several (default: speech.wav or speech/)"
     )
-    model: str = Field("embedded", description="Hub id, checkpoint folder, run folder, or 'embedded'")
+    model: str = Field("embedded", description="Hub id, checkpoint or run folder, or 'embedded'")
     prompt: str | None = Field(
-        None, description="recording of the voice; none: a manifest's own prompts, else the model's choice"
+        None,
+        description="recording of the voice, a few seconds (default: a manifest's own prompts, else the model's choice)",
     )
-    prompt_text: str | None = Field(None, description="what is said in it; none: the recording lends its voice alone")
+    prompt_text: str | None = Field(
+        None, description="transcript of the prompt (default: only the voice of the prompt is used)"
+    )
     sampling: SteadySampling = Field(SteadySampling(), description="how tokens are drawn, and how many")
     pause_s: float = Field(0.15, ge=0, description="between the pieces of a long text")
-    batch: int = Field(16, ge=1, description="pieces at once")
-    overwrite: bool = Field(False, description="redo results that are there")
+    batch: int = Field(16, ge=1, description="pieces of text in one batch")
+    overwrite: bool = Field(False, description="write results that already exist again")
     seed: int = Field(0, description="same seed, same speech")
     device: str = "auto"
 

@@ -35,14 +35,14 @@ class Transcribe(Strict):
 
     inputs: list[str] = Field(default_factory=list, description="audio files, folders or manifests")
     out: str | None = Field(
-        None, description="x.jsonl: a row a file; another name: a folder of .txt; none or '-': text on stdout"
+        None, description="x.jsonl for one row per file, or a folder for .txt files (default, and -: text on stdout)"
     )
-    model: str = Field("embedded", description="Hub id, checkpoint folder, run folder, or 'embedded'")
+    model: str = Field("embedded", description="Hub id, checkpoint or run folder, or 'embedded'")
     sampling: Sampling = Field(Sampling(), description="language, prompt and length; decoding is greedy")
-    beams: int = Field(1, ge=1, description="beams of the search; 1 is greedy")
-    batch: int = Field(8, ge=1, description="files or pieces at once")
+    beams: int = Field(1, ge=1, description="width of the beam search; 1 is greedy")
+    batch: int = Field(8, ge=1, description="files or pieces in one batch")
     precision: Literal["fp32", "bf16"] = "fp32"
-    overwrite: bool = Field(False, description="redo results that are there")
+    overwrite: bool = Field(False, description="write results that already exist again")
     seed: int = 0
     device: str = "auto"
 
