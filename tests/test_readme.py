@@ -69,6 +69,7 @@ def test_there_are_blocks_and_most_of_them_are_run() -> None:
     found = blocks()
     assert found, "README.md shows no commands"
     assert sum(not reason for *_, reason in found) >= len(found) / 2
+    assert len(chapters()) >= 4, "they are to run beside each other"
 
 
 def test_make_targets_of_the_readme_exist() -> None:
@@ -137,24 +138,34 @@ def runnable(block: str) -> str:
     return "\n".join(kept).strip()
 
 
+def chapters() -> list[list[tuple[int, str]]]:
+    """Blocks that are run, those together and in order of which one uses what another one writes (``--out``)."""
+    groups: list[list[tuple[int, str]]] = []
+    for line, block, reason in blocks():
+        if reason or not runnable(block):
+            continue
+
+        def uses(earlier: list[tuple[int, str]], block: str = block) -> bool:
+            written = {name for _, text in earlier for name in re.findall(r"--out ([\w./-]+)", text)}
+            return any(re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w-])", block) for name in written)
+
+        joined = [g for g in groups if uses(g)]
+        groups = [g for g in groups if g not in joined]
+        groups.append(sorted([*(entry for g in joined for entry in g), (line, runnable(block))]))
+    return groups
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_block_of_the_readme_runs(tmp_path: Path, shim: dict[str, str]) -> None:
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda c: f"line{c[0][0]}")
+def test_every_block_of_the_readme_runs(tmp_path: Path, shim: dict[str, str], chapter: list[tuple[int, str]]) -> None:
     work = tmp_path / "work"
     work.mkdir()
     for name in ("examples", "Makefile"):  # blocks may call the examples by their path
         (work / name).symlink_to(ROOT / name)
-    for line, block, reason in blocks():  # in order, in one folder: later blocks use what earlier ones wrote
-        if reason or not runnable(block):
-            continue
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", runnable(block)],
-            cwd=work,
-            env=shim,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+    for line, block in chapter:
+        call = ["bash", "-euo", "pipefail", "-c", block]
+        done = subprocess.run(call, cwd=work, env=shim, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (
             f"README.md:{line} exits {done.returncode}\n{block}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         )
