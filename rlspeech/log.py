@@ -1,29 +1,38 @@
-"""What the terminal sees. stdout carries results only (tables, or one JSON object with ``--json``); all else goes to stderr.
+"""What the terminal shows. stdout carries results only (tables, or one JSON object with ``--json``); all else goes to stderr.
 
-On a terminal progress is a rich bar; elsewhere (files, CI, ``NO_COLOR``) it is a plain line about every 5 s. Under several
-processes only rank 0 speaks.
+On a terminal progress is a rich bar; elsewhere (files, CI, ``NO_COLOR``) it is a plain line about every 5 s. Bars nest: one inside another
+is a further line of the same live display; without a display it is silent unless it takes long enough to be missed. Estimates leave out
+what an earlier attempt has done. Tables have text to the left and numbers to the right; in a file or a pipe a row is one line, however
+long, and where a window is too narrow the cells of a row stand one under the other. Under several processes only rank 0 prints.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
+import re
+import shutil
 import sys
+import textwrap
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rlspeech.bars import Bar, Wait
-from rlspeech.tables import draw
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task, TaskID
 
 __all__ = [
     "configure",
     "discard",
     "emit",
     "error",
+    "fancy",
+    "is_main",
     "plain",
     "progress",
     "say",
@@ -34,10 +43,17 @@ __all__ = [
     "warn",
 ]
 
+LINE_EVERY_S = 5.0  # between plain progress lines
+NARROW = 66  # columns of a window that has no room for a bar
+LEAST_TEXT = 24  # the narrowest last column of a table that can still be read
+# a number, perhaps with a unit sign and an interval in brackets; None; an empty cell
+_NUMBER = re.compile(r"([-+]?(\d[\d.,:]*|\.\d+|nan|inf)( ?%)?( ?[\[(].*)?|-?)\**$")
+
 quiet = False  # nothing but errors, and data that was asked for (JSON, transcripts)
 json_mode = False  # stdout is one JSON object; tables move to stderr
-unread = False  # a table could not be shown: nobody reads stdout any more
+unread = False  # a table could not be shown: nothing reads stdout any more
 _file: TextIO | None = None
+_took_s: dict[str, float] = {}  # how long ``waiting`` lasted the last time
 
 
 def configure(*, quiet: bool = False, json_mode: bool = False) -> None:
@@ -46,7 +62,7 @@ def configure(*, quiet: bool = False, json_mode: bool = False) -> None:
 
 
 def is_main() -> bool:
-    """True in the process that speaks: rank 0, or the only one."""
+    """True in the process that prints: rank 0, or the only one."""
     return int(os.environ.get("RANK", "0") or 0) == 0
 
 
@@ -73,17 +89,17 @@ def several(count: int, what: str) -> str:
 
 
 def say(message: str) -> None:
-    """One message for the person, on stderr."""
+    """Print one message on stderr."""
     _write(message, show=not quiet)
 
 
 def warn(message: str) -> None:
-    """One message that something is not as it should be, though the work goes on."""
+    """Print that something is not as it should be, though the work goes on."""
     _write(f"warning: {message}", show=not quiet, style="yellow")
 
 
 def error(message: str) -> None:
-    """One message that nothing silences: what is wrong."""
+    """Print what is wrong, also with ``quiet``."""
     _write(f"error: {message}", show=True, style="red")
 
 
@@ -94,7 +110,7 @@ def _write(message: str, show: bool, style: str | None = None) -> None:
         try:
             _file.write(f"{time.strftime('%H:%M:%S')} {message}\n")
             _file.flush()
-        except OSError:  # a full disk must not stop a run on its log; the next checkpoint says so properly
+        except OSError:  # a full disk must not stop a run on its log; the next checkpoint reports it
             to_file(None)
     if not show:
         return
@@ -103,38 +119,18 @@ def _write(message: str, show: bool, style: str | None = None) -> None:
             Bar.active.rich.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
         else:
             print(message, file=sys.stderr, flush=True)
-    except (BrokenPipeError, ValueError):  # nobody reads on (`2>&1 | head`): that must not stop a run
+    except (BrokenPipeError, ValueError):  # a closed stderr (`2>&1 | head`) must not stop a run
         discard(sys.stderr)
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still written to a stream nowhere: its reader is gone, and so that the interpreter does not stumble on it at its end."""
+    """Send what is still written to a stream whose reader is gone nowhere, also when the interpreter exits."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
     except (OSError, ValueError):  # no file behind it
         pass
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
-    """Print one table on stdout (on stderr with ``json_mode``, nowhere with ``quiet``). Numbers to the right, None as ``-``.
-
-    Args:
-        title: above the table.
-        columns: headings.
-        rows: cells; floats get three decimals, the rest ``str``.
-        notes: lines under the table.
-    """
-    if not is_main() or quiet:
-        return
-    stream = sys.stderr if json_mode else sys.stdout
-    try:
-        draw(title, columns, rows, notes, stream, fancy=fancy(stream))
-        stream.flush()
-    except BrokenPipeError:  # what the table tells is written down as well, or still has to be
-        discard(stream)
-        globals().update(unread=stream is sys.stdout)
 
 
 def emit(summary: dict[str, Any]) -> None:
@@ -160,6 +156,9 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+# ---- progress
+
+
 def progress(
     total: int | None, desc: str = "working", unit: str = "items", start: int = 0, *, brief: bool = False
 ) -> Bar:
@@ -170,13 +169,250 @@ def progress(
         desc: what is being done.
         unit: what is counted, in the plural.
         start: items that an earlier attempt has done; rate and estimate leave them out.
-        brief: nothing stays of it where it was soon done.
+        brief: show nothing of it in the end where it was soon done.
     """
-    return Bar(total, desc, unit, start, brief=brief, say=say, show=not quiet and is_main(), fancy=fancy())
+    return Bar(total, desc, unit, start, brief)
 
 
 @contextlib.contextmanager
 def waiting(desc: str) -> Iterator[None]:
-    """Something that cannot be counted (also a decorator): a line of its own on a terminal, elsewhere a word once it has lasted 5 s."""
-    with Wait(desc, say=say, show=not quiet and is_main(), fancy=fancy()):
-        yield
+    """Something that cannot be counted (also a decorator): its time so far on a terminal, elsewhere a line once it has lasted 5 s.
+
+    Args:
+        desc: what is being done; the time that it took before stands beside it.
+    """
+    text = f"{desc} (took {_clock(_took_s[desc])} before)" if desc in _took_s else desc
+    start_s, outer = time.monotonic(), Bar.active
+    with contextlib.ExitStack() as stack:
+        if not quiet and is_main():
+            if fancy() if outer is None else outer.rich is not None:
+                stack.enter_context(Bar(None, text, "", brief=True))
+            else:
+                timer = threading.Timer(LINE_EVERY_S, say, (f"{text} ...",))
+                timer.daemon = True
+                timer.start()
+                stack.callback(timer.cancel)
+        try:
+            yield
+        finally:
+            _took_s[desc] = time.monotonic() - start_s
+
+
+def _clock(seconds: float) -> str:
+    """``m:ss``, or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _live(brief: bool) -> Progress:
+    """A display that fits the window: where it is narrow there is no bar and no rate."""
+    from rich import progress as rp
+    from rich.console import Console
+    from rich.text import Text
+
+    class Clock(rp.TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            if task.total is None or task.finished:
+                return Text(_clock(task.elapsed or 0.0))
+            return Text("-:--" if task.time_remaining is None else _clock(task.time_remaining) + " left")
+
+    class Count(rp.MofNCompleteColumn):
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.total is not None or task.completed else Text("")
+
+    console = Console(stderr=True)
+    wide = console.width >= NARROW
+    columns = [
+        rp.TextColumn("{task.description}", markup=False),
+        *([rp.BarColumn(min(40, max(8, console.width - 72)))] if wide else []),
+        Count(),
+        Clock(),
+        *([rp.TextColumn("{task.fields[rate]}", markup=False)] if console.width >= NARROW + 12 else []),
+        rp.TextColumn("{task.fields[postfix]}", markup=False),
+    ]
+    return rp.Progress(*columns, console=console, transient=brief)
+
+
+class Bar:
+    """Counts items; see ``progress`` for the arguments."""
+
+    active: Bar | None = None
+
+    def __init__(self, total: int | None, desc: str, unit: str, start: int = 0, brief: bool = False) -> None:
+        self.total, self.desc, self.unit, self.brief = total, desc, unit, brief
+        self.start = self.done = start
+        self.postfix = ""
+        self.rich: Progress | None = None
+        self._reported = -1  # count of the last plain line
+        self._task: TaskID | None = None
+        self._outer: Bar | None = None
+
+    def __enter__(self) -> Bar:
+        self.start_s = self._last_s = time.monotonic()
+        self._last_tenth = 10 * self.start // self.total if self.total else 0
+        self._outer, Bar.active = Bar.active, self
+        if self._outer is not None:
+            self.rich = self._outer.rich  # rich allows one live display
+            self.brief = self.brief or self.rich is not None
+        elif not quiet and is_main() and fancy():
+            self.rich = _live(self.brief)
+        if self.rich is not None:
+            self._task = self.rich.add_task(self.desc, total=self.total, completed=self.done, rate="", postfix="")
+            if self._outer is None:
+                self.rich.start()
+        return self
+
+    def advance(self, n: int = 1, **postfix: Any) -> None:
+        """Count ``n`` further items; keyword arguments are shown behind the bar (``reward=0.41``)."""
+        self.done += n
+        if postfix:
+            shown = [f"{k} {_cell(v)}" for k, v in postfix.items()]
+            self.postfix = " ".join(shown[:1] if self.rich is not None and self.rich.console.width < NARROW else shown)
+        if self.rich is not None and self._task is not None:
+            self.rich.update(self._task, completed=self.done, rate=self._rate(), postfix=self.postfix)
+            return
+        now = time.monotonic()
+        tenth = 10 * self.done // self.total if self.total else 0
+        waited_s = now - self._last_s
+        if waited_s >= LINE_EVERY_S or (tenth > self._last_tenth and waited_s >= 1.0 and not self.brief):
+            self._last_s, self._last_tenth, self._reported = now, tenth, self.done
+            self._line()
+
+    def _rate(self) -> str:
+        rate = (self.done - self.start) / max(time.monotonic() - self.start_s, 1e-9)
+        slow = 0 < rate < 1
+        return f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}" if slow else f"{rate:.1f} {self.unit}/s"
+
+    def _line(self) -> None:
+        elapsed_s = time.monotonic() - self.start_s
+        if self.total and self.start == self.done == self.total:
+            say(f"{self.desc}: all {self.total} {self.unit} were done before")
+            return
+        count = f"{self.done}/{self.total} ({100 * self.done // self.total} %)" if self.total else f"{self.done}"
+        left = f"{_clock(elapsed_s)} taken"
+        if self.total and self.start < self.done < self.total:
+            left = f"{_clock(elapsed_s * (self.total - self.done) / (self.done - self.start))} left"
+        parts = [f"{self.desc}: {count} {self.unit}", self._rate(), left, self.postfix]
+        say(", ".join(part for part in parts if part))
+
+    def __exit__(self, *exc: object) -> None:
+        Bar.active = self._outer
+        if self.rich is not None and self._task is not None:
+            if self.brief:
+                self.rich.remove_task(self._task)
+            if self._outer is None:
+                self.rich.stop()
+        elif (self._reported != self.done or not self.done) and (not self.brief or self._reported >= 0):
+            self._line()
+
+
+# ---- tables
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
+    """Print one table on stdout (on stderr with ``json_mode``, nowhere with ``quiet``). Numbers to the right, None as ``-``.
+
+    Args:
+        title: above the table.
+        columns: headings; "" for a column that needs none.
+        rows: cells; floats get three decimals, the rest ``str``.
+        notes: lines under the table.
+    """
+    if not is_main() or quiet:
+        return
+    stream = sys.stderr if json_mode else sys.stdout
+    try:
+        _draw(title, columns, [[_cell(v) for v in row] for row in rows], notes, stream)
+        stream.flush()
+    except BrokenPipeError:  # what the table tells is written down as well, or still has to be
+        discard(stream)
+        globals().update(unread=stream is sys.stdout)
+
+
+def _cell(value: Any) -> str:
+    """A value as tables and progress lines show it: None as ``-``, floats with three decimals."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _draw(title: str, columns: Sequence[str], rows: list[list[str]], notes: Sequence[str], stream: TextIO) -> None:
+    grid = [list(columns), *rows]
+    right = [i > 0 and all(_NUMBER.match(row[i]) for row in rows) for i in range(len(columns))]
+    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    if width is not None:
+        room = width - (3 * len(columns) + 1 if fancy(stream) else 2 * len(columns))
+        if sum(_widths(grid)) > room:
+            grid = _fit(grid, right, room)
+        if sum(_widths(grid)) > room:
+            _stack(title, [list(columns), *rows], notes, stream, width)
+            return
+    if fancy(stream):
+        _boxes(title, grid, right, stream)
+    else:
+        _text(title, grid, right, stream)
+    for note in notes:
+        wrapped = (
+            textwrap.wrap(note, width - 1, initial_indent="  ", subsequent_indent="    ") if width else [f"  {note}"]
+        )
+        print(*wrapped, sep="\n", file=stream)
+
+
+def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(line) for text in column for line in text.split("\n")) for column in zip(*grid, strict=True)]
+
+
+def _fit(grid: list[list[str]], right: Sequence[bool], room: int) -> list[list[str]]:
+    """A table that is too wide, with intervals below their means and a last column of text in several lines."""
+    grid = [
+        [re.sub(r" (?=[\[(])", "\n", text, count=1) if r else text for text, r in zip(row, right, strict=True)]
+        for row in grid
+    ]
+    left = room - sum(_widths(grid)[:-1])
+    if not right[-1] and left >= LEAST_TEXT:
+        grid = [grid[0], *([*row[:-1], "\n".join(textwrap.wrap(row[-1], left))] for row in grid[1:])]
+    return grid
+
+
+def _text(title: str, grid: list[list[str]], right: Sequence[bool], stream: TextIO) -> None:
+    widths = _widths(grid)
+    print(title, file=stream)
+    for row in [grid[0], ["-" * w for w in widths], *grid[1:]]:
+        for parts in itertools.zip_longest(*(text.split("\n") for text in row), fillvalue=""):
+            line = "  ".join(c.rjust(w) if r else c.ljust(w) for c, r, w in zip(parts, right, widths, strict=True))
+            print("  " + line.rstrip(), file=stream)
+
+
+def _boxes(title: str, grid: list[list[str]], right: Sequence[bool], stream: TextIO) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=Text(title), title_justify="left")
+    for name, r in zip(grid[0], right, strict=True):
+        shown.add_column(Text(name), justify="right" if r else "left", no_wrap=True)
+    for row in grid[1:]:
+        shown.add_row(*map(Text, row))
+    Console(file=stream).print(shown)
+
+
+def _stack(title: str, grid: list[list[str]], notes: Sequence[str], stream: TextIO, width: int) -> None:
+    """Each row as a heading and its cells below: for windows that the table does not fit into."""
+
+    def put(text: str, indent: int) -> None:
+        first, rest = " " * indent, " " * (indent + 2)
+        print(
+            *textwrap.wrap(text, max(width - 1, 16), initial_indent=first, subsequent_indent=rest),
+            sep="\n",
+            file=stream,
+        )
+
+    put(title, 0)
+    for row in grid[1:]:
+        put(row[0], 2)
+        for name, value in zip(grid[0][1:], row[1:], strict=True):
+            if value:
+                put(f"{name}: {value}" if name else value, 4)
+    for note in notes:
+        put(note, 2)

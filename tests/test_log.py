@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlspeech import bars, log, tracking
+from rlspeech import log, tracking
 
 
 @pytest.fixture(autouse=True)
@@ -135,8 +135,8 @@ def test_a_brief_part_is_only_heard_of_when_it_lasts(
 def test_waiting_speaks_up_after_a_while_and_remembers_how_long_it_took(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bars, "LINE_EVERY_S", 0.02)
-    monkeypatch.setattr(bars.Wait, "took", {"validating": 75.0})
+    monkeypatch.setattr(log, "LINE_EVERY_S", 0.02)
+    monkeypatch.setattr(log, "_took_s", {"validating": 75.0})
 
     @log.waiting("validating")
     def work() -> int:
@@ -145,7 +145,7 @@ def test_waiting_speaks_up_after_a_while_and_remembers_how_long_it_took(
 
     assert work() == 3
     assert capsys.readouterr().err == "validating (took 1:15 before) ...\n"
-    assert 0.1 <= bars.Wait.took["validating"] < 5
+    assert 0.1 <= log._took_s["validating"] < 5
 
 
 def test_nobody_reading_the_remarks_does_not_stop_the_work() -> None:

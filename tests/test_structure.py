@@ -21,7 +21,7 @@ ROOT = Path(rlspeech.__file__).resolve().parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(("__init__", "types", "config", "config_models", "settings", "schema", "plugins"), 0),
-    **dict.fromkeys(("files", "scores", "log", "bars", "tables", "stats", "parallel", "engine", "run", "state"), 1),
+    **dict.fromkeys(("files", "scores", "log", "stats", "parallel", "engine", "run", "state"), 1),
     "tracking": 1,
     "data": 2,
     "models": 3,
@@ -39,7 +39,7 @@ SENTENCES = 108  # places where tests match an error by a sentence
 PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 43_400, 190, 11_900, 31_600, 79
 CORE = (
     *("types.py", "config.py", "config_models.py", "settings.py", "schema.py", "plugins.py", "files.py", "scores.py"),
-    *("log.py", "bars.py", "tables.py", "stats.py", "parallel.py", "engine.py", "run.py", "state.py", "tracking.py"),
+    *("log.py", "stats.py", "parallel.py", "engine.py", "run.py", "state.py", "tracking.py"),
     *("algos/*.py", "tasks/*.py", "tasks/flowse/*.py"),
     *("rewards/base.py", "rewards/catalogue.py", "rewards/scorer.py", "rewards/mix.py"),
     *("data/manifest.py", "data/audio.py", "data/batches.py"),
