@@ -1,4 +1,7 @@
-"""Looking at a config class: which keys it has, of which type, and which of them hold further config classes."""
+"""The keys of a settings class: types and ranges, what was meant by a wrong one, and files with the line of each key.
+
+Files are YAML or JSON, read by the safe loader so that mistakes have line numbers; ``2e-4`` is a number as in YAML 1.2 and JSON.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,8 @@ __all__ = [
     "type_name",
     "unknown_key",
 ]
+
+_FEW = 12  # names that can be listed without hiding the point
 
 
 class Key(typing.NamedTuple):
@@ -89,32 +94,22 @@ def bounds(field: FieldInfo) -> str:
 
 
 def _branches(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return typing.get_args(annotation)
-    return (annotation,)
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    return typing.get_args(annotation) if union else (annotation,)
 
 
 def type_name(annotation: Any) -> str:
     """A field's type as people write it."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return "|".join(map(str, typing.get_args(annotation)))
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return "|".join(type_name(a) for a in typing.get_args(annotation))
-    if annotation is type(None):
-        return "null"
-    if typing.get_origin(annotation) is typing.Annotated:
-        return type_name(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (list, tuple, dict):
-        return (
-            f"{typing.get_origin(annotation).__name__}[{', '.join(type_name(a) for a in typing.get_args(annotation))}]"
-        )
-    return getattr(annotation, "__name__", str(annotation))
-
-
-# What is said of settings that cannot be used: which key was meant, what a value may be.
-
-
-_FEW = 12  # names that can be listed without hiding the point
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "|".join(map(str, parts))
+    if origin in (types.UnionType, typing.Union):
+        return "|".join(map(type_name, parts))
+    if origin is typing.Annotated:
+        return type_name(parts[0])
+    if origin in (list, tuple, dict):
+        return f"{origin.__name__}[{', '.join(map(type_name, parts))}]"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def closest(name: str, names: Iterable[str], least: float = 0.6) -> str | None:
@@ -125,10 +120,12 @@ def closest(name: str, names: Iterable[str], least: float = 0.6) -> str | None:
 
 def _alike(asked: str, key: str) -> float:
     """How near a key is to what was typed: as a whole, with dots and underscores alike, or by its last part."""
-    ratio = difflib.SequenceMatcher(None, asked, key).ratio()
-    flat = difflib.SequenceMatcher(None, asked.replace("_", "."), key.replace("_", ".")).ratio()
-    last = difflib.SequenceMatcher(None, asked.rsplit(".", 1)[-1], key.rsplit(".", 1)[-1]).ratio()
-    return max(ratio, flat, 0.95 * last)
+
+    def ratio(a: str, b: str) -> float:
+        return difflib.SequenceMatcher(None, a, b).ratio()
+
+    flat, last = ratio(asked.replace("_", "."), key.replace("_", ".")), ratio(asked.split(".")[-1], key.split(".")[-1])
+    return max(ratio(asked, key), flat, 0.95 * last)
 
 
 def unknown_key(
@@ -150,13 +147,9 @@ def unknown_key(
     ranked = sorted(((_alike(asked, key), key) for key in every), key=lambda pair: -pair[0])
     near = [key for ratio, key in ranked if ratio >= 0.6][:4]
     everything = f"rlspeech presets keys {stage}"
-    inside = f" in {prefix.rstrip('.')}" if prefix else ""
-    if len(valid) <= _FEW:
-        why = f"valid{inside}: {', '.join(valid)}"
-    elif near:
-        why = f"similar valid keys: {', '.join(prefix + key for key in near)}; all of them: {everything}"
-    else:
-        why = f"valid{inside}: {', '.join(valid)}"
+    why = f"valid{f' in {prefix[:-1]}' if prefix else ''}: {', '.join(valid)}"
+    if near and len(valid) > _FEW:
+        why = f"similar valid keys: {', '.join(prefix + key for key in near)}; all keys: {everything}"
     return UserError(
         f"unknown setting {prefix + name!r} ({where})", why, f"did you mean {prefix}{near[0]}?" if near else everything
     )
@@ -203,13 +196,10 @@ def allowed(schema: type[BaseModel], name: str, value: Any, stage: str, flag: st
     if entry is not None:
         parts = list(entry.model_fields)
         return f"{name} is a list whose entries have {', '.join(parts)}; --set '{name}=[{{{parts[0]}: VALUE}}]'"
-    default = (
-        "" if field is None or field.is_required() else f", by default {field.get_default(call_default_factory=True)!r}"
-    )
-    return f"{name} is {kind}{f' {limits}' if field is not None and (limits := bounds(field)) else ''}{default}"
-
-
-# YAML and JSON read so that mistakes have line numbers: safe loader, no key twice, ``2e-4`` is a number as in YAML 1.2 and JSON.
+    limits = f" {bounds(field)}".rstrip() if field is not None else ""
+    has_default = field is not None and not field.is_required()
+    default = f", by default {field.get_default(call_default_factory=True)!r}" if field and has_default else ""
+    return f"{name} is {kind}{limits}{default}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -242,11 +232,8 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(
-            f"no config file {path}",
-            "",
-            "give a path to a YAML or JSON file; rlspeech presets ls lists the packaged ones",
-        ) from None
+        try_this = "give a YAML or JSON file; rlspeech presets ls lists the packaged ones"
+        raise UserError(f"no config file {path}", "", try_this) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}", str(error)) from error
     loader = _Loader(text)
@@ -259,15 +246,14 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise UserError(
-            f"{place} is not YAML", str(getattr(error, "problem", None) or error).splitlines()[0], "look at that line"
-        ) from None
+        why = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{place} is not YAML", why, "look at that line") from None
     except RecursionError:
         raise UserError(f"{path} is not a config", "it is nested too deeply or refers to itself") from None
     finally:
         loader.dispose()
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-        raise UserError(f"{path} is not a config", "it has to hold keys and values", "steps: 100")
+        raise UserError(f"{path} is not a config", "a config file holds keys and values", "steps: 100")
     return value, lines
 
 
@@ -276,11 +262,8 @@ def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int], path: Path)
         for key, value in node.value:
             name = f"{prefix}.{key.value}" if prefix else str(key.value)
             if name in lines:
-                raise UserError(
-                    f"{path}, line {key.start_mark.line + 1}: {name} is there twice",
-                    f"first in line {lines[name]}",
-                    "delete one of them",
-                )
+                what = f"{path}, line {key.start_mark.line + 1}: duplicate key {name}"
+                raise UserError(what, f"first in line {lines[name]}", "delete one of them")
             lines[name] = key.start_mark.line + 1
             _note_lines(value, name, lines, path)
     elif isinstance(node, yaml.SequenceNode):

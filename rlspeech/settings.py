@@ -129,11 +129,8 @@ def preset_path(name: str) -> Path:
     if name not in names:
         close = closest(name, names, 0.4)
         family = [n for n in names if n.split("-")[0] == name.split("-")[0]] or names
-        raise UserError(
-            f"no preset is called {name!r}",
-            f"there are: {', '.join(family)}",
-            f"--preset {close}; rlspeech presets ls shows all" if close else "rlspeech presets ls",
-        )
+        try_this = f"--preset {close}; rlspeech presets ls lists all" if close else "rlspeech presets ls"
+        raise UserError(f"no preset is called {name!r}", f"presets: {', '.join(family)}", try_this)
     return Path(str(resources.files("rlspeech") / "presets" / f"{name}.yaml"))
 
 
@@ -145,12 +142,10 @@ def preset_about(path: Path) -> str:
 def preset_stage(path: Path) -> str | None:
     """The stage that a preset or config file says it is for."""
     try:
-        said = re.search(
-            r"^stage: *([\w-]+) *$", path.read_text(encoding="utf-8"), re.M
-        )  # reading all of it as YAML takes time
+        line = re.search(r"^stage: *([\w-]+) *$", path.read_text(encoding="utf-8"), re.M)  # reading YAML takes time
     except (OSError, UnicodeDecodeError):
-        said = None
-    return said[1] if said else read_config(path)[0].get("stage")
+        line = None
+    return line[1] if line else read_config(path)[0].get("stage")
 
 
 class _Layers:
@@ -218,9 +213,8 @@ class _Layers:
                 annotation, name = item(annotation), f"{name}[{part}]"
             elif schema is None:
                 if typing.get_origin(annotation) is not dict or not isinstance(tree, dict):
-                    raise UserError(
-                        f"{name} has no parts, so {name}.{part} cannot be set ({layer})", "", f"--set {name}=VALUE"
-                    )
+                    what = f"{name} has no parts, so {name}.{part} cannot be set ({layer})"
+                    raise UserError(what, "", f"--set {name}=VALUE")
                 annotation, name = typing.get_args(annotation)[1], f"{name}.{part}"
             else:
                 if part not in schema.model_fields:
@@ -254,18 +248,12 @@ class _Layers:
     def _enter(tree: dict[str, Any], key: str, schema: type[BaseModel] | None) -> Any:
         """The sub-tree of a key; what the schema's default holds is put in first, so that setting a part keeps the rest."""
         if tree.get(key) is None:
-            default = (
-                schema.model_fields[key].get_default(call_default_factory=True)
-                if schema and not schema.model_fields[key].is_required()
-                else None
-            )
-            tree[key] = (
-                default.model_dump(exclude_unset=True)
-                if isinstance(default, BaseModel)
-                else copy.deepcopy(default)
-                if default
-                else {}
-            )
+            field = schema.model_fields[key] if schema else None
+            default = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+            if isinstance(default, BaseModel):
+                tree[key] = default.model_dump(exclude_unset=True)
+            else:
+                tree[key] = copy.deepcopy(default) if default else {}
         if isinstance(tree[key], tuple):
             tree[key] = list(tree[key])  # so that an entry can be set
         return tree[key]
@@ -286,14 +274,13 @@ class _Layers:
             if e["type"] != "missing":
                 values[name] = e["input"]
         lines = []
-        for name, said in problems.items():
+        for name, messages in problems.items():
             got = f", got {values[name]!r}" if name in values else ""
-            lines.append(f"{name}: {' / '.join(dict.fromkeys(said))}{got} ({self._layer(name)})")
+            lines.append(f"{name}: {' / '.join(dict.fromkeys(messages))}{got} ({self._layer(name)})")
         first = next(iter(problems))
         flag = layer if (layer := self._layer(first)).startswith("--") and " " not in layer else ""
-        return UserError(
-            lines[0], "; ".join(lines[1:6]), allowed(self.schema, first, values.get(first), stage_of(self.schema), flag)
-        )
+        try_this = allowed(self.schema, first, values.get(first), stage_of(self.schema), flag)
+        return UserError(lines[0], "; ".join(lines[1:6]), try_this)
 
     def _name(self, loc: tuple[str | int, ...], missing: bool) -> str:
         """Dotted key of a pydantic location, without the names of union branches that pydantic puts between."""
@@ -319,26 +306,21 @@ def _parse_path(text: str, shown: str) -> list[str | int]:
     for word in text.split("."):
         match = re.fullmatch(r"([^\[\]]+)((?:\[\d+\])*)", word)
         if match is None:
-            raise UserError(
-                f"cannot read the key in {shown}", "", "--set explore.noise=0.2, or --set rewards[0].weight=2"
-            )
+            try_this = "--set explore.noise=0.2, or --set rewards[0].weight=2"
+            raise UserError(f"cannot read the key in {shown}", "", try_this)
         parts += [match[1], *(int(n) for n in re.findall(r"\[(\d+)\]", match[2]))]
     return parts
 
 
 def _no_entry(name: str, entry: int, tree: Any, layer: str) -> UserError:
     size = len(tree) if isinstance(tree, list) else 0
-    flag = next((f for key, f in _FLAGS.items() if key == name and key in ("rewards", "guards")), None)
+    why, try_this = "it is empty, or not a list", f"--set '{name}=[...]'"
     if size:
-        return UserError(
-            f"{name} has no entry {entry} ({layer})", f"it has {size}, counted from 0", f"--set '{name}[{size - 1}]...'"
-        )
-    if flag:
+        why, try_this = f"it has {size}, counted from 0", f"--set '{name}[{size - 1}]...'"
+    elif name in ("rewards", "guards"):
         why = "it is empty: the task's own list is put in later"
-        return UserError(
-            f"{name} has no entry {entry} ({layer})", why, f"{flag} NAME=NUMBER beside it, or --set '{name}=[...]'"
-        )
-    return UserError(f"{name} has no entry {entry} ({layer})", "it is empty, or not a list", f"--set '{name}=[...]'")
+        try_this = f"{_FLAGS[name]} NAME=NUMBER beside it, or --set '{name}=[...]'"
+    return UserError(f"{name} has no entry {entry} ({layer})", why, try_this)
 
 
 def _expand(value: Any, annotation: Any) -> Any:

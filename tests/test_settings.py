@@ -269,13 +269,13 @@ def test_malformed_set_is_refused(text: str) -> None:
     ("content", "said"),
     [
         ("a: [1\n", "line 2"),
-        ("steps: 1\nsteps: 2\n", "line 2: steps is there twice"),
-        ("- 1\n- 2\n", "has to hold keys"),
-        ("word", "has to hold keys"),
-        ("1: 2\n", "has to hold keys"),
+        ("steps: 1\nsteps: 2\n", "line 2: duplicate key steps"),
+        ("- 1\n- 2\n", "steps: 100"),
+        ("word", "steps: 100"),
+        ("1: 2\n", "steps: 100"),
         ("a: !!python/object/apply:os.system [true]\n", "line 1"),
         ("steps: 1\n\tx: 2\n", "line 2"),
-        ("explore: {noise: 1, noise: 2}\n", "explore.noise is there twice"),
+        ("explore: {noise: 1, noise: 2}\n", "duplicate key explore.noise"),
         ("a: &a [*a]\n", "refers to itself"),
     ],
 )

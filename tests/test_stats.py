@@ -10,7 +10,6 @@ from scipy import stats as scipy_stats
 
 from rlspeech.stats import (
     Interval,
-    _t_quantile,
     draws_interval,
     mean_interval,
     paired_delta,
@@ -38,9 +37,11 @@ def test_coverage_at_ten_values() -> None:
     assert 0.92 <= hits / 400 <= 0.98  # the plain percentile interval reaches about 0.90 here
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 5, 9, 30, 300])
-def test_t_quantile(df: int) -> None:
-    assert _t_quantile(0.975, df) == pytest.approx(scipy_stats.t.ppf(0.975, df), rel=1e-2)
+@pytest.mark.parametrize("items", [3, 4, 6, 10, 31, 301])
+def test_percentiles_are_expanded_by_students_t(items: int) -> None:
+    found = draws_interval(0.5, np.linspace(0, 1, 100_001), items)
+    reach = np.sqrt(items / (items - 1)) * scipy_stats.t.ppf(0.975, items - 1)
+    assert -scipy_stats.norm.ppf(found.lo) == pytest.approx(reach, rel=1e-2) and found.hi == pytest.approx(1 - found.lo)
 
 
 def test_missing_values_are_dropped_and_counted() -> None:
