@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlspeech.files import digest_of
 from rlspeech.models.card import Card, write_card
+from rlspeech.plugins import load
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ def load_model(
 def _make(kind: Kind, sizes: Mapping[str, Any]) -> Any:
     from rlspeech import config as settings
 
-    module, _, cls = kind.module.partition(":")
-    return getattr(importlib.import_module(module), cls)(getattr(settings, kind.settings)(**sizes))
+    return load(kind.module)(getattr(settings, kind.settings)(**sizes))
 
 
 def save_model(

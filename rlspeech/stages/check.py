@@ -5,7 +5,6 @@ What a path is follows from its name and its first row. Nothing is decoded beyon
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from rlspeech import log
+from rlspeech import log, plugins
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, scan_manifest
 from rlspeech.files import numbered_lines
 from rlspeech.schema import load_yaml
@@ -345,13 +344,13 @@ def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> F
         return found
     tried: dict[str, UserError | None] = {}
     for name in [said] if said else schemas:
-        tried[name] = _attempt(path, _load(schemas[name]))
+        tried[name] = _attempt(path, plugins.load(f"rlspeech.{schemas[name]}"))
     fitting = [name for name, error in tried.items() if error is None]
     if fitting:
         found.facts = {"stage": ", ".join(fitting), "keys": len(lines)}
         return found
     # without a stage line: the stage whose keys the file shares most of is what was meant
-    best = said or max(tried, key=lambda name: len(set(values) & set(_load(schemas[name]).model_fields)))
+    best = said or max(tried, key=lambda n: len({*values} & {*plugins.load(f"rlspeech.{schemas[n]}").model_fields}))
     error = tried[best]
     if error is not None:
         line = next(
@@ -376,11 +375,6 @@ def _attempt(path: Path, schema: type[BaseModel]) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def _load(target: str) -> type[BaseModel]:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(f"rlspeech.{module}"), name)  # type: ignore[no-any-return]
 
 
 def check_checkpoint(path: Path, found: Findings) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from rlspeech.plugins import load_function
+from rlspeech.plugins import load, load_function
 from rlspeech.types import UserError
 
 TASKS = {
@@ -25,5 +24,4 @@ def get_task(name: str) -> Any:
         return load_function(name, "task", "class MyTask: ...")()
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}", f"known: {', '.join(TASKS)}")
-    module, _, cls = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)()
+    return load(TASKS[name])()
