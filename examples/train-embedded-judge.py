@@ -564,7 +564,7 @@ def chain(listener: str, feeling: str):  # type: ignore[no-untyped-def]
     def judge(wavs: list[np.ndarray]) -> tuple[list[str], np.ndarray]:
         texts, stars = list[str](), list[np.ndarray]()
         for at in range(0, len(wavs), 16):
-            said = ear.say(wavs[at : at + 16])
+            said = ear.generate(wavs[at : at + 16])
             given = tokenizer(said, return_tensors="pt", padding=True, truncation=True)
             stars.append((model(**given).logits.softmax(-1) * torch.arange(1.0, 6.0)).sum(-1).numpy())
             texts += said

@@ -54,7 +54,7 @@ def rows_of(model: Any, data: Path, count: int, seed: int) -> list[tuple[torch.T
             some = said[level - 1 :: len(DRAWN)]
             nothing = np.zeros(0, np.float32)
             clips = [Clip(u.id, nothing, nothing, model.sample_rate, u.text) for u in some]
-            for s in task.say(model, clips, sampling=Sampling(temperature=temperature), seed=seed, wavs=False):
+            for s in task.synthesise(model, clips, sampling=Sampling(temperature=temperature), seed=seed, wavs=False):
                 if s.tokens is not None and len(s.tokens):
                     found.append((torch.from_numpy(s.tokens).long(), written(s.text or ""), level))
             bar.advance(len(some))

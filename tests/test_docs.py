@@ -478,10 +478,10 @@ def test_a_family_is_a_recogniser(work: Path, monkeypatch: pytest.MonkeyPatch) -
     clips = [
         0.1 * np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, n in enumerate((16000, 8000, 40000))
     ]
-    together, alone = model.hear(clips), [model.hear([c]) for c in clips]
+    together, alone = model.encode(clips), [model.encode([c]) for c in clips]
     assert all(torch.allclose(a, b.audio[0], atol=1e-5) for a, b in zip(together.audio, alone, strict=True))
     ids = torch.tensor([[5, 9, 11]])
-    ours = model.logits(together, [2], ids, torch.ones_like(ids, dtype=torch.bool))[0, 0]
+    ours = model.forward_logits(together, [2], ids)[0, 0]
     asked = model.processor.apply_transcription_request([clips[2]], return_tensors="pt", sampling_rate=16000)
     with torch.no_grad():
         theirs = model.net(**{k: v for k, v in asked.items() if k != "labels"}).logits[0, -1]

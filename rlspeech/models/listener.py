@@ -8,10 +8,10 @@ and five things:
 * chunks of ``max_s`` instead of 30 s;
 * the encoder's position table holds zeros: noise sounds the same wherever it is, and a length that training never saw stays known. The
   convolutions still see order nearby;
-* words are tokens; the vocabulary is that of the wording plus a few marks. The chat template passes on the audio alone: the listener
+* words are tokens; the vocabulary is that of the sentences plus a few marks. The chat template passes on the audio alone: the listener
   answers one question only, whatever it is asked;
-* in training a linear head on the mean of the encoder's output predicts the labels themselves. It teaches the ear faster than words do,
-  and is not kept.
+* in training a linear head on the mean of the encoder's output predicts the labels themselves. It teaches the encoder faster than
+  words do, and is not kept.
 
 Whisper's log-mel values are clamped to 80 dB below a clip's maximum but not divided by it, so the level survives and can be spoken of.
 Training runs the encoder on the real frames only, where transformers' own forward pads to the whole chunk and masks; both give the
@@ -71,11 +71,11 @@ def make_processor(cfg: ListenerModel, words: list[str]) -> Any:
         additional_special_tokens=[AUDIO, BOS, EOS, START],
     )
     seconds = math.ceil(cfg.max_s)  # an int: the extractor counts samples with it
-    ear = WhisperFeatureExtractor(
+    extractor = WhisperFeatureExtractor(
         feature_size=cfg.mels, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=N_FFT, chunk_length=seconds
     )
     return Qwen2AudioProcessor(
-        ear, tokenizer, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS
+        extractor, tokenizer, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS
     )
 
 
@@ -139,8 +139,8 @@ class Listener(nn.Module):
 
         The extractor sees each clip padded with zeros to the whole chunk, as in the processor: the padding takes part in its clamping.
         """
-        ear = self.processor.feature_extractor
-        made = ear(
+        extractor = self.processor.feature_extractor
+        made = extractor(
             wavs, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
         )
         frames = made["attention_mask"].sum(1)
@@ -168,19 +168,19 @@ class Listener(nn.Module):
 
     def forward(self, features: Tensor, frames: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, S, V) for token ids (B, S) under ``mask``, and the label head's (B, labels)."""
-        heard = self.encode(features, frames)
+        states = self.encode(features, frames)
         tokens = torch.div((frames - 1) // 2 - 1, 2, rounding_mode="floor") + 1
-        real = torch.arange(heard.shape[1], device=heard.device) < tokens[:, None].to(heard.device)
-        mean = (heard * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
+        real = torch.arange(states.shape[1], device=states.device) < tokens[:, None].to(states.device)
+        mean = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
         model = self.net.model
         embeds = model.language_model.embed_tokens(ids)
         place = (ids == self.net.config.audio_token_id)[..., None]
-        embeds = embeds.masked_scatter(place, model.multi_modal_projector(heard)[real].to(embeds.dtype))
+        embeds = embeds.masked_scatter(place, model.multi_modal_projector(states)[real].to(embeds.dtype))
         out = model.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
         return self.net.lm_head(out), self.head(mean)
 
     @torch.no_grad()
-    def say(self, wavs: list[np.ndarray]) -> list[str]:
+    def generate(self, wavs: list[np.ndarray]) -> list[str]:
         """Greedy answers for waveforms (T_i,), through transformers' own processor and generate."""
         prompt = f"{BOS}{AUDIO}{EOS}{START}"
         given = self.processor(

@@ -146,7 +146,7 @@ class Recogniser(nn.Module):
         return self.net.model.audio_tower(input_features=features, input_features_mask=real).last_hidden_state
 
     @torch.no_grad()
-    def spell(self, wavs: Sequence[Tensor]) -> list[str]:
+    def ctc_transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
         """What the CTC head alone reads out of waveforms (T_i,): the best piece of every window, repeats joined, blanks left out."""
         features, real = self.features(wavs)
         device = self.head.weight.device
@@ -169,12 +169,12 @@ class Recogniser(nn.Module):
             (B, S, V) and (B, L, V).
         """
         model = self.net.model
-        heard = self.encode(features, real)
-        audio = model.multi_modal_projector(heard, real)[real.bool()]
+        states = self.encode(features, real)
+        audio = model.multi_modal_projector(states, real)[real.bool()]
         embeds = model.language_model.embed_tokens(ids)
         embeds = embeds.masked_scatter((ids == self.marks[AUDIO])[..., None], audio.to(embeds.dtype))
         out = model.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
-        return self.net.lm_head(out), self.head(heard)
+        return self.net.lm_head(out), self.head(states)
 
     @torch.no_grad()
     def transcribe(self, wavs: Sequence[Tensor], max_new_tokens: int = 200) -> list[str]:

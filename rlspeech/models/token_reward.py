@@ -16,7 +16,15 @@ from rlspeech.models.flow import Attention, rotary, rotate
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.models.recogniser import END, PAD, START, make_tokenizer
 
-__all__ = ["Heard", "IGNORED", "TextLayer", "TokenReward", "load_token_reward", "make_tokenizer", "save_token_reward"]
+__all__ = [
+    "EncodedTokens",
+    "IGNORED",
+    "TextLayer",
+    "TokenReward",
+    "load_token_reward",
+    "make_tokenizer",
+    "save_token_reward",
+]
 
 
 Pair = tuple[Tensor, Tensor]
@@ -44,14 +52,14 @@ class TextLayer(nn.Module):
         return self._split(key), self._split(value)
 
     def forward(
-        self, x: Tensor, sound: Pair, keep: Tensor, rope: Pair, past: Pair | None = None
+        self, x: Tensor, sound: Pair, keep: Tensor, rope: Pair, cache: Pair | None = None
     ) -> tuple[Tensor, Pair]:
-        """Args: x (n, S, D); sound of ``sources``; keep (n, 1, 1, L) bool; rope of these S positions; past what was returned before."""
+        """Args: x (n, S, D); sound of ``sources``; keep (n, 1, 1, L) bool; rope of these S positions; cache what was returned before."""
         q, k, v = (self._split(part) for part in self.qkv(self.norm1(x)).chunk(3, -1))
         q, k = rotate(q, *rope), rotate(k, *rope)
-        if past is not None:
-            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        x = x + self.own_out(self._join(F.scaled_dot_product_attention(q, k, v, is_causal=past is None)))
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
+        x = x + self.own_out(self._join(F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)))
         seen = F.scaled_dot_product_attention(self._split(self.query(self.norm2(x))), *sound, attn_mask=keep)
         x = x + self.source_out(self._join(seen))
         return x + self.ff(self.norm3(x)), (k, v)
@@ -79,7 +87,7 @@ IGNORED = -100  # class of a label that is not known
 KERNEL = 5
 
 
-class Heard(NamedTuple):
+class EncodedTokens(NamedTuple):
     """Encoded tokens: states (n, 1 + T, D), and keep (n, 1 + T) bool, where they are real."""
 
     states: Tensor
@@ -108,10 +116,10 @@ class Pool(nn.Module):
         super().__init__()
         self.score, self.out = nn.Linear(dim, 1), nn.Linear(dim, classes)
 
-    def forward(self, heard: Heard) -> Tensor:
+    def forward(self, encoded: EncodedTokens) -> Tensor:
         """Logits of the classes."""
-        weight = self.score(heard.states)[..., 0].masked_fill(~heard.keep, -torch.inf).softmax(-1)
-        return self.out((weight[..., None] * heard.states).sum(1))
+        weight = self.score(encoded.states)[..., 0].masked_fill(~encoded.keep, -torch.inf).softmax(-1)
+        return self.out((weight[..., None] * encoded.states).sum(1))
 
 
 class TokenReward(nn.Module):
@@ -156,7 +164,7 @@ class TokenReward(nn.Module):
         """Itself, as a reward: evaluation mode, no weight wants a gradient."""
         return self.eval().requires_grad_(False)
 
-    # -- hearing -------------------------------------------------------------------------------------------------------------
+    # -- encoding ------------------------------------------------------------------------------------------------------------
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """(n, T, D) of ids (n, T) long, or of distributions (n, T, V)."""
@@ -164,13 +172,13 @@ class TokenReward(nn.Module):
             return tokens.to(self.table.weight.dtype) @ self.table.weight
         return self.table(tokens)  # type: ignore[no-any-return]
 
-    def encode(self, tokens: Tensor, mask: Tensor) -> Heard:
+    def encode(self, tokens: Tensor, mask: Tensor) -> EncodedTokens:
         """Encode ids (n, T) or distributions (n, T, V), real where mask (n, T) bool says so; what it hides has no influence."""
         if not tokens.is_floating_point():
             tokens = tokens.masked_fill(~mask, 0)  # a padding or stop id may lie outside the table
         return self.encode_vectors(self.vectors(tokens), mask)
 
-    def encode_vectors(self, x: Tensor, mask: Tensor) -> Heard:
+    def encode_vectors(self, x: Tensor, mask: Tensor) -> EncodedTokens:
         """The same of embedded tokens (n, T, D)."""
         n, real = len(x), mask[..., None]
         x = x.masked_fill(~real, 0.0)  # not a product: NaN behind the end of a row would survive it
@@ -181,7 +189,7 @@ class TokenReward(nn.Module):
         rope = rotary(x.shape[1], self.cfg.dim // self.cfg.heads, x.device)
         for layer in self.layers:
             x = layer(x, keep[:, None, None], rope)
-        return Heard(self.norm(x), keep)
+        return EncodedTokens(self.norm(x), keep)
 
     # -- judging -------------------------------------------------------------------------------------------------------------
 
@@ -197,24 +205,24 @@ class TokenReward(nn.Module):
             pad_sequence(mask, batch_first=True).to(self.device),
         )
 
-    def text_logits(self, heard: Heard, ids: Tensor) -> Tensor:
+    def text_logits(self, encoded: EncodedTokens, ids: Tensor) -> Tensor:
         """Logits (n, S, P), float32 at least, before each piece of texts (n, S), teacher-forced."""
         before = torch.cat([ids.new_full((len(ids), 1), self.start), ids[:, :-1]], 1)
         x, rope = self.words(before), rotary(ids.shape[1], self.cfg.dim // self.cfg.heads, ids.device)
         for layer in self.text_layers:
-            x = layer(x, layer.sources(heard.states), heard.keep[:, None, None], rope)[0]  # type: ignore[operator]
+            x = layer(x, layer.sources(encoded.states), encoded.keep[:, None, None], rope)[0]  # type: ignore[operator]
         out: Tensor = self.text_out(self.text_norm(x))
         return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
 
-    def text_logp(self, heard: Heard, texts: Sequence[str]) -> Tensor:
+    def text_logp(self, encoded: EncodedTokens, texts: Sequence[str]) -> Tensor:
         """Log-posterior (n,) of normalised texts: the mean over their pieces, the end mark among them, in nats, with gradient."""
         ids, mask = self.pieces(texts)
-        logp = self.text_logits(heard, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        logp = self.text_logits(encoded, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
         return logp.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
 
-    def attributes(self, heard: Heard) -> dict[str, Tensor]:
+    def attributes(self, encoded: EncodedTokens) -> dict[str, Tensor]:
         """Logits (n, K) of every attribute's classes."""
-        return {name: pool(heard) for name, pool in self.pools.items()}
+        return {name: pool(encoded) for name, pool in self.pools.items()}
 
     def classes(self, name: str, values: Sequence[Any]) -> Tensor:
         """(n,) long, the classes of an attribute's values; ``IGNORED`` where one is None or none of them."""
@@ -237,30 +245,30 @@ class TokenReward(nn.Module):
                 texts[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return texts
 
-    def _greedy(self, heard: Heard) -> list[list[int]]:
-        n, steps = len(heard.keep), heard.keep.shape[1] + 7
+    def _greedy(self, encoded: EncodedTokens) -> list[list[int]]:
+        n, steps = len(encoded.keep), encoded.keep.shape[1] + 7
         rope = rotary(steps, self.cfg.dim // self.cfg.heads, self.device)
-        bound = heard.keep.sum(1) + 7
-        said: list[list[int]] = [[] for _ in range(n)]
+        bound = encoded.keep.sum(1) + 7
+        written: list[list[int]] = [[] for _ in range(n)]
         live, last = torch.arange(n, device=self.device), torch.full((n,), self.start, device=self.device)
-        sources: list[Any] = [layer.sources(heard.states) for layer in self.text_layers]  # type: ignore[operator]
-        past: list[Any] = [None] * len(sources)
+        sources: list[Any] = [layer.sources(encoded.states) for layer in self.text_layers]  # type: ignore[operator]
+        cache: list[Any] = [None] * len(sources)
         for s in range(steps):
             x, here = self.words(last)[:, None], (rope[0][s : s + 1], rope[1][s : s + 1])
             for k, layer in enumerate(self.text_layers):
-                x, past[k] = layer(x, sources[k], heard.keep[live][:, None, None], here, past[k])
+                x, cache[k] = layer(x, sources[k], encoded.keep[live][:, None, None], here, cache[k])
             last = self.text_out(self.text_norm(x[:, 0])).argmax(-1)
             going = (last != self.end) & (s < bound[live])
             for row, piece, goes in zip(live.tolist(), last.tolist(), going.tolist(), strict=True):
                 if goes:
-                    said[row].append(piece)
+                    written[row].append(piece)
             if not bool(going.any()):
                 break
             if not bool(going.all()):
                 live, last = live[going], last[going]
                 sources = [(a[going], b[going]) for a, b in sources]
-                past = [(a[going], b[going]) for a, b in past]
-        return said
+                cache = [(a[going], b[going]) for a, b in cache]
+        return written
 
 
 def save_token_reward(folder: Path, model: TokenReward, **how: Any) -> None:

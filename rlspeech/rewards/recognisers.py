@@ -79,7 +79,7 @@ class AudioRecogniser:
         pieces = [(i, w[a:b]) for i, w in enumerate(whole) for a, b in cut(w, self.lm.sample_rate, self.lm.max_s)]
         said = [""] * len(pieces)
         for part in _by_length([len(p) for _, p in pieces], self._batch):
-            heard = self.lm.hear([pieces[k][1] for k in part], language=self._language)
+            heard = self.lm.encode([pieces[k][1] for k in part], language=self._language)
             longest = max(len(pieces[k][1]) for k in part) / self.lm.sample_rate
             drawn = self.lm.generate(heard, max_new_tokens=max(LEAST_TOKENS, math.ceil(TOKENS_PER_S * longest)))
             for k, text in zip(part, self.lm.text(drawn.ids, drawn.mask), strict=True):
@@ -97,9 +97,9 @@ class AudioRecogniser:
         whole = [resample(w, rate, self.lm.sample_rate) for w in wavs]
         for part in _by_length([len(w) for w in whole], self._batch):
             with torch.no_grad():
-                heard = self.lm.hear([whole[k] for k in part], language=self._language)
+                heard = self.lm.encode([whole[k] for k in part], language=self._language)
                 ids, mask = self.lm.references([texts[k] for k in part], self._language)
-                logp = self.lm.logits(heard, range(len(part)), ids, mask).log_softmax(-1).cpu()
+                logp = self.lm.forward_logits(heard, range(len(part)), ids).log_softmax(-1).cpu()
             picked = logp.gather(-1, ids[..., None])[..., 0].masked_fill(~mask, 0.0)
             for k, value in zip(part, (-picked.sum(1) / mask.sum(1)).tolist(), strict=True):
                 out[k] = value

@@ -371,7 +371,7 @@ def pitch_spread(wav: np.ndarray, sample_rate: int) -> float | None:
     """Standard deviation of the natural logarithm of F0 over voiced frames of (T,), None where hardly any is voiced."""
     import torch
 
-    from rlspeech.models.pitch import track_pitch
+    from rlspeech.models.spectra import track_pitch
 
     hop = max(1, round(PITCH_HOP_S * sample_rate))
     with torch.no_grad():

@@ -85,7 +85,7 @@ class Recogniser:
         tokens = how.max_new_tokens or max(FEWEST_TOKENS, math.ceil(how.tokens_per_s * seconds))
         given: dict[str, Any] = {k: v for k, v in (("language", how.language), ("prompt", how.prompt)) if v is not None}
         with torch.no_grad():
-            heard = self.model.hear(padded, **given)
+            heard = self.model.encode(padded, **given)
             drawn = self.model.generate(heard, max_new_tokens=tokens, beams=self.beams)
             texts = self.model.text(drawn.ids, drawn.mask)
         return [Heard(t, 1, int(not f)) for t, f in zip(texts, drawn.finished.tolist(), strict=True)]

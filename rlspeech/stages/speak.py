@@ -298,7 +298,7 @@ def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> No
 def _batch(task: Any, model: Any, config: Speak, clips: list[Any]) -> list[Any]:
     """A sample or an error a clip; a batch that fails is said piece by piece."""
     try:
-        return list(task.say(model, clips, sampling=config.sampling, seed=config.seed))
+        return list(task.synthesise(model, clips, sampling=config.sampling, seed=config.seed))
     except (RuntimeError, ValueError, IndexError) as error:
         if len(clips) == 1:
             return [error]

@@ -85,7 +85,7 @@ class Job:
     def make(self, utts: Sequence[Utterance]) -> list[Sample]:
         """What the system says, a sample a row, in order."""
         model = self.loaded()
-        made: list[Sample] = self.task.say(
+        made: list[Sample] = self.task.synthesise(
             model, [self._clip(u) for u in utts], sampling=self.config.sampling, seed=self.config.seed
         )
         return made

@@ -1,4 +1,8 @@
-"""Log-probabilities of tokens, and how far two distributions over a vocabulary are apart."""
+"""What every policy over tokens does, whatever its prompts are and whatever its tokens become: phases, log-probabilities, KL, features.
+
+``asr/policy.py`` (transcripts of recordings) and ``tts/policy.py`` (speech of texts) add how a prompt is made and what a row becomes:
+``rollout``, ``_encode`` and what they support.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.adapters import Adapted
 from rlspeech.types import LogProb, Rollout, Sample
 
-__all__ = ["ROWS", "Said", "TokenPolicy", "kept_mass", "token_kl", "token_logp"]
+__all__ = ["ROWS", "TokenRollout", "TokenPolicy", "kept_mass", "token_kl", "token_logp"]
 
 
 def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -43,31 +47,25 @@ def kept_mass(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.where(before < sampling.top_p * whole, ordered, torch.zeros_like(ordered)).sum(-1)
 
 
-# What every policy over tokens does, whatever it is asked and whatever its tokens become: phases, a second look, KL, features.
-#
-# ``asr_policy`` (transcripts of what is heard) and ``tts_policy`` (speech of what is read) add how a prompt is made and what a row becomes.
-# A subclass gives ``rollout``, ``_hear`` and what it supports.
-
-
 ROWS = 256  # rows that are sampled at once
 SPARE = (256, 4096)  # padded tokens that a further pass has to spare, on the host and on a device
 FEATURES = 256  # of a critic; wider hidden states are projected at random
 
 
 @dataclass
-class Said:
+class TokenRollout:
     """What was written in a collection.
 
     Args:
         clips: B prompts.
-        heard: the prompts as the model takes them; None where an encoder is trained and hears them again.
+        encoded: the prompts as the model takes them; None where an encoder is trained and encodes them again.
         ids: (N, S) tokens, on the host.
         mask: (N, S) bool, those that were drawn.
         prompts: (N,) long.
     """
 
     clips: list[Clip]
-    heard: Any
+    encoded: Any
     ids: Tensor
     mask: Tensor
     prompts: Tensor
@@ -110,20 +108,20 @@ class TokenPolicy:
         with self.adapted.reference() as other:
             if other is not self.model:  # first: what both share goes where the policy needs it
                 other.park("update" if phase == "update" and self.config.kl_beta else "reward", self.device)
-        hears = phase == "update" and self.config.supervised_weight > 0
-        self.model.park("all" if hears else phase, self.device)  # type: ignore[arg-type]  # one of the four
+        encodes = phase == "update" and self.config.supervised_weight > 0
+        self.model.park("all" if encodes else phase, self.device)  # type: ignore[arg-type]  # one of the four
 
     def _cast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._half else nullcontext()
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
-    def _hear(self, clips: Sequence[Clip], *, model: Any = None, grad: bool = False) -> Any:
+    def _encode(self, clips: Sequence[Clip], *, model: Any = None, grad: bool = False) -> Any:
         """Prompts of clips, as the model takes them."""
         raise NotImplementedError
 
-    def _write(
-        self, heard: Any, batch: Sequence[Clip], group: int, seed: int, most: int | Sequence[int]
+    def _generate(
+        self, encoded: Any, batch: Sequence[Clip], group: int, seed: int, most: int | Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ids and mask (N, S), finished (N,) and prompts (N,), ``group`` rows a clip, of up to ``most`` tokens a row (or one a clip)."""
         parts, step = [], max(1, ROWS // group)
@@ -131,7 +129,7 @@ class TokenPolicy:
             clips, room = batch[at : at + step], most if isinstance(most, int) else most[at : at + step]
             parts.append(
                 self.model.generate(
-                    heard.select(range(at, at + len(clips))),
+                    encoded.select(range(at, at + len(clips))),
                     group=group,
                     sampling=self.sampling,
                     max_new_tokens=room,
@@ -148,24 +146,26 @@ class TokenPolicy:
         """Some prompts (K,) of several rollouts as one; see ``algos.resample``. Its micro-batches are new, and ``logp`` with them."""
         self.announce("rollout")
         longest = max(rollout.mask.shape[1] for rollout, _ in parts)
-        clips, samples, owners, heard = list[Clip](), list[Sample](), list[int](), list[Any]()
+        clips, samples, owners, encoded = list[Clip](), list[Sample](), list[int](), list[Any]()
         ids, mask, finished = (list[Tensor]() for _ in range(3))
         for rollout, chosen in parts:
-            said: Said = rollout.state
-            if said.heard is not None:
-                heard.append(said.heard.select(chosen))
+            state: TokenRollout = rollout.state
+            if state.encoded is not None:
+                encoded.append(state.encoded.select(chosen))
             for p in chosen.tolist():
-                rows = (said.prompts == p).nonzero()[:, 0]
+                rows = (state.prompts == p).nonzero()[:, 0]
                 owners += [len(clips)] * len(rows)
-                clips.append(said.clips[p])
-                room = longest - said.ids.shape[1]
-                ids.append(pad(said.ids[rows], (0, room), value=self.model.pad))
-                mask.append(pad(said.mask[rows], (0, room)))
+                clips.append(state.clips[p])
+                room = longest - state.ids.shape[1]
+                ids.append(pad(state.ids[rows], (0, room), value=self.model.pad))
+                mask.append(pad(state.mask[rows], (0, room)))
                 finished.append(rollout.finished[rows])
                 samples += [rollout.samples[i] for i in rows.tolist()]
-        whole = type(heard[0]).joined(heard) if heard else None
+        whole = type(encoded[0]).joined(encoded) if encoded else None
         return self._pack(
-            Said(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners)), samples, torch.cat(finished)
+            TokenRollout(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners)),
+            samples,
+            torch.cat(finished),
         )
 
     def _once(self, name: str, message: str) -> None:
@@ -173,32 +173,32 @@ class TokenPolicy:
             self._warned.add(name)
             log.warn(message)
 
-    # -- a second look -------------------------------------------------------------------------------------------------
+    # -- the training path -------------------------------------------------------------------------------------------------
 
-    def _pack(self, said: Said, samples: list[Sample], finished: Tensor) -> Rollout:
+    def _pack(self, state: TokenRollout, samples: list[Sample], finished: Tensor) -> Rollout:
         """A rollout with the log-probabilities of the training pass, over the micro-batches that the update will take."""
-        logp = torch.zeros(said.ids.shape, device=self.device)
+        logp = torch.zeros(state.ids.shape, device=self.device)
         gaps, warm = list[Tensor](), list[Tensor]()
-        for rows in self._micro(said):
-            logits = self._look(self.model, said, rows)
+        for rows in self._micro(state):
+            logits = self._forward(self.model, state, rows)
             width = logits.shape[1]
-            ids, mask = (x[rows, :width].to(logits.device) for x in (said.ids, said.mask))
-            look = token_logp(logits, ids, self.sampling.temperature)
-            logp[rows.to(self.device), :width] = look
+            ids, mask = (x[rows, :width].to(logits.device) for x in (state.ids, state.mask))
+            trained = token_logp(logits, ids, self.sampling.temperature)
+            logp[rows.to(self.device), :width] = trained
             if self.sampling.top_p < 1 or self.sampling.top_k:
                 gaps.append(-kept_mass(logits, self.sampling).log()[mask])
             if self.sampling.temperature != 1:
-                warm.append((look - token_logp(logits, ids))[mask].abs())
+                warm.append((trained - token_logp(logits, ids))[mask].abs())
         self._compare(gaps, warm)
-        mask = said.mask.to(self.device) & logp.isfinite()
-        return Rollout(said.prompts, torch.where(mask, logp, torch.zeros_like(logp)), mask, samples, said, finished)
+        mask = state.mask.to(self.device) & logp.isfinite()
+        return Rollout(state.prompts, torch.where(mask, logp, torch.zeros_like(logp)), mask, samples, state, finished)
 
-    def _micro(self, said: Said) -> Iterator[Tensor]:
+    def _micro(self, state: TokenRollout) -> Iterator[Tensor]:
         """Rows (n,) of every micro-batch of the updates on this collection (``algos.update``)."""
-        for share in torch.arange(len(said.clips)).tensor_split(self.config.updates_per_collection):
+        for share in torch.arange(len(state.clips)).tensor_split(self.config.updates_per_collection):
             for part in share.split(self.config.micro_batch):
                 if len(part):
-                    yield torch.isin(said.prompts, part).nonzero()[:, 0]
+                    yield torch.isin(state.prompts, part).nonzero()[:, 0]
 
     def _compare(self, gaps: list[Tensor], warm: list[Tensor]) -> None:
         """Say once how far what samples is from what is trained, and note it for every collection."""
@@ -218,48 +218,54 @@ class TokenPolicy:
                 f"at temperature 1 is {gap:.3f} a token",
             )
 
-    def _look(self, model: Any, said: Said, rows: Tensor, *, hidden: bool = False) -> Tensor:
+    def _forward(self, model: Any, state: TokenRollout, rows: Tensor, *, states: bool = False) -> Tensor:
         """Logits (n, S', V) float32 of the rows' tokens, S' the longest of them; or what the head sees, (n, S', D)."""
-        lengths = said.mask[rows].sum(1)
+        lengths = state.mask[rows].sum(1)
         parts = (
-            [torch.arange(len(rows))] if said.heard is None else like_lengths(lengths, SPARE[self.device.type != "cpu"])
+            [torch.arange(len(rows))]
+            if state.encoded is None
+            else like_lengths(lengths, SPARE[self.device.type != "cpu"])
         )
         if len(parts) == 1:
-            return self._see(model, said, rows, hidden)
-        made = [self._see(model, said, rows[part], hidden) for part in parts]
+            return self._forward_rows(model, state, rows, states)
+        made = [self._forward_rows(model, state, rows[part], states) for part in parts]
         width = max(x.shape[1] for x in made)
         whole = made[0].new_zeros(len(rows), width, made[0].shape[2])
         for part, x in zip(parts, made, strict=True):
             whole.index_copy_(0, part.to(x.device), pad(x, (0, 0, 0, width - x.shape[1])))
         return whole
 
-    def _see(self, model: Any, said: Said, rows: Tensor, hidden: bool) -> Tensor:
-        """``_look`` at rows together, as wide as the longest."""
-        prompts = said.prompts[rows]
-        mask = said.mask[rows]
+    def _forward_rows(self, model: Any, state: TokenRollout, rows: Tensor, states: bool) -> Tensor:
+        """``_forward`` at rows together, as wide as the longest."""
+        prompts = state.prompts[rows]
+        mask = state.mask[rows]
         width = max(1, int(mask.sum(1).max()))
-        ids, mask = said.ids[rows, :width], mask[:, :width]
+        ids, mask = state.ids[rows, :width], mask[:, :width]
         with self._cast():
-            if said.heard is None:
+            if state.encoded is None:
                 used, prompts = torch.unique(prompts, return_inverse=True)
-                heard = self._hear([said.clips[i] for i in used.tolist()], model=model, grad=torch.is_grad_enabled())
+                encoded = self._encode(
+                    [state.clips[i] for i in used.tolist()], model=model, grad=torch.is_grad_enabled()
+                )
             else:
-                heard = said.heard
+                encoded = state.encoded
             return (
-                model.hidden(heard, prompts, ids, mask).float() if hidden else model.logits(heard, prompts, ids, mask)
+                model.forward_states(encoded, prompts, ids).float()
+                if states
+                else model.forward_logits(encoded, prompts, ids)
             )
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         """Log-probabilities of the stored tokens of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
-        said: Said = rollout.state
-        logits = self._look(self.model, said, rows)
+        state: TokenRollout = rollout.state
+        logits = self._forward(self.model, state, rows)
         width, warmth = logits.shape[1], self.sampling.temperature
-        ids = said.ids[rows, :width].to(logits.device)
+        ids = state.ids[rows, :width].to(logits.device)
         logp, kl = token_logp(logits, ids, warmth), None
-        full = said.ids.shape[1] - width
+        full = state.ids.shape[1] - width
         if with_kl:
             with torch.no_grad(), self.adapted.reference() as other:
-                there = self._look(other, said, rows)
+                there = self._forward(other, state, rows)
                 if self.config.kl == "k3":
                     there = token_logp(there, ids, warmth)
             if self.config.kl == "k3":
@@ -275,13 +281,13 @@ class TokenPolicy:
     @torch.no_grad()
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """What the head sees before each token: (n, S, D) float32, D at most ``FEATURES`` by a fixed random projection."""
-        said: Said = rollout.state
-        states = self._look(self.model, said, rows, hidden=True)
+        state: TokenRollout = rollout.state
+        states = self._forward(self.model, state, rows, states=True)
         wide = states.shape[-1]
         if wide > FEATURES:
             drawn = torch.randn(wide, FEATURES, generator=torch.Generator().manual_seed(0)) / wide**0.5
             states = states @ drawn.to(states.device)
-        return pad(states, (0, 0, 0, said.ids.shape[1] - states.shape[1]))
+        return pad(states, (0, 0, 0, state.ids.shape[1] - states.shape[1]))
 
     def _cross_entropy(self, logits: Tensor, ids: Tensor, mask: Tensor, prompts: int) -> Tensor:
         """Mean over ``prompts`` of each row's cross-entropy in nats a token; prompts without a row count as 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlspeech.config import Sampling
-from rlspeech.models.audio_lm.generate import pick, uniforms
+from rlspeech.models.audio_lm.generate import sample_tokens, uniforms
 
 
 def _logits(v: int = 40) -> torch.Tensor:
@@ -16,7 +16,7 @@ def test_frequencies_are_probabilities() -> None:
     logits, n = _logits(), 20000
     u = (torch.arange(n, dtype=torch.double) + 0.5) / n
     for temperature in (0.5, 1.0, 2.0):
-        counts = torch.bincount(pick(logits.expand(n, -1), Sampling(temperature=temperature), u), minlength=40)
+        counts = torch.bincount(sample_tokens(logits.expand(n, -1), Sampling(temperature=temperature), u), minlength=40)
         assert float((counts - n * (logits / temperature).softmax(0)).abs().max()) <= 1.01
 
 
@@ -25,14 +25,14 @@ def test_truncation_keeps_the_likeliest() -> None:
     u = (torch.arange(n, dtype=torch.double) + 0.5) / n
     p = logits.softmax(0)
     order = p.argsort(descending=True)
-    top = pick(logits.expand(n, -1), Sampling(top_k=3), u)
+    top = sample_tokens(logits.expand(n, -1), Sampling(top_k=3), u)
     assert set(top.tolist()) == set(order[:3].tolist())
-    nucleus = set(pick(logits.expand(n, -1), Sampling(top_p=0.8), u).tolist())
+    nucleus = set(sample_tokens(logits.expand(n, -1), Sampling(top_p=0.8), u).tolist())
     size = int((p[order].cumsum(0) < 0.8).sum()) + 1  # the smallest set that holds as much
     assert nucleus == set(order[:size].tolist())
     assert (
-        pick(logits[None], Sampling(top_k=1), torch.tensor([0.999999])).item()
-        == pick(logits[None], None, None).item()
+        sample_tokens(logits[None], Sampling(top_k=1), torch.tensor([0.999999])).item()
+        == sample_tokens(logits[None], None, None).item()
         == order[0]
     )
 
@@ -41,13 +41,13 @@ def test_rare_tokens_of_a_large_vocabulary_are_drawn() -> None:
     logits = torch.zeros(200_000)
     logits[0] = 30.0  # each of the others has 1e-13: sums in single precision would never reach them
     u = torch.tensor([1 - 1e-8], dtype=torch.double)
-    assert 90_000 < pick(logits[None], Sampling(), u).item() < 96_000
+    assert 90_000 < sample_tokens(logits[None], Sampling(), u).item() < 96_000
 
 
 def test_extreme_numbers_stay_in_the_vocabulary() -> None:
     logits = torch.full((2, 5), -torch.inf)
     logits[:, 3] = 0.0
-    assert pick(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.double)).tolist() == [3, 3]
+    assert sample_tokens(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.double)).tolist() == [3, 3]
 
 
 def test_a_rows_numbers_hang_on_seed_prompt_and_place() -> None:

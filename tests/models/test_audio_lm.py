@@ -13,7 +13,8 @@ from tiny_audio_lms import ALL, ASR, AUDIO, BOS, END, EOS, PAD, SPLICED, clips, 
 from rlspeech.config import Lora, Sampling
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.audio_lm.families import family_of, granite_mel
-from rlspeech.models.audio_lm.model import AudioLM, Heard
+from rlspeech.models.audio_lm.generate import EncodedPrompts
+from rlspeech.models.audio_lm.model import AudioLM
 from rlspeech.types import UserError
 
 T1 = Sampling()
@@ -50,9 +51,9 @@ def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
 
 
 def _asked() -> Any:
-    from rlspeech.models.audio_lm.families import Asked
+    from rlspeech.models.audio_lm.families import Request
 
-    return Asked()
+    return Request()
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------------
@@ -62,16 +63,16 @@ def _asked() -> Any:
 def test_a_group_equals_repeated_single_calls(model_type: str) -> None:
     """Bug 1 (tiled against interleaved repeats) and trap (b) (chunks of different clips mixed): three clips, unlike lengths and seeds."""
     lm, wavs = _lm(model_type), _clips()
-    together = lm.generate(lm.hear(wavs), group=3, sampling=T1, max_new_tokens=9, seed=[11, 12, 13])
+    together = lm.generate(lm.encode(wavs), group=3, sampling=T1, max_new_tokens=9, seed=[11, 12, 13])
     assert together.ids.shape[0] == 9 and len({tuple(r) for r in together.ids.tolist()}) > 6
     for b, wav in enumerate(wavs):
-        alone = lm.generate(lm.hear([wav]), group=3, sampling=T1, max_new_tokens=9, seed=[11 + b])
+        alone = lm.generate(lm.encode([wav]), group=3, sampling=T1, max_new_tokens=9, seed=[11 + b])
         rows = slice(3 * b, 3 * b + 3)
         width = alone.ids.shape[1]
         assert torch.equal(together.ids[rows, :width], alone.ids) and torch.equal(
             together.mask[rows, :width], alone.mask
         )
-        first = lm.generate(lm.hear([wav]), group=1, sampling=T1, max_new_tokens=9, seed=[11 + b])
+        first = lm.generate(lm.encode([wav]), group=1, sampling=T1, max_new_tokens=9, seed=[11 + b])
         assert torch.equal(together.ids[3 * b, : first.ids.shape[1]], first.ids[0])
         assert torch.equal(together.finished[rows], alone.finished)
 
@@ -81,9 +82,9 @@ def test_greedy_equals_transformers_generate(model_type: str) -> None:
     from transformers import GenerationMixin
 
     lm, wavs = _lm(model_type), _clips()
-    ours = lm.generate(lm.hear(wavs), max_new_tokens=8)
+    ours = lm.generate(lm.encode(wavs), max_new_tokens=8)
     best = lm.generate(
-        lm.hear(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2
+        lm.encode(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2
     )  # trap (b): as the notes found it
     assert torch.equal(best.ids, ours.ids.repeat_interleave(2, 0))
     for row, wav in zip(ours.ids, wavs, strict=True):
@@ -101,30 +102,29 @@ def test_the_encoder_hears_a_clip_once(model_type: str) -> None:
     encoder.register_forward_hook(
         lambda m, args, kwargs, out: seen.append((args or tuple(kwargs.values()))[0].shape[0]), with_kwargs=True
     )
-    heard = lm.hear(_clips())
+    heard = lm.encode(_clips())
     drawn = lm.generate(heard, group=4, sampling=T1, max_new_tokens=3)
-    lm.logits(heard, torch.arange(12) // 4, drawn.ids, drawn.mask)
+    lm.forward_logits(heard, torch.arange(12) // 4, drawn.ids)
     assert sum(seen) == (4 if model_type in CHUNKED else 3)
 
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_what_stands_beside_a_clip_does_not_matter(model_type: str) -> None:
     lm, wavs = _lm(model_type), _clips()
-    together, alone = lm.hear(wavs), [lm.hear([w]) for w in wavs]
+    together, alone = lm.encode(wavs), [lm.encode([w]) for w in wavs]
     ids = torch.randint(0, 200, (3, 6), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    both = lm.logits(together, [0, 1, 2], ids, mask)
+    both = lm.forward_logits(together, [0, 1, 2], ids)
     for b in range(3):
         torch.testing.assert_close(together.audio[b], alone[b].audio[0], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(
-            both[b : b + 1], lm.logits(alone[b], [0], ids[b : b + 1], mask[b : b + 1]), atol=1e-4, rtol=1e-4
+            both[b : b + 1], lm.forward_logits(alone[b], [0], ids[b : b + 1]), atol=1e-4, rtol=1e-4
         )
 
 
 @pytest.mark.parametrize("model_type", SPLICED)
 def test_the_checkpoints_own_sampling_is_not_applied(model_type: str, capsys: pytest.CaptureFixture[str]) -> None:
     lm = _lm(model_type)
-    heard = lm.hear(_clips())
+    heard = lm.encode(_clips())
     free = lm.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5)
     given = lm.net.generation_config
     given.do_sample, given.top_k, given.top_p, given.repetition_penalty, given.suppress_tokens = (
@@ -149,7 +149,7 @@ def test_rows_that_stop(model_type: str) -> None:
     lm = _lm(model_type)
     end = lm.tokenizer.convert_tokens_to_ids(END)
     assert lm.stops == [end]
-    heard = lm.hear(clips(*[0.5] * 4))
+    heard = lm.encode(clips(*[0.5] * 4))
 
     def stop_often(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
         others = out.index_fill(-1, torch.tensor([end]), -torch.inf).logsumexp(-1, keepdim=True)
@@ -175,21 +175,19 @@ def test_rows_that_stop(model_type: str) -> None:
 
 def test_no_clips_and_no_room() -> None:
     lm = _lm("whisper")
-    none = lm.generate(lm.hear([]), group=3, sampling=T1, max_new_tokens=5)
+    none = lm.generate(lm.encode([]), group=3, sampling=T1, max_new_tokens=5)
     assert none.ids.shape == (0, 0) and none.finished.shape == (0,)
-    long = lm.generate(lm.hear(clips(0.5)), max_new_tokens=500)  # 64 positions, 4 of them the prompt's
+    long = lm.generate(lm.encode(clips(0.5)), max_new_tokens=500)  # 64 positions, 4 of them the prompt's
     assert long.ids.shape[1] <= 60
 
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_beams_find_something_at_least_as_likely(model_type: str) -> None:
     lm, wavs = _lm(model_type), _clips()
-    heard = lm.hear(wavs)
+    heard = lm.encode(wavs)
 
     def likelihood(drawn: Any) -> torch.Tensor:
-        logp = (
-            lm.logits(heard, [0, 1, 2], drawn.ids, drawn.mask).log_softmax(-1).gather(-1, drawn.ids[..., None])[..., 0]
-        )
+        logp = lm.forward_logits(heard, [0, 1, 2], drawn.ids).log_softmax(-1).gather(-1, drawn.ids[..., None])[..., 0]
         return (logp * drawn.mask).sum(1)
 
     with torch.no_grad():
@@ -207,10 +205,10 @@ def test_beams_find_something_at_least_as_likely(model_type: str) -> None:
 def test_log_probabilities_equal_a_plain_forward(model_type: str) -> None:
     """Of drawn tokens, against the transformers model on ids and features, one row at a time without padding."""
     lm, wavs = _lm(model_type), _clips()
-    heard = lm.hear(wavs)
+    heard = lm.encode(wavs)
     drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=7, seed=4)
     rows = torch.tensor([3, 0, 5, 1])  # any order, unlike prompts
-    ours = lm.logits(heard, rows // 2, drawn.ids[rows], drawn.mask[rows])
+    ours = lm.forward_logits(heard, rows // 2, drawn.ids[rows])
     assert ours.dtype == torch.float32 and ours.shape[:2] == drawn.ids[rows].shape
     for i, row in enumerate(rows.tolist()):
         given, n = _plain(lm, wavs[row // 2]), int(drawn.mask[row].sum())
@@ -228,18 +226,18 @@ def test_log_probabilities_equal_a_plain_forward(model_type: str) -> None:
 def test_padding_and_the_prompt_have_no_part(model_type: str) -> None:
     """Bug 2: log-probabilities are those of the answer's tokens, not of what surrounds them."""
     lm = _lm(model_type)
-    heard = lm.hear(_clips())
+    heard = lm.encode(_clips())
     ids, mask = lm.references(["abc", "a longer one", "x"])
-    logits = lm.logits(heard, [0, 1, 2], ids, mask)
-    other = lm.logits(heard, [0, 1, 2], ids.masked_fill(~mask, 7), mask)
+    logits = lm.forward_logits(heard, [0, 1, 2], ids)
+    other = lm.forward_logits(heard, [0, 1, 2], ids.masked_fill(~mask, 7))
     torch.testing.assert_close(logits[mask], other[mask])
     # the last logits know all tokens before, the first none: the last reference token changes nothing, the first does
     last = ids.clone()
     last[1, int(mask[1].sum()) - 1] = 9
-    torch.testing.assert_close(lm.logits(heard, [0, 1, 2], last, mask)[mask], logits[mask])
+    torch.testing.assert_close(lm.forward_logits(heard, [0, 1, 2], last)[mask], logits[mask])
     first = ids.clone()
     first[1, 0] = 9
-    changed = lm.logits(heard, [0, 1, 2], first, mask)
+    changed = lm.forward_logits(heard, [0, 1, 2], first)
     torch.testing.assert_close(changed[1, 0], logits[1, 0])
     assert float((changed[1, 1] - logits[1, 1]).abs().max()) > 1e-2
 
@@ -249,16 +247,16 @@ def test_the_head_sees_the_transcript_only(model_type: str) -> None:
     """Trap (c): Qwen2-Audio would return the logits of every position."""
     lm, seen = _lm(model_type), []
     lm.net.get_output_embeddings().register_forward_hook(lambda m, args, out: seen.append(tuple(out.shape[:-1])))
-    heard = lm.hear(_clips())
+    heard = lm.encode(_clips())
     seen.clear()
     ids = torch.zeros(4, 5, dtype=torch.long)
-    lm.logits(heard, [0, 0, 2, 1], ids, ids == 0)
+    lm.forward_logits(heard, [0, 0, 2, 1], ids)
     assert seen == [(4, 5)]
 
 
 def test_heard_clips_are_parked_and_chosen() -> None:
     lm = _lm("fun_asr_nano")
-    heard = lm.hear(_clips()).to("cpu")
+    heard = lm.encode(_clips()).to("cpu")
     some = heard.select(torch.tensor([2, 0, 2]))
     assert len(some) == 3 and some.audio[0] is heard.audio[2] and some.ids[1] is heard.ids[0]
     assert not any(a.requires_grad for a in heard.audio) and all(
@@ -306,7 +304,7 @@ def test_qwen3_asr_writes_the_language_first() -> None:
     ids, mask = lm.references(["yes", "", "ja"], language=[None, None, "de"])
     raw = [lm.tokenizer.decode(r[k][:-1]) for r, k in zip(ids, mask, strict=True)]
     assert raw == [f"language English{ASR}yes", f"language None{ASR}", "ja"]
-    forced, free = (lm.tokenizer.decode(lm.hear(clips(0.5), language=g).ids[0]) for g in ("en", None))
+    forced, free = (lm.tokenizer.decode(lm.encode(clips(0.5), language=g).ids[0]) for g in ("en", None))
     assert forced.endswith(f"language English{ASR}") and not free.endswith(ASR)
 
 
@@ -329,34 +327,34 @@ def test_prompts_are_worded_as_the_processors_word_them() -> None:
     text = lm.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     made = lm.processor(text=[text] * 2, audio=wavs, sampling_rate=16000, return_tensors="pt", padding=True)
     for ours, row, real in zip(
-        lm.hear(wavs, prompt="Write it down.").ids, made["input_ids"], made["attention_mask"].bool(), strict=True
+        lm.encode(wavs, prompt="Write it down.").ids, made["input_ids"], made["attention_mask"].bool(), strict=True
     ):
         assert torch.equal(ours, row[real])
     whole = f"{BOS}{AUDIO}{EOS}in French:"
-    assert lm.tokenizer.decode(lm.hear(wavs[:1], prompt=whole).ids[0]).endswith(f"{AUDIO}{EOS}in French:")
+    assert lm.tokenizer.decode(lm.encode(wavs[:1], prompt=whole).ids[0]).endswith(f"{AUDIO}{EOS}in French:")
     with pytest.raises(UserError, match="one audio token"):
-        lm.hear(wavs[:1], prompt=f"{AUDIO} and {AUDIO}")
+        lm.encode(wavs[:1], prompt=f"{AUDIO} and {AUDIO}")
 
     fun = _lm("fun_asr_nano")
     said = fun.tokenizer.decode(
-        fun.hear(wavs[:1], prompt="at sea", language="en", keywords=[["Ahab", "Queequeg"]]).ids[0]
+        fun.encode(wavs[:1], prompt="at sea", language="en", keywords=[["Ahab", "Queequeg"]]).ids[0]
     )
     assert said.count(AUDIO) > 5 and said.endswith(f"{EOS}at seaAhab, Queequeg: 英文: {END}\n<|im_start|>assistant\n")
     with pytest.raises(UserError, match="language"):
-        fun.hear(wavs[:1], language="Klingon")
+        fun.encode(wavs[:1], language="Klingon")
 
     voxtral = _lm("voxtral")
-    said = voxtral.tokenizer.decode(voxtral.hear(clips(3.0), language="en").ids[0])
+    said = voxtral.tokenizer.decode(voxtral.encode(clips(3.0), language="en").ids[0])
     assert said == f"<s>[INST][BEGIN_AUDIO]{AUDIO * 50}[/INST]lang:en[TRANSCRIBE]"
 
     whisper = _lm("whisper")
-    prompts = [whisper.tokenizer.decode(i) for i in whisper.hear(clips(0.5, 0.5), language=["German", None]).ids]
+    prompts = [whisper.tokenizer.decode(i) for i in whisper.encode(clips(0.5, 0.5), language=["German", None]).ids]
     assert prompts[0] == "<|startoftranscript|><|de|><|transcribe|><|notimestamps|>"
     wavs = clips(0.5, 1.0, 1.5, 2.0, seed=3)
     theirs = whisper.net.detect_language(
         whisper.extractor(wavs, sampling_rate=16000, return_tensors="pt").input_features, num_segment_frames=200
     )
-    assert [int(i[1]) for i in whisper.hear(wavs).ids] == theirs.tolist()
+    assert [int(i[1]) for i in whisper.encode(wavs).ids] == theirs.tolist()
 
 
 def test_granites_features_are_torchaudios() -> None:
@@ -384,9 +382,9 @@ def test_granites_features_are_torchaudios() -> None:
 def test_empty_and_odd_audio_costs_nobody_else(model_type: str) -> None:
     lm, good = _lm(model_type), clips(0.8)[0]
     odd = [np.zeros(0, np.float32), clips(0.05)[0], np.full(4000, np.nan, np.float32), good, np.zeros(8000, np.float32)]
-    heard = lm.hear(odd)
+    heard = lm.encode(odd)
     assert len(heard) == 5 and all(len(a) > 0 and bool(torch.isfinite(a).all()) for a in heard.audio)
-    torch.testing.assert_close(heard.audio[3], lm.hear([good]).audio[0], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(heard.audio[3], lm.encode([good]).audio[0], atol=2e-5, rtol=1e-4)
     drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=4)
     assert drawn.ids.shape[0] == 10 and len(lm.text(drawn.ids, drawn.mask)) == 10
 
@@ -394,7 +392,7 @@ def test_empty_and_odd_audio_costs_nobody_else(model_type: str) -> None:
 def test_what_is_too_long_is_not_heard() -> None:
     lm = tiny("fun_asr_nano", max_s=1.0)
     long = clips(2.0)[0]
-    assert torch.equal(lm.hear([long]).audio[0], lm.hear([long[:16000]]).audio[0])
+    assert torch.equal(lm.encode([long]).audio[0], lm.encode([long[:16000]]).audio[0])
 
 
 # -- what is trained ---------------------------------------------------------------------------------------------------------
@@ -408,27 +406,27 @@ def test_encoder_and_projector_stay_as_they_are(model_type: str, kind: Any) -> N
     trained = {n for n, p in lm.named_parameters() if p.requires_grad}
     ours = tuple(f"net.{t}" for t in lm.family.language)
     assert trained and all(n.startswith(ours) for n in trained)
-    heard = lm.hear(_clips(), grad=True)
+    heard = lm.encode(_clips(), grad=True)
     assert not any(a.requires_grad for a in heard.audio)
     ids, mask = lm.references(["ab", "c", "def"])
     with torch.no_grad():
-        before = lm.logits(heard, [0, 1, 2], ids, mask)
-    lm.logits(heard, [0, 1, 2], ids, mask)[mask].square().sum().backward()
+        before = lm.forward_logits(heard, [0, 1, 2], ids)
+    lm.forward_logits(heard, [0, 1, 2], ids)[mask].square().sum().backward()
     assert sum(int(p.grad is not None and bool(p.grad.abs().sum() > 0)) for p in adapted.parameters()) > 3
     with torch.no_grad():
         for p in adapted.parameters():
             p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
-        after = lm.logits(heard, [0, 1, 2], ids, mask)
+        after = lm.forward_logits(heard, [0, 1, 2], ids)
         assert float((after - before)[mask].abs().max()) > 1e-2
         with adapted.reference() as reference:
-            torch.testing.assert_close(reference.logits(heard, [0, 1, 2], ids, mask)[mask], before[mask])
+            torch.testing.assert_close(reference.forward_logits(heard, [0, 1, 2], ids)[mask], before[mask])
             if kind is None:  # no second encoder in memory
                 shared = {id(p) for p in lm.parameters_of("encoder") + lm.parameters_of("projector")}
                 assert shared <= {id(p) for p in reference.parameters()}
                 assert not {id(p) for p in lm.parameters_of("language")} & {id(p) for p in reference.parameters()}
         plain = _lm(model_type)
         plain.load_state_dict(adapted.merged())
-        torch.testing.assert_close(plain.logits(heard, [0, 1, 2], ids, mask)[mask], after[mask], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(plain.forward_logits(heard, [0, 1, 2], ids)[mask], after[mask], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", ["fun_asr_nano", "qwen2_audio", "whisper"])
@@ -440,9 +438,9 @@ def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lor
     assert lora is not None or not any(
         p.requires_grad for n, p in lm.named_parameters() if n in fixed
     )  # position tables
-    heard = lm.hear(_clips(), grad=True)
+    heard = lm.encode(_clips(), grad=True)
     ids, mask = lm.references(["ab", "c", "def"])
-    before = lm.logits(heard, [0, 1, 2], ids, mask)
+    before = lm.forward_logits(heard, [0, 1, 2], ids)
     before[mask].square().sum().backward()
     trained = {n for n, p in lm.named_parameters() if p.requires_grad and p.grad is not None}
     for part in (*lm.family.encoder, *lm.family.projector):
@@ -451,7 +449,7 @@ def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lor
         for p in adapted.parameters():
             p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
         with adapted.reference() as reference:
-            again = reference.logits(reference.hear(_clips()), [0, 1, 2], ids, mask)
+            again = reference.forward_logits(reference.encode(_clips()), [0, 1, 2], ids)
         torch.testing.assert_close(again[mask], before[mask].detach())
 
 
@@ -467,10 +465,10 @@ def test_copies_share_what_is_frozen_and_nothing_else() -> None:
 
 def test_bf16_writes_and_looks_again() -> None:
     lm = _lm("fun_asr_nano").to(torch.bfloat16)
-    heard = lm.hear(_clips())
+    heard = lm.encode(_clips())
     drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=5)
     assert heard.audio[0].dtype == torch.bfloat16
-    assert lm.logits(heard, torch.arange(6) // 2, drawn.ids, drawn.mask).dtype == torch.float32
+    assert lm.forward_logits(heard, torch.arange(6) // 2, drawn.ids).dtype == torch.float32
 
 
 def test_other_models_are_refused() -> None:
@@ -479,8 +477,8 @@ def test_other_models_are_refused() -> None:
     fun = _lm("fun_asr_nano")
     fun.tokenizer.chat_template = None
     with pytest.raises(UserError, match="chat template"):
-        fun.hear(clips(0.5))
+        fun.encode(clips(0.5))
     lm = _lm("qwen3_asr")
     with pytest.raises(UserError, match="processor"):
         AudioLM(lm.net, lm.tokenizer)
-    assert isinstance(lm.hear(clips(0.3)), Heard) and lm.tokenizer.convert_ids_to_tokens(lm.pad) == PAD
+    assert isinstance(lm.encode(clips(0.3)), EncodedPrompts) and lm.tokenizer.convert_ids_to_tokens(lm.pad) == PAD

@@ -19,7 +19,7 @@ from rlspeech.types import UserError
 def _logits(lm: Any) -> torch.Tensor:
     with torch.no_grad():
         ids, mask = lm.references(["abc", "d"])
-        return lm.logits(lm.hear(clips(0.6, 0.9)), [0, 1], ids, mask)[mask]
+        return lm.forward_logits(lm.encode(clips(0.6, 0.9)), [0, 1], ids)[mask]
 
 
 @pytest.mark.parametrize("model_type", ALL)

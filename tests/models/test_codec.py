@@ -12,8 +12,8 @@ import torch
 
 from rlspeech.config import CodecModel
 from rlspeech.data.audio import rms_dbfs
-from rlspeech.models.codec.codec import Codec, EmbeddedCodec, like_lengths, load_codec
-from rlspeech.models.codec.net import CodecNet, FiniteScalar, factors, held, pulses, spread_of
+from rlspeech.models.codec.codec import Codec, EmbeddedCodec, length_batches, load_codec
+from rlspeech.models.codec.net import CodecNet, FiniteScalar, band_interpolation, hold_pitch, prime_factors, pulses
 from rlspeech.models.hub import save_model
 from rlspeech.types import UserError
 
@@ -87,8 +87,8 @@ def test_the_voice_comes_from_the_prompt_and_a_prompt_is_heard_once(
     codec: EmbeddedCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, prompt, heard = codec.encode([speech(0.5)])[0], speech(1.0, 240, 3), []
-    hear = codec.net.hear
-    monkeypatch.setattr(codec.net, "hear", lambda *given: heard.append(1) or hear(*given))
+    encode = codec.net.encode_voice
+    monkeypatch.setattr(codec.net, "encode_voice", lambda *given: heard.append(1) or encode(*given))
     a, b, c, d, e = codec.decode([ids] * 5, [prompt, prompt, None, np.zeros(8000, np.float32), np.zeros(0, np.float32)])
     assert len(heard) == 1
     assert np.array_equal(a, b) and not np.allclose(a, c, atol=1e-4) and np.array_equal(c, d) and np.array_equal(c, e)
@@ -104,7 +104,7 @@ def test_without_voices_prompts_mean_nothing() -> None:
 
 @pytest.mark.parametrize(("stride", "parts"), [(1, [1]), (2, [2]), (3, [3]), (6, [2, 3]), (8, [2, 2, 2])])
 def test_any_number_of_frames_a_token(stride: int, parts: list[int]) -> None:
-    assert factors(stride) == parts
+    assert prime_factors(stride) == parts
     codec = EmbeddedCodec(CodecNet(SMALL.model_copy(update={"stride": stride})).eval())
     ids = codec.encode([speech(0.5)])
     assert len(ids[0]) == -(-8000 // (160 * stride)) and len(codec.decode(ids)[0]) == len(ids[0]) * 160 * stride
@@ -128,19 +128,19 @@ def test_pulses_have_the_pitch_power_one_and_no_aliases() -> None:
 
 
 def test_a_pitch_is_held_through_what_is_unvoiced() -> None:
-    assert held(torch.tensor([[0.0, 100, 0, 0, 120, 0]])).tolist() == [[150, 100, 100, 100, 120, 120]]
+    assert hold_pitch(torch.tensor([[0.0, 100, 0, 0, 120, 0]])).tolist() == [[150, 100, 100, 100, 120, 120]]
 
 
 def test_band_gains_are_interpolated() -> None:
-    spread = spread_of(CodecModel())
+    spread = band_interpolation(CodecModel())
     assert (
         spread.shape == (80, 321) and torch.allclose(spread.sum(0), torch.ones(321), atol=1e-5) and (spread >= 0).all()
     )
 
 
 def test_like_lengths_share_a_batch() -> None:
-    assert like_lengths([5, 1, 9, 4], 10) == [[2], [0, 3], [1]]
-    assert like_lengths([], 10) == [] and like_lengths([50], 10) == [[0]] and like_lengths([0, 0], 10) == [[0, 1]]
+    assert length_batches([5, 1, 9, 4], 10) == [[2], [0, 3], [1]]
+    assert length_batches([], 10) == [] and length_batches([50], 10) == [[0]] and length_batches([0, 0], 10) == [[0, 1]]
 
 
 @pytest.mark.parametrize("half", [False, True])

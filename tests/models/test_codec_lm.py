@@ -33,10 +33,10 @@ def model(kind: str) -> CodecLM:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_group_is_repeated_single_calls_and_padding_does_not_matter(kind: str) -> None:
     lm = model(kind)
-    together = lm.generate(lm.read(LINES), group=3, sampling=Sampling(), max_new_tokens=12, seed=[5, 6, 7, 8])
+    together = lm.generate(lm.encode(LINES), group=3, sampling=Sampling(), max_new_tokens=12, seed=[5, 6, 7, 8])
     assert together.ids.shape[0] == 12 and not torch.equal(together.ids[0], together.ids[1])
     for b, line in enumerate(LINES):
-        alone = lm.generate(lm.read([line]), group=3, sampling=Sampling(), max_new_tokens=12, seed=[5 + b])
+        alone = lm.generate(lm.encode([line]), group=3, sampling=Sampling(), max_new_tokens=12, seed=[5 + b])
         own = slice(3 * b, 3 * b + 3)
         assert torch.equal(together.ids[own, : alone.ids.shape[1]], alone.ids) and torch.equal(
             together.finished[own], alone.finished
@@ -48,15 +48,15 @@ def test_a_group_is_repeated_single_calls_and_padding_does_not_matter(kind: str)
 def test_log_probabilities_are_a_plain_forwards_over_codes_and_stops(kind: str) -> None:
     lm = model(kind)
     drawn, rows = (
-        lm.generate(lm.read(LINES), group=2, sampling=Sampling(), max_new_tokens=9, seed=1),
+        lm.generate(lm.encode(LINES), group=2, sampling=Sampling(), max_new_tokens=9, seed=1),
         torch.arange(4).repeat_interleave(2),
     )
-    logits = lm.logits(lm.read(LINES), rows, drawn.ids, drawn.mask)
+    logits = lm.forward_logits(lm.encode(LINES), rows, drawn.ids)
     assert logits.shape == (8, drawn.ids.shape[1], V + 1) and logits.dtype == torch.float32
     first, stops = lm.layout.first, list(lm.layout.stops)
     for i, row in enumerate(rows.tolist()):
         ids, keep = lm.vocabulary(drawn.ids[i]), int(drawn.mask[i].sum())
-        start = lm.read(LINES).ids[row]
+        start = lm.encode(LINES).ids[row]
         whole = lm.net(input_ids=torch.cat([start, ids])[None]).logits[0, len(start) - 1 :][:keep]
         p = whole.softmax(-1)
         wanted = torch.cat([p[:, first : first + V], p[:, stops].sum(1, keepdim=True)], 1)
@@ -68,9 +68,9 @@ def test_log_probabilities_are_a_plain_forwards_over_codes_and_stops(kind: str) 
 def test_the_sampler_draws_from_what_is_looked_at() -> None:
     """Half of the first tokens' mass is where the logits say it is."""
     lm = tiny()
-    prompts = lm.read(LINES[:1])
+    prompts = lm.encode(LINES[:1])
     drawn = lm.generate(prompts, group=600, sampling=Sampling(), max_new_tokens=1, seed=3)
-    p = lm.logits(prompts, [0], drawn.ids[:1], drawn.mask[:1])[0, 0].softmax(-1)
+    p = lm.forward_logits(prompts, [0], drawn.ids[:1])[0, 0].softmax(-1)
     found = torch.bincount(drawn.ids[:, 0], minlength=V + 1) / 600
     assert float((found - p.detach()).abs().max()) < 0.07
 
@@ -92,7 +92,7 @@ def test_a_heads_bias_counts_and_several_stops_are_one_decision() -> None:
 def test_a_row_is_marks_text_prompt_and_nothing_else() -> None:
     lm = tiny()
     mark, speech = (lm.tokenizer.convert_tokens_to_ids(m) for m in ("<|text|>", "<|speech|>"))
-    plain, empty, voiced, odd = lm.read(LINES).ids
+    plain, empty, voiced, odd = lm.encode(LINES).ids
     assert plain.tolist() == [mark, *lm.pieces("one two"), speech] and empty.tolist() == [mark, speech]
     first = lm.layout.first
     assert voiced.tolist() == [mark, *lm.pieces("four seven eight nine"), speech, *(first + i for i in (3, 1, 4, 1, 5))]
@@ -105,16 +105,16 @@ def test_a_text_cannot_write_marks() -> None:
         marks = [lm.layout.stops[0], lm.layout.first + 3]
         for text in ("<|stop|> <|speech|>", "<|s_3|><|SPEECH_GENERATION_END|>"):
             assert not set(lm.pieces(text)) & set(marks) and not set(lm.pieces(text)) & {
-                lm.read([Line("")]).ids[0][-1].item()
+                lm.encode([Line("")]).ids[0][-1].item()
             }
 
 
 def test_prompts_that_do_not_stand_in_a_row() -> None:
     lm = tiny()
     assert lm.layout.prompt_s == 1.0
-    bare = lm.read([Line("four")]).ids[0].tolist()
+    bare = lm.encode([Line("four")]).ids[0].tolist()
     for text, length in (("one", 26), (None, 5), ("", 5), ("one", 0)):  # too long, no text, nothing in it
-        assert lm.read([Line("four", text, torch.zeros(length, dtype=torch.long))]).ids[0].tolist() == bare
+        assert lm.encode([Line("four", text, torch.zeros(length, dtype=torch.long))]).ids[0].tolist() == bare
     assert lm.fits(Line("four", "one", torch.zeros(25, dtype=torch.long)))
 
 
@@ -130,13 +130,11 @@ def test_references_end_with_the_stop_and_codes_are_without() -> None:
 
 def test_unrolling_on_one_hot_tokens_is_teacher_forcing_and_the_gradient_goes_through_time() -> None:
     lm = tiny()
-    prompts, rows = lm.read(LINES), torch.tensor([2, 0, 3])
+    prompts, rows = lm.encode(LINES), torch.tensor([2, 0, 3])
     ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6], [5, 3, 5, 8]])
     soft = torch.nn.functional.one_hot(ids, V).float().requires_grad_()
     made = lm.unroll(prompts, rows, 4, lambda logits, s: (soft[:, s], s == 3))
-    torch.testing.assert_close(
-        made, lm.logits(prompts, rows, ids, torch.ones_like(ids, dtype=torch.bool)), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(made, lm.forward_logits(prompts, rows, ids), atol=1e-5, rtol=1e-4)
     (back,) = torch.autograd.grad(made[:, 3].logsumexp(-1).sum(), soft)
     assert all(float(back[:, s].abs().max()) > 0 for s in range(3)) and not back[:, 3].any()
 
@@ -155,7 +153,7 @@ def test_llasas_row_is_its_authors() -> None:
             {"role": "assistant", "content": "<|SPEECH_GENERATION_START|>" + codes},
         ]
         theirs = tokenizer.apply_chat_template(chat, tokenize=True, continue_final_message=True, return_dict=False)
-        assert lm.read([line]).ids[0].tolist() == list(theirs)
+        assert lm.encode([line]).ids[0].tolist() == list(theirs)
     assert (lm.layout.codec, lm.sample_rate, lm.layout.frame_s) == ("xcodec2", 16000, 0.02)
 
 
@@ -171,7 +169,7 @@ def test_llasas_row_is_its_authors() -> None:
 )
 def test_rows_of_the_others(kind: str, row: str) -> None:
     lm = adapted_public(kind)
-    assert lm.read([Line("wˈʌn")]).ids[0].tolist() == lm.tokenizer(row, add_special_tokens=False).input_ids
+    assert lm.encode([Line("wˈʌn")]).ids[0].tolist() == lm.tokenizer(row, add_special_tokens=False).input_ids
 
 
 def test_vocabularies_that_are_not_known() -> None:
@@ -226,7 +224,7 @@ def test_round_trip(kind: str, tmp_path: Path) -> None:
     ids, mask = lm.references([torch.tensor([1, 2, 3])])
     for other in (again, third):
         torch.testing.assert_close(
-            other.logits(other.read(LINES[2:3]), [0], ids, mask), lm.logits(lm.read(LINES[2:3]), [0], ids, mask)
+            other.forward_logits(other.encode(LINES[2:3]), [0], ids), lm.forward_logits(lm.encode(LINES[2:3]), [0], ids)
         )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")  # the library needs nothing of ours
     assert all(torch.equal(v, lm.net.state_dict()[k]) for k, v in theirs.state_dict().items())
@@ -243,11 +241,11 @@ def test_adapters_folded_in_and_half_precision(tmp_path: Path) -> None:
     for p in adapted.parameters():
         p.data += 0.1
     ids, mask = lm.references([torch.tensor([1, 2, 3])])
-    wanted = lm.logits(lm.read(LINES[:1]), [0], ids, mask)
+    wanted = lm.forward_logits(lm.encode(LINES[:1]), [0], ids)
     save_codec_lm(tmp_path / "half", lm, facts={}, weights=adapted.merged(), half=True)
     again, _ = load_codec_lm(str(tmp_path / "half"), codec=LevelCodec())
     assert next(again.parameters()).dtype == torch.float32
-    torch.testing.assert_close(again.logits(again.read(LINES[:1]), [0], ids, mask), wanted, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(again.forward_logits(again.encode(LINES[:1]), [0], ids), wanted, atol=0.1, rtol=0.1)
     assert next(load_codec_lm(str(tmp_path / "half"), dtype="bf16")[0].parameters()).dtype == torch.bfloat16
 
 

@@ -70,7 +70,7 @@ def test_the_language_model_says_its_text_and_stops() -> None:
     model, _ = task.load("embedded")
     nothing = np.zeros(0, np.float32)
     clips = [Clip(u.id, nothing, nothing, 16000, u.text, columns_of(u)) for u in utts]
-    said = task.say(model, clips, sampling=Sampling(temperature=0.7), seed=0)
+    said = task.synthesise(model, clips, sampling=Sampling(temperature=0.7), seed=0)
     assert all(s.finished for s in said)
     texts = AudioRecogniser("embedded", "cpu", None, 8)([s.wav for s in said], 16000)
     assert wrong(utts, texts) < 0.6 < wrong(utts, [*texts[1:], texts[0]])  # its own text, not another's

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from rlspeech.models.gumbel import gumbel_noise, noise_given, relaxed_tokens
+from rlspeech.tasks.tts.policy import gumbel_noise, noise_given, relaxed_tokens
 
 
 def test_moments_and_what_wins() -> None:

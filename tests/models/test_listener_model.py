@@ -66,7 +66,7 @@ def test_transformers_loads_the_folder_and_says_the_same(made: tuple[Listener, P
     assert prompt == f"{BOS}{AUDIO}{EOS}{START}"
     given = processor(text=[prompt] * 2, audio=wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
     answers = net.generate(**given)[:, given["input_ids"].shape[1] :]
-    assert processor.batch_decode(answers, skip_special_tokens=True) == model.say(wavs)
+    assert processor.batch_decode(answers, skip_special_tokens=True) == model.generate(wavs)
     assert answers.shape[1] <= net.generation_config.max_new_tokens
 
 

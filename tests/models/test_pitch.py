@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlspeech.models.pitch import track_pitch
+from rlspeech.models.spectra import track_pitch
 
 RATE, HOP = 16000, 160
 

@@ -106,9 +106,9 @@ def test_the_posterior_of_an_audio_language_model_and_silence_that_tells_nothing
     values = [s.value for s in table["tts_nll"]]
     assert values[1] == pytest.approx(math.log(len(lm.tokenizer)), rel=0.2) and table["tts_cer"][1].value == 1.0
     assert [s.value for s in table["tts_posterior"]] == pytest.approx([math.exp(-v / 3) for v in values])
-    heard = lm.hear([rows[2].wav])
+    heard = lm.encode([rows[2].wav])
     ids, mask = lm.references(["one"])
-    logp = lm.logits(heard, [0], ids, mask).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    logp = lm.forward_logits(heard, [0], ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     assert values[2] == pytest.approx(-float(logp.mean().detach()), rel=1e-3)
     assert scores(rows[:1], "wer", recogniser="embedded")["wer"][0].value is not None  # the older family takes it too
 

@@ -33,7 +33,7 @@ class Counting:
     batches: list[int] = []  # noqa: RUF012
     asked: list[dict[str, Any]] = []  # noqa: RUF012
 
-    def hear(self, wavs: list[np.ndarray], **given: Any) -> list[str]:
+    def encode(self, wavs: list[np.ndarray], **given: Any) -> list[str]:
         assert all(0.1 * RATE <= len(w) <= self.max_s * RATE for w in wavs)
         if len(wavs) > 1 and any(np.abs(w).max() > 0.9 for w in wavs):
             raise torch.OutOfMemoryError("too much at once")

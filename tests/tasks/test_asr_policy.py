@@ -150,8 +150,8 @@ def test_every_row_is_looked_at_with_its_own_clip(kind: str) -> None:
         c.key for c in batch for _ in range(3)
     ] and made.logp.shape == made.mask.shape
     for i in range(9):
-        heard = policy.model.hear([batch[i // 3].noisy])
-        logits = policy.model.logits(heard, [0], made.state.ids[[i]], made.state.mask[[i]])
+        heard = policy.model.encode([batch[i // 3].noisy])
+        logits = policy.model.forward_logits(heard, [0], made.state.ids[[i]])
         alone = logits.log_softmax(-1).gather(-1, made.state.ids[[i]][..., None])[0, :, 0]
         keep = made.mask[i]
         torch.testing.assert_close(made.logp[i][keep], alone[keep], atol=2e-5, rtol=1e-5)
@@ -222,13 +222,13 @@ def test_half_precision_does_not_move_the_ratio(lora: Lora | None) -> None:
 def test_old_log_probabilities_come_in_the_updates_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger models round by the shapes of a batch; these are too small to show it."""
     policy, looks = _policy(kl_beta=0.0, updates_per_collection=2, micro_batch=1), list[list[int]]()
-    real = policy._look
+    real = policy._forward
 
     def look(model: Any, said: Any, rows: Tensor) -> Tensor:
         looks.append(rows.tolist())
         return real(model, said, rows)
 
-    monkeypatch.setattr(policy, "_look", look)
+    monkeypatch.setattr(policy, "_forward", look)
     algo = _algo(policy)
     made = algo.collect(_clips("fun_asr_nano"), SHORT, seed=0)
     old = list(looks)
@@ -278,7 +278,7 @@ def test_a_truncated_sampler_is_measured_and_said_once(monkeypatch: pytest.Monke
     for seed in range(2):
         made = policy.rollout(_clips("fun_asr_nano"), group=4, seed=seed)
     rows, wanted = torch.arange(12), []
-    logits = policy._look(policy.model, made.state, rows)
+    logits = policy._forward(policy.model, made.state, rows)
     for i in range(12):
         for s in range(int(made.mask[i].sum())):
             p = sorted(logits[i, s].softmax(-1).tolist(), reverse=True)
@@ -298,7 +298,7 @@ def test_the_policy_is_the_one_at_the_sampling_temperature(monkeypatch: pytest.M
     monkeypatch.setattr(log, "warn", said.append)
     policy = _policy(sampling={"temperature": 0.7})
     made = policy.rollout(_clips("fun_asr_nano"), group=4, seed=0)
-    logits = policy._look(policy.model, made.state, torch.arange(12))
+    logits = policy._forward(policy.model, made.state, torch.arange(12))
     wanted = (logits / 0.7).log_softmax(-1).gather(-1, made.state.ids[..., None])[..., 0]
     torch.testing.assert_close(made.logp[made.mask], wanted[made.mask])
     assert len(said) == 1 and policy.notes["temperature_gap"] > 0.05
@@ -310,7 +310,7 @@ def test_rollouts_follow_the_probabilities_that_are_trained() -> None:
     """A thousand first tokens of one clip against the training pass's own distribution."""
     policy, batch = _policy(sampling={"max_new_tokens": 1}, updates_per_collection=1), _clips("fun_asr_nano")[:1]
     made = policy.rollout(batch, group=1000, seed=0)
-    p = policy._look(policy.model, made.state, torch.arange(1))[0, 0].softmax(-1)
+    p = policy._forward(policy.model, made.state, torch.arange(1))[0, 0].softmax(-1)
     found = torch.bincount(made.state.ids[:, 0], minlength=len(p)) / 1000
     assert float((found - p).detach().abs().max()) < 0.05 and float((found - p).detach().abs().sum()) < 0.6
 
@@ -370,7 +370,7 @@ def test_the_supervised_loss_is_a_mean_over_clips(kind: str) -> None:
     whole = policy.supervised(batch).item()
     assert whole == pytest.approx(np.mean([policy.supervised([c]).item() for c in batch]), rel=1e-4)
     ids, mask = policy.model.references([c.text for c in batch])
-    logits = policy.model.logits(policy.model.hear([c.noisy for c in batch]), [0, 1, 2], ids, mask)
+    logits = policy.model.forward_logits(policy.model.encode([c.noisy for c in batch]), [0, 1, 2], ids)
     rows = [torch.nn.functional.cross_entropy(a[m], i[m]).item() for a, i, m in zip(logits, ids, mask, strict=True)]
     assert whole == pytest.approx(np.mean(rows), rel=1e-4)
     assert policy.supervised([_clip("x", batch[0].noisy, None)]).item() == 0

@@ -16,7 +16,7 @@ from rlspeech.data.batches import Clip, HeardClips, open_clips
 from rlspeech.data.manifest import write_manifest
 from rlspeech.models.recogniser import Recogniser
 from rlspeech.tasks import get_task
-from rlspeech.tasks.asr.task import Asr, augmented, hidden, rates, transcripts
+from rlspeech.tasks.asr.task import Asr, rates, spec_augment, speed_perturb, transcripts
 from rlspeech.types import Sample, UserError, Utterance
 
 RATE = 16000
@@ -111,21 +111,21 @@ def test_speed_changes_length_and_pitch() -> None:
     torch.manual_seed(0)
     wav = torch.from_numpy(tone(500, 1.0))
     for _ in range(5):
-        made = augmented(wav, Augment(speed=(0.8, 1.25)))
+        made = speed_perturb(wav, Augment(speed=(0.8, 1.25)))
         peak = np.abs(np.fft.rfft(made.numpy())).argmax() * RATE / len(made)
         assert peak == pytest.approx(500 * len(wav) / len(made), abs=3)
-    assert augmented(torch.zeros(1), Augment(speed=(2.0, 2.0))).shape == (1,)
-    assert torch.equal(augmented(wav, STILL), wav)
+    assert speed_perturb(torch.zeros(1), Augment(speed=(2.0, 2.0))).shape == (1,)
+    assert torch.equal(speed_perturb(wav, STILL), wav)
 
 
 def test_masks_hide_stretches_and_bands_only() -> None:
     torch.manual_seed(1)
     frames = torch.randn(100, 80)
-    made = hidden(frames, Augment(time_masks=1, time_share=0.2, mel_masks=1, mel_width=10))
+    made = spec_augment(frames, Augment(time_masks=1, time_share=0.2, mel_masks=1, mel_width=10))
     changed = made != frames
     assert 0 < changed.sum() < changed.numel() // 2
     assert torch.equal(made[changed], frames.mean().expand(int(changed.sum())))
-    assert torch.equal(hidden(frames, STILL), frames) and hidden(frames[:1], Augment()).shape == (1, 80)
+    assert torch.equal(spec_augment(frames, STILL), frames) and spec_augment(frames[:1], Augment()).shape == (1, 80)
 
 
 def test_transcripts_come_in_the_clips_order() -> None:

@@ -23,10 +23,10 @@ from rlspeech.tasks.aids.codec import (
     CodecTask,
     content_loss,
     correlation,
-    frozen_ear,
+    frozen_recogniser,
+    other_by_speaker,
+    random_crop,
     spectral_loss,
-    stretch,
-    voices_of,
 )
 from rlspeech.types import UserError
 
@@ -66,7 +66,7 @@ def test_a_batch_hangs_on_torchs_generator_alone(task: CodecTask) -> None:
 
 
 def test_a_recognisers_ear_tells_words_apart_and_not_levels(task: CodecTask) -> None:
-    ear = frozen_ear("embedded", "cpu")
+    ear = frozen_recogniser("embedded", "cpu")
     speech = [
         load_audio(u.audio_filepath, 16000)[:16000]
         for u in read_manifest(demo_commands_clean("test"))
@@ -142,15 +142,15 @@ def test_dimensions_that_say_the_same_cost() -> None:
 
 def test_stretches_are_inside_or_padded() -> None:
     rng, wav = np.random.default_rng(0), np.arange(1, 11, dtype=np.float32)
-    cuts = np.stack([stretch(wav, 4, rng) for _ in range(50)])
+    cuts = np.stack([random_crop(wav, 4, rng) for _ in range(50)])
     assert (np.diff(cuts) == 1).all() and cuts.min() == 1 and cuts.max() == 10
-    assert stretch(wav, 12, rng).tolist() == [*range(1, 11), 0, 0] and stretch(
+    assert random_crop(wav, 12, rng).tolist() == [*range(1, 11), 0, 0] and random_crop(
         np.zeros(0, np.float32), 3, rng
     ).tolist() == [0, 0, 0]
 
 
 def test_prompts_are_of_the_same_speaker() -> None:
-    assert voices_of([*CLIPS, clip("dddd")]) == [2, 1, 0, 3]
+    assert other_by_speaker([*CLIPS, clip("dddd")]) == [2, 1, 0, 3]
 
 
 def test_validation_leaves_numbers_and_recordings(task: CodecTask, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_it_learns_and_validates(speech: list[np.ndarray], config: Pretrain, tmp
     task.save(tmp_path / "out", model, facts={"stage": "pretrain"}, weights=model.state_dict())
     loaded, about = task.load(str(tmp_path / "out"))
     assert about["facts"]["stage"] == "pretrain" and task.sample_rate_of(loaded) == RATE
-    assert loaded.say([clips[0].noisy]) == model.say([clips[0].noisy])
+    assert loaded.generate([clips[0].noisy]) == model.generate([clips[0].noisy])
 
 
 def test_validation_without_usable_clips(config: Pretrain, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_embedded_listener_hears_noise(speech: list[np.ndarray]) -> None:
     model, _ = ListenerTask().load("embedded")
     noise = load_audio(ASSETS / "demo" / "noise" / "test_01_pink.flac")
     mixed = [add_noise(s, np.resize(noise, len(s)), snr)[0] for snr in (30.0, 10.0, -5.0) for s in speech[:4]]
-    said = model.say(mixed)
+    said = model.generate(mixed)
     heard = np.array([read_back(text).get("overall", np.nan) for text in said]).reshape(3, -1)
     assert np.isfinite(heard).all()
     means = heard.mean(1)

@@ -1,4 +1,4 @@
-"""Training the token reward: labels, worse recordings, corrupted tokens, one loss; a small run learns to read."""
+"""Training the token reward: labels, worse recordings, corrupt tokens, one loss; a small run learns to read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.token_reward import TokenReward, load_token_reward, make_tokenizer
 from rlspeech.tasks import get_task
-from rlspeech.tasks.aids.token_reward import TokenRewardTask, corrupted, labels_of, worse
+from rlspeech.tasks.aids.token_reward import TokenRewardTask, corrupt, degraded_to, labels_of
 from rlspeech.types import UserError, Utterance
 
 V, WORDS = 16, ["one", "two", "three", "four"]
@@ -81,12 +81,12 @@ def test_levels_get_worse_in_order_and_are_the_same_every_time():
     rng = np.random.default_rng(0)
     wav = (0.1 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000) * (1 + rng.random(16000))).astype(np.float32)
     for seed in range(6):
-        far = [float(np.mean((worse(wav, k, 5, 16000, seed) - wav) ** 2)) for k in range(1, 6)]
+        far = [float(np.mean((degraded_to(wav, k, 5, 16000, seed) - wav) ** 2)) for k in range(1, 6)]
         assert far[4] == 0.0 and all(a > b for a, b in zip(far, far[1:], strict=False)), (seed, far)
-        np.testing.assert_array_equal(worse(wav, 2, 5, 16000, seed), worse(wav, 2, 5, 16000, seed))
+        np.testing.assert_array_equal(degraded_to(wav, 2, 5, 16000, seed), degraded_to(wav, 2, 5, 16000, seed))
     silence = np.zeros(8000, np.float32)
-    assert all(np.isfinite(worse(silence, 1, 5, 16000, seed)).all() for seed in range(8))
-    assert len(worse(wav[:5], 1, 5, 16000, 1)) == 5
+    assert all(np.isfinite(degraded_to(silence, 1, 5, 16000, seed)).all() for seed in range(8))
+    assert len(degraded_to(wav[:5], 1, 5, 16000, 1)) == 5
 
 
 def test_batches_hold_tokens_texts_and_labels_and_encode_a_recording_once(task):
@@ -101,7 +101,7 @@ def test_batches_hold_tokens_texts_and_labels_and_encode_a_recording_once(task):
     torch.manual_seed(0)
     again = task.collate(clips, net)
     assert task._codecs["stub"].calls == calls and torch.equal(again.ids, batch.ids)
-    calm = task.collate(clips, net, spoil=False)
+    calm = task.collate(clips, net, degrade=False)
     assert calm.values["quality"] == [3] * 12 and calm.texts == [c.text for c in clips]
     named = task.collate([clip(i, quality=1 + i % 3) for i in range(12)], net)
     assert named.values["quality"] == [1 + i % 3 for i in range(12)] and None not in named.texts
@@ -114,14 +114,14 @@ def test_corrupted_tokens_stay_close_and_without_chance_are_the_tokens(monkeypat
     ids, mask = torch.randint(V, (64, 40)), torch.ones(64, 40, dtype=torch.bool)
     how = Augment(time_masks=1, time_share=0.2)
     torch.manual_seed(0)
-    x = corrupted(net, ids, mask, how).detach()
+    x = corrupt(net, ids, mask, how).detach()
     same = ((x - net.vectors(ids).detach()).abs().amax(-1) < 1e-6).float().mean()
     assert 0.25 < float(same) < 0.75
     hidden = ((x - net.unknown).abs().amax(-1) < 1e-7).float().mean()
     assert 0.02 < float(hidden) < 0.2
     monkeypatch.setattr("rlspeech.tasks.aids.token_reward.REPLACED", 0.0)
     monkeypatch.setattr("rlspeech.tasks.aids.token_reward.MIXED", 0.0)
-    torch.testing.assert_close(corrupted(net, ids, mask, Augment(time_masks=0)), net.vectors(ids))
+    torch.testing.assert_close(corrupt(net, ids, mask, Augment(time_masks=0)), net.vectors(ids))
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_the_loss_lives_without_texts_and_labels(task):
     parts = task.pretrain_loss(net, task.collate([clip(0), clip(1)], net), config)
     assert set(parts) == {"loss", "words", "right"}
     net = network()
-    batch = task.collate([clip(0), clip(1)], net, spoil=False)
+    batch = task.collate([clip(0), clip(1)], net, degrade=False)
     batch.texts, batch.values["sex"] = [None, None], [None, "x"]
     parts = task.pretrain_loss(net, batch, config)
     assert set(parts) == {"loss", "quality"} and float(parts["loss"].detach()) > 0

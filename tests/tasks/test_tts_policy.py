@@ -21,10 +21,10 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.tasks import get_task, token_policy
 from rlspeech.tasks.token_policy import like_lengths
-from rlspeech.tasks.tts.policy import TtsPolicy, hears
+from rlspeech.tasks.tts.policy import TtsPolicy, needs_audio
 from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, Sample, Score, SupervisedPolicy
 
-NAME = "tts_duration"  # a column of the registry that hears nothing, for its direction
+NAME = "tts_duration"  # a column of the registry that needs_audio nothing, for its direction
 SMALL = Lora(rank=2, alpha=4)
 
 
@@ -135,7 +135,7 @@ def test_two_steps_of_diffro(algo: str, mode: str) -> None:
 
 
 def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
-    """More of code 3: a policy that hears nothing but its reward finds it, by sampling and by gradient."""
+    """More of code 3: a policy that needs_audio nothing but its reward finds it, by sampling and by gradient."""
     three = Judge(lambda s: float((s.tokens == 3).mean()) if len(s.tokens) else 0.0)
     for algo, rate in (("grpo", 0.01), ("diffro", 0.01)):
         p = policy(
@@ -183,7 +183,7 @@ def test_rows_leave_the_batch_where_their_own_room_ends() -> None:
     p = policy()
     lm, room = p.model, [3, 20, 0, 9]
     lm.net.lm_head.weight.data[lm.layout.stops[0]] *= 0.3
-    prompts = lm.read([p.task.line(c, lm) for c in [*CLIPS, CLIPS[0]]])
+    prompts = lm.encode([p.task.line(c, lm) for c in [*CLIPS, CLIPS[0]]])
     seen = list[int]()
     lm.net.model.register_forward_hook(
         lambda m, args, options, out: seen.append(len(options["inputs_embeds"])), with_kwargs=True
@@ -257,7 +257,9 @@ def test_characters_that_the_model_never_saw_are_a_text_like_others() -> None:
 
 
 def test_waveforms_are_made_where_a_reward_hears_them() -> None:
-    assert hears(["tts_duration", "tts_pitch_std"]) and not hears(["tts_duration", "tts_stopped", "tts_loop"])
+    assert needs_audio(["tts_duration", "tts_pitch_std"]) and not needs_audio(
+        ["tts_duration", "tts_stopped", "tts_loop"]
+    )
     quiet, loud = policy(), policy(reward="tts_pitch_std")
     made = [p.rollout(CLIPS, group=2, seed=0) for p in (quiet, loud)]
     assert quiet.model.codec.decoded == 0 and loud.model.codec.decoded == 6
@@ -265,10 +267,10 @@ def test_waveforms_are_made_where_a_reward_hears_them() -> None:
         assert np.array_equal(a.tokens, b.tokens) and len(a.wav) == 0 and np.array_equal(b.wav, speech(b.tokens))
     assert all(len(s.wav) for s in quiet.task.outputs(quiet, CLIPS, Path("/nonexistent"), players=0) if len(s.tokens))
     alone = policy(reward="tts_pitch_std", algo="diffro")  # its rewards are those of validation
-    assert not alone.loud and all(
+    assert not alone.decodes and all(
         len(s.wav) == 0 and s.token_s == 0.04 for s in alone.rollout(CLIPS, group=2, seed=0).samples
     )
-    assert alone.model.codec.decoded == 0 and policy(reward="tts_pitch_std", algo="grpo+diffro").loud
+    assert alone.model.codec.decoded == 0 and policy(reward="tts_pitch_std", algo="grpo+diffro").decodes
 
 
 def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
     for seed in range(2):
         made = p.rollout(batch, group=2, seed=seed)
     assert p.model.codec.encoded == 1
-    rows = made.state.heard.ids
+    rows = made.state.encoded.ids
     assert (
         rows[0][-10:].tolist() == [p.model.layout.first + 9] * 10
         and torch.equal(rows[1], rows[2])
@@ -395,7 +397,7 @@ def test_the_supervised_loss_is_the_recordings_cross_entropy_and_falls() -> None
         assert float(p.supervised([clip("x", None)])) == 0.0
         assert float(p.supervised([clip("x", "one", recorded=False)])) == 0.0  # its sound is the prompt's
     ids = torch.tensor([[5, 6, 7, V]])
-    logp = p.model.logits(p.model.read([p.task.line(CLIPS[0], p.model)]), [0], ids, ids > -1).log_softmax(-1)
+    logp = p.model.forward_logits(p.model.encode([p.task.line(CLIPS[0], p.model)]), [0], ids).log_softmax(-1)
     assert each[0] == pytest.approx(-float(logp.detach()[0].gather(-1, ids[0][:, None]).mean()), rel=1e-4)
     algo = algorithm(p, 0.01)
     losses = [algo.update(algo.collect(CLIPS, SHORT, seed=s), lr=0.01)["supervised_loss"] for s in range(15)]

@@ -18,7 +18,8 @@ from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.codec.net import CodecNet
 from rlspeech.models.hub import save_model
-from rlspeech.tasks.tts.task import Tts, longest, named
+from rlspeech.tasks.tts.policy import longest
+from rlspeech.tasks.tts.task import Tts, named
 from rlspeech.types import UserError
 
 WORDS = {"one": [4, 4, 8], "two": [12, 16], "three": [20, 6, 20, 6]}
@@ -122,7 +123,9 @@ def test_a_small_run_learns_to_speak_and_to_stop(tmp_path: Path) -> None:
     after = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 70, Silent())
     assert after["nll"] < 0.3 < 2.0 < before["nll"] and after["stopped"].mean == 1.0
     assert after["length_ratio"].mean == pytest.approx(1.0, abs=0.2)
-    right = [s.tokens.tolist() == said(s.text or "") for s in task.say(lm, clips, sampling=Sampling(temperature=0.2))]
+    right = [
+        s.tokens.tolist() == said(s.text or "") for s in task.synthesise(lm, clips, sampling=Sampling(temperature=0.2))
+    ]
     assert sum(right) >= 5, right
     assert len(list((tmp_path / "samples" / "step_000070").glob("*.flac"))) == 4
 
@@ -130,11 +133,11 @@ def test_a_small_run_learns_to_speak_and_to_stop(tmp_path: Path) -> None:
 def test_what_is_said_hangs_on_key_and_seed_alone() -> None:
     lm, task = tiny(), Tts()
     clips = [clip(f"{i}", text) for i, text in enumerate([*TEXTS, "", "one two three " * 3])]
-    whole = {s.key: s.tokens.tolist() for s in task.say(lm, clips, seed=1, wavs=False)}
+    whole = {s.key: s.tokens.tolist() for s in task.synthesise(lm, clips, seed=1, wavs=False)}
     for part in (clips[3:4], clips[::-1]):
-        for s in task.say(lm, part, seed=1, wavs=False):
+        for s in task.synthesise(lm, part, seed=1, wavs=False):
             assert s.tokens.tolist() == whole[s.key] and len(s.wav) == 0
-    other = {s.key: s.tokens.tolist() for s in task.say(lm, clips, seed=2, wavs=False)}
+    other = {s.key: s.tokens.tolist() for s in task.synthesise(lm, clips, seed=2, wavs=False)}
     assert other != whole
     assert longest("x" * 1000, lm, Sampling()) == int(4 / 0.04) + 1 and longest(None, lm, Sampling()) == 51
     assert longest("abc", lm, Sampling(max_new_tokens=7)) == 7

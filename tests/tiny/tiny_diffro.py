@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlspeech.config import RL, DiffRO, RewardSpec
-from rlspeech.models.gumbel import gumbel_noise, relaxed_tokens
+from rlspeech.tasks.tts.policy import gumbel_noise, relaxed_tokens
 from rlspeech.types import LogProb, Relaxed, Rollout, Sample, Score
 
 CODES, STOP, LONGEST = 5, 5, 12

@@ -23,11 +23,11 @@ from torch import Tensor
 from rlspeech.models.spectra import FRAME_S, fbank_lfr
 from rlspeech.types import UserError
 
-__all__ = ["Asked", "FAMILIES", "Family", "Prepared", "family_of", "granite_mel", "mend_adaptor"]
+__all__ = ["Request", "FAMILIES", "Family", "Prepared", "family_of", "granite_mel", "fix_adaptor"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Request:
     """What a request says about one clip beside its audio."""
 
     language: str | None = None
@@ -81,11 +81,11 @@ class Family:
         """Hz."""
         return int(getattr(self.extractor, "sampling_rate", 16000))
 
-    def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
+    def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         """Prompts and features of waveforms (T_i,)."""
         takes = inspect.signature(self.processor.apply_transcription_request).parameters
         texts: list[str] = []
-        for wav, a in zip(wavs, asked, strict=True):
+        for wav, a in zip(wavs, requests, strict=True):
             said = {"language": a.language, "prompt": a.prompt, "keywords": list(a.keywords) if a.keywords else None}
             given = {k: v for k, v in said.items() if v is not None and k in takes}
             texts += self.processor.apply_transcription_request([wav], tokenize=False, **given)
@@ -130,7 +130,7 @@ class Family:
             )
         )
 
-    def spread(self, text: str, count: int) -> Tensor:
+    def expand_audio(self, text: str, count: int) -> Tensor:
         """Ids (L,) of a prompt whose one audio token is repeated ``count`` times. Raises ``UserError`` where it has another number."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         at = [i for i, token in enumerate(ids) if token == self.audio_token]
@@ -142,7 +142,7 @@ class Family:
             )
         return torch.tensor([*ids[: at[0]], *[self.audio_token] * count, *ids[at[0] + 1 :]])
 
-    def verbatim(self, prompt: str | None) -> bool:
+    def is_whole(self, prompt: str | None) -> bool:
         """Whether a prompt is a whole one: it says itself where the audio goes."""
         return bool(prompt) and str(self.tokenizer.convert_ids_to_tokens(self.audio_token)) in str(prompt)
 
@@ -157,7 +157,7 @@ class FunAsrNano(Family):
     """Fun-ASR-Nano: Kaldi features stacked to 60 ms, SAN-M encoder, transformer adaptor, Qwen3.
 
     transformers 5.23 leaves the adaptor's attention without an implementation. It falls back to one that adds its mask, and is handed a
-    boolean mask: padding is attended to, and a clip is heard differently beside a longer one. It gets the encoder's here.
+    boolean mask: padding is attended to, and a clip is encoded differently beside a longer one. It gets the encoder's here.
     """
 
     architecture = "FunAsrNanoForConditionalGeneration"
@@ -166,9 +166,9 @@ class FunAsrNano(Family):
     def __init__(self, net: Any, tokenizer: Any, processor: Any = None, extractor: Any = None) -> None:
         super().__init__(net, tokenizer, processor, extractor)
         self.max_s = min(self.max_s, FRAME_S * (net.config.audio_config.max_position_embeddings - 2))
-        mend_adaptor(net)
+        fix_adaptor(net)
 
-    def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
+    def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         """See ``Family``; the content parts are those of transformers' processor."""
         stacked = [fbank_lfr(torch.as_tensor(w, dtype=torch.float32)) for w in wavs]
         counts = [len(f) for f in stacked]
@@ -178,14 +178,14 @@ class FunAsrNano(Family):
             "input_features_mask": mask.long(),
         }
         return Prepared(
-            [self.spread(self._wording(a), n) for a, n in zip(asked, counts, strict=True)], features, counts
+            [self.expand_audio(self._prompt(a), n) for a, n in zip(requests, counts, strict=True)], features, counts
         )
 
-    def _wording(self, a: Asked) -> str:
+    def _prompt(self, a: Request) -> str:
         from transformers.audio_utils import prepare_language_inputs
         from transformers.models.fun_asr_nano.processing_fun_asr_nano import LANGUAGE_CODE_TO_NAME
 
-        if a.prompt and self.verbatim(a.prompt):
+        if a.prompt and self.is_whole(a.prompt):
             return a.prompt
         content: list[dict[str, Any]] = [{"type": "audio"}]
         if a.prompt:
@@ -203,7 +203,7 @@ class FunAsrNano(Family):
         return self.chat(content)
 
 
-def mend_adaptor(net: Any) -> None:
+def fix_adaptor(net: Any) -> None:
     """Give Fun-ASR-Nano's adaptor the attention that the rest of the model has; see ``FunAsrNano``."""
     adaptor = net.config.adaptor_config
     if adaptor._attn_implementation is None:
@@ -221,8 +221,7 @@ class Qwen2Audio(Family):
     needs_processor, one_window = False, True
     request = "Transcribe the speech."
 
-    def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
-        """See ``Family``."""
+    def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         made = self.extractor(
             list(wavs),
             sampling_rate=self.sample_rate,
@@ -233,17 +232,17 @@ class Qwen2Audio(Family):
         frames = made["attention_mask"].sum(1)
         counts = ((torch.div(frames - 1, 2, rounding_mode="floor") - 1) // 2 + 1).tolist()
         ids = []
-        for a, n in zip(asked, counts, strict=True):
-            whole = a.prompt if self.verbatim(a.prompt) else None
+        for a, n in zip(requests, counts, strict=True):
+            whole = a.prompt if self.is_whole(a.prompt) else None
             ids.append(
-                self.spread(
+                self.expand_audio(
                     whole or self.chat([{"type": "audio", "audio_url": ""}, {"type": "text", "text": self._words(a)}]),
                     n,
                 )
             )
         return Prepared(ids, {"input_features": made["input_features"], "frames": frames}, counts)
 
-    def _words(self, a: Asked) -> str:
+    def _words(self, a: Request) -> str:
         words = a.prompt or (f"Transcribe the speech in {a.language}." if a.language else self.request)
         return words + (f" It may contain: {', '.join(a.keywords)}." if a.keywords else "")
 
@@ -257,8 +256,8 @@ class Qwen2Audio(Family):
         real = (torch.arange(steps) < ((frames - 1) // 2 + 1)[:, None]).long().to(features.device)
         like = torch.zeros(len(features), steps, 1, dtype=features.dtype, device=features.device)
         mask = create_bidirectional_mask(config=tower.config, inputs_embeds=like, attention_mask=real)
-        heard = tower(features, attention_mask=mask).last_hidden_state
-        rows = [row[:n] for row, n in zip(heard, prepared.counts, strict=True)]
+        states = tower(features, attention_mask=mask).last_hidden_state
+        rows = [row[:n] for row, n in zip(states, prepared.counts, strict=True)]
         return list(self.net.model.multi_modal_projector(torch.cat(rows)).split(prepared.counts))
 
 
@@ -269,9 +268,9 @@ class Qwen3Asr(Family):
     max_s = 60.0
     marker = "<asr_text>"
 
-    def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
+    def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         """See ``Family``. What pads a clip to a longer one is set to zero, as what pads a lone clip to the encoder's window is."""
-        made = super().prepare(wavs, asked)
+        made = super().prepare(wavs, requests)
         made.features["input_features"] = (
             made.features["input_features"] * made.features["input_features_mask"][:, None]
         )
@@ -308,7 +307,7 @@ class Voxtral(Family):
     max_s = 120.0
     marks = ("<s>", "[INST]", "[BEGIN_AUDIO]", "[/INST]", "[TRANSCRIBE]")
 
-    def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
+    def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         """See ``Family``; the chunks of all clips stand one after another."""
         window = int(self.extractor.n_samples)
         chunks = [np.pad(w, (0, -len(w) % window)).reshape(-1, window) for w in wavs]
@@ -320,10 +319,10 @@ class Voxtral(Family):
             audio.max_source_positions * audio.hidden_size // audio.intermediate_size
         )  # vectors that one chunk becomes
         counts = [len(c) * each for c in chunks]
-        ids = [self._ids(a, n) for a, n in zip(asked, counts, strict=True)]
+        ids = [self._ids(a, n) for a, n in zip(requests, counts, strict=True)]
         return Prepared(ids, {"input_features": made["input_features"]}, counts)
 
-    def _ids(self, a: Asked, count: int) -> Tensor:
+    def _ids(self, a: Request, count: int) -> Tensor:
         start, inst, begin, end, transcribe = (int(self.tokenizer.convert_tokens_to_ids(m)) for m in self.marks)
         lang = self.tokenizer.encode(f"lang:{a.language}", add_special_tokens=False) if a.language else []
         return torch.tensor([start, inst, begin, *[self.audio_token] * count, end, *lang, transcribe])
@@ -332,8 +331,9 @@ class Voxtral(Family):
 class GraniteSpeech(Family):
     """Granite Speech: conformer with a CTC head inside, windowed Q-Former, Granite.
 
-        Its encoder knows no padding: convolutions and the last block of attention see it. So that a clip is heard the same whatever stands
-    X"""
+    Its encoder knows no padding: convolutions and the last block of attention see it. So that a clip is encoded the same whatever stands
+    beside it, only clips of one length go through it together.
+    """
 
     architecture = "GraniteSpeechForConditionalGeneration"
     needs_processor = False
@@ -342,25 +342,24 @@ class GraniteSpeech(Family):
     max_s = 60.0
     request = "can you transcribe the speech into a written format?"
 
-    def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
-        """See ``Family``."""
+    def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         config = self.net.config
         per_block = config.window_size // config.downsample_rate
         made = [granite_mel(torch.as_tensor(w, dtype=torch.float32)) for w in wavs]
         counts = [math.ceil(len(m) / config.window_size) * per_block for m in made]
         token = self.tokenizer.convert_ids_to_tokens(self.audio_token)
         ids = [
-            self.spread(
-                a.prompt if a.prompt and self.verbatim(a.prompt) else self._wording(f"{token}{self._words(a)}"), n
+            self.expand_audio(
+                a.prompt if a.prompt and self.is_whole(a.prompt) else self._prompt(f"{token}{self._words(a)}"), n
             )
-            for a, n in zip(asked, counts, strict=True)
+            for a, n in zip(requests, counts, strict=True)
         ]
         return Prepared(ids, {str(i): m for i, m in enumerate(made)}, counts)
 
-    def _words(self, a: Asked) -> str:
+    def _words(self, a: Request) -> str:
         return (a.prompt or self.request) + (f" Keywords: {', '.join(a.keywords)}" if a.keywords else "")
 
-    def _wording(self, words: str) -> str:
+    def _prompt(self, words: str) -> str:
         has = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         return self.chat(words) if has else f"USER: {words}\n ASSISTANT:"
 
@@ -370,10 +369,10 @@ class GraniteSpeech(Family):
         out: dict[int, Tensor] = {}
         for length in sorted({len(m) for m in made}):
             rows = [i for i, m in enumerate(made) if len(m) == length]
-            heard = self.net.model.get_audio_features(
+            states = self.net.model.get_audio_features(
                 self.place(torch.stack([made[i] for i in rows])), return_dict=True
             ).pooler_output
-            out |= dict(zip(rows, heard, strict=True))
+            out |= dict(zip(rows, states, strict=True))
         return [out[i][:n] for i, n in enumerate(prepared.counts)]
 
 
@@ -397,12 +396,12 @@ class Whisper(Family):
     needs_processor, one_window = False, True
     encoder, projector, language = ("model.encoder",), (), ("model.decoder", "proj_out")
 
-    def prepare(self, wavs: Sequence[np.ndarray], asked: Sequence[Asked]) -> Prepared:
+    def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         """Features, and the decoder's prompts; a language that is not named is filled in by ``encode``."""
         made = self.extractor(list(wavs), sampling_rate=self.sample_rate, padding="max_length", return_tensors="pt")
-        return Prepared([self._ids(a) for a in asked], {"input_features": made["input_features"]}, [0] * len(wavs))
+        return Prepared([self._ids(a) for a in requests], {"input_features": made["input_features"]}, [0] * len(wavs))
 
-    def _ids(self, a: Asked) -> Tensor:
+    def _ids(self, a: Request) -> Tensor:
         given = self.net.generation_config
         start = given.decoder_start_token_id or self.net.config.decoder_start_token_id
         languages, tasks = getattr(given, "lang_to_id", None), getattr(given, "task_to_id", None)
@@ -426,23 +425,21 @@ class Whisper(Family):
 
     def encode(self, prepared: Prepared) -> list[Tensor]:
         """The encoder's output (1500, D) of each clip."""
-        heard = self.net.model.encoder(self.place(prepared.features["input_features"])).last_hidden_state
+        states = self.net.model.encoder(self.place(prepared.features["input_features"])).last_hidden_state
         unknown = [i for i, ids in enumerate(prepared.ids) if bool((ids < 0).any())]
         if unknown:
-            for i, language in zip(unknown, self._detect(heard[unknown].detach()).tolist(), strict=True):
+            for i, language in zip(unknown, self._detect(states[unknown].detach()).tolist(), strict=True):
                 prepared.ids[i] = torch.where(prepared.ids[i] < 0, language, prepared.ids[i])
-        return list(heard)
+        return list(states)
 
     @torch.no_grad()
-    def _detect(self, heard: Tensor) -> Tensor:
+    def _detect(self, states: Tensor) -> Tensor:
         """The likeliest language's id (n,): transformers' ``detect_language`` wants encoder and decoder on one device."""
         home, given = self.net.proj_out.weight.device, self.net.generation_config
-        start = torch.full((len(heard), 1), given.decoder_start_token_id, device=home)
-        states = self.net.model.decoder(
-            input_ids=start, encoder_hidden_states=heard.to(home), use_cache=False
-        ).last_hidden_state[:, -1]
+        start = torch.full((len(states), 1), given.decoder_start_token_id, device=home)
+        out = self.net.model.decoder(input_ids=start, encoder_hidden_states=states.to(home), use_cache=False)
         known = torch.tensor(sorted(given.lang_to_id.values()), device=home)
-        return known[self.net.proj_out(states)[:, known].argmax(-1)].cpu()
+        return known[self.net.proj_out(out.last_hidden_state[:, -1])[:, known].argmax(-1)].cpu()
 
     def reference(self, text: str, language: str | None = None) -> str:
         """With the blank that Whisper writes first."""

@@ -1,4 +1,4 @@
-"""Drawing transcripts from an audio LLM: one prefill a prompt, its cache repeated for the group, every row its own random numbers.
+"""Tokens from a language model behind encoded prompts: drawn with one prefill a prompt, and their logits by one plain forward.
 
 transformers' ``generate`` does more than is wanted here. It runs the prompt once for every row of a group; it takes top-k, penalties and
 suppressed tokens from the checkpoint's generation config, and what is then drawn is not the policy that is trained; and its noise is one
@@ -9,19 +9,70 @@ once they have cost as much as one step of all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import Sampling
 
-__all__ = ["Drawn", "State", "draw", "left_padded", "pick", "prefill", "search", "uniforms"]
+__all__ = [
+    "ATTENTION",
+    "FEED_FORWARD",
+    "EncodedPrompts",
+    "Generation",
+    "LanguageModel",
+    "State",
+    "beam_search",
+    "generate",
+    "left_padded",
+    "prefill",
+    "sample_tokens",
+    "uniforms",
+]
+
+ATTENTION = set("q_proj k_proj v_proj o_proj out_proj qkv_proj to_q to_kv to_out query key value".split())
+FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"}
 
 
-class Drawn(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EncodedPrompts:
+    """Prompts as a model takes them.
+
+    Args:
+        ids: (L_i,) long a prompt: its token ids, on the host.
+        audio: (A_i, D) a prompt: the vectors that take the audio tokens' places (of Whisper, what the decoder attends to); None: no audio.
+    """
+
+    ids: list[Tensor]
+    audio: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> EncodedPrompts:
+        """The same on another device; "cpu" parks it."""
+        return self if self.audio is None else replace(self, audio=[a.to(device) for a in self.audio])
+
+    def select(self, rows: Sequence[int] | Tensor) -> EncodedPrompts:
+        """Some of the prompts, in the order asked for; repeats are allowed and share memory."""
+        at = [int(r) for r in rows]
+        return EncodedPrompts([self.ids[i] for i in at], None if self.audio is None else [self.audio[i] for i in at])
+
+    @classmethod
+    def joined(cls, parts: Sequence[EncodedPrompts]) -> EncodedPrompts:
+        """Several one after the other, all with audio or all without."""
+        audio = None if any(p.audio is None for p in parts) else [a for p in parts for a in p.audio or ()]
+        return cls([i for p in parts for i in p.ids], audio)
+
+
+class Generation(NamedTuple):
     """What was written: N rows, those of one prompt next to each other, on the host.
 
     Args:
@@ -33,6 +84,83 @@ class Drawn(NamedTuple):
     ids: Tensor
     mask: Tensor
     finished: Tensor
+
+    @classmethod
+    def empty(cls) -> Generation:
+        """Of no prompts."""
+        nothing = torch.zeros(0, 0, dtype=torch.long)
+        return cls(nothing, nothing.bool(), torch.zeros(0, dtype=torch.bool))
+
+
+class LanguageModel(nn.Module):
+    """What a policy over tokens asks of an ``AudioLM`` or a ``CodecLM``, whatever is in their prompts.
+
+    A subclass gives ``shared`` (what copies of the model have in common) and ``embed``, and may give its own table and head.
+    """
+
+    seq2seq = False
+    net: Any
+    source: Path | None = None  # folder that it was loaded from
+
+    def shared(self) -> Sequence[Any]:
+        """What copies of the model share: tokenizers, frozen parts."""
+        raise NotImplementedError
+
+    def embed(self, prompts: EncodedPrompts) -> list[Tensor]:
+        """Prompt embeddings (L_i, D)."""
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy with its own language model."""
+        for part in self.shared():
+            memo[id(part)] = part
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        return twin
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self.net.get_output_embeddings().weight.device  # type: ignore[no-any-return]
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., D) of ids (...) that the model writes."""
+        return self.net.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return self.net.get_output_embeddings()(states)  # type: ignore[no-any-return]
+
+    def forward_states(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, ids: Tensor) -> Tensor:
+        """What the head sees before each token, (n, S, D), by one plain forward; arguments as in ``forward_logits``."""
+        some, written = prompts.select(rows), ids.to(self.device)
+        lengths = torch.tensor([len(i) for i in some.ids], device=self.device)
+        if self.seq2seq:
+            joined = [torch.cat([p.to(self.device), w[:-1]]) for p, w in zip(some.ids, written, strict=True)]
+            audio = torch.stack([a.to(self.device) for a in some.audio or ()])
+            tokens = pad_sequence(joined, batch_first=True)
+            out = self.net.model.decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False)
+        else:
+            answers = self.embed_ids(written[:, :-1])
+            whole = [torch.cat([p, w]) for p, w in zip(self.embed(some), answers, strict=True)]
+            out = self.net.model(inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False)
+        at = lengths[:, None] - 1 + torch.arange(ids.shape[1], device=self.device)
+        states = out.last_hidden_state
+        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))  # type: ignore[no-any-return]
+
+    def forward_logits(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, ids: Tensor) -> Tensor:
+        """Logits (n, S, V) float32 before each token of answers, by one plain forward, with gradient.
+
+        Args:
+            prompts: B of them.
+            rows: (n,) which prompt each answer belongs to.
+            ids: (n, S) long, padded on the right; logits at the padding mean nothing.
+        """
+        return self.head(self.forward_states(prompts, rows, ids)).float()
+
+
+# ---------------------------------------------------------------------------------------------------------------- drawing
 
 
 class State(NamedTuple):
@@ -58,7 +186,7 @@ def uniforms(prompts: int, group: int, steps: int, seed: int | Sequence[int]) ->
     return torch.from_numpy(np.stack(rows) if rows else np.zeros((0, steps)))
 
 
-def pick(logits: Tensor, sampling: Sampling | None, u: Tensor | None) -> Tensor:
+def sample_tokens(logits: Tensor, sampling: Sampling | None, u: Tensor | None) -> Tensor:
     """Tokens (n,) from logits (n, V): the likeliest, or the ones at which the distribution function passes ``u`` (n,)."""
     logits = logits.float()
     if sampling is None or u is None:
@@ -76,7 +204,7 @@ def pick(logits: Tensor, sampling: Sampling | None, u: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def draw(
+def generate(
     state: State,
     *,
     group: int,
@@ -85,7 +213,7 @@ def draw(
     seed: int | Sequence[int],
     stops: Sequence[int],
     pad: int,
-) -> Drawn:
+) -> Generation:
     """Write up to ``steps`` tokens for each of the B prompts, ``group`` times.
 
     Args:
@@ -99,18 +227,13 @@ def draw(
     """
     prompts, device = len(state.logits), state.logits.device
     n = prompts * group
-    room = torch.tensor(
-        [steps] * prompts if isinstance(steps, int) else [int(s) for s in steps], dtype=torch.long
-    ).repeat_interleave(group)
+    each = [steps] * prompts if isinstance(steps, int) else [int(s) for s in steps]
+    room = torch.tensor(each, dtype=torch.long).repeat_interleave(group)
     steps = int(room.max()) if n else 0
     noise = None if sampling is None else uniforms(prompts, group, steps, seed)
-    ids, mask, finished = (
-        torch.full((n, steps), pad),
-        torch.zeros(n, steps, dtype=torch.bool),
-        torch.zeros(n, dtype=torch.bool),
-    )
+    ids, mask = torch.full((n, steps), pad), torch.zeros(n, steps, dtype=torch.bool)
+    finished, ends = torch.zeros(n, dtype=torch.bool), torch.tensor(list(stops))
     done, wasted = room <= 0, 0
-    ends = torch.tensor(list(stops))
     cache = state.cache
     if group > 1:
         cache.batch_repeat_interleave(group)
@@ -118,7 +241,7 @@ def draw(
     place = seen.sum(1, keepdim=True)
     live = torch.arange(n)  # rows that are in the batch, whether stopped or not
     for s in range(steps):
-        token = pick(logits, sampling, None if noise is None else noise[live, s]).cpu()
+        token = sample_tokens(logits, sampling, None if noise is None else noise[live, s]).cpu()
         open_ = ~done[live]
         rows = live[open_]
         ids[rows, s], mask[rows, s] = token[open_], True
@@ -137,88 +260,72 @@ def draw(
         logits = state.step(token[:, None].to(device), (live // group).to(device), seen, place, cache)
         place = place + 1
     longest = int(mask.any(0).sum()) if n else 0
-    return Drawn(ids[:, :longest], mask[:, :longest], finished)
+    return Generation(ids[:, :longest], mask[:, :longest], finished)
 
 
-def prefill(lm: Any, heard: Any) -> State:
-    """Run the B prompts of ``heard`` through the language model of an ``AudioLM`` or a ``CodecLM``."""
-    return _prefill_seq2seq(lm, heard) if lm.seq2seq else _prefill(lm, heard)
+def prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
+    """Run B prompts through the language model."""
+    return _prefill_seq2seq(lm, prompts) if lm.seq2seq else _prefill(lm, prompts)
 
 
-def _prefill(lm: Any, heard: Any) -> State:
+def _prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
     from transformers import DynamicCache
 
-    embeds, mask = left_padded(lm.embed(heard))
+    embeds, mask = left_padded(lm.embed(prompts))
     cache = DynamicCache(config=lm.net.config.get_text_config())
-    place = (mask.cumsum(1) - 1).clamp_min(0)
-    hidden = lm.net.model(
-        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=place, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    table = getattr(lm, "look_up", lm.net.get_input_embeddings())  # whose ids may be a slice of the vocabulary
+
+    def forward(embeds: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
+        given = {"inputs_embeds": embeds, "attention_mask": seen.long(), "position_ids": at}
+        return lm.head(lm.net.model(**given, past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
 
     def step(ids: Tensor, rows: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
-        out = lm.net.model(
-            inputs_embeds=table(ids), attention_mask=seen.long(), position_ids=at, past_key_values=cache, use_cache=True
-        )
-        return lm.head(out.last_hidden_state[:, -1])  # type: ignore[no-any-return]
+        return forward(lm.embed_ids(ids), seen, at, cache)
 
-    return State(step, lm.head(hidden[:, -1]), mask, cache)
+    return State(step, forward(embeds, mask, (mask.cumsum(1) - 1).clamp_min(0), cache), mask, cache)
 
 
-def _prefill_seq2seq(lm: Any, heard: Any) -> State:
+def _prefill_seq2seq(lm: LanguageModel, prompts: EncodedPrompts) -> State:
     from transformers import DynamicCache, EncoderDecoderCache
 
-    ids, mask = left_padded([i.to(lm.device) for i in heard.ids])
-    audio = torch.stack([a.to(lm.device) for a in heard.audio])
+    ids, mask = left_padded([i.to(lm.device) for i in prompts.ids])
+    audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    decoder = lm.net.model.decoder
 
     def step(ids: Tensor, rows: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
-        out = decoder(
-            input_ids=ids,
-            attention_mask=seen.long(),
-            position_ids=at,
-            encoder_hidden_states=audio[rows],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        given = {"input_ids": ids, "attention_mask": seen.long(), "position_ids": at}
+        out = lm.net.model.decoder(**given, encoder_hidden_states=audio[rows], past_key_values=cache, use_cache=True)
         return lm.head(out.last_hidden_state[:, -1])
 
     first = step(ids, torch.arange(len(ids)), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
     return State(step, first, mask, cache)
 
 
-def search(lm: Any, heard: Any, beams: int, steps: int) -> Drawn:
+def beam_search(lm: Any, prompts: EncodedPrompts, beams: int, steps: int) -> Generation:
     """transformers' beam search over the model's own distribution, one row a prompt."""
     from transformers import GenerationConfig, GenerationMixin
     from transformers.modeling_outputs import BaseModelOutput
 
-    plain = GenerationConfig(
-        num_beams=beams, max_new_tokens=steps, do_sample=False, eos_token_id=lm.stops, pad_token_id=lm.pad
-    )
+    ends = {"eos_token_id": lm.stops, "pad_token_id": lm.pad}
+    plain = GenerationConfig(num_beams=beams, max_new_tokens=steps, do_sample=False, **ends)
     given: dict[str, Any] = {}
     if lm.seq2seq:
         plain.decoder_start_token_id = lm.pad  # asked for, not used: the prompt holds it
-        given["encoder_outputs"] = BaseModelOutput(
-            last_hidden_state=torch.stack([a.to(lm.device) for a in heard.audio])
-        )
-        given["decoder_input_ids"], given["decoder_attention_mask"] = left_padded([i.to(lm.device) for i in heard.ids])
+        audio: Any = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
+        given["encoder_outputs"] = BaseModelOutput(last_hidden_state=audio)
+        ids = [i.to(lm.device) for i in prompts.ids]
+        given["decoder_input_ids"], given["decoder_attention_mask"] = left_padded(ids)
     else:
-        given["inputs_embeds"], given["attention_mask"] = left_padded(lm.embed(heard))
-    kept, lm.net.generation_config = (
-        lm.net.generation_config,
-        plain,
-    )  # unset options would be taken from the checkpoint's
-    try:
-        made: Any = GenerationMixin.generate(
-            lm.net, generation_config=plain, **given
-        )  # Granite's own would switch its adapter off
+        given["inputs_embeds"], given["attention_mask"] = left_padded(lm.embed(prompts))
+    kept = lm.net.generation_config
+    lm.net.generation_config = plain  # unset options would be taken from the checkpoint's
+    try:  # Granite's own would switch its adapter off
+        made: Any = GenerationMixin.generate(lm.net, generation_config=plain, **given)
     finally:
         lm.net.generation_config = kept
-    ids = made.cpu()[:, max(len(i) for i in heard.ids) :] if lm.seq2seq else made.cpu()
-    stop = torch.isin(ids, torch.tensor(lm.stops))
+    written = made.cpu()[:, max(len(i) for i in prompts.ids) :] if lm.seq2seq else made.cpu()
+    stop = torch.isin(written, torch.tensor(lm.stops))
     mask = (stop.cumsum(1) - stop.long()) == 0
-    return Drawn(ids.masked_fill(~mask, lm.pad), mask, stop.any(1))
+    return Generation(written.masked_fill(~mask, lm.pad), mask, stop.any(1))
 
 
 def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

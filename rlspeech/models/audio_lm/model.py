@@ -1,20 +1,17 @@
-"""One adapter over transformers' audio LLMs: hear a clip once, write transcripts from it, look at their log-probabilities again.
+"""One adapter over transformers' audio LLMs: encode a clip once, write transcripts from it, compute their log-probabilities.
 
 ``generate(input_features=...)`` of the library runs the encoder on every copy of a clip, and Voxtral's mixes chunks of different clips
-when it repeats them. Here encoder and projector run once a clip and their vectors are kept (``Heard``); prompts are made of them where they
-are needed, so that a reference model with another embedding table, or the next step of training, sees its own. The training path is
-one plain forward over prompt and transcript, padded on the right (under a causal mask padding there changes nothing), with the head on the
-transcript's positions only: the logits of all positions of a 150 000-word vocabulary would be most of the memory, and not every
-model takes ``logits_to_keep``.
+when it repeats them. Here encoder and projector run once a clip and their vectors are kept (``EncodedPrompts``); prompts are made of them
+where they are needed, so that a reference model with another embedding table, or the next step of training, sees its own. The training
+path is one plain forward over prompt and transcript, padded on the right (under a causal mask padding there changes nothing), with the
+head on the transcript's positions only: the logits of all positions of a 150 000-word vocabulary would be most of the memory, and not
+every model takes ``logits_to_keep``.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,69 +21,29 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import Sampling
 from rlspeech.log import say
-from rlspeech.models.audio_lm.families import Asked, family_of
-from rlspeech.models.audio_lm.generate import Drawn, draw, prefill, search
+from rlspeech.models.audio_lm.families import Request, family_of
+from rlspeech.models.audio_lm.generate import (
+    ATTENTION,
+    FEED_FORWARD,
+    EncodedPrompts,
+    Generation,
+    LanguageModel,
+    beam_search,
+    generate,
+    prefill,
+)
 
-__all__ = ["AudioLM", "Heard", "Phase"]
+__all__ = ["AudioLM", "Phase"]
 
+Part = Literal["encoder", "projector", "language"]
 Phase = Literal["encode", "rollout", "reward", "update", "all"]
-ATTENTION = {
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "out_proj",
-    "qkv_proj",
-    "to_q",
-    "to_kv",
-    "to_out",
-    "query",
-    "key",
-    "value",
-}
-FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"}
-PLAIN = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "do_sample": False,
-}
+# a generation config's settings that change a distribution, where they are not these or not empty
+PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+PLAIN |= {"do_sample": False}
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """Clips after encoder and projector.
-
-    Args:
-        audio: (A_i, D) a clip: the vectors that take the audio tokens' places; of Whisper, what the decoder attends to.
-        ids: (L_i,) long a clip: the prompt's token ids, on the host.
-    """
-
-    audio: list[Tensor]
-    ids: list[Tensor]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def to(self, device: torch.device | str) -> Heard:
-        """The same on another device; "cpu" parks it."""
-        return replace(self, audio=[a.to(device) for a in self.audio])
-
-    def select(self, rows: Sequence[int] | Tensor) -> Heard:
-        """Some of the clips, in the order asked for; repeats are allowed and share memory."""
-        at = [int(r) for r in rows]
-        return Heard([self.audio[i] for i in at], [self.ids[i] for i in at])
-
-    @classmethod
-    def joined(cls, parts: Sequence[Heard]) -> Heard:
-        """Several one after the other."""
-        return cls([a for p in parts for a in p.audio], [i for p in parts for i in p.ids])
-
-
-class AudioLM(nn.Module):
+class AudioLM(LanguageModel):
     """A transformers audio LLM as a policy over transcripts.
 
     Args:
@@ -117,32 +74,24 @@ class AudioLM(nn.Module):
         self.sample_rate, self.seq2seq = self.family.sample_rate, self.family.seq2seq
         self.max_s = float(max_s or self.family.max_s)
         self.train_encoder = train_encoder
-        self.source: Path | None = None  # folder that it was loaded from
-        self._said = False
-        self._fixed = {
-            name for name, p in net.named_parameters() if not p.requires_grad
-        }  # position tables that are no weights
-        self.stops, self.pad, self.overridden = self._marks()
+        self._warned = False
+        # position tables that are no weights
+        self._fixed = {name for name, p in net.named_parameters() if not p.requires_grad}
+        self.stops, self.pad, self.overridden = self._special_ids()
         self.lora_targets = self._lora_targets()
         for module in self.frozen_modules():
             module.requires_grad_(False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AudioLM:
-        """A copy with its own language model; what is frozen is shared, and so are tokenizer and processor."""
-        for shared in (*self.frozen_modules(), self.tokenizer, self.processor, self.extractor):
-            memo[id(shared)] = shared
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        return twin
+    def shared(self) -> Sequence[Any]:
+        return (*self.frozen_modules(), self.tokenizer, self.processor, self.extractor)
 
     # -- parts ---------------------------------------------------------------------------------------------------------------
 
-    def modules_of(self, part: Literal["encoder", "projector", "language"]) -> list[nn.Module]:
+    def modules_of(self, part: Part) -> list[nn.Module]:
         """The modules of a part."""
         return [self.net.get_submodule(name) for name in getattr(self.family, part)]
 
-    def parameters_of(self, part: Literal["encoder", "projector", "language"]) -> list[nn.Parameter]:
+    def parameters_of(self, part: Part) -> list[nn.Parameter]:
         """The parameters of a part, tied ones once."""
         return list({id(p): p for m in self.modules_of(part) for p in m.parameters()}.values())
 
@@ -167,19 +116,14 @@ class AudioLM(nn.Module):
                 nothing; "all" everything.
             device: where the phase runs.
         """
-        ear = phase in {"encode", "all"} or (phase == "update" and self.train_encoder)
-        mouth = phase in {"rollout", "update", "all"}
-        idle = torch.device("cpu")
-        for part, needed in (("encoder", ear), ("projector", ear), ("language", mouth)):
-            for module in self.modules_of(part):  # type: ignore[arg-type]
-                module.to(device if needed else idle)
+        encodes = phase in {"encode", "all"} or (phase == "update" and self.train_encoder)
+        writes = phase in {"rollout", "update", "all"}
+        needs: dict[Part, bool] = {"encoder": encodes, "projector": encodes, "language": writes}
+        for part, needed in needs.items():
+            for module in self.modules_of(part):
+                module.to(device if needed else "cpu")
 
-    @property
-    def device(self) -> torch.device:
-        """Where the language model is."""
-        return self.net.get_output_embeddings().weight.device  # type: ignore[no-any-return]
-
-    def _marks(self) -> tuple[list[int], int, dict[str, Any]]:
+    def _special_ids(self) -> tuple[list[int], int, dict[str, Any]]:
         """Stop ids (the one that references end with first), padding id, and what the checkpoint's generation config would change."""
         given = self.net.generation_config
         listed = given.eos_token_id if given.eos_token_id is not None else self.tokenizer.eos_token_id
@@ -206,9 +150,9 @@ class AudioLM(nn.Module):
             patterns[kind] = rf"net\.({'|'.join(found)})"
         return patterns
 
-    # -- hearing -------------------------------------------------------------------------------------------------------------
+    # -- prompts -------------------------------------------------------------------------------------------------------------
 
-    def hear(
+    def encode(
         self,
         wavs: Sequence[np.ndarray],
         *,
@@ -216,7 +160,7 @@ class AudioLM(nn.Module):
         prompt: str | Sequence[str | None] | None = None,
         keywords: Sequence[Sequence[str] | None] | None = None,
         grad: bool = False,
-    ) -> Heard:
+    ) -> EncodedPrompts:
         """Run encoder and projector once over waveforms (T_i,) at ``sample_rate``.
 
         Args:
@@ -230,131 +174,75 @@ class AudioLM(nn.Module):
             UserError: a language or prompt that the model cannot take.
         """
         if not len(wavs):
-            return Heard([], [])
+            return EncodedPrompts([], [])
         languages, prompts = (_each(x, len(wavs)) for x in (language, prompt))
-        asked = [Asked(a, b, k) for a, b, k in zip(languages, prompts, keywords or [None] * len(wavs), strict=True)]
+        given = zip(languages, prompts, keywords or [None] * len(wavs), strict=True)
         shortest, longest = int(self.family.min_s * self.sample_rate), int(self.max_s * self.sample_rate)
         clips = [np.nan_to_num(np.asarray(w, np.float32)[:longest]) for w in wavs]
         clips = [np.pad(c, (0, max(0, shortest - len(c)))) for c in clips]
-        prepared = self.family.prepare(clips, asked)
+        prepared = self.family.prepare(clips, [Request(*g) for g in given])
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             audio = self.family.encode(prepared)
-        return Heard(
-            [a.clone() if not grad else a for a in audio], prepared.ids
-        )  # a view would keep the whole batch alive
+        # a view would keep the whole batch alive
+        return EncodedPrompts(prepared.ids, audio if grad else [a.clone() for a in audio])
 
-    def embed(self, heard: Heard) -> list[Tensor]:
+    def embed(self, prompts: EncodedPrompts) -> list[Tensor]:
         """Prompt embeddings (L_i, D): the table's rows, and the audio's vectors in the audio tokens' places."""
-        table = self.net.get_input_embeddings()
         out = []
-        for audio, ids in zip(heard.audio, heard.ids, strict=True):
+        for audio, ids in zip(prompts.audio or (), prompts.ids, strict=True):
             at = ids.to(self.device)
             spot = at == self.family.audio_token
-            x = table(at.masked_fill(spot, 0))  # the audio token may lie outside the table
+            x = self.embed_ids(at.masked_fill(spot, 0))  # the audio token may lie outside the table
             out.append(x.masked_scatter(spot[:, None], audio.to(x.device, x.dtype)))
         return out
 
-    # -- writing -------------------------------------------------------------------------------------------------------------
+    # -- transcripts ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
         self,
-        heard: Heard,
+        prompts: EncodedPrompts,
         *,
         group: int = 1,
         sampling: Sampling | None = None,
         max_new_tokens: int,
         seed: int | Sequence[int] = 0,
         beams: int = 1,
-    ) -> Drawn:
+    ) -> Generation:
         """Write transcripts, ``group`` for each of the B prompts.
 
         Sampled or greedy, tokens come from the model's own distribution: top-k, penalties and suppressed tokens of the checkpoint's
         generation config are not applied (``overridden`` names them, and the log says so once).
 
         Args:
-            heard: B prompts.
+            prompts: B of them.
             group: rows a prompt; they stand next to each other.
             sampling: None: the likeliest token.
             max_new_tokens: longest transcript, the stop token included.
             seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
             beams: more than 1: transformers' beam search, one row a prompt.
         """
-        if not len(heard):
-            return Drawn(
-                torch.zeros(0, 0, dtype=torch.long),
-                torch.zeros(0, 0, dtype=torch.bool),
-                torch.zeros(0, dtype=torch.bool),
-            )
-        if self.overridden and not self._said:
+        if not len(prompts):
+            return Generation.empty()
+        if self.overridden and not self._warned:
             named = ", ".join(f"{k} {v}" for k, v in self.overridden.items())
             say(f"the checkpoint's generation config is not applied ({named}): what is drawn is what is trained")
-            self._said = True
+            self._warned = True
         room = getattr(self.net.config, "max_target_positions", None) if self.seq2seq else None
         if room is not None:
-            max_new_tokens = max(1, min(max_new_tokens, room - max(len(i) for i in heard.ids)))
+            max_new_tokens = max(1, min(max_new_tokens, room - max(len(i) for i in prompts.ids)))
         if beams > 1:
-            return search(self, heard, beams, max_new_tokens)
-        return draw(
-            prefill(self, heard),
-            group=group,
-            steps=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            stops=self.stops,
-            pad=self.pad,
-        )
-
-    # -- looking again -------------------------------------------------------------------------------------------------------
-
-    def hidden(self, heard: Heard, rows: Sequence[int] | Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the head sees before each token, (n, S, D), by one plain forward; arguments as in ``logits``."""
-        some, written = heard.select(rows), ids.to(self.device)
-        lengths = torch.tensor([len(i) for i in some.ids], device=self.device)
-        if self.seq2seq:
-            joined = [torch.cat([p.to(self.device), w[:-1]]) for p, w in zip(some.ids, written, strict=True)]
-            tokens = pad_sequence(joined, batch_first=True)
-            audio = torch.stack([a.to(self.device) for a in some.audio])
-            states = self.net.model.decoder(
-                input_ids=tokens, encoder_hidden_states=audio, use_cache=False
-            ).last_hidden_state
-        else:
-            said = self.net.get_input_embeddings()(written[:, :-1])
-            whole = [torch.cat([p, w]) for p, w in zip(self.embed(some), said, strict=True)]
-            states = self.net.model(
-                inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False
-            ).last_hidden_state
-        at = lengths[:, None] - 1 + torch.arange(ids.shape[1], device=self.device)
-        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D)."""
-        return self.net.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
-
-    def logits(self, heard: Heard, rows: Sequence[int] | Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits (n, S, V) float32 before each token of transcripts, by one plain forward, with gradient.
-
-        Args:
-            heard: prompts.
-            rows: (n,) which prompt each transcript belongs to.
-            ids: (n, S) long, padded on the right.
-            mask: (n, S) bool; logits where it is False mean nothing.
-        """
-        return self.head(self.hidden(heard, rows, ids, mask)).float()
-
-    # -- text ----------------------------------------------------------------------------------------------------------------
+            return beam_search(self, prompts, beams, max_new_tokens)
+        ends: Any = {"stops": self.stops, "pad": self.pad}
+        state = prefill(self, prompts)
+        return generate(state, group=group, steps=max_new_tokens, sampling=sampling, seed=seed, **ends)
 
     def text(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Transcripts as they were written: no special tokens, no frame around them, and nothing cleaned up, loops least of all."""
-        out = []
-        for row, keep in zip(ids.tolist(), mask.tolist(), strict=True):
-            tokens = [t for t, k in zip(row, keep, strict=True) if k and t not in self.stops]
-            out.append(
-                self.family.transcript(
-                    self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                )
-            )
-        return out
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+        tokens = [[t for t in row if t not in self.stops] for row in rows]
+        return [self.family.transcript(self.tokenizer.decode(row, **how)) for row in tokens]
 
     def references(
         self, texts: Sequence[str], language: str | Sequence[str | None] | None = None
@@ -363,7 +251,7 @@ class AudioLM(nn.Module):
 
         Args:
             texts: transcripts.
-            language: as it was given to ``hear``: some models write the language first unless it was.
+            language: as it was given to ``encode``: some models write the language first unless it was.
         """
         rows = []
         for text, lang in zip(texts, _each(language, len(texts)), strict=True):

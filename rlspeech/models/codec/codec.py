@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.data.audio import rms_dbfs, to_level
-from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, Drawn
+from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, DecoderOutput
 from rlspeech.models.hub import load_model
 
 __all__ = ["Codec", "EmbeddedCodec", "load_codec", "start_alike"]
@@ -83,7 +83,7 @@ class EmbeddedCodec:
     def encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
         """Ids of waveforms; level, mean spectrum and mean pitch of each are not in them."""
         found: list[Tensor] = [torch.empty(0, dtype=torch.long)] * len(wavs)
-        for rows in like_lengths([len(w) for w in wavs], BATCH_S * self.sample_rate):
+        for rows in length_batches([len(w) for w in wavs], BATCH_S * self.sample_rate):
             mel, pitch, real = self.analyse([wavs[i] for i in rows])
             _, ids = self.net.encode(mel, pitch, real)
             for i, row, n in zip(rows, ids.cpu(), real.tolist(), strict=True):
@@ -95,7 +95,7 @@ class EmbeddedCodec:
         """Waveforms at -25 dBFS."""
         voices = self.voices(prompts if prompts is not None else [None] * len(ids))
         made: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(ids)
-        for rows in like_lengths([len(x) * self.net.samples for x in ids], BATCH_S * self.sample_rate):
+        for rows in length_batches([len(x) * self.net.samples for x in ids], BATCH_S * self.sample_rate):
             real = torch.tensor([len(ids[i]) for i in rows], device=self.device)
             if int(real.max()) == 0:
                 continue
@@ -103,24 +103,22 @@ class EmbeddedCodec:
                 self.device
             )
             for i, wav in zip(
-                rows, self.speak(padded, real, voices[rows] if voices is not None else None), strict=True
+                rows, self.synthesise(padded, real, voices[rows] if voices is not None else None), strict=True
             ):
                 made[i] = to_level(wav.cpu().numpy().astype(np.float32), LEVEL_DBFS)
         return made
 
-    def speak(self, ids: Tensor, real: Tensor, voice: Tensor | None) -> list[Tensor]:
+    def synthesise(self, ids: Tensor, real: Tensor, voice: Tensor | None) -> list[Tensor]:
         """Waveforms (samples_i,) of padded ids (N, S), ``real`` (N,) of each, in voices (N, voice_dim)."""
-        drawn = self.net.draw(self.net.quantise.codes(ids), real, voice)
-        pitch = torch.where(
-            drawn.voiced > 0, PITCH_HZ * drawn.pitch.clamp(-1.2, 1.2).exp(), torch.zeros_like(drawn.pitch)
-        )
+        out = self.net.decode(self.net.quantise.codes(ids), real, voice)
+        pitch = torch.where(out.voiced > 0, PITCH_HZ * out.pitch.clamp(-1.2, 1.2).exp(), torch.zeros_like(out.pitch))
         made = []
         for i, frames in enumerate((real * self.net.cfg.stride).tolist()):
-            # a row is played alone, and hears the same noise from its start: what it sounds like must not hang on its neighbours
-            own = Drawn(*(x[i : i + 1, :frames] for x in drawn))
+            # a row is played alone, and takes the same noise from its start: what it sounds like must not hang on its neighbours
+            own = DecoderOutput(*(x[i : i + 1, :frames] for x in out))
             nothing = torch.zeros(0, device=ids.device)
             made.append(
-                self.net.play(own, pitch[i : i + 1, :frames], torch.Generator().manual_seed(0))[0]
+                self.net.synthesise(own, pitch[i : i + 1, :frames], torch.Generator().manual_seed(0))[0]
                 if frames
                 else nothing
             )
@@ -128,15 +126,15 @@ class EmbeddedCodec:
 
     @torch.no_grad()
     def voices(self, prompts: Sequence[np.ndarray | None]) -> Tensor | None:
-        """Voice vectors (N, voice_dim) of prompts; equal arrays are heard once. None where the codec has no voices."""
+        """Voice vectors (N, voice_dim) of prompts; equal arrays are known once. None where the codec has no voices."""
         if not self.wants_prompt:
             return None
-        heard: dict[int, Tensor] = {}
+        known: dict[int, Tensor] = {}
         for prompt in prompts:
-            if id(prompt) not in heard:
-                heard[id(prompt)] = self._voice(prompt)
+            if id(prompt) not in known:
+                known[id(prompt)] = self._voice(prompt)
         return (
-            torch.stack([heard[id(p)] for p in prompts])
+            torch.stack([known[id(p)] for p in prompts])
             if prompts
             else torch.zeros(0, self.net.cfg.voice_dim, device=self.device)
         )
@@ -145,7 +143,7 @@ class EmbeddedCodec:
         if prompt is None or not np.isfinite(rms_dbfs(prompt)):
             return self.net.nobody.detach()
         mel, pitch, real = self.analyse([prompt[: int(PROMPT_S * self.sample_rate)]])
-        return self.net.hear(mel, pitch, real)[0]
+        return self.net.encode_voice(mel, pitch, real)[0]
 
     def analyse(self, wavs: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
         """Log-mel (N, L, M), pitch (N, L) and real frames (N,) of waveforms, each brought to -25 dBFS."""
@@ -157,7 +155,7 @@ class EmbeddedCodec:
         return *self.net.analyse(torch.from_numpy(padded).to(self.device), int(real.max()), real), real
 
 
-def like_lengths(lengths: Sequence[int], most: float) -> list[list[int]]:
+def length_batches(lengths: Sequence[int], most: float) -> list[list[int]]:
     """Rows of like length together, ``most`` padded samples a batch, longest first."""
     batches, held = list[list[int]](), list[int]()
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

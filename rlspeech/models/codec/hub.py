@@ -73,15 +73,15 @@ class HubCodec:
                 f"it has {have}, and needs {least} at least",
                 f"{self.family}:FOLDER_OR_HUB_ID:{have}",
             )
-        self.heard_rate = int(getattr(cfg, "input_sampling_rate", 0) or cfg.sampling_rate)
+        self.input_rate = int(getattr(cfg, "input_sampling_rate", 0) or cfg.sampling_rate)
         self.sample_rate = int(getattr(cfg, "output_sampling_rate", 0) or cfg.sampling_rate)
         if self.family == "mimi":
-            self.hop = round(self.heard_rate / float(cfg.frame_rate))
+            self.hop = round(self.input_rate / float(cfg.frame_rate))
         else:
             self.hop = math.prod(cfg.downsampling_ratios)
         self.codebook = int(getattr(cfg, "codebook_size", 0) or math.prod(cfg.quantization_levels))
         self.size = self.books * self.codebook
-        self.frame_s = self.hop / self.heard_rate / self.books
+        self.frame_s = self.hop / self.input_rate / self.books
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +93,7 @@ class HubCodec:
     def encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
         """Ids of waveforms at ``sample_rate``; each is heard alone."""
         return [
-            self._encode(resample(np.asarray(w, dtype=np.float32), self.sample_rate, self.heard_rate)) for w in wavs
+            self._encode(resample(np.asarray(w, dtype=np.float32), self.sample_rate, self.input_rate)) for w in wavs
         ]
 
     def _encode(self, wav: np.ndarray) -> Tensor:
@@ -132,11 +132,11 @@ class HubCodec:
                 codes = flat.reshape(len(some), frames, self.books).transpose(1, 2)
                 wavs = self.net.decode(audio_codes=codes.to(self.device)).audio_values
                 for i, wav in zip(some, wavs.reshape(len(some), -1).float().cpu().numpy(), strict=True):
-                    made[i] = fitted(wav, round(frames * self.hop * self.sample_rate / self.heard_rate))
+                    made[i] = fit_length(wav, round(frames * self.hop * self.sample_rate / self.input_rate))
         return made
 
 
-def fitted(wav: np.ndarray, length: int) -> np.ndarray:
+def fit_length(wav: np.ndarray, length: int) -> np.ndarray:
     """(length,): cut, or zeros behind."""
     wav = wav[:length].astype(np.float32)
     return np.pad(wav, (0, length - len(wav)))

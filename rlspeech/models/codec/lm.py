@@ -1,4 +1,4 @@
-"""One adapter over transformers' causal language models that write codec tokens: read a text, write speech, look at it again.
+"""One adapter over transformers' causal language models that write codec tokens: from texts to speech and its log-probabilities.
 
 The vocabulary of such a model is text and codec together, and of a row's answer only the codec's slice and the stop are ever right
 (``models/codec/layout.py``). So everything here counts in the slice: ids 0 to V - 1 are the codec's, V is the stop, logits are (.., V + 1).
@@ -9,10 +9,7 @@ infinity that other engines drop. What is after the marks is one plain forward, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,15 +18,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import Sampling
 from rlspeech.data.text import get_normaliser
-from rlspeech.models.audio_lm.generate import Drawn, draw, left_padded, prefill
-from rlspeech.models.audio_lm.model import ATTENTION, FEED_FORWARD
+from rlspeech.models.audio_lm.generate import (
+    ATTENTION,
+    FEED_FORWARD,
+    EncodedPrompts,
+    Generation,
+    LanguageModel,
+    generate,
+    left_padded,
+    prefill,
+)
 from rlspeech.models.codec.layout import Layout
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
     from rlspeech.models.codec.codec import Codec
 
-__all__ = ["CodecLM", "Line", "Prompts"]
+__all__ = ["CodecLM", "Line"]
 
 Choice = Callable[[Tensor, int], tuple[Tensor, bool]]
 
@@ -42,30 +47,7 @@ class Line(NamedTuple):
     prompt: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Rows up to where speech begins: (L_i,) long ids of the whole vocabulary, on the host."""
-
-    ids: list[Tensor]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def to(self, device: torch.device | str) -> Prompts:
-        """Itself: ids stay on the host."""
-        return self
-
-    def select(self, rows: Sequence[int] | Tensor) -> Prompts:
-        """Some of the rows, in the order asked for; repeats are allowed and share memory."""
-        return Prompts([self.ids[int(r)] for r in rows])
-
-    @classmethod
-    def joined(cls, parts: Sequence[Prompts]) -> Prompts:
-        """Several one after the other."""
-        return cls([i for p in parts for i in p.ids])
-
-
-class CodecLM(nn.Module):
+class CodecLM(LanguageModel):
     """A causal language model over text and codec tokens as a policy over speech.
 
     Args:
@@ -76,17 +58,13 @@ class CodecLM(nn.Module):
         cfg: settings that an embedded model was built with; of others None.
     """
 
-    seq2seq = False
-
     def __init__(self, net: Any, tokenizer: Any, layout: Layout, codec: Codec | None = None, cfg: Any = None) -> None:
         super().__init__()
         self.net, self.tokenizer, self.layout, self.cfg = net, tokenizer, layout, cfg
         self.model_type = str(net.config.model_type)
         self.sample_rate, self.max_s = layout.sample_rate, layout.max_s
-        self.size = self.stop = self.pad = (
-            layout.size
-        )  # in the slice's count the stop is one behind the codes, and fills up too
-        self.source: Path | None = None  # folder that it was loaded from
+        # in the slice's count the stop is one behind the codes, and fills up too
+        self.size = self.stop = self.pad = layout.size
         self._normalise = get_normaliser(layout.normaliser)
         self._before, self._after = (
             tokenizer(x, add_special_tokens=False).input_ids for x in (layout.before, layout.after)
@@ -94,14 +72,8 @@ class CodecLM(nn.Module):
         self._codec: dict[str, Any] = {} if codec is None else {"it": codec}
         self.lora_targets = self._lora_targets()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CodecLM:
-        """A copy with its own language model; tokenizer and codec are shared."""
-        for shared in (self.tokenizer, self._codec):
-            memo[id(shared)] = shared
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        return twin
+    def shared(self) -> Sequence[Any]:
+        return self.tokenizer, self._codec
 
     @property
     def codec(self) -> Codec:
@@ -128,11 +100,6 @@ class CodecLM(nn.Module):
             )
         return found
 
-    @property
-    def device(self) -> torch.device:
-        """Where the language model is."""
-        return self.net.get_output_embeddings().weight.device  # type: ignore[no-any-return]
-
     def park(self, phase: str, device: torch.device | str) -> None:
         """Put the language model onto ``device`` for a phase that needs it ("rollout", "update", "all"), else into the host's memory."""
         self.net.to(device if phase in {"rollout", "update", "all"} else "cpu")
@@ -143,7 +110,7 @@ class CodecLM(nn.Module):
         kinds = {"attention": ATTENTION, "attention+ff": ATTENTION | FEED_FORWARD, "all": leaves}
         return {kind: rf"net\.model\.(.*\.)?({'|'.join(sorted(leaves & wanted))})" for kind, wanted in kinds.items()}
 
-    # -- reading -------------------------------------------------------------------------------------------------------------
+    # -- prompts -------------------------------------------------------------------------------------------------------------
 
     def pieces(self, text: str) -> list[int]:
         """Ids of a text as it is written for the model; what looks like a mark in it is spelt out."""
@@ -160,7 +127,7 @@ class CodecLM(nn.Module):
             and len(line.prompt) * self.layout.frame_s <= self.layout.prompt_s
         )
 
-    def read(self, lines: Sequence[Line]) -> Prompts:
+    def encode(self, lines: Sequence[Line]) -> EncodedPrompts:
         """Rows up to where speech begins; a text may be empty."""
         rows = []
         for line in lines:
@@ -169,38 +136,37 @@ class CodecLM(nn.Module):
                 whole = self.layout.joint.join([line.prompt_text or "", line.text])
                 codes = self.vocabulary(line.prompt.long().cpu()).tolist()
             rows.append(torch.tensor([*self._before, *self.pieces(whole), *self._after, *codes]))
-        return Prompts(rows)
+        return EncodedPrompts(rows)
 
     def vocabulary(self, ids: Tensor) -> Tensor:
         """Ids of the whole vocabulary of ids of the slice; the stop is the first of the stops."""
         return torch.where(ids < self.size, ids + self.layout.first, torch.full_like(ids, self.layout.stops[0]))
 
-    def look_up(self, ids: Tensor) -> Tensor:
+    def embed_ids(self, ids: Tensor) -> Tensor:
         """Embeddings (..., D) of ids (...) of the slice."""
         return self.net.get_input_embeddings()(self.vocabulary(ids))  # type: ignore[no-any-return]
 
-    def mix(self, soft: Tensor) -> Tensor:
+    def embed_soft(self, soft: Tensor) -> Tensor:
         """Embeddings (..., D) of distributions (..., V) over the codes."""
         table = self.net.get_input_embeddings().weight[self.layout.first : self.layout.first + self.size]
         return soft.to(table.dtype) @ table  # type: ignore[no-any-return]
 
-    def embed(self, prompts: Prompts) -> list[Tensor]:
-        """Prompt embeddings (L_i, D)."""
+    def embed(self, prompts: EncodedPrompts) -> list[Tensor]:
         table = self.net.get_input_embeddings()
         return [table(ids.to(self.device)) for ids in prompts.ids]
 
-    # -- writing -------------------------------------------------------------------------------------------------------------
+    # -- speech --------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
         self,
-        prompts: Prompts,
+        prompts: EncodedPrompts,
         *,
         group: int = 1,
         sampling: Sampling | None = None,
         max_new_tokens: int | Sequence[int],
         seed: int | Sequence[int] = 0,
-    ) -> Drawn:
+    ) -> Generation:
         """Write speech, ``group`` rows for each of the B prompts, in ids of the slice.
 
         Args:
@@ -211,22 +177,12 @@ class CodecLM(nn.Module):
             seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
         """
         if not len(prompts):
-            return Drawn(
-                torch.zeros(0, 0, dtype=torch.long),
-                torch.zeros(0, 0, dtype=torch.bool),
-                torch.zeros(0, dtype=torch.bool),
-            )
-        return draw(
-            prefill(self, prompts),
-            group=group,
-            steps=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            stops=[self.stop],
-            pad=self.pad,
-        )
+            return Generation.empty()
+        ends: Any = {"stops": [self.stop], "pad": self.pad}
+        state = prefill(self, prompts)
+        return generate(state, group=group, steps=max_new_tokens, sampling=sampling, seed=seed, **ends)
 
-    def unroll(self, prompts: Prompts, rows: Sequence[int] | Tensor, steps: int, choose: Choice) -> Tensor:
+    def unroll(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, steps: int, choose: Choice) -> Tensor:
         """Free-running decoding on relaxed tokens, with gradient through every step.
 
         Args:
@@ -254,21 +210,9 @@ class CodecLM(nn.Module):
             soft, last = choose(out[-1], s)
             if last:
                 break
-            embeds, place = self.mix(soft)[:, None].to(embeds.dtype), place[:, -1:] + 1
+            embeds, place = self.embed_soft(soft)[:, None].to(embeds.dtype), place[:, -1:] + 1
             seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
         return torch.stack(out, 1)
-
-    # -- looking again -------------------------------------------------------------------------------------------------------
-
-    def hidden(self, prompts: Prompts, rows: Sequence[int] | Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the head sees before each token, (n, S, D), by one plain forward; arguments as in ``logits``."""
-        some, written = prompts.select(rows), ids.to(self.device)
-        lengths = torch.tensor([len(i) for i in some.ids], device=self.device)
-        said = self.look_up(written[:, :-1])
-        whole = [torch.cat([p, w]) for p, w in zip(self.embed(some), said, strict=True)]
-        states = self.net.model(inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False).last_hidden_state
-        at = lengths[:, None] - 1 + torch.arange(ids.shape[1], device=self.device)
-        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V + 1) of hidden states (..., D): the codes', and the stop's (of several stops, the logarithm of their sum)."""
@@ -279,19 +223,6 @@ class CodecLM(nn.Module):
         return torch.cat(
             [codes, ends if len(stops) == 1 else ends.float().logsumexp(-1, keepdim=True).to(codes.dtype)], -1
         )
-
-    def logits(self, prompts: Prompts, rows: Sequence[int] | Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits (n, S, V + 1) float32 before each token, by one plain forward, with gradient.
-
-        Args:
-            prompts: rows up to where speech begins.
-            rows: (n,) which prompt each answer belongs to.
-            ids: (n, S) long, of the slice, padded on the right.
-            mask: (n, S) bool; logits where it is False mean nothing.
-        """
-        return self.head(self.hidden(prompts, rows, ids, mask)).float()
-
-    # -- speech --------------------------------------------------------------------------------------------------------------
 
     def codes(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """The codec's ids (T_i,) in rows (N, S), without stop and padding."""

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.config import CodecModel
-from rlspeech.models.pitch import track_pitch
-from rlspeech.models.spectra import mel_filters
+from rlspeech.models.spectra import mel_filters, track_pitch
 
-__all__ = ["CodecNet", "Drawn", "FiniteScalar", "LEVEL_DBFS", "PITCH_HZ", "pulses"]
+__all__ = ["CodecNet", "DecoderOutput", "FiniteScalar", "LEVEL_DBFS", "PITCH_HZ", "pulses"]
 
 LEVEL_DBFS = -25.0
 PITCH_HZ = 150.0  # pitches are logarithms of their ratio to this
@@ -30,7 +29,7 @@ FLOOR = 1e-4  # under the mel magnitudes of speech at -25 dBFS by some 60 dB
 MEL_CENTRE, MEL_SCALE, PITCH_SCALE = -4.0, 2.0, 3.0  # bring features to a spread near 1
 
 
-class Drawn(NamedTuple):
+class DecoderOutput(NamedTuple):
     """What the decoder writes for L frames: log-gains of pulses and noise (N, L, M), logit of voice and log of pitch / 150 Hz (N, L)."""
 
     pulse: Tensor
@@ -103,7 +102,7 @@ class CodecNet(nn.Module):
         self.cfg, self.sample_rate = cfg, cfg.sample_rate
         self.samples = cfg.hop * cfg.stride  # a token
         dim, inputs = cfg.dim, cfg.mels + 2
-        self.factors = factors(cfg.stride)
+        self.factors = prime_factors(cfg.stride)
         shares = [1] * (len(self.factors) - 1) + [
             max(1, cfg.blocks - len(self.factors) + 1)
         ]  # most blocks where tokens are
@@ -129,7 +128,7 @@ class CodecNet(nn.Module):
         self.register_buffer("window", torch.hann_window(cfg.n_fft), persistent=False)
         bank = mel_filters(cfg.sample_rate, cfg.n_fft, cfg.mels, cfg.sample_rate / 2)
         self.register_buffer("bank", bank / bank.sum(1, keepdim=True).clamp_min(1e-9), persistent=False)
-        self.register_buffer("spread", spread_of(cfg), persistent=False)
+        self.register_buffer("spread", band_interpolation(cfg), persistent=False)
 
     def frames(self, samples: int) -> int:
         """Spectral frames of so many samples: whole tokens, at least one."""
@@ -151,7 +150,7 @@ class CodecNet(nn.Module):
 
     def encode(self, mel: Tensor, pitch: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (N, S, D) with gradient and ids (N, S) of ``analyse``'s output; real: (N,) frames of each."""
-        mask = below(real, mel.shape[1])
+        mask = length_mask(real, mel.shape[1])
         count = mask.sum(1, keepdim=True).clamp_min(1)
         voiced = (pitch > 0).float()[..., None] * mask
         height = (pitch.clamp_min(1.0) / PITCH_HZ).log()[..., None]
@@ -165,14 +164,14 @@ class CodecNet(nn.Module):
             -1,
         )
         for merge, factor, blocks in zip(self.merges, self.factors, self.listen, strict=True):
-            x, mask = merge(join(x, factor)), mask[:, ::factor]
+            x, mask = merge(merge_frames(x, factor)), mask[:, ::factor]
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, mask)
         return self.quantise(self.level(self.squeeze(x).transpose(1, 2)).transpose(1, 2))
 
-    def hear(self, mel: Tensor, pitch: Tensor, real: Tensor) -> Tensor:
+    def encode_voice(self, mel: Tensor, pitch: Tensor, real: Tensor) -> Tensor:
         """Voice vectors (N, voice_dim) of prompt speech; nobody's where ``real`` is 0."""
-        mask = below(real, mel.shape[1])
+        mask = length_mask(real, mel.shape[1])
         voiced = (pitch > 0).float()[..., None]
         height = PITCH_SCALE * (pitch.clamp_min(1.0) / PITCH_HZ).log()[..., None] * voiced
         x = torch.cat([(mel - MEL_CENTRE) / MEL_SCALE, voiced, height], -1) * mask
@@ -185,24 +184,24 @@ class CodecNet(nn.Module):
 
     # -- synthesis -----------------------------------------------------------------------------------------------------
 
-    def draw(self, codes: Tensor, real: Tensor, voice: Tensor | None) -> Drawn:
+    def decode(self, codes: Tensor, real: Tensor, voice: Tensor | None) -> DecoderOutput:
         """What to play for codes (N, S, D), of which ``real`` (N,) tokens are real, in a voice (N, voice_dim)."""
-        x, mask = self.enter(codes), below(real, codes.shape[1])
+        x, mask = self.enter(codes), length_mask(real, codes.shape[1])
         for i, blocks in enumerate(self.speak):
             if i:
                 split = self.splits[i - 1](x)
                 factor = split.shape[-1] // x.shape[-1]
-                x, mask = part(split, factor), mask.repeat_interleave(factor, 1)
+                x, mask = split_frames(split, factor), mask.repeat_interleave(factor, 1)
             if voice is not None and self.cfg.voice_dim:
                 x = x + self.colour[i](voice)[:, None]
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, mask)
-        out = part(self.head(x), self.factors[0])
+        out = split_frames(self.head(x), self.factors[0])
         pulse, noise, voiced, pitch = out.split([self.cfg.mels, self.cfg.mels, 1, 1], -1)
-        return Drawn(pulse + MEL_CENTRE, noise + MEL_CENTRE, voiced[..., 0], pitch[..., 0] / PITCH_SCALE)
+        return DecoderOutput(pulse + MEL_CENTRE, noise + MEL_CENTRE, voiced[..., 0], pitch[..., 0] / PITCH_SCALE)
 
-    def play(self, drawn: Drawn, pitch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The waveform (N, L hop) of what was drawn, at a pitch (N, L) in Hz, 0 where unvoiced.
+    def synthesise(self, out: DecoderOutput, pitch: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The waveform (N, L hop) of what ``decode`` gave, at a pitch (N, L) in Hz, 0 where unvoiced.
 
         Args:
             generator: of the noise.
@@ -210,8 +209,8 @@ class CodecNet(nn.Module):
         cfg, length = self.cfg, pitch.shape[1] * self.cfg.hop
         ones = pulses(pitch, cfg.hop, self.sample_rate)
         noise = torch.randn(pitch.shape[0], length, generator=generator, device="cpu").to(pitch.device)
-        gain = (drawn.pulse.float().clamp(-14, 4) @ self.spread).exp()
-        hiss = (drawn.noise.float().clamp(-14, 4) @ self.spread).exp()
+        gain = (out.pulse.float().clamp(-14, 4) @ self.spread).exp()
+        hiss = (out.noise.float().clamp(-14, 4) @ self.spread).exp()
         frames = pitch.shape[1]
         spectrum = self.stft(ones, frames) * gain + self.stft(noise, frames) * hiss
         return self.overlap(torch.fft.irfft(spectrum, cfg.n_fft) * self.window)[:, :length]
@@ -231,26 +230,26 @@ class CodecNet(nn.Module):
 def pulses(pitch: Tensor, hop: int, sample_rate: int) -> Tensor:
     """Band-limited pulse trains of power 1 where voiced, 0 elsewhere: (N, L) Hz, 0 where unvoiced, -> (N, L hop)."""
     voiced = (pitch > 0).float()
-    height = torch.where(pitch > 0, pitch, held(pitch))
+    height = torch.where(pitch > 0, pitch, hold_pitch(pitch))
     both = torch.stack([height, voiced], 1)
     smooth = F.interpolate(both, scale_factor=float(hop), mode="linear", align_corners=False)
     hertz, open_ = smooth[:, 0], smooth[:, 1]
     phase = torch.remainder((hertz.double() / sample_rate).cumsum(1), 1.0).float() * 2 * math.pi
     count = torch.ceil(sample_rate / 2 / hertz) - 1  # harmonics below half the rate
-    below_ = torch.sin(phase / 2)
-    sharp = below_.abs() < 1e-4
-    kernel = torch.sin((count + 0.5) * phase) / torch.where(sharp, torch.ones_like(below_), below_) / 2 - 0.5
+    half = torch.sin(phase / 2)
+    sharp = half.abs() < 1e-4
+    kernel = torch.sin((count + 0.5) * phase) / torch.where(sharp, torch.ones_like(half), half) / 2 - 0.5
     return torch.where(sharp, count, kernel) * (2 / count).sqrt() * open_
 
 
-def held(pitch: Tensor) -> Tensor:
+def hold_pitch(pitch: Tensor) -> Tensor:
     """Pitch (N, L) with the last one held where there is none, ``PITCH_HZ`` before the first."""
     index = torch.arange(pitch.shape[1], device=pitch.device).expand_as(pitch)
     last = torch.where(pitch > 0, index, -1).cummax(1).values
     return torch.where(last >= 0, pitch.gather(1, last.clamp_min(0)), torch.full_like(pitch, PITCH_HZ))
 
 
-def spread_of(cfg: CodecModel) -> Tensor:
+def band_interpolation(cfg: CodecModel) -> Tensor:
     """(M, K): linear interpolation from the centres of the mel bands to the bins of the STFT."""
     from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
@@ -267,7 +266,7 @@ def spread_of(cfg: CodecModel) -> Tensor:
     return out
 
 
-def factors(number: int) -> list[int]:
+def prime_factors(number: int) -> list[int]:
     """Prime factors, smallest first; [1] of 1."""
     found, at = [], 2
     while number > 1:
@@ -278,16 +277,16 @@ def factors(number: int) -> list[int]:
     return found or [1]
 
 
-def below(real: Tensor, length: int) -> Tensor:
+def length_mask(real: Tensor, length: int) -> Tensor:
     """(N, L, 1) float, 1 on the first ``real`` places."""
     return (torch.arange(length, device=real.device) < real[:, None]).float()[..., None]
 
 
-def join(x: Tensor, factor: int) -> Tensor:
+def merge_frames(x: Tensor, factor: int) -> Tensor:
     """(N, L, D) -> (N, L / factor, factor D)."""
     return x.reshape(x.shape[0], x.shape[1] // factor, factor * x.shape[2])
 
 
-def part(x: Tensor, factor: int) -> Tensor:
+def split_frames(x: Tensor, factor: int) -> Tensor:
     """(N, L, factor D) -> (N, L factor, D)."""
     return x.reshape(x.shape[0], x.shape[1] * factor, x.shape[2] // factor)

@@ -34,7 +34,7 @@ from rlspeech.types import Sample
 __all__ = ["CodecBatch", "CodecTask", "spectral_loss"]
 
 CROP_S, PROMPT_S = 1.5, 2.0
-NOBODY = 0.05  # share of rows that are decoded without a prompt
+NO_PROMPT = 0.05  # share of rows that are decoded without a prompt
 RESOLUTIONS = ((320, 120, 48), (1024, 256, 80))  # samples, hop, mel bands
 FLOOR = 3e-4
 PITCH_WEIGHT, VOICED_WEIGHT, ALIKE_WEIGHT = 4.0, 0.3, 0.3
@@ -95,10 +95,10 @@ class CodecTask:
         rate = model.sample_rate
         wavs = [to_level(np.asarray(c.target, dtype=np.float32), LEVEL_DBFS) for c in clips]
         crop = model.frames(int(CROP_S * rate)) * model.cfg.hop
-        content = torch.from_numpy(np.stack([stretch(w, crop, rng) for w in wavs]))
-        prompts = torch.from_numpy(np.stack([stretch(w, int(PROMPT_S * rate), rng) for w in wavs]))
+        content = torch.from_numpy(np.stack([random_crop(w, crop, rng) for w in wavs]))
+        prompts = torch.from_numpy(np.stack([random_crop(w, int(PROMPT_S * rate), rng) for w in wavs]))
         frames = model.frames(prompts.shape[1])
-        real = torch.tensor([0 if rng.random() < NOBODY else min(frames, model.frames(len(w))) for w in wavs])
+        real = torch.tensor([0 if rng.random() < NO_PROMPT else min(frames, model.frames(len(w))) for w in wavs])
         prompt = (
             model.analyse(prompts, frames)
             if model.cfg.voice_dim
@@ -112,14 +112,14 @@ class CodecTask:
         length = batch.mel.shape[1]
         real = torch.full((len(batch.wav),), length, device=batch.wav.device)
         codes, ids = model.encode(batch.mel, batch.pitch, real)
-        voice = model.hear(batch.prompt_mel, batch.prompt_pitch, batch.real) if model.cfg.voice_dim else None
-        drawn = model.draw(codes, real // model.cfg.stride, voice)
-        made = model.play(drawn, batch.pitch)
+        voice = model.encode_voice(batch.prompt_mel, batch.prompt_pitch, batch.real) if model.cfg.voice_dim else None
+        out = model.decode(codes, real // model.cfg.stride, voice)
+        made = model.synthesise(out, batch.pitch)
         spectra = spectral_loss(made.float(), batch.wav, model.sample_rate)
-        sung = batch.pitch > 0
+        voiced_frames = batch.pitch > 0
         truth = (batch.pitch.clamp_min(1.0) / PITCH_HZ).log()
-        pitch = ((drawn.pitch.float() - truth).abs() * sung).sum() / sung.sum().clamp_min(1)
-        voiced = F.binary_cross_entropy_with_logits(drawn.voiced.float(), sung.float())
+        pitch = ((out.pitch.float() - truth).abs() * voiced_frames).sum() / voiced_frames.sum().clamp_min(1)
+        voiced = F.binary_cross_entropy_with_logits(out.voiced.float(), voiced_frames.float())
         alike = correlation(codes)
         loss = spectra + PITCH_WEIGHT * pitch + VOICED_WEIGHT * voiced + ALIKE_WEIGHT * alike
         used = torch.tensor(len(ids.unique()) / min(ids.numel(), model.quantise.size))
@@ -131,7 +131,7 @@ class CodecTask:
             "used": used,
         }
         if config.content_weight:
-            content = content_loss(frozen_ear(config.content_ear, str(made.device)), made.float(), batch.wav)
+            content = content_loss(frozen_recogniser(config.content_ear, str(made.device)), made.float(), batch.wav)
             loss, parts["content"] = loss + config.content_weight * content, content.detach()
         return {"loss": loss, **parts}
 
@@ -147,7 +147,7 @@ class CodecTask:
         codec = EmbeddedCodec(model.eval())
         wavs = [to_level(c.target, LEVEL_DBFS) for c in clips]
         ids = codec.encode(wavs)
-        made = codec.decode(ids, [wavs[i] for i in voices_of(clips)])
+        made = codec.decode(ids, [wavs[i] for i in other_by_speaker(clips)])
         cut = [m[: len(w)] for m, w in zip(made, wavs, strict=True)]
         for c, wav, original in list(zip(clips, cut, wavs, strict=True))[:PLAYERS]:
             save_audio(folder.path / "samples" / f"step_{step:06d}" / f"{c.key}.flac", wav, codec.sample_rate)
@@ -173,7 +173,7 @@ def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
     """Mean distance of log-mel magnitudes over several resolutions, in nepers; both (B, T)."""
     total = made.new_zeros(())
     for size, hop, mels in RESOLUTIONS:
-        window, bank = (x.to(made.device) for x in _ear(size, mels, sample_rate))
+        window, bank = (x.to(made.device) for x in _window_and_bank(size, mels, sample_rate))
 
         def log_mel(
             wav: Tensor, size: int = size, hop: int = hop, window: Tensor = window, bank: Tensor = bank
@@ -187,29 +187,29 @@ def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
     return total / len(RESOLUTIONS)
 
 
-def content_loss(ear: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
+def content_loss(recogniser: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
     """1 - cosine between what a recogniser's encoder makes of two batches of waveforms (B, T) at its rate, a mean over its frames.
 
     Args:
-        ear: frozen; only ``made`` takes a gradient.
+        recogniser: frozen; only ``made`` takes a gradient.
         made: the copies.
         truth: the originals.
     """
 
-    def heard(wavs: Tensor) -> Tensor:
-        features, real = ear.features(list(wavs))
-        return ear.encode(features, real.to(features.device))
+    def encoded(wavs: Tensor) -> Tensor:
+        features, real = recogniser.features(list(wavs))
+        return recogniser.encode(features, real.to(features.device))
 
     with torch.no_grad():
-        theirs = heard(truth)
-    return (1 - F.cosine_similarity(heard(made), theirs, dim=-1)).mean()
+        theirs = encoded(truth)
+    return (1 - F.cosine_similarity(encoded(made), theirs, dim=-1)).mean()
 
 
 @lru_cache(maxsize=2)
-def frozen_ear(name: str, device: str) -> Recogniser:
+def frozen_recogniser(name: str, device: str) -> Recogniser:
     """A recogniser whose weights take no gradient. Raises ``UserError``."""
-    ear = load_recogniser(name, device)[0].eval()
-    return ear.requires_grad_(False)
+    recogniser = load_recogniser(name, device)[0].eval()
+    return recogniser.requires_grad_(False)
 
 
 def correlation(codes: Tensor) -> Tensor:
@@ -223,20 +223,20 @@ def correlation(codes: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _ear(size: int, mels: int, sample_rate: int) -> tuple[Tensor, Tensor]:
+def _window_and_bank(size: int, mels: int, sample_rate: int) -> tuple[Tensor, Tensor]:
     """A window, and a mel bank of which every band sums to 1 over the window's length."""
     bank = mel_filters(sample_rate, size, mels, sample_rate / 2)
     return torch.hann_window(size), bank / bank.sum(1, keepdim=True).clamp_min(1e-9) / size
 
 
-def stretch(wav: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+def random_crop(wav: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
     """(length,) cut somewhere out of a waveform, zeros behind where it is shorter."""
     start = int(rng.integers(max(1, len(wav) - length + 1)))
     part = wav[start : start + length]
     return np.pad(part, (0, length - len(part)))
 
 
-def voices_of(clips: Sequence[Clip]) -> list[int]:
+def other_by_speaker(clips: Sequence[Clip]) -> list[int]:
     """For each clip another one of the same speaker, the next around; itself where the speaker is unknown or alone."""
     speakers: dict[Any, list[int]] = {}
     for i, c in enumerate(clips):

@@ -61,7 +61,7 @@ QUESTIONS = (
 
 @dataclass
 class ListenerBatch:
-    """B recordings and what is to be said of them.
+    """B recordings and what is to be written of them.
 
     Args:
         features: (B, mels, L) log-mel.
@@ -157,10 +157,10 @@ class ListenerTask:
     def pretrain_loss(self, model: nn.Module, batch: ListenerBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` is words plus labels; ``right`` is the share of words guessed right."""
         logits, guess = model(batch.features, batch.frames, batch.ids, batch.mask)
-        said, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
-        words = nn.functional.cross_entropy(said.float(), truth)
+        written, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
+        words = nn.functional.cross_entropy(written.float(), truth)
         labels = (guess.float() - batch.targets).square().mean()
-        right = (said.detach().argmax(-1) == truth).float().mean()
+        right = (written.detach().argmax(-1) == truth).float().mean()
         return {
             "loss": words + LABEL_WEIGHT * labels,
             "words": words.detach(),
@@ -185,10 +185,10 @@ class ListenerTask:
         wavs, labels = labelled(clips, rng)
         if not wavs:
             return {}
-        said, right = list[str](), list[Tensor]()
+        written, right = list[str](), list[Tensor]()
         for at in range(0, len(wavs), SAY_BATCH):
             part = wavs[at : at + SAY_BATCH]
-            said += model.say(part)
+            written += model.generate(part)
             features, frames = model.features(part)
             ids, mask, answer = tokens_of(
                 model, frames.tolist(), [describe(one, rng) for one in labels[at : at + SAY_BATCH]]
@@ -198,15 +198,15 @@ class ListenerTask:
             right.append((logits[:, :-1].argmax(-1).cpu() == ids[:, 1:])[answer[:, 1:]].float())
         gaps = [
             abs(grade - grades_of(one)[k])
-            for text, one in zip(said, labels, strict=True)
+            for text, one in zip(written, labels, strict=True)
             for k, grade in read_back(text).items()
         ]
         pairs = [
             (stars, one["quality"])
-            for text, one in zip(said, labels, strict=True)
+            for text, one in zip(written, labels, strict=True)
             if (stars := stars_of(text)) is not None
         ]
-        numbers = {"token_accuracy": float(torch.cat(right).mean()), "named": len(pairs) / len(said)}
+        numbers = {"token_accuracy": float(torch.cat(right).mean()), "named": len(pairs) / len(written)}
         if gaps:
             numbers |= {
                 "grades_right": float(np.mean([g == 0 for g in gaps])),
@@ -214,7 +214,7 @@ class ListenerTask:
             }
         if len({p for p, _ in pairs}) > 1 and len({q for _, q in pairs}) > 1:
             numbers["quality_srcc"] = float(spearmanr([p for p, _ in pairs], [q for _, q in pairs]).statistic)
-        _keep(folder, step, said, labels)
+        _keep(folder, step, written, labels)
         return numbers
 
 
@@ -250,7 +250,9 @@ def _question(rng: np.random.Generator, words: list[str]) -> str:
     return " ".join(some)
 
 
-def _keep(folder: Run, step: int, said: list[str], labels: list[dict[str, float]]) -> None:
+def _keep(folder: Run, step: int, written: list[str], labels: list[dict[str, float]]) -> None:
     path = folder.path / "samples" / f"step_{step:06d}" / "said.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"said": text, **one}) + "\n" for text, one in zip(said, labels, strict=True)))
+    path.write_text(
+        "".join(json.dumps({"said": text, **one}) + "\n" for text, one in zip(written, labels, strict=True))
+    )

@@ -39,7 +39,7 @@ from rlspeech.types import Sample, UserError, Utterance
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["TokenBatch", "TokenRewardTask", "corrupted", "labels_of", "worse"]
+__all__ = ["TokenBatch", "TokenRewardTask", "corrupt", "degraded_to", "labels_of"]
 
 SPOILT = 0.25  # share of training recordings that are made worse, where quality is learned
 REPLACED = 0.08  # tokens that become others, at most
@@ -126,24 +126,24 @@ class TokenRewardTask:
     # -- batches ---------------------------------------------------------------------------------------------------------
 
     def collate(
-        self, clips: Sequence[Clip], model: TokenReward, device: torch.device | str = "cpu", *, spoil: bool = True
+        self, clips: Sequence[Clip], model: TokenReward, device: torch.device | str = "cpu", *, degrade: bool = True
     ) -> TokenBatch:
-        """Tokens, texts and labels of clips; with ``spoil`` some are made worse. Draws from torch's generator.
+        """Tokens, texts and labels of clips; with ``degrade`` some are made worse. Draws from torch's generator.
 
         Raises:
             UserError: a clip has no text.
         """
-        lonely = [c.key for c in clips if c.text is None]
-        if lonely:
+        missing = [c.key for c in clips if c.text is None]
+        if missing:
             raise UserError(
-                f"{lonely[0]} has no text",
+                f"{missing[0]} has no text",
                 "the reward learns from transcribed speech",
                 "rlspeech check on the manifest",
             )
         levels = len(model.labels.get("quality", ()))
         named = any("quality" in c.columns for c in clips)
         graded = [levels] * len(clips)  # as they are
-        if spoil and levels and not named:
+        if degrade and levels and not named:
             graded = [
                 1 + seed_of("level", c.key) % (levels - 1) if x < SPOILT else levels
                 for c, x in zip(clips, torch.rand(len(clips)).tolist(), strict=True)
@@ -166,7 +166,9 @@ class TokenRewardTask:
         keys = [(c.key, g) for c, g in zip(clips, graded, strict=True)]
         new = {k: c for k, c in zip(keys, clips, strict=True) if k not in self._tokens}
         if new:
-            wavs = [worse(c.noisy, g, levels, model.sample_rate, seed_of("worse", key)) for (key, g), c in new.items()]
+            wavs = [
+                degraded_to(c.noisy, g, levels, model.sample_rate, seed_of("worse", key)) for (key, g), c in new.items()
+            ]
             for k, ids in zip(new, self.codec(model.cfg.codec, device).encode(wavs), strict=True):
                 self._tokens[k] = ids.cpu().numpy().astype(np.int32)
         return [torch.from_numpy(self._tokens[k].astype(np.int64)) for k in keys]
@@ -175,11 +177,11 @@ class TokenRewardTask:
 
     def pretrain_loss(self, model: TokenReward, batch: TokenBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` = (1 - w) cross-entropy of the text + w CTC + 0.2 a head; ``right`` is the share of pieces guessed right."""
-        heard = model.encode_vectors(corrupted(model, batch.ids, batch.mask, config.augment), batch.mask)
-        parts = {"loss": heard.states.new_zeros(())}
+        encoded = model.encode_vectors(corrupt(model, batch.ids, batch.mask, config.augment), batch.mask)
+        parts = {"loss": encoded.states.new_zeros(())}
         read = [i for i, t in enumerate(batch.texts) if t is not None]
         if read:
-            some = type(heard)(heard.states[read], heard.keep[read])
+            some = type(encoded)(encoded.states[read], encoded.keep[read])
             ids, mask = model.pieces([batch.texts[i] or "" for i in read])
             logits = model.text_logits(some, ids)[mask]
             words = nn.functional.cross_entropy(logits, ids[mask])
@@ -199,7 +201,7 @@ class TokenRewardTask:
                     zero_infinity=True,
                 )
                 parts |= {"loss": (1 - config.ctc_weight) * words + config.ctc_weight * ctc, "ctc": ctc.detach()}
-        for name, logits in model.attributes(heard).items():
+        for name, logits in model.attributes(encoded).items():
             truth = model.classes(name, batch.values[name])
             known = truth != IGNORED
             if bool(known.any()):
@@ -212,7 +214,7 @@ class TokenRewardTask:
     ) -> Numbers:
         """Word error rate by kind of speech, CER and NLL of the text, accuracy of the heads, on recordings as they are."""
         device = model.device
-        batch = self.collate(clips, model, device, spoil=False)
+        batch = self.collate(clips, model, device, degrade=False)
         rows = [r[m] for r, m in zip(batch.ids, batch.mask, strict=True)]
         said = model.transcribe(rows)
         samples = [
@@ -240,7 +242,7 @@ class TokenRewardTask:
         return numbers
 
 
-def corrupted(model: TokenReward, ids: Tensor, mask: Tensor, how: Augment) -> Tensor:
+def corrupt(model: TokenReward, ids: Tensor, mask: Tensor, how: Augment) -> Tensor:
     """Vectors (n, T, D) of ids (n, T) as a policy might write them: some replaced, some rows mixtures of two, stretches hidden."""
     n, length = ids.shape
     draw = torch.rand(3, n, 1).to(ids.device)
@@ -259,7 +261,7 @@ def corrupted(model: TokenReward, ids: Tensor, mask: Tensor, how: Augment) -> Te
     return x
 
 
-def worse(wav: np.ndarray, level: int, levels: int, sample_rate: int, seed: int) -> np.ndarray:
+def degraded_to(wav: np.ndarray, level: int, levels: int, sample_rate: int, seed: int) -> np.ndarray:
     """A recording (T,) at a level of quality: ``levels`` leaves it as it is, 1 is the worst. One seed, one way of getting worse."""
     if level >= levels:
         return wav
@@ -272,7 +274,7 @@ def worse(wav: np.ndarray, level: int, levels: int, sample_rate: int, seed: int)
         if way == 1:
             return clip_peaks(wav, -14.0 + 16.0 * part)[0]
         return add_noise(wav, coloured(len(wav), float(rng.uniform(0, 1)), rng), 20.0 * part)[0]
-    except (AudioError, ValueError):  # silence, or too short for a filter: nothing to spoil
+    except (AudioError, ValueError):  # silence, or too short for a filter: nothing to degrade
         return wav
 
 

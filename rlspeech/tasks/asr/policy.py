@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from rlspeech.data.batches import Clip
-from rlspeech.tasks.token_policy import Said, TokenPolicy
+from rlspeech.tasks.token_policy import TokenPolicy, TokenRollout
 from rlspeech.types import Rollout, Sample
 
 if TYPE_CHECKING:
-    from rlspeech.models.audio_lm.model import AudioLM, Heard
+    from rlspeech.models.audio_lm.model import AudioLM, EncodedPrompts
 
-__all__ = ["AsrPolicy", "Said"]
+__all__ = ["AsrPolicy", "TokenRollout"]
 
 LEAST_TOKENS = 16
 
@@ -45,18 +45,18 @@ class AsrPolicy(TokenPolicy):
         """Sample ``group`` transcripts of each of B clips. Returns N = B*G rows of S tokens, the stop token one of them."""
         self.announce("encode")
         with self._cast():
-            heard = self._hear(batch)
-            parked = heard.to("cpu") if self.config.offload == "phase" else heard
+            encoded = self._encode(batch)
+            parked = encoded.to("cpu") if self.config.offload == "phase" else encoded
             self.announce("rollout")
-            ids, mask, finished, prompts = self._write(heard, batch, group, seed, self._room(batch))
+            ids, mask, finished, prompts = self._generate(encoded, batch, group, seed, self._room(batch))
         silent = torch.tensor([c.noisy.shape[-1] == 0 for c in batch])[
             prompts
         ]  # nothing was heard: nothing was decided
         mask, finished = mask & ~silent[:, None], finished | silent
         texts = self.model.text(ids, mask)
         samples = [self._sample(batch[p], text) for p, text in zip(prompts.tolist(), texts, strict=True)]
-        said = Said(batch, None if self.model.train_encoder else parked, ids, mask, prompts)
-        return self._pack(said, samples, finished)
+        state = TokenRollout(batch, None if self.model.train_encoder else parked, ids, mask, prompts)
+        return self._pack(state, samples, finished)
 
     @torch.no_grad()
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
@@ -72,22 +72,22 @@ class AsrPolicy(TokenPolicy):
         """The current weights' likeliest transcripts, token by token; "" for a clip without a sample. All clips are one batch."""
         self.enter("encode")
         with self._cast():
-            heard = self._hear(clips)
+            encoded = self._encode(clips)
             self.enter("rollout")
-            return self._written(self.model, heard, clips)
+            return self._written(self.model, encoded, clips)
 
     def _greedy(self, model: AudioLM, clips: Sequence[Clip]) -> list[str]:
         with self._cast():
-            return self._written(model, self._hear(clips, model=model), clips)
+            return self._written(model, self._encode(clips, model=model), clips)
 
-    def _written(self, model: AudioLM, heard: Heard, clips: Sequence[Clip]) -> list[str]:
+    def _written(self, model: AudioLM, encoded: EncodedPrompts, clips: Sequence[Clip]) -> list[str]:
         if not clips:
             return []
-        drawn = model.generate(heard, max_new_tokens=self._room(clips))
+        drawn = model.generate(encoded, max_new_tokens=self._room(clips))
         texts = model.text(drawn.ids, drawn.mask)
         return [text if c.noisy.shape[-1] else "" for c, text in zip(clips, texts, strict=True)]
 
-    def _hear(self, clips: Sequence[Clip], *, model: AudioLM | None = None, grad: bool = False) -> Heard:
+    def _encode(self, clips: Sequence[Clip], *, model: AudioLM | None = None, grad: bool = False) -> EncodedPrompts:
         long = [c.key for c in clips if c.noisy.shape[-1] > self.model.max_s * self.sample_rate]
         if long:
             self._once(
@@ -95,7 +95,9 @@ class AsrPolicy(TokenPolicy):
                 f"{long[0]} is longer than the {self.model.max_s:g} s that are heard: its end is cut off, its text is not",
             )
         wavs = [np.asarray(c.noisy, np.float32) for c in clips]
-        return (model or self.model).hear(wavs, language=self.sampling.language, prompt=self.sampling.prompt, grad=grad)
+        return (model or self.model).encode(
+            wavs, language=self.sampling.language, prompt=self.sampling.prompt, grad=grad
+        )
 
     def _room(self, clips: Sequence[Clip]) -> int:
         """Longest transcript in tokens."""
@@ -114,7 +116,7 @@ class AsrPolicy(TokenPolicy):
         if not known:
             return 0.0 * self.parameters()[0].sum()
         with self._cast():
-            heard = self._hear(known, grad=self.model.train_encoder)
+            encoded = self._encode(known, grad=self.model.train_encoder)
             ids, mask = self.model.references([c.text or "" for c in known], self.sampling.language)
-            logits = self.model.logits(heard, torch.arange(len(known)), ids, mask)
+            logits = self.model.forward_logits(encoded, torch.arange(len(known)), ids)
         return self._cross_entropy(logits, ids, mask, len(prompts))

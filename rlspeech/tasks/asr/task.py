@@ -29,7 +29,7 @@ from rlspeech.types import Sample, UserError
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["Asr", "AsrBatch", "augmented", "hidden"]
+__all__ = ["Asr", "AsrBatch", "speed_perturb", "spec_augment"]
 
 TEXT = "basic-1"  # how training texts are written: what the model learns to write
 SAY_BATCH = 16
@@ -141,15 +141,15 @@ class Asr:
             UserError: a clip has no text.
         """
         normalise, augment = get_normaliser(TEXT), augment or Augment()
-        lonely = [c.key for c in clips if c.text is None]
-        if lonely:
+        missing = [c.key for c in clips if c.text is None]
+        if missing:
             raise UserError(
-                f"{lonely[0]} has no text",
+                f"{missing[0]} has no text",
                 "a recogniser learns from transcribed speech",
                 "rlspeech check on the manifest",
             )
-        wavs = [augmented(torch.from_numpy(c.noisy), augment) for c in clips]
-        features, real = model.features(wavs, lambda frames: hidden(frames, augment))
+        wavs = [speed_perturb(torch.from_numpy(c.noisy), augment) for c in clips]
+        features, real = model.features(wavs, lambda frames: spec_augment(frames, augment))
         ids, mask, answer = model.tokens(real.sum(1).tolist(), texts := [normalise(c.text or "") for c in clips])
         labels = [torch.tensor(model.pieces(t), dtype=torch.long) for t in texts]
         return AsrBatch(
@@ -163,20 +163,20 @@ class Asr:
         """
         weight, parts = config.ctc_weight, dict[str, Tensor]()
         if weight == 1:
-            loss, heard = (
+            loss, states = (
                 torch.zeros((), device=batch.features.device),
                 model.head(model.encode(batch.features, batch.real)),
             )
         else:
-            logits, heard = model(batch.features, batch.real, batch.ids, batch.mask)
+            logits, states = model(batch.features, batch.real, batch.ids, batch.mask)
             said, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
             loss = nn.functional.cross_entropy(said.float(), truth)
             parts = {"words": loss.detach(), "right": (said.detach().argmax(-1) == truth).float().mean()}
         if weight:
             sizes = torch.tensor([len(x) for x in batch.labels])
             ctc = nn.functional.ctc_loss(
-                heard.float().log_softmax(-1).transpose(0, 1),
-                torch.cat(batch.labels).to(heard.device),
+                states.float().log_softmax(-1).transpose(0, 1),
+                torch.cat(batch.labels).to(states.device),
                 batch.real.sum(1).cpu(),
                 sizes,
                 zero_infinity=True,
@@ -193,7 +193,7 @@ class Asr:
             return model.transcribe([torch.from_numpy(c.noisy) for c in part])
 
         def spell(part: Sequence[Clip]) -> list[str]:
-            return model.spell([torch.from_numpy(c.noisy) for c in part])
+            return model.ctc_transcribe([torch.from_numpy(c.noisy) for c in part])
 
         samples = transcripts(say, clips, SAMPLE_RATE)
         keep(folder.path / "samples" / f"step_{step:06d}", samples)
@@ -246,7 +246,7 @@ def rates(samples: Sequence[Sample]) -> dict[str, Interval]:
     return {name: corpus_interval(texts, TEXT) for name, texts in groups.items()}
 
 
-def augmented(wav: Tensor, how: Augment) -> Tensor:
+def speed_perturb(wav: Tensor, how: Augment) -> Tensor:
     """(T,) played at a speed drawn from the range, by linear interpolation."""
     low, high = how.speed
     speed = low + (high - low) * float(torch.rand(()))
@@ -256,7 +256,7 @@ def augmented(wav: Tensor, how: Augment) -> Tensor:
     return nn.functional.interpolate(wav[None, None], size=count, mode="linear", align_corners=True)[0, 0]
 
 
-def hidden(frames: Tensor, how: Augment) -> Tensor:
+def spec_augment(frames: Tensor, how: Augment) -> Tensor:
     """Log-mel frames (L, mels) with stretches and bands set to their mean (SpecAugment, arXiv 1904.08779)."""
     frames, mean = frames.clone(), frames.mean()
     length, mels = frames.shape

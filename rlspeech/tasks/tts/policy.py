@@ -4,13 +4,13 @@ The textbook version (GRPO on CosyVoice2's language model, arXiv 2509.18569): se
 recognised and scored. Nothing is left out. What is changed, beside what ``token_policy`` says:
 
 - Only codes and the stop can be drawn (``models/codec/lm.py``).
-- Waveforms are made where a reward hears them, in batches of like length; rewards of tokens need none.
+- Waveforms are made where a reward needs_audio them, in batches of like length; rewards of tokens need none.
 - A row that does not stop is cut off at three times what its text usually takes, or at the model's ``max_s``; it is not ``finished``.
 - An empty text is answered with nothing, and nothing is decided in its rows.
 
 It can be relaxed (DiffRO, arXiv 2507.05911). The published way draws fresh Gumbel noise at every step of the sampled history, so that
 what the reward reads is no sequence that anyone would say: each id was drawn as if the ones before it had not been. Here the noise is
-drawn given the ids that were sampled (``models/gumbel.py``): the reward reads the rollout itself, and the filter on advantages judges what
+drawn given the ids that were sampled: the reward reads the rollout itself, and the filter on advantages judges what
 is trained. ``diffro.noise`` "fresh" is the published way. ``diffro.mode`` "free" decodes anew, every step seeing the relaxed ids before it,
 with the gradient through all of them.
 """
@@ -22,24 +22,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import one_hot, pad
+from torch.nn.utils.rnn import pad_sequence
 
+from rlspeech.config import Sampling
 from rlspeech.data.batches import Clip, seed_of
-from rlspeech.models.gumbel import gumbel_noise, noise_given, relaxed_tokens
 from rlspeech.rewards.base import resolve
-from rlspeech.tasks.token_policy import Said, TokenPolicy, token_kl
-from rlspeech.tasks.tts.task import longest
+from rlspeech.tasks.token_policy import TokenPolicy, TokenRollout, token_kl
 from rlspeech.types import Relaxed, Rollout, Sample
 
 if TYPE_CHECKING:
-    from rlspeech.models.codec.lm import CodecLM, Prompts
+    from rlspeech.models.audio_lm.generate import EncodedPrompts
+    from rlspeech.models.codec.lm import CodecLM
 
-__all__ = ["TtsPolicy", "hears"]
+__all__ = ["TtsPolicy", "gumbel_noise", "longest", "needs_audio", "noise_given", "relaxed_tokens"]
 
+SLOWEST, LEAST_S = 5.0, 2.0  # bytes of text a second: a third of usual speech; seconds that any text may take
 SILENT = frozenset({"tokens", "hypothesis"})  # needs of rewards that do not hear
 
 
-def hears(names: Sequence[str]) -> bool:
+def longest(text: str | None, model: CodecLM, sampling: Sampling) -> int:
+    """Most tokens that a text may take, the stop included: three times what usual speech takes, at most the model's ``max_s``."""
+    if sampling.max_new_tokens is not None:
+        return sampling.max_new_tokens
+    seconds = min(model.max_s, LEAST_S + len((text or "").encode()) / SLOWEST)
+    return int(seconds / model.layout.frame_s) + 1
+
+
+def needs_audio(names: Sequence[str]) -> bool:
     """Whether one of the rewards needs waveforms."""
     return any(not (resolve(name).entry.needs & SILENT) for name in names)
 
@@ -51,7 +61,7 @@ class TtsPolicy(TokenPolicy):
 
     def __init__(self, task: Any, adapted: Any, config: Any) -> None:
         super().__init__(task, adapted, config)
-        self.loud = config.algo != "diffro" and hears(
+        self.decodes = config.algo != "diffro" and needs_audio(
             [r.name for r in config.rewards]
         )  # diffro alone scores no rollout
 
@@ -61,17 +71,17 @@ class TtsPolicy(TokenPolicy):
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
         """Sample ``group`` utterances for each of B texts. Returns N = B*G rows of S tokens, the stop one of them."""
         self.announce("encode")
-        asked = self._hear(batch)
+        asked = self._encode(batch)
         self.announce("rollout")
         room = [longest(c.text, self.model, self.sampling) for c in batch]
         with self._cast():
-            ids, mask, finished, prompts = self._write(asked, batch, group, seed, room)
+            ids, mask, finished, prompts = self._generate(asked, batch, group, seed, room)
         empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[
             prompts
         ]  # nothing to say: nothing was decided
         mask, finished = mask & ~empty[:, None], finished | empty
         samples = self._samples(self.model, [batch[p] for p in prompts.tolist()], ids, mask, finished)
-        return self._pack(Said(batch, asked, ids, mask, prompts), samples, finished)
+        return self._pack(TokenRollout(batch, asked, ids, mask, prompts), samples, finished)
 
     @torch.no_grad()
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
@@ -81,16 +91,18 @@ class TtsPolicy(TokenPolicy):
                 self._phase = ""  # the reference needs the device too
                 model.park("all", self.device)
             with self._cast():
-                said: list[Sample] = self.task.say(model, batch, sampling=self.sampling, seed=self.seed, wavs=self.loud)
+                said: list[Sample] = self.task.synthesise(
+                    model, batch, sampling=self.sampling, seed=self.seed, wavs=self.decodes
+                )
         return said
 
-    def _hear(self, clips: Sequence[Clip], *, model: CodecLM | None = None, grad: bool = False) -> Prompts:
-        return self.model.read([self.task.line(c, self.model) for c in clips])  # type: ignore[no-any-return]
+    def _encode(self, clips: Sequence[Clip], *, model: CodecLM | None = None, grad: bool = False) -> EncodedPrompts:
+        return self.model.encode([self.task.line(c, self.model) for c in clips])  # type: ignore[no-any-return]
 
     def _samples(
         self, model: CodecLM, clips: Sequence[Clip], ids: Tensor, mask: Tensor, finished: Tensor
     ) -> list[Sample]:
-        made: list[Sample] = self.task.samples(model, clips, model.codes(ids, mask), finished, wavs=self.loud)
+        made: list[Sample] = self.task.samples(model, clips, model.codes(ids, mask), finished, wavs=self.decodes)
         return made
 
     # -- relaxed -------------------------------------------------------------------------------------------------------
@@ -99,13 +111,16 @@ class TtsPolicy(TokenPolicy):
         self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False
     ) -> Relaxed:
         """The ids of ``rows`` (n,) as a differentiable function of the current weights; see ``types.RelaxPolicy``."""
-        said: Said = rollout.state
-        width = max(1, int(said.mask[rows].sum(1).max()))
-        ids, mask = (x[rows, :width].to(self.device) for x in (said.ids, said.mask))
+        state: TokenRollout = rollout.state
+        width = max(1, int(state.mask[rows].sum(1).max()))
+        ids, mask = (x[rows, :width].to(self.device) for x in (state.ids, state.mask))
         seeds = [seed_of(seed, int(r)) for r in rows]
         if self.config.diffro.mode == "free":
-            return self._free(said, rows, width, tau, hard, seeds)
-        logits, codes = self._look(self.model, said, rows) / self.sampling.temperature, mask & (ids < self.model.size)
+            return self._free(state, rows, width, tau, hard, seeds)
+        logits, codes = (
+            self._forward(self.model, state, rows) / self.sampling.temperature,
+            mask & (ids < self.model.size),
+        )
         slice_, stop = logits[..., :-1], logits[..., -1]
         noise, drawn = pad_to(gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), width), None
         if self.config.diffro.noise == "given":
@@ -114,15 +129,15 @@ class TtsPolicy(TokenPolicy):
         kl = None
         if with_kl and self.config.kl == "full":
             with torch.no_grad(), self.adapted.reference() as other:
-                there = self._look(other, said, rows) / self.sampling.temperature
-            kl = pad(token_kl(logits, there), (0, said.ids.shape[1] - width))
+                there = self._forward(other, state, rows) / self.sampling.temperature
+            kl = pad(token_kl(logits, there), (0, state.ids.shape[1] - width))
         return Relaxed(relaxed_tokens(slice_, noise, tau, hard, drawn), codes, slice_, stop, kl, seed)
 
-    def _free(self, said: Said, rows: Tensor, width: int, tau: float, hard: bool, seeds: list[int]) -> Relaxed:
+    def _free(self, state: TokenRollout, rows: Tensor, width: int, tau: float, hard: bool, seeds: list[int]) -> Relaxed:
         """Decoded anew: a row ends where its stop wins, at the latest where the longest of the rows did."""
         model, n, warmth = self.model, len(rows), self.sampling.temperature
         noise = gumbel_noise([width] * n, model.size + 1, seeds, self.device)
-        nothing = ~said.mask[rows].any(1).to(self.device)  # rows that were asked nothing
+        nothing = ~state.mask[rows].any(1).to(self.device)  # rows that were asked nothing
         soft, keep, ended = list[Tensor](), list[Tensor](), nothing
 
         def choose(logits: Tensor, s: int) -> tuple[Tensor, bool]:
@@ -134,7 +149,7 @@ class TtsPolicy(TokenPolicy):
             return soft[-1], s == width - 1 or bool(ended.all())
 
         with self._cast():
-            logits = model.unroll(said.heard, said.prompts[rows], width, choose) / warmth
+            logits = model.unroll(state.encoded, state.prompts[rows], width, choose) / warmth
         return Relaxed(torch.stack(soft, 1), torch.stack(keep, 1), logits[..., :-1], logits[..., -1])
 
     # -- the control ---------------------------------------------------------------------------------------------------
@@ -146,10 +161,69 @@ class TtsPolicy(TokenPolicy):
             return 0.0 * self.parameters()[0].sum()
         ids, mask = self.model.references(self.task.recorded(known, self.model))
         with self._cast():
-            logits = self.model.logits(self._hear(known), torch.arange(len(known)), ids, mask)
+            logits = self.model.forward_logits(self._encode(known), torch.arange(len(known)), ids)
         return self._cross_entropy(logits, ids, mask, len(prompts))
 
 
 def pad_to(x: Tensor, width: int) -> Tensor:
     """(n, T, V) with zeros behind, to (n, width, V)."""
     return pad(x, (0, 0, 0, width - x.shape[1]))
+
+
+# Gumbel-softmax (arXiv 1611.01144, 1611.00712): a drawn token as a differentiable function of the logits that it was drawn from.
+#
+#     mu = softmax((logits + g) / tau),   g ~ Gumbel(0, 1),   argmax mu ~ softmax(logits) at every tau.
+#
+# Straight-through, what is handed on is the one-hot of the argmax, and the gradient is that of mu. Added: the noise may be drawn given
+# which token won (the truncated Gumbels of arXiv 1411.0030), so that a sequence that was sampled before is relaxed as itself; and a row's
+# noise is a function of its seed and its own length alone, whatever batch it stands in.
+
+
+def gumbel_noise(lengths: Sequence[int], size: int, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard Gumbel noise (n, T, V) float32, 0 behind the end of a row.
+
+    Args:
+        lengths: n rows' tokens, T the most of them.
+        size: V.
+        seeds: n of them.
+        device: where it is drawn and stays; another kind of device draws other numbers.
+    """
+    rows = []
+    for length, seed in zip(lengths, seeds, strict=True):
+        drawn = torch.empty(length, size, device=device)
+        drawn.exponential_(generator=torch.Generator(device).manual_seed(seed))
+        rows.append(-drawn.clamp_min(torch.finfo(drawn.dtype).tiny).log())
+    return pad_sequence(rows, batch_first=True)
+
+
+def noise_given(logits: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
+    """Gumbel noise (n, T, V) under which ``ids`` win: the noise of a draw, its law given what was drawn.
+
+    Args:
+        logits: (n, T, V); no gradient goes through the noise.
+        ids: (n, T) long.
+        noise: (n, T, V) independent, of ``gumbel_noise``.
+    """
+    logits = logits.detach().float()
+    top = logits.logsumexp(-1, keepdim=True) + noise.gather(
+        -1, ids[..., None]
+    )  # the largest sum, whichever token has it
+    below = -torch.logaddexp(-top, -(logits + noise))  # the others, cut off there
+    return torch.where(one_hot(ids, logits.shape[-1]).bool(), top, torch.minimum(below, top)) - logits
+
+
+def relaxed_tokens(logits: Tensor, noise: Tensor, tau: float, hard: bool, ids: Tensor | None = None) -> Tensor:
+    """Distributions (n, T, V) float32 over tokens, one-hot where ``hard``, with the soft ones' gradient either way.
+
+    Args:
+        logits: (n, T, V).
+        noise: (n, T, V), see ``gumbel_noise``.
+        tau: temperature, above 0.
+        hard: straight-through.
+        ids: (n, T) long, the tokens that the noise was drawn for (``noise_given``): they win, whatever rounding says.
+    """
+    soft = ((logits.float() + noise) / tau).softmax(-1)
+    if not hard:
+        return soft
+    chosen = one_hot(soft.argmax(-1) if ids is None else ids, soft.shape[-1]).to(soft.dtype)
+    return chosen + (soft - soft.detach())  # chosen exactly: the bracket is 0

@@ -30,16 +30,16 @@ from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, means_of
 from rlspeech.tasks.token_policy import token_logp
+from rlspeech.tasks.tts.policy import TtsPolicy, longest
 from rlspeech.types import Sample, UserError, Utterance
 
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["Tts", "TtsBatch", "longest", "named"]
+__all__ = ["Tts", "TtsBatch", "named"]
 
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
-SLOWEST, LEAST_S = 5.0, 2.0  # bytes of text a second: a third of usual speech; seconds that any text may take
 SAY_BATCH = 32
 
 
@@ -157,10 +157,10 @@ class Tts:
         Raises:
             UserError: a clip has no text.
         """
-        lonely = [c.key for c in clips if c.text is None]
-        if lonely:
+        missing = [c.key for c in clips if c.text is None]
+        if missing:
             raise UserError(
-                f"{lonely[0]} has no text",
+                f"{missing[0]} has no text",
                 "a synthesiser learns from transcribed speech",
                 "rlspeech check on the manifest",
             )
@@ -211,8 +211,8 @@ class Tts:
 
     def pretrain_loss(self, model: CodecLM, batch: TtsBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` = cross-entropy of the ids among codes and stop; ``right``: share guessed right; ``stop``: its part at the stops."""
-        prompts = model.read(batch.lines)
-        logits = model.head(model.hidden(prompts, range(len(prompts)), batch.seen, batch.mask)[batch.mask]).float()
+        prompts = model.encode(batch.lines)
+        logits = model.head(model.forward_states(prompts, range(len(prompts)), batch.seen)[batch.mask]).float()
         truth = batch.ids[batch.mask]
         each = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
         return {
@@ -231,9 +231,9 @@ class Tts:
         for at in range(0, len(clips), SAY_BATCH):
             part = slice(at, at + SAY_BATCH)
             ids, mask = batch.ids[part], batch.mask[part]
-            logits = model.logits(model.read(batch.lines[part]), range(len(ids)), ids, mask)
+            logits = model.forward_logits(model.encode(batch.lines[part]), range(len(ids)), ids)
             nll, count = nll - float(token_logp(logits, ids)[mask].sum()), count + int(mask.sum())
-        samples = self.say(model, clips, seed=seed)
+        samples = self.synthesise(model, clips, seed=seed)
         _keep(folder.path / "samples" / f"step_{step:06d}", samples, 4)
         ratios = [
             len(s.tokens) / (len(c.target) / c.sample_rate / model.layout.frame_s)
@@ -290,7 +290,7 @@ class Tts:
                 self._voices[path, rate] = np.zeros(0, np.float32)
         return self._voices[path, rate]
 
-    def say(
+    def synthesise(
         self,
         model: CodecLM,
         clips: Sequence[Clip],
@@ -315,7 +315,7 @@ class Tts:
             some = [clips[i] for i in part]
             room = [longest(c.text, model, sampling) for c in some]
             drawn = model.generate(
-                model.read([self.line(c, model) for c in some]),
+                model.encode([self.line(c, model) for c in some]),
                 sampling=sampling,
                 max_new_tokens=room,
                 seed=[seed_of(seed, c.key) for c in some],
@@ -353,24 +353,14 @@ class Tts:
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
         """The codec language model as a policy over tokens."""
-        from rlspeech.tasks.tts.policy import TtsPolicy
-
         return TtsPolicy(self, adapted, config)
 
     def outputs(self, policy: Any, clips: list[Clip], folder: Path, players: int = 4, seed: int = 0) -> list[Sample]:
         """Speech of the clips' texts as the policy says it, the same draws every time; the first ``players`` are kept under ``folder``."""
         policy.enter("rollout")
-        samples = self.say(policy.model, clips, sampling=policy.sampling, seed=seed)
+        samples = self.synthesise(policy.model, clips, sampling=policy.sampling, seed=seed)
         _keep(folder, samples, players)
         return samples
-
-
-def longest(text: str | None, model: CodecLM, sampling: Sampling) -> int:
-    """Most tokens that a text may take, the stop included: three times what usual speech takes, at most the model's ``max_s``."""
-    if sampling.max_new_tokens is not None:
-        return sampling.max_new_tokens
-    seconds = min(model.max_s, LEAST_S + len((text or "").encode()) / SLOWEST)
-    return int(seconds / model.layout.frame_s) + 1
 
 
 def named(key: str) -> str:
