@@ -237,7 +237,7 @@ def test_one_kl() -> None:
     assert float((parts[0][0] - parts[1][0]).norm()) > 1e-3
 
 
-def test_rows_without_a_score_cost_themselves_and_too_many_stop_the_run() -> None:
+def test_rows_without_a_score_are_left_out_and_too_many_stop_the_run() -> None:
     policy = Chain()
     algo = algorithm("diffro", policy, Likes(blind=frozenset({"2"})), max_unscorable=0.5)
     experience = algo.collect(PROMPTS, Judge(), seed=1)
@@ -251,7 +251,7 @@ def test_rows_without_a_score_cost_themselves_and_too_many_stop_the_run() -> Non
     )
     made = algorithm("diffro", policy, Likes(blind=frozenset({"0", "1", "2"})), max_unscorable=0.5)
     experience = made.collect(PROMPTS, Judge(), seed=1)
-    with pytest.raises(UserError, match="relaxed rows could not be scored"):
+    with pytest.raises(UserError, match="relaxed"):
         made.update(experience, lr=0.1)
 
 
@@ -290,7 +290,7 @@ def test_what_it_needs_is_said(algo: str) -> None:
     with pytest.raises(UserError, match="relax"):
         algorithm(algo, Chain(supports=frozenset({"sample"})))
     policy = Chain()
-    with pytest.raises(UserError, match="differentiable reward"):
+    with pytest.raises(UserError, match="--algo grpo"):
         get_algorithm(config(algo), policy, torch.optim.SGD(policy.parameters(), 1.0))
 
 

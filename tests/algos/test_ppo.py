@@ -190,7 +190,7 @@ def test_a_row_or_a_base_without_a_score_costs_itself_only() -> None:
     assert len(algo.policy.based[0]) == 16
     algo.collect(clips(16), Judge(lambda i, s: 1.0), seed=1)
     assert algo.policy.based[1] == ["u6"]  # what was null is asked again
-    with pytest.raises(UserError, match="50 % of the rollouts"):
+    with pytest.raises(UserError, match="50 %"):
         make().collect(clips(16), Judge(lambda i, s: None if i >= 24 else 1.0), seed=0)  # half of the bases
 
 
@@ -323,12 +323,12 @@ def test_the_check_waits_for_a_decision_that_counts() -> None:
 
     algo = make(Toy(lie=0.01), micro_batch=4, max_unscorable=1.0)
     experience = algo.collect(clips(8), Judge(value), seed=0)
-    with pytest.raises(UserError, match="ratio is off by"):
+    with pytest.raises(UserError, match="ratio"):
         algo.update(experience, lr=0.01)
     blind = make(Toy(lie=0.01), max_unscorable=1.0)
     blind.update(blind.collect(clips(8), Judge(lambda i, s: None), seed=0), lr=0.01)
     assert not blind.checked
-    with pytest.raises(UserError, match="ratio is off by"):
+    with pytest.raises(UserError, match="ratio"):
         train(blind, 1)
 
 
@@ -344,17 +344,17 @@ def test_weights_that_supervision_moved_are_no_lie() -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UserError, match="at least 2 rollouts"):
+    with pytest.raises(UserError, match="--set group"):
         make(algo="grpo", group=1)
     with pytest.raises(UserError, match="norm_then_sum"):
         make(advantage="norm_then_sum")
-    with pytest.raises(UserError, match="nothing to train"):
+    with pytest.raises(UserError, match="supervised_weight"):
         make(policy_weight=0.0)
-    with pytest.raises(UserError, match="nothing is sampled"):
+    with pytest.raises(UserError, match="supervised_on"):
         make(policy_weight=0.0, supervised_weight=1.0, supervised_on="sample")
-    with pytest.raises(UserError, match="no spread"):
+    with pytest.raises(UserError, match="scale"):
         make(rewards=[RewardSpec(name=NAME, scale="group")])
-    with pytest.raises(UserError, match="no spread"):
+    with pytest.raises(UserError, match="scale"):
         make(rewards=[RewardSpec(name=NAME, scale="batch")], prompts_per_step=1)
     make(prompts_per_step=1)
 

@@ -341,6 +341,6 @@ def test_silence_stays_silence_and_gains_are_shared_with_the_target() -> None:
 
 def test_tasks_by_name() -> None:
     assert get_task("flowse").name == "flowse"
-    with pytest.raises(UserError, match="unknown task"):
+    with pytest.raises(UserError, match="flowse"):
         get_task("karaoke")
     assert isinstance(policy(ALL["gain"], lora=Lora(rank=1)), FlowPolicy) and RATE == policy(ALL["gain"]).sample_rate

@@ -152,5 +152,5 @@ def test_what_does_not_go() -> None:
     with pytest.raises(UserError, match="5 last steps"):
         flow(GAIN, 5)
     for make in (flow, avse):
-        with pytest.raises(UserError, match="noise is 0"):
+        with pytest.raises(UserError, match="explore.noise"):
             make(Exploration(noise=0.0))

@@ -1,4 +1,4 @@
-"""Gaussian toys for PPO: one decision with a known optimum, and several decisions whose states say what is to come."""
+"""Gaussian toys for GRPO and PPO: one decision with a known optimum, and several decisions whose states say what is to come."""
 
 from __future__ import annotations
 
@@ -30,14 +30,9 @@ class Toy:
     supports = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
 
     def __init__(self, sigma: float = 0.5, noise: float = 1.0, steps: int = 1, lie: float = 0.0) -> None:
-        self.theta, self.sigma, self.noise, self.steps, self.lie = (
-            nn.Parameter(torch.zeros(3)),
-            sigma,
-            noise,
-            steps,
-            lie,
-        )
-        self.reference = torch.zeros(3)
+        self.theta, self.reference = nn.Parameter(torch.zeros(3)), torch.zeros(3)
+        self.sigma, self.noise, self.steps, self.lie = sigma, noise, steps, lie
+        self.looks: list[int] = []
         self.based: list[list[str]] = []
         self.rolled = 0
         self.ragged = False
@@ -67,8 +62,8 @@ class Toy:
         return Rollout(index, self._logp(x), mask, samples, (x, seen), torch.ones(n, dtype=torch.bool))
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        logp = self._logp(rollout.state[0][rows])
-        logp = logp + self.lie * (rows % 2)[:, None]
+        self.looks.append(len(rows))
+        logp = self._logp(rollout.state[0][rows]) + self.lie * (rows % 2)[:, None]
         moved = (0.5 * ((self.theta - self.reference) / self.sigma).square()).expand(len(rows), self.steps, 3)
         kl, other = (moved.sum(2), moved.mean(2)) if with_kl else (None, None)
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), torch.ones(self.steps), torch.ones(self.steps), other)
