@@ -59,7 +59,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ]
 
     monkeypatch.setattr(Tts, "load", lambda *a, **k: (Model(), {}))
-    monkeypatch.setattr(Tts, "say", say)
+    monkeypatch.setattr(Tts, "synthesise", say)
     return clips
 
 

@@ -70,7 +70,7 @@ def told(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return made
 
     monkeypatch.setattr(Tts, "load", lambda self, name, *a, **k: (Speaker(name.removeprefix("hub/")), {}))
-    monkeypatch.setattr(Tts, "say", say)
+    monkeypatch.setattr(Tts, "synthesise", say)
     return said
 
 
