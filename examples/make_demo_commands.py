@@ -13,7 +13,7 @@ import soundfile as sf
 from asr_material import flite
 from asr_texts import KEYWORDS, command, digits, grid
 
-from rlspeech.corpora.voices import with_prompts
+from rlspeech.corpora.tts_texts import with_prompts
 from rlspeech.data.manifest import write_manifest
 from rlspeech.types import Utterance
 

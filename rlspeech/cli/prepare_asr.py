@@ -156,7 +156,7 @@ def rl_asr(
         "seed": seed,
     }
     run_stage(
-        Shared(preset, config, sets, json_mode, quiet, debug), "corpora.rl_asr:RlAsr", "corpora.rl_asr:run", flags
+        Shared(preset, config, sets, json_mode, quiet, debug), "corpora.rl_asr:RlAsr", "stages.prepare:run", flags
     )
 
 
@@ -194,7 +194,7 @@ def nonspeech(
     run_stage(
         Shared(preset, config, sets, json_mode, quiet, debug),
         "corpora.nonspeech:Nonspeech",
-        "corpora.nonspeech:run",
+        "stages.prepare:run",
         flags,
     )
 
@@ -224,7 +224,7 @@ def tts(
     run_stage(
         Shared(preset, config, sets, json_mode, quiet, debug),
         "corpora.tts_texts:PrepareTts",
-        "corpora.tts_texts:run",
+        "stages.prepare:run",
         flags,
     )
 
@@ -247,4 +247,4 @@ def join(
 ) -> None:
     """Several manifests as one; a column may be set for each, as in noisy.jsonl:condition=noisy."""
     flags = {"manifests": manifests, "sample": sample, "out": out, "seed": seed}
-    run_stage(Shared(preset, config, sets, json_mode, quiet, debug), "corpora.join:Join", "corpora.join:run", flags)
+    run_stage(Shared(preset, config, sets, json_mode, quiet, debug), "corpora.join:Join", "stages.prepare:run", flags)

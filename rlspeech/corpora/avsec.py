@@ -19,15 +19,17 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from rlspeech import log
-from rlspeech.corpora.base import Candidate, candidate, check_folder
+from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
 from rlspeech.data.video import LipsError, video_info
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError
 
-__all__ = ["find"]
+__all__ = ["Avsec", "find"]
 
 SPLITS = {"train": "train", "dev": "valid", "eval": "test"}  # folder -> split
 MEMBER = re.compile(r"^(S\d+)_([a-z_]+)\.(?:wav|mp4)$")
@@ -40,6 +42,20 @@ TARGET = {
     ("binaural", "reverberant"): "target",
 }
 PROBE_TIMEOUT_S = 120.0
+
+
+class Avsec(Layout):
+    """``rlspeech prepare avsec4``."""
+
+    name = "avsec4"
+    channels: Literal["mono", "binaural"] = Field("mono", description="avsec4: which files")
+    target: Literal["anechoic", "reverberant"] = Field("anechoic", description="avsec4: reference")
+    given_lips: bool = Field(False, description="avsec4: name the organisers' lip videos (lips/), where they are")
+
+    def make(self, out: Path) -> Sets:
+        """Return the scenes for training, validation and test."""
+        options = {"given_lips": self.given_lips, "workers": self.processes()}
+        return self.vetted(find(self.root or "", self.channels, self.target, **options), out, "noisy")
 
 
 class Scene(NamedTuple):
@@ -85,14 +101,8 @@ def find(
     for scene, found in parallel_map(_probe, whole, workers, PROBE_TIMEOUT_S, "opening", "scenes"):
         problems[scene.split, scene.name] = f"unreadable: {found}" if isinstance(found, Exception) else found
     for scene in scenes:
-        row = candidate(
-            scene.split,
-            scene.mix,
-            scene.name,
-            scene.problem or problems[scene.split, scene.name],
-            target=scene.target,
-            **scene.facts,
-        )
+        problem = scene.problem or problems[scene.split, scene.name]
+        row = candidate(scene.split, scene.mix, scene.name, problem, target=scene.target, **scene.facts)
         row.utt.video_filepath = str(scene.video)
         yield row
 
@@ -135,16 +145,9 @@ def _scenes(split: str, place: Path, base: Path, channels: str, target: str, giv
         video = lips / f"{name}_silent.mp4"
         if not (given_lips and video.is_file()):
             video = place / f"{name}_silent.mp4"
+        target_file = None if bare else place / f"{name}_{wanted}.wav"
         facts = _facts(metadata.get(name, {}))
-        yield Scene(
-            split,
-            name,
-            place / f"{name}_{mix}.wav",
-            None if bare else place / f"{name}_{wanted}.wav",
-            video,
-            facts,
-            problem,
-        )
+        yield Scene(split, name, place / f"{name}_{mix}.wav", target_file, video, facts, problem)
 
 
 def _metadata(base: Path, place: Path, split: str) -> dict[str, dict[str, Any]]:

@@ -1,44 +1,56 @@
-"""What every layout shares: candidates, finding audio files, ids and pairing."""
+"""What the sources of ``rlspeech prepare`` share: candidates (rows that may enter a manifest), their checks, and the sets that come out.
+
+A source is a settings class with a method ``make``: it finds candidates, has their files checked (``data/checks.py``) and gives back
+``Sets``, which ``stages/prepare.py`` writes. Measurements go to ``checks.jsonl`` in the output folder as they come, keyed by path, size and
+time of change: a run that was stopped, or is started again with other limits, reads them there instead of reading the audio.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import Field
 
 from rlspeech import log
+from rlspeech.config import Mixing, Strict
 from rlspeech.data.checks import FileFacts, Limits, Verdict, judge, judge_pair, measure
 from rlspeech.data.inputs import audio_files
-from rlspeech.data.manifest import write_manifest
 from rlspeech.files import JsonlWriter, dumps, safe_name, write_text
-from rlspeech.parallel import parallel_map
+from rlspeech.parallel import parallel_map, physical_cores
 from rlspeech.types import UserError, Utterance
 
 __all__ = [
     "Candidate",
-    "Vetted",
+    "Layout",
+    "Sets",
+    "Source",
     "candidate",
     "check_folder",
+    "counted",
+    "dropped_row",
     "file_id",
-    "make_folder",
-    "notes_of",
+    "located",
+    "next_command",
     "pair",
     "pair_by",
+    "recordings_below",
     "shown",
-    "summary_of",
+    "text_of",
     "vet",
-    "write_set",
 ]
 
-
-# the last four cannot be read; they are found so that they are counted
 FILE_ID = re.compile(r"fileid_(\d+)")
+FILE_TIMEOUT_S = 900.0
+KINDS = {"clean": "speech", "noise": "noise", "rir": "rir", "real": "noisy"}
+# of two equal recordings the one in such a split stays: training must not contain it
+HELD_OUT = ("test", "valid", "dev", "blind", "real", "v5_dev")
 
 
 class Candidate(NamedTuple):
@@ -55,6 +67,142 @@ class Candidate(NamedTuple):
     problem: str | None = None
 
 
+def dropped_row(split: str, name: str, path: str | Path | None, reason: str, detail: str) -> dict[str, Any]:
+    """A row of ``dropped.jsonl``: what was left out, the reason to count by, and the whole message."""
+    return {"split": split, "id": name, "path": None if path is None else str(path), "reason": reason, "detail": detail}
+
+
+@dataclass
+class Sets:
+    """What a source came to.
+
+    Args:
+        rows: name of a manifest -> its rows in order.
+        dropped: rows that were left out of them (``dropped_row``).
+        failed: rows that could not be rendered or drawn, listed with ``dropped`` but counted for no manifest of ``rows``.
+        facts: further keys of the summary.
+        notes: lines under the table.
+        meta: what every manifest's ``.meta.json`` says beside source, counts, seed and settings.
+        table: column names and rows to print; by default the manifests with their counts.
+        following: the command that goes on from here; by default it follows from the rows.
+        mixing: how rows named ``clean`` and ``noise``, where there are both, are mixed: a recipe stands beside them.
+        render: makes the rows of ``manifest.jsonl`` of what was written to ``OUT/sources``, and dropped rows.
+        reasons: whether the metas count dropped rows by reason.
+        written: manifests and recipe are on disk already.
+    """
+
+    rows: dict[str, list[Utterance]] = field(default_factory=dict)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+    table: tuple[list[str], list[list[Any]]] | None = None
+    following: str | None = None
+    mixing: Mixing | None = None
+    render: Callable[[], tuple[list[Utterance], list[dict[str, Any]]]] | None = None
+    reasons: bool = False
+    written: bool = False
+
+    def write_dropped(self, out: Path) -> None:
+        """Write ``OUT/dropped.jsonl``, empty where nothing was left out."""
+        write_text(out / "dropped.jsonl", "".join(dumps(row) + "\n" for row in self.dropped + self.failed))
+
+    def require(self, out: Path, splits: Sequence[str] = ()) -> Sets:
+        """Return self; raises ``UserError`` where nothing is left, or nothing of one of ``splits``."""
+        lacking = [split for split in splits if not self.rows.get(split)]
+        if self.rows and not lacking:
+            return self
+        self.write_dropped(out)
+        what = f"nothing is left of {' and '.join(lacking)}" if self.rows else "nothing is left"
+        reasons = ", ".join(f"{n} {reason}" for reason, n in counted(self.dropped).items()) or "no files were found"
+        try_this = f"see {out / 'dropped.jsonl'}; limits can be changed (rlspeech prepare --help)"
+        raise UserError(what, f"dropped: {reasons}", try_this)
+
+
+def counted(dropped: Iterable[dict[str, Any]], split: str | None = None) -> dict[str, int]:
+    """Reason -> how many rows (of a split) were dropped for it, most frequent first; a row without a split counts for each."""
+    counts: dict[str, int] = {}
+    for row in dropped:
+        if split is None or row.get("split", split) == split:
+            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+class Source(Strict):
+    """Settings of one ``rlspeech prepare NAME``; subclasses add their own and say in ``make`` what comes of them."""
+
+    name: ClassVar[str] = ""
+    needed: ClassVar[tuple[str, ...]] = ()  # settings that have to be given
+    out: str | None = Field(None, description="folder for manifests; none: data/SOURCE")
+
+    def chosen(self) -> Source:
+        """Return the source itself, for a class that stands for several."""
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest's ``.meta.json`` keeps: the settings that its rows depend on."""
+        return self.model_dump(exclude={"out", "workers", "device", "batch"})
+
+    def make(self, out: Path) -> Sets:
+        """Find, check and render the rows; audio goes below ``out``. Raises ``UserError`` where nothing can be made."""
+        raise NotImplementedError
+
+
+class Layout(Source):
+    """Settings that every corpus on disk has."""
+
+    needed = ("root",)
+    root: str | None = Field(None, description="the corpus, or a file of it; lips: manifest, or folder of videos")
+    mixing: Mixing = Field(Mixing(), description="how mixtures are made, where there are clean speech and noise")
+    limits: Limits = Field(Limits(), description="what is dropped")
+    seed: int = Field(0, ge=0, description="of rendered mixtures")
+    workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: in this process")
+
+    def processes(self) -> int:
+        """Return the number of worker processes."""
+        return physical_cores() if self.workers is None else self.workers
+
+    def vetted(
+        self, candidates: Iterable[Candidate], out: Path, kind: str | None = None, splits: Sequence[str] = ()
+    ) -> Sets:
+        """The candidates whose files pass the checks (``vet``). Raises ``UserError`` where nothing is left of one of ``splits``."""
+        sets = vet(list(candidates), out, self.limits, self.processes(), kind).require(out, splits)
+        sets.mixing = self.mixing
+        return sets
+
+
+def shown(out: Path) -> str:
+    """A folder as a person would type it."""
+    return os.path.relpath(out) if out.is_relative_to(Path.cwd()) else str(out)
+
+
+def next_command(out: Path, rows: dict[str, list[Utterance]], recipe: bool) -> str:
+    """The command that goes on from manifests in ``out``: by their names, and by what the first row of one of them has."""
+    folder = shown(out)
+    valid = f" --valid {folder}/valid.jsonl" if "valid" in rows else ""
+    if recipe:
+        task = " --task avse" if rows["clean"][0].lips_filepath else ""
+        return f"rlspeech pretrain{task} --data {folder}/mix.json{valid}"
+    name = next(s for s in ("train", "manifest", *rows) if s in rows)
+    first, data, training = rows[name][0], f"{folder}/{name}.jsonl", name in ("train", "manifest")
+    if first.video_filepath and not first.lips_filepath:
+        return f"rlspeech prepare lips {folder} --out {folder}-lips"
+    if first.text is not None and not (first.target_filepath or first.lips_filepath or "rung" in first.extra):
+        stage = "eval" if name.startswith(("test", "dev", "valid")) else "rl"
+        return f"rlspeech {stage} --task asr --data {data}"
+    if training and first.lips_filepath and first.target_filepath:
+        return f"rlspeech pretrain --task avse --data {data}{valid}"
+    if training and "rung" in first.extra:
+        return f"rlspeech reward {data} --reward llm --reward dnsmos --reward pesq"
+    if training and first.target_filepath:
+        return f"rlspeech pretrain --data {data}{valid}"
+    return f"rlspeech eval --data {data}" if name.startswith("test") else f"rlspeech reward {data} --reward dnsmos"
+
+
+# ---------------------------------------------------------------------------------------------------------- candidates
+
+
 def check_folder(path: str | Path, what: str) -> Path:
     """The folder as an absolute path. Raises ``UserError`` where it is none."""
     folder = Path(os.path.abspath(path))
@@ -64,9 +212,30 @@ def check_folder(path: str | Path, what: str) -> Path:
     return folder
 
 
+def recordings_below(source: str | Path, skip: Path | None = None) -> tuple[Path, list[Path]]:
+    """The folder as an absolute path and the audio files below it. Raises ``UserError``: no folder, or no audio in it."""
+    folder = check_folder(source, "the source")
+    paths = audio_files(folder, skip)
+    if not paths:
+        why = "no file with a known suffix (.wav .flac .ogg .mp3 ...) below it"
+        raise UserError(f"no audio in {source}", why, "check the path")
+    return folder, paths
+
+
 def file_id(path: Path, root: Path) -> str:
     """An id from a file's place below ``root``: folders and stem joined by underscores."""
     return safe_name("_".join(path.relative_to(root).with_suffix("").parts))
+
+
+def text_of(path: Path) -> str | None:
+    """The stripped content of a text file; None where it is missing or empty."""
+    return path.read_text(encoding="utf-8", errors="replace").strip() or None if path.is_file() else None
+
+
+def located(name: str, *folders: Path) -> Path:
+    """The file that a list names, relative to the first of the folders (at last the working one) that holds it; absolute."""
+    places = [Path(name)] if os.path.isabs(name) else [*(f / name for f in folders), Path(name).absolute()]
+    return Path(os.path.abspath(next((p for p in places if p.is_file()), places[0])))
 
 
 def candidate(
@@ -83,18 +252,9 @@ def candidate(
     **extra: Any,
 ) -> Candidate:
     """A candidate whose duration and rate are still to be measured; ``extra`` columns that are None are left out."""
-    utt = Utterance(
-        name,
-        str(path),
-        0.0,
-        0,
-        text=text,
-        target_filepath=str(target) if target else None,
-        speaker_id=speaker,
-        language=language,
-        snr_db=snr_db,
-        extra={k: v for k, v in extra.items() if v is not None},
-    )
+    utt = Utterance(name, str(path), 0.0, 0, text=text, speaker_id=speaker, language=language, snr_db=snr_db)
+    utt.target_filepath = str(target) if target else None
+    utt.extra = {k: v for k, v in extra.items() if v is not None}
     return Candidate(split, utt, problem)
 
 
@@ -119,32 +279,25 @@ def pair_by(
     used: set[str] = set()
     for path in noisy:
         name = key(path)
+        partners = targets.get(name, []) if name is not None else []
         if name is None:
             yield path, None, "no number after fileid_ in the name"
-        elif name not in targets:
-            yield path, None, "no clean partner"
-        elif len(targets[name]) > 1:
-            yield path, None, f"{len(targets[name])} clean partners"
-            used.add(name)
+        elif len(partners) != 1:
+            yield path, None, f"{len(partners) or 'no'} clean partner{'s' * (len(partners) > 1)}"
         else:
-            yield path, targets[name][0], None
-            used.add(name)
+            yield path, partners[0], None
+        used.add(name or "")
     for name, paths in targets.items():
         if name not in used:
-            for path in paths:
-                yield None, path, "no noisy partner"
+            yield from ((None, path, "no noisy partner") for path in paths)
 
 
 def pair(
     split: str, noisy: Path, clean: Path, key: Callable[[Path], str | None], **columns: Callable[[Path], Any]
 ) -> Iterator[Candidate]:
     """Candidates of two folders; ``columns`` are functions of the noisy file's path (``snr_db``, ``text``, ``speaker`` or any other)."""
-    nested = [
-        inner for inner, outer in ((clean, noisy), (noisy, clean)) if outer in inner.parents
-    ]  # noisy/clean inside noisy/
-    skip = nested[0] if nested else None
-    left = audio_files(noisy, skip if skip != noisy else None)
-    right = audio_files(clean, skip if skip != clean else None)
+    left = audio_files(noisy, clean if noisy in clean.parents else None)  # noisy/clean inside noisy/
+    right = audio_files(clean, noisy if clean in noisy.parents else None)
     for source, target, problem in pair_by(left, right, key):
         path = source or target
         assert path is not None
@@ -153,98 +306,57 @@ def pair(
         yield candidate(split, path, name, problem, target=target if source else None, **values)
 
 
-# Check every file that candidates name, in several processes and resumably, and sort rows into kept and dropped.
-#
-# Measurements go to ``checks.jsonl`` in the output folder as they come, keyed by path, size and time of change. A run that was stopped,
-# or is started again with other limits, reads them there instead of reading the audio.
+# ------------------------------------------------------------------------------------------------------------- vetting
 
 
-FILE_TIMEOUT_S = 900.0
-KINDS = {"clean": "speech", "noise": "noise", "rir": "rir", "real": "noisy"}
-HELD_OUT = (
-    "test",
-    "valid",
-    "dev",
-    "blind",
-    "real",
-    "v5_dev",
-)  # of two equal recordings the one here stays: training must not see it
-
-
-@dataclass
-class Vetted:
-    """What came out: rows by split in the candidates' order, dropped rows with reasons, and how many files were read or known."""
-
-    kept: dict[str, list[Utterance]] = field(default_factory=dict)
-    dropped: list[dict[str, Any]] = field(default_factory=list)
-    read: int = 0
-    known: int = 0
-    multichannel: int = 0
-
-    def drop(self, row: Candidate, verdict: Verdict) -> None:
-        """Put a row aside."""
-        self.dropped.append(
-            {
-                "split": row.split,
-                "id": row.utt.id,
-                "path": row.utt.audio_filepath,
-                "reason": verdict.reason,
-                "detail": verdict.detail,
-            }
-        )
-
-    def reasons(self, split: str | None = None) -> dict[str, int]:
-        """How many rows were dropped for what, most frequent first."""
-        counts: dict[str, int] = {}
-        for row in self.dropped:
-            if split in (None, row["split"]):
-                counts[row["reason"]] = counts.get(row["reason"], 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def vet(
-    candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, kind: str | None = None
-) -> Vetted:
-    """Check candidates.
+def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int, kind: str | None = None) -> Sets:
+    """Check the files of candidates and sort the rows into kept and dropped.
 
     Args:
         candidates: rows in the order in which they shall be written.
-        journal: file for measurements, continued where it is there.
+        out: folder for the measurements, ``checks.jsonl``, continued where it is there.
         limits: what is dropped.
         workers: processes; 0 checks in this one.
         kind: what rows without a target are held to (``speech``, ``noisy``, ``noise``, ``rir``); by default their split decides.
 
+    Returns:
+        rows and dropped rows, and in ``facts`` how many files were read (``checked``), ``known`` from a former run, and ``multichannel``.
+
     Raises:
-        UserError: the journal cannot be written.
+        UserError: the measurements cannot be written.
     """
-    done = Vetted()
-    facts = _measure_all(candidates, journal, limits, workers, done)
+    sets = Sets(reasons=True)
+    facts = _measure_all(candidates, out / "checks.jsonl", limits, workers, sets)
     passed: list[Candidate] = []
     for row in candidates:
         verdict = Verdict(row.problem, row.problem) if row.problem else _judge_row(row, facts, limits, kind)
         if verdict:
-            done.drop(row, verdict)
+            path, detail = row.utt.audio_filepath, verdict.detail
+            sets.dropped.append(dropped_row(row.split, row.utt.id, path, verdict.reason, detail))
         else:
             passed.append(_filled(row, facts[row.utt.audio_filepath]))
     copies = _duplicates(passed, facts)
     taken: dict[str, set[str]] = {}
-    for index, row in enumerate(passed):
+    multichannel = 0
+    for index, (split, utt, _) in enumerate(passed):
         if index in copies:
-            done.drop(row, Verdict("duplicate", f"same samples as {copies[index]}"))
+            detail = f"same samples as {copies[index]}"
+            sets.dropped.append(dropped_row(split, utt.id, utt.audio_filepath, "duplicate", detail))
             continue
-        ids = taken.setdefault(row.split, set())
-        if row.utt.id in ids:  # x.wav and x.flac, a/b and a_b
-            row = row._replace(
-                utt=replace(row.utt, id=f"{row.utt.id}-{zlib.crc32(os.fsencode(row.utt.audio_filepath)):08x}")
-            )
-        ids.add(row.utt.id)
-        done.kept.setdefault(row.split, []).append(row.utt)
-        done.multichannel += facts[row.utt.audio_filepath].channels > 1
-    return done
+        ids = taken.setdefault(split, set())
+        if utt.id in ids:  # x.wav and x.flac, a/b and a_b
+            utt = replace(utt, id=f"{utt.id}-{zlib.crc32(os.fsencode(utt.audio_filepath)):08x}")
+        ids.add(utt.id)
+        sets.rows.setdefault(split, []).append(utt)
+        multichannel += facts[utt.audio_filepath].channels > 1
+    sets.facts["multichannel"] = multichannel
+    if multichannel:
+        sets.notes.append(f"{multichannel} recordings have several channels; they are averaged when they are read")
+    return sets
 
 
 def _measure_all(
-    candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, done: Vetted
+    candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, sets: Sets
 ) -> dict[str, FileFacts]:
     paths = dict.fromkeys(
         p for row in candidates if not row.problem for p in (row.utt.audio_filepath, row.utt.target_filepath) if p
@@ -256,14 +368,13 @@ def _measure_all(
             if key and key in writer:
                 facts[path] = FileFacts(**{k: v for k, v in writer.rows[key].items() if k != "key"})
         todo = [path for path in paths if path not in facts]
-        done.known, done.read = len(facts), len(todo)
+        sets.facts |= {"checked": len(todo), "known": len(facts)}
         if facts:
             log.say(f"{len(facts)} of {len(paths)} files were checked before")
+        work = partial(measure, floor_db=limits.bandwidth_floor_db)
+        desc = "checking" if todo else None
         try:
-            work = partial(measure, floor_db=limits.bandwidth_floor_db)
-            for path, result in parallel_map(
-                work, todo, workers, FILE_TIMEOUT_S, "checking" if todo else None, "files"
-            ):
+            for path, result in parallel_map(work, todo, workers, FILE_TIMEOUT_S, desc, "files"):
                 if isinstance(result, Exception):  # its process crashed or hung: this file only, and not remembered
                     facts[path] = FileFacts(error=f"unreadable: {result}")
                     continue
@@ -307,13 +418,9 @@ def _filled(row: Candidate, facts: FileFacts) -> Candidate:
 
 def _duplicates(rows: Sequence[Candidate], facts: dict[str, FileFacts]) -> dict[int, str]:
     """Index of every later copy -> path of the one that stays."""
-
-    def held_out(index: int) -> bool:
-        return rows[index].split.lower().startswith(HELD_OUT)
-
     first: dict[tuple[str, float, float], str] = {}
     copies: dict[int, str] = {}
-    for index in sorted(range(len(rows)), key=lambda i: (not held_out(i), i)):
+    for index in sorted(range(len(rows)), key=lambda i: (not rows[i].split.lower().startswith(HELD_OUT), i)):
         utt = rows[index].utt
         identity = (facts[utt.audio_filepath].digest, utt.offset, utt.duration)
         if identity in first:
@@ -321,57 +428,3 @@ def _duplicates(rows: Sequence[Candidate], facts: dict[str, FileFacts]) -> dict[
         else:
             first[identity] = utt.audio_filepath
     return copies
-
-
-# What the stages that make sets share: their folder, their manifests, their summary.
-
-
-def make_folder(out: str | None, name: str) -> Path:
-    """The output folder as an absolute path, ``data/NAME`` by default. Raises ``UserError`` where it cannot be made."""
-    path = Path(os.path.abspath(out or os.path.join("data", name)))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make {path}", error.strerror or str(error), "name another folder with --out"
-        ) from error
-    return path
-
-
-def shown(out: Path) -> str:
-    """A folder as a person would type it."""
-    return os.path.relpath(out) if out.is_relative_to(Path.cwd()) else str(out)
-
-
-def write_set(path: Path, rows: list[Utterance], meta: dict[str, Any], dropped: int = 0) -> dict[str, Any]:
-    """Write a manifest; its entry in the summary."""
-    counts = {"rows": len(rows), "hours": round(sum(u.duration for u in rows) / 3600, 6), "dropped": dropped}
-    write_manifest(path, rows, meta | counts)
-    return {"path": str(path)} | counts
-
-
-def summary_of(
-    source: str, out: Path, manifests: dict[str, Any], failed: list[dict[str, Any]], following: str, start_s: float
-) -> dict[str, Any]:
-    """The summary with the keys of ``prepare.run``; rows that failed go to ``OUT/dropped.jsonl``."""
-    write_text(out / "dropped.jsonl", "".join(dumps(row) + "\n" for row in failed))
-    reasons: dict[str, int] = {}
-    for row in failed:
-        reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
-    return {
-        "source": source,
-        "out": str(out),
-        "manifests": manifests,
-        "recipe": None,
-        "dropped": reasons,
-        "next": following,
-        "seconds": round(time.monotonic() - start_s, 1),
-    }
-
-
-def notes_of(summary: dict[str, Any]) -> list[str]:
-    """What was dropped, for the table."""
-    return [
-        f"dropped: {n} {reason}; see {os.path.join(summary['out'], 'dropped.jsonl')}"
-        for reason, n in summary["dropped"].items()
-    ]

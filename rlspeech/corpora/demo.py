@@ -15,21 +15,51 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from rlspeech.config import Mixing
+from rlspeech.corpora.base import Layout, Sets, shown
 from rlspeech.corpora.drawn import draw_all
 from rlspeech.corpora.mix import render_one
 from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
 from rlspeech.data.mixing import MixtureSet, write_recipe
 from rlspeech.types import UserError
 
-__all__ = ["cache_folder", "cached", "demo_folder", "demo_recipe", "demo_test", "demo_valid"]
+__all__ = ["Demo", "cache_folder", "cached", "demo_folder", "demo_recipe", "demo_test", "demo_valid"]
 
 COUNT = 24
 SNR_DB = (-2.5, 12.5)
 TRAIN = Mixing(snr_db=(-5.0, 15.0), level_dbfs=(-30.0, -20.0), reverb=0.0, clip_s=2.0)
 FACES = {"snr_db": (0.0, 20.0), "talker": 0.7, "talker_snr_db": (-5.0, 5.0)}  # with a face: a voice among voices
 PARTS = {"test": ("test_clean.jsonl", "test_noise.jsonl", 20261), "valid": ("valid_clean.jsonl", "noise.jsonl", 20262)}
+
+
+class Demo(Layout):
+    """``rlspeech prepare demo``."""
+
+    name = "demo"
+    needed = ()
+    mouths: bool = Field(
+        False, description="mix, demo: draw a mouth that follows the speech, as synthetic video for the task avse"
+    )
+    commands: bool = Field(False, description="demo: spoken digits and commands with transcripts, for the task asr")
+
+    def make(self, out: Path) -> Sets:
+        """Return the embedded corpus, which is written as it is made."""
+        following = None
+        if self.commands:
+            from rlspeech.corpora.demo_commands import demo_commands
+
+            paths = [demo_commands(part, out) for part in ("train", "valid", "test")]
+            following = f"rlspeech rl --task asr --data {shown(out)}/train.jsonl --valid {shown(out)}/valid.jsonl"
+        else:
+            demo_recipe(out, faces=self.mouths)
+            rendered = (demo_valid(out, faces=self.mouths), demo_test(out, faces=self.mouths))
+            paths = [out / "clean.jsonl", out / "noise.jsonl", *rendered]
+        rows = {path.stem: read_manifest(path) for path in paths}
+        facts = {"checked": 0, "known": 0, "multichannel": 0}
+        mixing = None if self.commands else TRAIN
+        return Sets(rows, facts=facts, following=following, mixing=mixing, written=True)
 
 
 def demo_folder() -> Path:
@@ -55,7 +85,7 @@ def demo_recipe(out: str | Path | None = None, *, faces: bool = False) -> Path:
 
 
 def demo_test(out: str | Path | None = None, *, faces: bool = False) -> Path:
-    """A paired manifest of test voices, texts and noises that training never hears: 24 mixtures, -2.5 to 12.5 dB.
+    """A paired manifest of test voices, texts and noises that are not in training: 24 mixtures, -2.5 to 12.5 dB.
 
     Args:
         out: folder for ``test.jsonl`` and its audio; by default the cache.
@@ -142,9 +172,8 @@ def _whole(made: Path, count: int | None = COUNT) -> bool:
         return False
     utts, problems = scan_manifest(manifest)
     files = [p for u in utts for p in (u.audio_filepath, u.target_filepath, u.lips_filepath) if p]
-    return (
-        not problems and (recipe or count in (None, len(utts))) and bool(utts) and all(Path(p).is_file() for p in files)
-    )
+    full = bool(utts) and (recipe or count in (None, len(utts)))
+    return full and not problems and all(Path(p).is_file() for p in files)
 
 
 @lru_cache(maxsize=1)
@@ -153,9 +182,8 @@ def _version() -> str:
     digest = hashlib.blake2b(digest_size=6)
     code = Path(__file__), Path(__file__).with_name("drawn.py")
     for path in (*code, *sorted(demo_folder().glob("*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
-        digest.update(
-            path.name.encode() + (path.read_bytes() if path.suffix != ".flac" else str(path.stat().st_size).encode())
-        )
+        content = path.read_bytes() if path.suffix != ".flac" else str(path.stat().st_size).encode()
+        digest.update(path.name.encode() + content)
     return digest.hexdigest()
 
 
@@ -166,21 +194,14 @@ def _render(part: str, out: Path, faces: bool = False) -> Path:
     if faces:
         mixing = mixing.model_copy(update={**FACES, "talker": 1.0})
     mixtures = MixtureSet(read_manifest(folder / clean), read_manifest(folder / noise), [], mixing, 16000, seed)
-    ratios = np.random.Generator(np.random.Philox(seed)).permutation(
-        np.linspace(*(mixing.snr_db if faces else SNR_DB), COUNT)
-    )
+    ratios = np.random.Generator(np.random.Philox(seed)).permutation(np.linspace(*mixing.snr_db, COUNT))
     rows = [
         render_one(mixtures, n, out / "audio" / part, f"{part}_{n:02d}", snr_db=round(float(snr), 2))
         for n, snr in enumerate(ratios)
     ]
     if faces:
         rows, _ = draw_all(rows, out, seed=seed)
-    meta = {
-        "source": "demo",
-        "rows": len(rows),
-        "hours": sum(u.duration for u in rows) / 3600,
-        "seed": seed,
-        "mixing": mixing.model_dump(),
-    }
-    write_manifest(out / f"{part}.jsonl", rows, meta | ({"video": "drawn"} if faces else {}))
+    meta = {"source": "demo", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600, "seed": seed}
+    meta |= {"mixing": mixing.model_dump()} | ({"video": "drawn"} if faces else {})
+    write_manifest(out / f"{part}.jsonl", rows, meta)
     return out / f"{part}.jsonl"

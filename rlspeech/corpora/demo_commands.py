@@ -55,11 +55,9 @@ def commands_folder() -> Path:
     """Where the clean speech lies. Raises ``UserError`` where the package came without it."""
     folder = Path(__file__).resolve().parent.parent / "assets" / "demo_commands"
     if not (folder / "train.jsonl").is_file():
-        raise UserError(
-            "the embedded speech for recognisers is missing",
-            f"{folder} holds no train.jsonl",
-            "install the package again, or name data of your own",
-        )
+        why = f"{folder} holds no train.jsonl"
+        try_this = "install the package again, or name data of your own"
+        raise UserError("the embedded speech for recognisers is missing", why, try_this)
     return folder
 
 
@@ -75,9 +73,8 @@ def demo_commands(part: str, out: str | Path | None = None) -> Path:
     """
     if out is not None:
         return _render(part, Path(out))
-    return cached(
-        f"commands-{part}-{_version()}", partial(_render, part), Path(f"{part}.jsonl"), None
-    )  # some cuts cannot be made
+    name = f"commands-{part}-{_version()}"
+    return cached(name, partial(_render, part), Path(f"{part}.jsonl"), count=None)  # some cuts cannot be made
 
 
 @lru_cache(maxsize=1)
@@ -92,8 +89,7 @@ def _version() -> str:
 def _render(part: str, out: Path) -> Path:
     what, rows = PARTS[part], list[Utterance]()
     clean, noise = read_manifest(demo_commands_clean(part)), read_manifest(demo_folder() / what.noise)
-    for utt in clean[: what.clean]:
-        rows.append(_named(utt, utt.id, "clean"))
+    rows += [_named(utt, utt.id, "clean") for utt in clean[: what.clean]]
     mixtures = MixtureSet(clean, noise, [], MIXING, RATE, what.seed)
     for n in range(what.noisy):
         made = render_one(mixtures, n, out / "audio" / part, f"{part}_noisy_{n:03d}")
@@ -102,10 +98,8 @@ def _render(part: str, out: Path) -> Path:
     folder = out / "audio" / part / "tempting"
     tempting, _ = nonspeech.render(noise, clean, folder, count=what.tempting, seed=what.seed, max_s=12.0)
     rows += [_named(u, f"{part}_{u.id}", str(u.extra["condition"])) for u in tempting]
-    hours = sum(u.duration for u in rows) / 3600
-    write_manifest(
-        out / f"{part}.jsonl", rows, {"source": "demo commands", "rows": len(rows), "hours": hours, "seed": what.seed}
-    )
+    meta = {"source": "demo commands", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600}
+    write_manifest(out / f"{part}.jsonl", rows, meta | {"seed": what.seed})
     return out / f"{part}.jsonl"
 
 
@@ -117,20 +111,14 @@ def _long(part: str, clean: list[Utterance], out: Path, what: Part) -> list[Utte
         first = clean[int(rng.integers(len(clean)))]
         times = int(rng.integers(REPEATS[0], REPEATS[1] + 1))
         others = [u for u in clean if u.speaker_id == first.speaker_id and u.id != first.id]
-        parts = (
-            [first] * times if n % 2 == 0 else [first, *(others[i] for i in rng.permutation(len(others))[: times - 1])]
-        )
+        if n % 2 == 0:
+            parts = [first] * times
+        else:
+            parts = [first, *(others[i] for i in rng.permutation(len(others))[: times - 1])]
         keywords = list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ())))
-        rows.append(
-            write_joined(
-                parts,
-                out / "audio" / part / f"{part}_long_{n:03d}.flac",
-                gap_s=GAP_S,
-                sample_rate=RATE,
-                rng=rng,
-                extra={"condition": "long", "kind": "long", "keywords": keywords},
-            )
-        )
+        extra = {"condition": "long", "kind": "long", "keywords": keywords}
+        path = out / "audio" / part / f"{part}_long_{n:03d}.flac"
+        rows.append(write_joined(parts, path, gap_s=GAP_S, sample_rate=RATE, rng=rng, extra=extra))
     return rows
 
 

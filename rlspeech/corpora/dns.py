@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from rlspeech.corpora.base import Candidate, audio_files, candidate, check_folder, file_id, numbered, pair
+from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder, file_id, numbered, pair
+from rlspeech.data.inputs import audio_files
 from rlspeech.files import safe_name
 from rlspeech.types import UserError
 
-__all__ = ["find"]
+__all__ = ["Dns", "find"]
 
 BASES = ("", "datasets", "datasets_fullband", "training", "training_set", "pdns_training_set/raw")
 PARTS = {"clean": ("clean", "clean_fullband"), "noise": ("noise", "noise_fullband"), "rir": ("impulse_responses",)}
 TEST_FOLDER = re.compile(r"(?i)test_?set|blind")
-ENROLMENT = re.compile(
-    r"(?i)^enrol"
-)  # recordings of the target speaker for personalised systems, not material to enhance
+# recordings of the target speaker for personalised systems, not material to enhance
+ENROLMENT = re.compile(r"(?i)^enrol")
 SNR = re.compile(r"_snr(-?\d+(?:\.\d+)?)(?=_|$)")
 LEVEL = re.compile(r"_tl(-?\d+(?:\.\d+)?)(?=_|$)")
 READER = re.compile(r"_reader_(\d+)")
@@ -41,6 +42,16 @@ LANGUAGES = {
     "spanish": "es",
     "read_speech": "en",
 }
+
+
+class Dns(Layout):
+    """``rlspeech prepare dns``."""
+
+    name = "dns"
+
+    def make(self, out: Path) -> Sets:
+        """Return clean speech, noise and rooms with a recipe, and the challenge's pairs."""
+        return self.vetted(find(self.root or "", out), out)
 
 
 def find(root: str | Path, skip: Path | None = None) -> Iterator[Candidate]:
@@ -83,19 +94,14 @@ def _material(base: Path, skip: Path | None) -> Iterator[Candidate]:
                 subset = inside[0] if len(inside) > 1 else None
                 reader = READER.search(path.stem)
                 language = next((code for word, code in LANGUAGES.items() if subset and word in subset.lower()), None)
+                row = candidate(split, path, file_id(path, folder), subset=subset)
                 if split == "clean":
-                    speaker = reader[1] if reader else None
-                    yield candidate(
-                        split, path, file_id(path, folder), speaker=speaker, language=language, subset=subset
-                    )
-                else:
-                    yield candidate(split, path, file_id(path, folder), subset=subset)
+                    row.utt.speaker_id, row.utt.language = reader[1] if reader else None, language
+                yield row
 
 
 def _tests(folder: Path) -> Iterator[Candidate]:
-    paired = sorted(
-        p for p in [folder, *folder.rglob("*")] if p.is_dir() and (p / "clean").is_dir() and (p / "noisy").is_dir()
-    )
+    paired = sorted(p for p in [folder, *folder.rglob("*")] if (p / "clean").is_dir() and (p / "noisy").is_dir())
     for place in paired:
         words = [part for part in place.relative_to(folder).parts if part != "synthetic"]
         yield from _pairs(safe_name("_".join(["test" if folder.name == "test_set" else folder.name, *words])), place)
@@ -107,16 +113,9 @@ def _tests(folder: Path) -> Iterator[Candidate]:
 
 
 def _pairs(split: str, place: Path) -> Iterator[Candidate]:
-    yield from pair(
-        split,
-        place / "noisy",
-        place / "clean",
-        numbered,
-        snr_db=lambda p: _number(SNR, p),
-        level_dbfs=lambda p: _number(LEVEL, p),
-    )
+    def number(pattern: re.Pattern[str], path: Path) -> float | None:
+        found = pattern.search(path.stem)
+        return float(found[1]) if found else None
 
-
-def _number(pattern: re.Pattern[str], path: Path) -> float | None:
-    found = pattern.search(path.stem)
-    return float(found[1]) if found else None
+    columns = {"snr_db": partial(number, SNR), "level_dbfs": partial(number, LEVEL)}
+    yield from pair(split, place / "noisy", place / "clean", numbered, **columns)

@@ -46,9 +46,8 @@ def movements(wav: np.ndarray, sample_rate: int, lag_s: float = 0.0) -> np.ndarr
     windows = padded[centres[:, None] + np.arange(-size // 2, size - size // 2)[None]] * np.hanning(size)
     power = np.abs(np.fft.rfft(windows, axis=1)) ** 2
     hz = np.fft.rfftfreq(size, 1 / sample_rate)
-    low, middle, high = (
-        power[:, (hz >= a) & (hz < b)].sum(1) + 1e-10 for a, b in ((150, 1500), (1500, 3500), (4000, 7500))
-    )
+    bands_hz = ((150, 1500), (1500, 3500), (4000, 7500))
+    low, middle, high = (power[:, (hz >= a) & (hz < b)].sum(1) + 1e-10 for a, b in bands_hz)
     level = 10 * np.log10(low + 0.5 * middle)
     top = max(float(np.percentile(level, 95)), SILENT_DB)
     jaw = np.clip((level - top - FLOOR_DB) / -FLOOR_DB, 0, 1) ** 1.5
@@ -122,10 +121,9 @@ def draw_all(
     draw = partial(_draw_one, out=str(out), seed=seed)
     for utt, path in parallel_map(draw, list(utts), workers, timeout_s=120.0, desc="draw", unit="utterances"):
         if isinstance(path, Exception):
-            reason = path.reason if isinstance(path, AudioError) else f"{type(path).__name__}: {path}"
-            dropped.append(
-                {"id": utt.id, "audio_filepath": utt.audio_filepath, "reason": "cannot be drawn", "detail": reason}
-            )
+            detail = path.reason if isinstance(path, AudioError) else f"{type(path).__name__}: {path}"
+            row = {"id": utt.id, "audio_filepath": utt.audio_filepath, "reason": "cannot be drawn", "detail": detail}
+            dropped.append(row)
         else:
             kept.append(replace(utt, lips_filepath=path, extra={**utt.extra, "face_rate": 1.0, "video": "drawn"}))
     return kept, dropped

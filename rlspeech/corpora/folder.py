@@ -1,15 +1,88 @@
-"""Any folder of audio, any manifest, and two folders whose files belong together."""
+"""Any folder of audio, with its transcripts where there are any; any manifest; and two folders whose files belong together.
+
+A list of texts (``prepare folder --text FILE``) is one of
+
+    JSONL       {"audio_filepath" | "audio" | "path" | "file" | "id": ..., "text" | "sentence" | "transcript" | ...: ...}
+    csv, tsv    with a header of such names (Common Voice), or without: file, text, and perhaps text in a cleaner form (LJ Speech)
+    Kaldi       "file text ..."
+
+and names files by their path below the folder, by name, or by name without suffix. A file that it does not name is dropped: a
+transcript was asked for. An empty text is a text: nothing is said.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from rlspeech.corpora.base import Candidate, audio_files, candidate, check_folder, file_id, numbered, pair
+from pydantic import Field
+
+from rlspeech.corpora.base import (
+    Candidate,
+    Layout,
+    Sets,
+    candidate,
+    check_folder,
+    file_id,
+    numbered,
+    pair,
+    recordings_below,
+    text_of,
+)
+from rlspeech.data.inputs import AUDIO_SUFFIXES
 from rlspeech.data.manifest import read_manifest
+from rlspeech.files import numbered_lines
 from rlspeech.types import UserError
 
-__all__ = ["find", "find_pairs"]
+__all__ = ["COLUMN_KEYS", "Folder", "Pairs", "find", "find_listed", "find_pairs", "read_texts", "text_file"]
+
+FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_name id key utt_id".split())
+WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
+COLUMN_KEYS = {
+    "speaker_id": ("speaker_id", "speaker", "client_id", "spk"),
+    "language": ("language", "lang", "locale", "source_lang"),
+}
+EXAMPLE = 'one object a line: {"audio": "a.wav", "text": "what is said"}'
+
+
+class Folder(Layout):
+    """``rlspeech prepare folder``."""
+
+    name = "folder"
+    text: str | None = Field(
+        None, description="folder: list of transcripts (JSONL, csv, tsv, Kaldi's text); none: x.txt beside x.wav"
+    )
+    kind: Literal["speech", "noisy", "noise", "rir"] = Field(
+        "speech", description="folder: which checks the recordings have to pass"
+    )
+
+    def make(self, out: Path) -> Sets:
+        """Return the recordings of a folder or manifest in one set."""
+        root = self.root or ""
+        rows = find_listed(root, self.text, skip=out) if self.text else find(root, skip=out)
+        return self.vetted(rows, out, self.kind)
+
+
+class Pairs(Layout):
+    """``rlspeech prepare pairs``."""
+
+    name = "pairs"
+    needed = ("noisy", "clean")
+    noisy: str | None = Field(None, description="pairs: folder with the inputs")
+    clean: list[str] = Field([], description="pairs: folder with the references")
+
+    def make(self, out: Path) -> Sets:
+        """Return the files of two folders in one set of pairs."""
+        if len(self.clean) > 1:
+            why = f"{len(self.clean)} were given"
+            raise UserError("prepare pairs takes one clean folder", why, "prepare each pair of folders by itself")
+        return self.vetted(find_pairs(self.noisy or "", self.clean[0]), out)
 
 
 def find(source: str | Path, split: str = "manifest", skip: Path | None = None) -> Iterator[Candidate]:
@@ -26,16 +99,9 @@ def find(source: str | Path, split: str = "manifest", skip: Path | None = None) 
     if Path(source).is_file():
         yield from (Candidate(split, utt) for utt in read_manifest(source))
         return
-    folder = check_folder(source, "the source")
-    paths = audio_files(folder, skip)
-    if not paths:
-        raise UserError(
-            f"no audio in {source}", "no file with a known suffix (.wav .flac .ogg .mp3 ...) below it", "check the path"
-        )
+    folder, paths = recordings_below(source, skip)
     for path in paths:
-        words = path.with_suffix(".txt")
-        text = words.read_text(encoding="utf-8", errors="replace").strip() or None if words.is_file() else None
-        yield candidate(split, path, file_id(path, folder), text=text)
+        yield candidate(split, path, file_id(path, folder), text=text_of(path.with_suffix(".txt")))
 
 
 def find_pairs(noisy: str | Path, clean: str | Path, split: str = "manifest") -> Iterator[Candidate]:
@@ -55,8 +121,116 @@ def find_pairs(noisy: str | Path, clean: str | Path, split: str = "manifest") ->
         if any(row.problem is None for row in rows):
             yield from rows
             return
-    raise UserError(
-        f"nothing in {noisy} matches {clean}",
-        "files are matched by name without suffix, or by the number after fileid_",
-        "give both files of a pair the same name",
-    )
+    why = "files are matched by name without suffix, or by the number after fileid_"
+    raise UserError(f"nothing in {noisy} matches {clean}", why, "give both files of a pair the same name")
+
+
+# ------------------------------------------------------------------------------------------------------ lists of texts
+
+
+class Entry(NamedTuple):
+    """What a list says of one file."""
+
+    text: str | None
+    columns: dict[str, str]
+
+
+def find_listed(
+    root: str | Path, texts: str | Path, split: str = "manifest", skip: Path | None = None
+) -> Iterator[Candidate]:
+    """Candidates of a folder's audio with the texts of a list; files that the list does not name have no transcript.
+
+    Raises:
+        UserError: no audio, an unreadable list, or a list that names none of the files.
+    """
+    folder, paths = recordings_below(root, skip)
+    entries = read_texts(texts)
+    stems = Counter(path.stem for path in paths)
+    rows = []
+    for path in paths:
+        place = path.relative_to(folder)
+        names = [str(path), place.as_posix(), place.with_suffix("").as_posix(), path.name, file_id(path, folder)]
+        names += [path.stem] if stems[path.stem] == 1 else []  # a/1.wav and b/1.wav: the stem alone says nothing
+        rows.append((path, next((entries[n] for n in names if n in entries), None)))
+    if not any(entry for _, entry in rows):
+        why = f"its first entry is {next(iter(entries))!r}, the first file {paths[0].relative_to(folder)}"
+        try_this = "entries are paths below the folder, file names, or names without suffix"
+        raise UserError(f"{texts} names no file of {root}", why, try_this)
+    for path, entry in rows:
+        text, columns = entry or (None, {})
+        problem = "no transcript" if text is None else None
+        speaker, language = columns.get("speaker_id"), columns.get("language")
+        yield candidate(split, path, file_id(path, folder), problem, text=text, speaker=speaker, language=language)
+
+
+def read_texts(path: str | Path) -> dict[str, Entry]:
+    """A list of texts by file, see the module. Raises ``UserError`` where it or one of its lines cannot be read."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        rows = _json_rows(path)
+    elif suffix in (".csv", ".tsv") or any(mark in text_file(path).split("\n", 1)[0] for mark in "\t|"):
+        rows = _table_rows(path)
+    else:
+        lines = [line for line in text_file(path).split("\n") if line.strip()]
+        rows = [{"id": x.split(maxsplit=1)[0], "text": x.strip().partition(" ")[2].strip()} for x in lines]
+    entries: dict[str, Entry] = {}
+    bare: dict[str, Entry] = {}  # names without suffix and places beside the list: after all names as they are written
+    for number, row in enumerate(rows, 1):
+        name = next((str(row[k]) for k in FILE_KEYS if row.get(k)), None)
+        if name is None:
+            why, try_this = f"its columns are {', '.join(map(str, row))}", f"one of the columns {', '.join(FILE_KEYS)}"
+            raise UserError(f"{path}: row {number} names no file", why, try_this)
+        text = next((row[k] for k in WORD_KEYS if row.get(k) is not None), None)
+        found = {key: next((row[n] for n in names if row.get(n)), None) for key, names in COLUMN_KEYS.items()}
+        columns = {key: str(value) for key, value in found.items() if value}
+        entry = Entry(str(text).strip() if text is not None else None, columns)
+        place = os.path.normpath(name)
+        entries.setdefault(place.replace(os.sep, "/"), entry)
+        stem, suffix = os.path.splitext(place)
+        if suffix.lower() in AUDIO_SUFFIXES:
+            bare.setdefault(stem.replace(os.sep, "/"), entry)
+        bare.setdefault(os.path.abspath(path.parent / place), entry)
+        if own := row.get("id"):
+            bare.setdefault(str(own), entry)
+    if not entries:
+        raise UserError(f"{path} is empty", "no file is named in it", "one line a file")
+    return bare | entries
+
+
+def text_file(path: Path) -> str:
+    """The content of a text file. Raises ``UserError`` where it cannot be read, or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"cannot read {path}", why, "check the path; text has to be UTF-8") from error
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in numbered_lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is not JSON", str(error), EXAMPLE) from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number} is no object", type(row).__name__, EXAMPLE)
+        rows.append(row)
+    return rows
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table with or without a header; quotes are quotes only in csv proper, elsewhere they are part of a sentence."""
+    content = text_file(path)
+    mark = next((m for m in "\t|;," if m in content.split("\n", 1)[0]), ",")
+    quoting = csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE
+    try:
+        cells = list(csv.reader(io.StringIO(content, newline=""), delimiter=mark, quoting=quoting))
+    except csv.Error as error:
+        try_this = "one row a line, columns separated by commas or tabs"
+        raise UserError(f"cannot read {path}", str(error), try_this) from error
+    names = [c.strip().lower() for c in cells[0]] if cells else []
+    if set(names) & set(FILE_KEYS) and set(names) & set(WORD_KEYS):
+        return [dict(zip(names, row, strict=False)) for row in cells[1:] if row]
+    return [{"file": row[0].strip(), "text": row[-1] if mark == "|" else row[1]} for row in cells if len(row) > 1]

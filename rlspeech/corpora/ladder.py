@@ -9,21 +9,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlspeech import log
+from rlspeech.corpora.base import Sets, dropped_row
+from rlspeech.corpora.mix import Mix, Rendered, find
 from rlspeech.data.audio import AudioError, load_audio, save_audio
-from rlspeech.data.degrade import Rung, ladders
+from rlspeech.data.degrade import ladders
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.files import safe_name, write_error
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["render"]
+__all__ = ["Ladder", "render"]
 
 MIN_S = 1.0
+
+
+class Ladder(Mix):
+    """``rlspeech prepare ladder``."""
+
+    name = "ladder"
+
+    def make(self, out: Path) -> Sets:
+        """Return the speech and noise of the ladders, which are rendered of them."""
+        sets = self.vetted(find(self.clean, self.noise, self.rir, out), out, splits=("clean", "noise"))
+        clean, noise = sets.rows["clean"], sets.rows["noise"]
+        options = {"count": self.render, "clip_s": self.render_s, "seed": self.seed}
+        sets.render = partial(render, clean, noise, out, **options)
+        return sets
 
 
 def render(
@@ -35,7 +52,7 @@ def render(
     clip_s: float = 0.0,
     seed: int = 0,
     sample_rate: int = 16000,
-) -> tuple[list[Utterance], list[dict[str, Any]]]:
+) -> Rendered:
     """Write the rungs below ``out/audio``; the same seed gives the same files.
 
     Args:
@@ -65,15 +82,8 @@ def render(
             try:
                 rows += _one(utt, noise, out, clip_s, seed, sample_rate)
             except AudioError as error:  # the next one takes its place
-                failed.append(
-                    {
-                        "split": "manifest",
-                        "id": utt.id,
-                        "path": utt.audio_filepath,
-                        "reason": "cannot be degraded",
-                        "detail": error.reason,
-                    }
-                )
+                path, reason = utt.audio_filepath, "cannot be degraded"
+                failed.append(dropped_row("manifest", utt.id, path, reason, error.reason))
                 continue
             except OSError as error:
                 raise write_error(out, error, f"{used} of {count} utterances were kept") from error
@@ -97,37 +107,25 @@ def _one(
     source = noise[int(rng.integers(len(noise)))]
     sound = load_audio(source.audio_filepath, sample_rate, source.offset, source.duration or None)
     rungs = ladders(wav, sound, sample_rate, rng)
-    _check(rungs)
+    digests = {(r.ladder, r.rung): _digest(r.wav) for r in rungs}
+    if len(digests) != len(rungs) or any((r.ladder, 0) not in digests for r in rungs):
+        raise UserError("the ladders are not in order", "a rung is missing or doubled")
     files: dict[str, Path] = {}
     rows = []
     for rung in rungs:
-        digest = hashlib.blake2b(np.ascontiguousarray(rung.wav).data, digest_size=16).hexdigest()
+        digest, best = digests[rung.ladder, rung.rung], digests[rung.ladder, 0]
         name = safe_name(f"{utt.id}_{rung.ladder}_{rung.rung}")
         if digest not in files:
             files[digest] = out / "audio" / f"{name}.flac"
             save_audio(files[digest], rung.wav, sample_rate)
-        best = next(r for r in rungs if r.ladder == rung.ladder and r.rung == 0)
-        target = files[hashlib.blake2b(np.ascontiguousarray(best.wav).data, digest_size=16).hexdigest()]
-        extra: dict[str, Any] = {"ladder": rung.ladder, "rung": rung.rung, "clean_id": utt.id, "noise_id": source.id}
-        rows.append(
-            Utterance(
-                name,
-                str(files[digest]),
-                len(rung.wav) / sample_rate,
-                sample_rate,
-                text=utt.text if whole else None,
-                target_filepath=str(target),
-                speaker_id=utt.speaker_id,
-                language=utt.language,
-                snr_db=None if rung.snr_db is None else round(float(rung.snr_db), 3),
-                extra=extra,
-            )
-        )
+        row = Utterance(name, str(files[digest]), len(rung.wav) / sample_rate, sample_rate)
+        row.text, row.target_filepath = utt.text if whole else None, str(files[best])
+        row.speaker_id, row.language = utt.speaker_id, utt.language
+        row.snr_db = None if rung.snr_db is None else round(float(rung.snr_db), 3)
+        row.extra = {"ladder": rung.ladder, "rung": rung.rung, "clean_id": utt.id, "noise_id": source.id}
+        rows.append(row)
     return rows
 
 
-def _check(rungs: Sequence[Rung]) -> None:
-    """Every ladder begins untouched and no rung is there twice."""
-    seen = {(r.ladder, r.rung) for r in rungs}
-    if len(seen) != len(rungs) or any((r.ladder, 0) not in seen for r in rungs):
-        raise UserError("the ladders are not in order", "a rung is missing or doubled")
+def _digest(wav: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(wav).data, digest_size=16).hexdigest()

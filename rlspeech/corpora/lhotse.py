@@ -16,16 +16,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlspeech.corpora.base import Candidate, candidate
+from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, located
 from rlspeech.files import safe_name
 from rlspeech.types import UserError
 
-__all__ = ["find"]
+__all__ = ["Lhotse", "find"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 TOLERANCE_S = 0.05
 KINDS = re.compile(r"(?i)(?:^|[_\-.])(cuts?|recordings?|supervisions?)(?=$|[_\-.])")
 Row = dict[str, Any]
+
+
+class Lhotse(Layout):
+    """``rlspeech prepare lhotse``."""
+
+    name = "lhotse"
+
+    def make(self, out: Path) -> Sets:
+        """Return a set for each file of cuts, or pair of recordings and supervisions."""
+        return self.vetted(find(self.root or ""), out, "noisy")
 
 
 def find(root: str | Path) -> Iterator[Candidate]:
@@ -38,13 +48,7 @@ def find(root: str | Path) -> Iterator[Candidate]:
         UserError: nothing of the kind, or a file that cannot be read.
     """
     source = Path(os.path.abspath(root))
-    files = (
-        [source]
-        if source.is_file()
-        else sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES))
-        if source.is_dir()
-        else []
-    )
+    files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES))
     cuts: list[tuple[str, Path]] = []
     pairs: dict[str, dict[str, Path]] = {}
     for path in files:
@@ -55,12 +59,9 @@ def find(root: str | Path) -> Iterator[Candidate]:
             pairs.setdefault(split, {})[kind] = path
     whole = {split: pair for split, pair in pairs.items() if len(pair) == 2}
     if not cuts and not whole:
-        there = ", ".join(p.name for p in files[:6]) or (
-            "it does not exist" if not source.exists() else "no .jsonl or .jsonl.gz file"
-        )
-        raise UserError(
-            f"no lhotse manifests in {root}", there, "cuts.jsonl.gz, or recordings.jsonl.gz with supervisions.jsonl.gz"
-        )
+        none = "no .jsonl or .jsonl.gz file" if source.exists() else "it does not exist"
+        try_this = "cuts.jsonl.gz, or recordings.jsonl.gz with supervisions.jsonl.gz"
+        raise UserError(f"no lhotse manifests in {root}", ", ".join(p.name for p in files[:6]) or none, try_this)
     for split, path in cuts:
         for number, row in _rows(path):
             yield _guarded(split, path, number, row, _cut)
@@ -116,14 +117,11 @@ def _cut(split: str, path: Path, row: Row) -> Candidate:
         why = "several channels" if kind == "MultiCut" else f"a {kind}, which lhotse would have to compute"
         return candidate(split, path, safe_name(str(row["id"])), why)
     length = float(row["duration"])
-    said = sorted(row.get("supervisions") or [], key=lambda s: float(s["start"]))
-    problem: str | None = None
-    if any(
-        float(s["start"]) < -TOLERANCE_S or float(s["start"]) + float(s["duration"]) > length + TOLERANCE_S
-        for s in said
-    ):
-        problem = "a supervision reaches beyond its cut"
-    return _row(split, path, row, row.get("recording"), said, float(row.get("start", 0.0)), length, problem)
+    spoken = sorted(row.get("supervisions") or [], key=lambda s: float(s["start"]))
+    spans = [(float(s["start"]), float(s["start"]) + float(s["duration"])) for s in spoken]
+    outside = any(start < -TOLERANCE_S or end > length + TOLERANCE_S for start, end in spans)
+    problem = "a supervision reaches beyond its cut" if outside else None
+    return _row(split, path, row, row.get("recording"), spoken, float(row.get("start", 0.0)), length, problem)
 
 
 def _supervision(split: str, path: Path, row: Row) -> Candidate:
@@ -135,26 +133,22 @@ def _row(
     path: Path,
     row: Row,
     recording: Row | None,
-    said: list[Row],
+    spoken: list[Row],
     start: float,
     length: float,
     problem: str | None,
 ) -> Candidate:
-    """One candidate; ``said`` are its supervisions in order, columns are taken from the cut and from them."""
-    cut = row if said != [row] else {}
+    """One candidate; ``spoken`` are its supervisions in order, columns are taken from the cut and from them."""
+    cut = row if spoken != [row] else {}
     name = str(row["id"])
     file, wrong = _file(recording, row.get("channel", 0), path)
-    texts = [s.get("text") for s in said]
-    text = " ".join(t.strip() for t in texts if t is not None).strip() if any(t is not None for t in texts) else None
-    if not said or text is None:
+    texts = [s["text"] for s in spoken if s.get("text") is not None]
+    text = " ".join(t.strip() for t in texts).strip() if texts else None
+    if text is None:
         wrong = wrong or "no transcript"
-    custom = {
-        k: v
-        for s in [cut, *said]
-        for k, v in (s.get("custom") or {}).items()
-        if isinstance(v, str | int | float | bool | list)
-    }
-    speakers, languages = {s.get("speaker") for s in said}, {s.get("language") for s in said}
+    custom = [pair for s in [cut, *spoken] for pair in (s.get("custom") or {}).items()]
+    extra = {k: v for k, v in custom if isinstance(v, str | int | float | bool | list)}
+    speakers, languages = {s.get("speaker") for s in spoken}, {s.get("language") for s in spoken}
     found = candidate(
         split,
         file or path,
@@ -165,7 +159,7 @@ def _row(
         language=next(iter(languages)) if len(languages) == 1 else None,
         original_id=name if safe_name(name) != name else None,
     )
-    found.utt.extra.update({k: v for k, v in custom.items() if k not in found.utt.extra})
+    found.utt.extra.update({k: v for k, v in extra.items() if k not in found.utt.extra})
     found.utt.offset, found.utt.duration = start, length
     if not start and recording and float(recording.get("duration", length)) - length > TOLERANCE_S:
         found.utt.extra["segment"] = True  # the row ends before its file does
@@ -184,6 +178,4 @@ def _file(recording: Row | None, channel: Any, path: Path) -> tuple[Path | None,
     channels = sources[0].get("channels") or [0]
     if len(channels) > 1 and channel != channels:
         return None, "one channel of several"
-    name = str(sources[0]["source"])
-    places = [Path(name)] if os.path.isabs(name) else [path.parent / name, Path(name).absolute()]
-    return next((Path(os.path.abspath(p)) for p in places if p.is_file()), Path(os.path.abspath(places[0]))), None
+    return located(str(sources[0]["source"]), path.parent), None

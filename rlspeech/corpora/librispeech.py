@@ -12,13 +12,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlspeech.corpora.base import Candidate, candidate, check_folder
+from pydantic import Field
+
+from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
 from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
 
-__all__ = ["find"]
+__all__ = ["LibriSpeech", "find"]
 
 PREFIXES = ("train-", "dev-", "test-")
+SEXES = {"F": "female", "M": "male"}
+
+
+class LibriSpeech(Layout):
+    """``rlspeech prepare librispeech``."""
+
+    name = "librispeech"
+    splits: list[str] = Field([], description="librispeech: only these; none: all that are there")
+
+    def make(self, out: Path) -> Sets:
+        """Return a set for each split."""
+        return self.vetted(find(self.root or "", self.splits), out, "noisy")
 
 
 def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
@@ -34,19 +48,15 @@ def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
     top = check_folder(root, "the LibriSpeech corpus")
     inner = top / "LibriSpeech"
     top = inner if inner.is_dir() else top
-    here = (
-        [top]
-        if top.name.startswith(PREFIXES)
-        else sorted(p for p in top.iterdir() if p.is_dir() and p.name.startswith(PREFIXES))
-    )
+    below = [top] if top.name.startswith(PREFIXES) else sorted(top.iterdir())
+    here = [p for p in below if p.is_dir() and p.name.startswith(PREFIXES)]
     wanted = [p for p in here if not splits or p.name in splits]
     missing = sorted(set(splits) - {p.name for p in wanted})
     if missing or not wanted:
         there = ", ".join(p.name for p in here) or "no folder whose name begins with train-, dev- or test-"
         what = f"no {', '.join(missing)} in {root}" if missing else f"no LibriSpeech in {root}"
-        raise UserError(
-            what, f"there is {there}", "name the folder that holds dev-clean, test-clean, train-clean-100 ..."
-        )
+        try_this = "name the folder that holds dev-clean, test-clean, train-clean-100 ..."
+        raise UserError(what, f"there is {there}", try_this)
     sexes = _sexes(wanted[0].parent / "SPEAKERS.TXT")
     for folder in wanted:
         texts: dict[str, str] = {}
@@ -55,29 +65,15 @@ def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
                 name, _, words = line.strip().partition(" ")
                 texts[name] = words.strip().lower()
         for path in audio_files(folder):
-            speaker = path.stem.split("-")[0]
-            text = texts.get(path.stem)
-            yield candidate(
-                folder.name,
-                path,
-                path.stem,
-                None if text else "no transcript",
-                text=text,
-                speaker=speaker,
-                language="en",
-                sex=sexes.get(speaker),
-                chapter=path.parent.name,
-            )
+            name, speaker, text = path.stem, path.stem.split("-")[0], texts.get(path.stem)
+            columns = {"speaker": speaker, "language": "en", "sex": sexes.get(speaker), "chapter": path.parent.name}
+            yield candidate(folder.name, path, name, None if text else "no transcript", text=text, **columns)
 
 
 def _sexes(path: Path) -> dict[str, str]:
     """Speaker -> female or male; empty where the list is not there."""
     if not path.is_file():
         return {}
-    rows = [
-        line.split("|")
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if not line.startswith(";")
-    ]
-    names = {"F": "female", "M": "male"}
-    return {row[0].strip(): names[row[1].strip()] for row in rows if len(row) > 1 and row[1].strip() in names}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if not line.startswith(";")]
+    return {row[0]: SEXES[row[1]] for row in rows if len(row) > 1 and row[1] in SEXES}

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from rlspeech import log
-from rlspeech.corpora.base import Candidate, check_folder, file_id
+from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder, dropped_row, file_id, text_of
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, look, mouth_path
 from rlspeech.data.audio import AudioError
 from rlspeech.data.inputs import AUDIO_SUFFIXES
@@ -40,44 +41,104 @@ from rlspeech.files import JsonlWriter
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Cropped", "Cropping", "MOST", "contact_sheet", "crop_clip", "crop_rows", "find"]
-
+__all__ = ["Lips", "contact_sheet", "crop_clip", "find"]
 
 CLIP_TIMEOUT_S = 3600.0
 CENTRE_SIDE = 112
 SHORT_S = 0.06  # videos that end this much before their audio are as long as it: a frame and a half
 
 
-@dataclass(frozen=True, slots=True)
-class Cropping:
-    """How crops are made.
+class Lips(Layout):
+    """``rlspeech prepare lips``."""
 
-    Args:
-        crop: ``mouth96`` (tracked), ``centre112`` (no detector: the central half of the shorter side) or ``whole96`` (videos that are mouth
-            crops already).
-        landmarks: a face-landmarker model in place of the embedded detector.
-        keep_faceless: clips without a face get their centre, with face rate 0, instead of being dropped.
-    """
+    name = "lips"
+    crop: Literal["mouth96", "centre112", "whole96"] = Field(
+        "mouth96", description="lips: tracked mouth; fixed centre; videos of mouths"
+    )
+    landmarks: str | None = Field(
+        None, description="lips: face-landmarker model (MediaPipe .task) in place of the embedded detector"
+    )
+    keep_faceless: bool = Field(
+        False, description="lips: cut the centre of clips without any face instead of dropping them"
+    )
 
-    crop: str = "mouth96"
-    landmarks: str | None = None
-    keep_faceless: bool = False
+    def make(self, out: Path) -> Sets:
+        """Return the rows whose video could be cropped; ``contact.png`` shows some of the crops."""
+        sets = self.vetted(find(self.root or "", out), out, "noisy")
+        self._crop_rows(sets, out)
+        rows = [utt for utts in sets.require(out).rows.values() for utt in utts]
+        sheet = out / "contact.png"
+        contact_sheet(rows, sheet)
+        rates = [utt.extra["face_rate"] for utt in rows if "face_rate" in utt.extra]
+        rate = round(sum(rates) / len(rates), 4) if rates else None
+        faces = f"; a face is in {100 * rate:.1f} % of the frames" if rate is not None else ""
+        sets.notes.append(f"look at {sheet}: crops of some clips, the worst first{faces}")
+        counts = {}
+        for key, column, what in (
+            ("short_videos", "video_short_s", "video ends before its audio, the last frame is held"),
+            ("several_faces", "other_faces", "several faces, the largest and longest one is followed"),
+        ):
+            if n := sum(column in utt.extra for utt in rows):
+                sets.notes.append(f"{what} (column {column}): {n} of {len(rows)} clips")
+            counts[key] = n
+        sets.facts |= counts | {"contact": str(sheet), "face_rate": rate}
+        return sets
 
-    def key(self) -> str:
-        """What the crops depend on."""
-        return f"{self.crop}|{self.landmarks or ''}" if self.crop == "mouth96" else self.crop
+    def _crop_rows(self, sets: Sets, out: Path) -> None:
+        """Crop the videos of rows whose audio is known to be good, to ``out/lips/SPLIT/ID.npz``, and drop those that are of no use.
 
+        Raises:
+            UserError: the detector cannot be had, or the disk does not take the output.
+        """
+        if self.crop == "mouth96":
+            _detector(self.landmarks)  # says here, once, what is not installed
+        jobs: dict[str, str] = {}
+        for split, utts in sets.rows.items():
+            for utt in utts:
+                jobs.setdefault(utt.video_filepath or "", str(out / "lips" / split / f"{utt.id}.npz"))
+        facts: dict[str, dict[str, Any]] = {}
+        with JsonlWriter(out / "lips" / "done.jsonl", "key") as writer:
+            keys = {video: self._key(video) for video in jobs}
+            for video in jobs:
+                known = writer.rows.get(keys[video] or "")
+                if known and (known.get("error") or (out / known["lips"]).is_file()):
+                    facts[video] = known
+            todo = [job for job in jobs.items() if job[0] not in facts]
+            sets.facts |= {"cut": len(todo), "cut_before": len(facts)}
+            if facts:
+                log.say(f"{len(facts)} of {len(jobs)} videos were done before")
+            work = partial(_job, crop=self.crop, landmarks=self.landmarks)
+            desc = "cutting" if todo else None
+            for (video, place), result in parallel_map(work, todo, self.processes(), CLIP_TIMEOUT_S, desc, "videos"):
+                if isinstance(result, UserError | KeyboardInterrupt):
+                    raise result
+                if isinstance(result, Exception):  # its process crashed or hung: this clip only, and not remembered
+                    facts[video] = {"error": f"unreadable: {result}"}
+                    continue
+                facts[video] = result | {"lips": os.path.relpath(place, out)}
+                if key := keys[video]:
+                    writer.write({"key": key} | facts[video])
+        found, sets.rows = sets.rows, {}
+        for split, utts in found.items():
+            for utt in utts:
+                fact = facts[utt.video_filepath or ""]
+                error = fact.get("error")
+                if not error and fact["face_rate"] == 0 and not self.keep_faceless:
+                    error = "no face in any frame"
+                if error:
+                    row = dropped_row(split, utt.id, utt.video_filepath, f"video: {_reason(error)}", error)
+                    sets.dropped.append(row)
+                else:
+                    sets.rows.setdefault(split, []).append(_with_lips(utt, fact, out))
 
-@dataclass
-class Cropped:
-    """What came out: rows by split in their order, dropped rows with reasons, and how many videos were cut or known."""
-
-    kept: dict[str, list[Utterance]] = field(default_factory=dict)
-    dropped: list[dict[str, Any]] = field(default_factory=list)
-    cut: int = 0
-    known: int = 0
-    short: int = 0
-    several: int = 0
+    def _key(self, video: str) -> str | None:
+        """The file and the settings that its crops depend on; None where it is missing."""
+        try:
+            stat = os.stat(video)
+        except OSError:
+            return None
+        how = f"{self.crop}|{self.landmarks or ''}" if self.crop == "mouth96" else self.crop
+        return f"{video}|{stat.st_size}|{stat.st_mtime_ns}|{how}"
 
 
 def find(source: str | Path, out: Path) -> Iterator[Candidate]:
@@ -102,21 +163,16 @@ def find(source: str | Path, out: Path) -> Iterator[Candidate]:
         if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".") and p.is_file() and out not in p.parents
     ]
     if not videos:
-        raise UserError(
-            f"no videos in {source}",
-            "no manifest (.jsonl) and no file with a known suffix (.mp4 .mpg .avi .mkv ...) in it",
-            "check the path",
-        )
+        why = "no manifest (.jsonl) and no file with a known suffix (.mp4 .mpg .avi .mkv ...) in it"
+        raise UserError(f"no videos in {source}", why, "check the path")
     with log.progress(len(videos), "sound", "videos") as bar:
         for video in videos:
-            name = file_id(video, folder)
-            words = video.with_suffix(".txt")
-            text = words.read_text(encoding="utf-8", errors="replace").strip() or None if words.is_file() else None
+            name, text = file_id(video, folder), text_of(video.with_suffix(".txt"))
             sound, problem = _sound(video, out / "audio" / f"{name}.flac")
             bar.advance()
-            yield Candidate(
-                "manifest", Utterance(name, str(sound or video), 0.0, 0, text=text, video_filepath=str(video)), problem
-            )
+            row = candidate("manifest", sound or video, name, problem, text=text)
+            row.utt.video_filepath = str(video)
+            yield row
 
 
 def _sound(video: Path, extracted: Path) -> tuple[Path | None, str | None]:
@@ -132,93 +188,22 @@ def _sound(video: Path, extracted: Path) -> tuple[Path | None, str | None]:
         return None, f"video: {_reason(error.reason)}"
 
 
-def crop_rows(rows: dict[str, list[Utterance]], out: Path, how: Cropping, workers: int) -> Cropped:
-    """Make the crops of rows whose audio is known to be good.
-
-    Args:
-        rows: by split; every row names a video.
-        out: crops go to ``out/lips/SPLIT/ID.npz``.
-        how: which crops.
-        workers: processes; 0 works in this one.
-
-    Raises:
-        UserError: the detector cannot be had, or the disk does not take the output.
-    """
-    if how.crop == "mouth96":
-        _detector(how.landmarks)  # says here, once, what is not installed
-    jobs: dict[str, str] = {}
-    for split, utts in rows.items():
-        for utt in utts:
-            jobs.setdefault(utt.video_filepath or "", str(out / "lips" / split / f"{utt.id}.npz"))
-    done, facts = Cropped(), {}
-    with JsonlWriter(out / "lips" / "done.jsonl", "key") as writer:
-        keys = {video: _key(video, how) for video in jobs}
-        todo = []
-        for video, place in jobs.items():
-            known = writer.rows.get(keys[video] or "")
-            if known and (known.get("error") or (out / known["lips"]).is_file()):
-                facts[video] = known
-            else:
-                todo.append((video, place))
-        done.known, done.cut = len(facts), len(todo)
-        if facts:
-            log.say(f"{len(facts)} of {len(jobs)} videos were done before")
-        made = parallel_map(
-            partial(_job, how=how), todo, workers, CLIP_TIMEOUT_S, "cutting" if todo else None, "videos"
-        )
-        for (video, place), result in made:
-            if isinstance(result, UserError | KeyboardInterrupt):
-                raise result
-            if isinstance(result, Exception):  # its process crashed or hung: this clip only, and not remembered
-                facts[video] = {"error": f"unreadable: {result}"}
-                continue
-            facts[video] = result | {"lips": os.path.relpath(place, out)}
-            if key := keys[video]:
-                writer.write({"key": key} | facts[video])
-    for split, utts in rows.items():
-        for utt in utts:
-            _sort(split, utt, facts[utt.video_filepath or ""], out, how, done)
-    return done
-
-
-def _sort(split: str, utt: Utterance, fact: dict[str, Any], out: Path, how: Cropping, done: Cropped) -> None:
-    error = fact.get("error")
-    if not error and fact["face_rate"] == 0 and not how.keep_faceless:
-        error = "no face in any frame"
-    if error:
-        row = {
-            "split": split,
-            "id": utt.id,
-            "path": utt.video_filepath,
-            "reason": f"video: {_reason(error)}",
-            "detail": error,
-        }
-        done.dropped.append(row)
-        return
+def _with_lips(utt: Utterance, fact: dict[str, Any], out: Path) -> Utterance:
+    """The row with its crops and what is known of its video."""
     extra = {"face_rate": fact["face_rate"]} if fact["face_rate"] is not None else {}
     short_s = utt.offset + utt.duration - fact["frames"] / LIPS_FPS
     if short_s > SHORT_S:
         extra["video_short_s"] = round(short_s, 3)
-        done.short += 1
     if fact.get("problem"):
         extra["video_problem"] = fact["problem"]
     if fact.get("others"):
         extra["other_faces"] = fact["others"]
-        done.several += 1
-    done.kept.setdefault(split, []).append(replace(utt, lips_filepath=str(out / fact["lips"]), extra=utt.extra | extra))
+    return replace(utt, lips_filepath=str(out / fact["lips"]), extra=utt.extra | extra)
 
 
 def _reason(error: str) -> str:
     """The part of a message to count by."""
     return error.split(":")[0].split(" (")[0]
-
-
-def _key(video: str, how: Cropping) -> str | None:
-    try:
-        stat = os.stat(video)
-    except OSError:
-        return None
-    return f"{video}|{stat.st_size}|{stat.st_mtime_ns}|{how.key()}"
 
 
 @lru_cache(maxsize=2)
@@ -227,9 +212,9 @@ def _detector(landmarks: str | None) -> Detector:
     return landmark_detector(landmarks) if landmarks else haar_detector()
 
 
-def _job(job: tuple[str, str], how: Cropping) -> dict[str, Any]:
+def _job(job: tuple[str, str], crop: str, landmarks: str | None) -> dict[str, Any]:
     try:
-        return crop_clip(job[0], job[1], how.crop, _detector(how.landmarks) if how.crop == "mouth96" else None)
+        return crop_clip(job[0], job[1], crop, _detector(landmarks) if crop == "mouth96" else None)
     except LipsError as error:
         return {"error": error.reason}
 
@@ -242,7 +227,8 @@ def crop_clip(
     Args:
         video: the file.
         out: the ``.npz``.
-        crop: as in ``Cropping``.
+        crop: ``mouth96`` (tracked), ``centre112`` (no detector: the central half of the shorter side) or ``whole96`` (videos that are
+            mouth crops already).
         detect: finds faces in a frame; needed for ``mouth96``.
 
     Returns:
@@ -259,14 +245,14 @@ def crop_clip(
         found, length = look(islice(at_25_fps(stream, lambda: stream.end_s), MAX_FRAMES + 1), detect)
         if length > MAX_FRAMES:
             raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
-        seen = follow(found, length)
-        if seen is not None:
-            path = mouth_path(seen)
-            again = stream_video(video)
-            frames = cut(at_25_fps(again, lambda: again.end_s), path)
+        face = follow(found, length)
+        if face is not None:
+            path = mouth_path(face)
+            second = stream_video(video)
+            frames = cut(at_25_fps(second, lambda: second.end_s), path)
             save_lips(out, frames, path.found[: len(frames)])
             rate = round(float(path.found.mean()), 4)
-            return {"frames": len(frames), "face_rate": rate, "others": seen.others, "problem": stream.problem}
+            return {"frames": len(frames), "face_rate": rate, "others": face.others, "problem": stream.problem}
     side, share = (CENTRE_SIDE, 0.5) if crop == "centre112" else (SIDE, 0.5 if crop == "mouth96" else 1.0)
     whole = read_video(video, MAX_FRAMES + 1, prepare=partial(centre_square, side=side, share=share))
     if len(whole.frames) > MAX_FRAMES:
@@ -276,8 +262,8 @@ def crop_clip(
     return {"frames": len(whole.frames), "face_rate": 0.0 if searched else None, "others": 0, "problem": whole.problem}
 
 
-# A contact sheet of crops: one picture on which a person sees at a glance whether the crops are what they should be.
-
+# ------------------------------------------------------------------------------------------------------- contact sheet
+# One picture on which a person sees at a glance whether the crops are what they should be.
 
 MOST, ACROSS = 24, 8  # clips, and crops of each
 TILE, GAP, LABEL = 96, 2, 184  # pixels
@@ -307,9 +293,8 @@ def contact_sheet(rows: Sequence[Utterance], path: str | Path, most: int = MOST,
             frames = load_lips(utt.lips_filepath or "")
         except LipsError:
             continue
-        lines.append(
-            np.concatenate([_label(utt, len(frames)), *(_tile(frames[i]) for i in _even(len(frames), across))], axis=1)
-        )
+        tiles = [_tile(frames[i]) for i in _even(len(frames), across)]
+        lines.append(np.concatenate([_label(utt, len(frames)), *tiles], axis=1))
     if not lines:
         return 0
     half = -(-len(lines) // 2) if len(lines) > 6 else len(lines)  # two columns: the sheet stays as wide as a screen
@@ -358,10 +343,8 @@ def _label(utt: Utterance, frames: int) -> np.ndarray:
 
     plain = utt.id.encode("ascii", "replace").decode()  # the drawing knows no other letters
     rate = utt.extra.get("face_rate")
-    notes = [
-        f"{frames} frames, {utt.duration:.1f} s",
-        "no face looked for" if rate is None else f"face in {100 * _rate(utt):.0f} %",
-    ]
+    faces = "no face looked for" if rate is None else f"face in {100 * _rate(utt):.0f} %"
+    notes = [f"{frames} frames, {utt.duration:.1f} s", faces]
     if "video_short_s" in utt.extra:
         notes.append(f"{utt.extra['video_short_s']:.2f} s short")
     poor = rate is not None and _rate(utt) < POOR

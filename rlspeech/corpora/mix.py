@@ -11,9 +11,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from rlspeech import log
 from rlspeech.corpora import folder
-from rlspeech.corpora.base import Candidate
+from rlspeech.corpora.base import Candidate, Layout, Sets, dropped_row
+from rlspeech.corpora.drawn import draw_all
 from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.data.manifest import from_row, to_row
 from rlspeech.data.mixing import MixtureSet
@@ -21,7 +24,46 @@ from rlspeech.files import JsonlWriter, write_error
 from rlspeech.parallel import parallel_map
 from rlspeech.types import Utterance
 
-__all__ = ["find", "render", "render_one"]
+__all__ = ["Mix", "find", "render", "render_one"]
+
+Rendered = tuple[list[Utterance], list[dict[str, Any]]]  # rows, and what could not be made
+
+
+class Mix(Layout):
+    """``rlspeech prepare mix``."""
+
+    name = "mix"
+    needed = ("clean", "noise")
+    clean: list[str] = Field([], description="mix, ladder: folders or manifests of speech; pairs: the references")
+    noise: list[str] = Field([], description="mix, ladder: folders or manifests of noise")
+    rir: list[str] = Field([], description="mix: folders or manifests of impulse responses")
+    render: int = Field(
+        0,
+        ge=0,
+        description="mix: write this many mixtures to disk; 0 writes a recipe that mixes on the fly; "
+        "ladder: utterances, 0 takes all",
+    )
+    render_s: float = Field(0.0, ge=0, description="mix, ladder: length of what is rendered; 0 keeps whole utterances")
+    mouths: bool = Field(
+        False, description="mix, demo: draw a mouth that follows the speech, as synthetic video for the task avse"
+    )
+
+    def make(self, out: Path) -> Sets:
+        """Return speech, noise and rooms with a recipe, or the mixtures that are rendered of them."""
+        sets = self.vetted(find(self.clean, self.noise, self.rir, out), out, splits=("clean", "noise"))
+        draw = partial(draw_all, out=out, seed=self.seed, workers=self.processes())
+
+        def mixtures() -> Rendered:
+            options = {"seed": self.seed, "clip_s": self.render_s, "workers": self.processes()}
+            rows, failed = render(out / "sources" / "mix.json", out, self.render, **options)
+            rows, undrawn = draw(rows) if self.mouths else (rows, [])
+            return rows, failed + undrawn
+
+        if self.render:
+            sets.render = mixtures
+        elif self.mouths:
+            sets.rows["clean"], sets.failed = draw(sets.rows["clean"])
+        return sets
 
 
 def find(
@@ -63,17 +105,14 @@ def render_one(
         extra["rir_id"] = made.rir_id
     if made.talker_id:
         extra["talker"] = True
-    words = utt.text if whole else None
-    seconds = len(made.noisy) / mixtures.sample_rate
-    lips = utt.lips_filepath if clip_s == 0 and not utt.offset else None  # those of a stretch would begin elsewhere
     return Utterance(
         name,
         str(noisy),
-        seconds,
+        len(made.noisy) / mixtures.sample_rate,
         mixtures.sample_rate,
-        text=words,
+        text=utt.text if whole else None,
         target_filepath=str(target),
-        lips_filepath=lips,
+        lips_filepath=utt.lips_filepath if whole and not utt.offset else None,  # a stretch's would begin elsewhere
         speaker_id=utt.speaker_id,
         language=utt.language,
         snr_db=round(made.snr_db, 3),
@@ -90,7 +129,7 @@ def render(
     clip_s: float = 0.0,
     workers: int = 0,
     sample_rate: int = 16000,
-) -> tuple[list[Utterance], list[dict[str, Any]]]:
+) -> Rendered:
     """Write ``count`` mixtures of a recipe below ``out/audio``; those finished by a former call are not made again.
 
     Returns:
@@ -109,29 +148,16 @@ def render(
                 rows[number] = from_row({k: v for k, v in old.items() if k != "key"}, out)
         if rows:
             log.say(f"{len(rows)} of {count} mixtures were written before")
-        work = partial(
-            _render_number,
-            recipe=str(recipe),
-            out=str(out / "audio"),
-            seed=seed,
-            clip_s=clip_s,
-            sample_rate=sample_rate,
-        )
+        options = {"seed": seed, "clip_s": clip_s, "sample_rate": sample_rate}
+        work = partial(_render_number, recipe=str(recipe), out=str(out / "audio"), **options)
         todo = [n for n in range(count) if n not in rows]
         try:
             for number, result in parallel_map(work, todo, workers, 300.0, "mixing" if todo else None, "mixtures"):
                 if isinstance(result, OSError):
                     raise write_error(out, result, f"{len(rows)} of {count} mixtures were kept") from result
                 if isinstance(result, Exception):
-                    failed.append(
-                        {
-                            "split": "manifest",
-                            "id": _name(number),
-                            "path": str(recipe),
-                            "reason": "cannot be mixed",
-                            "detail": str(result) or type(result).__name__,
-                        }
-                    )
+                    detail = str(result) or type(result).__name__
+                    failed.append(dropped_row("manifest", _name(number), recipe, "cannot be mixed", detail))
                     continue
                 rows[number] = result
                 journal.write({"key": f"{stamp}:{number}"} | to_row(result, out))
@@ -170,5 +196,5 @@ def _render_number(number: int, recipe: str, out: str, seed: int, clip_s: float,
     except (
         sf.LibsndfileError,
         AssertionError,
-    ):  # libsndfile does not pass the reason on; reading errors are AudioErrors by now
+    ):  # it does not pass the reason on; reading errors are AudioErrors by now
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None

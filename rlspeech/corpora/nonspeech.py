@@ -16,7 +16,6 @@ text is empty; ``fragment`` is 60 to 120 ms of speech alone in room tone: no wor
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,8 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config import Strict
 from rlspeech.corpora import folder
-from rlspeech.corpora.base import make_folder, notes_of, shown, summary_of, write_set
+from rlspeech.corpora.base import Sets, Source, dropped_row, shown
 from rlspeech.corpora.splice import faded, join, onset, quiet_stretches, read, room_tone
 from rlspeech.data.audio import AudioError, rms_dbfs, save_audio, to_level
 from rlspeech.data.degrade import coloured
@@ -37,8 +35,7 @@ from rlspeech.data.mixing import crop, mixture_rng
 from rlspeech.files import write_error
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["CONDITIONS", "Nonspeech", "SPEECH_CONDITIONS", "music", "render", "run", "word_times"]
-
+__all__ = ["CONDITIONS", "Nonspeech", "music", "render", "word_times"]
 
 CONDITIONS = ("silence", "noise", "music", "cut", "looped")
 SPEECH_CONDITIONS = frozenset({"cut", "looped"})  # those that need speech with transcripts
@@ -48,6 +45,48 @@ LEVEL_DBFS = (-45.0, -16.0)
 LONG_WORD = 6  # letters; 140 ms of such a word are not the word
 CHORDS = ((0, 4, 7), (7, 11, 14), (9, 12, 16), (5, 9, 12), (2, 5, 9), (0, 3, 7))  # semitones over the key
 STYLES = ("pad", "arpeggio", "beat")
+
+
+class Nonspeech(Source):
+    """``rlspeech prepare nonspeech``."""
+
+    name = "nonspeech"
+    noise: list[str] = Field([], description="folders or manifests of noise")
+    clean: list[str] = Field([], description="manifests of speech with transcripts, for cut and looped")
+    count: int = Field(40, ge=1, description="clips of each condition")
+    conditions: list[Literal["silence", "noise", "music", "cut", "looped"]] = Field(
+        [], description="which; none: all, cut and looped only with clean"
+    )
+    max_s: float = Field(20.0, ge=1, description="longest clip")
+    seed: int = Field(0, ge=0)
+
+    def make(self, out: Path) -> Sets:
+        """Return the clips of all conditions in one set."""
+        noise = [row.utt for source in self.noise for row in folder.find(source, skip=out)]
+        clean = [utt for source in self.clean for utt in read_manifest(find_manifest(source, recipe=False))]
+        wanted: list[str] = list(dict.fromkeys(self.conditions)) or list(CONDITIONS)
+        if not any(utt.text for utt in clean) and SPEECH_CONDITIONS & set(wanted):
+            if clean or self.conditions:
+                why = "cut and looped speech need rows with a text"
+                try_this = "--clean MANIFEST with transcripts, or other --condition"
+                raise UserError("no speech with transcripts", why, try_this)
+            wanted = [c for c in wanted if c not in SPEECH_CONDITIONS]
+            log.warn("without --clean there is no cut and no looped speech in the set")
+        options = {"count": self.count, "conditions": wanted, "seed": self.seed, "max_s": self.max_s}
+        rows, dropped = render(noise, clean, out, **options)
+        if not rows:
+            raise UserError("no clip could be made", dropped[0]["detail"], "other --noise or --clean")
+        by_condition = {}
+        for name in wanted:
+            mine = [u for u in rows if u.extra["condition"] == name]
+            words = sum(len((u.text or "").split()) for u in mine)
+            hours = round(sum(u.duration for u in mine) / 3600, 6)
+            by_condition[name] = {"rows": len(mine), "hours": hours, "words": words}
+        sets = Sets({"manifest": rows}, dropped, facts={"conditions": by_condition})
+        table = [[name, m["rows"], round(m["hours"], 3), m["words"]] for name, m in by_condition.items()]
+        sets.table = (["condition", "clips", "hours", "words"], table)
+        sets.following = f"rlspeech eval --task asr --data {shown(out)}/manifest.jsonl"
+        return sets
 
 
 class Made(NamedTuple):
@@ -121,15 +160,7 @@ def render(
                     made = _attempt(condition, number, material, mixture_rng(seed, number, condition))
                     save_audio(path, made.wav, sample_rate)
                 except AudioError as error:
-                    failed.append(
-                        {
-                            "split": "manifest",
-                            "id": name,
-                            "path": str(path),
-                            "reason": "cannot be made",
-                            "detail": error.reason,
-                        }
-                    )
+                    failed.append(dropped_row("manifest", name, path, "cannot be made", error.reason))
                     continue
                 except OSError as error:
                     raise write_error(out, error, f"{len(rows)} clips were kept") from error
@@ -151,17 +182,11 @@ def _row(name: str, path: Path, condition: str, made: Made, sample_rate: int) ->
 
 def _attempt(condition: str, number: int, material: Material, rng: np.random.Generator) -> Made:
     """One clip; a source that does not serve is replaced by another."""
-    maker: Callable[[Material, np.random.Generator, int], Made] = {
-        "silence": _silence,
-        "noise": _noise,
-        "music": _music,
-        "cut": _cut,
-        "looped": _looped,
-    }[condition]
+    makers = {"silence": _silence, "noise": _noise, "music": _music, "cut": _cut, "looped": _looped}
     problem = AudioError("nothing to make it of")
     for _ in range(ATTEMPTS):
         try:
-            return maker(material, rng, number)
+            return makers[condition](material, rng, number)
         except AudioError as error:
             problem = error
             if condition in SPEECH_CONDITIONS and not material.clean:
@@ -184,9 +209,8 @@ def _silence(material: Material, rng: np.random.Generator, number: int) -> Made:
     if how == "digital":
         return Made(np.zeros(n, np.float32), "", {"how": how})
     if how == "hiss":
-        return Made(
-            to_level(coloured(n, float(rng.uniform(0, 0.5)), rng), float(rng.uniform(-80, -55))), "", {"how": how}
-        )
+        hiss = coloured(n, float(rng.uniform(0, 0.5)), rng)
+        return Made(to_level(hiss, float(rng.uniform(-80, -55))), "", {"how": how})
     time_s = np.arange(n) / material.sample_rate
     mains_hz = float(rng.choice([50.0, 60.0]))
     tones = [rng.uniform(0.2, 1) / k * np.sin(2 * np.pi * (mains_hz * k * time_s + rng.random())) for k in range(1, 8)]
@@ -256,9 +280,8 @@ def _tone(hz: float, length: int, sample_rate: int, tilt: float, decay: float) -
     time_s = np.arange(length) / sample_rate
     orders = [k for k in range(1, 13) if k * hz < 0.45 * sample_rate]
     tone = np.sum([np.sin(2 * np.pi * k * hz * time_s) / k**tilt for k in orders], axis=0)
-    return np.asarray(
-        tone * np.exp(-decay * time_s) * np.minimum(1, time_s / 0.01) * np.minimum(1, time_s[::-1] / 0.02)
-    )
+    rise, fall = np.minimum(1, time_s / 0.01), np.minimum(1, time_s[::-1] / 0.02)
+    return np.asarray(tone * np.exp(-decay * time_s) * rise * fall)
 
 
 # ------------------------------------------------------------------------------------------------ speech, cut and looped
@@ -302,10 +325,8 @@ def _trail(material: Material, rng: np.random.Generator) -> Made:
     rate, utt = material.sample_rate, _pick(material.clean, rng)
     if utt.duration > material.max_s - 1:
         raise AudioError("speech longer than the clip")
-    others = [
-        u for u in material.by_speaker.get(utt.speaker_id or "", [utt]) if len((u.text or "").split()[0]) >= LONG_WORD
-    ]
-    other = _pick(others, rng)
+    others = material.by_speaker.get(utt.speaker_id or "", [utt])
+    other = _pick([u for u in others if len((u.text or "").split()[0]) >= LONG_WORD], rng)
     wav, tail = read(utt, rate), read(other, rate)
     begin = onset(tail, rate)
     tail = tail[begin : begin + round(rng.uniform(0.08, 0.14) * rate)]
@@ -345,79 +366,3 @@ def _looped(material: Material, rng: np.random.Generator, number: int) -> Made:
         raise AudioError("speech longer than the clip")
     wav = join([read(utt, material.sample_rate)] * times, (0.05, 0.3), material.sample_rate, rng)
     return Made(wav, " ".join([(utt.text or "").strip()] * times), {"how": f"{times} times", "repeats": times}, utt)
-
-
-# ``rlspeech prepare nonspeech``: sound that tempts a recogniser to invent words; see ``corpora/py`` for what is in it.
-
-
-RATE_HZ = 16000
-
-
-class Nonspeech(Strict):
-    """``rlspeech prepare nonspeech``."""
-
-    noise: list[str] = Field([], description="folders or manifests of noise")
-    clean: list[str] = Field([], description="manifests of speech with transcripts, for cut and looped")
-    count: int = Field(40, ge=1, description="clips of each condition")
-    conditions: list[Literal["silence", "noise", "music", "cut", "looped"]] = Field(
-        [], description="which; none: all, cut and looped only with clean"
-    )
-    max_s: float = Field(20.0, ge=1, description="longest clip")
-    seed: int = Field(0, ge=0)
-    out: str | None = Field(None, description="folder; none: data/nonspeech")
-
-
-def run(config: Nonspeech, *, json_mode: bool = False) -> dict[str, Any]:
-    """Render the set.
-
-    Returns:
-        the keys of ``prepare.run``, and ``conditions`` (name -> clips, hours, words).
-
-    Raises:
-        UserError: a source is missing, no clip could be made, or the disk does not take the output.
-    """
-    start_s = time.monotonic()
-    out = make_folder(config.out, "nonspeech")
-    noise = [row.utt for source in config.noise for row in folder.find(source, skip=out)]
-    clean = [utt for source in config.clean for utt in read_manifest(find_manifest(source, recipe=False))]
-    wanted: list[str] = list(dict.fromkeys(config.conditions)) or list(CONDITIONS)
-    if not any(utt.text for utt in clean) and SPEECH_CONDITIONS & set(wanted):
-        if clean or config.conditions:
-            raise UserError(
-                "no speech with transcripts",
-                "cut and looped speech need rows with a text",
-                "--clean MANIFEST with transcripts, or other --condition",
-            )
-        wanted = [c for c in wanted if c not in SPEECH_CONDITIONS]
-        log.warn("without --clean there is no cut and no looped speech in the set")
-    rows, failed = render(
-        noise,
-        clean,
-        out,
-        count=config.count,
-        conditions=wanted,
-        seed=config.seed,
-        max_s=config.max_s,
-        sample_rate=RATE_HZ,
-    )
-    if not rows:
-        raise UserError("no clip could be made", failed[0]["detail"], "other --noise or --clean")
-    by_condition = {}
-    for name in wanted:
-        mine = [u for u in rows if u.extra["condition"] == name]
-        hours = round(sum(u.duration for u in mine) / 3600, 6)
-        by_condition[name] = {
-            "rows": len(mine),
-            "hours": hours,
-            "words": sum(len((u.text or "").split()) for u in mine),
-        }
-    settings = config.model_dump(exclude={"out"})
-    manifest = write_set(
-        out / "manifest.jsonl", rows, {"source": "nonspeech", "seed": config.seed, "settings": settings}, len(failed)
-    )
-    following = f"rlspeech eval --task asr --data {shown(out)}/manifest.jsonl"
-    summary = summary_of("nonspeech", out, {"manifest": manifest}, failed, following, start_s)
-    table = [[name, m["rows"], round(m["hours"], 3), m["words"]] for name, m in by_condition.items()]
-    log.table(f"prepared nonspeech in {out}", ["condition", "clips", "hours", "words"], table, notes_of(summary))
-    log.say(f"next: {summary['next']}")
-    return summary | {"conditions": by_condition}

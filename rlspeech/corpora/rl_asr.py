@@ -9,15 +9,15 @@
 
 The paper says neither sizes nor thresholds. The band begins where a public pipeline (CosyVoice 3) stops to trust a transcript on which
 three recognisers agree, 15 %; what lies above its upper end is more often a wrong transcript or no speech than a hard case.
-Disagreement is symmetric: the mean over ordered pairs of edits over the second one's length, each held at 1. The recognisers are
-somebody else's business: hypotheses come in as texts.
+Disagreement is symmetric: the mean over ordered pairs of edits over the second one's length, each held at 1. Hypotheses are read from
+files, or made by recognisers (``rl_asr_recognise.py``), whose texts are kept in ``OUT/heard/NAME.jsonl`` as they come: a run that was
+stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
@@ -29,8 +29,8 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Strict
-from rlspeech.corpora.base import make_folder, notes_of, shown, summary_of, write_set
-from rlspeech.corpora.rl_asr_recognise import hear_all
+from rlspeech.corpora.base import Sets, Source, dropped_row, shown
+from rlspeech.corpora.rl_asr_recognise import recognise
 from rlspeech.corpora.splice import write_joined
 from rlspeech.data.audio import AudioError
 from rlspeech.data.manifest import find_manifest, read_manifest
@@ -39,17 +39,18 @@ from rlspeech.data.text import get_normaliser, units
 from rlspeech.files import numbered_lines, write_error
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Built", "RlAsr", "Rules", "SETS", "Units", "build", "disagreement", "find_keywords", "rare_words", "run"]
-
+__all__ = ["Built", "RlAsr", "Rules", "SETS", "Units", "build", "disagreement", "find_keywords", "rare_words"]
 
 SETS = ("d0", "d1", "d2", "d3", "d123")
+ID_KEYS = ("id", "key", "audio_filepath")
+TEXT_KEYS = ("texts", "hypotheses", "hypothesis", "text", "pred_text")
 Units = Callable[[str, str | None], list[str]]  # text, language -> normalised words (or characters)
 
 
 class Rules(Strict):
     """What goes into which set."""
 
-    rows: int = Field(600, ge=1, description="of d123, and of d0; fewer where the corpus holds fewer")
+    rows: int = Field(600, ge=1, description="size of d123, and of d0; fewer where the corpus holds fewer")
     shares: tuple[float, float, float] = Field((0.5, 0.25, 0.25), description="of d1, d2 and d3 in rows")
     sizes: tuple[int, int, int, int] | None = Field(
         None, description="rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: as many as d123"
@@ -77,6 +78,57 @@ class Rules(Strict):
         "any, keyword precision knows no false alarms",
     )
     seed: int = Field(0, ge=0)
+
+
+class RlAsr(Rules, Source):
+    """``rlspeech prepare rl-asr``."""
+
+    name = "rl-asr"
+    needed = ("data",)
+    data: str | None = Field(None, description="manifest with transcripts, or a folder that holds one")
+    recognisers: list[str] = Field(
+        [], description="two or more: embedded, Hub id, folder, pocketsphinx or package.module:function"
+    )
+    hypotheses: list[str] = Field(
+        [], description="in their place or beside them: JSONL with id and text, one file a recogniser, or id and texts"
+    )
+    keywords: str | None = Field(
+        None, description="text file with one keyword or phrase a line; none: rare words of the corpus"
+    )
+    normaliser: str = Field("basic-1", description="of texts before they are compared")
+    language: str | None = Field(
+        None, description="of rows without a language, and for recognisers that take a language"
+    )
+    batch: int = Field(8, ge=1, description="recordings in one call of a recogniser")
+    device: str = "auto"
+
+    def make(self, out: Path) -> Sets:
+        """Return the sets d0, d1, d2, d3 and d123, those that are not empty."""
+        normalise = get_normaliser(self.normaliser)
+        keywords = _lines(self.keywords) if self.keywords else []
+        source = find_manifest(self.data or "", recipe=False)
+        utts = read_manifest(source)
+        if not any(u.text for u in utts):
+            why = f"no row of {len(utts)} has a text"
+            raise UserError(f"{source} has no transcripts", why, "rlspeech prepare folder --text FILE adds them")
+        hypotheses = _hypotheses(self, utts, out)
+        by_row = {u.id: [texts[u.id] for texts in hypotheses.values() if u.id in texts] for u in utts}
+
+        def in_units(text: str, language: str | None) -> list[str]:
+            return units(normalise(text), language or self.language)
+
+        built = build(utts, by_row, keywords, self, in_units, out)
+        sets = Sets({name: rows for name, rows in built.sets.items() if rows}, failed=built.failed)
+        sets.meta = {"normaliser": self.normaliser, "recognisers": list(hypotheses)}
+        facts, (low, high) = built.facts, self.band
+        sets.facts = {"recognisers": {name: len(texts) for name, texts in hypotheses.items()}, "facts": facts}
+        rare = "" if self.keywords else " (rare words)"
+        sets.notes = [
+            f"recognisers disagree by {low:g} to {high:g} WER on {facts['in_band']} of {facts['rows']} rows",
+            f"{facts['with_keywords']} rows hold one of {facts['keywords']} keywords{rare}",
+        ]
+        sets.following = f"rlspeech rl --task asr --data {shown(out)}/d123.jsonl"
+        return sets
 
 
 @dataclass
@@ -107,9 +159,8 @@ def rare_words(texts: Iterable[Sequence[str]], share: float, letters: int) -> li
             counts[word] = counts.get(word, 0) + 1
     left = share * sum(counts.values())
     found = []
-    for word in sorted(
-        (w for w in counts if len(w) >= letters and w.replace("'", "").isalpha()), key=lambda w: (counts[w], -len(w), w)
-    ):
+    words = (w for w in counts if len(w) >= letters and w.replace("'", "").isalpha())
+    for word in sorted(words, key=lambda w: (counts[w], -len(w), w)):
         left -= counts[word]
         if left < 0:
             break
@@ -129,7 +180,7 @@ def find_keywords(text: Sequence[str], table: Mapping[str, Sequence[tuple[tuple[
 
 def build(
     utts: Sequence[Utterance],
-    heard: Mapping[str, Sequence[str]],
+    hypotheses: Mapping[str, Sequence[str]],
     keywords: Sequence[str],
     rules: Rules,
     units: Units,
@@ -141,7 +192,7 @@ def build(
 
     Args:
         utts: the corpus; rows without a known text are left out.
-        heard: row id -> what each recogniser made of it; rows with fewer than two are no hard cases.
+        hypotheses: row id -> what each recogniser made of it; rows with fewer than two are no hard cases.
         keywords: the list; empty: rare words are looked for.
         rules: sizes and thresholds.
         units: text and language -> normalised units.
@@ -152,7 +203,7 @@ def build(
         UserError: the disk does not take it.
     """
     built = Built()
-    rows = _described([u for u in utts if u.text is not None], heard, keywords, rules, units, built)
+    rows = _described([u for u in utts if u.text is not None], hypotheses, keywords, rules, units, built)
     sizes = rules.sizes or (0, *(round(rules.rows * share) for share in rules.shares))
     low, high = rules.band
     hard = [u for u in rows if "agreement" in u.extra and low <= 1 - u.extra["agreement"] <= high]
@@ -182,7 +233,7 @@ def build(
 
 def _described(
     utts: Sequence[Utterance],
-    heard: Mapping[str, Sequence[str]],
+    hypotheses: Mapping[str, Sequence[str]],
     keywords: Sequence[str],
     rules: Rules,
     units: Units,
@@ -204,13 +255,11 @@ def _described(
         columns: dict[str, Any] = {"_words": len(texts[utt.id]), "_hits": len(hits)}
         if hits:
             columns["keywords"] = hits + _distractors(utt.id, hits, listed, rules)
-        said = heard.get(utt.id, ())
-        if len(said) > 1:
-            columns["agreement"] = round(1 - disagreement([units(t, utt.language) for t in said]), 4)
-        noisy = utt.snr_db is not None
-        rows.append(
-            _with(utt, **{"condition": utt.extra.get("condition") or ("noisy" if noisy else "clean")}, **columns)
-        )
+        answers = hypotheses.get(utt.id, ())
+        if len(answers) > 1:
+            columns["agreement"] = round(1 - disagreement([units(t, utt.language) for t in answers]), 4)
+        condition = utt.extra.get("condition") or ("noisy" if utt.snr_db is not None else "clean")
+        rows.append(_with(utt, condition=condition, **columns))
     return rows
 
 
@@ -249,9 +298,8 @@ def _long(
     built: Built,
 ) -> list[Utterance]:
     """Long speech from hard utterances, from any where those are few; every other one repeats one sentence."""
-    short = [
-        u for u in (hard if len(hard) >= 20 else rows) if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]
-    ]
+    sources = hard if len(hard) >= 20 else rows
+    short = [u for u in sources if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]]
     speakers: dict[str, list[Utterance]] = {}
     for utt in short:
         if utt.speaker_id:
@@ -266,27 +314,12 @@ def _long(
             extra: dict[str, Any] = {"condition": "long", "how": how, "repeats": len(parts)}
             if keywords := list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ()))):
                 extra["keywords"] = keywords
+            options = {"gap_s": rules.gap_s, "sample_rate": sample_rate, "rng": rng, "extra": extra}
             try:
-                made.append(
-                    write_joined(
-                        parts,
-                        out / "audio" / f"{name}.flac",
-                        gap_s=rules.gap_s,
-                        sample_rate=sample_rate,
-                        rng=rng,
-                        extra=extra,
-                    )
-                )
+                made.append(write_joined(parts, out / "audio" / f"{name}.flac", **options))
             except AudioError as error:
-                built.failed.append(
-                    {
-                        "split": "d1",
-                        "id": name,
-                        "path": parts[0].audio_filepath,
-                        "reason": "cannot be made",
-                        "detail": error.reason,
-                    }
-                )
+                row = dropped_row("d1", name, parts[0].audio_filepath, "cannot be made", error.reason)
+                built.failed.append(row)
             except OSError as error:
                 raise write_error(out, error, f"{len(made)} long utterances were kept") from error
             bar.advance()
@@ -315,121 +348,25 @@ def _parts(
                 seconds += others[i].duration
         if len(parts) >= rules.repeats[0]:
             return parts
-    most = int(rules.long_s[1] // max(0.1, first.duration + rules.gap_s[1]))
-    times = min(
-        max(round(target / max(0.1, first.duration)), rules.repeats[0]), rules.repeats[1], max(most, rules.repeats[0])
-    )
-    return [first] * times
-
-
-# ``rlspeech prepare rl-asr``: which utterances a recogniser should be trained on with rewards.
-#
-# Recognisers listen (or what they made of the corpus is read), every transcript is kept in ``OUT/heard/NAME.jsonl`` as it comes, and the
-# texts go to ``corpora/py``, which chooses; a run that was stopped goes on where it was.
-
-
-ID_KEYS = ("id", "key", "audio_filepath")
-TEXT_KEYS = ("texts", "hypotheses", "hypothesis", "text", "pred_text")
-RATE_HZ = 16000
-
-
-class RlAsr(Rules):
-    """``rlspeech prepare rl-asr``."""
-
-    data: str | None = Field(None, description="manifest with transcripts, or a folder that holds one")
-    recognisers: list[str] = Field(
-        [], description="two or more: embedded, Hub id, folder, pocketsphinx or package.module:function"
-    )
-    hypotheses: list[str] = Field(
-        [], description="in their place or beside them: JSONL with id and text, one file a recogniser, or id and texts"
-    )
-    keywords: str | None = Field(
-        None, description="text file with one keyword or phrase a line; none: rare words of the corpus"
-    )
-    normaliser: str = Field("basic-1", description="of texts before they are compared")
-    language: str | None = Field(None, description="of rows that do not say theirs, and for recognisers that take one")
-    batch: int = Field(8, ge=1, description="recordings in one call of a recogniser")
-    device: str = "auto"
-    out: str | None = Field(None, description="folder; none: data/rl-asr")
-
-
-def run(config: RlAsr, *, json_mode: bool = False) -> dict[str, Any]:
-    """Build the sets.
-
-    Returns:
-        the keys of ``prepare.run``, and ``recognisers`` (name -> rows), ``facts`` (rows in the band, with keywords ...).
-
-    Raises:
-        UserError: no data or no transcripts, an unreadable list, one recogniser only, or the disk does not take the output.
-    """
-    start_s = time.monotonic()
-    if not config.data:
-        raise UserError("prepare rl-asr needs data", "", "--data MANIFEST with transcripts")
-    normalise = get_normaliser(config.normaliser)
-    keywords = _lines(config.keywords) if config.keywords else []
-    source = find_manifest(config.data, recipe=False)
-    utts = read_manifest(source)
-    if not any(u.text for u in utts):
-        raise UserError(
-            f"{source} has no transcripts",
-            f"no row of {len(utts)} has a text",
-            "rlspeech prepare folder --text FILE adds them",
-        )
-    out = make_folder(config.out, "rl-asr")
-    heard = _hypotheses(config, utts, out)
-    built = build(
-        utts,
-        {u.id: [texts[u.id] for texts in heard.values() if u.id in texts] for u in utts},
-        keywords,
-        config,
-        lambda text, language: units(normalise(text), language or config.language),
-        out,
-        sample_rate=RATE_HZ,
-    )
-    settings = config.model_dump(exclude={"out", "device", "batch"})
-    meta = {
-        "source": "rl-asr",
-        "seed": config.seed,
-        "normaliser": config.normaliser,
-        "recognisers": list(heard),
-        "settings": settings,
-    }
-    manifests = {name: write_set(out / f"{name}.jsonl", rows, meta) for name, rows in built.sets.items() if rows}
-    summary = summary_of(
-        "rl-asr", out, manifests, built.failed, f"rlspeech rl --task asr --data {shown(out)}/d123.jsonl", start_s
-    )
-    summary |= {"recognisers": {name: len(texts) for name, texts in heard.items()}, "facts": built.facts}
-    table = [[name, m["rows"], round(m["hours"], 3)] for name, m in manifests.items()]
-    log.table(f"prepared rl-asr in {out}", ["set", "rows", "hours"], table, [*_told(built, config), *notes_of(summary)])
-    log.say(f"next: {summary['next']}")
-    return summary
-
-
-def _told(built: Built, config: RlAsr) -> list[str]:
-    facts = built.facts
-    return [
-        f"recognisers disagree by {config.band[0]:g} to {config.band[1]:g} WER on {facts['in_band']} of {facts['rows']} rows",
-        f"{facts['with_keywords']} rows hold one of {facts['keywords']} keywords"
-        + ("" if config.keywords else " (rare words)"),
-    ]
+    least, most = rules.repeats
+    fitting = int(rules.long_s[1] // max(0.1, first.duration + rules.gap_s[1]))
+    times = max(round(target / max(0.1, first.duration)), least)
+    return [first] * min(times, most, max(fitting, least))
 
 
 def _hypotheses(config: RlAsr, utts: Sequence[Utterance], out: Path) -> dict[str, dict[str, str]]:
-    """Recogniser -> row id -> text, from files and from recognisers that listen now."""
+    """Recogniser -> row id -> text, from files and from recognisers that are run now."""
     found: dict[str, dict[str, str]] = {}
     for path in config.hypotheses:
         for name, texts in _read_hypotheses(Path(path), utts).items():
             found[name if name not in found else f"{path}:{name}"] = texts
     if len(found) + len(set(config.recognisers)) == 1:
-        raise UserError(
-            "one recogniser cannot disagree",
-            "hard cases are those on which two or more differ",
-            "name another one with --recogniser, or give its transcripts with --hypotheses",
-        )
+        why = "hard cases are those on which two or more differ"
+        try_this = "name another one with --recogniser, or give its transcripts with --hypotheses"
+        raise UserError("one recogniser cannot disagree", why, try_this)
     for name in dict.fromkeys(config.recognisers):
-        found[name] = hear_all(
-            name, utts, out / "heard", batch=config.batch, device=config.device, language=config.language
-        )
+        options = {"batch": config.batch, "device": config.device, "language": config.language}
+        found[name] = recognise(name, utts, out / "heard", **options)
     if not found:
         log.warn("without recognisers or hypotheses no row is known to be hard: d1 holds long speech alone")
     return found
@@ -438,31 +375,25 @@ def _hypotheses(config: RlAsr, utts: Sequence[Utterance], out: Path) -> dict[str
 def _read_hypotheses(path: Path, utts: Sequence[Utterance]) -> dict[str, dict[str, str]]:
     """A file's recognisers: one, named by the file, or one for every place of its lists."""
     known = {u.id for u in utts} | {str(u.extra["original_id"]) for u in utts if "original_id" in u.extra}
-    by_name = {os.path.basename(u.audio_filepath): u.id for u in utts} | {
-        str(u.extra.get("original_id", u.id)): u.id for u in utts
-    }
+    by_name = {os.path.basename(u.audio_filepath): u.id for u in utts}
+    by_name |= {str(u.extra.get("original_id", u.id)): u.id for u in utts}
     found: dict[str, dict[str, str]] = {}
     for number, line in numbered_lines(path):
         try:
             row = json.loads(line)
             key = next(str(row[k]) for k in ID_KEYS if row.get(k) is not None)
-            said = next(row[k] for k in TEXT_KEYS if row.get(k) is not None)
+            given = next(row[k] for k in TEXT_KEYS if row.get(k) is not None)
         except (ValueError, TypeError, AttributeError, StopIteration) as error:
-            raise UserError(
-                f"{path} line {number} is no hypothesis",
-                "an object with id and text (or texts) is expected",
-                '{"id": "utt1", "texts": ["the first one\'s", "the second one\'s"]}',
-            ) from error
+            why = "an object with id and text (or texts) is expected"
+            try_this = '{"id": "utt1", "texts": ["the first one\'s", "the second one\'s"]}'
+            raise UserError(f"{path} line {number} is no hypothesis", why, try_this) from error
         key = key if key in known else os.path.basename(key)
-        texts = list(map(str, said)) if isinstance(said, list) else [str(said)]
+        texts = list(map(str, given)) if isinstance(given, list) else [str(given)]
         for place, text in enumerate(texts):
             found.setdefault(f"{path.stem}:{place}" if len(texts) > 1 else path.stem, {})[by_name.get(key, key)] = text
     if not any(key in known for texts in found.values() for key in texts):
-        raise UserError(
-            f"{path} knows none of the rows",
-            "its ids are not the manifest's",
-            "check id, or the name of the audio file",
-        )
+        why = "its ids are not the manifest's"
+        raise UserError(f"{path} names none of the rows", why, "check id, or the name of the audio file")
     return found
 
 

@@ -1,8 +1,7 @@
-"""Let a recogniser listen to a whole manifest, resumably: transcripts go to a journal as they come.
+"""Run a recogniser over a whole manifest, resumably: transcripts go to a journal as they come.
 
-A row is heard again where its file or the recogniser's folder has changed. A row that cannot be read, or on which the recogniser
-fails, costs itself and is tried again by the next run; a silent one is not shown to the recogniser and counts as heard, with an empty
-text.
+A row is recognised again where its file or the recogniser's folder has changed. A row that cannot be read, or on which the recogniser
+fails, is left out and tried again by the next run; a silent one is not given to the recogniser and has an empty text.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from rlspeech.corpora.splice import read
 from rlspeech.data.audio import AudioError, rms_dbfs
 from rlspeech.files import JsonlWriter, digest_of, safe_name
 from rlspeech.models.hub import embedded_path
+from rlspeech.parallel import one_by_one
 from rlspeech.rewards.rates import Recogniser, load_recogniser
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["hear_all", "recogniser"]
+__all__ = ["recognise", "recogniser"]
 
 RATE_HZ = 16000
 SILENT_DBFS = -80.0
@@ -36,7 +36,7 @@ def recogniser(name: str, device: str = "auto", language: str | None = None, bat
     return load_recogniser(name, device, language, batch)
 
 
-def hear_all(
+def recognise(
     name: str,
     utts: Sequence[Utterance],
     folder: Path,
@@ -49,7 +49,7 @@ def hear_all(
 
     Args:
         name: see ``recogniser``.
-        utts: what it listens to.
+        utts: what is transcribed.
         folder: for the journal ``NAME.jsonl``, continued where it is there.
         batch: recordings in one call.
         device: where it runs.
@@ -58,51 +58,30 @@ def hear_all(
     Raises:
         UserError: it cannot be loaded, or fails on every row.
     """
-    heard: dict[str, str] = {}
     with JsonlWriter(folder / f"{safe_name(name)}.jsonl", "key") as journal:
         state = f"{language or ''}|{_weights(name)}"
         keys = {utt.id: _key(utt, state) for utt in utts}
-        todo = []
-        for utt in utts:
-            if keys[utt.id] in journal:
-                heard[utt.id] = str(journal.rows[keys[utt.id]]["text"])
-            else:
-                todo.append(utt)
+        texts = {key: str(journal.rows[keys[key]]["text"]) for key in keys if keys[key] in journal}
+        todo = sorted((u for u in utts if u.id not in texts), key=lambda u: u.duration)  # like lengths together
         if not todo:
-            return heard
-        if heard:
-            log.say(f"{name} has heard {len(heard)} of {len(utts)} rows before")
-        problem = _listen(name, recogniser(name, device, language, batch), todo, keys, heard, journal, batch)
-    if lost := len(utts) - len(heard):
-        if not heard:
-            raise UserError(f"{name} has heard nothing", str(problem), "try it on one file") from problem
-        log.warn(f"{name}: {lost} of {len(utts)} rows could not be heard ({problem})")
-    return heard
-
-
-def _listen(
-    name: str,
-    recognise: Recogniser,
-    todo: list[Utterance],
-    keys: dict[str, str],
-    heard: dict[str, str],
-    journal: JsonlWriter,
-    batch: int,
-) -> Exception | None:
-    """Fill ``heard`` and the journal; what went wrong last."""
-    todo = sorted(todo, key=lambda u: u.duration)  # like lengths together: less padding
-    problem: Exception | None = None
-    with log.progress(len(heard) + len(todo), f"{name} listens", "rows", start=len(heard)) as bar:
-        for at in range(0, len(todo), batch):
-            part = todo[at : at + batch]
-            said, error = _hear(part, recognise)
-            problem = error or problem
-            for utt in part:
-                if utt.id in said:
-                    heard[utt.id] = said[utt.id]
-                    journal.write({"key": keys[utt.id], "id": utt.id, "text": said[utt.id]})
-            bar.advance(len(part))
-    return problem
+            return texts
+        if texts:
+            log.say(f"{name} has transcribed {len(texts)} of {len(utts)} rows before")
+        run, problem = recogniser(name, device, language, batch), None
+        with log.progress(len(utts), f"{name} listens", "rows", start=len(texts)) as bar:
+            for at in range(0, len(todo), batch):
+                part = todo[at : at + batch]
+                found, error = _transcribe(part, run)
+                problem = error or problem
+                for key in (u.id for u in part if u.id in found):
+                    texts[key] = found[key]
+                    journal.write({"key": keys[key], "id": key, "text": found[key]})
+                bar.advance(len(part))
+    if not texts:
+        raise UserError(f"{name} has transcribed nothing", str(problem), "try it on one file") from problem
+    if lost := len(utts) - len(texts):
+        log.warn(f"{name}: {lost} of {len(utts)} rows could not be transcribed ({problem})")
+    return texts
 
 
 def _weights(name: str) -> str:
@@ -120,9 +99,9 @@ def _key(utt: Utterance, state: str) -> str:
     return f"{utt.id}|{utt.audio_filepath}|{stamp}|{utt.offset:g}|{utt.duration:g}|{state}"
 
 
-def _hear(utts: Sequence[Utterance], recognise: Recogniser) -> tuple[dict[str, str], Exception | None]:
-    """Row id -> text, and what went wrong last; after a failed call every row is tried by itself."""
-    said: dict[str, str] = {}
+def _transcribe(utts: Sequence[Utterance], run: Recogniser) -> tuple[dict[str, str], Exception | None]:
+    """Row id -> text, and the last failure; after a failed call every row is tried by itself."""
+    texts: dict[str, str] = {}
     wavs: dict[str, np.ndarray] = {}
     problem: Exception | None = None
     for utt in utts:
@@ -132,20 +111,13 @@ def _hear(utts: Sequence[Utterance], recognise: Recogniser) -> tuple[dict[str, s
             problem = error
             continue
         if rms_dbfs(wav) < SILENT_DBFS:
-            said[utt.id] = ""
+            texts[utt.id] = ""
         else:
             wavs[utt.id] = wav
-    groups = [list(wavs)] if wavs else []
-    while groups:
-        ids = groups.pop()
-        try:
-            said |= dict(zip(ids, recognise([wavs[i] for i in ids], RATE_HZ), strict=True))
-        except UserError:
-            raise
-        except (
-            Exception
-        ) as error:  # whatever a recogniser of other people raises: one recording at a time says which it is
-            problem = error
-            if len(ids) > 1:
-                groups += [[i] for i in ids]
-    return said, problem
+    answers = one_by_one(lambda keys: run([wavs[k] for k in keys], RATE_HZ), list(wavs))
+    for key, answer in zip(wavs, answers, strict=True):
+        if isinstance(answer, Exception):
+            problem = answer
+        else:
+            texts[key] = answer
+    return texts, problem

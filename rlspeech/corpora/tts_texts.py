@@ -1,37 +1,47 @@
-"""``rlspeech prepare tts``: texts with the voices they are to be said in; the prompt is a row's own, never drawn when it is scored.
+"""Texts with the voices they are to be spoken in, each row with a prompt of its own that is chosen once, here.
 
 rlspeech prepare tts /data/LibriTTS --out data/libritts      # a manifest a split, prompts from the same speaker
 rlspeech prepare tts data/train.jsonl --out data/tts         # the same for any manifest with speakers
 rlspeech prepare tts seedtts/en/meta.lst --out data/seed     # utt|prompt_text|prompt_wav|text[|recording]
 rlspeech prepare tts lines.txt --prompts data/voices --out data/lines
+
+    LibriTTS        SPLIT/SPEAKER/CHAPTER/x.wav with x.normalized.txt or x.original.txt beside it
+    seed-tts-eval   a list: utt|prompt_text|prompt_wav|text[|recording], paths from the list's folder
+    lines           a text a line, spoken in the voices of a manifest, in turn
+
+A text without a recording has its prompt as ``audio_filepath``, and ``recorded`` is false: its length is not known.
 """
 
 from __future__ import annotations
 
-import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from rlspeech import log
-from rlspeech.config import Strict
-from rlspeech.corpora import voices
-from rlspeech.corpora.base import make_folder, notes_of, shown, summary_of, vet, write_set
+from rlspeech.corpora.base import Candidate, Sets, Source, candidate, recordings_below, shown, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.files import safe_name
 from rlspeech.parallel import physical_cores
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["PrepareTts", "run"]
+__all__ = ["PrepareTts", "find_beside", "from_lines", "from_list", "with_prompts"]
 
 TRAINING = ("train", "manifest")
 LISTS = (".lst", ".txt", ".text")
+BESIDE = (".normalized.txt", ".original.txt", ".txt")
+SPLITS = ("train", "dev", "test")
 
 
-class PrepareTts(Strict):
+class PrepareTts(Source):
     """``rlspeech prepare tts``."""
 
+    name = "tts"
+    needed = ("root",)
     root: str | None = Field(
         None, description="LibriTTS-like folder, manifest, list as in seed-tts-eval, or a .txt with a text a line"
     )
@@ -40,86 +50,148 @@ class PrepareTts(Strict):
     limits: Limits = Field(Limits(), description="what is dropped of a folder")
     seed: int = Field(0, ge=0, description="of the choice of prompts")
     workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: in this process")
-    out: str | None = Field(None, description="folder; none: data/tts")
+
+    def make(self, out: Path) -> Sets:
+        """Return a set for each split, with a prompt for every row whose speaker has another recording."""
+        sets = self._found(Path(self.root or ""), out)
+        (low, high), found = self.prompt_s, sets.rows
+        sets.rows = {name: with_prompts(rows, low, high, seed=self.seed) for name, rows in found.items() if rows}
+        sets.reasons = False
+        sets.require(out)
+        prompted = {name: sum(bool(u.prompt_filepath) for u in rows) for name, rows in sets.rows.items()}
+        sets.facts["prompted"] = prompted
+        if n := sum(map(len, sets.rows.values())) - sum(prompted.values()):
+            short = f"no other recording of the speaker lasts {low:g} to {high:g} s"
+            sets.notes.append(f"{n} rows have no prompt: {short}")
+        hours = {name: round(sum(u.duration for u in rows) / 3600, 3) for name, rows in sets.rows.items()}
+        table = [[name, len(rows), hours[name], prompted[name]] for name, rows in sets.rows.items()]
+        sets.table = (["manifest", "rows", "hours", "with prompt"], table)
+        some = next((n for n in sets.rows if n.startswith(TRAINING)), next(iter(sets.rows)))
+        learn = some.startswith(TRAINING) and all(u.extra.get("recorded", True) for u in sets.rows[some])
+        stage = "pretrain" if learn else "eval"
+        sets.following = f"rlspeech {stage} --task tts --data {shown(out)}/{some}.jsonl"
+        return sets
+
+    def _found(self, root: Path, out: Path) -> Sets:
+        """Rows by split, and what was dropped."""
+        if root.suffix.lower() in LISTS and root.is_file():
+            lines = root.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            if next((line for line in lines if line.strip()), "").count("|") >= 3:
+                rows, dropped = from_list(root)
+                return Sets({"test": rows}, dropped)
+            if not self.prompts:
+                why = "a list has utt|prompt_text|prompt_wav|text"
+                raise UserError(f"{root} has texts and no voices", why, "--prompts MANIFEST")
+            low, high = self.prompt_s
+            given = [u for u in read_manifest(find_manifest(self.prompts, recipe=False)) if not u.offset]
+            speakers = [u for u in given if low <= u.duration <= high]
+            if not speakers:
+                why = f"none of {len(given)} recordings lasts {low:g} to {high:g} s"
+                raise UserError(f"{self.prompts} has no prompt", why, "--prompt-s LOW HIGH")
+            return Sets({"test": from_lines(root, speakers)})
+        if root.suffix == ".jsonl":
+            rows = read_manifest(root)
+            mute = [u for u in rows if not u.text]
+            dropped = [{"id": u.id, "path": u.audio_filepath, "reason": "no transcript", "detail": ""} for u in mute]
+            return Sets({root.stem: [u for u in rows if u.text]}, dropped)
+        workers = physical_cores() if self.workers is None else self.workers
+        return vet(list(find_beside(root, skip=out)), out, self.limits, workers, "noisy")
 
 
-def run(config: PrepareTts, *, json_mode: bool = False) -> dict[str, Any]:
-    """Prepare texts with voices.
-
-    Returns:
-        the keys of ``prepare.run``, and ``prompted``: rows with a prompt.
+def find_beside(root: str | Path, skip: Path | None = None) -> Iterator[Candidate]:
+    """Candidates of a folder of speakers' folders, split by the corpus' own names (``dev-clean``) where there are such.
 
     Raises:
-        UserError: a source is missing or is none of those above, nothing is left, or the disk does not take the output.
+        UserError: no folder, or no audio in it.
     """
-    start_s = time.monotonic()
-    if not config.root:
-        raise UserError("prepare tts needs a source", "", "rlspeech prepare tts --help")
-    out = make_folder(config.out, "tts")
-    splits, failed = _found(config, Path(config.root), out)
-    splits = {
-        name: voices.with_prompts(rows, *config.prompt_s, seed=config.seed) for name, rows in splits.items() if rows
-    }
-    if not splits:
-        reasons = ", ".join(sorted({str(row["reason"]) for row in failed})) or "no rows were found"
-        raise UserError("nothing is left", f"dropped: {reasons}", f"look at {config.root}")
-    settings = config.model_dump(exclude={"out", "workers"})
-    meta = {"source": "tts", "seed": config.seed, "settings": settings}
-    counts = {name: sum(row.get("split", name) == name for row in failed) for name in splits}
-    manifests = {name: write_set(out / f"{name}.jsonl", rows, meta, counts[name]) for name, rows in splits.items()}
-    some = next((n for n in splits if n.startswith(TRAINING)), next(iter(splits)))
-    stage = (
-        "pretrain" if all(u.extra.get("recorded", True) for u in splits[some]) and some.startswith(TRAINING) else "eval"
-    )
-    summary = summary_of(
-        "tts", out, manifests, failed, f"rlspeech {stage} --task tts --data {shown(out)}/{some}.jsonl", start_s
-    )
-    prompted = {name: sum(bool(u.prompt_filepath) for u in rows) for name, rows in splits.items()}
-    notes = (
-        [
-            f"{n} rows have no prompt: no other recording of the speaker lasts {config.prompt_s[0]:g} to {config.prompt_s[1]:g} s"
-        ]
-        if (n := sum(map(len, splits.values())) - sum(prompted.values()))
-        else []
-    )
-    table = [[name, m["rows"], round(m["hours"], 3), prompted[name]] for name, m in manifests.items()]
-    log.table(f"prepared tts in {out}", ["set", "rows", "hours", "with prompt"], table, [*notes, *notes_of(summary)])
-    log.say(f"next: {summary['next']}")
-    return summary | {"prompted": prompted}
+    folder, paths = recordings_below(root, skip)
+    for path in paths:
+        parts = path.relative_to(folder).parts
+        named = next((i for i, p in enumerate(parts[:-1]) if p.lower().startswith(SPLITS)), None)
+        outer = folder.name if folder.name.lower().startswith(SPLITS) else "manifest"
+        split = outer if named is None else parts[named]
+        below = parts[0 if named is None else named + 1 : -1]
+        found = next((t for s in BESIDE if (t := path.with_suffix("").with_name(path.stem + s)).is_file()), None)
+        text = " ".join(found.read_text(encoding="utf-8", errors="replace").split()) if found else None
+        problem, speaker = None if text else "no transcript", below[0] if below else None
+        yield candidate(split, path, safe_name(path.stem), problem, text=text, speaker=speaker)
 
 
-def _found(config: PrepareTts, root: Path, out: Path) -> tuple[dict[str, list[Utterance]], list[dict[str, Any]]]:
-    """Rows by split, and what was dropped."""
-    if root.suffix.lower() in LISTS and root.is_file():
-        first = next(
-            (line for line in root.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()), ""
-        )
-        if first.count("|") >= 3:
-            rows, failed = voices.from_list(root)
-            return {"test": rows}, failed
-        if not config.prompts:
-            raise UserError(
-                f"{root} has texts and no voices", "a list has utt|prompt_text|prompt_wav|text", "--prompts MANIFEST"
-            )
-        low, high = config.prompt_s
-        given = [u for u in read_manifest(find_manifest(config.prompts, recipe=False)) if not u.offset]
-        speakers = [u for u in given if low <= u.duration <= high]
-        if not speakers:
-            why = f"none of {len(given)} recordings lasts {low:g} to {high:g} s"
-            raise UserError(f"{config.prompts} has no prompt", why, "--prompt-s LOW HIGH")
-        return {"test": voices.from_lines(root, speakers)}, []
-    if root.suffix == ".jsonl":
-        rows = read_manifest(root)
-        mute = [
-            {"id": u.id, "path": u.audio_filepath, "reason": "no transcript", "detail": ""} for u in rows if not u.text
-        ]
-        return {root.stem: [u for u in rows if u.text]}, mute
-    candidates = list(voices.find_beside(root, skip=out))
-    done = vet(
-        candidates,
-        out / "checks.jsonl",
-        config.limits,
-        physical_cores() if config.workers is None else config.workers,
-        "noisy",
-    )
-    return done.kept, done.dropped
+def from_list(path: Path) -> tuple[list[Utterance], list[dict[str, Any]]]:
+    """Rows of a list as in seed-tts-eval, and those that are dropped, with reasons. Raises ``UserError``: it cannot be read."""
+    rows, dropped = list[Utterance](), list[dict[str, Any]]()
+    for number, line in enumerate(_lines(path), 1):
+        parts = [p.strip() for p in line.split("|")]
+        if len(parts) < 4 or not all(parts[i] for i in (0, 2, 3)):
+            dropped.append({"id": f"line_{number}", "path": str(path), "reason": "bad line", "detail": line[:200]})
+            continue
+        prompt, recorded = path.parent / parts[2], path.parent / parts[4] if len(parts) > 4 and parts[4] else None
+        missing = [str(p) for p in (prompt, recorded) if p is not None and not p.is_file()]
+        if missing:
+            dropped.append({"id": parts[0], "path": missing[0], "reason": "missing file", "detail": missing[0]})
+            continue
+        rows.append(_row(Path(parts[0]).stem or f"line_{number}", parts[3], prompt, parts[1] or None, recorded))
+    return _unique(rows), dropped
+
+
+def from_lines(path: Path, voices: Sequence[Utterance]) -> list[Utterance]:
+    """A row a line, in the voices in turn. Raises ``UserError``: it cannot be read."""
+    texts, rows = [line.strip() for line in _lines(path) if line.strip()], []
+    for i, text in enumerate(texts):
+        voice = voices[i % len(voices)]
+        made = _row(f"{safe_name(path.stem)}_{i + 1:04d}", text, Path(voice.audio_filepath), voice.text, None)
+        rows.append(replace(made, speaker_id=voice.speaker_id, language=voice.language))
+    return rows
+
+
+def _row(key: str, text: str, prompt: Path, prompt_text: str | None, recorded: Path | None) -> Utterance:
+    import soundfile as sf
+
+    try:
+        info = sf.info(str(recorded or prompt))
+        seconds, rate = round(info.frames / info.samplerate, 6), int(info.samplerate)
+    except (sf.LibsndfileError, RuntimeError, OSError):
+        seconds, rate = 0.0, 0
+    utt = Utterance(safe_name(key), str((recorded or prompt).absolute()), seconds, rate, text=text)
+    utt.prompt_text, utt.prompt_filepath = prompt_text, str(prompt.absolute())
+    utt.extra = {} if recorded else {"recorded": False}
+    return utt
+
+
+def _unique(rows: Sequence[Utterance]) -> list[Utterance]:
+    taken: dict[str, int] = {}
+    made = []
+    for row in rows:
+        taken[row.id] = taken.get(row.id, 0) + 1
+        made.append(row if taken[row.id] == 1 else replace(row, id=f"{row.id}-{taken[row.id]}"))
+    return made
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}", str(error), "a text file, UTF-8") from error
+
+
+def with_prompts(rows: Sequence[Utterance], low_s: float, high_s: float, seed: int = 0) -> list[Utterance]:
+    """Every row with another recording of its speaker as its prompt; a row that has a prompt keeps it, one without a choice has none.
+
+    Args:
+        rows: with ``speaker_id`` and ``text``.
+        low_s, high_s: length of prompts, in seconds; whole files alone, a stretch of one cannot be named.
+        seed: of the choice, which is a function of the row's id alone: other rows change nothing but the choice there is.
+    """
+    by: dict[str, list[Utterance]] = {}
+    for u in rows:
+        if u.speaker_id and u.text and low_s <= u.duration <= high_s and not u.offset and not u.extra.get("segment"):
+            by.setdefault(u.speaker_id, []).append(u)
+    made = []
+    for u in rows:
+        mine = by.get(u.speaker_id or "", ())
+        others = [o for o in mine if o.audio_filepath != u.audio_filepath and o.text != u.text]
+        if others and not u.prompt_filepath:
+            prompt = min(others, key=lambda o: zlib.crc32(f"{seed} {u.id} {o.id}".encode()))
+            u = replace(u, prompt_filepath=prompt.audio_filepath, prompt_text=prompt.text)
+        made.append(u)
+    return made

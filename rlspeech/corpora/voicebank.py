@@ -11,17 +11,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-from rlspeech.corpora.base import Candidate, check_folder, pair
+from pydantic import Field
+
+from rlspeech.corpora.base import Candidate, Layout, Sets, check_folder, pair, text_of
 from rlspeech.types import UserError
 
-__all__ = ["find"]
+__all__ = ["VoiceBank", "find"]
 
 FOLDER = re.compile(r"(?i)^(clean|noisy)_(train|test)set(?:_(28|56)spk)?_wav")
 TEXTS = re.compile(r"(?i)^(train|test)set(?:_(28|56)spk)?_txt")
 LOGS = re.compile(r"(?i)^log_?(train|test)set(?:_(28|56)spk)?\.txt$")
 VALID_SPEAKERS = ("p226", "p287")
-SPEAKERS = ("auto", "28", "56", "all")
+
+
+class VoiceBank(Layout):
+    """``rlspeech prepare voicebank``."""
+
+    name = "voicebank"
+    speakers: Literal["auto", "28", "56", "all"] = Field(
+        "auto", description="voicebank: training set; auto: 28 where it is there, else 56"
+    )
+    valid_speakers: list[str] = Field(list(VALID_SPEAKERS), description="voicebank: held back from training")
+
+    def make(self, out: Path) -> Sets:
+        """Return the pairs for training, validation and test."""
+        return self.vetted(find(self.root or "", self.speakers, self.valid_speakers), out)
 
 
 def find(
@@ -45,21 +61,12 @@ def find(
     wanted = {"all": set(sizes), "auto": set(sizes[:1])}.get(speakers, {speakers, ""})  # sorted: "" < "28" < "56"
     whole = [(part, size) for part, size in whole if part == "test" or size in wanted]
     if not whole:
-        raise UserError(
-            f"no VoiceBank-DEMAND pairs in {root}",
-            "clean_trainset_28spk_wav with noisy_trainset_28spk_wav (or 56spk), or "
-            "clean_testset_wav with noisy_testset_wav, are needed",
-            "unpack the archives side by side and name their folder",
-        )
+        trainset = "clean_trainset_28spk_wav with noisy_trainset_28spk_wav (or 56spk)"
+        why = f"{trainset}, or clean_testset_wav with noisy_testset_wav, are needed"
+        try_this = "unpack the archives side by side and name their folder"
+        raise UserError(f"no VoiceBank-DEMAND pairs in {root}", why, try_this)
     for part, size in whole:
-        yield from _pairs(
-            part,
-            places["noisy", part, size],
-            places["clean", part, size],
-            places.get(("text", part, size)),
-            _log(places.get(("log", part, size))),
-            valid_speakers,
-        )
+        yield from _pairs(part, size, places, valid_speakers)
 
 
 def _places(top: Path) -> dict[tuple[str, str, str], Path]:
@@ -77,23 +84,15 @@ def _places(top: Path) -> dict[tuple[str, str, str], Path]:
 
 
 def _pairs(
-    part: str,
-    noisy: Path,
-    clean: Path,
-    texts: Path | None,
-    log: dict[str, tuple[str, float]],
-    valid_speakers: Sequence[str],
+    part: str, size: str, places: dict[tuple[str, str, str], Path], valid_speakers: Sequence[str]
 ) -> Iterator[Candidate]:
-    def text(path: Path) -> str | None:
-        file = texts / f"{path.stem}.txt" if texts else None
-        return file.read_text(encoding="utf-8", errors="replace").strip() or None if file and file.is_file() else None
-
+    texts, log = places.get(("text", part, size)), _log(places.get(("log", part, size)))
     found = pair(
         part,
-        noisy,
-        clean,
+        places["noisy", part, size],
+        places["clean", part, size],
         lambda p: p.stem,
-        text=text,
+        text=lambda p: text_of(texts / f"{p.stem}.txt") if texts else None,
         speaker=_speaker,
         language=lambda _: "en",
         snr_db=lambda p: log.get(p.stem, (None, None))[1],
