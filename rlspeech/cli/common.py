@@ -12,7 +12,6 @@ import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -77,26 +76,6 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "quiet": _shared(bool, "--quiet -q", _OUTPUT, "Print only errors, and data on stdout."),
     "debug": _shared(bool, "--debug", _OUTPUT, "Show tracebacks."),
 }
-
-# until ``prepare`` uses ``command``
-Preset, ConfigFiles, Sets, Out, Seed, Device, Json, Quiet, Debug = (annotation for annotation, _ in SHARED.values())
-
-
-@dataclass(slots=True)
-class Shared:
-    """The options that every stage has."""
-
-    preset: str | None = None
-    config: list[str] | None = None
-    sets: list[str] | None = None
-    json_mode: bool = False
-    quiet: bool = False
-    debug: bool = False
-
-
-def run_stage(shared: Shared, schema: str, run: str, flags: Mapping[str, Any]) -> None:
-    """As ``stage``."""
-    stage(schema, run, {"shared": asdict(shared), **{k.replace(".", "__"): v for k, v in flags.items()}})
 
 
 def command(

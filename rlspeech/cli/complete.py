@@ -102,7 +102,10 @@ def _schema(ctx: typer.Context) -> Any:
     """The settings of the command that is being typed or explained; None where it has none."""
     group, name = ("", *ctx.command_path.split())[-2:]
     name = next((n for n in (f"{group} {name}", name, group) if n in SCHEMAS), None)
-    return None if name is None else plugins.load(f"rlspeech.{SCHEMAS[name]}")
+    schema = None if name is None else plugins.load(f"rlspeech.{SCHEMAS[name]}")
+    return getattr(schema, "layouts", {}).get(
+        ctx.info_name, schema
+    )  # of a class that stands for several: the one meant
 
 
 def describe(ctx: typer.Context, parameters: Sequence[Any]) -> None:

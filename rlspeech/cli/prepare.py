@@ -1,340 +1,245 @@
-"""``rlspeech prepare dns | voicebank | pairs | mix | ladder | folder | avsec4 | lips | demo``; for recognisers see ``prepare_asr``."""
+"""The commands below ``rlspeech prepare``: corpora on disk, and sets for recognition and synthesis."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option, Typer
 
-from rlspeech.cli import prepare_asr
-from rlspeech.cli.common import ConfigFiles, Debug, Json, Out, Preset, Quiet, Seed, Sets, Shared, run_stage
+from rlspeech.cli.common import LAYERS, STAGE, command, stage
 
 __all__ = ["app"]
 
-app = typer.Typer(
+app = Typer(
     no_args_is_help=True,
     epilog="Example: rlspeech prepare demo --out data && rlspeech prepare folder mine/ --out data/mine",
 )
 
-Root = Annotated[str, typer.Argument(metavar="FOLDER", help="Where the corpus lies.")]
-Workers = Annotated[int | None, typer.Option(help="Processes; none: one a core.")]
-Snr = Annotated[
-    tuple[float, float] | None, typer.Option("--snr", metavar="LOW HIGH", help="Range of signal-to-noise ratios in dB.")
-]
-Level = Annotated[
-    tuple[float, float] | None, typer.Option("--level", metavar="LOW HIGH", help="Range of levels in dBFS.")
-]
-Mouths = Annotated[bool | None, typer.Option("--mouths", help="Draw a mouth that follows the speech: synthetic video.")]
-Reverb = Annotated[float | None, typer.Option(help="Share of mixtures with an impulse response, 0 to 1.")]
+OUT, SEEDED = (*LAYERS, "out"), (*LAYERS, "out", "seed")
+Root = Annotated[str, Argument(metavar="FOLDER", help="Folder of the corpus.")]
+Paths = Annotated[list[str] | None, Option(metavar="PATH")]
+Manifest = Annotated[str | None, Option(metavar="MANIFEST")]
+File = Annotated[str | None, Option(metavar="FILE")]
+Range = tuple[float, float] | None
+Snr = Annotated[Range, Option("--snr", metavar="LOW HIGH", help="Range of signal-to-noise ratios in dB.")]
+Level = Annotated[Range, Option("--level", metavar="LOW HIGH", help="Range of levels in dBFS.")]
+Reverb = Annotated[float | None, Option("--reverb", help="Share of mixtures with an impulse response, 0 to 1.")]
+Talker = Annotated[float | None, Option("--talker", help="Share of mixtures with a competing talker, 0 to 1.")]
+Mouths = Annotated[bool | None, Option("--mouths")]
 
 
-def _run(source: str, shared: Shared, **flags: Any) -> None:
-    named = {key.replace("mixing_", "mixing."): value for key, value in flags.items()}
-    run_stage(shared, "stages.prepare:Prepare", "stages.prepare:run", {"source": source, **named})
+def _layout(source: str, options: Mapping[str, Any]) -> None:
+    stage("stages.prepare:Prepare", "stages.prepare:run", {**options, "source": source})
 
 
-@app.command(epilog="Example: rlspeech prepare dns /data/DNS-Challenge --out data/dns")
+@command(app, "rlspeech prepare dns /data/DNS-Challenge --out data/dns", *SEEDED)
 def dns(
     root: Root,
-    snr: Snr = None,
-    level: Level = None,
-    reverb: Reverb = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    mixing__snr_db: Snr = None,
+    mixing__level_dbfs: Level = None,
+    mixing__reverb: Reverb = None,
+    workers: int | None = None,
+    **shared: Any,
 ) -> None:
     """DNS-Challenge: the flat layout of 2020 and the trees since 2021."""
-    _run(
-        "dns",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        root=root,
-        mixing_snr_db=snr,
-        mixing_level_dbfs=level,
-        mixing_reverb=reverb,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("dns", locals())
 
 
-@app.command(epilog="Example: rlspeech prepare voicebank /data/VoiceBank-DEMAND --speakers 28 --out data/vb")
-def voicebank(
-    root: Root,
-    speakers: Annotated[str | None, typer.Option(help="28, 56, all or auto.")] = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+@command(app, "rlspeech prepare voicebank /data/VoiceBank-DEMAND --speakers 28 --out data/vb", *SEEDED)
+def voicebank(root: Root, speakers: str | None = None, workers: int | None = None, **shared: Any) -> None:
     """VoiceBank-DEMAND, 28 or 56 training speakers."""
-    _run(
-        "voicebank",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        root=root,
-        speakers=speakers,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("voicebank", locals())
 
 
-@app.command(epilog="Example: rlspeech prepare pairs --noisy noisy/ --clean clean/ --out data/pairs")
+@command(app, "rlspeech prepare pairs --noisy noisy/ --clean clean/ --out data/pairs", *SEEDED)
 def pairs(
-    noisy: Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder with the inputs.")] = None,
-    clean: Annotated[
-        list[str] | None, typer.Option(metavar="FOLDER", help="Folder with the references, names as in the inputs.")
-    ] = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    noisy: Annotated[str | None, Option(metavar="FOLDER")] = None,
+    clean: Annotated[list[str] | None, Option(metavar="FOLDER")] = None,
+    workers: int | None = None,
+    **shared: Any,
 ) -> None:
     """Two folders, noisy and clean, paired by name."""
-    _run(
-        "pairs",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        noisy=noisy,
-        clean=clean,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("pairs", locals())
 
 
-@app.command(
-    epilog="Example: rlspeech prepare mix --clean speech/ --noise noise/ --rir rooms/ --snr -5 15 --reverb 0.3 --out data/mix"
+@command(
+    app,
+    "rlspeech prepare mix --clean speech/ --noise noise/ --rir rooms/ --snr -5 15 --reverb 0.3 --out data/mix",
+    *SEEDED,
 )
 def mix(
-    clean: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of speech; may be repeated.")
-    ] = None,
-    noise: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")
-    ] = None,
-    rir: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of impulse responses; may be repeated.")
-    ] = None,
-    snr: Snr = None,
-    level: Level = None,
-    reverb: Reverb = None,
-    talker: Annotated[float | None, typer.Option(help="Share of mixtures with a competing talker, 0 to 1.")] = None,
+    clean: Paths = None,
+    noise: Paths = None,
+    rir: Paths = None,
+    mixing__snr_db: Snr = None,
+    mixing__level_dbfs: Level = None,
+    mixing__reverb: Reverb = None,
+    mixing__talker: Talker = None,
     mouths: Mouths = None,
-    render: Annotated[int | None, typer.Option(help="Write this many mixtures to disk; 0 mixes on the fly.")] = None,
-    render_s: Annotated[
-        float | None, typer.Option(help="Length of rendered mixtures in seconds; 0 keeps whole utterances.")
-    ] = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    render: int | None = None,
+    render_s: float | None = None,
+    workers: int | None = None,
+    **shared: Any,
 ) -> None:
     """Clean speech + noise (+ impulse responses): a recipe that mixes on the fly, or mixtures on disk."""
-    _run(
-        "mix",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        clean=clean,
-        noise=noise,
-        rir=rir,
-        mixing_snr_db=snr,
-        mixing_level_dbfs=level,
-        mixing_reverb=reverb,
-        mixing_talker=talker,
-        mouths=mouths,
-        render=render,
-        render_s=render_s,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("mix", locals())
 
 
-@app.command(
-    epilog="Example: rlspeech prepare ladder --clean held-out/ --noise noise/ --utterances 20 --out data/ladder"
-)
+@command(app, "rlspeech prepare ladder --clean held-out/ --noise noise/ --utterances 20 --out data/ladder", *SEEDED)
 def ladder(
-    clean: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of clean speech; may be repeated.")
-    ] = None,
-    noise: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="Folder or manifest of noise; may be repeated.")
-    ] = None,
-    utterances: Annotated[int | None, typer.Option(help="How many utterances; 0 takes all.")] = None,
-    clip_s: Annotated[
-        float | None, typer.Option(help="Longest stretch of an utterance in seconds; 0 keeps it whole.")
-    ] = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    clean: Paths = None,
+    noise: Paths = None,
+    render: Annotated[int | None, Option("--utterances")] = None,
+    render_s: Annotated[float | None, Option("--clip-s")] = None,
+    workers: int | None = None,
+    **shared: Any,
 ) -> None:
     """Speech that gets worse in a known order, for the calibration of rewards."""
-    _run(
-        "ladder",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        clean=clean,
-        noise=noise,
-        render=utterances,
-        render_s=clip_s,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("ladder", locals())
 
 
-@app.command(epilog="Example: rlspeech prepare folder recordings/ --kind noisy --out data/recordings")
-def folder(
-    root: Root,
-    kind: Annotated[str | None, typer.Option(help="speech, noisy, noise or rir: what the files are held to.")] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Transcripts: JSONL, csv, tsv or Kaldi's text; without it x.txt beside x.wav counts."
-        ),
-    ] = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+@command(app, "rlspeech prepare folder recordings/ --kind noisy --out data/recordings", *SEEDED)
+def folder(root: Root, kind: str | None = None, text: File = None, workers: int | None = None, **shared: Any) -> None:
     """A folder of recordings without references, with transcripts where there are any."""
-    _run(
-        "folder",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        root=root,
-        kind=kind,
-        text=text,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("folder", locals())
 
 
-@app.command(epilog="Example: rlspeech prepare avsec4 /data/avsec4 --channels mono --out data/avsec4")
+@command(app, "rlspeech prepare avsec4 /data/avsec4 --channels mono --out data/avsec4", *SEEDED)
 def avsec4(
     root: Root,
-    channels: Annotated[str | None, typer.Option(help="mono or binaural: which files.")] = None,
-    target: Annotated[str | None, typer.Option(help="anechoic or reverberant reference.")] = None,
-    given_lips: Annotated[
-        bool | None, typer.Option("--given-lips", help="Name the organisers' lip videos where they are.")
-    ] = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    channels: str | None = None,
+    target: str | None = None,
+    given_lips: Annotated[bool | None, Option("--given-lips")] = None,
+    workers: int | None = None,
+    **shared: Any,
 ) -> None:
     """Audio-visual enhancement challenge: AVSEC-4 as shipped, and AVSEC-1 to 3."""
-    _run(
-        "avsec4",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        root=root,
-        channels=channels,
-        target=target,
-        given_lips=given_lips,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("avsec4", locals())
 
 
-@app.command(epilog="Example: rlspeech prepare lips data/avsec4/train.jsonl --crop mouth96 --out data/avsec4-lips")
+@command(app, "rlspeech prepare lips data/avsec4/train.jsonl --crop mouth96 --out data/avsec4-lips", *SEEDED)
 def lips(
-    source: Annotated[
-        str, typer.Argument(metavar="MANIFEST|FOLDER", help="Rows with video_filepath, or a folder of videos.")
-    ],
-    crop: Annotated[
-        str | None, typer.Option(help="mouth96 (tracked), centre112 (no detector) or whole96 (videos of mouths).")
-    ] = None,
-    landmarks: Annotated[
-        str | None, typer.Option(metavar="FILE", help="MediaPipe face-landmarker model (.task); needs mediapipe.")
-    ] = None,
-    keep_faceless: Annotated[
-        bool | None,
-        typer.Option("--keep-faceless", help="Cut the centre of clips without any face instead of dropping them."),
-    ] = None,
-    workers: Workers = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    root: Annotated[str, Argument(metavar="MANIFEST|FOLDER", help="Rows with video_filepath, or a folder of videos.")],
+    crop: str | None = None,
+    landmarks: File = None,
+    keep_faceless: Annotated[bool | None, Option("--keep-faceless")] = None,
+    workers: int | None = None,
+    **shared: Any,
 ) -> None:
     """Mouth crops, 25 grey frames a second, and a contact sheet to judge them by."""
-    _run(
-        "lips",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        root=source,
-        crop=crop,
-        landmarks=landmarks,
-        keep_faceless=keep_faceless,
-        workers=workers,
-        out=out,
-        seed=seed,
-    )
+    _layout("lips", locals())
 
 
-@app.command(epilog="Example: rlspeech prepare demo --out data/demo")
-def demo(
-    mouths: Mouths = None,
-    commands: Annotated[
-        bool | None, typer.Option("--commands", help="Spoken commands with transcripts, for recognisers.")
-    ] = None,
-    preset: Preset = None,
-    config: ConfigFiles = None,
-    sets: Sets = None,
-    out: Out = None,
-    seed: Seed = None,
-    json_mode: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+@command(app, "rlspeech prepare demo --out data/demo", *SEEDED)
+def demo(mouths: Mouths = None, commands: Annotated[bool | None, Option("--commands")] = None, **shared: Any) -> None:
     """The corpus that comes with the package: synthetic voices and noises."""
-    _run(
-        "demo",
-        Shared(preset, config, sets, json_mode, quiet, debug),
-        mouths=mouths,
-        commands=commands,
-        out=out,
-        seed=seed,
-    )
+    _layout("demo", locals())
 
 
-prepare_asr.add_to(app)
+@command(app, "rlspeech prepare librispeech /data/LibriSpeech --split dev-clean --out data/librispeech", *OUT)
+def librispeech(
+    root: Annotated[str, Argument(metavar="FOLDER", help="Folder with dev-clean, train-clean-100 ...")],
+    splits: Annotated[list[str] | None, Option("--split")] = None,
+    workers: int | None = None,
+    **shared: Any,
+) -> None:
+    """LibriSpeech as unpacked: one manifest a split."""
+    _layout("librispeech", locals())
+
+
+@command(app, "rlspeech prepare kaldi egs/mini/data --out data/mini", *OUT)
+def kaldi(
+    root: Annotated[
+        str, Argument(metavar="FOLDER", help="Data folder (wav.scp, text, segments ...), or a folder of several.")
+    ],
+    workers: int | None = None,
+    **shared: Any,
+) -> None:
+    """Kaldi data folders; no command of a wav.scp is run."""
+    _layout("kaldi", locals())
+
+
+@command(app, "rlspeech prepare nemo train_manifest.json --out data/train", *OUT)
+def nemo(
+    root: Annotated[
+        str, Argument(metavar="FILE|FOLDER", help="NeMo manifest (one JSON object a line), or a folder of them.")
+    ],
+    workers: int | None = None,
+    **shared: Any,
+) -> None:
+    """NeMo manifests."""
+    _layout("nemo", locals())
+
+
+@command(app, "rlspeech prepare lhotse manifests/ --out data/cuts", *OUT)
+def lhotse(
+    root: Annotated[
+        str,
+        Argument(metavar="FILE|FOLDER", help="cuts.jsonl(.gz), or a folder of cuts or of recordings and supervisions."),
+    ],
+    workers: int | None = None,
+    **shared: Any,
+) -> None:
+    """Lhotse manifests: cuts, or recordings with supervisions."""
+    _layout("lhotse", locals())
+
+
+@command(
+    app,
+    "rlspeech prepare rl-asr --data data/train --recogniser embedded --recogniser pocketsphinx --out data/rl-asr",
+    *STAGE,
+    name="rl-asr",
+)
+def rl_asr(
+    data: Manifest = None,
+    recognisers: Annotated[list[str] | None, Option("--recogniser")] = None,
+    hypotheses: Annotated[list[str] | None, Option(metavar="FILE")] = None,
+    rows: int | None = None,
+    band: Annotated[Range, Option(metavar="LOW HIGH")] = None,
+    keywords: File = None,
+    normaliser: str | None = None,
+    language: str | None = None,
+    **shared: Any,
+) -> None:
+    """Data for GRPO: random control, hard cases by disagreement, long repeated speech, short speech, keywords."""
+    stage("corpora.rl_asr:RlAsr", "stages.prepare:run", locals())
+
+
+@command(
+    app,
+    "rlspeech prepare nonspeech --noise noise/ --clean data/test/test.jsonl --count 40 --out data/nonspeech",
+    *SEEDED,
+)
+def nonspeech(
+    noise: Paths = None,
+    clean: Annotated[list[str] | None, Option(metavar="MANIFEST")] = None,
+    count: int | None = None,
+    conditions: Annotated[list[str] | None, Option("--condition")] = None,
+    max_s: float | None = None,
+    **shared: Any,
+) -> None:
+    """Sound that tempts a recogniser to invent words: silence, noise, music, cut and looped speech."""
+    stage("corpora.nonspeech:Nonspeech", "stages.prepare:run", locals())
+
+
+@command(app, "rlspeech prepare tts /data/LibriTTS/dev-clean --out data/libritts", *SEEDED)
+def tts(
+    root: Annotated[str, Argument(metavar="SOURCE")],
+    prompts: Manifest = None,
+    prompt_s: Annotated[Range, Option(metavar="LOW HIGH")] = None,
+    workers: int | None = None,
+    **shared: Any,
+) -> None:
+    """Texts with voices for synthesis: every row gets a prompt of its own, once and for all."""
+    stage("corpora.tts_texts:PrepareTts", "stages.prepare:run", locals())
+
+
+@command(app, "rlspeech prepare join data/test:condition=clean data/nonspeech --sample 500 --out data/joined", *SEEDED)
+def join(
+    manifests: Annotated[list[str], Argument(metavar="MANIFEST[:COLUMN=VALUE]")],
+    sample: Annotated[int | None, Option(metavar="N")] = None,
+    **shared: Any,
+) -> None:
+    """Several manifests as one; a column may be set for each, as in noisy.jsonl:condition=noisy."""
+    stage("corpora.join:Join", "stages.prepare:run", locals())

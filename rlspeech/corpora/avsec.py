@@ -48,9 +48,9 @@ class Avsec(Layout):
     """``rlspeech prepare avsec4``."""
 
     name = "avsec4"
-    channels: Literal["mono", "binaural"] = Field("mono", description="avsec4: which files")
-    target: Literal["anechoic", "reverberant"] = Field("anechoic", description="avsec4: reference")
-    given_lips: bool = Field(False, description="avsec4: name the organisers' lip videos (lips/), where they are")
+    channels: Literal["mono", "binaural"] = Field("mono", description="recordings to use")
+    target: Literal["anechoic", "reverberant"] = Field("anechoic", description="reference to use")
+    given_lips: bool = Field(False, description="name the organisers' lip videos (lips/) where they are there")
 
     def make(self, out: Path) -> Sets:
         """Return the scenes for training, validation and test."""

@@ -153,11 +153,11 @@ class Layout(Source):
     """Settings that every corpus on disk has."""
 
     needed = ("root",)
-    root: str | None = Field(None, description="the corpus, or a file of it; lips: manifest, or folder of videos")
+    root: str | None = Field(None, description="the corpus, or a file of it")
     mixing: Mixing = Field(Mixing(), description="how mixtures are made, where there are clean speech and noise")
     limits: Limits = Field(Limits(), description="what is dropped")
     seed: int = Field(0, ge=0, description="of rendered mixtures")
-    workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: in this process")
+    workers: int | None = Field(None, ge=0, description="worker processes; none: one a core; 0: none besides this one")
 
     def processes(self) -> int:
         """Return the number of worker processes."""

@@ -20,7 +20,7 @@ from pydantic import Field
 from rlspeech.config import Mixing
 from rlspeech.corpora.base import Layout, Sets, shown
 from rlspeech.corpora.drawn import draw_all
-from rlspeech.corpora.mix import render_one
+from rlspeech.corpora.mix import MOUTHS, render_one
 from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
 from rlspeech.data.mixing import MixtureSet, write_recipe
 from rlspeech.types import UserError
@@ -39,10 +39,8 @@ class Demo(Layout):
 
     name = "demo"
     needed = ()
-    mouths: bool = Field(
-        False, description="mix, demo: draw a mouth that follows the speech, as synthetic video for the task avse"
-    )
-    commands: bool = Field(False, description="demo: spoken digits and commands with transcripts, for the task asr")
+    mouths: bool = Field(False, description=MOUTHS)
+    commands: bool = Field(False, description="spoken digits and commands with transcripts, for recognition")
 
     def make(self, out: Path) -> Sets:
         """Return the embedded corpus, which is written as it is made."""

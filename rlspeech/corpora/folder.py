@@ -56,11 +56,9 @@ class Folder(Layout):
 
     name = "folder"
     text: str | None = Field(
-        None, description="folder: list of transcripts (JSONL, csv, tsv, Kaldi's text); none: x.txt beside x.wav"
+        None, description="list of transcripts: JSONL, csv, tsv or Kaldi's text; none: x.txt beside x.wav"
     )
-    kind: Literal["speech", "noisy", "noise", "rir"] = Field(
-        "speech", description="folder: which checks the recordings have to pass"
-    )
+    kind: Literal["speech", "noisy", "noise", "rir"] = Field("speech", description="checks that the files have to pass")
 
     def make(self, out: Path) -> Sets:
         """Return the recordings of a folder or manifest in one set."""
@@ -74,8 +72,8 @@ class Pairs(Layout):
 
     name = "pairs"
     needed = ("noisy", "clean")
-    noisy: str | None = Field(None, description="pairs: folder with the inputs")
-    clean: list[str] = Field([], description="pairs: folder with the references")
+    noisy: str | None = Field(None, description="folder with the inputs")
+    clean: list[str] = Field([], description="folder with the references, named as the inputs")
 
     def make(self, out: Path) -> Sets:
         """Return the files of two folders in one set of pairs."""

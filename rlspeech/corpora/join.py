@@ -37,7 +37,9 @@ class Join(Source):
     manifests: list[str] = Field(
         [], description="manifests or folders that hold one; MANIFEST:condition=noisy sets a column of its rows"
     )
-    sample: int | None = Field(None, ge=1, description="rows of the result, drawn at random, in their order; none: all")
+    sample: int | None = Field(
+        None, ge=1, description="keep only this many rows, drawn at random, in their order; none: all"
+    )
     seed: int = Field(0, ge=0, description="of the sample")
 
     def make(self, out: Path) -> Sets:

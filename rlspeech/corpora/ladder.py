@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from rlspeech import log
 from rlspeech.corpora.base import Sets, dropped_row
-from rlspeech.corpora.mix import Mix, Rendered, find
+from rlspeech.corpora.mix import Material, Rendered
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.degrade import ladders
 from rlspeech.data.mixing import mixture_rng
@@ -29,14 +30,18 @@ __all__ = ["Ladder", "render"]
 MIN_S = 1.0
 
 
-class Ladder(Mix):
+class Ladder(Material):
     """``rlspeech prepare ladder``."""
 
     name = "ladder"
+    render: int = Field(0, ge=0, description="number of utterances; 0 takes all")
+    render_s: float = Field(
+        0.0, ge=0, description="longest stretch of an utterance in seconds; 0 keeps whole utterances"
+    )
 
     def make(self, out: Path) -> Sets:
         """Return the speech and noise of the ladders, which are rendered of them."""
-        sets = self.vetted(find(self.clean, self.noise, self.rir, out), out, splits=("clean", "noise"))
+        sets = self.material(out)
         clean, noise = sets.rows["clean"], sets.rows["noise"]
         options = {"count": self.render, "clip_s": self.render_s, "seed": self.seed}
         sets.render = partial(render, clean, noise, out, **options)

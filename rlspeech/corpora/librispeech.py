@@ -28,7 +28,7 @@ class LibriSpeech(Layout):
     """``rlspeech prepare librispeech``."""
 
     name = "librispeech"
-    splits: list[str] = Field([], description="librispeech: only these; none: all that are there")
+    splits: list[str] = Field([], description="split to take; may be repeated; none: all that are there")
 
     def make(self, out: Path) -> Sets:
         """Return a set for each split."""

@@ -53,14 +53,12 @@ class Lips(Layout):
 
     name = "lips"
     crop: Literal["mouth96", "centre112", "whole96"] = Field(
-        "mouth96", description="lips: tracked mouth; fixed centre; videos of mouths"
+        "mouth96", description="mouth96 (tracked), centre112 (no detector) or whole96 (videos of mouths)"
     )
     landmarks: str | None = Field(
-        None, description="lips: face-landmarker model (MediaPipe .task) in place of the embedded detector"
+        None, description="MediaPipe face-landmarker model (.task) in place of the embedded detector; needs mediapipe"
     )
-    keep_faceless: bool = Field(
-        False, description="lips: cut the centre of clips without any face instead of dropping them"
-    )
+    keep_faceless: bool = Field(False, description="cut the centre of clips without any face instead of dropping them")
 
     def make(self, out: Path) -> Sets:
         """Return the rows whose video could be cropped; ``contact.png`` shows some of the crops."""

@@ -24,33 +24,39 @@ from rlspeech.files import JsonlWriter, write_error
 from rlspeech.parallel import parallel_map
 from rlspeech.types import Utterance
 
-__all__ = ["Mix", "find", "render", "render_one"]
+__all__ = ["MOUTHS", "Material", "Mix", "find", "render", "render_one"]
 
+MOUTHS = "draw a mouth that follows the speech: synthetic video"
 Rendered = tuple[list[Utterance], list[dict[str, Any]]]  # rows, and what could not be made
 
 
-class Mix(Layout):
+class Material(Layout):
+    """Speech and noise that something is made of."""
+
+    needed = ("clean", "noise")
+    clean: list[str] = Field([], description="folder or manifest of clean speech; may be repeated")
+    noise: list[str] = Field([], description="folder or manifest of noise; may be repeated")
+    rir: list[str] = Field([], description="folder or manifest of impulse responses; may be repeated")
+    render: int = Field(
+        0, ge=0, description="write this many mixtures to disk; 0 writes a recipe that mixes on the fly"
+    )
+    render_s: float = Field(0.0, ge=0, description="length of rendered mixtures in seconds; 0 keeps whole utterances")
+
+    def material(self, out: Path) -> Sets:
+        """Return clean speech, noise and rooms. Raises ``UserError`` where no speech or no noise is left."""
+        rows = find(self.clean, self.noise, self.rir, out)
+        return self.vetted(rows, out, splits=("clean", "noise"))
+
+
+class Mix(Material):
     """``rlspeech prepare mix``."""
 
     name = "mix"
-    needed = ("clean", "noise")
-    clean: list[str] = Field([], description="mix, ladder: folders or manifests of speech; pairs: the references")
-    noise: list[str] = Field([], description="mix, ladder: folders or manifests of noise")
-    rir: list[str] = Field([], description="mix: folders or manifests of impulse responses")
-    render: int = Field(
-        0,
-        ge=0,
-        description="mix: write this many mixtures to disk; 0 writes a recipe that mixes on the fly; "
-        "ladder: utterances, 0 takes all",
-    )
-    render_s: float = Field(0.0, ge=0, description="mix, ladder: length of what is rendered; 0 keeps whole utterances")
-    mouths: bool = Field(
-        False, description="mix, demo: draw a mouth that follows the speech, as synthetic video for the task avse"
-    )
+    mouths: bool = Field(False, description=MOUTHS)
 
     def make(self, out: Path) -> Sets:
         """Return speech, noise and rooms with a recipe, or the mixtures that are rendered of them."""
-        sets = self.vetted(find(self.clean, self.noise, self.rir, out), out, splits=("clean", "noise"))
+        sets = self.material(out)
         draw = partial(draw_all, out=out, seed=self.seed, workers=self.processes())
 
         def mixtures() -> Rendered:

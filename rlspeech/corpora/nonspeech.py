@@ -51,13 +51,15 @@ class Nonspeech(Source):
     """``rlspeech prepare nonspeech``."""
 
     name = "nonspeech"
-    noise: list[str] = Field([], description="folders or manifests of noise")
-    clean: list[str] = Field([], description="manifests of speech with transcripts, for cut and looped")
+    noise: list[str] = Field([], description="folder or manifest of noise; may be repeated")
+    clean: list[str] = Field(
+        [], description="manifest of speech with transcripts, for cut and looped speech; may be repeated"
+    )
     count: int = Field(40, ge=1, description="clips of each condition")
     conditions: list[Literal["silence", "noise", "music", "cut", "looped"]] = Field(
-        [], description="which; none: all, cut and looped only with clean"
+        [], description="condition to make; may be repeated; none: all, cut and looped only with clean"
     )
-    max_s: float = Field(20.0, ge=1, description="longest clip")
+    max_s: float = Field(20.0, ge=1, description="longest clip in seconds")
     seed: int = Field(0, ge=0)
 
     def make(self, out: Path) -> Sets:

@@ -50,13 +50,13 @@ Units = Callable[[str, str | None], list[str]]  # text, language -> normalised w
 class Rules(Strict):
     """What goes into which set."""
 
-    rows: int = Field(600, ge=1, description="size of d123, and of d0; fewer where the corpus holds fewer")
+    rows: int = Field(600, ge=1, description="size of d123 and of the control d0; smaller where the corpus is")
     shares: tuple[float, float, float] = Field((0.5, 0.25, 0.25), description="of d1, d2 and d3 in rows")
     sizes: tuple[int, int, int, int] | None = Field(
         None, description="rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: as many as d123"
     )
     band: tuple[float, float] = Field(
-        (0.15, 1.0), description="d1: least and largest mean pairwise WER between recognisers"
+        (0.15, 1.0), description="hard cases (d1): least and largest mean pairwise WER between recognisers"
     )
     long_share: float = Field(0.3, ge=0, le=1, description="d1: share that is rendered as long speech")
     long_s: tuple[float, float] = Field((10.0, 30.0), description="d1: shortest and longest of that")
@@ -87,18 +87,18 @@ class RlAsr(Rules, Source):
     needed = ("data",)
     data: str | None = Field(None, description="manifest with transcripts, or a folder that holds one")
     recognisers: list[str] = Field(
-        [], description="two or more: embedded, Hub id, folder, pocketsphinx or package.module:function"
+        [],
+        description="two or more: embedded, Hub id, folder, pocketsphinx or package.module:function; may be repeated",
     )
     hypotheses: list[str] = Field(
-        [], description="in their place or beside them: JSONL with id and text, one file a recogniser, or id and texts"
+        [],
+        description="JSONL with id and text, one file a recogniser, or with id and texts, in place of recognisers or beside them",
     )
     keywords: str | None = Field(
         None, description="text file with one keyword or phrase a line; none: rare words of the corpus"
     )
-    normaliser: str = Field("basic-1", description="of texts before they are compared")
-    language: str | None = Field(
-        None, description="of rows without a language, and for recognisers that take a language"
-    )
+    normaliser: str = Field("basic-1", description="normaliser for texts before they are compared")
+    language: str | None = Field(None, description="language of rows without one, and for recognisers that take one")
     batch: int = Field(8, ge=1, description="recordings in one call of a recogniser")
     device: str = "auto"
 

@@ -45,11 +45,11 @@ class PrepareTts(Source):
     root: str | None = Field(
         None, description="LibriTTS-like folder, manifest, list as in seed-tts-eval, or a .txt with a text a line"
     )
-    prompts: str | None = Field(None, description="for a .txt: manifest of the voices, with transcripts")
+    prompts: str | None = Field(None, description="voices for a .txt of lines: manifest of speech with transcripts")
     prompt_s: tuple[float, float] = Field((1.0, 10.0), description="shortest and longest prompt, in seconds")
     limits: Limits = Field(Limits(), description="what is dropped of a folder")
     seed: int = Field(0, ge=0, description="of the choice of prompts")
-    workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: in this process")
+    workers: int | None = Field(None, ge=0, description="worker processes; none: one a core; 0: none besides this one")
 
     def make(self, out: Path) -> Sets:
         """Return a set for each split, with a prompt for every row whose speaker has another recording."""

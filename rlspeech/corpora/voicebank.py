@@ -31,9 +31,9 @@ class VoiceBank(Layout):
 
     name = "voicebank"
     speakers: Literal["auto", "28", "56", "all"] = Field(
-        "auto", description="voicebank: training set; auto: 28 where it is there, else 56"
+        "auto", description="training set; auto: 28 where it is there, else 56"
     )
-    valid_speakers: list[str] = Field(list(VALID_SPEAKERS), description="voicebank: held back from training")
+    valid_speakers: list[str] = Field(list(VALID_SPEAKERS), description="speakers held back from training")
 
     def make(self, out: Path) -> Sets:
         """Return the pairs for training, validation and test."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rlspeech import log
 from rlspeech.corpora.avsec import Avsec
-from rlspeech.corpora.base import Sets, Source, counted, next_command
+from rlspeech.corpora.base import Layout, Sets, Source, counted, next_command
 from rlspeech.corpora.demo import Demo
 from rlspeech.corpora.dns import Dns
 from rlspeech.corpora.folder import Folder, Pairs
@@ -33,7 +33,6 @@ from rlspeech.types import UserError, Utterance
 __all__ = ["Prepare", "run"]
 
 LAYOUTS = (Dns, VoiceBank, Pairs, Mix, Ladder, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo)
-BY_NAME = {layout.name: layout for layout in LAYOUTS}
 # settings in every meta of a layout, in this order
 RECORDED = (
     "source root text splits noisy clean noise rir mixing render render_s speakers valid_speakers kind mouths channels target given_lips "
@@ -41,9 +40,10 @@ RECORDED = (
 ).split()
 
 
-class Prepare(Dns, VoiceBank, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo):
+class Prepare(Dns, VoiceBank, Mix, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo):
     """``rlspeech prepare SOURCE`` for a corpus on disk: one settings file may hold the settings of several."""
 
+    layouts: ClassVar[dict[str, type[Layout]]] = {layout.name: layout for layout in LAYOUTS}
     source: Literal[
         "dns",
         "voicebank",
@@ -62,13 +62,22 @@ class Prepare(Dns, VoiceBank, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Nemo, L
 
     def chosen(self) -> Source:
         """Return the settings of the layout that ``source`` names."""
-        layout = BY_NAME[self.source]
+        layout = self.layouts[self.source]
         return layout(**{name: getattr(self, name) for name in layout.model_fields})
 
     def record(self) -> dict[str, Any]:
         """Return the settings of all layouts."""
         given = self.model_dump()
         return {name: given[name] for name in RECORDED}
+
+
+for _key, _field in Prepare.model_fields.items():  # who has a setting, where not most of them do
+    _owners: dict[str | None, list[str]] = {}
+    for _layout in LAYOUTS:
+        if _key in _layout.model_fields:
+            _owners.setdefault(_layout.model_fields[_key].description, []).append(_layout.name)
+    if _owners and sum(map(len, _owners.values())) < len(LAYOUTS):
+        _field.description = "; ".join(f"{', '.join(names)}: {text}" for text, names in _owners.items())
 
 
 def run(config: Source, *, json_mode: bool = False) -> dict[str, Any]:
@@ -90,7 +99,9 @@ def run(config: Source, *, json_mode: bool = False) -> dict[str, Any]:
     source = config.chosen()
     for name in source.needed:
         if not getattr(source, name):
-            what, option = {"root": ("a source", ""), "manifests": ("manifests", "")}.get(name, (name, f"--{name} PATH; "))
+            what, option = {"root": ("a source", ""), "manifests": ("manifests", "")}.get(
+                name, (name, f"--{name} PATH; ")
+            )
             raise UserError(f"prepare {source.name} needs {what}", "", f"{option}rlspeech prepare {source.name} --help")
     out = Path(os.path.abspath(config.out or os.path.join("data", source.name)))
     try:

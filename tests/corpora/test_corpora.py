@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlspeech.corpora import dns, folder, mix, voicebank
-from rlspeech.corpora.base import Candidate, audio_files
+from rlspeech.corpora.base import Candidate
+from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -421,23 +420,25 @@ def test_nothing_left_is_said(tmp_path: Path) -> None:
         prepare(tmp_path / "none", tmp_path / "out2")
 
 
-def test_a_worker_that_dies_costs_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in "ab":
-        write_video(tmp_path / f"{name}.mp4", flat(10))
-    rows = [Utterance(n, "x.wav", 0.4, 16000, video_filepath=str(tmp_path / f"{n}.mp4")) for n in "ab"]
-    monkeypatch.setattr(lips, "_job", partial(_dies, real=lips._job))
-    done = lips.crop_rows({"manifest": rows}, tmp_path / "out", lips.Cropping("centre112"), 0)
-    assert [r.id for r in done.kept["manifest"]] == ["b"] and done.dropped[0]["reason"] == "video: unreadable"
-    assert [
-        r.id
-        for r in lips.crop_rows({"manifest": rows}, tmp_path / "out", lips.Cropping("centre112"), 0).kept["manifest"]
-    ] == ["b"]
+def test_a_video_that_kills_its_worker_is_dropped_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, name in enumerate("ab"):
+        write_video(tmp_path / "in" / f"{name}.mp4", flat(10))
+        tone(tmp_path / "in" / f"{name}.wav", 0.4, i)
+    real = lips.crop_clip
 
+    def dies(video: str, *more: Any) -> dict[str, Any]:
+        if video.endswith("a.mp4"):
+            raise RuntimeError("the worker process died")
+        return real(video, *more)
 
-def _dies(job: tuple[str, str], how: lips.Cropping, real: Any) -> dict[str, Any]:
-    if job[0].endswith("a.mp4"):
-        raise RuntimeError("the worker process died")
-    return real(job, how)  # type: ignore[no-any-return]
+    monkeypatch.setattr(lips, "crop_clip", dies)
+    for _ in range(2):
+        summary = prepare(tmp_path / "in", tmp_path / "out", crop="centre112")
+        assert summary["dropped"] == {"video: unreadable": 1} and summary["manifests"]["manifest"]["rows"] == 1
+    monkeypatch.undo()
+    assert prepare(tmp_path / "in", tmp_path / "out", crop="centre112")["dropped"] == {}
 
 
 def test_the_contact_sheet(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlspeech.corpora import kaldi_nemo as transcripts
-from rlspeech.corpora import librispeech
+from rlspeech.corpora import folder, kaldi_nemo, librispeech
 from rlspeech.corpora.base import Candidate
 from rlspeech.types import UserError
 
@@ -55,7 +54,7 @@ def test_lists_of_texts(tmp_path: Path, name: str) -> None:
     for file in ("x/one.wav", "two.flac", "three.wav"):
         touch(tmp_path / "audio" / file)
     (tmp_path / name).write_text(LISTS[name])
-    rows = list(transcripts.find_listed(tmp_path / "audio", tmp_path / name))
+    rows = list(folder.find_listed(tmp_path / "audio", tmp_path / name))
     assert texts(rows) == {"x_one": "hello there", "two": "", "three": "no transcript"}
     speakers = {row.utt.id: row.utt.speaker_id for row in rows}
     assert speakers["x_one"] == ("s1" if "s1" in LISTS[name] else None)
@@ -65,12 +64,9 @@ def test_the_same_stem_in_two_folders_needs_its_folder(tmp_path: Path) -> None:
     for file in ("a/1.wav", "b/1.wav"):
         touch(tmp_path / "audio" / file)
     (tmp_path / "t.jsonl").write_text('{"path": "a/1.wav", "text": "first"}\n{"path": "1.wav", "text": "which"}\n')
-    assert texts(list(transcripts.find_listed(tmp_path / "audio", tmp_path / "t.jsonl"))) == {
-        "a_1": "first",
-        "b_1": "which",
-    }
+    assert texts(list(folder.find_listed(tmp_path / "audio", tmp_path / "t.jsonl"))) == {"a_1": "first", "b_1": "which"}
     (tmp_path / "t").write_text("a/1 first\n")
-    assert texts(list(transcripts.find_listed(tmp_path / "audio", tmp_path / "t"))) == {
+    assert texts(list(folder.find_listed(tmp_path / "audio", tmp_path / "t"))) == {
         "a_1": "first",
         "b_1": "no transcript",
     }
@@ -80,7 +76,7 @@ def test_ids_with_dots_are_not_shortened(tmp_path: Path) -> None:
     for file in ("v1.2.wav", "v1.wav"):
         touch(tmp_path / "audio" / file)
     (tmp_path / "text").write_text("v1.2 two\nv1 one\n")
-    rows = transcripts.find_listed(tmp_path / "audio", tmp_path / "text")
+    rows = folder.find_listed(tmp_path / "audio", tmp_path / "text")
     assert sorted((Path(r.utt.audio_filepath).name, r.utt.text) for r in rows) == [
         ("v1.2.wav", "two"),
         ("v1.wav", "one"),
@@ -103,14 +99,14 @@ def test_bad_lists_are_refused(tmp_path: Path, name: str, content: str) -> None:
     touch(tmp_path / "audio" / "one.wav")
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError):
-        list(transcripts.find_listed(tmp_path / "audio", tmp_path / name))
+        list(folder.find_listed(tmp_path / "audio", tmp_path / name))
 
 
 def test_a_list_that_is_not_text(tmp_path: Path) -> None:
     touch(tmp_path / "audio" / "one.wav")
     (tmp_path / "t").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot read"):
-        list(transcripts.find_listed(tmp_path / "audio", tmp_path / "t"))
+        list(folder.find_listed(tmp_path / "audio", tmp_path / "t"))
 
 
 def kaldi(folder: Path, **files: str) -> Path:
@@ -130,7 +126,7 @@ def test_kaldi_segments(tmp_path: Path) -> None:
         utt2spk="u1 anna\n",
         utt2lang="u1 de\n",
     )
-    rows = list(transcripts.find_kaldi(tmp_path / "data"))
+    rows = list(kaldi_nemo.find_kaldi(tmp_path / "data"))
     assert texts(rows) == {
         "u1": "hello there",
         "u2": "",
@@ -164,7 +160,7 @@ def test_kaldi_segments(tmp_path: Path) -> None:
 def test_kaldi_commands_are_never_run(tmp_path: Path, entry: str, good: bool) -> None:
     touch(tmp_path / "d" / "a.flac")
     (tmp_path / "d" / "wav.scp").write_text(f"u {entry}\n")
-    (row,) = transcripts.find_kaldi(tmp_path / "d")
+    (row,) = kaldi_nemo.find_kaldi(tmp_path / "d")
     assert (row.problem is None) == good and not (tmp_path / "evil").exists() and not Path("evil").exists()
     if good:
         assert row.utt.audio_filepath == str(tmp_path / "d" / "a.flac") and row.utt.text is None
@@ -172,7 +168,7 @@ def test_kaldi_commands_are_never_run(tmp_path: Path, entry: str, good: bool) ->
 
 def test_kaldi_needs_a_wav_scp(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wav.scp"):
-        list(transcripts.find_kaldi(tmp_path))
+        list(kaldi_nemo.find_kaldi(tmp_path))
 
 
 def test_nemo(tmp_path: Path) -> None:
@@ -185,7 +181,7 @@ def test_nemo(tmp_path: Path) -> None:
         7,
     ]
     (tmp_path / "train_manifest.json").write_text("".join(json.dumps(x) + "\n" for x in lines) + "{broken\n")
-    rows = list(transcripts.find_nemo(tmp_path))
+    rows = list(kaldi_nemo.find_nemo(tmp_path))
     assert {r.split for r in rows} == {"train"} and len({r.utt.id for r in rows}) == 7
     assert [r.problem is None for r in rows] == [True, True, True, False, False, False, False]
     first = rows[0].utt
@@ -200,4 +196,4 @@ def test_nemo(tmp_path: Path) -> None:
     assert [r.utt.extra.get("segment") for r in rows[:3]] == [None, None, True]
     assert first.audio_filepath == str(tmp_path / "a.wav") and first.sample_rate == 0
     with pytest.raises(UserError):
-        list(transcripts.find_nemo(tmp_path / "gone"))
+        list(kaldi_nemo.find_nemo(tmp_path / "gone"))

@@ -205,10 +205,10 @@ def test_a_second_run_reads_no_audio_and_other_limits_do_not_either(
 
 DRIVER = """
 import json, sys, time
-from rlspeech.corpora import mix, vet
+from rlspeech.corpora import base, mix
 from rlspeech.stages.prepare import Prepare, run
 slow = lambda f: lambda *a, **k: (time.sleep(0.15), f(*a, **k))[1]
-vet.measure, mix.render_one = slow(vet.measure), slow(mix.render_one)
+base.measure, mix.render_one = slow(base.measure), slow(mix.render_one)
 print(json.dumps(run(Prepare(**json.loads(sys.argv[1])))))
 """
 

@@ -14,11 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
-from rlspeech.corpora import nonspeech as prepare_nonspeech
-from rlspeech.corpora import rl_asr as prepare_rl_asr
-from rlspeech.corpora import rl_asr_recognise as prepare_heard
 from rlspeech.corpora.nonspeech import Nonspeech
 from rlspeech.corpora.rl_asr import RlAsr
+from rlspeech.corpora.rl_asr_recognise import recognise
 from rlspeech.data.audio import save_audio
 from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest
 from rlspeech.stages import prepare
@@ -75,7 +73,7 @@ NAMES = [f"{__name__}:exact", f"{__name__}:poor"]
 
 def build(data: Path, out: Path, **more: Any) -> dict[str, Any]:
     settings = {"recognisers": NAMES, "rows": 8, "batch": 3, "long_s": (1.5, 4.0), "device": "cpu"} | more
-    return prepare_rl_asr.run(RlAsr(data=str(data), out=str(out), **settings))  # type: ignore[arg-type]
+    return prepare.run(RlAsr(data=str(data), out=str(out), **settings))  # type: ignore[arg-type]
 
 
 def test_transcribed_corpora(tmp_path: Path) -> None:
@@ -161,9 +159,7 @@ def test_what_cannot_work_is_refused_before_anyone_listens(tmp_path: Path) -> No
         {"data": str(tmp_path / "plain.jsonl")},
     ):
         with pytest.raises(UserError):
-            prepare_rl_asr.run(
-                RlAsr(**({"data": str(data), "recognisers": NAMES, "out": str(tmp_path / "out")} | more))
-            )  # type: ignore[arg-type]
+            prepare.run(RlAsr(**({"data": str(data), "recognisers": NAMES, "out": str(tmp_path / "out")} | more)))  # type: ignore[arg-type]
     assert not (tmp_path / "out" / "heard").exists()
 
 
@@ -173,12 +169,10 @@ def test_silence_is_not_shown_and_a_deaf_recogniser_is_refused(tmp_path: Path) -
         json.dumps({"id": "q", "audio_filepath": "quiet.wav", "duration": 1.0, "sample_rate": RATE}) + "\n"
     )
     CALLS.clear()
-    assert (
-        prepare_heard.hear_all(NAMES[0], read_manifest(tmp_path / "m.jsonl"), tmp_path / "h") == {"q": ""} and not CALLS
-    )
+    assert recognise(NAMES[0], read_manifest(tmp_path / "m.jsonl"), tmp_path / "h") == {"q": ""} and not CALLS
     sound(tmp_path / "quiet.wav", 1, 1.0)
-    with pytest.raises(UserError, match="heard nothing"):
-        prepare_heard.hear_all(NAMES[1], read_manifest(tmp_path / "m.jsonl"), tmp_path / "h")
+    with pytest.raises(UserError, match="test_prepare_asr:poor"):
+        recognise(NAMES[1], read_manifest(tmp_path / "m.jsonl"), tmp_path / "h")
 
 
 def test_the_hallucination_set(tmp_path: Path) -> None:
@@ -188,7 +182,7 @@ def test_the_hallucination_set(tmp_path: Path) -> None:
     config = Nonspeech(
         noise=[str(tmp_path / "noise")], clean=[str(data)], count=3, max_s=4.0, out=str(tmp_path / "out")
     )
-    summary = prepare_nonspeech.run(config)
+    summary = prepare.run(config)
     rows = read_manifest(find_manifest(tmp_path / "out"))
     hours = sum(u.duration for u in rows[3:6]) / 3600
     assert summary["conditions"]["noise"] == {"rows": 3, "hours": pytest.approx(hours, abs=1e-6), "words": 0}
@@ -200,10 +194,10 @@ def test_the_hallucination_set(tmp_path: Path) -> None:
 
 
 def test_without_speech_the_set_is_smaller_or_refused(tmp_path: Path) -> None:
-    summary = prepare_nonspeech.run(Nonspeech(count=1, max_s=1.0, out=str(tmp_path / "out")))
+    summary = prepare.run(Nonspeech(count=1, max_s=1.0, out=str(tmp_path / "out")))
     assert set(summary["conditions"]) == {"silence", "noise", "music"}
     with pytest.raises(UserError, match="no speech"):
-        prepare_nonspeech.run(Nonspeech(count=1, conditions=["cut"], out=str(tmp_path / "out")))
+        prepare.run(Nonspeech(count=1, conditions=["cut"], out=str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -15,6 +15,7 @@ from rlspeech.cli import app
 from rlspeech.corpora import join as prepare_join
 from rlspeech.corpora.join import Join
 from rlspeech.data.manifest import read_jsonl, read_manifest
+from rlspeech.stages import prepare
 from rlspeech.types import UserError
 
 
@@ -36,7 +37,7 @@ def manifest(path: Path, ids: list[str], **columns: Any) -> Path:
 
 
 def join(tmp_path: Path, *manifests: str | Path, **rest: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    summary = prepare_join.run(Join(manifests=[str(m) for m in manifests], out=str(tmp_path / "deep" / "out"), **rest))
+    summary = prepare.run(Join(manifests=[str(m) for m in manifests], out=str(tmp_path / "deep" / "out"), **rest))
     return summary, list(read_jsonl(tmp_path / "deep" / "out" / "manifest.jsonl"))
 
 
@@ -139,7 +140,7 @@ def test_mistakes_are_told(tmp_path):
         ([a], "a", "would be overwritten"),
     ]:
         with pytest.raises(UserError, match=words) as error:
-            prepare_join.run(Join(manifests=[str(m) for m in manifests], out=str(tmp_path / out)))
+            prepare.run(Join(manifests=[str(m) for m in manifests], out=str(tmp_path / out)))
         assert error.value.try_this
 
 

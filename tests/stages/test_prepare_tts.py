@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlspeech.corpora import tts_texts as prepare_tts
 from rlspeech.corpora.tts_texts import PrepareTts
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import columns_of
 from rlspeech.data.manifest import read_manifest
+from rlspeech.stages import prepare
 from rlspeech.types import UserError
 
 RATE = 16000
@@ -26,7 +26,7 @@ def sound(path: Path, seconds: float, seed: int) -> Path:
 
 
 def ask(root: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return prepare_tts.run(PrepareTts(root=str(root), out=str(out), workers=0, **changes))
+    return prepare.run(PrepareTts(root=str(root), out=str(out), workers=0, **changes))
 
 
 def test_a_folder_of_speakers(tmp_path: Path) -> None:
