@@ -13,10 +13,11 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -199,25 +200,23 @@ class Pool:
             self._end()
             self._broken += 1
             if self._broken == STARTS:
-                raise UserError(
-                    "the worker processes do not start",
-                    "each one ended before its first item",
-                    '--workers 0 shows why; a script of your own needs `if __name__ == "__main__":`, or workers=0',
+                try_this = (
+                    '--workers 0 shows why; a script of your own needs `if __name__ == "__main__":`, or workers=0'
                 )
+                raise UserError("the worker processes do not start", "each ended before its first item", try_this)
         if self._processes is None:
             self._processes = ProcessPool(self._workers, 0, _begin, (self._make,), _Context())  # type: ignore[arg-type]
         return self._processes, self._processes.schedule(_serve, (item,), timeout=self._timeout_s)
 
-    def _read(self, answer: bytes) -> Any:
-        self._broken = 0
-        began, result = pickle.loads(answer)
-        if not began:
-            raise UserError("the worker processes cannot start", result, "rlspeech doctor, or --workers 0")
-        return result
-
-    def _reason(self, error: BaseException) -> Exception:
+    def _result(self, future: ProcessFuture[bytes], error: BaseException | None) -> Any:
         from pebble import ProcessExpired
 
+        if error is None:
+            self._broken = 0
+            began, result = pickle.loads(future.result())
+            if not began:
+                raise UserError("the worker processes cannot start", result, "rlspeech doctor, or --workers 0")
+            return result
         if isinstance(error, TimeoutError):
             return TimeoutError(f"took longer than {self._timeout_s:g} s")
         if isinstance(error, ProcessExpired):
@@ -242,17 +241,16 @@ class Job:
         while True:
             try:
                 error = self._future.exception(POLL_S)
-            except TimeoutError:
+            except TimeoutError:  # not done; an item that a pool had not begun when it broke never is
                 if self._processes.active:
                     continue
                 error = BrokenProcessPool()
-            if error is None:
-                return self._pool._read(self._future.result())
             if not isinstance(error, BrokenProcessPool):
-                return self._pool._reason(error)
+                return self._pool._result(self._future, error)
             self._processes, self._future = self._pool._schedule(self.item, self._processes)
 
 
+_starting = threading.Lock()  # for the environment is the whole process's
 _function: Callable[[Any], Any] | str = "not built"  # of a worker; a text says why it could not be built
 
 
@@ -294,36 +292,20 @@ def _call(fn: Callable[[Any], Any], item: Any) -> Any:
 class _Process(SpawnProcess):
     def start(self) -> None:
         """Start with one thread, and with Ctrl-C blocked: it is the parent's, also while the worker imports."""
-        with _environment(**ONE_THREAD), _sigint_blocked():
-            super().start()
+        with _starting:
+            own = {key: os.environ.get(key) for key in ONE_THREAD}
+            masks = hasattr(signal, "pthread_sigmask")
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
+            os.environ.update(ONE_THREAD)
+            try:
+                super().start()
+            finally:
+                for key in ONE_THREAD:
+                    os.environ.pop(key)
+                os.environ.update({key: value for key, value in own.items() if value is not None})
+                if masks:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Context(SpawnContext):
     Process = _Process
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {k: os.environ.get(k) for k in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Processes started inside inherit the block; a Ctrl-C of ours is delivered afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

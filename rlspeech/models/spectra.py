@@ -73,12 +73,30 @@ class StftFrontEnd(nn.Module):
         return torch.complex(real.contiguous(), imag.contiguous())
 
 
-def mel_filters(sample_rate: int, n_fft: int, n_mels: int, fmax_hz: float) -> Tensor:
-    """Slaney-style triangular filters, area-normalised: (n_mels, n_fft // 2 + 1), equal to librosa.filters.mel."""
-    from transformers.audio_utils import mel_filter_bank
+def mel_filters(
+    sample_rate: int, n_fft: int, n_mels: int, fmax_hz: float | None = None, fmin_hz: float = 0.0
+) -> Tensor:
+    """Slaney's mel filters (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above, of unit area, as librosa.filters.mel.
 
-    bank = mel_filter_bank(n_fft // 2 + 1, n_mels, 0.0, fmax_hz, sample_rate, norm="slaney", mel_scale="slaney")
-    return torch.from_numpy(bank.T).float()
+    Args:
+        sample_rate: in Hz.
+        n_fft: length of the transform, odd ones too; the filters cover its n_fft // 2 + 1 bins.
+        n_mels: number of filters.
+        fmax_hz: upper edge of the highest filter; None is half the rate.
+        fmin_hz: lower edge of the lowest filter.
+
+    Returns:
+        (n_mels, n_fft // 2 + 1) float32.
+    """
+    from transformers.audio_utils import hertz_to_mel, mel_to_hertz
+
+    ends = [hertz_to_mel(hz, mel_scale="slaney") for hz in (fmin_hz, sample_rate / 2 if fmax_hz is None else fmax_hz)]
+    edges_hz = np.asarray(mel_to_hertz(np.linspace(*ends, n_mels + 2), mel_scale="slaney"))
+    bins_hz = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
+    rise = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
+    fall = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz)[1:, None]
+    bank = np.maximum(0.0, np.minimum(rise, fall)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
+    return torch.from_numpy(bank.astype(np.float32))
 
 
 class MelFrontEnd(nn.Module):
@@ -169,17 +187,13 @@ PREEMPHASIS = 0.97
 
 
 @lru_cache(maxsize=8)
-def _filters(mels: int, n_fft: int, sample_rate: int) -> Tensor:
+def _kaldi_filters(mels: int, n_fft: int, sample_rate: int) -> Tensor:
     """Triangles (n_fft // 2, mels) on the mel scale 1127 ln(1 + f / 700); Kaldi leaves the last bin out."""
+    from transformers.audio_utils import mel_filter_bank
 
-    def mel(hz: Tensor) -> Tensor:
-        return 1127.0 * torch.log1p(hz / 700.0)
-
-    low, high = mel(torch.tensor([LOW_HZ, sample_rate / 2], dtype=torch.double))
-    step = (high - low) / (mels + 1)
-    centre = low + step * (1 + torch.arange(mels, dtype=torch.double))
-    bins = mel(torch.arange(n_fft // 2, dtype=torch.double) * sample_rate / n_fft)[:, None]
-    return torch.minimum((bins - centre + step) / step, (centre + step - bins) / step).clamp_min(0).float()
+    bins, high_hz = n_fft // 2 + 1, sample_rate / 2
+    bank = mel_filter_bank(bins, mels, LOW_HZ, high_hz, sample_rate, None, "kaldi", triangularize_in_mel_space=True)
+    return torch.from_numpy(bank[:-1]).float()
 
 
 @lru_cache(maxsize=8)
@@ -201,7 +215,11 @@ def fbank(wav: Tensor, mels: int = 80, sample_rate: int = 16000) -> Tensor:
     frames = (frames - PREEMPHASIS * before) * _window(size).to(wav.device)
     n_fft = 2 ** math.ceil(math.log2(size))
     power = torch.fft.rfft(frames, n_fft).abs().square()[:, :-1]
-    return (power @ _filters(mels, n_fft, sample_rate).to(wav.device)).clamp_min(torch.finfo(torch.float32).eps).log()
+    return (
+        (power @ _kaldi_filters(mels, n_fft, sample_rate).to(wav.device))
+        .clamp_min(torch.finfo(torch.float32).eps)
+        .log()
+    )
 
 
 def stack_frames(frames: Tensor, stack: int = 7, stride: int = 6) -> Tensor:
@@ -216,44 +234,6 @@ def stack_frames(frames: Tensor, stack: int = 7, stride: int = 6) -> Tensor:
 def fbank_lfr(wav: Tensor, mels: int = 80, sample_rate: int = 16000, stack: int = 7, stride: int = 6) -> Tensor:
     """Stacked log-mel windows (L', stack * mels) of a waveform (T,)."""
     return stack_frames(fbank(wav, mels, sample_rate), stack, stride)
-
-
-# Mel filters and log-mel spectrograms, shared by the P.808 predictor and the embedded encoders.
-#
-# The filters are Slaney's (linear below 1 kHz, logarithmic above, unit area), the same numbers that librosa computes, without
-# importing librosa: its first use costs seconds, and a GPU needs the filters as a tensor anyway.
-
-
-@lru_cache(maxsize=8)
-def slaney_filters(
-    sample_rate: int, n_fft: int, n_mels: int, fmin_hz: float = 0.0, fmax_hz: float | None = None
-) -> np.ndarray:
-    """Slaney's mel filter bank.
-
-    Args:
-        sample_rate: in Hz.
-        n_fft: length of the transform; the filters cover its n_fft // 2 + 1 bins.
-        n_mels: number of filters.
-        fmin_hz: lower edge of the lowest filter.
-        fmax_hz: upper edge of the highest filter; None is half the rate.
-
-    Returns:
-        (n_mels, n_fft // 2 + 1) float32, each filter of unit area (Slaney, Auditory Toolbox, 1998).
-    """
-    fmax_hz = sample_rate / 2 if fmax_hz is None else fmax_hz
-    step, corner_hz = 200.0 / 3, 1000.0
-    log_step = np.log(6.4) / 27.0
-
-    def to_mel(hz: float) -> float:
-        return hz / step if hz < corner_hz else corner_hz / step + float(np.log(hz / corner_hz)) / log_step
-
-    mels = np.linspace(to_mel(fmin_hz), to_mel(fmax_hz), n_mels + 2)
-    edges_hz = np.where(mels < corner_hz / step, mels * step, corner_hz * np.exp(log_step * (mels - corner_hz / step)))
-    bins_hz = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
-    rise = (bins_hz[None] - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
-    fall = (edges_hz[2:, None] - bins_hz[None]) / np.diff(edges_hz)[1:, None]
-    bank = np.maximum(0.0, np.minimum(rise, fall)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
-    return cast(np.ndarray, bank.astype(np.float32))
 
 
 def level_normalise(wav: Tensor, dbfs: float) -> Tensor:
@@ -274,9 +254,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.centre = centre
         self.register_buffer("window", torch.hann_window(400), persistent=False)
-        self.register_buffer(
-            "bank", torch.from_numpy(slaney_filters(16000, 512, n_mels, 20.0, 7600.0)), persistent=False
-        )
+        self.register_buffer("bank", mel_filters(16000, 512, n_mels, 7600.0, 20.0), persistent=False)
 
     def forward(self, wav: Tensor) -> Tensor:
         """Args: wav (N, T) at 16 kHz."""

@@ -1,4 +1,4 @@
-"""The registry of rewards, the gates that every one of them stands behind, and Python functions as rewards.
+"""The registry of rewards, and the gates that every one of them stands behind.
 
 A reward is asked for by name: ``pesq_wb``, with options ``dnsmos_ovrl[level_dbfs=-25]``, or as a function ``my_pkg.mod:my_reward``.
 Nothing here imports torch: ``rlspeech doctor`` and ``rlspeech --help`` read the list.
@@ -20,7 +20,7 @@ from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
 from rlspeech.rewards.user import asks_for, is_trls
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["Family", "Request", "RewardInfo", "available", "column_of", "gate", "register", "resolve", "why_not"]
+__all__ = ["Family", "Request", "available", "column_of", "gate", "register", "resolve", "wave_problem"]
 
 SILENCE_DBFS = -70.0
 MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level
@@ -96,12 +96,8 @@ def available() -> list[RewardInfo]:
     """All families, usable or not, in the order of the catalogue."""
     infos = []
     for e in _entries.values():
-        reason = why_not(e)
-        infos.append(
-            RewardInfo(
-                e.family, not reason, reason, tuple(e.columns), e.needs, e.where, next(iter(e.columns.values())).help
-            )
-        )
+        reason, main = why_not(e), next(iter(e.columns.values()))
+        infos.append(RewardInfo(e.family, not reason, reason, tuple(e.columns), e.needs, e.where, main.help))
     return infos
 
 
@@ -117,48 +113,34 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
     """
     match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", asked)
     if match is None:
-        raise UserError(
-            f"cannot read the reward name {asked!r}", "", "name, name[option=value] or package.module:function"
-        )
-    name, merged = match[1], dict(options or {})
-    merged.update(_parse_options(match[2] or "", asked))
-    frozen = tuple(sorted(merged.items()))
+        usage = "name, name[option=value] or package.module:function"
+        raise UserError(f"cannot read the reward name {asked!r}", "", usage)
+    name, merged = match[1], {**(options or {}), **_parse_options(match[2] or "", asked)}
     if ":" in name:
-        return Request(asked, _user_entry(name), name, tuple(sorted({**merged, "name": name}.items())))
+        return Request(asked, _function_entry(name), name, tuple(sorted({**merged, "name": name}.items())))
     name = _aliases.get(name, name)
     if name not in _columns:
-        known = [*_columns, *_aliases]
-        close = difflib.get_close_matches(name, known, 1, 0.5)
-        hint = (
-            f"did you mean {close[0]!r}?"
-            if close
-            else "rlspeech doctor lists the rewards; package.module:function names your own"
-        )
-        raise UserError(f"no reward is called {name!r}", f"known: {', '.join(sorted(_columns))}", hint)
+        close = difflib.get_close_matches(name, [*_columns, *_aliases], 1, 0.5)
+        hint = "rlspeech doctor lists the rewards; package.module:function names your own"
+        hint = f"did you mean {close[0]!r}?" if close else hint
+        raise UserError(f"unknown reward {name!r}", f"known: {', '.join(sorted(_columns))}", hint)
     entry = _columns[name]
     if reason := why_not(entry):
-        raise UserError(
-            f"the reward {name!r} cannot be used here", reason, "rlspeech doctor lists the rewards that can"
-        )
-    return Request(asked, entry, name, frozen)
+        hint = "rlspeech doctor lists the rewards that can be used"
+        raise UserError(f"the reward {name!r} cannot be used here", reason, hint)
+    return Request(asked, entry, name, tuple(sorted(merged.items())))
 
 
-def _user_entry(path: str) -> Entry:
+def _function_entry(path: str) -> Entry:
     """What a Python function says of itself; one with a parameter ``hypotheses``, or of TRL's form, judges texts."""
     function = load_function(path)
-    up, optional = (
-        bool(getattr(function, name, default)) for name, default in (("higher_is_better", True), ("optional", False))
-    )
-    column = Column("Python function", up, optional=optional)
-    needs = {
-        *getattr(function, "needs", ()),
-        *(("hypothesis",) if asks_for(function, "hypotheses") or is_trls(function) else ()),
-    }
+    up, optional = bool(getattr(function, "higher_is_better", True)), bool(getattr(function, "optional", False))
+    texts = {"hypothesis"} if asks_for(function, "hypotheses") or is_trls(function) else set()
     return Entry(
         path,
         "rlspeech.rewards.user:UserReward",
-        {path: column},
-        frozenset(needs),
+        {path: Column("Python function", up, optional=optional)},
+        frozenset({*getattr(function, "needs", ()), *texts}),
         sample_rate=getattr(function, "sample_rate", None),
         min_s=0.0,
         silence="score",
@@ -181,16 +163,15 @@ def build(request: Request, device: str = "cpu") -> Family:
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
-        raise UserError(
-            f"{request.asked}: {error}", "the reward has no such option", f"see {request.entry.factory}"
-        ) from error
+        hint = f"see {request.entry.factory}"
+        raise UserError(f"{request.asked}: {error}", "the reward has no such option", hint) from error
 
 
 def gate(sample: Sample, entry: Entry) -> str | None:
     """Why a sample cannot be scored, or None: the checks that all rewards share, before any of them computes.
 
-    Where a hypothesis is judged the waveform is what was heard, and silence or nothing at all is a fair question; a reference text of
-    "" is then an answer too (nothing is said), and only None is no reference.
+    Where a hypothesis is judged, the waveform is only what was recognised, and silence or no samples at all are allowed; a reference
+    text of "" is then an answer too (nothing is said), and only None is no reference.
     """
     if "hypothesis" in entry.needs:
         if not isinstance(sample.hypothesis, str):
@@ -202,16 +183,14 @@ def gate(sample: Sample, entry: Entry) -> str | None:
         reason = None  # synthesis that says nothing is an answer
     else:
         reason = wave_problem(sample.wav, sample.sample_rate, entry.min_s, entry.silence == "null")
-    if reason:
-        return reason
-    if "text" in entry.needs and not (sample.text or "").strip():
+    if reason is None and "text" in entry.needs and not (sample.text or "").strip():
         return "no reference text"
-    if "target" in entry.needs:
+    if reason is None and "target" in entry.needs:
         if sample.target is None:
             return "no reference audio"
         reason = wave_problem(sample.target, sample.sample_rate, entry.min_s, True)
         return f"reference: {reason}" if reason else None
-    return None
+    return reason
 
 
 def wave_problem(wav: np.ndarray, sample_rate: int, min_s: float, refuse_silence: bool) -> str | None:
@@ -227,9 +206,7 @@ def wave_problem(wav: np.ndarray, sample_rate: int, min_s: float, refuse_silence
         return "samples beyond any level"
     if len(wav) < min_s * sample_rate:
         return f"too short ({len(wav) / sample_rate:.2f} s, at least {min_s:g} s)"
-    if refuse_silence and power < 10.0 ** (SILENCE_DBFS / 10.0):
-        return "silent"
-    return None
+    return "silent" if refuse_silence and power < 10.0 ** (SILENCE_DBFS / 10.0) else None
 
 
 def _parse_options(text: str, asked: str) -> dict[str, Any]:
@@ -237,20 +214,15 @@ def _parse_options(text: str, asked: str) -> dict[str, Any]:
     for part in filter(None, (p.strip() for p in text.split(","))):
         key, equals, value = (s.strip() for s in part.partition("="))
         if not equals or not key.isidentifier():
-            raise UserError(
-                f"cannot read the options of {asked!r}",
-                f"{part!r} is not option=value",
-                "name[option=value,option=value]",
-            )
+            why, usage = f"{part!r} is not option=value", "name[option=value,option=value]"
+            raise UserError(f"cannot read the options of {asked!r}", why, usage)
         options[key] = _value(value)
     return options
 
 
 def _value(text: str) -> Any:
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    if text.lower() in {"none", "null"}:
-        return None
+    if text.lower() in {"true", "false", "none", "null"}:
+        return {"true": True, "false": False}.get(text.lower())
     for kind in (int, float):
         try:
             return kind(text)

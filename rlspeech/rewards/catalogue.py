@@ -7,6 +7,7 @@ one ``Entry`` here (or ``rlspeech.rewards.base.register`` from outside) and one 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["ALIASES", "BUILTIN", "Column", "Entry"]
 
@@ -35,7 +36,7 @@ class Entry:
         factory: ``package.module:Class``, called with the options (and ``device`` where ``where`` is "device").
         columns: reward name -> column; the first is the main one.
         needs: subset of {"target", "text", "hypothesis", "tokens"}; with one of the last two the waveform is not looked at.
-        where: "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what is faster than sending it.
+        where: "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what takes less time than sending it.
         requires: modules that must be installed, with the word that installs them.
         sample_rate: what it computes at, in Hz; None takes any.
         min_s: shorter clips are unscorable.
@@ -55,198 +56,139 @@ class Entry:
     probe: str = ""
 
 
-TARGET, TEXT = frozenset({"target"}), frozenset({"text"})
-TOKENS = frozenset({"tokens"})
-HYPOTHESIS = frozenset({"hypothesis", "text"})
-_ONNX = {"speechmos": "speechmos", "onnx": "onnx"}
+TARGET, TEXT, TOKENS, HYPOTHESIS = (frozenset({n}) for n in ("target", "text", "tokens", "hypothesis"))
+ONNX = {"speechmos": "speechmos", "onnx": "onnx"}
+FUZZ = {"rapidfuzz": "jiwer"}
+PESQ = {"pesq": "'rlspeech[pesq]' (needs a C compiler)"}
+ANY: dict[str, Any] = {"sample_rate": None, "min_s": 0.0, "silence": "score"}  # the waveform is not what is judged
+SPOKEN: dict[str, Any] = {"min_s": 0.0, "silence": "empty"}
 _P = "rlspeech.rewards."
+MOS, SHARE, SIGNED, POSITIVE = (1.0, 5.0), (0.0, 1.0), (-1.0, 1.0), (0.0, INF)
 
 
 def _dnsmos(prefix: str, what: str) -> dict[str, Column]:
-    return {
-        f"{prefix}_{c}": Column(f"{what}: {word}", bounds=(1.0, 5.0))
-        for c, word in (("ovrl", "overall quality"), ("sig", "speech quality"), ("bak", "background quality"))
-    }
+    words = {"ovrl": "overall quality", "sig": "speech quality", "bak": "background quality"}
+    return {f"{prefix}_{c}": Column(f"{what}: {word}", bounds=MOS) for c, word in words.items()}
 
 
 _ASR: dict[str, Column] = {
-    "asr_accuracy": Column("1 - word (or character) error rate of the hypothesis, bounded below", bounds=(-1.0, 1.0)),
+    "asr_accuracy": Column("1 - word (or character) error rate of the hypothesis, bounded below", bounds=SIGNED),
     "asr_hallucination": Column("-1 where a rule calls the hypothesis a hallucination, else 0", bounds=(-1.0, 0.0)),
-    "asr_keywords": Column(
-        "mean of keyword precision and recall; null without keywords", bounds=(0.0, 1.0), optional=True
-    ),
-    "asr_exact": Column("1 where the texts are the same after normalisation, else 0", bounds=(0.0, 1.0)),
+    "asr_keywords": Column("mean of keyword precision and recall; null without keywords", bounds=SHARE, optional=True),
+    "asr_exact": Column("1 where the texts are the same after normalisation, else 0", bounds=SHARE),
     "asr_edits": Column("minus the edit distance, in units", bounds=(-INF, 0.0)),
-    "asr_wer": Column("errors per reference unit; null where nothing is said", False, (0.0, INF), True),
-    "asr_cer": Column("errors per reference character", False, (0.0, INF), True),
-    "asr_insertions": Column("insertions per reference unit", False, (0.0, INF), True),
-    "asr_deletions": Column("deletions per reference unit", False, (0.0, 1.0), True),
-    "asr_substitutions": Column("substitutions per reference unit", False, (0.0, 1.0), True),
-    "asr_keyword_f1": Column("F1 of the keywords", bounds=(0.0, 1.0), optional=True),
-    "asr_hallucinated": Column("1 where a rule calls the hypothesis a hallucination, else 0", False, (0.0, 1.0)),
+    "asr_wer": Column("errors per reference unit; null where nothing is said", False, POSITIVE, True),
+    "asr_cer": Column("errors per reference character", False, POSITIVE, True),
+    "asr_insertions": Column("insertions per reference unit", False, POSITIVE, True),
+    "asr_deletions": Column("deletions per reference unit", False, SHARE, True),
+    "asr_substitutions": Column("substitutions per reference unit", False, SHARE, True),
+    "asr_keyword_f1": Column("F1 of the keywords", bounds=SHARE, optional=True),
+    "asr_hallucinated": Column("1 where a rule calls the hypothesis a hallucination, else 0", False, SHARE),
 }
-
 _TTS: dict[str, Column] = {
     "tts_accuracy": Column(
         "of a recogniser's character error rate on synthesised speech (form: linear, tanh, exp)", bounds=(-INF, 1.0)
     ),
-    "tts_cer": Column("its character error rate; of an empty transcript 1", False, (0.0, INF)),
-    "tts_wer": Column("its word error rate", False, (0.0, INF)),
-    "tts_posterior": Column(
-        "exp(-NLL / 3) of the text by an audio language model that hears the speech", bounds=(0.0, 1.0)
-    ),
-    "tts_nll": Column("that NLL, in nats a piece of the text", False, (0.0, INF)),
+    "tts_cer": Column("its character error rate; of an empty transcript 1", False, POSITIVE),
+    "tts_wer": Column("its word error rate", False, POSITIVE),
+    "tts_posterior": Column("exp(-NLL / 3) of the text, by an audio language model given the speech", bounds=SHARE),
+    "tts_nll": Column("that NLL, in nats a piece of the text", False, POSITIVE),
 }
 _TOKEN_RULES: dict[str, Column] = {
-    "tts_duration": Column(
-        "minus the relative distance of a rollout's length from its group's median", bounds=(-INF, 0.0)
-    ),
-    "tts_token_diversity": Column(
-        "mean edit distance of tokens to the group's others, 0 for loops", bounds=(0.0, 1.0), optional=True
-    ),
-    "tts_stopped": Column("1 where the stop token came, else 0", bounds=(0.0, 1.0)),
-    "tts_loop": Column("1 where the codec tokens run in a loop, else 0", False, (0.0, 1.0)),
+    "tts_duration": Column("minus the relative distance of its length from its group's median", bounds=(-INF, 0.0)),
+    "tts_token_diversity": Column("mean edit distance to the group's others, 0 for loops", bounds=SHARE, optional=True),
+    "tts_stopped": Column("1 where the stop token came, else 0", bounds=SHARE),
+    "tts_loop": Column("1 where the codec tokens run in a loop, else 0", False, SHARE),
 }
 _SHAPE: dict[str, Column] = {
-    "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=(0.0, INF), optional=True),
+    "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=POSITIVE, optional=True),
     "tts_duration_ratio": Column(
         "length of the speech over the recording's, or over what the text should take; 1 is right",
-        bounds=(0.0, INF),
+        bounds=POSITIVE,
         optional=True,
     ),
     "tts_duration_drift": Column(
-        "size of that ratio's logarithm: how far too long or too short", False, (0.0, INF), True
+        "size of that ratio's logarithm: how far too long or too short", False, POSITIVE, True
     ),
 }
 _TOKEN_TEXT: dict[str, Column] = {
     "token_accuracy": Column("as tts_accuracy, by the token reward: no waveform is made", bounds=(-INF, 1.0)),
-    "token_cer": Column("its character error rate; of no tokens 1", False, (0.0, INF)),
-    "token_posterior": Column("exp(-NLL / 3) of the text given the codec tokens", bounds=(0.0, 1.0)),
-    "token_nll": Column("that NLL, in nats a piece of the text", False, (0.0, INF)),
-    "token_sex": Column("probability of the row's sex", bounds=(0.0, 1.0), optional=True),
-    "token_speaker": Column("probability of the row's speaker_id", bounds=(0.0, 1.0), optional=True),
+    "token_cer": Column("its character error rate; of no tokens 1", False, POSITIVE),
+    "token_posterior": Column("exp(-NLL / 3) of the text given the codec tokens", bounds=SHARE),
+    "token_nll": Column("that NLL, in nats a piece of the text", False, POSITIVE),
+    "token_sex": Column("probability of the row's sex", bounds=SHARE, optional=True),
+    "token_speaker": Column("probability of the row's speaker_id", bounds=SHARE, optional=True),
     "token_quality": Column("expected level of quality, 1 is the worst", bounds=(1.0, INF), optional=True),
+}
+_BERT: dict[str, Column] = {
+    "speech_bert_score": Column("SpeechBERTScore (precision) against the reference", bounds=SIGNED),
+    "speech_bert_recall": Column("its recall", bounds=SIGNED),
+    "speech_bert_f1": Column("its F1", bounds=SIGNED),
+}
+_SQUIM: dict[str, Column] = {
+    "squim_pesq": Column("PESQ as predicted by torchaudio's SQUIM", bounds=(1.0, 4.65)),
+    "squim_stoi": Column("STOI as predicted by SQUIM", bounds=SHARE),
+    "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB"),
+}
+_STOI: dict[str, Column] = {
+    "stoi": Column("intelligibility (STOI)", bounds=SIGNED),
+    "estoi": Column("intelligibility (extended STOI)", bounds=SIGNED),
+}
+_WER: dict[str, Column] = {
+    "wer": Column("word error rate of a recogniser", False, POSITIVE),
+    "cer": Column("character error rate of a recogniser", False, POSITIVE),
 }
 
 
+def _one(name: str, help: str, bounds: tuple[float, float] = (-INF, INF), up: bool = True) -> dict[str, Column]:
+    return {name: Column(help, up, bounds)}
+
+
 BUILTIN: tuple[Entry, ...] = (
-    Entry("asr", _P + "rules:TextRules", _ASR, HYPOTHESIS, "main", {"rapidfuzz": "jiwer"}, None, 0.0, "score"),
-    Entry(
-        "tts", _P + "speech_rules:SpokenText", _TTS, TEXT, requires={"rapidfuzz": "jiwer"}, min_s=0.0, silence="empty"
-    ),
-    Entry(
-        "token_rules",
-        _P + "speech_rules:TokenRules",
-        _TOKEN_RULES,
-        TOKENS,
-        "main",
-        {"rapidfuzz": "jiwer"},
-        None,
-        0.0,
-        "score",
-    ),
-    Entry("speech_shape", _P + "speech_rules:SpeechShape", _SHAPE, frozenset(), "cpu", min_s=0.0, silence="empty"),
-    Entry(
-        "token_text",
-        _P + "soft:TokenText",
-        _TOKEN_TEXT,
-        TOKENS | TEXT,
-        "device",
-        {"rapidfuzz": "jiwer"},
-        None,
-        0.0,
-        "score",
-    ),
-    Entry("dnsmos", _P + "dnsmos:Dnsmos", _dnsmos("dnsmos", "DNSMOS P.835, official windows"), requires=_ONNX),
-    Entry("pdnsmos", _P + "dnsmos:PersonalisedDnsmos", _dnsmos("pdnsmos", "personalised DNSMOS P.835"), requires=_ONNX),
-    Entry(
-        "dnsmos_p808",
-        _P + "dnsmos:P808",
-        {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=(1.0, 5.0))},
-        requires=_ONNX,
-    ),
+    Entry("asr", _P + "rules:TextRules", _ASR, HYPOTHESIS | TEXT, "main", FUZZ, **ANY),
+    Entry("tts", _P + "speech_rules:SpokenText", _TTS, TEXT, requires=FUZZ, **SPOKEN),
+    Entry("token_rules", _P + "speech_rules:TokenRules", _TOKEN_RULES, TOKENS, "main", FUZZ, **ANY),
+    Entry("speech_shape", _P + "speech_rules:SpeechShape", _SHAPE, frozenset(), "cpu", **SPOKEN),
+    Entry("token_text", _P + "soft:TokenText", _TOKEN_TEXT, TOKENS | TEXT, requires=FUZZ, **ANY),
+    Entry("dnsmos", _P + "dnsmos:Dnsmos", _dnsmos("dnsmos", "DNSMOS P.835, official windows"), requires=ONNX),
+    Entry("pdnsmos", _P + "dnsmos:PersonalisedDnsmos", _dnsmos("pdnsmos", "personalised DNSMOS P.835"), requires=ONNX),
+    Entry("dnsmos_p808", _P + "dnsmos:P808", _one("dnsmos_p808", "DNSMOS P.808, official windows", MOS), requires=ONNX),
     Entry(
         "dnsmos_fast",
         _P + "dnsmos:FastDnsmos",
         _dnsmos("dnsmos_fast", "DNSMOS P.835 on the clip as it is, at -25 dBFS; for training"),
-        requires=_ONNX,
+        requires=ONNX,
         min_s=0.3,
     ),
-    Entry(
-        "pesq_wb",
-        _P + "intrusive:PesqWb",
-        {"pesq_wb": Column("PESQ, wide band (ITU-T P.862.2)", bounds=(1.0, 4.65))},
-        TARGET,
-        "cpu",
-        {"pesq": "'rlspeech[pesq]' (needs a C compiler)"},
-        min_s=0.3,
+    *(
+        Entry(n, f"{_P}intrusive:{cls}", _one(n, help, (1.0, 4.65)), TARGET, "cpu", PESQ, min_s=0.3)
+        for n, cls, help in (
+            ("pesq_wb", "PesqWb", "PESQ, wide band (ITU-T P.862.2)"),
+            ("pesq_nb", "PesqNb", "PESQ, narrow band (ITU-T P.862)"),
+        )
     ),
-    Entry(
-        "pesq_nb",
-        _P + "intrusive:PesqNb",
-        {"pesq_nb": Column("PESQ, narrow band (ITU-T P.862)", bounds=(1.0, 4.65))},
-        TARGET,
-        "cpu",
-        {"pesq": "'rlspeech[pesq]' (needs a C compiler)"},
-        min_s=0.3,
-    ),
-    Entry(
-        "stoi",
-        _P + "intrusive:Stoi",
-        {
-            "stoi": Column("intelligibility (STOI)", bounds=(-1.0, 1.0)),
-            "estoi": Column("intelligibility (extended STOI)", bounds=(-1.0, 1.0)),
-        },
-        TARGET,
-        "cpu",
-        min_s=0.4,
-    ),
+    Entry("stoi", _P + "intrusive:Stoi", _STOI, TARGET, "cpu", min_s=0.4),
     Entry(
         "si_sdr",
         _P + "intrusive:SiSdr",
-        {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")},
+        _one("si_sdr", "scale-invariant signal-to-distortion ratio in dB"),
         TARGET,
         "cpu",
     ),
-    Entry(
-        "lsd", _P + "intrusive:Lsd", {"lsd": Column("log-spectral distance in dB", False, (0.0, INF))}, TARGET, "cpu"
-    ),
+    Entry("lsd", _P + "intrusive:Lsd", _one("lsd", "log-spectral distance in dB", POSITIVE, False), TARGET, "cpu"),
     Entry(
         "speaker_similarity",
         _P + "encoders:SpeakerSimilarity",
-        {"speaker_similarity": Column("cosine of speaker embeddings with the reference", bounds=(-1.0, 1.0))},
+        _one("speaker_similarity", "cosine of speaker embeddings with the reference", SIGNED),
         TARGET,
         min_s=0.3,
     ),
-    Entry(
-        "speech_bert_score",
-        _P + "encoders:SpeechBertScore",
-        {
-            "speech_bert_score": Column("SpeechBERTScore (precision) against the reference", bounds=(-1.0, 1.0)),
-            "speech_bert_recall": Column("its recall", bounds=(-1.0, 1.0)),
-            "speech_bert_f1": Column("its F1", bounds=(-1.0, 1.0)),
-        },
-        TARGET,
-    ),
-    Entry(
-        "wer",
-        _P + "rates:ErrorRate",
-        {
-            "wer": Column("word error rate of a recogniser", False, (0.0, INF)),
-            "cer": Column("character error rate of a recogniser", False, (0.0, INF)),
-        },
-        TEXT,
-        requires={"jiwer": "jiwer"},
-        silence="score",
-    ),
+    Entry("speech_bert_score", _P + "encoders:SpeechBertScore", _BERT, TARGET),
+    Entry("wer", _P + "rates:ErrorRate", _WER, TEXT, requires={"jiwer": "jiwer"}, silence="score"),
     Entry(
         "squim",
         _P + "squim:Squim",
-        {
-            "squim_pesq": Column("PESQ as predicted by torchaudio's SQUIM", bounds=(1.0, 4.65)),
-            "squim_stoi": Column("STOI as predicted by SQUIM", bounds=(0.0, 1.0)),
-            "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB"),
-        },
+        _SQUIM,
         requires={"torchaudio": "'rlspeech[torchaudio]'"},
         min_s=0.3,
         probe=_P + "squim:why_not",
@@ -254,7 +196,7 @@ BUILTIN: tuple[Entry, ...] = (
     Entry(
         "llm",
         _P + "llm.judge:LlmJudge",
-        {"llm": Column("rating read out of an audio language model's words", bounds=(1.0, 5.0))},
+        _one("llm", "rating read out of an audio language model's words", MOS),
         min_s=0.3,
     ),
 )

@@ -1,8 +1,14 @@
-"""The nets of DNSMOS as torch modules, differentiable to the waveform; weights out of the ONNX files in the ``speechmos`` package.
+"""DNSMOS (Reddy et al. 2021, 2022): P.835 (SIG, BAK, OVRL), the personalised P.835 and P.808, as torch modules and through onnxruntime.
 
-Both are a spectrogram, 3x3 convolutions with pooling, a maximum over all positions and three dense layers, so the length is free.
-P.835's spectrogram is a windowed DFT inside the graph; P.808's is librosa's mel spectrogram, computed here in torch. What the
-scores are made of (windows, polynomial, average) is in ``dnsmos``.
+The weights are read from the ONNX files inside the installed ``speechmos`` package. All nets are a spectrogram, 3x3 convolutions with
+pooling, a maximum over all positions and three dense layers, so the length is free. P.835's spectrogram is a windowed DFT inside the
+graph; P.808's is librosa's mel spectrogram, computed here in torch.
+
+The scoring follows ``speechmos``: the clip is doubled until it lasts 9.01 s, windows of 9.01 s start every second, each window's raw
+output goes through a polynomial, and the windows are averaged. Two things are computed less often than there, with the same result:
+windows of a doubled clip that hold the same samples are scored once and weighted, and a window that repeats a clip of whole frames
+several times is cut down to the part that the network's finite field of view can tell apart. For a 2-s clip that is 600 frames for
+6,300. On a CPU the ONNX graph runs in onnxruntime, its length made free; on a GPU, and wherever gradients are wanted, the torch module.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,27 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlspeech.models.spectra import level_normalise
-from rlspeech.models.spectra import slaney_filters as mel_filters
+from rlspeech.models.spectra import level_normalise, mel_filters
 from rlspeech.types import Sample, Score
 
-__all__ = [
-    "DNSMOS",
-    "Dnsmos",
-    "FastDnsmos",
-    "HOP",
-    "P808",
-    "P808Net",
-    "POLYNOMIALS",
-    "PersonalisedDnsmos",
-    "RATE",
-    "model_hash",
-    "model_path",
-    "windows",
-]
+__all__ = ["HOP", "RATE_HZ", "Dnsmos", "FastDnsmos", "P808", "P808Net", "P835Net", "PersonalisedDnsmos", "windows"]
 
-
-RATE, HOP = 16000, 160
+RATE_HZ, HOP = 16000, 160
+WINDOW = 144160  # samples: 9.01 s
+VIEW = 64  # frames: more than the field of view of either net (44 and 46) and of its front end
+MAX_FRAMES = 1200  # of one batch; larger ones measured slower: the first layers leave the cache
 FILES = {
     "p835": "dnsmos_models/sig_bak_ovr.onnx",
     "pp835": "pdnsmos_models/sig_bak_ovr.onnx",
@@ -61,8 +56,6 @@ POLYNOMIALS = {  # rows SIG, BAK, OVRL; columns x^3, x^2, x, 1
 
 def model_path(kind: str) -> Path:
     """ONNX file of ``p835``, ``pp835`` (personalised) or ``p808`` in the installed speechmos package."""
-    from importlib.util import find_spec
-
     spec = find_spec("speechmos")  # the package's own import would pull librosa
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("speechmos is not installed")
@@ -83,11 +76,10 @@ class _Convs(nn.Module):
         self.pool_after = pool_after
         self.convs, self.dense = nn.ModuleList(), nn.ModuleList()
         for w, b in weights:
-            layer: nn.Module = (
-                nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1) if w.ndim == 4 else nn.Linear(w.shape[0], w.shape[1])
-            )
-            layer.load_state_dict({"weight": torch.tensor(w if w.ndim == 4 else w.T), "bias": torch.tensor(b)})
-            (self.convs if w.ndim == 4 else self.dense).append(layer)
+            conv = w.ndim == 4
+            layer: nn.Module = nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1) if conv else nn.Linear(*w.shape)
+            layer.load_state_dict({"weight": torch.tensor(w if conv else w.T), "bias": torch.tensor(b)})
+            (self.convs if conv else self.dense).append(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (N, 1, L, bins)."""
@@ -118,7 +110,7 @@ def _read_weights(kind: str) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[
     return layers, constants
 
 
-class DNSMOS(nn.Module):
+class P835Net(nn.Module):
     """P.835 net, differentiable to the waveform: (N, T) at 16 kHz -> (N, 3) SIG, BAK, OVRL of the clip as it is.
 
     T is free (the official scores see 9.01 s; see ``windows``); the weights take no gradient.
@@ -160,7 +152,7 @@ class P808Net(nn.Module):
         super().__init__()
         self.net = _Convs(_read_weights("p808")[0], pool_after=(0, 1, 3))
         self.register_buffer("window", torch.hann_window(321))
-        self.register_buffer("bank", torch.from_numpy(mel_filters(RATE, 321, 120)))
+        self.register_buffer("bank", mel_filters(RATE_HZ, 321, 120))
         self.requires_grad_(False).eval()
 
     def features(self, wav: Tensor) -> Tensor:
@@ -177,23 +169,6 @@ class P808Net(nn.Module):
         return cast(Tensor, self.net(self.features(wav)[:, None]))
 
 
-# DNSMOS (Reddy et al. 2021, 2022): P.835 (SIG, BAK, OVRL), the personalised P.835 and P.808, as torch modules and through onnxruntime.
-#
-# The weights are read from the ONNX files inside the installed ``speechmos`` package; the scoring follows its rules: the clip is
-# doubled until it lasts 9.01 s, windows of 9.01 s start every second, each window's raw output goes through a polynomial, and the
-# windows are averaged. Two things are computed less often than there, with the same result: windows of a doubled clip that hold the
-# same samples are scored once and weighted, and a window that repeats a clip of whole frames several times is cut down to the part
-# that the network's finite field of view can tell apart (the nets end in a maximum over all positions). For a 2-s clip that is 600
-# frames for 6,300.
-#
-# On a CPU the ONNX graph runs in onnxruntime, its length made free; on a GPU, and wherever gradients are wanted, the torch module runs.
-
-
-WINDOW = 144160  # samples: 9.01 s
-VIEW = 64  # frames: more than the field of view of either net (44 and 46) and of its front end
-MAX_FRAMES = 1200  # of one batch; larger ones measured slower: the first layers leave the cache
-
-
 def windows(length: int) -> tuple[int, list[tuple[int, int, int]]]:
     """Which windows of a clip have to be scored.
 
@@ -208,19 +183,16 @@ def windows(length: int) -> tuple[int, list[tuple[int, int, int]]]:
     while length * copies < WINDOW:
         copies *= 2
     total = length * copies
-    ends = [(s * RATE, int((s + 9.01) * RATE)) for s in range(int(total // RATE - 9.01) + 1)]
-    starts = [
-        a for a, b in ends if b <= total and b - a >= WINDOW
-    ]  # rounding shortens some by a sample; the official code drops them
+    ends = [(s * RATE_HZ, int((s + 9.01) * RATE_HZ)) for s in range(int(total // RATE_HZ - 9.01) + 1)]
+    # rounding shortens some by a sample; the official code drops them
+    starts = [a for a, b in ends if b <= total and b - a >= WINDOW]
     if copies == 1:
         return 1, [(s, WINDOW, 1) for s in starts]
     weight: dict[int, int] = {}
     for s in starts:
         weight[s % length] = weight.get(s % length, 0) + 1
     samples = WINDOW
-    if (
-        length % HOP == 0
-    ):  # frames repeat with the clip; every pooling sees the same phase again after a multiple of 8 frames
+    if length % HOP == 0:  # frames repeat with the clip; every pooling has the same phase after a multiple of 8 frames
         period = math.lcm(length // HOP, 8)
         spare = (WINDOW // HOP - VIEW) // period - 1
         samples -= max(0, spare) * period * HOP
@@ -243,14 +215,19 @@ def _session(kind: str, threads: int) -> Any:
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "L"
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # spinning threads starve the other processes
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves other processes
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-class _Scorer:
-    """Windows, batches and the choice of the engine, shared by the families of this file."""
+class Dnsmos:
+    """``dnsmos_ovrl``, ``dnsmos_sig``, ``dnsmos_bak``: P.835 as published, agreeing with ``speechmos.dnsmos.run``.
+
+    Args:
+        device: where the torch module runs.
+        engine: "onnx", "torch", or "auto": onnxruntime on a CPU where it is installed.
+        level_dbfs: scale every clip to this RMS first; None leaves the level.
+        threads: of onnxruntime; 0 takes torch's number.
+    """
 
     kind = "p835"
     official = True
@@ -258,18 +235,11 @@ class _Scorer:
     def __init__(
         self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = None, threads: int = 0
     ) -> None:
-        """Args: engine "onnx", "torch" or "auto"; level_dbfs scales clips first; threads of onnxruntime, 0 takes torch's number."""
         if engine == "auto":
-            from importlib.util import find_spec
-
             engine = "onnx" if device == "cpu" and find_spec("onnxruntime") else "torch"
-        self.device, self.engine, self.level_dbfs, self.threads = (
-            device,
-            engine,
-            level_dbfs,
-            threads or torch.get_num_threads(),
-        )
-        self._net: DNSMOS | P808Net | None = None
+        self.device, self.engine, self.level_dbfs = device, engine, level_dbfs
+        self.threads = threads or torch.get_num_threads()
+        self._net: P835Net | P808Net | None = None
 
     @property
     def version(self) -> str:
@@ -279,10 +249,10 @@ class _Scorer:
         return f"{self.kind}-{model_hash(self.kind)}, {rule}{level}"
 
     @property
-    def net(self) -> DNSMOS | P808Net:
+    def net(self) -> P835Net | P808Net:
         """The torch module, built when it is first needed."""
         if self._net is None:
-            net = P808Net() if self.kind == "p808" else DNSMOS(self.kind == "pp835", raw=True)
+            net = P808Net() if self.kind == "p808" else P835Net(self.kind == "pp835", raw=True)
             self._net = net.to(self.device)
         return self._net
 
@@ -302,9 +272,8 @@ class _Scorer:
         for i, wav in enumerate(wavs):
             if self.level_dbfs is not None:
                 wav = _at_level(wav, self.level_dbfs)
-            copies, plan = (
-                windows(len(wav)) if self.official else (1, [(0, len(wav) // HOP * HOP, 1)])
-            )  # the graph wants whole hops
+            whole = len(wav) // HOP * HOP  # the graph wants whole hops
+            copies, plan = windows(len(wav)) if self.official else (1, [(0, whole, 1)])
             tiled = np.tile(wav, copies) if copies > 1 else wav
             rows.append([None] * len(plan))
             weights.append(np.array([w for _, _, w in plan], np.float64) / sum(w for _, _, w in plan))
@@ -314,9 +283,8 @@ class _Scorer:
             size = max(1, MAX_FRAMES * HOP // samples)
             for k in range(0, len(group), size):
                 part = group[k : k + size]
-                for (i, j, _), out in zip(
-                    part, self.raw(np.stack([w for _, _, w in part]).astype(np.float32)), strict=True
-                ):
+                outputs = self.raw(np.stack([w for _, _, w in part]).astype(np.float32))
+                for (i, j, _), out in zip(part, outputs, strict=True):
                     rows[i][j] = out
         return [(np.stack(r).astype(np.float64), w) for r, w in zip(rows, weights, strict=True)]
 
@@ -327,25 +295,21 @@ class _Scorer:
         answers = []
         for raw, weight in self.outputs([s.wav for s in samples]):
             mos = weight @ np.stack([np.polyval(p, raw[:, c]) for c, p in enumerate(poly)], 1)
-            values = dict(zip((f"{prefix}_sig", f"{prefix}_bak", f"{prefix}_ovrl"), mos, strict=True))
-            detail = {**values, **{f"{k}_raw": float(v) for k, v in zip(values, weight @ raw, strict=True)}}
-            answers.append(
-                {c: Score(float(values[c]), detail={k: float(v) for k, v in detail.items() if k != c}) for c in columns}
+            names = [f"{prefix}_{part}" for part in ("sig", "bak", "ovrl")]
+            values = dict(
+                zip([*names, *(f"{n}_raw" for n in names)], [*mos.tolist(), *(weight @ raw).tolist()], strict=True)
             )
+            answers.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
         return answers
 
 
-class Dnsmos(_Scorer):
-    """``dnsmos_ovrl``, ``dnsmos_sig``, ``dnsmos_bak``: P.835 as published, agreeing with ``speechmos.dnsmos.run``."""
-
-
-class PersonalisedDnsmos(_Scorer):
+class PersonalisedDnsmos(Dnsmos):
     """``pdnsmos_*``: the personalised P.835 net with its own polynomial."""
 
     kind = "pp835"
 
 
-class FastDnsmos(_Scorer):
+class FastDnsmos(Dnsmos):
     """``dnsmos_fast_*``: the same net on the clip as it is, at -25 dBFS; a reward for short clips, not a number to report.
 
     It misses the joints that doubling puts between repetitions, so it is near the official score and not equal to it: on 24 real 2-s
@@ -360,16 +324,14 @@ class FastDnsmos(_Scorer):
         super().__init__(device, engine, level_dbfs, threads)
 
 
-class P808(_Scorer):
+class P808(Dnsmos):
     """``dnsmos_p808``: P.808, one overall score."""
 
     kind = "p808"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """P.808 of every clip."""
-        return [
-            {columns[0]: Score(float(weight @ raw[:, 0]))} for raw, weight in self.outputs([s.wav for s in samples])
-        ]
+        outputs = self.outputs([s.wav for s in samples])
+        return [{columns[0]: Score(float(weight @ raw[:, 0]))} for raw, weight in outputs]
 
 
 def _at_level(wav: np.ndarray, dbfs: float) -> np.ndarray:

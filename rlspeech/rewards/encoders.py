@@ -1,10 +1,12 @@
-"""The two embedded encoders: a speaker net and a speech (content) net, small enough to ship with the package.
+"""Encoders of speech, and the two rewards on them: speaker similarity and SpeechBERTScore.
 
-Speaker: a TDNN with dilated residual blocks and attentive statistics pooling, as ECAPA-TDNN (Desplanques et al. 2020) with its
-squeeze-excitation and multi-scale splits left out. Speech: dilated residual convolutions on log-mels that predict cluster labels of
-clean speech from noisy input, as HuBERT (Hsu et al. 2021) with convolutions for the transformer; the logits are the feature.
-Neither replaces the large encoders of the literature (give those by name); they make the rewards work with nothing downloaded.
-``examples/train-embedded-encoders.py`` trains both.
+Two encoders are embedded, small enough to ship with the package. Speaker: a TDNN with dilated residual blocks and attentive statistics
+pooling, as ECAPA-TDNN (Desplanques et al. 2020) with its squeeze-excitation and multi-scale splits left out. Speech: dilated residual
+convolutions on log-mels that predict cluster labels of clean speech from noisy input, as HuBERT (Hsu et al. 2021) with convolutions
+for the transformer; the logits are the feature. Neither replaces the large encoders of the literature (give those by Hub id or
+folder); they make the rewards work with nothing downloaded. ``examples/train-embedded-encoders.py`` trains both.
+
+Every clip enters at -25 dBFS, so its level earns nothing. Clips of equal length share a batch, and the last results are remembered.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlspeech.models.folder import loading
 from rlspeech.models.spectra import LogMel, level_normalise
-from rlspeech.types import Sample, Score, UserError
+from rlspeech.types import Sample, Score
 
 __all__ = [
     "Cache",
@@ -30,13 +33,18 @@ __all__ = [
     "SpeakerSimilarity",
     "SpeechBertScore",
     "SpeechNet",
-    "asset_folder",
     "batched",
     "bert_score",
-    "load_embedded",
-    "load_pretrained",
-    "save_embedded",
+    "digest",
 ]
+
+LEVEL_DBFS = -25.0
+MAX_SAMPLES = 16 * 160000  # of one batch: 16 clips of 10 s
+XVECTOR = tuple(
+    f"{name}ForXVector" for name in ("WavLM", "Wav2Vec2", "UniSpeechSat", "Data2VecAudio", "Wav2Vec2Conformer")
+)
+Value = TypeVar("Value")
+FOLDER_HINT = "a folder that holds config.json and the weights, or a Hub id with the network at hand"
 
 
 class Residual(nn.Module):
@@ -64,12 +72,7 @@ class SpeakerNet(nn.Module):
         self, n_mels: int = 64, channels: int = 160, embedding: int = 128, dilations: tuple[int, ...] = (2, 3, 4)
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "n_mels": n_mels,
-            "channels": channels,
-            "embedding": embedding,
-            "dilations": list(dilations),
-        }
+        self.config = dict(n_mels=n_mels, channels=channels, embedding=embedding, dilations=list(dilations))
         wide = 2 * channels
         self.features = LogMel(n_mels, centre=True)
         self.inp = nn.Sequential(nn.Conv1d(n_mels, channels, 5, padding=2), nn.BatchNorm1d(channels), nn.ReLU())
@@ -114,13 +117,7 @@ class SpeechNet(nn.Module):
         classes: int = 100,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "n_mels": n_mels,
-            "channels": channels,
-            "dilations": list(dilations),
-            "layer": layer,
-            "classes": classes,
-        }
+        self.config = dict(n_mels=n_mels, channels=channels, dilations=list(dilations), layer=layer, classes=classes)
         self.layer = layer
         self.features = LogMel(n_mels)
         self.inp = nn.Sequential(
@@ -160,15 +157,10 @@ def save_embedded(folder: Path, net: nn.Module) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(
-        json.dumps({"class": type(net).__name__, **cast(dict[str, Any], net.config)}, indent=2) + "\n"
-    )
-    state = {
-        k: (v.half() if v.is_floating_point() else v).contiguous()
-        for k, v in net.state_dict().items()
-        if "num_batches" not in k
-    }
-    save_file(state, folder / "model.safetensors")
+    config = {"class": type(net).__name__, **cast(dict[str, Any], net.config)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items() if "num_batches" not in k}
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
 
 
 def load_embedded(folder: Path, device: str = "cpu") -> SpeakerNet | SpeechNet:
@@ -187,38 +179,33 @@ def load_embedded(folder: Path, device: str = "cpu") -> SpeakerNet | SpeechNet:
     return cast(SpeakerNet | SpeechNet, net.eval().to(device))
 
 
-# Encoders by Hub id or folder through transformers, and what both encoder rewards share: equal-length batches and a cache.
-
-
-MAX_SAMPLES = 16 * 160000  # of one batch: 16 clips of 10 s
-
-
-class Cache:
+class Cache(Generic[Value]):
     """The last ``size`` results by the content of the waveform: the G rollouts of a group share one reference."""
 
     def __init__(self, size: int = 512) -> None:
-        self.size, self._items = size, OrderedDict[bytes, Tensor]()
+        self.size, self._items = size, OrderedDict[bytes, Value]()
 
     @staticmethod
     def key(wav: np.ndarray) -> bytes:
         """Digest of (T,) float32."""
         return hashlib.blake2b(np.ascontiguousarray(wav).data, digest_size=16).digest()
 
-    def get(self, key: bytes) -> Tensor | None:
+    def get(self, key: bytes) -> Value | None:
         """The stored result, or None."""
         if key in self._items:
             self._items.move_to_end(key)
         return self._items.get(key)
 
-    def put(self, key: bytes, value: Tensor) -> None:
+    def put(self, key: bytes, value: Value) -> None:
         """Store a result and drop the oldest beyond the size."""
         self._items[key] = value
+        self._items.move_to_end(key)
         while len(self._items) > self.size:
             self._items.popitem(last=False)
 
 
 def batched(
-    wavs: Sequence[np.ndarray], encode: Callable[[Tensor], Tensor], device: str, cache: Cache | None = None
+    wavs: Sequence[np.ndarray], encode: Callable[[Tensor], Tensor], device: str, cache: Cache[Tensor] | None = None
 ) -> list[Tensor]:
     """Encode waveforms in batches of equal length, equal waveforms once.
 
@@ -255,11 +242,14 @@ def batched(
     return [known[k] for k in keys]
 
 
-def load_pretrained(name: str, classes: Sequence[str], device: str, what: str) -> tuple[Any, Any]:
-    """A transformers model in evaluation mode and its feature extractor (None where the folder has none).
+def load_encoder(
+    name: str | None, embedded: str, classes: Sequence[str], device: str, what: str
+) -> tuple[Any, Any, str]:
+    """Load an encoder: the model in evaluation mode, its feature extractor (None where it has none), and its version.
 
     Args:
-        name: Hub id or folder.
+        name: Hub id or folder of a transformers model; None or "embedded" takes the embedded encoder.
+        embedded: that encoder's folder, see ``asset_folder``.
         classes: names of transformers classes; the one that the config names is taken, else the first.
         device: where it runs.
         what: for the error message.
@@ -267,24 +257,20 @@ def load_pretrained(name: str, classes: Sequence[str], device: str, what: str) -
     Raises:
         UserError: not found, not loadable, or no network for a Hub id.
     """
+    if name in (None, "embedded"):
+        folder = asset_folder(embedded)
+        return load_embedded(folder, device), None, f"embedded-{digest(folder / 'model.safetensors')}"
     import transformers
 
-    try:
+    with loading(f"the {what} {name!r}", FOLDER_HINT):
         config = transformers.AutoConfig.from_pretrained(name)
         named = [c for c in config.architectures or [] if c in classes]
-        cls = getattr(transformers, named[0] if named else classes[0])
-        model = cls.from_pretrained(name, config=config)
+        model = getattr(transformers, named[0] if named else classes[0]).from_pretrained(name, config=config)
         try:
             extractor: Any = cast(Any, transformers.AutoFeatureExtractor).from_pretrained(name)
         except (OSError, ValueError):
             extractor = None
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        hint = "give a folder that holds config.json and the weights, or a Hub id with the network at hand"
-        raise UserError(
-            f"cannot load the {what} {name!r}", f"{type(error).__name__}: {str(error).splitlines()[0]}", hint
-        ) from error
-    model.requires_grad_(False)
-    return model.eval().to(device), extractor
+    return model.requires_grad_(False).eval().to(device), extractor, str(name)
 
 
 def digest(path: Path) -> str:
@@ -292,33 +278,20 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
-def standardise(wavs: Tensor, extractor: Any) -> Tensor:
-    """Zero mean and unit variance per clip where the model's feature extractor says ``do_normalize``."""
+def prepared(wavs: Tensor, extractor: Any) -> Tensor:
+    """(N, T) at the level of all clips; of zero mean and unit variance where the model's feature extractor says ``do_normalize``."""
+    wavs = level_normalise(wavs, LEVEL_DBFS)
     if extractor is not None and getattr(extractor, "do_normalize", False):
         return (wavs - wavs.mean(-1, keepdim=True)) / (wavs.var(-1, keepdim=True, unbiased=False) + 1e-7).sqrt()
     return wavs
 
 
-# Speaker similarity: the cosine between the speaker embeddings of a waveform and of its reference.
-#
-# The encoder is the embedded one (``assets/speaker``), or any transformers x-vector model by Hub id or folder
-# (``speaker_similarity[encoder=microsoft/wavlm-base-plus-sv]``). Every clip enters at -25 dBFS, so level is no part of the voice.
-
-
-XVECTOR = (
-    "WavLMForXVector",
-    "Wav2Vec2ForXVector",
-    "UniSpeechSatForXVector",
-    "Data2VecAudioForXVector",
-    "Wav2Vec2ConformerForXVector",
-)
-
-
 class SpeakerSimilarity:
-    """``speaker_similarity``.
+    """``speaker_similarity``: the cosine between the speaker embeddings of a waveform and of its reference.
 
     Args:
-        encoder: Hub id or folder of a transformers x-vector model; None or "embedded" is the embedded encoder.
+        encoder: Hub id or folder of a transformers x-vector model, e.g. ``microsoft/wavlm-base-plus-sv``; None or "embedded" is the
+            embedded encoder.
         device: where it runs.
 
     Raises:
@@ -326,36 +299,22 @@ class SpeakerSimilarity:
     """
 
     def __init__(self, encoder: str | None = None, device: str = "cpu") -> None:
-        self.device, self._cache = device, Cache()
-        if encoder in (None, "embedded"):
-            folder = asset_folder("speaker")
-            self._net, self._extractor = load_embedded(folder, device), None
-            self.version = f"embedded-{digest(folder / 'model.safetensors')}"
-        else:
-            self._net, self._extractor = load_pretrained(str(encoder), XVECTOR, device, "speaker encoder")
-            self.version = f"{encoder} ({type(self._net).__name__})"
+        self.device, self._cache = device, Cache[Tensor]()
+        self._net, self._extractor, version = load_encoder(encoder, "speaker", XVECTOR, device, "speaker encoder")
+        own = isinstance(self._net, SpeakerNet)
+        self.version = version if own else f"{version} ({type(self._net).__name__})"
 
     def embed(self, wavs: Tensor) -> Tensor:
         """Embeddings of length 1: (N, T) at 16 kHz -> (N, D)."""
-        wavs = level_normalise(wavs, -25.0)
-        out = self._net(standardise(wavs, self._extractor))
+        out = self._net(prepared(wavs, self._extractor))
         return F.normalize(out if isinstance(out, Tensor) else out.embeddings, dim=-1)
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """Cosine similarity of each sample with its target."""
         ours = batched([s.wav for s in samples], self.embed, self.device)
         theirs = batched([s.target for s in samples if s.target is not None], self.embed, self.device, self._cache)
         with torch.inference_mode():
             cosine = (torch.stack(ours) * torch.stack(theirs)).sum(-1).float().cpu()
         return [{columns[0]: Score(float(c))} for c in cosine]
-
-
-# SpeechBERTScore (Saeki et al., Interspeech 2024): how well each frame of the output is found again in the reference.
-#
-# With frame features a_i of the output and b_j of the reference: precision = mean_i max_j cos(a_i, b_j), recall = mean_j max_i
-# cos(a_i, b_j), F1 their harmonic mean. The paper's score, and ``speech_bert_score`` here, is the precision. Features come from the
-# embedded encoder (``assets/speech_encoder``) or from a hidden layer of any transformers speech encoder by Hub id or folder, e.g.
-# ``speech_bert_score[encoder=microsoft/wavlm-large,layer=14]``, the paper's choice. Every clip enters at -25 dBFS.
 
 
 def bert_score(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
@@ -372,10 +331,13 @@ def bert_score(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
 
 
 class SpeechBertScore:
-    """``speech_bert_score`` (precision), ``speech_bert_recall``, ``speech_bert_f1``.
+    """``speech_bert_score`` (precision), ``speech_bert_recall``, ``speech_bert_f1`` (Saeki et al., Interspeech 2024).
+
+    With frame features a_i of the output and b_j of the reference: precision = mean_i max_j cos(a_i, b_j), recall = mean_j max_i
+    cos(a_i, b_j), F1 their harmonic mean. The paper's score is the precision, its features are layer 14 of ``microsoft/wavlm-large``.
 
     Args:
-        encoder: Hub id or folder; None or "embedded" is the embedded encoder.
+        encoder: Hub id or folder of a transformers speech encoder; None or "embedded" is the embedded encoder.
         layer: hidden layer of a transformers encoder (0 is the input of the first block); None takes 14 of 24, 8 of 12, or 60 %.
         device: where it runs.
 
@@ -384,37 +346,28 @@ class SpeechBertScore:
     """
 
     def __init__(self, encoder: str | None = None, layer: int | None = None, device: str = "cpu") -> None:
-        self.device, self._cache = device, Cache(128)
-        self._net: Any
-        self._layer: int | None
-        if encoder in (None, "embedded"):
-            folder = asset_folder("speech_encoder")
-            self._net, self._extractor, self._layer = load_embedded(folder, device), None, None
-            self.version = f"embedded-{digest(folder / 'model.safetensors')}"
-        else:
-            self._net, self._extractor = load_pretrained(str(encoder), ("AutoModel",), device, "speech encoder")
+        self.device, self._cache = device, Cache[Tensor](128)
+        loaded = load_encoder(encoder, "speech_encoder", ("AutoModel",), device, "speech encoder")
+        self._net, self._extractor, self.version = loaded
+        self._layer: int | None = None
+        if not isinstance(self._net, SpeechNet):
             depth = self._net.config.num_hidden_layers
             self._layer = min(depth, round(0.6 * depth) if layer is None else layer)
-            self.version = f"{encoder} layer {self._layer}"
+            self.version += f" layer {self._layer}"
 
     def features(self, wavs: Tensor) -> Tensor:
         """Frame features: (N, T) at 16 kHz -> (N, L, D)."""
-        wavs = level_normalise(wavs, -25.0)
+        wavs = prepared(wavs, self._extractor)
         if self._layer is None:
             return cast(Tensor, self._net(wavs))
-        return cast(
-            Tensor, self._net(standardise(wavs, self._extractor), output_hidden_states=True).hidden_states[self._layer]
-        )
+        return cast(Tensor, self._net(wavs, output_hidden_states=True).hidden_states[self._layer])
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """Precision, recall and F1 of each sample against its target."""
         ours = batched([s.wav for s in samples], self.features, self.device)
         theirs = batched([s.target for s in samples if s.target is not None], self.features, self.device, self._cache)
-        out = []
+        out, names = [], ("speech_bert_score", "speech_bert_recall", "speech_bert_f1")
         with torch.inference_mode():
             for a, b in zip(ours, theirs, strict=True):
-                values = dict(
-                    zip(("speech_bert_score", "speech_bert_recall", "speech_bert_f1"), bert_score(a, b), strict=True)
-                )
+                values = dict(zip(names, bert_score(a, b), strict=True))
                 out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
         return out

@@ -1,8 +1,12 @@
-"""STOI and extended STOI in numpy, both from one front end (Taal et al. 2011; Jensen and Taal 2016).
+"""Metrics that compare a waveform with its reference on a CPU: PESQ, STOI and ESTOI, SI-SDR, log-spectral distance.
 
-The reference implementation is ``pystoi``, and the constants and the resampling filter are its: this one computes segments as views
-of one array, frames and overlap-add without loops, and both measures in one pass. They agree to 1e-9. What pystoi answers with 1e-5
-and a warning (too little speech) is an error here.
+They run in the worker pool, one item at a time. Lengths may differ by a quarter of a second (the longer one is cut at its end); more
+is unscorable. PESQ is the compiled ``pesq`` package; where it raises, or has nothing to align, the score is null: it never becomes
+a number.
+
+STOI and extended STOI (Taal et al. 2011; Jensen and Taal 2016) are computed in numpy from one front end. The reference implementation
+is ``pystoi``, and the constants and the resampling filter are its: here segments are views of one array, and frames and overlap-add
+have no loops. They agree to 1e-9. What pystoi answers with 1e-5 and a warning (too little speech) is an error here.
 """
 
 from __future__ import annotations
@@ -12,13 +16,17 @@ from functools import lru_cache
 from typing import cast
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from rlspeech.types import Sample, Score
 
 __all__ = ["Lsd", "PesqNb", "PesqWb", "SiSdr", "Stoi", "lag", "log_spectral_distance", "si_sdr", "stoi_estoi"]
 
-
-RATE, FRAME, N_FFT, BANDS, LOWEST_HZ = 10000, 256, 512, 15, 150.0
+MAX_LENGTH_GAP_S = 0.25
+MAX_PESQ_S = 60.0  # the C code's buffers overflow on long recordings; longer ones are scored in equal parts
+SHIFT_MS, SHIFT_CORRELATION = 1.0, 0.7
+EPS = 1e-12
+STOI_HZ, FRAME, N_FFT, BANDS, LOWEST_HZ = 10000, 256, 512, 15, 150.0
 SEGMENT, BETA_DB, RANGE_DB = 30, -15.0, 40.0
 EPS64 = float(np.finfo(np.float64).eps)
 
@@ -41,9 +49,10 @@ def stoi_estoi(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) ->
     bx, by = _bands(x), _bands(y)  # (frames, bands)
     if len(bx) < SEGMENT:
         raise ValueError(f"too little speech in the reference ({len(bx)} frames, at least {SEGMENT})")
-    sx = np.lib.stride_tricks.sliding_window_view(bx, SEGMENT, axis=0)  # (segments, bands, 30), views
-    sy = np.lib.stride_tricks.sliding_window_view(by, SEGMENT, axis=0)
-    return _stoi(sx, sy), _estoi(sx, sy)
+    sx = sliding_window_view(bx, SEGMENT, axis=0)  # (segments, bands, 30), views
+    sy = sliding_window_view(by, SEGMENT, axis=0)
+    estoi = float(np.einsum("sbn,sbn->", _normalise(sx), _normalise(sy)) / SEGMENT / len(sx))
+    return _stoi(sx, sy), estoi
 
 
 def _stoi(sx: np.ndarray, sy: np.ndarray) -> float:
@@ -53,10 +62,6 @@ def _stoi(sx: np.ndarray, sy: np.ndarray) -> float:
     dots = np.einsum("sbn,sbn->sb", a, b)
     norms = (np.linalg.norm(a, axis=2) + EPS64) * (np.linalg.norm(b, axis=2) + EPS64)
     return float((dots / norms).mean())
-
-
-def _estoi(sx: np.ndarray, sy: np.ndarray) -> float:
-    return float(np.einsum("sbn,sbn->", _normalise(sx), _normalise(sy)) / SEGMENT / len(sx))
 
 
 def _normalise(segments: np.ndarray) -> np.ndarray:
@@ -69,14 +74,9 @@ def _normalise(segments: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _window() -> np.ndarray:
-    return np.asarray(np.hanning(FRAME + 2)[1:-1])
-
-
-@lru_cache(maxsize=1)
 def _band_matrix() -> np.ndarray:
     """(bins, bands) of zeros and ones: third octaves from 150 Hz, edges on the nearest bin."""
-    hz = np.linspace(0, RATE, N_FFT + 1)[: N_FFT // 2 + 1]
+    hz = np.linspace(0, STOI_HZ, N_FFT + 1)[: N_FFT // 2 + 1]
     k = np.arange(BANDS)
     low, high = (np.abs(hz[:, None] - LOWEST_HZ * 2.0 ** ((2 * k + side) / 6)).argmin(0) for side in (-1, 1))
     bins = np.arange(len(hz))[:, None]
@@ -95,12 +95,12 @@ def _filter(up: int, down: int) -> np.ndarray:
 
 def _to_10k(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     wav = wav.astype(np.float64)
-    if sample_rate == RATE:
+    if sample_rate == STOI_HZ:
         return wav
     from scipy.signal import resample_poly  # type: ignore[import-untyped]
 
-    common = int(np.gcd(RATE, sample_rate))
-    up, down = RATE // common, sample_rate // common
+    common = int(np.gcd(STOI_HZ, sample_rate))
+    up, down = STOI_HZ // common, sample_rate // common
     return np.asarray(resample_poly(wav, up, down, window=_filter(up, down)))
 
 
@@ -108,7 +108,7 @@ def _frames(x: np.ndarray) -> np.ndarray:
     """Windowed frames (L, 256) at half overlap. A last frame that ends with the signal is left out, as in the reference code."""
     if len(x) <= FRAME:
         return np.zeros((0, FRAME))
-    return np.asarray(np.lib.stride_tricks.sliding_window_view(x[:-1], FRAME)[:: FRAME // 2] * _window())
+    return np.asarray(sliding_window_view(x[:-1], FRAME)[:: FRAME // 2] * np.hanning(FRAME + 2)[1:-1])
 
 
 def _drop_silence(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,19 +132,6 @@ def _bands(x: np.ndarray) -> np.ndarray:
     frames = _frames(x)
     spectrum = np.fft.rfft(frames, N_FFT)
     return cast(np.ndarray, np.sqrt((spectrum.real**2 + spectrum.imag**2) @ _band_matrix()))
-
-
-# Metrics that compare a waveform with its reference on a CPU: PESQ, STOI and ESTOI, SI-SDR, log-spectral distance.
-#
-# They run in the worker pool, one item at a time. Lengths may differ by a quarter of a second (the longer one is cut at its end); more
-# is unscorable. PESQ is the compiled ``pesq`` package; where it raises, or has nothing to align, the score is null: it never becomes
-# a number.
-
-
-MAX_LENGTH_GAP_S = 0.25
-MAX_PESQ_S = 60.0  # the C code's buffers overflow on long recordings; longer ones are scored in equal parts
-SHIFT_MS, SHIFT_CORRELATION = 1.0, 0.7
-EPS = 1e-12
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
@@ -177,7 +164,7 @@ def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray, n_fft: in
 
     def power(x: np.ndarray) -> np.ndarray:
         x = np.pad(x.astype(np.float64), (0, max(0, n_fft - len(x))))
-        spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(x, n_fft)[::hop] * window)
+        spectrum = np.fft.rfft(sliding_window_view(x, n_fft)[::hop] * window)
         return spectrum.real**2 + spectrum.imag**2
 
     p, q = power(reference), power(degraded)
@@ -209,7 +196,7 @@ def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int,
 
 
 class _Paired:
-    """Cuts the pair to one length, then asks ``pair`` for the scores."""
+    """A family that compares pairs of one length with ``pair``."""
 
     version = ""
 
@@ -220,8 +207,7 @@ class _Paired:
             assert s.target is not None
             gap = abs(len(s.wav) - len(s.target)) / s.sample_rate
             if gap > MAX_LENGTH_GAP_S:
-                reason = f"length differs from the reference by {gap:.2f} s"
-                out.append({c: Score(None, reason) for c in columns})
+                out.append(dict.fromkeys(columns, Score(None, f"length differs from the reference by {gap:.2f} s")))
                 continue
             n = min(len(s.wav), len(s.target))
             scores = self.pair(s.target[:n], s.wav[:n], s.sample_rate)
@@ -229,7 +215,7 @@ class _Paired:
         return out
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
-        """Scores by column."""
+        """Return the scores by column of two waveforms (T,)."""
         raise NotImplementedError
 
 
@@ -277,8 +263,6 @@ class Stoi(_Paired):
     version = "stoi-1 (as pystoi 0.4)"
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
-        """Both measures."""
-
         try:
             stoi, estoi = stoi_estoi(reference, degraded, sample_rate)
         except ValueError as error:
@@ -314,5 +298,4 @@ class Lsd(_Paired):
     version = "lsd-1 (n_fft 512, hop 128, floor -80 dB)"
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
-        """The distance."""
         return {"lsd": Score(log_spectral_distance(reference, degraded))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -111,7 +111,6 @@ class Scorer:
         for r in self.requests:
             self._groups.setdefault(r.key, []).append(r)
         self._families: dict[Any, Family] = {}
-        self._versions: dict[Any, str] = {}
         self._pooled = [k for k, g in self._groups.items() if g[0].entry.where == "cpu"] if workers > 0 else []
         self._pool = None
         if self._pooled:
@@ -132,7 +131,7 @@ class Scorer:
             self._pooled = []
 
     def score(self, samples: Sequence[Sample], only: Collection[str] | None = None) -> dict[str, list[Score]]:
-        """Score a batch: reward name (as asked for) -> one ``Score`` a sample, in order; ``only`` picks some of the rewards."""
+        """Score a batch: reward name (as asked for) -> one ``Score`` a sample, in order; ``only`` names some of the rewards."""
         return self.start(samples, only).result()
 
     def start(self, samples: Sequence[Sample], only: Collection[str] | None = None) -> Pending:
@@ -161,13 +160,11 @@ class Scorer:
         rng = np.random.default_rng(0)
         t = np.arange(32000) / 16000
         voiced = sum(np.sin(2 * np.pi * 140 * k * t + k) / k for k in range(1, 20))
-        clean = (0.05 * voiced * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * t)) + 1e-3 * rng.standard_normal(len(t))).astype(
-            np.float32
-        )
+        loud = 0.55 + 0.45 * np.sin(2 * np.pi * 3 * t)
+        clean = (0.05 * voiced * loud + 1e-3 * rng.standard_normal(len(t))).astype(np.float32)
         noisy = clean + 0.02 * rng.standard_normal(len(t)).astype(np.float32)
-        plain = Sample(
-            "dry run", noisy, 16000, clean, "one two three", {"keywords": ["two"]}, "one two three", np.arange(16)
-        )
+        words, keywords = "one two three", {"keywords": ["two"]}
+        plain = Sample("dry run", noisy, 16000, clean, words, keywords, words, np.arange(16))
         for name, (score,) in self.score([plain]).items():
             request = next(r for r in self.requests if r.asked == name)
             excused = request.entry.factory.endswith("UserReward") or request.entry.columns[request.column].optional
@@ -181,7 +178,7 @@ class Scorer:
         for r in self.requests:
             column = r.entry.columns[r.column]
             out[r.asked] = {
-                "version": self._version(r),
+                "version": self._family(r).version,
                 "sample_rate": r.entry.sample_rate,
                 "options": dict(r.options),
                 "column": r.column,
@@ -191,11 +188,6 @@ class Scorer:
             }
         out["_input"] = {"resampled": dict(self.resampled), "over_full_scale": self.over_full_scale}
         return out
-
-    def _version(self, request: Request) -> str:
-        if request.key not in self._versions:
-            self._versions[request.key] = self._family(request).version
-        return self._versions[request.key]
 
     def _family(self, request: Request) -> Family:
         if request.key not in self._families:
@@ -221,10 +213,9 @@ class Scorer:
 
         if (id(sample), rate) not in cache:
             self.resampled[f"{sample.sample_rate} Hz -> {rate} Hz"] += 1
+            wav = resample(sample.wav, sample.sample_rate, rate)
             target = None if sample.target is None else resample(sample.target, sample.sample_rate, rate)
-            cache[id(sample), rate] = replace(
-                sample, wav=resample(sample.wav, sample.sample_rate, rate), target=target, sample_rate=rate
-            )
+            cache[id(sample), rate] = replace(sample, wav=wav, target=target, sample_rate=rate)
         return cache[id(sample), rate]
 
     def _finish(self, pending: Pending, groups: dict[Any, list[Request]]) -> None:
@@ -238,7 +229,7 @@ class Scorer:
             ready = [self._at_rate(samples[n], group[0].entry.sample_rate, pending.cache) for n in rows]
             family = self._family(group[0])
             began = time.perf_counter()
-            answers = one_by_one(_computing(family, _columns(group)), ready)
+            answers = one_by_one(partial(_compute, family, _columns(group)), ready)
             self._book(group, time.perf_counter() - began)
             for n, scores in zip(rows, answers, strict=True):
                 _fill(table, group, n, scores)
@@ -264,8 +255,8 @@ class _Families:
         return self.families[family].compute([sample], columns)[0], time.perf_counter() - began
 
 
-def _computing(family: Family, columns: list[str]) -> Callable[[list[Sample]], list[dict[str, Score]]]:
-    return lambda samples: family.compute(samples, columns)
+def _compute(family: Family, columns: list[str], samples: list[Sample]) -> list[dict[str, Score]]:
+    return family.compute(samples, columns)
 
 
 def _columns(group: list[Request]) -> list[str]:

@@ -20,7 +20,7 @@ from rlspeech.config import RL
 from rlspeech.data.batches import seed_of
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward
-from rlspeech.rewards.dnsmos import DNSMOS, HOP, RATE
+from rlspeech.rewards.dnsmos import HOP, RATE_HZ, P835Net
 from rlspeech.rewards.speech_rules import TextScores
 from rlspeech.types import Relaxed, Sample, Score, SoftReward, UserError
 
@@ -198,7 +198,7 @@ def _mean(values: Tensor, rows: Tensor) -> float:
 
 
 LEVEL_DBFS = -25.0
-SHORTEST = RATE // 5  # samples that the net needs
+SHORTEST = RATE_HZ // 5  # samples that the net needs
 NOISE_DB = (25.0, 40.0)  # of a copy's noise below its speech
 CROP = 0.1  # longest part of the clip that a copy lacks
 PASS_HZ = (5000.0, 8000.0)  # where a copy is 3 dB down
@@ -234,7 +234,7 @@ class SoftDnsmos:
     """
 
     def __init__(self, copies: int = 4, device: torch.device | str = "cpu", net: torch.nn.Module | None = None) -> None:
-        self.copies, self.net = copies, (net or DNSMOS(level_dbfs=LEVEL_DBFS)).to(device)
+        self.copies, self.net = copies, (net or P835Net(level_dbfs=LEVEL_DBFS)).to(device)
         self.last: dict[str, float] = {}
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
@@ -264,7 +264,7 @@ def altered(wav: Tensor, seeds: Sequence[int]) -> Tensor:
         hiss = torch.randn(size, generator=generator).to(wav)
         level = part.detach().square().mean().sqrt() * 10 ** (-(NOISE_DB[0] + down * (NOISE_DB[1] - NOISE_DB[0])) / 20)
         cut = PASS_HZ[0] + edge * (PASS_HZ[1] - PASS_HZ[0])
-        hz = torch.fft.rfftfreq(size, 1 / RATE, device=wav.device)
+        hz = torch.fft.rfftfreq(size, 1 / RATE_HZ, device=wav.device)
         gain = (1 + (hz / cut) ** 8).rsqrt()  # Butterworth's, of fourth order
         copies.append(torch.fft.irfft(torch.fft.rfft(part + level * hiss) * gain, size))
     return torch.stack(copies)
@@ -272,9 +272,9 @@ def altered(wav: Tensor, seeds: Sequence[int]) -> Tensor:
 
 def resampled(wav: Tensor, rate: int) -> Tensor:
     """(T,) at ``rate`` -> (T',) at 16 kHz, by its spectrum, differentiably."""
-    if rate == RATE or not len(wav):
+    if rate == RATE_HZ or not len(wav):
         return wav
-    size = round(len(wav) * RATE / rate)
+    size = round(len(wav) * RATE_HZ / rate)
     bins = size // 2 + 1
     spec = torch.fft.rfft(wav)[:bins]
     return torch.fft.irfft(torch.nn.functional.pad(spec, (0, bins - len(spec))), size) * (size / len(wav))

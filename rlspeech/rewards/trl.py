@@ -71,11 +71,9 @@ class TrlReward:
             why = "TRL knows completions by the ids of its own vocabulary"
             raise UserError(f"{name} judges a codec's tokens", why, "a reward of sound, with decode=function")
         if "hypothesis" not in self.needs and decode is None:
-            raise UserError(
-                f"{name} judges sound, and TRL's completions are texts",
-                "nothing says how they become waveforms",
-                "as_trl_reward(name, decode=function), or a reward of texts such as asr_accuracy",
-            )
+            what, why = f"{name} judges sound, and TRL's completions are texts", "nothing turns them into waveforms"
+            hint = "as_trl_reward(name, decode=function), or a reward of texts such as asr_accuracy"
+            raise UserError(what, why, hint)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reward": None}  # the other process builds its own
@@ -94,7 +92,7 @@ class TrlReward:
             prompts: of each completion, strings or messages; the reward sees them as the column ``prompt``.
             completions: strings, or lists of messages whose last one is judged.
             completion_ids: handed to ``decode``.
-            log_metric: TRL's; is told the share that could not be scored.
+            log_metric: TRL's; gets the share that could not be scored.
             columns: of the dataset, a list each; everything that is not one is left out.
 
         Returns:
@@ -107,37 +105,35 @@ class TrlReward:
         rows = {k: v for k, v in columns.items() if isinstance(v, list | tuple) and len(v) == count}
         for need, column in (("text", self._text), ("target", self._target)):
             if need in self.needs and column not in rows:
-                raise UserError(
-                    f"{self.__name__} needs the column {column!r}",
+                why, hint = (
                     f"the dataset has {', '.join(sorted(rows)) or 'none'}",
                     f"as_trl_reward(name, {need}=COLUMN)",
                 )
+                raise UserError(f"{self.__name__} needs the column {column!r}", why, hint)
         if prompts is not None:
             rows["prompt"] = list(prompts)
-        waves: Sequence[np.ndarray] = [SILENCE] * count
+        wavs: Sequence[np.ndarray] = [SILENCE] * count
         if self._decode is not None:
-            waves = self._decode(completions=completions, completion_ids=completion_ids, **rows)
-        samples = [
-            self._sample(i, said, wave, rows) for i, (said, wave) in enumerate(zip(completions, waves, strict=True))
-        ]
+            wavs = self._decode(completions=completions, completion_ids=completion_ids, **rows)
+        samples = [self._sample(i, c, w, rows) for i, (c, w) in enumerate(zip(completions, wavs, strict=True))]
         self._reward = self._reward or get_reward(self.__name__, **self._how)
         values = [s.value for s in self._reward.score(samples)]
         if log_metric is not None and count:
             log_metric(f"{self.__name__}/unscorable", sum(v is None for v in values) / count)
         return [None if v is None else self._sign * v for v in values]
 
-    def _sample(self, index: int, said: Any, wave: np.ndarray, rows: dict[str, Any]) -> Sample:
+    def _sample(self, index: int, completion: Any, wav: np.ndarray, rows: dict[str, Any]) -> Sample:
         columns = {k: v[index] for k, v in rows.items() if k not in (self._text, self._target)}
         text = rows[self._text][index] if self._text in rows else None
         target = rows[self._target][index] if self._target in rows and "target" in self.needs else None
         return Sample(
             str(columns.get("id", columns.get("key", index))),
-            np.asarray(wave, np.float32),
+            np.asarray(wav, np.float32),
             self._rate,
             None if target is None else np.asarray(target, np.float32),
             None if text is None else str(text),
             columns,
-            words_of(said),
+            words_of(completion),
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from rlspeech.parallel import one_by_one
 from rlspeech.plugins import load_function
 from rlspeech.types import Sample, Score, UserError
 
@@ -48,7 +49,7 @@ class UserReward:
     Args:
         name: ``package.module:function``.
         conversational: a function of TRL's gets lists of messages instead of strings.
-        device: not looked at; a function knows its own.
+        device: ignored; a function knows its own.
     """
 
     def __init__(self, name: str, device: str = "cpu", conversational: bool = False) -> None:
@@ -56,23 +57,16 @@ class UserReward:
         self.version = str(getattr(self.function, "version", "unversioned"))
         self._texts, self._trl = asks_for(self.function, "hypotheses"), is_trls(self.function)
         if conversational and not self._trl:
-            raise UserError(
-                f"{name} takes no messages",
-                "conversational is for functions of TRL's form, with a parameter completions",
-                f"--reward {name}",
-            )
+            why = "conversational is for functions of TRL's form, with a parameter completions"
+            raise UserError(f"{name} takes no messages", why, f"--reward {name}")
         if self._trl:
             return  # what it asks for beyond the texts are columns of the data
+        given = {"keys": [], "targets": [], **({"hypotheses": []} if self._texts else {})}
         try:
-            inspect.signature(self.function).bind(
-                [], [], 16000, keys=[], targets=[], **({"hypotheses": []} if self._texts else {})
-            )
+            inspect.signature(self.function).bind([], [], 16000, **given)
         except TypeError as error:
-            raise UserError(
-                f"the reward {name} has the wrong signature",
-                str(error),
-                "def my_reward(wavs, texts, sample_rate, **columns) -> list[float | None]",
-            ) from error
+            usage = "def my_reward(wavs, texts, sample_rate, **columns) -> list[float | None]"
+            raise UserError(f"the reward {name} has the wrong signature", str(error), usage) from error
         except ValueError:  # built in C: no signature to look at
             pass
 
@@ -82,63 +76,46 @@ class UserReward:
         if len(set(rates)) > 1:
             parts = {r: iter(self.compute([s for s in samples if s.sample_rate == r], columns)) for r in set(rates)}
             return [next(parts[r]) for r in rates]
-        try:
-            answers = self._call(samples)
-        except UserError:
-            raise
-        except Exception as error:
-            if len(samples) == 1:
-                answers = [error]
-            else:
-                return [self.compute([s], columns)[0] for s in samples]
-        return [{self.name: _to_score(a)} for a in answers]
+        return [{self.name: _to_score(a)} for a in one_by_one(self._call, samples)]
 
     def _call(self, samples: Sequence[Sample]) -> list[Any]:
         names = sorted({k for s in samples for k in s.columns} - {"wavs", "texts", "sample_rate"})
         extra: dict[str, Any] = {k: [s.columns.get(k) for s in samples] for k in names}
+        extra["keys"] = [s.key for s in samples]
         if self._texts:
             extra["hypotheses"] = [s.hypothesis for s in samples]
+        texts = [s.text for s in samples]
         if self._trl:
-            answers = self._ask_as_trl(samples, extra)
+            answers = self._call_as_trl(samples, {**extra, "text": texts})
         else:
-            extra["keys"], extra["targets"] = [s.key for s in samples], [s.target for s in samples]
-            answers = self.function(
-                [s.wav for s in samples], [s.text for s in samples], samples[0].sample_rate, **extra
-            )
+            extra["targets"] = [s.target for s in samples]
+            answers = self.function([s.wav for s in samples], texts, samples[0].sample_rate, **extra)
+        usage = "return one number or None per waveform"
         try:
             answers = list(answers)
         except TypeError:
-            raise UserError(
-                f"the reward {self.name} must return a list",
-                f"it returned {type(answers).__name__}",
-                "return one number or None per waveform",
-            ) from None
+            why = f"it returned {type(answers).__name__}"
+            raise UserError(f"the reward {self.name} must return a list", why, usage) from None
         if len(answers) != len(samples):
-            raise UserError(
-                f"the reward {self.name} returned {len(answers)} scores for {len(samples)} waveforms",
-                "",
-                "return one number or None per waveform",
-            )
+            what = f"the reward {self.name} returned {len(answers)} scores for {len(samples)} waveforms"
+            raise UserError(what, "", usage)
         return answers
 
-    def _ask_as_trl(self, samples: Sequence[Sample], columns: dict[str, Any]) -> Any:
-        """Call the function as ``trl.GRPOTrainer`` would; one without ``**kwargs`` gets what it names."""
-        prompts: list[Any] = [str(s.columns.get("prompt") or "") for s in samples]
-        said: list[Any] = [s.hypothesis or "" for s in samples]
+    def _call_as_trl(self, samples: Sequence[Sample], columns: dict[str, Any]) -> Any:
+        """Call the function as ``trl.GRPOTrainer`` would; one without ``**kwargs`` gets the parameters that it names."""
+        prompts: list[Any] = [str(p or "") for p in columns.pop("prompt", [None] * len(samples))]
+        completions: list[Any] = [s.hypothesis or "" for s in samples]
         if self.conversational:
             prompts = [[{"role": "user", "content": p}] for p in prompts]
-            said = [[{"role": "assistant", "content": c}] for c in said]
-        ids = [[] if s.tokens is None else s.tokens.tolist() for s in samples]
+            completions = [[{"role": "assistant", "content": c}] for c in completions]
         given = {
-            "completion_ids": ids,
+            "completion_ids": [[] if s.tokens is None else s.tokens.tolist() for s in samples],
             "trainer_state": None,
-            "log_extra": _deaf,
-            "log_metric": _deaf,
-            "keys": [s.key for s in samples],
-            **{k: v for k, v in columns.items() if k != "prompt"},
-            "text": [s.text for s in samples],
+            "log_extra": _ignore,
+            "log_metric": _ignore,
+            **columns,
             "prompts": prompts,
-            "completions": said,
+            "completions": completions,
         }
         parameters = inspect.signature(self.function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -147,17 +124,17 @@ class UserReward:
         return asyncio.run(answers) if inspect.iscoroutine(answers) else answers
 
 
-def _deaf(*_: Any, **__: Any) -> None:
-    """TRL lets rewards write to its log; here nobody listens."""
+def _ignore(*_: Any, **__: Any) -> None:
+    """Take what a reward writes to TRL's log; there is none here."""
 
 
 def _to_score(answer: Any) -> Score:
     if isinstance(answer, Score):
         return answer
-    if answer is None:
-        return Score(None, "the function returned None")
     if isinstance(answer, Exception):
         return Score(None, f"{type(answer).__name__}: {answer}"[:200])
+    if answer is None:
+        return Score(None, "the function returned None")
     if hasattr(answer, "item") and np.size(answer) == 1:
         answer = answer.item()
     if not isinstance(answer, numbers.Real):

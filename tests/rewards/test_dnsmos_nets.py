@@ -10,7 +10,7 @@ from reward_signals import voice, with_noise
 pytest.importorskip("speechmos")
 pytest.importorskip("onnxruntime")
 
-from rlspeech.rewards.dnsmos import DNSMOS, P808, Dnsmos, FastDnsmos, P808Net, PersonalisedDnsmos, _session, windows  # noqa: E402
+from rlspeech.rewards.dnsmos import P808, Dnsmos, FastDnsmos, P808Net, P835Net, PersonalisedDnsmos, _session, windows  # noqa: E402
 from rlspeech.rewards.scorer import Scorer, get_reward  # noqa: E402
 from rlspeech.types import Sample  # noqa: E402
 
@@ -134,7 +134,7 @@ def test_agrees_with_speechmos_on_real_clips(real_rows):
 @pytest.mark.parametrize("personalised", [False, True])
 def test_torch_module_is_the_onnx_graph(personalised):
     wavs = np.stack([with_noise(voice(1.0, seed=s), 10) for s in range(2)])
-    net = DNSMOS(personalised, raw=True)
+    net = P835Net(personalised, raw=True)
     onnx = _session("pp835" if personalised else "p835", 1).run(None, {"input_1": wavs})[0]
     np.testing.assert_allclose(net(torch.from_numpy(wavs)).numpy(), onnx, atol=1e-4)
 
@@ -144,13 +144,13 @@ def test_engines_agree_with_the_polynomial():
     columns = ["dnsmos_fast_ovrl", "dnsmos_fast_sig", "dnsmos_fast_bak"]
     a, b = (FastDnsmos(engine=e, threads=1).compute(sample, columns)[0] for e in ("onnx", "torch"))
     assert [a[c].value for c in columns] == pytest.approx([b[c].value for c in columns], abs=1e-4)
-    module = DNSMOS(level_dbfs=-25.0)(torch.from_numpy(sample[0].wav)[None])[0]
+    module = P835Net(level_dbfs=-25.0)(torch.from_numpy(sample[0].wav)[None])[0]
     assert [float(module[i]) for i in (2, 0, 1)] == pytest.approx([a[c].value for c in columns], abs=1e-4)
 
 
 def test_gradient_reaches_the_waveform_and_points_uphill():
     wav = torch.from_numpy(with_noise(voice(0.6), 5)).double()[None].requires_grad_()
-    net = DNSMOS(level_dbfs=-25.0).double()
+    net = P835Net(level_dbfs=-25.0).double()
     (gradient,) = torch.autograd.grad(net(wav)[0, 2], wav)
     assert torch.isfinite(gradient).all() and gradient.norm() > 0
     step = 1e-7 * gradient / gradient.norm()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from reward_signals import voice, with_noise
 
-from rlspeech.models.spectra import slaney_filters as mel_filters
 from rlspeech.rewards.encoders import (
     Cache,
     SpeakerNet,
@@ -105,14 +104,6 @@ def test_reference_is_encoded_once_for_a_group():
     assert seen == [(2, 100), (1, 50)]
     batched([wavs[2]], encode, "cpu", cache)  # was dropped: the cache holds two
     assert seen[-1] == (1, 100)
-
-
-@pytest.mark.slow  # imports transformers
-def test_mel_filters_are_librosas():
-    transformers_bank = pytest.importorskip("transformers.audio_utils").mel_filter_bank
-    for n_fft, n_mels, low, high in ((512, 64, 20.0, 7600.0), (400, 80, 0.0, 8000.0)):
-        expected = transformers_bank(n_fft // 2 + 1, n_mels, low, high, 16000, norm="slaney", mel_scale="slaney").T
-        np.testing.assert_allclose(mel_filters(16000, n_fft, n_mels, low, high), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("net", [SpeakerNet(channels=16, embedding=8), SpeechNet(channels=16, classes=5)])

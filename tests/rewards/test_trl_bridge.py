@@ -116,7 +116,7 @@ def test_columns_reach_the_reward_and_nulls_come_back() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    for name, why in (("dnsmos_fast", "sound"), ("tts_loop", "tokens"), ("asr_acuracy", "no reward is called")):
+    for name, why in (("dnsmos_fast", "sound"), ("tts_loop", "tokens"), ("asr_acuracy", "asr_acuracy")):
         with pytest.raises(UserError, match=why):
             as_trl_reward(name)
     with pytest.raises(UserError, match="column 'text'") as error:
