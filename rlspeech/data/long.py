@@ -1,4 +1,8 @@
-"""Waveforms of any length through a model of limited memory: overlapping chunks, cross-faded, in batches that may fail alone."""
+"""Recordings of any length through a model of limited memory.
+
+An enhancer gets overlapping chunks, which are cross-faded (``apply``). A recogniser gets pieces that end in pauses, read as they are needed
+(``cut``, ``stream``): an hour costs the memory of one piece.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, AudioError
+from rlspeech.parallel import one_by_one
 
 __all__ = ["apply", "cut", "join", "pause", "spans", "stream"]
 
 
 Infer = Callable[..., list[np.ndarray]]
+FRAME_S, PAUSE_S = 0.01, 0.2
+EARLIEST = 0.4  # of the longest piece: where the search for a pause begins
+BLOCK_S = 10.0
 
 
 def spans(samples: int, size: int, overlap: int, grid: int = 1) -> list[tuple[int, int]]:
@@ -66,7 +74,7 @@ def apply(
     lips: Sequence[np.ndarray | None] | None = None,
     hop: int = 640,
 ) -> list[np.ndarray | Exception]:
-    """Run ``infer`` over waveforms; one that fails costs itself.
+    """Run ``infer`` over waveforms; a batch that fails is run again one by one.
 
     Args:
         infer: maps B waveforms and their B keys, and B videos or None where ``lips`` are given, to B waveforms of the same shapes.
@@ -82,6 +90,11 @@ def apply(
     Returns:
         A waveform or the exception, in order.
     """
+
+    def checked(chunks: list[tuple[Any, ...]]) -> list[np.ndarray | Exception]:
+        made = infer(*(list(column) for column in zip(*chunks, strict=True)))
+        return [_checked(out, chunk[0]) for out, chunk in zip(made, chunks, strict=True)]
+
     lengths = [w.shape[-1] for w in wavs]
     cuts = [spans(n, size, overlap, 1 if lips is None else hop) for n in lengths]
     jobs = [(i, c) for i, cut in enumerate(cuts) for c in range(len(cut))]
@@ -89,13 +102,13 @@ def apply(
     done: dict[tuple[int, int], np.ndarray | Exception] = {}
     for at in range(0, len(jobs), batch):
         part = jobs[at : at + batch]
-        inputs: list[list[Any]] = [
-            [wavs[i][..., cuts[i][c][0] : cuts[i][c][1]] for i, c in part],
-            [keys[i] if len(cuts[i]) == 1 else f"{keys[i]}#{c}" for i, c in part],
+        chunks: list[tuple[Any, ...]] = [
+            (wavs[i][..., cuts[i][c][0] : cuts[i][c][1]], keys[i] if len(cuts[i]) == 1 else f"{keys[i]}#{c}")
+            for i, c in part
         ]
         if lips is not None:
-            inputs.append([_frames(lips[i], *cuts[i][c], hop) for i, c in part])
-        done.update(zip(part, _guarded(infer, inputs), strict=True))
+            chunks = [(*x, _frames(lips[i], *cuts[i][c], hop)) for x, (i, c) in zip(chunks, part, strict=True)]
+        done.update(zip(part, one_by_one(checked, chunks, raised=()), strict=True))
     results: list[np.ndarray | Exception] = []
     for i, cut in enumerate(cuts):
         got = [done.pop((i, c)) for c in range(len(cut))]
@@ -114,40 +127,10 @@ def _frames(video: np.ndarray | None, start: int, end: int, hop: int) -> np.ndar
     return video[np.minimum(np.arange(first, first + count), len(video) - 1)]
 
 
-def _guarded(infer: Infer, inputs: list[list[Any]]) -> list[np.ndarray | Exception]:
-    """``infer`` on a batch; where that fails, on its items one by one."""
-    pieces = inputs[0]
-    try:
-        out = infer(*inputs)
-    except Exception as error:
-        if len(pieces) == 1:
-            return [error]
-        _free_memory()
-        return [result for i in range(len(pieces)) for result in _guarded(infer, [[column[i]] for column in inputs])]
-    return [_checked(o, p) for o, p in zip(out, pieces, strict=True)]
-
-
 def _checked(out: np.ndarray, piece: np.ndarray) -> np.ndarray | Exception:
     if out.shape != piece.shape:
         return ValueError(f"the model returned {out.shape} for {piece.shape}")
     return out if np.isfinite(out).all() else ValueError("the model returned NaN or infinite samples")
-
-
-def _free_memory() -> None:
-    """A batch that was too large for the GPU has left blocks behind that single items need."""
-    import sys
-
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-# Long recordings in pieces that end in pauses, read as they are needed: an hour costs the memory of one piece.
-
-
-FRAME_S, PAUSE_S = 0.01, 0.2
-EARLIEST = 0.4  # of the longest piece: where the search for a pause begins
-BLOCK_S = 10.0
 
 
 def pause(wav: np.ndarray, sample_rate: int, low: int, high: int) -> int:
@@ -227,7 +210,7 @@ def _blocks(path: Path, sample_rate: int, offset_s: float, duration_s: float | N
             if offset_s > 0:
                 file.seek(min(int(offset_s * native), file.frames))
             left = None if duration_s is None else int(duration_s * native)
-            change = (
+            resampler = (
                 soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ")
                 if native != sample_rate
                 else None
@@ -239,7 +222,7 @@ def _blocks(path: Path, sample_rate: int, offset_s: float, duration_s: float | N
                     raise AudioError("NaN or infinite samples")
                 left = None if left is None else left - len(wav)
                 last = len(wav) < size or left == 0
-                yield wav if change is None else change.resample_chunk(wav, last=last)
+                yield wav if resampler is None else resampler.resample_chunk(wav, last=last)
                 if last:
                     return
     except (sf.LibsndfileError, RuntimeError, OSError) as error:

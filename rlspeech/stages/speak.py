@@ -1,4 +1,4 @@
-"""``rlspeech speak``: text in, speech out. A text that cannot be said costs itself.
+"""``rlspeech speak``: text in, speech out. A text that cannot be synthesised is one failure in the summary.
 
     rlspeech speak "some words" --out said.wav
     rlspeech speak "some words" --prompt voice.wav --prompt-text "what is said in it" --model runs/rl
@@ -6,7 +6,7 @@
     rlspeech speak test.jsonl --out folder                       # texts and voices of a manifest
 
 A long text is cut at the ends of sentences, else at commas, else between words, into pieces that the model can say; all pieces have one
-voice. In a folder, what the same model has said of the same text in the same voice is not said again (``--overwrite``).
+voice. In a folder, results that the same model has made of the same text in the same voice are kept (``--overwrite`` makes them anew).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.log import several
+from rlspeech.parallel import one_by_one
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["Speak", "run", "split_text"]
@@ -43,7 +45,7 @@ KNOWN = "said.jsonl"  # in a folder of results: what each was made of
 
 
 class SteadySampling(Sampling):
-    """How tokens are drawn for somebody to hear: steadier than a policy draws them, whose rollouts are to differ."""
+    """How tokens are sampled for listeners: at a lower temperature than a policy's rollouts, which are to differ."""
 
     temperature: float = Field(
         0.6, gt=0, description="sampling temperature; lower is steadier, 1 (as in rl and eval) is the policy itself"
@@ -77,7 +79,7 @@ class Speak(Strict):
 
 @dataclass(slots=True)
 class _Job:
-    """One text, and what became of it."""
+    """One text, and its result."""
 
     key: str
     text: str
@@ -93,7 +95,7 @@ class _Job:
 
 
 def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
-    """Say everything that can be said.
+    """Synthesise everything that can be synthesised.
 
     Args:
         config: what, in whose voice, and where to.
@@ -103,7 +105,7 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
         counts, seconds, the files, and the reason of each failure.
 
     Raises:
-        UserError: nothing to say, a checkpoint or a prompt that cannot be used, or not one text could be said.
+        UserError: no text, a checkpoint or a prompt that cannot be used, or not one text could be synthesised.
     """
     began_s, jobs = time.monotonic(), _jobs(config)
     folder = _places(config, jobs)
@@ -117,12 +119,12 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
         if j.error is None and not (known.get(j.key, {}).get("of") == _digest(config, j) and j.path.is_file())
     ]
     if todo:
-        if folder is not None:  # what is said anew is not known while it is not there
+        if folder is not None:  # a result that is made anew is not known until it exists
             write_text(
                 folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in {j.key for j in todo})
             )
         with contextlib.nullcontext() if folder is None else JsonlWriter(folder / KNOWN, key="key") as journal:
-            _say(config, todo, journal)
+            _synthesise(config, todo, journal)
     skipped = sum(j.error is None for j in jobs) - sum(j.error is None for j in todo)
     failed = {j.key: j.error for j in jobs if j.error is not None}
     good = [j for j in todo if j.error is None]
@@ -130,7 +132,7 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
         log.say(f"left out: {key}: {reason}")
     if failed and not good and not skipped:
         raise UserError(
-            f"not one of {len(failed)} texts could be said",
+            f"not one of {len(failed)} texts could be synthesised",
             "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
             "another text, or rlspeech eval --task tts on the model",
         )
@@ -142,7 +144,7 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
     audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
     target = folder if folder is not None else jobs[0].path
     log.say(
-        f"{len(good)} said, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of speech in {wall_s:.1f} s: {target}"
+        f"{len(good)} synthesised, {skipped} exist already, {len(failed)} left out; {audio_s:.1f} s of speech in {wall_s:.1f} s: {target}"
     )
     return {
         "spoken": len(good),
@@ -242,15 +244,15 @@ def _places(config: Speak, jobs: Sequence[_Job]) -> Path | None:
 def _digest(config: Speak, job: _Job) -> str:
     """What tells one result from another."""
     voice = [job.prompt, job.prompt_text, None if job.voice is None else str(job.voice)]
-    told = {
+    facts = {
         "text": job.text,
         "voice": voice,
         **config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling"}),
     }
-    return hashlib.sha256(dumps(told).encode()).hexdigest()[:16]
+    return hashlib.sha256(dumps(facts).encode()).hexdigest()[:16]
 
 
-def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> None:
+def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> None:
     """Synthesise in batches of pieces, and write each text as soon as its last piece is there."""
     from rlspeech.data.batches import Clip
     from rlspeech.engine import Engine, Watchdog
@@ -260,18 +262,18 @@ def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> No
     model, _ = task.load(config.model, engine.device)
     rate, waiting = task.sample_rate_of(model), list[tuple[_Job, Any, bool]]()
     log.say(f"{several(len(jobs), 'text')}, {engine.reason}")
-    _look_at_prompts(config, jobs, model)
+    _check_prompt(config, jobs, model)
+    synthesise = partial(task.synthesise, model, sampling=config.sampling, seed=config.seed)
     with log.progress(len(jobs), "speak", "texts") as bar, Watchdog() as dog:
 
         def flush() -> None:
-            for (job, _, last), said in zip(
-                waiting, _batch(task, model, config, [c for _, c, _ in waiting]), strict=True
-            ):
-                if isinstance(said, Exception):
-                    job.error = job.error or f"{type(said).__name__}: {said}"[:200]
+            made = one_by_one(synthesise, [clip for _, clip, _ in waiting])
+            for (job, _, last), piece in zip(waiting, made, strict=True):
+                if isinstance(piece, Exception):
+                    job.error = job.error or f"{type(piece).__name__}: {piece}"[:200]
                 else:
-                    job.pieces.append(said.wav)
-                    job.unstopped += not said.finished
+                    job.pieces.append(piece.wav)
+                    job.unstopped += not piece.finished
                 if last:
                     _write(job, rate, config.pause_s)
                     if journal is not None and job.error is None:
@@ -295,18 +297,8 @@ def _say(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None) -> No
             flush()
 
 
-def _batch(task: Any, model: Any, config: Speak, clips: list[Any]) -> list[Any]:
-    """A sample or an error a clip; a batch that fails is said piece by piece."""
-    try:
-        return list(task.synthesise(model, clips, sampling=config.sampling, seed=config.seed))
-    except (RuntimeError, ValueError, IndexError) as error:
-        if len(clips) == 1:
-            return [error]
-        return [said for clip in clips for said in _batch(task, model, config, [clip])]
-
-
-def _look_at_prompts(config: Speak, jobs: Sequence[_Job], model: Any) -> None:
-    """Say where a prompt is not what the model goes on from."""
+def _check_prompt(config: Speak, jobs: Sequence[_Job], model: Any) -> None:
+    """Tell the user where the model takes only the voice of a prompt."""
     if config.prompt is None:
         return
     longest = model.layout.prompt_s
@@ -335,7 +327,7 @@ def _write(job: _Job, rate: int, pause_s: float) -> None:
     wav = np.concatenate([x for p in sound for x in (pause, p)][1:]) if sound else pause[:0]
     job.pieces = []
     if not len(wav):
-        job.error = job.error or "the model says nothing"
+        job.error = job.error or "the model returned no speech"
     if job.error is None:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -86,7 +86,7 @@ def test_lines_become_a_folder_that_goes_on(said: list[Any], tmp_path: Path, mon
     assert made["spoken"] == 3 and made["failed"] == 3 and made["unstopped"] == 1
     assert made["errors"] == {
         "lines_0003": "there are no words in it",
-        "lines_0004": "the model says nothing",
+        "lines_0004": "the model returned no speech",
         "lines_0005": "ValueError: a bad one",
     }
     rows = {u.id: u for u in read_manifest(tmp_path / "out" / "manifest.jsonl")}
