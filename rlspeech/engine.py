@@ -24,7 +24,6 @@ from rlspeech.types import UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 __all__ = ["Engine", "Watchdog", "calm_threads", "parallel_map", "physical_cores", "seed_all"]
 
@@ -68,12 +67,10 @@ class Engine:
         self.rank = int(os.environ.get("RANK", "0") or 0)
         self.is_main = self.rank == 0
         self.device, why = _pick_device(device)
-        self._accelerator: Any = None
         if self.world > 1:
             from accelerate import Accelerator
 
-            self._accelerator = Accelerator(cpu=self.device.type == "cpu")
-            self.device = self._accelerator.device
+            self.device = Accelerator(cpu=self.device.type == "cpu").device
         self.precision, why_precision = _pick_precision(precision, self.device)
         self.reason = f"{why}; {why_precision}" + (f"; {self.world} processes" if self.world > 1 else "")
         if self.device.type == "cpu" and not os.environ.get("OMP_NUM_THREADS"):
@@ -85,31 +82,6 @@ class Engine:
         import torch
 
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-
-    def prepare(self, *objects: Any) -> Any:
-        """Move modules to the device and give every process the weights of rank 0; other objects pass through.
-
-        Args:
-            objects: modules, optimisers (made after their module was prepared), anything.
-
-        Returns:
-            The objects in order; a single one is returned bare.
-        """
-        import torch
-
-        out = []
-        for item in objects:
-            if isinstance(item, torch.nn.Module):
-                item = item.to(self.device)
-                if self.world > 1:
-                    for tensor in item.state_dict(keep_vars=False).values():
-                        torch.distributed.broadcast(tensor, 0)
-            out.append(item)
-        return out[0] if len(out) == 1 else tuple(out)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss``. bf16 needs no loss scaling."""
-        loss.backward()  # type: ignore[no-untyped-call]
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Average gradients over the processes, in place; call it once before the optimiser's step. One process: nothing to do.
@@ -127,43 +99,24 @@ class Engine:
                 torch.distributed.all_reduce(p.grad)
                 p.grad /= self.world
 
-    def gather(self, value: Any) -> Any:
-        """Concatenate along the first axis over the processes, in rank order; the axis may differ in length.
-
-        Args:
-            value: a tensor with at least one axis, or a dict of such (gathered in sorted order of keys, so that every
-                process waits for the same one).
-        """
-        if isinstance(value, dict):
-            return {key: self.gather(value[key]) for key in sorted(value)}
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in the order of their ranks, in every process; anything that can be pickled."""
         if self.world == 1:
-            return value
+            return [value]
         import torch
 
-        sizes = [torch.zeros(1, dtype=torch.long, device=self.device) for _ in range(self.world)]
-        torch.distributed.all_gather(sizes, torch.tensor([len(value)], device=self.device))
-        longest = int(max(sizes))
-        padded = torch.zeros((longest, *value.shape[1:]), dtype=value.dtype, device=self.device)
-        padded[: len(value)] = value
-        parts = [torch.empty_like(padded) for _ in range(self.world)]
-        torch.distributed.all_gather(parts, padded)
-        return torch.cat([part[: int(n)] for part, n in zip(parts, sizes, strict=True)]).to(value.device)
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, value)
+        return found
 
-    def barrier(self) -> None:
-        """Wait for every process."""
-        if self._accelerator is not None:
-            self._accelerator.wait_for_everyone()
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, in every process: for decisions that must be the same everywhere."""
+        return self.gather(value)[0]
 
     def say(self, message: str) -> None:
         """``log.say`` in rank 0."""
         if self.is_main:
             log.say(message)
-
-    def close(self) -> None:
-        """Leave the process group, where there is one."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()  # destroys the process group
-            self._accelerator = None
 
 
 def _pick_device(name: str) -> tuple[torch.device, str]:
@@ -226,19 +179,19 @@ class Watchdog:
         self.limit_s, self.path = minutes * 60, path
         self.dumps = 0
         self._last_s = time.monotonic()
-        self._told = False
+        self._warned = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self) -> None:
         """Something has happened."""
-        self._last_s, self._told = time.monotonic(), False
+        self._last_s, self._warned = time.monotonic(), False
 
     def _watch(self) -> None:
         while not self._stop.wait(min(5.0, self.limit_s / 4)):
             silent_s = time.monotonic() - self._last_s
-            if silent_s > self.limit_s and not self._told:
-                self._told = True
+            if silent_s > self.limit_s and not self._warned:
+                self._warned = True
                 log.error(f"no progress for {silent_s / 60:.1f} minutes; what every thread is doing follows")
                 self._dump()
                 self.dumps += 1

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlspeech.config import Mixing
+from rlspeech import log
+from rlspeech.config import Mixing, Video
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.data.video import LIPS_FPS, frames_of, load_lips
 from rlspeech.types import UserError, Utterance
@@ -30,9 +31,12 @@ __all__ = [
     "hold_back",
     "open_clips",
     "order",
+    "recorded_clips",
     "seed_of",
+    "transcribed_clips",
     "whole_clips",
     "with_utts",
+    "with_video",
 ]
 
 
@@ -329,6 +333,56 @@ def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:
     if isinstance(source, MixedClips):
         return MixedClips(replace(source.mixtures, clean=utts))
     return replace(source, utts=utts)  # type: ignore[type-var]
+
+
+def recorded_clips(source: ClipSource, name: str) -> ClipSource:
+    """The rows that are recordings of their texts; what is left out is said. Raises ``UserError`` where there are none."""
+    kept = recordings(source.utts, name)
+    if (left := len(source.utts) - len(kept)) == 0:
+        return source
+    log.warn(f"{name}: {left} of {len(source.utts)} rows are left out: their texts have not been recorded")
+    return with_utts(source, kept)
+
+
+def transcribed_clips(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
+    """The rows that have a text (an empty one says that nothing is said) and are not too long; what is left out is said.
+
+    Args:
+        source: any.
+        name: of the data, for messages.
+        max_s: longest recording in seconds; None: any.
+
+    Raises:
+        UserError: there is none.
+    """
+    texts = [u for u in source.utts if u.text is not None]
+    short = [u for u in texts if max_s is None or u.duration <= max_s]
+    silent, long = len(source.utts) - len(texts), len(texts) - len(short)
+    reasons = [f"{silent} have no text"] if silent else []
+    why = "; ".join([*reasons, f"{long} are longer than the model's {max_s:g} s"] if long else reasons)
+    if not short:
+        what = f"none of the {len(source.utts)} rows of {name} can be used"
+        raise UserError(what, why, "rlspeech check on the manifest")
+    if why:
+        log.warn(f"{name}: {len(source.utts) - len(short)} of {len(source.utts)} rows are left out: {why}")
+    return with_utts(source, short)
+
+
+def with_video(clips: list[Clip], video: Video) -> list[Clip]:
+    """The clips with the videos that a run lets them have: their own, each the one before's in the list, or none.
+
+    Raises:
+        UserError: there is no other clip to take a video from.
+    """
+    if video == "right":
+        return clips
+    if video == "shuffled" and len(clips) < 2:
+        raise UserError(
+            "one clip cannot have another one's video",
+            "video=shuffled with a single prompt or validation clip",
+            "--set prompts_per_step=2 --set valid_items=2",
+        )
+    return [replace(c, lips=None if video == "none" else clips[i - 1].lips) for i, c in enumerate(clips)]
 
 
 def whole_clips(source: ClipSource, items: int, max_s: float = 8.0) -> list[Clip]:

@@ -30,6 +30,7 @@ __all__ = [
     "compare_rates",
     "corpus_interval",
     "corpus_rate",
+    "error_counts",
     "counts_of",
     "load_recogniser",
     "normalise_basic",
@@ -41,20 +42,20 @@ def corpus_rate(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -
 
     Texts whose reference is empty are left out; nan without any.
     """
-    errors, wanted = _errors(texts, normaliser).sum(0)
+    errors, wanted = error_counts(texts, normaliser).sum(0)
     return float(errors / wanted) if wanted else float("nan")
 
 
 def corpus_interval(texts: Iterable[tuple[str, str, str | None]], normaliser: str, seed: int = 0) -> Interval:
     """The same with its bootstrap 95 % interval over texts; no interval below two of them."""
-    counts = _errors(texts, normaliser)
+    counts = error_counts(texts, normaliser)
     errors, wanted = counts.sum(0)
     sums = resampled_sums(counts, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         return draws_interval(float(errors / wanted) if wanted else float("nan"), sums[:, 0] / sums[:, 1], len(counts))
 
 
-def _errors(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> np.ndarray:
+def error_counts(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> np.ndarray:
     """(K, 2): errors and reference units of each text in which something is said."""
     normalise, rows = get_normaliser(normaliser), list[tuple[int, int]]()
     for reference, hypothesis, language in texts:

@@ -56,7 +56,7 @@ class Interrupt:
         self.asked = True
         log.say("interrupted; finishing this step and saving it (Ctrl-C again: at once)")
 
-    def obey(self) -> None:
+    def check(self) -> None:
         """End the loop between two steps if that was asked for; whoever sees ``asked`` behind a step has saved it.
 
         Raises:

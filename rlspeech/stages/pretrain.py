@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from rlspeech import log
 from rlspeech.config import Pretrain
-from rlspeech.data.batches import Clip, ClipSource, batches, hold_back, open_clips, whole_clips, with_utts
-from rlspeech.data.manifest import recordings
+from rlspeech.data.batches import Clip, ClipSource, batches
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import safe_name
 from rlspeech.log import several
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.scores import step_name
 from rlspeech.stages import pretrain_report
 from rlspeech.stages.curves import columns_of
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
@@ -32,7 +32,7 @@ from rlspeech.stages.past import open_pasts
 from rlspeech.stages.validation import keep_inputs
 from rlspeech.stats import Interval
 from rlspeech.tasks import get_task
-from rlspeech.tasks.base import Task, channels_of
+from rlspeech.tasks.base import Task
 from rlspeech.types import UserError
 
 LOG_EVERY, POINTS = 50, 40  # steps behind a row of losses at most, and rows that a short run should have
@@ -52,18 +52,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
     with Run.create(config.out, "pretrain", config, growing={"steps"}) as folder, Watchdog() as watchdog:
         folder.note(device=engine.reason)
         model = task.build(config).to(engine.device).train()
-        train, valid = data_of(
-            config.data,
-            config.valid,
-            task.sample_rate_of(model),
-            config.valid_items,
-            config.seed,
-            config.mixing,
-            config.task,
-            channels_of(task, model),
-            getattr(model, "max_s", None),
-            recorded=True,
-        )
+        train, valid = task.data(config, model)
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
         engine.say(
@@ -78,13 +67,12 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
             )
 
         def check() -> dict[str, float | Interval]:
-            if not valid:
+            if not valid or not folder.main:
                 return {}
             found: dict[str, float | Interval] = task.validate(
                 trainer.averaged(), valid, folder, trainer.step, scorer, config.seed
             )
-            if folder.main:
-                _keep_inputs(folder.path / "samples", valid, trainer.step)
+            _keep_inputs(folder.path / "samples", valid, trainer.step)
             return found
 
         with (
@@ -92,7 +80,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
             at_the_end(folder, pretrain_report.page_data) as end,
         ):
             end.reason = trainer.fit(train, check, watchdog)
-        checkpoint = folder.path / "checkpoints" / f"step_{trainer.step:06d}"
+        checkpoint = folder.path / "checkpoints" / step_name(trainer.step)
         summary = {
             "run": str(folder.path),
             "checkpoint": str(checkpoint),
@@ -129,22 +117,20 @@ class Trainer:
         path, state = found
         self.model.load_state_dict({k: v.to(self.engine.device) for k, v in state["weights"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
-        reload = getattr(
-            self.task, "reload", self.task.load
-        )  # the model as it is trained, where what is used later is another
-        self.average = {k: v.to(self.engine.device) for k, v in reload(str(path))[0].state_dict().items()}
+        averaged = self.task.reload(str(path))[0].state_dict()
+        self.average = {k: v.to(self.engine.device) for k, v in averaged.items()}
         self.step, self.cursor, self.last_valid = int(state["step"]), int(state["cursor"]), state["last_valid"]
         set_rng_state(state["rng"])
         self.engine.say(f"resumed at step {self.step} from {path}")
 
     def fit(self, train: ClipSource, check: Callable[[], dict[str, float | Interval]], watchdog: Watchdog) -> str:
-        """Train until the configured end. ``check`` validates and returns its numbers. Returns why it stopped."""
+        """Train until the configured end. ``check`` validates in the first process and returns its numbers. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
         often = min(LOG_EVERY, max(1, cfg.steps // POINTS))
         feed = batches(
             train,
             cfg.batch,
-            _clip_s(train, cfg),
+            _clip_s(train, cfg, self.task),
             seed=cfg.seed,
             start=self.cursor,
             rank=self.engine.rank,
@@ -158,26 +144,30 @@ class Trainer:
             Interrupt(self.engine.world) as interrupt,
         ):
             while self.step < cfg.steps:
-                interrupt.obey()
+                interrupt.check()
                 clips, self.cursor = next(feed)
                 parts = self.update(clips)
                 watchdog.beat()
                 self.step += 1
                 sums, counted = {k: sums.get(k, 0.0) + v for k, v in parts.items()}, counted + 1
                 bar.advance(1, loss=parts["loss"])
-                late = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
+                late = cfg.max_minutes is not None and self.engine.agree(
+                    time.monotonic() - started > 60 * cfg.max_minutes
+                )
                 last = late or self.step == cfg.steps
                 if self.step % often == 0 or last:
-                    means = {f"train/{k}": v / counted for k, v in sums.items()}
+                    rows = self.engine.gather(sums)  # each of as many steps and clips
+                    means = {f"train/{k}": sum(r[k] for r in rows) / len(rows) / counted for k in sums}
                     self.folder.log(self.step, **means, lr=self.rate(), seconds=time.monotonic() - started)
                     sums, counted = {}, 0
                 if last or (cfg.valid_every and self.step % cfg.valid_every == 0):
                     generators = rng_state()
                     with log.waiting("validating"):
-                        found = {
-                            k: v if isinstance(v, Interval) else Interval(v, math.nan, math.nan, 1)
-                            for k, v in check().items()
-                        }
+                        numbers = self.engine.agree(check())  # the first process has them, the others wait
+                    found = {
+                        k: v if isinstance(v, Interval) else Interval(v, math.nan, math.nan, 1)
+                        for k, v in numbers.items()
+                    }
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.last_valid = {k: v.mean for k, v in found.items()}
                     self.folder.log(self.step, **columns_of("valid", found))
@@ -253,98 +243,15 @@ class Trainer:
 
 def _keep_inputs(folder: Path, clips: Sequence[Clip], step: int) -> None:
     """Beside outputs that can be heard, once, what they were made from."""
-    heard = {path.stem for path in (folder / f"step_{step:06d}").glob("*.flac")}
+    heard = {path.stem for path in (folder / step_name(step)).glob("*.flac")}
     if heard and not any(
         (folder / name).is_dir() for name in ("input", "recording", "original")
     ):  # some tasks keep their own
         keep_inputs(folder, [c for c in clips if {c.key, safe_name(c.key)} & heard])
 
 
-def transcribed(task: Any) -> bool:
-    """True for a task whose rows are a recording and its text: they have no target, and nothing of them is cut off."""
-    return "text" in task.required
-
-
-def data_of(
-    data: str | None,
-    valid: str | None,
-    sample_rate: int,
-    valid_items: int,
-    seed: int,
-    mixing: Any = None,
-    task: str = "flowse",
-    channels: int = 1,
-    max_s: float | None = None,
-    recorded: bool = False,
-) -> tuple[ClipSource, list[Clip]]:
-    """Training source and validation clips. Without ``data`` the embedded corpus; without ``valid`` utterances held back from the data.
-
-    A recogniser's rows need no target but a text (an empty one says that nothing is said), and are never cut.
-
-    Args:
-        data, valid: manifests, recipes or folders.
-        sample_rate: of the clips, in Hz.
-        valid_items: most validation clips.
-        seed: of mixtures.
-        mixing: overrides a recipe's own.
-        task: name of the task.
-        channels: of the clips.
-        max_s: a recogniser's limit: longer rows, and rows without a text, are left out, which is said.
-        recorded: leave out rows whose text nobody has recorded, which is said: their sound is another's, and nothing to learn from.
-
-    Returns:
-        the source to train on, and up to ``valid_items`` whole clips that it does not contain.
-    """
-    words, alone = transcribed(get_task(task)), "target_filepath" not in get_task(task).required
-    if data is None and alone:
-        from rlspeech.corpora.demo_commands import demo_commands, demo_commands_clean
-
-        speech = demo_commands if task == "asr" else demo_commands_clean  # a voice to learn has no noise
-        data, valid = str(speech("train")), valid or str(speech("valid"))
-    elif data is None:
-        from rlspeech.corpora.demo import demo_recipe, demo_valid
-
-        faces = task == "avse"
-        data, valid = str(demo_recipe(faces=faces)), valid or str(demo_valid(faces=faces))
-    source = open_clips(data, sample_rate, mixing=mixing, seed=seed, channels=channels, paired=not alone)
-    held = open_clips(valid, sample_rate, seed=seed, channels=channels, paired=not alone) if valid is not None else None
-    if recorded:
-        source, held = _recorded(source, data), None if held is None else _recorded(held, str(valid))
-    if words:
-        source = _usable(source, data, max_s)
-        held = _usable(held, str(valid), max_s) if held is not None else None
-    if held is None:
-        source, held = hold_back(source, valid_items)
-    return source, whole_clips(held, valid_items, max_s=math.inf if words else 8.0)
-
-
-def _recorded(source: ClipSource, name: str) -> ClipSource:
-    """The rows that are recordings of their texts. Raises ``UserError`` where there are none."""
-    kept = recordings(source.utts, name)
-    if (left := len(source.utts) - len(kept)) == 0:
-        return source
-    log.warn(f"{name}: {left} of {len(source.utts)} rows are left out: nobody has recorded their texts")
-    return with_utts(source, kept)
-
-
-def _usable(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
-    """The rows that a recogniser can learn from. Raises ``UserError`` where there are none."""
-    texts = [u for u in source.utts if u.text is not None]
-    short = [u for u in texts if max_s is None or u.duration <= max_s]
-    silent, long = len(source.utts) - len(texts), len(texts) - len(short)
-    reasons = [f"{silent} have no text"] if silent else []
-    why = "; ".join([*reasons, f"{long} are longer than the model's {max_s:g} s"] if long else reasons)
-    if not short:
-        raise UserError(
-            f"none of the {len(source.utts)} rows of {name} can be used", why, "rlspeech check on the manifest"
-        )
-    if why:
-        log.warn(f"{name}: {len(source.utts) - len(short)} of {len(source.utts)} rows are left out: {why}")
-    return with_utts(source, short)
-
-
-def _clip_s(train: ClipSource, config: Pretrain) -> float:
-    if transcribed(get_task(config.task)):
+def _clip_s(train: ClipSource, config: Pretrain, task: Task) -> float:
+    if task.transcribed:
         return 0.0
     mixing = config.mixing or getattr(getattr(train, "mixtures", None), "mixing", None)
     return mixing.clip_s if mixing is not None else 2.0

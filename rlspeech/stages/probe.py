@@ -18,31 +18,26 @@ from rlspeech import log
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.probe import Agreement, probe_gradients, summarise
 from rlspeech.config import RL, Exploration, Sampling
-from rlspeech.data.batches import batches
+from rlspeech.data.batches import batches, with_video
 from rlspeech.engine import Engine
 from rlspeech.files import write_text
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.stages.pretrain import data_of, transcribed
-from rlspeech.stages.rl import make_scorer, seen
-from rlspeech.stages.rl_rules import complete, load_options
+from rlspeech.stages.rl import make_scorer
 from rlspeech.tasks import get_task
-from rlspeech.tasks.base import channels_of
+from rlspeech.tasks.base import Task
+from rlspeech.tasks.settings import complete
 from rlspeech.types import UserError
 
 Setting = Exploration | Sampling
-PUBLISHED = {
-    "flowse": Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False),
-    "avse": Exploration(kind="mask", noise=0.05, antithetic=False),
-}
 
 
-def candidates(config: RL) -> Sequence[Setting]:
+def candidates(config: RL, task: Task) -> Sequence[Setting]:
     """The configured setting and, unless the user listed others, its neighbours and the published one.
 
     Tokens are sampled in one way: the one row is then about the rewards, whose gradients are compared.
     """
-    if config.task not in PUBLISHED:
+    if task.published is None:
         return [config.sampling]
     if config.probe_settings:
         return list(config.probe_settings)
@@ -56,7 +51,7 @@ def candidates(config: RL) -> Sequence[Setting]:
     ]
     near = [mine.model_copy(update=change) for change in changes]
     unique: list[Exploration] = []
-    for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), PUBLISHED[config.task]]:
+    for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), task.published]:
         if setting not in unique:
             unique.append(setting)
     return unique
@@ -75,20 +70,11 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     watched = "guards" in config.model_fields_set
     config = complete(config, task)
     engine = Engine(config.device, "fp32", config.seed)
-    model, _ = task.load(config.model, engine.device, **load_options(config))
+    model, _ = task.load(config.model, engine.device, **task.load_options(config))
     adapted = Adapted(model, config.lora)
-    train, _ = data_of(
-        config.data,
-        config.valid,
-        task.sample_rate_of(model),
-        config.valid_items,
-        config.seed,
-        task=config.task,
-        channels=channels_of(task, model),
-        max_s=getattr(model, "max_s", None),
-    )
-    clip_s = 0.0 if transcribed(task) else config.clip_s
-    settings = candidates(config)
+    train, _ = task.data(config, model)
+    clip_s = 0.0 if task.transcribed else config.clip_s
+    settings = candidates(config, task)
     summary: dict[str, Any] = {
         "prompts": config.prompts_per_step,
         "group": config.group,
@@ -174,7 +160,7 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
     grads: dict[str, list[torch.Tensor]] = {}
     started, rollouts = time.monotonic(), 0
     for k in range(config.probe_batches):
-        experience = algo.collect(seen(next(feed)[0], config.video), scorer, seed=k + 1)
+        experience = algo.collect(with_video(next(feed)[0], config.video), scorer, seed=k + 1)
         rollout = experience.rollout
         if rollout is None:
             raise UserError("nothing to probe", "policy_weight is 0: nothing is sampled", "--set policy_weight=1")

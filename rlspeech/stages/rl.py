@@ -15,35 +15,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from rlspeech import log
 from rlspeech.algos import get_algorithm
+from rlspeech.algos.update import Experience
 from rlspeech.config import RL
-from rlspeech.data.batches import Clip, batches
+from rlspeech.data.batches import Clip, batches, with_video
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.adapters import Adapted
-from rlspeech.rewards.mix import GuardWatch
+from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.soft import build_soft
 from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.scores import step_name
-from rlspeech.stages import rl_report, validation
-from rlspeech.stages.curves import columns_of
+from rlspeech.stages import rl_report
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
-from rlspeech.stages.pretrain import data_of, transcribed
-from rlspeech.stages.rl_rules import averaged, climbing, complete, describe, load_options, soft_of, word_interval
-from rlspeech.stages.validation import change_told, shown_name, tuned_facts
-from rlspeech.stats import Interval, mean_interval, paired_delta
+from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
+from rlspeech.stats import mean_interval
 from rlspeech.tasks import get_task
-from rlspeech.tasks.base import EnhancementTask, channels_of
-from rlspeech.types import UserError
+from rlspeech.tasks.base import Task
+from rlspeech.tasks.settings import complete
 
-Drawn = tuple[list[Clip], int]  # prompts, and the cursor behind them
-DRAW = 100_003  # from the seed of a validation's draw to that of the next
+# of the rows of several processes these are added, these taken from the worst; the others are means, weighted by what they count
+ADDED = frozenset({"groups", "groups_with_signal", "prompts_drawn", "resampling_short"})
+WORST = ("ratio_max_gap", "seconds/", "memory_mb/")
 
 
 def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
@@ -73,19 +72,16 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
             end.reason = session.fit(watchdog)
         summary = session.summary(end.reason) | {"report": str(end.page) if end.page else None}
     header = ["metric", "before", "after", "difference (95 %)", "role"]
-    log.table(f"rl: {config.algo} on {config.task}, {end.reason}", header, _rows(session, config))
-    which = "" if config.task == "flowse" else f" --task {config.task}"
+    log.table(f"rl: {config.algo} on {config.task}, {end.reason}", header, session.validation.table())
     if end.page:
         log.say(f"report: {end.page}")
-    if summary["tripped"] and summary["best"]:
-        log.say(
-            f"a guard stopped it; --model {summary['run']} takes the best checkpoint before that: {summary['best']}"
-        )
+    model, best, made = config.model, summary["best"], summary["run"]
+    if summary["tripped"] and best:
+        log.say(f"a guard stopped it; --model {made} takes the best checkpoint before that: {best}")
     elif summary["tripped"]:
-        log.warn(
-            f"a guard stopped it before any better checkpoint: go on with {config.model}, not with {summary['run']}"
-        )
-    log.say(f"next: rlspeech eval{which} --model before={config.model} --model after={summary['run']}")
+        log.warn(f"a guard stopped it before any better checkpoint: go on with {model}, not with {made}")
+    which = "" if config.task == RL.model_fields["task"].default else f" --task {config.task}"
+    log.say(f"next: rlspeech eval{which} --model before={model} --model after={made}")
     return summary
 
 
@@ -95,44 +91,23 @@ class Session:
     ``scorer`` computes the rewards of every rollout; ``judge`` also the guards, on validation clips only: they may be dear.
     """
 
-    def __init__(
-        self, config: RL, engine: Engine, task: EnhancementTask, folder: Run, scorer: Scorer, judge: Scorer
-    ) -> None:
-        self.config, self.engine, self.folder, self.scorer, self.judge, self.task = (
-            config,
-            engine,
-            folder,
-            scorer,
-            judge,
-            task,
-        )
-        model, self.facts = task.load(config.model, engine.device, **load_options(config))
+    def __init__(self, config: RL, engine: Engine, task: Task, folder: Run, scorer: Scorer, judge: Scorer) -> None:
+        self.config, self.engine, self.folder, self.scorer, self.task = config, engine, folder, scorer, task
+        model, self.facts = task.load(config.model, engine.device, **task.load_options(config))
         self.adapted = Adapted(model, config.lora)
         self.policy = task.policy(self.adapted, config)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
         )
-        self.algo = get_algorithm(
-            config, self.policy, self.optimizer, engine.average_gradients, soft_of(config, engine.device)
-        )
-        self.train, self.valid = data_of(
-            config.data,
-            config.valid,
-            task.sample_rate_of(model),
-            config.valid_items,
-            config.seed,
-            task=config.task,
-            channels=channels_of(task, model),
-            max_s=getattr(model, "max_s", None),
-        )
-        if len(self.valid) > 1:  # a single one has no other's to see
-            self.valid = seen(self.valid, config.video)  # the control is checked as it is trained
-        self.step = self.cursor = self.spent = 0
-        self.feed: Iterator[Drawn] = iter(())
-        self.reserve: Iterator[Drawn] = iter(())
-        self.history: list[dict[str, Any]] = []  # validation columns: {"step": ..., name: [values]}
-        self.guards, self.tripped = GuardWatch(config.guards), cast("str | None", None)
-        self.best = -math.inf
+        soft = build_soft(config, engine.device) if "diffro" in config.algo and config.policy_weight else None
+        self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients, soft)
+        self.train, valid = task.data(config, model)
+        if len(valid) > 1:  # a single one has no other to take a video from
+            valid = with_video(valid, config.video)  # the control is checked as it is trained
+        self.validation = Validation(config, engine, task, folder, judge, valid)
+        self.step = self.cursor = self.reserve_cursor = 0
+        self.feed: Iterator[tuple[list[Clip], int]] = iter(())  # prompts, and the cursor behind them
+        self.reserve: Iterator[tuple[list[Clip], int]] = iter(())
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -141,23 +116,22 @@ class Session:
         cfg, started = self.config, time.monotonic()
         self.resume()
         if self.folder.main:
-            validation.trim(self.folder.path, self.step if self.history else -1)
+            trim(self.folder.path, self.step if self.validation.history else -1)
         if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):
             self.engine.say(remark)
         self.feed = self.prompts(cfg.seed, self.cursor)
-        self.reserve = self.prompts(
-            cfg.seed + 1, self.spent
-        )  # another order, for prompts that dynamic sampling asks for
-        if not self.history:
+        # another order, for prompts that dynamic sampling asks for
+        self.reserve = self.prompts(cfg.seed + 1, self.reserve_cursor)
+        if not self.validation.history:
             self.validate()
-        if self.tripped:  # by an earlier attempt: going on would do more of the damage
-            return self.tripped
+        if self.validation.tripped:  # by an earlier attempt: going on would do more of the damage
+            return self.validation.tripped
         with (
             log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar,
             Interrupt(self.engine.world) as interrupt,
         ):
             while self.step < cfg.steps:
-                interrupt.obey()
+                interrupt.check()
                 metrics = self.advance(self.draw())
                 watchdog.beat()
                 self.folder.log(self.step, **metrics)
@@ -165,20 +139,22 @@ class Session:
                 if not cfg.policy_weight:
                     shown = {"supervised_loss": "loss"}
                 bar.advance(1, **{short: metrics[name] for name, short in shown.items() if name in metrics})
-                late = cfg.max_minutes is not None and time.monotonic() - started > 60 * cfg.max_minutes
-                stop = None
-                if late or self.step % cfg.valid_every == 0 or self.step == cfg.steps:
+                late = cfg.max_minutes is not None and self.engine.agree(
+                    time.monotonic() - started > 60 * cfg.max_minutes
+                )
+                stop, last = None, self.step == cfg.steps
+                if late or self.step % cfg.valid_every == 0 or last:
                     stop = self.validate()
-                if stop or late or interrupt.asked or self.step % cfg.save_every == 0 or self.step == cfg.steps:
+                if stop or late or interrupt.asked or self.step % cfg.save_every == 0 or last:
                     self.save()
                 if stop or late:
                     return stop or f"stopped after {cfg.max_minutes:g} minutes"
         return DONE
 
-    def prompts(self, seed: int, start: int) -> Iterator[Drawn]:
+    def prompts(self, seed: int, start: int) -> Iterator[tuple[list[Clip], int]]:
         """Endless prompts from a cursor on."""
         cfg, engine = self.config, self.engine
-        clip_s = 0.0 if transcribed(self.task) else cfg.clip_s
+        clip_s = 0.0 if self.task.transcribed else cfg.clip_s
         return batches(
             self.train, cfg.prompts_per_step, clip_s, seed=seed, start=start, rank=engine.rank, world=engine.world
         )
@@ -186,15 +162,15 @@ class Session:
     def draw(self) -> list[Clip]:
         """The next prompts."""
         clips, self.cursor = next(self.feed)
-        return seen(clips, self.config.video)
+        return with_video(clips, self.config.video)
 
     def further(self, count: int) -> list[Clip]:
         """Up to ``count`` prompts for those of this step that had no signal."""
-        clips, self.spent = next(self.reserve)
-        return seen(clips, self.config.video)[:count]
+        clips, self.reserve_cursor = next(self.reserve)
+        return with_video(clips, self.config.video)[:count]
 
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
-        """One step: collect and update. Returns what is logged."""
+        """One step: collect and update. Returns what is logged, of all processes together."""
         cfg = self.config
         experience = self.algo.collect(
             prompts,
@@ -205,62 +181,15 @@ class Session:
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
-        return {**describe(experience), **stats, "lr": cfg.lr * decay}
+        row, counts = describe(experience)
+        return {**merged(self.engine.gather(({**row, **stats}, counts))), "lr": cfg.lr * decay}
 
-    @log.waiting("validating")
     def validate(self) -> str | None:
-        """Score the held-out clips without exploration. Returns a reason to stop, or None."""
-        cfg, began_s = self.config, time.monotonic()
-        place = self.folder.path / "samples" / step_name(self.step)
-        drawn = [
-            self.task.outputs(
-                self.policy, self.valid, place, players=0 if draw else validation.AUDIBLE, seed=cfg.seed + DRAW * draw
-            )
-            for draw in range(cfg.valid_draws)
-        ]  # the same latents at every validation: differences are the weights'
-        samples, scores = (
-            drawn[0],
-            averaged([self.judge.score(samples) for samples in drawn]),
-        )  # the first is kept to be heard
-        row: dict[str, Any] = {"step": self.step, **{k: [s.value for s in column] for k, column in scores.items()}}
-        row["reward"] = validation.reward_of(cfg.rewards, row, (self.history or [row])[0])
-        self.history.append(row)
-        names = [k for k in row if k != "step"]
-        deltas = {k: self.delta(k) for k in names}
-        means = {k: mean_interval(row[k]) for k in names}
-        if any(s.hypothesis is not None for s in samples):
-            means["wer"] = word_interval(samples, cfg.seed)
-        if self.folder.main:
-            validation.keep(self.folder.path, self.step, self.valid, samples, scores, row["reward"])
-        self.folder.log(
-            self.step,
-            **columns_of("valid", means),
-            **columns_of("delta", deltas),
-            **{"seconds/validate": time.monotonic() - began_s},
-        )
-        if self.step and (told := change_told(deltas)):
-            self.engine.say(f"step {self.step}, {len(self.valid)} held-out clips against step 0: {told}")
-        gain, self.tripped = deltas["reward"].mean, self.watch()
-        if gain > self.best and self.step and not self.tripped and not self.spoilt():
-            self.best = gain
+        """Score the held-out clips; keep the weights where they are the best so far. Returns a guard's reason to stop, or None."""
+        if self.validation.run(self.policy, self.step):
             self.save()
             self.folder.mark_best(self.step)
-        return self.tripped
-
-    def spoilt(self) -> bool:
-        """Whether the mean of a guard is beyond its limit, if not yet beyond doubt: no best checkpoint, however it is rewarded."""
-        return any(
-            g.max_drop is not None and self.guards.drops.get(g.name, 0.0) > g.max_drop for g in self.config.guards
-        )
-
-    def watch(self) -> str | None:
-        """What the guards say of the last validation: a reason to stop, or None."""
-        row = self.history[-1]
-        return self.guards.update(row["step"], {g.name: row[g.name] for g in self.config.guards})
-
-    def delta(self, name: str) -> Interval:
-        """Paired difference of a metric between the last validation and the first."""
-        return paired_delta(self.history[-1][name], self.history[0][name], seed=self.config.seed)
+        return self.validation.tripped
 
     # -- on disk -------------------------------------------------------------------------------------------------------
 
@@ -272,29 +201,26 @@ class Session:
         path, state = found
         self.adapted.load_trained({k: v.to(self.engine.device) for k, v in state["trained"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.step, self.cursor, self.history = int(state["step"]), int(state["cursor"]), state["history"]
-        self.spent = int(state.get("spent", 0))
-        self.best = state["best"] if state["best"] is not None else -math.inf
-        self.guards.update(0, {g.name: self.history[0][g.name] for g in self.config.guards})
-        self.tripped = self.watch()
+        self.step, self.cursor, self.reserve_cursor = (int(state.get(k, 0)) for k in ("step", "cursor", "spent"))
+        self.validation.restore(state["history"], state["best"])
         self.algo.load_state(state["algo"])
         set_rng_state(state["rng"])
         self.engine.say(f"resumed at step {self.step} from {path}")
 
     def save(self) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
-        facts = tuned_facts(
-            self.config, self.facts.get("facts", {}), self.history, self.step, self.train.utts, self.judge.meta()
-        )
+        history, best = self.validation.history, self.validation.best
+        before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
+        facts = tuned_facts(self.config, before, history, self.step, self.train.utts, judged)
         state = {
             "trained": self.adapted.trained(),
             "optimizer": optimizer_state(self.optimizer),
             "rng": rng_state(),
             "cursor": self.cursor,
-            "spent": self.spent,
-            "history": self.history,
+            "spent": self.reserve_cursor,
+            "history": history,
             "algo": self.algo.state(),
-            "best": None if math.isinf(self.best) else self.best,
+            "best": None if math.isinf(best) else best,
         }
 
         def write(path: Any) -> None:
@@ -305,37 +231,69 @@ class Session:
 
     def summary(self, reason: str) -> dict[str, Any]:
         """What ``--json`` prints."""
-        names = [k for k in self.history[0] if k != "step"]
-        checkpoint = self.folder.path / "checkpoints" / f"step_{self.step:06d}"
         best = self.folder.best()
         return {
             "run": str(self.folder.path),
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(self.folder.path / "checkpoints" / step_name(self.step)),
             "best": None if best is None else str(best),
             "steps": self.step,
             "stopped": reason,
-            "tripped": self.tripped,
-            "before": {k: mean_interval(self.history[0][k]).as_dict() for k in names},
-            "after": {k: mean_interval(self.history[-1][k]).as_dict() for k in names},
-            "difference": {k: self.delta(k).as_dict() for k in names},
+            "tripped": self.validation.tripped,
+            **self.validation.summary(),
         }
 
 
-def seen(clips: list[Clip], video: str) -> list[Clip]:
-    """The clips with the videos that the run lets them have: their own, each the one before's in the list, or none.
+def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
+    """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds and memory a phase.
 
-    Raises:
-        UserError: a single clip has nobody to take a video from.
+    Rollouts of tokens also log how long they are and the share that stopped by itself, transcripts their word error rate: errors over
+    words (characters where the language has no spaces) of all texts in which something is said.
+
+    Returns:
+        the row; and how many rollouts, groups or words its means are taken over, by name, "" for all others.
     """
-    if video == "right":
-        return clips
-    if video == "shuffled" and len(clips) < 2:
-        raise UserError(
-            "one clip cannot have another one's video",
-            "video=shuffled with a single prompt or validation clip",
-            "--set prompts_per_step=2 --set valid_items=2",
-        )
-    return [replace(c, lips=None if video == "none" else clips[i - 1].lips) for i, c in enumerate(clips)]
+    a, rollout = experience.advantage, experience.rollout
+    costs = {k if "/" in k else f"seconds/{k}": v for k, v in experience.seconds.items()}
+    if rollout is None:  # the control without RL
+        return {"reward": math.nan, **costs}, {"": len(experience.prompts)}
+    scores = {f"reward/{k}": mean_interval(v, n=1) for k, v in experience.scores.items()}
+    scores = {"reward": mean_interval(experience.reward, n=1), **scores}
+    row: dict[str, Any] = {k: found.mean for k, found in scores.items()}
+    counts: dict[str, float] = {"": len(rollout.samples), "constant_groups": a.groups}
+    counts |= {k: found.n for k, found in scores.items()}
+    if any(s.hypothesis is not None or s.tokens is not None for s in rollout.samples):
+        row["tokens"] = rollout.mask.sum(1).float().mean().item()
+        row["finished"] = rollout.finished.float().mean().item()
+    if any(s.hypothesis is not None for s in rollout.samples):
+        errors, words = error_counts(texts_of(rollout.samples), TEXT).sum(0)
+        row["wer"], counts["wer"] = float(errors / words) if words else math.nan, float(words)
+    row |= {"groups": a.groups, "groups_with_signal": a.signal}
+    row |= {"constant_groups": a.constant_groups, "unscorable": a.unscorable}
+    return {**row, **costs}, counts
+
+
+def merged(parts: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> dict[str, Any]:
+    """The rows of all processes in one, see ``ADDED`` and ``WORST``.
+
+    Args:
+        parts: a process's row, and over how many items its means are taken, by name, "" for all others.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    out: dict[str, Any] = {}
+    for name in dict.fromkeys(k for row, _ in parts for k in row):
+        here = [(row[name], counts.get(name, counts[""])) for row, counts in parts if name in row]
+        found = [(value, count) for value, count in here if not math.isnan(value)]
+        values, total = [value for value, _ in found], sum(count for _, count in found)
+        if name in ADDED:
+            out[name] = sum(values)
+        elif name.startswith(WORST):
+            out[name] = max(values, default=math.nan)
+        elif len(set(values)) == 1:  # the same everywhere, as a norm of averaged gradients
+            out[name] = values[0]
+        else:
+            out[name] = sum(value * count for value, count in found) / total if total else math.nan
+    return out
 
 
 def make_scorer(config: RL, device: str, *, guards: bool = True) -> Scorer:
@@ -368,34 +326,25 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     watched = ", ".join(g.name for g in config.guards) or "nothing"
     engine.say(f"rewards {rewards}; watched {watched}")
     if "diffro" in config.algo:
-        engine.say(climbing(config))
-    if transcribed(session.task):
-        cut = (
-            ", truncated: what is trained is not what samples"
-            if config.sampling.top_p < 1 or config.sampling.top_k
-            else ""
-        )
+        engine.say(_climbing(config, session.task))
+    if session.task.transcribed:
+        sampling = config.sampling
+        cut = ", truncated: what is trained is not what samples" if sampling.top_p < 1 or sampling.top_k else ""
         engine.say(
-            f"tokens are sampled at temperature {config.sampling.temperature:g}{cut}; "
+            f"tokens are sampled at temperature {sampling.temperature:g}{cut}; "
             f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
         )
 
 
-def _rows(session: Session, config: RL) -> list[list[Any]]:
-    rewarded = {r.name for r in config.rewards}
-    first, last = session.history[0], session.history[-1]
-    return [
-        [
-            shown_name(k),
-            mean_interval(first[k]).text(3),
-            mean_interval(last[k]).text(3),
-            session.delta(k).text(3, sign=True),
-            _role(k, rewarded),
-        ]
-        for k in first
-        if k != "step"
-    ]
-
-
-def _role(name: str, rewarded: set[str]) -> str:
-    return "all together" if name == "reward" else "reward" if name in rewarded else "guard"
+def _climbing(config: RL, task: Task) -> str:
+    """What DiffRO does in this run, in a line."""
+    d, tokens = config.diffro, "diffro.tau" in task.settings
+    which = {"positive": "rollouts with A > 0", "nonnegative": "rollouts with A >= 0", "all": "every rollout"}[d.on]
+    weight, drawn = f", weight {d.weight:g}", ""
+    if config.algo == "diffro":  # alone it knows no advantage
+        weight = ""
+        which = "rollouts that stopped and do not loop" if tokens and d.on != "all" else "every rollout"
+    if tokens:
+        end, noise = d.tau if d.tau_end is None else d.tau_end, "" if d.mode == "free" else f", noise {d.noise}"
+        drawn = f"; tau {d.tau:g} to {end:g}, {'one-hot' if d.hard else 'soft'}, {d.mode}{noise}"
+    return f"gradient of {task.climbed(config)}, on {which}{weight}{drawn}; KL {config.kl_beta:g}"

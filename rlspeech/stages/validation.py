@@ -1,38 +1,235 @@
-"""What a validation of ``rlspeech rl`` leaves for people: a row a clip in ``scores.jsonl``, and audio under ``samples/``.
+"""The held-out clips of ``rlspeech rl``: scored before, on the way and after, and what of that is kept and said.
 
-Rows have the step as their system (``step_000020``, the name that samples and checkpoints have), so that clips can be compared one by one
-within a run and between runs; ``item`` is a checksum of the input, because a name alone does not say that two runs heard the same.
+Clips are shared out over the processes and gathered in their order, so that the numbers are those of one process; what follows from
+them, a guard's stop or the best step, is decided by the first. A validation leaves a row a clip in ``scores.jsonl`` and outputs under
+``samples/``. Rows have the step as their system (``step_000020``, the name that samples and checkpoints have), so that clips can be
+compared one by one within a run and between runs; ``item`` is a checksum of the input, because a name alone does not say that two runs
+had the same.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlspeech import __version__
+from rlspeech import __version__, log
 from rlspeech.config import RL, RewardSpec
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
+from rlspeech.engine import Engine
 from rlspeech.files import safe_name, write_error
-from rlspeech.rewards.base import column_of
-from rlspeech.rewards.mix import compose
+from rlspeech.rewards.base import Column, column_of
+from rlspeech.rewards.mix import GuardWatch, compose
+from rlspeech.rewards.rates import corpus_interval
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.run import Run
 from rlspeech.scores import append_rows, judge_texts, keep_rows, step_name
+from rlspeech.stages.curves import columns_of
 from rlspeech.stages.past import find_sound
 from rlspeech.stats import Interval, mean_interval, paired_delta
+from rlspeech.tasks import get_task
+from rlspeech.tasks.base import Task, keep_samples
 from rlspeech.types import Sample, Score, UserError, Utterance
 
-__all__ = ["AUDIBLE", "change_told", "keep", "keep_inputs", "reward_of", "shown_name", "trim", "tuned_facts"]
-
+__all__ = [
+    "AUDIBLE",
+    "DRAW",
+    "Validation",
+    "keep",
+    "keep_inputs",
+    "reward_of",
+    "summary_line",
+    "texts_of",
+    "trim",
+    "tuned_facts",
+]
 
 AUDIBLE = 24  # clips that can be heard before and after
 ON_THE_WAY = 4  # and at the validations in between
+DRAW = 100_003  # from the seed of a validation's draw to that of the next
+TEXT = "basic-2"  # normaliser of the word error rates of a run
+ALTOGETHER = "reward"  # the column of all rewards together
+PACKAGES = ("torch", "transformers", "peft")
+
+
+class Validation:
+    """The held-out clips of a run, their scores at every validation, and what guards say of them.
+
+    Args:
+        config: the run's, its rewards and guards filled in.
+        judge: computes rewards and guards.
+        clips: the same ones every time.
+
+    Attributes:
+        history: columns of each validation, ``{"step": ..., name: [a value a clip]}``, the first before training.
+        tripped: a guard's reason to stop, or None.
+        best: largest mean gain in reward of a step that no guard objects to.
+    """
+
+    def __init__(
+        self, config: RL, engine: Engine, task: Task, folder: Run, judge: Scorer, clips: Sequence[Clip]
+    ) -> None:
+        self.config, self.engine, self.task, self.folder, self.judge = config, engine, task, folder, judge
+        self.clips, self.history = list(clips), list[dict[str, Any]]()
+        self.guards, self.best = GuardWatch(config.guards), -math.inf
+        self.tripped: str | None = None
+
+    def restore(self, history: list[dict[str, Any]], best: float | None) -> None:
+        """Take up what an earlier attempt has found."""
+        self.history, self.best = history, -math.inf if best is None else best
+        self.guards.update(0, {g.name: history[0][g.name] for g in self.config.guards})
+        self.tripped = self._watch()
+
+    @log.waiting("validating")
+    def run(self, policy: Any, step: int) -> bool:
+        """Score the clips without exploration, keep and log what was found. Returns True where the step is the best one so far."""
+        began_s = time.monotonic()
+        samples, scores = self._score(policy)
+        row: dict[str, Any] = {"step": step, **{k: [s.value for s in column] for k, column in scores.items()}}
+        row[ALTOGETHER] = reward_of(self.config.rewards, row, (self.history or [row])[0])
+        self.history.append(row)
+        deltas = {k: self.delta(k) for k in self.names}
+        means = {k: mean_interval(row[k]) for k in self.names}
+        if any(s.hypothesis is not None for s in samples):
+            means["wer"] = corpus_interval(texts_of(samples), TEXT, self.config.seed)
+        if self.folder.main:
+            keep(self.folder.path, step, self.clips, samples, scores, row[ALTOGETHER])
+        self.folder.log(
+            step,
+            **columns_of("valid", means),
+            **columns_of("delta", deltas),
+            **{"seconds/validate": time.monotonic() - began_s},
+        )
+        if step and (line := summary_line(deltas)):
+            self.engine.say(f"step {step}, {len(self.clips)} held-out clips against step 0: {line}")
+        tripped, gain = self._watch(), deltas[ALTOGETHER].mean
+        better = gain > self.best and step > 0 and not tripped and not self._spoilt()
+        self.tripped, better = self.engine.agree((tripped, better))
+        self.best = gain if better else self.best
+        return better
+
+    def _score(self, policy: Any) -> tuple[list[Sample], dict[str, list[Score]]]:
+        """Outputs of all clips (with sound where it is kept) and a score a clip by name; each process makes its share."""
+        cfg, world, count = self.config, self.engine.world, len(self.clips)
+        mine = self.clips[self.engine.rank :: world]
+        made, found = list[Sample](), dict[str, list[Score]]()
+        if mine or self.engine.is_main:  # the same latents at every validation: differences are the weights'
+            draws = [self.task.outputs(policy, mine, seed=cfg.seed + DRAW * draw) for draw in range(cfg.valid_draws)]
+            made, found = draws[0], averaged([self.judge.score(samples) for samples in draws])
+        audible = len(range(self.engine.rank, min(AUDIBLE, count), world))  # of this process's
+        kept = [replace(s, target=None, wav=s.wav if i < audible else s.wav[:0]) for i, s in enumerate(made)]
+        samples, scores = list[Any]([None] * count), dict[str, list[Any]]()
+        for rank, (part, columns) in enumerate(self.engine.gather((kept, found))):
+            samples[rank::world] = part
+            for name, column in columns.items():
+                scores.setdefault(name, [None] * count)[rank::world] = column
+        return samples, scores
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the validations."""
+        return [k for k in self.history[0] if k != "step"]
+
+    def delta(self, name: str) -> Interval:
+        """Paired difference of a metric between the last validation and the first."""
+        return paired_delta(self.history[-1][name], self.history[0][name], seed=self.config.seed)
+
+    def _watch(self) -> str | None:
+        """What the guards say of the last validation: a reason to stop, or None."""
+        row = self.history[-1]
+        return self.guards.update(row["step"], {g.name: row[g.name] for g in self.config.guards})
+
+    def _spoilt(self) -> bool:
+        """Whether the mean of a guard is beyond its limit, if not yet beyond doubt: no best checkpoint, however it is rewarded."""
+        drops = self.guards.drops
+        return any(g.max_drop is not None and drops.get(g.name, 0.0) > g.max_drop for g in self.config.guards)
+
+    def summary(self) -> dict[str, Any]:
+        """Means before and after, and their paired differences, by metric."""
+        first, last = self.history[0], self.history[-1]
+        return {
+            "before": {k: mean_interval(first[k]).as_dict() for k in self.names},
+            "after": {k: mean_interval(last[k]).as_dict() for k in self.names},
+            "difference": {k: self.delta(k).as_dict() for k in self.names},
+        }
+
+    def table(self) -> list[list[str]]:
+        """A row a metric for the terminal: name, before, after, difference, role."""
+        first, last, rewarded = self.history[0], self.history[-1], {r.name for r in self.config.rewards}
+        roles = {k: "reward" if k in rewarded else "guard" for k in self.names} | {ALTOGETHER: "all together"}
+        return [
+            [
+                k if _up(k) else f"{k} (lower is better)",
+                mean_interval(first[k]).text(3),
+                mean_interval(last[k]).text(3),
+                self.delta(k).text(3, sign=True),
+                roles[k],
+            ]
+            for k in self.names
+        ]
+
+
+def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[Score]]:
+    """A validation's scores over its draws: the mean of those of a clip that are known, with the first draw's words.
+
+    Args:
+        draws: for every draw, name -> a score a clip.
+    """
+
+    def mean(scores: Sequence[Score]) -> Score:
+        known = [s.value for s in scores if s.value is not None]
+        return replace(scores[0], value=float(np.mean(known)), error=None) if known else scores[0]
+
+    return {name: [mean(of_clip) for of_clip in zip(*(d[name] for d in draws), strict=True)] for name in draws[0]}
+
+
+def reward_of(
+    specs: Sequence[RewardSpec], row: Mapping[str, Sequence[float | None]], first: Mapping[str, Sequence[float | None]]
+) -> list[float | None]:
+    """The rewards of every validation clip in one number, as the run weighs them but for their bounds.
+
+    Rewards with a scale count in units of their spread over the clips at step 0, so that the number means the same at every step.
+
+    Args:
+        specs: the run's.
+        row: name -> values (K,) by clip.
+        first: the same at step 0.
+    """
+    values = {s.name: np.array([np.nan if v is None else v for v in row[s.name]], np.float64) for s in specs}
+    unbounded = [s.model_copy(update={"bounds": (None, None)}) for s in specs]
+    count = len(row[specs[0].name])
+    made = compose(values, np.zeros(count), unbounded, spread=[1.0] * len(specs))
+    units = [1.0 if s.scale == "none" else _spread(first[s.name]) for s in specs]
+    weighed = zip(made.weights, made.parts.T, units, strict=True)
+    total = sum((weight * part / unit for weight, part, unit in weighed if weight), np.zeros(count))
+    return [float(v) if np.isfinite(v) else None for v in total]
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    """Standard deviation of what could be scored; 1 where there is none to divide by."""
+    known = np.array([v for v in values if v is not None])
+    return float(known.std()) or 1.0 if len(known) else 1.0
+
+
+def texts_of(samples: Iterable[Sample]) -> list[tuple[str, str, str | None]]:
+    """Reference, hypothesis and language of the samples that have both texts."""
+    return [
+        (s.text, s.hypothesis, s.columns.get("language"))
+        for s in samples
+        if s.text is not None and s.hypothesis is not None
+    ]
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
 
 
 def keep(
@@ -43,13 +240,13 @@ def keep(
     scores: Mapping[str, Sequence[Score]],
     reward: Sequence[float | None],
 ) -> None:
-    """Append a validation's rows; keep the inputs at the first one, and thin out the audio of those before this one.
+    """Append a validation's rows and save its outputs; the inputs at the first one; thin out the audio of those before this one.
 
     Args:
         folder: of the run.
         step: of the validation.
         clips: what was put in.
-        samples: what came out, saved under ``samples/step_...`` already, in the order of the clips.
+        samples: what came out, in the order of the clips.
         scores: metric -> a score a clip.
         reward: all rewards together, as the run weighs them.
 
@@ -60,17 +257,19 @@ def keep(
     for i, (clip, sample) in enumerate(zip(clips, samples, strict=True)):
         values = {name: column[i].value for name, column in scores.items()}
         errors = {name: scores[name][i].error or "no reason given" for name, value in values.items() if value is None}
-        errors |= {} if reward[i] is not None else {"reward": "a part of it is not known"}
+        errors |= {} if reward[i] is not None else {ALTOGETHER: "a part of it is not known"}
         facts: dict[str, Any] = {"key": clip.key, "system": step_name(step), "step": step, "item": _item(clip)}
         words = _words(clip, sample, {name: column[i].detail for name, column in scores.items()})
-        rows.append({**facts, **words, **values, "reward": reward[i], "errors": errors})
+        rows.append({**facts, **words, **values, ALTOGETHER: reward[i], "errors": errors})
     append_rows(folder / "scores.jsonl", rows)
+    place = folder / "samples"
     try:
+        keep_samples(place / step_name(step), samples, AUDIBLE)
         if step == 0:
-            keep_inputs(folder / "samples", clips[:AUDIBLE])
-        _thin(folder / "samples", step, [c.key for c in clips[:ON_THE_WAY]])
+            keep_inputs(place, clips[:AUDIBLE])
+        _thin(place, step, [c.key for c in clips[:ON_THE_WAY]])
     except OSError as error:
-        raise write_error(folder / "samples", error, "what was validated before is kept") from error
+        raise write_error(place, error, "what was validated before is kept") from error
 
 
 def trim(folder: Path, step: int) -> None:
@@ -115,12 +314,7 @@ def _thin(folder: Path, step: int, keys: Sequence[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-# What a checkpoint of ``rlspeech rl`` says of itself: data, settings, rewards, guards, and its numbers against the start.
-
-
-PACKAGES = ("torch", "transformers", "peft")
-ALTOGETHER = "reward"  # the validation's column of all rewards together
-OF_THE_MODEL = frozenset({"flowse", "avse"})  # tasks whose supervised loss and exploration are settings of their own
+# -- what a checkpoint says of itself: data, settings, rewards, guards, and its numbers against the start ---------------
 
 
 def tuned_facts(
@@ -143,15 +337,11 @@ def tuned_facts(
     """
     kept = {k: v for k, v in before.items() if k not in ("rl", "validation", "earlier", "languages")}
     if isinstance(before.get("rl"), Mapping):
-        past = {k: before["rl"].get(k) for k in ("algo", "step", "from", "rewards", "guards")}
-        kept["earlier"] = [*(before.get("earlier") or []), past]
+        earlier = {k: before["rl"].get(k) for k in ("algo", "step", "from", "rewards", "guards")}
+        kept["earlier"] = [*(before.get("earlier") or []), earlier]
     if languages := _languages(utts):
         kept["languages"] = languages
-    explored = (
-        {"explore": config.explore.model_dump()}
-        if config.task in OF_THE_MODEL
-        else {"sampling": config.sampling.model_dump()}
-    )
+    drawn = "explore" if "explore" in get_task(config.task).settings else "sampling"
     rl = {
         "algo": config.algo,
         "step": step,
@@ -171,7 +361,7 @@ def tuned_facts(
             include={"prompts_per_step", "group", "lr", "kl_beta", "clip_range", "policy_weight", "supervised_weight"}
         ),
         "lora": None if config.lora is None else config.lora.model_dump(),
-        **explored,
+        drawn: getattr(config, drawn).model_dump(),
         "versions": {
             **_versions(),
             **{k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v},
@@ -192,7 +382,7 @@ def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         role = "" if name == ALTOGETHER else "rewarded" if name in rewarded else "guard"
         found[name] = {
             "role": role,
-            "higher_is_better": name == ALTOGETHER or _up(name),
+            "higher_is_better": _up(name),
             "start": mean_interval(first[name]).as_dict(),
             "now": mean_interval(last[name]).as_dict(),
             "difference": paired_delta(last[name], first[name], seed=config.seed).as_dict(),
@@ -201,35 +391,32 @@ def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     return {"step": last["step"], "clips": clips, "metrics": found}
 
 
-def shown_name(name: str) -> str:
-    """A metric as tables name it, with its direction where that is down."""
-    return name if name == ALTOGETHER or _up(name) else f"{name} (lower is better)"
-
-
-def change_told(deltas: Mapping[str, Interval]) -> str:
+def summary_line(deltas: Mapping[str, Interval]) -> str:
     """What a validation found against the first one, for the terminal: means, sorted by whether their intervals say better or worse."""
-    told: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-    for name, found in deltas.items():
-        if not math.isfinite(found.mean):
+    found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for name, d in deltas.items():
+        if not math.isfinite(d.mean):
             continue
-        up = name == ALTOGETHER or _up(name)
-        verdict = "undecided" if not found.significant else "better" if (found.mean > 0) == up else "worse"
-        told[verdict].append(f"{'all rewards together' if name == ALTOGETHER else name} {found.mean:+.3g}")
-    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in told.items() if names)
+        verdict = "undecided" if not d.significant else "better" if (d.mean > 0) == _up(name) else "worse"
+        found[verdict].append(f"{'all rewards together' if name == ALTOGETHER else name} {d.mean:+.3g}")
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in found.items() if names)
+
+
+def _column(name: str) -> Column | None:
+    """What is known of a column; None of one that no reward of this machine makes."""
+    try:
+        return column_of(name)
+    except UserError:
+        return None
 
 
 def _help(name: str) -> str:
-    try:
-        return column_of(name).help
-    except UserError:
-        return ""
+    return getattr(_column(name), "help", "")
 
 
 def _up(name: str) -> bool:
-    try:
-        return column_of(name).higher_is_better
-    except UserError:
-        return True
+    """Whether more of a column is better; of one that is not known, yes."""
+    return getattr(_column(name), "higher_is_better", True)
 
 
 def _languages(utts: Iterable[Utterance]) -> list[str]:
@@ -246,31 +433,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def reward_of(
-    specs: Sequence[RewardSpec], row: Mapping[str, Sequence[float | None]], first: Mapping[str, Sequence[float | None]]
-) -> list[float | None]:
-    """The rewards of every validation clip in one number, as the run weighs them but for their bounds.
-
-    Rewards with a scale count in units of their spread over the clips at step 0, so that the number means the same at every step.
-
-    Args:
-        specs: the run's.
-        row: name -> values (K,) by clip.
-        first: the same at step 0.
-    """
-    values = {s.name: np.array([np.nan if v is None else v for v in row[s.name]], np.float64) for s in specs}
-    unbounded = [s.model_copy(update={"bounds": (None, None)}) for s in specs]
-    count = len(row[specs[0].name])
-    made = compose(values, np.zeros(count), unbounded, spread=[1.0] * len(specs))
-    units = [1.0 if s.scale == "none" else _spread(first[s.name]) for s in specs]
-    weighed = zip(made.weights, made.parts.T, units, strict=True)
-    total = sum((weight * part / unit for weight, part, unit in weighed if weight), np.zeros(count))
-    return [float(v) if np.isfinite(v) else None for v in total]
-
-
-def _spread(values: Sequence[float | None]) -> float:
-    """Standard deviation of what could be scored; 1 where there is none to divide by."""
-    known = np.array([v for v in values if v is not None])
-    return float(known.std()) or 1.0 if len(known) else 1.0

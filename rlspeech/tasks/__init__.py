@@ -21,7 +21,12 @@ TASKS = {
 def get_task(name: str) -> Any:
     """The task of that name, or of ``package.module:Class``, a ``tasks.base.Task``. Raises ``UserError`` for another one."""
     if ":" in name:
-        return load_function(name, "task", "class MyTask: ...")()
+        from rlspeech.tasks.base import Task
+
+        own = load_function(name, "task", "class MyTask: ...")
+        if isinstance(own, type) and not issubclass(own, Task):
+            own = type(own.__name__, (own, Task), {})  # what it leaves out has its default
+        return own()
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}", f"known: {', '.join(TASKS)}")
     return load(TASKS[name])()

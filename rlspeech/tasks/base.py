@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
+from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
 from rlspeech.data.audio import rms_dbfs, save_audio
-from rlspeech.data.batches import Clip
+from rlspeech.data.batches import (
+    Clip,
+    ClipSource,
+    hold_back,
+    open_clips,
+    recorded_clips,
+    transcribed_clips,
+    whole_clips,
+)
+from rlspeech.files import safe_name
 from rlspeech.run import Run
+from rlspeech.scores import step_name
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.types import Sample, Score, UserError
 
@@ -22,9 +34,9 @@ __all__ = [
     "Enhancer",
     "Numbers",
     "Task",
-    "channels_of",
     "check_enhancer",
     "enhance_clips",
+    "keep_samples",
     "level_gain",
     "means_of",
     "mono",
@@ -34,45 +46,6 @@ __all__ = [
 
 Numbers = dict[str, float | Interval]
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0
-VALID_METRICS = ("estoi", "si_sdr", "dnsmos_ovrl")
-
-
-class Task(Protocol):
-    """What ``pretrain`` needs of every task."""
-
-    name: str
-    valid_metrics: ClassVar[tuple[str, ...]]  # what the stage's scorer computes for ``validate``
-    next_command: ClassVar[str]  # what to type after pretraining, {run} is the run folder
-
-    def build(self, config: Pretrain) -> nn.Module:
-        """A model with fresh weights, or ``config.init``'s."""
-        ...
-
-    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
-        """A checkpoint's model in evaluation mode and its ``config.json``. Raises ``UserError``."""
-        ...
-
-    def save(
-        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
-        """Write a checkpoint folder; ``weights`` in place of the model's own."""
-        ...
-
-    def sample_rate_of(self, model: Any) -> int:
-        """Of the clips that the model takes, in Hz."""
-        ...
-
-    def collate(self, clips: Sequence[Clip], model: Any, device: torch.device | str = "cpu") -> Any:
-        """Clips as a batch of tensors."""
-        ...
-
-    def pretrain_loss(self, model: Any, batch: Any, config: Pretrain) -> dict[str, Tensor]:
-        """The loss in named parts; ``loss`` is the one to minimise."""
-        ...
-
-    def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
-        """Numbers of a model on held-out clips, with their intervals where known; a few outputs are kept under ``samples/``."""
-        ...
 
 
 class Enhancer(Protocol):
@@ -92,26 +65,182 @@ class Enhancer(Protocol):
         ...
 
 
-class EnhancementTask(Task, Protocol):
-    """What ``rl``, ``eval`` and ``enhance`` need beyond that."""
+class Task:
+    """What the stages ask of a task: the attributes and methods are what differs between tasks, and no stage knows a task by name.
 
-    uses_video: ClassVar[bool]
-    default_rewards: ClassVar[tuple[RewardSpec, ...]]
-    default_guards: ClassVar[tuple[str, ...]]
-    default_metrics: ClassVar[tuple[str, ...]]
-    rl_defaults: ClassVar[dict[str, Any]]  # settings of ``RL`` that are this task's where nobody gives others
+    A task of one's own need not be derived from it and may leave out what has a default, or what the stages in use do not ask for.
+
+    Attributes:
+        name: of the task, as ``--task`` takes it.
+        required: columns of the manifest; with "text" and without "target_filepath" rows are recordings and their transcripts.
+        uses_video: True where clips have a video.
+        settings: those of the settings in ``tasks.settings.OWNED`` that this task has.
+        valid_metrics: what the scorer of ``pretrain`` computes for ``validate``.
+        next_command: what to type after pretraining; {run} is the run folder.
+        pipeline: the Hub's name for what a checkpoint does.
+        default_rewards, default_guards, default_metrics: of ``rl`` and ``eval`` where none are given.
+        guard_limits: how far a default guard may drop before the run is stopped.
+        rl_defaults: settings of ``RL`` that are this task's where none are given.
+        relaxes: True where the output can be differentiated, so that DiffRO can train it.
+        diffro_defaults, diffro_guards: defaults of DiffRO alone, and guards beside the others with how far they may drop.
+        published: the exploration of the paper, which ``rl --probe`` compares; None where tokens are sampled.
+    """
+
+    name: str
+    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
+    uses_video: ClassVar[bool] = False
+    settings: ClassVar[frozenset[str]] = frozenset()
+    valid_metrics: ClassVar[tuple[str, ...]] = ()
+    next_command: ClassVar[str] = "rlspeech rl --help"
+    pipeline: ClassVar[str] = "audio-to-audio"
+    default_rewards: ClassVar[tuple[RewardSpec, ...]] = ()
+    default_guards: ClassVar[tuple[str, ...]] = ()
+    default_metrics: ClassVar[tuple[str, ...]] = ()
+    guard_limits: ClassVar[dict[str, float]] = {}
+    rl_defaults: ClassVar[dict[str, Any]] = {}
+    relaxes: ClassVar[bool] = False
+    diffro_defaults: ClassVar[dict[str, Any]] = {}
+    diffro_guards: ClassVar[dict[str, float | None]] = {}
+    published: ClassVar[Exploration | None] = None
+
+    # -- model and data ------------------------------------------------------------------------------------------------
+
+    def build(self, config: Pretrain) -> Any:
+        """A model with fresh weights, or ``config.init``'s."""
+        raise NotImplementedError
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
+        """A checkpoint's model in evaluation mode and its ``config.json``. Raises ``UserError``."""
+        raise NotImplementedError
+
+    def reload(self, name: str) -> tuple[Any, dict[str, Any]]:
+        """A checkpoint of ``pretrain`` as the model that is trained, where ``load`` gives another one."""
+        return self.load(name)
+
+    def load_options(self, config: RL) -> dict[str, Any]:
+        """What ``load`` takes beyond the checkpoint and the device."""
+        options = {"dtype": "precision", "train_encoder": "train_encoder"}
+        return {option: getattr(config, key) for option, key in options.items() if key in self.settings}
+
+    def save(
+        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a checkpoint folder; ``weights`` in place of the model's own."""
+        raise NotImplementedError
+
+    def sample_rate_of(self, model: Any) -> int:
+        """Sampling rate in Hz of the clips that the model takes."""
+        raise NotImplementedError
+
+    def channels_of(self, model: Any) -> int:
+        """Channels of the clips that the model takes."""
+        return 1
+
+    @property
+    def transcribed(self) -> bool:
+        """True where a text belongs to the whole of its recording: nothing is cut off."""
+        return "text" in self.required
+
+    def demo(self, part: Literal["train", "valid", "test"]) -> Path:
+        """The embedded data: a manifest, or a mixture recipe to train on."""
+        if "target_filepath" not in self.required:
+            from rlspeech.corpora.demo_commands import demo_commands_clean
+
+            return demo_commands_clean(part)
+        from rlspeech.corpora.demo import demo_recipe, demo_test, demo_valid
+
+        made = {"train": demo_recipe, "valid": demo_valid, "test": demo_test}[part]
+        return made(faces=self.uses_video)
+
+    def data(self, config: Pretrain | RL, model: Any) -> tuple[ClipSource, list[Clip]]:
+        """The clips to train on, and up to ``valid_items`` whole ones to validate on, which the first do not contain.
+
+        Without ``data`` the embedded ones; without ``valid`` utterances are held back from the data. Left out, with a warning: for
+        ``pretrain`` rows whose text has not been recorded; where rows are transcribed those without a text or longer than the
+        model takes.
+
+        Raises:
+            UserError: no row can be used.
+        """
+        data, valid = config.data, config.valid
+        if data is None:
+            data, valid = str(self.demo("train")), valid or str(self.demo("valid"))
+
+        def opened(path: str, mixing: Any = None) -> ClipSource:
+            source = open_clips(
+                path,
+                self.sample_rate_of(model),
+                mixing=mixing,
+                seed=config.seed,
+                channels=self.channels_of(model),
+                paired="target_filepath" in self.required,
+            )
+            if isinstance(config, Pretrain):
+                source = recorded_clips(source, path)
+            return transcribed_clips(source, path, getattr(model, "max_s", None)) if self.transcribed else source
+
+        source = opened(data, getattr(config, "mixing", None))
+        source, held = hold_back(source, config.valid_items) if valid is None else (source, opened(valid))
+        return source, whole_clips(held, config.valid_items, max_s=math.inf if self.transcribed else 8.0)
+
+    # -- supervised training -------------------------------------------------------------------------------------------
+
+    def collate(self, clips: Sequence[Clip], model: Any, device: torch.device | str = "cpu") -> Any:
+        """Clips as a batch of tensors."""
+        raise NotImplementedError
+
+    def pretrain_loss(self, model: Any, batch: Any, config: Pretrain) -> dict[str, Tensor]:
+        """The loss in named parts; ``loss`` is the one to minimise."""
+        raise NotImplementedError
+
+    def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+        """Numbers of a model on held-out clips, with their intervals where known; a few outputs are kept under ``samples/``."""
+        raise NotImplementedError
+
+    # -- reinforcement -------------------------------------------------------------------------------------------------
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
         """The model as a policy (``types.Policy``)."""
-        ...
+        raise NotImplementedError
 
-    def outputs(self, policy: Any, clips: list[Clip], folder: Path, *, players: int = 4, seed: int = 0) -> list[Sample]:
+    def climbed(self, config: RL) -> str:
+        """What DiffRO follows the gradient of, in a few words."""
+        return config.diffro.reward
+
+    def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
         """What the policy makes of whole clips when it does not explore, as samples to score; the same ``seed``, the same outputs."""
-        ...
+        raise NotImplementedError
 
     def enhancer(self, model: Any, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
         """The model at inference; a task whose outputs are not sound has none."""
-        ...
+        raise NotImplementedError
+
+
+class EnhancementTask(Task):
+    """What enhancers share: paired clips, explorations, and the gradient of DNSMOS."""
+
+    settings = frozenset({"clip_s", "diffro.smooth", "explore", "probe_settings", "ratio"})
+    valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
+    relaxes = True
+    diffro_defaults: ClassVar[dict[str, Any]] = {  # what is climbed is measured as published
+        "rewards": [RewardSpec(name="dnsmos_ovrl", scale="none")],
+        "group": 1,
+        "kl_beta": 0.1,
+        "lr": 3e-4,
+    }
+    diffro_guards: ClassVar[dict[str, float | None]] = {  # beside what is not climbed
+        "pesq_wb": 0.1,
+        "estoi": 0.02,
+        "dnsmos_p808": None,
+        "lsd": None,
+        "speaker_similarity": None,
+    }
+
+    def climbed(self, config: RL) -> str:
+        return f"DNSMOS, {config.diffro.smooth} altered copies"
+
+    def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
+        return enhance_clips(policy.enhancer(seed), clips)
 
 
 def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any:
@@ -140,7 +269,8 @@ def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any
 
 def check_enhancer(enhancer: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, players: int = 2) -> Numbers:
     """Enhance held-out clips, score them, keep a few to listen to. Returns means with their intervals."""
-    samples = enhance_clips(enhancer, clips, folder.path / "samples" / f"step_{step:06d}", players)
+    samples = enhance_clips(enhancer, clips)
+    keep_samples(folder.path / "samples" / step_name(step), samples, players)
     return means_of(scorer.score(samples))
 
 
@@ -149,12 +279,22 @@ def means_of(scores: Mapping[str, Sequence[Score]]) -> Numbers:
     return {name: mean_interval([s.value for s in column]) for name, column in scores.items()}
 
 
-def enhance_clips(enhancer: Any, clips: list[Clip], folder: Path, players: int) -> list[Sample]:
-    """Outputs of whole clips as samples to score, the first ``players`` saved under ``folder``."""
-    made = [enhancer.infer([c.noisy], [c.key], [c.lips])[0] for c in clips]
-    for c, wav in list(zip(clips, made, strict=True))[:players]:
-        save_audio(folder / f"{c.key}.flac", mono(wav), enhancer.sample_rate)
-    return [sample_of(c, w, enhancer.sample_rate) for c, w in zip(clips, made, strict=True)]
+def enhance_clips(enhancer: Any, clips: list[Clip]) -> list[Sample]:
+    """Outputs of whole clips, one at a time, as samples to score."""
+    return [sample_of(c, enhancer.infer([c.noisy], [c.key], [c.lips])[0], enhancer.sample_rate) for c in clips]
+
+
+def keep_samples(folder: Path, samples: Sequence[Sample], players: int) -> None:
+    """Keep outputs under ``folder``: references and hypotheses in ``said.jsonl``, or the sound of the first ``players``."""
+    if any(s.hypothesis is not None for s in samples):
+        rows = ({"id": s.key, "text": s.text, "hypothesis": s.hypothesis} for s in samples)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "said.jsonl").write_text(text, encoding="utf-8")
+        return
+    for s in samples[:players]:
+        if len(s.wav):
+            save_audio(folder / f"{safe_name(s.key)}.flac", s.wav, s.sample_rate)
 
 
 def sample_of(clip: Clip, wav: np.ndarray, sample_rate: int) -> Sample:
@@ -168,12 +308,6 @@ def level_gain(wav: np.ndarray, level_dbfs: float | None) -> float:
         return 1.0
     level = rms_dbfs(wav.reshape(-1))
     return 10.0 ** (min(level_dbfs - level, MAX_GAIN_DB) / 20.0) if level > SILENT_DBFS - MAX_GAIN_DB else 1.0
-
-
-def channels_of(task: Any, model: Any) -> int:
-    """Channels of the clips that a task's model takes: 1 for every task that does not say otherwise."""
-    says = getattr(task, "channels_of", None)
-    return 1 if says is None else int(says(model))
 
 
 def mono(wav: np.ndarray) -> np.ndarray:

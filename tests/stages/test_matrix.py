@@ -20,8 +20,8 @@ from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.video import save_lips
 from rlspeech.models.hub import save_model
 from rlspeech.stages import probe, rl
-from rlspeech.stages.rl_rules import complete, refuse
 from rlspeech.tasks import get_task
+from rlspeech.tasks.settings import check_settings, complete
 from rlspeech.types import UserError
 
 TASKS = ("flowse", "avse", "asr", "tts")
@@ -143,9 +143,10 @@ def test_the_matrix_is_whole() -> None:
 def test_settings_of_another_task_are_refused(task: str, setting: dict[str, Any], why: str) -> None:
     wrong = RL(task=task, algo="diffro", diffro=DiffRO(**setting))
     with pytest.raises(UserError, match=f"diffro.{next(iter(setting))}") as caught:
-        refuse(wrong)
+        check_settings(wrong, get_task(task))
     assert why in caught.value.why
-    refuse(RL(task=task, algo="diffro", diffro=DiffRO(**{k: DiffRO.model_fields[k].default for k in setting})))
+    plain = DiffRO(**{k: DiffRO.model_fields[k].default for k in setting})
+    check_settings(RL(task=task, algo="diffro", diffro=plain), get_task(task))
 
 
 def test_a_probe_compares_sampled_rewards(given: dict[str, dict[str, Any]], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tiny_speech import write_model, write_pairs
 
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.stages import probe
+from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
 
@@ -108,14 +109,14 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
 
 
 def test_candidates() -> None:
-    found = probe.candidates(RL())
+    found = probe.candidates(RL(), get_task("flowse"))
     assert (
         found[0] == RL().explore
-        and probe.PUBLISHED["flowse"] in found
+        and get_task("flowse").published in found
         and len(found) == len({e.model_dump_json() for e in found}) >= 4
     )
     assert len({probe.label(e) for e in found}) == len(found)
-    assert probe.candidates(RL(probe_settings=found[:1])) == found[:1]
+    assert probe.candidates(RL(probe_settings=found[:1]), get_task("flowse")) == found[:1]
     with pytest.raises(UserError):
         probe.run(
             RL(

@@ -18,9 +18,11 @@ from tiny_speech import write_model, write_pairs
 from rlspeech.algos.grpo import GRPO
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.hub import load_model
+from rlspeech.rewards.mix import GuardWatch
 from rlspeech.stages import rl
 from rlspeech.stages.past import open_pasts
 from rlspeech.tasks import get_task
+from rlspeech.tasks.settings import complete
 from rlspeech.types import Score, UserError
 
 GAIN = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
@@ -279,7 +281,7 @@ def test_a_guard_stops_a_run_that_does_damage(
 
     monkeypatch.setattr(GRPO, "update", ruin)
     monkeypatch.setattr(
-        rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: stoi is worse" if step >= 2 else None
+        GuardWatch, "update", lambda self, step, readings: f"step {step}: stoi is worse" if step >= 2 else None
     )
     summary = rl.run(_config(given, tmp_path / "ruin"))
     assert summary["steps"] == 2 and "stoi is worse" in summary["stopped"]
@@ -298,9 +300,9 @@ def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whol
 
 def test_defaults_are_filled_in(given: dict[str, str], tmp_path: Path) -> None:
     task = get_task("flowse")
-    made = rl.complete(RL(), task)
+    made = complete(RL(), task)
     assert [r.name for r in made.rewards] == [r.name for r in task.default_rewards]
     guards = {g.name for g in made.guards}
     assert "si_sdr" in guards <= set(task.default_guards)  # those that can be computed here
-    own = rl.complete(RL(rewards=[RewardSpec(name="stoi")]), task)
+    own = complete(RL(rewards=[RewardSpec(name="stoi")]), task)
     assert [r.name for r in own.rewards] == ["stoi"] and "stoi" not in {g.name for g in own.guards}

@@ -14,11 +14,13 @@ from tiny_avse_task import av_clips, tiny_avse
 from tiny_speech import write_pairs
 
 from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
+from rlspeech.data.batches import with_video
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.video import save_lips
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.stages import probe, rl
 from rlspeech.tasks import get_task
+from rlspeech.tasks.settings import complete
 from rlspeech.types import UserError
 
 STEPS = 2
@@ -111,12 +113,12 @@ def test_other_videos_train_another_model(given: dict[str, str], tmp_path: Path)
 
 def test_who_sees_what() -> None:
     clips = av_clips(4000, 4000, 4800)
-    assert rl.seen(clips, "right") is clips and all(c.lips is None for c in rl.seen(clips, "none"))
-    swapped = rl.seen(clips, "shuffled")
+    assert with_video(clips, "right") is clips and all(c.lips is None for c in with_video(clips, "none"))
+    swapped = with_video(clips, "shuffled")
     assert [c.key for c in swapped] == [c.key for c in clips]
     assert all(c.lips is clips[i - 1].lips and c.noisy is clips[i].noisy for i, c in enumerate(swapped))
     with pytest.raises(UserError, match="another one's video"):
-        rl.seen(clips[:1], "shuffled")
+        with_video(clips[:1], "shuffled")
 
 
 def test_a_run_that_goes_on_ends_where_the_whole_one_did(
@@ -142,12 +144,12 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_did(
 
 def test_the_task_fills_in_what_nobody_gave() -> None:
     task = get_task("avse")
-    filled = rl.complete(RL(task="avse", lr=3e-3), task)
+    filled = complete(RL(task="avse", lr=3e-3), task)
     assert (
         filled.lr == 3e-3 and filled.lora is None and filled.supervised_weight == task.rl_defaults["supervised_weight"]
     )
     assert [r.name for r in filled.rewards] == ["llm"] and "si_sdr" in [g.name for g in filled.guards]
-    assert rl.complete(RL(), get_task("flowse")).supervised_weight == 0.0
+    assert complete(RL(), get_task("flowse")).supervised_weight == 0.0
 
 
 def test_a_flow_checkpoint_is_refused_with_the_task_that_takes_it(given: dict[str, str], tmp_path: Path) -> None:

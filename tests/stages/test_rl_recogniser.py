@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from tiny_recognisers import ROWS, write_corpus, write_model
 
 from rlspeech import log
 from rlspeech.config import RL, Exploration, RewardSpec, Sampling
+from rlspeech.rewards.rates import corpus_rate
 from rlspeech.stages import probe, rl
-from rlspeech.stages.pretrain import data_of
-from rlspeech.stages.rl_rules import complete, refuse, word_errors
-from rlspeech.stages.validation import reward_of
+from rlspeech.stages.validation import TEXT, reward_of, texts_of
 from rlspeech.tasks import get_task
+from rlspeech.tasks.settings import check_settings, complete
 from rlspeech.types import Sample, UserError
 
 
@@ -139,7 +140,7 @@ def test_settings_of_other_tasks_are_refused_before_anything_is_read(
 
 
 def test_defaults_pass_even_when_they_are_written_out() -> None:
-    refuse(RL(task="asr", video="right", explore=Exploration(), clip_s=RL().clip_s))
+    check_settings(RL(task="asr", video="right", explore=Exploration(), clip_s=RL().clip_s), get_task("asr"))
     filled = complete(RL(task="asr"), get_task("asr"))
     assert filled.rewards and complete(filled, get_task("asr")) == filled  # what a run writes down is what it can read
 
@@ -150,11 +151,13 @@ def test_a_recogniser_needs_texts_and_clips_it_can_take(tmp_path: Path, capsys: 
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[-1]["duration"] = 99.0
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    source, held = data_of(str(path), None, 16000, 1, 0, task="asr", max_s=20.0)
+    source, held = get_task("asr").data(
+        RL(data=str(path), valid_items=1), SimpleNamespace(sample_rate=16000, max_s=20.0)
+    )
     assert len(source.utts) == 5 and len(held) == 1 and "2 of 8 rows are left out" in capsys.readouterr().err
     assert held[0].noisy is held[0].target or np.array_equal(held[0].noisy, held[0].target)
     with pytest.raises(UserError, match="none of the 8 rows"):
-        data_of(str(path), None, 16000, 1, 0, task="asr", max_s=0.1)
+        get_task("asr").data(RL(data=str(path)), SimpleNamespace(sample_rate=16000, max_s=0.1))
 
 
 def test_one_number_for_all_rewards() -> None:
@@ -179,6 +182,9 @@ def test_the_error_rate_of_rollouts_counts_spoken_words_alone() -> None:
     def said(text: str | None, hypothesis: str | None, **columns: Any) -> Sample:
         return Sample("k", np.zeros(0, np.float32), 16000, None, text, columns, hypothesis)
 
-    assert word_errors([said("a b c d", "a b x"), said("", "noise words"), said(None, "?"), said("e", "E.")]) == 2 / 5
-    assert word_errors([said("你好世界", "你好世", language="zh")]) == 0.25
-    assert math.isnan(word_errors([said("", "x")]))
+    def word_errors(*samples: Sample) -> float:
+        return corpus_rate(texts_of(samples), TEXT)
+
+    assert word_errors(said("a b c d", "a b x"), said("", "noise words"), said(None, "?"), said("e", "E.")) == 2 / 5
+    assert word_errors(said("你好世界", "你好世", language="zh")) == 0.25
+    assert math.isnan(word_errors(said("", "x")))

@@ -11,9 +11,11 @@ from tiny_tts import write_tts
 
 from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
 from rlspeech.models.hub import resolve
+from rlspeech.rewards.mix import GuardWatch
 from rlspeech.stages import rl
-from rlspeech.stages.rl_rules import complete
+from rlspeech.stages.validation import DRAW
 from rlspeech.tasks import get_task
+from rlspeech.tasks.settings import complete
 from rlspeech.tasks.tts.task import Tts
 
 LIMIT = 0.5
@@ -93,7 +95,7 @@ def test_a_guard_stops_a_reward_that_makes_speech_degenerate(tiny: dict[str, str
 def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rl.GuardWatch, "update", lambda self, step, readings: f"step {step}: worse" if step else None)
+    monkeypatch.setattr(GuardWatch, "update", lambda self, step, readings: f"step {step}: worse" if step else None)
     made = rl.run(
         asked(tiny, tmp_path / "run", steps=2, rewards=[RewardSpec(name="tts_token_diversity", scale="none")])
     )
@@ -114,7 +116,7 @@ def test_more_draws_are_averaged_and_the_first_is_heard(tiny: dict[str, str], tm
         values = {r["key"]: r["tts_duration_ratio"] for r in rows if not r["step"]}
         return values, {p.name: p.read_bytes() for p in (out / "samples" / "step_000000").iterdir()}
 
-    alone = [first(str(i), seed=i * rl.DRAW) for i in range(3)]
+    alone = [first(str(i), seed=i * DRAW) for i in range(3)]
     values, heard = first("three", valid_draws=3)
     assert values == pytest.approx({k: sum(v[k] for v, _ in alone) / 3 for k in alone[0][0]}) and len(values) == 20
     assert values != alone[0][0] and heard == alone[0][1]

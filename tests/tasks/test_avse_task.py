@@ -22,7 +22,6 @@ from rlspeech.models.hub import embedded_path, load_model
 from rlspeech.stages import pretrain
 from rlspeech.tasks.avse.enhancer import AvInference, shuffled, supervised_loss
 from rlspeech.tasks.avse.task import Avse
-from rlspeech.tasks.base import channels_of
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError, Utterance
 
@@ -170,8 +169,8 @@ def test_no_video_teaches_the_front_end_nothing() -> None:
 
 
 def test_channels_are_asked_for() -> None:
-    assert channels_of(TASK, tiny_avse(channels=2)) == 2 and channels_of(TASK, tiny_avse()) == 1
-    assert channels_of(FlowSE(), None) == 1
+    assert TASK.channels_of(tiny_avse(channels=2)) == 2 and TASK.channels_of(tiny_avse()) == 1
+    assert FlowSE().channels_of(None) == 1
 
 
 def test_a_binaural_model_takes_mono_and_the_other_way_round() -> None:

@@ -19,7 +19,7 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.codec.net import CodecNet
 from rlspeech.models.hub import save_model
 from rlspeech.tasks.tts.policy import longest
-from rlspeech.tasks.tts.task import Tts, named
+from rlspeech.tasks.tts.task import Tts
 from rlspeech.types import UserError
 
 WORDS = {"one": [4, 4, 8], "two": [12, 16], "three": [20, 6, 20, 6]}
@@ -141,7 +141,6 @@ def test_what_is_said_hangs_on_key_and_seed_alone() -> None:
     assert other != whole
     assert longest("x" * 1000, lm, Sampling()) == int(4 / 0.04) + 1 and longest(None, lm, Sampling()) == 51
     assert longest("abc", lm, Sampling(max_new_tokens=7)) == 7
-    assert named("a/b c\n") == "a_b_c_"
 
 
 def test_settings_beside_init(tmp_path: Path) -> None:
@@ -213,7 +212,7 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
     tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their sound is the prompt's, which says something else."""
-    from rlspeech.stages.pretrain import data_of, run
+    from rlspeech.stages.pretrain import run
     from rlspeech.tasks import get_task
 
     save_model(
@@ -237,12 +236,12 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
             }
         )
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    for recorded, count in ((True, 4), (False, 6)):  # rl may ask for any text
-        source, held = data_of(
-            str(tmp_path / "m.jsonl"), str(tmp_path / "m.jsonl"), RATE, 9, 0, task=task, recorded=recorded
-        )
+    given = {"data": str(tmp_path / "m.jsonl"), "valid": str(tmp_path / "m.jsonl"), "valid_items": 9}
+    model = SimpleNamespace(sample_rate=RATE)
+    for config, count in ((Pretrain(**given), 4), (RL(**given), 6)):  # rl may ask for any text
+        source, held = get_task(task).data(config, model)
         assert [len(source.utts), len(held)] == [count, count]
-    assert capsys.readouterr().err.count("2 of 6 rows are left out: nobody has recorded") == 2
+    assert capsys.readouterr().err.count("2 of 6 rows are left out") == 2
     if task == "tts":
         known = get_task("tts")
         known.build(
@@ -273,7 +272,7 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
     from rlspeech.models.codec.codec import load_codec
     from rlspeech.models.codec.load import load_codec_lm
     from rlspeech.models.token_reward import load_token_reward
-    from rlspeech.stages import rl
+    from rlspeech.rewards.soft import build_soft
 
     monkeypatch.setattr(hub, "embedded_path", lambda task: tmp_path / task)
     for load, what in (
@@ -287,7 +286,7 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
             "came with this installation" in caught.value.what and "rlspeech pretrain --task" in caught.value.try_this
         )
     with pytest.raises(UserError, match="no token-to-text reward came"):
-        rl.soft_of(RL(task="tts", algo="diffro"), "cpu")
+        build_soft(RL(task="tts", algo="diffro"), "cpu")
     lm = tiny()
     lm._codec.clear()
     lm.layout = replace(lm.layout, codec="embedded")

@@ -79,8 +79,6 @@ def rl_run(
         moved = share * (gain + 0.3 * gain * rng.standard_normal(count))
         values = {"si_sdr": (np.arange(count) + moved).tolist(), "lsd": (10 + np.arange(count) - share).tolist()}
         samples = [Sample(c.key, c.noisy * (1 - 0.5 * share), RATE, c.target, c.text) for c in clips]
-        for s in samples:
-            save_audio(folder / "samples" / step_name(step) / f"{s.key}.flac", s.wav, RATE)
         scores = {
             m: [Score(v, detail={"llm_text": words} if words else {}) for v in column] for m, column in values.items()
         }

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from rlspeech.models.hub import load_model, save_model
 from rlspeech.models.recogniser import Recogniser, load_recogniser
 from rlspeech.models.spectra import mel_filters
 from rlspeech.stats import mean_interval
-from rlspeech.tasks.base import Numbers, means_of, set_anew
+from rlspeech.tasks.base import Numbers, Task, means_of, set_anew
 from rlspeech.types import Sample
 
 __all__ = ["CodecBatch", "CodecTask", "spectral_loss"]
@@ -60,13 +60,13 @@ class CodecBatch:
     real: Tensor
 
 
-class CodecTask:
+class CodecTask(Task):
     """The task ``codec``: pretraining only."""
 
     name = "codec"
-    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath"})
-    valid_metrics: ClassVar[tuple[str, ...]] = ("estoi", "speaker_similarity")
-    next_command: ClassVar[str] = "rlspeech pretrain --task tts --set tts.codec={run}"
+    required = frozenset({"audio_filepath"})
+    valid_metrics = ("estoi", "speaker_similarity")
+    next_command = "rlspeech pretrain --task tts --set tts.codec={run}"
 
     def build(self, config: Pretrain) -> CodecNet:
         """A codec with fresh weights, or ``config.init``'s. Raises ``UserError``."""

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from rlspeech.models.listener import (
 )
 from rlspeech.tasks.aids.quality_labels import labels_of, quality, row_of
 from rlspeech.tasks.aids.sentences import describe, grades_of, read_back, stars_of, vocabulary
+from rlspeech.tasks.base import Task
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
@@ -104,13 +105,13 @@ def tokens_of(
     return ids, mask, answer
 
 
-class ListenerTask:
+class ListenerTask(Task):
     """The task ``listener``: pretraining only."""
 
     name = "listener"
-    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
-    valid_metrics: ClassVar[tuple[str, ...]] = ()  # it listens: nothing that it makes can be scored
-    next_command: ClassVar[str] = "rlspeech reward MANIFEST --reward llm, with the checkpoint of {run} as the describer"
+    required = frozenset({"audio_filepath", "target_filepath"})
+    valid_metrics = ()  # it listens: nothing that it makes can be scored
+    next_command = "rlspeech reward MANIFEST --reward llm, with the checkpoint of {run} as the describer"
 
     def build(self, config: Pretrain) -> Listener:
         """A model with fresh weights, or ``config.init``'s. Raises ``UserError``."""

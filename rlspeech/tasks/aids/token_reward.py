@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,9 +31,10 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.models.codec.codec import load_codec, start_alike
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, make_tokenizer, save_token_reward
 from rlspeech.rewards.soft import COLUMN, TEXT, TokenText
+from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
-from rlspeech.tasks.asr.task import keep, rates
-from rlspeech.tasks.base import Numbers
+from rlspeech.tasks.asr.task import rates
+from rlspeech.tasks.base import Numbers, Task, keep_samples
 from rlspeech.types import Sample, UserError, Utterance
 
 if TYPE_CHECKING:
@@ -67,13 +68,13 @@ class TokenBatch:
     values: dict[str, list[Any]]
 
 
-class TokenRewardTask:
+class TokenRewardTask(Task):
     """The task ``token-reward``."""
 
     name = "token-reward"
-    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "text"})
-    valid_metrics: ClassVar[tuple[str, ...]] = ()
-    next_command: ClassVar[str] = "rlspeech rl --task tts --algo diffro --set diffro.reward={run}"
+    required = frozenset({"audio_filepath", "text"})
+    valid_metrics = ()
+    next_command = "rlspeech rl --task tts --algo diffro --set diffro.reward={run}"
 
     def __init__(self) -> None:
         self._codecs: dict[str, Any] = {}
@@ -221,7 +222,7 @@ class TokenRewardTask:
             Sample(c.key, c.noisy, c.sample_rate, None, c.text, c.columns, hypothesis=t, tokens=r.cpu().numpy())
             for c, t, r in zip(clips, said, rows, strict=True)
         ]
-        keep(folder.path / "samples" / f"step_{step:06d}", samples)
+        keep_samples(folder.path / "samples" / step_name(step), samples, 0)
         numbers: Numbers = {**rates(samples)}
         judge = TokenText(model)
         scores = (

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser
 from rlspeech.rewards.rates import corpus_interval
+from rlspeech.scores import step_name
 from rlspeech.stats import Interval
-from rlspeech.tasks.base import Numbers
+from rlspeech.tasks.base import Numbers, Task, keep_samples
 from rlspeech.types import Sample, UserError
 
 if TYPE_CHECKING:
@@ -55,18 +56,19 @@ class AsrBatch:
     labels: list[Tensor]
 
 
-class Asr:
+class Asr(Task):
     """The task ``asr``."""
 
     name = "asr"
-    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "text"})
-    valid_metrics: ClassVar[tuple[str, ...]] = ()  # ``validate`` counts words itself, by kind of speech
-    next_command: ClassVar[str] = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
-    default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
+    required = frozenset({"audio_filepath", "text"})
+    settings = frozenset({"kl", "offload", "precision", "sampling", "train_encoder"})
+    next_command = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
+    pipeline = "automatic-speech-recognition"
+    default_rewards = tuple(
         RewardSpec(name=name, scale="none") for name in ("asr_accuracy", "asr_hallucination", "asr_keywords")
     )
-    default_guards: ClassVar[tuple[str, ...]] = ("asr_wer", "asr_insertions", "asr_deletions")
-    default_metrics: ClassVar[tuple[str, ...]] = (
+    default_guards = ("asr_wer", "asr_insertions", "asr_deletions")
+    default_metrics = (
         "asr_wer",
         "asr_cer",
         "asr_insertions",
@@ -86,6 +88,11 @@ class Asr:
         "prompts_per_step": 16,
         "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
     }
+
+    def demo(self, part: Literal["train", "valid", "test"]) -> Path:
+        from rlspeech.corpora.demo_commands import demo_commands
+
+        return demo_commands(part)
 
     # -- supervised training -------------------------------------------------------------------------------------------
 
@@ -196,7 +203,7 @@ class Asr:
             return model.ctc_transcribe([torch.from_numpy(c.noisy) for c in part])
 
         samples = transcripts(say, clips, SAMPLE_RATE)
-        keep(folder.path / "samples" / f"step_{step:06d}", samples)
+        keep_samples(folder.path / "samples" / step_name(step), samples, 0)
         return {**rates(samples), "ctc_wer": rates(transcripts(spell, clips, SAMPLE_RATE)).get("wer", math.nan)}
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
@@ -207,11 +214,9 @@ class Asr:
 
         return AsrPolicy(self, adapted, config)
 
-    def outputs(self, policy: Any, clips: list[Clip], folder: Path, players: int = 4, seed: int = 0) -> list[Sample]:
-        """Greedy transcripts of whole clips as samples to score; all of them are kept under ``folder``."""
-        samples = transcripts(policy.transcribe, clips, policy.sample_rate)
-        keep(folder, samples)
-        return samples
+    def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
+        """Greedy transcripts of whole clips as samples to score."""
+        return transcripts(policy.transcribe, clips, policy.sample_rate)
 
 
 def transcripts(say: Callable[[Sequence[Clip]], list[str]], clips: Sequence[Clip], rate: int) -> list[Sample]:
@@ -226,15 +231,6 @@ def transcripts(say: Callable[[Sequence[Clip]], list[str]], clips: Sequence[Clip
         Sample(c.key, c.noisy, rate, None, c.text, c.columns, hypothesis=text)
         for c, text in zip(clips, said, strict=True)
     ]
-
-
-def keep(folder: Path, samples: Sequence[Sample]) -> None:
-    """Write references and hypotheses to ``said.jsonl``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"id": s.key, "text": s.text, "hypothesis": s.hypothesis} for s in samples]
-    (folder / "said.jsonl").write_text(
-        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
-    )
 
 
 def rates(samples: Sequence[Sample]) -> dict[str, Interval]:

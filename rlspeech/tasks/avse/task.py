@@ -8,32 +8,31 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
+from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, shuffled, supervised_loss
-from rlspeech.tasks.base import VALID_METRICS, Numbers, check_enhancer, enhance_clips, mono, set_anew
-from rlspeech.types import Sample
+from rlspeech.tasks.base import EnhancementTask, Numbers, check_enhancer, mono, set_anew
 
 __all__ = ["Avse"]
 
 SOFT = frozenset({"video_drop", "floor_db", "cap_db"})  # settings that weights do not depend on
 
 
-class Avse:
+class Avse(EnhancementTask):
     """The task ``avse``."""
 
     name = "avse"
-    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath", "lips_filepath"})
-    uses_video: ClassVar[bool] = True
-    valid_metrics: ClassVar[tuple[str, ...]] = VALID_METRICS
-    next_command: ClassVar[str] = "rlspeech rl --task avse --algo ppo --model {run}"
-    default_rewards: ClassVar[tuple[RewardSpec, ...]] = (RewardSpec(name="llm"),)
-    default_guards: ClassVar[tuple[str, ...]] = ("si_sdr", "estoi", "dnsmos_ovrl", "speaker_similarity")
-    default_metrics: ClassVar[tuple[str, ...]] = (
+    required = frozenset({"audio_filepath", "target_filepath", "lips_filepath"})
+    uses_video = True
+    settings = EnhancementTask.settings | {"supervised_on", "video"}
+    next_command = "rlspeech rl --task avse --algo ppo --model {run}"
+    default_rewards = (RewardSpec(name="llm"),)
+    default_guards = ("si_sdr", "estoi", "dnsmos_ovrl", "speaker_similarity")
+    default_metrics = (
         "pesq_wb",
         "stoi",
         "estoi",
@@ -50,6 +49,8 @@ class Avse:
         "group": 4,
         "prompts_per_step": 8,
     }
+
+    published = Exploration(kind="mask", noise=0.05, antithetic=False)
 
     def build(self, config: Pretrain) -> AvseEnhancer:
         """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
@@ -70,7 +71,6 @@ class Avse:
         return model.sample_rate
 
     def channels_of(self, model: AvseEnhancer) -> int:
-        """Channels of the clips that the model takes; 2 for a binaural model."""
         return model.cfg.channels
 
     collate = staticmethod(collate)
@@ -109,9 +109,6 @@ class Avse:
 
         policy = RelaxedAvse if "diffro" in config.algo else AvsePolicy
         return policy(adapted, explore or config.explore, config.reduction, config.seed)
-
-    def outputs(self, policy: Any, clips: list[Clip], folder: Path, *, players: int = 4, seed: int = 0) -> list[Sample]:
-        return enhance_clips(policy.enhancer(seed), clips, folder, players)
 
     def enhancer(self, model: AvseEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> AvInference:
         """The model at inference; it draws nothing, the seed changes nothing."""

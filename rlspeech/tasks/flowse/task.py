@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlspeech.config import RL, Evaluate, FlowModel, Pretrain, RewardSpec
+from rlspeech.config import RL, Evaluate, Exploration, FlowModel, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
 from rlspeech.models.flow import FlowEnhancer
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
-from rlspeech.tasks.base import VALID_METRICS, Numbers, check_enhancer, enhance_clips, set_anew
+from rlspeech.tasks.base import EnhancementTask, Numbers, check_enhancer, set_anew
 from rlspeech.tasks.flowse.enhancer import Enhancer, FlowBatch, collate, flow_loss
-from rlspeech.types import Sample
 
 __all__ = ["FlowSE"]
 
 SOFT = frozenset({"time_power", "condition_drop", "nfe", "guidance"})  # settings that weights do not depend on
 
 
-class FlowSE:
+class FlowSE(EnhancementTask):
     """The task ``flowse``."""
 
     name = "flowse"
-    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
-    uses_video: ClassVar[bool] = False
-    valid_metrics: ClassVar[tuple[str, ...]] = VALID_METRICS
-    next_command: ClassVar[str] = "rlspeech rl --task flowse --algo grpo --model {run}"
-    rl_defaults: ClassVar[dict[str, Any]] = {}
-    default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
-        RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd")
-    )
-    default_guards: ClassVar[tuple[str, ...]] = ("si_sdr", "dnsmos_ovrl", "pesq_wb")
-    default_metrics: ClassVar[tuple[str, ...]] = (
-        "dnsmos_ovrl",
-        "pesq_wb",
-        "estoi",
-        "si_sdr",
-        "lsd",
-        "speaker_similarity",
-        "speech_bert_score",
-    )
+    settings = EnhancementTask.settings | {"diffro.last_steps"}
+    next_command = "rlspeech rl --task flowse --algo grpo --model {run}"
+    default_rewards = tuple(RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd"))
+    default_guards = ("si_sdr", "dnsmos_ovrl", "pesq_wb")
+    default_metrics = ("dnsmos_ovrl", "pesq_wb", "estoi", "si_sdr", "lsd", "speaker_similarity", "speech_bert_score")
+
+    published = Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False)
 
     def build(self, config: Pretrain | FlowModel) -> FlowEnhancer:
         """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
@@ -84,8 +72,9 @@ class FlowSE:
             return FlowPolicy(adapted, explore, config.reduction, config.seed)
         return RelaxedFlow(adapted, explore, config.reduction, config.seed, last_steps=config.diffro.last_steps)
 
-    def outputs(self, policy: Any, clips: list[Clip], folder: Path, *, players: int = 4, seed: int = 0) -> list[Sample]:
-        return enhance_clips(policy.enhancer(seed), clips, folder, players)
+    def climbed(self, config: RL) -> str:
+        d = config.diffro
+        return f"DNSMOS through the last {d.last_steps} step(s), {d.smooth} altered copies"
 
     def enhancer(self, model: FlowEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
         """The model at inference; ``config`` may give steps and guidance."""

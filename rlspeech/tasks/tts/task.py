@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import PPO, RL, Pretrain, RewardSpec, Sampling
-from rlspeech.data.audio import AudioError, load_audio, save_audio
+from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.log import warn
 from rlspeech.models.codec.lm import CodecLM, Line
 from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec_lm
+from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
-from rlspeech.tasks.base import Numbers, means_of
+from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
 from rlspeech.tasks.token_policy import token_logp
 from rlspeech.tasks.tts.policy import TtsPolicy, longest
 from rlspeech.types import Sample, UserError, Utterance
@@ -36,11 +37,12 @@ from rlspeech.types import Sample, UserError, Utterance
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["Tts", "TtsBatch", "named"]
+__all__ = ["Tts", "TtsBatch"]
 
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
 SAY_BATCH = 32
+RELAXING = ("tau", "tau_end", "hard", "mode", "noise", "content_weight", "attribute_weights")  # settings of DiffRO
 
 
 @dataclass
@@ -60,19 +62,18 @@ class TtsBatch:
     mask: Tensor
 
 
-class Tts:
+class Tts(Task):
     """The task ``tts``. Codes of recordings and prompts are kept: a codec costs more than a training step."""
 
     name = "tts"
-    required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "text"})
-    valid_metrics: ClassVar[tuple[str, ...]] = ("tts_cer",)
-    next_command: ClassVar[str] = "rlspeech rl --task tts --model {run}, or rlspeech speak TEXT --model {run}"
-    default_rewards: ClassVar[tuple[RewardSpec, ...]] = tuple(
-        RewardSpec(name=name, scale="none") for name in ("tts_accuracy", "tts_duration")
-    )
-    guard_limits: ClassVar[
-        dict[str, float]
-    ] = {  # how far each may drop before a run is stopped; content rewards are known to spoil them
+    required = frozenset({"audio_filepath", "text"})
+    settings = frozenset({"kl", "offload", "precision", "sampling", *(f"diffro.{key}" for key in RELAXING)})
+    valid_metrics = ("tts_cer",)
+    next_command = "rlspeech rl --task tts --model {run}, or rlspeech speak TEXT --model {run}"
+    pipeline = "text-to-speech"
+    relaxes = True
+    default_rewards = tuple(RewardSpec(name=name, scale="none") for name in ("tts_accuracy", "tts_duration"))
+    guard_limits: ClassVar[dict[str, float]] = {  # content rewards are known to spoil these
         "tts_cer": 0.05,
         "tts_stopped": 0.05,
         "tts_duration_drift": 0.15,
@@ -80,11 +81,8 @@ class Tts:
         "tts_pitch_std": 0.08,
         "dnsmos_ovrl": 0.2,
     }
-    default_guards: ClassVar[tuple[str, ...]] = (
-        *guard_limits,
-        "tts_duration_ratio",
-    )  # the ratio has no worse side: it is watched
-    default_metrics: ClassVar[tuple[str, ...]] = (
+    default_guards = (*guard_limits, "tts_duration_ratio")  # the ratio has no worse side: it is watched
+    default_metrics = (
         "tts_cer",
         "tts_wer",
         "speaker_similarity",
@@ -234,7 +232,7 @@ class Tts:
             logits = model.forward_logits(model.encode(batch.lines[part]), range(len(ids)), ids)
             nll, count = nll - float(token_logp(logits, ids)[mask].sum()), count + int(mask.sum())
         samples = self.synthesise(model, clips, seed=seed)
-        _keep(folder.path / "samples" / f"step_{step:06d}", samples, 4)
+        keep_samples(folder.path / "samples" / step_name(step), samples, 4)
         ratios = [
             len(s.tokens) / (len(c.target) / c.sample_rate / model.layout.frame_s)
             for s, c in zip(samples, clips, strict=True)
@@ -355,23 +353,13 @@ class Tts:
         """The codec language model as a policy over tokens."""
         return TtsPolicy(self, adapted, config)
 
-    def outputs(self, policy: Any, clips: list[Clip], folder: Path, players: int = 4, seed: int = 0) -> list[Sample]:
-        """Speech of the clips' texts as the policy says it, the same draws every time; the first ``players`` are kept under ``folder``."""
+    def climbed(self, config: RL) -> str:
+        return f"the token reward {config.diffro.reward}"
+
+    def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
+        """Speech of the clips' texts as the policy says it, the same draws every time."""
         policy.enter("rollout")
-        samples = self.synthesise(policy.model, clips, sampling=policy.sampling, seed=seed)
-        _keep(folder, samples, players)
-        return samples
-
-
-def named(key: str) -> str:
-    """A file name for a key."""
-    return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in key)[:120]
-
-
-def _keep(folder: Path, samples: Sequence[Sample], players: int) -> None:
-    for s in samples[:players]:
-        if len(s.wav):
-            save_audio(folder / f"{named(s.key)}.flac", s.wav, s.sample_rate)
+        return self.synthesise(policy.model, clips, sampling=policy.sampling, seed=seed)
 
 
 def _rows(data: str | None) -> list[Utterance]:
