@@ -29,13 +29,13 @@ from rlspeech.data.video import (
     MAX_FRAMES,
     VIDEO_SUFFIXES,
     LipsError,
+    Stream,
     at_25_fps,
     centre_square,
     extract_audio,
     load_lips,
     read_video,
     save_lips,
-    stream_video,
 )
 from rlspeech.files import JsonlWriter
 from rlspeech.parallel import parallel_map
@@ -239,14 +239,14 @@ def crop_clip(
     if crop == "mouth96":
         if detect is None:
             raise ValueError("mouth96 needs a detector")
-        stream = stream_video(video)
+        stream = Stream(video)
         found, length = look(islice(at_25_fps(stream, lambda: stream.end_s), MAX_FRAMES + 1), detect)
         if length > MAX_FRAMES:
             raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
         face = follow(found, length)
         if face is not None:
             path = mouth_path(face)
-            second = stream_video(video)
+            second = Stream(video)
             frames = cut(at_25_fps(second, lambda: second.end_s), path)
             save_lips(out, frames, path.found[: len(frames)])
             rate = round(float(path.found.mean()), 4)

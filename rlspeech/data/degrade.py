@@ -1,4 +1,14 @@
-"""Small tools on waveforms that several parts of ``data`` need: gains, distortion ratios, spectra and back, in numpy alone."""
+"""Real clean speech made worse in known ways: what a listening model learns from, and the ladders that a judge is checked on.
+
+The textbook version adds noise at a signal-to-noise ratio and asks for that ratio back. Here every way in which a recording gets bad
+has its own function (noise, a second talker, a room, distortion, muffling, gaps, the traces of a noise reducer), each answers with the
+waveform and with what was done, and ``degrade`` draws a combination. How bad a trait is, is said as a *severity* from 0 to 1, mostly
+measured on the parts before they are summed (signal-to-noise ratio, clarity C50, signal-to-distortion ratio): a recipe's own setting says
+little, for one and the same limiter does nothing to one voice and ruins another. The noise reducer is a masked spectrum whose mask
+knows too much (it sees speech and noise apart) and is then spoilt: over-subtraction, a floor, random errors of cells and of bands.
+What is left out: codecs, packet-loss concealment, wind, microphones. No two degradations share a random draw: all of them come from the
+generator that is passed in, so that a seed is a recording.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +42,12 @@ __all__ = [
 ]
 
 
+TRAITS = ("noise", "talker", "reverb", "distortion", "muffling", "dropouts", "artefacts")
+RUNGS = 7
+SILENT_DBFS = -60.0
+Facts = dict[str, Any]
+
+
 def match_gain(made: np.ndarray, model: np.ndarray) -> float:
     """The gain that brings ``made`` to the RMS of ``model``."""
     a, b = rms_dbfs(made), rms_dbfs(model)
@@ -62,24 +78,6 @@ def istft(spectrum: np.ndarray, window: np.ndarray, hop: int, length: int) -> np
         part = frames[shift :: len(window) // hop]
         out[shift * hop : shift * hop + part.size] += part.ravel()[: len(out) - shift * hop]
     return np.asarray(out[len(window) : len(window) + length] / np.sum(window[::hop] ** 2), dtype=np.float32)
-
-
-# Real clean speech made worse in known ways: what a listening model learns from, and the ladders that a judge is checked on.
-#
-# The textbook version adds noise at a signal-to-noise ratio and asks for that ratio back. Here every way in which a recording gets bad
-# has its own function (noise, a second talker, a room, distortion, muffling, gaps, the traces of a noise reducer), each answers with the
-# waveform and with what was done, and ``degrade`` draws a combination. How bad a trait is, is said as a *severity* from 0 to 1, mostly
-# measured on the parts before they are summed (signal-to-noise ratio, clarity C50, signal-to-distortion ratio): a recipe's own setting says
-# little, for one and the same limiter does nothing to one voice and ruins another. The noise reducer is a masked spectrum whose mask
-# knows too much (it sees speech and noise apart) and is then spoilt: over-subtraction, a floor, random errors of cells and of bands.
-# What is left out: codecs, packet-loss concealment, wind, microphones. No two degradations share a random draw: all of them come from the
-# generator that is passed in, so that a seed is a recording.
-
-
-TRAITS = ("noise", "talker", "reverb", "distortion", "muffling", "dropouts", "artefacts")
-RUNGS = 7
-SILENT_DBFS = -60.0
-Facts = dict[str, Any]
 
 
 class Sources(NamedTuple):

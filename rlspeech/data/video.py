@@ -1,7 +1,11 @@
-"""Mouth crops on disk: one compressed array a clip, 25 grey frames a second.
+"""Videos as grey frames at 25 frames a second, one frame at a time, and mouth crops on disk.
 
-A file is numpy's ``.npz`` with ``frames`` (F, H, W) uint8, ``fps`` and, where a tracker made it, ``found`` (F,) bool: the frames in
-which a face was seen. Nothing is pickled, and nothing that is pickled is read.
+A file names its frames' times, and those times decide: whatever the rate, constant or not, output frame k is the frame shown nearest
+to k / 25 s. Times that are missing, go back or leap ahead (cut and joined recordings) go on at the declared rate. Time 0 is the start of
+the container, where its sound track begins, so that crops fit the audio that was taken from the same file.
+
+Crops are one compressed array a clip: numpy's ``.npz`` with ``frames`` (F, H, W) uint8, ``fps`` and, where a tracker made it, ``found``
+(F,) bool: the frames in which a face was found. Nothing is pickled, and nothing that is pickled is read.
 """
 
 from __future__ import annotations
@@ -30,24 +34,30 @@ __all__ = [
     "Video",
     "VideoInfo",
     "at_25_fps",
-    "centre_crop",
     "centre_square",
     "extract_audio",
     "frames_of",
     "load_lips",
     "read_video",
     "save_lips",
-    "stream_video",
     "video_info",
 ]
 
 
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mpg", ".mpeg", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".flv", ".wmv", ".ogv", ".3gp"}
+)
+# a playlist could name other files and addresses: only formats that hold their own pictures are opened
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf"
+MIN_FRAMES = 3  # a broken file must give at least this many
+MAX_GAP_S = 10.0  # a longer gap between two frames is a broken time stamp, not a still picture
+MAX_VIDEO_SIDE = 8192
 LIPS_FPS = 25.0
 MAX_SIDE, MAX_FRAMES = 1024, 25 * 3600
 
 
 class LipsError(AudioError):
-    """A video or its crops cannot be used; ``reason`` says why. It costs its utterance, like bad audio."""
+    """A video or its crops cannot be used; ``reason`` says why. Only its utterance is lost, as with bad audio."""
 
 
 def frames_of(seconds: float) -> int:
@@ -112,34 +122,6 @@ def load_lips(path: str | Path, start_s: float = 0.0, frames: int | None = None)
         wanted = np.arange(frames) + round(start_s * LIPS_FPS)
         video = video[np.clip(wanted, 0, len(video) - 1)]
     return np.ascontiguousarray(video)
-
-
-def centre_crop(frames: np.ndarray, side: int) -> np.ndarray:
-    """The central (F, side, side) of (F, H, W); frames that are smaller are padded by their edges."""
-    _, height, width = frames.shape
-    pad = max(0, side - height), max(0, side - width)
-    if max(pad):
-        frames = np.pad(frames, ((0, 0), *((p // 2, p - p // 2) for p in pad)), mode="edge")
-        _, height, width = frames.shape
-    top, left = (height - side) // 2, (width - side) // 2
-    return frames[:, top : top + side, left : left + side]
-
-
-# Reading videos as grey frames at 25 frames a second, one frame at a time.
-#
-# A file names its frames' times, and those times decide: whatever the rate, constant or not, output frame k is the frame shown nearest
-# to k / 25 s. Times that are missing, go back or leap ahead (cut and joined recordings) go on at the declared rate. Time 0 is the start of
-# the container, where its sound track begins, so that crops fit the audio that was taken from the same file.
-
-
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mpg", ".mpeg", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".flv", ".wmv", ".ogv", ".3gp"}
-)
-# a playlist could name other files and addresses: only formats that hold their own pictures are opened
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf"
-MIN_FRAMES = 3  # a broken file must give at least this many
-MAX_GAP_S = 10.0  # a longer gap between two frames is a broken time stamp, not a still picture
-MAX_VIDEO_SIDE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +209,6 @@ class Stream:
                 yield from packet.decode()
             except (av.error.FFmpegError, ValueError) as error:
                 self.problem = f"damaged: {_line(error)}"
-
-
-def stream_video(path: str | Path) -> Stream:
-    """The frames of a file one at a time, see ``Stream``."""
-    return Stream(path)
 
 
 def at_25_fps(

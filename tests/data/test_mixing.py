@@ -60,7 +60,7 @@ def test_silence_is_refused() -> None:
         mix(np.zeros(RATE, np.float32), _noise(), None, 0, -25)
     with pytest.raises(AudioError, match="silent noise"):
         mix(_speech(), np.zeros(RATE, np.float32), None, 0, -25)
-    with pytest.raises(AudioError, match="silent impulse response"):
+    with pytest.raises(AudioError, match="impulse"):
         mix(_speech(), _noise(), np.zeros(800, np.float32), 0, -25)
 
 

@@ -131,11 +131,11 @@ def test_what_a_named_normaliser_does_stays(name, text, expected):
 
 def test_normalisers_by_name():
     assert get_normaliser("os.path:basename")("a/b") == "b"
-    with pytest.raises(UserError, match="no text normaliser is called 'basic-99'"):
+    with pytest.raises(UserError, match="basic-99"):
         get_normaliser("basic-99")
-    with pytest.raises(UserError, match="cannot import the text normaliser no_such_module:f"):
+    with pytest.raises(UserError, match="no_such_module:f"):
         get_normaliser("no_such_module:f")
-    with pytest.raises(UserError, match="not a function"):
+    with pytest.raises(UserError, match="function"):
         load_function("os:sep")
 
 

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlspeech.data.audio import load_audio
+from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.video import (
+    LIPS_FPS,
     LipsError,
     Stream,
     at_25_fps,
-    centre_crop,
     centre_square,
     extract_audio,
+    frames_of,
+    load_lips,
     read_video,
-    stream_video,
+    save_lips,
     video_info,
 )
 
@@ -189,7 +191,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         piece = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="mono")
         piece.sample_rate = 16000
         container.mux(sound.encode(piece))
-    with pytest.raises(LipsError, match="no video stream"):
+    with pytest.raises(LipsError, match="video"):
         read_video(tmp_path / "a.mkv")
 
 
@@ -281,7 +283,6 @@ def test_nothing_in_nothing_out() -> None:
 def test_the_centre_of_the_challenge_is_its_crop() -> None:
     frame = np.random.default_rng(1).integers(0, 255, (224, 224), dtype=np.uint8)
     assert np.array_equal(centre_square(frame, 112), frame[56:168, 56:168])
-    assert np.array_equal(centre_square(frame, 112), centre_crop(frame[None], 112)[0])
     wide = np.zeros((288, 360), np.uint8)
     wide[72:216, 108:252] = 255
     assert centre_square(wide, 112).min() == 255 and centre_square(wide, 112).shape == (112, 112)
@@ -289,5 +290,130 @@ def test_the_centre_of_the_challenge_is_its_crop() -> None:
 
 
 def test_a_stream_can_be_read_twice(tmp_path: Path) -> None:
-    stream = stream_video(write_video(tmp_path / "v.mkv", LEVELS[:9], codec="ffv1"))
+    stream = Stream(write_video(tmp_path / "v.mkv", LEVELS[:9], codec="ffv1"))
     assert [t for t, _ in stream] == [t for t, _ in stream]
+
+
+def numbered(count: int, height: int = 6, width: int = 8) -> np.ndarray:
+    return np.repeat(np.arange(count, dtype=np.uint8), height * width).reshape(count, height, width)
+
+
+def first(frames: np.ndarray) -> list[int]:
+    return [int(v) for v in frames[:, 0, 0]]
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (7, 5, 9), dtype=np.uint8)
+    found = np.array([1, 1, 0, 1, 0, 1, 1], dtype=bool)
+    save_lips(tmp_path / "deep" / "a.npz", frames, found)
+    assert np.array_equal(load_lips(tmp_path / "deep" / "a.npz"), frames)
+    with np.load(tmp_path / "deep" / "a.npz", allow_pickle=False) as stored:
+        assert np.array_equal(stored["found"], found) and float(stored["fps"]) == LIPS_FPS
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.npz"]  # no part is left
+    save_lips(tmp_path / "deep" / "a.npz", frames[:2])
+    assert len(load_lips(tmp_path / "deep" / "a.npz")) == 2
+
+
+@pytest.mark.parametrize(
+    ("start_s", "frames", "want"),
+    [
+        (0.0, None, [0, 1, 2, 3, 4]),
+        (0.08, None, [2, 3, 4]),
+        (0.0, 3, [0, 1, 2]),
+        (0.04, 3, [1, 2, 3]),
+        (0.12, 4, [3, 4, 4, 4]),  # shorter than its audio: the last frame is held
+        (9.0, 2, [4, 4]),
+        (9.0, None, [4]),
+        (-0.04, 3, [0, 0, 1]),
+        (0.019, 2, [0, 1]),
+        (0.021, 2, [1, 2]),
+    ],
+)
+def test_a_stretch_of_it(tmp_path: Path, start_s: float, frames: int | None, want: list[int]) -> None:
+    save_lips(tmp_path / "a.npz", numbered(5))
+    if start_s >= 0 or frames is not None:
+        assert first(load_lips(tmp_path / "a.npz", start_s, frames)) == want
+
+
+def arrays(path: Path, **content: Any) -> None:
+    with path.open("wb") as f:
+        np.savez_compressed(f, **content)
+
+
+GOOD = {"frames": numbered(3), "fps": np.float32(25)}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"frames": GOOD["frames"]}, "no lip crops"),
+        ({"fps": GOOD["fps"]}, "no lip crops"),
+        (GOOD | {"frames": numbered(3).astype(np.float32)}, "float32"),
+        (GOOD | {"frames": numbered(3)[0]}, "shape"),
+        (GOOD | {"frames": numbered(3)[:0]}, "shape"),
+        (GOOD | {"frames": np.zeros((2, 1, 1025), np.uint8)}, "shape"),
+        (GOOD | {"fps": np.float32(30)}, "30 frames a second instead of 25"),
+        (GOOD | {"fps": np.float32("nan")}, "instead of 25"),
+        (GOOD | {"fps": np.zeros(3)}, "no lip crops"),
+    ],
+)
+def test_other_arrays(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
+    arrays(tmp_path / "a.npz", **content)
+    with pytest.raises(LipsError, match=reason):
+        load_lips(tmp_path / "a.npz")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with pytest.raises(LipsError, match="missing file"):
+        load_lips(path)
+    save_lips(path, np.random.default_rng(0).integers(0, 255, (20, 16, 16), dtype=np.uint8))
+    whole = path.read_bytes()
+    for bad in (b"", b"not an archive", whole[: len(whole) // 2], whole[:200] + bytes(60) + whole[260:]):
+        path.write_bytes(bad)
+        with pytest.raises(LipsError):
+            load_lips(path)
+    assert issubclass(LipsError, AudioError)  # so that whoever drops bad audio drops these too
+
+
+def test_nothing_pickled_is_read(tmp_path: Path) -> None:
+    ran: list[int] = []
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return ran.append, (1,)
+
+    arrays(tmp_path / "a.npz", frames=np.array([Trap()], dtype=object), fps=np.float32(25))
+    ran.clear()
+    with pytest.raises(LipsError):
+        load_lips(tmp_path / "a.npz")
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((3, 4), np.uint8), np.zeros((3, 4, 5), np.float32), np.zeros((1, 2, 3, 4), np.uint8)]
+)
+def test_only_grey_bytes_are_written(tmp_path: Path, frames: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        save_lips(tmp_path / "a.npz", frames)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_lips(tmp_path / "a.npz", numbered(3))
+
+    def full(path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space"):
+        save_lips(tmp_path / "a.npz", numbered(5))
+    assert len(load_lips(tmp_path / "a.npz")) == 3 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"), [(0.0, 1), (0.04, 1), (0.0401, 2), (1.0, 25), (2.98, 75), (2.9779, 75), (3.00000001, 75)]
+)
+def test_frames_that_cover_a_stretch(seconds: float, frames: int) -> None:
+    assert frames_of(seconds) == frames

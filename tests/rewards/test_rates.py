@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import jiwer
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reward_signals import voice
 
-from rlspeech.rewards.rates import normalise_basic
+from rlspeech.rewards.rates import corpus_interval, corpus_rate, normalise_basic
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Sample, UserError
 
@@ -114,3 +115,25 @@ def test_transformers_recogniser_from_a_folder(tmp_path):
     samples = [Sample(str(i), voice(s, seed=i), 16000, None, "a b c") for i, s in enumerate((1.0, 0.5))]
     scores = get_reward("cer", recogniser=str(tmp_path)).score(samples)
     assert all(s.value is not None and s.value >= 0 and isinstance(s.detail["hypothesis"], str) for s in scores)
+
+
+WORDS = st.lists(st.sampled_from("the a cat sat on mat x".split()), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=5))
+def test_the_rate_is_that_of_jiwer(pairs):
+    corpus = jiwer.process_words([" ".join(r) for r, _ in pairs], [" ".join(h) for _, h in pairs])
+    texts = [(" ".join(r), " ".join(h), "en") for r, h in pairs]
+    assert corpus_rate(texts, "basic-1") == pytest.approx(corpus.wer)
+    found = corpus_interval(texts, "basic-1")
+    assert found.mean == pytest.approx(corpus.wer) and found.n == len(pairs)
+    assert found.lo != found.lo if len(pairs) < 2 else found.lo <= found.mean <= found.hi
+
+
+def test_a_corpus_rate_weighs_texts_by_their_words_and_leaves_out_silence():
+    texts = [("a b c", "a x c", None), ("a b c d", "a b", None), ("", "noise", None)]
+    assert corpus_rate(texts, "basic-1") == 3 / 7 and corpus_interval(texts, "basic-1").n == 2
+    assert corpus_rate(texts[2:], "basic-1") != corpus_rate(texts[2:], "basic-1")  # nan: no words
+    same = corpus_interval([("a b", "a x", None)] * 9, "basic-1")
+    assert (same.lo, same.mean, same.hi) == (0.5, 0.5, 0.5)  # nothing varies
