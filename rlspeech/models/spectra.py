@@ -1,4 +1,4 @@
-"""Between waveforms and what the flow lives on: compressed complex STFT (exact inverse), or log-mel with a vocoder."""
+"""Between waveforms and features: the flow's front ends, mel filters, log-mel, Kaldi's filter bank, and pitch."""
 
 from __future__ import annotations
 
@@ -86,17 +86,17 @@ def mel_filters(
         fmin_hz: lower edge of the lowest filter.
 
     Returns:
-        (n_mels, n_fft // 2 + 1) float32.
+        (n_mels, n_fft // 2 + 1) float32, a transposed view: products round by the layout.
     """
     from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
     ends = [hertz_to_mel(hz, mel_scale="slaney") for hz in (fmin_hz, sample_rate / 2 if fmax_hz is None else fmax_hz)]
     edges_hz = np.asarray(mel_to_hertz(np.linspace(*ends, n_mels + 2), mel_scale="slaney"))
     bins_hz = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
-    rise = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
-    fall = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz)[1:, None]
-    bank = np.maximum(0.0, np.minimum(rise, fall)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
-    return torch.from_numpy(bank.astype(np.float32))
+    rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
+    fall = (edges_hz[2:] - bins_hz[:, None]) / np.diff(edges_hz)[1:]
+    bank = np.maximum(0.0, np.minimum(rise, fall)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))
+    return torch.from_numpy(bank.astype(np.float32)).T
 
 
 class MelFrontEnd(nn.Module):
@@ -212,7 +212,7 @@ def fbank(wav: Tensor, mels: int = 80, sample_rate: int = 16000) -> Tensor:
     frames = wav.float().unfold(0, size, hop)
     frames = frames - frames.mean(1, keepdim=True)
     before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
-    frames = (frames - PREEMPHASIS * before) * _window(size).to(wav.device)
+    frames = (frames - PREEMPHASIS * before) * torch.hamming_window(size, periodic=False, device=wav.device)
     n_fft = 2 ** math.ceil(math.log2(size))
     power = torch.fft.rfft(frames, n_fft).abs().square()[:, :-1]
     return (
@@ -254,7 +254,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.centre = centre
         self.register_buffer("window", torch.hann_window(400), persistent=False)
-        self.register_buffer("bank", mel_filters(16000, 512, n_mels, 7600.0, 20.0), persistent=False)
+        self.register_buffer("bank", mel_filters(16000, 512, n_mels, 7600.0, 20.0).contiguous(), persistent=False)
 
     def forward(self, wav: Tensor) -> Tensor:
         """Args: wav (N, T) at 16 kHz."""

@@ -152,7 +152,7 @@ class P808Net(nn.Module):
         super().__init__()
         self.net = _Convs(_read_weights("p808")[0], pool_after=(0, 1, 3))
         self.register_buffer("window", torch.hann_window(321))
-        self.register_buffer("bank", mel_filters(RATE_HZ, 321, 120))
+        self.register_buffer("bank", mel_filters(RATE_HZ, 321, 120).contiguous())
         self.requires_grad_(False).eval()
 
     def features(self, wav: Tensor) -> Tensor:

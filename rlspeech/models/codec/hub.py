@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from rlspeech.data.audio import resample
 from rlspeech.models.folder import load_net, loading
+from rlspeech.models.spectra import kaldi_filters
 from rlspeech.types import UserError
 
 __all__ = ["FAMILIES", "HubCodec", "fbank_features", "is_hub_codec", "load_hub_codec"]
@@ -153,19 +153,18 @@ def fbank_features(wav: np.ndarray, side: int) -> Tensor:
         wav: in [-1, 1].
         side: zeros at both ends.
     """
-    from transformers.audio_utils import spectrogram
+    from transformers.audio_utils import spectrogram, window_function
 
-    window, bank = _kaldi()
     frames = spectrogram(
         np.pad(wav, side) * 2.0**15,
-        window,
+        window_function(400, "povey", periodic=False),
         frame_length=400,
         hop_length=160,
         fft_length=512,
         power=2.0,
         center=False,
         preemphasis=0.97,
-        mel_filters=bank,
+        mel_filters=kaldi_filters(80, 512, 16000),
         log_mel="log",
         mel_floor=1.192092955078125e-07,
         remove_dc_offset=True,
@@ -175,23 +174,6 @@ def fbank_features(wav: np.ndarray, side: int) -> Tensor:
     if len(x) % 2:
         x = torch.cat([x, torch.ones(1, x.shape[1])])  # the extractors' padding value
     return x.reshape(len(x) // 2, -1)
-
-
-@lru_cache(maxsize=1)
-def _kaldi() -> tuple[np.ndarray, np.ndarray]:
-    from transformers.audio_utils import mel_filter_bank, window_function
-
-    bank = mel_filter_bank(
-        num_frequency_bins=257,
-        num_mel_filters=80,
-        min_frequency=20,
-        max_frequency=8000,
-        sampling_rate=16000,
-        norm=None,
-        mel_scale="kaldi",
-        triangularize_in_mel_space=True,
-    )
-    return window_function(400, "povey", periodic=False), bank
 
 
 def parse(name: str) -> tuple[str, str, int | None] | None:

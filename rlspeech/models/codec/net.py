@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -126,7 +127,7 @@ class CodecNet(nn.Module):
             self.nobody = nn.Parameter(torch.zeros(cfg.voice_dim))
             self.colour = nn.ModuleList(nn.Linear(cfg.voice_dim, dim) for _ in turned)
         self.register_buffer("window", torch.hann_window(cfg.n_fft), persistent=False)
-        bank = mel_filters(cfg.sample_rate, cfg.n_fft, cfg.mels, cfg.sample_rate / 2)
+        bank = mel_filters(cfg.sample_rate, cfg.n_fft, cfg.mels)
         self.register_buffer("bank", bank / bank.sum(1, keepdim=True).clamp_min(1e-9), persistent=False)
         self.register_buffer("spread", band_interpolation(cfg), persistent=False)
 
@@ -253,10 +254,9 @@ def band_interpolation(cfg: CodecModel) -> Tensor:
     """(M, K): linear interpolation from the centres of the mel bands to the bins of the STFT."""
     from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
-    ends = hertz_to_mel(cfg.sample_rate / 2, mel_scale="slaney")
-    centres = torch.tensor(
-        [float(mel_to_hertz(ends * (i + 1) / (cfg.mels + 1), mel_scale="slaney")) for i in range(cfg.mels)]
-    )
+    top = float(hertz_to_mel(cfg.sample_rate / 2, mel_scale="slaney"))
+    marks = np.asarray(mel_to_hertz(top * np.arange(1, cfg.mels + 1) / (cfg.mels + 1), mel_scale="slaney"))
+    centres = torch.from_numpy(marks).float()
     bins = torch.linspace(0, cfg.sample_rate / 2, cfg.n_fft // 2 + 1).clamp(centres[0], centres[-1])
     right = torch.searchsorted(centres, bins).clamp(1, cfg.mels - 1)
     share = (bins - centres[right - 1]) / (centres[right] - centres[right - 1])
