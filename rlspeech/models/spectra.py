@@ -172,54 +172,41 @@ def build_front_end(cfg: FlowModel) -> StftFrontEnd | MelFrontEnd:
     return StftFrontEnd(cfg) if cfg.front_end == "stft" else MelFrontEnd(cfg)
 
 
-# Kaldi's log-mel filter bank with low-frame-rate stacking: what Fun-ASR and SenseVoice hear.
+# ------------------------------------------------------------------------------------------- Kaldi's log-mel filter bank
 #
-# transformers' own extractor for Fun-ASR-Nano asks torchaudio for it, which has no build beside every torch. This is the same function
-# (25-ms Hamming frames every 10 ms, offset removed, pre-emphasis 0.97, power spectrum, triangles on
-# Kaldi's mel scale from 20 Hz to half the
-# rate, natural logarithm floored at the float's epsilon; frames that do not fit are left out), then windows of 7 frames every 6, the first
-# and the last frame repeated at the ends, so that one window stands for 60 ms.
+# With low-frame-rate stacking it is the input of Fun-ASR and SenseVoice, for which transformers' extractor asks torchaudio: there is no
+# build of it beside every torch.
 
 
-FRAME_S = 0.06
-LOW_HZ = 20.0
-PREEMPHASIS = 0.97
+FRAME_S = 0.06  # that one stacked window stands for
+LOW_HZ, PREEMPHASIS = 20.0, 0.97
 
 
 @lru_cache(maxsize=8)
-def _kaldi_filters(mels: int, n_fft: int, sample_rate: int) -> Tensor:
-    """Triangles (n_fft // 2, mels) on the mel scale 1127 ln(1 + f / 700); Kaldi leaves the last bin out."""
+def kaldi_filters(mels: int, n_fft: int, sample_rate: int) -> np.ndarray:
+    """Triangles (n_fft // 2 + 1, mels) on the mel scale 1127 ln(1 + f / 700), from 20 Hz to half the rate."""
     from transformers.audio_utils import mel_filter_bank
 
     bins, high_hz = n_fft // 2 + 1, sample_rate / 2
-    bank = mel_filter_bank(bins, mels, LOW_HZ, high_hz, sample_rate, None, "kaldi", triangularize_in_mel_space=True)
-    return torch.from_numpy(bank[:-1]).float()
-
-
-@lru_cache(maxsize=8)
-def _window(length: int) -> Tensor:
-    return torch.hamming_window(length, periodic=False)
+    return mel_filter_bank(bins, mels, LOW_HZ, high_hz, sample_rate, None, "kaldi", triangularize_in_mel_space=True)
 
 
 def fbank(wav: Tensor, mels: int = 80, sample_rate: int = 16000) -> Tensor:
-    """Log-mel energies (L, mels) of a waveform (T,) in [-1, 1]; one shorter than a frame (25 ms) is padded to one.
+    """Log-mel energies (L, mels) of a waveform (T,) in [-1, 1]: Hamming frames of 25 ms every 10 ms, a shorter waveform padded to one.
 
-    Agrees with ``torchaudio.compliance.kaldi.fbank(..., window_type="hamming")``, dither 0.
+    Frames that do not fit are left out. Agrees with ``torchaudio.compliance.kaldi.fbank(..., window_type="hamming")``, dither 0.
     """
     size, hop = int(0.025 * sample_rate), int(0.01 * sample_rate)
     if len(wav) < size:
-        wav = torch.nn.functional.pad(wav, (0, size - len(wav)))
+        wav = nn.functional.pad(wav, (0, size - len(wav)))
     frames = wav.float().unfold(0, size, hop)
     frames = frames - frames.mean(1, keepdim=True)
     before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
     frames = (frames - PREEMPHASIS * before) * torch.hamming_window(size, periodic=False, device=wav.device)
     n_fft = 2 ** math.ceil(math.log2(size))
     power = torch.fft.rfft(frames, n_fft).abs().square()[:, :-1]
-    return (
-        (power @ _kaldi_filters(mels, n_fft, sample_rate).to(wav.device))
-        .clamp_min(torch.finfo(torch.float32).eps)
-        .log()
-    )
+    bank = torch.from_numpy(kaldi_filters(mels, n_fft, sample_rate)[:-1]).float()  # Kaldi leaves the last bin out
+    return (power @ bank.to(wav.device)).clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def stack_frames(frames: Tensor, stack: int = 7, stride: int = 6) -> Tensor:
