@@ -2,7 +2,7 @@
 
 A source is a settings class with a method ``make``: it finds candidates, has their files checked (``data/checks.py``) and gives back
 ``Sets``, which ``stages/prepare.py`` writes. Measurements go to ``checks.jsonl`` in the output folder as they come, keyed by path, size and
-time of change: a run that was stopped, or is started again with other limits, reads them there instead of reading the audio.
+time of change: a run that was stopped, or is repeated with other limits, reads them there instead of reading the audio.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def demo_folder() -> Path:
     folder = Path(__file__).resolve().parent.parent / "assets" / "demo"
     if not (folder / "clean.jsonl").is_file():
         why = f"{folder} holds no clean.jsonl"
-        raise UserError("the embedded corpus is missing", why, "install the package again, or name data of your own")
+        raise UserError("the embedded corpus is missing", why, "reinstall the package, or name data of your own")
     return folder
 
 

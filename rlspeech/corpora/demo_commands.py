@@ -56,7 +56,7 @@ def commands_folder() -> Path:
     folder = Path(__file__).resolve().parent.parent / "assets" / "demo_commands"
     if not (folder / "train.jsonl").is_file():
         why = f"{folder} holds no train.jsonl"
-        try_this = "install the package again, or name data of your own"
+        try_this = "reinstall the package, or name data of your own"
         raise UserError("the embedded speech for recognisers is missing", why, try_this)
     return folder
 

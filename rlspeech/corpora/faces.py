@@ -1,9 +1,16 @@
-"""Finding faces in grey frames and following one of them.
+"""Finding faces in grey frames, following one of them, and cutting its mouth.
 
 The embedded detector is OpenCV's frontal-face cascade (Viola and Jones 2001, with the trees of Lienhart 2003) on frames reduced to
 ``SEARCH_SIDE``, and inside each face the eye cascade. It knows faces that look towards the camera with the head tilted by at most some 15
-degrees. A face-landmarker model that the user names (MediaPipe ``.task``) takes its place where more is needed. Faces are looked for
-in every ``EVERY``-th frame: heads move slowly against 25 frames a second, and what is found is smoothed over 12 frames anyway.
+degrees. A face-landmarker model that the user names (MediaPipe ``.task``) takes its place where more is needed. Every ``EVERY``-th
+frame is searched: heads move slowly against 25 frames a second, and what is found is smoothed over 12 frames anyway.
+
+The usual recipe for crops (AV-HuBERT, auto_avsr) fits a similarity to landmarks of eyes and nose, averages it over 12 frames,
+interpolates where the face was missed and cuts 96 x 96 pixels around the mouth. Here the similarity comes from the two eyes (rotation
+and scale), because the embedded detector finds no other points. The mouth then lies straight below them at a distance that differs
+between people (1.05 to 1.3 times the distance of the eyes in the faces measured), so the height is corrected once for each clip by
+what the pixels say (``mouth_row``). Scale and tilt change more slowly than position and are measured less well: they are averaged over
+2 s. With landmarks the mouth's own points are used and nothing is corrected. Mouths in profile are cut as frontal ones are.
 """
 
 from __future__ import annotations
@@ -19,28 +26,27 @@ from rlspeech.types import UserError
 
 __all__ = [
     "Detector",
-    "EVERY",
     "Face",
-    "Followed",
     "Path2D",
     "SIDE",
+    "Track",
     "cut",
+    "face_of_landmarks",
     "follow",
     "haar_detector",
     "landmark_detector",
-    "look",
     "mouth_path",
     "mouth_row",
+    "search",
     "smooth",
 ]
 
-
 EVERY = 4  # 160 ms
 SEARCH_SIDE = 216  # the shorter side of the frames that are searched, in pixels
-SMALLEST = 1 / 7  # of the shorter side: smaller faces are not looked for
-EYE_FACE = 120  # faces are scaled to this width before eyes are looked for
+SMALLEST = 1 / 7  # of the shorter side: smaller faces are not searched for
+EYE_FACE = 120  # faces are scaled to this width before eyes are searched for
 OVERLAP = 0.25  # boxes that share this much (intersection over union) are the same face
-PATIENCE = 12  # looks that a face may be missing before it is another one: 2 s
+PATIENCE = 12  # searched frames in which a face may be missing before it is another one: 2 s
 EYE_X, EYE_Y, EYE_GAP = 0.33, 0.395, 0.335  # of the box's side, where eyes are expected: medians of frontal faces
 
 
@@ -63,20 +69,25 @@ Detector = Callable[[np.ndarray], Sequence[Face]]
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
-    """The face that was followed: ``frames`` (n,) indices of the frames in which it was seen, and the n ``faces``.
+class Track:
+    """One face over time.
 
-    ``looked`` holds the frames that were searched, ``length`` counts all frames, ``others`` the other faces that were about as present.
+    Args:
+        frames: (n,) indices of the frames in which it was found.
+        faces: the n faces.
+        searched: indices of the frames that were searched.
+        length: number of all frames.
+        others: how many other faces were about as present.
     """
 
     frames: np.ndarray
     faces: list[Face]
-    looked: np.ndarray
+    searched: np.ndarray
     length: int
     others: int = 0
 
 
-def look(frames: Iterable[np.ndarray], detect: Detector, every: int = EVERY) -> tuple[dict[int, list[Face]], int]:
+def search(frames: Iterable[np.ndarray], detect: Detector, every: int = EVERY) -> tuple[dict[int, list[Face]], int]:
     """Search every ``every``-th frame and the last one.
 
     Returns:
@@ -92,11 +103,11 @@ def look(frames: Iterable[np.ndarray], detect: Detector, every: int = EVERY) -> 
     return found, count
 
 
-def follow(found: dict[int, list[Face]], length: int) -> Followed | None:
+def follow(found: dict[int, list[Face]], length: int) -> Track | None:
     """Link faces over time and choose the one with the largest sum of widths: large, and there for long.
 
     Args:
-        found: faces by frame index, from ``look``.
+        found: faces by frame index, from ``search``.
         length: number of frames.
 
     Returns:
@@ -128,9 +139,8 @@ def follow(found: dict[int, list[Face]], length: int) -> Followed | None:
     best = int(np.argmax(weights))
     chosen = tracks[best]
     others = sum(w > 0.5 * weights[best] for i, w in enumerate(weights) if i != best)
-    return Followed(
-        np.array([i for i, _ in chosen]), [face for _, face in chosen], np.array(sorted(found)), length, others
-    )
+    frames, faces = np.array([i for i, _ in chosen]), [face for _, face in chosen]
+    return Track(frames, faces, np.array(sorted(found)), length, others)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -146,24 +156,18 @@ def haar_detector() -> Detector:
     Raises:
         UserError: OpenCV or its cascades are not there.
     """
+    try_this = "pip install 'opencv-python-headless<5', or name a landmark model with --landmarks"
     try:
         import cv2
 
         folder = Path(cv2.data.haarcascades)  # type: ignore[attr-defined]
     except (ImportError, AttributeError) as error:
-        raise UserError(
-            "faces cannot be found",
-            f"OpenCV or its cascades are not usable: {error}",
-            "pip install 'opencv-python-headless<5', or name a landmark model with --landmarks",
-        ) from error
+        why = f"OpenCV or its cascades are not usable: {error}"
+        raise UserError("faces cannot be found", why, try_this) from error
     cv2.setNumThreads(1)
     cascades = [cv2.CascadeClassifier(str(folder / f"haarcascade_{name}.xml")) for name in ("frontalface_alt2", "eye")]
     if any(c.empty() for c in cascades):
-        raise UserError(
-            "faces cannot be found",
-            f"no cascades in {folder}",
-            "pip install 'opencv-python-headless<5', or name a landmark model with --landmarks",
-        )
+        raise UserError("faces cannot be found", f"no cascades in {folder}", try_this)
     faces, eyes = cascades
 
     def detect(frame: np.ndarray) -> list[Face]:
@@ -171,17 +175,14 @@ def haar_detector() -> Detector:
         small = frame if scale == 1.0 else cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         smallest = max(24, round(min(small.shape) * SMALLEST))
         boxes = faces.detectMultiScale(small, 1.1, 4, minSize=(smallest, smallest))
-        found = []
-        for box in boxes:
-            left, top, width, height = (float(v) / scale for v in box)
-            found.append(Face((left, top, width, height), _eyes(cv2, eyes, frame, (left, top, width, height))))
-        return found
+        found = [tuple(float(v) / scale for v in box) for box in boxes]
+        return [Face(box, _eyes(cv2, eyes, frame, box)) for box in found]
 
     return detect
 
 
 def _eyes(cv2: Any, cascade: Any, frame: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray | None:
-    """Both eyes of a face, (2, 2), or None. Each is looked for in its own half of the upper face."""
+    """Both eyes of a face, (2, 2), or None. Each is searched for in its own half of the upper face."""
     left, top, side, _ = box
     y0, y1 = round(top + 0.18 * side), round(top + 0.62 * side)
     if side < 20 or y0 < 0 or left < 0 or y1 > frame.shape[0] or left + side > frame.shape[1]:
@@ -190,9 +191,8 @@ def _eyes(cv2: Any, cascade: Any, frame: np.ndarray, box: tuple[float, float, fl
     centres = []
     for x0, expected in ((left + 0.08 * side, EYE_X), (left + 0.5 * side, 1 - EYE_X)):
         patch = frame[y0:y1, round(x0) : round(x0 + 0.42 * side)]
-        patch = cv2.resize(
-            patch, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        )
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        patch = cv2.resize(patch, None, fx=scale, fy=scale, interpolation=method)
         boxes = cascade.detectMultiScale(patch, 1.08, 2, minSize=(20, 20), maxSize=(44, 44))
         if not len(boxes):
             return None
@@ -215,18 +215,14 @@ def landmark_detector(model: str | Path) -> Detector:
     """
     path = Path(model)
     if not path.is_file():
-        raise UserError(
-            f"no landmark model {model}",
-            "there is no such file",
-            "name a face landmarker's .task file with --landmarks",
-        )
+        try_this = "name a face landmarker's .task file with --landmarks"
+        raise UserError(f"no landmark model {model}", "there is no such file", try_this)
     try:
         import mediapipe as mp
         from mediapipe.tasks.python import BaseOptions, vision
     except ImportError as error:
-        raise UserError(
-            "landmarks need mediapipe", str(error), "pip install mediapipe, or leave --landmarks out"
-        ) from error
+        try_this = "pip install mediapipe, or leave --landmarks out"
+        raise UserError("landmarks need mediapipe", str(error), try_this) from error
     try:
         options = vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(path)), num_faces=4)
         model_ = vision.FaceLandmarker.create_from_options(options)
@@ -237,10 +233,8 @@ def landmark_detector(model: str | Path) -> Detector:
     def detect(frame: np.ndarray) -> list[Face]:
         picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.repeat(frame[:, :, None], 3, axis=2))
         size = np.array([frame.shape[1], frame.shape[0]])
-        return [
-            face_of_landmarks(np.array([[p.x, p.y] for p in points]) * size)
-            for points in model_.detect(picture).face_landmarks
-        ]
+        found = (np.array([[p.x, p.y] for p in points]) for points in model_.detect(picture).face_landmarks)
+        return [face_of_landmarks(points * size) for points in found]
 
     return detect
 
@@ -253,21 +247,10 @@ def face_of_landmarks(points: np.ndarray) -> Face:
     return Face(box, eyes, points[[61, 291, 0, 17]].mean(axis=0))
 
 
-# Mouth crops: where the mouth is in every frame, and the aligned 96 x 96 pixels around it.
-#
-# The usual recipe (AV-HuBERT, auto_avsr) fits a similarity to landmarks of eyes and nose, averages it
-# over 12 frames, interpolates where the
-# face was missed and cuts 96 x 96 pixels around the mouth. Here the similarity comes from the two eyes (rotation and scale), because the
-# embedded detector finds no other points. The mouth then lies straight below them at a distance that differs between people (1.05 to
-# 1.3 times the distance of the eyes in the faces looked at), so the height is corrected once for each
-# clip by what the pixels
-# say (``mouth_row``). Scale and tilt change more slowly than position and are measured less well:
-# they are averaged over 2 s. With landmarks
-# the mouth's own points are used and nothing is corrected. Mouths seen from the side are cut as if they were seen from the front.
-
+# --------------------------------------------------------------------------------------------------------- mouth crops
 
 SIDE = 96  # of a crop, in pixels
-EYES_PX = 52.0  # distance of the eyes in a crop's pixels: the mouth then fills about 40 % of the width, nose tip and chin are in sight
+EYES_PX = 52.0  # distance of the eyes in a crop's pixels: the mouth then fills about 40 % of the width, nose tip and chin are inside
 BELOW = 1.16  # of the distance of the eyes: how far below them the mouth lies, before correction
 REACH = 14  # pixels of the crop by which the correction may move it
 STANDS_OUT = 1.5  # times the usual motion of a row
@@ -282,8 +265,8 @@ class Path2D:
         centre: (F, 2) mouth centre in the frame's pixels.
         scale: (F,) crop pixels for one pixel of the frame.
         angle: (F,) tilt of the head in radians, clockwise in the picture.
-        found: (F,) bool, frames in which the face was seen (frames between two searched ones count with the nearer one).
-        exact: the mouth itself was seen, nothing is to be corrected.
+        found: (F,) bool, frames in which the face was found (frames between two searched ones count with the nearer one).
+        exact: the mouth itself was found, nothing is to be corrected.
     """
 
     centre: np.ndarray
@@ -293,18 +276,18 @@ class Path2D:
     exact: bool = False
 
 
-def mouth_path(seen: Followed) -> Path2D:
-    """Where the mouth of the followed face is, from where it was seen, for all frames: smoothed, interpolated, the ends held."""
-    poses = _poses(seen.faces)
-    everywhere = np.arange(seen.length)
-    full = np.stack([np.interp(everywhere, seen.frames, column) for column in _without_outliers(poses).T], axis=1)
+def mouth_path(track: Track) -> Path2D:
+    """Where the mouth of a face is in all frames: smoothed, interpolated, constant before the first and after the last find."""
+    poses = _poses(track.faces)
+    everywhere = np.arange(track.length)
+    full = np.stack([np.interp(everywhere, track.frames, column) for column in _without_outliers(poses).T], axis=1)
     x, y = smooth(full[:, 0], WINDOW), smooth(full[:, 1], WINDOW)
     gap, angle = smooth(full[:, 2], SLOW_WINDOW), smooth(full[:, 3], SLOW_WINDOW)
-    exact = any(face.mouth is not None for face in seen.faces)
+    exact = any(face.mouth is not None for face in track.faces)
     if not exact:  # so far it is the point between the eyes
         x, y = x - BELOW * gap * np.sin(angle), y + BELOW * gap * np.cos(angle)
-    nearest = seen.looked[np.abs(everywhere[:, None] - seen.looked).argmin(axis=1)]
-    return Path2D(np.stack([x, y], axis=1), EYES_PX / gap, angle, np.isin(nearest, seen.frames), exact)
+    nearest = track.searched[np.abs(everywhere[:, None] - track.searched).argmin(axis=1)]
+    return Path2D(np.stack([x, y], axis=1), EYES_PX / gap, angle, np.isin(nearest, track.frames), exact)
 
 
 def _poses(faces: list[Face]) -> np.ndarray:
@@ -320,9 +303,8 @@ def _poses(faces: list[Face]) -> np.ndarray:
             row[:2] = face.mouth if exact and face.mouth is not None else face.eyes.mean(axis=0)
             row[2:] = np.hypot(*gap), np.arctan2(gap[1], gap[0])
     boxes = np.array([face.box for face in faces])
-    relative = np.concatenate(
-        [(poses[:, :2] - boxes[:, :2]) / boxes[:, 2:3], poses[:, 2:3] / boxes[:, 2:3], poses[:, 3:]], axis=1
-    )
+    place, gap = (poses[:, :2] - boxes[:, :2]) / boxes[:, 2:3], poses[:, 2:3] / boxes[:, 2:3]
+    relative = np.concatenate([place, gap, poses[:, 3:]], axis=1)
     known = ~np.isnan(poses[:, 0])
     usual = np.median(relative[known], axis=0) if known.any() else np.array([0.5, EYE_Y, EYE_GAP, 0.0])
     side, tilt = boxes[:, 2:3], np.full((len(boxes), 1), usual[3])
@@ -331,7 +313,7 @@ def _poses(faces: list[Face]) -> np.ndarray:
 
 
 def _without_outliers(poses: np.ndarray) -> np.ndarray:
-    """Running median of three looks: one wrong eye does not move the crop."""
+    """Running median of three: one wrong eye does not move the crop."""
     if len(poses) < 3:
         return poses
     padded = np.concatenate([poses[:1], poses, poses[-1:]])
@@ -361,9 +343,8 @@ def cut(frames: Iterable[np.ndarray], path: Path2D, side: int = SIDE) -> np.ndar
     strips = np.empty((len(path.scale), side + 2 * reach, side), dtype=np.uint8)
     count = 0
     for count, (frame, strip) in enumerate(zip(frames, strips, strict=False), 1):
-        strip[:] = _warped(
-            frame, path.centre[count - 1], path.scale[count - 1], path.angle[count - 1], (side + 2 * reach, side)
-        )
+        i = count - 1
+        strip[:] = _warped(frame, path.centre[i], path.scale[i], path.angle[i], (side + 2 * reach, side))
     strips = strips[:count]
     top = mouth_row(strips) - side // 2 if reach and count else 0
     return np.ascontiguousarray(strips[:, top : top + side])
@@ -373,18 +354,15 @@ def _warped(frame: np.ndarray, centre: np.ndarray, scale: float, angle: float, s
     import cv2
 
     while scale < 0.6 and min(frame.shape) > 16:  # warpAffine takes single pixels: halve first, or fine detail flickers
-        frame = cv2.resize(
-            frame, (max(1, frame.shape[1] // 2), max(1, frame.shape[0] // 2)), interpolation=cv2.INTER_AREA
-        )
+        halved = (max(1, frame.shape[1] // 2), max(1, frame.shape[0] // 2))
+        frame = cv2.resize(frame, halved, interpolation=cv2.INTER_AREA)
         centre, scale = (centre + 0.5) / 2 - 0.5, scale * 2
     cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cosine, sine], [-sine, cosine]])
     middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
     matrix = np.concatenate([turn, (middle - turn @ centre)[:, None]], axis=1)
-    result: Any = cv2.warpAffine(
-        frame, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return np.asarray(result)
+    options = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    return np.asarray(cv2.warpAffine(frame, matrix, (size[1], size[0]), **options))
 
 
 def mouth_row(strips: np.ndarray) -> int:

@@ -67,12 +67,12 @@ class Join(Source):
             [j["path"], j["rows"], round(j["hours"], 3), ", ".join(f"{k}={v}" for k, v in j["columns"].items())]
             for j in facts["joined"]
         ]
-        again = f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"
+        note = f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"
         return Sets(
             {"manifest": utts},
             facts=facts,
             meta=facts,
-            notes=[again] if renamed else [],
+            notes=[note] if renamed else [],
             table=(["manifest", "rows", "hours", "set"], table),
             following=_following(out, utts),
         )

@@ -75,13 +75,13 @@ def render(
     Raises:
         UserError: the disk does not take it.
     """
-    picked = [clean[i] for i in np.random.default_rng(seed).permutation(len(clean))]
-    count = count or len(picked)
+    shuffled = [clean[i] for i in np.random.default_rng(seed).permutation(len(clean))]
+    count = count or len(shuffled)
     rows: list[Utterance] = []
     failed: list[dict[str, Any]] = []
     used = 0
-    with log.progress(min(count, len(picked)), "degrading", "utterances") as bar:
-        for utt in picked:
+    with log.progress(min(count, len(shuffled)), "degrading", "utterances") as bar:
+        for utt in shuffled:
             if used == count:
                 break
             try:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder, dropped_row, file_id, text_of
-from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, look, mouth_path
+from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, mouth_path, search
 from rlspeech.data.audio import AudioError
 from rlspeech.data.inputs import AUDIO_SUFFIXES
 from rlspeech.data.manifest import ASIDE_NAMES, read_manifest
@@ -73,7 +73,7 @@ class Lips(Layout):
         sets.notes.append(f"look at {sheet}: crops of some clips, the worst first{faces}")
         counts = {}
         for key, column, what in (
-            ("short_videos", "video_short_s", "video ends before its audio, the last frame is held"),
+            ("short_videos", "video_short_s", "video ends before its audio, the last frame is repeated"),
             ("several_faces", "other_faces", "several faces, the largest and longest one is followed"),
         ):
             if n := sum(column in utt.extra for utt in rows):
@@ -230,7 +230,7 @@ def crop_clip(
         detect: finds faces in a frame; needed for ``mouth96``.
 
     Returns:
-        ``frames``, ``face_rate`` (None where no face was looked for, 0 where there is none: the centre is cut), ``others`` (further
+        ``frames``, ``face_rate`` (None where no face was searched for, 0 where there is none: the centre is cut), ``others`` (further
         faces, at least half as present as the one followed), ``problem`` (of a file that could be read in part).
 
     Raises:
@@ -240,17 +240,17 @@ def crop_clip(
         if detect is None:
             raise ValueError("mouth96 needs a detector")
         stream = Stream(video)
-        found, length = look(islice(at_25_fps(stream, lambda: stream.end_s), MAX_FRAMES + 1), detect)
+        found, length = search(islice(at_25_fps(stream, lambda: stream.end_s), MAX_FRAMES + 1), detect)
         if length > MAX_FRAMES:
             raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
-        face = follow(found, length)
-        if face is not None:
-            path = mouth_path(face)
+        track = follow(found, length)
+        if track is not None:
+            path = mouth_path(track)
             second = Stream(video)
             frames = cut(at_25_fps(second, lambda: second.end_s), path)
             save_lips(out, frames, path.found[: len(frames)])
             rate = round(float(path.found.mean()), 4)
-            return {"frames": len(frames), "face_rate": rate, "others": face.others, "problem": stream.problem}
+            return {"frames": len(frames), "face_rate": rate, "others": track.others, "problem": stream.problem}
     side, share = (CENTRE_SIDE, 0.5) if crop == "centre112" else (SIDE, 0.5 if crop == "mouth96" else 1.0)
     whole = read_video(video, MAX_FRAMES + 1, prepare=partial(centre_square, side=side, share=share))
     if len(whole.frames) > MAX_FRAMES:
@@ -272,7 +272,7 @@ def contact_sheet(rows: Sequence[Utterance], path: str | Path, most: int = MOST,
     """Draw a row of crops at even times for each clip, worst face rates first.
 
     Args:
-        rows: with ``lips_filepath``, and ``face_rate`` in ``extra`` where faces were looked for.
+        rows: with ``lips_filepath``, and ``face_rate`` in ``extra`` where faces were searched for.
         path: PNG file.
         most: clips at most; of equal face rates those are taken that lie evenly over the manifest.
         across: crops a clip.
@@ -341,12 +341,12 @@ def _label(utt: Utterance, frames: int) -> np.ndarray:
 
     plain = utt.id.encode("ascii", "replace").decode()  # the drawing knows no other letters
     rate = utt.extra.get("face_rate")
-    faces = "no face looked for" if rate is None else f"face in {100 * _rate(utt):.0f} %"
+    faces = "no face searched for" if rate is None else f"face in {100 * _rate(utt):.0f} %"
     notes = [f"{frames} frames, {utt.duration:.1f} s", faces]
     if "video_short_s" in utt.extra:
         notes.append(f"{utt.extra['video_short_s']:.2f} s short")
     poor = rate is not None and _rate(utt) < POOR
-    label = np.full((TILE + GAP, LABEL), 0 if poor else 255, dtype=np.uint8)  # dark: look here
+    label = np.full((TILE + GAP, LABEL), 0 if poor else 255, dtype=np.uint8)  # dark: check these
     names = [plain[i : i + 24] for i in range(0, min(len(plain), 48), 24)]
     for i, line in enumerate([*names, *notes]):
         cv2.putText(label, line, (4, 16 + 19 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255 if poor else 0, 1, cv2.LINE_AA)

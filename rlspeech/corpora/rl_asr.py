@@ -9,7 +9,7 @@
 
 The paper says neither sizes nor thresholds. The band begins where a public pipeline (CosyVoice 3) stops to trust a transcript on which
 three recognisers agree, 15 %; what lies above its upper end is more often a wrong transcript or no speech than a hard case.
-Disagreement is symmetric: the mean over ordered pairs of edits over the second one's length, each held at 1. Hypotheses are read from
+Disagreement is symmetric: the mean over ordered pairs of edits over the second one's length, each at most 1. Hypotheses are read from
 files, or made by recognisers (``rl_asr_recognise.py``), whose texts are kept in ``OUT/heard/NAME.jsonl`` as they come: a run that was
 stopped goes on where it was.
 """
@@ -193,7 +193,7 @@ def build(
     Args:
         utts: the corpus; rows without a known text are left out.
         hypotheses: row id -> what each recogniser made of it; rows with fewer than two are no hard cases.
-        keywords: the list; empty: rare words are looked for.
+        keywords: the list; empty: rare words are taken.
         rules: sizes and thresholds.
         units: text and language -> normalised units.
         out: folder; long speech goes to ``out/audio``.
@@ -239,7 +239,7 @@ def _described(
     units: Units,
     built: Built,
 ) -> list[Utterance]:
-    """The rows with their columns; ``_words`` and ``_hits`` are dropped again at the end."""
+    """The rows with their columns; ``_words`` and ``_hits`` are dropped at the end."""
     texts = {u.id: units(u.text or "", u.language) for u in utts}
     listed = list(keywords) or rare_words(texts.values(), rules.keyword_share, rules.keyword_letters)
     table: dict[str, list[tuple[tuple[str, ...], str]]] = {}
@@ -284,8 +284,8 @@ def _tidy(utt: Utterance) -> Utterance:
 
 def _sample(rows: Sequence[Utterance], count: int, rules: Rules, name: str) -> list[Utterance]:
     """A random sample in the corpus' order."""
-    picked = mixture_rng(rules.seed, 0, name).permutation(len(rows))[: max(0, count)]
-    return [rows[i] for i in sorted(picked)]
+    chosen = mixture_rng(rules.seed, 0, name).permutation(len(rows))[: max(0, count)]
+    return [rows[i] for i in sorted(chosen)]
 
 
 def _long(

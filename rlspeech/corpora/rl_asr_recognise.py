@@ -1,7 +1,7 @@
 """Run a recogniser over a whole manifest, resumably: transcripts go to a journal as they come.
 
-A row is recognised again where its file or the recogniser's folder has changed. A row that cannot be read, or on which the recogniser
-fails, is left out and tried again by the next run; a silent one is not given to the recogniser and has an empty text.
+A row is recognised anew where its file or the recogniser's folder has changed. A row that cannot be read, or on which the recogniser
+fails, is left out and retried by the next run; a silent one is not given to the recogniser and has an empty text.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def recognise(
         if texts:
             log.say(f"{name} has transcribed {len(texts)} of {len(utts)} rows before")
         run, problem = recogniser(name, device, language, batch), None
-        with log.progress(len(utts), f"{name} listens", "rows", start=len(texts)) as bar:
+        with log.progress(len(utts), f"transcribing with {name}", "rows", start=len(texts)) as bar:
             for at in range(0, len(todo), batch):
                 part = todo[at : at + batch]
                 found, error = _transcribe(part, run)

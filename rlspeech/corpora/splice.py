@@ -104,8 +104,8 @@ def write_joined(
     """
     if any(utt.text is None for utt in utts):
         raise AudioError("no transcript")
-    heard = {utt.id: read(utt, sample_rate) for utt in utts}  # a repeated row is read once
-    wav = join([heard[utt.id] for utt in utts], gap_s, sample_rate, rng)
+    wavs = {utt.id: read(utt, sample_rate) for utt in utts}  # a repeated row is read once
+    wav = join([wavs[utt.id] for utt in utts], gap_s, sample_rate, rng)
     save_audio(path, wav, sample_rate)
     first, speakers = utts[0], {utt.speaker_id for utt in utts}
     return Utterance(

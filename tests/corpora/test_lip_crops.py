@@ -28,9 +28,9 @@ from rlspeech.corpora.faces import (  # noqa: E402  # noqa: E402
     follow,
     haar_detector,
     landmark_detector,
-    look,
     mouth_path,
     mouth_row,
+    search,
     smooth,
 )
 from rlspeech.corpora.lips import contact_sheet  # noqa: E402
@@ -49,7 +49,7 @@ def film(pose: Callable[[float], Pose], count: int = COUNT, below: float = 1.16,
 
 
 def tracked(frames: list[np.ndarray], detect: Callable[[np.ndarray], Any] = eye_finder) -> tuple[Path2D, np.ndarray]:
-    seen = follow(*look(frames, detect))
+    seen = follow(*search(frames, detect))
     assert seen is not None
     path = mouth_path(seen)
     return path, cut(frames, path)
@@ -179,7 +179,7 @@ def test_two_drawn_heads(tmp_path: Path) -> None:
     assert np.mean(widths) == pytest.approx(
         0.76 * EYES_PX, rel=0.1
     )  # had it followed the smaller one, the same: so look where it is
-    seen = follow(*look(frames, eye_finder))
+    seen = follow(*search(frames, eye_finder))
     assert seen is not None and abs(np.mean([f.eyes.mean(axis=0)[0] for f in seen.faces]) - 220) < 2
 
 
