@@ -32,6 +32,8 @@ from rlspeech.types import UserError, Utterance
 
 __all__ = ["Prepare", "run"]
 
+# These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
+# its command names its class.
 LAYOUTS = (Dns, VoiceBank, Pairs, Mix, Ladder, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo)
 # settings in every meta of a layout, in this order
 RECORDED = (
@@ -71,13 +73,18 @@ class Prepare(Dns, VoiceBank, Mix, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Ne
         return {name: given[name] for name in RECORDED}
 
 
-for _key, _field in Prepare.model_fields.items():  # who has a setting, where not most of them do
-    _owners: dict[str | None, list[str]] = {}
-    for _layout in LAYOUTS:
-        if _key in _layout.model_fields:
-            _owners.setdefault(_layout.model_fields[_key].description, []).append(_layout.name)
-    if _owners and sum(map(len, _owners.values())) < len(LAYOUTS):
-        _field.description = "; ".join(f"{', '.join(names)}: {text}" for text, names in _owners.items())
+def _name_owners() -> None:
+    """Say in the description of a setting which layouts have it, where some have not."""
+    for key, field in Prepare.model_fields.items():
+        owners: dict[str | None, list[str]] = {}
+        for layout in LAYOUTS:
+            if key in layout.model_fields:
+                owners.setdefault(layout.model_fields[key].description, []).append(layout.name)
+        if owners and sum(map(len, owners.values())) < len(LAYOUTS):
+            field.description = "; ".join(f"{', '.join(names)}: {text}" for text, names in owners.items())
+
+
+_name_owners()
 
 
 def run(config: Source, *, json_mode: bool = False) -> dict[str, Any]:

@@ -19,16 +19,7 @@ from rlspeech.types import UserError
 pytest.importorskip("av")
 from tiny_videos import flat, write_video  # noqa: E402
 
-NEW = (
-    "mix",
-    "target",
-    "target_anechoic",
-    "interferer",
-    "mono_mix",
-    "target_mono",
-    "target_mono_anechoic",
-    "interferer_mono",
-)
+NEW = tuple("mix target target_anechoic interferer mono_mix target_mono target_mono_anechoic interferer_mono".split())
 OLD = ("mixed", "target", "interferer")
 
 
@@ -51,22 +42,9 @@ def fourth(root: Path) -> Path:
     for i, (split, name) in enumerate((("train", "S00001"), ("train", "S00002"), ("dev", "S30001"))):
         scene(root / split / "scenes", name, seed=i)
         kinds = ["speech", "noise"] if i else ["music"]
-        interferers = [
-            {"position": 1, "time_start": 0, "time_end": 9600, "type": kind, "name": f"x{kind}", "offset": 0}
-            for kind in kinds
-        ]
-        rows[split].append(
-            {
-                "dataset": split,
-                "scene": name,
-                "room": f"R0000{i}",
-                "duration": 9600,
-                "target": {"name": f"spk{i}/0001"},
-                "interferers": interferers,
-                "SNR": -2.5 * i,
-                "listener": {"rotation": 0},
-            }
-        )
+        interferers = [{"position": 1, "time_start": 0, "time_end": 9600, "type": k, "name": f"x{k}"} for k in kinds]
+        facts = {"dataset": split, "scene": name, "room": f"R0000{i}", "duration": 9600, "SNR": -2.5 * i}
+        rows[split].append(facts | {"target": {"name": f"spk{i}/0001"}, "interferers": interferers, "listener": {}})
     scene(root / "eval" / "scenes", "S40001", ("mix", "mono_mix"), seed=9)
     (root / "metadata").mkdir()
     for split, listed in rows.items():
@@ -107,15 +85,10 @@ def test_the_fourth_challenge(tmp_path: Path, inside: str) -> None:
 )
 def test_which_files(tmp_path: Path, channels: str, target: str, mix: str, reference: str) -> None:
     utt = table(avsec.find(fourth(tmp_path), channels, target))["train", "S00001"].utt
-    assert (
-        Path(utt.audio_filepath).name == f"S00001_{mix}.wav"
-        and Path(utt.target_filepath or "").name == f"S00001_{reference}.wav"
-    )
-    assert (
-        sf.info(utt.audio_filepath).channels
-        == sf.info(utt.target_filepath).channels
-        == (2 if channels == "binaural" else 1)
-    )
+    assert Path(utt.audio_filepath).name == f"S00001_{mix}.wav"
+    assert Path(utt.target_filepath or "").name == f"S00001_{reference}.wav"
+    count = 2 if channels == "binaural" else 1
+    assert sf.info(utt.audio_filepath).channels == sf.info(utt.target_filepath).channels == count
 
 
 @pytest.mark.parametrize("channels", ["mono", "binaural"])
@@ -128,10 +101,8 @@ def test_the_first_three(tmp_path: Path, channels: str) -> None:
     (tmp_path / "train" / "scenes.json").write_text(json.dumps(rows))
     found = table(avsec.find(tmp_path, channels))
     utt = found["train", "S00001"].utt
-    assert [Path(p or "").name for p in (utt.audio_filepath, utt.target_filepath)] == [
-        "S00001_mixed.wav",
-        "S00001_target.wav",
-    ]
+    names = [Path(p or "").name for p in (utt.audio_filepath, utt.target_filepath)]
+    assert names == ["S00001_mixed.wav", "S00001_target.wav"]
     assert utt.snr_db == 4 and utt.extra["interferers"] == "noise"
     assert "lips" not in (found["valid", "S00002"].utt.video_filepath or "")
     given = table(avsec.find(tmp_path, channels, given_lips=True))
@@ -141,11 +112,8 @@ def test_the_first_three(tmp_path: Path, channels: str) -> None:
 
 def test_one_split_alone(tmp_path: Path) -> None:
     fourth(tmp_path)
-    assert {s for s, _ in table(avsec.find(tmp_path / "dev"))} == {
-        "train",
-        "valid",
-        "test",
-    }  # named inside the corpus: all of it
+    splits = {s for s, _ in table(avsec.find(tmp_path / "dev"))}
+    assert splits == {"train", "valid", "test"}  # named inside the corpus: all of it
     scene(tmp_path / "other" / "eval", "S50000", ("mono_mix",))
     assert set(table(avsec.find(tmp_path / "other"))) == {("test", "S50000")}
 
@@ -162,9 +130,8 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     (place / "S00007_silent.mp4").write_bytes((place / "S00007_silent.mp4").read_bytes()[:300])
     wav(place / "S00008_target_mono_anechoic.wav", 1, rate=48000)
     (place / "S00009_interferer.wav").unlink()
-    scene(
-        tmp_path / "eval" / "scenes", "S40002", ("mono_mix", "target_mono"), seed=11
-    )  # half a reference is an accident, not a test set
+    # half a reference is an accident, not a test set
+    scene(tmp_path / "eval" / "scenes", "S40002", ("mono_mix", "target_mono"), seed=11)
     file = tmp_path / "metadata" / "scenes.train.json"
     file.write_text(json.dumps([*json.loads(file.read_text()), {"scene": "S09999", "SNR": 0}]))
     problems = {name: row.problem for (_, name), row in table(avsec.find(tmp_path)).items() if row.problem}
@@ -202,9 +169,9 @@ def test_metadata_that_cannot_be_used(tmp_path: Path, content: str) -> None:
 
 def test_no_scenes(tmp_path: Path) -> None:
     (tmp_path / "train" / "scenes").mkdir(parents=True)
-    with pytest.raises(UserError, match="no AVSEC scenes"):
+    with pytest.raises(UserError, match="AVSEC"):
         list(avsec.find(tmp_path))
-    with pytest.raises(UserError, match="not a folder"):
+    with pytest.raises(UserError, match="gone"):
         list(avsec.find(tmp_path / "gone"))
 
 

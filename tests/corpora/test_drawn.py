@@ -1,4 +1,4 @@
-"""The drawn mouth: it moves with the speech and nothing else, the same chances draw the same frames, bad audio costs itself."""
+"""The drawn mouth: it moves with the speech and nothing else, the same chances draw the same frames, bad audio is left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.signal import butter, sosfilt
+from tiny_corpora import sound
 
 import rlspeech
 from rlspeech.corpora.drawn import SIDE, draw_all, draw_mouth, movements
@@ -44,10 +45,8 @@ def test_the_jaw_follows_the_voice(speech: list[np.ndarray]) -> None:
         assert np.corrcoef(moves[:, 0], _level_db(wav, len(moves)))[0, 1] > 0.8
         other = movements(speech[0] if wav is not speech[0] else speech[1], RATE)
         n = min(len(moves), len(other))
-        assert (
-            np.corrcoef(moves[:n, 0], _level_db(wav, len(moves))[:n])[0, 1]
-            > np.corrcoef(other[:n, 0], _level_db(wav, n))[0, 1] + 0.2
-        )
+        own = np.corrcoef(moves[:n, 0], _level_db(wav, len(moves))[:n])[0, 1]
+        assert own > np.corrcoef(other[:n, 0], _level_db(wav, n))[0, 1] + 0.2
 
 
 def test_what_is_drawn_opens_with_the_voice(speech: list[np.ndarray]) -> None:
@@ -65,9 +64,8 @@ def test_a_lag_is_a_lag(speech: list[np.ndarray]) -> None:
 def test_silence_is_shut_and_hiss_shows_teeth() -> None:
     t = np.arange(RATE) / RATE
     voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 20)) * 0.1
-    hiss = sosfilt(
-        butter(4, 4500, "highpass", fs=RATE, output="sos"), 0.1 * np.random.default_rng(0).standard_normal(RATE)
-    )
+    white = 0.1 * np.random.default_rng(0).standard_normal(RATE)
+    hiss = sosfilt(butter(4, 4500, "highpass", fs=RATE, output="sos"), white)
     moves = movements(np.concatenate([voice, np.zeros(RATE), hiss, voice]), RATE)
     spoken, silent, hissed = moves[3:22], moves[28:47], moves[53:72]
     assert spoken[:, 0].min() > 0.7 and silent[:, 0].max() < 0.02 and hissed[:, 0].max() < 0.3
@@ -80,9 +78,8 @@ def test_silence_is_shut_and_hiss_shows_teeth() -> None:
 
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (640, 1), (641, 2), (RATE, 25), (RATE + 1, 26)])
 def test_frames_cover_the_sound(samples: int, frames: int) -> None:
-    made = draw_mouth(
-        (0.1 * np.random.default_rng(0).standard_normal(samples)).astype(np.float32), RATE, np.random.default_rng(0)
-    )
+    wav = (0.1 * np.random.default_rng(0).standard_normal(samples)).astype(np.float32)
+    made = draw_mouth(wav, RATE, np.random.default_rng(0))
     assert made.shape == (frames, SIDE, SIDE) and made.dtype == np.uint8
     assert made.std() > 5
 
@@ -99,19 +96,12 @@ def test_the_same_chances_draw_the_same_frames(speech: list[np.ndarray]) -> None
 def _rows(folder: Path) -> list[Utterance]:
     rows = []
     for i in range(2):
-        save_audio(
-            folder / f"s{i}.flac", (0.1 * np.random.default_rng(i).standard_normal(RATE)).astype(np.float32), RATE
-        )
-        rows.append(Utterance(f"s{i}", str(folder / f"s{i}.flac"), 1.0, RATE))
+        rows.append(Utterance(f"s{i}", str(sound(folder / f"s{i}.flac", i)), 1.0, RATE))
     (folder / "empty.flac").touch()
-    return [
-        *rows,
-        Utterance("empty", str(folder / "empty.flac"), 1.0, RATE),
-        Utterance("gone", str(folder / "gone.flac"), 1.0, RATE),
-    ]
+    return rows + [Utterance(name, str(folder / f"{name}.flac"), 1.0, RATE) for name in ("empty", "gone")]
 
 
-def test_all_are_drawn_once_and_bad_ones_are_told(tmp_path: Path) -> None:
+def test_all_are_drawn_once_and_bad_ones_are_reported(tmp_path: Path) -> None:
     rows = _rows(tmp_path)
     kept, dropped = draw_all(rows, tmp_path / "out", workers=0)
     assert [u.id for u in kept] == ["s0", "s1"]
@@ -135,12 +125,8 @@ def test_a_stretch_and_a_target_are_drawn_in_their_place(tmp_path: Path) -> None
     """Frame 0 belongs to sample 0 of the file, and it is the target that speaks."""
     speech = load_audio(sorted(CLEAN.glob("valid*.flac"))[0])[: 2 * RATE]
     save_audio(tmp_path / "clean.flac", speech, RATE)
-    save_audio(
-        tmp_path / "noisy.flac", (0.1 * np.random.default_rng(0).standard_normal(2 * RATE)).astype(np.float32), RATE
-    )
-    row = Utterance(
-        "x", str(tmp_path / "noisy.flac"), 1.0, RATE, offset=0.8, target_filepath=str(tmp_path / "clean.flac")
-    )
+    noisy = str(sound(tmp_path / "noisy.flac", 0, 2.0))
+    row = Utterance("x", noisy, 1.0, RATE, offset=0.8, target_filepath=str(tmp_path / "clean.flac"))
     kept, _ = draw_all([row], tmp_path / "out", workers=0)
     frames = load_lips(str(kept[0].lips_filepath))
     assert len(frames) == 45

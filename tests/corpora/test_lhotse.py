@@ -16,39 +16,15 @@ from rlspeech.types import UserError
 
 
 def recording(path: Path, channels: int = 1) -> dict[str, Any]:
-    return {
-        "id": "r",
-        "sources": [{"type": "file", "channels": list(range(channels)), "source": path.name}],
-        "sampling_rate": 16000,
-        "num_samples": 64000,
-        "duration": 4.0,
-    }
+    sources = [{"type": "file", "channels": list(range(channels)), "source": path.name}]
+    return {"id": "r", "sources": sources, "sampling_rate": 16000, "num_samples": 64000, "duration": 4.0}
 
 
 def cut(path: Path, name: str = "c", **more: Any) -> dict[str, Any]:
-    said = [
-        {
-            "id": "s",
-            "recording_id": "r",
-            "start": 0.0,
-            "duration": 1.0,
-            "channel": 0,
-            "text": "hello",
-            "language": "en",
-            "speaker": "anna",
-            "custom": {"mood": "calm"},
-        }
-    ]
-    whole = {
-        "id": name,
-        "start": 1.0,
-        "duration": 2.0,
-        "channel": 0,
-        "supervisions": said,
-        "recording": recording(path),
-        "type": "MonoCut",
-    }
-    return whole | more
+    spoken = {"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}
+    spoken |= {"language": "en", "speaker": "anna", "custom": {"mood": "calm"}}
+    whole = {"id": name, "start": 1.0, "duration": 2.0, "channel": 0, "type": "MonoCut"}
+    return whole | {"supervisions": [spoken], "recording": recording(path)} | more
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -111,10 +87,10 @@ def test_recordings_with_supervisions(tmp_path: Path) -> None:
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(UserError, match="no lhotse"):
+        with pytest.raises(UserError, match="lhotse"):
             list(reader.find(path))
     (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(b"{}" * 999)[:-9])
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cuts.jsonl.gz"):
         list(reader.find(tmp_path))
 
 

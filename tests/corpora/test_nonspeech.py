@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_corpora import manifest, sound
+from typer.testing import CliRunner
 
+from rlspeech.cli import app
 from rlspeech.corpora import splice
-from rlspeech.corpora.nonspeech import CONDITIONS, STYLES, music, render, word_times
+from rlspeech.corpora.nonspeech import CONDITIONS, STYLES, Nonspeech, music, render, word_times
 from rlspeech.data.audio import load_audio, rms_dbfs, save_audio
-from rlspeech.types import Utterance
+from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest
+from rlspeech.stages.prepare import run
+from rlspeech.types import UserError, Utterance
 
 RATE = 16000
 TEXT = "beautiful weather we have"
@@ -32,21 +39,11 @@ def speech(seed: int, words: int = 4) -> tuple[np.ndarray, list[tuple[int, int]]
 def row(path: Path, seed: int, **more: object) -> Utterance:
     wav, spans = speech(seed)
     save_audio(path, wav, RATE)
-    extra = (
-        {"words": [[w, a / RATE, b / RATE] for w, (a, b) in zip(TEXT.split(), spans, strict=True)]}
-        if more.pop("timed", False)
-        else {}
-    )
-    return Utterance(
-        path.stem,
-        str(path),
-        len(wav) / RATE,
-        RATE,
-        text=TEXT,
-        language="en",
-        speaker_id=f"s{seed % 2}",
-        extra=extra | more,
-    )
+    times = [[w, a / RATE, b / RATE] for w, (a, b) in zip(TEXT.split(), spans, strict=True)]
+    extra = ({"words": times} if more.pop("timed", False) else {}) | more
+    utt = Utterance(path.stem, str(path), len(wav) / RATE, RATE, text=TEXT, language="en", extra=extra)
+    utt.speaker_id = f"s{seed % 2}"
+    return utt
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +62,8 @@ def test_every_condition_is_there_and_within_its_length(made: dict[str, list[Utt
         assert len(rows) == 8, name
         for utt in rows:
             wav = load_audio(utt.audio_filepath)
-            assert (
-                len(wav) / RATE == pytest.approx(utt.duration) and 0.1 <= utt.duration <= 6.5 and np.abs(wav).max() < 1
-            )
+            assert len(wav) / RATE == pytest.approx(utt.duration) and 0.1 <= utt.duration <= 6.5
+            assert np.abs(wav).max() < 1
 
 
 def test_nothing_is_said_where_nothing_can_be_heard(made: dict[str, list[Utterance]]) -> None:
@@ -107,9 +103,8 @@ def test_the_same_seed_gives_the_same_clips_and_another_does_not(tmp_path: Path)
     clean = [row(tmp_path / "c.wav", 1)]
     sounds = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        rows, _ = render(
-            [], clean, tmp_path / name, count=3, seed=seed, max_s=3.0, conditions=["silence", "noise", "cut"]
-        )
+        conditions = ["silence", "noise", "cut"]
+        rows, _ = render([], clean, tmp_path / name, count=3, seed=seed, max_s=3.0, conditions=conditions)
         sounds.append([load_audio(u.audio_filepath).tobytes() for u in rows])
     assert sounds[0] == sounds[1] and not set(sounds[0]) & set(sounds[2])
 
@@ -134,9 +129,8 @@ def test_music_has_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [None, "x", [["a", 0]], [{"word": "a"}], [["a", "x", 1]], 3])
 def test_odd_word_times_are_none(words: object) -> None:
     assert word_times(Utterance("a", "a", 1.0, 1, extra={"words": words})) == []
-    assert word_times(Utterance("a", "a", 1.0, 1, extra={"words": [{"word": "a", "start": 0, "end": 1}]})) == [
-        ("a", 0.0, 1.0)
-    ]
+    known = {"words": [{"word": "a", "start": 0, "end": 1}]}
+    assert word_times(Utterance("a", "a", 1.0, 1, extra=known)) == [("a", 0.0, 1.0)]
 
 
 def test_joined_recordings_do_not_click_and_are_not_digitally_silent() -> None:
@@ -154,8 +148,34 @@ def test_joined_recordings_do_not_click_and_are_not_digitally_silent() -> None:
 @pytest.mark.parametrize("length", [0, 1, 5, 100])
 def test_the_shortest_sounds_do_no_harm(length: int) -> None:
     wav = np.zeros(length, np.float32)
+    assert len(splice.faded(wav, RATE)) == length
+    assert splice.quiet_stretches(wav, RATE) == [] and splice.onset(wav, RATE) == 0
+
+
+def test_the_hallucination_set(tmp_path: Path) -> None:
+    text = "number one spoken clearly"
+    rows = [
+        {"audio_filepath": str(sound(tmp_path / f"{i}.wav", i, 0.6)), "duration": 0.6, "text": text} for i in (0, 1)
+    ]
+    data, noise = manifest(tmp_path / "train.jsonl", rows), sound(tmp_path / "noise" / "n.wav", 5).parent
+    summary = run(Nonspeech(noise=[str(noise)], clean=[str(data)], count=3, max_s=4.0, out=str(tmp_path / "out")))
+    rows = read_manifest(find_manifest(tmp_path / "out"))
+    hours = sum(u.duration for u in rows[3:6]) / 3600
+    assert summary["conditions"]["noise"] == {"rows": 3, "hours": pytest.approx(hours, abs=1e-6), "words": 0}
     assert (
-        len(splice.faded(wav, RATE)) == length
-        and splice.quiet_stretches(wav, RATE) == []
-        and splice.onset(wav, RATE) == 0
+        summary["conditions"]["looped"]["words"] >= 3 * 2 * 4 and len(rows) == summary["manifests"]["manifest"]["rows"]
     )
+    assert len(read_jsonl(tmp_path / "out" / "dropped.jsonl")) == sum(summary["dropped"].values())
+    json.dumps(summary)
+
+
+def test_without_speech_the_set_is_smaller_or_refused(tmp_path: Path) -> None:
+    summary = run(Nonspeech(count=1, max_s=1.0, out=str(tmp_path / "out")))
+    assert set(summary["conditions"]) == {"silence", "noise", "music"}
+    with pytest.raises(UserError, match="transcripts"):
+        run(Nonspeech(count=1, conditions=["cut"], out=str(tmp_path / "out")))
+
+
+def test_flags_arrive(tmp_path: Path) -> None:
+    line = f"prepare nonspeech --condition silence --condition music --count 2 --max-s 1 --out {tmp_path}/n --json -q"
+    assert set(json.loads(CliRunner().invoke(app, shlex.split(line)).stdout)["conditions"]) == {"silence", "music"}

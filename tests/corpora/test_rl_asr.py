@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_corpora import manifest, sound
+from typer.testing import CliRunner
 
-from rlspeech.corpora.rl_asr import Built, Rules, build, disagreement, find_keywords, rare_words
+from rlspeech.cli import app
+from rlspeech.corpora.rl_asr import Built, RlAsr, Rules, build, disagreement, find_keywords, rare_words
+from rlspeech.corpora.rl_asr_recognise import recognise
 from rlspeech.data.audio import load_audio, save_audio
+from rlspeech.data.manifest import read_manifest
 from rlspeech.data.text import units
-from rlspeech.types import Utterance
+from rlspeech.stages.prepare import run
+from rlspeech.types import UserError, Utterance
 
 RATE = 16000
 WORDS = "one two three four five six seven eight".split()
@@ -29,23 +39,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
         path = folder / f"u{i:02d}.wav"
         seconds = 0.8 + 0.01 * i
         save_audio(path, 0.1 * rng.standard_normal(int(seconds * RATE)).astype(np.float32), RATE)
-        words = (
-            [WORDS[j] for j in rng.integers(8, size=4)]
-            + (["aardvark"] if i == 7 else [])
-            + (["green", "zebra"] if i == 9 else [])
-        )
-        rows.append(
-            Utterance(
-                path.stem,
-                str(path),
-                seconds if i != 39 else 25.0,
-                RATE,
-                text=" ".join(words),
-                speaker_id=f"s{i % 5}",
-                snr_db=5.0 if i % 2 else None,
-                language="en",
-            )
-        )
+        words = [WORDS[j] for j in rng.integers(8, size=4)] + {7: ["aardvark"], 9: ["green", "zebra"]}.get(i, [])
+        row = Utterance(path.stem, str(path), seconds if i != 39 else 25.0, RATE, text=" ".join(words), language="en")
+        row.speaker_id, row.snr_db = f"s{i % 5}", 5.0 if i % 2 else None
+        rows.append(row)
     return [*rows, Utterance("mute", str(folder / "u00.wav"), 1.0, RATE, text=None)]
 
 
@@ -53,10 +50,9 @@ def heard(corpus: list[Utterance]) -> dict[str, list[str]]:
     """Every third row is heard differently, every other way identically; some by one recogniser only."""
     texts = {}
     for i, utt in enumerate(corpus[:-1]):
-        words = (utt.text or "").split()
-        texts[utt.id] = (
-            [utt.text or ""] if i == 38 else [utt.text or "", " ".join(words[:2]) if i % 3 == 0 else utt.text or ""]
-        )
+        text = utt.text or ""
+        second = " ".join(text.split()[:2]) if i % 3 == 0 else text
+        texts[utt.id] = [text] if i == 38 else [text, second]
     return texts
 
 
@@ -120,7 +116,7 @@ def test_sizes_and_distractors(corpus: list[Utterance], tmp_path: Path) -> None:
     assert len(keywords) == 3 and len(set(keywords)) == 3
 
 
-def test_a_row_that_cannot_be_rendered_costs_itself(corpus: list[Utterance], tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_rendered_is_left_out(corpus: list[Utterance], tmp_path: Path) -> None:
     gone = [Utterance(f"g{i}", str(tmp_path / "gone.wav"), 1.0, RATE, text="a b") for i in range(2)]
     built = build(gone, {}, [], COMMON, units, tmp_path)
     assert {f["detail"] for f in built.failed} == {"missing file"} and len(built.failed) == 3 and built.sets["d1"] == []
@@ -170,3 +166,123 @@ def test_keywords_are_whole_units() -> None:
     table = {"new": [(("new", "york"), "New York"), (("new",), "new")], "art": [(("art",), "art")]}
     assert find_keywords("the new york party has a new art".split(), table) == ["New York", "new", "art"]
     assert find_keywords("start party".split(), table) == find_keywords([], table) == []
+
+
+# the command
+
+
+def data_set(folder: Path, count: int = 8) -> Path:
+    """A manifest of ``count`` rows, the last one with a file that is not there."""
+    rows = []
+    for i in range(count):
+        path, seconds = folder / f"u{i}.wav", 0.6 + 0.05 * i
+        if i < count - 1:
+            sound(path, i, seconds)
+        facts = {"id": f"u{i}", "audio_filepath": path.name, "duration": seconds, "speaker_id": f"s{i % 2}"}
+        rows.append(facts | {"text": f"number {i} spoken clearly"})
+    return manifest(folder / "train.jsonl", rows)
+
+
+CALLS: list[int] = []
+
+
+def exact(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
+    """A recogniser that tells clips by their length."""
+    CALLS.append(len(wavs))
+    return [f"number {round((len(w) / rate - 0.6) / 0.05)} spoken clearly" for w in wavs]
+
+
+def poor(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
+    """One that mishears every clip, and gives up on batches with the longest."""
+    if max(len(w) for w in wavs) / rate > 0.87:
+        raise RuntimeError("too long for me")
+    return ["number spoken" for _ in wavs]
+
+
+NAMES = [f"{__name__}:exact", f"{__name__}:poor"]
+
+
+def prepare(data: Path, out: Path, **more: Any) -> dict[str, Any]:
+    settings = {"recognisers": NAMES, "rows": 8, "batch": 3, "long_s": (1.5, 4.0), "device": "cpu"} | more
+    return run(RlAsr(data=str(data), out=str(out), **settings))  # type: ignore[arg-type]
+
+
+def test_recognisers_listen_once_and_their_disagreement_decides(tmp_path: Path) -> None:
+    data = data_set(tmp_path)
+    CALLS.clear()
+    summary = prepare(data, tmp_path / "out")
+    assert summary["recognisers"] == {NAMES[0]: 7, NAMES[1]: 6} and sum(CALLS) == 7
+    assert summary["facts"]["in_band"] == 6 and set(summary["manifests"]) >= {"d0", "d1", "d123"}
+    hard = [u for u in read_manifest(tmp_path / "out" / "d1.jsonl") if u.extra["condition"] != "long"]
+    wers = (2 / 4 + 2 / 2) / 2  # two of four words are missing; seen from the other side, two of two are too many
+    assert hard and all(u.extra["agreement"] == pytest.approx(1 - wers) for u in hard)
+    meta = json.loads((tmp_path / "out" / "d1.meta.json").read_text())
+    assert meta["normaliser"] == "basic-1" and meta["recognisers"] == NAMES
+    CALLS.clear()
+    before = (tmp_path / "out" / "d123.jsonl").read_bytes()
+    again = prepare(data, tmp_path / "out")
+    assert (
+        not CALLS
+        and again["recognisers"] == summary["recognisers"]
+        and (tmp_path / "out" / "d123.jsonl").read_bytes() == before
+    )
+    sound(tmp_path / "u1.wav", 99, 0.65)
+    prepare(data, tmp_path / "out")
+    assert CALLS == [1], "a changed file is heard again"
+    json.dumps(again)
+
+
+def test_hypotheses_from_files(tmp_path: Path) -> None:
+    data = data_set(tmp_path)
+    manifest(
+        tmp_path / "both.jsonl", [{"id": f"u{i}", "texts": ["number one", f"number {i} spoken"]} for i in range(7)]
+    )
+    (tmp_path / "third.jsonl").write_text(json.dumps({"audio_filepath": "/elsewhere/u0.wav", "pred_text": "x"}) + "\n")
+    files = [str(tmp_path / "both.jsonl"), str(tmp_path / "third.jsonl")]
+    summary = prepare(data, tmp_path / "out", recognisers=[], hypotheses=files)
+    assert summary["recognisers"] == {"both:0": 7, "both:1": 7, "third": 1} and summary["facts"]["in_band"] == 7
+    for text in ("{", '{"id": "u0"}', "7", '{"id": "stranger", "text": "x"}'):
+        (tmp_path / "bad.jsonl").write_text(text + "\n")
+        with pytest.raises(UserError, match="bad.jsonl"):
+            prepare(data, tmp_path / "out", recognisers=[], hypotheses=[str(tmp_path / "bad.jsonl")])
+
+
+def test_what_cannot_work_is_refused_before_anyone_listens(tmp_path: Path) -> None:
+    data = data_set(tmp_path, 2)
+    (tmp_path / "empty.txt").write_text("\n# nothing\n")
+    plain = manifest(tmp_path / "plain.jsonl", [{"id": "a", "audio_filepath": "u0.wav"}])
+    for more in (
+        {"recognisers": NAMES[:1]},
+        {"normaliser": "nobody-1"},
+        {"keywords": str(tmp_path / "empty.txt")},
+        {"data": None},
+        {"keywords": str(tmp_path / "gone.txt")},
+        {"data": str(plain)},
+    ):
+        with pytest.raises(UserError):
+            run(RlAsr(**({"data": str(data), "recognisers": NAMES, "out": str(tmp_path / "out")} | more)))  # type: ignore[arg-type]
+    assert not (tmp_path / "out" / "heard").exists()
+
+
+def test_silence_is_not_shown_and_a_deaf_recogniser_is_refused(tmp_path: Path) -> None:
+    save_audio(tmp_path / "quiet.wav", np.zeros(RATE, np.float32), RATE)
+    utts = read_manifest(manifest(tmp_path / "m.jsonl", [{"id": "q", "audio_filepath": "quiet.wav"}]))
+    CALLS.clear()
+    assert recognise(NAMES[0], utts, tmp_path / "h") == {"q": ""} and not CALLS
+    sound(tmp_path / "quiet.wav", 1, 1.0)
+    with pytest.raises(UserError, match="test_rl_asr:poor"):
+        recognise(NAMES[1], utts, tmp_path / "h")
+
+
+def test_flags_arrive(tmp_path: Path) -> None:
+    data = data_set(tmp_path)
+    line = (
+        f"prepare rl-asr --data {data} --recogniser {NAMES[0]} --recogniser {NAMES[1]} --rows 6 --band 0.1 0.9 --seed 3"
+    )
+    line += f" --out {tmp_path}/o --json -q"
+    result = CliRunner().invoke(app, [*shlex.split(line), "--set", "long_share=0"])
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["facts"]["in_band"] == 6 and answer["manifests"]["d1"]["rows"] == 3
+    meta = json.loads((tmp_path / "o" / "d0.meta.json").read_text())
+    assert (meta["settings"]["band"], meta["seed"]) == ([0.1, 0.9], 3)

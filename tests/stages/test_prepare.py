@@ -1,4 +1,4 @@
-"""prepare, end to end: every kind of bad input costs itself, a killed run goes on where it was, the same input gives the same output."""
+"""prepare, end to end: every kind of bad input is dropped, a killed run goes on where it was, the same input gives the same output."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile as sf
+from tiny_corpora import RATE, manifest, sound, voice, write
 
 from rlspeech.config import Mixing
-from rlspeech.corpora import base as vet_module
-from rlspeech.corpora import mix as mix_module
+from rlspeech.corpora import base, mix
 from rlspeech.data.audio import load_audio, resample, rms_dbfs
 from rlspeech.data.checks import Limits
 from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest
@@ -26,27 +25,12 @@ from rlspeech.data.mixing import MixtureSet
 from rlspeech.stages.prepare import Prepare, run
 from rlspeech.types import UserError
 
-RATE = 16000
-
-
-def sound(seed: int, seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    n = int(seconds * rate)
-    wav = rng.standard_normal(n) * (0.2 + np.abs(np.sin(np.arange(n) / rate * 9)))
-    return (0.3 * wav / np.abs(wav).max()).astype(np.float32)
-
-
-def write(path: Path, wav: np.ndarray, rate: int = RATE, **options: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, wav, rate, **options)
-    return path
-
 
 def corpus(root: Path, clean: int = 4, noise: int = 3) -> None:
     for i in range(clean):
-        write(root / "clean" / f"c{i}.wav", sound(i))
+        sound(root / "clean" / f"c{i}.wav", i)
     for i in range(noise):
-        write(root / "noise" / f"n{i}.wav", sound(100 + i, 0.7))
+        sound(root / "noise" / f"n{i}.wav", 100 + i, 0.7)
 
 
 def prepare(source: str, out: Path, **more: Any) -> dict[str, Any]:
@@ -59,24 +43,24 @@ def mixed(root: Path, out: Path, **more: Any) -> dict[str, Any]:
 
 def bad_files(folder: Path) -> dict[str, str]:
     """One file of every bad kind -> the reason it must be dropped for."""
-    nan, wav = sound(50), sound(51)
+    nan, wav = voice(50), voice(51)
     nan[100] = np.nan
     write(folder / "nan.wav", nan, subtype="FLOAT")
     write(folder / "silent.wav", np.zeros(RATE))
     write(folder / "cancel.wav", np.stack([wav, -wav], axis=1))
-    write(folder / "clipped.wav", np.clip(sound(52) * 20, -1, 1))
-    write(folder / "short.wav", sound(53, 0.05))
-    write(folder / "slow.wav", sound(54, rate=8000), 8000)
-    write(folder / "upsampled.wav", resample(sound(55, rate=8000), 8000, 16000))
+    write(folder / "clipped.wav", np.clip(voice(52) * 20, -1, 1))
+    write(folder / "short.wav", voice(53, 0.05))
+    write(folder / "slow.wav", voice(54, rate=8000), 8000)
+    write(folder / "upsampled.wav", resample(voice(55, rate=8000), 8000, 16000))
     write(folder / "nothing.wav", np.zeros(0))
-    write(folder / "zz_copy.wav", sound(0))
+    write(folder / "zz_copy.wav", voice(0))
     (folder / "zero.wav").write_bytes(b"")
     (folder / "text.flac").write_text("not audio")
     (folder / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\n")
     (folder / "phone.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
     (folder / "dangling.wav").symlink_to(folder / "gone")
     for suffix in ("wav", "flac"):
-        path = write(folder / f"torn.{suffix}", sound(56 + (suffix == "wav")))
+        path = write(folder / f"torn.{suffix}", voice(56 + (suffix == "wav")))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return {
         "nan": "NaN or infinite samples",
@@ -97,10 +81,10 @@ def bad_files(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_input_of_every_kind_costs_itself_only(tmp_path: Path, workers: int) -> None:
+def test_bad_input_of_every_kind_is_dropped_alone(tmp_path: Path, workers: int) -> None:
     corpus(tmp_path)
-    write(tmp_path / "clean" / "stereo.wav", np.stack([sound(60), sound(61)], axis=1))
-    write(tmp_path / "clean" / "fast.wav", sound(62, rate=48000), 48000)
+    write(tmp_path / "clean" / "stereo.wav", np.stack([voice(60), voice(61)], axis=1))
+    write(tmp_path / "clean" / "fast.wav", voice(62, rate=48000), 48000)
     expected = bad_files(tmp_path / "clean")
     summary = mixed(tmp_path, tmp_path / "out", workers=workers)
     assert {u.id for u in read_manifest(tmp_path / "out" / "clean.jsonl")} == {"c0", "c1", "c2", "c3", "stereo", "fast"}
@@ -116,16 +100,10 @@ def test_bad_input_of_every_kind_costs_itself_only(tmp_path: Path, workers: int)
 
 def test_the_recipe_mixes_and_is_found(tmp_path: Path) -> None:
     corpus(tmp_path)
-    write(
-        tmp_path / "rir" / "r.wav",
-        np.exp(-np.arange(2000) / 300) * np.random.default_rng(0).standard_normal(2000) * 0.3,
-    )
-    summary = mixed(
-        tmp_path,
-        tmp_path / "out",
-        rir=[str(tmp_path / "rir")],
-        mixing=Mixing(snr_db=(0, 5), level_dbfs=(-30, -20), reverb=1.0, clip_s=0.5),
-    )
+    room = np.exp(-np.arange(2000) / 300) * np.random.default_rng(0).standard_normal(2000) * 0.3
+    write(tmp_path / "rir" / "r.wav", room)
+    mixing = Mixing(snr_db=(0, 5), level_dbfs=(-30, -20), reverb=1.0, clip_s=0.5)
+    summary = mixed(tmp_path, tmp_path / "out", rir=[str(tmp_path / "rir")], mixing=mixing)
     assert find_manifest(tmp_path / "out") == Path(summary["recipe"]) and "mix.json" in summary["next"]
     made = MixtureSet.from_recipe(summary["recipe"]).get(0, 0)
     assert len(made.noisy) == 8000 and 0 <= made.snr_db <= 5 and made.rir_id == "r" and -31 < rms_dbfs(made.noisy) < -19
@@ -133,7 +111,7 @@ def test_the_recipe_mixes_and_is_found(tmp_path: Path) -> None:
 
 def test_nothing_left_is_the_users_error(tmp_path: Path) -> None:
     write(tmp_path / "clean" / "a.wav", np.zeros(RATE))
-    write(tmp_path / "noise" / "n.wav", sound(1))
+    write(tmp_path / "noise" / "n.wav", voice(1))
     with pytest.raises(UserError) as error:
         mixed(tmp_path, tmp_path / "out")
     assert "nothing is left of clean" in error.value.what and "1 silent" in error.value.why
@@ -142,7 +120,7 @@ def test_nothing_left_is_the_users_error(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             prepare("folder", tmp_path / "out", **options)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make"):
+    with pytest.raises(UserError, match="file/out"):
         mixed(tmp_path, tmp_path / "file" / "out")
 
 
@@ -161,30 +139,23 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
     mixed(tmp_path, tmp_path / "c", render=6, seed=4)
     assert outputs(tmp_path / "c").keys() == outputs(tmp_path / "a").keys()
-    assert all(
-        outputs(tmp_path / "c")[k] != v for k, v in outputs(tmp_path / "a").items() if k.startswith("audio/noisy")
-    )
+    noisy = {k: v for k, v in outputs(tmp_path / "a").items() if k.startswith("audio/noisy")}
+    assert noisy and all(outputs(tmp_path / "c")[k] != v for k, v in noisy.items())
 
 
 def test_rendered_mixtures_are_paired_and_as_asked(tmp_path: Path) -> None:
     corpus(tmp_path)
-    summary = mixed(
-        tmp_path, tmp_path / "out", render=10, render_s=0.5, mixing=Mixing(snr_db=(3, 9), level_dbfs=(-28, -22))
-    )
-    assert (
-        find_manifest(tmp_path / "out").name == "manifest.jsonl"
-        and summary["recipe"] is None
-        and "manifest.jsonl" in summary["next"]
-    )
+    mixing = Mixing(snr_db=(3, 9), level_dbfs=(-28, -22))
+    summary = mixed(tmp_path, tmp_path / "out", render=10, render_s=0.5, mixing=mixing)
+    assert find_manifest(tmp_path / "out").name == "manifest.jsonl"
+    assert summary["recipe"] is None and "manifest.jsonl" in summary["next"]
     rows = read_manifest(tmp_path / "out" / "manifest.jsonl")
     assert len(rows) == 10 and {u.extra["clean_id"] for u in rows} == {"c0", "c1", "c2", "c3"}
     for utt in rows:
         noisy, clean = load_audio(utt.audio_filepath), load_audio(utt.target_filepath or "")
         assert len(noisy) == len(clean) == 8000 and utt.snr_db is not None and 3 <= utt.snr_db <= 9
-        assert (
-            rms_dbfs(clean) - rms_dbfs(noisy - clean) == pytest.approx(utt.snr_db, abs=0.1)
-            and -28.1 < rms_dbfs(noisy) < -21.9
-        )
+        assert rms_dbfs(clean) - rms_dbfs(noisy - clean) == pytest.approx(utt.snr_db, abs=0.1)
+        assert -28.1 < rms_dbfs(noisy) < -21.9
 
 
 def test_a_second_run_reads_no_audio_and_other_limits_do_not_either(
@@ -192,13 +163,13 @@ def test_a_second_run_reads_no_audio_and_other_limits_do_not_either(
 ) -> None:
     corpus(tmp_path)
     assert mixed(tmp_path, tmp_path / "out")["checked"] == 7
-    monkeypatch.setattr(vet_module, "measure", lambda path, floor_db: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(base, "measure", lambda path, floor_db: pytest.fail(f"{path} was read again"))
     again = mixed(tmp_path, tmp_path / "out")
     assert (again["checked"], again["known"]) == (0, 7)
-    with pytest.raises(UserError, match="nothing is left"):
+    with pytest.raises(UserError, match="left"):
         mixed(tmp_path, tmp_path / "out", limits=Limits(min_s=5))
     monkeypatch.undo()
-    write(tmp_path / "clean" / "c0.wav", sound(70, 1.1))
+    write(tmp_path / "clean" / "c0.wav", voice(70, 1.1))
     changed = mixed(tmp_path, tmp_path / "out")
     assert (changed["checked"], changed["known"]) == (1, 6), "a changed file is read again"
 
@@ -211,6 +182,12 @@ slow = lambda f: lambda *a, **k: (time.sleep(0.15), f(*a, **k))[1]
 base.measure, mix.render_one = slow(base.measure), slow(mix.render_one)
 print(json.dumps(run(Prepare(**json.loads(sys.argv[1])))))
 """
+
+
+def mixture(root: Path, **more: Any) -> dict[str, Any]:
+    """Settings as another process reads them."""
+    sources = {"source": "mix", "clean": [str(root / "clean")], "noise": [str(root / "noise")]}
+    return sources | {"out": str(root / "out"), "workers": 0} | more
 
 
 def start(config: dict[str, Any]) -> subprocess.Popen[str]:
@@ -234,15 +211,7 @@ def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signa
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_without_repeating_work(tmp_path: Path, how: signal.Signals) -> None:
     corpus(tmp_path, clean=13, noise=3)
-    config = {
-        "source": "mix",
-        "clean": [str(tmp_path / "clean")],
-        "noise": [str(tmp_path / "noise")],
-        "out": str(tmp_path / "out"),
-        "workers": 0,
-        "render": 16,
-        "seed": 1,
-    }
+    config = mixture(tmp_path, render=16, seed=1)
     process = start(config)
     done = stop_at(process, tmp_path / "out" / "checks.jsonl", 5, how)
     assert 5 <= done < 16 and not (tmp_path / "out" / "sources").exists() and process.returncode != 0
@@ -255,9 +224,7 @@ def test_an_interrupted_run_goes_on_without_repeating_work(tmp_path: Path, how: 
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "audio").rglob("mix_00000[0-3].flac")}
     summary = run(Prepare(**config))
     assert (summary["checked"], summary["known"]) == (0, 16) and summary["manifests"]["manifest"]["rows"] == 16
-    assert len(kept) == 8 and all(p.stat().st_mtime_ns == t for p, t in kept.items()), (
-        "finished mixtures are left as they are"
-    )
+    assert len(kept) == 8 and all(p.stat().st_mtime_ns == t for p, t in kept.items()), "finished mixtures stay"
     whole = run(Prepare(**(config | {"out": str(tmp_path / "whole")})))
     assert whole["checked"] == 16
     assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
@@ -273,7 +240,7 @@ def test_other_settings_do_not_reuse_old_mixtures(tmp_path: Path) -> None:
 
 def test_a_full_disk_says_what_was_kept_and_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus(tmp_path)
-    save, calls = mix_module.save_audio, []
+    save, calls = mix.save_audio, []
 
     def full(*args: Any) -> None:
         calls.append(args)
@@ -281,7 +248,7 @@ def test_a_full_disk_says_what_was_kept_and_goes_on_later(tmp_path: Path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         save(*args)
 
-    monkeypatch.setattr(mix_module, "save_audio", full)
+    monkeypatch.setattr(mix, "save_audio", full)
     with pytest.raises(UserError) as error:
         mixed(tmp_path, tmp_path / "out", render=8)
     assert "disk is full" in error.value.why and "3 of 8 mixtures were kept" in error.value.why
@@ -291,42 +258,30 @@ def test_a_full_disk_says_what_was_kept_and_goes_on_later(tmp_path: Path, monkey
 
 def test_an_audio_library_that_cannot_write_is_a_full_disk_too(tmp_path: Path) -> None:
     corpus(tmp_path)
-    write(tmp_path / "clean" / "long.wav", sound(9, 20.0))
-    config = {
-        "source": "mix",
-        "clean": [str(tmp_path / "clean")],
-        "noise": [str(tmp_path / "noise")],
-        "out": str(tmp_path / "out"),
-        "workers": 0,
-        "render": 5,
-    }
+    write(tmp_path / "clean" / "long.wav", voice(9, 20.0))
+    config = mixture(tmp_path, render=5)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
     code = (
         f"{limit}\nfrom rlspeech.stages.prepare import Prepare, run\nfrom rlspeech.types import UserError\nimport json, sys\n"
         "try:\n    run(Prepare(**json.loads(sys.argv[1])))\nexcept UserError as error:\n    print(error.why)"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(config)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, json.dumps(config)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "4 of 5 mixtures were kept" in answer.stdout and "disk is full" in answer.stdout
     assert run(Prepare(**config))["manifests"]["manifest"]["rows"] == 5  # type: ignore[arg-type]
 
 
 def test_pairs_are_dropped_for_either_side_and_for_lengths(tmp_path: Path) -> None:
     for i in range(5):
-        write(tmp_path / "noisy" / f"p{i}.wav", sound(i))
-        write(tmp_path / "clean" / f"p{i}.wav", sound(10 + i))
-    write(tmp_path / "clean" / "p1.wav", sound(11, 1.3))
+        write(tmp_path / "noisy" / f"p{i}.wav", voice(i))
+        write(tmp_path / "clean" / f"p{i}.wav", voice(10 + i))
+    write(tmp_path / "clean" / "p1.wav", voice(11, 1.3))
     write(tmp_path / "clean" / "p2.wav", np.zeros(RATE))
     (tmp_path / "noisy" / "p3.wav").write_bytes(b"")
     (tmp_path / "clean" / "p4.wav").unlink()
     summary = prepare("pairs", tmp_path / "out", noisy=str(tmp_path / "noisy"), clean=[str(tmp_path / "clean")])
-    assert summary["dropped"] == {
-        "empty file": 1,
-        "no clean partner": 1,
-        "pair of different lengths": 1,
-        "target: silent": 1,
-    }
+    reasons = ("empty file", "no clean partner", "pair of different lengths", "target: silent")
+    assert summary["dropped"] == dict.fromkeys(reasons, 1)
     rows = read_manifest(find_manifest(tmp_path / "out"))
     assert [u.id for u in rows] == ["p0"] and rows[0].target_filepath == str(tmp_path / "clean" / "p0.wav")
     assert summary["next"].startswith("rlspeech pretrain")
@@ -334,13 +289,10 @@ def test_pairs_are_dropped_for_either_side_and_for_lengths(tmp_path: Path) -> No
 
 def test_a_manifest_that_claims_otherwise_is_not_believed(tmp_path: Path) -> None:
     for name, seconds in (("a", 1.0), ("b", 0.6), ("c", 1.0), ("d", 1.5)):
-        write(tmp_path / f"{name}.wav", sound(ord(name), seconds))
+        write(tmp_path / f"{name}.wav", voice(ord(name), seconds))
     rates = {"c": 48000}
-    rows = [
-        {"id": n, "audio_filepath": f"{n}.wav", "duration": 1.0, "sample_rate": rates.get(n, RATE), "mos": 3}
-        for n in "abcd"
-    ]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows = [{"id": n, "audio_filepath": f"{n}.wav", "sample_rate": rates.get(n, RATE), "mos": 3} for n in "abcd"]
+    manifest(tmp_path / "m.jsonl", rows)
     summary = prepare("folder", tmp_path / "out", root=str(tmp_path / "m.jsonl"))
     wrong = ("longer than the manifest says", "rate differs from the manifest", "shorter than the manifest says")
     assert summary["dropped"] == dict.fromkeys(wrong, 1)
@@ -351,54 +303,69 @@ def test_a_manifest_that_claims_otherwise_is_not_believed(tmp_path: Path) -> Non
 def test_a_corpus_in_the_dns_layout(tmp_path: Path) -> None:
     base = tmp_path / "datasets"
     for i in range(3):
-        write(base / "clean" / "read_speech" / f"book_{i}_reader_{i}.wav", sound(i))
-        write(base / "noise" / f"n{i}.wav", sound(20 + i))
-        write(base / "test_set" / "synthetic" / "no_reverb" / "noisy" / f"x_snr{i}_tl-25_fileid_{i}.wav", sound(30 + i))
-        write(base / "test_set" / "synthetic" / "no_reverb" / "clean" / f"clean_fileid_{i}.wav", sound(40 + i))
-    write(base / "test_set" / "real_recordings" / "real.wav", sound(60))
-    write(base / "noise" / "leak.wav", sound(31))  # a test recording among the training noise
+        write(base / "clean" / "read_speech" / f"book_{i}_reader_{i}.wav", voice(i))
+        write(base / "noise" / f"n{i}.wav", voice(20 + i))
+        write(base / "test_set" / "synthetic" / "no_reverb" / "noisy" / f"x_snr{i}_tl-25_fileid_{i}.wav", voice(30 + i))
+        write(base / "test_set" / "synthetic" / "no_reverb" / "clean" / f"clean_fileid_{i}.wav", voice(40 + i))
+    write(base / "test_set" / "real_recordings" / "real.wav", voice(60))
+    write(base / "noise" / "leak.wav", voice(31))  # a test recording among the training noise
     summary = prepare("dns", tmp_path / "out", root=str(tmp_path))
-    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {
-        "clean": 3,
-        "noise": 3,
-        "test_no_reverb": 3,
-        "real": 1,
-    }
+    counts = {k: m["rows"] for k, m in summary["manifests"].items()}
+    assert counts == {"clean": 3, "noise": 3, "test_no_reverb": 3, "real": 1}
     assert summary["dropped"] == {"duplicate": 1} and read_jsonl(tmp_path / "out" / "dropped.jsonl")[0]["id"] == "leak"
     assert [u.snr_db for u in read_manifest(tmp_path / "out" / "test_no_reverb.jsonl")] == [0, 1, 2]
     assert len(MixtureSet.from_recipe(find_manifest(tmp_path / "out"))) == 3
 
 
 def test_a_corpus_in_the_voicebank_layout(tmp_path: Path) -> None:
-    for i, (part, name) in enumerate(
-        (("trainset_28spk", "p226_001"), ("trainset_28spk", "p228_001"), ("testset", "p232_001"))
-    ):
-        write(tmp_path / f"noisy_{part}_wav" / f"{name}.wav", sound(i, rate=48000), 48000)
-        write(tmp_path / f"clean_{part}_wav" / f"{name}.wav", sound(10 + i, rate=48000), 48000)
+    files = (("trainset_28spk", "p226_001"), ("trainset_28spk", "p228_001"), ("testset", "p232_001"))
+    for i, (part, name) in enumerate(files):
+        write(tmp_path / f"noisy_{part}_wav" / f"{name}.wav", voice(i, rate=48000), 48000)
+        write(tmp_path / f"clean_{part}_wav" / f"{name}.wav", voice(10 + i, rate=48000), 48000)
     summary = prepare("voicebank", tmp_path / "out", root=str(tmp_path))
     assert {k: m["rows"] for k, m in summary["manifests"].items()} == {"train": 1, "valid": 1, "test": 1}
     assert "train.jsonl --valid" in summary["next"] and find_manifest(tmp_path / "out").name == "train.jsonl"
 
 
+def test_transcribed_corpora(tmp_path: Path) -> None:
+    for i in range(3):
+        sound(tmp_path / "audio" / f"a{i}.wav", i)
+    (tmp_path / "list.tsv").write_text("path\tsentence\na0.wav\thello\na1.wav\t\n")
+    texts = str(tmp_path / "list.tsv")
+    listed = prepare("folder", tmp_path / "listed", root=str(tmp_path / "audio"), text=texts)
+    assert [(u.id, u.text) for u in read_manifest(find_manifest(tmp_path / "listed"))] == [("a0", "hello"), ("a1", "")]
+    assert listed["dropped"] == {"no transcript": 1} and "--task asr" in listed["next"]
+    data = tmp_path / "data" / "test"
+    data.mkdir(parents=True)
+    (data / "wav.scp").write_text(f"r {tmp_path}/audio/a0.wav\n")
+    (data / "text").write_text("u1 hello\nu2 there\nu3 never\n")
+    (data / "segments").write_text("u1 r 0.0 0.45\nu2 r 0.5 1.0\nu3 r 0.9 5.0\n")
+    made = prepare("kaldi", tmp_path / "kaldi", root=str(tmp_path / "data"))
+    rows = read_manifest(tmp_path / "kaldi" / "test.jsonl")
+    assert [(u.id, u.offset, u.duration) for u in rows] == [("u1", 0.0, 0.45), ("u2", 0.5, 0.5)]
+    assert made["dropped"] == {"shorter than the manifest says": 1} and made["checked"] == 1
+    assert made["next"].startswith("rlspeech eval --task asr")
+
+
 def test_files_with_one_stem_get_ids_of_their_own(tmp_path: Path) -> None:
     for i, name in enumerate(("a.wav", "a.flac", "b/c.wav", "b_c.wav")):
-        write(tmp_path / "in" / name, sound(i))
+        write(tmp_path / "in" / name, voice(i))
     prepare("folder", tmp_path / "in" / "out", root=str(tmp_path / "in"))
     assert len({u.id for u in read_manifest(tmp_path / "in" / "out" / "manifest.jsonl")}) == 4
 
 
-def test_a_crashing_worker_costs_its_file_and_is_not_remembered(
+def test_a_file_that_crashes_its_worker_is_dropped_and_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus(tmp_path)
-    measure = vet_module.measure
+    measure = base.measure
 
     def sometimes(path: str, floor_db: float) -> Any:
         if path.endswith("c1.wav"):
             raise RuntimeError("the worker process died (exit code -11)")
         return measure(path, floor_db)
 
-    monkeypatch.setattr(vet_module, "measure", sometimes)
+    monkeypatch.setattr(base, "measure", sometimes)
     assert mixed(tmp_path, tmp_path / "out")["dropped"] == {"unreadable": 1}
     monkeypatch.undo()
     again = mixed(tmp_path, tmp_path / "out")
@@ -407,16 +374,12 @@ def test_a_crashing_worker_costs_its_file_and_is_not_remembered(
 
 def test_prepare_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = prepare("demo", tmp_path)
-    assert {k: m["rows"] for k, m in summary["manifests"].items()} == {
-        "clean": 60,
-        "noise": 16,
-        "valid": 24,
-        "test": 24,
-    }
+    counts = {k: m["rows"] for k, m in summary["manifests"].items()}
+    assert counts == {"clean": 60, "noise": 16, "valid": 24, "test": 24}
     assert len(MixtureSet.from_recipe(find_manifest(tmp_path))) == 60
     assert find_manifest(tmp_path, recipe=False).name == "test.jsonl"
-    told = capsys.readouterr()
-    assert "valid" in told.out and "next: rlspeech pretrain" in told.err
+    printed = capsys.readouterr()
+    assert "valid" in printed.out and "next: rlspeech pretrain" in told.err
     json.dumps(summary)
 
 

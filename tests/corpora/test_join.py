@@ -7,33 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_corpora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
-from rlspeech.corpora import join as prepare_join
-from rlspeech.corpora.join import Join
+from rlspeech.corpora.join import Join, _Part, _tags, _tell_apart
 from rlspeech.data.manifest import read_jsonl, read_manifest
 from rlspeech.stages import prepare
 from rlspeech.types import UserError
 
 
 def manifest(path: Path, ids: list[str], **columns: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "id": i,
-            "audio_filepath": f"wavs/{i}.wav",
-            "duration": 2.0,
-            "sample_rate": 16000,
-            "text": "one two",
-            **columns,
-        }
-        for i in ids
-    ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return path
+    facts = {"duration": 2.0, "text": "one two"} | columns
+    return tiny_corpora.manifest(path, [{"id": i, "audio_filepath": f"wavs/{i}.wav"} | facts for i in ids])
 
 
 def join(tmp_path: Path, *manifests: str | Path, **rest: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -45,19 +33,13 @@ def test_paths_lead_from_the_result_to_the_same_files(tmp_path):
     a = manifest(tmp_path / "a" / "test.jsonl", ["x", "y"], lips_filepath="lips.npz")
     b = manifest(tmp_path / "other" / "b" / "train.jsonl", ["z"], keywords=["two"])
     summary, rows = join(tmp_path, a, b.parent)  # a folder stands for its manifest
-    assert [r["audio_filepath"] for r in rows] == [
-        "../../a/wavs/x.wav",
-        "../../a/wavs/y.wav",
-        "../../other/b/wavs/z.wav",
-    ]
+    places = ["a/wavs/x.wav", "a/wavs/y.wav", "other/b/wavs/z.wav"]
+    assert [r["audio_filepath"] for r in rows] == [f"../../{place}" for place in places]
     assert rows[0]["lips_filepath"] == "../../a/lips.npz" and rows[2]["keywords"] == ["two"]
     whole = read_manifest(tmp_path / "deep" / "out" / "manifest.jsonl")
     assert [u.audio_filepath for u in whole] == [u.audio_filepath for p in (a, b) for u in read_manifest(p)]
-    assert (
-        summary["manifests"]["manifest"]["rows"] == 3
-        and summary["renamed"] == 0
-        and "eval --task asr" in summary["next"]
-    )
+    assert summary["manifests"]["manifest"]["rows"] == 3 and summary["renamed"] == 0
+    assert "eval --task asr" in summary["next"]
     meta = json.loads((tmp_path / "deep" / "out" / "manifest.meta.json").read_text())
     assert [j["rows"] for j in meta["joined"]] == [2, 1] and meta["rows"] == 3
 
@@ -78,29 +60,19 @@ def test_folders_of_one_name_are_told_apart_by_their_files_and_numbers(tmp_path)
 def test_columns_are_set_by_manifest(tmp_path):
     a = manifest(tmp_path / "a" / "m.jsonl", ["x"], condition="old")
     b, c = manifest(tmp_path / "b" / "m.jsonl", ["y"]), manifest(tmp_path / "with:k=v" / "m.jsonl", ["z"])
-    _, rows = join(
-        tmp_path, f"{a}:condition=clean", f"{b.parent}:condition=a, b,snr_db=5,language=007,weight=0.5,text=", c
-    )
+    several = f"{b.parent}:condition=a, b,snr_db=5,language=007,weight=0.5,text="
+    _, rows = join(tmp_path, f"{a}:condition=clean", several, c)
     assert rows[0]["condition"] == "clean"
-    assert {k: rows[1][k] for k in ("condition", "snr_db", "language", "weight", "text")} == {
-        "condition": "a, b",
-        "snr_db": 5,
-        "language": "007",
-        "weight": 0.5,
-        "text": "",
-    }
+    columns = {"condition": "a, b", "snr_db": 5, "language": "007", "weight": 0.5, "text": ""}
+    assert rows[1] | columns == rows[1]
     assert "condition" not in rows[2]  # a path that is there is only a path
 
 
 def test_a_sample_is_the_seeds_and_keeps_the_order(tmp_path):
-    a, b = (
-        manifest(tmp_path / "a" / "m.jsonl", [f"a{i}" for i in range(30)]),
-        manifest(tmp_path / "b" / "m.jsonl", ["b0", "b1"]),
-    )
-    ids = [
-        [r["id"] for r in join(tmp_path, a, b, sample=n, seed=s)[1]] for n, s in ((10, 0), (10, 0), (10, 1), (99, 0))
-    ]
     order = [f"a{i}" for i in range(30)] + ["b0", "b1"]
+    a, b = manifest(tmp_path / "a" / "m.jsonl", order[:30]), manifest(tmp_path / "b" / "m.jsonl", order[30:])
+    draws = ((10, 0), (10, 0), (10, 1), (99, 0))
+    ids = [[r["id"] for r in join(tmp_path, a, b, sample=n, seed=s)[1]] for n, s in draws]
     assert ids[0] == ids[1] != ids[2] and [len(i) for i in ids] == [10, 10, 10, 32]
     assert all(i == sorted(i, key=order.index) for i in ids)
 
@@ -118,26 +90,26 @@ def test_ids_of_the_result_are_always_unique(ids, folders):
     from rlspeech.types import Utterance
 
     paths = [Path(f) / "m.jsonl" for f in folders[: len(ids)]]
-    tags = prepare_join._tags(paths)
+    tags = _tags(paths)
     parts = [
-        prepare_join._Part(p, t, {}, [Utterance(i, "x.wav", 1.0, 16000) for i in names])
+        _Part(p, t, {}, [Utterance(i, "x.wav", 1.0, 16000) for i in names])
         for p, t, names in zip(paths, tags, ids, strict=True)
     ]
     before = [u.id for part in parts for u in part.rows]
-    renamed = prepare_join._tell_apart(parts)
+    renamed = _tell_apart(parts)
     after = [u.id for part in parts for u in part.rows]
     assert len(set(after)) == len(after) and renamed == sum(before.count(i) > 1 for i in before)
     assert all(new == old for new, old in zip(after, before, strict=True) if before.count(old) == 1)
 
 
-def test_mistakes_are_told(tmp_path):
+def test_mistakes_are_refused(tmp_path):
     a = manifest(tmp_path / "a" / "manifest.jsonl", ["x"])
     for manifests, out, words in [
-        ([], "out", "needs manifests"),
-        ([a, tmp_path / "nothing"], "out", "does not exist"),
-        ([f"{a}:duration=3"], "out", "cannot be set"),
-        ([f"{a}:snr_db=high"], "out", "is a number"),
-        ([a], "a", "would be overwritten"),
+        ([], "out", "manifests"),
+        ([a, tmp_path / "nothing"], "out", "nothing"),
+        ([f"{a}:duration=3"], "out", "duration"),
+        ([f"{a}:snr_db=high"], "out", "snr_db"),
+        ([a], "a", "manifest.jsonl"),
     ]:
         with pytest.raises(UserError, match=words) as error:
             prepare.run(Join(manifests=[str(m) for m in manifests], out=str(tmp_path / out)))
@@ -146,22 +118,8 @@ def test_mistakes_are_told(tmp_path):
 
 def test_the_command(tmp_path):
     a, b = manifest(tmp_path / "a" / "test.jsonl", ["x"]), manifest(tmp_path / "b" / "test.jsonl", ["x"])
-    done = CliRunner().invoke(
-        app,
-        [
-            "prepare",
-            "join",
-            str(a),
-            f"{b}:condition=noisy",
-            "--sample",
-            "2",
-            "--seed",
-            "3",
-            "--out",
-            str(tmp_path / "out"),
-            "--json",
-        ],
-    )
+    words = ["prepare", "join", str(a), f"{b}:condition=noisy", *"--sample 2 --seed 3 --json --out".split()]
+    done = CliRunner().invoke(app, [*words, str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     rows = list(read_jsonl(tmp_path / "out" / "manifest.jsonl"))
     assert [(r["id"], r.get("condition")) for r in rows] == [("a_x", None), ("b_x", "noisy")]

@@ -1,4 +1,4 @@
-"""Mouth crops: the right place, steady, whatever the head does and whatever is missing; and what each bad video costs."""
+"""Mouth crops: the right place, steady, whatever the head does and whatever is missing; and why a bad video is dropped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import soundfile as sf
 pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
 
+from tiny_corpora import sound  # noqa: E402
 from tiny_videos import eye_finder, flat, head, mouth_of, write_video  # noqa: E402
 
 from rlspeech.corpora import faces as faces_module  # noqa: E402
@@ -139,9 +140,8 @@ def test_eyes_that_are_not_found_are_taken_from_the_box() -> None:
         return [moved if looks["count"] % 2 else Face(moved.box)]
 
     path, _ = tracked(film(MOVES["tilted"]), blinks)
-    assert (
-        np.ptp(path.centre, axis=0).max() < 1.0
-    )  # what boxes and eyes have to do with each other was learnt from the clip
+    # what boxes and eyes have to do with each other was learnt from the clip
+    assert np.ptp(path.centre, axis=0).max() < 1.0
     looks["count"] = 0
     never, crops = tracked(film(MOVES["still"]), lambda frame: [Face(eye_finder(frame)[0].box)])
     assert np.abs([mouth_of(crop) for crop in crops]).max() < 4.5 and never.found.all()
@@ -154,9 +154,8 @@ def test_of_several_faces_the_large_lasting_one() -> None:
     big, small = [box(100 + i, 80) for i in range(15)], [box(20, 40) for _ in range(15)]
     seen = follow({4 * i: [small[i], big[i]] for i in range(15)}, 60)
     assert seen is not None and [f.box[2] for f in seen.faces] == [80] * 15 and seen.others == 0
-    passing = {
-        4 * i: [box(100, 60), *([box(200, 110)] if 6 <= i < 9 else [])] for i in range(15)
-    }  # someone walks through
+    # someone walks through
+    passing = {4 * i: [box(100, 60), *([box(200, 110)] if 6 <= i < 9 else [])] for i in range(15)}
     seen = follow(passing, 60)
     assert seen is not None and {f.box[2] for f in seen.faces} == {60.0}
     pair = follow({4 * i: [box(20, 70), box(150, 80)] for i in range(15)}, 60)
@@ -176,9 +175,8 @@ def test_two_drawn_heads(tmp_path: Path) -> None:
     fact = lips.crop_clip(tmp_path / "v.mkv", tmp_path / "v.npz", "mouth96", eye_finder)
     assert fact["others"] == 1 and fact["face_rate"] == 1
     widths = [np.ptp(np.nonzero((crop < 45).any(axis=0))[0]) for crop in load_lips(tmp_path / "v.npz")]
-    assert np.mean(widths) == pytest.approx(
-        0.76 * EYES_PX, rel=0.1
-    )  # had it followed the smaller one, the same: so look where it is
+    # had it followed the smaller one, the same: so look where it is
+    assert np.mean(widths) == pytest.approx(0.76 * EYES_PX, rel=0.1)
     seen = follow(*search(frames, eye_finder))
     assert seen is not None and abs(np.mean([f.eyes.mean(axis=0)[0] for f in seen.faces]) - 220) < 2
 
@@ -188,15 +186,12 @@ def test_landmarks_name_the_mouth_itself() -> None:
     points[[33, 133]], points[[362, 263]] = [(110, 120), (130, 120)], [(160, 124), (180, 124)]
     points[[61, 291, 0, 17]] = [(130, 180), (160, 180), (145, 170), (145, 190)]
     face = face_of_landmarks(points)
-    assert (
-        face.eyes is not None
-        and np.allclose(face.eyes, [[120, 120], [170, 124]])
-        and np.allclose(face.mouth, [145, 180])
-    )
+    assert face.eyes is not None and np.allclose(face.eyes, [[120, 120], [170, 124]])
+    assert np.allclose(face.mouth, [145, 180])
     frames = [np.full((240, 320), 100, np.uint8)] * 10
     path, crops = tracked(frames, lambda _: [face])
     assert path.exact and np.allclose(path.centre, [145, 180]) and crops.shape == (10, 96, 96)
-    with pytest.raises(UserError, match="no landmark model"):
+    with pytest.raises(UserError, match="face.task"):
         landmark_detector("/nowhere/face.task")
 
 
@@ -242,12 +237,6 @@ def test_the_embedded_detector(monkeypatch: pytest.MonkeyPatch) -> None:
 # whole runs
 
 
-def tone(path: Path, seconds: float, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, np.random.default_rng(seed).standard_normal(round(16000 * seconds)) * 0.1, 16000)
-    return path
-
-
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lips, "_detector", lambda landmarks: eye_finder)
@@ -262,7 +251,7 @@ def clips(folder: Path) -> dict[str, str]:
     talk = film(MOVES["still"], 30)
     for i, name in enumerate(("good", "short", "faceless", "empty", "cut", "text", "mute", "damaged")):
         if name != "mute":
-            tone(folder / f"{name}.wav", 1.2, i)
+            sound(folder / f"{name}.wav", i, 1.2)
         if name in ("good", "mute"):
             write_video(folder / f"{name}.mp4", talk)
     write_video(folder / "short.mp4", talk[:20])
@@ -290,11 +279,8 @@ def test_every_kind_of_clip(tmp_path: Path) -> None:
     assert {row["id"]: row["reason"] for row in read_jsonl(tmp_path / "out" / "dropped.jsonl")} == bad
     rows = {utt.id: utt for utt in read_manifest(tmp_path / "out" / "manifest.jsonl")}
     assert set(rows) == {"good", "short", "damaged"}
-    assert (
-        rows["good"].text == "hello there"
-        and rows["good"].extra["face_rate"] == 1
-        and "video_short_s" not in rows["good"].extra
-    )
+    assert rows["good"].text == "hello there" and rows["good"].extra["face_rate"] == 1
+    assert "video_short_s" not in rows["good"].extra
     assert rows["short"].extra["video_short_s"] == pytest.approx(0.4, abs=0.01)
     held = load_lips(rows["short"].lips_filepath or "", 0.0, 30)
     assert np.array_equal(held[19], held[29]) and not np.array_equal(held[18], held[19])
@@ -311,9 +297,7 @@ def test_a_second_run_reads_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = (tmp_path / "out" / "manifest.jsonl").read_bytes()
     real = lips.crop_clip
     seen: list[str] = []
-    monkeypatch.setattr(
-        lips, "crop_clip", lambda video, *a, **k: (seen.append(Path(video).name), real(video, *a, **k))[1]
-    )
+    monkeypatch.setattr(lips, "crop_clip", lambda video, *a: (seen.append(Path(video).name), real(video, *a))[1])
     second = prepare(tmp_path / "in", tmp_path / "out")
     assert not seen and second["cut_before"] == first["cut"] and second["dropped"] == first["dropped"]
     assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
@@ -339,7 +323,7 @@ def test_the_centre_needs_no_detector(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(faces_module, "haar_detector", lambda: pytest.fail("no detector is needed"))
     picture = np.random.default_rng(0).integers(0, 255, (224, 224), dtype=np.uint8)
     write_video(tmp_path / "in" / "a.mkv", [picture] * 10, codec="ffv1")
-    tone(tmp_path / "in" / "a.flac", 0.4)
+    sound(tmp_path / "in" / "a.flac", 0, 0.4)
     summary = prepare(tmp_path / "in", tmp_path / "out", crop="centre112")
     utt = read_manifest(tmp_path / "out" / "manifest.jsonl")[0]
     crop = load_lips(utt.lips_filepath or "")
@@ -352,20 +336,12 @@ def test_the_centre_needs_no_detector(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("drawn")
 def test_rows_that_share_a_video_and_several_splits(tmp_path: Path) -> None:
     video = str(write_video(tmp_path / "v.mp4", film(MOVES["still"], 30)))
-    utts = [
-        Utterance(
-            f"u{i}",
-            str(tone(tmp_path / f"u{i}.wav", 1.2, i)),
-            1.2,
-            16000,
-            video_filepath=video,
-            speaker_id="s",
-            target_filepath=str(tone(tmp_path / "t.wav", 1.2, 77)),
-            extra={"scene": f"S{i}"},
-        )
-        for i in range(3)
-    ]
-    plain = Utterance("plain", str(tone(tmp_path / "p.wav", 1.2, 9)), 1.2, 16000)
+    target, utts = str(sound(tmp_path / "t.wav", 77, 1.2)), []
+    for i in range(3):
+        utt = Utterance(f"u{i}", str(sound(tmp_path / f"u{i}.wav", i, 1.2)), 1.2, 16000, video_filepath=video)
+        utt.speaker_id, utt.target_filepath, utt.extra = "s", target, {"scene": f"S{i}"}
+        utts.append(utt)
+    plain = Utterance("plain", str(sound(tmp_path / "p.wav", 9, 1.2)), 1.2, 16000)
     write_manifest(tmp_path / "in" / "train.jsonl", utts[:2])
     write_manifest(tmp_path / "in" / "valid.jsonl", [utts[2], plain])
     summary = prepare(tmp_path / "in", tmp_path / "out")
@@ -380,7 +356,7 @@ def test_rows_that_share_a_video_and_several_splits(tmp_path: Path) -> None:
 def test_endless_videos_are_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: str) -> None:
     monkeypatch.setattr(lips, "MAX_FRAMES", 20)
     write_video(tmp_path / "v.mp4", film(MOVES["still"], 30))
-    with pytest.raises(LipsError, match="longer than"):
+    with pytest.raises(LipsError, match="min"):
         lips.crop_clip(tmp_path / "v.mp4", tmp_path / "v.npz", crop, eye_finder)
     assert not (tmp_path / "v.npz").exists()
 
@@ -411,12 +387,12 @@ def test_a_video_brings_its_own_sound(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("drawn")
 def test_nothing_left_is_said(tmp_path: Path) -> None:
     write_video(tmp_path / "in" / "a.mp4", flat(10, size=(240, 320)))
-    tone(tmp_path / "in" / "a.wav", 0.4)
+    sound(tmp_path / "in" / "a.wav", 0, 0.4)
     with pytest.raises(UserError) as caught:
         prepare(tmp_path / "in", tmp_path / "out")
     assert "no face in any frame" in caught.value.why
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no videos"):
+    with pytest.raises(UserError, match="none"):
         prepare(tmp_path / "none", tmp_path / "out2")
 
 
@@ -425,7 +401,7 @@ def test_a_video_that_kills_its_worker_is_dropped_and_tried_again(
 ) -> None:
     for i, name in enumerate("ab"):
         write_video(tmp_path / "in" / f"{name}.mp4", flat(10))
-        tone(tmp_path / "in" / f"{name}.wav", 0.4, i)
+        sound(tmp_path / "in" / f"{name}.wav", i, 0.4)
     real = lips.crop_clip
 
     def dies(video: str, *more: Any) -> dict[str, Any]:
@@ -447,9 +423,8 @@ def test_the_contact_sheet(tmp_path: Path) -> None:
         save_lips(tmp_path / f"{i}.npz", np.full((20, 96, 96), 5 * i, np.uint8))
         extra = {"face_rate": 0.5 if i == 33 else 1.0}
         rows.append(Utterance(f"clip-{i}", "a.wav", 0.8, 16000, lips_filepath=str(tmp_path / f"{i}.npz"), extra=extra))
-    rows.append(
-        Utterance("gone", "a.wav", 0.8, 16000, lips_filepath=str(tmp_path / "gone.npz"), extra={"face_rate": 1.0})
-    )
+    gone = str(tmp_path / "gone.npz")
+    rows.append(Utterance("gone", "a.wav", 0.8, 16000, lips_filepath=gone, extra={"face_rate": 1.0}))
     assert contact_sheet(rows, tmp_path / "sheet.png", most=12) in (11, 12)
     sheet = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape[0] == 6 * 98
@@ -470,9 +445,8 @@ def test_real_talking_faces(realdata: Path, tmp_path: Path) -> None:
         mouth = np.abs(np.diff(crops[:, 34:62, 28:68], axis=0)).mean(axis=(1, 2))
         above = np.abs(np.diff(crops[:, :28, 28:68], axis=0)).mean(axis=(1, 2))
         below = np.abs(np.diff(crops[:, 68:, 28:68], axis=0)).mean(axis=(1, 2))
-        assert (
-            mouth.mean() > 1.4 * above.mean() and mouth.mean() > 1.15 * below.mean()
-        )  # what moves most lies in the middle
+        # what moves most lies in the middle
+        assert mouth.mean() > 1.4 * above.mean() and mouth.mean() > 1.15 * below.mean()
         wav, rate = sf.read(video.with_suffix(".flac"))
         frames = wav[: len(wav) // 640 * 640].reshape(-1, 640)
         level = np.log(np.sqrt((frames**2).mean(axis=1)) + 1e-3)

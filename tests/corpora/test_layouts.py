@@ -7,28 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from tiny_corpora import manifest, table, touch
 
-from rlspeech.corpora import dns, folder, mix, voicebank
+from rlspeech.corpora import dns, folder, kaldi_nemo, librispeech, mix, voicebank
 from rlspeech.corpora.base import Candidate
 from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-
-
-def table(found: Iterable[Candidate]) -> dict[str, dict[str, Candidate]]:
-    splits: dict[str, dict[str, Candidate]] = {}
-    for row in found:
-        rows = splits.setdefault(row.split, {})
-        assert row.utt.id not in rows
-        rows[row.utt.id] = row
-    return splits
-
 
 TEST_NAMES = [
     "clnsp102_traffic_248091_3_snr0_tl-21_fileid_268",
@@ -151,9 +135,9 @@ def test_dns_mixtures_made_by_the_challenges_script(tmp_path: Path) -> None:
 
 def test_dns_of_something_else(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav")
-    with pytest.raises(UserError, match="no DNS material"):
+    with pytest.raises(UserError, match="DNS"):
         list(dns.find(tmp_path))
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="gone"):
         list(dns.find(tmp_path / "gone"))
 
 
@@ -173,20 +157,15 @@ def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
         "noisy_testset_wav/p257_009.wav",
         "license.txt",
     )
-    (tmp_path / "trainset_28spk_txt").mkdir()
+    touch(tmp_path, "trainset_28spk_txt/p228_001.txt", "logfiles/x")
     (tmp_path / "trainset_28spk_txt" / "p228_001.txt").write_text("Please call Stella.\n")
-    (tmp_path / "logfiles").mkdir()
     (tmp_path / "logfiles" / "log_testset.txt").write_text("file noise snr\np232_001 bus 17.5\n")
     (tmp_path / "logfiles" / "log_trainset_28spk.txt").write_text("p228_001 babble 15\np228_002 cafe\n")
     splits = table(voicebank.find(tmp_path))
     assert {k: len(v) for k, v in splits.items()} == {"train": 2, "valid": 2, "test": 2}
     utt = splits["train"]["p228_001"].utt
-    assert (utt.text, utt.speaker_id, utt.snr_db, utt.extra["noise_type"]) == (
-        "Please call Stella.",
-        "p228",
-        15.0,
-        "babble",
-    )
+    assert (utt.text, utt.speaker_id) == ("Please call Stella.", "p228")
+    assert (utt.snr_db, utt.extra["noise_type"]) == (15.0, "babble")
     assert splits["train"]["p228_002"].utt.snr_db is None
     assert splits["test"]["p232_001"].utt.snr_db == 17.5 and splits["test"]["p257_009"].problem == "no clean partner"
     assert {r.utt.speaker_id for r in splits["valid"].values()} == {"p226"}
@@ -206,7 +185,7 @@ def test_voicebank_56_and_both(tmp_path: Path) -> None:
 
 def test_voicebank_without_its_other_half(tmp_path: Path) -> None:
     touch(tmp_path, "clean_trainset_28spk_wav/p226_001.wav")
-    with pytest.raises(UserError, match="no VoiceBank-DEMAND pairs"):
+    with pytest.raises(UserError, match="VoiceBank-DEMAND"):
         list(voicebank.find(tmp_path))
 
 
@@ -231,7 +210,7 @@ def test_pairs_by_place_stem_or_number(tmp_path: Path) -> None:
     for i in (2, 3):
         row = next(folder.find_pairs(tmp_path / f"n{i}", tmp_path / f"c{i}"))
         assert row.problem is None and row.utt.target_filepath
-    with pytest.raises(UserError, match="nothing in"):
+    with pytest.raises(UserError, match="n4"):
         list(folder.find_pairs(tmp_path / "n4", tmp_path / "c4"))
 
 
@@ -250,7 +229,7 @@ def test_folder_reads_texts_and_skips_what_it_should(tmp_path: Path) -> None:
 
 
 def test_folder_without_audio(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no audio"):
+    with pytest.raises(UserError, match="audio"):
         list(folder.find(tmp_path))
 
 
@@ -263,10 +242,162 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
 
 def test_mix_takes_folders_and_manifests(tmp_path: Path) -> None:
     touch(tmp_path, "c1/a.wav", "c2/b.wav", "n/n.wav", "r/r.wav")
-    row = {"id": "seg", "audio_filepath": "c1/a.wav", "duration": 1.0, "sample_rate": 16000, "offset": 2.0}
-    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
-    splits = table(
-        mix.find([tmp_path / "c1", tmp_path / "c2", tmp_path / "m.jsonl"], [tmp_path / "n"], [tmp_path / "r"])
-    )
+    rows = manifest(tmp_path / "m.jsonl", [{"id": "seg", "audio_filepath": "c1/a.wav", "offset": 2.0}])
+    splits = table(mix.find([tmp_path / "c1", tmp_path / "c2", rows], [tmp_path / "n"], [tmp_path / "r"]))
     assert {k: sorted(v) for k, v in splits.items()} == {"clean": ["a", "b", "seg"], "noise": ["n"], "rir": ["r"]}
     assert splits["clean"]["seg"].utt.offset == 2.0
+
+
+# transcripts
+
+
+def texts(rows: Iterable[Candidate]) -> dict[str, str | None]:
+    return {row.utt.id: row.problem or row.utt.text for row in rows}
+
+
+@pytest.mark.parametrize("below", ["", "LibriSpeech"])
+def test_librispeech(tmp_path: Path, below: str) -> None:
+    top = tmp_path / below
+    for split, name in (("dev-clean", "84-1-0000"), ("dev-clean", "84-1-0001"), ("train-clean-100", "9-2-0000")):
+        touch(top, f"{split}/{name.split('-')[0]}/{name.split('-')[1]}/{name}.flac")
+    (top / "dev-clean/84/1/84-1.trans.txt").write_text("84-1-0000 MISTER O'BRIEN WAS HERE\n")
+    (top / "train-clean-100/9/2/9-2.trans.txt").write_text("9-2-0000 YES\n")
+    (top / "SPEAKERS.TXT").write_text("; comment\n84 | F | dev-clean | 8.0 | N. N.\n")
+    rows = list(librispeech.find(tmp_path))
+    assert texts(rows) == {"84-1-0000": "mister o'brien was here", "84-1-0001": "no transcript", "9-2-0000": "yes"}
+    assert [r.split for r in rows] == ["dev-clean", "dev-clean", "train-clean-100"]
+    assert (rows[0].utt.speaker_id, rows[0].utt.extra["sex"], rows[2].utt.extra.get("sex")) == ("84", "female", None)
+    assert len(list(librispeech.find(tmp_path, ["dev-clean"]))) == len(list(librispeech.find(top / "dev-clean"))) == 2
+    with pytest.raises(UserError, match="test-other"):
+        list(librispeech.find(tmp_path, ["test-other"]))
+
+
+LISTS = {
+    "a.jsonl": '{"audio": "x/one.wav", "text": "hello there", "speaker": "s1"}\n{"audio_filepath": "two.flac", "sentence": ""}\n',
+    "b.tsv": "client_id\tpath\tsentence\ts\ns1\tone.wav\thello there\t\ns2\ttwo.flac\t\t\n",
+    "c.csv": 'file,text,speaker\nx/one.wav,"hello there",s1\ntwo.flac,,s2\n',
+    "metadata.csv": "one|Hello, there!|hello there\ntwo||\n",
+    "text": "one hello there\ntwo\n",
+    "d.txt": "one.wav\thello there\ntwo.flac\t\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_texts(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "audio", "x/one.wav", "two.flac", "three.wav")
+    (tmp_path / name).write_text(LISTS[name])
+    rows = list(folder.find_listed(tmp_path / "audio", tmp_path / name))
+    assert texts(rows) == {"x_one": "hello there", "two": "", "three": "no transcript"}
+    speakers = {row.utt.id: row.utt.speaker_id for row in rows}
+    assert speakers["x_one"] == ("s1" if "s1" in LISTS[name] else None)
+
+
+def test_the_same_stem_in_two_folders_needs_its_folder(tmp_path: Path) -> None:
+    touch(tmp_path / "audio", "a/1.wav", "b/1.wav")
+    (tmp_path / "t.jsonl").write_text('{"path": "a/1.wav", "text": "first"}\n{"path": "1.wav", "text": "which"}\n')
+    assert texts(list(folder.find_listed(tmp_path / "audio", tmp_path / "t.jsonl"))) == {"a_1": "first", "b_1": "which"}
+    (tmp_path / "t").write_text("a/1 first\n")
+    found = texts(folder.find_listed(tmp_path / "audio", tmp_path / "t"))
+    assert found == {"a_1": "first", "b_1": "no transcript"}
+
+
+def test_ids_with_dots_are_not_shortened(tmp_path: Path) -> None:
+    touch(tmp_path / "audio", "v1.2.wav", "v1.wav")
+    (tmp_path / "text").write_text("v1.2 two\nv1 one\n")
+    rows = folder.find_listed(tmp_path / "audio", tmp_path / "text")
+    assert {Path(r.utt.audio_filepath).name: r.utt.text for r in rows} == {"v1.2.wav": "two", "v1.wav": "one"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("t.jsonl", content) for content in (b"{", b"[1]", b'{"nothing": 1}', b"")),
+        *(("t", content) for content in (b"", b"other words", b"\xff\xfe\x00")),
+        ("t.tsv", b""),
+    ],
+)
+def test_bad_lists_are_refused(tmp_path: Path, name: str, content: str) -> None:
+    touch(tmp_path / "audio", "one.wav")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError):
+        list(folder.find_listed(tmp_path / "audio", tmp_path / name))
+
+
+def kaldi(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name.replace("_", ".", name == "wav_scp")).write_text(content)
+    return folder
+
+
+def test_kaldi_segments(tmp_path: Path) -> None:
+    touch(tmp_path, "wavs/r1.flac")
+    kaldi(
+        tmp_path / "data" / "train",
+        wav_scp=f"r1 {tmp_path}/wavs/r1.flac\n",
+        text="u1 hello there\nu2\nu5 x\nu6 x\nu3 a\n",
+        segments="u1 r1 0.5 1.75\nu2 r1 2 -1\nu3 r9 0 1\nu4 r1 3 4\nu5 r1 4 3\nu6 r1 soon\n",
+        utt2spk="u1 anna\n",
+        utt2lang="u1 de\n",
+    )
+    rows = list(kaldi_nemo.find_kaldi(tmp_path / "data"))
+    assert texts(rows) == {
+        "u1": "hello there",
+        "u2": "",
+        "u3": "recording not in wav.scp",
+        "u4": "no transcript",
+        "u5": "segment ends before it begins",
+        "u6": "bad line in segments",
+    }
+    first, open_end = rows[0].utt, rows[1].utt
+    assert (first.offset, first.duration, first.speaker_id, first.language) == (0.5, 1.25, "anna", "de")
+    assert rows[0].split == "train"
+    assert (open_end.offset, open_end.duration) == (2.0, 0.0), "to the end of the file"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("a.flac", "flac -c -d -s a.flac |", "sph2pipe -f wav -p a.flac |", "sox a.flac -t wav - |"),
+        "bad: sph2pipe -f wav -p -c 1 a.flac |",
+        "bad: sox a.flac -t wav - speed 1.1 |",
+        "bad: cat a.flac | sox -t flac - -t wav - |",
+        *("bad: touch evil; cat a.flac |", "bad: wget a.flac |", "bad: raw.ark:123"),
+    ],
+)
+def test_kaldi_commands_are_never_run(tmp_path: Path, entry: str) -> None:
+    good = not entry.startswith("bad: ")
+    touch(tmp_path, "d/a.flac")
+    (tmp_path / "d" / "wav.scp").write_text(f"u {entry.removeprefix('bad: ')}\n")
+    (row,) = kaldi_nemo.find_kaldi(tmp_path / "d")
+    assert (row.problem is None) == good and not (tmp_path / "evil").exists() and not Path("evil").exists()
+    if good:
+        assert row.utt.audio_filepath == str(tmp_path / "d" / "a.flac") and row.utt.text is None
+
+
+def test_kaldi_needs_a_wav_scp(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="wav.scp"):
+        list(kaldi_nemo.find_kaldi(tmp_path))
+
+
+def test_nemo(tmp_path: Path) -> None:
+    lines = [
+        {"audio_filepath": "a.wav", "duration": 1.5, "text": "hello", "lang": "en", "speaker": "s", "pnc": "yes"},
+        {"audio_filepath": "a.wav", "duration": 1.0, "offset": 2, "text": ""},
+        {"audio_filepath": "a.wav", "duration": 1.5, "offset": 0, "text": "again"},
+        {"audio_filepath": "a.wav", "duration": 1.0},
+        {"duration": 1},
+        7,
+    ]
+    (tmp_path / "train_manifest.json").write_text("".join(json.dumps(x) + "\n" for x in lines) + "{broken\n")
+    rows = list(kaldi_nemo.find_nemo(tmp_path))
+    assert {r.split for r in rows} == {"train"} and len({r.utt.id for r in rows}) == 7
+    assert [r.problem is None for r in rows] == [True, True, True, False, False, False, False]
+    first = rows[0].utt
+    assert (first.text, first.language, first.speaker_id) == ("hello", "en", "s")
+    assert (first.duration, first.extra["pnc"]) == (1.5, "yes")
+    assert rows[1].utt.text == "" and rows[1].utt.offset == 2 and rows[3].problem == "no transcript"
+    assert [r.utt.extra.get("segment") for r in rows[:3]] == [None, None, True]
+    assert first.audio_filepath == str(tmp_path / "a.wav") and first.sample_rate == 0
+    with pytest.raises(UserError):
+        list(kaldi_nemo.find_nemo(tmp_path / "gone"))
