@@ -379,7 +379,7 @@ def test_prepare_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(MixtureSet.from_recipe(find_manifest(tmp_path))) == 60
     assert find_manifest(tmp_path, recipe=False).name == "test.jsonl"
     printed = capsys.readouterr()
-    assert "valid" in printed.out and "next: rlspeech pretrain" in told.err
+    assert "valid" in printed.out and "next: rlspeech pretrain" in printed.err
     json.dumps(summary)
 
 
