@@ -66,6 +66,7 @@ TASK = "what the model does, or package.module:Class of your own"
 SEED = "random seed; the same seed gives the same result"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps"
 MINUTES = "stop after this many minutes, validate and save"
+Enhancement = Literal["flowse", "avse"]  # tasks that enhance, the default first
 Video = Literal["right", "shuffled", "none"]  # shuffled: another utterance's, the control; none: hidden
 Trackers = Annotated[
     list[Literal["auto", "none", "tensorboard", "wandb"]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)

@@ -26,6 +26,7 @@ __all__ = ["convert_avse4", "read_avse4"]
 KERNEL = 40  # the baseline stretches the video by 32: right for a hop of 20 samples only
 UNUSED = "visual_frontend.resnet.layer1.downsample.weight"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+TASK = "avse"  # of the model that the weights become
 LIMIT = 8  # names in a message
 EXPORT = (
     "import torch; from safetensors.torch import save_file; "

@@ -35,6 +35,8 @@ __all__ = [
 
 
 SHOWN = 50
+TOLERANCE_S = 0.1  # between a manifest's duration and the file's header
+MAX_CHARACTERS_PER_S = 40  # faster than anyone reads
 
 
 def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None, json_mode: bool = False) -> dict[str, Any]:
@@ -119,16 +121,9 @@ def _folder(path: Path, schemas: Mapping[str, str]) -> Findings:
     return found
 
 
-# What ``rlspeech check`` finds in files of rows: manifests, mixture recipes, metrics and scores.
-
-
-TOLERANCE_S = 0.1  # between a manifest's duration and the file's header
-MAX_CHARACTERS_PER_S = 40  # nobody reads faster
-
-
 @dataclass(slots=True)
 class Findings:
-    """What was found in one place and below it."""
+    """Problems and facts of a path and of what lies below it."""
 
     kind: str
     problems: list[dict[str, Any]] = field(default_factory=list)
@@ -194,7 +189,7 @@ def _manifest(path: Path) -> Findings:
 
 
 def _text_problems(utt: Utterance) -> Iterator[str]:
-    """What makes a transcript useless to a recogniser without anybody noticing."""
+    """Faults of a transcript that no error would show in training."""
     text, keywords = utt.text, utt.extra.get("keywords")
     if text is not None:
         if "\ufffd" in text or any(0xD800 <= ord(c) < 0xE000 for c in text):
@@ -329,9 +324,6 @@ def check_recipe(path: Path, content: Mapping[str, Any]) -> Findings:
         found.facts |= {f"{key}: {k}": v for k, v in part.facts.items() if k in {"rows", "hours"}}
     found.facts["manifests"] = names
     return found
-
-
-# What ``rlspeech check`` finds in config files, checkpoints and run folders.
 
 
 def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> Findings:

@@ -1,11 +1,15 @@
-"""``rlspeech convert``: other people's files as ours, and ours as theirs.
+"""``rlspeech convert``: checkpoints, manifests, scores and adapters from and to the formats of other toolkits.
 
     rlspeech convert avse4 pretrained.ckpt --out runs/avse4-baseline      # weights of the fourth AVSE challenge's baseline
     rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi      # or nemo, lhotse; prepare kaldi | nemo | lhotse reads them
     rlspeech convert scores scores/scores.jsonl --to versa scores.versa   # and back: --to rlspeech
-    rlspeech convert lora runs/asr --to adapter runs/asr-adapter          # or merged
+    rlspeech convert lora runs/asr --to adapter runs/asr-adapter          # a few MB; peft puts them onto the model it was trained on
+    rlspeech convert lora runs/asr --to merged runs/asr-merged            # a plain checkpoint, without trainer state
+    rlspeech convert lora runs/asr-adapter --to merged merged             # the way back
 
-What is written is there whole or not at all, and nothing that is there is written over.
+Outputs are written whole or not at all, and existing files are never overwritten. A run with LoRA keeps its checkpoints merged, with the
+adapter in ``adapter/``, whose names are those of this project's wrapper around a language model; what is written here has the names of
+the transformers model itself, which is what peft takes elsewhere.
 """
 
 from __future__ import annotations
@@ -30,6 +34,11 @@ __all__ = ["LAYOUTS", "manifest", "new_place", "run", "scores"]
 
 
 LAYOUTS = ("avse4",)
+CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
+STATE = frozenset({"adapter", "state.json", "state.safetensors"})  # what a checkpoint of a run has beside the model
+# tasks whose model holds a transformers model under the name ``net``
+WRAPPED = frozenset(task for task, kind in KINDS.items() if kind.tuned and not kind.model_type)
+DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
 
 
 @contextmanager
@@ -51,7 +60,7 @@ def new_place(out: str | None, *, folder: bool = True, suffix: str = "") -> Iter
         raise UserError(f"no output {'folder' if folder else 'file'}", "", f"--out {'FOLDER' if folder else 'FILE'}")
     final = Path(out).absolute()
     if final.exists() and not (folder and final.is_dir() and not any(final.iterdir())):
-        raise UserError(f"{final} is there already", "", f"name another {'folder' if folder else 'file'}")
+        raise UserError(f"{final} already exists", "", f"name another {'folder' if folder else 'file'}")
     work: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -88,15 +97,15 @@ def run(layout: str, source: str, out: str | None, *, json_mode: bool = False) -
             f"there are: {', '.join(LAYOUTS)}",
             "rlspeech convert avse4 FILE --out FOLDER",
         )
-    from rlspeech.models.avse_import import convert_avse4, read_avse4
+    from rlspeech.models.avse_import import TASK, convert_avse4, read_avse4
     from rlspeech.models.hub import save_model
 
     with new_place(out) as (place, folder):
         model = convert_avse4(read_avse4(source))
-        save_model(place, model, "avse", facts={"stage": "convert", "layout": layout, "source": Path(source).name})
+        save_model(place, model, TASK, facts={"stage": "convert", "layout": layout, "source": Path(source).name})
     parameters, cfg = sum(p.numel() for p in model.parameters()), model.cfg
     log.say(f"{parameters / 1e6:.2f} M parameters, {cfg.channels} channel{'s' if cfg.channels > 1 else ''}, {folder}")
-    log.say(f"next: rlspeech eval --task avse --model {folder} --data test.jsonl")
+    log.say(f"next: rlspeech eval --task {TASK} --model {folder} --data test.jsonl")
     return {"checkpoint": str(folder), "parameters": parameters, "model": cfg.model_dump()}
 
 
@@ -164,7 +173,7 @@ def scores(
             done = versa.take(Path(source), place, system or "system")
             aside = final.with_suffix(".meta.json")
             if aside.exists():
-                raise UserError(f"{aside} is there already", "", "name another file")
+                raise UserError(f"{aside} already exists", "", "name another file")
             os.replace(place.with_suffix(".meta.json"), aside)
     rows = [[theirs, ours, count, missing] for theirs, ours, count, missing in done.metrics]
     log.table(f"{done.rows} rows: {final}", ["VERSA's name", "our name", "values", "missing"], rows, done.notes)
@@ -178,23 +187,6 @@ def scores(
         "notes": done.notes,
         "metrics": [{"versa": t, "rlspeech": o, "values": n, "missing": m} for t, o, n, m in done.metrics],
     }
-
-
-# ``rlspeech convert lora``: what a run with LoRA has learned, as an adapter or folded into the weights.
-#
-#     rlspeech convert lora runs/asr --to adapter runs/asr-adapter     # a few MB; peft puts them onto the model it was trained on
-#     rlspeech convert lora runs/asr --to merged runs/asr-merged       # a plain checkpoint, without trainer state
-#     rlspeech convert lora runs/asr-adapter --to merged anew          # the way back
-#
-# A run keeps both beside each other: its checkpoints are merged, with the adapter in
-# ``adapter/``. That adapter speaks of this project's
-# wrapper around a language model; what is written here speaks of the transformers model itself, which is what peft is given elsewhere.
-
-
-CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
-STATE = frozenset({"adapter", "state.json", "state.safetensors"})  # what a checkpoint of a run has beside the model
-WRAPPED = frozenset({"asr", "tts"})  # tasks whose model holds a transformers model under the name ``net``
-DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
 
 
 def merge_lora(
@@ -239,7 +231,7 @@ def _refuse(source: str) -> dict[str, Any]:
 
 
 def _copy(checkpoint: Path, place: Path) -> dict[str, Any]:
-    """The merged model is what the checkpoint holds."""
+    """Copy the model of a checkpoint, which is merged already, without its adapter and trainer state."""
     facts = _facts(checkpoint)
     for path in checkpoint.iterdir():
         if path.is_file() and path.name not in STATE:

@@ -20,6 +20,7 @@ from typing import Any
 
 from rlspeech import __version__, log
 from rlspeech.parallel import physical_cores
+from rlspeech.tasks import NEEDS, TRANSFORMERS, VIDEOS
 
 __all__ = ["FEATURES", "Feature", "run", "usable_features"]
 
@@ -54,26 +55,14 @@ OPTIONAL = {
     "pocketsphinx": "a recogniser for wer",
     "mediapipe": "mouths in prepare lips",
 }
-# folder below assets/ -> (what it must hold, what it is for)
+MODEL = ("config.json", "model.safetensors")
+# folder below assets/ -> (what it must hold, what it is for), beside the checkpoints of ``models.hub.KINDS``
 ASSETS = {
-    "flowse": (("config.json", "model.safetensors"), "the enhancer that rl, eval and enhance start from"),
-    "avse": (("config.json", "model.safetensors"), "the audio-visual enhancer of --task avse"),
-    "speaker": (("config.json", "model.safetensors"), "encoder of speaker_similarity"),
-    "speech_encoder": (("config.json", "model.safetensors"), "encoder of speech_bert_score"),
-    "listener": (
-        ("config.json", "model.safetensors", "tokenizer.json"),
-        "describes speech in words, for the reward llm",
-    ),
-    "sentiment": (
-        ("config.json", "model.safetensors", "tokenizer.json"),
-        "rates the words from 1 to 5, for the reward llm",
-    ),
-    "asr": (
-        ("config.json", "model.safetensors", "tokenizer.json"),
-        "the recogniser that rl --task asr, eval and transcribe start from",
-    ),
-    "demo": (("mix.json", "clean.jsonl", "noise.jsonl"), "the embedded corpus"),
-    "demo_commands": (("train.jsonl", "valid.jsonl", "test.jsonl"), "the embedded corpus of the task asr"),
+    "speaker": (MODEL, "encoder of speaker_similarity"),
+    "speech_encoder": (MODEL, "encoder of speech_bert_score"),
+    "sentiment": ((*MODEL, "tokenizer.json"), "rates descriptions from 1 to 5, for the reward llm"),
+    "demo": (("mix.json", "clean.jsonl", "noise.jsonl"), "the embedded corpus of noisy speech"),
+    "demo_commands": (("train.jsonl", "valid.jsonl", "test.jsonl"), "the embedded corpus of texts and recordings"),
 }
 
 
@@ -272,9 +261,12 @@ def _compiler() -> dict[str, Any]:
 
 
 def _assets() -> list[dict[str, Any]]:
+    from rlspeech.models.hub import KINDS
+
     root = Path(str(resources.files("rlspeech"))) / "assets"
+    models = {task: (MODEL, f"{kind.title}: {kind.use.format('embedded')}") for task, kind in KINDS.items()}
     found = []
-    for name, (needed, what) in ASSETS.items():
+    for name, (needed, what) in {**models, **ASSETS}.items():
         folder = root / name
         missing = [n for n in needed if not (folder / n).is_file()]
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
@@ -364,9 +356,6 @@ def _usable(title: str, entries: Any, notes: list[str]) -> None:
     log.table(title, ["", "usable", ""], rows, notes)
 
 
-# What each thing that this project can do needs, and which of it is missing here.
-
-
 @dataclass(frozen=True, slots=True)
 class Feature:
     """Something to do, with what it needs beyond the packages that are always installed.
@@ -385,14 +374,9 @@ class Feature:
 
 
 FEATURES = (
-    Feature("enhancement", "--task flowse", assets=("flowse", "demo", "speaker", "speech_encoder")),
-    Feature(
-        "audio-visual enhancement", "--task avse", {"av": "av", "cv2": "'opencv-python-headless<5'"}, ("avse", "demo")
-    ),
-    Feature("recognition", "--task asr", {"transformers": "transformers"}, ("asr", "demo_commands")),
-    Feature("synthesis", "--task tts", {"transformers": "transformers"}, ("tts", "codec", "token-reward")),
-    Feature("an audio LLM as the judge", "--reward llm", {"transformers": "transformers"}, ("listener", "sentiment")),
-    Feature("mouth crops of videos", "prepare lips", {"av": "av", "cv2": "'opencv-python-headless<5'"}),
+    *(Feature(n.title, f"--task {task}", n.modules, n.assets) for task, n in NEEDS.items()),
+    Feature("an audio LLM as the judge", "--reward llm", TRANSFORMERS, ("listener", "sentiment")),
+    Feature("mouth crops of videos", "prepare lips", VIDEOS),
     Feature("mouths tracked by MediaPipe", "prepare lips --landmarks FILE", {"mediapipe": "mediapipe"}),
     Feature("PESQ", "--reward pesq", {"pesq": "'rlspeech[pesq]'"}),
     Feature("SQUIM", "--reward squim", {"torchaudio": "'rlspeech[torchaudio]'"}),

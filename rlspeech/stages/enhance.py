@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config import Strict
+from rlspeech.config import Enhancement, Strict
 from rlspeech.data.inputs import AUDIO_SUFFIXES, ROWS, Item, expand
 from rlspeech.log import several
 from rlspeech.tasks import get_task
@@ -38,7 +38,7 @@ BLIND = "were enhanced without video"
 class Enhance(Strict):
     """``rlspeech enhance``."""
 
-    task: Literal["flowse", "avse"] = Field("flowse", description="what the model enhances with")
+    task: Enhancement = Field(get_args(Enhancement)[0], description="what the model enhances with")
     inputs: list[str] = Field(
         default_factory=list, description="audio files (also videos, for their sound track), folders or manifests"
     )

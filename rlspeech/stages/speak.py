@@ -256,9 +256,9 @@ def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None
     """Synthesise in batches of pieces, and write each text as soon as its last piece is there."""
     from rlspeech.data.batches import Clip
     from rlspeech.engine import Engine, Watchdog
-    from rlspeech.tasks import get_task
+    from rlspeech.tasks import SYNTHESIS, get_task
 
-    engine, task = Engine(config.device, "fp32", config.seed), get_task("tts")
+    engine, task = Engine(config.device, "fp32", config.seed), get_task(SYNTHESIS)
     model, _ = task.load(config.model, engine.device)
     rate, waiting = task.sample_rate_of(model), list[tuple[_Job, Any, bool]]()
     log.say(f"{several(len(jobs), 'text')}, {engine.reason}")

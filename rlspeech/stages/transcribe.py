@@ -142,10 +142,10 @@ def _job(item: Item) -> _Job:
 def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_Job]:
     from rlspeech.engine import Engine, Watchdog
     from rlspeech.stages.decode import Recogniser, join_texts
-    from rlspeech.tasks import get_task
+    from rlspeech.tasks import RECOGNITION, get_task
 
     engine = Engine(config.device, "fp32", config.seed)
-    model, _ = get_task("asr").load(config.model, engine.device, dtype=config.precision)
+    model, _ = get_task(RECOGNITION).load(config.model, engine.device, dtype=config.precision)
     recogniser = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
     log.say(f"{several(len(jobs), 'file')}, {engine.reason}")
     ended = list[_Job]()

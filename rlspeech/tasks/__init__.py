@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlspeech.plugins import load, load_function
 from rlspeech.types import UserError
@@ -15,6 +15,26 @@ TASKS = {
     "codec": "rlspeech.tasks.aids.codec:CodecTask",
     "token-reward": "rlspeech.tasks.aids.token_reward:TokenRewardTask",
     "tts": "rlspeech.tasks.tts.task:Tts",
+}
+
+
+RECOGNITION, SYNTHESIS = "asr", "tts"  # the tasks of ``transcribe`` and ``speak``
+
+
+class Needs(NamedTuple):
+    """What a task can do, and what that needs: modules with what to give to ``pip install``, embedded folders below ``assets/``."""
+
+    title: str
+    modules: dict[str, str]
+    assets: tuple[str, ...]
+
+
+TRANSFORMERS, VIDEOS = {"transformers": "transformers"}, {"av": "av", "cv2": "'opencv-python-headless<5'"}
+NEEDS = {
+    "flowse": Needs("enhancement", {}, ("flowse", "demo", "speaker", "speech_encoder")),
+    "avse": Needs("audio-visual enhancement", VIDEOS, ("avse", "demo")),
+    "asr": Needs("recognition", TRANSFORMERS, ("asr", "demo_commands")),
+    "tts": Needs("synthesis", TRANSFORMERS, ("tts", "codec", "token-reward")),
 }
 
 

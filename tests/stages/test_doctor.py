@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rlspeech import log
+from rlspeech.models.hub import KINDS
 from rlspeech.rewards import squim as _torchaudio
 from rlspeech.stages import doctor
 
@@ -39,7 +40,7 @@ def test_it_says_what_is_here(plain: tuple[dict[str, Any], str]) -> None:
     assert summary["devices"][0]["name"] == "cpu" and summary["devices"][0]["usable"]
     assert summary["threads"]["cores"] >= 1
     assert {"dnsmos", "stoi", "pesq_wb", "squim"} <= {r["name"] for r in summary["rewards"]}
-    assert {a["name"] for a in summary["assets"]} == set(doctor.ASSETS)
+    assert {a["name"] for a in summary["assets"]} == {*doctor.ASSETS, *KINDS}
     assert all(word in shown for word in ("torch", "cpu", "estoi", "Embedded", "torchaudio"))
 
 
