@@ -26,59 +26,25 @@ from pydantic import BaseModel, ValidationError
 
 from rlspeech import log
 from rlspeech.files import is_full, sync, write_error, write_text
-from rlspeech.state import load_optimizer_state, load_state, optimizer_state, rng_state, save_state, set_rng_state
-from rlspeech.tracking import MetricsLog, check_trackers, read_metrics
+from rlspeech.scores import step_name, write_json
+from rlspeech.state import load_state, save_state
+from rlspeech.tracking import MetricsLog, check_trackers
 from rlspeech.types import UserError
 
-__all__ = [
-    "Checkpoints",
-    "Run",
-    "load_optimizer_state",
-    "load_state",
-    "optimizer_state",
-    "read_metrics",
-    "rng_state",
-    "save_state",
-    "set_rng_state",
-    "write_text",
-]
+__all__ = ["Checkpoints", "Run"]
 
-
-SETTINGS = frozenset(
-    {"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"}
-)  # of a run that has not begun
-
+# of a run that has not begun
+SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset(
     {
-        "out",
-        "device",
-        "workers",
-        "save_every",
-        "valid_every",
-        "max_minutes",
-        "micro_batch",
-        "probe_batches",
-        "players",
-        "timeout_s",
-        "tracker",
+        *("out", "device", "workers", "save_every", "valid_every", "max_minutes", "micro_batch"),
+        *("probe_batches", "players", "timeout_s", "tracker"),
     }
 )
 PACKAGES = (
-    "rlspeech",
-    "torch",
-    "numpy",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "soundfile",
-    "onnxruntime",
-    "speechmos",
-    "pesq",
-    "pystoi",
-    "jiwer",
-    "librosa",
+    *("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile"),
+    *("onnxruntime", "speechmos", "pesq", "pystoi", "jiwer", "librosa"),
 )
 _held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so that is done here
 
@@ -93,10 +59,10 @@ class Run:
         grown: settings that an earlier attempt had otherwise and that may grow: key -> its value then.
     """
 
-    def __init__(self, path: Path, stage: str, config: BaseModel, keep_last: int = 2) -> None:
+    def __init__(self, path: Path, stage: str, config: BaseModel) -> None:
         self.path, self.stage, self.config = path, stage, config
         self.main = log.is_main()
-        self.checkpoints = Checkpoints(path / "checkpoints", keep_last, writable=self.main)
+        self.checkpoints = Checkpoints(path / "checkpoints", writable=self.main)
         self.resumed = False
         self.grown: dict[str, Any] = {}
         self._lock: IO[str] | None = None
@@ -109,22 +75,16 @@ class Run:
         out: str | Path | None,
         stage: str,
         config: BaseModel,
-        resume: bool = True,
         *,
-        label: str | None = None,
-        keep_last: int = 2,
         neutral: Iterable[str] = (),
         growing: Iterable[str] = (),
     ) -> Run:
         """Make the folder, or take up the run that it holds.
 
         Args:
-            out: the folder; None: ``runs/<stage>-<task>-<algo or label>-<hash of the config>``, so the same command finds its run again.
+            out: the folder; None: ``runs/<stage>-<task>-<algo>-<hash of the config>``, so the same command finds its run again.
             stage: name of the stage.
             config: the stage's resolved config.
-            resume: False refuses a folder that holds a run already.
-            label: part of the default name where the config has no ``algo``, the preset for instance.
-            keep_last: checkpoints kept besides the best one.
             neutral: further top-level keys that may differ on resume.
             growing: counts of steps that may be raised, or lowered to what is done: to train a finished run for longer.
 
@@ -132,16 +92,15 @@ class Run:
             UserError: another process holds the folder; it holds another run; it cannot be written; a tracker is missing.
         """
         check_trackers(getattr(config, "tracker", ()))
-        free = NEUTRAL | set(neutral)
-        path = Path(out) if out else Path("runs") / _default_name(stage, config, label)
-        run = cls(path.absolute(), stage, config, keep_last)
+        path = Path(out) if out else Path("runs") / _default_name(stage, config)
+        run = cls(path.absolute(), stage, config)
         if not run.main:
             return run
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             run._take_lock()
             try:
-                run._open(resume, free, frozenset(growing))
+                run._open(NEUTRAL | set(neutral), frozenset(growing))
             except BaseException:
                 run.close()
                 raise
@@ -149,11 +108,9 @@ class Run:
             raise write_error(run.path, error, "no run was started") from error
         return run
 
-    def _open(self, resume: bool, neutral: frozenset[str], growing: frozenset[str]) -> None:
+    def _open(self, neutral: frozenset[str], growing: frozenset[str]) -> None:
         resolved = self.path / "config.resolved.json"
         if resolved.exists() and self._begun():
-            if not resume:
-                raise UserError(f"{self.path} holds a run already", "", f"--out NEW, or delete it: rm -r {self.path}")
             self._compare(resolved, neutral, growing)
             self.resumed = True
         self.checkpoints.clean()
@@ -163,7 +120,7 @@ class Run:
 
         sparse = self.config.model_dump(mode="json", exclude_defaults=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(sparse, sort_keys=False, allow_unicode=True))
-        write_text(resolved, json.dumps(self.config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+        write_json(resolved, self.config.model_dump(mode="json"))
         self.note(**_environment(self.stage), restart=True)
         log.to_file(self.path / "logs" / "run.log")
         self._metrics.begin(self.config.model_dump(mode="json"))
@@ -188,41 +145,17 @@ class Run:
         if restart and env:
             earlier = env.pop("earlier", [])
             env = {"earlier": [*earlier, env]}
-        write_text(
-            path,
-            json.dumps(log.plain({**facts, **env} if restart else {**env, **facts}), indent=2, ensure_ascii=False)
-            + "\n",
-        )
-
-    # ---- metrics
+        write_json(path, {**facts, **env} if restart else {**env, **facts})
 
     def log(self, step: int, **metrics: Any) -> None:
         """Append one row to ``metrics.jsonl`` and feed the installed trackers. nan and infinities are written as null."""
         if self.main:
             self._metrics.log(step, metrics)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows so far."""
-        return read_metrics(self._metrics.path)
-
-    # ---- checkpoints
-
-    def save_checkpoint(self, step: int, write: Callable[[Path], Any], state: dict[str, Any]) -> Path:
-        """Write a checkpoint whole or not at all; see ``Checkpoints.save``."""
-        return self.checkpoints.save(step, write, state)
-
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from and its state (with ``step``), or None. A damaged one is passed over with a warning."""
         found, self._found = self._found or self.checkpoints.latest(), None
         return found
-
-    def mark_best(self, step: int) -> None:
-        """Point ``best`` at a checkpoint that exists; it is then kept."""
-        self.checkpoints.mark_best(step)
-
-    def best(self) -> Path | None:
-        """Folder of the best checkpoint, or None."""
-        return self.checkpoints.pointed("best")
 
     # ---- owning the folder
 
@@ -256,42 +189,33 @@ class Run:
         _held[name] = self
 
     def _compare(self, resolved: Path, neutral: frozenset[str], growing: frozenset[str]) -> None:
+        env_path = self.path / "env.json"
         try:
             before = json.loads(resolved.read_text(encoding="utf-8"))
-            env = (
-                json.loads((self.path / "env.json").read_text(encoding="utf-8"))
-                if (self.path / "env.json").exists()
-                else {}
-            )
+            env = json.loads(env_path.read_text(encoding="utf-8")) if env_path.exists() else {}
         except ValueError as error:
-            raise UserError(
-                f"{resolved} cannot be read", str(error), f"--out NEW, or delete it: rm -r {self.path}"
-            ) from None
+            try_this = f"--out NEW, or delete it: rm -r {self.path}"
+            raise UserError(f"{resolved} cannot be read", str(error), try_this) from None
         if env.get("stage", self.stage) != self.stage:
-            raise UserError(
-                f"{self.path} holds a run of another stage", f"{env['stage']}, not {self.stage}", "--out NEW"
-            )
+            why = f"{env['stage']}, not {self.stage}"
+            raise UserError(f"{self.path} holds a run of another stage", why, "--out NEW")
         try:  # a key that is younger than the run takes its default
             before = type(self.config).model_validate(before).model_dump(mode="json")
         except ValidationError:
             pass
         old, new = _flat(before), _flat(self.config.model_dump(mode="json"))
         changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k.split(".")[0] not in neutral]
+        differences = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed)
         done = self.checkpoints.last_step()
-        for key in sorted(growing.intersection(changed)) if len(changed) == 1 else ():
+        if len(changed) == 1 and (key := changed[0]) in growing:
             if new[key] < done:
-                raise UserError(
-                    f"{self.path} is at step {done} already",
-                    f"{key}: {old[key]!r} then, {new[key]!r} now",
-                    f"--{key} {done} or more to go on, --out NEW for a shorter run",
-                )
+                try_this = f"--{key} {done} or more to go on, --out NEW for a shorter run"
+                raise UserError(f"{self.path} is at step {done} already", differences, try_this)
             self.grown[key] = old[key]
-            changed.remove(key)
-        if changed:
-            what = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed)
+        elif changed:
             raise UserError(
                 f"{self.path} holds a run with other settings",
-                what,
+                differences,
                 f"--out NEW for the new settings, the old settings to go on, or delete it: rm -r {self.path}",
             )
 
@@ -312,22 +236,17 @@ class Run:
         self.close()
 
 
-def _default_name(stage: str, config: BaseModel, label: str | None) -> str:
+def _default_name(stage: str, config: BaseModel) -> str:
     flat = {k: v for k, v in _flat(config.model_dump(mode="json")).items() if k.split(".")[0] not in NEUTRAL}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:6]
-    return "-".join(
-        str(p) for p in (stage, getattr(config, "task", None), getattr(config, "algo", None) or label, digest) if p
-    )
+    return "-".join(filter(None, (stage, getattr(config, "task", None), getattr(config, "algo", None), digest)))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {
-            k: v
-            for name, sub in tree.items()
-            for k, v in _flat(sub, f"{prefix}.{name}" if prefix else str(name)).items()
-        }
-    return {prefix: tree}
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    parts = (_flat(sub, f"{prefix}.{name}" if prefix else str(name)) for name, sub in tree.items())
+    return {k: v for part in parts for k, v in part.items()}
 
 
 def _environment(stage: str) -> dict[str, Any]:
@@ -392,7 +311,7 @@ class Checkpoints:
             UserError: the disk is full; the earlier checkpoints are intact.
         """
         folder = self.folder
-        final = folder / f"step_{step:06d}"
+        final = folder / step_name(step)
         if not self.writable:
             return final
         temporary = folder / f".tmp-{final.name}-{os.getpid()}"
@@ -405,7 +324,7 @@ class Checkpoints:
             aside = folder / f".old-{final.name}"
             if (
                 final.exists()
-            ):  # a folder cannot be renamed onto a full one; _clean puts `aside` back if we die in between
+            ):  # a folder cannot be renamed onto a full one; ``clean`` puts this back if we die in between
                 os.rename(final, aside)
             os.rename(temporary, final)
             sync(folder)
@@ -422,9 +341,9 @@ class Checkpoints:
     def mark_best(self, step: int) -> None:
         """Point ``best`` at a checkpoint that exists; it is then kept."""
         if self.writable:
-            if not (self.folder / f"step_{step:06d}").is_dir():
+            if not (self.folder / step_name(step)).is_dir():
                 raise FileNotFoundError(f"no checkpoint of step {step} in {self.folder}")
-            write_text(self.folder / "best", f"step_{step:06d}\n")
+            write_text(self.folder / "best", step_name(step) + "\n")
 
     def pointed(self, name: str) -> Path | None:
         """The folder that ``latest`` or ``best`` names, or None."""

@@ -18,7 +18,9 @@ import torch
 from pydantic import BaseModel
 
 from rlspeech import run as run_module
-from rlspeech.run import Run, load_optimizer_state, load_state, optimizer_state, rng_state, save_state, set_rng_state
+from rlspeech.run import Run
+from rlspeech.state import load_optimizer_state, load_state, optimizer_state, rng_state, save_state, set_rng_state
+from rlspeech.tracking import read_metrics
 from rlspeech.types import UserError
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -72,7 +74,7 @@ def test_default_name_depends_on_what_changes_the_result(tmp_path: Path, monkeyp
 def begun(folder: Path) -> None:
     """A run with a first result."""
     with Run.create(folder, "rl", Config()) as run:
-        run.save_checkpoint(1, lambda path: (path / "x").write_text("1"), {})
+        run.checkpoints.save(1, lambda path: (path / "x").write_text("1"), {})
 
 
 def test_a_run_that_never_began_is_no_obstacle(tmp_path: Path) -> None:
@@ -96,8 +98,6 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert "--out NEW" in caught.value.try_this
     with pytest.raises(UserError, match="another stage"):
         Run.create(tmp_path, "eval", Config())
-    with pytest.raises(UserError, match="holds a run already"):
-        Run.create(tmp_path, "rl", Config(), resume=False)
     Run.create(tmp_path, "rl", Config(seed=3), neutral=["seed"]).close()
     with Run.create(tmp_path, "rl", Config(seed=3)) as run:  # none of the refusals has kept the lock
         assert run.resumed
@@ -108,7 +108,7 @@ def test_a_run_may_be_made_longer_and_not_shorter_than_it_is(tmp_path: Path) -> 
         steps: int = 2
 
     with Run.create(tmp_path, "rl", Counted()) as run:
-        run.save_checkpoint(2, _write, {})
+        run.checkpoints.save(2, _write, {})
     with pytest.raises(UserError, match="other settings"):  # only where the stage says that it can go on
         Run.create(tmp_path, "rl", Counted(steps=3))
     with pytest.raises(UserError, match="other settings") as both:
@@ -141,14 +141,14 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> N
         for step in range(1, 6):
             run.log(step, loss=1 / step, bad=float("nan"), t=torch.tensor(2.0))
             if step == 3:
-                run.save_checkpoint(step, _write, {"n": 3})
+                run.checkpoints.save(step, _write, {"n": 3})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     with Run.create(tmp_path, "rl", Config()) as run:
         latest = run.latest()
         assert latest is not None and latest[1] == {"n": 3, "step": 3}
         run.log(4, loss=9.0)
-        rows = run.metrics()
+        rows = read_metrics(run.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["bad"] is None and rows[0]["t"] == 2.0 and rows[-1]["loss"] == 9.0
     assert (tmp_path / "metrics.jsonl").read_text().endswith("\n")
@@ -158,7 +158,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RANK", "1")
     with Run.create(tmp_path / "r", "rl", Config()) as run:
         run.log(1, a=1)
-        run.save_checkpoint(1, _write, {})
+        run.checkpoints.save(1, _write, {})
         run.note(a=1)
     assert not (tmp_path / "r").exists()
 
@@ -207,28 +207,31 @@ def _steps(path: Path) -> list[str]:
 
 
 def test_old_checkpoints_go_and_the_best_stays(tmp_path: Path) -> None:
-    with Run.create(tmp_path, "rl", Config(), keep_last=2) as run:
+    with Run.create(tmp_path, "rl", Config()) as run:
         for step in (10, 20, 30, 40):
-            path = run.save_checkpoint(step, _write, {})
+            path = run.checkpoints.save(step, _write, {})
             if step == 10:
-                run.mark_best(10)
+                run.checkpoints.mark_best(10)
         assert _steps(tmp_path) == ["step_000010", "step_000030", "step_000040"]
-        assert run.best() == tmp_path / "checkpoints" / "step_000010" and (path / "model.txt").read_text() == "weights"
+        assert (
+            run.checkpoints.pointed("best") == tmp_path / "checkpoints" / "step_000010"
+            and (path / "model.txt").read_text() == "weights"
+        )
         with pytest.raises(FileNotFoundError):
-            run.mark_best(20)
+            run.checkpoints.mark_best(20)
 
 
 def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     with Run.create(tmp_path, "rl", Config()) as run:
         for n in (1, 2):
-            run.save_checkpoint(5, _write, {"n": n})
+            run.checkpoints.save(5, _write, {"n": n})
         latest = run.latest()
     assert latest is not None and latest[1]["n"] == 2 and _steps(tmp_path) == ["step_000005"]
 
 
 def test_half_written_folders_are_cleaned_and_a_parked_one_comes_back(tmp_path: Path) -> None:
     with Run.create(tmp_path, "rl", Config()) as run:
-        run.save_checkpoint(5, _write, {"n": 1})
+        run.checkpoints.save(5, _write, {"n": 1})
     folder = tmp_path / "checkpoints"
     (folder / ".tmp-step_000009-1").mkdir()
     (folder / "step_000005").rename(folder / ".old-step_000005")  # died between the two renames
@@ -241,13 +244,17 @@ def test_half_written_folders_are_cleaned_and_a_parked_one_comes_back(tmp_path: 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     with Run.create(tmp_path, "rl", Config()) as run:
         for step in (1, 2):
-            run.save_checkpoint(step, _write, {"w": torch.ones(100)})
+            run.checkpoints.save(step, _write, {"w": torch.ones(100)})
             run.log(step, a=1)
     broken = tmp_path / "checkpoints" / "step_000002" / damage
     broken.write_bytes(broken.read_bytes()[:20])
     with Run.create(tmp_path, "rl", Config()) as run:
         latest = run.latest()
-        assert latest is not None and latest[1]["step"] == 1 and [r["step"] for r in run.metrics()] == [1]
+        assert (
+            latest is not None
+            and latest[1]["step"] == 1
+            and [r["step"] for r in read_metrics(run.path / "metrics.jsonl")] == [1]
+        )
     assert "step_000002 cannot be read" in capsys.readouterr().err
 
 
@@ -258,12 +265,12 @@ def test_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
             file.write("x" * 10)
 
     with Run.create(tmp_path, "rl", Config()) as run:
-        run.save_checkpoint(1, _write, {"n": 1})
+        run.checkpoints.save(1, _write, {"n": 1})
         with pytest.raises(UserError, match="cannot write") as caught:
-            run.save_checkpoint(2, full, {"n": 2})
+            run.checkpoints.save(2, full, {"n": 2})
         assert "disk is full" in caught.value.why
         with pytest.raises(ZeroDivisionError):
-            run.save_checkpoint(2, lambda folder: 1 / 0, {"n": 2})
+            run.checkpoints.save(2, lambda folder: 1 / 0, {"n": 2})
         latest = run.latest()
         assert latest is not None and latest[1]["n"] == 1
     assert os.listdir(tmp_path / "checkpoints") and not list((tmp_path / "checkpoints").glob(".tmp*"))
@@ -285,7 +292,7 @@ print(step, flush=True)
 while True:
     step += 1
     run.log(step, loss=1.0)
-    run.save_checkpoint(step, lambda p: (p / "model.bin").write_bytes(bytes([step % 256]) * 200_000), {{"w": torch.full((50_000,), step)}})
+    run.checkpoints.save(step, lambda p: (p / "model.bin").write_bytes(bytes([step % 256]) * 200_000), {{"w": torch.full((50_000,), step)}})
 """
 
 
@@ -313,7 +320,7 @@ def test_killed_while_writing_checkpoints_it_goes_on_from_a_whole_one(tmp_path: 
     with Run.create(tmp_path, "rl", Config()) as run:
         found = run.latest()
         assert found is not None and bool((found[1]["w"] == found[1]["step"]).all())
-        steps = [row["step"] for row in run.metrics()]
+        steps = [row["step"] for row in read_metrics(run.path / "metrics.jsonl")]
     assert steps == list(range(1, found[1]["step"] + 1)) and seen == sorted(seen)
 
 

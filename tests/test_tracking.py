@@ -17,7 +17,7 @@ from rlspeech import log, tracking
 from rlspeech.config import RL, Strict
 from rlspeech.run import Run
 from rlspeech.settings import resolve
-from rlspeech.tracking import MetricsLog, check_trackers
+from rlspeech.tracking import MetricsLog, check_trackers, read_metrics
 from rlspeech.types import UserError
 
 
@@ -146,7 +146,7 @@ def test_wandb_that_breaks_costs_a_warning(wandb: Fake, tmp_path: Path, capsys: 
         for step in range(5):
             run.log(step, reward=float(step))
     assert capsys.readouterr().err.count("the tracker wandb broke") == 1 and len(wandb.given) == 2
-    assert [row["reward"] for row in run.metrics()] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [row["reward"] for row in read_metrics(run.path / "metrics.jsonl")] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 def test_only_the_first_process_is_tracked(wandb: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_tensorboard_gets_the_same_and_forgets_what_is_done_again(tmp_path: Path
     with Run.create(tmp_path / "run", "rl", Small(tracker=["tensorboard"])) as run:
         samples(run.path)
         run.log(0, **{"valid/estoi": 0.5, "note": "text"})
-        run.save_checkpoint(1, lambda path: None, {"x": torch.zeros(1)})
+        run.checkpoints.save(1, lambda path: None, {"x": torch.zeros(1)})
         run.log(1, reward=0.25)
         run.log(2, reward=99.0)  # behind the checkpoint: done again below
     with Run.create(tmp_path / "run", "rl", Small(tracker=["tensorboard"])) as run:
@@ -209,4 +209,4 @@ def test_a_tensorboard_that_breaks_costs_a_warning(tmp_path: Path, capsys: pytes
         run.log(0, reward=1.0)
         run.log(1, reward=2.0)
     assert capsys.readouterr().err.count("the tracker tensorboard broke") == 1
-    assert [row["reward"] for row in run.metrics()] == [1.0, 2.0]
+    assert [row["reward"] for row in read_metrics(run.path / "metrics.jsonl")] == [1.0, 2.0]

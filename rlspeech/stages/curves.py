@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rlspeech.report import Line, Plot, figures
-from rlspeech.run import read_metrics
 from rlspeech.stats import Interval
+from rlspeech.tracking import read_metrics
 from rlspeech.types import UserError
 
 __all__ = ["Kind", "columns_of", "curves_behind", "plots_of", "spreads_of"]

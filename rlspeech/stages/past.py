@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from rlspeech.files import safe_name
 from rlspeech.log import several
-from rlspeech.run import read_metrics
+from rlspeech.tracking import read_metrics
 from rlspeech.types import UserError
 
 __all__ = ["Past", "find_sound", "flat", "number", "open_pasts", "past_of", "shown_path"]

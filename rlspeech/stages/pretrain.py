@@ -23,13 +23,14 @@ from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import safe_name
 from rlspeech.log import several
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stages import pretrain_report
 from rlspeech.stages.curves import columns_of
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.past import open_pasts
 from rlspeech.stages.validation import keep_inputs
+from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import Interval
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task
@@ -236,7 +237,7 @@ class Trainer:
             "cursor": self.cursor,
             "last_valid": self.last_valid,
         }
-        self.folder.save_checkpoint(
+        self.folder.checkpoints.save(
             self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state
         )
 

@@ -30,11 +30,12 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.rewards.soft import build_soft
-from rlspeech.run import Run, load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stages import rl_report
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
+from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import mean_interval
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task
@@ -188,7 +189,7 @@ class Session:
         """Score the held-out clips; keep the weights where they are the best so far. Returns a guard's reason to stop, or None."""
         if self.validation.run(self.policy, self.step):
             self.save()
-            self.folder.mark_best(self.step)
+            self.folder.checkpoints.mark_best(self.step)
         return self.validation.tripped
 
     # -- on disk -------------------------------------------------------------------------------------------------------
@@ -227,11 +228,11 @@ class Session:
             self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
             self.adapted.save_adapter(str(path / "adapter"))
 
-        self.folder.save_checkpoint(self.step, write, state)
+        self.folder.checkpoints.save(self.step, write, state)
 
     def summary(self, reason: str) -> dict[str, Any]:
         """What ``--json`` prints."""
-        best = self.folder.best()
+        best = self.folder.checkpoints.pointed("best")
         return {
             "run": str(self.folder.path),
             "checkpoint": str(self.folder.path / "checkpoints" / step_name(self.step)),

@@ -251,7 +251,7 @@ def folder(tmp_path: Path) -> Path:
     with Run.create(tmp_path / "run", "pretrain", Pretrain(steps=4)) as run:
         for step in (1, 2):
             run.log(step, loss=1.0 / step)
-            run.save_checkpoint(step, write, {"w": torch.zeros(2)})
+            run.checkpoints.save(step, write, {"w": torch.zeros(2)})
     return tmp_path / "run"
 
 
