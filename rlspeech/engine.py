@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlspeech import log
-from rlspeech.parallel import calm_threads, parallel_map, physical_cores
+from rlspeech.parallel import calm_threads, physical_cores
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Engine", "Watchdog", "calm_threads", "parallel_map", "physical_cores", "seed_all"]
+__all__ = ["Engine", "Watchdog", "seed_all"]
 
 
 def seed_all(seed: int) -> None:

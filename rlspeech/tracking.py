@@ -21,18 +21,16 @@ from typing import IO, Any, Protocol
 
 from rlspeech import log
 from rlspeech.files import write_error, write_text
+from rlspeech.scores import step_name
 from rlspeech.types import UserError
 
-__all__ = ["MetricsLog", "MetricsSink", "check_trackers", "metrics_sink", "read_metrics"]
+__all__ = ["MetricsLog", "Tracker", "check_trackers", "read_metrics"]
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}  # tracker -> what pip installs
 SOUND = frozenset({".wav", ".flac", ".ogg"})
 GIVEN = ("input", "reference")  # folders beside those of the steps, where a stage keeps what was put in
-CLIPS, ROWS, CLIP_S = (
-    4,
-    8,
-    12.0,
-)  # of one validation: clips and texts that a tracker gets, and of a clip at most so much
+# of one validation: clips and texts that a tracker gets, and of a clip at most so many seconds
+CLIPS, ROWS, CLIP_S = 4, 8, 12.0
 PROJECT = "rlspeech"
 
 
@@ -47,7 +45,7 @@ class MetricsLog:
     def __init__(self, folder: Path, trackers: Sequence[str] = ("auto",)) -> None:
         self.folder, self.path, self.trackers = folder, folder / "metrics.jsonl", tuple(trackers)
         self._file: IO[str] | None = None
-        self._sinks: list[MetricsSink] | None = None
+        self._trackers: list[Tracker] | None = None
         self._config: Mapping[str, Any] = {}
         self._after, self._shown = -1, False
 
@@ -62,11 +60,15 @@ class MetricsLog:
         """
         self._config = config
         if "wandb" in self.trackers and log.is_main():
-            self._sinks = [*self._files(), _Careful("wandb", _started(lambda: _Wandb(self.folder, config)))]
+            self._trackers = [*self._tensorboard(), _Careful("wandb", _started(lambda: _Wandb(self.folder, config)))]
 
-    def _files(self) -> list[MetricsSink]:
-        wanted = {"auto", "tensorboard"} & set(self.trackers)
-        return [metrics_sink(self.folder / "tensorboard", self._config, self._after)] if wanted else []
+    def _tensorboard(self) -> list[Tracker]:
+        """TensorBoard where it is wanted, its package is installed and torch is in use; its files are made with the first row."""
+        wanted = {"auto", "tensorboard"} & set(self.trackers) and log.is_main() and "torch" in sys.modules
+        if not wanted or importlib.util.find_spec("tensorboard") is None:
+            return []
+        folder, after = self.folder / "tensorboard", self._after
+        return [_Careful("tensorboard", lambda: _TensorBoard(folder, self._config, after))]
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write one row at once. nan and infinities are written as null.
@@ -82,28 +84,29 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             raise write_error(self.path, error, "the run goes on from its last checkpoint") from error
-        if self._sinks is None:
-            self._sinks = self._files()
-        for sink in self._sinks:
-            sink.log(step, row)
-        if self._sinks and any(name.startswith("valid/") for name in row):
-            self._outputs(self._sinks, step)
+        if self._trackers is None:
+            self._trackers = self._tensorboard()
+        for tracker in self._trackers:
+            tracker.log(step, row)
+        if self._trackers and any(name.startswith("valid/") for name in row):
+            self._outputs(self._trackers, step)
 
-    def _outputs(self, sinks: Sequence[MetricsSink], step: int) -> None:
+    def _outputs(self, trackers: Sequence[Tracker], step: int) -> None:
         """What the validation of a step has left under ``samples/``: some sound, some texts; at the first one also what was put in."""
-        folder = self.folder / "samples" / f"step_{step:06d}"
+        folder = self.folder / "samples" / step_name(step)
         made = _sound(folder)[:CLIPS]
         given = (
             []
             if self._shown
             else [p for name in GIVEN for p in _sound(folder.parent / name) if p.stem in {m.stem for m in made}]
         )
-        said = _said(folder / "said.jsonl")
-        for sink in sinks:
+        texts = _texts(folder / "said.jsonl")
+        for tracker in trackers:
             for path in [*made, *given]:
-                sink.sound(f"samples/{path.stem}/{'output' if path.parent == folder else path.parent.name}", path, step)
-            if said:
-                sink.texts("samples/said", said, step)
+                what = "output" if path.parent == folder else path.parent.name
+                tracker.sound(f"samples/{path.stem}/{what}", path, step)
+            if texts:
+                tracker.texts("samples/said", texts, step)
         self._shown = self._shown or bool(made)
 
     def trim(self, last_step: int) -> None:
@@ -118,9 +121,9 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-        for sink in self._sinks or ():
-            sink.close()
-        self._sinks = None
+        for tracker in self._trackers or ():
+            tracker.close()
+        self._trackers = None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -144,7 +147,7 @@ def _sound(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SOUND) if folder.is_dir() else []
 
 
-def _said(path: Path) -> list[tuple[str, str, str]]:
+def _texts(path: Path) -> list[tuple[str, str, str]]:
     """Id, reference and hypothesis of the first rows of a recogniser's validation."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -173,7 +176,7 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-class MetricsSink(Protocol):
+class Tracker(Protocol):
     """Where metrics go besides ``metrics.jsonl``."""
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -189,46 +192,36 @@ class MetricsSink(Protocol):
         """Flush."""
 
 
-class _Null:
-    def log(self, step: int, metrics: dict[str, Any]) -> None: ...
-
-    def sound(self, name: str, path: Path, step: int) -> None: ...
-
-    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class _Careful:
     """A tracker that may break, at its start or later: that costs a warning and the tracker, not the run."""
 
-    def __init__(self, name: str, start: Callable[[], MetricsSink]) -> None:
+    def __init__(self, name: str, start: Callable[[], Tracker]) -> None:
         self.name, self._start = name, start
-        self._sink: MetricsSink | None = None
+        self._tracker: Tracker | None = None
         self._broken = False
 
-    def _do(self, work: Callable[[MetricsSink], None]) -> None:
+    def _do(self, work: Callable[[Tracker], None]) -> None:
         if self._broken:
             return
         try:
-            self._sink = self._sink or self._start()
-            work(self._sink)
+            self._tracker = self._tracker or self._start()
+            work(self._tracker)
         except Exception as error:
             self._broken = True
             log.warn(f"the tracker {self.name} broke and gets no more ({_first(error)}); metrics.jsonl has everything")
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        self._do(lambda sink: sink.log(step, metrics))
+        self._do(lambda tracker: tracker.log(step, metrics))
 
     def sound(self, name: str, path: Path, step: int) -> None:
-        self._do(lambda sink: sink.sound(name, path, step))
+        self._do(lambda tracker: tracker.sound(name, path, step))
 
     def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
-        self._do(lambda sink: sink.texts(name, rows, step))
+        self._do(lambda tracker: tracker.texts(name, rows, step))
 
     def close(self) -> None:
-        if self._sink is not None:
-            self._do(lambda sink: sink.close())
+        if self._tracker is not None:
+            self._do(lambda tracker: tracker.close())
 
 
 class _TensorBoard:
@@ -301,18 +294,18 @@ class _Wandb:
         self.run.finish()
 
 
-def _started(start: Callable[[], MetricsSink]) -> Callable[[], MetricsSink]:
+def _started(start: Callable[[], Tracker]) -> Callable[[], Tracker]:
     """Start a tracker now, while its failure costs nothing but a message. Raises ``UserError``."""
     check_trackers(["wandb"])
     try:
-        sink = start()
+        tracker = start()
     except Exception as error:
         raise UserError(
             "the tracker wandb does not start",
             _first(error),
             "wandb login, or WANDB_MODE=offline, or --set tracker=auto",
         ) from error
-    return lambda: sink
+    return lambda: tracker
 
 
 def _first(error: BaseException) -> str:
@@ -322,16 +315,3 @@ def _first(error: BaseException) -> str:
 def _quoted(text: str) -> str:
     """Text that Markdown shows as it is."""
     return "".join(f"    {line}\n" for line in text.splitlines())
-
-
-def metrics_sink(folder: Path, config: Mapping[str, Any] | None = None, after: int = -1) -> MetricsSink:
-    """TensorBoard files in ``folder`` where the package is installed and torch is in use, else a sink that does nothing.
-
-    Args:
-        folder: for its files; made with the first row.
-        config: settings to show.
-        after: last step of an earlier attempt that counts; -1: none.
-    """
-    if log.is_main() and "torch" in sys.modules and importlib.util.find_spec("tensorboard") is not None:
-        return _Careful("tensorboard", lambda: _TensorBoard(folder, config or {}, after))
-    return _Null()

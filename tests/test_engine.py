@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlspeech.engine import Engine, Watchdog, calm_threads, physical_cores, seed_all
+from rlspeech.engine import Engine, Watchdog, seed_all
+from rlspeech.parallel import calm_threads, physical_cores
 from rlspeech.types import UserError
 
 ROOT = Path(__file__).parent.parent

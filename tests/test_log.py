@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlspeech import log, tracking
+from rlspeech import log
 
 
 @pytest.fixture(autouse=True)
@@ -229,21 +229,6 @@ def test_a_full_log_disk_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(log, "_file", Full())
     log.say("still alive")
     assert log._file is None
-
-
-def test_metrics_sink_without_tensorboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    sink = tracking.metrics_sink(tmp_path / "tb")
-    sink.log(1, {"a": 1.0})
-    sink.close()
-    assert not (tmp_path / "tb").exists()
-
-
-def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "a": 2}\n[1]\n{"no": 1}\n{"step": 2, "a"')
-    assert tracking.read_metrics(path) == [{"step": 1, "a": 2}]
-    assert tracking.read_metrics(tmp_path / "absent.jsonl") == []
 
 
 def test_a_table_that_nobody_reads_does_not_stop_what_comes_after_it() -> None:

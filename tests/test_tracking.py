@@ -210,3 +210,18 @@ def test_a_tensorboard_that_breaks_costs_a_warning(tmp_path: Path, capsys: pytes
         run.log(1, reward=2.0)
     assert capsys.readouterr().err.count("the tracker tensorboard broke") == 1
     assert [row["reward"] for row in read_metrics(run.path / "metrics.jsonl")] == [1.0, 2.0]
+
+
+def test_without_tensorboard_there_is_the_file_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
+    numbers = MetricsLog(tmp_path)
+    numbers.log(1, {"a": 1.0})
+    numbers.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 2}\n[1]\n{"no": 1}\n{"step": 2, "a"')
+    assert read_metrics(path) == [{"step": 1, "a": 2}]
+    assert read_metrics(tmp_path / "absent.jsonl") == []

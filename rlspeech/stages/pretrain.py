@@ -56,14 +56,14 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         train, valid = task.data(config, model)
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
-        engine.say(
+        log.say(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {several(len(train.utts), 'utterance')}, "
             f"{engine.reason}"
         )
         if remark := longer(folder, trainer.step, config.steps, falls=True):
-            engine.say(remark)
+            log.say(remark)
         if not valid:
-            engine.say(
+            log.say(
                 f"{len(train.utts)} utterances are too few to hold any back: nothing is validated; --valid MANIFEST does it"
             )
 
@@ -122,7 +122,7 @@ class Trainer:
         self.average = {k: v.to(self.engine.device) for k, v in averaged.items()}
         self.step, self.cursor, self.last_valid = int(state["step"]), int(state["cursor"]), state["last_valid"]
         set_rng_state(state["rng"])
-        self.engine.say(f"resumed at step {self.step} from {path}")
+        log.say(f"resumed at step {self.step} from {path}")
 
     def fit(self, train: ClipSource, check: Callable[[], dict[str, float | Interval]], watchdog: Watchdog) -> str:
         """Train until the configured end. ``check`` validates in the first process and returns its numbers. Returns why it stopped."""

@@ -119,7 +119,7 @@ class Session:
         if self.folder.main:
             trim(self.folder.path, self.step if self.validation.history else -1)
         if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):
-            self.engine.say(remark)
+            log.say(remark)
         self.feed = self.prompts(cfg.seed, self.cursor)
         # another order, for prompts that dynamic sampling asks for
         self.reserve = self.prompts(cfg.seed + 1, self.reserve_cursor)
@@ -206,7 +206,7 @@ class Session:
         self.validation.restore(state["history"], state["best"])
         self.algo.load_state(state["algo"])
         set_rng_state(state["rng"])
-        self.engine.say(f"resumed at step {self.step} from {path}")
+        log.say(f"resumed at step {self.step} from {path}")
 
     def save(self) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
@@ -313,25 +313,25 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     """The arithmetic that users ask about, in one line each."""
     n, u = config.prompts_per_step, config.updates_per_collection
     trainable = sum(p.numel() for p in session.policy.parameters())
-    engine.say(
+    log.say(
         f"{engine.reason}; {trainable / 1e6:.2f} M trainable parameters; {len(session.train.utts)} prompts to draw from"
     )
     if config.policy_weight == 0:
-        engine.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
+        log.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
         return
-    engine.say(
+    log.say(
         f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
         f"{config.steps} steps = {config.steps * n * config.group} rollouts"
     )
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
     watched = ", ".join(g.name for g in config.guards) or "nothing"
-    engine.say(f"rewards {rewards}; watched {watched}")
+    log.say(f"rewards {rewards}; watched {watched}")
     if "diffro" in config.algo:
-        engine.say(_climbing(config, session.task))
+        log.say(_climbing(config, session.task))
     if session.task.transcribed:
         sampling = config.sampling
         cut = ", truncated: what is trained is not what samples" if sampling.top_p < 1 or sampling.top_k else ""
-        engine.say(
+        log.say(
             f"tokens are sampled at temperature {sampling.temperature:g}{cut}; "
             f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
         )

@@ -110,7 +110,7 @@ class Validation:
             **{"seconds/validate": time.monotonic() - began_s},
         )
         if step and (line := summary_line(deltas)):
-            self.engine.say(f"step {step}, {len(self.clips)} held-out clips against step 0: {line}")
+            log.say(f"step {step}, {len(self.clips)} held-out clips against step 0: {line}")
         tripped, gain = self._watch(), deltas[ALTOGETHER].mean
         better = gain > self.best and step > 0 and not tripped and not self._spoilt()
         self.tripped, better = self.engine.agree((tripped, better))
