@@ -4,10 +4,8 @@ A row is flat: ``key``, ``system``, a column a metric (a number, or null with it
 as they come. The last row of a (system, key) counts; where it carries the same ``stamp`` (of the scored file) as the one before it, it adds
 its columns to that one. Lines that are torn are left out, and the next writer drops them.
 
-- ``read_scores(path, notes)``: system -> key -> row; nothing is opened for writing.
-- ``append_rows(path, rows)``, ``keep_rows(path, keep)``: add rows; drop torn rows and those that ``keep`` refuses.
-- ``ScoreFile``: rows of files, taken up while file and metric are the same (``rlspeech reward``).
-- ``ScoreTable``: rows of systems, taken up while a system's fingerprint is the same (``rlspeech eval``).
+``read_scores`` reads, ``append_rows`` and ``keep_rows`` are for plain rows. Of a ``ScoreFile`` (``reward``) rows are taken up while file
+and metric are the same, of a ``ScoreTable`` (``eval``) while the fingerprint of their system is.
 """
 
 from __future__ import annotations
@@ -132,56 +130,62 @@ def _read_json(path: Path) -> Row:
     return found if isinstance(found, dict) else {}
 
 
-class ScoreFile:
-    """``scores.jsonl`` of files: appended while scoring, one row a (system, key) after ``close``.
+class _Rows:
+    """Rows in memory, by system and key, and their file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, _read(path)
+
+    def row(self, system: str, key: str) -> Row:
+        """A row; empty where there is none."""
+        return self.rows.get((system, key), {})
+
+    def write(self) -> None:
+        """Rewrite the file without torn and superseded rows: complete or not at all."""
+        if self.rows or self.path.exists():
+            _write(self.path, self.rows.values())
+
+
+class ScoreFile(_Rows):
+    """``scores.jsonl`` of files: appended while scoring, one row a (system, key) after ``write``.
 
     Args:
         path: the JSONL file; ``.meta.json`` stands beside it.
         system: label of the rows that are being written.
-        metrics: name -> version and options of what is being computed.
+        metrics: name -> version and options of what is being computed; None: only to look at, nothing is written.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, system: str, metrics: dict[str, Any]) -> None:
-        self._open(path, system)
-        self.metrics = metrics
+    def __init__(self, path: Path, system: str, metrics: dict[str, Any] | None = None) -> None:
+        super().__init__(path)
+        self.system, self.meta_path = system, path.with_suffix(".meta.json")
+        self.meta, self.outdated = _read_json(self.meta_path), list[str]()
+        if not isinstance(self.meta.get("systems"), dict):
+            self.meta = {"systems": {}}
         mine = self.meta["systems"].setdefault(system, {"metrics": {}})
-        self.outdated = [
-            n for n, m in metrics.items() if n in mine["metrics"] and _identity(mine["metrics"][n]) != _identity(m)
-        ]
-        for name in [n for n in metrics if n in self.outdated or n not in mine["metrics"]]:
-            for (owner, _), row in self.rows.items():
-                if owner == system:
-                    row.pop(name, None)
+        if metrics is None:
+            self.metrics = dict(mine.get("metrics", {}))
+            return
+        self.metrics, known = metrics, mine["metrics"]
+        self.outdated = [n for n, m in metrics.items() if n in known and _identity(known[n]) != _identity(m)]
+        stale = [n for n in metrics if n in self.outdated or n not in known]
+        for row, name in ((r, n) for (owner, _), r in self.rows.items() if owner == system for n in stale):
+            row.pop(name, None)
         mine["metrics"].update(metrics)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.write_meta({})
-            self.close()
+            self.write()
             path.touch()
         except OSError as error:
             raise UserError(f"cannot write {path}", str(error), "--out FILE or FOLDER") from error
 
-    @classmethod
-    def read(cls, path: Path, system: str) -> ScoreFile:
-        """A file as it lies on disk, to look at; ``add`` and ``close`` are not for it."""
-        file = cls.__new__(cls)
-        file._open(path, system)
-        file.outdated, file.metrics = [], dict(file.meta["systems"].get(system, {}).get("metrics", {}))
-        return file
-
-    def _open(self, path: Path, system: str) -> None:
-        self.path, self.system, self.meta_path = path, system, path.with_suffix(".meta.json")
-        self.meta, self.rows = _read_json(self.meta_path), _read(path)
-        if not isinstance(self.meta.get("systems"), dict):
-            self.meta = {"systems": {}}
-
     def missing(self, key: str, stamp: str) -> list[str]:
         """Metrics that this file's row does not hold yet."""
-        row = self.rows.get((self.system, key))
-        if row is None or row.get("stamp") != stamp:
+        row = self.row(self.system, key)
+        if not row or row.get("stamp") != stamp:
             return list(self.metrics)
         errors = row.get("errors", {})
         return [n for n in self.metrics if n not in row or errors.get(n, "").startswith(TRANSIENT)]
@@ -194,11 +198,11 @@ class ScoreFile:
 
     def values(self, name: str, keys: Sequence[str]) -> list[float | None]:
         """A column over the given keys."""
-        return [self.rows.get((self.system, k), {}).get(name) for k in keys]
+        return [self.row(self.system, k).get(name) for k in keys]
 
     def errors(self, name: str, keys: Sequence[str]) -> Counter[str]:
         """Reasons of the nulls of a column, counted."""
-        rows = (self.rows.get((self.system, k), {}) for k in keys)
+        rows = (self.row(self.system, k) for k in keys)
         return Counter(r["errors"][name] for r in rows if name in r.get("errors", {}))
 
     def write_meta(self, extra: dict[str, Any]) -> None:
@@ -206,17 +210,12 @@ class ScoreFile:
         self.meta["systems"][self.system].update(extra)
         write_json(self.meta_path, self.meta)
 
-    def close(self) -> None:
-        """One row a file, complete or not at all."""
-        if self.rows or self.path.exists():
-            _write(self.path, self.rows.values())
-
 
 def _identity(facts: dict[str, Any]) -> str:
     return json.dumps(log.plain([facts.get("version"), facts.get("options")]), sort_keys=True)
 
 
-class ScoreTable:
+class ScoreTable(_Rows):
     """``scores.jsonl`` of an evaluation: one row a (system, utterance), with every metric, be it as null.
 
     Args:
@@ -225,8 +224,8 @@ class ScoreTable:
     """
 
     def __init__(self, folder: Path, metrics: Sequence[str]) -> None:
-        self.folder, self.path, self.metrics = folder, folder / "scores.jsonl", list(metrics)
-        self.rows = _read(self.path)
+        super().__init__(folder / "scores.jsonl")
+        self.folder, self.metrics = folder, list(metrics)
 
     def keep(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
         """Drop the rows of systems whose fingerprint has changed, and note the new ones.
@@ -242,32 +241,28 @@ class ScoreTable:
         write_json(path, {**before, **fingerprints})
         return changed
 
-    def write(self) -> None:
-        """Rewrite the file without torn and superseded rows."""
-        _write(self.path, self.rows.values())
-
-    def row(self, system: str, key: str) -> Row:
-        """The row of an utterance; empty where there is none."""
-        return self.rows.get((system, key), {})
-
     def done(self, system: str, key: str) -> bool:
         """True where the row holds every metric; a row of nothing but nulls is tried again, its file may be mended."""
         row = self.row(system, key)
         return all(m in row for m in self.metrics) and any(row[m] is not None for m in self.metrics)
 
     def add(
-        self, system: str, key: str, scores: Mapping[str, Score], facts: Mapping[str, Any], drop: Sequence[str] = ()
+        self,
+        system: str,
+        key: str,
+        scores: Mapping[str, Score],
+        facts: Mapping[str, Any] | None = None,
+        drop: Sequence[str] = (),
     ) -> None:
-        """Append a row: columns with values or null, the reasons of the nulls, what judges said, and facts.
-
-        Args:
-            system, key: of the row; columns of an earlier one that are not given anew stay.
-            scores: by metric.
-            facts: further columns.
-            drop: columns that do not stay.
-        """
+        """Append a row: values or nulls with their reasons, what judges said, facts; earlier columns stay but for ``drop``."""
         old = {k: v for k, v in self.row(system, key).items() if k not in drop}
-        row = {**old, **facts, "key": key, "system": system, **judge_texts({m: s.detail for m, s in scores.items()})}
+        row = {
+            **old,
+            **(facts or {}),
+            "key": key,
+            "system": system,
+            **judge_texts({m: s.detail for m, s in scores.items()}),
+        }
         kept = {m: e for m, e in old.get("errors", {}).items() if m not in scores}
         errors = {m: s.error for m, s in scores.items() if s.value is None}
         row |= {**{m: s.value for m, s in scores.items()}, "errors": {**kept, **errors}}
@@ -276,7 +271,7 @@ class ScoreTable:
 
     def fail(self, system: str, key: str, reason: str) -> None:
         """A row of nulls for an utterance that has no output."""
-        self.add(system, key, dict.fromkeys(self.metrics, Score(None, reason)), {})
+        self.add(system, key, dict.fromkeys(self.metrics or ["hypothesis"], Score(None, reason)))
 
     def column(self, system: str, metric: str, keys: Iterable[str]) -> dict[str, float | None]:
         """Values by utterance."""

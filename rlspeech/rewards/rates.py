@@ -24,6 +24,7 @@ __all__ = [
     "ErrorRate",
     "NORMALISERS",
     "RATES",
+    "UNDIRECTED",
     "Rate",
     "Recogniser",
     "RateComparison",
@@ -270,6 +271,11 @@ RATES = (
     Rate("empty_output", ("empty",), ("silent",), True, "% of recordings without words for which nothing is written"),
     Rate("inserted_words", ("inserted",), ("silent",), False, "words written per recording without words", 1.0),
 )
+
+
+UNDIRECTED = frozenset(
+    {"tts_duration_ratio"}
+)  # metrics whose best value is 1: a difference is neither better nor worse
 
 
 def counts_of(judged: Judged) -> dict[str, int]:

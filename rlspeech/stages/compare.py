@@ -187,7 +187,7 @@ def _incomparable(side: Side, base: Side) -> set[str]:
     if side.run.stage == "rl" and side.run.config.get("rewards") != base.run.config.get("rewards"):
         found.add("reward")
     if side.run.config.get("task") == "tts":
-        from rlspeech.stages.synthesis import UNDIRECTED
+        from rlspeech.rewards.rates import UNDIRECTED
 
         found |= UNDIRECTED
     return found

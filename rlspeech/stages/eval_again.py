@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.config import Evaluate
+from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import read_jsonl, safe_name
-from rlspeech.stages.evaluate import utterances
 from rlspeech.stages.past import Past
 from rlspeech.stats import Interval
 from rlspeech.types import UserError, Utterance
@@ -35,9 +35,18 @@ def write_again(run: Past, page: Path, players: int | None) -> dict[str, Any]:
     systems = [s for s in run.summary["systems"] if safe_name(s) == s and (s in run.scores or config.task == "asr")]
     if len(systems) < len(run.summary["systems"]):
         raise UserError("some of its systems have no scores", ", ".join(set(run.summary["systems"]) - set(systems)))
-    utts, device = utterances(config)[: config.limit], str(run.env.get("device", "unknown"))
+    utts, device = _utterances(run, config)[: config.limit], str(run.env.get("device", "unknown"))
+    run.notes += run.summary.get("notes", [])
     {"asr": _recognition, "tts": _synthesis}.get(config.task, _enhancement)(run, config, utts, page, device)
     return {**run.summary, "run": str(run.path), "scores": str(run.scores_path)}
+
+
+def _utterances(run: Past, config: Evaluate) -> list[Utterance]:
+    from rlspeech.tasks import get_task
+
+    if config.data is not None:
+        return read_manifest(find_manifest(config.data, recipe=False))
+    return read_manifest(run.env.get("manifest") or get_task(config.task).demo("test"))
 
 
 def _enhancement(run: Past, config: Evaluate, utts: list[Utterance], page: Path, device: str) -> None:
@@ -59,7 +68,16 @@ def _recognition(run: Past, config: Evaluate, utts: list[Utterance], page: Path,
     rules = TextRules(config.normaliser, config.sampling.language)
     made = Judgements(config, rules, [u for u in utts if u.text is not None], said)
     further = {s: {m: _interval(v) for m, v in row.items()} for s, row in run.summary.get("metrics", {}).items()}
-    write_page(run, config, made, run.summary, [*run.notes, *made.notes], further, device, page)
+    write_page(
+        run,
+        config,
+        made,
+        run.summary,
+        run.notes if "notes" in run.summary else [*run.notes, *made.notes],
+        further,
+        device,
+        page,
+    )
 
 
 def _synthesis(run: Past, config: Evaluate, utts: list[Utterance], page: Path, device: str) -> None:
@@ -73,7 +91,9 @@ def _synthesis(run: Past, config: Evaluate, utts: list[Utterance], page: Path, d
         if m in run.meta["metrics"]
     ]
     made = Spoken(config, Table(run.path, metrics), utts, list(run.summary["systems"]), run.summary["baseline"])
-    write_page(run, config, made, run.summary, [*run.notes, *made.notes], device, page)
+    write_page(
+        run, config, made, run.summary, run.notes if "notes" in run.summary else [*run.notes, *made.notes], device, page
+    )
 
 
 def _interval(value: Mapping[str, Any]) -> Interval:

@@ -1,340 +1,343 @@
-"""``rlspeech eval``: every system on the same held-out utterances, the unprocessed input always first.
+"""``rlspeech eval``: systems on the same held-out rows, their scores, means, corpus rates and paired differences.
 
     rlspeech eval --data test.jsonl --model base=runs/base --model rl=runs/rl --baseline base --out runs/eval
 
-Recognisers (``--task asr``) are compared by what they write: ``stages/recognition.py``; synthesisers (``--task tts``) by what is heard
-in what they say: ``stages/synthesis.py``. For the others:
+What systems there are, which rows count and how a system answers is the task's (``tasks/evaluation.py``). Outputs and rows are kept as they
+come, and what is there is not made again. The folder is complete before the page is built from it.
 
-Scores are of the saved 16-bit audio, so what is scored is what can be heard, and a run that goes on scores the same files. Rows
-are appended as they come; a (system, utterance) that has its row is not computed again. Differences are paired by utterance.
-
-A model that sees can be scored a second time, in the same table, on the video of the next utterance (``shuffled``): the paired
-difference says what its video is worth to it.
+Differences are paired by utterance. Where a recogniser judges texts, error rates are of the whole corpus (sums of errors over sums of
+units), of the utterances that every system could be scored on; a bound (``recordings``, ``resynthesis``) has the rows that it has.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rlspeech import log
-from rlspeech.config import Evaluate, Video
-from rlspeech.data import long as chunks
-from rlspeech.data.audio import AudioError, load_audio, save_audio
-from rlspeech.data.batches import PairedClips, lips_of
-from rlspeech.data.manifest import find_manifest, read_manifest, safe_name
-from rlspeech.data.video import LIPS_FPS, LipsError
+from rlspeech.config import Evaluate
+from rlspeech.data.batches import columns_of
+from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.log import several
 from rlspeech.models.hub import fingerprint
+from rlspeech.rewards import base
+from rlspeech.rewards.rates import RATES, UNDIRECTED, RateComparison, compare_rates, counts_of
+from rlspeech.rewards.rules import TextRules
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.run import Run
-from rlspeech.stages.summary import Table, default_metrics, summarise, write_report
+from rlspeech.scores import ScoreTable, write_json
+from rlspeech.stages.compare import compare
+from rlspeech.stages.compare_page import print_comparison
+from rlspeech.stages.past import open_pasts
+from rlspeech.stages.report import write_page
+from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
-from rlspeech.tasks.avse.av_inputs import load_recording, neighbours
+from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped, reason_of
 from rlspeech.types import Sample, UserError, Utterance
 
-__all__ = ["run", "utterances"]
+__all__ = ["run"]
 
-INPUT = "input"
-RESERVED = {INPUT, "reference"}
-NEUTRAL = ("models", "shuffled", "baseline", "metrics", "limit", "batch")  # what a run that goes on may change
-CHUNK_S, OVERLAP_S = 30.0, 1.0
+# what a run that goes on may change
+NEUTRAL = ("models", "shuffled", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")
+MOST_VALUES = 12  # of the column ``by`` that get a table
+UNITS = {r.name: "%" if r.factor == 100 else "words" for r in RATES}
+DIRECTIONS = {r.name: r.higher_is_better for r in RATES}
 
 
 def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
-    """Enhance, score and compare.
+    """Answer, score and compare.
+
+    Args:
+        config: the evaluation's.
+        json_mode: tables go to stderr.
 
     Returns:
-        what ``metrics.json`` holds, and the paths of the report and the scores.
+        what ``metrics.json`` holds, and the paths of the run, the report and the rows.
 
     Raises:
         UserError: data, checkpoint, metric or baseline that cannot be used; no utterance that could be scored.
     """
-    if config.task == "asr":
-        from rlspeech.stages.recognition import run as recognise
-
-        return recognise(config, utterances(config), json_mode=json_mode)
-    if config.task == "tts":
-        from rlspeech.stages.synthesis import run as synthesise
-
-        return synthesise(config, utterances(config), json_mode=json_mode)
-    task = get_task(config.task)
-    systems = _systems(config, sees="lips_filepath" in getattr(task, "required", ()))
-    weights = {s.name: fingerprint(s.checkpoint, config.task) for s in systems if s.checkpoint is not None}
-    weights |= {
-        s.name: f"{weights[s.name]} {s.video} video" for s in systems if s.name in weights and s.video != "right"
-    }
-    names = [s.name for s in systems]
-    baseline = _baseline(config, names)
-    every = utterances(config)
-    utts = every[: config.limit]
-    partners = neighbours(every) if any(s.video == "shuffled" for s in systems) else {}  # whatever the limit
-    metrics, notes = (config.metrics, []) if config.metrics else default_metrics(task.default_metrics)
-    notes += _uncut(config, utts)
+    began_s, task = time.monotonic(), get_task(config.task)
+    evaluation: Evaluation = task.evaluation(config)
+    manifest = task.demo("test") if config.data is None else find_manifest(config.data, recipe=False)
+    if manifest.suffix == ".json":
+        why, try_this = "an evaluation needs fixed files", "render it: rlspeech prepare mix --help"
+        raise UserError(f"{manifest} is a mixture recipe", why, try_this)
+    every = read_manifest(manifest)
+    utts, remarks = evaluation.rows(every[: config.limit])
+    systems = evaluation.systems(every)
+    baseline = _baseline(config, systems)
+    prints = {s.name: _fingerprint(s, config.task) for s in systems}
+    metrics, notes = evaluation.metrics()
+    notes += remarks
     engine = Engine(config.device, "fp32", config.seed)
     if not engine.is_main:  # one process evaluates; the others have nothing to add
         return {}
-    began_s = time.monotonic()
-    with Run.create(config.out, "eval", config, neutral=NEUTRAL) as folder, Watchdog() as dog:
-        folder.note(device=engine.reason)
-        engine.say(
-            f"{several(len(utts), 'utterance')}, {several(len(systems), 'system')}, {several(len(metrics), 'metric')}, "
-            f"{engine.reason}"
-        )
+    with Run.create(config.out, "eval", config, neutral=(*NEUTRAL, *evaluation.neutral)) as folder, Watchdog() as dog:
+        folder.note(device=engine.reason, manifest=str(manifest))
+        counts = (several(len(utts), "utterance"), several(len(systems), "system"), several(len(metrics), "metric"))
+        engine.say(", ".join([*counts, engine.reason]))
         for note in notes:
             engine.say(note)
-        table = Table(folder.path, metrics)
-        table.keep(
-            {INPUT: "", **weights}, config.model_dump(mode="json", include={"data", "nfe", "guidance", "seed", "video"})
-        )
-        with Scorer(metrics, device=str(engine.device), workers=config.workers) as scorer:
+        evaluation.device, table = engine.device, ScoreTable(folder.path, metrics)
+        if evaluation.recounted:
+            table.rows.clear()
+        for name, before in table.keep(prints).items():
+            _forget(table, name, before, prints[name])
+        options, workers = evaluation.scoring(), 0 if evaluation.recounted else config.workers
+        with Scorer(metrics, device=str(engine.device), workers=workers, options=options) as scorer:
             scorer.dry_run()
             for system in systems:
-                _Job(config, engine, task, folder.path, table, scorer, dog, system, partners).run(utts)
-            meta, seconds = scorer.meta(), dict(scorer.seconds)
-        summary = summarise(table, names, baseline, [u.id for u in utts], meta)
-        summary["seconds"] = {
-            "total": round(time.monotonic() - began_s, 1),
-            **{k: round(v, 2) for k, v in seconds.items()},
-        }
-        page = write_report(folder, config, table, utts, summary, notes, engine.reason)
-        summary |= {"run": str(folder.path), "report": str(page), "scores": str(table.path)}
-    log.say(f"next: open {page} in a browser")
+                try:
+                    with evaluation.answers(system, table, prints[system.name]) as answers:
+                        _score(answers, utts, scorer, engine, dog)
+                except UserError as error:
+                    if system.compared:
+                        raise
+                    notes.append(f"no {system.name}: {error.what}")  # a bound that is not to be had
+            meta, seconds = scorer.meta(), {k: round(v, 2) for k, v in scorer.seconds.items()}
+        result = Result(evaluation, table, utts, systems, baseline)
+        table.write()
+        summary = result.summary([*notes, *result.notes])
+        summary["seconds"] = {"total": round(time.monotonic() - began_s, 1), **seconds}
+        write_json(folder.path / "metrics.json", summary)
+        write_json(folder.path / "scores.meta.json", result.meta(meta))
+        page, made = write_page(folder.path), compare(open_pasts([str(folder.path)]))
+        made.notes += summary["notes"]
+        print_comparison(made)
+        summary |= {"run": str(folder.path), "report": str(page) if page else None, "scores": str(table.path)}
+    if page is not None:
+        log.say(f"next: open {page} in a browser")
     return summary
 
 
-@dataclass(frozen=True, slots=True)
-class _System:
-    """A column of the table; the input has no checkpoint."""
-
-    name: str
-    checkpoint: str | None = None
-    video: Video = "right"
-
-
-def _systems(config: Evaluate, sees: bool) -> list[_System]:
-    """The input, the models, and their controls; names are looked at before anything is computed."""
-    if not sees and (config.video != "right" or config.shuffled):
-        raise UserError(f"{config.task} is shown no video", "so there is none to shuffle or to hide", "--task avse")
-    strangers = [n for n in config.shuffled if n not in config.models]
-    if strangers:
-        raise UserError(
-            f"no model is called {strangers[0]!r}",
-            f"there are {', '.join(config.models) or 'none'}",
-            "--shuffled with one of them",
-        )
-    if config.shuffled and config.video == "shuffled":
-        raise UserError("every model sees shuffled video already", "video: shuffled", "--shuffled without it")
-    systems = [_System(INPUT)]
-    for name, checkpoint in config.models.items():
-        if name in RESERVED or safe_name(name) != name:
-            raise UserError(
-                f"a model cannot be called {name!r}",
-                "the name becomes a folder; 'input' and 'reference' are taken",
-                "--model NAME=PATH",
-            )
-        systems.append(_System(name, checkpoint, config.video))
-        if name in config.shuffled:
-            if f"{name}-shuffled" in config.models:
-                raise UserError(
-                    f"a model cannot be called '{name}-shuffled'",
-                    f"it is the name of {name} with shuffled video",
-                    "--model with another name",
-                )
-            systems.append(_System(f"{name}-shuffled", checkpoint, "shuffled"))
-    return systems
-
-
-def _baseline(config: Evaluate, names: Sequence[str]) -> str | None:
+def _baseline(config: Evaluate, systems: Sequence[System]) -> str | None:
+    """The system that the others are paired with: by name, else the first of several models, else the input of one."""
+    names = [s.name for s in systems if s.compared]
     if config.baseline is not None and config.baseline not in names:
-        raise UserError(
-            f"no system is called {config.baseline!r}", f"there are {', '.join(names)}", "--baseline with one of them"
-        )
-    if not config.models:
+        why = f"there are {', '.join(names)}"
+        raise UserError(f"no system is called {config.baseline!r}", why, "--baseline with one of them")
+    models = [s.name for s in systems if s.compared and s.checkpoint is not None]
+    if not models:
         return None
-    return config.baseline or (names[1] if len(names) > 2 else INPUT)
+    return config.baseline or (models[0] if len(models) > 1 else next((n for n in names if n not in models), None))
 
 
-def _uncut(config: Evaluate, utts: Sequence[Utterance]) -> list[str]:
-    """A word on rows whose videos have not been prepared."""
-    count = sum(bool(u.video_filepath and not u.lips_filepath) for u in utts) if config.task == "avse" else 0
-    if not count:
-        return []
-    return [
-        f"{count} of {len(utts)} rows name a video but no mouth crops, and are enhanced without: "
-        f"rlspeech prepare lips {config.data} --out FOLDER"
-    ]
+def _fingerprint(system: System, task: str) -> str:
+    """What tells a system's outputs from those of others under its name."""
+    if system.checkpoint is None:
+        return ""
+    return fingerprint(system.checkpoint, task) + (f" {system.variant} video" if system.variant else "")
 
 
-def utterances(config: Evaluate) -> list[Utterance]:
-    """The rows to evaluate on; without ``data`` those of the embedded test set. Raises ``UserError``."""
-    if config.data is None and config.task in ("asr", "tts"):
-        from rlspeech.corpora.demo_commands import demo_commands, demo_commands_clean
+def _forget(table: ScoreTable, name: str, before: str, now: str) -> None:
+    """Delete the outputs of a system whose fingerprint has changed."""
+    other = before.partition(" ")[0] != now.partition(" ")[0]
+    what = "the checkpoint has changed" if other else "it was given other videos"
+    log.say(f"{name}: {what} since; its results are computed again")
+    for pattern in (f"audio/{name}/*.flac", f"hypotheses/{name}.jsonl"):
+        for path in table.folder.glob(pattern):
+            path.unlink()
 
-        path = demo_commands("test") if config.task == "asr" else demo_commands_clean("test")
-    elif config.data is None:
-        from rlspeech.corpora.demo import demo_test
 
-        path = demo_test(faces=True) if config.task == "avse" else demo_test()
-    else:
-        path = find_manifest(config.data, recipe=False)
-    if path.suffix == ".json":
-        raise UserError(
-            f"{path} is a mixture recipe", "an evaluation needs fixed files", "render it: rlspeech prepare mix --help"
+def _score(answers: Answers, utts: Sequence[Utterance], scorer: Scorer, engine: Engine, dog: Watchdog) -> None:
+    """Answer and score what has no row yet; the CPU metrics of one batch run while the next one is answered."""
+    todo, name, table, size = answers.todo(utts), answers.name, answers.table, answers.config.batch
+    if not todo:
+        engine.say(f"{name}: all {len(utts)} utterances are scored already")
+        return
+    waiting: tuple[Pending, list[Sample]] | None = None
+    with log.progress(len(utts), name, "utterances", start=len(utts) - len(todo)) as bar:
+        for at in range(0, len(todo), size):
+            batch, samples = todo[at : at + size], list[Sample]()
+            for utt, made in zip(batch, answers.of(batch), strict=True):
+                if isinstance(made, Exception):
+                    table.fail(name, utt.id, reason_of(made))
+                else:
+                    samples.append(made)
+            started = (scorer.start(samples), samples) if samples else None
+            _collect(answers, waiting)
+            waiting = started
+            bar.advance(len(batch))
+            dog.beat()
+        _collect(answers, waiting)
+
+
+def _collect(answers: Answers, waiting: tuple[Pending, list[Sample]] | None) -> None:
+    """Write the rows of a batch."""
+    if waiting is None:
+        return
+    columns = waiting[0].result()
+    for i, sample in enumerate(waiting[1]):
+        scores = {metric: column[i] for metric, column in columns.items()}
+        facts = answers.facts(sample, scores)
+        answers.table.add(answers.name, sample.key, scores, facts, answers.replaced if facts else ())
+
+
+class Result:
+    """Means, rates and paired differences, of all utterances and of each value of a column.
+
+    Args:
+        evaluation: the task's part.
+        table: rows of all systems.
+        utts: what was asked for.
+        systems: in the order in which they answered.
+        baseline: a compared system, or None.
+
+    Raises:
+        UserError: there is not one score.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        table: ScoreTable,
+        utts: Sequence[Utterance],
+        systems: Sequence[System],
+        baseline: str | None,
+    ) -> None:
+        self.evaluation, self.config, self.table, self.baseline = evaluation, evaluation.config, table, baseline
+        self.names = [s.name for s in systems if s.compared]
+        self.inputs = [s.name for s in systems if s.checkpoint is None]
+        self.means = [] if evaluation.recounted else [m for m in table.metrics if m not in evaluation.rated]
+        self.rated, self.seed = set(evaluation.rates), self.config.seed if evaluation.rates else 0
+        keys = [u.id for u in utts if not self.rated or all(self._answered(s, u.id) for s in self.names)]
+        bounds = [s.name for s in systems if not s.compared]
+        self.bounds = [s for s in bounds if any(self._answered(s, k) for k in keys)]
+        self.errors = self._errors({u.id for u in utts})
+        columns = ["hypothesis"] if self.rated else table.metrics
+        if not any(table.row(s, k).get(m) is not None for s in self.names for k in keys for m in columns):
+            errors = [e for row in table.rows.values() for e in row["errors"].values()]
+            where = f"look at the errors in {table.path}"
+            raise UserError("not one utterance could be scored", errors[0] if errors else "", where)
+        self.utts = [u for u in utts if u.id in set(keys)]
+        self.counts = self._counts() if self.rated else {}
+        self.remarks = (
+            [f"{n} utterances could not be scored and are left out for all"] if (n := len(utts) - len(keys)) else []
         )
-    return read_manifest(path)
+        short = {s: n for s in self.bounds if (n := len(keys) - len(self.counts[s]))}
+        self.remarks += [f"{s}: of {len(keys) - n} utterances; the other {n} have none" for s, n in short.items()]
+        self.remarks += evaluation.remarks(table, self.names, keys)
+        self.whole = self._compare(keys)
+        self.parts = {value: self._compare(part) for value, part in self._values().items()}
+        if evaluation.recounted:
+            table.rows = {(s, k): table.rows[s, k] for s in self.names for k in keys}
 
+    @property
+    def notes(self) -> list[str]:
+        """Remarks, and the reasons of what could not be scored."""
+        return [*self.remarks, *self.errors]
 
-@dataclass
-class _Job:
-    """What one system's pass over the utterances needs."""
+    def _answered(self, system: str, key: str) -> bool:
+        return self.table.row(system, key).get("hypothesis") is not None
 
-    config: Evaluate
-    engine: Engine
-    task: Any
-    out: Path
-    table: Table
-    scorer: Scorer
-    dog: Watchdog
-    of: _System
-    partners: dict[str, Utterance]
-    seen: dict[str, dict[str, str]] = field(default_factory=dict)
+    def _errors(self, keys: set[str]) -> list[str]:
+        """A remark for each reason why compared systems have no score."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for (system, key), row in self.table.rows.items():
+            columns: dict[str, list[str]] = {}
+            for metric, reason in row["errors"].items() if key in keys and system in self.names else ():
+                columns.setdefault(reason, []).append(metric)
+            for reason, metrics in columns.items():
+                found.setdefault((system, f"{', '.join(metrics)}: {reason}"), []).append(key)
+        return grouped(found, "not scored")
 
-    def run(self, utts: Sequence[Utterance]) -> None:
-        """Enhance and score what has no row yet; the CPU metrics of one batch run while the next one is enhanced."""
-        name = self.of.name
-        for utt in utts:
-            if "video_error" in self.table.rows.get((name, utt.id), {}) and self._see(utt, 0.0) is not None:
-                self.table.forget(name, utt.id)  # its video has been mended
-                self._file(utt.id).unlink(missing_ok=True)
-        todo = [u for u in utts if not self.table.done(name, u.id)]
-        if not todo:
-            self.engine.say(f"{name}: all {len(utts)} utterances are scored already")
-            return
-        enhancer = None
-        if self.of.checkpoint is not None:
-            model, _ = self.task.load(self.of.checkpoint, self.engine.device)
-            enhancer = self.task.enhancer(model, seed=self.config.seed, config=self.config)
-        rate = enhancer.sample_rate if enhancer is not None else 16000
-        waiting: tuple[Pending, list[Sample]] | None = None
-        with log.progress(len(utts), name, "utterances", start=len(utts) - len(todo)) as bar:
-            for batch in _batches(todo, self.config.batch):
-                samples = self._outputs(enhancer, rate, batch)
-                started = (self.scorer.start(samples), samples) if samples else None
-                bar.advance(self._collect(waiting))
-                waiting = started
-                bar.advance(len(batch) - len(samples))
-                self.dog.beat()
-            bar.advance(self._collect(waiting))
+    def _counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """System -> key -> counts of what was understood, of the rows that there are."""
+        rules = TextRules(self.config.normaliser, self.config.sampling.language)
+        made: dict[str, dict[str, dict[str, int]]] = {s: {} for s in (*self.bounds, *self.names)}
+        for system, utt in ((s, u) for s in made for u in self.utts if self._answered(s, u.id)):
+            row, nothing = self.table.row(system, utt.id), np.zeros(0, np.float32)
+            sample = Sample(utt.id, nothing, 16000, None, utt.text, columns_of(utt), row["hypothesis"])
+            made[system][utt.id] = row.get("counts") or counts_of(rules.judge(sample))
+        return made
 
-    def _outputs(self, enhancer: Any, rate: int, batch: Sequence[Utterance]) -> list[Sample]:
-        """Samples of the saved outputs; what fails on the way gets its row of nulls here."""
-        name, rows = self.of.name, {u.id: u for u in batch}
-        pairs: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
-        for utt in batch:
-            try:
-                pairs[utt.id] = _load(utt, rate, 1 if enhancer is None else enhancer.channels)
-            except AudioError as error:
-                self.table.fail(name, utt.id, f"audio: {error.reason}")
-        missing = [k for k in pairs if not _readable(self._file(k), pairs[k][0].shape[-1], rate)]
-        made: list[np.ndarray | Exception] = [pairs[k][0] for k in missing]
-        if enhancer is not None and missing:
-            lips = [self._see(rows[k], pairs[k][0].shape[-1] / rate) for k in missing] if enhancer.uses_video else None
-            made = chunks.apply(
-                enhancer.infer,
-                [pairs[k][0] for k in missing],
-                missing,
-                batch=self.config.batch,
-                size=int(CHUNK_S * rate),
-                overlap=int(OVERLAP_S * rate),
-                lips=lips,
-                hop=round(rate / LIPS_FPS),
-            )
-        samples = []
-        problems = {k: m for k, m in zip(missing, made, strict=True) if isinstance(m, Exception)}
-        for key, wav in zip(missing, made, strict=True):
-            if not isinstance(wav, Exception):
-                save_audio(self._file(key), wav, rate)  # two ears are kept
-        for key, (noisy, target) in pairs.items():
-            if key in problems:
-                self.table.fail(name, key, f"enhance: {type(problems[key]).__name__}: {problems[key]}"[:300])
-                continue
-            if (
-                enhancer is not None
-                and enhancer.uses_video
-                and key not in self.seen
-                and (name, key) not in self.table.rows
-            ):
-                self._see(
-                    rows[key], noisy.shape[-1] / rate
-                )  # made before a run was killed, which left no row that says what was seen
-            wav = load_audio(self._file(key), rate)  # the mean of both ears is what is scored
-            samples.append(
-                Sample(key, wav, rate, target, rows[key].text, {"snr_db": rows[key].snr_db, **rows[key].extra})
-            )
-        return samples
+    def _values(self) -> dict[str, list[str]]:
+        """Keys by the value of the column ``by``."""
+        if not self.rated:
+            return {}
+        found: dict[str, list[str]] = {}
+        for u in self.utts:
+            if (value := columns_of(u).get(self.config.by)) is not None:
+                found.setdefault(str(value), []).append(u.id)
+        if len(found) > MOST_VALUES:
+            what = f"{self.config.by} has {len(found)} values, too many for tables of their own (at most {MOST_VALUES})"
+            self.remarks.append(what)
+            return {}
+        return dict(sorted(found.items()))
 
-    def _see(self, utt: Utterance, seconds: float) -> np.ndarray | None:
-        """The video that an utterance is shown, and a note of it for its row; a bad one costs the video, not the utterance."""
-        self.seen[utt.id] = {"video": "none"}
-        if self.of.video == "none":
-            return None
-        shown = self.partners[utt.id] if self.of.video == "shuffled" else utt
-        try:
-            lips = lips_of(shown, 0.0, seconds)
-        except LipsError as error:
-            self.seen[utt.id] |= {
-                "video_error": f"{shown.lips_filepath}: {error.reason}" if shown is not utt else error.reason
+    def _compare(self, keys: Sequence[str]) -> RateComparison:
+        """Rates first, then means of the other metrics; differences of both, relative changes of rates."""
+        others = sorted((s for s in self.names if s != self.baseline), key=lambda s: s in self.inputs)
+        made = RateComparison(len(keys), {s: {} for s in self.names}, {s: {} for s in others if self.baseline}, {})
+        if self.rated:
+            counts = {s: [self.counts[s][k] for k in keys] for s in self.names}
+            made = compare_rates(counts, self.baseline, self.seed)
+            for part in (made.systems, made.deltas, made.relative):
+                part.update({s: {m: row[m] for m in self.evaluation.rates if m in row} for s, row in part.items()})
+        for m in self.means:
+            columns = {s: self.table.column(s, m, keys) for s in self.names}
+            for s in self.names:
+                made.systems[s][m] = mean_interval(list(columns[s].values()), self.seed)
+            for s in made.deltas if m not in UNDIRECTED else ():
+                made.deltas[s][m] = paired_delta(columns[s], columns[self.baseline or s], self.seed)
+        bounds = {s: self._bound(s, keys, list(made.systems[self.names[0]])) for s in self.bounds}
+        made.systems = {**bounds, **made.systems}
+        return made
+
+    def _bound(self, name: str, keys: Sequence[str], metrics: Sequence[str]) -> dict[str, Interval]:
+        """Rates and means of a bound, over the rows that it has."""
+        some = [k for k in keys if k in self.counts[name]]
+        rates = (
+            compare_rates({name: [self.counts[name][k] for k in some]}, None, self.seed).systems[name] if some else {}
+        )
+        values = {m: list(self.table.column(name, m, some).values()) for m in metrics if m not in rates}
+        return {m: rates[m] if m in rates else mean_interval(values[m], self.seed) for m in metrics}
+
+    def summary(self, notes: Sequence[str]) -> dict[str, Any]:
+        """What ``metrics.json`` holds."""
+        evaluation, table, config = self.evaluation, self.table, self.config
+        keys = [u.id for u in self.utts]
+        names = list(self.whole.systems[self.names[0]])
+        made: dict[str, Any] = {"task": config.task, **self.whole.as_dict(), "baseline": self.baseline}
+        made["rows_with_errors"] = sum(bool(table.row(s, k).get("errors")) for s in self.names for k in keys)
+        made["higher_is_better"] = {m: _direction(m) for m in names}
+        without = {s: sum("video_error" in table.row(s, k) for k in keys) for s in self.names}
+        if any(without.values()):
+            made["without_video"] = {s: n for s, n in without.items() if n}
+        if self.rated:
+            made |= {"normaliser": config.normaliser, "by_column": config.by, "interval": evaluation.interval}
+            made["units"] = {m: UNITS[m] if m in UNITS else base.column_of(m).help for m in names}
+            made["by"] = {value: part.as_dict() for value, part in self.parts.items()}
+        else:
+            del made["relative"]
+        if evaluation.recounted and table.metrics:
+            columns = {s: {m: list(table.column(s, m, keys).values()) for m in table.metrics} for s in self.names}
+            made["metrics"] = {
+                s: {m: mean_interval(v, self.seed).as_dict() for m, v in row.items()} for s, row in columns.items()
             }
-            return None
-        if lips is None:
-            self.seen[utt.id] |= {"video_error": "no mouth crops in the manifest"}
-            return None
-        self.seen[utt.id] = {"video": self.of.video}
-        return lips
+        return {**made, **evaluation.summary, "notes": list(notes)}
 
-    def _collect(self, waiting: tuple[Pending, list[Sample]] | None) -> int:
-        if waiting is None:
-            return 0
-        scores = waiting[0].result()
-        for i, sample in enumerate(waiting[1]):
-            self.table.add(
-                self.of.name, sample.key, {metric: scores[metric][i] for metric in scores}, self.seen.get(sample.key)
-            )
-        return len(waiting[1])
-
-    def _file(self, key: str) -> Path:
-        return self.out / "audio" / self.of.name / f"{key}.flac"
+    def meta(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """What ``scores.meta.json`` holds."""
+        evaluation = self.evaluation
+        made: dict[str, Any] = {"metrics": metrics, **evaluation.meta}
+        if evaluation.noted:
+            made["settings"] = self.config.model_dump(mode="json", include=set(evaluation.noted))
+        if not self.rated:
+            rows = {s: {m: i.as_dict() for m, i in row.items()} for s, row in self.whole.systems.items()}
+            made["systems"] = {
+                s: {m: {"n_valid": i["n"], "n_failed": i["dropped"], **i} for m, i in row.items()}
+                for s, row in rows.items()
+            }
+            made["interval"] = evaluation.interval
+        return made
 
 
-def _batches(utts: Sequence[Utterance], size: int) -> Iterator[list[Utterance]]:
-    """Like lengths together, long ones last: less padding, and trouble with memory comes when most is done."""
-    ordered = sorted(utts, key=lambda u: u.duration)
-    for at in range(0, len(ordered), size):
-        yield ordered[at : at + size]
-
-
-def _load(utt: Utterance, rate: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The input, (T,) or (2, T) where model and file have two channels, and the mono reference."""
-    if not utt.target_filepath:
-        return load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration or None), None
-    clip = PairedClips([replace(utt, lips_filepath=None)], rate).clip(0, 0, 0.0)
-    if channels == 1:
-        return clip.noisy, clip.target
-    return load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration)[
-        ..., : len(clip.noisy)
-    ], clip.target
-
-
-def _readable(path: Path, samples: int, rate: int) -> bool:
-    """True where an earlier attempt has left this output whole."""
-    try:
-        return len(load_audio(path, rate)) == samples
-    except AudioError:
-        return False
+def _direction(name: str) -> bool:
+    """Whether more of a rate or metric is better."""
+    return DIRECTIONS[name] if name in DIRECTIONS else base.column_of(name).higher_is_better

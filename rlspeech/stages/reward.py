@@ -51,49 +51,47 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
     items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent)
     if config.hypotheses and not any(_judges_texts(r) for r in requests):
         log.warn("hypotheses are given, but no reward that judges them is asked for: --reward asr_wer")
-    options: dict[str, dict[str, Any]] = {}
-    for family, key, value in (
-        ("speaker_similarity", "encoder", config.speaker_encoder),
-        ("speech_bert_score", "encoder", config.speech_encoder),
-        ("wer", "recogniser", config.recogniser),
-    ):
-        if value:
-            options[family] = {key: value}
-    given = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
-    if judge := {k: v for k, v in given.items() if v}:
-        options["llm"] = judge
-        if not any(r.entry.family == "llm" for r in requests):
-            log.warn(f"{', '.join(judge)} of the reward llm are set, but it is not asked for: --reward llm")
+    options = _options(config)
+    if "llm" in options and not any(r.entry.family == "llm" for r in requests):
+        log.warn(f"{', '.join(options['llm'])} of the reward llm are set, but it is not asked for: --reward llm")
     device = "cpu" if silent else _device(config.device)
     with Scorer(
         config.rewards, device=device, workers=config.workers, timeout_s=config.timeout_s, options=options
     ) as scorer:
         _check_needs(scorer, items)
-        names = {
-            r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests
-        }  # an alias is written under its full name
+        # an alias is written under its full name
+        names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}
         meta = {names[r.asked]: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
         scores = ScoreFile(_out(config.out, path), config.system, meta)
         todo = [i for i in items if scores.missing(i.key, i.stamp())]
         if scores.outdated:
-            log.say(
-                f"recomputing {', '.join(scores.outdated)}: the version or the options have changed since {scores.path} was written"
-            )
-        if len(todo) < len(items):
-            log.say(f"{len(items) - len(todo)} of {len(items)} files are in {scores.path} already")
+            why = f"the version or the options have changed since {scores.path} was written"
+            log.say(f"recomputing {', '.join(scores.outdated)}: {why}")
+        if done := len(items) - len(todo):
+            log.say(f"{done} of {len(items)} files are in {scores.path} already")
         try:
-            _score_all(
-                scorer, scores, todo, names, config, without_audio if silent else load, done=len(items) - len(todo)
-            )
+            _score_all(scorer, scores, todo, names, config.batch, without_audio if silent else load, done)
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
             raise
         finally:
-            scores.close()
-            scores.write_meta(
-                {**_facts(scores, scorer, items, config.seed), "settings": reward_report.settings_of(config, path)}
-            )
+            scores.write()
+            facts = _facts(scores, scorer, items, config.seed)
+            scores.write_meta({**facts, "settings": reward_report.settings_of(config, path)})
     return _report(scores, scorer, items, names, config)
+
+
+def _options(config: ScoreFolder) -> dict[str, dict[str, Any]]:
+    """Settings that are options of a single reward family, family -> option -> value."""
+    judge = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
+    families: dict[str, dict[str, Any]] = {
+        "speaker_similarity": {"encoder": config.speaker_encoder},
+        "speech_bert_score": {"encoder": config.speech_encoder},
+        "wer": {"recogniser": config.recogniser},
+        "llm": judge,
+    }
+    given = {family: {k: v for k, v in options.items() if v} for family, options in families.items()}
+    return {family: options for family, options in given.items() if options}
 
 
 def _judges_texts(request: base.Request) -> bool:
@@ -121,38 +119,31 @@ def _score_all(
     scores: ScoreFile,
     todo: list[Item],
     names: dict[str, str],
-    config: ScoreFolder,
+    batch: int,
     read: Callable[[Item], Sample | AudioError],
     done: int,
 ) -> None:
     """Read, score and write in batches; the workers score one batch while the next is read and the device scores."""
     before: tuple[list[Item], Pending] | None = None
+    texts = any(map(_judges_texts, scorer.requests))
     with log.progress(len(todo) + done, "scoring", "files", start=done) as bar, ThreadPoolExecutor(2) as readers:
-        for batch in _ahead(readers, todo, config.batch, read):
-            ready = []
-            for item, sample in batch:
-                if (
-                    isinstance(sample, AudioError)
-                    and item.hypothesis is not None
-                    and any(map(_judges_texts, scorer.requests))
-                ):
-                    ready.append((item, without_audio(item, sample.reason)))  # its words are still there
-                elif isinstance(sample, AudioError):
-                    nulls = {n: f"audio: {sample.reason}" for n in names.values()}
-                    scores.add([_row(item, config.system, dict.fromkeys(names.values()), nulls)])
-                    bar.advance()
-                else:
+        for part in _ahead(readers, todo, batch, read):
+            ready = list[tuple[Item, Sample]]()
+            for item, sample in part:
+                if not isinstance(sample, AudioError):
                     ready.append((item, sample))
+                elif texts and item.hypothesis is not None:
+                    ready.append((item, without_audio(item, sample.reason)))  # its texts can still be judged
+                else:
+                    nulls = dict.fromkeys(names.values())
+                    scores.add([_row(item, scores.system, nulls, dict.fromkeys(nulls, f"audio: {sample.reason}"))])
             wanted = {n for item, _ in ready for n in scores.missing(item.key, item.stamp())}
             only = [asked for asked, name in names.items() if name in wanted]
             now = ([i for i, _ in ready], scorer.start([s for _, s in ready], only)) if ready else None
-            if before is not None:
-                _write(before, scores, names, config.system)
-                bar.advance(len(before[0]))
+            _write(before, scores, names)
             before = now
-        if before is not None:
-            _write(before, scores, names, config.system)
-            bar.advance(len(before[0]))
+            bar.advance(len(part))
+        _write(before, scores, names)
 
 
 def _ahead(
@@ -167,7 +158,9 @@ def _ahead(
         yield list(zip(part, loaded, strict=True))
 
 
-def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str, str], system: str) -> None:
+def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, names: dict[str, str]) -> None:
+    if batch is None:
+        return
     items, pending = batch
     table, rows = pending.result(), []
     for n, item in enumerate(items):
@@ -177,15 +170,11 @@ def _write(batch: tuple[list[Item], Pending], scores: ScoreFile, names: dict[str
         for name, s in answers.items():
             own = name[name.index("[") :] if "[" in name else ""  # the same reward with other options has other details
             # what is judged is the item's hypothesis; a recogniser that listened itself wrote another one
-            heard = (
-                f"{name.split('[')[0]}_"
-                if item.hypothesis is not None and "normaliser" not in scores.metrics[name]
-                else ""
-            )
-            values.update(
-                {f"{heard if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in FIXED}
-            )
-        rows.append(_row(item, system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
+            listened = item.hypothesis is not None and "normaliser" not in scores.metrics[name]
+            prefix = f"{name.split('[')[0]}_" if listened else ""
+            details = {f"{prefix if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in FIXED}
+            values.update(details)
+        rows.append(_row(item, scores.system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
     scores.add(rows)
 
 
@@ -213,16 +202,10 @@ def _facts(scores: ScoreFile, scorer: Scorer, items: list[Item], seed: int) -> d
     keys = [i.key for i in items]
     metrics = {}
     for name, facts in scores.metrics.items():
-        interval = mean_interval(scores.values(name, keys), seed)
-        metrics[name] = {
-            **facts,
-            "n_valid": interval.n,
-            "n_failed": len(keys) - interval.n,
-            "mean": interval.mean,
-            "lo": interval.lo,
-            "hi": interval.hi,
-            "reasons": dict(scores.errors(name, keys).most_common(10)),
-        }
+        found = mean_interval(scores.values(name, keys), seed)
+        counts = {"n_valid": found.n, "n_failed": len(keys) - found.n}
+        reasons = dict(scores.errors(name, keys).most_common(10))
+        metrics[name] = {**facts, **counts, "mean": found.mean, "lo": found.lo, "hi": found.hi, "reasons": reasons}
     mine = scores.meta["systems"][scores.system]
     return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
 
@@ -231,18 +214,11 @@ def _report(
     scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[str, str], config: ScoreFolder
 ) -> dict[str, Any]:
     facts = scores.meta["systems"][config.system]["metrics"]
-    rows, notes = [], []
+    keys, rows, notes = [i.key for i in items], [], []
     for name in scores.metrics:
-        f = facts[name]
-        interval = mean_interval(scores.values(name, [i.key for i in items]), config.seed)
-        rows.append(
-            [
-                f"{name}{'' if f['higher_is_better'] else ' (lower is better)'}",
-                interval.text(),
-                f["n_valid"],
-                f["n_failed"],
-            ]
-        )
+        f, interval = facts[name], mean_interval(scores.values(name, keys), config.seed)
+        label = name if f["higher_is_better"] else f"{name} (lower is better)"
+        rows.append([label, interval.text(), f["n_valid"], f["n_failed"]])
         notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
     corpus = reward_report.corpus_rates(scores, items, config.seed)

@@ -164,7 +164,7 @@ def write_again(run: Past, to: Path, players: int | None, table: bool = True) ->
     given = {k: v for k, v in run.config.items() if k != "path"} | ({} if players is None else {"players": players})
     config, path = ScoreFolder.model_validate(given), run.config["path"]
     items = collect(path, config.target, config.text, config.hypotheses, texts_only=True)
-    scores = ScoreFile.read(run.scores_path, system)
+    scores = ScoreFile(run.scores_path, system)
     items = [i for i in items if (system, i.key) in scores.rows]
     render_report(to, _page_data(scores, items, config, _calibrated(scores, items, config.seed), run.config))
     keys = [i.key for i in items]

@@ -141,8 +141,8 @@ def _job(item: Item) -> _Job:
 
 def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_Job]:
     from rlspeech.engine import Engine, Watchdog
-    from rlspeech.stages.decode import Recogniser, join_texts
     from rlspeech.tasks import RECOGNITION, get_task
+    from rlspeech.tasks.asr.evaluate import Recogniser, join_texts
 
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = get_task(RECOGNITION).load(config.model, engine.device, dtype=config.precision)

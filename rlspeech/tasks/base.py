@@ -215,6 +215,14 @@ class Task:
         """The model at inference; a task whose outputs are not sound has none."""
         raise NotImplementedError
 
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def evaluation(self, config: Evaluate) -> Any:
+        """How ``eval`` compares systems (``tasks/evaluation.py``): as enhancers."""
+        from rlspeech.tasks.avse.evaluate import Enhancement
+
+        return Enhancement(self, config)
+
 
 class EnhancementTask(Task):
     """What enhancers share: paired clips, explorations, and the gradient of DNSMOS."""

@@ -274,10 +274,10 @@ def test_trouble_of_the_server_is_tried_again_by_the_next_run(folder):
 
 
 def test_an_evaluation_keeps_the_words_too(tmp_path):
-    from rlspeech.stages.summary import Table
+    from rlspeech.scores import ScoreTable
     from rlspeech.types import Score
 
-    table = Table(tmp_path, ["llm", "llm[samples=2]", "si_sdr"])
+    table = ScoreTable(tmp_path, ["llm", "llm[samples=2]", "si_sdr"])
     table.add(
         "base",
         "a",

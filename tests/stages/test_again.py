@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 from rlspeech.cli import app
 from rlspeech.config import Evaluate, ScoreFolder
 from rlspeech.data.audio import save_audio
+from rlspeech.data.manifest import read_manifest
 from rlspeech.report import ReportData
+from rlspeech.scores import ScoreTable, write_json
 from rlspeech.stages import eval_again, reward, reward_report, summary
 from rlspeech.stages import report as again
-from rlspeech.stages.summary import Table, summarise
+from rlspeech.stages.evaluate import Result
+from rlspeech.tasks import get_task
 from rlspeech.types import Score, UserError
 
 SHOWN: list[tuple[Path, ReportData]] = []
@@ -63,9 +66,14 @@ def _evaluation(folder: Path) -> Path:
         data=data,
         models={"m": str(folder / "gone")},
     )
-    table = Table(run, ["si_sdr"])
+    table = ScoreTable(run, ["si_sdr"])
     table.add("m", "u0", {"si_sdr": Score(2.0)})
-    summarise(table, ["input", "m"], "input", [f"u{i}" for i in range(4)], {"si_sdr": {"version": "1"}})
+    config = Evaluate(data=data, models={"m": str(folder / "gone")})
+    evaluation, utts = get_task("flowse").evaluation(config), read_manifest(data)
+    result = Result(evaluation, table, utts, evaluation.systems(utts), "input")
+    table.write()
+    write_json(run / "metrics.json", result.summary([]))
+    write_json(run / "scores.meta.json", result.meta({"si_sdr": {"version": "1"}}))
     return run
 
 

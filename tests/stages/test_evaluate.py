@@ -12,7 +12,9 @@ import pytest
 
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import save_audio
-from rlspeech.stages import evaluate, summary
+from rlspeech.stages import evaluate
+from rlspeech.tasks.base import Task
+from rlspeech.tasks.evaluation import usable
 from rlspeech.types import UserError
 
 RATE = 16000
@@ -38,7 +40,7 @@ class Fake:
         ]
 
 
-class FakeTask:
+class FakeTask(Task):
     default_metrics = ("si_sdr", "lsd", "squim_pesq")
 
     def __init__(self, clean: dict[str, np.ndarray]) -> None:
@@ -207,21 +209,21 @@ def test_default_metrics_leave_out_what_is_not_installed(
     world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = world
-    names, notes = summary.default_metrics(["si_sdr", "no_such_metric"])
+    names, notes = usable(["si_sdr", "no_such_metric"])
     assert names == ["si_sdr"] and "no_such_metric is left out" in notes[0]
-    with pytest.raises(UserError, match="no metric"):
-        summary.default_metrics(["no_such_metric"])
-    assert summary.default_metrics(["dnsmos_ovrl"])[0] in (["dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak"], [])
+    with pytest.raises(UserError, match="no_such_metric"):
+        usable(["no_such_metric"])
+    assert usable(["dnsmos_ovrl"])[0] in (["dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak"], [])
 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"baseline": "nobody"}, "no system is called"),
-        ({"models": {"input": "half"}}, "cannot be called"),
-        ({"models": {"a/b": "half"}}, "cannot be called"),
-        ({"models": {"x": "nowhere"}}, "no checkpoint"),
-        ({"metrics": ["pesqq"]}, "no reward"),
+        ({"baseline": "nobody"}, "nobody"),
+        ({"models": {"input": "half"}}, "'input'"),
+        ({"models": {"a/b": "half"}}, "a/b"),
+        ({"models": {"x": "nowhere"}}, "nowhere"),
+        ({"metrics": ["pesqq"]}, "pesqq"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
@@ -237,7 +239,7 @@ def test_nothing_that_can_be_scored_is_an_error(world: tuple[Path, FakeTask]) ->
     (folder / "test.jsonl").write_text(
         '{"id": "a", "audio_filepath": "gone.wav", "duration": 1.0, "sample_rate": 16000}\n'
     )
-    with pytest.raises(UserError, match="not one utterance") as caught:
+    with pytest.raises(UserError, match="scores.jsonl") as caught:
         evaluate.run(_config(folder))
     assert "missing file" in caught.value.why
 

@@ -16,7 +16,7 @@ from tiny_recognisers import RATE, ROWS, write_corpus
 from rlspeech.config import Evaluate
 from rlspeech.rewards.rates import compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
-from rlspeech.stages import evaluate, recognition
+from rlspeech.stages import evaluate
 from rlspeech.stages.recognition_page import edits_of
 from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import Sample, UserError
@@ -198,7 +198,7 @@ def test_rows_without_a_text_are_left_out_and_said(data: Path, tmp_path: Path) -
     for line in lines:
         line.pop("text", None)
     data.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    with pytest.raises(UserError, match="no recording has a text"):
+    with pytest.raises(UserError, match="transcribe"):
         ask(data, tmp_path / "none")
 
 
@@ -260,5 +260,5 @@ def test_edits_put_the_texts_together_again() -> None:
 
 
 def test_too_many_values_get_no_tables(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "MOST_VALUES", 2)
+    monkeypatch.setattr(evaluate, "MOST_VALUES", 2)
     assert ask(data, tmp_path / "out")["by"] == {}

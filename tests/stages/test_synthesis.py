@@ -13,7 +13,8 @@ from tiny_tts import TEXTS, write_tts
 
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import load_audio
-from rlspeech.stages import evaluate, synthesis
+from rlspeech.stages import evaluate
+from rlspeech.tasks.tts.evaluate import Synthesis
 from rlspeech.tasks.tts.task import Tts
 from rlspeech.types import Sample, UserError
 
@@ -108,7 +109,7 @@ def test_rates_are_those_of_the_corpus_and_differences_are_paired(
     assert "tts_duration_ratio" not in made["deltas"]["good"] and "tts_duration_drift" in made["deltas"]["good"]
     json.dumps(made, allow_nan=False)
     page = Path(made["report"]).read_text()
-    assert "says nothing at all to 1 texts" in page and "u1" in page and "did not stop" in page
+    assert "no speech for 1 texts" in page and "u1" in page and "did not stop" in page
     assert len(load_audio(tmp_path / "out" / "audio" / "base" / "u1.flac", RATE)) == round(0.51 * RATE)
     assert not (tmp_path / "out" / "audio" / "good" / "u3.flac").exists()
 
@@ -141,7 +142,7 @@ def test_a_text_that_fails_costs_itself_for_every_system(
 ) -> None:
     monkeypatch.setitem(SAID, "base", [*SAID["base"][:3], "crash"])
     made = ask(tiny, tmp_path / "out")
-    assert made["n"] == 3 and "1 texts could not be scored" in Path(made["report"]).read_text()
+    assert made["n"] == 3 and "1 utterances could not be scored" in Path(made["report"]).read_text()
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
     assert "this one again" in next(r for r in rows if r["system"] == "base" and r["key"] == "u3")["errors"]["tts_cer"]
     monkeypatch.setitem(SAID, "base", SAID["good"])
@@ -185,18 +186,22 @@ def test_the_ears_of_the_reward_are_named(tmp_path: Path) -> None:
     (run / "checkpoints" / "latest").write_text("step_1")
     rewards = [{"name": "tts_accuracy[form=tanh,recogniser=pocketsphinx]"}, {"name": "tts_duration"}]
     (run / "config.resolved.json").write_text(json.dumps({"rewards": rewards}))
-    assert "rl was trained on what pocketsphinx hears" in synthesis._partial({"rl": str(run)}, "pocketsphinx")[0]
-    assert not synthesis._partial({"rl": str(run), "base": "hub/base"}, "embedded")
+
+    def partial(listener: str, **models: str) -> list[str]:
+        return Synthesis(Tts(), Evaluate(task="tts", models=models, recogniser=listener)).partial()
+
+    assert "rl was trained on what pocketsphinx" in partial("pocketsphinx", rl=str(run))[0]
+    assert not partial("embedded", rl=str(run), base="hub/base")
     (run / "config.resolved.json").write_text(json.dumps({"rewards": [{"name": "tts_cer"}]}))
-    assert synthesis._partial({"rl": str(run)}, "embedded")
+    assert partial("embedded", rl=str(run))
 
 
 def test_what_cannot_be_is_refused(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
     for changes, match in (
-        ({"nfe": 3}, "no setting 'nfe'"),
-        ({"baseline": "x"}, "no system"),
-        ({"models": {"a/b": "x"}}, "cannot be called"),
-        ({"models": {"recordings": "x"}}, "cannot be called"),
+        ({"nfe": 3}, "nfe"),
+        ({"baseline": "who"}, "who"),
+        ({"models": {"a/b": "x"}}, "a/b"),
+        ({"models": {"recordings": "x"}}, "recordings"),
         ({"normaliser": "x"}, "x"),
         ({"metrics": ["nonsense"]}, "nonsense"),
         ({"recogniser": "no:such"}, "no"),
@@ -206,7 +211,7 @@ def test_what_cannot_be_is_refused(tiny: dict[str, str], told: list[str], tmp_pa
     bare = tmp_path / "bare.jsonl"
     row = json.loads(Path(tiny["data"]).read_text().splitlines()[0])
     bare.write_text(json.dumps({**row, "text": " ... ", "audio_filepath": "/none.flac"}) + "\n")
-    with pytest.raises(UserError, match="no row has a text"):
+    with pytest.raises(UserError, match="prepare tts"):
         ask({**tiny, "data": str(bare)}, tmp_path / "out")
 
 
@@ -268,10 +273,10 @@ def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp
     )  # u2 has no prompt, and is not compared with itself
     assert made["systems"]["resynthesis"]["speaker_similarity"]["n"] == 2
     assert made["by"]["s0"]["systems"]["recordings"]["wer"]["n"] == 0  # not recorded
-    assert "of 2 texts; the other 2 have none" in Path(made["report"]).read_text()
+    assert "of 2 utterances; the other 2 have none" in Path(made["report"]).read_text()
     none.write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
     made = ask(tiny, tmp_path / "none", data=str(none), **asked)
-    assert list(made["systems"]) == ["m"] and "nobody has recorded these texts" in Path(made["report"]).read_text()
+    assert list(made["systems"]) == ["m"] and "these texts are not recorded" in Path(made["report"]).read_text()
 
 
 def test_a_codec_that_is_not_to_be_had_costs_its_row(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:

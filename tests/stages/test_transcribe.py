@@ -15,8 +15,8 @@ from tiny_recognisers import RATE, tiny
 from rlspeech.config import Sampling
 from rlspeech.data.manifest import read_manifest
 from rlspeech.stages import transcribe
-from rlspeech.stages.decode import Heard, Recogniser, join_texts
 from rlspeech.stages.transcribe import Transcribe
+from rlspeech.tasks.asr.evaluate import Recogniser, Transcript, join_texts
 from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import UserError
 
@@ -142,9 +142,9 @@ def test_a_batch_that_fails_is_taken_one_by_one(folder: Path) -> None:
     ear = Recogniser(Counting(), sampling=Sampling(), batch=4)  # type: ignore[arg-type]
     wav = np.full(RATE, 0.1, np.float32)
     made = ear.whole([wav, np.full(RATE, 0.95, np.float32), np.full(RATE // 2, 0.65, np.float32), wav])
-    assert [m.text if isinstance(m, Heard) else str(m) for m in made] == ["10", "10", "a bad one", "10"]
+    assert [m.text if isinstance(m, Transcript) else str(m) for m in made] == ["10", "10", "a bad one", "10"]
     long = ear.whole([np.concatenate([wav] * 5)])[0]
-    assert isinstance(long, Heard) and long.pieces >= 3 and len(long.text.split()) == long.pieces
+    assert isinstance(long, Transcript) and long.pieces >= 3 and len(long.text.split()) == long.pieces
 
 
 def test_nothing_to_do_is_said(tmp_path: Path) -> None:
@@ -188,4 +188,4 @@ def test_a_real_model_in_batches_says_what_it_says_alone() -> None:
     wavs = [0.1 * rng.standard_normal(int(s * RATE)).astype(np.float32) for s in (0.01, 0.4, 0.3, 1.7)]
     ear = Recogniser(model, sampling=Sampling(max_new_tokens=6), batch=3)
     assert ear.whole(wavs) == [ear.whole([w])[0] for w in wavs]
-    assert isinstance(heard := ear.whole(wavs[3:])[0], Heard) and heard.pieces == 2
+    assert isinstance(heard := ear.whole(wavs[3:])[0], Transcript) and heard.pieces == 2

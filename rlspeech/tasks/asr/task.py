@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import PPO, RL, Augment, Pretrain, RewardSpec
+from rlspeech.config import PPO, RL, Augment, Evaluate, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.text import get_normaliser
@@ -213,6 +213,11 @@ class Asr(Task):
         from rlspeech.tasks.asr.policy import AsrPolicy
 
         return AsrPolicy(self, adapted, config)
+
+    def evaluation(self, config: Evaluate) -> Any:
+        from rlspeech.tasks.asr.evaluate import Recognition
+
+        return Recognition(self, config)
 
     def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
         """Greedy transcripts of whole clips as samples to score."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.config import PPO, RL, Pretrain, RewardSpec, Sampling
+from rlspeech.config import PPO, RL, Evaluate, Pretrain, RewardSpec, Sampling
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest, recordings
@@ -355,6 +355,11 @@ class Tts(Task):
 
     def climbed(self, config: RL) -> str:
         return f"the token reward {config.diffro.reward}"
+
+    def evaluation(self, config: Evaluate) -> Any:
+        from rlspeech.tasks.tts.evaluate import Synthesis
+
+        return Synthesis(self, config)
 
     def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
         """Speech of the clips' texts as the policy says it, the same draws every time."""

@@ -1,0 +1,222 @@
+"""How ``tts`` is evaluated: synthesisers on the same texts, judged by a recogniser that is named, and by how they sound.
+
+What a system says goes to ``said/NAME.jsonl`` (tokens) and ``audio/NAME/`` as it comes; what is there is not made again. A model that was
+rewarded by a recogniser has learned to be understood by that one: who listens here should be another, and where it is the same there is a
+remark. A text that one system could not be scored on is left out for all of them.
+
+Two rows say how much could be had (``anchors``): the recordings themselves, of which the recogniser misunderstands some, and their copies
+through the codec, which no language model over its ids can be better than.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlspeech.config import Evaluate
+from rlspeech.data.audio import AudioError, load_audio, save_audio
+from rlspeech.data.batches import Clip, columns_of
+from rlspeech.data.text import get_normaliser
+from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
+from rlspeech.models.hub import resolve
+from rlspeech.parallel import one_by_one
+from rlspeech.scores import Row, ScoreTable
+from rlspeech.tasks.evaluation import Answers, Evaluation, System
+from rlspeech.types import Sample, Score, UserError, Utterance
+
+__all__ = ["Synthesis", "voice_of"]
+
+EMBEDDED = "embedded"
+RECORDINGS, RESYNTHESIS = ANCHORS = ("recordings", "resynthesis")
+LISTENED = re.compile(r"^tts_(?:accuracy|cer|wer|posterior|nll)\b(?:\[(.*)\])?$")  # rewards of a recogniser
+
+
+class Synthesis(Evaluation):
+    """Synthesisers on the same texts, and the anchors."""
+
+    refused = ("nfe", "guidance", "video", "shuffled", "beams")
+    reserved = ("prompt", *ANCHORS)
+    noted = ("data", "normaliser", "recogniser", "sampling", "seed")
+    rates = ("cer", "wer", "substitutions", "deletions", "insertions", "exact")
+    rated = ("tts_cer", "tts_wer")
+    interval = "bootstrap over texts, 95 %; rates are ratios of sums, the rest means; differences are paired"
+
+    def __init__(self, task: Any, config: Evaluate) -> None:
+        super().__init__(task, config)
+        self.normalise = get_normaliser(config.normaliser)
+        self.listener = config.recogniser or EMBEDDED
+        self.summary = {"recogniser": self.listener}
+        self.anchors: tuple[str, ...] = ()  # those that the rows allow
+
+    def rows(self, utts: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
+        some = [u for u in utts if self.normalise(u.text or "")]
+        if not some:
+            why = f"{len(utts)} rows of {self.config.data}, after {self.config.normaliser}"
+            raise UserError("no row has a text", why, "rlspeech prepare tts --help")
+        notes = [f"{n} rows have no text and are left out"] if (n := len(utts) - len(some)) else []
+        self.anchors = ANCHORS if self.config.anchors and any(map(_recorded, some)) else ()
+        if self.config.anchors and not self.anchors:
+            notes.append(f"no {' and no '.join(ANCHORS)}: these texts are not recorded")
+        return some, notes + self.partial()
+
+    def systems(self, utts: Sequence[Utterance]) -> list[System]:
+        first, *others = super().systems(utts)
+        anchors = (System(a, first.checkpoint, compared=False) for a in self.anchors)
+        return [first, *anchors, *others]  # the anchors while the first model is loaded
+
+    def metrics(self) -> tuple[list[str], list[str]]:
+        names, notes = super().metrics()
+        return [self.rated[0], *(m for m in names if m != self.rated[0])], notes
+
+    def scoring(self) -> dict[str, dict[str, Any]]:
+        config = self.config
+        options = {"recogniser": self.listener, "normaliser": config.normaliser, "language": config.sampling.language}
+        return {"tts": options}
+
+    def answers(self, system: System, table: ScoreTable, fingerprint: str) -> Answers:
+        return (_Spoken if system.compared else _Anchor)(self, system, table, fingerprint)
+
+    def remarks(self, table: ScoreTable, systems: Sequence[str], keys: Sequence[str]) -> list[str]:
+        mute = {s: sum(not table.row(s, k)["seconds"] for k in keys) for s in systems}
+        return [f"{s}: no speech for {n} texts, which are missing from scores of sound" for s, n in mute.items() if n]
+
+    def partial(self) -> list[str]:
+        """A remark for each system whose reward listened with the recogniser that judges here."""
+        found = []
+        for name, checkpoint in self.config.models.items():
+            try:
+                folder = resolve(checkpoint, self.task.name)
+                settings = json.loads((folder.parent.parent / "config.resolved.json").read_text(encoding="utf-8"))
+                rewards = [str(r["name"]) for r in settings.get("rewards", [])]
+            except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
+                continue  # not of a run: nothing is known of its reward
+            options = [
+                dict(p.partition("=")[::2] for p in (m[1] or "").split(","))
+                for r in rewards
+                if (m := LISTENED.match(r))
+            ]
+            if self.listener in {o.get("recogniser", EMBEDDED) for o in options}:
+                what = f"{name} was trained on what {self.listener} recognises, which judges here too"
+                found.append(f"{what}: name another with --recogniser")
+        return found
+
+
+class _Spoken(Answers):
+    """What a system says."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        path = self.table.folder / "said" / f"{self.name}.jsonl"
+        kept = [r for r in read_jsonl(path) if r.get("weights") == self.fingerprint and self._whole(r)]
+        write_text(path, "".join(dumps(r) + "\n" for r in kept))
+        self.said = JsonlWriter(path, key="key")
+
+    def __exit__(self, *_: object) -> None:
+        self.said.close()
+
+    def _whole(self, row: Row) -> bool:
+        """True where the waveform of a row is there, or there is none to be had."""
+        return bool(not row.get("samples") or self.file(str(row["key"])).is_file())
+
+    @property
+    def model(self) -> Any:
+        """The system's, loaded when it is first needed."""
+        return self.evaluation.load(self.system.checkpoint)[0]
+
+    def todo(self, utts: Sequence[Utterance]) -> list[Utterance]:
+        return sorted((u for u in utts if not self.table.done(self.name, u.id)), key=lambda u: len(u.text or ""))
+
+    def of(self, utts: Sequence[Utterance]) -> list[Sample | Exception]:
+        new, began_s = [u for u in utts if u.id not in self.said], time.perf_counter()
+        made = dict(zip((u.id for u in new), one_by_one(self.make, new), strict=True))
+        seconds = round((time.perf_counter() - began_s) / max(1, len(new)), 4)
+        for s in (s for s in made.values() if isinstance(s, Sample)):
+            if len(s.wav):
+                save_audio(self.file(s.key), s.wav, s.sample_rate)
+            row = {"key": s.key, "weights": self.fingerprint, "text": s.text, "sample_rate": s.sample_rate}
+            row |= {"samples": len(s.wav), "finished": s.finished, "seconds": seconds, "token_s": s.token_s}
+            self.said.write({**row, "tokens": None if s.tokens is None else s.tokens.tolist()})
+        failed = {k: m for k, m in made.items() if isinstance(m, Exception)}
+        return [failed.get(u.id) or self._kept(u) for u in utts]
+
+    def make(self, utts: Sequence[Utterance]) -> list[Sample]:
+        """What the system says, a sample a row, in order."""
+        config, model = self.config, self.model
+        clips = [self._clip(u, model.sample_rate) for u in utts]
+        made: list[Sample] = self.evaluation.task.synthesise(model, clips, sampling=config.sampling, seed=config.seed)
+        return made
+
+    def target(self, utt: Utterance, sample_rate: int) -> np.ndarray | None:
+        """Speech (T,) in the voice that was wanted, to compare with."""
+        return voice_of(utt, sample_rate)
+
+    def facts(self, sample: Sample, scores: Mapping[str, Score]) -> Row:
+        return {
+            "text": sample.text,
+            "hypothesis": scores[self.evaluation.rated[0]].detail.get("hypothesis"),
+            "finished": sample.finished,
+            "seconds": round(len(sample.wav) / sample.sample_rate, 3),
+        }
+
+    def _clip(self, utt: Utterance, sample_rate: int) -> Clip:
+        """A row as the task wants it; the recording is read where it lends the voice."""
+        voice = None if utt.prompt_filepath else voice_of(utt, sample_rate)
+        wav = np.zeros(0, np.float32) if voice is None else voice
+        return Clip(utt.id, wav, wav, sample_rate, utt.text, columns_of(utt))
+
+    def _kept(self, utt: Utterance) -> Sample:
+        """The saved speech of a row, to be scored."""
+        row = self.said.rows[utt.id]
+        rate = int(row["sample_rate"])
+        wav = load_audio(self.file(utt.id), rate) if row["samples"] else np.zeros(0, np.float32)
+        tokens = None if row["tokens"] is None else np.array(row["tokens"], np.int64)
+        sample = Sample(utt.id, wav, rate, self.target(utt, rate), utt.text, columns_of(utt), tokens=tokens)
+        sample.finished, sample.token_s = bool(row["finished"]), row.get("token_s")
+        return sample
+
+
+class _Anchor(_Spoken):
+    """Recordings, or what the codec of the first model leaves of them, in the place of a system.
+
+    Both are at the model's rate; a copy has the voice that the model is given, the prompt's where there is one.
+    """
+
+    def todo(self, utts: Sequence[Utterance]) -> list[Utterance]:
+        return super().todo([u for u in utts if _recorded(u)])
+
+    def make(self, utts: Sequence[Utterance]) -> list[Sample]:
+        """Raises ``AudioError``, and ``UserError`` where there is no codec."""
+        model = self.model
+        rate, tokens, token_s = model.sample_rate, [None] * len(utts), None
+        wavs = [load_audio(u.audio_filepath, rate, u.offset, u.duration or None) for u in utts]
+        if self.name == RESYNTHESIS:
+            codes, token_s = model.codec.encode(wavs), model.codec.frame_s
+            tokens, wavs = [c.numpy() for c in codes], model.codec.decode(codes, [voice_of(u, rate) for u in utts])
+        return [
+            Sample(u.id, w, rate, None, u.text, columns_of(u), tokens=t, token_s=token_s)
+            for u, w, t in zip(utts, wavs, tokens, strict=True)
+        ]
+
+    def target(self, utt: Utterance, sample_rate: int) -> np.ndarray | None:
+        """The prompt's speech; a recording is not compared with itself."""
+        return None if self.name == RECORDINGS and not utt.prompt_filepath else voice_of(utt, sample_rate)
+
+
+def voice_of(utt: Utterance, sample_rate: int) -> np.ndarray | None:
+    """Speech (T,) in the voice that a row asks for: its prompt, else its recording; None where it cannot be read."""
+    try:
+        if utt.prompt_filepath:
+            return load_audio(utt.prompt_filepath, sample_rate)
+        return load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
+    except AudioError:
+        return None
+
+
+def _recorded(utt: Utterance) -> bool:
+    """Whether a row's recording says its text."""
+    return utt.extra.get("recorded") is not False and utt.audio_filepath != utt.prompt_filepath
