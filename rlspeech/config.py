@@ -298,8 +298,14 @@ class RL(Strict):
         description="paired manifest that is scored before, during and after training (default: held back from the data)",
     )
     out: str | None = None
-    rewards: list[RewardSpec] = Field(default_factory=list, description="rewards and weights; empty: the task's own")
-    guards: list[GuardSpec] = Field(default_factory=list, description="metrics that are watched and may stop the run")
+    rewards: list[RewardSpec] = Field(
+        default_factory=list,
+        description="reward and its weight, e.g. estoi=1 (see rlspeech doctor); may be repeated (default: the task's own)",
+    )
+    guards: list[GuardSpec] = Field(
+        default_factory=list,
+        description="metric to watch; the run stops when it falls by more than MAX_DROP; may be repeated",
+    )
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
@@ -416,13 +422,16 @@ class Evaluate(Strict):
     task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = Field("flowse", description=TASK)
     data: str | None = Field(None, description="paired manifest to evaluate on (default: the embedded test set)")
     models: dict[str, str] = Field(
-        default_factory=dict, description="name -> checkpoint; the unprocessed input is always scored first"
+        default_factory=dict,
+        description="system to score, by name, e.g. rl=runs/rl or base=embedded; may be repeated; the unprocessed input comes first",
     )
     baseline: str | None = Field(
         None,
         description="system that the others are compared with (default: the first of several models, the input for a single one)",
     )
-    metrics: list[str] = Field(default_factory=list, description="metrics to measure; empty: the task's own")
+    metrics: list[str] = Field(
+        default_factory=list, description="metric to measure; may be repeated (default: the task's own)"
+    )
     out: str | None = None
     nfe: int | None = Field(None, description="number of Euler steps (default: the model's own)")
     guidance: float | None = Field(None, description="strength of classifier-free guidance (default: the model's own)")
@@ -460,7 +469,10 @@ class Evaluate(Strict):
 class ScoreFolder(Strict):
     """``rlspeech reward``."""
 
-    rewards: list[str] = Field(default_factory=lambda: ["dnsmos"], description="rewards to compute")
+    rewards: list[str] = Field(
+        default_factory=lambda: ["dnsmos"],
+        description="reward to compute: dnsmos, pesq, asr_wer, ..., or package.module:function; may be repeated",
+    )
     target: str | None = Field(
         None, description="folder with reference recordings of the same names; a file for a single file"
     )

@@ -71,7 +71,7 @@ def test_every_command_has_an_example_that_parses(path: tuple[str, ...]) -> None
 def declared(path: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """What tells one parameter from another, wording aside; what stands for nothing is left out."""
     command = EVERY[path]
-    context = command.context_class(command, info_name="rlspeech")
+    context = command.context_class(command, info_name=" ".join(("rlspeech", *path)))
     usual = {
         "required": False,
         "multiple": False,

@@ -21,14 +21,22 @@ Name = Annotated[str | None, Option(metavar="NAME")]
 Overwrite = Annotated[bool | None, Option("--overwrite")]
 
 
-def _choice(schema: str, field: str, metavar: str | None = None) -> Any:
-    """An option whose values are those of a field."""
-    return Option(metavar=metavar, autocompletion=complete.one_of(schema, field))
+def _choice(key: str, metavar: str | None = None) -> Any:
+    """An option whose values are those of a setting."""
+    return Option(metavar=metavar, autocompletion=complete.one_of(key))
+
+
+def _metric(flag: str, metavar: str = "NAME") -> Any:
+    """An option that names rewards or metrics."""
+    return Option(flag, metavar=metavar, autocompletion=complete.rewards)
+
+
+Task = Annotated[str | None, _choice("task", "TASK")]
 
 
 @command(app, "rlspeech pretrain --preset flowse-tiny --data data/mix/mix.json --out runs/base", *STAGE)
 def pretrain(
-    task: Annotated[str | None, _choice("config:Pretrain", "task", "TASK")] = None,
+    task: Task = None,
     data: str | None = None,
     valid: str | None = None,
     init: str | None = None,
@@ -49,34 +57,18 @@ def pretrain(
     *STAGE,
 )
 def rl(
-    algo: Annotated[str | None, _choice("config:RL", "algo", "ALGO")] = None,
-    task: Annotated[str | None, _choice("config:RL", "task", "TASK")] = None,
+    algo: Annotated[str | None, _choice("algo", "ALGO")] = None,
+    task: Task = None,
     model: str | None = None,
     data: str | None = None,
     valid: str | None = None,
-    rewards: Annotated[
-        Texts,
-        Option(
-            "--reward",
-            metavar="NAME=WEIGHT",
-            help="Reward and its weight, e.g. estoi=1 (rlspeech doctor lists the rewards); may be repeated.",
-            autocompletion=complete.rewards,
-        ),
-    ] = None,
-    guards: Annotated[
-        Texts,
-        Option(
-            "--guard",
-            metavar="NAME[=MAX_DROP]",
-            help="Metric to watch; the run stops when it falls by more than MAX_DROP. May be repeated.",
-            autocompletion=complete.rewards,
-        ),
-    ] = None,
+    rewards: Annotated[Texts, _metric("--reward", "NAME=WEIGHT")] = None,
+    guards: Annotated[Texts, _metric("--guard", "NAME[=MAX_DROP]")] = None,
     steps: int | None = None,
     group: int | None = None,
     prompts_per_step: int | None = None,
     lr: float | None = None,
-    offload: Annotated[str | None, _choice("config:RL", "offload")] = None,
+    offload: Annotated[str | None, _choice("offload")] = None,
     max_minutes: float | None = None,
     probe: Annotated[
         bool, Option("--probe", help="Do not train; measure which exploration gives the gradient a direction.")
@@ -92,19 +84,10 @@ def reward(
     paths: Annotated[
         list[str],
         Argument(
-            metavar="PATH",
-            help="Folder, audio files or a manifest; a JSONL file with texts for asr_*; - for paths on stdin.",
+            metavar="PATH", help="Folder, audio files or manifest; for asr_* JSONL with texts; - for paths on stdin."
         ),
     ],
-    rewards: Annotated[
-        Texts,
-        Option(
-            "--reward",
-            metavar="NAME",
-            help="Reward: dnsmos, pesq, asr_wer, ..., or package.module:function; may be repeated.",
-            autocompletion=complete.rewards,
-        ),
-    ] = None,
+    rewards: Annotated[Texts, _metric("--reward")] = None,
     target: Annotated[str | None, Option(metavar="FOLDER")] = None,
     text: File = None,
     hypotheses: File = None,
@@ -119,13 +102,11 @@ def reward(
 ) -> None:
     """Score audio files or transcripts: one row a file, and means with 95 % intervals."""
     options = locals()
-    stage(
-        "config:ScoreFolder",
-        "stages.reward:run",
-        options,
-        without=["paths"],
-        path=lambda: paths[0] if len(paths) == 1 and paths != ["-"] else common.listed(paths),
-    )
+
+    def found() -> str | list[str]:
+        return paths[0] if len(paths) == 1 and paths != ["-"] else common.listed(paths)
+
+    stage("config:ScoreFolder", "stages.reward:run", options, without=["paths"], path=found)
 
 
 @command(
@@ -135,29 +116,16 @@ def reward(
     name="eval",
 )
 def evaluate(
-    task: Annotated[str | None, _choice("config:Evaluate", "task", "TASK")] = None,
+    task: Task = None,
     data: str | None = None,
-    models: Annotated[
-        Texts,
-        Option(
-            "--model", metavar="NAME=PATH", help="System to score, e.g. rl=runs/rl or base=embedded; may be repeated."
-        ),
-    ] = None,
+    models: Annotated[Texts, Option("--model", metavar="NAME=PATH")] = None,
     baseline: Name = None,
-    metrics: Annotated[
-        Texts,
-        Option(
-            "--metric",
-            metavar="NAME",
-            help="Metric to measure; may be repeated (default: the task's metrics).",
-            autocompletion=complete.rewards,
-        ),
-    ] = None,
+    metrics: Annotated[Texts, _metric("--metric")] = None,
     normaliser: Name = None,
     recogniser: str | None = None,
     by: Annotated[str | None, Option(metavar="COLUMN")] = None,
     nfe: int | None = None,
-    video: Annotated[str | None, _choice("config:Evaluate", "video")] = None,
+    video: Annotated[str | None, _choice("video")] = None,
     shuffled: Annotated[Texts, Option(metavar="NAME")] = None,
     limit: int | None = None,
     workers: int | None = None,
@@ -190,14 +158,13 @@ def report(
     runs: Annotated[
         list[str],
         Argument(
-            metavar="RUN", help="Folders of rl, eval, reward or pretrain, PATH or NAME=PATH; the first is the baseline."
+            metavar="RUN", help="Folders of rl, eval, reward or pretrain, or NAME=PATH; the first is the baseline."
         ),
     ],
     out: Annotated[
         str | None,
         Option(
-            metavar="FILE",
-            help="Page to write (default: report.html in the folder of one run, compare.html here for several).",
+            metavar="FILE", help="Page (default: report.html in the folder of one run, compare.html here for several)."
         ),
     ] = None,
     players: Annotated[int | None, Option(help="Show audio players for this many clips.")] = None,
@@ -215,7 +182,7 @@ def enhance(
     inputs: Annotated[
         list[str], Argument(metavar="PATH", help="Audio files, videos, folders or manifests; - for paths on stdin.")
     ],
-    task: Annotated[str | None, _choice("stages.enhance:Enhance", "task", "TASK")] = None,
+    task: Task = None,
     video: Annotated[str | None, Option(metavar="PATH")] = None,
     model: str | None = None,
     nfe: int | None = None,

@@ -13,18 +13,7 @@ import typer
 
 from rlspeech import plugins
 
-__all__ = [
-    "SCHEMAS",
-    "choices",
-    "describe",
-    "devices",
-    "one_of",
-    "presets",
-    "rewards",
-    "sentence",
-    "settings",
-    "stages",
-]
+__all__ = ["SCHEMAS", "choices", "describe", "devices", "one_of", "presets", "rewards", "settings", "stages"]
 
 SCHEMAS = {  # command -> module:Class of its settings
     "prepare": "stages.prepare:Prepare",
@@ -49,14 +38,11 @@ def choices(type_text: str) -> list[str]:
     return [v for v in type_text.split("|") if re.fullmatch(r"[a-z][\w+-]*", v) and v not in _TYPES]
 
 
-def one_of(schema: str, field: str) -> Callable[[str], list[str]]:
-    """A completion of a field's values."""
+def one_of(key: str) -> Callable[[typer.Context, str], list[str]]:
+    """A completion of the values of a setting."""
 
-    def complete(incomplete: str) -> list[str]:
-        from rlspeech.schema import type_name
-
-        annotation = plugins.load(f"rlspeech.{schema}").model_fields[field].annotation
-        return [c for c in choices(type_name(annotation)) if c.startswith(incomplete)]
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        return [c for c in choices(_keys(ctx)[key].type) if c.startswith(incomplete)]
 
     return complete
 
@@ -70,12 +56,9 @@ def presets(ctx: typer.Context, incomplete: str) -> Names:
     """Packaged presets; for a stage's own command those of that stage."""
     from rlspeech.settings import preset_about, preset_names, preset_path, preset_stage
 
-    paths = {name: preset_path(name) for name in preset_names() if name.startswith(incomplete)}
-    return [
-        (n, preset_about(p))
-        for n, p in paths.items()
-        if ctx.info_name not in SCHEMAS or preset_stage(p) == ctx.info_name
-    ]
+    paths = [preset_path(name) for name in preset_names() if name.startswith(incomplete)]
+    every = ctx.info_name not in SCHEMAS
+    return [(p.stem, preset_about(p)) for p in paths if every or preset_stage(p) == ctx.info_name]
 
 
 def rewards(incomplete: str) -> Names:
@@ -87,36 +70,32 @@ def rewards(incomplete: str) -> Names:
 
 def settings(ctx: typer.Context, incomplete: str) -> Names:
     """Settings of the stage, up to the ``=``; behind it the values, where they are listed."""
-    from rlspeech.schema import keys
-
-    schema = _schema(ctx)
-    found = [] if schema is None else list(keys(schema))
+    found = _keys(ctx)
     key, equals, _ = incomplete.partition("=")
     if equals:
-        values = next((choices(k.type) for k in found if k.name == key), [])
+        values = choices(found[key].type) if key in found else []
         return [(f"{key}={v}", "") for v in values if f"{key}={v}".startswith(incomplete)]
-    return [(f"{k.name}=", k.help) for k in found if k.name.startswith(incomplete)]
+    return [(f"{k.name}=", k.help) for k in found.values() if k.name.startswith(incomplete)]
 
 
-def _schema(ctx: typer.Context) -> Any:
-    """The settings of the command that is being typed or explained; None where it has none."""
-    group, name = ("", *ctx.command_path.split())[-2:]
-    name = next((n for n in (f"{group} {name}", name, group) if n in SCHEMAS), None)
-    schema = None if name is None else plugins.load(f"rlspeech.{SCHEMAS[name]}")
-    return getattr(schema, "layouts", {}).get(
-        ctx.info_name, schema
-    )  # of a class that stands for several: the one meant
+def _keys(ctx: typer.Context) -> dict[str, Any]:
+    """The settings of the command that is being typed or explained, by name; empty where it has none."""
+    from rlspeech.schema import keys
+
+    group, last = ("", *ctx.command_path.split())[-2:]
+    name = next((n for n in (f"{group} {last}", last, group) if n in SCHEMAS), None)
+    if name is None:
+        return {}
+    schema = plugins.load(f"rlspeech.{SCHEMAS[name]}")
+    schema = getattr(schema, "layouts", {}).get(last, schema)  # of a class that stands for several: the one meant
+    return {k.name: k for k in keys(schema)}
 
 
 def describe(ctx: typer.Context, parameters: Sequence[Any]) -> None:
     """Complete the help texts of a command: an option without one has the description and the choices of its setting."""
     bare = [p for p in parameters if not getattr(p, "help", None)]
-    if not bare or (schema := _schema(ctx)) is None:
-        return
-    from rlspeech.schema import keys
-
-    found = {k.name: k for k in keys(schema)}
-    for parameter in bare:
+    found = _keys(ctx) if bare else {}
+    for parameter in bare if found else ():
         key = found[str(parameter.name).replace("__", ".")]
         text, names = key.help, choices(key.type)
         if set(names) - set(re.findall(r"[\w+-]+", text)):
