@@ -26,15 +26,6 @@ from rlspeech.settings import preset_names
 
 RUN = typer.testing.CliRunner()
 ROOT: Any = typer.main.get_command(app)
-FLAGS = {  # option -> field, where the names differ
-    "reward": "rewards",
-    "guard": "guards",
-    "metric": "metrics",
-    "model": "models",
-    "condition": "conditions",
-    "split": "splits",
-    "recogniser": "recognisers",
-}
 
 
 def walk(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -117,12 +108,6 @@ def test_every_command_has_help(path: tuple[str, ...]) -> None:
         assert parameter.name == "help" or getattr(parameter, "help", ""), f"{parameter.name} says nothing of itself"
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
-def test_every_command_takes_json_quiet_and_debug(path: tuple[str, ...]) -> None:
-    options = {o for p in LEAVES[path].params for o in p.opts}
-    assert {"--json", "--quiet", "-q", "--debug"} <= options
-
-
 @pytest.mark.parametrize("columns", [60, 160])
 def test_the_help_lists_the_commands_by_kind_in_whole_sentences(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -137,8 +122,9 @@ def test_the_help_lists_the_commands_by_kind_in_whole_sentences(columns: int, mo
 
 
 def schema_of(path: tuple[str, ...]) -> type[BaseModel] | None:
-    name = next((n for n in (" ".join(path), path[0]) if n in complete.SCHEMAS), None) if path else None
-    return None if name is None or path == ("prepare", "demo") else load(complete.SCHEMAS[name])
+    name = next((n for n in (" ".join(path), path[0]) if n in complete.SCHEMAS), None)
+    schema = None if name is None else load(complete.SCHEMAS[name])
+    return getattr(schema, "layouts", {}).get(path[-1], schema)
 
 
 def literals(annotation: Any) -> set[str]:
@@ -151,13 +137,12 @@ def literals(annotation: Any) -> set[str]:
 def test_options_with_choices_name_all_of_them(path: tuple[str, ...]) -> None:
     schema = schema_of(path)
     assert schema is not None and helped(path)
-    for parameter in (p for p in LEAVES[path].params if p.param_type_name == "option"):
-        names = [n for n in (parameter.name, FLAGS.get(parameter.name, "")) if n in schema.model_fields]
-        said = getattr(parameter, "help", "")
-        lacking = {c for n in names for c in literals(schema.model_fields[n].annotation)} - set(
-            re.findall(r"[\w+-]+", said)
-        )
-        assert not lacking, f"{parameter.opts[0]} of {' '.join(path)} does not name {lacking}"
+    options = [p for p in LEAVES[path].params if p.param_type_name == "option" and p.name in schema.model_fields]
+    assert options
+    for option in options:
+        named = set(re.findall(r"[\w+-]+", option.help))
+        lacking = literals(schema.model_fields[option.name].annotation) - named
+        assert not lacking, f"{option.opts[0]} of {' '.join(path)} does not name {lacking}"
 
 
 def test_tasks_come_from_the_settings() -> None:

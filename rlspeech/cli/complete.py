@@ -97,7 +97,7 @@ def describe(ctx: typer.Context, parameters: Sequence[Any]) -> None:
     found = _keys(ctx) if bare else {}
     for parameter in bare if found else ():
         key = found[str(parameter.name).replace("__", ".")]
-        text, names = key.help, choices(key.type)
+        text, names = key.help, choices(key.type.removeprefix("list[").removesuffix("]"))
         if set(names) - set(re.findall(r"[\w+-]+", text)):
             text = f"One of {', '.join(names)}{': ' if text else ''}{text}"
         parameter.help = sentence(text)
