@@ -21,19 +21,7 @@ NAME = re.compile(r"[\w.\-]{1,96}")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 LONGEST = 300
 ASIDE = frozenset({"rl", "earlier", "validation"})  # facts that have a section of their own
-SETTINGS = (
-    "algo",
-    "steps",
-    "prompts_per_step",
-    "group",
-    "lr",
-    "kl_beta",
-    "clip_range",
-    "advantage",
-    "supervised_weight",
-    "lora",
-    "seed",
-)
+SETTINGS = "algo steps prompts_per_step group lr kl_beta clip_range advantage supervised_weight lora seed".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +74,10 @@ def model_card(card: Card, facts: Mapping[str, Any]) -> str:
     """
     rl = _mapping(facts.get("rl"))
     rate = f", {card.rate} Hz" if card.rate else ""
-    body = [
-        f"# {card.title[:1].upper()}{card.title[1:]}, {card.parameters / 1e6:.2f} M parameters{rate}",
-        "",
-        _what(card, facts, rl),
-    ]
-    body += [
-        line
-        for part in (
-            _data(facts, rl),
-            _rewards(rl),
-            _guards(rl),
-            _results(rl),
-            _check(facts, rl),
-            _use(card),
-            _limits(rl),
-            _versions(rl),
-        )
-        for line in part
-    ]
-    return front_matter(card, facts) + "\n".join([*body, ""])
+    title = f"# {card.title[:1].upper()}{card.title[1:]}, {card.parameters / 1e6:.2f} M parameters{rate}"
+    parts = [_data(facts, rl), _rewards(rl), _guards(rl), _results(rl), _check(facts, rl), _use(card), _limits(rl)]
+    body = [title, "", _what(card, facts, rl), *(line for part in (*parts, _versions(rl)) for line in part), ""]
+    return front_matter(card, facts) + "\n".join(body)
 
 
 # --------------------------------------------------------------------------------------------------------- front matter
@@ -113,50 +85,37 @@ def model_card(card: Card, facts: Mapping[str, Any]) -> str:
 
 def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
     """The YAML block at the head, with the fields that the Hub knows."""
-    import yaml
+    from huggingface_hub import EvalResult, ModelCardData
 
     rl = _mapping(facts.get("rl"))
     start = str(rl.get("from") or "")
     algo = [str(rl["algo"])] if NAME.fullmatch(str(rl.get("algo", "")).replace("+", "-")) else []
-    tags = ["rlspeech", *card.tags, *(["reinforcement-learning", *algo] if rl else [])]
-    languages = [x for x in _list(facts.get("languages")) if isinstance(x, str) and LANGUAGE.fullmatch(x)]
-    values = {
-        name: m
-        for name, m in _metrics(rl).items()
-        if name != "reward" and NAME.fullmatch(name) and _number(m["now"].get("mean"))
-    }
-    matter: dict[str, Any] = {
-        "language": languages,
-        "library_name": card.library,
-        "pipeline_tag": card.pipeline,
-        "tags": list(dict.fromkeys(tags)),
-        "metrics": list(values),
-    }
-    if HUB_ID.fullmatch(start) and not Path(start).exists():
-        matter |= {"base_model": start, "base_model_relation": "finetune"}
-    if values and card.pipeline:
-        matter["model-index"] = [{"name": card.title, "results": [_result(card, rl, values)]}]
-    kept = {k: v for k, v in matter.items() if v}
-    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10_000)}---\n\n"
-
-
-def _result(card: Card, rl: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers as the Hub's table of results takes them."""
+    values = {k: m for k, m in _metrics(rl).items() if k != "reward" and NAME.fullmatch(k)}
     where = _plain(_short(rl.get("valid") or rl.get("data") or "embedded corpus"))
     kind = re.sub(r"[^\w.\-]+", "-", Path(where).stem).strip("-")[:60] or "speech"
-    metrics = [
-        {
-            "type": name,
-            "name": f"{name}, {'higher' if m['up'] else 'lower'} is better",
-            "value": round(float(m["now"]["mean"]), 6),
-        }
-        for name, m in values.items()
+    results = [
+        EvalResult(
+            task_type=card.pipeline,
+            dataset_type=kind,
+            dataset_name=f"{where} (held-out clips)",
+            metric_type=name,
+            metric_name=f"{name}, {'higher' if m['up'] else 'lower'} is better",
+            metric_value=round(float(m["now"]["mean"]), 6),
+        )
+        for name, m in (values.items() if card.pipeline else ())
     ]
-    return {
-        "task": {"type": card.pipeline},
-        "dataset": {"name": f"{where} (held-out clips)", "type": kind},
-        "metrics": metrics,
-    }
+    more: dict[str, Any] = {"model_name": card.title, "eval_results": results} if results else {}
+    if HUB_ID.fullmatch(start) and not Path(start).exists():
+        more |= {"base_model": start, "base_model_relation": "finetune"}
+    matter = ModelCardData(
+        language=[x for x in _list(facts.get("languages")) if isinstance(x, str) and LANGUAGE.fullmatch(x)] or None,
+        library_name=card.library,
+        pipeline_tag=card.pipeline or None,
+        tags=list(dict.fromkeys(["rlspeech", *card.tags, *(["reinforcement-learning", *algo] if rl else [])])),
+        metrics=list(values) or None,
+        **more,
+    )
+    return f"---\n{matter.to_yaml().strip()}\n---\n\n"
 
 
 def _plain(value: Any) -> str:
