@@ -1,8 +1,8 @@
-"""What differs between transformers' audio LLMs: how a prompt is worded, how audio becomes vectors, how a transcript is written.
+"""What differs between transformers' audio LLMs: the prompt's format, how audio becomes vectors, how a transcript is written.
 
 A family turns waveforms into prompt ids, in which one audio token stands for each audio vector, and into the encoder's features; then it
 runs encoder and projector and hands out each clip's vectors. Everything after that (prompts, generation, log-probabilities) is the same
-for all and lives in ``audio_lm``. Where a model's own processor can word the request it does.
+for all and lives in ``model.py``. Where a model's own processor can format the request it does.
 
 Transcripts are scored as they were written: a family takes off the frame that its model puts around a transcript ("language
 English<asr_text>"), and nothing else. The processors' own parsers also remove repetitions, and a loop that is removed is never punished.
@@ -45,7 +45,7 @@ class Prepared:
 
 
 class Family:
-    """A model whose processor words a transcription request (Qwen3-ASR, GLM-ASR, Audio Flamingo 3); the base of the others.
+    """A model whose processor formats a transcription request (Qwen3-ASR, GLM-ASR, Audio Flamingo 3); the base of the others.
 
     Args:
         net: the transformers model.
@@ -72,7 +72,7 @@ class Family:
         if processor is None and self.needs_processor:
             raise UserError(
                 f"the processor of this {net.config.model_type} model does not load",
-                "it words the request",
+                "it formats the request",
                 "a folder with the processor's files, as the model's publisher ships it",
             )
 
@@ -123,31 +123,31 @@ class Family:
                 "its folder holds no chat_template.jinja",
                 "add the template that the model was trained with",
             )
-        turns = [{"role": "user", "content": content}]
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        )
+        turns, how = [{"role": "user", "content": content}], {"tokenize": False, "add_generation_prompt": True}
+        return str(self.tokenizer.apply_chat_template(turns, chat_template=template, **how))
 
-    def expand_audio(self, text: str, count: int) -> Tensor:
-        """Ids (L,) of a prompt whose one audio token is repeated ``count`` times. Raises ``UserError`` where it has another number."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        at = [i for i, token in enumerate(ids) if token == self.audio_token]
-        if len(at) != 1:
-            raise UserError(
-                "a prompt needs one audio token",
-                f"{text!r} has {len(at)}",
-                f"name {self.tokenizer.convert_ids_to_tokens(self.audio_token)!r} once, or leave the wording to the model",
-            )
-        return torch.tensor([*ids[: at[0]], *[self.audio_token] * count, *ids[at[0] + 1 :]])
+    def format(self, request: Request) -> str:
+        """The prompt of a request, with one audio token."""
+        raise NotImplementedError
 
-    def is_whole(self, prompt: str | None) -> bool:
-        """Whether a prompt is a whole one: it says itself where the audio goes."""
-        return bool(prompt) and str(self.tokenizer.convert_ids_to_tokens(self.audio_token)) in str(prompt)
+    def prompts(self, requests: Sequence[Request], counts: Sequence[int]) -> list[Tensor]:
+        """Prompts' ids (L_i,), the one audio token of each repeated as often as ``counts`` says.
+
+        A request's own prompt is taken as it stands where it says itself where the audio goes. Raises ``UserError``: not one audio token.
+        """
+        token, out = str(self.tokenizer.convert_ids_to_tokens(self.audio_token)), list[Tensor]()
+        for request, count in zip(requests, counts, strict=True):
+            text = request.prompt if request.prompt and token in request.prompt else self.format(request)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            at = [i for i, found in enumerate(ids) if found == self.audio_token]
+            if len(at) != 1:
+                why, hint = f"{text!r} has {len(at)}", f"name {token!r} once, or leave the prompt to the model"
+                raise UserError("a prompt needs one audio token", why, hint)
+            out.append(torch.tensor([*ids[: at[0]], *[self.audio_token] * count, *ids[at[0] + 1 :]]))
+        return out
 
 
-# transformers' audio LLMs, one family each; see ``audio_family`` for what a family is.
+# -------------------------------------------------------------------------------------------------------- the families
 #
 # Three cannot use their own processors everywhere: Fun-ASR-Nano's and Granite's extractors ask for torchaudio, Voxtral's processor for
 # mistral-common. Their requests are built here from the tokenizer, to the same ids and features.
@@ -177,27 +177,23 @@ class FunAsrNano(Family):
             "input_features": torch.nn.utils.rnn.pad_sequence(stacked, batch_first=True),
             "input_features_mask": mask.long(),
         }
-        return Prepared(
-            [self.expand_audio(self._prompt(a), n) for a, n in zip(requests, counts, strict=True)], features, counts
-        )
+        return Prepared(self.prompts(requests, counts), features, counts)
 
-    def _prompt(self, a: Request) -> str:
+    def format(self, request: Request) -> str:
         from transformers.audio_utils import prepare_language_inputs
         from transformers.models.fun_asr_nano.processing_fun_asr_nano import LANGUAGE_CODE_TO_NAME
 
-        if a.prompt and self.is_whole(a.prompt):
-            return a.prompt
         content: list[dict[str, Any]] = [{"type": "audio"}]
-        if a.prompt:
-            content.append({"type": "text", "text": a.prompt})
-        if a.keywords:
-            content.append({"type": "keywords", "keywords": list(a.keywords)})
-        if a.language:
+        if request.prompt:
+            content.append({"type": "text", "text": request.prompt})
+        if request.keywords:
+            content.append({"type": "keywords", "keywords": list(request.keywords)})
+        if request.language:
             try:
-                named = prepare_language_inputs(a.language, 1, LANGUAGE_CODE_TO_NAME, return_code=False)[0]
+                named = prepare_language_inputs(request.language, 1, LANGUAGE_CODE_TO_NAME, return_code=False)[0]
             except ValueError as error:
                 raise UserError(
-                    f"Fun-ASR-Nano does not take the language {a.language!r}", str(error), "leave it out"
+                    f"Fun-ASR-Nano does not take the language {request.language!r}", str(error), "leave it out"
                 ) from error
             content.append({"type": "language", "language": named})
         return self.chat(content)
@@ -219,32 +215,21 @@ class Qwen2Audio(Family):
 
     architecture = "Qwen2AudioForConditionalGeneration"
     needs_processor, one_window = False, True
-    request = "Transcribe the speech."
 
     def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
-        made = self.extractor(
-            list(wavs),
-            sampling_rate=self.sample_rate,
-            padding="max_length",
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        how: dict[str, Any] = {"padding": "max_length", "return_attention_mask": True, "return_tensors": "pt"}
+        made = self.extractor(list(wavs), sampling_rate=self.sample_rate, **how)
         frames = made["attention_mask"].sum(1)
         counts = ((torch.div(frames - 1, 2, rounding_mode="floor") - 1) // 2 + 1).tolist()
-        ids = []
-        for a, n in zip(requests, counts, strict=True):
-            whole = a.prompt if self.is_whole(a.prompt) else None
-            ids.append(
-                self.expand_audio(
-                    whole or self.chat([{"type": "audio", "audio_url": ""}, {"type": "text", "text": self._words(a)}]),
-                    n,
-                )
-            )
-        return Prepared(ids, {"input_features": made["input_features"], "frames": frames}, counts)
+        features = {"input_features": made["input_features"], "frames": frames}
+        return Prepared(self.prompts(requests, counts), features, counts)
 
-    def _words(self, a: Request) -> str:
-        words = a.prompt or (f"Transcribe the speech in {a.language}." if a.language else self.request)
-        return words + (f" It may contain: {', '.join(a.keywords)}." if a.keywords else "")
+    def format(self, request: Request) -> str:
+        words = request.prompt or (
+            f"Transcribe the speech in {request.language}." if request.language else "Transcribe the speech."
+        )
+        words += f" It may contain: {', '.join(request.keywords)}." if request.keywords else ""
+        return self.chat([{"type": "audio", "audio_url": ""}, {"type": "text", "text": words}])
 
     def encode(self, prepared: Prepared) -> list[Tensor]:
         """As transformers' forward: encoder on whole windows with the padding masked, projector on what is real."""
@@ -271,9 +256,8 @@ class Qwen3Asr(Family):
     def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         """See ``Family``. What pads a clip to a longer one is set to zero, as what pads a lone clip to the encoder's window is."""
         made = super().prepare(wavs, requests)
-        made.features["input_features"] = (
-            made.features["input_features"] * made.features["input_features_mask"][:, None]
-        )
+        features, mask = made.features["input_features"], made.features["input_features_mask"]
+        made.features["input_features"] = features * mask[:, None]
         return made
 
     def reference(self, text: str, language: str | None = None) -> str:
@@ -315,9 +299,7 @@ class Voxtral(Family):
             list(np.concatenate(chunks)), sampling_rate=self.sample_rate, padding="max_length", return_tensors="pt"
         )
         audio = self.net.config.audio_config
-        each = (
-            audio.max_source_positions * audio.hidden_size // audio.intermediate_size
-        )  # vectors that one chunk becomes
+        each = audio.max_source_positions * audio.hidden_size // audio.intermediate_size  # vectors of one chunk
         counts = [len(c) * each for c in chunks]
         ids = [self._ids(a, n) for a, n in zip(requests, counts, strict=True)]
         return Prepared(ids, {"input_features": made["input_features"]}, counts)
@@ -347,19 +329,11 @@ class GraniteSpeech(Family):
         per_block = config.window_size // config.downsample_rate
         made = [granite_mel(torch.as_tensor(w, dtype=torch.float32)) for w in wavs]
         counts = [math.ceil(len(m) / config.window_size) * per_block for m in made]
-        token = self.tokenizer.convert_ids_to_tokens(self.audio_token)
-        ids = [
-            self.expand_audio(
-                a.prompt if a.prompt and self.is_whole(a.prompt) else self._prompt(f"{token}{self._words(a)}"), n
-            )
-            for a, n in zip(requests, counts, strict=True)
-        ]
-        return Prepared(ids, {str(i): m for i, m in enumerate(made)}, counts)
+        return Prepared(self.prompts(requests, counts), {str(i): m for i, m in enumerate(made)}, counts)
 
-    def _words(self, a: Request) -> str:
-        return (a.prompt or self.request) + (f" Keywords: {', '.join(a.keywords)}" if a.keywords else "")
-
-    def _prompt(self, words: str) -> str:
+    def format(self, request: Request) -> str:
+        words = self.tokenizer.convert_ids_to_tokens(self.audio_token) + (request.prompt or self.request)
+        words += f" Keywords: {', '.join(request.keywords)}" if request.keywords else ""
         has = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         return self.chat(words) if has else f"USER: {words}\n ASSISTANT:"
 
@@ -369,9 +343,8 @@ class GraniteSpeech(Family):
         out: dict[int, Tensor] = {}
         for length in sorted({len(m) for m in made}):
             rows = [i for i, m in enumerate(made) if len(m) == length]
-            states = self.net.model.get_audio_features(
-                self.place(torch.stack([made[i] for i in rows])), return_dict=True
-            ).pooler_output
+            stacked = self.place(torch.stack([made[i] for i in rows]))
+            states = self.net.model.get_audio_features(stacked, return_dict=True).pooler_output
             out |= dict(zip(rows, states, strict=True))
         return [out[i][:n] for i, n in enumerate(prepared.counts)]
 
