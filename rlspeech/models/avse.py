@@ -1,9 +1,15 @@
-"""The video front end of the audio-visual enhancer: grey frames to features, 25 a second.
+"""The audio-visual enhancer of the AVSEC-4 baseline's family: time-domain encoder, video front end, dilated separator, mask, decoder.
 
-The textbook version (lip reading since Stafylakis and Tzimiropoulos, arXiv 1703.04105): a 3-D convolution over a few frames, ResNet-18
-on every frame, a mean over the picture, convolutions over time. What is changed: every size is a setting, and frames that are padding
-are zero before every convolution over time, so that a clip's features do not depend on what it is padded with. ``Stage2d`` is the
-AVSEC-4 code's kind of residual stage, for its weights.
+The textbook version (Conv-TasNet, arXiv 1809.07454, with the video joined before every repeat of the separator, as in the baseline of
+the fourth AVSE challenge): w = ReLU(Enc(x)), m = ReLU(Sep(w, v)), y = Dec(w m), trained on SI-SNR. The defaults of ``AvseModel`` are
+that baseline's, mono or binaural. The video goes through the front end of lip reading since Stafylakis and Tzimiropoulos (arXiv
+1703.04105): a 3-D convolution over a few frames, ResNet-18 on every frame, a mean over the picture, convolutions over time.
+
+What is changed: every size is a setting; norms and convolutions see real frames only, so that a clip's output does not depend on what it
+is padded with; a clip may have no video (its visual features are zero, which pretraining practises); inputs are brought to one level,
+because a time-domain encoder is not scale-free; the residual stages are plain ResNet's; and the last samples of a clip get a latent frame
+of their own. ``variant="avse4"`` keeps the challenge's code in the last two (``Stage2d``), which its published weights need
+(``models/avse_import.py``).
 """
 
 from __future__ import annotations
@@ -50,11 +56,8 @@ class Stage2d(nn.Module):
 
     def __init__(self, width: int, out: int, stride: int, norm: dict[str, Any]) -> None:
         super().__init__()
-        self.conv1, self.conv2 = (
-            nn.Conv2d(width, out, 3, stride, 1, bias=False),
-            nn.Conv2d(out, out, 3, 1, 1, bias=False),
-        )
-        self.conv3, self.conv4 = (nn.Conv2d(out, out, 3, 1, 1, bias=False) for _ in range(2))
+        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.conv2, self.conv3, self.conv4 = (nn.Conv2d(out, out, 3, 1, 1, bias=False) for _ in range(3))
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.BatchNorm2d(out, **norm) for _ in range(4))
         self.skip = nn.Identity() if stride == 1 and width == out else nn.Conv2d(width, out, 1, stride, bias=False)
 
@@ -128,12 +131,10 @@ class VideoFrontEnd(nn.Module):
     def prepare(self, video: Tensor) -> Tensor:
         """Centre, reduce by area, normalise: (B, F, H, W) -> (B, F, S, S)."""
         side, size = self.cfg.video_crop, self.cfg.video_size
-        short = [max(0, side - s) for s in video.shape[2:]]
+        tall, wide = (max(0, side - s) for s in video.shape[2:])
         x = video.float()
-        if max(short):
-            x = F.pad(
-                x, (short[1] // 2, short[1] - short[1] // 2, short[0] // 2, short[0] - short[0] // 2), mode="replicate"
-            )
+        if tall or wide:
+            x = F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2), mode="replicate")
         top, left = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
         x = x[:, :, top : top + side, left : left + side]
         if size != side:
@@ -141,15 +142,7 @@ class VideoFrontEnd(nn.Module):
         return (x / 255.0 - self.cfg.video_mean) / self.cfg.video_std
 
 
-# The audio-visual enhancer of the AVSEC-4 baseline's family: time-domain encoder, video front end, dilated separator, mask, decoder.
-#
-# The textbook version (Conv-TasNet, arXiv 1809.07454, with the video joined before every repeat of the separator, as in the baseline of
-# the fourth AVSE challenge): w = ReLU(Enc(x)), m = ReLU(Sep(w, v)), y = Dec(w m), trained on SI-SNR. The defaults of ``AvseModel`` are
-# that baseline's, mono or binaural. What is changed: every size is a setting; norms and convolutions see real frames only, so that a
-# clip's output does not depend on what it is padded with; a clip may have no video (its visual features are zero, which pretraining
-# practises); inputs are brought to one level, because a time-domain encoder is not scale-free; the residual stages are plain ResNet's;
-# and the last samples of a clip get a latent frame of their own. ``variant="avse4"`` keeps the challenge's code in the last two, which
-# its published weights need (``models/avse_import.py``).
+# ----------------------------------------------------------------------------------------------------------- the enhancer
 
 
 class Masked(NamedTuple):
@@ -258,9 +251,8 @@ class AvseEnhancer(nn.Module):
         """Visual features (B, D, F), zero where ``present`` (B,) is False; ``shown`` (B,) real frames. None without any video."""
         if video is None:
             return None
-        seen = self.video(
-            video, None if shown is None else torch.arange(video.shape[1], device=video.device) < shown[:, None]
-        )
+        real = None if shown is None else torch.arange(video.shape[1], device=video.device) < shown[:, None]
+        seen = self.video(video, real)
         return seen if present is None else seen * present[:, None, None].to(seen.dtype)
 
     def encode(self, wav: Tensor) -> Tensor:
@@ -284,9 +276,8 @@ class AvseEnhancer(nn.Module):
         length = latent.shape[2]
         real = self._real(samples, length)
         keep = None if real is None else real[:, None].to(latent.dtype)
-        latent = (
-            latent if keep is None else latent * keep
-        )  # the first frame behind the end still overlaps the last samples
+        # the first frame behind the end still overlaps the last samples
+        latent = latent if keep is None else latent * keep
         shown = None if video is None else self._shown(samples, video.shape[1])
         seen = self.look_at(video, present, shown)
         seen = latent.new_zeros(len(wav), self.video.width, 1) if seen is None else seen
@@ -313,9 +304,8 @@ class AvseEnhancer(nn.Module):
     def centres_hz(self) -> Tensor:
         """(N,) centre of gravity of every encoder filter's power spectrum; what orders the filters for structured exploration."""
         power = torch.fft.rfft(self.encoder.weight.detach().float().mean(1), 512).abs().square()
-        return (power * torch.linspace(0, self.sample_rate / 2, power.shape[1], device=power.device)).sum(
-            1
-        ) / power.sum(1).clamp_min(1e-12)
+        hertz = torch.linspace(0, self.sample_rate / 2, power.shape[1], device=power.device)
+        return (power * hertz).sum(1) / power.sum(1).clamp_min(1e-12)
 
     def _real(self, samples: Tensor | None, length: int) -> Tensor | None:
         if samples is None:
@@ -340,10 +330,8 @@ class AvseEnhancer(nn.Module):
         if seen.shape[2] == 1:
             return seen.expand(-1, -1, length)
         published, device = self.cfg.variant == "avse4", seen.device
-        centre = (
-            torch.arange(length, device=device) * self.cfg.stride
-            + (self.cfg.stride if published else self.cfg.kernel) / 2
-        )
+        half = (self.cfg.stride if published else self.cfg.kernel) / 2
+        centre = torch.arange(length, device=device) * self.cfg.stride + half
         at = (centre * (LIPS_FPS / self.sample_rate) - 0.5)[None]
         last = torch.full((1, 1), seen.shape[2] - 1, device=device) if shown is None else shown[:, None] - 1
         held = torch.minimum(at.clamp_min(0), last)

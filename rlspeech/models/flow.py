@@ -1,7 +1,15 @@
-"""Transformer blocks with adaptive layer norm, as in diffusion transformers (Peebles and Xie, "DiT") and F5-TTS.
+"""A flow-matching speech enhancer: a DiT over spectral frames, conditioned on the noisy input.
 
-The textbook block, nothing left out: convolutional position encoding, rotary attention, a GELU feed-forward, and six
-modulation vectors a block computed from the time embedding, initialised at zero so that every block starts as the identity.
+The textbook version (conditional flow matching, rectified path): x_t = (1-t) x_0 + t x_1 with x_0 ~ N(0, I) noise at t = 0 and x_1 the
+clean spectrum at t = 1; the network regresses the velocity x_1 - x_0, and an Euler solver integrates it (FlowSE-GRPO, arXiv 2601.16483;
+FlowSE, arXiv 2505.19476). Its blocks are those of diffusion transformers (Peebles and Xie, "DiT") and F5-TTS: convolutional position
+encoding, rotary attention, a GELU feed-forward, and six modulation vectors a block from the time embedding, initialised at zero so that
+every block starts as the identity.
+
+What is changed: the network may predict the clean spectrum instead, v = (x_1_hat - x_t) / (1-t), because a trunk narrower than its input
+cannot carry white noise; its head may be complex masks on input and state plus a residual, which starts as the identity, with
+magnitudes among its inputs (a linear layer cannot compute them); and the prior may sit on the noisy input, N(y, sigma^2) (arXiv
+2508.06840, there written in reversed time).
 """
 
 from __future__ import annotations
@@ -28,9 +36,8 @@ class TimeEmbedding(nn.Module):
     def __init__(self, dim: int, n_freq: int = 256) -> None:
         super().__init__()
         half = n_freq // 2
-        self.register_buffer(
-            "freq", torch.exp(-math.log(10000.0) * torch.arange(half) / (half - 1)) * 1000.0, persistent=False
-        )
+        freq = torch.exp(-math.log(10000.0) * torch.arange(half) / (half - 1)) * 1000.0
+        self.register_buffer("freq", freq, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(n_freq, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -92,35 +99,24 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(dim, heads)
-        self.ff = nn.Sequential(
-            nn.Linear(dim, dim * ff_mult), nn.GELU(approximate="tanh"), nn.Linear(dim * ff_mult, dim)
-        )
+        wide = dim * ff_mult
+        self.ff = nn.Sequential(nn.Linear(dim, wide), nn.GELU(approximate="tanh"), nn.Linear(wide, dim))
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, time: Tensor, keep: Tensor | None, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Args: x (N, L, D); time (N, D) time embedding; keep (N, 1, 1, L) bool or None."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time))[:, None].chunk(
-            6, dim=-1
-        )  # each (N, 1, D)
+        # each (N, 1, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time))[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, keep, rope)
         return x + gate2 * self.ff(self.norm2(x) * (1 + scale2) + shift2)
 
 
-# A flow-matching speech enhancer: a DiT over spectral frames, conditioned on the noisy input.
-#
-# The textbook version (conditional flow matching, rectified path): x_t = (1-t) x_0 + t x_1 with x_0 ~ N(0, I) noise at t = 0 and
-# x_1 the clean spectrum at t = 1; the network regresses the velocity x_1 - x_0, and an Euler solver integrates it
-# (FlowSE-GRPO, arXiv 2601.16483; FlowSE, arXiv 2505.19476).
-# What is changed: the network may predict the clean spectrum instead, v = (x_1_hat - x_t) / (1-t), because a trunk narrower
-# than its input cannot carry white noise; its head may be complex masks on input and state plus a residual, which starts as
-# the identity, with magnitudes among its inputs (a linear layer cannot compute them); and the prior may sit on the noisy input,
-# N(y, sigma^2) (arXiv 2508.06840, there written in reversed time).
+# --------------------------------------------------------------------------------------------------------------- the flow
 
 
-T_MAX = (
-    0.98  # the velocity of a clean prediction is divided by 1-t; sampling never asks beyond, Euler's last step is exact
-)
+# the velocity of a clean prediction is divided by 1-t; sampling never asks beyond, Euler's last step is exact
+T_MAX = 0.98
 
 
 def frame_mask(frames: Tensor, length: int) -> Tensor | None:
@@ -162,8 +158,7 @@ class FlowEnhancer(nn.Module):
                 f"front_end={cfg.front_end}, prediction={cfg.prediction}",
                 "--set model.head=linear",
             )
-        self.cfg = cfg
-        self.sample_rate = cfg.sample_rate
+        self.cfg, self.sample_rate = cfg, cfg.sample_rate
         self.front = build_front_end(cfg)
         width = self.front.width
         self.time = TimeEmbedding(cfg.dim)

@@ -1,4 +1,13 @@
-"""Layers of the token reward's text decoder: causal self-attention, attention to the sound, feed-forward."""
+"""The token-to-text reward of DiffRO (arXiv 2507.05911): codec tokens in, the text's posterior and attributes of speaker and sound out.
+
+The published one is SenseVoice with a table of token embeddings for a front end, a text decoder, and one attention-pooling layer an
+attribute. This is its small form: table, two convolutions, transformer blocks with rotary positions, a causal text decoder that
+attends to them, and the heads. Tokens may be ids (n, T) or distributions over ids (n, T, V): ``mu @ table`` is what makes the reward
+differentiable in a policy's choices. As a reward it is frozen and in evaluation mode, with a gradient to its input alone.
+
+A learned vector stands before the tokens, so that no tokens at all is an input too. The CTC head is there to train with: without it a
+model of this size takes several times as long to find out that the text is in the tokens.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +35,9 @@ __all__ = [
     "save_token_reward",
 ]
 
-
+TASK = "token-reward"
+IGNORED = -100  # class of a label that is not known
+KERNEL = 5
 Pair = tuple[Tensor, Tensor]
 
 
@@ -69,22 +80,6 @@ class TextLayer(nn.Module):
 
     def _join(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)
-
-
-# The token-to-text reward of DiffRO (arXiv 2507.05911): codec tokens in, the text's posterior and attributes of speaker and sound out.
-#
-# The published one is SenseVoice with a table of token embeddings for a front end, a text decoder, and one attention-pooling layer an
-# attribute. This is its small form: table, two convolutions, transformer blocks with rotary positions, a causal text decoder that
-# attends to them, and the heads. Tokens may be ids (n, T) or distributions over ids (n, T, V): ``mu @ table`` is what makes the reward
-# differentiable in a policy's choices. As a reward it is frozen and in evaluation mode, with a gradient to its input alone.
-#
-# A learned vector stands before the tokens, so that no tokens at all is an input too. The CTC head is there to train with: without it a
-# model of this size takes several times as long to find out that the text is in the tokens.
-
-
-TASK = "token-reward"
-IGNORED = -100  # class of a label that is not known
-KERNEL = 5
 
 
 class EncodedTokens(NamedTuple):
