@@ -75,12 +75,8 @@ def test_preset_config_flag_and_set_are_layered(stages: Stages, tmp_path: Path) 
         app, ["rl", "--preset", "flowse-grpo", "--config", str(tmp_path / "a.yaml"), "--steps", "9", "--set", "lr=0.25"]
     )
     assert result.exit_code == 0, result.stderr
-    assert (stages.config.prompts_per_step, stages.config.group, stages.config.steps, stages.config.lr) == (
-        72,
-        6,
-        9,
-        0.25,
-    )
+    c = stages.config
+    assert (c.prompts_per_step, c.group, c.steps, c.lr) == (72, 6, 9, 0.25)
 
 
 @pytest.mark.parametrize("models", [["a=x", "a=y"], ["=x"], ["a="]])

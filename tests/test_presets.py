@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -13,7 +14,7 @@ import typer.testing
 from pydantic import BaseModel
 
 from rlspeech.cli import app, common
-from rlspeech.config import RL, Evaluate, FlowModel, Pretrain, ScoreFolder
+from rlspeech.config import RL, Evaluate, FlowModel, Lora, Pretrain, ScoreFolder
 from rlspeech.settings import preset_names, preset_path, preset_stage, resolve, stage_of
 from rlspeech.types import UserError
 
@@ -47,24 +48,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def head(name: str) -> list[str]:
     """The lines of the comment that a preset begins with."""
     lines = preset_path(name).read_text(encoding="utf-8").splitlines()
-    return [
-        line.removeprefix("# ")
-        for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("# "))]
-    ]
+    return [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("# "), lines)]
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_says_what_it_is_and_its_command_loads_it(name: str, asked: list[Any]) -> None:
     lines, stage = head(name), preset_stage(preset_path(name))
     assert stage in SCHEMAS and len(lines) >= 3
-    assert 20 <= len(lines[0]) <= 150 and not lines[0].startswith("rlspeech"), (
-        "the first line is what `presets ls` shows"
-    )
+    assert 20 <= len(lines[0]) <= 150 and not lines[0].startswith("rlspeech"), "what `presets ls` shows"
     assert re.search(r"arXiv \d{4}\.\d{4,5}", "\n".join(lines)), "whose it is"
     commands = [line for line in lines if line.startswith("rlspeech ")]
     assert len(commands) == 1 and commands[0].startswith(f"rlspeech {stage} --preset {name}")
     result = RUN.invoke(app, shlex.split(commands[0])[1:])
     assert result.exit_code == 0, result.stderr
+    assert RUN.invoke(app, ["presets", "show", name]).stdout == preset_path(name).read_text(encoding="utf-8")
     (config,) = asked
     assert stage_of(type(config)) == stage and config.out, "its command says where results go"
     plain, provenance = resolve(SCHEMAS[stage], name)
@@ -79,11 +76,6 @@ def test_presets_are_listed_with_a_line_each() -> None:
     assert len({p["about"] for p in listed}) == len(listed), "no two read the same"
     shown = RUN.invoke(app, ["presets", "ls"]).stdout.splitlines()
     assert all(sum(line.split()[:1] == [p["name"]] and p["about"] in line for line in shown) == 1 for p in listed)
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_show_gives_the_file_as_it_is(name: str) -> None:
-    assert RUN.invoke(app, ["presets", "show", name]).stdout == preset_path(name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -103,14 +95,11 @@ def test_rewards_and_guards_of_presets_exist(name: str) -> None:
     from rlspeech.rewards import base
 
     config, _ = resolve(RL, name)
-    rewarded, watched = (
-        {base.resolve(s.name).column for s in specs} for specs in (config.rewards, config.guards)
-    )  # or raises
+    rewarded, watched = ({base.resolve(s.name).column for s in specs} for specs in (config.rewards, config.guards))
     assert rewarded and not rewarded & watched, "a guard is a metric that is not rewarded"
     low = config.explore.nfe[0] if config.explore.nfe else 1  # null: the model's own steps, one at least
-    assert config.explore.window <= low and (
-        config.explore.start == "last" or 1 <= config.explore.start[0] <= config.explore.start[1] < low
-    )
+    start = config.explore.start
+    assert config.explore.window <= low and (start == "last" or 1 <= start[0] <= start[1] < low)
     assert config.prompts_per_step % config.updates_per_collection == 0
 
 
@@ -118,23 +107,14 @@ def test_flowse_grpo_is_the_published_setting() -> None:
     config, _ = resolve(RL, "flowse-grpo")
     assert config.steps * config.updates_per_collection == 5000
     assert config.steps * config.prompts_per_step * config.group == 900_000
-    assert (
-        config.explore.kind,
-        config.explore.noise,
-        config.explore.window,
-        config.explore.start,
-        config.explore.nfe,
-    ) == ("sde", 0.4, 2, (1, 3), (7, 10))
+    e = config.explore
+    assert (e.kind, e.noise, e.window, e.start, e.nfe) == ("sde", 0.4, 2, (1, 3), (7, 10))
     assert {(r.name, r.weight, r.scale) for r in config.rewards} == {
         ("dnsmos_ovrl", 0.6, "batch"),
         ("speaker_similarity", 1.0, "batch"),
         ("speech_bert_score", 1.0, "batch"),
     }
-    assert config.lora is not None and (config.lora.rank, config.lora.alpha, config.lora.targets) == (
-        32,
-        64.0,
-        "attention",
-    )
+    assert config.lora == Lora(rank=32, alpha=64.0, targets="attention")
 
 
 def test_avse_lr_is_the_published_setting() -> None:
