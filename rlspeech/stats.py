@@ -18,6 +18,7 @@ import numpy as np
 __all__ = [
     "Interval",
     "draws_interval",
+    "interval_columns",
     "mean_interval",
     "paired_delta",
     "pairwise_cosine",
@@ -65,6 +66,16 @@ class Interval:
 
     def __str__(self) -> str:
         return self.text()
+
+
+def interval_columns(prefix: str, found: Mapping[str, Interval]) -> dict[str, float]:
+    """Means as flat columns of ``metrics.jsonl``: ``prefix/x``, and ``prefix/x_lo`` and ``prefix/x_hi`` where there is an interval."""
+    return {
+        f"{prefix}/{name}{end}": value
+        for name, i in found.items()
+        for end, value in (("", i.mean), ("_lo", i.lo), ("_hi", i.hi))
+        if not end or math.isfinite(value)
+    }
 
 
 def mean_interval(values: Values, seed: int = 0, n: int = 2000, level: float = 0.95) -> Interval:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rlspeech.report import Clip, Edit, Grid, Line, Metric, Plot, ReportData, render_report
+from rlspeech.report import Clip, Edit, Grid, Line, Metric, Plot, ReportData
+from rlspeech.report.render import render_report
 from rlspeech.stats import Interval
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -39,7 +38,7 @@ class Demo(Layout):
     """``rlspeech prepare demo``."""
 
     name = "demo"
-    needed: ClassVar[tuple[str, ...]] = ()
+    needed = ()
     mouths: bool = Field(False, description=MOUTHS)
     commands: bool = Field(False, description="spoken digits and commands with transcripts, for recognition")
 

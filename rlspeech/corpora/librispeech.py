@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -67,12 +66,7 @@ def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
                 texts[name] = words.strip().lower()
         for path in audio_files(folder):
             name, speaker, text = path.stem, path.stem.split("-")[0], texts.get(path.stem)
-            columns: dict[str, Any] = {
-                "speaker": speaker,
-                "language": "en",
-                "sex": sexes.get(speaker),
-                "chapter": path.parent.name,
-            }
+            columns = {"speaker": speaker, "language": "en", "sex": sexes.get(speaker), "chapter": path.parent.name}
             yield candidate(folder.name, path, name, None if text else "no transcript", text=text, **columns)
 
 

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from rlspeech.files import write_text
 from rlspeech.stats import Interval
 
-__all__ = ["Clip", "Edit", "Grid", "Line", "Metric", "Plot", "ReportData", "mark", "render_report", "verdict"]
-
-MAX_BYTES = 14_000_000  # of one report; clips share what the rest leaves
+__all__ = ["Clip", "Edit", "Grid", "Line", "Metric", "Plot", "ReportData", "mark", "sentences", "verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +118,6 @@ class ReportData:
         means: system -> metric name -> mean and interval; the order of the systems is kept.
         baseline: the system that the others are compared with.
         deltas: system -> metric name -> paired difference to the baseline.
-        curves: name of a run -> rows of its ``metrics.jsonl``.
         clips: players.
         config: as resolved.
         versions: package -> version.
@@ -142,7 +137,6 @@ class ReportData:
     means: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     baseline: str | None = None
     deltas: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     clips: Sequence[Clip] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -165,37 +159,26 @@ def mark(metric: Metric, delta: Interval | None) -> str:
     return "better" if (delta.mean > 0) == metric.higher_is_better else "worse"
 
 
-def verdict(data: ReportData) -> list[str]:
-    """One sentence a compared system: what got better, what got worse, what did not change beyond its interval."""
-    lines = []
+def verdict(data: ReportData) -> list[dict[str, Any]]:
+    """For each compared system the metrics and differences that are ``better``, ``worse`` and ``unclear``."""
+    made = []
     for system, deltas in data.deltas.items():
-        groups: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
+        parts: dict[str, list[tuple[Metric, Interval]]] = {"better": [], "worse": [], "unclear": []}
         for metric in data.metrics:
-            kind = mark(metric, deltas.get(metric.name))
-            if kind:
-                groups[kind].append(
-                    metric.name if kind == "unclear" else f"{metric.name} {deltas[metric.name].mean:+.3g}"
-                )
-        words = {"better": "better in", "worse": "worse in", "unclear": "no difference shown in"}
-        parts = [f"{words[kind]} {', '.join(names)}" for kind, names in groups.items() if names]
-        lines.append(f"{system} against {data.baseline}: {'; '.join(parts) or 'nothing to compare'}.")
+            if kind := mark(metric, deltas.get(metric.name)):
+                parts[kind].append((metric, deltas[metric.name]))
+        made.append({"system": system, "parts": parts})
+    return made
+
+
+def sentences(data: ReportData) -> list[str]:
+    """The verdict in words, one sentence a compared system."""
+    words = {"better": "better in", "worse": "worse in", "unclear": "no difference shown in"}
+    lines = []
+    for found in verdict(data):
+        parts = []
+        for kind, some in found["parts"].items():
+            names = [m.name if kind == "unclear" else f"{m.name} {delta.mean:+.3g}" for m, delta in some]
+            parts += [f"{words[kind]} {', '.join(names)}"] if names else []
+        lines.append(f"{found['system']} against {data.baseline}: {'; '.join(parts) or 'nothing to compare'}.")
     return lines
-
-
-def render_report(path: Path, data: ReportData) -> Path:
-    """Write the page, whole or not at all.
-
-    Args:
-        path: of the file.
-        data: what to show.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    from rlspeech.report import render as page
-
-    write_text(path, page.render(data, MAX_BYTES))
-    return path

@@ -9,28 +9,25 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
 from rlspeech.report import Line, Plot
+from rlspeech.report.runs import number
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-__all__ = ["Drawing", "End", "Group", "from_rows", "groups"]
+__all__ = ["Drawing", "End", "Group", "Kind", "from_rows", "groups", "plots_of", "spreads_of"]
 
 INK = "#123456"  # replaced by CSS currentColor
 RUNS = tuple(f"#0a0b{n:02x}" for n in range(8))  # replaced by the classes s0 ... (stroke) and f0 ... (fill) of page.css
-DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 1.6)),
-    (0, (1.2, 1.2)),
-    (0, (6, 1.5, 1.2, 1.5)),
-)  # a second sign beside the colour
+# a second sign beside the colour
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKS = "osD^vPX*"
 SIZE = (245, 126)  # of a drawing in points
 MAX_PLOTS = 24  # of one group
@@ -47,6 +44,18 @@ TITLES = {
 CLOCKS = ("step", "time", "seconds")
 NUMBER = re.compile(r"-?\d+\.\d{3,}")
 ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-
+
+Kind = Literal["reward", "guard", "valid", "train", "cost"]
+MOST = {"train": 15, "cost": 9}  # plots of a kind; those of rewards and guards are all shown
+# what tells most about a run comes first; the rest in the order of the log
+FIRST = (
+    *("kl", "grad_agreement", "groups_with_signal", "constant_groups", "unscorable", "grad_norm", "train/loss"),
+    *("supervised_loss", "clipped_positive", "clipped_negative", "wer", "finished", "tokens", "lr"),
+)
+GROUPS = ("reward", "guard", "valid", "train", "cost")
+BINS = (6, 24)
+HEADS = ("delta", "valid", "reward")
+NOTES = {"delta": "paired difference to the start, the same clips", "valid": "on the validation clips"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +94,12 @@ class Group:
     left_out: int
 
 
-def from_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]], known: Sequence[str] = ()) -> list[Plot]:
+def from_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, deltas: bool = False) -> list[Plot]:
     """A plot for every number in ``metrics.jsonl`` over the steps; constant ones and clocks are left out.
 
     Args:
         runs: name of a run -> dicts with ``step``; ``x_lo`` and ``x_hi`` beside ``x`` become its band.
-        known: titles that are there already.
+        deltas: draw ``delta/x`` where ``valid/x`` is drawn, too.
     """
     columns: dict[str, dict[str, dict[int, float]]] = {}
     for run, rows in runs.items():
@@ -99,18 +108,73 @@ def from_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]], known: Sequence[s
     plots = []
     for name, by_run in columns.items():
         part, _, rest = name.partition("/")
-        if name in known or (part == "valid" and rest in known) or (part == "delta" and f"valid/{rest}" in columns):
+        if part == "delta" and f"valid/{rest}" in columns and not deltas:
             continue
         if name.endswith(("_lo", "_hi")) and name[:-3] in columns:
             continue
-        spread = {v for values in by_run.values() for v in values.values()}
-        lines = [
-            _line(run, values, columns.get(f"{name}_lo", {}).get(run, {}), columns.get(f"{name}_hi", {}).get(run, {}))
-            for run, values in by_run.items()
-            if len(values) > 1
-        ]
-        if lines and len(spread) > 1:
-            plots.append(Plot(name, lines, _kind(name)))  # type: ignore[arg-type]
+        low, high = (columns.get(f"{name}{end}", {}) for end in ("_lo", "_hi"))
+        known = {run: values for run, values in by_run.items() if len(values) > 1}
+        if known and len({v for values in by_run.values() for v in values.values()}) > 1:
+            lines = [_line(run, values, low.get(run, {}), high.get(run, {})) for run, values in known.items()]
+            plots.append(Plot(name, lines, _kind(part)))
+    return plots
+
+
+def plots_of(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], roles: Mapping[str, Kind], other: Kind = "guard"
+) -> list[Plot]:
+    """One plot a quantity with a line a run; constant ones and clocks are left out.
+
+    Args:
+        runs: name -> rows with ``step``.
+        roles: metric -> what it is to the runs.
+        other: what a metric is that was validated and is not in there.
+
+    Returns:
+        changes on validation first, then values there, rewards of the rollouts, training, cost.
+    """
+    made = [_placed(p, roles, other) for p in from_rows(runs, deltas=True)]
+    made.sort(key=_place)  # stable: within a place as in the log
+    return [p for kind in GROUPS for p in [q for q in made if q.kind == kind][: MOST.get(kind)]]
+
+
+def _placed(plot: Plot, roles: Mapping[str, Kind], other: Kind) -> Plot:
+    """A validation's plot with its kind, what it is, and the value before training where the runs share it."""
+    head, _, metric = plot.title.partition("/")
+    if head not in NOTES:
+        return plot
+    starts = {line.mean[0] if line.steps[0] == 0 else None for line in plot.lines}
+    start = starts.pop() if len(starts) == 1 else None
+    return replace(plot, kind=roles.get(metric, other), note=NOTES[head], start=start)
+
+
+def _place(plot: Plot) -> tuple[int, int, int]:
+    group, head = GROUPS.index(plot.kind), plot.title.partition("/")[0]
+    if plot.kind == "train":
+        return group, 0, FIRST.index(plot.title) if plot.title in FIRST else len(FIRST)
+    return group, HEADS.index(head) if head in HEADS else len(HEADS), int(not plot.title.endswith("reward"))
+
+
+def spreads_of(scores: Mapping[str, Mapping[str, Sequence[float | None]]]) -> list[Plot]:
+    """One histogram a metric, several systems over the same bins; a metric with fewer than two values is left out.
+
+    Args:
+        scores: metric -> system -> values, None where there is none.
+    """
+    plots = []
+    for metric, systems in scores.items():
+        columns = {s: _floats(values) for s, values in systems.items()}
+        columns = {s: x[np.isfinite(x)] for s, x in columns.items()}
+        known = np.concatenate(list(columns.values())) if columns else np.empty(0)
+        if len(known) < 2:
+            continue
+        size = min(BINS[1], max(BINS[0], round(math.sqrt(max(map(len, columns.values()))))))
+        edges = np.histogram_bin_edges(known, size)
+        middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+        counts = {s: np.histogram(x, edges)[0].astype(float).tolist() for s, x in columns.items() if len(x)}
+        lost = sum(map(len, systems.values())) - len(known)
+        lines = [Line(s, middles, c) for s, c in counts.items()]
+        plots.append(Plot(metric, lines, "spread", f"{lost} without a value" if lost else ""))
     return plots
 
 
@@ -122,9 +186,8 @@ def groups(plots: Sequence[Plot]) -> list[Group]:
             colours.setdefault(line.run, len(colours))
     made = []
     for kind, title in TITLES.items():
-        useful = [
-            p for p in plots if p.kind == kind and any(np.isfinite(_floats(line.mean)).sum() > 1 for line in p.lines)
-        ]
+        mine = [p for p in plots if p.kind == kind]
+        useful = [p for p in mine if any(np.isfinite(_floats(line.mean)).sum() > 1 for line in p.lines)]
         shown = useful[:MAX_PLOTS]
         if shown:
             lines = [line for p in shown for line in p.lines]
@@ -139,29 +202,19 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """Column -> step -> value; a step that was run again counts as it went the last time."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
-        step = row.get("step") if isinstance(row, Mapping) else None
-        if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step):
+        step = number(row.get("step")) if isinstance(row, Mapping) else None
+        if step is None:
             continue
         for name, value in row.items():
-            if (
-                name not in CLOCKS
-                and not isinstance(value, bool)
-                and isinstance(value, int | float)
-                and math.isfinite(value)
-            ):
-                found.setdefault(name, {})[int(step)] = float(value)
+            if name not in CLOCKS and (v := number(value)) is not None:
+                found.setdefault(name, {})[int(step)] = v
     return found
 
 
-def _kind(name: str) -> str:
-    part = name.partition("/")[0]
-    return (
-        "cost"
-        if part in ("seconds", "memory_mb")
-        else "reward"
-        if part in ("valid", "delta") or part.startswith("reward")
-        else "train"
-    )
+def _kind(part: str) -> Kind:
+    if part in ("seconds", "memory_mb"):
+        return "cost"
+    return "reward" if part in ("valid", "delta") or part.startswith("reward") else "train"
 
 
 def _line(run: str, values: Mapping[int, float], low: Mapping[int, float], high: Mapping[int, float]) -> Line:
@@ -175,19 +228,12 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    )
-    style |= {
-        "svg.fonttype": "none",
-        "font.size": 8,
-        "font.family": "sans-serif",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.6,
-        "text.parse_math": False,
-        "axes.formatter.useoffset": False,
-        "svg.hashsalt": salt,
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    style: dict[Any, Any] = {
+        **dict.fromkeys(inked, INK),
+        **{"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 8, "font.family": "sans-serif"},
+        **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6},
+        **{"text.parse_math": False, "axes.formatter.useoffset": False},
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(SIZE[0] / 72, SIZE[1] / 72))
@@ -200,13 +246,11 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
             axes.axhline(plot.start, color=INK, alpha=0.65, linewidth=0.9, dashes=(4, 2.5))
         trace = _bars if plot.kind == "spread" else _trace
         ends = [end for line in plot.lines if (end := trace(axes, line, colours[line.run])) is not None]
-        if (
-            not 1e-4 < max(abs(v) for v in axes.get_ylim()) < 1e5
-        ):  # the power of ten belongs to each label: above the axis nobody sees it
+        # the power of ten belongs to each label: above the axis it is overlooked
+        if not 1e-4 < max(abs(v) for v in axes.get_ylim()) < 1e5:
             axes.yaxis.set_major_formatter(lambda value, _: _with_power(value))
-        labels = max(
-            (len(label.get_text()) for label in axes.get_yticklabels()), default=1
-        )  # a layout engine would take half the time
+        # a layout engine would take half the time
+        labels = max((len(label.get_text()) for label in axes.get_yticklabels()), default=1)
         figure.subplots_adjust(left=(8 + 4.9 * labels) / SIZE[0], right=0.99, bottom=18 / SIZE[1], top=0.96)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -218,12 +262,8 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
 def _bars(axes: Axes, line: Line, colour: int) -> End | None:
     """One system's histogram; its ends are those of the values. None where nothing is counted."""
     middles, counts = _floats(line.steps), _floats(line.mean)
-    if (
-        len(middles) < 2
-        or len(middles) != len(counts)
-        or not np.isfinite([*middles, *counts]).all()
-        or not counts.any()
-    ):
+    whole = len(middles) == len(counts) > 1 and np.isfinite([*middles, *counts]).all()
+    if not whole or not counts.any():
         return None
     ink, turn, half = RUNS[colour % len(RUNS)], colour + colour // len(RUNS), (middles[1] - middles[0]) / 2
     edges = [*(middles - half), middles[-1] + half]
@@ -239,40 +279,24 @@ def _trace(axes: Axes, line: Line, colour: int) -> End | None:
     good = np.isfinite(mean) & np.isfinite(steps)
     if not good.any():
         return None
-    ink, gid, turn = (
-        RUNS[colour % len(RUNS)],
-        f"run{colour}",
-        colour + colour // len(RUNS),
-    )  # a ninth run has the first colour, dashed
-    low, high = (
-        _floats(part[:count]) if part is not None and len(part) >= count else None for part in (line.lo, line.hi)
-    )
-    banded = (
-        good & np.isfinite(low) & np.isfinite(high) if low is not None and high is not None else np.zeros(count, bool)
-    )
-    if low is not None and high is not None and banded.any():
+    ink, gid = RUNS[colour % len(RUNS)], f"run{colour}"
+    turn = colour + colour // len(RUNS)  # a ninth run has the first colour, dashed
+    ends = [
+        _floats(p[:count]) if p is not None and len(p) >= count else np.full(count, np.nan) for p in (line.lo, line.hi)
+    ]
+    low, high = ends
+    banded = good & np.isfinite(low) & np.isfinite(high)
+    if banded.any():
         axes.fill_between(steps, low, high, where=banded.tolist(), color=ink, alpha=0.18, linewidth=0).set_gid(gid)
     x, y = _thin(steps, mean)
     many = len(x) > SMOOTH_FROM and not banded.any()
-    few = len(x) <= 25
-    dashes = DASHES[turn % len(DASHES)]
-    axes.plot(
-        x,
-        y,
-        color=ink,
-        linewidth=1.4,
-        alpha=0.3 if many else 1,
-        linestyle="-" if many else dashes,
-        marker=MARKS[turn % len(MARKS)] if few else None,
-        markersize=3.2,
-        gid=gid,
-    )
+    dashes, marker = DASHES[turn % len(DASHES)], MARKS[turn % len(MARKS)] if len(x) <= 25 else None
+    style: dict[str, Any] = {"color": ink, "gid": gid, "marker": marker, "markersize": 3.2}
+    axes.plot(x, y, linewidth=1.4, alpha=0.3 if many else 1, linestyle="-" if many else dashes, **style)
     if many:
         axes.plot(x, _smooth(y), color=ink, linewidth=1.5, linestyle=dashes, gid=gid)
     last = int(np.flatnonzero(good)[-1])
-    interval = (
-        (float(low[last]), float(high[last])) if low is not None and high is not None and banded[last] else (None, None)
-    )
+    interval = (float(low[last]), float(high[last])) if banded[last] else (None, None)
     return End(colour, line.run, float(mean[good][0]), float(mean[last]), *interval)
 
 
@@ -313,14 +337,11 @@ def _inline(svg: str) -> Markup:
         old = {k.rpartition("}")[2]: v for k, v in element.attrib.items()}
         styles = dict(part.split(":", 1) for part in old.pop("style", "").split(";") if ":" in part)
         new = {k: v for k, v in old.items() if k != "id" and (element is not root or k == "viewBox")}
-        new |= {
-            k: v.strip()
-            for k, v in ((k.strip(), v) for k, v in styles.items())
-            if k in ATTRIBUTES or k[:5] in ("fill-", "strok")
-        }
-        new = {
-            k: NUMBER.sub(_short, v) for k, v in new.items()
-        }  # places need no more digits; what is written at an axis keeps its own
+        for k, v in ((k.strip(), v.strip()) for k, v in styles.items()):
+            if k in ATTRIBUTES or k[:5] in ("fill-", "strok"):
+                new[k] = v
+        # places need no more digits; what is written at an axis keeps its own
+        new = {k: NUMBER.sub(_short, v) for k, v in new.items()}
         if re.match(r"run\d+$", old.get("id", "")):
             new["class"] = old["id"]
         elif element.tag in ("path", "clipPath") and "id" in old:

@@ -22,13 +22,9 @@ MARGIN = 0.97  # of the budget: a fallback encoder has no fixed rate
 # Every browser of today plays MP3; Safari took Opus in Ogg only in 2025. At a fixed rate, so that a seek lands where it should: browsers
 # guess places in files of varying rate, and two systems at one position have to be at one position.
 MP3_RATES = (16000, 24000, 32000, 44100, 48000)
-MP3_LEVEL = {
-    16000: 0.6,
-    24000: 0.6,
-    32000: 0.78,
-    44100: 0.78,
-    48000: 0.78,
-}  # of libsndfile: 64 kbit/s up to 24 kHz, 96 kbit/s above
+MP3_LEVEL = dict(
+    zip(MP3_RATES, (0.6, 0.6, 0.78, 0.78, 0.78), strict=True)
+)  # libsndfile: 64 kbit/s, from 32 kHz 96 kbit/s
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,29 +130,15 @@ def players(clip: Clip, max_s: float) -> Players:
     longest = max((len(w) for w in cut.values()), default=0)
     pictures = {system: spectrogram_db(np.pad(wav, (0, longest - len(wav)))) for system, wav in cut.items()}
     top = max((float(p.max()) for p in pictures.values()), default=0.0)
-    made = [
-        _player(clip, system, cut.get(system), pictures.get(system), top)
-        for system in dict.fromkeys([*cut, *clip.texts])
-    ]
+    made = [_player(clip, s, cut.get(s), pictures.get(s), top) for s in dict.fromkeys([*cut, *clip.texts])]
     seconds = longest / clip.sample_rate if longest else 0.0
-    sound = sum(len(p.audio) for p in made)
-    words = sum(len(p.text) for p in made) + sum(
-        len(e.reference) + len(e.hypothesis) for edits in clip.edits.values() for e in edits
-    )
+    rate = sum(len(p.audio) for p in made) / seconds if seconds else 0.0
+    edited = [e for edits in clip.edits.values() for e in edits]
+    words = sum(len(p.text) for p in made) + sum(len(e.reference) + len(e.hypothesis) for e in edited)
     fixed = sum(len(p.picture) for p in made) + 4 * (words + len(clip.note)) + 800 * (1 + len(made))
     whole = max((len(w) for w in full.values()), default=0) / max(1, clip.sample_rate)
-    return Players(
-        clip.key,
-        clip.note,
-        clip.label,
-        seconds,
-        whole,
-        clip.sample_rate / 2,
-        made,
-        fixed,
-        sound / seconds if seconds else 0.0,
-        clip.edits,
-    )
+    top_hz = clip.sample_rate / 2
+    return Players(clip.key, clip.note, clip.label, seconds, whole, top_hz, made, fixed, rate, clip.edits)
 
 
 def _player(clip: Clip, system: str, wav: np.ndarray | None, picture: np.ndarray | None, top_db: float) -> Player:
@@ -167,16 +149,8 @@ def _player(clip: Clip, system: str, wav: np.ndarray | None, picture: np.ndarray
     peak = float(np.abs(wav).max())
     remark = f"played {20 * np.log10(peak):.1f} dB lower, else it would clip" if peak > 1 else ""
     played = wav / peak if peak > 1 else wav
-    return Player(
-        system,
-        _data(*encode(played, clip.sample_rate)),
-        _data("image/jpeg", _jpeg(picture, top_db)),
-        scores,
-        ratings,
-        text,
-        _speech_level(played, clip.sample_rate),
-        remark,
-    )
+    sound, image = _data(*encode(played, clip.sample_rate)), _data("image/jpeg", _jpeg(picture, top_db))
+    return Player(system, sound, image, scores, ratings, text, _speech_level(played, clip.sample_rate), remark)
 
 
 def encode(wav: np.ndarray, sample_rate: int) -> tuple[str, bytes]:
@@ -199,15 +173,8 @@ def encode(wav: np.ndarray, sample_rate: int) -> tuple[str, bytes]:
     # the encoder cuts off the top eighth of its band, where enhancers and vocoders hiss: give it a wider one
     rate = next((r for r in MP3_RATES if r >= 1.25 * sample_rate), MP3_RATES[-1])
     sound = wav if rate == sample_rate else np.clip(soxr.resample(wav, sample_rate, rate), -1, 1)
-    sf.write(
-        out,
-        sound,
-        rate,
-        format="MP3",
-        subtype="MPEG_LAYER_III",
-        compression_level=MP3_LEVEL[rate],
-        bitrate_mode="CONSTANT",
-    )
+    options = {"compression_level": MP3_LEVEL[rate], "bitrate_mode": "CONSTANT"}
+    sf.write(out, sound, rate, format="MP3", subtype="MPEG_LAYER_III", **options)
     return "audio/mpeg", out.getvalue()
 
 
@@ -269,16 +236,8 @@ def _jpeg(picture_db: np.ndarray, top_db: float) -> bytes:
     from matplotlib import image
 
     out = io.BytesIO()
-    image.imsave(
-        out,
-        picture_db,
-        cmap="magma",
-        vmin=top_db - RANGE_DB,
-        vmax=top_db,
-        origin="lower",
-        format="jpeg",
-        pil_kwargs={"quality": 68, "optimize": True},
-    )
+    style = {"cmap": "magma", "vmin": top_db - RANGE_DB, "vmax": top_db, "origin": "lower"}
+    image.imsave(out, picture_db, format="jpeg", pil_kwargs={"quality": 68, "optimize": True}, **style)
     return out.getvalue()
 
 

@@ -8,15 +8,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from rlspeech import log
-from rlspeech.report import Metric, ReportData, figures, mark, players, verdict
-from rlspeech.stats import Interval
+from rlspeech.files import write_text
+from rlspeech.report import ReportData, figures, mark, players, sentences, verdict
 
-__all__ = ["render"]
+__all__ = ["render", "render_report"]
 
+MAX_BYTES = 14_000_000  # of one report; clips share what the rest leaves
 MIN_SOUND = 200_000  # bytes for players, however long the rest is
+
+
+def render_report(path: Path, data: ReportData) -> Path:
+    """Write the page, whole or not at all, and return ``path``. Raises ``UserError`` where it cannot be written."""
+    write_text(path, render(data, MAX_BYTES))
+    return path
 
 
 def render(data: ReportData, max_bytes: int) -> str:
@@ -24,38 +32,33 @@ def render(data: ReportData, max_bytes: int) -> str:
     import jinja2
     from markupsafe import Markup
 
-    texts = {
-        name: resources.files("rlspeech.report").joinpath(name).read_text(encoding="utf-8")
-        for name in ("template.html", "page.css", "page.js")
-    }
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    shipped = resources.files("rlspeech.report")
+    template, style, script = (
+        shipped.joinpath(name).read_text(encoding="utf-8") for name in ("template.html", "page.css", "page.js")
     )
+    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(**strict)
     environment.filters.update(pretty=_pretty, number=_number, signed=_signed, breaks=_breaks)
-    template = environment.from_string(texts["template.html"])
-    style, script = texts["page.css"], texts["page.js"]
-    groups = figures.groups([*data.plots, *figures.from_rows(data.curves, [p.title for p in data.plots])])
+    page = environment.from_string(template)
     context: dict[str, Any] = {
         "data": data,
-        "verdict": verdict(data),
-        "summary": _summary(data),
+        "verdict": sentences(data),
+        "summary": verdict(data),
         "mark": mark,
         "forest": _forest(data),
-        "groups": groups,
+        "groups": figures.groups(data.plots),
         "plain_versions": all(not isinstance(v, Mapping | list | tuple) for v in data.versions.values()),
         "policy": _policy(style, script),
         "style": Markup(style),
         "script": Markup(script),
     }
-    bare = template.render(**context, clips=[], notes=data.notes, handed="", labels=[], blind=False, systems=[])
+    bare = page.render(**context, clips=[], notes=data.notes, handed="", labels=[], blind=False, systems=[])
     clips, remarks = players.fit(data.clips, max(MIN_SOUND, max_bytes - len(bare.encode("utf-8", "replace"))))
-    clips = [c for c in clips if c.label] + [
-        c for c in clips if not c.label
-    ]  # those that were picked for a reason come first
+    clips = sorted(clips, key=lambda c: not c.label)  # those that were chosen for a reason come first
     systems = list(dict.fromkeys([*data.means, *(p.system for c in clips for p in c.players)]))
     heard = [{p.system for p in c.players if p.audio} for c in clips]
     handed = _handed(data, clips, systems)
-    html = template.render(
+    html = page.render(
         **context,
         clips=clips,
         notes=[*data.notes, *remarks],
@@ -64,16 +67,14 @@ def render(data: ReportData, max_bytes: int) -> str:
         blind=data.blind and any(len(h) > 1 for h in heard),
         systems=systems,
     )
-    return html.encode("utf-8", "replace").decode(
-        "utf-8"
-    )  # half a surrogate pair in someone's file name must not cost the page
+    # half a surrogate pair in someone's file name must not end the page
+    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def _policy(style: str, script: str) -> str:
     """No network at all; styles and scripts only those that were shipped."""
-    sources = [
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (style, script)
-    ]
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    sources = [f"'sha256-{found}'" for found in hashes]
     return (
         f"default-src 'none'; img-src data:; media-src data: blob:; style-src {sources[0]}; script-src {sources[1]}; "
         "base-uri 'none'; form-action 'none'"
@@ -82,21 +83,13 @@ def _policy(style: str, script: str) -> str:
 
 def _handed(data: ReportData, clips: Sequence[players.Players], systems: Sequence[str]) -> str:
     """What the script has to know, as JSON that cannot end its element."""
+
+    def player(p: players.Player) -> dict[str, Any]:
+        place = {"system": systems.index(p.system), "audio": bool(p.audio), "level": round(p.level_db, 2)}
+        return {**place, "scores": p.scores}
+
     shown = [
-        {
-            "key": c.key,
-            "label": c.label,
-            "seconds": round(c.seconds, 3),
-            "players": [
-                {
-                    "system": systems.index(p.system),
-                    "audio": bool(p.audio),
-                    "level": round(p.level_db, 2),
-                    "scores": p.scores,
-                }
-                for p in c.players
-            ],
-        }
+        {"key": c.key, "label": c.label, "seconds": round(c.seconds, 3), "players": [*map(player, c.players)]}
         for c in clips
     ]
     facts = {
@@ -113,34 +106,17 @@ def _handed(data: ReportData, clips: Sequence[players.Players], systems: Sequenc
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _summary(data: ReportData) -> list[dict[str, Any]]:
-    """The verdict in parts: a system, and what got better, worse, or shows no difference."""
-    made = []
-    for system, deltas in data.deltas.items():
-        parts: dict[str, list[tuple[Metric, Interval]]] = {"better": [], "worse": [], "unclear": []}
-        for metric in data.metrics:
-            kind = mark(metric, deltas.get(metric.name))
-            if kind:
-                parts[kind].append((metric, deltas[metric.name]))
-        made.append({"system": system, "parts": parts})
-    return made
-
-
 def _forest(data: ReportData) -> dict[str, dict[str, tuple[float, float, float]]]:
     """system -> metric -> lower end, mean and upper end from 4 to 96, with 0 at 50; a row of the table has one scale."""
     drawn: dict[str, dict[str, tuple[float, float, float]]] = {s: {} for s in data.deltas}
-    for metric in data.metrics:
-        row = {
-            s: d[metric.name] for s, d in data.deltas.items() if metric.name in d and math.isfinite(d[metric.name].mean)
-        }
-        ends = {
-            s: (i.lo, i.mean, i.hi) if math.isfinite(i.lo) and math.isfinite(i.hi) else (i.mean,) * 3
-            for s, i in row.items()
-        }
+    for m in (m.name for m in data.metrics):
+        row = {s: d[m] for s, d in data.deltas.items() if m in d and math.isfinite(d[m].mean)}
+        known = {s: math.isfinite(i.lo) and math.isfinite(i.hi) for s, i in row.items()}
+        ends = {s: (i.lo, i.mean, i.hi) if known[s] else (i.mean,) * 3 for s, i in row.items()}
         scale = max((abs(v) for e in ends.values() for v in e), default=0.0)
         for system, (lo, mean, hi) in ends.items():
             low, middle, high = (50 + 46 * v / scale if scale else 50.0 for v in (lo, mean, hi))
-            drawn[system][metric.name] = (round(low, 1), round(middle, 1), round(high, 1))
+            drawn[system][m] = (round(low, 1), round(middle, 1), round(high, 1))
     return drawn
 
 

@@ -24,16 +24,14 @@ from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.log import several
 from rlspeech.models.hub import fingerprint
+from rlspeech.report.build import compared, print_table, write_page
+from rlspeech.report.runs import open_runs
 from rlspeech.rewards import base
 from rlspeech.rewards.rates import RATES, UNDIRECTED, RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.run import Run
 from rlspeech.scores import ScoreTable, write_json
-from rlspeech.stages.compare import compare
-from rlspeech.stages.compare_page import print_comparison
-from rlspeech.stages.past import open_pasts
-from rlspeech.stages.report import write_page
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped, reason_of
@@ -106,9 +104,8 @@ def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
         summary["seconds"] = {"total": round(time.monotonic() - began_s, 1), **seconds}
         write_json(folder.path / "metrics.json", summary)
         write_json(folder.path / "scores.meta.json", result.meta(meta))
-        page, made = write_page(folder.path), compare(open_pasts([str(folder.path)]))
-        made.notes += summary["notes"]
-        print_comparison(made)
+        print_table(compared(open_runs([str(folder.path)])))
+        page = write_page(folder.path)
         summary |= {"run": str(folder.path), "report": str(page) if page else None, "scores": str(table.path)}
     if page is not None:
         log.say(f"next: open {page} in a browser")

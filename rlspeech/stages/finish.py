@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlspeech import log
-from rlspeech.report import ReportData, render_report
+from rlspeech.report.build import write_page
 from rlspeech.run import Run
-from rlspeech.stages.past import Past, open_pasts, shown_path
 from rlspeech.types import UserError
 
 __all__ = ["DONE", "End", "Interrupt", "at_the_end", "longer"]
@@ -67,12 +66,11 @@ class Interrupt:
 
 
 @contextmanager
-def at_the_end(folder: Run, page_data: Callable[[Past], ReportData]) -> Iterator[End]:
+def at_the_end(folder: Run) -> Iterator[End]:
     """Note why a run stopped, and write its page; a page that fails never costs the run.
 
     Args:
         folder: of the run.
-        page_data: what the page shows of what is in it.
     """
     end = End()
     try:
@@ -83,24 +81,19 @@ def at_the_end(folder: Run, page_data: Callable[[Past], ReportData]) -> Iterator
         end.reason = {KeyboardInterrupt: "interrupted", UserError: str(getattr(error, "what", ""))}.get(
             type(error), type(error).__name__
         )
-        _finish(folder, end, page_data)
+        _finish(folder, end)
         if end.page:
             log.say(f"report: {end.page}")
         raise
-    _finish(folder, end, page_data)
+    _finish(folder, end)
 
 
-def _finish(folder: Run, end: End, page_data: Callable[[Past], ReportData]) -> None:
+def _finish(folder: Run, end: End) -> None:
     if not folder.main:
         return
-    try:
+    with suppress(UserError, OSError):  # the disk takes no more, which has been said
         folder.note(stopped=end.reason)
-        [past] = open_pasts([str(folder.path)])
-        end.page = render_report(folder.path / "report.html", page_data(past))
-    except Exception as error:
-        log.warn(
-            f"no report of this run ({type(error).__name__}: {error}); try: rlspeech report {shown_path(folder.path)}"
-        )
+    end.page = write_page(folder.path)
 
 
 def longer(folder: Run, step: int, steps: int, falls: bool) -> str:

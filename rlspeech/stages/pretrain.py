@@ -22,16 +22,15 @@ from rlspeech.data.batches import Clip, ClipSource, batches
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import safe_name
 from rlspeech.log import several
+from rlspeech.report.build import compared, print_table
+from rlspeech.report.runs import open_runs
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.scores import step_name
-from rlspeech.stages import pretrain_report
-from rlspeech.stages.curves import columns_of
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
-from rlspeech.stages.past import open_pasts
 from rlspeech.stages.validation import keep_inputs
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
-from rlspeech.stats import Interval
+from rlspeech.stats import Interval, interval_columns
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task
 from rlspeech.types import UserError
@@ -78,7 +77,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
 
         with (
             Scorer(list(task.valid_metrics), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer,
-            at_the_end(folder, pretrain_report.page_data) as end,
+            at_the_end(folder) as end,
         ):
             end.reason = trainer.fit(train, check, watchdog)
         checkpoint = folder.path / "checkpoints" / step_name(trainer.step)
@@ -91,7 +90,7 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
             "report": str(end.page) if end.page else None,
         }
         if folder.main:
-            pretrain_report.print_run(open_pasts([str(folder.path)])[0])
+            print_table(compared(open_runs([str(folder.path)])))
     if end.page:
         log.say(f"report: {end.page}")
     log.say("next: " + task.next_command.format(run=summary["run"]))
@@ -171,7 +170,7 @@ class Trainer:
                     }
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.last_valid = {k: v.mean for k, v in found.items()}
-                    self.folder.log(self.step, **columns_of("valid", found))
+                    self.folder.log(self.step, **interval_columns("valid", found))
                 if last or interrupt.asked or self.step % cfg.save_every == 0:
                     self.save()
                 if late:

@@ -32,7 +32,6 @@ from rlspeech.rewards.scorer import Scorer
 from rlspeech.rewards.soft import build_soft
 from rlspeech.run import Run
 from rlspeech.scores import step_name
-from rlspeech.stages import rl_report
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
@@ -69,7 +68,7 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
         folder.note(device=engine.reason, rewards=judge.meta())
         session = Session(config, engine, task, folder, scorer, judge)
         _explain(config, session, engine)
-        with at_the_end(folder, rl_report.page_data) as end:
+        with at_the_end(folder) as end:
             end.reason = session.fit(watchdog)
         summary = session.summary(end.reason) | {"report": str(end.page) if end.page else None}
     header = ["metric", "before", "after", "difference (95 %)", "role"]

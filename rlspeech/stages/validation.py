@@ -27,15 +27,14 @@ from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.engine import Engine
 from rlspeech.files import safe_name, write_error
+from rlspeech.report.runs import find
 from rlspeech.rewards.base import Column, column_of
 from rlspeech.rewards.mix import GuardWatch, compose
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.scores import append_rows, judge_texts, keep_rows, step_name
-from rlspeech.stages.curves import columns_of
-from rlspeech.stages.past import find_sound
-from rlspeech.stats import Interval, mean_interval, paired_delta
+from rlspeech.stats import Interval, interval_columns, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task, keep_samples
 from rlspeech.types import Sample, Score, UserError, Utterance
@@ -105,8 +104,8 @@ class Validation:
             keep(self.folder.path, step, self.clips, samples, scores, row[ALTOGETHER])
         self.folder.log(
             step,
-            **columns_of("valid", means),
-            **columns_of("delta", deltas),
+            **interval_columns("valid", means),
+            **interval_columns("delta", deltas),
             **{"seconds/validate": time.monotonic() - began_s},
         )
         if step and (line := summary_line(deltas)):
@@ -308,7 +307,7 @@ def _thin(folder: Path, step: int, keys: Sequence[str]) -> None:
         if number is None or not 0 < int(number[1]) < step:
             continue
         files = {p.stem: p for p in place.glob("*.flac")}
-        kept = {find_sound(files, key) for key in keys}
+        kept = set(find(files, keys).values())
         for path in files.values():
             if path not in kept:
                 path.unlink(missing_ok=True)

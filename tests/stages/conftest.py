@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rlspeech.report import ReportData
-from rlspeech.stages import finish, pretrain_report, rl_report
+from rlspeech.report import ReportData, build
+from rlspeech.report.compare import Comparison
+from rlspeech.report.runs import open_runs
+from rlspeech.stages import finish
 
 
 @pytest.fixture
@@ -21,25 +22,23 @@ def drawn() -> None:
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the page shows is put together for every run; a run survives a mistake there, its test does not."""
     failed: list[Exception] = []
+    real = build.build
 
-    def watched(real: Callable[..., ReportData]) -> Callable[..., ReportData]:
-        def watch(*args: Any, **options: Any) -> ReportData:
-            try:
-                return real(*args, **options)
-            except Exception as error:
-                failed.append(error)
-                raise
+    def watched(made: Comparison, players: int | None = None) -> ReportData:
+        try:
+            return real(made, players)
+        except Exception as error:
+            failed.append(error)
+            raise
 
-        return watch
+    def undrawn(folder: Path) -> Path:
+        [run] = open_runs([str(folder)])
+        run.page.write_text(watched(build.compared([run])).title, encoding="utf-8")
+        return run.page
 
-    def title(path: Path, data: ReportData) -> Path:
-        path.write_text(data.title, encoding="utf-8")
-        return path
-
-    for module in (rl_report, pretrain_report):
-        monkeypatch.setattr(module, "page_data", watched(module.page_data))
+    monkeypatch.setattr(build, "build", watched)
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(finish, "render_report", title)
+        monkeypatch.setattr(finish, "write_page", undrawn)
     yield
     if failed:
         raise failed[0]

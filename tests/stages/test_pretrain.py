@@ -21,9 +21,10 @@ from tiny_speech import MODEL, RATE, write_pairs
 from rlspeech.config import FlowModel, Pretrain
 from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import load_model
-from rlspeech.stages import pretrain, pretrain_report
+from rlspeech.report.build import build, compared
+from rlspeech.report.runs import open_runs
+from rlspeech.stages import pretrain
 from rlspeech.stages.finish import Interrupt
-from rlspeech.stages.past import open_pasts
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError
 
@@ -189,8 +190,8 @@ def test_the_page_of_a_run_has_its_losses_its_validations_and_what_can_be_heard(
     out = tmp_path / "run"
     summary = pretrain.run(_config(pairs, out, valid_every=2, valid_items=3))
     assert summary["report"] == str(out / "report.html") and Path(summary["report"]).is_file()
-    [past] = open_pasts([str(out)])
-    data = pretrain_report.page_data(past)
+    [record] = open_runs([str(out)])
+    data = build(compared([record]))
     assert data.title == "pretrain flowse: run" and data.subtitle == "step 4 of 4: all steps done"
     assert list(data.means) == ["step 2", "step 4"] and data.means["step 4"]["si_sdr"].mean == pytest.approx(
         summary["si_sdr"]
@@ -203,7 +204,7 @@ def test_the_page_of_a_run_has_its_losses_its_validations_and_what_can_be_heard(
     (out / "samples" / "step_000004" / "said.jsonl").write_text(
         json.dumps({"id": "x", "text": "one two", "hypothesis": "one too"}) + "\n" + "torn"
     )
-    read = {c.key: c for c in pretrain_report.page_data(past).clips}["x"]
+    read = {c.key: c for c in build(compared([record])).clips}["x"]
     assert [(e.kind, e.hypothesis) for e in read.edits["step 4"]][-1] == ("replace", "too")
 
 
@@ -212,7 +213,7 @@ def test_a_run_that_is_interrupted_has_a_page_too(pairs: Path, tmp_path: Path, m
     with pytest.raises(KeyboardInterrupt):
         pretrain.run(_config(pairs, tmp_path / "cut"))
     assert (tmp_path / "cut" / "report.html").is_file()
-    assert open_pasts([str(tmp_path / "cut")])[0].state() == "step 3 of 4: interrupted"
+    assert open_runs([str(tmp_path / "cut")])[0].state() == "step 3 of 4: interrupted"
 
 
 def test_it_learns(pairs: Path, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from rlspeech.config import Evaluate
 from rlspeech.rewards.rates import compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
 from rlspeech.stages import evaluate
-from rlspeech.stages.recognition_page import edits_of
 from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import Sample, UserError
 
@@ -248,15 +247,6 @@ def test_one_utterance_has_no_interval_and_a_perfect_baseline_no_relative_change
     assert made.systems["other"]["wer"].mean == 50 and np.isnan(made.systems["other"]["wer"].lo)
     assert np.isnan(made.relative["other"]["wer"].mean) and made.deltas["other"]["wer"].mean == 50
     json.dumps(made.as_dict(), allow_nan=False)
-
-
-def test_edits_put_the_texts_together_again() -> None:
-    found = (
-        TextRules("none-1").judge(Sample("k", np.zeros(0, np.float32), RATE, None, "a b c d", {}, "a x c c e d")).found
-    )
-    edits = edits_of(found)
-    assert " ".join(e.reference for e in edits if e.reference) == "a b c d"
-    assert " ".join(e.hypothesis for e in edits if e.hypothesis) == "a x c c e d"
 
 
 def test_too_many_values_get_no_tables(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

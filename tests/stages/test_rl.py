@@ -18,9 +18,9 @@ from tiny_speech import write_model, write_pairs
 from rlspeech.algos.grpo import GRPO
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.hub import load_model
+from rlspeech.report.runs import open_runs
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.stages import rl
-from rlspeech.stages.past import open_pasts
 from rlspeech.tasks import get_task
 from rlspeech.tasks.settings import complete
 from rlspeech.types import Score, UserError
@@ -115,7 +115,7 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
     assert [r["step"] for r in scored] == [0, 2, 4] and scored[-1]["si_sdr"] == pytest.approx(
         summary["after"]["si_sdr"]["mean"]
     )
-    assert open_pasts([str(out)])[0].state() == "step 4 of 4: all steps done"
+    assert open_runs([str(out)])[0].state() == "step 4 of 4: all steps done"
 
 
 def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[str, str], tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
         patch.setattr(rl.Session, "advance", advance)
         rl.run(_config(given, tmp_path / "run", save_every=100))
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step_000001"
-    assert open_pasts([str(tmp_path / "run")])[0].state().endswith("interrupted")
+    assert open_runs([str(tmp_path / "run")])[0].state().endswith("interrupted")
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_two_and_two_steps_are_four(
         with pytest.raises(KeyboardInterrupt):
             rl.run(_config(given, tmp_path / "cut", **changes))
     assert [r["step"] for r in _rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
-    assert (tmp_path / "cut" / "report.html").is_file() and "interrupted" in open_pasts([str(tmp_path / "cut")])[
+    assert (tmp_path / "cut" / "report.html").is_file() and "interrupted" in open_runs([str(tmp_path / "cut")])[
         0
     ].state()
     rl.run(_config(given, tmp_path / "cut", **changes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from rlspeech.config import RL, Evaluate, GuardSpec, RewardSpec
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
+from rlspeech.rewards.rates import compare_rates, counts_of
+from rlspeech.rewards.rules import TextRules
 from rlspeech.scores import step_name
 from rlspeech.stages import validation
-from rlspeech.stages.curves import columns_of
-from rlspeech.stats import mean_interval, paired_delta
+from rlspeech.stats import interval_columns, mean_interval, paired_delta
 from rlspeech.types import Sample, Score
 
 RATE = 16000
@@ -95,8 +96,8 @@ def rl_run(
         rows += [
             {
                 "step": step,
-                **columns_of("valid", {k: mean_interval(v) for k, v in columns.items()}),
-                **columns_of("delta", {k: paired_delta(v, start[k], seed=1) for k, v in columns.items()}),
+                **interval_columns("valid", {k: mean_interval(v) for k, v in columns.items()}),
+                **interval_columns("delta", {k: paired_delta(v, start[k], seed=1) for k, v in columns.items()}),
             }
         ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
@@ -104,6 +105,101 @@ def rl_run(
     (folder / "checkpoints" / last).mkdir(parents=True, exist_ok=True)
     for name in ("best", "latest"):
         (folder / "checkpoints" / name).write_text(last + "\n", encoding="utf-8")
+    return folder
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+def manifest(folder: Path, count: int, **columns: Any) -> Path:
+    """Recordings u0, u1 ..., which are their own references."""
+    rows = []
+    for i in range(count):
+        save_audio(folder / f"u{i}.flac", tone(200 + 20 * i), RATE)
+        files = {"audio_filepath": f"u{i}.flac", "target_filepath": f"u{i}.flac", "duration": 0.25, "sample_rate": RATE}
+        rows.append({"id": f"u{i}", "text": f"say {i}", **files, **columns})
+    write_rows(folder / "test.jsonl", rows)
+    return folder / "test.jsonl"
+
+
+def pretrain_run(folder: Path, *, texts: Sequence[str] = ()) -> Path:
+    """A run with a loss, two validations, and what was kept of them; ``texts`` are what a recogniser wrote."""
+    write_json(folder / "env.json", {"stage": "pretrain", "versions": {"torch": "1.0"}})
+    write_json(folder / "config.resolved.json", {"task": "flowse", "steps": 100, "ema": 0.9})
+    rows = [{"step": s, "train/loss": 1.0 / (1 + s), "valid/si_sdr": float(s)} for s in (50, 100)]
+    write_rows(folder / "metrics.jsonl", rows)
+    for name in ("input", "step_000050", "step_000100", "reference"):
+        save_audio(folder / "samples" / name / "u0.flac", tone(200), RATE)
+    said = [{"id": f"t{i}", "text": f"say {i}", "hypothesis": text} for i, text in enumerate(texts)]
+    write_rows(folder / "samples" / "step_000100" / "said.jsonl", said)
+    return folder
+
+
+def reward_run(folder: Path, values: Mapping[str, Sequence[float | None]], **metric: Any) -> Path:
+    """Scores of lsd of several systems, whose files lie in ``folder/SYSTEM``."""
+    systems, rows = {}, []
+    for system, column in values.items():
+        facts = {"version": "1", "higher_is_better": False, **metric}
+        systems[system] = {
+            "metrics": {"lsd": facts},
+            "settings": {"path": str(folder / system), "seed": 0, "players": 3},
+        }
+        for i, value in enumerate(column):
+            save_audio(folder / system / f"f{i}.flac", tone(300 + 50 * i), RATE)
+            errors = {} if value is not None else {"lsd": "empty file"}
+            rows.append({"key": f"f{i}", "system": system, "lsd": value, "stamp": f"{system}{i}", "errors": errors})
+    write_json(folder / "scores.meta.json", {"systems": systems})
+    write_rows(folder / "scores.jsonl", rows)
+    return folder
+
+
+def summarised(folder: Path, baseline: str, **facts: Any) -> Path:
+    """Add the ``metrics.json`` of an evaluation that is done, with means and differences of its rows."""
+    columns: dict[str, dict[str, float | None]] = {}
+    for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        columns.setdefault(row["system"], {})[row["key"]] = row["si_sdr"]
+    deltas = {s: paired_delta(c, columns[baseline]) for s, c in columns.items() if s != baseline}
+    summary = {
+        "n": len(columns[baseline]),
+        "baseline": baseline,
+        "higher_is_better": {"si_sdr": True},
+        "systems": {s: {"si_sdr": mean_interval(list(c.values())).as_dict()} for s, c in columns.items()},
+        "deltas": {s: {"si_sdr": d.as_dict()} for s, d in deltas.items()},
+        "seconds": {"total": 3.0, "si_sdr": 1.0},
+    }
+    write_json(folder / "metrics.json", {**summary, **facts})
+    write_json(folder / "scores.meta.json", {"metrics": {"si_sdr": {"version": "1"}}})
+    return folder
+
+
+def texts_run(folder: Path, systems: Mapping[str, Sequence[str]], data: Path, *, audio: bool = False) -> Path:
+    """An evaluation by what was written of ``say 0``, ``say 1`` ... ; with ``audio`` of what was synthesised."""
+    kind = {"task": "tts" if audio else "asr", "metrics": []}
+    eval_run(folder, {s: [] for s in systems}, data=str(data), **kind)
+    rules, rows, counts = TextRules("basic-2"), [], dict[str, list[dict[str, int]]]()
+    for system, written in systems.items():
+        for i, text in enumerate(written):
+            judged = rules.judge(Sample(f"u{i}", tone(200), RATE, None, f"say {i}", {}, text))
+            counts.setdefault(system, []).append(counts_of(judged))
+            facts = {"text": f"say {i}", "hypothesis": text, "counts": counts[system][-1], "errors": {}}
+            rows.append({"key": f"u{i}", "system": system, **facts, **({"finished": i > 0} if audio else {})})
+            if audio:
+                save_audio(folder / "audio" / system / f"u{i}.flac", tone(300 + i), RATE)
+    write_rows(folder / "scores.jsonl", rows)
+    baseline = next(iter(systems))
+    found = compare_rates(counts, baseline).as_dict()
+    part = compare_rates({s: c[:2] for s, c in counts.items()}, baseline).as_dict()
+    facts = {
+        "baseline": baseline,
+        "normaliser": "basic-2",
+        "by_column": "place",
+        "by": {"home": part},
+        "notes": ["1 row has no text"],
+    }
+    write_json(folder / "metrics.json", {**found, **facts, "seconds": {"total": 3.0}})
     return folder
 
 

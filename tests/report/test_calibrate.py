@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rlspeech.stages.calibrate import calibrate, calibration_rows, has_order, print_calibration
+from rlspeech.report.calibrate import calibrate, calibration_rows, has_order, print_calibration
 
 
 def ladder_rows(

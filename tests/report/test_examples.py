@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlspeech.stages.picks import beside, pick
+from rlspeech.report.examples import beside, choose_examples
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -14,7 +14,7 @@ def test_labels_are_true_and_no_item_comes_twice(seed: int) -> None:
     count, most = int(rng.integers(0, 30)), int(rng.integers(0, 12))
     level = {f"k{i}": float(v) for i, v in enumerate(rng.standard_normal(count))}
     gain = {k: float(v) for k, v in zip(level, rng.standard_normal(count) + rng.integers(-2, 3), strict=True)}
-    found = pick(level, gain, most, "m")
+    found = choose_examples(level, gain, most, "m")
     assert len(dict(found)) == len(found) == min(count, most)
     for key, label in found:
         if label.endswith("loss in m"):
@@ -30,15 +30,18 @@ def test_labels_are_true_and_no_item_comes_twice(seed: int) -> None:
 
 def test_without_a_baseline_the_worst_and_the_best() -> None:
     level = {f"k{i}": float(i) for i in range(9)}
-    found = dict(pick(level, {}, 6, "m"))
+    found = dict(choose_examples(level, {}, 6, "m"))
     assert [found[k] for k in ("k0", "k1", "k8", "k7")] == ["worst", "worst", "best", "best"]
     assert sum(v == "in between" for v in found.values()) == 2
 
 
 def test_what_did_not_change_is_said() -> None:
-    assert pick({"a": 1.0, "b": 2.0}, {"a": 0.0, "b": 0.0}, 2, "m") == [("a", "unchanged m"), ("b", "unchanged m")]
-    assert pick({"a": 1.0}, {"a": 0.5}, 3, "m") == [("a", "smallest gain in m")]
-    assert pick({}, {}, 3, "m") == []
+    assert choose_examples({"a": 1.0, "b": 2.0}, {"a": 0.0, "b": 0.0}, 2, "m") == [
+        ("a", "unchanged m"),
+        ("b", "unchanged m"),
+    ]
+    assert choose_examples({"a": 1.0}, {"a": 0.5}, 3, "m") == [("a", "smallest gain in m")]
+    assert choose_examples({}, {}, 3, "m") == []
 
 
 def test_a_rating_stands_beside_its_words() -> None:

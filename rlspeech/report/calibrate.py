@@ -8,6 +8,7 @@ its voice and its noise), else over ladders, else over clips; what is undefined 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,18 +16,21 @@ from typing import Any
 import numpy as np
 
 from rlspeech import log
-from rlspeech.stats import Interval, mean_interval, spearman
+from rlspeech.report import Grid
+from rlspeech.report.runs import number
+from rlspeech.stats import mean_interval, spearman
 
 __all__ = [
     "Correlation",
     "calibrate",
-    "calibration_heading",
+    "calibrated",
+    "calibration_grids",
     "calibration_rows",
     "has_order",
     "print_calibration",
-    "text_of",
 ]
 
+ORDER = ("rung", "ladder", "snr_db", "clean_id")
 RESAMPLES = 500
 MAX_WORK = 1_000_000  # clips times resamples: larger sets get fewer resamples
 Row = Mapping[str, Any]
@@ -35,11 +39,24 @@ Correlation = dict[str, Any]  # value, lo, hi, n: null where undefined
 
 def has_order(rows: Sequence[Row]) -> bool:
     """True where at least three rows say how far they are degraded, or at which SNR they are, and they do not all say the same."""
-    return any(
-        len({v for r in rows if (v := _number(r.get(key))) is not None}) >= 2
-        and sum(_number(r.get(key)) is not None for r in rows) >= 3
-        for key in ("rung", "snr_db")
-    )
+    columns = [[v for r in rows if (v := number(r.get(key))) is not None] for key in ("rung", "snr_db")]
+    return any(len(set(c)) >= 2 and len(c) >= 3 for c in columns)
+
+
+def calibrated(
+    rows: Mapping[str, Row], columns: Mapping[str, Row], better: Mapping[str, bool], seed: int
+) -> dict[str, Any] | None:
+    """Correlations of scored items with the order that their columns carry; None where they carry none.
+
+    Args:
+        rows: key -> scores.
+        columns: key -> what is known of the item, which tells its place in the order.
+        better: reward -> higher is better.
+        seed: of the bootstrap.
+    """
+    known = {k: {c: v for c, v in found.items() if c in ORDER} for k, found in columns.items()}
+    merged = [{**columns[k], **rows.get(k, {}), **known[k]} for k in columns]
+    return calibrate(merged, better, seed) if has_order(merged) else None
 
 
 def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) -> dict[str, Any]:
@@ -57,44 +74,33 @@ def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) ->
     """
     values = {name: _column(rows, name) * (1 if up else -1) for name, up in better.items()}
     order, snr = -_column(rows, "rung"), _column(rows, "snr_db")
-    ladder = [
-        f"{r.get('clean_id', '')}\0{r['ladder']}"
-        if r.get("ladder") is not None and _number(r.get("rung")) is not None
-        else None
-        for r in rows
-    ]
-    named = [
-        r.get("clean_id") if r.get("clean_id") is not None else group for r, group in zip(rows, ladder, strict=True)
-    ]
-    clusters = [str(c) if c is not None else f"\0{i}" for i, c in enumerate(named)]
-    ways = sorted({str(r["ladder"]) for r, group in zip(rows, ladder, strict=True) if group is not None})
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        means = _within(value, order, ladder, seed, clusters)
-        by_way = {
-            way: _within(
-                value, order, [g if g is not None and g.endswith(f"\0{way}") else None for g in ladder], seed, clusters
-            )
-            for way in ways
-        }
-        found[name] = {
-            "within": means,
+    placed = [r.get("ladder") is not None and number(r.get("rung")) is not None for r in rows]
+    ways = [str(r["ladder"]) if here else None for r, here in zip(rows, placed, strict=True)]
+    ladder = [None if w is None else f"{r.get('clean_id', '')}\0{r['ladder']}" for r, w in zip(rows, ways, strict=True)]
+    named = [group if r.get("clean_id") is None else r["clean_id"] for r, group in zip(rows, ladder, strict=True)]
+    clusters = [f"\0{i}" if c is None else str(c) for i, c in enumerate(named)]
+
+    def within(value: np.ndarray, way: str | None = None) -> Correlation:
+        some = [g if way is None or w == way else None for g, w in zip(ladder, ways, strict=True)]
+        return _within(value, order, some, seed, clusters)
+
+    every = sorted({w for w in ways if w is not None})
+    rewards = {
+        name: {
+            "within": within(value),
             "pooled": _pooled(value, order, clusters, seed),
             "snr": _pooled(value, snr, clusters, seed),
-            "ladder": by_way,
+            "ladder": {way: within(value, way) for way in every},
         }
-    names = list(better)
-    between = [
-        {"a": a, "b": b, **_pooled(values[a], values[b], clusters, seed)}
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-    ]
+        for name, value in values.items()
+    }
+    pairs = itertools.combinations(better, 2)
     return {
         "n": len(rows),
         "ladders": len({g for g in ladder if g is not None}),
         "utterances": len(set(clusters)),
-        "rewards": found,
-        "between": between,
+        "rewards": rewards,
+        "between": [{"a": a, "b": b, **_pooled(values[a], values[b], clusters, seed)} for a, b in pairs],
     }
 
 
@@ -109,25 +115,34 @@ def calibration_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 def calibration_heading(result: Mapping[str, Any]) -> list[str]:
     """The table's columns: without ladders there is no order but that of the SNR."""
-    return (
-        ["reward", "order within a ladder", "order, all clips", "SNR"]
-        if result["ladders"]
-        else ["reward", "correlation"]
+    ordered = ["reward", "order within a ladder", "order, all clips", "SNR"]
+    return ordered if result["ladders"] else ["reward", "correlation"]
+
+
+def calibration_grids(result: Mapping[str, Any] | None) -> list[Grid]:
+    """The tables of a page."""
+    if result is None:
+        return []
+    ladders = f"{result['ladders']} ladders, " if result["ladders"] else ""
+    note = (
+        f"Spearman correlation, +1 where the less degraded clip always has the better score; {result['n']} clips, {ladders}"
+        f"{result['utterances']} utterances. Intervals: bootstrap over utterances, 95 %."
     )
+    grids = [Grid("Calibration", calibration_heading(result), calibration_rows(result), note)]
+    ways = list(dict.fromkeys(way for r in result["rewards"].values() for way in r["ladder"]))
+    if ways:
+        rows = [[way, *(text_of(r["ladder"][way]) for r in result["rewards"].values())] for way in ways]
+        grids.append(Grid("Order within a ladder, by the way of degrading", ["ladder", *result["rewards"]], rows))
+    return grids
 
 
 def print_calibration(result: Mapping[str, Any]) -> None:
     """Print the table."""
     where = f"{result['n']} clips" + (f" in {result['ladders']} ladders" if result["ladders"] else "")
-    notes = [
-        f"Spearman correlation with 95 % intervals over {where}; +1: the less degraded clip always scores better, 0: by chance"
-    ]
-    log.table(
-        "Calibration: do the rewards follow what is known?",
-        calibration_heading(result),
-        calibration_rows(result),
-        notes,
-    )
+    what = f"Spearman correlation with 95 % intervals over {where}"
+    note = f"{what}; +1: the less degraded clip always scores better, 0: by chance"
+    title = "Calibration: do the rewards follow what is known?"
+    log.table(title, calibration_heading(result), calibration_rows(result), [note])
 
 
 def _within(
@@ -149,14 +164,9 @@ def _within(
     every = [rho for rhos in per.values() for rho in rhos]
     if not every:
         return {"value": None, "lo": None, "hi": None, "n": 0, "undefined": undefined}
-    interval: Interval = mean_interval([float(np.mean(rhos)) for rhos in per.values()], seed)
-    return {
-        "value": float(np.mean(every)),
-        "lo": _null(interval.lo),
-        "hi": _null(interval.hi),
-        "n": len(every),
-        "undefined": undefined,
-    }
+    interval = mean_interval([float(np.mean(rhos)) for rhos in per.values()], seed).as_dict()
+    ends = {k: interval[k] for k in ("lo", "hi")}
+    return {"value": float(np.mean(every)), **ends, "n": len(every), "undefined": undefined}
 
 
 def _pooled(a: np.ndarray, b: np.ndarray, clusters: Sequence[str], seed: int) -> Correlation:
@@ -179,7 +189,7 @@ def _pooled(a: np.ndarray, b: np.ndarray, clusters: Sequence[str], seed: int) ->
         kept = np.array([d for d in drawn if math.isfinite(d)])
         if len(kept) >= 0.9 * len(drawn):
             lo, hi = (float(q) for q in np.quantile(kept, [0.025, 0.975]))
-    return {"value": rho, "lo": _null(lo), "hi": _null(hi), "n": len(good)}
+    return {"value": rho, **{k: v if math.isfinite(v) else None for k, v in (("lo", lo), ("hi", hi))}, "n": len(good)}
 
 
 def text_of(found: Correlation) -> str:
@@ -190,16 +200,5 @@ def text_of(found: Correlation) -> str:
 
 
 def _column(rows: Sequence[Row], name: str) -> np.ndarray:
-    found = (_number(r.get(name)) for r in rows)
+    found = (number(r.get(name)) for r in rows)
     return np.array([math.nan if v is None else v for v in found], dtype=np.float64)
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None: manifests hold what people write into them."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def _null(value: float) -> float | None:
-    return value if math.isfinite(value) else None

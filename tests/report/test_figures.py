@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rlspeech.report import figures
-from rlspeech.stages.curves import columns_of, plots_of, spreads_of
-from rlspeech.stats import Interval
+from rlspeech.report.figures import plots_of, spreads_of
+from rlspeech.stats import Interval, interval_columns
 
 
 def _rows(scale: float = 1.0) -> list[dict[str, object]]:
@@ -30,7 +30,7 @@ def _rows(scale: float = 1.0) -> list[dict[str, object]]:
                 "odd": "x",
                 "flag": True,
             },
-            {"step": step, **columns_of("valid", found), **columns_of("delta", found)},
+            {"step": step, **interval_columns("valid", found), **interval_columns("delta", found)},
         ]
     return rows
 
@@ -56,7 +56,7 @@ def test_runs_share_a_plot_and_a_start_only_where_it_is_the_same() -> None:
 
 
 def test_columns_without_an_interval_have_none() -> None:
-    assert columns_of("valid", {"x": Interval(1.0, math.nan, math.nan, 1), "y": Interval(1.0, 0.5, 1.5, 4)}) == {
+    assert interval_columns("valid", {"x": Interval(1.0, math.nan, math.nan, 1), "y": Interval(1.0, 0.5, 1.5, 4)}) == {
         "valid/x": 1.0,
         "valid/y": 1.0,
         "valid/y_lo": 0.5,

@@ -17,22 +17,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from rlspeech import report
-from rlspeech.report import (
-    Clip,
-    Edit,
-    Grid,
-    Line,
-    Metric,
-    Plot,
-    ReportData,
-    figures,
-    mark,
-    players,
-    render_report,
-    verdict,
-)
+from rlspeech.report import Clip, Edit, Grid, Line, Metric, Plot, ReportData, figures, mark, players, sentences
 from rlspeech.report import render as page_of
+from rlspeech.report.render import render_report
 from rlspeech.stats import Interval
 
 EVIL = "<script>alert(1)</script>\"'--> $x^2$ & {{ 7 * 7 }}"
@@ -77,7 +64,6 @@ def _data() -> ReportData:
         means,
         "base",
         deltas,
-        {EVIL: rows},
         clips,
         config={EVIL: [EVIL]},
         versions={"torch": EVIL},
@@ -85,7 +71,7 @@ def _data() -> ReportData:
         notes=[EVIL],
         grids=[Grid(EVIL, [EVIL], [[EVIL]], EVIL)],
         basis=EVIL,
-        plots=plots,
+        plots=[*plots, *figures.from_rows({EVIL: rows})],
         commands=[EVIL],
         facts={EVIL: EVIL},
     )
@@ -202,7 +188,7 @@ def test_mark_knows_the_direction(mean: float, lo: float, hi: float, up: bool, e
 
 
 def test_verdict_names_what_moved() -> None:
-    (line,) = verdict(_data())
+    (line,) = sentences(_data())
     assert (
         "better in pesq_wb +0.2" in line and "worse in lsd +0.5" in line and "no difference shown in <script>" in line
     )
@@ -228,7 +214,7 @@ def _texts(svg: str) -> list[str]:
 
 
 def test_rows_become_plots_and_what_says_nothing_does_not() -> None:
-    plots = figures.from_rows(_data().curves)
+    plots = [p for p in _data().plots if p.kind != "guard"]
     assert [p.title for p in plots] == [EVIL] and plots[0].lines[0].steps == list(range(80))
     assert figures.from_rows({"r": [], "s": [{"step": 1, "a": 1.0}]}) == []
 
@@ -263,11 +249,10 @@ def test_columns_are_sorted_into_groups_with_their_bands() -> None:
             "lr": i,
             "seconds/update": i,
             "memory_mb/update": i,
-            "valid/y": i,
         }
         for i in range(4)
     ]
-    plots = {p.title: p for p in figures.from_rows({"a": rows, "b": rows[:2]}, known=["y"])}
+    plots = {p.title: p for p in figures.from_rows({"a": rows, "b": rows[:2]})}
     assert {t: p.kind for t, p in plots.items()} == {
         "valid/x": "reward",
         "reward": "reward",
@@ -317,7 +302,7 @@ def test_every_tick_has_its_power_of_ten(value: float, power: str) -> None:
 def test_training_curves_are_folded_where_rewards_are_drawn(tmp_path: Path) -> None:
     def shown(columns: tuple[str, ...]) -> dict[str, str]:
         rows = [{"step": i, **{c: float(i) for c in columns}} for i in range(4)]
-        html = render_report(tmp_path / "r.html", replace(_data(), plots=[], curves={"run": rows})).read_text()
+        html = render_report(tmp_path / "r.html", replace(_data(), plots=figures.from_rows({"run": rows}))).read_text()
         return {
             title: state for state, title in re.findall(r'<details class="card group"( open)?><summary>(\w+)', html)
         }
@@ -432,7 +417,7 @@ def test_shorter_still_clips_are_left_out_evenly_but_one_of_a_label_stays() -> N
 
 
 def test_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MAX_BYTES", 320_000)
+    monkeypatch.setattr(page_of, "MAX_BYTES", 320_000)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
     config = {"long": "x" * 40_000}
     path = render_report(

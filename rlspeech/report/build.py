@@ -1,0 +1,368 @@
+"""One page, and one table, of any run or of several, from what their folders hold.
+
+    verdict - players and texts - scores, differences, further tables - curves - the run, what to type next, notes
+
+The page that a stage writes at its end and the one of ``rlspeech report RUN`` are the same call, ``write_page(folder)``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlspeech import log
+from rlspeech.log import several
+from rlspeech.report import Grid, Metric, Plot, ReportData, mark
+from rlspeech.report.calibrate import calibrated, calibration_grids
+from rlspeech.report.compare import Comparison, Scores, compare, within
+from rlspeech.report.examples import clips_of, ranked
+from rlspeech.report.facts import TRAINED, commands_of, commands_of_several, cost_of, facts_of, specs_of, versions_of
+from rlspeech.report.figures import Kind, from_rows, plots_of, spreads_of
+from rlspeech.report.render import render_report
+from rlspeech.report.runs import INPUT, RunRecord, at, open_runs, shown_path
+from rlspeech.stats import Interval
+from rlspeech.tracking import read_metrics
+
+__all__ = ["build", "compared", "print_table", "write_page"]
+
+PLAYERS = 6
+LONGEST = 160  # of a value in a table
+WIDE = 2  # differences that fit beside the means in the terminal
+REASONS = 5  # of a metric
+MOST = 20  # notes on rows
+PLAIN = "Mean over items and its bootstrap 95 % interval."
+BASES = {
+    "eval": PLAIN,
+    "reward": PLAIN,
+    "rl": "Mean over the validation clips, without exploration, and its bootstrap 95 % interval; differences are paired clip by clip.",
+    "pretrain": "Means over the validation clips by the averaged weights, with a bootstrap 95 % interval where one is known. Two columns "
+    "are two moments of one run, not a comparison: nothing is paired.",
+    "several": "Means of what was scored last, with bootstrap 95 % intervals over items; of recognisers' texts, sums of errors over sums "
+    "of words in %. Differences are paired, on the items that are the same in both.",
+    "texts": "Error rates are in %. Sums of errors over sums of words (or characters) of all items that are in every system; the rest are "
+    "means over items. Bootstrap 95 % intervals over items; differences are paired. inserted_words are words a recording.",
+}
+WHAT = {"rl": "{algo} on {task}", "pretrain": "pretrain {task}", "eval": "Evaluation of {task}", "reward": "Scores"}
+
+
+def write_page(folder: Path) -> Path | None:
+    """Write the page of a run that has written its folder; a page that cannot be built never ends a run.
+
+    Args:
+        folder: of a run, or the scores file of ``rlspeech reward``.
+
+    Returns:
+        the page: ``report.html`` there, ``NAME.report.html`` beside ``NAME.scores.jsonl``; None, with a warning, where it cannot be built.
+    """
+    try:
+        [run] = open_runs([str(folder)])
+        return render_report(run.page, build(within(run)))
+    except Exception as error:
+        log.warn(f"no report of this run ({type(error).__name__}: {error}); try: rlspeech report {shown_path(folder)}")
+        return None
+
+
+def compared(runs: Sequence[RunRecord]) -> Comparison:
+    """What a page of these runs shows: one within itself, several side by side."""
+    return within(runs[0]) if len(runs) == 1 else compare(runs)
+
+
+@log.waiting("writing the report")
+def build(made: Comparison, players: int | None = None) -> ReportData:
+    """Put together what the page shows; of torn runs what there is.
+
+    Args:
+        made: the systems.
+        players: items with players; None: as the run says, else 6.
+    """
+    runs, run = made.runs, made.alone
+    given = run.config.get("players") if run else None
+    count = players if players is not None else given if isinstance(given, int) else PLAYERS
+    counted = any(s.counts for s in made.systems)
+    pairing = made.pairing
+    clips, how = clips_of(made, count)
+    return ReportData(
+        title=_title(made),
+        subtitle=_subtitle(made),
+        metrics=made.metrics,
+        means={s: row for s, row in made.means.items() if row},
+        baseline=pairing.baseline if pairing else None,
+        deltas=pairing.deltas if pairing else {},
+        plots=[*_curves(runs), *_spreads(made)],
+        clips=clips,
+        grids=_grids(made),
+        config=run.config if run else {r.name: r.config for r in runs},
+        versions=versions_of(run) if run else {r.name: v for r in runs if (v := versions_of(r))},
+        notes=list(dict.fromkeys([*_notes(made), *(run.notes if run else ()), *how])),
+        basis=BASES["several" if not run else "texts" if counted else run.stage],
+        cost=cost_of(run) if run else {r.name: text for r in runs if (text := cost_of(r).get("all phases"))},
+        facts=facts_of(made, run) if run else {r.name: str(shown_path(r.path)) for r in runs},
+        commands=commands_of(run) if run else commands_of_several(runs),
+    )
+
+
+def print_table(made: Comparison) -> None:
+    """Print means, and the differences where there are few, on stdout."""
+    run, labels = made.alone, [s for s, row in made.means.items() if row]
+    pairs = [(p.baseline, label, row) for p in made.pairings for label, row in p.deltas.items() if label != INPUT]
+    shown = pairs if len(pairs) <= WIDE else []
+    roles = _roles(made.runs) if run and run.stage == "rl" else {}
+    rows = []
+    for m in made.metrics:
+        cells: list[Any] = [_directed(m), *(_text(made.means[s].get(m.name)) for s in labels)]
+        cells += [_difference(m, row.get(m.name), at(made.relative, s, m.name)) for _, s, row in shown]
+        rows.append([*cells, *([roles.get(m.name, "guard")] if roles else [])])
+    heading = ["metric", *labels, *(f"{label} - {base}" for base, label, _ in shown), *(["role"] if roles else [])]
+    notes = [*made.notes, *_missing(made)]
+    if shown:
+        notes.append("differences are paired, with bootstrap 95 % intervals; better and worse where they exclude 0")
+    elif pairs:
+        notes.append(f"{len(pairs)} paired differences are in the report and in --json")
+    log.table(f"{run.name}: {run.state()}" if run else "Comparison", heading, rows, notes)
+
+
+def _title(made: Comparison) -> str:
+    run = made.alone
+    if run is None:
+        return f"{' and '.join(dict.fromkeys(r.stage for r in made.runs))}: {', '.join(r.name for r in made.runs)}"
+    names = {k: str(run.config.get(k) or "") for k in ("algo", "task")}
+    what = WHAT[run.stage].format(**names).strip().removesuffix(" on").removesuffix(" of").removeprefix("on ")
+    systems = [s.label for s in made.systems if run.stage == "reward" or s.name != INPUT]
+    return f"{what or run.stage}: {run.name if run.stage in TRAINED else ', '.join(systems) or 'unprocessed input'}"
+
+
+def _subtitle(made: Comparison) -> str:
+    run = made.alone
+    if run is None:
+        return f"{len(made.runs)} runs"
+    if run.stage != "eval" or made.items is None:
+        return run.state()
+    video = run.config.get("video", "right")
+    parts = {"texts by": run.summary.get("normaliser"), "heard by": run.summary.get("recogniser")}
+    parts["video:"] = None if video == "right" else video
+    found = f"{several(made.items, 'utterance')} of {run.config.get('data') or 'the embedded test set'}"
+    return ", ".join([found, *(f"{k} {v}" for k, v in parts.items() if v)])
+
+
+def _directed(metric: Metric) -> str:
+    return metric.name if metric.higher_is_better else f"{metric.name} (lower is better)"
+
+
+def _text(found: Interval | None) -> str:
+    return "-" if found is None else found.text()
+
+
+def _difference(metric: Metric, delta: Interval | None, relative: Interval | None = None, digits: int = 3) -> str:
+    """A paired difference with its interval, the relative one in brackets, and what it says."""
+    if delta is None:
+        return ""
+    change = f" ({relative.text(1, sign=True)} %)" if relative and math.isfinite(relative.mean) else ""
+    return f"{delta.text(digits, sign=True)}{change} {mark(metric, delta)}".rstrip()
+
+
+# Tables.
+
+
+def _grids(made: Comparison) -> list[Grid]:
+    """Tables beside means and differences."""
+    run, pairing = made.alone, made.pairing
+    grids = [] if run else [_runs_grid(made.runs)]
+    grids += [
+        _settings_grid(f"Settings that differ: {stage}", found, made.runs) for stage, found in made.settings.items()
+    ]
+    for p in made.pairings:
+        if p.deltas and p is not pairing:
+            grids.append(_delta_grid(f"Paired difference to {p.baseline}: {p.stage}", made.metrics, p.deltas))
+    grids += [_delta_grid("Paired difference to each run's own start", made.metrics, made.own)] if made.own else []
+    grids += [_settings_grid("Versions that differ", made.versions, made.runs)] if made.versions else []
+    if made.relative and pairing:
+        note = "In % of the baseline's rate; paired bootstrap over items, 95 %."
+        title = f"Relative change against {pairing.baseline}, in %"
+        grids.append(replace(_delta_grid(title, made.metrics, made.relative, 1), note=note))
+    column = run.summary.get("by_column") if run else ""
+    grids += [_part_grid(f"{column}: {value}", part) for value, part in made.parts.items()]
+    if run and run.stage == "reward":
+        grids += [*calibration_grids(_calibration(made)), *_lost(made)]
+    return grids + (_extremes(made) if run and run.stage == "rl" and run.named else [])
+
+
+def _delta_grid(title: str, metrics: Sequence[Metric], deltas: Scores, digits: int = 3) -> Grid:
+    shown = [m for m in metrics if any(m.name in row for row in deltas.values())]
+
+    def cell(m: Metric, delta: Interval | None) -> str:
+        return "" if delta is None else f"{delta.text(digits, sign=True)} {mark(m, delta)}".rstrip()
+
+    rows = [[_directed(m), *(cell(m, row.get(m.name)) for row in deltas.values())] for m in shown]
+    return Grid(
+        title, ["metric", *deltas], rows, "Same items; better and worse where the bootstrap 95 % interval excludes 0."
+    )
+
+
+def _part_grid(title: str, part: Comparison) -> Grid:
+    """Means and differences over the items that have one value in a column."""
+    deltas = part.pairing.deltas if part.pairing else {}
+    rows = []
+    for m in part.metrics:
+        cells = [row[m.name].text(2) if m.name in row else "-" for row in part.means.values()]
+        rows.append(
+            [
+                m.name,
+                *cells,
+                *(_difference(m, row.get(m.name), at(part.relative, s, m.name), 2) for s, row in deltas.items()),
+            ]
+        )
+    against = [f"{s} - {part.pairing.baseline}" for s in deltas] if part.pairing else []
+    return Grid(title, ["metric", *part.means, *against], rows, several(part.items or 0, "item"))
+
+
+def _runs_grid(runs: Sequence[RunRecord]) -> Grid:
+    rows = [["stage", *(r.stage for r in runs)], ["state", *(r.state() for r in runs)]]
+    for label, key in (("task", "task"), ("algorithm", "algo"), ("seed", "seed")):
+        rows.append([label, *(str(r.config.get(key, "–")) for r in runs)])
+    rows.append(["started", *(str(r.env.get("started", "–")) for r in runs)])
+    return Grid("Runs", ["", *(r.name for r in runs)], [row for row in rows if set(row[1:]) != {"–"}])
+
+
+def _settings_grid(title: str, found: Mapping[str, Mapping[str, Any]], runs: Sequence[RunRecord]) -> Grid:
+    names = [r.name for r in runs if any(r.name in by_run for by_run in found.values())]
+
+    def cell(value: Any) -> str:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+    rows = [[key, *(cell(by_run[n]) if n in by_run else "–" for n in names)] for key, by_run in found.items()]
+    return Grid(title, ["key", *names], rows)
+
+
+def _extremes(made: Comparison) -> list[Grid]:
+    """The clips of an ``rl`` run that lost and gained most."""
+    pairing = made.pairing
+    lead, _, gain = ranked(made, pairing.keys) if pairing else ("", {}, {})
+    if len(gain) < 2 or not any(gain.values()):
+        return []
+    order = sorted(gain, key=lambda k: (gain[k], k))
+    keys = order if len(order) <= 6 else [*order[:3], *order[-3:]]
+    values = [s.column(lead, keys) for s in made.systems if s.label in ("before", "after")]
+    cells = [[k, *(f"{v[k]:.3f}" for v in values), f"{gain[k]:+.3f}"] for k in keys]
+    better, worse = (sum(sign * v > 0 for v in gain.values()) for sign in (1, -1))
+    note = f"{better} of {len(gain)} clips are better than before, {worse} worse."
+    return [Grid(f"Clips that lost and gained most: {lead}", ["clip", "before", "after", "better by"], cells, note)]
+
+
+def _calibration(made: Comparison) -> dict[str, Any] | None:
+    """How the scores of one system follow a known order, where its rows carry one."""
+    system = made.systems[0] if len(made.systems) == 1 else None
+    if system is None or not made.runs[0].config:
+        return None
+    columns = {k: o.columns for k, o in system.origins.items() if k in system.rows}
+    better = {m: bool(facts.get("higher_is_better", True)) for m, facts in made.runs[0].metas(system.name).items()}
+    return calibrated(system.rows, columns, better, made.runs[0].seed)
+
+
+def _lost(made: Comparison) -> list[Grid]:
+    """Reasons of what could not be scored, counted."""
+    rows = []
+    for s in made.systems:
+        for m in s.run.metas(s.name):
+            reasons = _counted(e for r in s.rows.values() if (e := at(r, "errors", m)))
+            named = [m] if len(made.systems) == 1 else [s.label, m]
+            rows += [[*named, str(count), reason] for reason, count in list(reasons.items())[:REASONS]]
+    heading = ["metric", "files", "reason"] if len(made.systems) == 1 else ["system", "metric", "files", "reason"]
+    return [Grid("Files without a score", heading, rows)] if rows else []
+
+
+def _counted(found: Any) -> dict[str, int]:
+    """Text -> how often, the most frequent first."""
+    counts: dict[str, int] = {}
+    for text in found:
+        counts[str(text)] = counts.get(str(text), 0) + 1
+    return dict(sorted(counts.items(), key=lambda kv: -kv[1]))
+
+
+# Curves.
+
+
+def _roles(runs: Sequence[RunRecord]) -> dict[str, Kind]:
+    """Metric -> rewarded or watched, by any of the runs."""
+    kinds: tuple[tuple[Kind, str], ...] = (("guard", "guards"), ("reward", "rewards"))
+    roles: dict[str, Kind] = {s["name"]: kind for kind, key in kinds for r in runs for s in specs_of(r.config.get(key))}
+    return {**roles, "reward": "reward"}
+
+
+def _curves(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Curves of the runs that train, of each stage its own; of an evaluation alone those of the runs that its models come from."""
+    found: list[Plot] = []
+    stages = [s for s in TRAINED if any(r.stage == s and r.metrics for r in runs)]
+    for stage in stages:
+        some = [r for r in runs if r.stage == stage]
+        roles = _roles(some) if stage == "rl" else {}
+        made = plots_of({r.name: r.metrics for r in some}, roles, "guard" if stage == "rl" else "valid")
+        found += [replace(p, title=f"{stage}: {p.title}") for p in made] if len(stages) > 1 else made
+    models = runs[0].config.get("models") if len(runs) == 1 and runs[0].stage == "eval" else None
+    return found + from_rows(_behind(models)) if isinstance(models, dict) else found
+
+
+def _behind(models: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the runs that checkpoints come from, by the name of the model; a model without a run, or one that is gone, has none."""
+    paths = {name: Path(str(given)).absolute() for name, given in models.items()}
+    folders = {name: p.parent.parent if p.parent.name == "checkpoints" else p for name, p in paths.items()}
+    return {name: rows for name, folder in folders.items() if (rows := read_metrics(folder / "metrics.jsonl"))}
+
+
+def _spreads(made: Comparison) -> list[Plot]:
+    """How the scores of files are distributed."""
+    some = [s for s in made.systems if s.run.stage == "reward"]
+    names = dict.fromkeys(m for s in some for m in s.means)
+    return spreads_of({m: {s.label: [*s.column(m, [*s.rows]).values()] for s in some if m in s.means} for m in names})
+
+
+def _notes(made: Comparison) -> list[str]:
+    """What a reader has to know of the numbers."""
+    notes, run = list(made.notes), made.alone
+    if run and run.stage in TRAINED and not run.metrics:
+        notes.append("nothing has been logged yet")
+    if run and run.stage == "rl" and not run.named and made.systems[0].rows:
+        notes.append(
+            "this run kept no names of its validation clips: they can be counted, but not compared with another run's"
+        )
+    if any(s.label == "best" for s in made.systems) and run:
+        notes.append(
+            "the best was chosen on these clips, which flatters it; it is the one that --model takes for the run"
+        )
+    if run and run.stage == "rl" and made.systems and made.systems[0].rows:
+        last = [s for s in made.systems if s.label != "best"][-1]
+        errors = (f"{m}: {why}" for r in last.rows.values() for m, why in _errors(r).items())
+        notes += [f"{count} clips without {why}" for why, count in list(_counted(errors).items())[:8]]
+    return notes + _missing(made)
+
+
+def _errors(row: Mapping[str, Any]) -> dict[str, Any]:
+    reasons = row.get("errors")
+    return reasons if isinstance(reasons, dict) else {}
+
+
+def _missing(made: Comparison) -> list[str]:
+    """Notes on what an evaluation could not score, and on what was enhanced without its video, a line a reason."""
+    if made.alone and "notes" in made.alone.summary:  # the stage has said it
+        return []
+    lost: dict[tuple[str, str], dict[str, set[str]]] = {}
+    blind: dict[tuple[str, str], list[str]] = {}
+    for s in made.systems if made.alone and made.alone.stage == "eval" else ():
+        for key, row in s.rows.items():
+            for metric, reason in _errors(row).items():
+                lost.setdefault((s.label, str(reason)), {}).setdefault(key, set()).add(metric)
+            if reason := row.get("video_error"):
+                blind.setdefault((s.label, str(reason)), []).append(key)
+    rows = {s.label: len(s.rows) for s in made.systems}
+    notes = [
+        f"{s}: {len(k)} of {rows[s]} enhanced without video ({', '.join(k[:3])}): {why}"
+        for (s, why), k in blind.items()
+    ]
+    for (s, why), where in lost.items():
+        metrics = ", ".join(sorted(set().union(*where.values())))
+        notes.append(f"{s}: {len(where)} without {metrics} ({', '.join(list(where)[:3])}): {why}")
+    return notes[:MOST]

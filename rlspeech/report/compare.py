@@ -1,0 +1,352 @@
+"""Systems of one or several runs: settings that differ, scores with intervals, paired differences where the items are the same.
+
+Among runs, one of ``rl`` counts as its last validation, one of ``pretrain`` as the means that it logged, one of ``eval`` or ``reward`` as
+each of its systems; the first system of a stage is what its others are compared with, unless an evaluation names its baseline. Two systems
+are paired only where their items are the same: by a checksum of the input (``rl``), by the scores of the unprocessed input or by the
+reference text (``eval``), by name (``reward``, which is asked of files). Names alone prove nothing elsewhere.
+
+A run alone is compared within itself: its start, its end and its best, or what its ``metrics.json`` holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlspeech import config as settings
+from rlspeech.report import Metric
+from rlspeech.report.runs import INPUT, RunRecord, at, flat, number
+from rlspeech.report.systems import BESIDE, System, moments_of, systems_of, validation
+from rlspeech.rewards.base import column_of
+from rlspeech.rewards.rates import RATES, UNDIRECTED, compare_rates
+from rlspeech.stats import Interval, paired_delta
+from rlspeech.types import UserError
+
+__all__ = ["Comparison", "Pairing", "compare", "within"]
+
+SCHEMAS = {"rl": "RL", "eval": "Evaluate", "reward": "ScoreFolder", "pretrain": "Pretrain"}
+ASIDE = frozenset({"out", "path"})  # differ by their nature
+PLACES = ("git_commit", "python", "device")
+TOGETHER = "all rewards together, as the run weighs them"
+Scores = dict[str, dict[str, Interval]]  # system -> metric
+
+
+@dataclass(slots=True)
+class Pairing:
+    """Systems of one stage against one of them, item by item.
+
+    Args:
+        stage: whose.
+        baseline: label of that one.
+        deltas: label -> metric -> paired difference.
+        keys: items that every system has.
+    """
+
+    stage: str
+    baseline: str
+    deltas: Scores = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What systems have in common and what not.
+
+    Args:
+        runs: in the order that they were given.
+        systems: of all of them.
+        metrics: of all, in the order of their appearance.
+        means: label -> metric -> mean.
+        pairings: one a stage.
+        own: rl run -> metric -> paired difference to its own start.
+        settings: stage -> dotted key -> run -> value, where they differ.
+        versions: package -> run -> version, where they differ.
+        notes: what is missing, and what could not be paired.
+        relative: label -> rate -> change against the baseline in %, of an evaluation alone.
+        parts: value of a column -> the same of its items, of an evaluation alone.
+        items: how many were compared, where the run says it.
+    """
+
+    runs: Sequence[RunRecord]
+    systems: list[System] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
+    means: Scores = field(default_factory=dict)
+    pairings: list[Pairing] = field(default_factory=list)
+    own: Scores = field(default_factory=dict)
+    settings: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    relative: Scores = field(default_factory=dict)
+    parts: dict[str, Comparison] = field(default_factory=dict)
+    items: int | None = None
+
+    @property
+    def alone(self) -> RunRecord | None:
+        """The run, where it is the only one."""
+        return self.runs[0] if len(self.runs) == 1 else None
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """The first that has differences."""
+        return next((p for p in self.pairings if p.deltas), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the numbers of the page."""
+        runs = [
+            {"name": r.name, "path": str(r.path), "stage": r.stage, "state": r.state(), "step": r.step}
+            for r in self.runs
+        ]
+        pairings = [p for p in self.pairings if p.deltas]
+        return {
+            "runs": runs,
+            "higher_is_better": {m.name: m.higher_is_better for m in self.metrics},
+            "systems": _plain(self.means, False),
+            "differences": [
+                {"stage": p.stage, "baseline": p.baseline, "n": len(p.keys), "deltas": _plain(p.deltas, True)}
+                for p in pairings
+            ],
+            "against_own_start": _plain(self.own, True),
+            "settings": self.settings,
+            "versions": self.versions,
+            "notes": self.notes,
+        }
+
+
+def _plain(scores: Scores, judge: bool) -> dict[str, Any]:
+    return {
+        s: {m: {**i.as_dict(), **({"significant": i.significant} if judge else {})} for m, i in row.items()}
+        for s, row in scores.items()
+    }
+
+
+def within(run: RunRecord) -> Comparison:
+    """A run alone: its first validation, its last and its best, or the systems of an evaluation as its ``metrics.json`` has them."""
+    if run.stage == "eval" and run.summary and "without" not in run.state():
+        try:
+            return _summarised(run, run.summary)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # torn, or of another version
+            run.notes.append(
+                f"metrics.json cannot be used ({type(error).__name__}: {error}); these are means of the rows"
+            )
+    moments = moments_of(run)
+    if not moments:
+        return compare([run])
+    made = Comparison([run], moments, notes=run.notes)
+    made.means = {s.label: s.means for s in moments}
+    if run.stage == "rl" and run.steps():
+        keys = list(moments[0].rows)
+        deltas = {s.label: {m: _delta(s, moments[0], m, keys) for m in s.means} for s in moments[1:]}
+        made.pairings = [Pairing("rl", moments[0].label, deltas, keys)]
+    _name_metrics(made)
+    return made
+
+
+def _delta(system: System, base: System, metric: str, keys: Sequence[str]) -> Interval:
+    """Paired difference over items; of one run's validations in the order of the run, as in its log."""
+    one, two = (s.column(metric, keys) for s in (system, base))
+    if system.run is base.run and base.run.stage == "rl":
+        return paired_delta(list(one.values()), list(two.values()), base.run.seed)
+    return paired_delta(one, two, base.run.seed)
+
+
+def _summarised(run: RunRecord, summary: Mapping[str, Any]) -> Comparison:
+    """An evaluation as its ``metrics.json`` has it: what it compared, over the items that all of its systems have.
+
+    Raises:
+        KeyError: a system without rows, a number that is missing.
+        ValueError: numbers of another version.
+    """
+    kept, means = run.kept("audio"), _intervals(summary["systems"])
+    for s, row in _intervals(summary.get("metrics", {})).items():
+        means[s] |= row
+    systems = [System(s, run, s, run.scores[s], row, kept.get(s, {})) for s, row in means.items()]
+    deltas, base = _intervals(summary["deltas"]), summary["baseline"]
+    notes = [*run.notes, *(n for n in summary.get("notes", ()) if isinstance(n, str))]
+    made = Comparison([run], systems, means=means, notes=notes, items=summary["n"])
+    keys = [k for k in systems[-1].rows if base is None or k in run.scores[base]]
+    made.pairings = [Pairing("eval", base, deltas, keys)] if base is not None else []
+    made.relative = _intervals(summary.get("relative", {}))
+    for value, part in summary.get("by", {}).items():
+        made.parts[value] = _summarised(run, {**part, "baseline": base})
+    _name_metrics(made)
+    return made
+
+
+def _intervals(tree: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Scores:
+    def interval(v: Mapping[str, Any]) -> Interval:
+        mean, lo, hi = (math.nan if v[k] is None else float(v[k]) for k in ("mean", "lo", "hi"))
+        return Interval(mean, lo, hi, int(v["n"]), int(v.get("dropped", 0)))
+
+    return {s: {m: interval(v) for m, v in row.items()} for s, row in tree.items()}
+
+
+def compare(runs: Sequence[RunRecord]) -> Comparison:
+    """Compare runs of any stages; one alone is compared with nothing but its own baseline and start."""
+    made = Comparison(runs, _systems(runs))
+    made.notes = [f"{r.name}: {note}" if len(runs) > 1 else note for r in runs for note in r.notes]
+    for stage in dict.fromkeys(s.run.stage for s in made.systems):
+        _pair(made, stage, [s for s in made.systems if s.run.stage == stage])
+    if len({r.stage for r in runs}) > 1:
+        made.notes.append("stages score clips of their own: compare means within a stage")
+    for run in (r for r in runs if len(r.steps()) > 1):
+        first, last = (validation(run, run.steps()[i], run.name) for i in (0, -1))
+        made.own[run.name] = {m: _delta(last, first, m, list(first.rows)) for m in last.means}
+    _name_metrics(made)
+    for stage in SCHEMAS:
+        found = {r.name: _settings(r) for r in runs if r.stage == stage and r.config}
+        if len(found) > 1 and (differing := _differing(found)):
+            made.settings[stage] = differing
+    places = {r.name: {k: r.env[k] for k in PLACES if k in r.env} for r in runs if r.env}
+    packages = {r.name: at(r.env, "versions") for r in runs}
+    made.versions = _differing(
+        {n: {**(packages[n] if isinstance(packages[n], dict) else {}), **v} for n, v in places.items()}
+    )
+    return made
+
+
+def _systems(runs: Sequence[RunRecord]) -> list[System]:
+    """The systems of all runs; an unprocessed input that was scored before is the same one again."""
+    systems = [s for r in runs for s in systems_of(r, len(runs) == 1)]
+    first: System | None = None
+    kept = []
+    for system in systems:
+        if system.run.stage == "eval" and system.name == INPUT:
+            first = first or system
+            if first is not system and len(_shared(system, first)[0]) == len(system.rows):
+                continue
+        kept.append(system)
+    inputs = [s for s in kept if s.name == INPUT and s.run.stage == "eval"]
+    if len(inputs) == 1 and INPUT not in [s.label for s in kept]:
+        inputs[0].label = INPUT
+    return kept
+
+
+def _shared(a: System, b: System) -> tuple[list[str], str]:
+    """Keys of the items that both systems have.
+
+    Returns:
+        the keys, in the order of ``b``, and why they are fewer than the names that both have.
+    """
+    both = [k for k in b.rows if k in a.rows]
+    if not both:
+        return [], "they have no item in common" if a.rows and b.rows else "one of them has no scores by item"
+    if a.run is b.run or a.run.stage == b.run.stage == "reward":
+        return both, ""
+    known = {k: _same(a, b, k) for k in both}
+    noted = {v for v in known.values() if v is not None}
+    same_data = a.run.config.get("data") == b.run.config.get("data")
+    # items that the rows say nothing of are the same where the others are, else where the data are of one name
+    others = a.run.stage != "rl" and (noted == {True} or (not noted and same_data))
+    same = [k for k, v in known.items() if v or (v is None and others)]
+    lost = len(both) - len(same)
+    return same, f"{lost} of {len(both)} items of the same name are not the same" if lost else ""
+
+
+def _same(a: System, b: System, key: str) -> bool | None:
+    """Whether what went in was the same, by what the rows know of it; None where they know nothing."""
+    one, two = a.rows[key], b.rows[key]
+    if a.run.stage == "rl":
+        return isinstance(one.get("item"), str) and one["item"] == two.get("item")
+    texts = [r["text"] for r in (one, two) if isinstance(r.get("text"), str)]
+    if len(texts) == 2 and texts[0] != texts[1]:
+        return False
+    first, second = (s.run.scores.get(INPUT, {}).get(key, {}) for s in (a, b))
+    values = [(number(first[m]), number(second.get(m))) for m in first if m not in BESIDE]
+    scored = [(x, y) for x, y in values if x is not None and y is not None]
+    if scored:
+        return all(math.isclose(x, y, rel_tol=1e-4, abs_tol=1e-4) for x, y in scored)
+    return True if len(texts) == 2 else None
+
+
+def _pair(made: Comparison, stage: str, systems: list[System]) -> None:
+    """Means and paired differences of one stage's systems."""
+    base = _baseline(systems)
+    pairing = Pairing(stage, base.label)
+    together: list[str] | None = None
+    for system in systems:
+        made.means[system.label] = dict(system.means)
+        if system is base:
+            continue
+        keys, why = _shared(system, base)
+        together = keys if together is None else [k for k in together if k in set(keys)]
+        if why:
+            made.notes.append(f"{system.label} and {base.label}: {why}")
+        if len(keys) < 2:
+            continue
+        left_out = set(UNDIRECTED)
+        if stage == "rl" and system.run.config.get("rewards") != base.run.config.get("rewards"):
+            left_out.add("reward")
+            made.notes.append(
+                f"{system.label} and {base.label} weigh their rewards differently: their sums are not compared"
+            )
+        shown = [m for m in system.means if m in base.means and m not in left_out]
+        pairing.deltas[system.label] = {m: _delta(system, base, m, keys) for m in shown}
+    pairing.keys = together if together is not None else list(base.rows)
+    _rates(made, pairing, systems, base)
+    made.pairings.append(pairing)
+
+
+def _baseline(systems: Sequence[System]) -> System:
+    """What an evaluation calls so, else the unprocessed input of a single system, else the first that is none."""
+    for s in systems:
+        if s.run.stage == "eval" and s.name == (s.run.summary.get("baseline") or s.run.config.get("baseline")):
+            return s
+    others = [s for s in systems if s.name != INPUT]
+    return systems[0] if len(others) < 2 else others[0]
+
+
+def _rates(made: Comparison, pairing: Pairing, systems: Sequence[System], base: System) -> None:
+    """Error rates of texts before the means: sums of errors over sums of words, on the items that all systems have."""
+    counted = [s for s in systems if s.counts]
+    keys = [k for k in pairing.keys if all(k in s.counts for s in counted)]
+    if not counted or base not in counted:
+        return
+    groups = [counted] if keys else [[s] for s in counted]
+    for group in groups:
+        counts = {s.label: [s.counts[k] for k in keys or s.counts] for s in group}
+        found = compare_rates(counts, base.label if keys else None, base.run.seed)
+        for s in group:
+            made.means[s.label] = {**found.systems[s.label], **made.means[s.label]}
+            if s.label in found.deltas:
+                pairing.deltas[s.label] = {**found.deltas[s.label], **pairing.deltas.get(s.label, {})}
+
+
+def _name_metrics(made: Comparison) -> None:
+    """Names, directions and descriptions of everything that has a mean."""
+    rates, known = {r.name: r for r in RATES}, dict[str, System]()
+    for system in made.systems:
+        for name in made.means[system.label]:
+            known.setdefault(name, system)
+    for name, system in known.items():
+        rate = rates.get(name) if system.counts else None
+        try:
+            text = rate.help if rate else TOGETHER if name == "reward" else column_of(name).help
+        except UserError:  # a function that is not here
+            text = ""
+        up = rate.higher_is_better if rate else system.run.higher_is_better(name)
+        made.metrics.append(Metric(name, up, text))
+
+
+def _settings(run: RunRecord) -> dict[str, Any]:
+    """Settings as resolved; what is younger than the run has its default."""
+    given = {k: v for k, v in run.config.items() if k != "path"}
+    try:
+        tree = getattr(settings, SCHEMAS[run.stage]).model_validate(given).model_dump(mode="json")
+    except ValidationError:
+        tree = run.config
+    return {k: v for k, v in flat(tree).items() if k.split(".")[0] not in ASIDE}
+
+
+def _differing(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Key -> run -> value, of keys whose values are not the same everywhere; a run without the key is left out."""
+    found = {}
+    for key in dict.fromkeys(k for tree in trees.values() for k in tree):
+        by_run = {r: t[key] for r, t in trees.items() if key in t}
+        if len({json.dumps(v, sort_keys=True, default=str) for v in by_run.values()}) > 1 or len(by_run) < len(trees):
+            found[key] = by_run
+    return found

@@ -1,0 +1,406 @@
+"""Runs as their folders hold them: settings, curves, scores by item and kept audio, whole or torn, read and never written.
+
+What a report knows of a run is what lies on disk: no lock is taken, nothing is computed again, a run may still be going on. A file that is
+missing or torn leaves its part empty and a note; what is read is someone else's text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlspeech.data.batches import columns_of
+from rlspeech.data.inputs import collect
+from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.files import read_jsonl, safe_name
+from rlspeech.log import several
+from rlspeech.rewards.base import column_of
+from rlspeech.scores import read_scores, step_name
+from rlspeech.stats import Interval
+from rlspeech.tracking import read_metrics
+from rlspeech.types import UserError
+
+__all__ = ["INPUT", "Origin", "RunRecord", "Sound", "find", "flat", "number", "open_runs", "shown_path"]
+
+STAGES = ("rl", "eval", "reward", "pretrain")
+MARKS = (
+    "config.resolved.json",
+    "metrics.jsonl",
+    "scores.jsonl",
+    "env.json",
+)  # a folder with one of them holds, or held, a run
+INPUT = "input"  # system of an evaluation: the unprocessed recordings
+Row = dict[str, Any]
+Scores = dict[str, dict[str, Row]]  # system -> key -> row
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A stretch of an audio file; ``duration_s`` None is all of it."""
+
+    path: Path
+    offset_s: float = 0.0
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an item was made from: name of a player -> sound, and the columns of its row."""
+
+    before: Mapping[str, Sound] = field(default_factory=dict)
+    reference: Sound | None = None
+    own: Sound | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run.
+
+    Args:
+        name: what it is called beside others.
+        path: its folder.
+        stage: rl, eval, reward or pretrain.
+        config: as resolved; of ``reward`` the settings that it noted.
+        env: versions, device, when it started.
+        metrics: rows of ``metrics.jsonl``.
+        scores: system -> key -> row of ``scores.jsonl``; of ``rl`` the systems are its validations, ``step_000020``.
+        meta: ``scores.meta.json``.
+        summary: ``metrics.json`` of an evaluation.
+        notes: what is missing or torn.
+        scores_path: the file that ``scores`` come from.
+        named: False where the run kept no names of its validation clips, and the keys are made up.
+    """
+
+    name: str
+    path: Path
+    stage: str
+    config: Row = field(default_factory=dict)
+    env: Row = field(default_factory=dict)
+    metrics: list[Row] = field(default_factory=list)
+    scores: Scores = field(default_factory=dict)
+    meta: Row = field(default_factory=dict)
+    summary: Row = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    scores_path: Path = Path("scores.jsonl")
+    named: bool = True
+    _origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run, for resampling."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) and seed >= 0 else 0
+
+    @property
+    def step(self) -> int:
+        """The last step that left a row."""
+        return max((int(r["step"]) for r in self.metrics), default=0)
+
+    @property
+    def page(self) -> Path:
+        """The run's own page: ``report.html``, ``NAME.report.html`` beside ``NAME.scores.jsonl``."""
+        if self.stage != "reward":
+            return self.path / "report.html"
+        stem = self.scores_path.stem
+        own = stem.removesuffix("scores") + "report" if stem.endswith("scores") else f"{stem}.report"
+        return self.scores_path.with_name(f"{own}.html")
+
+    def state(self) -> str:
+        """How far the run came, in words."""
+        if self.stage == "reward":
+            return f"{several(sum(map(len, self.scores.values())), 'file')} scored"
+        if self.stage == "eval":
+            models = self.config.get("models")
+            missing = [m for m in models if m not in self.scores] if isinstance(models, dict) else []
+            return f"without {', '.join(missing)}" if missing else "done" if self.summary else "not finished"
+        steps, why = self.config.get("steps"), self.env.get("stopped")
+        reached = f"step {self.step} of {steps}" if isinstance(steps, int) else f"step {self.step}"
+        return f"{reached}: {why}" if isinstance(why, str) and why else reached
+
+    def kept(self, folder: str) -> dict[str, dict[str, Path]]:
+        """Kept audio: name of a folder under ``samples`` or ``audio`` -> stem -> file."""
+        try:
+            places = sorted(p for p in (self.path / folder).iterdir() if p.is_dir() and not p.is_symlink())
+        except OSError:
+            return {}
+        return {p.name: {f.stem: f for f in sorted(p.glob("[!.]*.flac")) if not f.is_symlink()} for p in places}
+
+    def transcripts(self, step: str) -> dict[str, Row]:
+        """What a validation of ``pretrain`` wrote: key -> ``text`` and ``hypothesis``."""
+        path = self.path / "samples" / step / "said.jsonl"
+        rows = read_jsonl(path) if path.is_file() else []
+        return {
+            str(r["id"]): {k: r[k] for k in ("text", "hypothesis")}
+            for r in rows
+            if "id" in r and isinstance(r.get("text"), str) and isinstance(r.get("hypothesis"), str)
+        }
+
+    def steps(self) -> list[int]:
+        """The validations of ``rl`` that have scores by item, rising."""
+        return [int(name.removeprefix("step_")) for name in self.scores] if self.stage == "rl" else []
+
+    def means(self, step: int | None = None) -> dict[str, Interval]:
+        """Means of the last validation, or of that at ``step``, as ``metrics.jsonl`` has them."""
+        found: dict[str, Interval] = {}
+        for row in self.metrics:
+            for name, value in row.items() if step is None or row["step"] == step else ():
+                head, _, metric = name.partition("/")
+                end = name[-3:] in ("_lo", "_hi") and name[:-3] in row
+                if head == "valid" and not end and (mean := number(value)) is not None:
+                    lo, hi = (math.nan if (v := number(row.get(name + e))) is None else v for e in ("_lo", "_hi"))
+                    found[metric] = Interval(mean, lo, hi, 2 if math.isfinite(lo) else 1)
+        return found
+
+    def metas(self, system: str) -> dict[str, Row]:
+        """What ``scores.meta.json`` says of the metrics of a system, by their names."""
+        part = at(self.meta, "systems", system, "metrics") if self.stage == "reward" else self.meta.get("metrics")
+        return {k: v for k, v in part.items() if isinstance(v, dict)} if isinstance(part, dict) else {}
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Direction of a metric: as the run noted it, else the registry's, else up."""
+        noted: list[Any] = []
+        if self.stage == "eval":
+            noted = [at(self.summary, "higher_is_better", metric)]
+        elif self.stage == "reward":
+            noted = [at(self.metas(s), metric, "higher_is_better") for s in self.scores]
+        elif self.stage == "rl":
+            noted = [at(self.env, "rewards", metric, "higher_is_better")]
+        known = next((v for v in noted if isinstance(v, bool)), None)
+        try:
+            return column_of(metric).higher_is_better if known is None else known
+        except UserError:  # a function that is not here, or a name of the run's own
+            return True
+
+    def origins(self, system: str) -> dict[str, Origin]:
+        """What the items of a system were made from, by key, where it still is where it was; of ``reward`` what was scored."""
+        read = {"eval": self._rows_of_manifest, "reward": lambda: self._scored(system)}.get(self.stage, self._samples)
+        system = system if self.stage == "reward" else ""
+        if system not in self._origins:
+            try:
+                self._origins[system] = read()
+            except UserError as error:
+                self.notes.append(f"no players: {error.what}")
+                self._origins[system] = {}
+        return self._origins[system]
+
+    def _samples(self) -> dict[str, Origin]:
+        """Inputs and references that a run that trains has kept, by the stems of their files."""
+        kept = {name: self.kept("samples").get(name, {}) for name in ("input", "recording", "original", "reference")}
+        references = kept.pop("reference")
+        found = {}
+        for stem in dict.fromkeys(stem for files in (*kept.values(), references) for stem in files):
+            before = {name: Sound(files[stem]) for name, files in kept.items() if stem in files}
+            found[stem] = Origin(before, Sound(references[stem]) if stem in references else None)
+        return found
+
+    def _scored(self, system: str) -> dict[str, Origin]:
+        """The files of ``reward``; transcripts and references that are gone are left out."""
+        settings = at(self.meta, "systems", system, "settings") or {}
+        path, *more = (settings.get(k) for k in ("path", "target", "text"))
+        if not (isinstance(path, str) or isinstance(path, list) and path and all(isinstance(p, str) for p in path)):
+            return {}
+        found = {}
+        given = [m if isinstance(m, str) and Path(m).exists() else None for m in more]
+        for i in collect(path, *given, texts_only=True):
+            sounds = [None if p is None else Sound(p, i.offset_s, i.duration_s) for p in (i.audio, i.target)]
+            found[i.key] = Origin({}, sounds[1], sounds[0], {"text": i.text, **i.columns})
+        return found
+
+    def _rows_of_manifest(self) -> dict[str, Origin]:
+        """Rows of the manifest: the recording is played where no system kept audio, else what the systems were given and the reference."""
+        data, found = self.env.get("manifest") or self.config.get("data"), {}
+        if not isinstance(data, str):
+            return {}
+        heard = bool(self.kept("audio"))
+        for u in read_manifest(find_manifest(data, recipe=False)):
+            recording = Sound(Path(u.audio_filepath), u.offset, u.duration or None)
+            before = {} if heard else {"recording": recording}
+            before |= {"prompt": Sound(Path(u.prompt_filepath))} if heard and u.prompt_filepath else {}
+            target = (
+                Sound(Path(u.target_filepath), u.offset, u.duration or None) if u.target_filepath and heard else None
+            )
+            found[u.id] = Origin(before, target, None, {"text": u.text, **columns_of(u)})
+        return found
+
+
+def at(tree: Any, *path: str) -> Any:
+    """The value at a path of keys; None where there is none."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def open_runs(given: Sequence[str]) -> list[RunRecord]:
+    """Read run folders, each as PATH or NAME=PATH.
+
+    Returns:
+        one a folder, with names that differ.
+
+    Raises:
+        UserError: something that is no run folder, or the same one twice.
+    """
+    runs = [_open(text) for text in given]
+    places = [p.scores_path if p.stage == "reward" else p.path for p in runs]
+    double = next((str(p) for i, p in enumerate(places) if p in places[:i]), None)
+    if double:
+        raise UserError(f"{double} is given twice", "a run cannot be compared with itself", "name each run once")
+    for depth in range(2, 5):  # runs/a/rl and runs/b/rl are a/rl and b/rl
+        names = [p.name for p in runs]
+        for p in runs:
+            if names.count(p.name) > 1 and f"={p.path}" not in given:
+                p.name = "/".join(p.path.parts[-depth:])
+    for i, p in enumerate(runs):
+        if p.name in [q.name for q in runs[:i]]:
+            p.name = f"{p.name} ({i + 1})"
+    return runs
+
+
+def _open(text: str) -> RunRecord:
+    label, equals, rest = text.partition("=")
+    named = equals == "=" and bool(label and rest) and not Path(text).exists()
+    path = Path(os.path.abspath(rest if named else text))
+    single = path.is_file() and path.name.endswith("scores.jsonl")
+    folder = path.parent if single else path
+    scores = path if single else folder / "scores.jsonl"
+    if not single and not (folder.is_dir() and any((folder / n).is_file() for n in MARKS)):
+        raise UserError(f"{text} is not a run folder", *_why_not(path))
+    notes: list[str] = []
+    config, env = (_json_file(folder / n, notes) for n in ("config.resolved.json", "env.json"))
+    run = RunRecord("", folder, "", config, env, notes=notes, scores_path=scores)
+    run.metrics = [] if single else read_metrics(folder / "metrics.jsonl")
+    run.scores = read_scores(scores, notes)
+    run.meta = _json_file(scores.with_suffix(".meta.json"), notes)
+    run.summary = {} if single else _json_file(folder / "metrics.json", notes)
+    run.stage = "reward" if single else _stage(run, text)
+    if run.stage == "reward":
+        noted = (at(run.meta, "systems", name, "settings") for name in run.scores)
+        run.config = next((dict(s) for s in noted if isinstance(s, dict)), {})
+    elif not run.config:
+        notes.append("config.resolved.json is missing or torn: its settings are not known")
+    if run.stage == "rl":
+        run.named = any(map(STEP.fullmatch, run.scores))
+        run.scores = run.scores if run.named else _history(run)
+        run.scores = {s: run.scores[s] for s in sorted(filter(STEP.fullmatch, run.scores), key=lambda s: int(s[5:]))}
+    own = scores.name.removesuffix("scores.jsonl").rstrip(".") if single else ""
+    run.name = label if named else own or folder.name
+    return run
+
+
+STEP = re.compile(r"step_\d{1,12}")
+
+
+def _history(run: RunRecord) -> Scores:
+    """Columns that the latest checkpoint of ``rl`` carries along, for runs without ``scores.jsonl``."""
+    try:
+        name = (run.path / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
+        if not STEP.fullmatch(name):
+            return {}
+        history = json.loads((run.path / "checkpoints" / name / "state.json").read_text(encoding="utf-8"))["history"]
+        parts = [p for p in history if isinstance(p, dict) and isinstance(p.get("step"), int)]
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    found: Scores = {}
+    for part in parts:
+        columns = {k: v for k, v in part.items() if isinstance(v, list)}
+        count = max(map(len, columns.values()), default=0)
+        rows = {f"clip {i}": {k: v[i] for k, v in columns.items() if i < len(v)} for i in range(count)}
+        found[step_name(part["step"])] = rows
+    return found
+
+
+def _why_not(path: Path) -> tuple[str, str]:
+    """The reason, and what may have been meant."""
+    if not path.exists():
+        return "there is no such path", "check the path"
+    if path.is_file():
+        return "it is a file", "the folder that --out named"
+    if path.parent.name == "checkpoints":
+        return "it is a checkpoint", f"rlspeech report {shown_path(path.parent.parent)}"
+    if (path / "probe.json").is_file():
+        what = "it holds a probe, whose table was printed and is in probe.json"
+        return what, "rlspeech rl without --probe makes a run"
+    inside = sorted(p for p in path.iterdir() if p.is_dir() and any((p / n).is_file() for n in MARKS))
+    if inside:
+        some = " ".join(str(shown_path(p)) for p in inside[:3])
+        return f"it holds {len(inside)} of them", f"rlspeech report {some}{' ...' if len(inside) > 3 else ''}"
+    return f"it has none of {', '.join(MARKS)}", "a folder that rlspeech pretrain, rl, eval or reward has written"
+
+
+def _stage(run: RunRecord, text: str) -> str:
+    """The stage that the run names, or by the settings that only one stage has."""
+    noted = run.env.get("stage")
+    if noted in STAGES:
+        return str(noted)
+    if isinstance(noted, str):
+        what = f"{text} cannot be reported on"
+        raise UserError(what, f"it holds a run of {noted}", f"runs of {', '.join(STAGES)} can")
+    for key, stage in (("algo", "rl"), ("models", "eval"), ("ema", "pretrain")):
+        if key in run.config:
+            return stage
+    if run.meta.get("systems") is not None and not run.metrics or not (run.config or run.metrics):
+        return "reward"
+    return "rl" if any("reward" in r or any(k.startswith("delta/") for k in r) for r in run.metrics) else "pretrain"
+
+
+def _json_file(path: Path, notes: list[str]) -> Row:
+    """An object of a JSON file; empty where it is missing, with a note where it is torn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{path.name} cannot be read: {str(error)[:200]}")
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{path.name} cannot be read: it holds no object")
+        return {}
+    return found
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; entries of a list that have names are found by them, so that their order does not matter."""
+    if isinstance(tree, list) and tree and all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in tree):
+        if len({v["name"] for v in tree}) == len(tree):
+            tree = {v["name"]: {k: x for k, x in v.items() if k != "name"} for v in tree}
+    if not (isinstance(tree, dict) and tree):
+        return {prefix: tree}
+    parts = (flat(sub, f"{prefix}.{name}" if prefix else str(name)) for name, sub in tree.items())
+    return {k: v for part in parts for k, v in part.items()}
+
+
+def find(files: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """The file of each item, by key, where there is one; stems are keys made safe."""
+    folded: dict[str, Any] = {}
+    for stem, path in files.items():
+        folded.setdefault(_folded(stem), path)
+    found = {k: files.get(k) or files.get(safe_name(k)) or folded.get(_folded(k)) for k in keys}
+    return {k: path for k, path in found.items() if path is not None}
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"\W", "_", name)[:110]
+
+
+def shown_path(path: Path) -> Path:
+    """A path as it is typed here: relative below the working directory."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return path
