@@ -18,7 +18,7 @@ from rlspeech.data.audio import AudioError, rms_dbfs
 from rlspeech.files import JsonlWriter, digest_of, safe_name
 from rlspeech.models.hub import embedded_path
 from rlspeech.parallel import one_by_one
-from rlspeech.rewards.rates import Recogniser, load_recogniser
+from rlspeech.rewards.recognisers import Transcribe, load_recogniser
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["recognise", "recogniser"]
@@ -27,7 +27,7 @@ RATE_HZ = 16000
 SILENT_DBFS = -80.0
 
 
-def recogniser(name: str, device: str = "auto", language: str | None = None, batch: int = 8) -> Recogniser:
+def recogniser(name: str, device: str = "auto", language: str | None = None, batch: int = 8) -> Transcribe:
     """A recogniser by name, see ``rewards/rates.py``, on a device chosen as everywhere. Raises ``UserError`` where it cannot be loaded."""
     if name != "pocketsphinx" and ":" not in name:  # these know no devices, and need no torch
         from rlspeech.engine import Engine
@@ -99,7 +99,7 @@ def _key(utt: Utterance, state: str) -> str:
     return f"{utt.id}|{utt.audio_filepath}|{stamp}|{utt.offset:g}|{utt.duration:g}|{state}"
 
 
-def _transcribe(utts: Sequence[Utterance], run: Recogniser) -> tuple[dict[str, str], Exception | None]:
+def _transcribe(utts: Sequence[Utterance], run: Transcribe) -> tuple[dict[str, str], Exception | None]:
     """Row id -> text, and the last failure; after a failed call every row is tried by itself."""
     texts: dict[str, str] = {}
     wavs: dict[str, np.ndarray] = {}

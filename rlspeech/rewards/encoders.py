@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from rlspeech.models.folder import loading
 from rlspeech.models.spectra import LogMel, level_normalise
+from rlspeech.rewards.base import FOLDER_HINT
 from rlspeech.types import Sample, Score
 
 __all__ = [
@@ -44,7 +45,6 @@ XVECTOR = tuple(
     f"{name}ForXVector" for name in ("WavLM", "Wav2Vec2", "UniSpeechSat", "Data2VecAudio", "Wav2Vec2Conformer")
 )
 Value = TypeVar("Value")
-FOLDER_HINT = "a folder that holds config.json and the weights, or a Hub id with the network at hand"
 
 
 class Residual(nn.Module):

@@ -1,87 +1,38 @@
-"""Error rates of a corpus of texts, and their intervals: sums over sums (``text`` has the alignment, and needs no numpy)."""
+"""Error rates of texts: the rewards ``wer`` and ``cer``, and the rates of a whole corpus with their intervals.
+
+Rates of a corpus are sums over sums. A mean of utterances' error rates is another number: it weighs a word in a short utterance more. The
+bootstrap resamples utterances and adds up errors and words of each resample, the same utterances for every system.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlspeech.data.text import NORMALISERS, align, get_normaliser, normalise_basic, units
-from rlspeech.plugins import load_function
-from rlspeech.rewards.base import wave_problem
+from rlspeech.data.text import align, characters, get_normaliser, units, written_in_characters
+from rlspeech.rewards.recognisers import load_recogniser, transcribe_audible
 from rlspeech.stats import Interval, draws_interval, resampled_sums
 from rlspeech.types import Sample, Score, UserError
 
 if TYPE_CHECKING:
     from rlspeech.rewards.rules import Judged
 
-__all__ = [
-    "COUNTS",
-    "ErrorRate",
-    "NORMALISERS",
-    "RATES",
-    "UNDIRECTED",
-    "Rate",
-    "Recogniser",
-    "RateComparison",
-    "compare_rates",
-    "corpus_interval",
-    "corpus_rate",
-    "error_counts",
-    "counts_of",
-    "load_recogniser",
-    "normalise_basic",
-]
-
-
-def corpus_rate(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> float:
-    """Errors over reference units of (reference, hypothesis, language): sums over sums, not a mean of rates.
-
-    Texts whose reference is empty are left out; nan without any.
-    """
-    errors, wanted = error_counts(texts, normaliser).sum(0)
-    return float(errors / wanted) if wanted else float("nan")
-
-
-def corpus_interval(texts: Iterable[tuple[str, str, str | None]], normaliser: str, seed: int = 0) -> Interval:
-    """The same with its bootstrap 95 % interval over texts; no interval below two of them."""
-    counts = error_counts(texts, normaliser)
-    errors, wanted = counts.sum(0)
-    sums = resampled_sums(counts, seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return draws_interval(float(errors / wanted) if wanted else float("nan"), sums[:, 0] / sums[:, 1], len(counts))
-
-
-def error_counts(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> np.ndarray:
-    """(K, 2): errors and reference units of each text in which something is said."""
-    normalise, rows = get_normaliser(normaliser), list[tuple[int, int]]()
-    for reference, hypothesis, language in texts:
-        if wanted := units(normalise(reference), language):
-            rows.append((align(wanted, units(normalise(hypothesis), language)).errors, len(wanted)))
-    return np.array(rows, dtype=np.float64).reshape(-1, 2)
-
-
-# Word and character error rate through a recogniser that the user names.
-#
-# Recogniser: ``embedded``, Hub id or folder of an audio language model or of another transformers model (CTC or sequence-to-sequence),
-# ``pocketsphinx``, or ``package.module:function`` with ``function(wavs, sample_rate) -> list[str]``. Error rates depend on how text is
-# normalised, so the normaliser has a name and a version and stands in the score file. A silent clip is not shown to the recogniser (many
-# invent words): its hypothesis is empty, and an empty hypothesis is an error rate of 1.
-
-
-Recogniser = Callable[[Sequence[np.ndarray], int], list[str]]  # waveforms (T,) and their rate -> transcripts
-GATE_S = 0.1
+__all__ = ["COUNTS", "RATES", "UNDIRECTED", "ErrorRate", "RateComparison", "character_errors", "compare_rates"]
+__all__ += ["corpus_interval", "corpus_rate", "counts_of", "error_counts"]
 
 
 class ErrorRate:
-    """``wer`` and ``cer``.
+    """``wer`` and ``cer``: word and character error rate of a recogniser that the user names.
+
+    Error rates depend on how text is normalised, so the normaliser has a name and a version and stands in the score file. A silent clip
+    is not given to the recogniser (many invent words): its hypothesis is empty, and an empty hypothesis is an error rate of 1.
 
     Args:
-        recogniser: see the module.
+        recogniser: see ``recognisers.load_recogniser``.
         normaliser: name in ``rlspeech.data.text.NORMALISERS``, or ``package.module:function``.
         language: given to sequence-to-sequence recognisers that take one.
         batch: waveforms in one call of a transformers recogniser.
@@ -100,200 +51,135 @@ class ErrorRate:
         device: str = "cpu",
     ) -> None:
         if not recogniser:
-            raise UserError(
-                "wer needs a recogniser",
-                "an error rate hangs on who listens, so it is named",
-                "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx",
-            )
+            hint = "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx"
+            raise UserError("wer needs a recogniser", "an error rate depends on it, so it is named", hint)
         self._normalise = get_normaliser(normaliser)
         self._recognise = load_recogniser(recogniser, device, language, batch)
         self.version = f"recogniser {recogniser}, text {normaliser}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """Transcribe the clips that hold a signal, then compare with the reference text."""
         import jiwer
 
-        speaking = [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, GATE_S, True) is None]
-        heard = [""] * len(samples)
-        if speaking:
-            texts = self._recognise([samples[i].wav for i in speaking], samples[0].sample_rate)
-            for i, text in zip(speaking, texts, strict=True):
-                heard[i] = text
         out = []
-        for s, raw in zip(samples, heard, strict=True):
+        for s, raw in zip(samples, transcribe_audible(self._recognise, samples), strict=True):
             reference, hypothesis = self._normalise(s.text or ""), self._normalise(raw)
             detail = {"hypothesis": raw}
             if not reference:
-                out.append({c: Score(None, "the reference text is empty after normalisation", detail) for c in columns})
+                score = Score(None, "the reference text is empty after normalisation", detail)
+                out.append(dict.fromkeys(columns, score))
             elif not hypothesis:
-                out.append({c: Score(1.0, detail=detail) for c in columns})
+                out.append(dict.fromkeys(columns, Score(1.0, detail=detail)))
             else:
                 rates = {"wer": jiwer.wer(reference, hypothesis), "cer": jiwer.cer(reference, hypothesis)}
                 out.append({c: Score(float(rates[c]), detail=detail) for c in columns})
         return out
 
 
-def load_recogniser(name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> Recogniser:
-    """A recogniser by name, see the module. Raises ``UserError`` where it cannot be loaded."""
-    if name == "pocketsphinx":
-        return _pocketsphinx()
-    if ":" in name and not Path(name).exists():
-        function = load_function(name, "recogniser", "def f(wavs, sample_rate) -> list[str]")
-        return lambda wavs, rate: [str(t) for t in function(list(wavs), rate)]
-    from rlspeech.rewards.recognisers import AudioRecogniser, is_audio_lm
+def corpus_rate(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> float:
+    """Errors over reference units of (reference, hypothesis, language): sums over sums, not a mean of rates.
 
-    if is_audio_lm(name):
-        return AudioRecogniser(name, device, language, batch)
-    return _transformers(name, device, language, batch)
+    Texts whose reference is empty are left out; nan without any.
+    """
+    errors, wanted = error_counts(texts, normaliser).sum(0)
+    return float(errors / wanted) if wanted else float("nan")
 
 
-def _pocketsphinx() -> Recogniser:
-    try:
-        from pocketsphinx import Decoder  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise UserError("pocketsphinx is not installed", str(error), "pip install pocketsphinx") from error
-    decoder: Any = Decoder(loglevel="FATAL")
-
-    def recognise(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
-        texts = []
-        for wav in wavs:
-            decoder.start_utt()
-            decoder.process_raw((np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
-            decoder.end_utt()
-            found = decoder.hyp()
-            texts.append(found.hypstr if found else "")
-        return texts
-
-    return recognise
+def corpus_interval(texts: Iterable[tuple[str, str, str | None]], normaliser: str, seed: int = 0) -> Interval:
+    """``corpus_rate`` with its bootstrap 95 % interval over texts; no interval below two of them."""
+    counts = error_counts(texts, normaliser)
+    errors, wanted = counts.sum(0)
+    sums = resampled_sums(counts, seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return draws_interval(float(errors / wanted) if wanted else float("nan"), sums[:, 0] / sums[:, 1], len(counts))
 
 
-def _transformers(name: str, device: str, language: str | None, batch: int) -> Recogniser:
-    import transformers
-
-    try:
-        pipe: Any = transformers.pipeline("automatic-speech-recognition", model=name, device=device)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(
-            f"cannot load the recogniser {name!r}",
-            f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            "give a folder that holds config.json and the weights, or a Hub id with the network at hand",
-        ) from error
-    options: dict[str, Any] = {"batch_size": batch}
-    if language and pipe.model.can_generate():
-        options["generate_kwargs"] = {"language": language}
-
-    def recognise(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
-        order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))  # like lengths together: less padding
-        answers = pipe([{"raw": wavs[i], "sampling_rate": rate} for i in order], **options)
-        texts = [""] * len(wavs)
-        for i, answer in zip(order, answers, strict=True):
-            texts[i] = str(answer["text"])
-        return texts
-
-    return recognise
-
-
-# Error rates of a corpus from counts by utterance: sums over sums, with intervals of the ratios, paired where systems are compared.
-#
-# A mean of utterances' error rates is another number: it weighs a word in a short utterance more. The bootstrap resamples utterances and
-# adds up errors and words of each resample, the same utterances for every system.
+def error_counts(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> np.ndarray:
+    """(K, 2): errors and reference units of each text in which something is said."""
+    normalise, rows = get_normaliser(normaliser), list[tuple[int, int]]()
+    for reference, hypothesis, language in texts:
+        if wanted := units(normalise(reference), language):
+            rows.append((align(wanted, units(normalise(hypothesis), language)).errors, len(wanted)))
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
 COUNTS = (
-    "spoken",
-    "words",
-    "substitutions",
-    "deletions",
-    "insertions",
-    "errors",
-    "characters",
-    "character_errors",
-    "exact",
-    "keywords_said",
-    "keywords_heard",
-    "keywords_both",
-    "judged",
-    "hallucinated",
-    "silent",
-    "empty",
-    "inserted",
+    *(
+        "spoken",
+        "words",
+        "substitutions",
+        "deletions",
+        "insertions",
+        "errors",
+        "characters",
+        "character_errors",
+        "exact",
+    ),
+    *("keywords_said", "keywords_heard", "keywords_both", "judged", "hallucinated", "silent", "empty", "inserted"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A ratio of sums over utterances: ``factor`` times the sum of the counts ``top`` over that of ``bottom``."""
+    """A ratio of sums over utterances: ``factor`` times the counts ``top`` over those of ``bottom``, names with spaces between."""
 
     name: str
-    top: tuple[str, ...]
-    bottom: tuple[str, ...]
+    top: str
+    bottom: str
     higher_is_better: bool
     help: str
     factor: float = 100.0
 
 
+WER_HELP = (
+    "word error rate in %: errors per 100 reference words (characters in writing without spaces), "
+    "over utterances in which something is said"
+)
+RECALL_HELP = "% of the keywords that were said that are in the outputs"
 RATES = (
+    Rate("wer", "errors", "words", False, WER_HELP),
+    Rate("substitutions", "substitutions", "words", False, "per 100 reference words"),
+    Rate("deletions", "deletions", "words", False, "per 100 reference words"),
+    Rate("insertions", "insertions", "words", False, "per 100 reference words"),
+    Rate("cer", "character_errors", "characters", False, "character error rate in %"),
+    Rate("exact", "exact", "spoken", True, "% of utterances without an error"),
     Rate(
-        "wer",
-        ("errors",),
-        ("words",),
-        False,
-        "word error rate in %: errors per 100 reference words (characters in writing without "
-        "spaces), over utterances in which something is said",
+        "keyword_precision", "keywords_both", "keywords_heard", True, "% of the keywords in the outputs that were said"
     ),
-    Rate("substitutions", ("substitutions",), ("words",), False, "per 100 reference words"),
-    Rate("deletions", ("deletions",), ("words",), False, "per 100 reference words"),
-    Rate("insertions", ("insertions",), ("words",), False, "per 100 reference words"),
-    Rate("cer", ("character_errors",), ("characters",), False, "character error rate in %"),
-    Rate("exact", ("exact",), ("spoken",), True, "% of utterances without an error"),
-    Rate(
-        "keyword_precision",
-        ("keywords_both",),
-        ("keywords_heard",),
-        True,
-        "% of the keywords in the outputs that were said",
-    ),
-    Rate(
-        "keyword_recall",
-        ("keywords_both",),
-        ("keywords_said",),
-        True,
-        "% of the keywords that were said that are in the outputs",
-    ),
+    Rate("keyword_recall", "keywords_both", "keywords_said", True, RECALL_HELP),
     Rate(
         "keyword_f1",
-        ("keywords_both", "keywords_both"),
-        ("keywords_said", "keywords_heard"),
+        "keywords_both keywords_both",
+        "keywords_said keywords_heard",
         True,
         "of all keywords together, in %",
     ),
-    Rate("hallucinated", ("hallucinated",), ("judged",), False, "% of utterances that a rule calls a hallucination"),
-    Rate("empty_output", ("empty",), ("silent",), True, "% of recordings without words for which nothing is written"),
-    Rate("inserted_words", ("inserted",), ("silent",), False, "words written per recording without words", 1.0),
+    Rate("hallucinated", "hallucinated", "judged", False, "% of utterances that a rule calls a hallucination"),
+    Rate("empty_output", "empty", "silent", True, "% of recordings without words for which nothing is written"),
+    Rate("inserted_words", "inserted", "silent", False, "words written per recording without words", 1.0),
 )
 
 
-UNDIRECTED = frozenset(
-    {"tts_duration_ratio"}
-)  # metrics whose best value is 1: a difference is neither better nor worse
+UNDIRECTED = frozenset({"tts_duration_ratio"})  # best at 1: a difference is neither better nor worse
+
+
+def character_errors(reference: str, hypothesis: str, language: str | None) -> tuple[int, int]:
+    """Edit distance in characters, and length of the reference; without a language both are split as the reference is."""
+    from rapidfuzz.distance import Levenshtein
+
+    language = language or ("zh" if written_in_characters(reference) else "en")
+    wanted = characters(reference, language)
+    return int(Levenshtein.distance(wanted, characters(hypothesis, language))), len(wanted)
 
 
 def counts_of(judged: Judged) -> dict[str, int]:
     """The counts of one utterance, by the names of ``COUNTS``."""
-    from rapidfuzz.distance import Levenshtein
-
-    from rlspeech.data.text import characters, written_in_characters
-
     found = judged.found
     row = dict.fromkeys(COUNTS, 0) | {"judged": 1, "hallucinated": int(bool(judged.fired))}
     if judged.keywords is not None:
         row |= dict(zip(("keywords_both", "keywords_said", "keywords_heard"), judged.keywords, strict=True))
     if not found.reference:
         return row | {"silent": 1, "empty": int(not found.hypothesis), "inserted": len(found.hypothesis)}
-    language = judged.language or (
-        "zh" if written_in_characters(judged.texts[0]) else "en"
-    )  # both sides by the reference's writing
-    reference, hypothesis = (characters(t, language) for t in judged.texts)
+    wrong, length = character_errors(*judged.texts, judged.language)
     return row | {
         "spoken": 1,
         "words": len(found.reference),
@@ -301,8 +187,8 @@ def counts_of(judged: Judged) -> dict[str, int]:
         "deletions": found.deletions,
         "insertions": found.insertions,
         "errors": found.errors,
-        "characters": len(reference),
-        "character_errors": Levenshtein.distance(reference, hypothesis),
+        "characters": length,
+        "character_errors": wrong,
         "exact": int(not found.errors),
     }
 
@@ -354,9 +240,8 @@ def compare_rates(
         rates that no system has anything to count for are left out.
     """
     names, items = list(counts), len(next(iter(counts.values())))
-    table = np.concatenate(
-        [np.array([[row[c] for c in COUNTS] for row in counts[s]], np.float64).reshape(items, -1) for s in names], 1
-    )
+    rows = [[[row[c] for c in COUNTS] for row in counts[s]] for s in names]
+    table = np.concatenate([np.array(r, np.float64).reshape(items, -1) for r in rows], 1)
     sums = {"all": table.sum(0)[None], "draws": resampled_sums(table, seed)}
     values = {
         part: {s: _ratios(x[:, i * len(COUNTS) : (i + 1) * len(COUNTS)]) for i, s in enumerate(names)}
@@ -381,7 +266,7 @@ def _ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
     column = {c: sums[:, i] for i, c in enumerate(COUNTS)}
     out = {}
     for r in RATES:
-        top, bottom = sum(column[c] for c in r.top), np.asarray(sum(column[c] for c in r.bottom))
+        top, bottom = sum(column[c] for c in r.top.split()), np.asarray(sum(column[c] for c in r.bottom.split()))
         out[r.name] = r.factor * np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
     return out
 

@@ -28,7 +28,8 @@ from functools import lru_cache
 from operator import eq
 from typing import Any
 
-from rlspeech.data.text import Alignment, align, characters, get_normaliser, script_of, units, written_in_characters
+from rlspeech.data.text import Alignment, align, get_normaliser, script_of, units, written_in_characters
+from rlspeech.rewards.rates import character_errors
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["RULES", "Hallucinations", "Judged", "TextRules", "count_keywords", "keywords_of"]
@@ -67,33 +68,26 @@ class Hallucinations:
     script_share: float = 0.7
 
     def __post_init__(self) -> None:
-        unknown = set(self.rules.split("+")) - {*RULES, "all", "none"}
-        if unknown:
-            raise UserError(
-                f"no hallucination rule is called {', '.join(sorted(unknown))}", "", f"{'+'.join(RULES)}, all or none"
-            )
-        if (
-            min(self.repeats, self.repeats_one, self.character_repeats) < 2
-            or min(self.ngram, self.insertion_run, self.loop_excess) < 1
-        ):
-            raise UserError(
-                "these thresholds would call every text a hallucination",
-                "a repetition takes two, a run one",
-                "larger ones",
-            )
+        if unknown := set(self.rules.split("+")) - {*RULES, "all", "none"}:
+            what, hint = f"unknown hallucination rule {', '.join(sorted(unknown))}", f"{'+'.join(RULES)}, all or none"
+            raise UserError(what, "", hint)
+        repeats = min(self.repeats, self.repeats_one, self.character_repeats)
+        if repeats < 2 or min(self.ngram, self.insertion_run, self.loop_excess) < 1:
+            what = "these thresholds would call every text a hallucination"
+            raise UserError(what, "a repetition takes two, a run one", "larger ones")
 
     def fired(self, found: Alignment, in_characters: bool) -> list[str]:
         """Names of the rules that an alignment breaks, in the order of ``RULES``."""
         on = RULES if self.rules == "all" else self.rules.split("+")
         if not found.hypothesis or (not found.errors and found.reference):
             return []  # nothing is there, or it is what was said
+        run = self.insertion_run_characters if in_characters else self.insertion_run
+        longest = self.length_ratio * len(found.reference) + self.length_constant
         checks: dict[str, Callable[[], bool]] = {
             "loop": lambda: self._loop(found),
             "stutter": lambda: self._stutter(found),
-            "run": lambda: (
-                _longest_insertion(found) >= (self.insertion_run_characters if in_characters else self.insertion_run)
-            ),
-            "length": lambda: len(found.hypothesis) > self.length_ratio * len(found.reference) + self.length_constant,
+            "run": lambda: _longest_insertion(found) >= run,
+            "length": lambda: len(found.hypothesis) > longest,
             "script": lambda: self._script(found),
             "nonspeech": lambda: not found.reference,
         }
@@ -103,46 +97,35 @@ class Hallucinations:
         hyp = found.hypothesis
         if found.insertions + found.substitutions < self.loop_excess or len(set(hyp)) == len(hyp):
             return False
-        loops = [(start, end, n) for n, start, end in _loops(hyp, self.ngram) if self._is_loop(n, (end - start) // n)]
-        if not loops:
-            return False
-        of_reference = max(
-            (
-                (end - start) // n
-                for n, start, end in _loops(found.reference, self.ngram)
-                if self._is_loop(n, (end - start) // n)
-            ),
-            default=0,
-        )
-        for start, end, n in loops:
-            unmatched = sum(
-                max(0, min(end, o[4]) - max(start, o[3])) for o in found.ops if o[0] in ("replace", "insert")
-            )
+        loops = self._loops(hyp)
+        of_reference = max(((end - start) // n for n, start, end in self._loops(found.reference)), default=0)
+        for n, start, end in loops:
+            wrong = [(o[3], o[4]) for o in found.ops if o[0] in ("replace", "insert")]
+            unmatched = sum(max(0, min(end, b) - max(start, a)) for a, b in wrong)
             if unmatched >= self.loop_excess * n and (end - start) // n >= of_reference + self.loop_excess:
                 return True
         return False
 
-    def _is_loop(self, period: int, times: int) -> bool:
-        return times >= (self.repeats_one if period == 1 else self.repeats)
+    def _loops(self, units: Sequence[str]) -> list[tuple[int, int, int]]:
+        """(period, start, end) of the stretches that come often enough to be a loop."""
+        least = {1: self.repeats_one}
+        return [s for s in _repetitions(units, self.ngram) if (s[2] - s[1]) // s[0] >= least.get(s[0], self.repeats)]
 
     def _stutter(self, found: Alignment) -> bool:
         pattern = _stutters(self.character_repeats)
-        return any(pattern.search(unit) for unit in found.hypothesis) and not any(
-            pattern.search(unit) for unit in found.reference
-        )
+        ours, theirs = (any(map(pattern.search, units)) for units in (found.reference, found.hypothesis))
+        return theirs and not ours
 
     def _script(self, found: Alignment) -> bool:
         """By units, because a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
         if all(u.isascii() for u in (*found.hypothesis, *found.reference)):
             return False
-        theirs = [_family(u) for u in found.hypothesis if script_of(u)]
-        ours = [_family(u) for u in found.reference if script_of(u)]
+        theirs, ours = ([_script(u) for u in units if script_of(u)] for units in (found.hypothesis, found.reference))
         if not theirs or not ours:
             return False
         main = max(sorted(set(theirs)), key=theirs.count)
-        return theirs.count(main) >= self.script_share * len(theirs) and ours.count(main) <= (
-            1 - self.script_share
-        ) * len(ours)
+        foreign = theirs.count(main) >= self.script_share * len(theirs)
+        return foreign and ours.count(main) <= (1 - self.script_share) * len(ours)
 
 
 @lru_cache(8)
@@ -150,29 +133,28 @@ def _stutters(times: int) -> re.Pattern[str]:
     return re.compile(rf"([^\W\d]{{1,4}}?)\1{{{times - 1},}}")  # letters: 10000000 is a number
 
 
-def _family(unit: str) -> str:
+def _script(unit: str) -> str:
     script = script_of(unit)
     return "han" if script == "kana" else script
 
 
-def _loops(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, int, int]]:
+def _repetitions(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, int, int]]:
     """(period, start, end) of every maximal stretch, two periods at least, in which each unit equals the one ``period`` before it.
 
-    A stretch that has a shorter period is told once, with that one.
+    A stretch that has a shorter period is yielded once, with that one.
     """
-    seen: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int, int]] = []
     for n in range(1, min(longest, len(sequence) // 2) + 1):
         start = None
         for i, same in enumerate([*map(eq, sequence, sequence[n:]), False]):
             if same and start is None:
                 start = i
             elif not same and start is not None:
-                stretch, start = (n, start, i + n), None
-                if stretch[2] - stretch[1] >= 2 * n and not any(
-                    n % m == 0 and a <= stretch[1] and stretch[2] <= b for m, a, b in seen
-                ):
-                    seen.append(stretch)
-                    yield stretch
+                first, last, start = start, i + n, None
+                known = any(n % m == 0 and a <= first and last <= b for m, a, b in found)
+                if last - first >= 2 * n and not known:
+                    found.append((n, first, last))
+                    yield found[-1]
 
 
 def _longest_insertion(found: Alignment) -> int:
@@ -188,11 +170,12 @@ def keywords_of(columns: dict[str, Any]) -> list[str]:
 
 def count_keywords(keywords: Sequence[Sequence[str]], found: Alignment) -> tuple[int, int, int]:
     """(found and said, said, found): occurrences of keywords (as units), whole units only, each keyword counted on its own."""
-    both = said = heard = 0
+    both = wanted = written = 0
     for keyword in {tuple(k) for k in keywords if k}:
         in_reference, in_hypothesis = _occurrences(keyword, found.reference), _occurrences(keyword, found.hypothesis)
-        both, said, heard = both + min(in_reference, in_hypothesis), said + in_reference, heard + in_hypothesis
-    return both, said, heard
+        both, wanted = both + min(in_reference, in_hypothesis), wanted + in_reference
+        written += in_hypothesis
+    return both, wanted, written
 
 
 def _occurrences(keyword: tuple[str, ...], text: list[str]) -> int:
@@ -264,7 +247,7 @@ class TextRules:
             "keywords": judged.keywords,
         }
         if (sample.text or "").strip() and not judged.texts[0]:
-            return {c: Score(None, "the reference text is empty after normalisation", detail) for c in columns}
+            return dict.fromkeys(columns, Score(None, "the reference text is empty after normalisation", detail))
         return {c: self._score(c, judged, detail) for c in columns}
 
     def _score(self, column: str, judged: Judged, detail: dict[str, Any]) -> Score:
@@ -294,22 +277,17 @@ class TextRules:
 
 
 def _character_rate(judged: Judged) -> float:
-    from rapidfuzz.distance import Levenshtein
-
-    language = judged.language or (
-        "zh" if written_in_characters(judged.texts[0]) else "en"
-    )  # both sides by the reference's writing
-    reference, hypothesis = (characters(t, language) for t in judged.texts)
-    return float(Levenshtein.distance(reference, hypothesis) / len(reference))
+    wrong, length = character_errors(*judged.texts, judged.language)
+    return wrong / length
 
 
 def _keyword_score(name: str, counts: tuple[int, int, int] | None, detail: dict[str, Any]) -> Score:
     if counts is None:
         return Score(None, "no keywords", detail)
-    both, said, heard = counts
-    if not said and not heard:
+    both, wanted, written = counts
+    if not wanted and not written:
         return Score(1.0, None, detail)  # listed, not said, not claimed
-    precision, recall = both / max(heard, 1), both / max(said, 1)
+    precision, recall = both / max(written, 1), both / max(wanted, 1)
     if name == "keywords":
         return Score((precision + recall) / 2, None, detail)
-    return Score(2 * both / (said + heard), None, detail)
+    return Score(2 * both / (wanted + written), None, detail)

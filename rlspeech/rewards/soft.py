@@ -1,8 +1,18 @@
-"""The token-to-text reward as a reward: of sampled tokens (family ``token_text``), and of relaxed ones, with a gradient (DiffRO).
+"""Rewards of codec tokens (family ``token_text``), and differentiable rewards by task for DiffRO (``types.SoftReward``).
 
-Of sampled tokens it answers what a recogniser answers of their waveform, without codec, vocoder or recogniser in the loop. Of relaxed
-tokens it is arXiv 2507.05911's objective: R = log-posterior of the text (a mean over its pieces) + the weighted log-probabilities of
-attributes. Both are in nats, so that weights mean the same for every head.
+Of sampled tokens the token-to-text network answers what a recogniser answers of their waveform, without codec, vocoder or recogniser in
+the loop. Of relaxed tokens it is arXiv 2507.05911's objective: R = log-posterior of the text (a mean over its pieces) + the weighted
+log-probabilities of attributes. Both are in nats, so that weights mean the same for every head.
+
+Of enhanced speech it is DNSMOS. Its raw gradient with respect to the waveform is adversarial: eight steps along its sign, no sample moved
+by more than 0.008, lift the score of a noisy clip by a point and nothing audible. It points where this very net, on this very grid of
+frames, is blind, so it is averaged over what does not matter to a listener (the smoothing of arXiv 1706.03825, as part of the objective):
+faint noise, a crop at another phase of the frames, a low-pass. The score that is climbed is the mean over such copies.
+
+Measured. Eight such steps on two noisy clips: OVRL from 1.5 to 3.5 by the raw gradient, to 2.2 by that of 4 copies (2.6 by 16), while
+P.808 and PESQ fell in every case. Through the embedded enhancer, 14 steps of 8 clips: OVRL +0.07 by 4 copies and +0.05 raw, PESQ -0.04
+and -0.07, speaker similarity -0.008 and -0.014. So the copies help and do not cure: no metric that is climbed is its own witness, and the
+guards decide.
 """
 
 from __future__ import annotations
@@ -30,6 +40,12 @@ __all__ = ["SoftDnsmos", "SoftTokenReward", "TokenText", "attribute_of", "build_
 TEXT = "basic-1"  # as the network's training texts are written
 BATCH = 64
 COLUMN = {"sex": "sex", "speaker": "speaker_id"}  # attribute -> the manifest's column that names its value
+LEVEL_DBFS = -25.0
+SHORTEST = RATE_HZ // 5  # samples that DNSMOS needs
+NOISE_DB = (25.0, 40.0)  # of a copy's noise below its speech
+CROP = 0.1  # longest part of the clip that a copy lacks
+PASS_HZ = (5000.0, 8000.0)  # where a copy is 3 dB down
+SILENT = 1e-4  # RMS below which there is nothing to score: the level would make speech of rounding errors
 
 
 def attribute_of(name: str, sample: Sample, levels: Sequence[str]) -> Any:
@@ -43,24 +59,16 @@ class TokenText:
 
     Args:
         model: checkpoint of ``pretrain --task token-reward``, or 'embedded'; the network itself is taken as it is.
-        normaliser, language, form, low, nll_scale: see ``speech_rules.TextScores``.
         device: where it runs.
+        text: of ``speech_rules.TextScores``.
     """
 
-    def __init__(
-        self,
-        model: str | TokenReward = "embedded",
-        normaliser: str = "basic-2",
-        language: str | None = None,
-        form: str = "linear",
-        low: float | None = -1.0,
-        nll_scale: float = 3.0,
-        device: str = "cpu",
-    ) -> None:
-        self._scores = TextScores(normaliser, language, form, low, nll_scale)
+    def __init__(self, model: str | TokenReward = "embedded", device: str = "cpu", **text: Any) -> None:
+        self._scores = TextScores(**text)
         self._net = load_token_reward(model, device)[0].frozen() if isinstance(model, str) else model
-        self._written = get_normaliser(TEXT)
-        self.version = f"token-text-1, {model if isinstance(model, str) else 'unnamed'}, text {normaliser}, form {form}"
+        self._normalise = get_normaliser(TEXT)
+        name = model if isinstance(model, str) else "unnamed"
+        self.version = f"token-text-1, {name}, text {self._scores.name}, form {self._scores.form}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Read, rate and classify; a row with an id that is none of the codec's has null."""
@@ -69,9 +77,8 @@ class TokenText:
         wrong = Score(None, f"a token is none of the codec's {self._net.codes} ids")
         out: list[dict[str, Score]] = [dict.fromkeys(columns, wrong) for _ in samples]
         for part in (good[i : i + BATCH] for i in range(0, len(good), BATCH)):
-            for i, scores in zip(
-                part, self._judge([samples[i] for i in part], [rows[i] for i in part], columns), strict=True
-            ):
+            judged = self._judge([samples[i] for i in part], [rows[i] for i in part], columns)
+            for i, scores in zip(part, judged, strict=True):
                 out[i] = scores
         return out
 
@@ -82,36 +89,31 @@ class TokenText:
         nll: list[float | None] = [None] * len(rows)
         if asked & {"token_accuracy", "token_cer"}:
             texts = [*net.transcribe(rows)]
-        heard = None
+        encoded = None
         if asked - {"token_accuracy", "token_cer"}:
             mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], batch_first=True)
-            heard = net.encode(pad_sequence(rows, batch_first=True).to(net.device), mask.to(net.device))
-        if asked & {"token_nll", "token_posterior"} and heard is not None:
+            encoded = net.encode(pad_sequence(rows, batch_first=True).to(net.device), mask.to(net.device))
+        if asked & {"token_nll", "token_posterior"} and encoded is not None:
             guess = math.log(len(net.tokenizer))  # no token tells nothing of a text
-            said = (-net.text_logp(heard, [self._written(s.text or "") for s in samples])).tolist()
-            nll = [value if len(r) else guess for value, r in zip(said, rows, strict=True)]
+            logp = net.text_logp(encoded, [self._normalise(s.text or "") for s in samples])
+            nll = [value if len(r) else guess for value, r in zip((-logp).tolist(), rows, strict=True)]
         out = [self._scores.row(s, t, v, "token", columns) for s, t, v in zip(samples, texts, nll, strict=True)]
         for name in ("sex", "speaker", "quality"):
-            if f"token_{name}" in asked and heard is not None:
-                for scores, score in zip(out, self._attribute(name, samples, heard), strict=True):
+            if f"token_{name}" in asked and encoded is not None:
+                for scores, score in zip(out, self._attribute(name, samples, encoded), strict=True):
                     scores[f"token_{name}"] = score
         return out
 
-    def _attribute(self, name: str, samples: list[Sample], heard: Any) -> list[Score]:
+    def _attribute(self, name: str, samples: list[Sample], encoded: Any) -> list[Score]:
         net = self._net
         if name not in net.pools:
             return [Score(None, f"this token reward has no head for {name}")] * len(samples)
-        p = net.pools[name](heard).softmax(-1).cpu()
+        p = net.pools[name](encoded).softmax(-1).cpu()
         if name == "quality":
-            expected = (p * torch.arange(1, p.shape[1] + 1)).sum(1).tolist()
-            return [Score(e) for e in expected]
+            return [Score(e) for e in (p * torch.arange(1, p.shape[1] + 1)).sum(1).tolist()]
         wanted = net.classes(name, [s.columns.get(COLUMN[name]) for s in samples]).tolist()
-        return [
-            Score(None, f"the row's {COLUMN[name]} is none that the token reward knows")
-            if k == IGNORED
-            else Score(float(row[k]))
-            for k, row in zip(wanted, p, strict=True)
-        ]
+        unknown = Score(None, f"the row's {COLUMN[name]} is none that the token reward knows")
+        return [unknown if k == IGNORED else Score(float(row[k])) for k, row in zip(wanted, p, strict=True)]
 
 
 class SoftTokenReward:
@@ -137,14 +139,14 @@ class SoftTokenReward:
     ) -> None:
         self.net = (load_token_reward(model, device)[0] if isinstance(model, str) else model).frozen()
         self._content, self._weights = content_weight, {k: w for k, w in (attribute_weights or {}).items() if w}
-        self._written = get_normaliser(TEXT)
+        self._normalise = get_normaliser(TEXT)
         missing = sorted(set(self._weights) - set(self.net.labels))
         if missing:
-            raise UserError(
-                f"the token reward has no head for {', '.join(missing)}",
+            why, hint = (
                 f"it has {', '.join(self.net.labels) or 'none'}",
                 "--set diffro.attribute_weights={...} with these",
             )
+            raise UserError(f"the token reward has no head for {', '.join(missing)}", why, hint)
         self.last: dict[str, float] = {}  # means of the parts of the last call, for the log
 
     def score_soft(self, relaxed: Any, samples: Sequence[Sample]) -> Tensor:
@@ -158,18 +160,16 @@ class SoftTokenReward:
             UserError: the tokens are another codec's.
         """
         if relaxed.soft.shape[-1] != self.net.codes:
-            raise UserError(
-                f"the policy chooses among {relaxed.soft.shape[-1]} codes, the token reward knows {self.net.codes}",
-                f"it was trained on tokens of the codec {self.net.cfg.codec}",
-                "--set diffro.reward=CHECKPOINT of that codec",
-            )
-        heard = self.net.encode(relaxed.soft, relaxed.mask.bool())
-        texts = [self._written(s.text or "") for s in samples]
-        mute = torch.tensor([not t for t in texts], device=heard.states.device)
-        content = self.net.text_logp(heard, texts)
+            what = f"the policy chooses among {relaxed.soft.shape[-1]} codes, the token reward knows {self.net.codes}"
+            why = f"it was trained on tokens of the codec {self.net.cfg.codec}"
+            raise UserError(what, why, "--set diffro.reward=CHECKPOINT of that codec")
+        encoded = self.net.encode(relaxed.soft, relaxed.mask.bool())
+        texts = [self._normalise(s.text or "") for s in samples]
+        mute = torch.tensor([not t for t in texts], device=encoded.states.device)
+        content = self.net.text_logp(encoded, texts)
         total, self.last = self._content * content, {"content": _mean(content, ~mute)}
         for name, weight in self._weights.items():
-            logp = self.net.pools[name](heard).float().log_softmax(-1)
+            logp = self.net.pools[name](encoded).float().log_softmax(-1)
             wanted = self.net.classes(name, [attribute_of(name, s, self.net.labels[name]) for s in samples])
             known = wanted != IGNORED
             part = logp.gather(1, wanted.clamp_min(0)[:, None])[:, 0].masked_fill(~known, 0.0)
@@ -182,29 +182,6 @@ def _mean(values: Tensor, rows: Tensor) -> float:
     return float(values.detach()[rows].mean()) if bool(rows.any()) else float("nan")
 
 
-# Differentiable rewards by task (``types.SoftReward``), for DiffRO: DNSMOS of enhanced speech, the token-to-text reward of codec tokens.
-#
-# The raw gradient of DNSMOS with respect to the waveform is adversarial: eight steps along its sign, no sample moved by more than 0.008,
-# lift the score of a noisy clip by a point and nothing that is heard. It points where this very net, on this very grid of frames, is
-# blind, so it is averaged over what does not matter to a listener (the smoothing of arXiv 1706.03825, as part of the objective): faint
-# noise, a crop at another phase of the frames, a low-pass. The score that is climbed is the mean over such copies.
-#
-# Measured. Eight such steps on two noisy clips: OVRL from 1.5 to 3.5 by the raw gradient, to 2.2 by
-# that of 4 copies (2.6 by 16), while P.808
-# and PESQ fell in every case. Through the embedded enhancer, 14 steps of 8 clips: OVRL +0.07 by 4
-# copies and +0.05 raw, PESQ -0.04 and -0.07,
-# speaker similarity -0.008 and -0.014. So the copies help and do not cure: no metric that is climbed is its own witness, and the guards
-# decide.
-
-
-LEVEL_DBFS = -25.0
-SHORTEST = RATE_HZ // 5  # samples that the net needs
-NOISE_DB = (25.0, 40.0)  # of a copy's noise below its speech
-CROP = 0.1  # longest part of the clip that a copy lacks
-PASS_HZ = (5000.0, 8000.0)  # where a copy is 3 dB down
-SILENT = 1e-4  # RMS below which there is nothing to score: the level would make speech of rounding errors
-
-
 def build_soft(config: RL, device: torch.device | str = "cpu") -> SoftReward:
     """The differentiable reward that a run's settings name, frozen.
 
@@ -215,9 +192,8 @@ def build_soft(config: RL, device: torch.device | str = "cpu") -> SoftReward:
     if config.task == "tts":
         return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device)
     if cfg.reward not in {"embedded", "dnsmos"}:
-        raise UserError(
-            f"no differentiable reward of {config.task} is called {cfg.reward!r}", "", "--set diffro.reward=dnsmos"
-        )
+        what = f"no differentiable reward of {config.task} is called {cfg.reward!r}"
+        raise UserError(what, "", "--set diffro.reward=dnsmos")
     try:
         return SoftDnsmos(cfg.smooth, device)
     except ImportError as error:

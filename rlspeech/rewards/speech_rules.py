@@ -1,4 +1,4 @@
-"""Rules for synthesised speech: is the text heard in it, is it as long as its siblings, does it stop, loop, differ, and move in pitch.
+"""Rules for synthesised speech: is the text recognised in it, is it as long as its group, does it stop, loop, differ, and move in pitch.
 
 Three families, by what they look at:
 
@@ -20,10 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.data.text import align, characters, get_normaliser, units, written_in_characters
+from rlspeech.data.text import align, get_normaliser, units
 from rlspeech.rewards.base import wave_problem
-from rlspeech.rewards.rates import Recogniser, load_recogniser
-from rlspeech.rewards.recognisers import AudioRecogniser, is_audio_lm
+from rlspeech.rewards.rates import character_errors
+from rlspeech.rewards.recognisers import (
+    AUDIBLE_S,
+    AudioRecogniser,
+    audible,
+    is_audio_lm,
+    load_recogniser,
+    transcribe_audible,
+)
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["FORMS", "SpeechShape", "SpokenText", "TextScores", "TokenRules", "expected_s", "find_loop", "pitch_spread"]
@@ -33,13 +40,10 @@ FORMS: dict[str, Callable[[float], float]] = {
     "tanh": lambda rate: 1.0 - math.tanh(3.0 * rate),  # CosyVoice's recipe, GRPO-TTS
     "exp": lambda rate: math.exp(-2.5 * rate),  # GLM-TTS
 }
-AUDIBLE_S = 0.1  # shorter waveforms are not shown to a recogniser
-TOKEN_S = 0.04  # of a token where nobody says how long it is
+TOKEN_S = 0.04  # of a token whose codec is unknown
 HELD_S = 0.08  # what repeats faster is a sound that is held, or a pause
-PACE, PACES = (
-    15.0,
-    (7.5, 30.0),
-)  # bytes of UTF-8 a second of usual speech (English and Chinese alike), and of the slowest and fastest
+# bytes of UTF-8 a second of usual speech (English and Chinese alike), and of the slowest and fastest
+PACE, PACES = 15.0, (7.5, 30.0)
 PITCH_HOP_S = 0.01
 LEAST_RATIO = 0.01  # of lengths, where a logarithm is taken: nothing was said
 VOICED = 10  # frames, at least, for a spread of pitch
@@ -59,41 +63,26 @@ class TextScores:
         UserError: an unknown form or normaliser, or a scale that is not above 0.
     """
 
-    def __init__(self, normaliser: str, language: str | None, form: str, low: float | None, nll_scale: float) -> None:
+    def __init__(
+        self,
+        normaliser: str = "basic-2",
+        language: str | None = None,
+        form: str = "linear",
+        low: float | None = -1.0,
+        nll_scale: float = 3.0,
+    ) -> None:
         if form not in FORMS:
             raise UserError(f"no form of the accuracy is called {form!r}", "", f"one of {', '.join(FORMS)}")
         if not nll_scale > 0:
             raise UserError(f"nll_scale is {nll_scale}", "the score is exp(-NLL / nll_scale)", "3, as published")
-        self.normalise = lru_cache(4096)(get_normaliser(normaliser))
-        self.name, self._language, self._form, self._low, self._scale = (
-            normaliser,
-            language,
-            FORMS[form],
-            low,
-            nll_scale,
-        )
+        self.normalise, self.name, self.form = lru_cache(4096)(get_normaliser(normaliser)), normaliser, form
+        self._language, self._low, self._scale = language, low, nll_scale
 
     def rates(self, reference: str, hypothesis: str, language: Any = None) -> tuple[float, float]:
         """Character and word error rate of normalised texts, the reference not empty; of an empty hypothesis 1."""
-        from rapidfuzz.distance import Levenshtein
-
         language = self._language or (language if isinstance(language, str) else None)
-        counted = language or (
-            "zh" if written_in_characters(reference) else "en"
-        )  # both sides by the reference's writing
-        said, heard = characters(reference, counted), characters(hypothesis, counted)
-        return Levenshtein.distance(said, heard) / len(said), align(
-            units(reference, language), units(hypothesis, language)
-        ).rate
-
-    def accuracy(self, rate: float) -> float:
-        """The reward of an error rate."""
-        value = self._form(rate)
-        return value if self._low is None else max(self._low, value)
-
-    def posterior(self, nll: float) -> float:
-        """The reward of a text's NLL a piece, in (0, 1]."""
-        return math.exp(-nll / self._scale)
+        wrong, length = character_errors(reference, hypothesis, language)
+        return wrong / length, align(units(reference, language), units(hypothesis, language)).rate
 
     def row(
         self, sample: Sample, hypothesis: str | None, nll: float | None, prefix: str, columns: Sequence[str]
@@ -102,13 +91,15 @@ class TextScores:
         reference = self.normalise(sample.text or "")
         detail: dict[str, Any] = {"hypothesis": hypothesis, "normaliser": self.name}
         if not reference:
-            return {c: Score(None, "the reference text is empty after normalisation", detail) for c in columns}
+            return dict.fromkeys(columns, Score(None, "the reference text is empty after normalisation", detail))
         values: dict[str, float] = {}
         if hypothesis is not None:
             cer, wer = self.rates(reference, self.normalise(hypothesis), sample.columns.get("language"))
-            values |= {"cer": cer, "wer": wer, "accuracy": self.accuracy(cer)}
+            accuracy = FORMS[self.form](cer)
+            accuracy = accuracy if self._low is None else max(self._low, accuracy)
+            values |= {"cer": cer, "wer": wer, "accuracy": accuracy}
         if nll is not None:
-            values |= {"nll": nll, "posterior": self.posterior(nll)}
+            values |= {"nll": nll, "posterior": math.exp(-nll / self._scale)}
         names = {c: c.removeprefix(f"{prefix}_") for c in columns}
         return {c: Score(values[n], None, detail) for c, n in names.items() if n in values}
 
@@ -117,60 +108,42 @@ class SpokenText:
     """Family ``tts``: a recogniser on the synthesised waveform.
 
     Args:
-        recogniser: embedded, or by name, see ``rewards.text``; the posterior needs an audio language model.
-        normaliser, language, form, low, nll_scale: see ``TextScores``.
+        recogniser: see ``recognisers.load_recogniser``; the posterior needs an audio language model.
         batch: waveforms at once; they are sorted by length first.
         device: where the recogniser runs.
+        text: of ``TextScores``; ``language`` goes to the recogniser too.
     """
 
-    def __init__(
-        self,
-        recogniser: str = "embedded",
-        normaliser: str = "basic-2",
-        language: str | None = None,
-        form: str = "linear",
-        low: float | None = -1.0,
-        nll_scale: float = 3.0,
-        batch: int = 16,
-        device: str = "cpu",
-    ) -> None:
-        self._scores = TextScores(normaliser, language, form, low, nll_scale)
-        self._recognise: Recogniser = load_recogniser(recogniser, device, language, batch)
+    def __init__(self, recogniser: str = "embedded", batch: int = 16, device: str = "cpu", **text: Any) -> None:
+        self._scores, self._named = TextScores(**text), (recogniser, device, text.get("language"), batch)
+        self._recognise = load_recogniser(*self._named)
         self._rater: AudioRecogniser | None = self._recognise if isinstance(self._recognise, AudioRecogniser) else None
-        self._named = (recogniser, device, language, batch)
-        self.version = f"speech-rules-1, recogniser {recogniser}, text {normaliser}, form {form}"
+        how = f"text {self._scores.name}, form {self._scores.form}"
+        self.version = f"speech-rules-1, recogniser {recogniser}, {how}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """Transcribe what can be heard, and let the recogniser rate the text where that is asked for; ``detail``: the transcript."""
-        heard = [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, AUDIBLE_S, True) is None]
-        texts: list[str | None] = [None] * len(samples)
+        """Transcribe audible samples, and let the recogniser rate the text where that is asked for; ``detail``: the transcript."""
+        texts: Sequence[str | None] = [None] * len(samples)
         nll: list[float | None] = [None] * len(samples)
-        wavs, rate = [samples[i].wav for i in heard], samples[0].sample_rate if samples else 0
         if set(columns) & {"tts_accuracy", "tts_cer", "tts_wer"}:
-            texts = [""] * len(samples)
-            for i, text in zip(heard, self._recognise(wavs, rate) if heard else [], strict=True):
-                texts[i] = text
+            texts = transcribe_audible(self._recognise, samples)
         if set(columns) & {"tts_nll", "tts_posterior"}:
-            rater = self._rating()
-            said = [self._scores.normalise(s.text or "") for s in samples]
+            rater, rows = self._rating(), audible(samples)
             nll = [rater.guess_nll] * len(samples)  # silence tells nothing of a text
-            for i, value in zip(heard, rater.nll(wavs, rate, [said[i] for i in heard]), strict=True):
+            wanted = [self._scores.normalise(samples[i].text or "") for i in rows]
+            rate = samples[0].sample_rate if samples else 0
+            for i, value in zip(rows, rater.nll([samples[i].wav for i in rows], rate, wanted), strict=True):
                 nll[i] = value
         return [self._scores.row(s, t, v, "tts", columns) for s, t, v in zip(samples, texts, nll, strict=True)]
 
     def _rating(self) -> AudioRecogniser:
         if self._rater is None:
             if not is_audio_lm(self._named[0], whisper=True):
-                raise UserError(
-                    f"{self._named[0]} gives no probability of a text",
-                    "tts_posterior and tts_nll need an audio language model",
-                    "recogniser=embedded, or tts_accuracy",
-                )
+                why = "tts_posterior and tts_nll need an audio language model"
+                hint = "recogniser=embedded, or tts_accuracy"
+                raise UserError(f"{self._named[0]} gives no probability of a text", why, hint)
             self._rater = AudioRecogniser(*self._named)
         return self._rater
-
-
-# ------------------------------------------------------------------------------------------------------------------ tokens
 
 
 class TokenRules:
@@ -186,18 +159,10 @@ class TokenRules:
         self, period_s: float = 2.4, repeats: int = 3, span_s: float = 1.6, share: float = 0.85, still_s: float = 2.4
     ) -> None:
         if min(period_s, span_s, still_s) <= 0 or repeats < 2 or not 0 < share <= 1:
-            raise UserError(
-                "these thresholds would call every sequence a loop, or none",
-                "",
-                "seconds above 0, repeats >= 2, share <= 1",
-            )
-        self._loop: dict[str, Any] = {
-            "period_s": period_s,
-            "repeats": repeats,
-            "span_s": span_s,
-            "share": share,
-            "still_s": still_s,
-        }
+            what = "these thresholds would call every sequence a loop, or none"
+            raise UserError(what, "", "seconds above 0, repeats >= 2, share <= 1")
+        self._loop: dict[str, Any] = {"period_s": period_s, "repeats": repeats, "span_s": span_s}
+        self._loop |= {"share": share, "still_s": still_s}
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Score a batch; samples with one ``key`` are one group."""
@@ -212,14 +177,12 @@ class TokenRules:
         if "tts_duration" in columns:
             made["tts_duration"] = self._durations(samples, tokens, groups.values())
         if "tts_token_diversity" in columns:
-            sound = [
-                s.finished and loop is None and len(t) > 0 for s, loop, t in zip(samples, loops, tokens, strict=True)
-            ]
+            rows = zip(samples, loops, tokens, strict=True)
+            sound = [s.finished and loop is None and len(t) > 0 for s, loop, t in rows]
             made["tts_token_diversity"] = self._diversity(tokens, sound, groups.values())
         if "tts_stopped" in columns:
-            made["tts_stopped"] = [
-                Score(float(s.finished), None, {"tokens": len(t)}) for s, t in zip(samples, tokens, strict=True)
-            ]
+            pairs = zip(samples, tokens, strict=True)
+            made["tts_stopped"] = [Score(float(s.finished), None, {"tokens": len(t)}) for s, t in pairs]
         if "tts_loop" in columns:
             made["tts_loop"] = [Score(float(x is not None), None, {"loop": x}) for x in loops]
         return [{c: made[c][i] for c in columns} for i in range(len(samples))]
@@ -232,9 +195,8 @@ class TokenRules:
             lengths = [len(tokens[i]) for i in rows if samples[i].finished] or [len(tokens[i]) for i in rows]
             median = max(float(np.median(lengths)), 1.0)
             for i in rows:
-                out[i] = Score(
-                    -abs(len(tokens[i]) - median) / median, None, {"tokens": len(tokens[i]), "median": median}
-                )
+                size = len(tokens[i])
+                out[i] = Score(-abs(size - median) / median, None, {"tokens": size, "median": median})
         return out
 
     @staticmethod
@@ -307,9 +269,6 @@ def _in_windows(tokens: np.ndarray, n: int, window: int, sums: dict[int, np.ndar
     return np.asarray(sums[n][window:] - sums[n][:-window])
 
 
-# ------------------------------------------------------------------------------------------------------------------- shape
-
-
 class SpeechShape:
     """Family ``speech_shape``: spread of the pitch, and length against the recording's.
 
@@ -319,7 +278,6 @@ class SpeechShape:
     version = "speech-shape-2"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """One sample after another; a sample that cannot be scored has null."""
         rules = {"tts_duration_ratio": _ratio, "tts_duration_drift": _drift, "tts_pitch_std": _spread}
         return [{c: rules[c](s) for c in columns} for s in samples]
 
@@ -333,9 +291,8 @@ def _ratio(sample: Sample) -> Score:
     length, source = expected_s(sample)
     if length is None:
         return Score(None, "neither a recording nor a text to compare with")
-    return Score(
-        len(sample.wav) / sample.sample_rate / length, None, {"expected_s": round(length, 3), "expected_by": source}
-    )
+    detail = {"expected_s": round(length, 3), "expected_by": source}
+    return Score(len(sample.wav) / sample.sample_rate / length, None, detail)
 
 
 def expected_s(sample: Sample) -> tuple[float | None, str]:
@@ -346,16 +303,9 @@ def expected_s(sample: Sample) -> tuple[float | None, str]:
     size, prompt = len((sample.text or "").encode()), sample.columns.get("prompt_text")
     if not size:
         return None, ""
-    if (
-        sample.columns.get("prompt_filepath")
-        and isinstance(prompt, str)
-        and prompt
-        and sample.target is not None
-        and len(sample.target)
-    ):
-        pace = (
-            len(prompt.encode()) * sample.sample_rate / len(sample.target)
-        )  # the target is the voice that was asked for: the prompt's
+    spoken = sample.columns.get("prompt_filepath") and isinstance(prompt, str)
+    if spoken and prompt and sample.target is not None and len(sample.target):  # the target is the prompt's recording
+        pace = len(prompt.encode()) * sample.sample_rate / len(sample.target)
         return size / min(max(pace, PACES[0]), PACES[1]), "prompt"
     return size / PACE, "text"
 
@@ -374,13 +324,8 @@ def pitch_spread(wav: np.ndarray, sample_rate: int) -> float | None:
     from rlspeech.models.spectra import track_pitch
 
     hop = max(1, round(PITCH_HOP_S * sample_rate))
+    signal = torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))[None]
     with torch.no_grad():
-        found = track_pitch(
-            torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))[None],
-            sample_rate,
-            hop,
-            max(1, len(wav) // hop),
-            4 * hop,
-        )[0].numpy()
+        found = track_pitch(signal, sample_rate, hop, max(1, len(wav) // hop), 4 * hop)[0].numpy()
     voiced = np.log(found[found > 0])
     return float(voiced.std()) if len(voiced) >= VOICED else None

@@ -1,7 +1,9 @@
-"""The one place that imports torchaudio.
+"""torchaudio's SQUIM (Kumar et al. 2023): PESQ, STOI and SI-SDR predicted without a reference, as rewards or metrics.
 
-Its wheels link CUDA libraries and fail to import beside a CPU-only torch; transformers' audio classes then fail too, because they
-import torchaudio when they find it. It is therefore an extra, looked at only when a reward of it is asked for.
+The one place that imports torchaudio: its wheels link CUDA libraries and fail to import beside a CPU-only torch, and transformers' audio
+classes then fail too, because they import torchaudio when they find it. It is therefore an extra, imported only when a reward of it
+is asked for. The weights are torchaudio's: downloaded by it once where ``download=true`` is given, or read from a safetensors file
+(``squim_pesq[weights=squim.safetensors]``).
 """
 
 from __future__ import annotations
@@ -27,10 +29,8 @@ def why_not() -> str:
     try:
         importlib.import_module("torchaudio")
     except Exception as error:  # the failure is a linker's, and its class differs by platform
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return (
-            f"torchaudio is installed and does not import beside this torch ({first[:120]}): pip uninstall torchaudio"
-        )
+        first = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        return f"torchaudio is installed and does not import beside this torch ({first}): pip uninstall torchaudio"
     return ""
 
 
@@ -39,12 +39,6 @@ def load() -> Any:
     if reason := why_not():
         raise UserError("torchaudio cannot be used here", reason, "rlspeech doctor")
     return importlib.import_module("torchaudio")
-
-
-# torchaudio's SQUIM (Kumar et al. 2023): PESQ, STOI and SI-SDR predicted without a reference, as rewards or metrics.
-#
-# Usable where torchaudio imports (``_torchaudio``). The weights are torchaudio's: downloaded by it once where ``download=true`` is
-# given, or read from a safetensors file (``squim_pesq[weights=squim.safetensors]``).
 
 
 class Squim:
@@ -60,24 +54,18 @@ class Squim:
     """
 
     def __init__(self, weights: str | None = None, download: bool = False, device: str = "cpu") -> None:
-
         torchaudio = load()
-        self.device = device
-        if weights:
-            net = importlib.import_module(
-                "torchaudio.models"
-            ).squim_objective_base()  # older versions do not import it by themselves
+        self.device, name = device, f"torchaudio {torchaudio.__version__}"
+        if weights:  # older versions do not import their models by themselves
+            net = importlib.import_module("torchaudio.models").squim_objective_base()
             net.load_state_dict(_read(weights))
-            self.version = f"torchaudio {torchaudio.__version__}, {Path(weights).name} {digest(Path(weights))}"
+            self.version = f"{name}, {Path(weights).name} {digest(Path(weights))}"
         elif download:
             net = importlib.import_module("torchaudio.pipelines").SQUIM_OBJECTIVE.get_model()
-            self.version = f"torchaudio {torchaudio.__version__}, SQUIM_OBJECTIVE"
+            self.version = f"{name}, SQUIM_OBJECTIVE"
         else:
-            raise UserError(
-                "squim needs weights",
-                "nothing is downloaded unless you ask for it",
-                "squim_pesq[download=true], or squim_pesq[weights=FILE.safetensors]",
-            )
+            hint = "squim_pesq[download=true], or squim_pesq[weights=FILE.safetensors]"
+            raise UserError("squim needs weights", "nothing is downloaded unless you ask for it", hint)
         self._net = net.eval().requires_grad_(False).to(device)
 
     def predict(self, wavs: Tensor) -> Tensor:
@@ -85,10 +73,9 @@ class Squim:
         return torch.stack([x.reshape(-1) for x in self._net(wavs)], 1)
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """All three predictions of every clip."""
-        out = []
+        out, names = [], ("squim_stoi", "squim_pesq", "squim_si_sdr")
         for row in batched([s.wav for s in samples], self.predict, self.device):
-            values = dict(zip(("squim_stoi", "squim_pesq", "squim_si_sdr"), (float(v) for v in row), strict=True))
+            values = dict(zip(names, row.tolist(), strict=True))
             out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
         return out
 
@@ -99,6 +86,5 @@ def _read(path: str) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read the SQUIM weights {path}", str(error), "a safetensors file of squim_objective_base"
-        ) from error
+        hint = "a safetensors file of squim_objective_base"
+        raise UserError(f"cannot read the SQUIM weights {path}", str(error), hint) from error

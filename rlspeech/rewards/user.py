@@ -61,7 +61,7 @@ class UserReward:
             raise UserError(f"{name} takes no messages", why, f"--reward {name}")
         if self._trl:
             return  # what it asks for beyond the texts are columns of the data
-        given = {"keys": [], "targets": [], **({"hypotheses": []} if self._texts else {})}
+        given: dict[str, Any] = {"keys": [], "targets": [], **({"hypotheses": []} if self._texts else {})}
         try:
             inspect.signature(self.function).bind([], [], 16000, **given)
         except TypeError as error:

@@ -12,13 +12,14 @@ import ast
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlspeech.files import dumps, numbered_lines, write_text
-from rlspeech.rewards.catalogue import BUILTIN, Column
+from rlspeech.rewards.catalogue import BUILTIN
 from rlspeech.scores import FIXED
 from rlspeech.stats import mean_interval
 from rlspeech.types import UserError
@@ -43,16 +44,9 @@ NAMES = {  # VERSA's name -> ours; where several of theirs are one of ours, the 
 FAILED = {"pesq": 0.0, "stoi": 1e-5, "estoi": 1e-5}  # numbers that stand for a failure
 COUNTS = re.compile(r"(.+)_([wc]er)_(delete|insert|replace|equal)")
 NUMPY = re.compile(r"(np\.|numpy\.)?(float|int|bool|array)[0-9_]*")
-HEARD = re.compile(r".+_hyp_text")
-WORDS = {
-    "nan": math.nan,
-    "NaN": math.nan,
-    "inf": math.inf,
-    "Infinity": math.inf,
-    "null": None,
-    "true": True,
-    "false": False,
-}
+TRANSCRIPT = re.compile(r".+_hyp_text")
+WORDS: dict[str, Any] = dict.fromkeys(("nan", "NaN"), math.nan) | dict.fromkeys(("inf", "Infinity"), math.inf)
+WORDS |= {"null": None, "true": True, "false": False}
 ABSENT = "not in VERSA's row"
 MAX_LINE = 1_000_000
 EXAMPLE = '{"key": "utterance", "pesq": 1.6, "dns_overall": 2.9}'
@@ -66,9 +60,6 @@ class Done:
     bad_lines: int = 0
     metrics: list[tuple[str, str, int, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-# ------------------------------------------------------------------------------------------------------------- to VERSA
 
 
 def export(source: Path, out: Path, system: str | None = None) -> Done:
@@ -85,12 +76,9 @@ def export(source: Path, out: Path, system: str | None = None) -> Done:
     elif len(systems) > 1:
         raise UserError(f"{source} holds {len(systems)} systems", ", ".join(systems), f"--system {systems[0]}")
     if not rows:
-        there = f"it has {', '.join(filter(None, systems))}" if any(systems) else "it has no row with a key"
-        raise UserError(
-            f"no score rows{f' of {system}' if system else ''} in {source}",
-            there,
-            "rlspeech reward writes scores.jsonl",
-        )
+        why = f"it has {', '.join(filter(None, systems))}" if any(systems) else "it has no row with a key"
+        what = f"no score rows{f' of {system}' if system else ''} in {source}"
+        raise UserError(what, why, "rlspeech reward writes scores.jsonl")
     theirs: dict[str, str] = {}
     for name, ours in NAMES.items():
         theirs.setdefault(ours, name)
@@ -107,14 +95,9 @@ def export(source: Path, out: Path, system: str | None = None) -> Done:
                 named[theirs.get(name, name)] = value
         lines.append(dumps({"key": str(row["key"]), **named}) + "\n")
     write_text(out, "".join(lines))
-    done.rows, done.metrics = (
-        len(lines),
-        [(theirs.get(name, name), name, n, missing) for name, (n, missing) in counts.items()],
-    )
+    done.rows = len(lines)
+    done.metrics = [(theirs.get(name, name), name, n, missing) for name, (n, missing) in counts.items()]
     return done
-
-
-# ----------------------------------------------------------------------------------------------------------- from VERSA
 
 
 def take(source: Path, out: Path, system: str) -> Done:
@@ -133,9 +116,8 @@ def take(source: Path, out: Path, system: str) -> Done:
         why = f"{done.bad_lines} lines could not be read" if done.bad_lines else "it is empty"
         raise UserError(f"no score rows in {source}", why, EXAMPLE)
     known: dict[str, list[str]] = {}  # by metric, each backend's four counts
-    for backend, rate in sorted(
-        {(m[1], m[2]) for row in rows.values() for name in row if (m := COUNTS.fullmatch(name))}
-    ):
+    counted = {(m[1], m[2]) for row in rows.values() for name in row if (m := COUNTS.fullmatch(name))}
+    for backend, rate in sorted(counted):
         known.setdefault(rate, []).append(backend)
     versions: dict[str, str] = {}
     values = {key: _values(row, known, versions) for key, row in rows.items()}
@@ -148,9 +130,7 @@ def take(source: Path, out: Path, system: str) -> Done:
     meta = {"systems": {system: {"metrics": facts, "n": len(ours), "source": source.name}}}
     write_text(out.with_suffix(".meta.json"), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
     done.rows = len(ours)
-    done.metrics = [
-        (theirs, name, facts[name]["n_valid"], facts[name]["n_failed"]) for name, theirs in versions.items()
-    ]
+    done.metrics = [(t, name, facts[name]["n_valid"], facts[name]["n_failed"]) for name, t in versions.items()]
     return done
 
 
@@ -177,7 +157,7 @@ def _values(
             else:
                 scores[name] = value
         else:
-            rest["hypothesis" if HEARD.fullmatch(theirs) and "hypothesis" not in rest else name] = value
+            rest["hypothesis" if TRANSCRIPT.fullmatch(theirs) and "hypothesis" not in rest else name] = value
     for rate, backends in known.items():
         for backend in backends:
             name = rate if len(backends) == 1 else f"{rate}[recogniser={backend}]"
@@ -203,13 +183,8 @@ def _rate(row: dict[str, Any], stem: str) -> tuple[float | None, str]:
 def _facts(name: str, theirs: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     column = next((c for entry in BUILTIN for n, c in entry.columns.items() if n == name.partition("[")[0]), None)
     interval = mean_interval([row[name] for row in rows])
-    reasons: dict[str, int] = {}
-    for row in rows:
-        if name in row["errors"]:
-            reasons[row["errors"][name]] = reasons.get(row["errors"][name], 0) + 1
-    direction = (
-        {"higher_is_better": column.higher_is_better} if isinstance(column, Column) else {}
-    )  # of others nobody knows it here
+    # the direction of other metrics is not known here
+    direction = {} if column is None else {"higher_is_better": column.higher_is_better}
     return {
         "version": f"VERSA {theirs}",
         "options": {},
@@ -218,15 +193,12 @@ def _facts(name: str, theirs: str, rows: Sequence[dict[str, Any]]) -> dict[str, 
         "n_valid": interval.n,
         "n_failed": len(rows) - interval.n,
         **{k: v for k, v in interval.as_dict().items() if k in ("mean", "lo", "hi")},
-        "reasons": reasons,
+        "reasons": dict(Counter(row["errors"][name] for row in rows if name in row["errors"])),
     }
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float) or isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-# --------------------------------------------------------------------------------------------------------------- reading
 
 
 def _rows(path: Path, done: Done) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,8 @@ from tiny_judges import TEMPLATE, save_listener, save_sentiment, voice
 
 from rlspeech.rewards.llm import audio_llm
 from rlspeech.rewards.llm.audio_llm import AudioLlm
-from rlspeech.rewards.llm.describe import get_describer, read_prompts
+from rlspeech.rewards.llm.describe import read_prompts
+from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 
 

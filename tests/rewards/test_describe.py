@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlspeech.rewards.llm.describe import MAX_TEXT, answer, get_describer, read_prompts, without_thoughts
+from rlspeech.rewards.llm.describe import MAX_TEXT, clean_answer, read_prompts, without_thoughts
+from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 
 
@@ -36,7 +37,7 @@ def test_bad_prompt_files_are_refused(tmp_path, content):
     ["", "  \n ", "...", "<think>hm", "<think>the noise is 3/5</think>  ", "\x00\x07", None, 3, ["good"], {"a": 1}],
 )
 def test_no_answer_has_a_reason(raw):
-    said = answer(raw)
+    said = clean_answer(raw)
     assert said.text is None and said.error
 
 
@@ -53,7 +54,7 @@ def test_no_answer_has_a_reason(raw):
     ],
 )
 def test_refusals_are_no_answer(raw):
-    assert answer(raw).error == "the model refused"
+    assert clean_answer(raw).error == "the model refused"
 
 
 @pytest.mark.parametrize(
@@ -70,17 +71,17 @@ def test_refusals_are_no_answer(raw):
     ],
 )
 def test_descriptions_are_not_taken_for_refusals(raw):
-    assert answer(raw).text == raw
+    assert clean_answer(raw).text == raw
 
 
 def test_thoughts_are_kept_in_the_text_but_no_answer():
     raw = "<think>loud noise, 1/5?</think>Good quality."
-    assert answer(raw).text == raw and without_thoughts(raw) == "Good quality."
+    assert clean_answer(raw).text == raw and without_thoughts(raw) == "Good quality."
     assert without_thoughts("opened by the template </think> Fair.") == "Fair."
 
 
 def test_control_characters_and_length_are_bounded():
-    said = answer("good\x1b[31m\x00 speech " + "x" * 10 * MAX_TEXT)
+    said = clean_answer("good\x1b[31m\x00 speech " + "x" * 10 * MAX_TEXT)
     assert said.text is not None and len(said.text) == MAX_TEXT and "\x1b" not in said.text and "\x00" not in said.text
 
 

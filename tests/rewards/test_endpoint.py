@@ -11,8 +11,8 @@ import pytest
 from tiny_judges import said, serving, voice
 
 from rlspeech.rewards.llm import endpoint
-from rlspeech.rewards.llm.describe import get_describer
 from rlspeech.rewards.llm.endpoint import Endpoint
+from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 
 KEY = "sk-secret-123"

@@ -15,7 +15,7 @@ from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.rewards.base import column_of
 from rlspeech.rewards.llm import judge as judging
-from rlspeech.rewards.llm.describe import Said
+from rlspeech.rewards.llm.describe import Description
 from rlspeech.rewards.llm.judge import LlmJudge
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.stages import reward
@@ -47,7 +47,7 @@ class Told:
         self.heard += [len(w) / 16000 for w in wavs]
         found = [self.answers.get(round(len(w) / 1600), "3/5") for w in wavs]
         found = [f.pop(0) if isinstance(f, list) else f for f in found]
-        return [f if isinstance(f, Said) else Said(f) for f in found]
+        return [f if isinstance(f, Description) else Description(f) for f in found]
 
 
 def told(monkeypatch, describer, **options) -> LlmJudge:
@@ -107,7 +107,7 @@ def test_equal_waveforms_are_described_once(monkeypatch):
 
 
 def test_the_cache_is_small_and_forgets_trouble_of_the_server(monkeypatch):
-    describer = Told({5: [Said(None, "endpoint: no reply in time"), "4/5"]})
+    describer = Told({5: [Description(None, "endpoint: no reply in time"), "4/5"]})
     judge = told(monkeypatch, describer, cache=2)
     first, second = rate(judge, voice(0.5))[0], rate(judge, voice(0.5))[0]
     assert first.value is None and first.error.startswith("endpoint") and second.value == 4
@@ -124,7 +124,7 @@ def test_long_audio_is_a_mean_by_duration(monkeypatch):
     rate(judge, voice(0.9), voice(2.5))
     assert describer.heard == pytest.approx([0.9, 2.5 / 3, 2.5 / 3, 2.5 / 3], abs=1e-3)
     sequence = iter(["5/5", "2/5", "2/5"])
-    describer.describe = lambda wavs: [Said(next(sequence)) for _ in wavs]
+    describer.describe = lambda wavs: [Description(next(sequence)) for _ in wavs]
     (score,) = rate(judge, voice(2.6))
     assert score.value == pytest.approx(3.0, abs=1e-3) and score.detail["llm_text"] == "5/5\n2/5\n2/5"
     rows = [
@@ -139,7 +139,7 @@ def test_silent_pieces_are_left_out_and_a_mute_one_leaves_no_score(monkeypatch):
     judge = told(monkeypatch, describer)
     wav = np.concatenate([voice(1.0), np.zeros(16000, np.float32), voice(1.0, 1)])
     assert rate(judge, wav)[0].value == pytest.approx(3.0) and len(describer.heard) == 2
-    describer.answers[10] = ["4/5", Said(None, "the model refused")]
+    describer.answers[10] = ["4/5", Description(None, "the model refused")]
     (score,) = rate(judge, voice(2.0))
     assert (
         score.value is None and score.error == "piece 2 of 2: the model refused" and score.detail["llm_text"] == "4/5"
@@ -162,7 +162,7 @@ def test_ways_of_rating(models, monkeypatch):
         5: "Overall 4/5",
         6: "the speech is good",
         7: "9/5",
-        8: Said(None, "empty answer"),
+        8: Description(None, "empty answer"),
         9: "noise 2/5, distortion 4/5",
     }
     wavs = [voice(n / 10) for n in answers]

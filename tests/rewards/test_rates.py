@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reward_signals import voice
 
-from rlspeech.rewards.rates import corpus_interval, corpus_rate, normalise_basic
+from rlspeech.data.text import normalise_basic
+from rlspeech.rewards.rates import corpus_interval, corpus_rate
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Sample, UserError
 

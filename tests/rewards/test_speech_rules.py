@@ -86,7 +86,8 @@ def test_chinese_counts_characters_whatever_the_spaces():
     assert (
         scorer.rates("\u4f60 \u597d", "\u4f60\u597d") == (0.0, 0.0) and scorer.rates("\u4f60\u597d", "\u4f60")[0] == 0.5
     )
-    assert scorer.accuracy(7.0) == -1.0
+    wrong = scorer.row(spoken(text="\u4f60\u597d"), "no" * 8, None, "tts", ["tts_accuracy"])
+    assert wrong["tts_accuracy"].value == -1.0  # the lower bound
 
 
 def test_a_recogniser_without_probabilities_is_refused_for_the_posterior():

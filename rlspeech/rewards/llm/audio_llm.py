@@ -8,6 +8,7 @@ reward should answer the same clip with the same number. Code that comes with a 
 
 from __future__ import annotations
 
+import base64
 import copy
 import inspect
 import json
@@ -17,17 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.files import digest_of
-from rlspeech.models.folder import quietly
+from rlspeech.models.folder import loading, quietly
 from rlspeech.models.hub import embedded_path
-from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Said, answer, read_prompts
+from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Description, clean_answer, read_prompts, wav_bytes
 from rlspeech.types import UserError
 
-__all__ = ["LOADING", "AudioLlm", "weights_id"]
+__all__ = ["AudioLlm", "weights_id"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TEXT_ONLY = {
@@ -36,9 +36,8 @@ TEXT_ONLY = {
 }
 OWN_WINDOWS = frozenset({"voxtral", "voxtral_realtime"})  # cut long audio themselves
 HINT = "give a folder with config.json, weights and processor, or a Hub id with the network at hand"
-LOADING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 HEAD = 1 << 20
-MAX_NEW = 200  # tokens of an answer, unless it is said otherwise
+MAX_NEW = 200  # tokens of an answer by default
 
 
 class AudioLlm:
@@ -76,15 +75,10 @@ class AudioLlm:
     ) -> None:
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"no precision is called {dtype!r}", "", f"dtype=auto, {', '.join(DTYPES)}")
-        if (
-            batch < 1
-            or (max_new_tokens is not None and max_new_tokens < 1)
-            or temperature < 0
-            or (max_s is not None and max_s <= 0)
-        ):
-            raise UserError(
-                "the describer's batch, max_new_tokens, temperature or max_s cannot be used", "one of them is too small"
-            )
+        tokens, longest_s = (1 if v is None else v for v in (max_new_tokens, max_s))
+        if batch < 1 or tokens < 1 or temperature < 0 or longest_s <= 0:
+            what = "the describer's batch, max_new_tokens, temperature or max_s cannot be used"
+            raise UserError(what, "one of them is too small")
         path = str(embedded_path("listener")) if name == EMBEDDED else name
         own = _own_prompt(path)
         self.prompt = prompt or own or read_prompts()[0]
@@ -97,31 +91,25 @@ class AudioLlm:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         extractor = getattr(self._processor, "feature_extractor", None)
         self._rate = int(getattr(extractor, "sampling_rate", SAMPLE_RATE))
-        self.max_s = (
-            max_s
-            if max_s is not None
-            else None
-            if kind in OWN_WINDOWS
-            else _hears_s(self._processor, extractor, self._rate)
-        )
-        self._text = (
-            None if _only_templates(self._processor) else _question(self._processor, self._tokenizer, self.prompt, name)
-        )
+        self.max_s = max_s
+        if max_s is None and kind not in OWN_WINDOWS:
+            self.max_s = _hears_s(self._processor, extractor, self._rate)
+        self._text = None
+        if not _only_templates(self._processor):
+            self._text = _question(self._processor, self._tokenizer, self.prompt, name)
         if self._text is not None and self.prompt not in self._text:
             self.prompt = "none, its template takes no question"
         own_limit = self._model.generation_config.max_new_tokens or MAX_NEW
         max_new_tokens = min(own_limit, MAX_NEW) if max_new_tokens is None else max_new_tokens
         self._decoding = _decoding(self._model, self._tokenizer, temperature, max_new_tokens)
         how = "greedy" if temperature == 0 else f"temperature {temperature:g}, seed {seed}"
-        self.version = (
-            f"{name} {weights_id(path, self._model.config)} ({str(self._model.dtype).removeprefix('torch.')}), {how}, "
-            f"at most {max_new_tokens} tokens, prompt: {self.prompt}"
-        )
+        weights = f"{weights_id(path, self._model.config)} ({str(self._model.dtype).removeprefix('torch.')})"
+        self.version = f"{name} {weights}, {how}, at most {max_new_tokens} tokens, prompt: {self.prompt}"
 
-    def describe(self, wavs: Sequence[np.ndarray]) -> list[Said]:
+    def describe(self, wavs: Sequence[np.ndarray]) -> list[Description]:
         """Describe (T,) float32 waveforms at 16 kHz; like lengths share a batch, answers are in order."""
         order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))
-        said: list[Said] = [Said(None, "not asked")] * len(wavs)
+        answers: list[Description] = [Description(None, "not asked")] * len(wavs)
         at = 0
         while at < len(order):
             part = order[at : at + self.batch]
@@ -133,13 +121,13 @@ class AudioLlm:
                 if len(part) > 1:
                     self.batch = max(1, len(part) // 2)
                     continue
-                said[part[0]] = Said(None, "out of memory")
+                answers[part[0]] = Description(None, "out of memory")
                 at += 1
                 continue
             for i, text in zip(part, texts, strict=True):
-                said[i] = answer(text)
+                answers[i] = clean_answer(text)
             at += len(part)
-        return said
+        return answers
 
     def _generate(self, wavs: list[np.ndarray], at: int) -> list[str]:
         if self._rate != SAMPLE_RATE:
@@ -157,30 +145,16 @@ class AudioLlm:
                 torch.manual_seed(self.seed + at)
             out = self._model.generate(**ready, generation_config=copy.deepcopy(self._decoding))
         ids = out[0] if isinstance(out, tuple) else getattr(out, "sequences", out)
-        return [
-            str(t)
-            for t in self._tokenizer.batch_decode(ids[:, ready["input_ids"].shape[1] :], skip_special_tokens=True)
-        ]
+        ids = ids[:, ready["input_ids"].shape[1] :]
+        return [str(t) for t in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _inputs(self, wavs: list[np.ndarray]) -> dict[str, Any]:
         if self._text is not None:
-            begun = self._tokenizer.bos_token and self._text.startswith(
-                self._tokenizer.bos_token
-            )  # by the template: not twice
-            options = {"add_special_tokens": False} if begun else {}
-            made = self._processor(
-                text=[self._text] * len(wavs),
-                audio=wavs,
-                sampling_rate=self._rate,
-                padding=True,
-                return_tensors="pt",
-                **options,
-            )
-            return dict(made)
-        import base64
-
-        from rlspeech.rewards.llm.endpoint import wav_bytes
-
+            start = self._tokenizer.bos_token
+            options: dict[str, Any] = {"sampling_rate": self._rate, "padding": True, "return_tensors": "pt"}
+            if start and self._text.startswith(start):  # written by the template: not twice
+                options["add_special_tokens"] = False
+            return dict(self._processor(text=[self._text] * len(wavs), audio=wavs, **options))
         talks = []
         for wav in wavs:
             sound = {"type": "audio", "base64": base64.b64encode(wav_bytes(wav, self._rate)).decode("ascii")}
@@ -219,7 +193,7 @@ def _load(path: str, dtype: torch.dtype, device: str, device_map: str | None) ->
     """Processor, model in evaluation mode, model type."""
     import transformers
 
-    try:
+    with loading(f"the describer {path!r}", HINT):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         processor: Any = transformers.AutoProcessor.from_pretrained(path, trust_remote_code=False)
         kind = str(config.model_type)
@@ -233,13 +207,9 @@ def _load(path: str, dtype: torch.dtype, device: str, device_map: str | None) ->
                 problem = error
         if model is None:
             raise problem
-    except LOADING as error:
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        raise UserError(f"cannot load the describer {path!r}", f"{type(error).__name__}: {first}", HINT) from error
     if not hasattr(model, "generate") or getattr(processor, "feature_extractor", None) is None:
-        raise UserError(
-            f"{path!r} is no describer", f"{type(model).__name__} does not take audio and answer in text", HINT
-        )
+        why = f"{type(model).__name__} does not take audio and answer in text"
+        raise UserError(f"{path!r} is no describer", why, HINT)
     model.requires_grad_(False)
     return processor, (model.eval() if device_map else model.eval().to(device)), kind
 
@@ -248,13 +218,8 @@ def _classes(transformers: Any, config: Any) -> list[Any]:
     """Classes to try, the best first."""
     auto = getattr(transformers, "AutoModelForMultimodalLM", None)
     named = [TEXT_ONLY[config.model_type]] if config.model_type in TEXT_ONLY else []
-    named += list(config.architectures or [])
-    found = [getattr(transformers, n) for n in named if hasattr(transformers, n)]
-    return (
-        [*found[:1], auto, *found[1:]]
-        if config.model_type in TEXT_ONLY and auto
-        else [c for c in (auto, *found) if c is not None]
-    )
+    found = [c for n in (*named, *(config.architectures or [])) if (c := getattr(transformers, n, None)) is not None]
+    return [c for c in (*found[: len(named)], auto, *found[len(named) :]) if c is not None]
 
 
 def _hears_s(processor: Any, extractor: Any, rate: int) -> float | None:
@@ -268,9 +233,8 @@ def _hears_s(processor: Any, extractor: Any, rate: int) -> float | None:
 
 
 def _only_templates(processor: Any) -> bool:
-    """True where a processor takes audio through its chat template alone (Voxtral)."""
-    parameters = inspect.signature(type(processor).__call__).parameters
-    return "audio" not in parameters
+    """Whether a processor takes audio through its chat template alone (Voxtral)."""
+    return "audio" not in inspect.signature(type(processor).__call__).parameters
 
 
 def _question(processor: Any, tokenizer: Any, prompt: str, name: str) -> str:
@@ -284,10 +248,9 @@ def _question(processor: Any, tokenizer: Any, prompt: str, name: str) -> str:
         owner = processor if getattr(processor, "chat_template", None) else tokenizer
         mute = ""
         for content in ([{"type": "audio"}, {"type": "text", "text": prompt}], f"{token or ''}{prompt}"):
+            talk = [{"role": "user", "content": content}]
             try:
-                text = owner.apply_chat_template(
-                    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-                )
+                text = owner.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
             except Exception:  # jinja's errors: a template for plain strings given parts, or the other way round
                 continue
             if isinstance(text, str) and (token is None or text.count(token) == 1):
@@ -301,9 +264,8 @@ def _question(processor: Any, tokenizer: Any, prompt: str, name: str) -> str:
         known = tokenizer.get_vocab()
         first, last = (m if m in known else "" for m in marks)
         return f"{first}{token}{last}{prompt}"
-    raise UserError(
-        f"cannot ask {name}", "its processor has neither a chat template that takes audio nor an audio token", HINT
-    )
+    why = "its processor has neither a chat template that takes audio nor an audio token"
+    raise UserError(f"cannot ask {name}", why, HINT)
 
 
 def _decoding(model: Any, tokenizer: Any, temperature: float, max_new_tokens: int) -> Any:

@@ -8,6 +8,7 @@ never interpreted beyond the rating, and an answer that is empty or a refusal is
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +20,7 @@ import numpy as np
 
 from rlspeech.types import UserError
 
-__all__ = [
-    "EMBEDDED",
-    "SAMPLE_RATE",
-    "Describer",
-    "Said",
-    "answer",
-    "get_describer",
-    "read_prompts",
-    "without_thoughts",
-]
+__all__ = ["EMBEDDED", "SAMPLE_RATE", "Describer", "Description", "clean_answer", "read_prompts", "wav_bytes"]
 
 SAMPLE_RATE = 16000  # what every describer is given, in Hz
 EMBEDDED = "embedded"
@@ -53,8 +45,8 @@ _NO_AUDIO = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a describer said of one waveform: a text, or None with the reason."""
+class Description:
+    """What a describer answered about one waveform: a text, or None with the reason."""
 
     text: str | None
     error: str | None = None
@@ -72,39 +64,9 @@ class Describer(Protocol):
     version: str
     max_s: float | None
 
-    def describe(self, wavs: Sequence[np.ndarray]) -> list[Said]:
-        """Describe (T,) float32 waveforms at 16 kHz. One ``Said`` a waveform, in order; a failure costs its own waveform only."""
+    def describe(self, wavs: Sequence[np.ndarray]) -> list[Description]:
+        """Describe (T,) float32 waveforms at 16 kHz. One ``Description`` each, in order; a waveform fails alone."""
         ...
-
-
-def get_describer(
-    name: str, /, *, prompt: str | None = None, device: str = "cpu", temperature: float = 0.0, **options: Any
-) -> Describer:
-    """A describer by name.
-
-    Args:
-        name: 'embedded', the Hub id or folder of an audio language model of transformers, or ``http(s)://host/v1``.
-        prompt: what the model is asked; None takes the model's own (the embedded listener has one), else the first of the shipped list.
-        device: where a local model runs.
-        temperature: 0 always takes the likeliest word.
-        options: of ``audio_llm.AudioLlm`` or ``endpoint.Endpoint``.
-
-    Raises:
-        UserError: not found, not loadable, or no describer.
-    """
-    if re.match(r"https?://", name, re.IGNORECASE):
-        from rlspeech.rewards.llm.endpoint import Endpoint
-
-        return Endpoint(name, prompt=prompt or read_prompts()[0], temperature=temperature, **options)
-    if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
-        raise UserError(
-            f"cannot use {name!r} as a describer",
-            "an address begins with http:// or https://",
-            "--llm http://HOST:PORT/v1",
-        )
-    from rlspeech.rewards.llm.audio_llm import AudioLlm
-
-    return AudioLlm(name, prompt=prompt, device=device, temperature=temperature, **options)
 
 
 def read_prompts(path: str | Path | None = None) -> list[str]:
@@ -113,11 +75,8 @@ def read_prompts(path: str | Path | None = None) -> list[str]:
     Raises:
         UserError: unreadable, or not one prompt in it.
     """
-    file = (
-        Path(path)
-        if path is not None
-        else Path(str(resources.files("rlspeech"))) / "assets" / "prompts" / "quality.txt"
-    )
+    shipped = Path(str(resources.files("rlspeech"))) / "assets" / "prompts" / "quality.txt"
+    file = shipped if path is None else Path(path)
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -133,25 +92,33 @@ def read_prompts(path: str | Path | None = None) -> list[str]:
 def without_thoughts(text: str) -> str:
     """The answer behind ``<think>...</think>``; a thought that is never closed has no answer behind it."""
     text = re.sub(r"<think(?:ing)?>.*?</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.sub(
-        r"^.*</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE
-    )  # templates that open the thought in the prompt
+    # templates may open the thought in the prompt
+    text = re.sub(r"^.*</think(?:ing)?>", " ", text, flags=re.DOTALL | re.IGNORECASE)
     return re.sub(r"<think(?:ing)?>.*$", " ", text, flags=re.DOTALL | re.IGNORECASE).strip()
 
 
-def answer(raw: Any) -> Said:
+def clean_answer(raw: Any) -> Description:
     """Turn what a model returned into a text or a reason: not a string, empty, only thoughts, without a word, a refusal."""
     if not isinstance(raw, str):
-        return Said(None, f"the answer is no text but {type(raw).__name__}")
+        return Description(None, f"the answer is no text but {type(raw).__name__}")
     text = "".join(c for c in raw if c.isprintable() or c in "\n\t").strip()
     if not text:
-        return Said(None, "empty answer")
+        return Description(None, "empty answer")
     visible = without_thoughts(text)
     if not visible:
-        return Said(None, "nothing but thoughts: raise max_new_tokens, or turn thinking off")
+        return Description(None, "nothing but thoughts: raise max_new_tokens, or turn thinking off")
     if not re.search(r"\w", visible):
-        return Said(None, "no word in the answer")
+        return Description(None, "no word in the answer")
     opening = " ".join(visible[:400].replace("\u2019", "'").split())
     if _NO_AUDIO.search(opening) or (_REFUSED.search(opening) and _SPEAKS_OF_ITSELF.search(opening)):
-        return Said(None, "the model refused")
-    return Said(text[:MAX_TEXT])
+        return Description(None, "the model refused")
+    return Description(text[:MAX_TEXT])
+
+
+def wav_bytes(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
+    """(T,) float32 as a 16-bit PCM WAV file; what is beyond full scale is clipped."""
+    import soundfile as sf  # type: ignore[import-untyped]
+
+    out = io.BytesIO()
+    sf.write(out, np.clip(wav, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
+    return out.getvalue()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import io
 import json
 import os
 import random
@@ -26,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from rlspeech import log
-from rlspeech.rewards.llm.describe import SAMPLE_RATE, Said, answer
+from rlspeech.rewards.llm.describe import Description, clean_answer, wav_bytes
 from rlspeech.types import UserError
 
-__all__ = ["KEYS", "Endpoint", "wav_bytes"]
+__all__ = ["KEYS", "Endpoint"]
 
 KEYS = ("RLSPEECH_API_KEY", "OPENAI_API_KEY")  # the first one that is set is used
 MAX_REPLY = 4_000_000  # bytes
@@ -94,24 +93,19 @@ class Endpoint:
     ) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-            raise UserError(
-                "cannot use the address of the describer",
-                "it must be http(s)://HOST[:PORT]/v1",
-                "--llm http://HOST:8000/v1",
-            )
+            why = "it must be http(s)://HOST[:PORT]/v1"
+            raise UserError("cannot use the address of the describer", why, "--llm http://HOST:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise UserError(
+            what, why = (
                 "the address of the describer must hold nothing but host and path",
-                "it would be written into the score file",
-                f"put the key into the environment variable {KEYS[0]}",
+                "the score file would hold it",
             )
+            raise UserError(what, why, f"put the key into the environment variable {KEYS[0]}")
         if audio not in ("input_audio", "audio_url"):
             raise UserError(f"audio cannot be sent as {audio!r}", "", "audio=input_audio or audio=audio_url")
         if concurrency < 1 or timeout_s <= 0 or retries < 0 or max_new_tokens < 1:
-            raise UserError(
-                "the describer's concurrency, timeout_s, retries or max_new_tokens cannot be used",
-                "one of them is too small",
-            )
+            what = "the describer's concurrency, timeout_s, retries or max_new_tokens cannot be used"
+            raise UserError(what, "one of them is too small")
         self.url, self.prompt, self.temperature, self.audio = url.rstrip("/"), prompt, temperature, audio
         self.concurrency, self.timeout_s, self.retries, self.backoff_s = concurrency, timeout_s, retries, backoff_s
         self.max_new_tokens, self.max_s, self.seed = max_new_tokens, max_s, seed
@@ -124,34 +118,33 @@ class Endpoint:
             log.warn(f"the key is sent to {parts.hostname} unencrypted; https://... would protect it")
         self.name = str(name) if name is not None else self._only_model()
         decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}, seed {seed}"
-        self.version = (
-            f"{self.name} at {self.url} ({audio}), {decoding}, at most {max_new_tokens} tokens, prompt: {prompt}"
-        )
+        at = f"{self.name} at {self.url} ({audio})"
+        self.version = f"{at}, {decoding}, at most {max_new_tokens} tokens, prompt: {prompt}"
 
-    def describe(self, wavs: Sequence[np.ndarray]) -> list[Said]:
+    def describe(self, wavs: Sequence[np.ndarray]) -> list[Description]:
         """Describe (T,) float32 waveforms at 16 kHz, several at a time, answers in order."""
         if not wavs:
             return []
         with ThreadPoolExecutor(min(self.concurrency, len(wavs)), "describer") as pool:
             return list(pool.map(self._one, wavs, range(len(wavs))))
 
-    def _one(self, wav: np.ndarray, number: int) -> Said:
+    def _one(self, wav: np.ndarray, number: int) -> Description:
         body = json.dumps(self._question(wav, number)).encode()
         for attempt in range(self.retries + 1):
             try:
                 reply = self._call("/chat/completions", body)
                 with self._lock:
                     self._broken = 0
-                return _said(reply)
+                return _content(reply)
             except _Failure as failure:
                 with self._lock:
                     self._broken += failure.again
                     hopeless = self._broken >= GIVE_UP_AFTER
                 if not failure.again or attempt == self.retries or hopeless:
-                    return Said(None, f"endpoint: {failure.reason}")
+                    return Description(None, f"endpoint: {failure.reason}")
                 wait_s = self.backoff_s * 2**attempt * (0.75 + 0.5 * random.random())
                 time.sleep(min(MAX_WAIT_S, max(wait_s, failure.wait_s or 0.0)))
-        return Said(None, "endpoint: not tried")
+        return Description(None, "endpoint: not tried")
 
     def _question(self, wav: np.ndarray, number: int) -> dict[str, Any]:
         data = base64.b64encode(wav_bytes(wav)).decode("ascii")
@@ -168,21 +161,15 @@ class Endpoint:
         return question if self.temperature == 0 else {**question, "seed": self.seed + number}
 
     def _only_model(self) -> str:
+        what, hint = f"the server at {self.url} does not name its models", "--llm-model NAME"
         try:
-            listed = self._call("/models", None)
-            names = [str(m["id"]) for m in listed["data"]]
+            names = [str(m["id"]) for m in self._call("/models", None)["data"]]
         except _Failure as failure:
-            raise UserError(
-                f"the server at {self.url} does not name its models", failure.reason, "--llm-model NAME"
-            ) from failure
+            raise UserError(what, failure.reason, hint) from failure
         except (KeyError, TypeError) as error:
-            raise UserError(
-                f"the server at {self.url} does not name its models", f"{error!r}", "--llm-model NAME"
-            ) from error
+            raise UserError(what, f"{error!r}", hint) from error
         if len(names) != 1:
-            raise UserError(
-                f"the server at {self.url} serves {len(names)} models", ", ".join(names[:8]), "--llm-model NAME"
-            )
+            raise UserError(f"the server at {self.url} serves {len(names)} models", ", ".join(names[:8]), hint)
         return names[0]
 
     def _call(self, path: str, body: bytes | None) -> Any:
@@ -223,15 +210,6 @@ class Endpoint:
         return _Failure(text, error.code in RETRIED, _seconds(error.headers.get("Retry-After")))
 
 
-def wav_bytes(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """(T,) float32 as a 16-bit PCM WAV file; what is beyond full scale is clipped."""
-    import soundfile as sf  # type: ignore[import-untyped]
-
-    out = io.BytesIO()
-    sf.write(out, np.clip(wav, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
-    return out.getvalue()
-
-
 def _read(response: Any, until_s: float) -> bytes:
     """The body, as long as time and size allow: a server that sends a byte a second must not hold a run."""
     parts, size = [], 0
@@ -245,27 +223,27 @@ def _read(response: Any, until_s: float) -> bytes:
     return b"".join(parts)
 
 
-def _said(reply: Any) -> Said:
+def _content(reply: Any) -> Description:
     """The text of a chat completion, or why there is none."""
     if not isinstance(reply, dict):
-        return Said(None, "endpoint: the reply is no chat completion")
+        return Description(None, "endpoint: the reply is no chat completion")
     if isinstance(reply.get("error"), dict):
-        return Said(None, f"endpoint: {str(reply['error'].get('message', 'error'))[:160]}")
+        return Description(None, f"endpoint: {str(reply['error'].get('message', 'error'))[:160]}")
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
-        return Said(None, "endpoint: no choices in the reply")
+        return Description(None, "endpoint: no choices in the reply")
     message = choices[0].get("message") if isinstance(choices[0], dict) else None
     if not isinstance(message, dict):
-        return Said(None, "endpoint: no message in the reply")
+        return Description(None, "endpoint: no message in the reply")
     if message.get("refusal"):
-        return Said(None, "the model refused")
+        return Description(None, "the model refused")
     if choices[0].get("finish_reason") == "content_filter":
-        return Said(None, "endpoint: the answer was filtered")
+        return Description(None, "endpoint: the answer was filtered")
     content = message.get("content")
     if isinstance(content, list):  # some servers answer in parts
         texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") in ("text", "output_text")]
         content = "\n".join(t for t in texts if isinstance(t, str)) if texts else content
-    return Said(None, "empty answer") if content is None else answer(content)
+    return Description(None, "empty answer") if content is None else clean_answer(content)
 
 
 def _what(error: BaseException) -> str:

@@ -8,21 +8,49 @@ it is asked for (the frozen model's output comes back at every update of PPO). E
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlspeech.rewards.base import SILENCE_DBFS, wave_problem
-from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Said, get_describer, read_prompts
+from rlspeech.rewards.encoders import Cache
+from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Describer, Description, read_prompts
 from rlspeech.rewards.llm.sentiment import Sentiment, read_rating
+from rlspeech.scores import JUDGE_TEXT
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["LlmJudge"]
+__all__ = ["LlmJudge", "get_describer"]
 
 RATINGS = ("auto", "sentiment", "number")
+
+
+def get_describer(
+    name: str, /, *, prompt: str | None = None, device: str = "cpu", temperature: float = 0.0, **options: Any
+) -> Describer:
+    """A describer by name.
+
+    Args:
+        name: 'embedded', the Hub id or folder of an audio language model of transformers, or ``http(s)://host/v1``.
+        prompt: what the model is asked; None takes the model's own (the embedded listener has one), else the first of the shipped list.
+        device: where a local model runs.
+        temperature: 0 always takes the likeliest word.
+        options: of ``audio_llm.AudioLlm`` or ``endpoint.Endpoint``.
+
+    Raises:
+        UserError: not found, not loadable, or no describer.
+    """
+    if re.match(r"https?://", name, re.IGNORECASE):
+        from rlspeech.rewards.llm.endpoint import Endpoint
+
+        return Endpoint(name, prompt=prompt or read_prompts()[0], temperature=temperature, **options)
+    if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
+        why, hint = "an address begins with http:// or https://", "--llm http://HOST:PORT/v1"
+        raise UserError(f"cannot use {name!r} as a describer", why, hint)
+    from rlspeech.rewards.llm.audio_llm import AudioLlm
+
+    return AudioLlm(name, prompt=prompt, device=device, temperature=temperature, **options)
 
 
 class _Piece(NamedTuple):
@@ -72,48 +100,37 @@ class LlmJudge:
             raise UserError(f"no way of rating is called {rating!r}", "", f"rating={', '.join(RATINGS)}")
         temperature = (0.0 if samples == 1 else 0.7) if temperature is None else float(temperature)
         if samples < 1 or (samples > 1 and temperature <= 0):
-            raise UserError(
-                f"samples={samples} cannot be used with temperature={temperature:g}",
-                "greedy descriptions are all the same",
-                "llm[samples=4,temperature=0.7]",
-            )
+            what = f"samples={samples} cannot be used with temperature={temperature:g}"
+            raise UserError(what, "greedy descriptions are all the same", "llm[samples=4,temperature=0.7]")
         asked = _prompt(prompt, prompt_number)
         self._describer = get_describer(str(model), prompt=asked, device=device, temperature=temperature, **options)
-        self._sentiment = (
-            None if rating == "number" else Sentiment(str(sentiment), order=sentiment_order, device=device)
-        )
-        self._rating, self._samples, self._size = rating, int(samples), int(cache)
-        self._known: OrderedDict[bytes, Score] = OrderedDict()
-        feeling = self._sentiment.version if self._sentiment else "none"
-        self.version = f"llm 1: {self._describer.version}; rating {rating}, samples {samples}; sentiment {feeling}"
+        self._sentiment = None
+        if rating != "number":
+            self._sentiment = Sentiment(str(sentiment), order=sentiment_order, device=device)
+        self._rating, self._samples, self._known = rating, int(samples), Cache[Score](int(cache))
+        classifier = self._sentiment.version if self._sentiment else "none"
+        self.version = f"llm 1: {self._describer.version}; rating {rating}, samples {samples}; sentiment {classifier}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Rate a batch; ``detail`` holds ``llm_text`` (a line a description) and ``llm_stars`` (probabilities, worst label first)."""
-        keys = [hashlib.blake2b(np.ascontiguousarray(s.wav).data, digest_size=16).digest() for s in samples]
-        new: dict[bytes, np.ndarray] = {}
-        for key, sample in zip(keys, samples, strict=True):
-            if key not in self._known:
-                new.setdefault(key, sample.wav)
-        found = dict(zip(new, self._rate(list(new.values())), strict=True))
-        scores = {k: found[k] if k in found else self._known[k] for k in keys}
-        for key, score in scores.items():
-            if score.error is None or not score.error.startswith("endpoint"):  # a server that was away may be back
-                self._known[key] = score
-                self._known.move_to_end(key)
-        while len(self._known) > self._size:
-            self._known.popitem(last=False)
+        keys = [Cache.key(s.wav) for s in samples]
+        scores = {k: score for k in keys if (score := self._known.get(k)) is not None}
+        new = {k: s.wav for k, s in zip(keys, samples, strict=True) if k not in scores}
+        scores |= zip(new, self._rate(list(new.values())), strict=True)
+        for key in dict.fromkeys(keys):
+            if not (scores[key].error or "").startswith("endpoint"):  # a server that was away may be back
+                self._known.put(key, scores[key])
         return [dict.fromkeys(columns, scores[k]) for k in keys]
 
     def _rate(self, wavs: list[np.ndarray]) -> list[Score]:
         pieces = [p for i, wav in enumerate(wavs) for p in self._pieces(i, wav)]
-        said = self._describer.describe([p.wav for p in pieces for _ in range(self._samples)])
-        scores = self._read(said)
+        answers = self._describer.describe([p.wav for p in pieces for _ in range(self._samples)])
+        scores = self._read(answers)
         out = []
         for i in range(len(wavs)):
-            mine = [n for n, p in enumerate(pieces) if p.clip == i]
-            rows = [(pieces[n], scores[n * self._samples : (n + 1) * self._samples]) for n in mine]
-            texts = [s.text for n in mine for s in said[n * self._samples : (n + 1) * self._samples] if s.text]
-            out.append(_combine(rows, texts))
+            mine = [(p, n * self._samples, (n + 1) * self._samples) for n, p in enumerate(pieces) if p.clip == i]
+            texts = [s.text for _, a, b in mine for s in answers[a:b] if s.text]
+            out.append(_combine([(p, scores[a:b]) for p, a, b in mine], texts))
         return out
 
     def _pieces(self, clip: int, wav: np.ndarray) -> list[_Piece]:
@@ -125,23 +142,24 @@ class LlmJudge:
             parts = [p for p in parts if wave_problem(p, SAMPLE_RATE, 0.0, True) is None]
         return [_Piece(clip, len(p) / SAMPLE_RATE, p) for p in parts]
 
-    def _read(self, said: Sequence[Said]) -> list[Score]:
+    def _read(self, answers: Sequence[Description]) -> list[Score]:
         """The rating of every answer."""
-        scores: list[Score | None] = [Score(None, s.error or "no answer") if s.text is None else None for s in said]
-        for i, s in enumerate(said):
-            if s.text is not None and self._rating != "sentiment":
-                scores[i] = read_rating(s.text, thoughts=self._rating == "number")
+        scores: list[Score | None] = []
+        for a in answers:
+            if a.text is None:
+                scores.append(Score(None, a.error or "no answer"))
+            else:
+                scores.append(None if self._rating == "sentiment" else read_rating(a.text, self._rating == "number"))
         left = [i for i, s in enumerate(scores) if s is None]
-        if self._sentiment is None:
-            return [s if s is not None else Score(None, "no single rating out of 5 in the answer") for s in scores]
-        for i, score in zip(left, self._sentiment.stars([said[i].text or "" for i in left]), strict=True):
-            scores[i] = score
-        return [s if s is not None else Score(None, "no answer") for s in scores]
+        missing = [Score(None, "no single rating out of 5 in the answer")] * len(left)
+        rated = self._sentiment.stars([answers[i].text or "" for i in left]) if self._sentiment else missing
+        of = dict(zip(left, rated, strict=True))
+        return [of[i] if s is None else s for i, s in enumerate(scores)]
 
 
 def _combine(rows: list[tuple[_Piece, list[Score]]], texts: list[str]) -> Score:
     """One score of a clip: mean over samples, then over pieces by duration. A piece without any rating leaves the clip without one."""
-    detail: dict[str, Any] = {"llm_text": "\n".join(texts) or None, "llm_stars": None}
+    detail: dict[str, Any] = {JUDGE_TEXT: "\n".join(texts) or None, "llm_stars": None}
     if not rows:
         return Score(None, f"silent (below {SILENCE_DBFS:g} dBFS) in every piece", detail)
     values, stars = [], []
@@ -149,14 +167,13 @@ def _combine(rows: list[tuple[_Piece, list[Score]]], texts: list[str]) -> Score:
         good = [s for s in scores if s.value is not None]
         if not good:
             reason = scores[0].error or "no answer"
-            plain = len(rows) == 1 or reason.startswith("endpoint")
-            return Score(None, reason if plain else f"piece {number} of {len(rows)}: {reason}", detail)
+            whole = len(rows) == 1 or reason.startswith("endpoint")
+            return Score(None, reason if whole else f"piece {number} of {len(rows)}: {reason}", detail)
         values.append(float(np.mean([s.value for s in good])))
         stars.append([s.detail["distribution"] for s in good if "distribution" in s.detail])
     weights = [p.seconds for p, _ in rows]
-    if all(stars) and not any(
-        s.value is not None and "distribution" not in s.detail for _, scores in rows for s in scores
-    ):
+    plain = any(s.value is not None and "distribution" not in s.detail for _, scores in rows for s in scores)
+    if all(stars) and not plain:
         means = [np.mean(s, axis=0) for s in stars]
         detail["llm_stars"] = [round(float(x), 4) for x in np.average(means, axis=0, weights=weights)]
     return Score(float(np.average(values, weights=weights)), detail=detail)
@@ -168,9 +185,6 @@ def _prompt(path: str | None, number: int | None) -> str | None:
     prompts = read_prompts(path)
     number = 1 if number is None else number
     if not 1 <= number <= len(prompts):
-        raise UserError(
-            f"there is no prompt number {number}",
-            f"{path or 'the shipped list'} holds {len(prompts)}",
-            "prompt_number=1",
-        )
+        why = f"{path or 'the shipped list'} holds {len(prompts)}"
+        raise UserError(f"there is no prompt number {number}", why, "prompt_number=1")
     return prompts[number - 1]

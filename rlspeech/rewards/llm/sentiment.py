@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from rlspeech import log
-from rlspeech.models.folder import quietly
+from rlspeech.models.folder import loading, quietly
 from rlspeech.models.hub import embedded_path
-from rlspeech.rewards.llm.audio_llm import LOADING, weights_id
+from rlspeech.rewards.llm.audio_llm import weights_id
 from rlspeech.rewards.llm.describe import EMBEDDED, without_thoughts
 from rlspeech.types import Score, UserError
 
@@ -80,21 +80,14 @@ class Sentiment:
         import transformers
 
         path = str(embedded_path("sentiment")) if name == EMBEDDED else name
-        try:
-            with quietly(name == EMBEDDED or log.quiet):
-                self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-                auto: Any = transformers.AutoModelForSequenceClassification
-                model = auto.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
-        except LOADING as error:
-            first = (str(error).strip().splitlines() or [""])[0][:300]
-            raise UserError(
-                f"cannot load the sentiment model {path!r}",
-                f"{type(error).__name__}: {first}",
-                "a folder with a sequence classifier and its tokenizer, or a Hub id with the network at hand",
-            ) from error
+        hint = "a folder with a sequence classifier and its tokenizer, or a Hub id with the network at hand"
+        with loading(f"the sentiment model {path!r}", hint), quietly(name == EMBEDDED or log.quiet):
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            auto: Any = transformers.AutoModelForSequenceClassification
+            model = auto.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
         labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-        self.labels = [labels[i] for i in order_labels(labels, order, name)]
-        self._order = torch.tensor(order_labels(labels, order, name))
+        ranks = order_labels(labels, order, name)
+        self.labels, self._order = [labels[i] for i in ranks], torch.tensor(ranks)
         self._values = np.linspace(LOW, HIGH, len(labels))
         self._model, self._device, self._batch = model.requires_grad_(False).eval().to(device), device, batch
         self._reads = _reads(self._tokenizer, model.config)
@@ -103,20 +96,14 @@ class Sentiment:
 
     def stars(self, texts: Sequence[str]) -> list[Score]:
         """Expected rating in [1, 5] of each text, in order; ``detail["distribution"]`` holds the probabilities, worst label first."""
-        parts: list[tuple[str, int]] = []
-        owner = []
-        for i, text in enumerate(texts):
-            for part in self._parts(without_thoughts(text)):
-                parts.append(part)
-                owner.append(i)
-        found = self._probabilities([text for text, _ in parts])
+        parts = [self._parts(without_thoughts(text)) for text in texts]
+        found = iter(self._probabilities([part for own in parts for part, _ in own]))
         out = []
-        for i in range(len(texts)):
-            mine = [k for k, o in enumerate(owner) if o == i]
-            if not mine:
+        for own in parts:
+            if not own:
                 out.append(Score(None, "no words to rate"))
                 continue
-            p = np.average(found[mine], axis=0, weights=[parts[k][1] for k in mine])
+            p = np.average([next(found) for _ in own], axis=0, weights=[length for _, length in own])
             if not np.isfinite(p).all():
                 out.append(Score(None, "the sentiment model answers with NaN"))
                 continue
@@ -128,9 +115,8 @@ class Sentiment:
         words = text.split()
         if not words:
             return []
-        length = len(
-            self._tokenizer(" ".join(words), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        )
+        how = {"add_special_tokens": False, "truncation": False, "verbose": False}
+        length = len(self._tokenizer(" ".join(words), **how)["input_ids"])
         if length <= self._room or len(words) == 1:  # one endless word is cut off
             return [(" ".join(words), min(length, self._room))] if length else []
         half = len(words) // 2
@@ -142,9 +128,8 @@ class Sentiment:
         order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
         for at in range(0, len(order), self._batch):
             rows = order[at : at + self._batch]
-            inputs = self._tokenizer(
-                [texts[k] for k in rows], padding=True, truncation=True, max_length=self._reads, return_tensors="pt"
-            )
+            how = {"padding": True, "truncation": True, "max_length": self._reads, "return_tensors": "pt"}
+            inputs = self._tokenizer([texts[k] for k in rows], **how)
             ready = {k: v.to(self._device) for k, v in inputs.items()}
             with torch.inference_mode():
                 p = self._model(**ready).logits.float().softmax(-1).cpu()
@@ -159,22 +144,16 @@ def order_labels(labels: Sequence[str], order: str | None, name: str) -> list[in
         UserError: fewer than two labels, or no order in them and none given.
     """
     if len(labels) < 2:
-        raise UserError(
-            f"{name} is no classifier with ordered labels",
-            f"it has {len(labels)} output",
-            "a classifier with labels such as 1 star ... 5 stars",
-        )
-    clean = [" ".join(re.sub(r"[_\-]+", " ", label).lower().split()) for label in labels]
+        why, hint = f"it has {len(labels)} output", "a classifier with labels such as 1 star ... 5 stars"
+        raise UserError(f"{name} is no classifier with ordered labels", why, hint)
+    known = f"labels: {', '.join(labels)}"
+    clean = [_plain(label) for label in labels]
     if order in ("ascending", "descending"):
         return list(range(len(labels)))[:: 1 if order == "ascending" else -1]
     if order:
-        wanted = [" ".join(re.sub(r"[_\-]+", " ", w).lower().split()) for w in order.split("|")]
+        wanted = [_plain(w) for w in order.split("|")]
         if sorted(wanted) != sorted(clean):
-            raise UserError(
-                f"the given order does not name the labels of {name}",
-                f"labels: {', '.join(labels)}",
-                "worst first, joined by |",
-            )
+            raise UserError(f"the given order does not name the labels of {name}", known, "worst first, joined by |")
         return [clean.index(w) for w in wanted]
     numbers = [re.fullmatch(r"(?:score |rating |class )?(\d+)(?: ?stars?)?", c) for c in clean]
     keys: list[int] = []
@@ -183,12 +162,13 @@ def order_labels(labels: Sequence[str], order: str | None, name: str) -> list[in
     elif all(c in RANKS for c in clean):
         keys = [RANKS[c] for c in clean]
     if len(set(keys)) != len(labels):
-        raise UserError(
-            f"the labels of {name} have no known order",
-            f"labels: {', '.join(labels)}",
-            "llm[sentiment_order=descending], or the labels, worst first, joined by |",
-        )
+        hint = "llm[sentiment_order=descending], or the labels, worst first, joined by |"
+        raise UserError(f"the labels of {name} have no known order", known, hint)
     return sorted(range(len(labels)), key=lambda i: keys[i])
+
+
+def _plain(label: str) -> str:
+    return " ".join(re.sub(r"[_\-]+", " ", label).lower().split())
 
 
 def read_rating(text: str, thoughts: bool = False) -> Score | None:
@@ -224,11 +204,9 @@ def _ratings(text: str) -> set[float]:
         return plain
     if scaled:
         return set()  # of single aspects only
-    labelled = [
-        m for m in _LABELLED.finditer(text) if m[2] in (None, "5") and not _ASPECT.search(text[: m.start()][-60:])
-    ]
-    if labelled:
-        return {_value(m[1]) for m in labelled}
+    labelled = [m for m in _LABELLED.finditer(text) if m[2] in (None, "5")]
+    if found := {_value(m[1]) for m in labelled if not _ASPECT.search(text[: m.start()][-60:])}:
+        return found
     return {_value(m[1]) for m in _STARS.finditer(text)}
 
 
