@@ -70,13 +70,10 @@ def make_processor(cfg: ListenerModel, words: list[str]) -> Any:
         padding_side="left",
         additional_special_tokens=[AUDIO, BOS, EOS, START],
     )
-    seconds = math.ceil(cfg.max_s)  # an int: the extractor counts samples with it
-    extractor = WhisperFeatureExtractor(
-        feature_size=cfg.mels, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=N_FFT, chunk_length=seconds
-    )
-    return Qwen2AudioProcessor(
-        extractor, tokenizer, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS
-    )
+    sizes = {"feature_size": cfg.mels, "sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": N_FFT}
+    extractor = WhisperFeatureExtractor(**sizes, chunk_length=math.ceil(cfg.max_s))  # an int: it counts samples with it
+    marks = {"audio_token": AUDIO, "audio_bos_token": BOS, "audio_eos_token": EOS}
+    return Qwen2AudioProcessor(extractor, tokenizer, chat_template=TEMPLATE, **marks)
 
 
 def audio_tokens(frames: int) -> int:
@@ -102,6 +99,7 @@ class Listener(nn.Module):
         self.cfg = cfg
         self.processor = make_processor(cfg, words)
         token = self.processor.tokenizer.convert_tokens_to_ids
+        marks: dict[str, Any] = {"pad_token_id": token(PAD), "eos_token_id": token(END), "tie_word_embeddings": False}
         audio = {
             "model_type": "qwen2_audio_encoder",
             "num_mel_bins": cfg.mels,
@@ -120,12 +118,9 @@ class Listener(nn.Module):
             "num_attention_heads": cfg.text_heads,
             "num_key_value_heads": cfg.text_heads,
             "max_position_embeddings": 1024,
-            "tie_word_embeddings": False,
-            "pad_token_id": token(PAD),
-            "eos_token_id": token(END),
             "bos_token_id": None,
+            **marks,
         }
-        marks: dict[str, Any] = {"pad_token_id": token(PAD), "eos_token_id": token(END), "tie_word_embeddings": False}
         config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=token(AUDIO), **marks)
         self.net: Any = Qwen2AudioForConditionalGeneration(config)
         nn.init.zeros_(self.net.model.audio_tower.embed_positions.weight)
@@ -140,9 +135,8 @@ class Listener(nn.Module):
         The extractor sees each clip padded with zeros to the whole chunk, as in the processor: the padding takes part in its clamping.
         """
         extractor = self.processor.feature_extractor
-        made = extractor(
-            wavs, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
-        )
+        how: dict[str, Any] = {"padding": "max_length", "return_attention_mask": True, "return_tensors": "pt"}
+        made = extractor(wavs, sampling_rate=SAMPLE_RATE, **how)
         frames = made["attention_mask"].sum(1)
         longest = int(frames.max()) + int(frames.max()) % 2
         return made["input_features"][
@@ -153,9 +147,8 @@ class Listener(nn.Module):
         """Audio vectors (B, A, D) of log-mel features (B, mels, L), of which ``frames`` (B,) are real."""
         tower = self.net.model.audio_tower
         counts = (frames - 1) // 2 + 1
-        x = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(features))))[
-            :, :, : int(counts.max())
-        ].transpose(1, 2)
+        x = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(features))))
+        x = x[:, :, : int(counts.max())].transpose(1, 2)
         x = x + tower.embed_positions.weight[: x.shape[1]]
         mask = None
         if int(counts.min()) < x.shape[1]:
@@ -183,9 +176,8 @@ class Listener(nn.Module):
     def generate(self, wavs: list[np.ndarray]) -> list[str]:
         """Greedy answers for waveforms (T_i,), through transformers' own processor and generate."""
         prompt = f"{BOS}{AUDIO}{EOS}{START}"
-        given = self.processor(
-            text=[prompt] * len(wavs), audio=wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True
-        )
+        how: dict[str, Any] = {"sampling_rate": SAMPLE_RATE, "return_tensors": "pt", "padding": True}
+        given = self.processor(text=[prompt] * len(wavs), audio=wavs, **how)
         device = next(self.net.parameters()).device
         made = self.net.generate(**{k: v.to(device) for k, v in given.items()})
         return list(self.processor.batch_decode(made[:, given["input_ids"].shape[1] :], skip_special_tokens=True))

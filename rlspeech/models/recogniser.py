@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import RecogniserModel
+from rlspeech.models.audio_lm.generate import left_padded, with_answers
 from rlspeech.models.folder import loading, read_about, save_net, write_about
 from rlspeech.models.hub import card_of, resolve
 from rlspeech.models.spectra import fbank, stack_frames
@@ -79,8 +81,8 @@ class Recogniser(nn.Module):
         from transformers import FunAsrNanoConfig, FunAsrNanoForConditionalGeneration
 
         self.cfg, self.tokenizer, self.max_s = cfg, tokenizer, cfg.max_s
-        token = tokenizer.convert_tokens_to_ids
-        self.marks = {m: int(token(m)) for m in MARKS}
+        self.marks = {m: int(tokenizer.convert_tokens_to_ids(m)) for m in MARKS}
+        ends = {"pad_token_id": self.marks[PAD], "eos_token_id": self.marks[END], "tie_word_embeddings": True}
         audio = {
             "model_type": "fun_asr_nano_encoder",
             "num_mel_bins": cfg.mels,
@@ -111,18 +113,11 @@ class Recogniser(nn.Module):
             "num_key_value_heads": cfg.text_heads,
             "head_dim": cfg.text_dim // cfg.text_heads,
             "max_position_embeddings": 4096,
-            "tie_word_embeddings": True,
-            "pad_token_id": self.marks[PAD],
-            "eos_token_id": self.marks[END],
             "bos_token_id": None,
+            **ends,
         }
-        marks: dict[str, Any] = {
-            "pad_token_id": self.marks[PAD],
-            "eos_token_id": self.marks[END],
-            "tie_word_embeddings": True,
-        }
-        marks["audio_token_id"] = self.marks[AUDIO]
-        config: Any = FunAsrNanoConfig(audio_config=audio, adaptor_config=adaptor, text_config=text, **marks)
+        parts: dict[str, Any] = {"audio_config": audio, "adaptor_config": adaptor, "text_config": text, **ends}
+        config: Any = FunAsrNanoConfig(audio_token_id=self.marks[AUDIO], **parts)
         # transformers hands its choice of attention on to the models inside, not to the adaptor, whose mask then would not mask
         config.adaptor_config._attn_implementation = "sdpa"
         self.net: Any = FunAsrNanoForConditionalGeneration(config)
@@ -136,10 +131,8 @@ class Recogniser(nn.Module):
         ``mask`` may hide parts of the frames (L_i, mels) before they are stacked.
         """
         rows = [stack_frames(mask(fbank(w, self.cfg.mels, SAMPLE_RATE)), STACK, STRIDE) for w in wavs]
-        real = torch.zeros(len(rows), max(len(r) for r in rows), dtype=torch.long)
-        for i, r in enumerate(rows):
-            real[i, : len(r)] = 1
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True), real
+        real = [torch.ones(len(r), dtype=torch.long) for r in rows]
+        return pad_sequence(rows, batch_first=True), pad_sequence(real, batch_first=True)
 
     def encode(self, features: Tensor, real: Tensor) -> Tensor:
         """The encoder's output (B, L, D) for what ``features`` gives."""
@@ -152,10 +145,8 @@ class Recogniser(nn.Module):
         device = self.head.weight.device
         best = self.head(self.encode(features.to(device), real.to(device))).argmax(-1).cpu()
         rows = [torch.unique_consecutive(b[: int(r.sum())]).tolist() for b, r in zip(best, real, strict=True)]
-        return [
-            self.tokenizer.decode([i for i in row if i != self.marks[PAD]], skip_special_tokens=True).strip()
-            for row in rows
-        ]
+        kept = [[i for i in row if i != self.marks[PAD]] for row in rows]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in kept]
 
     def forward(self, features: Tensor, real: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher-forced logits of the text and CTC's of the sound.
@@ -182,20 +173,15 @@ class Recogniser(nn.Module):
         device = self.head.weight.device
         features, real = self.features(wavs)
         ids, mask, answer = self.tokens(real.sum(1).tolist(), [""] * len(wavs))
-        rows = [ids[i][(mask[i].bool() & ~answer[i])] for i in range(len(wavs))]
-        length = max(map(len, rows))
-        left = torch.stack([nn.functional.pad(r, (length - len(r), 0), value=self.marks[PAD]) for r in rows]).to(device)
-        made = self.net.generate(
-            input_ids=left,
-            attention_mask=(left != self.marks[PAD]).long(),
-            input_features=features.to(device),
-            input_features_mask=real.to(device),
-            max_new_tokens=max_new_tokens,
-        )
-        return [t.strip() for t in self.tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)]
+        prompts, seen = left_padded([i[m.bool() & ~a] for i, m, a in zip(ids, mask, answer, strict=True)])
+        given = {"input_ids": prompts.masked_fill(~seen, self.marks[PAD]), "attention_mask": seen.long()}
+        given |= {"input_features": features, "input_features_mask": real}
+        made = self.net.generate(**{k: v.to(device) for k, v in given.items()}, max_new_tokens=max_new_tokens)
+        written = made[:, prompts.shape[1] :]
+        return [t.strip() for t in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def pieces(self, text: str) -> list[int]:
-        """Ids of a text; what looks like a mark in it is spelt out, a text is nobody's instruction."""
+        """Ids of a text; what looks like a mark in it is spelt out: a text gives no instructions."""
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
     def tokens(self, frames: Sequence[int], texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,17 +190,7 @@ class Recogniser(nn.Module):
         for n, text in zip(frames, texts, strict=True):
             before = [self.marks[START], *[self.marks[AUDIO]] * n, self.marks[START]]
             rows.append((before, [*self.pieces(text), self.marks[END]]))
-        length = max(len(a) + len(b) for a, b in rows)
-        ids = torch.full((len(rows), length), self.marks[PAD])
-        mask, answer = (
-            torch.zeros(len(rows), length, dtype=torch.long),
-            torch.zeros(len(rows), length, dtype=torch.bool),
-        )
-        for i, (a, b) in enumerate(rows):
-            ids[i, : len(a) + len(b)] = torch.tensor(a + b)
-            mask[i, : len(a) + len(b)] = 1
-            answer[i, len(a) : len(a) + len(b)] = True
-        return ids, mask, answer
+        return with_answers(rows, self.marks[PAD])
 
 
 def save_recogniser(

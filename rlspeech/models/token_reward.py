@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import TokenRewardModel
+from rlspeech.models.audio_lm.generate import right_padded
 from rlspeech.models.flow import Attention, rotary, rotate
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.models.recogniser import END, PAD, START, make_tokenizer
@@ -190,15 +190,10 @@ class TokenReward(nn.Module):
 
     def pieces(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (n, S) long of normalised texts with the end mark behind, and mask (n, S); what looks like a mark in a text is spelt out."""
-        rows = [
-            torch.tensor([*self.tokenizer(t, add_special_tokens=False, split_special_tokens=True).input_ids, self.end])
-            for t in texts
-        ]
-        mask = [torch.ones(len(r), dtype=torch.bool) for r in rows]
-        return (
-            pad_sequence(rows, batch_first=True, padding_value=self.pad).to(self.device),
-            pad_sequence(mask, batch_first=True).to(self.device),
-        )
+        how = {"add_special_tokens": False, "split_special_tokens": True}
+        rows = [torch.tensor([*self.tokenizer(t, **how).input_ids, self.end]) for t in texts]
+        ids, mask = right_padded(rows, self.pad)
+        return ids.to(self.device), mask.to(self.device)
 
     def text_logits(self, encoded: EncodedTokens, ids: Tensor) -> Tensor:
         """Logits (n, S, P), float32 at least, before each piece of texts (n, S), teacher-forced."""
@@ -229,14 +224,11 @@ class TokenReward(nn.Module):
     @torch.no_grad()
     def transcribe(self, tokens: Sequence[Tensor], batch: int = 64) -> list[str]:
         """Greedy texts of token rows (T_i,) long; of a row without tokens "". A row's text is no longer than it has tokens, and eight."""
-        order, texts = (
-            sorted((i for i, t in enumerate(tokens) if len(t)), key=lambda i: len(tokens[i])),
-            [""] * len(tokens),
-        )
+        order = sorted((i for i, t in enumerate(tokens) if len(t)), key=lambda i: len(tokens[i]))
+        texts = [""] * len(tokens)
         for part in (order[i : i + batch] for i in range(0, len(order), batch)):
-            rows = [tokens[i].to(self.device) for i in part]
-            mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], batch_first=True)
-            for i, ids in zip(part, self._greedy(self.encode(pad_sequence(rows, batch_first=True), mask)), strict=True):
+            encoded = self.encode(*right_padded([tokens[i].to(self.device) for i in part], 0))
+            for i, ids in zip(part, self._greedy(encoded), strict=True):
                 texts[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return texts
 

@@ -33,8 +33,10 @@ __all__ = [
     "generate",
     "left_padded",
     "prefill",
+    "right_padded",
     "sample_tokens",
     "uniforms",
+    "with_answers",
 ]
 
 ATTENTION = set("q_proj k_proj v_proj o_proj out_proj qkv_proj to_q to_kv to_out query key value".split())
@@ -333,3 +335,16 @@ def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     longest = max(len(r) for r in rows)
     mask = torch.stack([torch.arange(longest, device=r.device) >= longest - len(r) for r in rows])
     return torch.stack([torch.cat([r.new_zeros(longest - len(r), *r.shape[1:]), r]) for r in rows]), mask
+
+
+def right_padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows (S_i,) long padded on the right to (B, S) with ``pad``, and the mask (B, S) bool of what is real."""
+    mask = [torch.ones(len(r), dtype=torch.bool, device=r.device) for r in rows]
+    return pad_sequence(list(rows), batch_first=True, padding_value=pad), pad_sequence(mask, batch_first=True)
+
+
+def with_answers(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and mask (B, S) long of prompts with their answers behind, padded on the right, and answer marks (B, S) bool."""
+    ids, mask = right_padded([torch.tensor(prompt + answer) for prompt, answer in rows], pad)
+    starts = torch.tensor([len(prompt) for prompt, _ in rows])
+    return ids, mask.long(), mask & (torch.arange(ids.shape[1]) >= starts[:, None])

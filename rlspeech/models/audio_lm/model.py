@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import Sampling
 from rlspeech.log import say
@@ -31,6 +30,7 @@ from rlspeech.models.audio_lm.generate import (
     beam_search,
     generate,
     prefill,
+    right_padded,
 )
 
 __all__ = ["AudioLM", "Phase"]
@@ -257,8 +257,7 @@ class AudioLM(LanguageModel):
         for text, lang in zip(texts, _each(language, len(texts)), strict=True):
             tokens = self.tokenizer(self.family.reference(text, lang), add_special_tokens=False)["input_ids"]
             rows.append(torch.tensor([*tokens, self.stops[0]]))
-        mask = [torch.ones(len(r), dtype=torch.bool) for r in rows]
-        return pad_sequence(rows, batch_first=True, padding_value=self.pad), pad_sequence(mask, batch_first=True)
+        return right_padded(rows, self.pad)
 
 
 def _each(value: Any, count: int) -> list[Any]:

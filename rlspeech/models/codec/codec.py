@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.data.audio import rms_dbfs, to_level
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, DecoderOutput
@@ -99,45 +101,37 @@ class EmbeddedCodec:
             real = torch.tensor([len(ids[i]) for i in rows], device=self.device)
             if int(real.max()) == 0:
                 continue
-            padded = torch.nn.utils.rnn.pad_sequence([ids[i].long().cpu() for i in rows], batch_first=True).to(
-                self.device
-            )
-            for i, wav in zip(
-                rows, self.synthesise(padded, real, voices[rows] if voices is not None else None), strict=True
-            ):
+            padded = pad_sequence([ids[i].long().cpu() for i in rows], batch_first=True).to(self.device)
+            wavs = self.synthesise(padded, real, None if voices is None else voices[rows])
+            for i, wav in zip(rows, wavs, strict=True):
                 made[i] = to_level(wav.cpu().numpy().astype(np.float32), LEVEL_DBFS)
         return made
 
     def synthesise(self, ids: Tensor, real: Tensor, voice: Tensor | None) -> list[Tensor]:
         """Waveforms (samples_i,) of padded ids (N, S), ``real`` (N,) of each, in voices (N, voice_dim)."""
         out = self.net.decode(self.net.quantise.codes(ids), real, voice)
-        pitch = torch.where(out.voiced > 0, PITCH_HZ * out.pitch.clamp(-1.2, 1.2).exp(), torch.zeros_like(out.pitch))
-        made = []
+        hertz = PITCH_HZ * out.pitch.clamp(-1.2, 1.2).exp()
+        pitch, made = torch.where(out.voiced > 0, hertz, torch.zeros_like(hertz)), list[Tensor]()
         for i, frames in enumerate((real * self.net.cfg.stride).tolist()):
-            # a row is played alone, and takes the same noise from its start: what it sounds like must not hang on its neighbours
+            if not frames:
+                made.append(torch.zeros(0, device=ids.device))
+                continue
+            # a row is synthesised alone, on the same noise from its start: what it sounds like must not hang on its neighbours
             own = DecoderOutput(*(x[i : i + 1, :frames] for x in out))
-            nothing = torch.zeros(0, device=ids.device)
-            made.append(
-                self.net.synthesise(own, pitch[i : i + 1, :frames], torch.Generator().manual_seed(0))[0]
-                if frames
-                else nothing
-            )
+            made.append(self.net.synthesise(own, pitch[i : i + 1, :frames], torch.Generator().manual_seed(0))[0])
         return made
 
     @torch.no_grad()
     def voices(self, prompts: Sequence[np.ndarray | None]) -> Tensor | None:
-        """Voice vectors (N, voice_dim) of prompts; equal arrays are known once. None where the codec has no voices."""
+        """Voice vectors (N, voice_dim) of prompts; equal arrays are encoded once. None where the codec has no voices."""
         if not self.wants_prompt:
             return None
         known: dict[int, Tensor] = {}
         for prompt in prompts:
             if id(prompt) not in known:
                 known[id(prompt)] = self._voice(prompt)
-        return (
-            torch.stack([known[id(p)] for p in prompts])
-            if prompts
-            else torch.zeros(0, self.net.cfg.voice_dim, device=self.device)
-        )
+        nothing = torch.zeros(0, self.net.cfg.voice_dim, device=self.device)
+        return torch.stack([known[id(p)] for p in prompts]) if prompts else nothing
 
     def _voice(self, prompt: np.ndarray | None) -> Tensor:
         if prompt is None or not np.isfinite(rms_dbfs(prompt)):
@@ -194,9 +188,7 @@ def start_alike(rows: Tensor, codec: Codec) -> None:
         return
     codes = codec.coordinates
     spread = rows.std()
-    each = torch.cat(
-        [torch.nn.functional.one_hot(column.unique(return_inverse=True)[1]).float() for column in codes.T], 1
-    )
+    each = torch.cat([one_hot(column.unique(return_inverse=True)[1]).float() for column in codes.T], 1)
     for part, share in ((codes, 0.7), (each, 0.5)):
         made = part.to(rows) @ torch.randn(part.shape[1], rows.shape[1]).to(rows)
         rows.mul_((1 - share**2) ** 0.5).add_(made / made.std() * spread * share)

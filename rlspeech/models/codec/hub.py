@@ -36,7 +36,7 @@ class Family(NamedTuple):
     cls: str
     hub: str
     books: int
-    semantic: bool = False  # hears Kaldi features as well
+    semantic: bool = False  # encodes Kaldi features as well
 
 
 FAMILIES = {
@@ -68,11 +68,9 @@ class HubCodec:
         least = int(getattr(cfg, "num_semantic_quantizers", 1))
         self.books = books if books is not None else max(least, min(FAMILIES[self.family].books, have))
         if not least <= self.books <= have:
-            raise UserError(
-                f"{name} cannot use {self.books} codebooks",
-                f"it has {have}, and needs {least} at least",
-                f"{self.family}:FOLDER_OR_HUB_ID:{have}",
-            )
+            why = f"it has {have}, and needs {least} at least"
+            hint = f"{self.family}:FOLDER_OR_HUB_ID:{have}"
+            raise UserError(f"{name} cannot use {self.books} codebooks", why, hint)
         self.input_rate = int(getattr(cfg, "input_sampling_rate", 0) or cfg.sampling_rate)
         self.sample_rate = int(getattr(cfg, "output_sampling_rate", 0) or cfg.sampling_rate)
         if self.family == "mimi":
@@ -91,10 +89,9 @@ class HubCodec:
 
     @torch.no_grad()
     def encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
-        """Ids of waveforms at ``sample_rate``; each is heard alone."""
-        return [
-            self._encode(resample(np.asarray(w, dtype=np.float32), self.sample_rate, self.input_rate)) for w in wavs
-        ]
+        """Ids of waveforms at ``sample_rate``; each is encoded alone."""
+        rates = self.sample_rate, self.input_rate
+        return [self._encode(resample(np.asarray(w, dtype=np.float32), *rates)) for w in wavs]
 
     def _encode(self, wav: np.ndarray) -> Tensor:
         frames = max(1, -(-len(wav) // self.hop))
@@ -105,13 +102,9 @@ class HubCodec:
             features = fbank_features(given[0, 0].numpy(), self.hop // 2 if self.family == "xcodec2" else 0)
             codes = self.net.encode(given.to(self.device), input_features=features[None].to(self.device)).audio_codes
         elif self.family == "mimi":
-            codes = self.net.encode(
-                given[..., : frames * self.hop].to(self.device), num_quantizers=self.books
-            ).audio_codes
+            codes = self.net.encode(given[..., : -self.hop].to(self.device), num_quantizers=self.books).audio_codes
         else:
-            codes = self.net.encode(
-                given[..., : frames * self.hop].to(self.device), n_quantizers=self.books
-            ).audio_codes
+            codes = self.net.encode(given[..., : -self.hop].to(self.device), n_quantizers=self.books).audio_codes
         kept = codes[0, : self.books, :frames].cpu().long()  # (K, frames)
         return (kept + self.codebook * torch.arange(self.books)[:, None]).T.reshape(-1)
 

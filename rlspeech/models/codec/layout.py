@@ -69,37 +69,20 @@ class Known(NamedTuple):
     name: str
     code: str
     stops: tuple[str, ...]
-    before: str
-    after: str
+    around: tuple[str, str]
     codec: str
     sample_rate: int
     frame_s: float
     chat: bool = False
 
 
+REQUEST, END = "Convert the text to speech:", "<|SPEECH_GENERATION_END|>"
+LLASA = f"{REQUEST}<|TEXT_UNDERSTANDING_START|>", "<|TEXT_UNDERSTANDING_END|>"
+NEUTTS = f"user: {REQUEST}<|TEXT_PROMPT_START|>", "<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>"
 KNOWN = (
-    Known(
-        "Llasa",
-        "<|s_{}|>",
-        ("<|SPEECH_GENERATION_END|>",),
-        "Convert the text to speech:<|TEXT_UNDERSTANDING_START|>",
-        "<|TEXT_UNDERSTANDING_END|>",
-        "xcodec2",
-        16000,
-        0.02,
-        chat=True,
-    ),
-    Known(
-        "NeuTTS",
-        "<|speech_{}|>",
-        ("<|SPEECH_GENERATION_END|>",),
-        "user: Convert the text to speech:<|TEXT_PROMPT_START|>",
-        "<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>",
-        "neucodec",
-        24000,
-        0.02,
-    ),
-    Known("CosyVoice2", "<|s_{}|>", ("<|eos1|>", "<|eos2|>", "<|eos3|>"), "<|sos|>", "<|task_id|>", "", 24000, 0.04),
+    Known("Llasa", "<|s_{}|>", (END,), LLASA, "xcodec2", 16000, 0.02, chat=True),
+    Known("NeuTTS", "<|speech_{}|>", (END,), NEUTTS, "neucodec", 24000, 0.02),
+    Known("CosyVoice2", "<|s_{}|>", ("<|eos1|>", "<|eos2|>", "<|eos3|>"), ("<|sos|>", "<|task_id|>"), "", 24000, 0.04),
 )
 ANSWER = "<|SPEECH_GENERATION_START|>"  # what a chat's answer begins with
 
@@ -127,12 +110,9 @@ def _layout(known: Known, tokenizer: Any, vocabulary: dict[str, int]) -> Layout:
     while vocabulary.get(known.code.format(size)) == first + size:
         size += 1
     if known.code.format(size) in vocabulary:
-        raise UserError(
-            "the codec's ids do not follow each other in the vocabulary", f"{known.code.format(size)} stands apart"
-        )
-    before, after = known.before, known.after
-    if known.chat:
-        before, after = _chat(tokenizer, before, after)
+        why = f"{known.code.format(size)} stands apart"
+        raise UserError("the codec's ids do not follow each other in the vocabulary", why)
+    before, after = _chat(tokenizer, *known.around) if known.chat else known.around
     stops = tuple(vocabulary[s] for s in known.stops)
     return Layout(before, after, first, size, stops, known.codec, known.sample_rate, known.frame_s)
 
@@ -142,8 +122,6 @@ def _chat(tokenizer: Any, before: str, after: str) -> tuple[str, str]:
     if not getattr(tokenizer, "chat_template", None):
         return before, after + ANSWER
     turns = [{"role": "user", "content": before + HOLE + after}, {"role": "assistant", "content": ANSWER}]
-    written = tokenizer.apply_chat_template(
-        turns, tokenize=False, continue_final_message=True, date_string="26 Jul 2024"
-    )
-    head, _, tail = str(written).partition(HOLE)
+    how = {"tokenize": False, "continue_final_message": True, "date_string": "26 Jul 2024"}
+    head, _, tail = str(tokenizer.apply_chat_template(turns, **how)).partition(HOLE)
     return head, tail

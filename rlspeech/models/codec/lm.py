@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import Sampling
 from rlspeech.data.text import get_normaliser
@@ -27,6 +26,7 @@ from rlspeech.models.audio_lm.generate import (
     generate,
     left_padded,
     prefill,
+    right_padded,
 )
 from rlspeech.models.codec.layout import Layout
 from rlspeech.types import UserError
@@ -66,9 +66,8 @@ class CodecLM(LanguageModel):
         # in the slice's count the stop is one behind the codes, and fills up too
         self.size = self.stop = self.pad = layout.size
         self._normalise = get_normaliser(layout.normaliser)
-        self._before, self._after = (
-            tokenizer(x, add_special_tokens=False).input_ids for x in (layout.before, layout.after)
-        )
+        around = (layout.before, layout.after)
+        self._before, self._after = (tokenizer(x, add_special_tokens=False).input_ids for x in around)
         self._codec: dict[str, Any] = {} if codec is None else {"it": codec}
         self.lora_targets = self._lora_targets()
 
@@ -120,12 +119,8 @@ class CodecLM(LanguageModel):
 
     def fits(self, line: Line) -> bool:
         """Whether the prompt stands in the row: it has a text, and is not longer than ``prompt_s``."""
-        return bool(
-            line.prompt is not None
-            and len(line.prompt)
-            and line.prompt_text
-            and len(line.prompt) * self.layout.frame_s <= self.layout.prompt_s
-        )
+        codes = 0 if line.prompt is None else len(line.prompt)
+        return bool(codes and line.prompt_text and codes * self.layout.frame_s <= self.layout.prompt_s)
 
     def encode(self, lines: Sequence[Line]) -> EncodedPrompts:
         """Rows up to where speech begins; a text may be empty."""
@@ -199,13 +194,8 @@ class CodecLM(LanguageModel):
         embeds, seen = left_padded(self.embed(prompts.select(rows)))
         cache, place, out = DynamicCache(config=self.net.config), (seen.cumsum(1) - 1).clamp_min(0), list[Tensor]()
         for s in range(steps):
-            states = self.net.model(
-                inputs_embeds=embeds,
-                attention_mask=seen.long(),
-                position_ids=place,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+            given = {"inputs_embeds": embeds, "attention_mask": seen.long(), "position_ids": place}
+            states = self.net.model(**given, past_key_values=cache, use_cache=True).last_hidden_state
             out.append(self.head(states[:, -1]).float())
             soft, last = choose(out[-1], s)
             if last:
@@ -220,9 +210,8 @@ class CodecLM(LanguageModel):
         stops, here, bias = list(self.layout.stops), slice(first, first + self.size), getattr(out, "bias", None)
         codes = nn.functional.linear(hidden, out.weight[here], None if bias is None else bias[here])
         ends = nn.functional.linear(hidden, out.weight[stops], None if bias is None else bias[stops])
-        return torch.cat(
-            [codes, ends if len(stops) == 1 else ends.float().logsumexp(-1, keepdim=True).to(codes.dtype)], -1
-        )
+        end = ends if len(stops) == 1 else ends.float().logsumexp(-1, keepdim=True).to(codes.dtype)
+        return torch.cat([codes, end], -1)
 
     def codes(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """The codec's ids (T_i,) in rows (N, S), without stop and padding."""
@@ -231,5 +220,4 @@ class CodecLM(LanguageModel):
     def references(self, codes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Ids (n, S) of the slice and mask of recordings' codes (T_i,), with the stop."""
         rows = [torch.cat([c.long().cpu(), torch.tensor([self.stop])]) for c in codes]
-        mask = [torch.ones(len(r), dtype=torch.bool) for r in rows]
-        return pad_sequence(rows, batch_first=True, padding_value=self.pad), pad_sequence(mask, batch_first=True)
+        return right_padded(rows, self.pad)

@@ -1,4 +1,4 @@
-"""Codec language models as folders in transformers' layout, built, loaded and saved; the model itself is in ``codec_model``."""
+"""Codec language models as folders in transformers' layout: built, loaded and saved; the model itself is in ``lm.py``."""
 
 from __future__ import annotations
 
@@ -38,20 +38,17 @@ def make_text_tokenizer(texts: Iterable[str], size: int) -> Any:
     marks = [PAD, TEXT, SPEECH, STOP]
     plain, inner = Qwen2Tokenizer().backend_tokenizer, Tokenizer(models.BPE())
     inner.normalizer, inner.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=marks, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
+    how = {"show_progress": False, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=marks, **how)
     inner.train_from_iterator((LEAD + t for t in texts), trainer)
     merges: Any = [tuple(m) for m in json.loads(inner.to_str())["model"]["merges"]]
-    return Qwen2Tokenizer(
-        vocab=inner.get_vocab(),
-        merges=merges,
-        unk_token=PAD,
-        pad_token=PAD,
-        eos_token=STOP,
-        extra_special_tokens=[TEXT, SPEECH],
-        clean_up_tokenization_spaces=False,
-    )
+    special: dict[str, Any] = {
+        "unk_token": PAD,
+        "pad_token": PAD,
+        "eos_token": STOP,
+        "extra_special_tokens": [TEXT, SPEECH],
+    }
+    return Qwen2Tokenizer(vocab=inner.get_vocab(), merges=merges, clean_up_tokenization_spaces=False, **special)
 
 
 def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None = None) -> CodecLM:
@@ -75,20 +72,8 @@ def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None 
     given, codec = codec, codec or load_codec(cfg.codec)
     tokenizer = make_text_tokenizer(spoken, cfg.vocabulary)
     stop, pad = (int(tokenizer.convert_tokens_to_ids(m)) for m in (STOP, PAD))
-    layout = Layout(
-        TEXT,
-        SPEECH,
-        len(tokenizer),
-        codec.size,
-        (stop,),
-        cfg.codec,
-        codec.sample_rate,
-        codec.frame_s,
-        WRITTEN,
-        lead=LEAD,
-        prompt_s=cfg.prompt_s,
-        max_s=cfg.max_s,
-    )
+    speech = (len(tokenizer), codec.size, (stop,), cfg.codec, codec.sample_rate, codec.frame_s)
+    layout = Layout(TEXT, SPEECH, *speech, WRITTEN, lead=LEAD, prompt_s=cfg.prompt_s, max_s=cfg.max_s)
     config: Any = Qwen2Config(
         vocab_size=len(tokenizer) + codec.size,
         hidden_size=cfg.dim,

@@ -53,9 +53,8 @@ class FiniteScalar(nn.Module):
         super().__init__()
         self.size = math.prod(levels)
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32), persistent=False)
-        self.register_buffer(
-            "basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False
-        )
+        basis = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+        self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Codes in [-1, 1] (..., D) with gradient, and ids (...) long, of (..., D) about standard normal: every level is as likely."""
@@ -104,9 +103,7 @@ class CodecNet(nn.Module):
         self.samples = cfg.hop * cfg.stride  # a token
         dim, inputs = cfg.dim, cfg.mels + 2
         self.factors = prime_factors(cfg.stride)
-        shares = [1] * (len(self.factors) - 1) + [
-            max(1, cfg.blocks - len(self.factors) + 1)
-        ]  # most blocks where tokens are
+        shares = [1] * (len(self.factors) - 1) + [max(1, cfg.blocks - len(self.factors) + 1)]  # most where tokens are
         widths = [inputs * self.factors[0], *(dim * f for f in self.factors[1:])]
         self.merges = nn.ModuleList(nn.Linear(w, dim) for w in widths)
         self.listen = nn.ModuleList(nn.ModuleList(ConvBlock(dim, cfg.kernel) for _ in range(n)) for n in shares)
@@ -156,14 +153,8 @@ class CodecNet(nn.Module):
         voiced = (pitch > 0).float()[..., None] * mask
         height = (pitch.clamp_min(1.0) / PITCH_HZ).log()[..., None]
         middle = (height * voiced).sum(1, keepdim=True) / voiced.sum(1, keepdim=True).clamp_min(1)
-        x = torch.cat(
-            [
-                (mel - (mel * mask).sum(1, keepdim=True) / count) / MEL_SCALE,
-                voiced,
-                PITCH_SCALE * (height - middle) * voiced,
-            ],
-            -1,
-        )
+        shape = (mel - (mel * mask).sum(1, keepdim=True) / count) / MEL_SCALE
+        x = torch.cat([shape, voiced, PITCH_SCALE * (height - middle) * voiced], -1)
         for merge, factor, blocks in zip(self.merges, self.factors, self.listen, strict=True):
             x, mask = merge(merge_frames(x, factor)), mask[:, ::factor]
             for block in blocks:  # type: ignore[attr-defined]

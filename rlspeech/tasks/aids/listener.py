@@ -25,6 +25,7 @@ from rlspeech.config import Pretrain
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.degrade import TRAITS, Sources, degrade
+from rlspeech.models.audio_lm.generate import with_answers
 from rlspeech.models.listener import (
     AUDIO,
     BOS,
@@ -95,14 +96,7 @@ def tokens_of(
     for n, text in zip(frames, answers, strict=True):
         before = tokenizer(f"{BOS}{AUDIO * audio_tokens(n)}{EOS}{question}{START}").input_ids
         rows.append((before, tokenizer(f"{text}{END}").input_ids))
-    length = max(len(a) + len(b) for a, b in rows)
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    mask, answer = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, (a, b) in enumerate(rows):
-        ids[i, : len(a) + len(b)] = torch.tensor(a + b)
-        mask[i, : len(a) + len(b)] = 1
-        answer[i, len(a) : len(a) + len(b)] = True
-    return ids, mask, answer
+    return with_answers(rows, tokenizer.pad_token_id)
 
 
 class ListenerTask(Task):
