@@ -13,10 +13,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rlspeech import log
 from rlspeech.parallel import calm_threads, physical_cores
@@ -25,7 +25,9 @@ from rlspeech.types import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Engine", "Watchdog", "seed_all"]
+__all__ = ["Engine", "PhasedPolicy", "Phases", "Watchdog", "seed_all"]
+
+MB = 2**20
 
 
 def seed_all(seed: int) -> None:
@@ -215,3 +217,113 @@ class Watchdog:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join(timeout=1)
+
+
+class PhasedPolicy(Protocol):
+    """What a policy with phases of its own has beside ``types.Policy``."""
+
+    announce: Callable[[str], None]  # set by the algorithm; the policy calls it inside ``rollout`` where a phase begins
+
+    def enter(self, phase: str) -> None:
+        """Move what "encode", "rollout", "reward" or "update" needs to the device, and what it does not need off it."""
+        ...
+
+
+class Phases:
+    """The phases of a step - encode, rollout, reward, update - which share one device: their seconds, their memory, what waits elsewhere.
+
+    The published recognition system (arXiv 2509.18569) gives the whole device to one phase after the other. Here the algorithm says which
+    phase begins; the policy moves what the phase does not need (its hook ``enter``), and the optimiser's moments, which only an update
+    needs, wait in the host's memory meanwhile. A policy that encodes its prompts before it samples announces the second phase itself.
+    Measured are a phase's seconds and its peak memory: of the device on CUDA, else of the process where Linux tells.
+
+    Args:
+        policy: any; only one with an ``enter`` is told.
+        optimizer: whose moments wait in the host's memory outside of updates.
+        offload: "none" leaves everything where it is.
+    """
+
+    def __init__(self, policy: Any, optimizer: torch.optim.Optimizer, offload: str) -> None:
+        self.optimizer, self.away = optimizer, offload == "phase"
+        self.device = policy.parameters()[0].device
+        self.first, self._hook = "rollout", cast(Callable[[str], None] | None, getattr(policy, "enter", None))
+        self._into: dict[str, float] | None = None
+        self._phase: str | None = None
+        self._since = 0.0
+        if self._hook is not None:
+            self.first = "encode"
+            policy.announce = self.enter
+
+    @contextmanager
+    def record(self, into: dict[str, float]) -> Iterator[None]:
+        """Add the seconds of the phases entered inside to ``into``, and their peaks as ``memory_mb/PHASE``."""
+        self._into = into
+        try:
+            yield
+        finally:
+            self._close()
+            self._into = None
+            self._moments("cpu")
+
+    def enter(self, phase: str) -> None:
+        """From here on it is this phase that runs."""
+        self._close()
+        if self._hook is not None:
+            self._hook(phase)
+        self._moments(None if phase == "update" else "cpu")
+        if self._into is None:  # a rollout that no algorithm asked for
+            return
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            _forget_peak()
+        self._phase, self._since = phase, time.perf_counter()
+
+    def _close(self) -> None:
+        if self._phase is None or self._into is None:
+            return
+        import torch
+
+        peak = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the work of this phase, not only its launch
+            peak = torch.cuda.max_memory_allocated(self.device) / MB
+        elif self.device.type == "cpu":
+            peak = _process_peak_mb()
+        if peak is not None:
+            name = f"memory_mb/{self._phase}"
+            self._into[name] = max(self._into.get(name, 0.0), peak)
+        self._into[self._phase] = self._into.get(self._phase, 0.0) + time.perf_counter() - self._since
+        self._phase = None
+
+    def _moments(self, where: str | None) -> None:
+        """Move the optimiser's state: to a device, or back to its parameters."""
+        if not self.away:
+            return
+        import torch
+
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if torch.is_tensor(value) and value.dim():  # step counters live where the optimiser put them
+                    state[name] = value.to(where or parameter.device)
+        if where and self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for the judges, which may live in other processes
+
+
+def _forget_peak() -> None:
+    """Let the process's peak of resident memory begin anew (Linux; elsewhere nothing)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _process_peak_mb() -> float | None:
+    """Peak of resident memory since then, in MB; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, policy_loss
-from rlspeech.algos.phases import Phases
 from rlspeech.algos.resample import Draw, JoiningPolicy, refill
 from rlspeech.config import RL, RewardSpec
+from rlspeech.engine import Phases
 from rlspeech.rewards.mix import to_arrays
 from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
 

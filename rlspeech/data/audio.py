@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["AudioError", "load_audio", "resample", "rms_dbfs", "save_audio", "to_level"]
+__all__ = ["AudioError", "level_gain", "load_audio", "mono", "resample", "rms_dbfs", "save_audio", "to_level"]
+
+SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
 
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = (
     1000,
@@ -123,3 +125,16 @@ def to_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
     if not np.isfinite(level):
         return wav
     return np.asarray(wav * 10.0 ** ((dbfs - level) / 20.0), dtype=np.float32)
+
+
+def level_gain(wav: np.ndarray, level_dbfs: float | None) -> float:
+    """Factor that brings a recording to a level, at most ``MAX_GAIN_DB``; silence keeps its own: no gain makes speech of it."""
+    if level_dbfs is None:
+        return 1.0
+    level = rms_dbfs(wav.reshape(-1))
+    return 10.0 ** (min(level_dbfs - level, MAX_GAIN_DB) / 20.0) if level > SILENT_DBFS - MAX_GAIN_DB else 1.0
+
+
+def mono(wav: np.ndarray) -> np.ndarray:
+    """(T,) of (T,) or (C, T): metrics take the mean of the channels."""
+    return wav if wav.ndim == 1 else np.ascontiguousarray(wav.mean(0))

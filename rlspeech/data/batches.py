@@ -15,11 +15,11 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.config import Mixing, Video
-from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.audio import AudioError, load_audio, mono
 from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.data.video import LIPS_FPS, frames_of, load_lips
-from rlspeech.types import UserError, Utterance
+from rlspeech.types import Sample, UserError, Utterance
 
 __all__ = [
     "Clip",
@@ -54,6 +54,10 @@ class Clip:
     text: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     lips: np.ndarray | None = None
+
+    def sample(self, wav: np.ndarray, sample_rate: int) -> Sample:
+        """An output (T,) or (C, T) for this clip as a sample to score."""
+        return Sample(self.key, mono(wav), sample_rate, mono(self.target), self.text, self.columns)
 
 
 class ClipSource(Protocol):

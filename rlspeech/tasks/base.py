@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
-from rlspeech.data.audio import rms_dbfs, save_audio
+from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import (
     Clip,
     ClipSource,
@@ -37,15 +37,11 @@ __all__ = [
     "check_enhancer",
     "enhance_clips",
     "keep_samples",
-    "level_gain",
     "means_of",
-    "mono",
-    "sample_of",
     "set_anew",
 ]
 
 Numbers = dict[str, float | Interval]
-SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0
 
 
 class Enhancer(Protocol):
@@ -289,7 +285,7 @@ def means_of(scores: Mapping[str, Sequence[Score]]) -> Numbers:
 
 def enhance_clips(enhancer: Any, clips: list[Clip]) -> list[Sample]:
     """Outputs of whole clips, one at a time, as samples to score."""
-    return [sample_of(c, enhancer.infer([c.noisy], [c.key], [c.lips])[0], enhancer.sample_rate) for c in clips]
+    return [c.sample(enhancer.infer([c.noisy], [c.key], [c.lips])[0], enhancer.sample_rate) for c in clips]
 
 
 def keep_samples(folder: Path, samples: Sequence[Sample], players: int) -> None:
@@ -303,21 +299,3 @@ def keep_samples(folder: Path, samples: Sequence[Sample], players: int) -> None:
     for s in samples[:players]:
         if len(s.wav):
             save_audio(folder / f"{safe_name(s.key)}.flac", s.wav, s.sample_rate)
-
-
-def sample_of(clip: Clip, wav: np.ndarray, sample_rate: int) -> Sample:
-    """An output (T,) or (C, T) of a clip as a sample to score."""
-    return Sample(clip.key, mono(wav), sample_rate, mono(clip.target), clip.text, clip.columns)
-
-
-def level_gain(wav: np.ndarray, level_dbfs: float | None) -> float:
-    """Factor that brings a recording to a level, at most ``MAX_GAIN_DB``; silence keeps its own: no gain makes speech of it."""
-    if level_dbfs is None:
-        return 1.0
-    level = rms_dbfs(wav.reshape(-1))
-    return 10.0 ** (min(level_dbfs - level, MAX_GAIN_DB) / 20.0) if level > SILENT_DBFS - MAX_GAIN_DB else 1.0
-
-
-def mono(wav: np.ndarray) -> np.ndarray:
-    """(T,) of (T,) or (C, T): metrics hear the mean of the ears."""
-    return wav if wav.ndim == 1 else np.ascontiguousarray(wav.mean(0))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.math import group_advantage
-from rlspeech.algos.phases import Phases
 from rlspeech.config import PPO, RL, RewardSpec
+from rlspeech.engine import Phases
 from rlspeech.types import LogProb, Rollout, Sample, Score, UserError
 
 NAME, WORDS = "si_sdr", 4

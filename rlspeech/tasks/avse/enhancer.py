@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlspeech.data.audio import level_gain, mono
 from rlspeech.data.batches import Clip
 from rlspeech.data.video import frames_of
 from rlspeech.models.avse import AvseEnhancer, si_snr
-from rlspeech.tasks.base import level_gain, mono
 from rlspeech.types import UserError
 
 __all__ = ["AvBatch", "AvInference", "collate", "shuffled", "supervised_loss"]

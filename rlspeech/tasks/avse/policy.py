@@ -22,7 +22,6 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.avse import AvseEnhancer, Masked
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, supervised_loss
-from rlspeech.tasks.base import sample_of
 from rlspeech.tasks.explore import Fields
 from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, real_samples, reduce
 from rlspeech.types import LogProb, Rollout, Sample, UserError
@@ -219,7 +218,7 @@ class AvsePolicy(GaussianPolicy):
         return wavs / state.batch.gain[who][:, None, None]
 
     def _sample(self, clip: Clip, wav: Tensor) -> Sample:
-        return sample_of(clip, wav[:, : clip.noisy.shape[-1]].float().cpu().numpy(), self.sample_rate)
+        return clip.sample(wav[:, : clip.noisy.shape[-1]].float().cpu().numpy(), self.sample_rate)
 
 
 def filter_bands(model: AvseEnhancer, bands: int) -> Tensor:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
+from rlspeech.data.audio import mono
 from rlspeech.data.batches import Clip
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, shuffled, supervised_loss
-from rlspeech.tasks.base import EnhancementTask, Numbers, check_enhancer, mono, set_anew
+from rlspeech.tasks.base import EnhancementTask, Numbers, check_enhancer, set_anew
 
 __all__ = ["Avse"]
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlspeech.data.audio import level_gain
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.flow import FlowEnhancer, frame_mask
-from rlspeech.tasks.base import level_gain
 from rlspeech.tasks.gaussian import normal
 
 __all__ = ["Enhancer", "FlowBatch", "collate", "decode", "encode", "flow_loss", "latent", "spectral_mask"]

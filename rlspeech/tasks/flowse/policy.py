@@ -19,7 +19,6 @@ from rlspeech.config import Exploration, Pretrain
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.flow import FlowEnhancer, euler, magnitude
-from rlspeech.tasks.base import sample_of
 from rlspeech.tasks.explore import GainNoise, Site, build_kernel
 from rlspeech.tasks.flowse.enhancer import (
     Enhancer,
@@ -95,7 +94,7 @@ class FlowPolicy(GaussianPolicy):
         with self.adapted.reference() as model:
             enhancer = Enhancer(model, nfe=nfe, guidance=0.0, seed=self.seed + (seed or 0))
             wavs = enhancer.infer([c.noisy for c in batch], names)
-        return [sample_of(c, wav, self.sample_rate) for c, wav in zip(batch, wavs, strict=True)]
+        return [c.sample(wav, self.sample_rate) for c, wav in zip(batch, wavs, strict=True)]
 
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
         """The loss of flow matching, as in pretraining with its default weights; there is none of sampled outputs."""
@@ -160,7 +159,7 @@ class FlowPolicy(GaussianPolicy):
         out = decode(self.model, x, data.samples[prompts]) / data.gain[prompts][:, None]
         wavs = out.float().cpu().numpy()
         owners = prompts.tolist()
-        samples = [sample_of(batch[p], wavs[i, : len(batch[p].noisy)], self.sample_rate) for i, p in enumerate(owners)]
+        samples = [batch[p].sample(wavs[i, : len(batch[p].noisy)], self.sample_rate) for i, p in enumerate(owners)]
         logp = torch.stack([d.old for d in decisions], dim=1)
         alive = torch.stack([d.active[d.states].sum(1) > 0 for d in decisions], dim=1)
         return Rollout(prompts.cpu(), logp, alive, samples, decisions, torch.ones(len(owners), dtype=torch.bool))
