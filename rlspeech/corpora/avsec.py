@@ -54,7 +54,7 @@ class Avsec(Layout):
 
     def make(self, out: Path) -> Sets:
         """Return the scenes for training, validation and test."""
-        options = {"given_lips": self.given_lips, "workers": self.processes()}
+        options: dict[str, Any] = {"given_lips": self.given_lips, "workers": self.processes()}
         return self.vetted(find(self.root or "", self.channels, self.target, **options), out, "noisy")
 
 

@@ -152,7 +152,7 @@ class Source(Strict):
 class Layout(Source):
     """Settings that every corpus on disk has."""
 
-    needed = ("root",)
+    needed: ClassVar[tuple[str, ...]] = ("root",)
     root: str | None = Field(None, description="the corpus, or a file of it")
     mixing: Mixing = Field(Mixing(), description="how mixtures are made, where there are clean speech and noise")
     limits: Limits = Field(Limits(), description="what is dropped")

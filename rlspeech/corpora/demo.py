@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -38,7 +39,7 @@ class Demo(Layout):
     """``rlspeech prepare demo``."""
 
     name = "demo"
-    needed = ()
+    needed: ClassVar[tuple[str, ...]] = ()
     mouths: bool = Field(False, description=MOUTHS)
     commands: bool = Field(False, description="spoken digits and commands with transcripts, for recognition")
 

@@ -361,7 +361,7 @@ def _warped(frame: np.ndarray, centre: np.ndarray, scale: float, angle: float, s
     turn = np.array([[cosine, sine], [-sine, cosine]])
     middle = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
     matrix = np.concatenate([turn, (middle - turn @ centre)[:, None]], axis=1)
-    options = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    options: dict[str, Any] = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
     return np.asarray(cv2.warpAffine(frame, matrix, (size[1], size[0]), **options))
 
 

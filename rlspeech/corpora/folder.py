@@ -19,7 +19,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -71,7 +71,7 @@ class Pairs(Layout):
     """``rlspeech prepare pairs``."""
 
     name = "pairs"
-    needed = ("noisy", "clean")
+    needed: ClassVar[tuple[str, ...]] = ("noisy", "clean")
     noisy: str | None = Field(None, description="folder with the inputs")
     clean: list[str] = Field([], description="folder with the references, named as the inputs")
 
@@ -222,7 +222,7 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a table with or without a header; quotes are quotes only in csv proper, elsewhere they are part of a sentence."""
     content = text_file(path)
     mark = next((m for m in "\t|;," if m in content.split("\n", 1)[0]), ",")
-    quoting = csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE
+    quoting: Any = csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE
     try:
         cells = list(csv.reader(io.StringIO(content, newline=""), delimiter=mark, quoting=quoting))
     except csv.Error as error:

@@ -61,11 +61,11 @@ class Join(Source):
         elif self.sample is not None:
             log.warn(f"there are {len(rows)} rows, all of them are taken (--sample {self.sample})")
         utts = [utt for _, utt in rows]
-        facts = {"joined": [_facts(p, [utt for m, utt in rows if m == n]) for n, p in enumerate(parts)]}
-        facts["renamed"] = renamed
+        joined = [_facts(p, [utt for m, utt in rows if m == n]) for n, p in enumerate(parts)]
+        facts: dict[str, Any] = {"joined": joined, "renamed": renamed}
         table = [
             [j["path"], j["rows"], round(j["hours"], 3), ", ".join(f"{k}={v}" for k, v in j["columns"].items())]
-            for j in facts["joined"]
+            for j in joined
         ]
         note = f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"
         return Sets(

@@ -43,7 +43,7 @@ class Ladder(Material):
         """Return the speech and noise of the ladders, which are rendered of them."""
         sets = self.material(out)
         clean, noise = sets.rows["clean"], sets.rows["noise"]
-        options = {"count": self.render, "clip_s": self.render_s, "seed": self.seed}
+        options: dict[str, Any] = {"count": self.render, "clip_s": self.render_s, "seed": self.seed}
         sets.render = partial(render, clean, noise, out, **options)
         return sets
 

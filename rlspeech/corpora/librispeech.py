@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -66,7 +67,12 @@ def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
                 texts[name] = words.strip().lower()
         for path in audio_files(folder):
             name, speaker, text = path.stem, path.stem.split("-")[0], texts.get(path.stem)
-            columns = {"speaker": speaker, "language": "en", "sex": sexes.get(speaker), "chapter": path.parent.name}
+            columns: dict[str, Any] = {
+                "speaker": speaker,
+                "language": "en",
+                "sex": sexes.get(speaker),
+                "chapter": path.parent.name,
+            }
             yield candidate(folder.name, path, name, None if text else "no transcript", text=text, **columns)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -33,7 +33,7 @@ Rendered = tuple[list[Utterance], list[dict[str, Any]]]  # rows, and what could 
 class Material(Layout):
     """Speech and noise that something is made of."""
 
-    needed = ("clean", "noise")
+    needed: ClassVar[tuple[str, ...]] = ("clean", "noise")
     clean: list[str] = Field([], description="folder or manifest of clean speech; may be repeated")
     noise: list[str] = Field([], description="folder or manifest of noise; may be repeated")
     rir: list[str] = Field([], description="folder or manifest of impulse responses; may be repeated")
@@ -60,7 +60,7 @@ class Mix(Material):
         draw = partial(draw_all, out=out, seed=self.seed, workers=self.processes())
 
         def mixtures() -> Rendered:
-            options = {"seed": self.seed, "clip_s": self.render_s, "workers": self.processes()}
+            options: dict[str, Any] = {"seed": self.seed, "clip_s": self.render_s, "workers": self.processes()}
             rows, failed = render(out / "sources" / "mix.json", out, self.render, **options)
             rows, undrawn = draw(rows) if self.mouths else (rows, [])
             return rows, failed + undrawn
@@ -154,7 +154,7 @@ def render(
                 rows[number] = from_row({k: v for k, v in old.items() if k != "key"}, out)
         if rows:
             log.say(f"{len(rows)} of {count} mixtures were written before")
-        options = {"seed": seed, "clip_s": clip_s, "sample_rate": sample_rate}
+        options: dict[str, Any] = {"seed": seed, "clip_s": clip_s, "sample_rate": sample_rate}
         work = partial(_render_number, recipe=str(recipe), out=str(out / "audio"), **options)
         todo = [n for n in range(count) if n not in rows]
         try:

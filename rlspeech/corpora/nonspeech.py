@@ -74,7 +74,7 @@ class Nonspeech(Source):
                 raise UserError("no speech with transcripts", why, try_this)
             wanted = [c for c in wanted if c not in SPEECH_CONDITIONS]
             log.warn("without --clean there is no cut and no looped speech in the set")
-        options = {"count": self.count, "conditions": wanted, "seed": self.seed, "max_s": self.max_s}
+        options: dict[str, Any] = {"count": self.count, "conditions": wanted, "seed": self.seed, "max_s": self.max_s}
         rows, dropped = render(noise, clean, out, **options)
         if not rows:
             raise UserError("no clip could be made", dropped[0]["detail"], "other --noise or --clean")

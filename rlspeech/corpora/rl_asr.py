@@ -314,7 +314,7 @@ def _long(
             extra: dict[str, Any] = {"condition": "long", "how": how, "repeats": len(parts)}
             if keywords := list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ()))):
                 extra["keywords"] = keywords
-            options = {"gap_s": rules.gap_s, "sample_rate": sample_rate, "rng": rng, "extra": extra}
+            options: dict[str, Any] = {"gap_s": rules.gap_s, "sample_rate": sample_rate, "rng": rng, "extra": extra}
             try:
                 made.append(write_joined(parts, out / "audio" / f"{name}.flac", **options))
             except AudioError as error:
@@ -365,7 +365,7 @@ def _hypotheses(config: RlAsr, utts: Sequence[Utterance], out: Path) -> dict[str
         try_this = "name another one with --recogniser, or give its transcripts with --hypotheses"
         raise UserError("one recogniser cannot disagree", why, try_this)
     for name in dict.fromkeys(config.recognisers):
-        options = {"batch": config.batch, "device": config.device, "language": config.language}
+        options: dict[str, Any] = {"batch": config.batch, "device": config.device, "language": config.language}
         found[name] = recognise(name, utts, out / "heard", **options)
     if not found:
         log.warn("without recognisers or hypotheses no row is known to be hard: d1 holds long speech alone")

@@ -106,9 +106,8 @@ def run(config: Source, *, json_mode: bool = False) -> dict[str, Any]:
     source = config.chosen()
     for name in source.needed:
         if not getattr(source, name):
-            what, option = {"root": ("a source", ""), "manifests": ("manifests", "")}.get(
-                name, (name, f"--{name} PATH; ")
-            )
+            what = "a source" if name == "root" else name
+            option = "" if name in ("root", "manifests") else f"--{name} PATH; "
             raise UserError(f"prepare {source.name} needs {what}", "", f"{option}rlspeech prepare {source.name} --help")
     out = Path(os.path.abspath(config.out or os.path.join("data", source.name)))
     try:
@@ -117,17 +116,16 @@ def run(config: Source, *, json_mode: bool = False) -> dict[str, Any]:
         raise UserError(f"cannot make {out}", error.strerror or str(error), "name another folder with --out") from error
     sets = source.make(out)
     manifests, recipe = _write(config, source.name, sets, out)
-    summary = {"source": source.name, "out": str(out), "manifests": manifests, "recipe": recipe and str(recipe)}
-    summary["dropped"] = counted(sets.dropped + sets.failed)
-    summary |= sets.facts
+    summary: dict[str, Any] = {"source": source.name, "out": str(out), "manifests": manifests, "recipe": recipe}
+    summary |= {"dropped": counted(sets.dropped + sets.failed)} | sets.facts
     summary["next"] = sets.following or next_command(out, sets.rows, recipe is not None)
     summary["seconds"] = round(time.monotonic() - start_s, 1)
     _report(summary, sets)
     return summary
 
 
-def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, Any], Path | None]:
-    """Write manifests, recipe and what is rendered; the manifests' entries of the summary, and the recipe."""
+def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, Any], str | None]:
+    """Write manifests, recipe and what is rendered; the manifests' entries of the summary, and the recipe's path."""
     place = out / "sources" if sets.render else out
     manifests = {
         split: _write_set(config, name, sets, place / f"{split}.jsonl", rows, sets.dropped)
@@ -135,7 +133,9 @@ def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, 
     }
     recipe = None
     if sets.mixing is not None and {"clean", "noise"} <= sets.rows.keys():
-        recipe = place / "mix.json" if sets.written else write_recipe(place, sets.mixing, rir="rir" in sets.rows)
+        recipe = str(place / "mix.json")
+        if not sets.written:
+            write_recipe(place, sets.mixing, rir="rir" in sets.rows)
     if sets.render:
         rows, sets.failed = sets.render()
         if not rows:
