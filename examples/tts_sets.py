@@ -23,7 +23,7 @@ from pathlib import Path
 from asr_material import flite, row_of
 from asr_texts import draw
 
-from rlspeech.corpora.demo_commands import demo_commands_clean
+from rlspeech.corpora.demo import demo_commands_clean
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance
 

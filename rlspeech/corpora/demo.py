@@ -1,7 +1,14 @@
-"""The embedded corpus: synthetic speech and noise in ``rlspeech/assets/demo``; see its README.
+"""The embedded corpora: synthetic speech and noise, and spoken digits and commands for recognisers; see the READMEs in their folders.
 
-Nothing is written beside the package, which may be read-only. The recipe for training is used where it lies; test and validation
-mixtures are rendered into a folder of the caller's or into the cache, once, and are the same everywhere.
+Nothing is written beside the package, which may be read-only. The recipe for training (``rlspeech/assets/demo``) is used where it lies;
+test and validation mixtures are rendered into a folder of the caller's or into the cache, once, and are the same everywhere.
+
+For recognisers (``rlspeech/assets/demo_commands``) clean speech of free synthesisers is shipped; voices and texts of train, valid and
+test differ. From it and from the other corpus' noise are rendered:
+
+    clean      as it was spoken (test only)              noisy      in noise at 0 to 20 dB
+    long       sentences of one voice one after the other, or one of them over and over
+    silence, noise, music, cut, looped                   sound that tempts to invent words (``corpora/nonspeech.py``)
 """
 
 from __future__ import annotations
@@ -11,28 +18,66 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from rlspeech.config import Mixing
+from rlspeech.corpora import nonspeech
 from rlspeech.corpora.base import Layout, Sets, shown
 from rlspeech.corpora.drawn import draw_all
 from rlspeech.corpora.mix import MOUTHS, render_one
+from rlspeech.corpora.splice import write_joined
 from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
-from rlspeech.data.mixing import MixtureSet, write_recipe
-from rlspeech.types import UserError
+from rlspeech.data.mixing import MixtureSet, mixture_rng, write_recipe
+from rlspeech.types import UserError, Utterance
 
-__all__ = ["Demo", "cache_folder", "cached", "demo_folder", "demo_recipe", "demo_test", "demo_valid"]
+__all__ = [
+    "Demo",
+    "cache_folder",
+    "cached",
+    "commands_folder",
+    "demo_commands",
+    "demo_commands_clean",
+    "demo_folder",
+    "demo_recipe",
+    "demo_test",
+    "demo_valid",
+]
 
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+RATE = 16000
 COUNT = 24
 SNR_DB = (-2.5, 12.5)
 TRAIN = Mixing(snr_db=(-5.0, 15.0), level_dbfs=(-30.0, -20.0), reverb=0.0, clip_s=2.0)
 FACES = {"snr_db": (0.0, 20.0), "talker": 0.7, "talker_snr_db": (-5.0, 5.0)}  # with a face: a voice among voices
 PARTS = {"test": ("test_clean.jsonl", "test_noise.jsonl", 20261), "valid": ("valid_clean.jsonl", "noise.jsonl", 20262)}
+
+COMMANDS_MIXING = Mixing(snr_db=(0.0, 20.0), level_dbfs=(-30.0, -20.0), reverb=0.0, clip_s=0.0)
+GAP_S = (0.1, 0.5)
+REPEATS = (3, 5)
+
+
+class Part(NamedTuple):
+    """How many clips of what a part holds."""
+
+    noise: str
+    clean: int
+    noisy: int
+    long: int
+    tempting: int
+    seed: int
+
+
+COMMANDS = {
+    "train": Part("noise.jsonl", 0, 120, 24, 6, 20263),
+    "valid": Part("noise.jsonl", 0, 16, 4, 2, 20264),
+    "test": Part("test_noise.jsonl", 40, 40, 16, 8, 20265),
+}
 
 
 class Demo(Layout):
@@ -47,8 +92,6 @@ class Demo(Layout):
         """Return the embedded corpus, which is written as it is made."""
         following = None
         if self.commands:
-            from rlspeech.corpora.demo_commands import demo_commands
-
             paths = [demo_commands(part, out) for part in ("train", "valid", "test")]
             following = f"rlspeech rl --task asr --data {shown(out)}/train.jsonl --valid {shown(out)}/valid.jsonl"
         else:
@@ -63,10 +106,14 @@ class Demo(Layout):
 
 def demo_folder() -> Path:
     """Where the embedded corpus lies. Raises ``UserError`` where the package came without it."""
-    folder = Path(__file__).resolve().parent.parent / "assets" / "demo"
-    if not (folder / "clean.jsonl").is_file():
-        why = f"{folder} holds no clean.jsonl"
-        raise UserError("the embedded corpus is missing", why, "reinstall the package, or name data of your own")
+    return _asset("demo", "clean.jsonl")
+
+
+def _asset(name: str, needed: str) -> Path:
+    folder = ASSETS / name
+    if not (folder / needed).is_file():
+        try_this = "reinstall the package, or name data of your own"
+        raise UserError("an embedded corpus is missing", f"{folder} holds no {needed}", try_this)
     return folder
 
 
@@ -177,10 +224,10 @@ def _whole(made: Path, count: int | None = COUNT) -> bool:
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    """Changes with the corpus and with this file, so that a cache made by an older version is not taken for this one."""
+    """Changes with the corpora and with this file, so that a cache made by an older version is not taken for this one."""
     digest = hashlib.blake2b(digest_size=6)
     code = Path(__file__), Path(__file__).with_name("drawn.py")
-    for path in (*code, *sorted(demo_folder().glob("*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
+    for path in (*code, *sorted(ASSETS.glob("demo*/*.jsonl")), *sorted(demo_folder().glob("*/*.flac"))):
         content = path.read_bytes() if path.suffix != ".flac" else str(path.stat().st_size).encode()
         digest.update(path.name.encode() + content)
     return digest.hexdigest()
@@ -192,7 +239,7 @@ def _render(part: str, out: Path, faces: bool = False) -> Path:
     mixing = Mixing(snr_db=SNR_DB, level_dbfs=(-28.0, -22.0), reverb=0.0)
     if faces:
         mixing = mixing.model_copy(update={**FACES, "talker": 1.0})
-    mixtures = MixtureSet(read_manifest(folder / clean), read_manifest(folder / noise), [], mixing, 16000, seed)
+    mixtures = MixtureSet(read_manifest(folder / clean), read_manifest(folder / noise), [], mixing, RATE, seed)
     ratios = np.random.Generator(np.random.Philox(seed)).permutation(np.linspace(*mixing.snr_db, COUNT))
     rows = [
         render_one(mixtures, n, out / "audio" / part, f"{part}_{n:02d}", snr_db=round(float(snr), 2))
@@ -204,3 +251,67 @@ def _render(part: str, out: Path, faces: bool = False) -> Path:
     meta |= {"mixing": mixing.model_dump()} | ({"video": "drawn"} if faces else {})
     write_manifest(out / f"{part}.jsonl", rows, meta)
     return out / f"{part}.jsonl"
+
+
+# --------------------------------------------------------------------------------------------------- for recognisers
+
+
+def commands_folder() -> Path:
+    """Where the clean speech lies. Raises ``UserError`` where the package came without it."""
+    return _asset("demo_commands", "train.jsonl")
+
+
+def demo_commands_clean(part: str) -> Path:
+    """The shipped manifest of clean speech of ``train``, ``valid`` or ``test``."""
+    return commands_folder() / f"{part}.jsonl"
+
+
+def demo_commands(part: str, out: str | Path | None = None) -> Path:
+    """The manifest of a part with its conditions, rendered below ``out`` or, once, into the cache.
+
+    Rows have ``text`` ("" where nothing is said), ``keywords`` and ``condition``.
+    """
+    if out is not None:
+        return _render_commands(part, Path(out))
+    render = partial(_render_commands, part)
+    return cached(f"commands-{part}", render, Path(f"{part}.jsonl"), count=None)  # some cuts cannot be made
+
+
+def _render_commands(part: str, out: Path) -> Path:
+    what, rows = COMMANDS[part], list[Utterance]()
+    clean, noise = read_manifest(demo_commands_clean(part)), read_manifest(demo_folder() / what.noise)
+    rows += [_named(utt, utt.id, "clean") for utt in clean[: what.clean]]
+    mixtures = MixtureSet(clean, noise, [], COMMANDS_MIXING, RATE, what.seed)
+    for n in range(what.noisy):
+        made = render_one(mixtures, n, out / "audio" / part, f"{part}_noisy_{n:03d}")
+        rows.append(_named(made, made.id, "noisy"))
+    rows += _long(part, clean, out, what)
+    folder = out / "audio" / part / "tempting"
+    tempting, _ = nonspeech.render(noise, clean, folder, count=what.tempting, seed=what.seed, max_s=12.0)
+    rows += [_named(u, f"{part}_{u.id}", str(u.extra["condition"])) for u in tempting]
+    meta = {"source": "demo commands", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600}
+    write_manifest(out / f"{part}.jsonl", rows, meta | {"seed": what.seed})
+    return out / f"{part}.jsonl"
+
+
+def _long(part: str, clean: list[Utterance], out: Path, what: Part) -> list[Utterance]:
+    """Every other one repeats one utterance, the rest are different ones of one voice."""
+    rows = []
+    for n in range(what.long):
+        rng = mixture_rng(what.seed, n, "long")
+        first = clean[int(rng.integers(len(clean)))]
+        times = int(rng.integers(REPEATS[0], REPEATS[1] + 1))
+        others = [u for u in clean if u.speaker_id == first.speaker_id and u.id != first.id]
+        if n % 2 == 0:
+            parts = [first] * times
+        else:
+            parts = [first, *(others[i] for i in rng.permutation(len(others))[: times - 1])]
+        keywords = list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ())))
+        extra = {"condition": "long", "kind": "long", "keywords": keywords}
+        path = out / "audio" / part / f"{part}_long_{n:03d}.flac"
+        rows.append(write_joined(parts, path, gap_s=GAP_S, sample_rate=RATE, rng=rng, extra=extra))
+    return rows
+
+
+def _named(utt: Utterance, name: str, condition: str) -> Utterance:
+    return replace(utt, id=name, target_filepath=None, extra={**utt.extra, "condition": condition})

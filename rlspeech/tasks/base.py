@@ -140,7 +140,7 @@ class Task:
     def demo(self, part: Literal["train", "valid", "test"]) -> Path:
         """The embedded data: a manifest, or a mixture recipe to train on."""
         if "target_filepath" not in self.required:
-            from rlspeech.corpora.demo_commands import demo_commands_clean
+            from rlspeech.corpora.demo import demo_commands_clean
 
             return demo_commands_clean(part)
         from rlspeech.corpora.demo import demo_recipe, demo_test, demo_valid

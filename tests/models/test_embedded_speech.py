@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlspeech.config import Sampling
-from rlspeech.corpora.demo_commands import demo_commands_clean
+from rlspeech.corpora.demo import demo_commands_clean
 from rlspeech.data.audio import load_audio
 from rlspeech.data.batches import Clip, columns_of
 from rlspeech.data.manifest import read_manifest

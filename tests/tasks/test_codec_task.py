@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlspeech.config import CodecModel, Pretrain
-from rlspeech.corpora.demo_commands import demo_commands_clean
+from rlspeech.corpora.demo import demo_commands_clean
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import read_manifest

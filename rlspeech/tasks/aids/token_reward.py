@@ -296,7 +296,7 @@ def _rows(data: str | None) -> list[Utterance]:
         UserError: none is recorded.
     """
     if data is None:
-        from rlspeech.corpora.demo_commands import demo_commands_clean
+        from rlspeech.corpora.demo import demo_commands_clean
 
         data = str(demo_commands_clean("train"))
     found = find_manifest(data)

@@ -90,7 +90,7 @@ class Asr(Task):
     }
 
     def demo(self, part: Literal["train", "valid", "test"]) -> Path:
-        from rlspeech.corpora.demo_commands import demo_commands
+        from rlspeech.corpora.demo import demo_commands
 
         return demo_commands(part)
 
@@ -275,7 +275,7 @@ def spec_augment(frames: Tensor, how: Augment) -> Tensor:
 def _texts(data: str | None) -> list[str]:
     """The texts of a manifest, or of the clean speech of a recipe; of the embedded corpus where ``data`` is None."""
     if data is None:
-        from rlspeech.corpora.demo_commands import demo_commands_clean
+        from rlspeech.corpora.demo import demo_commands_clean
 
         data = str(demo_commands_clean("train"))
     found = find_manifest(data)

@@ -370,7 +370,7 @@ class Tts(Task):
 def _rows(data: str | None) -> list[Utterance]:
     """The recorded rows of a manifest; of the embedded corpus where ``data`` is None. Raises ``UserError``: none is recorded."""
     if data is None:
-        from rlspeech.corpora.demo_commands import demo_commands_clean
+        from rlspeech.corpora.demo import demo_commands_clean
 
         data = str(demo_commands_clean("train"))
     return recordings(read_manifest(find_manifest(data)), data)

@@ -13,7 +13,7 @@ import soundfile as sf
 from rlspeech import log
 from rlspeech.cli import main
 from rlspeech.config import ScoreFolder
-from rlspeech.corpora import ladder
+from rlspeech.corpora.mix import render_ladders
 from rlspeech.data.manifest import read_manifest
 from rlspeech.stages import reward
 from rlspeech.stages.prepare import Prepare
@@ -53,7 +53,7 @@ def utts(folder, *names) -> list[Utterance]:
 
 
 def test_every_utterance_goes_down_every_ladder(sources):
-    rows, failed = ladder.render(utts(sources / "clean", "s0", "s1"), utts(sources / "noise", "n"), sources / "out")
+    rows, failed = render_ladders(utts(sources / "clean", "s0", "s1"), utts(sources / "noise", "n"), sources / "out")
     assert failed == [] and len({r.id for r in rows}) == len(rows)
     ways = {r.extra["ladder"] for r in rows}
     groups = {(r.extra["clean_id"], r.extra["ladder"]): [] for r in rows}
@@ -76,7 +76,7 @@ def test_every_utterance_goes_down_every_ladder(sources):
 def test_the_seed_decides(sources):
     clean, noise = utts(sources / "clean", "s0", "s1", "s2"), utts(sources / "noise", "n")
     seeds = (("a", 0), ("b", 0), ("c", 1))
-    runs = [ladder.render(clean, noise, sources / name, count=1, seed=s, clip_s=1.2)[0] for name, s in seeds]
+    runs = [render_ladders(clean, noise, sources / name, count=1, seed=s, clip_s=1.2)[0] for name, s in seeds]
     wavs = [[sf.read(r.audio_filepath)[0] for r in rows] for rows in runs]
     assert [r.id for r in runs[0]] == [r.id for r in runs[1]]
     assert all(np.array_equal(a, b) for a, b in zip(wavs[0], wavs[1], strict=True))
@@ -90,9 +90,9 @@ def test_bad_files_are_left_out(sources):
     sf.write(clean / "short.wav", speech(0, 0.3), RATE)
     (clean / "empty.wav").touch()
     mixed, noise = utts(clean, "silent", "short", "empty", "gone", "s0"), utts(sources / "noise", "n")
-    rows, failed = ladder.render(mixed, noise, sources / "out", count=1)
+    rows, failed = render_ladders(mixed, noise, sources / "out", count=1)
     assert {r.extra["clean_id"] for r in rows} == {"s0"}
-    everything, failed = ladder.render(mixed, noise, sources / "all")
+    everything, failed = render_ladders(mixed, noise, sources / "all")
     assert {f["id"] for f in failed} == {"silent", "short", "empty", "gone"} and all(f["detail"] for f in failed)
     assert {r.extra["clean_id"] for r in everything} == {"s0"}
 
