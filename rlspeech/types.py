@@ -40,14 +40,14 @@ __all__ = [
 
 
 class UserError(Exception):
-    """An error meant for the person at the keyboard: what happened, why, and what to try.
+    """An error that the user can fix: what happened, why, and what to try.
 
     The command line prints it without a traceback and exits with code 2.
 
     Args:
         what: what went wrong, one sentence without a full stop.
         why: the cause, as far as it is known.
-        try_this: the next thing to type or to look at.
+        try_this: the next command to type, or where to look.
     """
 
     def __init__(self, what: str, why: str = "", try_this: str = "") -> None:
@@ -95,16 +95,16 @@ class Utterance:
 
 @dataclass(slots=True)
 class Sample:
-    """One output to be scored: a waveform, or the text that a recogniser made of it.
+    """One output to be scored: a waveform, or its transcript by a recogniser.
 
     Args:
         key: the utterance id.
         wav: (T,) float32, the waveform under test.
         sample_rate: of ``wav`` and ``target``, in Hz.
-        target: (T',) float32 reference or None; rewards that need it answer null without it.
+        target: (T',) float32 reference or None; rewards that need it give null without it.
         text: the reference transcript or None.
         columns: further manifest columns, for user functions.
-        hypothesis: what a recogniser made of ``wav``, the raw decode before any clean-up; None where it is the sound that is judged.
+        hypothesis: transcript of ``wav`` by a recogniser, before any normalisation; None where the sound itself is scored.
         tokens: (S,) int64, the codec ids that ``wav`` is decoded from, without a stop; ``wav`` may be empty where no reward asks for it.
         finished: False where the row was cut off before its stop token.
         token_s: seconds of speech that a token stands for; None where that is not known.
@@ -124,7 +124,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward says of one sample: a number, or null with the reason. Never a number that stands for a failure.
+    """The reward of one sample: a number, or null with the reason. Never a number that stands for a failure.
 
     ``detail`` holds further columns of the same computation (``{"dnsmos_sig": 3.2, ...}``) for the score file.
     """
@@ -136,7 +136,7 @@ class Score:
 
 @runtime_checkable
 class Reward(Protocol):
-    """A scalar judge of waveforms. It always sees a batch and answers in the same order.
+    """A scalar reward of waveforms or texts, computed for a batch and returned in its order.
 
     Attributes:
         name: column name in score files.
@@ -157,7 +157,7 @@ class Reward(Protocol):
     version: str
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """Score a batch. One ``Score`` a sample, in order; a sample that cannot be scored costs itself only."""
+        """Score a batch: one ``Score`` per sample, in order; one that cannot be scored does not affect the others."""
         ...
 
 
@@ -170,7 +170,7 @@ class Rollout:
         logp: (N, S) float32, nats, by the policy that acted, reduced over each decision's dimensions as the policy says.
         mask: (N, S) bool, decisions that count.
         samples: N decoded waveforms with their references, ready to be scored.
-        state: whatever the policy needs to evaluate the same decisions again; opaque to everyone else.
+        state: what the policy needs to re-evaluate the same decisions; opaque to all other code.
         finished: (N,) bool, False where the rollout was cut off before its end.
     """
 
@@ -183,7 +183,7 @@ class Rollout:
 
 
 class LogProb(NamedTuple):
-    """A policy's second look at stored decisions, all (n, S) float32.
+    """Stored decisions re-evaluated by a policy, all (n, S) float32.
 
     Args:
         logp: under the current weights, with gradient, reduced as in ``Rollout.logp``.
@@ -204,7 +204,7 @@ class LogProb(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """A model that acts. PPO and GRPO see nothing else of it.
+    """A model that samples decisions. PPO and GRPO use nothing else of it.
 
     ``supports`` says what the algorithms may ask for beyond the methods below: "sample" (roll out at all), "relax" (``RelaxPolicy``),
     "base" (``BasePolicy``; with "latent" as well, its output hangs on a start that the collection's seed draws), "critic"
@@ -219,16 +219,16 @@ class Policy(Protocol):
         ...
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        """Look at the stored decisions of ``rows`` (n,) again under the current weights, in fp32."""
+        """Evaluate the stored decisions of ``rows`` (n,) under the current weights, in fp32."""
         ...
 
     def parameters(self) -> list[Parameter]:
-        """What an optimiser may change."""
+        """Trainable parameters, for the optimiser."""
         ...
 
 
 class BasePolicy(Policy, Protocol):
-    """A policy that knows what the model it started from would have answered."""
+    """A policy that can also compute the output of the model that it started from."""
 
     def base(self, batch: list[Any], *, seed: int | None = None) -> list[Sample]:
         """The reference model's output without noise, one a prompt, in order.
@@ -241,10 +241,10 @@ class BasePolicy(Policy, Protocol):
 
 
 class CriticPolicy(Policy, Protocol):
-    """A policy that describes the states of its decisions to a value function."""
+    """A policy that gives features of the states of its decisions to a value function."""
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
-        """What was known before each decision of ``rows`` (n,): (n, S, D) float32 without gradient, from the stored state."""
+        """Features of the state before each decision of ``rows`` (n,): (n, S, D) float32 without gradient."""
         ...
 
 
@@ -262,7 +262,7 @@ class SupervisedPolicy(Policy, Protocol):
 
 
 class Relaxed(NamedTuple):
-    """What a policy would put out for n rows, differentiable in its weights.
+    """Output of a policy for n rows, differentiable in its weights.
 
     Args:
         soft: (n, T, V) float, distributions over a codec's ids, one-hot where they are hard; or (n, T) waveforms in [-1, 1].
@@ -288,7 +288,7 @@ class RelaxPolicy(Policy, Protocol):
     def relax(
         self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False
     ) -> Relaxed:
-        """The output of some rows again, as a differentiable function of the current weights.
+        """Recompute the output of some rows as a differentiable function of the current weights.
 
         Args:
             rollout: a collection of this policy.

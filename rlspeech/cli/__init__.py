@@ -34,6 +34,13 @@ class Root(Group):
         """Names as the help lists them."""
         return [name for names in PANELS.values() for name in names]
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, with the panel that lists it."""
+        found: Any = super().get_command(ctx, cmd_name)
+        if found is not None:
+            found.rich_help_panel = next(panel for panel, names in PANELS.items() if cmd_name in names)
+        return found
+
 
 app = typer.Typer(
     name="rlspeech",
@@ -53,10 +60,6 @@ app.add_typer(prepare.app, name="prepare", help=prepare_help, cls=Group)
 for part in (commands.app, files.app):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
-for panel, names in PANELS.items():
-    for info in (*app.registered_commands, *app.registered_groups):
-        if (info.name or info.callback.__name__) in names:
-            info.rich_help_panel = panel
 
 
 def _version(value: bool) -> None:
