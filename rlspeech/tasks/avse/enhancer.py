@@ -55,7 +55,7 @@ def collate(
     samples = [c.noisy.shape[-1] for c in clips]
     noisy = torch.zeros(len(clips), cfg.channels, max(samples))
     target = torch.zeros_like(noisy) if with_target else None
-    gains = torch.tensor([level_gain(c.noisy, cfg.level_dbfs) for c in clips])
+    gains = torch.tensor([level_gain(c.noisy, cfg.level_dbfs) for c in clips], dtype=torch.float32)
     for i, c in enumerate(clips):
         noisy[i, :, : samples[i]] = _channels(c.noisy, cfg.channels) * gains[i]
         if target is not None:

@@ -43,7 +43,7 @@ def collate(
     samples = [len(c.noisy) for c in clips]
     noisy = torch.zeros(len(clips), max(samples))
     target = torch.zeros_like(noisy) if with_target else None
-    gains = torch.tensor([level_gain(c.noisy, model.cfg.level_dbfs) for c in clips])
+    gains = torch.tensor([level_gain(c.noisy, model.cfg.level_dbfs) for c in clips], dtype=torch.float32)
     for i, c in enumerate(clips):
         noisy[i, : samples[i]] = torch.from_numpy(c.noisy) * gains[i]
         if target is not None:
