@@ -29,6 +29,7 @@ from rlspeech.types import UserError, Utterance
 __all__ = [
     "Candidate",
     "Layout",
+    "Rendered",
     "Sets",
     "Source",
     "candidate",
@@ -51,6 +52,7 @@ FILE_TIMEOUT_S = 900.0
 KINDS = {"clean": "speech", "noise": "noise", "rir": "rir", "real": "noisy"}
 # of two equal recordings the one in such a split stays: training must not contain it
 HELD_OUT = ("test", "valid", "dev", "blind", "real", "v5_dev")
+Rendered = tuple[list[Utterance], list[dict[str, Any]]]  # rows, and those that could not be made (``dropped_row``)
 
 
 class Candidate(NamedTuple):
@@ -100,7 +102,7 @@ class Sets:
     table: tuple[list[str], list[list[Any]]] | None = None
     following: str | None = None
     mixing: Mixing | None = None
-    render: Callable[[], tuple[list[Utterance], list[dict[str, Any]]]] | None = None
+    render: Callable[[], Rendered] | None = None
     reasons: bool = False
     written: bool = False
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rlspeech.corpora.base import Rendered
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.video import LIPS_FPS, LipsError, frames_of, load_lips, save_lips
@@ -108,9 +109,7 @@ def _blotches(rng: np.random.Generator) -> np.ndarray:
     return (smooth / smooth.std()).astype(np.float32)
 
 
-def draw_all(
-    utts: Sequence[Utterance], out: Path, *, seed: int = 0, workers: int = 0
-) -> tuple[list[Utterance], list[dict[str, Any]]]:
+def draw_all(utts: Sequence[Utterance], out: Path, *, seed: int = 0, workers: int = 0) -> Rendered:
     """Draw a mouth for every utterance's clean speech (its target, where it has one) and store it under ``out/lips``.
 
     Returns:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.corpora import folder
-from rlspeech.corpora.base import Candidate, Layout, Sets, dropped_row
+from rlspeech.corpora.base import Candidate, Layout, Rendered, Sets, dropped_row
 from rlspeech.corpora.drawn import draw_all
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.degrade import ladders
@@ -36,7 +36,6 @@ __all__ = ["Ladder", "MOUTHS", "Material", "Mix", "find", "render", "render_ladd
 
 MOUTHS = "draw a mouth that follows the speech: synthetic video"
 MIN_S = 1.0  # shorter utterances make no ladder
-Rendered = tuple[list[Utterance], list[dict[str, Any]]]  # rows, and what could not be made
 
 
 class Material(Layout):

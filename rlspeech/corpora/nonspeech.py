@@ -26,7 +26,7 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.corpora import folder
-from rlspeech.corpora.base import Sets, Source, dropped_row, shown
+from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.splice import faded, join, onset, quiet_stretches, read, room_tone
 from rlspeech.data.audio import AudioError, rms_dbfs, save_audio, to_level
 from rlspeech.data.degrade import coloured
@@ -131,7 +131,7 @@ def render(
     seed: int = 0,
     max_s: float = 20.0,
     sample_rate: int = 16000,
-) -> tuple[list[Utterance], list[dict[str, Any]]]:
+) -> Rendered:
     """Write ``count`` clips of every condition below ``out/audio``.
 
     Args:

@@ -19,17 +19,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Strict
-from rlspeech.corpora.base import Sets, Source, dropped_row, shown
+from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.rl_asr_recognise import recognise
 from rlspeech.corpora.splice import write_joined
 from rlspeech.data.audio import AudioError
@@ -41,6 +41,7 @@ from rlspeech.types import UserError, Utterance
 
 __all__ = ["Built", "RlAsr", "Rules", "SETS", "Units", "build", "disagreement", "find_keywords", "rare_words"]
 
+RATE_HZ = 16000
 SETS = ("d0", "d1", "d2", "d3", "d123")
 ID_KEYS = ("id", "key", "audio_filepath")
 TEXT_KEYS = ("texts", "hypotheses", "hypothesis", "text", "pred_text")
@@ -131,13 +132,12 @@ class RlAsr(Rules, Source):
         return sets
 
 
-@dataclass
-class Built:
+class Built(NamedTuple):
     """The sets by name, rendered rows that failed, and the figures for the summary."""
 
-    sets: dict[str, list[Utterance]] = field(default_factory=dict)
-    failed: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, list[Utterance]]
+    failed: list[dict[str, Any]]
+    facts: dict[str, Any]
 
 
 def disagreement(texts: Sequence[Sequence[str]]) -> float:
@@ -185,8 +185,6 @@ def build(
     rules: Rules,
     units: Units,
     out: Path,
-    *,
-    sample_rate: int = 16000,
 ) -> Built:
     """Choose and render; rows of the result carry ``set``, ``agreement`` (1 - mean pairwise WER), ``keywords`` and ``condition``.
 
@@ -196,18 +194,46 @@ def build(
         keywords: the list; empty: rare words are taken.
         rules: sizes and thresholds.
         units: text and language -> normalised units.
-        out: folder; long speech goes to ``out/audio``.
-        sample_rate: of what is rendered, in Hz.
+        out: folder; long speech goes to ``out/audio``, at 16 kHz.
 
     Raises:
         UserError: the disk does not take it.
     """
-    built = Built()
-    rows = _described([u for u in utts if u.text is not None], hypotheses, keywords, rules, units, built)
+    known = [u for u in utts if u.text is not None]
+    texts = {u.id: units(u.text or "", u.language) for u in known}
+    listed = list(keywords) or rare_words(texts.values(), rules.keyword_share, rules.keyword_letters)
+    table: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    for name in dict.fromkeys(listed):
+        if phrase := tuple(units(name, None)):
+            table.setdefault(phrase[0], []).append((phrase, name))
+    rows = []
+    for utt in known:
+        hits = [] if keywords else _own_keywords(utt)
+        hits = hits or find_keywords(texts[utt.id], table)
+        columns: dict[str, Any] = {"_words": len(texts[utt.id]), "_hits": len(hits)}
+        if hits:
+            columns["keywords"] = hits + _distractors(utt.id, hits, listed, rules)
+        answers = [units(text, utt.language) for text in hypotheses.get(utt.id, ())]
+        if len(answers) > 1:
+            columns["agreement"] = round(1 - disagreement(answers), 4)
+        condition = utt.extra.get("condition") or ("noisy" if utt.snr_db is not None else "clean")
+        rows.append(_with(utt, condition=condition, **columns))
+    return _chosen(rows, rules, out, len(listed))
+
+
+def _own_keywords(utt: Utterance) -> list[str]:
+    """The keywords of a row's column, a list or text with commas."""
+    given = utt.extra.get("keywords") or []
+    words = given.split(",") if isinstance(given, str) else map(str, given)
+    return [word.strip() for word in words if word.strip()]
+
+
+def _chosen(rows: list[Utterance], rules: Rules, out: Path, keywords: int) -> Built:
+    """The sets of rows that have all their columns; ``_words`` and ``_hits`` are dropped."""
     sizes = rules.sizes or (0, *(round(rules.rows * share) for share in rules.shares))
     low, high = rules.band
     hard = [u for u in rows if "agreement" in u.extra and low <= 1 - u.extra["agreement"] <= high]
-    long = _long(hard, rows, round(sizes[1] * rules.long_share), rules, out, sample_rate, built)
+    long, failed = _long(hard if len(hard) >= 20 else rows, round(sizes[1] * rules.long_share), rules, out)
     sets = {"d1": _sample(hard, sizes[1] - len(long), rules, "d1") + long}
     rich = [u for u in rows if _density(u) > 0]
     order = mixture_rng(rules.seed, 3, "d3").permutation(len(rich))  # ties are drawn
@@ -221,46 +247,9 @@ def build(
             together[utt.id] = _with(utt, set=f"{before.extra['set']}+{name}" if before else name)
     sets["d123"] = list(together.values())
     sets["d0"] = _sample(rows, sizes[0] or len(together), rules, "d0")
-    built.sets = {name: [_tidy(u if name == "d123" else _with(u, set=name)) for u in sets[name]] for name in SETS}
-    built.facts |= {
-        "in_band": len(hard),
-        "with_keywords": len(rich),
-        "rows": len(rows),
-        "wanted": dict(zip(SETS, sizes, strict=False)),
-    }
-    return built
-
-
-def _described(
-    utts: Sequence[Utterance],
-    hypotheses: Mapping[str, Sequence[str]],
-    keywords: Sequence[str],
-    rules: Rules,
-    units: Units,
-    built: Built,
-) -> list[Utterance]:
-    """The rows with their columns; ``_words`` and ``_hits`` are dropped at the end."""
-    texts = {u.id: units(u.text or "", u.language) for u in utts}
-    listed = list(keywords) or rare_words(texts.values(), rules.keyword_share, rules.keyword_letters)
-    table: dict[str, list[tuple[tuple[str, ...], str]]] = {}
-    for name in dict.fromkeys(listed):
-        if phrase := tuple(units(name, None)):
-            table.setdefault(phrase[0], []).append((phrase, name))
-    built.facts["keywords"] = len(listed)
-    rows = []
-    for utt in utts:
-        given = utt.extra.get("keywords") or []
-        own = [k.strip() for k in (given.split(",") if isinstance(given, str) else map(str, given)) if k.strip()]
-        hits = own if own and not keywords else find_keywords(texts[utt.id], table)
-        columns: dict[str, Any] = {"_words": len(texts[utt.id]), "_hits": len(hits)}
-        if hits:
-            columns["keywords"] = hits + _distractors(utt.id, hits, listed, rules)
-        answers = hypotheses.get(utt.id, ())
-        if len(answers) > 1:
-            columns["agreement"] = round(1 - disagreement([units(t, utt.language) for t in answers]), 4)
-        condition = utt.extra.get("condition") or ("noisy" if utt.snr_db is not None else "clean")
-        rows.append(_with(utt, condition=condition, **columns))
-    return rows
+    tidy = {name: [_tidy(u if name == "d123" else _with(u, set=name)) for u in sets[name]] for name in SETS}
+    facts = {"keywords": keywords, "in_band": len(hard), "with_keywords": len(rich), "rows": len(rows)}
+    return Built(tidy, failed, facts | {"wanted": dict(zip(SETS, sizes, strict=False))})
 
 
 def _distractors(key: str, hits: Sequence[str], listed: Sequence[str], rules: Rules) -> list[str]:
@@ -288,23 +277,15 @@ def _sample(rows: Sequence[Utterance], count: int, rules: Rules, name: str) -> l
     return [rows[i] for i in sorted(chosen)]
 
 
-def _long(
-    hard: Sequence[Utterance],
-    rows: Sequence[Utterance],
-    count: int,
-    rules: Rules,
-    out: Path,
-    sample_rate: int,
-    built: Built,
-) -> list[Utterance]:
-    """Long speech from hard utterances, from any where those are few; every other one repeats one sentence."""
-    sources = hard if len(hard) >= 20 else rows
-    short = [u for u in sources if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]]
+def _long(rows: Sequence[Utterance], count: int, rules: Rules, out: Path) -> Rendered:
+    """Long speech of several rows each; every other one repeats one sentence."""
+    short = [u for u in rows if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]]
     speakers: dict[str, list[Utterance]] = {}
     for utt in short:
         if utt.speaker_id:
             speakers.setdefault(utt.speaker_id, []).append(utt)
     made: list[Utterance] = []
+    failed: list[dict[str, Any]] = []
     with log.progress(count, "rendering", "long utterances") as bar:
         for number in range(count if short else 0):
             rng = mixture_rng(rules.seed, number, "long")
@@ -314,16 +295,15 @@ def _long(
             extra: dict[str, Any] = {"condition": "long", "how": how, "repeats": len(parts)}
             if keywords := list(dict.fromkeys(k for u in parts for k in u.extra.get("keywords", ()))):
                 extra["keywords"] = keywords
-            options: dict[str, Any] = {"gap_s": rules.gap_s, "sample_rate": sample_rate, "rng": rng, "extra": extra}
+            options: dict[str, Any] = {"gap_s": rules.gap_s, "sample_rate": RATE_HZ, "rng": rng, "extra": extra}
             try:
                 made.append(write_joined(parts, out / "audio" / f"{name}.flac", **options))
             except AudioError as error:
-                row = dropped_row("d1", name, parts[0].audio_filepath, "cannot be made", error.reason)
-                built.failed.append(row)
+                failed.append(dropped_row("d1", name, parts[0].audio_filepath, "cannot be made", error.reason))
             except OSError as error:
                 raise write_error(out, error, f"{len(made)} long utterances were kept") from error
             bar.advance()
-    return made
+    return made, failed
 
 
 def _parts(

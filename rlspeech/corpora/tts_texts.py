@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import Field
 
-from rlspeech.corpora.base import Candidate, Sets, Source, candidate, recordings_below, shown, vet
+from rlspeech.corpora.base import Candidate, Rendered, Sets, Source, candidate, recordings_below, shown, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import safe_name
@@ -117,7 +117,7 @@ def find_beside(root: str | Path, skip: Path | None = None) -> Iterator[Candidat
         yield candidate(split, path, safe_name(path.stem), problem, text=text, speaker=speaker)
 
 
-def from_list(path: Path) -> tuple[list[Utterance], list[dict[str, Any]]]:
+def from_list(path: Path) -> Rendered:
     """Rows of a list as in seed-tts-eval, and those that are dropped, with reasons. Raises ``UserError``: it cannot be read."""
     rows, dropped = list[Utterance](), list[dict[str, Any]]()
     for number, line in enumerate(_lines(path), 1):
