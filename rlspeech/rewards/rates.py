@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlspeech.rewards.rules import Judged
 
 __all__ = ["COUNTS", "RATES", "UNDIRECTED", "ErrorRate", "RateComparison", "character_errors", "compare_rates"]
-__all__ += ["corpus_interval", "corpus_rate", "counts_of", "error_counts"]
+__all__ += ["corpus_interval", "corpus_rate", "counts_of", "error_counts", "UNITS", "units_rate"]
 
 
 class ErrorRate:
@@ -102,19 +102,23 @@ def error_counts(texts: Iterable[tuple[str, str, str | None]], normaliser: str) 
     return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
+def units_rate(rows: Sequence[Mapping[str, int]], seed: int = 0) -> tuple[Interval, dict[str, float], int]:
+    """Error rate of texts by their counts ``UNITS``.
+
+    Returns:
+        the rate in % with its interval, its parts in %, and how many units were wanted.
+    """
+    counts = np.array([[row[k] for k in UNITS] for row in rows], np.float64)
+    sums, draws = counts.sum(0), resampled_sums(counts, seed)
+    rate = draws_interval(float(100 * sums[1:].sum() / sums[0]), 100 * draws[:, 1:].sum(1) / draws[:, 0], len(counts))
+    return rate, dict(zip(UNITS[1:], (100 * sums[1:] / sums[0]).tolist(), strict=True)), int(sums[0])
+
+
+UNITS = ("units", "substitutions", "deletions", "insertions")  # of one text, as ``asr_*`` leaves them in a row
 COUNTS = (
-    *(
-        "spoken",
-        "words",
-        "substitutions",
-        "deletions",
-        "insertions",
-        "errors",
-        "characters",
-        "character_errors",
-        "exact",
-    ),
-    *("keywords_said", "keywords_heard", "keywords_both", "judged", "hallucinated", "silent", "empty", "inserted"),
+    *("spoken", "words", "substitutions", "deletions", "insertions", "errors", "characters", "character_errors"),
+    *("exact", "keywords_said", "keywords_heard", "keywords_both", "judged", "hallucinated", "silent", "empty"),
+    "inserted",
 )
 
 

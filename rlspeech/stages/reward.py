@@ -25,9 +25,10 @@ from rlspeech.log import several
 from rlspeech.report.build import write_page
 from rlspeech.report.calibrate import calibrated, print_calibration
 from rlspeech.rewards import base
+from rlspeech.rewards.rates import UNITS, units_rate
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile
-from rlspeech.stats import draws_interval, mean_interval, resampled_sums
+from rlspeech.stats import mean_interval
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["run"]
@@ -169,7 +170,7 @@ def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, names: d
         errors = {k: _why(s, pending.samples[n]) for k, s in answers.items() if s.value is None}
         values: dict[str, Any] = {}
         for name, s in answers.items():
-            own = name[name.index("[") :] if "[" in name else ""  # the same reward with other options has other details
+            own = _suffix(name)
             # what is judged is the item's hypothesis; a recogniser that listened itself wrote another one
             listened = item.hypothesis is not None and "normaliser" not in scores.metrics[name]
             prefix = f"{name.split('[')[0]}_" if listened else ""
@@ -222,17 +223,17 @@ def _report(
         rows.append([label, interval.text(), f["n_valid"], f["n_failed"]])
         notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
-    corpus = _corpus_rates(scores, items, config.seed)
+    corpus = _corpus_rates(scores, keys, config.seed)
     notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
     log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, [*notes, f"scores: {scores.path}"])
-    own = {i.key: scores.rows.get((scores.system, i.key), {}) for i in items}
+    own = {k: scores.row(scores.system, k) for k in keys}
     better = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}
     order = calibrated(own, {i.key: i.columns for i in items}, better, config.seed)
     if order is not None:
         print_calibration(order)
     # a page where it is asked for, or (auto) where there is something that a table cannot show
     judged = any(k.startswith(JUDGE_TEXT) and v for row in own.values() for k, v in row.items())
-    shown = config.report == "auto" and (judged or _of_texts(scores) or order is not None)
+    shown = config.report == "auto" and (judged or corpus or order is not None)
     page = write_page(scores.path) if config.report == "always" or shown else None
     if page is not None:
         log.say(f"next: open {page} in a browser")
@@ -253,63 +254,39 @@ def _report(
     return dict(log.plain(summary))
 
 
-def _corpus_rates(scores: ScoreFile, items: Sequence[Item], seed: int) -> dict[str, dict[str, Any]]:
+def _corpus_rates(scores: ScoreFile, keys: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
     """Error rate of all hypotheses together, per options of ``asr`` that were asked for.
 
     Returns:
         a name for people -> ``wer`` in % with its interval, its parts, ``units``, ``normaliser`` and ``text``, a line for the table.
-        The mean over files, which the column ``asr_wer`` has, weighs a word in a short file more.
     """
-    made = {}
-    for own in dict.fromkeys(_options(n) for n in _of_texts(scores)):
-        rows = [scores.rows.get((scores.system, i.key), {}) for i in items]
-        counts = np.array(
-            [
-                [r[f"{k}{own}"] for k in ("units", "substitutions", "deletions", "insertions")]
-                for r in rows
-                if r.get(f"units{own}")
-            ],
-            np.float64,
-        )
-        if not len(counts):
-            continue
-        sums, draws = counts.sum(0), resampled_sums(counts, seed)
-        rate = draws_interval(
-            float(100 * sums[1:].sum() / sums[0]), 100 * draws[:, 1:].sum(1) / draws[:, 0], len(counts)
-        )
-        parts = dict(
-            zip(("substitutions", "deletions", "insertions"), (100 * sums[1:] / sums[0]).tolist(), strict=True)
-        )
-        normaliser = next(scores.metrics[n]["normaliser"] for n in _of_texts(scores) if _options(n) == own)
-        split = ", ".join(f"{v:.2f} {k}" for k, v in parts.items())
-        made[f"all words together{own}"] = {
-            "wer": rate.mean,
-            "lo": rate.lo,
-            "hi": rate.hi,
-            **parts,
-            "units": int(sums[0]),
-            "n": len(counts),
-            "normaliser": normaliser,
-            "text": f"error rate {rate.text(2)} % ({split}) of {int(sums[0])} units in {several(len(counts), 'file')}, texts by "
-            f"{normaliser}",
-        }
+    made, normalisers = {}, dict[str, str]()
+    for name, facts in scores.metrics.items():
+        if "normaliser" in facts:
+            normalisers.setdefault(_suffix(name), facts["normaliser"])
+    for own, normaliser in normalisers.items():
+        rows = [row for k in keys if (row := scores.row(scores.system, k)).get(f"units{own}")]
+        if rows:
+            rate, parts, size = units_rate([{k: row[f"{k}{own}"] for k in UNITS} for row in rows], seed)
+            split = ", ".join(f"{v:.2f} {k}" for k, v in parts.items())
+            where = f"{size} units in {several(len(rows), 'file')}, texts by {normaliser}"
+            made[f"all words together{own}"] = {
+                **{"wer": rate.mean, "lo": rate.lo, "hi": rate.hi, **parts, "units": size, "n": len(rows)},
+                **{"normaliser": normaliser, "text": f"error rate {rate.text(2)} % ({split}) of {where}"},
+            }
     return made
 
 
-def _of_texts(scores: ScoreFile) -> list[str]:
-    """The columns of the family ``asr``."""
-    return [name for name, facts in scores.metrics.items() if "normaliser" in facts]
-
-
-def _options(name: str) -> str:
+def _suffix(name: str) -> str:
+    """The options of a metric's name, ``[...]``: details of the same reward with other options are told apart by them."""
     return name[name.index("[") :] if "[" in name else ""
 
 
 def _settings(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]:
     """What the meta file keeps, so that the page can be written again: the settings, and where the files are."""
     paths = {k: os.path.abspath(v) for k in ("target", "text", "hypotheses") if (v := getattr(config, k))}
-    several = [os.path.abspath(p) for p in path] if not isinstance(path, str | Path) else os.path.abspath(path)
-    return {**config.model_dump(mode="json"), **paths, "path": several}
+    place = os.path.abspath(path) if isinstance(path, str | Path) else [os.path.abspath(p) for p in path]
+    return {**config.model_dump(mode="json"), **paths, "path": place}
 
 
 def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
