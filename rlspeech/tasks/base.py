@@ -126,7 +126,7 @@ class Task:
 
     def sample_rate_of(self, model: Any) -> int:
         """Sampling rate in Hz of the clips that the model takes."""
-        raise NotImplementedError
+        return int(model.sample_rate)
 
     def channels_of(self, model: Any) -> int:
         """Channels of the clips that the model takes."""

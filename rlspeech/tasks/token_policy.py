@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,25 @@ from torch.nn import Parameter
 from torch.nn.functional import pad
 
 from rlspeech import log
-from rlspeech.config import RL, Sampling
+from rlspeech.config import PPO, RL, Sampling
 from rlspeech.data.batches import Clip, seed_of
+from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.models.adapters import Adapted
-from rlspeech.types import LogProb, Rollout, Sample
+from rlspeech.types import LogProb, Rollout, Sample, UserError, Utterance
 
-__all__ = ["ROWS", "TokenRollout", "TokenPolicy", "kept_mass", "token_kl", "token_logp"]
+__all__ = [
+    "RL_DEFAULTS",
+    "ROWS",
+    "TokenPolicy",
+    "TokenRollout",
+    "check_texts",
+    "kept_mass",
+    "like_lengths",
+    "rows_of",
+    "texts_of",
+    "token_kl",
+    "token_logp",
+]
 
 
 def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -50,6 +64,41 @@ def kept_mass(logits: Tensor, sampling: Sampling) -> Tensor:
 ROWS = 256  # rows that are sampled at once
 SPARE = (256, 4096)  # padded tokens that a further pass has to spare, on the host and on a device
 FEATURES = 256  # of a critic; wider hidden states are projected at random
+
+
+# what a recogniser's and a synthesiser's ``rl`` starts from
+RL_DEFAULTS: dict[str, Any] = {
+    **{"lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.04, "group": 8, "prompts_per_step": 16},
+    "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
+}
+
+
+def rows_of(data: str | None) -> list[Utterance]:
+    """Rows of a manifest, or of a recipe's clean speech; of the embedded commands where ``data`` is None."""
+    if data is None:
+        from rlspeech.corpora.demo import demo_commands_clean
+
+        data = str(demo_commands_clean("train"))
+    found = find_manifest(data)
+    if found.suffix != ".json":
+        return read_manifest(found)
+    clean = json.loads(found.read_text(encoding="utf-8"))["clean"]
+    return [u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)]
+
+
+def texts_of(rows: Sequence[Utterance], normalise: Callable[[str], str], who: str) -> list[str]:
+    """Normalised texts of rows, empty ones left out. Raises ``UserError``: there is none that ``who`` could learn from."""
+    if texts := [text for text in (normalise(u.text or "") for u in rows) if text]:
+        return texts
+    raise UserError("no row of the data has a text", f"{who} learns from transcribed speech", "rlspeech prepare --help")
+
+
+def check_texts(clips: Sequence[Clip], who: str) -> None:
+    """Raise ``UserError`` where a clip has no text that ``who`` could learn from."""
+    missing = [c.key for c in clips if c.text is None]
+    if missing:
+        why = f"{who} learns from transcribed speech"
+        raise UserError(f"{missing[0]} has no text", why, "rlspeech check on the manifest")
 
 
 @dataclass
@@ -95,7 +144,6 @@ class TokenPolicy:
             p.data = p.data.float()
 
     def parameters(self) -> list[Parameter]:
-        """What an optimiser may change."""
         return self.adapted.parameters()
 
     # -- phases --------------------------------------------------------------------------------------------------------
@@ -127,15 +175,9 @@ class TokenPolicy:
         parts, step = [], max(1, ROWS // group)
         for at in range(0, len(batch), step):
             clips, room = batch[at : at + step], most if isinstance(most, int) else most[at : at + step]
-            parts.append(
-                self.model.generate(
-                    encoded.select(range(at, at + len(clips))),
-                    group=group,
-                    sampling=self.sampling,
-                    max_new_tokens=room,
-                    seed=[seed_of(self.seed, seed, c.key) for c in clips],
-                )
-            )
+            seeds = [seed_of(self.seed, seed, c.key) for c in clips]
+            how: dict[str, Any] = {"group": group, "sampling": self.sampling, "max_new_tokens": room, "seed": seeds}
+            parts.append(self.model.generate(encoded.select(range(at, at + len(clips))), **how))
         longest = max(d.ids.shape[1] for d in parts)
         ids = torch.cat([pad(d.ids, (0, longest - d.ids.shape[1]), value=self.model.pad) for d in parts])
         mask = torch.cat([pad(d.mask, (0, longest - d.mask.shape[1])) for d in parts])
@@ -162,11 +204,8 @@ class TokenPolicy:
                 finished.append(rollout.finished[rows])
                 samples += [rollout.samples[i] for i in rows.tolist()]
         whole = type(encoded[0]).joined(encoded) if encoded else None
-        return self._pack(
-            TokenRollout(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners)),
-            samples,
-            torch.cat(finished),
-        )
+        made = TokenRollout(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners))
+        return self._pack(made, samples, torch.cat(finished))
 
     def _once(self, name: str, message: str) -> None:
         if name not in self._warned:
@@ -221,39 +260,28 @@ class TokenPolicy:
     def _forward(self, model: Any, state: TokenRollout, rows: Tensor, *, states: bool = False) -> Tensor:
         """Logits (n, S', V) float32 of the rows' tokens, S' the longest of them; or what the head sees, (n, S', D)."""
         lengths = state.mask[rows].sum(1)
-        parts = (
-            [torch.arange(len(rows))]
-            if state.encoded is None
-            else like_lengths(lengths, SPARE[self.device.type != "cpu"])
-        )
+        whole = state.encoded is None
+        parts = [torch.arange(len(rows))] if whole else like_lengths(lengths, SPARE[self.device.type != "cpu"])
         if len(parts) == 1:
             return self._forward_rows(model, state, rows, states)
         made = [self._forward_rows(model, state, rows[part], states) for part in parts]
         width = max(x.shape[1] for x in made)
-        whole = made[0].new_zeros(len(rows), width, made[0].shape[2])
+        out = made[0].new_zeros(len(rows), width, made[0].shape[2])
         for part, x in zip(parts, made, strict=True):
-            whole.index_copy_(0, part.to(x.device), pad(x, (0, 0, 0, width - x.shape[1])))
-        return whole
+            out.index_copy_(0, part.to(x.device), pad(x, (0, 0, 0, width - x.shape[1])))
+        return out
 
     def _forward_rows(self, model: Any, state: TokenRollout, rows: Tensor, states: bool) -> Tensor:
         """``_forward`` at rows together, as wide as the longest."""
-        prompts = state.prompts[rows]
-        mask = state.mask[rows]
-        width = max(1, int(mask.sum(1).max()))
-        ids, mask = state.ids[rows, :width], mask[:, :width]
+        prompts, encoded = state.prompts[rows], state.encoded
+        ids = state.ids[rows, : max(1, int(state.mask[rows].sum(1).max()))]
         with self._cast():
-            if state.encoded is None:
+            if encoded is None:
                 used, prompts = torch.unique(prompts, return_inverse=True)
-                encoded = self._encode(
-                    [state.clips[i] for i in used.tolist()], model=model, grad=torch.is_grad_enabled()
-                )
-            else:
-                encoded = state.encoded
-            return (
-                model.forward_states(encoded, prompts, ids).float()
-                if states
-                else model.forward_logits(encoded, prompts, ids)
-            )
+                clips = [state.clips[i] for i in used.tolist()]
+                encoded = self._encode(clips, model=model, grad=torch.is_grad_enabled())
+            forward = model.forward_states if states else model.forward_logits
+            return forward(encoded, prompts, ids).float()
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
         """Log-probabilities of the stored tokens of ``rows`` (n,) under the current weights; see ``types.LogProb``."""

@@ -76,18 +76,12 @@ class CodecTask(Task):
         return CodecNet(config.codec)
 
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
-        """A checkpoint's codec and its ``config.json``. Raises ``UserError``."""
         return load_model(name, "codec", device)
 
     def save(
         self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        """Write a checkpoint folder."""
         save_model(folder, model, "codec", facts=facts, weights=weights)
-
-    def sample_rate_of(self, model: CodecNet) -> int:
-        """In Hz."""
-        return int(model.sample_rate)
 
     def collate(self, clips: Sequence[Clip], model: CodecNet, device: torch.device | str = "cpu") -> CodecBatch:
         """A stretch and a prompt of every clip. Draws from torch's generator, which a resumed run restores."""
@@ -99,11 +93,8 @@ class CodecTask(Task):
         prompts = torch.from_numpy(np.stack([random_crop(w, int(PROMPT_S * rate), rng) for w in wavs]))
         frames = model.frames(prompts.shape[1])
         real = torch.tensor([0 if rng.random() < NO_PROMPT else min(frames, model.frames(len(w))) for w in wavs])
-        prompt = (
-            model.analyse(prompts, frames)
-            if model.cfg.voice_dim
-            else (torch.zeros(len(wavs), 1, 1), torch.zeros(len(wavs), 1))
-        )
+        nothing = torch.zeros(len(wavs), 1, 1), torch.zeros(len(wavs), 1)
+        prompt = model.analyse(prompts, frames) if model.cfg.voice_dim else nothing
         mel, pitch = model.analyse(content, crop // model.cfg.hop)
         return CodecBatch(*(x.to(device) for x in (content, mel, pitch, *prompt, real)))
 
@@ -123,13 +114,8 @@ class CodecTask(Task):
         alike = correlation(codes)
         loss = spectra + PITCH_WEIGHT * pitch + VOICED_WEIGHT * voiced + ALIKE_WEIGHT * alike
         used = torch.tensor(len(ids.unique()) / min(ids.numel(), model.quantise.size))
-        parts = {
-            "spectra": spectra.detach(),
-            "pitch": pitch.detach(),
-            "voiced": voiced.detach(),
-            "alike": alike.detach(),
-            "used": used,
-        }
+        parts = {"spectra": spectra, "pitch": pitch, "voiced": voiced, "alike": alike}
+        parts = {k: v.detach() for k, v in parts.items()} | {"used": used}
         if config.content_weight:
             content = content_loss(frozen_recogniser(config.content_ear, str(made.device)), made.float(), batch.wav)
             loss, parts["content"] = loss + config.content_weight * content, content.detach()
@@ -152,21 +138,13 @@ class CodecTask(Task):
         for c, wav, original in list(zip(clips, cut, wavs, strict=True))[:PLAYERS]:
             save_audio(folder.path / "samples" / f"step_{step:06d}" / f"{c.key}.flac", wav, codec.sample_rate)
             save_audio(folder.path / "samples" / "original" / f"{c.key}.flac", original, codec.sample_rate)
-        samples = [
-            Sample(c.key, m, codec.sample_rate, w, c.text, c.columns) for c, m, w in zip(clips, cut, wavs, strict=True)
-        ]
-        numbers = means_of(scorer.score(samples))
-        mel = [
-            float(spectral_loss(torch.from_numpy(m)[None], torch.from_numpy(w)[None], codec.sample_rate))
-            for m, w in zip(cut, wavs, strict=True)
-        ]
+        rate, rows = codec.sample_rate, list(zip(clips, cut, wavs, strict=True))
+        numbers = means_of(scorer.score([Sample(c.key, m, rate, w, c.text, c.columns) for c, m, w in rows]))
+        mel = [float(spectral_loss(torch.from_numpy(m)[None], torch.from_numpy(w)[None], rate)) for _, m, w in rows]
         share = torch.bincount(torch.cat(ids), minlength=codec.size).double()
         entropy = -float(torch.xlogy(share / share.sum(), share / share.sum()).sum())
-        return numbers | {
-            "mel": mean_interval(mel),
-            "perplexity": float(np.exp(entropy)),
-            "bits_s": entropy / np.log(2) / codec.frame_s,
-        }
+        bits_s = entropy / np.log(2) / codec.frame_s
+        return numbers | {"mel": mean_interval(mel), "perplexity": float(np.exp(entropy)), "bits_s": bits_s}
 
 
 def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
@@ -175,9 +153,7 @@ def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
     for size, hop, mels in RESOLUTIONS:
         window, bank = (x.to(made.device) for x in _window_and_bank(size, mels, sample_rate))
 
-        def log_mel(
-            wav: Tensor, size: int = size, hop: int = hop, window: Tensor = window, bank: Tensor = bank
-        ) -> Tensor:
+        def log_mel(wav: Tensor, size: int = size, hop: int = hop, window: Tensor = window, bank: Any = bank) -> Tensor:
             spec = torch.stft(wav, size, hop, window=window, pad_mode="constant", return_complex=True)
             return ((bank @ torch.view_as_real(spec).square().sum(-1)) + FLOOR**2).log().mul(0.5)
 
@@ -225,7 +201,7 @@ def correlation(codes: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _window_and_bank(size: int, mels: int, sample_rate: int) -> tuple[Tensor, Tensor]:
     """A window, and a mel bank of which every band sums to 1 over the window's length."""
-    bank = mel_filters(sample_rate, size, mels, sample_rate / 2)
+    bank = mel_filters(sample_rate, size, mels)
     return torch.hann_window(size), bank / bank.sum(1, keepdim=True).clamp_min(1e-9) / size
 
 

@@ -5,7 +5,7 @@ Rows of a paired manifest that hold the labels (``quality``, ``trait_...``, ``le
 are. From any other source, such as the embedded corpus, the clean side of each clip is degraded and measured on the fly; the noise is
 what the mixture added, and the other clips of the batch are the other talkers. The sentence of a clip is drawn anew whenever it is seen.
 
-The loss is cross-entropy on the words plus the squared error of the label head. The words alone would teach the ear slowly, because
+The loss is cross-entropy on the words plus the squared error of the label head. The words alone would teach the encoder slowly, because
 most of what decides them is which paraphrase was drawn.
 """
 
@@ -31,7 +31,6 @@ from rlspeech.models.listener import (
     BOS,
     END,
     EOS,
-    SAMPLE_RATE,
     START,
     UNKNOWN,
     Listener,
@@ -54,7 +53,7 @@ LABELS = ("quality", *TRAITS, "level_dbfs")
 CENTRE = np.array([3.0, *[0.25] * len(TRAITS), -27.0], dtype=np.float32)
 SPREAD = np.array([1.2, *[0.3] * len(TRAITS), 8.0], dtype=np.float32)
 LABEL_WEIGHT = 1.0
-SAY_BATCH = 16
+BATCH = 16
 QUESTIONS = (
     f"{START} user How does this recording sound? {END}",
     f"{START} user Describe the quality of the audio, please. {END}",
@@ -114,19 +113,13 @@ class ListenerTask(Task):
         return Listener(config.listener, vocabulary(), len(LABELS))
 
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Listener, dict[str, Any]]:
-        """A checkpoint's model and its ``rlspeech.json``. Raises ``UserError``."""
         return load_listener(name, device)
 
     def save(
         self, folder: Path, model: nn.Module, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        """Write a checkpoint that transformers can load."""
         assert isinstance(model, Listener)
         save_listener(folder, model, facts=facts, weights=weights)
-
-    def sample_rate_of(self, model: nn.Module) -> int:
-        """In Hz."""
-        return SAMPLE_RATE
 
     def collate(self, clips: Sequence[Clip], model: nn.Module, device: torch.device | str = "cpu") -> ListenerBatch:
         """Sound, sentences and labels. Draws from torch's generator, which a resumed run restores.
@@ -156,18 +149,14 @@ class ListenerTask(Task):
         words = nn.functional.cross_entropy(written.float(), truth)
         labels = (guess.float() - batch.targets).square().mean()
         right = (written.detach().argmax(-1) == truth).float().mean()
-        return {
-            "loss": words + LABEL_WEIGHT * labels,
-            "words": words.detach(),
-            "labels": labels.detach(),
-            "right": right,
-        }
+        loss = words + LABEL_WEIGHT * labels
+        return {"loss": loss, "words": words.detach(), "labels": labels.detach(), "right": right}
 
     @torch.no_grad()
     def validate(
         self, model: nn.Module, clips: Sequence[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
     ) -> dict[str, float]:
-        """Listen to held-out clips; what was said goes to ``samples/step_.../said.jsonl``.
+        """Listen to held-out clips; the answers go to ``samples/step_.../said.jsonl``.
 
         Returns:
             ``token_accuracy``; ``grades_right`` and ``grades_near`` (off by one at most) over all grades that were named;
@@ -181,32 +170,22 @@ class ListenerTask(Task):
         if not wavs:
             return {}
         written, right = list[str](), list[Tensor]()
-        for at in range(0, len(wavs), SAY_BATCH):
-            part = wavs[at : at + SAY_BATCH]
+        for at in range(0, len(wavs), BATCH):
+            part = wavs[at : at + BATCH]
             written += model.generate(part)
             features, frames = model.features(part)
-            ids, mask, answer = tokens_of(
-                model, frames.tolist(), [describe(one, rng) for one in labels[at : at + SAY_BATCH]]
-            )
+            answers = [describe(one, rng) for one in labels[at : at + BATCH]]
+            ids, mask, answer = tokens_of(model, frames.tolist(), answers)
             device = model.head.weight.device
             logits, _ = model(*(x.to(device) for x in (features, frames, ids, mask)))
             right.append((logits[:, :-1].argmax(-1).cpu() == ids[:, 1:])[answer[:, 1:]].float())
-        gaps = [
-            abs(grade - grades_of(one)[k])
-            for text, one in zip(written, labels, strict=True)
-            for k, grade in read_back(text).items()
-        ]
-        pairs = [
-            (stars, one["quality"])
-            for text, one in zip(written, labels, strict=True)
-            if (stars := stars_of(text)) is not None
-        ]
+        rows = list(zip(written, labels, strict=True))
+        gaps = [abs(grade - grades_of(one)[k]) for text, one in rows for k, grade in read_back(text).items()]
+        pairs = [(stars, one["quality"]) for text, one in rows if (stars := stars_of(text)) is not None]
         numbers = {"token_accuracy": float(torch.cat(right).mean()), "named": len(pairs) / len(written)}
         if gaps:
-            numbers |= {
-                "grades_right": float(np.mean([g == 0 for g in gaps])),
-                "grades_near": float(np.mean([g <= 1 for g in gaps])),
-            }
+            numbers["grades_right"] = float(np.mean([g == 0 for g in gaps]))
+            numbers["grades_near"] = float(np.mean([g <= 1 for g in gaps]))
         if len({p for p, _ in pairs}) > 1 and len({q for _, q in pairs}) > 1:
             numbers["quality_srcc"] = float(spearmanr([p for p, _ in pairs], [q for _, q in pairs]).statistic)
         _keep(folder, step, written, labels)
@@ -238,11 +217,8 @@ def _question(rng: np.random.Generator, words: list[str]) -> str:
     """A question in front of the answer, or as many unknown words: what is asked must not matter."""
     if rng.random() < 0.5:
         return QUESTIONS[int(rng.integers(len(QUESTIONS)))]
-    some = [
-        words[int(i)] if rng.random() < 0.3 else UNKNOWN
-        for i in rng.integers(len(words), size=int(rng.integers(4, 28)))
-    ]
-    return " ".join(some)
+    places = rng.integers(len(words), size=int(rng.integers(4, 28)))
+    return " ".join(words[int(i)] if rng.random() < 0.3 else UNKNOWN for i in places)
 
 
 def _keep(folder: Run, step: int, written: list[str], labels: list[dict[str, float]]) -> None:

@@ -133,23 +133,16 @@ def describe(labels: Mapping[str, float], rng: np.random.Generator) -> str:
 
 
 def _traits(grades: Mapping[str, int], labels: Mapping[str, float], rng: np.random.Generator) -> list[str]:
-    heard = sorted((t for t in NOUNS if grades.get(t)), key=lambda t: -labels[t])[:MOST_TRAITS]
+    present = sorted((t for t in NOUNS if grades.get(t)), key=lambda t: -labels[t])[:MOST_TRAITS]
     absent = [t for t in NOUNS if grades.get(t) == 0]
-    extra = int(rng.integers(3)) if heard else int(rng.integers(1, 4))
-    said = heard + [absent[i] for i in rng.permutation(len(absent))[:extra]]
-    if not said:
+    extra = int(rng.integers(3)) if present else int(rng.integers(1, 4))
+    named = present + [absent[i] for i in rng.permutation(len(absent))[:extra]]
+    if not named:
         return []
-    cut = len(said) if rng.random() < 0.6 else int(rng.integers(len(said) + 1))
-    nouns = [
-        f"{_one(AMOUNTS[grades[t]], rng)} {_one(NOUNS[t], rng)}"
-        for t in said
-        if t not in ADJECTIVES or said.index(t) < cut
-    ]
-    adjectives = [
-        f"{_one(ADVERBS[grades[t]], rng)} {_one(ADJECTIVES[t], rng)}"
-        for t in said
-        if t in ADJECTIVES and said.index(t) >= cut
-    ]
+    cut = len(named) if rng.random() < 0.6 else int(rng.integers(len(named) + 1))
+    as_noun = {t: t not in ADJECTIVES or i < cut for i, t in enumerate(named)}
+    nouns = [f"{_one(AMOUNTS[grades[t]], rng)} {_one(NOUNS[t], rng)}" for t in named if as_noun[t]]
+    adjectives = [f"{_one(ADVERBS[grades[t]], rng)} {_one(ADJECTIVES[t], rng)}" for t in named if not as_noun[t]]
     made = []
     if nouns:
         made.append(_fill(NOUN_FORMS, _list(nouns), rng))
@@ -159,7 +152,7 @@ def _traits(grades: Mapping[str, int], labels: Mapping[str, float], rng: np.rand
 
 
 def read_back(text: str) -> dict[str, int]:
-    """The grades that an answer in this wording names; what it does not name is absent."""
+    """The grades that an answer in these words names; what it does not name is absent."""
     low, found = text.lower(), dict[str, int]()
     for name, forms, table in (
         ("overall", OVERALL_FORMS, OVERALL),
@@ -179,7 +172,7 @@ def read_back(text: str) -> dict[str, int]:
 
 
 def stars_of(text: str) -> float | None:
-    """1..5 by the verdict's grade word alone, or None where an answer in this wording gives none."""
+    """1..5 by the verdict's grade word alone, or None where an answer in these words gives none."""
     grade = read_back(text).get("overall")
     return None if grade is None else 1.0 + 4.0 * grade / (len(OVERALL) - 1)
 
@@ -189,9 +182,8 @@ def vocabulary() -> list[str]:
     tables = (OVERALL, EFFORT, AMOUNTS, ADVERBS, LEVELS, tuple(NOUNS.values()), tuple(ADJECTIVES.values()))
     phrases = [p for table in tables for row in table for p in row]
     forms = [*OVERALL_FORMS, *EFFORT_FORMS, *NOUN_FORMS, *ADJECTIVE_FORMS, *LEVEL_FORMS, "and ,"]
-    return sorted(
-        {w for text in (*phrases, *(f.replace("{}", "") for f in forms)) for w in re.findall(r"\w+|[^\w\s]", text)}
-    )
+    texts = (*phrases, *(f.replace("{}", "") for f in forms))
+    return sorted({w for text in texts for w in re.findall(r"\w+|[^\w\s]", text)})
 
 
 def _one(items: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -10,7 +10,6 @@ and an optimiser finds out. So in training some tokens are replaced, some hidden
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from rlspeech.config import Augment, Pretrain
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, columns_of, seed_of
 from rlspeech.data.degrade import add_noise, clip_peaks, coloured, low_pass
-from rlspeech.data.manifest import find_manifest, read_manifest, recordings
+from rlspeech.data.manifest import recordings
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.codec.codec import load_codec, start_alike
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, make_tokenizer, save_token_reward
@@ -35,7 +34,8 @@ from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.asr.task import rates
 from rlspeech.tasks.base import Numbers, Task, keep_samples
-from rlspeech.types import Sample, UserError, Utterance
+from rlspeech.tasks.token_policy import check_texts, rows_of, texts_of
+from rlspeech.types import Sample, Utterance
 
 if TYPE_CHECKING:
     from rlspeech.run import Run
@@ -46,10 +46,8 @@ SPOILT = 0.25  # share of training recordings that are made worse, where quality
 REPLACED = 0.08  # tokens that become others, at most
 MIXED = 0.5  # share of rows that are mixtures
 RECORDINGS, SPEAKERS = 20, 256  # of a speaker, to be a class; most classes
-SMOOTH, ATTRIBUTE = (
-    0.1,
-    0.2,
-)  # label smoothing of the heads (RRPO's cure for rewards that an analytic gradient exploits), their weight
+SMOOTH = 0.1  # label smoothing of the heads: RRPO's cure for rewards that an analytic gradient exploits
+ATTRIBUTE = 0.2  # weight of a head
 
 
 @dataclass
@@ -78,9 +76,8 @@ class TokenRewardTask(Task):
 
     def __init__(self) -> None:
         self._codecs: dict[str, Any] = {}
-        self._tokens: dict[
-            tuple[str, int], np.ndarray
-        ] = {}  # of recordings by key and level: a codec costs more than a training step
+        # of recordings by key and level: a codec costs more than a training step
+        self._tokens: dict[tuple[str, int], np.ndarray] = {}
 
     # -- model -----------------------------------------------------------------------------------------------------------
 
@@ -88,19 +85,11 @@ class TokenRewardTask(Task):
         """Fresh weights with a tokenizer and labels from the data, or ``init``'s. Raises ``UserError``: no texts, no codec."""
         if config.init is not None:
             return load_token_reward(config.init)[0]
-        rows = _rows(config.data)
-        texts = [t for t in (get_normaliser(TEXT)(u.text or "") for u in rows) if t]
-        if not texts:
-            raise UserError(
-                "no row of the data has a text",
-                "the reward learns to read from transcribed speech",
-                "rlspeech prepare --help",
-            )
+        rows = recordings(rows_of(config.data), config.data or "the embedded corpus")
+        texts = texts_of(rows, get_normaliser(TEXT), "the reward")
         cfg = config.token_reward
-        codec = self.codec(cfg.codec)
-        model = TokenReward(
-            cfg, codec.size, make_tokenizer(texts, cfg.vocabulary), labels_of(rows, cfg.levels), codec.sample_rate
-        )
+        codec, tokenizer = self.codec(cfg.codec), make_tokenizer(texts, cfg.vocabulary)
+        model = TokenReward(cfg, codec.size, tokenizer, labels_of(rows, cfg.levels), codec.sample_rate)
         start_alike(model.table.weight.data, codec)
         return model
 
@@ -111,18 +100,12 @@ class TokenRewardTask(Task):
         return self._codecs[name]
 
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[TokenReward, dict[str, Any]]:
-        """See ``load_token_reward``."""
         return load_token_reward(name, device)
 
     def save(
         self, folder: Path, model: TokenReward, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        """See ``save_token_reward``."""
         save_token_reward(folder, model, facts=facts, weights=weights)
-
-    def sample_rate_of(self, model: TokenReward) -> int:
-        """In Hz."""
-        return model.sample_rate
 
     # -- batches ---------------------------------------------------------------------------------------------------------
 
@@ -134,13 +117,7 @@ class TokenRewardTask(Task):
         Raises:
             UserError: a clip has no text.
         """
-        missing = [c.key for c in clips if c.text is None]
-        if missing:
-            raise UserError(
-                f"{missing[0]} has no text",
-                "the reward learns from transcribed speech",
-                "rlspeech check on the manifest",
-            )
+        check_texts(clips, "the reward")
         levels = len(model.labels.get("quality", ()))
         named = any("quality" in c.columns for c in clips)
         graded = [levels] * len(clips)  # as they are
@@ -186,21 +163,13 @@ class TokenRewardTask(Task):
             ids, mask = model.pieces([batch.texts[i] or "" for i in read])
             logits = model.text_logits(some, ids)[mask]
             words = nn.functional.cross_entropy(logits, ids[mask])
-            parts |= {
-                "loss": words,
-                "words": words.detach(),
-                "right": (logits.detach().argmax(-1) == ids[mask]).float().mean(),
-            }
+            right = (logits.detach().argmax(-1) == ids[mask]).float().mean()
+            parts |= {"loss": words, "words": words.detach(), "right": right}
             if config.ctc_weight:
                 sizes = mask.sum(1) - 1  # without the end mark
-                ctc = nn.functional.ctc_loss(
-                    model.ctc(some.states).float().log_softmax(-1).transpose(0, 1),
-                    ids,
-                    some.keep.sum(1),
-                    sizes,
-                    blank=model.pad,
-                    zero_infinity=True,
-                )
+                logp = model.ctc(some.states).float().log_softmax(-1).transpose(0, 1)
+                lengths = some.keep.sum(1), sizes
+                ctc = nn.functional.ctc_loss(logp, ids, *lengths, blank=model.pad, zero_infinity=True)
                 parts |= {"loss": (1 - config.ctc_weight) * words + config.ctc_weight * ctc, "ctc": ctc.detach()}
         for name, logits in model.attributes(encoded).items():
             truth = model.classes(name, batch.values[name])
@@ -225,11 +194,8 @@ class TokenRewardTask(Task):
         keep_samples(folder.path / "samples" / step_name(step), samples, 0)
         numbers: Numbers = {**rates(samples)}
         judge = TokenText(model)
-        scores = (
-            judge.compute([s for s in samples if s.text], ["token_cer", "token_nll"])
-            if any(s.text for s in samples)
-            else []
-        )
+        known_texts = [s for s in samples if s.text]
+        scores = judge.compute(known_texts, ["token_cer", "token_nll"]) if known_texts else []
         for name in ("cer", "nll"):
             values = [v for row in scores if (v := row[f"token_{name}"].value) is not None]
             numbers |= {name: mean_interval(values)} if values else {}
@@ -287,22 +253,3 @@ def labels_of(rows: Sequence[Utterance], levels: int) -> dict[str, list[str]]:
     known = sorted(name for name, count in speakers.most_common(SPEAKERS) if count >= RECORDINGS)
     found = {"sex": sexes, "speaker": known, "quality": [str(k) for k in range(1, levels + 1)]}
     return {name: classes for name, classes in found.items() if len(classes) > 1}
-
-
-def _rows(data: str | None) -> list[Utterance]:
-    """The recorded rows of a manifest, or of a recipe's clean speech; of the embedded corpus where ``data`` is None.
-
-    Raises:
-        UserError: none is recorded.
-    """
-    if data is None:
-        from rlspeech.corpora.demo import demo_commands_clean
-
-        data = str(demo_commands_clean("train"))
-    found = find_manifest(data)
-    if found.suffix != ".json":
-        return recordings(read_manifest(found), data)
-    clean = json.loads(found.read_text(encoding="utf-8"))["clean"]
-    return recordings(
-        [u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)], data
-    )

@@ -3,11 +3,11 @@
 The textbook version (GRPO on a recogniser, arXiv 2509.18569 and 2509.01939): several transcripts of every clip are sampled, rules score
 them, and the log-probabilities of their tokens go into the ratio. Nothing is left out. What is changed:
 
-- A clip is heard once, for its whole group and for every later look (``models/audio_lm/model.py``).
+- A clip is encoded once, for its whole group and for every later pass (``models/audio_lm/model.py``).
 - The old log-probabilities are not the sampler's: the training pass computes them, over the very micro-batches of the update. Sampler
   and training pass round differently (a cache here, a plain forward there), which in bf16 alone would move the ratio by per cents.
 - Log-probabilities are those at the sampling temperature, as in TRL and verl: what acts is what is trained. A truncated sampler (top-p,
-  top-k) has no such excuse, its rows are not the policy's own: the mean |log ratio| to what is trained is measured and said.
+  top-k) has no such excuse, its rows are not the policy's own: the mean |log ratio| to what is trained is measured and logged.
 - The KL is summed over the whole vocabulary (``kl`` "full"), or k3 from the sampled token alone, noisier, lighter on memory.
 - Weights that are trained whole in bf16 are kept in fp32 and computed with in bf16: a step of 1e-5 is lost in bf16's rounding.
 """
@@ -28,7 +28,7 @@ from rlspeech.types import Rollout, Sample
 if TYPE_CHECKING:
     from rlspeech.models.audio_lm.model import AudioLM, EncodedPrompts
 
-__all__ = ["AsrPolicy", "TokenRollout"]
+__all__ = ["AsrPolicy"]
 
 LEAST_TOKENS = 16
 
@@ -49,9 +49,7 @@ class AsrPolicy(TokenPolicy):
             parked = encoded.to("cpu") if self.config.offload == "phase" else encoded
             self.announce("rollout")
             ids, mask, finished, prompts = self._generate(encoded, batch, group, seed, self._room(batch))
-        silent = torch.tensor([c.noisy.shape[-1] == 0 for c in batch])[
-            prompts
-        ]  # nothing was heard: nothing was decided
+        silent = torch.tensor([c.noisy.shape[-1] == 0 for c in batch])[prompts]  # nothing was decided in their rows
         mask, finished = mask & ~silent[:, None], finished | silent
         texts = self.model.text(ids, mask)
         samples = [self._sample(batch[p], text) for p, text in zip(prompts.tolist(), texts, strict=True)]
@@ -65,7 +63,9 @@ class AsrPolicy(TokenPolicy):
             if self.config.offload == "phase":
                 self._phase = ""  # the reference needs its parts too
                 model.park("all", self.device)
-            return [self._sample(c, text) for c, text in zip(batch, self._greedy(model, batch), strict=True)]
+            with self._cast():
+                texts = self._greedy(model, self._encode(batch, model=model), batch)
+            return [self._sample(c, text) for c, text in zip(batch, texts, strict=True)]
 
     @torch.no_grad()
     def transcribe(self, clips: Sequence[Clip]) -> list[str]:
@@ -74,13 +74,9 @@ class AsrPolicy(TokenPolicy):
         with self._cast():
             encoded = self._encode(clips)
             self.enter("rollout")
-            return self._written(self.model, encoded, clips)
+            return self._greedy(self.model, encoded, clips)
 
-    def _greedy(self, model: AudioLM, clips: Sequence[Clip]) -> list[str]:
-        with self._cast():
-            return self._written(model, self._encode(clips, model=model), clips)
-
-    def _written(self, model: AudioLM, encoded: EncodedPrompts, clips: Sequence[Clip]) -> list[str]:
+    def _greedy(self, model: AudioLM, encoded: EncodedPrompts, clips: Sequence[Clip]) -> list[str]:
         if not clips:
             return []
         drawn = model.generate(encoded, max_new_tokens=self._room(clips))
@@ -90,14 +86,11 @@ class AsrPolicy(TokenPolicy):
     def _encode(self, clips: Sequence[Clip], *, model: AudioLM | None = None, grad: bool = False) -> EncodedPrompts:
         long = [c.key for c in clips if c.noisy.shape[-1] > self.model.max_s * self.sample_rate]
         if long:
-            self._once(
-                "long",
-                f"{long[0]} is longer than the {self.model.max_s:g} s that are heard: its end is cut off, its text is not",
-            )
+            most = f"the {self.model.max_s:g} s that the model takes"
+            self._once("long", f"{long[0]} is longer than {most}: its end is cut off, its text is not")
         wavs = [np.asarray(c.noisy, np.float32) for c in clips]
-        return (model or self.model).encode(
-            wavs, language=self.sampling.language, prompt=self.sampling.prompt, grad=grad
-        )
+        asked = {"language": self.sampling.language, "prompt": self.sampling.prompt}
+        return (model or self.model).encode(wavs, **asked, grad=grad)
 
     def _room(self, clips: Sequence[Clip]) -> int:
         """Longest transcript in tokens."""

@@ -6,26 +6,26 @@ encoder. ``rl``, ``eval`` and ``transcribe`` take any audio language model throu
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import PPO, RL, Augment, Evaluate, Pretrain, RewardSpec
+from rlspeech.config import RL, Augment, Evaluate, Pretrain, RewardSpec
 from rlspeech.data.batches import Clip
-from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.scores import step_name
 from rlspeech.stats import Interval
+from rlspeech.tasks.asr.policy import AsrPolicy
 from rlspeech.tasks.base import Numbers, Task, keep_samples
-from rlspeech.types import Sample, UserError
+from rlspeech.tasks.token_policy import RL_DEFAULTS, check_texts, rows_of, texts_of
+from rlspeech.types import Sample
 
 if TYPE_CHECKING:
     from rlspeech.run import Run
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Asr", "AsrBatch", "speed_perturb", "spec_augment"]
 
 TEXT = "basic-1"  # how training texts are written: what the model learns to write
-SAY_BATCH = 16
+BATCH = 16
 
 
 @dataclass
@@ -65,29 +65,13 @@ class Asr(Task):
     next_command = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
     pipeline = "automatic-speech-recognition"
     default_rewards = tuple(
-        RewardSpec(name=name, scale="none") for name in ("asr_accuracy", "asr_hallucination", "asr_keywords")
+        RewardSpec(name=f"asr_{x}", scale="none") for x in ("accuracy", "hallucination", "keywords")
     )
     default_guards = ("asr_wer", "asr_insertions", "asr_deletions")
-    default_metrics = (
-        "asr_wer",
-        "asr_cer",
-        "asr_insertions",
-        "asr_deletions",
-        "asr_substitutions",
-        "asr_exact",
-        "asr_keyword_f1",
-        "asr_hallucinated",
+    default_metrics = tuple(
+        "asr_wer asr_cer asr_insertions asr_deletions asr_substitutions asr_exact asr_keyword_f1 asr_hallucinated".split()
     )
-    rl_defaults: ClassVar[dict[str, Any]] = {
-        "lora": None,
-        "lr": 1e-4,
-        "clip_s": 0.0,
-        "clip_range": 0.2,
-        "kl_beta": 0.04,
-        "group": 8,
-        "prompts_per_step": 16,
-        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
-    }
+    rl_defaults = RL_DEFAULTS
 
     def demo(self, part: Literal["train", "valid", "test"]) -> Path:
         from rlspeech.corpora.demo import demo_commands
@@ -100,21 +84,13 @@ class Asr(Task):
         """Fresh weights with a tokenizer trained on the data's texts, or ``init``'s. Raises ``UserError``: no texts."""
         if config.init is not None:
             return load_recogniser(config.init)[0]
-        texts = [text for text in map(get_normaliser(TEXT), _texts(config.data)) if text]
-        if not texts:
-            raise UserError(
-                "no row of the data has a text",
-                "a recogniser learns from transcribed speech",
-                "rlspeech prepare --help",
-            )
+        texts = texts_of(rows_of(config.data), get_normaliser(TEXT), "a recogniser")
         return Recogniser(config.asr, make_tokenizer(texts, config.asr.vocabulary))
 
     def reload(self, name: str) -> tuple[Recogniser, dict[str, Any]]:
-        """What ``pretrain`` wrote, to go on with it."""
         return load_recogniser(name)
 
     def load(self, name: str, device: torch.device | str = "cpu", **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Any audio language model as ``models.audio_lm.AudioLM``, and what is known of it. Raises ``UserError``."""
         from rlspeech.models.audio_lm.load import load_audio_lm
 
         return load_audio_lm(name, device, **options)
@@ -122,17 +98,10 @@ class Asr(Task):
     def save(
         self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        """Write a checkpoint that transformers can load."""
-        if isinstance(model, Recogniser):
-            save_recogniser(folder, model, facts=facts, weights=weights)
-            return
         from rlspeech.models.audio_lm.load import save_audio_lm
 
-        save_audio_lm(folder, model, facts=facts, weights=weights)
-
-    def sample_rate_of(self, model: Any) -> int:
-        """In Hz."""
-        return int(model.sample_rate)
+        save = save_recogniser if isinstance(model, Recogniser) else save_audio_lm
+        save(folder, model, facts=facts, weights=weights)
 
     def collate(
         self,
@@ -148,46 +117,31 @@ class Asr(Task):
             UserError: a clip has no text.
         """
         normalise, augment = get_normaliser(TEXT), augment or Augment()
-        missing = [c.key for c in clips if c.text is None]
-        if missing:
-            raise UserError(
-                f"{missing[0]} has no text",
-                "a recogniser learns from transcribed speech",
-                "rlspeech check on the manifest",
-            )
+        check_texts(clips, "a recogniser")
         wavs = [speed_perturb(torch.from_numpy(c.noisy), augment) for c in clips]
         features, real = model.features(wavs, lambda frames: spec_augment(frames, augment))
         ids, mask, answer = model.tokens(real.sum(1).tolist(), texts := [normalise(c.text or "") for c in clips])
         labels = [torch.tensor(model.pieces(t), dtype=torch.long) for t in texts]
-        return AsrBatch(
-            features.to(device), real.to(device), ids.to(device), mask.to(device), answer.to(device), labels
-        )
+        return AsrBatch(*(x.to(device) for x in (features, real, ids, mask, answer)), labels)
 
     def pretrain_loss(self, model: Recogniser, batch: AsrBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` = (1 - w) cross-entropy of the text + w CTC of the encoder; ``right`` is the share of pieces guessed right.
 
-        With w = 1 the language model is not run at all: a phase in which only the ear learns takes half the time.
+        With w = 1 the language model is not run at all: a phase in which only the encoder learns takes half the time.
         """
         weight, parts = config.ctc_weight, dict[str, Tensor]()
         if weight == 1:
-            loss, states = (
-                torch.zeros((), device=batch.features.device),
-                model.head(model.encode(batch.features, batch.real)),
-            )
+            loss = torch.zeros((), device=batch.features.device)
+            states = model.head(model.encode(batch.features, batch.real))
         else:
             logits, states = model(batch.features, batch.real, batch.ids, batch.mask)
-            said, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
-            loss = nn.functional.cross_entropy(said.float(), truth)
-            parts = {"words": loss.detach(), "right": (said.detach().argmax(-1) == truth).float().mean()}
+            written, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
+            loss = nn.functional.cross_entropy(written.float(), truth)
+            parts = {"words": loss.detach(), "right": (written.detach().argmax(-1) == truth).float().mean()}
         if weight:
-            sizes = torch.tensor([len(x) for x in batch.labels])
-            ctc = nn.functional.ctc_loss(
-                states.float().log_softmax(-1).transpose(0, 1),
-                torch.cat(batch.labels).to(states.device),
-                batch.real.sum(1).cpu(),
-                sizes,
-                zero_infinity=True,
-            )
+            logp, labels = states.float().log_softmax(-1).transpose(0, 1), torch.cat(batch.labels).to(states.device)
+            lengths = batch.real.sum(1).cpu(), torch.tensor([len(x) for x in batch.labels])
+            ctc = nn.functional.ctc_loss(logp, labels, *lengths, zero_infinity=True)
             loss, parts["ctc"] = (1 - weight) * loss + weight * ctc, ctc.detach()
         return {"loss": loss, **parts}
 
@@ -196,22 +150,16 @@ class Asr(Task):
     ) -> Numbers:
         """Greedy transcripts of held-out clips; word error rate by kind of speech where rows say it, and of the CTC head alone."""
 
-        def say(part: Sequence[Clip]) -> list[str]:
-            return model.transcribe([torch.from_numpy(c.noisy) for c in part])
+        def by(method: Callable[[list[Tensor]], list[str]]) -> list[Sample]:
+            return transcripts(lambda part: method([torch.from_numpy(c.noisy) for c in part]), clips, SAMPLE_RATE)
 
-        def spell(part: Sequence[Clip]) -> list[str]:
-            return model.ctc_transcribe([torch.from_numpy(c.noisy) for c in part])
-
-        samples = transcripts(say, clips, SAMPLE_RATE)
+        samples = by(model.transcribe)
         keep_samples(folder.path / "samples" / step_name(step), samples, 0)
-        return {**rates(samples), "ctc_wer": rates(transcripts(spell, clips, SAMPLE_RATE)).get("wer", math.nan)}
+        return {**rates(samples), "ctc_wer": rates(by(model.ctc_transcribe)).get("wer", math.nan)}
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
-        """The audio language model as a policy over tokens."""
-        from rlspeech.tasks.asr.policy import AsrPolicy
-
         return AsrPolicy(self, adapted, config)
 
     def evaluation(self, config: Evaluate) -> Any:
@@ -220,22 +168,19 @@ class Asr(Task):
         return Recognition(self, config)
 
     def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
-        """Greedy transcripts of whole clips as samples to score."""
         return transcripts(policy.transcribe, clips, policy.sample_rate)
 
 
-def transcripts(say: Callable[[Sequence[Clip]], list[str]], clips: Sequence[Clip], rate: int) -> list[Sample]:
-    """What ``say`` makes of clips, like lengths together, in the clips' order."""
+def transcripts(recognise: Callable[[Sequence[Clip]], list[str]], clips: Sequence[Clip], rate: int) -> list[Sample]:
+    """What ``recognise`` makes of clips, like lengths together, in the clips' order."""
     order = sorted(range(len(clips)), key=lambda i: len(clips[i].noisy))
-    said = [""] * len(clips)
-    for at in range(0, len(order), SAY_BATCH):
-        part = order[at : at + SAY_BATCH]
-        for i, text in zip(part, say([clips[i] for i in part]), strict=True):
-            said[i] = text
-    return [
-        Sample(c.key, c.noisy, rate, None, c.text, c.columns, hypothesis=text)
-        for c, text in zip(clips, said, strict=True)
-    ]
+    texts = [""] * len(clips)
+    for at in range(0, len(order), BATCH):
+        part = order[at : at + BATCH]
+        for i, text in zip(part, recognise([clips[i] for i in part]), strict=True):
+            texts[i] = text
+    rows = zip(clips, texts, strict=True)
+    return [Sample(c.key, c.noisy, rate, None, c.text, c.columns, hypothesis=text) for c, text in rows]
 
 
 def rates(samples: Sequence[Sample]) -> dict[str, Interval]:
@@ -270,17 +215,3 @@ def spec_augment(frames: Tensor, how: Augment) -> Tensor:
         start = int(torch.rand(()) * max(1, mels - width))
         frames[:, start : start + width] = mean
     return frames
-
-
-def _texts(data: str | None) -> list[str]:
-    """The texts of a manifest, or of the clean speech of a recipe; of the embedded corpus where ``data`` is None."""
-    if data is None:
-        from rlspeech.corpora.demo import demo_commands_clean
-
-        data = str(demo_commands_clean("train"))
-    found = find_manifest(data)
-    if found.suffix == ".json":
-        clean = json.loads(found.read_text(encoding="utf-8"))["clean"]
-        paths = [clean] if isinstance(clean, str) else clean
-        return [u.text for path in paths for u in read_manifest(found.parent / path) if u.text]
-    return [u.text for u in read_manifest(found) if u.text]

@@ -68,9 +68,6 @@ class Avse(EnhancementTask):
     ) -> None:
         save_model(folder, model, "avse", facts=facts, weights=weights)
 
-    def sample_rate_of(self, model: AvseEnhancer) -> int:
-        return model.sample_rate
-
     def channels_of(self, model: AvseEnhancer) -> int:
         return model.cfg.channels
 

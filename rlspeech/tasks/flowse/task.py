@@ -50,9 +50,6 @@ class FlowSE(EnhancementTask):
     ) -> None:
         save_model(folder, model, "flowse", facts=facts, weights=weights)
 
-    def sample_rate_of(self, model: FlowEnhancer) -> int:
-        return model.sample_rate
-
     collate = staticmethod(collate)
 
     def pretrain_loss(self, model: FlowEnhancer, batch: FlowBatch, config: Pretrain) -> dict[str, Tensor]:

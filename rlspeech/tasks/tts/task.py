@@ -1,8 +1,7 @@
 """Synthesis: transcribed recordings become batches for ``pretrain``, and a codec language model becomes a policy for ``rl``.
 
-``pretrain`` trains the small model of ``models/codec/load.py`` from nothing: cross-entropy of a
-recording's codec ids, half of the time with
-another recording of the same speaker (and its text) before them, as a voice prompt will be. ``rl``, ``eval`` and ``speak`` take any
+``pretrain`` trains the small model of ``models/codec/load.py`` from nothing: cross-entropy of a recording's codec ids, half of the time
+with another recording of the same speaker (and its text) before them, as a voice prompt will be. ``rl``, ``eval`` and ``speak`` take any
 causal language model with a codec in its vocabulary.
 
 Whose voice it is belongs to the row, never to chance at scoring time: ``prompt_filepath`` and ``prompt_text`` of the manifest. A row
@@ -20,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.config import PPO, RL, Evaluate, Pretrain, RewardSpec, Sampling
+from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec, Sampling
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import Clip, seed_of
-from rlspeech.data.manifest import find_manifest, read_manifest, recordings
+from rlspeech.data.manifest import recordings
 from rlspeech.log import warn
 from rlspeech.models.codec.lm import CodecLM, Line
 from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec_lm
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
-from rlspeech.tasks.token_policy import token_logp
+from rlspeech.tasks.token_policy import RL_DEFAULTS, check_texts, rows_of, token_logp
 from rlspeech.tasks.tts.policy import TtsPolicy, longest
 from rlspeech.types import Sample, UserError, Utterance
 
@@ -41,7 +40,7 @@ __all__ = ["Tts", "TtsBatch"]
 
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
-SAY_BATCH = 32
+BATCH = 32
 RELAXING = ("tau", "tau_end", "hard", "mode", "noise", "content_weight", "attribute_weights")  # settings of DiffRO
 
 
@@ -83,25 +82,10 @@ class Tts(Task):
     }
     default_guards = (*guard_limits, "tts_duration_ratio")  # the ratio has no worse side: it is watched
     default_metrics = (
-        "tts_cer",
-        "tts_wer",
-        "speaker_similarity",
-        "dnsmos_ovrl",
-        "tts_pitch_std",
-        "tts_duration_ratio",
-        "tts_duration_drift",
-        "tts_stopped",
+        *("tts_cer", "tts_wer", "speaker_similarity", "dnsmos_ovrl", "tts_pitch_std"),
+        *("tts_duration_ratio", "tts_duration_drift", "tts_stopped"),
     )
-    rl_defaults: ClassVar[dict[str, Any]] = {
-        "lora": None,
-        "lr": 1e-4,
-        "clip_s": 0.0,
-        "clip_range": 0.2,
-        "kl_beta": 0.1,
-        "group": 8,
-        "prompts_per_step": 16,
-        "ppo": PPO(form="critic", gae_lambda=1.0, whiten=True),
-    }
+    rl_defaults: ClassVar[dict[str, Any]] = {**RL_DEFAULTS, "kl_beta": 0.1}
 
     def __init__(self) -> None:
         self._codes: dict[tuple[str, str], np.ndarray] = {}
@@ -113,7 +97,7 @@ class Tts(Task):
 
     def build(self, config: Pretrain) -> CodecLM:
         """Fresh weights with a tokenizer trained on the data's texts, or ``init``'s. Raises ``UserError``: no texts, no codec."""
-        rows = _rows(config.data)
+        rows = recordings(rows_of(config.data), config.data or "the embedded corpus")
         for u in rows:
             if u.speaker_id is not None and u.text:
                 self._speakers.setdefault(u.speaker_id, []).append(u)
@@ -122,11 +106,9 @@ class Tts(Task):
         model, given = load_codec_lm(config.init)[0], config.tts.model_fields_set
         misfits = [k for k in given - {"prompt_s", "max_s"} if getattr(config.tts, k) != getattr(model.cfg, k, None)]
         if misfits:
-            raise UserError(
-                f"{config.init} has another {', '.join(sorted(misfits))}",
-                "with --init only max_s, prompt_s can be set",
-                "leave them out, or train from random weights without --init",
-            )
+            hint = "leave them out, or train from random weights without --init"
+            why = "with --init only max_s, prompt_s can be set"
+            raise UserError(f"{config.init} has another {', '.join(sorted(misfits))}", why, hint)
         model.layout = replace(model.layout, **{k: getattr(config.tts, k) for k in given & {"prompt_s", "max_s"}})
         model.max_s = model.layout.max_s
         return model
@@ -134,18 +116,12 @@ class Tts(Task):
     def load(
         self, name: str, device: torch.device | str = "cpu", dtype: str = "fp32", **options: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Any codec language model, and what is known of it. Raises ``UserError``."""
         return load_codec_lm(name, device, cast(Any, dtype))
 
     def save(
         self, folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        """Write a checkpoint that transformers can load."""
         save_codec_lm(folder, model, facts=facts, weights=weights)
-
-    def sample_rate_of(self, model: CodecLM) -> int:
-        """In Hz."""
-        return model.sample_rate
 
     def collate(
         self, clips: Sequence[Clip], model: CodecLM, device: torch.device | str = "cpu", *, train: bool = True
@@ -155,19 +131,13 @@ class Tts(Task):
         Raises:
             UserError: a clip has no text.
         """
-        missing = [c.key for c in clips if c.text is None]
-        if missing:
-            raise UserError(
-                f"{missing[0]} has no text",
-                "a synthesiser learns from transcribed speech",
-                "rlspeech check on the manifest",
-            )
+        check_texts(clips, "a synthesiser")
         codes = self.recorded(clips, model)
-        draw = torch.rand(2, len(clips)).tolist() if train else None
-        lines = [
-            self.line(c, model) if draw is None else self._prompted(c, model, draw[0][i], draw[1][i])
-            for i, c in enumerate(clips)
-        ]
+        if train:
+            draws = torch.rand(2, len(clips)).T.tolist()
+            lines = [self._prompted(c, model, *draw) for c, draw in zip(clips, draws, strict=True)]
+        else:
+            lines = [self.line(c, model) for c in clips]
         ids, mask = model.references(codes)
         seen = ids
         if train:
@@ -226,8 +196,8 @@ class Tts(Task):
         """Cross-entropy on recordings, and what is said when their texts are read: stop rate, length against the recording's, scores."""
         batch = self.collate(clips, model, model.device, train=False)
         nll, count = 0.0, 0
-        for at in range(0, len(clips), SAY_BATCH):
-            part = slice(at, at + SAY_BATCH)
+        for at in range(0, len(clips), BATCH):
+            part = slice(at, at + BATCH)
             ids, mask = batch.ids[part], batch.mask[part]
             logits = model.forward_logits(model.encode(batch.lines[part]), range(len(ids)), ids)
             nll, count = nll - float(token_logp(logits, ids)[mask].sum()), count + int(mask.sum())
@@ -308,21 +278,14 @@ class Tts(Task):
         """
         sampling, out = sampling or Sampling(), list[Sample | None]([None] * len(clips))
         order = sorted(range(len(clips)), key=lambda i: longest(clips[i].text, model, sampling))
-        for at in range(0, len(order), SAY_BATCH):
-            part = order[at : at + SAY_BATCH]
+        for at in range(0, len(order), BATCH):
+            part = order[at : at + BATCH]
             some = [clips[i] for i in part]
             room = [longest(c.text, model, sampling) for c in some]
-            drawn = model.generate(
-                model.encode([self.line(c, model) for c in some]),
-                sampling=sampling,
-                max_new_tokens=room,
-                seed=[seed_of(seed, c.key) for c in some],
-            )
-            for i, s in zip(
-                part,
-                self.samples(model, some, model.codes(drawn.ids, drawn.mask), drawn.finished, wavs=wavs),
-                strict=True,
-            ):
+            prompts, seeds = model.encode([self.line(c, model) for c in some]), [seed_of(seed, c.key) for c in some]
+            drawn = model.generate(prompts, sampling=sampling, max_new_tokens=room, seed=seeds)
+            made = self.samples(model, some, model.codes(drawn.ids, drawn.mask), drawn.finished, wavs=wavs)
+            for i, s in zip(part, made, strict=True):
                 out[i] = s
         return cast(list[Sample], out)
 
@@ -332,25 +295,15 @@ class Tts(Task):
         """Samples of codec ids (T_i,), one clip each; their target is the speech whose voice was wanted."""
         voices = [self.voice(c, model) for c in clips]
         made = model.codec.decode(codes, voices) if wavs else [np.zeros(0, np.float32)] * len(clips)
-        return [
-            Sample(
-                c.key,
-                wav,
-                model.sample_rate,
-                voice,
-                c.text,
-                c.columns,
-                tokens=ids.numpy(),
-                finished=bool(done),
-                token_s=model.layout.frame_s,
-            )
-            for c, wav, voice, ids, done in zip(clips, made, voices, codes, finished, strict=True)
-        ]
+        rate, out = model.sample_rate, list[Sample]()
+        for c, wav, voice, ids, done in zip(clips, made, voices, codes, finished, strict=True):
+            how: dict[str, Any] = {"tokens": ids.numpy(), "finished": bool(done), "token_s": model.layout.frame_s}
+            out.append(Sample(c.key, wav, rate, voice, c.text, c.columns, **how))
+        return out
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
-        """The codec language model as a policy over tokens."""
         return TtsPolicy(self, adapted, config)
 
     def climbed(self, config: RL) -> str:
@@ -362,15 +315,5 @@ class Tts(Task):
         return Synthesis(self, config)
 
     def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
-        """Speech of the clips' texts as the policy says it, the same draws every time."""
         policy.enter("rollout")
         return self.synthesise(policy.model, clips, sampling=policy.sampling, seed=seed)
-
-
-def _rows(data: str | None) -> list[Utterance]:
-    """The recorded rows of a manifest; of the embedded corpus where ``data`` is None. Raises ``UserError``: none is recorded."""
-    if data is None:
-        from rlspeech.corpora.demo import demo_commands_clean
-
-        data = str(demo_commands_clean("train"))
-    return recordings(read_manifest(find_manifest(data)), data)
