@@ -11,10 +11,10 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -202,20 +202,25 @@ def allowed(schema: type[BaseModel], name: str, value: Any, stage: str, flag: st
     return f"{name} is {kind}{limits}{default}"
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2's floats: 1.1 takes ``2e-4`` for a string."""
+@cache
+def _loader() -> Any:
+    """The safe loader with YAML 1.2's floats: 1.1 takes ``2e-4`` for a string. Imported late: help needs no YAML."""
+    import yaml
 
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    return Loader
 
 
 def parse_value(text: str) -> Any:
     """One value as YAML: number, true, null, ``[1, 3]``, ``{a: 1}``; what is not YAML stays text."""
+    import yaml
+
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (derived from the safe loader)
+        return yaml.load(text, _loader())  # noqa: S506 (derived from the safe loader)
     except yaml.YAMLError:
         return text
 
@@ -229,6 +234,8 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         UserError: missing, not UTF-8, not YAML, not a mapping, or a key given twice.
     """
+    import yaml
+
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -236,7 +243,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UserError(f"no config file {path}", "", try_this) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}", str(error)) from error
-    loader = _Loader(text)
+    loader = _loader()(text)
     try:
         node = loader.get_single_node()
         lines: dict[str, int] = {}
@@ -257,8 +264,8 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return value, lines
 
 
-def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int], path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
+def _note_lines(node: Any, prefix: str, lines: dict[str, int], path: Path) -> None:
+    if node.id == "mapping":
         for key, value in node.value:
             name = f"{prefix}.{key.value}" if prefix else str(key.value)
             if name in lines:
@@ -266,7 +273,7 @@ def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int], path: Path)
                 raise UserError(what, f"first in line {lines[name]}", "delete one of them")
             lines[name] = key.start_mark.line + 1
             _note_lines(value, name, lines, path)
-    elif isinstance(node, yaml.SequenceNode):
+    elif node.id == "sequence":
         for i, value in enumerate(node.value):
             lines[f"{prefix}[{i}]"] = value.start_mark.line + 1
             _note_lines(value, f"{prefix}[{i}]", lines, path)
