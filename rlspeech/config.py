@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from rlspeech.config_models import (
+from rlspeech.config_parts import (
     Augment,
     AvseModel,
     CodecLMModel,

@@ -219,8 +219,9 @@ def parse_value(text: str) -> Any:
     """One value as YAML: number, true, null, ``[1, 3]``, ``{a: 1}``; what is not YAML stays text."""
     import yaml
 
+    _Loader = _loader()
     try:
-        return yaml.load(text, _loader())  # noqa: S506 (derived from the safe loader)
+        return yaml.load(text, _Loader)  # noqa: S506 (derived from the safe loader)
     except yaml.YAMLError:
         return text
 

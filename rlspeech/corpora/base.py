@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config import Mixing, Strict
+from rlspeech.config_parts import Mixing, Strict
 from rlspeech.data.checks import FileFacts, Limits, Verdict, judge, judge_pair, measure
 from rlspeech.data.inputs import audio_files
 from rlspeech.files import JsonlWriter, dumps, safe_name, write_text

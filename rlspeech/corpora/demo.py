@@ -26,7 +26,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rlspeech.config import Mixing
+from rlspeech.config_parts import Mixing
 from rlspeech.corpora import nonspeech
 from rlspeech.corpora.base import Layout, Sets, shown
 from rlspeech.corpora.drawn import draw_all

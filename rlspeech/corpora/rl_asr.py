@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config import Strict
+from rlspeech.config_parts import Strict
 from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.rl_asr_recognise import recognise
 from rlspeech.corpora.splice import write_joined

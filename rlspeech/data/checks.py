@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from rlspeech.config import Strict
+from rlspeech.config_parts import Strict
 from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from rlspeech.types import Utterance
 

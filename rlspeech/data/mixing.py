@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlspeech.config import Mixing
+from rlspeech.config_parts import Mixing
 from rlspeech.data.audio import AudioError, load_audio, rms_dbfs, to_level
 from rlspeech.data.manifest import read_manifest
 from rlspeech.types import UserError, Utterance

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config import Sampling, Strict
+from rlspeech.config_parts import Sampling, Strict
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic

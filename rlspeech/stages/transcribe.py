@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config import Sampling, Strict
+from rlspeech.config_parts import Sampling, Strict
 from rlspeech.data.inputs import AUDIO_SUFFIXES, Item, expand
 from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
 from rlspeech.log import several

@@ -1,4 +1,7 @@
-"""Settings below those of a stage: mixtures, augmentation, sampling, sizes of the models (``rlspeech.config`` re-exports them)."""
+"""Settings below those of a stage: mixtures, augmentation, sampling, sizes of the models.
+
+``rlspeech.config`` re-exports them; code that needs no stage's settings imports them from here, which is quicker.
+"""
 
 from __future__ import annotations
 
