@@ -86,5 +86,5 @@ def test_control_characters_and_length_are_bounded():
 
 
 def test_other_schemes_are_no_addresses():
-    with pytest.raises(UserError, match="as a describer"):
+    with pytest.raises(UserError, match="file:///etc/passwd"):
         get_describer("file:///etc/passwd")

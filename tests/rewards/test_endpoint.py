@@ -26,9 +26,8 @@ def no_keys(monkeypatch):
 
 
 def judge(server, **options) -> Endpoint:
-    return Endpoint(
-        server.url, **{"prompt": "How is it?", "name": "judge-7b", "backoff_s": 0.01, "timeout_s": 5.0, **options}
-    )
+    usual = {"prompt": "How is it?", "name": "judge-7b", "backoff_s": 0.01, "timeout_s": 5.0}
+    return Endpoint(server.url, **{**usual, **options})
 
 
 @pytest.mark.parametrize("audio", ["input_audio", "audio_url"])
@@ -119,14 +118,8 @@ def test_the_server_may_ask_for_patience():
 def test_a_dead_server_is_given_up():
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # a port on which nobody listens
-        model = Endpoint(
-            f"http://127.0.0.1:{held.getsockname()[1]}/v1",
-            prompt="?",
-            name="x",
-            backoff_s=0.2,
-            retries=3,
-            concurrency=1,
-        )
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/v1"
+        model = Endpoint(url, prompt="?", name="x", backoff_s=0.2, retries=3, concurrency=1)
         began = time.monotonic()
         found = model.describe([voice(0.3)] * 40)
     assert all(s.text is None and "endpoint: no connection" in s.error for s in found)
@@ -194,9 +187,8 @@ def test_one_bad_reply_costs_its_own_clip():
 
 
 def test_answers_in_parts_are_joined():
-    with serving(
-        lambda r: said([{"type": "text", "text": "Good,"}, {"type": "text", "text": "clear."}, {"type": "image"}])
-    ) as server:
+    parts = [{"type": "text", "text": "Good,"}, {"type": "text", "text": "clear."}, {"type": "image"}]
+    with serving(lambda r: said(parts)) as server:
         assert judge(server).describe([voice(0.4)])[0].text == "Good,\nclear."
 
 

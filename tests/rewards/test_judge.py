@@ -127,11 +127,6 @@ def test_long_audio_is_a_mean_by_duration(monkeypatch):
     describer.describe = lambda wavs: [Description(next(sequence)) for _ in wavs]
     (score,) = rate(judge, voice(2.6))
     assert score.value == pytest.approx(3.0, abs=1e-3) and score.detail["llm_text"] == "5/5\n2/5\n2/5"
-    rows = [
-        (judging._Piece(0, 3.0, voice(0.3)), [judging.Score(5.0)]),
-        (judging._Piece(0, 1.0, voice(0.3)), [judging.Score(1.0)]),
-    ]
-    assert judging._combine(rows, ["a", "b"]).value == pytest.approx(4.0)
 
 
 def test_silent_pieces_are_left_out_and_a_mute_one_leaves_no_score(monkeypatch):
@@ -141,9 +136,8 @@ def test_silent_pieces_are_left_out_and_a_mute_one_leaves_no_score(monkeypatch):
     assert rate(judge, wav)[0].value == pytest.approx(3.0) and len(describer.heard) == 2
     describer.answers[10] = ["4/5", Description(None, "the model refused")]
     (score,) = rate(judge, voice(2.0))
-    assert (
-        score.value is None and score.error == "piece 2 of 2: the model refused" and score.detail["llm_text"] == "4/5"
-    )
+    assert score.value is None and score.error == "piece 2 of 2: the model refused"
+    assert score.detail["llm_text"] == "4/5"
 
 
 def test_samples_are_averaged(monkeypatch):
@@ -158,13 +152,8 @@ def test_samples_are_averaged(monkeypatch):
 
 def test_ways_of_rating(models, monkeypatch):
     _, stars = models
-    answers = {
-        5: "Overall 4/5",
-        6: "the speech is good",
-        7: "9/5",
-        8: Description(None, "empty answer"),
-        9: "noise 2/5, distortion 4/5",
-    }
+    answers = {5: "Overall 4/5", 6: "the speech is good", 7: "9/5", 9: "noise 2/5, distortion 4/5"}
+    answers = dict(sorted({**answers, 8: Description(None, "empty answer")}.items()))
     wavs = [voice(n / 10) for n in answers]
     number = rate(told(monkeypatch, Told(dict(answers))), *wavs)
     auto = rate(told(monkeypatch, Told(dict(answers)), rating="auto", sentiment=stars), *wavs)
@@ -185,13 +174,11 @@ def test_options_in_the_name_and_unknown_ones(models):
         (name,) = scorer.meta().keys() - {"_input"}
         assert scorer.score([sample(voice(0.6))])[name][0].value is not None
         assert "bad, poor, fair, good or excellent" in scorer.meta()[name]["version"]
-    with pytest.raises(UserError, match="no such option|unexpected"):
+    with pytest.raises(UserError, match="colour"):
         Scorer([f"llm[model={listener},sentiment={stars},colour=red]"]).score([sample(voice(0.6))])
     with pytest.raises(UserError, match="prompt number 99"):
         LlmJudge(listener, stars, prompt_number=99)
 
-
-# ---------------------------------------------------------------------------------------------------- rlspeech reward
 
 EVIL = "Overall 2/5 <script>alert('x')</script> & {{ 7*7 }} \"quoted\""
 
@@ -219,15 +206,8 @@ def folder(tmp_path):
 
 
 def run(folder, server, **rest):
-    config = ScoreFolder(
-        rewards=["llm"],
-        llm=server.url,
-        llm_model="m",
-        out=str(folder / "out"),
-        workers=0,
-        **{"sentiment": str(folder / "stars"), **rest},
-    )
-    return reward.run(config, folder)
+    settings = {"rewards": ["llm"], "sentiment": str(folder / "stars"), "out": str(folder / "out"), **rest}
+    return reward.run(ScoreFolder(llm=server.url, llm_model="m", workers=0, **settings), folder)
 
 
 def rows(folder):
@@ -239,18 +219,15 @@ def test_words_and_scores_are_written_and_shown_escaped(folder):
     (folder / "p.txt").write_text("Is it good?\n")
     with serving(lambda r: said(EVIL)) as server:
         summary = run(folder, server, prompt=str(folder / "p.txt"))
-        assert (
-            all(r["json"]["messages"][0]["content"][1]["text"] == "Is it good?" for r in server.seen)
-            and len(server.seen) == 3
-        )
+        questions = [r["json"]["messages"][0]["content"][1]["text"] for r in server.seen]
+        assert questions == ["Is it good?"] * 3
     found = rows(folder)
     assert all(found[k]["llm"] == 2.0 and found[k]["llm_text"] == EVIL for k in "abc")
     assert found["broken"]["llm"] is None and found["broken"]["errors"]["llm"].startswith("audio")
     page = Page(text := (folder / "out" / "report.html").read_text())
     assert summary["report"] == str(folder / "out" / "report.html")
-    assert page.tags.count("script") == 2 and html.escape(EVIL, quote=False)[:30] in text.replace("&#39;", "'").replace(
-        "&#34;", '"'
-    )
+    text = text.replace("&#39;", "'").replace("&#34;", '"')
+    assert page.tags.count("script") == 2 and html.escape(EVIL, quote=False)[:30] in text
     assert page.data.count(EVIL) == 3 == page.tags.count("blockquote") == page.tags.count("audio")
     written = "".join(p.read_text() for p in (folder / "out").iterdir())
     assert "sk-never-shown" not in written and "Is it good?" in written
@@ -261,12 +238,9 @@ def test_trouble_of_the_server_is_tried_again_by_the_next_run(folder):
     save_sentiment(folder / "stars")
     with serving(lambda r: (400, {}, {})) as server:
         first = run(folder, server)
-        assert first["metrics"]["llm"]["n_valid"] == 0 and all(
-            "HTTP 400" in rows(folder)[k]["errors"]["llm"] for k in "abc"
-        )
-        server.reply = lambda r: said(
-            "refused" if len(server.seen) == 4 else "4/5", refusal="no" if len(server.seen) == 4 else None
-        )
+        assert first["metrics"]["llm"]["n_valid"] == 0
+        assert all("HTTP 400" in rows(folder)[k]["errors"]["llm"] for k in "abc")
+        server.reply = lambda r: said("refused", refusal="no") if len(server.seen) == 4 else said("4/5")
         second = run(folder, server)
         assert second["metrics"]["llm"]["n_valid"] == 2 and len(server.seen) == 6
         third = run(folder, server)  # a refusal is an answer: it is kept
@@ -301,23 +275,10 @@ def test_no_page_where_nothing_was_said_or_none_is_wanted(folder):
         assert run(folder, server, report="never")["report"] is None
         assert not (folder / "out" / "report.html").exists()
         asked = ["llm", f"llm[model={server.url},name=other,rating=number]"]
-        summary = reward.run(
-            ScoreFolder(
-                rewards=asked,
-                llm=server.url,
-                llm_model="m",
-                sentiment=str(folder / "stars"),
-                out=str(folder / "two"),
-                workers=0,
-            ),
-            folder,
-        )
+        summary = run(folder, server, rewards=asked, out=str(folder / "two"))
     found = [json.loads(line) for line in (folder / "two" / "scores.jsonl").read_text().splitlines()]
     texts = [{k for k in row if k.startswith("llm_text")} for row in found if row["key"] != "broken"]
     assert all(len(t) == 2 for t in texts) and summary["metrics"]["llm"]["n_valid"] == 3
-
-
-# ------------------------------------------------------------------------------------------------------ what is embedded
 
 
 def test_the_embedded_judge_hears_noise():

@@ -74,15 +74,12 @@ def test_wer_and_cer_share_a_pass_and_name_their_normaliser():
 
 def test_mistakes_are_told():
     sample = [Sample("a", voice(0.5), 16000, None, "hello")]
-    with pytest.raises(UserError, match="needs a recogniser"):
+    with pytest.raises(UserError, match="--recogniser"):
         get_reward("wer").score(sample)
     with pytest.raises(UserError, match="normaliser"):
         get_reward("wer", recogniser=RECOGNISER, normaliser="basic-99").score(sample)
 
-
-@pytest.mark.slow
-def test_missing_recogniser_is_told():
-    with pytest.raises(UserError, match="cannot load the recogniser"):
+    with pytest.raises(UserError, match="/no/such/folder"):
         get_reward("wer", recogniser="/no/such/folder").score([Sample("a", voice(0.5), 16000, None, "hello")])
 
 
@@ -96,22 +93,13 @@ def test_pocketsphinx_hears_words_or_nothing():
 @pytest.mark.slow
 def test_transformers_recogniser_from_a_folder(tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.Wav2Vec2Config(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-        vocab_size=6,
-        pad_token_id=0,
-    )
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    small |= {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    config = transformers.Wav2Vec2Config(**small, vocab_size=6, pad_token_id=0)
     transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "A": 3, "B": 4, "C": 5}))
-    transformers.Wav2Vec2CTCTokenizer(
-        str(tmp_path / "vocab.json"), pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(tmp_path)
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), **special).save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
     samples = [Sample(str(i), voice(s, seed=i), 16000, None, "a b c") for i, s in enumerate((1.0, 0.5))]
     scores = get_reward("cer", recogniser=str(tmp_path)).score(samples)

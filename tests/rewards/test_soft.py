@@ -1,36 +1,36 @@
-"""The differentiable DNSMOS: equal to the scored one where nothing is altered, a gradient where it should be, null where it cannot be."""
+"""Differentiable rewards: DNSMOS of waveforms, equal to the scored one where nothing is altered; the token reward, sampled and relaxed."""
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import reward_signals
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.config import RL, DiffRO
-from rlspeech.rewards.soft import SoftDnsmos, altered, build_soft, resampled
+from rlspeech.config import RL, DiffRO, TokenRewardModel
+from rlspeech.models.token_reward import TokenReward, make_tokenizer, save_token_reward
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.rewards.soft import SoftDnsmos, SoftTokenReward, TokenText, altered, build_soft, resampled
 from rlspeech.types import Relaxed, Sample, UserError
 
 pytest.importorskip("speechmos")
 RATE = 16000
 
 
-def voice(seconds: float, seed: int = 0, rate: int = RATE) -> Tensor:
-    t, rng = np.arange(int(seconds * rate)) / rate, np.random.default_rng(seed)
-    wav = sum(np.sin(2 * np.pi * 130 * k * t + rng.uniform(0, 6)) / k for k in range(1, 30)) * (
-        0.6 + 0.4 * np.sin(2 * np.pi * 4 * t)
-    )
-    return torch.from_numpy((0.05 * wav + 0.005 * rng.standard_normal(len(t))).astype(np.float32))
+def voice(seconds: float, seed: int = 0) -> Tensor:
+    return torch.from_numpy(reward_signals.with_noise(reward_signals.voice(seconds, seed=seed), 20, seed))
 
 
 def relaxed(*wavs: Tensor, seed: int = 0) -> tuple[Relaxed, list[Sample]]:
-    soft = torch.nn.utils.rnn.pad_sequence(
-        list(wavs), batch_first=True, padding_value=9.0
-    )  # what is behind the end must not be heard
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in wavs], batch_first=True)
-    return Relaxed(soft.requires_grad_(), mask, seed=seed), [
-        Sample(f"k{i}", w.detach().numpy(), RATE) for i, w in enumerate(wavs)
-    ]
+    soft = pad_sequence(list(wavs), True, 9.0)  # what is behind the end must not be scored
+    mask = pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in wavs], batch_first=True)
+    samples = [Sample(f"k{i}", w.detach().numpy(), RATE) for i, w in enumerate(wavs)]
+    return Relaxed(soft.requires_grad_(), mask, seed=seed), samples
 
 
 def test_one_copy_is_the_score_of_the_clip_as_it_is() -> None:
@@ -62,9 +62,8 @@ def test_gain_earns_nothing() -> None:
     made, samples = relaxed(voice(1.0))
     soft = SoftDnsmos(copies=2)
     loud = made._replace(soft=(0.3 * made.soft.detach()).requires_grad_())
-    torch.testing.assert_close(
-        soft.score_soft(made, samples).detach(), soft.score_soft(loud, samples).detach(), atol=1e-3, rtol=0
-    )
+    plain, quieter = (soft.score_soft(given, samples).detach() for given in (made, loud))
+    torch.testing.assert_close(plain, quieter, atol=1e-3, rtol=0)
 
 
 def test_what_cannot_be_scored_is_nan_and_spoils_no_gradient() -> None:
@@ -88,3 +87,84 @@ def test_by_task() -> None:
     assert isinstance(made, SoftDnsmos) and made.copies == 2 and not any(p.requires_grad for p in made.net.parameters())
     with pytest.raises(UserError, match="pesq"):
         build_soft(RL(task="flowse", algo="diffro", diffro=DiffRO(reward="pesq")))
+
+
+V = 20
+ALL = ["token_accuracy", "token_cer", "token_nll", "token_posterior", "token_sex", "token_speaker", "token_quality"]
+
+
+@pytest.fixture(scope="module")
+def net() -> TokenReward:
+    torch.manual_seed(0)
+    cfg = TokenRewardModel(dim=16, layers=1, text_layers=1, heads=2, vocabulary=280)
+    labels = {"sex": ["f", "m"], "quality": ["1", "2", "3"]}
+    return TokenReward(cfg, V, make_tokenizer(["one two three four"], 280), labels, 16000).frozen()
+
+
+def row(tokens, text="one two", **columns):
+    return Sample("a", np.zeros(0, np.float32), 16000, None, text, columns, tokens=np.asarray(tokens, np.int64))
+
+
+def one_hot(ids, lengths):
+    soft = torch.nn.functional.one_hot(ids, V).float().requires_grad_()
+    return SimpleNamespace(soft=soft, mask=torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None])
+
+
+def test_sampled_tokens_through_the_scorer(net, tmp_path):
+    save_token_reward(tmp_path / "net", net, facts={})
+    rows = [row(range(9), sex="m"), row([]), row([3, V]), row(range(4), text="Three!"), row(range(4), text=None)]
+    with Scorer(ALL, workers=0, options={"token_text": {"model": str(tmp_path / "net"), "form": "exp"}}) as scorer:
+        scorer.dry_run()
+        table = scorer.score(rows)
+    silent = [table[n][1].value for n in ("token_cer", "token_accuracy", "token_nll")]  # nothing was said
+    assert silent == pytest.approx([1.0, math.exp(-2.5), math.log(len(net.tokenizer))])
+    assert all("none of the codec's" in table[n][2].error for n in ALL)
+    assert table["token_cer"][4].error == "no reference text"
+    encoded = net.encode(torch.arange(4)[None], torch.ones(1, 4, dtype=torch.bool))
+    nll = -float(net.text_logp(encoded, ["three"]).detach())
+    assert table["token_nll"][3].value == pytest.approx(nll, rel=1e-4)
+    assert table["token_posterior"][3].value == pytest.approx(math.exp(-nll / 3), rel=1e-4)
+    assert table["token_cer"][0].detail["hypothesis"] == net.transcribe([torch.arange(9)])[0]
+    assert 0 < table["token_sex"][0].value < 1 and table["token_sex"][3].value is None  # the row names no sex
+    assert table["token_speaker"][0].error == "this token reward has no head for speaker"
+    assert all(1 <= table["token_quality"][i].value <= 3 for i in (0, 1, 3))
+
+
+def test_relaxed_tokens_have_the_sampled_ones_score_where_they_are_one_hot(net):
+    ids = torch.randint(V, (3, 8), generator=torch.Generator().manual_seed(1))
+    given = one_hot(ids, [8, 5, 0])
+    samples = [row(ids[0], sex="m"), row(ids[1, :5], text="four"), row([])]
+    plain = SoftTokenReward(net).score_soft(given, samples)
+    hard = TokenText(net).compute(samples, ["token_nll"])
+    assert plain[:2].tolist() == pytest.approx([-h["token_nll"].value for h in hard[:2]], rel=1e-4)
+    mute = SoftTokenReward(net).score_soft(given, [samples[0], row(ids[1], text="?!"), samples[2]])
+    assert mute.isnan().tolist() == [False, True, False]
+    silent = torch.autograd.grad(mute.nansum(), given.soft, retain_graph=True)[0]
+    alone = torch.autograd.grad(plain[0], given.soft, retain_graph=True)[0][0]
+    assert float(silent[1].abs().sum()) == 0 and torch.allclose(silent[0], alone)
+    (grad,) = torch.autograd.grad(plain.sum(), given.soft)
+    assert float(grad[0].abs().sum()) > 0 and float(grad[1, 5:].abs().sum()) == 0 == float(grad[2].abs().sum())
+
+
+def test_attributes_add_their_weighted_log_probabilities(net):
+    ids = torch.randint(V, (3, 8), generator=torch.Generator().manual_seed(2))
+    given, samples = one_hot(ids, [8, 8, 8]), [row(ids[0], sex="m", quality=1), row(ids[1], sex="f"), row(ids[2])]
+    heads = {k: v.log_softmax(-1) for k, v in net.attributes(net.encode(ids, given.mask)).items()}
+    content = SoftTokenReward(net).score_soft(given, samples)
+    soft = SoftTokenReward(net, 2.0, {"sex": 0.5, "quality": 0.1})
+    sex = torch.stack([heads["sex"][0, 1], heads["sex"][1, 0], torch.zeros(())])
+    quality = torch.stack(
+        [heads["quality"][0, 0], heads["quality"][1, 2], heads["quality"][2, 2]]
+    )  # the best by default
+    torch.testing.assert_close(soft.score_soft(given, samples), 2 * content + 0.5 * sex + 0.1 * quality)
+    assert set(soft.last) == {"content", "sex", "quality"}
+    assert soft.last["sex"] == pytest.approx(float((heads["sex"][0, 1] + heads["sex"][1, 0]) / 2), rel=1e-4)
+
+
+def test_mistakes_are_told(net):
+    with pytest.raises(UserError, match="speaker"):
+        SoftTokenReward(net, attribute_weights={"speaker": 0.1})
+    SoftTokenReward(net, attribute_weights={"speaker": 0.0})
+    given = SimpleNamespace(soft=torch.zeros(1, 2, V + 1), mask=torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(UserError, match="among 21 codes"):
+        SoftTokenReward(net).score_soft(given, [row([1, 2])])

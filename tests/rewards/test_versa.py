@@ -52,27 +52,14 @@ def test_both_ways_of_writing_are_read(tmp_path: Path) -> None:
         "speaker_similarity": 0.895,
         "sdr": 4.87,
     }
-    assert (
-        first["vad_info"] == [{"start": 0, "end": -1}]
-        and first["sir"] is None
-        and first["errors"]["sir"] == "VERSA wrote inf"
-    )
-    assert (
-        first["wer"] is None
-        and first["errors"]["wer"] == "not in VERSA's row"
-        and first["errors"]["note"] == "VERSA wrote nothing"
-    )
-    assert (second["wer"], second["hypothesis"], second["utmos"], second["ref_text"]) == (
-        0.75,
-        "its so",
-        3.5,
-        "it's {so}",
-    )
+    assert first["vad_info"] == [{"start": 0, "end": -1}] and first["sir"] is first["wer"] is None
+    reasons = [first["errors"][n] for n in ("sir", "wer", "note")]
+    assert reasons == ["VERSA wrote inf", "not in VERSA's row", "VERSA wrote nothing"]
+    found = [second[n] for n in ("wer", "hypothesis", "utmos", "ref_text")]
+    assert found == [0.75, "its so", 3.5, "it's {so}"]
     assert second["pesq_wb"] is second["stoi"] is second["dnsmos_ovrl"] is None, "a number for a failure is none"
-    assert (
-        second["errors"]["pesq_wb"] == "VERSA writes 0 where it fails"
-        and second["errors"]["dnsmos_ovrl"] == "VERSA wrote nan"
-    )
+    reasons = [second["errors"][n] for n in ("pesq_wb", "dnsmos_ovrl")]
+    assert reasons == ["VERSA writes 0 where it fails", "VERSA wrote nan"]
     check_scores(out, found := Findings("scores"))
     assert found.problems == []
     meta = json.loads((tmp_path / "scores.meta.json").read_text())["systems"]["mine"]["metrics"]
@@ -88,9 +75,8 @@ def test_several_recognisers_stay_apart(tmp_path: Path) -> None:
         for rate in ("wer", "cer")
         for what in ("delete", "insert", "replace", "equal")
     }
-    (tmp_path / "v").write_text(
-        json.dumps({"key": "a", **counts}) + "\n" + json.dumps({"key": "b", **dict.fromkeys(counts, 0)})
-    )
+    lines = [{"key": "a", **counts}, {"key": "b", **dict.fromkeys(counts, 0)}]
+    (tmp_path / "v").write_text("\n".join(map(json.dumps, lines)))
     versa.take(tmp_path / "v", tmp_path / "s.jsonl", "x")
     found = rows(tmp_path / "s.jsonl")
     assert found["a"]["wer[recogniser=whisper]"] == found["a"]["cer[recogniser=owsm]"] == 1.0
@@ -138,41 +124,16 @@ def test_numbers_beyond_any_measure_do_not_stop_it(tmp_path: Path) -> None:
 
 
 def test_there_and_back(tmp_path: Path) -> None:
-    ours = [
-        {
-            "key": "a b/\u00e9",
-            "system": "m",
-            "pesq_wb": 2.5,
-            "estoi": 0.5,
-            "dnsmos_ovrl": 3.0,
-            "my_mod:f": -1.0,
-            "hypothesis": "it's",
-            "stamp": "0",
-            "errors": {},
-        },
-        {
-            "key": "b",
-            "system": "m",
-            "pesq_wb": None,
-            "estoi": 0.25,
-            "dnsmos_ovrl": 2.0,
-            "my_mod:f": 4,
-            "hypothesis": "",
-            "stamp": "1",
-            "errors": {"pesq_wb": "silent"},
-        },
-    ]
+    names = ("key", "system", "pesq_wb", "estoi", "dnsmos_ovrl", "my_mod:f", "hypothesis", "stamp", "errors")
+    values = [("a b/\u00e9", "m", 2.5, 0.5, 3.0, -1.0, "it's", "0", {})]
+    values += [("b", "m", None, 0.25, 2.0, 4, "", "1", {"pesq_wb": "silent"})]
+    ours = [dict(zip(names, row, strict=True)) for row in values]
     source = tmp_path / "scores.jsonl"
     source.write_text("".join(json.dumps(r) + "\n" for r in ours) + '{"key": "torn')
     done = versa.export(source, tmp_path / "versa")
     assert (done.rows, done.bad_lines) == (2, 1) and ("pesq", "pesq_wb", 1, 1) in done.metrics
-    assert rows(tmp_path / "versa")["b"] == {
-        "key": "b",
-        "estoi": 0.25,
-        "dns_overall": 2.0,
-        "my_mod:f": 4,
-        "hypothesis": "",
-    }
+    expected = {"key": "b", "estoi": 0.25, "dns_overall": 2.0, "my_mod:f": 4, "hypothesis": ""}
+    assert rows(tmp_path / "versa")["b"] == expected
     versa.take(tmp_path / "versa", tmp_path / "again.jsonl", "m")
     again = rows(tmp_path / "again.jsonl")
     for row in ours:
@@ -183,20 +144,16 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 def test_one_file_of_versas_is_one_system(tmp_path: Path) -> None:
     source = tmp_path / "scores.jsonl"
-    source.write_text(
-        "".join(json.dumps({"key": "a", "system": s, "estoi": n, "errors": {}}) + "\n" for n, s in enumerate("xy"))
-    )
+    lines = [{"key": "a", "system": s, "estoi": n, "errors": {}} for n, s in enumerate("xy")]
+    source.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(UserError, match="2 systems") as error:
         versa.export(source, tmp_path / "out")
     assert error.value.try_this == "--system x" and not (tmp_path / "out").exists()
     assert versa.export(source, tmp_path / "out", "y").rows == 1 and rows(tmp_path / "out")["a"]["estoi"] == 1
-    for bad in (
-        lambda: versa.export(source, tmp_path / "o", "z"),
-        lambda: versa.take(tmp_path / "empty", tmp_path / "o", "z"),
-    ):
-        (tmp_path / "empty").write_text("")
-        with pytest.raises(UserError, match="no score rows"):
-            bad()
+    (tmp_path / "empty").write_text("")
+    for convert, given in ((versa.export, source), (versa.take, tmp_path / "empty")):
+        with pytest.raises(UserError, match="no score"):
+            convert(given, tmp_path / "o", "z")
 
 
 def test_every_name_in_the_table_is_a_reward() -> None:

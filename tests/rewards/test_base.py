@@ -63,7 +63,7 @@ def test_names_aliases_options_and_typos():
     assert dict(request.options) == {"level_dbfs": -25, "engine": "torch", "threads": None}
     assert resolve("dnsmos_sig").key == resolve("dnsmos_bak").key != resolve("dnsmos_sig[threads=2]").key
     assert not column_of("lsd").higher_is_better and column_of("estoi").higher_is_better
-    with pytest.raises(UserError, match="did you mean 'dnsmos_ovrl'"):
+    with pytest.raises(UserError, match="'dnsmos_ovrl'"):
         resolve("dnsmos_ovlr")
     for bad in ("estoi[x]", "estoi[", "[a=1]", "estoi[1=2]"):
         with pytest.raises(UserError):
@@ -115,12 +115,8 @@ def test_bad_items_cost_themselves_only_and_order_is_kept():
 
 def test_single_reward_is_a_reward():
     reward = get_reward("stoi")
-    assert (
-        isinstance(reward, Reward)
-        and reward.needs == {"target"}
-        and reward.sample_rate == 16000
-        and "stoi" in reward.version
-    )
+    assert isinstance(reward, Reward) and reward.needs == {"target"} and reward.sample_rate == 16000
+    assert "stoi" in reward.version
     (score,) = reward.score([sample(voice(1), target=voice(1))])
     assert score.value == pytest.approx(1.0, abs=1e-6)
     assert reward.score([]) == []
@@ -144,9 +140,8 @@ def test_rates_are_converted_and_counted():
 def test_over_full_scale_is_scored_as_it_would_be_saved():
     clean = voice(1.0)
     with Scorer(["lsd"], workers=0) as scorer:
-        (loud,), (scaled,) = (
-            scorer.score([sample(w, target=clean)])["lsd"] for w in (clean * 20, clean * (0.99 / np.abs(clean).max()))
-        )
+        wavs = clean * 20, clean * (0.99 / np.abs(clean).max())
+        loud, scaled = (scorer.score([sample(w, target=clean)])["lsd"][0] for w in wavs)
         assert scorer.meta()["_input"]["over_full_scale"] == 1
     assert loud.value == pytest.approx(scaled.value, abs=1e-3)
 
@@ -164,12 +159,8 @@ def test_user_function_scores_and_its_failures():
     with Scorer([name], workers=0) as scorer:
         scores = scorer.score(samples)[name]
     assert [s.value for s in scores] == [1.5, None, None, None, None, 1.5]
-    assert (
-        "this one" in scores[1].error
-        and "None" in scores[2].error
-        and "str" in scores[3].error
-        and "nan" in scores[4].error
-    )
+    for score, word in zip(scores[1:5], ("this one", "None", "str", "nan"), strict=True):
+        assert word in score.error
     assert not column_of(name).higher_is_better
 
 
@@ -207,11 +198,8 @@ def test_dry_run_passes_on_what_works_and_names_what_does_not():
 def test_functions_that_ask_for_hypotheses_judge_texts_whatever_the_waveform():
     name = "reward_plugins:letters"
     request = resolve(name)
-    assert (
-        "hypothesis" in request.entry.needs
-        and column_of(name).optional
-        and not column_of("reward_plugins:loudness").optional
-    )
+    assert "hypothesis" in request.entry.needs
+    assert column_of(name).optional and not column_of("reward_plugins:loudness").optional
     rows = [
         Sample("a", np.zeros(0, np.float32), 16000, None, "x", {"condition": 1}, "four"),
         Sample("b", np.full(5, np.nan, np.float32), 8000, None, None, {}, "four"),

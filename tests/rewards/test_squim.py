@@ -61,13 +61,13 @@ def test_broken_torchaudio_is_a_reason_and_stops_nothing(monkeypatch):
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda n: object())
     monkeypatch.setattr(_torchaudio.importlib, "import_module", broken)
     assert "libcudart" in _torchaudio.why_not()
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match="libcudart"):
         _torchaudio.load()
 
 
 def test_weights_are_never_fetched_unasked(monkeypatch):
     pretend(monkeypatch)
-    with pytest.raises(UserError, match="needs weights"):
+    with pytest.raises(UserError, match="weights"):
         get_reward("squim_pesq").score([Sample("a", voice(0.5), 16000)])
 
 

@@ -33,9 +33,6 @@ def scores(name: str, given: list[Sample]) -> list[float | None]:
         return [s.value for s in scorer.score(given)[name]]
 
 
-# ------------------------------------------------------------------------------------------------------ TRL's functions
-
-
 def test_a_function_of_trls_is_a_reward() -> None:
     assert resolve("trl_plugins:longer").entry.needs == {"hypothesis"}
     assert scores("trl_plugins:longer", samples()) == [7.0, 13.0, 0.0, 7.0]
@@ -71,9 +68,6 @@ def test_one_that_trl_ships() -> None:
     assert scores(name, given) == [1.0, 0.0, 0.0, 0.0]
 
 
-# ---------------------------------------------------------------------------------------------------------- ours for TRL
-
-
 def asked(reward: Any, completions: list[Any], **columns: Any) -> Any:
     """Call as ``trl.GRPOTrainer._calculate_rewards`` does."""
     return reward(
@@ -92,10 +86,8 @@ def test_the_same_numbers_as_here(name: str) -> None:
     reward = as_trl_reward(name)
     expected = scores(name, samples())
     sign = -1.0 if name == "asr_wer" else 1.0  # TRL makes every reward larger
-    assert (
-        asked(reward, SAID, text=TEXTS) == [None if v is None else sign * v for v in expected]
-        and reward.__name__ == name
-    )
+    assert reward.__name__ == name
+    assert asked(reward, SAID, text=TEXTS) == [None if v is None else sign * v for v in expected]
     chats = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": s}] for s in SAID]
     assert asked(reward, chats, text=TEXTS) == asked(reward, SAID, text=TEXTS)
     assert asked(as_trl_reward(name, text="truth", raw=True), SAID, truth=TEXTS) == expected
@@ -206,9 +198,5 @@ def test_saved_transcripts_are_judged_without_their_audio(tmp_path: Path) -> Non
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     reward.run(ScoreFolder(rewards=["trl_plugins:longer", "asr_exact"], out=str(tmp_path)), tmp_path / "said.jsonl")
     found = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert [r["trl_plugins:longer"] for r in found] == [7.0, 13.0, 0.0, 7.0] and [r["asr_exact"] for r in found] == [
-        1.0,
-        0.0,
-        0.0,
-        0.0,
-    ]
+    assert [r["trl_plugins:longer"] for r in found] == [7.0, 13.0, 0.0, 7.0]
+    assert [r["asr_exact"] for r in found] == [1.0, 0.0, 0.0, 0.0]
