@@ -115,6 +115,10 @@ class Engine:
         """Rank 0's value, in every process: for decisions that must be the same everywhere."""
         return self.gather(value)[0]
 
+    def late(self, started_s: float, minutes: float | None) -> bool:
+        """Whether more than so many minutes have passed since ``started_s`` (``time.monotonic``), by the clock of rank 0."""
+        return minutes is not None and bool(self.agree(time.monotonic() - started_s > 60 * minutes))
+
     def say(self, message: str) -> None:
         """``log.say`` in rank 0."""
         if self.is_main:

@@ -31,7 +31,7 @@ from rlspeech.state import load_state, save_state
 from rlspeech.tracking import MetricsLog, check_trackers
 from rlspeech.types import UserError
 
-__all__ = ["Checkpoints", "Run"]
+__all__ = ["Checkpoints", "Run", "versions_of"]
 
 # of a run that has not begun
 SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})
@@ -250,12 +250,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _environment(stage: str) -> dict[str, Any]:
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "stage": stage,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -264,8 +258,19 @@ def _environment(stage: str) -> dict[str, Any]:
         "git_commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": versions_of(PACKAGES),
     }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """Installed versions by package, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _commit() -> str | None:

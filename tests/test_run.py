@@ -119,7 +119,7 @@ def test_a_run_may_be_made_longer_and_not_shorter_than_it_is(tmp_path: Path) -> 
     assert json.loads((tmp_path / "config.resolved.json").read_text())["steps"] == 5
     with Run.create(tmp_path, "rl", Counted(steps=3), growing={"steps"}) as run:  # not reached yet: it may end earlier
         assert run.grown == {"steps": 5}
-    with pytest.raises(UserError, match="is at step 2 already") as short:
+    with pytest.raises(UserError, match="step 2") as short:
         Run.create(tmp_path, "rl", Counted(steps=1), growing={"steps"})
     assert "--steps 2" in short.value.try_this
 
@@ -132,7 +132,7 @@ def test_a_key_younger_than_the_run_takes_its_default(tmp_path: Path) -> None:
     resolved.write_text(json.dumps(old))
     Run.create(tmp_path, "rl", Config()).close()
     resolved.write_text("{torn")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="config.resolved.json"):
         Run.create(tmp_path, "rl", Config())
 
 
@@ -370,7 +370,7 @@ def test_tied_tensors_and_tags_in_keys(tmp_path: Path) -> None:
 
 
 def test_objects_are_refused_with_their_place(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="state.a.1 is of type object"):
+    with pytest.raises(TypeError, match="state.a.1"):
         save_state(tmp_path, {"a": [1, object()]})
     with pytest.raises(TypeError, match="ndarray"):
         save_state(tmp_path, {"a": np.array([object()])})
@@ -405,7 +405,7 @@ def test_two_and_two_steps_equal_four_bit_for_bit(tmp_path: Path) -> None:
     _train(model, optimizer, 2)
     assert torch.equal(model.weight, whole.weight)
     other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="optimiser"):
         load_optimizer_state(other, state["opt"])
 
 

@@ -38,9 +38,8 @@ class Interrupt:
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
-        if (
-            self._alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):  # a background job ignores Ctrl-C, and goes on to
+        # a background job ignores Ctrl-C, and goes on to
+        if self._alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             with suppress(ValueError):  # not the main thread
                 self._before = signal.signal(signal.SIGINT, self._ask)
         return self
@@ -56,31 +55,22 @@ class Interrupt:
         log.say("interrupted; finishing this step and saving it (Ctrl-C again: at once)")
 
     def check(self) -> None:
-        """End the loop between two steps if that was asked for; whoever sees ``asked`` behind a step has saved it.
-
-        Raises:
-            KeyboardInterrupt: it was.
-        """
+        """End the loop between two steps by a ``KeyboardInterrupt`` if that was asked for; the step before has been saved."""
         if self.asked:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def at_the_end(folder: Run) -> Iterator[End]:
-    """Note why a run stopped, and write its page; a page that fails never costs the run.
-
-    Args:
-        folder: of the run.
-    """
+    """Note why a run stopped, and write its page; a page that fails never costs the run."""
     end = End()
     try:
         yield end
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             log.say("interrupted; writing the report (Ctrl-C again: without it)")
-        end.reason = {KeyboardInterrupt: "interrupted", UserError: str(getattr(error, "what", ""))}.get(
-            type(error), type(error).__name__
-        )
+        known = {KeyboardInterrupt: "interrupted", UserError: getattr(error, "what", "")}
+        end.reason = str(known.get(type(error), type(error).__name__))
         _finish(folder, end)
         if end.page:
             log.say(f"report: {end.page}")
@@ -97,17 +87,15 @@ def _finish(folder: Run, end: End) -> None:
 
 
 def longer(folder: Run, step: int, steps: int, falls: bool) -> str:
-    """What to know of a run that goes on to another number of steps than it had, or that could; empty where there is nothing.
+    """A remark on a run that goes on to another number of steps than it had, or that could; empty where there is none.
 
     Args:
         folder: of the run.
-        step: that it has come to.
-        steps: that it is to come to now.
+        step, steps: that it has come to, and is to come to now.
         falls: the learning rate falls over the steps.
     """
     if "steps" in folder.grown:
         rate = f": the learning rate falls over all {steps}, and is now that of step {step} of them" if falls else ""
         return f"{folder.grown['steps']} steps were asked for before, now {steps}{rate}"
-    return (
-        f"all {steps} steps are done; a larger --steps goes on from there" if folder.resumed and step >= steps else ""
-    )
+    done = folder.resumed and step >= steps
+    return f"all {steps} steps are done; a larger --steps goes on from there" if done else ""

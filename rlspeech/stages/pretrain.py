@@ -21,7 +21,6 @@ from rlspeech.config import Pretrain
 from rlspeech.data.batches import Clip, ClipSource, batches
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import safe_name
-from rlspeech.log import several
 from rlspeech.report.build import compared, print_table
 from rlspeech.report.runs import open_runs
 from rlspeech.rewards.scorer import Scorer
@@ -32,7 +31,7 @@ from rlspeech.stages.validation import keep_inputs
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import Interval, interval_columns
 from rlspeech.tasks import get_task
-from rlspeech.tasks.base import Task
+from rlspeech.tasks.base import Numbers, Task
 from rlspeech.types import UserError
 
 LOG_EVERY, POINTS = 50, 40  # steps behind a row of losses at most, and rows that a short run should have
@@ -55,23 +54,17 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
         train, valid = task.data(config, model)
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
-        log.say(
-            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {several(len(train.utts), 'utterance')}, "
-            f"{engine.reason}"
-        )
+        millions, rows = sum(p.numel() for p in model.parameters()) / 1e6, len(train.utts)
+        log.say(f"{millions:.2f} M parameters, {log.several(rows, 'utterance')}, {engine.reason}")
         if remark := longer(folder, trainer.step, config.steps, falls=True):
             log.say(remark)
         if not valid:
-            log.say(
-                f"{len(train.utts)} utterances are too few to hold any back: nothing is validated; --valid MANIFEST does it"
-            )
+            log.say(f"{rows} utterances are too few to hold any back: nothing is validated; --valid MANIFEST does it")
 
-        def check() -> dict[str, float | Interval]:
+        def check() -> Numbers:
             if not valid or not folder.main:
                 return {}
-            found: dict[str, float | Interval] = task.validate(
-                trainer.averaged(), valid, folder, trainer.step, scorer, config.seed
-            )
+            found = task.validate(trainer.averaged(), valid, folder, trainer.step, scorer, config.seed)
             _keep_inputs(folder.path / "samples", valid, trainer.step)
             return found
 
@@ -80,10 +73,9 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
             at_the_end(folder) as end,
         ):
             end.reason = trainer.fit(train, check, watchdog)
-        checkpoint = folder.path / "checkpoints" / step_name(trainer.step)
         summary = {
             "run": str(folder.path),
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(folder.path / "checkpoints" / step_name(trainer.step)),
             "step": trainer.step,
             **trainer.last_valid,
             "stopped": end.reason,
@@ -123,7 +115,7 @@ class Trainer:
         set_rng_state(state["rng"])
         log.say(f"resumed at step {self.step} from {path}")
 
-    def fit(self, train: ClipSource, check: Callable[[], dict[str, float | Interval]], watchdog: Watchdog) -> str:
+    def fit(self, train: ClipSource, check: Callable[[], Numbers], watchdog: Watchdog) -> str:
         """Train until the configured end. ``check`` validates in the first process and returns its numbers. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
         often = min(LOG_EVERY, max(1, cfg.steps // POINTS))
@@ -151,9 +143,7 @@ class Trainer:
                 self.step += 1
                 sums, counted = {k: sums.get(k, 0.0) + v for k, v in parts.items()}, counted + 1
                 bar.advance(1, loss=parts["loss"])
-                late = cfg.max_minutes is not None and self.engine.agree(
-                    time.monotonic() - started > 60 * cfg.max_minutes
-                )
+                late = self.engine.late(started, cfg.max_minutes)
                 last = late or self.step == cfg.steps
                 if self.step % often == 0 or last:
                     rows = self.engine.gather(sums)  # each of as many steps and clips
@@ -164,10 +154,10 @@ class Trainer:
                     generators = rng_state()
                     with log.waiting("validating"):
                         numbers = self.engine.agree(check())  # the first process has them, the others wait
-                    found = {
-                        k: v if isinstance(v, Interval) else Interval(v, math.nan, math.nan, 1)
-                        for k, v in numbers.items()
+                    bare = {
+                        k: Interval(v, math.nan, math.nan, 1) for k, v in numbers.items() if not isinstance(v, Interval)
                     }
+                    found = {**numbers, **bare}
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.last_valid = {k: v.mean for k, v in found.items()}
                     self.folder.log(self.step, **interval_columns("valid", found))
@@ -203,9 +193,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.step()
-        decay = min(
-            cfg.ema, (1 + self.step) / (10 + self.step)
-        )  # a short memory at first, or the average keeps the random start
+        # a short memory at first, or the average keeps the random start
+        decay = min(cfg.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             state = self.model.state_dict()
             mixed = [k for k, v in self.average.items() if v.is_floating_point()]
@@ -243,11 +232,10 @@ class Trainer:
 
 def _keep_inputs(folder: Path, clips: Sequence[Clip], step: int) -> None:
     """Beside outputs that can be heard, once, what they were made from."""
-    heard = {path.stem for path in (folder / step_name(step)).glob("*.flac")}
-    if heard and not any(
-        (folder / name).is_dir() for name in ("input", "recording", "original")
-    ):  # some tasks keep their own
-        keep_inputs(folder, [c for c in clips if {c.key, safe_name(c.key)} & heard])
+    audible = {path.stem for path in (folder / step_name(step)).glob("*.flac")}
+    own = any((folder / name).is_dir() for name in ("input", "recording", "original"))  # some tasks keep their own
+    if audible and not own:
+        keep_inputs(folder, [c for c in clips if {c.key, safe_name(c.key)} & audible])
 
 
 def _clip_s(train: ClipSource, config: Pretrain, task: Task) -> float:

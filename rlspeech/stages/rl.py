@@ -139,9 +139,7 @@ class Session:
                 if not cfg.policy_weight:
                     shown = {"supervised_loss": "loss"}
                 bar.advance(1, **{short: metrics[name] for name, short in shown.items() if name in metrics})
-                late = cfg.max_minutes is not None and self.engine.agree(
-                    time.monotonic() - started > 60 * cfg.max_minutes
-                )
+                late = self.engine.late(started, cfg.max_minutes)
                 stop, last = None, self.step == cfg.steps
                 if late or self.step % cfg.valid_every == 0 or last:
                     stop = self.validate()

@@ -15,7 +15,6 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,12 @@ from rlspeech.data.batches import Clip
 from rlspeech.engine import Engine
 from rlspeech.files import safe_name, write_error
 from rlspeech.report.runs import find
-from rlspeech.rewards.base import Column, column_of
+from rlspeech.rewards.base import column_of
+from rlspeech.rewards.catalogue import Column
 from rlspeech.rewards.mix import GuardWatch, compose
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.run import Run
+from rlspeech.run import Run, versions_of
 from rlspeech.scores import append_rows, judge_texts, keep_rows, step_name
 from rlspeech.stats import Interval, interval_columns, mean_interval, paired_delta
 from rlspeech.tasks import get_task
@@ -57,7 +57,8 @@ ON_THE_WAY = 4  # and at the validations in between
 DRAW = 100_003  # from the seed of a validation's draw to that of the next
 TEXT = "basic-2"  # normaliser of the word error rates of a run
 ALTOGETHER = "reward"  # the column of all rewards together
-PACKAGES = ("torch", "transformers", "peft")
+PACKAGES = ("torch", "transformers", "peft")  # whose versions a checkpoint names
+Change = tuple[Interval, Interval, Interval]  # before, after, and their paired difference
 
 
 class Validation:
@@ -96,8 +97,8 @@ class Validation:
         row: dict[str, Any] = {"step": step, **{k: [s.value for s in column] for k, column in scores.items()}}
         row[ALTOGETHER] = reward_of(self.config.rewards, row, (self.history or [row])[0])
         self.history.append(row)
-        deltas = {k: self.delta(k) for k in self.names}
-        means = {k: mean_interval(row[k]) for k in self.names}
+        found = self.changes()
+        means, deltas = {k: now for k, (_, now, _) in found.items()}, {k: d for k, (_, _, d) in found.items()}
         if any(s.hypothesis is not None for s in samples):
             means["wer"] = corpus_interval(texts_of(samples), TEXT, self.config.seed)
         if self.folder.main:
@@ -133,14 +134,9 @@ class Validation:
                 scores.setdefault(name, [None] * count)[rank::world] = column
         return samples, scores
 
-    @property
-    def names(self) -> list[str]:
-        """Columns of the validations."""
-        return [k for k in self.history[0] if k != "step"]
-
-    def delta(self, name: str) -> Interval:
-        """Paired difference of a metric between the last validation and the first."""
-        return paired_delta(self.history[-1][name], self.history[0][name], seed=self.config.seed)
+    def changes(self) -> dict[str, Change]:
+        """What the last validation found against the first one."""
+        return changes(self.history, self.config.seed)
 
     def _watch(self) -> str | None:
         """What the guards say of the last validation: a reason to stop, or None."""
@@ -154,27 +150,32 @@ class Validation:
 
     def summary(self) -> dict[str, Any]:
         """Means before and after, and their paired differences, by metric."""
-        first, last = self.history[0], self.history[-1]
-        return {
-            "before": {k: mean_interval(first[k]).as_dict() for k in self.names},
-            "after": {k: mean_interval(last[k]).as_dict() for k in self.names},
-            "difference": {k: self.delta(k).as_dict() for k in self.names},
-        }
+        found, parts = self.changes(), ("before", "after", "difference")
+        return {part: {k: change[i].as_dict() for k, change in found.items()} for i, part in enumerate(parts)}
 
     def table(self) -> list[list[str]]:
         """A row a metric for the terminal: name, before, after, difference, role."""
-        first, last, rewarded = self.history[0], self.history[-1], {r.name for r in self.config.rewards}
-        roles = {k: "reward" if k in rewarded else "guard" for k in self.names} | {ALTOGETHER: "all together"}
-        return [
-            [
-                k if _up(k) else f"{k} (lower is better)",
-                mean_interval(first[k]).text(3),
-                mean_interval(last[k]).text(3),
-                self.delta(k).text(3, sign=True),
-                roles[k],
-            ]
-            for k in self.names
-        ]
+        roles = {r.name: "reward" for r in self.config.rewards} | {ALTOGETHER: "all together"}
+        rows = []
+        for k, (first, last, delta) in self.changes().items():
+            name = k if _up(k) else f"{k} (lower is better)"
+            rows.append([name, first.text(3), last.text(3), delta.text(3, sign=True), roles.get(k, "guard")])
+        return rows
+
+
+def changes(history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Change]:
+    """By metric the first validation, the last one and their paired difference, each with its interval.
+
+    Args:
+        history: columns of each validation, ``{"step": ..., metric: [a value a clip]}``.
+        seed: of the resampling of the differences.
+    """
+    first, last = history[0], history[-1]
+    return {
+        k: (mean_interval(first[k]), mean_interval(last[k]), paired_delta(last[k], first[k], seed=seed))
+        for k in first
+        if k != "step" and k in last
+    }
 
 
 def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[Score]]:
@@ -362,7 +363,8 @@ def tuned_facts(
         "lora": None if config.lora is None else config.lora.model_dump(),
         drawn: getattr(config, drawn).model_dump(),
         "versions": {
-            **_versions(),
+            "rlspeech": __version__,
+            **{k: v for k, v in versions_of(PACKAGES).items() if v is not None},
             **{k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v},
         },
     }
@@ -374,20 +376,19 @@ def tuned_facts(
 
 def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per metric the start, the last validation and their paired difference, each with its interval."""
-    first, last = history[0], history[-1]
-    rewarded = {r.name for r in config.rewards}
-    found = {}
-    for name in (k for k in first if k != "step" and k in last):
-        role = "" if name == ALTOGETHER else "rewarded" if name in rewarded else "guard"
-        found[name] = {
-            "role": role,
+    roles = {r.name: "rewarded" for r in config.rewards} | {ALTOGETHER: ""}
+    found = {
+        name: {
+            "role": roles.get(name, "guard"),
             "higher_is_better": _up(name),
-            "start": mean_interval(first[name]).as_dict(),
-            "now": mean_interval(last[name]).as_dict(),
-            "difference": paired_delta(last[name], first[name], seed=config.seed).as_dict(),
+            "start": first.as_dict(),
+            "now": last.as_dict(),
+            "difference": delta.as_dict(),
         }
-    clips = max((len(v) for k, v in first.items() if k != "step"), default=0)
-    return {"step": last["step"], "clips": clips, "metrics": found}
+        for name, (first, last, delta) in changes(history, config.seed).items()
+    }
+    clips = max((len(v) for k, v in history[0].items() if k != "step"), default=0)
+    return {"step": history[-1]["step"], "clips": clips, "metrics": found}
 
 
 def summary_line(deltas: Mapping[str, Interval]) -> str:
@@ -422,13 +423,3 @@ def _languages(utts: Iterable[Utterance]) -> list[str]:
     """Languages of the data, where every row says its own and there are few."""
     found = {u.language for u in utts}
     return sorted(str(x) for x in found) if None not in found and 0 < len(found) <= 8 else []
-
-
-def _versions() -> dict[str, str]:
-    found = {"rlspeech": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -119,7 +119,7 @@ def test_two_steps(given: dict[str, dict[str, Any]], tmp_path: Path, task: str, 
 def test_what_does_not_go_is_said_before_anything_is_read(tmp_path: Path, task: str, form: str) -> None:
     nothing = {task: {"data": str(tmp_path / "nowhere.jsonl"), "model": str(tmp_path / "nowhere")}}
     for stage in (rl, probe):
-        with pytest.raises(UserError, match="asr cannot be trained with") as caught:
+        with pytest.raises(UserError, match="asr") as caught:
             stage.run(config(nothing, task, form, tmp_path / "run"))
         assert "no gradient" in caught.value.why and "supervised_weight" in caught.value.try_this
     assert not (tmp_path / "run").exists()
@@ -150,7 +150,7 @@ def test_settings_of_another_task_are_refused(task: str, setting: dict[str, Any]
 
 
 def test_a_probe_compares_sampled_rewards(given: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs a differentiable reward") as caught:
+    with pytest.raises(UserError, match="diffro") as caught:
         probe.run(config(given, "flowse", "grpo+diffro", tmp_path / "probe", probe_batches=4))
     assert "--algo grpo" in caught.value.try_this
 

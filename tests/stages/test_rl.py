@@ -253,7 +253,7 @@ def test_nothing_scorable_stops_with_the_reason(
         )()
 
     monkeypatch.setattr(rl.Session, "__init__", mute)
-    with pytest.raises(UserError, match="100 % of the rollouts") as error:
+    with pytest.raises(UserError, match="100 %") as error:
         rl.run(_config(given, tmp_path / "mute"))
     assert "too quiet" in str(error.value)
 
