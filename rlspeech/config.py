@@ -325,7 +325,7 @@ class RL(Strict):
     )
     lora: Lora | None = Field(Lora(), description="null trains every weight")
     train_encoder: bool = Field(
-        False, description="asr: also train the audio encoder and projector; they are then run again in every update"
+        False, description="asr: also train the audio encoder and projector; they then run in every update"
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",

@@ -33,13 +33,7 @@ _STAGES = {
     "PrepareTts": "prepare tts",
     "Join": "prepare join",
 }
-_FLAGS = {
-    "rewards": "--reward",
-    "guards": "--guard",
-    "models": "--model",
-    "metrics": "--metric",
-    "prompts_per_step": "--prompts-per-step",
-}
+_FLAGS = {"rewards": "--reward", "guards": "--guard", "models": "--model", "metrics": "--metric"}
 # A list of these is also written as strings "name=number", or as a mapping of name to number: field that takes the number.
 _SHORTHAND = {"RewardSpec": "weight", "GuardSpec": "max_drop"}
 

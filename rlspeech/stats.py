@@ -148,8 +148,8 @@ def resampled_sums(counts: np.ndarray, seed: int = 0, n: int = 2000) -> np.ndarr
     rng, rows, parts = np.random.default_rng(seed), max(1, CHUNK // k), []
     for start in range(0, n, rows):
         size = min(rows, n - start)
-        drawn = rng.integers(0, k, (size, k)) + k * np.arange(size)[:, None]
-        parts.append(np.bincount(drawn.ravel(), minlength=size * k).reshape(size, k) @ counts)
+        items = rng.integers(0, k, (size, k)) + k * np.arange(size)[:, None]
+        parts.append(np.bincount(items.ravel(), minlength=size * k).reshape(size, k) @ counts)
     return np.concatenate(parts)
 
 

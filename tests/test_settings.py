@@ -90,12 +90,12 @@ def test_set_reaches_into_lists() -> None:
     )
     assert [r.weight for r in config.rewards] == [1.0, 2.0] and config.rewards[0].bounds == (0.1, None)
     assert resolve(RL, sets=["explore.basis[0]=contrast"])[0].explore.basis == ["contrast", "contrast"]
-    with pytest.raises(UserError, match=r"rewards has no entry 0 \(--set rewards\[0\].weight\)") as caught:
+    with pytest.raises(UserError, match=r"rewards.* 0 \(--set rewards\[0\].weight\)") as caught:
         resolve(RL, sets=["rewards[0].weight=2"])
     assert "--reward" in caught.value.try_this
-    with pytest.raises(UserError, match="rewards has no entry 2") as caught:
+    with pytest.raises(UserError, match="rewards.* 2 ") as caught:
         resolve(RL, flags={"rewards": ["estoi", "lsd"]}, sets=["rewards.2.weight=2"])
-    assert "it has 2" in caught.value.why
+    assert "rewards[1]" in caught.value.try_this
 
 
 @pytest.mark.parametrize("path", ["rewards.1.scale", "rewards[1].scale"])

@@ -170,7 +170,7 @@ def report(
     players: Annotated[int | None, Option(help="Show audio players for this many clips.")] = None,
     **shared: Any,
 ) -> None:
-    """Write the HTML report of a run again, or one page that compares several runs.
+    """Rewrite the HTML report of a run, or write one page that compares several runs.
 
     A comparison shows settings, curves, paired differences and the same clips side by side.
     """
@@ -197,7 +197,7 @@ def enhance(
 
 @command(
     app,
-    "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --model runs/rl --out said.jsonl",
+    "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --model runs/rl --out texts.jsonl",
     *LAYERS,
     "seed",
     "device",
@@ -222,7 +222,7 @@ def transcribe(
 
 @command(
     app,
-    'rlspeech speak "some words" --out said.wav && rlspeech speak lines.txt --prompt voice.wav',
+    'rlspeech speak "some words" --out words.wav && rlspeech speak lines.txt --prompt voice.wav',
     *LAYERS,
     "seed",
     "device",

@@ -253,15 +253,15 @@ def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
         what = f"BrokenPipeError: {_first_line(error)}"  # of another pipe, to a worker
         _fail(shared, 1, UserError(what, "a worker process has ended", "run the same command again to continue"), error)
     except Exception as error:
-        told = UserError(
+        shown = UserError(
             f"{type(error).__name__}: {_first_line(error)}",
             "this is a bug",
             "run the command with --debug for a traceback",
         )
         if type(error).__name__ == "OutOfMemoryError":
             smaller = "a smaller micro_batch, batch or clip_s (--set micro_batch=1)"
-            told = UserError(f"out of memory: {_first_line(error)}", "", smaller)
-        _fail(shared, 1, told, error)
+            shown = UserError(f"out of memory: {_first_line(error)}", "", smaller)
+        _fail(shared, 1, shown, error)
 
 
 def reader_left() -> bool:
@@ -287,15 +287,15 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def _fail(shared: Mapping[str, Any], code: int, told: UserError, error: BaseException | None) -> NoReturn:
+def _fail(shared: Mapping[str, Any], code: int, shown: UserError, error: BaseException | None) -> NoReturn:
     if shared["debug"] and error is not None:
         import traceback
 
         traceback.print_exception(error)
     with contextlib.suppress(BrokenPipeError):
-        print(f"{'error: ' if code != 130 else ''}{told}", file=sys.stderr)
+        print(f"{'error: ' if code != 130 else ''}{shown}", file=sys.stderr)
         if shared["json_mode"] and log.is_main():
-            _print_error(told.what, told.why, told.try_this, code)
+            _print_error(shown.what, shown.why, shown.try_this, code)
     raise typer.Exit(code) from error
 
 
