@@ -247,13 +247,13 @@ class AvseEnhancer(nn.Module):
         beyond, stride = samples - self.cfg.kernel, self.cfg.stride
         return max(0, beyond // stride if self.cfg.variant == "avse4" else -(-beyond // stride)) + 1
 
-    def look_at(self, video: Tensor | None, present: Tensor | None, shown: Tensor | None = None) -> Tensor | None:
+    def encode_video(self, video: Tensor | None, present: Tensor | None, shown: Tensor | None = None) -> Tensor | None:
         """Visual features (B, D, F), zero where ``present`` (B,) is False; ``shown`` (B,) real frames. None without any video."""
         if video is None:
             return None
         real = None if shown is None else torch.arange(video.shape[1], device=video.device) < shown[:, None]
-        seen = self.video(video, real)
-        return seen if present is None else seen * present[:, None, None].to(seen.dtype)
+        visual = self.video(video, real)
+        return visual if present is None else visual * present[:, None, None].to(visual.dtype)
 
     def encode(self, wav: Tensor) -> Tensor:
         """(B, C, T) -> latents (B, N, K), T padded with zeros, or cut, to whole frames."""
@@ -279,11 +279,11 @@ class AvseEnhancer(nn.Module):
         # the first frame behind the end still overlaps the last samples
         latent = latent if keep is None else latent * keep
         shown = None if video is None else self._shown(samples, video.shape[1])
-        seen = self.look_at(video, present, shown)
-        seen = latent.new_zeros(len(wav), self.video.width, 1) if seen is None else seen
+        visual = self.encode_video(video, present, shown)
+        visual = latent.new_zeros(len(wav), self.video.width, 1) if visual is None else visual
         h = self.inp(self.norm(latent.transpose(1, 2)).transpose(1, 2))
         for look, join, blocks in zip(self.look, self.join, self.repeats, strict=True):
-            h = join(torch.cat([h, self._at_latent_rate(look(seen), length, shown)], dim=1))
+            h = join(torch.cat([h, self._at_latent_rate(look(visual), length, shown)], dim=1))
             for block in cast("nn.ModuleList", blocks):
                 h = block(h, keep)
         raw = self.out(h).unflatten(1, (self.cfg.channels, self.cfg.filters))
@@ -322,26 +322,28 @@ class AvseEnhancer(nn.Module):
         counts = [min(frames, frames_of(int(n) / self.sample_rate)) for n in samples.tolist()]
         return None if min(counts) == frames else torch.tensor(counts, device=samples.device)
 
-    def _at_latent_rate(self, seen: Tensor, length: int, shown: Tensor | None) -> Tensor:
+    def _at_latent_rate(self, visual: Tensor, length: int, shown: Tensor | None) -> Tensor:
         """(B, D, F) at 25 frames a second -> (B, D, K), linear between frame centres, the last frame held.
 
         The variant avse4 takes a latent frame's centre to be half a hop behind its start, and leaves zeros behind the last video frame.
         """
-        if seen.shape[2] == 1:
-            return seen.expand(-1, -1, length)
-        published, device = self.cfg.variant == "avse4", seen.device
+        if visual.shape[2] == 1:
+            return visual.expand(-1, -1, length)
+        published, device = self.cfg.variant == "avse4", visual.device
         half = (self.cfg.stride if published else self.cfg.kernel) / 2
         centre = torch.arange(length, device=device) * self.cfg.stride + half
         at = (centre * (LIPS_FPS / self.sample_rate) - 0.5)[None]
-        last = torch.full((1, 1), seen.shape[2] - 1, device=device) if shown is None else shown[:, None] - 1
+        last = torch.full((1, 1), visual.shape[2] - 1, device=device) if shown is None else shown[:, None] - 1
         held = torch.minimum(at.clamp_min(0), last)
         low = held.floor().long()
-        part = (held - low).to(seen.dtype)[:, None]
-        first, second = (_columns(seen, i) for i in (low, torch.minimum(low + 1, last)))
+        part = (held - low).to(visual.dtype)[:, None]
+        first, second = (_columns(visual, i) for i in (low, torch.minimum(low + 1, last)))
         made = first * (1 - part) + second * part
-        return made * (at < last + 0.5).to(seen.dtype)[:, None] if published else made
+        return made * (at < last + 0.5).to(visual.dtype)[:, None] if published else made
 
 
-def _columns(seen: Tensor, index: Tensor) -> Tensor:
+def _columns(visual: Tensor, index: Tensor) -> Tensor:
     """(B, D, F) at (1, K) or (B, K) -> (B, D, K)."""
-    return seen[:, :, index[0]] if len(index) == 1 else seen.gather(2, index[:, None].expand(-1, seen.shape[1], -1))
+    return (
+        visual[:, :, index[0]] if len(index) == 1 else visual.gather(2, index[:, None].expand(-1, visual.shape[1], -1))
+    )

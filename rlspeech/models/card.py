@@ -128,14 +128,14 @@ def _plain(value: Any) -> str:
 
 
 def _what(card: Card, facts: Mapping[str, Any], rl: Mapping[str, Any]) -> str:
-    said = " ".join([f"A {card.title} of rlspeech (task `{card.task}`).", *card.details])
+    text = " ".join([f"A {card.title} of rlspeech (task `{card.task}`).", *card.details])
     if rl:
-        said += f" Tuned by reinforcement learning: {_tuning(rl)}."
+        text += f" Tuned by reinforcement learning: {_tuning(rl)}."
         chain = [_tuning(_mapping(e)) for e in _list(facts.get("earlier"))]
-        said += f" Before that: {'; then '.join(chain)}." if chain else ""
+        text += f" Before that: {'; then '.join(chain)}." if chain else ""
     elif facts.get("stage") == "pretrain":
-        said += f" Trained with supervision for {_steps(facts.get('steps'))}."
-    return said
+        text += f" Trained with supervision for {_steps(facts.get('steps'))}."
+    return text
 
 
 def _tuning(rl: Mapping[str, Any]) -> str:
@@ -147,7 +147,7 @@ def _steps(count: Any) -> str:
 
 
 def _short(path: Any) -> str:
-    """The end of an absolute path: what lies before it is nobody else's business."""
+    """The end of an absolute path; what lies before it does not belong on a card."""
     text = str(path)
     return "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
 
@@ -276,20 +276,20 @@ def _section(title: str) -> list[str]:
 
 
 def _facts(values: Mapping[str, Any]) -> list[str]:
-    return [f"- **{md(k)}**: {_said(v)}" for k, v in values.items() if v is not None and v != {} and v != []]
+    return [f"- **{md(k)}**: {_value(v)}" for k, v in values.items() if v is not None and v != {} and v != []]
 
 
-def _said(value: Any) -> str:
+def _value(value: Any) -> str:
     """A value of the facts; of nested ones their parts."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{md(k)} {_said(v)}" for k, v in value.items())
+        return ", ".join(f"{md(k)} {_value(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_value, value))
     return md(f"{value:.6g}" if isinstance(value, float) else value)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    cells = [[c if isinstance(c, Raw) else _said(c) for c in row] for row in rows]
+    cells = [[c if isinstance(c, Raw) else _value(c) for c in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in [list(heads), ["---"] * len(heads), *cells]]
 
 

@@ -169,7 +169,7 @@ class Recogniser(nn.Module):
 
     @torch.no_grad()
     def transcribe(self, wavs: Sequence[Tensor], max_new_tokens: int = 200) -> list[str]:
-        """Greedy transcripts of waveforms (T_i,), for a look while it is being trained; ``models.audio_lm`` is what the stages use."""
+        """Greedy transcripts of waveforms (T_i,), to check it while it is being trained; the stages use ``models.audio_lm``."""
         device = self.head.weight.device
         features, real = self.features(wavs)
         ids, mask, answer = self.tokens(real.sum(1).tolist(), [""] * len(wavs))

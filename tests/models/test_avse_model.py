@@ -120,7 +120,7 @@ def test_no_video_is_features_of_zero() -> None:
     torch.testing.assert_close(mixed[1], without[1], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(mixed[[0, 2]], seen[[0, 2]], atol=1e-6, rtol=1e-4)
     assert float((seen[1] - without[1]).abs().max()) > 1e-3  # and a video changes something
-    features = model.look_at(video, torch.tensor([True, False, True]))
+    features = model.encode_video(video, torch.tensor([True, False, True]))
     assert features is not None and not features[1].any() and features[0].any()
 
 
@@ -152,7 +152,7 @@ def test_a_change_in_the_video_stays_near_its_moment() -> None:
         other = video.clone()
         other[0, frame] = 0
         with torch.no_grad():
-            moved = (model.look_at(other, None) - model.look_at(video, None)).abs().sum(1)[0]  # type: ignore[operator]
+            moved = (model.encode_video(other, None) - model.look_at(video, None)).abs().sum(1)[0]  # type: ignore[operator]
             sound = (model(_wav(samples=RATE), other).mask - model(_wav(samples=RATE), video).mask).abs().sum((0, 1, 2))
         assert set(moved.nonzero().flatten().tolist()) <= set(
             range(frame - 2, frame + 3)

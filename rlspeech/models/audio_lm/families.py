@@ -86,8 +86,8 @@ class Family:
         takes = inspect.signature(self.processor.apply_transcription_request).parameters
         texts: list[str] = []
         for wav, a in zip(wavs, requests, strict=True):
-            said = {"language": a.language, "prompt": a.prompt, "keywords": list(a.keywords) if a.keywords else None}
-            given = {k: v for k, v in said.items() if v is not None and k in takes}
+            asked = {"language": a.language, "prompt": a.prompt, "keywords": list(a.keywords) if a.keywords else None}
+            given = {k: v for k, v in asked.items() if v is not None and k in takes}
             texts += self.processor.apply_transcription_request([wav], tokenize=False, **given)
         made = dict(self.processor(text=texts, audio=list(wavs), return_tensors="pt"))
         real = made.pop("attention_mask").bool()

@@ -51,7 +51,7 @@ class AudioLM(LanguageModel):
         tokenizer: its tokenizer.
         processor: its processor, where it loads.
         extractor: its feature extractor, where it loads; none: the processor's.
-        max_s: longest clip in seconds, where it is known better than by the family. What is longer is not heard: the caller cuts.
+        max_s: longest clip in seconds, where it is known better than by the family. What is longer is cut off.
         train_encoder: encoder and projector are trained too; otherwise they are frozen and shared by copies of the model.
     """
 
@@ -164,7 +164,7 @@ class AudioLM(LanguageModel):
         """Run encoder and projector once over waveforms (T_i,) at ``sample_rate``.
 
         Args:
-            wavs: clips; an empty one is heard as silence, what lies beyond ``max_s`` is not heard.
+            wavs: clips; an empty one counts as silence, what lies beyond ``max_s`` is cut off.
             language: one for all, or one a clip.
             prompt: instruction or context, one for all or one a clip.
             keywords: a list a clip, for models that take them.

@@ -136,7 +136,7 @@ def fit_length(wav: np.ndarray, length: int) -> np.ndarray:
 
 
 def fbank_features(wav: np.ndarray, side: int) -> Tensor:
-    """What the semantic half of XCodec2 and NeuCodec hears: (T,) at 16 kHz -> (L, 160).
+    """Input of the semantic half of XCodec2 and NeuCodec: (T,) at 16 kHz -> (L, 160).
 
     Kaldi's log-mel (25 ms Povey windows every 10 ms, pre-emphasis 0.97, 80 bands from 20 Hz), mean 0 and spread 1 over the recording,
     two frames side by side. transformers' extractors ask torchaudio for it, which has no build beside every torch; this is the numpy

@@ -162,7 +162,7 @@ class CodecNet(nn.Module):
         return self.quantise(self.level(self.squeeze(x).transpose(1, 2)).transpose(1, 2))
 
     def encode_voice(self, mel: Tensor, pitch: Tensor, real: Tensor) -> Tensor:
-        """Voice vectors (N, voice_dim) of prompt speech; nobody's where ``real`` is 0."""
+        """Voice vectors (N, voice_dim) of prompt speech; the learned neutral one where ``real`` is 0."""
         mask = length_mask(real, mel.shape[1])
         voiced = (pitch > 0).float()[..., None]
         height = PITCH_SCALE * (pitch.clamp_min(1.0) / PITCH_HZ).log()[..., None] * voiced

@@ -3,7 +3,7 @@
 Rows of a paired manifest that hold the labels (``quality``, ``trait_...``, ``level_dbfs``, see
 ``tasks/aids/quality_labels.py``) are taken as they
 are. From any other source, such as the embedded corpus, the clean side of each clip is degraded and measured on the fly; the noise is
-what the mixture added, and the other clips of the batch are the other talkers. The sentence of a clip is drawn anew whenever it is seen.
+what the mixture added, and the other clips of the batch are the other talkers. The sentence of a clip is drawn anew each time.
 
 The loss is cross-entropy on the words plus the squared error of the label head. The words alone would teach the encoder slowly, because
 most of what decides them is which paraphrase was drawn.
@@ -103,7 +103,7 @@ class ListenerTask(Task):
 
     name = "listener"
     required = frozenset({"audio_filepath", "target_filepath"})
-    valid_metrics = ()  # it listens: nothing that it makes can be scored
+    valid_metrics = ()  # its answers are compared with labels, not scored
     next_command = "rlspeech reward MANIFEST --reward llm, with the checkpoint of {run} as the describer"
 
     def build(self, config: Pretrain) -> Listener:
@@ -156,7 +156,7 @@ class ListenerTask(Task):
     def validate(
         self, model: nn.Module, clips: Sequence[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
     ) -> dict[str, float]:
-        """Listen to held-out clips; the answers go to ``samples/step_.../said.jsonl``.
+        """Describe held-out clips; the answers go to ``samples/step_.../said.jsonl``.
 
         Returns:
             ``token_accuracy``; ``grades_right`` and ``grades_near`` (off by one at most) over all grades that were named;

@@ -1,15 +1,15 @@
-"""What a listener should hear in a recording whose clean reference is known: a measured quality from 1 to 5, and graded traits.
+"""Labels of a recording whose clean reference is known: a measured quality from 1 to 5, and graded traits.
 
 The textbook version takes ratings of people (ITU-T P.808). None can be had for recordings that are made while a program runs, so the
 overall quality is *measured* against the reference, by three scales that fail in different places and are averaged:
 
-* PESQ (wide band), square root of its height above 1: follows rated quality best, hears muffling, but has a floor near 1.03 below
+* PESQ (wide band), square root of its height above 1: follows rated quality best, reacts to muffling, but has a floor near 1.03 below
   5 dB and would call all bad recordings alike; the root spreads what it has there;
-* ESTOI, on 0.15..1: falls steadily where PESQ lies at its floor, and hears gaps and rooms;
+* ESTOI, on 0.15..1: falls steadily where PESQ lies at its floor, and reacts to gaps and rooms;
 * SI-SDR, on -5..25 dB: an even ruler for noise, but blind to what hurts (a low-pass filter leaves it high).
 
 Weights 0.4, 0.35, 0.25; the sum is stretched so that white noise at -5 dB is 1 and at 25 dB above 4. Without the pesq package the other two
-share its weight, which hears muffling less. The level of the recording does not count.
+share its weight, which react to muffling less. The level of the recording does not count.
 """
 
 from __future__ import annotations

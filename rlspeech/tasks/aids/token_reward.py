@@ -186,10 +186,10 @@ class TokenRewardTask(Task):
         device = model.device
         batch = self.collate(clips, model, device, degrade=False)
         rows = [r[m] for r, m in zip(batch.ids, batch.mask, strict=True)]
-        said = model.transcribe(rows)
+        texts = model.transcribe(rows)
         samples = [
             Sample(c.key, c.noisy, c.sample_rate, None, c.text, c.columns, hypothesis=t, tokens=r.cpu().numpy())
-            for c, t, r in zip(clips, said, rows, strict=True)
+            for c, t, r in zip(clips, texts, rows, strict=True)
         ]
         keep_samples(folder.path / "samples" / step_name(step), samples, 0)
         numbers: Numbers = {**rates(samples)}

@@ -9,7 +9,7 @@ recognised and scored. Nothing is left out. What is changed, beside what ``token
 - An empty text is answered with nothing, and nothing is decided in its rows.
 
 It can be relaxed (DiffRO, arXiv 2507.05911). The published way draws fresh Gumbel noise at every step of the sampled history, so that
-what the reward reads is no sequence that anyone would say: each id was drawn as if the ones before it had not been. Here the noise is
+what the reward reads is no sequence that the policy would write: each id was drawn as if the ones before it had not been. Here the noise is
 drawn given the ids that were sampled: the reward reads the rollout itself, and the filter on advantages judges what
 is trained. ``diffro.noise`` "fresh" is the published way. ``diffro.mode`` "free" decodes anew, every step seeing the relaxed ids before it,
 with the gradient through all of them.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["TtsPolicy", "gumbel_noise", "longest", "needs_audio", "noise_given", "relaxed_tokens"]
 
 SLOWEST, LEAST_S = 5.0, 2.0  # bytes of text a second: a third of usual speech; seconds that any text may take
-SILENT = frozenset({"tokens", "hypothesis"})  # needs of rewards that do not hear
+SILENT = frozenset({"tokens", "hypothesis"})  # needs of rewards that take no audio
 
 
 def longest(text: str | None, model: CodecLM, sampling: Sampling) -> int:
@@ -91,10 +91,10 @@ class TtsPolicy(TokenPolicy):
                 self._phase = ""  # the reference needs the device too
                 model.park("all", self.device)
             with self._cast():
-                said: list[Sample] = self.task.synthesise(
+                made: list[Sample] = self.task.synthesise(
                     model, batch, sampling=self.sampling, seed=self.seed, wavs=self.decodes
                 )
-        return said
+        return made
 
     def _encode(self, clips: Sequence[Clip], *, model: CodecLM | None = None, grad: bool = False) -> EncodedPrompts:
         return self.model.encode([self.task.line(c, self.model) for c in clips])  # type: ignore[no-any-return]

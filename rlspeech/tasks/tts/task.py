@@ -193,7 +193,7 @@ class Tts(Task):
     def validate(
         self, model: CodecLM, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
     ) -> Numbers:
-        """Cross-entropy on recordings, and what is said when their texts are read: stop rate, length against the recording's, scores."""
+        """Cross-entropy on recordings, and speech of their texts: stop rate, length against the recording's, scores."""
         batch = self.collate(clips, model, model.device, train=False)
         nll, count = 0.0, 0
         for at in range(0, len(clips), BATCH):
@@ -233,7 +233,7 @@ class Tts(Task):
         return self.codes([(f"clip {c.key} {len(c.target)}", c.target) for c in clips], model)
 
     def line(self, clip: Clip, model: CodecLM) -> Line:
-        """What is to be said for a clip, after its prompt where the row has one that can be read. Raises ``UserError``: no codec."""
+        """The line of a clip, after its prompt where the row has one that can be read. Raises ``UserError``: no codec."""
         path, text = clip.columns.get("prompt_filepath"), clip.columns.get("prompt_text")
         if not path or not text or model.layout.prompt_s == 0:
             return Line(clip.text or "")
@@ -249,7 +249,7 @@ class Tts(Task):
         return found if len(found) else None
 
     def _prompt(self, path: str, rate: int) -> np.ndarray:
-        """A prompt's waveform, read once; empty where it cannot be read, which is said once."""
+        """A prompt's waveform, read once; empty where it cannot be read, with one warning."""
         if (path, rate) not in self._voices:
             try:
                 self._voices[path, rate] = load_audio(path, rate)
