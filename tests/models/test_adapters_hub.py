@@ -190,7 +190,7 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
         resolve(str(tmp_path / "nothing"))
     (tmp_path / "ended" / "checkpoints").mkdir(parents=True)
     (tmp_path / "ended" / "metrics.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="before it wrote its first"):
+    with pytest.raises(UserError, match="save_every"):
         resolve(str(tmp_path / "ended"))
     run = tmp_path / "run"
     for step in (10, 20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import numpy as np
@@ -332,7 +333,7 @@ def test_prompts_are_worded_as_the_processors_word_them() -> None:
         assert torch.equal(ours, row[real])
     whole = f"{BOS}{AUDIO}{EOS}in French:"
     assert lm.tokenizer.decode(lm.encode(wavs[:1], prompt=whole).ids[0]).endswith(f"{AUDIO}{EOS}in French:")
-    with pytest.raises(UserError, match="one audio token"):
+    with pytest.raises(UserError, match=re.escape(AUDIO)):
         lm.encode(wavs[:1], prompt=f"{AUDIO} and {AUDIO}")
 
     fun = _lm("fun_asr_nano")
@@ -472,7 +473,7 @@ def test_bf16_writes_and_looks_again() -> None:
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(UserError, match="no recogniser known"):
+    with pytest.raises(UserError, match="'bert'"):
         family_of("bert")
     fun = _lm("fun_asr_nano")
     fun.tokenizer.chat_template = None

@@ -123,13 +123,13 @@ def test_missing_and_unexpected_names_are_told() -> None:
 def test_shapes_that_do_not_fit_are_told() -> None:
     weights = random_weights()
     weights["model.separator.tcn.1.1.net.0.weight"] = torch.zeros(9, 12, 1)
-    with pytest.raises(UserError, match=r"tcn\.1\.1\.net\.0\.weight has the shape \(9, 12, 1\)"):
+    with pytest.raises(UserError, match=r"tcn\.1\.1\.net\.0\.weight .*\(9, 12, 1\)"):
         convert_avse4(weights)
-    with pytest.raises(UserError, match="gamma has the shape"):
+    with pytest.raises(UserError, match=r"gamma .*\(10,\)"):
         convert_avse4({**random_weights(), "model.separator.tcn.0.1.net.2.gamma": torch.zeros(10)})
     wide = random_weights()
     wide["model.encoder.conv1d_U.weight"] = torch.zeros(12, 1, 16)
-    with pytest.raises(UserError, match="not the baseline's sizes"):
+    with pytest.raises(UserError, match="of 16 samples"):
         convert_avse4(wide)
     far = {**random_weights(), "model.separator.tcn.99999999.0.weight": torch.zeros(1)}
     with pytest.raises(UserError, match="not the AVSEC-4"):

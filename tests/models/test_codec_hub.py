@@ -126,8 +126,8 @@ def test_folders_load_and_what_is_none_is_said(tmp_path: Path) -> None:
         assert torch.equal(
             codec.encode([noise(2000)])[0] % 32, HubCodec(net, "x", codec.books).encode([noise(2000)])[0] % 32
         )
-    with pytest.raises(UserError, match="cannot load the codec") as caught:
+    with pytest.raises(UserError, match="mimi:") as caught:
         load_codec(f"mimi:{tmp_path / 'dac'}")
     assert "model_type is 'dac', not mimi" in caught.value.why
-    with pytest.raises(UserError, match="cannot load the codec"):
+    with pytest.raises(UserError, match="dac:"):
         load_codec(f"dac:{tmp_path / 'nothing'}")

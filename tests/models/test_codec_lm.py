@@ -173,15 +173,15 @@ def test_rows_of_the_others(kind: str, row: str) -> None:
 
 
 def test_vocabularies_that_are_not_known() -> None:
-    with pytest.raises(UserError, match="no codec that is known"):
+    with pytest.raises(UserError, match="CosyVoice2"):
         layout_of(tiny().tokenizer)
-    with pytest.raises(UserError, match="do not follow each other"):
+    with pytest.raises(UserError, match=r"<\|s_"):
         layout_of(public("cosyvoice2", apart=True)[1])
 
 
 def test_a_codec_that_is_not_to_be_had() -> None:
     net, tokenizer = public("cosyvoice2")
-    with pytest.raises(UserError, match="not to be had"):
+    with pytest.raises(UserError, match="layout.codec"):
         _ = CodecLM(net, tokenizer, layout_of(tokenizer)).codec
 
 
@@ -264,7 +264,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         assert why in raised.value.why
     with pytest.raises(UserError, match="no checkpoint"):
         load_codec_lm(str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="no row of the data has a text"):
+    with pytest.raises(UserError, match="prepare --help"):
         build_codec_lm(SMALL, ["", "..."], LevelCodec())
 
 

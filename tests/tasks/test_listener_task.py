@@ -69,7 +69,7 @@ def test_quality_does_not_count_the_level(speech: list[np.ndarray]) -> None:
 
 
 def test_quality_needs_speech() -> None:
-    with pytest.raises(ValueError, match="too little speech"):
+    with pytest.raises(ValueError, match="speech"):
         quality(np.ones(1000, dtype=np.float32), np.ones(1000, dtype=np.float32))
 
 
@@ -124,7 +124,7 @@ def test_bad_clips_cost_themselves_only(speech: list[np.ndarray], config: Pretra
     wavs, _ = labelled([*bad, Clip("good", speech[1], speech[1], RATE)], np.random.default_rng(0))
     assert len(wavs) == 1
     task = ListenerTask()
-    with pytest.raises(UserError, match="none of the clips"):
+    with pytest.raises(UserError, match="rlspeech check"):
         task.collate(bad, task.build(config))
 
 

@@ -51,7 +51,7 @@ def test_a_batch_is_codes_with_a_stop() -> None:
     assert batch.seen is batch.ids and [x.text for x in batch.lines] == ["one two", "three", ""]
     task.collate([clip("a", "one two")], lm)
     assert lm.codec.encoded == 2  # once a recording; silence not at all
-    with pytest.raises(UserError, match="d has no text"):
+    with pytest.raises(UserError, match="^d "):
         task.collate([clip("d", None)], lm)
 
 
@@ -252,7 +252,7 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
         assert [u.id for u in known._speakers["s"]] == ["u0", "u1", "u2", "u3"]
     (tmp_path / "none.jsonl").write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
     codec = {"codec": str(tmp_path / "codec")}
-    with pytest.raises(UserError, match="none of the 6 rows") as caught:
+    with pytest.raises(UserError, match="6 rows") as caught:
         run(
             Pretrain(
                 task=task,
@@ -285,10 +285,10 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
         assert (
             "came with this installation" in caught.value.what and "rlspeech pretrain --task" in caught.value.try_this
         )
-    with pytest.raises(UserError, match="no token-to-text reward came"):
+    with pytest.raises(UserError, match="diffro.reward"):
         build_soft(RL(task="tts", algo="diffro"), "cpu")
     lm = tiny()
     lm._codec.clear()
     lm.layout = replace(lm.layout, codec="embedded")
-    with pytest.raises(UserError, match="no speech codec came"):
+    with pytest.raises(UserError, match="tts.codec"):
         _ = lm.codec

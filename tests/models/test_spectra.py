@@ -1,8 +1,9 @@
-"""Waveform to spectrum and back."""
+"""Front ends, mel filters, Kaldi features and pitch, against independent implementations."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,16 @@ import torch
 
 from rlspeech.config import FlowModel
 from rlspeech.models.flow import FlowEnhancer
-from rlspeech.models.spectra import MelFrontEnd, StftFrontEnd, build_front_end, mel_filters
+from rlspeech.models.spectra import (
+    MelFrontEnd,
+    StftFrontEnd,
+    build_front_end,
+    fbank,
+    fbank_lfr,
+    mel_filters,
+    stack_frames,
+    track_pitch,
+)
 from rlspeech.types import UserError
 
 
@@ -124,3 +134,105 @@ def test_a_vocoder_that_is_missing_or_does_not_fit(vocoder: Path, tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="cannot load"):
         build_front_end(FlowModel(**{**MEL, "vocoder": str(tmp_path)})).decode(x, 300)
+
+
+def kaldi_by_hand(wav: np.ndarray, mels: int = 80) -> np.ndarray:
+    """Frame by frame, filter by filter, in double precision, from Kaldi's description."""
+    window = np.array([0.54 - 0.46 * math.cos(2 * math.pi * i / 399) for i in range(400)])
+    edges = np.linspace(1127 * math.log(1 + 20 / 700), 1127 * math.log(1 + 8000 / 700), mels + 2)
+    rows = []
+    for start in range(0, len(wav) - 400 + 1, 160):
+        frame = wav[start : start + 400].astype(np.float64)
+        frame = frame - frame.mean()
+        emphasised = frame.copy()
+        emphasised[1:] -= 0.97 * frame[:-1]
+        emphasised[0] -= 0.97 * frame[0]
+        power = np.abs(np.fft.fft(emphasised * window, 512)[:257]) ** 2
+        row = []
+        for m in range(mels):
+            total = 0.0
+            for k in range(256):
+                at = 1127 * math.log(1 + k * 16000 / 512 / 700)
+                if edges[m] < at < edges[m + 2]:
+                    up, down = (
+                        (at - edges[m]) / (edges[m + 1] - edges[m]),
+                        (edges[m + 2] - at) / (edges[m + 2] - edges[m + 1]),
+                    )
+                    total += power[k] * min(up, down)
+            row.append(math.log(max(total, 1.1920929e-07)))
+        rows.append(row)
+    return np.array(rows)
+
+
+def test_agrees_with_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    wav = (0.1 * rng.standard_normal(2100)).astype(np.float32)
+    made = fbank(torch.from_numpy(wav)).numpy()
+    wanted = kaldi_by_hand(wav)
+    assert made.shape == wanted.shape == (1 + (2100 - 400) // 160, 80)
+    np.testing.assert_allclose(made, wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100, 399])
+def test_shorter_than_a_frame_is_one_frame(samples: int) -> None:
+    made = fbank(torch.zeros(samples))
+    assert made.shape == (1, 80) and torch.isfinite(made).all()
+
+
+def test_silence_stays_at_the_floor() -> None:
+    assert torch.allclose(fbank(torch.zeros(16000)), torch.tensor(torch.finfo(torch.float32).eps).log())
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 12, 13, 50])
+def test_stacking_takes_seven_frames_around_every_sixth(length: int) -> None:
+    frames = torch.arange(length, dtype=torch.float32)[:, None]
+    made = stack_frames(frames)
+    assert made.shape == (math.ceil(length / 6), 7)
+    for i, row in enumerate(made.tolist()):
+        assert row == [float(min(max(6 * i + k, 0), length - 1)) for k in range(-3, 4)]
+
+
+def test_both_together() -> None:
+    assert fbank_lfr(torch.randn(16000)).shape == (17, 560)  # 98 frames
+
+
+RATE, HOP = 16000, 160
+
+
+def voice(hertz: torch.Tensor) -> torch.Tensor:
+    """Harmonics of a pitch (T,) in Hz, falling by 6 dB an octave."""
+    phase = 2 * math.pi * (hertz.double() / RATE).cumsum(0)
+    return (0.1 * sum(torch.sin(k * phase) / k for k in range(1, 12))).float()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("hertz", [75.0, 110.0, 163.0, 247.0, 390.0])
+def test_a_tone_has_its_pitch(hertz: float) -> None:
+    pitch = track_pitch(voice(torch.full((8000,), hertz))[None], RATE, HOP, 50)[0, 4:46]
+    assert ((pitch / hertz).log2().abs() * 1200 < 10).all()
+
+
+def test_a_glide_is_followed_and_lands_on_the_right_frames() -> None:
+    hertz = torch.linspace(100, 220, 16000)
+    pitch = track_pitch(voice(hertz)[None], RATE, HOP, 100)[0]
+    truth = hertz[HOP // 2 :: HOP]
+    assert ((pitch / truth).log2().abs() * 1200)[5:95].max() < 25
+
+
+def test_noise_and_silence_have_no_pitch() -> None:
+    torch.manual_seed(0)
+    quiet = torch.cat([torch.zeros(1, 8000), torch.randn(1, 8000) * 0.1])
+    assert (track_pitch(quiet, RATE, HOP, 50) == 0).all()
+
+
+def test_padding_and_neighbours_decide_nothing() -> None:
+    torch.manual_seed(0)
+    short, long = voice(torch.full((4000,), 130.0)), voice(torch.full((8000,), 210.0)) + 0.02 * torch.randn(8000)
+    both = torch.stack([torch.nn.functional.pad(short, (0, 4000)), long])
+    real = torch.tensor([25, 50])
+    made = track_pitch(both, RATE, HOP, 50, real=real)
+    assert torch.equal(made[0, :25], track_pitch(short[None], RATE, HOP, 25)[0]) and (made[0, 25:] == 0).all()
+    assert torch.equal(made[1], track_pitch(long[None], RATE, HOP, 50)[0])
+
+
+def test_a_waveform_shorter_than_a_frame() -> None:
+    assert track_pitch(torch.zeros(2, 3), RATE, HOP, 1).shape == (2, 1)

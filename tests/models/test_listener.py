@@ -140,7 +140,7 @@ def test_what_is_no_listener_is_refused(made: tuple[Listener, Path], tmp_path: P
         (tmp_path / "rlspeech.json").write_text(json.dumps({**about, "model": {**about["model"], "audio_dim": 64}}))
     else:
         (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="cannot load the listener"):
+    with pytest.raises(UserError, match="--task listener"):
         load_listener(str(tmp_path))
 
 
