@@ -21,8 +21,10 @@ from rlspeech.types import Sample, Score, UserError
 if TYPE_CHECKING:
     from rlspeech.rewards.rules import Judged
 
-__all__ = ["COUNTS", "RATES", "UNDIRECTED", "ErrorRate", "RateComparison", "character_errors", "compare_rates"]
-__all__ += ["corpus_interval", "corpus_rate", "counts_of", "error_counts", "UNITS", "units_rate"]
+__all__ = ["COUNTS", "RATES", "UNDIRECTED", "UNITS", "ErrorRate", "RateComparison", "character_errors", "compare_rates"]
+__all__ += ["corpus_interval", "counts_of", "error_counts", "units_rate"]
+
+UNITS = ("units", "substitutions", "deletions", "insertions")  # of one text, as ``asr_*`` leaves them in a row
 
 
 class ErrorRate:
@@ -75,17 +77,11 @@ class ErrorRate:
         return out
 
 
-def corpus_rate(texts: Iterable[tuple[str, str, str | None]], normaliser: str) -> float:
+def corpus_interval(texts: Iterable[tuple[str, str, str | None]], normaliser: str, seed: int = 0) -> Interval:
     """Errors over reference units of (reference, hypothesis, language): sums over sums, not a mean of rates.
 
-    Texts whose reference is empty are left out; nan without any.
+    Texts whose reference is empty are left out; nan without any. The bootstrap 95 % interval over texts takes two of them.
     """
-    errors, wanted = error_counts(texts, normaliser).sum(0)
-    return float(errors / wanted) if wanted else float("nan")
-
-
-def corpus_interval(texts: Iterable[tuple[str, str, str | None]], normaliser: str, seed: int = 0) -> Interval:
-    """``corpus_rate`` with its bootstrap 95 % interval over texts; no interval below two of them."""
     counts = error_counts(texts, normaliser)
     errors, wanted = counts.sum(0)
     sums = resampled_sums(counts, seed)
@@ -114,7 +110,6 @@ def units_rate(rows: Sequence[Mapping[str, int]], seed: int = 0) -> tuple[Interv
     return rate, dict(zip(UNITS[1:], (100 * sums[1:] / sums[0]).tolist(), strict=True)), int(sums[0])
 
 
-UNITS = ("units", "substitutions", "deletions", "insertions")  # of one text, as ``asr_*`` leaves them in a row
 COUNTS = (
     *("spoken", "words", "substitutions", "deletions", "insertions", "errors", "characters", "character_errors"),
     *("exact", "keywords_said", "keywords_heard", "keywords_both", "judged", "hallucinated", "silent", "empty"),

@@ -16,7 +16,7 @@ from tiny_recognisers import ROWS, write_corpus, write_model
 
 from rlspeech import log
 from rlspeech.config import RL, Exploration, RewardSpec, Sampling
-from rlspeech.rewards.rates import corpus_rate
+from rlspeech.rewards.rates import corpus_interval
 from rlspeech.stages import probe, rl
 from rlspeech.stages.validation import TEXT, reward_of, texts_of
 from rlspeech.tasks import get_task
@@ -183,7 +183,7 @@ def test_the_error_rate_of_rollouts_counts_spoken_words_alone() -> None:
         return Sample("k", np.zeros(0, np.float32), 16000, None, text, columns, hypothesis)
 
     def word_errors(*samples: Sample) -> float:
-        return corpus_rate(texts_of(samples), TEXT)
+        return corpus_interval(texts_of(samples), TEXT).mean
 
     assert word_errors(said("a b c d", "a b x"), said("", "noise words"), said(None, "?"), said("e", "E.")) == 2 / 5
     assert word_errors(said("你好世界", "你好世", language="zh")) == 0.25

@@ -41,44 +41,20 @@ def word_tokenizer(special: list[str], words: list[str] | None = None, **names: 
 def save_listener(folder: Path, seed: int = 0, chunk_s: int = 2, template: str | None = TEMPLATE) -> Path:
     """A Qwen2-Audio of a few thousand weights that hears ``chunk_s`` at once."""
     import torch
-    from transformers import (
-        Qwen2AudioConfig,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        WhisperFeatureExtractor,
-    )
+    from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+    from transformers import WhisperFeatureExtractor as Extractor
 
     special = ["<pad>", "<unk>", "<eos>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<answer>"]
     tokenizer = word_tokenizer(special, eos_token="<eos>", additional_special_tokens=special[3:])
-    extractor = WhisperFeatureExtractor(
-        feature_size=16, sampling_rate=16000, chunk_length=chunk_s, n_fft=400, hop_length=160
-    )
-    audio = {
-        "model_type": "qwen2_audio_encoder",
-        "num_mel_bins": 16,
-        "d_model": 16,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 32,
-        "max_source_positions": chunk_s * 50,
-    }
-    text = {
-        "model_type": "qwen2",
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": None,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    extractor = Extractor(feature_size=16, sampling_rate=16000, chunk_length=chunk_s, n_fft=400, hop_length=160)
+    audio = {"model_type": "qwen2_audio_encoder", "num_mel_bins": 16, "d_model": 16, "encoder_layers": 1}
+    audio |= {"encoder_attention_heads": 2, "encoder_ffn_dim": 32, "max_source_positions": chunk_s * 50}
+    text = {"model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    text |= {"max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
     torch.manual_seed(seed)
-    config = Qwen2AudioConfig(
-        audio_config=audio, text_config=text, audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    )
+    token = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=token)
     model = Qwen2AudioForConditionalGeneration(config)
     with torch.no_grad():
         for p in model.parameters():
@@ -104,18 +80,10 @@ def save_sentiment(
     around = processors.TemplateProcessing(single="<cls> $A <sep>", special_tokens=[("<cls>", 2), ("<sep>", 3)])
     tokenizer._tokenizer.post_processor = around
     torch.manual_seed(seed)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=tokens,
-            id2label=dict(enumerate(labels)),
-            label2id={n: i for i, n in enumerate(labels)},
-        )
-    )
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=tokens, **small, **names)
+    model = BertForSequenceClassification(config)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
@@ -161,9 +129,8 @@ class Server:
 
 def said(text: Any, **message: Any) -> dict[str, Any]:
     """A chat completion with one answer."""
-    return {
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text, **message}}]
-    }
+    answer = {"role": "assistant", "content": text, **message}
+    return {"choices": [{"index": 0, "finish_reason": "stop", "message": answer}]}
 
 
 @contextmanager
@@ -183,15 +150,8 @@ def serving(reply: Callable[[dict[str, Any]], Any]):
             with server.lock:
                 server.busy += 1
                 server.most = max(server.most, server.busy)
-                server.seen.append(
-                    {
-                        "path": self.path,
-                        "method": self.command,
-                        "key": self.headers.get("Authorization"),
-                        "json": request,
-                        "time": time.monotonic(),
-                    }
-                )
+                seen = {"path": self.path, "method": self.command, "key": self.headers.get("Authorization")}
+                server.seen.append({**seen, "json": request, "time": time.monotonic()})
             try:
                 try:
                     made = server.reply(request)

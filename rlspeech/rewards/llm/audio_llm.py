@@ -52,11 +52,11 @@ class AudioLlm:
         device_map: as in transformers ("auto" spreads a large model over all GPUs and memory).
         max_new_tokens: longest answer; None takes 200, or less where the checkpoint says so.
         batch: clips at once; halved when memory runs out.
-        max_s: longest stretch heard at once; None asks the processor.
+        max_s: longest stretch taken at once; None asks the processor.
         seed: of sampled answers.
 
     Raises:
-        UserError: not found, not loadable, or not a model that hears and speaks.
+        UserError: not found, not loadable, or not a model that takes audio and answers in text.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AudioLlm:
         self._rate = int(getattr(extractor, "sampling_rate", SAMPLE_RATE))
         self.max_s = max_s
         if max_s is None and kind not in OWN_WINDOWS:
-            self.max_s = _hears_s(self._processor, extractor, self._rate)
+            self.max_s = _longest_s(self._processor, extractor, self._rate)
         self._text = None
         if not _only_templates(self._processor):
             self._text = _question(self._processor, self._tokenizer, self.prompt, name)
@@ -222,7 +222,7 @@ def _classes(transformers: Any, config: Any) -> list[Any]:
     return [c for c in (*found[: len(named)], auto, *found[len(named) :]) if c is not None]
 
 
-def _hears_s(processor: Any, extractor: Any, rate: int) -> float | None:
+def _longest_s(processor: Any, extractor: Any, rate: int) -> float | None:
     """Longest stretch in seconds: the processor's own limit (Audio Flamingo), else the extractor's window."""
     for owner, name in ((processor, "max_audio_len"), (extractor, "chunk_length")):
         value = getattr(owner, name, None)

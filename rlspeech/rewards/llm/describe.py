@@ -58,7 +58,7 @@ class Describer(Protocol):
 
     Attributes:
         version: model, weights, precision and decoding, as written beside the scores.
-        max_s: longest stretch that it hears at once, in seconds; None where it takes any length. The caller cuts longer audio.
+        max_s: longest stretch that it takes at once, in seconds; None where it takes any length. The caller cuts longer audio.
     """
 
     version: str

@@ -2,7 +2,7 @@
 
 LR-AVSE's chain is one greedy description and the expectation over five classes. Added here: several sampled descriptions whose ratings are
 averaged (``samples``), because a single description takes few different forms and so quantises the reward; audio that is longer than the
-model hears is described piece by piece and rated as the mean by duration; and the same waveform is described once, however often
+model takes is described piece by piece and rated as the mean by duration; and the same waveform is described once, however often
 it is asked for (the frozen model's output comes back at every update of PPO). Every score keeps the text it came from.
 """
 
@@ -134,7 +134,7 @@ class LlmJudge:
         return out
 
     def _pieces(self, clip: int, wav: np.ndarray) -> list[_Piece]:
-        """Equal stretches that the describer can hear; silent ones have no quality and are left out."""
+        """Equal stretches that the describer takes; silent ones have no quality and are left out."""
         limit = self._describer.max_s
         count = 1 if limit is None else max(1, -(-len(wav) // max(1, int(limit * SAMPLE_RATE))))
         parts = np.array_split(wav, count)
