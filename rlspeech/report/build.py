@@ -118,11 +118,20 @@ def print_table(made: Comparison) -> None:
         rows.append([*cells, *([roles.get(m.name, "guard")] if roles else [])])
     heading = ["metric", *labels, *(f"{label} - {base}" for base, label, _ in shown), *(["role"] if roles else [])]
     notes = [*made.notes, *_missing(made)]
-    if shown:
+    if pairs:
         notes.append("differences are paired, with bootstrap 95 % intervals; better and worse where they exclude 0")
-    elif pairs:
-        notes.append(f"{len(pairs)} paired differences are in the report and in --json")
-    log.table(f"{run.name}: {run.state()}" if run else "Comparison", heading, rows, notes)
+    log.table(
+        f"{run.name}: {run.state()}" if run else "Comparison", heading, rows, [] if pairs and not shown else notes
+    )
+    if pairs and not shown:  # too many to stand beside the means
+        some = [m for m in made.metrics if any(m.name in row for _, _, row in pairs)][:WIDE]
+        table = [
+            [f"{s} - {b}", *(_difference(m, row.get(m.name), at(made.relative, s, m.name)) for m in some)]
+            for b, s, row in pairs
+        ]
+        log.table(
+            "Differences", ["", *map(_directed, some)], table, [*notes, "all of them are in the report and in --json"]
+        )
 
 
 def _title(made: Comparison) -> str:

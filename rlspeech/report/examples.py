@@ -161,12 +161,12 @@ def _before(made: Comparison, systems: Sequence[System], base: System, key: str)
 def _facts(systems: Sequence[System], columns: Mapping[str, Any], key: str, edits: Mapping[str, Any]) -> list[str]:
     """What is known of an item beside its sound: conditions, text, what went wrong with it."""
     facts = [str(columns["ladder"])] if columns.get("ladder") is not None else []
-    facts += [
-        f"{k} {columns[k]}" for k in ("rung", "condition", "set", "kind") if isinstance(columns.get(k), str | int)
-    ]
-    snr = number(columns.get("snr_db"))
+    conditions = ("rung", "condition", "set", "kind")
+    facts += [f"{k} {columns[k]}" for k in conditions if isinstance(columns.get(k), str | int)]
+    snr, text = number(columns.get("snr_db")), columns.get("text")
     facts += [f"{snr:.1f} dB SNR"] if snr is not None else []
-    facts += [columns["text"]] if isinstance(columns.get("text"), str) and columns["text"] and not edits else []
+    spoken = not edits or any(key in s.sounds for s in systems)  # else the edits tell what was said
+    facts += [text] if isinstance(text, str) and text and spoken else []
     rows = {s.label: s.rows.get(key, {}) for s in systems}
     facts += [f"{s}: hallucination ({row['rules']})" for s, row in rows.items() if row.get("rules")]
     return facts + [f"{s}: did not stop" for s, row in rows.items() if row.get("finished") is False]

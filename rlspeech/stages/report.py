@@ -10,6 +10,7 @@ Nothing is computed that needs a model, nothing in a run folder is written but i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,23 @@ def run(
     if players is not None and players < 0:
         raise UserError(f"cannot show {players} players", "it is a count", "--players 6")
     records = open_runs(runs)
+    for record in records:
+        _find_manifest(record)
     page = _page(records, out)
     made = compared(records)
     render_report(page, build(made, players))
     print_table(made)
     log.say(f"next: open {page} in a browser")
     return {**_numbers(made), "report": str(page)}
+
+
+def _find_manifest(run: RunRecord) -> None:
+    """The embedded test set of an evaluation that did not yet note which manifest it read."""
+    if run.stage == "eval" and not run.config.get("data") and "manifest" not in run.env:
+        from rlspeech.tasks import get_task
+
+        with suppress(UserError):  # a task that is not here
+            run.env["manifest"] = str(get_task(str(run.config.get("task"))).demo("test"))
 
 
 def _numbers(made: Comparison) -> dict[str, Any]:
