@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from reward_signals import voice
 
 from rlspeech.data.text import normalise_basic
-from rlspeech.rewards.rates import corpus_interval
+from rlspeech.rewards.rates import compare_rates, corpus_interval, counts_of
+from rlspeech.rewards.rules import TextRules
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Sample, UserError
 
@@ -125,3 +126,42 @@ def test_a_corpus_rate_weighs_texts_by_their_words_and_leaves_out_silence():
     assert found.mean == 3 / 7 and found.n == 2 and silent.mean != silent.mean  # nan: no words
     same = corpus_interval([("a b", "a x", None)] * 9, "basic-1")
     assert (same.lo, same.mean, same.hi) == (0.5, 0.5, 0.5)  # nothing varies
+
+
+def counts(pairs):
+    rules = TextRules("none-1")
+    return [counts_of(rules.judge(Sample("k", np.zeros(0, np.float32), 16000, None, r, {}, h))) for r, h in pairs]
+
+
+def test_intervals_are_of_the_ratio_and_paired() -> None:
+    rng = np.random.default_rng(0)
+    words = [str(w) for w in rng.integers(0, 9, 40)]
+    texts = [" ".join(rng.choice(words, rng.integers(2, 12))) for _ in range(60)]
+
+    def noisy(text: str, share: float) -> str:
+        return " ".join("x" if rng.random() < share else w for w in text.split())
+
+    said = [noisy(t, 0.3) for t in texts]
+    better = [
+        " ".join(w if o != "x" or rng.random() < 0.7 else w for w, o in zip(t.split(), s.split(), strict=True))
+        for t, s in zip(texts, said, strict=True)
+    ]
+    given = {"base": said, "same": said, "better": better}
+    made = compare_rates({s: counts(list(zip(texts, found, strict=True))) for s, found in given.items()}, "base")
+    one, delta = made.systems["base"]["wer"], made.deltas["same"]["wer"]
+    assert one.lo < one.mean < one.hi
+    assert (delta.lo, delta.mean, delta.hi) == (0, 0, 0)  # paired: the same utterances in every draw
+    assert made.relative["same"]["wer"].mean == 0 and made.relative["better"]["wer"].mean == -100
+    assert made.deltas["better"]["wer"].hi < 0 and made.deltas["better"]["wer"].significant
+    errors = np.array([c["errors"] for c in counts(list(zip(texts, said, strict=True)))])
+    sizes = np.array([len(t.split()) for t in texts])
+    draws = np.random.default_rng(1).integers(0, 60, (4000, 60))
+    lo, hi = np.quantile(100 * errors[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
+    assert one.lo == pytest.approx(lo, abs=1) and one.hi == pytest.approx(hi, abs=1)
+
+
+def test_one_utterance_has_no_interval_and_a_perfect_baseline_no_relative_change() -> None:
+    made = compare_rates({"base": counts([("a b", "a b")]), "other": counts([("a b", "a")])}, "base")
+    assert made.systems["other"]["wer"].mean == 50 and np.isnan(made.systems["other"]["wer"].lo)
+    assert np.isnan(made.relative["other"]["wer"].mean) and made.deltas["other"]["wer"].mean == 50
+    json.dumps(made.as_dict(), allow_nan=False)

@@ -68,17 +68,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, FakeTa
         save_audio(tmp_path / "clean" / f"u{i}.wav", wav, RATE)
         save_audio(tmp_path / "noisy" / f"u{i}.wav", noisy, RATE)
         clean[f"u{i}"] = wav
-        rows.append(
-            {
-                "id": f"u{i}",
-                "audio_filepath": f"noisy/u{i}.wav",
-                "target_filepath": f"clean/u{i}.wav",
-                "duration": len(t) / RATE,
-                "sample_rate": RATE,
-                "text": "<b>hello</b>",
-                "snr_db": 5.0,
-            }
-        )
+        row = {"id": f"u{i}", "audio_filepath": f"noisy/u{i}.wav", "target_filepath": f"clean/u{i}.wav"}
+        row |= {"duration": len(t) / RATE, "sample_rate": RATE, "text": "<b>hello</b>", "snr_db": 5.0}
+        rows.append(row)
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     for name in ("half", "tenth", "fails", "same"):
         (tmp_path / name).mkdir()

@@ -37,12 +37,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def score(path: Path, rewards: list[str], **rest: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     out = path.parent / "scores"
-    summary = reward.run(
-        ScoreFolder(**{"rewards": rewards, "out": str(out), "workers": 0, "device": "cpu", **rest}), path
-    )
-    return summary, {
-        r["key"].split("-")[0]: r for r in map(json.loads, (out / "scores.jsonl").read_text().splitlines())
-    }
+    settings = {"rewards": rewards, "out": str(out), "workers": 0, "device": "cpu", **rest}
+    summary = reward.run(ScoreFolder(**settings), path)
+    rows = map(json.loads, (out / "scores.jsonl").read_text().splitlines())
+    return summary, {r["key"].split("-")[0]: r for r in rows}
 
 
 def deaf(monkeypatch):
@@ -62,16 +60,9 @@ def test_texts_alone(tmp_path, monkeypatch):
     assert [rows[k]["asr_accuracy"] for k in ("u_1", "u2", "quiet", "u4")] == [0.75, 1.0, -1.0, 0.0]
     assert rows["quiet"]["asr_hallucination"] == -1.0 and rows["quiet"]["hallucination"] == "nonspeech"
     assert rows["u2"]["asr_keywords"] == 1.0 and rows["u4"]["errors"] == {"asr_keywords": "no keywords"}
-    assert {
-        k: rows["u_1"][k] for k in ("hypothesis", "normaliser", "units", "substitutions", "deletions", "insertions")
-    } == {
-        "hypothesis": "one two free four",
-        "normaliser": "basic-2",
-        "units": 4,
-        "substitutions": 1,
-        "deletions": 0,
-        "insertions": 0,
-    }
+    expected = {"hypothesis": "one two free four", "normaliser": "basic-2", "units": 4}
+    expected |= {"substitutions": 1, "deletions": 0, "insertions": 0}
+    assert {k: rows["u_1"][k] for k in expected} == expected
     corpus = summary["corpus"][
         "all words together"
     ]  # sums over sums: 3 errors in 7 words, not the mean of 1/4, 0 and 1
@@ -93,17 +84,12 @@ def test_options_have_rates_and_details_of_their_own(tmp_path):
 
 def test_nemos_manifest_and_audio_that_is_gone(tmp_path, monkeypatch):
     deaf(monkeypatch)
-    path = write(
-        tmp_path / "said.json",
-        [
-            {"audio_filepath": f"gone/{i}.wav", "duration": 1.0, "text": "one", "pred_text": p}
-            for i, p in enumerate(["one", "two", None])
-        ],
-    )
+    texts = enumerate(["one", "two", None])
+    rows = [{"audio_filepath": f"gone/{i}.wav", "duration": 1.0, "text": "one", "pred_text": p} for i, p in texts]
+    path = write(tmp_path / "said.json", rows)
     summary, rows = score(path, ["asr_wer"], report="never")
-    assert [rows[k]["asr_wer"] for k in "012"] == [0.0, 1.0, None] and rows["2"]["errors"] == {
-        "asr_wer": "no hypothesis"
-    }
+    assert [rows[k]["asr_wer"] for k in "012"] == [0.0, 1.0, None]
+    assert rows["2"]["errors"] == {"asr_wer": "no hypothesis"}
     assert summary["metrics"]["asr_wer"]["n_valid"] == 2
 
 
@@ -117,11 +103,8 @@ def test_audio_that_is_gone_costs_the_rewards_that_listen(tmp_path, monkeypatch)
     path = write(tmp_path / "m.jsonl", [{"id": k, "audio_filepath": f"{k}.wav", **same} for k in "ab"])
     _, rows = score(path, ["asr_wer", "si_sdr", "listens:words"])
     assert [rows[k]["asr_wer"] for k in "ab"] == [0.0, 0.0] and [rows[k]["listens:words"] for k in "ab"] == [3, 3]
-    assert (
-        rows["a"]["si_sdr"] is not None
-        and rows["b"]["si_sdr"] is None
-        and rows["b"]["errors"]["si_sdr"].startswith("audio: ")
-    )
+    assert rows["a"]["si_sdr"] is not None and rows["b"]["si_sdr"] is None
+    assert rows["b"]["errors"]["si_sdr"].startswith("audio: ")
 
 
 @pytest.mark.parametrize("kind", ["eval", "text", "pred_text", "kaldi", "folder"])
@@ -132,22 +115,9 @@ def test_hypotheses_of_their_own(tmp_path, kind, monkeypatch):
     given = tmp_path / {"kaldi": "hyp", "folder": "texts"}.get(kind, "NAME.jsonl")
     if kind == "eval":  # as rlspeech eval writes them: safe ids under "key", null where it failed
         keys = {i.columns.get("original_id", i.key): i.key for i in collect(path, texts_only=True)}
-        write(
-            given,
-            [
-                {"key": keys[k], "system": "base", "hypothesis": v, "text": "the reference", "errors": {}}
-                for k, v in said.items()
-            ]
-            + [
-                {
-                    "key": "u4",
-                    "system": "base",
-                    "hypothesis": None,
-                    "text": "six seven",
-                    "errors": {"hypothesis": "audio: gone"},
-                }
-            ],
-        )
+        same = {"system": "base", "text": "the reference", "errors": {}}
+        failed = {"key": "u4", "hypothesis": None, **same, "errors": {"hypothesis": "audio: gone"}}
+        write(given, [*({"key": keys[k], "hypothesis": v, **same} for k, v in said.items()), failed])
     elif kind in ("text", "pred_text"):
         write(given, [{"id": k, kind: v} for k, v in said.items()])
     elif kind == "kaldi":
@@ -167,11 +137,9 @@ def test_hypotheses_and_texts_of_a_folder_of_audio(tmp_path):
         (tmp_path / "wavs" / name).write_text("not audio")
     texts, said = write(tmp_path / "t.jsonl", [{"id": "a", "text": "x y"}, {"id": "b", "text": "z"}]), tmp_path / "hyp"
     said.write_text("a x y\nb\n")
-    found = reward.run(
-        ScoreFolder(rewards=["asr_accuracy"], text=str(texts), hypotheses=str(said), out=str(tmp_path)),
-        tmp_path / "wavs",
-    )
-    assert found["metrics"]["asr_accuracy"]["mean"] == 0.5 and found["metrics"]["asr_accuracy"]["n_valid"] == 2
+    asked = ScoreFolder(rewards=["asr_accuracy"], text=str(texts), hypotheses=str(said), out=str(tmp_path))
+    found = reward.run(asked, tmp_path / "wavs")["metrics"]["asr_accuracy"]
+    assert found["mean"] == 0.5 and found["n_valid"] == 2
 
 
 def test_another_hypothesis_is_scored_again_and_the_same_is_not(tmp_path, monkeypatch):
@@ -212,10 +180,8 @@ def test_texts_may_hold_other_ends_of_lines(tmp_path):
 
 
 def test_ids_of_before_that_two_rows_share_say_nothing(tmp_path):
-    path = write(
-        tmp_path / "m.jsonl",
-        [{"id": f"{k}_x", "original_id": "x", "text": "one"} for k in "ab"] + [{"id": "y", "text": "one"}],
-    )
+    rows = [{"id": f"{k}_x", "original_id": "x", "text": "one"} for k in "ab"]
+    path = write(tmp_path / "m.jsonl", [*rows, {"id": "y", "text": "one"}])
     said = write(tmp_path / "said.jsonl", [{"id": "x", "text": "one"}, {"id": "y", "text": "one"}])
     assert [i.hypothesis for i in collect(path, hypotheses=str(said), texts_only=True)] == [None, None, "one"]
 
@@ -223,19 +189,15 @@ def test_ids_of_before_that_two_rows_share_say_nothing(tmp_path):
 def test_mistakes_are_told(tmp_path):
     path, bare = write(tmp_path / "m.jsonl", ROWS), write(tmp_path / "bare.jsonl", [{"id": "u2", "text": "five"}])
     for data, rest, words in [
-        (bare, {}, "without a hypothesis"),
-        (write(tmp_path / "no.jsonl", [{"id": "a", "hypothesis": "x"}]), {}, "without a transcript"),
-        (path, {"hypotheses": str(tmp_path / "nowhere")}, "cannot read"),
-        (path, {"hypotheses": str(write(tmp_path / "h1.jsonl", [{"id": "other", "text": "x"}]))}, "no hypothesis in"),
-        (
-            path,
-            {"hypotheses": str(write(tmp_path / "h2.jsonl", [{"key": "u2", "hypothesis": x} for x in "ab"]))},
-            "a second text",
-        ),
-        (write(tmp_path / "x.jsonl", [{"text": "a", "hypothesis": "a"}]), {}, "line 1 cannot be used"),
-        (write(tmp_path / "y.jsonl", [ROWS[1], ROWS[1]]), {}, "duplicate id"),
-        (write(tmp_path / "z.jsonl", []), {}, "is empty"),
-        (path, {"rewards": ["asr_wer", "si_sdr"], "target": str(tmp_path)}, "audio_filepath is missing|bad line"),
+        (bare, {}, "--hypotheses"),
+        (write(tmp_path / "no.jsonl", [{"id": "a", "hypothesis": "x"}]), {}, "--text"),
+        (path, {"hypotheses": str(tmp_path / "nowhere")}, "nowhere"),
+        (path, {"hypotheses": str(write(tmp_path / "h1.jsonl", [{"id": "other", "text": "x"}]))}, "h1.jsonl"),
+        (path, {"hypotheses": str(write(tmp_path / "h2.jsonl", [{"key": "u2", "hypothesis": x} for x in "ab"]))}, "u2"),
+        (write(tmp_path / "x.jsonl", [{"text": "a", "hypothesis": "a"}]), {}, "x.jsonl"),
+        (write(tmp_path / "y.jsonl", [ROWS[1], ROWS[1]]), {}, "u2"),
+        (write(tmp_path / "z.jsonl", []), {}, "z.jsonl"),
+        (path, {"rewards": ["asr_wer", "si_sdr"], "target": str(tmp_path)}, "audio_filepath|bad line"),
     ]:
         with pytest.raises(UserError, match=words) as error:
             score(data, **{"rewards": ["asr_wer"], **rest})

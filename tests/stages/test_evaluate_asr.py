@@ -14,11 +14,9 @@ import torch
 from tiny_recognisers import RATE, ROWS, write_corpus
 
 from rlspeech.config import Evaluate
-from rlspeech.rewards.rates import compare_rates, counts_of
-from rlspeech.rewards.rules import TextRules
 from rlspeech.stages import evaluate
 from rlspeech.tasks.asr.task import Asr
-from rlspeech.types import Sample, UserError
+from rlspeech.types import UserError
 
 SAID = {
     "base": {
@@ -161,11 +159,8 @@ def test_the_page_is_escaped_and_shows_the_mistakes(data: Path, tmp_path: Path) 
     assert "<b>naïve</b>" not in page and "&lt;b&gt;naïve&lt;/b&gt;" in page
     assert '<del title="said">three four</del>' in page or '<del title="said">' in page
     assert '<ins class="extra" title="not said">the</ins>' in page and "nothing said, nothing written" in page
-    assert (
-        "condition: noisy" in page
-        and "Relative change against base" in page
-        and "Sums of errors over sums of words" in page
-    )
+    assert "condition: noisy" in page and "Relative change against base" in page
+    assert "Sums of errors over sums of words" in page
 
 
 @pytest.mark.parametrize(
@@ -199,54 +194,6 @@ def test_rows_without_a_text_are_left_out_and_said(data: Path, tmp_path: Path) -
     data.write_text("\n".join(map(json.dumps, lines)) + "\n")
     with pytest.raises(UserError, match="transcribe"):
         ask(data, tmp_path / "none")
-
-
-def counts(pairs: list[tuple[str, str]]) -> list[dict[str, int]]:
-    rules = TextRules("none-1")
-    return [counts_of(rules.judge(Sample("k", np.zeros(0, np.float32), RATE, None, r, {}, h))) for r, h in pairs]
-
-
-def test_intervals_are_of_the_ratio_and_paired() -> None:
-    rng = np.random.default_rng(0)
-    words = [str(w) for w in rng.integers(0, 9, 40)]
-    texts = [" ".join(rng.choice(words, rng.integers(2, 12))) for _ in range(60)]
-
-    def noisy(text: str, share: float) -> str:
-        return " ".join("x" if rng.random() < share else w for w in text.split())
-
-    said = [noisy(t, 0.3) for t in texts]
-    better = [
-        " ".join(w if o != "x" or rng.random() < 0.7 else w for w, o in zip(t.split(), s.split(), strict=True))
-        for t, s in zip(texts, said, strict=True)
-    ]
-    made = compare_rates(
-        {
-            "base": counts(list(zip(texts, said, strict=True))),
-            "same": counts(list(zip(texts, said, strict=True))),
-            "better": counts(list(zip(texts, better, strict=True))),
-        },
-        "base",
-    )
-    one, delta = made.systems["base"]["wer"], made.deltas["same"]["wer"]
-    assert one.lo < one.mean < one.hi and (delta.lo, delta.mean, delta.hi) == (
-        0,
-        0,
-        0,
-    )  # paired: the same utterances in every draw
-    assert made.relative["same"]["wer"].mean == 0 and made.relative["better"]["wer"].mean == -100
-    assert made.deltas["better"]["wer"].hi < 0 and made.deltas["better"]["wer"].significant
-    errors = np.array([c["errors"] for c in counts(list(zip(texts, said, strict=True)))])
-    sizes = np.array([len(t.split()) for t in texts])
-    draws = np.random.default_rng(1).integers(0, 60, (4000, 60))
-    lo, hi = np.quantile(100 * errors[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
-    assert one.lo == pytest.approx(lo, abs=1) and one.hi == pytest.approx(hi, abs=1)
-
-
-def test_one_utterance_has_no_interval_and_a_perfect_baseline_no_relative_change() -> None:
-    made = compare_rates({"base": counts([("a b", "a b")]), "other": counts([("a b", "a")])}, "base")
-    assert made.systems["other"]["wer"].mean == 50 and np.isnan(made.systems["other"]["wer"].lo)
-    assert np.isnan(made.relative["other"]["wer"].mean) and made.deltas["other"]["wer"].mean == 50
-    json.dumps(made.as_dict(), allow_nan=False)
 
 
 def test_too_many_values_get_no_tables(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ SAID = {
     "base": ["one too three", "four", "six seven eight", "mine zero"],
     "good": ["one two three", "four five", "six seven", ""],
 }
-LISTENER = "test_synthesis:listen"
+LISTENER = "test_evaluate_tts:listen"
 METRICS = ["tts_cer", "tts_wer", "tts_duration_ratio", "tts_duration_drift", "tts_stopped"]
 
 
@@ -127,7 +127,7 @@ def test_a_run_goes_on_and_what_is_said_is_not_said_again(
     assert len(told) == 9 and told[-1] == "good u1"
     assert again["systems"]["base"]["cer"] == first["systems"]["base"]["cer"] and "tts_loop" in again["systems"]["base"]
     with pytest.raises(UserError):  # other ears are another evaluation
-        ask(tiny, out, recogniser="test_synthesis:deaf")
+        ask(tiny, out, recogniser="test_evaluate_tts:deaf")
     ask(tiny, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
     assert told[9:] and {t.split()[0] for t in told[9:]} == {"good"}
 
@@ -159,7 +159,7 @@ def test_a_real_model_is_heard_by_deaf_ears(tiny: dict[str, str], tmp_path: Path
         tiny,
         tmp_path / "out",
         models={"m": tiny["model"]},
-        recogniser="test_synthesis:deaf",
+        recogniser="test_evaluate_tts:deaf",
         limit=3,
         metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"],
     )
@@ -171,7 +171,7 @@ def test_a_real_model_is_heard_by_deaf_ears(tiny: dict[str, str], tmp_path: Path
         tiny,
         tmp_path / "out2",
         models={"m": tiny["model"]},
-        recogniser="test_synthesis:deaf",
+        recogniser="test_evaluate_tts:deaf",
         limit=3,
         batch=1,
         metrics=["tts_stopped"],
@@ -224,7 +224,7 @@ def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str],
     """The recordings last a second, and so do their copies of 25 ids a second."""
     out, asked = (
         tmp_path / "out",
-        {"models": {"m": tiny["model"], "n": tiny["model"]}, "recogniser": "test_synthesis:long"},
+        {"models": {"m": tiny["model"], "n": tiny["model"]}, "recogniser": "test_evaluate_tts:long"},
     )
     metrics = ["speaker_similarity", "tts_duration_ratio", "tts_stopped", "tts_loop"]
     made = ask(tiny, out, anchors=True, metrics=metrics, **asked)
@@ -265,7 +265,7 @@ def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp
     rows[2] = {k: v for k, v in rows[2].items() if not k.startswith("prompt")}
     some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
     some.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    asked = {"models": {"m": tiny["model"]}, "recogniser": "test_synthesis:long", "anchors": True, "by": "sex"}
+    asked = {"models": {"m": tiny["model"]}, "recogniser": "test_evaluate_tts:long", "anchors": True, "by": "sex"}
     made = ask(tiny, tmp_path / "out", data=str(some), metrics=["speaker_similarity"], **asked)
     assert made["n"] == 4 and made["systems"]["recordings"]["wer"]["n"] == 2 and made["systems"]["m"]["wer"]["n"] == 4
     assert (
@@ -285,7 +285,7 @@ def test_a_codec_that_is_not_to_be_had_costs_its_row(tiny: dict[str, str], told:
 
     Speaker.codec = property(gone)
     try:
-        made = ask(tiny, tmp_path / "out", anchors=True, recogniser="test_synthesis:long")
+        made = ask(tiny, tmp_path / "out", anchors=True, recogniser="test_evaluate_tts:long")
     finally:
         del Speaker.codec
     assert list(made["systems"]) == ["recordings", "base", "good"]

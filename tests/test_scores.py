@@ -1,0 +1,55 @@
+"""Score rows on disk: the last one counts, those of one file's stamp add up, and torn lines are left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlspeech.scores import ScoreFile, ScoreTable, append_rows, keep_rows, read_scores
+from rlspeech.types import Score, UserError
+
+
+def test_the_last_row_counts_and_rows_of_one_stamp_add_up(tmp_path: Path) -> None:
+    path, notes = tmp_path / "scores.jsonl", list[str]()
+    append_rows(path, [{"key": "a", "system": "s", "x": 1.0}, {"key": "a", "system": "s", "y": 2.0}])
+    first = {"key": "b", "system": "s", "stamp": "1", "x": None, "errors": {"x": "no", "z": "no"}}
+    append_rows(path, [first, {**first, "x": 3.0, "errors": {}}, {"key": "c", "system": "t", "stamp": "1", "x": 4.0}])
+    append_rows(path, [{"key": "c", "system": "t", "stamp": "2", "y": 5.0}])
+    with path.open("a") as file:
+        file.write('{"key": "d", "sys\n[1]\n{"system": "s"}\n{"key": "e", "system": "s", "x": 6.0}\n')
+    rows = read_scores(path, notes)
+    assert rows["s"]["a"] == {"key": "a", "system": "s", "y": 2.0} and rows["s"]["e"]["x"] == 6.0
+    assert rows["s"]["b"]["x"] == 3.0 and rows["s"]["b"]["errors"] == {"z": "no"}
+    assert rows["t"]["c"] == {"key": "c", "system": "t", "stamp": "2", "y": 5.0}
+    assert len(notes) == 1 and notes[0].startswith("3 lines") and read_scores(tmp_path / "none.jsonl", notes) == {}
+    keep_rows(path, lambda row: row["key"] != "e")
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r["key"] for r in kept] == ["a", "b", "c"]
+
+
+def test_rows_of_other_weights_are_dropped(tmp_path: Path) -> None:
+    table = ScoreTable(tmp_path, ["x", "y"])
+    assert table.keep({"m": "1", "n": "1"}) == {}
+    table.add("m", "a", {"x": Score(1.0)}, {"video": "right"})
+    table.add("n", "a", {"x": Score(None, "bad")})
+    assert not table.done("m", "a")
+    table.add("m", "a", {"y": Score(2.0)}, {"text": "t"}, ["video"])
+    table.fail("n", "b", "no output")
+    again = ScoreTable(tmp_path, ["x", "y"])
+    assert again.rows == table.rows and again.done("m", "a") and not again.done("n", "b")
+    assert again.row("m", "a") == {"key": "a", "system": "m", "x": 1.0, "y": 2.0, "text": "t", "errors": {}}
+    assert again.row("n", "b")["errors"] == {"x": "no output", "y": "no output"}
+    assert again.keep({"m": "2", "n": "1"}) == {"m": "1"} and {s for s, _ in again.rows} == {"n"}
+    assert again.column("n", "x", ["a", "c"]) == {"a": None, "c": None}
+
+
+def test_a_file_that_cannot_be_written_is_refused_and_one_to_look_at_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    append_rows(path, [{"key": "a", "system": "s", "stamp": "1", "x": 1.0}])
+    found = ScoreFile(path, "s")
+    assert found.row("s", "a")["x"] == 1.0 and not path.with_suffix(".meta.json").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"):
+        ScoreFile(tmp_path / "file" / "scores.jsonl", "s", {"x": {}})
