@@ -2,7 +2,7 @@
 # Audio-visual enhancement from raw audio to a verdict, on the embedded corpus and checkpoint: what `make demo-avse` runs.
 #   OUT=FOLDER  where everything goes (default runs/demo-avse); a rerun does not repeat finished steps
 #   TINY=1      a few steps of everything, for tests
-# The faces are drawn (corpora/drawn.py), the voices synthetic: this shows that the chain works, not how well it reads real faces.
+# The faces are drawn (corpora/lips.py), the voices synthetic: this shows that the chain works, not how well it reads real faces.
 set -euo pipefail
 out=${OUT:-runs/demo-avse}
 few=(); [ -z "${TINY:-}" ] || few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set batch=2)

@@ -29,7 +29,7 @@ from pydantic import Field
 from rlspeech.config_parts import Mixing
 from rlspeech.corpora import nonspeech
 from rlspeech.corpora.base import Layout, Sets, shown
-from rlspeech.corpora.drawn import draw_all
+from rlspeech.corpora.lips import draw_all
 from rlspeech.corpora.mix import MOUTHS, render_one
 from rlspeech.corpora.splice import write_joined
 from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
@@ -122,7 +122,7 @@ def demo_recipe(out: str | Path | None = None, *, faces: bool = False) -> Path:
 
     Args:
         out: folder for the recipe; by default the package's, or the cache.
-        faces: every utterance gets a drawn mouth that follows it (``corpora/drawn.py``: synthetic, as the voices are), and most mixtures a
+        faces: every utterance gets a drawn mouth that follows it (``corpora/lips.py``: synthetic, as the voices are), and most mixtures a
             competing talker, whom only the mouth tells from the target.
     """
     if out is None:

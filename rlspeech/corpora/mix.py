@@ -23,7 +23,7 @@ from pydantic import Field
 from rlspeech import log
 from rlspeech.corpora import folder
 from rlspeech.corpora.base import Candidate, Layout, Rendered, Sets, dropped_row
-from rlspeech.corpora.drawn import draw_all
+from rlspeech.corpora.lips import draw_all
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.degrade import ladders
 from rlspeech.data.manifest import from_row, to_row

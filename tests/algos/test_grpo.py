@@ -11,8 +11,8 @@ import torch
 from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train
 from torch import Tensor
 
-from rlspeech.algos.probe import probe_gradients, summarise
 from rlspeech.config import RewardSpec
+from rlspeech.stages.probe import probe_gradients, summarise
 from rlspeech.types import LogProb, Rollout, Sample, Score, UserError
 
 

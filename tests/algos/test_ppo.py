@@ -13,8 +13,8 @@ from tiny_ppo import GOAL, NAME, Judge, Toy, clips, config, make, train
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.ppo import BaseScores, CriticPPO, RelativePPO, clip_name
-from rlspeech.algos.probe import probe_gradients
 from rlspeech.config import RewardSpec
+from rlspeech.stages.probe import probe_gradients
 from rlspeech.state import load_state, save_state
 from rlspeech.types import LogProb, Policy, Rollout, Sample, Score, UserError
 

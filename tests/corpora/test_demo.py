@@ -19,7 +19,7 @@ import soundfile as sf
 from rlspeech.config import Mixing
 from rlspeech.corpora import demo
 from rlspeech.corpora.demo import demo_commands, demo_commands_clean
-from rlspeech.corpora.drawn import movements
+from rlspeech.corpora.lips import movements
 from rlspeech.data.audio import load_audio, rms_dbfs, to_level
 from rlspeech.data.batches import open_clips
 from rlspeech.data.checks import Limits, judge, measure

@@ -12,7 +12,7 @@ import torch
 from tiny_avse_task import RATE, TINY, av_clips, tiny_avse
 
 from rlspeech.config import AvseModel, Pretrain
-from rlspeech.corpora.drawn import draw_mouth
+from rlspeech.corpora.lips import draw_mouth
 from rlspeech.data.audio import rms_dbfs, save_audio
 from rlspeech.data.batches import Clip, open_clips, whole_clips
 from rlspeech.data.manifest import write_manifest

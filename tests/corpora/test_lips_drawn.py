@@ -11,7 +11,7 @@ from scipy.signal import butter, sosfilt
 from tiny_corpora import sound
 
 import rlspeech
-from rlspeech.corpora.drawn import SIDE, draw_all, draw_mouth, movements
+from rlspeech.corpora.lips import SIDE, draw_all, draw_mouth, movements
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.video import load_lips
 from rlspeech.types import Utterance

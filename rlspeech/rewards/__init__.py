@@ -1,1 +1,0 @@
-"""Judges of waveforms: each sees a batch and answers a number, or null with a reason, for every sample."""
