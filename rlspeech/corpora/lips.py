@@ -4,9 +4,10 @@ Each video is decoded twice, frame by frame (once to find the face, once to cut)
 Videos that several rows share are cut once. What was found goes to ``lips/done.jsonl`` as it comes, keyed by path, size, time of change and
 settings: the same command goes on where it was stopped.
 
-For recordings that have no video a drawn mouth follows the speech (``draw_all``). It is not a talking face and does not claim to be one. Three things of the sound that a mouth shows are drawn, 25 times a second:
-how wide the jaw opens (level of the voice below 1.5 kHz), how far the lips are spread or rounded (balance of the bands of the second
-and the first formant) and teeth (energy above 4 kHz while the jaw is nearly shut). Skin, lips, light, place, size, tilt, a slow sway
+For recordings that have no video a drawn mouth follows the speech (``draw_all``). It is not a talking face and does not claim to be one.
+Three things of the sound that a mouth shows are drawn, 25 times a second: how wide the jaw opens (level of the voice below 1.5
+kHz), how far the lips are spread or rounded (balance of the bands of the second and the first formant) and
+teeth (energy above 4 kHz while the jaw is nearly shut). Skin, lips, light, place, size, tilt, a slow sway
 of the head and a lag of up to 40 ms are drawn anew for every utterance. A model that has seen only this is no judge of faces.
 """
 
