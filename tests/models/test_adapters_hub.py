@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,57 +130,26 @@ def test_other_weights_of_the_same_shape(tmp_path: Path) -> None:
     torch.testing.assert_close(load_model(str(tmp_path), "flowse")[0].out.bias, model.out.bias + 1)
 
 
-def _spoil(folder: Path, how: str) -> None:
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    values = json.loads(config.read_text())
-    if how == "no weights":
-        weights.unlink()
-    elif how == "truncated weights":
-        weights.write_bytes(weights.read_bytes()[:5000])
-    elif how == "empty weights":
-        weights.write_bytes(b"")
-    elif how == "broken json":
-        config.write_text("{")
-    elif how == "binary json":
-        config.write_bytes(b"\xff\xfe\x00")
-    elif how == "a list":
-        config.write_text("[1, 2]")
-    elif how == "foreign":
-        config.write_text(json.dumps({"model_type": "bert", "hidden_size": 768}))
-    else:
-        change = {
-            "no model": None,
-            "unknown key": {**values["model"], "colour": "red"},
-            "other width": {**values["model"], "dim": 64},
-            "bad value": {**values["model"], "dim": "wide"},
-            "impossible": {**values["model"], "conv_pos_groups": 5},
-            "a string": "tiny",
-        }[how]
-        values["model"] = change
-        config.write_text(json.dumps(values))
+TINY = _model().cfg.model_dump()
+SPOILT: dict[str, Any] = {  # what becomes of the weights' file, of the config's, or of its key "model"
+    **{"no weights": lambda b: None, "truncated weights": lambda b: b[:5000], "empty weights": lambda b: b""},
+    **{"broken json": b"{", "binary json": b"\xff\xfe\x00", "a list": b"[1, 2]"},
+    "foreign": b'{"model_type": "bert", "hidden_size": 768}',
+    **{"no model": None, "unknown key": {**TINY, "colour": "red"}, "other width": {**TINY, "dim": 64}},
+    **{"bad value": {**TINY, "dim": "wide"}, "impossible": {**TINY, "conv_pos_groups": 5}, "a string": "tiny"},
+}
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "no weights",
-        "truncated weights",
-        "empty weights",
-        "broken json",
-        "binary json",
-        "a list",
-        "foreign",
-        "no model",
-        "unknown key",
-        "other width",
-        "bad value",
-        "impossible",
-        "a string",
-    ],
-)
+@pytest.mark.parametrize("how", SPOILT)
 def test_checkpoints_that_cannot_be_used(tmp_path: Path, how: str) -> None:
     save_model(tmp_path / "c", _model(), "flowse", facts={})
-    _spoil(tmp_path / "c", how)
+    config, weights, change = tmp_path / "c" / "config.json", tmp_path / "c" / "model.safetensors", SPOILT[how]
+    if callable(change):
+        left = change(weights.read_bytes())
+        weights.unlink() if left is None else weights.write_bytes(left)
+    else:
+        whole = json.dumps({**json.loads(config.read_text()), "model": None if isinstance(change, bytes) else change})
+        config.write_bytes(change if isinstance(change, bytes) else whole.encode())
     with pytest.raises(UserError) as error:
         load_model(str(tmp_path / "c"), "flowse")
     assert str(tmp_path / "c") in str(error.value) and error.value.why

@@ -12,76 +12,34 @@ import yaml
 
 from rlspeech.models.card import Card, md, model_card, write_card
 
-CARD = Card(
-    "flow enhancer",
-    "flowse",
-    6_830_000,
-    16000,
-    "rlspeech",
-    "audio-to-audio",
-    ["speech-enhancement", "flow-matching"],
-    ["enhance noisy.wav --model THIS_FOLDER --out enhanced"],
-)
+TAGS, USES = ["speech-enhancement", "flow-matching"], ["enhance noisy.wav --model THIS_FOLDER --out enhanced"]
+CARD = Card("flow enhancer", "flowse", 6_830_000, 16000, "rlspeech", "audio-to-audio", TAGS, USES)
 
 
 def part(mean: float, lo: float | None = None, hi: float | None = None) -> dict[str, Any]:
     return {"mean": mean, "lo": lo, "hi": hi, "n": 24, "dropped": 0}
 
 
+def metric(role: str, up: bool, start: float, now: float, *difference: float) -> dict[str, Any]:
+    values = {"start": part(start), "now": part(now), "difference": part(*difference)}
+    return {"role": role, "higher_is_better": up, **values}
+
+
+METRICS = {
+    "estoi": metric("rewarded", True, 0.7, 0.75, 0.05, 0.02, 0.08),
+    "lsd": metric("guard", False, 9.0, 9.5, 0.5, 0.1, 0.9),
+    "dnsmos_bak": metric("guard", True, 3.0, 3.1, 0.1, -0.1, 0.3),
+    "reward": metric("", True, 0.0, 1.0, 1.0, 0.5, 1.5),
+}
+LSD = {"name": "lsd", "max_drop": 0.5, "help": "log-spectral distance in dB"}
 RL: dict[str, Any] = {
-    "algo": "grpo",
-    "step": 60,
-    "steps": 60,
-    "from": "some-org/base_model-1",
-    "seed": 0,
-    "data": "data/mix.json",
-    "valid": None,
-    "rows": 120,
+    **{"algo": "grpo", "step": 60, "steps": 60, "from": "some-org/base_model-1", "seed": 0, "data": "data/mix.json"},
+    **{"valid": None, "rows": 120, "prompts_per_step": 16, "group": 8, "lr": 0.001, "policy_weight": 1.0},
     "reward_specs": [{"name": "estoi", "weight": 1.0, "scale": "batch", "help": "intelligibility (extended STOI)"}],
-    "guard_specs": [
-        {"name": "lsd", "max_drop": 0.5, "help": "log-spectral distance in dB"},
-        {"name": "dnsmos_bak", "max_drop": None},
-    ],
-    "prompts_per_step": 16,
-    "group": 8,
-    "lr": 0.001,
-    "policy_weight": 1.0,
+    "guard_specs": [LSD, {"name": "dnsmos_bak", "max_drop": None}],
     "lora": {"rank": 32, "alpha": 64.0, "targets": "attention"},
     "versions": {"rlspeech": "0.1", "estoi": "rlspeech stoi 1"},
-    "results": {
-        "step": 60,
-        "clips": 24,
-        "metrics": {
-            "estoi": {
-                "role": "rewarded",
-                "higher_is_better": True,
-                "start": part(0.7),
-                "now": part(0.75),
-                "difference": part(0.05, 0.02, 0.08),
-            },
-            "lsd": {
-                "role": "guard",
-                "higher_is_better": False,
-                "start": part(9.0),
-                "now": part(9.5),
-                "difference": part(0.5, 0.1, 0.9),
-            },
-            "dnsmos_bak": {
-                "role": "guard",
-                "higher_is_better": True,
-                "start": part(3.0),
-                "now": part(3.1),
-                "difference": part(0.1, -0.1, 0.3),
-            },
-            "reward": {
-                "role": "",
-                "higher_is_better": True,
-                "start": part(0.0),
-                "now": part(1.0),
-                "difference": part(1.0, 0.5, 1.5),
-            },
-        },
-    },
+    "results": {"step": 60, "clips": 24, "metrics": METRICS},
 }
 FACTS = {"stage": "pretrain", "data": "64 minutes", "languages": ["en"], "rl": RL, "validation": {"estoi": 0.75}}
 

@@ -33,23 +33,15 @@ TEMPLATE = (
     + START
     + "assistant\n{% endif %}"
 )
-TEXT: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 2048,
-    "head_dim": 8,
-    "tie_word_embeddings": False,
-}
-ENCODER: dict[str, Any] = {
-    "d_model": 16,
-    "encoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "num_mel_bins": 8,
-}
+
+
+def sizes(layers: int, ff: int, **more: Any) -> dict[str, Any]:
+    return {"hidden_size": 16, "intermediate_size": ff, "num_hidden_layers": layers, "num_attention_heads": 2, **more}
+
+
+TEXT = sizes(2, 32, num_key_value_heads=1, max_position_embeddings=2048, head_dim=8, tie_word_embeddings=False)
+ENCODER: dict[str, Any] = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+ENCODER["num_mel_bins"] = 8
 
 
 def tokenizer(**more: Any) -> Any:
@@ -66,130 +58,60 @@ def tokenizer(**more: Any) -> Any:
     )
 
 
-def _settings(tok: Any) -> dict[str, Any]:
-    ids = {
-        "pad_token_id": tok.convert_tokens_to_ids(PAD),
-        "eos_token_id": tok.convert_tokens_to_ids(END),
-        "bos_token_id": None,
-    }
-    return {"text": TEXT | {"vocab_size": len(tok)} | ids, "audio_token_id": tok.convert_tokens_to_ids(AUDIO)}
+def _given(tok: Any, text: str, audio: dict[str, Any]) -> dict[str, Any]:
+    """What most configs take: the parts, and the id of the audio token."""
+    at = tok.convert_tokens_to_ids
+    ids = {"vocab_size": len(tok), "pad_token_id": at(PAD), "eos_token_id": at(END), "bos_token_id": None}
+    return {"audio_config": audio, "text_config": TEXT | ids | {"model_type": text}, "audio_token_id": at(AUDIO)}
+
+
+def _ear() -> Any:
+    return tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
 
 
 def _fun_asr_nano() -> tuple[Any, ...]:
     tok = tokenizer()
-    given = _settings(tok)
-    audio = {
-        "model_type": "fun_asr_nano_encoder",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "num_hidden_layers": 3,
-        "num_timestamp_prediction_layers": 1,
-        "fsmn_kernel_size": 3,
-        "max_position_embeddings": 256,
-    }
-    adaptor = {
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 4,
-        "num_hidden_layers": 1,
-        "projector_hidden_size": 16,
-    }
+    audio = sizes(3, 32, model_type="fun_asr_nano_encoder", num_timestamp_prediction_layers=1, fsmn_kernel_size=3)
+    given = _given(tok, "qwen3", audio | {"max_position_embeddings": 256})
     config = tf.FunAsrNanoConfig(
-        audio_config=audio,
-        adaptor_config=adaptor,
-        text_config=given["text"] | {"model_type": "qwen3"},
-        audio_token_id=given["audio_token_id"],
-        tie_word_embeddings=False,
+        adaptor_config=sizes(1, 4, projector_hidden_size=16), tie_word_embeddings=False, **given
     )
     return tf.FunAsrNanoForConditionalGeneration(config), tok, None, None
 
 
 def _qwen2_audio() -> tuple[Any, ...]:
-    tok = tokenizer()
-    given = _settings(tok)
-    audio = ENCODER | {"model_type": "qwen2_audio_encoder", "max_source_positions": 100}
-    config = tf.Qwen2AudioConfig(
-        audio_config=audio,
-        text_config=given["text"] | {"model_type": "qwen2"},
-        audio_token_index=given["audio_token_id"],
-    )
-    ear = tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
-    words = tf.Qwen2AudioProcessor(
-        ear, tok, chat_template=TEMPLATE, audio_token=AUDIO, audio_bos_token=BOS, audio_eos_token=EOS
-    )
+    tok, ear = tokenizer(), _ear()
+    given = _given(tok, "qwen2", ENCODER | {"model_type": "qwen2_audio_encoder", "max_source_positions": 100})
+    config = tf.Qwen2AudioConfig(audio_token_index=given.pop("audio_token_id"), **given)
+    marks = {"audio_token": AUDIO, "audio_bos_token": BOS, "audio_eos_token": EOS}
+    words = tf.Qwen2AudioProcessor(ear, tok, chat_template=TEMPLATE, **marks)
     return tf.Qwen2AudioForConditionalGeneration(config), tok, words, ear
 
 
 def _qwen3_asr() -> tuple[Any, ...]:
     tok = tokenizer(extra_special_tokens={"audio_token": AUDIO, "audio_bos_token": BOS, "audio_eos_token": EOS})
-    given = _settings(tok)
-    audio = ENCODER | {
-        "model_type": "qwen3_asr_encoder",
-        "downsample_hidden_size": 4,
-        "output_dim": 16,
-        "max_position_embeddings": 64,
-    }
-    config = tf.Qwen3ASRConfig(
-        audio_config=audio, text_config=given["text"] | {"model_type": "qwen3"}, audio_token_id=given["audio_token_id"]
-    )
+    more = {"downsample_hidden_size": 4, "output_dim": 16, "max_position_embeddings": 64}
+    config = tf.Qwen3ASRConfig(**_given(tok, "qwen3", ENCODER | {"model_type": "qwen3_asr_encoder"} | more))
     ear = tf.Qwen3ASRFeatureExtractor(feature_size=8)
     return tf.Qwen3ASRForConditionalGeneration(config), tok, tf.Qwen3ASRProcessor(ear, tok, chat_template=TEMPLATE), ear
 
 
 def _voxtral() -> tuple[Any, ...]:
     tok = tokenizer()
-    given = _settings(tok)
-    audio = {
-        "model_type": "voxtral_encoder",
-        "hidden_size": 16,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_mel_bins": 8,
-        "max_source_positions": 100,
-        "vocab_size": 8,
-    }
-    config = tf.VoxtralConfig(
-        audio_config=audio, text_config=given["text"] | {"model_type": "llama"}, audio_token_id=given["audio_token_id"]
-    )
-    return (
-        tf.VoxtralForConditionalGeneration(config),
-        tok,
-        None,
-        tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2),
-    )
+    audio = sizes(2, 64, model_type="voxtral_encoder", num_mel_bins=8, max_source_positions=100, vocab_size=8)
+    return tf.VoxtralForConditionalGeneration(tf.VoxtralConfig(**_given(tok, "llama", audio))), tok, None, _ear()
 
 
 def _glmasr() -> tuple[Any, ...]:
-    tok = tokenizer()
-    given = _settings(tok)
-    audio = {
-        "model_type": "glmasr_encoder",
-        "hidden_size": 16,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "num_mel_bins": 8,
-        "max_position_embeddings": 100,
-    }
-    config = tf.GlmAsrConfig(
-        audio_config=audio, text_config=given["text"] | {"model_type": "llama"}, audio_token_id=given["audio_token_id"]
-    )
-    ear = tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
-    return (
-        tf.GlmAsrForConditionalGeneration(config),
-        tok,
-        tf.GlmAsrProcessor(ear, tok, chat_template=TEMPLATE, audio_token=AUDIO),
-        ear,
-    )
+    tok, ear = tokenizer(), _ear()
+    audio = sizes(2, 64, model_type="glmasr_encoder", num_key_value_heads=2, head_dim=8, num_mel_bins=8)
+    config = tf.GlmAsrConfig(**_given(tok, "llama", audio | {"max_position_embeddings": 100}))
+    words = tf.GlmAsrProcessor(ear, tok, chat_template=TEMPLATE, audio_token=AUDIO)
+    return tf.GlmAsrForConditionalGeneration(config), tok, words, ear
 
 
 def _granite_speech() -> tuple[Any, ...]:
     tok = tokenizer()
-    given = _settings(tok)
     encoder = {
         "input_dim": 160,
         "num_layers": 2,
@@ -197,59 +119,32 @@ def _granite_speech() -> tuple[Any, ...]:
         "feedforward_mult": 2,
         "num_heads": 2,
         "dim_head": 8,
-        "output_dim": 6,
-        "context_size": 20,
-        "max_pos_emb": 20,
-        "conv_kernel_size": 3,
     }
-    bridge = {
-        "model_type": "blip_2_qformer",
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "encoder_hidden_size": 16,
-        "vocab_size": 8,
-    }
-    config = tf.GraniteSpeechConfig(
-        encoder_config=encoder,
-        projector_config=bridge,
-        text_config=given["text"] | {"model_type": "granite"},
-        audio_token_id=given["audio_token_id"],
-        has_lora_adapter=False,
-        window_size=15,
-        downsample_rate=5,
-    )
+    encoder |= {"output_dim": 6, "context_size": 20, "max_pos_emb": 20, "conv_kernel_size": 3}
+    bridge = sizes(1, 32, model_type="blip_2_qformer", encoder_hidden_size=16, vocab_size=8)
+    given = _given(tok, "granite", encoder)
+    given["encoder_config"] = given.pop("audio_config")
+    how = {"has_lora_adapter": False, "window_size": 15, "downsample_rate": 5}
+    config = tf.GraniteSpeechConfig(projector_config=bridge, **given, **how)
     return tf.GraniteSpeechForConditionalGeneration(config), tok, None, None
+
+
+WHISPER_SIZES = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 
 
 def _whisper() -> tuple[Any, ...]:
     tok = tokenizer()
     at = tok.convert_tokens_to_ids
-    config = tf.WhisperConfig(
-        vocab_size=len(tok),
-        num_mel_bins=8,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_source_positions=100,
-        max_target_positions=64,
-        pad_token_id=at(PAD),
-        eos_token_id=at(END),
-        bos_token_id=at(END),
-        decoder_start_token_id=at(WHISPER[0]),
-        suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )
+    parts = {f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in WHISPER_SIZES.items()}
+    ids = {"pad_token_id": at(PAD), "eos_token_id": at(END), "bos_token_id": at(END), "vocab_size": len(tok)}
+    ends = {"max_source_positions": 100, "max_target_positions": 64, "decoder_start_token_id": at(WHISPER[0])}
+    free = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    config = tf.WhisperConfig(num_mel_bins=8, d_model=16, **parts, **ids, **ends, **free)
     net = tf.WhisperForConditionalGeneration(config)
     given = net.generation_config
     given.is_multilingual, given.lang_to_id = True, {m: at(m) for m in WHISPER[1:3]}
     given.task_to_id, given.no_timestamps_token_id = {"transcribe": at(WHISPER[3])}, at(WHISPER[4])
-    return net, tok, None, tf.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
+    return net, tok, None, _ear()
 
 
 BUILDERS = {
@@ -285,7 +180,6 @@ def clips(*seconds: float, seed: int = 0, rate: int = 16000) -> list[np.ndarray]
     made = []
     for i, s in enumerate(seconds):
         noise = draw.standard_normal(int(s * rate) + 8)
-        made.append(
-            (0.05 * (i + 1) * np.convolve(noise, np.hanning(3 + 2 * i), "same")[: int(s * rate)]).astype(np.float32)
-        )
+        coloured = np.convolve(noise, np.hanning(3 + 2 * i), "same")[: int(s * rate)]
+        made.append((0.05 * (i + 1) * coloured).astype(np.float32))
     return made
