@@ -42,12 +42,31 @@ class Silent:
         return {}
 
 
+def small_codec(folder: Path) -> str:
+    """A codec's checkpoint in a folder."""
+    net = CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4))
+    save_model(folder / "codec", net, "codec", facts={})
+    return str(folder / "codec")
+
+
+def recorded_rows(
+    folder: Path, wavs: list[np.ndarray], texts: list[str], speakers: list[str], **more: Any
+) -> list[Any]:
+    """Recordings and their manifest ``m.jsonl``."""
+    rows = []
+    for i, (wav, text, speaker) in enumerate(zip(wavs, texts, speakers, strict=True)):
+        save_audio(folder / f"{i}.wav", wav, RATE)
+        row = {"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": len(wav) / RATE, "sample_rate": RATE}
+        rows.append({**row, "text": text, "speaker_id": speaker, **{k: v[i] for k, v in more.items()}})
+    (folder / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return rows
+
+
 def test_a_batch_is_codes_with_a_stop() -> None:
     lm, task = tiny(), Tts()
     batch = task.collate([clip("a", "one two"), clip("b", "three"), clip("c", "")], lm, train=False)
-    assert batch.ids.tolist() == [[4, 4, 8, 12, 16, V], [20, 6, 20, 6, V, V], [V] * 6] and batch.mask.sum(
-        1
-    ).tolist() == [6, 5, 1]
+    assert batch.ids.tolist() == [[4, 4, 8, 12, 16, V], [20, 6, 20, 6, V, V], [V] * 6]
+    assert batch.mask.sum(1).tolist() == [6, 5, 1]
     assert batch.seen is batch.ids and [x.text for x in batch.lines] == ["one two", "three", ""]
     task.collate([clip("a", "one two")], lm)
     assert lm.codec.encoded == 2  # once a recording; silence not at all
@@ -65,46 +84,19 @@ def test_what_the_model_sees_is_wrong_now_and_then_but_never_what_it_is_told() -
 
 
 def test_training_rows_get_another_recording_of_the_speaker(tmp_path: Path) -> None:
-    rows = []
-    for i, (speaker, text) in enumerate([("x", "one"), ("x", "two"), ("x", "three " * 9), ("y", "three")]):
-        save_audio(tmp_path / f"{i}.wav", speech(said(text)), RATE)
-        rows.append(
-            {
-                "id": f"u{i}",
-                "audio_filepath": f"{i}.wav",
-                "duration": 0.04 * len(said(text)),
-                "sample_rate": RATE,
-                "text": text,
-                "speaker_id": speaker,
-            }
-        )
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    texts, speakers = ["one", "two", "three " * 9, "three"], ["x", "x", "x", "y"]
+    recorded_rows(tmp_path, [speech(said(t)) for t in texts], texts, speakers)
     task, lm = Tts(), tiny()
-    save_model(
-        tmp_path / "codec",
-        CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)),
-        "codec",
-        facts={},
-    )
-    task.build(
-        Pretrain(
-            task="tts", data=str(tmp_path / "m.jsonl"), tts=SMALL.model_copy(update={"codec": str(tmp_path / "codec")})
-        )
-    )
+    codec = SMALL.model_copy(update={"codec": small_codec(tmp_path)})
+    task.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts=codec))
     torch.manual_seed(0)
     seen = set()
     for _ in range(30):
-        for c, line in zip(
-            ["x", "y"],
-            task.collate([clip("u0", "one", speaker_id="x"), clip("u3", "three", speaker_id="y")], lm).lines,
-            strict=True,
-        ):
+        batch = task.collate([clip("u0", "one", speaker_id="x"), clip("u3", "three", speaker_id="y")], lm)
+        for c, line in zip("xy", batch.lines, strict=True):
             seen.add((c, line.prompt_text, None if line.prompt is None else tuple(line.prompt.tolist())))
-    assert seen == {
-        ("x", None, None),
-        ("x", "two", (12, 16)),
-        ("y", None, None),
-    }  # never itself, never one that is too long
+    # never itself, never one that is too long
+    assert seen == {("x", None, None), ("x", "two", (12, 16)), ("y", None, None)}
 
 
 def test_a_small_run_learns_to_speak_and_to_stop(tmp_path: Path) -> None:
@@ -168,37 +160,12 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Tts, "valid_metrics", ("tts_cer[recogniser=test_tts_task:deaf]",))
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    save_model(
-        tmp_path / "codec",
-        CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)),
-        "codec",
-        facts={},
-    )
-    rows = []
-    for i in range(12):
-        save_audio(tmp_path / f"{i}.wav", 0.1 * rng.standard_normal(4000 + 400 * i).astype(np.float32), RATE)
-        rows.append(
-            {
-                "id": f"u{i}",
-                "audio_filepath": f"{i}.wav",
-                "duration": (4000 + 400 * i) / RATE,
-                "sample_rate": RATE,
-                "text": TEXTS[i % 6],
-                "speaker_id": f"s{i % 3}",
-            }
-        )
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    cfg = {
-        "task": "tts",
-        "data": str(tmp_path / "m.jsonl"),
-        "out": str(tmp_path / "run"),
-        "batch": 4,
-        "valid_items": 2,
-        "valid_every": 2,
-        "save_every": 2,
-        "device": "cpu",
-        "tts": {**SMALL.model_dump(), "codec": str(tmp_path / "codec")},
-    }
+    codec = small_codec(tmp_path)
+    wavs = [0.1 * rng.standard_normal(4000 + 400 * i).astype(np.float32) for i in range(12)]
+    recorded_rows(tmp_path, wavs, TEXTS[:6] * 2, ["s0", "s1", "s2"] * 4)
+    cfg: dict[str, Any] = {"task": "tts", "data": str(tmp_path / "m.jsonl"), "out": str(tmp_path / "run"), "batch": 4}
+    cfg |= {"valid_items": 2, "valid_every": 2, "save_every": 2, "device": "cpu"}
+    cfg |= {"tts": {**SMALL.model_dump(), "codec": codec}}
     made = run(Pretrain(**cfg, steps=4, max_minutes=1e-6))
     again = run(Pretrain(**cfg, steps=4))
     assert made["step"] == 1 and again["step"] == 4 and np.isfinite(again["nll"])
@@ -215,27 +182,9 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
     from rlspeech.stages.pretrain import run
     from rlspeech.tasks import get_task
 
-    save_model(
-        tmp_path / "codec",
-        CodecNet(CodecModel(n_fft=160, hop=80, mels=8, dim=8, levels=[3, 2], voice_dim=4)),
-        "codec",
-        facts={},
-    )
-    rows = []
-    for i in range(6):
-        save_audio(tmp_path / f"{i}.wav", speech(said("three three")), RATE)
-        rows.append(
-            {
-                "id": f"u{i}",
-                "audio_filepath": f"{i}.wav",
-                "duration": 0.32,
-                "sample_rate": RATE,
-                "text": "three three",
-                "speaker_id": "s",
-                "recorded": i < 4,
-            }
-        )
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    codec, recorded = {"codec": small_codec(tmp_path)}, [i < 4 for i in range(6)]
+    wavs = [speech(said("three three"))] * 6
+    rows = recorded_rows(tmp_path, wavs, ["three three"] * 6, ["s"] * 6, recorded=recorded)
     given = {"data": str(tmp_path / "m.jsonl"), "valid": str(tmp_path / "m.jsonl"), "valid_items": 9}
     model = SimpleNamespace(sample_rate=RATE)
     for config, count in ((Pretrain(**given), 4), (RL(**given), 6)):  # rl may ask for any text
@@ -244,26 +193,12 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
     assert capsys.readouterr().err.count("2 of 6 rows are left out") == 2
     if task == "tts":
         known = get_task("tts")
-        known.build(
-            Pretrain(
-                task="tts", data=str(tmp_path / "m.jsonl"), tts={**SMALL.model_dump(), "codec": str(tmp_path / "codec")}
-            )
-        )
+        known.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts={**SMALL.model_dump(), **codec}))
         assert [u.id for u in known._speakers["s"]] == ["u0", "u1", "u2", "u3"]
     (tmp_path / "none.jsonl").write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
-    codec = {"codec": str(tmp_path / "codec")}
+    cfg: dict[str, Any] = {"task": task, "data": str(tmp_path / "none.jsonl"), "out": str(tmp_path / "run")}
     with pytest.raises(UserError, match="6 rows") as caught:
-        run(
-            Pretrain(
-                task=task,
-                data=str(tmp_path / "none.jsonl"),
-                out=str(tmp_path / "run"),
-                device="cpu",
-                steps=1,
-                tts=codec,
-                token_reward=codec,
-            )
-        )
+        run(Pretrain(**cfg, device="cpu", steps=1, tts=codec, token_reward=codec))
     assert "recorded: false" in caught.value.why
 
 
@@ -275,16 +210,11 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
     from rlspeech.rewards.soft import build_soft
 
     monkeypatch.setattr(hub, "embedded_path", lambda task: tmp_path / task)
-    for load, what in (
-        (load_codec_lm, "synthesiser"),
-        (load_codec, "codec"),
-        (load_token_reward, "token-to-text reward"),
-    ):
+    loaders = {"synthesiser": load_codec_lm, "codec": load_codec, "token-to-text reward": load_token_reward}
+    for what, load in loaders.items():
         with pytest.raises(UserError, match=f"no {what}|no speech {what}") as caught:
             load("embedded")
-        assert (
-            "came with this installation" in caught.value.what and "rlspeech pretrain --task" in caught.value.try_this
-        )
+        assert "rlspeech pretrain --task" in caught.value.try_this
     with pytest.raises(UserError, match="diffro.reward"):
         build_soft(RL(task="tts", algo="diffro"), "cpu")
     lm = tiny()
