@@ -25,6 +25,7 @@ __all__ = [
     "is_full",
     "numbered_lines",
     "read_jsonl",
+    "read_text",
     "safe_name",
     "sync",
     "write_error",
@@ -60,6 +61,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except OSError as error:
         try_this = "check the path; `rlspeech prepare --help` makes manifests"
         raise UserError(f"cannot read {path}", error.strerror or str(error), try_this) from error
+
+
+def read_text(path: str | Path) -> str:
+    """Return the content of a UTF-8 text file, with or without a byte order mark. Raises ``UserError`` where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"cannot read {path}", why, "check the path; text has to be UTF-8") from error
 
 
 def dumps(row: dict[str, Any]) -> str:

@@ -37,10 +37,10 @@ from rlspeech.corpora.base import (
 )
 from rlspeech.data.inputs import AUDIO_SUFFIXES
 from rlspeech.data.manifest import read_manifest
-from rlspeech.files import numbered_lines
+from rlspeech.files import numbered_lines, read_text
 from rlspeech.types import UserError
 
-__all__ = ["COLUMN_KEYS", "Folder", "Pairs", "find", "find_listed", "find_pairs", "read_texts", "text_file"]
+__all__ = ["COLUMN_KEYS", "Folder", "Pairs", "find", "find_listed", "find_pairs", "read_entries"]
 
 FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_name id key utt_id".split())
 WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
@@ -142,7 +142,7 @@ def find_listed(
         UserError: no audio, an unreadable list, or a list that names none of the files.
     """
     folder, paths = recordings_below(root, skip)
-    entries = read_texts(texts)
+    entries = read_entries(texts)
     stems = Counter(path.stem for path in paths)
     rows = []
     for path in paths:
@@ -161,16 +161,16 @@ def find_listed(
         yield candidate(split, path, file_id(path, folder), problem, text=text, speaker=speaker, language=language)
 
 
-def read_texts(path: str | Path) -> dict[str, Entry]:
+def read_entries(path: str | Path) -> dict[str, Entry]:
     """A list of texts by file, see the module. Raises ``UserError`` where it or one of its lines cannot be read."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json", ".ndjson"):
         rows = _json_rows(path)
-    elif suffix in (".csv", ".tsv") or any(mark in text_file(path).split("\n", 1)[0] for mark in "\t|"):
+    elif suffix in (".csv", ".tsv") or any(mark in read_text(path).split("\n", 1)[0] for mark in "\t|"):
         rows = _table_rows(path)
     else:
-        lines = [line for line in text_file(path).split("\n") if line.strip()]
+        lines = [line for line in read_text(path).split("\n") if line.strip()]
         rows = [{"id": x.split(maxsplit=1)[0], "text": x.strip().partition(" ")[2].strip()} for x in lines]
     entries: dict[str, Entry] = {}
     bare: dict[str, Entry] = {}  # names without suffix and places beside the list: after all names as they are written
@@ -196,15 +196,6 @@ def read_texts(path: str | Path) -> dict[str, Entry]:
     return bare | entries
 
 
-def text_file(path: Path) -> str:
-    """The content of a text file. Raises ``UserError`` where it cannot be read, or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"cannot read {path}", why, "check the path; text has to be UTF-8") from error
-
-
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in numbered_lines(path):
@@ -220,7 +211,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 def _table_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a table with or without a header; quotes are quotes only in csv proper, elsewhere they are part of a sentence."""
-    content = text_file(path)
+    content = read_text(path)
     mark = next((m for m in "\t|;," if m in content.split("\n", 1)[0]), ",")
     quoting: Any = csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE
     try:

@@ -36,7 +36,7 @@ from rlspeech.data.audio import AudioError
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.text import get_normaliser, units
-from rlspeech.files import numbered_lines, write_error
+from rlspeech.files import numbered_lines, read_text, write_error
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["Built", "RlAsr", "Rules", "SETS", "Units", "build", "disagreement", "find_keywords", "rare_words"]
@@ -378,10 +378,7 @@ def _read_hypotheses(path: Path, utts: Sequence[Utterance]) -> dict[str, dict[st
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}", str(error), "a text file with one keyword a line, UTF-8") from error
+    lines = read_text(path).splitlines()
     found = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.startswith("#")))
     if not found:
         raise UserError(f"{path} is empty", "no keyword in it", "one keyword or phrase a line")

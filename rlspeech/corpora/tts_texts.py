@@ -25,7 +25,7 @@ from pydantic import Field
 from rlspeech.corpora.base import Candidate, Rendered, Sets, Source, candidate, recordings_below, shown, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.files import safe_name
+from rlspeech.files import read_text, safe_name
 from rlspeech.parallel import physical_cores
 from rlspeech.types import UserError, Utterance
 
@@ -75,7 +75,7 @@ class PrepareTts(Source):
     def _found(self, root: Path, out: Path) -> Sets:
         """Rows by split, and what was dropped."""
         if root.suffix.lower() in LISTS and root.is_file():
-            lines = root.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            lines = read_text(root).splitlines()
             if next((line for line in lines if line.strip()), "").count("|") >= 3:
                 rows, dropped = from_list(root)
                 return Sets({"test": rows}, dropped)
@@ -120,7 +120,7 @@ def find_beside(root: str | Path, skip: Path | None = None) -> Iterator[Candidat
 def from_list(path: Path) -> Rendered:
     """Rows of a list as in seed-tts-eval, and those that are dropped, with reasons. Raises ``UserError``: it cannot be read."""
     rows, dropped = list[Utterance](), list[dict[str, Any]]()
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(filter(str.strip, read_text(path).splitlines()), 1):
         parts = [p.strip() for p in line.split("|")]
         if len(parts) < 4 or not all(parts[i] for i in (0, 2, 3)):
             dropped.append({"id": f"line_{number}", "path": str(path), "reason": "bad line", "detail": line[:200]})
@@ -136,7 +136,7 @@ def from_list(path: Path) -> Rendered:
 
 def from_lines(path: Path, voices: Sequence[Utterance]) -> list[Utterance]:
     """A row a line, in the voices in turn. Raises ``UserError``: it cannot be read."""
-    texts, rows = [line.strip() for line in _lines(path) if line.strip()], []
+    texts, rows = [line.strip() for line in read_text(path).splitlines() if line.strip()], []
     for i, text in enumerate(texts):
         voice = voices[i % len(voices)]
         made = _row(f"{safe_name(path.stem)}_{i + 1:04d}", text, Path(voice.audio_filepath), voice.text, None)
@@ -165,13 +165,6 @@ def _unique(rows: Sequence[Utterance]) -> list[Utterance]:
         taken[row.id] = taken.get(row.id, 0) + 1
         made.append(row if taken[row.id] == 1 else replace(row, id=f"{row.id}-{taken[row.id]}"))
     return made
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}", str(error), "a text file, UTF-8") from error
 
 
 def with_prompts(rows: Sequence[Utterance], low_s: float, high_s: float, seed: int = 0) -> list[Utterance]:

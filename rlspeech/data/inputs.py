@@ -21,7 +21,7 @@ import numpy as np
 from rlspeech.data.audio import AudioError, load_audio, resample
 from rlspeech.data.manifest import from_row, read_manifest
 from rlspeech.data.video import VIDEO_SUFFIXES
-from rlspeech.files import numbered_lines
+from rlspeech.files import numbered_lines, read_text
 from rlspeech.types import Sample, UserError, Utterance
 
 __all__ = [
@@ -304,18 +304,13 @@ def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str,
         UserError: unreadable, a line that is neither, or two texts for one id.
     """
     path = Path(path)
-    try:
-        if path.is_dir():
-            found = sorted(path.rglob("*.txt"))
-            return {
-                p.relative_to(path).with_suffix("").as_posix(): p.read_text(encoding="utf-8").strip() for p in found
-            }
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold other ends of lines
-    except (OSError, UnicodeDecodeError) as error:
-        hint = "JSONL with id and text, Kaldi text, or a folder of .txt"
-        raise UserError(f"cannot read the transcripts {path}", str(error), hint) from error
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        return {p.relative_to(path).with_suffix("").as_posix(): read_text(p).strip() for p in files}
     texts: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(
+        read_text(path).split("\n"), 1
+    ):  # not splitlines: a text may hold other ends of lines
         if not line.strip():
             continue
         key, words = _json_text(path, number, line, keys) if path.suffix in ROWS else _kaldi_text(line)

@@ -19,11 +19,10 @@ from rlspeech.corpora.base import Layout, Sets, Source, counted, next_command
 from rlspeech.corpora.demo import Demo
 from rlspeech.corpora.dns import Dns
 from rlspeech.corpora.folder import Folder, Pairs
-from rlspeech.corpora.kaldi_nemo import Kaldi, Nemo
-from rlspeech.corpora.lhotse import Lhotse
 from rlspeech.corpora.librispeech import LibriSpeech
 from rlspeech.corpora.lips import Lips
 from rlspeech.corpora.mix import Ladder, Mix
+from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
 from rlspeech.corpora.voicebank import VoiceBank
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.mixing import write_recipe

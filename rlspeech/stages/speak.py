@@ -30,9 +30,10 @@ from rlspeech.config_parts import Sampling, Strict
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
-from rlspeech.files import JsonlWriter, dumps, read_jsonl, safe_name, write_text
+from rlspeech.files import JsonlWriter, dumps, read_jsonl, read_text, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.parallel import one_by_one
+from rlspeech.stages.jobs import Job, summarise
 from rlspeech.types import UserError, Utterance
 
 __all__ = ["Speak", "run", "split_text"]
@@ -78,7 +79,7 @@ class Speak(Strict):
 
 
 @dataclass(slots=True)
-class _Job:
+class _Job(Job):
     """One text, and its result."""
 
     key: str
@@ -90,8 +91,10 @@ class _Job:
     row: dict[str, Any] = field(default_factory=dict)
     pieces: list[np.ndarray] = field(default_factory=list)
     unstopped: int = 0
-    seconds: float = 0.0
-    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key
 
 
 def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
@@ -111,52 +114,24 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
     folder = _places(config, jobs)
     for job in jobs:
         if not normalise_basic(job.text):
-            job.error = "there are no words in it"
+            job.fail("there are no words in it")
     known = {} if folder is None or config.overwrite else {str(r.get("key")): r for r in read_jsonl(folder / KNOWN)}
-    todo = [
-        j
-        for j in jobs
-        if j.error is None and not (known.get(j.key, {}).get("of") == _digest(config, j) and j.path.is_file())
-    ]
+    kept = {j.key for j in jobs if known.get(j.key, {}).get("of") == _digest(config, j) and j.path.is_file()}
+    todo = [j for j in jobs if j.error is None and j.key not in kept]
     if todo:
         if folder is not None:  # a result that is made anew is not known until it exists
-            write_text(
-                folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in {j.key for j in todo})
-            )
+            anew = {j.key for j in todo}
+            write_text(folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in anew))
         with contextlib.nullcontext() if folder is None else JsonlWriter(folder / KNOWN, key="key") as journal:
             _synthesise(config, todo, journal)
-    skipped = sum(j.error is None for j in jobs) - sum(j.error is None for j in todo)
-    failed = {j.key: j.error for j in jobs if j.error is not None}
-    good = [j for j in todo if j.error is None]
-    for key, reason in failed.items():
-        log.say(f"left out: {key}: {reason}")
-    if failed and not good and not skipped:
-        raise UserError(
-            f"not one of {len(failed)} texts could be synthesised",
-            "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
-            "another text, or rlspeech eval --task tts on the model",
-        )
+    good, target = [j for j in todo if j.error is None], folder if folder is not None else jobs[0].path
+    hint = "another text, or rlspeech eval on the model"
+    summary = summarise("spoken", "text", jobs, todo, began_s, str(target), hint)
     if folder is not None:
         _manifest(folder, [j for j in jobs if j.error is None])
-    unstopped = sum(j.unstopped for j in good)
-    if unstopped:
+    if unstopped := sum(j.unstopped for j in good):
         log.warn(f"{unstopped} pieces ran to their limit without a stop: their ends may be babble")
-    audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
-    target = folder if folder is not None else jobs[0].path
-    log.say(
-        f"{len(good)} synthesised, {skipped} exist already, {len(failed)} left out; {audio_s:.1f} s of speech in {wall_s:.1f} s: {target}"
-    )
-    return {
-        "spoken": len(good),
-        "skipped": skipped,
-        "failed": len(failed),
-        "errors": failed,
-        "unstopped": unstopped,
-        "audio_s": round(audio_s, 2),
-        "seconds": round(wall_s, 2),
-        "out": str(target),
-        "files": [str(j.path) for j in good],
-    }
+    return summary | {"unstopped": unstopped, "files": [str(j.path) for j in good]}
 
 
 def _jobs(config: Speak) -> list[_Job]:
@@ -169,9 +144,8 @@ def _jobs(config: Speak) -> list[_Job]:
         try:
             load_audio(config.prompt, 16000)
         except AudioError as error:
-            raise UserError(
-                f"the prompt {config.prompt} cannot be used", error.reason, "a recording of a few seconds"
-            ) from error
+            what = f"the prompt {config.prompt} cannot be used"
+            raise UserError(what, error.reason, "a recording of a few seconds") from error
     jobs = [job for i, given in enumerate(config.inputs) for job in _expand(given, i)]
     taken: set[str] = set()
     for job in jobs:
@@ -181,45 +155,25 @@ def _jobs(config: Speak) -> list[_Job]:
         if config.prompt:
             job.prompt, job.prompt_text, job.voice = str(Path(config.prompt).absolute()), config.prompt_text, None
     if not jobs:
-        raise UserError(
-            "nothing to say", f"no text in {', '.join(config.inputs)}", "a line a text, or a manifest with texts"
-        )
+        why = f"no text in {', '.join(config.inputs)}"
+        raise UserError("nothing to say", why, "a line a text, or a manifest with texts")
     return jobs
 
 
 def _expand(given: str, number: int) -> Iterator[_Job]:
     path = Path(given) if len(given) < 1000 and "\n" not in given and "\0" not in given else Path()
     if given == "-" or path.suffix.lower() in LINES:
-        try:
-            text = sys.stdin.read() if given == "-" else path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {given}", str(error), "a text file with a text a line, UTF-8") from error
-        name = "line" if given == "-" else safe_name(path.stem)
-        yield from (
-            _Job(f"{name}_{n:04d}", line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()
-        )
+        name, text = ("line", sys.stdin.read()) if given == "-" else (safe_name(path.stem), read_text(path))
+        lines = enumerate(map(str.strip, text.splitlines()), 1)
+        yield from (_Job(f"{name}_{n:04d}", line) for n, line in lines if line)
     elif path.suffix == ".jsonl":
         for u in read_manifest(path):
-            known = {
-                "speaker_id": u.speaker_id,
-                "language": u.language,
-                "prompt_filepath": u.prompt_filepath,
-                "prompt_text": u.prompt_text,
-            }
-            yield _Job(
-                u.id,
-                u.text or "",
-                voice=Path(u.audio_filepath),
-                prompt=u.prompt_filepath,
-                prompt_text=u.prompt_text,
-                row={k: v for k, v in {**known, **u.extra}.items() if v is not None},
-            )
+            known = {k: getattr(u, k) for k in ("speaker_id", "language", "prompt_filepath", "prompt_text")}
+            row = {k: v for k, v in {**known, **u.extra}.items() if v is not None}
+            yield _Job(u.id, u.text or "", Path(), Path(u.audio_filepath), u.prompt_filepath, u.prompt_text, row)
     elif path.suffix.lower() in SOUND and path.is_file():
-        raise UserError(
-            f"{given} is a recording",
-            "a text is wanted",
-            "for its voice: --prompt; to write it down: rlspeech transcribe",
-        )
+        try_this = "for its voice: --prompt; to write it down: rlspeech transcribe"
+        raise UserError(f"{given} is a recording", "a text is wanted", try_this)
     else:
         yield _Job(f"text_{number + 1:04d}", given.strip())
 
@@ -233,9 +187,8 @@ def _places(config: Speak, jobs: Sequence[_Job]) -> Path | None:
         jobs[0].path = out
         return None
     if out.is_file():
-        raise UserError(
-            f"{out} is a file", "several files need a folder; one needs a name that ends in .wav", "--out FOLDER"
-        )
+        why = "several files need a folder; one needs a name that ends in .wav"
+        raise UserError(f"{out} is a file", why, "--out FOLDER")
     for job in jobs:
         job.path = out / f"{safe_name(job.key)}.wav"
     return out
@@ -244,11 +197,8 @@ def _places(config: Speak, jobs: Sequence[_Job]) -> Path | None:
 def _digest(config: Speak, job: _Job) -> str:
     """What tells one result from another."""
     voice = [job.prompt, job.prompt_text, None if job.voice is None else str(job.voice)]
-    facts = {
-        "text": job.text,
-        "voice": voice,
-        **config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling"}),
-    }
+    settings = config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling"})
+    facts = {"text": job.text, "voice": voice, **settings}
     return hashlib.sha256(dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -270,7 +220,7 @@ def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None
             made = one_by_one(synthesise, [clip for _, clip, _ in waiting])
             for (job, _, last), piece in zip(waiting, made, strict=True):
                 if isinstance(piece, Exception):
-                    job.error = job.error or f"{type(piece).__name__}: {piece}"[:200]
+                    job.fail(piece)
                 else:
                     job.pieces.append(piece.wav)
                     job.unstopped += not piece.finished
@@ -284,11 +234,8 @@ def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None
 
         for job in jobs:
             voice, pieces = _voice(job, rate), split_text(job.text, int(BYTES_PER_S * model.max_s))
-            columns = {
-                k: v
-                for k, v in {"prompt_filepath": job.prompt, "prompt_text": job.prompt_text}.items()
-                if v is not None
-            }
+            prompt = {"prompt_filepath": job.prompt, "prompt_text": job.prompt_text}
+            columns = {k: v for k, v in prompt.items() if v is not None}
             for i, piece in enumerate(pieces):
                 waiting.append((job, Clip(f"{job.key} {i}", voice, voice, rate, piece, columns), i == len(pieces) - 1))
                 if len(waiting) >= config.batch:
@@ -327,38 +274,30 @@ def _write(job: _Job, rate: int, pause_s: float) -> None:
     wav = np.concatenate([x for p in sound for x in (pause, p)][1:]) if sound else pause[:0]
     job.pieces = []
     if not len(wav):
-        job.error = job.error or "the model returned no speech"
+        job.fail("the model returned no speech")
     if job.error is None:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_audio(job.path, wav, rate)
         except (AudioError, OSError) as error:
-            job.error = str(error)
+            job.fail(str(error))
         job.seconds = len(wav) / rate
 
 
 def _manifest(folder: Path, jobs: Sequence[_Job]) -> None:
-    """``manifest.jsonl`` of everything that is there: it can be scored, or recognised."""
+    """Write ``manifest.jsonl`` of everything that is there: it can be scored, or recognised."""
     import soundfile as sf
 
     rows = []
     for job in jobs:
         info = sf.info(str(job.path))
-        extra = {k: v for k, v in job.row.items() if k not in Utterance.field_names()}
-        rows.append(
-            Utterance(
-                safe_name(job.key),
-                str(job.path.absolute()),
-                round(info.frames / info.samplerate, 4),
-                info.samplerate,
-                text=job.text,
-                prompt_filepath=job.prompt,
-                prompt_text=job.prompt_text,
-                speaker_id=job.row.get("speaker_id"),
-                language=job.row.get("language"),
-                extra=extra,
-            )
+        utt = Utterance(
+            safe_name(job.key), str(job.path.absolute()), round(info.frames / info.samplerate, 4), info.samplerate
         )
+        utt.text, utt.prompt_filepath, utt.prompt_text = job.text, job.prompt, job.prompt_text
+        utt.speaker_id, utt.language = job.row.get("speaker_id"), job.row.get("language")
+        utt.extra = {k: v for k, v in job.row.items() if k not in Utterance.field_names()}
+        rows.append(utt)
     write_manifest(folder / "manifest.jsonl", rows, {"source": "speak"})
 
 

@@ -25,6 +25,7 @@ from rlspeech.config_parts import Sampling, Strict
 from rlspeech.data.inputs import AUDIO_SUFFIXES, Item, expand
 from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
 from rlspeech.log import several
+from rlspeech.stages.jobs import Job, summarise
 from rlspeech.types import UserError
 
 __all__ = ["Transcribe", "run"]
@@ -48,16 +49,14 @@ class Transcribe(Strict):
 
 
 @dataclass(slots=True)
-class _Job:
+class _Job(Job):
     """One recording, and its result."""
 
     item: Item
     row: dict[str, Any] = field(default_factory=dict)  # further keys of its row in JSONL
     texts: list[str] = field(default_factory=list)
     spans: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
     cut_short: int = 0
-    error: str | None = None
 
     @property
     def key(self) -> str:
@@ -67,6 +66,10 @@ class _Job:
     def source(self) -> Path:
         assert self.item.audio is not None  # rows of a manifest name their audio
         return self.item.audio.absolute()
+
+    @property
+    def name(self) -> str:
+        return str(self.source)
 
 
 def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
@@ -80,66 +83,39 @@ def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
     """
     jobs, began_s = _jobs(config.inputs), time.monotonic()
     sink = _sink(config, len(jobs), json_mode)
-    todo = [job for job in jobs if job.error is None and not sink.has(job)]
-    done = [job for job in jobs if job.error is not None]
-    skipped = len(jobs) - len(todo) - len(done)
     with sink:
-        for job in done:
-            log.say(f"left out: {job.source}: {job.error}")
+        todo = [job for job in jobs if job.error is None and not sink.has(job)]
         if todo:
-            done += _recognise(config, todo, sink)
-    failed = {str(j.source): j.error for j in done if j.error is not None}
-    good = [j for j in done if j.error is None]
-    audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
-    if failed and not good and not skipped:
-        raise UserError(
-            f"not one of {len(failed)} files could be recognised",
-            "; ".join(f"{k}: {v}" for k, v in list(failed.items())[:3]),
-            "rlspeech check on the input",
-        )
-    cut = sum(j.cut_short for j in good)
-    if cut:
+            _recognise(config, todo, sink)
+    good = [j for j in todo if j.error is None]
+    if cut := sum(j.cut_short for j in good):
         log.warn(
             f"{cut} pieces ran into the limit of tokens, their texts may end early or loop: --set sampling.tokens_per_s=20"
         )
-    log.say(
-        f"{len(good)} recognised, {skipped} there already, {len(failed)} left out; {audio_s:.1f} s of audio in {wall_s:.1f} s"
-    )
-    return {
-        "transcribed": len(good),
-        "skipped": skipped,
-        "failed": len(failed),
-        "errors": failed,
-        "audio_s": round(audio_s, 2),
-        "seconds": round(wall_s, 2),
-        "truncated": cut,
-        "out": config.out,
-        "results": [_row(j) for j in good],
-    }
+    summary = summarise("transcribed", "file", jobs, todo, began_s, config.out, "rlspeech check on the input")
+    return summary | {"truncated": cut, "results": [_row(j) for j in good]}
 
 
 def _jobs(inputs: Sequence[str]) -> list[_Job]:
     """Everything that was named, each under a key of its own; what is not there carries its error."""
     if not inputs:
         raise UserError("nothing to transcribe", "", "rlspeech transcribe FILE_OR_FOLDER_OR_MANIFEST...")
-    jobs = [_job(item) for name in inputs for item in expand(Path(name))]
+    jobs = [_Job(item) for name in inputs for item in expand(Path(name))]
     if not jobs:
         looked = f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}"
         raise UserError("no audio files in the input", looked, "rlspeech transcribe --help")
     taken = dict[str, Path]()
     for job in jobs:
-        if job.key in taken and job.error is None:
-            job.error = f"its result would have the name of that of {taken[job.key]}"
+        job.row = {k: v for k, v in job.item.columns.items() if v is not None and k != "snr_db"}
+        if not job.source.exists():
+            job.fail("missing file")
+        elif job.key in taken:
+            job.fail(f"its result would have the name of that of {taken[job.key]}")
         taken.setdefault(job.key, job.source)
     return jobs
 
 
-def _job(item: Item) -> _Job:
-    row = {k: v for k, v in item.columns.items() if v is not None and k != "snr_db"}
-    return _Job(item, row, error=None if item.audio and item.audio.exists() else "missing file")
-
-
-def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_Job]:
+def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> None:
     from rlspeech.engine import Engine, Watchdog
     from rlspeech.tasks import RECOGNITION, get_task
     from rlspeech.tasks.asr.evaluate import Recogniser, join_texts
@@ -148,7 +124,6 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
     model, _ = get_task(RECOGNITION).load(config.model, engine.device, dtype=config.precision)
     recogniser = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
     log.say(f"{several(len(jobs), 'file')}, {engine.reason}")
-    ended = list[_Job]()
     with log.progress(len(jobs), "transcribe", "files") as bar, Watchdog() as dog:
         waiting: list[tuple[_Job, float, np.ndarray]] = []
         open_jobs: list[_Job] = []
@@ -163,11 +138,9 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
         def close() -> None:  # files that are read to their end and wait for nothing
             for job in open_jobs:
                 job.row["text"] = join_texts(job.texts) if job.texts else ""
-                if job.error is not None:
-                    log.say(f"left out: {job.source}: {job.error}")
-                sink.take(job)
+                if job.error is None:
+                    sink.take(job)
                 bar.advance()
-            ended.extend(open_jobs)
             open_jobs.clear()
 
         for job in jobs:
@@ -179,7 +152,6 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> list[_J
             if not waiting:
                 close()
         flush()
-    return ended
 
 
 def _pieces(job: _Job, sample_rate: int, max_s: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -189,15 +161,13 @@ def _pieces(job: _Job, sample_rate: int, max_s: float) -> Iterator[tuple[float, 
 
     try:
         yield from stream(job.source, sample_rate, max_s, job.item.offset_s, job.item.duration_s)
-    except AudioError as error:
-        job.error = error.reason
-    except MemoryError:
-        job.error = "too long for this machine's memory"
+    except (AudioError, MemoryError) as error:
+        job.fail(error)
 
 
 def _note(job: _Job, start_s: float, seconds: float, decoded: Any) -> None:
     if isinstance(decoded, Exception):
-        job.error = job.error or f"{type(decoded).__name__}: {decoded}"[:200]
+        job.fail(decoded)
         return
     job.texts.append(decoded.text)
     job.spans.append({"start": round(start_s, 3), "end": round(start_s + seconds, 3), "text": decoded.text})
@@ -226,7 +196,7 @@ class _Sink:
 
     def take(self, job: _Job) -> None:
         """Write a result as soon as it is known."""
-        if self.silent or job.error is not None:
+        if self.silent:
             return
         line = " ".join(job.row["text"].split())
         line = f"{job.key}\t{line}" if self.several else line
@@ -251,19 +221,15 @@ class _Rows(_Sink):
         if overwrite:
             path.unlink(missing_ok=True)
         elif any("audio_filepath" not in r or "text" not in r for r in read_jsonl(path)):
-            raise UserError(
-                f"{path} is not what transcribe writes",
-                "it holds other rows",
-                "--out with another name, or --overwrite",
-            )
+            try_this = "--out with another name, or --overwrite"
+            raise UserError(f"{path} is not what transcribe writes", "it holds other rows", try_this)
         self.rows = JsonlWriter(path)
 
     def has(self, job: _Job) -> bool:
         return safe_name(job.key) in self.rows
 
     def take(self, job: _Job) -> None:
-        if job.error is None:
-            self.rows.write(_row(job))
+        self.rows.write(_row(job))
 
     def close(self) -> None:
         self.rows.close()
@@ -283,8 +249,7 @@ class _Texts(_Sink):
         return self._path(job).exists() and not self.overwrite
 
     def take(self, job: _Job) -> None:
-        if job.error is None:
-            write_text(self._path(job), job.row["text"].strip().encode("utf-8", "replace").decode() + "\n")
+        write_text(self._path(job), job.row["text"].strip().encode("utf-8", "replace").decode() + "\n")
 
 
 def _sink(config: Transcribe, count: int, json_mode: bool) -> _Sink:
@@ -297,7 +262,6 @@ def _sink(config: Transcribe, count: int, json_mode: bool) -> _Sink:
     if path.suffix == ".jsonl":
         return _Rows(path, config.overwrite)
     if path.is_file():
-        raise UserError(
-            f"{path} is a file", "results of several files need a folder, or a name that ends in .jsonl", "--out FOLDER"
-        )
+        why = "results of several files need a folder, or a name that ends in .jsonl"
+        raise UserError(f"{path} is a file", why, "--out FOLDER")
     return _Texts(path, config.overwrite)

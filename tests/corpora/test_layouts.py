@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_corpora import manifest, table, touch
 
-from rlspeech.corpora import dns, folder, kaldi_nemo, librispeech, mix, voicebank
+from rlspeech.corpora import dns, folder, librispeech, mix, toolkits, voicebank
 from rlspeech.corpora.base import Candidate
 from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
@@ -340,7 +340,7 @@ def test_kaldi_segments(tmp_path: Path) -> None:
         utt2spk="u1 anna\n",
         utt2lang="u1 de\n",
     )
-    rows = list(kaldi_nemo.find_kaldi(tmp_path / "data"))
+    rows = list(toolkits.find_kaldi(tmp_path / "data"))
     assert texts(rows) == {
         "u1": "hello there",
         "u2": "",
@@ -369,7 +369,7 @@ def test_kaldi_commands_are_never_run(tmp_path: Path, entry: str) -> None:
     good = not entry.startswith("bad: ")
     touch(tmp_path, "d/a.flac")
     (tmp_path / "d" / "wav.scp").write_text(f"u {entry.removeprefix('bad: ')}\n")
-    (row,) = kaldi_nemo.find_kaldi(tmp_path / "d")
+    (row,) = toolkits.find_kaldi(tmp_path / "d")
     assert (row.problem is None) == good and not (tmp_path / "evil").exists() and not Path("evil").exists()
     if good:
         assert row.utt.audio_filepath == str(tmp_path / "d" / "a.flac") and row.utt.text is None
@@ -377,7 +377,7 @@ def test_kaldi_commands_are_never_run(tmp_path: Path, entry: str) -> None:
 
 def test_kaldi_needs_a_wav_scp(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wav.scp"):
-        list(kaldi_nemo.find_kaldi(tmp_path))
+        list(toolkits.find_kaldi(tmp_path))
 
 
 def test_nemo(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_nemo(tmp_path: Path) -> None:
         7,
     ]
     (tmp_path / "train_manifest.json").write_text("".join(json.dumps(x) + "\n" for x in lines) + "{broken\n")
-    rows = list(kaldi_nemo.find_nemo(tmp_path))
+    rows = list(toolkits.find_nemo(tmp_path))
     assert {r.split for r in rows} == {"train"} and len({r.utt.id for r in rows}) == 7
     assert [r.problem is None for r in rows] == [True, True, True, False, False, False, False]
     first = rows[0].utt
@@ -400,4 +400,4 @@ def test_nemo(tmp_path: Path) -> None:
     assert [r.utt.extra.get("segment") for r in rows[:3]] == [None, None, True]
     assert first.audio_filepath == str(tmp_path / "a.wav") and first.sample_rate == 0
     with pytest.raises(UserError):
-        list(kaldi_nemo.find_nemo(tmp_path / "gone"))
+        list(toolkits.find_nemo(tmp_path / "gone"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from rlspeech.corpora import lhotse as reader
+from rlspeech.corpora import toolkits
 from rlspeech.types import UserError
 
 
@@ -56,7 +56,7 @@ def test_every_kind_of_cut(tmp_path: Path) -> None:
         "[1]",
         {"id": "empty"},
     ]
-    found = list(reader.find(write(tmp_path / "cuts_train.jsonl.gz", rows)))
+    found = list(toolkits.find_lhotse(write(tmp_path / "cuts_train.jsonl.gz", rows)))
     assert len(found) == len(rows) and {r.split for r in found} == {"train"}
     by_id = {r.utt.id: r for r in found}
     assert {name for name, r in by_id.items() if r.problem is None} == {"c", "two", "alone"}
@@ -78,7 +78,7 @@ def test_recordings_with_supervisions(tmp_path: Path) -> None:
             {"id": "s2", "recording_id": "gone", "start": 0, "duration": 1, "channel": 0, "text": "two"},
         ],
     )
-    rows = list(reader.find(tmp_path))
+    rows = list(toolkits.find_lhotse(tmp_path))
     assert [(r.split, r.utt.id, r.utt.offset, r.utt.duration, r.problem) for r in rows] == [
         ("libri_dev", "s1", 0.25, 1.5, None),
         ("libri_dev", "s2", 0.0, 1.0, "no recording"),
@@ -88,10 +88,10 @@ def test_recordings_with_supervisions(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
         with pytest.raises(UserError, match="lhotse"):
-            list(reader.find(path))
+            list(toolkits.find_lhotse(path))
     (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(b"{}" * 999)[:-9])
     with pytest.raises(UserError, match="cuts.jsonl.gz"):
-        list(reader.find(tmp_path))
+        list(toolkits.find_lhotse(tmp_path))
 
 
 @pytest.mark.slow  # its import takes seconds
@@ -109,7 +109,7 @@ def test_the_library_agrees(tmp_path: Path) -> None:
     )
     cuts = lhotse.CutSet.from_manifests(recordings, spoken).trim_to_supervisions()
     cuts.to_file(tmp_path / "cuts.jsonl.gz")
-    rows = list(reader.find(tmp_path / "cuts.jsonl.gz"))
+    rows = list(toolkits.find_lhotse(tmp_path / "cuts.jsonl.gz"))
     assert len(rows) == 3 and all(r.problem is None for r in rows)
     for row, theirs in zip(rows, lhotse.load_manifest(tmp_path / "cuts.jsonl.gz"), strict=True):
         (said,) = theirs.supervisions

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from rlspeech.corpora import kaldi_nemo as transcripts
-from rlspeech.corpora import lhotse as cuts
+from rlspeech.corpora import toolkits
 from rlspeech.data.exports import write_manifest_as
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance
@@ -77,7 +76,7 @@ def test_kaldi_comes_back(tmp_path: Path) -> None:
     (source / "utt2spk").write_text("anna-1 anna\nanna-2 anna\nben-1 ben\n")
     (source / "spk2utt").write_text("anna anna-1 anna-2\nben ben-1\n")
     (source / "utt2lang").write_text("anna-1 en\nanna-2 en\nben-1 de\n")
-    rows = [c.utt for c in transcripts.find_kaldi(source)]
+    rows = [c.utt for c in toolkits.find_kaldi(source)]
     for row in rows:
         row.sample_rate = 16000  # as prepare fills it in
     write_manifest(tmp_path / "ours.jsonl", rows)
@@ -106,7 +105,7 @@ def test_ours_to_kaldi_and_back(tmp_path: Path) -> None:
     done = write_manifest_as(rows, "kaldi", out)
     valid_kaldi(out)
     assert done.rows == len(rows) and not (out / "segments").exists()
-    back = {c.utt.audio_filepath: c for c in transcripts.find_kaldi(out)}
+    back = {c.utt.audio_filepath: c for c in toolkits.find_kaldi(out)}
     for row in rows:
         found = back[row.audio_filepath]
         assert found.problem is None and found.utt.text == " ".join((row.text or "").split())
@@ -138,7 +137,7 @@ def test_no_name_of_a_file_becomes_a_command(tmp_path: Path, name: str) -> None:
     if name != " lead.wav":  # in the middle of a path a space is part of it
         assert done.left_out == [("bad", "Kaldi would take the file's name for something else than a file")]
         assert lines(tmp_path / "wav.scp") == [f"good {good}"]
-    assert all(c.problem is None or c.utt.audio_filepath == path for c in transcripts.find_kaldi(tmp_path))
+    assert all(c.problem is None or c.utt.audio_filepath == path for c in toolkits.find_kaldi(tmp_path))
 
 
 def test_what_kaldi_cannot_hold_is_said(tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_recordings_of_one_name_stay_two(tmp_path: Path) -> None:
     out.mkdir()
     write_manifest_as(rows, "kaldi", out)
     valid_kaldi(out)
-    back = {c.utt.id: c.utt for c in transcripts.find_kaldi(out)}
+    back = {c.utt.id: c.utt for c in toolkits.find_kaldi(out)}
     assert {(u.audio_filepath, u.offset) for u in back.values()} == {(u.audio_filepath, u.offset) for u in rows}
 
 
@@ -190,7 +189,7 @@ def test_nemo_comes_back(tmp_path: Path) -> None:
         {"audio_filepath": "wavs/a.wav", "duration": 1.5, "offset": 0, "text": ""},
     ]
     (tmp_path / "train.json").write_text("".join(json.dumps(r) + "\n" for r in theirs))
-    rows = [c.utt for c in transcripts.find_nemo(tmp_path / "train.json")]
+    rows = [c.utt for c in toolkits.find_nemo(tmp_path / "train.json")]
     for row in rows:
         row.sample_rate = 16000  # as prepare fills it in
     (tmp_path / "other").mkdir()
@@ -247,7 +246,7 @@ def test_lhotse_comes_back(tmp_path: Path) -> None:
         "long": "the row ends behind its file",
         "bad\ud800": "a name or text that is not UTF-8",
     }
-    back = {c.utt.id: c for c in cuts.find(tmp_path / "cuts_train.jsonl.gz")}
+    back = {c.utt.id: c for c in toolkits.find_lhotse(tmp_path / "cuts_train.jsonl.gz")}
     whole, piece = back["whole"], next(c for c in back.values() if c.utt.extra.get("original_id") == "piece 1")
     assert (whole.utt.text, whole.utt.speaker_id, whole.utt.language) == (ODD, "anna", "en") and whole.problem is None
     assert whole.utt.extra["mood"] == "calm" and whole.utt.extra["snr_db"] == 5.0

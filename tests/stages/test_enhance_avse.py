@@ -19,7 +19,7 @@ from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.video import load_lips, save_lips
 from rlspeech.stages import enhance as infer
 from rlspeech.stages.enhance import Enhance
-from rlspeech.tasks.avse import av_inputs as sight
+from rlspeech.tasks.avse import enhancer
 from rlspeech.types import UserError
 
 SAMPLES = 9000
@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> Path:
         noisy, _, mouth = clip(i, SAMPLES)
         save_audio(tmp_path / "in" / f"{name}.wav", noisy, RATE)
         save_lips(tmp_path / "mouths" / f"{name}.npz", mouth)
-    sight._whole.cache_clear()
+    enhancer._whole.cache_clear()
     return tmp_path
 
 
@@ -86,7 +86,7 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> None:
         side = (right - left) / 0.335
         return [Face((160 - side / 2, 90 - 0.395 * side, side, side), np.array([[left, 90.0], [right, 90.0]]))]
 
-    monkeypatch.setattr(sight, "_detector", lambda: eyes)
+    monkeypatch.setattr(enhancer, "_detector", lambda: eyes)
 
 
 def test_crops_beside_the_file_or_in_a_folder(world: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_video_beside_the_file_is_cut_on_the_fly(world: Path, detector: None) 
     _talking(world / "in" / "b.MKV", None, faces=False)
     result = _run(world)
     assert (result["enhanced"], result["without_video"]) == (3, 2)
-    assert crop_clip(video, world / "cut.npz", detect=sight._detector())["face_rate"] == 1.0
+    assert crop_clip(video, world / "cut.npz", detect=enhancer._detector())["face_rate"] == 1.0
     expected = _expected(world, "a", world / "cut.npz")
     np.testing.assert_allclose(load_audio(world / "out" / "a.wav"), expected, atol=CLOSE)
     assert np.abs(expected - _expected(world, "a", None)).max() > 5 * CLOSE
@@ -186,8 +186,8 @@ def test_the_sound_track_of_a_video(world: Path, detector: None) -> None:
     assert "no sound track" in reasons["mute.mov"] and "unreadable" in reasons["torn.mp4"]
     got = load_audio(world / "out" / "t.flac")
     assert len(got) == SAMPLES
-    sight._whole.cache_clear()
-    expected = reference(world / "net", noisy, sight.load_mouth(video, 0.0, SAMPLES / RATE))
+    enhancer._whole.cache_clear()
+    expected = reference(world / "net", noisy, enhancer.load_mouth(video, 0.0, SAMPLES / RATE))
     np.testing.assert_allclose(got, expected, atol=2 * CLOSE)
 
 

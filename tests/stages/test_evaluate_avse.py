@@ -18,7 +18,7 @@ from rlspeech.data.manifest import read_manifest
 from rlspeech.data.video import save_lips
 from rlspeech.models.hub import fingerprint
 from rlspeech.stages import evaluate
-from rlspeech.tasks.avse import av_inputs as sight
+from rlspeech.tasks.avse.enhancer import neighbours
 from rlspeech.types import UserError, Utterance
 
 LENGTHS = (9000, 12000, 10240, 7000)
@@ -217,12 +217,12 @@ def test_mistakes_with_videos(world: Path, changes: dict[str, Any], what: str) -
 
 def test_neighbours_are_of_other_speech(world: Path) -> None:
     utts = read_manifest(world / "test.jsonl")
-    assert {k: v.id for k, v in sight.neighbours(utts).items()} == {"u0": "u1", "u1": "u2", "u2": "u3", "u3": "u0"}
+    assert {k: v.id for k, v in neighbours(utts).items()} == {"u0": "u1", "u1": "u2", "u2": "u3", "u3": "u0"}
     utts[1].lips_filepath, utts[2].extra, utts[0].extra = utts[0].lips_filepath, {"clean_id": "a"}, {"clean_id": "a"}
     utts.append(Utterance("blind", "x.wav", 1.0, RATE))
-    found = {k: v.id for k, v in sight.neighbours(utts).items()}
+    found = {k: v.id for k, v in neighbours(utts).items()}
     assert found == {"u0": "u3", "u1": "u2", "u2": "u3", "u3": "u0", "blind": "u0"}
     with pytest.raises(UserError, match="cannot be shuffled"):
-        sight.neighbours(utts[:2])
+        neighbours(utts[:2])
     with pytest.raises(UserError, match="cannot be shuffled"):
-        sight.neighbours([utts[0], utts[2]])
+        neighbours([utts[0], utts[2]])

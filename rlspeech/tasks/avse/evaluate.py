@@ -20,7 +20,7 @@ from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import PairedClips, lips_of
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.scores import Row, ScoreTable
-from rlspeech.tasks.avse.av_inputs import load_recording, neighbours
+from rlspeech.tasks.avse.enhancer import load_recording, neighbours
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped
 from rlspeech.types import Sample, Score, UserError, Utterance
 
