@@ -82,23 +82,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, FakeTa
 
 
 def _config(folder: Path, *models: str, **changes: Any) -> Evaluate:
-    settings = {
-        "data": str(folder / "test.jsonl"),
-        "models": {m: str(folder / m) for m in models},
-        "metrics": ["si_sdr", "lsd"],
-        "batch": 2,
-        "out": str(folder / "out"),
-        "device": "cpu",
-        "workers": 0,
-        "players": 2,
-    }
-    return Evaluate(**{**settings, **changes})
+    settings = {"data": str(folder / "test.jsonl"), "models": {m: str(folder / m) for m in models}, "batch": 2}
+    settings |= {"metrics": ["si_sdr", "lsd"], "out": str(folder / "out"), "device": "cpu", "workers": 0}
+    return Evaluate(**{**settings, "players": 2, **changes})
 
 
 def _rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    return {
-        (r["system"], r["key"]): r for r in map(json.loads, (folder / "out" / "scores.jsonl").read_text().splitlines())
-    }
+    rows = map(json.loads, (folder / "out" / "scores.jsonl").read_text().splitlines())
+    return {(r["system"], r["key"]): r for r in rows}
 
 
 def test_everything_is_scored_compared_and_written(

@@ -33,16 +33,8 @@ def world(tmp_path: Path) -> Path:
         save_audio(tmp_path / "noisy" / f"u{i}.wav", noisy, RATE)
         save_audio(tmp_path / "clean" / f"u{i}.wav", clean, RATE)
         save_lips(tmp_path / "lips" / f"u{i}.npz", mouth)
-        rows.append(
-            {
-                "id": f"u{i}",
-                "audio_filepath": f"noisy/u{i}.wav",
-                "target_filepath": f"clean/u{i}.wav",
-                "sample_rate": RATE,
-                "lips_filepath": f"lips/u{i}.npz",
-                "duration": samples / RATE,
-            }
-        )
+        row = {"id": f"u{i}", "audio_filepath": f"noisy/u{i}.wav", "target_filepath": f"clean/u{i}.wav"}
+        rows.append({**row, "lips_filepath": f"lips/u{i}.npz", "sample_rate": RATE, "duration": samples / RATE})
     _write(tmp_path, rows)
     checkpoint(tmp_path / "net")
     return tmp_path
@@ -53,30 +45,19 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _change(folder: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
-    _write(
-        folder, [change(i, json.loads(line)) for i, line in enumerate((folder / "test.jsonl").read_text().splitlines())]
-    )
+    lines = (folder / "test.jsonl").read_text().splitlines()
+    _write(folder, [change(i, json.loads(line)) for i, line in enumerate(lines)])
 
 
 def _run(folder: Path, out: str = "out", **changes: Any) -> dict[str, Any]:
-    settings = {
-        "task": "avse",
-        "data": str(folder / "test.jsonl"),
-        "models": {"net": str(folder / "net")},
-        "metrics": ["si_sdr"],
-        "batch": 4,
-        "out": str(folder / out),
-        "device": "cpu",
-        "workers": 0,
-        "players": 1,
-    }
-    return evaluate.run(Evaluate(**{**settings, **changes}))
+    settings = {"task": "avse", "data": str(folder / "test.jsonl"), "models": {"net": str(folder / "net")}}
+    settings |= {"metrics": ["si_sdr"], "batch": 4, "out": str(folder / out), "device": "cpu", "workers": 0}
+    return evaluate.run(Evaluate(**{**settings, "players": 1, **changes}))
 
 
 def _rows(folder: Path, out: str = "out") -> dict[tuple[str, str], dict[str, Any]]:
-    return {
-        (r["system"], r["key"]): r for r in map(json.loads, (folder / out / "scores.jsonl").read_text().splitlines())
-    }
+    rows = map(json.loads, (folder / out / "scores.jsonl").read_text().splitlines())
+    return {(r["system"], r["key"]): r for r in rows}
 
 
 def _made(folder: Path, system: str, i: int, out: str = "out") -> np.ndarray:
@@ -85,11 +66,8 @@ def _made(folder: Path, system: str, i: int, out: str = "out") -> np.ndarray:
 
 def test_a_model_and_its_control_in_one_table(world: Path) -> None:
     result = _run(world, shuffled=["net"])
-    assert (
-        list(result["systems"]) == ["input", "net", "net-shuffled"]
-        and result["baseline"] == "net"
-        and "without_video" not in result
-    )
+    assert list(result["systems"]) == ["input", "net", "net-shuffled"]
+    assert result["baseline"] == "net" and "without_video" not in result
     assert result["deltas"]["net-shuffled"]["si_sdr"]["n"] == len(LENGTHS)
     rows = _rows(world)
     for i in range(len(LENGTHS)):
@@ -107,9 +85,8 @@ def test_a_model_and_its_control_in_one_table(world: Path) -> None:
 def test_neither_batch_nor_limit_decides_whose_video_is_seen(world: Path) -> None:
     whole = _run(world, video="shuffled")
     single = _run(world, "single", video="shuffled", batch=1)
-    assert single["systems"]["net"]["si_sdr"]["mean"] == pytest.approx(
-        whole["systems"]["net"]["si_sdr"]["mean"], abs=0.02
-    )
+    one, other = (r["systems"]["net"]["si_sdr"]["mean"] for r in (single, whole))
+    assert one == pytest.approx(other, abs=0.02)
     _run(world, "first", video="shuffled", limit=1)
     np.testing.assert_allclose(_made(world, "net", 0, "first"), _made(world, "net", 0), atol=CLOSE)
 
@@ -152,16 +129,13 @@ def test_a_bad_video_costs_the_video_until_it_is_mended(world: Path, capsys: pyt
 
 def test_videos_that_nobody_has_cut(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def uncut(i: int, row: dict[str, Any]) -> dict[str, Any]:
-        return (
-            {k: v for k, v in row.items() if k != "lips_filepath"} | {"video_filepath": f"u{i}.mp4"} if i < 2 else row
-        )
+        bare = {k: v for k, v in row.items() if k != "lips_filepath"}
+        return bare | {"video_filepath": f"u{i}.mp4"} if i < 2 else row
 
     _change(world, uncut)
     result = _run(world)
-    assert (
-        result["without_video"] == {"net": 2}
-        and _rows(world)["net", "u0"]["video_error"] == "no mouth crops in the manifest"
-    )
+    assert result["without_video"] == {"net": 2}
+    assert _rows(world)["net", "u0"]["video_error"] == "no mouth crops in the manifest"
     assert capsys.readouterr().err.count("rlspeech prepare lips") == 1
 
 

@@ -76,19 +76,9 @@ def told(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def ask(tiny: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "models": {"base": "hub/base", "good": "hub/good"},
-        "device": "cpu",
-        "players": 3,
-        "metrics": METRICS,
-        "recogniser": LISTENER,
-        "workers": 0,
-        "batch": 3,
-        "data": tiny["data"],
-        "anchors": False,
-        **changes,
-    }
-    return evaluate.run(Evaluate(task="tts", out=str(out), **settings))
+    settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "players": 3}
+    settings |= {"metrics": METRICS, "recogniser": LISTENER, "workers": 0, "batch": 3, "anchors": False}
+    return evaluate.run(Evaluate(task="tts", out=str(out), **{**settings, "data": tiny["data"], **changes}))
 
 
 def test_rates_are_those_of_the_corpus_and_differences_are_paired(
@@ -102,9 +92,8 @@ def test_rates_are_those_of_the_corpus_and_differences_are_paired(
         assert row["tts_stopped"]["mean"] == 0.75 and "tts_cer" not in row
     base, good = made["systems"]["base"], made["systems"]["good"]
     assert made["deltas"]["good"]["cer"]["mean"] == pytest.approx(good["cer"]["mean"] - base["cer"]["mean"])
-    assert made["relative"]["good"]["wer"]["mean"] == pytest.approx(
-        100 * (good["wer"]["mean"] / base["wer"]["mean"] - 1)
-    )
+    relative = 100 * (good["wer"]["mean"] / base["wer"]["mean"] - 1)
+    assert made["relative"]["good"]["wer"]["mean"] == pytest.approx(relative)
     assert base["tts_duration_ratio"]["mean"] == pytest.approx(0.515, abs=1e-3)
     assert "tts_duration_ratio" not in made["deltas"]["good"] and "tts_duration_drift" in made["deltas"]["good"]
     json.dumps(made, allow_nan=False)
@@ -155,27 +144,13 @@ def test_values_of_a_column_get_tables(tiny: dict[str, str], told: list[str], tm
 
 
 def test_a_real_model_is_heard_by_deaf_ears(tiny: dict[str, str], tmp_path: Path) -> None:
-    made = ask(
-        tiny,
-        tmp_path / "out",
-        models={"m": tiny["model"]},
-        recogniser="test_evaluate_tts:deaf",
-        limit=3,
-        metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"],
-    )
+    asked = {"models": {"m": tiny["model"]}, "recogniser": "test_evaluate_tts:deaf", "limit": 3}
+    made = ask(tiny, tmp_path / "out", **asked, metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"])
     assert made["n"] == 3 and made["systems"]["m"]["cer"]["mean"] == 100 and not made["deltas"]
     assert -1 <= made["systems"]["m"]["speaker_similarity"]["mean"] <= 1
     rows = [json.loads(line) for line in (tmp_path / "out" / "said" / "m.jsonl").read_text().splitlines()]
     assert [r["key"] for r in rows] == ["u1", "u0", "u2"] and all(r["weights"] != tiny["model"] for r in rows)
-    again = ask(
-        tiny,
-        tmp_path / "out2",
-        models={"m": tiny["model"]},
-        recogniser="test_evaluate_tts:deaf",
-        limit=3,
-        batch=1,
-        metrics=["tts_stopped"],
-    )
+    again = ask(tiny, tmp_path / "out2", **asked, batch=1, metrics=["tts_stopped"])
     assert again["systems"]["m"]["tts_stopped"] == made["systems"]["m"]["tts_stopped"]
 
 
@@ -222,23 +197,17 @@ def long(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
 
 def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str], tmp_path: Path) -> None:
     """The recordings last a second, and so do their copies of 25 ids a second."""
-    out, asked = (
-        tmp_path / "out",
-        {"models": {"m": tiny["model"], "n": tiny["model"]}, "recogniser": "test_evaluate_tts:long"},
-    )
+    out, models = tmp_path / "out", {"m": tiny["model"], "n": tiny["model"]}
+    asked = {"models": models, "recogniser": "test_evaluate_tts:long"}
     metrics = ["speaker_similarity", "tts_duration_ratio", "tts_stopped", "tts_loop"]
     made = ask(tiny, out, anchors=True, metrics=metrics, **asked)
-    assert (
-        list(made["systems"]) == ["recordings", "resynthesis", "m", "n"]
-        and list(made["deltas"]) == ["n"]
-        and made["baseline"] == "m"
-    )
+    assert list(made["systems"]) == ["recordings", "resynthesis", "m", "n"]
+    assert list(made["deltas"]) == ["n"] and made["baseline"] == "m"
     for name in ("recordings", "resynthesis"):
         row = made["systems"][name]
         assert row["wer"]["n"] == 4 and row["exact"]["mean"] == 25.0 and row["tts_duration_ratio"]["mean"] == 1.0
-        assert (
-            list(row) == list(made["systems"]["m"]) and len(load_audio(out / "audio" / name / "u2.flac", RATE)) == RATE
-        )
+        assert list(row) == list(made["systems"]["m"])
+        assert len(load_audio(out / "audio" / name / "u2.flac", RATE)) == RATE
     rows = {r["key"]: r for r in map(json.loads, (out / "said" / "resynthesis.jsonl").read_text().splitlines())}
     assert [len(r["tokens"]) for r in rows.values()] == [25] * 4 and {r["token_s"] for r in rows.values()} == {0.04}
     found, copies = (made["systems"][s] for s in ("recordings", "resynthesis"))

@@ -24,10 +24,10 @@ from rlspeech.tasks.avse.enhancer import load_recording, neighbours
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped
 from rlspeech.types import Sample, Score, UserError, Utterance
 
-__all__ = ["Enhancement", "enhance_long"]
+__all__ = ["Enhancement"]
 
 INPUT = "input"
-OVERLAP_S = 1.0
+CHUNK_S, OVERLAP_S = 30.0, 1.0
 
 
 class Enhancement(Evaluation):
@@ -120,8 +120,16 @@ class _Enhanced(Answers):
         wavs: list[np.ndarray | Exception] = [pairs[u.id][0] for u in missing]
         if enhancer is not None and missing:
             lips = [self._lips(u, seconds[u.id]) for u in missing] if enhancer.uses_video else None
-            inputs = [pairs[u.id][0] for u in missing]
-            wavs = enhance_long(enhancer, inputs, [u.id for u in missing], lips, batch=self.config.batch)
+            wavs = chunks.apply(
+                enhancer.infer,
+                [pairs[u.id][0] for u in missing],
+                [u.id for u in missing],
+                batch=self.config.batch,
+                size=int(CHUNK_S * rate),
+                overlap=int(OVERLAP_S * rate),
+                lips=lips,
+                hop=round(rate / LIPS_FPS),
+            )
         for utt, wav in zip(missing, wavs, strict=True):
             if isinstance(wav, Exception):
                 made[utt.id] = wav
@@ -153,33 +161,6 @@ class _Enhanced(Answers):
             lips, reason = None, error.reason if source is utt else f"{source.lips_filepath}: {error.reason}"
         self.videos[utt.id] = {"video": wanted} if reason is None else {"video": "none", "video_error": reason}
         return lips
-
-
-def enhance_long(
-    enhancer: Any,
-    wavs: Sequence[np.ndarray],
-    keys: Sequence[str],
-    lips: Sequence[np.ndarray | None] | None,
-    *,
-    batch: int,
-    chunk_s: float = 30.0,
-) -> list[np.ndarray | Exception]:
-    """Enhance recordings of any length, in chunks that overlap by a second.
-
-    Args:
-        enhancer: a ``tasks.base.Enhancer``.
-        wavs: (T_i,) or (C, T_i) float32 at the enhancer's rate.
-        keys: an id each.
-        lips: (F_i, H, W) each, or None; None for an enhancer that takes no video.
-        batch: chunks at once.
-        chunk_s: longest chunk in seconds.
-
-    Returns:
-        a waveform of the input's shape, or why there is none.
-    """
-    rate = enhancer.sample_rate
-    size, overlap, hop = int(chunk_s * rate), int(OVERLAP_S * rate), round(rate / LIPS_FPS)
-    return chunks.apply(enhancer.infer, wavs, keys, batch=batch, size=size, overlap=overlap, lips=lips, hop=hop)
 
 
 def _load(utt: Utterance, rate: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
