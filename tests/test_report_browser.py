@@ -97,7 +97,6 @@ def _data() -> ReportData:
         {s: {"llm": Interval(2, 1, 3, 6), "lsd": Interval(5, 4, 6, 6)} for s in ("input", "base", "tuned", EVIL)},
         "base",
         deltas,
-        {},
         clips,
         {"key": EVIL, "path": "/x" * 90},
         {"torch": "2"},

@@ -92,7 +92,7 @@ class Clip:
         sample_rate: of all of them, in Hz.
         note: text or conditions, shown under the id.
         scores: system -> metric -> number or None.
-        texts: system -> what a model said of it; someone else's text, shown escaped.
+        texts: system -> a model's description of it; someone else's text, shown escaped.
         edits: system -> what a recogniser wrote, against the reference.
         label: why it is shown, such as ``largest loss``; a chip and a filter.
     """
@@ -121,7 +121,7 @@ class ReportData:
         clips: players.
         config: as resolved.
         versions: package -> version.
-        cost: what was spent, label -> text.
+        cost: time and memory, label -> text.
         notes: remarks, such as metrics that were not available.
         grids: further tables, below the differences.
         basis: what the numbers and their intervals are.

@@ -151,7 +151,7 @@ def _subtitle(made: Comparison) -> str:
     if run.stage != "eval" or made.items is None:
         return run.state()
     video = run.config.get("video", "right")
-    parts = {"texts by": run.summary.get("normaliser"), "heard by": run.summary.get("recogniser")}
+    parts = {"texts by": run.summary.get("normaliser"), "recognised by": run.summary.get("recogniser")}
     parts["video:"] = None if video == "right" else video
     found = f"{several(made.items, 'utterance')} of {run.config.get('data') or 'the embedded test set'}"
     return ", ".join([found, *(f"{k} {v}" for k, v in parts.items() if v)])
@@ -356,7 +356,7 @@ def _errors(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _missing(made: Comparison) -> list[str]:
     """Notes on what an evaluation could not score, and on what was enhanced without its video, a line a reason."""
-    if made.alone and "notes" in made.alone.summary:  # the stage has said it
+    if made.alone and "notes" in made.alone.summary:  # the stage has noted them
         return []
     lost: dict[tuple[str, str], dict[str, set[str]]] = {}
     blind: dict[tuple[str, str], list[str]] = {}
@@ -368,10 +368,10 @@ def _missing(made: Comparison) -> list[str]:
                 blind.setdefault((s.label, str(reason)), []).append(key)
     rows = {s.label: len(s.rows) for s in made.systems}
     notes = [
-        f"{s}: {len(k)} of {rows[s]} enhanced without video ({', '.join(k[:3])}): {why}"
-        for (s, why), k in blind.items()
+        f"{label}: {len(k)} of {rows[label]} enhanced without video ({', '.join(k[:3])}): {why}"
+        for (label, why), k in blind.items()
     ]
-    for (s, why), where in lost.items():
+    for (label, why), where in lost.items():
         metrics = ", ".join(sorted(set().union(*where.values())))
-        notes.append(f"{s}: {len(where)} without {metrics} ({', '.join(list(where)[:3])}): {why}")
+        notes.append(f"{label}: {len(where)} without {metrics} ({', '.join(list(where)[:3])}): {why}")
     return notes[:MOST]

@@ -182,12 +182,12 @@ def _pooled(a: np.ndarray, b: np.ndarray, clusters: Sequence[str], seed: int) ->
     lo = hi = math.nan
     if len(parts) >= 3:
         rng = np.random.default_rng(seed)
-        drawn = []
+        resampled = []
         for _ in range(int(min(RESAMPLES, max(200, MAX_WORK // len(good))))):
             rows = np.concatenate([parts[int(k)] for k in rng.integers(0, len(parts), len(parts))])
-            drawn.append(spearman(a[rows], b[rows]))
-        kept = np.array([d for d in drawn if math.isfinite(d)])
-        if len(kept) >= 0.9 * len(drawn):
+            resampled.append(spearman(a[rows], b[rows]))
+        kept = np.array([rho for rho in resampled if math.isfinite(rho)])
+        if len(kept) >= 0.9 * len(resampled):
             lo, hi = (float(q) for q in np.quantile(kept, [0.025, 0.975]))
     return {"value": rho, **{k: v if math.isfinite(v) else None for k, v in (("lo", lo), ("hi", hi))}, "n": len(good)}
 

@@ -210,7 +210,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
 
 
 def _systems(runs: Sequence[RunRecord]) -> list[System]:
-    """The systems of all runs; an unprocessed input that was scored before is the same one again."""
+    """The systems of all runs; an unprocessed input that another evaluation scored is left out."""
     systems = [s for r in runs for s in systems_of(r, len(runs) == 1)]
     first: System | None = None
     kept = []

@@ -100,7 +100,7 @@ def _ends(made: Comparison) -> tuple[System, System]:
 
 
 def compared(made: Comparison) -> list[System]:
-    """The systems that are paired, or those of the first stage that can be heard or read."""
+    """The systems that are paired, or those of the first stage that have audio or texts."""
     pairing = made.pairing
     stages = [s.run.stage for s in made.systems if s.kept or s.rows]
     stage = pairing.stage if pairing else stages[0] if stages else ""
@@ -108,7 +108,7 @@ def compared(made: Comparison) -> list[System]:
 
 
 def clips_of(made: Comparison, players: int) -> tuple[list[Clip], list[str]]:
-    """Players and texts of the items that lost and gained most, among those that can be heard or read, and a note on their choice."""
+    """Players and texts of the items that lost and gained most, among those that have audio or texts, and a note on their choice."""
     some = compared(made)
     if not some or not players:
         return [], []
@@ -165,15 +165,15 @@ def _facts(systems: Sequence[System], columns: Mapping[str, Any], key: str, edit
     facts += [f"{k} {columns[k]}" for k in conditions if isinstance(columns.get(k), str | int)]
     snr, text = number(columns.get("snr_db")), columns.get("text")
     facts += [f"{snr:.1f} dB SNR"] if snr is not None else []
-    spoken = not edits or any(key in s.sounds for s in systems)  # else the edits tell what was said
-    facts += [text] if isinstance(text, str) and text and spoken else []
+    shown = not edits or any(key in s.sounds for s in systems)  # else the edits show the text
+    facts += [text] if isinstance(text, str) and text and shown else []
     rows = {s.label: s.rows.get(key, {}) for s in systems}
     facts += [f"{s}: hallucination ({row['rules']})" for s, row in rows.items() if row.get("rules")]
     return facts + [f"{s}: did not stop" for s, row in rows.items() if row.get("finished") is False]
 
 
 def _rate(sound: Sound) -> int:
-    """Sampling rate of a file in Hz; what cannot be read is told when it is loaded."""
+    """Sampling rate of a file in Hz; a file that cannot be read has a warning when it is loaded."""
     import soundfile as sf  # type: ignore[import-untyped]
 
     try:

@@ -147,14 +147,12 @@ def commands_of_several(runs: Sequence[RunRecord]) -> list[str]:
 def cost_of(run: RunRecord) -> dict[str, str]:
     """Seconds and memory by phase: of a run that trains from its rows, of an evaluation as it noted them."""
     if run.stage == "eval":
-        spent = {k: v for k, v in (at(run.summary, "seconds") or {}).items() if number(v) is not None}
-        parts = ", ".join(f"{k} {v:.1f} s" for k, v in spent.items() if k != "total")
-        time = (
-            {"time": f"{spent['total']:.0f} s" + (f", of which scoring {parts}" if parts else "")}
-            if "total" in spent
-            else {}
-        )
-        return {"device": str(run.env.get("device", "unknown")), **time}
+        noted = {k: v for k, v in (at(run.summary, "seconds") or {}).items() if number(v) is not None}
+        parts = ", ".join(f"{k} {v:.1f} s" for k, v in noted.items() if k != "total")
+        found = {"device": str(run.env.get("device", "unknown"))}
+        if "total" in noted:
+            found["time"] = f"{noted['total']:.0f} s" + (f", of which scoring {parts}" if parts else "")
+        return found
     seconds: dict[str, float] = {}
     memory: dict[str, float] = {}
     for row in run.metrics:
@@ -166,7 +164,8 @@ def cost_of(run: RunRecord) -> dict[str, str]:
                 seconds[phase] = seconds.get(phase, 0.0) + v
             elif head == "memory_mb":
                 memory[phase] = max(memory.get(phase, 0.0), v)
-    total, found = sum(seconds.values()), {}
+    total = sum(seconds.values())
+    found = {}
     if total > 0:
         found["all phases"] = f"{total:.1f} s" + (f", {total / run.step:.2f} s a step" if run.step else "")
         by_size = sorted(seconds.items(), key=lambda kv: -kv[1])

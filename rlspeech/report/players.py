@@ -1,4 +1,4 @@
-"""What is heard and seen of a clip: players as MP3, spectrograms as JPEG, and a fair share of the page for each clip."""
+"""Sound and picture of a clip: players as MP3, spectrograms as JPEG, and a fair share of the page for each clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Player:
         picture: data address.
         scores: metric -> number or None.
         ratings: those of ``scores`` that a language model gave, shown beside its words.
-        text: what it said.
+        text: its description of the clip.
         level_db: of the speech as it is played, for the blind comparison at equal loudness.
         remark: what was done to the sound.
     """
@@ -89,20 +89,20 @@ def fit(clips: Iterable[Clip], budget: int) -> tuple[list[Players], list[str]]:
         the clips in the same order, and remarks on what is missing or cut.
     """
     sources: list[Clip] = []
-    drawn: list[Players] = []
+    made: list[Players] = []
     notes = []
     for clip in clips:
         try:
-            drawn.append(players(clip, MAX_CLIP_S))
+            made.append(players(clip, MAX_CLIP_S))
             sources.append(clip)
         except (ValueError, RuntimeError) as error:  # libsndfile's error is a RuntimeError
             notes.append(f"{clip.key} has no player: {error}")
     room = MARGIN * budget
-    kept = {index: drawn[index] for index in _thinned(drawn, room)}
-    left_out = [clip.key for index, clip in enumerate(drawn) if index not in kept]
+    kept = {index: made[index] for index in _thinned(made, room)}
+    left_out = [clip.key for index, clip in enumerate(made) if index not in kept]
     if left_out:
         shown = ", ".join(left_out[:8]) + (f" and {len(left_out) - 8} more" if len(left_out) > 8 else "")
-        notes.append(f"{len(left_out)} of {len(drawn)} clips were left out to keep this page small: {shown}")
+        notes.append(f"{len(left_out)} of {len(made)} clips were left out to keep this page small: {shown}")
     for _ in range(4):  # a shorter clip's picture is drawn finer and may be larger
         if sum(clip.size(MAX_CLIP_S) for clip in kept.values()) <= room:
             break
@@ -173,7 +173,7 @@ def encode(wav: np.ndarray, sample_rate: int) -> tuple[str, bytes]:
     # the encoder cuts off the top eighth of its band, where enhancers and vocoders hiss: give it a wider one
     rate = next((r for r in MP3_RATES if r >= 1.25 * sample_rate), MP3_RATES[-1])
     sound = wav if rate == sample_rate else np.clip(soxr.resample(wav, sample_rate, rate), -1, 1)
-    options = {"compression_level": MP3_LEVEL[rate], "bitrate_mode": "CONSTANT"}
+    options: dict[str, Any] = {"compression_level": MP3_LEVEL[rate], "bitrate_mode": "CONSTANT"}
     sf.write(out, sound, rate, format="MP3", subtype="MPEG_LAYER_III", **options)
     return "audio/mpeg", out.getvalue()
 
@@ -189,13 +189,13 @@ def spectrogram_db(wav: np.ndarray, n_fft: int = 512, hop: int = 128, max_frames
     return 10 * np.log10(power.T + 1e-10)
 
 
-def _thinned(drawn: Sequence[Players], room: float) -> list[int]:
+def _thinned(made: Sequence[Players], room: float) -> list[int]:
     """Those that fit when cut to ``MIN_CLIP_S``, in order."""
-    first = list({clip.label: index for index, clip in reversed(list(enumerate(drawn))) if clip.label}.values())
-    rest = [index for index in range(len(drawn)) if index not in first]
+    first = list({clip.label: index for index, clip in reversed(list(enumerate(made))) if clip.label}.values())
+    rest = [index for index in range(len(made)) if index not in first]
     kept, used = set(), 0.0
     for index in [*sorted(first), *_spread(rest)]:
-        size = drawn[index].size(MIN_CLIP_S)
+        size = made[index].size(MIN_CLIP_S)
         if used + size <= room:
             kept.add(index)
             used += size
@@ -236,7 +236,7 @@ def _jpeg(picture_db: np.ndarray, top_db: float) -> bytes:
     from matplotlib import image
 
     out = io.BytesIO()
-    style = {"cmap": "magma", "vmin": top_db - RANGE_DB, "vmax": top_db, "origin": "lower"}
+    style: dict[str, Any] = {"cmap": "magma", "vmin": top_db - RANGE_DB, "vmax": top_db, "origin": "lower"}
     image.imsave(out, picture_db, format="jpeg", pil_kwargs={"quality": 68, "optimize": True}, **style)
     return out.getvalue()
 

@@ -36,7 +36,12 @@ def render(data: ReportData, max_bytes: int) -> str:
     template, style, script = (
         shipped.joinpath(name).read_text(encoding="utf-8") for name in ("template.html", "page.css", "page.js")
     )
-    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    strict: dict[str, Any] = {
+        "autoescape": True,
+        "undefined": jinja2.StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+    }
     environment = jinja2.Environment(**strict)
     environment.filters.update(pretty=_pretty, number=_number, signed=_signed, breaks=_breaks)
     page = environment.from_string(template)
@@ -56,7 +61,7 @@ def render(data: ReportData, max_bytes: int) -> str:
     clips, remarks = players.fit(data.clips, max(MIN_SOUND, max_bytes - len(bare.encode("utf-8", "replace"))))
     clips = sorted(clips, key=lambda c: not c.label)  # those that were chosen for a reason come first
     systems = list(dict.fromkeys([*data.means, *(p.system for c in clips for p in c.players)]))
-    heard = [{p.system for p in c.players if p.audio} for c in clips]
+    audible = [{p.system for p in c.players if p.audio} for c in clips]
     handed = _handed(data, clips, systems)
     html = page.render(
         **context,
@@ -64,7 +69,7 @@ def render(data: ReportData, max_bytes: int) -> str:
         notes=[*data.notes, *remarks],
         handed=Markup(handed),
         labels=list(dict.fromkeys(c.label for c in clips if c.label)),
-        blind=data.blind and any(len(h) > 1 for h in heard),
+        blind=data.blind and any(len(h) > 1 for h in audible),
         systems=systems,
     )
     # half a surrogate pair in someone's file name must not end the page
@@ -108,7 +113,7 @@ def _handed(data: ReportData, clips: Sequence[players.Players], systems: Sequenc
 
 def _forest(data: ReportData) -> dict[str, dict[str, tuple[float, float, float]]]:
     """system -> metric -> lower end, mean and upper end from 4 to 96, with 0 at 50; a row of the table has one scale."""
-    drawn: dict[str, dict[str, tuple[float, float, float]]] = {s: {} for s in data.deltas}
+    bars: dict[str, dict[str, tuple[float, float, float]]] = {s: {} for s in data.deltas}
     for m in (m.name for m in data.metrics):
         row = {s: d[m] for s, d in data.deltas.items() if m in d and math.isfinite(d[m].mean)}
         known = {s: math.isfinite(i.lo) and math.isfinite(i.hi) for s, i in row.items()}
@@ -116,8 +121,8 @@ def _forest(data: ReportData) -> dict[str, dict[str, tuple[float, float, float]]
         scale = max((abs(v) for e in ends.values() for v in e), default=0.0)
         for system, (lo, mean, hi) in ends.items():
             low, middle, high = (50 + 46 * v / scale if scale else 50.0 for v in (lo, mean, hi))
-            drawn[system][m] = (round(low, 1), round(middle, 1), round(high, 1))
-    return drawn
+            bars[system][m] = (round(low, 1), round(middle, 1), round(high, 1))
+    return bars
 
 
 def _number(value: float | None, digits: int = 3) -> str:

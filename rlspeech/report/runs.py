@@ -218,13 +218,13 @@ class RunRecord:
         data, found = self.env.get("manifest") or self.config.get("data"), {}
         if not isinstance(data, str):
             return {}
-        heard = bool(self.kept("audio"))
+        audible = bool(self.kept("audio"))
         for u in read_manifest(find_manifest(data, recipe=False)):
             recording = Sound(Path(u.audio_filepath), u.offset, u.duration or None)
-            before = {} if heard else {"recording": recording}
-            before |= {"prompt": Sound(Path(u.prompt_filepath))} if heard and u.prompt_filepath else {}
+            before = {} if audible else {"recording": recording}
+            before |= {"prompt": Sound(Path(u.prompt_filepath))} if audible and u.prompt_filepath else {}
             target = (
-                Sound(Path(u.target_filepath), u.offset, u.duration or None) if u.target_filepath and heard else None
+                Sound(Path(u.target_filepath), u.offset, u.duration or None) if u.target_filepath and audible else None
             )
             found[u.id] = Origin(before, target, None, {"text": u.text, **columns_of(u)})
         return found

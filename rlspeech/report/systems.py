@@ -78,14 +78,14 @@ class System:
 
     def _counted(self, key: str, row: Mapping[str, Any]) -> dict[str, int] | None:
         """Counts of a row that holds the texts alone."""
-        said, heard = row.get("text"), row.get("hypothesis")
-        if not (isinstance(said, str) and isinstance(heard, str)):
+        text, hypothesis = row.get("text"), row.get("hypothesis")
+        if not (isinstance(text, str) and isinstance(hypothesis, str)):
             return None
         try:
             rules = TextRules(self._normaliser)
         except UserError:  # a function that is not here
             return None
-        return counts_of(rules.judge(Sample(key, np.zeros(0, np.float32), 16000, None, said, {}, heard)))
+        return counts_of(rules.judge(Sample(key, np.zeros(0, np.float32), 16000, None, text, {}, hypothesis)))
 
     def column(self, metric: str, keys: Sequence[str]) -> dict[str, float | None]:
         """Values by item."""
@@ -97,37 +97,37 @@ class System:
         return [m for m in names if m[0] != "_" and any(m in row for row in self.rows.values())]
 
     def judged(self, key: str) -> str:
-        """What language models said of an item, a line each."""
+        """Descriptions of an item by language models, a line each."""
         row = self.rows.get(key, {})
         found = {k: v for k, v in row.items() if k.startswith(JUDGE_TEXT) and isinstance(v, str) and v}
         return "\n".join(v if len(found) == 1 else f"{k.replace(JUDGE_TEXT, 'llm', 1)}: {v}" for k, v in found.items())
 
     def texts(self, key: str) -> tuple[str, str] | None:
-        """What was said and what was written of an item, normalised; None where no texts were compared."""
+        """Reference and hypothesis of an item, normalised; None where no texts were compared."""
         row = self.rows.get(key, {})
         own = next((k.removeprefix("reference_text") for k in row if k.startswith("reference_text")), "")
         normalised = row.get("normalised") or [row.get(f"{k}_text{own}") for k in ("reference", "hypothesis")]
         if _are_texts(normalised):
             return normalised[0], normalised[1]
-        said, written = (row.get(k) for k in ("text", "hypothesis"))
-        if not (isinstance(said, str) and isinstance(written, str)):
+        reference, hypothesis = (row.get(k) for k in ("text", "hypothesis"))
+        if not (isinstance(reference, str) and isinstance(hypothesis, str)):
             return None
         try:
             normalise = get_normaliser(self._normaliser)
         except UserError:  # a function that is not here
             normalise = get_normaliser(NORMALISER)
-        return normalise(said), normalise(written)
+        return normalise(reference), normalise(hypothesis)
 
     def edits(self, key: str) -> list[Edit] | None:
-        """What was written of an item against what was said."""
+        """The hypothesis of an item as edits of its reference."""
         texts = self.texts(key)
         if texts is None:
             return None
         columns = self.origins[key].columns if key in self.origins else {}
         language = at(self.run.config, "sampling", "language") or columns.get("language")
-        said, written = (units(t, language if isinstance(language, str) else None) for t in texts)
-        blocks = align(said, written).ops
-        return [Edit(tag, " ".join(said[a:b]), " ".join(written[c:d])) for tag, a, b, c, d in blocks]
+        reference, hypothesis = (units(t, language if isinstance(language, str) else None) for t in texts)
+        blocks = align(reference, hypothesis).ops
+        return [Edit(tag, " ".join(reference[a:b]), " ".join(hypothesis[c:d])) for tag, a, b, c, d in blocks]
 
     @property
     def _normaliser(self) -> str:

@@ -81,7 +81,7 @@ def at_the_end(folder: Run) -> Iterator[End]:
 def _finish(folder: Run, end: End) -> None:
     if not folder.main:
         return
-    with suppress(UserError, OSError):  # the disk takes no more, which has been said
+    with suppress(UserError, OSError):  # a disk that is full has had its error
         folder.note(stopped=end.reason)
     end.page = write_page(folder.path)
 

@@ -105,7 +105,7 @@ def test_intervals_hold_utterances_together():
     assert width(copies) == pytest.approx(width(few), rel=0.35) and width(many) < 0.6 * width(copies)
 
 
-def test_missing_values_and_odd_columns_cost_their_row():
+def test_missing_values_and_odd_columns_leave_out_their_row():
     rows = ladder_rows(x=lambda u, w, k, r: -float(k))
     rows[0]["x"], rows[1]["x"], rows[2]["rung"], rows[3]["rung"], rows[4]["snr_db"] = (
         None,

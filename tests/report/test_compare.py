@@ -156,7 +156,7 @@ def test_a_torn_run_is_compared_with_what_it_has(tmp_path: Path, torn: str) -> N
     print_table(made)
 
 
-def test_what_is_not_a_number_costs_its_item(tmp_path: Path) -> None:
+def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     a, b = rl_run(tmp_path / "a"), rl_run(tmp_path / "b", 2.0)
     rows = [json.loads(line) for line in (b / "scores.jsonl").read_text().splitlines()]
     odd: dict[str, Any] = {"u0": float("nan"), "u1": "high", "u2": None, "u3": [1], "u4": True}

@@ -219,7 +219,7 @@ def test_rows_become_plots_and_what_says_nothing_does_not() -> None:
     assert figures.from_rows({"r": [], "s": [{"step": 1, "a": 1.0}]}) == []
 
 
-def test_bad_rows_cost_themselves() -> None:
+def test_bad_rows_are_left_out() -> None:
     rows: list = [
         {"step": 2, "a": 5.0},
         {"a": 1.0},
@@ -389,7 +389,7 @@ def test_spectrogram_shows_the_frequency() -> None:
 @pytest.mark.parametrize(
     "bad", [np.zeros(0, dtype=np.float32), np.array([np.nan], dtype=np.float32), np.zeros((2, 8), dtype=np.float32)]
 )
-def test_bad_audio_costs_its_player(tmp_path: Path, bad: np.ndarray) -> None:
+def test_bad_audio_has_no_player(tmp_path: Path, bad: np.ndarray) -> None:
     data = ReportData("t", clips=[Clip("broken", {"x": bad}, RATE), Clip("fine", {"x": _tone()}, RATE)])
     html = render_report(tmp_path / "r.html", data).read_text()
     assert "broken has no player" in html and html.count("<audio") == 1
@@ -435,7 +435,7 @@ def test_clips_with_a_label_come_first_and_the_blind_test_needs_a_pair(tmp_path:
     assert "<dialog" not in render_report(tmp_path / "r.html", ReportData("t", clips=clips, blind=False)).read_text()
 
 
-def test_odd_unicode_costs_a_letter_not_the_page(tmp_path: Path) -> None:
+def test_odd_unicode_changes_a_letter_and_keeps_the_page(tmp_path: Path) -> None:
     odd = "half \udce9 pair \u202e turned \x00 \u2028"
     data = ReportData(
         odd, clips=[Clip(odd, {odd: _tone()}, RATE, label=odd)], plots=[Plot(odd, [Line(odd, [0, 1], [0, 1])])]
