@@ -70,9 +70,8 @@ def test_a_group_equals_repeated_single_calls(model_type: str) -> None:
         alone = lm.generate(lm.encode([wav]), group=3, sampling=T1, max_new_tokens=9, seed=[11 + b])
         rows = slice(3 * b, 3 * b + 3)
         width = alone.ids.shape[1]
-        assert torch.equal(together.ids[rows, :width], alone.ids) and torch.equal(
-            together.mask[rows, :width], alone.mask
-        )
+        assert torch.equal(together.ids[rows, :width], alone.ids)
+        assert torch.equal(together.mask[rows, :width], alone.mask)
         first = lm.generate(lm.encode([wav]), group=1, sampling=T1, max_new_tokens=9, seed=[11 + b])
         assert torch.equal(together.ids[3 * b, : first.ids.shape[1]], first.ids[0])
         assert torch.equal(together.finished[rows], alone.finished)
@@ -84,9 +83,8 @@ def test_greedy_equals_transformers_generate(model_type: str) -> None:
 
     lm, wavs = _lm(model_type), _clips()
     ours = lm.generate(lm.encode(wavs), max_new_tokens=8)
-    best = lm.generate(
-        lm.encode(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2
-    )  # trap (b): as the notes found it
+    # trap (b): as the notes found it
+    best = lm.generate(lm.encode(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2)
     assert torch.equal(best.ids, ours.ids.repeat_interleave(2, 0))
     for row, wav in zip(ours.ids, wavs, strict=True):
         given = _plain(lm, wav)
@@ -117,9 +115,8 @@ def test_what_stands_beside_a_clip_does_not_matter(model_type: str) -> None:
     both = lm.forward_logits(together, [0, 1, 2], ids)
     for b in range(3):
         torch.testing.assert_close(together.audio[b], alone[b].audio[0], atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(
-            both[b : b + 1], lm.forward_logits(alone[b], [0], ids[b : b + 1]), atol=1e-4, rtol=1e-4
-        )
+        own = lm.forward_logits(alone[b], [0], ids[b : b + 1])
+        torch.testing.assert_close(both[b : b + 1], own, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", SPLICED)
@@ -128,13 +125,8 @@ def test_the_checkpoints_own_sampling_is_not_applied(model_type: str, capsys: py
     heard = lm.encode(_clips())
     free = lm.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5)
     given = lm.net.generation_config
-    given.do_sample, given.top_k, given.top_p, given.repetition_penalty, given.suppress_tokens = (
-        True,
-        1,
-        0.5,
-        5.0,
-        free.ids[:, 0].tolist(),
-    )
+    given.do_sample, given.top_k, given.top_p, given.repetition_penalty = True, 1, 0.5, 5.0
+    given.suppress_tokens = free.ids[:, 0].tolist()
     trapped = AudioLM(lm.net, lm.tokenizer, lm.processor, lm.extractor, max_s=lm.max_s).eval()
     assert {"top_k", "top_p", "repetition_penalty", "suppress_tokens"} <= set(trapped.overridden) and not lm.overridden
     assert torch.equal(trapped.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5).ids, free.ids)
@@ -260,16 +252,14 @@ def test_heard_clips_are_parked_and_chosen() -> None:
     heard = lm.encode(_clips()).to("cpu")
     some = heard.select(torch.tensor([2, 0, 2]))
     assert len(some) == 3 and some.audio[0] is heard.audio[2] and some.ids[1] is heard.ids[0]
-    assert not any(a.requires_grad for a in heard.audio) and all(
-        a.untyped_storage().nbytes() == a.nbytes for a in heard.audio
-    )
+    assert not any(a.requires_grad for a in heard.audio)
+    assert all(a.untyped_storage().nbytes() == a.nbytes for a in heard.audio)
     for phase in ("encode", "rollout", "reward", "update", "all"):
         lm.park(phase, "cpu")  # type: ignore[arg-type]
     meta = copy.deepcopy(lm)
     meta.park("rollout", "meta")  # a device that holds nothing: shows what was sent there
-    assert meta.device.type == "meta" and all(
-        p.device.type == "cpu" for p in meta.parameters_of("encoder") + meta.parameters_of("projector")
-    )
+    assert meta.device.type == "meta"
+    assert all(p.device.type == "cpu" for p in meta.parameters_of("encoder") + meta.parameters_of("projector"))
 
 
 # -- text --------------------------------------------------------------------------------------------------------------------
@@ -337,9 +327,8 @@ def test_prompts_are_worded_as_the_processors_word_them() -> None:
         lm.encode(wavs[:1], prompt=f"{AUDIO} and {AUDIO}")
 
     fun = _lm("fun_asr_nano")
-    said = fun.tokenizer.decode(
-        fun.encode(wavs[:1], prompt="at sea", language="en", keywords=[["Ahab", "Queequeg"]]).ids[0]
-    )
+    asked = fun.encode(wavs[:1], prompt="at sea", language="en", keywords=[["Ahab", "Queequeg"]])
+    said = fun.tokenizer.decode(asked.ids[0])
     assert said.count(AUDIO) > 5 and said.endswith(f"{EOS}at seaAhab, Queequeg: 英文: {END}\n<|im_start|>assistant\n")
     with pytest.raises(UserError, match="language"):
         fun.encode(wavs[:1], language="Klingon")
@@ -352,9 +341,8 @@ def test_prompts_are_worded_as_the_processors_word_them() -> None:
     prompts = [whisper.tokenizer.decode(i) for i in whisper.encode(clips(0.5, 0.5), language=["German", None]).ids]
     assert prompts[0] == "<|startoftranscript|><|de|><|transcribe|><|notimestamps|>"
     wavs = clips(0.5, 1.0, 1.5, 2.0, seed=3)
-    theirs = whisper.net.detect_language(
-        whisper.extractor(wavs, sampling_rate=16000, return_tensors="pt").input_features, num_segment_frames=200
-    )
+    features = whisper.extractor(wavs, sampling_rate=16000, return_tensors="pt").input_features
+    theirs = whisper.net.detect_language(features, num_segment_frames=200)
     assert [int(i[1]) for i in whisper.encode(wavs).ids] == theirs.tolist()
 
 

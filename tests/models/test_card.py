@@ -54,9 +54,8 @@ def test_the_hub_reads_the_head(tmp_path: Path) -> None:
     found = hub.metadata_load(tmp_path / "README.md")
     assert (found["library_name"], found["pipeline_tag"], found["language"]) == ("rlspeech", "audio-to-audio", ["en"])
     assert found["base_model"] == "some-org/base_model-1" and found["metrics"] == ["estoi", "lsd", "dnsmos_bak"]
-    assert {"rlspeech", "reinforcement-learning", "grpo", "flow-matching"} <= set(
-        found["tags"]
-    ) and "license" not in found
+    assert {"rlspeech", "reinforcement-learning", "grpo", "flow-matching"} <= set(found["tags"])
+    assert "license" not in found
     results = hub.ModelCard((tmp_path / "README.md").read_text()).data.eval_results
     assert {(r.metric_type, r.metric_value, r.task_type, r.dataset_type) for r in results} == {
         ("estoi", 0.75, "audio-to-audio", "mix"),
@@ -85,12 +84,10 @@ def test_it_keeps_to_itself_where_things_lie() -> None:
     places = {"data": "/home/anna/x/mix.json", "from": "/home/anna/runs/base"}
     facts = {**FACTS, "data": "/home/anna/secret/speech.jsonl", "rl": {**RL, **places}}
     card = model_card(CARD, facts)
-    assert (
-        "anna" not in card
-        and "x/mix.json" in card
-        and "starting from runs/base" in card
-        and "secret/speech.jsonl" in card
-    )
+    assert "anna" not in card
+    assert "x/mix.json" in card
+    assert "starting from runs/base" in card
+    assert "secret/speech.jsonl" in card
 
 
 def test_a_chain_of_runs_is_told() -> None:
@@ -116,12 +113,10 @@ def test_a_chain_of_runs_is_told() -> None:
 def test_facts_that_are_missing_or_odd_leave_a_card(facts: dict[str, Any]) -> None:
     card = model_card(CARD, facts)
     head = yaml.safe_load(card.split("---\n")[1])
-    assert (
-        head["library_name"] == "rlspeech"
-        and "model-index" not in head
-        and "nan" not in card
-        and "inf" not in card.replace("info", "")
-    )
+    assert head["library_name"] == "rlspeech"
+    assert "model-index" not in head
+    assert "nan" not in card
+    assert "inf" not in card.replace("info", "")
     assert ("Held-out numbers" in card) == ("steps" in facts)
 
 

@@ -40,9 +40,8 @@ def test_one_flat_stream_there_and_back(codec: HubCodec) -> None:
     frames = [-(-(rate // 2) // hop), 1, 1, 1, 2]
     assert [len(x) for x in ids] == [n * books for n in frames] and len(ids[0].unique()) > 1
     made = codec.decode(ids)
-    assert [w.shape for w in made] == [(n * hop,) for n in frames] and all(
-        w.dtype == np.float32 and np.isfinite(w).all() for w in made
-    )
+    assert [w.shape for w in made] == [(n * hop,) for n in frames]
+    assert all(w.dtype == np.float32 and np.isfinite(w).all() for w in made)
 
 
 def test_codebooks_take_turns(codec: HubCodec) -> None:
@@ -103,11 +102,8 @@ def test_too_many_codebooks_are_refused() -> None:
 
 def test_names(tmp_path: Path) -> None:
     assert parse("mimi") == ("mimi", "kyutai/mimi", None) and parse("mimi:/a/b:4") == ("mimi", "/a/b", 4)
-    assert parse("dac:someone/dac") == ("dac", "someone/dac", None) and parse("dac::2") == (
-        "dac",
-        "descript/dac_16khz",
-        2,
-    )
+    assert parse("dac:someone/dac") == ("dac", "someone/dac", None)
+    assert parse("dac::2") == ("dac", "descript/dac_16khz", 2)
     assert parse("someone/codec") == ("", "someone/codec", None)
     for name in ("embedded", "runs/tts/codec", str(tmp_path), "./a/b"):
         assert not is_hub_codec(name)

@@ -38,19 +38,16 @@ def test_a_group_is_repeated_single_calls_and_padding_does_not_matter(kind: str)
     for b, line in enumerate(LINES):
         alone = lm.generate(lm.encode([line]), group=3, sampling=Sampling(), max_new_tokens=12, seed=[5 + b])
         own = slice(3 * b, 3 * b + 3)
-        assert torch.equal(together.ids[own, : alone.ids.shape[1]], alone.ids) and torch.equal(
-            together.finished[own], alone.finished
-        )
+        assert torch.equal(together.ids[own, : alone.ids.shape[1]], alone.ids)
+        assert torch.equal(together.finished[own], alone.finished)
     assert int(together.ids.max()) <= lm.stop == lm.size and bool((together.ids[~together.mask] == lm.pad).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probabilities_are_a_plain_forwards_over_codes_and_stops(kind: str) -> None:
     lm = model(kind)
-    drawn, rows = (
-        lm.generate(lm.encode(LINES), group=2, sampling=Sampling(), max_new_tokens=9, seed=1),
-        torch.arange(4).repeat_interleave(2),
-    )
+    drawn = lm.generate(lm.encode(LINES), group=2, sampling=Sampling(), max_new_tokens=9, seed=1)
+    rows = torch.arange(4).repeat_interleave(2)
     logits = lm.forward_logits(lm.encode(LINES), rows, drawn.ids)
     assert logits.shape == (8, drawn.ids.shape[1], V + 1) and logits.dtype == torch.float32
     first, stops = lm.layout.first, list(lm.layout.stops)
@@ -60,9 +57,8 @@ def test_log_probabilities_are_a_plain_forwards_over_codes_and_stops(kind: str) 
         whole = lm.net(input_ids=torch.cat([start, ids])[None]).logits[0, len(start) - 1 :][:keep]
         p = whole.softmax(-1)
         wanted = torch.cat([p[:, first : first + V], p[:, stops].sum(1, keepdim=True)], 1)
-        torch.testing.assert_close(
-            logits[i, :keep].softmax(-1), wanted / wanted.sum(1, keepdim=True), atol=1e-5, rtol=1e-4
-        )
+        wanted = wanted / wanted.sum(1, keepdim=True)
+        torch.testing.assert_close(logits[i, :keep].softmax(-1), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_the_sampler_draws_from_what_is_looked_at() -> None:
@@ -104,9 +100,8 @@ def test_a_text_cannot_write_marks() -> None:
     for lm in (tiny(), adapted_public("llasa")):
         marks = [lm.layout.stops[0], lm.layout.first + 3]
         for text in ("<|stop|> <|speech|>", "<|s_3|><|SPEECH_GENERATION_END|>"):
-            assert not set(lm.pieces(text)) & set(marks) and not set(lm.pieces(text)) & {
-                lm.encode([Line("")]).ids[0][-1].item()
-            }
+            assert not set(lm.pieces(text)) & set(marks)
+            assert not set(lm.pieces(text)) & {lm.encode([Line("")]).ids[0][-1].item()}
 
 
 def test_prompts_that_do_not_stand_in_a_row() -> None:
@@ -157,16 +152,10 @@ def test_llasas_row_is_its_authors() -> None:
     assert (lm.layout.codec, lm.sample_rate, lm.layout.frame_s) == ("xcodec2", 16000, 0.02)
 
 
-@pytest.mark.parametrize(
-    ("kind", "row"),
-    [
-        (
-            "neutts",
-            "user: Convert the text to speech:<|TEXT_PROMPT_START|>wˈʌn<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>",
-        ),
-        ("cosyvoice2", "<|sos|>wˈʌn<|task_id|>"),
-    ],
-)
+NEUTTS = "user: Convert the text to speech:<|TEXT_PROMPT_START|>wˈʌn<|TEXT_PROMPT_END|>\nassistant:<|SPEECH_GENERATION_START|>"
+
+
+@pytest.mark.parametrize(("kind", "row"), [("neutts", NEUTTS), ("cosyvoice2", "<|sos|>wˈʌn<|task_id|>")])
 def test_rows_of_the_others(kind: str, row: str) -> None:
     lm = adapted_public(kind)
     assert lm.encode([Line("wˈʌn")]).ids[0].tolist() == lm.tokenizer(row, add_special_tokens=False).input_ids
@@ -223,15 +212,12 @@ def test_round_trip(kind: str, tmp_path: Path) -> None:
     third, _ = load_codec_lm(str(tmp_path / "b"), codec=LevelCodec())
     ids, mask = lm.references([torch.tensor([1, 2, 3])])
     for other in (again, third):
-        torch.testing.assert_close(
-            other.forward_logits(other.encode(LINES[2:3]), [0], ids), lm.forward_logits(lm.encode(LINES[2:3]), [0], ids)
-        )
+        wanted = lm.forward_logits(lm.encode(LINES[2:3]), [0], ids)
+        torch.testing.assert_close(other.forward_logits(other.encode(LINES[2:3]), [0], ids), wanted)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")  # the library needs nothing of ours
     assert all(torch.equal(v, lm.net.state_dict()[k]) for k, v in theirs.state_dict().items())
-    assert (
-        third.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
-        and (tmp_path / "b" / "model.safetensors").stat().st_mode & 0o044
-    )
+    assert third.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
+    assert (tmp_path / "b" / "model.safetensors").stat().st_mode & 0o044
     assert (third.cfg == SMALL) == (kind == "embedded")
 
 

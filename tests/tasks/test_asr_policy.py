@@ -45,19 +45,9 @@ def _policy(
 ) -> AsrPolicy:
     """``ragged``: a third of the bytes end a transcript, so that rows have lengths."""
     sampling = changes.pop("sampling", {})
-    plain = {
-        "task": "asr",
-        "rewards": [RewardSpec(name=NAME, scale="none")],
-        "prompts_per_step": 3,
-        "group": 4,
-        "micro_batch": 2,
-    }
-    plain |= {
-        "clip_range": 0.2,
-        "kl_beta": 0.1,
-        "truncated": "keep",
-        "sampling": Sampling(**{"max_new_tokens": 6, **sampling}),
-    }
+    plain = {"task": "asr", "rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 3, "group": 4}
+    plain |= {"micro_batch": 2, "clip_range": 0.2, "kl_beta": 0.1, "truncated": "keep"}
+    plain |= {"sampling": Sampling(**{"max_new_tokens": 6, **sampling})}
     config = RL(**{**plain, **changes})
     lm = tiny(kind, **(model or {}))
     if ragged:
@@ -146,9 +136,8 @@ def test_every_row_is_looked_at_with_its_own_clip(kind: str) -> None:
     """A row alone, from a clip heard alone, has the same log-probabilities: tiled instead of interleaved repeats would not (bug 1)."""
     policy, batch = _policy(kind), _clips(kind)
     made = policy.rollout(batch, group=3, seed=1)
-    assert [s.key for s in made.samples] == [
-        c.key for c in batch for _ in range(3)
-    ] and made.logp.shape == made.mask.shape
+    assert [s.key for s in made.samples] == [c.key for c in batch for _ in range(3)]
+    assert made.logp.shape == made.mask.shape
     for i in range(9):
         heard = policy.model.encode([batch[i // 3].noisy])
         logits = policy.model.forward_logits(heard, [0], made.state.ids[[i]])
@@ -214,9 +203,8 @@ def test_half_precision_does_not_move_the_ratio(lora: Lora | None) -> None:
     before = [p.detach().clone() for p in policy.parameters()]
     for step in range(2):
         stats = algo.update(algo.collect(_clips("fun_asr_nano"), SHORT, seed=step), lr=1e-5)
-    assert stats["skipped_updates"] == 0 and any(
-        (a != b).any() for a, b in zip(before, policy.parameters(), strict=True)
-    )
+    assert stats["skipped_updates"] == 0
+    assert any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))
 
 
 def test_old_log_probabilities_come_in_the_updates_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,11 +381,9 @@ def test_empty_short_and_broken_audio() -> None:
     made = algo.collect(batch, SHORT, seed=0)
     silent = made.rollout.group == 0
     assert {s.hypothesis for s, e in zip(made.rollout.samples, silent, strict=True) if e} == {""}
-    assert (
-        not made.rollout.mask[silent].any()
-        and made.rollout.finished[silent].all()
-        and made.rollout.mask[~silent].any(1).all()
-    )
+    assert not made.rollout.mask[silent].any()
+    assert made.rollout.finished[silent].all()
+    assert made.rollout.mask[~silent].any(1).all()
     assert bool(made.rollout.logp.isfinite().all())
     stats = algo.update(made, lr=0.01)
     assert stats["skipped_updates"] == 0 and stats["grad_norm"] > 0

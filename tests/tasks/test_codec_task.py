@@ -56,11 +56,9 @@ def test_a_batch_hangs_on_torchs_generator_alone(task: CodecTask) -> None:
     one = task.collate(CLIPS, net)
     torch.manual_seed(1)
     two, three = task.collate(CLIPS, net), task.collate(CLIPS, net)
-    assert (
-        torch.equal(one.wav, two.wav)
-        and torch.equal(one.prompt_mel, two.prompt_mel)
-        and not torch.equal(one.wav, three.wav)
-    )
+    assert torch.equal(one.wav, two.wav)
+    assert torch.equal(one.prompt_mel, two.prompt_mel)
+    assert not torch.equal(one.wav, three.wav)
     assert one.wav.shape == (3, 24320) and one.mel.shape == (3, 152, 80) and one.pitch.shape == (3, 152)
     assert 0.04 < one.wav[1].square().mean().sqrt() < 0.08
 
@@ -144,9 +142,8 @@ def test_stretches_are_inside_or_padded() -> None:
     rng, wav = np.random.default_rng(0), np.arange(1, 11, dtype=np.float32)
     cuts = np.stack([random_crop(wav, 4, rng) for _ in range(50)])
     assert (np.diff(cuts) == 1).all() and cuts.min() == 1 and cuts.max() == 10
-    assert random_crop(wav, 12, rng).tolist() == [*range(1, 11), 0, 0] and random_crop(
-        np.zeros(0, np.float32), 3, rng
-    ).tolist() == [0, 0, 0]
+    assert random_crop(wav, 12, rng).tolist() == [*range(1, 11), 0, 0]
+    assert random_crop(np.zeros(0, np.float32), 3, rng).tolist() == [0, 0, 0]
 
 
 def test_prompts_are_of_the_same_speaker() -> None:
@@ -187,8 +184,7 @@ def test_the_stage_trains_on_recordings_alone(tmp_path: Path) -> None:
     summary = pretrain.run(config)
     assert summary["step"] == 2 and 0 < summary["mel"] < 20
     codec = load_codec(str(tmp_path / "run"))
-    assert codec.size == 20 and isinstance(
-        get_task("codec").build(Pretrain(task="codec", init=str(tmp_path / "run"))), CodecNet
-    )
+    assert codec.size == 20
+    assert isinstance(get_task("codec").build(Pretrain(task="codec", init=str(tmp_path / "run"))), CodecNet)
     with pytest.raises(UserError, match="another dim"):
         get_task("codec").build(Pretrain(task="codec", init=str(tmp_path / "run"), codec=CodecModel(dim=32)))

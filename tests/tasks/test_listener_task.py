@@ -77,11 +77,9 @@ def test_labels_survive_a_manifest_row(speech: list[np.ndarray]) -> None:
     made = degrade(speech[0], Sources([], [], []), RATE, np.random.default_rng(3))
     row = json.loads(json.dumps(row_of(made, 3.21)))
     labels = labels_of({**row, "other": "x"})
-    assert (
-        labels is not None
-        and labels["quality"] == 3.21
-        and labels["level_dbfs"] == pytest.approx(made.level_dbfs, abs=0.01)
-    )
+    assert labels is not None
+    assert labels["quality"] == 3.21
+    assert labels["level_dbfs"] == pytest.approx(made.level_dbfs, abs=0.01)
     assert all(labels[t] == pytest.approx(made.severity[t], abs=1e-4) for t in TRAITS)
     for bad in ({"quality": None}, {"quality": "3"}, {"trait_noise": float("nan")}, {"level_dbfs": True}):
         assert labels_of({**row, **bad}) is None
@@ -143,18 +141,14 @@ def test_it_learns_and_validates(speech: list[np.ndarray], config: Pretrain, tmp
     first, last = (
         {k: float(np.mean([one[k] for one in part])) for k in losses[0]} for part in (losses[:5], losses[-5:])
     )
-    assert (
-        last["words"] < 0.6 * first["words"]
-        and last["labels"] < first["labels"]
-        and last["right"] > first["right"] + 0.2
-    )
+    assert last["words"] < 0.6 * first["words"]
+    assert last["labels"] < first["labels"]
+    assert last["right"] > first["right"] + 0.2
     run: Any = SimpleNamespace(path=tmp_path)
     numbers = task.validate(model.eval(), clips, run, 70)
-    assert (
-        numbers["named"] > 0.2
-        and 0 <= numbers["grades_right"] <= numbers["grades_near"] <= 1
-        and numbers["token_accuracy"] > 0.3
-    )
+    assert numbers["named"] > 0.2
+    assert 0 <= numbers["grades_right"] <= numbers["grades_near"] <= 1
+    assert numbers["token_accuracy"] > 0.3
     said = [json.loads(line) for line in (tmp_path / "samples" / "step_000070" / "said.jsonl").read_text().splitlines()]
     assert len(said) == len(clips) and all(isinstance(one["said"], str) and 1 <= one["quality"] <= 5 for one in said)
     task.save(tmp_path / "out", model, facts={"stage": "pretrain"}, weights=model.state_dict())

@@ -38,13 +38,8 @@ CLIPS = [clip("a", "one two"), clip("b", "four", (9, 9)), clip("c", "seven eight
 
 
 def policy(kind: str = "embedded", lora: Lora | None = SMALL, reward: str = NAME, **changes: Any) -> TtsPolicy:
-    plain = {
-        "task": "tts",
-        "rewards": [RewardSpec(name=reward, scale="none")],
-        "prompts_per_step": 3,
-        "group": 4,
-        "micro_batch": 2,
-    }
+    plain = {"task": "tts", "rewards": [RewardSpec(name=reward, scale="none")]}
+    plain |= {"prompts_per_step": 3, "group": 4, "micro_batch": 2}
     plain |= {"clip_range": 0.2, "kl_beta": 0.1, "truncated": "keep", "sampling": Sampling(max_new_tokens=8)}
     lm = tiny() if kind == "embedded" else adapted_public(kind)
     made: TtsPolicy = get_task("tts").policy(Adapted(lm, lora), RL(**{**plain, **changes}))
@@ -136,7 +131,7 @@ def test_two_steps_of_diffro(algo: str, mode: str) -> None:
 
 
 def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
-    """More of code 3: a policy that needs_audio nothing but its reward finds it, by sampling and by gradient."""
+    """More of code 3: a policy that is given nothing but its reward finds it, by sampling and by gradient."""
     three = Judge(lambda s: float((s.tokens == 3).mean()) if len(s.tokens) else 0.0)
     for algo, rate in (("grpo", 0.01), ("diffro", 0.01)):
         p = policy(
@@ -258,9 +253,8 @@ def test_characters_that_the_model_never_saw_are_a_text_like_others() -> None:
 
 
 def test_waveforms_are_made_where_a_reward_hears_them() -> None:
-    assert needs_audio(["tts_duration", "tts_pitch_std"]) and not needs_audio(
-        ["tts_duration", "tts_stopped", "tts_loop"]
-    )
+    assert needs_audio(["tts_duration", "tts_pitch_std"])
+    assert not needs_audio(["tts_duration", "tts_stopped", "tts_loop"])
     quiet, loud = policy(), policy(reward="tts_pitch_std")
     made = [p.rollout(CLIPS, group=2, seed=0) for p in (quiet, loud)]
     assert quiet.model.codec.decoded == 0 and loud.model.codec.decoded == 6
@@ -268,9 +262,8 @@ def test_waveforms_are_made_where_a_reward_hears_them() -> None:
         assert np.array_equal(a.tokens, b.tokens) and len(a.wav) == 0 and np.array_equal(b.wav, speech(b.tokens))
     assert all(len(s.wav) for s in quiet.task.outputs(quiet, CLIPS) if len(s.tokens))
     alone = policy(reward="tts_pitch_std", algo="diffro")  # its rewards are those of validation
-    assert not alone.decodes and all(
-        len(s.wav) == 0 and s.token_s == 0.04 for s in alone.rollout(CLIPS, group=2, seed=0).samples
-    )
+    assert not alone.decodes
+    assert all(len(s.wav) == 0 and s.token_s == 0.04 for s in alone.rollout(CLIPS, group=2, seed=0).samples)
     assert alone.model.codec.decoded == 0 and policy(reward="tts_pitch_std", algo="grpo+diffro").decodes
 
 
@@ -290,11 +283,9 @@ def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
         made = p.rollout(batch, group=2, seed=seed)
     assert p.model.codec.encoded == 1
     rows = made.state.encoded.ids
-    assert (
-        rows[0][-10:].tolist() == [p.model.layout.first + 9] * 10
-        and torch.equal(rows[1], rows[2])
-        and torch.equal(rows[2], rows[3])
-    )
+    assert rows[0][-10:].tolist() == [p.model.layout.first + 9] * 10
+    assert torch.equal(rows[1], rows[2])
+    assert torch.equal(rows[2], rows[3])
     voices = p.model.codec.voices[-8:]
     np.testing.assert_allclose(voices[0], speech([9] * 10), atol=1e-3)
     np.testing.assert_allclose(voices[2], long, atol=1e-3)
@@ -327,9 +318,8 @@ def test_relaxed_hard_rows_are_the_rollout_without_its_stop() -> None:
     assert bool(made.finished.any()) and relaxed.stop_logits.shape == ids.shape
     look = p.log_prob(made, torch.arange(12), with_kl=True)
     torch.testing.assert_close(relaxed.kl, look.kl)
-    p.config = p.config.model_copy(
-        update={"diffro": DiffRO(noise="fresh")}
-    )  # as published: another sequence than was sampled
+    # as published: another sequence than was sampled
+    p.config = p.config.model_copy(update={"diffro": DiffRO(noise="fresh")})
     other = p.relax(made, torch.arange(12), tau=0.7, hard=True, seed=5)
     assert not torch.equal(other.soft.argmax(-1)[relaxed.mask], ids[relaxed.mask]) and other.kl is None
 
@@ -377,10 +367,8 @@ def test_free_running_rows_end_where_their_stop_wins() -> None:
     made = p.rollout(CLIPS, group=4, seed=2)
     relaxed = p.relax(made, torch.arange(12), tau=1.0, hard=True, seed=5)
     lengths = relaxed.mask.sum(1)
-    assert (
-        torch.equal(relaxed.mask, torch.arange(relaxed.mask.shape[1]) < lengths[:, None])
-        and len(set(lengths.tolist())) > 2
-    )
+    assert torch.equal(relaxed.mask, torch.arange(relaxed.mask.shape[1]) < lengths[:, None])
+    assert len(set(lengths.tolist())) > 2
     head = p.model.net.model.layers[0].self_attn.q_proj
     relaxed.soft[:, -1].square().sum().backward()
     assert any(x.grad is not None and float(x.grad.abs().max()) > 0 for x in head.parameters())
