@@ -25,7 +25,6 @@ from rlspeech.types import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Engine", "PhasedPolicy", "Phases", "Watchdog", "seed_all"]
 
 MB = 2**20
 

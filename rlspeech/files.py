@@ -18,20 +18,6 @@ from typing import Any
 
 from rlspeech.types import UserError
 
-__all__ = [
-    "JsonlWriter",
-    "digest_of",
-    "dumps",
-    "is_full",
-    "numbered_lines",
-    "read_jsonl",
-    "read_text",
-    "safe_name",
-    "sync",
-    "write_error",
-    "write_text",
-]
-
 MAX_ID = 120
 UNSAFE = re.compile(r"[^\w.\-+=@]+")  # \w keeps letters of every script
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")  # device names on Windows

@@ -26,22 +26,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID
 
-__all__ = [
-    "configure",
-    "discard",
-    "emit",
-    "error",
-    "fancy",
-    "is_main",
-    "plain",
-    "progress",
-    "say",
-    "several",
-    "table",
-    "to_file",
-    "waiting",
-    "warn",
-]
 
 LINE_EVERY_S = 5.0  # between plain progress lines
 NARROW = 66  # columns of a window that has no room for a bar

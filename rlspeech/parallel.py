@@ -29,7 +29,6 @@ from rlspeech.types import UserError
 if TYPE_CHECKING:
     from pebble import ProcessFuture, ProcessPool
 
-__all__ = ["Job", "Pool", "WorkerDied", "calm_threads", "one_by_one", "parallel_map", "physical_cores"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -9,8 +9,6 @@ from typing import Any
 
 from rlspeech.types import UserError
 
-__all__ = ["load", "load_function"]
-
 
 def load(path: str) -> Any:
     """Import ``package.module:name``. Raises ``ImportError``, ``AttributeError`` or ``ValueError`` where there is none."""

@@ -31,8 +31,6 @@ from rlspeech.state import load_state, save_state
 from rlspeech.tracking import MetricsLog, check_trackers
 from rlspeech.types import UserError
 
-__all__ = ["Checkpoints", "Run", "versions_of"]
-
 # of a run that has not begun
 SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.

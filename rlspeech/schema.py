@@ -20,21 +20,6 @@ from pydantic.fields import FieldInfo
 
 from rlspeech.types import UserError
 
-__all__ = [
-    "Key",
-    "allowed",
-    "bounds",
-    "closest",
-    "item",
-    "item_model",
-    "keys",
-    "load_yaml",
-    "model",
-    "parse_value",
-    "type_name",
-    "unknown_key",
-]
-
 _FEW = 12  # names that can be listed without hiding the point
 
 

@@ -20,19 +20,6 @@ from rlspeech import log
 from rlspeech.files import dumps, write_error, write_text
 from rlspeech.types import Score, UserError
 
-__all__ = [
-    "FIXED",
-    "JUDGE_TEXT",
-    "ScoreFile",
-    "ScoreTable",
-    "append_rows",
-    "judge_texts",
-    "keep_rows",
-    "read_scores",
-    "step_name",
-    "write_json",
-]
-
 Row = dict[str, Any]
 FIXED = {"key", "system", "stamp", "errors"}
 JUDGE_TEXT = "llm_text"  # columns of this beginning hold what a language model said

@@ -19,8 +19,6 @@ from pydantic import BaseModel, ValidationError
 from rlspeech.schema import allowed, closest, item, item_model, load_yaml, model, parse_value, unknown_key
 from rlspeech.types import UserError
 
-__all__ = ["preset_about", "preset_names", "preset_path", "preset_stage", "read_config", "resolve", "stage_of"]
-
 M = TypeVar("M", bound=BaseModel)
 Provenance = dict[str, str]
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-__all__ = ["load_optimizer_state", "load_state", "optimizer_state", "rng_state", "save_state", "set_rng_state"]
-
 
 def save_state(path: Path, state: dict[Any, Any]) -> None:
     """Write a nested dict into a folder.

@@ -15,17 +15,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "Interval",
-    "draws_interval",
-    "interval_columns",
-    "mean_interval",
-    "paired_delta",
-    "pairwise_cosine",
-    "resampled_sums",
-    "spearman",
-]
-
 Values = Sequence[float | None] | np.ndarray
 CHUNK = 4_000_000  # resampled values held at once
 

@@ -24,8 +24,6 @@ from rlspeech.files import write_error, write_text
 from rlspeech.scores import step_name
 from rlspeech.types import UserError
 
-__all__ = ["MetricsLog", "Tracker", "check_trackers", "read_metrics"]
-
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}  # tracker -> what pip installs
 SOUND = frozenset({".wav", ".flac", ".ogg"})
 GIVEN = ("input", "reference")  # folders beside those of the steps, where a stage keeps what was put in

@@ -21,23 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-__all__ = [
-    "BasePolicy",
-    "CriticPolicy",
-    "LogProb",
-    "Policy",
-    "RelaxPolicy",
-    "Relaxed",
-    "Reward",
-    "Rollout",
-    "Sample",
-    "Score",
-    "SoftReward",
-    "SupervisedPolicy",
-    "UserError",
-    "Utterance",
-]
-
 
 class UserError(Exception):
     """An error that the user can fix: what happened, why, and what to try.

@@ -11,8 +11,6 @@ from rlspeech.cli import common, complete
 from rlspeech.cli.common import LAYERS, STAGE, call, command, stage
 from rlspeech.types import UserError
 
-__all__ = ["app"]
-
 app = Typer()
 
 Texts = list[str] | None

@@ -21,20 +21,6 @@ from rlspeech import log, plugins
 from rlspeech.cli import complete
 from rlspeech.types import UserError
 
-__all__ = [
-    "LAYERS",
-    "SHARED",
-    "STAGE",
-    "Group",
-    "call",
-    "command",
-    "guarded",
-    "listed",
-    "perform",
-    "reader_left",
-    "stage",
-]
-
 CLOSED = 141  # as the shell says of a program that wrote into a pipe without a reader
 _LAYERS = "Settings (preset < config < flags < set)"
 _OUTPUT = "Output"

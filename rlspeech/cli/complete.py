@@ -13,8 +13,6 @@ import typer
 
 from rlspeech import plugins
 
-__all__ = ["SCHEMAS", "choices", "describe", "devices", "one_of", "presets", "rewards", "settings", "stages"]
-
 SCHEMAS = {  # command -> module:Class of its settings
     "prepare": "stages.prepare:Prepare",
     "prepare rl-asr": "corpora.rl_asr:RlAsr",

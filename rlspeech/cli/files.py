@@ -15,8 +15,6 @@ from rlspeech.cli.common import Group, call, command, load, perform
 from rlspeech.cli.complete import SCHEMAS
 from rlspeech.types import UserError
 
-__all__ = ["SCHEMAS", "app"]
-
 app = Typer()
 presets = Typer(
     cls=Group,
