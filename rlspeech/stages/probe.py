@@ -37,7 +37,7 @@ from rlspeech.tasks.base import Task
 from rlspeech.tasks.settings import complete
 from rlspeech.types import Policy, Rollout, UserError
 
-__all__ = ["Agreement", "probe_gradients", "summarise"]
+__all__ = ["Agreement", "candidates", "label", "probe_gradients", "run", "summarise"]
 
 
 Setting = Exploration | Sampling
@@ -54,14 +54,8 @@ def candidates(config: RL, task: Task) -> Sequence[Setting]:
     if config.probe_settings:
         return list(config.probe_settings)
     mine = config.explore
-    changes: list[dict[str, Any]] = [
-        {"bands": 1},
-        {"bands": 16},
-        {"basis": ["level"]},
-        {"basis": ["contrast"]},
-        {"segment_s": 0.25},
-    ]
-    near = [mine.model_copy(update=change) for change in changes]
+    changes: list[dict[str, Any]] = [{"bands": 1}, {"bands": 16}, {"basis": ["level"]}, {"basis": ["contrast"]}]
+    near = [mine.model_copy(update=change) for change in (*changes, {"segment_s": 0.25})]
     unique: list[Exploration] = []
     for setting in [mine, *(near if mine.kind == "gain" else [Exploration()]), task.published]:
         if setting not in unique:
@@ -73,7 +67,7 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     """Probe every candidate with ``probe_batches`` independent gradients. Nothing is trained.
 
     Every row is written as soon as it is known; after an interruption the same command goes on behind the last one. Guards are scored only
-    where they were asked for: the dearest of them take longer than all rewards.
+    where they were asked for: the most expensive ones take longer than all rewards.
 
     Returns:
         rows of setting, rollouts a second, and per reward the cosine with its interval and the critical number of prompts.
@@ -96,37 +90,19 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     }
     path = Path(config.out) / "probe.json" if config.out else None
     summary["rows"] = rows = _known(path, summary, settings)
+    whole, done = (len(some) * config.probe_batches for some in (settings, rows))
     with (
         make_scorer(config, str(engine.device), guards=watched) as scorer,
-        log.progress(
-            len(settings) * config.probe_batches, "probe", "gradients", start=len(rows) * config.probe_batches
-        ) as bar,
+        log.progress(whole, "probe", "gradients", start=done) as bar,
     ):
         try:
             for setting in settings[len(rows) :]:
-                policy = (
-                    task.policy(adapted, config, setting)
-                    if isinstance(setting, Exploration)
-                    else task.policy(adapted, config)
-                )
-                feed = batches(
-                    train, config.prompts_per_step, clip_s, seed=config.seed
-                )  # every setting sees the same prompts
+                policy = task.policy(adapted, config, setting if isinstance(setting, Exploration) else None)
+                # every setting gets the same prompts
+                feed = batches(train, config.prompts_per_step, clip_s, seed=config.seed)
                 found, rate = _measure(config, policy, scorer, feed, bar)
-                rows.append(
-                    {
-                        "setting": label(setting),
-                        _kind(setting): setting.model_dump(mode="json"),
-                        "rollouts_per_s": rate,
-                        **{
-                            name: {
-                                **interval.as_dict(),
-                                "critical_prompts": critical if critical != float("inf") else None,
-                            }
-                            for name, (interval, critical) in found.items()
-                        },
-                    }
-                )
+                row = {"setting": label(setting), _kind(setting): setting.model_dump(mode="json")}
+                rows.append({**row, "rollouts_per_s": rate, **found})
                 if path is not None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_text(path, json.dumps(summary, indent=2) + "\n")
@@ -144,9 +120,7 @@ def _known(path: Path | None, summary: dict[str, Any], settings: Sequence[Settin
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
         rows = found["rows"] if found.get("asked") == summary["asked"] else []
-        same = [
-            row[_kind(setting)] == setting.model_dump(mode="json") for row, setting in zip(rows, settings, strict=False)
-        ]
+        same = [row[_kind(s)] == s.model_dump(mode="json") for row, s in zip(rows, settings, strict=False)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return list(rows) if all(same) and len(rows) < len(settings) else []
@@ -162,12 +136,13 @@ def _show(config: RL, rows: Sequence[dict[str, Any]]) -> None:
         ["exploration", "rollouts/s", *names],
         [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
         [
-            "0: the gradients have no common direction, the run would wander; (n): prompts a step at which the gradient is half signal"
+            "0: the gradients have no common direction, the run would wander; (n): prompts a step at which it is half signal"
         ],
     )
 
 
-def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tuple[Agreement, float]:
+def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tuple[dict[str, Any], float]:
+    """Agreement of the gradients by reward: the cosine with its interval and the critical number of prompts; and rollouts a second."""
     algo = get_algorithm(config, policy, torch.optim.SGD(policy.parameters(), 0.0))
     grads: dict[str, list[torch.Tensor]] = {}
     started, rollouts = time.monotonic(), 0
@@ -186,7 +161,11 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
         for name, g in probe_gradients(policy, rollout, columns, config.micro_batch).items():
             grads.setdefault(name, []).append(g)
         bar.advance(1)
-    return summarise(grads, config.prompts_per_step, config.seed), rollouts / (time.monotonic() - started)
+    agreement = {
+        name: {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
+        for name, (interval, critical) in summarise(grads, config.prompts_per_step, config.seed).items()
+    }
+    return agreement, rollouts / (time.monotonic() - started)
 
 
 def label(e: Setting) -> str:
