@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -98,7 +97,7 @@ def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **
 @pytest.mark.parametrize(("task", "form"), SUPPORTED, ids=lambda v: v)
 def test_two_steps(given: dict[str, dict[str, Any]], tmp_path: Path, task: str, form: str) -> None:
     summary = rl.run(config(given, task, form, tmp_path / "run"))
-    rows = [r for r in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "lr" in r]
+    rows = [r for r in tiny_speech.read_rows(tmp_path / "run") if "lr" in r]
     assert summary["steps"] == len(rows) == 2 and all(
         r["grad_norm"] is not None and r["skipped_updates"] == 0 for r in rows
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_speech import write_model, write_pairs
+from tiny_speech import interrupt_at, read_rows, write_model, write_pairs
 
 from rlspeech.algos.grpo import GRPO
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
@@ -66,10 +66,6 @@ def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "state.safetensors"), **load_file(folder / "model.safetensors")}
 
 
-def _rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("whole") / "run"
@@ -83,7 +79,7 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
         summary["difference"]["si_sdr"]["mean"]
     )
     json.dumps(summary, allow_nan=False)
-    steps = [r for r in _rows(out) if "reward" in r]
+    steps = [r for r in read_rows(out) if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
     for key in (
         "grad_agreement",
@@ -150,18 +146,11 @@ def test_two_and_two_steps_are_four(
 ) -> None:
     whole = tmp_path / "whole"
     rl.run(_config(given, whole, **changes))
-    real = rl.Session.advance
-
-    def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return real(self, prompts)
-
     with monkeypatch.context() as patch:
-        patch.setattr(rl.Session, "advance", advance)
+        interrupt_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             rl.run(_config(given, tmp_path / "cut", **changes))
-    assert [r["step"] for r in _rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
+    assert [r["step"] for r in read_rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
     assert (tmp_path / "cut" / "report.html").is_file() and "interrupted" in open_runs([str(tmp_path / "cut")])[
         0
     ].state()
@@ -170,7 +159,8 @@ def test_two_and_two_steps_are_four(
     assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
     passing = ("seconds", "memory_mb", "time")  # of these runs
     a, b = (
-        [{k: v for k, v in r.items() if not k.startswith(passing)} for r in _rows(p)] for p in (whole, tmp_path / "cut")
+        [{k: v for k, v in r.items() if not k.startswith(passing)} for r in read_rows(p)]
+        for p in (whole, tmp_path / "cut")
     )
     assert [r for r in a if "reward" in r] == [r for r in b if "reward" in r]
     assert (whole / "scores.jsonl").read_text() == (tmp_path / "cut" / "scores.jsonl").read_text()
@@ -183,7 +173,7 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
     rl.run(_config(given, out, steps=2))
     summary = rl.run(_config(given, out, steps=4))
     assert summary["steps"] == 4 and "learning rate falls over all 4" in capsys.readouterr().err
-    rows = _rows(out)
+    rows = read_rows(out)
     assert [r["step"] for r in rows if "reward" in r] == [1, 2, 3, 4] and [
         r["step"] for r in rows if "valid/reward" in r
     ] == [0, 2, 4]
@@ -196,7 +186,7 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
 
 def test_validation_has_intervals_in_the_log(given: dict[str, str], tmp_path: Path) -> None:
     summary = rl.run(_config(given, tmp_path / "run", valid=given["data"], valid_items=4, steps=1, valid_every=1))
-    last = [r for r in _rows(tmp_path / "run") if "valid/si_sdr" in r][-1]
+    last = [r for r in read_rows(tmp_path / "run") if "valid/si_sdr" in r][-1]
     for name in ("si_sdr", "stoi", "reward"):
         for part, found in (("valid", summary["after"][name]), ("delta", summary["difference"][name])):
             assert [last[f"{part}/{name}{end}"] for end in ("", "_lo", "_hi")] == [
@@ -231,7 +221,7 @@ def test_the_reward_that_is_trained_goes_up(given: dict[str, str], tmp_path: Pat
         save_every=30,
     )
     rl.run(config)
-    rewards = [r["reward/si_sdr"] for r in _rows(tmp_path / "up") if "reward" in r]
+    rewards = [r["reward/si_sdr"] for r in read_rows(tmp_path / "up") if "reward" in r]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
 
 
@@ -293,7 +283,7 @@ def test_a_guard_stops_a_run_that_does_damage(
 def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
     out, _ = whole
     best = out / "checkpoints" / (out / "checkpoints" / "best").read_text().strip()
-    history = {r["step"]: r for r in _rows(out) if "valid/si_sdr" in r}
+    history = {r["step"]: r for r in read_rows(out) if "valid/si_sdr" in r}
     assert set(history) == {0, 2, 4} and best.is_dir()
     assert torch.equal(load_model(str(out), "flowse")[0].out.weight, load_model(str(best), "flowse")[0].out.weight)
 

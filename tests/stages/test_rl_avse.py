@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_avse_task import av_clips, tiny_avse
-from tiny_speech import write_pairs
+from tiny_speech import interrupt_at, read_rows, write_pairs
 
 from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.data.batches import with_video
@@ -63,7 +62,7 @@ def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
-    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "lr" in r]
+    return [r for r in read_rows(run) if "lr" in r]
 
 
 def _weights(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
@@ -126,15 +125,8 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_did(
 ) -> None:
     config = {"ppo": PPO(form="critic"), "steps": 3, "valid_every": 3}  # a critic has a state of its own
     rl.run(_config(given, tmp_path / "whole", **config))
-    real = rl.Session.advance
-
-    def cut(self: rl.Session, prompts: Any) -> dict[str, Any]:
-        if self.step == 2:
-            raise KeyboardInterrupt
-        return real(self, prompts)
-
     with monkeypatch.context() as patch:
-        patch.setattr(rl.Session, "advance", cut)
+        interrupt_at(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             rl.run(_config(given, tmp_path / "cut", **config))
     rl.run(_config(given, tmp_path / "cut", **config))

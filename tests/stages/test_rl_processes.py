@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_speech import write_model, write_pairs
+from tiny_speech import read_rows, write_model, write_pairs
 
 from rlspeech.config import RL, Exploration, GuardSpec, RewardSpec
 from rlspeech.stages import rl
@@ -35,12 +35,8 @@ if __name__ == "__main__":
 """
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def validations(run: Path) -> list[dict[str, Any]]:
-    found = [r for r in rows(run) if "valid/reward" in r]
+    found = [r for r in read_rows(run) if "valid/reward" in r]
     return [{k: v for k, v in r.items() if k.startswith("valid/")} for r in found]
 
 
@@ -98,7 +94,7 @@ def test_two_processes_log_what_both_did_and_validate_as_one_would(tmp_path: Pat
     (steps, stopped, after), other = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2))
     assert steps == other[0] and stopped == other[1] == "all steps done" and after == other[2]
 
-    logged = [r for r in rows(tmp_path / "two") if "lr" in r]
+    logged = [r for r in read_rows(tmp_path / "two") if "lr" in r]
     assert [r["step"] for r in logged] == [1, 2] == list(range(1, len(steps) + 1))
     for row, (a, b) in zip(logged, steps, strict=True):
         assert a["reward"] != b["reward"] and row["reward"] == pytest.approx((a["reward"] + b["reward"]) / 2)

@@ -13,15 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_recognisers import ROWS, write_corpus, write_model
+from tiny_speech import interrupt_at, read_rows
 
 from rlspeech import log
-from rlspeech.config import RL, Exploration, RewardSpec, Sampling
-from rlspeech.rewards.rates import corpus_interval
+from rlspeech.config import RL, Exploration, Sampling
 from rlspeech.stages import probe, rl
-from rlspeech.stages.validation import TEXT, reward_of, texts_of
 from rlspeech.tasks import get_task
 from rlspeech.tasks.settings import check_settings, complete
-from rlspeech.types import Sample, UserError
+from rlspeech.types import UserError
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +52,6 @@ def config(given: dict[str, str], out: Path, **changes: Any) -> RL:
     return RL(task="asr", out=str(out), **given, **settings)
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "step_000002" / "model.safetensors")
 
@@ -67,7 +62,7 @@ def test_a_run_and_the_same_run_in_two_attempts(
     summary = rl.run(config(given, tmp_path / "whole", dynamic_sampling=1))
     assert {"asr_accuracy", "asr_hallucination", "asr_wer", "reward"} <= set(summary["difference"])
     json.dumps(log.plain(summary), allow_nan=False)
-    steps = [r for r in rows(tmp_path / "whole") if "tokens" in r]
+    steps = [r for r in read_rows(tmp_path / "whole") if "tokens" in r]
     assert (
         [r["step"] for r in steps] == [1, 2]
         and steps[0]["ratio_max_gap"] < 1e-3
@@ -84,22 +79,15 @@ def test_a_run_and_the_same_run_in_two_attempts(
     ):
         assert all(r[name] is not None for r in steps), name
     assert all(1 <= r["tokens"] <= 4 and r["wer"] > 0 for r in steps)
-    assert all(r["valid/wer"] > 0 for r in rows(tmp_path / "whole") if "valid/reward" in r)
+    assert all(r["valid/wer"] > 0 for r in read_rows(tmp_path / "whole") if "valid/reward" in r)
     before, after = load_file(Path(given["model"]) / "model.safetensors"), weights(tmp_path / "whole")
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
     assert moved and not any(
         "audio" in k or "adaptor" in k or "projector" in k for k in moved
     )  # encoder and projector stay
 
-    real = rl.Session.advance
-
-    def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
-        if self.step == 1:
-            raise KeyboardInterrupt
-        return real(self, prompts)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(rl.Session, "advance", advance)
+        interrupt_at(patch, 1)
         rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
     rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
     again = weights(tmp_path / "cut")
@@ -108,7 +96,7 @@ def test_a_run_and_the_same_run_in_two_attempts(
 
 def test_the_control_and_the_probe(given: dict[str, str], tmp_path: Path) -> None:
     rl.run(config(given, tmp_path / "sft", policy_weight=0.0, supervised_weight=1.0))
-    made = [r["supervised_loss"] for r in rows(tmp_path / "sft") if "supervised_loss" in r]
+    made = [r["supervised_loss"] for r in read_rows(tmp_path / "sft") if "supervised_loss" in r]
     assert len(made) == 2 and all(math.isfinite(v) for v in made)
     found = probe.run(config(given, tmp_path / "probe", probe_batches=4))
     assert [r["setting"] for r in found["rows"]] == ["temperature 1"] and "all" in found["rows"][0]
@@ -158,33 +146,3 @@ def test_a_recogniser_needs_texts_and_clips_it_can_take(tmp_path: Path, capsys: 
     assert held[0].noisy is held[0].target or np.array_equal(held[0].noisy, held[0].target)
     with pytest.raises(UserError, match="8 rows"):
         get_task("asr").data(RL(data=str(path)), SimpleNamespace(sample_rate=16000, max_s=0.1))
-
-
-def test_one_number_for_all_rewards() -> None:
-    specs = [
-        RewardSpec(name="asr_accuracy", scale="none"),
-        RewardSpec(name="asr_keywords", scale="none", weight=0.5),
-        RewardSpec(name="asr_hallucination", scale="none", weight=2.0, mode="override"),
-    ]
-    row = {
-        "asr_accuracy": [0.5, 1.0, 0.8, None],
-        "asr_keywords": [None, 1.0, 1.0, 1.0],
-        "asr_hallucination": [0.0, 0.0, -1.0, 0.0],
-    }
-    assert reward_of(specs, row, row) == [0.5, 1.5, -2.0, None]
-    strict = [specs[0], specs[1].model_copy(update={"missing": "unscorable"})]
-    assert reward_of(strict, row, row)[0] is None
-    scaled = reward_of([RewardSpec(name="asr_wer")], {"asr_wer": [1.0, 3.0]}, {"asr_wer": [0.0, 2.0]})
-    assert scaled == [-1.0, -3.0]  # in units of the spread at the start, and lower is better
-
-
-def test_the_error_rate_of_rollouts_counts_spoken_words_alone() -> None:
-    def said(text: str | None, hypothesis: str | None, **columns: Any) -> Sample:
-        return Sample("k", np.zeros(0, np.float32), 16000, None, text, columns, hypothesis)
-
-    def word_errors(*samples: Sample) -> float:
-        return corpus_interval(texts_of(samples), TEXT).mean
-
-    assert word_errors(said("a b c d", "a b x"), said("", "noise words"), said(None, "?"), said("e", "E.")) == 2 / 5
-    assert word_errors(said("你好世界", "你好世", language="zh")) == 0.25
-    assert math.isnan(word_errors(said("", "x")))

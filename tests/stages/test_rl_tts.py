@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_speech import read_rows
 from tiny_tts import write_tts
 
 from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
@@ -61,15 +62,11 @@ def asked(tiny: dict[str, str], out: Path, **changes: Any) -> RL:
     return RL(**{**plain, **changes})
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_a_guard_stops_a_reward_that_makes_speech_degenerate(tiny: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     made = rl.run(asked(tiny, out))
-    rows = rows_of(out)
+    rows = read_rows(out)
     checks = {r["step"]: r for r in rows if "valid/tts_duration_drift" in r}
     assert (
         made["tripped"] == made["stopped"] and "tts_duration_drift is worse" in made["stopped"] and made["steps"] < 60
@@ -89,7 +86,7 @@ def test_a_guard_stops_a_reward_that_makes_speech_degenerate(tiny: dict[str, str
 
     again = rl.run(asked(tiny, out))  # the same command does not go on with the damage
     assert again["tripped"] == made["tripped"] and again["steps"] == made["steps"] and again["best"] == made["best"]
-    assert [r for r in rows_of(out) if "lr" in r] == [r for r in rows if "lr" in r]
+    assert [r for r in read_rows(out) if "lr" in r] == [r for r in rows if "lr" in r]
 
 
 def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(

@@ -1,16 +1,30 @@
-"""What a validation of ``rl`` keeps: rows and audio by clip."""
+"""What a validation of ``rl`` keeps, finds in one number, and says on a checkpoint: rows, audio, facts and a card that the Hub reads."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import yaml
 from tiny_runs import RATE, clips_of, rl_run
+from tiny_speech import write_model, write_pairs
 
+from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
+from rlspeech.models.card import Card, model_card
+from rlspeech.models.hub import read_config
 from rlspeech.report.runs import RunRecord
 from rlspeech.report.systems import validation as shown
-from rlspeech.stages import validation
-from rlspeech.types import Sample, Score
+from rlspeech.rewards.rates import corpus_interval
+from rlspeech.stages import rl, validation
+from rlspeech.stages.validation import TEXT, reward_of, summary_line, texts_of, tuned_facts
+from rlspeech.stats import Interval
+from rlspeech.types import Sample, Score, Utterance
+
+CARD = Card("flow enhancer", "flowse", 1000, 16000, "rlspeech", "audio-to-audio")
 
 
 def test_rows_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
@@ -43,3 +57,151 @@ def test_a_score_that_is_missing_has_its_reason(tmp_path: Path) -> None:
     assert (tmp_path / "samples" / "recording" / "u0.flac").is_file()
     means = shown(RunRecord("x", tmp_path, "rl", scores={"step_000000": {"u0": row}}), 0, "x").means
     assert list(means) == ["asr_wer", "reward"] and means["reward"].n == 0
+
+
+def test_one_number_for_all_rewards() -> None:
+    specs = [
+        RewardSpec(name="asr_accuracy", scale="none"),
+        RewardSpec(name="asr_keywords", scale="none", weight=0.5),
+        RewardSpec(name="asr_hallucination", scale="none", weight=2.0, mode="override"),
+    ]
+    row = {
+        "asr_accuracy": [0.5, 1.0, 0.8, None],
+        "asr_keywords": [None, 1.0, 1.0, 1.0],
+        "asr_hallucination": [0.0, 0.0, -1.0, 0.0],
+    }
+    assert reward_of(specs, row, row) == [0.5, 1.5, -2.0, None]
+    strict = [specs[0], specs[1].model_copy(update={"missing": "unscorable"})]
+    assert reward_of(strict, row, row)[0] is None
+    scaled = reward_of([RewardSpec(name="asr_wer")], {"asr_wer": [1.0, 3.0]}, {"asr_wer": [0.0, 2.0]})
+    assert scaled == [-1.0, -3.0]  # in units of the spread at the start, and lower is better
+
+
+def test_the_error_rate_of_rollouts_counts_spoken_words_alone() -> None:
+    def said(text: str | None, hypothesis: str | None, **columns: Any) -> Sample:
+        return Sample("k", np.zeros(0, np.float32), 16000, None, text, columns, hypothesis)
+
+    def word_errors(*samples: Sample) -> float:
+        return corpus_interval(texts_of(samples), TEXT).mean
+
+    assert word_errors(said("a b c d", "a b x"), said("", "noise words"), said(None, "?"), said("e", "E.")) == 2 / 5
+    assert word_errors(said("你好世界", "你好世", language="zh")) == 0.25
+    assert math.isnan(word_errors(said("", "x")))
+
+
+def config(**more: Any) -> RL:
+    return RL(rewards=[RewardSpec(name="estoi", weight=0.5)], guards=[GuardSpec(name="lsd", max_drop=0.5)], **more)
+
+
+def history() -> list[dict[str, Any]]:
+    first = {
+        "step": 0,
+        "estoi": [0.5 + 0.01 * i for i in range(20)],
+        "lsd": [9.0 + 0.1 * i for i in range(20)],
+        "reward": [0.0] * 20,
+    }
+    return [first, {**first, "step": 40, "estoi": [v + 0.1 for v in first["estoi"]], "lsd": [None, *first["lsd"][1:]]}]
+
+
+def row(language: str | None) -> Utterance:
+    return Utterance("u", "/x.wav", 1.0, 16000, language=language)
+
+
+def test_numbers_have_intervals_against_the_start() -> None:
+    facts = tuned_facts(config(model="base", seed=3), {"data": "64 minutes"}, history(), 42, [row("en")] * 5, {})
+    json.dumps(facts, allow_nan=False)
+    found = facts["rl"]["results"]
+    assert (found["step"], found["clips"]) == (40, 20) and facts["rl"]["step"] == 42 and facts["data"] == "64 minutes"
+    estoi, lsd = found["metrics"]["estoi"], found["metrics"]["lsd"]
+    assert (
+        estoi["difference"]["mean"] == pytest.approx(0.1)
+        and estoi["difference"]["lo"] > 0.09
+        and estoi["role"] == "rewarded"
+    )
+    assert lsd["higher_is_better"] is False and lsd["role"] == "guard" and lsd["difference"]["n"] == 19
+    assert (
+        facts["languages"] == ["en"]
+        and facts["rl"]["rewards"] == {"estoi": 0.5}
+        and facts["rl"]["guard_specs"][0]["max_drop"] == 0.5
+    )
+    card = model_card(CARD, facts)
+    assert "**+0.100 [+0.1" in card and "starting from base" in card and "intelligibility" in card
+
+
+def test_languages_are_only_claimed_where_every_row_says_its_own() -> None:
+    many = [f"x{i}" for i in range(20)]
+    for said, known in ((["en", "de"], ["de", "en"]), (["en", None], None), ([None], None), (many, None), ([], None)):
+        facts = tuned_facts(config(), {"languages": ["fr"]}, history(), 1, [row(x) for x in said], {})
+        assert facts.get("languages") == known
+
+
+def test_a_run_on_a_run_keeps_the_chain() -> None:
+    once = tuned_facts(config(model="embedded"), {"stage": "pretrain"}, history(), 10, [], {})
+    twice = tuned_facts(config(model="runs/one", algo="ppo"), once, history(), 20, [], {})
+    third = tuned_facts(config(model="runs/two"), twice, history(), 30, [], {})
+    assert [(e["algo"], e["step"], e["from"]) for e in third["earlier"]] == [
+        ("grpo", 10, "embedded"),
+        ("ppo", 20, "runs/one"),
+    ]
+    assert "results" not in third["earlier"][0] and third["stage"] == "pretrain"
+    assert "Before that: grpo, 10 steps, starting from embedded; then ppo, 20 steps" in model_card(CARD, third)
+
+
+def test_a_validation_is_told_as_better_worse_or_undecided() -> None:
+    nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
+    told = summary_line(
+        {
+            "estoi": Interval(0.01, 0.005, 0.02, 8),
+            "lsd": Interval(-1.5, -2.0, -1.0, 8),
+            "si_sdr": Interval(-1.0, -2.0, -0.5, 8),
+            "pesq_wb": Interval(0.2, -0.1, 0.5, 8),
+            "stoi": nothing,
+            "reward": Interval(1.25, 1.0, 2.0, 8),
+        }
+    )
+    assert (
+        told == "better: estoi +0.01, lsd -1.5, all rewards together +1.25; worse: si_sdr -1; undecided: pesq_wb +0.2"
+    )
+    assert summary_line({"stoi": nothing}) == ""
+
+
+def test_without_a_validation_there_are_no_numbers() -> None:
+    facts = tuned_facts(config(), {}, [], 0, [], {})
+    assert "results" not in facts["rl"] and "validation" not in facts and "Results" not in model_card(CARD, facts)
+
+
+@pytest.mark.slow
+def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(tmp_path: Path) -> None:
+    explore = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
+    pairs = str(write_pairs(tmp_path / "pairs"))
+    rl.run(
+        config(
+            data=pairs,
+            valid=pairs,
+            model=str(write_model(tmp_path / "model")),
+            out=str(tmp_path / "run"),
+            explore=explore,
+            lora=Lora(rank=2, alpha=4),
+            steps=1,
+            prompts_per_step=2,
+            group=2,
+            micro_batch=1,
+            clip_s=0.8,
+            valid_items=3,
+            device="cpu",
+            workers=0,
+            tracker="none",
+        )
+    )
+    folder = tmp_path / "run" / "checkpoints" / "step_000001"
+    facts, card = read_config(folder)["facts"], (folder / "README.md").read_text()
+    assert facts["rl"]["results"]["clips"] == 3 and facts["stage"] == "made up" and "estoi" in facts["rl"]["versions"]
+    head = yaml.safe_load(card.split("---\n")[1])
+    (results,) = head["model-index"][0]["results"]
+    assert {m["type"]: m["value"] for m in results["metrics"]} == pytest.approx(
+        {k: m["now"]["mean"] for k, m in facts["rl"]["results"]["metrics"].items() if k != "reward"}, abs=1e-5
+    )
+    for title in ("Data and training", "Rewards", "Guards", "Results", "How to use it", "Limits", "Versions"):
+        assert f"\n## {title}\n" in card
+    hub = pytest.importorskip("huggingface_hub")
+    assert len(hub.ModelCard(card).data.eval_results) == 2 and not (tmp_path / "run" / "tensorboard").exists()

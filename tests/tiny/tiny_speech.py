@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,25 @@ def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
         )
     write_manifest(folder / "manifest.jsonl", utts, None)
     return folder / "manifest.jsonl"
+
+
+def interrupt_at(patch: Any, step: int) -> None:
+    """Let a run of ``rl`` be interrupted before a step."""
+    from rlspeech.stages import rl
+
+    real = rl.Session.advance
+
+    def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
+        if self.step == step:
+            raise KeyboardInterrupt
+        return real(self, prompts)
+
+    patch.setattr(rl.Session, "advance", advance)
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """Rows of a run's ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def write_model(folder: Path) -> Path:
