@@ -163,24 +163,8 @@ def collected(on: str, values: Any, **changes: Any) -> tuple[Any, Any, Chain]:
     return algo, experience, policy
 
 
-VALUES: list[float | None] = [
-    1,
-    1,
-    1,
-    1,
-    0,
-    1,
-    1,
-    1,
-    0,
-    0,
-    0,
-    1,
-    0,
-    None,
-    1,
-    2,
-]  # groups of 4; the paper's own first three
+# groups of 4; the paper's own first three
+VALUES: list[float | None] = [1, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0, None, 1, 2]
 
 
 KEPT = {"positive": [5, 6, 7, 11], "nonnegative": [0, 1, 2, 3, 5, 6, 7, 11, 14], "all": list(range(16))}
@@ -280,9 +264,8 @@ def test_every_collection_and_epoch_draws_its_own_noise() -> None:
     algo = algorithm("diffro", policy, micro_batch=4, epochs=2, updates_per_collection=2)
     for k in range(2):
         algo.update(algo.collect(PROMPTS, Judge(), seed=k), lr=0.01)
-    assert (
-        len(seeds) == 8 and len(set(seeds)) == 4 and seeds[0] == seeds[1] != seeds[2]
-    )  # shares of one pass have rows of their own
+    # shares of one pass have rows of their own
+    assert len(seeds) == 8 and len(set(seeds)) == 4 and seeds[0] == seeds[1] != seeds[2]
 
 
 @pytest.mark.parametrize("algo", ["diffro", "grpo+diffro"])

@@ -78,9 +78,8 @@ def test_the_advantage_is_the_difference_of_scores() -> None:
     algo.policy.reference = torch.tensor([0.3, 0.0, 0.0])
     experience = algo.collect(clips(8), judge, seed=0)
     x = experience.rollout.state[0][:, 0, 0]
-    torch.testing.assert_close(
-        experience.advantage.value, x - 0.3, atol=1e-5, rtol=0
-    )  # each row its own, whatever its group
+    # each row its own, whatever its group
+    torch.testing.assert_close(experience.advantage.value, x - 0.3, atol=1e-5, rtol=0)
     assert experience.logged["reward_base"] == pytest.approx(35.3, abs=1e-4)
     assert experience.reward.mean() == pytest.approx(float(x.mean()) + 35, abs=1e-4)
     reward, again = algo.advantage_of(experience.rollout, experience.scores, algo.config.rewards, experience.base)
@@ -145,9 +144,8 @@ def test_clips_are_told_apart_by_what_they_hold() -> None:
             self.key, self.noisy, self.target, self.lips = one.key, one.noisy, one.target, lips
 
     frames = np.zeros((2, 4, 4), np.uint8)
-    assert (
-        len({clip_name(Seen(v)) for v in (None, frames, frames + 1, frames.reshape(4, 2, 4))}) == 4
-    )  # another video, another output
+    # another video, another output
+    assert len({clip_name(Seen(v)) for v in (None, frames, frames + 1, frames.reshape(4, 2, 4))}) == 4
     kept = BaseScores(limit=2)
     for i in range(3):
         kept.put((str(i), ""), {"a": i})
@@ -202,9 +200,8 @@ def test_the_kl_in_the_advantage_is_a_number() -> None:
     for a in (algo, plain):
         a.policy.theta.data[:] = torch.tensor([0.5, 0.0, 0.0])
     one, two = (a.collect(clips(8), Judge(), seed=0) for a in (algo, plain))
-    torch.testing.assert_close(
-        one.advantage.value, two.advantage.value - 0.5 * 0.5
-    )  # beta x half of one standard deviation squared
+    # beta x half of one standard deviation squared
+    torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.5 * 0.5)
     assert (
         one.logged["kl"] == pytest.approx(0.5)
         and one.logged["kl_other"] == pytest.approx(0.5 / 3)
@@ -291,9 +288,8 @@ def test_both_losses_add_up(micro: int) -> None:
     torch.testing.assert_close(theta.detach(), -0.01 * wanted, atol=1e-5, rtol=1e-4)
     assert row["grad_norm"] == pytest.approx(float(wanted.norm()), rel=1e-4) and -1 <= row["supervised_cosine"] <= 1
     goals = torch.stack([GOAL * (1 + i) for i in range(8)])
-    assert row["supervised_loss"] == pytest.approx(
-        float(goals.square().sum(1).mean()), rel=1e-5
-    )  # unweighted, at the start
+    # unweighted, at the start
+    assert row["supervised_loss"] == pytest.approx(float(goals.square().sum(1).mean()), rel=1e-5)
     assert algo.policy.asked[-1] is None
 
 

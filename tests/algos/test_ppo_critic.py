@@ -162,9 +162,8 @@ def test_units_are_those_of_all_processes_together() -> None:
     assert all(torch.equal(before[k], v) for k, v in whole.units.items())  # once and for all
     flat = Critic(PPO())
     flat.measure(x, torch.full_like(r, 5.0), mask)
-    assert (
-        flat.values(x).unique().tolist() == [5.0] and not flat.settled
-    )  # nothing to be surprised at, and nothing settled
+    # nothing to be surprised at, and nothing settled
+    assert flat.values(x).unique().tolist() == [5.0] and not flat.settled
     flat.measure(x, r, mask)
     assert flat.settled and torch.equal(flat.units["return_mean"], before["return_mean"])
     none = Critic(PPO())
@@ -193,8 +192,7 @@ def test_initial_weights_hang_on_the_seed_alone() -> None:
         torch.manual_seed(noise)
         critic = Critic(PPO(), seed=seed)
         critic.values(x)
-        assert torch.rand(1) == torch.rand(
-            1, generator=torch.Generator().manual_seed(noise)
-        )  # and leave the generator alone
+        # and leave the generator alone
+        assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(noise))
         nets.append(critic.state()["net"]["0.weight"])
     assert torch.equal(nets[0], nets[1]) and not torch.equal(nets[0], nets[2])

@@ -176,12 +176,10 @@ def test_both_ears_are_read_at_any_rate(tmp_path: Path) -> None:
     for path, ear in zip((left, right), wav, strict=True):
         save_audio(path, ear, RATE)
     for ear, path in zip(slow, (left, right), strict=True):
-        np.testing.assert_allclose(
-            ear, load_audio(path, RATE // 2, 0.25, 0.5), atol=1e-4
-        )  # each ear as if it were alone
-    np.testing.assert_array_equal(
-        load_audio(left, RATE, channels=2), np.stack([load_audio(left, RATE)] * 2)
-    )  # heard by both
+        # each ear as if it were alone
+        np.testing.assert_allclose(ear, load_audio(path, RATE // 2, 0.25, 0.5), atol=1e-4)
+    # heard by both
+    np.testing.assert_array_equal(load_audio(left, RATE, channels=2), np.stack([load_audio(left, RATE)] * 2))
     _ears(tmp_path / "six.wav", 1, ears=6)
     with pytest.raises(AudioError, match="6 channels"):
         load_audio(tmp_path / "six.wav", RATE, channels=2)
@@ -204,9 +202,8 @@ def test_pairs_with_two_ears(tmp_path: Path) -> None:
             2,
             RATE // 2,
         )
-        np.testing.assert_allclose(
-            cut.noisy.mean(0), mono.clip(5, i, 0.5).noisy, atol=1e-6
-        )  # the same stretch, whoever listens
+        # the same stretch, whoever listens
+        np.testing.assert_allclose(cut.noisy.mean(0), mono.clip(5, i, 0.5).noisy, atol=1e-6)
         assert np.array_equal(whole.noisy[0], whole.noisy[1]) == (i == 1)
     rest, held = hold_back(source, 0)
     assert rest.clip(0, 0, 0.0).noisy.shape == (2, RATE) and held.utts == []

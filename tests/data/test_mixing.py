@@ -233,9 +233,8 @@ def test_nobody_competes_with_himself(tmp_path: Path) -> None:
     unknown = _voices(tmp_path, (None, None, None), talker=1.0)
     assert set().union(*(_others(unknown, e, 0) for e in range(40))) == {1, 2}
     alone = _voices(tmp_path, ("a", "a"), talker=1.0)
-    assert all(
-        not _others(alone, e, 0) and alone.get(e, 0).talker_id is None for e in range(5)
-    )  # and the run goes on without
+    # and the run goes on without
+    assert all(not _others(alone, e, 0) and alone.get(e, 0).talker_id is None for e in range(5))
 
 
 def test_without_talkers_a_mixture_draws_what_it_always_drew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
