@@ -22,11 +22,13 @@ from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
 from rlspeech.data.inputs import HYPOTHESES, Item, collect, load, without_audio
 from rlspeech.log import several
+from rlspeech.plugins import load_function
 from rlspeech.report.build import write_page
 from rlspeech.report.calibrate import calibrated, print_calibration
 from rlspeech.rewards import base
 from rlspeech.rewards.rates import UNITS, units_rate
 from rlspeech.rewards.scorer import Pending, Scorer
+from rlspeech.rewards.user import is_trls
 from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile
 from rlspeech.stats import mean_interval
 from rlspeech.types import Sample, Score, UserError
@@ -103,7 +105,7 @@ def _judges_texts(request: base.Request) -> bool:
 def _reads_only(request: base.Request) -> bool:
     """Whether a reward never listens; a function of the user's may, whatever it asks for, but for one of TRL's form."""
     own = request.entry.family
-    return _judges_texts(request) and (":" not in own or base.is_trls(base.load_function(own)))
+    return _judges_texts(request) and (":" not in own or is_trls(load_function(own)))
 
 
 def _normaliser(request: base.Request) -> dict[str, str]:

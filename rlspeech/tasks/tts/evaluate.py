@@ -138,8 +138,8 @@ class _Spoken(Answers):
         for s in (s for s in made.values() if isinstance(s, Sample)):
             if len(s.wav):
                 save_audio(self.file(s.key), s.wav, s.sample_rate)
-            row = {"key": s.key, "weights": self.fingerprint, "text": s.text, "sample_rate": s.sample_rate}
-            row |= {"samples": len(s.wav), "finished": s.finished, "seconds": seconds, "token_s": s.token_s}
+            row: Row = {"key": s.key, "weights": self.fingerprint, "text": s.text, "sample_rate": s.sample_rate}
+            row.update({"samples": len(s.wav), "finished": s.finished, "seconds": seconds, "token_s": s.token_s})
             self.said.write({**row, "tokens": None if s.tokens is None else s.tokens.tolist()})
         failed = {k: m for k, m in made.items() if isinstance(m, Exception)}
         return [failed.get(u.id) or self._kept(u) for u in utts]
