@@ -89,9 +89,8 @@ def test_rl_is_compared_with_its_start(tmp_path: Path) -> None:
     data = page_of(path)
     rows = [json.loads(line) for line in (path / "scores.jsonl").read_text().splitlines()]
     first, last = ([r["si_sdr"] for r in rows if r["step"] == s] for s in (0, 20))
-    assert data.means["before"]["si_sdr"] == mean_interval(first) and data.means["after"]["si_sdr"] == mean_interval(
-        last
-    )
+    assert data.means["before"]["si_sdr"] == mean_interval(first)
+    assert data.means["after"]["si_sdr"] == mean_interval(last)
     delta = data.deltas["after"]["si_sdr"]
     assert delta == paired_delta(last, first, seed=1) and delta.significant and data.baseline == "before"
     assert {m.name: m.higher_is_better for m in data.metrics} == {"si_sdr": True, "lsd": False, "reward": True}
@@ -155,17 +154,15 @@ def test_curves_of_the_runs_that_models_come_from(tmp_path: Path) -> None:
     scores = {"input": [1.0, 2.0], "m": [2.0, 3.0]}
     for model in (trained, trained / "checkpoints" / "step_000020"):
         data = page_of(eval_run(tmp_path / "eval", scores, models={"m": str(model), "gone": "nowhere"}))
-        assert "valid/si_sdr" in {p.title for p in data.plots} and {
-            line.run for p in data.plots for line in p.lines
-        } == {"m"}
+        assert "valid/si_sdr" in {p.title for p in data.plots}
+        assert {line.run for p in data.plots for line in p.lines} == {"m"}
 
 
 @pytest.mark.parametrize("kind", ["recognition", "synthesis"])
 def test_texts_are_compared_by_sums_of_errors(tmp_path: Path, kind: str) -> None:
     data = page_of(run_of(kind, tmp_path))
-    assert data.means["base"]["wer"].mean == pytest.approx(100 * 2 / 8) and data.means["m"][
-        "wer"
-    ].mean == pytest.approx(100 * 3 / 8)
+    assert data.means["base"]["wer"].mean == pytest.approx(100 * 2 / 8)
+    assert data.means["m"]["wer"].mean == pytest.approx(100 * 3 / 8)
     assert not data.metrics[0].higher_is_better and "Sums of errors over sums of words" in data.basis
     assert [g.title for g in data.grids] == ["Relative change against base, in %", "place: home"]
     assert data.grids[0].rows[0][0] == "wer (lower is better)" and data.grids[0].rows[0][1].startswith("+50.0 [")

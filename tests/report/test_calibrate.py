@@ -44,16 +44,12 @@ def test_perfect_reversed_and_blind_rewards():
     r = found["rewards"]
     assert (found["n"], found["ladders"], found["utterances"]) == (60, 12, 6)
     assert [r["good"][k]["value"] for k in ("within", "pooled")] == pytest.approx([1, 1])
-    assert r["error"]["within"]["value"] == pytest.approx(1) and r["error"]["snr"]["value"] == pytest.approx(
-        1
-    )  # lower is better
+    # lower is better
+    assert r["error"]["within"]["value"] == pytest.approx(1) and r["error"]["snr"]["value"] == pytest.approx(1)
     assert r["upside_down"]["within"]["value"] == pytest.approx(-1)
     assert r["blind"]["pooled"]["lo"] < 0 < r["blind"]["pooled"]["hi"] and abs(r["blind"]["within"]["value"]) < 0.5
-    assert (
-        r["flat"]["within"]["value"] is None
-        and r["flat"]["pooled"]["value"] is None
-        and r["flat"]["within"]["undefined"] == 12
-    )
+    assert r["flat"]["within"]["value"] is None and r["flat"]["pooled"]["value"] is None
+    assert r["flat"]["within"]["undefined"] == 12
     pairs = {(p["a"], p["b"]): p["value"] for p in found["between"]}
     assert len(pairs) == 10 and pairs["good", "error"] == pytest.approx(1) and pairs["good", "flat"] is None
     json.dumps(found, allow_nan=False)
@@ -123,11 +119,8 @@ def test_snr_alone_is_an_order(capsys):
     rows = [{"snr_db": float(s), "x": s + rng.standard_normal()} for s in range(-5, 15)]
     assert has_order(rows)
     found = calibrate(rows, {"x": True})
-    assert (
-        found["ladders"] == 0
-        and found["rewards"]["x"]["snr"]["value"] > 0.9
-        and found["rewards"]["x"]["snr"]["lo"] > 0.5
-    )
+    assert found["ladders"] == 0 and found["rewards"]["x"]["snr"]["value"] > 0.9
+    assert found["rewards"]["x"]["snr"]["lo"] > 0.5
     assert found["rewards"]["x"]["within"]["value"] is None and found["rewards"]["x"]["pooled"]["value"] is None
     (line,) = calibration_rows(found)
     assert line[0] == "x with the SNR" and line[1].startswith("+0.9") and len(line) == 2

@@ -33,11 +33,8 @@ def test_two_runs_are_paired_clip_by_clip(tmp_path: Path) -> None:
     made = _compare(a, b)
     one, two = _column(a, 20), _column(b, 20)
     delta = made.pairings[0].deltas["b"]["si_sdr"]
-    assert (
-        made.pairings[0].baseline == "a"
-        and delta.mean == pytest.approx(np.mean([two[k] - one[k] for k in one]))
-        and delta.n == 8
-    )
+    assert made.pairings[0].baseline == "a" and delta.mean == pytest.approx(np.mean([two[k] - one[k] for k in one]))
+    assert delta.n == 8
     assert delta.lo < delta.mean < delta.hi and delta.significant
     unpaired = made.means["b"]["si_sdr"]
     assert delta.hi - delta.lo < unpaired.hi - unpaired.lo  # difficulty of the clips is not in the difference
@@ -58,9 +55,8 @@ def test_clips_of_the_same_name_that_are_others_are_not_paired(tmp_path: Path) -
 def test_sums_of_rewards_that_are_weighed_differently_are_not_compared(tmp_path: Path) -> None:
     other = [RewardSpec(name="si_sdr", weight=2.0), RewardSpec(name="lsd")]
     made = _compare(rl_run(tmp_path / "a"), rl_run(tmp_path / "b", rewards=other, guards=[]))
-    assert set(made.pairings[0].deltas["b"]) == {"si_sdr", "lsd"} and any(
-        "weigh their rewards" in n for n in made.notes
-    )
+    assert set(made.pairings[0].deltas["b"]) == {"si_sdr", "lsd"}
+    assert any("weigh their rewards" in n for n in made.notes)
     found = made.settings["rl"]
     assert found["rewards.si_sdr.weight"] == {"a": 1.0, "b": 2.0} and found["rewards.lsd.weight"] == {"b": 1.0}
     assert not any(k.startswith("rewards.si_sdr.") for k in found if k != "rewards.si_sdr.weight")
@@ -70,16 +66,12 @@ def test_the_page_has_curves_together_and_players_side_by_side(tmp_path: Path) -
     made = _compare(rl_run(tmp_path / "a"), rl_run(tmp_path / "b", 2.0, lr=5e-4), rl_run(tmp_path / "c", 0.5))
     data = build(made, 4)
     plots = {p.title: p for p in data.plots}
-    assert [line.run for line in plots["delta/si_sdr"].lines] == ["a", "b", "c"] and plots["delta/si_sdr"].lines[
-        1
-    ].lo is not None
+    assert [line.run for line in plots["delta/si_sdr"].lines] == ["a", "b", "c"]
+    assert plots["delta/si_sdr"].lines[1].lo is not None
     assert data.baseline == "a" and list(data.deltas) == ["b", "c"] and len(data.clips) == 4
     for clip in data.clips:
-        assert (
-            list(clip.audio) == ["input", "before", "a", "b", "c", "reference"]
-            and set(clip.scores) == {"a", "b", "c"}
-            and clip.label
-        )
+        assert list(clip.audio) == ["input", "before", "a", "b", "c", "reference"]
+        assert set(clip.scores) == {"a", "b", "c"} and clip.label
     titles = [g.title for g in data.grids]
     assert titles == ["Runs", "Settings that differ: rl", "Paired difference to each run's own start"]
     assert list(data.grids[1].rows) == [["lr", "0.001", "0.0005", "0.001"]]
@@ -135,14 +127,12 @@ def test_stages_may_be_mixed(tmp_path: Path) -> None:
     made = _compare(
         pretrained, rl_run(tmp_path / "rl"), eval_run(tmp_path / "eval", {"input": [1.0, 2.0], "m": [2.0, 4.0]})
     )
-    assert made.means["base"]["si_sdr"].mean == 100.0 and made.versions == {
-        "torch": {"base": "1.0", "rl": "2.0", "eval": "2.0"}
-    }
+    assert made.means["base"]["si_sdr"].mean == 100.0
+    assert made.versions == {"torch": {"base": "1.0", "rl": "2.0", "eval": "2.0"}}
     assert [(p.stage, sorted(p.deltas)) for p in made.pairings] == [("pretrain", []), ("rl", []), ("eval", ["eval: m"])]
     data = build(made, 2)
-    assert {p.title.split(":")[0] for p in data.plots} == {"rl", "pretrain"} and any(
-        "within a stage" in n for n in data.notes
-    )
+    assert {p.title.split(":")[0] for p in data.plots} == {"rl", "pretrain"}
+    assert any("within a stage" in n for n in data.notes)
 
 
 @pytest.mark.parametrize("torn", ["config.resolved.json", "env.json", "scores.jsonl", "metrics.jsonl"])

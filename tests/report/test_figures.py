@@ -38,11 +38,8 @@ def _rows(scale: float = 1.0) -> list[dict[str, object]]:
 def test_intervals_roles_and_starts() -> None:
     plots = {p.title: p for p in plots_of({"one": _rows()}, {"a": "reward"})}
     assert [p for p in plots if p.startswith(("delta", "valid"))] == ["delta/a", "valid/a", "delta/g", "valid/g"]
-    assert (
-        plots["valid/a"].kind == "reward"
-        and plots["valid/g"].kind == "guard"
-        and plots["seconds/update"].kind == "cost"
-    )
+    assert plots["valid/a"].kind == "reward" and plots["valid/g"].kind == "guard"
+    assert plots["seconds/update"].kind == "cost"
     (line,) = plots["valid/a"].lines
     assert list(line.steps) == [0, 5, 10] and list(line.lo or ()) == [-1, 4, 9] and list(line.hi or ()) == [1, 6, 11]
     assert plots["valid/g"].lines[0].lo is None and plots["valid/g"].start == 3.0 and plots["kl"].start is None

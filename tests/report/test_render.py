@@ -105,9 +105,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, _Page]:
 
 def test_no_string_becomes_markup(page: tuple[str, _Page]) -> None:
     html, parsed = page
-    assert (
-        parsed.tags.count("script") == 2 and html.count("<script") == 2 and html.count("</script") == 2
-    )  # the data, the page's own
+    # the data, the page's own
+    assert parsed.tags.count("script") == 2 and html.count("<script") == 2 and html.count("</script") == 2
     assert parsed.text.count("<script>alert(1)</script>") > 20 and parsed.text.count("{{ 7 * 7 }}") > 20
     assert not any(name.startswith("on") for name in parsed.attributes)
 
@@ -116,9 +115,8 @@ def test_what_the_script_is_handed_is_the_data(page: tuple[str, _Page]) -> None:
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page[0], re.S)
     assert text is not None and "<" not in text[1] and "&" not in text[1]
     handed = json.loads(text[1])
-    assert (
-        handed["title"] == EVIL and handed["systems"] == ["input", "base", EVIL] and handed["clips"][0]["label"] == EVIL
-    )
+    assert handed["title"] == EVIL and handed["systems"] == ["input", "base", EVIL]
+    assert handed["clips"][0]["label"] == EVIL
     assert handed["clips"][0]["players"][0]["scores"] == {EVIL: None, "pesq_wb": 1.25}
 
 
@@ -127,12 +125,8 @@ def test_the_policy_forbids_the_network_and_names_what_is_inlined(page: tuple[st
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', html)
     assert policy is not None
     rules = dict(part.strip().split(" ", 1) for part in unescape(policy[1]).split(";"))
-    assert (
-        rules["default-src"] == "'none'"
-        and "unsafe" not in policy[1]
-        and "http" not in policy[1]
-        and "*" not in policy[1]
-    )
+    assert rules["default-src"] == "'none'" and "unsafe" not in policy[1] and "http" not in policy[1]
+    assert "*" not in policy[1]
     for rule, pattern in (("style-src", r"<style>(.*?)</style>"), ("script-src", r"<script>(.*?)</script>")):
         inline = re.search(pattern, html, re.S)
         assert inline is not None
@@ -158,17 +152,10 @@ def test_it_is_self_contained(page: tuple[str, _Page]) -> None:
 
 def test_marks_and_counts(page: tuple[str, _Page]) -> None:
     html, parsed = page
-    assert (
-        'class="mark better">better' in html
-        and 'class="mark worse">worse' in html
-        and 'class="mark unclear">unclear' in html
-    )
-    assert (
-        "n 10 of 12" in parsed.text
-        and "+0.200" in parsed.text
-        and "pesq_wb 1.25" in parsed.text
-        and "4.25 llm" in parsed.text
-    )
+    assert 'class="mark better">better' in html and 'class="mark worse">worse' in html
+    assert 'class="mark unclear">unclear' in html
+    assert "n 10 of 12" in parsed.text and "+0.200" in parsed.text and "pesq_wb 1.25" in parsed.text
+    assert "4.25 llm" in parsed.text
 
 
 @pytest.mark.parametrize(
@@ -189,9 +176,8 @@ def test_mark_knows_the_direction(mean: float, lo: float, hi: float, up: bool, e
 
 def test_verdict_names_what_moved() -> None:
     (line,) = sentences(_data())
-    assert (
-        "better in pesq_wb +0.2" in line and "worse in lsd +0.5" in line and "no difference shown in <script>" in line
-    )
+    assert "better in pesq_wb +0.2" in line and "worse in lsd +0.5" in line
+    assert "no difference shown in <script>" in line
 
 
 def test_what_moved_is_not_pushed_off_a_phone_by_what_did_not(tmp_path: Path) -> None:
@@ -231,10 +217,8 @@ def test_bad_rows_are_left_out() -> None:
         {"step": 2, "a": 2.0},
     ]
     (plot,) = figures.from_rows({"r": rows})
-    assert plot.lines[0].steps == [1, 2] and plot.lines[0].mean == [
-        1.0,
-        2.0,
-    ]  # in order, and a step run again counts once
+    # in order, and a step run again counts once
+    assert plot.lines[0].steps == [1, 2] and plot.lines[0].mean == [1.0, 2.0]
 
 
 def test_columns_are_sorted_into_groups_with_their_bands() -> None:
@@ -260,12 +244,8 @@ def test_columns_are_sorted_into_groups_with_their_bands() -> None:
         "seconds/update": "cost",
         "memory_mb/update": "cost",
     }
-    assert [line.run for line in plots["valid/x"].lines] == ["a", "b"] and plots["valid/x"].lines[0].hi == [
-        1.0,
-        2.0,
-        3.0,
-        4.0,
-    ]
+    assert [line.run for line in plots["valid/x"].lines] == ["a", "b"]
+    assert plots["valid/x"].lines[0].hi == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_drawing_holds_numbers_only_and_follows_the_style_sheet() -> None:
@@ -278,9 +258,8 @@ def test_a_drawing_holds_numbers_only_and_follows_the_style_sheet() -> None:
     assert all(re.fullmatch("[−0-9.]*", t) for t in _texts(svg)) and "script" not in svg
     assert "currentColor" in svg and figures.INK not in svg and not any(c in svg for c in figures.RUNS)
     assert 'class="f8' not in svg and svg.count('class="run8"') == 2  # a ninth run has the first colour again
-    assert (
-        group.bands and group.starts and [e.last for e in drawing.ends] == list(range(9)) and drawing.ends[3].lo == -1
-    )
+    assert group.bands and group.starts and [e.last for e in drawing.ends] == list(range(9))
+    assert drawing.ends[3].lo == -1
 
 
 def test_a_small_range_keeps_the_digits_of_its_ticks() -> None:
@@ -294,9 +273,8 @@ def test_a_small_range_keeps_the_digits_of_its_ticks() -> None:
 def test_every_tick_has_its_power_of_ten(value: float, power: str) -> None:
     (group,) = figures.groups([Plot("x", [Line("r", [0, 1, 2], [0.0, value, 2 * value])])])
     ticks = [t for t in _texts(str(group.drawings[0].svg)) if "e" in t]
-    assert sum(t.endswith(power) for t in ticks) >= 2 and not any(
-        t.startswith("1e") and t.endswith(power) and value < 0 for t in ticks
-    )
+    assert sum(t.endswith(power) for t in ticks) >= 2
+    assert not any(t.startswith("1e") and t.endswith(power) and value < 0 for t in ticks)
 
 
 def test_training_curves_are_folded_where_rewards_are_drawn(tmp_path: Path) -> None:
@@ -340,9 +318,8 @@ def test_sound_is_compressed_and_stays_what_it_was(rate: int) -> None:
     assert kind == "audio/mpeg" and len(file) < 2 * 13_000 and abs(len(heard) / heard_rate - 2) < 0.06
     spectrum = np.abs(np.fft.rfft(heard[: 2 * heard_rate] * np.hanning(2 * heard_rate))) / heard_rate
     assert spectrum[880] == pytest.approx(0.15, rel=0.1) or rate > 48000
-    assert rate > 48000 or spectrum[int(0.8 * rate)] == pytest.approx(
-        0.05, rel=0.1
-    )  # the top of the band is not cut off
+    # the top of the band is not cut off
+    assert rate > 48000 or spectrum[int(0.8 * rate)] == pytest.approx(0.05, rel=0.1)
 
 
 def test_two_systems_stay_in_step() -> None:
@@ -363,11 +340,8 @@ def test_without_an_mp3_encoder_the_sound_is_flac(monkeypatch: pytest.MonkeyPatc
 def test_players_are_cut_share_one_scale_and_say_what_was_done() -> None:
     drawn = players.players(Clip("k", {"a": _tone(3.0), "b": 0.1 * _tone(3.0), "c": 10 * _tone(1.0)}, RATE), max_s=2.0)
     a, b, c = drawn.players
-    assert (
-        drawn.seconds == 2.0
-        and drawn.whole_s == 3.0
-        and len(_decode(a.audio)[0]) / _decode(a.audio)[1] == pytest.approx(2, abs=0.06)
-    )
+    assert drawn.seconds == 2.0 and drawn.whole_s == 3.0
+    assert len(_decode(a.audio)[0]) / _decode(a.audio)[1] == pytest.approx(2, abs=0.06)
     assert a.picture != b.picture  # 20 dB apart on the shared scale
     assert c.remark == "played 9.5 dB lower, else it would clip" and not a.remark
 
@@ -499,9 +473,6 @@ def test_texts_are_shown_with_their_mistakes_and_escaped(tmp_path: Path) -> None
     clip = Clip("k", {}, 16000, edits={"rl": edits, "silent": []})
     html = render_report(tmp_path / "r.html", ReportData("t", clips=[clip], basis="Sums & sums.")).read_text()
     assert evil not in html and html.count("&lt;script&gt;") == 2
-    assert (
-        '<del title="said">gone</del>' in html
-        and '<ins class="extra"' in html
-        and "nothing said, nothing written" in html
-    )
+    assert '<del title="said">gone</del>' in html and '<ins class="extra"' in html
+    assert "nothing said, nothing written" in html
     assert "<audio" not in html and "Struck out" in html  # words without a sound are shown all the same

@@ -47,11 +47,8 @@ def test_a_good_manifest_has_no_problems(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav")
     summary = look(manifest(tmp_path / "m.jsonl", [row(id="x", target_filepath="a.wav"), row(id="y", text="hello")]))
     assert summary["kind"] == "manifest" and summary["problems"] == []
-    assert (
-        summary["facts"]["rows"] == 2
-        and summary["facts"]["with a reference"] == 1
-        and summary["facts"]["sample rates (Hz)"] == "16000"
-    )
+    assert summary["facts"]["rows"] == 2 and summary["facts"]["with a reference"] == 1
+    assert summary["facts"]["sample rates (Hz)"] == "16000"
 
 
 def test_every_mistake_in_a_manifest_has_its_line(tmp_path: Path) -> None:
@@ -207,12 +204,8 @@ def test_scores(tmp_path: Path) -> None:
     summary = look(manifest(tmp_path / "scores.jsonl", rows))
     found = lines(summary)
     assert summary["kind"] == "scores" and set(found) == {3, 4, 5, 6}
-    assert (
-        "second row" in found[3]
-        and "without a reason: pesq_wb" in found[4]
-        and "not a number: pesq_wb" in found[5]
-        and "not JSON" in found[6]
-    )
+    assert "second row" in found[3] and "without a reason: pesq_wb" in found[4] and "not a number: pesq_wb" in found[5]
+    assert "not JSON" in found[6]
     assert summary["facts"]["nulls with a reason"] == 2
 
 
@@ -258,11 +251,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_whole_run_has_no_problems(folder: Path) -> None:
     summary = look(folder)
     assert summary["kind"] == "run folder" and summary["problems"] == []
-    assert (
-        summary["facts"]["goes on from"] == "step 2 of 4"
-        and summary["facts"]["last step"] == 2
-        and summary["facts"]["parameters"] == 3
-    )
+    assert summary["facts"]["goes on from"] == "step 2 of 4" and summary["facts"]["last step"] == 2
+    assert summary["facts"]["parameters"] == 3
 
 
 def damage_pointer(folder: Path) -> None:
@@ -326,14 +316,10 @@ def test_texts_that_would_teach_nonsense_are_found(tmp_path: Path) -> None:
     rows[0]["keywords"], rows[5]["keywords"] = ["fine"], [1, 2]
     summary = look(manifest(tmp_path / "m.jsonl", rows))
     found = lines(summary)
-    assert (
-        found.keys() == {3, 4, 5, 6} and "encoding" in found[3] and "tabs" in found[4] and "200 characters" in found[5]
-    )
-    assert (
-        "keywords" in found[6]
-        and summary["facts"]["in which nothing is said"] == 1
-        and summary["facts"]["with keywords"] == 2
-    )
+    assert found.keys() == {3, 4, 5, 6} and "encoding" in found[3] and "tabs" in found[4]
+    assert "200 characters" in found[5]
+    assert "keywords" in found[6] and summary["facts"]["in which nothing is said"] == 1
+    assert summary["facts"]["with keywords"] == 2
 
 
 def test_a_checkpoint_in_transformers_layout_and_in_shards(tmp_path: Path) -> None:

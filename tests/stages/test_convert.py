@@ -37,9 +37,8 @@ def test_the_folder_loads_as_any_checkpoint(published: Path, tmp_path: Path) -> 
     wav, video = 0.1 * torch.randn(1, 2, 4000), torch.randint(0, 256, (1, 7, 112, 112), dtype=torch.uint8)
     assert torch.equal(model.enhance(wav, video), convert_avse4(random_weights(2)).enhance(wav, video))
     assert sorted(p.name for p in out.parent.iterdir()) == ["baseline"]  # nothing half-made is left
-    assert (
-        stat.S_IMODE(out.stat().st_mode) == 0o755 and stat.S_IMODE((out / "model.safetensors").stat().st_mode) == 0o644
-    )
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
+    assert stat.S_IMODE((out / "model.safetensors").stat().st_mode) == 0o644
 
 
 def test_what_cannot_be_converted_leaves_nothing(published: Path, tmp_path: Path) -> None:
@@ -127,6 +126,5 @@ def test_scores_go_out_and_come_back(tmp_path: Path) -> None:
     ]
     again.unlink()
     result = CliRunner().invoke(app, ["convert", "scores", str(out), "--to", "rlspeech", str(again)])
-    assert result.exit_code == 2 and "again.meta.json" in result.stderr, (
-        "what stands beside it is not written over either"
-    )
+    assert result.exit_code == 2
+    assert "again.meta.json" in result.stderr, "what stands beside it is not written over either"

@@ -41,9 +41,8 @@ def test_run_adapter_and_merged_answer_the_same(task: str, runs: dict[str, Run],
     assert near(run.answer, run.before) > 1e-3, "the adapter changes something"
     told = convert.merge_lora(str(run.folder), "merged", str(tmp_path / "merged"))
     assert near(answer(task, work.load(str(tmp_path / "merged"))[0]), run.answer) < 1e-5
-    assert told["task"] == task and not [
-        p.name for p in (tmp_path / "merged").iterdir() if p.name.startswith(("state", "adapter"))
-    ]
+    assert told["task"] == task
+    assert not [p.name for p in (tmp_path / "merged").iterdir() if p.name.startswith(("state", "adapter"))]
 
     adapter = tmp_path / "adapter"
     told = convert.merge_lora(str(run.folder / "checkpoints" / "step_000003"), "adapter", str(adapter))
@@ -85,11 +84,8 @@ def test_the_command(runs: dict[str, Run], tmp_path: Path) -> None:
     assert json.loads(result.stdout)["out"] == str(out)
     hub = pytest.importorskip("huggingface_hub")
     head = hub.metadata_load(out / "README.md")
-    assert (
-        head["library_name"] == "peft"
-        and "lora" in head["tags"]
-        and "PeftModel.from_pretrained" in (out / "README.md").read_text()
-    )
+    assert head["library_name"] == "peft" and "lora" in head["tags"]
+    assert "PeftModel.from_pretrained" in (out / "README.md").read_text()
     for arguments in (
         ["--to", "adapter", str(tmp_path / "x")],
         ["--to", "both", str(tmp_path / "x")],
@@ -101,9 +97,8 @@ def test_the_command(runs: dict[str, Run], tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app, ["enhance", str(tmp_path / "a.wav"), "--model", str(out), "--out", str(tmp_path / "x")]
     )
-    assert result.exit_code == 2 and f"rlspeech convert lora {out} --to merged" in result.stderr, (
-        "an adapter is no model"
-    )
+    assert result.exit_code == 2
+    assert f"rlspeech convert lora {out} --to merged" in result.stderr, "an adapter is no model"
 
 
 def test_a_base_that_has_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,10 +79,8 @@ def test_missing_assets_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "assets" / "flowse" / "config.json").write_text("{}")
     monkeypatch.setattr(resources, "files", lambda _: tmp_path)
     found = {a["name"]: a for a in doctor._assets()}
-    assert (
-        "model.safetensors" in found["flowse"]["why_not"]
-        and "config.json" not in found["flowse"]["why_not"].split(" missing")[0]
-    )
+    assert "model.safetensors" in found["flowse"]["why_not"]
+    assert "config.json" not in found["flowse"]["why_not"].split(" missing")[0]
     assert found["flowse"]["bytes"] == 2 and not found["demo"]["usable"]
 
 
@@ -125,15 +123,10 @@ def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch, plain
     there = doctor._there
     monkeypatch.setattr(doctor, "_there", lambda module: module not in ("wandb", "cv2") and there(module))
     found = {f["name"]: f for f in doctor.usable_features(plain[0]["rewards"])}
-    assert (
-        not found["curves in Weights & Biases"]["usable"]
-        and "pip install wandb" in found["curves in Weights & Biases"]["why_not"]
-    )
-    assert (
-        "opencv" in found["audio-visual enhancement"]["why_not"]
-        and found["enhancement"]["usable"]
-        and found["recognition"]["usable"]
-    )
+    assert not found["curves in Weights & Biases"]["usable"]
+    assert "pip install wandb" in found["curves in Weights & Biases"]["why_not"]
+    assert "opencv" in found["audio-visual enhancement"]["why_not"] and found["enhancement"]["usable"]
+    assert found["recognition"]["usable"]
     no_compiler = [{"name": "pesq_wb", "why_not": "it was not compiled"}]
     assert {f["name"]: f["why_not"] for f in doctor.usable_features(no_compiler)}["PESQ"] == "it was not compiled"
     assert "What can be done here" in plain[1] and "--task flowse" in plain[1]

@@ -130,10 +130,8 @@ def test_a_run_goes_on_and_recounts_without_hearing_again(data: Path, tmp_path: 
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert len(scores) == 12 and {r["normaliser"] for r in scores} == {"none-1"}
     meta = json.loads((out / "scores.meta.json").read_text())
-    assert (
-        meta["normaliser"] == "none-1"
-        and json.loads((out / "hypotheses" / "base.meta.json").read_text())["model"] == "hub/base"
-    )
+    assert meta["normaliser"] == "none-1"
+    assert json.loads((out / "hypotheses" / "base.meta.json").read_text())["model"] == "hub/base"
     ask(data, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
     assert Told.heard == 20
 

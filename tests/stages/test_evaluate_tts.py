@@ -212,9 +212,8 @@ def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str],
     assert [len(r["tokens"]) for r in rows.values()] == [25] * 4 and {r["token_s"] for r in rows.values()} == {0.04}
     found, copies = (made["systems"][s] for s in ("recordings", "resynthesis"))
     assert found["tts_stopped"]["n"] == 0 and copies["tts_stopped"]["mean"] == 1.0  # recordings have no tokens
-    assert (
-        -1 <= copies["speaker_similarity"]["mean"] <= 1 and found["speaker_similarity"]["n"] == 4
-    )  # with their prompts
+    # with their prompts
+    assert -1 <= copies["speaker_similarity"]["mean"] <= 1 and found["speaker_similarity"]["n"] == 4
     page = Path(made["report"]).read_text()
     assert "recordings" in page and "resynthesis" in page
     before = (out / "scores.jsonl").read_text()
@@ -237,9 +236,8 @@ def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp
     asked = {"models": {"m": tiny["model"]}, "recogniser": "test_evaluate_tts:long", "anchors": True, "by": "sex"}
     made = ask(tiny, tmp_path / "out", data=str(some), metrics=["speaker_similarity"], **asked)
     assert made["n"] == 4 and made["systems"]["recordings"]["wer"]["n"] == 2 and made["systems"]["m"]["wer"]["n"] == 4
-    assert (
-        made["systems"]["recordings"]["speaker_similarity"]["n"] == 1
-    )  # u2 has no prompt, and is not compared with itself
+    # u2 has no prompt, and is not compared with itself
+    assert made["systems"]["recordings"]["speaker_similarity"]["n"] == 1
     assert made["systems"]["resynthesis"]["speaker_similarity"]["n"] == 2
     assert made["by"]["s0"]["systems"]["recordings"]["wer"]["n"] == 0  # not recorded
     assert "of 2 utterances; the other 2 have none" in Path(made["report"]).read_text()

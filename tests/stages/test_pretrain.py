@@ -193,9 +193,8 @@ def test_the_page_of_a_run_has_its_losses_its_validations_and_what_can_be_heard(
     [record] = open_runs([str(out)])
     data = build(compared([record]))
     assert data.title == "pretrain flowse: run" and data.subtitle == "step 4 of 4: all steps done"
-    assert list(data.means) == ["step 2", "step 4"] and data.means["step 4"]["si_sdr"].mean == pytest.approx(
-        summary["si_sdr"]
-    )
+    assert list(data.means) == ["step 2", "step 4"]
+    assert data.means["step 4"]["si_sdr"].mean == pytest.approx(summary["si_sdr"])
     assert data.baseline is None and not data.deltas  # two moments of one run are no comparison
     kinds = {p.title: p.kind for p in data.plots}
     assert kinds["valid/si_sdr"] == "valid" and kinds["train/loss"] == "train"

@@ -50,9 +50,8 @@ def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.Captu
             found = row[name]
             assert found["lo"] <= found["mean"] <= found["hi"] and -1 <= found["mean"] <= 1
             assert (found["critical_prompts"] is None) == (found["mean"] <= 0)
-        assert row["all"]["mean"] == pytest.approx(
-            row["si_sdr"]["mean"], abs=1e-6
-        )  # one reward: the composition is that reward
+        # one reward: the composition is that reward
+        assert row["all"]["mean"] == pytest.approx(row["si_sdr"]["mean"], abs=1e-6)
         assert row["rollouts_per_s"] > 0
     assert json.loads((tmp_path / "out" / "probe.json").read_text()) == json.loads(json.dumps(summary, allow_nan=False))
     assert Path(base["model"], "model.safetensors").read_bytes() == before
@@ -110,11 +109,8 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
 
 def test_candidates() -> None:
     found = probe.candidates(RL(), get_task("flowse"))
-    assert (
-        found[0] == RL().explore
-        and get_task("flowse").published in found
-        and len(found) == len({e.model_dump_json() for e in found}) >= 4
-    )
+    assert found[0] == RL().explore and get_task("flowse").published in found
+    assert len(found) == len({e.model_dump_json() for e in found}) >= 4
     assert len({probe.label(e) for e in found}) == len(found)
     assert probe.candidates(RL(probe_settings=found[:1]), get_task("flowse")) == found[:1]
     with pytest.raises(UserError):

@@ -63,9 +63,8 @@ def test_texts_alone(tmp_path, monkeypatch):
     expected = {"hypothesis": "one two free four", "normaliser": "basic-2", "units": 4}
     expected |= {"substitutions": 1, "deletions": 0, "insertions": 0}
     assert {k: rows["u_1"][k] for k in expected} == expected
-    corpus = summary["corpus"][
-        "all words together"
-    ]  # sums over sums: 3 errors in 7 words, not the mean of 1/4, 0 and 1
+    # sums over sums: 3 errors in 7 words, not the mean of 1/4, 0 and 1
+    corpus = summary["corpus"]["all words together"]
     assert corpus["wer"] == pytest.approx(300 / 7) and corpus["units"] == 7 and corpus["n"] == 3
     assert summary["metrics"]["asr_wer"]["mean"] == pytest.approx(1.25 / 3)
     metrics = json.loads((tmp_path / "scores" / "scores.meta.json").read_text())["systems"]["system"]["metrics"]

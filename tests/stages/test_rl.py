@@ -75,9 +75,8 @@ def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
     out, summary = whole
     assert summary["steps"] == 4 and summary["stopped"] == "all steps done"
-    assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi", "reward"} and math.isfinite(
-        summary["difference"]["si_sdr"]["mean"]
-    )
+    assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi", "reward"}
+    assert math.isfinite(summary["difference"]["si_sdr"]["mean"])
     json.dumps(summary, allow_nan=False)
     steps = [r for r in read_rows(out) if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
@@ -108,9 +107,8 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
     assert len(list(out.glob("samples/step_*/*.flac"))) >= 2
     assert summary["report"] == str(out / "report.html") and "<audio" in (out / "report.html").read_text()
     scored = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in scored] == [0, 2, 4] and scored[-1]["si_sdr"] == pytest.approx(
-        summary["after"]["si_sdr"]["mean"]
-    )
+    assert [r["step"] for r in scored] == [0, 2, 4]
+    assert scored[-1]["si_sdr"] == pytest.approx(summary["after"]["si_sdr"]["mean"])
     assert open_runs([str(out)])[0].state() == "step 4 of 4: all steps done"
 
 
@@ -151,9 +149,8 @@ def test_two_and_two_steps_are_four(
         with pytest.raises(KeyboardInterrupt):
             rl.run(_config(given, tmp_path / "cut", **changes))
     assert [r["step"] for r in read_rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
-    assert (tmp_path / "cut" / "report.html").is_file() and "interrupted" in open_runs([str(tmp_path / "cut")])[
-        0
-    ].state()
+    assert (tmp_path / "cut" / "report.html").is_file()
+    assert "interrupted" in open_runs([str(tmp_path / "cut")])[0].state()
     rl.run(_config(given, tmp_path / "cut", **changes))
     one, two = _state(whole), _state(tmp_path / "cut")
     assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
@@ -174,12 +171,10 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
     summary = rl.run(_config(given, out, steps=4))
     assert summary["steps"] == 4 and "learning rate falls over all 4" in capsys.readouterr().err
     rows = read_rows(out)
-    assert [r["step"] for r in rows if "reward" in r] == [1, 2, 3, 4] and [
-        r["step"] for r in rows if "valid/reward" in r
-    ] == [0, 2, 4]
-    assert [r["lr"] for r in rows if "reward" in r] == pytest.approx(
-        [1e-3, 5e-4, 5e-4, 2.5e-4]
-    )  # over 2 steps, then over 4
+    assert [r["step"] for r in rows if "reward" in r] == [1, 2, 3, 4]
+    assert [r["step"] for r in rows if "valid/reward" in r] == [0, 2, 4]
+    # over 2 steps, then over 4
+    assert [r["lr"] for r in rows if "reward" in r] == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])
     with pytest.raises(UserError, match="other settings"):
         rl.run(_config(given, out, steps=5, lr=1e-4))
 
@@ -275,9 +270,8 @@ def test_a_guard_stops_a_run_that_does_damage(
     )
     summary = rl.run(_config(given, tmp_path / "ruin"))
     assert summary["steps"] == 2 and "stoi is worse" in summary["stopped"]
-    assert (tmp_path / "ruin" / "checkpoints" / "step_000002").is_dir() and (
-        tmp_path / "ruin" / "report.html"
-    ).is_file()
+    assert (tmp_path / "ruin" / "checkpoints" / "step_000002").is_dir()
+    assert (tmp_path / "ruin" / "report.html").is_file()
 
 
 def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:

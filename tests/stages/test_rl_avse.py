@@ -137,9 +137,8 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_did(
 def test_the_task_fills_in_what_nobody_gave() -> None:
     task = get_task("avse")
     filled = complete(RL(task="avse", lr=3e-3), task)
-    assert (
-        filled.lr == 3e-3 and filled.lora is None and filled.supervised_weight == task.rl_defaults["supervised_weight"]
-    )
+    assert filled.lr == 3e-3 and filled.lora is None
+    assert filled.supervised_weight == task.rl_defaults["supervised_weight"]
     assert [r.name for r in filled.rewards] == ["llm"] and "si_sdr" in [g.name for g in filled.guards]
     assert complete(RL(), get_task("flowse")).supervised_weight == 0.0
 
@@ -153,6 +152,5 @@ def test_a_flow_checkpoint_is_refused_with_the_task_that_takes_it(given: dict[st
 def test_probe_compares_masks_and_gains(given: dict[str, str], tmp_path: Path) -> None:
     settings = [Exploration(kind="gain", bands=2), Exploration(kind="mask", noise=0.05)]
     found = probe.run(_config(given, tmp_path / "probe", probe_batches=4, probe_settings=settings))
-    assert [r["explore"]["kind"] for r in found["rows"]] == ["gain", "mask"] and all(
-        r["si_sdr"]["n"] > 0 for r in found["rows"]
-    )
+    assert [r["explore"]["kind"] for r in found["rows"]] == ["gain", "mask"]
+    assert all(r["si_sdr"]["n"] > 0 for r in found["rows"])

@@ -22,9 +22,8 @@ from rlspeech.tasks.tts.task import Tts
 LIMIT = 0.5
 
 
-BRIEF = RewardSpec(
-    name="tts_duration_ratio", weight=-1.0, scale="none"
-)  # makes speech degenerate: the shorter the better
+# makes speech degenerate: the shorter the better
+BRIEF = RewardSpec(name="tts_duration_ratio", weight=-1.0, scale="none")
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +67,10 @@ def test_a_guard_stops_a_reward_that_makes_speech_degenerate(tiny: dict[str, str
     made = rl.run(asked(tiny, out))
     rows = read_rows(out)
     checks = {r["step"]: r for r in rows if "valid/tts_duration_drift" in r}
-    assert (
-        made["tripped"] == made["stopped"] and "tts_duration_drift is worse" in made["stopped"] and made["steps"] < 60
-    )
-    assert list(checks) == list(
-        range(0, made["steps"] + 1, 2)
-    )  # it looked all along, and stopped at the first look that was too bad
+    assert made["tripped"] == made["stopped"] and "tts_duration_drift is worse" in made["stopped"]
+    assert made["steps"] < 60
+    # it looked all along, and stopped at the first look that was too bad
+    assert list(checks) == list(range(0, made["steps"] + 1, 2))
     drift = {step: r["valid/tts_duration_drift"] - checks[0]["valid/tts_duration_drift"] for step, r in checks.items()}
     assert drift[made["steps"]] > LIMIT and checks[made["steps"]]["valid/reward"] > checks[0]["valid/reward"]
     assert Path(made["checkpoint"]).is_dir() and made["best"] and Path(made["best"]) == resolve(str(out), "tts")

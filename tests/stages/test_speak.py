@@ -95,9 +95,8 @@ def test_lines_become_a_folder_that_goes_on(said: list[Any], tmp_path: Path, mon
         "lines_0006": "endless three",
         "text_0002": "four",
     }
-    assert (
-        rows["text_0002"].duration == pytest.approx(0.04) and sf.info(rows["lines_0001"].audio_filepath).frames == 1120
-    )
+    assert rows["text_0002"].duration == pytest.approx(0.04)
+    assert sf.info(rows["lines_0001"].audio_filepath).frames == 1120
     before = len(said)
     lines.write_text("one two\n\n...\nmute\na crash\nanother\n")
     again = ask(lines, "four", out=str(tmp_path / "out"))
@@ -142,11 +141,8 @@ def test_voices_are_the_prompts(said: list[Any], tiny: dict[str, str], tmp_path:
     ask(tiny["data"], out=str(tmp_path / "out"))
     assert said[-1].columns["prompt_filepath"].endswith(".flac") and not len(said[-1].target)
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
-    assert (
-        [r["text"] for r in rows] == TEXTS
-        and {r["sex"] for r in rows} == {"male"}
-        and all("prompt_filepath" in r for r in rows)
-    )
+    assert [r["text"] for r in rows] == TEXTS and {r["sex"] for r in rows} == {"male"}
+    assert all("prompt_filepath" in r for r in rows)
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"id": "x", "audio_filepath": str(voice), "text": "one"}) + "\n")
     ask(bare, out=str(tmp_path / "bare"))

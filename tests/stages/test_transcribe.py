@@ -104,9 +104,8 @@ def test_rows_are_a_manifest_with_the_pieces_of_long_files(folder: Path, tmp_pat
     assert all(a["end"] == b["start"] for a, b in zip(long["pieces"], long["pieces"][1:], strict=False))
     assert long["text"] == " ".join(p["text"] for p in long["pieces"]) and "pieces" not in rows["a"]
     assert {u.id: u.text for u in read_manifest(out)}["a"] == "5"
-    out.write_text(
-        "".join(line + "\n" for line in out.read_text().splitlines()[:2]) + '{"id": "to'
-    )  # killed while writing
+    # killed while writing
+    out.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:2]) + '{"id": "to')
     assert ask(folder, out=str(out))["skipped"] == 2
     assert len(read_manifest(out)) == 4
 

@@ -113,17 +113,11 @@ def test_numbers_have_intervals_against_the_start() -> None:
     found = facts["rl"]["results"]
     assert (found["step"], found["clips"]) == (40, 20) and facts["rl"]["step"] == 42 and facts["data"] == "64 minutes"
     estoi, lsd = found["metrics"]["estoi"], found["metrics"]["lsd"]
-    assert (
-        estoi["difference"]["mean"] == pytest.approx(0.1)
-        and estoi["difference"]["lo"] > 0.09
-        and estoi["role"] == "rewarded"
-    )
+    assert estoi["difference"]["mean"] == pytest.approx(0.1) and estoi["difference"]["lo"] > 0.09
+    assert estoi["role"] == "rewarded"
     assert lsd["higher_is_better"] is False and lsd["role"] == "guard" and lsd["difference"]["n"] == 19
-    assert (
-        facts["languages"] == ["en"]
-        and facts["rl"]["rewards"] == {"estoi": 0.5}
-        and facts["rl"]["guard_specs"][0]["max_drop"] == 0.5
-    )
+    assert facts["languages"] == ["en"] and facts["rl"]["rewards"] == {"estoi": 0.5}
+    assert facts["rl"]["guard_specs"][0]["max_drop"] == 0.5
     card = model_card(CARD, facts)
     assert "**+0.100 [+0.1" in card and "starting from base" in card and "intelligibility" in card
 
