@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ BLIND = {("algos", "tasks"), ("tasks", "algos"), ("algos", "corpora"), ("corpora
 MAX_FILE, MAX_FUNCTION = 545, 85
 # Figures that may only fall: formatted lines and files of the package, lines of the core (what a newcomer reads first), lines of the
 # tests, and how often stages, pages and commands spell a task's name. A change that needs more first deletes something.
+WALK = 12  # files of one step of rl
 SENTENCES = 108  # places where tests match an error by a sentence
 PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 43_400, 190, 11_900, 31_600, 79
 CORE = (
@@ -205,6 +207,52 @@ def test_stages_pages_and_commands_name_no_task() -> None:
         if isinstance(node, ast.Constant) and node.value in NAMES_OF_TASKS
     ]
     assert len(found) <= TASK_NAMES, found
+
+
+@pytest.mark.slow
+def test_the_walk_of_one_rl_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the command to the optimiser: the files above the models in which code runs while one step of ``rl`` is made.
+
+    Left out are the decorator that every command goes through and the computations of the rewards, which the user names.
+    """
+    from typer.testing import CliRunner
+
+    from rlspeech.cli import app
+    from rlspeech.rewards.catalogue import BUILTIN
+    from rlspeech.stages import rl
+
+    files: set[str] = set()
+    advance = rl.Session.advance
+
+    def note(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and (path := Path(frame.f_code.co_filename)).is_relative_to(ROOT):
+            files.add(path.relative_to(ROOT).as_posix())
+
+    def walked(session: Any, *args: Any) -> Any:
+        frame: Any = sys._getframe()
+        while frame := frame.f_back:  # what has called the step
+            note(frame, "call", None)
+        sys.setprofile(note)
+        try:
+            return advance(session, *args)
+        finally:
+            sys.setprofile(None)
+
+    monkeypatch.setattr(rl.Session, "advance", walked)
+    small = ["steps=1", "valid_items=2", "clip_s=0.5", "micro_batch=1", "workers=0"]
+    words = ["rl", "--task", "flowse", "--reward", "si_sdr=1", "--reward", "estoi=1", "--guard", "lsd", "--group", "2"]
+    done = CliRunner().invoke(
+        app,
+        [*words, "--prompts-per-step", "2", "--out", str(tmp_path / "run"), *(w for s in small for w in ("--set", s))],
+    )
+    assert done.exit_code == 0, done.stderr
+    families = {
+        entry.factory.partition(":")[0].removeprefix("rlspeech.").replace(".", "/") + ".py" for entry in BUILTIN
+    }
+    above = {f for f in files if FLOORS[f.partition("/")[0].removesuffix(".py")] > FLOORS["models"]}
+    walk = above - families - {"cli/common.py", "cli/__init__.py"}
+    assert {"stages/rl.py", "algos/grpo.py", "tasks/flowse/policy.py", "rewards/mix.py"} <= walk
+    assert len(walk) <= WALK, sorted(walk)
 
 
 HEAVY = (
