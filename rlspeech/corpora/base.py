@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -382,7 +382,7 @@ def _measure_all(
                     continue
                 facts[path] = result
                 if key := keys[path]:
-                    writer.write({"key": key} | result.as_row())
+                    writer.write({"key": key} | asdict(result))
         except KeyboardInterrupt:
             log.say(f"stopped: {len(facts)} of {len(paths)} files are checked; the same command goes on from there")
             raise

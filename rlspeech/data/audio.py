@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["AudioError", "level_gain", "load_audio", "mono", "resample", "rms_dbfs", "save_audio", "to_level"]
+__all__ = [
+    "AudioError",
+    "level_gain",
+    "load_audio",
+    "mono",
+    "open_audio",
+    "resample",
+    "rms_dbfs",
+    "save_audio",
+    "to_level",
+]
 
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
 
-MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = (
-    1000,
-    768_000,
-    64,
-)  # a header beyond these is damaged, and would ask for absurd memory
+# a header beyond these is damaged, and would ask for absurd memory
+MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768_000, 64
 
 
 class AudioError(Exception):
@@ -24,6 +34,25 @@ class AudioError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@contextmanager
+def open_audio(path: str | Path) -> Iterator[Any]:
+    """Open a ``soundfile.SoundFile`` to read. Raises ``AudioError``: missing, empty, or unreadable, then or while it is read."""
+    import soundfile as sf
+
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError("missing file")
+    if path.stat().st_size == 0:
+        raise AudioError("empty file (0 bytes)")
+    try:
+        with sf.SoundFile(path) as file:
+            if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ or file.channels > MAX_CHANNELS:
+                raise AudioError(f"absurd header: {file.samplerate} Hz, {file.channels} channels")
+            yield file
+    except (sf.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioError(f"unreadable: {str(error).splitlines()[0][:120]}") from error
 
 
 def load_audio(
@@ -41,7 +70,7 @@ def load_audio(
         sample_rate: of the result, in Hz.
         offset_s: where to start, in seconds of the file.
         duration_s: how much to read at most; None reads to the end.
-        channels: 1 averages what there is; 2 keeps both ears, and lets both hear a mono file.
+        channels: 1 averages what there is; 2 keeps both ears, and gives both a mono file.
 
     Returns:
         (T,) float32, or (2, T) where ``channels`` is 2.
@@ -49,32 +78,20 @@ def load_audio(
     Raises:
         AudioError: missing, empty, unreadable, non-finite, or of three channels and more where two are asked for.
     """
-    import soundfile as sf
-
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError("missing file")
-    if path.stat().st_size == 0:
-        raise AudioError("empty file (0 bytes)")
-    try:
-        with sf.SoundFile(path) as f:
-            native = f.samplerate
-            if not MIN_RATE_HZ <= native <= MAX_RATE_HZ or f.channels > MAX_CHANNELS:
-                raise AudioError(f"absurd header: {native} Hz, {f.channels} channels")
-            if offset_s > 0:
-                f.seek(min(int(offset_s * native), f.frames))
-            frames = -1 if duration_s is None else int(duration_s * native)
-            wav = f.read(frames, dtype="float32", always_2d=True)
-    except (sf.LibsndfileError, RuntimeError, OSError) as error:
-        raise AudioError(f"unreadable: {str(error).splitlines()[0][:120]}") from error
+    with open_audio(path) as file:
+        native = file.samplerate
+        if offset_s > 0:
+            file.seek(min(int(offset_s * native), file.frames))
+        frames = -1 if duration_s is None else int(duration_s * native)
+        wav = file.read(frames, dtype="float32", always_2d=True)
     if len(wav) == 0:
         raise AudioError("no samples")
     if channels == 2 and wav.shape[1] > 2:
         raise AudioError(f"{wav.shape[1]} channels instead of 2")
-    heard = wav.mean(axis=1) if channels == 1 else np.repeat(wav.T, 2 // wav.shape[1], axis=0)
-    if not np.isfinite(heard).all():
+    wav = wav.mean(axis=1) if channels == 1 else np.repeat(wav.T, 2 // wav.shape[1], axis=0)
+    if not np.isfinite(wav).all():
         raise AudioError("NaN or infinite samples")
-    return resample(heard, native, sample_rate)
+    return resample(wav, native, sample_rate)
 
 
 def resample(wav: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:

@@ -18,13 +18,13 @@ from rlspeech.config import Mixing, Video
 from rlspeech.data.audio import AudioError, load_audio, mono
 from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
-from rlspeech.data.video import LIPS_FPS, frames_of, load_lips
+from rlspeech.data.video import frames_at, load_lips
 from rlspeech.types import Sample, UserError, Utterance
 
 __all__ = [
     "Clip",
     "ClipSource",
-    "HeardClips",
+    "UnpairedClips",
     "PairedClips",
     "batches",
     "columns_of",
@@ -108,8 +108,8 @@ class PairedClips:
 
 
 @dataclass
-class HeardClips:
-    """Rows with ``audio_filepath`` alone, for a recogniser: what is heard is its own target."""
+class UnpairedClips:
+    """Rows with ``audio_filepath`` alone, for a recogniser: the input is its own target."""
 
     utts: list[Utterance]
     sample_rate: int
@@ -147,18 +147,12 @@ class MixedClips:
 
 
 def columns_of(utt: Utterance) -> dict[str, Any]:
-    """What rewards are told of an utterance beside its sound and its text."""
-    known = {
-        "snr_db": utt.snr_db,
-        "duration": utt.duration,
-        "language": utt.language,
-        "speaker_id": utt.speaker_id,
-        "prompt_filepath": utt.prompt_filepath,
-        "prompt_text": utt.prompt_text,
-    }
+    """The columns that rewards get of an utterance beside its sound and its text."""
+    names = ("snr_db", "duration", "language", "speaker_id", "prompt_filepath", "prompt_text")
+    known = {name: getattr(utt, name) for name in names}
     if (
         utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath
-    ):  # nobody has recorded this text: its length is not known
+    ):  # a text without a recording: of unknown length
         del known["duration"]
     return {**{k: v for k, v in known.items() if v is not None or k == "snr_db"}, **utt.extra}
 
@@ -167,9 +161,7 @@ def lips_of(utt: Utterance, start_s: float, duration_s: float) -> np.ndarray | N
     """The mouth crops (F, H, W) of a stretch of an utterance, None where it has none. Raises ``LipsError``."""
     if not utt.lips_filepath:
         return None
-    whole = _lips(utt.lips_filepath)
-    wanted = np.arange(frames_of(duration_s)) + round((utt.offset + start_s) * LIPS_FPS)
-    return whole[np.clip(wanted, 0, len(whole) - 1)]
+    return frames_at(_lips(utt.lips_filepath), utt.offset + start_s, duration_s)
 
 
 @lru_cache(maxsize=256)
@@ -199,14 +191,11 @@ def open_clips(
         return MixedClips(MixtureSet.from_recipe(found, mixing=mixing, sample_rate=sample_rate, seed=seed))
     utts = read_manifest(found)
     if not paired:
-        return HeardClips(utts, sample_rate, seed)
+        return UnpairedClips(utts, sample_rate, seed)
     lonely = [u.id for u in utts if not u.target_filepath]
     if lonely:
-        raise UserError(
-            f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath",
-            f"the first is {lonely[0]!r}",
-            "rlspeech prepare mix, or rlspeech prepare pairs",
-        )
+        what = f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath"
+        raise UserError(what, f"the first is {lonely[0]!r}", "rlspeech prepare mix, or rlspeech prepare pairs")
     return PairedClips(utts, sample_rate, seed, channels)
 
 
@@ -228,15 +217,11 @@ def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed:
     if not bucketed:
         return shuffled
     lengths = np.asarray(durations_s)
-    stretches = [
-        part[np.argsort(lengths[part], kind="stable")]
-        for part in np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))
-    ]
+    parts = np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))
+    stretches = [part[np.argsort(lengths[part], kind="stable")] for part in parts]
     groups = [stretch[i : i + batch] for stretch in stretches for i in range(0, len(stretch), batch)]
-    full, rest = (
-        [g for g in groups if len(g) == batch],
-        [g for g in groups if len(g) < batch],
-    )  # a short group would shift those behind it
+    # a short group would shift those behind it
+    full, rest = [g for g in groups if len(g) == batch], [g for g in groups if len(g) < batch]
     return np.concatenate([*(full[i] for i in rng.permutation(len(full))), *rest])
 
 
@@ -262,20 +247,16 @@ def batches(
         workers: threads that load and mix ahead (decoding, resampling and convolution let go of Python's lock); the order stays.
     """
     failures, held = 0, list[Clip]()
-    for position, made in _ahead(
-        source, _walk(source, batch * world, clip_s, seed, start * world + rank, world), clip_s, workers
-    ):
+    walk = _walk(source, batch * world, clip_s, seed, start * world + rank, world)
+    for position, made in _ahead(source, walk, clip_s, workers):
         if isinstance(made, Clip):
             held.append(made)
             failures = 0
         else:
             failures += 1
             if failures > len(source.utts):
-                raise UserError(
-                    "none of the utterances can be used",
-                    f"the last one: {made.reason}",
-                    "rlspeech check on the manifest",
-                )
+                why, try_this = f"the last one: {made.reason}", "rlspeech check on the manifest"
+                raise UserError("none of the utterances can be used", why, try_this)
         if len(held) == batch:
             yield held, (position + world) // world
             held = []
@@ -381,22 +362,18 @@ def with_video(clips: list[Clip], video: Video) -> list[Clip]:
     if video == "right":
         return clips
     if video == "shuffled" and len(clips) < 2:
-        raise UserError(
-            "one clip cannot have another one's video",
-            "video=shuffled with a single prompt or validation clip",
-            "--set prompts_per_step=2 --set valid_items=2",
-        )
+        why = "video=shuffled with a single prompt or validation clip"
+        raise UserError("one clip cannot have another one's video", why, "--set prompts_per_step=2 --set valid_items=2")
     return [replace(c, lips=None if video == "none" else clips[i - 1].lips) for i, c in enumerate(clips)]
 
 
 def whole_clips(source: ClipSource, items: int, max_s: float = 8.0) -> list[Clip]:
     """Up to ``items`` utterances spread over the source, at most ``max_s`` long; the same ones every time."""
     count = len(source.utts)
-    picked: np.ndarray | list[int] = (
-        np.unique(np.linspace(0, count - 1, min(items, count)).astype(int)) if count else []
-    )
+    if not count:
+        return []
     clips = []
-    for index in picked:
+    for index in np.unique(np.linspace(0, count - 1, min(items, count)).astype(int)):
         try:
             long = source.utts[index].duration > max_s
             clips.append(source.clip(0, int(index), max_s if long else 0.0))

@@ -10,7 +10,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from pydantic import Field
 from rlspeech.config_parts import Strict
 from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from rlspeech.types import Utterance
-
-__all__ = ["FileFacts", "Limits", "Verdict", "judge", "judge_pair", "measure"]
 
 BLOCK_S = 60  # long recordings are read in pieces of this length
 ACTIVE_S = 0.1  # the level of the loudest stretch of this length decides what is silent
@@ -76,10 +74,6 @@ class FileFacts:
     bandwidth_hz: float = 0.0
     digest: str = ""
 
-    def as_row(self) -> dict[str, Any]:
-        """For the journal."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -107,14 +101,13 @@ def measure(path: str | Path, floor_db: float = -75.0) -> FileFacts:
     except OSError as error:
         facts.error = "missing file" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
         return facts
-    if size == 0 or head.startswith(LFS_HEAD) or path.suffix.lower() in UNREADABLE_SUFFIXES:
-        facts.error = (
-            "empty file (0 bytes)"
-            if size == 0
-            else "Git LFS pointer, not audio: run git lfs pull"
-            if head.startswith(LFS_HEAD)
-            else f"unreadable: {path.suffix} is not supported, convert it first (ffmpeg -i IN OUT.wav)"
-        )
+    if size == 0:
+        facts.error = "empty file (0 bytes)"
+    elif head.startswith(LFS_HEAD):
+        facts.error = "Git LFS pointer, not audio: run git lfs pull"
+    elif path.suffix.lower() in UNREADABLE_SUFFIXES:
+        facts.error = f"unreadable: {path.suffix} is not supported, convert it first (ffmpeg -i IN OUT.wav)"
+    if facts.error:
         return facts
     try:
         with sf.SoundFile(path) as f:
@@ -146,17 +139,12 @@ def _declared_frames(path: Path, size: int) -> int | None:
         while len(head := f.read(8)) == 8:
             name, length = head[:4], struct.unpack("<I", head[4:])[0]
             if name == b"data":
-                streamed = (
-                    length in (0, 0xFFFFFFFF, 0x7FFFFFFF) or length >= 0xFFFFFF00
-                )  # a pipe cannot know its length
+                streamed = length in (0, 0x7FFFFFFF) or length >= 0xFFFFFF00  # a pipe cannot know its length
                 return None if streamed or not align else length // align
             if name == b"fmt " and length >= 16:
                 body = f.read(16)
-                align = (
-                    struct.unpack("<H", body[12:14])[0]
-                    if len(body) == 16 and body[:2] in (b"\x01\0", b"\x03\0", b"\xfe\xff")
-                    else 0
-                )
+                known = len(body) == 16 and body[:2] in (b"\x01\0", b"\x03\0", b"\xfe\xff")
+                align = struct.unpack("<H", body[12:14])[0] if known else 0
                 length -= 16
             f.seek(length + length % 2, os.SEEK_CUR)
             if f.tell() > size:
@@ -238,10 +226,8 @@ def _bandwidth(power: np.ndarray, rate: int, floor_db: float) -> float:
     top = int(filled[-1]) if len(filled) else 0
     highest_above = np.maximum.accumulate(level_db[::-1])[::-1]
     for edge in range(max(10, last // 8), min(top, int(last / CLIFF_GAP)) + 1):
-        if (
-            level_db[int(0.75 * edge) : int(0.95 * edge)].mean() - highest_above[min(last, int(CLIFF_GAP * edge))]
-            > CLIFF_DB
-        ):
+        below_db = level_db[int(0.75 * edge) : int(0.95 * edge)].mean()
+        if below_db - highest_above[min(last, int(CLIFF_GAP * edge))] > CLIFF_DB:
             top = min(top, round(CLIFF_GAP * edge))
             break
     return float(top * rate / 2 / last)
@@ -258,25 +244,20 @@ def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Uttera
     """
     if facts.error:
         return Verdict(facts.error.split(":")[0].split(" (")[0].split(",")[0], facts.error)
-    tolerance = limits.length_tolerance_s
-    if facts.header_s - facts.duration > tolerance:
-        return Verdict(
-            "truncated", f"the header promises {facts.header_s:.2f} s, the file holds {facts.duration:.2f} s"
-        )
-    length = (
-        utt.duration if utt is not None and utt.duration else facts.duration - (utt.offset if utt is not None else 0.0)
-    )
-    if utt is not None and utt.offset + length - facts.duration > tolerance:
-        return Verdict(
-            "shorter than the manifest says", f"{utt.offset + length:.2f} s claimed, {facts.duration:.2f} s there"
-        )
-    part = utt is not None and (
-        utt.offset or utt.extra.get("segment")
-    )  # column of rows that begin at 0 and are meant to end early
-    if utt is not None and utt.duration and not part and facts.duration - utt.duration > tolerance:
-        return Verdict("longer than the manifest says", f"{utt.duration:.2f} s claimed, {facts.duration:.2f} s there")
-    if utt is not None and utt.sample_rate not in (0, facts.sample_rate):
-        return Verdict("rate differs from the manifest", f"{utt.sample_rate} Hz claimed, {facts.sample_rate} Hz there")
+    tolerance, length = limits.length_tolerance_s, facts.duration
+    if facts.header_s - length > tolerance:
+        return Verdict("truncated", f"the header promises {facts.header_s:.2f} s, the file holds {length:.2f} s")
+    if utt is not None:
+        length = utt.duration or facts.duration - utt.offset
+        there = f"{facts.duration:.2f} s there"
+        if utt.offset + length - facts.duration > tolerance:
+            return Verdict("shorter than the manifest says", f"{utt.offset + length:.2f} s claimed, {there}")
+        part = utt.offset or utt.extra.get("segment")  # column of rows that begin at 0 and are meant to end early
+        if utt.duration and not part and facts.duration - utt.duration > tolerance:
+            return Verdict("longer than the manifest says", f"{utt.duration:.2f} s claimed, {there}")
+        if utt.sample_rate not in (0, facts.sample_rate):
+            claimed = f"{utt.sample_rate} Hz claimed, {facts.sample_rate} Hz there"
+            return Verdict("rate differs from the manifest", claimed)
     if facts.sample_rate < limits.min_rate_hz:
         return Verdict("rate too low", f"{facts.sample_rate} Hz, below {limits.min_rate_hz} Hz")
     if length < limits.min_s and kind != "rir":
@@ -289,9 +270,8 @@ def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Uttera
     if facts.clipped > share:
         return Verdict("clipped", f"{100 * facts.clipped:.2f} % of the samples, above {100 * share:g} %")
     if kind == "speech" and facts.bandwidth_hz < limits.bandwidth * facts.sample_rate / 2:
-        return Verdict(
-            "bandwidth below the rate", f"nothing above {facts.bandwidth_hz:.0f} Hz in a {facts.sample_rate} Hz file"
-        )
+        why = f"nothing above {facts.bandwidth_hz:.0f} Hz in a {facts.sample_rate} Hz file"
+        return Verdict("bandwidth below the rate", why)
     return None
 
 

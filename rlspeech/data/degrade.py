@@ -20,28 +20,6 @@ import numpy as np
 from rlspeech.data.audio import AudioError, rms_dbfs, to_level
 from rlspeech.data.mixing import crop, reverberate
 
-__all__ = [
-    "Degraded",
-    "RUNGS",
-    "Rung",
-    "Sources",
-    "TRAITS",
-    "add_noise",
-    "clip_peaks",
-    "coloured",
-    "degrade",
-    "drop_out",
-    "istft",
-    "ladders",
-    "low_pass",
-    "match_gain",
-    "sdr_db",
-    "stft",
-    "suppress",
-    "synthetic_rir",
-]
-
-
 TRAITS = ("noise", "talker", "reverb", "distortion", "muffling", "dropouts", "artefacts")
 RUNGS = 7
 SILENT_DBFS = -60.0
@@ -65,9 +43,8 @@ def sdr_db(reference: np.ndarray, made: np.ndarray) -> float:
 def stft(wav: np.ndarray, window: np.ndarray, hop: int) -> np.ndarray:
     """Spectra (L, n_fft / 2 + 1) of windowed frames of (T,), with a window's length of zeros on both sides."""
     padded = np.pad(wav, (len(window), len(window) + hop))
-    return np.asarray(
-        np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, len(window))[::hop] * window, axis=1)
-    )
+    frames = np.lib.stride_tricks.sliding_window_view(padded, len(window))[::hop]
+    return np.asarray(np.fft.rfft(frames * window, axis=1))
 
 
 def istft(spectrum: np.ndarray, window: np.ndarray, hop: int, length: int) -> np.ndarray:
@@ -252,15 +229,8 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: np.rando
     if rms_dbfs(clean) < SILENT_DBFS:
         raise AudioError("silent speech")
     severity, facts, wav = dict.fromkeys(TRAITS, 0.0), Facts(), clean
-    odds = {
-        "noise": 0.55,
-        "artefacts": 0.25,
-        "reverb": 0.2,
-        "distortion": 0.13,
-        "muffling": 0.15,
-        "dropouts": 0.12,
-        "talker": 0.13,
-    }
+    odds = {"noise": 0.55, "artefacts": 0.25, "reverb": 0.2, "distortion": 0.13, "muffling": 0.15}
+    odds |= {"dropouts": 0.12, "talker": 0.13}
     wanted = {k for k, p in odds.items() if rng.random() < p} if rng.random() > 0.05 else set[str]()
     if "reverb" in wanted:
         wav = _room(wav, sources, sample_rate, rng, severity, facts)
@@ -285,14 +255,17 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: np.rando
         wav, facts["muffling"] = low_pass(wav, float(6500 * 2 ** -rng.uniform(0, 3.4)), sample_rate)
         severity["muffling"] = fall(np.log2(facts["muffling"]["cutoff_hz"]), np.log2(6500.0), np.log2(700.0))
     if "dropouts" in wanted:
-        wav, facts["dropouts"] = drop_out(
-            wav, float(rng.uniform(0.01, 0.45)), float(rng.choice([20, 40, 80, 160])), sample_rate, rng
-        )
+        share, gap_ms = float(rng.uniform(0.01, 0.45)), float(rng.choice([20, 40, 80, 160]))
+        wav, facts["dropouts"] = drop_out(wav, share, gap_ms, sample_rate, rng)
         severity["dropouts"] = fall(facts["dropouts"]["energy_lost"] ** 0.5, 0.03, 0.65)
-    level = float(rng.uniform(-42, -14))
-    wav = to_level(wav, level)
-    wav = (wav * min(1.0, 0.99 / max(float(np.abs(wav).max()), 1e-9))).astype(np.float32)
+    wav = _at_level(wav, float(rng.uniform(-42, -14)))
     return Degraded(wav, severity, rms_dbfs(wav), facts)
+
+
+def _at_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
+    """(T,) at an RMS level, lower where it would clip."""
+    wav = to_level(wav, dbfs)
+    return (wav * min(1.0, 0.99 / max(float(np.abs(wav).max()), 1e-9))).astype(np.float32)
 
 
 def _plus(
@@ -352,38 +325,32 @@ def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: np.rand
     if rms_dbfs(clean) < SILENT_DBFS:
         raise AudioError("silent speech")
     noise = crop(noise, len(clean), rng, loop=True)
-    seed = int(rng.integers(2**31))
+    seed, level = int(rng.integers(2**31)), rms_dbfs(clean)
+    spoilt = to_level(noise, level - 5.0)
 
-    def again() -> np.random.Generator:
+    def fresh() -> np.random.Generator:
         return np.random.default_rng(seed)
 
+    def room(rt60_s: float, direct_db: float) -> np.ndarray:
+        return add_room(clean, synthetic_rir(sample_rate, rt60_s, direct_db, fresh()), sample_rate)[0]
+
     def worn(step: int) -> np.ndarray:
-        wav = add_room(clean, synthetic_rir(sample_rate, 0.15 + 0.15 * step, 10.0 - 3.0 * step, again()), sample_rate)[
-            0
-        ]
-        wav = add_noise(wav, noise, 30.0 - 5.0 * step)[0]
+        wav = add_noise(room(0.15 + 0.15 * step, 10.0 - 3.0 * step), noise, 30.0 - 5.0 * step)[0]
         return low_pass(wav, 7000.0 * 0.75**step, sample_rate)[0]
 
     snrs = {"noise": (25.0, 19.0, 13.0, 7.0, 1.0, -5.0), "combined": tuple(30.0 - 5.0 * k for k in range(1, RUNGS))}
-    rt60_s = (0.2, 0.3, 0.5, 0.8, 1.2, 2.0)
     ways: dict[str, Callable[[int], np.ndarray]] = {
         "noise": lambda k: add_noise(clean, noise, snrs["noise"][k - 1])[0],
-        "reverb": lambda k: add_room(
-            clean, synthetic_rir(sample_rate, rt60_s[k - 1], 9.0 - 3.5 * k, again()), sample_rate
-        )[0],
+        "reverb": lambda k: room((0.2, 0.3, 0.5, 0.8, 1.2, 2.0)[k - 1], 9.0 - 3.5 * k),
         "clipping": lambda k: clip_peaks(clean, (8.0, 4.0, 0.0, -4.0, -9.0, -15.0)[k - 1])[0],
         "low_pass": lambda k: low_pass(clean, (5000.0, 3500.0, 2500.0, 1800.0, 1200.0, 700.0)[k - 1], sample_rate)[0],
-        "dropouts": lambda k: drop_out(clean, (0.03, 0.07, 0.13, 0.2, 0.3, 0.45)[k - 1], 40.0, sample_rate, again())[0],
-        "artefacts": lambda k: suppress(
-            clean, to_level(noise, rms_dbfs(clean) - 5.0), (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)[k - 1], again()
-        )[0],
+        "dropouts": lambda k: drop_out(clean, (0.03, 0.07, 0.13, 0.2, 0.3, 0.45)[k - 1], 40.0, sample_rate, fresh())[0],
+        "artefacts": lambda k: suppress(clean, spoilt, (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)[k - 1], fresh())[0],
         "combined": worn,
     }
     made = []
     for name, way in ways.items():
         for k in range(RUNGS):
             wav = clean if k == 0 else way(k)
-            wav = to_level(wav, rms_dbfs(clean))
-            wav = (wav * min(1.0, 0.99 / max(float(np.abs(wav).max()), 1e-9))).astype(np.float32)
-            made.append(Rung(name, k, wav, snrs[name][k - 1] if k and name in snrs else None))
+            made.append(Rung(name, k, _at_level(wav, level), snrs[name][k - 1] if k and name in snrs else None))
     return made

@@ -24,18 +24,6 @@ from rlspeech.data.video import VIDEO_SUFFIXES
 from rlspeech.files import numbered_lines, read_text
 from rlspeech.types import Sample, UserError, Utterance
 
-__all__ = [
-    "AUDIO_SUFFIXES",
-    "HYPOTHESES",
-    "Item",
-    "audio_files",
-    "collect",
-    "expand",
-    "load",
-    "read_texts",
-    "without_audio",
-]
-
 # Sound by its suffix, one list for every command; files of a kind that cannot be decoded here are counted and named, not passed over.
 AUDIO_SUFFIXES = frozenset(
     (
@@ -109,28 +97,23 @@ def collect(
     else:
         items = _several([Path(p) for p in path], target, texts_only)
     if not items:
-        raise UserError(
-            f"no audio in {path}", f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}, at any depth", "check the path"
-        )
+        looked = f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}, at any depth"
+        raise UserError(f"no audio in {path}", looked, "check the path")
     if target:
         _match_targets(items, Path(target))
     if text:
-        texts = read_texts(text)
-        for item, found in zip(items, _matched(items, texts), strict=True):
+        known = any(item.text is not None for item in items)
+        for item, found in zip(items, _matched(items, read_texts(text), "transcript", text, known), strict=True):
             item.text = item.text if found is None else found
-        if all(i.text is None for i in items):
-            raise _nothing_matches("transcript", text, items, texts)
     if hypotheses:
         texts = read_texts(hypotheses, (*HYPOTHESES, "text"))
-        for item, found in zip(items, _matched(items, texts), strict=True):
+        for item, found in zip(items, _matched(items, texts, "hypothesis", hypotheses), strict=True):
             item.hypothesis = found
-        if all(i.hypothesis is None for i in items):
-            raise _nothing_matches("hypothesis", hypotheses, items, texts)
     return sorted(items, key=lambda i: i.key)
 
 
 def expand(path: Path, *, skip: Path | None = None, videos: bool = False, texts_only: bool = False) -> list[Item]:
-    """What a name on the command line stands for: the audio files of a folder, the rows of a manifest, or the file itself.
+    """Return what a name on the command line stands for: the audio files of a folder, the rows of a manifest, or the file itself.
 
     Args:
         path: folder, manifest (``ROWS``) or file. A file that is missing or no sound is an item all the same: reading it says why.
@@ -150,11 +133,8 @@ def expand(path: Path, *, skip: Path | None = None, videos: bool = False, texts_
 
 def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
     if not path.is_dir() and path.suffix not in ROWS and not (path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES):
-        raise UserError(
-            f"{path} is no folder, manifest or audio file",
-            "" if path.exists() else "there is no such path",
-            "rlspeech reward FOLDER --reward dnsmos",
-        )
+        why = "" if path.exists() else "there is no such path"
+        raise UserError(f"{path} is no folder, manifest or audio file", why, "rlspeech reward FOLDER --reward dnsmos")
     return expand(path, skip=Path(target) if target else None, texts_only=texts_only)
 
 
@@ -169,9 +149,11 @@ def _several(paths: Sequence[Path], target: str | None, texts_only: bool) -> lis
     return list(found.values())
 
 
-def _matched(items: list[Item], texts: dict[str, str]) -> list[str | None]:
+def _matched(
+    items: list[Item], texts: dict[str, str], what: str, path: str, optional: bool = False
+) -> list[str | None]:
     """Each item's text: by its key, by the id that the manifest gave it, by its name alone, by its file; the last three where no other
-    item has the same one and could be meant.
+    item has the same one and could be meant. Raises ``UserError`` where no text is any item's, unless that is ``optional``.
     """
     stems = Counter(i.audio.stem for i in items if i.audio)
     given = Counter(i.columns.get("original_id") for i in items)
@@ -181,20 +163,15 @@ def _matched(items: list[Item], texts: dict[str, str]) -> list[str | None]:
         original = item.columns.get("original_id")
         names = (item.key, str(original) if given[original] == 1 else item.key, Path(item.key).name, stem)
         found.append(next((texts[n] for n in names if n in texts), None))
+    if not optional and all(text is None for text in found):
+        firsts = f"first file: {items[0].key}; first {what}: {next(iter(texts), '-')}"
+        try_this = "the ids must be the manifest's, or the files' names without suffix"
+        raise UserError(f"no {what} in {path} matches a file", firsts, try_this)
     return found
 
 
-def _nothing_matches(what: str, path: str, items: list[Item], texts: dict[str, str]) -> UserError:
-    firsts = f"first file: {items[0].key}; first {what}: {next(iter(texts), '-')}"
-    return UserError(
-        f"no {what} in {path} matches a file",
-        firsts,
-        "the ids must be the manifest's, or the files' names without suffix",
-    )
-
-
 def _rows_of_texts(path: Path) -> list[Utterance]:
-    """Rows that are judged by their texts: as in a manifest, but none of the audio is looked at, and it may not be named at all."""
+    """Rows that are judged by their texts: as in a manifest, but no audio is read, and rows need not name any."""
     base = Path(os.path.dirname(os.path.abspath(path)))
     rows: dict[str, Utterance] = {}
     for number, line in numbered_lines(path):
@@ -204,9 +181,8 @@ def _rows_of_texts(path: Path) -> list[Utterance]:
                 row["id"] = str(row["key"])
             if "id" not in row and "audio_filepath" not in row:
                 raise ValueError("neither id nor audio_filepath")
-            utt = from_row(
-                {"audio_filepath": ".", "duration": 0.0, "sample_rate": 1, **row}, base
-            )  # else the file would be asked
+            facts = {"audio_filepath": ".", "duration": 0.0, "sample_rate": 1}  # else the file would be asked
+            utt = from_row({**facts, **row}, base)
         except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} line {number} cannot be used", str(error), EXAMPLE) from error
         if "audio_filepath" not in row:
@@ -214,11 +190,8 @@ def _rows_of_texts(path: Path) -> list[Utterance]:
         if utt.id in rows and "id" not in row:
             utt.id = f"{utt.id}_{number}"
         if utt.id in rows:
-            raise UserError(
-                f"{path} line {number}: duplicate id {utt.id!r}",
-                "two rows would overwrite each other's scores",
-                "give one of them another id",
-            )
+            why = "two rows would overwrite each other's scores"
+            raise UserError(f"{path} line {number}: duplicate id {utt.id!r}", why, "give one of them another id")
         rows[utt.id] = utt
     if not rows:
         raise UserError(f"{path} is empty", "there is nothing to score", EXAMPLE)
@@ -246,10 +219,8 @@ def _folder(folder: Path, skip: Path | None, videos: bool) -> list[Item]:
     files = audio_files(folder, skip)
     if videos:
         named = {f.with_suffix("") for f in files}
-        files = sorted(
-            [*files, *(f for f in audio_files(folder, skip, VIDEO_SUFFIXES) if f.with_suffix("") not in named)]
-        )
-    for file in files:
+        files += [f for f in audio_files(folder, skip, VIDEO_SUFFIXES) if f.with_suffix("") not in named]
+    for file in sorted(files):
         key = file.relative_to(folder).with_suffix("").as_posix()
         if key in items:
             key = file.relative_to(folder).as_posix()
@@ -259,7 +230,7 @@ def _folder(folder: Path, skip: Path | None, videos: bool) -> list[Item]:
 
 def _from_utterance(utt: Utterance) -> Item:
     known = {k: getattr(utt, k) for k in ("speaker_id", "language", "snr_db") if getattr(utt, k) is not None}
-    said = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None)
+    hypothesis = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None)
     return Item(
         utt.id,
         Path(utt.audio_filepath) if utt.audio_filepath else None,
@@ -268,7 +239,7 @@ def _from_utterance(utt: Utterance) -> Item:
         utt.offset,
         utt.duration or None,
         {**known, **utt.extra},
-        said,
+        hypothesis,
         utt.lips_filepath or utt.video_filepath,
     )
 
@@ -288,9 +259,8 @@ def _match_targets(items: list[Item], folder: Path) -> None:
         item.target = by_key.get(item.key) or by_name.get(Path(item.key).name)
     if not any(i.target for i in items):
         firsts = f"first file: {items[0].key}; first reference: {next(iter(by_key), '-')}"
-        raise UserError(
-            f"no file in {folder} has the name of a file to score", firsts, "references need the same names"
-        )
+        what = f"no file in {folder} has the name of a file to score"
+        raise UserError(what, firsts, "references need the same names")
 
 
 def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str, str]:
@@ -313,21 +283,16 @@ def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str,
     ):  # not splitlines: a text may hold other ends of lines
         if not line.strip():
             continue
-        key, words = _json_text(path, number, line, keys) if path.suffix in ROWS else _kaldi_text(line)
+        if path.suffix in ROWS:
+            key, words = _json_text(path, number, line, keys)
+        else:
+            key, words = [*line.strip().split(maxsplit=1), ""][:2]
         if words is None:
             continue
         if texts.setdefault(key, words) != words:
-            raise UserError(
-                f"{path} line {number}: a second text for {key!r}",
-                "which one is meant cannot be known",
-                "one file a system, each id once",
-            )
+            why = "which one is meant cannot be known"
+            raise UserError(f"{path} line {number}: a second text for {key!r}", why, "one file a system, each id once")
     return texts
-
-
-def _kaldi_text(line: str) -> tuple[str, str]:
-    key, *words = line.split(maxsplit=1)
-    return key, words[0].strip() if words else ""
 
 
 def _json_text(path: Path, number: int, line: str, keys: tuple[str, ...]) -> tuple[str, str | None]:
@@ -337,9 +302,8 @@ def _json_text(path: Path, number: int, line: str, keys: tuple[str, ...]) -> tup
         words = row[next((k for k in keys if k in row), keys[-1])]
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         example = f'{{"id": "...", "{keys[0]}": "..."}}'
-        raise UserError(
-            f"{path} line {number} is no transcript", f"{type(error).__name__}: {error}", example
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} line {number} is no transcript", why, example) from error
     return str(key), None if words is None else str(words)
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, AudioError
+from rlspeech.data.audio import AudioError, open_audio
 from rlspeech.parallel import one_by_one
 
 __all__ = ["apply", "cut", "join", "pause", "spans", "stream"]
-
 
 Infer = Callable[..., list[np.ndarray]]
 FRAME_S, PAUSE_S = 0.01, 0.2
@@ -195,35 +194,23 @@ def stream(
 
 def _blocks(path: Path, sample_rate: int, offset_s: float, duration_s: float | None) -> Iterator[np.ndarray]:
     """Mono blocks (T,) float32 at ``sample_rate``."""
-    import soundfile as sf
     import soxr
 
-    if not path.is_file():
-        raise AudioError("missing file")
-    if path.stat().st_size == 0:
-        raise AudioError("empty file (0 bytes)")
-    try:
-        with sf.SoundFile(path) as file:
-            native = file.samplerate
-            if not MIN_RATE_HZ <= native <= MAX_RATE_HZ or file.channels > MAX_CHANNELS:
-                raise AudioError(f"absurd header: {native} Hz, {file.channels} channels")
-            if offset_s > 0:
-                file.seek(min(int(offset_s * native), file.frames))
-            left = None if duration_s is None else int(duration_s * native)
-            resampler = (
-                soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ")
-                if native != sample_rate
-                else None
-            )
-            while left is None or left > 0:
-                size = int(BLOCK_S * native) if left is None else min(left, int(BLOCK_S * native))
-                wav = file.read(size, dtype="float32", always_2d=True).mean(axis=1)
-                if not np.isfinite(wav).all():
-                    raise AudioError("NaN or infinite samples")
-                left = None if left is None else left - len(wav)
-                last = len(wav) < size or left == 0
-                yield wav if resampler is None else resampler.resample_chunk(wav, last=last)
-                if last:
-                    return
-    except (sf.LibsndfileError, RuntimeError, OSError) as error:
-        raise AudioError(f"unreadable: {str(error).splitlines()[0][:120]}") from error
+    with open_audio(path) as file:
+        native = file.samplerate
+        if offset_s > 0:
+            file.seek(min(int(offset_s * native), file.frames))
+        left = None if duration_s is None else int(duration_s * native)
+        resampler = None
+        if native != sample_rate:
+            resampler = soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ")
+        while left is None or left > 0:
+            size = int(BLOCK_S * native) if left is None else min(left, int(BLOCK_S * native))
+            wav = file.read(size, dtype="float32", always_2d=True).mean(axis=1)
+            if not np.isfinite(wav).all():
+                raise AudioError("NaN or infinite samples")
+            left = None if left is None else left - len(wav)
+            last = len(wav) < size or left == 0
+            yield wav if resampler is None else resampler.resample_chunk(wav, last=last)
+            if last:
+                return

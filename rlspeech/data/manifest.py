@@ -1,8 +1,7 @@
 """Manifests: one JSON object a line, NeMo's key names, paths relative to the file.
 
 Reading is strict where a mistake would go unnoticed (duplicate ids, wrong types: ``UserError`` with line numbers) and lenient where
-other people's manifests merely know less (no ``id``, no ``sample_rate``: taken from the file). Writing is all or nothing, except for
-``JsonlWriter``, which appends row by row and survives being killed: a torn last line is cut off when it is opened again.
+other people's manifests merely know less (no ``id``, no ``sample_rate``: taken from the file). Writing is all or nothing.
 """
 
 from __future__ import annotations
@@ -12,41 +11,18 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-from rlspeech.files import JsonlWriter, dumps, numbered_lines, read_jsonl, safe_name, write_text
+from rlspeech.files import dumps, numbered_lines, safe_name, write_text
+from rlspeech.log import several
 from rlspeech.types import UserError, Utterance
-
-__all__ = [
-    "PATH_KEYS",
-    "JsonlWriter",
-    "ManifestWriter",
-    "Problem",
-    "find_manifest",
-    "from_row",
-    "meta_path",
-    "read_jsonl",
-    "read_manifest",
-    "recordings",
-    "safe_name",
-    "scan_manifest",
-    "to_row",
-    "write_manifest",
-    "write_text",
-]
 
 PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
 TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
 RECIPE_NAME = "mix.json"
 MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a folder, in this order
-ASIDE_NAMES = {
-    "dropped.jsonl",
-    "checks.jsonl",
-    "rendered.jsonl",
-    "scores.jsonl",
-    "metrics.jsonl",
-}  # in the same folders, but no manifests
+# in the same folders, but no manifests
+ASIDE_NAMES = {"dropped.jsonl", "checks.jsonl", "rendered.jsonl", "scores.jsonl", "metrics.jsonl"}
 
 
 class Problem(NamedTuple):
@@ -89,7 +65,8 @@ def from_row(row: dict[str, Any], base: Path) -> Utterance:
             known[key] = _number(key, known[key])
     extra = {k: v for k, v in row.items() if k not in Utterance.field_names()}
     if not known.get("id"):
-        known["id"] = _stem_id(known["audio_filepath"], known.get("offset", 0.0))
+        stem, offset = Path(known["audio_filepath"]).stem or "id", known.get("offset", 0.0)
+        known["id"] = f"{stem}_{round(offset * 1000)}ms" if offset else stem
     name = safe_name(known["id"])
     if name != known["id"]:
         extra.setdefault("original_id", known["id"])
@@ -102,9 +79,8 @@ def from_row(row: dict[str, Any], base: Path) -> Utterance:
 
 
 def _number(key: str, value: Any) -> float | int:
-    if (
-        isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12
-    ):  # NaN fails the comparison too
+    # NaN fails the comparison too
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
         raise ValueError(f"{key} is not a number: {value!r}")
     if key != "snr_db" and value < 0:
         raise ValueError(f"{key} is negative: {value}")
@@ -113,11 +89,6 @@ def _number(key: str, value: Any) -> float | int:
             raise ValueError(f"sample_rate is not a whole number of Hz: {value}")
         return int(value)
     return float(value)
-
-
-def _stem_id(path: str, offset: float) -> str:
-    stem = Path(path).stem or "id"
-    return f"{stem}_{round(offset * 1000)}ms" if offset else stem
 
 
 def _header(path: str) -> tuple[float, int]:
@@ -177,9 +148,7 @@ def scan_manifest(path: str | Path) -> tuple[list[Utterance], list[Problem]]:
         except (ValueError, RecursionError) as error:
             problems.append(Problem(number, str(error)))
         else:
-            if utt.id in seen and not row.get(
-                "id"
-            ):  # an id that we derived ourselves may be told apart, a given one may not
+            if utt.id in seen and not row.get("id"):  # an id that is made here may be told apart, a given one may not
                 utt.id = f"{utt.id}_{number}"
             if utt.id in seen:
                 problems.append(Problem(number, f"duplicate id {utt.id!r}, first on line {seen[utt.id]}"))
@@ -202,20 +171,15 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     if problems:
         listed = "; ".join(f"line {p.line}: {p.message}" for p in problems[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise UserError(
-            f"{path} has {len(problems)} bad line{'s' * (len(problems) > 1)}", listed + more, f"rlspeech check {path}"
-        )
+        raise UserError(f"{path} has {several(len(problems), 'bad line')}", listed + more, f"rlspeech check {path}")
     if not utts:
-        raise UserError(
-            f"{path} is empty",
-            "a manifest needs at least one row",
-            "run the prepare step again and look at its dropped.jsonl",
-        )
+        try_this = "run the prepare step again and look at its dropped.jsonl"
+        raise UserError(f"{path} is empty", "a manifest needs at least one row", try_this)
     return utts
 
 
 def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
-    """The rows whose sound says their text; one that nobody has recorded (``recorded`` is false) has its prompt's, which says another.
+    """The rows whose sound says their text; one without a recording (``recorded`` is false) has its prompt's, which says another.
 
     Args:
         utts: rows.
@@ -226,11 +190,11 @@ def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
     """
     kept = [u for u in utts if u.extra.get("recorded") is not False]
     if utts and not kept:
-        raise UserError(
+        what, why = (
             f"none of the {len(utts)} rows of {name} can be learned from",
-            "nobody has recorded their texts (recorded: false)",
-            "transcribed recordings; such texts are for rl, eval and speak",
+            "no row is a recording (recorded: false)",
         )
+        raise UserError(what, why, "transcribed recordings; such texts are for rl, eval and speak")
     return kept
 
 
@@ -252,35 +216,6 @@ def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, 
     write_text(path, "".join(rows))
     if meta is not None:
         write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
-
-
-class ManifestWriter:
-    """Append utterances to a manifest, resumable; ``writer.ids`` are those there already. Use as a context manager."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._rows = JsonlWriter(path, "id")
-        self._base = Path(os.path.dirname(os.path.abspath(path)))
-
-    @property
-    def ids(self) -> set[str]:
-        """Ids of the rows in the file."""
-        return set(self._rows.rows)
-
-    def write(self, utt: Utterance) -> bool:
-        """Append an utterance unless its id is there; True when it was written."""
-        return self._rows.write(to_row(utt, self._base))
-
-    def close(self) -> None:
-        """Flush to the disk and close."""
-        self._rows.close()
-
-    def __enter__(self) -> ManifestWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
@@ -305,10 +240,7 @@ def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(
-            f"{path} holds {len(found)} manifests",
-            ", ".join(p.name for p in found),
-            f"name one of them, e.g. {found[0]}",
-        )
+        names = ", ".join(p.name for p in found)
+        raise UserError(f"{path} holds {len(found)} manifests", names, f"name one of them, e.g. {found[0]}")
     try_this = f"rlspeech prepare folder {path} --out {path}-manifest"
     raise UserError(f"no manifest in {path}", "it holds no mix.json and no .jsonl file", try_this)

@@ -145,9 +145,8 @@ class MixtureSet:
             rirs = read_manifest(path.parent / recipe["rir"]) if recipe.get("rir") else []
             return cls(clean, noise, rirs, mixing or Mixing(**recipe.get("mixing", {})), sample_rate, seed)
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:  # ValueError: JSON, UTF-8, settings
-            raise UserError(
-                f"{path} is not a mixture recipe", f"{type(error).__name__}: {error}", "rlspeech prepare mix --help"
-            ) from error
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} is not a mixture recipe", why, "rlspeech prepare mix --help") from error
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -169,51 +168,41 @@ class MixtureSet:
                 problem = error
         raise problem
 
+    def _read(self, utt: Utterance) -> np.ndarray:
+        return _cached(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
+
     def _draw(self, utt: Utterance, rng: np.random.Generator, clip_s: float) -> Mixture:
-        clean = _cached(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
+        clean = self._read(utt)
         start = 0
         if clip_s > 0:
             clean, start = cut(clean, int(clip_s * self.sample_rate), rng)
         noise_utt = self.noise[int(rng.integers(len(self.noise)))]
-        noise = crop(
-            _cached(noise_utt.audio_filepath, self.sample_rate, noise_utt.offset, noise_utt.duration),
-            len(clean),
-            rng,
-            loop=True,
-        )
-        rir_utt = (
-            self.rirs[int(rng.integers(len(self.rirs)))] if self.rirs and rng.random() < self.mixing.reverb else None
-        )
-        rir = _cached(rir_utt.audio_filepath, self.sample_rate, rir_utt.offset, rir_utt.duration) if rir_utt else None
+        noise = crop(self._read(noise_utt), len(clean), rng, loop=True)
+        reverberant = bool(self.rirs) and rng.random() < self.mixing.reverb
+        rir = self.rirs[int(rng.integers(len(self.rirs)))] if reverberant else None
+        room = self._read(rir) if rir else None
         snr = float(rng.uniform(*self.mixing.snr_db))
         level = float(rng.uniform(*self.mixing.level_dbfs))
         talker, against, other = self._talker(utt, len(clean), rng)
         if talker is not None:
             noise = joined(clean, noise, snr, talker, against)
             snr = -10.0 * float(np.log10(10.0 ** (-snr / 10.0) + 10.0 ** (-against / 10.0)))
-        noisy, target = mix(clean, noise, rir, snr, level, self.mixing.early_ms, self.sample_rate)
-        return Mixture(
-            noisy, target, snr, noise_utt.id, rir_utt.id if rir_utt else None, start / self.sample_rate, other
-        )
+        noisy, target = mix(clean, noise, room, snr, level, self.mixing.early_ms, self.sample_rate)
+        where = start / self.sample_rate
+        return Mixture(noisy, target, snr, noise_utt.id, rir.id if rir else None, where, other)
 
     def _talker(
         self, utt: Utterance, length: int, rng: np.random.Generator
     ) -> tuple[np.ndarray | None, float, str | None]:
         """(T,) of another speaker's utterance, the ratio to it in dB and its id; None for the share of mixtures without."""
-        if (
-            not self.mixing.talker or rng.random() >= self.mixing.talker
-        ):  # no draw where it is off: older recipes stay what they were
+        # no draw where it is off: older recipes stay what they were
+        if not self.mixing.talker or rng.random() >= self.mixing.talker:
             return None, 0.0, None
         against = float(rng.uniform(*self.mixing.talker_snr_db))
         for _ in range(8 * ATTEMPTS):  # in a corpus of two voices most draws are of the same one
             other = self.clean[int(rng.integers(len(self.clean)))]
             if other.id != utt.id and (other.speaker_id is None or other.speaker_id != utt.speaker_id):
-                wav = crop(
-                    _cached(other.audio_filepath, self.sample_rate, other.offset, other.duration),
-                    length,
-                    rng,
-                    loop=True,
-                )
+                wav = crop(self._read(other), length, rng, loop=True)
                 if rms_dbfs(wav) > SILENT_DBFS:
                     return wav, against, other.id
         return None, 0.0, None
@@ -246,11 +235,7 @@ def crop(wav: np.ndarray, length: int, rng: np.random.Generator, loop: bool = Fa
 def write_recipe(folder: Path, mixing: Mixing, *, rir: bool) -> Path:
     """Write ``folder/mix.json`` next to its ``clean.jsonl``, ``noise.jsonl`` (and ``rir.jsonl``)."""
     path = folder / "mix.json"
-    recipe = {
-        "clean": "clean.jsonl",
-        "noise": "noise.jsonl",
-        "rir": "rir.jsonl" if rir else None,
-        "mixing": mixing.model_dump(),
-    }
+    rooms = "rir.jsonl" if rir else None
+    recipe = {"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": rooms, "mixing": mixing.model_dump()}
     path.write_text(json.dumps(recipe, indent=2) + "\n")
     return path

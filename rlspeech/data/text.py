@@ -19,19 +19,6 @@ from functools import cache, lru_cache
 from rlspeech.plugins import load_function
 from rlspeech.types import UserError
 
-__all__ = [
-    "NORMALISERS",
-    "Alignment",
-    "Normaliser",
-    "Op",
-    "align",
-    "characters",
-    "get_normaliser",
-    "script_of",
-    "units",
-    "written_in_characters",
-]
-
 Normaliser = Callable[[str], str]
 Op = tuple[str, int, int, int, int]  # tag, reference[start:end], hypothesis[start:end]
 
@@ -48,16 +35,10 @@ _CHARACTERS = (
 )
 _UNIT = re.compile(rf"[{_CHARACTERS}]|[^\s{_CHARACTERS}]+")
 _SPACED = re.compile(rf"(?<=[{_CHARACTERS}])\s+(?=[{_CHARACTERS}])")
-_NAMES = {
-    "cjk": "han",
-    "hiragana": "kana",
-    "katakana": "kana",
-    "katakana-hiragana": "kana",
-    "halfwidth": "kana",
-    "ideographic": "han",
-}
+_KANA = ("hiragana", "katakana", "katakana-hiragana", "halfwidth")
+_NAMES = {"cjk": "han", "ideographic": "han", **dict.fromkeys(_KANA, "kana")}
 _NO_SCRIPT = frozenset(
-    {"modifier", "mathematical", "combining", "feminine", "masculine", "micro", "fullwidth", "double-struck", "script"}
+    "modifier mathematical combining feminine masculine micro fullwidth double-struck script".split()
 )
 
 
@@ -126,9 +107,8 @@ def get_normaliser(name: str) -> Normaliser:
     if ":" in name:
         function: Normaliser = load_function(name, "text normaliser", "def f(text: str) -> str")
         return function
-    raise UserError(
-        f"no text normaliser is called {name!r}", "", f"one of {', '.join(NORMALISERS)}, or package.module:function"
-    )
+    known = f"one of {', '.join(NORMALISERS)}, or package.module:function"
+    raise UserError(f"no text normaliser is called {name!r}", "", known)
 
 
 @lru_cache(256)
@@ -216,7 +196,7 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
 
     ref, hyp = list(reference), list(hypothesis)
     ops: list[Op] = [(o.tag, o.src_start, o.src_end, o.dest_start, o.dest_end) for o in Levenshtein.opcodes(ref, hyp)]
-    count = {"equal": 0, "replace": 0, "delete": 0, "insert": 0}
+    count = Counter[str]()
     for tag, start, end, other_start, other_end in ops:
         count[tag] += (other_end - other_start) if tag == "insert" else (end - start)
     return Alignment(count["replace"], count["delete"], count["insert"], count["equal"], ref, hyp, ops)

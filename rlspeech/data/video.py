@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.data.audio import AudioError
+from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.types import UserError
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "at_25_fps",
     "centre_square",
     "extract_audio",
+    "frames_at",
     "frames_of",
     "load_lips",
     "read_video",
@@ -71,7 +72,7 @@ def save_lips(path: str | Path, frames: np.ndarray, found: np.ndarray | None = N
     Args:
         path: ends in ``.npz``.
         frames: at 25 frames a second.
-        found: (F,) bool, frames in which a face was seen; all by default.
+        found: (F,) bool, frames in which a face was found; all by default.
 
     Raises:
         ValueError: another type or shape.
@@ -80,26 +81,23 @@ def save_lips(path: str | Path, frames: np.ndarray, found: np.ndarray | None = N
         raise ValueError(f"frames must be (F, H, W) uint8, not {frames.shape} {frames.dtype}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    seen = np.ones(len(frames), dtype=bool) if found is None else found.astype(bool)
+    found = np.ones(len(frames), dtype=bool) if found is None else found.astype(bool)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
     try:
-        np.savez_compressed(part, frames=frames, fps=np.float32(LIPS_FPS), found=seen)
+        np.savez_compressed(part, frames=frames, fps=np.float32(LIPS_FPS), found=found)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def load_lips(path: str | Path, start_s: float = 0.0, frames: int | None = None) -> np.ndarray:
-    """Read crops, (F, H, W) uint8 at 25 frames a second.
+def frames_at(video: np.ndarray, start_s: float, seconds: float) -> np.ndarray:
+    """Frames (F', H, W) that cover a stretch of a video (F, H, W) at 25 frames a second; where it ends earlier the last one is held."""
+    wanted = np.arange(frames_of(seconds)) + round(start_s * LIPS_FPS)
+    return video[np.clip(wanted, 0, len(video) - 1)]
 
-    Args:
-        path: of an ``.npz`` file.
-        start_s: where the stretch begins, relative to the clip's audio.
-        frames: how many are wanted; where the video ends earlier the last frame is held. None: to the end.
 
-    Raises:
-        LipsError: missing, truncated, of another kind, or empty.
-    """
+def load_lips(path: str | Path) -> np.ndarray:
+    """Read crops, (F, H, W) uint8 at 25 frames a second. Raises ``LipsError``: missing, truncated, of another kind, or empty."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             video, fps = stored["frames"], float(stored["fps"])
@@ -107,20 +105,11 @@ def load_lips(path: str | Path, start_s: float = 0.0, frames: int | None = None)
         raise LipsError("missing file") from error
     except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise LipsError(f"no lip crops: {type(error).__name__}") from error
-    if (
-        video.ndim != 3
-        or video.dtype != np.uint8
-        or not 0 < len(video) <= MAX_FRAMES
-        or not 0 < max(video.shape[1:]) <= MAX_SIDE
-    ):
+    small = video.ndim == 3 and 0 < len(video) <= MAX_FRAMES and 0 < max(video.shape[1:]) <= MAX_SIDE
+    if not small or video.dtype != np.uint8:
         raise LipsError(f"no lip crops: {video.dtype} of shape {video.shape}")
     if not abs(fps - LIPS_FPS) <= 0.01:  # NaN is caught too
         raise LipsError(f"{fps:g} frames a second instead of {LIPS_FPS:g}")
-    if frames is None:
-        video = video[min(round(start_s * LIPS_FPS), len(video) - 1) :]
-    else:
-        wanted = np.arange(frames) + round(start_s * LIPS_FPS)
-        video = video[np.clip(wanted, 0, len(video) - 1)]
     return np.ascontiguousarray(video)
 
 
@@ -222,9 +211,8 @@ def at_25_fps(
     """
     k, before = 0, None
     for time_s, frame in timed:
-        while (
-            before is not None and k / LIPS_FPS <= (before[0] + time_s) / 2 + 1e-6
-        ):  # of two that are equally near the earlier one
+        # of two that are equally near the earlier one
+        while before is not None and k / LIPS_FPS <= (before[0] + time_s) / 2 + 1e-6:
             yield before[1]
             k += 1
         before = time_s, frame
@@ -270,9 +258,8 @@ def centre_square(frame: np.ndarray, side: int, share: float = 0.5) -> np.ndarra
         return square.copy()
     import cv2
 
-    scaled: np.ndarray = cv2.resize(
-        square, (side, side), interpolation=cv2.INTER_AREA if cut > side else cv2.INTER_LINEAR
-    )
+    way = cv2.INTER_AREA if cut > side else cv2.INTER_LINEAR
+    scaled: np.ndarray = cv2.resize(square, (side, side), interpolation=way)
     return scaled
 
 
@@ -304,8 +291,6 @@ def extract_audio(path: str | Path, out: str | Path, sample_rate: int = 16000) -
         AudioError: the track holds what cannot be written.
     """
     import av
-
-    from rlspeech.data.audio import save_audio
 
     with _opened(Path(path)) as container:
         if not container.streams.audio:

@@ -12,7 +12,8 @@ import soundfile as sf
 
 from rlspeech.corpora import avsec
 from rlspeech.corpora.base import Candidate
-from rlspeech.data.manifest import read_jsonl, read_manifest
+from rlspeech.data.manifest import read_manifest
+from rlspeech.files import read_jsonl
 from rlspeech.stages.prepare import Prepare, run
 from rlspeech.types import UserError
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from rlspeech.cli import app
 from rlspeech.corpora.join import Join, _Part, _tags, _tell_apart
-from rlspeech.data.manifest import read_jsonl, read_manifest
+from rlspeech.data.manifest import read_manifest
+from rlspeech.files import read_jsonl
 from rlspeech.stages import prepare
 from rlspeech.types import UserError
 

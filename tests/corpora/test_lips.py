@@ -35,8 +35,9 @@ from rlspeech.corpora.faces import (  # noqa: E402  # noqa: E402
     smooth,
 )
 from rlspeech.corpora.lips import contact_sheet  # noqa: E402
-from rlspeech.data.manifest import read_jsonl, read_manifest, write_manifest  # noqa: E402
-from rlspeech.data.video import LipsError, load_lips, save_lips  # noqa: E402
+from rlspeech.data.manifest import read_manifest, write_manifest  # noqa: E402
+from rlspeech.data.video import LipsError, frames_at, load_lips, save_lips  # noqa: E402
+from rlspeech.files import read_jsonl  # noqa: E402
 from rlspeech.stages.prepare import Prepare, run  # noqa: E402
 from rlspeech.types import UserError, Utterance  # noqa: E402
 
@@ -282,7 +283,7 @@ def test_every_kind_of_clip(tmp_path: Path) -> None:
     assert rows["good"].text == "hello there" and rows["good"].extra["face_rate"] == 1
     assert "video_short_s" not in rows["good"].extra
     assert rows["short"].extra["video_short_s"] == pytest.approx(0.4, abs=0.01)
-    held = load_lips(rows["short"].lips_filepath or "", 0.0, 30)
+    held = frames_at(load_lips(rows["short"].lips_filepath or ""), 0.0, 1.2)
     assert np.array_equal(held[19], held[29]) and not np.array_equal(held[18], held[19])
     assert 0.2 < rows["damaged"].extra["video_short_s"] < 0.7
     assert summary["short_videos"] == 2 and summary["cut"] == 7 and summary["face_rate"] == 1

@@ -15,7 +15,8 @@ from rlspeech.cli import app
 from rlspeech.corpora import splice
 from rlspeech.corpora.nonspeech import CONDITIONS, STYLES, Nonspeech, music, render, word_times
 from rlspeech.data.audio import load_audio, rms_dbfs, save_audio
-from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest
+from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.files import read_jsonl
 from rlspeech.stages.prepare import run
 from rlspeech.types import UserError, Utterance
 

@@ -18,17 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlspeech import files as jsonl
-from rlspeech.data.manifest import (
-    JsonlWriter,
-    ManifestWriter,
-    find_manifest,
-    meta_path,
-    read_jsonl,
-    read_manifest,
-    safe_name,
-    scan_manifest,
-    write_manifest,
-)
+from rlspeech.data.manifest import find_manifest, meta_path, read_manifest, scan_manifest, to_row, write_manifest
+from rlspeech.files import JsonlWriter, read_jsonl, safe_name
 from rlspeech.types import UserError, Utterance
 
 
@@ -226,22 +217,23 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
 
 def test_the_writer_continues_behind_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    with ManifestWriter(path) as writer:
-        assert writer.write(utt("a")) and writer.write(utt("b")) and not writer.write(utt("a"))
+    a, b, c = (to_row(utt(name), tmp_path) for name in "abc")
+    with JsonlWriter(path) as writer:
+        assert writer.write(a) and writer.write(b) and not writer.write(a)
     whole = path.read_bytes()
     for torn in (b'{"id": "c", "audio_fi', b'{"id": "c"}', b"\0\0\0\0", b'{"id": "c", "audio_fi\n{"id": "d"}\n'):
         path.write_bytes(whole + torn)
         assert [r["id"] for r in read_jsonl(path)][:2] == ["a", "b"]
-        with ManifestWriter(path) as writer:
-            assert writer.ids == {"a", "b"}
-            assert writer.write(utt("c"))
+        with JsonlWriter(path) as writer:
+            assert set(writer.rows) == {"a", "b"}
+            assert writer.write(c)
         assert [u.id for u in read_manifest(path)] == ["a", "b", "c"]
 
 
 def test_a_killed_writer_loses_at_most_the_row_it_was_at(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     code = f"""
-        from rlspeech.data.manifest import JsonlWriter
+        from rlspeech.files import JsonlWriter
         writer = JsonlWriter({str(path)!r}, "key")
         i = len(writer.rows)
         while True:
@@ -266,7 +258,7 @@ def test_a_killed_writer_loses_at_most_the_row_it_was_at(tmp_path: Path) -> None
 def test_a_full_disk_stops_the_writer_with_what_was_kept(tmp_path: Path) -> None:
     code = f"""
         import resource
-        from rlspeech.data.manifest import JsonlWriter
+        from rlspeech.files import JsonlWriter
         from rlspeech.types import UserError
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         writer = JsonlWriter({str(tmp_path / "rows.jsonl")!r}, "key")

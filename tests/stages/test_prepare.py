@@ -20,8 +20,9 @@ from rlspeech.config import Mixing
 from rlspeech.corpora import base, mix
 from rlspeech.data.audio import load_audio, resample, rms_dbfs
 from rlspeech.data.checks import Limits
-from rlspeech.data.manifest import find_manifest, read_jsonl, read_manifest
+from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import MixtureSet
+from rlspeech.files import read_jsonl
 from rlspeech.stages.prepare import Prepare, run
 from rlspeech.types import UserError
 

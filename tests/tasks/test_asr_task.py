@@ -12,7 +12,7 @@ import torch
 
 from rlspeech.config import Augment, Pretrain, RecogniserModel
 from rlspeech.data.audio import save_audio
-from rlspeech.data.batches import Clip, HeardClips, open_clips
+from rlspeech.data.batches import Clip, UnpairedClips, open_clips
 from rlspeech.data.manifest import write_manifest
 from rlspeech.models.recogniser import Recogniser
 from rlspeech.tasks import get_task
@@ -49,7 +49,7 @@ def manifest(folder: Path) -> Path:
 
 def clips_of(path: Path) -> list[Clip]:
     source = open_clips(path, RATE, paired=False)
-    assert isinstance(source, HeardClips)
+    assert isinstance(source, UnpairedClips)
     return [source.clip(0, i, 0.0) for i in range(len(source.utts))]
 
 

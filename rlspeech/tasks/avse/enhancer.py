@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlspeech.data.audio import AudioError, level_gain, load_audio, mono
 from rlspeech.data.batches import Clip
-from rlspeech.data.video import LIPS_FPS, VIDEO_SUFFIXES, LipsError, extract_audio, frames_of, load_lips
+from rlspeech.data.video import VIDEO_SUFFIXES, LipsError, extract_audio, frames_at, frames_of, load_lips
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.types import UserError, Utterance
 
@@ -103,8 +103,7 @@ def load_mouth(path: str | Path, start_s: float, seconds: float) -> np.ndarray:
     Raises:
         LipsError: the file cannot be used, or there is no face in it.
     """
-    whole = _whole(str(path))
-    return whole[np.clip(np.arange(frames_of(seconds)) + round(start_s * LIPS_FPS), 0, len(whole) - 1)]
+    return frames_at(_whole(str(path)), start_s, seconds)
 
 
 @lru_cache(maxsize=1)
@@ -133,35 +132,26 @@ def _detector() -> Any:
 
 
 def neighbours(utts: Sequence[Utterance]) -> dict[str, Utterance]:
-    """For every id the next utterance of the list, around its end, with a video of other speech: what it sees when videos are shuffled.
+    """For every id the utterance whose video it gets when videos are shuffled: the next one of other speech, around the list's end.
 
     Raises:
         UserError: fewer than two videos.
     """
     if len({u.lips_filepath for u in utts} - {None}) < 2:
-        raise UserError(
-            "videos cannot be shuffled",
-            "fewer than two utterances have mouth crops (lips_filepath)",
-            "rlspeech prepare lips",
-        )
+        why = "fewer than two utterances have mouth crops (lips_filepath)"
+        raise UserError("videos cannot be shuffled", why, "rlspeech prepare lips")
 
     def other(a: Utterance, b: Utterance) -> bool:
         clean = a.extra.get("clean_id")
-        return (
-            bool(b.lips_filepath)
-            and a.lips_filepath != b.lips_filepath
-            and (clean is None or clean != b.extra.get("clean_id"))
-        )
+        same = clean is not None and clean == b.extra.get("clean_id")
+        return bool(b.lips_filepath) and a.lips_filepath != b.lips_filepath and not same
 
     found = {}
     for i, utt in enumerate(utts):
-        partner = next(
-            (utts[(i + k) % len(utts)] for k in range(1, len(utts)) if other(utt, utts[(i + k) % len(utts)])), None
-        )
+        partner = next((u for k in range(1, len(utts)) if other(utt, u := utts[(i + k) % len(utts)])), None)
         if partner is None:
-            raise UserError(
-                "videos cannot be shuffled", f"only the speech of {utt.id!r} has mouth crops", "rlspeech prepare lips"
-            )
+            why = f"only the speech of {utt.id!r} has mouth crops"
+            raise UserError("videos cannot be shuffled", why, "rlspeech prepare lips")
         found[utt.id] = partner
     return found
 
@@ -247,10 +237,8 @@ class AvInference:
         """
         model = self.model
         names = [str(i) for i in range(len(wavs))] if keys is None else list(keys)
-        clips = [
-            Clip(k, w, w, self.sample_rate, lips=v)
-            for k, w, v in zip(names, wavs, lips or [None] * len(wavs), strict=True)
-        ]
+        rows = zip(names, wavs, lips or [None] * len(wavs), strict=True)
+        clips = [Clip(k, w, w, self.sample_rate, lips=v) for k, w, v in rows]
         batch = collate(clips, model, next(model.parameters()).device, with_target=False)
         out = model.enhance(batch.noisy, batch.video, batch.present, batch.samples) / batch.gain[:, None, None]
         made = [o[:, : w.shape[-1]].float().cpu().numpy() for o, w in zip(out, wavs, strict=True)]
@@ -286,11 +274,8 @@ def _pad_videos(lips: Sequence[np.ndarray | None], frames: int) -> tuple[Tensor 
     if not sizes:
         return None, present
     if len(sizes) > 1:
-        raise UserError(
-            "the videos have different sizes",
-            ", ".join(f"{h}x{w}" for h, w in sorted(sizes)),
-            "rlspeech prepare lips with one --crop for all of them",
-        )
+        why = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
+        raise UserError("the videos have different sizes", why, "rlspeech prepare lips with one --crop for all of them")
     video = torch.zeros(len(lips), frames, *sizes.pop(), dtype=torch.uint8)
     for i, v in enumerate(lips):
         if v is not None:
