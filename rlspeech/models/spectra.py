@@ -90,8 +90,10 @@ def mel_filters(
     """
     from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
-    ends = [hertz_to_mel(hz, mel_scale="slaney") for hz in (fmin_hz, sample_rate / 2 if fmax_hz is None else fmax_hz)]
-    edges_hz = np.asarray(mel_to_hertz(np.linspace(*ends, n_mels + 2), mel_scale="slaney"))
+    ends = [
+        float(hertz_to_mel(hz, mel_scale="slaney")) for hz in (fmin_hz, sample_rate / 2 if fmax_hz is None else fmax_hz)
+    ]
+    edges_hz = np.asarray(mel_to_hertz(np.linspace(ends[0], ends[1], n_mels + 2), mel_scale="slaney"))
     bins_hz = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
     rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
     fall = (edges_hz[2:] - bins_hz[:, None]) / np.diff(edges_hz)[1:]

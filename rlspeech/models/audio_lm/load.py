@@ -1,4 +1,4 @@
-"""Recognisers as folders in transformers' layout, loaded and saved; the model itself is in ``audio_model``."""
+"""Recognisers as folders in transformers' layout, loaded and saved; the model itself is in ``model.py``."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def make_text_tokenizer(texts: Iterable[str], size: int) -> Any:
     marks = [PAD, TEXT, SPEECH, STOP]
     plain, inner = Qwen2Tokenizer().backend_tokenizer, Tokenizer(models.BPE())
     inner.normalizer, inner.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
-    how = {"show_progress": False, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    how: dict[str, Any] = {"show_progress": False, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=marks, **how)
     inner.train_from_iterator((LEAD + t for t in texts), trainer)
     merges: Any = [tuple(m) for m in json.loads(inner.to_str())["model"]["merges"]]

@@ -40,7 +40,7 @@ from rlspeech.models.listener import (
 )
 from rlspeech.tasks.aids.quality_labels import labels_of, quality, row_of
 from rlspeech.tasks.aids.sentences import describe, grades_of, read_back, stars_of, vocabulary
-from rlspeech.tasks.base import Task
+from rlspeech.tasks.base import Numbers, Task
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ class ListenerTask(Task):
 
     @torch.no_grad()
     def validate(
-        self, model: nn.Module, clips: Sequence[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
-    ) -> dict[str, float]:
+        self, model: nn.Module, clips: list[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
+    ) -> Numbers:
         """Describe held-out clips; the answers go to ``samples/step_.../said.jsonl``.
 
         Returns:
@@ -182,7 +182,7 @@ class ListenerTask(Task):
         rows = list(zip(written, labels, strict=True))
         gaps = [abs(grade - grades_of(one)[k]) for text, one in rows for k, grade in read_back(text).items()]
         pairs = [(stars, one["quality"]) for text, one in rows if (stars := stars_of(text)) is not None]
-        numbers = {"token_accuracy": float(torch.cat(right).mean()), "named": len(pairs) / len(written)}
+        numbers: Numbers = {"token_accuracy": float(torch.cat(right).mean()), "named": len(pairs) / len(written)}
         if gaps:
             numbers["grades_right"] = float(np.mean([g == 0 for g in gaps]))
             numbers["grades_near"] = float(np.mean([g <= 1 for g in gaps]))

@@ -122,7 +122,8 @@ class Asr(Task):
         features, real = model.features(wavs, lambda frames: spec_augment(frames, augment))
         ids, mask, answer = model.tokens(real.sum(1).tolist(), texts := [normalise(c.text or "") for c in clips])
         labels = [torch.tensor(model.pieces(t), dtype=torch.long) for t in texts]
-        return AsrBatch(*(x.to(device) for x in (features, real, ids, mask, answer)), labels)
+        features, real, ids, mask, answer = (x.to(device) for x in (features, real, ids, mask, answer))
+        return AsrBatch(features, real, ids, mask, answer, labels)
 
     def pretrain_loss(self, model: Recogniser, batch: AsrBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` = (1 - w) cross-entropy of the text + w CTC of the encoder; ``right`` is the share of pieces guessed right.
