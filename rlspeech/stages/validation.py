@@ -285,8 +285,8 @@ def _item(clip: Clip) -> str:
 
 def _words(clip: Clip, sample: Sample, details: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What was to be said, what a recogniser understood, what a judge said of it."""
-    heard = next((d["hypothesis"] for d in details.values() if "hypothesis" in d), None)
-    found = {"text": clip.text, "hypothesis": heard if sample.hypothesis is None else sample.hypothesis}
+    recognised = next((d["hypothesis"] for d in details.values() if "hypothesis" in d), None)
+    found = {"text": clip.text, "hypothesis": recognised if sample.hypothesis is None else sample.hypothesis}
     found |= judge_texts(details)
     return {k: v for k, v in found.items() if isinstance(v, str)}
 
