@@ -132,22 +132,24 @@ def digest_of(folder: Path, ends: int | None = None) -> str:
     """Return 16 hex digits that change with the weights and settings in a checkpoint's folder; a trainer's state does not count.
 
     Args:
-        ends: read only so many bytes at either end of a file: weights of many gigabytes are told apart at once.
+        ends: read only so many bytes at either end of the weights: many gigabytes are told apart at once.
     """
-    digest = hashlib.sha256()
-    for path in sorted(p for kind in ("*.safetensors", "*.bin", "*.json") for p in folder.rglob(kind)):
-        if path.name in ("state.safetensors", "state.json"):
-            continue
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            if ends is None:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            else:
-                size = path.stat().st_size
-                digest.update(f" {size} ".encode() + file.read(ends))
+    digest = hashlib.sha256()  # of the same bytes in every version: scores and outputs on disk remember it
+    if ends is not None:
+        for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(ends))
                 file.seek(max(0, size - ends))
                 digest.update(file.read(ends))
+        return digest.hexdigest()[:16]
+    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
+        if path.name not in ("state.safetensors", "state.json"):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()[:16]
 
 

@@ -109,7 +109,7 @@ def commands_of(run: RunRecord) -> list[str]:
     if option is not None and model and (verb := _use(run, option)):
         found.insert(0, f"rlspeech {verb} --model {model}")
     if option is not None and run.stage != "eval":
-        start = shlex.quote(str(run.config.get("model", "embedded")))
+        start = shlex.quote(str(run.config.get("init" if run.stage == "pretrain" else "model") or "embedded"))
         found.insert(0, f"rlspeech eval{option} --model before={start} --model after={_quoted(run.path)}")
     steps = run.config.get("steps")
     if isinstance(steps, int) and run.step < steps and typed:
