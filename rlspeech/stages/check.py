@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,10 @@ from pydantic import BaseModel, ValidationError
 from rlspeech import log, plugins
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, scan_manifest
 from rlspeech.files import numbered_lines
+from rlspeech.log import several
 from rlspeech.schema import load_yaml
 from rlspeech.settings import resolve
 from rlspeech.types import UserError, Utterance
-
-__all__ = [
-    "Findings",
-    "check_checkpoint",
-    "check_config",
-    "check_jsonl",
-    "check_metrics",
-    "check_recipe",
-    "check_run",
-    "check_scores",
-    "run",
-]
-
 
 SHOWN = 50
 TOLERANCE_S = 0.1  # between a manifest's duration and the file's header
@@ -55,24 +43,21 @@ def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None, jso
         UserError: nothing there, or nothing that this project knows.
     """
     with log.waiting(f"checking {path}"):
-        found = _look(path, schemas, stage)
+        found = _check(path, schemas, stage)
     summary = {"path": str(path), "kind": found.kind, "problems": found.problems, "facts": found.facts}
     if found.problems:
         for p in found.problems[:SHOWN]:
             log.error(f"{p['path']}{':' + str(p['line']) if p['line'] else ''}: {p['message']}")
         if len(found.problems) > SHOWN:
             log.error(f"and {len(found.problems) - SHOWN} more (all of them with --json)")
-        log.say(f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)} in {path} ({found.kind})")
+        log.say(f"{several(len(found.problems), 'problem')} in {path} ({found.kind})")
     else:
-        log.table(f"{path}: {found.kind}, no problems", ["", ""], [[k, _short(v)] for k, v in found.facts.items()])
+        rows = [[k, f"{v:.6g}" if isinstance(v, float) else str(v)] for k, v in found.facts.items()]
+        log.table(f"{path}: {found.kind}, no problems", ["", ""], rows)
     return summary
 
 
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _look(path: Path, schemas: Mapping[str, str], stage: str | None) -> Findings:
+def _check(path: Path, schemas: Mapping[str, str], stage: str | None) -> Findings:
     if path.is_dir():
         return _folder(path, schemas)
     if not path.is_file():
@@ -88,11 +73,9 @@ def _look(path: Path, schemas: Mapping[str, str], stage: str | None) -> Findings
             return check_recipe(path, content)
     if path.suffix in {".yaml", ".yml", ".json"}:
         return check_config(path, schemas, stage)
-    raise UserError(
-        f"{path} is nothing that can be checked",
-        f"its name ends in {path.suffix or 'nothing'}",
-        "a manifest (.jsonl), mix.json, a config (.yaml, .json) or a run folder",
-    )
+    why = f"its name ends in {path.suffix or 'nothing'}"
+    try_this = "a manifest (.jsonl), mix.json, a config (.yaml, .json) or a run folder"
+    raise UserError(f"{path} is nothing that can be checked", why, try_this)
 
 
 def _folder(path: Path, schemas: Mapping[str, str]) -> Findings:
@@ -104,17 +87,14 @@ def _folder(path: Path, schemas: Mapping[str, str]) -> Findings:
         return found
     inside = [p for p in sorted(path.glob("*.jsonl")) if p.name not in ASIDE_NAMES] + sorted(path.glob("mix.json"))
     if not inside:
-        raise UserError(
-            f"{path} is nothing that can be checked",
-            "it holds neither a run, a checkpoint, nor manifests",
-            "rlspeech check MANIFEST, CONFIG or RUN_FOLDER",
-        )
+        why = "it holds neither a run, a checkpoint, nor manifests"
+        raise UserError(f"{path} is nothing that can be checked", why, "rlspeech check MANIFEST, CONFIG or RUN_FOLDER")
     found = Findings("data folder")
     named: set[str] = set()  # manifests that the recipe reads are checked with it
     for file in reversed(inside):
         if file.name in named:
             continue
-        part = _look(file, schemas, None)
+        part = _check(file, schemas, None)
         named |= {Path(str(n)).name for n in part.facts.pop("manifests", [])}
         found.problems += part.problems
         found.facts |= {f"{file.name}: {k}": v for k, v in part.facts.items()}
@@ -133,6 +113,20 @@ class Findings:
         """Note a problem; ``line`` is None where it is about the whole file."""
         self.problems.append({"path": str(path), "line": line, "message": message})
 
+    def read(self, path: Path, *, needed: bool = False) -> dict[str, Any]:
+        """Return an object in a JSON file, empty where there is none; a file that cannot be read is a problem."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                return content
+            self.add(path, None, "cannot be read: not a JSON object")
+        except FileNotFoundError:
+            if needed:
+                self.add(path.parent, None, f"{path.name} is missing")
+        except (OSError, ValueError) as error:
+            self.add(path, getattr(error, "lineno", None), f"cannot be read: {error}")
+        return {}
+
 
 def check_jsonl(path: Path) -> Findings:
     """A JSONL file: metrics, scores or a manifest, by its name and its first row."""
@@ -143,13 +137,12 @@ def check_jsonl(path: Path) -> Findings:
         except ValueError:
             pass
         break
-    if path.name.startswith("metrics") or (
-        isinstance(first, dict) and "step" in first and "audio_filepath" not in first
-    ):
+    keys = set(first) if isinstance(first, dict) else set()
+    if path.name.startswith("metrics") or ("step" in keys and "audio_filepath" not in keys):
         found = Findings("metrics")
         check_metrics(path, found)
         return found
-    if path.name.startswith("scores") or (isinstance(first, dict) and {"key", "system"} <= set(first)):
+    if path.name.startswith("scores") or {"key", "system"} <= keys:
         found = Findings("scores")
         check_scores(path, found)
         return found
@@ -198,10 +191,8 @@ def _text_problems(utt: Utterance) -> Iterator[str]:
             yield "text holds tabs or line breaks: several columns or lines in one"
         if utt.duration > 1 and len(text) > MAX_CHARACTERS_PER_S * utt.duration:
             yield f"text has {len(text)} characters for {utt.duration:.2f} s: of another recording?"
-    good = isinstance(keywords, str | None) or (
-        isinstance(keywords, list) and all(isinstance(k, str) for k in keywords)
-    )
-    if not good:
+    listed = isinstance(keywords, list) and all(isinstance(k, str) for k in keywords)
+    if not listed and not isinstance(keywords, str | None):
         yield "keywords is not a list of texts"
 
 
@@ -223,15 +214,17 @@ def _audio_problems(utt: Utterance) -> Iterator[str]:
             except (sf.LibsndfileError, RuntimeError) as error:
                 yield f"{key} cannot be read: {file}: {str(error).splitlines()[0][:100]}"
                 continue
-            there = info.frames / info.samplerate
-            if key == "audio_filepath" and info.samplerate != utt.sample_rate:
+            there, claimed = info.frames / info.samplerate, utt.offset + utt.duration
+            if key == "target_filepath":
+                if claimed > there + TOLERANCE_S:
+                    yield f"the reference has {there:.2f} s, the row {claimed:.2f}"
+                continue
+            if info.samplerate != utt.sample_rate:
                 yield f"sample_rate is {utt.sample_rate} Hz, the file has {info.samplerate}"
-            if key == "audio_filepath" and utt.offset + utt.duration > there + TOLERANCE_S:
-                yield f"offset + duration is {utt.offset + utt.duration:.2f} s, the file has {there:.2f}"
-            elif key == "audio_filepath" and utt.duration <= 0:
+            if claimed > there + TOLERANCE_S:
+                yield f"offset + duration is {claimed:.2f} s, the file has {there:.2f}"
+            elif utt.duration <= 0:
                 yield "duration is 0"
-            elif key == "target_filepath" and utt.offset + utt.duration > there + TOLERANCE_S:
-                yield f"the reference has {there:.2f} s, the row {utt.offset + utt.duration:.2f}"
 
 
 def _rows(path: Path, found: Findings) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -263,9 +256,7 @@ def check_metrics(path: Path, found: Findings) -> None:
         if row["step"] < last:
             found.add(path, number, f"step {row['step']} after step {last}")
         last = max(last, row["step"])
-        if bad := [k for k in _not_finite(row)] + [
-            k for k, v in row.items() if v is None and k in {"loss", "grad_norm"}
-        ]:
+        if bad := _not_finite(row) + [k for k in ("loss", "grad_norm") if k in row and row[k] is None]:
             found.add(path, number, f"not a number: {', '.join(bad)}")
         nulls += sum(v is None for v in row.values())
     found.facts |= {"rows of metrics": rows, "last step": last, "nulls in metrics": nulls}
@@ -330,34 +321,26 @@ def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> F
     """A config file: every key, every type; without a stage line the stage that it fits."""
     found = Findings("config")
     values, lines = load_yaml(path)  # its own message has the line where the file is not YAML at all
-    said = stage or values.get("stage")
-    if said is not None and said not in schemas:
-        found.add(path, lines.get("stage"), f"no stage is called {said!r}; there are: {', '.join(schemas)}")
+    named_stage = stage or values.get("stage")
+    if named_stage is not None and named_stage not in schemas:
+        found.add(path, lines.get("stage"), f"no stage is called {named_stage!r}; there are: {', '.join(schemas)}")
         return found
     tried: dict[str, UserError | None] = {}
-    for name in [said] if said else schemas:
+    for name in [named_stage] if named_stage else schemas:
         tried[name] = _attempt(path, plugins.load(f"rlspeech.{schemas[name]}"))
     fitting = [name for name, error in tried.items() if error is None]
     if fitting:
         found.facts = {"stage": ", ".join(fitting), "keys": len(lines)}
         return found
     # without a stage line: the stage whose keys the file shares most of is what was meant
-    best = said or max(tried, key=lambda n: len({*values} & {*plugins.load(f"rlspeech.{schemas[n]}").model_fields}))
+    best = named_stage or max(
+        tried, key=lambda n: len({*values} & {*plugins.load(f"rlspeech.{schemas[n]}").model_fields})
+    )
     error = tried[best]
     if error is not None:
-        line = next(
-            (
-                n
-                for k, n in sorted(lines.items(), key=lambda kv: -len(kv[0]))
-                if f"'{k}'" in error.what or error.what.startswith(f"{k}:")
-            ),
-            None,
-        )
-        found.add(
-            path,
-            line,
-            "; ".join(part for part in (f"as rlspeech {best}: {error.what}", error.why, error.try_this) if part),
-        )
+        named = [k for k in lines if f"'{k}'" in error.what or error.what.startswith(f"{k}:")]
+        message = "; ".join(filter(None, (f"as rlspeech {best}: {error.what}", error.why, error.try_this)))
+        found.add(path, lines[max(named, key=len)] if named else None, message)
     return found
 
 
@@ -373,15 +356,9 @@ def check_checkpoint(path: Path, found: Findings) -> None:
     """A checkpoint folder: both files there and readable, every weight finite."""
     weights = path / "model.safetensors"
     shards = sorted(path.glob("model-*-of-*.safetensors"))
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        beside = path / "rlspeech.json"  # of models in transformers' layout
-        about = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else config
+    if config := found.read(path / "config.json", needed=True):
+        about = found.read(path / "rlspeech.json") or config  # of models in transformers' layout
         found.facts |= {"model type": config.get("model_type"), "task": about.get("task")}
-    except FileNotFoundError:
-        found.add(path, None, "config.json is missing")
-    except (OSError, ValueError) as error:
-        found.add(path / "config.json", getattr(error, "lineno", None), f"cannot be read: {error}")
     if not weights.is_file() and not shards:
         found.add(path, None, "model.safetensors is missing")
     found.facts.pop("parameters", None)  # of another checkpoint of the same run
@@ -410,26 +387,17 @@ def _tensors(path: Path, found: Findings) -> None:
 def check_run(path: Path, schemas: Mapping[str, str]) -> Findings:
     """A run folder: complete, numbers that are numbers, and something to go on from."""
     found = Findings("run folder")
-    stage = None
     for name in ("config.yaml", "config.resolved.json", "env.json"):
         if not (path / name).is_file():
             found.add(path, None, f"{name} is missing")
-    try:
-        stage = json.loads((path / "env.json").read_text(encoding="utf-8")).get("stage")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, AttributeError) as error:
-        found.add(path / "env.json", getattr(error, "lineno", None), f"cannot be read: {error}")
+    stage, resolved, steps = found.read(path / "env.json").get("stage"), path / "config.resolved.json", None
     found.facts["stage"] = stage
-    resolved = path / "config.resolved.json"
-    steps = None
     if stage in schemas and resolved.is_file():
-        part = _guard(lambda: check_config(resolved, schemas, stage), resolved)
-        found.problems += part.problems
         try:
-            steps = json.loads(resolved.read_text(encoding="utf-8")).get("steps")
-        except (OSError, ValueError, AttributeError):
-            pass
+            found.problems += check_config(resolved, schemas, stage).problems
+            steps = Findings("config").read(resolved).get("steps")
+        except UserError as error:
+            found.add(resolved, None, str(error))
     for name, check in (("metrics.jsonl", check_metrics), ("scores.jsonl", check_scores)):
         if (path / name).is_file():
             check(path / name, found)
@@ -438,17 +406,8 @@ def check_run(path: Path, schemas: Mapping[str, str]) -> Findings:
     return found
 
 
-def _guard(check: Callable[[], Findings], path: Path) -> Findings:
-    try:
-        return check()
-    except UserError as error:
-        part = Findings("config")
-        part.add(path, None, str(error))
-        return part
-
-
 def _checkpoints(folder: Path, found: Findings, steps: int | None) -> None:
-    """Is there something to go on from, and is it whole?"""
+    """Check that there is something to go on from, and that it is whole."""
     kept = sorted(p for p in folder.glob("step_*") if p.is_dir())
     if not kept:
         found.add(folder, None, "no checkpoint: the run starts from the beginning")
@@ -468,9 +427,6 @@ def _checkpoints(folder: Path, found: Findings, steps: int | None) -> None:
         for name in ("state.json", "state.safetensors"):
             if not (checkpoint / name).is_file():
                 found.add(checkpoint, None, f"{name} is missing: the run cannot go on from here")
-    last = int(kept[-1].name.removeprefix("step_") or 0) if kept[-1].name.removeprefix("step_").isdigit() else 0
-    found.facts |= {
-        "checkpoints": len(kept),
-        "last checkpoint": kept[-1].name,
-        "goes on from": f"step {last}" + (f" of {steps}" if steps else ""),
-    }
+    last = kept[-1].name.removeprefix("step_")
+    step = f"step {int(last) if last.isdigit() else 0}" + (f" of {steps}" if steps else "")
+    found.facts |= {"checkpoints": len(kept), "last checkpoint": kept[-1].name, "goes on from": step}

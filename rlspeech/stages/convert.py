@@ -30,9 +30,6 @@ from rlspeech.models.card import HUB_ID, Card, write_card
 from rlspeech.models.hub import KINDS, resolve, task_of
 from rlspeech.types import UserError
 
-__all__ = ["LAYOUTS", "manifest", "new_place", "run", "scores"]
-
-
 LAYOUTS = ("avse4",)
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
 STATE = frozenset({"adapter", "state.json", "state.safetensors"})  # what a checkpoint of a run has beside the model
@@ -56,11 +53,12 @@ def new_place(out: str | None, *, folder: bool = True, suffix: str = "") -> Iter
     Raises:
         UserError: no name, something of that name that is not an empty folder, or a disk that does not take it.
     """
+    kind = "folder" if folder else "file"
     if not out:
-        raise UserError(f"no output {'folder' if folder else 'file'}", "", f"--out {'FOLDER' if folder else 'FILE'}")
+        raise UserError(f"no output {kind}", "", f"--out {kind.upper()}")
     final = Path(out).absolute()
     if final.exists() and not (folder and final.is_dir() and not any(final.iterdir())):
-        raise UserError(f"{final} already exists", "", f"name another {'folder' if folder else 'file'}")
+        raise UserError(f"{final} already exists", "", f"name another {kind}")
     work: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -92,11 +90,8 @@ def run(layout: str, source: str, out: str | None, *, json_mode: bool = False) -
         UserError: an unknown layout, a file that cannot be read or does not fit, a folder that is there already.
     """
     if layout not in LAYOUTS:
-        raise UserError(
-            f"no layout is called {layout!r}",
-            f"there are: {', '.join(LAYOUTS)}",
-            "rlspeech convert avse4 FILE --out FOLDER",
-        )
+        why = f"there are: {', '.join(LAYOUTS)}"
+        raise UserError(f"no layout is called {layout!r}", why, "rlspeech convert avse4 FILE --out FOLDER")
     from rlspeech.models.avse_import import TASK, convert_avse4, read_avse4
     from rlspeech.models.hub import save_model
 
@@ -175,18 +170,13 @@ def scores(
             if aside.exists():
                 raise UserError(f"{aside} already exists", "", "name another file")
             os.replace(place.with_suffix(".meta.json"), aside)
-    rows = [[theirs, ours, count, missing] for theirs, ours, count, missing in done.metrics]
+    rows = [list(metric) for metric in done.metrics]  # theirs, ours, values, missing
     log.table(f"{done.rows} rows: {final}", ["VERSA's name", "our name", "values", "missing"], rows, done.notes)
     if to == "rlspeech":
         log.say(f"next: rlspeech check {final}")
-    return {
-        "out": str(final),
-        "to": to,
-        "rows": done.rows,
-        "bad_lines": done.bad_lines,
-        "notes": done.notes,
-        "metrics": [{"versa": t, "rlspeech": o, "values": n, "missing": m} for t, o, n, m in done.metrics],
-    }
+    names = ("versa", "rlspeech", "values", "missing")
+    facts = {"rows": done.rows, "bad_lines": done.bad_lines, "notes": done.notes}
+    return {"out": str(final), "to": to, **facts, "metrics": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
 def merge_lora(
@@ -210,24 +200,18 @@ def merge_lora(
         raise UserError(f"LoRA cannot be written as {to!r}", "there are: adapter, merged", "--to adapter")
     given = Path(source)
     exported = (given / CONFIG).is_file() and not (given / "config.json").is_file()
+    if exported and to == "adapter":
+        raise UserError(f"{source} is an adapter already", "", "--to merged")
     with new_place(out) as (place, final):
         if exported:
-            facts = _merge(given, place, device) if to == "merged" else _refuse(source)
+            facts = _merge(given, place, device)
         else:
             checkpoint = resolve(source)
             facts = _copy(checkpoint, place) if to == "merged" else _adapter(checkpoint, place)
     log.say(f"{final}: {to}, {facts['parameters'] / 1e6:.3f} M parameters in the adapter, for {facts['base']}")
-    if to == "merged":
-        log.say(f"next: {KINDS[facts['task']].use.format(final)}")
-    else:
-        log.say(
-            f"next: rlspeech convert lora {final} --to merged FOLDER, or peft.PeftModel.from_pretrained(model, {str(final)!r})"
-        )
+    back = f"rlspeech convert lora {final} --to merged FOLDER, or peft.PeftModel.from_pretrained(model, {str(final)!r})"
+    log.say(f"next: {KINDS[facts['task']].use.format(final) if to == 'merged' else back}")
     return {"out": str(final), "to": to, **facts}
-
-
-def _refuse(source: str) -> dict[str, Any]:
-    raise UserError(f"{source} is an adapter already", "", "--to merged")
 
 
 def _copy(checkpoint: Path, place: Path) -> dict[str, Any]:
@@ -244,15 +228,11 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
     task, about = task_of(checkpoint), _about(checkpoint)
     rl = about.get("facts", {}).get("rl") if isinstance(about.get("facts"), dict) else None
     if task is None or not isinstance(rl, dict):
-        raise UserError(
-            f"{checkpoint} was not tuned by rlspeech rl", "only its runs have adapters", "a run folder of `rlspeech rl`"
-        )
+        why, try_this = "only its runs have adapters", "a run folder of `rlspeech rl`"
+        raise UserError(f"{checkpoint} was not tuned by rlspeech rl", why, try_this)
     if not (checkpoint / "adapter" / CONFIG).is_file():
-        raise UserError(
-            f"{checkpoint} has no adapter",
-            "the run trained every weight (lora: null): it is a plain checkpoint as it is",
-            KINDS[task].use.format(checkpoint),
-        )
+        why = "the run trained every weight (lora: null): it is a plain checkpoint as it is"
+        raise UserError(f"{checkpoint} has no adapter", why, KINDS[task].use.format(checkpoint))
     _, size = _read_adapter(checkpoint / "adapter")
     return {"task": task, "base": str(rl.get("from", "")), "parameters": size}
 
@@ -278,9 +258,8 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], int]:
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read {folder / WEIGHTS}", str(error).splitlines()[0], "another checkpoint of the run"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise UserError(f"cannot read {folder / WEIGHTS}", why, "another checkpoint of the run") from error
     return dict(tensors), sum(t.numel() for t in tensors.values())
 
 
@@ -296,11 +275,8 @@ def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
     config = _json(checkpoint / "adapter" / CONFIG)
     targets = config.get("target_modules")
     if not targets:
-        raise UserError(
-            f"cannot read {checkpoint / 'adapter' / CONFIG}",
-            "it names no target_modules",
-            "another checkpoint of the run",
-        )
+        what = f"cannot read {checkpoint / 'adapter' / CONFIG}"
+        raise UserError(what, "it names no target_modules", "another checkpoint of the run")
     if task in WRAPPED:
         tensors = {re.sub(r"^base_model\.model\.net\.", "base_model.model.", k): v for k, v in tensors.items()}
         config["target_modules"] = re.sub(r"^net\\\.", "", targets) if isinstance(targets, str) else targets
@@ -313,9 +289,9 @@ def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
     (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file({k: v.contiguous() for k, v in tensors.items()}, place / WEIGHTS, metadata={"format": "pt"})
     (place / WEIGHTS).chmod(0o644)
-    told = {"task": task, "base": facts["base"], "facts": about.get("facts", {})}
-    (place / ABOUT).write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
-    write_card(place, _card(task, facts, about), told["facts"])
+    row = {"task": task, "base": facts["base"], "facts": about.get("facts", {})}
+    (place / ABOUT).write_text(json.dumps(row, indent=2, default=str) + "\n", encoding="utf-8")
+    write_card(place, _card(task, facts, about), row["facts"])
     return facts
 
 
@@ -336,24 +312,19 @@ def _check_base(base: Path, checkpoint: Path, tensors: dict[str, Any], config: d
 
     scale = config.get("lora_alpha", 1) / max(1, config.get("r", 1))
     try:
-        with (
-            safe_open(base / "model.safetensors", "pt") as before,
-            safe_open(checkpoint / "model.safetensors", "pt") as after,
-        ):
+        old, new = (folder / "model.safetensors" for folder in (base, checkpoint))
+        with safe_open(old, "pt") as before, safe_open(new, "pt") as after:
             known = set(before.keys()) & set(after.keys())
             for key in [k for k in tensors if k.endswith(".lora_A.weight")][:8]:
                 name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") + ".weight"
                 a, b = tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]
                 if name not in known or a.ndim != 2:
                     continue
-                made, wanted = (
-                    before.get_tensor(name).float() + scale * (b.float() @ a.float()),
-                    after.get_tensor(name).float(),
-                )
+                made = before.get_tensor(name).float() + scale * (b.float() @ a.float())
+                wanted = after.get_tensor(name).float()
                 if made.shape != wanted.shape or float((made - wanted).abs().max()) > DRIFT * float(wanted.abs().max()):
-                    log.warn(
-                        f"{base} is not what the run started from any more ({name} differs): this adapter does not fit it"
-                    )
+                    changed = f"{base} is not what the run started from any more ({name} differs)"
+                    log.warn(f"{changed}: this adapter does not fit it")
                     return
     except (OSError, SafetensorError):
         return  # in several files, or none: nothing to compare
@@ -386,11 +357,9 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
 
     about = _about(folder)
     if about.get("task") not in KINDS or not isinstance(about.get("base"), str):
-        raise UserError(
-            f"{folder} does not say what it belongs to",
-            f"it has no {ABOUT} of `rlspeech convert lora --to adapter`",
-            "peft.PeftModel.from_pretrained(model, FOLDER).merge_and_unload()",
-        )
+        why = f"it has no {ABOUT} of `rlspeech convert lora --to adapter`"
+        try_this = "peft.PeftModel.from_pretrained(model, FOLDER).merge_and_unload()"
+        raise UserError(f"{folder} does not say what it belongs to", why, try_this)
     tensors, size = _read_adapter(folder)
     task, base = get_task(about["task"]), about["base"]
     if base not in ("embedded", "tiny"):
@@ -405,8 +374,7 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
             raise ValueError(f"it changes layers that the model does not have: {sorted(set(tensors) ^ there)[0]}")
         adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{folder} does not fit {base}", str(error).splitlines()[0], "the model that it was trained on"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise UserError(f"{folder} does not fit {base}", why, "the model that it was trained on") from error
     task.save(place, model, facts=about.get("facts", {}))
     return {"task": about["task"], "base": about["base"], "parameters": size}

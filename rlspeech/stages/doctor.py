@@ -1,6 +1,6 @@
 """``rlspeech doctor``: what is installed, which devices and rewards can be used here, and why the others cannot.
 
-It looks and repairs nothing, and a part that is missing or broken is a line of its table, never an exception.
+It repairs nothing, and a part that is missing or broken is a line of its table, never an exception.
 """
 
 from __future__ import annotations
@@ -22,31 +22,10 @@ from rlspeech import __version__, log
 from rlspeech.parallel import physical_cores
 from rlspeech.tasks import NEEDS, TRANSFORMERS, VIDEOS
 
-__all__ = ["FEATURES", "Feature", "run", "usable_features"]
-
-
 PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "soundfile",
-    "soxr",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "pydantic",
-    "typer",
-    "rich",
-    "jinja2",
-    "matplotlib",
-    "jiwer",
-    "onnx",
-    "onnxruntime",
-    "speechmos",
-    "av",
-    "opencv-python-headless",
-)
+    "torch numpy scipy soundfile soxr transformers peft accelerate safetensors pydantic typer rich jinja2 matplotlib jiwer onnx "
+    "onnxruntime speechmos av opencv-python-headless"
+).split()
 OPTIONAL = {
     "pesq": "PESQ",
     "torchaudio": "SQUIM",
@@ -106,6 +85,11 @@ def run(*, json_mode: bool = False) -> dict[str, Any]:
     return summary
 
 
+def _entry(name: str, what: str, why_not: str, **more: Any) -> dict[str, Any]:
+    """Return a line of a table: something that can be used, or why it cannot."""
+    return {"name": name, "usable": not why_not, "what": what, "why_not": why_not, **more}
+
+
 def version(package: str) -> str | None:
     """Version of an installed package, or None."""
     try:
@@ -121,45 +105,30 @@ def _line(error: BaseException) -> str:
 def _torch() -> dict[str, Any]:
     import torch
 
-    build = (
-        f"CUDA {torch.version.cuda}"
-        if torch.version.cuda
-        else f"ROCm {torch.version.hip}"
-        if torch.version.hip
-        else "CPU"
-    )
+    build = f"ROCm {torch.version.hip}" if torch.version.hip else "CPU"
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else build
     return {"version": torch.__version__, "build": build, "threads": torch.get_num_threads()}
 
 
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    found: list[dict[str, Any]] = [{"name": "cpu", "usable": True, "what": f"{physical_cores()} cores", "why_not": ""}]
+    found = [_entry("cpu", f"{physical_cores()} cores", "")]
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-            found.append(
-                {
-                    "name": f"cuda:{i}",
-                    "usable": True,
-                    "what": f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB",
-                    "why_not": "",
-                }
-            )
+            found.append(_entry(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB", ""))
     else:
-        cpu_build = torch.version.cuda is None and torch.version.hip is None
-        why = (
-            "this torch is a CPU build"
-            if cpu_build
-            else "torch sees no device: is the driver installed, and new enough for this torch?"
-        )
-        if cpu_build and shutil.which("nvidia-smi"):
-            why += ", and there is an NVIDIA driver: pip install --force-reinstall torch"
-        found.append({"name": "cuda", "usable": False, "what": "", "why_not": why})
+        why = "torch sees no device: is the driver installed, and new enough for this torch?"
+        if torch.version.cuda is None and torch.version.hip is None:
+            why = "this torch is a CPU build"
+            if shutil.which("nvidia-smi"):
+                why += ", and there is an NVIDIA driver: pip install --force-reinstall torch"
+        found.append(_entry("cuda", "", why))
     mps = getattr(torch.backends, "mps", None)
     if mps is not None and mps.is_built():
         why = _mps_differs() if mps.is_available() else "this Mac has no Metal device that torch can use"
-        found.append({"name": "mps", "usable": not why, "what": "Metal", "why_not": why})
+        found.append(_entry("mps", "Metal", why))
     return found
 
 
@@ -179,11 +148,8 @@ def _mps_differs() -> str:
         gap = float((work("mps") - work("cpu")).abs().max())
     except (RuntimeError, NotImplementedError) as error:
         return _line(error)
-    return (
-        ""
-        if gap < 1e-2
-        else f"it computes something else than the CPU (largest difference {gap:.3g}): use --device cpu"
-    )
+    differs = f"it computes something else than the CPU (largest difference {gap:.3g}): use --device cpu"
+    return "" if gap < 1e-2 else differs
 
 
 def _threads() -> dict[str, Any]:
@@ -194,22 +160,14 @@ def _threads() -> dict[str, Any]:
 def _rewards() -> list[dict[str, Any]]:
     from rlspeech.rewards.base import available
 
+    names = ("name", "usable", "why_not", "where", "help")
     return [
-        {
-            "name": r.name,
-            "usable": r.usable,
-            "why_not": r.why_not,
-            "columns": list(r.columns),
-            "needs": sorted(r.needs),
-            "where": r.where,
-            "help": r.help,
-        }
-        for r in available()
+        {n: getattr(r, n) for n in names} | {"columns": list(r.columns), "needs": sorted(r.needs)} for r in available()
     ]
 
 
 def _recognisers() -> list[dict[str, Any]]:
-    """The kinds of audio language models that the task asr takes, and whether this transformers knows them."""
+    """The kinds of audio language models that can recognise, and whether this transformers knows them."""
     import transformers
 
     from rlspeech.models.audio_lm.families import FAMILIES
@@ -217,12 +175,8 @@ def _recognisers() -> list[dict[str, Any]]:
     found, known = [], set(dir(transformers))  # asking for the attributes would import them all
     for name, family in FAMILIES.items():
         there = not family.architecture or family.architecture in known
-        why = (
-            ""
-            if there
-            else f"transformers {transformers.__version__} has no {family.architecture}: pip install -U transformers"
-        )
-        found.append({"name": name, "usable": there, "what": family.architecture, "why_not": why})
+        old = f"transformers {transformers.__version__} has no {family.architecture}: pip install -U transformers"
+        found.append(_entry(name, family.architecture, "" if there else old))
     return found
 
 
@@ -235,11 +189,8 @@ def _normalisers() -> list[str]:
 
 def _torchaudio() -> dict[str, Any]:
     if importlib.util.find_spec("torchaudio") is None:
-        return {
-            "installed": False,
-            "usable": False,
-            "why_not": "not installed, and not needed: pip install 'rlspeech[torchaudio]' adds SQUIM",
-        }
+        why = "not installed, and not needed: pip install 'rlspeech[torchaudio]' adds SQUIM"
+        return {"installed": False, "usable": False, "why_not": why}
     from rlspeech.rewards.squim import why_not
 
     reason = why_not()
@@ -250,13 +201,10 @@ def _torchaudio() -> dict[str, Any]:
 
 def _compiler() -> dict[str, Any]:
     """What compiling PESQ takes: a C compiler and Python's headers."""
-    compiler = (
-        shutil.which(os.environ.get("CC", "").split(" ")[0] or "cc") or shutil.which("gcc") or shutil.which("clang")
-    )
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    lacking = [
-        what for what, there in (("a C compiler", compiler), ("Python's headers", headers.is_file())) if not there
-    ]
+    own = os.environ.get("CC", "").split(" ")[0] or "cc"
+    compiler = next((path for name in (own, "gcc", "clang") if (path := shutil.which(name))), None)
+    headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+    lacking = [what for what, there in (("a C compiler", compiler), ("Python's headers", headers)) if not there]
     return {"path": compiler, "usable": not lacking, "why_not": f"{' and '.join(lacking)} not found" if lacking else ""}
 
 
@@ -271,28 +219,22 @@ def _assets() -> list[dict[str, Any]]:
         missing = [n for n in needed if not (folder / n).is_file()]
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
         why = f"{', '.join(missing)} missing in {folder}" if missing else ""
-        found.append({"name": name, "usable": not missing, "bytes": size, "what": what, "why_not": why})
+        found.append(_entry(name, what, why, bytes=size))
     return found
 
 
 def _problems(summary: dict[str, Any]) -> list[str]:
     """What stops the main job, with what to do about it."""
-    problems = [
-        f"{part} could not be looked at: {value['error']}"
-        for part, value in summary.items()
-        if isinstance(value, dict) and set(value) == {"error"}
-    ]
-    problems += [
-        f"{name} is not installed: pip install {name}" for name, found in summary["packages"].items() if found is None
-    ]
+    broken = {part: v["error"] for part, v in summary.items() if isinstance(v, dict) and set(v) == {"error"}}
+    problems = [f"{part} could not be inspected: {error}" for part, error in broken.items()]
+    absent = [name for name, found in summary["packages"].items() if found is None]
+    problems += [f"{name} is not installed: pip install {name}" for name in absent]
     if isinstance(summary["assets"], list):
         problems += [f"{a['why_not']}: install again" for a in summary["assets"] if not a["usable"]]
     if summary["torchaudio"].get("installed") and not summary["torchaudio"]["usable"]:
         problems.append(f"torchaudio: {summary['torchaudio']['why_not']}")
     if isinstance(summary["devices"], list):
-        problems += [
-            f"{d['name']}: {d['why_not']}" for d in summary["devices"] if not d["usable"] and d["name"] == "mps"
-        ]
+        problems += [f"mps: {d['why_not']}" for d in summary["devices"] if not d["usable"] and d["name"] == "mps"]
     return problems
 
 
@@ -306,30 +248,18 @@ def _print(summary: dict[str, Any]) -> None:
         rows.append([f"{name} (optional)", summary["optional"][name] or "-", use])
     log.table("Installed", ["package", "version", ""], rows)
     threads = summary["threads"]
-    notes = (
-        [
-            f"{threads['cores']} cores, {threads['logical']} logical; "
-            + ", ".join(f"{k}={v}" for k, v in threads["environment"].items() if v)
-        ]
-        if "cores" in threads
-        else []
-    )
+    notes = []
+    if "cores" in threads:
+        named = ", ".join(f"{k}={v}" for k, v in threads["environment"].items() if v)
+        notes = [f"{threads['cores']} cores, {threads['logical']} logical; {named}"]
     _usable("Devices", summary["devices"], notes)
     compiler = summary["compiler"]
     word = "there" if compiler.get("usable") else compiler.get("why_not", compiler.get("error"))
-    _usable(
-        "Rewards and metrics",
-        summary["rewards"],
-        [
-            f"C compiler, for PESQ: {word}",
-            f"torchaudio: {'usable' if summary['torchaudio'].get('usable') else summary['torchaudio'].get('why_not', '-')}",
-        ],
-    )
+    audio = "usable" if summary["torchaudio"].get("usable") else summary["torchaudio"].get("why_not", "-")
+    _usable("Rewards and metrics", summary["rewards"], [f"C compiler, for PESQ: {word}", f"torchaudio: {audio}"])
     texts = summary["normalisers"]
-    names = texts["error"] if isinstance(texts, dict) else ", ".join(texts)
-    _usable(
-        "Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], [f"text normalisers: {names}"]
-    )
+    notes = [f"text normalisers: {texts['error'] if isinstance(texts, dict) else ', '.join(texts)}"]
+    _usable("Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], notes)
     _usable("Embedded", summary["assets"], [])
     _usable("What can be done here", summary["features"], [])
     if summary["ok"]:
@@ -341,7 +271,7 @@ def _print(summary: dict[str, Any]) -> None:
 
 def _usable(title: str, entries: Any, notes: list[str]) -> None:
     if isinstance(entries, dict):
-        log.table(title, ["", ""], [["cannot be looked at", entries["error"]]])
+        log.table(title, ["", ""], [["cannot be inspected", entries["error"]]])
         return
     rows = []
     for e in entries:
@@ -400,20 +330,15 @@ def usable_features(rewards: Any = None) -> list[dict[str, Any]]:
     for feature in FEATURES:
         lacking = _lacking(feature)
         reward = feature.how.removeprefix("--reward ") if feature.how.startswith("--reward ") else ""
-        if not lacking and (
-            why := next((w for name, w in reasons.items() if name.startswith(reward)), "") if reward else ""
-        ):
-            lacking = [why]
-        found.append({"name": feature.name, "usable": not lacking, "what": feature.how, "why_not": "; ".join(lacking)})
+        if reward and not lacking:
+            lacking = [next((why for name, why in reasons.items() if name.startswith(reward)), "")]
+        found.append(_entry(feature.name, feature.how, "; ".join(lacking)))
     return [*found, _formats()]
 
 
 def _lacking(feature: Feature) -> list[str]:
-    lacking = [
-        f"{module} is not installed: pip install {hint}"
-        for module, hint in feature.modules.items()
-        if not _there(module)
-    ]
+    absent = {module: hint for module, hint in feature.modules.items() if not _there(module)}
+    lacking = [f"{module} is not installed: pip install {hint}" for module, hint in absent.items()]
     root = Path(str(resources.files("rlspeech"))) / "assets"
     bare = [name for name in feature.assets if not (root / name).is_dir()]
     if bare:
@@ -433,9 +358,5 @@ def _formats() -> dict[str, Any]:
     import soundfile as sf
 
     lacking = [name for name in ("FLAC", "OGG", "MP3") if name not in sf.available_formats()]
-    why = (
-        f"libsndfile {sf.__libsndfile_version__} reads no {' and no '.join(lacking)}: pip install -U soundfile"
-        if lacking
-        else ""
-    )
-    return {"name": "FLAC, OGG and MP3 files", "usable": not lacking, "what": "any command", "why_not": why}
+    old = f"libsndfile {sf.__libsndfile_version__} reads no {' and no '.join(lacking)}: pip install -U soundfile"
+    return _entry("FLAC, OGG and MP3 files", "any command", old if lacking else "")
