@@ -72,7 +72,7 @@ def recordings(args: argparse.Namespace) -> None:
     from rlspeech.data.audio import AudioError, rms_dbfs, save_audio
     from rlspeech.data.degrade import Sources, degrade
     from rlspeech.data.mixing import crop
-    from rlspeech.tasks.aids.quality_labels import quality, row_of
+    from rlspeech.tasks.aids.listener import quality, row_of
 
     speech, noises, rirs = read_list(args.speech), read_list(args.noise), read_list(args.rir)
     if args.vary:
@@ -126,7 +126,7 @@ def outputs(args: argparse.Namespace) -> None:
     from rlspeech.models.adapters import Adapted
     from rlspeech.models.avse import si_snr
     from rlspeech.models.hub import load_model
-    from rlspeech.tasks.aids.quality_labels import quality, row_of
+    from rlspeech.tasks.aids.listener import quality, row_of
     from rlspeech.tasks.avse.policy import AvsePolicy
 
     mixtures, out = MixtureSet.from_recipe(args.recipe, seed=args.seed), Path(args.out)
@@ -450,7 +450,7 @@ def sentiment(args: argparse.Namespace) -> None:
     from torch.nn import functional as F
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    from rlspeech.tasks.aids.quality_labels import labels_of
+    from rlspeech.tasks.aids.listener import labels_of
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)

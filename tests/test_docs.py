@@ -465,8 +465,8 @@ def test_a_corpus_is_a_script(work: Path) -> None:
 def test_a_family_is_a_recogniser(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from rlspeech.models.audio_lm.load import families as audio_families
-    from rlspeech.models.audio_lm.load import load_audio_lm
+    from rlspeech.models.audio_lm.model import families as audio_families
+    from rlspeech.models.audio_lm.model import load_audio_lm
 
     assert len(list((work / "said").glob("*.txt"))) == 24
     first = next(r for r in rows(work / "runs" / "moss" / "metrics.jsonl") if "lr" in r)

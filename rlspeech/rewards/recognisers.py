@@ -145,7 +145,7 @@ class AudioRecogniser:
     """
 
     def __init__(self, name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> None:
-        from rlspeech.models.audio_lm.load import load_audio_lm
+        from rlspeech.models.audio_lm.model import load_audio_lm
 
         self.lm: Any = load_audio_lm(name, device)[0]
         self._language, self._batch = language, max(1, batch)

@@ -12,7 +12,7 @@ from tiny_audio_lms import ALL, clips, tiny
 
 from rlspeech.config import Lora
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.audio_lm.load import load_audio_lm, save_audio_lm
+from rlspeech.models.audio_lm.model import load_audio_lm, save_audio_lm
 from rlspeech.types import UserError
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from tiny_codecs import ALL, tiny
 
-from rlspeech.models.codec.codec import Codec, load_codec
-from rlspeech.models.codec.hub import HubCodec, fbank_features, is_hub_codec, parse
+from rlspeech.models.codec.codec import Codec, HubCodec, fbank_features, is_hub_codec, load_codec, parse
 from rlspeech.types import UserError
 
 RATES = {

@@ -85,7 +85,7 @@ def test_a_recogniser_without_probabilities_is_refused_for_the_posterior():
 def test_the_posterior_of_an_audio_language_model_and_silence_that_tells_nothing(monkeypatch):
     from tiny_audio_lms import tiny
 
-    from rlspeech.models.audio_lm import load as audio_lm
+    from rlspeech.models.audio_lm import model as audio_lm
 
     lm = tiny("fun_asr_nano")
     monkeypatch.setattr(audio_lm, "load_audio_lm", lambda name, device="cpu", **_: (lm, {}))

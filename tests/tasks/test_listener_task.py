@@ -16,9 +16,8 @@ from rlspeech.config import ListenerModel, Pretrain
 from rlspeech.data.audio import load_audio
 from rlspeech.data.batches import Clip
 from rlspeech.data.degrade import TRAITS, Sources, add_noise, coloured, degrade
-from rlspeech.tasks.aids import quality_labels as hearing
-from rlspeech.tasks.aids.listener import ListenerTask, labelled, targets_of
-from rlspeech.tasks.aids.quality_labels import labels_of, quality, row_of
+from rlspeech.tasks.aids import listener as hearing
+from rlspeech.tasks.aids.listener import ListenerTask, labelled, labels_of, quality, row_of, targets_of
 from rlspeech.tasks.aids.sentences import read_back
 from rlspeech.types import UserError
 

@@ -11,7 +11,7 @@ import torch
 from tiny_audio_lms import tiny as tiny  # noqa: E402
 
 from rlspeech.data.audio import save_audio
-from rlspeech.models.audio_lm.load import save_audio_lm
+from rlspeech.models.audio_lm.model import save_audio_lm
 
 RATE = 16000
 ROWS: list[dict[str, Any]] = [

@@ -1,13 +1,23 @@
 """Codecs: speech to one flat stream of ids and back, whichever codec it is.
 
 ``load_codec`` takes the embedded codec (``models/codec/net.py``), a folder that ``pretrain --task codec`` wrote, or a codec of
-transformers by name (``models/codec/hub.py``).
+transformers by name: XCodec2, NeuCodec, Mimi and DAC, by Hub id or folder.
+
+Codecs of several codebooks become one stream by writing the first K codes of every frame one after the other, each with its codebook's
+offset: position ``t * K + k`` holds ``k * codebook_size + code``. ``decode`` reads a code by its position, so an id of another codebook
+(a language model may write anything) counts as the code that it is modulo the codebook, and an unfinished last frame is left out.
+
+Every waveform is encoded by itself, and only streams of one length are decoded together: the encoders look at padding (none of the four
+masks its convolutions), and what a row sounds like must not hang on its neighbours.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,11 +25,25 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.data.audio import rms_dbfs, to_level
+from rlspeech.data.audio import resample, rms_dbfs, to_level
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, DecoderOutput
+from rlspeech.models.folder import load_net, loading
 from rlspeech.models.hub import load_model
+from rlspeech.models.spectra import kaldi_filters
+from rlspeech.types import UserError
 
-__all__ = ["Codec", "EmbeddedCodec", "load_codec", "start_alike"]
+__all__ = [
+    "Codec",
+    "EmbeddedCodec",
+    "FAMILIES",
+    "HubCodec",
+    "fbank_features",
+    "is_hub_codec",
+    "load_codec",
+    "load_hub_codec",
+    "start_alike",
+]
+
 
 BATCH_S = 24.0  # seconds of padded speech that go through a network at once
 PROMPT_S = 10.0  # of a prompt, more tells no more of a voice
@@ -169,7 +193,6 @@ def load_codec(name: str = "embedded", device: torch.device | str = "cpu") -> Co
     Raises:
         UserError: no such codec, weights that do not fit.
     """
-    from rlspeech.models.codec.hub import is_hub_codec, load_hub_codec
 
     if is_hub_codec(name):
         return load_hub_codec(name, device)
@@ -192,3 +215,184 @@ def start_alike(rows: Tensor, codec: Codec) -> None:
     for part, share in ((codes, 0.7), (each, 0.5)):
         made = part.to(rows) @ torch.randn(part.shape[1], rows.shape[1]).to(rows)
         rows.mul_((1 - share**2) ** 0.5).add_(made / made.std() * spread * share)
+
+
+class Family(NamedTuple):
+    """A codec's class in transformers, where its weights are, and how many codebooks are used unless the name says more."""
+
+    cls: str
+    hub: str
+    books: int
+    semantic: bool = False  # encodes Kaldi features as well
+
+
+FAMILIES = {
+    "xcodec2": Family("Xcodec2Model", "HKUSTAudio/xcodec2-hf", 1, semantic=True),
+    "neucodec": Family("NeuCodecModel", "neuphonic/neucodec", 1, semantic=True),
+    "mimi": Family("MimiModel", "kyutai/mimi", 8),
+    "dac": Family("DacModel", "descript/dac_16khz", 3),
+}
+
+
+class HubCodec:
+    """A codec of transformers.
+
+    Args:
+        net: the model, in evaluation mode.
+        name: what it was loaded as.
+        books: how many codebooks are used, from the first on; None: as many as the family's default.
+
+    Raises:
+        UserError: more codebooks than there are.
+    """
+
+    wants_prompt = False
+
+    def __init__(self, net: Any, name: str, books: int | None = None) -> None:
+        self.net, self.name = net, name
+        cfg, self.family = net.config, str(net.config.model_type)
+        have = int(getattr(cfg, "num_quantizers", 0) or getattr(cfg, "n_codebooks", 0) or 1)
+        least = int(getattr(cfg, "num_semantic_quantizers", 1))
+        self.books = books if books is not None else max(least, min(FAMILIES[self.family].books, have))
+        if not least <= self.books <= have:
+            why = f"it has {have}, and needs {least} at least"
+            hint = f"{self.family}:FOLDER_OR_HUB_ID:{have}"
+            raise UserError(f"{name} cannot use {self.books} codebooks", why, hint)
+        self.input_rate = int(getattr(cfg, "input_sampling_rate", 0) or cfg.sampling_rate)
+        self.sample_rate = int(getattr(cfg, "output_sampling_rate", 0) or cfg.sampling_rate)
+        if self.family == "mimi":
+            self.hop = round(self.input_rate / float(cfg.frame_rate))
+        else:
+            self.hop = math.prod(cfg.downsampling_ratios)
+        self.codebook = int(getattr(cfg, "codebook_size", 0) or math.prod(cfg.quantization_levels))
+        self.size = self.books * self.codebook
+        self.frame_s = self.hop / self.input_rate / self.books
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.net.parameters()).device
+        return device
+
+    @torch.no_grad()
+    def encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
+        """Ids of waveforms at ``sample_rate``; each is encoded alone."""
+        rates = self.sample_rate, self.input_rate
+        return [self._encode(resample(np.asarray(w, dtype=np.float32), *rates)) for w in wavs]
+
+    def _encode(self, wav: np.ndarray) -> Tensor:
+        frames = max(1, -(-len(wav) // self.hop))
+        # one frame to spare, as the extractors leave: NeuCodec's mel branch is a frame behind its waveform branch
+        given = torch.zeros(1, 1, (frames + 1) * self.hop)
+        given[0, 0, : len(wav)] = torch.from_numpy(wav)
+        if FAMILIES[self.family].semantic:
+            features = fbank_features(given[0, 0].numpy(), self.hop // 2 if self.family == "xcodec2" else 0)
+            codes = self.net.encode(given.to(self.device), input_features=features[None].to(self.device)).audio_codes
+        elif self.family == "mimi":
+            codes = self.net.encode(given[..., : -self.hop].to(self.device), num_quantizers=self.books).audio_codes
+        else:
+            codes = self.net.encode(given[..., : -self.hop].to(self.device), n_quantizers=self.books).audio_codes
+        kept = codes[0, : self.books, :frames].cpu().long()  # (K, frames)
+        return (kept + self.codebook * torch.arange(self.books)[:, None]).T.reshape(-1)
+
+    @torch.no_grad()
+    def decode(self, ids: Sequence[Tensor], prompts: Sequence[np.ndarray | None] | None = None) -> list[np.ndarray]:
+        """Waveforms of ids; ``prompts`` are not needed, the voice is in the ids."""
+        made: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(ids)
+        groups: dict[int, list[int]] = {}
+        for i, row in enumerate(ids):
+            groups.setdefault(len(row) // self.books, []).append(i)
+        for frames, rows in groups.items():
+            if frames == 0:
+                continue
+            most = max(1, int(BATCH_S / (frames * self.books * self.frame_s)))
+            for at in range(0, len(rows), most):
+                some = rows[at : at + most]
+                flat = torch.stack([ids[i][: frames * self.books].long().cpu() for i in some]) % self.codebook
+                codes = flat.reshape(len(some), frames, self.books).transpose(1, 2)
+                wavs = self.net.decode(audio_codes=codes.to(self.device)).audio_values
+                for i, wav in zip(some, wavs.reshape(len(some), -1).float().cpu().numpy(), strict=True):
+                    made[i] = fit_length(wav, round(frames * self.hop * self.sample_rate / self.input_rate))
+        return made
+
+
+def fit_length(wav: np.ndarray, length: int) -> np.ndarray:
+    """(length,): cut, or zeros behind."""
+    wav = wav[:length].astype(np.float32)
+    return np.pad(wav, (0, length - len(wav)))
+
+
+def fbank_features(wav: np.ndarray, side: int) -> Tensor:
+    """Input of the semantic half of XCodec2 and NeuCodec: (T,) at 16 kHz -> (L, 160).
+
+    Kaldi's log-mel (25 ms Povey windows every 10 ms, pre-emphasis 0.97, 80 bands from 20 Hz), mean 0 and spread 1 over the recording,
+    two frames side by side. transformers' extractors ask torchaudio for it, which has no build beside every torch; this is the numpy
+    version that the original XCodec2 used.
+
+    Args:
+        wav: in [-1, 1].
+        side: zeros at both ends.
+    """
+    from transformers.audio_utils import spectrogram, window_function
+
+    frames = spectrogram(
+        np.pad(wav, side) * 2.0**15,
+        window_function(400, "povey", periodic=False),
+        frame_length=400,
+        hop_length=160,
+        fft_length=512,
+        power=2.0,
+        center=False,
+        preemphasis=0.97,
+        mel_filters=kaldi_filters(80, 512, 16000),
+        log_mel="log",
+        mel_floor=1.192092955078125e-07,
+        remove_dc_offset=True,
+    ).T
+    x = torch.from_numpy(np.ascontiguousarray(frames)).float()
+    x = (x - x.mean(0)) / torch.sqrt(x.var(0, unbiased=True) + 1e-7) if len(x) > 1 else x - x.mean(0)
+    if len(x) % 2:
+        x = torch.cat([x, torch.ones(1, x.shape[1])])  # the extractors' padding value
+    return x.reshape(len(x) // 2, -1)
+
+
+def parse(name: str) -> tuple[str, str, int | None] | None:
+    """Family ("": the checkpoint says it), Hub id or folder, and codebooks of a name; None where it is not a codec of transformers."""
+    head, _, rest = name.partition(":")
+    if head in FAMILIES:
+        where, _, books = rest.rpartition(":") if rest.rpartition(":")[2].isdigit() else (rest, "", "")
+        return head, where or FAMILIES[head].hub, int(books) if books else None
+    path = Path(name)
+    if (path / "config.json").is_file():
+        try:
+            kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return (kind, name, None) if kind in FAMILIES else None
+    hub_like = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists()
+    return ("", name, None) if hub_like and not path.parent.exists() else None
+
+
+def is_hub_codec(name: str) -> bool:
+    """Whether a name is that of a codec of transformers."""
+    return parse(name) is not None
+
+
+def load_hub_codec(name: str, device: torch.device | str = "cpu") -> HubCodec:
+    """Load one of ``FAMILIES``: ``mimi``, ``mimi:FOLDER_OR_HUB_ID``, ``mimi:FOLDER_OR_HUB_ID:CODEBOOKS``, a folder or a Hub id.
+
+    Raises:
+        UserError: not there, another kind of model, or weights that do not fit.
+    """
+    import transformers
+
+    parsed = parse(name)
+    family, where, books = parsed if parsed is not None else ("", name, None)
+    hint = "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)"
+    with loading(f"the codec {name}", hint):
+        found = str(transformers.AutoConfig.from_pretrained(where).model_type)
+        if found not in FAMILIES or family not in ("", found):
+            raise ValueError(f"its model_type is {found!r}, not {family or ' or '.join(FAMILIES)}")
+        cls = getattr(transformers, FAMILIES[found].cls)
+        net = load_net(cls, where, dtype=torch.float32)
+    return HubCodec(net.to(device).eval().requires_grad_(False), name, books)

@@ -14,8 +14,7 @@ from rlspeech.config import CodecLMModel
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, load_codec, start_alike
-from rlspeech.models.codec.layout import SPEECH, STOP, TEXT, Layout, layout_of
-from rlspeech.models.codec.lm import CodecLM
+from rlspeech.models.codec.lm import SPEECH, STOP, TEXT, CodecLM, Layout, layout_of
 from rlspeech.models.folder import DTYPES, load_net, loading, read_about, save_net, snapshot, write_about
 from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError

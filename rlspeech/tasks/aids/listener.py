@@ -1,19 +1,31 @@
 """Teaching the embedded listener: recordings with labels become batches of sound and sentences.
 
-Rows of a paired manifest that hold the labels (``quality``, ``trait_...``, ``level_dbfs``, see
-``tasks/aids/quality_labels.py``) are taken as they
-are. From any other source, such as the embedded corpus, the clean side of each clip is degraded and measured on the fly; the noise is
-what the mixture added, and the other clips of the batch are the other talkers. The sentence of a clip is drawn anew each time.
+Rows of a paired manifest that hold the labels (``quality``, ``trait_...``, ``level_dbfs``) are taken as they are. From any other source,
+such as the embedded corpus, the clean side of each clip is degraded and measured on the fly; the noise is what the mixture added, and the
+other clips of the batch are the other talkers. The sentence of a clip is drawn anew each time.
 
 The loss is cross-entropy on the words plus the squared error of the label head. The words alone would teach the encoder slowly, because
 most of what decides them is which paraphrase was drawn.
+
+Labels of a recording whose clean reference is known are a quality from 1 to 5 and graded traits. The textbook version takes ratings of
+people (ITU-T P.808). None can be had for recordings that are made while a program runs, so the overall quality is *measured* against the
+reference, by three scales that fail in different places and are averaged:
+
+* PESQ (wide band), square root of its height above 1: follows rated quality best, reacts to muffling, but has a floor near 1.03 below
+  5 dB and would call all bad recordings alike; the root spreads what it has there;
+* ESTOI, on 0.15..1: falls steadily where PESQ lies at its floor, and reacts to gaps and rooms;
+* SI-SDR, on -5..25 dB: an even ruler for noise, but blind to what hurts (a low-pass filter leaves it high).
+
+Weights 0.4, 0.35, 0.25; the sum is stretched so that white noise at -5 dB is 1 and at 25 dB above 4. Without the pesq package the other two
+share its weight, which react to muffling less. The level of the recording does not count.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +36,7 @@ from torch import Tensor, nn
 from rlspeech.config import Pretrain
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, seed_of
-from rlspeech.data.degrade import TRAITS, Sources, degrade
+from rlspeech.data.degrade import TRAITS, Degraded, Sources, degrade
 from rlspeech.models.audio_lm.generate import with_answers
 from rlspeech.models.listener import (
     AUDIO,
@@ -38,7 +50,7 @@ from rlspeech.models.listener import (
     load_listener,
     save_listener,
 )
-from rlspeech.tasks.aids.quality_labels import labels_of, quality, row_of
+from rlspeech.rewards.intrusive import si_sdr, stoi_estoi
 from rlspeech.tasks.aids.sentences import describe, grades_of, read_back, stars_of, vocabulary
 from rlspeech.tasks.base import Numbers, Task
 from rlspeech.types import UserError
@@ -46,8 +58,11 @@ from rlspeech.types import UserError
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["ListenerBatch", "ListenerTask", "targets_of", "tokens_of"]
+__all__ = ["ListenerBatch", "ListenerTask", "labels_of", "quality", "row_of", "targets_of", "tokens_of"]
 
+
+WEIGHTS = {"pesq": 0.4, "estoi": 0.35, "si_sdr": 0.25}
+LOW, HIGH = 0.12, 0.92  # of the weighted sum: 1 and 5
 LABELS = ("quality", *TRAITS, "level_dbfs")
 # about the middle and the spread of training recordings, so that the head's errors are of one size
 CENTRE = np.array([3.0, *[0.25] * len(TRAITS), -27.0], dtype=np.float32)
@@ -58,6 +73,57 @@ QUESTIONS = (
     f"{START} user How does this recording sound? {END}",
     f"{START} user Describe the quality of the audio, please. {END}",
 )
+
+
+def quality(reference: np.ndarray, degraded: np.ndarray, sample_rate: int = 16000) -> float:
+    """Quality 1..5 of ``degraded`` (T,) against ``reference`` (T,), aligned.
+
+    Raises:
+        ValueError: too little speech in the reference to measure anything.
+    """
+    scales = {
+        "estoi": _unit(stoi_estoi(reference, degraded, sample_rate)[1], 0.15, 1.0),
+        "si_sdr": _unit(si_sdr(reference, degraded), -5.0, 25.0),
+    }
+    raw = _pesq(reference, degraded, sample_rate)
+    if raw is not None:
+        scales["pesq"] = _unit(raw, 1.0, 4.64) ** 0.5
+    total = sum(WEIGHTS[k] * v for k, v in scales.items()) / sum(WEIGHTS[k] for k in scales)
+    return 1.0 + 4.0 * _unit(total, LOW, HIGH)
+
+
+def row_of(made: Degraded, stars: float) -> dict[str, float]:
+    """Manifest columns of a labelled recording: ``quality``, ``trait_...`` and ``level_dbfs``."""
+    traits = {f"trait_{k}": round(made.severity[k], 4) for k in TRAITS}
+    return {"quality": round(stars, 4), **traits, "level_dbfs": round(made.level_dbfs, 2)}
+
+
+def labels_of(columns: Mapping[str, Any]) -> dict[str, float] | None:
+    """The labels that ``row_of`` wrote, or None where a row does not hold all of them as numbers."""
+    names = ("quality", *(f"trait_{k}" for k in TRAITS), "level_dbfs")
+    values = [columns.get(n) for n in names]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values):
+        return None
+    return {n.removeprefix("trait_"): float(v) for n, v in zip(names, values, strict=True) if v is not None}
+
+
+def _unit(value: float, low: float, high: float) -> float:
+    return float(np.clip((value - low) / (high - low), 0.0, 1.0))
+
+
+@lru_cache(maxsize=1)
+def _pesq_reward() -> Any:
+    from rlspeech.rewards.intrusive import PesqWb
+
+    try:
+        return PesqWb()
+    except Exception:  # not installed, or not compiled: the other scales answer
+        return None
+
+
+def _pesq(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float | None:
+    reward = _pesq_reward()
+    return None if reward is None else reward.pair(reference, degraded, sample_rate)["pesq_wb"].value
 
 
 @dataclass

@@ -29,7 +29,7 @@ from rlspeech.tasks.evaluation import Answers, Evaluation, System, reason_of
 from rlspeech.types import Sample, Score, UserError, Utterance
 
 if TYPE_CHECKING:
-    from rlspeech.models.audio_lm.load import AudioLM
+    from rlspeech.models.audio_lm.model import AudioLM
 
 __all__ = ["Recogniser", "Recognition", "Transcript", "join_texts"]
 

@@ -1,7 +1,7 @@
 """Recognition: transcribed recordings become batches for ``pretrain``, and an audio language model becomes a policy for ``rl``.
 
 ``pretrain`` trains the small Fun-ASR-Nano of ``models/recogniser.py`` from nothing: cross-entropy on the text's pieces plus CTC on the
-encoder. ``rl``, ``eval`` and ``transcribe`` take any audio language model through ``models/audio_lm/load.py``.
+encoder. ``rl``, ``eval`` and ``transcribe`` take any audio language model through ``models/audio_lm/model.py``.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ class Asr(Task):
         return load_recogniser(name)
 
     def load(self, name: str, device: torch.device | str = "cpu", **options: Any) -> tuple[Any, dict[str, Any]]:
-        from rlspeech.models.audio_lm.load import load_audio_lm
+        from rlspeech.models.audio_lm.model import load_audio_lm
 
         return load_audio_lm(name, device, **options)
 
     def save(
         self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
     ) -> None:
-        from rlspeech.models.audio_lm.load import save_audio_lm
+        from rlspeech.models.audio_lm.model import save_audio_lm
 
         save = save_recogniser if isinstance(model, Recogniser) else save_audio_lm
         save(folder, model, facts=facts, weights=weights)
