@@ -284,9 +284,8 @@ def test_ctrl_c_exits_130_and_says_what_is_kept(stages: Stages) -> None:
 def test_what_should_not_happen_is_short_and_points_to_debug(stages: Stages) -> None:
     stages.answer = fail(ZeroDivisionError("division by zero\nsecond line"))
     result = RUN.invoke(app, ["rl"])
-    assert (
-        result.exit_code == 1 and "ZeroDivisionError: division by zero" in result.stderr and "--debug" in result.stderr
-    )
+    assert result.exit_code == 1 and "ZeroDivisionError: division by zero" in result.stderr
+    assert "--debug" in result.stderr
     assert "Traceback" not in result.stderr and "second line" not in result.stderr
     assert "Traceback" in RUN.invoke(app, ["rl", "--debug"]).stderr
 
@@ -328,11 +327,8 @@ def test_a_pipe_without_a_reader_ends_quietly_with_141(line: str) -> None:
 
 def test_head_gets_its_lines() -> None:
     done = shell("rlspeech presets ls | head -n 2; echo ${PIPESTATUS[1]}")
-    assert (
-        done.stdout.splitlines()[0] == "Presets"
-        and done.stdout.splitlines()[-1] == "0"
-        and "Traceback" not in done.stderr
-    )
+    assert done.stdout.splitlines()[0] == "Presets" and done.stdout.splitlines()[-1] == "0"
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
@@ -415,9 +411,8 @@ def test_data_that_is_not_there_is_told_at_once_with_the_nearest_name(
         (["--data", "/nowhere/x"], "prepare"),
     ):
         result = RUN.invoke(app, ["rl", *words])
-        assert (
-            result.exit_code == 2 and "does not exist" in result.stderr and hint in result.stderr and not stages.calls
-        )
+        assert result.exit_code == 2 and "does not exist" in result.stderr and hint in result.stderr
+        assert not stages.calls
     assert RUN.invoke(app, ["rl", "--valid", f"{tmp_path}/valid.jsonl"]).exit_code == 0
 
 
@@ -484,11 +479,8 @@ def test_a_preset_of_another_stage_names_the_command(stages: Stages) -> None:
 
 def test_presets_keys_lists_what_can_be_set() -> None:
     found = {k["key"]: k for k in json.loads(RUN.invoke(app, ["presets", "keys", "rl", "--json"]).stdout)["keys"]}
-    assert (
-        found["explore.noise"]["default"] == 0.3
-        and found["explore.noise"]["help"]
-        and found["lora.rank"]["type"] == "int"
-    )
+    assert found["explore.noise"]["default"] == 0.3 and found["explore.noise"]["help"]
+    assert found["lora.rank"]["type"] == "int"
     assert found["steps"]["range"] == ">= 1" and found["ppo.discount"]["range"] == "0 to 1"
     assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl"]).stdout
     assert "explore.noise" in RUN.invoke(app, ["presets", "keys", "rl", "--quiet"]).stdout.split()

@@ -109,9 +109,8 @@ def test_a_stopped_rl_run_goes_on_and_can_grow() -> None:
     assert [r["reward"] for r in after if "reward" in r] == pytest.approx(
         [8.4632, 22.6967, 37.1785, 9.3166], rel=1e-2
     ), "as without a stop"
-    assert [r["step"] for r in after if "lr" in r] == [1, 2, 3, 4] and all(
-        math.isfinite(r["grad_norm"]) for r in after if "lr" in r
-    )
+    assert [r["step"] for r in after if "lr" in r] == [1, 2, 3, 4]
+    assert all(math.isfinite(r["grad_norm"]) for r in after if "lr" in r)
     assert Path("rl/checkpoints/latest").read_text().strip() == "step_000004"
     assert json.loads(Path("rl/env.json").read_text())["earlier"][0]["argv"][:2] == ["rlspeech", "rl"]
     grown = call(*RL, "--steps", "5")
@@ -142,9 +141,8 @@ def test_checkpoints_are_evaluated() -> None:
     old, new = by_item("eval/scores.jsonl"), by_item("new/scores.jsonl")
     assert old.keys() == new.keys() and len(old) == 6
     for item, row in old.items():
-        assert new[item]["si_sdr"] == pytest.approx(row["si_sdr"], abs=1e-2) and new[item]["estoi"] == pytest.approx(
-            row["estoi"], abs=1e-3
-        )
+        assert new[item]["si_sdr"] == pytest.approx(row["si_sdr"], abs=1e-2)
+        assert new[item]["estoi"] == pytest.approx(row["estoi"], abs=1e-3)
     assert json.loads(Path("new/systems.json").read_text()) == json.loads(Path("eval/systems.json").read_text()), (
         "the same weights"
     )
@@ -170,20 +168,14 @@ def test_nothing_is_wrong_with_them(folder: str) -> None:
 def test_an_unfinished_evaluation_is_finished_and_keeps_what_is_scored() -> None:
     plant("eval-unfinished/scores.jsonl", 3, si_sdr=-77.25)
     before, sounds = by_item("eval-unfinished/scores.jsonl"), written("eval-unfinished/audio")
-    assert (
-        {s for s, _ in before} == {"input", "base"}
-        and len(before) == 4
-        and not Path("eval-unfinished/metrics.json").exists()
-    )
+    assert {s for s, _ in before} == {"input", "base"} and len(before) == 4
+    assert not Path("eval-unfinished/metrics.json").exists()
     summary = call(*EVAL, "--out", "eval-unfinished", "--set", "batch=1")
     after = by_item("eval-unfinished/scores.jsonl")
     assert len(after) == 9 and all(after[item] == row for item, row in before.items()), "rows are kept"
     assert {p: t for p, t in written("eval-unfinished/audio").items() if p in sounds} == sounds, "audio is kept"
-    assert (
-        summary["n"] == 3
-        and set(summary["deltas"]) == {"input", "rl"}
-        and Path("eval-unfinished/metrics.json").is_file()
-    )
+    assert summary["n"] == 3 and set(summary["deltas"]) == {"input", "rl"}
+    assert Path("eval-unfinished/metrics.json").is_file()
 
 
 def test_a_finished_evaluation_is_not_repeated() -> None:
@@ -200,9 +192,8 @@ def test_a_finished_evaluation_is_not_repeated() -> None:
 def test_transcripts_are_counted_anew_without_recognising() -> None:
     before, old = rows("asr-eval/hypotheses/two.jsonl"), json.loads(Path("asr-eval/metrics.json").read_text())
     summary = call(*ASR)
-    assert summary["systems"] == old["systems"] and summary["systems"]["two"]["deletions"]["mean"] == pytest.approx(
-        100 / 15
-    )
+    assert summary["systems"] == old["systems"]
+    assert summary["systems"]["two"]["deletions"]["mean"] == pytest.approx(100 / 15)
     assert rows("asr-eval/hypotheses/two.jsonl") == before, "a word was taken out of it by hand"
     other = call(*ASR, "--normaliser", "english-1")
     assert other["normaliser"] == "english-1" and rows("asr-eval/hypotheses/two.jsonl") == before
@@ -220,11 +211,8 @@ def test_scores_are_kept_and_columns_added() -> None:
     kept = plant("scores/scores.jsonl", 0, si_sdr=-77.25)
     before = by_item("scores/scores.jsonl")
     summary = call(*REWARD)
-    assert (
-        by_item("scores/scores.jsonl") == before
-        and summary["n"] == 3
-        and summary["metrics"]["si_sdr"]["lo"] == kept["si_sdr"]
-    )
+    assert by_item("scores/scores.jsonl") == before and summary["n"] == 3
+    assert summary["metrics"]["si_sdr"]["lo"] == kept["si_sdr"]
     call(*REWARD, "--reward", "lsd")
     after = by_item("scores/scores.jsonl")
     assert all(

@@ -139,9 +139,8 @@ def test_resampled_sums_share_their_draws_and_are_unbiased() -> None:
     assert sums.shape == (3000, 3) and np.allclose(sums[:, 2], sums[:, 0] + sums[:, 1])  # one draw for all columns
     assert np.allclose(sums.mean(0), counts.sum(0), rtol=0.02)
     assert np.allclose(sums[:, 0].std(), counts[:, 0].std() * np.sqrt(30), rtol=0.06)
-    assert np.array_equal(sums, resampled_sums(counts, seed=3, n=3000)) and resampled_sums(
-        np.zeros((0, 2)), n=5
-    ).shape == (5, 2)
+    assert np.array_equal(sums, resampled_sums(counts, seed=3, n=3000))
+    assert resampled_sums(np.zeros((0, 2)), n=5).shape == (5, 2)
 
 
 def test_an_interval_of_draws_leaves_out_what_is_not_a_number() -> None:

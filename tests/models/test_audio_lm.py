@@ -305,9 +305,8 @@ def test_loops_are_not_cleaned_away() -> None:
     loop = "no " * 40
     ids, mask = lm.references([loop])
     assert lm.text(ids, mask) == [loop]
-    assert (
-        len(lm.processor.decode(ids[0], return_format="transcription_only")) < len(loop) // 5
-    )  # what it would have been
+    # what it would have been
+    assert len(lm.processor.decode(ids[0], return_format="transcription_only")) < len(loop) // 5
 
 
 def test_prompts_are_worded_as_the_processors_word_them() -> None:
@@ -359,9 +358,8 @@ def test_granites_features_are_torchaudios() -> None:
     log = np.maximum(log, log.max() - 8) / 4 + 1
     log = log[: len(log) // 2 * 2].reshape(-1, 160)
     ours = granite_mel(torch.from_numpy(wav)).numpy()
-    assert (
-        ours.shape == log.shape and np.abs(ours - log)[1:-2].max() < 2e-3
-    )  # torch centres the window in the frame, numpy's starts it
+    # torch centres the window in the frame, numpy's starts it
+    assert ours.shape == log.shape and np.abs(ours - log)[1:-2].max() < 2e-3
 
 
 # -- odd audio ---------------------------------------------------------------------------------------------------------------
@@ -424,9 +422,8 @@ def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lor
     lm = _lm(model_type, train_encoder=True)
     fixed = {n for n, p in lm.named_parameters() if not p.requires_grad}
     adapted = Adapted(lm, lora)
-    assert lora is not None or not any(
-        p.requires_grad for n, p in lm.named_parameters() if n in fixed
-    )  # position tables
+    # position tables
+    assert lora is not None or not any(p.requires_grad for n, p in lm.named_parameters() if n in fixed)
     heard = lm.encode(_clips(), grad=True)
     ids, mask = lm.references(["ab", "c", "def"])
     before = lm.forward_logits(heard, [0, 1, 2], ids)

@@ -75,9 +75,8 @@ def test_a_checkpoints_own_adapter_becomes_weights(tmp_path: Path) -> None:
     lm.net.add_adapter(LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False))
     wanted = _logits(lm)
     assert float((wanted - bare).abs().max()) > 1e-3
-    PreTrainedModel.save_pretrained(
-        lm.net, str(tmp_path)
-    )  # the adapter alone; the class's own also writes weights that it cannot read
+    # the adapter alone; the class's own also writes weights that it cannot read
+    PreTrainedModel.save_pretrained(lm.net, str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"has_lora_adapter": True}))
     assert (tmp_path / "adapter_config.json").is_file()

@@ -152,9 +152,8 @@ def test_a_change_in_the_video_stays_near_its_moment() -> None:
         with torch.no_grad():
             moved = (model.encode_video(other, None) - model.encode_video(video, None)).abs().sum(1)[0]  # type: ignore[operator]
             sound = (model(_wav(samples=RATE), other).mask - model(_wav(samples=RATE), video).mask).abs().sum((0, 1, 2))
-        assert set(moved.nonzero().flatten().tolist()) <= set(
-            range(frame - 2, frame + 3)
-        )  # the 3-D convolution spans five frames
+        # the 3-D convolution spans five frames
+        assert set(moved.nonzero().flatten().tolist()) <= set(range(frame - 2, frame + 3))
         weight = sound / sound.sum()
         moments.append(float((weight * torch.arange(len(sound))).sum()) / len(sound) * 25)
         far = torch.cat([weight[: max(0, (frame - 9) * 32)], weight[(frame + 10) * 32 :]])

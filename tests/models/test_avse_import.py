@@ -42,9 +42,8 @@ def test_converted_weights_compute_what_the_baseline_computes(channels: int, sam
     assert float(wanted.abs().max()) > 0.01
     assert made.shape == wanted.shape
     assert float((made - wanted).abs().max()) < 1e-4 * max(1.0, float(wanted.abs().max()))
-    assert (
-        samples == 40 or float((baseline(weights, wav, 255 - video) - wanted).abs().max()) > 1e-3
-    )  # the video matters to both
+    # the video matters to both
+    assert samples == 40 or float((baseline(weights, wav, 255 - video) - wanted).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize(

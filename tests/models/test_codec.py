@@ -65,9 +65,8 @@ def test_a_row_is_what_it_is_alone(codec: EmbeddedCodec) -> None:
     prompts = [None, wavs[0], wavs[1]]
     made = codec.decode(together, prompts)
     for ids, prompt, wav in zip(together, prompts, made, strict=True):
-        assert (
-            np.allclose(codec.decode([ids], [prompt])[0], wav, atol=1e-3) and np.isfinite(wav).all()
-        )  # phases add up rounding
+        # phases add up rounding
+        assert np.allclose(codec.decode([ids], [prompt])[0], wav, atol=1e-3) and np.isfinite(wav).all()
 
 
 def test_level_and_trailing_nothing_are_not_in_the_tokens(codec: EmbeddedCodec) -> None:
@@ -133,9 +132,8 @@ def test_a_pitch_is_held_through_what_is_unvoiced() -> None:
 
 def test_band_gains_are_interpolated() -> None:
     spread = band_interpolation(CodecModel())
-    assert (
-        spread.shape == (80, 321) and torch.allclose(spread.sum(0), torch.ones(321), atol=1e-5) and (spread >= 0).all()
-    )
+    assert spread.shape == (80, 321) and torch.allclose(spread.sum(0), torch.ones(321), atol=1e-5)
+    assert (spread >= 0).all()
 
 
 def test_like_lengths_share_a_batch() -> None:

@@ -104,18 +104,16 @@ def test_attention_is_relative_and_matches_the_textbook_without_positions() -> N
     attention = Attention(16, 2)
     x, rope = torch.randn(1, 7, 16), rotary(12, 8, torch.device("cpu"))
     early, late = (tuple(r[s : s + 7] for r in rope) for s in (0, 5))
-    torch.testing.assert_close(
-        attention(x, None, early), attention(x, None, late), atol=1e-5, rtol=1e-4
-    )  # shift of every position
+    # shift of every position
+    torch.testing.assert_close(attention(x, None, early), attention(x, None, late), atol=1e-5, rtol=1e-4)
     q, k, v = (f(x).view(7, 2, 8).transpose(0, 1) for f in (attention.to_q, attention.to_k, attention.to_v))
     still = tuple(torch.full((7, 8), value) for value in (1.0, 0.0))  # every position 0: attention as in the textbook
     heads = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(8), dim=-1) @ v
     torch.testing.assert_close(
         attention(x, None, still)[0], attention.to_out(heads.transpose(0, 1).reshape(7, 16)), atol=1e-5, rtol=1e-4
     )
-    assert not torch.allclose(
-        attention(x, None, early)[0, 0], attention(x.flip(1), None, early)[0, -1], atol=1e-4
-    )  # order matters
+    # order matters
+    assert not torch.allclose(attention(x, None, early)[0, 0], attention(x.flip(1), None, early)[0, -1], atol=1e-4)
 
 
 def test_blocks_start_as_the_identity_and_times_are_told_apart() -> None:

@@ -99,9 +99,8 @@ def test_padding_does_not_change_an_answer(made: tuple[Listener, Path]) -> None:
 def test_the_level_is_heard(made: tuple[Listener, Path]) -> None:
     model, _ = made
     quiet, loud = (model.features([tones(1.0)[0] * gain])[0][0, :, :50] for gain in (0.05, 0.5))
-    assert float((loud - quiet).median()) == pytest.approx(
-        0.5, abs=0.02
-    )  # 20 dB are 2 in log10 of the power, a quarter of that here
+    # 20 dB are 2 in log10 of the power, a quarter of that here
+    assert float((loud - quiet).median()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_words_survive_the_tokenizer(made: tuple[Listener, Path]) -> None:

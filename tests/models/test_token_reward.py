@@ -86,9 +86,8 @@ def test_the_posterior_is_that_of_the_pieces_one_after_another(net):
         changed[0, s + 1 :] = 5
         total += float(net.text_logits(heard, changed)[0, s].log_softmax(-1)[pieces[0, s]])
     assert float(net.text_logp(heard, [TEXTS[2]])) == pytest.approx(total / pieces.shape[1], rel=1e-5)
-    both = net.text_logp(
-        net.encode(ids.repeat(2, 1), mask.repeat(2, 1)), [TEXTS[1], TEXTS[2]]
-    )  # padding of a short text
+    # padding of a short text
+    both = net.text_logp(net.encode(ids.repeat(2, 1), mask.repeat(2, 1)), [TEXTS[1], TEXTS[2]])
     assert float(both[1]) == pytest.approx(total / pieces.shape[1], rel=1e-4)
 
 

@@ -44,11 +44,8 @@ def test_the_second_look_repeats_the_first(explore: Exploration) -> None:
     assert look.kl is not None and float(look.kl.detach().abs().max()) == 0
     nudge(policy)
     moved = policy.log_prob(rollout, ROWS, with_kl=True)
-    assert (
-        float((moved.logp - rollout.logp).detach().abs().min()) > 0
-        and moved.kl is not None
-        and float(moved.kl.detach().min()) > 0
-    )
+    assert float((moved.logp - rollout.logp).detach().abs().min()) > 0 and moved.kl is not None
+    assert float(moved.kl.detach().min()) > 0
 
 
 @KINDS

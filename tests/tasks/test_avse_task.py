@@ -61,9 +61,8 @@ def test_clips_are_levelled_and_padded() -> None:
     for i, c in enumerate(clips):
         n = len(c.noisy)
         assert rms_dbfs(batch.noisy[i, 0, :n].numpy()) == pytest.approx(-25.0, abs=0.01)
-        np.testing.assert_allclose(
-            (batch.target[i, 0, :n] / batch.gain[i]).numpy(), c.target, rtol=1e-4, atol=1e-7
-        )  # one gain for both
+        # one gain for both
+        np.testing.assert_allclose((batch.target[i, 0, :n] / batch.gain[i]).numpy(), c.target, rtol=1e-4, atol=1e-7)
         assert not batch.noisy[i, :, n:].any() and not batch.target[i, :, n:].any()
     assert TASK.collate(clips, tiny_avse(level_dbfs=None)).gain.tolist() == [1.0, 1.0, 1.0]
     assert TASK.collate(clips, model, with_target=False).target is None
@@ -84,11 +83,8 @@ def test_videos_are_cut_and_held_and_may_be_missing() -> None:
     long = np.concatenate([clips[0].lips, clips[0].lips])  # type: ignore[list-item]
     clips[0].lips, clips[2].lips = long, None
     batch = TASK.collate(clips, tiny_avse())
-    assert (
-        batch.video is not None
-        and batch.video.shape == (4, 13, 32, 32)
-        and batch.present.tolist() == [True, True, False, True]
-    )
+    assert batch.video is not None and batch.video.shape == (4, 13, 32, 32)
+    assert batch.present.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(batch.video[0].numpy(), long[:13])
     assert clips[1].lips is not None
     np.testing.assert_array_equal(batch.video[1].numpy(), clips[1].lips[[*range(8), *[7] * 5]])
@@ -119,9 +115,8 @@ def test_clips_that_are_done_or_hopeless_have_no_gradient() -> None:
     batch = TASK.collate(clips, model)
     assert batch.target is not None
     noise = torch.randn(4, 1, 6000, generator=torch.Generator().manual_seed(0)) * batch.target.std()
-    made = (
-        batch.target + torch.tensor([0.01, 0.5, 1.0, 100.0]).view(4, 1, 1) * noise
-    )  # 40 dB, 6 dB, silent target, -40 dB
+    # 40 dB, 6 dB, silent target, -40 dB
+    made = batch.target + torch.tensor([0.01, 0.5, 1.0, 100.0]).view(4, 1, 1) * noise
     made.requires_grad_()
     loss = supervised_loss(model, made, batch)
     assert made.grad is None

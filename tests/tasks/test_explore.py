@@ -201,9 +201,8 @@ def test_contrast_moves_away_from_or_towards_the_input() -> None:
         a = a - (w * a).sum() / w.sum()
         assert float((w * c).sum() / w.sum()) == pytest.approx(0.0, abs=1e-3)
         assert float((w * a * c).sum() / ((w * a * a).sum() * (w * c * c).sum()).sqrt()) > 0.9
-        assert float(((w * c * c).sum() / w.sum()).sqrt()) == pytest.approx(
-            0.5 * 0.3, rel=0.1
-        )  # unit spread of the field
+        # unit spread of the field
+        assert float(((w * c * c).sum() / w.sum()).sqrt()) == pytest.approx(0.5 * 0.3, rel=0.1)
 
 
 def test_empty_bands_and_padding_carry_no_noise() -> None:

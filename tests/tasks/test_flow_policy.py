@@ -65,9 +65,8 @@ def test_noise_zero_gives_what_the_enhancer_gives(kind: str) -> None:
     wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
     rollout = made.rollout(batch, group=2, seed=11)
     assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # another batch shape rounds otherwise
-    if (
-        kind == "gain"
-    ):  # the last step: every pass of the network has had the same shape, and only the way back to a waveform another one
+    # the last step: every pass of the network has had the same shape, and only the way back to a waveform another one
+    if kind == "gain":
         assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-7
     if explore.shared_latent:
         assert np.array_equal(rollout.samples[0].wav, rollout.samples[1].wav)
@@ -136,9 +135,8 @@ def test_stored_decisions_are_the_published_gaussians(kind: str) -> None:
         log_ratio = new.log_prob(drawn) - old.log_prob(drawn)
         assert float(log_ratio.abs().max()) > 1.0
         torch.testing.assert_close((look.logp - rollout.logp)[:, 0].double(), log_ratio, atol=2e-2, rtol=2e-3)
-        torch.testing.assert_close(
-            look.kl[:, 0].double(), kl_divergence(new, old), atol=1e-3, rtol=2e-3
-        )  # the reference is where we started
+        # the reference is where we started
+        torch.testing.assert_close(look.kl[:, 0].double(), kl_divergence(new, old), atol=1e-3, rtol=2e-3)
         torch.testing.assert_close(look.drift[:, 0], look.kl[:, 0], atol=1e-3, rtol=1e-3)
 
 
@@ -238,21 +236,15 @@ def test_antithetic_pairs_are_mirrored(group: int) -> None:
 def test_noise_is_standard_normal_and_independent_between_steps() -> None:
     made = policy(ALL["sde"].model_copy(update={"antithetic": False}))
     one, two = (d.eps.flatten() for d in made.rollout(clips(8000), group=8, seed=2).state)
-    assert (
-        abs(float(one.mean())) < 0.01
-        and abs(float(one.std()) - 1) < 0.01
-        and abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.01
-    )
+    assert abs(float(one.mean())) < 0.01 and abs(float(one.std()) - 1) < 0.01
+    assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.01
 
 
 def test_windows() -> None:
     wide = policy(Exploration(kind="sde", window=2, start=(1, 3), nfe=(7, 10)))
     seen = [wide.schedule(np.random.default_rng(i)) for i in range(300)]
-    assert (
-        {n for n, _ in seen} == {7, 8, 9, 10}
-        and {w[0] for _, w in seen} == {1, 2, 3}
-        and all(len(w) == 2 for _, w in seen)
-    )
+    assert {n for n, _ in seen} == {7, 8, 9, 10} and {w[0] for _, w in seen} == {1, 2, 3}
+    assert all(len(w) == 2 for _, w in seen)
     for kind in ("sde", "dance", "gain", "cps"):
         for window in (1, 2, 3):
             nfe, steps = policy(Exploration(kind=kind, window=window, nfe=(4, 4))).schedule(np.random.default_rng(0))
@@ -269,10 +261,8 @@ def test_windows() -> None:
     ):
         with pytest.raises(UserError, match="window"):
             policy(Exploration(**{"nfe": (4, 4), **bad}))
-    assert policy(Exploration(), nfe=5).schedule(np.random.default_rng(0)) == (
-        5,
-        range(4, 5),
-    )  # as many steps as the model takes
+    # as many steps as the model takes
+    assert policy(Exploration(), nfe=5).schedule(np.random.default_rng(0)) == (5, range(4, 5))
 
 
 def test_no_step_of_cps_is_without_noise() -> None:

@@ -43,9 +43,8 @@ def test_the_base_is_the_noiseless_rollout_of_where_it_started(explore: Explorat
     assert np.abs(made.base(batch, seed=12)[0].wav - before[0].wav).max() > 1e-4  # another collection, another start
     disturb(made.parameters(), 0.1)
     after = made.base(batch, seed=11)
-    assert all(
-        np.array_equal(a.wav, b.wav) for a, b in zip(before, after, strict=True)
-    )  # it does not move with the weights
+    # it does not move with the weights
+    assert all(np.array_equal(a.wav, b.wav) for a, b in zip(before, after, strict=True))
     assert np.abs(_silent(made, 11)[0] - before[0].wav).max() > 3e-5
     assert np.array_equal(made.base(batch)[0].wav, made.base(batch)[0].wav)
     alone = made.base(batch[1:], seed=11)[0].wav
@@ -64,13 +63,11 @@ def test_features_tell_states_apart_and_hang_on_nothing_else(explore: Exploratio
     torch.testing.assert_close(made.features(rollout, torch.tensor([3, 0])), found[[3, 0]])
     assert float((found[0] - found[2]).abs().max()) > 0.1  # prompts differ
     alone = made.rollout(batch[1:], group=2, seed=1)
-    torch.testing.assert_close(
-        made.features(alone, torch.arange(2)), found[2:], atol=1e-3, rtol=1e-3
-    )  # whatever the padding
+    # whatever the padding
+    torch.testing.assert_close(made.features(alone, torch.arange(2)), found[2:], atol=1e-3, rtol=1e-3)
     for i, d in enumerate(rollout.state):
-        assert found[:, i, 0].tolist() == pytest.approx([d.site.t] * 4) and found[:, i, 1].tolist() == pytest.approx(
-            [d.site.dt] * 4
-        )
+        assert found[:, i, 0].tolist() == pytest.approx([d.site.t] * 4)
+        assert found[:, i, 1].tolist() == pytest.approx([d.site.dt] * 4)
     disturb(made.parameters(), 0.05)
     assert torch.equal(made.features(rollout, torch.arange(4)), found)  # of the stored state: no pass of the network
     if rollout.mask.shape[1] > 1:
@@ -168,9 +165,8 @@ def test_ppo_trains_a_flow_policy(ppo: dict[str, Any], explore: Exploration) -> 
     for step in range(2):
         experience = algo.collect(batch, Loud(), seed=step)
         rows.append(algo.update(experience, lr=1e-3))
-        assert (
-            bool(torch.isfinite(experience.advantage.value).all()) and float(experience.advantage.value.abs().max()) > 0
-        )
+        assert bool(torch.isfinite(experience.advantage.value).all())
+        assert float(experience.advantage.value.abs().max()) > 0
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-4) and rows[1]["kl"] > 0 and rows[1]["kl_other"] > 0
     assert all(
         np.isfinite([r[k] for r in rows]).all() for k in ("supervised_loss", "grad_norm", "ratio_mean", "kl_old")
