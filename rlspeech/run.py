@@ -31,7 +31,8 @@ from rlspeech.state import load_state, save_state
 from rlspeech.tracking import MetricsLog, check_trackers
 from rlspeech.types import UserError
 
-# of a run that has not begun
+KEEP = 2  # checkpoints besides the best one
+# files of a run that has not begun
 SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset(
@@ -44,6 +45,7 @@ PACKAGES = (
     *("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile"),
     *("onnxruntime", "speechmos", "pesq", "pystoi", "jiwer", "librosa"),
 )
+Keys = Iterable[str]  # of settings, at the top level
 _held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so that is done here
 
 
@@ -69,13 +71,7 @@ class Run:
 
     @classmethod
     def create(
-        cls,
-        out: str | Path | None,
-        stage: str,
-        config: BaseModel,
-        *,
-        neutral: Iterable[str] = (),
-        growing: Iterable[str] = (),
+        cls, out: str | Path | None, stage: str, config: BaseModel, *, neutral: Keys = (), growing: Keys = ()
     ) -> Run:
         """Make the folder, or take up the run that it holds.
 
@@ -97,13 +93,12 @@ class Run:
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             run._take_lock()
-            try:
-                run._open(NEUTRAL | set(neutral), frozenset(growing))
-            except BaseException:
-                run.close()
-                raise
-        except OSError as error:
-            raise write_error(run.path, error, "no run was started") from error
+            run._open(NEUTRAL | set(neutral), frozenset(growing))
+        except BaseException as error:
+            run.close()
+            if isinstance(error, OSError):
+                raise write_error(run.path, error, "no run was started") from error
+            raise
         return run
 
     def _open(self, neutral: frozenset[str], growing: frozenset[str]) -> None:
@@ -169,18 +164,12 @@ class Run:
         except ImportError:
             pass  # not POSIX
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warn(f"{self.path} cannot be locked ({error}); see to it that no other process writes there")
-            else:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
                 self._lock.seek(0)
                 pid = self._lock.read().strip() or "unknown"
-                self._lock.close()
-                self._lock = None
-                raise UserError(
-                    f"{self.path} is in use",
-                    f"process {pid} is writing there",
-                    f"wait for it, end it (kill {pid}), or --out NEW",
-                ) from None
+                try_this = f"wait for it, end it (kill {pid}), or --out NEW"
+                raise UserError(f"{self.path} is in use", f"process {pid} is writing there", try_this) from None
+            log.warn(f"{self.path} cannot be locked ({error}); see to it that no other process writes there")
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
@@ -211,11 +200,8 @@ class Run:
                 raise UserError(f"{self.path} is at step {done} already", differences, try_this)
             self.grown[key] = old[key]
         elif changed:
-            raise UserError(
-                f"{self.path} holds a run with other settings",
-                differences,
-                f"--out NEW for the new settings, the old settings to go on, or delete it: rm -r {self.path}",
-            )
+            try_this = f"--out NEW for the new settings, the old settings to go on, or delete it: rm -r {self.path}"
+            raise UserError(f"{self.path} holds a run with other settings", differences, try_this)
 
     def close(self) -> None:
         """Flush everything and let go of the folder."""
@@ -275,32 +261,26 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
-
-
-# Checkpoints that are there whole or not at all.
-#
-# A folder is written under a temporary name, every file fsynced, then renamed; ``latest`` and ``best`` are text files that name one.
-# Whatever moment the process dies at, a start finds the last complete checkpoint and removes the rest.
 
 
 class Checkpoints:
-    """``step_000200/`` folders and the text files ``latest`` and ``best`` beside them.
+    """``step_000200/`` folders and the text files ``latest`` and ``best`` beside them, each of which names one.
+
+    Whatever moment the process dies at, a start finds the last complete checkpoint and removes the rest. Besides the best one the
+    last ``KEEP`` are kept.
 
     Args:
         folder: where they lie.
-        keep_last: how many to keep besides the best one.
         writable: False in processes other than rank 0: saving does nothing.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2, writable: bool = True) -> None:
-        self.folder, self.keep_last, self.writable = folder, keep_last, writable
+    def __init__(self, folder: Path, writable: bool = True) -> None:
+        self.folder, self.writable = folder, writable
 
     def save(self, step: int, write: Callable[[Path], Any], state: dict[str, Any]) -> Path:
         """Write a checkpoint whole or not at all, point ``latest`` at it, and drop the oldest ones.
@@ -323,11 +303,10 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             write(temporary)
             save_state(temporary, {**state, "step": int(step)})
-            _fsync_tree(temporary)
+            for path in [*temporary.rglob("*"), temporary]:
+                sync(path)
             aside = folder / f".old-{final.name}"
-            if (
-                final.exists()
-            ):  # a folder cannot be renamed onto a full one; ``clean`` puts this back if we die in between
+            if final.exists():  # cannot be renamed onto; ``clean`` puts this back if we die in between
                 os.rename(final, aside)
             os.rename(temporary, final)
             sync(folder)
@@ -377,7 +356,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         keep = {self.pointed("latest"), self.pointed("best")}
-        for path in self._steps()[: -self.keep_last or None]:
+        for path in self._steps()[:-KEEP]:
             if path not in keep:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -388,10 +367,3 @@ class Checkpoints:
         for path in self.folder.glob(".old-*"):
             final = path.with_name(path.name.removeprefix(".old-"))
             shutil.rmtree(path, ignore_errors=True) if final.exists() else os.rename(path, final)
-
-
-def _fsync_tree(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            sync(Path(folder) / name)
-        sync(Path(folder))

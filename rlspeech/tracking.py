@@ -15,9 +15,10 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from rlspeech import log
 from rlspeech.files import write_error, write_text
@@ -29,7 +30,7 @@ SOUND = frozenset({".wav", ".flac", ".ogg"})
 GIVEN = ("input", "reference")  # folders beside those of the steps, where a stage keeps what was put in
 # of one validation: clips and texts that a tracker gets, and of a clip at most so many seconds
 CLIPS, ROWS, CLIP_S = 4, 8, 12.0
-PROJECT = "rlspeech"
+Texts = Sequence[tuple[str, str, str]]  # id, reference and hypothesis
 
 
 class MetricsLog:
@@ -37,13 +38,13 @@ class MetricsLog:
 
     Args:
         folder: of the run.
-        trackers: names, see ``check_trackers``.
+        wanted: names of trackers, see ``check_trackers``.
     """
 
-    def __init__(self, folder: Path, trackers: Sequence[str] = ("auto",)) -> None:
-        self.folder, self.path, self.trackers = folder, folder / "metrics.jsonl", tuple(trackers)
+    def __init__(self, folder: Path, wanted: Sequence[str] = ("auto",)) -> None:
+        self.folder, self.path, self.wanted = folder, folder / "metrics.jsonl", frozenset(wanted)
         self._file: IO[str] | None = None
-        self._trackers: list[Tracker] | None = None
+        self._trackers: dict[str, _TensorBoard | _Wandb] = {}
         self._config: Mapping[str, Any] = {}
         self._after, self._shown = -1, False
 
@@ -57,16 +58,13 @@ class MetricsLog:
             UserError: one of them is not installed, or does not start.
         """
         self._config = config
-        if "wandb" in self.trackers and log.is_main():
-            self._trackers = [*self._tensorboard(), _Careful("wandb", _started(lambda: _Wandb(self.folder, config)))]
-
-    def _tensorboard(self) -> list[Tracker]:
-        """TensorBoard where it is wanted, its package is installed and torch is in use; its files are made with the first row."""
-        wanted = {"auto", "tensorboard"} & set(self.trackers) and log.is_main() and "torch" in sys.modules
-        if not wanted or importlib.util.find_spec("tensorboard") is None:
-            return []
-        folder, after = self.folder / "tensorboard", self._after
-        return [_Careful("tensorboard", lambda: _TensorBoard(folder, self._config, after))]
+        if "wandb" in self.wanted:
+            check_trackers(["wandb"])
+            try:
+                self._trackers["wandb"] = _Wandb(self.folder, config)
+            except Exception as error:
+                try_this = "wandb login, or WANDB_MODE=offline, or --set tracker=auto"
+                raise UserError("the tracker wandb does not start", _first(error), try_this) from error
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write one row at once. nan and infinities are written as null.
@@ -75,36 +73,45 @@ class MetricsLog:
             UserError: the disk is full.
         """
         row = log.plain({"step": int(step), "time": round(time.time(), 3), **metrics})
+        first = self._file is None
         try:
-            if self._file is None:
-                self._file = self.path.open("a", encoding="utf-8")
+            self._file = self._file or self.path.open("a", encoding="utf-8")
             self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise write_error(self.path, error, "the run goes on from its last checkpoint") from error
-        if self._trackers is None:
-            self._trackers = self._tensorboard()
-        for tracker in self._trackers:
-            tracker.log(step, row)
+        wanted = first and self.wanted & {"auto", "tensorboard"} and "torch" in sys.modules  # which it needs
+        if wanted and importlib.util.find_spec("tensorboard") is not None:
+            self._trackers["tensorboard"] = _TensorBoard(self.folder / "tensorboard", self._config, self._after)
+        self._each(lambda tracker: tracker.log(step, row))
         if self._trackers and any(name.startswith("valid/") for name in row):
-            self._outputs(self._trackers, step)
+            self._outputs(step)
 
-    def _outputs(self, trackers: Sequence[Tracker], step: int) -> None:
+    def _each(self, work: Callable[[_TensorBoard | _Wandb], None]) -> None:
+        """Do something with every tracker. One that breaks costs a warning and the tracker, not the run."""
+        for name, tracker in [*self._trackers.items()]:
+            try:
+                work(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                log.warn(f"the tracker {name} broke and gets no more ({_first(error)}); metrics.jsonl has everything")
+
+    def _outputs(self, step: int) -> None:
         """What the validation of a step has left under ``samples/``: some sound, some texts; at the first one also what was put in."""
         folder = self.folder / "samples" / step_name(step)
         made = _sound(folder)[:CLIPS]
-        given = (
-            []
-            if self._shown
-            else [p for name in GIVEN for p in _sound(folder.parent / name) if p.stem in {m.stem for m in made}]
-        )
+        stems = {path.stem for path in made}
+        given = [] if self._shown else [p for name in GIVEN for p in _sound(folder.parent / name) if p.stem in stems]
+        sounds = [(path, "output") for path in made] + [(path, path.parent.name) for path in given]
         texts = _texts(folder / "said.jsonl")
-        for tracker in trackers:
-            for path in [*made, *given]:
-                what = "output" if path.parent == folder else path.parent.name
+
+        def show(tracker: _TensorBoard | _Wandb) -> None:
+            for path, what in sounds:
                 tracker.sound(f"samples/{path.stem}/{what}", path, step)
             if texts:
                 tracker.texts("samples/said", texts, step)
+
+        self._each(show)
         self._shown = self._shown or bool(made)
 
     def trim(self, last_step: int) -> None:
@@ -119,9 +126,8 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-        for tracker in self._trackers or ():
-            tracker.close()
-        self._trackers = None
+        self._each(lambda tracker: tracker.close())
+        self._trackers = {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -167,74 +173,28 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         package = PACKAGES.get(name)
         if package is not None and importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"the tracker {name} is not installed",
-                f"tracker asks for it, and there is no package {package} here",
-                f"pip install {package}, or --set tracker=none",
-            )
-
-
-class Tracker(Protocol):
-    """Where metrics go besides ``metrics.jsonl``."""
-
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Take one step's numbers."""
-
-    def sound(self, name: str, path: Path, step: int) -> None:
-        """Take one output of a validation."""
-
-    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
-        """Take ids, references and hypotheses of a validation."""
-
-    def close(self) -> None:
-        """Flush."""
-
-
-class _Careful:
-    """A tracker that may break, at its start or later: that costs a warning and the tracker, not the run."""
-
-    def __init__(self, name: str, start: Callable[[], Tracker]) -> None:
-        self.name, self._start = name, start
-        self._tracker: Tracker | None = None
-        self._broken = False
-
-    def _do(self, work: Callable[[Tracker], None]) -> None:
-        if self._broken:
-            return
-        try:
-            self._tracker = self._tracker or self._start()
-            work(self._tracker)
-        except Exception as error:
-            self._broken = True
-            log.warn(f"the tracker {self.name} broke and gets no more ({_first(error)}); metrics.jsonl has everything")
-
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        self._do(lambda tracker: tracker.log(step, metrics))
-
-    def sound(self, name: str, path: Path, step: int) -> None:
-        self._do(lambda tracker: tracker.sound(name, path, step))
-
-    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
-        self._do(lambda tracker: tracker.texts(name, rows, step))
-
-    def close(self) -> None:
-        if self._tracker is not None:
-            self._do(lambda tracker: tracker.close())
+            try_this = f"pip install {package}, or --set tracker=none"
+            raise UserError(f"the tracker {name} is not installed", f"there is no package {package} here", try_this)
 
 
 class _TensorBoard:
     def __init__(self, folder: Path, config: Mapping[str, Any], after: int) -> None:
+        self.folder, self.config, self.after = folder, config, after
+
+    @cached_property
+    def writer(self) -> Any:
+        """TensorBoard's writer, opened at the first row."""
         from torch.utils.tensorboard import SummaryWriter
 
         # steps that a resumed run does again replace those of the attempt that died
-        self.writer = SummaryWriter(str(folder), purge_step=after + 1 if after >= 0 else None)
-        if config:
-            self.writer.add_text("config", _quoted(json.dumps(config, indent=2, ensure_ascii=False)))
+        writer = SummaryWriter(str(self.folder), purge_step=self.after + 1 if self.after >= 0 else None)
+        if self.config:
+            writer.add_text("config", _quoted(json.dumps(self.config, indent=2, ensure_ascii=False)))
+        return writer
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
-                self.writer.add_scalar(name, value, step)
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
+        for name, value in _numbers(row, but="step").items():
+            self.writer.add_scalar(name, value, step)
 
     def sound(self, name: str, path: Path, step: int) -> None:
         import soundfile as sf
@@ -245,10 +205,9 @@ class _TensorBoard:
             if len(wav):
                 self.writer.add_audio(name, torch.from_numpy(wav)[None].clamp(-1, 1), step, sample_rate=file.samplerate)
 
-    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
-        self.writer.add_text(
-            name, _quoted("\n".join(f"{key}\n  text  {text}\n  said  {said}" for key, text, said in rows)), step
-        )
+    def texts(self, name: str, rows: Texts, step: int) -> None:
+        lines = (f"{key}\n  text  {text}\n  said  {said}" for key, text, said in rows)
+        self.writer.add_text(name, _quoted("\n".join(lines)), step)
 
     def close(self) -> None:
         self.writer.close()
@@ -265,26 +224,23 @@ class _Wandb:
         write_text(mark, name + "\n")
         self.wandb = wandb
         self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            project=os.environ.get("WANDB_PROJECT") or "rlspeech",
             name=os.environ.get("WANDB_NAME") or folder.name,
             dir=str(folder),
             id=name,
             resume="allow",
             config=dict(config),
-            settings=wandb.Settings(console="off"),
-        )  # stdout is the stage's own
+            settings=wandb.Settings(console="off"),  # stdout is the stage's own
+        )
         self.run.define_metric("*", step_metric="step")  # a step may come twice: a resumed run does some again
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        numbers = {
-            k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "time"
-        }
-        self.run.log({**numbers, "step": step})
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
+        self.run.log({**_numbers(row, but="time"), "step": step})
 
     def sound(self, name: str, path: Path, step: int) -> None:
         self.run.log({name: self.wandb.Audio(str(path), caption=f"{path.stem}, step {step}"), "step": step})
 
-    def texts(self, name: str, rows: Sequence[tuple[str, str, str]], step: int) -> None:
+    def texts(self, name: str, rows: Texts, step: int) -> None:
         table = self.wandb.Table(columns=["id", "text", "said"], data=[list(row) for row in rows])
         self.run.log({name: table, "step": step})
 
@@ -292,18 +248,8 @@ class _Wandb:
         self.run.finish()
 
 
-def _started(start: Callable[[], Tracker]) -> Callable[[], Tracker]:
-    """Start a tracker now, while its failure costs nothing but a message. Raises ``UserError``."""
-    check_trackers(["wandb"])
-    try:
-        tracker = start()
-    except Exception as error:
-        raise UserError(
-            "the tracker wandb does not start",
-            _first(error),
-            "wandb login, or WANDB_MODE=offline, or --set tracker=auto",
-        ) from error
-    return lambda: tracker
+def _numbers(row: Mapping[str, Any], but: str) -> dict[str, float]:
+    return {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != but}
 
 
 def _first(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from rlspeech import log, tracking
+from rlspeech import tracking
 from rlspeech.config import RL, Strict
 from rlspeech.run import Run
 from rlspeech.settings import resolve
@@ -31,12 +31,8 @@ class Fake(types.ModuleType):
 
     def __init__(self, trouble: str = "") -> None:
         super().__init__("wandb")
-        self.trouble, self.given, self.started, self.finished = (
-            trouble,
-            list[dict[str, Any]](),
-            list[dict[str, Any]](),
-            0,
-        )
+        self.trouble, self.finished = trouble, 0
+        self.given, self.started = list[dict[str, Any]](), list[dict[str, Any]]()
 
     def Settings(self, **how: Any) -> dict[str, Any]:
         return how
@@ -151,9 +147,9 @@ def test_wandb_that_breaks_costs_a_warning(wandb: Fake, tmp_path: Path, capsys: 
 
 def test_only_the_first_process_is_tracked(wandb: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    numbers = MetricsLog(tmp_path, ["wandb"])
-    numbers.begin({})
-    assert wandb.started == [] and not log.is_main()
+    with Run.create(tmp_path / "run", "rl", Small(tracker=["wandb"])) as run:
+        run.log(0, reward=0.0)
+    assert wandb.started == wandb.given == [] and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow  # starts a process of its own
