@@ -8,15 +8,16 @@ and is not imported for one process.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rlspeech import log
 from rlspeech.parallel import calm_threads, physical_cores
@@ -72,6 +73,7 @@ class Engine:
             from accelerate import Accelerator
 
             self.device = Accelerator(cpu=self.device.type == "cpu").device
+            atexit.register(_leave_group)
         self.precision, why_precision = _pick_precision(precision, self.device)
         self.reason = f"{why}; {why_precision}" + (f"; {self.world} processes" if self.world > 1 else "")
         if self.device.type == "cpu" and not os.environ.get("OMP_NUM_THREADS"):
@@ -124,38 +126,37 @@ class Engine:
             log.say(message)
 
 
+def _leave_group() -> None:
+    """Join the threads of the process group: one that still lets go of a tensor while the interpreter ends aborts the process."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _pick_device(name: str) -> tuple[torch.device, str]:
     import torch
 
-    cuda = torch.cuda.is_available()
-    absent = (
-        "this torch is a CPU build"
-        if torch.version.cuda is None and torch.version.hip is None
-        else "torch sees no CUDA device"
-    )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    absent = "torch sees no CUDA device" if built else "this torch is a CPU build"
     if name == "auto":
-        if cuda:
-            local = int(os.environ.get("LOCAL_RANK", "0") or 0) % torch.cuda.device_count()
-            return torch.device("cuda", local), f"cuda:{local} ({torch.cuda.get_device_name(local)})"
-        return torch.device("cpu"), f"cpu ({absent})"
+        if not count:
+            return torch.device("cpu"), f"cpu ({absent})"
+        local = int(os.environ.get("LOCAL_RANK", "0") or 0) % count
+        return torch.device("cuda", local), f"cuda:{local} ({torch.cuda.get_device_name(local)})"
     try:
         device = torch.device(name)
+        kind, index = device.type, device.index or 0
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}", "", "--device auto, cpu, cuda, cuda:1 or mps") from None
-    if device.type == "cuda":
-        if not cuda:
-            raise UserError(f"device {name} is not there", absent, "--device cpu, or rlspeech doctor")
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"device {name} is not there",
-                f"torch sees {torch.cuda.device_count()} CUDA device(s), counted from 0",
-                "--device cuda:0",
-            )
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UserError("device mps is not there", "needs macOS on Apple silicon", "--device cpu")
-    elif device.type != "cpu":
-        raise UserError(f"device {name!r} is not supported", "", "--device auto, cpu, cuda, cuda:1 or mps")
+        kind = ""
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {name!r}", "", "--device auto, cpu, cuda, cuda:1 or mps")
+    if kind == "cuda" and index >= count:
+        why = f"torch sees {count} CUDA device(s), counted from 0" if count else absent
+        raise UserError(f"device {name} is not there", why, "--device auto, or rlspeech doctor")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device mps is not there", "needs macOS on Apple silicon", "--device cpu")
     return device, f"{name} (as asked)"
 
 
@@ -173,16 +174,14 @@ def _pick_precision(name: str, device: torch.device) -> tuple[str, str]:
 
 
 class Watchdog:
-    """A thread that writes every thread's stack to stderr (and a file) when nothing has happened for too long.
+    """A thread that writes every thread's stack to stderr when nothing has happened for too long.
 
     Args:
         minutes: of silence before it speaks; it speaks once a silence.
-        path: a file that gets the stacks too.
     """
 
-    def __init__(self, minutes: float = 15.0, path: Path | None = None) -> None:
-        self.limit_s, self.path = minutes * 60, path
-        self.dumps = 0
+    def __init__(self, minutes: float = 15.0) -> None:
+        self.limit_s, self.dumps = minutes * 60, 0
         self._last_s = time.monotonic()
         self._warned = False
         self._stop = threading.Event()
@@ -198,19 +197,9 @@ class Watchdog:
             if silent_s > self.limit_s and not self._warned:
                 self._warned = True
                 log.error(f"no progress for {silent_s / 60:.1f} minutes; what every thread is doing follows")
-                self._dump()
+                with suppress(OSError, ValueError, RuntimeError):  # a stderr without a file behind it
+                    faulthandler.dump_traceback(sys.__stderr__ or 2)
                 self.dumps += 1
-
-    def _dump(self) -> None:
-        try:
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    faulthandler.dump_traceback(file, all_threads=True)
-            if sys.__stderr__ is not None:
-                faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-        except (OSError, ValueError, RuntimeError):  # a stderr without a file behind it
-            pass
 
     def __enter__(self) -> Watchdog:
         self.beat()
@@ -222,16 +211,6 @@ class Watchdog:
         self._thread.join(timeout=1)
 
 
-class PhasedPolicy(Protocol):
-    """What a policy with phases of its own has beside ``types.Policy``."""
-
-    announce: Callable[[str], None]  # set by the algorithm; the policy calls it inside ``rollout`` where a phase begins
-
-    def enter(self, phase: str) -> None:
-        """Move what "encode", "rollout", "reward" or "update" needs to the device, and what it does not need off it."""
-        ...
-
-
 class Phases:
     """The phases of a step - encode, rollout, reward, update - which share one device: their seconds, their memory, what waits elsewhere.
 
@@ -241,7 +220,7 @@ class Phases:
     Measured are a phase's seconds and its peak memory: of the device on CUDA, else of the process where Linux tells.
 
     Args:
-        policy: any; only one with an ``enter`` is told.
+        policy: any; one with a method ``enter(phase)`` is told, and gets ``announce`` to call inside ``rollout`` where a phase begins.
         optimizer: whose moments wait in the host's memory outside of updates.
         offload: "none" leaves everything where it is.
     """
@@ -317,10 +296,8 @@ class Phases:
 
 def _forget_peak() -> None:
     """Let the process's peak of resident memory begin anew (Linux; elsewhere nothing)."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _process_peak_mb() -> float | None:

@@ -149,13 +149,16 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
 # ---- watchdog
 
 
-def test_watchdog_speaks_once_a_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Watchdog(minutes=0.1 / 60, path=tmp_path / "logs" / "stacks.txt") as dog:
+def test_watchdog_speaks_once_a_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "stderr").open("w") as stderr, Watchdog(minutes=0.1 / 60) as dog:
+        monkeypatch.setattr(sys, "__stderr__", stderr)
         for _ in range(5):
             time.sleep(0.04)
             dog.beat()
         assert dog.dumps == 0
         time.sleep(0.4)
         assert dog.dumps == 1
-    assert "test_watchdog_speaks" in (tmp_path / "logs" / "stacks.txt").read_text()
+    assert "test_watchdog_speaks" in (tmp_path / "stderr").read_text()
     assert "no progress" in capsys.readouterr().err
