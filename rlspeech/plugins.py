@@ -9,6 +9,21 @@ from typing import Any
 
 from rlspeech.types import UserError
 
+SCHEMAS = {  # command -> module:Class of its settings
+    "prepare": "stages.prepare:Prepare",
+    "prepare rl-asr": "corpora.rl_asr:RlAsr",
+    "prepare nonspeech": "corpora.nonspeech:Nonspeech",
+    "prepare tts": "corpora.tts_texts:PrepareTts",
+    "prepare join": "corpora.join:Join",
+    "pretrain": "config:Pretrain",
+    "reward": "config:ScoreFolder",
+    "rl": "config:RL",
+    "eval": "config:Evaluate",
+    "enhance": "stages.enhance:Enhance",
+    "transcribe": "stages.transcribe:Transcribe",
+    "speak": "stages.speak:Speak",
+}
+
 
 def load(path: str) -> Any:
     """Import ``package.module:name``. Raises ``ImportError``, ``AttributeError`` or ``ValueError`` where there is none."""

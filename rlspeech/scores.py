@@ -139,28 +139,24 @@ class ScoreFile(_Rows):
     Args:
         path: the JSONL file; ``.meta.json`` stands beside it.
         system: label of the rows that are being written.
-        metrics: name -> version and options of what is being computed; None: only to look at, nothing is written.
+        metrics: name -> version and options of what is being computed.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, system: str, metrics: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, system: str, metrics: dict[str, Any]) -> None:
         super().__init__(path)
-        self.system, self.meta_path = system, path.with_suffix(".meta.json")
-        self.meta, self.outdated = _read_json(self.meta_path), list[str]()
+        self.system, self.metrics, self.meta_path = system, metrics, path.with_suffix(".meta.json")
+        self.meta = _read_json(self.meta_path)
         if not isinstance(self.meta.get("systems"), dict):
             self.meta = {"systems": {}}
-        mine = self.meta["systems"].setdefault(system, {"metrics": {}})
-        if metrics is None:
-            self.metrics = dict(mine.get("metrics", {}))
-            return
-        self.metrics, known = metrics, mine["metrics"]
+        known = self.meta["systems"].setdefault(system, {"metrics": {}})["metrics"]
         self.outdated = [n for n, m in metrics.items() if n in known and _identity(known[n]) != _identity(m)]
         stale = [n for n in metrics if n in self.outdated or n not in known]
         for row, name in ((r, n) for (owner, _), r in self.rows.items() if owner == system for n in stale):
             row.pop(name, None)
-        mine["metrics"].update(metrics)
+        known.update(metrics)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.write_meta({})
@@ -234,25 +230,14 @@ class ScoreTable(_Rows):
         return all(m in row for m in self.metrics) and any(row[m] is not None for m in self.metrics)
 
     def add(
-        self,
-        system: str,
-        key: str,
-        scores: Mapping[str, Score],
-        facts: Mapping[str, Any] | None = None,
-        drop: Sequence[str] = (),
+        self, system: str, key: str, scores: Mapping[str, Score], facts: Row | None = None, drop: Sequence[str] = ()
     ) -> None:
         """Append a row: values or nulls with their reasons, what judges said, facts; earlier columns stay but for ``drop``."""
         old = {k: v for k, v in self.row(system, key).items() if k not in drop}
-        row = {
-            **old,
-            **(facts or {}),
-            "key": key,
-            "system": system,
-            **judge_texts({m: s.detail for m, s in scores.items()}),
-        }
+        row = {**old, **(facts or {}), "key": key, "system": system}
+        row |= judge_texts({m: s.detail for m, s in scores.items()}) | {m: s.value for m, s in scores.items()}
         kept = {m: e for m, e in old.get("errors", {}).items() if m not in scores}
-        errors = {m: s.error for m, s in scores.items() if s.value is None}
-        row |= {**{m: s.value for m, s in scores.items()}, "errors": {**kept, **errors}}
+        row["errors"] = kept | {m: s.error for m, s in scores.items() if s.value is None}
         append_rows(self.path, [row])
         self.rows[system, key] = row
 

@@ -16,21 +16,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from rlspeech.plugins import SCHEMAS
 from rlspeech.schema import allowed, closest, item, item_model, load_yaml, model, parse_value, unknown_key
 from rlspeech.types import UserError
 
 M = TypeVar("M", bound=BaseModel)
 Provenance = dict[str, str]
 
-_STAGES = {
-    "RL": "rl",
-    "Evaluate": "eval",
-    "ScoreFolder": "reward",
-    "RlAsr": "prepare rl-asr",
-    "Nonspeech": "prepare nonspeech",
-    "PrepareTts": "prepare tts",
-    "Join": "prepare join",
-}
+Tree = dict[str, Any]
+Schema = type[BaseModel]
+Lines = Mapping[str, int]  # dotted key -> its line in a file
 _FLAGS = {"rewards": "--reward", "guards": "--guard", "models": "--model", "metrics": "--metric"}
 # A list of these is also written as strings "name=number", or as a mapping of name to number: field that takes the number.
 _SHORTHAND = {"RewardSpec": "weight", "GuardSpec": "max_drop"}
@@ -77,14 +72,13 @@ def resolve(
     return layers.build(), layers.provenance
 
 
-def stage_of(schema: type[BaseModel]) -> str:
+def stage_of(schema: Schema) -> str:
     """Name of the subcommand that a config class belongs to."""
-    return _STAGES.get(schema.__name__, schema.__name__.lower())
+    name = schema.__name__
+    return next((stage for stage, path in SCHEMAS.items() if path.endswith(f":{name}")), name.lower())
 
 
-def read_config(
-    path: Path, schema: type[BaseModel] | None = None, given: str = ""
-) -> tuple[dict[str, Any], dict[str, int]]:
+def read_config(path: Path, schema: Schema | None = None, given: str = "") -> tuple[Tree, Lines]:
     """Read a config or preset file.
 
     Args:
@@ -143,24 +137,16 @@ def preset_stage(path: Path) -> str | None:
 class _Layers:
     """The tree of values that the layers have written so far."""
 
-    def __init__(self, schema: type[Any]) -> None:
+    def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self.tree: dict[str, Any] = {}
+        self.tree: Tree = {}
         self.provenance: Provenance = {}
 
-    def lay(self, values: Mapping[str, Any], layer: str, lines: Mapping[str, int]) -> None:
+    def lay(self, values: Tree, layer: str, lines: Lines) -> None:
         """Lay a whole file on."""
         self._merge(self.tree, values, self.schema, "", layer, lines)
 
-    def _merge(
-        self,
-        tree: dict[str, Any],
-        values: Mapping[str, Any],
-        schema: type[BaseModel],
-        prefix: str,
-        layer: str,
-        lines: Mapping[str, int],
-    ) -> None:
+    def _merge(self, tree: Tree, values: Tree, schema: Schema, prefix: str, layer: str, lines: Lines) -> None:
         for key, value in values.items():
             name = f"{prefix}{key}"
             where = f"{layer}, line {lines[name]}" if name in lines else layer
@@ -192,9 +178,8 @@ class _Layers:
     def put(self, path: list[str | int], value: Any, layer: str) -> None:
         """Set one dotted key, which may go through list entries."""
         tree: Any = self.tree
-        schema: type[BaseModel] | None = self.schema
-        annotation: Any = None
-        name = ""
+        schema: Schema | None = self.schema
+        annotation, name = None, ""
         for i, part in enumerate(path):
             last = i == len(path) - 1
             if isinstance(part, str) and part.isdigit() and schema is None and item(annotation) is not None:
@@ -213,31 +198,17 @@ class _Layers:
                     rest = ".".join(str(p) for p in path[i + 1 :])
                     raise unknown_key(part, layer, schema, f"{name}." if name else "", rest, stage_of(self.schema))
                 annotation, name = schema.model_fields[part].annotation, f"{name}.{part}" if name else part
-            if last:
-                self._put_leaf(tree, part, value, annotation, schema, name, layer)
+            inner = model(annotation)
+            if last and (inner is None or not isinstance(value, Mapping)):
+                self._assign(tree, part, value, annotation, name, layer)
                 return
             tree = tree[part] if isinstance(part, int) else self._enter(tree, part, schema)
-            schema = model(annotation)
-
-    def _put_leaf(
-        self,
-        tree: Any,
-        part: str | int,
-        value: Any,
-        annotation: Any,
-        schema: type[BaseModel] | None,
-        name: str,
-        layer: str,
-    ) -> None:
-        inner = model(annotation)
-        if inner is not None and isinstance(value, Mapping):
-            target = tree[part] if isinstance(part, int) else self._enter(tree, part, schema)
-            self._merge(target, value, inner, f"{name}.", layer, {})
-        else:
-            self._assign(tree, part, value, annotation, name, layer)
+            schema = inner
+        assert schema is not None  # a mapping of settings, which is laid over what is there
+        self._merge(tree, value, schema, f"{name}.", layer, {})
 
     @staticmethod
-    def _enter(tree: dict[str, Any], key: str, schema: type[BaseModel] | None) -> Any:
+    def _enter(tree: Tree, key: str, schema: Schema | None) -> Any:
         """The sub-tree of a key; what the schema's default holds is put in first, so that setting a part keeps the rest."""
         if tree.get(key) is None:
             field = schema.model_fields[key] if schema else None

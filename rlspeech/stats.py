@@ -17,6 +17,7 @@ import numpy as np
 
 Values = Sequence[float | None] | np.ndarray
 CHUNK = 4_000_000  # resampled values held at once
+LEVEL = 0.95  # coverage of every interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,13 @@ def interval_columns(prefix: str, found: Mapping[str, Interval]) -> dict[str, fl
     }
 
 
-def mean_interval(values: Values, seed: int = 0, n: int = 2000, level: float = 0.95) -> Interval:
+def mean_interval(values: Values, seed: int = 0, n: int = 2000) -> Interval:
     """Mean with a bootstrap interval over the values.
 
     Args:
         values: (K,) numbers; None, nan and infinities are dropped and counted.
         seed: of the resampling; the same seed gives the same interval.
         n: resamples.
-        level: coverage.
     """
     x = _floats(values)
     good = x[np.isfinite(x)]
@@ -84,16 +84,11 @@ def mean_interval(values: Values, seed: int = 0, n: int = 2000, level: float = 0
     rng = np.random.default_rng(seed)
     rows = max(1, CHUNK // len(good))
     parts = [good[rng.integers(0, len(good), (min(rows, n - start), len(good)))].mean(1) for start in range(0, n, rows)]
-    lo, hi = _percentiles(np.concatenate(parts), len(good), level)
-    return Interval(float(good.mean()), lo, hi, len(good), dropped)
+    return Interval(float(good.mean()), *_percentiles(np.concatenate(parts), len(good)), len(good), dropped)
 
 
 def paired_delta(
-    system: Mapping[str, float | None] | Values,
-    baseline: Mapping[str, float | None] | Values,
-    seed: int = 0,
-    n: int = 2000,
-    level: float = 0.95,
+    system: Mapping[str, float | None] | Values, baseline: Mapping[str, float | None] | Values, seed: int = 0
 ) -> Interval:
     """Mean of ``system - baseline`` over the items that both have, with a bootstrap interval over the items.
 
@@ -101,8 +96,6 @@ def paired_delta(
         system: values by key, or (K,) in the baseline's order.
         baseline: the same items.
         seed: of the resampling.
-        n: resamples.
-        level: coverage.
 
     Raises:
         ValueError: two sequences of different lengths, or a mapping against a sequence.
@@ -117,7 +110,7 @@ def paired_delta(
         if len(a) != len(b):
             raise ValueError(f"paired_delta got {len(a)} and {len(b)} values")
     with np.errstate(invalid="ignore"):
-        return mean_interval(a - b, seed, n, level)
+        return mean_interval(a - b, seed)
 
 
 def resampled_sums(counts: np.ndarray, seed: int = 0, n: int = 2000) -> np.ndarray:
@@ -142,22 +135,21 @@ def resampled_sums(counts: np.ndarray, seed: int = 0, n: int = 2000) -> np.ndarr
     return np.concatenate(parts)
 
 
-def draws_interval(value: float, draws: np.ndarray, items: int, level: float = 0.95) -> Interval:
+def draws_interval(value: float, draws: np.ndarray, items: int) -> Interval:
     """A number with the interval of its bootstrap draws; no interval below two items.
 
     Args:
         value: from all items.
         draws: (n,) the same from resamples; those that are not finite (a ratio of nothing) are left out.
         items: that were resampled.
-        level: coverage.
     """
     good = draws[np.isfinite(draws)]
     if items < 2 or not len(good) or not math.isfinite(value):
         return Interval(value, math.nan, math.nan, items)
-    return Interval(value, *_percentiles(good, items, level), items)
+    return Interval(value, *_percentiles(good, items), items)
 
 
-def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000, level: float = 0.95) -> Interval:
+def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000) -> Interval:
     """Mean cosine over the pairs of K vectors, with a bootstrap interval over the vectors. 0 means no common signal.
 
     A resample draws K vectors with replacement; pairs of a vector with itself are left out, for their cosine is 1 by
@@ -167,7 +159,6 @@ def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000, level: floa
         grads: (K, P), one vector a row.
         seed: of the resampling.
         n: resamples.
-        level: coverage.
     """
     grads = np.asarray(grads)
     if grads.ndim != 2:
@@ -186,8 +177,7 @@ def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000, level: floa
     sums = ((weights @ cos) * weights).sum(1)
     if k < 3:  # two vectors hold one pair: nothing to resample
         return Interval(float(mean), math.nan, math.nan, k, dropped)
-    lo, hi = _percentiles(sums[pairs > 0] / pairs[pairs > 0], k, level)
-    return Interval(float(mean), lo, hi, k, dropped)
+    return Interval(float(mean), *_percentiles(sums[pairs > 0] / pairs[pairs > 0], k), k, dropped)
 
 
 def spearman(a: Values, b: Values) -> float:
@@ -197,13 +187,15 @@ def spearman(a: Values, b: Values) -> float:
         a: (K,) numbers; pairs with None or nan on either side are left out.
         b: (K,) numbers.
     """
+    from scipy.stats import rankdata
+
     x, y = _floats(a), _floats(b)
     if len(x) != len(y):
         raise ValueError(f"spearman got {len(x)} and {len(y)} values")
     good = np.isfinite(x) & np.isfinite(y)
     if good.sum() < 3:
         return math.nan
-    rx, ry = _ranks(x[good]), _ranks(y[good])
+    rx, ry = rankdata(x[good]), rankdata(y[good])
     if np.ptp(rx) == 0 or np.ptp(ry) == 0:
         return math.nan
     return float(np.corrcoef(np.stack([rx, ry]))[0, 1])
@@ -213,14 +205,8 @@ def _floats(values: Values) -> np.ndarray:
     return np.array([math.nan if v is None else float(v) for v in values], dtype=np.float64)
 
 
-def _ranks(x: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
-
-
-def _percentiles(means: np.ndarray, n: int, level: float) -> tuple[float, float]:
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t_quantile((1 + level) / 2, n - 1))
+def _percentiles(means: np.ndarray, n: int) -> tuple[float, float]:
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t_quantile((1 + LEVEL) / 2, n - 1))
     lo, hi = np.quantile(means, [tail, 1 - tail])
     return float(lo), float(hi)
 

@@ -78,7 +78,7 @@ def command(
 
     A parameter has the name of the setting that it sets, ``__`` for a dot; where the option is called otherwise, its
     declaration says so (``typer.Option("--snr")``). So ``locals()``, taken first, is all that ``stage`` needs. An option without
-    a help text has the description of its setting (``complete.SCHEMAS`` says whose).
+    a help text has the description of its setting (``plugins.SCHEMAS`` says whose).
 
     Args:
         app: where it is registered.

@@ -12,21 +12,8 @@ from typing import Any
 import typer
 
 from rlspeech import plugins
+from rlspeech.plugins import SCHEMAS
 
-SCHEMAS = {  # command -> module:Class of its settings
-    "prepare": "stages.prepare:Prepare",
-    "prepare rl-asr": "corpora.rl_asr:RlAsr",
-    "prepare nonspeech": "corpora.nonspeech:Nonspeech",
-    "prepare tts": "corpora.tts_texts:PrepareTts",
-    "prepare join": "corpora.join:Join",
-    "pretrain": "config:Pretrain",
-    "reward": "config:ScoreFolder",
-    "rl": "config:RL",
-    "eval": "config:Evaluate",
-    "enhance": "stages.enhance:Enhance",
-    "transcribe": "stages.transcribe:Transcribe",
-    "speak": "stages.speak:Speak",
-}
 _TYPES = ("int", "float", "str", "bool", "null")
 Names = list[tuple[str, str]]  # what is offered, with a word of help
 

@@ -12,7 +12,7 @@ from typer import Argument, Exit, Option, Typer
 from rlspeech import log
 from rlspeech.cli import complete
 from rlspeech.cli.common import Group, call, command, load, perform
-from rlspeech.cli.complete import SCHEMAS
+from rlspeech.plugins import SCHEMAS
 from rlspeech.types import UserError
 
 app = Typer()
