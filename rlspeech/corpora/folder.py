@@ -40,8 +40,6 @@ from rlspeech.data.manifest import read_manifest
 from rlspeech.files import numbered_lines, read_text
 from rlspeech.types import UserError
 
-__all__ = ["COLUMN_KEYS", "Folder", "Pairs", "find", "find_listed", "find_pairs", "read_entries"]
-
 FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_name id key utt_id".split())
 WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
 COLUMN_KEYS = {

@@ -10,18 +10,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "AudioError",
-    "level_gain",
-    "load_audio",
-    "mono",
-    "open_audio",
-    "resample",
-    "rms_dbfs",
-    "save_audio",
-    "to_level",
-]
-
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
 
 # a header beyond these is damaged, and would ask for absurd memory

@@ -14,30 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlspeech import log
-from rlspeech.config import Mixing, Video
+from rlspeech.config import Video
+from rlspeech.config_parts import Mixing
 from rlspeech.data.audio import AudioError, load_audio, mono
 from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.data.video import frames_at, load_lips
 from rlspeech.types import Sample, UserError, Utterance
-
-__all__ = [
-    "Clip",
-    "ClipSource",
-    "UnpairedClips",
-    "PairedClips",
-    "batches",
-    "columns_of",
-    "hold_back",
-    "open_clips",
-    "order",
-    "recorded_clips",
-    "seed_of",
-    "transcribed_clips",
-    "whole_clips",
-    "with_utts",
-    "with_video",
-]
 
 
 @dataclass(slots=True)
@@ -236,7 +219,7 @@ def batches(
     world: int = 1,
     workers: int = 0,
 ) -> Iterator[tuple[list[Clip], int]]:
-    """Endless batches, each with the cursor behind it; a run that starts from a cursor sees what it would have seen.
+    """Endless batches, each with the cursor behind it; a run that starts from a cursor gets what it would have got.
 
     An utterance that cannot be used is passed over with the next one in its place; a whole epoch without one raises ``UserError``.
 
@@ -321,7 +304,7 @@ def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:
 
 
 def recorded_clips(source: ClipSource, name: str) -> ClipSource:
-    """The rows that are recordings of their texts; what is left out is said. Raises ``UserError`` where there are none."""
+    """Return the rows that are recordings of their texts, and warn of those left out. Raises ``UserError`` where there are none."""
     kept = recordings(source.utts, name)
     if (left := len(source.utts) - len(kept)) == 0:
         return source
@@ -330,7 +313,7 @@ def recorded_clips(source: ClipSource, name: str) -> ClipSource:
 
 
 def transcribed_clips(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
-    """The rows that have a text (an empty one says that nothing is said) and are not too long; what is left out is said.
+    """The rows that have a text (an empty one stands for silence) and are not too long; warns of those left out.
 
     Args:
         source: any.

@@ -2,7 +2,7 @@
 
 The textbook version adds noise at a signal-to-noise ratio and asks for that ratio back. Here every way in which a recording gets bad
 has its own function (noise, a second talker, a room, distortion, muffling, gaps, the traces of a noise reducer), each answers with the
-waveform and with what was done, and ``degrade`` draws a combination. How bad a trait is, is said as a *severity* from 0 to 1, mostly
+waveform and with what was done, and ``degrade`` draws a combination. How bad a trait is, is given as a *severity* from 0 to 1, mostly
 measured on the parts before they are summed (signal-to-noise ratio, clarity C50, signal-to-distortion ratio): a recipe's own setting says
 little, for one and the same limiter does nothing to one voice and ruins another. The noise reducer is a masked spectrum whose mask
 knows too much (it sees speech and noise apart) and is then spoilt: over-subtraction, a floor, random errors of cells and of bands.

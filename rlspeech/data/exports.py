@@ -24,13 +24,9 @@ from rlspeech.data.manifest import PATH_KEYS, to_row
 from rlspeech.files import dumps, safe_name
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["FORMATS", "Written", "write_manifest_as"]
-
 FORMATS = ("nemo", "kaldi", "lhotse")
 NEMO = {"language": "lang", "speaker_id": "speaker"}
-OWN = frozenset(
-    {"segment", "original_id", "recording_id", "channels"}
-)  # columns in which our importers remember things
+OWN = frozenset({"segment", "original_id", "recording_id", "channels"})  # columns of our own importers
 LOW = re.compile(r"[!-\-]")  # what sorts before or with the "-" between speaker and utterance
 SLACK_S = 0.05
 
@@ -145,14 +141,7 @@ def _not_for_kaldi(utt: Utterance, texts: bool, pieces: bool) -> str | None:
             part.encode()
     except UnicodeEncodeError:
         return "a name or text that is not UTF-8"
-    if (
-        "\n" in path
-        or "\r" in path
-        or path != path.strip()
-        or path.startswith("|")
-        or path.endswith("|")
-        or re.search(r":\d+$", path)
-    ):
+    if path != path.strip() or path.startswith("|") or path.endswith("|") or re.search(r"[\n\r]|:\d+$", path):
         return "Kaldi would take the file's name for something else than a file"
     if texts and utt.text is None:
         return "no text"
@@ -196,20 +185,14 @@ def _prefixed(keys: Sequence[str], speakers: Sequence[str | None]) -> list[str]:
 
 
 def _recordings(utts: Iterable[Utterance]) -> dict[str, str]:
-    """File -> name: the one that it had, or its stem; told apart by a checksum where two files would share one."""
+    """File -> name: the one that it had, or its stem; with a checksum where two files would share one."""
     wanted: dict[str, str] = {}
     for utt in utts:
         given = utt.extra.get("recording_id")
-        wanted.setdefault(
-            utt.audio_filepath, _word(given if isinstance(given, str) and given else Path(utt.audio_filepath).stem)
-        )
-    return dict(
-        zip(
-            wanted,
-            _unique(list(wanted.values()), [f"{n}-{zlib.crc32(p.encode()):08x}" for p, n in wanted.items()]),
-            strict=True,
-        )
-    )
+        name = given if isinstance(given, str) and given else Path(utt.audio_filepath).stem
+        wanted.setdefault(utt.audio_filepath, _word(name))
+    longer = [f"{name}-{zlib.crc32(path.encode()):08x}" for path, name in wanted.items()]
+    return dict(zip(wanted, _unique(list(wanted.values()), longer), strict=True))
 
 
 def _unique(names: Sequence[str], instead: Sequence[str]) -> list[str]:
@@ -253,10 +236,10 @@ def _lhotse(utts: Sequence[Utterance], out: Path) -> Written:
     for utt in utts:
         try:
             lines.append(json.dumps(_cut(utt, headers), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        except (ValueError, UnicodeEncodeError) as error:
-            done.left_out.append(
-                (utt.id, "a name or text that is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error))
-            )
+        except UnicodeEncodeError:
+            done.left_out.append((utt.id, "a name or text that is not UTF-8"))
+        except ValueError as error:
+            done.left_out.append((utt.id, str(error)))
     with out.open("wb") as file:
         if out.suffix == ".gz":
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # the same rows, the same bytes
@@ -279,43 +262,20 @@ def _cut(utt: Utterance, headers: dict[str, dict[str, Any] | None]) -> dict[str,
     name, channels = _original(utt), recording["channel_ids"]
     channel = channels if len(channels) > 1 else channels[0]
     columns = {k: v for k, v in utt.extra.items() if k not in OWN}
-    if utt.snr_db is not None:
-        columns["snr_db"] = utt.snr_db
-    if utt.prompt_text is not None:
-        columns["prompt_text"] = utt.prompt_text
-    custom: dict[str, Any] = {
-        k: getattr(utt, k)
-        for k in PATH_KEYS
-        if k not in ("audio_filepath", "target_filepath") and getattr(utt, k) is not None
-    }
+    columns |= {k: v for k in ("snr_db", "prompt_text") if (v := getattr(utt, k)) is not None}
+    custom: dict[str, Any] = {k: v for k in PATH_KEYS[2:] if (v := getattr(utt, k)) is not None}
     if utt.target_filepath is not None:
         target = _recording(utt.target_filepath, headers)
         custom |= {"target_filepath": utt.target_filepath} if target is None else {"target_recording": target}
-    said = []
+    spoken = {"language": utt.language, "speaker": utt.speaker_id}
+    cut: dict[str, Any] = {"id": name, "start": utt.offset, "duration": length, "channel": channel, "supervisions": []}
     if utt.text is not None:
-        facts = {"text": utt.text, "language": utt.language, "speaker": utt.speaker_id, "custom": columns or None}
-        said = [
-            {
-                "id": name,
-                "recording_id": recording["id"],
-                "start": 0.0,
-                "duration": length,
-                "channel": channel,
-                **{k: v for k, v in facts.items() if v is not None},
-            }
-        ]
+        place = {"id": name, "recording_id": recording["id"], "start": 0.0, "duration": length, "channel": channel}
+        facts = {"text": utt.text, **spoken, "custom": columns or None}
+        cut["supervisions"] = [place | {k: v for k, v in facts.items() if v is not None}]
     else:
-        custom |= columns | {
-            k: v for k, v in (("language", utt.language), ("speaker", utt.speaker_id)) if v is not None
-        }
-    cut = {
-        "id": name,
-        "start": utt.offset,
-        "duration": length,
-        "channel": channel,
-        "supervisions": said,
-        "recording": recording,
-    }
+        custom |= columns | {k: v for k, v in spoken.items() if v is not None}
+    cut["recording"] = recording
     return cut | ({"custom": custom} if custom else {}) | {"type": "MultiCut" if len(channels) > 1 else "MonoCut"}
 
 

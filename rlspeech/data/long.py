@@ -15,8 +15,6 @@ import numpy as np
 from rlspeech.data.audio import AudioError, open_audio
 from rlspeech.parallel import one_by_one
 
-__all__ = ["apply", "cut", "join", "pause", "spans", "stream"]
-
 Infer = Callable[..., list[np.ndarray]]
 FRAME_S, PAUSE_S = 0.01, 0.2
 EARLIEST = 0.4  # of the longest piece: where the search for a pause begins

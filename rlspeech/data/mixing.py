@@ -20,8 +20,6 @@ from rlspeech.data.audio import AudioError, load_audio, rms_dbfs, to_level
 from rlspeech.data.manifest import read_manifest
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Mixture", "MixtureSet", "mix", "mixture_rng", "reverberate", "write_recipe"]
-
 SILENT_DBFS = -60.0
 ATTEMPTS = 8  # draws before an utterance whose crops are all silent is given up
 

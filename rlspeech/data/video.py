@@ -26,25 +26,6 @@ import numpy as np
 from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.types import UserError
 
-__all__ = [
-    "LIPS_FPS",
-    "LipsError",
-    "Stream",
-    "VIDEO_SUFFIXES",
-    "Video",
-    "VideoInfo",
-    "at_25_fps",
-    "centre_square",
-    "extract_audio",
-    "frames_at",
-    "frames_of",
-    "load_lips",
-    "read_video",
-    "save_lips",
-    "video_info",
-]
-
-
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mpg", ".mpeg", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".flv", ".wmv", ".ogv", ".3gp"}
 )

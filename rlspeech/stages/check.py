@@ -285,7 +285,7 @@ def check_scores(path: Path, found: Findings) -> None:
 
 def check_recipe(path: Path, content: Mapping[str, Any]) -> Findings:
     """A mixture recipe: its keys, its ranges, and the manifests that it names."""
-    from rlspeech.config import Mixing
+    from rlspeech.config_parts import Mixing
 
     found = Findings("mixture recipe")
     try:

@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config import Enhancement, Strict
+from rlspeech.config import Enhancement
+from rlspeech.config_parts import Strict
 from rlspeech.data import long
 from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.data.inputs import AUDIO_SUFFIXES, ROWS, Item, expand
@@ -31,8 +32,6 @@ from rlspeech.log import several
 from rlspeech.stages.jobs import Job, summarise
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
-
-__all__ = ["Enhance", "run"]
 
 WRITTEN = frozenset({".wav", ".flac"})  # everything else becomes .flac
 OVERLAP_S = 1.0

@@ -36,8 +36,6 @@ from rlspeech.parallel import one_by_one
 from rlspeech.stages.jobs import Job, summarise
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Speak", "run", "split_text"]
-
 BYTES_PER_S = 12.0  # of text in a piece, to the second that the model can say: slow speech
 SOUND = (".wav", ".flac", ".ogg")
 ENDS = (r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+", r"(?<=[,:])\s+|(?<=[，、：])|\s+[-\u2013\u2014]\s+", r"\s+")
@@ -137,7 +135,7 @@ def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
 def _jobs(config: Speak) -> list[_Job]:
     """Every text that was given, each under a key of its own."""
     if not config.inputs:
-        raise UserError("nothing to say", "", 'rlspeech speak "some words"')
+        raise UserError("nothing to synthesise", "", 'rlspeech speak "some words"')
     if config.prompt_text and not config.prompt:
         raise UserError("prompt_text without a prompt", "it is what is said in that recording", "--prompt voice.wav")
     if config.prompt:
@@ -156,7 +154,7 @@ def _jobs(config: Speak) -> list[_Job]:
             job.prompt, job.prompt_text, job.voice = str(Path(config.prompt).absolute()), config.prompt_text, None
     if not jobs:
         why = f"no text in {', '.join(config.inputs)}"
-        raise UserError("nothing to say", why, "a line a text, or a manifest with texts")
+        raise UserError("nothing to synthesise", why, "a line a text, or a manifest with texts")
     return jobs
 
 

@@ -28,8 +28,6 @@ from rlspeech.log import several
 from rlspeech.stages.jobs import Job, summarise
 from rlspeech.types import UserError
 
-__all__ = ["Transcribe", "run"]
-
 
 class Transcribe(Strict):
     """``rlspeech transcribe``."""

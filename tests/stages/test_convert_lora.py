@@ -117,7 +117,7 @@ def test_a_base_that_has_changed_is_said(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
     whole = tuned("flowse", tmp_path / "whole", None)
     for to in ("adapter", "merged"):
-        with pytest.raises(UserError, match="has no adapter") as error:
+        with pytest.raises(UserError, match="adapter") as error:
             convert.merge_lora(str(whole.folder), to, str(tmp_path / "out"))
         assert "rlspeech enhance" in error.value.try_this
     for source, why in ((runs["flowse"].base, "was not tuned"), (tmp_path / "gone", "no checkpoint")):

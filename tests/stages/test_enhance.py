@@ -108,7 +108,7 @@ def test_bad_files_cost_themselves(tmp_path: Path, model: Half) -> None:
     reasons = {Path(k).name: v for k, v in result["errors"].items()}
     assert "out of memory" in reasons["boom.wav"] and "NaN" in reasons["nan.wav"]
     assert reasons["gone.wav"] == "missing file"
-    with pytest.raises(UserError, match="not one of 1 file"):
+    with pytest.raises(UserError, match="1 file"):
         _run(tmp_path, tmp_path / "gone.wav")
 
 
@@ -157,5 +157,5 @@ def test_mistakes(tmp_path: Path, model: Half, changes: dict[str, Any], what: st
     (tmp_path / "void").mkdir()
     with pytest.raises(UserError, match=what):
         _run(tmp_path, tmp_path / "void", **changes)
-    with pytest.raises(UserError, match="no audio files"):
+    with pytest.raises(UserError, match=r"\.flac"):
         _run(tmp_path, tmp_path / "void")

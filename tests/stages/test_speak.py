@@ -73,9 +73,9 @@ def test_one_text_is_a_file(said: list[Any], tmp_path: Path, monkeypatch: pytest
     assert made["spoken"] == 1 and sf.info("speech.wav").frames == 1600 and made["files"] == ["speech.wav"]
     ask("others", out="x.flac")
     assert ask("some more", out="x.flac")["spoken"] == 1 and sf.info("x.flac").frames == 1440  # another text is said
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match=r"x\.wav|--out"):
         ask("a", "b", out="x.wav")
-    with pytest.raises(UserError, match="is a recording"):
+    with pytest.raises(UserError, match="--prompt"):
         ask("speech.wav")
 
 
@@ -106,7 +106,7 @@ def test_lines_become_a_folder_that_goes_on(said: list[Any], tmp_path: Path, mon
     assert ask(lines, "four", out=str(tmp_path / "out"), seed=1)["spoken"] == 3
     monkeypatch.setattr("sys.stdin", io.StringIO("five\nsix\n"))
     assert ask("-", out=str(tmp_path / "in"))["spoken"] == 2
-    with pytest.raises(UserError, match="not one of 1"):
+    with pytest.raises(UserError, match="1 text"):
         ask("mute", out=str(tmp_path / "none.wav"))
 
 
@@ -147,11 +147,11 @@ def test_voices_are_the_prompts(said: list[Any], tiny: dict[str, str], tmp_path:
     bare.write_text(json.dumps({"id": "x", "audio_filepath": str(voice), "text": "one"}) + "\n")
     ask(bare, out=str(tmp_path / "bare"))
     assert len(said[-1].target) == 16000
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match="none.wav"):
         ask("a", prompt=str(tmp_path / "none.wav"))
-    with pytest.raises(UserError, match="without a prompt"):
+    with pytest.raises(UserError, match="--prompt"):
         ask("a", prompt_text="one")
-    with pytest.raises(UserError, match="nothing to say"):
+    with pytest.raises(UserError, match="rlspeech speak|texts"):
         ask()
 
 
