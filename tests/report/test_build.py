@@ -53,20 +53,13 @@ def test_a_folder_has_a_page_with_its_numbers(tmp_path: Path, kind: str, capsys:
     order = [html.find(f'id="{section}"') for section in ("listen", "scores", "differences", "curves", "run", "next")]
     assert [at for at in order if at > 0] == sorted(at for at in order if at > 0) and order[0] > 0 and order[1] > 0
     data = page_of(folder)
+    items = f"4 utterances of {tmp_path}/data/test.jsonl"
     shown = {
         "rl": ("grpo on flowse: run", "step 20 of 20: all steps done", ["before", "after"]),
         "pretrain": ("pretrain flowse: run", "step 100 of 100", ["step 50", "step 100"]),
-        "enhancement": ("Evaluation of flowse: m", f"4 utterances of {tmp_path}/data/test.jsonl", ["input", "m"]),
-        "recognition": (
-            "Evaluation of asr: base, m",
-            f"4 utterances of {tmp_path}/data/test.jsonl, texts by basic-2",
-            ["base", "m"],
-        ),
-        "synthesis": (
-            "Evaluation of tts: base, m",
-            f"4 utterances of {tmp_path}/data/test.jsonl, texts by basic-2",
-            ["base", "m"],
-        ),
+        "enhancement": ("Evaluation of flowse: m", items, ["input", "m"]),
+        "recognition": ("Evaluation of asr: base, m", f"{items}, texts by basic-2", ["base", "m"]),
+        "synthesis": ("Evaluation of tts: base, m", f"{items}, texts by basic-2", ["base", "m"]),
         "reward": ("Scores: system", "5 files scored", ["system"]),
     }[kind]
     assert (data.title, data.subtitle, list(data.means)) == shown
@@ -100,11 +93,8 @@ def test_rl_is_compared_with_its_start(tmp_path: Path) -> None:
     assert [line.run for p in data.plots for line in p.lines] == ["run"] * len(data.plots)
     assert data.facts["rewarded"] == "1 x si_sdr" and "lsd (may drop by 1)" in data.facts["watched"]
     assert data.facts["after"] == "step 20" and data.cost["rollout"].startswith("3.0 s")
-    assert [c.split(" --")[0] for c in data.commands] == [
-        "rlspeech eval",
-        "rlspeech enhance RECORDINGS",
-        data.commands[-1],
-    ]
+    commands = [c.split(" --")[0] for c in data.commands]
+    assert commands == ["rlspeech eval", "rlspeech enhance RECORDINGS", data.commands[-1]]
     (grid,) = data.grids
     assert grid.title.endswith(": reward") and grid.rows[0][0] == data.clips[0].key
 
@@ -186,17 +176,14 @@ def test_scores_of_files_have_their_spread_and_what_was_lost(tmp_path: Path) -> 
 def test_rewards_are_held_against_a_known_order(tmp_path: Path) -> None:
     path = reward_run(tmp_path / "run", {"system": [1.0, 2.0, 3.0, 4.0]})
     rows = manifest(path / "system", 4)
-    content = [
-        json.loads(line) | {"ladder": "noise", "rung": i, "clean_id": "a"}
-        for i, line in enumerate(rows.read_text().splitlines())
-    ]
+    order = {"ladder": "noise", "clean_id": "a"}
+    content = [json.loads(line) | order | {"rung": i} for i, line in enumerate(rows.read_text().splitlines())]
     write_rows(rows, content)
     meta = json.loads((path / "scores.meta.json").read_text())
     meta["systems"]["system"]["settings"]["path"] = str(rows)
     (path / "scores.meta.json").write_text(json.dumps(meta))
-    scores = [
-        {**json.loads(line), "key": f"u{i}"} for i, line in enumerate((path / "scores.jsonl").read_text().splitlines())
-    ]
+    lines = (path / "scores.jsonl").read_text().splitlines()
+    scores = [{**json.loads(line), "key": f"u{i}"} for i, line in enumerate(lines)]
     write_rows(path / "scores.jsonl", scores)
     data = page_of(path)
     assert [g.title for g in data.grids] == ["Calibration", "Order within a ladder, by the way of degrading"]

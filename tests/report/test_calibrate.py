@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -17,16 +18,9 @@ def ladder_rows(
     """Rows in a shuffled order; each column is a function of (utterance, way, rung, rng)."""
     rng = np.random.default_rng(0)
     rows = [
-        {
-            "clean_id": f"u{u}",
-            "ladder": way,
-            "rung": k,
-            "snr_db": 20.0 - 5 * k if way == "noise" and k else None,
-            **{name: f(u, way, k, rng) for name, f in columns.items()},
-        }
-        for u in range(utterances)
-        for way in ways
-        for k in range(rungs)
+        {"clean_id": f"u{u}", "ladder": way, "rung": k, "snr_db": 20.0 - 5 * k if way == "noise" and k else None}
+        | {name: f(u, way, k, rng) for name, f in columns.items()}
+        for u, way, k in product(range(utterances), ways, range(rungs))
     ]
     rng.shuffle(rows)
     return rows
@@ -103,13 +97,9 @@ def test_intervals_hold_utterances_together():
 
 def test_missing_values_and_odd_columns_leave_out_their_row():
     rows = ladder_rows(x=lambda u, w, k, r: -float(k))
-    rows[0]["x"], rows[1]["x"], rows[2]["rung"], rows[3]["rung"], rows[4]["snr_db"] = (
-        None,
-        float("nan"),
-        "two",
-        True,
-        float("inf"),
-    )
+    odd = [("x", None), ("x", float("nan")), ("rung", "two"), ("rung", True), ("snr_db", float("inf"))]
+    for row, (column, value) in zip(rows, odd, strict=False):
+        row[column] = value
     found = calibrate(rows, {"x": True})["rewards"]["x"]
     assert found["within"]["value"] == pytest.approx(1) and found["pooled"]["n"] == len(rows) - 4
 
@@ -129,17 +119,10 @@ def test_snr_alone_is_an_order(capsys):
     assert "ladder" not in printed and " - " not in printed  # no columns that nothing can stand in
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [{}],
-        [{"rung": 0}] * 5,
-        [{"rung": 0}, {"rung": 1}],
-        [{"snr_db": None}] * 4,
-        [{"rung": "a"}, {"rung": "b"}] * 3,
-    ],
-)
+UNORDERED = [[], [{}], [{"rung": 0}] * 5, [{"rung": 0}, {"rung": 1}], [{"snr_db": None}] * 4]
+
+
+@pytest.mark.parametrize("rows", [*UNORDERED, [{"rung": "a"}, {"rung": "b"}] * 3])
 def test_rows_without_an_order(rows):
     assert not has_order(rows)
 

@@ -36,10 +36,8 @@ def test_without_a_baseline_the_worst_and_the_best() -> None:
 
 
 def test_what_did_not_change_is_said() -> None:
-    assert choose_examples({"a": 1.0, "b": 2.0}, {"a": 0.0, "b": 0.0}, 2, "m") == [
-        ("a", "unchanged m"),
-        ("b", "unchanged m"),
-    ]
+    still = choose_examples({"a": 1.0, "b": 2.0}, {"a": 0.0, "b": 0.0}, 2, "m")
+    assert still == [("a", "unchanged m"), ("b", "unchanged m")]
     assert choose_examples({"a": 1.0}, {"a": 0.5}, 3, "m") == [("a", "smallest gain in m")]
     assert choose_examples({}, {}, 3, "m") == []
 

@@ -16,22 +16,11 @@ from rlspeech.stats import Interval, interval_columns
 def _rows(scale: float = 1.0) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for step in (0, 5, 10):
-        found = {
-            "a": Interval(scale * step, scale * step - 1, scale * step + 1, 8),
-            "g": Interval(3.0 + step, math.nan, math.nan, 1),
-        }
-        rows += [
-            {
-                "step": step,
-                "kl": 0.1 * step,
-                "constant": 1.0,
-                "time": step,
-                "seconds/update": 1.0 + step,
-                "odd": "x",
-                "flag": True,
-            },
-            {"step": step, **interval_columns("valid", found), **interval_columns("delta", found)},
-        ]
+        middle, alone = scale * step, Interval(3.0 + step, math.nan, math.nan, 1)
+        found = {"a": Interval(middle, middle - 1, middle + 1, 8), "g": alone}
+        odd = {"constant": 1.0, "time": step, "odd": "x", "flag": True}
+        rows.append({"step": step, "kl": 0.1 * step, "seconds/update": 1.0 + step, **odd})
+        rows.append({"step": step, **interval_columns("valid", found), **interval_columns("delta", found)})
     return rows
 
 
@@ -53,12 +42,8 @@ def test_runs_share_a_plot_and_a_start_only_where_it_is_the_same() -> None:
 
 
 def test_columns_without_an_interval_have_none() -> None:
-    assert interval_columns("valid", {"x": Interval(1.0, math.nan, math.nan, 1), "y": Interval(1.0, 0.5, 1.5, 4)}) == {
-        "valid/x": 1.0,
-        "valid/y": 1.0,
-        "valid/y_lo": 0.5,
-        "valid/y_hi": 1.5,
-    }
+    found = interval_columns("valid", {"x": Interval(1.0, math.nan, math.nan, 1), "y": Interval(1.0, 0.5, 1.5, 4)})
+    assert found == {"valid/x": 1.0, "valid/y": 1.0, "valid/y_lo": 0.5, "valid/y_hi": 1.5}
 
 
 @pytest.mark.parametrize("count", [2, 50, 1000])

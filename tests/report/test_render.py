@@ -24,6 +24,7 @@ from rlspeech.stats import Interval
 
 EVIL = "<script>alert(1)</script>\"'--> $x^2$ & {{ 7 * 7 }}"
 RATE = 16000
+NAN = float("nan")
 
 
 def _tone(seconds: float = 0.5, hz: float = 1000.0) -> np.ndarray:
@@ -34,47 +35,21 @@ def _data() -> ReportData:
     metrics = [Metric("pesq_wb", help=EVIL), Metric("lsd", False), Metric(EVIL)]
     mean = {"pesq_wb": Interval(2.0, 1.5, 2.5, 10, 2), "lsd": Interval(5, 4, 6, 12), EVIL: Interval(1, 0, 2, 5)}
     means = {s: mean for s in ("input", "base", EVIL)}
-    deltas = {
-        EVIL: {
-            "pesq_wb": Interval(0.2, 0.1, 0.3, 10),
-            "lsd": Interval(0.5, 0.1, 0.9, 12),
-            EVIL: Interval(0.1, -0.1, 0.3, 5),
-        }
+    delta = {
+        "pesq_wb": Interval(0.2, 0.1, 0.3, 10),
+        "lsd": Interval(0.5, 0.1, 0.9, 12),
+        EVIL: Interval(0.1, -0.1, 0.3, 5),
     }
-    rows = [
-        {"step": i, EVIL: float(i), "constant": 1.0, "time": 5.0 + i, "odd": float("nan"), "text": "x"}
-        for i in range(80)
-    ]
-    clips = [
-        Clip(
-            EVIL,
-            {"input": _tone(), EVIL: _tone(hz=2000)},
-            RATE,
-            EVIL,
-            {"input": {EVIL: None, "pesq_wb": 1.25}, EVIL: {"llm": 4.25}},
-            {EVIL: EVIL},
-            label=EVIL,
-        )
-    ]
+    other = {"constant": 1.0, "odd": NAN, "text": "x"}
+    rows = [{"step": i, EVIL: float(i), "time": 5.0 + i, **other} for i in range(80)]
+    audio = {"input": _tone(), EVIL: _tone(hz=2000)}
+    scores = {"input": {EVIL: None, "pesq_wb": 1.25}, EVIL: {"llm": 4.25}}
+    clips = [Clip(EVIL, audio, RATE, EVIL, scores, {EVIL: EVIL}, label=EVIL)]
     plots = [Plot(EVIL, [Line(EVIL, [0, 1], [1.0, 2.0], [0.5, 1.5], [1.5, 2.5])], "guard", EVIL, 1.0)]
-    return ReportData(
-        EVIL,
-        EVIL,
-        metrics,
-        means,
-        "base",
-        deltas,
-        clips,
-        config={EVIL: [EVIL]},
-        versions={"torch": EVIL},
-        cost={EVIL: EVIL},
-        notes=[EVIL],
-        grids=[Grid(EVIL, [EVIL], [[EVIL]], EVIL)],
-        basis=EVIL,
-        plots=[*plots, *figures.from_rows({EVIL: rows})],
-        commands=[EVIL],
-        facts={EVIL: EVIL},
-    )
+    plots += figures.from_rows({EVIL: rows})
+    more = {"config": {EVIL: [EVIL]}, "versions": {"torch": EVIL}, "cost": {EVIL: EVIL}, "facts": {EVIL: EVIL}}
+    more |= {"notes": [EVIL], "commands": [EVIL], "basis": EVIL, "grids": [Grid(EVIL, [EVIL], [[EVIL]], EVIL)]}
+    return ReportData(EVIL, EVIL, metrics, means, "base", {EVIL: delta}, clips, plots=plots, **more)
 
 
 class _Page(HTMLParser):
@@ -138,14 +113,14 @@ def test_it_is_self_contained(page: tuple[str, _Page]) -> None:
     html, parsed = page
     assert parsed.links and all(link.startswith(("data:", "#")) for link in parsed.links)
     assert all(f'id="{link[1:]}"' in html for link in parsed.links if link.startswith("#"))
-    for sign in (
+    signs = (
         "prefers-color-scheme: dark",
         "width=device-width",
         "prefers-reduced-motion",
         "@media print",
         "focus-visible",
-    ):
-        assert sign in html
+    )
+    assert all(sign in html for sign in signs)
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
 
@@ -158,17 +133,11 @@ def test_marks_and_counts(page: tuple[str, _Page]) -> None:
     assert "4.25 llm" in parsed.text
 
 
-@pytest.mark.parametrize(
-    ("mean", "lo", "hi", "up", "expected"),
-    [
-        (1, 0.5, 2, True, "better"),
-        (1, 0.5, 2, False, "worse"),
-        (-1, -2, -0.5, True, "worse"),
-        (-1, -2, -0.5, False, "better"),
-        (1, -0.5, 2, True, "unclear"),
-        (1, float("nan"), float("nan"), True, "unclear"),
-    ],
-)
+MARKS = [(1, 0.5, 2, True, "better"), (1, 0.5, 2, False, "worse"), (-1, -2, -0.5, True, "worse")]
+MARKS += [(-1, -2, -0.5, False, "better"), (1, -0.5, 2, True, "unclear"), (1, NAN, NAN, True, "unclear")]
+
+
+@pytest.mark.parametrize(("mean", "lo", "hi", "up", "expected"), MARKS)
 def test_mark_knows_the_direction(mean: float, lo: float, hi: float, up: bool, expected: str) -> None:
     assert mark(Metric("m", up), Interval(mean, lo, hi, 5)) == expected
     assert mark(Metric("m", up), None) == ""
@@ -206,44 +175,25 @@ def test_rows_become_plots_and_what_says_nothing_does_not() -> None:
 
 
 def test_bad_rows_are_left_out() -> None:
-    rows: list = [
-        {"step": 2, "a": 5.0},
-        {"a": 1.0},
-        {"step": float("nan"), "a": 1.0},
-        {"step": "x", "a": 1.0},
-        None,
-        "torn",
-        {"step": 1, "a": 1.0, "b": None},
-        {"step": 2, "a": 2.0},
-    ]
+    bad: list = [{"a": 1.0}, {"step": NAN, "a": 1.0}, {"step": "x", "a": 1.0}, None, "torn"]
+    rows = [{"step": 2, "a": 5.0}, *bad, {"step": 1, "a": 1.0, "b": None}, {"step": 2, "a": 2.0}]
     (plot,) = figures.from_rows({"r": rows})
     # in order, and a step run again counts once
     assert plot.lines[0].steps == [1, 2] and plot.lines[0].mean == [1.0, 2.0]
 
 
 def test_columns_are_sorted_into_groups_with_their_bands() -> None:
-    rows = [
-        {
-            "step": i,
-            "valid/x": i,
-            "valid/x_lo": i - 1.0,
-            "valid/x_hi": i + 1.0,
-            "delta/x": i,
-            "reward": i,
-            "lr": i,
-            "seconds/update": i,
-            "memory_mb/update": i,
-        }
-        for i in range(4)
-    ]
+    names = ("valid/x", "delta/x", "reward", "lr", "seconds/update", "memory_mb/update")
+    rows = [{"step": i, "valid/x_lo": i - 1.0, "valid/x_hi": i + 1.0, **dict.fromkeys(names, i)} for i in range(4)]
     plots = {p.title: p for p in figures.from_rows({"a": rows, "b": rows[:2]})}
-    assert {t: p.kind for t, p in plots.items()} == {
+    kinds = {
         "valid/x": "reward",
         "reward": "reward",
         "lr": "train",
         "seconds/update": "cost",
         "memory_mb/update": "cost",
     }
+    assert {t: p.kind for t, p in plots.items()} == kinds
     assert [line.run for line in plots["valid/x"].lines] == ["a", "b"]
     assert plots["valid/x"].lines[0].hi == [1.0, 2.0, 3.0, 4.0]
 
@@ -394,10 +344,8 @@ def test_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(page_of, "MAX_BYTES", 320_000)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
     config = {"long": "x" * 40_000}
-    path = render_report(
-        tmp_path / "r.html",
-        ReportData("t", clips=[Clip(f"c{i}", {"x": noise}, RATE) for i in range(20)], config=config),
-    )
+    clips = [Clip(f"c{i}", {"x": noise}, RATE) for i in range(20)]
+    path = render_report(tmp_path / "r.html", ReportData("t", clips=clips, config=config))
     assert path.stat().st_size < 330_000 and re.search(r"\d+ of 20 clips were left out", path.read_text())
 
 
@@ -419,29 +367,18 @@ def test_odd_unicode_changes_a_letter_and_keeps_the_page(tmp_path: Path) -> None
 
 
 def test_the_bars_of_the_differences_share_a_scale_in_a_row() -> None:
-    nan = float("nan")
-    deltas = {
-        "a": {"m": Interval(1, 0, 2, 5)},
-        "b": {"m": Interval(-1, nan, nan, 1)},
-        "c": {"m": Interval(nan, 0, 0, 0)},
-    }
+    found = {"a": Interval(1, 0, 2, 5), "b": Interval(-1, NAN, NAN, 1), "c": Interval(NAN, 0, 0, 0)}
+    deltas = {system: {"m": delta} for system, delta in found.items()}
     places = page_of._forest(ReportData("t", metrics=[Metric("m")], deltas=deltas))
     assert places == {"a": {"m": (50, 73, 96)}, "b": {"m": (27, 27, 27)}, "c": {}}
 
 
-@pytest.mark.parametrize(
-    ("value", "plain", "signed"),
-    [
-        (1.23456, "1.235", "+1.235"),
-        (-0.5, "−0.500", "−0.500"),
-        (-0.0001, "0.000", "0.000"),
-        (0.0001, "0.000", "0.000"),
-        (250.04, "250.0", "+250.0"),
-        (None, "–", "–"),
-        (float("nan"), "–", "–"),
-        (float("inf"), "–", "–"),
-    ],
-)
+NUMBERS = [(1.23456, "1.235", "+1.235"), (-0.5, "−0.500", "−0.500"), (250.04, "250.0", "+250.0")]
+NUMBERS += [(small, "0.000", "0.000") for small in (-0.0001, 0.0001)]
+NUMBERS += [(none, "–", "–") for none in (None, NAN, float("inf"))]
+
+
+@pytest.mark.parametrize(("value", "plain", "signed"), NUMBERS)
 def test_numbers(value: float | None, plain: str, signed: str) -> None:
     assert page_of._number(value) == plain and page_of._signed(value) == signed
 

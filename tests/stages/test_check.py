@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,38 +58,25 @@ def test_every_mistake_in_a_manifest_has_its_line(tmp_path: Path) -> None:
     wav(tmp_path / "slow.wav", 1.0, 8000)
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("this is no audio")
-    rows = [
-        row(id="good"),
-        "{broken",
-        "",
-        row(id="missing", audio_filepath="none.wav"),
-        row(id="good"),
-        row(id="long", duration=2.0),
-        row(id="rate", audio_filepath="slow.wav"),
-        row(id="empty", audio_filepath="empty.wav"),
-        row(id="text", audio_filepath="text.wav"),
-        row(id="target", target_filepath="short.wav"),
-        row(id="negative", duration=-1),
-        row(id="cut", offset=0.5),
-        "[1]",
-        row(id="lips", lips_filepath="none.npy"),
-        row(id="last"),
+    given: list[tuple[Any, str]] = [
+        (row(id="good"), ""),
+        ("{broken", "not JSON"),
+        ("", ""),
+        (row(id="missing", audio_filepath="none.wav"), "audio_filepath is missing"),
+        (row(id="good"), "duplicate id 'good', first on line 1"),
+        (row(id="long", duration=2.0), "the file has 1.00"),
+        (row(id="rate", audio_filepath="slow.wav"), "the file has 8000"),
+        (row(id="empty", audio_filepath="empty.wav"), "0 bytes"),
+        (row(id="text", audio_filepath="text.wav"), "cannot be read"),
+        (row(id="target", target_filepath="short.wav"), "the reference has 0.50 s"),
+        (row(id="negative", duration=-1), "negative"),
+        (row(id="cut", offset=0.5), "offset + duration is 1.50 s"),
+        ("[1]", "not a JSON object"),
+        (row(id="lips", lips_filepath="none.npy"), "lips_filepath is missing"),
+        (row(id="last"), ""),
     ]
-    found = lines(look(manifest(tmp_path / "m.jsonl", rows)))
-    said = {
-        2: "not JSON",
-        4: "audio_filepath is missing",
-        5: "duplicate id 'good', first on line 1",
-        6: "the file has 1.00",
-        7: "the file has 8000",
-        8: "0 bytes",
-        9: "cannot be read",
-        10: "the reference has 0.50 s",
-        11: "negative",
-        12: "offset + duration is 1.50 s",
-        13: "not a JSON object",
-        14: "lips_filepath is missing",
-    }
+    found = lines(look(manifest(tmp_path / "m.jsonl", [r for r, _ in given])))
+    said = {line: words for line, (_, words) in enumerate(given, 1) if words}
     assert set(found) == set(said)
     for line, words in said.items():
         assert words in found[line], (line, found[line])
@@ -106,11 +94,8 @@ def recipe(folder: Path, **changes: Any) -> Path:
     for name in ("clean", "noise"):
         manifest(folder / f"{name}.jsonl", [row(id=name)])
     path = folder / "mix.json"
-    path.write_text(
-        json.dumps(
-            {"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": None, "mixing": {"reverb": 0.0}} | changes, indent=1
-        )
-    )
+    plain = {"clean": "clean.jsonl", "noise": "noise.jsonl", "rir": None, "mixing": {"reverb": 0.0}}
+    path.write_text(json.dumps(plain | changes, indent=1))
     return path
 
 
@@ -179,12 +164,8 @@ def test_what_is_not_yaml_or_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("a: [1\nb: 2\n")
     (tmp_path / "x.txt").write_text("")
     (tmp_path / "nothing").mkdir()
-    for name, said in (
-        ("c.yaml", "line 2"),
-        ("x.txt", ".txt"),
-        ("none.jsonl", "does not exist"),
-        ("nothing", "neither a run"),
-    ):
+    refused = {"c.yaml": "line 2", "x.txt": ".txt", "none.jsonl": "none", "nothing": "nothing"}
+    for name, said in refused.items():
         with pytest.raises(UserError, match=said):
             look(tmp_path / name)
 
@@ -210,16 +191,8 @@ def test_scores(tmp_path: Path) -> None:
 
 
 def test_metrics(tmp_path: Path) -> None:
-    path = manifest(
-        tmp_path / "metrics.jsonl",
-        [
-            {"step": 1, "loss": 1.0},
-            {"step": 2, "loss": None},
-            {"step": 1, "loss": 0.5},
-            {"loss": 1.0},
-            '{"step": 3, "loss": NaN}',
-        ],
-    )
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 1, "loss": 0.5}, {"loss": 1.0}]
+    path = manifest(tmp_path / "metrics.jsonl", [*rows, '{"step": 3, "loss": NaN}'])
     path.write_text(path.read_text() + '{"step": 4, "lo')
     found = lines(look(path))
     assert set(found) == {2, 3, 4, 5, 6} and "torn line" in found[6] and "after step 2" in found[3]
@@ -255,10 +228,6 @@ def test_a_whole_run_has_no_problems(folder: Path) -> None:
     assert summary["facts"]["parameters"] == 3
 
 
-def damage_pointer(folder: Path) -> None:
-    (folder / "checkpoints" / "latest").write_text("step_000009\n")
-
-
 def damage_weights(folder: Path) -> None:
     path = folder / "checkpoints" / "step_000002" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:20])
@@ -271,21 +240,26 @@ def damage_numbers(folder: Path) -> None:
     save_file({"w": torch.tensor([float("nan")])}, folder / "checkpoints" / "step_000002" / "model.safetensors")
 
 
-DAMAGE = {
-    "no metrics of a step": (lambda f: (f / "metrics.jsonl").write_text('{"loss": 1}\n'), "no step"),
-    "no config": (lambda f: (f / "config.resolved.json").unlink(), "config.resolved.json is missing"),
-    "config of another version": (
-        lambda f: (f / "config.resolved.json").write_text('{"stpes": 1}'),
-        "did you mean steps",
-    ),
-    "env.json torn": (lambda f: (f / "env.json").write_text('{"stage": "pre'), "cannot be read"),
-    "pointer": (damage_pointer, "names step_000009"),
-    "no pointer": (lambda f: (f / "checkpoints" / "latest").unlink(), "no file 'latest'"),
-    "no state": (lambda f: (f / "checkpoints" / "step_000002" / "state.json").unlink(), "cannot go on from here"),
-    "no weights": (
-        lambda f: (f / "checkpoints" / "step_000002" / "model.safetensors").unlink(),
-        "model.safetensors is missing",
-    ),
+LAST = "checkpoints/step_000002"
+
+
+def gone(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def holds(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no metrics of a step": (holds("metrics.jsonl", '{"loss": 1}\n'), "no step"),
+    "no config": (gone("config.resolved.json"), "config.resolved.json is missing"),
+    "config of another version": (holds("config.resolved.json", '{"stpes": 1}'), "did you mean steps"),
+    "env.json torn": (holds("env.json", '{"stage": "pre'), "cannot be read"),
+    "pointer": (holds("checkpoints/latest", "step_000009\n"), "names step_000009"),
+    "no pointer": (gone("checkpoints/latest"), "no file 'latest'"),
+    "no state": (gone(f"{LAST}/state.json"), "cannot go on from here"),
+    "no weights": (gone(f"{LAST}/model.safetensors"), "model.safetensors is missing"),
     "weights torn": (damage_weights, "cannot be read"),
     "weights not finite": (damage_numbers, "NaN or infinite weights in w"),
     "no checkpoint": (lambda f: shutil.rmtree(f / "checkpoints"), "no checkpoint"),
@@ -309,10 +283,8 @@ def test_a_checkpoint_by_itself(folder: Path) -> None:
 
 def test_texts_that_would_teach_nonsense_are_found(tmp_path: Path) -> None:
     texts: list[Any] = ["fine", "", "na\ufffdve", "two\tcolumns", "x" * 200, "fine"]
-    rows = [
-        row(id=str(i), text=t, audio_filepath=wav(tmp_path / f"{i}.wav", 2.0), duration=2.0)
-        for i, t in enumerate(texts)
-    ]
+    files = [wav(tmp_path / f"{i}.wav", 2.0) for i in range(len(texts))]
+    rows = [row(id=f, text=t, audio_filepath=f, duration=2.0) for f, t in zip(files, texts, strict=True)]
     rows[0]["keywords"], rows[5]["keywords"] = ["fine"], [1, 2]
     summary = look(manifest(tmp_path / "m.jsonl", rows))
     found = lines(summary)

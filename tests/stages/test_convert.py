@@ -73,17 +73,8 @@ def test_a_manifest_goes_out_and_comes_back(tmp_path: Path) -> None:
     rows = []
     for n in range(3):
         sf.write(data / f"{n}.wav", 0.1 * np.random.default_rng(n).standard_normal(32000), 16000)
-        rows.append(
-            {
-                "id": f"s{n}-u{n}",
-                "audio_filepath": f"{n}.wav",
-                "duration": 2.0,
-                "sample_rate": 16000,
-                "text": f"word {n}\nword",
-                "speaker_id": f"s{n}",
-                "language": "en",
-            }
-        )
+        row = {"id": f"s{n}-u{n}", "audio_filepath": f"{n}.wav", "duration": 2.0, "sample_rate": 16000}
+        rows.append(row | {"text": f"word {n}\nword", "speaker_id": f"s{n}", "language": "en"})
     (data / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"audio_filepath": 5}\n{"torn')
     for to, name in (("nemo", "m.json"), ("kaldi", "train"), ("lhotse", "cuts_train.jsonl.gz")):
         out = tmp_path / to / name
@@ -118,12 +109,8 @@ def test_scores_go_out_and_come_back(tmp_path: Path) -> None:
         app, ["convert", "scores", str(out), "--to", "rlspeech", str(again), "--system", "m", "--json"]
     )
     assert result.exit_code == 0 and json.loads(again.read_text())["pesq_wb"] == 2.5
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "again.jsonl",
-        "again.meta.json",
-        "scores.jsonl",
-        "versa.jsonl",
-    ]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["again.jsonl", "again.meta.json", "scores.jsonl", "versa.jsonl"]
     again.unlink()
     result = CliRunner().invoke(app, ["convert", "scores", str(out), "--to", "rlspeech", str(again)])
     assert result.exit_code == 2

@@ -86,11 +86,8 @@ def test_the_command(runs: dict[str, Run], tmp_path: Path) -> None:
     head = hub.metadata_load(out / "README.md")
     assert head["library_name"] == "peft" and "lora" in head["tags"]
     assert "PeftModel.from_pretrained" in (out / "README.md").read_text()
-    for arguments in (
-        ["--to", "adapter", str(tmp_path / "x")],
-        ["--to", "both", str(tmp_path / "x")],
-        ["--to", "merged", str(out)],
-    ):
+    there = str(tmp_path / "x")
+    for arguments in (["--to", "adapter", there], ["--to", "both", there], ["--to", "merged", str(out)]):
         result = CliRunner().invoke(app, ["convert", "lora", str(out), *arguments])
         assert result.exit_code == 2 and not (tmp_path / "x").exists()
     save_audio(tmp_path / "a.wav", np.zeros(1600, np.float32), 16000)
@@ -130,18 +127,12 @@ def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
         convert.merge_lora(str(spoilt), "adapter", str(tmp_path / "out"))
     convert.merge_lora(str(runs["flowse"].folder), "adapter", str(tmp_path / "adapter"))
     about = json.loads((tmp_path / "adapter" / "rlspeech.json").read_text())
-    for change, why in (
-        ({"task": "asr", "base": str(runs["asr"].base)}, "does not fit"),
-        ({"task": None}, "does not say"),
-    ):
+    other = {"task": "asr", "base": str(runs["asr"].base)}
+    for change, why in ((other, "does not fit"), ({"task": None}, "does not say")):
         (tmp_path / "adapter" / "rlspeech.json").write_text(json.dumps(about | change))
         config = tmp_path / "adapter" / "adapter_config.json"
-        config.write_text(
-            json.dumps(
-                json.loads(config.read_text())
-                | {"base_model_name_or_path": about["base"] if not change["task"] else change["base"]}
-            )
-        )
+        base = {"base_model_name_or_path": change.get("base", about["base"])}
+        config.write_text(json.dumps(json.loads(config.read_text()) | base))
         with pytest.raises(UserError, match=why):
             convert.merge_lora(str(tmp_path / "adapter"), "merged", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

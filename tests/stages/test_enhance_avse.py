@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -39,18 +40,16 @@ def world(tmp_path: Path) -> Path:
 
 
 def _run(world: Path, *inputs: str | Path, **changes: Any) -> dict[str, Any]:
-    settings = {
-        "task": "avse",
-        "inputs": [str(i) for i in inputs or [world / "in"]],
-        "model": str(world / "net"),
-        "device": "cpu",
-        "out": str(world / "out"),
-    }
-    return infer.run(Enhance(**{**settings, **changes}))
+    settings = {"inputs": [str(i) for i in inputs or [world / "in"]], "out": str(world / "out"), "device": "cpu"}
+    return infer.run(Enhance(**{**settings, "task": "avse", "model": str(world / "net"), **changes}))
 
 
 def _expected(world: Path, name: str, mouth: Path | np.ndarray | None, model: str = "net") -> np.ndarray:
     return reference(world / model, load_audio(world / "in" / f"{name}.wav"), mouth)
+
+
+def _check(world: Path, name: str, expected: np.ndarray, channels: int = 1, atol: float = CLOSE) -> None:
+    np.testing.assert_allclose(load_audio(world / "out" / name, channels=channels), expected, atol=atol)
 
 
 def _talking(path: Path, sound: np.ndarray | None, faces: bool = True) -> Path:
@@ -93,26 +92,18 @@ def test_crops_beside_the_file_or_in_a_folder(world: Path) -> None:
     shutil.copy(world / "mouths" / "a.npz", world / "in" / "a.npz")
     result = _run(world)
     assert (result["enhanced"], result["failed"], result["without_video"]) == (3, 0, 2)
-    np.testing.assert_allclose(
-        load_audio(world / "out" / "a.wav"), _expected(world, "a", world / "mouths" / "a.npz"), atol=CLOSE
-    )
-    np.testing.assert_allclose(load_audio(world / "out" / "b.wav"), _expected(world, "b", None), atol=CLOSE)
+    _check(world, "a.wav", _expected(world, "a", world / "mouths" / "a.npz"))
+    _check(world, "b.wav", _expected(world, "b", None))
     assert np.abs(_expected(world, "b", world / "mouths" / "b.npz") - _expected(world, "b", None)).max() > 5 * CLOSE
     result = _run(world, video=str(world / "mouths"), overwrite=True)
     assert "without_video" not in result
     for name in "abc":
-        np.testing.assert_allclose(
-            load_audio(world / "out" / f"{name}.wav"),
-            _expected(world, name, world / "mouths" / f"{name}.npz"),
-            atol=CLOSE,
-        )
+        _check(world, f"{name}.wav", _expected(world, name, world / "mouths" / f"{name}.npz"))
 
 
 def test_one_video_for_one_file(world: Path) -> None:
     _run(world, world / "in" / "a.wav", video=str(world / "mouths" / "c.npz"))
-    np.testing.assert_allclose(
-        load_audio(world / "out" / "a.wav"), _expected(world, "a", world / "mouths" / "c.npz"), atol=CLOSE
-    )
+    _check(world, "a.wav", _expected(world, "a", world / "mouths" / "c.npz"))
     for changes, what in [
         ({"video": str(world / "mouths" / "c.npz")}, "one video for 3"),
         ({"video": str(world / "void")}, "no video at"),
@@ -130,22 +121,18 @@ def test_a_bad_video_costs_the_video(world: Path, capsys: pytest.CaptureFixture[
     assert (result["enhanced"], result["failed"], result["without_video"]) == (3, 0, 3)
     err = capsys.readouterr().err
     assert "were enhanced without video: empty file (0 bytes)" in err and "a.npz is not used: no lip crops" in err
-    np.testing.assert_allclose(load_audio(world / "out" / "c.wav"), _expected(world, "c", None), atol=CLOSE)
+    _check(world, "c.wav", _expected(world, "c", None))
 
 
 def test_rows_take_their_stretch_of_the_video(world: Path) -> None:
     noisy, _, mouth = clip(0, SAMPLES)
-    (world / "m.jsonl").write_text(
-        '{"id": "part", "audio_filepath": "in/a.wav", "lips_filepath": "mouths/a.npz", "offset": 0.16, '
-        '"duration": 0.3, "sample_rate": 16000}\n'
-    )
+    row = {"id": "part", "audio_filepath": "in/a.wav", "lips_filepath": "mouths/a.npz", "sample_rate": RATE}
+    (world / "m.jsonl").write_text(json.dumps(row | {"offset": 0.16, "duration": 0.3}) + "\n")
     result = _run(world, world / "m.jsonl")
     assert "without_video" not in result
     stretch = load_audio(world / "in" / "a.wav", RATE, 0.16, 0.3)
     assert len(stretch) == 4800
-    np.testing.assert_allclose(
-        load_audio(world / "out" / "part.flac"), reference(world / "net", stretch, mouth[4:12]), atol=CLOSE
-    )
+    _check(world, "part.flac", reference(world / "net", stretch, mouth[4:12]))
 
 
 def test_long_files_see_in_every_chunk_what_belongs_there(world: Path) -> None:
@@ -170,7 +157,7 @@ def test_a_video_beside_the_file_is_cut_on_the_fly(world: Path, detector: None) 
     assert (result["enhanced"], result["without_video"]) == (3, 2)
     assert crop_clip(video, world / "cut.npz", detect=enhancer._detector())["face_rate"] == 1.0
     expected = _expected(world, "a", world / "cut.npz")
-    np.testing.assert_allclose(load_audio(world / "out" / "a.wav"), expected, atol=CLOSE)
+    _check(world, "a.wav", expected)
     assert np.abs(expected - _expected(world, "a", None)).max() > 5 * CLOSE
     assert load_lips(world / "cut.npz").shape == (15, 96, 96)
 
@@ -199,9 +186,5 @@ def test_two_ears_stay_two(world: Path, capsys: pytest.CaptureFixture[str]) -> N
     result = _run(world, video=str(world / "mouths"), model=str(world / "two"))
     assert result["failed"] == 0 and [sf.info(world / "out" / f"{n}.wav").channels for n in "abc"] == [2, 1, 1]
     heard = load_audio(world / "in" / "a.wav", channels=2)
-    np.testing.assert_allclose(
-        load_audio(world / "out" / "a.wav", channels=2),
-        reference(world / "two", heard, world / "mouths" / "a.npz"),
-        atol=CLOSE,
-    )
+    _check(world, "a.wav", reference(world / "two", heard, world / "mouths" / "a.npz"), channels=2)
     assert "1 file had several channels" in capsys.readouterr().err

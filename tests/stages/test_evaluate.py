@@ -34,10 +34,8 @@ class Fake:
         self.seen += keys
         if self.fails and "u3" in keys:
             raise RuntimeError("boom")
-        return [
-            (self.clean[k] + self.keep * (w - self.clean[k])).astype(np.float32)
-            for w, k in zip(wavs, keys, strict=True)
-        ]
+        pairs = zip(wavs, (self.clean[k] for k in keys), strict=True)
+        return [(clean + self.keep * (noisy - clean)).astype(np.float32) for noisy, clean in pairs]
 
 
 class FakeTask(Task):

@@ -18,24 +18,9 @@ from rlspeech.stages import evaluate
 from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import UserError
 
-SAID = {
-    "base": {
-        "a": "one two tree",
-        "b": "five six seven",
-        "c": "eight nine ten",
-        "d": "hello",
-        "e": "mullers naive cafe",
-        "f": "the the end",
-    },
-    "good": {
-        "a": "one two three four",
-        "b": "five six seven",
-        "c": "eight nine ten",
-        "d": "",
-        "e": "Müller's <b>naïve</b> café",
-        "f": "",
-    },
-}
+BASE = ["one two tree", "five six seven", "eight nine ten", "hello", "mullers naive cafe", "the the end"]
+GOOD = ["one two three four", "five six seven", "eight nine ten", "", "Müller's <b>naïve</b> café", ""]
+SAID = {name: dict(zip("abcdef", texts, strict=True)) for name, texts in (("base", BASE), ("good", GOOD))}
 
 
 @dataclass
@@ -86,14 +71,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "models": {"base": "hub/base", "good": "hub/good"},
-        "device": "cpu",
-        "batch": 4,
-        "players": 0,
-        **changes,
-    }
-    return evaluate.run(Evaluate(task="asr", data=str(data), out=str(out), **settings))
+    settings = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "batch": 4, "players": 0}
+    return evaluate.run(Evaluate(task="asr", data=str(data), out=str(out), **{**settings, **changes}))
 
 
 def test_rates_are_those_of_jiwer_over_the_whole_corpus(data: Path, tmp_path: Path) -> None:

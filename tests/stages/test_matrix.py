@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import tiny_recognisers
 import tiny_speech
 import torch
 from safetensors.torch import load_file
+from tiny_avse import write_talkers
 from tiny_avse_task import tiny_avse
+from tiny_speech import SMALL_RL
 from tiny_tts import write_tts
 
 from rlspeech.config import PPO, RL, DiffRO, Exploration, GuardSpec, RewardSpec, Sampling
-from rlspeech.data.manifest import read_manifest, write_manifest
-from rlspeech.data.video import save_lips
 from rlspeech.models.hub import save_model
 from rlspeech.stages import probe, rl
 from rlspeech.tasks import get_task
@@ -24,73 +23,39 @@ from rlspeech.tasks.settings import check_settings, complete
 from rlspeech.types import UserError
 
 TASKS = ("flowse", "avse", "asr", "tts")
-FORMS: dict[str, dict[str, Any]] = {
-    "grpo": {"algo": "grpo"},
-    "ppo-relative": {"algo": "ppo", "ppo": PPO(form="relative")},
-    "ppo-critic": {"algo": "ppo", "ppo": PPO(form="critic")},
-    "diffro": {"algo": "diffro"},
-    "grpo+diffro": {"algo": "grpo+diffro"},
-}
+FORMS: dict[str, dict[str, Any]] = {algo: {"algo": algo} for algo in ("grpo", "diffro", "grpo+diffro")}
+FORMS |= {f"ppo-{form}": {"algo": "ppo", "ppo": PPO(form=form)} for form in ("relative", "critic")}
 REFUSED = {("asr", "diffro"), ("asr", "grpo+diffro")}
 SUPPORTED = [(t, f) for t in TASKS for f in FORMS if (t, f) not in REFUSED]
-SOUND: dict[str, Any] = {
-    "rewards": [RewardSpec(name="si_sdr", scale="none")],
-    "guards": [GuardSpec(name="stoi")],
-    "clip_s": 0.5,
-}
+SOUND = {"rewards": [RewardSpec(name="si_sdr", scale="none")], "guards": [GuardSpec(name="stoi")], "clip_s": 0.5}
+VARIED = {"rewards": [RewardSpec(name="tts_token_diversity", scale="none")], "guards": [GuardSpec(name="tts_stopped")]}
 OWN: dict[str, dict[str, Any]] = {
     "flowse": {**SOUND, "explore": Exploration(nfe=(2, 2), bands=2), "diffro": DiffRO(smooth=2, last_steps=2)},
     "avse": {**SOUND, "diffro": DiffRO(smooth=2), "supervised_weight": 0.0},
     "asr": {"sampling": Sampling(max_new_tokens=3), "truncated": "keep", "guards": [GuardSpec(name="asr_wer")]},
-    "tts": {
-        "rewards": [RewardSpec(name="tts_token_diversity", scale="none")],
-        "guards": [GuardSpec(name="tts_stopped")],
-        "truncated": "keep",
-        "group": 3,
-    },
-}  # of two rollouts each is as far from the other
+    # of two rollouts each is as far from the other
+    "tts": {**VARIED, "truncated": "keep", "group": 3},
+}
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Model and data by task; of tts the reward too."""
     folder = tmp_path_factory.mktemp("matrix")
-    pairs = tiny_speech.write_pairs(folder / "pairs", 4)
-    rows = read_manifest(pairs)
-    for i, utt in enumerate(rows):
-        utt.lips_filepath = str(folder / "lips" / f"{utt.id}.npz")
-        save_lips(utt.lips_filepath, np.random.default_rng(i).integers(0, 255, (26, 32, 32), dtype=np.uint8))
-    write_manifest(pairs, rows, {})
+    pairs = write_talkers(folder / "pairs", 4)
     save_model(folder / "avse", tiny_avse(), "avse", facts={"data": "none"})
-    said = {
-        "data": str(tiny_recognisers.write_corpus(folder / "asr-data")),
-        "model": str(tiny_recognisers.write_model(folder / "asr")),
-    }
-    tts = write_tts(folder / "tts")
+    spoken, asr = tiny_recognisers.write_corpus(folder / "asr-data"), tiny_recognisers.write_model(folder / "asr")
+    tts, flow = write_tts(folder / "tts"), tiny_speech.write_model(folder / "flow")
     return {
-        "flowse": {"data": str(pairs), "model": str(tiny_speech.write_model(folder / "flow"))},
+        "flowse": {"data": str(pairs), "model": str(flow)},
         "avse": {"data": str(pairs), "model": str(folder / "avse")},
-        "asr": said,
+        "asr": {"data": str(spoken), "model": str(asr)},
         "tts": {"data": tts["data"], "model": tts["model"], "diffro": DiffRO(reward=tts["reward"], on="nonnegative")},
     }
 
 
 def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **changes: Any) -> RL:
-    plain: dict[str, Any] = {
-        "task": task,
-        "out": str(out),
-        "steps": 2,
-        "prompts_per_step": 2,
-        "group": 2,
-        "micro_batch": 1,
-        "valid_items": 1,
-        "valid_every": 2,
-        "save_every": 2,
-        "device": "cpu",
-        "workers": 0,
-        "lr": 1e-2,
-        "lora": None,
-    }
+    plain = {**SMALL_RL, "task": task, "out": str(out), "lr": 1e-2, "lora": None}
     return RL(**{**plain, **OWN[task], **given[task], **FORMS[form], **changes})
 
 
@@ -157,12 +122,8 @@ def test_the_control_needs_no_differentiable_reward(given: dict[str, dict[str, A
     wrong = DiffRO(reward="nowhere")
     with pytest.raises(UserError, match="nowhere"):
         rl.run(config(given, "flowse", "diffro", tmp_path / "one", diffro=wrong))
-    assert (
-        rl.run(
-            config(given, "flowse", "diffro", tmp_path / "two", diffro=wrong, policy_weight=0.0, supervised_weight=1.0)
-        )["steps"]
-        == 2
-    )
+    control = {"diffro": wrong, "policy_weight": 0.0, "supervised_weight": 1.0}
+    assert rl.run(config(given, "flowse", "diffro", tmp_path / "two", **control))["steps"] == 2
 
 
 def test_what_is_climbed_is_measured_beside_what_is_not() -> None:

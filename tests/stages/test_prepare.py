@@ -63,22 +63,16 @@ def bad_files(folder: Path) -> dict[str, str]:
     for suffix in ("wav", "flac"):
         path = write(folder / f"torn.{suffix}", voice(56 + (suffix == "wav")))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return {
-        "nan": "NaN or infinite samples",
+    reasons = {
         "silent": "silent",
         "cancel": "silent",
         "clipped": "clipped",
         "short": "too short",
         "slow": "rate too low",
-        "upsampled": "bandwidth below the rate",
-        "nothing": "no samples",
-        "zz_copy": "duplicate",
-        "zero": "empty file",
-        "text": "unreadable",
-        "lfs": "Git LFS pointer",
-        "phone": "unreadable",
-        "dangling": "missing file",
     }
+    reasons |= {"nan": "NaN or infinite samples", "upsampled": "bandwidth below the rate", "nothing": "no samples"}
+    reasons |= {"zz_copy": "duplicate", "zero": "empty file", "text": "unreadable", "phone": "unreadable"}
+    return reasons | {"lfs": "Git LFS pointer", "dangling": "missing file"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -126,11 +120,8 @@ def test_nothing_left_is_the_users_error(tmp_path: Path) -> None:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name not in {"checks.jsonl", "rendered.jsonl"}
-    }
+    kept = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in {"checks.jsonl", "rendered.jsonl"})
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in kept}
 
 
 def test_the_same_input_gives_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:

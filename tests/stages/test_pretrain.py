@@ -40,22 +40,8 @@ def cheap_validation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _config(pairs: Path, out: Path, **changes: Any) -> Pretrain:
-    return Pretrain(
-        **{
-            "data": str(pairs),
-            "out": str(out),
-            "model": MODEL,
-            "steps": 4,
-            "batch": 2,
-            "warmup": 1,
-            "valid_every": 0,
-            "save_every": 2,
-            "valid_items": 1,
-            "device": "cpu",
-            "seed": 3,
-            **changes,
-        }
-    )
+    sizes = {"steps": 4, "batch": 2, "warmup": 1, "valid_every": 0, "save_every": 2, "valid_items": 1, "seed": 3}
+    return Pretrain(**{"data": str(pairs), "out": str(out), "model": MODEL, "device": "cpu", **sizes, **changes})
 
 
 def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
@@ -232,10 +218,7 @@ def test_init_goes_on_from_a_checkpoint(pairs: Path, whole: Path, tmp_path: Path
     pretrain.run(
         _config(pairs, tmp_path / "next", model=FlowModel(), init=str(whole), steps=1, lr=1e-12, warmup=0, ema=0.0)
     )
-    start, end = (
-        load_model(str(whole), "flowse")[0].state_dict(),
-        load_model(str(tmp_path / "next"), "flowse")[0].state_dict(),
-    )
+    start, end = (load_model(str(run), "flowse")[0].state_dict() for run in (whole, tmp_path / "next"))
     for name, value in start.items():
         torch.testing.assert_close(end[name], value, atol=1e-6, rtol=1e-6)
 

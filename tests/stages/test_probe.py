@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_speech import write_model, write_pairs
+from tiny_speech import SMALL_RL, write_model, write_pairs
 
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.stages import probe
@@ -20,30 +21,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"data": str(write_pairs(folder / "pairs")), "model": str(write_model(folder / "model"))}
 
 
+def _asked(base: dict[str, str], out: Path, **changes: Any) -> RL:
+    what = {"rewards": [RewardSpec(name="si_sdr")], "lora": Lora(rank=2), "clip_s": 0.8, "probe_batches": 4}
+    return RL(**{**SMALL_RL, **what, **base, "out": str(out), **changes})
+
+
 def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [
         Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4),
         Exploration(kind="sde", noise=0.4, window=1, start=(1, 1), nfe=(2, 2)),
     ]
     before = Path(base["model"], "model.safetensors").read_bytes()
-    summary = probe.run(
-        RL(
-            **base,
-            out=str(tmp_path / "out"),
-            rewards=[RewardSpec(name="si_sdr")],
-            guards=[GuardSpec(name="stoi")],
-            lora=Lora(rank=2),
-            prompts_per_step=2,
-            group=4,
-            micro_batch=2,
-            clip_s=0.8,
-            valid_items=1,
-            device="cpu",
-            workers=0,
-            probe_batches=4,
-            probe_settings=settings,
-        )
-    )
+    sizes = {"group": 4, "micro_batch": 2, "guards": [GuardSpec(name="stoi")]}
+    summary = probe.run(_asked(base, tmp_path / "out", probe_settings=settings, **sizes))
     assert [r["explore"]["kind"] for r in summary["rows"]] == ["gain", "sde"]
     for row in summary["rows"]:
         for name in ("all", "si_sdr"):
@@ -63,20 +53,7 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
     base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = [Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=bands) for bands in (2, 4)]
-    config = RL(
-        **base,
-        out=str(tmp_path / "out"),
-        rewards=[RewardSpec(name="si_sdr")],
-        lora=Lora(rank=2),
-        prompts_per_step=2,
-        group=2,
-        clip_s=0.8,
-        valid_items=1,
-        device="cpu",
-        workers=0,
-        probe_batches=4,
-        probe_settings=settings,
-    )
+    config = _asked(base, tmp_path / "out", probe_settings=settings)
     measure, measured = probe._measure, list[str]()
 
     def once(*given: object) -> object:
@@ -107,19 +84,11 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
     assert other["rows"][0]["si_sdr"] != first[0]["si_sdr"]
 
 
-def test_candidates() -> None:
+def test_candidates(tmp_path: Path) -> None:
     found = probe.candidates(RL(), get_task("flowse"))
     assert found[0] == RL().explore and get_task("flowse").published in found
     assert len(found) == len({e.model_dump_json() for e in found}) >= 4
     assert len({probe.label(e) for e in found}) == len(found)
     assert probe.candidates(RL(probe_settings=found[:1]), get_task("flowse")) == found[:1]
     with pytest.raises(UserError):
-        probe.run(
-            RL(
-                model="/nowhere",
-                rewards=[RewardSpec(name="si_sdr")],
-                guards=[GuardSpec(name="stoi")],
-                workers=0,
-                device="cpu",
-            )
-        )
+        probe.run(_asked({"model": "/nowhere"}, tmp_path / "out", guards=[GuardSpec(name="stoi")]))

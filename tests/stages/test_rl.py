@@ -7,13 +7,14 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_speech import interrupt_at, read_rows, write_model, write_pairs
+from tiny_speech import SMALL_RL, interrupt_at, read_rows, write_model, write_pairs
 
 from rlspeech.algos.grpo import GRPO
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
@@ -36,29 +37,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
-    return RL(
-        **{
-            **given,
-            "out": str(out),
-            "rewards": [RewardSpec(name="si_sdr"), RewardSpec(name="estoi", weight=0.5)],
-            "guards": [GuardSpec(name="stoi")],
-            "explore": GAIN,
-            "lora": Lora(rank=2, alpha=4),
-            "steps": 4,
-            "prompts_per_step": 2,
-            "group": 4,
-            "micro_batch": 1,
-            "clip_s": 0.8,
-            "valid_items": 1,
-            "valid_every": 2,
-            "save_every": 2,
-            "device": "cpu",
-            "workers": 0,
-            "lr": 1e-3,
-            "seed": 2,
-            **changes,
-        }
-    )
+    what = {"rewards": [RewardSpec(name="si_sdr"), RewardSpec(name="estoi", weight=0.5)], "lora": Lora(rank=2, alpha=4)}
+    what |= {"guards": [GuardSpec(name="stoi")], "explore": GAIN, "clip_s": 0.8, "lr": 1e-3, "seed": 2}
+    return RL(**{**SMALL_RL, **given, "out": str(out), "steps": 4, "group": 4, **what, **changes})
 
 
 def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
@@ -80,23 +61,9 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
     json.dumps(summary, allow_nan=False)
     steps = [r for r in read_rows(out) if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
-    for key in (
-        "grad_agreement",
-        "critical_prompts",
-        "ratio_mean",
-        "kl",
-        "clipped_positive",
-        "clipped_negative",
-        "groups_with_signal",
-        "constant_groups",
-        "unscorable",
-        "seconds/rollout",
-        "seconds/reward",
-        "seconds/update",
-        "reward/si_sdr",
-        "lr",
-        "grad_norm",
-    ):
+    names = "grad_agreement critical_prompts ratio_mean kl clipped_positive clipped_negative groups_with_signal lr grad_norm"
+    names += " constant_groups unscorable seconds/rollout seconds/reward seconds/update reward/si_sdr"
+    for key in names.split():
         assert all(key in r for r in steps), key
     assert steps[0]["kl"] == 0.0 and steps[0]["ratio_mean"] == pytest.approx(1, abs=1e-4) and steps[-1]["kl"] > 0
     assert -1 <= steps[0]["grad_agreement"] <= 1
@@ -201,20 +168,9 @@ def test_micro_batches_are_memory_only(
 
 @pytest.mark.slow
 def test_the_reward_that_is_trained_goes_up(given: dict[str, str], tmp_path: Path) -> None:
-    config = _config(
-        given,
-        tmp_path / "up",
-        rewards=[RewardSpec(name="si_sdr")],
-        steps=30,
-        lr=3e-3,
-        lora=None,
-        prompts_per_step=4,
-        group=8,
-        micro_batch=4,
-        valid_every=30,
-        kl_beta=0.0,
-        save_every=30,
-    )
+    sizes = {"steps": 30, "prompts_per_step": 4, "group": 8, "micro_batch": 4, "valid_every": 30, "save_every": 30}
+    what = {"rewards": [RewardSpec(name="si_sdr")], "lr": 3e-3, "lora": None, "kl_beta": 0.0}
+    config = _config(given, tmp_path / "up", **sizes, **what)
     rl.run(config)
     rewards = [r["reward/si_sdr"] for r in read_rows(tmp_path / "up") if "reward" in r]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
@@ -227,15 +183,8 @@ def test_nothing_scorable_stops_with_the_reason(
 
     def mute(self: rl.Session, *args: Any) -> None:
         session(self, *args)
-        self.scorer = type(
-            "Mute",
-            (),
-            {
-                "score": lambda _, samples, only=None: {
-                    n: [Score(None, "too quiet")] * len(samples) for n in ("si_sdr", "estoi")
-                }
-            },
-        )()
+        scores = {name: [Score(None, "too quiet")] for name in ("si_sdr", "estoi")}
+        self.scorer = SimpleNamespace(score=lambda samples, only=None: {n: s * len(samples) for n, s in scores.items()})
 
     monkeypatch.setattr(rl.Session, "__init__", mute)
     with pytest.raises(UserError, match="100 %") as error:

@@ -5,60 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_avse import write_talkers
 from tiny_avse_task import av_clips, tiny_avse
-from tiny_speech import interrupt_at, read_rows, write_pairs
+from tiny_speech import SMALL_RL, interrupt_at, read_rows
 
 from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.data.batches import with_video
-from rlspeech.data.manifest import read_manifest, write_manifest
-from rlspeech.data.video import save_lips
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.stages import probe, rl
 from rlspeech.tasks import get_task
 from rlspeech.tasks.settings import complete
 from rlspeech.types import UserError
 
-STEPS = 2
+STEPS = SMALL_RL["steps"]
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("rl-avse")
-    data = write_pairs(folder / "pairs")
-    rows = read_manifest(data)
-    for i, utt in enumerate(rows):
-        utt.lips_filepath = str(folder / "lips" / f"{utt.id}.npz")
-        frames = np.random.default_rng(i).integers(0, 255, (round(utt.duration * 25) + 1, 32, 32), dtype=np.uint8)
-        save_lips(utt.lips_filepath, frames)
-    write_manifest(data, rows, {})
+    data = write_talkers(folder / "pairs")
     save_model(folder / "model", tiny_avse(), "avse", facts={"data": "none"})
     return {"data": str(data), "model": str(folder / "model")}
 
 
 def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
-    plain: dict[str, Any] = {
-        "task": "avse",
-        "algo": "ppo",
-        "out": str(out),
-        "rewards": [RewardSpec(name="si_sdr", scale="none")],
-        "guards": [GuardSpec(name="stoi")],
-        "steps": STEPS,
-        "prompts_per_step": 2,
-        "group": 2,
-        "micro_batch": 1,
-        "clip_s": 0.8,
-        "valid_items": 1,
-        "valid_every": STEPS,
-        "save_every": 1,
-        "device": "cpu",
-        "workers": 0,
-        "lr": 1e-3,
-    }
-    return RL(**{**plain, **given, **changes})
+    what = {"task": "avse", "algo": "ppo", "rewards": [RewardSpec(name="si_sdr", scale="none")], "clip_s": 0.8}
+    what |= {"guards": [GuardSpec(name="stoi")], "save_every": 1, "lr": 1e-3}
+    return RL(**{**SMALL_RL, "out": str(out), **what, **given, **changes})
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_recognisers import ROWS, write_corpus, write_model
-from tiny_speech import interrupt_at, read_rows
+from tiny_speech import SMALL_RL, interrupt_at, read_rows
 
 from rlspeech import log
 from rlspeech.config import RL, Exploration, Sampling
@@ -26,30 +26,13 @@ from rlspeech.types import UserError
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("asr")
-    data = write_corpus(folder / "data")
-    return {
-        "model": str(write_model(folder / "model")),
-        "data": str(data),
-        "valid": str(write_corpus(folder / "valid", ROWS[:2])),
-    }
+    model, valid = write_model(folder / "model"), write_corpus(folder / "valid", ROWS[:2])
+    return {"model": str(model), "data": str(write_corpus(folder / "data")), "valid": str(valid)}
 
 
 def config(given: dict[str, str], out: Path, **changes: Any) -> RL:
-    settings: dict[str, Any] = {
-        "device": "cpu",
-        "workers": 0,
-        "steps": 2,
-        "prompts_per_step": 2,
-        "group": 3,
-        "micro_batch": 1,
-        "valid_every": 2,
-        "save_every": 1,
-        "truncated": "keep",
-        "lr": 1e-2,
-        "sampling": Sampling(max_new_tokens=4),
-        **changes,
-    }
-    return RL(task="asr", out=str(out), **given, **settings)
+    small = {**SMALL_RL, "group": 3, "valid_items": 2, "save_every": 1, "truncated": "keep", "lr": 1e-2}
+    return RL(task="asr", out=str(out), **given, **{**small, "sampling": Sampling(max_new_tokens=4), **changes})
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -65,15 +48,7 @@ def test_a_run_and_the_same_run_in_two_attempts(
     steps = [r for r in read_rows(tmp_path / "whole") if "tokens" in r]
     assert [r["step"] for r in steps] == [1, 2] and steps[0]["ratio_max_gap"] < 1e-3
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6)
-    for name in (
-        "wer",
-        "finished",
-        "reward/asr_accuracy",
-        "seconds/encode",
-        "seconds/rollout",
-        "seconds/update",
-        "prompts_drawn",
-    ):
+    for name in "wer finished reward/asr_accuracy seconds/encode seconds/rollout seconds/update prompts_drawn".split():
         assert all(r[name] is not None for r in steps), name
     assert all(1 <= r["tokens"] <= 4 and r["wer"] > 0 for r in steps)
     assert all(r["valid/wer"] > 0 for r in read_rows(tmp_path / "whole") if "valid/reward" in r)

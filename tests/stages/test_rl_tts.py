@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_speech import read_rows
+from tiny_speech import SMALL_RL, read_rows
 from tiny_tts import write_tts
 
 from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
@@ -37,28 +37,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def asked(tiny: dict[str, str], out: Path, **changes: Any) -> RL:
-    plain: dict[str, Any] = {
-        "task": "tts",
-        "model": tiny["model"],
-        "data": tiny["data"],
-        "valid": tiny["valid"],
-        "out": str(out),
-        "steps": 60,
-        "rewards": [BRIEF],
-        "truncated": "keep",
-        "prompts_per_step": 4,
-        "group": 8,
-        "lr": 0.01,
-        "kl_beta": 0.0,
-        "guards": [GuardSpec(name="tts_stopped"), GuardSpec(name="tts_duration_drift", max_drop=LIMIT)],
-        "valid_items": 20,
-        "valid_every": 2,
-        "save_every": 100,
-        "device": "cpu",
-        "workers": 0,
-        "micro_batch": 4,
-    }
-    return RL(**{**plain, **changes})
+    guards = [GuardSpec(name="tts_stopped"), GuardSpec(name="tts_duration_drift", max_drop=LIMIT)]
+    what = {"task": "tts", "rewards": [BRIEF], "guards": guards, "truncated": "keep", "lr": 0.01, "kl_beta": 0.0}
+    sizes = {"steps": 60, "prompts_per_step": 4, "group": 8, "micro_batch": 4, "valid_items": 20, "save_every": 100}
+    places = {k: tiny[k] for k in ("model", "data", "valid")} | {"out": str(out)}
+    return RL(**{**SMALL_RL, **what, **sizes, **places, **changes})
 
 
 @pytest.mark.slow
@@ -101,11 +84,8 @@ def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(
 def test_more_draws_are_averaged_and_the_first_is_heard(tiny: dict[str, str], tmp_path: Path) -> None:
     def first(name: str, **changes: Any) -> tuple[dict[str, float], dict[str, bytes]]:
         out = tmp_path / name
-        kept = {
-            "rewards": [RewardSpec(name="tts_duration_ratio", scale="none")],
-            "guards": [GuardSpec(name="tts_stopped")],
-        }
-        rl.run(asked(tiny, out, steps=1, **kept, **changes))
+        rewards = [RewardSpec(name="tts_duration_ratio", scale="none")]
+        rl.run(asked(tiny, out, steps=1, rewards=rewards, guards=[GuardSpec(name="tts_stopped")], **changes))
         rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
         values = {r["key"]: r["tts_duration_ratio"] for r in rows if not r["step"]}
         return values, {p.name: p.read_bytes() for p in (out / "samples" / "step_000000").iterdir()}

@@ -45,17 +45,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         if any("crash" in c.text for c in some):
             raise ValueError("a bad one")
         clips.extend(some)
+        wavs = [np.full(0 if "mute" in c.text else 160 * len(c.text), 0.1, np.float32) for c in some]
         return [
-            Sample(
-                c.key,
-                np.full(0 if "mute" in c.text else 160 * len(c.text), 0.1, np.float32),
-                16000,
-                None,
-                c.text,
-                c.columns,
-                finished="endless" not in c.text,
-            )
-            for c in some
+            Sample(c.key, wav, 16000, None, c.text, c.columns, finished="endless" not in c.text)
+            for c, wav in zip(some, wavs, strict=True)
         ]
 
     monkeypatch.setattr(Tts, "load", lambda *a, **k: (Model(), {}))
@@ -84,17 +77,11 @@ def test_lines_become_a_folder_that_goes_on(said: list[Any], tmp_path: Path, mon
     lines.write_text("one two\n\n...\nmute\na crash\nendless three\n")
     made = ask(lines, "four", out=str(tmp_path / "out"), batch=3)
     assert made["spoken"] == 3 and made["failed"] == 3 and made["unstopped"] == 1
-    assert made["errors"] == {
-        "lines_0003": "there are no words in it",
-        "lines_0004": "the model returned no speech",
-        "lines_0005": "ValueError: a bad one",
-    }
+    empty, mute = "there are no words in it", "the model returned no speech"
+    assert made["errors"] == {"lines_0003": empty, "lines_0004": mute, "lines_0005": "ValueError: a bad one"}
     rows = {u.id: u for u in read_manifest(tmp_path / "out" / "manifest.jsonl")}
-    assert {k: u.text for k, u in rows.items()} == {
-        "lines_0001": "one two",
-        "lines_0006": "endless three",
-        "text_0002": "four",
-    }
+    texts = {k: u.text for k, u in rows.items()}
+    assert texts == {"lines_0001": "one two", "lines_0006": "endless three", "text_0002": "four"}
     assert rows["text_0002"].duration == pytest.approx(0.04)
     assert sf.info(rows["lines_0001"].audio_filepath).frames == 1120
     before = len(said)

@@ -81,12 +81,8 @@ def test_a_folder_with_bad_files(folder: Path, tmp_path: Path) -> None:
     made = ask(folder, out=str(tmp_path / "out"), batch=3)
     assert made["transcribed"] == 4 and made["failed"] == 2 and made["skipped"] == 0
     assert {Path(k).name for k in made["errors"]} == {"broken.wav", "empty.wav"}
-    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.txt")) == [
-        "a.txt",
-        "long.txt",
-        "sub/b.txt",
-        "tiny.txt",
-    ]
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.txt"))
+    assert written == ["a.txt", "long.txt", "sub/b.txt", "tiny.txt"]
     assert (tmp_path / "out" / "a.txt").read_text() == "5\n" and (tmp_path / "out" / "tiny.txt").read_text() == "1\n"
     assert max(Counting.batches) <= 3
     again = ask(folder, out=str(tmp_path / "out"))
@@ -112,15 +108,8 @@ def test_rows_are_a_manifest_with_the_pieces_of_long_files(folder: Path, tmp_pat
 
 def test_a_manifest_keeps_its_columns_and_stretches(folder: Path, tmp_path: Path) -> None:
     data = folder / "m.jsonl"
-    row = {
-        "id": "x",
-        "audio_filepath": "long.wav",
-        "duration": 0.7,
-        "offset": 1.0,
-        "sample_rate": RATE,
-        "speaker_id": "s",
-        "text": "truth",
-    }
+    row = {"id": "x", "audio_filepath": "long.wav", "duration": 0.7, "offset": 1.0, "sample_rate": RATE}
+    row |= {"speaker_id": "s", "text": "truth"}
     data.write_text(json.dumps(row) + "\n")
     made = ask(data, out=str(tmp_path / "o.jsonl"))["results"][0]
     assert made["text"] == "7" and made["speaker_id"] == "s" and made["offset"] == 1.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny_runs import RATE, clips_of, rl_run
-from tiny_speech import write_model, write_pairs
+from tiny_speech import SMALL_RL, write_model, write_pairs
 
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.card import Card, model_card
@@ -60,18 +60,13 @@ def test_a_score_that_is_missing_has_its_reason(tmp_path: Path) -> None:
 
 
 def test_one_number_for_all_rewards() -> None:
-    specs = [
-        RewardSpec(name="asr_accuracy", scale="none"),
-        RewardSpec(name="asr_keywords", scale="none", weight=0.5),
-        RewardSpec(name="asr_hallucination", scale="none", weight=2.0, mode="override"),
-    ]
-    row = {
-        "asr_accuracy": [0.5, 1.0, 0.8, None],
-        "asr_keywords": [None, 1.0, 1.0, 1.0],
-        "asr_hallucination": [0.0, 0.0, -1.0, 0.0],
-    }
-    assert reward_of(specs, row, row) == [0.5, 1.5, -2.0, None]
-    strict = [specs[0], specs[1].model_copy(update={"missing": "unscorable"})]
+    right = RewardSpec(name="asr_accuracy", scale="none")
+    keywords = RewardSpec(name="asr_keywords", scale="none", weight=0.5)
+    invented = RewardSpec(name="asr_hallucination", scale="none", weight=2.0, mode="override")
+    row = {"asr_accuracy": [0.5, 1.0, 0.8, None], "asr_keywords": [None, 1.0, 1.0, 1.0]}
+    row["asr_hallucination"] = [0.0, 0.0, -1.0, 0.0]
+    assert reward_of([right, keywords, invented], row, row) == [0.5, 1.5, -2.0, None]
+    strict = [right, keywords.model_copy(update={"missing": "unscorable"})]
     assert reward_of(strict, row, row)[0] is None
     scaled = reward_of([RewardSpec(name="asr_wer")], {"asr_wer": [1.0, 3.0]}, {"asr_wer": [0.0, 2.0]})
     assert scaled == [-1.0, -3.0]  # in units of the spread at the start, and lower is better
@@ -94,12 +89,8 @@ def config(**more: Any) -> RL:
 
 
 def history() -> list[dict[str, Any]]:
-    first = {
-        "step": 0,
-        "estoi": [0.5 + 0.01 * i for i in range(20)],
-        "lsd": [9.0 + 0.1 * i for i in range(20)],
-        "reward": [0.0] * 20,
-    }
+    first = {"step": 0, "reward": [0.0] * 20, "estoi": [0.5 + 0.01 * i for i in range(20)]}
+    first["lsd"] = [9.0 + 0.1 * i for i in range(20)]
     return [first, {**first, "step": 40, "estoi": [v + 0.1 for v in first["estoi"]], "lsd": [None, *first["lsd"][1:]]}]
 
 
@@ -133,26 +124,17 @@ def test_a_run_on_a_run_keeps_the_chain() -> None:
     once = tuned_facts(config(model="embedded"), {"stage": "pretrain"}, history(), 10, [], {})
     twice = tuned_facts(config(model="runs/one", algo="ppo"), once, history(), 20, [], {})
     third = tuned_facts(config(model="runs/two"), twice, history(), 30, [], {})
-    assert [(e["algo"], e["step"], e["from"]) for e in third["earlier"]] == [
-        ("grpo", 10, "embedded"),
-        ("ppo", 20, "runs/one"),
-    ]
+    earlier = [(e["algo"], e["step"], e["from"]) for e in third["earlier"]]
+    assert earlier == [("grpo", 10, "embedded"), ("ppo", 20, "runs/one")]
     assert "results" not in third["earlier"][0] and third["stage"] == "pretrain"
     assert "Before that: grpo, 10 steps, starting from embedded; then ppo, 20 steps" in model_card(CARD, third)
 
 
 def test_a_validation_is_told_as_better_worse_or_undecided() -> None:
     nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
-    told = summary_line(
-        {
-            "estoi": Interval(0.01, 0.005, 0.02, 8),
-            "lsd": Interval(-1.5, -2.0, -1.0, 8),
-            "si_sdr": Interval(-1.0, -2.0, -0.5, 8),
-            "pesq_wb": Interval(0.2, -0.1, 0.5, 8),
-            "stoi": nothing,
-            "reward": Interval(1.25, 1.0, 2.0, 8),
-        }
-    )
+    found = {"estoi": (0.01, 0.005, 0.02), "lsd": (-1.5, -2.0, -1.0), "si_sdr": (-1.0, -2.0, -0.5)}
+    found |= {"pesq_wb": (0.2, -0.1, 0.5), "reward": (1.25, 1.0, 2.0)}
+    told = summary_line({"stoi": nothing, **{name: Interval(*values, 8) for name, values in found.items()}})
     assert (
         told == "better: estoi +0.01, lsd -1.5, all rewards together +1.25; worse: si_sdr -1; undecided: pesq_wb +0.2"
     )
@@ -168,25 +150,9 @@ def test_without_a_validation_there_are_no_numbers() -> None:
 def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(tmp_path: Path) -> None:
     explore = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
     pairs = str(write_pairs(tmp_path / "pairs"))
-    rl.run(
-        config(
-            data=pairs,
-            valid=pairs,
-            model=str(write_model(tmp_path / "model")),
-            out=str(tmp_path / "run"),
-            explore=explore,
-            lora=Lora(rank=2, alpha=4),
-            steps=1,
-            prompts_per_step=2,
-            group=2,
-            micro_batch=1,
-            clip_s=0.8,
-            valid_items=3,
-            device="cpu",
-            workers=0,
-            tracker="none",
-        )
-    )
+    where = {"data": pairs, "valid": pairs, "model": str(write_model(tmp_path / "model")), "out": str(tmp_path / "run")}
+    what = {"explore": explore, "lora": Lora(rank=2, alpha=4), "clip_s": 0.8, "tracker": "none"}
+    rl.run(config(**{**SMALL_RL, **where, **what, "steps": 1, "valid_items": 3}))
     folder = tmp_path / "run" / "checkpoints" / "step_000001"
     facts, card = read_config(folder)["facts"], (folder / "README.md").read_text()
     assert facts["rl"]["results"]["clips"] == 3 and facts["stage"] == "made up" and "estoi" in facts["rl"]["versions"]

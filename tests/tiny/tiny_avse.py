@@ -6,36 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_speech import write_pairs
 
 from rlspeech.config import AvseModel
-from rlspeech.data.video import load_lips
+from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.data.video import load_lips, save_lips
 from rlspeech.models.avse import AvseEnhancer
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.tasks.avse.task import Avse
 
 RATE = 16000
-TINY = AvseModel(
-    filters=16,
-    kernel=32,
-    stride=16,
-    bottleneck=8,
-    hidden=8,
-    blocks=2,
-    repeats=1,
-    video_crop=88,
-    video_size=16,
-    video_stem=2,
-    video_channels=[2],
-    video_layers=[1],
-    visual_blocks=1,
-)
+SIZES = dict(filters=16, kernel=32, stride=16, bottleneck=8, hidden=8, blocks=2, repeats=1, visual_blocks=1)
+TINY = AvseModel(**SIZES, video_crop=88, video_size=16, video_stem=2, video_channels=[2], video_layers=[1])
 
 
 def checkpoint(folder: Path, channels: int = 1, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    save_model(
-        folder, AvseEnhancer(TINY.model_copy(update={"channels": channels})), "avse", facts={"what": "untrained"}
-    )
+    model = AvseEnhancer(TINY.model_copy(update={"channels": channels}))
+    save_model(folder, model, "avse", facts={"what": "untrained"})
     return folder
 
 
@@ -58,3 +46,14 @@ def reference(folder: Path, noisy: np.ndarray, mouth: np.ndarray | Path | None) 
     lips = load_lips(mouth) if isinstance(mouth, Path) else mouth
     made: np.ndarray = Avse().enhancer(model).infer([noisy], ["alone"], [lips])[0]
     return made
+
+
+def write_talkers(folder: Path, count: int = 6) -> Path:
+    """Write noisy/clean pairs of a second, each with a "mouth" of noise (26, 32, 32), and their manifest."""
+    pairs = write_pairs(folder, count)
+    rows = read_manifest(pairs)
+    for i, utt in enumerate(rows):
+        utt.lips_filepath = str(folder / "lips" / f"{utt.id}.npz")
+        save_lips(utt.lips_filepath, np.random.default_rng(i).integers(0, 255, (26, 32, 32), dtype=np.uint8))
+    write_manifest(pairs, rows, {})
+    return pairs

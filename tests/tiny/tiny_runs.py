@@ -47,59 +47,32 @@ def rl_run(
     **changes: Any,
 ) -> Path:
     """A run whose si_sdr rises by about ``gain``, in clips of different difficulty; ``shift`` makes the inputs others."""
-    config = RL(
-        **{
-            "rewards": [RewardSpec(name="si_sdr")],
-            "guards": [GuardSpec(name="lsd", max_drop=1.0)],
-            "steps": steps[-1],
-            "seed": 1,
-            "data": "data.jsonl",
-            "valid": "valid.jsonl",
-            "out": str(folder),
-            **changes,
-        }
-    )
+    plain = {"data": "data.jsonl", "valid": "valid.jsonl", "out": str(folder), "steps": steps[-1], "seed": 1}
+    plain |= {"rewards": [RewardSpec(name="si_sdr")], "guards": [GuardSpec(name="lsd", max_drop=1.0)]}
+    config = RL(**{**plain, **changes})
     write_json(folder / "config.resolved.json", config.model_dump(mode="json"))
-    directions = {
-        "si_sdr": {"higher_is_better": True, "version": "1"},
-        "lsd": {"higher_is_better": False, "version": "1"},
-    }
-    write_json(
-        folder / "env.json",
-        {
-            "stage": "rl",
-            "argv": ["rlspeech", "rl", "--out", str(folder)],
-            "versions": {"torch": "2.0"},
-            "rewards": {**directions, "_input": {}},
-            "stopped": "all steps done",
-        },
-    )
+    directions = {m: {"higher_is_better": up, "version": "1"} for m, up in (("si_sdr", True), ("lsd", False))}
+    env = {"stage": "rl", "argv": ["rlspeech", "rl", "--out", str(folder)], "versions": {"torch": "2.0"}}
+    write_json(folder / "env.json", env | {"rewards": {**directions, "_input": {}}, "stopped": "all steps done"})
     clips, rng, start, rows = clips_of(count, shift), np.random.default_rng(0), dict[str, list[float]](), []
     for step in steps:
         share = step / max(1, steps[-1])
         moved = share * (gain + 0.3 * gain * rng.standard_normal(count))
         values = {"si_sdr": (np.arange(count) + moved).tolist(), "lsd": (10 + np.arange(count) - share).tolist()}
         samples = [Sample(c.key, c.noisy * (1 - 0.5 * share), RATE, c.target, c.text) for c in clips]
-        scores = {
-            m: [Score(v, detail={"llm_text": words} if words else {}) for v in column] for m, column in values.items()
-        }
-        validation.keep(
-            folder, step, clips, samples, scores if not words else {"llm": scores["si_sdr"], **scores}, values["si_sdr"]
-        )
+        detail = {"llm_text": words} if words else {}
+        scores = {m: [Score(v, detail=detail) for v in column] for m, column in values.items()}
+        if words:
+            scores = {"llm": scores["si_sdr"], **scores}
+        validation.keep(folder, step, clips, samples, scores, values["si_sdr"])
         columns = {**values, "reward": values["si_sdr"]}
         start = start or columns
-        rows += (
-            [{"step": step, "time": 1.0, "reward": gain * share, "kl": 0.01 * share, "seconds/rollout": 1.5}]
-            if step
-            else []
-        )
-        rows += [
-            {
-                "step": step,
-                **interval_columns("valid", {k: mean_interval(v) for k, v in columns.items()}),
-                **interval_columns("delta", {k: paired_delta(v, start[k], seed=1) for k, v in columns.items()}),
-            }
-        ]
+        if step:
+            policy = {"reward": gain * share, "kl": 0.01 * share}
+            rows.append({"step": step, "time": 1.0, **policy, "seconds/rollout": 1.5})
+        valid = interval_columns("valid", {k: mean_interval(v) for k, v in columns.items()})
+        delta = interval_columns("delta", {k: paired_delta(v, start[k], seed=1) for k, v in columns.items()})
+        rows.append({"step": step, **valid, **delta})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     last = step_name(steps[-1])
     (folder / "checkpoints" / last).mkdir(parents=True, exist_ok=True)
@@ -142,10 +115,8 @@ def reward_run(folder: Path, values: Mapping[str, Sequence[float | None]], **met
     systems, rows = {}, []
     for system, column in values.items():
         facts = {"version": "1", "higher_is_better": False, **metric}
-        systems[system] = {
-            "metrics": {"lsd": facts},
-            "settings": {"path": str(folder / system), "seed": 0, "players": 3},
-        }
+        settings = {"path": str(folder / system), "seed": 0, "players": 3}
+        systems[system] = {"metrics": {"lsd": facts}, "settings": settings}
         for i, value in enumerate(column):
             save_audio(folder / system / f"f{i}.flac", tone(300 + 50 * i), RATE)
             errors = {} if value is not None else {"lsd": "empty file"}
@@ -162,14 +133,10 @@ def summarised(folder: Path, baseline: str, **facts: Any) -> Path:
         row = json.loads(line)
         columns.setdefault(row["system"], {})[row["key"]] = row["si_sdr"]
     deltas = {s: paired_delta(c, columns[baseline]) for s, c in columns.items() if s != baseline}
-    summary = {
-        "n": len(columns[baseline]),
-        "baseline": baseline,
-        "higher_is_better": {"si_sdr": True},
-        "systems": {s: {"si_sdr": mean_interval(list(c.values())).as_dict()} for s, c in columns.items()},
-        "deltas": {s: {"si_sdr": d.as_dict()} for s, d in deltas.items()},
-        "seconds": {"total": 3.0, "si_sdr": 1.0},
-    }
+    summary = {"n": len(columns[baseline]), "baseline": baseline, "higher_is_better": {"si_sdr": True}}
+    summary["systems"] = {s: {"si_sdr": mean_interval(list(c.values())).as_dict()} for s, c in columns.items()}
+    summary["deltas"] = {s: {"si_sdr": d.as_dict()} for s, d in deltas.items()}
+    summary["seconds"] = {"total": 3.0, "si_sdr": 1.0}
     write_json(folder / "metrics.json", {**summary, **facts})
     write_json(folder / "scores.meta.json", {"metrics": {"si_sdr": {"version": "1"}}})
     return folder
@@ -192,14 +159,9 @@ def texts_run(folder: Path, systems: Mapping[str, Sequence[str]], data: Path, *,
     baseline = next(iter(systems))
     found = compare_rates(counts, baseline).as_dict()
     part = compare_rates({s: c[:2] for s, c in counts.items()}, baseline).as_dict()
-    facts = {
-        "baseline": baseline,
-        "normaliser": "basic-2",
-        "by_column": "place",
-        "by": {"home": part},
-        "notes": ["1 row has no text"],
-    }
-    write_json(folder / "metrics.json", {**found, **facts, "seconds": {"total": 3.0}})
+    facts = {"baseline": baseline, "normaliser": "basic-2", "by_column": "place", "by": {"home": part}}
+    facts |= {"notes": ["1 row has no text"], "seconds": {"total": 3.0}}
+    write_json(folder / "metrics.json", {**found, **facts})
     return folder
 
 
@@ -208,15 +170,8 @@ def eval_run(
 ) -> Path:
     """An evaluation that was not finished: scores of si_sdr and, of the input, estoi; no ``metrics.json``."""
     names = [s for s in systems if s != "input"]
-    config = Evaluate(
-        **{
-            "data": "test.jsonl",
-            "models": {s: f"runs/{s}" for s in names},
-            "metrics": ["si_sdr"],
-            "out": str(folder),
-            **changes,
-        }
-    )
+    plain = {"data": "test.jsonl", "models": {s: f"runs/{s}" for s in names}, "metrics": ["si_sdr"], "out": str(folder)}
+    config = Evaluate(**{**plain, **changes})
     write_json(folder / "config.resolved.json", config.model_dump(mode="json"))
     write_json(folder / "env.json", {"stage": "eval", "versions": {"torch": "2.0"}})
     lines = []

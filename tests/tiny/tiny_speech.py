@@ -18,6 +18,9 @@ from rlspeech.types import Utterance
 
 RATE = 16000
 MODEL = FlowModel(dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4, nfe=2)
+# settings of ``rl`` that take seconds on one core
+SMALL_RL = {"steps": 2, "prompts_per_step": 2, "group": 2, "micro_batch": 1, "device": "cpu", "workers": 0}
+SMALL_RL |= {"valid_items": 1, "valid_every": 2, "save_every": 2}
 
 
 def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
@@ -30,15 +33,8 @@ def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
         noisy = clean + 0.03 * rng.standard_normal(len(t))
         for name, wav in (("clean", clean), ("noisy", noisy)):
             save_audio(folder / name / f"{i}.flac", wav.astype(np.float32), RATE)
-        utts.append(
-            Utterance(
-                f"u{i}",
-                str(folder / "noisy" / f"{i}.flac"),
-                seconds,
-                RATE,
-                target_filepath=str(folder / "clean" / f"{i}.flac"),
-            )
-        )
+        noisy_file, clean_file = (str(folder / name / f"{i}.flac") for name in ("noisy", "clean"))
+        utts.append(Utterance(f"u{i}", noisy_file, seconds, RATE, target_filepath=clean_file))
     write_manifest(folder / "manifest.jsonl", utts, None)
     return folder / "manifest.jsonl"
 

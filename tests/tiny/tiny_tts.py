@@ -20,6 +20,7 @@ RATE = 16000
 TEXTS = ["one two three", "four five", "six seven eight", "nine zero"]
 CODEC = CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8)
 MODEL = dict(dim=16, layers=1, heads=2, ff=32, vocabulary=290, prompt_s=1.0, max_s=4.0)
+REWARD = dict(dim=16, layers=1, text_layers=1, heads=2, vocabulary=290)
 
 
 def write_tts(folder: Path) -> dict[str, str]:
@@ -30,7 +31,7 @@ def write_tts(folder: Path) -> dict[str, str]:
     save_codec_lm(
         folder / "model", build_codec_lm(CodecLMModel(codec=str(folder / "codec"), **MODEL), TEXTS, codec), facts={}
     )
-    cfg = TokenRewardModel(codec=str(folder / "codec"), dim=16, layers=1, text_layers=1, heads=2, vocabulary=290)
+    cfg = TokenRewardModel(codec=str(folder / "codec"), **REWARD)
     labels = {"sex": ["female", "male"]}
     save_token_reward(
         folder / "reward", TokenReward(cfg, codec.size, make_tokenizer(TEXTS, 290), labels, codec.sample_rate), facts={}
@@ -40,19 +41,8 @@ def write_tts(folder: Path) -> dict[str, str]:
         t = np.arange(RATE) / RATE
         wav = 0.1 * np.sin(2 * np.pi * (120 + 20 * i) * t) * (1 + np.sin(2 * np.pi * 3 * t))
         save_audio(folder / f"{i}.flac", wav.astype(np.float32), RATE)
-        lines.append(
-            json.dumps(
-                {
-                    "id": f"u{i}",
-                    "audio_filepath": f"{i}.flac",
-                    "duration": 1.0,
-                    "sample_rate": RATE,
-                    "text": text,
-                    "prompt_filepath": f"{(i + 1) % 4}.flac",
-                    "prompt_text": TEXTS[(i + 1) % 4],
-                    "sex": "male",
-                }
-            )
-        )
+        row = {"id": f"u{i}", "audio_filepath": f"{i}.flac", "duration": 1.0, "sample_rate": RATE, "text": text}
+        prompt = {"prompt_filepath": f"{(i + 1) % 4}.flac", "prompt_text": TEXTS[(i + 1) % 4]}
+        lines.append(json.dumps(row | prompt | {"sex": "male"}))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return {"model": str(folder / "model"), "data": str(folder / "manifest.jsonl"), "reward": str(folder / "reward")}
