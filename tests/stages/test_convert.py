@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from avse4_layout import random_weights
 from safetensors.torch import save_file
+from tiny_tuned import TASKS, Run, answer, tuned
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
+from rlspeech.config import Lora
+from rlspeech.data.audio import save_audio
 from rlspeech.models.avse_import import convert_avse4
 from rlspeech.models.hub import load_model
 from rlspeech.stages import convert
+from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
 
@@ -60,14 +68,8 @@ def test_what_cannot_be_converted_leaves_nothing(published: Path, tmp_path: Path
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
-# -- manifests and scores ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_manifest_goes_out_and_comes_back(tmp_path: Path) -> None:
-    import numpy as np
-    import soundfile as sf
-
     data = tmp_path / "data"
     data.mkdir()
     rows = []
@@ -115,3 +117,126 @@ def test_scores_go_out_and_come_back(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", "scores", str(out), "--to", "rlspeech", str(again)])
     assert result.exit_code == 2
     assert "again.meta.json" in result.stderr, "what stands beside it is not written over either"
+
+
+# -- adapters and merged checkpoints: three ways to the same answers
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    lora = {"avse": Lora(rank=2, alpha=4, targets="attention+ff"), "tts": Lora(rank=2, alpha=4, targets="all")}
+    return {task: tuned(task, tmp_path_factory.mktemp(task), lora.get(task, Lora(rank=2, alpha=4))) for task in TASKS}
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.slow
+def test_run_adapter_and_merged_answer_the_same(task: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    run, work = runs[task], get_task(task)
+    assert near(run.answer, run.before) > 1e-3, "the adapter changes something"
+    told = convert.merge_lora(str(run.folder), "merged", str(tmp_path / "merged"))
+    assert near(answer(task, work.load(str(tmp_path / "merged"))[0]), run.answer) < 1e-5
+    assert told["task"] == task
+    assert not [p.name for p in (tmp_path / "merged").iterdir() if p.name.startswith(("state", "adapter"))]
+
+    adapter = tmp_path / "adapter"
+    told = convert.merge_lora(str(run.folder / "checkpoints" / "step_000003"), "adapter", str(adapter))
+    assert told["base"] == str(run.base) and told["parameters"] > 0
+    assert sum(p.stat().st_size for p in adapter.iterdir() if p.suffix == ".safetensors") < 0.9 * sum(
+        p.stat().st_size for p in (tmp_path / "merged").iterdir() if p.suffix == ".safetensors"
+    )
+    model, _ = work.load(str(run.base))
+    inner = model.net if task in ("asr", "tts") else model
+    PeftModel.from_pretrained(inner, str(adapter))  # changes the layers of ``inner`` in place
+    assert near(answer(task, model), run.answer) < 1e-5
+
+    convert.merge_lora(str(adapter), "merged", str(tmp_path / "again"))
+    assert near(answer(task, work.load(str(tmp_path / "again"))[0]), run.answer) < 1e-5
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(run.base)
+
+
+@pytest.mark.parametrize("task", ["asr", "tts"])
+@pytest.mark.slow
+def test_transformers_loads_base_and_adapter_by_itself(task: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    """No module of this project is asked: the base's own class, and peft over it."""
+    import transformers
+    from peft import AutoPeftModel
+    from tiny_tuned import language
+
+    run = runs[task]
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "adapter"))
+    name = json.loads((run.base / "config.json").read_text())["architectures"][0]
+    assert isinstance(getattr(transformers, name), type)
+    loaded: Any = AutoPeftModel.from_pretrained(str(tmp_path / "adapter"))
+    assert near(language(task, loaded.get_base_model().eval()), run.answer) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_command(runs: dict[str, Run], tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    result = CliRunner().invoke(
+        app, ["convert", "lora", str(runs["flowse"].folder), "--to", "adapter", str(out), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["out"] == str(out)
+    hub = pytest.importorskip("huggingface_hub")
+    head = hub.metadata_load(out / "README.md")
+    assert head["library_name"] == "peft" and "lora" in head["tags"]
+    assert "PeftModel.from_pretrained" in (out / "README.md").read_text()
+    there = str(tmp_path / "x")
+    for arguments in (["--to", "adapter", there], ["--to", "both", there], ["--to", "merged", str(out)]):
+        result = CliRunner().invoke(app, ["convert", "lora", str(out), *arguments])
+        assert result.exit_code == 2 and not (tmp_path / "x").exists()
+    save_audio(tmp_path / "a.wav", np.zeros(1600, np.float32), 16000)
+    result = CliRunner().invoke(
+        app, ["enhance", str(tmp_path / "a.wav"), "--model", str(out), "--out", str(tmp_path / "x")]
+    )
+    assert result.exit_code == 2
+    assert f"rlspeech convert lora {out} --to merged" in result.stderr, "an adapter is no model"
+
+
+@pytest.mark.slow
+def test_a_base_that_has_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tuned("flowse", tmp_path, Lora(rank=2, alpha=4))
+    other = tuned("flowse", tmp_path / "other", Lora(rank=2, alpha=4))
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "a"))
+    assert "does not fit" not in capsys.readouterr().err
+    shutil.copyfile(other.folder / "checkpoints" / "step_000003" / "model.safetensors", run.base / "model.safetensors")
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "b"))
+    assert "is not what the run started from any more" in capsys.readouterr().err
+    shutil.rmtree(run.base)
+    convert.merge_lora(str(run.folder), "adapter", str(tmp_path / "c"))
+    assert "is not there any more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
+    whole = tuned("flowse", tmp_path / "whole", None)
+    for to in ("adapter", "merged"):
+        with pytest.raises(UserError, match="adapter") as error:
+            convert.merge_lora(str(whole.folder), to, str(tmp_path / "out"))
+        assert "rlspeech enhance" in error.value.try_this
+    for source, why in ((runs["flowse"].base, "was not tuned"), (tmp_path / "gone", "no checkpoint")):
+        with pytest.raises(UserError, match=why):
+            convert.merge_lora(str(source), "merged", str(tmp_path / "out"))
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(runs["flowse"].folder / "checkpoints" / "step_000003", spoilt)
+    (spoilt / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot read"):
+        convert.merge_lora(str(spoilt), "adapter", str(tmp_path / "out"))
+    convert.merge_lora(str(runs["flowse"].folder), "adapter", str(tmp_path / "adapter"))
+    about = json.loads((tmp_path / "adapter" / "rlspeech.json").read_text())
+    other = {"task": "asr", "base": str(runs["asr"].base)}
+    for change, why in ((other, "does not fit"), ({"task": None}, "does not say")):
+        (tmp_path / "adapter" / "rlspeech.json").write_text(json.dumps(about | change))
+        config = tmp_path / "adapter" / "adapter_config.json"
+        base = {"base_model_name_or_path": change.get("base", about["base"])}
+        config.write_text(json.dumps(json.loads(config.read_text()) | base))
+        with pytest.raises(UserError, match=why):
+            convert.merge_lora(str(tmp_path / "adapter"), "merged", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

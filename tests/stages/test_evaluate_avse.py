@@ -194,7 +194,7 @@ def test_neighbours_are_of_other_speech(world: Path) -> None:
     utts.append(Utterance("blind", "x.wav", 1.0, RATE))
     found = {k: v.id for k, v in neighbours(utts).items()}
     assert found == {"u0": "u3", "u1": "u2", "u2": "u3", "u3": "u0", "blind": "u0"}
-    with pytest.raises(UserError, match="cannot be shuffled"):
+    with pytest.raises(UserError, match="shuffled"):
         neighbours(utts[:2])
-    with pytest.raises(UserError, match="cannot be shuffled"):
+    with pytest.raises(UserError, match="shuffled"):
         neighbours([utts[0], utts[2]])

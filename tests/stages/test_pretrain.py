@@ -14,19 +14,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_tts
 import torch
 from safetensors.torch import load_file
 from tiny_speech import MODEL, RATE, write_pairs
+from tiny_tts import CODEC, REWARD, write_tts
 
-from rlspeech.config import FlowModel, Pretrain
+from rlspeech.config import CodecLMModel, FlowModel, Mixing, Pretrain, TokenRewardModel
 from rlspeech.data.audio import save_audio
+from rlspeech.data.manifest import write_manifest
 from rlspeech.models.hub import load_model
 from rlspeech.report.build import build, compared
 from rlspeech.report.runs import open_runs
 from rlspeech.stages import pretrain
 from rlspeech.stages.finish import Interrupt
 from rlspeech.tasks.flowse.task import FlowSE
-from rlspeech.types import UserError
+from rlspeech.types import UserError, Utterance
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +285,36 @@ def test_a_killed_process_is_taken_up_again(pairs: Path, tmp_path: Path) -> None
     a, b = _state(tmp_path / "whole", 60), _state(tmp_path / "cut", 60)
     assert all(torch.equal(v, b[k]) for k, v in a.items())
     assert not list(cut.glob(".tmp*"))
+
+
+def test_whole_utterances_of_unequal_length_are_trained_on(tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(0), []
+    for i in range(10):
+        clean = (0.1 * np.sin(np.arange(6000 + 700 * i) * 0.1)).astype(np.float32)
+        noisy = clean + 0.02 * rng.standard_normal(len(clean)).astype(np.float32)
+        files = {name: str(tmp_path / name / f"{i}.flac") for name in ("noisy", "clean")}
+        for name, wav in (("noisy", noisy), ("clean", clean)):
+            save_audio(Path(files[name]), wav, 16000)
+        rows.append(Utterance(f"u{i}", files["noisy"], len(clean) / 16000, 16000, target_filepath=files["clean"]))
+    write_manifest(tmp_path / "pairs.jsonl", rows)
+    sizes = {"steps": 3, "batch": 3, "mixing": Mixing(clip_s=0)}
+    summary = pretrain.run(_config(tmp_path / "pairs.jsonl", tmp_path / "run", **sizes))
+    assert summary["step"] == 3 and math.isfinite(summary["si_sdr"])
+
+
+@pytest.mark.parametrize("task", ["codec", "tts", "token-reward"])
+def test_four_utterances_train_and_nothing_is_validated(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = write_tts(tmp_path)
+    codec = {"codec": str(tmp_path / "codec")}
+    parts = {
+        "codec": CODEC,
+        "tts": CodecLMModel(**codec, **tiny_tts.MODEL),
+        "token_reward": TokenRewardModel(**codec, **REWARD),
+    }
+    places = {"data": given["data"], "out": str(tmp_path / "run")}
+    config = Pretrain(task=task, **places, **parts, steps=2, batch=2, device="cpu")
+    summary = pretrain.run(config)
+    assert summary["step"] == 2 and Path(summary["report"]).is_file()
+    assert "too few to hold any back: nothing is validated" in capsys.readouterr().err
