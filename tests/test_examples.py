@@ -76,9 +76,8 @@ def test_demo_tts_speaks_learns_and_compares(tmp_path: Path) -> None:
     assert set(systems(tmp_path / "out")) == {"recordings", "resynthesis", "base", "sft", "rl"}
     said = [json.loads(line) for line in (tmp_path / "out" / "eval" / "said" / "rl.jsonl").read_text().splitlines()]
     assert len(said) == 6 and all(r["samples"] > 0 and r["tokens"] for r in said)
-    assert (tmp_path / "out" / "spoken").exists() and "<audio" in (
-        tmp_path / "out" / "eval" / "report.html"
-    ).read_text()
+    assert (tmp_path / "out" / "spoken").exists()
+    assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
 
 
 @pytest.mark.realdata

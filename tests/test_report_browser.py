@@ -179,9 +179,8 @@ def test_it_renders_and_every_player_loads(context: _Context) -> None:
     lengths = page.evaluate("[...document.querySelectorAll('audio')].map((a) => a.duration)")
     assert len(lengths) == 18 and all(1.95 < s < 19 for s in lengths)
     assert page.evaluate("[...document.images].every((i) => i.naturalWidth > 100)")
-    assert (
-        page.locator(".curves svg").count() >= 3 and page.locator(".curves svg >> nth=0").bounding_box()["height"] > 80
-    )
+    assert page.locator(".curves svg").count() >= 3
+    assert page.locator(".curves svg >> nth=0").bounding_box()["height"] > 80
 
 
 def test_text_stays_text(context: _Context) -> None:
@@ -216,9 +215,8 @@ def test_filters_and_sorting(context: _Context) -> None:
     assert keys() == ["0"]
     page.get_by_role("button", name="All 6").click()
     page.get_by_label("Sort by difference in").select_option("llm")
-    assert (
-        keys() == ["0", "1", "2", "3", "4", "5"] and page.locator("article .gain >> nth=0").inner_text() == "llm −1.000"
-    )
+    assert keys() == ["0", "1", "2", "3", "4", "5"]
+    assert page.locator("article .gain >> nth=0").inner_text() == "llm −1.000"
     page.get_by_label("which first").select_option("best")
     assert keys()[0] == "5"
     page.get_by_label("Sort by difference in").select_option("lsd")
@@ -250,9 +248,8 @@ def test_the_blind_comparison_from_the_first_pair_to_the_export(context: _Contex
     page.get_by_label("Listener").fill("me <b>")
     page.get_by_role("button", name="Start").click()
     dialog = page.locator("dialog")
-    assert "Pair 1 of 6" in dialog.inner_text() and not any(
-        name in dialog.inner_text() for name in ("base", "tuned", "clip")
-    )
+    assert "Pair 1 of 6" in dialog.inner_text()
+    assert not any(name in dialog.inner_text() for name in ("base", "tuned", "clip"))
     page.keyboard.press("1")  # nothing was heard yet: no vote
     page.keyboard.press("a")
     page.keyboard.press("2")
@@ -269,18 +266,13 @@ def test_the_blind_comparison_from_the_first_pair_to_the_export(context: _Contex
         assert f"Pair {n + 3} of 6" in dialog.inner_text()
         _vote(page, key)
     told = json.loads(_saved(page, "json", tmp_path))
-    assert (
-        told["systems"] == ["base", "tuned"]
-        and told["seed"] == 11
-        and told["listener"] == "me <b>"
-        and told["equal_loudness"]
-    )
+    assert told["systems"] == ["base", "tuned"] and told["seed"] == 11 and told["listener"] == "me <b>"
+    assert told["equal_loudness"]
     votes = told["votes"]
     assert [v["vote"] for v in votes] == ["a", "b", "a", "none", "b", "a"]
     assert all(v["preferred"] == {"a": v["a"], "b": v["b"], "none": "none"}[v["vote"]] for v in votes)
-    assert sorted(v["a"] for v in votes) == ["base"] * 3 + ["tuned"] * 3 and {v["clip"] for v in votes} == {
-        c.key for c in _data().clips
-    }
+    assert sorted(v["a"] for v in votes) == ["base"] * 3 + ["tuned"] * 3
+    assert {v["clip"] for v in votes} == {c.key for c in _data().clips}
     wins = sum(v["preferred"] == "tuned" for v in votes)
     expected = binomtest(wins, 5).proportion_ci(method="wilson")
     assert told["result"]["second"] == wins and told["result"]["none"] == 1 and told["result"]["share"] == wins / 5

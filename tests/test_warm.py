@@ -21,14 +21,8 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 def test_streams_folder_environment_and_exit_codes_are_the_callers(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / "probe.py").write_text("import os, sys\nprint(os.getcwd(), os.environ['WHO'], sys.stdin.read())\n")
-    call = [
-        "rlspeech",
-        "rl",
-        "--task",
-        "probe:missing",
-        "--out",
-        "out",
-    ]  # reads probe.py, which is only on the caller's path
+    # reads probe.py, which is only on the caller's path
+    call = ["rlspeech", "rl", "--task", "probe:missing", "--out", "out"]
     mine = {**env, "PYTHONPATH": str(tmp_path), "WHO": "me"}
     done = subprocess.run(call, env=mine, cwd=tmp_path, input="hi", capture_output=True, text=True)
     assert done.returncode == 2 and f"{tmp_path} me hi" in done.stdout + done.stderr

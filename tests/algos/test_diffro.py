@@ -77,9 +77,8 @@ def test_straight_through_shows_one_hot_tokens_and_has_the_soft_gradient() -> No
     rollout = policy.rollout(PROMPTS, group=2, seed=0)
     rows, taste = torch.arange(8), torch.randn(CODES, generator=torch.Generator().manual_seed(0))
     made, soft = (policy.relax(rollout, rows, tau=0.5, hard=h, seed=2) for h in (True, False))
-    assert torch.equal(made.soft.detach().sum(-1), torch.ones(8, LONGEST)) and set(
-        made.soft.detach().unique().tolist()
-    ) == {0.0, 1.0}
+    assert torch.equal(made.soft.detach().sum(-1), torch.ones(8, LONGEST))
+    assert set(made.soft.detach().unique().tolist()) == {0.0, 1.0}
     hard, smooth = (torch.autograd.grad((m.soft @ taste * m.mask).sum(), policy.table)[0] for m in (made, soft))
     torch.testing.assert_close(hard, smooth)  # a linear reward does not see the difference
     norms = [
@@ -114,16 +113,12 @@ def test_rewards_are_not_computed_and_the_log_has_what_was_climbed() -> None:
     assert judge.calls == 0 and experience.scores == {} and np.isnan(experience.reward).all()
     logged = algo.update(experience, lr=0.1)
     kept = experience.extra["kept"].numpy()
-    assert (
-        likes.rows == kept.sum()
-        and np.isfinite(experience.reward[kept]).all()
-        and np.isnan(experience.reward[~kept]).all()
-    )
+    assert likes.rows == kept.sum() and np.isfinite(experience.reward[kept]).all()
+    assert np.isnan(experience.reward[~kept]).all()
     assert logged["diffro/reward"] == pytest.approx(float(experience.reward[kept].mean()), abs=1e-5)
     assert logged["kl"] == pytest.approx(0, abs=1e-6)
-    assert logged["diffro/kept"] == pytest.approx(kept.mean()) and logged["diffro/unfinished"] == pytest.approx(
-        1 - kept.mean()
-    )
+    assert logged["diffro/kept"] == pytest.approx(kept.mean())
+    assert logged["diffro/unfinished"] == pytest.approx(1 - kept.mean())
     assert logged["diffro/tau"] == 1.0 and logged["grad_norm"] > 0
 
 
@@ -228,11 +223,8 @@ def test_rows_without_a_score_are_left_out_and_too_many_stop_the_run() -> None:
     stopped(experience)
     algo.assign_credit(experience, experience.rollout)
     grads = gradient(algo, experience)
-    assert (
-        torch.isfinite(grads).all()
-        and np.isnan(experience.reward[8:12]).all()
-        and np.isfinite(experience.reward[:8]).all()
-    )
+    assert torch.isfinite(grads).all() and np.isnan(experience.reward[8:12]).all()
+    assert np.isfinite(experience.reward[:8]).all()
     made = algorithm("diffro", policy, Likes(blind=frozenset({"0", "1", "2"})), max_unscorable=0.5)
     experience = made.collect(PROMPTS, Judge(), seed=1)
     with pytest.raises(UserError, match="relaxed"):

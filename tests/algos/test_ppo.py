@@ -45,9 +45,8 @@ def test_one_step_relative_ppo_climbs(changes: dict[str, Any]) -> None:
     assert after < 0.35 * before, (before, after)
     late = np.mean([r["reward_relative"] for r in rows[-20:]])
     if "rewards" not in changes:  # in the reward's own units
-        assert late > 1.0 > rows[0]["reward_relative"] and rows[0]["reward_base"] == pytest.approx(
-            -float(GOAL.square().sum()), rel=1e-4
-        )
+        assert late > 1.0 > rows[0]["reward_relative"]
+        assert rows[0]["reward_base"] == pytest.approx(-float(GOAL.square().sum()), rel=1e-4)
     assert late > 0 > rows[0]["reward_relative"] - 1.0
     assert {
         "ratio_mean",
@@ -175,10 +174,8 @@ def test_a_row_or_a_base_without_a_score_costs_itself_only() -> None:
 
     algo = make()
     experience = algo.collect(clips(16), Judge(value), seed=0)
-    assert experience.advantage.value[[3, 6]].tolist() == [
-        0.0,
-        0.0,
-    ] and experience.advantage.unscorable == pytest.approx(2 / 16)
+    assert experience.advantage.value[[3, 6]].tolist() == [0.0, 0.0]
+    assert experience.advantage.unscorable == pytest.approx(2 / 16)
     assert np.isnan(experience.reward[[3, 6]]).all() and np.isfinite(np.delete(experience.reward, [3, 6])).all()
     assert float(experience.advantage.value[[0, 1, 2, 4, 5]].abs().min()) > 0
     grads, _ = algo.gradients(experience, experience.advantage.value, torch.arange(16))
@@ -202,11 +199,8 @@ def test_the_kl_in_the_advantage_is_a_number() -> None:
     one, two = (a.collect(clips(8), Judge(), seed=0) for a in (algo, plain))
     # beta x half of one standard deviation squared
     torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.5 * 0.5)
-    assert (
-        one.logged["kl"] == pytest.approx(0.5)
-        and one.logged["kl_other"] == pytest.approx(0.5 / 3)
-        and "kl" not in two.logged
-    )
+    assert one.logged["kl"] == pytest.approx(0.5) and one.logged["kl_other"] == pytest.approx(0.5 / 3)
+    assert "kl" not in two.logged
     grads, _ = algo.gradients(one, one.advantage.value, torch.arange(8))
     logp = algo.policy._logp(one.rollout.state[0])[:, 0]
     (wanted,) = torch.autograd.grad(-(one.advantage.value * logp).mean(), algo.policy.theta)

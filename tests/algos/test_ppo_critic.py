@@ -134,11 +134,8 @@ def test_a_score_is_worth_the_same_in_every_collection() -> None:
 
 def test_units_are_those_of_all_processes_together() -> None:
     g = torch.Generator().manual_seed(0)
-    x, r, mask = (
-        3 + 2 * torch.randn(10, 2, 4, generator=g),
-        5 * torch.randn(10, 2, generator=g),
-        torch.rand(10, 2, generator=g) > 0.3,
-    )
+    x, r = 3 + 2 * torch.randn(10, 2, 4, generator=g), 5 * torch.randn(10, 2, generator=g)
+    mask = torch.rand(10, 2, generator=g) > 0.3
     whole = Critic(PPO())
     whole.measure(x, r, mask)
     caught: list[torch.Tensor] = []

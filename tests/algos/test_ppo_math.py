@@ -41,11 +41,8 @@ def _episode(rewards: list[float], values: list[float], discount: float, lam: fl
 )
 def test_gae_equals_a_loop_over_each_row(n: int, steps: int, discount: float, lam: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    rewards, values, mask = (
-        rng.standard_normal((n, steps)),
-        rng.standard_normal((n, steps)),
-        rng.random((n, steps)) > 0.3,
-    )
+    rewards, values = rng.standard_normal((n, steps)), rng.standard_normal((n, steps))
+    mask = rng.random((n, steps)) > 0.3
     known = rng.random(n) > 0.2
     made, returns = gae(
         *(torch.from_numpy(a) for a in (rewards, values, mask)),
@@ -124,10 +121,8 @@ def test_the_clipped_loss_equals_numpy(seed: int, clip: float, beta: float, per_
         assert made.stats[f"clipped_{name}"] == pytest.approx(hit[side][0] / max(1, hit[side][1]), abs=1e-6)
     if mask.any():
         gap = (new - old)[mask]
-        assert (
-            made.stats["kl_old"] == pytest.approx(np.mean(np.exp(gap) - 1 - gap), abs=1e-5)
-            and made.stats["kl_old"] >= 0
-        )
+        assert made.stats["kl_old"] == pytest.approx(np.mean(np.exp(gap) - 1 - gap), abs=1e-5)
+        assert made.stats["kl_old"] >= 0
         assert made.stats["kl"] == pytest.approx(kl[mask].mean(), abs=1e-5)
         assert made.stats["kl_other"] == pytest.approx(3 * kl[mask].mean(), abs=1e-5)
 
@@ -182,12 +177,8 @@ def test_the_relative_advantage_is_the_difference_less_the_kl() -> None:
     relative, group = torch.tensor([0.5, -1.0, nan, 9.0]), torch.tensor([0, 0, 1, 2])
     made = relative_advantage(relative, group, torch.tensor([1.0, 2.0, 3.0, 0.0]), 0.1)
     assert made.value.tolist() == pytest.approx([0.4, -1.2, 0.0, 9.0])  # in the reward's units: nothing is cut
-    assert (
-        made.unscorable == 0.25
-        and made.groups == 3
-        and made.signal == 2
-        and made.constant_groups == pytest.approx(1 / 3)
-    )
+    assert made.unscorable == 0.25 and made.groups == 3 and made.signal == 2
+    assert made.constant_groups == pytest.approx(1 / 3)
     white = relative_advantage(torch.tensor([1.0, 2.0, nan, 6.0]), group, whiten=True).value
     assert float(white[2]) == 0 and white[[0, 1, 3]].mean().item() == pytest.approx(0, abs=1e-6)
     assert white[[0, 1, 3]].std(correction=0).item() == pytest.approx(1)
@@ -207,11 +198,8 @@ def test_one_reward_as_it_comes_is_the_plain_difference() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.standard_normal(6), rng.standard_normal(6)
     made = relative_reward({"a": ours}, {"a": theirs}, np.arange(6), _specs(a="none"), {"a": True})
-    assert (
-        np.array_equal(made.difference, ours - theirs)
-        and np.array_equal(made.reward, ours)
-        and np.array_equal(made.base, theirs)
-    )
+    assert np.array_equal(made.difference, ours - theirs) and np.array_equal(made.reward, ours)
+    assert np.array_equal(made.base, theirs)
     down = relative_reward({"a": ours}, {"a": theirs}, np.arange(6), _specs(a="none"), {"a": False})
     assert np.array_equal(down.difference, theirs - ours)
     bounded = [RewardSpec(name="a", scale="none", bounds=(None, 0.0))]
@@ -222,12 +210,8 @@ def test_one_reward_as_it_comes_is_the_plain_difference() -> None:
 def test_rewards_of_unlike_units_weigh_the_same() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal(12), rng.standard_normal(12)
-    base_a, base_b, group, ways = (
-        rng.standard_normal(12),
-        rng.standard_normal(12),
-        np.arange(12) // 3,
-        {"a": True, "b": False},
-    )
+    base_a, base_b, group = rng.standard_normal(12), rng.standard_normal(12), np.arange(12) // 3
+    ways = {"a": True, "b": False}
     one = relative_reward({"a": a, "b": b}, {"a": base_a, "b": base_b}, group, _specs(a="batch", b="batch"), ways)
     two = relative_reward(
         {"a": 100 * a, "b": b + 7}, {"a": 100 * base_a, "b": base_b + 7}, group, _specs(a="batch", b="batch"), ways

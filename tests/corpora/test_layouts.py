@@ -54,9 +54,8 @@ def test_dns_2020(tmp_path: Path, inside: str) -> None:
         assert set(rows) == set(TEST_NAMES) and not any(r.problem for r in rows.values())
         for name, partner, snr, level in zip(TEST_NAMES, (268, 157, 7), (0, 15, -5), (-21, -23, -30.5), strict=True):
             utt = rows[name].utt
-            assert Path(utt.target_filepath or "").name == f"clean_fileid_{partner}.wav" and split[5:] in (
-                utt.target_filepath or ""
-            )
+            assert Path(utt.target_filepath or "").name == f"clean_fileid_{partner}.wav"
+            assert split[5:] in (utt.target_filepath or "")
             assert utt.snr_db == snr and utt.extra["level_dbfs"] == level
 
 

@@ -198,10 +198,8 @@ def test_pairs_with_two_ears(tmp_path: Path) -> None:
     source, mono = open_clips(tmp_path, RATE, channels=2), open_clips(tmp_path, RATE)
     for i in range(3):
         whole, cut = source.clip(0, i, 0.0), source.clip(5, i, 0.5)
-        assert whole.noisy.shape == whole.target.shape == (2, RATE) and cut.noisy.shape == cut.target.shape == (
-            2,
-            RATE // 2,
-        )
+        assert whole.noisy.shape == whole.target.shape == (2, RATE)
+        assert cut.noisy.shape == cut.target.shape == (2, RATE // 2)
         # the same stretch, whoever listens
         np.testing.assert_allclose(cut.noisy.mean(0), mono.clip(5, i, 0.5).noisy, atol=1e-6)
         assert np.array_equal(whole.noisy[0], whole.noisy[1]) == (i == 1)

@@ -197,9 +197,8 @@ def test_nemo_comes_back(tmp_path: Path) -> None:
     out = tmp_path / "again.json"
     done = write_manifest_as(read_manifest(tmp_path / "other" / "ours.jsonl"), "nemo", out)
     again = [json.loads(line) for line in lines(out)]
-    assert (
-        done.rows == 3 and [{k: v for k, v in row.items() if k not in ("id", "sample_rate")} for row in again] == theirs
-    )
+    assert done.rows == 3
+    assert [{k: v for k, v in row.items() if k not in ("id", "sample_rate")} for row in again] == theirs
 
 
 def test_a_row_that_is_no_json_costs_itself(tmp_path: Path) -> None:
@@ -269,8 +268,7 @@ def test_lhotse_itself_reads_the_same_samples(tmp_path: Path) -> None:
         wav, _ = sf.read(
             row.audio_filepath, start=int(row.offset * 16000), frames=int(row.duration * 16000), always_2d=True
         )
-        assert np.array_equal(cut.load_audio(), wav.T.astype(np.float32)) and [s.text for s in cut.supervisions] == [
-            row.text
-        ] * (row.text is not None)
+        assert np.array_equal(cut.load_audio(), wav.T.astype(np.float32))
+        assert [s.text for s in cut.supervisions] == [row.text] * (row.text is not None)
     clean, _ = sf.read(tmp_path / "clean.wav", dtype="float32")
     assert np.array_equal(found["whole"].load_target_recording()[0], clean) and found["silent"].kind == "noise"

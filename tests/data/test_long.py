@@ -160,11 +160,8 @@ def test_pieces_cover_everything_and_fit(samples: int, max_s: float, silent: boo
         else np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
     )
     found = cut(wav, RATE, max_s)
-    assert (
-        found[0][0] == 0
-        and found[-1][1] == samples
-        and all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
-    )
+    assert found[0][0] == 0 and found[-1][1] == samples
+    assert all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
     assert all(0 < end - start <= max_s * RATE for start, end in found) or samples == 0
 
 

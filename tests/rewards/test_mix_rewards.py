@@ -138,9 +138,8 @@ def rules(accuracy=None, keywords=None, hallucination=None):
 def test_a_reward_with_nothing_to_judge_adds_nothing_and_one_that_failed_costs_the_row():
     np.testing.assert_allclose(rules({}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6])  # auto: as the catalogue says
     np.testing.assert_allclose(rules({}, {"missing": "unscorable"}).reward, [np.nan, np.nan, np.nan, 1.2, 0.9, np.nan])
-    np.testing.assert_allclose(
-        rules({"missing": "skip"}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6]
-    )  # nobody judged row 2
+    # nobody judged row 2
+    np.testing.assert_allclose(rules({"missing": "skip"}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6])
     out = rules({}, {})
     np.testing.assert_allclose(out.parts @ out.weights, out.reward)
     assert out.stats["unscorable"] == pytest.approx(1 / 6) and out.stats["asr_keywords/valid"] == pytest.approx(1 / 3)
@@ -158,13 +157,11 @@ def test_a_skipped_row_moves_no_other():
 def test_a_hallucination_adds_or_is_the_whole_verdict():
     np.testing.assert_allclose(rules({}, None, {}).reward, [0.9, -0.5, np.nan, 0.2, 0.4, -0.4])
     out = rules({}, {}, {"mode": "override", "weight": 2.0})
-    np.testing.assert_allclose(
-        out.reward, [0.9, -2.0, -2.0, 1.2, 0.9, -2.0]
-    )  # row 2 has a verdict though its accuracy is missing
+    # row 2 has a verdict though its accuracy is missing
+    np.testing.assert_allclose(out.reward, [0.9, -2.0, -2.0, 1.2, 0.9, -2.0])
     np.testing.assert_allclose(out.parts @ out.weights, out.reward)  # whoever uses the parts sees the same
-    assert out.stats["asr_hallucination/overrides"] == pytest.approx(0.5) and out.stats[
-        "asr_accuracy/mean"
-    ] == pytest.approx(0.52)
+    assert out.stats["asr_hallucination/overrides"] == pytest.approx(0.5)
+    assert out.stats["asr_accuracy/mean"] == pytest.approx(0.52)
 
 
 def test_the_lowest_of_several_verdicts_counts_and_one_without_weight_does_not():

@@ -153,9 +153,8 @@ def test_attributes_add_their_weighted_log_probabilities(net):
     content = SoftTokenReward(net).score_soft(given, samples)
     soft = SoftTokenReward(net, 2.0, {"sex": 0.5, "quality": 0.1})
     sex = torch.stack([heads["sex"][0, 1], heads["sex"][1, 0], torch.zeros(())])
-    quality = torch.stack(
-        [heads["quality"][0, 0], heads["quality"][1, 2], heads["quality"][2, 2]]
-    )  # the best by default
+    # the best by default
+    quality = torch.stack([heads["quality"][0, 0], heads["quality"][1, 2], heads["quality"][2, 2]])
     torch.testing.assert_close(soft.score_soft(given, samples), 2 * content + 0.5 * sex + 0.1 * quality)
     assert set(soft.last) == {"content", "sex", "quality"}
     assert soft.last["sex"] == pytest.approx(float((heads["sex"][0, 1] + heads["sex"][1, 0]) / 2), rel=1e-4)

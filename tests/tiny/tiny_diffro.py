@@ -38,11 +38,8 @@ class Chain:
     def rollout(self, batch: list[Any], *, group: int, seed: int) -> Rollout:
         index, g = torch.arange(len(batch)).repeat_interleave(group), torch.Generator().manual_seed(seed)
         n = len(index)
-        ids, alive, mask = (
-            torch.full((n, LONGEST), STOP),
-            torch.ones(n, dtype=torch.bool),
-            torch.zeros(n, LONGEST, dtype=torch.bool),
-        )
+        ids, alive = torch.full((n, LONGEST), STOP), torch.ones(n, dtype=torch.bool)
+        mask = torch.zeros(n, LONGEST, dtype=torch.bool)
         last = torch.full((n,), STOP)
         for s in range(LONGEST):
             last = torch.multinomial(self.table[last].softmax(-1).float(), 1, generator=g)[:, 0]

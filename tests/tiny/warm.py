@@ -48,11 +48,8 @@ def server() -> str:
     """Start this process's server, once; answer its socket. It ends with this process, whose end of its standard input then closes."""
     folder = tempfile.mkdtemp(prefix="warm-")
     path = os.path.join(folder, "socket")
-    calm = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OMP_NUM_THREADS": "1",
-        "KMP_BLOCKTIME": "0",
-    }  # read when torch is loaded, not by the fork
+    # read when torch is loaded, not by the fork
+    calm = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0"}
     env = {**calm, **os.environ, "PYTHONPATH": str(ROOT)}
     call = [sys.executable, str(Path(__file__)), path, "--serve"]
     process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
@@ -88,11 +85,8 @@ def serve(path: str) -> None:
     for name in IMPORTS:
         import_module(name)
     gc.freeze()
-    listener, wait, running = (
-        socket.socket(socket.AF_UNIX),
-        selectors.DefaultSelector(),
-        dict[int, tuple[int, socket.socket]](),
-    )
+    listener, wait = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
+    running = dict[int, tuple[int, socket.socket]]()
     listener.bind(path)
     listener.listen(16)
     wait.register(listener, selectors.EVENT_READ)
