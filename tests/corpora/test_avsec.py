@@ -151,12 +151,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        "{",
-        "[1, 2]",
-        '{"scene": "S00001"}',
-        '[{"scene": 5, "SNR": 1}]',
-        "[" * 5000,
-        "null",
+        *("{", "[1, 2]", '{"scene": "S00001"}', '[{"scene": 5, "SNR": 1}]', "[" * 5000, "null"),
         '[{"scene": "S00001", "SNR": "loud", "room": [1], "interferers": [3, {"type": 4}], "target": "x"}]',
     ],
 )

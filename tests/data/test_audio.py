@@ -84,13 +84,8 @@ def _write_bad(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("missing", "missing"),
-        ("zero_bytes", "0 bytes"),
-        ("zero_length", "no samples"),
-        ("truncated", "unreadable"),
-        ("text", "unreadable"),
-        ("nan", "NaN"),
-        ("inf", "infinite"),
+        *(("missing", "missing"), ("zero_bytes", "0 bytes"), ("zero_length", "no samples")),
+        *(("truncated", "unreadable"), ("text", "unreadable"), ("nan", "NaN"), ("inf", "infinite")),
         ("folder", "missing"),
     ],
 )

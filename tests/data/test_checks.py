@@ -41,16 +41,9 @@ def write(path: Path, wav: np.ndarray, rate: int = RATE, **kwargs: str) -> Path:
 @pytest.mark.parametrize(
     "name, rate, options",
     [
-        ("a.wav", 16000, {}),
-        ("a.flac", 16000, {}),
-        ("a.ogg", 16000, {}),
-        ("a.mp3", 16000, {}),
-        ("a.wav", 44100, {}),
-        ("a.flac", 48000, {}),
-        ("a.wav", 16000, {"subtype": "FLOAT"}),
-        ("a.wav", 16000, {"subtype": "PCM_24"}),
-        ("a.wav", 16000, {"subtype": "ULAW"}),
-        ("a.aiff", 22050, {}),
+        *(("a.wav", 16000, {}), ("a.flac", 16000, {}), ("a.ogg", 16000, {}), ("a.mp3", 16000, {})),
+        *(("a.wav", 44100, {}), ("a.flac", 48000, {}), ("a.wav", 16000, {"subtype": "FLOAT"})),
+        *(("a.wav", 16000, {"subtype": "PCM_24"}), ("a.wav", 16000, {"subtype": "ULAW"}), ("a.aiff", 22050, {})),
         ("a.wav", 16000, {"format": "WAVEX"}),
         ("a.wav", 16000, {"format": "RF64"}),
     ],
@@ -165,10 +158,7 @@ def test_clipping_at_full_scale_and_below(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "inside, claimed, dropped",
     [
-        (8000, 16000, True),
-        (16000, 48000, True),
-        (16000, 44100, True),
-        (12000, 16000, False),
+        *((8000, 16000, True), (16000, 48000, True), (16000, 44100, True), (12000, 16000, False)),
         (32000, 48000, False),
         (16000, 16000, False),
     ],

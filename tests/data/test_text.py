@@ -182,17 +182,9 @@ def test_characters_count_spaces_where_words_have_them():
 @pytest.mark.parametrize(
     ("text", "script"),
     [
-        ("", ""),
-        ("123 !?", ""),
-        ("abc", "latin"),
-        ("\u00e9t\u00e9", "latin"),
-        ("\u4f60\u597d a", "han"),
-        ("\u30ab\u30bf\u3072", "kana"),
-        ("\ud55c\uad6d", "hangul"),
-        ("\u043f\u0440", "cyrillic"),
-        ("\u0645\u0631", "arabic"),
-        ("\u0e2a\u0e27\u0e31", "thai"),
-        ("\ud800\U0010ffff", ""),
+        *(("", ""), ("123 !?", ""), ("abc", "latin"), ("\u00e9t\u00e9", "latin"), ("\u4f60\u597d a", "han")),
+        *(("\u30ab\u30bf\u3072", "kana"), ("\ud55c\uad6d", "hangul"), ("\u043f\u0440", "cyrillic")),
+        *(("\u0645\u0631", "arabic"), ("\u0e2a\u0e27\u0e31", "thai"), ("\ud800\U0010ffff", "")),
     ],
 )
 def test_scripts(text, script):
