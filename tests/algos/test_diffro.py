@@ -21,9 +21,8 @@ PROMPTS = list(range(4))
 
 def algorithm(algo: str, policy: Chain | None = None, soft: Likes | None = None, **changes: Any) -> Any:
     policy = policy or Chain()
-    return get_algorithm(
-        config(algo, **changes), policy, torch.optim.SGD(policy.parameters(), 1.0), soft=soft or Likes()
-    )
+    optimizer = torch.optim.SGD(policy.parameters(), 1.0)
+    return get_algorithm(config(algo, **changes), policy, optimizer, soft=soft or Likes())
 
 
 def gradient(algo: Any, experience: Any) -> Tensor:
@@ -31,9 +30,18 @@ def gradient(algo: Any, experience: Any) -> Tensor:
     return grads.total
 
 
-def stopped(experience: Any) -> None:
-    """Make every row one that stopped."""
+def alone(algo: Any, experience: Any) -> Tensor:
+    """The gradient of GRPO from the same rollouts."""
+    total = gradient(GRPO(algo.config, algo.policy, algo.optimizer), experience)
+    assert total is not None
+    return total.clone()
+
+
+def assign(algo: Any, experience: Any, *unfinished: int) -> None:
+    """Assign credit as if all other rows had stopped."""
     experience.rollout.finished[:] = True
+    experience.rollout.finished[list(unfinished)] = False
+    algo.assign_credit(experience, experience.rollout)
 
 
 @pytest.mark.parametrize("own_kl", [True, False], ids=["kl of relax", "kl of log_prob"])
@@ -41,9 +49,8 @@ def stopped(experience: Any) -> None:
 def test_the_gradient_is_that_of_finite_differences(mean: str, own_kl: bool) -> None:
     policy = Chain(dtype=torch.float64, own_kl=own_kl)
     algo = algorithm("diffro", policy, kl_beta=0.3, loss_mean=mean, diffro={"hard": False, "tau": 0.7})
-    policy.table.data += 0.3 * torch.randn(
-        policy.table.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
-    )
+    g = torch.Generator().manual_seed(4)
+    policy.table.data += 0.3 * torch.randn(policy.table.shape, dtype=torch.float64, generator=g)
     experience = algo.collect(PROMPTS, Judge(), seed=3)
     rollout, kept = experience.rollout, experience.extra["kept"]
     assert 0 < int(kept.sum()) < len(kept)  # some never stopped
@@ -81,14 +88,8 @@ def test_straight_through_shows_one_hot_tokens_and_has_the_soft_gradient() -> No
     assert set(made.soft.detach().unique().tolist()) == {0.0, 1.0}
     hard, smooth = (torch.autograd.grad((m.soft @ taste * m.mask).sum(), policy.table)[0] for m in (made, soft))
     torch.testing.assert_close(hard, smooth)  # a linear reward does not see the difference
-    norms = [
-        float(
-            torch.autograd.grad(
-                (policy.relax(rollout, rows, tau=t, hard=True, seed=2).soft @ taste).sum(), policy.table
-            )[0].norm()
-        )
-        for t in (2.0, 1.0, 0.5)
-    ]
+    shown = [policy.relax(rollout, rows, tau=t, hard=True, seed=2).soft @ taste for t in (2.0, 1.0, 0.5)]
+    norms = [float(torch.autograd.grad(s.sum(), policy.table)[0].norm()) for s in shown]
     assert norms == sorted(norms)
 
 
@@ -97,10 +98,8 @@ def test_it_climbs_and_the_kl_holds_it_back() -> None:
         policy, likes = Chain(), Likes()
         algo = algorithm("diffro", policy, likes, kl_beta=beta, steps=60, prompts_per_step=16, micro_batch=16, group=2)
         rows = [algo.update(algo.collect(list(range(16)), Judge(), seed=k), lr=2.0) for k in range(60)]
-        with torch.no_grad():
-            return float(np.mean([r["diffro/taste"] for r in rows[-5:]])), float(
-                policy._kl(torch.arange(6)[None]).mean()
-            )
+        away = policy._kl(torch.arange(6)[None]).detach().mean()
+        return float(np.mean([r["diffro/taste"] for r in rows[-5:]])), float(away)
 
     (free, far), (held, near) = trained(0.0), trained(3.0)
     assert free > 1.5 and free > held + 0.3 and far > 5 * near  # 2 is the best there is
@@ -135,8 +134,7 @@ def test_rows_that_never_stopped_or_loop_are_dropped() -> None:
     policy = Chain()
     algo = algorithm("diffro", policy)
     experience = algo.collect(PROMPTS, Judge(), seed=1)
-    stopped(experience)
-    experience.rollout.finished[3] = False
+    assign(algo, experience, 3)
     experience.rollout.samples[5].tokens = np.tile([1, 2, 3, 4], 40)
     experience.rollout.samples[6].tokens = np.zeros(0, np.int64)  # nothing said: no loop
     finished, straight = sound_rows(experience.rollout)
@@ -152,9 +150,7 @@ def collected(on: str, values: Any, **changes: Any) -> tuple[Any, Any, Chain]:
     policy = Chain()
     algo = algorithm("grpo+diffro", policy, diffro={"on": on, **changes})
     experience = algo.collect(PROMPTS, Judge(values), seed=2)
-    stopped(experience)
-    experience.rollout.finished[15] = False
-    algo.assign_credit(experience, experience.rollout)
+    assign(algo, experience, 15)
     return algo, experience, policy
 
 
@@ -177,17 +173,12 @@ def test_the_filter(on: str, kept: list[int]) -> None:
 
 def test_both_is_the_sum_of_both() -> None:
     algo, experience, policy = collected("positive", VALUES, weight=0.7)
-    both = gradient(algo, experience)
-    alone = (
-        GRPO(algo.config, policy, algo.optimizer)
-        .gradients(experience, experience.advantage.value, torch.arange(4))[0]
-        .total
-    )
+    both, grpo = gradient(algo, experience), alone(algo, experience)
     rows = experience.extra["kept"].nonzero()[:, 0]
     made = policy.relax(experience.rollout, rows, tau=1.0, hard=True, seed=1_000_003)
     loss = -Likes().score_soft(made, [experience.rollout.samples[i] for i in rows.tolist()]).sum() / 16
-    torch.testing.assert_close(both, alone + 0.7 * torch.autograd.grad(loss, policy.table)[0].flatten())
-    assert alone is not None and float((both - alone).norm()) > 1e-3
+    torch.testing.assert_close(both, grpo + 0.7 * torch.autograd.grad(loss, policy.table)[0].flatten())
+    assert float((both - grpo).norm()) > 1e-3
 
 
 def test_without_a_kept_row_it_is_grpo() -> None:
@@ -205,13 +196,8 @@ def test_one_kl() -> None:
         algo = algorithm("grpo+diffro", policy, kl_beta=beta)
         policy.table.data[:, 0] += 0.5
         experience = algo.collect(PROMPTS, Judge(VALUES), seed=2)
-        alone = (
-            GRPO(algo.config, policy, algo.optimizer)
-            .gradients(experience, experience.advantage.value, torch.arange(4))[0]
-            .total
-        )
-        assert alone is not None
-        parts.append((alone.clone(), gradient(algo, experience) - alone))
+        grpo = alone(algo, experience)
+        parts.append((grpo, gradient(algo, experience) - grpo))
     torch.testing.assert_close(parts[0][1], parts[1][1], atol=1e-6, rtol=1e-4)
     assert float((parts[0][0] - parts[1][0]).norm()) > 1e-3
 
@@ -220,8 +206,7 @@ def test_rows_without_a_score_are_left_out_and_too_many_stop_the_run() -> None:
     policy = Chain()
     algo = algorithm("diffro", policy, Likes(blind=frozenset({"2"})), max_unscorable=0.5)
     experience = algo.collect(PROMPTS, Judge(), seed=1)
-    stopped(experience)
-    algo.assign_credit(experience, experience.rollout)
+    assign(algo, experience)
     grads = gradient(algo, experience)
     assert torch.isfinite(grads).all() and np.isnan(experience.reward[8:12]).all()
     assert np.isfinite(experience.reward[:8]).all()
@@ -274,9 +259,6 @@ def test_the_loss_on_numbers() -> None:
     kl, mask = torch.full((4, 2), 0.5), torch.tensor([[True, True], [True, False], [True, True], [True, True]])
     kept = torch.tensor([True, True, True, False])
     assert float(soft_loss(reward, kept, 4.0)) == -1.0
-    assert float(soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=3.0)) == pytest.approx(
-        -1.0 + 2 * 1.5 / 3
-    )
-    assert float(soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=2.0, mean="sequence")) == pytest.approx(
-        -1.0 + 2 * 1.0 / 2
-    )
+    by_token = soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=3.0)
+    by_row = soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=2.0, mean="sequence")
+    assert float(by_token) == pytest.approx(-1.0 + 2 * 1.5 / 3) and float(by_row) == pytest.approx(-1.0 + 2 * 1.0 / 2)

@@ -24,20 +24,19 @@ def test_algorithms_by_name() -> None:
     assert type(make(algo="grpo", group=2)) is GRPO and isinstance(Toy(), Policy)
 
 
+def pulled(algo: Any) -> Any:
+    """The algorithm, its policy one standard deviation away from its base."""
+    algo.policy.theta.data[:] = torch.tensor([0.5, 0.0, 0.0])
+    return algo
+
+
+UPDATES = [{"group": 4}, {"epochs": 3, "clip_range": 0.1}, {"updates_per_collection": 4, "clip_range": "auto"}]
+CREDIT = [{"ppo": {"whiten": True}}, {"rewards": [RewardSpec(name=NAME, scale="batch")]}]
+LOGGED = "ratio_mean ratio_max_gap clipped_positive clipped_negative kl_old advantage_mean advantage_std grad_norm"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"group": 4},
-        {"epochs": 3, "clip_range": 0.1},
-        {"updates_per_collection": 4, "clip_range": "auto"},
-        {"ppo": {"whiten": True}},
-        {"rewards": [RewardSpec(name=NAME, scale="batch")]},
-        {"ppo": {"kl_in": "loss"}, "kl_beta": 1e-3},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [{}, *UPDATES, *CREDIT, {"ppo": {"kl_in": "loss"}, "kl_beta": 1e-3}], ids=str)
 def test_one_step_relative_ppo_climbs(changes: dict[str, Any]) -> None:
     algo = make(prompts_per_step=16, **changes)
     rows = train(algo, 150)
@@ -48,19 +47,7 @@ def test_one_step_relative_ppo_climbs(changes: dict[str, Any]) -> None:
         assert late > 1.0 > rows[0]["reward_relative"]
         assert rows[0]["reward_base"] == pytest.approx(-float(GOAL.square().sum()), rel=1e-4)
     assert late > 0 > rows[0]["reward_relative"] - 1.0
-    assert {
-        "ratio_mean",
-        "ratio_max_gap",
-        "clipped_positive",
-        "clipped_negative",
-        "kl_old",
-        "advantage_mean",
-        "advantage_std",
-        "grad_agreement",
-        "critical_prompts",
-        "grad_norm",
-        "clip_range",
-    } <= set(rows[0])
+    assert {*LOGGED.split(), "grad_agreement", "critical_prompts", "clip_range"} <= set(rows[0])
 
 
 def test_at_the_base_without_noise_there_is_nothing_to_learn() -> None:
@@ -193,9 +180,7 @@ def test_a_row_or_a_base_without_a_score_costs_itself_only() -> None:
 
 
 def test_the_kl_in_the_advantage_is_a_number() -> None:
-    algo, plain = make(kl_beta=0.5), make(kl_beta=0.0)
-    for a in (algo, plain):
-        a.policy.theta.data[:] = torch.tensor([0.5, 0.0, 0.0])
+    algo, plain = pulled(make(kl_beta=0.5)), pulled(make(kl_beta=0.0))
     one, two = (a.collect(clips(8), Judge(), seed=0) for a in (algo, plain))
     # beta x half of one standard deviation squared
     torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.5 * 0.5)
@@ -209,18 +194,15 @@ def test_the_kl_in_the_advantage_is_a_number() -> None:
 
 
 def test_a_row_pays_for_all_its_decisions() -> None:
-    algo, plain = (make(Toy(steps=3), kl_beta=b) for b in (0.5, 0.0))
-    for a in (algo, plain):
-        a.policy.theta.data[:] = torch.tensor([0.5, 0.0, 0.0])
-        a.policy.ragged = True
+    algo, plain = (pulled(make(Toy(steps=3), kl_beta=b)) for b in (0.5, 0.0))
+    algo.policy.ragged = plain.policy.ragged = True
     one, two = (a.collect(clips(8), Judge(), seed=0) for a in (algo, plain))
     torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.25 * one.rollout.mask.sum(1))
     assert one.rollout.mask.sum(1).unique().tolist() == [1, 2, 3] and one.logged["kl"] == pytest.approx(0.5)
 
 
 def test_the_kl_in_the_loss_pulls_back_where_the_reward_says_nothing() -> None:
-    algo = make(ppo={"kl_in": "loss"}, kl_beta=0.5)
-    algo.policy.theta.data[:] = torch.tensor([0.5, 0.0, 0.0])
+    algo = pulled(make(ppo={"kl_in": "loss"}, kl_beta=0.5))
     experience = algo.collect(clips(8), Judge(lambda i, s: 1.0), seed=0)
     assert float(experience.advantage.value.abs().max()) == 0 and "kl" not in experience.logged
     grads, stats = algo.gradients(experience, experience.advantage.value, torch.arange(8))
@@ -238,14 +220,9 @@ def test_the_control_samples_nothing_and_scores_nothing() -> None:
         def score(self, samples: Any) -> Any:
             raise AssertionError("scored")
 
-    algo = make(
-        optimizer=torch.optim.SGD,
-        policy_weight=0.0,
-        supervised_weight=0.5,
-        epochs=2,
-        updates_per_collection=2,
-        grad_clip=1e9,
-    )
+    weights = {"policy_weight": 0.0, "supervised_weight": 0.5, "grad_clip": 1e9}
+    plain = {"optimizer": torch.optim.SGD, "epochs": 2, "updates_per_collection": 2, **weights}
+    algo = make(**plain)
     experience = algo.collect(clips(8), Mute(), seed=0)
     assert experience.rollout is None and len(experience.reward) == 0 and len(experience.prompts) == 8
     row = algo.update(experience, lr=0.01)
@@ -258,15 +235,7 @@ def test_the_control_samples_nothing_and_scores_nothing() -> None:
     torch.testing.assert_close(algo.policy.theta.detach(), theta, atol=1e-5, rtol=1e-5)
     assert row["supervised_loss"] > 0 and np.isnan(row["grad_agreement"]) and "ratio_mean" not in row
     for rollouts in ({"algo": "grpo"}, {"ppo": {"form": "critic"}}, {"group": 1, "algo": "grpo"}):
-        other = make(
-            optimizer=torch.optim.SGD,
-            policy_weight=0.0,
-            supervised_weight=0.5,
-            epochs=2,
-            updates_per_collection=2,
-            grad_clip=1e9,
-            **rollouts,
-        )
+        other = make(**plain, **rollouts)
         other.update(other.collect(clips(8), Mute(), seed=0), lr=0.01)
         torch.testing.assert_close(other.policy.theta, algo.policy.theta)
 
@@ -305,14 +274,13 @@ def test_epochs_are_passes_over_the_same_rollouts(algo: str) -> None:
     assert len(steps) == 12 and made.policy.rolled == 2
 
 
+LATE = Judge(lambda i, s: None if i < 4 else float(s.wav[0]))  # nothing counts in the first half
+
+
 def test_the_check_waits_for_a_decision_that_counts() -> None:
     """The first micro-batch holds nothing that counts; the lie is in the second."""
-
-    def value(i: int, s: Sample) -> float | None:
-        return None if i < 4 else float(s.wav[0])
-
     algo = make(Toy(lie=0.01), micro_batch=4, max_unscorable=1.0)
-    experience = algo.collect(clips(8), Judge(value), seed=0)
+    experience = algo.collect(clips(8), LATE, seed=0)
     with pytest.raises(UserError, match="ratio"):
         algo.update(experience, lr=0.01)
     blind = make(Toy(lie=0.01), max_unscorable=1.0)
@@ -324,52 +292,41 @@ def test_the_check_waits_for_a_decision_that_counts() -> None:
 
 def test_weights_that_supervision_moved_are_no_lie() -> None:
     """Nothing counts in the first share, supervision moves the weights, and then the ratio may differ."""
-
-    def value(i: int, s: Sample) -> float | None:
-        return None if i < 4 else float(s.wav[0])
-
     algo = make(updates_per_collection=2, supervised_weight=1.0, max_unscorable=1.0)
-    row = algo.update(algo.collect(clips(8), Judge(value), seed=0), lr=0.05)
+    row = algo.update(algo.collect(clips(8), LATE, seed=0), lr=0.05)
     assert row["ratio_max_gap"] > 1e-3
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UserError, match="--set group"):
-        make(algo="grpo", group=1)
-    with pytest.raises(UserError, match="norm_then_sum"):
-        make(advantage="norm_then_sum")
-    with pytest.raises(UserError, match="supervised_weight"):
-        make(policy_weight=0.0)
-    with pytest.raises(UserError, match="supervised_on"):
-        make(policy_weight=0.0, supervised_weight=1.0, supervised_on="sample")
-    with pytest.raises(UserError, match="scale"):
-        make(rewards=[RewardSpec(name=NAME, scale="group")])
-    with pytest.raises(UserError, match="scale"):
-        make(rewards=[RewardSpec(name=NAME, scale="batch")], prompts_per_step=1)
+    scaled = {how: [RewardSpec(name=NAME, scale=how)] for how in ("group", "batch")}
+    for changes, named in (
+        ({"algo": "grpo", "group": 1}, "--set group"),
+        ({"advantage": "norm_then_sum"}, "norm_then_sum"),
+        ({"policy_weight": 0.0}, "supervised_weight"),
+        ({"policy_weight": 0.0, "supervised_weight": 1.0, "supervised_on": "sample"}, "supervised_on"),
+        ({"rewards": scaled["group"]}, "scale"),
+        ({"rewards": scaled["batch"], "prompts_per_step": 1}, "scale"),
+    ):
+        with pytest.raises(UserError, match=named):
+            make(**changes)
     make(prompts_per_step=1)
 
     class Plain(Toy):
         supports = frozenset({"sample"})
 
-    for changes, missing in (
-        ({}, "base"),
-        ({"ppo": {"form": "critic"}}, "critic"),
-        ({"supervised_weight": 1.0}, "supervised"),
-    ):
+    critic = {"ppo": {"form": "critic"}}
+    for changes, missing in (({}, "base"), (critic, "critic"), ({"supervised_weight": 1.0}, "supervised")):
         with pytest.raises(UserError, match=missing):
             make(Plain(), **changes)
     make(Plain(), algo="grpo", group=2)
 
 
+RELATIVE = {"clip_range": "auto", "updates_per_collection": 2}
+WITH_CRITIC = {"ppo": {"form": "critic", "value_lr": 0.01}, "steps": 3}
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"clip_range": "auto", "updates_per_collection": 2},
-        {"ppo": {"form": "critic", "value_lr": 0.01}, "steps": 3},
-        {"algo": "grpo", "group": 4, "clip_range": "auto", "epochs": 2},
-    ],
-    ids=str,
+    "changes", [{}, RELATIVE, WITH_CRITIC, {"algo": "grpo", "group": 4, "clip_range": "auto", "epochs": 2}], ids=str
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not(changes: dict[str, Any], tmp_path: Path) -> None:
     changes = dict(changes)
@@ -378,10 +335,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(changes: dict[str, Any], tmp_pat
     kept = train(whole, 5)
     half = make(Toy(steps=steps), **changes)
     train(half, 2, total=5)
-    save_state(
-        tmp_path,
-        {"algo": half.state(), "theta": half.policy.theta.detach(), "optimizer": dict(half.optimizer.state_dict())},
-    )
+    parts = {"theta": half.policy.theta.detach(), "optimizer": dict(half.optimizer.state_dict())}
+    save_state(tmp_path, {"algo": half.state(), **parts})
     state = load_state(tmp_path)
     other = make(Toy(steps=steps), **changes)
     other.policy.theta.data.copy_(state["theta"])

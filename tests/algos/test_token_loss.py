@@ -27,13 +27,13 @@ def _numbers(seed: int = 0) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     old = -torch.rand(N, S, generator=g) * 3
     mask = torch.arange(S) < torch.tensor([7, 2, 5, 1, 6, 3])[:, None]
-    return {
-        "old": old,
-        "new": (old + 0.4 * torch.randn(N, S, generator=g)).requires_grad_(),
-        "reference": old + 0.5 * torch.randn(N, S, generator=g),
-        "mask": mask,
-        "advantage": torch.tensor([1.0, -1.0, 0.5, -2.0, 0.7, -0.3]),
-    }
+    new = (old + 0.4 * torch.randn(N, S, generator=g)).requires_grad_()
+    reference, advantage = old + 0.5 * torch.randn(N, S, generator=g), torch.tensor([1.0, -1.0, 0.5, -2.0, 0.7, -0.3])
+    return {"old": old, "new": new, "reference": reference, "mask": mask, "advantage": advantage}
+
+
+def _loss(look: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, **options: Any) -> Any:
+    return policy_loss(look, old, mask, advantage, **{"clip_range": 0.2, "kl_beta": 0.0, "normaliser": 1.0, **options})
 
 
 def _ours(x: dict[str, Tensor], **options: Any) -> tuple[float, Tensor]:
@@ -42,9 +42,7 @@ def _ours(x: dict[str, Tensor], **options: Any) -> tuple[float, Tensor]:
     zero, one = torch.zeros_like(x["old"]), torch.ones(S)
     count = float(len(x["mask"]) if options.get("mean") == "sequence" else x["mask"].sum())
     look = LogProb(x["new"], kl, zero, one, one)
-    made = policy_loss(
-        look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=BETA, normaliser=count, **options
-    )
+    made = _loss(look, x["old"], x["mask"], x["advantage"], kl_beta=BETA, normaliser=count, **options)
     return made.loss.item(), torch.autograd.grad(made.loss, x["new"])[0]
 
 
@@ -64,55 +62,38 @@ def trl_loss() -> Callable[..., Any]:
     return space["_compute_loss"]
 
 
-def _trl(
-    compute: Callable[..., Any], x: dict[str, Tensor], loss_type: str, level: str, high: float
-) -> tuple[float, Tensor]:
+def _trl(compute: Callable[..., Any], x: dict[str, Tensor], kind: str, level: str, high: float) -> tuple[float, Tensor]:
     class Trainer:
         aux_loss_enabled = use_vllm = _entropy_bonus_enabled = use_adaptive_entropy = False
         top_entropy_quantile, off_policy_mask_threshold, beta = 1.0, None, BETA
         epsilon_low, epsilon_high, importance_sampling_level = 0.2, high, level
         current_gradient_accumulation_steps = 1
         args = SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1)
-        accelerator = SimpleNamespace(
-            num_processes=1, reduce=lambda v, reduction: v, gather=lambda v: v, sync_gradients=True
-        )
+        each = {"reduce": lambda v, reduction: v, "gather": lambda v: v}
+        accelerator = SimpleNamespace(num_processes=1, sync_gradients=True, **each)
         model = SimpleNamespace(training=True)
 
         def __init__(self) -> None:
-            self.loss_type, self._metrics = loss_type, {"train": defaultdict(list)}
+            self.loss_type, self._metrics = kind, {"train": defaultdict(list)}
 
         def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
             return x["new"], torch.zeros(N, S), None
 
     mask = x["mask"].long()
-    inputs = {
-        "prompt_ids": torch.zeros(N, 1),
-        "prompt_mask": torch.ones(N, 1),
-        "completion_ids": torch.zeros(N, S),
-        "completion_mask": mask,
-        "advantages": x["advantage"],
-        "old_per_token_logps": x["old"],
-        "ref_per_token_logps": x["reference"],
-        "num_items_in_batch": mask.sum(),
-    }
-    trainer = Trainer()
-    loss = compute(trainer, None, inputs)
+    inputs = {"prompt_ids": torch.zeros(N, 1), "prompt_mask": torch.ones(N, 1), "num_items_in_batch": mask.sum()}
+    inputs |= {"completion_ids": torch.zeros(N, S), "completion_mask": mask, "advantages": x["advantage"]}
+    inputs |= {"old_per_token_logps": x["old"], "ref_per_token_logps": x["reference"]}
+    loss = compute(Trainer(), None, inputs)
     return loss.item(), torch.autograd.grad(loss, x["new"])[0]
 
 
 @pytest.mark.parametrize("high", [0.2, 0.28])
-@pytest.mark.parametrize(
-    ("loss_type", "options"),
-    [("grpo", {"mean": "sequence"}), ("bnpo", {"mean": "token"}), ("dapo", {"mean": "token"})],
-    ids=["grpo", "bnpo", "dapo"],
-)
+@pytest.mark.parametrize(("kind", "mean"), [("grpo", "sequence"), ("bnpo", "token"), ("dapo", "token")])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_it_is_trls(
-    trl_loss: Callable[..., Any], loss_type: str, options: dict[str, Any], level: str, high: float
-) -> None:
+def test_it_is_trls(trl_loss: Callable[..., Any], kind: str, mean: str, level: str, high: float) -> None:
     x = _numbers()
-    value, gradient = _ours(x, level=level, clip_high=high, **options)
-    wanted, its = _trl(trl_loss, x, loss_type, level, high)
+    value, gradient = _ours(x, level=level, clip_high=high, mean=mean)
+    wanted, its = _trl(trl_loss, x, kind, level, high)
     assert value == pytest.approx(wanted, rel=1e-5)
     torch.testing.assert_close(gradient, its, rtol=1e-5, atol=1e-7)
     assert not its[~x["mask"]].any() and its[x["mask"]].any()
@@ -125,7 +106,7 @@ def test_an_upper_range_only_moves_the_upper_end() -> None:
 
     def made(high: float | None) -> Any:
         look = LogProb(ratio.log().requires_grad_(), None, zero, torch.ones(1), torch.ones(1))
-        out = policy_loss(look, zero, on, a, clip_range=0.2, clip_high=high, kl_beta=0.0, normaliser=6.0)
+        out = _loss(look, zero, on, a, clip_high=high, normaliser=6.0)
         return (torch.autograd.grad(out.loss, look.logp)[0] != 0)[:, 0].tolist(), out.stats
 
     same, stats = made(None)
@@ -141,14 +122,10 @@ def test_a_sequences_ratio_is_shared_by_its_tokens() -> None:
     moved = torch.tensor([0.5, -0.5, 0, 0, 0, 0, 0]).expand(N, S)
     look = LogProb((x["old"] + moved).requires_grad_(), None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
     mask = torch.arange(S) < torch.tensor([7, 2, 5, 2, 6, 3])[:, None]
-    out = policy_loss(
-        look, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence"
-    )
+    out = _loss(look, x["old"], mask, x["advantage"], level="sequence")
     assert out.stats["ratio_max_gap"] < 1e-6
     other = look._replace(logp=torch.where(mask, look.logp, torch.full_like(look.logp, float("nan"))))
-    again = policy_loss(
-        other, x["old"], mask, x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=1.0, level="sequence"
-    )
+    again = _loss(other, x["old"], mask, x["advantage"], level="sequence")
     assert again.loss.item() == pytest.approx(out.loss.item(), rel=1e-6)
 
 
@@ -158,9 +135,7 @@ def test_a_long_rollout_weighs_by_the_mean(mean: str) -> None:
     x = _numbers()
     look = LogProb(x["old"].clone().requires_grad_(), None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
     count = float(N if mean == "sequence" else x["mask"].sum())
-    out = policy_loss(
-        look, x["old"], x["mask"], x["advantage"], clip_range=0.2, kl_beta=0.0, normaliser=count, mean=mean
-    )
+    out = _loss(look, x["old"], x["mask"], x["advantage"], normaliser=count, mean=mean)
     found = torch.autograd.grad(out.loss, look.logp)[0]
     share = x["mask"].sum(1, keepdim=True) * N if mean == "sequence" else x["mask"].sum()
     torch.testing.assert_close(found, torch.where(x["mask"], -x["advantage"][:, None] / share, torch.zeros(())))
