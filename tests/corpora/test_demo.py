@@ -69,22 +69,18 @@ def test_the_splits_share_no_voice_and_no_text(lists: dict[str, list[Utterance]]
 
 def test_the_recipe_lies_in_the_package_and_mixes() -> None:
     mixtures = MixtureSet.from_recipe(demo.demo_recipe())
+    assert Mixing(**json.loads(demo.demo_recipe().read_text())["mixing"]) == demo.TRAIN
     assert mixtures.mixing == demo.TRAIN and len(mixtures) == 60
     made = mixtures.get(0, 3)
     assert made.noisy.shape == made.target.shape == (32000,)
 
 
 def samples(manifest: Path) -> list[np.ndarray]:
-    return [
-        sf.read(p, dtype="int16")[0]
-        for u in read_manifest(manifest)
-        for p in (u.audio_filepath, u.target_filepath or "")
-    ]
+    files = [p for u in read_manifest(manifest) for p in (u.audio_filepath, u.target_filepath or "")]
+    return [sf.read(p, dtype="int16")[0] for p in files]
 
 
-def test_test_mixtures_are_paired_spread_and_the_same_everywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_mixtures_are_paired_and_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLSPEECH_CACHE", str(tmp_path / "cache"))
     one, two = demo.demo_test(), demo.demo_test(tmp_path / "out")
     for a, b in zip(samples(one), samples(two), strict=True):
@@ -123,10 +119,6 @@ def test_a_cache_in_an_impossible_place_falls_back(tmp_path: Path, monkeypatch: 
     assert place.is_dir() and tmp_path not in place.parents
 
 
-def test_the_recipe_file_says_what_the_code_says() -> None:
-    assert Mixing(**json.loads(demo.demo_recipe().read_text())["mixing"]) == demo.TRAIN
-
-
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -142,9 +134,7 @@ def test_the_noise_can_be_made_again(monkeypatch: pytest.MonkeyPatch, lists: dic
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("flite") or not shutil.which("espeak-ng"), reason="flite and espeak-ng are not installed"
-)
+@pytest.mark.skipif(not shutil.which("flite") or not shutil.which("espeak-ng"), reason="no flite and espeak-ng")
 def test_the_script_builds_the_whole_folder(tmp_path: Path, lists: dict[str, list[Utterance]]) -> None:
     script = ["sh", str(EXAMPLES / "make-demo-corpus.sh"), str(tmp_path)]
     subprocess.run(script, check=True, capture_output=True, env=os.environ | {"PYTHON": sys.executable})
@@ -170,8 +160,7 @@ def test_faces_are_drawn_and_say_so(tmp_path: Path) -> None:
         n = min(len(foreign), len(dark))
         apart.append(np.corrcoef(opening, dark)[0, 1] - np.corrcoef(foreign[:n], dark[:n])[0, 1])
     assert np.mean(apart) > 0.5
-    meta = json.loads((tmp_path / "a" / "test.meta.json").read_text())
-    assert meta["video"] == "drawn"
+    assert json.loads((tmp_path / "a" / "test.meta.json").read_text())["video"] == "drawn"
 
 
 @pytest.mark.slow
@@ -184,9 +173,6 @@ def test_the_recipe_with_faces_mixes_talkers(tmp_path: Path) -> None:
     assert clip.lips is not None and clip.lips.shape == (50, 96, 96)
     talkers = [source.mixtures.get(0, i).talker_id for i in range(60)]  # type: ignore[attr-defined]
     assert 25 < sum(t is not None for t in talkers) < 58
-
-
-# for recognisers
 
 
 def test_parts_share_neither_voices_nor_texts() -> None:

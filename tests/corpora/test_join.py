@@ -17,7 +17,7 @@ from rlspeech.corpora.join import Join, _Part, _tags, _tell_apart
 from rlspeech.data.manifest import read_manifest
 from rlspeech.files import read_jsonl
 from rlspeech.stages import prepare
-from rlspeech.types import UserError
+from rlspeech.types import UserError, Utterance
 
 
 def manifest(path: Path, ids: list[str], **columns: Any) -> Path:
@@ -78,24 +78,18 @@ def test_a_sample_is_the_seeds_and_keeps_the_order(tmp_path):
     assert all(i == sorted(i, key=order.index) for i in ids)
 
 
+IDS = ["x", "a_x", "a_x_2", "b_x", "a_m_x", "é", "x" * 115]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(
-        st.lists(st.sampled_from(["x", "a_x", "a_x_2", "b_x", "a_m_x", "é", "x" * 115]), unique=True, min_size=1),
-        min_size=1,
-        max_size=4,
-    ),
+    st.lists(st.lists(st.sampled_from(IDS), unique=True, min_size=1), min_size=1, max_size=4),
     st.lists(st.sampled_from(["a", "b", "a_m"]), min_size=4, max_size=4),
 )
 def test_ids_of_the_result_are_always_unique(ids, folders):
-    from rlspeech.types import Utterance
-
     paths = [Path(f) / "m.jsonl" for f in folders[: len(ids)]]
-    tags = _tags(paths)
-    parts = [
-        _Part(p, t, {}, [Utterance(i, "x.wav", 1.0, 16000) for i in names])
-        for p, t, names in zip(paths, tags, ids, strict=True)
-    ]
+    rows = [[Utterance(i, "x.wav", 1.0, 16000) for i in names] for names in ids]
+    parts = [_Part(path, tag, {}, mine) for path, tag, mine in zip(paths, _tags(paths), rows, strict=True)]
     before = [u.id for part in parts for u in part.rows]
     renamed = _tell_apart(parts)
     after = [u.id for part in parts for u in part.rows]

@@ -14,32 +14,20 @@ from rlspeech.corpora.base import Candidate
 from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
 
-TEST_NAMES = [
-    "clnsp102_traffic_248091_3_snr0_tl-21_fileid_268",
-    "clnsp1_train_69005_1_snr15_tl-23_fileid_157",
-    "clnsp7_a_snr-5_tl-30.5_fileid_007",
-]
+TEST_NAMES = ["clnsp102_traffic_248091_3_snr0_tl-21_fileid_268", "clnsp1_train_69005_1_snr15_tl-23_fileid_157"]
+TEST_NAMES += ["clnsp7_a_snr-5_tl-30.5_fileid_007"]
 
 
 def dns_2020(root: Path) -> None:
-    touch(
-        root,
-        "clean/book_00000_chp_0009_reader_06709_0.wav",
-        "clean/book_1_chp_2_reader_3_10.wav",
-        "noise/abc_DEF.wav",
-        "noise/.hidden.wav",
-        "noise/readme.txt",
-    )
+    touch(root, "clean/book_00000_chp_0009_reader_06709_0.wav clean/book_1_chp_2_reader_3_10.wav")
+    touch(root, "noise/abc_DEF.wav noise/.hidden.wav noise/readme.txt")
     for kind in ("no_reverb", "with_reverb"):
         place = f"test_set/synthetic/{kind}"
         touch(root, *(f"{place}/noisy/{n}.wav" for n in TEST_NAMES))
         touch(root, *(f"{place}/clean/clean_fileid_{n}.wav" for n in (268, 157, 7)))
-    touch(
-        root,
-        "test_set/real_recordings/audioset_realrec_airconditioner_2uXCzjmrw3A.wav",
-        "test_set/real_recordings/ms_realrec_1.wav",
-        "blind_test_set/noreverb_fileid_3.wav",
-    )
+    real = root / "test_set" / "real_recordings"
+    touch(real, "audioset_realrec_airconditioner_2uXCzjmrw3A.wav ms_realrec_1.wav")
+    touch(root, "blind_test_set/noreverb_fileid_3.wav")
 
 
 @pytest.mark.parametrize("inside", ["datasets", "."])
@@ -66,49 +54,25 @@ def test_dns_of_a_test_set_alone(tmp_path: Path) -> None:
 
 
 def test_dns_pairs_that_do_not_match_are_named(tmp_path: Path) -> None:
-    place = "datasets/test_set/synthetic/no_reverb"
-    touch(
-        tmp_path / place,
-        "noisy/a_fileid_1.wav",
-        "noisy/b_fileid_2.wav",
-        "noisy/nonumber.wav",
-        "noisy/c_fileid_11.wav",
-        "clean/clean_fileid_1.wav",
-        "clean/clean_fileid_3.wav",
-        "clean/x_fileid_11.wav",
-        "clean/y_fileid_11.wav",
-    )
+    place = tmp_path / "datasets/test_set/synthetic/no_reverb"
+    touch(place / "noisy", "a_fileid_1.wav b_fileid_2.wav nonumber.wav c_fileid_11.wav")
+    touch(place / "clean", "clean_fileid_1.wav clean_fileid_3.wav x_fileid_11.wav y_fileid_11.wav")
     rows = table(dns.find(tmp_path))["test_no_reverb"]
-    assert {k: r.problem for k, r in rows.items()} == {
-        "a_fileid_1": None,
-        "b_fileid_2": "no clean partner",
-        "nonumber": "no number after fileid_ in the name",
-        "c_fileid_11": "2 clean partners",
-        "clean_fileid_3": "no noisy partner",
-    }
+    problems = {"a_fileid_1": None, "b_fileid_2": "no clean partner", "clean_fileid_3": "no noisy partner"}
+    problems |= {"nonumber": "no number after fileid_ in the name", "c_fileid_11": "2 clean partners"}
+    assert {k: r.problem for k, r in rows.items()} == problems
 
 
 def test_dns_2021_and_later(tmp_path: Path) -> None:
-    base = tmp_path / "datasets"
-    touch(
-        base,
-        "clean/read_speech/book_1_chp_1_reader_42_1.wav",
-        "clean/french_data/M-AILABS/x.wav",
-        "clean/singing_voice/s.wav",
-        "noise/n.wav",
-        "impulse_responses/SLR26/simulated_rirs_16k/r.wav",
-        "impulse_responses/SLR28/RIRS_NOISES/real/q.wav",
-        "dev_testset_wideband/track_1/synthetic/noisy/a_snr3_fileid_1.wav",
-        "dev_testset_wideband/track_1/synthetic/clean/c_fileid_1.wav",
-        "dev_testset_wideband/track_1/real_recordings/r.wav",
-    )
-    full = tmp_path / "datasets_fullband"
-    touch(
-        full,
-        "clean_fullband/vctk_wav48_silence_trimmed/p225/p225_001.wav",
-        "noise_fullband/n48.wav",
-        "impulse_responses/SLR26/r48.wav",
-    )
+    base, full = tmp_path / "datasets", tmp_path / "datasets_fullband"
+    spoken = "read_speech/book_1_chp_1_reader_42_1.wav french_data/M-AILABS/x.wav singing_voice/s.wav"
+    touch(base / "clean", spoken)
+    touch(base, "noise/n.wav impulse_responses/SLR26/simulated_rirs_16k/r.wav")
+    touch(base, "impulse_responses/SLR28/RIRS_NOISES/real/q.wav")
+    track = base / "dev_testset_wideband" / "track_1"
+    touch(track, "synthetic/noisy/a_snr3_fileid_1.wav synthetic/clean/c_fileid_1.wav real_recordings/r.wav")
+    touch(full, "clean_fullband/vctk_wav48_silence_trimmed/p225/p225_001.wav")
+    touch(full, "noise_fullband/n48.wav impulse_responses/SLR26/r48.wav")
     touch(tmp_path, "V5_dev_testset/Track1_Headset/noisy/n.wav", "V5_dev_testset/Track1_Headset/enrol/e.wav")
     splits = table(dns.find(tmp_path))
     assert set(splits) == {"clean", "noise", "rir", "dev_testset_wideband_track_1", "real"}
@@ -122,12 +86,8 @@ def test_dns_2021_and_later(tmp_path: Path) -> None:
 
 
 def test_dns_mixtures_made_by_the_challenges_script(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        "training/noisy/a_b_snr4_tl-20_fileid_0.wav",
-        "training/clean/clean_fileid_0.wav",
-        "training/noise/noise_fileid_0.wav",
-    )
+    made = "noisy/a_b_snr4_tl-20_fileid_0.wav clean/clean_fileid_0.wav noise/noise_fileid_0.wav"
+    touch(tmp_path / "training", made)
     splits = table(dns.find(tmp_path))
     assert set(splits) == {"train"} and splits["train"]["a_b_snr4_tl-20_fileid_0"].utt.snr_db == 4
 
@@ -149,13 +109,8 @@ def voicebank_tree(root: Path, size: str, speakers: Iterable[str], nested: bool 
 @pytest.mark.parametrize("nested", [False, True])
 def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
     voicebank_tree(tmp_path, "28", ("p226", "p228"), nested)
-    touch(
-        tmp_path,
-        "clean_testset_wav/p232_001.wav",
-        "noisy_testset_wav/p232_001.wav",
-        "noisy_testset_wav/p257_009.wav",
-        "license.txt",
-    )
+    touch(tmp_path, "clean_testset_wav/p232_001.wav noisy_testset_wav/p232_001.wav")
+    touch(tmp_path, "noisy_testset_wav/p257_009.wav license.txt")
     touch(tmp_path, "trainset_28spk_txt/p228_001.txt", "logfiles/x")
     (tmp_path / "trainset_28spk_txt" / "p228_001.txt").write_text("Please call Stella.\n")
     (tmp_path / "logfiles" / "log_testset.txt").write_text("file noise snr\np232_001 bus 17.5\n")
@@ -189,20 +144,8 @@ def test_voicebank_without_its_other_half(tmp_path: Path) -> None:
 
 
 def test_pairs_by_place_stem_or_number(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        "n1/s/a.wav",
-        "n1/b.wav",
-        "c1/s/a.flac",
-        "c1/b.wav",
-        "c1/z.wav",
-        "n2/deep/a.wav",
-        "c2/a.wav",
-        "n3/x_snr5_fileid_4.wav",
-        "c3/clean_fileid_4.wav",
-        "n4/a.wav",
-        "c4/b.wav",
-    )
+    touch(tmp_path, "n1/s/a.wav n1/b.wav c1/s/a.flac c1/b.wav c1/z.wav n2/deep/a.wav c2/a.wav")
+    touch(tmp_path, "n3/x_snr5_fileid_4.wav c3/clean_fileid_4.wav n4/a.wav c4/b.wav")
     rows = table(folder.find_pairs(tmp_path / "n1", tmp_path / "c1"))["manifest"]
     assert {k: r.problem for k, r in rows.items()} == {"s_a": None, "b": None, "z": "no noisy partner"}
     assert rows["s_a"].utt.target_filepath == str(tmp_path / "c1" / "s" / "a.flac")
@@ -340,14 +283,8 @@ def test_kaldi_segments(tmp_path: Path) -> None:
         utt2lang="u1 de\n",
     )
     rows = list(toolkits.find_kaldi(tmp_path / "data"))
-    assert texts(rows) == {
-        "u1": "hello there",
-        "u2": "",
-        "u3": "recording not in wav.scp",
-        "u4": "no transcript",
-        "u5": "segment ends before it begins",
-        "u6": "bad line in segments",
-    }
+    said, bad = texts(rows), {"u3": "recording not in wav.scp", "u4": "no transcript", "u6": "bad line in segments"}
+    assert said == {"u1": "hello there", "u2": "", "u5": "segment ends before it begins"} | bad
     first, open_end = rows[0].utt, rows[1].utt
     assert (first.offset, first.duration, first.speaker_id, first.language) == (0.5, 1.25, "anna", "de")
     assert rows[0].split == "train"
@@ -358,8 +295,7 @@ def test_kaldi_segments(tmp_path: Path) -> None:
     "entry",
     [
         *("a.flac", "flac -c -d -s a.flac |", "sph2pipe -f wav -p a.flac |", "sox a.flac -t wav - |"),
-        "bad: sph2pipe -f wav -p -c 1 a.flac |",
-        "bad: sox a.flac -t wav - speed 1.1 |",
+        *("bad: sph2pipe -f wav -p -c 1 a.flac |", "bad: sox a.flac -t wav - speed 1.1 |"),
         "bad: cat a.flac | sox -t flac - -t wav - |",
         *("bad: touch evil; cat a.flac |", "bad: wget a.flac |", "bad: raw.ark:123"),
     ],

@@ -40,22 +40,12 @@ def test_every_kind_of_cut(tmp_path: Path) -> None:
     two = good["supervisions"] + [good["supervisions"][0] | {"start": 1.0, "text": "there", "speaker": "ben"}]
     moved = {"recording": recording(audio) | {"transforms": [{"name": "Speed"}]}}
     memory = {"recording": recording(audio) | {"sources": [{"type": "memory", "channels": [0], "source": ""}]}}
-    rows = [
-        good,
-        cut(audio, "two", supervisions=list(reversed(two)), start=0.0),
-        cut(audio, "cutoff", duration=0.5),
-        cut(audio, "mute", supervisions=[]),
-        cut(audio, "speed", **moved),
-        cut(audio, "memory", **memory),
-        cut(audio, "stereo", recording=recording(audio, 2)),
-        cut(audio, "none", recording=None),
-        {"id": "pad", "type": "PaddingCut", "duration": 1.0},
-        {"id": "mix", "type": "MixedCut", "tracks": [{"cut": good}, {"cut": good, "offset": 1}]},
-        {"id": "alone", "type": "MixedCut", "tracks": [{"cut": good}]},
-        "{broken",
-        "[1]",
-        {"id": "empty"},
-    ]
+    rows = [good, cut(audio, "two", supervisions=list(reversed(two)), start=0.0), cut(audio, "cutoff", duration=0.5)]
+    rows += [cut(audio, "mute", supervisions=[]), cut(audio, "speed", **moved), cut(audio, "memory", **memory)]
+    rows += [cut(audio, "stereo", recording=recording(audio, 2)), cut(audio, "none", recording=None)]
+    tracks = {"mix": [{"cut": good}, {"cut": good, "offset": 1}], "alone": [{"cut": good}]}
+    rows += [{"id": name, "type": "MixedCut", "tracks": mixed} for name, mixed in tracks.items()]
+    rows += [{"id": "pad", "type": "PaddingCut", "duration": 1.0}, "{broken", "[1]", {"id": "empty"}]
     found = list(toolkits.find_lhotse(write(tmp_path / "cuts_train.jsonl.gz", rows)))
     assert len(found) == len(rows) and {r.split for r in found} == {"train"}
     by_id = {r.utt.id: r for r in found}
@@ -71,18 +61,12 @@ def test_recordings_with_supervisions(tmp_path: Path) -> None:
     audio = tmp_path / "a.wav"
     audio.write_bytes(b"x")
     write(tmp_path / "libri_recordings_dev.jsonl.gz", [recording(audio)])
-    write(
-        tmp_path / "libri_supervisions_dev.jsonl.gz",
-        [
-            {"id": "s1", "recording_id": "r", "start": 0.25, "duration": 1.5, "channel": 0, "text": "one"},
-            {"id": "s2", "recording_id": "gone", "start": 0, "duration": 1, "channel": 0, "text": "two"},
-        ],
-    )
+    one = {"id": "s1", "recording_id": "r", "start": 0.25, "duration": 1.5, "channel": 0, "text": "one"}
+    two = {"id": "s2", "recording_id": "gone", "start": 0, "duration": 1, "channel": 0, "text": "two"}
+    write(tmp_path / "libri_supervisions_dev.jsonl.gz", [one, two])
     rows = list(toolkits.find_lhotse(tmp_path))
-    assert [(r.split, r.utt.id, r.utt.offset, r.utt.duration, r.problem) for r in rows] == [
-        ("libri_dev", "s1", 0.25, 1.5, None),
-        ("libri_dev", "s2", 0.0, 1.0, "no recording"),
-    ]
+    found = [(r.split, r.utt.id, r.utt.offset, r.utt.duration, r.problem) for r in rows]
+    assert found == [("libri_dev", "s1", 0.25, 1.5, None), ("libri_dev", "s2", 0.0, 1.0, "no recording")]
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
@@ -100,14 +84,11 @@ def test_the_library_agrees(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for n in range(3):
         sf.write(tmp_path / f"{n}.flac", 0.1 * rng.standard_normal(32000), 16000)
-    recordings = lhotse.RecordingSet.from_recordings(
-        lhotse.Recording.from_file(tmp_path / f"{n}.flac") for n in range(3)
-    )
-    spoken = lhotse.SupervisionSet.from_segments(
-        lhotse.SupervisionSegment(f"u{n}", str(n), 0.25 * n, 1.0, text=f"text {n}", speaker=f"s{n}", language="en")
-        for n in range(3)
-    )
-    cuts = lhotse.CutSet.from_manifests(recordings, spoken).trim_to_supervisions()
+    files = [lhotse.Recording.from_file(tmp_path / f"{n}.flac") for n in range(3)]
+    facts = [{"text": f"text {n}", "speaker": f"s{n}", "language": "en"} for n in range(3)]
+    spoken = [lhotse.SupervisionSegment(f"u{n}", str(n), 0.25 * n, 1.0, **more) for n, more in enumerate(facts)]
+    whole = lhotse.RecordingSet.from_recordings(files), lhotse.SupervisionSet.from_segments(spoken)
+    cuts = lhotse.CutSet.from_manifests(*whole).trim_to_supervisions()
     cuts.to_file(tmp_path / "cuts.jsonl.gz")
     rows = list(toolkits.find_lhotse(tmp_path / "cuts.jsonl.gz"))
     assert len(rows) == 3 and all(r.problem is None for r in rows)

@@ -19,7 +19,7 @@ from tiny_videos import eye_finder, flat, head, mouth_of, write_video  # noqa: E
 
 from rlspeech.corpora import faces as faces_module  # noqa: E402
 from rlspeech.corpora import lips  # noqa: E402
-from rlspeech.corpora.faces import (  # noqa: E402  # noqa: E402
+from rlspeech.corpora.faces import (  # noqa: E402
     EYES_PX,
     SIDE,
     Face,
@@ -57,6 +57,10 @@ def tracked(frames: list[np.ndarray], detect: Callable[[np.ndarray], Any] = eye_
     return path, cut(frames, path)
 
 
+def mouth_widths(crops: np.ndarray) -> list[int]:
+    return [np.ptp(np.nonzero((crop < 45).any(axis=0))[0]) for crop in crops]
+
+
 MOVES: dict[str, Callable[[float], Pose]] = {
     "still": lambda t: (160, 90, 50, 0),
     "walks": lambda t: (110 + 100 * t, 80 + 30 * t, 50, 0),
@@ -77,7 +81,7 @@ def test_the_mouth_stays_in_the_middle(move: str) -> None:
     assert np.abs(places).max() < 4.5, places[np.abs(places).max(axis=1).argmax()]
     assert np.abs(np.diff(places, axis=0)).max() < 1.5  # no jumps between frames
     middle = slice(15, 45)
-    widths = [np.ptp(np.nonzero((crop < 45).any(axis=0))[0]) for crop in crops[middle]]
+    widths = mouth_widths(crops[middle])
     assert np.mean(widths) == pytest.approx(0.76 * EYES_PX, rel=0.08)  # the same size whatever the distance
     for crop in crops[middle]:  # and upright
         rows, columns = np.nonzero(crop < 45)
@@ -175,7 +179,7 @@ def test_two_drawn_heads(tmp_path: Path) -> None:
     write_video(tmp_path / "v.mkv", frames, codec="ffv1")
     fact = lips.crop_clip(tmp_path / "v.mkv", tmp_path / "v.npz", "mouth96", eye_finder)
     assert fact["others"] == 1 and fact["face_rate"] == 1
-    widths = [np.ptp(np.nonzero((crop < 45).any(axis=0))[0]) for crop in load_lips(tmp_path / "v.npz")]
+    widths = mouth_widths(load_lips(tmp_path / "v.npz"))
     # had it followed the smaller one, the same: so look where it is
     assert np.mean(widths) == pytest.approx(0.76 * EYES_PX, rel=0.1)
     seen = follow(*search(frames, eye_finder))
@@ -263,13 +267,9 @@ def clips(folder: Path) -> dict[str, str]:
     write_video(folder / "damaged.mkv", talk, codec="ffv1")
     whole = (folder / "damaged.mkv").read_bytes()
     (folder / "damaged.mkv").write_bytes(whole[: len(whole) * 2 // 3])  # what is there is used
-    return {
-        "faceless": "video: no face in any frame",
-        "empty": "video: empty file",
-        "cut": "video: unreadable",
-        "text": "video: unreadable",
-        "mute": "no sound beside or in the video",
-    }
+    unreadable = dict.fromkeys(("cut", "text"), "video: unreadable")
+    bad = {"faceless": "video: no face in any frame", "empty": "video: empty file", **unreadable}
+    return bad | {"mute": "no sound beside or in the video"}
 
 
 @pytest.mark.usefixtures("drawn")
@@ -397,9 +397,7 @@ def test_nothing_left_is_said(tmp_path: Path) -> None:
         prepare(tmp_path / "none", tmp_path / "out2")
 
 
-def test_a_video_that_kills_its_worker_is_dropped_and_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_video_that_kills_its_worker_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i, name in enumerate("ab"):
         write_video(tmp_path / "in" / f"{name}.mp4", flat(10))
         sound(tmp_path / "in" / f"{name}.wav", i, 0.4)

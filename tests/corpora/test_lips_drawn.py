@@ -34,8 +34,7 @@ def _level_db(wav: np.ndarray, frames: int) -> np.ndarray:
 
 def _dark_rows(frames: np.ndarray) -> np.ndarray:
     """(F,) how much of the middle of the picture is the dark of an open mouth."""
-    middle = frames[:, 24:84, 42:54].astype(float)
-    return (middle < 55).mean((1, 2))
+    return (frames[:, 24:84, 42:54].astype(float) < 55).mean((1, 2))
 
 
 def test_the_jaw_follows_the_voice(speech: list[np.ndarray]) -> None:
@@ -94,11 +93,10 @@ def test_the_same_chances_draw_the_same_frames(speech: list[np.ndarray]) -> None
 
 
 def _rows(folder: Path) -> list[Utterance]:
-    rows = []
     for i in range(2):
-        rows.append(Utterance(f"s{i}", str(sound(folder / f"s{i}.flac", i)), 1.0, RATE))
+        sound(folder / f"s{i}.flac", i)
     (folder / "empty.flac").touch()
-    return rows + [Utterance(name, str(folder / f"{name}.flac"), 1.0, RATE) for name in ("empty", "gone")]
+    return [Utterance(name, str(folder / f"{name}.flac"), 1.0, RATE) for name in ("s0", "s1", "empty", "gone")]
 
 
 def test_all_are_drawn_once_and_bad_ones_are_reported(tmp_path: Path) -> None:

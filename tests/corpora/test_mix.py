@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_every_utterance_goes_down_every_ladder(sources):
     rows, failed = render_ladders(utts(sources / "clean", "s0", "s1"), utts(sources / "noise", "n"), sources / "out")
     assert failed == [] and len({r.id for r in rows}) == len(rows)
     ways = {r.extra["ladder"] for r in rows}
-    groups = {(r.extra["clean_id"], r.extra["ladder"]): [] for r in rows}
+    groups = defaultdict(list)
     for r in rows:
         groups[r.extra["clean_id"], r.extra["ladder"]].append(r)
     assert len(groups) == 2 * len(ways) and len(ways) >= 3

@@ -155,9 +155,8 @@ def test_the_shortest_sounds_do_no_harm(length: int) -> None:
 
 def test_the_hallucination_set(tmp_path: Path) -> None:
     text = "number one spoken clearly"
-    rows = [
-        {"audio_filepath": str(sound(tmp_path / f"{i}.wav", i, 0.6)), "duration": 0.6, "text": text} for i in (0, 1)
-    ]
+    files = [sound(tmp_path / f"{i}.wav", i, 0.6) for i in (0, 1)]
+    rows = [{"audio_filepath": str(path), "duration": 0.6, "text": text} for path in files]
     data, noise = manifest(tmp_path / "train.jsonl", rows), sound(tmp_path / "noise" / "n.wav", 5).parent
     summary = run(Nonspeech(noise=[str(noise)], clean=[str(data)], count=3, max_s=4.0, out=str(tmp_path / "out")))
     rows = read_manifest(find_manifest(tmp_path / "out"))

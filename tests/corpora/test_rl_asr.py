@@ -48,11 +48,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
 
 def heard(corpus: list[Utterance]) -> dict[str, list[str]]:
     """Every third row is heard differently, every other way identically; some by one recogniser only."""
-    texts = {}
-    for i, utt in enumerate(corpus[:-1]):
-        text = utt.text or ""
-        second = " ".join(text.split()[:2]) if i % 3 == 0 else text
-        texts[utt.id] = [text] if i == 38 else [text, second]
+    texts = {u.id: [u.text or ""] * 2 for u in corpus[:-1]}
+    for utt in corpus[:-1:3]:
+        texts[utt.id][1] = " ".join(texts[utt.id][0].split()[:2])
+    texts[corpus[38].id].pop()
     return texts
 
 
@@ -231,9 +230,8 @@ def test_recognisers_listen_once_and_their_disagreement_decides(tmp_path: Path) 
 
 def test_hypotheses_from_files(tmp_path: Path) -> None:
     data = data_set(tmp_path)
-    manifest(
-        tmp_path / "both.jsonl", [{"id": f"u{i}", "texts": ["number one", f"number {i} spoken"]} for i in range(7)]
-    )
+    both = [{"id": f"u{i}", "texts": ["number one", f"number {i} spoken"]} for i in range(7)]
+    manifest(tmp_path / "both.jsonl", both)
     (tmp_path / "third.jsonl").write_text(json.dumps({"audio_filepath": "/elsewhere/u0.wav", "pred_text": "x"}) + "\n")
     files = [str(tmp_path / "both.jsonl"), str(tmp_path / "third.jsonl")]
     summary = prepare(data, tmp_path / "out", recognisers=[], hypotheses=files)
@@ -248,14 +246,9 @@ def test_what_cannot_work_is_refused_before_anyone_listens(tmp_path: Path) -> No
     data = data_set(tmp_path, 2)
     (tmp_path / "empty.txt").write_text("\n# nothing\n")
     plain = manifest(tmp_path / "plain.jsonl", [{"id": "a", "audio_filepath": "u0.wav"}])
-    for more in (
-        {"recognisers": NAMES[:1]},
-        {"normaliser": "nobody-1"},
-        {"keywords": str(tmp_path / "empty.txt")},
-        {"data": None},
-        {"keywords": str(tmp_path / "gone.txt")},
-        {"data": str(plain)},
-    ):
+    lists = [{"keywords": str(tmp_path / name)} for name in ("empty.txt", "gone.txt")]
+    others = [{"recognisers": NAMES[:1]}, {"normaliser": "basic-99"}, {"data": None}, {"data": str(plain)}]
+    for more in (*lists, *others):
         with pytest.raises(UserError):
             run(RlAsr(**({"data": str(data), "recognisers": NAMES, "out": str(tmp_path / "out")} | more)))  # type: ignore[arg-type]
     assert not (tmp_path / "out" / "heard").exists()
@@ -273,10 +266,8 @@ def test_silence_is_not_shown_and_a_deaf_recogniser_is_refused(tmp_path: Path) -
 
 def test_flags_arrive(tmp_path: Path) -> None:
     data = data_set(tmp_path)
-    line = (
-        f"prepare rl-asr --data {data} --recogniser {NAMES[0]} --recogniser {NAMES[1]} --rows 6 --band 0.1 0.9 --seed 3"
-    )
-    line += f" --out {tmp_path}/o --json -q"
+    line = f"prepare rl-asr --data {data} --recogniser {NAMES[0]} --recogniser {NAMES[1]}"
+    line += f" --rows 6 --band 0.1 0.9 --seed 3 --out {tmp_path}/o --json -q"
     result = CliRunner().invoke(app, [*shlex.split(line), "--set", "long_share=0"])
     assert result.exit_code == 0, result.stderr
     answer = json.loads(result.stdout)

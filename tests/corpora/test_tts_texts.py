@@ -42,13 +42,8 @@ def test_a_folder_of_speakers(tmp_path: Path) -> None:
 def test_a_list_of_prompts_and_texts(tmp_path: Path) -> None:
     sound(tmp_path / "prompts" / "p.wav", 0, 1.0)
     sound(tmp_path / "wavs" / "r.wav", 1, 2.0)
-    lines = [
-        "a|said in it|prompts/p.wav|to be said",
-        "b|said in it|prompts/p.wav|another|wavs/r.wav",
-        "c|x|prompts/none.wav|text",
-        "nonsense|x",
-        "a|said in it|prompts/p.wav|third",
-    ]
+    lines = ["a|said in it|prompts/p.wav|to be said", "b|said in it|prompts/p.wav|another|wavs/r.wav"]
+    lines += ["c|x|prompts/none.wav|text", "nonsense|x", "a|said in it|prompts/p.wav|third"]
     (tmp_path / "meta.lst").write_text("\n".join(lines) + "\n")
     made = ask(tmp_path / "meta.lst", tmp_path / "out")
     assert made["dropped"] == {"missing file": 1, "bad line": 1} and made["prompted"] == {"test": 3}

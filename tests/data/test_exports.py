@@ -28,9 +28,15 @@ def sound(path: Path, seconds: float = 2.0, channels: int = 1) -> str:
 
 
 def utterance(path: str, name: str, text: str | None = "some words", **more: Any) -> Utterance:
-    return Utterance(
-        **{"id": name, "audio_filepath": path, "duration": 2.0, "sample_rate": 16000, "text": text, **more}
-    )
+    return Utterance(name, path, **{"duration": 2.0, "sample_rate": 16000, "text": text, **more})
+
+
+def kaldi(rows: list[Utterance], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Write and check a data folder; what the export says, and what is read back, by utterance."""
+    folder.mkdir()
+    done = write_manifest_as(rows, "kaldi", folder)
+    valid_kaldi(folder)
+    return done, {c.utt.id: c for c in toolkits.find_kaldi(folder)}
 
 
 def lines(path: Path) -> list[str]:
@@ -47,9 +53,8 @@ def valid_kaldi(folder: Path) -> None:
         assert name == "wav.scp" or all(line == line.strip() and line.isprintable() for line in lines(folder / name))
     utts = [r[0] for r in tables["utt2spk"]]
     pairs = [tuple(reversed(r)) for r in tables["utt2spk"]]
-    assert [p[0].encode() for p in pairs] == sorted(p[0].encode() for p in pairs), (
-        "by utterance and by speaker it is not the same order"
-    )
+    speakers = [p[0].encode() for p in pairs]
+    assert speakers == sorted(speakers), "by utterance and by speaker it is not the same order"
     for name in {"text", "segments", "utt2lang"} & set(tables):
         assert [r[0] for r in tables[name]] == utts
     recordings = [r[0] for r in tables["wav.scp"]]
@@ -81,31 +86,20 @@ def test_kaldi_comes_back(tmp_path: Path) -> None:
         row.sample_rate = 16000  # as prepare fills it in
     write_manifest(tmp_path / "ours.jsonl", rows)
     out = tmp_path / "again"
-    out.mkdir()
-    done = write_manifest_as(read_manifest(tmp_path / "ours.jsonl"), "kaldi", out)
+    done, _ = kaldi(read_manifest(tmp_path / "ours.jsonl"), out)
     assert done.rows == 3 and not done.left_out and not done.notes
     assert {p.name: lines(p) for p in out.iterdir()} == {p.name: lines(p) for p in source.iterdir()}
-    valid_kaldi(out)
 
 
 def test_ours_to_kaldi_and_back(tmp_path: Path) -> None:
     names = ["b", "a b", "Z", "\u00e9t\u00e9", "a-b", "z\u2003z"]
-    rows = [
-        utterance(
-            sound(tmp_path / f"{n} x.wav"),
-            f"id{n}",
-            ODD if n == "Z" else f"text {i}",
-            speaker_id=s,
-            extra={"original_id": n} if " " in n else {},
-        )
-        for i, (n, s) in enumerate(zip(names, ["s p", "s p", None, "anna", "b", None], strict=True))
-    ]
-    out = tmp_path / "kaldi"
-    out.mkdir()
-    done = write_manifest_as(rows, "kaldi", out)
-    valid_kaldi(out)
-    assert done.rows == len(rows) and not (out / "segments").exists()
-    back = {c.utt.audio_filepath: c for c in toolkits.find_kaldi(out)}
+    rows = []
+    for i, (n, speaker) in enumerate(zip(names, ["s p", "s p", None, "anna", "b", None], strict=True)):
+        path, more = sound(tmp_path / f"{n} x.wav"), {"original_id": n} if " " in n else {}
+        rows.append(utterance(path, f"id{n}", ODD if n == "Z" else f"text {i}", speaker_id=speaker, extra=more))
+    done, found = kaldi(rows, tmp_path / "kaldi")
+    assert done.rows == len(rows) and not (tmp_path / "kaldi" / "segments").exists()
+    back = {c.utt.audio_filepath: c for c in found.values()}
     for row in rows:
         found = back[row.audio_filepath]
         assert found.problem is None and found.utt.text == " ".join((row.text or "").split())
@@ -117,16 +111,11 @@ def test_any_ids_and_speakers_sort_as_kaldi_wants(tmp_path: Path) -> None:
     for n in range(60):
         letters = ["a", "b", "-", "_", ".", "A", "0", "+", "\u00e9", "@"]
         speakers = ["".join(draw.choices(letters, k=draw.randint(1, 3))) for _ in range(4)]
-        rows = [
-            utterance(
-                f"/x/{i}.wav", "".join(draw.choices(letters, k=4)) + str(i), speaker_id=draw.choice([*speakers, None])
-            )
-            for i in range(8)
-        ]
-        out = tmp_path / str(n)
-        out.mkdir()
-        assert write_manifest_as(rows, "kaldi", out).rows == 8
-        valid_kaldi(out)
+        rows = []
+        for i in range(8):
+            name = "".join(draw.choices(letters, k=4)) + str(i)
+            rows.append(utterance(f"/x/{i}.wav", name, speaker_id=draw.choice([*speakers, None])))
+        assert kaldi(rows, tmp_path / str(n))[0].rows == 8
 
 
 @pytest.mark.parametrize("name", ["touch evil |", "| touch evil", "x.ark:12", "a\nb.wav", " lead.wav", "trail.wav "])
@@ -142,33 +131,22 @@ def test_no_name_of_a_file_becomes_a_command(tmp_path: Path, name: str) -> None:
 
 def test_what_kaldi_cannot_hold_is_said(tmp_path: Path) -> None:
     path = sound(tmp_path / "a.flac")
-    rows = [
-        utterance(path, "a", target_filepath=path, extra={"mood": "calm", "channels": 2}),
-        utterance(path, "mute", None, offset=1.0),
-        utterance(path, "bad\udcff", offset=0.5),
-        utterance(path, "endless", offset=0.25, duration=0.0),
-    ]
+    rows = [utterance(path, "a", target_filepath=path, extra={"mood": "calm", "channels": 2})]
+    rows += [utterance(path, "mute", None, offset=1.0), utterance(path, "bad\udcff", offset=0.5)]
+    rows.append(utterance(path, "endless", offset=0.25, duration=0.0))
     done = write_manifest_as(rows, "kaldi", tmp_path)
-    assert done.rows == 1 and dict(done.left_out) == {
-        "mute": "no text",
-        "bad\udcff": "a name or text that is not UTF-8",
-        "endless": "no duration",
-    }
+    wanted = {"mute": "no text", "bad\udcff": "a name or text that is not UTF-8", "endless": "no duration"}
+    assert done.rows == 1 and dict(done.left_out) == wanted
     assert any("no .wav" in n for n in done.notes) and any("mood, target_filepath" in n for n in done.notes)
 
 
 def test_recordings_of_one_name_stay_two(tmp_path: Path) -> None:
-    rows = [
-        utterance(sound(tmp_path / place / "x.wav"), f"{place}{n}", offset=float(n), duration=0.5)
-        for place in "ab"
-        for n in range(2)
-    ]
-    out = tmp_path / "k"
-    out.mkdir()
-    write_manifest_as(rows, "kaldi", out)
-    valid_kaldi(out)
-    back = {c.utt.id: c.utt for c in toolkits.find_kaldi(out)}
-    assert {(u.audio_filepath, u.offset) for u in back.values()} == {(u.audio_filepath, u.offset) for u in rows}
+    rows = []
+    for place, n in (("a", 0), ("a", 1), ("b", 0), ("b", 1)):
+        path = sound(tmp_path / place / "x.wav")
+        rows.append(utterance(path, f"{place}{n}", offset=float(n), duration=0.5))
+    found = [c.utt for c in kaldi(rows, tmp_path / "k")[1].values()]
+    assert {(u.audio_filepath, u.offset) for u in found} == {(u.audio_filepath, u.offset) for u in rows}
 
 
 # ----------------------------------------------------------------------------------------------------------------- nemo
@@ -176,17 +154,11 @@ def test_recordings_of_one_name_stay_two(tmp_path: Path) -> None:
 
 def test_nemo_comes_back(tmp_path: Path) -> None:
     sound(tmp_path / "wavs" / "a.wav")
+    named = {"audio_filepath": "wavs/a.wav"}
     theirs = [
-        {"audio_filepath": "wavs/a.wav", "duration": 1.5, "text": "hello", "lang": "en", "speaker": "s", "pnc": "yes"},
-        {
-            "audio_filepath": "wavs/a.wav",
-            "duration": 1.0,
-            "offset": 0.5,
-            "text": ODD,
-            "target_lang": "de",
-            "tags": ["x", 1],
-        },
-        {"audio_filepath": "wavs/a.wav", "duration": 1.5, "offset": 0, "text": ""},
+        {**named, "duration": 1.5, "text": "hello", "lang": "en", "speaker": "s", "pnc": "yes"},
+        {**named, "duration": 1.0, "offset": 0.5, "text": ODD, "target_lang": "de", "tags": ["x", 1]},
+        {**named, "duration": 1.5, "offset": 0, "text": ""},
     ]
     (tmp_path / "train.json").write_text("".join(json.dumps(r) + "\n" for r in theirs))
     rows = [c.utt for c in toolkits.find_nemo(tmp_path / "train.json")]
@@ -203,10 +175,9 @@ def test_nemo_comes_back(tmp_path: Path) -> None:
 
 def test_a_row_that_is_no_json_costs_itself(tmp_path: Path) -> None:
     path = sound(tmp_path / "a.wav")
+    rows = [utterance(path, "a", extra={"x": float("nan")}), utterance(path, "b")]
     for to, name in (("nemo", "m.json"), ("lhotse", "cuts.jsonl")):
-        done = write_manifest_as(
-            [utterance(path, "a", extra={"x": float("nan")}), utterance(path, "b")], to, tmp_path / name
-        )
+        done = write_manifest_as(rows, to, tmp_path / name)
         assert done.rows == 1 and [key for key, _ in done.left_out] == ["a"]
 
 
@@ -215,17 +186,9 @@ def test_a_row_that_is_no_json_costs_itself(tmp_path: Path) -> None:
 
 def some_rows(folder: Path) -> list[Utterance]:
     mono, clean, two = sound(folder / "a b.flac"), sound(folder / "clean.wav"), sound(folder / "two.wav", channels=2)
+    facts = {"speaker_id": "anna", "language": "en", "snr_db": 5.0, "extra": {"mood": "calm"}}
     return [
-        utterance(
-            mono,
-            "whole",
-            ODD,
-            speaker_id="anna",
-            language="en",
-            target_filepath=clean,
-            snr_db=5.0,
-            extra={"mood": "calm"},
-        ),
+        utterance(mono, "whole", ODD, target_filepath=clean, **facts),
         utterance(mono, "piece_1", offset=0.5, duration=1.0, extra={"original_id": "piece 1"}),
         utterance(two, "two", "", extra={"channels": 2}),
         utterance(mono, "silent", None, extra={"kind": "noise"}),
@@ -233,18 +196,12 @@ def some_rows(folder: Path) -> list[Utterance]:
 
 
 def test_lhotse_comes_back(tmp_path: Path) -> None:
-    rows = [
-        *some_rows(tmp_path),
-        utterance(str(tmp_path / "gone.wav"), "gone"),
-        utterance(str(tmp_path / "clean.wav"), "long", offset=1.5),
-        utterance(str(tmp_path / "a b.flac"), "bad\ud800"),
-    ]
+    rows, good = some_rows(tmp_path), str(tmp_path / "a b.flac")
+    rows.append(utterance(str(tmp_path / "gone.wav"), "gone"))
+    rows += [utterance(str(tmp_path / "clean.wav"), "long", offset=1.5), utterance(good, "bad\ud800")]
     done = write_manifest_as(rows, "lhotse", tmp_path / "cuts_train.jsonl.gz")
-    assert done.rows == 4 and dict(done.left_out) == {
-        "gone": "the file cannot be read",
-        "long": "the row ends behind its file",
-        "bad\ud800": "a name or text that is not UTF-8",
-    }
+    wanted = {"gone": "the file cannot be read", "long": "the row ends behind its file"}
+    assert done.rows == 4 and dict(done.left_out) == wanted | {"bad\ud800": "a name or text that is not UTF-8"}
     back = {c.utt.id: c for c in toolkits.find_lhotse(tmp_path / "cuts_train.jsonl.gz")}
     whole, piece = back["whole"], next(c for c in back.values() if c.utt.extra.get("original_id") == "piece 1")
     assert (whole.utt.text, whole.utt.speaker_id, whole.utt.language) == (ODD, "anna", "en") and whole.problem is None
@@ -265,9 +222,8 @@ def test_lhotse_itself_reads_the_same_samples(tmp_path: Path) -> None:
     found = lhotse.CutSet.from_file(tmp_path / "cuts.jsonl.gz").to_eager()
     lhotse.qa.validate(found, read_data=True)
     for row, cut in zip(rows, found, strict=True):
-        wav, _ = sf.read(
-            row.audio_filepath, start=int(row.offset * 16000), frames=int(row.duration * 16000), always_2d=True
-        )
+        start, frames = int(row.offset * 16000), int(row.duration * 16000)
+        wav, _ = sf.read(row.audio_filepath, start=start, frames=frames, always_2d=True)
         assert np.array_equal(cut.load_audio(), wav.T.astype(np.float32))
         assert [s.text for s in cut.supervisions] == [row.text] * (row.text is not None)
     clean, _ = sf.read(tmp_path / "clean.wav", dtype="float32")

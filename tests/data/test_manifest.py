@@ -33,23 +33,10 @@ def lines(path: Path, *rows: object) -> Path:
 
 
 def test_round_trip_keeps_every_field_and_unknown_keys(tmp_path: Path) -> None:
-    full = Utterance(
-        "a",
-        str(tmp_path / "w" / "a.wav"),
-        2.5,
-        48000,
-        0.25,
-        "héllo",
-        str(tmp_path / "c.wav"),
-        str(tmp_path / "v.mp4"),
-        str(tmp_path / "l.npz"),
-        str(tmp_path / "p.wav"),
-        "prompt",
-        "spk",
-        "en",
-        -2.5,
-        {"mos": 3.1, "tags": ["x"], "n": None},
-    )
+    paths = [str(tmp_path / name) for name in ("c.wav", "v.mp4", "l.npz", "p.wav")]
+    extra = {"mos": 3.1, "tags": ["x"], "n": None}
+    sound = ("a", str(tmp_path / "w" / "a.wav"), 2.5, 48000, 0.25, "héllo")
+    full = Utterance(*sound, *paths, "prompt", "spk", "en", -2.5, extra)
     write_manifest(tmp_path / "m.jsonl", [full, utt("b")], {"rows": 2})
     assert read_manifest(tmp_path / "m.jsonl") == [full, utt("b")]
     assert json.loads(meta_path(tmp_path / "m.jsonl").read_text()) == {"rows": 2}
@@ -79,24 +66,11 @@ def test_paths_hold_through_a_symbolic_link(tmp_path: Path) -> None:
 
 def test_bad_lines_are_named_by_number(tmp_path: Path) -> None:
     good = {"id": "a", "audio_filepath": "a.wav", "duration": 1, "sample_rate": 16000}
-    path = lines(
-        tmp_path / "m.jsonl",
-        good,
-        "{broken",
-        "",
-        "[1]",
-        {"id": "b"},
-        good,
-        good | {"id": "c", "duration": "long"},
-        good | {"id": "d", "duration": -1},
-        good | {"id": "e", "sample_rate": 0},
-        '{"id": "f", "audio_filepath": "a", "duration": NaN}',
-        good | {"id": "g", "audio_filepath": 3},
-        good | {"id": "h", "offset": True},
-        good | {"id": "i", "text": ["x"]},
-        '{"id": "j", "audio_filepath": "a", "duration": 1' + "0" * 400 + "}",
-        good | {"id": "k", "audio_filepath": "a\0b"},
-    )
+    times = [{"duration": "long"}, {"duration": -1}, {"offset": True}]
+    others = [{"sample_rate": 0}, {"audio_filepath": 3}, {"audio_filepath": "a\0b"}, {"text": ["x"]}]
+    wrong = [good | {"id": f"w{i}"} | bad for i, bad in enumerate((*times, *others))]
+    numbers = [f'{{"id": "n{i}", "audio_filepath": "a", "duration": {n}}}' for i, n in enumerate(("NaN", 10**400))]
+    path = lines(tmp_path / "m.jsonl", good, "{broken", "", "[1]", {"id": "b"}, good, *wrong, *numbers)
     utts, problems = scan_manifest(path)
     assert [u.id for u in utts] == ["a"]
     assert [p.line for p in problems] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
@@ -116,24 +90,17 @@ def test_bytes_that_are_no_text_cost_their_line(tmp_path: Path) -> None:
 
 def test_empty_and_missing_manifests(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="is empty"):
-        read_manifest(tmp_path / "m.jsonl")
-    with pytest.raises(UserError, match="cannot read"):
-        read_manifest(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="cannot read"):
-        read_manifest(tmp_path)
+    for path, words in (("m.jsonl", "is empty"), ("none.jsonl", "cannot read"), (".", "cannot read")):
+        with pytest.raises(UserError, match=words):
+            read_manifest(tmp_path / path)
 
 
 def test_other_peoples_manifests_need_neither_id_nor_rate(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", np.zeros(12000), 8000)
-    path = lines(
-        tmp_path / "m.jsonl",
-        {"audio_filepath": "a.wav", "duration": 1.0, "text": "x", "speaker_id": 7},
-        {"audio_filepath": "a.wav", "offset": 0.5},
-        {"audio_filepath": "a.wav"},
-        {"audio_filepath": "gone.wav"},
-    )
-    rows = read_manifest(path)
+    named = {"audio_filepath": "a.wav"}
+    first = {**named, "duration": 1.0, "text": "x", "speaker_id": 7}
+    rows = [first, {**named, "offset": 0.5}, named, {"audio_filepath": "gone.wav"}]
+    rows = read_manifest(lines(tmp_path / "m.jsonl", *rows))
     assert len({u.id for u in rows}) == 4
     assert [u.duration for u in rows] == [1.0, 1.0, 1.5, 0.0]
     assert [u.sample_rate for u in rows] == [8000, 8000, 8000, 0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,29 +41,31 @@ def _noise(seed: int = 0, seconds: float = 1.0) -> np.ndarray:
     return (0.05 * np.random.default_rng(100 + seed).standard_normal(int(seconds * RATE))).astype(np.float32)
 
 
+def _ratio_db(noisy: np.ndarray, target: np.ndarray) -> float:
+    powers = (np.sum(wav.astype(np.float64) ** 2) for wav in (target, noisy - target))
+    return 10 * np.log10(next(powers) / next(powers))
+
+
 @settings(max_examples=25, deadline=None)
 @given(snr=st.floats(-15, 30), level=st.floats(-45, -20), seed=st.integers(0, 99))
 def test_the_snr_and_the_level_are_those_asked_for(snr: float, level: float, seed: int) -> None:
     noisy, target = mix(_speech(seed), _noise(seed), None, snr, level)
-    measured = 10 * np.log10(np.sum(target.astype(np.float64) ** 2) / np.sum((noisy - target).astype(np.float64) ** 2))
-    assert measured == pytest.approx(snr, abs=0.02)
+    assert _ratio_db(noisy, target) == pytest.approx(snr, abs=0.02)
     assert rms_dbfs(noisy) == pytest.approx(level, abs=0.01)
 
 
 def test_loud_mixtures_are_turned_down_instead_of_clipped() -> None:
     noisy, target = mix(_speech(), _noise(), None, 5.0, 10.0)
     assert 0.98 < max(np.abs(noisy).max(), np.abs(target).max()) <= 0.9901
-    measured = 10 * np.log10(np.sum(target.astype(np.float64) ** 2) / np.sum((noisy - target).astype(np.float64) ** 2))
-    assert measured == pytest.approx(5.0, abs=0.02)  # the same gain on both
+    assert _ratio_db(noisy, target) == pytest.approx(5.0, abs=0.02)  # the same gain on both
 
 
 def test_silence_is_refused() -> None:
-    with pytest.raises(AudioError, match="silent speech"):
-        mix(np.zeros(RATE, np.float32), _noise(), None, 0, -25)
-    with pytest.raises(AudioError, match="silent noise"):
-        mix(_speech(), np.zeros(RATE, np.float32), None, 0, -25)
-    with pytest.raises(AudioError, match="impulse"):
-        mix(_speech(), _noise(), np.zeros(800, np.float32), 0, -25)
+    silent, room = np.zeros(RATE, np.float32), np.zeros(800, np.float32)
+    silences = {"silent speech": (silent, _noise(), None), "silent noise": (_speech(), silent, None)}
+    for words, sounds in (silences | {"impulse": (_speech(), _noise(), room)}).items():
+        with pytest.raises(AudioError, match=words):
+            mix(*sounds, 0, -25)
 
 
 def _room(direct: int = 200, late: int = 3000) -> np.ndarray:
@@ -88,9 +92,8 @@ def test_the_target_keeps_early_reflections_only() -> None:
     echo = dry.copy().astype(np.float64)
     echo[300:] += 0.3 / 0.8 * dry[:-300]
     np.testing.assert_allclose(target, echo, atol=1e-5)
-    assert rms_dbfs(wet - target) == pytest.approx(
-        rms_dbfs(0.25 * dry[:-3000]) + 10 * np.log10(1 - 3000 / len(dry)), abs=0.05
-    )
+    late = rms_dbfs(0.25 * dry[:-3000]) + 10 * np.log10(1 - 3000 / len(dry))
+    assert rms_dbfs(wet - target) == pytest.approx(late, abs=0.05)
     assert np.abs(reverberate(dry, _room(), RATE, 0.0)[1] - dry).max() < 1e-5  # nothing but the direct sound
 
 
@@ -119,8 +122,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_same_mixture_in_another_process_and_order(recipe: Path) -> None:
     done = subprocess.run([sys.executable, "-c", DIGEST, str(recipe)], capture_output=True, text=True, check=True)
-    import zlib
-
     made = MixtureSet.from_recipe(recipe, seed=7)
     here = []
     for epoch, index in [(3, 0), (0, 1), (3, 4)]:  # another order
@@ -148,27 +149,21 @@ def test_an_utterance_keeps_its_mixture_when_the_corpus_grows(recipe: Path) -> N
     np.testing.assert_array_equal(made.get(2, 4).noisy, wanted.noisy)
 
 
-@pytest.mark.parametrize(
-    ("text", "clue"),
-    [
-        ("{\n\n  bad", "line 3"),
-        ("[]", "mix.json"),
-        ('{"clean": "clean.jsonl"}', "noise"),
-        ('{"clean": "clean.jsonl", "noise": null}', "mix.json"),
-        ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_dbb": [0, 1]}}', "snr_dbb"),
-        ('{"clean": "clean.jsonl", "noise": "noise.jsonl", "mixing": {"snr_db": "loud"}}', "snr_db"),
-        ('{"clean": "nowhere.jsonl", "noise": "noise.jsonl"}', "nowhere"),
-        ('{"clean": "broken.jsonl", "noise": "noise.jsonl"}', "line 2"),
-    ],
-)
+LISTS = {"clean": "clean.jsonl", "noise": "noise.jsonl"}
+MISTAKES = [
+    ({"noise": None}, "mix.json"),
+    ({"clean": "nowhere.jsonl"}, "nowhere"),
+    ({"clean": "broken.jsonl"}, "line 2"),
+]
+MISTAKES += [({"mixing": {"snr_dbb": [0, 1]}}, "snr_dbb"), ({"mixing": {"snr_db": "loud"}}, "snr_db")]
+UNLIKE = [("{\n\n  bad", "line 3"), ("[]", "mix.json"), ('{"clean": "clean.jsonl"}', "noise")]
+
+
+@pytest.mark.parametrize(("text", "clue"), [*UNLIKE, *((json.dumps(LISTS | bad), clue) for bad, clue in MISTAKES)])
 def test_recipe_mistakes_are_named(recipe: Path, tmp_path: Path, text: str, clue: str) -> None:
-    for name in ("clean.jsonl", "noise.jsonl"):
-        (tmp_path / name).write_text(
-            (recipe.parent / name)
-            .read_text()
-            .replace('"clean/', f'"{recipe.parent}/clean/')
-            .replace('"noise/', f'"{recipe.parent}/noise/')
-        )
+    for kind, name in LISTS.items():
+        rows = (recipe.parent / name).read_text()
+        (tmp_path / name).write_text(rows.replace(f'"{kind}/', f'"{recipe.parent}/{kind}/'))
     good = (tmp_path / "clean.jsonl").read_text().splitlines()[0]
     (tmp_path / "broken.jsonl").write_text(f'{good}\n{{"audio_filepath": 3}}\n')
     (tmp_path / "mix.json").write_text(text)
@@ -206,8 +201,7 @@ def test_a_talker_is_as_loud_as_asked_for_and_in_as_many_mixtures(tmp_path: Path
     ratios = []
     for epoch in range(150):
         mixture = made.get(epoch, 0)
-        rest = (mixture.noisy - mixture.target).astype(np.float64)
-        ratio = 10 * np.log10(np.sum(mixture.target.astype(np.float64) ** 2) / np.sum(rest**2))
+        ratio = _ratio_db(mixture.noisy, mixture.target)
         assert ratio == pytest.approx(mixture.snr_db, abs=0.05)  # what is told is what is there
         assert (mixture.talker_id is not None) == (ratio < 30)
         ratios.append(ratio)
@@ -248,9 +242,7 @@ def test_without_talkers_a_mixture_draws_what_it_always_drew(tmp_path: Path, mon
         snr, level = rng.uniform(-5.0, 15.0), rng.uniform(-35.0, -15.0)
         assert (mixture.start_s, mixture.snr_db, noise, mixture.talker_id) == (start / RATE, snr, 0, None)
         assert rms_dbfs(mixture.noisy) == pytest.approx(level, abs=0.01)
-        speech, sound = (
-            load_audio(tmp_path / f"{name}.flac")[s : s + RATE // 2]
-            for name, s in ((f"v{index}", start), ("noise", place))
-        )
+        speech = load_audio(tmp_path / f"v{index}.flac")[start : start + RATE // 2]
+        sound = load_audio(tmp_path / "noise.flac")[place : place + RATE // 2]
         np.testing.assert_array_equal(mixture.noisy, mix(speech, sound, None, snr, level)[0])
         np.testing.assert_equal(kept[-1].bit_generator.state, rng.bit_generator.state)

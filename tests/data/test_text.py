@@ -34,12 +34,8 @@ def edit_distance(a, b):
 @given(WORDS, WORDS)
 def test_counts_of_an_alignment(ref, hyp):
     found = align(ref, hyp)
-    assert (
-        found.errors
-        == found.substitutions + found.deletions + found.insertions
-        == edit_distance(ref, hyp)
-        == align(hyp, ref).errors
-    )
+    counted = found.substitutions + found.deletions + found.insertions
+    assert found.errors == counted == edit_distance(ref, hyp) == align(hyp, ref).errors
     assert found.hits + found.substitutions + found.deletions == len(ref)
     assert found.hits + found.substitutions + found.insertions == len(hyp)
     assert (found.errors == 0) == (ref == hyp) and align(ref, ref).errors == 0
@@ -51,12 +47,11 @@ def test_blocks_of_an_alignment_lead_from_one_text_to_the_other(ref, hyp):
     made, at_ref, at_hyp = [], 0, 0
     for tag, start, end, other, other_end in align(ref, hyp).ops:
         assert (start, other) == (at_ref, at_hyp)
-        assert {
-            "equal": end - start == other_end - other and ref[start:end] == hyp[other:other_end],
-            "replace": end - start == other_end - other and not any(map(eq, ref[start:end], hyp[other:other_end])),
-            "delete": other == other_end and start < end,
-            "insert": start == end and other < other_end,
-        }[tag]
+        equal = list(map(eq, ref[start:end], hyp[other:other_end]))
+        paired = end - start == other_end - other
+        right = {"equal": paired and all(equal), "replace": paired and not any(equal)}
+        right |= {"delete": other == other_end and start < end, "insert": start == end and other < other_end}
+        assert right[tag]
         made += ref[start:end] if tag == "equal" else hyp[other:other_end]
         at_ref, at_hyp = end, other_end
     assert made == hyp and at_ref == len(ref)
@@ -68,12 +63,8 @@ def test_the_counts_are_those_of_jiwer(pairs):
     for ref, hyp in pairs:
         found, theirs = align(ref, hyp), jiwer.process_words(" ".join(ref), " ".join(hyp))
         assert found.rate == pytest.approx(theirs.wer)
-        assert (found.substitutions, found.deletions, found.insertions, found.hits) == (
-            theirs.substitutions,
-            theirs.deletions,
-            theirs.insertions,
-            theirs.hits,
-        )
+        for count in ("substitutions", "deletions", "insertions", "hits"):
+            assert getattr(found, count) == getattr(theirs, count)
 
 
 def test_nothing_said_and_nothing_heard():
@@ -95,32 +86,27 @@ def test_no_text_breaks_a_normaliser_and_twice_is_once(text):
 @settings(max_examples=150, deadline=None)
 @given(ANY)
 def test_basic_2_differs_from_basic_1_at_combining_marks_only(text):
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    if (
-        not any(unicodedata.category(c)[0] == "M" for c in folded)
-        and folded == unicodedata.normalize("NFKC", text).lower()
-    ):
+    lower = unicodedata.normalize("NFKC", text).lower()
+    folded = unicodedata.normalize("NFKC", lower)
+    if folded == lower and not any(unicodedata.category(c)[0] == "M" for c in folded):
         assert get_normaliser("basic-2")(text) == get_normaliser("basic-1")(text)
+
+
+THAI = "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35"
 
 
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
+        # Thai keeps its vowels in the second version; the first does as it always did
+        ("basic-2", THAI + "!", THAI),
+        ("basic-1", THAI + "!", "\u0e2a\u0e27 \u0e2a\u0e14"),
         ("basic-2", "Hello, World! It\u2019s  'quoted' rock'n'roll", "hello world it's quoted rock'n'roll"),
         ("basic-2", "snake_case a-b \ufb01ne", "snake case a b fine"),
-        (
-            "basic-2",
-            "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35!",
-            "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
-        ),  # Thai keeps its vowels
-        ("basic-1", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35!", "\u0e2a\u0e27 \u0e2a\u0e14"),  # as it always did
         ("basic-2", "\u0928\u092e\u0938\u094d\u0924\u0947", "\u0928\u092e\u0938\u094d\u0924\u0947"),
         ("basic-2", "e\u0301t\u00e9", "\u00e9t\u00e9"),
-        (
-            "english-1",
-            "Mr. Smith won't pay twenty-one dollars, uh, [laughs] it's $5",
-            "mister smith will not pay $21 it is $5",
-        ),
+        ("english-1", "Mr. Smith won't pay twenty-one dollars, uh, [laughs] $5", "mister smith will not pay $21 $5"),
+        ("english-1", "it's", "it is"),
         ("chinese-1", "\u4f60 \u597d\uff0c WORLD \u4e16 \u754c\u3002", "\u4f60\u597d world \u4e16\u754c"),
         ("none-1", " A,  b ", "A, b"),
     ],
@@ -145,20 +131,12 @@ MIXED = "\u6211\u4eec\u7528 python \u5199"  # Chinese with an English word
 @pytest.mark.parametrize(
     ("text", "language", "expected"),
     [
-        ("a cat", None, ["a", "cat"]),
-        ("a cat", "zh", ["a", "cat"]),
-        (MIXED, None, [*"\u6211\u4eec\u7528", "python", "\u5199"]),
-        (MIXED, "zh-CN", [*"\u6211\u4eec\u7528", "python", "\u5199"]),
-        (MIXED, "Chinese", [*"\u6211\u4eec\u7528", "python", "\u5199"]),
-        (MIXED, "auto", [*"\u6211\u4eec\u7528", "python", "\u5199"]),
+        *(("a cat", language, ["a", "cat"]) for language in (None, "zh")),
+        *((MIXED, zh, [*"\u6211\u4eec\u7528", "python", "\u5199"]) for zh in (None, "zh-CN", "Chinese", "auto")),
         (MIXED, "en", ["\u6211\u4eec\u7528", "python", "\u5199"]),
         ("\ud55c\uad6d\uc5b4 \ub9d0", "ko", [*"\ud55c\uad6d\uc5b4\ub9d0"]),
         ("\u3068\u3046\u304d\u3087\u3046", None, [*"\u3068\u3046\u304d\u3087\u3046"]),
-        (
-            "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440",
-            None,
-            ["\u043f\u0440\u0438\u0432\u0435\u0442", "\u043c\u0438\u0440"],
-        ),
+        ("\u043f\u0440\u0438 \u043c\u0438\u0440", None, ["\u043f\u0440\u0438", "\u043c\u0438\u0440"]),
         ("", "zh", []),
     ],
 )
@@ -193,8 +171,6 @@ def test_scripts(text, script):
 
 
 def test_the_module_is_light():
-    code = (
-        "import sys, rlspeech.data.text as t; t.align(['a'], ['b']); "
-        "bad = {'torch', 'numpy', 'transformers'} & set(sys.modules); assert not bad, bad"
-    )
+    code = "import sys, rlspeech.data.text as t; t.align(['a'], ['b']); "
+    code += "bad = {'torch', 'numpy', 'transformers'} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True)

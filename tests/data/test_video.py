@@ -29,16 +29,14 @@ from rlspeech.data.video import (
 av = pytest.importorskip("av")
 
 
+Size, Times = tuple[int, int], list[int] | None
+
+
 def write_video(
-    path: Path,
-    levels: list[int],
-    fps: float = 25.0,
-    size: tuple[int, int] = (64, 48),
-    times_ms: list[int] | None = None,
-    codec: str = "mpeg4",
-    tone_s: float = 0.0,
+    path: Path, levels: list[int], fps: float = 25.0, *, size: Size = (64, 48), times_ms: Times = None, **more: Any
 ) -> Path:
     """One flat picture a level; times in ms need a container that keeps them (mkv)."""
+    codec, tone_s = more.get("codec", "mpeg4"), more.get("tone_s", 0.0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height = size
@@ -74,13 +72,8 @@ def nearest(times_s: list[float], k: int) -> int:
 LEVELS = [20 + 37 * i % 200 for i in range(50)]  # neighbours lie far apart, further than any codec errs
 
 
-RATES = [
-    (25, "mp4", "mpeg4"),
-    (50, "avi", "mpeg4"),
-    (30, "mkv", "ffv1"),
-    (12.5, "mkv", "ffv1"),
-    (30000 / 1001, "mp4", "mpeg4"),
-]
+RATES = [(25, "mp4", "mpeg4"), (50, "avi", "mpeg4"), (30000 / 1001, "mp4", "mpeg4")]
+RATES += [(30, "mkv", "ffv1"), (12.5, "mkv", "ffv1")]
 
 
 @pytest.mark.parametrize(("fps", "suffix", "codec"), RATES)
@@ -122,21 +115,20 @@ class Fake:
         return self.frame.reformat(**keys)
 
 
-@pytest.mark.parametrize(
-    ("times", "want"),
-    [
-        ([None] * 6, [0, 1, 2, 3, 4, 5]),
-        ([0.0, 0.04, None, 0.12], [0, 1, 2, 3]),
-        ([0.0, 0.04, 0.0, 0.04], [0, 1, 2, 3]),  # two recordings joined
-        ([0.0, 0.04, 5000.0, 5000.04], [0, 1, 2, 3]),  # a broken time stamp
-        ([0.0, 0.04, 5000.0, 5000.08, 5000.16], [0, 1, 2, 2, 3, 3, 4]),  # after it the distances count
-        ([7.0, 7.04, 7.08], [0, 1, 2]),  # no sound: the first picture is the beginning
-        ([0.0, 0.04, 0.04, 0.08], [0, 1, 2, 3]),
-    ],
-)
-def test_times_that_cannot_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float | None], want: list[int]
-) -> None:
+TIMES: list[tuple[list[float | None], list[int]]] = [
+    ([None] * 6, [0, 1, 2, 3, 4, 5]),
+    ([0.0, 0.04, None, 0.12], [0, 1, 2, 3]),
+    ([0.0, 0.04, 0.0, 0.04], [0, 1, 2, 3]),  # two recordings joined
+    ([0.0, 0.04, 5000.0, 5000.04], [0, 1, 2, 3]),  # a broken time stamp
+    ([0.0, 0.04, 5000.0, 5000.08, 5000.16], [0, 1, 2, 2, 3, 3, 4]),  # after it the distances count
+    ([7.0, 7.04, 7.08], [0, 1, 2]),  # no sound: the first picture is the beginning
+    ([0.0, 0.04, 0.04, 0.08], [0, 1, 2, 3]),
+]
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_times_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any) -> None:
+    times, want = case
     path = write_video(tmp_path / "v.avi", LEVELS[:3], size=(16, 16))
     monkeypatch.setattr(Stream, "_decoded", lambda *_: (Fake(10 * i, t) for i, t in enumerate(times)))
     assert [level // 10 for level in levels_of(read_video(path).frames)] == want
@@ -269,10 +261,8 @@ def test_frames_are_not_gathered() -> None:
         def __del__(self) -> None:
             alive["now"] -= 1
 
-    count = sum(
-        1 for _ in at_25_fps(((i / 60, np.zeros((2, 2), np.uint8).view(Tracked)) for i in range(600)), lambda: 10.0)
-    )
-    assert count == 250 and alive["most"] <= 5
+    frames = ((i / 60, np.zeros((2, 2), np.uint8).view(Tracked)) for i in range(600))
+    assert sum(1 for _ in at_25_fps(frames, lambda: 10.0)) == 250 and alive["most"] <= 5
 
 
 def test_nothing_in_nothing_out() -> None:
@@ -318,13 +308,10 @@ def test_there_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("start_s", "frames", "want"),
     [
-        (0.0, 3, [0, 1, 2]),
-        (0.04, 3, [1, 2, 3]),
-        (0.12, 4, [3, 4, 4, 4]),  # shorter than its audio: the last frame is held
-        (9.0, 2, [4, 4]),
-        (-0.04, 3, [0, 0, 1]),
-        (0.019, 2, [0, 1]),
-        (0.021, 2, [1, 2]),
+        *((0.0, 3, [0, 1, 2]), (0.04, 3, [1, 2, 3])),
+        # shorter than its audio: the last frame is held
+        *((0.12, 4, [3, 4, 4, 4]), (9.0, 2, [4, 4])),
+        *((-0.04, 3, [0, 0, 1]), (0.019, 2, [0, 1]), (0.021, 2, [1, 2])),
     ],
 )
 def test_a_stretch_of_it(start_s: float, frames: int, want: list[int]) -> None:
@@ -342,14 +329,10 @@ GOOD = {"frames": numbered(3), "fps": np.float32(25)}
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"frames": GOOD["frames"]}, "no lip crops"),
-        ({"fps": GOOD["fps"]}, "no lip crops"),
+        *((some, "no lip crops") for some in ({"frames": GOOD["frames"]}, {"fps": GOOD["fps"]})),
         (GOOD | {"frames": numbered(3).astype(np.float32)}, "float32"),
-        (GOOD | {"frames": numbered(3)[0]}, "shape"),
-        (GOOD | {"frames": numbered(3)[:0]}, "shape"),
-        (GOOD | {"frames": np.zeros((2, 1, 1025), np.uint8)}, "shape"),
-        (GOOD | {"fps": np.float32(30)}, "30 frames a second instead of 25"),
-        (GOOD | {"fps": np.float32("nan")}, "instead of 25"),
+        *((GOOD | {"frames": bad}, "shape") for bad in (numbered(3)[0], numbered(3)[:0], np.zeros((2, 1, 1025), "u1"))),
+        *((GOOD | {"fps": np.float32(bad)}, f"{bad}.* 25") for bad in ("30", "nan")),
         (GOOD | {"fps": np.zeros(3)}, "no lip crops"),
     ],
 )
@@ -386,12 +369,10 @@ def test_nothing_pickled_is_read(tmp_path: Path) -> None:
     assert not ran
 
 
-@pytest.mark.parametrize(
-    "frames", [np.zeros((3, 4), np.uint8), np.zeros((3, 4, 5), np.float32), np.zeros((1, 2, 3, 4), np.uint8)]
-)
-def test_only_grey_bytes_are_written(tmp_path: Path, frames: np.ndarray) -> None:
+@pytest.mark.parametrize(("shape", "kind"), [((3, 4), "uint8"), ((3, 4, 5), "float32"), ((1, 2, 3, 4), "uint8")])
+def test_only_grey_bytes_are_written(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
     with pytest.raises(ValueError, match="uint8"):
-        save_lips(tmp_path / "a.npz", frames)
+        save_lips(tmp_path / "a.npz", np.zeros(shape, kind))
     assert not list(tmp_path.iterdir())
 
 
@@ -408,8 +389,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert len(load_lips(tmp_path / "a.npz")) == 3 and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "frames"), [(0.0, 1), (0.04, 1), (0.0401, 2), (1.0, 25), (2.98, 75), (2.9779, 75), (3.00000001, 75)]
-)
+LENGTHS = {0.0: 1, 0.04: 1, 0.0401: 2, 1.0: 25, 2.98: 75, 2.9779: 75, 3.00000001: 75}
+
+
+@pytest.mark.parametrize(("seconds", "frames"), LENGTHS.items())
 def test_frames_that_cover_a_stretch(seconds: float, frames: int) -> None:
     assert frames_of(seconds) == frames
