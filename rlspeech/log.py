@@ -109,12 +109,8 @@ def _write(message: str, show: bool, style: str | None = None) -> None:
 
 def discard(stream: TextIO) -> None:
     """Send what is still written to a stream whose reader is gone nowhere, also when the interpreter exits."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):  # no file behind it
-        pass
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # no file behind it
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def emit(summary: dict[str, Any]) -> None:
@@ -133,29 +129,11 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if hasattr(value, "as_dict"):
-        return plain(value.as_dict())
-    if hasattr(value, "tolist"):  # numpy and torch
-        return plain(value.tolist())
-    return str(value)
+    convert = getattr(value, "as_dict", None) or getattr(value, "tolist", None)  # ours; numpy's and torch's
+    return plain(convert()) if convert else str(value)
 
 
 # ---- progress
-
-
-def progress(
-    total: int | None, desc: str = "working", unit: str = "items", start: int = 0, *, brief: bool = False
-) -> Bar:
-    """A context manager that counts: a bar on a terminal, a line about every 5 s elsewhere, both on stderr.
-
-    Args:
-        total: items to come, or None where that is not known.
-        desc: what is being done.
-        unit: what is counted, in the plural.
-        start: items that an earlier attempt has done; rate and estimate leave them out.
-        brief: show nothing of it in the end where it was soon done.
-    """
-    return Bar(total, desc, unit, start, brief)
 
 
 @contextlib.contextmanager
@@ -219,11 +197,21 @@ def _live(brief: bool) -> Progress:
 
 
 class Bar:
-    """Counts items; see ``progress`` for the arguments."""
+    """A context manager that counts: a bar on a terminal, a line about every 5 s elsewhere, both on stderr.
+
+    Args:
+        total: items to come, or None where that is not known.
+        desc: what is being done.
+        unit: what is counted, in the plural.
+        start: items that an earlier attempt has done; rate and estimate leave them out.
+        brief: show nothing of it in the end where it was soon done.
+    """
 
     active: Bar | None = None
 
-    def __init__(self, total: int | None, desc: str, unit: str, start: int = 0, brief: bool = False) -> None:
+    def __init__(
+        self, total: int | None, desc: str = "working", unit: str = "items", start: int = 0, *, brief: bool = False
+    ) -> None:
         self.total, self.desc, self.unit, self.brief = total, desc, unit, brief
         self.start = self.done = start
         self.postfix = ""
@@ -291,6 +279,9 @@ class Bar:
             self._line()
 
 
+progress = Bar  # with log.progress(100, "scoring", "clips") as bar: bar.advance()
+
+
 # ---- tables
 
 
@@ -337,10 +328,14 @@ def _draw(title: str, columns: Sequence[str], rows: list[list[str]], notes: Sequ
     else:
         _text(title, grid, right, stream)
     for note in notes:
-        wrapped = (
-            textwrap.wrap(note, width - 1, initial_indent="  ", subsequent_indent="    ") if width else [f"  {note}"]
-        )
-        print(*wrapped, sep="\n", file=stream)
+        _wrapped(note, 2, stream, width)
+
+
+def _wrapped(text: str, indent: int, stream: TextIO, width: int | None) -> None:
+    """Print a text in lines that fit a window; without one as it is."""
+    first, rest = " " * indent, " " * (indent + 2)
+    lines = textwrap.wrap(text, max(width - 1, 16), initial_indent=first, subsequent_indent=rest) if width else None
+    print(*(lines or [first + text]), sep="\n", file=stream)
 
 
 def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
@@ -383,20 +378,9 @@ def _boxes(title: str, grid: list[list[str]], right: Sequence[bool], stream: Tex
 
 def _stack(title: str, grid: list[list[str]], notes: Sequence[str], stream: TextIO, width: int) -> None:
     """Each row as a heading and its cells below: for windows that the table does not fit into."""
-
-    def put(text: str, indent: int) -> None:
-        first, rest = " " * indent, " " * (indent + 2)
-        print(
-            *textwrap.wrap(text, max(width - 1, 16), initial_indent=first, subsequent_indent=rest),
-            sep="\n",
-            file=stream,
-        )
-
-    put(title, 0)
+    lines = [(title, 0)]
     for row in grid[1:]:
-        put(row[0], 2)
-        for name, value in zip(grid[0][1:], row[1:], strict=True):
-            if value:
-                put(f"{name}: {value}" if name else value, 4)
-    for note in notes:
-        put(note, 2)
+        lines.append((row[0], 2))
+        lines += [(f"{n}: {v}" if n else v, 4) for n, v in zip(grid[0][1:], row[1:], strict=True) if v]
+    for text, indent in [*lines, *((note, 2) for note in notes)]:
+        _wrapped(text, indent, stream, width)

@@ -206,7 +206,7 @@ def parse_value(text: str) -> Any:
 
     _Loader = _loader()
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (derived from the safe loader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 
