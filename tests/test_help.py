@@ -19,8 +19,9 @@ import typer
 import typer.testing
 from pydantic import BaseModel
 
-from rlspeech.cli import PANELS, app, complete
+from rlspeech.cli import PANELS, app
 from rlspeech.cli.common import Group, load
+from rlspeech.plugins import SCHEMAS
 from rlspeech.schema import model
 from rlspeech.settings import preset_names
 
@@ -122,8 +123,8 @@ def test_the_help_lists_the_commands_by_kind_in_whole_sentences(columns: int, mo
 
 
 def schema_of(path: tuple[str, ...]) -> type[BaseModel] | None:
-    name = next((n for n in (" ".join(path), path[0]) if n in complete.SCHEMAS), None)
-    schema = None if name is None else load(complete.SCHEMAS[name])
+    name = next((n for n in (" ".join(path), path[0]) if n in SCHEMAS), None)
+    schema = None if name is None else load(SCHEMAS[name])
     return getattr(schema, "layouts", {}).get(path[-1], schema)
 
 

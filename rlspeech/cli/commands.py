@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option, Typer
 
-from rlspeech.cli import common, complete
+from rlspeech.cli import common
 from rlspeech.cli.common import LAYERS, STAGE, call, command, stage
 from rlspeech.types import UserError
 
@@ -21,12 +21,12 @@ Overwrite = Annotated[bool | None, Option("--overwrite")]
 
 def _choice(key: str, metavar: str | None = None) -> Any:
     """An option whose values are those of a setting."""
-    return Option(metavar=metavar, autocompletion=complete.one_of(key))
+    return Option(metavar=metavar, autocompletion=common.one_of(key))
 
 
 def _metric(flag: str, metavar: str = "NAME") -> Any:
     """An option that names rewards or metrics."""
-    return Option(flag, metavar=metavar, autocompletion=complete.rewards)
+    return Option(flag, metavar=metavar, autocompletion=common.offer_rewards)
 
 
 Task = Annotated[str | None, _choice("task", "TASK")]

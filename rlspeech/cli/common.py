@@ -1,4 +1,4 @@
-"""What the commands share: their common options, running a stage, help, and what is printed when a command fails."""
+"""What the commands share: completion, common options, running a stage, help, and what is printed when a command fails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import select
 import sys
 import warnings
@@ -18,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from rlspeech import log, plugins
-from rlspeech.cli import complete
+from rlspeech.plugins import SCHEMAS
 from rlspeech.types import UserError
 
 CLOSED = 141  # as the shell says of a program that wrote into a pipe without a reader
@@ -28,6 +29,92 @@ _OUTPUT = "Output"
 LAYERS = ("preset", "config", "sets")
 STAGE = (*LAYERS, "out", "seed", "device")
 SWITCHES = ("json_mode", "quiet", "debug")
+_TYPES = ("int", "float", "str", "bool", "null")
+Names = list[tuple[str, str]]  # what is offered, with a word of help
+
+
+# What the shell offers on Tab, once ``rlspeech --install-completion`` has switched it on. Nothing of it imports torch. Paths are the
+# shell's own business: where nothing is offered it offers files.
+
+
+def choices(type_text: str) -> list[str]:
+    """The values that a field may have, from its type as ``rlspeech.schema`` writes it; empty where they are not listed."""
+    return [v for v in type_text.split("|") if re.fullmatch(r"[a-z][\w+-]*", v) and v not in _TYPES]
+
+
+def one_of(key: str) -> Callable[[typer.Context, str], list[str]]:
+    """A completion of the values of a setting."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        return [c for c in choices(_keys(ctx)[key].type) if c.startswith(incomplete)]
+
+    return complete
+
+
+def offer_devices(incomplete: str) -> list[str]:
+    """Devices as torch names them."""
+    return [d for d in ("auto", "cpu", "cuda", "cuda:0", "mps") if d.startswith(incomplete)]
+
+
+def offer_presets(ctx: typer.Context, incomplete: str) -> Names:
+    """Packaged presets; for a stage's own command those of that stage."""
+    from rlspeech.settings import preset_about, preset_names, preset_path, preset_stage
+
+    paths = [preset_path(name) for name in preset_names() if name.startswith(incomplete)]
+    every = ctx.info_name not in SCHEMAS
+    return [(p.stem, preset_about(p)) for p in paths if every or preset_stage(p) == ctx.info_name]
+
+
+def offer_rewards(incomplete: str) -> Names:
+    """Rewards and metrics."""
+    from rlspeech.rewards.base import available
+
+    return [(c, f.help.split(";")[0]) for f in available() for c in f.columns if c.startswith(incomplete)]
+
+
+def offer_settings(ctx: typer.Context, incomplete: str) -> Names:
+    """Settings of the stage, up to the ``=``; behind it the values, where they are listed."""
+    found = _keys(ctx)
+    key, equals, _ = incomplete.partition("=")
+    if equals:
+        values = choices(found[key].type) if key in found else []
+        return [(f"{key}={v}", "") for v in values if f"{key}={v}".startswith(incomplete)]
+    return [(f"{k.name}=", k.help) for k in found.values() if k.name.startswith(incomplete)]
+
+
+def _keys(ctx: typer.Context) -> dict[str, Any]:
+    """The settings of the command that is being typed or explained, by name; empty where it has none."""
+    from rlspeech.schema import keys
+
+    group, last = ("", *ctx.command_path.split())[-2:]
+    name = next((n for n in (f"{group} {last}", last, group) if n in SCHEMAS), None)
+    if name is None:
+        return {}
+    schema = load(SCHEMAS[name])
+    schema = getattr(schema, "layouts", {}).get(last, schema)  # of a class that stands for several: the one meant
+    return {k.name: k for k in keys(schema)}
+
+
+def describe(ctx: typer.Context, parameters: Sequence[Any]) -> None:
+    """Complete the help texts of a command: an option without one has the description and the choices of its setting."""
+    bare = [p for p in parameters if not getattr(p, "help", None)]
+    found = _keys(ctx) if bare else {}
+    for parameter in bare if found else ():
+        key = found[str(parameter.name).replace("__", ".")]
+        text, names = key.help, choices(key.type.removeprefix("list[").removesuffix("]"))
+        if set(names) - set(re.findall(r"[\w+-]+", text)):
+            text = f"One of {', '.join(names)}{': ' if text else ''}{text}"
+        parameter.help = sentence(text)
+
+
+def sentence(text: str) -> str:
+    """A description as a sentence; names and prefixes (``x.wav``, ``asr: ...``) stay as they are."""
+    return f"{text[:1].upper() + text[1:] if re.match(r'[a-z]+[ ;]', text) else text}." if text else ""
+
+
+def offer_stages(incomplete: str) -> list[str]:
+    """Commands that have settings."""
+    return [s for s in SCHEMAS if s.startswith(incomplete) and " " not in s]
 
 
 def _shared(kind: Any, names: str, panel: str | None, text: str, **more: Any) -> tuple[Any, Any]:
@@ -38,7 +125,7 @@ def _shared(kind: Any, names: str, panel: str | None, text: str, **more: Any) ->
 # name of the parameter -> its annotation and default; every command has the last three
 SHARED: dict[str, tuple[Any, Any]] = {
     "preset": _shared(
-        str | None, "--preset", _LAYERS, "Packaged settings by name, or a file.", autocompletion=complete.presets
+        str | None, "--preset", _LAYERS, "Packaged settings by name, or a file.", autocompletion=offer_presets
     ),
     "config": _shared(
         list[str] | None,
@@ -53,11 +140,11 @@ SHARED: dict[str, tuple[Any, Any]] = {
         _LAYERS,
         "Any other setting, e.g. explore.noise=0.2; rlspeech presets keys lists them all.",
         metavar="KEY=VALUE",
-        autocompletion=complete.settings,
+        autocompletion=offer_settings,
     ),
     "out": _shared(str | None, "--out", _OUTPUT, "Folder for the results.", metavar="FOLDER"),
     "seed": _shared(int | None, "--seed", None, "Random seed; the same seed gives the same result."),
-    "device": _shared(str | None, "--device", None, "auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete.devices),
+    "device": _shared(str | None, "--device", None, "auto, cpu, cuda, cuda:1 or mps.", autocompletion=offer_devices),
     "json_mode": _shared(bool, "--json", _OUTPUT, "Print one JSON object on stdout, everything else on stderr."),
     "quiet": _shared(bool, "--quiet -q", _OUTPUT, "Print only errors, and data on stdout."),
     "debug": _shared(bool, "--debug", _OUTPUT, "Show tracebacks."),
@@ -294,7 +381,7 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write the help text."""
-        complete.describe(ctx, self.params)
+        describe(ctx, self.params)
         super().format_help(ctx, formatter)
 
 

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer
 
 from rlspeech import log
-from rlspeech.cli import complete
-from rlspeech.cli.common import Group, call, command, load, perform
+from rlspeech.cli.common import Group, call, command, load, offer_presets, offer_stages, perform
 from rlspeech.plugins import SCHEMAS
 from rlspeech.types import UserError
 
@@ -31,7 +30,7 @@ convert = Typer(
 app.add_typer(presets, name="presets")
 app.add_typer(convert, name="convert")
 
-Preset = Annotated[str, Argument(help="Name of a preset.", autocompletion=complete.presets)]
+Preset = Annotated[str, Argument(help="Name of a preset.", autocompletion=offer_presets)]
 Place = Annotated[str | None, Argument(metavar="OUT", help="File or folder to write; an existing one is refused.")]
 Out = Annotated[str | None, Option(metavar="OUT", help="OUT as an option.")]
 
@@ -134,7 +133,7 @@ def copy(
 @command(presets, "rlspeech presets keys rl && rlspeech presets keys prepare rl-asr")
 def keys(
     stage: Annotated[
-        list[str], Argument(metavar="COMMAND", help=f"One of {', '.join(SCHEMAS)}.", autocompletion=complete.stages)
+        list[str], Argument(metavar="COMMAND", help=f"One of {', '.join(SCHEMAS)}.", autocompletion=offer_stages)
     ],
     **shared: Any,
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from rlspeech.cli.files import SCHEMAS
+from rlspeech.plugins import SCHEMAS
 from rlspeech.settings import preset_names, preset_path
 from rlspeech.stages import check
 from rlspeech.types import UserError
