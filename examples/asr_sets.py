@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from rlspeech.corpora.splice import write_joined
+from rlspeech.corpora.join import write_joined
 from rlspeech.data.manifest import find_manifest, read_manifest, write_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.types import Utterance

@@ -29,9 +29,9 @@ from pydantic import Field
 from rlspeech.config_parts import Mixing
 from rlspeech.corpora import nonspeech
 from rlspeech.corpora.base import Layout, Sets, shown
+from rlspeech.corpora.join import write_joined
 from rlspeech.corpora.lips import draw_all
 from rlspeech.corpora.mix import MOUTHS, render_one
-from rlspeech.corpora.splice import write_joined
 from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
 from rlspeech.data.mixing import MixtureSet, mixture_rng, write_recipe
 from rlspeech.types import UserError, Utterance

@@ -9,7 +9,7 @@
 Cut speech is only useful where the words that are left are known, and cutting at a drawn time would leave a guess. So: ``words`` cuts
 between words where the row has their times (column ``words``: [[word, start_s, end_s], ...]); ``trail`` is a whole utterance and the
 first 80 to 140 ms of a word of six letters or more, by the same speaker, which is too little to be that word: the text is the
-utterance's; ``pause`` is a stretch in which nothing is said, found by level (``corpora/splice.py``) and looped to a few seconds: the
+utterance's; ``pause`` is a stretch in which nothing is said, found by level (``corpora/join.py``) and looped to a few seconds: the
 text is empty; ``fragment`` is 60 to 120 ms of speech alone in room tone: no word is whole, the text is empty. Every row names its
 ``condition`` and its source. The same seed gives the same files.
 """
@@ -27,7 +27,7 @@ from pydantic import Field
 from rlspeech import log
 from rlspeech.corpora import folder
 from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
-from rlspeech.corpora.splice import faded, join, onset, quiet_stretches, read, room_tone
+from rlspeech.corpora.join import faded, join, onset, quiet_stretches, read, room_tone
 from rlspeech.data.audio import AudioError, rms_dbfs, save_audio, to_level
 from rlspeech.data.degrade import coloured
 from rlspeech.data.manifest import find_manifest, read_manifest

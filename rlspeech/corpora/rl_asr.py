@@ -10,8 +10,7 @@
 The paper says neither sizes nor thresholds. The band begins where a public pipeline (CosyVoice 3) stops to trust a transcript on which
 three recognisers agree, 15 %; what lies above its upper end is more often a wrong transcript or no speech than a hard case.
 Disagreement is symmetric: the mean over ordered pairs of edits over the second one's length, each at most 1. Hypotheses are read from
-files, or made by recognisers (``rl_asr_recognise.py``), whose texts are kept in ``OUT/heard/NAME.jsonl`` as they come: a run that was
-stopped goes on where it was.
+files, or made by recognisers, whose texts are kept in ``OUT/heard/NAME.jsonl`` as they come: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -25,26 +24,46 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import Strict
 from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
-from rlspeech.corpora.rl_asr_recognise import recognise
-from rlspeech.corpora.splice import write_joined
-from rlspeech.data.audio import AudioError
+from rlspeech.corpora.join import read, write_joined
+from rlspeech.data.audio import AudioError, rms_dbfs
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.text import get_normaliser, units
-from rlspeech.files import numbered_lines, read_text, write_error
+from rlspeech.files import JsonlWriter, digest_of, numbered_lines, read_text, safe_name, write_error
+from rlspeech.models.hub import embedded_path
+from rlspeech.parallel import one_by_one
+from rlspeech.rewards.recognisers import Transcribe, load_recogniser
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Built", "RlAsr", "Rules", "SETS", "Units", "build", "disagreement", "find_keywords", "rare_words"]
+__all__ = [
+    "Built",
+    "RlAsr",
+    "Rules",
+    "SETS",
+    "Units",
+    "build",
+    "disagreement",
+    "find_keywords",
+    "rare_words",
+    "recognise",
+]
+
 
 RATE_HZ = 16000
 SETS = ("d0", "d1", "d2", "d3", "d123")
 ID_KEYS = ("id", "key", "audio_filepath")
 TEXT_KEYS = ("texts", "hypotheses", "hypothesis", "text", "pred_text")
+RARE = "without a list, the rarest words that make up this share of the corpus' running words are keywords"
+DISTRACTORS = (
+    "keywords that an utterance does not hold, added to its column `keywords`: without any, keyword precision knows no "
+    "false alarms"
+)
 Units = Callable[[str, str | None], list[str]]  # text, language -> normalised words (or characters)
 
 
@@ -64,20 +83,9 @@ class Rules(Strict):
     repeats: tuple[int, int] = Field((2, 6), description="d1: how many utterances are put one after the other")
     gap_s: tuple[float, float] = Field((0.1, 0.5), description="d1: pause between them")
     short_s: float = Field(20.0, gt=0, description="d2: longer recordings are left out")
-    keyword_share: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="without a list, the rarest words that make up this share of the corpus' "
-        "running words are keywords",
-    )
+    keyword_share: float = Field(0.1, ge=0, le=1, description=RARE)
     keyword_letters: int = Field(4, ge=1, description="without a list: shorter words are no keywords")
-    distractors: int = Field(
-        0,
-        ge=0,
-        description="keywords that an utterance does not hold, added to its column `keywords`: without "
-        "any, keyword precision knows no false alarms",
-    )
+    distractors: int = Field(0, ge=0, description=DISTRACTORS)
     seed: int = Field(0, ge=0)
 
 
@@ -289,7 +297,7 @@ def _long(rows: Sequence[Utterance], count: int, rules: Rules, out: Path) -> Ren
     with log.progress(count, "rendering", "long utterances") as bar:
         for number in range(count if short else 0):
             rng = mixture_rng(rules.seed, number, "long")
-            parts = _parts(short, speakers, number, rules, rng)
+            parts = _parts(short, speakers, number % 2 == 0, rules, rng)
             name = f"long_{number:04d}"
             how = "speaker" if len({u.id for u in parts}) > 1 else "repeat"
             extra: dict[str, Any] = {"condition": "long", "how": how, "repeats": len(parts)}
@@ -307,17 +315,13 @@ def _long(rows: Sequence[Utterance], count: int, rules: Rules, out: Path) -> Ren
 
 
 def _parts(
-    short: Sequence[Utterance],
-    speakers: Mapping[str, list[Utterance]],
-    number: int,
-    rules: Rules,
-    rng: np.random.Generator,
+    short: Sequence[Utterance], speakers: Mapping[str, list[Utterance]], repeated: bool, rules: Rules, rng: Generator
 ) -> list[Utterance]:
     """The rows of one long utterance, at least ``repeats[0]`` of them and together within ``long_s`` where that can be."""
     first = short[int(rng.integers(len(short)))]
     target = float(rng.uniform(*rules.long_s))
     others = [u for u in speakers.get(first.speaker_id or "", ()) if u.id != first.id]
-    if number % 2 and others:
+    if others and not repeated:
         parts, seconds = [first], first.duration
         for i in rng.permutation(len(others)):
             gap = rules.gap_s[1] * len(parts)
@@ -345,8 +349,7 @@ def _hypotheses(config: RlAsr, utts: Sequence[Utterance], out: Path) -> dict[str
         try_this = "name another one with --recogniser, or give its transcripts with --hypotheses"
         raise UserError("one recogniser cannot disagree", why, try_this)
     for name in dict.fromkeys(config.recognisers):
-        options: dict[str, Any] = {"batch": config.batch, "device": config.device, "language": config.language}
-        found[name] = recognise(name, utts, out / "heard", **options)
+        found[name] = recognise(name, utts, out / "heard", config.batch, config.device, config.language)
     if not found:
         log.warn("without recognisers or hypotheses no row is known to be hard: d1 holds long speech alone")
     return found
@@ -383,3 +386,100 @@ def _lines(path: str) -> list[str]:
     if not found:
         raise UserError(f"{path} is empty", "no keyword in it", "one keyword or phrase a line")
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------- recognition
+#
+# A row is recognised anew where its file or the recogniser's folder has changed. A row that cannot be read, or on which the recogniser
+# fails, is left out and retried by the next run; a silent one is not given to the recogniser and has an empty text.
+
+SILENT_DBFS = -80.0
+
+
+def recogniser(name: str, device: str, language: str | None, batch: int) -> Transcribe:
+    """A recogniser by name, see ``rewards/rates.py``, on a device chosen as everywhere. Raises ``UserError`` where it cannot be loaded."""
+    if name != "pocketsphinx" and ":" not in name:  # these know no devices, and need no torch
+        from rlspeech.engine import Engine
+
+        device = str(Engine(device, "fp32").device)
+    return load_recogniser(name, device, language, batch)
+
+
+def recognise(
+    name: str,
+    utts: Sequence[Utterance],
+    folder: Path,
+    batch: int = 8,
+    device: str = "auto",
+    language: str | None = None,
+) -> dict[str, str]:
+    """Row id -> transcript by the recogniser ``name``, ``batch`` recordings in one call.
+
+    The journal ``folder/NAME.jsonl`` is continued where it is there; ``language`` is handed to recognisers that take one.
+
+    Raises:
+        UserError: it cannot be loaded, or fails on every row.
+    """
+    with JsonlWriter(folder / f"{safe_name(name)}.jsonl", "key") as journal:
+        state = f"{language or ''}|{_weights(name)}"
+        keys = {utt.id: _key(utt, state) for utt in utts}
+        texts = {key: str(journal.rows[keys[key]]["text"]) for key in keys if keys[key] in journal}
+        todo = sorted((u for u in utts if u.id not in texts), key=lambda u: u.duration)  # like lengths together
+        if not todo:
+            return texts
+        if texts:
+            log.say(f"{name} has transcribed {len(texts)} of {len(utts)} rows before")
+        run, problem = recogniser(name, device, language, batch), None
+        with log.progress(len(utts), f"transcribing with {name}", "rows", start=len(texts)) as bar:
+            for at in range(0, len(todo), batch):
+                part = todo[at : at + batch]
+                found, error = _transcribe(part, run)
+                problem = error or problem
+                for key in (u.id for u in part if u.id in found):
+                    texts[key] = found[key]
+                    journal.write({"key": keys[key], "id": key, "text": found[key]})
+                bar.advance(len(part))
+    if not texts:
+        raise UserError(f"{name} has transcribed nothing", str(problem), "try it on one file") from problem
+    if lost := len(utts) - len(texts):
+        log.warn(f"{name}: {lost} of {len(utts)} rows could not be transcribed ({problem})")
+    return texts
+
+
+def _weights(name: str) -> str:
+    """Changes with the files of a recogniser in a folder; empty for others."""
+    folder = embedded_path("asr") if name == "embedded" else Path(name)
+    return digest_of(folder, ends=1 << 20) if folder.is_dir() else ""
+
+
+def _key(utt: Utterance, state: str) -> str:
+    try:
+        stat = os.stat(utt.audio_filepath)
+        stamp = f"{stat.st_size}|{stat.st_mtime_ns}"
+    except OSError:
+        stamp = "missing"
+    return f"{utt.id}|{utt.audio_filepath}|{stamp}|{utt.offset:g}|{utt.duration:g}|{state}"
+
+
+def _transcribe(utts: Sequence[Utterance], run: Transcribe) -> tuple[dict[str, str], Exception | None]:
+    """Row id -> text, and the last failure; after a failed call every row is tried by itself."""
+    texts: dict[str, str] = {}
+    wavs: dict[str, np.ndarray] = {}
+    problem: Exception | None = None
+    for utt in utts:
+        try:
+            wav = read(utt, RATE_HZ)
+        except AudioError as error:
+            problem = error
+            continue
+        if rms_dbfs(wav) < SILENT_DBFS:
+            texts[utt.id] = ""
+        else:
+            wavs[utt.id] = wav
+    answers = one_by_one(lambda keys: run([wavs[k] for k in keys], RATE_HZ), list(wavs))
+    for key, answer in zip(wavs, answers, strict=True):
+        if isinstance(answer, Exception):
+            problem = answer
+        else:
+            texts[key] = answer
+    return texts, problem

@@ -147,9 +147,8 @@ def names_of(cfg: AvseModel) -> Names:
         names.update({f"{theirs}.{part}": (f"{ours}.{part}", turn) for part in parts})
 
     put("model.encoder.conv1d_U", "encoder")
-    put(
-        "model.decoder.basis_signals", "decoder", lambda w: w.T[:, None]
-    )  # (L, N), with overlap-add: one transposed convolution
+    # (L, N), with overlap-add: one transposed convolution
+    put("model.decoder.basis_signals", "decoder", lambda w: w.T[:, None])
     put("model.separator.layer_norm", "norm", parts=("weight", "bias"))
     put("model.separator.bottleneck_conv1x1", "inp")
     put("model.separator.mask_conv1x1", "out")

@@ -298,9 +298,8 @@ def save_model(
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(
-        0o644
-    )  # safetensors makes it private; a checkpoint is as readable as its config
+    # safetensors makes it private; a checkpoint is as readable as its config
+    (folder / "model.safetensors").chmod(0o644)
     head = {"model_type": KINDS[task].model_type, "task": task, "sample_rate": model.sample_rate}
     config = {**head, **(more or {}), "model": model.cfg.model_dump(), "facts": facts}
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")

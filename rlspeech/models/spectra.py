@@ -284,9 +284,8 @@ def track_pitch(
     """
     side = (window - hop) // 2
     total = (frames - 1) * hop + window
-    cut = nn.functional.pad(wav, (side, max(0, total - side - wav.shape[1])))[:, :total].unfold(
-        1, window, hop
-    )  # (N, L, window)
+    # (N, L, window)
+    cut = nn.functional.pad(wav, (side, max(0, total - side - wav.shape[1])))[:, :total].unfold(1, window, hop)
     hann = torch.hann_window(window, device=wav.device)
     cut = (cut - cut.mean(-1, keepdim=True)) * hann
     size = 1 << (window + int(sample_rate / F0_LOW_HZ)).bit_length()
@@ -307,14 +306,12 @@ def track_pitch(
         if real is None
         else torch.arange(frames, device=wav.device) < real.to(wav.device)[:, None]
     )
-    path = _best_path(
-        scores.masked_fill(~inside[..., None], VOICING)
-    )  # behind the end any state is as good as any other
+    # behind the end any state is as good as any other
+    path = _best_path(scores.masked_fill(~inside[..., None], VOICING))
     peak = path.clamp(1, BINS - 2)[..., None]
     left, top, right = (score.gather(2, peak + k)[..., 0] for k in (-1, 0, 1))
-    bend = (0.5 * (left - right) / (left - 2 * top + right).clamp_max(-1e-6)).clamp(
-        -0.5, 0.5
-    )  # a parabola through three bins
+    # a parabola through three bins
+    bend = (0.5 * (left - right) / (left - 2 * top + right).clamp_max(-1e-6)).clamp(-0.5, 0.5)
     step = math.log(F0_HIGH_HZ / F0_LOW_HZ) / (BINS - 1)
     hertz = F0_LOW_HZ * torch.exp(step * (path.clamp_max(BINS - 1) + bend))
     return torch.where((path < BINS) & inside, hertz, torch.zeros((), device=wav.device))
@@ -329,9 +326,8 @@ def _best_path(score: Tensor) -> Tensor:
     back, back_silent = [], []
     index = torch.arange(bins, device=score.device)
     for step in range(1, length):
-        near = (
-            nn.functional.pad(voiced, (REACH, REACH), value=-1e9).unfold(1, 2 * REACH + 1, 1) - move
-        )  # (N, BINS, 2 REACH + 1)
+        # (N, BINS, 2 REACH + 1)
+        near = nn.functional.pad(voiced, (REACH, REACH), value=-1e9).unfold(1, 2 * REACH + 1, 1) - move
         best, which = near.max(-1)
         start = (silent - SWITCH)[:, None]
         back.append(torch.where(best >= start, index + which - REACH, bins))

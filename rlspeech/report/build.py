@@ -9,31 +9,41 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlspeech import log
+from rlspeech.config import Evaluate
+from rlspeech.files import safe_name
 from rlspeech.log import several
 from rlspeech.report import Grid, Metric, Plot, ReportData, mark
 from rlspeech.report.calibrate import calibrated, calibration_grids
-from rlspeech.report.compare import Comparison, Scores, compare, within
-from rlspeech.report.examples import clips_of, ranked
-from rlspeech.report.facts import TRAINED, commands_of, commands_of_several, cost_of, facts_of, specs_of, versions_of
+from rlspeech.report.compare import Comparison, Scores, System, compare, within
 from rlspeech.report.figures import Kind, from_rows, plots_of, spreads_of
+from rlspeech.report.players import clips_of, ranked
 from rlspeech.report.render import render_report
-from rlspeech.report.runs import INPUT, RunRecord, at, open_runs, shown_path
+from rlspeech.report.runs import INPUT, RunRecord, at, number, open_runs, shown_path
 from rlspeech.stats import Interval
 from rlspeech.tracking import read_metrics
 
 __all__ = ["build", "compared", "print_table", "write_page"]
 
+
 PLAYERS = 6
+TRAINED = ("rl", "pretrain")
 LONGEST = 160  # of a value in a table
 WIDE = 2  # differences that fit beside the means in the terminal
 REASONS = 5  # of a metric
 MOST = 20  # notes on rows
+NAMELESS = "this run kept no names of its validation clips: they can be counted, but not compared with another run's"
+BEST = "the best was chosen on these clips, which flatters it; it is the one that --model takes for the run"
+SAME = "Same items; better and worse where the bootstrap 95 % interval excludes 0."
 PLAIN = "Mean over items and its bootstrap 95 % interval."
 BASES = {
     "eval": PLAIN,
@@ -111,27 +121,27 @@ def print_table(made: Comparison) -> None:
     pairs = [(p.baseline, label, row) for p in made.pairings for label, row in p.deltas.items() if label != INPUT]
     shown = pairs if len(pairs) <= WIDE else []
     roles = _roles(made.runs) if run and run.stage == "rl" else {}
+
+    def difference(m: Metric, label: str, row: Mapping[str, Interval]) -> str:
+        return _difference(m, row.get(m.name), at(made.relative, label, m.name))
+
     rows = []
     for m in made.metrics:
-        cells: list[Any] = [_directed(m), *(_text(made.means[s].get(m.name)) for s in labels)]
-        cells += [_difference(m, row.get(m.name), at(made.relative, s, m.name)) for _, s, row in shown]
+        means = [made.means[s].get(m.name) for s in labels]
+        cells: list[Any] = [_directed(m), *("-" if mean is None else mean.text() for mean in means)]
+        cells += [difference(m, s, row) for _, s, row in shown]
         rows.append([*cells, *([roles.get(m.name, "guard")] if roles else [])])
     heading = ["metric", *labels, *(f"{label} - {base}" for base, label, _ in shown), *(["role"] if roles else [])]
     notes = [*made.notes, *_missing(made)]
     if pairs:
         notes.append("differences are paired, with bootstrap 95 % intervals; better and worse where they exclude 0")
-    log.table(
-        f"{run.name}: {run.state()}" if run else "Comparison", heading, rows, [] if pairs and not shown else notes
-    )
-    if pairs and not shown:  # too many to stand beside the means
+    title, many = f"{run.name}: {run.state()}" if run else "Comparison", bool(pairs and not shown)
+    log.table(title, heading, rows, [] if many else notes)
+    if many:  # too many to stand beside the means
         some = [m for m in made.metrics if any(m.name in row for _, _, row in pairs)][:WIDE]
-        table = [
-            [f"{s} - {b}", *(_difference(m, row.get(m.name), at(made.relative, s, m.name)) for m in some)]
-            for b, s, row in pairs
-        ]
-        log.table(
-            "Differences", ["", *map(_directed, some)], table, [*notes, "all of them are in the report and in --json"]
-        )
+        table = [[f"{s} - {b}", *(difference(m, s, row) for m in some)] for b, s, row in pairs]
+        notes.append("all of them are in the report and in --json")
+        log.table("Differences", ["", *map(_directed, some)], table, notes)
 
 
 def _title(made: Comparison) -> str:
@@ -161,10 +171,6 @@ def _directed(metric: Metric) -> str:
     return metric.name if metric.higher_is_better else f"{metric.name} (lower is better)"
 
 
-def _text(found: Interval | None) -> str:
-    return "-" if found is None else found.text()
-
-
 def _difference(metric: Metric, delta: Interval | None, relative: Interval | None = None, digits: int = 3) -> str:
     """A paired difference with its interval, the relative one in brackets, and what it says."""
     if delta is None:
@@ -180,9 +186,7 @@ def _grids(made: Comparison) -> list[Grid]:
     """Tables beside means and differences."""
     run, pairing = made.alone, made.pairing
     grids = [] if run else [_runs_grid(made.runs)]
-    grids += [
-        _settings_grid(f"Settings that differ: {stage}", found, made.runs) for stage, found in made.settings.items()
-    ]
+    grids += [_settings_grid(f"Settings that differ: {s}", found, made.runs) for s, found in made.settings.items()]
     for p in made.pairings:
         if p.deltas and p is not pairing:
             grids.append(_delta_grid(f"Paired difference to {p.baseline}: {p.stage}", made.metrics, p.deltas))
@@ -191,7 +195,7 @@ def _grids(made: Comparison) -> list[Grid]:
     if made.relative and pairing:
         note = "In % of the baseline's rate; paired bootstrap over items, 95 %."
         title = f"Relative change against {pairing.baseline}, in %"
-        grids.append(replace(_delta_grid(title, made.metrics, made.relative, 1), note=note))
+        grids.append(_delta_grid(title, made.metrics, made.relative, 1, note))
     column = run.summary.get("by_column") if run else ""
     grids += [_part_grid(f"{column}: {value}", part) for value, part in made.parts.items()]
     if run and run.stage == "reward":
@@ -199,16 +203,10 @@ def _grids(made: Comparison) -> list[Grid]:
     return grids + (_extremes(made) if run and run.stage == "rl" and run.named else [])
 
 
-def _delta_grid(title: str, metrics: Sequence[Metric], deltas: Scores, digits: int = 3) -> Grid:
+def _delta_grid(title: str, metrics: Sequence[Metric], deltas: Scores, digits: int = 3, note: str = SAME) -> Grid:
     shown = [m for m in metrics if any(m.name in row for row in deltas.values())]
-
-    def cell(m: Metric, delta: Interval | None) -> str:
-        return "" if delta is None else f"{delta.text(digits, sign=True)} {mark(m, delta)}".rstrip()
-
-    rows = [[_directed(m), *(cell(m, row.get(m.name)) for row in deltas.values())] for m in shown]
-    return Grid(
-        title, ["metric", *deltas], rows, "Same items; better and worse where the bootstrap 95 % interval excludes 0."
-    )
+    rows = [[_directed(m), *(_difference(m, d.get(m.name), None, digits) for d in deltas.values())] for m in shown]
+    return Grid(title, ["metric", *deltas], rows, note)
 
 
 def _part_grid(title: str, part: Comparison) -> Grid:
@@ -217,13 +215,8 @@ def _part_grid(title: str, part: Comparison) -> Grid:
     rows = []
     for m in part.metrics:
         cells = [row[m.name].text(2) if m.name in row else "-" for row in part.means.values()]
-        rows.append(
-            [
-                m.name,
-                *cells,
-                *(_difference(m, row.get(m.name), at(part.relative, s, m.name), 2) for s, row in deltas.items()),
-            ]
-        )
+        cells += [_difference(m, row.get(m.name), at(part.relative, s, m.name), 2) for s, row in deltas.items()]
+        rows.append([m.name, *cells])
     against = [f"{s} - {part.pairing.baseline}" for s in deltas] if part.pairing else []
     return Grid(title, ["metric", *part.means, *against], rows, several(part.items or 0, "item"))
 
@@ -277,28 +270,20 @@ def _lost(made: Comparison) -> list[Grid]:
     rows = []
     for s in made.systems:
         for m in s.run.metas(s.name):
-            reasons = _counted(e for r in s.rows.values() if (e := at(r, "errors", m)))
+            reasons = Counter(str(e) for r in s.rows.values() if (e := at(r, "errors", m)))
             named = [m] if len(made.systems) == 1 else [s.label, m]
-            rows += [[*named, str(count), reason] for reason, count in list(reasons.items())[:REASONS]]
+            rows += [[*named, str(count), reason] for reason, count in reasons.most_common(REASONS)]
     heading = ["metric", "files", "reason"] if len(made.systems) == 1 else ["system", "metric", "files", "reason"]
     return [Grid("Files without a score", heading, rows)] if rows else []
 
 
-def _counted(found: Any) -> dict[str, int]:
-    """Text -> how often, the most frequent first."""
-    counts: dict[str, int] = {}
-    for text in found:
-        counts[str(text)] = counts.get(str(text), 0) + 1
-    return dict(sorted(counts.items(), key=lambda kv: -kv[1]))
-
-
-# Curves.
+# --------------------------------------------------------------------------------------------------- curves and notes
 
 
 def _roles(runs: Sequence[RunRecord]) -> dict[str, Kind]:
     """Metric -> rewarded or watched, by any of the runs."""
     kinds: tuple[tuple[Kind, str], ...] = (("guard", "guards"), ("reward", "rewards"))
-    roles: dict[str, Kind] = {s["name"]: kind for kind, key in kinds for r in runs for s in specs_of(r.config.get(key))}
+    roles: dict[str, Kind] = {s["name"]: kind for kind, key in kinds for r in runs for s in _specs(r, key)}
     return {**roles, "reward": "reward"}
 
 
@@ -306,8 +291,7 @@ def _curves(runs: Sequence[RunRecord]) -> list[Plot]:
     """Curves of the runs that train, of each stage its own; of an evaluation alone those of the runs that its models come from."""
     found: list[Plot] = []
     stages = [s for s in TRAINED if any(r.stage == s and r.metrics for r in runs)]
-    for stage in stages:
-        some = [r for r in runs if r.stage == stage]
+    for stage, some in ((s, [r for r in runs if r.stage == s]) for s in stages):
         roles = _roles(some) if stage == "rl" else {}
         made = plots_of({r.name: r.metrics for r in some}, roles, "guard" if stage == "rl" else "valid")
         found += [replace(p, title=f"{stage}: {p.title}") for p in made] if len(stages) > 1 else made
@@ -332,20 +316,17 @@ def _spreads(made: Comparison) -> list[Plot]:
 def _notes(made: Comparison) -> list[str]:
     """What a reader has to know of the numbers."""
     notes, run = list(made.notes), made.alone
+    by_item = run and run.stage == "rl" and made.systems and made.systems[0].rows
     if run and run.stage in TRAINED and not run.metrics:
         notes.append("nothing has been logged yet")
-    if run and run.stage == "rl" and not run.named and made.systems[0].rows:
-        notes.append(
-            "this run kept no names of its validation clips: they can be counted, but not compared with another run's"
-        )
+    if run and by_item and not run.named:
+        notes.append(NAMELESS)
     if any(s.label == "best" for s in made.systems) and run:
-        notes.append(
-            "the best was chosen on these clips, which flatters it; it is the one that --model takes for the run"
-        )
-    if run and run.stage == "rl" and made.systems and made.systems[0].rows:
+        notes.append(BEST)
+    if by_item:
         last = [s for s in made.systems if s.label != "best"][-1]
-        errors = (f"{m}: {why}" for r in last.rows.values() for m, why in _errors(r).items())
-        notes += [f"{count} clips without {why}" for why, count in list(_counted(errors).items())[:8]]
+        errors = Counter(f"{m}: {why}" for r in last.rows.values() for m, why in _errors(r).items())
+        notes += [f"{count} clips without {why}" for why, count in errors.most_common(8)]
     return notes + _missing(made)
 
 
@@ -366,12 +347,173 @@ def _missing(made: Comparison) -> list[str]:
                 lost.setdefault((s.label, str(reason)), {}).setdefault(key, set()).add(metric)
             if reason := row.get("video_error"):
                 blind.setdefault((s.label, str(reason)), []).append(key)
-    rows = {s.label: len(s.rows) for s in made.systems}
-    notes = [
-        f"{label}: {len(k)} of {rows[label]} enhanced without video ({', '.join(k[:3])}): {why}"
-        for (label, why), k in blind.items()
-    ]
+    rows, notes = {s.label: len(s.rows) for s in made.systems}, []
+    for (label, why), keys in blind.items():
+        notes.append(f"{label}: {len(keys)} of {rows[label]} enhanced without video ({', '.join(keys[:3])}): {why}")
     for (label, why), where in lost.items():
         metrics = ", ".join(sorted(set().union(*where.values())))
         notes.append(f"{label}: {len(where)} without {metrics} ({', '.join(list(where)[:3])}): {why}")
     return notes[:MOST]
+
+
+# ------------------------------------------------------------- where a run comes from, what it took, what is typed next
+
+
+def _specs(run: RunRecord, key: str) -> list[dict[str, Any]]:
+    """The rewards or guards of a config that have names."""
+    specs = run.config.get(key)
+    named = specs if isinstance(specs, list) else []
+    return [s for s in named if isinstance(s, dict) and isinstance(s.get("name"), str)]
+
+
+def facts_of(made: Comparison, run: RunRecord) -> dict[str, str]:
+    """Where a run comes from: data, seed, checkpoints, command; what is not known is left out."""
+    config, env = run.config, run.env
+    found: dict[str, Any] = {s.label: f"step {int(s.name[5:])}" for s in made.systems if run.stage == "rl" and s.rows}
+    if run.stage in TRAINED:
+        found |= {"state": run.state(), "starts from": config.get("model" if run.stage == "rl" else "init")}
+        found |= _trained_on(run)
+        name = run.pointer("best") or run.pointer("latest")
+        found["checkpoint"] = shown_path(run.path / "checkpoints") / Path(name).name if name else None
+    elif run.stage == "eval":
+        models = config.get("models")
+        found |= {"data": config.get("data") or "the embedded test set"}
+        found |= {k: run.summary.get(k) for k in ("normaliser", "recogniser")}
+        found |= {f"model {name}": path for name, path in models.items()} if isinstance(models, dict) else {}
+    else:
+        path = config.get("path")
+        found |= {"files": " ".join(map(str, path)) if isinstance(path, list) else path}
+        found |= {label: config.get(k) for label, k in (("references", "target"), ("transcripts", "text"))}
+        found |= {"hypotheses": config.get("hypotheses"), "scores": shown_path(run.scores_path)}
+    found |= {"seed": config.get("seed"), "started": env.get("started"), "device": env.get("device")}
+    found |= {"commit": env.get("git_commit"), "command": shlex.join(_command(run))}
+    return {k: str(v) for k, v in found.items() if v not in (None, "")}
+
+
+def _trained_on(run: RunRecord) -> dict[str, Any]:
+    config = run.config
+    if not config:
+        return {}
+    rewards = [s for s in _specs(run, "rewards") if number(s.get("weight", 1)) is not None]
+    guards = {s["name"]: number(s.get("max_drop")) for s in _specs(run, "guards")}
+    held_out = "held back from the data" if config.get("data") else "of the embedded corpus"
+    return {
+        "data": config.get("data") or "the embedded corpus",
+        "validation": config.get("valid") or held_out,
+        "rewarded": ", ".join(f"{s.get('weight', 1):g} x {s['name']}" for s in rewards),
+        "watched": ", ".join(n if drop is None else f"{n} (may drop by {drop:g})" for n, drop in guards.items()),
+    }
+
+
+def _command(run: RunRecord) -> list[str]:
+    """The command as it was typed."""
+    argv = run.env.get("argv")
+    return ["rlspeech", *map(str, argv[1:])] if isinstance(argv, list) and len(argv) > 1 else []
+
+
+def _typed(run: RunRecord) -> Path:
+    """What names the run to ``report``: its folder, or the scores file where it is one of several."""
+    return run.scores_path if run.scores_path.name != "scores.jsonl" else run.path
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(shown_path(path)))
+
+
+def _option(run: RunRecord) -> str | None:
+    """``--task`` as ``eval`` takes it; None of a task that is not evaluated."""
+    task = str(run.config.get("task", Evaluate().task))
+    try:
+        Evaluate(task=task)
+    except ValidationError:
+        return None
+    return "" if task == Evaluate().task else f" --task {shlex.quote(task)}"
+
+
+def commands_of(run: RunRecord) -> list[str]:
+    """What is typed next."""
+    found, option = [f"rlspeech report {_quoted(_typed(run))} OTHER_RUN"], _option(run)
+    if run.stage == "reward":
+        return found
+    models, typed = run.config.get("models"), _command(run)
+    last = shlex.quote(str([*models.values()][-1])) if isinstance(models, dict) and models else None
+    model = last if run.stage == "eval" else _quoted(run.path)
+    if option is not None and model and (verb := _use(run, option)):
+        found.insert(0, f"rlspeech {verb} --model {model}")
+    if option is not None and run.stage != "eval":
+        start = shlex.quote(str(run.config.get("init" if run.stage == "pretrain" else "model") or "embedded"))
+        found.insert(0, f"rlspeech eval{option} --model before={start} --model after={_quoted(run.path)}")
+    steps = run.config.get("steps")
+    if isinstance(steps, int) and run.step < steps and typed:
+        found.insert(0, shlex.join(typed))  # the same command goes on
+    return found
+
+
+def _use(run: RunRecord, option: str) -> str | None:
+    """The command that uses a model, by what its run kept: outputs of recordings, speech without an input, or texts."""
+    kept = run.kept("audio" if run.stage == "eval" else "samples")
+    if INPUT in kept:
+        return f"enhance RECORDINGS{option}"
+    if any(files for name, files in kept.items() if run.stage == "eval" or name.startswith("step_")):
+        return "speak TEXT"
+    written = any(System("", run, n, rows).texts(k) for n, rows in run.scores.items() for k in rows)
+    return "transcribe RECORDINGS" if written or any((run.path / "samples").glob("step_*/said.jsonl")) else None
+
+
+def commands_of_several(runs: Sequence[RunRecord]) -> list[str]:
+    """What is typed next of several runs."""
+
+    def named(run: RunRecord, path: Path) -> str:
+        """PATH, or NAME=PATH where that says more."""
+        same = run.name == path.name or safe_name(run.name) != run.name
+        return _quoted(path) if same else f"{run.name}={_quoted(path)}"
+
+    found = [f"rlspeech report {' '.join(named(r, _typed(r)) for r in runs)}"]
+    trained = [r for r in runs if r.stage in TRAINED and r.config.get("task") == runs[0].config.get("task")]
+    if trained and (option := _option(trained[0])) is not None:
+        found.insert(0, f"rlspeech eval{option} {' '.join(f'--model {named(r, r.path)}' for r in trained)}")
+    return found
+
+
+def cost_of(run: RunRecord) -> dict[str, str]:
+    """Seconds and memory by phase: of a run that trains from its rows, of an evaluation as it noted them."""
+    if run.stage == "eval":
+        noted = {k: v for k, v in (at(run.summary, "seconds") or {}).items() if number(v) is not None}
+        parts = ", ".join(f"{k} {v:.1f} s" for k, v in noted.items() if k != "total")
+        found = {"device": str(run.env.get("device", "unknown"))}
+        if "total" in noted:
+            found["time"] = f"{noted['total']:.0f} s" + (f", of which scoring {parts}" if parts else "")
+        return found
+    seconds: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    for row in run.metrics:
+        for name, value in row.items():
+            head, _, phase = name.partition("/")
+            if (v := number(value)) is None or not phase:
+                continue
+            if head == "seconds":
+                seconds[phase] = seconds.get(phase, 0.0) + v
+            elif head == "memory_mb":
+                memory[phase] = max(memory.get(phase, 0.0), v)
+    total = sum(seconds.values())
+    found = {}
+    if total > 0:
+        found["all phases"] = f"{total:.1f} s" + (f", {total / run.step:.2f} s a step" if run.step else "")
+        by_size = sorted(seconds.items(), key=lambda kv: -kv[1])
+        found |= {phase: f"{s:.1f} s ({100 * s / total:.0f} %)" for phase, s in by_size}
+    found |= {f"memory, {phase}": f"{mb:.0f} MB at most" for phase, mb in memory.items()}
+    earlier = run.env.get("earlier")
+    if isinstance(earlier, list) and earlier:
+        found["attempts"] = f"{len(earlier) + 1}: interrupted and gone on with"
+    return found
+
+
+def versions_of(run: RunRecord) -> dict[str, Any]:
+    """Versions of packages and of what scored."""
+    versions, rewards = run.env.get("versions"), run.env.get("rewards")
+    found = dict(versions) if isinstance(versions, dict) else {}
+    found |= {"python": run.env["python"]} if "python" in run.env else {}
+    scorers = [run.metas(s) for s in run.scores] if run.stage == "reward" else []
+    scorers = [rewards] if isinstance(rewards, dict) else scorers
+    known = [(k, v) for part in scorers for k, v in part.items() if isinstance(v, dict)]
+    return found | {k: v["version"] for k, v in known if "version" in v}

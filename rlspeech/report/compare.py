@@ -1,9 +1,9 @@
 """Systems of one or several runs: settings that differ, scores with intervals, paired differences where the items are the same.
 
 Among runs, one of ``rl`` counts as its last validation, one of ``pretrain`` as the means that it logged, one of ``eval`` or ``reward`` as
-each of its systems; the first system of a stage is what its others are compared with, unless an evaluation names its baseline. Two systems
-are paired only where their items are the same: by a checksum of the input (``rl``), by the scores of the unprocessed input or by the
-reference text (``eval``), by name (``reward``, which is asked of files). Names alone prove nothing elsewhere.
+each of its systems; the first system of a stage is what its others are compared with, unless an evaluation names its baseline. Two
+systems are paired only where their items are the same: by a checksum of the input (``rl``), by the scores of the unprocessed input or by
+the reference text (``eval``), by name (``reward``, which is asked of files). Names alone prove nothing elsewhere.
 
 A run alone is compared within itself: its start, its end and its best, or what its ``metrics.json`` holds.
 """
@@ -14,20 +14,188 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from rlspeech import config as settings
-from rlspeech.report import Metric
-from rlspeech.report.runs import INPUT, RunRecord, at, flat, number
-from rlspeech.report.systems import BESIDE, System, moments_of, systems_of, validation
+from rlspeech.data.text import align, get_normaliser, units
+from rlspeech.report import Edit, Metric
+from rlspeech.report.runs import INPUT, Origin, RunRecord, Sound, at, find, flat, number
 from rlspeech.rewards.base import column_of
-from rlspeech.rewards.rates import RATES, UNDIRECTED, compare_rates
-from rlspeech.stats import Interval, paired_delta
-from rlspeech.types import UserError
+from rlspeech.rewards.rates import COUNTS, RATES, UNDIRECTED, compare_rates, counts_of
+from rlspeech.rewards.rules import TextRules
+from rlspeech.scores import JUDGE_TEXT, step_name
+from rlspeech.stats import Interval, mean_interval, paired_delta
+from rlspeech.types import Sample, UserError
 
-__all__ = ["Comparison", "Pairing", "compare", "within"]
+__all__ = ["BESIDE", "Comparison", "Pairing", "System", "compare", "moments_of", "systems_of", "validation", "within"]
+
+
+NORMALISER = "basic-2"  # of texts that are shown against each other
+FACTS = frozenset({"key", "system", "step", "item", "text", "hypothesis", "errors"})
+COUNTED = ("units", "substitutions", "deletions", "insertions")
+# columns of a row that are no scores
+BESIDE = FACTS.union({"stamp", "seconds", "samples", "finished", "normaliser"}, COUNTED)
+
+
+@dataclass
+class System:
+    """One system of one run.
+
+    Args:
+        label: what it is called on the page.
+        run: where from.
+        name: its name there.
+        rows: key -> row of scores; empty where only means are known.
+        means: metric -> mean with its interval.
+        kept: stem -> kept audio.
+    """
+
+    label: str
+    run: RunRecord
+    name: str
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    means: dict[str, Interval] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[str]:
+        """Items that have a row; where a run has none but transcripts, those of the kept audio as well."""
+        return [*self.rows, *(self.kept if not self.rows or self.run.stage == "pretrain" else ())]
+
+    @cached_property
+    def origins(self) -> dict[str, Origin]:
+        """Key -> what the item was made from."""
+        return find(self.run.origins(self.name), self.keys)
+
+    @cached_property
+    def sounds(self) -> dict[str, Sound]:
+        """Key -> its output, kept by the run or scored by it."""
+        files = find(self.kept, self.keys)
+        scored = {k: o.own for k, o in self.origins.items() if o.own is not None} if self.run.stage == "reward" else {}
+        return {**scored, **{k: Sound(p) for k, p in files.items()}}
+
+    @cached_property
+    def counts(self) -> dict[str, Mapping[str, int]]:
+        """Key -> counts of errors, where an evaluation compared texts: its rates are sums of these."""
+        rows = self.rows if self.run.stage == "eval" else {}
+        found = {k: r["counts"] if isinstance(r.get("counts"), dict) else self._counted(k, r) for k, r in rows.items()}
+        return {k: c for k, c in found.items() if c and all(isinstance(c.get(n), int) for n in COUNTS)}
+
+    def _counted(self, key: str, row: Mapping[str, Any]) -> dict[str, int] | None:
+        """Counts of a row that holds the texts alone."""
+        text, hypothesis = row.get("text"), row.get("hypothesis")
+        if not (isinstance(text, str) and isinstance(hypothesis, str)):
+            return None
+        try:
+            rules = TextRules(self._normaliser)
+        except UserError:  # a function that is not here
+            return None
+        return counts_of(rules.judge(Sample(key, np.zeros(0, np.float32), 16000, None, text, {}, hypothesis)))
+
+    def column(self, metric: str, keys: Sequence[str]) -> dict[str, float | None]:
+        """Values by item."""
+        return {k: number(self.rows.get(k, {}).get(metric)) for k in keys}
+
+    def by_item(self) -> list[str]:
+        """Metrics that are known item by item, as they were asked for; error rates of a corpus are not."""
+        names = dict.fromkeys([*self.run.metas(self.name), *self.means])
+        return [m for m in names if m[0] != "_" and any(m in row for row in self.rows.values())]
+
+    def judged(self, key: str) -> str:
+        """Descriptions of an item by language models, a line each."""
+        row = self.rows.get(key, {})
+        found = {k: v for k, v in row.items() if k.startswith(JUDGE_TEXT) and isinstance(v, str) and v}
+        return "\n".join(v if len(found) == 1 else f"{k.replace(JUDGE_TEXT, 'llm', 1)}: {v}" for k, v in found.items())
+
+    def texts(self, key: str) -> tuple[str, str] | None:
+        """Reference and hypothesis of an item, normalised; None where no texts were compared."""
+        row = self.rows.get(key, {})
+        own = next((k.removeprefix("reference_text") for k in row if k.startswith("reference_text")), "")
+        normalised = row.get("normalised") or [row.get(f"{k}_text{own}") for k in ("reference", "hypothesis")]
+        if _are_texts(normalised):
+            return normalised[0], normalised[1]
+        reference, hypothesis = (row.get(k) for k in ("text", "hypothesis"))
+        if not (isinstance(reference, str) and isinstance(hypothesis, str)):
+            return None
+        try:
+            normalise = get_normaliser(self._normaliser)
+        except UserError:  # a function that is not here
+            normalise = get_normaliser(NORMALISER)
+        return normalise(reference), normalise(hypothesis)
+
+    def edits(self, key: str) -> list[Edit] | None:
+        """The hypothesis of an item as edits of its reference."""
+        texts = self.texts(key)
+        if texts is None:
+            return None
+        columns = self.origins[key].columns if key in self.origins else {}
+        language = at(self.run.config, "sampling", "language") or columns.get("language")
+        reference, hypothesis = (units(t, language if isinstance(language, str) else None) for t in texts)
+        blocks = align(reference, hypothesis).ops
+        return [Edit(tag, " ".join(reference[a:b]), " ".join(hypothesis[c:d])) for tag, a, b, c, d in blocks]
+
+    @property
+    def _normaliser(self) -> str:
+        return str(self.run.config.get("normaliser", NORMALISER)) if self.run.stage == "eval" else NORMALISER
+
+
+def _are_texts(texts: Any) -> bool:
+    return isinstance(texts, list) and len(texts) == 2 and all(isinstance(t, str) for t in texts)
+
+
+def systems_of(run: RunRecord, alone: bool) -> list[System]:
+    """Everything of a run that can be compared; ``alone`` leaves the run's own name out of the labels."""
+    if run.stage in ("rl", "pretrain"):
+        return [validation(run, next(reversed(run.steps()), None) if run.named else None, run.name)]
+    kept, found = run.kept("audio"), []
+    for name, rows in run.scores.items():
+        label = name if alone else run.name if len(run.scores) == 1 else f"{run.name}: {name}"
+        system = System(label, run, name, rows, kept=kept.get(name, {}))
+        if run.stage == "reward":  # in the order of the files, as the stage itself took their mean
+            system.rows = {**{k: rows[k] for k in system.origins if k in rows}, **rows}
+        known = dict.fromkeys(k for row in rows.values() for k, v in row.items() if number(v) is not None)
+        noted = [m for m in system.by_item() if m in known or run.stage == "reward"]
+        metrics = noted or [k for k in known if k not in BESIDE and not k.startswith(JUDGE_TEXT)]
+        system.means = {m: mean_interval([number(r.get(m)) for r in system.rows.values()], run.seed) for m in metrics}
+        found.append(system)
+    return found
+
+
+def moments_of(run: RunRecord) -> list[System]:
+    """The validations of a run that trains which its own page compares."""
+    kept = run.kept("samples")
+    if run.stage == "pretrain":
+        steps = sorted({int(r["step"]) for r in run.metrics if any(name.startswith("valid/") for name in r)})
+        ends = [(n, step_name(n)) for n in dict.fromkeys([*steps[:1], *steps[-1:]])]
+        return [System(f"step {n}", run, s, run.transcripts(s), run.means(n), kept.get(s, {})) for n, s in ends]
+    steps = run.steps()
+    if run.stage != "rl" or not steps:
+        return [validation(run, None, "after")] if run.stage == "rl" else []
+    places = dict(zip(("before", "after"), dict.fromkeys([steps[0], steps[-1]]), strict=False))
+    best = [n for n in steps if step_name(n) == run.pointer("best") and n not in places.values()]
+    places |= {"best": best[0]} if best else {}
+    return [validation(run, step, label) for label, step in places.items()]
+
+
+def validation(run: RunRecord, step: int | None, label: str) -> System:
+    """A validation of ``rl``; without scores by item the means of the last one, and the audio that was kept last."""
+    kept = {name: files for name, files in run.kept("samples").items() if name.startswith("step_")}
+    if step is None:
+        last = max(kept, default="")
+        return System(label, run, last, means=run.means(), kept=kept.get(last, {}))
+    name, every = step_name(step), [row for rows in run.scores.values() for row in rows.values()]
+    known = dict.fromkeys(k for row in every for k, v in row.items() if v is None or number(v) is not None)
+    metrics = [k for k in known if k not in FACTS and not k.startswith(JUDGE_TEXT)]
+    rows, keys = run.scores[name], list(next(iter(run.scores.values())))  # in the order of the run, as in its log
+    means = {m: mean_interval([number(rows.get(k, {}).get(m)) for k in keys]) for m in metrics}
+    return System(label, run, name, rows, means, kept.get(name, {}))
+
+
+# --------------------------------------------------------------------------------------------------------- comparisons
 
 SCHEMAS = {"rl": "RL", "eval": "Evaluate", "reward": "ScoreFolder", "pretrain": "Pretrain"}
 ASIDE = frozenset({"out", "path"})  # differ by their nature
@@ -101,15 +269,12 @@ class Comparison:
             {"name": r.name, "path": str(r.path), "stage": r.stage, "state": r.state(), "step": r.step}
             for r in self.runs
         ]
-        pairings = [p for p in self.pairings if p.deltas]
+        pairs = [(p, {"stage": p.stage, "baseline": p.baseline, "n": len(p.keys)}) for p in self.pairings if p.deltas]
         return {
             "runs": runs,
             "higher_is_better": {m.name: m.higher_is_better for m in self.metrics},
             "systems": _plain(self.means, False),
-            "differences": [
-                {"stage": p.stage, "baseline": p.baseline, "n": len(p.keys), "deltas": _plain(p.deltas, True)}
-                for p in pairings
-            ],
+            "differences": [{**facts, "deltas": _plain(p.deltas, True)} for p, facts in pairs],
             "against_own_start": _plain(self.own, True),
             "settings": self.settings,
             "versions": self.versions,
@@ -118,10 +283,10 @@ class Comparison:
 
 
 def _plain(scores: Scores, judge: bool) -> dict[str, Any]:
-    return {
-        s: {m: {**i.as_dict(), **({"significant": i.significant} if judge else {})} for m, i in row.items()}
-        for s, row in scores.items()
-    }
+    def numbers(i: Interval) -> dict[str, Any]:
+        return {**i.as_dict(), "significant": i.significant} if judge else i.as_dict()
+
+    return {s: {m: numbers(i) for m, i in row.items()} for s, row in scores.items()}
 
 
 def within(run: RunRecord) -> Comparison:
@@ -130,9 +295,8 @@ def within(run: RunRecord) -> Comparison:
         try:
             return _summarised(run, run.summary)
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # torn, or of another version
-            run.notes.append(
-                f"metrics.json cannot be used ({type(error).__name__}: {error}); these are means of the rows"
-            )
+            why = f"{type(error).__name__}: {error}"
+            run.notes.append(f"metrics.json cannot be used ({why}); these are means of the rows")
     moments = moments_of(run)
     if not moments:
         return compare([run])
@@ -202,10 +366,8 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         if len(found) > 1 and (differing := _differing(found)):
             made.settings[stage] = differing
     places = {r.name: {k: r.env[k] for k in PLACES if k in r.env} for r in runs if r.env}
-    packages = {r.name: at(r.env, "versions") for r in runs}
-    made.versions = _differing(
-        {n: {**(packages[n] if isinstance(packages[n], dict) else {}), **v} for n, v in places.items()}
-    )
+    packages = {r.name: v for r in runs if isinstance(v := r.env.get("versions"), dict)}
+    made.versions = _differing({n: {**packages.get(n, {}), **v} for n, v in places.items()})
     return made
 
 
@@ -281,9 +443,8 @@ def _pair(made: Comparison, stage: str, systems: list[System]) -> None:
         left_out = set(UNDIRECTED)
         if stage == "rl" and system.run.config.get("rewards") != base.run.config.get("rewards"):
             left_out.add("reward")
-            made.notes.append(
-                f"{system.label} and {base.label} weigh their rewards differently: their sums are not compared"
-            )
+            who = f"{system.label} and {base.label}"
+            made.notes.append(f"{who} weigh their rewards differently: their sums are not compared")
         shown = [m for m in system.means if m in base.means and m not in left_out]
         pairing.deltas[system.label] = {m: _delta(system, base, m, keys) for m in shown}
     pairing.keys = together if together is not None else list(base.rows)

@@ -29,12 +29,8 @@ from rlspeech.types import UserError
 __all__ = ["INPUT", "Origin", "RunRecord", "Sound", "find", "flat", "number", "open_runs", "shown_path"]
 
 STAGES = ("rl", "eval", "reward", "pretrain")
-MARKS = (
-    "config.resolved.json",
-    "metrics.jsonl",
-    "scores.jsonl",
-    "env.json",
-)  # a folder with one of them holds, or held, a run
+# a folder with one of them holds, or held, a run
+MARKS = ("config.resolved.json", "metrics.jsonl", "scores.jsonl", "env.json")
 INPUT = "input"  # system of an evaluation: the unprocessed recordings
 Row = dict[str, Any]
 Scores = dict[str, dict[str, Row]]  # system -> key -> row
@@ -131,6 +127,13 @@ class RunRecord:
         except OSError:
             return {}
         return {p.name: {f.stem: f for f in sorted(p.glob("[!.]*.flac")) if not f.is_symlink()} for p in places}
+
+    def pointer(self, name: str) -> str:
+        """The checkpoint that ``checkpoints/best`` or ``latest`` names; empty where there is none."""
+        try:
+            return (self.path / "checkpoints" / name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
 
     def transcripts(self, step: str) -> dict[str, Row]:
         """What a validation of ``pretrain`` wrote: key -> ``text`` and ``hypothesis``."""
@@ -298,8 +301,8 @@ STEP = re.compile(r"step_\d{1,12}")
 
 def _history(run: RunRecord) -> Scores:
     """Columns that the latest checkpoint of ``rl`` carries along, for runs without ``scores.jsonl``."""
+    name = run.pointer("latest")
     try:
-        name = (run.path / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
         if not STEP.fullmatch(name):
             return {}
         history = json.loads((run.path / "checkpoints" / name / "state.json").read_text(encoding="utf-8"))["history"]

@@ -12,7 +12,7 @@ from tiny_corpora import manifest, sound
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
-from rlspeech.corpora import splice
+from rlspeech.corpora import join as splice
 from rlspeech.corpora.nonspeech import CONDITIONS, STYLES, Nonspeech, music, render, word_times
 from rlspeech.data.audio import load_audio, rms_dbfs, save_audio
 from rlspeech.data.manifest import find_manifest, read_manifest

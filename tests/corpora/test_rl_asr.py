@@ -17,8 +17,7 @@ from tiny_corpora import manifest, sound
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
-from rlspeech.corpora.rl_asr import Built, RlAsr, Rules, build, disagreement, find_keywords, rare_words
-from rlspeech.corpora.rl_asr_recognise import recognise
+from rlspeech.corpora.rl_asr import Built, RlAsr, Rules, build, disagreement, find_keywords, rare_words, recognise
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.manifest import read_manifest
 from rlspeech.data.text import units

@@ -13,9 +13,8 @@ from tiny_runs import eval_run, manifest, pretrain_run, reward_run, rl_run, text
 from rlspeech import log
 from rlspeech.config import RewardSpec
 from rlspeech.report.build import build, print_table
-from rlspeech.report.compare import Comparison, compare
+from rlspeech.report.compare import Comparison, System, compare
 from rlspeech.report.runs import RunRecord, open_runs
-from rlspeech.report.systems import System
 from rlspeech.types import UserError
 
 

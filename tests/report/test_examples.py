@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlspeech.report.examples import beside, choose_examples
+from rlspeech.report.players import beside, choose_examples
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -16,8 +16,8 @@ from tiny_speech import SMALL_RL, write_model, write_pairs
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.card import Card, model_card
 from rlspeech.models.hub import read_config
+from rlspeech.report.compare import validation as shown
 from rlspeech.report.runs import RunRecord
-from rlspeech.report.systems import validation as shown
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.stages import rl, validation
 from rlspeech.stages.validation import TEXT, reward_of, summary_line, texts_of, tuned_facts
