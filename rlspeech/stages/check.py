@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rlspeech import log, plugins
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, scan_manifest
@@ -327,7 +327,11 @@ def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> F
         return found
     tried: dict[str, UserError | None] = {}
     for name in [named_stage] if named_stage else schemas:
-        tried[name] = _attempt(path, plugins.load(f"rlspeech.{schemas[name]}"))
+        try:
+            resolve(plugins.load(f"rlspeech.{schemas[name]}"), config_file=path)
+            tried[name] = None
+        except UserError as error:
+            tried[name] = error
     fitting = [name for name, error in tried.items() if error is None]
     if fitting:
         found.facts = {"stage": ", ".join(fitting), "keys": len(lines)}
@@ -336,20 +340,11 @@ def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> F
     best = named_stage or max(
         tried, key=lambda n: len({*values} & {*plugins.load(f"rlspeech.{schemas[n]}").model_fields})
     )
-    error = tried[best]
-    if error is not None:
-        named = [k for k in lines if f"'{k}'" in error.what or error.what.startswith(f"{k}:")]
-        message = "; ".join(filter(None, (f"as rlspeech {best}: {error.what}", error.why, error.try_this)))
+    if (wrong := tried[best]) is not None:
+        named = [k for k in lines if f"'{k}'" in wrong.what or wrong.what.startswith(f"{k}:")]
+        message = "; ".join(filter(None, (f"as rlspeech {best}: {wrong.what}", wrong.why, wrong.try_this)))
         found.add(path, lines[max(named, key=len)] if named else None, message)
     return found
-
-
-def _attempt(path: Path, schema: type[BaseModel]) -> UserError | None:
-    try:
-        resolve(schema, config_file=path)
-    except UserError as error:
-        return error
-    return None
 
 
 def check_checkpoint(path: Path, found: Findings) -> None:

@@ -29,7 +29,7 @@ from rlspeech.data.inputs import AUDIO_SUFFIXES, ROWS, Item, expand
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import write_error
 from rlspeech.log import several
-from rlspeech.stages.jobs import Job, summarise
+from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
@@ -64,20 +64,10 @@ class Enhance(Strict):
 
 
 @dataclass(slots=True)
-class _Job(Job):
+class _Job(FileJob):
     """One recording to enhance, and where the result goes."""
 
-    item: Item
     target: Path
-
-    @property
-    def source(self) -> Path:
-        assert self.item.audio is not None  # rows of a manifest name their audio
-        return self.item.audio
-
-    @property
-    def name(self) -> str:
-        return str(self.source)
 
 
 class _Recording(NamedTuple):
@@ -133,11 +123,11 @@ def _jobs(config: Enhance, out: Path) -> list[_Job]:
     for job in wanted:
         # before names are told apart: nothing that was named as an input may be written to
         if source := sources.get(_identity(job.target)):
-            raise UserError(
-                f"{job.target} would be overwritten", f"it is an input: {source}", "--out with another folder"
-            )
-        if taken.setdefault(job.target, job.source) is not job.source:
+            why = f"it is an input: {source}"
+            raise UserError(f"{job.target} would be overwritten", why, "--out with another folder")
+        if job.target in taken:
             job.fail(f"its result would have the name of that of {taken[job.target]}")
+        taken.setdefault(job.target, job.source)
     return jobs
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rlspeech import log
 from rlspeech.data.audio import AudioError
+from rlspeech.data.inputs import Item
 from rlspeech.log import several
 from rlspeech.types import UserError
 
@@ -36,6 +38,24 @@ class Job:
         else:
             self.error = f"{type(error).__name__}: {error}"[:200]
         log.say(f"left out: {self.name}: {self.error}")
+
+
+@dataclass(slots=True)
+class FileJob(Job):
+    """A recording: a file, or the stretch of one that a manifest's row names."""
+
+    item: Item
+
+    @property
+    def source(self) -> Path:
+        """The absolute path of the file."""
+        assert self.item.audio is not None  # rows of a manifest name their audio
+        return self.item.audio.absolute()
+
+    @property
+    def name(self) -> str:
+        """The path of the file."""
+        return str(self.source)
 
 
 def summarise(

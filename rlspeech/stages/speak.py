@@ -251,9 +251,8 @@ def _check_prompt(config: Speak, jobs: Sequence[_Job], model: Any) -> None:
     if not config.prompt_text:
         log.say("the prompt lends its voice alone: with --prompt-text the model goes on from what is said in it")
     elif seconds > longest:
-        log.say(
-            f"the prompt lends its voice alone: it lasts {seconds:.1f} s, and this model goes on from at most {longest:g} s"
-        )
+        most = f"this model goes on from at most {longest:g} s"
+        log.say(f"the prompt lends its voice alone: it lasts {seconds:.1f} s, and {most}")
 
 
 def _voice(job: _Job, rate: int) -> np.ndarray:

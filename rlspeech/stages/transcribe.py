@@ -22,10 +22,10 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import Sampling, Strict
-from rlspeech.data.inputs import AUDIO_SUFFIXES, Item, expand
+from rlspeech.data.inputs import AUDIO_SUFFIXES, expand
 from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
 from rlspeech.log import several
-from rlspeech.stages.jobs import Job, summarise
+from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.types import UserError
 
 
@@ -47,10 +47,9 @@ class Transcribe(Strict):
 
 
 @dataclass(slots=True)
-class _Job(Job):
+class _Job(FileJob):
     """One recording, and its result."""
 
-    item: Item
     row: dict[str, Any] = field(default_factory=dict)  # further keys of its row in JSONL
     texts: list[str] = field(default_factory=list)
     spans: list[dict[str, Any]] = field(default_factory=list)
@@ -59,15 +58,6 @@ class _Job(Job):
     @property
     def key(self) -> str:
         return self.item.key
-
-    @property
-    def source(self) -> Path:
-        assert self.item.audio is not None  # rows of a manifest name their audio
-        return self.item.audio.absolute()
-
-    @property
-    def name(self) -> str:
-        return str(self.source)
 
 
 def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
