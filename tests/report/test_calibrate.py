@@ -75,7 +75,7 @@ def test_within_forgives_what_pooled_does_not():
     assert r["within"]["value"] == pytest.approx(1) and r["pooled"]["value"] < 0.3
 
 
-def test_ways_are_told_apart():
+def test_ways_of_degrading_are_separate():
     rows = ladder_rows(x=lambda u, w, k, r: -k if w == "noise" else k)
     r = calibrate(rows, {"x": True})["rewards"]["x"]
     assert r["ladder"]["noise"]["value"] == pytest.approx(1) and r["ladder"]["clipping"]["value"] == pytest.approx(-1)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_tuned import TASKS, Run, tuned
 
+from rlspeech.config import Lora
 from rlspeech.report import ReportData, build
 from rlspeech.report.compare import Comparison
 from rlspeech.report.runs import open_runs
@@ -42,3 +44,10 @@ def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     yield
     if failed:
         raise failed[0]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """A run with an adapter, by task."""
+    lora = {"avse": Lora(rank=2, alpha=4, targets="attention+ff"), "tts": Lora(rank=2, alpha=4, targets="all")}
+    return {task: tuned(task, tmp_path_factory.mktemp(task), lora.get(task, Lora(rank=2, alpha=4))) for task in TASKS}

@@ -8,22 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_tuned import TASKS, Run, tuned
+from tiny_tuned import TASKS, Run
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
-from rlspeech.config import Lora
 from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import KINDS as CHECKPOINTS
 from rlspeech.models.hub import task_of
 from rlspeech.stages import convert
 
 KINDS = ("run", "checkpoint", "merged", "hub", "base")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    return {task: tuned(task, tmp_path_factory.mktemp(task), Lora(rank=2, alpha=4)) for task in TASKS}
 
 
 @pytest.fixture(scope="module")

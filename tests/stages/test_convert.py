@@ -38,9 +38,9 @@ def test_the_folder_loads_as_any_checkpoint(published: Path, tmp_path: Path) -> 
     out = tmp_path / "runs" / "baseline"
     result = CliRunner().invoke(app, ["convert", "avse4", str(published), "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
+    summary = json.loads(result.stdout)
     model, config = load_model(str(out), "avse")
-    assert told["checkpoint"] == str(out) and told["parameters"] == sum(p.numel() for p in model.parameters())
+    assert summary["checkpoint"] == str(out) and summary["parameters"] == sum(p.numel() for p in model.parameters())
     assert config["facts"] == {"stage": "convert", "layout": "avse4", "source": "pretrained.ckpt"}
     wav, video = 0.1 * torch.randn(1, 2, 4000), torch.randint(0, 256, (1, 7, 112, 112), dtype=torch.uint8)
     assert torch.equal(model.enhance(wav, video), convert_avse4(random_weights(2)).enhance(wav, video))
@@ -82,8 +82,8 @@ def test_a_manifest_goes_out_and_comes_back(tmp_path: Path) -> None:
         out = tmp_path / to / name
         result = CliRunner().invoke(app, ["convert", "manifest", str(data), "--to", to, str(out), "--json"])
         assert result.exit_code == 0, result.output
-        told = json.loads(result.stdout)
-        assert (told["out"], told["rows"], told["left_out"]) == (str(out), 3, {"bad line in the manifest": 2})
+        summary = json.loads(result.stdout)
+        assert (summary["out"], summary["rows"], summary["left_out"]) == (str(out), 3, {"bad line in the manifest": 2})
         assert [p.name for p in out.parent.iterdir()] == [name], "nothing half-made is left"
         again = tmp_path / "again" / to
         result = CliRunner().invoke(app, ["prepare", to, str(out), "--out", str(again), "--workers", "0", "--json"])
@@ -122,12 +122,6 @@ def test_scores_go_out_and_come_back(tmp_path: Path) -> None:
 # -- adapters and merged checkpoints: three ways to the same answers
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    lora = {"avse": Lora(rank=2, alpha=4, targets="attention+ff"), "tts": Lora(rank=2, alpha=4, targets="all")}
-    return {task: tuned(task, tmp_path_factory.mktemp(task), lora.get(task, Lora(rank=2, alpha=4))) for task in TASKS}
-
-
 def near(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
@@ -139,14 +133,14 @@ def test_run_adapter_and_merged_answer_the_same(task: str, runs: dict[str, Run],
 
     run, work = runs[task], get_task(task)
     assert near(run.answer, run.before) > 1e-3, "the adapter changes something"
-    told = convert.merge_lora(str(run.folder), "merged", str(tmp_path / "merged"))
+    summary = convert.merge_lora(str(run.folder), "merged", str(tmp_path / "merged"))
     assert near(answer(task, work.load(str(tmp_path / "merged"))[0]), run.answer) < 1e-5
-    assert told["task"] == task
+    assert summary["task"] == task
     assert not [p.name for p in (tmp_path / "merged").iterdir() if p.name.startswith(("state", "adapter"))]
 
     adapter = tmp_path / "adapter"
-    told = convert.merge_lora(str(run.folder / "checkpoints" / "step_000003"), "adapter", str(adapter))
-    assert told["base"] == str(run.base) and told["parameters"] > 0
+    summary = convert.merge_lora(str(run.folder / "checkpoints" / "step_000003"), "adapter", str(adapter))
+    assert summary["base"] == str(run.base) and summary["parameters"] > 0
     assert sum(p.stat().st_size for p in adapter.iterdir() if p.suffix == ".safetensors") < 0.9 * sum(
         p.stat().st_size for p in (tmp_path / "merged").iterdir() if p.suffix == ".safetensors"
     )

@@ -101,7 +101,7 @@ def test_stereo_and_other_rates_are_said(tmp_path: Path, model: Half, capsys: py
     assert "1 file had several channels" in err and "from 44100 to 16000 Hz" in err
 
 
-def test_bad_files_cost_themselves(tmp_path: Path, model: Half) -> None:
+def test_bad_files_fail_alone(tmp_path: Path, model: Half) -> None:
     folder = tmp_path / "in"
     save_audio(folder / "good.wav", _tone(), RATE)
     save_audio(folder / "boom.wav", _tone(), RATE)
@@ -260,7 +260,7 @@ def test_one_video_for_one_file(world: Path) -> None:
             _avse(world, **changes)
 
 
-def test_a_bad_video_costs_the_video(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_video_is_left_out(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (world / "in" / "a.npz").write_bytes((world / "mouths" / "a.npz").read_bytes()[:90])
     (world / "in" / "b.mp4").write_bytes(b"")
     np.savez(world / "in" / "c.npz", frames=np.zeros((3, 4)), fps=25.0)
@@ -288,8 +288,8 @@ def test_long_files_see_in_every_chunk_what_belongs_there(world: Path) -> None:
     save_audio(world / "long.wav", noisy, RATE)
     save_lips(world / "long.npz", mouth)
     _avse(world, world / "long.wav", chunk_s=3.5)
-    got, heard = load_audio(world / "out" / "long.wav"), load_audio(world / "long.wav")
-    whole, late = reference(world / "net", heard, mouth), reference(world / "net", heard, np.roll(mouth, 7, axis=0))
+    got, stored = load_audio(world / "out" / "long.wav"), load_audio(world / "long.wav")
+    whole, late = reference(world / "net", stored, mouth), reference(world / "net", stored, np.roll(mouth, 7, axis=0))
     size = np.sqrt(np.mean(whole**2))
     near, far = (float(np.sqrt(np.mean((got - w) ** 2)) / size) for w in (whole, late))
     assert near < 0.05 and near < 0.5 * far
@@ -332,6 +332,6 @@ def test_two_ears_stay_two(world: Path, capsys: pytest.CaptureFixture[str]) -> N
     sf.write(world / "in" / "b.wav", np.stack([noisy] * 3, 1), RATE)
     result = _avse(world, video=str(world / "mouths"), model=str(world / "two"))
     assert result["failed"] == 0 and [sf.info(world / "out" / f"{n}.wav").channels for n in "abc"] == [2, 1, 1]
-    heard = load_audio(world / "in" / "a.wav", channels=2)
-    _check(world, "a.wav", reference(world / "two", heard, world / "mouths" / "a.npz"), channels=2)
+    stored = load_audio(world / "in" / "a.wav", channels=2)
+    _check(world, "a.wav", reference(world / "two", stored, world / "mouths" / "a.npz"), channels=2)
     assert "1 file had several channels" in capsys.readouterr().err

@@ -155,7 +155,7 @@ def test_other_weights_under_the_same_name_are_noticed(
     assert "the checkpoint has changed" in capsys.readouterr().err and len(task.made[-1].seen) == CLIPS
 
 
-def test_one_bad_item_costs_its_row(world: tuple[Path, FakeTask]) -> None:
+def test_one_bad_item_fails_alone(world: tuple[Path, FakeTask]) -> None:
     folder, _ = world
     rows = (folder / "test.jsonl").read_text().splitlines()
     (folder / "empty.wav").write_bytes(b"")
@@ -193,7 +193,7 @@ def test_default_metrics_leave_out_what_is_not_installed(
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"baseline": "nobody"}, "nobody"),
+        ({"baseline": "other"}, "other"),
         ({"models": {"input": "half"}}, "'input'"),
         ({"models": {"a/b": "half"}}, "a/b"),
         ({"models": {"x": "nowhere"}}, "nowhere"),

@@ -1,4 +1,4 @@
-"""``eval --task asr``: the counting against other implementations, and the stage on a recogniser that says what it is told to."""
+"""``eval --task asr``: the counting against other implementations, and the stage on a recogniser with a script."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ SAID = {name: dict(zip("abcdef", texts, strict=True)) for name, texts in (("base
 
 
 @dataclass
-class Drawn:
+class Output:
     ids: Any
     mask: Any
     finished: torch.Tensor
 
 
-class Told:
-    """Says of a recording what it is told to; recordings are told apart by their lengths."""
+class Scripted:
+    """Writes the text that is scripted for a recording, which it knows by its length."""
 
-    sample_rate, max_s, heard = RATE, 30.0, 0
+    sample_rate, max_s, clips = RATE, 30.0, 0
 
     def __init__(self, said: dict[int, str]) -> None:
         self.said = said
 
     def encode(self, wavs: list[np.ndarray], **_: Any) -> list[str]:
-        type(self).heard += len(wavs)
+        type(self).clips += len(wavs)
         if any(self.said.get(len(w)) == "crash" for w in wavs):
             raise RuntimeError("this one again")
         return [self.said[len(w)] for w in wavs]
 
-    def generate(self, heard: list[str], **_: Any) -> Drawn:
-        return Drawn(heard, None, torch.tensor([len(h) < 24 for h in heard]))
+    def generate(self, texts: list[str], **_: Any) -> Output:
+        return Output(texts, None, torch.tensor([len(t) < 24 for t in texts]))
 
     def text(self, ids: list[str], mask: None) -> list[str]:
         return ids
@@ -63,10 +63,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lengths = {r["id"]: int(r["duration"] * RATE) for r in rows}
 
     def load(self: Asr, name: str, device: Any = "cpu", **_: Any) -> tuple[Any, dict[str, Any]]:
-        return Told({lengths[k]: text for k, text in SAID[name.removeprefix("hub/")].items()}), {}
+        return Scripted({lengths[k]: text for k, text in SAID[name.removeprefix("hub/")].items()}), {}
 
     monkeypatch.setattr(Asr, "load", load)
-    monkeypatch.setattr(Told, "heard", 0)
+    monkeypatch.setattr(Scripted, "clips", 0)
     return folder / "manifest.jsonl"
 
 
@@ -101,21 +101,21 @@ def test_rates_are_those_of_jiwer_over_the_whole_corpus(data: Path, tmp_path: Pa
 def test_a_run_goes_on_and_recounts_without_hearing_again(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ask(data, out)
-    assert Told.heard == 12
+    assert Scripted.clips == 12
     lines = (out / "hypotheses" / "base.jsonl").read_text().splitlines(keepends=True)
     (out / "hypotheses" / "base.jsonl").write_text("".join(lines[:4]) + lines[4][:20])  # killed while writing
     ask(data, out, normaliser="none-1", baseline="good")
-    assert Told.heard == 14
+    assert Scripted.clips == 14
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert len(scores) == 12 and {r["normaliser"] for r in scores} == {"none-1"}
     meta = json.loads((out / "scores.meta.json").read_text())
     assert meta["normaliser"] == "none-1"
     assert json.loads((out / "hypotheses" / "base.meta.json").read_text())["model"] == "hub/base"
     ask(data, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
-    assert Told.heard == 20
+    assert Scripted.clips == 20
 
 
-def test_a_bad_recording_costs_itself_for_every_system_and_is_tried_again(
+def test_a_bad_recording_is_left_out_for_every_system_and_is_tried_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SAID, "base", {**SAID["base"], "b": "crash"})
@@ -150,12 +150,12 @@ def test_the_page_is_escaped_and_shows_the_mistakes(data: Path, tmp_path: Path) 
         ({"models": {"a/b": "hub/base"}}, "a/b"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_heard(
+def test_what_makes_no_sense_is_refused_before_anything_is_recognised(
     data: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         ask(data, tmp_path / "out", **changes)
-    assert Told.heard == 0
+    assert Scripted.clips == 0
 
 
 def test_rows_without_a_text_are_left_out_and_said(data: Path, tmp_path: Path) -> None:

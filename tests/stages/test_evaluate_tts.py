@@ -1,4 +1,4 @@
-"""``eval --task tts``: tiny models of random weights, and a listener that is told what to hear."""
+"""``eval --task tts``: tiny models of random weights, and a listener with a script."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRICS = ["tts_cer", "tts_wer", "tts_duration_ratio", "tts_duration_drift", "tt
 
 
 def listen(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
-    """Texts are told apart by the lengths of what is said."""
+    """Texts are known by the lengths of their audio."""
     found = []
     for wav in wavs:
         place = round(len(wav) / sample_rate * 100) - 50
@@ -51,7 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def told(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def calls(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said, text by text, in the order in which it is said."""
     said: list[str] = []
 
@@ -82,7 +82,7 @@ def ask(tiny: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_rates_are_those_of_the_corpus_and_differences_are_paired(
-    tiny: dict[str, str], told: list[str], tmp_path: Path
+    tiny: dict[str, str], calls: list[str], tmp_path: Path
 ) -> None:
     made = ask(tiny, tmp_path / "out")
     assert made["n"] == 4 and made["recogniser"] == LISTENER and made["baseline"] == "base"
@@ -104,21 +104,21 @@ def test_rates_are_those_of_the_corpus_and_differences_are_paired(
 
 
 def test_a_run_goes_on_and_what_is_said_is_not_said_again(
-    tiny: dict[str, str], told: list[str], tmp_path: Path
+    tiny: dict[str, str], calls: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     first = ask(tiny, out)
-    assert len(told) == 8
+    assert len(calls) == 8
     lines = (out / "scores.jsonl").read_text().splitlines(keepends=True)
     (out / "scores.jsonl").write_text("".join(lines[:6]) + lines[6][:30])  # killed while writing
     (out / "audio" / "good" / "u1.flac").unlink()
     again = ask(tiny, out, baseline="good", metrics=["tts_wer", "tts_loop"])
-    assert len(told) == 9 and told[-1] == "good u1"
+    assert len(calls) == 9 and calls[-1] == "good u1"
     assert again["systems"]["base"]["cer"] == first["systems"]["base"]["cer"] and "tts_loop" in again["systems"]["base"]
     with pytest.raises(UserError):  # other ears are another evaluation
         ask(tiny, out, recogniser="test_evaluate_tts:deaf")
     ask(tiny, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
-    assert told[9:] and {t.split()[0] for t in told[9:]} == {"good"}
+    assert calls[9:] and {t.split()[0] for t in calls[9:]} == {"good"}
 
 
 def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
@@ -126,8 +126,8 @@ def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
     return [""] * len(wavs)
 
 
-def test_a_text_that_fails_costs_itself_for_every_system(
-    tiny: dict[str, str], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_text_that_fails_is_left_out_for_every_system(
+    tiny: dict[str, str], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SAID, "base", [*SAID["base"][:3], "crash"])
     made = ask(tiny, tmp_path / "out")
@@ -138,7 +138,7 @@ def test_a_text_that_fails_costs_itself_for_every_system(
     assert ask(tiny, tmp_path / "out")["n"] == 4
 
 
-def test_values_of_a_column_get_tables(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+def test_values_of_a_column_get_tables(tiny: dict[str, str], calls: list[str], tmp_path: Path) -> None:
     made = ask(tiny, tmp_path / "out", by="sex")
     assert made["by"]["male"]["n"] == 4 and "sex: male" in Path(made["report"]).read_text()
 
@@ -171,7 +171,7 @@ def test_the_ears_of_the_reward_are_named(tmp_path: Path) -> None:
     assert partial("embedded", rl=str(run))
 
 
-def test_what_cannot_be_is_refused(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(tiny: dict[str, str], calls: list[str], tmp_path: Path) -> None:
     for changes, match in (
         ({"nfe": 3}, "nfe"),
         ({"baseline": "who"}, "who"),
@@ -223,7 +223,7 @@ def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str],
     assert list(alone["systems"]) == ["m", "n"] and alone["systems"]["m"] == made["systems"]["m"]
 
 
-def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_texts_without_a_recording_have_no_anchor(tiny: dict[str, str], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(tiny["data"]).read_text().splitlines()]
     for i, row in enumerate(rows):
         row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")} | {
@@ -246,7 +246,7 @@ def test_texts_that_nobody_has_recorded_have_no_anchor(tiny: dict[str, str], tmp
     assert list(made["systems"]) == ["m"] and "these texts are not recorded" in Path(made["report"]).read_text()
 
 
-def test_a_codec_that_is_not_to_be_had_costs_its_row(tiny: dict[str, str], told: list[str], tmp_path: Path) -> None:
+def test_without_a_codec_there_is_no_resynthesis(tiny: dict[str, str], calls: list[str], tmp_path: Path) -> None:
     def gone(self: Any) -> Any:
         raise UserError("no codec came with this installation")
 

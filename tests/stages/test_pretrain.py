@@ -175,7 +175,7 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
         pretrain.run(_config(pairs, out, steps=5))
 
 
-def test_the_page_of_a_run_has_its_losses_its_validations_and_what_can_be_heard(pairs: Path, tmp_path: Path) -> None:
+def test_the_page_of_a_run_has_its_losses_its_validations_and_its_audio(pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     summary = pretrain.run(_config(pairs, out, valid_every=2, valid_items=3))
     assert summary["report"] == str(out / "report.html") and Path(summary["report"]).is_file()
@@ -189,11 +189,6 @@ def test_the_page_of_a_run_has_its_losses_its_validations_and_what_can_be_heard(
     assert kinds["valid/si_sdr"] == "valid" and kinds["train/loss"] == "train"
     assert data.clips and all(list(c.audio) == ["input", "step 2", "step 4", "reference"] for c in data.clips)
     assert data.config["steps"] == 4 and data.versions["torch"] and data.facts["data"] == str(pairs)
-    (out / "samples" / "step_000004" / "said.jsonl").write_text(
-        json.dumps({"id": "x", "text": "one two", "hypothesis": "one too"}) + "\n" + "torn"
-    )
-    read = {c.key: c for c in build(compared([record])).clips}["x"]
-    assert [(e.kind, e.hypothesis) for e in read.edits["step 4"]][-1] == ("replace", "too")
 
 
 def test_a_run_that_is_interrupted_has_a_page_too(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +231,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(
     assert "lr" in error.value.try_this and not list((tmp_path / "nan" / "checkpoints").glob("step_*"))
 
 
-def test_bad_files_cost_themselves_and_nothing_but_bad_files_the_run(tmp_path: Path) -> None:
+def test_bad_files_are_left_out_and_nothing_but_bad_files_is_an_error(tmp_path: Path) -> None:
     manifest = write_pairs(tmp_path / "bad", count=6)
     noisy = tmp_path / "bad" / "noisy"
     (noisy / "0.flac").write_bytes(b"")
@@ -253,9 +248,10 @@ def test_bad_files_cost_themselves_and_nothing_but_bad_files_the_run(tmp_path: P
 SCRIPT = """
 import sys
 from rlspeech.config import Pretrain
-from rlspeech.stages import pretrain
+from rlspeech.stages import finish, pretrain
 from rlspeech.tasks.flowse.task import FlowSE
 FlowSE.valid_metrics = ("si_sdr",)
+finish.write_page = lambda folder: None
 if __name__ == "__main__":
     pretrain.run(Pretrain.model_validate_json(sys.argv[1]))
 """
@@ -263,26 +259,23 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_killed_process_is_taken_up_again(pairs: Path, tmp_path: Path) -> None:
-    options = {"steps": 60, "save_every": 5, "batch": 1, "mixing": {"clip_s": 0.5}}
+    options = {"steps": 40, "save_every": 5, "batch": 1, "mixing": {"clip_s": 0.5}}
+    config = _config(pairs, tmp_path / "cut", **options)
     (tmp_path / "go.py").write_text(SCRIPT)
     env = {**os.environ, "PYTHONPATH": str(Path(pretrain.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-
-    def start(name: str) -> subprocess.Popen[bytes]:
-        config = _config(pairs, tmp_path / name, **options).model_dump_json()
-        return subprocess.Popen([sys.executable, str(tmp_path / "go.py"), config], stderr=subprocess.DEVNULL, env=env)
-
+    command = [sys.executable, str(tmp_path / "go.py"), config.model_dump_json()]
     cut = tmp_path / "cut" / "checkpoints"
-    for how, reached in ((signal.SIGINT, 5), (signal.SIGKILL, 30)):
-        process = start("cut")
+    for how, reached in ((signal.SIGINT, 5), (signal.SIGKILL, 20)):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=env)
         while max((int(p.name[5:]) for p in cut.glob("step_*")), default=0) < reached:
             assert process.poll() is None
             time.sleep(0.005)
         process.send_signal(how)
         assert process.wait(60) != 0
-        assert not (cut / "step_000060").exists()
-    both = [start(name) for name in ("whole", "cut")]
-    assert [p.wait(240) for p in both] == [0, 0]
-    a, b = _state(tmp_path / "whole", 60), _state(tmp_path / "cut", 60)
+        assert not (cut / "step_000040").exists()
+    pretrain.run(config)
+    pretrain.run(_config(pairs, tmp_path / "whole", **options))
+    a, b = _state(tmp_path / "whole", 40), _state(tmp_path / "cut", 40)
     assert all(torch.equal(v, b[k]) for k, v in a.items())
     assert not list(cut.glob(".tmp*"))
 

@@ -67,7 +67,7 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
         probe.run(config)
     first = json.loads((tmp_path / "out" / "probe.json").read_text())["rows"]
     shown = capsys.readouterr().out
-    assert len(first) == 1 and "gain 0.3, 2 bands" in shown and "dnsmos" not in shown  # nobody asked for a guard
+    assert len(first) == 1 and "gain 0.3, 2 bands" in shown and "dnsmos" not in shown  # no guard was asked for
 
     monkeypatch.setattr(probe, "_measure", measure)
     summary = probe.run(config)

@@ -110,7 +110,7 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_did(
     assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
 
 
-def test_the_task_fills_in_what_nobody_gave() -> None:
+def test_the_task_fills_in_what_is_not_given() -> None:
     task = get_task("avse")
     filled = complete(RL(task="avse", lr=3e-3), task)
     assert filled.lr == 3e-3 and filled.lora is None

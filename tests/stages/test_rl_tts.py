@@ -81,19 +81,20 @@ def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(
 
 
 @pytest.mark.slow
-def test_more_draws_are_averaged_and_the_first_is_heard(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_more_draws_are_averaged_and_the_first_is_kept(tiny: dict[str, str], tmp_path: Path) -> None:
     def first(name: str, **changes: Any) -> tuple[dict[str, float], dict[str, bytes]]:
         out = tmp_path / name
         rewards = [RewardSpec(name="tts_duration_ratio", scale="none")]
-        rl.run(asked(tiny, out, steps=1, rewards=rewards, guards=[GuardSpec(name="tts_stopped")], **changes))
+        sizes = {"steps": 1, "prompts_per_step": 2, "group": 2, "valid_items": 8}
+        rl.run(asked(tiny, out, rewards=rewards, guards=[GuardSpec(name="tts_stopped")], **sizes, **changes))
         rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
         values = {r["key"]: r["tts_duration_ratio"] for r in rows if not r["step"]}
         return values, {p.name: p.read_bytes() for p in (out / "samples" / "step_000000").iterdir()}
 
     alone = [first(str(i), seed=i * DRAW) for i in range(3)]
-    values, heard = first("three", valid_draws=3)
-    assert values == pytest.approx({k: sum(v[k] for v, _ in alone) / 3 for k in alone[0][0]}) and len(values) == 20
-    assert values != alone[0][0] and heard == alone[0][1]
+    values, audio = first("three", valid_draws=3)
+    assert values == pytest.approx({k: sum(v[k] for v, _ in alone) / 3 for k in alone[0][0]}) and len(values) == 8
+    assert values != alone[0][0] and audio == alone[0][1]
 
 
 def test_the_default_guards_have_limits() -> None:

@@ -1,4 +1,4 @@
-"""``speak``: texts, lists and manifests, long texts in pieces, texts that cost themselves."""
+"""``speak``: texts, lists and manifests, long texts in pieces, texts that fail alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``transcribe``: files, folders and manifests, long files in pieces, bad files that cost themselves."""
+"""``transcribe``: files, folders and manifests, long files in pieces, bad files that fail alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import UserError
 
 
-class Drawn:
+class Output:
     def __init__(self, texts: list[str]) -> None:
         self.ids, self.mask, self.finished = texts, None, torch.ones(len(texts), dtype=torch.bool)
 
@@ -43,9 +43,9 @@ class Counting:
         self.asked.append(given)
         return [str(round(10 * len(w) / RATE)) for w in wavs]
 
-    def generate(self, heard: list[str], *, max_new_tokens: int, **_: Any) -> Drawn:
+    def generate(self, texts: list[str], *, max_new_tokens: int, **_: Any) -> Output:
         assert max_new_tokens >= 16
-        return Drawn(heard)
+        return Output(texts)
 
     def text(self, ids: list[str], mask: None) -> list[str]:
         return ids
@@ -176,4 +176,4 @@ def test_a_real_model_in_batches_says_what_it_says_alone() -> None:
     wavs = [0.1 * rng.standard_normal(int(s * RATE)).astype(np.float32) for s in (0.01, 0.4, 0.3, 1.7)]
     ear = Recogniser(model, sampling=Sampling(max_new_tokens=6), batch=3)
     assert ear.whole(wavs) == [ear.whole([w])[0] for w in wavs]
-    assert isinstance(heard := ear.whole(wavs[3:])[0], Transcript) and heard.pieces == 2
+    assert isinstance(long := ear.whole(wavs[3:])[0], Transcript) and long.pieces == 2
