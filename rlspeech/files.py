@@ -13,7 +13,6 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rlspeech.types import UserError
@@ -64,9 +63,7 @@ def dumps(row: dict[str, Any]) -> str:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
         line.encode()
         return line
-    except (
-        UnicodeEncodeError
-    ):  # file names that are not UTF-8 arrive as lone surrogates; escaped, they survive the round trip
+    except UnicodeEncodeError:  # names that are not UTF-8 arrive as lone surrogates, and survive the round trip escaped
         return json.dumps(row, ensure_ascii=True, allow_nan=False)
     except ValueError as error:
         what = f"row {row.get('id', '')!r} cannot be written"
@@ -156,9 +153,7 @@ def digest_of(folder: Path, ends: int | None = None) -> str:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file that may end in a torn line (its writer was killed); a missing file has no rows."""
     rows: list[dict[str, Any]] = []
-    if not Path(path).exists():
-        return rows
-    for _, line in numbered_lines(Path(path)):
+    for _, line in numbered_lines(Path(path)) if Path(path).exists() else ():
         try:
             row = json.loads(line)
         except ValueError:
@@ -223,7 +218,5 @@ class JsonlWriter:
     def __enter__(self) -> JsonlWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()

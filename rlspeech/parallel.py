@@ -16,6 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -35,9 +36,9 @@ Result = TypeVar("Result")
 AHEAD = 16  # items read ahead of the slowest one, per worker
 POLL_S = 0.2
 STARTS = 3  # pools that break in a row, without one result, before nothing is tried any more
-ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
-) | {"OMP_WAIT_POLICY": "PASSIVE"}
+CALM = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}  # GNU's OpenMP, Intel's
+NUMERIC = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+ONE_THREAD = {**dict.fromkeys(NUMERIC, "1"), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class WorkerDied(RuntimeError):
@@ -49,9 +50,8 @@ def calm_threads() -> None:
 
     Spinning threads of two processes on a shared machine slow each other down by 4 to 18 times.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's runtime
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in CALM.items():
+        os.environ.setdefault(name, value)
 
 
 def physical_cores() -> int:
@@ -155,7 +155,7 @@ def _in_order(
 class Pool:
     """Worker processes that each build a function once and call it on items; a crash, a hang or an exception costs one item.
 
-    A worker that dies, also while it is idle, is replaced, and the other items go on. The parent may compute meanwhile.
+    A worker that dies, also while it is idle, is replaced, and the other items go on.
 
     Args:
         make: builds the function in the worker: importable by name, or a ``functools.partial`` of such.
@@ -199,9 +199,7 @@ class Pool:
             self._end()
             self._broken += 1
             if self._broken == STARTS:
-                try_this = (
-                    '--workers 0 shows why; a script of your own needs `if __name__ == "__main__":`, or workers=0'
-                )
+                try_this = '--workers 0 shows why; a script of yours needs `if __name__ == "__main__":`, or workers=0'
                 raise UserError("the worker processes do not start", "each ended before its first item", try_this)
         if self._processes is None:
             self._processes = ProcessPool(self._workers, 0, _begin, (self._make,), _Context())  # type: ignore[arg-type]
@@ -238,15 +236,13 @@ class Job:
     def result(self) -> Any:
         """Wait for the result, or the exception of the item. Raises ``UserError`` where no worker starts."""
         while True:
-            try:
-                error = self._future.exception(POLL_S)
-            except TimeoutError:  # not done; an item that a pool had not begun when it broke never is
-                if self._processes.active:
-                    continue
-                error = BrokenProcessPool()
-            if not isinstance(error, BrokenProcessPool):
+            done = bool(wait([self._future], POLL_S).done)
+            error = self._future.exception() if done else None
+            # an item that a pool had not begun when it broke is never done
+            if isinstance(error, BrokenProcessPool) or not (done or self._processes.active):
+                self._processes, self._future = self._pool._schedule(self.item, self._processes)
+            elif done:
                 return self._pool._result(self._future, error)
-            self._processes, self._future = self._pool._schedule(self.item, self._processes)
 
 
 _starting = threading.Lock()  # for the environment is the whole process's
@@ -272,9 +268,9 @@ def _serve(item: Any) -> bytes:
         message = pickle.dumps((True, result), protocol=5)
         if isinstance(result, Exception):
             pickle.loads(message)  # an exception may pickle and still not come back
+        return message
     except Exception as error:
-        message = pickle.dumps((True, RuntimeError(f"{type(result).__name__}: {result} ({error})")))
-    return message
+        return pickle.dumps((True, RuntimeError(f"{type(result).__name__}: {result} ({error})")))
 
 
 def _itself(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -42,7 +42,7 @@ def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, tex
     Raises:
         UserError: it cannot be imported, or cannot be called.
     """
-    if "" not in sys.path and os.getcwd() not in sys.path:
+    if not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())
     try:
         function = load(path)

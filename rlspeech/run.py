@@ -36,10 +36,7 @@ KEEP = 2  # checkpoints besides the best one
 SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset(
-    {
-        *("out", "device", "workers", "save_every", "valid_every", "max_minutes", "micro_batch"),
-        *("probe_batches", "players", "timeout_s", "tracker"),
-    }
+    "out device workers save_every valid_every max_minutes micro_batch probe_batches players timeout_s tracker".split()
 )
 PACKAGES = (
     *("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile"),
