@@ -1,6 +1,6 @@
 """Settings below those of a stage: mixtures, augmentation, sampling, sizes of the models.
 
-``rlspeech.config`` re-exports them; code that needs no stage's settings imports them from here, which is quicker.
+``rlspeech.config`` builds on them; code that needs no stage's settings imports these alone, which is quicker.
 """
 
 from __future__ import annotations

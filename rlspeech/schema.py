@@ -135,9 +135,8 @@ def unknown_key(
     why = f"valid{f' in {prefix[:-1]}' if prefix else ''}: {', '.join(valid)}"
     if near and len(valid) > _FEW:
         why = f"similar valid keys: {', '.join(prefix + key for key in near)}; all keys: {everything}"
-    return UserError(
-        f"unknown setting {prefix + name!r} ({where})", why, f"did you mean {prefix}{near[0]}?" if near else everything
-    )
+    try_this = f"did you mean {prefix}{near[0]}?" if near else everything
+    return UserError(f"unknown setting {prefix + name!r} ({where})", why, try_this)
 
 
 def _find(schema: type[BaseModel], name: str) -> tuple[Any, FieldInfo | None]:

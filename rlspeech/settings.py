@@ -23,7 +23,7 @@ from rlspeech.types import UserError
 M = TypeVar("M", bound=BaseModel)
 Provenance = dict[str, str]
 
-Tree = dict[str, Any]
+Tree, Values = dict[str, Any], Mapping[str, Any]
 Schema = type[BaseModel]
 Lines = Mapping[str, int]  # dotted key -> its line in a file
 _FLAGS = {"rewards": "--reward", "guards": "--guard", "models": "--model", "metrics": "--metric"}
@@ -142,11 +142,11 @@ class _Layers:
         self.tree: Tree = {}
         self.provenance: Provenance = {}
 
-    def lay(self, values: Tree, layer: str, lines: Lines) -> None:
+    def lay(self, values: Values, layer: str, lines: Lines) -> None:
         """Lay a whole file on."""
         self._merge(self.tree, values, self.schema, "", layer, lines)
 
-    def _merge(self, tree: Tree, values: Tree, schema: Schema, prefix: str, layer: str, lines: Lines) -> None:
+    def _merge(self, tree: Tree, values: Values, schema: Schema, prefix: str, layer: str, lines: Lines) -> None:
         for key, value in values.items():
             name = f"{prefix}{key}"
             where = f"{layer}, line {lines[name]}" if name in lines else layer

@@ -56,12 +56,11 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"__float__": repr(value)}
+    name = f"{len(tensors)}:{place}"  # the place alone is ambiguous when keys hold dots
     if isinstance(value, torch.Tensor):
-        name = f"{len(tensors)}:{place}"  # the place alone is ambiguous when keys hold dots
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"__tensor__": name}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        name = f"{len(tensors)}:{place}"
         tensors[name] = torch.from_numpy(np.array(value))
         return {"__array__": name}
     if isinstance(value, list | tuple):
@@ -71,9 +70,8 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         if all(isinstance(k, str) and not k.startswith("__") for k in value):
             return {k: _encode(v, f"{place}.{k}", tensors) for k, v in value.items()}
         if all(isinstance(k, str | int) and not isinstance(k, bool) for k in value):
-            return {
-                "__dict__": [[k, _encode(v, f"{place}.{i}:{k}", tensors)] for i, (k, v) in enumerate(value.items())]
-            }
+            pairs = enumerate(value.items())
+            return {"__dict__": [[k, _encode(v, f"{place}.{i}:{k}", tensors)] for i, (k, v) in pairs]}
     raise TypeError(f"{place} is of type {type(value).__name__}, which trainer state cannot hold")
 
 
@@ -119,12 +117,10 @@ def rng_state() -> dict[str, Any]:
     import torch
 
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast(
-        tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True)
-    )
+    name, keys, *rest = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True))
     state = {
         "python": [version, np.array(words, dtype=np.int64), gauss],
-        "numpy": [name, keys.astype(np.int64), position, has_gauss, cached],
+        "numpy": [name, keys.astype(np.int64), *rest],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -138,8 +134,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
     version, words, gauss = state["python"]
     random.setstate((version, tuple(int(w) for w in words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.asarray(keys).astype(np.uint32), position, has_gauss, cached))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.asarray(keys).astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     cuda = state.get("cuda", [])
     if cuda and torch.cuda.is_available() and torch.cuda.device_count() == len(cuda):

@@ -38,12 +38,8 @@ class UserError(Exception):
         self.what, self.why, self.try_this = what, why, try_this
 
     def __str__(self) -> str:
-        parts = [self.what]
-        if self.why:
-            parts.append(f"why: {self.why}")
-        if self.try_this:
-            parts.append(f"try: {self.try_this}")
-        return "\n  ".join(parts)
+        parts = ("", self.what), ("why: ", self.why), ("try: ", self.try_this)
+        return "\n  ".join(label + text for label, text in parts if text or not label)
 
 
 @dataclass(slots=True)

@@ -299,9 +299,8 @@ def listed(inputs: Sequence[str]) -> list[str]:
         names = data.split(b"\0") if b"\0" in data else data.splitlines()
         found += [os.fsdecode(name) for name in names if name.strip()]
         if not found:
-            raise UserError(
-                "no paths on stdin", "- reads paths from stdin", "find FOLDER -name '*.wav' | rlspeech ... -"
-            )
+            try_this = "find FOLDER -name '*.wav' | rlspeech ... -"
+            raise UserError("no paths on stdin", "- reads paths from stdin", try_this)
     return found
 
 
@@ -326,14 +325,12 @@ def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
         what = f"BrokenPipeError: {_first_line(error)}"  # of another pipe, to a worker
         _fail(shared, 1, UserError(what, "a worker process has ended", "run the same command again to continue"), error)
     except Exception as error:
-        shown = UserError(
-            f"{type(error).__name__}: {_first_line(error)}",
-            "this is a bug",
-            "run the command with --debug for a traceback",
-        )
-        if type(error).__name__ == "OutOfMemoryError":
-            smaller = "a smaller micro_batch, batch or clip_s (--set micro_batch=1)"
-            shown = UserError(f"out of memory: {_first_line(error)}", "", smaller)
+        kind, line = type(error).__name__, _first_line(error)
+        shown = UserError(f"{kind}: {line}", "this is a bug", "run the command with --debug for a traceback")
+        if kind == "OutOfMemoryError":
+            shown = UserError(
+                f"out of memory: {line}", "", "a smaller micro_batch, batch or clip_s (--set micro_batch=1)"
+            )
         _fail(shared, 1, shown, error)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlspeech.config import AvseModel
+from rlspeech.config_parts import AvseModel
 from rlspeech.data.video import LIPS_FPS, frames_of
 from rlspeech.types import UserError
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from rlspeech.config import AvseModel
+from rlspeech.config_parts import AvseModel
 from rlspeech.models.avse import AvseEnhancer
 from rlspeech.types import UserError
 

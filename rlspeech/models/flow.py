@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlspeech.config import FlowModel
+from rlspeech.config_parts import FlowModel
 from rlspeech.models.spectra import build_front_end
 from rlspeech.types import UserError
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import ListenerModel
+from rlspeech.config_parts import ListenerModel
 from rlspeech.models.folder import load_net, loading, read_about, save_net, write_about
 from rlspeech.models.hub import card_of, resolve
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.config import RecogniserModel
+from rlspeech.config_parts import RecogniserModel
 from rlspeech.models.audio_lm.generate import left_padded, with_answers
 from rlspeech.models.folder import loading, read_about, save_net, write_about
 from rlspeech.models.hub import card_of, resolve

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import FlowModel
+from rlspeech.config_parts import FlowModel
 from rlspeech.types import UserError
 
 __all__ = [

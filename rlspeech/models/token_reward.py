@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlspeech.config import TokenRewardModel
+from rlspeech.config_parts import TokenRewardModel
 from rlspeech.models.audio_lm.generate import right_padded
 from rlspeech.models.flow import Attention, rotary, rotate
 from rlspeech.models.hub import load_model, save_model

@@ -24,7 +24,8 @@ from rlspeech import log
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.math import critical_batch
 from rlspeech.algos.update import flat_gradient
-from rlspeech.config import RL, Exploration, Sampling
+from rlspeech.config import RL, Exploration
+from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import batches, with_video
 from rlspeech.engine import Engine
 from rlspeech.files import write_text

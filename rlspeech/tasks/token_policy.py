@@ -18,7 +18,8 @@ from torch.nn import Parameter
 from torch.nn.functional import pad
 
 from rlspeech import log
-from rlspeech.config import PPO, RL, Sampling
+from rlspeech.config import PPO, RL
+from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.models.adapters import Adapted

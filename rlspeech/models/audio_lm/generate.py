@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.config import Sampling
+from rlspeech.config_parts import Sampling
 
 __all__ = [
     "ATTENTION",

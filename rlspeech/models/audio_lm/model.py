@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import Sampling
+from rlspeech.config_parts import Sampling
 from rlspeech.log import say
 from rlspeech.models.audio_lm.families import Request, family_of
 from rlspeech.models.audio_lm.generate import (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import Sampling
+from rlspeech.config_parts import Sampling
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.audio_lm.generate import (
     ATTENTION,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlspeech.config import CodecLMModel
+from rlspeech.config_parts import CodecLMModel
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, load_codec, start_alike

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlspeech.config import CodecModel
+from rlspeech.config_parts import CodecModel
 from rlspeech.models.spectra import mel_filters, track_pitch
 
 __all__ = ["CodecNet", "DecoderOutput", "FiniteScalar", "LEVEL_DBFS", "PITCH_HZ", "pulses"]

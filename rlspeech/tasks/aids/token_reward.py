@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.config import Augment, Pretrain
+from rlspeech.config import Pretrain
+from rlspeech.config_parts import Augment
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, columns_of, seed_of
 from rlspeech.data.degrade import add_noise, clip_peaks, coloured, low_pass

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlspeech.config import Evaluate, Sampling
+from rlspeech.config import Evaluate
+from rlspeech.config_parts import Sampling
 from rlspeech.data import long as pieces
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import columns_of

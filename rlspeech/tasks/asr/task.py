@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import RL, Augment, Evaluate, Pretrain, RewardSpec
+from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
+from rlspeech.config_parts import Augment
 from rlspeech.data.batches import Clip
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlspeech.config import RL, Evaluate, Exploration, FlowModel, Pretrain, RewardSpec
+from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
+from rlspeech.config_parts import FlowModel
 from rlspeech.data.batches import Clip
 from rlspeech.models.flow import FlowEnhancer
 from rlspeech.models.hub import load_model, save_model

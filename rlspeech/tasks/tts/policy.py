@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.config import Sampling
+from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.rewards.base import resolve
 from rlspeech.tasks.token_policy import TokenPolicy, TokenRollout, token_kl

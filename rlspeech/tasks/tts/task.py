@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec, Sampling
+from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
+from rlspeech.config_parts import Sampling
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import recordings
