@@ -142,17 +142,20 @@ def test_baselines_and_controls_differ_in_one_thing(name: str) -> None:
     assert other["policy_weight"] == 0 or other["explore"] == published["explore"] != Exploration().model_dump()
 
 
-def parameters(model: FlowModel) -> int:
+def parameters(model: FlowModel, lora: Lora | None = None) -> int:
     import torch
 
+    from rlspeech.models.adapters import Adapted
     from rlspeech.models.flow import FlowEnhancer
 
     with torch.device("meta"):  # shapes only
-        return sum(p.numel() for p in FlowEnhancer(model).parameters())
+        return sum(p.numel() for p in Adapted(FlowEnhancer(model), lora).parameters())
 
 
 def test_flowse_paper_has_the_published_size() -> None:
-    assert parameters(resolve(Pretrain, "flowse-paper")[0].model) == 46_179_920
+    model = resolve(Pretrain, "flowse-paper")[0].model
+    assert parameters(model) == 46_179_920
+    assert parameters(model, Lora(rank=32, targets="attention")) == 1_572_864
 
 
 def test_avse_paper_has_the_published_size() -> None:
@@ -162,8 +165,9 @@ def test_avse_paper_has_the_published_size() -> None:
 
     config = resolve(Pretrain, "avse-paper")[0].avse
     with torch.device("meta"):
-        assert sum(p.numel() for p in AvseEnhancer(config).parameters()) == pytest.approx(22.3e6, abs=5e4)
-    assert config.channels == 2
+        models = [AvseEnhancer(config.model_copy(update={"variant": v})) for v in ("own", "avse4")]
+    assert [round(sum(p.numel() for p in m.parameters()) / 1e6, 1) for m in models] == [22.3, 22.3]
+    assert config.channels == 2 and config.variant == "avse4"
 
 
 def test_the_models_of_the_presets_can_be_built() -> None:

@@ -9,25 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from rlspeech.config import FlowModel, Lora
-from rlspeech.models.adapters import Adapted
+from rlspeech.config import FlowModel
 from rlspeech.models.flow import Attention, Block, FlowEnhancer, TimeEmbedding, euler, frame_mask, rotary
 from rlspeech.types import UserError
 
 TINY = dict(dim=32, depth=2, heads=2, conv_pos_kernel=7, conv_pos_groups=4, n_fft=64, hop=32)
-PAPER = FlowModel(
-    front_end="mel",
-    sample_rate=24000,
-    n_fft=1920,
-    hop=480,
-    n_mels=80,
-    dim=512,
-    depth=12,
-    heads=8,
-    ff_mult=2,
-    head="linear",
-    prediction="velocity",
-)
 
 
 def tiny(seed: int = 0, scale: float = 0.1, **changes: object) -> FlowEnhancer:
@@ -38,15 +24,6 @@ def tiny(seed: int = 0, scale: float = 0.1, **changes: object) -> FlowEnhancer:
         if float(p.detach().abs().max()) == 0:
             nn.init.normal_(p, std=scale)
     return model.eval()
-
-
-def test_the_paper_model_has_the_published_size() -> None:
-    with torch.device("meta"):  # sizes without numbers
-        model = FlowEnhancer(PAPER)
-        size = sum(p.numel() for p in model.parameters())
-        adapted = Adapted(model, Lora(rank=32, targets="attention"))
-    assert size == 46_179_920
-    assert sum(p.numel() for p in adapted.parameters()) == 1_572_864
 
 
 def test_a_fresh_model_is_the_identity_with_a_mask_head_and_silent_with_a_linear_one() -> None:
@@ -109,9 +86,8 @@ def test_attention_is_relative_and_matches_the_textbook_without_positions() -> N
     q, k, v = (f(x).view(7, 2, 8).transpose(0, 1) for f in (attention.to_q, attention.to_k, attention.to_v))
     still = tuple(torch.full((7, 8), value) for value in (1.0, 0.0))  # every position 0: attention as in the textbook
     heads = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(8), dim=-1) @ v
-    torch.testing.assert_close(
-        attention(x, None, still)[0], attention.to_out(heads.transpose(0, 1).reshape(7, 16)), atol=1e-5, rtol=1e-4
-    )
+    wanted = attention.to_out(heads.transpose(0, 1).reshape(7, 16))
+    torch.testing.assert_close(attention(x, None, still)[0], wanted, atol=1e-5, rtol=1e-4)
     # order matters
     assert not torch.allclose(attention(x, None, early)[0, 0], attention(x.flip(1), None, early)[0, -1], atol=1e-4)
 

@@ -30,11 +30,8 @@ def test_truncation_keeps_the_likeliest() -> None:
     nucleus = set(sample_tokens(logits.expand(n, -1), Sampling(top_p=0.8), u).tolist())
     size = int((p[order].cumsum(0) < 0.8).sum()) + 1  # the smallest set that holds as much
     assert nucleus == set(order[:size].tolist())
-    assert (
-        sample_tokens(logits[None], Sampling(top_k=1), torch.tensor([0.999999])).item()
-        == sample_tokens(logits[None], None, None).item()
-        == order[0]
-    )
+    best = sample_tokens(logits[None], Sampling(top_k=1), torch.tensor([0.999999]))
+    assert best == sample_tokens(logits[None], None, None) == order[0]
 
 
 def test_rare_tokens_of_a_large_vocabulary_are_drawn() -> None:

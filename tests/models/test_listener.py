@@ -9,21 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_audio_lms import AUDIO, BOS, EOS
 
 from rlspeech.config import ListenerModel
-from rlspeech.models.listener import (
-    AUDIO,
-    BOS,
-    EOS,
-    SAMPLE_RATE,
-    START,
-    Listener,
-    audio_tokens,
-    load_listener,
-    save_listener,
-)
+from rlspeech.models.listener import START, Listener, audio_tokens, load_listener, save_listener
 from rlspeech.types import UserError
 
+RATE = 16000
 TINY = ListenerModel(audio_dim=32, audio_layers=2, audio_heads=2, text_dim=32, text_layers=2, text_heads=2)
 WORDS = ["The", "quality", "is", "good", "bad", ".", ",", "noise", "no"]
 
@@ -37,10 +29,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Listener, Path]:
 
 
 def tones(*seconds: float) -> list[np.ndarray]:
-    return [
-        np.sin(np.arange(int(s * SAMPLE_RATE)) * (0.1 + 0.05 * i)).astype(np.float32) * 0.1
-        for i, s in enumerate(seconds)
-    ]
+    steps = [np.arange(int(s * RATE)) * (0.1 + 0.05 * i) for i, s in enumerate(seconds)]
+    return [np.sin(x).astype(np.float32) * 0.1 for x in steps]
 
 
 def by_transformers(folder: Path) -> tuple[Any, Any]:
@@ -56,15 +46,11 @@ def test_transformers_loads_the_folder_and_says_the_same(made: tuple[Listener, P
     assert type(processor).__name__ == "Qwen2AudioProcessor" and net.dtype == torch.float32
     assert about["facts"] == {"steps": 3}
     wavs = tones(1.0, 2.0)
-    chat = [
-        {
-            "role": "user",
-            "content": [{"type": "audio", "audio_url": "x.wav"}, {"type": "text", "text": "How does it sound?"}],
-        }
-    ]
+    content = [{"type": "audio", "audio_url": "x.wav"}, {"type": "text", "text": "How does it sound?"}]
+    chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert prompt == f"{BOS}{AUDIO}{EOS}{START}"
-    given = processor(text=[prompt] * 2, audio=wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
+    given = processor(text=[prompt] * 2, audio=wavs, sampling_rate=RATE, return_tensors="pt", padding=True)
     answers = net.generate(**given)[:, given["input_ids"].shape[1] :]
     assert processor.batch_decode(answers, skip_special_tokens=True) == model.generate(wavs)
     assert answers.shape[1] <= net.generation_config.max_new_tokens
@@ -75,7 +61,7 @@ def test_short_forward_is_transformers_forward(made: tuple[Listener, Path]) -> N
     model, (processor, net) = load_listener(str(folder))[0], by_transformers(folder)
     wavs = tones(3.0, 1.37)
     text = f"{BOS}{AUDIO}{EOS}{START}The quality is good, no noise."
-    given = processor(text=[text] * 2, audio=wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True)
+    given = processor(text=[text] * 2, audio=wavs, sampling_rate=RATE, return_tensors="pt", padding=True)
     with torch.no_grad():
         theirs = net(**given).logits
         features, frames = model.features(wavs)

@@ -11,17 +11,9 @@ from rlspeech.config import RecogniserModel
 from rlspeech.models.recogniser import AUDIO, END, START, Recogniser, load_recogniser, make_tokenizer, save_recogniser
 from rlspeech.types import UserError
 
-SMALL = RecogniserModel(
-    audio_dim=16,
-    audio_layers=2,
-    audio_heads=2,
-    audio_ff=32,
-    text_dim=16,
-    text_layers=2,
-    text_heads=2,
-    text_ff=32,
-    vocabulary=280,
-)
+AUDIO_SIDE = {"audio_dim": 16, "audio_layers": 2, "audio_heads": 2, "audio_ff": 32}
+TEXT_SIDE = {"text_dim": 16, "text_layers": 2, "text_heads": 2, "text_ff": 32}
+SMALL = RecogniserModel(**AUDIO_SIDE, **TEXT_SIDE, vocabulary=280)
 TEXTS = ["turn on the light", "one two three", "call anna at home", "turn off the radio"]
 
 
@@ -31,9 +23,7 @@ def model() -> Recogniser:
     return Recogniser(SMALL, make_tokenizer(TEXTS, SMALL.vocabulary)).eval()
 
 
-@pytest.mark.parametrize(
-    "text", ["one two three", "na\u00efve \u4f60\u597d \U0001f600", "\u202e<script>", "", "a" * 300]
-)
+@pytest.mark.parametrize("text", ["one two three", "na\u00efve \u4f60\u597d \U0001f600", "\u202e<p>", "", "a" * 300])
 def test_any_text_can_be_written_and_read_back(model: Recogniser, text: str) -> None:
     ids = model.tokenizer(text, add_special_tokens=False).input_ids
     assert model.tokenizer.decode(ids, skip_special_tokens=True).strip() == text.strip()
@@ -79,19 +69,14 @@ def test_saved_and_loaded_it_says_the_same(model: Recogniser, tmp_path: Path, ha
     assert about["facts"] == {"steps": 1} and about["model"] == SMALL.model_dump()
     features, real = model.features([torch.randn(9000) * 0.1])
     ids, mask, _ = model.tokens(real.sum(1).tolist(), TEXTS[:1])
-    close = 2e-2 if half else 1e-6
-    torch.testing.assert_close(
-        again(features, real, ids, mask)[0], model(features, real, ids, mask)[0], atol=close, rtol=1e-2
-    )
+    made, wanted = (m(features, real, ids, mask)[0] for m in (again, model))
+    torch.testing.assert_close(made, wanted, atol=2e-2 if half else 1e-6, rtol=1e-2)
     assert (tmp_path / "m" / "head.safetensors").is_file() != half
     theirs = AutoModelForMultimodalLM.from_pretrained(tmp_path / "m", local_files_only=True)
     assert type(theirs).__name__ == "FunAsrNanoForConditionalGeneration"
-    assert (
-        again.tokenizer.apply_chat_template(
-            [{"role": "user", "content": [{"type": "audio"}]}], tokenize=False, add_generation_prompt=True
-        )
-        == START + AUDIO + START
-    )
+    chat = [{"role": "user", "content": [{"type": "audio"}]}]
+    written = again.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert written == START + AUDIO + START
 
 
 def test_it_transcribes_whatever_it_is_given(model: Recogniser) -> None:

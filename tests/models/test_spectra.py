@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_flow import TINY
 
 from rlspeech.config import FlowModel
 from rlspeech.models.flow import FlowEnhancer
@@ -61,18 +62,7 @@ def test_mel_filters_are_librosas(rate: int, n_fft: int, mels: int, high: float 
     np.testing.assert_allclose(mel_filters(rate, n_fft, mels, high, low).numpy(), theirs, atol=1e-6)
 
 
-MEL = dict(
-    front_end="mel",
-    head="linear",
-    n_fft=64,
-    hop=16,
-    n_mels=12,
-    dim=32,
-    depth=1,
-    heads=2,
-    conv_pos_kernel=7,
-    conv_pos_groups=4,
-)
+MEL = TINY | dict(front_end="mel", head="linear", n_fft=64, hop=16, n_mels=12)
 
 
 def test_log_mel_shapes_and_levels() -> None:
@@ -92,18 +82,10 @@ def vocoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vocoder")
-    SpeechT5HifiGan(
-        SpeechT5HifiGanConfig(
-            model_in_dim=12,
-            sampling_rate=16000,
-            upsample_initial_channel=16,
-            upsample_rates=[4, 4],
-            upsample_kernel_sizes=[8, 8],
-            resblock_kernel_sizes=[3],
-            resblock_dilation_sizes=[[1]],
-            normalize_before=False,
-        )
-    ).save_pretrained(folder)
+    up = {"upsample_initial_channel": 16, "upsample_rates": [4, 4], "upsample_kernel_sizes": [8, 8]}
+    block = {"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1]], "normalize_before": False}
+    config = SpeechT5HifiGanConfig(model_in_dim=12, sampling_rate=16000, **up, **block)
+    SpeechT5HifiGan(config).save_pretrained(folder)
     return folder
 
 
@@ -144,9 +126,7 @@ def kaldi_by_hand(wav: np.ndarray, mels: int = 80) -> np.ndarray:
     for start in range(0, len(wav) - 400 + 1, 160):
         frame = wav[start : start + 400].astype(np.float64)
         frame = frame - frame.mean()
-        emphasised = frame.copy()
-        emphasised[1:] -= 0.97 * frame[:-1]
-        emphasised[0] -= 0.97 * frame[0]
+        emphasised = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
         power = np.abs(np.fft.fft(emphasised * window, 512)[:257]) ** 2
         row = []
         for m in range(mels):
@@ -154,11 +134,8 @@ def kaldi_by_hand(wav: np.ndarray, mels: int = 80) -> np.ndarray:
             for k in range(256):
                 at = 1127 * math.log(1 + k * 16000 / 512 / 700)
                 if edges[m] < at < edges[m + 2]:
-                    up, down = (
-                        (at - edges[m]) / (edges[m + 1] - edges[m]),
-                        (edges[m + 2] - at) / (edges[m + 2] - edges[m + 1]),
-                    )
-                    total += power[k] * min(up, down)
+                    up = (at - edges[m]) / (edges[m + 1] - edges[m])
+                    total += power[k] * min(up, (edges[m + 2] - at) / (edges[m + 2] - edges[m + 1]))
             row.append(math.log(max(total, 1.1920929e-07)))
         rows.append(row)
     return np.array(rows)

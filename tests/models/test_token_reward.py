@@ -18,9 +18,8 @@ V = 24
 def net() -> TokenReward:
     torch.manual_seed(0)
     cfg = TokenRewardModel(dim=16, layers=2, text_layers=2, heads=2, vocabulary=280)
-    return TokenReward(
-        cfg, V, make_tokenizer(TEXTS, 280), {"sex": ["f", "m"], "quality": ["1", "2", "3"]}, 16000
-    ).frozen()
+    labels = {"sex": ["f", "m"], "quality": ["1", "2", "3"]}
+    return TokenReward(cfg, V, make_tokenizer(TEXTS, 280), labels, 16000).frozen()
 
 
 def rows(*lengths, seed=0):
@@ -43,9 +42,8 @@ def test_what_lies_behind_the_end_has_no_influence_not_even_as_nan(net):
     together = net.encode(soft, mask)
     alone = net.encode(ids[1:, :5], mask[1:, :5])
     torch.testing.assert_close(together.states[1, :6], alone.states[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(
-        net.text_logp(together, TEXTS[:2])[1:], net.text_logp(alone, TEXTS[1:2]), atol=1e-5, rtol=1e-4
-    )
+    wanted = net.text_logp(alone, TEXTS[1:2])
+    torch.testing.assert_close(net.text_logp(together, TEXTS[:2])[1:], wanted, atol=1e-5, rtol=1e-4)
     for name, logits in net.attributes(together).items():
         torch.testing.assert_close(logits[1], net.attributes(alone)[name][0], atol=1e-5, rtol=1e-4)
     outside = ids.masked_fill(~mask, V + 3)  # a stop id
@@ -122,9 +120,8 @@ def test_a_checkpoint_is_the_network_again(net, tmp_path):
     again, config = load_token_reward(str(tmp_path / "a"))
     assert config["facts"] == {"steps": 3} and again.labels == net.labels and again.codes == V
     ids, mask = rows(9, 5)
-    torch.testing.assert_close(
-        again.text_logp(again.encode(ids, mask), TEXTS[:2]), net.text_logp(net.encode(ids, mask), TEXTS[:2])
-    )
+    made, wanted = (m.text_logp(m.encode(ids, mask), TEXTS[:2]) for m in (again, net))
+    torch.testing.assert_close(made, wanted)
     save_token_reward(tmp_path / "b", net, facts={}, half=True)
     half = load_token_reward(str(tmp_path / "b"))[0]
     assert next(half.parameters()).dtype == torch.float32

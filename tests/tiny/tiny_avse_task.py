@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tiny_avse as tiny_avse_sizes
 import torch
 
 from rlspeech.config import AvseModel, Exploration, Lora
@@ -14,21 +15,7 @@ from rlspeech.models.avse import AvseEnhancer
 from rlspeech.tasks.avse.policy import AvsePolicy
 
 RATE = 16000
-TINY: dict[str, Any] = {
-    "filters": 16,
-    "kernel": 32,
-    "stride": 16,
-    "bottleneck": 8,
-    "hidden": 8,
-    "blocks": 2,
-    "repeats": 1,
-    "video_crop": 32,
-    "video_size": 16,
-    "video_stem": 2,
-    "video_channels": [2],
-    "video_layers": [1],
-    "visual_blocks": 1,
-}
+TINY: dict[str, Any] = {**tiny_avse_sizes.SOUND, **tiny_avse_sizes.VIDEO, "video_crop": 32}
 
 
 def tiny_avse(seed: int = 0, **changes: Any) -> AvseEnhancer:
@@ -43,9 +30,8 @@ def av_clips(*samples: int, seed: int = 0, lips: bool = True) -> list[Clip]:
     for i, n in enumerate(samples):
         rng = np.random.default_rng(seed + i)
         t = np.arange(n) / RATE
-        target = (0.1 * np.sin(2 * np.pi * (200 + 40 * i) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(
-            np.float32
-        )
+        tone = 0.1 * np.sin(2 * np.pi * (200 + 40 * i) * t)
+        target = (tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
         noisy = (target + 0.05 * rng.standard_normal(n)).astype(np.float32)
         video = rng.integers(0, 255, (-(-n * 25 // RATE), 32, 32), dtype=np.uint8) if lips else None
         out.append(Clip(f"clip{seed + i}", noisy, target, RATE, lips=video))

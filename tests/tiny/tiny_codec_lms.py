@@ -75,20 +75,9 @@ def public(kind: str, size: int = V, apart: bool = False, **options: Any) -> tup
         codes.insert(size // 2, "<|odd|>")
     after = ["<|eos1|>", "<|eos2|>", "<|eos3|>", "<|sos|>", "<|task_id|>"] if kind == "cosyvoice2" else []
     tokenizer.add_tokens([*(f"<|{m}|>" for m in marks), *codes, *after], special_tokens=True)
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    }
-    shape |= {
-        "vocab_size": len(tokenizer) + 3,
-        "eos_token_id": None,
-        "bos_token_id": None,
-        "pad_token_id": None,
-        **options,
-    }
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer) + 3}
+    shape |= dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id")) | options
     torch.manual_seed(1)
     net: Any = LlamaForCausalLM(LlamaConfig(**shape)) if kind == "llasa" else Qwen2ForCausalLM(Qwen2Config(**shape))
     for p in net.parameters():

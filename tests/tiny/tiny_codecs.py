@@ -8,47 +8,20 @@ import torch
 import transformers as tf
 
 ALL = ("xcodec2", "neucodec", "mimi", "dac")
-EAR: dict[str, Any] = {
-    "model_type": "wav2vec2-bert",
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "feature_projection_input_dim": 160,
-    "conv_depthwise_kernel_size": 3,
-    "output_hidden_size": 16,
-}
-BOTH: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "encoder_hidden_size": 2,
-    "semantic_model_config": EAR,
-    "quantization_dim": 48,
-}
-MIMI: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_filters": 2,
-    "codebook_size": 32,
-    "codebook_dim": 8,
-    "num_quantizers": 4,
-    "num_hidden_layers": 1,
-    "vector_quantization_hidden_dimension": 8,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 16,
-    "upsample_groups": 16,
-}
-DAC: dict[str, Any] = {
-    "encoder_hidden_size": 2,
-    "decoder_hidden_size": 32,
-    "n_codebooks": 4,
-    "codebook_size": 32,
-    "codebook_dim": 4,
-}
+
+
+def layer(width: int) -> dict[str, Any]:
+    """One transformer layer of two heads."""
+    return {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+EAR = layer(16) | {"model_type": "wav2vec2-bert", "feature_projection_input_dim": 160, "output_hidden_size": 16}
+EAR |= {"conv_depthwise_kernel_size": 3}
+BOTH = layer(32) | {"num_key_value_heads": 2, "head_dim": 8, "encoder_hidden_size": 2, "quantization_dim": 48}
+BOTH |= {"semantic_model_config": EAR}
+MIMI = layer(16) | {"num_key_value_heads": 2, "num_filters": 2, "codebook_size": 32, "codebook_dim": 8}
+MIMI |= {"num_quantizers": 4, "vector_quantization_hidden_dimension": 8, "upsample_groups": 16}
+DAC = {"encoder_hidden_size": 2, "decoder_hidden_size": 32, "n_codebooks": 4, "codebook_size": 32, "codebook_dim": 4}
 
 
 def tiny(family: str, seed: int = 0) -> Any:

@@ -99,14 +99,18 @@ class Judge:
 
 def config(ppo: dict[str, Any] | None = None, **changes: Any) -> RL:
     """PPO with one reward as it comes, group 1."""
-    plain = {
-        "algo": "ppo",
-        "rewards": [RewardSpec(name=NAME, scale="none")],
-        "prompts_per_step": 8,
-        "group": 1,
-        "micro_batch": 4,
-    }
-    return RL(**{**plain, "kl_beta": 0.0, "clip_range": 0.2, "lr": 0.05, "ppo": PPO(**(ppo or {})), **changes})
+    plain = {"algo": "ppo", "rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 8, "group": 1}
+    return RL(
+        **{
+            **plain,
+            "micro_batch": 4,
+            "kl_beta": 0.0,
+            "clip_range": 0.2,
+            "lr": 0.05,
+            "ppo": PPO(**(ppo or {})),
+            **changes,
+        }
+    )
 
 
 def make(

@@ -26,12 +26,8 @@ def base(task: str, folder: Path) -> Path:
     """A checkpoint of random weights."""
     if task == "tts":
         return Path(tiny_tts.write_tts(folder)["model"])
-    make: dict[str, Callable[[Path], Path]] = {
-        "flowse": tiny_speech.write_model,
-        "avse": tiny_avse.checkpoint,
-        "asr": tiny_recognisers.write_model,
-    }
-    return make[task](folder / "model")
+    make: dict[str, Callable[[Path], Path]] = {"flowse": tiny_speech.write_model, "avse": tiny_avse.checkpoint}
+    return {**make, "asr": tiny_recognisers.write_model}[task](folder / "model")
 
 
 @dataclass
