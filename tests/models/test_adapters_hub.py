@@ -59,13 +59,12 @@ def test_reference_and_merged(lora: Lora | None) -> None:
     torch.testing.assert_close(adapted.model(*inputs), after)  # merging left the adapter where it was
 
 
-@pytest.mark.parametrize(
-    ("lora", "sizes"), [(KINDS[0], 2 * 4 * 4 * 64), (KINDS[1], 2 * (4 * 4 * 64 + 2 * 4 * 96)), (None, None)]
-)
-def test_only_what_was_named_is_trained(lora: Lora | None, sizes: int | None) -> None:
+@pytest.mark.parametrize(("kind", "size"), [(0, 2 * 4 * 4 * 64), (1, 2 * (4 * 4 * 64 + 2 * 4 * 96)), (3, None)])
+def test_only_what_was_named_is_trained(kind: int, size: int | None) -> None:
+    lora = KINDS[kind]
     adapted = Adapted(_model(), lora)
     trained = sum(p.numel() for p in adapted.parameters())
-    assert trained == (sizes if sizes is not None else sum(p.numel() for p in _model().parameters()))
+    assert trained == (size or sum(p.numel() for p in _model().parameters()))
     adapted.model(*_inputs()).square().sum().backward()
     assert all(p.grad is None for p in adapted.model.parameters() if not p.requires_grad)
     assert any(float(p.grad.abs().max()) > 0 for p in adapted.parameters() if p.grad is not None)
@@ -131,13 +130,11 @@ def test_other_weights_of_the_same_shape(tmp_path: Path) -> None:
 
 
 TINY = _model().cfg.model_dump()
-SPOILT: dict[str, Any] = {  # what becomes of the weights' file, of the config's, or of its key "model"
-    **{"no weights": lambda b: None, "truncated weights": lambda b: b[:5000], "empty weights": lambda b: b""},
-    **{"broken json": b"{", "binary json": b"\xff\xfe\x00", "a list": b"[1, 2]"},
-    "foreign": b'{"model_type": "bert", "hidden_size": 768}',
-    **{"no model": None, "unknown key": {**TINY, "colour": "red"}, "other width": {**TINY, "dim": 64}},
-    **{"bad value": {**TINY, "dim": "wide"}, "impossible": {**TINY, "conv_pos_groups": 5}, "a string": "tiny"},
-}
+# what becomes of the weights' file, of the config's, or of its key "model"
+SPOILT: dict[str, Any] = {"no weights": lambda b: None, "truncated": lambda b: b[:5000], "empty": lambda b: b""}
+SPOILT |= {"broken": b"{", "binary": b"\xff\xfe\x00", "a list": b"[1, 2]", "foreign": b'{"model_type": "bert"}'}
+SPOILT |= {"no model": None, "unknown key": {**TINY, "colour": "red"}, "other width": {**TINY, "dim": 64}}
+SPOILT |= {"bad value": {**TINY, "dim": "wide"}, "impossible": {**TINY, "conv_pos_groups": 5}, "a string": "tiny"}
 
 
 @pytest.mark.parametrize("how", SPOILT)

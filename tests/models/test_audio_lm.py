@@ -13,7 +13,7 @@ from tiny_audio_lms import ALL, ASR, AUDIO, BOS, END, EOS, PAD, SPLICED, clips, 
 
 from rlspeech.config import Lora, Sampling
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.audio_lm.families import family_of, granite_mel
+from rlspeech.models.audio_lm.families import Request, family_of, granite_mel
 from rlspeech.models.audio_lm.generate import EncodedPrompts
 from rlspeech.models.audio_lm.model import AudioLM
 from rlspeech.types import UserError
@@ -32,16 +32,14 @@ def _lm(model_type: str, **more: Any) -> AudioLM:
 
 def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
     """What transformers' own forward takes for one clip: expanded ids and features, no vectors of ours."""
-    prepared = lm.family.prepare([wav[: int(lm.max_s * lm.sample_rate)]], [_asked()])
+    prepared = lm.family.prepare([wav[: int(lm.max_s * lm.sample_rate)]], [Request()])
     features = dict(prepared.features)
     if lm.seq2seq:
         lm.family.encode(prepared)  # fills in the language
         return {"input_features": features["input_features"], "decoder_input_ids": prepared.ids[0][None]}
     if lm.model_type == "granite_speech":
-        features = {
-            "input_features": features["0"][None],
-            "input_features_mask": torch.ones(1, prepared.counts[0], dtype=torch.bool),
-        }
+        real = torch.ones(1, prepared.counts[0], dtype=torch.bool)
+        features = {"input_features": features["0"][None], "input_features_mask": real}
     if "frames" in features:
         steps = torch.arange(features["input_features"].shape[-1])
         features["feature_attention_mask"] = (steps < features.pop("frames")[:, None]).long()
@@ -49,12 +47,6 @@ def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
         features.pop("num_audio_tokens", None)
     ids = prepared.ids[0][None]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **features}
-
-
-def _asked() -> Any:
-    from rlspeech.models.audio_lm.families import Request
-
-    return Request()
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------------
@@ -97,10 +89,11 @@ def test_greedy_equals_transformers_generate(model_type: str) -> None:
 def test_the_encoder_hears_a_clip_once(model_type: str) -> None:
     """Trap (a)."""
     lm, seen = _lm(model_type), []
-    encoder = lm.modules_of("encoder")[0]
-    encoder.register_forward_hook(
-        lambda m, args, kwargs, out: seen.append((args or tuple(kwargs.values()))[0].shape[0]), with_kwargs=True
-    )
+
+    def count(module: Any, args: Any, options: Any, out: Any) -> None:
+        seen.append(len((*args, *options.values())[0]))
+
+    lm.modules_of("encoder")[0].register_forward_hook(count, with_kwargs=True)
     heard = lm.encode(_clips())
     drawn = lm.generate(heard, group=4, sampling=T1, max_new_tokens=3)
     lm.forward_logits(heard, torch.arange(12) // 4, drawn.ids)
@@ -264,29 +257,18 @@ def test_heard_clips_are_parked_and_chosen() -> None:
 
 # -- text --------------------------------------------------------------------------------------------------------------------
 
-ODD = [
-    "",
-    "hello there",
-    "  two  blanks ",
-    "naïve Zürich ½",
-    "你好，世界",
-    "👩‍👩‍👧 \u202eabc\u0301 \x00",
-    "don't , stop .",
-    "<b>&amp;</b>",
-]
+ODD = ["", "hello there", "  two  blanks ", "naïve Zürich ½", "你好，世界", "don't , stop .", "<b>&amp;</b>"]
+ODD += ["👩‍👩‍👧 \u202eabc\u0301 \x00"]
 
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_references_come_back_as_they_were(model_type: str) -> None:
     lm = _lm(model_type)
     ids, mask = lm.references(ODD)
-    lengths = mask.sum(1)
-    assert all(
-        ids[i, n - 1] == lm.stops[0] and bool((ids[i, n:] == lm.pad).all()) for i, n in enumerate(lengths.tolist())
-    )
-    written = lm.text(ids, mask)
+    for row, n in zip(ids, mask.sum(1).tolist(), strict=True):
+        assert row[n - 1] == lm.stops[0] and bool((row[n:] == lm.pad).all())
     lead = " " if model_type == "whisper" else ""
-    assert written == [lead + t if t else t for t in ODD]
+    assert lm.text(ids, mask) == [lead + t if t else t for t in ODD]
     assert lm.text(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, dtype=torch.bool)) == [""]
 
 
@@ -311,15 +293,13 @@ def test_loops_are_not_cleaned_away() -> None:
 
 def test_prompts_are_worded_as_the_processors_word_them() -> None:
     lm, wavs = _lm("qwen2_audio"), clips(0.7, 1.2)
-    turn = [
-        {"role": "user", "content": [{"type": "audio", "audio_url": ""}, {"type": "text", "text": "Write it down."}]}
-    ]
-    text = lm.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": "Write it down."}]
+    chat = [{"role": "user", "content": content}]
+    text = lm.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     made = lm.processor(text=[text] * 2, audio=wavs, sampling_rate=16000, return_tensors="pt", padding=True)
-    for ours, row, real in zip(
-        lm.encode(wavs, prompt="Write it down.").ids, made["input_ids"], made["attention_mask"].bool(), strict=True
-    ):
-        assert torch.equal(ours, row[real])
+    theirs = [row[real] for row, real in zip(made["input_ids"], made["attention_mask"].bool(), strict=True)]
+    ours = lm.encode(wavs, prompt="Write it down.").ids
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     whole = f"{BOS}{AUDIO}{EOS}in French:"
     assert lm.tokenizer.decode(lm.encode(wavs[:1], prompt=whole).ids[0]).endswith(f"{AUDIO}{EOS}in French:")
     with pytest.raises(UserError, match=re.escape(AUDIO)):
@@ -350,10 +330,8 @@ def test_granites_features_are_torchaudios() -> None:
     from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
     wav = clips(0.61)[0]
-    bank = mel_filter_bank(257, 80, 0.0, 8000.0, 16000, norm=None, mel_scale="htk")
-    mel = spectrogram(
-        wav, window_function(400, "hann"), 400, 160, fft_length=512, power=2.0, mel_filters=bank, center=True
-    )
+    bank, window = mel_filter_bank(257, 80, 0.0, 8000.0, 16000, mel_scale="htk"), window_function(400, "hann")
+    mel = spectrogram(wav, window, 400, 160, fft_length=512, power=2.0, mel_filters=bank, center=True)
     log = np.log10(np.maximum(mel, 1e-10)).T
     log = np.maximum(log, log.max() - 8) / 4 + 1
     log = log[: len(log) // 2 * 2].reshape(-1, 160)

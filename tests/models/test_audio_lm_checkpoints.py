@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +28,23 @@ def _logits(lm: Any) -> torch.Tensor:
 def test_round_trip(model_type: str, tmp_path: Path) -> None:
     import transformers
 
-    lm = tiny(model_type, max_s=1.75)
-    save_audio_lm(tmp_path / "a", lm, facts={"steps": 3, "data": "made up"})
-    again, about = load_audio_lm(str(tmp_path / "a"))
+    lm, first = tiny(model_type, max_s=1.75), tmp_path / "run" / "checkpoints" / "step_000002"
+    save_audio_lm(first, lm, facts={"steps": 3, "data": "made up"})
+    (first.parent / "latest").write_text("step_000002\n")
+    again, about = load_audio_lm(str(tmp_path / "run"))
     torch.testing.assert_close(_logits(again), _logits(lm), atol=1e-5, rtol=1e-5)
     assert again.max_s == 1.75 and not again.training and again.stops == lm.stops and again.pad == lm.pad
     assert about["facts"]["steps"] == 3 and about["task"] == "asr" and about["model_type"] == model_type
-    assert "made up" in (tmp_path / "a" / "README.md").read_text()
-    theirs = type(lm.net).from_pretrained(tmp_path / "a")  # the library needs nothing of ours
+    assert "made up" in (first / "README.md").read_text()
+    theirs = type(lm.net).from_pretrained(first)  # the library needs nothing of ours
     assert all(torch.equal(v, lm.net.state_dict()[k]) for k, v in theirs.state_dict().items())
-    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "a")) == len(lm.tokenizer)
+    assert len(transformers.AutoTokenizer.from_pretrained(first)) == len(lm.tokenizer)
     save_audio_lm(tmp_path / "b", again, facts={})  # from a loaded one: the files as they were
     third, _ = load_audio_lm(str(tmp_path / "b"))
     torch.testing.assert_close(_logits(third), _logits(lm), atol=1e-5, rtol=1e-5)
     assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
-    assert (tmp_path / "b" / "tokenizer.json").read_bytes() == (tmp_path / "a" / "tokenizer.json").read_bytes()
-    assert (tmp_path / "a" / "model.safetensors").stat().st_mode & 0o044
+    assert (tmp_path / "b" / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    assert (first / "model.safetensors").stat().st_mode & 0o044
 
 
 def test_adapters_folded_in_and_half_precision(tmp_path: Path) -> None:
@@ -88,58 +91,39 @@ def test_a_checkpoints_own_adapter_becomes_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(_logits(load_audio_lm(str(tmp_path / "out"))[0]), wanted, atol=1e-5, rtol=1e-5)
 
 
-def _spoil(folder: Path, how: str) -> None:
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    values = json.loads(config.read_text())
-    if how == "no weights":
-        weights.unlink()
-    elif how == "truncated weights":
-        weights.write_bytes(weights.read_bytes()[:3000])
-    elif how == "broken json":
-        config.write_text("{")
-    elif how == "foreign":
-        config.write_text(json.dumps({"model_type": "bert", "hidden_size": 16}))
-    elif how == "unknown type":
-        config.write_text(json.dumps(values | {"model_type": "no_such_model"}))
-    elif how == "other width":
-        values["text_config"]["intermediate_size"] = 48
-        config.write_text(json.dumps(values))
-    elif how == "no tokenizer":
-        for file in folder.glob("token*"):
-            file.unlink()
-    elif how == "about a list":
-        (folder / "rlspeech.json").write_text("[]")
-    else:
-        config.unlink()
+# file -> what becomes of its bytes; nothing: it is not there
+SPOILT: dict[str, tuple[str, Callable[[bytes], bytes] | None]] = {
+    "no weights": ("model.safetensors", None),
+    "truncated weights": ("model.safetensors", lambda b: b[:3000]),
+    "no config": ("config.json", None),
+    "broken json": ("config.json", lambda b: b"{"),
+    "foreign": ("config.json", lambda b: b'{"model_type": "bert", "hidden_size": 16}'),
+    "unknown type": ("config.json", lambda b: b.replace(b'"fun_asr_nano"', b'"no_such_model"')),
+    "other width": (
+        "config.json",
+        lambda b: re.sub(rb'("text_config".*"intermediate_size": )32', rb"\g<1>48", b, flags=re.S),
+    ),
+    "no tokenizer": ("token*", None),
+    "about a list": ("rlspeech.json", lambda b: b"[]"),
+}
 
 
-HOWS = [
-    "no weights",
-    "truncated weights",
-    "broken json",
-    "foreign",
-    "unknown type",
-    "other width",
-    "no tokenizer",
-    "about a list",
-    "no config",
-]
-
-
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", SPOILT)
 def test_folders_that_cannot_be_used(how: str, tmp_path: Path) -> None:
     save_audio_lm(tmp_path / "c", tiny("fun_asr_nano"), facts={})
-    _spoil(tmp_path / "c", how)
+    pattern, change = SPOILT[how]
+    for file in list((tmp_path / "c").glob(pattern)):
+        before = file.read_bytes()
+        file.unlink()
+        if change is not None:
+            file.write_bytes(change(before))
+            assert file.read_bytes() != before
     with pytest.raises(UserError) as error:
         load_audio_lm(str(tmp_path / "c"))
     assert error.value.why
 
 
-def test_names(tmp_path: Path) -> None:
-    for name in (str(tmp_path / "nothing"), "./nothing/here"):
-        with pytest.raises(UserError, match="no checkpoint"):
-            load_audio_lm(name)
-    run = tmp_path / "run"
-    save_audio_lm(run / "checkpoints" / "step_000002", tiny("fun_asr_nano"), facts={"step": 2})
-    (run / "checkpoints" / "latest").write_text("step_000002\n")
-    assert load_audio_lm(str(run))[1]["facts"]["step"] == 2
+@pytest.mark.parametrize("name", ["/nothing/here", "./nothing/here"])
+def test_no_folder_at_all(name: str) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_audio_lm(name)

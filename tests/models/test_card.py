@@ -57,11 +57,8 @@ def test_the_hub_reads_the_head(tmp_path: Path) -> None:
     assert {"rlspeech", "reinforcement-learning", "grpo", "flow-matching"} <= set(found["tags"])
     assert "license" not in found
     results = hub.ModelCard((tmp_path / "README.md").read_text()).data.eval_results
-    assert {(r.metric_type, r.metric_value, r.task_type, r.dataset_type) for r in results} == {
-        ("estoi", 0.75, "audio-to-audio", "mix"),
-        ("lsd", 9.5, "audio-to-audio", "mix"),
-        ("dnsmos_bak", 3.1, "audio-to-audio", "mix"),
-    }
+    assert {r.metric_type: r.metric_value for r in results} == {"estoi": 0.75, "lsd": 9.5, "dnsmos_bak": 3.1}
+    assert {(r.task_type, r.dataset_type) for r in results} == {("audio-to-audio", "mix")}
 
 
 def test_it_tells_data_reward_guards_and_numbers() -> None:
@@ -72,9 +69,7 @@ def test_it_tells_data_reward_guards_and_numbers() -> None:
     assert "| lsd | 0.5 |" in guards and "| dnsmos\\_bak | any amount |" in guards
     results = section(card, "Results")
     assert "| estoi | 0.700 | 0.750 | **+0.050 [+0.020, +0.080]** | rewarded |" in results
-    assert "| dnsmos\\_bak | 3.000 | 3.100 | +0.100 [-0.100, +0.300] | guard |" in results, (
-        "not bold: the interval holds 0"
-    )
+    assert "| dnsmos\\_bak | 3.000 | 3.100 | +0.100 [-0.100, +0.300] | guard |" in results, "not bold: 0 is inside"
     assert "lsd (lower is better)" in results.replace("\\", "") and "24 held-out clips" in results
     assert "**Worse than at the start**: lsd +0.500 [+0.100, +0.900]" in section(card, "Limits")
     assert "rlspeech enhance noisy.wav --model THIS_FOLDER --out enhanced" in section(card, "How to use it")
@@ -85,9 +80,7 @@ def test_it_keeps_to_itself_where_things_lie() -> None:
     facts = {**FACTS, "data": "/home/anna/secret/speech.jsonl", "rl": {**RL, **places}}
     card = model_card(CARD, facts)
     assert "anna" not in card
-    assert "x/mix.json" in card
-    assert "starting from runs/base" in card
-    assert "secret/speech.jsonl" in card
+    assert all(part in card for part in ("x/mix.json", "starting from runs/base", "secret/speech.jsonl"))
 
 
 def test_a_chain_of_runs_is_told() -> None:
@@ -98,43 +91,24 @@ def test_a_chain_of_runs_is_told() -> None:
     assert "this is a control" in model_card(CARD, control)
 
 
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {},
-        {"rl": None},
-        {"rl": {"results": {"metrics": {"x": {"start": part(1.0)}}}}},
-        {"rl": {"reward_specs": [3], "results": 5}, "earlier": 4},
-        {"stage": "pretrain", "steps": 9, "validation": {"estoi": 0.5, "bad": float("nan"), "none": None}},
-        {"data": ["a", {"b": 1}]},
-        {"rl": {"results": {"metrics": {"x": {k: part(float("inf")) for k in ("start", "now", "difference")}}}}},
-    ],
-)
+ENDLESS = {k: part(float("inf")) for k in ("start", "now", "difference")}
+ODD = [{}, {"rl": None}, {"data": ["a", {"b": 1}]}, {"rl": {"reward_specs": [3], "results": 5}, "earlier": 4}]
+ODD += [{"rl": {"results": {"metrics": {"x": x}}}} for x in ({"start": part(1.0)}, ENDLESS)]
+ODD += [{"stage": "pretrain", "steps": 9, "validation": {"estoi": 0.5, "bad": float("nan"), "none": None}}]
+
+
+@pytest.mark.parametrize("facts", ODD)
 def test_facts_that_are_missing_or_odd_leave_a_card(facts: dict[str, Any]) -> None:
     card = model_card(CARD, facts)
     head = yaml.safe_load(card.split("---\n")[1])
-    assert head["library_name"] == "rlspeech"
-    assert "model-index" not in head
-    assert "nan" not in card
-    assert "inf" not in card.replace("info", "")
+    assert head["library_name"] == "rlspeech" and "model-index" not in head
+    assert "nan" not in card and "inf" not in card.replace("info", "")
     assert ("Held-out numbers" in card) == ("steps" in facts)
 
 
-NASTY = [
-    "<script>alert(1)</script>",
-    "x\n---\nlicense: mit\n# Heading",
-    "[click](javascript:alert(1))",
-    "a|b|c",
-    "`tick` ![i](http://e.vil/x)",
-    "- [ ] list",
-    "{{ jinja }} $x$ *bold* _it_ ~~no~~",
-    "key: value # comment",
-    "'\"&amp;\u2028\u202e\x00\x07",
-    "https://e.vil/a_b www.e.vil",
-    "1. first",
-    "\ud800lone",
-    "x" * 5000,
-]
+NASTY = ["<script>alert(1)</script>", "x\n---\nlicense: mit\n# Heading", "[click](javascript:alert(1))", "a|b|c"]
+NASTY += ["`tick` ![i](http://e.vil/x)", "- [ ] list", "{{ jinja }} $x$ *bold* _it_ ~~no~~", "key: value # comment"]
+NASTY += ["'\"&amp;\u2028\u202e\x00\x07", "https://e.vil/a_b www.e.vil", "1. first", "\ud800lone", "x" * 5000]
 
 
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
@@ -165,7 +139,7 @@ def test_nothing_from_data_is_markup(text: str) -> None:
 
 def test_markdown_shows_a_text_as_it_is() -> None:
     markdown = pytest.importorskip("markdown_it")  # comes with rich
-    for text in [*NASTY[:3], *NASTY[3:10], "runs/base_1", "a*b*c", "2 < 3 & 4", "data/mix.json"]:
+    for text in [*NASTY[:10], "runs/base_1", "a*b*c", "2 < 3 & 4", "data/mix.json"]:
         shown = markdown.MarkdownIt("commonmark").enable("table").parse(f"- **key**: {md(text)}")
         inline = [t for t in shown if t.type == "inline"][0]
         assert {c.type for c in inline.children} <= {"text", "text_special", "strong_open", "strong_close"}

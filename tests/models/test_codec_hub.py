@@ -13,12 +13,8 @@ from tiny_codecs import ALL, tiny
 from rlspeech.models.codec.codec import Codec, HubCodec, fbank_features, is_hub_codec, load_codec, parse
 from rlspeech.types import UserError
 
-RATES = {
-    "xcodec2": (16000, 320, 1, 65536),
-    "neucodec": (24000, 480, 1, 65536),
-    "mimi": (24000, 1920, 2, 64),
-    "dac": (16000, 512, 3, 96),
-}
+RATES = {"xcodec2": (16000, 320, 1, 65536), "neucodec": (24000, 480, 1, 65536)}
+RATES |= {"mimi": (24000, 1920, 2, 64), "dac": (16000, 512, 3, 96)}
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -60,9 +56,8 @@ def test_any_stream_can_be_decoded(codec: HubCodec) -> None:
     torch.manual_seed(0)
     wild = torch.randint(codec.size, (3 * codec.books,))
     proper = wild % codec.codebook + codec.codebook * torch.arange(codec.books).repeat(3)
-    made = codec.decode(
-        [wild, proper, torch.cat([proper, proper[: codec.books - 1]]), torch.empty(0, dtype=torch.long)]
-    )
+    torn = torch.cat([proper, proper[: codec.books - 1]])
+    made = codec.decode([wild, proper, torn, torch.empty(0, dtype=torch.long)])
     assert np.allclose(made[0], made[1], atol=1e-6) and np.allclose(made[1], made[2], atol=1e-6)
     assert made[3].shape == (0,)
 
@@ -85,10 +80,8 @@ def test_kaldi_features_are_those_of_the_numpy_extractor() -> None:
     from transformers import SeamlessM4TFeatureExtractor
 
     wav = noise(3200)
-    theirs = SeamlessM4TFeatureExtractor()(wav, sampling_rate=16000, return_tensors="pt", padding=False)[
-        "input_features"
-    ][0]
-    ours = fbank_features(wav, 0)
+    theirs = SeamlessM4TFeatureExtractor()(wav, sampling_rate=16000, return_tensors="pt", padding=False)
+    ours, theirs = fbank_features(wav, 0), theirs["input_features"][0]
     assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=2e-3)
     assert fbank_features(np.zeros(3200, np.float32), 160).shape == (10, 160)
 
@@ -117,9 +110,8 @@ def test_folders_load_and_what_is_none_is_said(tmp_path: Path) -> None:
     for name in (str(tmp_path / "dac"), f"dac:{tmp_path / 'dac'}:2"):
         codec = load_codec(name)
         assert isinstance(codec, HubCodec) and codec.name == name and codec.books == (2 if name.endswith("2") else 3)
-        assert torch.equal(
-            codec.encode([noise(2000)])[0] % 32, HubCodec(net, "x", codec.books).encode([noise(2000)])[0] % 32
-        )
+        ours, theirs = (c.encode([noise(2000)])[0] % 32 for c in (codec, HubCodec(net, "x", codec.books)))
+        assert torch.equal(ours, theirs)
     with pytest.raises(UserError, match="mimi:") as caught:
         load_codec(f"mimi:{tmp_path / 'dac'}")
     assert "model_type is 'dac', not mimi" in caught.value.why

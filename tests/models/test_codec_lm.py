@@ -17,12 +17,8 @@ from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec
 from rlspeech.types import UserError
 
 KINDS = ("embedded", "llasa", "neutts", "cosyvoice2")
-LINES = [
-    Line("one two"),
-    Line(""),
-    Line("seven eight nine", "four", torch.tensor([3, 1, 4, 1, 5])),
-    Line("Żółw 漢字 🙂"),
-]
+VOICED = Line("seven eight nine", "four", torch.tensor([3, 1, 4, 1, 5]))
+LINES = [Line("one two"), Line(""), VOICED, Line("Żółw 漢字 🙂")]
 
 
 def model(kind: str) -> CodecLM:
@@ -142,10 +138,8 @@ def test_llasas_row_is_its_authors() -> None:
     prompt = torch.tensor([4, 7])
     for line, text, codes in ((Line("one"), "one", ""), (Line("one", "four", prompt), "four one", "<|s_4|><|s_7|>")):
         said = f"<|TEXT_UNDERSTANDING_START|>{text}<|TEXT_UNDERSTANDING_END|>"
-        chat = [
-            {"role": "user", "content": "Convert the text to speech:" + said},
-            {"role": "assistant", "content": "<|SPEECH_GENERATION_START|>" + codes},
-        ]
+        chat = [{"role": "user", "content": "Convert the text to speech:" + said}]
+        chat += [{"role": "assistant", "content": "<|SPEECH_GENERATION_START|>" + codes}]
         theirs = tokenizer.apply_chat_template(chat, tokenize=True, continue_final_message=True, return_dict=False)
         assert lm.encode([line]).ids[0].tolist() == list(theirs)
     assert (lm.layout.codec, lm.sample_rate, lm.layout.frame_s) == ("xcodec2", 16000, 0.02)
@@ -238,11 +232,13 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     lm = tiny()
     save_codec_lm(tmp_path, lm, facts={})
     about = json.loads((tmp_path / "rlspeech.json").read_text())
-    for spoilt, why in (
-        ({"task": "asr"}, "another task"),
-        ({"layout": {**about["layout"], "size": 5000}}, "a vocabulary of"),
-        ({"layout": {"before": "x"}}, "TypeError"),
-    ):
+    large = {**about["layout"], "size": 5000}
+    wrong = {
+        "another task": {"task": "asr"},
+        "a vocabulary of": {"layout": large},
+        "TypeError": {"layout": {"before": 0}},
+    }
+    for why, spoilt in wrong.items():
         (tmp_path / "rlspeech.json").write_text(json.dumps({**about, **spoilt}))
         with pytest.raises(UserError) as raised:
             load_codec_lm(str(tmp_path))

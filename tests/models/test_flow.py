@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training import fit
 
 from rlspeech.config import FlowModel
 from rlspeech.models.flow import Attention, Block, FlowEnhancer, TimeEmbedding, euler, frame_mask, rotary
@@ -183,11 +184,5 @@ def test_a_few_steps_learn_a_spectrum() -> None:
     model = FlowEnhancer(FlowModel(**TINY))
     x1 = 0.3 * torch.randn(1, 10, 66).expand(8, -1, -1)
     y = x1 + 0.3 * torch.randn(8, 10, 66)
-    optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
-    for _ in range(60):
-        loss = model.loss(x1, y, None, 0.5)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = [parts["loss"] for parts in fit(model, lambda _: model.loss(x1, y, None, 0.5), 60, 3e-3)]
     assert np.mean(losses[-5:]) < 0.5 * losses[0] and math.isfinite(losses[-1])

@@ -104,11 +104,9 @@ def test_a_hifigan_folder_is_the_vocoder(vocoder: Path) -> None:
 
 def test_a_vocoder_that_is_missing_or_does_not_fit(vocoder: Path, tmp_path: Path) -> None:
     x = torch.randn(1, 25, 12)
-    for changes, clue in (
-        ({}, "needs a vocoder"),
-        ({"vocoder": str(tmp_path / "none")}, "cannot load"),
-        ({"vocoder": str(vocoder), "hop": 32}, "does not fit"),
-    ):
+    other = {"vocoder": str(vocoder), "hop": 32}
+    cases = {"needs a vocoder": {}, "cannot load": {"vocoder": str(tmp_path / "none")}, "does not fit": other}
+    for clue, changes in cases.items():
         with pytest.raises(UserError, match=clue):
             build_front_end(FlowModel(**{**MEL, **changes})).decode(x, 300)
     with pytest.raises(UserError, match="12 mels"):

@@ -9,28 +9,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_corpora import recorded
+from training import fit
 
 from rlspeech.config import Augment, Pretrain, RecogniserModel
-from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip, UnpairedClips, open_clips
-from rlspeech.data.manifest import write_manifest
 from rlspeech.models.recogniser import Recogniser
 from rlspeech.tasks import get_task
 from rlspeech.tasks.asr.task import Asr, rates, spec_augment, speed_perturb, transcripts
-from rlspeech.types import Sample, UserError, Utterance
+from rlspeech.types import Sample, UserError
 
 RATE = 16000
-SMALL = RecogniserModel(
-    audio_dim=32,
-    audio_layers=2,
-    audio_heads=2,
-    audio_ff=64,
-    text_dim=32,
-    text_layers=2,
-    text_heads=2,
-    text_ff=64,
-    vocabulary=270,
-)
+AUDIO_SIDE = {"audio_dim": 32, "audio_layers": 2, "audio_heads": 2, "audio_ff": 64}
+TEXT_SIDE = {"text_dim": 32, "text_layers": 2, "text_heads": 2, "text_ff": 64}
+SMALL = RecogniserModel(**AUDIO_SIDE, **TEXT_SIDE, vocabulary=270)
 STILL = Augment(speed=(1.0, 1.0), time_masks=0, mel_masks=0)
 
 
@@ -39,12 +31,8 @@ def tone(hz: float, seconds: float = 0.5) -> np.ndarray:
 
 
 def manifest(folder: Path) -> Path:
-    rows = []
-    for name, hz, text in (("low", 300, "low"), ("high", 2000, "high note")):
-        save_audio(folder / f"{name}.flac", tone(hz), RATE)
-        rows.append(Utterance(name, str(folder / f"{name}.flac"), 0.5, RATE, text=text, extra={"kind": name}))
-    write_manifest(folder / "train.jsonl", rows)
-    return folder / "train.jsonl"
+    recorded(folder, [tone(300), tone(2000)], text=["low", "high note"], kind=["low", "high"])
+    return folder / "m.jsonl"
 
 
 def clips_of(path: Path) -> list[Clip]:
@@ -57,23 +45,18 @@ def test_it_learns_what_is_said_in_two_sounds(tmp_path: Path) -> None:
     task, config = get_task("asr"), Pretrain(task="asr", data=str(manifest(tmp_path)), asr=SMALL)
     torch.manual_seed(0)
     model = task.build(config).train()
-    clips = clips_of(tmp_path / "train.jsonl")
-    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    for _ in range(60):
-        parts = task.pretrain_loss(model, task.collate(clips, model, augment=STILL), config)
-        optimizer.zero_grad()
-        parts["loss"].backward()
-        optimizer.step()
-    assert parts["right"] == 1.0
+    clips = clips_of(tmp_path / "m.jsonl")
+
+    def loss(_: int) -> dict[str, torch.Tensor]:
+        return task.pretrain_loss(model, task.collate(clips, model, augment=STILL), config)
+
+    assert fit(model, loss, 60, 5e-3, torch.optim.AdamW)[-1]["right"] == 1.0
     folder = SimpleNamespace(path=tmp_path / "run")
     found = task.validate(model.eval(), clips, folder, 60, None)
     assert {k: v.mean for k, v in found.items() if k != "ctc_wer"} == {"wer": 0.0, "wer/low": 0.0, "wer/high": 0.0}
     assert 0 <= found["ctc_wer"].mean <= 1
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "run" / "samples" / "step_000060" / "said.jsonl").read_text().splitlines()
-    ]
-    assert [r["hypothesis"] for r in rows] == ["low", "high note"]
+    said = (tmp_path / "run" / "samples" / "step_000060" / "said.jsonl").read_text()
+    assert [json.loads(line)["hypothesis"] for line in said.splitlines()] == ["low", "high note"]
 
 
 def test_the_ctc_share_is_a_share(tmp_path: Path) -> None:
@@ -101,10 +84,9 @@ def test_a_row_without_a_text_is_refused_and_an_empty_text_is_one(tmp_path: Path
 
 
 def test_data_without_any_text_is_refused(tmp_path: Path) -> None:
-    save_audio(tmp_path / "a.flac", tone(300), RATE)
-    write_manifest(tmp_path / "train.jsonl", [Utterance("a", str(tmp_path / "a.flac"), 0.5, RATE)])
+    recorded(tmp_path, [tone(300)])
     with pytest.raises(UserError, match="prepare --help"):
-        Asr().build(Pretrain(task="asr", data=str(tmp_path / "train.jsonl"), asr=SMALL))
+        Asr().build(Pretrain(task="asr", data=str(tmp_path / "m.jsonl"), asr=SMALL))
 
 
 def test_speed_changes_length_and_pitch() -> None:
@@ -129,10 +111,8 @@ def test_masks_hide_stretches_and_bands_only() -> None:
 
 
 def test_transcripts_come_in_the_clips_order() -> None:
-    clips = [
-        Clip(str(n), np.zeros(n, np.float32), np.zeros(n, np.float32), RATE, "t")
-        for n in (50, 10, 30, *range(100, 130))
-    ]
+    wavs = [np.zeros(n, np.float32) for n in (50, 10, 30, *range(100, 130))]
+    clips = [Clip(str(len(w)), w, w, RATE, "t") for w in wavs]
     made = transcripts(lambda part: [str(len(c.noisy)) for c in part], clips, RATE)
     assert [s.hypothesis for s in made] == [c.key for c in clips]
 
@@ -142,11 +122,7 @@ def test_rates_are_of_the_corpus_and_leave_empty_references_out() -> None:
         return Sample("x", np.zeros(0), RATE, None, text, {"kind": kind}, said)
 
     found = rates([sample("one two three", "one two", "a"), sample("four", "five six", "b"), sample("", "words", "b")])
-    assert {k: v.mean for k, v in found.items()} == {
-        "wer": pytest.approx(3 / 4),
-        "wer/a": pytest.approx(1 / 3),
-        "wer/b": pytest.approx(2.0),
-    }
+    assert {k: v.mean for k, v in found.items()} == pytest.approx({"wer": 3 / 4, "wer/a": 1 / 3, "wer/b": 2.0})
     assert found["wer"].n == 2 and found["wer"].lo <= 3 / 4 <= found["wer"].hi
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_codec_lms import RATE, SMALL, V, speech, tiny  # noqa: E402
+from tiny_codec_lms import RATE, SMALL, V, speech, tiny
+from tiny_corpora import manifest, recorded
+from training import fit
 
 from rlspeech.config import RL, CodecModel, Pretrain, Sampling
-from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.codec.net import CodecNet
 from rlspeech.models.hub import save_model
@@ -49,19 +49,6 @@ def small_codec(folder: Path) -> str:
     return str(folder / "codec")
 
 
-def recorded_rows(
-    folder: Path, wavs: list[np.ndarray], texts: list[str], speakers: list[str], **more: Any
-) -> list[Any]:
-    """Recordings and their manifest ``m.jsonl``."""
-    rows = []
-    for i, (wav, text, speaker) in enumerate(zip(wavs, texts, speakers, strict=True)):
-        save_audio(folder / f"{i}.wav", wav, RATE)
-        row = {"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": len(wav) / RATE, "sample_rate": RATE}
-        rows.append({**row, "text": text, "speaker_id": speaker, **{k: v[i] for k, v in more.items()}})
-    (folder / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return rows
-
-
 def test_a_batch_is_codes_with_a_stop() -> None:
     lm, task = tiny(), Tts()
     batch = task.collate([clip("a", "one two"), clip("b", "three"), clip("c", "")], lm, train=False)
@@ -85,7 +72,7 @@ def test_what_the_model_sees_is_wrong_now_and_then_but_never_what_it_is_told() -
 
 def test_training_rows_get_another_recording_of_the_speaker(tmp_path: Path) -> None:
     texts, speakers = ["one", "two", "three " * 9, "three"], ["x", "x", "x", "y"]
-    recorded_rows(tmp_path, [speech(said(t)) for t in texts], texts, speakers)
+    recorded(tmp_path, [speech(said(t)) for t in texts], text=texts, speaker_id=speakers)
     task, lm = Tts(), tiny()
     codec = SMALL.model_copy(update={"codec": small_codec(tmp_path)})
     task.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts=codec))
@@ -106,19 +93,12 @@ def test_a_small_run_learns_to_speak_and_to_stop(tmp_path: Path) -> None:
         p.data /= 3.0
     clips = [clip(f"{i}", text) for i, text in enumerate(TEXTS)]
     before = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 0, Silent())
-    optimizer = torch.optim.AdamW(lm.parameters(), 1e-2)
-    for _ in range(70):
-        parts = task.pretrain_loss(lm, task.collate(clips, lm), cfg)
-        optimizer.zero_grad()
-        parts["loss"].backward()
-        optimizer.step()
+    fit(lm, lambda _: task.pretrain_loss(lm, task.collate(clips, lm), cfg), 70, 1e-2, torch.optim.AdamW)
     after = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 70, Silent())
     assert after["nll"] < 0.3 < 2.0 < before["nll"] and after["stopped"].mean == 1.0
     assert after["length_ratio"].mean == pytest.approx(1.0, abs=0.2)
-    right = [
-        s.tokens.tolist() == said(s.text or "") for s in task.synthesise(lm, clips, sampling=Sampling(temperature=0.2))
-    ]
-    assert sum(right) >= 5, right
+    spoken = task.synthesise(lm, clips, sampling=Sampling(temperature=0.2))
+    assert sum(s.tokens.tolist() == said(s.text or "") for s in spoken) >= 5
     assert len(list((tmp_path / "samples" / "step_000070").glob("*.flac"))) == 4
 
 
@@ -138,8 +118,7 @@ def test_what_is_said_hangs_on_key_and_seed_alone() -> None:
 def test_settings_beside_init(tmp_path: Path) -> None:
     task = Tts()
     lm = tiny()
-    row = {"id": "a", "audio_filepath": "a.wav", "duration": 1.0, "sample_rate": RATE, "text": "one"}
-    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    manifest(tmp_path / "m.jsonl", [{"id": "a", "audio_filepath": "a.wav", "text": "one"}])
     task.save(tmp_path / "lm", lm, facts={})
     given = {"task": "tts", "init": str(tmp_path / "lm"), "data": str(tmp_path / "m.jsonl")}
     again = task.build(Pretrain(**given, tts={"max_s": 2.5, "dim": 16}))
@@ -162,7 +141,7 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     torch.manual_seed(0)
     codec = small_codec(tmp_path)
     wavs = [0.1 * rng.standard_normal(4000 + 400 * i).astype(np.float32) for i in range(12)]
-    recorded_rows(tmp_path, wavs, TEXTS[:6] * 2, ["s0", "s1", "s2"] * 4)
+    recorded(tmp_path, wavs, text=TEXTS * 2, speaker_id=["s0", "s1", "s2"] * 4)
     cfg: dict[str, Any] = {"task": "tts", "data": str(tmp_path / "m.jsonl"), "out": str(tmp_path / "run"), "batch": 4}
     cfg |= {"valid_items": 2, "valid_every": 2, "save_every": 2, "device": "cpu"}
     cfg |= {"tts": {**SMALL.model_dump(), "codec": codec}}
@@ -175,16 +154,14 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("task", ["tts", "codec", "token-reward"])
-def test_texts_that_nobody_has_recorded_are_not_learned_from(
-    tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_without_a_recording_are_left_out(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Their sound is the prompt's, which says something else."""
     from rlspeech.stages.pretrain import run
     from rlspeech.tasks import get_task
 
-    codec, recorded = {"codec": small_codec(tmp_path)}, [i < 4 for i in range(6)]
-    wavs = [speech(said("three three"))] * 6
-    rows = recorded_rows(tmp_path, wavs, ["three three"] * 6, ["s"] * 6, recorded=recorded)
+    codec, text = {"codec": small_codec(tmp_path)}, "three three"
+    columns = {"text": [text] * 6, "speaker_id": ["s"] * 6, "recorded": [True] * 4 + [False] * 2}
+    rows = recorded(tmp_path, [speech(said(text))] * 6, **columns)
     given = {"data": str(tmp_path / "m.jsonl"), "valid": str(tmp_path / "m.jsonl"), "valid_items": 9}
     model = SimpleNamespace(sample_rate=RATE)
     for config, count in ((Pretrain(**given), 4), (RL(**given), 6)):  # rl may ask for any text
@@ -195,7 +172,7 @@ def test_texts_that_nobody_has_recorded_are_not_learned_from(
         known = get_task("tts")
         known.build(Pretrain(task="tts", data=str(tmp_path / "m.jsonl"), tts={**SMALL.model_dump(), **codec}))
         assert [u.id for u in known._speakers["s"]] == ["u0", "u1", "u2", "u3"]
-    (tmp_path / "none.jsonl").write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
+    manifest(tmp_path / "none.jsonl", [{**r, "recorded": False} for r in rows])
     cfg: dict[str, Any] = {"task": task, "data": str(tmp_path / "none.jsonl"), "out": str(tmp_path / "run")}
     with pytest.raises(UserError, match="6 rows") as caught:
         run(Pretrain(**cfg, device="cpu", steps=1, tts=codec, token_reward=codec))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import soundfile as sf
 
 from rlspeech.corpora.base import Candidate
+from rlspeech.data.audio import save_audio
 
 RATE = 16000
 
@@ -49,6 +50,17 @@ def write(path: Path, wav: np.ndarray, rate: int = RATE, **options: str) -> Path
 def sound(path: Path, seed: int = 0, seconds: float = 1.0, rate: int = RATE) -> Path:
     """Write a voice."""
     return write(path, voice(seed, seconds, rate), rate)
+
+
+def recorded(folder: Path, wavs: Sequence[np.ndarray], **columns: Sequence[Any]) -> list[dict[str, Any]]:
+    """Write recordings (T,) and their manifest ``m.jsonl``, with further columns; return its rows."""
+    rows = []
+    for i, wav in enumerate(wavs):
+        save_audio(folder / f"{i}.wav", wav, RATE)
+        row = {"id": f"u{i}", "audio_filepath": f"{i}.wav", "duration": len(wav) / RATE, "sample_rate": RATE}
+        rows.append(row | {key: values[i] for key, values in columns.items()})
+    manifest(folder / "m.jsonl", rows)
+    return rows
 
 
 def manifest(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
