@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_avse_task import av_clips, av_policy, tiny_avse
+from torch.distributions import Normal, kl_divergence
 
 from rlspeech.config import Exploration, Lora
 from rlspeech.models.avse import si_snr
@@ -30,14 +31,10 @@ def nudge(policy: AvsePolicy, size: float = 0.05) -> None:
             p.add_(size * p.abs().mean() * torch.randn(p.shape, generator=rng))
 
 
-def test_it_is_a_policy() -> None:
-    policy = av_policy(GAIN)
-    assert isinstance(policy, Policy) and isinstance(policy, BasePolicy) and isinstance(policy, CriticPolicy)
-
-
 @KINDS
 def test_the_second_look_repeats_the_first(explore: Exploration) -> None:
     policy = av_policy(explore)
+    assert isinstance(policy, Policy) and isinstance(policy, BasePolicy) and isinstance(policy, CriticPolicy)
     rollout = policy.rollout(av_clips(6400, 4000), group=4, seed=3)
     look = policy.log_prob(rollout, ROWS, with_kl=True)
     assert torch.allclose(look.logp, rollout.logp, atol=1e-5)
@@ -84,25 +81,19 @@ def test_kl_of_the_published_gaussian(reduction: str) -> None:
     policy = av_policy(MASK, reduction=reduction)
     rollout = policy.rollout(av_clips(3200), group=2, seed=1)
     nudge(policy)
-    data = rollout.state.batch
+    data, before = rollout.state.batch, rollout.state.old.mask
     with torch.no_grad():
-        new = policy.model(data.noisy, data.video, data.present).mask
-        old = rollout.state.old.mask
-    wanted = torch.distributions.kl_divergence(
-        torch.distributions.Normal(new, 0.05), torch.distributions.Normal(old, 0.05)
-    ).flatten()
+        new, old = (Normal(m, 0.05) for m in (policy.model(data.noisy, data.video, data.present).mask, before))
+    wanted = kl_divergence(new, old).flatten()
     look = policy.log_prob(rollout, torch.tensor([0]), with_kl=True)
     assert look.kl is not None and look.kl_other is not None
     mean, total = wanted.mean(), wanted.sum()
     ours, other = (mean, total) if reduction == "mean" else (total, mean)
     assert torch.allclose(look.kl[0, 0], ours, rtol=1e-3) and torch.allclose(look.kl_other[0, 0], other, rtol=1e-3)
-    action = old + 0.05 * rollout.state.eps[0].view(1, -1, 1, 16).permute(0, 2, 3, 1)
-    ratio = (
-        torch.distributions.Normal(new, 0.05).log_prob(action) - torch.distributions.Normal(old, 0.05).log_prob(action)
-    ).flatten()
-    assert torch.allclose(
-        (look.logp - rollout.logp[:1])[0, 0], ratio.mean() if reduction == "mean" else ratio.sum(), rtol=1e-2, atol=1e-4
-    )
+    action = old.mean + 0.05 * rollout.state.eps[0].view(1, -1, 1, 16).permute(0, 2, 3, 1)
+    ratio = (new.log_prob(action) - old.log_prob(action)).flatten()
+    wanted = ratio.mean() if reduction == "mean" else ratio.sum()
+    assert torch.allclose((look.logp - rollout.logp[:1])[0, 0], wanted, rtol=1e-2, atol=1e-4)
 
 
 def test_a_clamped_mask_is_not_negative() -> None:
@@ -129,11 +120,9 @@ def test_base_stays_where_it_was(lora: Lora | None) -> None:
 def test_supervised_is_si_snr_and_reaches_the_video() -> None:
     policy, clips = av_policy(GAIN), av_clips(6400, 4000)
     out = policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])
-    wanted = -np.mean(
-        [float(si_snr(torch.from_numpy(o), torch.from_numpy(c.target))) for o, c in zip(out, clips, strict=True)]
-    )
+    each = [si_snr(torch.from_numpy(o), torch.from_numpy(c.target)).item() for o, c in zip(out, clips, strict=True)]
     loss = policy.supervised(clips)
-    assert loss.item() == pytest.approx(wanted, abs=1e-3)
+    assert loss.item() == pytest.approx(-np.mean(each), abs=1e-3)
     loss.backward()
     assert float(policy.model.video.stem.weight.grad.abs().max()) > 0
 
@@ -142,12 +131,10 @@ def test_supervised_is_si_snr_and_reaches_the_video() -> None:
 def test_supervised_on_samples_hears_the_samples(explore: Exploration) -> None:
     policy, clips = av_policy(explore), av_clips(6400, 4000)
     rollout = policy.rollout(clips, group=2, seed=1)
-    rows = torch.tensor([0, 1, 2, 3])
-    wavs = [torch.from_numpy(s.wav) for s in rollout.samples]
-    wanted = -np.mean(
-        [float(si_snr(w, torch.from_numpy(clips[i // 2].target)).clamp_min(-30)) for i, w in enumerate(wavs)]
-    )
-    assert policy.supervised(clips, rollout=rollout, rows=rows).item() == pytest.approx(wanted, abs=1e-2)
+    targets = [torch.from_numpy(c.target) for c in clips for _ in range(2)]
+    each = [si_snr(torch.from_numpy(s.wav), t) for s, t in zip(rollout.samples, targets, strict=True)]
+    loss = policy.supervised(clips, rollout=rollout, rows=torch.arange(4)).item()
+    assert loss == pytest.approx(-np.mean([float(x.clamp_min(-30)) for x in each]), abs=1e-2)
 
 
 def test_gradient_of_a_reward_on_loudness_turns_the_level_up() -> None:
@@ -164,13 +151,9 @@ def test_gradient_of_a_reward_on_loudness_turns_the_level_up() -> None:
         rollout = policy.rollout(clips, group=8, seed=step)
         power = torch.tensor([float(np.log(np.square(s.wav).mean())) for s in rollout.samples]).view(3, 8)
         advantage = ((power - power.mean(1, keepdim=True)) / power.std(1, keepdim=True)).flatten()
-        loss = -(
-            policy.log_prob(rollout, torch.arange(24), with_kl=False).logp[:, 0].exp()
-            / rollout.logp[:, 0].exp()
-            * advantage
-        ).mean()
+        ratio = policy.log_prob(rollout, torch.arange(24), with_kl=False).logp[:, 0].exp() / rollout.logp[:, 0].exp()
         optimizer.zero_grad()
-        loss.backward()
+        (-ratio * advantage).mean().backward()
         optimizer.step()
     assert loudness() > 1.2 * before
 

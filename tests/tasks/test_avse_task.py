@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_avse_task import RATE, TINY, av_clips, tiny_avse
+from training import fit
 
 from rlspeech.config import AvseModel, Pretrain
 from rlspeech.corpora.lips import draw_mouth
@@ -17,7 +18,7 @@ from rlspeech.data.audio import rms_dbfs, save_audio
 from rlspeech.data.batches import Clip, open_clips, whole_clips
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.video import save_lips
-from rlspeech.models.avse import AvseEnhancer
+from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.models.hub import embedded_path, load_model
 from rlspeech.stages import pretrain
 from rlspeech.tasks.avse.enhancer import AvInference, shuffled, supervised_loss
@@ -37,15 +38,8 @@ def _binaural(*samples: int) -> list[Clip]:
     made = []
     for i, c in enumerate(av_clips(*samples)):
         other = 0.02 * np.random.default_rng(50 + i).standard_normal(len(c.noisy)).astype(np.float32)
-        made.append(
-            Clip(
-                c.key,
-                np.stack([c.noisy, 0.5 * c.noisy + other]),
-                np.stack([c.target, 0.5 * c.target]),
-                RATE,
-                lips=c.lips,
-            )
-        )
+        noisy, target = np.stack([c.noisy, 0.5 * c.noisy + other]), np.stack([c.target, 0.5 * c.target])
+        made.append(Clip(c.key, noisy, target, RATE, lips=c.lips))
     return made
 
 
@@ -205,20 +199,11 @@ def _write(folder: Path, channels: int, count: int = 6) -> Path:
     rows = []
     for i in range(count):
         c = _binaural(RATE)[0] if channels == 2 else av_clips(RATE, seed=i)[0]
-        save_audio(folder / f"n{i}.flac", c.noisy, RATE)
-        save_audio(folder / f"c{i}.flac", c.target, RATE)
-        mouth = draw_mouth(av_clips(RATE, seed=i)[0].target, RATE, np.random.default_rng(i))
-        save_lips(folder / f"v{i}.npz", mouth)
-        rows.append(
-            Utterance(
-                f"u{i}",
-                str(folder / f"n{i}.flac"),
-                1.0,
-                RATE,
-                target_filepath=str(folder / f"c{i}.flac"),
-                lips_filepath=str(folder / f"v{i}.npz"),
-            )
-        )
+        noisy, target, lips = (str(folder / name) for name in (f"n{i}.flac", f"c{i}.flac", f"v{i}.npz"))
+        save_audio(noisy, c.noisy, RATE)
+        save_audio(target, c.target, RATE)
+        save_lips(Path(lips), draw_mouth(av_clips(RATE, seed=i)[0].target, RATE, np.random.default_rng(i)))
+        rows.append(Utterance(f"u{i}", noisy, 1.0, RATE, target_filepath=target, lips_filepath=lips))
     write_manifest(folder / "manifest.jsonl", rows, None)
     return folder / "manifest.jsonl"
 
@@ -235,19 +220,9 @@ def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.Mo
         return collate(clips, *args, **how)
 
     monkeypatch.setattr(Avse, "collate", spy)
-    data = str(_write(tmp_path, channels, 10))
-    settings: dict[str, Any] = {
-        "task": "avse",
-        "avse": AvseModel(**TINY, channels=channels),
-        "data": data,
-        "batch": 2,
-        "warmup": 1,
-        "save_every": 1,
-        "valid_items": 2,
-        "device": "cpu",
-        "workers": 0,
-        "valid_every": 0,
-    }
+    settings: dict[str, Any] = {"task": "avse", "avse": AvseModel(**TINY, channels=channels), "batch": 2, "warmup": 1}
+    settings |= {"data": str(_write(tmp_path, channels, 10)), "save_every": 1, "valid_every": 0, "valid_items": 2}
+    settings |= {"device": "cpu", "workers": 0}
     whole = pretrain.run(Pretrain(**settings, steps=2, out=str(tmp_path / "whole")))
     assert {"si_sdr", "si_sdr_shuffled_video"} <= whole.keys()
     assert shapes == ({(2,)} if channels == 2 else {()})  # both ears are read
@@ -270,19 +245,16 @@ def test_settings_that_fit_the_weights_can_be_changed(tmp_path: Path) -> None:
 # -- the video is used ------------------------------------------------------------------------------------------------
 
 
-def _si_sdr(output: np.ndarray, target: np.ndarray) -> float:
-    along = float(output @ target) / float(target @ target) * target
-    return float(10 * np.log10(np.sum(along**2) / np.sum((output - along) ** 2)))
-
-
 def _worth_db(model: AvseEnhancer, clips: list[Clip]) -> tuple[float, float, float]:
     """Mean SI-SDR of the inputs, of the outputs, and of the outputs where every clip has its neighbour's video."""
     see = AvInference(model.eval())
-    right = [_si_sdr(see.infer([c.noisy], None, [c.lips])[0], c.target) for c in clips]
-    wrong = [
-        _si_sdr(see.infer([c.noisy], None, [o.lips])[0], c.target) for c, o in zip(clips, shuffled(clips), strict=True)
-    ]
-    return float(np.mean([_si_sdr(c.noisy, c.target) for c in clips])), float(np.mean(right)), float(np.mean(wrong))
+
+    def mean(outputs: Iterable[np.ndarray]) -> float:
+        pairs = zip(outputs, clips, strict=True)
+        return float(np.mean([float(si_snr(torch.from_numpy(o), torch.from_numpy(c.target))) for o, c in pairs]))
+
+    given = ([c.noisy for c in clips], None)
+    return mean(given[0]), *(mean(see.infer(*given, [c.lips for c in by])) for by in (clips, shuffled(clips)))
 
 
 def _syllables(seed: int, seconds: float = 1.2) -> np.ndarray:
@@ -302,33 +274,17 @@ def test_the_mouth_tells_who_is_meant() -> None:
     def mixture(i: int, j: int) -> Clip:
         return Clip(f"{i}+{j}", sources[i] + sources[j], sources[i], RATE, lips=mouths[i])
 
-    cfg = AvseModel(
-        filters=32,
-        kernel=64,
-        stride=32,
-        bottleneck=24,
-        hidden=32,
-        blocks=2,
-        repeats=1,
-        video_crop=64,
-        video_size=16,
-        video_stem=4,
-        video_channels=[8],
-        video_layers=[1],
-        visual_blocks=0,
-        video_drop=0.0,
-        video_mean=0.5,
-        video_std=0.2,
-    )
+    sound = {"filters": 32, "kernel": 64, "stride": 32, "bottleneck": 24, "hidden": 32}
+    video = {"video_crop": 64, "video_stem": 4, "video_channels": [8], "visual_blocks": 0, "video_drop": 0.0}
     torch.manual_seed(0)
+    cfg = AvseModel(**{**TINY, **sound, **video, "video_mean": 0.5, "video_std": 0.2})
     model, rng = AvseEnhancer(cfg).train(), np.random.default_rng(0)
-    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(120):
+
+    def loss(_: int) -> dict[str, torch.Tensor]:
         pairs = [rng.choice(48, 2, replace=False) for _ in range(6)]
-        loss = TASK.pretrain_loss(model, TASK.collate([mixture(i, j) for i, j in pairs], model), _config())["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return TASK.pretrain_loss(model, TASK.collate([mixture(i, j) for i, j in pairs], model), _config())
+
+    fit(model, loss, 120, 5e-3)
     before, right, wrong = _worth_db(model, [mixture(i, i + 6 if i < 54 else i - 6) for i in range(48, 60)])
     assert right > before + 1.0 and right > wrong + 3.0, (before, right, wrong)
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from tiny_flow import RATE, clips, tiny_model
+from tiny_flow import RATE, clips, published, tiny_model
 from torch import Tensor
 
 from rlspeech.config import Exploration
@@ -18,29 +19,11 @@ from rlspeech.models.flow import euler, magnitude
 from rlspeech.tasks.explore import BinNoise, GainNoise, Kernel, Site, band_matrix, build_kernel
 from rlspeech.types import UserError
 
-ALL = [
-    Exploration(kind="sde", noise=0.4),
-    Exploration(kind="cps", noise=0.6),
-    Exploration(kind="dance", noise=0.3),
-    Exploration(kind="gain", noise=0.3),
-    Exploration(kind="gain", noise=0.3, basis=["contrast"], segment_s=0.2),
-    Exploration(kind="gain", noise=0.3, basis=["level"], bands=5),
-]
-NAMES = [f"{e.kind}-{'+'.join(e.basis)}-{e.segment_s}" if e.kind == "gain" else e.kind for e in ALL]
-
-
-def published(kind: str, a: float, x: Tensor, x1: Tensor, t: float, dt: float) -> tuple[Tensor, float]:
-    """Mean and standard deviation as the papers write them, for a standard normal x_0."""
-    v = (x1 - x) / (1 - t)
-    score = (-x + t * v) / (1 - t)
-    if kind == "sde":
-        sigma = a * math.sqrt((1 - t) / t)
-        return x + (v + sigma**2 / (2 * (1 - t)) * (-x + t * v)) * dt, sigma * math.sqrt(dt)
-    if kind == "dance":
-        return x + v * dt + a**2 / 2 * score * dt, a * math.sqrt(dt)
-    after = t + dt
-    x0_hat, x1_hat = x - t * v, x + (1 - t) * v
-    return after * x1_hat + (1 - after) * math.cos(a * math.pi / 2) * x0_hat, (1 - after) * math.sin(a * math.pi / 2)
+PUBLISHED = {"sde": 0.4, "cps": 0.6, "dance": 0.3}  # kind -> noise
+GAINS = [Exploration(kind="gain", noise=0.3), Exploration(kind="gain", noise=0.3, basis=["level"], bands=5)]
+GAINS += [Exploration(kind="gain", noise=0.3, basis=["contrast"], segment_s=0.2)]
+ALL = [Exploration(kind=kind, noise=noise) for kind, noise in PUBLISHED.items()] + GAINS
+NAMES = [*PUBLISHED, "gain", "gain-level", "gain-contrast"]
 
 
 def _site(model, t: float = 0.5, dt: float = 0.1, seed: int = 0, padded: bool = False) -> Site:  # type: ignore[no-untyped-def]
@@ -100,12 +83,8 @@ def test_the_kl_identity_of_the_sde() -> None:
 
 
 @pytest.mark.parametrize("prior", ["standard", "noisy"])
-@pytest.mark.parametrize(
-    "explore",
-    [Exploration(kind="sde", noise=0.5), Exploration(kind="cps", noise=0.5), Exploration(kind="dance", noise=0.5)],
-    ids=["sde", "cps", "dance"],
-)
-def test_the_marginal_is_right_as_steps_shrink(explore: Exploration, prior: str) -> None:
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_the_marginal_is_right_as_steps_shrink(kind: Any, prior: str) -> None:
     """Every step but the first is stochastic; the data are N(0.7, 1.5^2), for which the best prediction is known.
 
     The noise of cps does not shrink with the step (the share of x_0 that is drawn anew is sin(eta pi/2) in every step), so that
@@ -115,10 +94,8 @@ def test_the_marginal_is_right_as_steps_shrink(explore: Exploration, prior: str)
     start = 0.0 if prior == "standard" else y
     errors = []
     for steps in (8, 128):
-        eta = explore.noise * (4 / steps**0.5 if explore.kind == "cps" else 1.0)
-        kernel = BinNoise(
-            SimpleNamespace(prior_moments=lambda _: (start, s0)), explore.model_copy(update={"noise": eta})
-        )
+        explore = Exploration(kind=kind, noise=0.5 * (4 / steps**0.5 if kind == "cps" else 1.0))
+        kernel = BinNoise(SimpleNamespace(prior_moments=lambda _: (start, s0)), explore)
         g = torch.Generator().manual_seed(0)
         x, dt = start + s0 * torch.randn(y.shape, generator=g), 1.0 / steps
         for i in range(steps):
@@ -142,9 +119,6 @@ def test_states_that_rows_share() -> None:
 
 
 # -- gains -----------------------------------------------------------------------------------------------------------------
-
-
-GAINS = ALL[3:]
 
 
 def _alive(kernel: GainNoise, site: Site) -> Tensor:
@@ -178,9 +152,8 @@ def test_gains_are_gains() -> None:
     before, after = (model.front.unpack(v) for v in (site.x1, kernel.act(site, eps, torch.tensor([0, 1]))))
     ratio = after / before
     inside = band_matrix(257, 8, RATE)[:, 3] > 0
-    torch.testing.assert_close(
-        ratio[0, inside].abs() ** (1 / 0.5), torch.full_like(ratio[0, inside].abs(), math.exp(0.3 * 1.7))
-    )
+    gain = ratio[0, inside].abs() ** (1 / 0.5)
+    torch.testing.assert_close(gain, torch.full_like(gain, math.exp(0.3 * 1.7)))
     torch.testing.assert_close(ratio[0, ~inside], torch.ones_like(ratio[0, ~inside]))
     torch.testing.assert_close(ratio[1], torch.ones_like(ratio[1]))
     assert float(ratio.imag.abs().max()) < 1e-5

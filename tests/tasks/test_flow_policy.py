@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_flow import RATE, clips, disturb, policy, tiny_model
+from tiny_flow import RATE, clips, disturb, policy, published, tiny_model
 from torch.distributions import Independent, Normal, kl_divergence
+from training import slope
 
 from rlspeech.config import Exploration, Lora
 from rlspeech.tasks import get_task
@@ -78,10 +79,8 @@ def test_noise_zero_is_the_ode_to_the_bit_at_the_same_batch_shape(kind: str) -> 
     made = policy(explore, seed=5)
     batch = clips(8000, 8000)
     rollout = made.rollout(batch, group=2, seed=11)
-    repeated = [b for b in batch for _ in range(2)]
-    wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=16).infer(
-        [b.noisy for b in repeated], [f"{b.key}#{g}" for b in batch for g in range(2)]
-    )
+    rows = [(b.noisy, f"{b.key}#{g}") for b in batch for g in range(2)]
+    wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=16).infer([w for w, _ in rows], [name for _, name in rows])
     assert np.array_equal(_wavs(rollout), np.stack(wanted))
 
 
@@ -100,17 +99,7 @@ def test_ratio_one_and_kl_zero_before_the_first_update(kind: str, reduction: str
 
 def _gaussian(kernel_kind: str, a: float, x: torch.Tensor, x1: torch.Tensor, t: float, dt: float) -> Independent:
     """The published step as a distribution, in double precision."""
-    x, x1 = x.double(), x1.double()
-    v = (x1 - x) / (1 - t)
-    if kernel_kind == "sde":
-        sigma = a * math.sqrt((1 - t) / t)
-        mean, std = x + (v + sigma**2 / (2 * (1 - t)) * (-x + t * v)) * dt, sigma * math.sqrt(dt)
-    elif kernel_kind == "dance":
-        mean, std = x + v * dt + a**2 / 2 * (-x + t * v) / (1 - t) * dt, a * math.sqrt(dt)
-    else:
-        after = t + dt
-        mean = after * (x + (1 - t) * v) + (1 - after) * math.cos(a * math.pi / 2) * (x - t * v)
-        std = (1 - after) * math.sin(a * math.pi / 2)
+    mean, std = published(kernel_kind, a, x.double(), x1.double(), t, dt)
     return Independent(Normal(mean, torch.full_like(mean, std)), 2)
 
 
@@ -129,9 +118,8 @@ def test_stored_decisions_are_the_published_gaussians(kind: str) -> None:
     disturb(made.parameters(), 0.003)
     with torch.no_grad():
         look = made.log_prob(rollout, _rows(rollout), with_kl=True)
-        new = _gaussian(
-            kind, explore.noise, first.site.x, made.model.clean(first.site.x, first.site.y, 0.25), 0.25, 0.25
-        )
+        x1 = made.model.clean(first.site.x, first.site.y, 0.25)
+        new = _gaussian(kind, explore.noise, first.site.x, x1, 0.25, 0.25)
         log_ratio = new.log_prob(drawn) - old.log_prob(drawn)
         assert float(log_ratio.abs().max()) > 1.0
         torch.testing.assert_close((look.logp - rollout.logp)[:, 0].double(), log_ratio, atol=2e-2, rtol=2e-3)
@@ -148,16 +136,11 @@ def test_gain_log_ratio_is_that_of_unit_gaussians(kind: str) -> None:
     with torch.no_grad():
         look = made.log_prob(rollout, _rows(rollout), with_kl=True)
         for i, d in enumerate(rollout.state):
-            moved = made.kernel.shift(d.site, made.model.clean(d.site.x, d.site.y, d.site.t, d.site.mask))[
-                d.states
-            ].double()
-            on = d.active[d.states] > 0
+            x1 = made.model.clean(d.site.x, d.site.y, d.site.t, d.site.mask)
+            moved, on = made.kernel.shift(d.site, x1)[d.states].double(), d.active[d.states] > 0
             for row in range(4):
                 eps, mean = d.eps[row][on[row]].double(), moved[row][on[row]]
-                new, old = (
-                    Independent(Normal(mean, torch.ones_like(mean)), 1),
-                    Independent(Normal(0 * mean, torch.ones_like(mean)), 1),
-                )
+                new, old = (Independent(Normal(m, torch.ones_like(mean)), 1) for m in (mean, 0 * mean))
                 wanted = new.log_prob(eps) - old.log_prob(eps)
                 assert float((look.logp - rollout.logp)[row, i]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-4)
                 assert float(look.kl[row, i]) == pytest.approx(float(kl_divergence(new, old)), rel=1e-3, abs=1e-4)
@@ -170,24 +153,12 @@ def test_the_gradient_agrees_with_finite_differences(kind: str) -> None:
     rollout = made.rollout(clips(4000), group=2, seed=1)
     disturb(made.parameters(), 1e-3)
     weight = torch.tensor([[1.0], [-0.7]])
-    parameters = made.parameters()
 
     def value() -> torch.Tensor:
         return (weight * (made.log_prob(rollout, _rows(rollout), with_kl=False).logp - rollout.logp)).sum()
 
-    grads = torch.autograd.grad(value(), parameters, allow_unused=True)
-    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
-    norm = math.sqrt(sum(float(g.square().sum()) for g in flat))
-    h = 2e-3
-    with torch.no_grad():
-        ends = []
-        for sign in (1, -1):
-            for p, g in zip(parameters, flat, strict=True):
-                p += sign * h * g / norm
-            ends.append(float(value()))
-            for p, g in zip(parameters, flat, strict=True):
-                p -= sign * h * g / norm
-    assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(norm, rel=0.05)  # the slope along the gradient is its length
+    length, found = slope(value, made.parameters(), 2e-3)
+    assert found == pytest.approx(length, rel=0.05)
 
 
 @kinds
@@ -196,9 +167,8 @@ def test_rows_are_functions_of_seed_key_and_member(kind: str) -> None:
     first = made.rollout(clips(8000, 8000), group=4, seed=3)
     assert np.array_equal(_wavs(first), _wavs(made.rollout(clips(8000, 8000), group=4, seed=3)))
     assert np.abs(_wavs(first) - _wavs(made.rollout(clips(8000, 8000), group=4, seed=4))).max() > 1e-4
-    assert (
-        np.abs(_wavs(first) - _wavs(policy(ALL[kind], seed=1).rollout(clips(8000, 8000), group=4, seed=3))).max() > 1e-4
-    )
+    other = policy(ALL[kind], seed=1).rollout(clips(8000, 8000), group=4, seed=3)
+    assert np.abs(_wavs(first) - _wavs(other)).max() > 1e-4
     swapped = made.rollout(clips(8000, 8000)[::-1], group=4, seed=3)
     np.testing.assert_allclose(_wavs(swapped)[4:], _wavs(first)[:4], atol=2e-6)
     with_short = made.rollout([*clips(5001, seed=7), *clips(8000)], group=4, seed=3)
@@ -250,15 +220,9 @@ def test_windows() -> None:
             nfe, steps = policy(Exploration(kind=kind, window=window, nfe=(4, 4))).schedule(np.random.default_rng(0))
             assert 0 not in steps and steps[-1] == (2 if kind == "cps" else 3) and nfe == 4
             assert len(steps) == (min(window, 2) if kind == "cps" else window)
-    for bad in (
-        {"kind": "sde", "nfe": (1, 1)},
-        {"kind": "cps", "nfe": (1, 4)},
-        {"window": 5},
-        {"start": (0, 2)},
-        {"start": (1, 4)},
-        {"start": (3, 2)},
-        {"kind": "cps", "nfe": (4, 4), "start": (3, 3)},
-    ):
+    starts: list[dict[str, Any]] = [{"start": (0, 2)}, {"start": (1, 4)}, {"start": (3, 2)}]
+    cps = [{"kind": "cps", "nfe": (1, 4)}, {"kind": "cps", "nfe": (4, 4), "start": (3, 3)}]
+    for bad in [*starts, *cps, {"kind": "sde", "nfe": (1, 1)}, {"window": 5}]:
         with pytest.raises(UserError, match="window"):
             policy(Exploration(**{"nfe": (4, 4), **bad}))
     # as many steps as the model takes
@@ -275,15 +239,12 @@ def test_no_step_of_cps_is_without_noise() -> None:
 
 
 @pytest.mark.parametrize("prior", ["standard", "noisy"])
-def test_other_priors_and_heads_pass_the_same_gates(prior: str) -> None:
-    for explore, changes in (
-        (ALL["sde"], {"head": "linear", "prediction": "velocity"}),
-        (ALL["gain"], {"head": "linear"}),
-    ):
-        made = policy(explore, prior=prior, **changes)
-        rollout = made.rollout(clips(4000), group=2, seed=1)
-        look = made.log_prob(rollout, _rows(rollout), with_kl=True)
-        assert float((look.logp - rollout.logp).abs().max()) <= 1e-3 and float(look.kl.abs().max()) == 0
+@pytest.mark.parametrize(("kind", "prediction"), [("sde", "velocity"), ("gain", "clean")])
+def test_other_priors_and_heads_pass_the_same_gates(kind: str, prediction: str, prior: str) -> None:
+    made = policy(ALL[kind], prior=prior, head="linear", prediction=prediction)
+    rollout = made.rollout(clips(4000), group=2, seed=1)
+    look = made.log_prob(rollout, _rows(rollout), with_kl=True)
+    assert float((look.logp - rollout.logp).abs().max()) <= 1e-3 and float(look.kl.abs().max()) == 0
 
 
 # -- the task --------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from tiny_avse_task import av_clips, tiny_avse
 from tiny_flow import SMALL, clips, disturb, tiny_model
 from torch import Tensor
+from training import slope
 
 from rlspeech.algos.update import flat_gradient
 from rlspeech.config import RL, DiffRO, Exploration, Lora
@@ -37,9 +38,8 @@ FLOWS: dict[str, tuple[Exploration, int]] = {
 def flow(explore: Exploration = GAIN, last_steps: int = 1, lora: Lora | None = SMALL, **changes: Any) -> Any:
     model = tiny_model(**changes)
     torch.manual_seed(3)
-    return FlowSE().policy(
-        Adapted(model, lora), RL(algo="diffro", explore=explore, diffro=DiffRO(last_steps=last_steps))
-    )
+    config = RL(algo="diffro", explore=explore, diffro=DiffRO(last_steps=last_steps))
+    return FlowSE().policy(Adapted(model, lora), config)
 
 
 def avse(explore: Exploration = BANDS, **changes: Any) -> Any:
@@ -92,22 +92,8 @@ def test_the_gradient_is_that_of_finite_differences(name: str, explore: Explorat
     policy: Any = flow(explore, steps, lora=None) if name == "flow" else avse(explore)
     rollout = policy.rollout(clips(4800, 6400) if name == "flow" else av_clips(4800, 6400), group=2, seed=1)
     disturb(policy.parameters(), 0.02)
-    rows = torch.tensor([0, 1, 3])
-    parameters = policy.parameters()
-    found = flat_gradient(pull(policy, rollout, rows), parameters)
-    direction = found / found.norm()  # along the gradient: everything else is smaller
-
-    @torch.no_grad()
-    def at(step: float) -> float:
-        for p, d in zip(parameters, direction.split([p.numel() for p in parameters]), strict=True):
-            p.data += step * d.view_as(p)
-        value = float(pull(policy, rollout, rows).double())
-        for p, d in zip(parameters, direction.split([p.numel() for p in parameters]), strict=True):
-            p.data -= step * d.view_as(p)
-        return value
-
-    slope = (at(1e-3) - at(-1e-3)) / 2e-3
-    assert float(found.norm()) == pytest.approx(slope, rel=0.02) and slope > 0
+    length, found = slope(lambda: pull(policy, rollout, torch.tensor([0, 1, 3])), policy.parameters(), 1e-3)
+    assert length == pytest.approx(found, rel=0.02) and found > 0
 
 
 def test_more_steps_have_another_gradient_of_the_same_output() -> None:
@@ -128,10 +114,8 @@ def test_the_kl_is_that_of_the_waveforms(name: str) -> None:
     rows = torch.arange(4)
     assert float(policy.log_prob(rollout, rows, with_kl=True).kl.detach().abs().max()) < 1e-9
     disturb(policy.parameters(), 0.05)
-    made, look = (
-        policy.relax(rollout, rows, tau=1.0, hard=True, seed=0, with_kl=True),
-        policy.log_prob(rollout, rows, with_kl=True),
-    )
+    made = policy.relax(rollout, rows, tau=1.0, hard=True, seed=0, with_kl=True)
+    look = policy.log_prob(rollout, rows, with_kl=True)
     assert made.kl.shape == look.logp.shape == rollout.logp.shape and float(made.kl.detach().min()) > 0
     torch.testing.assert_close(made.kl, look.kl)
     assert policy.log_prob(rollout, rows, with_kl=False).kl is None

@@ -41,10 +41,8 @@ def test_same_seed_same_words_and_many_ways() -> None:
 
 
 def test_more_grades_than_stars() -> None:
-    grades = [grades_of({"quality": q})["overall"] for q in np.linspace(1, 5, 400)]
-    pairs = {
-        (grades_of({"quality": q})["overall"], grades_of({"quality": q})["effort"]) for q in np.linspace(1, 5, 400)
-    }
+    found = [grades_of({"quality": q}) for q in np.linspace(1, 5, 400)]
+    grades, pairs = [g["overall"] for g in found], {(g["overall"], g["effort"]) for g in found}
     assert grades == sorted(grades) and set(grades) == set(range(len(OVERALL)))
     assert len(pairs) > len(OVERALL) + 2  # both remarks together are finer than either
     assert len({len(row) for row in OVERALL}) == 1 and len({len(row) for row in EFFORT}) == 1
@@ -88,10 +86,8 @@ def stars() -> Callable[[list[str]], list[float]]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = Path(rlspeech.__file__).parent / "assets" / "sentiment"
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForSequenceClassification.from_pretrained(folder).eval(),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert [model.config.id2label[i] for i in range(5)] == ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
     assert sum(f.stat().st_size for f in folder.iterdir()) < 3e6
 
@@ -113,20 +109,20 @@ def test_negations_and_words_of_the_field(stars: Callable[[list[str]], list[floa
     """What a lexicon gets wrong: negated faults, "strongly present", numbers."""
     praise = [
         "There is no noise and no distortion",
-        "Clear, natural and very pleasant to listen to, with no audible noise",
         "not muffled",
-        "clean and intelligible; the voice sounds excellent",
         "The noise is not intrusive",
         "Quality score 5 out of 5",
     ]
+    praise += ["Clear, natural and very pleasant to listen to, with no audible noise"]
+    praise += ["clean and intelligible; the voice sounds excellent"]
     blame = [
-        "Background noise is strongly present and the speaker is barely intelligible",
         "not clear",
         "Quality score 1 out of 5",
         "heavily distorted and hard to understand, with loud noise",
         "muffled",
-        "Terrible quality: muffled, robotic, annoying artifacts and unintelligible words",
     ]
+    blame += ["Background noise is strongly present and the speaker is barely intelligible"]
+    blame += ["Terrible quality: muffled, robotic, annoying artifacts and unintelligible words"]
     assert min(stars(praise)) > 3.1 and max(stars(blame)) < 2.95
     pairs = [
         ("The speech is noisy.", "The speech is not noisy."),

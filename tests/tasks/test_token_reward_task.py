@@ -24,7 +24,7 @@ WORDS = ["one", "two", "three", "four"]
 
 def word(w, rng):
     """Word k is a stretch at level k: eight frames, then a gap."""
-    wav = np.concatenate([np.full(5120, (2 + 5 * WORDS.index(w)) / V), np.zeros(2560)])
+    wav = np.concatenate([np.full(5120, (2 + 3 * WORDS.index(w)) / V), np.zeros(2560)])
     return wav + 0.002 * rng.random(7680)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlspeech.config import Exploration, FlowModel, Lora
 from rlspeech.data.batches import Clip
@@ -44,6 +45,20 @@ def clips(*samples: int, seed: int = 0) -> list[Clip]:
         noise = 0.03 * np.random.default_rng(50 + seed + i).standard_normal(n)
         out.append(Clip(f"clip{seed + i}", (target + noise).astype(np.float32), target, RATE))
     return out
+
+
+def published(kind: str, a: float, x: Tensor, x1: Tensor, t: float, dt: float) -> tuple[Tensor, float]:
+    """Mean and standard deviation of a step as the papers write them, for a standard normal x_0."""
+    v = (x1 - x) / (1 - t)
+    score = (-x + t * v) / (1 - t)
+    if kind == "sde":
+        sigma = a * math.sqrt((1 - t) / t)
+        return x + (v + sigma**2 / (2 * (1 - t)) * (-x + t * v)) * dt, sigma * math.sqrt(dt)
+    if kind == "dance":
+        return x + v * dt + a**2 / 2 * score * dt, a * math.sqrt(dt)
+    after = t + dt
+    x0_hat, x1_hat = x - t * v, x + (1 - t) * v
+    return after * x1_hat + (1 - after) * math.cos(a * math.pi / 2) * x0_hat, (1 - after) * math.sin(a * math.pi / 2)
 
 
 def policy(
