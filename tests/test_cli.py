@@ -58,6 +58,12 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     return fake
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_version_and_module() -> None:
     assert RUN.invoke(app, ["--version"]).stdout.strip() == f"rlspeech {__version__}"
     done = subprocess.run([sys.executable, "-m", "rlspeech", "--version"], capture_output=True, text=True, check=True)
@@ -71,9 +77,8 @@ def test_rl_with_nothing_else_is_the_default_run(stages: Stages) -> None:
 
 def test_preset_config_flag_and_set_are_layered(stages: Stages, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("group: 6\nsteps: 8\nlr: 0.5\n")
-    result = RUN.invoke(
-        app, ["rl", "--preset", "flowse-grpo", "--config", str(tmp_path / "a.yaml"), "--steps", "9", "--set", "lr=0.25"]
-    )
+    layers = ["--preset", "flowse-grpo", "--config", str(tmp_path / "a.yaml"), "--steps", "9", "--set", "lr=0.25"]
+    result = RUN.invoke(app, ["rl", *layers])
     assert result.exit_code == 0, result.stderr
     c = stages.config
     assert (c.prompts_per_step, c.group, c.steps, c.lr) == (72, 6, 9, 0.25)
@@ -85,97 +90,77 @@ def test_eval_refuses_unclear_models(stages: Stages, models: list[str]) -> None:
     assert result.exit_code == 2 and "--model" in result.stderr and not stages.calls
 
 
-ARRIVING = [  # command line, stage, setting -> value
+ARRIVING: list[tuple[str, dict[str, Any]]] = [  # command line, setting -> value
     (
         "rl --model runs/base --data d.jsonl --valid v.jsonl --reward estoi=1 --reward pesq_wb=0.5 --guard stoi=0.02 --guard lsd "
         "--steps 3 --group 4 --prompts-per-step 2 --lr 1e-3 --max-minutes 5 --seed 7 --device cpu --out runs/x "
         "--offload phase --set explore.noise=0.1 --set rewards[1].scale=none",
-        "stages.rl:run",
         {"model": "runs/base", "data": "d.jsonl", "valid": "v.jsonl", "steps": 3, "group": 4, "prompts_per_step": 2}
         | {"lr": 1e-3, "max_minutes": 5.0, "seed": 7, "device": "cpu", "out": "runs/x", "explore.noise": 0.1}
         | {"rewards.0.name": "estoi", "rewards.0.weight": 1.0, "rewards.0.scale": "batch", "rewards.1.name": "pesq_wb"}
         | {"rewards.1.weight": 0.5, "rewards.1.scale": "none", "guards.0.name": "stoi", "guards.0.max_drop": 0.02}
         | {"guards.1.name": "lsd", "guards.1.max_drop": None, "offload": "phase"},
     ),
-    ("rl --probe --set probe_batches=4", "stages.probe:run", {"probe_batches": 4}),
+    ("rl --probe --set probe_batches=4", {"probe_batches": 4}),
     (
         "pretrain --data d --valid v --init embedded --steps 3 --batch 2 --lr 0.1 --max-minutes 1 --seed 2 --device cpu "
         "--out o --set model.dim=32",
-        "stages.pretrain:run",
         {"data": "d", "valid": "v", "init": "embedded", "steps": 3, "batch": 2, "lr": 0.1, "max_minutes": 1.0}
         | {"seed": 2, "device": "cpu", "out": "o", "model.dim": 32},
     ),
     (
         "reward wavs --reward dnsmos --reward pesq --target t --text x --system s --recogniser pocketsphinx --workers 0 --out o",
-        "stages.reward:run",
         {"rewards": ["dnsmos", "pesq"], "target": "t", "text": "x", "system": "s", "recogniser": "pocketsphinx"}
         | {"workers": 0, "out": "o", "path": "wavs"},
     ),
-    ("reward a.wav b.wav --reward dnsmos", "stages.reward:run", {"path": ["a.wav", "b.wav"]}),
+    ("reward a.wav b.wav --reward dnsmos", {"path": ["a.wav", "b.wav"]}),
     (
         "eval --data d --model base=runs/a --model runs/rl --baseline base --metric estoi --metric stoi --nfe 3 --limit 2 --workers 1",
-        "stages.evaluate:run",
         {"models": {"base": "runs/a", "rl": "runs/rl"}, "metrics": ["estoi", "stoi"], "data": "d", "baseline": "base"}
         | {"nfe": 3, "limit": 2, "workers": 1, "out": None},
     ),
     (
         "eval --task asr --model base=x --normaliser none-1 --by set --set beams=2",
-        "stages.evaluate:run",
         {"task": "asr", "normaliser": "none-1", "by": "set", "beams": 2},
     ),
     (
         "eval --task tts --model base=x --recogniser pocketsphinx --by kind",
-        "stages.evaluate:run",
         {"task": "tts", "recogniser": "pocketsphinx", "by": "kind"},
     ),
     (
         "enhance a.wav b --model m --nfe 2 --guidance 0.5 --overwrite --out o",
-        "stages.enhance:run",
         {"inputs": ["a.wav", "b"], "model": "m", "nfe": 2, "guidance": 0.5, "overwrite": True, "out": "o"},
     ),
     (
         "transcribe a.wav b --model m --out - --language de --prompt p --set sampling.top_k=3",
-        "stages.transcribe:run",
         {"inputs": ["a.wav", "b"], "out": "-", "sampling.language": "de", "sampling.prompt": "p", "sampling.top_k": 3},
     ),
     (
         "speak 'some words' --model m --prompt p.wav --prompt-text t --out x.wav --temperature 0.8",
-        "stages.speak:run",
         {"inputs": ["some words"], "prompt": "p.wav", "prompt_text": "t", "sampling.temperature": 0.8, "out": "x.wav"},
     ),
     (
         "prepare dns /d --snr -5 20 --level -30 -10 --reverb 0.5",
-        "stages.prepare:run",
         {"root": "/d", "mixing.snr_db": (-5, 20), "mixing.level_dbfs": (-30, -10), "mixing.reverb": 0.5},
     ),
-    (
-        "prepare voicebank /v --speakers 56 --workers 3",
-        "stages.prepare:run",
-        {"root": "/v", "speakers": "56", "workers": 3},
-    ),
-    ("prepare pairs --noisy n --clean c --seed 3", "stages.prepare:run", {"noisy": "n", "clean": ["c"], "seed": 3}),
+    ("prepare voicebank /v --speakers 56 --workers 3", {"root": "/v", "speakers": "56", "workers": 3}),
+    ("prepare pairs --noisy n --clean c --seed 3", {"noisy": "n", "clean": ["c"], "seed": 3}),
     (
         "prepare mix --clean a --clean b --noise c --rir d --render 4 --render-s 2",
-        "stages.prepare:run",
         {"clean": ["a", "b"], "noise": ["c"], "rir": ["d"], "render": 4, "render_s": 2.0},
     ),
-    (
-        "prepare folder f --kind noisy --set limits.min_s=1",
-        "stages.prepare:run",
-        {"root": "f", "kind": "noisy", "limits.min_s": 1.0},
-    ),
-    ("prepare demo --out o", "stages.prepare:run", {"out": "o"}),
+    ("prepare folder f --kind noisy --set limits.min_s=1", {"root": "f", "kind": "noisy", "limits.min_s": 1.0}),
+    ("prepare demo --out o", {"out": "o"}),
 ]
 
 
-@pytest.mark.parametrize(
-    ("line", "stage", "expected"), ARRIVING, ids=lambda v: v.split(" --")[0] if isinstance(v, str) else ""
-)
-def test_options_arrive(stages: Stages, line: str, stage: str, expected: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("line", "expected"), ARRIVING, ids=[line.split(" --")[0] for line, _ in ARRIVING])
+def test_options_arrive(stages: Stages, line: str, expected: dict[str, Any]) -> None:
     result = RUN.invoke(app, shlex.split(line))
     assert result.exit_code == 0, result.stderr
-    (path, config, given), *none = stages.calls
-    assert path == stage and not none
+    ((path, config, given),) = stages.calls
+    word = line.split()[0]
+    assert path == f"stages.{'probe' if '--probe' in line else {'eval': 'evaluate'}.get(word, word)}:run"
     for key, value in expected.items():
         got: Any = given[key] if key in given else config
         for part in () if key in given else key.split("."):
@@ -225,25 +210,15 @@ def test_quiet_silences_the_libraries_as_well(stages: Stages) -> None:
     assert RUN.invoke(app, ["rl", "--quiet"]).stderr == "error: no data\n"
 
 
-def test_real_commands_print_one_object_with_json_and_nothing_with_quiet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for words in (
-        ["prepare", "demo", "--out", "data"],
-        ["check", "data/test.jsonl"],
-        ["presets", "copy", "flowse-tiny"],
-        ["presets", "ls"],
-        ["presets", "keys", "rl"],
-        ["presets", "show", "flowse-tiny"],
-    ):
+def test_real_commands_print_one_object_with_json_and_nothing_with_quiet(here: Path) -> None:
+    quiet = ["prepare demo --out data", "check data/test.jsonl", "presets copy flowse-tiny"]
+    for line in [*quiet, "presets ls", "presets keys rl", "presets show flowse-tiny"]:
+        words = line.split()
         told = RUN.invoke(app, [*words, "--json"])
         assert told.exit_code == 0 and isinstance(json.loads(told.stdout), dict) and told.stdout.count("\n") == 1, words
         Path("flowse-tiny.yaml").unlink(missing_ok=True)
         calm = RUN.invoke(app, [*words, "--quiet"])
-        assert (
-            calm.exit_code == 0 and calm.stderr == "" and bool(calm.stdout) == (words[1] in ("ls", "keys", "show"))
-        ), words
+        assert calm.exit_code == 0 and calm.stderr == "" and bool(calm.stdout) == (line not in quiet), words
     Path("bad.jsonl").write_text('{"audio_filepath": "gone.wav", "duration": 1.0}\n')
     found = RUN.invoke(app, ["check", "bad.jsonl", "--quiet"])
     assert found.exit_code == 2 and found.stdout == "" and "bad.jsonl:1" in found.stderr
@@ -260,11 +235,8 @@ def test_a_user_error_is_told_without_a_traceback(stages: Stages) -> None:
     stages.answer = fail(UserError("no data", "the folder is empty", "rlspeech prepare demo"))
     result = RUN.invoke(app, ["rl"])
     assert result.exit_code == 2 and result.stdout == ""
-    assert [line.strip() for line in result.stderr.splitlines()] == [
-        "error: no data",
-        "why: the folder is empty",
-        "try: rlspeech prepare demo",
-    ]
+    lines = [line.strip() for line in result.stderr.splitlines()]
+    assert lines == ["error: no data", "why: the folder is empty", "try: rlspeech prepare demo"]
     assert "Traceback" in RUN.invoke(app, ["rl", "--debug"]).stderr
 
 
@@ -294,16 +266,6 @@ def test_a_run_that_a_guard_stopped_is_done_and_says_why(stages: Stages) -> None
     stages.answer = lambda: {"run": "runs/x", "stopped": "guard estoi fell by 0.05"}
     result = RUN.invoke(app, ["rl", "--json"])
     assert result.exit_code == 0 and "guard" in json.loads(result.stdout)["stopped"]
-
-
-@pytest.mark.parametrize(
-    "words", [["rl", "--nonsense"], ["nonsense"], ["rl", "--steps", "many"], ["reward"], ["prepare", "nonsense"]]
-)
-def test_a_wrong_command_line_is_one_json_object_too(words: list[str]) -> None:
-    result = RUN.invoke(app, [*words, "--json"])
-    told = json.loads(result.stdout)
-    assert result.exit_code == told["exit"] == 2 and told["error"] and told["try"].endswith("--help")
-    assert told["error"].split("(")[0].strip() in result.stderr
 
 
 def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -382,38 +344,28 @@ def test_running_out_of_memory_names_the_knobs(stages: Stages) -> None:
     assert result.exit_code == 1 and "micro_batch" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["rl", "--set", "stesp=3"],
-        ["rl", "--set", "steps=x"],
-        ["rl", "--preset", "none"],
-        ["rl", "--config", "/nowhere.yaml"],
-        ["rl", "--nonsense"],
-        ["nonsense"],
-        ["rl", "--steps", "many"],
-        ["reward"],
-    ],
-)
-def test_wrong_settings_exit_2_before_any_stage_is_imported(stages: Stages, arguments: list[str]) -> None:
-    result = RUN.invoke(app, arguments)
+SETTINGS = ["rl --set stesp=3", "rl --set steps=x", "rl --preset none", "rl --config /nowhere.yaml"]
+WORDS = ["rl --nonsense", "nonsense", "rl --steps many", "reward", "prepare nonsense"]
+
+
+@pytest.mark.parametrize("line", [*SETTINGS, *WORDS])
+def test_a_wrong_line_exits_2_before_any_stage_is_imported(stages: Stages, line: str) -> None:
+    result = RUN.invoke(app, line.split())
     assert result.exit_code == 2 and result.stderr and "Traceback" not in result.stderr
+    told = json.loads(RUN.invoke(app, [*line.split(), "--json"]).stdout)
+    assert told["exit"] == 2 and told["error"].split("(")[0].strip() in result.stderr
+    assert line in SETTINGS or told["try"].endswith("--help")
     assert not stages.calls
 
 
-def test_data_that_is_not_there_is_told_at_once_with_the_nearest_name(
-    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_is_not_there_is_refused_at_once(stages: Stages, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "present", PRESENT)
-    (tmp_path / "valid.jsonl").write_text("")
-    for words, hint in (
-        (["--valid", f"{tmp_path}/vaild.jsonl"], f"--valid {tmp_path}/valid.jsonl"),
-        (["--data", "/nowhere/x"], "prepare"),
-    ):
-        result = RUN.invoke(app, ["rl", *words])
+    Path("valid.jsonl").write_text("")
+    for line, hint in (("--valid vaild.jsonl", "--valid valid.jsonl"), ("--data /nowhere/x", "prepare")):
+        result = RUN.invoke(app, ["rl", *line.split()])
         assert result.exit_code == 2 and "does not exist" in result.stderr and hint in result.stderr
         assert not stages.calls
-    assert RUN.invoke(app, ["rl", "--valid", f"{tmp_path}/valid.jsonl"]).exit_code == 0
+    assert RUN.invoke(app, ["rl", "--valid", "valid.jsonl"]).exit_code == 0
 
 
 def test_settings_are_refused_without_importing_torch() -> None:
@@ -447,8 +399,7 @@ def test_check_exits_2_where_there_are_problems(stages: Stages) -> None:
     assert RUN.invoke(app, ["check", "x"]).exit_code == 0
 
 
-def test_presets_can_be_listed_read_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_presets_can_be_listed_read_and_copied(here: Path) -> None:
     listed = json.loads(RUN.invoke(app, ["presets", "ls", "--json"]).stdout)["presets"]
     assert {p["name"]: p["stage"] for p in listed}["flowse-grpo"] == "rl" and all(p["about"] for p in listed)
     some = RUN.invoke(app, ["presets", "ls", "avse-lr", "--quiet"])
@@ -459,16 +410,14 @@ def test_presets_can_be_listed_read_and_copied(tmp_path: Path, monkeypatch: pyte
     told = json.loads(RUN.invoke(app, ["presets", "show", "flowse-grpo", "--json"]).stdout)
     assert told["text"] == shown and told["stage"] == "rl" and told["settings"]["explore"]["noise"] == 0.4
     assert RUN.invoke(app, ["presets", "copy", "flowse-grpo"]).exit_code == 0
-    assert (tmp_path / "flowse-grpo.yaml").read_text() == shown
-    (tmp_path / "flowse-grpo.yaml").write_text("mine: true\n")
+    assert (here / "flowse-grpo.yaml").read_text() == shown
+    (here / "flowse-grpo.yaml").write_text("mine: true\n")
     for words in (["flowse-grpo"], ["flowse-grpo", "flowse-grpo.yaml"], ["flowse-grpo", "."]):
         again = RUN.invoke(app, ["presets", "copy", *words])
         assert again.exit_code == 2 and "already exists" in again.stderr
-    assert (tmp_path / "flowse-grpo.yaml").read_text() == "mine: true\n"
-    assert (
-        json.loads(RUN.invoke(app, ["presets", "copy", "flowse-grpo", "sub/x.yaml", "--json"]).stdout)["path"]
-        == "sub/x.yaml"
-    )
+    assert (here / "flowse-grpo.yaml").read_text() == "mine: true\n"
+    copied = json.loads(RUN.invoke(app, ["presets", "copy", "flowse-grpo", "sub/x.yaml", "--json"]).stdout)
+    assert copied["path"] == "sub/x.yaml"
     assert RUN.invoke(app, ["presets", "show", "flowse"]).exit_code == 2
 
 

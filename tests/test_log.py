@@ -20,6 +20,8 @@ import pytest
 
 from rlspeech import log
 
+Capture = pytest.CaptureFixture[str]
+
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch):
@@ -30,7 +32,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch):
     log.to_file(None)
 
 
-def test_stdout_holds_results_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_holds_results_only(capsys: Capture) -> None:
     log.say("working")
     log.warn("careful")
     with log.progress(2, "scoring", "clips") as bar:
@@ -42,7 +44,7 @@ def test_stdout_holds_results_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1.235" in out and "[bold]x[/bold]" in out and "n = 2" in out
 
 
-def test_json_mode_leaves_one_object_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_mode_leaves_one_object_on_stdout(capsys: Capture) -> None:
     log.configure(json_mode=True)
     log.table("Scores", ["system"], [["input"]])
     log.emit({"mean": math.nan, "n": np.int64(3), "x": np.array([1.0, np.inf]), "path": Path("a"), "names": {"b", "a"}})
@@ -51,12 +53,12 @@ def test_json_mode_leaves_one_object_on_stdout(capsys: pytest.CaptureFixture[str
     assert "input" in err
 
 
-def test_emit_is_silent_without_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_emit_is_silent_without_json(capsys: Capture) -> None:
     log.emit({"a": 1})
     assert capsys.readouterr().out == ""
 
 
-def test_quiet_leaves_errors_and_the_file_keeps_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_leaves_errors_and_the_file_keeps_all(tmp_path: Path, capsys: Capture) -> None:
     log.configure(quiet=True)
     log.to_file(tmp_path / "logs" / "run.log")
     log.say("one")
@@ -70,7 +72,7 @@ def test_quiet_leaves_errors_and_the_file_keeps_all(tmp_path: Path, capsys: pyte
     assert "one" in text and "two" in text and "three" in text
 
 
-def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setenv("RANK", "1")
     log.say("x")
     log.table("t", ["a"], [[1]])
@@ -79,11 +81,15 @@ def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr() == ("", "")
 
 
-def test_plain_progress_is_sparse_and_says_rate_estimate_and_postfix(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds, to be set."""
+    time_s = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: time_s[0])
+    return time_s
+
+
+def test_plain_progress_is_sparse_and_says_rate_and_estimate(now: list[float], capsys: Capture) -> None:
     with log.progress(1000, "rollouts", "clips") as bar:
         for i in range(1000):
             now[0] += 0.02  # 20 s in all
@@ -94,22 +100,14 @@ def test_plain_progress_is_sparse_and_says_rate_estimate_and_postfix(
     assert lines[-1].startswith("rollouts: 1000/1000 (100 %)") and "0:20 taken" in lines[-1]
 
 
-def test_progress_of_unknown_length_and_slow_items(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+def test_progress_of_unknown_length_and_slow_items(now: list[float], capsys: Capture) -> None:
     with log.progress(None, "reading", "files") as bar:
         now[0] += 8
         bar.advance(2)
     assert "reading: 2 files, 4.0 s/file," in capsys.readouterr().err
 
 
-def test_what_was_done_before_is_said_and_not_counted_into_the_rate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+def test_what_was_done_before_is_not_counted_into_the_rate(now: list[float], capsys: Capture) -> None:
     with log.progress(3, "scoring", "files", start=3):
         pass
     assert capsys.readouterr().err == "scoring: all 3 files were done before\n"
@@ -119,11 +117,7 @@ def test_what_was_done_before_is_said_and_not_counted_into_the_rate(
     assert "90/100 (90 %) files, 1.0 files/s, 0:10 left" in capsys.readouterr().err
 
 
-def test_a_brief_part_is_only_heard_of_when_it_lasts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+def test_a_brief_part_is_only_shown_when_it_lasts(now: list[float], capsys: Capture) -> None:
     for seconds, said in ((0.1, False), (4.0, True)):
         with log.progress(3, "looking", "parts", brief=True) as bar:
             for _ in range(3):
@@ -132,9 +126,7 @@ def test_a_brief_part_is_only_heard_of_when_it_lasts(
         assert bool(capsys.readouterr().err) == said
 
 
-def test_waiting_speaks_up_after_a_while_and_remembers_how_long_it_took(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_waiting_speaks_up_and_remembers_how_long_it_took(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(log, "LINE_EVERY_S", 0.02)
     monkeypatch.setattr(log, "_took_s", {"validating": 75.0})
 
@@ -177,9 +169,8 @@ def seen(columns: int, **env: str) -> str:
     main, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES", "RANK")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SHOW], stdout=terminal, stderr=terminal, env={**plain, "TERM": "xterm", **env}
-    )
+    given = {**plain, "TERM": "xterm", **env}
+    process = subprocess.Popen([sys.executable, "-c", SHOW], stdout=terminal, stderr=terminal, env=given)
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # Linux says so when the other end is closed
@@ -209,7 +200,7 @@ def test_plain_terminals_get_plain_lines(env: dict[str, str]) -> None:
     assert max(len(line) for line in raw.splitlines() if not line.startswith("rl grpo")) <= 40
 
 
-def test_text_is_to_the_left_and_numbers_are_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_to_the_left_and_numbers_are_to_the_right(capsys: Capture) -> None:
     rows = [["estoi", 0.5, "1.2 MB, weights", "no"], ["snr", None, "", "yes"], ["x", "12.25 [1, 2]", "-", "yes"]]
     log.table("t", ["metric", "mean", "what", "usable"], rows)
     lines = capsys.readouterr().out.splitlines()

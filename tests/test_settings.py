@@ -62,21 +62,12 @@ def test_null_and_parts_replace_each_other() -> None:
     assert config.lora is not None and config.lora.rank == 4 and config.lora.alpha == 64.0
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("lr=2e-4", 2e-4),
-        ("lr=0.5", 0.5),
-        ("clip_range=1e-4", 1e-4),
-        ("clip_range=auto", "auto"),
-        ("explore.start=[1,3]", (1, 3)),
-        ("explore.start=last", "last"),
-        ("explore.antithetic=false", False),
-        ("out=a=b", "a=b"),
-        ("data=null", None),
-        ("grad_clip= 0.9", 0.9),
-    ],
-)
+VALUES = {"lr=2e-4": 2e-4, "lr=0.5": 0.5, "clip_range=1e-4": 1e-4, "clip_range=auto": "auto", "out=a=b": "a=b"}
+VALUES |= {"explore.start=[1,3]": (1, 3), "explore.start=last": "last", "explore.antithetic=false": False}
+VALUES |= {"data=null": None, "grad_clip= 0.9": 0.9}
+
+
+@pytest.mark.parametrize(("text", "value"), VALUES.items())
 def test_set_reads_values_as_yaml(text: str, value: Any) -> None:
     config: Any = resolve(RL, sets=[text])[0]
     for part in text.partition("=")[0].split("."):
@@ -85,9 +76,8 @@ def test_set_reads_values_as_yaml(text: str, value: Any) -> None:
 
 
 def test_set_reaches_into_lists() -> None:
-    config, _ = resolve(
-        RL, flags={"rewards": ["estoi=1", "pesq_wb=0.5"]}, sets=["rewards[1].weight=2", "rewards[0].bounds=[0.1,null]"]
-    )
+    sets = ["rewards[1].weight=2", "rewards[0].bounds=[0.1,null]"]
+    config, _ = resolve(RL, flags={"rewards": ["estoi=1", "pesq_wb=0.5"]}, sets=sets)
     assert [r.weight for r in config.rewards] == [1.0, 2.0] and config.rewards[0].bounds == (0.1, None)
     assert resolve(RL, sets=["explore.basis[0]=contrast"])[0].explore.basis == ["contrast", "contrast"]
     with pytest.raises(UserError, match=r"rewards.* 0 \(--set rewards\[0\].weight\)") as caught:
@@ -158,11 +148,7 @@ def test_guards_have_a_shorthand() -> None:
         ({"sets": ["temprature=1"]}, "'temprature'", "did you mean sampling.temperature?"),
         ({"sets": ["explore.baands=1"]}, "'explore.baands'", "did you mean explore.bands?"),
         ({"sets": ["explore={nose: 1}"]}, "'explore.nose'", "did you mean explore.noise?"),
-        (
-            {"flags": {"rewards": ["estoi"]}, "sets": ["rewards.0.scal=none"]},
-            "'rewards[0].scal'",
-            "did you mean rewards[0].scale?",
-        ),
+        ({"sets": ["rewards=[estoi]", "rewards.0.scal=none"]}, "'rewards[0].scal'", "did you mean rewards[0].scale?"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_closest_name(layers: dict[str, Any], what: str, hint: str) -> None:
@@ -185,25 +171,9 @@ def test_an_unknown_key_in_a_file_has_its_line(tmp_path: Path) -> None:
         resolve(RL, config_file=file)
 
 
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("steps=abc", "steps"),
-        ("steps=0", "steps"),
-        ("lora.rank=x", "lora.rank"),
-        ("explore.start=[a,3]", "explore.start"),
-        ("explore.kind=other", "explore.kind"),
-        ("clip_range=often", "clip_range"),
-        ("rewards=[estoi=x]", "rewards[0].weight"),
-        ("rewards=[{weight: 1}]", "rewards[0].name"),
-        ("explore=3", "explore"),
-        ("steps=2.5", "steps"),
-    ],
-)
-def test_type_errors_name_the_key_and_its_layer(text: str, name: str) -> None:
-    with pytest.raises(UserError) as caught:
-        resolve(RL, sets=[text])
-    assert caught.value.what.startswith(name) and f"(--set {text.split('=')[0]})" in caught.value.what
+PARTS = {"rewards=[estoi=x]": "rewards[0].weight", "rewards=[{weight: 1}]": "rewards[0].name"}
+PARTS |= {"rewards=[{name: estoi, scale: nonne}]": "rewards[0].scale"}
+OTHERS = ["steps=abc", "steps=2.5", "explore.start=[a,3]", "explore.kind=other", "clip_range=often", *PARTS]
 
 
 @pytest.mark.parametrize(
@@ -219,11 +189,14 @@ def test_type_errors_name_the_key_and_its_layer(text: str, name: str) -> None:
         ("explore=3", "explore has parts: kind, noise"),
         ("rewards=3", "rewards is a list whose entries have name, weight"),
         ("lora.rank=x", "lora.rank is int >= 1, by default 32"),
+        *((text, "") for text in OTHERS),
     ],
 )
-def test_what_is_allowed_is_said(text: str, allowed: str) -> None:
+def test_a_wrong_value_is_refused_with_its_key_its_layer_and_what_is_allowed(text: str, allowed: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve(RL, sets=[text])
+    key = text.split("=")[0]
+    assert caught.value.what.startswith(PARTS.get(text, key)) and f"(--set {key})" in caught.value.what
     assert caught.value.try_this.startswith(allowed)
 
 
@@ -241,28 +214,22 @@ def test_type_errors_in_a_file_have_their_line_and_say_what_is_wanted(tmp_path: 
     assert "lr" in str(caught.value) and "group" in str(caught.value) and "--set group" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["steps", "=3", "a..b=1", "rewards[x].weight=1", "rewards[-1]=1", "[0]=1", "steps.x=1", "lr[0]=1"]
-)
+MALFORMED = ["steps", "=3", "a..b=1", "rewards[x].weight=1", "rewards[-1]=1", "[0]=1", "steps.x=1", "lr[0]=1"]
+
+
+@pytest.mark.parametrize("text", MALFORMED)
 def test_malformed_set_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         resolve(RL, sets=[text])
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("a: [1\n", "line 2"),
-        ("steps: 1\nsteps: 2\n", "line 2: duplicate key steps"),
-        ("- 1\n- 2\n", "steps: 100"),
-        ("word", "steps: 100"),
-        ("1: 2\n", "steps: 100"),
-        ("a: !!python/object/apply:os.system [true]\n", "line 1"),
-        ("steps: 1\n\tx: 2\n", "line 2"),
-        ("explore: {noise: 1, noise: 2}\n", "duplicate key explore.noise"),
-        ("a: &a [*a]\n", "refers to itself"),
-    ],
-)
+BROKEN = {"a: [1\n": "line 2", "steps: 1\n\tx: 2\n": "line 2", "a: !!python/object/apply:os.system [true]\n": "line 1"}
+BROKEN |= dict.fromkeys(("- 1\n- 2\n", "word", "1: 2\n"), "steps: 100") | {"a: &a [*a]\n": "refers to itself"}
+BROKEN |= {"steps: 1\nsteps: 2\n": "line 2: duplicate key steps"}
+BROKEN |= {"explore: {noise: 1, noise: 2}\n": "duplicate key explore.noise"}
+
+
+@pytest.mark.parametrize(("content", "said"), BROKEN.items())
 def test_broken_files_are_refused_with_the_line(tmp_path: Path, content: str, said: str) -> None:
     file = write(tmp_path / "x.yaml", content)
     with pytest.raises(UserError) as caught:
