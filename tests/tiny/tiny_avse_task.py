@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tiny_avse as tiny_avse_sizes
+import tiny_avse as sizes
 import torch
 
 from rlspeech.config import AvseModel, Exploration, Lora
@@ -15,7 +15,7 @@ from rlspeech.models.avse import AvseEnhancer
 from rlspeech.tasks.avse.policy import AvsePolicy
 
 RATE = 16000
-TINY: dict[str, Any] = {**tiny_avse_sizes.SOUND, **tiny_avse_sizes.VIDEO, "video_crop": 32}
+TINY: dict[str, Any] = sizes.TINY.model_dump(exclude_unset=True) | {"video_crop": 32}
 
 
 def tiny_avse(seed: int = 0, **changes: Any) -> AvseEnhancer:
