@@ -87,8 +87,8 @@ class Track:
     others: int = 0
 
 
-def search(frames: Iterable[np.ndarray], detect: Detector, every: int = EVERY) -> tuple[dict[int, list[Face]], int]:
-    """Search every ``every``-th frame and the last one.
+def search(frames: Iterable[np.ndarray], detect: Detector) -> tuple[dict[int, list[Face]], int]:
+    """Search every ``EVERY``-th frame and the last one.
 
     Returns:
         faces by frame index (an empty list where there is none), and the number of frames.
@@ -96,7 +96,7 @@ def search(frames: Iterable[np.ndarray], detect: Detector, every: int = EVERY) -
     found: dict[int, list[Face]] = {}
     last, count = None, 0
     for count, last in enumerate(frames, 1):
-        if (count - 1) % every == 0:
+        if (count - 1) % EVERY == 0:
             found[count - 1] = list(detect(last))
     if last is not None and count - 1 not in found:
         found[count - 1] = list(detect(last))
@@ -116,31 +116,24 @@ def follow(found: dict[int, list[Face]], length: int) -> Track | None:
     tracks: list[list[tuple[int, Face]]] = []
     spacing = max(1, int(np.median(np.diff(sorted(found)))) if len(found) > 1 else 1)
     for index in sorted(found):
-        pairs = sorted(
-            (
-                (_overlap(track[-1][1].box, face.box), t, f)
-                for t, track in enumerate(tracks)
-                if index - track[-1][0] <= PATIENCE * spacing
-                for f, face in enumerate(found[index])
-            ),
-            reverse=True,
-        )
-        taken: set[int] = set()
-        extended: set[int] = set()
-        for share, t, f in pairs:
+        recent = [(t, track[-1][1]) for t, track in enumerate(tracks) if index - track[-1][0] <= PATIENCE * spacing]
+        faces = list(enumerate(found[index]))
+        pairs = [(_overlap(last.box, face.box), t, f) for t, last in recent for f, face in faces]
+        taken, extended = set[int](), set[int]()
+        for share, t, f in sorted(pairs, reverse=True):
             if share >= OVERLAP and t not in extended and f not in taken:
                 tracks[t].append((index, found[index][f]))
                 extended.add(t)
                 taken.add(f)
-        tracks += [[(index, face)] for f, face in enumerate(found[index]) if f not in taken]
+        tracks += [[(index, face)] for f, face in faces if f not in taken]
     if not tracks:
         return None
     weights = [sum(face.box[2] for _, face in track) for track in tracks]
     best = int(np.argmax(weights))
     chosen = tracks[best]
     others = sum(w > 0.5 * weights[best] for i, w in enumerate(weights) if i != best)
-    frames, faces = np.array([i for i, _ in chosen]), [face for _, face in chosen]
-    return Track(frames, faces, np.array(sorted(found)), length, others)
+    frames = np.array([i for i, _ in chosen])
+    return Track(frames, [face for _, face in chosen], np.array(sorted(found)), length, others)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -331,23 +324,20 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return mean
 
 
-def cut(frames: Iterable[np.ndarray], path: Path2D, side: int = SIDE) -> np.ndarray:
-    """The aligned crops, (F, side, side) uint8.
+def cut(frames: Iterable[np.ndarray], path: Path2D) -> np.ndarray:
+    """The aligned crops, (F, SIDE, SIDE) uint8.
 
     Args:
         frames: the F frames (more are left alone), each (H, W) uint8.
         path: where to cut.
-        side: of a crop in pixels.
     """
     reach = 0 if path.exact else REACH
-    strips = np.empty((len(path.scale), side + 2 * reach, side), dtype=np.uint8)
-    count = 0
-    for count, (frame, strip) in enumerate(zip(frames, strips, strict=False), 1):
-        i = count - 1
-        strip[:] = _warped(frame, path.centre[i], path.scale[i], path.angle[i], (side + 2 * reach, side))
-    strips = strips[:count]
-    top = mouth_row(strips) - side // 2 if reach and count else 0
-    return np.ascontiguousarray(strips[:, top : top + side])
+    size, strips = (SIDE + 2 * reach, SIDE), []
+    for frame, centre, scale, angle in zip(frames, path.centre, path.scale, path.angle, strict=False):
+        strips.append(_warped(frame, centre, scale, angle, size))
+    crops = np.stack(strips) if strips else np.empty((0, *size), np.uint8)
+    top = mouth_row(crops) - SIDE // 2 if reach and strips else 0
+    return np.ascontiguousarray(crops[:, top : top + SIDE])
 
 
 def _warped(frame: np.ndarray, centre: np.ndarray, scale: float, angle: float, size: tuple[int, int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 from pydantic import Field
 
 from rlspeech import log
@@ -66,19 +67,13 @@ class Join(Source):
         utts = [utt for _, utt in rows]
         joined = [_facts(p, [utt for m, utt in rows if m == n]) for n, p in enumerate(parts)]
         facts: dict[str, Any] = {"joined": joined, "renamed": renamed}
-        table = [
-            [j["path"], j["rows"], round(j["hours"], 3), ", ".join(f"{k}={v}" for k, v in j["columns"].items())]
-            for j in joined
-        ]
+        sets = Sets({"manifest": utts}, facts=facts, meta=facts, following=_following(out, utts))
+        set_to = [", ".join(f"{k}={v}" for k, v in part.columns.items()) for part in parts]
+        table = [[j["path"], j["rows"], round(j["hours"], 3), to] for j, to in zip(joined, set_to, strict=True)]
+        sets.table = (["manifest", "rows", "hours", "set"], table)
         note = f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"
-        return Sets(
-            {"manifest": utts},
-            facts=facts,
-            meta=facts,
-            notes=[note] if renamed else [],
-            table=(["manifest", "rows", "hours", "set"], table),
-            following=_following(out, utts),
-        )
+        sets.notes = [note] if renamed else []
+        return sets
 
 
 class _Part(NamedTuple):
@@ -172,6 +167,7 @@ QUIET_DB = 35.0  # this far under the loud frames nothing is said
 MARGIN_S, QUIET_S = 0.08, 0.3
 FADE_S = 0.005
 FLOOR_DB = -96.0  # one step of 16 bits
+Range = tuple[float, float]  # lowest and highest
 
 
 def read(utt: Utterance, sample_rate: int) -> np.ndarray:
@@ -194,11 +190,8 @@ def quiet_stretches(wav: np.ndarray, sample_rate: int) -> list[tuple[int, int]]:
     quiet = np.concatenate([[False], level < np.percentile(level, 95) - QUIET_DB, [False]]).astype(np.int8)
     starts, ends = np.flatnonzero(np.diff(quiet) == 1), np.flatnonzero(np.diff(quiet) == -1)
     size, margin = max(1, round(FRAME_S * sample_rate)), round(MARGIN_S * sample_rate)
-    found = [
-        (int(a) * size + margin, int(b) * size - margin)
-        for a, b in zip(starts, ends, strict=True)
-        if (b - a) * FRAME_S >= QUIET_S
-    ]
+    long = [(int(a), int(b)) for a, b in zip(starts, ends, strict=True) if (b - a) * FRAME_S >= QUIET_S]
+    found = [(a * size + margin, b * size - margin) for a, b in long]
     return sorted(found, key=lambda s: s[0] - s[1])
 
 
@@ -210,15 +203,13 @@ def onset(wav: np.ndarray, sample_rate: int) -> int:
     return int(run[0]) * max(1, round(FRAME_S * sample_rate)) if len(run) else 0
 
 
-def room_tone(wav: np.ndarray, length: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+def room_tone(wav: np.ndarray, length: int, sample_rate: int, rng: Generator) -> np.ndarray:
     """White noise (length,) at the level of the quietest tenth of (T,)."""
     level = max(FLOOR_DB, float(np.percentile(levels_db(wav, sample_rate), 10)))
     return (rng.standard_normal(length) * 10.0 ** (level / 20)).astype(np.float32)
 
 
-def join(
-    wavs: Sequence[np.ndarray], gap_s: tuple[float, float], sample_rate: int, rng: np.random.Generator
-) -> np.ndarray:
+def join(wavs: Sequence[np.ndarray], gap_s: Range, sample_rate: int, rng: Generator) -> np.ndarray:
     """Recordings (T,) one after the other with gaps of room tone of a drawn length between them; ends are faded in and out."""
     parts: list[np.ndarray] = []
     for number, wav in enumerate(wavs):
@@ -238,13 +229,7 @@ def faded(wav: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def write_joined(
-    utts: Sequence[Utterance],
-    path: Path,
-    *,
-    gap_s: tuple[float, float],
-    sample_rate: int,
-    rng: np.random.Generator,
-    extra: dict[str, Any],
+    utts: Sequence[Utterance], path: Path, *, gap_s: Range, sample_rate: int, rng: Generator, extra: dict[str, Any]
 ) -> Utterance:
     """Write rows one after the other as one file; the text is theirs in order, the id is the file's stem.
 
@@ -256,14 +241,8 @@ def write_joined(
     wavs = {utt.id: read(utt, sample_rate) for utt in utts}  # a repeated row is read once
     wav = join([wavs[utt.id] for utt in utts], gap_s, sample_rate, rng)
     save_audio(path, wav, sample_rate)
-    first, speakers = utts[0], {utt.speaker_id for utt in utts}
-    return Utterance(
-        path.stem,
-        str(path),
-        len(wav) / sample_rate,
-        sample_rate,
-        text=" ".join(utt.text or "" for utt in utts).strip(),
-        speaker_id=first.speaker_id if len(speakers) == 1 else None,
-        language=first.language,
-        extra={"clean_id": " ".join(dict.fromkeys(utt.id for utt in utts))} | extra,
-    )
+    speakers, text = {utt.speaker_id for utt in utts}, " ".join(utt.text or "" for utt in utts).strip()
+    made = Utterance(path.stem, str(path), len(wav) / sample_rate, sample_rate, text=text, language=utts[0].language)
+    made.speaker_id = utts[0].speaker_id if len(speakers) == 1 else None
+    made.extra = {"clean_id": " ".join(dict.fromkeys(utt.id for utt in utts))} | extra
+    return made

@@ -39,6 +39,7 @@ __all__ = ["CONDITIONS", "Nonspeech", "music", "render", "word_times"]
 
 CONDITIONS = ("silence", "noise", "music", "cut", "looped")
 SPEECH_CONDITIONS = frozenset({"cut", "looped"})  # those that need speech with transcripts
+RATE_HZ = 16000
 MIN_S = 0.3
 ATTEMPTS = 24  # sources tried for one clip
 LEVEL_DBFS = (-45.0, -16.0)
@@ -106,7 +107,6 @@ class Material:
 
     noise: Sequence[Utterance]
     clean: Sequence[Utterance]
-    sample_rate: int
     max_s: float
     by_speaker: dict[str, list[Utterance]] = field(default_factory=dict)
 
@@ -130,9 +130,8 @@ def render(
     conditions: Sequence[str] = CONDITIONS,
     seed: int = 0,
     max_s: float = 20.0,
-    sample_rate: int = 16000,
 ) -> Rendered:
-    """Write ``count`` clips of every condition below ``out/audio``.
+    """Write ``count`` clips of every condition below ``out/audio``, at 16 kHz.
 
     Args:
         noise: recordings of noise, may be empty.
@@ -142,7 +141,6 @@ def render(
         conditions: subset of ``CONDITIONS``.
         seed: decides everything.
         max_s: longest clip, in seconds.
-        sample_rate: of the files, in Hz.
 
     Returns:
         rows, and for every clip that could not be made a row with its reason.
@@ -150,7 +148,7 @@ def render(
     Raises:
         UserError: the disk does not take it.
     """
-    material = Material(noise, [u for u in clean if u.text and u.text.strip()], sample_rate, max_s)
+    material = Material(noise, [u for u in clean if u.text and u.text.strip()], max_s)
     rows: list[Utterance] = []
     failed: list[dict[str, Any]] = []
     with log.progress(count * len(conditions), "making", "clips") as bar:
@@ -160,23 +158,23 @@ def render(
                 path = out / "audio" / f"{name}.flac"
                 try:
                     made = _attempt(condition, number, material, mixture_rng(seed, number, condition))
-                    save_audio(path, made.wav, sample_rate)
+                    save_audio(path, made.wav, RATE_HZ)
                 except AudioError as error:
                     failed.append(dropped_row("manifest", name, path, "cannot be made", error.reason))
                     continue
                 except OSError as error:
                     raise write_error(out, error, f"{len(rows)} clips were kept") from error
-                rows.append(_row(name, path, condition, made, sample_rate))
+                rows.append(_row(name, path, condition, made))
                 bar.advance()
     return rows, failed
 
 
-def _row(name: str, path: Path, condition: str, made: Made, sample_rate: int) -> Utterance:
+def _row(name: str, path: Path, condition: str, made: Made) -> Utterance:
     source = made.source
     extra = {"condition": condition} | made.facts | ({"clean_id": source.id} if source else {})
     if source and made.text and source.extra.get("keywords"):
         extra["keywords"] = source.extra["keywords"]
-    utt = Utterance(name, str(path), len(made.wav) / sample_rate, sample_rate, text=made.text, extra=extra)
+    utt = Utterance(name, str(path), len(made.wav) / RATE_HZ, RATE_HZ, text=made.text, extra=extra)
     if source:
         utt.language, utt.speaker_id = source.language, source.speaker_id
     return utt
@@ -206,27 +204,27 @@ def _pick(items: Sequence[Utterance], rng: np.random.Generator) -> Utterance:
 
 
 def _silence(material: Material, rng: np.random.Generator, number: int) -> Made:
-    n = round(material.seconds(rng) * material.sample_rate)
+    n = round(material.seconds(rng) * RATE_HZ)
     how = ("digital", "hiss", "hum")[number % 3]
     if how == "digital":
         return Made(np.zeros(n, np.float32), "", {"how": how})
     if how == "hiss":
         hiss = coloured(n, float(rng.uniform(0, 0.5)), rng)
         return Made(to_level(hiss, float(rng.uniform(-80, -55))), "", {"how": how})
-    time_s = np.arange(n) / material.sample_rate
+    time_s = np.arange(n) / RATE_HZ
     mains_hz = float(rng.choice([50.0, 60.0]))
     tones = [rng.uniform(0.2, 1) / k * np.sin(2 * np.pi * (mains_hz * k * time_s + rng.random())) for k in range(1, 8)]
     return Made(to_level(np.sum(tones, axis=0).astype(np.float32), float(rng.uniform(-65, -40))), "", {"how": how})
 
 
 def _noise(material: Material, rng: np.random.Generator, number: int) -> Made:
-    n = round(material.seconds(rng) * material.sample_rate)
+    n = round(material.seconds(rng) * RATE_HZ)
     level = float(rng.uniform(*LEVEL_DBFS))
     if not material.noise or number % 8 == 7:
         slope = float(rng.uniform(0, 1))
         return Made(to_level(coloured(n, slope, rng), level), "", {"how": f"coloured {slope:.2f}"})
     utt = _pick(material.noise, rng)
-    wav = crop(read(utt, material.sample_rate), n, rng, loop=True)
+    wav = crop(read(utt, RATE_HZ), n, rng, loop=True)
     if rms_dbfs(wav) < -70:
         raise AudioError("silent noise")
     return Made(_held(to_level(wav, level)), "", {"how": "recorded", "noise_id": utt.id})
@@ -234,7 +232,7 @@ def _noise(material: Material, rng: np.random.Generator, number: int) -> Made:
 
 def _music(material: Material, rng: np.random.Generator, number: int) -> Made:
     style = STYLES[number % len(STYLES)]
-    wav = music(material.seconds(rng, 1.0), material.sample_rate, rng, style)
+    wav = music(material.seconds(rng, 1.0), RATE_HZ, rng, style)
     return Made(_held(to_level(wav, float(rng.uniform(-35, -16)))), "", {"how": style})
 
 
@@ -306,59 +304,59 @@ def _cut(material: Material, rng: np.random.Generator, number: int) -> Made:
     timed = [u for u in material.clean if len(word_times(u)) > 1]
     ways: list[Callable[[Material, np.random.Generator], Made]] = [_trail, _pause, _fragment]
     if timed and number % 4 == 3:
-        return _words(_pick(timed, rng), material.sample_rate, rng)
+        return _words(_pick(timed, rng), rng)
     return ways[number % 3](material, rng)
 
 
-def _words(utt: Utterance, sample_rate: int, rng: np.random.Generator) -> Made:
+def _words(utt: Utterance, rng: np.random.Generator) -> Made:
     """A run of an utterance's words, cut between them: in the middle of the gap to the next word."""
-    words, wav = word_times(utt), read(utt, sample_rate)
+    words, wav = word_times(utt), read(utt, RATE_HZ)
     first = int(rng.integers(len(words)))
     last = int(rng.integers(first, len(words) - (first == 0)))  # something is cut off
     start = (words[first - 1][2] + words[first][1]) / 2 if first else 0.0
-    end = (words[last][2] + words[last + 1][1]) / 2 if last + 1 < len(words) else len(wav) / sample_rate
-    kept = wav[round(start * sample_rate) : round(end * sample_rate)]
-    if len(kept) < 0.1 * sample_rate:
+    end = (words[last][2] + words[last + 1][1]) / 2 if last + 1 < len(words) else len(wav) / RATE_HZ
+    kept = wav[round(start * RATE_HZ) : round(end * RATE_HZ)]
+    if len(kept) < 0.1 * RATE_HZ:
         raise AudioError("the cut leaves nothing")
-    return Made(faded(kept, sample_rate), " ".join(w for w, _, _ in words[first : last + 1]), {"how": "words"}, utt)
+    return Made(faded(kept, RATE_HZ), " ".join(w for w, _, _ in words[first : last + 1]), {"how": "words"}, utt)
 
 
 def _trail(material: Material, rng: np.random.Generator) -> Made:
-    rate, utt = material.sample_rate, _pick(material.clean, rng)
+    utt = _pick(material.clean, rng)
     if utt.duration > material.max_s - 1:
         raise AudioError("speech longer than the clip")
     others = material.by_speaker.get(utt.speaker_id or "", [utt])
     other = _pick([u for u in others if len((u.text or "").split()[0]) >= LONG_WORD], rng)
-    wav, tail = read(utt, rate), read(other, rate)
-    begin = onset(tail, rate)
-    tail = tail[begin : begin + round(rng.uniform(0.08, 0.14) * rate)]
-    gap = room_tone(wav, round(rng.uniform(0.05, 0.2) * rate), rate, rng)
-    return Made(np.concatenate([wav, gap, faded(tail, rate)]), (utt.text or "").strip(), {"how": "trail"}, utt)
+    wav, tail = read(utt, RATE_HZ), read(other, RATE_HZ)
+    begin = onset(tail, RATE_HZ)
+    tail = tail[begin : begin + round(rng.uniform(0.08, 0.14) * RATE_HZ)]
+    gap = room_tone(wav, round(rng.uniform(0.05, 0.2) * RATE_HZ), RATE_HZ, rng)
+    return Made(np.concatenate([wav, gap, faded(tail, RATE_HZ)]), (utt.text or "").strip(), {"how": "trail"}, utt)
 
 
 def _pause(material: Material, rng: np.random.Generator) -> Made:
-    rate, utt = material.sample_rate, _pick(material.clean, rng)
-    wav = read(utt, rate)
-    stretches = quiet_stretches(wav, rate)
+    utt = _pick(material.clean, rng)
+    wav = read(utt, RATE_HZ)
+    stretches = quiet_stretches(wav, RATE_HZ)
     if not stretches:
         raise AudioError("no pause")
     start, end = stretches[int(rng.integers(len(stretches)))]
-    part = faded(wav[start:end], rate)
-    n = round(material.seconds(rng, 0.5, 8.0) * rate)
+    part = faded(wav[start:end], RATE_HZ)
+    n = round(material.seconds(rng, 0.5, 8.0) * RATE_HZ)
     return Made(np.tile(part, -(-n // len(part)))[:n], "", {"how": "pause"}, utt)
 
 
 def _fragment(material: Material, rng: np.random.Generator) -> Made:
-    rate, utt = material.sample_rate, _pick(material.clean, rng)
-    wav = read(utt, rate)
-    length = round(rng.uniform(0.06, 0.12) * rate)
+    utt = _pick(material.clean, rng)
+    wav = read(utt, RATE_HZ)
+    length = round(rng.uniform(0.06, 0.12) * RATE_HZ)
     start = int(rng.integers(max(1, len(wav) - length)))
     part = wav[start : start + length]
     if rms_dbfs(part) < rms_dbfs(wav) - 10:
         raise AudioError("no speech in the fragment")
-    around = room_tone(wav, round(material.seconds(rng, 0.5, 3.0) * rate), rate, rng)
+    around = room_tone(wav, round(material.seconds(rng, 0.5, 3.0) * RATE_HZ), RATE_HZ, rng)
     at = int(rng.integers(len(around) + 1))
-    return Made(np.concatenate([around[:at], faded(part, rate), around[at:]]), "", {"how": "fragment"}, utt)
+    return Made(np.concatenate([around[:at], faded(part, RATE_HZ), around[at:]]), "", {"how": "fragment"}, utt)
 
 
 def _looped(material: Material, rng: np.random.Generator, number: int) -> Made:
@@ -366,5 +364,5 @@ def _looped(material: Material, rng: np.random.Generator, number: int) -> Made:
     times = min(2 + number % 5, int(material.max_s / (utt.duration + 0.3)))
     if times < 2:
         raise AudioError("speech longer than the clip")
-    wav = join([read(utt, material.sample_rate)] * times, (0.05, 0.3), material.sample_rate, rng)
+    wav = join([read(utt, RATE_HZ)] * times, (0.05, 0.3), RATE_HZ, rng)
     return Made(wav, " ".join([(utt.text or "").strip()] * times), {"how": f"{times} times", "repeats": times}, utt)

@@ -128,7 +128,6 @@ class ReportData:
         plots: curves with intervals, several runs in one picture.
         commands: what to run next, each with a button that copies it.
         facts: data, seed, checkpoint and the like, name -> text.
-        blind: offer the blind comparison where two systems have audio.
     """
 
     title: str
@@ -147,7 +146,6 @@ class ReportData:
     plots: Sequence[Plot] = ()
     commands: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-    blind: bool = True
 
 
 def mark(metric: Metric, delta: Interval | None) -> str:

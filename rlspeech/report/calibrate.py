@@ -25,7 +25,7 @@ __all__ = [
     "calibrate",
     "calibrated",
     "calibration_grids",
-    "calibration_rows",
+    "calibration_table",
     "has_order",
     "print_calibration",
 ]
@@ -34,6 +34,7 @@ ORDER = ("rung", "ladder", "snr_db", "clean_id")
 RESAMPLES = 500
 MAX_WORK = 1_000_000  # clips times resamples: larger sets get fewer resamples
 Row = Mapping[str, Any]
+Rows = Mapping[str, Row]  # key -> row
 Correlation = dict[str, Any]  # value, lo, hi, n: null where undefined
 
 
@@ -43,9 +44,7 @@ def has_order(rows: Sequence[Row]) -> bool:
     return any(len(set(c)) >= 2 and len(c) >= 3 for c in columns)
 
 
-def calibrated(
-    rows: Mapping[str, Row], columns: Mapping[str, Row], better: Mapping[str, bool], seed: int
-) -> dict[str, Any] | None:
+def calibrated(rows: Rows, columns: Rows, better: Mapping[str, bool], seed: int) -> dict[str, Any] | None:
     """Correlations of scored items with the order that their columns carry; None where they carry none.
 
     Args:
@@ -84,15 +83,14 @@ def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) ->
         some = [g if way is None or w == way else None for g, w in zip(ladder, ways, strict=True)]
         return _within(value, order, some, seed, clusters)
 
+    def pooled(a: np.ndarray, b: np.ndarray) -> Correlation:
+        return _pooled(a, b, clusters, seed)
+
     every = sorted({w for w in ways if w is not None})
     rewards = {
-        name: {
-            "within": within(value),
-            "pooled": _pooled(value, order, clusters, seed),
-            "snr": _pooled(value, snr, clusters, seed),
-            "ladder": {way: within(value, way) for way in every},
-        }
-        for name, value in values.items()
+        name: {"within": within(v), "pooled": pooled(v, order), "snr": pooled(v, snr)}
+        | {"ladder": {way: within(v, way) for way in every}}
+        for name, v in values.items()
     }
     pairs = itertools.combinations(better, 2)
     return {
@@ -100,23 +98,19 @@ def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) ->
         "ladders": len({g for g in ladder if g is not None}),
         "utterances": len(set(clusters)),
         "rewards": rewards,
-        "between": [{"a": a, "b": b, **_pooled(values[a], values[b], clusters, seed)} for a, b in pairs],
+        "between": [{"a": a, "b": b, **pooled(values[a], values[b])} for a, b in pairs],
     }
 
 
-def calibration_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """The table: a line a reward, then a line a pair of rewards."""
+def calibration_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The columns, and a line a reward, then a line a pair of rewards; without ladders there is no order but that of the SNR."""
+    rewards, between = result["rewards"].items(), [(f"{p['a']} with {p['b']}", text_of(p)) for p in result["between"]]
     if not result["ladders"]:
-        lines = [[f"{name} with the SNR", text_of(r["snr"])] for name, r in result["rewards"].items()]
-        return lines + [[f"{pair['a']} with {pair['b']}", text_of(pair)] for pair in result["between"]]
-    lines = [[name, *(text_of(r[k]) for k in ("within", "pooled", "snr"))] for name, r in result["rewards"].items()]
-    return lines + [[f"{pair['a']} with {pair['b']}", "", text_of(pair), ""] for pair in result["between"]]
-
-
-def calibration_heading(result: Mapping[str, Any]) -> list[str]:
-    """The table's columns: without ladders there is no order but that of the SNR."""
-    ordered = ["reward", "order within a ladder", "order, all clips", "SNR"]
-    return ordered if result["ladders"] else ["reward", "correlation"]
+        lines = [[f"{name} with the SNR", text_of(r["snr"])] for name, r in rewards]
+        return ["reward", "correlation"], lines + [[pair, text] for pair, text in between]
+    lines = [[name, *(text_of(r[k]) for k in ("within", "pooled", "snr"))] for name, r in rewards]
+    heading = ["reward", "order within a ladder", "order, all clips", "SNR"]
+    return heading, lines + [[pair, "", text, ""] for pair, text in between]
 
 
 def calibration_grids(result: Mapping[str, Any] | None) -> list[Grid]:
@@ -128,7 +122,7 @@ def calibration_grids(result: Mapping[str, Any] | None) -> list[Grid]:
         f"Spearman correlation, +1 where the less degraded clip always has the better score; {result['n']} clips, {ladders}"
         f"{result['utterances']} utterances. Intervals: bootstrap over utterances, 95 %."
     )
-    grids = [Grid("Calibration", calibration_heading(result), calibration_rows(result), note)]
+    grids = [Grid("Calibration", *calibration_table(result), note)]
     ways = list(dict.fromkeys(way for r in result["rewards"].values() for way in r["ladder"]))
     if ways:
         rows = [[way, *(text_of(r["ladder"][way]) for r in result["rewards"].values())] for way in ways]
@@ -141,8 +135,7 @@ def print_calibration(result: Mapping[str, Any]) -> None:
     where = f"{result['n']} clips" + (f" in {result['ladders']} ladders" if result["ladders"] else "")
     what = f"Spearman correlation with 95 % intervals over {where}"
     note = f"{what}; +1: the less degraded clip always scores better, 0: by chance"
-    title = "Calibration: do the rewards follow what is known?"
-    log.table(title, calibration_heading(result), calibration_rows(result), [note])
+    log.table("Calibration: do the rewards follow what is known?", *calibration_table(result), [note])
 
 
 def _within(
@@ -154,19 +147,13 @@ def _within(
         if group is not None:
             groups.setdefault(group, []).append(i)
     per: dict[str, list[float]] = {}
-    undefined = 0
     for rows in groups.values():
-        rho = spearman(value[rows], order[rows])
-        if math.isfinite(rho):
+        if math.isfinite(rho := spearman(value[rows], order[rows])):
             per.setdefault(clusters[rows[0]], []).append(rho)
-        else:
-            undefined += 1
     every = [rho for rhos in per.values() for rho in rhos]
-    if not every:
-        return {"value": None, "lo": None, "hi": None, "n": 0, "undefined": undefined}
     interval = mean_interval([float(np.mean(rhos)) for rhos in per.values()], seed).as_dict()
-    ends = {k: interval[k] for k in ("lo", "hi")}
-    return {"value": float(np.mean(every)), **ends, "n": len(every), "undefined": undefined}
+    found: Correlation = {"value": float(np.mean(every)) if every else None, "lo": interval["lo"], "hi": interval["hi"]}
+    return {**found, "n": len(every), "undefined": len(groups) - len(every)}
 
 
 def _pooled(a: np.ndarray, b: np.ndarray, clusters: Sequence[str], seed: int) -> Correlation:

@@ -33,14 +33,8 @@ SIZE = (245, 126)  # of a drawing in points
 MAX_PLOTS = 24  # of one group
 MAX_POINTS = 400
 SMOOTH_FROM = 60
-TITLES = {
-    "reward": "Rewards",
-    "guard": "Guards",
-    "valid": "Validation",
-    "train": "Training",
-    "cost": "Cost",
-    "spread": "Distributions",
-}
+GROUPS = ("reward", "guard", "valid", "train", "cost", "spread")
+TITLES = ("Rewards", "Guards", "Validation", "Training", "Cost", "Distributions")
 CLOCKS = ("step", "time", "seconds")
 NUMBER = re.compile(r"-?\d+\.\d{3,}")
 ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-
@@ -52,7 +46,6 @@ FIRST = (
     *("kl", "grad_agreement", "groups_with_signal", "constant_groups", "unscorable", "grad_norm", "train/loss"),
     *("supervised_loss", "clipped_positive", "clipped_negative", "wer", "finished", "tokens", "lr"),
 )
-GROUPS = ("reward", "guard", "valid", "train", "cost")
 BINS = (6, 24)
 HEADS = ("delta", "valid", "reward")
 NOTES = {"delta": "paired difference to the start, the same clips", "valid": "on the validation clips"}
@@ -185,7 +178,7 @@ def groups(plots: Sequence[Plot]) -> list[Group]:
         for line in plot.lines:
             colours.setdefault(line.run, len(colours))
     made = []
-    for kind, title in TITLES.items():
+    for kind, title in zip(GROUPS, TITLES, strict=True):
         mine = [p for p in plots if p.kind == kind]
         useful = [p for p in mine if any(np.isfinite(_floats(line.mean)).sum() > 1 for line in p.lines)]
         shown = useful[:MAX_PLOTS]
@@ -259,16 +252,22 @@ def _draw(plot: Plot, colours: Mapping[str, int], salt: str) -> Drawing:
     return Drawing(plot.title, plot.note, _inline(out.getvalue()), ends, f"{plot.title}, {how}: {says}")
 
 
+def _signs(colour: int) -> tuple[str, Any, str]:
+    """Colour, dashes and marker of a run; a ninth run has the first colour, dashed."""
+    turn = colour + colour // len(RUNS)
+    return RUNS[colour % len(RUNS)], DASHES[turn % len(DASHES)], MARKS[turn % len(MARKS)]
+
+
 def _bars(axes: Axes, line: Line, colour: int) -> End | None:
     """One system's histogram; its ends are those of the values. None where nothing is counted."""
     middles, counts = _floats(line.steps), _floats(line.mean)
     whole = len(middles) == len(counts) > 1 and np.isfinite([*middles, *counts]).all()
     if not whole or not counts.any():
         return None
-    ink, turn, half = RUNS[colour % len(RUNS)], colour + colour // len(RUNS), (middles[1] - middles[0]) / 2
+    (ink, dashes, _), half = _signs(colour), (middles[1] - middles[0]) / 2
     edges = [*(middles - half), middles[-1] + half]
     axes.stairs(counts, edges, fill=True, color=ink, alpha=0.3, linewidth=0, gid=f"run{colour}")
-    axes.stairs(counts, edges, color=ink, linewidth=1.2, linestyle=DASHES[turn % len(DASHES)], gid=f"run{colour}")
+    axes.stairs(counts, edges, color=ink, linewidth=1.2, linestyle=dashes, gid=f"run{colour}")
     return End(colour, line.run, float(edges[0]), float(edges[-1]), None, None)
 
 
@@ -279,19 +278,15 @@ def _trace(axes: Axes, line: Line, colour: int) -> End | None:
     good = np.isfinite(mean) & np.isfinite(steps)
     if not good.any():
         return None
-    ink, gid = RUNS[colour % len(RUNS)], f"run{colour}"
-    turn = colour + colour // len(RUNS)  # a ninth run has the first colour, dashed
-    ends = [
-        _floats(p[:count]) if p is not None and len(p) >= count else np.full(count, np.nan) for p in (line.lo, line.hi)
-    ]
-    low, high = ends
+    (ink, dashes, mark), gid = _signs(colour), f"run{colour}"
+    ends = (p if p is not None and len(p) >= count else [math.nan] * count for p in (line.lo, line.hi))
+    low, high = (_floats(p[:count]) for p in ends)
     banded = good & np.isfinite(low) & np.isfinite(high)
     if banded.any():
         axes.fill_between(steps, low, high, where=banded.tolist(), color=ink, alpha=0.18, linewidth=0).set_gid(gid)
     x, y = _thin(steps, mean)
     many = len(x) > SMOOTH_FROM and not banded.any()
-    dashes, marker = DASHES[turn % len(DASHES)], MARKS[turn % len(MARKS)] if len(x) <= 25 else None
-    style: dict[str, Any] = {"color": ink, "gid": gid, "marker": marker, "markersize": 3.2}
+    style: dict[str, Any] = {"color": ink, "gid": gid, "marker": mark if len(x) <= 25 else None, "markersize": 3.2}
     axes.plot(x, y, linewidth=1.4, alpha=0.3 if many else 1, linestyle="-" if many else dashes, **style)
     if many:
         axes.plot(x, _smooth(y), color=ink, linewidth=1.5, linestyle=dashes, gid=gid)

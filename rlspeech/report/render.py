@@ -33,18 +33,11 @@ def render(data: ReportData, max_bytes: int) -> str:
     from markupsafe import Markup
 
     shipped = resources.files("rlspeech.report")
-    template, style, script = (
-        shipped.joinpath(name).read_text(encoding="utf-8") for name in ("template.html", "page.css", "page.js")
-    )
-    strict: dict[str, Any] = {
-        "autoescape": True,
-        "undefined": jinja2.StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-    }
-    environment = jinja2.Environment(**strict)
-    environment.filters.update(pretty=_pretty, number=_number, signed=_signed, breaks=_breaks)
-    page = environment.from_string(template)
+    files = ("template.html", "page.css", "page.js")
+    template, style, script = (shipped.joinpath(name).read_text(encoding="utf-8") for name in files)
+    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters.update(pretty=_pretty, number=_number, signed=_signed, breaks=_breaks)
+    page = env.from_string(template)
     context: dict[str, Any] = {
         "data": data,
         "verdict": sentences(data),
@@ -61,15 +54,13 @@ def render(data: ReportData, max_bytes: int) -> str:
     clips, remarks = players.fit(data.clips, max(MIN_SOUND, max_bytes - len(bare.encode("utf-8", "replace"))))
     clips = sorted(clips, key=lambda c: not c.label)  # those that were chosen for a reason come first
     systems = list(dict.fromkeys([*data.means, *(p.system for c in clips for p in c.players)]))
-    audible = [{p.system for p in c.players if p.audio} for c in clips]
-    handed = _handed(data, clips, systems)
     html = page.render(
         **context,
         clips=clips,
         notes=[*data.notes, *remarks],
-        handed=Markup(handed),
+        handed=Markup(_handed(data, clips, systems)),
         labels=list(dict.fromkeys(c.label for c in clips if c.label)),
-        blind=data.blind and any(len(h) > 1 for h in audible),
+        blind=any(len({p.system for p in c.players if p.audio}) > 1 for c in clips),
         systems=systems,
     )
     # half a surrogate pair in someone's file name must not end the page
@@ -78,12 +69,9 @@ def render(data: ReportData, max_bytes: int) -> str:
 
 def _policy(style: str, script: str) -> str:
     """No network at all; styles and scripts only those that were shipped."""
-    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
-    sources = [f"'sha256-{found}'" for found in hashes]
-    return (
-        f"default-src 'none'; img-src data:; media-src data: blob:; style-src {sources[0]}; script-src {sources[1]}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    styles, scripts = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    own = f"style-src 'sha256-{styles}'; script-src 'sha256-{scripts}'"
+    return f"default-src 'none'; img-src data:; media-src data: blob:; {own}; base-uri 'none'; form-action 'none'"
 
 
 def _handed(data: ReportData, clips: Sequence[players.Players], systems: Sequence[str]) -> str:
@@ -93,15 +81,15 @@ def _handed(data: ReportData, clips: Sequence[players.Players], systems: Sequenc
         place = {"system": systems.index(p.system), "audio": bool(p.audio), "level": round(p.level_db, 2)}
         return {**place, "scores": p.scores}
 
-    shown = [
-        {"key": c.key, "label": c.label, "seconds": round(c.seconds, 3), "players": [*map(player, c.players)]}
-        for c in clips
-    ]
+    def clip(c: players.Players) -> dict[str, Any]:
+        facts = {"key": c.key, "label": c.label, "seconds": round(c.seconds, 3)}
+        return {**facts, "players": list(map(player, c.players))}
+
     facts = {
         "title": data.title,
         "systems": list(systems),
         "baseline": data.baseline,
-        "clips": shown,
+        "clips": list(map(clip, clips)),
         "compared": [systems.index(s) for s in data.deltas if s in systems],
         "metrics": [{"name": m.name, "up": m.higher_is_better} for m in data.metrics],
     }

@@ -137,13 +137,10 @@ class RunRecord:
 
     def transcripts(self, step: str) -> dict[str, Row]:
         """What a validation of ``pretrain`` wrote: key -> ``text`` and ``hypothesis``."""
-        path = self.path / "samples" / step / "said.jsonl"
+        path, names = self.path / "samples" / step / "said.jsonl", ("text", "hypothesis")
         rows = read_jsonl(path) if path.is_file() else []
-        return {
-            str(r["id"]): {k: r[k] for k in ("text", "hypothesis")}
-            for r in rows
-            if "id" in r and isinstance(r.get("text"), str) and isinstance(r.get("hypothesis"), str)
-        }
+        whole = [r for r in rows if "id" in r and all(isinstance(r.get(k), str) for k in names)]
+        return {str(r["id"]): {k: r[k] for k in names} for r in whole}
 
     def steps(self) -> list[int]:
         """The validations of ``rl`` that have scores by item, rising."""
@@ -168,14 +165,12 @@ class RunRecord:
 
     def higher_is_better(self, metric: str) -> bool:
         """Direction of a metric: as the run noted it, else the registry's, else up."""
-        noted: list[Any] = []
-        if self.stage == "eval":
-            noted = [at(self.summary, "higher_is_better", metric)]
-        elif self.stage == "reward":
-            noted = [at(self.metas(s), metric, "higher_is_better") for s in self.scores]
-        elif self.stage == "rl":
-            noted = [at(self.env, "rewards", metric, "higher_is_better")]
-        known = next((v for v in noted if isinstance(v, bool)), None)
+        noted = {
+            "eval": [at(self.summary, "higher_is_better", metric)],
+            "reward": [at(self.metas(s), metric, "higher_is_better") for s in self.scores],
+            "rl": [at(self.env, "rewards", metric, "higher_is_better")],
+        }
+        known = next((v for v in noted.get(self.stage, ()) if isinstance(v, bool)), None)
         try:
             return column_of(metric).higher_is_better if known is None else known
         except UserError:  # a function that is not here, or a name of the run's own
@@ -219,17 +214,14 @@ class RunRecord:
     def _rows_of_manifest(self) -> dict[str, Origin]:
         """Rows of the manifest: the recording is played where no system kept audio, else what the systems were given and the reference."""
         data, found = self.env.get("manifest") or self.config.get("data"), {}
-        if not isinstance(data, str):
-            return {}
         audible = bool(self.kept("audio"))
-        for u in read_manifest(find_manifest(data, recipe=False)):
-            recording = Sound(Path(u.audio_filepath), u.offset, u.duration or None)
-            before = {} if audible else {"recording": recording}
-            before |= {"prompt": Sound(Path(u.prompt_filepath))} if audible and u.prompt_filepath else {}
-            target = (
-                Sound(Path(u.target_filepath), u.offset, u.duration or None) if u.target_filepath and audible else None
-            )
-            found[u.id] = Origin(before, target, None, {"text": u.text, **columns_of(u)})
+        for u in read_manifest(find_manifest(data, recipe=False)) if isinstance(data, str) else ():
+            paths = (u.audio_filepath, u.target_filepath)
+            recording, target = (Sound(Path(p), u.offset, u.duration or None) if p else None for p in paths)
+            prompt = Sound(Path(u.prompt_filepath)) if u.prompt_filepath else None
+            name, sound = ("prompt", prompt) if audible else ("recording", recording)
+            columns = {"text": u.text, **columns_of(u)}
+            found[u.id] = Origin({name: sound} if sound else {}, target if audible else None, None, columns)
         return found
 
 
@@ -356,15 +348,15 @@ def _json_file(path: Path, notes: list[str]) -> Row:
     """An object of a JSON file; empty where it is missing, with a note where it is torn."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        why = "it holds no object"
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"{path.name} cannot be read: {str(error)[:200]}")
-        return {}
-    if not isinstance(found, dict):
-        notes.append(f"{path.name} cannot be read: it holds no object")
-        return {}
-    return found
+        why = str(error)[:200]
+    notes.append(f"{path.name} cannot be read: {why}")
+    return {}
 
 
 def number(value: Any) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rlspeech.report.calibrate import calibrate, calibration_rows, has_order, print_calibration
+from rlspeech.report.calibrate import calibrate, calibration_table, has_order, print_calibration
 
 
 def ladder_rows(
@@ -112,7 +112,7 @@ def test_snr_alone_is_an_order(capsys):
     assert found["ladders"] == 0 and found["rewards"]["x"]["snr"]["value"] > 0.9
     assert found["rewards"]["x"]["snr"]["lo"] > 0.5
     assert found["rewards"]["x"]["within"]["value"] is None and found["rewards"]["x"]["pooled"]["value"] is None
-    (line,) = calibration_rows(found)
+    _, [line] = calibration_table(found)
     assert line[0] == "x with the SNR" and line[1].startswith("+0.9") and len(line) == 2
     print_calibration(found)
     printed = capsys.readouterr().out
