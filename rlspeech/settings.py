@@ -23,7 +23,8 @@ from rlspeech.types import UserError
 M = TypeVar("M", bound=BaseModel)
 Provenance = dict[str, str]
 
-Tree, Values = dict[str, Any], Mapping[str, Any]
+Tree = dict[str, Any]
+Values = Mapping[str, Any]
 Schema = type[BaseModel]
 Lines = Mapping[str, int]  # dotted key -> its line in a file
 _FLAGS = {"rewards": "--reward", "guards": "--guard", "models": "--model", "metrics": "--metric"}
