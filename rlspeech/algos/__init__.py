@@ -19,7 +19,7 @@ def get_algorithm(
     config: RL,
     policy: Policy,
     optimizer: Optimizer,
-    average: Callable[[Iterable[Any]], None] = lambda parameters: None,
+    average: Callable[[Iterable[Any]], None] = lambda _: None,
     soft: SoftReward | None = None,
 ) -> PolicyUpdate:
     """The algorithm that ``config.algo`` names, in its configured form.

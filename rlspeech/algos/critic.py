@@ -9,6 +9,7 @@ update of the policy is several steps of the critic, which is far smaller.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,9 +39,9 @@ def pooled_moments(columns: Sequence[Tensor], average: Average) -> list[tuple[Te
     """
     device = columns[0].device
     exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's has no double
-    parts = [
-        part for c in columns for part in (c.new_tensor([len(c)]), c.to(exact).sum(0), c.to(exact).square().sum(0))
-    ]
+    parts = list[Tensor]()
+    for c in columns:
+        parts += [c.new_tensor([len(c)]), c.to(exact).sum(0), c.to(exact).square().sum(0)]
     sums = nn.Parameter(torch.zeros(sum(len(p) for p in parts), dtype=exact, device=device))
     sums.grad = torch.cat([p.to(exact) for p in parts])
     average([sums])
@@ -62,9 +63,7 @@ class Critic:
         grad_clip: bound on the gradient's norm.
     """
 
-    def __init__(
-        self, config: PPO, *, seed: int = 0, average: Average = lambda parameters: None, grad_clip: float = 1.0
-    ) -> None:
+    def __init__(self, config: PPO, seed: int = 0, average: Average = lambda _: None, grad_clip: float = 1.0) -> None:
         self.config, self.seed, self.average, self.grad_clip = config, seed, average, grad_clip
         self.net: nn.Sequential | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -73,12 +72,11 @@ class Critic:
 
     def _build(self, width: int, device: torch.device | str) -> nn.Sequential:
         if self.net is None:
-            hidden = self.config.value_hidden
+            sizes = (width, self.config.value_hidden, self.config.value_hidden, 1)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                self.net = nn.Sequential(
-                    nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
-                )
+                first, second, last = (nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+                self.net = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
             for p in self.net[-1].parameters():
                 nn.init.zeros_(p)
             self.net.to(device)
@@ -100,11 +98,9 @@ class Critic:
             if moments is None:
                 return
             mean, spread = moments
-            self.settled = bool((spread > TINY * (1 + mean.abs())).any())  # the last word is the returns'
-            self.units[f"{name}_mean"], self.units[f"{name}_spread"] = (
-                mean,
-                torch.where(spread > TINY * (1 + mean.abs()), spread, 1.0),
-            )
+            varies = spread > TINY * (1 + mean.abs())
+            self.settled = bool(varies.any())  # the last word is the returns'
+            self.units |= {f"{name}_mean": mean, f"{name}_spread": torch.where(varies, spread, 1.0)}
 
     def _normal(self, features: Tensor) -> Tensor:
         """Values (n, S) in units of the returns' spread, with gradient."""
@@ -147,12 +143,8 @@ class Critic:
         if self.net is None or self.optimizer is None:
             return {}
         weights = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
-        return {
-            "net": weights,
-            "optimizer": optimizer_state(self.optimizer),
-            "settled": self.settled,
-            "units": {k: v.clone() for k, v in self.units.items()},
-        }
+        made = {"net": weights, "optimizer": optimizer_state(self.optimizer), "settled": self.settled}
+        return {**made, "units": {k: v.clone() for k, v in self.units.items()}}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         """Put back what ``state`` gave."""

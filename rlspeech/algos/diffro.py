@@ -30,10 +30,21 @@ from torch import Tensor
 
 from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.math import Advantage, agreement, soft_loss
-from rlspeech.algos.update import Average, Experience, GradientSum, JointScorer, PolicyUpdate, flat_gradient, rows_of
-from rlspeech.config import RL, RewardSpec
+from rlspeech.algos.update import (
+    Columns,
+    Experience,
+    GradientSum,
+    JointScorer,
+    Judged,
+    Logged,
+    PolicyUpdate,
+    Scored,
+    Specs,
+    flat_gradient,
+    rows_of,
+)
 from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
-from rlspeech.types import Policy, RelaxPolicy, Rollout, Score, SoftReward, UserError
+from rlspeech.types import RelaxPolicy, Rollout, Sample, SoftReward, UserError
 
 __all__ = ["DiffRO", "GRPODiffRO", "sound_rows"]
 
@@ -43,11 +54,11 @@ EPOCH = 7_919  # and of updates on one
 
 def sound_rows(rollout: Rollout) -> tuple[Tensor, Tensor]:
     """(N,) bool each: rows that stopped by themselves, and rows whose tokens do not loop (those without tokens do not)."""
-    loops = [
-        s.tokens is not None and find_loop(np.asarray(s.tokens).ravel(), s.token_s or TOKEN_S) is not None
-        for s in rollout.samples
-    ]
-    return rollout.finished.clone(), ~torch.tensor(loops, dtype=torch.bool)
+
+    def loops(s: Sample) -> bool:
+        return s.tokens is not None and find_loop(np.asarray(s.tokens).ravel(), s.token_s or TOKEN_S) is not None
+
+    return rollout.finished.clone(), ~torch.tensor([loops(s) for s in rollout.samples], dtype=torch.bool)
 
 
 class _Soft(PolicyUpdate):
@@ -59,22 +70,11 @@ class _Soft(PolicyUpdate):
 
     requires: ClassVar[frozenset[str]] = frozenset({"sample", "relax"})
 
-    def __init__(
-        self,
-        config: RL,
-        policy: Policy,
-        optimizer: torch.optim.Optimizer,
-        average: Average = lambda parameters: None,
-        *,
-        soft: SoftReward | None = None,
-    ) -> None:
-        super().__init__(config, policy, optimizer, average)
-        if soft is None and config.policy_weight:
-            raise UserError(
-                f"{self.name} needs a differentiable reward",
-                "none was given: --probe compares sampled rewards only",
-                "--algo grpo",
-            )
+    def __init__(self, *given: Any, soft: SoftReward | None = None) -> None:
+        super().__init__(*given)
+        if soft is None and self.config.policy_weight:
+            why = "none was given: --probe compares sampled rewards only"
+            raise UserError(f"{self.name} needs a differentiable reward", why, "--algo grpo")
         self.soft, self.collections = soft, 0
 
     @property
@@ -85,11 +85,9 @@ class _Soft(PolicyUpdate):
         return float(cfg.tau * (end / cfg.tau) ** min(1.0, self.collections / max(1, self.config.steps - 1)))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return {**super().state(), "collections": self.collections}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave."""
         super().load_state(state)
         self.collections = int(state.get("collections", 0))
 
@@ -109,9 +107,7 @@ class _Soft(PolicyUpdate):
         experience.logged["diffro/tau"] = self.tau
         return kept
 
-    def soft_gradients(
-        self, experience: Experience, prompts: Tensor, kl_beta: float
-    ) -> tuple[GradientSum, dict[str, float]]:
+    def soft_gradients(self, experience: Experience, prompts: Tensor, kl_beta: float) -> tuple[GradientSum, Logged]:
         """Gradients (P,) of the differentiable reward's loss, one a micro-batch of prompts, and what is logged of them.
 
         Args:
@@ -126,8 +122,8 @@ class _Soft(PolicyUpdate):
         policy, soft = cast(RelaxPolicy, self.policy), cast(SoftReward, self.soft)
         seed = cfg.seed + ROUND * (1 + self.collections) + EPOCH * (experience.updates // cfg.updates_per_collection)
         size, normaliser = float(len(rows_of(rollout, prompts))), self.decisions(rollout, prompts)
-        grads, parts, away = GradientSum(), list[dict[str, float]](), list[float]()
-        blind = seen = 0
+        grads, parts, away = GradientSum(), list[Logged](), list[float]()
+        blind = judged = 0
         for part in prompts.split(cfg.micro_batch):
             rows = rows_of(rollout, part)
             rows = rows[kept[rows]]
@@ -135,42 +131,28 @@ class _Soft(PolicyUpdate):
                 continue
             made = policy.relax(rollout, rows, tau=self.tau, hard=cfg.diffro.hard, seed=seed, with_kl=kl_beta > 0)
             reward = soft.score_soft(made, [rollout.samples[i] for i in rows.tolist()])
-            here = rows.to(rollout.mask.device)
-            kl = made.kl
-            if kl_beta and kl is None:
-                kl = policy.log_prob(rollout, rows, with_kl=True).kl
-            mask, known = rollout.mask[here], reward.detach().isfinite()
-            loss = soft_loss(
-                reward,
-                torch.ones_like(known),
-                size,
-                kl if kl_beta else None,
-                mask,
-                kl_beta=kl_beta,
-                normaliser=normaliser,
-                mean=cfg.loss_mean,
-            )
+            kl = None
+            if kl_beta:
+                kl = policy.log_prob(rollout, rows, with_kl=True).kl if made.kl is None else made.kl
+            mask, known = rollout.mask[rows.to(rollout.mask.device)], reward.detach().isfinite()
+            loss = soft_loss(reward, size, kl, mask, kl_beta=kl_beta, normaliser=normaliser, mean=cfg.loss_mean)
             if loss.requires_grad:  # not where nothing could be scored
                 grads.add(flat_gradient(loss, policy.parameters()))
             values = reward.detach().float().cpu()
-            blind, seen = blind + int((~known).sum()), seen + len(rows)
+            blind, judged = blind + int((~known).sum()), judged + len(rows)
             parts.append({"reward": float(values.nanmean()), **soft.last, "rows": float(len(rows))})
-            if kl_beta and kl is not None:
+            if kl is not None:
                 away.append(float(kl.detach()[mask].mean()))
             self.note_values(experience, rows, values)
-        if blind > cfg.max_unscorable * max(1, seen):
-            raise UserError(
-                f"{100 * blind / seen:.0f} % of the relaxed rows could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
-                "the differentiable reward has no number for them",
-                "--set clip_s=2, or rlspeech check on the data",
-            )
-        named = {f"diffro/{k}": _mean(parts, k) for k in (parts[0] if parts else {}) if k != "rows"}
-        return grads, {
-            **named,
-            **({"kl": float(np.mean(away))} if away else {}),
-            "diffro/agreement": grads.agreement(),
-            "diffro/grad_norm": 0.0 if grads.total is None else float(grads.total.norm()),
-        }
+        if blind > cfg.max_unscorable * max(1, judged):
+            share, limit = (f"{100 * x:.0f} %" for x in (blind / judged, cfg.max_unscorable))
+            what = f"{share} of the relaxed rows could not be scored (limit {limit})"
+            why = "the differentiable reward has no number for them"
+            raise UserError(what, why, "--set clip_s=2, or rlspeech check on the data")
+        logged = {f"diffro/{k}": _mean(parts, k) for k in (parts[0] if parts else {}) if k != "rows"}
+        logged |= {"kl": float(np.mean(away))} if away else {}
+        norm = 0.0 if grads.total is None else float(grads.total.norm())
+        return grads, {**logged, "diffro/agreement": grads.agreement(), "diffro/grad_norm": norm}
 
     def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
         """Hook: the differentiable reward (n,) of some rows, nan where there is none."""
@@ -186,15 +168,11 @@ class DiffRO(_Soft):
 
     name = "diffro"
 
-    def score(
-        self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
-    ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+    def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """Nothing: no sampled reward takes part."""
         return {}, None
 
-    def advantage_of(
-        self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
-    ) -> tuple[np.ndarray, Advantage]:
+    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
         """No reward yet, and an advantage of 0."""
         n = len(rollout.group)
         return np.full(n, np.nan), Advantage(torch.zeros(n), 0.0, 0.0, len(torch.unique(rollout.group)), 0)
@@ -208,9 +186,7 @@ class DiffRO(_Soft):
         signal = len(torch.unique(rollout.group[kept]))
         experience.advantage = Advantage(kept.float(), 0.0, 1.0 - signal / max(1, groups), groups, signal)
 
-    def gradients(
-        self, experience: Experience, advantage: Tensor, prompts: Tensor
-    ) -> tuple[GradientSum, dict[str, float]]:
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         """The gradient of -R + beta KL over some prompts."""
         grads, stats = self.soft_gradients(experience, prompts, self.loss_beta)
         if grads.total is None:
@@ -230,17 +206,13 @@ class GRPODiffRO(_Soft, GRPO):
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """GRPO's, and which rows are relaxed."""
         super().assign_credit(experience, rollout)
-        advantage, on = experience.advantage.value, self.config.diffro.on
+        a, on = experience.advantage.value, self.config.diffro.on
         scored = torch.from_numpy(np.isfinite(experience.reward))
-        wanted = {"positive": advantage > 0, "nonnegative": (advantage >= 0) & scored, "all": torch.ones_like(scored)}[
-            on
-        ]
-        self.note_kept(experience, rollout, wanted, drop=on != "all")
+        wanted = {"positive": a > 0, "nonnegative": (a >= 0) & scored, "all": torch.ones_like(scored)}
+        self.note_kept(experience, rollout, wanted[on], drop=on != "all")
         experience.logged["diffro/weight"] = self.config.diffro.weight
 
-    def gradients(
-        self, experience: Experience, advantage: Tensor, prompts: Tensor
-    ) -> tuple[GradientSum, dict[str, float]]:
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         """GRPO's gradient plus ``diffro.weight`` times the differentiable reward's; the agreement of the parts stays GRPO's."""
         grads, stats = super().gradients(experience, advantage, prompts)
         total, weight = cast(Tensor, grads.total), self.config.diffro.weight

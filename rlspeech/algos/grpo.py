@@ -12,15 +12,11 @@ Launch: ``rlspeech rl --algo grpo --task flowse`` (one process), ``torchrun --np
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 import torch
 
-from rlspeech.algos.math import Advantage, group_advantage
-from rlspeech.algos.update import PolicyUpdate
-from rlspeech.config import RL, RewardSpec
+from rlspeech.algos.math import group_advantage
+from rlspeech.algos.update import Columns, Judged, PolicyUpdate, Specs
+from rlspeech.config import RL
 from rlspeech.rewards.mix import compose
 from rlspeech.types import Rollout, UserError
 
@@ -39,16 +35,10 @@ class GRPO(PolicyUpdate):
 
     def check(self, config: RL) -> None:
         if config.policy_weight and config.group < 2:
-            raise UserError(
-                "grpo needs at least 2 rollouts a prompt",
-                "a rollout is compared with the others of its group",
-                "--set group=8, or --algo ppo",
-            )
+            why = "a rollout is compared with the others of its group"
+            raise UserError("grpo needs at least 2 rollouts a prompt", why, "--set group=8, or --algo ppo")
 
-    def advantage_of(
-        self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
-    ) -> tuple[np.ndarray, Advantage]:
-        """Composed reward and advantage, both (N,), of one collection under any composition of its scores."""
+    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
         cfg = self.config
         composed = compose(scores, rollout.group.numpy(), specs, cfg.advantage).reward
         reward = torch.from_numpy(self.with_truncation(composed, rollout.finished))

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 EPS = 1e-8
+Divisor = Literal["group", "batch", "none"]
+Mean = Literal["token", "sequence"]
 
 
 class Advantage(NamedTuple):
@@ -45,9 +47,7 @@ class Advantage(NamedTuple):
     signal: int
 
 
-def group_advantage(
-    reward: Tensor, group: Tensor, std: Literal["group", "batch", "none"] = "group", clip: float = 5.0
-) -> Advantage:
+def group_advantage(reward: Tensor, group: Tensor, std: Divisor = "group", clip: float = 5.0) -> Advantage:
     """A_i = (R_i - mean of its group) / std, the statistics over the rows that could be scored.
 
     Unscorable rows (NaN) and groups whose rewards are all equal get 0. Population standard deviation, as in FlowSE-GRPO (Eq. 8).
@@ -60,15 +60,15 @@ def group_advantage(
     """
     reward = reward.double()
     known = reward.isfinite()
-    _, index = torch.unique(group, return_inverse=True)
-    groups = int(index.max()) + 1 if len(index) else 0
-    filled = torch.where(known, reward, torch.zeros_like(reward))
-    count = torch.zeros(groups, dtype=torch.double).index_add_(0, index, known.double())
-    mean = torch.zeros(groups, dtype=torch.double).index_add_(0, index, filled) / count.clamp_min(1)
+    index, groups = _numbered(group)
+
+    def added(values: Tensor) -> Tensor:
+        return torch.zeros(groups, dtype=torch.double).index_add_(0, index, values)
+
+    filled, count = torch.where(known, reward, torch.zeros_like(reward)), added(known.double())
+    mean = added(filled) / count.clamp_min(1)
     centred = torch.where(known, reward - mean[index], torch.zeros_like(reward))
-    spread = (
-        torch.zeros(groups, dtype=torch.double).index_add_(0, index, centred.square()) / count.clamp_min(1)
-    ).sqrt()
+    spread = (added(centred.square()) / count.clamp_min(1)).sqrt()
     signal = (count >= 2) & (spread > EPS * (1 + mean.abs()))
     if std == "group":
         value = centred / spread[index].clamp_min(EPS)
@@ -78,36 +78,25 @@ def group_advantage(
     else:
         value = centred
     value = torch.where(known & signal[index], value, torch.zeros_like(value)).clamp(-clip, clip)
-    return Advantage(
-        value.float(),
-        1.0 - known.double().mean().item(),
-        1.0 - signal.double().mean().item(),
-        groups,
-        int(signal.sum()),
-    )
+    unscorable, constant = (1.0 - share.double().mean().item() for share in (known, signal))
+    return Advantage(value.float(), unscorable, constant, groups, int(signal.sum()))
 
 
 def relative_advantage(
-    relative: Tensor,
-    group: Tensor,
-    kl: Tensor | None = None,
-    beta: float = 0.0,
-    *,
-    whiten: bool = False,
-    clip: float = 5.0,
+    reward: Tensor, group: Tensor, kl: Tensor | None = None, beta: float = 0, *, whiten: bool = False, clip: float = 5.0
 ) -> Advantage:
     """A = R - beta KL, R the reward relative to the frozen base's output; no critic, no other rollout takes part (LR-AVSE).
 
     Args:
-        relative: (N,) R, NaN where the row or its base could not be scored.
+        reward: (N,) R, NaN where the row or its base could not be scored.
         group: (N,) long, prompt of every row.
         kl: (N,) KL of every row to the base, a number without gradient, or None.
         beta: its weight.
         whiten: to mean 0 and spread 1 over the collection, bounded by ``clip``.
         clip: bound in units of that spread; advantages in units of the reward are used as they are.
     """
-    known = relative.isfinite()
-    value = relative.double() if kl is None else relative.double() - beta * kl.double()
+    known = reward.isfinite()
+    value = reward.double() if kl is None else reward.double() - beta * kl.double()
     value = torch.where(known, value, torch.zeros_like(value))
     return _by_prompt(whitened(value, known, clip) if whiten else value, known, group)
 
@@ -117,18 +106,20 @@ def whitened(value: Tensor, known: Tensor, clip: float) -> Tensor:
     if not known.any():
         return torch.zeros_like(value)
     mean, spread = value[known].mean(), value[known].std(correction=0)
-    flat = bool(spread <= EPS * (1 + mean.abs()))
-    return (
-        torch.zeros_like(value)
-        if flat
-        else torch.where(known, (value - mean) / spread, torch.zeros_like(value)).clamp(-clip, clip)
-    )
+    if spread <= EPS * (1 + mean.abs()):
+        return torch.zeros_like(value)
+    return torch.where(known, (value - mean) / spread, torch.zeros_like(value)).clamp(-clip, clip)
+
+
+def _numbered(group: Tensor) -> tuple[Tensor, int]:
+    """Groups (N,) numbered from 0, and how many there are."""
+    _, index = torch.unique(group, return_inverse=True)
+    return index, int(index.max()) + 1 if len(index) else 0
 
 
 def _by_prompt(value: Tensor, known: Tensor, group: Tensor) -> Advantage:
     """Count the prompts from which something can be learnt. ``known`` (N,): could be scored."""
-    _, index = torch.unique(group, return_inverse=True)
-    groups = int(index.max()) + 1 if len(index) else 0
+    index, groups = _numbered(group)
     size = value.abs().flatten(1).amax(1) if value.dim() > 1 else value.abs()
     signal = int((torch.zeros(groups, dtype=torch.double).index_add_(0, index, size.double()) > 0).sum())
     return Advantage(value.float(), 1.0 - known.double().mean().item(), 1.0 - signal / max(1, groups), groups, signal)
@@ -145,7 +136,7 @@ def decision_rewards(reward: Tensor, mask: Tensor, kl: Tensor | None = None, bet
 
 
 def gae(
-    rewards: Tensor,
+    paid: Tensor,
     values: Tensor,
     mask: Tensor,
     group: Tensor,
@@ -160,7 +151,7 @@ def gae(
     Decisions that are masked are not there: their neighbours follow each other.
 
     Args:
-        rewards, values: (N, S).
+        paid, values: (N, S) rewards r and values V.
         mask: (N, S) bool.
         group: (N,) prompt of every row.
         known: (N,) bool, rows that could be scored; the others get 0.
@@ -169,12 +160,12 @@ def gae(
         the advantage, its value (N, S), and the returns (N, S).
     """
     known = torch.ones(len(mask), dtype=torch.bool) if known is None else known
-    rewards, values, mask = rewards.double(), values.double(), mask & known[:, None]
-    out = torch.zeros_like(rewards)
-    next_value = next_advantage = torch.zeros(len(rewards), dtype=torch.double)
-    for s in reversed(range(rewards.shape[1])):
+    paid, values, mask = paid.double(), values.double(), mask & known[:, None]
+    out = torch.zeros_like(paid)
+    next_value = next_advantage = torch.zeros(len(paid), dtype=torch.double)
+    for s in reversed(range(paid.shape[1])):
         on = mask[:, s]
-        made = rewards[:, s] + discount * next_value - values[:, s] + discount * lam * next_advantage
+        made = paid[:, s] + discount * next_value - values[:, s] + discount * lam * next_advantage
         out[on, s] = made[on]
         next_value, next_advantage = torch.where(on, values[:, s], next_value), torch.where(on, made, next_advantage)
     returns = torch.where(mask, out + values, torch.zeros_like(out))
@@ -204,30 +195,28 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 
 def soft_loss(
     reward: Tensor,
-    kept: Tensor,
     rows: float,
     kl: Tensor | None = None,
     mask: Tensor | None = None,
     *,
     kl_beta: float = 0.0,
     normaliser: float = 1.0,
-    mean: Literal["token", "sequence"] = "token",
+    mean: Mean = "token",
 ) -> Tensor:
     """DiffRO's loss, -R + beta KL, as its mean over an update's rows; R by its own gradient (arXiv 2507.05911).
 
     Args:
         reward: (n,) with gradient, nan where a row could not be scored.
-        kept: (n,) bool, rows that take part.
         rows: in the whole update, those that were left out among them: a filter that keeps less asks for less.
         kl: (n, S) with gradient, or None where another loss has it.
         mask: (n, S) bool, decisions that count.
         kl_beta, normaliser, mean: as in ``policy_loss``.
     """
-    kept = kept & reward.isfinite()
-    loss = -torch.where(kept, reward, torch.zeros_like(reward)).sum() / rows
+    known = reward.isfinite()
+    loss = -torch.where(known, reward, torch.zeros_like(reward)).sum() / rows
     if kl is None or mask is None:
         return loss
-    mask = mask & kept[:, None]
+    mask = mask & known[:, None]
     share = 1.0 / mask.sum(1, keepdim=True).clamp_min(1) if mean == "sequence" else 1.0
     return loss + kl_beta * (torch.where(mask, kl, torch.zeros_like(kl)) * share).sum() / normaliser
 
@@ -251,8 +240,8 @@ def policy_loss(
     normaliser: float,
     ratio: Literal["plain", "rationorm"] = "plain",
     clip_high: float | None = None,
-    level: Literal["token", "sequence"] = "token",
-    mean: Literal["token", "sequence"] = "token",
+    level: Mean = "token",
+    mean: Mean = "token",
 ) -> Surrogate:
     """PPO's clipped surrogate plus beta times the KL to the reference. ``kl_old`` is the k3 estimate of the KL to who acted.
 
@@ -273,10 +262,8 @@ def policy_loss(
         level: "sequence": one ratio a rollout, the geometric mean of its decisions' (GSPO, arXiv 2507.18071).
         mean: w is 1, or "sequence": 1 / the rollout's decisions (GRPO, arXiv 2402.03300: long rollouts weigh no more than short ones).
     """
-    log_ratio, weight = (
-        torch.where(mask, new.logp - old, torch.zeros_like(old)),
-        mask.float(),
-    )  # a masked decision may hold anything
+    # a masked decision may hold anything
+    log_ratio, weight = torch.where(mask, new.logp - old, torch.zeros_like(old)), mask.float()
     moved = log_ratio.detach()
     if ratio == "rationorm":
         log_ratio = torch.where(mask, (log_ratio + new.drift) * new.scale, torch.zeros_like(old))
@@ -294,11 +281,10 @@ def policy_loss(
         "ratio_max_gap": float(((rho.detach() - 1).abs() * mask).max()),
         "kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count),
         "rows": float(mask.shape[0]),
-        **{
-            f"clipped_{name}": _share((rho != clipped) & (rho * a > clipped * a) & sign & mask, sign & mask)
-            for name, sign in (("positive", a > 0), ("negative", a < 0))
-        },
     }
+    for name, sign in (("positive", a > 0), ("negative", a < 0)):
+        part, whole = (rho != clipped) & (rho * a > clipped * a) & sign & mask, (sign & mask).sum().item()
+        stats[f"clipped_{name}"] = part.sum().item() / whole if whole else 0.0
     if new.kl is not None:
         kl = torch.where(mask, new.kl, torch.zeros_like(new.kl))
         loss = loss + kl_beta * (kl * share).sum() / normaliser
@@ -306,11 +292,6 @@ def policy_loss(
         if new.kl_other is not None:
             stats["kl_other"] = float(torch.where(mask, new.kl_other.detach(), torch.zeros_like(kl)).sum() / count)
     return Surrogate(loss, stats, log_ratio.detach()[mask])
-
-
-def _share(part: Tensor, whole: Tensor) -> float:
-    total = whole.sum().item()
-    return part.sum().item() / total if total else 0.0
 
 
 def agreement(grads: Sequence[Tensor]) -> float:

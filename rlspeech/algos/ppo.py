@@ -16,8 +16,9 @@ Launch: ``rlspeech rl --algo ppo --task avse`` (one process), ``torchrun --nproc
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -26,12 +27,13 @@ from torch import Tensor
 
 from rlspeech.algos.critic import Critic, pooled_moments
 from rlspeech.algos.math import Advantage, decision_rewards, explained_variance, gae, relative_advantage, whitened
-from rlspeech.algos.update import Experience, JointScorer, PolicyUpdate, rows_of
-from rlspeech.config import RL, RewardSpec
+from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, PolicyUpdate, Scored, Specs, rows_of
+from rlspeech.config import RL
 from rlspeech.rewards.mix import compose
-from rlspeech.types import BasePolicy, CriticPolicy, Rollout, Score, UserError
+from rlspeech.types import BasePolicy, CriticPolicy, Rollout, UserError
 
 EPS = 1e-8
+Estimate = tuple[Advantage, Tensor]  # advantages and returns, both (N, S)
 
 __all__ = ["BaseScores", "CriticPPO", "PPO", "Relative", "RelativePPO", "clip_name", "relative_reward"]
 
@@ -47,25 +49,17 @@ class PPO(PolicyUpdate):
 
     def check(self, config: RL) -> None:
         if config.advantage != "sum_then_norm":
-            raise UserError(
-                f"ppo has no advantage={config.advantage}",
-                "only grpo normalises rewards inside groups",
-                "--set advantage=sum_then_norm",
-            )
+            why = "only grpo normalises rewards inside groups"
+            raise UserError(f"ppo has no advantage={config.advantage}", why, "--set advantage=sum_then_norm")
         scales = {spec.scale for spec in config.rewards if spec.weight}
-        if config.policy_weight and (
-            ("group" in scales and config.group < 2)
-            or ("batch" in scales and config.group * config.prompts_per_step < 2)
-        ):
-            raise UserError(
-                "one rollout has no spread to divide its reward by",
-                f"scale {', '.join(sorted(scales))}, group {config.group}, {config.prompts_per_step} prompt(s) a step",
-                "in a preset or config file: rewards: [{name: NAME, scale: none}]",
-            )
+        sizes = {"group": config.group, "batch": config.group * config.prompts_per_step, "none": math.inf}
+        if config.policy_weight and any(sizes[scale] < 2 for scale in scales):
+            what = "one rollout has no spread to divide its reward by"
+            why = f"scale {', '.join(sorted(scales))}, group {config.group}, {config.prompts_per_step} prompt(s) a step"
+            raise UserError(what, why, "in a preset or config file: rewards: [{name: NAME, scale: none}]")
 
     @property
     def loss_beta(self) -> float:
-        """Weight of the KL inside the loss: 0 where the advantage carries it."""
         return self.config.kl_beta if self.config.ppo.kl_in == "loss" else 0.0
 
     def loss_rows(self, experience: Experience, advantage: Tensor) -> Tensor:
@@ -79,15 +73,13 @@ class PPO(PolicyUpdate):
         if cfg.ppo.kl_in != "advantage" or cfg.kl_beta == 0:
             return None
         looks = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
-        kl = torch.cat([cast(Tensor, look.kl) for look in looks]).detach()
-        count = rollout.mask.sum().clamp_min(1)
-        experience.logged["kl"] = float(torch.where(rollout.mask, kl, torch.zeros_like(kl)).sum() / count)
-        if all(look.kl_other is not None for look in looks):
-            other = torch.cat([cast(Tensor, look.kl_other) for look in looks])
-            experience.logged["kl_other"] = float(
-                torch.where(rollout.mask, other, torch.zeros_like(other)).sum() / count
-            )
-        return torch.where(rollout.mask, kl, torch.zeros_like(kl)).cpu()
+        count, found = rollout.mask.sum().clamp_min(1), dict[str, Tensor]()
+        for name, parts in (("kl", [look.kl for look in looks]), ("kl_other", [look.kl_other for look in looks])):
+            if all(part is not None for part in parts):
+                kl = torch.cat(cast(list[Tensor], parts)).detach()
+                found[name] = torch.where(rollout.mask, kl, torch.zeros_like(kl))
+                experience.logged[name] = float(found[name].sum() / count)
+        return found["kl"].cpu()
 
 
 class RelativePPO(PPO):
@@ -99,9 +91,7 @@ class RelativePPO(PPO):
         super().__init__(*args, **options)
         self.known = BaseScores()
 
-    def score(
-        self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
-    ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+    def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """The rollouts' scores and, behind them, those of the base's outputs that were not known; and the base's by row."""
         policy, names = cast(BasePolicy, self.policy), [clip_name(clip) for clip in prompts]
         wanted = [spec.name for spec in self.config.rewards]
@@ -120,42 +110,27 @@ class RelativePPO(PPO):
         rows = rollout.group.tolist()
         return columns, {column: np.array([found[names[p]].get(column, np.nan) for p in rows]) for column in columns}
 
-    def advantage_of(
-        self,
-        rollout: Rollout,
-        scores: dict[str, np.ndarray],
-        specs: Sequence[RewardSpec],
-        base: dict[str, np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, Advantage]:
-        """The rollouts' reward relative to the base (N,), and the advantage (N,) that it is, under any composition.
-
-        Args:
-            base: (N,) by name, scores of every row's base (``Experience.base``).
-        """
+    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
+        """The rollouts' reward relative to the base (N,), and the advantage (N,) that it is, under any composition."""
         assert base is not None
         made = relative_reward(scores, base, rollout.group.numpy(), specs)
         difference = self.with_truncation(made.difference, rollout.finished)
-        return difference, relative_advantage(
-            torch.from_numpy(difference), rollout.group, whiten=self.config.ppo.whiten, clip=self.config.advantage_clip
-        )
+        return difference, self._advantage(difference, rollout)
+
+    def _advantage(self, difference: np.ndarray, rollout: Rollout, kl: Tensor | None = None) -> Advantage:
+        cfg, relative = self.config, torch.from_numpy(difference)
+        whiten, clip = cfg.ppo.whiten, cfg.advantage_clip
+        return relative_advantage(relative, rollout.group, kl, cfg.kl_beta, whiten=whiten, clip=clip)
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """A = R - beta KL. A row's KL is the sum over its decisions."""
         cfg = self.config
         assert experience.base is not None
         made = relative_reward(experience.scores, experience.base, rollout.group.numpy(), cfg.rewards)
-        difference, kl = self.with_truncation(made.difference, rollout.finished), self.divergence(experience, rollout)
-        experience.reward = np.where(
-            np.isfinite(difference), self.with_truncation(made.reward, rollout.finished), np.nan
-        )
-        experience.advantage = relative_advantage(
-            torch.from_numpy(difference),
-            rollout.group,
-            None if kl is None else kl.sum(1),
-            cfg.kl_beta,
-            whiten=cfg.ppo.whiten,
-            clip=cfg.advantage_clip,
-        )
+        reward, difference = (self.with_truncation(x, rollout.finished) for x in (made.reward, made.difference))
+        kl = self.divergence(experience, rollout)
+        experience.reward = np.where(np.isfinite(difference), reward, np.nan)
+        experience.advantage = self._advantage(difference, rollout, None if kl is None else kl.sum(1))
         known = np.isfinite(made.difference)  # also where a row that never stopped got its own number
         for name, values in (("reward_base", made.base), ("reward_relative", made.difference)):
             experience.logged[name] = float(values[known].mean()) if known.any() else float("nan")
@@ -173,9 +148,7 @@ class CriticPPO(PPO):
         self.critic = Critic(config.ppo, seed=config.seed, average=self.average, grad_clip=config.grad_clip)
         self.spread: dict[str, float] = {}  # by reward, of the first collection that had any
 
-    def advantage_of(
-        self, rollout: Rollout, scores: dict[str, np.ndarray], specs: Sequence[RewardSpec], base: Any = None
-    ) -> tuple[np.ndarray, Advantage]:
+    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
         """Composed reward (N,) and advantage (N, S) under any composition of the scores, with its mean for a value.
 
         The critic knows the configured composition only, so that it is not asked here.
@@ -185,9 +158,9 @@ class CriticPPO(PPO):
         mean = float(reward[known.numpy()].mean()) if known.any() else 0.0
         mask = rollout.mask.cpu()
         paid = decision_rewards(torch.from_numpy(np.where(known.numpy(), reward - mean, np.nan)), mask)
-        return reward, self._advantage(paid, torch.zeros_like(paid), mask, rollout.group, known)[0]
+        return reward, self._estimate(paid, torch.zeros_like(paid), mask, rollout.group, known)[0]
 
-    def composed(self, scores: dict[str, np.ndarray], group: np.ndarray) -> np.ndarray:
+    def composed(self, scores: Columns, group: np.ndarray) -> np.ndarray:
         """The configured composition (N,), its scale "batch" a division by the spread over the *first* collection.
 
         A value function must know what a reward is worth: divided by every collection's own spread, the same score would be another
@@ -196,22 +169,17 @@ class CriticPPO(PPO):
         specs = self.config.rewards
         scaled = [i for i, spec in enumerate(specs) if spec.scale == "batch"]
         if any(specs[i].name not in self.spread for i in scaled):  # the same in every process, which all take part
-            parts = compose(
-                scores, group, specs, spread=[1.0 if i in scaled else None for i in range(len(specs))]
-            ).parts
+            plain = [1.0 if spec.scale == "batch" else None for spec in specs]
+            parts, device = compose(scores, group, specs, spread=plain).parts, self.policy.parameters()[0].device
             columns = [torch.from_numpy(parts[np.isfinite(parts[:, i]), i])[:, None] for i in scaled]
-            device = self.policy.parameters()[0].device
-            for i, moments in zip(
-                scaled, pooled_moments([c.float().to(device) for c in columns], self.average), strict=True
-            ):
+            found = pooled_moments([c.float().to(device) for c in columns], self.average)
+            for i, moments in zip(scaled, found, strict=True):
                 if moments is not None and moments[1].item() > 1e-6 * (1 + abs(moments[0].item())):
                     self.spread.setdefault(specs[i].name, moments[1].item())
         units = [self.spread.get(s.name, np.inf) if s.scale == "batch" else None for s in specs]  # none yet: adds 0
         return compose(scores, group, specs, spread=units).reward
 
-    def _advantage(
-        self, paid: Tensor, values: Tensor, mask: Tensor, group: Tensor, known: Tensor
-    ) -> tuple[Advantage, Tensor]:
+    def _estimate(self, paid: Tensor, values: Tensor, mask: Tensor, group: Tensor, known: Tensor) -> Estimate:
         ppo = self.config.ppo
         advantage, returns = gae(paid, values, mask, group, discount=ppo.discount, lam=ppo.gae_lambda, known=known)
         if ppo.whiten:
@@ -222,21 +190,18 @@ class CriticPPO(PPO):
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Values, GAE and returns of a collection; all (N, S) on the CPU."""
         cfg, policy = self.config, cast(CriticPolicy, self.policy)
-        experience.reward = self.with_truncation(
-            self.composed(experience.scores, rollout.group.numpy()), rollout.finished
-        )
+        reward = self.composed(experience.scores, rollout.group.numpy())
+        experience.reward = self.with_truncation(reward, rollout.finished)
         known, mask = torch.from_numpy(np.isfinite(experience.reward)), rollout.mask.cpu()
         kl = self.divergence(experience, rollout)
         paid = decision_rewards(torch.from_numpy(experience.reward), mask, kl, cfg.kl_beta)
-        features = torch.cat(
-            [policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)]
-        )
+        parts = _parts(rollout, cfg.micro_batch)
+        features = torch.cat([policy.features(rollout, rows).detach().float() for rows in parts])
         takes = known & self.participating(rollout.finished)
         counts = mask & takes[:, None]
-        device = features.device
-        self.critic.measure(features, paid.flip(1).cumsum(1).flip(1).float(), counts.to(device))
+        self.critic.measure(features, paid.flip(1).cumsum(1).flip(1).float(), counts.to(features.device))
         values = self.critic.values(features).cpu()
-        advantage, returns = self._advantage(paid, values, mask, rollout.group, takes)
+        advantage, returns = self._estimate(paid, values, mask, rollout.group, takes)
         share = 1.0 - known.double().mean().item()  # a rollout that was cut off could be scored all the same
         experience.advantage = advantage._replace(unscorable=share)
         experience.extra = {"features": features, "values": values, "returns": returns, "counts": counts}
@@ -254,11 +219,9 @@ class CriticPPO(PPO):
         return {**stats, "value_loss": self.critic.fit(features, old, returns, counts)}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, the critic with its optimiser included."""
         return {**super().state(), "critic": self.critic.state(), "spread": dict(self.spread)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave."""
         super().load_state(state)
         self.critic.load_state(state.get("critic") or {}, self.policy.parameters()[0].device)
         self.spread = {str(k): float(v) for k, v in (state.get("spread") or {}).items()}
@@ -273,12 +236,8 @@ def clip_name(clip: Any) -> tuple[str, str]:
     """Key of a clip and digest of what it holds: the input, the target that it is judged against, the video."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (clip.noisy, clip.target, getattr(clip, "lips", None)):
-        if part is None:
-            digest.update(b"none")
-        else:
-            array = np.ascontiguousarray(part)
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(array.tobytes())
+        array = None if part is None else np.ascontiguousarray(part)
+        digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return clip.key, digest.hexdigest()
 
 
@@ -328,7 +287,7 @@ def relative_reward(
     scores: Mapping[str, np.ndarray],
     base: Mapping[str, np.ndarray],
     group: np.ndarray,
-    specs: Sequence[RewardSpec],
+    specs: Specs,
     higher_is_better: Mapping[str, bool] | None = None,
 ) -> Relative:
     """Sum over the rewards of weight x (rollout - base) / spread, both clamped and signed as the specs say.
@@ -342,10 +301,8 @@ def relative_reward(
         specs: the composition.
         higher_is_better: directions by name; those left out are looked up in the registry.
     """
-    ours, theirs = (
-        compose(values, group, specs, higher_is_better=higher_is_better, spread=[1.0] * len(specs))
-        for values in (scores, base)
-    )
+    plain: dict[str, Any] = {"higher_is_better": higher_is_better, "spread": [1.0] * len(specs)}
+    ours, theirs = (compose(values, group, specs, **plain) for values in (scores, base))
     spread = np.stack([_spread(ours.parts[:, i], group, spec.scale) for i, spec in enumerate(specs)], 1)
     active, unit = ours.weights != 0, np.where(spread > EPS, spread, np.inf)
     weights = ours.weights[active]

@@ -66,11 +66,8 @@ def refill(
         if not prompts:
             break
         current = draw(prompts, number + 1)
-    logged = {
-        "prompts_drawn": float(drawn),
-        "constant_drawn": 1.0 - alive / drawn,
-        "resampling_short": float(wanted - found),
-    }
+    logged = {"prompts_drawn": float(drawn), "constant_drawn": 1.0 - alive / drawn}
+    logged["resampling_short"] = float(wanted - found)
     if len(draws) == 1:
         return first, logged
     parts, missing, spare = list[tuple[Draw, Tensor]](), wanted, wanted - found
@@ -81,13 +78,10 @@ def refill(
         spare, missing = spare - int((keep & ~signal).sum()), missing - len(chosen)
         parts.append((made, chosen))
     parts = [(made, chosen) for made, chosen in parts if len(chosen)]
-    rows = [
-        torch.cat([(made.rollout.group == p).nonzero()[:, 0] for p in chosen.tolist()]).tolist()
-        for made, chosen in parts
-    ]
-    columns = {
-        name: [made.columns[name][i] for (made, _), mine in zip(parts, rows, strict=True) for i in mine]
-        for name in first.columns
-    }
-    prompts = [made.prompts[i] for made, chosen in parts for i in chosen.tolist()]
+    prompts, columns = list[Any](), {name: list[Score]() for name in first.columns}
+    for made, chosen in parts:
+        prompts += [made.prompts[p] for p in chosen.tolist()]
+        rows = torch.cat([(made.rollout.group == p).nonzero()[:, 0] for p in chosen.tolist()])
+        for name, scores in columns.items():
+            scores += [made.columns[name][i] for i in rows.tolist()]
     return Draw(prompts, join([(made.rollout, chosen) for made, chosen in parts]), columns), logged

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, policy_loss
 from rlspeech.algos.resample import Draw, JoiningPolicy, refill
@@ -31,7 +32,6 @@ from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, Use
 
 __all__ = ["Average", "Experience", "GradientSum", "JointScorer", "PolicyUpdate", "flat_gradient", "rows_of"]
 
-
 RATIO_TOLERANCE = 1e-3
 # logged as nan where no micro-batch had anything to learn
 NOT_EVALUATED = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "clipped_negative", "kl")
@@ -39,6 +39,11 @@ WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, th
 ROUND = 1_000_003  # between the seeds of a collection's further draws
 Further = Callable[[int], list[Any]]
 Average = Callable[[Iterable[Any]], None]
+Columns = dict[str, np.ndarray]  # (N,) by name, NaN for null
+Specs = Sequence[RewardSpec]
+Logged = dict[str, float]
+Judged = tuple[np.ndarray, Advantage]  # composed rewards (N,) and what they are worth
+Scored = tuple[dict[str, list[Score]], Columns | None]  # a rollout's scores by column, and its base's by row
 
 
 class JointScorer(Protocol):
@@ -67,13 +72,13 @@ class Experience:
     """
 
     rollout: Rollout | None
-    scores: dict[str, np.ndarray]
+    scores: Columns
     reward: np.ndarray
     advantage: Advantage
     seconds: dict[str, float]
     prompts: list[Any]
-    base: dict[str, np.ndarray] | None = None
-    logged: dict[str, float] = field(default_factory=dict)
+    base: Columns | None = None
+    logged: Logged = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     updates: int = 0
 
@@ -100,37 +105,24 @@ class PolicyUpdate(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"sample"})  # of ``policy.supports``
     compares: ClassVar[bool] = False  # a prompt's rollouts with each other
 
-    def __init__(
-        self, config: RL, policy: Policy, optimizer: torch.optim.Optimizer, average: Average = lambda parameters: None
-    ) -> None:
+    def __init__(self, config: RL, policy: Policy, optimizer: Optimizer, average: Average = lambda _: None) -> None:
         self.check(config)
         if not config.policy_weight and not config.supervised_weight:
-            raise UserError(
-                "nothing to train", "policy_weight and supervised_weight are both 0", "--set supervised_weight=1"
-            )
-        needed = set(self.requires) if config.policy_weight else set()
+            why = "policy_weight and supervised_weight are both 0"
+            raise UserError("nothing to train", why, "--set supervised_weight=1")
+        needed, sampled = set(self.requires) if config.policy_weight else set(), config.supervised_on == "sample"
         if config.supervised_weight:
-            needed |= (
-                {"supervised"} if config.supervised_on == "mean" else {"supervised", "supervised_sample", "sample"}
-            )
+            needed |= {"supervised", "supervised_sample", "sample"} if sampled else {"supervised"}
         if not needed <= policy.supports:
-            raise UserError(
-                f"this policy cannot be trained with {self.name}",
-                f"it does not support {sorted(needed - policy.supports)}",
-            )
-        if config.supervised_weight and config.supervised_on == "sample" and not config.policy_weight:
-            raise UserError(
-                "a supervised loss of sampled outputs needs a policy loss",
-                "with policy_weight 0 nothing is sampled",
-                "--set supervised_on=mean",
-            )
+            why = f"it does not support {sorted(needed - policy.supports)}"
+            raise UserError(f"this policy cannot be trained with {self.name}", why)
+        if config.supervised_weight and sampled and not config.policy_weight:
+            why = "with policy_weight 0 nothing is sampled"
+            raise UserError("a supervised loss of sampled outputs needs a policy loss", why, "--set supervised_on=mean")
         if config.dynamic_sampling and not (self.compares and "join" in policy.supports):
-            why = (
-                "this policy cannot join collections"
-                if self.compares
-                else f"{self.name} does not compare a prompt's rollouts"
-            )
-            raise UserError("prompts without signal cannot be replaced here", why, "--set dynamic_sampling=0")
+            alone, whole = f"{self.name} does not compare a prompt's rollouts", "this policy cannot join collections"
+            what, why = "prompts without signal cannot be replaced here", whole if self.compares else alone
+            raise UserError(what, why, "--set dynamic_sampling=0")
         self.config, self.policy, self.optimizer, self.average = config, policy, optimizer, average
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
         self.checked = False
@@ -143,20 +135,13 @@ class PolicyUpdate(ABC):
     # -- what an algorithm says ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def advantage_of(
-        self,
-        rollout: Rollout,
-        scores: dict[str, np.ndarray],
-        specs: Sequence[RewardSpec],
-        base: dict[str, np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, Advantage]:
+    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
         """Composed reward (N,) and advantage of one collection under any composition of its scores, without any KL."""
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Fill in the reward, the advantage and what is logged of a scored collection."""
-        experience.reward, experience.advantage = self.advantage_of(
-            rollout, experience.scores, self.config.rewards, experience.base
-        )
+        judged = self.advantage_of(rollout, experience.scores, self.config.rewards, experience.base)
+        experience.reward, experience.advantage = judged
 
     def participating(self, finished: Tensor) -> Tensor:
         """(N,) bool: rows that take part, given (N,) which of them stopped by themselves."""
@@ -171,9 +156,7 @@ class PolicyUpdate(ABC):
         """(N,) or (N, S) bool: where the loss counts."""
         return advantage != 0
 
-    def score(
-        self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int
-    ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray] | None]:
+    def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """Every column's scores of the rollouts (and of whatever else was scored, behind them), and the base's by row if needed."""
         return scorer.score(rollout.samples), None
 
@@ -193,9 +176,7 @@ class PolicyUpdate(ABC):
 
     # -- collecting ----------------------------------------------------------------------------------------------------
 
-    def collect(
-        self, prompts: list[Any], scorer: JointScorer, *, seed: int, further: Further | None = None
-    ) -> Experience:
+    def collect(self, prompts: list[Any], scorer: JointScorer, seed: int, further: Further | None = None) -> Experience:
         """Roll out the group of every prompt and score it; without a weight on the policy's loss, keep the prompts only.
 
         Args:
@@ -212,21 +193,18 @@ class PolicyUpdate(ABC):
             return Experience(None, {}, np.zeros(0), nothing, seconds, prompts)
         with self.phases.record(seconds):
             made, base = self._draw(prompts, scorer, seed)
-            logged = dict[str, float]()
-            if self.config.dynamic_sampling and further is not None:
-                made, logged = refill(
-                    made,
-                    lambda more, number: self._draw(more, scorer, seed + number * ROUND)[0],
-                    further,
-                    self._has_signal,
-                    cast(JoiningPolicy, self.policy).join,
-                    self.config.dynamic_sampling,
-                )
+            logged, rounds = Logged(), self.config.dynamic_sampling
+            if rounds and further is not None:
+
+                def draw(more: list[Any], number: int) -> Draw:
+                    return self._draw(more, scorer, seed + number * ROUND)[0]
+
+                join = cast(JoiningPolicy, self.policy).join
+                made, logged = refill(made, draw, further, self._has_signal, join, rounds)
             self.phases.enter("update")  # what follows may ask the policy again
-            experience = Experience(
-                made.rollout, self._values(made), np.zeros(0), nothing, seconds, made.prompts, base, logged
-            )
-            self.assign_credit(experience, made.rollout)
+            rollout, scores = made.rollout, self._values(made)
+            experience = Experience(rollout, scores, np.zeros(0), nothing, seconds, made.prompts, base, logged)
+            self.assign_credit(experience, rollout)
         self._check_scorable(made.columns, experience.advantage.unscorable)
         known = torch.from_numpy(np.isfinite(experience.reward))
         value = experience.advantage.value[known].double()
@@ -235,14 +213,14 @@ class PolicyUpdate(ABC):
         experience.logged.update(getattr(self.policy, "notes", {}))
         return experience
 
-    def _draw(self, prompts: list[Any], scorer: JointScorer, seed: int) -> tuple[Draw, dict[str, np.ndarray] | None]:
+    def _draw(self, prompts: list[Any], scorer: JointScorer, seed: int) -> tuple[Draw, Columns | None]:
         self.phases.enter(self.phases.first)
         rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
         self.phases.enter("reward")
         columns, base = self.score(rollout, prompts, scorer, seed=seed)
         return Draw(prompts, rollout, columns), base
 
-    def _values(self, made: Draw) -> dict[str, np.ndarray]:
+    def _values(self, made: Draw) -> Columns:
         return {name: values[: len(made.rollout.samples)] for name, values in to_arrays(made.columns).items()}
 
     def _has_signal(self, made: Draw) -> Tensor:
@@ -259,11 +237,8 @@ class PolicyUpdate(ABC):
             return
         reasons = [s.error for spec in cfg.rewards for s in columns[spec.name] if s.error]
         common = max(set(reasons), key=reasons.count) if reasons else "unknown"
-        raise UserError(
-            f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)",
-            f"most often: {common}",
-            "rlspeech doctor, or rlspeech reward on the run's samples/",
-        )
+        what = f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)"
+        raise UserError(what, f"most often: {common}", "rlspeech doctor, or rlspeech reward on the run's samples/")
 
     # -- updating ------------------------------------------------------------------------------------------------------
 
@@ -273,10 +248,8 @@ class PolicyUpdate(ABC):
         Returns:
             what is logged: numbers of the collection, and of the updates (means; the largest gap of the ratio).
         """
-        rows: list[dict[str, float]] = []
-        shares = [
-            s for s in torch.arange(len(experience.prompts)).tensor_split(self.config.updates_per_collection) if len(s)
-        ]
+        rows, prompts = list[Logged](), torch.arange(len(experience.prompts))
+        shares = [s for s in prompts.tensor_split(self.config.updates_per_collection) if len(s)]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.phases.record(experience.seconds):
@@ -298,25 +271,20 @@ class PolicyUpdate(ABC):
             grads, stats = self.gradients(experience, experience.advantage.value, share)
             if experience.updates:  # before the first update of a collection the ratio is 1 but for rounding
                 self._measure_clip(stats["log_ratio_std"])
-            cosine = grads.agreement()
-            stats.update(
-                grad_agreement=cosine, critical_prompts=critical_batch(cosine, len(share) / max(1, grads.count))
-            )
+            cosine, size = grads.agreement(), len(share) / max(1, grads.count)
+            stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, size))
             total = cfg.policy_weight * cast(Tensor, grads.total)
         if cfg.supervised_weight:
             grads, loss = self.supervised_gradients(experience, share)
             pull = cfg.supervised_weight * cast(Tensor, grads.total)
-            stats.update(
-                supervised_loss=loss, supervised_agreement=grads.agreement(), supervised_grad_norm=pull.norm().item()
-            )
+            stats.update(supervised_loss=loss, supervised_agreement=grads.agreement())
+            stats["supervised_grad_norm"] = pull.norm().item()
             if experience.rollout is not None:  # do reward and supervision pull the same way?
                 stats.update(policy_grad_norm=total.norm().item(), supervised_cosine=agreement([total, pull]))
             total = total + pull
         return {**stats, **self._apply(total), "clip_range": self.clip_range}
 
-    def gradients(
-        self, experience: Experience, advantage: Tensor, prompts: Tensor
-    ) -> tuple[GradientSum, dict[str, float]]:
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         """The policy gradient of some prompts, micro-batch by micro-batch.
 
         Args:
@@ -334,6 +302,8 @@ class PolicyUpdate(ABC):
         alive = (counted if counted.dim() == 2 else counted[:, None]) & self.participating(rollout.finished)[:, None]
         mask = rollout.mask & alive.to(rollout.mask.device)
         normaliser, grads, stats, sizes = self.decisions(rollout, prompts), GradientSum(), [], []
+        form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
+        form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
         for part in prompts.split(cfg.micro_batch):
             rows = rows_of(rollout, part)
             device_rows = rows.to(rollout.logp.device)
@@ -341,26 +311,15 @@ class PolicyUpdate(ABC):
                 grads.count += 1
                 continue
             new = self.policy.log_prob(rollout, rows, with_kl=self.loss_beta > 0)
-            made = policy_loss(
-                new,
-                rollout.logp[device_rows],
-                mask[device_rows],
-                advantage[rows].to(new.logp.device),
-                clip_range=self.clip_range,
-                clip_high=cfg.clip_high,
-                kl_beta=self.loss_beta,
-                normaliser=normaliser,
-                ratio=cfg.ratio,
-                level=cfg.ratio_level,
-                mean=cfg.loss_mean,
-            )
+            worth = advantage[rows].to(new.logp.device)
+            old, counts = rollout.logp[device_rows], mask[device_rows]
+            made = policy_loss(new, old, counts, worth, normaliser=normaliser, **form)
             if not experience.updates:
                 self._check(made)
             grads.add(flat_gradient(made.loss, self.policy.parameters()))
             sizes.append(made.log_ratio.numel())
-            stats.append(
-                {**made.stats, "log_ratio_std": made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0}
-            )
+            spread = made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0
+            stats.append({**made.stats, "log_ratio_std": spread})
         if not stats:
             grads.total = torch.zeros_like(torch.cat([p.detach().flatten() for p in self.policy.parameters()]))
             return grads, {**dict.fromkeys(NOT_EVALUATED, float("nan")), "log_ratio_std": 0.0}
@@ -391,11 +350,9 @@ class PolicyUpdate(ABC):
             return
         gap = made.stats["ratio_max_gap"]
         if not gap <= RATIO_TOLERANCE:
-            raise UserError(
-                f"the ratio is off by {gap:.2e} before the first update (limit {RATIO_TOLERANCE:g})",
-                "the training pass does not repeat the sampling pass",
-                "a policy of your own: compare its log_prob with its rollout; else report this with the run folder",
-            )
+            what = f"the ratio is off by {gap:.2e} before the first update (limit {RATIO_TOLERANCE:g})"
+            hint = "a policy of your own: compare its log_prob with its rollout; else report this with the run folder"
+            raise UserError(what, "the training pass does not repeat the sampling pass", hint)
         self.checked = True
 
     def _measure_clip(self, spread: float) -> None:
@@ -452,6 +409,5 @@ class GradientSum:
 def flat_gradient(loss: Tensor, parameters: Sequence[Parameter], *, keep_graph: bool = False) -> Tensor:
     """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on. ``keep_graph``: others are taken through it."""
     found = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
-    )
+    pairs = zip(parameters, found, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])

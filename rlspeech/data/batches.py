@@ -133,9 +133,8 @@ def columns_of(utt: Utterance) -> dict[str, Any]:
     """The columns that rewards get of an utterance beside its sound and its text."""
     names = ("snr_db", "duration", "language", "speaker_id", "prompt_filepath", "prompt_text")
     known = {name: getattr(utt, name) for name in names}
-    if (
-        utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath
-    ):  # a text without a recording: of unknown length
+    # a text without a recording: of unknown length
+    if utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath:
         del known["duration"]
     return {**{k: v for k, v in known.items() if v is not None or k == "snr_db"}, **utt.extra}
 

@@ -278,9 +278,8 @@ def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str,
         files = sorted(path.rglob("*.txt"))
         return {p.relative_to(path).with_suffix("").as_posix(): read_text(p).strip() for p in files}
     texts: dict[str, str] = {}
-    for number, line in enumerate(
-        read_text(path).split("\n"), 1
-    ):  # not splitlines: a text may hold other ends of lines
+    # not splitlines: a text may hold other ends of lines
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         if path.suffix in ROWS:

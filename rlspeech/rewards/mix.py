@@ -112,9 +112,8 @@ def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale, 
     if missing:
         raise UserError(f"no scores for {', '.join(missing)}", f"scored: {', '.join(scores)}", "")
     if not any(s.weight for s in specs):
-        raise UserError(
-            "no reward has a weight", "a composition needs one whose weight is not 0", "--set rewards.0.weight=1"
-        )
+        why = "a composition needs one whose weight is not 0"
+        raise UserError("no reward has a weight", why, "--set rewards.0.weight=1")
     for s, unit in zip(specs, spread, strict=True):
         scaled = s.scale != "none" and unit is None
         if s.mode == "override" and (scaled or s.weight < 0 or how == "norm_then_sum"):
@@ -125,11 +124,8 @@ def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale, 
                 if s.weight < 0
                 else f"scale {s.scale} moves the 0 below which it overrides"
             )
-            raise UserError(
-                f"{s.name} cannot override the other rewards",
-                why,
-                "advantage: sum_then_norm, and for that reward scale: none and a weight above 0; or mode: add",
-            )
+            hint = "advantage: sum_then_norm, and for that reward scale: none and a weight above 0; or mode: add"
+            raise UserError(f"{s.name} cannot override the other rewards", why, hint)
 
 
 def _skip(parts: np.ndarray, specs: Sequence[RewardSpec], active: np.ndarray) -> None:

@@ -21,9 +21,8 @@ __all__ = ["AudioRecogniser", "Transcribe", "audible", "is_audio_lm", "load_reco
 Transcribe = Callable[[Sequence[np.ndarray], int], list[str]]  # waveforms (T,) and their rate -> transcripts
 AUDIBLE_S = 0.1  # shorter waveforms are not given to a recogniser
 TOKENS_PER_S, LEAST_TOKENS = 12.0, 16  # bound on a transcript
-OTHERWISE = frozenset(
-    {"whisper"}
-)  # of the families, those that transformers' pipeline transcribes too, long clips included
+# of the families, those that transformers' pipeline transcribes too, long clips included
+OTHERWISE = frozenset({"whisper"})
 
 
 def load_recogniser(name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> Transcribe:

@@ -181,11 +181,8 @@ class Trainer:
         with self.engine.autocast():
             parts = self.task.pretrain_loss(self.model, batch, cfg)
         if not torch.isfinite(parts["loss"]):
-            raise UserError(
-                f"the loss is {parts['loss'].item()} at step {self.step}",
-                "the learning rate is too high, or a batch holds extreme values",
-                f"--set lr={cfg.lr / 3:g}",
-            )
+            why = "the learning rate is too high, or a batch holds extreme values"
+            raise UserError(f"the loss is {parts['loss'].item()} at step {self.step}", why, f"--set lr={cfg.lr / 3:g}")
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         self.engine.average_gradients(parameters)

@@ -306,9 +306,8 @@ def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
             and not (need == "text" and _judges_texts(r) and any(i.text is not None for i in items))
         ]
         if wanting and not have:
-            raise UserError(
-                f"{', '.join(wanting)} cannot be computed without a {what} for each file", "none is given", flag
-            )
+            why = "none is given"
+            raise UserError(f"{', '.join(wanting)} cannot be computed without a {what} for each file", why, flag)
 
 
 def _out(out: str | None, path: str | Path | Sequence[str]) -> Path:

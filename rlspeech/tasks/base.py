@@ -262,11 +262,9 @@ def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any
     given = {k: getattr(settings, k) for k in settings.model_fields_set}
     misfits = [k for k, v in given.items() if k not in soft and v != getattr(model.cfg, k)]
     if misfits:
-        raise UserError(
-            f"{name} has another {', '.join(misfits)}",
-            f"with --init only {', '.join(sorted(soft))} can be set",
-            "leave them out, or train from random weights without --init",
-        )
+        what = f"{name} has another {', '.join(misfits)}"
+        why = f"with --init only {', '.join(sorted(soft))} can be set"
+        raise UserError(what, why, "leave them out, or train from random weights without --init")
     model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in soft})
     return model
 

@@ -197,9 +197,8 @@ class Fields:
             q = q - self.spread(self.cells(weight * q) / total, m.shape[1])
             deviation = (self.cells(weight * q.square()) / total).clamp_min(1e-8).sqrt()
             phi = (q / self.spread(deviation, m.shape[1]).clamp_min(1e-4)).clamp(-PHI_MAX, PHI_MAX)
-            fields["contrast"] = phi - self.spread(
-                self.cells(weight * phi) / total, m.shape[1]
-            )  # orthogonal to level again
+            # orthogonal to level again
+            fields["contrast"] = phi - self.spread(self.cells(weight * phi) / total, m.shape[1])
         return weight, total, fields
 
     def active(self, total: Tensor) -> Tensor:
@@ -287,15 +286,9 @@ def build_kernel(model: FlowEnhancer, cfg: Exploration) -> Kernel:
     if cfg.kind != "gain":
         return BinNoise(model, cfg)
     if model.cfg.front_end != "stft":
-        raise UserError(
-            "explore.kind=gain needs the stft front end",
-            "log-mel magnitudes go through a vocoder",
-            "--set explore.kind=sde",
-        )
+        why = "log-mel magnitudes go through a vocoder"
+        raise UserError("explore.kind=gain needs the stft front end", why, "--set explore.kind=sde")
     if cfg.bands > model.front.width // 2:
-        raise UserError(
-            f"{cfg.bands} bands do not fit {model.front.width // 2} bins",
-            "",
-            f"--set explore.bands={model.front.width // 8}",
-        )
+        what = f"{cfg.bands} bands do not fit {model.front.width // 2} bins"
+        raise UserError(what, "", f"--set explore.bands={model.front.width // 8}")
     return GainNoise(model, cfg)

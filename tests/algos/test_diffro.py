@@ -255,10 +255,9 @@ def test_what_it_needs_is_said(algo: str) -> None:
 
 
 def test_the_loss_on_numbers() -> None:
-    reward = torch.tensor([1.0, 3.0, torch.nan, 5.0])
+    reward = torch.tensor([1.0, 3.0, torch.nan, torch.nan])
     kl, mask = torch.full((4, 2), 0.5), torch.tensor([[True, True], [True, False], [True, True], [True, True]])
-    kept = torch.tensor([True, True, True, False])
-    assert float(soft_loss(reward, kept, 4.0)) == -1.0
-    by_token = soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=3.0)
-    by_row = soft_loss(reward, kept, 4.0, kl, mask, kl_beta=2.0, normaliser=2.0, mean="sequence")
+    assert float(soft_loss(reward, 4.0)) == -1.0
+    by_token = soft_loss(reward, 4.0, kl, mask, kl_beta=2.0, normaliser=3.0)
+    by_row = soft_loss(reward, 4.0, kl, mask, kl_beta=2.0, normaliser=2.0, mean="sequence")
     assert float(by_token) == pytest.approx(-1.0 + 2 * 1.5 / 3) and float(by_row) == pytest.approx(-1.0 + 2 * 1.0 / 2)

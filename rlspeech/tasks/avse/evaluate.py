@@ -50,11 +50,8 @@ class Enhancement(Evaluation):
     def systems(self, utts: Sequence[Utterance]) -> list[System]:
         config, shuffled = self.config, self.config.shuffled
         if not self.task.uses_video and (config.video != "right" or shuffled):
-            raise UserError(
-                f"{config.task} takes no video",
-                "there is none to shuffle or to hide",
-                "leave out --video and --shuffled",
-            )
+            why = "there is none to shuffle or to hide"
+            raise UserError(f"{config.task} takes no video", why, "leave out --video and --shuffled")
         if unknown := [n for n in shuffled if n not in config.models]:
             names = ", ".join(config.models) or "none"
             raise UserError(f"no model is called {unknown[0]!r}", f"there are {names}", "--shuffled with one of them")

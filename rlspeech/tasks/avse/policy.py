@@ -76,9 +76,8 @@ class GainKernel:
     def __init__(self, model: AvseEnhancer, cfg: Exploration) -> None:
         rate = model.sample_rate / model.cfg.stride
         segment = None if cfg.segment_s is None else max(1, round(cfg.segment_s * rate))
-        bands = filter_bands(model, cfg.bands).repeat(
-            model.cfg.channels, 1
-        )  # both ears share a gain: what tells directions stays
+        # both ears share a gain: what tells directions stays
+        bands = filter_bands(model, cfg.bands).repeat(model.cfg.channels, 1)
         self.fields, self.noise = Fields(bands, 1.0, cfg.noise, cfg.basis, segment), cfg.noise
 
     def _at(self, old: Masked) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -117,11 +116,9 @@ class AvsePolicy(GaussianPolicy):
     def __init__(self, adapted: Adapted, explore: Exploration, reduction: Reduction = "mean", seed: int = 0) -> None:
         model = adapted.model
         if explore.kind not in {"gain", "mask"}:
-            raise UserError(
-                f"explore.kind={explore.kind} is for the task flowse",
-                "an audio-visual enhancer has a mask and no steps",
-                "--set explore.kind=gain, or explore.kind=mask as published",
-            )
+            what = f"explore.kind={explore.kind} is for the task flowse"
+            why = "an audio-visual enhancer has a mask and no steps"
+            raise UserError(what, why, "--set explore.kind=gain, or explore.kind=mask as published")
         if explore.kind == "gain" and explore.bands > model.cfg.filters:
             what = f"{explore.bands} bands do not fit {model.cfg.filters} filters"
             raise UserError(what, "", "--set explore.bands=4")

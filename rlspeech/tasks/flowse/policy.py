@@ -70,11 +70,9 @@ class FlowPolicy(GaussianPolicy):
             or explore.window > low
             or (explore.start != "last" and not 1 <= explore.start[0] <= explore.start[1] <= low - 1)
         ):
-            raise UserError(
-                "the exploration window does not fit",
-                f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step",
-                "--set explore.start=[1,3] --set explore.nfe=[7,10]",
-            )
+            what = "the exploration window does not fit"
+            why = f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step"
+            raise UserError(what, why, "--set explore.start=[1,3] --set explore.nfe=[7,10]")
         super().__init__(adapted, explore, build_kernel(adapted.model, explore), reduction, seed)
 
     def enhancer(self, seed: int) -> Enhancer:
@@ -265,11 +263,8 @@ class RelaxedFlow(RelaxedGaussian, FlowPolicy):
         super().__init__(*args, **options)
         assert self.explore.nfe is not None  # filled in there
         if last_steps > self.explore.nfe[0]:
-            raise UserError(
-                f"the gradient cannot pass through {last_steps} last steps",
-                f"there are {self.explore.nfe[0]}",
-                f"--set diffro.last_steps={self.explore.nfe[0]}",
-            )
+            what = f"the gradient cannot pass through {last_steps} last steps"
+            raise UserError(what, f"there are {self.explore.nfe[0]}", f"--set diffro.last_steps={self.explore.nfe[0]}")
         self.last_steps = last_steps
         self._start: tuple[int, int, Tensor, Tensor, Tensor | None] | None = None
 

@@ -61,9 +61,8 @@ class TtsPolicy(TokenPolicy):
 
     def __init__(self, task: Any, adapted: Any, config: Any) -> None:
         super().__init__(task, adapted, config)
-        self.decodes = config.algo != "diffro" and needs_audio(
-            [r.name for r in config.rewards]
-        )  # diffro alone scores no rollout
+        # diffro alone scores no rollout
+        self.decodes = config.algo != "diffro" and needs_audio([r.name for r in config.rewards])
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -76,9 +75,8 @@ class TtsPolicy(TokenPolicy):
         room = [longest(c.text, self.model, self.sampling) for c in batch]
         with self._cast():
             ids, mask, finished, prompts = self._generate(asked, batch, group, seed, room)
-        empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[
-            prompts
-        ]  # nothing to say: nothing was decided
+        # nothing to say: nothing was decided
+        empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[prompts]
         mask, finished = mask & ~empty[:, None], finished | empty
         samples = self._samples(self.model, [batch[p] for p in prompts.tolist()], ids, mask, finished)
         return self._pack(TokenRollout(batch, asked, ids, mask, prompts), samples, finished)
@@ -205,9 +203,8 @@ def noise_given(logits: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
         noise: (n, T, V) independent, of ``gumbel_noise``.
     """
     logits = logits.detach().float()
-    top = logits.logsumexp(-1, keepdim=True) + noise.gather(
-        -1, ids[..., None]
-    )  # the largest sum, whichever token has it
+    # the largest sum, whichever token has it
+    top = logits.logsumexp(-1, keepdim=True) + noise.gather(-1, ids[..., None])
     below = -torch.logaddexp(-top, -(logits + noise))  # the others, cut off there
     return torch.where(one_hot(ids, logits.shape[-1]).bool(), top, torch.minimum(below, top)) - logits
 
