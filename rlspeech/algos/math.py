@@ -136,14 +136,7 @@ def decision_rewards(reward: Tensor, mask: Tensor, kl: Tensor | None = None, bet
 
 
 def gae(
-    paid: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    group: Tensor,
-    *,
-    discount: float,
-    lam: float,
-    known: Tensor | None = None,
+    paid: Tensor, values: Tensor, mask: Tensor, group: Tensor, discount: float, lam: float, known: Tensor | None = None
 ) -> tuple[Advantage, Tensor]:
     """Generalised advantage estimation (arXiv 1506.02438) over each row's own decisions, those that its mask leaves.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,6 +21,10 @@ from rlspeech.data.manifest import find_manifest, read_manifest, recordings
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.data.video import frames_at, load_lips
 from rlspeech.types import Sample, UserError, Utterance
+
+
+Keys = Sequence[str] | None  # names of waveforms; None: their positions
+Videos = Sequence[np.ndarray | None] | None  # (F, H, W) uint8 at 25 frames a second each, or None
 
 
 @dataclass(slots=True)
@@ -41,6 +45,10 @@ class Clip:
     def sample(self, wav: np.ndarray, sample_rate: int) -> Sample:
         """An output (T,) or (C, T) for this clip as a sample to score."""
         return Sample(self.key, mono(wav), sample_rate, mono(self.target), self.text, self.columns)
+
+
+Place = tuple[int, int, int]  # position of the cursor, epoch, index of the utterance
+Cut = Clip | AudioError
 
 
 class ClipSource(Protocol):
@@ -73,10 +81,8 @@ class PairedClips:
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """Read a pair and cut the same stretch out of both."""
         utt = self.utts[index]
-        noisy, target = (
-            load_audio(str(path), self.sample_rate, utt.offset, utt.duration, channels=self.channels)
-            for path in (utt.audio_filepath, utt.target_filepath)
-        )
+        stretch, paths = (self.sample_rate, utt.offset, utt.duration), (utt.audio_filepath, str(utt.target_filepath))
+        noisy, target = (load_audio(path, *stretch, channels=self.channels) for path in paths)
         length, gap = min(noisy.shape[-1], target.shape[-1]), abs(noisy.shape[-1] - target.shape[-1])
         if gap > 0.1 * self.sample_rate:
             raise AudioError(f"noisy and target differ by {gap / self.sample_rate:.2f} s")
@@ -133,9 +139,8 @@ def columns_of(utt: Utterance) -> dict[str, Any]:
     """The columns that rewards get of an utterance beside its sound and its text."""
     names = ("snr_db", "duration", "language", "speaker_id", "prompt_filepath", "prompt_text")
     known = {name: getattr(utt, name) for name in names}
-    # a text without a recording: of unknown length
     if utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath:
-        del known["duration"]
+        del known["duration"]  # a text without a recording is of unknown length
     return {**{k: v for k, v in known.items() if v is not None or k == "snr_db"}, **utt.extra}
 
 
@@ -153,15 +158,9 @@ def _lips(path: str) -> np.ndarray:
 
 
 def open_clips(
-    path: str | Path,
-    sample_rate: int,
-    *,
-    mixing: Mixing | None = None,
-    seed: int = 0,
-    channels: int = 1,
-    paired: bool = True,
+    path: str | Path, rate: int, *, mixing: Mixing | None = None, seed: int = 0, channels: int = 1, paired: bool = True
 ) -> ClipSource:
-    """Open a paired manifest, a mixture recipe, or a folder that holds one; with ``paired`` False rows need no target.
+    """Open a paired manifest, a mixture recipe, or a folder that holds one, at ``rate`` Hz; with ``paired`` False rows need no target.
 
     With ``channels`` 2 clips of a paired manifest are (2, T); mixtures made on the fly are always mono.
 
@@ -170,15 +169,15 @@ def open_clips(
     """
     found = find_manifest(path)
     if found.suffix == ".json":
-        return MixedClips(MixtureSet.from_recipe(found, mixing=mixing, sample_rate=sample_rate, seed=seed))
+        return MixedClips(MixtureSet.from_recipe(found, mixing=mixing, sample_rate=rate, seed=seed))
     utts = read_manifest(found)
     if not paired:
-        return UnpairedClips(utts, sample_rate, seed)
+        return UnpairedClips(utts, rate, seed)
     lonely = [u.id for u in utts if not u.target_filepath]
     if lonely:
         what = f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath"
         raise UserError(what, f"the first is {lonely[0]!r}", "rlspeech prepare mix, or rlspeech prepare pairs")
-    return PairedClips(utts, sample_rate, seed, channels)
+    return PairedClips(utts, rate, seed, channels)
 
 
 def seed_of(*parts: object) -> int:
@@ -244,9 +243,7 @@ def batches(
             held = []
 
 
-def _walk(
-    source: ClipSource, batch: int, clip_s: float, seed: int, position: int, step: int
-) -> Iterator[tuple[int, int, int]]:
+def _walk(source: ClipSource, batch: int, clip_s: float, seed: int, position: int, step: int) -> Iterator[Place]:
     """Endless (position, epoch, index)."""
     durations = [u.duration for u in source.utts]
     epoch, sequence = -1, np.empty(0, dtype=int)
@@ -258,12 +255,10 @@ def _walk(
         position += step
 
 
-def _ahead(
-    source: ClipSource, walk: Iterator[tuple[int, int, int]], clip_s: float, workers: int
-) -> Iterator[tuple[int, Clip | AudioError]]:
+def _ahead(source: ClipSource, walk: Iterator[Place], clip_s: float, workers: int) -> Iterator[tuple[int, Cut]]:
     """Cut the clips of a walk, in its order, up to a few ahead of who asks."""
 
-    def cut(epoch: int, index: int) -> Clip | AudioError:
+    def cut(epoch: int, index: int) -> Cut:
         try:
             return source.clip(epoch, index, clip_s)
         except AudioError as error:
@@ -273,7 +268,7 @@ def _ahead(
         for position, epoch, index in walk:
             yield position, cut(epoch, index)
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[int, Future[Clip | AudioError]]] = deque()
+        waiting: deque[tuple[int, Future[Cut]]] = deque()
         for position, epoch, index in walk:
             waiting.append((position, pool.submit(cut, epoch, index)))
             if len(waiting) > 8 * workers:
@@ -289,10 +284,8 @@ def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:
     """
     ranked = sorted(source.utts, key=lambda u: seed_of("hold", u.id))
     held = {u.id for u in ranked[: min(items, len(ranked) // 5)]}
-    return (
-        with_utts(source, [u for u in source.utts if u.id not in held]),
-        with_utts(source, [u for u in source.utts if u.id in held]),
-    )
+    kept, others = ([u for u in source.utts if (u.id in held) == back] for back in (False, True))
+    return with_utts(source, kept), with_utts(source, others)
 
 
 def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:

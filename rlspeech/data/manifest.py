@@ -190,11 +190,8 @@ def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
     """
     kept = [u for u in utts if u.extra.get("recorded") is not False]
     if utts and not kept:
-        what, why = (
-            f"none of the {len(utts)} rows of {name} can be learned from",
-            "no row is a recording (recorded: false)",
-        )
-        raise UserError(what, why, "transcribed recordings; such texts are for rl, eval and speak")
+        what, hint = f"none of the {len(utts)} rows of {name} can be learned from", "transcribed recordings; such texts"
+        raise UserError(what, "no row is a recording (recorded: false)", f"{hint} are for rl, eval and speak")
     return kept
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from rlspeech.plugins import load, load_function
-from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
+from rlspeech.rewards.catalogue import ALIASES, ANY, BUILTIN, Column, Entry
 from rlspeech.rewards.user import asks_for, is_trls
 from rlspeech.types import Sample, Score, UserError
 
@@ -134,18 +134,12 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
 
 def _function_entry(path: str) -> Entry:
     """What a Python function says of itself; one with a parameter ``hypotheses``, or of TRL's form, judges texts."""
-    function = load_function(path)
+    function, factory = load_function(path), "rlspeech.rewards.user:UserReward"
     up, optional = bool(getattr(function, "higher_is_better", True)), bool(getattr(function, "optional", False))
     texts = {"hypothesis"} if asks_for(function, "hypotheses") or is_trls(function) else set()
-    return Entry(
-        path,
-        "rlspeech.rewards.user:UserReward",
-        {path: Column("Python function", up, optional=optional)},
-        frozenset({*getattr(function, "needs", ()), *texts}),
-        sample_rate=getattr(function, "sample_rate", None),
-        min_s=0.0,
-        silence="score",
-    )
+    columns, needs = {path: Column("Python function", up, optional=optional)}, {*getattr(function, "needs", ()), *texts}
+    how: dict[str, Any] = {**ANY, "sample_rate": getattr(function, "sample_rate", None)}
+    return Entry(path, factory, columns, frozenset(needs), **how)
 
 
 def column_of(asked: str) -> Column:

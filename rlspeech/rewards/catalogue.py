@@ -60,10 +60,12 @@ TARGET, TEXT, TOKENS, HYPOTHESIS = (frozenset({n}) for n in ("target", "text", "
 ONNX = {"speechmos": "speechmos", "onnx": "onnx"}
 FUZZ = {"rapidfuzz": "jiwer"}
 PESQ = {"pesq": "'rlspeech[pesq]' (needs a C compiler)"}
+TORCHAUDIO = {"torchaudio": "'rlspeech[torchaudio]'"}
 ANY: dict[str, Any] = {"sample_rate": None, "min_s": 0.0, "silence": "score"}  # the waveform is not what is judged
 SPOKEN: dict[str, Any] = {"min_s": 0.0, "silence": "empty"}
 _P = "rlspeech.rewards."
 MOS, SHARE, SIGNED, POSITIVE = (1.0, 5.0), (0.0, 1.0), (-1.0, 1.0), (0.0, INF)
+_LOW: dict[str, Any] = {"higher_is_better": False, "bounds": POSITIVE}  # an error
 
 
 def _dnsmos(prefix: str, what: str) -> dict[str, Column]:
@@ -86,9 +88,7 @@ _ASR: dict[str, Column] = {
     "asr_hallucinated": Column("1 where a rule calls the hypothesis a hallucination, else 0", False, SHARE),
 }
 _TTS: dict[str, Column] = {
-    "tts_accuracy": Column(
-        "of a recogniser's character error rate on synthesised speech (form: linear, tanh, exp)", bounds=(-INF, 1.0)
-    ),
+    "tts_accuracy": Column("of a recogniser's CER on synthesised speech (form: linear, tanh, exp)", bounds=(-INF, 1.0)),
     "tts_cer": Column("its character error rate; of an empty transcript 1", False, POSITIVE),
     "tts_wer": Column("its word error rate", False, POSITIVE),
     "tts_posterior": Column("exp(-NLL / 3) of the text, by an audio language model given the speech", bounds=SHARE),
@@ -100,15 +100,12 @@ _TOKEN_RULES: dict[str, Column] = {
     "tts_stopped": Column("1 where the stop token came, else 0", bounds=SHARE),
     "tts_loop": Column("1 where the codec tokens run in a loop, else 0", False, SHARE),
 }
+_RATIO = "length of the speech over the recording's, or over what the text should take; 1 is right"
 _SHAPE: dict[str, Column] = {
     "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=POSITIVE, optional=True),
-    "tts_duration_ratio": Column(
-        "length of the speech over the recording's, or over what the text should take; 1 is right",
-        bounds=POSITIVE,
-        optional=True,
-    ),
+    "tts_duration_ratio": Column(_RATIO, bounds=POSITIVE, optional=True),
     "tts_duration_drift": Column(
-        "size of that ratio's logarithm: how far too long or too short", False, POSITIVE, True
+        "size of that ratio's logarithm: how far too long or too short", **_LOW, optional=True
     ),
 }
 _TOKEN_TEXT: dict[str, Column] = {
@@ -130,18 +127,18 @@ _SQUIM: dict[str, Column] = {
     "squim_stoi": Column("STOI as predicted by SQUIM", bounds=SHARE),
     "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB"),
 }
-_STOI: dict[str, Column] = {
-    "stoi": Column("intelligibility (STOI)", bounds=SIGNED),
-    "estoi": Column("intelligibility (extended STOI)", bounds=SIGNED),
-}
-_WER: dict[str, Column] = {
-    "wer": Column("word error rate of a recogniser", False, POSITIVE),
-    "cer": Column("character error rate of a recogniser", False, POSITIVE),
-}
-
-
-def _one(name: str, help: str, bounds: tuple[float, float] = (-INF, INF), up: bool = True) -> dict[str, Column]:
-    return {name: Column(help, up, bounds)}
+_STOI = {"stoi": Column("intelligibility (STOI)", bounds=SIGNED)}
+_STOI["estoi"] = Column("intelligibility (extended STOI)", bounds=SIGNED)
+_WER = {"wer": Column("word error rate of a recogniser", **_LOW)}
+_WER["cer"] = Column("character error rate of a recogniser", **_LOW)
+_SDR = {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")}
+_LSD = {"lsd": Column("log-spectral distance in dB", **_LOW)}
+_P808 = {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=MOS)}
+_SIMILARITY = {"speaker_similarity": Column("cosine of speaker embeddings with the reference", bounds=SIGNED)}
+_LLM = {"llm": Column("rating read out of an audio language model's words", bounds=MOS)}
+_PESQ_WB = {"pesq_wb": Column("PESQ, wide band (ITU-T P.862.2)", bounds=(1.0, 4.65))}
+_PESQ_NB = {"pesq_nb": Column("PESQ, narrow band (ITU-T P.862)", bounds=(1.0, 4.65))}
+_FAST = _dnsmos("dnsmos_fast", "DNSMOS P.835 on the clip as it is, at -25 dBFS; for training")
 
 
 BUILTIN: tuple[Entry, ...] = (
@@ -152,53 +149,18 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("token_text", _P + "soft:TokenText", _TOKEN_TEXT, TOKENS | TEXT, requires=FUZZ, **ANY),
     Entry("dnsmos", _P + "dnsmos:Dnsmos", _dnsmos("dnsmos", "DNSMOS P.835, official windows"), requires=ONNX),
     Entry("pdnsmos", _P + "dnsmos:PersonalisedDnsmos", _dnsmos("pdnsmos", "personalised DNSMOS P.835"), requires=ONNX),
-    Entry("dnsmos_p808", _P + "dnsmos:P808", _one("dnsmos_p808", "DNSMOS P.808, official windows", MOS), requires=ONNX),
-    Entry(
-        "dnsmos_fast",
-        _P + "dnsmos:FastDnsmos",
-        _dnsmos("dnsmos_fast", "DNSMOS P.835 on the clip as it is, at -25 dBFS; for training"),
-        requires=ONNX,
-        min_s=0.3,
-    ),
-    *(
-        Entry(n, f"{_P}intrusive:{cls}", _one(n, help, (1.0, 4.65)), TARGET, "cpu", PESQ, min_s=0.3)
-        for n, cls, help in (
-            ("pesq_wb", "PesqWb", "PESQ, wide band (ITU-T P.862.2)"),
-            ("pesq_nb", "PesqNb", "PESQ, narrow band (ITU-T P.862)"),
-        )
-    ),
+    Entry("dnsmos_p808", _P + "dnsmos:P808", _P808, requires=ONNX),
+    Entry("dnsmos_fast", _P + "dnsmos:FastDnsmos", _FAST, requires=ONNX, min_s=0.3),
+    Entry("pesq_wb", _P + "intrusive:PesqWb", _PESQ_WB, TARGET, "cpu", PESQ, min_s=0.3),
+    Entry("pesq_nb", _P + "intrusive:PesqNb", _PESQ_NB, TARGET, "cpu", PESQ, min_s=0.3),
     Entry("stoi", _P + "intrusive:Stoi", _STOI, TARGET, "cpu", min_s=0.4),
-    Entry(
-        "si_sdr",
-        _P + "intrusive:SiSdr",
-        _one("si_sdr", "scale-invariant signal-to-distortion ratio in dB"),
-        TARGET,
-        "cpu",
-    ),
-    Entry("lsd", _P + "intrusive:Lsd", _one("lsd", "log-spectral distance in dB", POSITIVE, False), TARGET, "cpu"),
-    Entry(
-        "speaker_similarity",
-        _P + "encoders:SpeakerSimilarity",
-        _one("speaker_similarity", "cosine of speaker embeddings with the reference", SIGNED),
-        TARGET,
-        min_s=0.3,
-    ),
+    Entry("si_sdr", _P + "intrusive:SiSdr", _SDR, TARGET, "cpu"),
+    Entry("lsd", _P + "intrusive:Lsd", _LSD, TARGET, "cpu"),
+    Entry("speaker_similarity", _P + "encoders:SpeakerSimilarity", _SIMILARITY, TARGET, min_s=0.3),
     Entry("speech_bert_score", _P + "encoders:SpeechBertScore", _BERT, TARGET),
     Entry("wer", _P + "rates:ErrorRate", _WER, TEXT, requires={"jiwer": "jiwer"}, silence="score"),
-    Entry(
-        "squim",
-        _P + "squim:Squim",
-        _SQUIM,
-        requires={"torchaudio": "'rlspeech[torchaudio]'"},
-        min_s=0.3,
-        probe=_P + "squim:why_not",
-    ),
-    Entry(
-        "llm",
-        _P + "llm.judge:LlmJudge",
-        _one("llm", "rating read out of an audio language model's words", MOS),
-        min_s=0.3,
-    ),
+    Entry("squim", _P + "squim:Squim", _SQUIM, requires=TORCHAUDIO, min_s=0.3, probe=_P + "squim:why_not"),
+    Entry("llm", _P + "llm.judge:LlmJudge", _LLM, min_s=0.3),
 )
 
 ALIASES: dict[str, str] = {

@@ -35,11 +35,8 @@ RATE_HZ, HOP = 16000, 160
 WINDOW = 144160  # samples: 9.01 s
 VIEW = 64  # frames: more than the field of view of either net (44 and 46) and of its front end
 MAX_FRAMES = 1200  # of one batch; larger ones measured slower: the first layers leave the cache
-FILES = {
-    "p835": "dnsmos_models/sig_bak_ovr.onnx",
-    "pp835": "pdnsmos_models/sig_bak_ovr.onnx",
-    "p808": "dnsmos_models/model_v8.onnx",
-}
+_OVR = "dnsmos_models/sig_bak_ovr.onnx"
+FILES = {"p835": _OVR, "pp835": f"p{_OVR}", "p808": "dnsmos_models/model_v8.onnx"}
 POLYNOMIALS = {  # rows SIG, BAK, OVRL; columns x^3, x^2, x, 1
     "p835": (
         (0.0, -0.08397278, 1.22083953, 0.0052439),
@@ -295,10 +292,8 @@ class Dnsmos:
         answers = []
         for raw, weight in self.outputs([s.wav for s in samples]):
             mos = weight @ np.stack([np.polyval(p, raw[:, c]) for c, p in enumerate(poly)], 1)
-            names = [f"{prefix}_{part}" for part in ("sig", "bak", "ovrl")]
-            values = dict(
-                zip([*names, *(f"{n}_raw" for n in names)], [*mos.tolist(), *(weight @ raw).tolist()], strict=True)
-            )
+            names = [f"{prefix}_{part}{kind}" for kind in ("", "_raw") for part in ("sig", "bak", "ovrl")]
+            values = dict(zip(names, [*mos.tolist(), *(weight @ raw).tolist()], strict=True))
             answers.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
         return answers
 
@@ -318,10 +313,8 @@ class FastDnsmos(Dnsmos):
 
     official = False
 
-    def __init__(
-        self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = -25.0, threads: int = 0
-    ) -> None:
-        super().__init__(device, engine, level_dbfs, threads)
+    def __init__(self, device: str = "cpu", *, level_dbfs: float | None = -25.0, **how: Any) -> None:
+        super().__init__(device, level_dbfs=level_dbfs, **how)
 
 
 class P808(Dnsmos):

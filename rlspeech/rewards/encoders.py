@@ -41,10 +41,10 @@ __all__ = [
 
 LEVEL_DBFS = -25.0
 MAX_SAMPLES = 16 * 160000  # of one batch: 16 clips of 10 s
-XVECTOR = tuple(
-    f"{name}ForXVector" for name in ("WavLM", "Wav2Vec2", "UniSpeechSat", "Data2VecAudio", "Wav2Vec2Conformer")
-)
+XVECTOR = [f"{name}ForXVector" for name in ("WavLM", "Wav2Vec2", "UniSpeechSat", "Data2VecAudio", "Wav2Vec2Conformer")]
 Value = TypeVar("Value")
+Dilations = tuple[int, ...]
+BLOCKS: Dilations = (1, 2, 4, 1, 2, 4)  # of the speech encoder
 
 
 class Residual(nn.Module):
@@ -69,7 +69,7 @@ class SpeakerNet(nn.Module):
     """Speaker embedding of a clip: (N, T) at 16 kHz -> (N, D) of length 1."""
 
     def __init__(
-        self, n_mels: int = 64, channels: int = 160, embedding: int = 128, dilations: tuple[int, ...] = (2, 3, 4)
+        self, n_mels: int = 64, channels: int = 160, embedding: int = 128, dilations: Dilations = (2, 3, 4)
     ) -> None:
         super().__init__()
         self.config = dict(n_mels=n_mels, channels=channels, embedding=embedding, dilations=list(dilations))
@@ -109,20 +109,14 @@ class SpeechNet(nn.Module):
     """
 
     def __init__(
-        self,
-        n_mels: int = 64,
-        channels: int = 160,
-        dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4),
-        layer: int = 6,
-        classes: int = 100,
+        self, n_mels: int = 64, channels: int = 160, dilations: Dilations = BLOCKS, layer: int = 6, classes: int = 100
     ) -> None:
         super().__init__()
         self.config = dict(n_mels=n_mels, channels=channels, dilations=list(dilations), layer=layer, classes=classes)
         self.layer = layer
         self.features = LogMel(n_mels)
-        self.inp = nn.Sequential(
-            nn.Conv1d(n_mels, channels, 5, stride=2, padding=2), nn.BatchNorm1d(channels), nn.ReLU()
-        )
+        first = nn.Conv1d(n_mels, channels, 5, stride=2, padding=2)
+        self.inp = nn.Sequential(first, nn.BatchNorm1d(channels), nn.ReLU())
         self.blocks = nn.ModuleList(Residual(channels, d) for d in dilations)
         self.head = nn.Conv1d(channels, classes, 1)
         width = classes if layer == len(dilations) else channels

@@ -117,13 +117,11 @@ def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale, 
     for s, unit in zip(specs, spread, strict=True):
         scaled = s.scale != "none" and unit is None
         if s.mode == "override" and (scaled or s.weight < 0 or how == "norm_then_sum"):
-            why = (
-                "norm_then_sum normalises every reward by itself, and a row has one verdict"
-                if how == "norm_then_sum"
-                else "its weight is negative, so a bad score would be a good verdict"
-                if s.weight < 0
-                else f"scale {s.scale} moves the 0 below which it overrides"
-            )
+            why = f"scale {s.scale} moves the 0 below which it overrides"
+            if how == "norm_then_sum":
+                why = "norm_then_sum normalises every reward by itself, and a row has one verdict"
+            elif s.weight < 0:
+                why = "its weight is negative, so a bad score would be a good verdict"
             hint = "advantage: sum_then_norm, and for that reward scale: none and a weight above 0; or mode: add"
             raise UserError(f"{s.name} cannot override the other rewards", why, hint)
 
@@ -152,13 +150,12 @@ def _override(parts: np.ndarray, specs: Sequence[RewardSpec], weights: np.ndarra
         if spec.mode == "override" and spec.weight:
             weighted = np.where(np.isfinite(parts[:, i]), parts[:, i] * weights[i], 0.0)
             verdict, lowest = np.where(weighted < lowest, i, verdict), np.minimum(weighted, lowest)
-    for i in range(parts.shape[1]):
+    shares = dict[str, float]()
+    for i, spec in enumerate(specs):
         parts[(verdict >= 0) & (verdict != i), i] = 0.0
-    return {
-        f"{s.name}/overrides": float((verdict == i).mean()) if len(parts) else 0.0
-        for i, s in enumerate(specs)
-        if s.mode == "override"
-    }
+        if spec.mode == "override":
+            shares[f"{spec.name}/overrides"] = float((verdict == i).mean()) if len(parts) else 0.0
+    return shares
 
 
 def _direction(name: str, given: Mapping[str, bool] | None) -> bool:

@@ -37,26 +37,20 @@ class ErrorRate:
         recogniser: see ``recognisers.load_recogniser``.
         normaliser: name in ``rlspeech.data.text.NORMALISERS``, or ``package.module:function``.
         language: given to sequence-to-sequence recognisers that take one.
-        batch: waveforms in one call of a transformers recogniser.
-        device: where a transformers recogniser runs.
+        how: ``batch``, waveforms in one call of a transformers recogniser, and ``device``, where it runs.
 
     Raises:
         UserError: no recogniser named, or one that cannot be loaded.
     """
 
     def __init__(
-        self,
-        recogniser: str | None = None,
-        normaliser: str = "basic-1",
-        language: str | None = None,
-        batch: int = 8,
-        device: str = "cpu",
+        self, recogniser: str | None = None, normaliser: str = "basic-1", language: str | None = None, **how: Any
     ) -> None:
         if not recogniser:
             hint = "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx"
             raise UserError("wer needs a recogniser", "an error rate depends on it, so it is named", hint)
         self._normalise = get_normaliser(normaliser)
-        self._recognise = load_recogniser(recogniser, device, language, batch)
+        self._recognise = load_recogniser(recogniser, language=language, **how)
         self.version = f"recogniser {recogniser}, text {normaliser}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
@@ -129,10 +123,11 @@ class Rate:
     factor: float = 100.0
 
 
-WER_HELP = (
-    "word error rate in %: errors per 100 reference words (characters in writing without spaces), "
-    "over utterances in which something is said"
-)
+WER_HELP = "word error rate in %: errors per 100 reference words (characters in writing without spaces), "
+WER_HELP += "over utterances in which something is said"
+KEYWORDS = ("keywords_both", "keywords_said", "keywords_heard")
+BOTH, SAID, HEARD = KEYWORDS
+PRECISION_HELP = "% of the keywords in the outputs that were said"
 RECALL_HELP = "% of the keywords that were said that are in the outputs"
 RATES = (
     Rate("wer", "errors", "words", False, WER_HELP),
@@ -141,17 +136,9 @@ RATES = (
     Rate("insertions", "insertions", "words", False, "per 100 reference words"),
     Rate("cer", "character_errors", "characters", False, "character error rate in %"),
     Rate("exact", "exact", "spoken", True, "% of utterances without an error"),
-    Rate(
-        "keyword_precision", "keywords_both", "keywords_heard", True, "% of the keywords in the outputs that were said"
-    ),
-    Rate("keyword_recall", "keywords_both", "keywords_said", True, RECALL_HELP),
-    Rate(
-        "keyword_f1",
-        "keywords_both keywords_both",
-        "keywords_said keywords_heard",
-        True,
-        "of all keywords together, in %",
-    ),
+    Rate("keyword_precision", BOTH, HEARD, True, PRECISION_HELP),
+    Rate("keyword_recall", BOTH, SAID, True, RECALL_HELP),
+    Rate("keyword_f1", f"{BOTH} {BOTH}", f"{SAID} {HEARD}", True, "of all keywords together, in %"),
     Rate("hallucinated", "hallucinated", "judged", False, "% of utterances that a rule calls a hallucination"),
     Rate("empty_output", "empty", "silent", True, "% of recordings without words for which nothing is written"),
     Rate("inserted_words", "inserted", "silent", False, "words written per recording without words", 1.0),
@@ -175,21 +162,13 @@ def counts_of(judged: Judged) -> dict[str, int]:
     found = judged.found
     row = dict.fromkeys(COUNTS, 0) | {"judged": 1, "hallucinated": int(bool(judged.fired))}
     if judged.keywords is not None:
-        row |= dict(zip(("keywords_both", "keywords_said", "keywords_heard"), judged.keywords, strict=True))
+        row |= dict(zip(KEYWORDS, judged.keywords, strict=True))
     if not found.reference:
         return row | {"silent": 1, "empty": int(not found.hypothesis), "inserted": len(found.hypothesis)}
     wrong, length = character_errors(*judged.texts, judged.language)
-    return row | {
-        "spoken": 1,
-        "words": len(found.reference),
-        "substitutions": found.substitutions,
-        "deletions": found.deletions,
-        "insertions": found.insertions,
-        "errors": found.errors,
-        "characters": length,
-        "character_errors": wrong,
-        "exact": int(not found.errors),
-    }
+    row |= {name: getattr(found, name) for name in ("substitutions", "deletions", "insertions", "errors")}
+    row |= {"characters": length, "character_errors": wrong}
+    return row | {"spoken": 1, "words": len(found.reference), "exact": int(not found.errors)}
 
 
 @dataclass(slots=True)
@@ -211,18 +190,15 @@ class RateComparison:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
 
-        def plain(part: Mapping[str, Mapping[str, Interval]], judge: bool) -> dict[str, Any]:
-            return {
-                s: {m: {**i.as_dict(), **({"significant": i.significant} if judge else {})} for m, i in row.items()}
-                for s, row in part.items()
-            }
+        def plain(part: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+            return {s: {m: i.as_dict() for m, i in row.items()} for s, row in part.items()}
 
-        return {
-            "n": self.items,
-            "systems": plain(self.systems, False),
-            "deltas": plain(self.deltas, True),
-            "relative": plain(self.relative, True),
-        }
+        made = {"n": self.items} | {name: plain(getattr(self, name)) for name in ("systems", "deltas", "relative")}
+        for name in ("deltas", "relative"):
+            for system, row in getattr(self, name).items():
+                for rate, interval in row.items():
+                    made[name][system][rate]["significant"] = interval.significant
+        return made
 
 
 def compare_rates(
@@ -242,10 +218,8 @@ def compare_rates(
     rows = [[[row[c] for c in COUNTS] for row in counts[s]] for s in names]
     table = np.concatenate([np.array(r, np.float64).reshape(items, -1) for r in rows], 1)
     sums = {"all": table.sum(0)[None], "draws": resampled_sums(table, seed)}
-    values = {
-        part: {s: _ratios(x[:, i * len(COUNTS) : (i + 1) * len(COUNTS)]) for i, s in enumerate(names)}
-        for part, x in sums.items()
-    }
+    parts = {part: np.split(x, len(names), axis=1) for part, x in sums.items()}  # of each system its counts
+    values = {part: dict(zip(names, map(_ratios, own), strict=True)) for part, own in parts.items()}
     kept = [r.name for r in RATES if any(math.isfinite(values["all"][s][r.name][0]) for s in names)]
     made = RateComparison(items, {}, {}, {})
     for s in names:

@@ -234,18 +234,11 @@ class TextRules:
     def _row(self, sample: Sample, columns: Sequence[str]) -> dict[str, Score]:
         judged = self.judge(sample)
         found = judged.found
-        detail: dict[str, Any] = {
-            "hypothesis": sample.hypothesis,
-            "reference_text": judged.texts[0],
-            "hypothesis_text": judged.texts[1],
-            "normaliser": self._normaliser,
-            "hallucination": "+".join(judged.fired),
-            "units": len(found.reference),
-            "substitutions": found.substitutions,
-            "deletions": found.deletions,
-            "insertions": found.insertions,
-            "keywords": judged.keywords,
-        }
+        texts = dict(zip(("reference_text", "hypothesis_text"), judged.texts, strict=True))
+        detail: dict[str, Any] = {"hypothesis": sample.hypothesis, **texts, "normaliser": self._normaliser}
+        detail |= {"hallucination": "+".join(judged.fired), "units": len(found.reference)}
+        detail |= {part: getattr(found, part) for part in ("substitutions", "deletions", "insertions")}
+        detail["keywords"] = judged.keywords
         if (sample.text or "").strip() and not judged.texts[0]:
             return dict.fromkeys(columns, Score(None, "the reference text is empty after normalisation", detail))
         return {c: self._score(c, judged, detail) for c in columns}
@@ -264,10 +257,9 @@ class TextRules:
             "edits": lambda: float(-found.errors),
             "wer": lambda: found.rate,
             "cer": lambda: _character_rate(judged),
-            "insertions": lambda: found.insertions / len(found.reference),
-            "deletions": lambda: found.deletions / len(found.reference),
-            "substitutions": lambda: found.substitutions / len(found.reference),
         }
+        if name in ("insertions", "deletions", "substitutions"):
+            return Score(getattr(found, name) / len(found.reference), None, detail)
         return Score(values[name](), None, detail)
 
     def _accuracy(self, found: Alignment) -> float:

@@ -20,6 +20,7 @@ from rlspeech.types import Reward, Sample, Score, UserError
 __all__ = ["Pending", "Scorer", "SingleReward", "get_reward"]
 
 FULL_SCALE_PEAK = 0.99
+Options = dict[str, dict[str, Any]] | None  # by reward or family name
 
 
 def get_reward(name: str, **options: Any) -> Reward:
@@ -91,11 +92,10 @@ class Scorer:
     def __init__(
         self,
         names: Sequence[str],
-        *,
         device: str = "cpu",
         workers: int = 2,
-        timeout_s: float = 60.0,
-        options: dict[str, dict[str, Any]] | None = None,
+        timeout_s: float = 60,
+        options: Options = None,
     ) -> None:
         options = options or {}
         self.requests = []

@@ -1,4 +1,4 @@
-"""Rewards of codec tokens (family ``token_text``), and differentiable rewards by task for DiffRO (``types.SoftReward``).
+"""Rewards of codec tokens (family ``token_text``), and the differentiable rewards of DiffRO (``types.SoftReward``).
 
 Of sampled tokens the token-to-text network answers what a recogniser answers of their waveform, without codec, vocoder or recogniser in
 the loop. Of relaxed tokens it is arXiv 2507.05911's objective: R = log-posterior of the text (a mean over its pieces) + the weighted
@@ -26,15 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.config import RL
 from rlspeech.data.batches import seed_of
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward
 from rlspeech.rewards.dnsmos import HOP, RATE_HZ, P835Net
 from rlspeech.rewards.speech_rules import TextScores
-from rlspeech.types import Relaxed, Sample, Score, SoftReward, UserError
+from rlspeech.types import Relaxed, Sample, Score, UserError
 
-__all__ = ["SoftDnsmos", "SoftTokenReward", "TokenText", "attribute_of", "build_soft"]
+__all__ = ["SoftDnsmos", "SoftTokenReward", "TokenText", "attribute_of"]
 
 
 TEXT = "basic-1"  # as the network's training texts are written
@@ -142,11 +141,8 @@ class SoftTokenReward:
         self._normalise = get_normaliser(TEXT)
         missing = sorted(set(self._weights) - set(self.net.labels))
         if missing:
-            why, hint = (
-                f"it has {', '.join(self.net.labels) or 'none'}",
-                "--set diffro.attribute_weights={...} with these",
-            )
-            raise UserError(f"the token reward has no head for {', '.join(missing)}", why, hint)
+            what, why = f"the token reward has no head for {', '.join(missing)}", ", ".join(self.net.labels) or "none"
+            raise UserError(what, f"it has {why}", "--set diffro.attribute_weights={...} with these")
         self.last: dict[str, float] = {}  # means of the parts of the last call, for the log
 
     def score_soft(self, relaxed: Any, samples: Sequence[Sample]) -> Tensor:
@@ -180,24 +176,6 @@ class SoftTokenReward:
 
 def _mean(values: Tensor, rows: Tensor) -> float:
     return float(values.detach()[rows].mean()) if bool(rows.any()) else float("nan")
-
-
-def build_soft(config: RL, device: torch.device | str = "cpu") -> SoftReward:
-    """The differentiable reward that a run's settings name, frozen.
-
-    Raises:
-        UserError: the task has none of that name.
-    """
-    cfg = config.diffro
-    if config.task == "tts":
-        return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device)
-    if cfg.reward not in {"embedded", "dnsmos"}:
-        what = f"no differentiable reward of {config.task} is called {cfg.reward!r}"
-        raise UserError(what, "", "--set diffro.reward=dnsmos")
-    try:
-        return SoftDnsmos(cfg.smooth, device)
-    except ImportError as error:
-        raise UserError("DNSMOS cannot be computed here", str(error), "pip install speechmos onnx") from error
 
 
 class SoftDnsmos:

@@ -23,14 +23,8 @@ import numpy as np
 from rlspeech.data.text import align, get_normaliser, units
 from rlspeech.rewards.base import wave_problem
 from rlspeech.rewards.rates import character_errors
-from rlspeech.rewards.recognisers import (
-    AUDIBLE_S,
-    AudioRecogniser,
-    audible,
-    is_audio_lm,
-    load_recogniser,
-    transcribe_audible,
-)
+from rlspeech.rewards.recognisers import AUDIBLE_S, AudioRecogniser, audible, is_audio_lm, load_recogniser
+from rlspeech.rewards.recognisers import transcribe_audible as transcribe
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["FORMS", "SpeechShape", "SpokenText", "TextScores", "TokenRules", "expected_s", "find_loop", "pitch_spread"]
@@ -126,7 +120,7 @@ class SpokenText:
         texts: Sequence[str | None] = [None] * len(samples)
         nll: list[float | None] = [None] * len(samples)
         if set(columns) & {"tts_accuracy", "tts_cer", "tts_wer"}:
-            texts = transcribe_audible(self._recognise, samples)
+            texts = transcribe(self._recognise, samples)
         if set(columns) & {"tts_nll", "tts_posterior"}:
             rater, rows = self._rating(), audible(samples)
             nll = [rater.guess_nll] * len(samples)  # silence tells nothing of a text

@@ -105,11 +105,8 @@ class TrlReward:
         rows = {k: v for k, v in columns.items() if isinstance(v, list | tuple) and len(v) == count}
         for need, column in (("text", self._text), ("target", self._target)):
             if need in self.needs and column not in rows:
-                why, hint = (
-                    f"the dataset has {', '.join(sorted(rows)) or 'none'}",
-                    f"as_trl_reward(name, {need}=COLUMN)",
-                )
-                raise UserError(f"{self.__name__} needs the column {column!r}", why, hint)
+                what, there = f"{self.__name__} needs the column {column!r}", ", ".join(sorted(rows)) or "none"
+                raise UserError(what, f"the dataset has {there}", f"as_trl_reward(name, {need}=COLUMN)")
         if prompts is not None:
             rows["prompt"] = list(prompts)
         wavs: Sequence[np.ndarray] = [SILENCE] * count

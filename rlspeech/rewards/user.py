@@ -108,15 +108,9 @@ class UserReward:
         if self.conversational:
             prompts = [[{"role": "user", "content": p}] for p in prompts]
             completions = [[{"role": "assistant", "content": c}] for c in completions]
-        given = {
-            "completion_ids": [[] if s.tokens is None else s.tokens.tolist() for s in samples],
-            "trainer_state": None,
-            "log_extra": _ignore,
-            "log_metric": _ignore,
-            **columns,
-            "prompts": prompts,
-            "completions": completions,
-        }
+        ids = [[] if s.tokens is None else s.tokens.tolist() for s in samples]
+        given = {"completion_ids": ids, "trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+        given |= {**columns, "prompts": prompts, "completions": completions}
         parameters = inspect.signature(self.function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             given = {k: v for k, v in given.items() if k in parameters}

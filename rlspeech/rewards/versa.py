@@ -185,16 +185,10 @@ def _facts(name: str, theirs: str, rows: Sequence[dict[str, Any]]) -> dict[str, 
     interval = mean_interval([row[name] for row in rows])
     # the direction of other metrics is not known here
     direction = {} if column is None else {"higher_is_better": column.higher_is_better}
-    return {
-        "version": f"VERSA {theirs}",
-        "options": {},
-        "column": name,
-        **direction,
-        "n_valid": interval.n,
-        "n_failed": len(rows) - interval.n,
-        **{k: v for k, v in interval.as_dict().items() if k in ("mean", "lo", "hi")},
-        "reasons": dict(Counter(row["errors"][name] for row in rows if name in row["errors"])),
-    }
+    facts = {"version": f"VERSA {theirs}", "options": {}, "column": name, **direction}
+    facts |= {"n_valid": interval.n, "n_failed": len(rows) - interval.n}
+    facts |= {k: v for k, v in interval.as_dict().items() if k in ("mean", "lo", "hi")}
+    return facts | {"reasons": dict(Counter(row["errors"][name] for row in rows if name in row["errors"]))}
 
 
 def _is_number(value: Any) -> bool:

@@ -41,6 +41,7 @@ __all__ = ["run"]
 
 # what a run that goes on may change
 NEUTRAL = ("models", "shuffled", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")
+Rows = Sequence[Utterance]
 MOST_VALUES = 12  # of the column ``by`` that get a table
 UNITS = {r.name: "%" if r.factor == 100 else "words" for r in RATES}
 DIRECTIONS = {r.name: r.higher_is_better for r in RATES}
@@ -141,7 +142,7 @@ def _forget(table: ScoreTable, name: str, before: str, now: str) -> None:
             path.unlink()
 
 
-def _score(answers: Answers, utts: Sequence[Utterance], scorer: Scorer, engine: Engine, dog: Watchdog) -> None:
+def _score(answers: Answers, utts: Rows, scorer: Scorer, engine: Engine, dog: Watchdog) -> None:
     """Answer and score what has no row yet; the CPU metrics of one batch run while the next one is answered."""
     todo, name, table, size = answers.todo(utts), answers.name, answers.table, answers.config.batch
     if not todo:
@@ -190,12 +191,7 @@ class Result:
     """
 
     def __init__(
-        self,
-        evaluation: Evaluation,
-        table: ScoreTable,
-        utts: Sequence[Utterance],
-        systems: Sequence[System],
-        baseline: str | None,
+        self, evaluation: Evaluation, table: ScoreTable, utts: Rows, systems: Sequence[System], baseline: str | None
     ) -> None:
         self.evaluation, self.config, self.table, self.baseline = evaluation, evaluation.config, table, baseline
         self.names = [s.name for s in systems if s.compared]
@@ -213,9 +209,8 @@ class Result:
             raise UserError("not one utterance could be scored", errors[0] if errors else "", where)
         self.utts = [u for u in utts if u.id in set(keys)]
         self.counts = self._counts() if self.rated else {}
-        self.remarks = (
-            [f"{n} utterances could not be scored and are left out for all"] if (n := len(utts) - len(keys)) else []
-        )
+        lost = len(utts) - len(keys)
+        self.remarks = [f"{lost} utterances could not be scored and are left out for all"] if lost else []
         short = {s: n for s in self.bounds if (n := len(keys) - len(self.counts[s]))}
         self.remarks += [f"{s}: of {len(keys) - n} utterances; the other {n} have none" for s, n in short.items()]
         self.remarks += evaluation.remarks(table, self.names, keys)
@@ -289,9 +284,8 @@ class Result:
     def _bound(self, name: str, keys: Sequence[str], metrics: Sequence[str]) -> dict[str, Interval]:
         """Rates and means of a bound, over the rows that it has."""
         some = [k for k in keys if k in self.counts[name]]
-        rates = (
-            compare_rates({name: [self.counts[name][k] for k in some]}, None, self.seed).systems[name] if some else {}
-        )
+        counts = [self.counts[name][k] for k in some]
+        rates = compare_rates({name: counts}, None, self.seed).systems[name] if some else {}
         values = {m: list(self.table.column(name, m, some).values()) for m in metrics if m not in rates}
         return {m: rates[m] if m in rates else mean_interval(values[m], self.seed) for m in metrics}
 
@@ -313,10 +307,11 @@ class Result:
         else:
             del made["relative"]
         if evaluation.recounted and table.metrics:
-            columns = {s: {m: list(table.column(s, m, keys).values()) for m in table.metrics} for s in self.names}
-            made["metrics"] = {
-                s: {m: mean_interval(v, self.seed).as_dict() for m, v in row.items()} for s, row in columns.items()
-            }
+
+            def mean(system: str, metric: str) -> dict[str, Any]:
+                return mean_interval(list(table.column(system, metric, keys).values()), self.seed).as_dict()
+
+            made["metrics"] = {s: {m: mean(s, m) for m in table.metrics} for s in self.names}
         return {**made, **evaluation.summary, "notes": list(notes)}
 
     def meta(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -326,11 +321,11 @@ class Result:
         if evaluation.noted:
             made["settings"] = self.config.model_dump(mode="json", include=set(evaluation.noted))
         if not self.rated:
-            rows = {s: {m: i.as_dict() for m, i in row.items()} for s, row in self.whole.systems.items()}
-            made["systems"] = {
-                s: {m: {"n_valid": i["n"], "n_failed": i["dropped"], **i} for m, i in row.items()}
-                for s, row in rows.items()
-            }
+
+            def counted(i: Interval) -> dict[str, Any]:
+                return {"n_valid": i.n, "n_failed": i.dropped, **i.as_dict()}
+
+            made["systems"] = {s: {m: counted(i) for m, i in row.items()} for s, row in self.whole.systems.items()}
             made["interval"] = evaluation.interval
         return made
 

@@ -33,6 +33,10 @@ __all__ = ["Prepare", "run"]
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
 # its command names its class.
 LAYOUTS = (Dns, VoiceBank, Pairs, Mix, Ladder, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo)
+Dropped = list[dict[str, Any]]
+Rows, Dropped = list[Utterance], list[dict[str, Any]]
+First = Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder"]
+Name = Literal[First, "librispeech", "kaldi", "nemo", "lhotse", "avsec4", "lips", "demo"]
 # settings in every meta of a layout, in this order
 RECORDED = (
     "source root text splits noisy clean noise rir mixing render render_s speakers valid_speakers kind mouths channels target given_lips "
@@ -44,21 +48,7 @@ class Prepare(Dns, VoiceBank, Mix, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Ne
     """``rlspeech prepare SOURCE`` for a corpus on disk: one settings file may hold the settings of several."""
 
     layouts: ClassVar[dict[str, type[Layout]]] = {layout.name: layout for layout in LAYOUTS}
-    source: Literal[
-        "dns",
-        "voicebank",
-        "pairs",
-        "mix",
-        "ladder",
-        "folder",
-        "librispeech",
-        "kaldi",
-        "nemo",
-        "lhotse",
-        "avsec4",
-        "lips",
-        "demo",
-    ] = Field("demo", description="layout of what is there")
+    source: Name = Field("demo", description="layout of what is there")
 
     def chosen(self) -> Source:
         """Return the settings of the layout that ``source`` names."""
@@ -125,10 +115,11 @@ def run(config: Source, *, json_mode: bool = False) -> dict[str, Any]:
 def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, Any], str | None]:
     """Write manifests, recipe and what is rendered; the manifests' entries of the summary, and the recipe's path."""
     place = out / "sources" if sets.render else out
-    manifests = {
-        split: _write_set(config, name, sets, place / f"{split}.jsonl", rows, sets.dropped)
-        for split, rows in sets.rows.items()
-    }
+
+    def written(path: Path, rows: Rows, dropped: Dropped) -> dict[str, Any]:
+        return _write_set(config, name, sets, path, rows, dropped)
+
+    manifests = {split: written(place / f"{split}.jsonl", rows, sets.dropped) for split, rows in sets.rows.items()}
     recipe = None
     if sets.mixing is not None and {"clean", "noise"} <= sets.rows.keys():
         recipe = str(place / "mix.json")
@@ -139,15 +130,13 @@ def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, 
         if not rows:
             raise UserError("no mixture could be made", sets.failed[0]["detail"], f"look at {place}")
         sets.rows["manifest"], recipe = rows, None
-        manifests["manifest"] = _write_set(config, name, sets, out / "manifest.jsonl", rows, sets.failed)
+        manifests["manifest"] = written(out / "manifest.jsonl", rows, sets.failed)
     if not sets.written:
         sets.write_dropped(out)
     return manifests, recipe
 
 
-def _write_set(
-    config: Source, name: str, sets: Sets, path: Path, rows: list[Utterance], dropped: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _write_set(config: Source, name: str, sets: Sets, path: Path, rows: Rows, dropped: Dropped) -> dict[str, Any]:
     """Write a manifest, unless it is there; its entry in the summary."""
     reasons = counted(dropped, path.stem)
     hours = round(sum(u.duration for u in rows) / 3600, 6)

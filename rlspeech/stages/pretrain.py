@@ -68,19 +68,12 @@ def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
             _keep_inputs(folder.path / "samples", valid, trainer.step)
             return found
 
-        with (
-            Scorer(list(task.valid_metrics), device=str(engine.device), workers=min(2, config.workers or 1)) as scorer,
-            at_the_end(folder) as end,
-        ):
+        device, workers = str(engine.device), min(2, config.workers or 1)
+        with Scorer(list(task.valid_metrics), device=device, workers=workers) as scorer, at_the_end(folder) as end:
             end.reason = trainer.fit(train, check, watchdog)
-        summary = {
-            "run": str(folder.path),
-            "checkpoint": str(folder.path / "checkpoints" / step_name(trainer.step)),
-            "step": trainer.step,
-            **trainer.last_valid,
-            "stopped": end.reason,
-            "report": str(end.page) if end.page else None,
-        }
+        place = folder.path / "checkpoints" / step_name(trainer.step)
+        summary = {"run": str(folder.path), "checkpoint": str(place), "step": trainer.step, **trainer.last_valid}
+        summary |= {"stopped": end.reason, "report": str(end.page) if end.page else None}
         if folder.main:
             print_table(compared(open_runs([str(folder.path)])))
     if end.page:
@@ -94,9 +87,8 @@ class Trainer:
 
     def __init__(self, config: Pretrain, engine: Engine, task: Task, model: nn.Module, folder: Run) -> None:
         self.config, self.engine, self.task, self.model, self.folder = config, engine, task, model, folder
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        how: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, **how)
         self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step = self.cursor = 0
         self.last_valid: dict[str, Any] = {}
@@ -119,22 +111,13 @@ class Trainer:
         """Train until the configured end. ``check`` validates in the first process and returns its numbers. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
         often = min(LOG_EVERY, max(1, cfg.steps // POINTS))
-        feed = batches(
-            train,
-            cfg.batch,
-            _clip_s(train, cfg, self.task),
-            seed=cfg.seed,
-            start=self.cursor,
-            rank=self.engine.rank,
-            world=self.engine.world,
-            workers=cfg.workers,
-        )
+        share: dict[str, Any] = {"rank": self.engine.rank, "world": self.engine.world, "workers": cfg.workers}
+        clip_s = _clip_s(train, cfg, self.task)
+        feed = batches(train, cfg.batch, clip_s, seed=cfg.seed, start=self.cursor, **share)
         sums: dict[str, float] = {}
         counted = 0  # steps behind the sums: fewer than `often` after a resume
-        with (
-            log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar,
-            Interrupt(self.engine.world) as interrupt,
-        ):
+        interrupt = Interrupt(self.engine.world)
+        with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar, interrupt:
             while self.step < cfg.steps:
                 interrupt.check()
                 clips, self.cursor = next(feed)
@@ -154,10 +137,8 @@ class Trainer:
                     generators = rng_state()
                     with log.waiting("validating"):
                         numbers = self.engine.agree(check())  # the first process has them, the others wait
-                    bare = {
-                        k: Interval(v, math.nan, math.nan, 1) for k, v in numbers.items() if not isinstance(v, Interval)
-                    }
-                    found = {**numbers, **bare}
+                    nan = math.nan
+                    found = {k: v if isinstance(v, Interval) else Interval(v, nan, nan, 1) for k, v in numbers.items()}
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.last_valid = {k: v.mean for k, v in found.items()}
                     self.folder.log(self.step, **interval_columns("valid", found))
@@ -208,23 +189,15 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint: averaged weights for use, raw weights and optimiser for resuming."""
-        facts = {
-            "stage": "pretrain",
-            "steps": self.step,
-            "data": self.config.data or "the embedded corpus",
-            "batch": self.config.batch,
-            "validation": self.last_valid,
-        }
-        state = {
-            "weights": self.model.state_dict(),
-            "optimizer": optimizer_state(self.optimizer),
-            "rng": rng_state(),
-            "cursor": self.cursor,
-            "last_valid": self.last_valid,
-        }
-        self.folder.checkpoints.save(
-            self.step, lambda path: self.task.save(path, self.model, facts=facts, weights=self.average), state
-        )
+        facts = {"stage": "pretrain", "steps": self.step, "data": self.config.data or "the embedded corpus"}
+        facts |= {"batch": self.config.batch, "validation": self.last_valid}
+        state = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state()}
+        state |= {"cursor": self.cursor, "last_valid": self.last_valid}
+
+        def write(path: Path) -> None:
+            self.task.save(path, self.model, facts=facts, weights=self.average)
+
+        self.folder.checkpoints.save(self.step, write, state)
 
 
 def _keep_inputs(folder: Path, clips: Sequence[Clip], step: int) -> None:

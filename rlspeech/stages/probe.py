@@ -33,9 +33,8 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.stages.rl import make_scorer
 from rlspeech.stats import Interval, pairwise_cosine
-from rlspeech.tasks import get_task
+from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
-from rlspeech.tasks.settings import complete
 from rlspeech.types import Policy, Rollout, UserError
 
 __all__ = ["Agreement", "candidates", "label", "probe_gradients", "run", "summarise"]
@@ -82,20 +81,14 @@ def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
     train, _ = task.data(config, model)
     clip_s = 0.0 if task.transcribed else config.clip_s
     settings = candidates(config, task)
-    summary: dict[str, Any] = {
-        "prompts": config.prompts_per_step,
-        "group": config.group,
-        "gradients": config.probe_batches,
-        "asked": zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode()),
-        "rows": [],
-    }
+    asked = zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode())
     path = Path(config.out) / "probe.json" if config.out else None
-    summary["rows"] = rows = _known(path, summary, settings)
+    rows = _known(path, asked, settings)
+    summary: dict[str, Any] = {"prompts": config.prompts_per_step, "group": config.group}
+    summary |= {"gradients": config.probe_batches, "asked": asked, "rows": rows}
     whole, done = (len(some) * config.probe_batches for some in (settings, rows))
-    with (
-        make_scorer(config, str(engine.device), guards=watched) as scorer,
-        log.progress(whole, "probe", "gradients", start=done) as bar,
-    ):
+    judge = make_scorer(config, str(engine.device), guards=watched)
+    with judge as scorer, log.progress(whole, "probe", "gradients", start=done) as bar:
         try:
             for setting in settings[len(rows) :]:
                 policy = task.policy(adapted, config, setting if isinstance(setting, Exploration) else None)
@@ -116,11 +109,11 @@ def _kind(setting: Setting) -> str:
     return "explore" if isinstance(setting, Exploration) else "sampling"
 
 
-def _known(path: Path | None, summary: dict[str, Any], settings: Sequence[Setting]) -> list[dict[str, Any]]:
+def _known(path: Path | None, asked: int, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Rows of an interrupted probe that asked the same; none of a finished one, whose model may have changed, or of what is unreadable."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-        rows = found["rows"] if found.get("asked") == summary["asked"] else []
+        rows = found["rows"] if found.get("asked") == asked else []
         same = [row[_kind(s)] == s.model_dump(mode="json") for row, s in zip(rows, settings, strict=False)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
@@ -131,15 +124,11 @@ def _show(config: RL, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
     names = [k for k in rows[0] if k not in {"setting", "explore", "sampling", "rollouts_per_s"}]
-    size = f"{config.prompts_per_step} x {config.group} rollouts"
-    log.table(
-        f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)",
-        ["exploration", "rollouts/s", *names],
-        [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows],
-        [
-            "0: the gradients have no common direction, the run would wander; (n): prompts a step at which it is half signal"
-        ],
-    )
+    size = f"{config.probe_batches} gradients of {config.prompts_per_step} x {config.group} rollouts"
+    cells = [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows]
+    note = "0: the gradients have no common direction, the run would wander; (n): prompts a step at which it is half signal"
+    title = f"agreement of {size}: mean pairwise cosine (95 %)"
+    log.table(title, ["exploration", "rollouts/s", *names], cells, [note])
 
 
 def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tuple[dict[str, Any], float]:
@@ -162,10 +151,9 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
         for name, g in probe_gradients(policy, rollout, columns, config.micro_batch).items():
             grads.setdefault(name, []).append(g)
         bar.advance(1)
-    agreement = {
-        name: {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
-        for name, (interval, critical) in summarise(grads, config.prompts_per_step, config.seed).items()
-    }
+    agreement = {}
+    for name, (interval, critical) in summarise(grads, config.prompts_per_step, config.seed).items():
+        agreement[name] = {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
     return agreement, rollouts / (time.monotonic() - started)
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
-from rlspeech.data.inputs import HYPOTHESES, Item, collect, load, without_audio
+from rlspeech.data.inputs import HYPOTHESES, Item, collect, without_audio
+from rlspeech.data.inputs import load as read_audio
 from rlspeech.log import several
-from rlspeech.plugins import load_function
+from rlspeech.plugins import load, load_function
 from rlspeech.report.build import write_page
 from rlspeech.report.calibrate import calibrated, print_calibration
 from rlspeech.rewards import base
@@ -34,6 +35,9 @@ from rlspeech.stats import mean_interval
 from rlspeech.types import Sample, Score, UserError
 
 __all__ = ["run"]
+
+Found = Sample | AudioError
+Read = Callable[[Item], Found]
 
 
 def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: bool = False) -> dict[str, Any]:
@@ -58,10 +62,8 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
     options = _options(config)
     if "llm" in options and not any(r.entry.family == "llm" for r in requests):
         log.warn(f"{', '.join(options['llm'])} of the reward llm are set, but it is not asked for: --reward llm")
-    device = "cpu" if silent else _device(config.device)
-    with Scorer(
-        config.rewards, device=device, workers=config.workers, timeout_s=config.timeout_s, options=options
-    ) as scorer:
+    how: dict[str, Any] = {"workers": config.workers, "timeout_s": config.timeout_s, "options": options}
+    with Scorer(config.rewards, device="cpu" if silent else _device(config.device), **how) as scorer:
         _check_needs(scorer, items)
         # an alias is written under its full name
         names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}
@@ -74,7 +76,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
         if done := len(items) - len(todo):
             log.say(f"{done} of {len(items)} files are in {scores.path} already")
         try:
-            _score_all(scorer, scores, todo, names, config.batch, without_audio if silent else load, done)
+            _score_all(scorer, scores, todo, names, config.batch, without_audio if silent else read_audio, done)
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
             raise
@@ -109,23 +111,15 @@ def _reads_only(request: base.Request) -> bool:
 
 
 def _normaliser(request: base.Request) -> dict[str, str]:
-    """For the meta file: an error rate means nothing without it."""
-    if request.entry.family != "asr":
+    """For the meta file: an error rate of a given hypothesis means nothing without it."""
+    if not _judges_texts(request):
         return {}
-    from rlspeech.rewards.rules import TextRules
-
-    default = inspect.signature(TextRules).parameters["normaliser"].default
-    return {"normaliser": str(dict(request.options).get("normaliser", default))}
+    own = inspect.signature(load(request.entry.factory)).parameters.get("normaliser")
+    return {} if own is None else {"normaliser": str(dict(request.options).get("normaliser", own.default))}
 
 
 def _score_all(
-    scorer: Scorer,
-    scores: ScoreFile,
-    todo: list[Item],
-    names: dict[str, str],
-    batch: int,
-    read: Callable[[Item], Sample | AudioError],
-    done: int,
+    scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[str, str], batch: int, read: Read, done: int
 ) -> None:
     """Read, score and write in batches; the workers score one batch while the next is read and the device scores."""
     before: tuple[list[Item], Pending] | None = None
@@ -150,9 +144,7 @@ def _score_all(
         _write(before, scores, names)
 
 
-def _ahead(
-    readers: ThreadPoolExecutor, todo: list[Item], batch: int, read: Callable[[Item], Sample | AudioError]
-) -> Iterator[list[tuple[Item, Sample | AudioError]]]:
+def _ahead(readers: ThreadPoolExecutor, todo: list[Item], batch: int, read: Read) -> Iterator[list[tuple[Item, Found]]]:
     """Batches of loaded items, the next one being read while this one is used."""
     parts = [todo[i : i + batch] for i in range(0, len(todo), batch)]
     waiting = [readers.submit(read, i) for i in parts[0]] if parts else []
@@ -241,18 +233,10 @@ def _report(
         log.say(f"next: open {page} in a browser")
     seconds = {names[k]: round(v, 3) for k, v in scorer.seconds.items()}
     keep = ("mean", "lo", "hi", "n_valid", "n_failed", "reasons", "version")
-    summary = {
-        "stage": "reward",
-        "system": config.system,
-        "n": len(items),
-        "scores": str(scores.path),
-        "meta": str(scores.meta_path),
-        "metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics},
-        "seconds": seconds,
-        "corpus": corpus,
-        "calibration": order,
-        "report": str(page) if page else None,
-    }
+    summary: dict[str, Any] = {"stage": "reward", "system": config.system, "n": len(items)}
+    summary |= {"scores": str(scores.path), "meta": str(scores.meta_path)}
+    summary |= {"metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds}
+    summary |= {"corpus": corpus, "calibration": order, "report": str(page) if page else None}
     return dict(log.plain(summary))
 
 
@@ -293,21 +277,17 @@ def _settings(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str
 
 def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
     said = "--hypotheses FILE, or a column hypothesis or pred_text in the manifest"
+    written = any(i.text is not None for i in items)  # of words, "" is a transcript like any other: nothing is said
     for need, what, have, flag in (
         ("hypothesis", "hypothesis", any(i.hypothesis is not None for i in items), said),
         ("target", "reference", any(i.target for i in items), "--target FOLDER"),
         ("text", "transcript", any(i.text for i in items), "--text FILE"),
     ):
-        # of words, "" is a transcript like any other: nothing is said
-        wanting = [
-            r.asked
-            for r in scorer.requests
-            if need in r.entry.needs
-            and not (need == "text" and _judges_texts(r) and any(i.text is not None for i in items))
-        ]
+        needing = [r for r in scorer.requests if need in r.entry.needs]
+        wanting = [r.asked for r in needing if not (need == "text" and _judges_texts(r) and written)]
         if wanting and not have:
-            why = "none is given"
-            raise UserError(f"{', '.join(wanting)} cannot be computed without a {what} for each file", why, flag)
+            what = f"{', '.join(wanting)} cannot be computed without a {what} for each file"
+            raise UserError(what, "none is given", flag)
 
 
 def _out(out: str | None, path: str | Path | Sequence[str]) -> Path:

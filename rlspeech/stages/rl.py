@@ -29,16 +29,14 @@ from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.soft import build_soft
 from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import mean_interval
-from rlspeech.tasks import get_task
+from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
-from rlspeech.tasks.settings import complete
 
 # of the rows of several processes these are added, these taken from the worst; the others are means, weighted by what they count
 ADDED = frozenset({"groups", "groups_with_signal", "prompts_drawn", "resampling_short"})
@@ -96,10 +94,9 @@ class Session:
         model, self.facts = task.load(config.model, engine.device, **task.load_options(config))
         self.adapted = Adapted(model, config.lora)
         self.policy = task.policy(self.adapted, config)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
-        soft = build_soft(config, engine.device) if "diffro" in config.algo and config.policy_weight else None
+        how: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, **how)
+        soft = task.soft_reward(config, engine.device) if "diffro" in config.algo and config.policy_weight else None
         self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients, soft)
         self.train, valid = task.data(config, model)
         if len(valid) > 1:  # a single one has no other to take a video from
@@ -126,10 +123,8 @@ class Session:
             self.validate()
         if self.validation.tripped:  # by an earlier attempt: going on would do more of the damage
             return self.validation.tripped
-        with (
-            log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar,
-            Interrupt(self.engine.world) as interrupt,
-        ):
+        interrupt = Interrupt(self.engine.world)
+        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar, interrupt:
             while self.step < cfg.steps:
                 interrupt.check()
                 metrics = self.advance(self.draw())
@@ -151,11 +146,9 @@ class Session:
 
     def prompts(self, seed: int, start: int) -> Iterator[tuple[list[Clip], int]]:
         """Endless prompts from a cursor on."""
-        cfg, engine = self.config, self.engine
-        clip_s = 0.0 if self.task.transcribed else cfg.clip_s
-        return batches(
-            self.train, cfg.prompts_per_step, clip_s, seed=seed, start=start, rank=engine.rank, world=engine.world
-        )
+        clip_s = 0.0 if self.task.transcribed else self.config.clip_s
+        share = {"rank": self.engine.rank, "world": self.engine.world}
+        return batches(self.train, self.config.prompts_per_step, clip_s, seed=seed, start=start, **share)
 
     def draw(self) -> list[Clip]:
         """The next prompts."""
@@ -169,13 +162,8 @@ class Session:
 
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
         """One step: collect and update. Returns what is logged, of all processes together."""
-        cfg = self.config
-        experience = self.algo.collect(
-            prompts,
-            self.scorer,
-            seed=1 + self.step * self.engine.world + self.engine.rank,
-            further=self.further if cfg.dynamic_sampling else None,
-        )
+        cfg, seed = self.config, 1 + self.step * self.engine.world + self.engine.rank
+        experience = self.algo.collect(prompts, self.scorer, seed, self.further if cfg.dynamic_sampling else None)
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
@@ -210,16 +198,9 @@ class Session:
         history, best = self.validation.history, self.validation.best
         before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
         facts = tuned_facts(self.config, before, history, self.step, self.train.utts, judged)
-        state = {
-            "trained": self.adapted.trained(),
-            "optimizer": optimizer_state(self.optimizer),
-            "rng": rng_state(),
-            "cursor": self.cursor,
-            "spent": self.reserve_cursor,
-            "history": history,
-            "algo": self.algo.state(),
-            "best": None if math.isinf(best) else best,
-        }
+        state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state()}
+        state |= {"cursor": self.cursor, "spent": self.reserve_cursor, "history": history}
+        state |= {"algo": self.algo.state(), "best": None if math.isinf(best) else best}
 
         def write(path: Any) -> None:
             self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
@@ -229,16 +210,10 @@ class Session:
 
     def summary(self, reason: str) -> dict[str, Any]:
         """What ``--json`` prints."""
-        best = self.folder.checkpoints.pointed("best")
-        return {
-            "run": str(self.folder.path),
-            "checkpoint": str(self.folder.path / "checkpoints" / step_name(self.step)),
-            "best": None if best is None else str(best),
-            "steps": self.step,
-            "stopped": reason,
-            "tripped": self.validation.tripped,
-            **self.validation.summary(),
-        }
+        best, place = self.folder.checkpoints.pointed("best"), self.folder.path / "checkpoints" / step_name(self.step)
+        made: dict[str, Any] = {"run": str(self.folder.path), "checkpoint": str(place), "best": best and str(best)}
+        made |= {"steps": self.step, "stopped": reason, "tripped": self.validation.tripped}
+        return made | self.validation.summary()
 
 
 def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
@@ -310,16 +285,14 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     """The arithmetic that users ask about, in one line each."""
     n, u = config.prompts_per_step, config.updates_per_collection
     trainable = sum(p.numel() for p in session.policy.parameters())
-    log.say(
-        f"{engine.reason}; {trainable / 1e6:.2f} M trainable parameters; {len(session.train.utts)} prompts to draw from"
-    )
+    size = f"{trainable / 1e6:.2f} M trainable parameters"
+    log.say(f"{engine.reason}; {size}; {len(session.train.utts)} prompts to draw from")
     if config.policy_weight == 0:
         log.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
         return
-    log.say(
-        f"a step = {n} prompts x {config.group} rollouts = {n * config.group} rollouts, {u} update(s) of {-(-n // u)} prompts; "
-        f"{config.steps} steps = {config.steps * n * config.group} rollouts"
-    )
+    whole = n * config.group
+    each = f"a step = {n} prompts x {config.group} rollouts = {whole} rollouts, {u} update(s) of {-(-n // u)} prompts"
+    log.say(f"{each}; {config.steps} steps = {config.steps * whole} rollouts")
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
     watched = ", ".join(g.name for g in config.guards) or "nothing"
     log.say(f"rewards {rewards}; watched {watched}")
@@ -328,10 +301,8 @@ def _explain(config: RL, session: Session, engine: Engine) -> None:
     if session.task.transcribed:
         sampling = config.sampling
         cut = ", truncated: what is trained is not what samples" if sampling.top_p < 1 or sampling.top_k else ""
-        log.say(
-            f"tokens are sampled at temperature {sampling.temperature:g}{cut}; "
-            f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
-        )
+        rest = f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
+        log.say(f"tokens are sampled at temperature {sampling.temperature:g}{cut}; {rest}")
 
 
 def _climbing(config: RL, task: Task) -> str:

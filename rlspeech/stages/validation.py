@@ -59,6 +59,10 @@ TEXT = "basic-2"  # normaliser of the word error rates of a run
 ALTOGETHER = "reward"  # the column of all rewards together
 PACKAGES = ("torch", "transformers", "peft")  # whose versions a checkpoint names
 Change = tuple[Interval, Interval, Interval]  # before, after, and their paired difference
+Rewards = Sequence[float | None]  # a value a clip
+Columns, Scores = Mapping[str, Rewards], Mapping[str, Sequence[Score]]  # by name
+SPEC = {"name", "weight", "scale"}  # what a checkpoint says of a reward
+NOTED = {"prompts_per_step", "group", "lr", "kl_beta", "clip_range", "policy_weight", "supervised_weight"}
 
 
 class Validation:
@@ -75,9 +79,7 @@ class Validation:
         best: largest mean gain in reward of a step that no guard objects to.
     """
 
-    def __init__(
-        self, config: RL, engine: Engine, task: Task, folder: Run, judge: Scorer, clips: Sequence[Clip]
-    ) -> None:
+    def __init__(self, config: RL, engine: Engine, task: Task, folder: Run, judge: Scorer, clips: list[Clip]) -> None:
         self.config, self.engine, self.task, self.folder, self.judge = config, engine, task, folder, judge
         self.clips, self.history = list(clips), list[dict[str, Any]]()
         self.guards, self.best = GuardWatch(config.guards), -math.inf
@@ -103,12 +105,8 @@ class Validation:
             means["wer"] = corpus_interval(texts_of(samples), TEXT, self.config.seed)
         if self.folder.main:
             keep(self.folder.path, step, self.clips, samples, scores, row[ALTOGETHER])
-        self.folder.log(
-            step,
-            **interval_columns("valid", means),
-            **interval_columns("delta", deltas),
-            **{"seconds/validate": time.monotonic() - began_s},
-        )
+        seconds = {"seconds/validate": time.monotonic() - began_s}
+        self.folder.log(step, **interval_columns("valid", means), **interval_columns("delta", deltas), **seconds)
         if step and (line := summary_line(deltas)):
             log.say(f"step {step}, {len(self.clips)} held-out clips against step 0: {line}")
         tripped, gain = self._watch(), deltas[ALTOGETHER].mean
@@ -171,11 +169,9 @@ def changes(history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Change
         seed: of the resampling of the differences.
     """
     first, last = history[0], history[-1]
-    return {
-        k: (mean_interval(first[k]), mean_interval(last[k]), paired_delta(last[k], first[k], seed=seed))
-        for k in first
-        if k != "step" and k in last
-    }
+    shared = [k for k in first if k != "step" and k in last]
+    deltas = {k: paired_delta(last[k], first[k], seed=seed) for k in shared}
+    return {k: (mean_interval(first[k]), mean_interval(last[k]), deltas[k]) for k in shared}
 
 
 def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[Score]]:
@@ -192,9 +188,7 @@ def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[S
     return {name: [mean(of_clip) for of_clip in zip(*(d[name] for d in draws), strict=True)] for name in draws[0]}
 
 
-def reward_of(
-    specs: Sequence[RewardSpec], row: Mapping[str, Sequence[float | None]], first: Mapping[str, Sequence[float | None]]
-) -> list[float | None]:
+def reward_of(specs: Sequence[RewardSpec], row: Columns, first: Columns) -> list[float | None]:
     """The rewards of every validation clip in one number, as the run weighs them but for their bounds.
 
     Rewards with a scale count in units of their spread over the clips at step 0, so that the number means the same at every step.
@@ -222,23 +216,15 @@ def _spread(values: Sequence[float | None]) -> float:
 
 def texts_of(samples: Iterable[Sample]) -> list[tuple[str, str, str | None]]:
     """Reference, hypothesis and language of the samples that have both texts."""
-    return [
-        (s.text, s.hypothesis, s.columns.get("language"))
-        for s in samples
-        if s.text is not None and s.hypothesis is not None
-    ]
+    found = ((s.text, s.hypothesis, s.columns.get("language")) for s in samples)
+    return [(text, words, language) for text, words, language in found if text is not None and words is not None]
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
 def keep(
-    folder: Path,
-    step: int,
-    clips: Sequence[Clip],
-    samples: Sequence[Sample],
-    scores: Mapping[str, Sequence[Score]],
-    reward: Sequence[float | None],
+    folder: Path, step: int, clips: Sequence[Clip], samples: Sequence[Sample], scores: Scores, reward: Rewards
 ) -> None:
     """Append a validation's rows and save its outputs; the inputs at the first one; thin out the audio of those before this one.
 
@@ -342,32 +328,17 @@ def tuned_facts(
     if languages := _languages(utts):
         kept["languages"] = languages
     drawn = "explore" if "explore" in get_task(config.task).settings else "sampling"
-    rl = {
-        "algo": config.algo,
-        "step": step,
-        "steps": config.steps,
-        "from": config.model,
-        "seed": config.seed,
-        "data": config.data,
-        "valid": config.valid,
-        "rows": len(utts),
-        "rewards": {r.name: r.weight for r in config.rewards},
-        "guards": [g.name for g in config.guards],
-        "reward_specs": [
-            {"name": r.name, "weight": r.weight, "scale": r.scale, "help": _help(r.name)} for r in config.rewards
-        ],
-        "guard_specs": [{"name": g.name, "max_drop": g.max_drop, "help": _help(g.name)} for g in config.guards],
-        **config.model_dump(
-            include={"prompts_per_step", "group", "lr", "kl_beta", "clip_range", "policy_weight", "supervised_weight"}
-        ),
-        "lora": None if config.lora is None else config.lora.model_dump(),
-        drawn: getattr(config, drawn).model_dump(),
-        "versions": {
-            "rlspeech": __version__,
-            **{k: v for k, v in versions_of(PACKAGES).items() if v is not None},
-            **{k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v},
-        },
-    }
+    versions = {k: v for k, v in versions_of(PACKAGES).items() if v is not None}
+    versions |= {k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v}
+    rewards, guards = config.rewards, config.guards
+    rl: dict[str, Any] = {"algo": config.algo, "step": step, "steps": config.steps, "from": config.model}
+    rl |= {"seed": config.seed, "data": config.data, "valid": config.valid, "rows": len(utts)}
+    rl |= {"rewards": {r.name: r.weight for r in rewards}, "guards": [g.name for g in guards]}
+    rl["reward_specs"] = [{**r.model_dump(include=SPEC), "help": _help(r.name)} for r in rewards]
+    rl["guard_specs"] = [{"name": g.name, "max_drop": g.max_drop, "help": _help(g.name)} for g in guards]
+    rl |= config.model_dump(include=NOTED)
+    rl |= {"lora": config.lora and config.lora.model_dump(), drawn: getattr(config, drawn).model_dump()}
+    rl["versions"] = {"rlspeech": __version__, **versions}
     if history:
         rl["results"] = _results(config, history)
         kept["validation"] = {k: mean_interval(v).mean for k, v in history[-1].items() if k != "step"}
@@ -377,16 +348,10 @@ def tuned_facts(
 def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per metric the start, the last validation and their paired difference, each with its interval."""
     roles = {r.name: "rewarded" for r in config.rewards} | {ALTOGETHER: ""}
-    found = {
-        name: {
-            "role": roles.get(name, "guard"),
-            "higher_is_better": _up(name),
-            "start": first.as_dict(),
-            "now": last.as_dict(),
-            "difference": delta.as_dict(),
-        }
-        for name, (first, last, delta) in changes(history, config.seed).items()
-    }
+    found = dict[str, dict[str, Any]]()
+    for name, change in changes(history, config.seed).items():
+        numbers = zip(("start", "now", "difference"), (i.as_dict() for i in change), strict=True)
+        found[name] = {"role": roles.get(name, "guard"), "higher_is_better": _up(name), **dict(numbers)}
     clips = max((len(v) for k, v in history[0].items() if k != "step"), default=0)
     return {"step": history[-1]["step"], "clips": clips, "metrics": found}
 

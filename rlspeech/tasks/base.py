@@ -13,21 +13,14 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
+from rlspeech.data import batches
 from rlspeech.data.audio import save_audio
-from rlspeech.data.batches import (
-    Clip,
-    ClipSource,
-    hold_back,
-    open_clips,
-    recorded_clips,
-    transcribed_clips,
-    whole_clips,
-)
+from rlspeech.data.batches import Clip, ClipSource, Keys, Videos
 from rlspeech.files import safe_name
 from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stats import Interval, mean_interval
-from rlspeech.types import Sample, Score, UserError
+from rlspeech.types import Sample, Score, SoftReward, UserError
 
 __all__ = [
     "EnhancementTask",
@@ -42,6 +35,7 @@ __all__ = [
 ]
 
 Numbers = dict[str, float | Interval]
+Weights = dict[str, Tensor] | None
 
 
 class Enhancer(Protocol):
@@ -51,13 +45,14 @@ class Enhancer(Protocol):
     channels: int
     uses_video: bool
 
-    def infer(
-        self,
-        wavs: Sequence[np.ndarray],
-        keys: Sequence[str] | None = None,
-        lips: Sequence[np.ndarray | None] | None = None,
-    ) -> list[np.ndarray]:
-        """Enhance B waveforms (T_i,), or (C, T_i) where ``channels`` is 2; ``lips`` are (F_i, H, W) uint8 or None."""
+    def infer(self, wavs: Sequence[np.ndarray], keys: Keys = None, lips: Videos = None) -> list[np.ndarray]:
+        """Enhance B waveforms (T_i,) float32 at ``sample_rate``, or (C, T_i) where ``channels`` is 2, at the inputs' levels.
+
+        Args:
+            wavs: B arrays.
+            keys: B ids, which seed what is drawn.
+            lips: B arrays (F_i, H, W) uint8 at 25 frames a second, or None where there is no video.
+        """
         ...
 
 
@@ -70,7 +65,7 @@ class Task:
         name: of the task, as ``--task`` takes it.
         required: columns of the manifest; with "text" and without "target_filepath" rows are recordings and their transcripts.
         uses_video: True where clips have a video.
-        settings: those of the settings in ``tasks.settings.OWNED`` that this task has.
+        settings: those of the settings in ``tasks.OWNED`` that this task has.
         valid_metrics: what the scorer of ``pretrain`` computes for ``validate``.
         next_command: what to type after pretraining; {run} is the run folder.
         pipeline: the Hub's name for what a checkpoint does.
@@ -118,9 +113,7 @@ class Task:
         options = {"dtype": "precision", "train_encoder": "train_encoder"}
         return {option: getattr(config, key) for option, key in options.items() if key in self.settings}
 
-    def save(
-        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
+    def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: Weights = None) -> None:
         """Write a checkpoint folder; ``weights`` in place of the model's own."""
         raise NotImplementedError
 
@@ -162,22 +155,19 @@ class Task:
         if data is None:
             data, valid = str(self.demo("train")), valid or str(self.demo("valid"))
 
+        rate, paired = self.sample_rate_of(model), "target_filepath" in self.required
+        form: dict[str, Any] = {"seed": config.seed, "channels": self.channels_of(model), "paired": paired}
+
         def opened(path: str, mixing: Any = None) -> ClipSource:
-            source = open_clips(
-                path,
-                self.sample_rate_of(model),
-                mixing=mixing,
-                seed=config.seed,
-                channels=self.channels_of(model),
-                paired="target_filepath" in self.required,
-            )
+            source = batches.open_clips(path, rate, mixing=mixing, **form)
             if isinstance(config, Pretrain):
-                source = recorded_clips(source, path)
-            return transcribed_clips(source, path, getattr(model, "max_s", None)) if self.transcribed else source
+                source = batches.recorded_clips(source, path)
+            longest = getattr(model, "max_s", None)
+            return batches.transcribed_clips(source, path, longest) if self.transcribed else source
 
         source = opened(data, getattr(config, "mixing", None))
-        source, held = hold_back(source, config.valid_items) if valid is None else (source, opened(valid))
-        return source, whole_clips(held, config.valid_items, max_s=math.inf if self.transcribed else 8.0)
+        source, held = batches.hold_back(source, config.valid_items) if valid is None else (source, opened(valid))
+        return source, batches.whole_clips(held, config.valid_items, max_s=math.inf if self.transcribed else 8.0)
 
     # -- supervised training -------------------------------------------------------------------------------------------
 
@@ -203,6 +193,10 @@ class Task:
         """What DiffRO follows the gradient of, in a few words."""
         return config.diffro.reward
 
+    def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
+        """What DiffRO follows the gradient of, frozen. Raises ``UserError``: the task has none of the configured name."""
+        raise NotImplementedError
+
     def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
         """What the policy makes of whole clips when it does not explore, as samples to score; the same ``seed``, the same outputs."""
         raise NotImplementedError
@@ -226,22 +220,26 @@ class EnhancementTask(Task):
     settings = frozenset({"clip_s", "diffro.smooth", "explore", "probe_settings", "ratio"})
     valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
     relaxes = True
-    diffro_defaults: ClassVar[dict[str, Any]] = {  # what is climbed is measured as published
-        "rewards": [RewardSpec(name="dnsmos_ovrl", scale="none")],
-        "group": 1,
-        "kl_beta": 0.1,
-        "lr": 3e-4,
-    }
-    diffro_guards: ClassVar[dict[str, float | None]] = {  # beside what is not climbed
-        "pesq_wb": 0.1,
-        "estoi": 0.02,
-        "dnsmos_p808": None,
-        "lsd": None,
-        "speaker_similarity": None,
-    }
+    # what is climbed is measured as published
+    _climbed = RewardSpec(name="dnsmos_ovrl", scale="none")
+    diffro_defaults: ClassVar[dict[str, Any]] = {"rewards": [_climbed], "group": 1, "kl_beta": 0.1, "lr": 3e-4}
+    # beside what is not climbed
+    _watched: ClassVar[dict[str, float | None]] = dict.fromkeys(("dnsmos_p808", "lsd", "speaker_similarity"))
+    diffro_guards: ClassVar[dict[str, float | None]] = {"pesq_wb": 0.1, "estoi": 0.02, **_watched}
 
     def climbed(self, config: RL) -> str:
         return f"DNSMOS, {config.diffro.smooth} altered copies"
+
+    def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
+        from rlspeech.rewards.soft import SoftDnsmos
+
+        if (name := config.diffro.reward) not in {"embedded", "dnsmos"}:
+            what = f"no differentiable reward of {config.task} is called {name!r}"
+            raise UserError(what, "", "--set diffro.reward=dnsmos")
+        try:
+            return SoftDnsmos(config.diffro.smooth, device)
+        except ImportError as error:
+            raise UserError("DNSMOS cannot be computed here", str(error), "pip install speechmos onnx") from error
 
     def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
         return enhance_clips(policy.enhancer(seed), clips)

@@ -172,7 +172,5 @@ def usable(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def grouped(reasons: Mapping[tuple[str, str], Sequence[str]], what: str, most: int = 20) -> list[str]:
     """A remark for each (system, reason): how many utterances, ``what`` became of them, some of the keys, the reason."""
-    lines = [
-        f"{system}: {len(keys)} {what} ({', '.join(keys[:3])}): {reason}" for (system, reason), keys in reasons.items()
-    ]
-    return lines[:most]
+    found = [(system, f"{len(keys)} {what} ({', '.join(keys[:3])})", why) for (system, why), keys in reasons.items()]
+    return [": ".join(parts) for parts in found[:most]]

@@ -47,6 +47,7 @@ from torch import Tensor
 
 from rlspeech.config import Exploration
 from rlspeech.models.flow import FlowEnhancer, euler, magnitude
+from rlspeech.types import UserError
 
 __all__ = ["BinNoise", "Fields", "GainNoise", "Kernel", "Site", "band_matrix", "build_kernel"]
 
@@ -73,9 +74,8 @@ class Site:
 
     def pick(self, rows: Tensor) -> Site:
         """The same for a selection of states."""
-        return Site(
-            self.x[rows], self.y[rows], self.x1[rows], self.t, self.dt, None if self.mask is None else self.mask[rows]
-        )
+        mask = None if self.mask is None else self.mask[rows]
+        return Site(self.x[rows], self.y[rows], self.x1[rows], self.t, self.dt, mask)
 
 
 class Kernel(Protocol):
@@ -122,13 +122,11 @@ class BinNoise:
         return site.x.shape[1] * site.x.shape[2]
 
     def active(self, site: Site) -> Tensor:
-        """(n, L D) float, 1 on the entries of real frames."""
         n, length, width = site.x.shape
         real = site.x.new_ones(n, length) if site.mask is None else site.mask.float()
         return real[..., None].expand(n, length, width).reshape(n, -1)
 
     def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
-        """The next states (N, L, D): the mean of ``states[i]``'s step plus the noise (N, L D) at its standard deviation."""
         centre, spread = self.model.prior_moments(site.y)
         v = (site.x1 - site.x) / (1.0 - site.t)
         pull, std = self._terms(site.t, site.dt, spread)
@@ -136,14 +134,12 @@ class BinNoise:
         return mean[states] + std * eps.view(len(states), *site.x.shape[1:])
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
-        """How far (n, L D) the mean moves for a prediction (n, L, D), in standard deviations."""
         _, spread = self.model.prior_moments(site.y)
         pull, std = self._terms(site.t, site.dt, spread)
         moved = (x1.float() - site.x1) / (1.0 - site.t)  # of the velocity
         return (moved * (site.dt * (1.0 + pull * site.t) / max(std, 1e-12))).flatten(1)
 
     def scale(self, site: Site) -> float:
-        """Standard deviation of the noise on an entry of the state."""
         return self._terms(site.t, site.dt, self.model.prior_moments(site.y)[1])[1]
 
 
@@ -209,18 +205,18 @@ class Fields:
         """Factors (N, L, K) on the magnitudes for coefficients (N, J); row i belongs to state ``states[i]``."""
         # stretches first: padding adds dimensions at the end
         parts = eps.view(len(states), total.shape[1], len(fields), total.shape[2]).unbind(2)
-        gains = (
-            self.spread(part, phi.shape[1]) * phi[states] for part, phi in zip(parts, fields.values(), strict=True)
-        )
+        pairs = zip(parts, fields.values(), strict=True)
+        gains = (self.spread(part, phi.shape[1]) * phi[states] for part, phi in pairs)
         return (self.power * self.noise * sum(gains, start=eps.new_zeros(()))).exp()
 
     def shift(self, weight: Tensor, fields: dict[str, Tensor], change: Tensor) -> Tensor:
         """Projection (n, J) of a change of the log-magnitudes (n, L, K) on every field, in standard deviations."""
-        moved = [
-            self.cells(weight * phi * change) / self.cells(weight * phi.square()).clamp_min(1e-12)
-            for phi in fields.values()
-        ]
-        return torch.stack(moved, dim=2).flatten(1) / (self.power * max(self.noise, 1e-12))
+
+        def projected(phi: Tensor) -> Tensor:
+            return self.cells(weight * phi * change) / self.cells(weight * phi.square()).clamp_min(1e-12)
+
+        moved = torch.stack([projected(phi) for phi in fields.values()], dim=2)
+        return moved.flatten(1) / (self.power * max(self.noise, 1e-12))
 
 
 class GainNoise:
@@ -231,7 +227,6 @@ class GainNoise:
         segment = None if cfg.segment_s is None else max(1, round(cfg.segment_s * model.sample_rate / model.cfg.hop))
         bands = band_matrix(model.front.width // 2, cfg.bands, model.sample_rate).to(next(model.parameters()).device)
         self.fields = Fields(bands, model.cfg.compress, cfg.noise, cfg.basis, segment)
-        self.bands = bands
 
     def _fields(self, site: Site) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Old log-magnitudes, weights, cell weights, and phi per kind of field."""
@@ -239,26 +234,21 @@ class GainNoise:
         return m, *self.fields.at(m, magnitude(site.y.float()), site.mask)
 
     def dims(self, site: Site) -> int:
-        """J = stretches x kinds of field x bands."""
         return self.fields.dims(site.x.shape[1])
 
     def active(self, site: Site) -> Tensor:
-        """(n, J) float, 1 on the coefficients of cells that hold energy in real frames."""
         return self.fields.active(self._fields(site)[2])
 
     def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
-        """The next states (N, L, D): an Euler step of ``states[i]`` to its prediction with gains from the coefficients (N, J)."""
         _, _, total, fields = self._fields(site)
         moved = site.x1[states] * torch.cat([self.fields.gain(fields, total, eps, states)] * 2, dim=-1)
         return euler(site.x[states], moved, site.t, site.dt)
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
-        """How far (n, J) the coefficients of a prediction (n, L, D) lie from the old one's, in standard deviations."""
         m, weight, _, fields = self._fields(site)
         return self.fields.shift(weight, fields, magnitude(x1.float()).log() - m.log())
 
     def scale(self, site: Site) -> float:
-        """Standard deviation of a coefficient."""
         return self.noise
 
 
@@ -279,8 +269,6 @@ def band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
 
 def build_kernel(model: FlowEnhancer, cfg: Exploration) -> Kernel:
     """The kernel that the config names; ``gain`` needs the stft front end."""
-    from rlspeech.types import UserError
-
     if cfg.kind == "mask":
         raise UserError("explore.kind=mask is for the task avse", "a flow has no mask", "--set explore.kind=gain")
     if cfg.kind != "gain":

@@ -18,14 +18,18 @@ deviation is ``noise`` times the reference output's RMS,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from rlspeech.config import Exploration
-from rlspeech.data.batches import seed_of
+from rlspeech.data.audio import level_gain
+from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.adapters import Adapted
 from rlspeech.types import LogProb, Relaxed, Rollout, UserError
 
@@ -33,6 +37,44 @@ __all__ = ["GaussianPolicy", "RelaxedGaussian", "Terms", "normal", "real_samples
 
 QUIET = 1e-4  # RMS that a silent reference is taken to have
 Reduction = Literal["mean", "sum"]
+
+
+@dataclass
+class Levelled:
+    """B clips at a network's level, padded to one length.
+
+    Args:
+        keys: B utterance ids.
+        noisy: (B, C, T) scaled input; (B, T) for a network of mono clips alone.
+        target: the reference under the same gain, or None at inference.
+        samples: (B,) long, real samples of every row.
+        gain: (B,) what the input was multiplied by.
+    """
+
+    keys: list[str]
+    noisy: Tensor
+    target: Tensor | None
+    samples: Tensor
+    gain: Tensor
+
+
+def levelled(
+    clips: Sequence[Clip], level_dbfs: float, channels: int, device: torch.device | str, with_target: bool
+) -> Levelled:
+    """Bring clips to ``level_dbfs`` and pad them: (B, C, T). A mono clip goes to both of 2 channels, 2 are averaged for one."""
+    samples = [c.noisy.shape[-1] for c in clips]
+    gains = torch.tensor([level_gain(c.noisy, level_dbfs) for c in clips], dtype=torch.float32)
+
+    def padded(wavs: Sequence[np.ndarray]) -> Tensor:
+        out = torch.zeros(len(clips), channels, max(samples))
+        for i, wav in enumerate(wavs):
+            chosen = wav.mean(0, keepdims=True) if wav.ndim == 2 and channels == 1 else np.atleast_2d(wav)
+            out[i, :, : samples[i]] = torch.from_numpy(chosen).expand(channels, -1) * gains[i]
+        return out.to(device)
+
+    target = padded([c.target for c in clips]) if with_target else None
+    counts = torch.tensor(samples, device=device)
+    return Levelled([c.key for c in clips], padded([c.noisy for c in clips]), target, counts, gains.to(device))
 
 
 class Terms(NamedTuple):
@@ -125,16 +167,8 @@ class RelaxedGaussian(GaussianPolicy):
         """Waveforms (n, T) of a model under the rows' own noise, at the inputs' levels, and (n, T) bool, real samples."""
         raise NotImplementedError
 
-    def relax(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        *,
-        tau: float = 1.0,
-        hard: bool = True,
-        seed: int = 0,
-        with_kl: bool = False,
-    ) -> Relaxed:
+    # how tokens are relaxed (tau, hard) is nothing to a waveform
+    def relax(self, rollout: Rollout, rows: Tensor, *, seed: int = 0, with_kl: bool = False, **_: Any) -> Relaxed:
         wav, mask = self.wave(self.model, rollout, rows)
         return Relaxed(wav, mask, kl=self._wave_kl(rollout, rows, wav, mask) if with_kl else None, seed=seed)
 

@@ -285,7 +285,6 @@ class TokenPolicy:
             return forward(encoded, prompts, ids).float()
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        """Log-probabilities of the stored tokens of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
         state: TokenRollout = rollout.state
         logits = self._forward(self.model, state, rows)
         width, warmth = logits.shape[1], self.sampling.temperature
@@ -293,15 +292,11 @@ class TokenPolicy:
         logp, kl = token_logp(logits, ids, warmth), None
         full = state.ids.shape[1] - width
         if with_kl:
+            k3 = self.config.kl == "k3"
             with torch.no_grad(), self.adapted.reference() as other:
                 there = self._forward(other, state, rows)
-                if self.config.kl == "k3":
-                    there = token_logp(there, ids, warmth)
-            if self.config.kl == "k3":
-                away = there - logp
-                kl = away.exp() - away - 1
-            else:
-                kl = token_kl(logits / warmth, there / warmth)
+                there = token_logp(there, ids, warmth) if k3 else there / warmth
+            kl = (there - logp).exp() - (there - logp) - 1 if k3 else token_kl(logits / warmth, there)
             kl = pad(kl, (0, full))
         logp = pad(logp, (0, full))
         one = torch.ones(logp.shape[1], device=logp.device)

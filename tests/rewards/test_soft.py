@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from rlspeech.config import RL, DiffRO, TokenRewardModel
 from rlspeech.models.token_reward import TokenReward, make_tokenizer, save_token_reward
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.soft import SoftDnsmos, SoftTokenReward, TokenText, altered, build_soft, resampled
+from rlspeech.rewards.soft import SoftDnsmos, SoftTokenReward, TokenText, altered, resampled
+from rlspeech.tasks import get_task
 from rlspeech.types import Relaxed, Sample, UserError
 
 pytest.importorskip("speechmos")
@@ -83,10 +84,10 @@ def test_other_rates_are_brought_to_16_khz() -> None:
 
 
 def test_by_task() -> None:
-    made = build_soft(RL(task="avse", algo="diffro", diffro=DiffRO(smooth=2)))
+    made = get_task("avse").soft_reward(RL(task="avse", algo="diffro", diffro=DiffRO(smooth=2)))
     assert isinstance(made, SoftDnsmos) and made.copies == 2 and not any(p.requires_grad for p in made.net.parameters())
     with pytest.raises(UserError, match="pesq"):
-        build_soft(RL(task="flowse", algo="diffro", diffro=DiffRO(reward="pesq")))
+        get_task("flowse").soft_reward(RL(task="flowse", algo="diffro", diffro=DiffRO(reward="pesq")))
 
 
 V = 20

@@ -18,8 +18,7 @@ from tiny_tts import write_tts
 from rlspeech.config import PPO, RL, DiffRO, Exploration, GuardSpec, RewardSpec, Sampling
 from rlspeech.models.hub import save_model
 from rlspeech.stages import probe, rl
-from rlspeech.tasks import get_task
-from rlspeech.tasks.settings import check_settings, complete
+from rlspeech.tasks import check_settings, complete, get_task
 from rlspeech.types import UserError
 
 TASKS = ("flowse", "avse", "asr", "tts")

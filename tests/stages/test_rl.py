@@ -24,8 +24,7 @@ from rlspeech.models.hub import load_model
 from rlspeech.report.runs import open_runs
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.stages import rl
-from rlspeech.tasks import get_task
-from rlspeech.tasks.settings import complete
+from rlspeech.tasks import complete, get_task
 from rlspeech.types import Score, UserError
 
 GAIN = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)

@@ -16,8 +16,7 @@ from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.data.batches import with_video
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.stages import probe, rl
-from rlspeech.tasks import get_task
-from rlspeech.tasks.settings import complete
+from rlspeech.tasks import complete, get_task
 from rlspeech.types import UserError
 
 STEPS = SMALL_RL["steps"]

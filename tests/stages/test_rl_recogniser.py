@@ -18,8 +18,7 @@ from tiny_speech import SMALL_RL, interrupt_at, read_rows
 from rlspeech import log
 from rlspeech.config import RL, Exploration, Sampling
 from rlspeech.stages import probe, rl
-from rlspeech.tasks import get_task
-from rlspeech.tasks.settings import check_settings, complete
+from rlspeech.tasks import check_settings, complete, get_task
 from rlspeech.types import UserError
 
 

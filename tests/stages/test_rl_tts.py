@@ -15,8 +15,7 @@ from rlspeech.models.hub import resolve
 from rlspeech.rewards.mix import GuardWatch
 from rlspeech.stages import rl
 from rlspeech.stages.validation import DRAW
-from rlspeech.tasks import get_task
-from rlspeech.tasks.settings import complete
+from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.tts.task import Tts
 
 LIMIT = 0.5

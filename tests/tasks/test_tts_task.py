@@ -184,7 +184,6 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
     from rlspeech.models.codec.codec import load_codec
     from rlspeech.models.codec.load import load_codec_lm
     from rlspeech.models.token_reward import load_token_reward
-    from rlspeech.rewards.soft import build_soft
 
     monkeypatch.setattr(hub, "embedded_path", lambda task: tmp_path / task)
     loaders = {"synthesiser": load_codec_lm, "codec": load_codec, "token-to-text reward": load_token_reward}
@@ -193,7 +192,7 @@ def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
             load("embedded")
         assert "rlspeech pretrain --task" in caught.value.try_this
     with pytest.raises(UserError, match="diffro.reward"):
-        build_soft(RL(task="tts", algo="diffro"), "cpu")
+        Tts().soft_reward(RL(task="tts", algo="diffro"))
     lm = tiny()
     lm._codec.clear()
     lm.layout = replace(lm.layout, codec="embedded")

@@ -30,10 +30,8 @@ from rlspeech.types import UserError
 __all__ = ["AudioLlm", "weights_id"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TEXT_ONLY = {
-    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
-    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
-}
+_THINKERS = (("qwen2_5_omni", "Qwen2_5Omni"), ("qwen3_omni_moe", "Qwen3OmniMoe"))
+TEXT_ONLY = {kind: f"{name}ThinkerForConditionalGeneration" for kind, name in _THINKERS}
 OWN_WINDOWS = frozenset({"voxtral", "voxtral_realtime"})  # cut long audio themselves
 HINT = "give a folder with config.json, weights and processor, or a Hub id with the network at hand"
 HEAD = 1 << 20
@@ -133,12 +131,9 @@ class AudioLlm:
         if self._rate != SAMPLE_RATE:
             wavs = [resample(w, SAMPLE_RATE, self._rate) for w in wavs]
         inputs = self._inputs([np.ascontiguousarray(w, dtype=np.float32) for w in wavs])
-        device = self._model.device
-        ready = {
-            k: v.to(device, self._model.dtype) if v.is_floating_point() else v.to(device)
-            for k, v in inputs.items()
-            if isinstance(v, torch.Tensor)
-        }
+        device, dtype = self._model.device, self._model.dtype
+        tensors = {k: v.to(device) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        ready = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
         devices = [device] if device.type == "cuda" else []
         with torch.inference_mode(), torch.random.fork_rng(devices, enabled=self.temperature > 0):
             if self.temperature > 0:

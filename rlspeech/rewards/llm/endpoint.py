@@ -96,11 +96,9 @@ class Endpoint:
             why = "it must be http(s)://HOST[:PORT]/v1"
             raise UserError("cannot use the address of the describer", why, "--llm http://HOST:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
-            what, why = (
-                "the address of the describer must hold nothing but host and path",
-                "the score file would hold it",
-            )
-            raise UserError(what, why, f"put the key into the environment variable {KEYS[0]}")
+            what = "the address of the describer must hold nothing but host and path"
+            hint = f"put the key into the environment variable {KEYS[0]}"
+            raise UserError(what, "the score file would hold it", hint)
         if audio not in ("input_audio", "audio_url"):
             raise UserError(f"audio cannot be sent as {audio!r}", "", "audio=input_audio or audio=audio_url")
         if concurrency < 1 or timeout_s <= 0 or retries < 0 or max_new_tokens < 1:
@@ -152,12 +150,8 @@ class Endpoint:
         if self.audio == "audio_url":
             sound = {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
         content = [sound, {"type": "text", "text": self.prompt}]
-        question = {
-            "model": self.name,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": self.temperature,
-            "max_tokens": self.max_new_tokens,
-        }
+        question = {"model": self.name, "messages": [{"role": "user", "content": content}]}
+        question |= {"temperature": self.temperature, "max_tokens": self.max_new_tokens}
         return question if self.temperature == 0 else {**question, "seed": self.seed + number}
 
     def _only_model(self) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.data.audio import AudioError, level_gain, load_audio, mono
-from rlspeech.data.batches import Clip
+from rlspeech.data.audio import AudioError, load_audio, mono
+from rlspeech.data.batches import Clip, Keys, Videos
 from rlspeech.data.video import VIDEO_SUFFIXES, LipsError, extract_audio, frames_at, frames_of, load_lips
 from rlspeech.models.avse import AvseEnhancer, si_snr
+from rlspeech.tasks.gaussian import Levelled, levelled
 from rlspeech.types import UserError, Utterance
 
 FIRST = (".npz", ".mp4", ".mpg", ".avi", ".mov", ".mkv", ".webm")  # crops that are there already, then common videos
@@ -157,84 +158,43 @@ def neighbours(utts: Sequence[Utterance]) -> dict[str, Utterance]:
 
 
 @dataclass
-class AvBatch:
-    """B clips at the network's level, padded to one length.
+class AvBatch(Levelled):
+    """B clips and their videos.
 
     Args:
-        keys: B utterance ids.
-        noisy: (B, C, T) scaled input.
-        target: (B, C, T) reference under the same gain, or None at inference.
-        samples: (B,) long, real samples of every row.
-        gain: (B,) what the input was multiplied by.
         video: (B, F, H, W) uint8, or None where no clip has any.
         present: (B,) bool, clips with a video.
     """
 
-    keys: list[str]
-    noisy: Tensor
-    target: Tensor | None
-    samples: Tensor
-    gain: Tensor
     video: Tensor | None
     present: Tensor
 
     def pick(self, rows: Tensor) -> AvBatch:
         """The clips ``rows`` (n,) of the batch."""
-        tensors = (self.noisy, self.target, self.samples, self.gain, self.video, self.present)
-        noisy, target, samples, gain, video, present = (None if t is None else t[rows] for t in tensors)
-        return AvBatch([self.keys[i] for i in rows.tolist()], noisy, target, samples, gain, video, present)
+        keys, parts = [self.keys[i] for i in rows.tolist()], {k: v for k, v in vars(self).items() if k != "keys"}
+        return AvBatch(keys, **{k: None if v is None else v[rows] for k, v in parts.items()})
 
 
 def collate(
-    clips: Sequence[Clip], model: AvseEnhancer, device: torch.device | str = "cpu", *, with_target: bool = True
+    clips: Sequence[Clip], model: AvseEnhancer, device: torch.device | str = "cpu", with_target: bool = True
 ) -> AvBatch:
     """Bring clips to the model's level and pad them, and their videos."""
-    cfg = model.cfg
-    samples = [c.noisy.shape[-1] for c in clips]
-    noisy = torch.zeros(len(clips), cfg.channels, max(samples))
-    target = torch.zeros_like(noisy) if with_target else None
-    gains = torch.tensor([level_gain(c.noisy, cfg.level_dbfs) for c in clips], dtype=torch.float32)
-    for i, c in enumerate(clips):
-        noisy[i, :, : samples[i]] = _channels(c.noisy, cfg.channels) * gains[i]
-        if target is not None:
-            target[i, :, : samples[i]] = _channels(c.target, cfg.channels) * gains[i]
-    frames, present = _pad_videos([c.lips for c in clips], frames_of(max(samples) / model.sample_rate))
-    return AvBatch(
-        [c.key for c in clips],
-        noisy.to(device),
-        None if target is None else target.to(device),
-        torch.tensor(samples, device=device),
-        gains.to(device),
-        None if frames is None else frames.to(device),
-        present.to(device),
-    )
+    batch = levelled(clips, model.cfg.level_dbfs, model.cfg.channels, device, with_target)
+    video, present = _pad_videos([c.lips for c in clips], frames_of(batch.noisy.shape[-1] / model.sample_rate))
+    return AvBatch(**vars(batch), video=None if video is None else video.to(device), present=present.to(device))
 
 
 class AvInference:
-    """Deterministic enhancement: the mask as it is."""
+    """Deterministic enhancement: the mask as it is. From a mono recording a binaural model gives the mean of its channels."""
 
     uses_video = True
 
     def __init__(self, model: AvseEnhancer) -> None:
-        self.model, self.sample_rate, self.channels = model, model.sample_rate, model.cfg.channels
+        self.model, self.sample_rate = model, model.sample_rate
+        self.channels: int = model.cfg.channels
 
     @torch.no_grad()
-    def infer(
-        self,
-        wavs: Sequence[np.ndarray],
-        keys: Sequence[str] | None = None,
-        lips: Sequence[np.ndarray | None] | None = None,
-    ) -> list[np.ndarray]:
-        """Enhance waveforms.
-
-        Args:
-            wavs: B arrays (T_i,) float32 at ``sample_rate``, or (2, T_i) for a binaural model.
-            keys: B ids; they change nothing.
-            lips: B arrays (F_i, H, W) uint8 at 25 frames a second, or None where there is no video.
-
-        Returns:
-            B arrays of the inputs' shapes and levels; from a mono recording a binaural model gives the mean of its channels.
-        """
+    def infer(self, wavs: Sequence[np.ndarray], keys: Keys = None, lips: Videos = None) -> list[np.ndarray]:
         model = self.model
         names = [str(i) for i in range(len(wavs))] if keys is None else list(keys)
         rows = zip(names, wavs, lips or [None] * len(wavs), strict=True)
@@ -258,13 +218,6 @@ def supervised_loss(model: AvseEnhancer, made: Tensor, batch: AvBatch) -> Tensor
 def shuffled(clips: Sequence[Clip]) -> list[Clip]:
     """The clips moved on by one, so that each row is another clip's, for its video. A single clip stays as it is."""
     return [clips[i - 1] for i in range(len(clips))]
-
-
-def _channels(wav: np.ndarray, channels: int) -> Tensor:
-    """(C, T) of (T,) or (2, T): one channel for both, or both averaged."""
-    if wav.ndim == 1:
-        return torch.from_numpy(wav)[None].expand(channels, -1)
-    return torch.from_numpy(wav if channels == 2 else wav.mean(0, keepdims=True))
 
 
 def _pad_videos(lips: Sequence[np.ndarray | None], frames: int) -> tuple[Tensor | None, Tensor]:

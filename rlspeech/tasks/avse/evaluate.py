@@ -117,16 +117,9 @@ class _Enhanced(Answers):
         wavs: list[np.ndarray | Exception] = [pairs[u.id][0] for u in missing]
         if enhancer is not None and missing:
             lips = [self._lips(u, seconds[u.id]) for u in missing] if enhancer.uses_video else None
-            wavs = chunks.apply(
-                enhancer.infer,
-                [pairs[u.id][0] for u in missing],
-                [u.id for u in missing],
-                batch=self.config.batch,
-                size=int(CHUNK_S * rate),
-                overlap=int(OVERLAP_S * rate),
-                lips=lips,
-                hop=round(rate / LIPS_FPS),
-            )
+            how = {"batch": self.config.batch, "size": int(CHUNK_S * rate), "overlap": int(OVERLAP_S * rate)}
+            inputs, keys = [pairs[u.id][0] for u in missing], [u.id for u in missing]
+            wavs = chunks.apply(enhancer.infer, inputs, keys, lips=lips, hop=round(rate / LIPS_FPS), **how)
         for utt, wav in zip(missing, wavs, strict=True):
             if isinstance(wav, Exception):
                 made[utt.id] = wav
@@ -167,9 +160,8 @@ def _load(utt: Utterance, rate: int, channels: int) -> tuple[np.ndarray, np.ndar
     clip = PairedClips([replace(utt, lips_filepath=None)], rate).clip(0, 0, 0.0)
     if channels == 1:
         return clip.noisy, clip.target
-    return load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration)[
-        ..., : len(clip.noisy)
-    ], clip.target
+    both = load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration)
+    return both[..., : len(clip.noisy)], clip.target
 
 
 def _readable(path: Path, samples: int, rate: int) -> bool:

@@ -133,7 +133,6 @@ class AvsePolicy(GaussianPolicy):
 
     @torch.no_grad()
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
-        """Sample ``group`` masks for each of B clips. Returns N = B*G rows of one decision."""
         data = collate(batch, self.model, self.device)
         old = self.model(data.noisy, data.video, data.present, data.samples)
         prompts = torch.arange(len(batch), device=data.noisy.device).repeat_interleave(group)
@@ -171,11 +170,7 @@ class AvsePolicy(GaussianPolicy):
         """What a decision starts from, in a few numbers: (n, 1, D). Mean and spread of log-latents, and mean mask, by quarter of bands."""
         state: Decisions = rollout.state
         old, bands = state.old, filter_bands(self.model, 4)
-        real = (
-            old.latent.new_ones(len(old.latent), 1, old.latent.shape[2])
-            if old.real is None
-            else old.real[:, None].to(old.latent.dtype)
-        )
+        real = torch.ones_like(old.latent[:, :1]) if old.real is None else old.real[:, None].to(old.latent.dtype)
         count = real.sum(2).clamp_min(1)
         levels = (torch.einsum("bnk,nj->bjk", old.latent, bands) / bands.sum(0)[:, None] + 1e-6).log()
         mean = (levels * real).sum(2) / count
@@ -187,7 +182,6 @@ class AvsePolicy(GaussianPolicy):
     # -- a second look -------------------------------------------------------------------------------------------------
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        """Log-probabilities of the stored masks of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
         state: Decisions = rollout.state
         rows = rows.to(state.prompts.device)
         used, back = torch.unique(state.prompts[rows], return_inverse=True)  # each clip once, however many masks it has

@@ -3,57 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.data.audio import level_gain
-from rlspeech.data.batches import Clip, seed_of
+from rlspeech.data.batches import Clip, Keys, Videos, seed_of
 from rlspeech.models.flow import FlowEnhancer, frame_mask
-from rlspeech.tasks.gaussian import normal
+from rlspeech.tasks.gaussian import Levelled, levelled, normal
 
-__all__ = ["Enhancer", "FlowBatch", "collate", "decode", "encode", "flow_loss", "latent", "spectral_mask"]
-
-
-@dataclass
-class FlowBatch:
-    """B clips at the network's level, padded to one length.
-
-    Args:
-        keys: B utterance ids.
-        noisy: (B, T) scaled input.
-        target: (B, T) reference under the same gain, or None at inference.
-        samples: (B,) long, real samples of every row.
-        gain: (B,) what the input was multiplied by.
-    """
-
-    keys: list[str]
-    noisy: Tensor
-    target: Tensor | None
-    samples: Tensor
-    gain: Tensor
+__all__ = ["Enhancer", "collate", "decode", "encode", "flow_loss", "latent", "spectral_mask"]
 
 
 def collate(
-    clips: Sequence[Clip], model: FlowEnhancer, device: torch.device | str = "cpu", *, with_target: bool = True
-) -> FlowBatch:
-    """Bring clips to the model's level and pad them."""
-    samples = [len(c.noisy) for c in clips]
-    noisy = torch.zeros(len(clips), max(samples))
-    target = torch.zeros_like(noisy) if with_target else None
-    gains = torch.tensor([level_gain(c.noisy, model.cfg.level_dbfs) for c in clips], dtype=torch.float32)
-    for i, c in enumerate(clips):
-        noisy[i, : samples[i]] = torch.from_numpy(c.noisy) * gains[i]
-        if target is not None:
-            target[i, : samples[i]] = torch.from_numpy(c.target) * gains[i]
-    there = None if target is None else target.to(device)
-    counts = torch.tensor(samples, device=device)
-    return FlowBatch([c.key for c in clips], noisy.to(device), there, counts, gains.to(device))
+    clips: Sequence[Clip], model: FlowEnhancer, device: torch.device | str = "cpu", with_target: bool = True
+) -> Levelled:
+    """Bring clips to the model's level and pad them: (B, T)."""
+    batch = levelled(clips, model.cfg.level_dbfs, 1, device, with_target)
+    return replace(batch, noisy=batch.noisy[:, 0], target=None if batch.target is None else batch.target[:, 0])
 
 
-def flow_loss(model: FlowEnhancer, batch: FlowBatch, magnitude_weight: float) -> dict[str, Tensor]:
+def flow_loss(model: FlowEnhancer, batch: Levelled, magnitude_weight: float) -> dict[str, Tensor]:
     """The flow-matching loss in named parts; ``loss`` is the one to minimise."""
     assert batch.target is not None
     x1, y = encode(model, batch.target, batch.samples), encode(model, batch.noisy, batch.samples)
@@ -86,22 +57,7 @@ class Enhancer:
         self.guidance = model.cfg.guidance if guidance is None else guidance
 
     @torch.no_grad()
-    def infer(
-        self,
-        wavs: Sequence[np.ndarray],
-        keys: Sequence[str] | None = None,
-        lips: Sequence[np.ndarray | None] | None = None,
-    ) -> list[np.ndarray]:
-        """Enhance waveforms.
-
-        Args:
-            wavs: B arrays (T_i,) float32 at ``sample_rate``.
-            keys: B ids that seed the latents; their positions by default.
-            lips: unused.
-
-        Returns:
-            B arrays (T_i,) float32 at the inputs' levels.
-        """
+    def infer(self, wavs: Sequence[np.ndarray], keys: Keys = None, lips: Videos = None) -> list[np.ndarray]:
         model = self.model
         names = [str(i) for i in range(len(wavs))] if keys is None else list(keys)
         device = next(model.parameters()).device
@@ -132,7 +88,7 @@ def decode(model: FlowEnhancer, x: Tensor, samples: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def spectral_mask(model: FlowEnhancer, batch: FlowBatch, length: int) -> Tensor | None:
+def spectral_mask(model: FlowEnhancer, batch: Levelled, length: int) -> Tensor | None:
     """(B, L) bool over real frames, or None where nothing is padded."""
     frames = torch.tensor([model.front.frames(n) for n in batch.samples.tolist()], device=batch.noisy.device)
     return frame_mask(frames, length)

@@ -20,17 +20,8 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.flow import FlowEnhancer, euler, magnitude
 from rlspeech.tasks.explore import GainNoise, Site, build_kernel
-from rlspeech.tasks.flowse.enhancer import (
-    Enhancer,
-    FlowBatch,
-    collate,
-    decode,
-    encode,
-    flow_loss,
-    latent,
-    spectral_mask,
-)
-from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, Terms, real_samples, reduce
+from rlspeech.tasks.flowse.enhancer import Enhancer, collate, decode, encode, flow_loss, latent, spectral_mask
+from rlspeech.tasks.gaussian import GaussianPolicy, Levelled, Reduction, RelaxedGaussian, Terms, real_samples, reduce
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 __all__ = ["Decision", "FlowPolicy", "RelaxedFlow", "Trail"]
@@ -65,11 +56,8 @@ class FlowPolicy(GaussianPolicy):
         assert explore.nfe is not None
         low = explore.nfe[0] - (explore.kind == "cps")  # cps has no noise in the last step
         fits = low >= 2 or (low == 1 and explore.kind in {"gain", "dance"} and explore.start == "last")
-        if (
-            not fits
-            or explore.window > low
-            or (explore.start != "last" and not 1 <= explore.start[0] <= explore.start[1] <= low - 1)
-        ):
+        starts = explore.start == "last" or 1 <= explore.start[0] <= explore.start[1] <= low - 1
+        if not fits or not starts or explore.window > low:
             what = "the exploration window does not fit"
             why = f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step"
             raise UserError(what, why, "--set explore.start=[1,3] --set explore.nfe=[7,10]")
@@ -112,7 +100,6 @@ class FlowPolicy(GaussianPolicy):
 
     @torch.no_grad()
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
-        """Sample ``group`` enhancements of each clip. Args: batch of B clips. Returns N = B*G rows."""
         model, device = self.model, self.device
         data = collate(batch, model, device)
         y = encode(model, data.noisy, data.samples)
@@ -151,21 +138,18 @@ class FlowPolicy(GaussianPolicy):
         old = reduce(-0.5 * eps.square(), active[rows], self.reduction)
         return Decision(site, eps, rows, active, old)
 
-    def _pack(
-        self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]
-    ) -> Rollout:
+    def _pack(self, batch: list[Clip], data: Levelled, x: Tensor, prompts: Tensor, steps: list[Decision]) -> Rollout:
         out = decode(self.model, x, data.samples[prompts]) / data.gain[prompts][:, None]
         wavs = out.float().cpu().numpy()
         owners = prompts.tolist()
         samples = [batch[p].sample(wavs[i, : len(batch[p].noisy)], self.sample_rate) for i, p in enumerate(owners)]
-        logp = torch.stack([d.old for d in decisions], dim=1)
-        alive = torch.stack([d.active[d.states].sum(1) > 0 for d in decisions], dim=1)
-        return Rollout(prompts.cpu(), logp, alive, samples, decisions, torch.ones(len(owners), dtype=torch.bool))
+        logp = torch.stack([d.old for d in steps], dim=1)
+        alive = torch.stack([d.active[d.states].sum(1) > 0 for d in steps], dim=1)
+        return Rollout(prompts.cpu(), logp, alive, samples, steps, torch.ones(len(owners), dtype=torch.bool))
 
     # -- a second look -------------------------------------------------------------------------------------------------
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        """Log-probabilities of the stored decisions of ``rows`` (n,) under the current weights; see ``types.LogProb``."""
         columns = [self._terms(d, rows.to(d.eps.device), with_kl) for d in rollout.state]
         logp, drift = torch.stack([c.logp for c in columns], dim=1), torch.stack([c.drift for c in columns], dim=1)
         kl = other = None
@@ -275,13 +259,11 @@ class RelaxedFlow(RelaxedGaussian, FlowPolicy):
         if step == nfe - self.last_steps:
             self._start = (step, nfe, x, y, mask)
 
-    def _pack(
-        self, batch: list[Clip], data: FlowBatch, x: Tensor, prompts: Tensor, decisions: list[Decision]
-    ) -> Rollout:
-        made = super()._pack(batch, data, x, prompts, decisions)
+    def _pack(self, batch: list[Clip], data: Levelled, x: Tensor, prompts: Tensor, steps: list[Decision]) -> Rollout:
+        made = super()._pack(batch, data, x, prompts, steps)
         assert self._start is not None
         rows = torch.arange(len(prompts), device=prompts.device) if len(self._start[2]) == len(prompts) else prompts
-        trail = Trail(decisions)
+        trail = Trail(steps)
         trail.start, trail.samples, trail.gain = Start(*self._start, rows), data.samples[prompts], data.gain[prompts]
         self._start, made.state = None, trail
         return made

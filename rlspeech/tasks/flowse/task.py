@@ -14,8 +14,9 @@ from rlspeech.data.batches import Clip
 from rlspeech.models.flow import FlowEnhancer
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
-from rlspeech.tasks.base import EnhancementTask, Numbers, check_enhancer, set_anew
-from rlspeech.tasks.flowse.enhancer import Enhancer, FlowBatch, collate, flow_loss
+from rlspeech.tasks.base import EnhancementTask, Numbers, Weights, check_enhancer, set_anew
+from rlspeech.tasks.flowse.enhancer import Enhancer, collate, flow_loss
+from rlspeech.tasks.gaussian import Levelled
 
 __all__ = ["FlowSE"]
 
@@ -46,19 +47,15 @@ class FlowSE(EnhancementTask):
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[FlowEnhancer, dict[str, Any]]:
         return load_model(name, "flowse", device)
 
-    def save(
-        self, folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
+    def save(self, folder: Path, model: FlowEnhancer, *, facts: dict[str, Any], weights: Weights = None) -> None:
         save_model(folder, model, "flowse", facts=facts, weights=weights)
 
     collate = staticmethod(collate)
 
-    def pretrain_loss(self, model: FlowEnhancer, batch: FlowBatch, config: Pretrain) -> dict[str, Tensor]:
+    def pretrain_loss(self, model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[str, Tensor]:
         return flow_loss(model, batch, config.magnitude_weight)
 
-    def validate(
-        self, model: FlowEnhancer, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0
-    ) -> Numbers:
+    def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         return check_enhancer(Enhancer(model, seed=seed), clips, folder, step, scorer)
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:

@@ -32,7 +32,7 @@ from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
 from rlspeech.tasks.token_policy import RL_DEFAULTS, check_texts, rows_of, token_logp
 from rlspeech.tasks.tts.policy import TtsPolicy, longest
-from rlspeech.types import Sample, UserError, Utterance
+from rlspeech.types import Sample, SoftReward, UserError, Utterance
 
 if TYPE_CHECKING:
     from rlspeech.run import Run
@@ -87,6 +87,12 @@ class Tts(Task):
         *("tts_duration_ratio", "tts_duration_drift", "tts_stopped"),
     )
     rl_defaults: ClassVar[dict[str, Any]] = {**RL_DEFAULTS, "kl_beta": 0.1}
+
+    def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
+        from rlspeech.rewards.soft import SoftTokenReward
+
+        cfg = config.diffro
+        return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device)
 
     def __init__(self) -> None:
         self._codes: dict[tuple[str, str], np.ndarray] = {}
