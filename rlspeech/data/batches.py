@@ -22,7 +22,6 @@ from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.data.video import frames_at, load_lips
 from rlspeech.types import Sample, UserError, Utterance
 
-
 Keys = Sequence[str] | None  # names of waveforms; None: their positions
 Videos = Sequence[np.ndarray | None] | None  # (F, H, W) uint8 at 25 frames a second each, or None
 
