@@ -157,11 +157,6 @@ class _Soft(PolicyUpdate):
     def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
         """Hook: the differentiable reward (n,) of some rows, nan where there is none."""
 
-    def zero(self) -> Tensor:
-        """A gradient (P,) of nothing."""
-        parameters = self.policy.parameters()
-        return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
-
 
 class DiffRO(_Soft):
     """The differentiable reward alone. The run's rewards are measured at validation; rollouts are not scored, only relaxed."""
@@ -187,7 +182,6 @@ class DiffRO(_Soft):
         experience.advantage = Advantage(kept.float(), 0.0, 1.0 - signal / max(1, groups), groups, signal)
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
-        """The gradient of -R + beta KL over some prompts."""
         grads, stats = self.soft_gradients(experience, prompts, self.loss_beta)
         if grads.total is None:
             grads.add(self.zero())
@@ -204,7 +198,6 @@ class GRPODiffRO(_Soft, GRPO):
     name = "grpo+diffro"
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
-        """GRPO's, and which rows are relaxed."""
         super().assign_credit(experience, rollout)
         a, on = experience.advantage.value, self.config.diffro.on
         scored = torch.from_numpy(np.isfinite(experience.reward))

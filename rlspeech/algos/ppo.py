@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -29,6 +28,7 @@ from rlspeech.algos.critic import Critic, pooled_moments
 from rlspeech.algos.math import Advantage, decision_rewards, explained_variance, gae, relative_advantage, whitened
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
+from rlspeech.rewards.encoders import Cache
 from rlspeech.rewards.mix import compose
 from rlspeech.types import BasePolicy, CriticPolicy, Rollout, UserError
 
@@ -111,7 +111,6 @@ class RelativePPO(PPO):
         return columns, {column: np.array([found[names[p]].get(column, np.nan) for p in rows]) for column in columns}
 
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
-        """The rollouts' reward relative to the base (N,), and the advantage (N,) that it is, under any composition."""
         assert base is not None
         made = relative_reward(scores, base, rollout.group.numpy(), specs)
         difference = self.with_truncation(made.difference, rollout.finished)
@@ -209,7 +208,6 @@ class CriticPPO(PPO):
         experience.logged["value_mean"] = float(values[counts].mean()) if counts.any() else float("nan")
 
     def step(self, experience: Experience, share: Tensor) -> dict[str, float]:
-        """One step of the policy, then the critic's on the same rows."""
         stats = super().step(experience, share)
         if experience.rollout is None:
             return stats
@@ -242,37 +240,27 @@ def clip_name(clip: Any) -> tuple[str, str]:
 
 
 class BaseScores:
-    """The base's scores by clip, the latest ``limit`` clips. What could not be scored is not kept: the next time it may be.
+    """The base's scores by clip, the latest ``size`` clips. What could not be scored is not kept: the next time it may be.
 
     A costly judge (a language model) scores the base's output of a clip once. Training clips are random crops and fresh mixtures, so
     the key is an utterance's name and a digest of the clip's samples (and video): another crop is another clip.
-
-    Args:
-        limit: clips.
     """
 
-    def __init__(self, limit: int = 100_000) -> None:
-        self.limit = limit
-        self._known: OrderedDict[tuple[str, str], dict[str, float]] = OrderedDict()
+    def __init__(self, size: int = 100_000) -> None:
+        self._known = Cache[tuple[str, str], dict[str, float]](size)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def get(self, name: tuple[str, str], columns: Collection[str]) -> dict[str, float] | None:
         """Scores by column, or None where one of them is not known."""
         found = self._known.get(name)
-        if found is None or not set(columns) <= set(found):
-            return None
-        self._known.move_to_end(name)
-        return found
+        return None if found is None or not set(columns) <= set(found) else found
 
     def put(self, name: tuple[str, str], scores: Mapping[str, float]) -> None:
         """Keep the scores of a clip, unless one of them is NaN."""
-        if not all(np.isfinite(v) for v in scores.values()):
-            return
-        self._known[name] = dict(scores)
-        while len(self._known) > self.limit:
-            self._known.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._known)
+        if all(np.isfinite(v) for v in scores.values()):
+            self._known.put(name, dict(scores))
 
 
 class Relative(NamedTuple):

@@ -321,10 +321,15 @@ class PolicyUpdate(ABC):
             spread = made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0
             stats.append({**made.stats, "log_ratio_std": spread})
         if not stats:
-            grads.total = torch.zeros_like(torch.cat([p.detach().flatten() for p in self.policy.parameters()]))
+            grads.total = self.zero()
             return grads, {**dict.fromkeys(NOT_EVALUATED, float("nan")), "log_ratio_std": 0.0}
         merged = {k: float(np.average([s[k] for s in stats], weights=sizes)) for k in stats[0] if k != "rows"}
         return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
+
+    def zero(self) -> Tensor:
+        """A gradient (P,) of nothing."""
+        parameters = self.policy.parameters()
+        return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
 
     def decisions(self, rollout: Rollout, prompts: Tensor) -> float:
         """What a mean over some prompts is divided by: all their decisions (``loss_mean`` "sequence": rollouts), with signal or without."""

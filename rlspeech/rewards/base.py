@@ -148,6 +148,14 @@ def column_of(asked: str) -> Column:
     return request.entry.columns[request.column]
 
 
+def known_column(name: str) -> Column | None:
+    """``column_of``; None of a score that no reward of this machine makes."""
+    try:
+        return column_of(name)
+    except UserError:
+        return None
+
+
 def build(request: Request, device: str = "cpu") -> Family:
     """Make the family of a request. Raises ``UserError`` for options that it does not know."""
     options = dict(request.options)

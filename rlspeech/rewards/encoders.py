@@ -42,6 +42,7 @@ __all__ = [
 LEVEL_DBFS = -25.0
 MAX_SAMPLES = 16 * 160000  # of one batch: 16 clips of 10 s
 XVECTOR = [f"{name}ForXVector" for name in ("WavLM", "Wav2Vec2", "UniSpeechSat", "Data2VecAudio", "Wav2Vec2Conformer")]
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 Dilations = tuple[int, ...]
 BLOCKS: Dilations = (1, 2, 4, 1, 2, 4)  # of the speech encoder
@@ -173,24 +174,27 @@ def load_embedded(folder: Path, device: str = "cpu") -> SpeakerNet | SpeechNet:
     return cast(SpeakerNet | SpeechNet, net.eval().to(device))
 
 
-class Cache(Generic[Value]):
-    """The last ``size`` results by the content of the waveform: the G rollouts of a group share one reference."""
+class Cache(Generic[Key, Value]):
+    """The last ``size`` results, as by the content of the waveform: the G rollouts of a group share one reference."""
 
     def __init__(self, size: int = 512) -> None:
-        self.size, self._items = size, OrderedDict[bytes, Value]()
+        self.size, self._items = size, OrderedDict[Key, Value]()
 
     @staticmethod
     def key(wav: np.ndarray) -> bytes:
         """Digest of (T,) float32."""
         return hashlib.blake2b(np.ascontiguousarray(wav).data, digest_size=16).digest()
 
-    def get(self, key: bytes) -> Value | None:
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, key: Key) -> Value | None:
         """The stored result, or None."""
         if key in self._items:
             self._items.move_to_end(key)
         return self._items.get(key)
 
-    def put(self, key: bytes, value: Value) -> None:
+    def put(self, key: Key, value: Value) -> None:
         """Store a result and drop the oldest beyond the size."""
         self._items[key] = value
         self._items.move_to_end(key)
@@ -199,7 +203,10 @@ class Cache(Generic[Value]):
 
 
 def batched(
-    wavs: Sequence[np.ndarray], encode: Callable[[Tensor], Tensor], device: str, cache: Cache[Tensor] | None = None
+    wavs: Sequence[np.ndarray],
+    encode: Callable[[Tensor], Tensor],
+    device: str,
+    cache: Cache[bytes, Tensor] | None = None,
 ) -> list[Tensor]:
     """Encode waveforms in batches of equal length, equal waveforms once.
 
@@ -293,7 +300,7 @@ class SpeakerSimilarity:
     """
 
     def __init__(self, encoder: str | None = None, device: str = "cpu") -> None:
-        self.device, self._cache = device, Cache[Tensor]()
+        self.device, self._cache = device, Cache[bytes, Tensor]()
         self._net, self._extractor, version = load_encoder(encoder, "speaker", XVECTOR, device, "speaker encoder")
         own = isinstance(self._net, SpeakerNet)
         self.version = version if own else f"{version} ({type(self._net).__name__})"
@@ -340,7 +347,7 @@ class SpeechBertScore:
     """
 
     def __init__(self, encoder: str | None = None, layer: int | None = None, device: str = "cpu") -> None:
-        self.device, self._cache = device, Cache[Tensor](128)
+        self.device, self._cache = device, Cache[bytes, Tensor](128)
         loaded = load_encoder(encoder, "speech_encoder", ("AutoModel",), device, "speech encoder")
         self._net, self._extractor, self.version = loaded
         self._layer: int | None = None

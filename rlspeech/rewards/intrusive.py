@@ -201,7 +201,6 @@ class _Paired:
     version = ""
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """Score each sample against its target."""
         out = []
         for s in samples:
             assert s.target is not None
@@ -283,7 +282,6 @@ class SiSdr(_Paired):
         self.max_lag_ms = max_lag_ms
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
-        """SI-SDR in dB, with the delay found in ``detail``."""
         shift, there, here = lag(reference, degraded, int(self.max_lag_ms * sample_rate / 1000))
         lag_ms = 1000.0 * shift / sample_rate
         detail = {"lag_ms": round(lag_ms, 3), "lag_correlation": round(there, 4)}

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rlspeech.config import GuardSpec, RewardSpec
-from rlspeech.rewards.base import column_of
+from rlspeech.rewards.base import column_of, known_column
 from rlspeech.stats import mean_interval
 from rlspeech.types import Score, UserError
 
@@ -131,15 +131,9 @@ def _skip(parts: np.ndarray, specs: Sequence[RewardSpec], active: np.ndarray) ->
     judged = np.isfinite(parts[:, active]).any(1)
     for i, spec in enumerate(specs):
         null = ~np.isfinite(parts[:, i])
-        if null.any() and (spec.missing == "skip" or (spec.missing == "auto" and _optional(spec.name))):
+        optional = getattr(known_column(spec.name), "optional", False) if spec.missing == "auto" else False
+        if null.any() and (spec.missing == "skip" or optional):
             parts[null & judged, i] = 0.0
-
-
-def _optional(name: str) -> bool:
-    try:
-        return column_of(name).optional
-    except UserError:  # a score that no reward of this machine made
-        return False
 
 
 def _override(parts: np.ndarray, specs: Sequence[RewardSpec], weights: np.ndarray) -> dict[str, float]:

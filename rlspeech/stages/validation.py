@@ -27,8 +27,7 @@ from rlspeech.data.batches import Clip
 from rlspeech.engine import Engine
 from rlspeech.files import safe_name, write_error
 from rlspeech.report.runs import find
-from rlspeech.rewards.base import column_of
-from rlspeech.rewards.catalogue import Column
+from rlspeech.rewards.base import known_column
 from rlspeech.rewards.mix import GuardWatch, compose
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.rewards.scorer import Scorer
@@ -37,7 +36,7 @@ from rlspeech.scores import append_rows, judge_texts, keep_rows, step_name
 from rlspeech.stats import Interval, interval_columns, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task, keep_samples
-from rlspeech.types import Sample, Score, UserError, Utterance
+from rlspeech.types import Sample, Score, Utterance
 
 __all__ = [
     "AUDIBLE",
@@ -367,21 +366,13 @@ def summary_line(deltas: Mapping[str, Interval]) -> str:
     return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in found.items() if names)
 
 
-def _column(name: str) -> Column | None:
-    """What is known of a column; None of one that no reward of this machine makes."""
-    try:
-        return column_of(name)
-    except UserError:
-        return None
-
-
 def _help(name: str) -> str:
-    return getattr(_column(name), "help", "")
+    return getattr(known_column(name), "help", "")
 
 
 def _up(name: str) -> bool:
     """Whether more of a column is better; of one that is not known, yes."""
-    return getattr(_column(name), "higher_is_better", True)
+    return getattr(known_column(name), "higher_is_better", True)
 
 
 def _languages(utts: Iterable[Utterance]) -> list[str]:

@@ -132,7 +132,7 @@ def test_clips_are_told_apart_by_what_they_hold() -> None:
     frames = np.zeros((2, 4, 4), np.uint8)
     # another video, another output
     assert len({clip_name(Seen(v)) for v in (None, frames, frames + 1, frames.reshape(4, 2, 4))}) == 4
-    kept = BaseScores(limit=2)
+    kept = BaseScores(size=2)
     for i in range(3):
         kept.put((str(i), ""), {"a": i})
     kept.put(("3", ""), {"a": np.nan})

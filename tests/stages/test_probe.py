@@ -74,12 +74,12 @@ def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
     assert summary["rows"][0] == first[0] and len(summary["rows"]) == 2
     path = tmp_path / "out" / "probe.json"
     path.write_text(json.dumps({**summary, "rows": first}))
-    assert probe._known(path, summary, settings) == first
+    assert probe._known(path, summary["asked"], settings) == first
     path.write_text(json.dumps(summary))
-    assert probe._known(path, summary, settings) == []  # finished: it is measured anew
+    assert probe._known(path, summary["asked"], settings) == []  # finished: it is measured anew
     path.write_text("{")
-    assert probe._known(path, summary, settings) == []
-    assert probe._known(None, summary, settings) == []
+    assert probe._known(path, summary["asked"], settings) == []
+    assert probe._known(None, summary["asked"], settings) == []
     other = probe.run(config.model_copy(update={"group": 4, "probe_settings": settings[:1]}))
     assert other["rows"][0]["si_sdr"] != first[0]["si_sdr"]
 

@@ -105,7 +105,6 @@ class AudioLlm:
         self.version = f"{name} {weights}, {how}, at most {max_new_tokens} tokens, prompt: {self.prompt}"
 
     def describe(self, wavs: Sequence[np.ndarray]) -> list[Description]:
-        """Describe (T,) float32 waveforms at 16 kHz; like lengths share a batch, answers are in order."""
         order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))
         answers: list[Description] = [Description(None, "not asked")] * len(wavs)
         at = 0

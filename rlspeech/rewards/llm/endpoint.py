@@ -120,7 +120,6 @@ class Endpoint:
         self.version = f"{at}, {decoding}, at most {max_new_tokens} tokens, prompt: {prompt}"
 
     def describe(self, wavs: Sequence[np.ndarray]) -> list[Description]:
-        """Describe (T,) float32 waveforms at 16 kHz, several at a time, answers in order."""
         if not wavs:
             return []
         with ThreadPoolExecutor(min(self.concurrency, len(wavs)), "describer") as pool:

@@ -107,7 +107,7 @@ class LlmJudge:
         self._sentiment = None
         if rating != "number":
             self._sentiment = Sentiment(str(sentiment), order=sentiment_order, device=device)
-        self._rating, self._samples, self._known = rating, int(samples), Cache[Score](int(cache))
+        self._rating, self._samples, self._known = rating, int(samples), Cache[bytes, Score](int(cache))
         classifier = self._sentiment.version if self._sentiment else "none"
         self.version = f"llm 1: {self._describer.version}; rating {rating}, samples {samples}; sentiment {classifier}"
 

@@ -86,12 +86,10 @@ class Avse(EnhancementTask):
         return found
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
-        """The enhancer as a policy over masks."""
         from rlspeech.tasks.avse.policy import AvsePolicy, RelaxedAvse
 
         policy = RelaxedAvse if "diffro" in config.algo else AvsePolicy
         return policy(adapted, explore or config.explore, config.reduction, config.seed)
 
     def enhancer(self, model: AvseEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> AvInference:
-        """The model at inference; it draws nothing, the seed changes nothing."""
         return AvInference(model)

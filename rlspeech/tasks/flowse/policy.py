@@ -255,7 +255,6 @@ class RelaxedFlow(RelaxedGaussian, FlowPolicy):
     # -- acting --------------------------------------------------------------------------------------------------------
 
     def passed(self, step: int, nfe: int, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
-        """Keep what the last K steps start from."""
         if step == nfe - self.last_steps:
             self._start = (step, nfe, x, y, mask)
 

@@ -59,7 +59,6 @@ class FlowSE(EnhancementTask):
         return check_enhancer(Enhancer(model, seed=seed), clips, folder, step, scorer)
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
-        """The enhancer as a policy over the steps of its ODE."""
         from rlspeech.tasks.flowse.policy import FlowPolicy, RelaxedFlow
 
         explore = explore or config.explore
@@ -72,6 +71,5 @@ class FlowSE(EnhancementTask):
         return f"DNSMOS through the last {d.last_steps} step(s), {d.smooth} altered copies"
 
     def enhancer(self, model: FlowEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
-        """The model at inference; ``config`` may give steps and guidance."""
         nfe, guidance = (config.nfe, config.guidance) if config else (None, None)
         return Enhancer(model, nfe=nfe, guidance=guidance, seed=seed)
