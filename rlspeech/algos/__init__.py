@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from rlspeech.algos.update import PolicyUpdate
+    from rlspeech.algos.update import Average, PolicyUpdate
     from rlspeech.config import RL
     from rlspeech.types import Policy, SoftReward
 
@@ -16,11 +15,7 @@ __all__ = ["get_algorithm"]
 
 
 def get_algorithm(
-    config: RL,
-    policy: Policy,
-    optimizer: Optimizer,
-    average: Callable[[Iterable[Any]], None] = lambda _: None,
-    soft: SoftReward | None = None,
+    config: RL, policy: Policy, optimizer: Optimizer, average: Average = lambda _: None, soft: SoftReward | None = None
 ) -> PolicyUpdate:
     """The algorithm that ``config.algo`` names, in its configured form.
 

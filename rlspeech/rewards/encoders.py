@@ -53,13 +53,9 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation),
-            nn.BatchNorm1d(channels),
-            nn.ReLU(),
-            nn.Conv1d(channels, channels, 1),
-            nn.BatchNorm1d(channels),
-        )
+        first = nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
+        second, norms = nn.Conv1d(channels, channels, 1), (nn.BatchNorm1d(channels), nn.BatchNorm1d(channels))
+        self.net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (N, C, L)."""

@@ -183,13 +183,9 @@ def _report(name: str, raw: np.ndarray, kept: np.ndarray, group: np.ndarray) -> 
     _, index = np.unique(group, return_inverse=True)
     inside = _group_z(raw, group)
     with_signal = np.bincount(index, np.where(np.isfinite(inside), np.abs(inside), 0.0)) > 0
-    return {
-        f"{name}/mean": float(raw[good].mean()),
-        f"{name}/std": float(raw[good].std()),
-        f"{name}/valid": float(good.mean()),
-        f"{name}/clamped": float((kept[good] != raw[good]).mean()),
-        f"{name}/groups_with_signal": float(with_signal.mean()),
-    }
+    found = {"mean": raw[good].mean(), "std": raw[good].std(), "valid": good.mean()}
+    found |= {"clamped": (kept[good] != raw[good]).mean(), "groups_with_signal": with_signal.mean()}
+    return {f"{name}/{part}": float(value) for part, value in found.items()}
 
 
 class GuardWatch:

@@ -176,16 +176,10 @@ class Scorer:
         """Per reward: version, rate, options, direction; under ``"_input"`` what was resampled or scaled down."""
         out: dict[str, dict[str, Any]] = {}
         for r in self.requests:
-            column = r.entry.columns[r.column]
-            out[r.asked] = {
-                "version": self._family(r).version,
-                "sample_rate": r.entry.sample_rate,
-                "options": dict(r.options),
-                "column": r.column,
-                "higher_is_better": column.higher_is_better,
-                "where": r.entry.where,
-                "needs": sorted(r.entry.needs),
-            }
+            entry, up = r.entry, r.entry.columns[r.column].higher_is_better
+            out[r.asked] = {"version": self._family(r).version, "sample_rate": entry.sample_rate}
+            out[r.asked] |= {"options": dict(r.options), "column": r.column, "higher_is_better": up}
+            out[r.asked] |= {"where": entry.where, "needs": sorted(entry.needs)}
         out["_input"] = {"resampled": dict(self.resampled), "over_full_scale": self.over_full_scale}
         return out
 

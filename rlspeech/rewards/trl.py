@@ -123,15 +123,9 @@ class TrlReward:
         columns = {k: v[index] for k, v in rows.items() if k not in (self._text, self._target)}
         text = rows[self._text][index] if self._text in rows else None
         target = rows[self._target][index] if self._target in rows and "target" in self.needs else None
-        return Sample(
-            str(columns.get("id", columns.get("key", index))),
-            np.asarray(wav, np.float32),
-            self._rate,
-            None if target is None else np.asarray(target, np.float32),
-            None if text is None else str(text),
-            columns,
-            words_of(completion),
-        )
+        key, wav = str(columns.get("id", columns.get("key", index))), np.asarray(wav, np.float32)
+        target, text = None if target is None else np.asarray(target, np.float32), None if text is None else str(text)
+        return Sample(key, wav, self._rate, target, text, columns, words_of(completion))
 
 
 def words_of(completion: Any) -> str:

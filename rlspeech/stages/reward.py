@@ -90,12 +90,8 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: boo
 def _options(config: ScoreFolder) -> dict[str, dict[str, Any]]:
     """Settings that are options of a single reward family, family -> option -> value."""
     judge = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
-    families: dict[str, dict[str, Any]] = {
-        "speaker_similarity": {"encoder": config.speaker_encoder},
-        "speech_bert_score": {"encoder": config.speech_encoder},
-        "wer": {"recogniser": config.recogniser},
-        "llm": judge,
-    }
+    families: dict[str, dict[str, Any]] = {"speaker_similarity": {"encoder": config.speaker_encoder}, "llm": judge}
+    families |= {"speech_bert_score": {"encoder": config.speech_encoder}, "wer": {"recogniser": config.recogniser}}
     given = {family: {k: v for k, v in options.items() if v} for family, options in families.items()}
     return {family: options for family, options in given.items() if options}
 

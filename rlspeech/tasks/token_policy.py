@@ -245,18 +245,13 @@ class TokenPolicy:
         cfg, self.notes = self.sampling, {}
         if gaps:
             gap = self.notes["sampler_gap"] = float(torch.cat(gaps).mean())
-            self._once(
-                "truncated",
-                f"rollouts are drawn with top_p {cfg.top_p:g}, top_k {cfg.top_k}: mean |log ratio| between what is "
-                f"sampled and what is trained is {gap:.3f} a token; --set sampling.top_p=1 --set sampling.top_k=0 makes them one",
-            )
+            how, hint = f"top_p {cfg.top_p:g}, top_k {cfg.top_k}", "--set sampling.top_p=1 --set sampling.top_k=0"
+            off = f"mean |log ratio| between what is sampled and what is trained is {gap:.3f} a token"
+            self._once("truncated", f"rollouts are drawn with {how}: {off}; {hint} makes them one")
         if warm:
             gap = self.notes["temperature_gap"] = float(torch.cat(warm).mean())
-            self._once(
-                "warm",
-                f"what is sampled and trained is the policy at temperature {cfg.temperature:g}: mean |log ratio| to the one "
-                f"at temperature 1 is {gap:.3f} a token",
-            )
+            what = f"what is sampled and trained is the policy at temperature {cfg.temperature:g}"
+            self._once("warm", f"{what}: mean |log ratio| to the one at temperature 1 is {gap:.3f} a token")
 
     def _forward(self, model: Any, state: TokenRollout, rows: Tensor, *, states: bool = False) -> Tensor:
         """Logits (n, S', V) float32 of the rows' tokens, S' the longest of them; or what the head sees, (n, S', D)."""

@@ -160,11 +160,15 @@ class AvsePolicy(GaussianPolicy):
             data = collate(prompts, self.model, self.device)
             return supervised_loss(model, model.enhance(data.noisy, data.video, data.present, data.samples), data)
         state: Decisions = rollout.state
-        used, back = torch.unique(state.prompts[rows.to(state.prompts.device)], return_inverse=True)
-        data, made = state.batch.pick(used), self._masked(state, used)
-        made = _rows(made, back)
-        mask = self.kernel.act(made, state.of(used[back]), state.eps[rows.to(state.eps.device)])
-        return supervised_loss(model, model.decode(made.latent[:, None] * mask, data.noisy.shape[-1]), data.pick(back))
+        rows = rows.to(state.prompts.device)
+        return supervised_loss(model, self._sampled(model, state, rows), state.batch.pick(state.prompts[rows]))
+
+    def _sampled(self, model: AvseEnhancer, state: Decisions, rows: Tensor) -> Tensor:
+        """Waveforms (n, C, T) of the masks that a model gives now with the noise that was drawn; a clip's mask is computed once."""
+        used, back = torch.unique(state.prompts[rows], return_inverse=True)
+        made = _rows(self._masked(state, used, model), back)
+        mask = self.kernel.act(made, state.of(used[back]), state.eps[rows])
+        return model.decode(made.latent[:, None] * mask, state.batch.noisy.shape[-1])
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """What a decision starts from, in a few numbers: (n, 1, D). Mean and spread of log-latents, and mean mask, by quarter of bands."""
@@ -236,14 +240,8 @@ class RelaxedAvse(RelaxedGaussian, AvsePolicy):
     supports = AvsePolicy.supports | {"relax"}
 
     def wave(self, model: AvseEnhancer, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms (n, T) at the inputs' levels, and their real samples; a clip's mask is computed once, however many rows it has."""
         state: Decisions = rollout.state
         rows = rows.to(state.prompts.device)
-        used, back = torch.unique(state.prompts[rows], return_inverse=True)
-        made = self._masked(state, used, model)
-        made = _rows(made, back)
-        mask = self.kernel.act(made, state.of(used[back]), state.eps[rows])
         batch, who = state.batch, state.prompts[rows]
-        wavs = model.decode(made.latent[:, None] * mask, batch.noisy.shape[-1]) / batch.gain[who][:, None, None]
-        real = real_samples(batch.samples[who], wavs.shape[-1])
-        return wavs.mean(1), real
+        wavs = self._sampled(model, state, rows) / batch.gain[who][:, None, None]
+        return wavs.mean(1), real_samples(batch.samples[who], wavs.shape[-1])
