@@ -193,12 +193,12 @@ class RateComparison:
         def plain(part: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
             return {s: {m: i.as_dict() for m, i in row.items()} for s, row in part.items()}
 
-        made = {"n": self.items} | {name: plain(getattr(self, name)) for name in ("systems", "deltas", "relative")}
+        parts = {name: plain(getattr(self, name)) for name in ("systems", "deltas", "relative")}
         for name in ("deltas", "relative"):
             for system, row in getattr(self, name).items():
                 for rate, interval in row.items():
-                    made[name][system][rate]["significant"] = interval.significant
-        return made
+                    parts[name][system][rate]["significant"] = interval.significant
+        return {"n": self.items, **parts}
 
 
 def compare_rates(

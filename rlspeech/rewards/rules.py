@@ -83,10 +83,11 @@ class Hallucinations:
             return []  # nothing is there, or it is what was said
         run = self.insertion_run_characters if in_characters else self.insertion_run
         longest = self.length_ratio * len(found.reference) + self.length_constant
+        inserted = [end - start for tag, _, _, start, end in found.ops if tag == "insert"]
         checks: dict[str, Callable[[], bool]] = {
             "loop": lambda: self._loop(found),
             "stutter": lambda: self._stutter(found),
-            "run": lambda: _longest_insertion(found) >= run,
+            "run": lambda: max(inserted, default=0) >= run,
             "length": lambda: len(found.hypothesis) > longest,
             "script": lambda: self._script(found),
             "nonspeech": lambda: not found.reference,
@@ -112,7 +113,7 @@ class Hallucinations:
         return [s for s in _repetitions(units, self.ngram) if (s[2] - s[1]) // s[0] >= least.get(s[0], self.repeats)]
 
     def _stutter(self, found: Alignment) -> bool:
-        pattern = _stutters(self.character_repeats)
+        pattern = re.compile(rf"([^\W\d]{{1,4}}?)\1{{{self.character_repeats - 1},}}")  # letters: 10000000 is a number
         ours, theirs = (any(map(pattern.search, units)) for units in (found.reference, found.hypothesis))
         return theirs and not ours
 
@@ -126,11 +127,6 @@ class Hallucinations:
         main = max(sorted(set(theirs)), key=theirs.count)
         foreign = theirs.count(main) >= self.script_share * len(theirs)
         return foreign and ours.count(main) <= (1 - self.script_share) * len(ours)
-
-
-@lru_cache(8)
-def _stutters(times: int) -> re.Pattern[str]:
-    return re.compile(rf"([^\W\d]{{1,4}}?)\1{{{times - 1},}}")  # letters: 10000000 is a number
 
 
 def _script(unit: str) -> str:
@@ -155,10 +151,6 @@ def _repetitions(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, i
                 if last - first >= 2 * n and not known:
                     found.append((n, first, last))
                     yield found[-1]
-
-
-def _longest_insertion(found: Alignment) -> int:
-    return max((end - start for tag, _, _, start, end in found.ops if tag == "insert"), default=0)
 
 
 def keywords_of(columns: dict[str, Any]) -> list[str]:

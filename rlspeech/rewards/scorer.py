@@ -223,7 +223,7 @@ class Scorer:
             ready = [self._at_rate(samples[n], group[0].entry.sample_rate, pending.cache) for n in rows]
             family = self._family(group[0])
             began = time.perf_counter()
-            answers = one_by_one(partial(_compute, family, _columns(group)), ready)
+            answers = one_by_one(partial(family.compute, columns=_columns(group)), ready)
             self._book(group, time.perf_counter() - began)
             for n, scores in zip(rows, answers, strict=True):
                 _fill(table, group, n, scores)
@@ -247,10 +247,6 @@ class _Families:
         family, sample, columns = job
         began = time.perf_counter()
         return self.families[family].compute([sample], columns)[0], time.perf_counter() - began
-
-
-def _compute(family: Family, columns: list[str], samples: list[Sample]) -> list[dict[str, Score]]:
-    return family.compute(samples, columns)
 
 
 def _columns(group: list[Request]) -> list[str]:

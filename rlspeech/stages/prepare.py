@@ -34,7 +34,8 @@ __all__ = ["Prepare", "run"]
 # its command names its class.
 LAYOUTS = (Dns, VoiceBank, Pairs, Mix, Ladder, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo)
 Dropped = list[dict[str, Any]]
-Rows, Dropped = list[Utterance], list[dict[str, Any]]
+Rows = list[Utterance]
+Dropped = list[dict[str, Any]]
 First = Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder"]
 Name = Literal[First, "librispeech", "kaldi", "nemo", "lhotse", "avsec4", "lips", "demo"]
 # settings in every meta of a layout, in this order

@@ -191,8 +191,8 @@ class Trainer:
         """Checkpoint: averaged weights for use, raw weights and optimiser for resuming."""
         facts = {"stage": "pretrain", "steps": self.step, "data": self.config.data or "the embedded corpus"}
         facts |= {"batch": self.config.batch, "validation": self.last_valid}
-        state = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state()}
-        state |= {"cursor": self.cursor, "last_valid": self.last_valid}
+        state: dict[str, Any] = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer)}
+        state |= {"rng": rng_state(), "cursor": self.cursor, "last_valid": self.last_valid}
 
         def write(path: Path) -> None:
             self.task.save(path, self.model, facts=facts, weights=self.average)

@@ -198,8 +198,8 @@ class Session:
         history, best = self.validation.history, self.validation.best
         before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
         facts = tuned_facts(self.config, before, history, self.step, self.train.utts, judged)
-        state = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer), "rng": rng_state()}
-        state |= {"cursor": self.cursor, "spent": self.reserve_cursor, "history": history}
+        state: dict[str, Any] = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer)}
+        state |= {"rng": rng_state(), "cursor": self.cursor, "spent": self.reserve_cursor, "history": history}
         state |= {"algo": self.algo.state(), "best": None if math.isinf(best) else best}
 
         def write(path: Any) -> None:

@@ -59,7 +59,8 @@ ALTOGETHER = "reward"  # the column of all rewards together
 PACKAGES = ("torch", "transformers", "peft")  # whose versions a checkpoint names
 Change = tuple[Interval, Interval, Interval]  # before, after, and their paired difference
 Rewards = Sequence[float | None]  # a value a clip
-Columns, Scores = Mapping[str, Rewards], Mapping[str, Sequence[Score]]  # by name
+Columns = Mapping[str, Rewards]  # by name
+Scores = Mapping[str, Sequence[Score]]
 SPEC = {"name", "weight", "scale"}  # what a checkpoint says of a reward
 NOTED = {"prompts_per_step", "group", "lr", "kl_beta", "clip_range", "policy_weight", "supervised_weight"}
 

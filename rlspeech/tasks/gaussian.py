@@ -59,7 +59,7 @@ class Levelled:
 
 
 def levelled(
-    clips: Sequence[Clip], level_dbfs: float, channels: int, device: torch.device | str, with_target: bool
+    clips: Sequence[Clip], level_dbfs: float | None, channels: int, device: torch.device | str, with_target: bool
 ) -> Levelled:
     """Bring clips to ``level_dbfs`` and pad them: (B, C, T). A mono clip goes to both of 2 channels, 2 are averaged for one."""
     samples = [c.noisy.shape[-1] for c in clips]

@@ -149,7 +149,7 @@ class Endpoint:
         if self.audio == "audio_url":
             sound = {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
         content = [sound, {"type": "text", "text": self.prompt}]
-        question = {"model": self.name, "messages": [{"role": "user", "content": content}]}
+        question: dict[str, Any] = {"model": self.name, "messages": [{"role": "user", "content": content}]}
         question |= {"temperature": self.temperature, "max_tokens": self.max_new_tokens}
         return question if self.temperature == 0 else {**question, "seed": self.seed + number}
 

@@ -171,8 +171,9 @@ class AvBatch(Levelled):
 
     def pick(self, rows: Tensor) -> AvBatch:
         """The clips ``rows`` (n,) of the batch."""
-        keys, parts = [self.keys[i] for i in rows.tolist()], {k: v for k, v in vars(self).items() if k != "keys"}
-        return AvBatch(keys, **{k: None if v is None else v[rows] for k, v in parts.items()})
+        keys = [self.keys[i] for i in rows.tolist()]
+        parts: dict[str, Any] = {k: None if v is None else v[rows] for k, v in vars(self).items() if k != "keys"}
+        return AvBatch(keys, **parts)
 
 
 def collate(
