@@ -314,8 +314,8 @@ def test_both_kls_are_0_at_the_reference_and_agree_away_from_it() -> None:
         with torch.no_grad():
             for p in policy.model.parameters_of("language"):
                 p += 0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
-        made = policy.rollout(_clips()[:1], group=800, seed=0)
-        look = policy.log_prob(made, torch.arange(800), with_kl=True)
+        made = policy.rollout(_clips()[:1], group=300, seed=0)
+        look = policy.log_prob(made, torch.arange(300), with_kl=True)
         assert look.kl.requires_grad and float(look.kl.detach().min()) >= 0
         found[kind] = float(look.kl.detach().mean())
     assert found["full"] > 0.02 and found["k3"] == pytest.approx(found["full"], rel=0.3)
@@ -337,7 +337,7 @@ def test_supervision_teaches_the_references() -> None:
     policy = _policy(lora=None, policy_weight=0.0, supervised_weight=1.0, sampling={"max_new_tokens": 12})
     assert isinstance(policy, SupervisedPolicy)
     algo, batch = _algo(policy), [*_clips(), _clip("n", noises(0.5, seed=9)[0], "")]
-    losses = [algo.update(algo.collect(batch, SHORT, seed=0), lr=0.03)["supervised_loss"] for _ in range(32)]
+    losses = [algo.update(algo.collect(batch, SHORT, seed=0), lr=0.03)["supervised_loss"] for _ in range(20)]
     assert losses[-1] < 0.2 < losses[0]
     assert policy.transcribe(batch)[3] == "" and set(policy.transcribe(batch)[:3]) <= {"hi 0", "hi 1", "hi 2"}
 

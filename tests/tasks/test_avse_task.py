@@ -284,7 +284,7 @@ def test_the_mouth_tells_who_is_meant() -> None:
         pairs = [rng.choice(48, 2, replace=False) for _ in range(6)]
         return TASK.pretrain_loss(model, TASK.collate([mixture(i, j) for i, j in pairs], model), _config())
 
-    fit(model, loss, 120, 5e-3)
+    fit(model, loss, 80, 5e-3)
     before, right, wrong = _worth_db(model, [mixture(i, i + 6 if i < 54 else i - 6) for i in range(48, 60)])
     assert right > before + 1.0 and right > wrong + 3.0, (before, right, wrong)
 
@@ -294,6 +294,6 @@ def test_the_mouth_tells_who_is_meant() -> None:
 def test_the_embedded_model_uses_its_video(tmp_path: Path) -> None:
     from rlspeech.corpora.demo import demo_test
 
-    clips = whole_clips(open_clips(demo_test(tmp_path, faces=True), RATE), 12)
+    clips = whole_clips(open_clips(demo_test(tmp_path, faces=True), RATE), 6)
     before, right, wrong = _worth_db(load_model("embedded", "avse")[0], clips)
     assert right > before + 2.0 and right > wrong + 4.0, (before, right, wrong)

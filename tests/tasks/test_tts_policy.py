@@ -138,7 +138,7 @@ def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
         p = policy(algo=algo, lora=None, group=8, kl_beta=0.0, diffro=DiffRO(hard=True))
         p.model.net.lm_head.weight.data[p.model.layout.stops[0]] += 0.3 * p.model.net.lm_head.weight.data.std()
         made, shares = algorithm(p, rate, soft=Likes()), []
-        for step in range(25):
+        for step in range(14):
             experience = made.collect(CLIPS, three, seed=step)
             shares.append(float(np.mean([three.value(s) for s in experience.rollout.samples])))
             if bool(experience.rollout.finished.any()):
