@@ -24,16 +24,19 @@ from rlspeech.types import UserError
 __all__ = ["convert_avse4", "read_avse4"]
 
 KERNEL = 40  # the baseline stretches the video by 32: right for a hop of 20 samples only
+LAYERS = {"0": "inp", "1": "act1", "3.net.0": "depth", "3.net.1": "act2", "3.net.3": "out"}  # of a block
 UNUSED = "visual_frontend.resnet.layer1.downsample.weight"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 TASK = "avse"  # of the model that the weights become
 LIMIT = 8  # names in a message
-EXPORT = (
-    "import torch; from safetensors.torch import save_file; "
+TRUST = (
+    "if it is whole and you trust it, export its tensors where the baseline runs, and convert pretrained.safetensors:\n"
+    "    import torch; from safetensors.torch import save_file; "
     "s = torch.load('pretrained.ckpt', map_location='cpu', weights_only=False)['state_dict']; "
     "save_file({k: v.contiguous() for k, v in s.items()}, 'pretrained.safetensors')"
 )
-Names = dict[str, tuple[str, Callable[[Tensor], Tensor]]]  # theirs -> ours, and how the tensor is turned
+Turn = Callable[[Tensor], Tensor]
+Names = dict[str, tuple[str, Turn]]  # theirs -> ours, and how the tensor is turned
 
 
 def read_avse4(path: str | Path) -> dict[str, Tensor]:
@@ -47,9 +50,8 @@ def read_avse4(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"no file {path}", "", "download pretrained.ckpt of the AVSEC-4 baseline first; nothing is downloaded here"
-        )
+        try_this = "download pretrained.ckpt of the AVSEC-4 baseline first; nothing is downloaded here"
+        raise UserError(f"no file {path}", "", try_this)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -58,19 +60,12 @@ def read_avse4(path: str | Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names its reasons by a dozen types
-        raise UserError(
-            f"cannot read {path}",
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
-            "if it is whole and you trust it, export its tensors where the baseline runs, and convert pretrained.safetensors:\n"
-            f"    {EXPORT}",
-        ) from error
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        raise UserError(f"cannot read {path}", why, TRUST) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if (
-        not isinstance(found, Mapping)
-        or not found
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
-    ):
+    whole = isinstance(found, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
+    if not whole or not found:
         raise UserError(f"{path} holds no weights", "neither a dictionary of tensors nor one under 'state_dict'")
     return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
 
@@ -94,9 +89,8 @@ def convert_avse4(theirs: Mapping[str, Tensor]) -> AvseEnhancer:
         except (RuntimeError, IndexError) as error:
             raise UserError(f"{name} has the shape {tuple(theirs[name].shape)}", str(error).splitlines()[0]) from error
         if value.shape != ours[own].shape:
-            raise UserError(
-                f"{name} has the shape {tuple(theirs[name].shape)}", f"as {own} it should be {tuple(ours[own].shape)}"
-            )
+            why = f"as {own} it should be {tuple(ours[own].shape)}"
+            raise UserError(f"{name} has the shape {tuple(theirs[name].shape)}", why)
         ours[own] = value.contiguous()
     model.load_state_dict(ours)
     return model.eval()
@@ -112,11 +106,11 @@ def settings_of(theirs: Mapping[str, Tensor]) -> AvseModel:
     stages = _count(theirs, r"visual_frontend\.resnet\.layer(\d+)\.", first=1)
     widths = [_shape(theirs, f"visual_frontend.resnet.layer{i + 1}.conv1a.weight", 4)[0] for i in range(stages)]
     if kernel != KERNEL or filters != bottleneck or channels > 2:
-        raise UserError(
-            "not the baseline's sizes",
-            f"{channels} channels, {filters} filters of {kernel} samples, bottleneck {bottleneck}",
-            f"its code is right for 1 or 2 channels, {KERNEL} samples, and as many filters as the bottleneck is wide",
+        why = f"{channels} channels, {filters} filters of {kernel} samples, bottleneck {bottleneck}"
+        right = (
+            f"its code is right for 1 or 2 channels, {KERNEL} samples, and as many filters as the bottleneck is wide"
         )
+        raise UserError("not the baseline's sizes", why, right)
     return AvseModel(
         variant="avse4",
         channels=cast("Any", channels),
@@ -141,9 +135,7 @@ def names_of(cfg: AvseModel) -> Names:
     """Where every tensor of theirs belongs."""
     names: Names = {}
 
-    def put(
-        theirs: str, ours: str, turn: Callable[[Tensor], Tensor] = torch.clone, parts: tuple[str, ...] = ("weight",)
-    ) -> None:
+    def put(theirs: str, ours: str, turn: Turn = torch.clone, parts: tuple[str, ...] = ("weight",)) -> None:
         names.update({f"{theirs}.{part}": (f"{ours}.{part}", turn) for part in parts})
 
     put("model.encoder.conv1d_U", "encoder")
@@ -157,13 +149,7 @@ def names_of(cfg: AvseModel) -> Names:
         put(f"model.separator.tcn.{r}.0", f"join.{r}")
         for x in range(cfg.blocks):
             block, own = f"model.separator.tcn.{r}.{x + 1}.net", f"repeats.{r}.{x}"
-            for at, name in (
-                ("0", "inp"),
-                ("1", "act1"),
-                ("3.net.0", "depth"),
-                ("3.net.1", "act2"),
-                ("3.net.3", "out"),
-            ):
+            for at, name in LAYERS.items():
                 put(f"{block}.{at}", f"{own}.{name}")
             for at, name in (("2", "norm1"), ("3.net.2", "norm2")):
                 names[f"{block}.{at}.gamma"] = f"{own}.{name}.weight", _flat
@@ -209,13 +195,9 @@ def _count(theirs: Mapping[str, Tensor], pattern: str, first: int = 0) -> int:
 
 
 def _refuse(missing: list[str], unexpected: list[str]) -> NoReturn:
-    parts = [
-        f"{what}: {', '.join(names[:LIMIT])}{f' and {len(names) - LIMIT} more' if len(names) > LIMIT else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    ]
-    raise UserError(
-        "these are not the AVSEC-4 baseline's weights",
-        "; ".join(parts),
-        "pretrained.ckpt or pretrained_mono.ckpt of the challenge's baseline/avse4",
-    )
+    parts = []
+    for what, names in (("missing", missing), ("unexpected", unexpected)):
+        more = f" and {len(names) - LIMIT} more" if len(names) > LIMIT else ""
+        parts += [f"{what}: {', '.join(names[:LIMIT])}{more}"] if names else []
+    try_this = "pretrained.ckpt or pretrained_mono.ckpt of the challenge's baseline/avse4"
+    raise UserError("these are not the AVSEC-4 baseline's weights", "; ".join(parts), try_this)

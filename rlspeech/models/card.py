@@ -21,6 +21,12 @@ NAME = re.compile(r"[\w.\-]{1,96}")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 LONGEST = 300
 ASIDE = frozenset({"rl", "earlier", "validation"})  # facts that have a section of their own
+UNTRIED = "- It knows speech as it was in its training data; other languages, rooms and devices were not tried."
+LIMITS = (
+    "- The numbers above are of clips held back during training, by the scorers that trained it, from one seed: a test set "
+    "of your own (`rlspeech eval`) says more.",
+    "- A policy finds what its rewards do not measure. Listen before you trust a number.",
+)
 SETTINGS = "algo steps prompts_per_step group lr kl_beta clip_range advantage supervised_weight lora seed".split()
 
 
@@ -153,50 +159,36 @@ def _short(path: Any) -> str:
 
 
 def _data(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
-    lines = _section("Data and training") + _facts(
-        {k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE}
-    )
+    shown = {k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE}
+    lines = _section("Data and training") + _facts(shown)
     if rl:
-        settings = {k: rl[k] for k in SETTINGS if rl.get(k) is not None}
-        lines += _facts(
-            {
-                "data of the reinforcement": _short(rl.get("data") or "the embedded corpus"),
-                "prompts to draw from": rl.get("rows"),
-                "held out": _short(rl.get("valid") or "held back from the data"),
-                "settings of the reinforcement": settings,
-            }
-        )
+        origin = {
+            "data of the reinforcement": _short(rl.get("data") or "the embedded corpus"),
+            "prompts to draw from": rl.get("rows"),
+            "held out": _short(rl.get("valid") or "held back from the data"),
+            "settings of the reinforcement": {k: rl[k] for k in SETTINGS if rl.get(k) is not None},
+        }
+        lines += _facts(origin)
     return lines
 
 
 def _rewards(rl: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [s.get("name"), s.get("weight"), s.get("scale"), s.get("help", "")]
-        for s in map(_mapping, _list(rl.get("reward_specs")))
-    ]
+    specs = map(_mapping, _list(rl.get("reward_specs")))
+    rows = [[s.get("name"), s.get("weight"), s.get("scale"), s.get("help", "")] for s in specs]
     if not rows:
         return []
-    note = (
-        []
-        if rl.get("policy_weight", 1)
-        else ["", "The policy's loss had weight 0: nothing was sampled or scored, this is a control."]
-    )
-    return _section("Rewards") + _table(["reward", "weight", "scale", "what it is"], rows) + note
+    note = ["", "The policy's loss had weight 0: nothing was sampled or scored, this is a control."]
+    table = _section("Rewards") + _table(["reward", "weight", "scale", "what it is"], rows)
+    return table if rl.get("policy_weight", 1) else table + note
 
 
 def _guards(rl: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [s.get("name"), "any amount" if s.get("max_drop") is None else s["max_drop"], s.get("help", "")]
-        for s in map(_mapping, _list(rl.get("guard_specs")))
-    ]
-    if not rows:
-        return []
-    return [
-        *_section("Guards"),
-        "Measured, not rewarded: what they lose, the rewards have bought.",
-        "",
-        *_table(["metric", "may get worse by", "what it is"], rows),
-    ]
+    specs = list(map(_mapping, _list(rl.get("guard_specs"))))
+    drops = ["any amount" if s.get("max_drop") is None else s["max_drop"] for s in specs]
+    rows = [[s.get("name"), drop, s.get("help", "")] for s, drop in zip(specs, drops, strict=True)]
+    what = "Measured, not rewarded: what they lose, the rewards have bought."
+    table = _table(["metric", "may get worse by", "what it is"], rows)
+    return [*_section("Guards"), what, "", *table] if rows else []
 
 
 def _results(rl: Mapping[str, Any]) -> list[str]:
@@ -208,15 +200,8 @@ def _results(rl: Mapping[str, Any]) -> list[str]:
         change = _interval(m["difference"], sign=True)
         sure = _sure(m["difference"]) and float(change.split()[0]) != 0
         label = "all rewards together" if name == "reward" else f"{name}{'' if m['up'] else ' (lower is better)'}"
-        rows.append(
-            [
-                Raw(md(label)),
-                Raw(_interval(m["start"])),
-                Raw(_interval(m["now"])),
-                Raw(f"**{change}**" if sure else change),
-                str(m["role"]),
-            ]
-        )
+        cells = [md(label), _interval(m["start"]), _interval(m["now"]), f"**{change}**" if sure else change]
+        rows.append([*map(Raw, cells), str(m["role"])])
     clips, step = md(results.get("clips")), md(results.get("step"))
     return [
         *_section("Results"),
@@ -234,27 +219,16 @@ def _check(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
 
 
 def _use(card: Card) -> list[str]:
-    return (
-        [*_section("How to use it"), "```bash", *(f"rlspeech {use}" for use in card.uses), "```"] if card.uses else []
-    )
+    commands = [f"rlspeech {use}" for use in card.uses]
+    return [*_section("How to use it"), "```bash", *commands, "```"] if commands else []
 
 
 def _limits(rl: Mapping[str, Any]) -> list[str]:
-    lines = [
-        *_section("Limits"),
-        "- It knows speech as it was in its training data; other languages, rooms and devices were not tried.",
-    ]
+    lines = [*_section("Limits"), UNTRIED]
     if rl:
-        lines += [
-            "- The numbers above are of clips held back during training, by the scorers that trained it, from one seed: a test set "
-            "of your own (`rlspeech eval`) says more.",
-            "- A policy finds what its rewards do not measure. Listen before you trust a number.",
-        ]
-        worse = [
-            f"{md(n)} {_interval(m['difference'], sign=True)}"
-            for n, m in _metrics(rl).items()
-            if _sure(m["difference"]) and (m["difference"]["mean"] > 0) != m["up"]
-        ]
+        lines += LIMITS
+        changes = {n: m["difference"] for n, m in _metrics(rl).items() if (m["difference"]["mean"] > 0) != m["up"]}
+        worse = [f"{md(n)} {_interval(change, sign=True)}" for n, change in changes.items() if _sure(change)]
         lines += [f"- **Worse than at the start**: {'; '.join(worse)}."] if worse else []
     return [*lines, "- No licence is chosen here: that of the data and of the checkpoint that it started from decides."]
 
@@ -299,11 +273,8 @@ def _metrics(rl: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, m in _mapping(_mapping(rl.get("results")).get("metrics")).items():
         entry = {k: _mapping(_mapping(m).get(k)) for k in ("start", "now", "difference")}
         if all(_number(part.get("mean")) for part in entry.values()):
-            found[str(name)] = {
-                **entry,
-                "up": _mapping(m).get("higher_is_better") is not False,
-                "role": _mapping(m).get("role", ""),
-            }
+            up, role = m.get("higher_is_better") is not False, m.get("role", "")
+            found[str(name)] = {**entry, "up": up, "role": role}
     return found
 
 

@@ -109,6 +109,9 @@ KINDS = {
 # ---------------------------------------------------------------------------------------------------------------- folders
 
 
+WRITTEN = "a folder written by `rlspeech pretrain` or `rlspeech rl`"
+
+
 def embedded_path(task: str) -> Path:
     """Folder of the checkpoint that ships with the package."""
     return Path(str(resources.files("rlspeech") / "assets" / task))
@@ -123,9 +126,8 @@ def resolve(name: str, task: str = "flowse") -> Path:
     if name in {"embedded", "tiny"}:
         packaged, kind = embedded_path(task), KINDS.get(task, Kind(task, ""))
         if not (packaged / "config.json").is_file():
-            raise UserError(
-                f"no {kind.title} came with this installation", f"{packaged} holds no checkpoint", kind.instead
-            )
+            why = f"{packaged} holds no checkpoint"
+            raise UserError(f"no {kind.title} came with this installation", why, kind.instead)
         return packaged
     path = Path(name)
     if (path / "config.json").is_file():
@@ -137,22 +139,14 @@ def resolve(name: str, task: str = "flowse") -> Path:
             if (found / "config.json").is_file():
                 return found
     if (path / "adapter_config.json").is_file():
-        raise UserError(
-            f"{name} is an adapter, not a model",
-            "it says what changes in the model that it was trained on",
-            f"rlspeech convert lora {name} --to merged FOLDER, then --model FOLDER",
-        )
+        why = "it says what changes in the model that it was trained on"
+        try_this = f"rlspeech convert lora {name} --to merged FOLDER, then --model FOLDER"
+        raise UserError(f"{name} is an adapter, not a model", why, try_this)
     if (path / "metrics.jsonl").is_file():  # what training leaves, and no other stage
-        raise UserError(
-            f"no checkpoint in {name} yet",
-            "this run was ended before it wrote its first",
-            "the command that made it, once more; --set save_every=STEPS writes them more often",
-        )
-    raise UserError(
-        f"no checkpoint at {name}",
-        "neither a folder with config.json nor a run folder with checkpoints",
-        "a folder written by `rlspeech pretrain` or `rlspeech rl`, or 'embedded'",
-    )
+        try_this = "the command that made it, once more; --set save_every=STEPS writes them more often"
+        raise UserError(f"no checkpoint in {name} yet", "this run was ended before it wrote its first", try_this)
+    why = "neither a folder with config.json nor a run folder with checkpoints"
+    raise UserError(f"no checkpoint at {name}", why, f"{WRITTEN}, or 'embedded'")
 
 
 def find_checkpoint(name: str, task: str) -> Path | None:
@@ -178,9 +172,10 @@ def fingerprint(name: str, task: str) -> str:
     if kind is not None and not kind.model_type:
         folder = find_checkpoint(name, task)
         return name if folder is None else digest_of(folder)
+    folder = resolve(name, task)
     if kind is not None:
-        read_config(resolve(name, task), task)
-    return digest_of(resolve(name, task))
+        read_config(folder, task)
+    return digest_of(folder)
 
 
 def task_of(folder: Path) -> str | None:
@@ -214,20 +209,13 @@ def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {folder / 'config.json'}",
-            str(error),
-            "a folder written by `rlspeech pretrain` or `rlspeech rl`",
-        ) from error
+        raise UserError(f"cannot read {folder / 'config.json'}", str(error), WRITTEN) from error
+    what = f"{folder} is not {_a(kind.title)}"
     if not isinstance(config, dict):
-        raise UserError(
-            f"{folder} is not {_a(kind.title)}", f"its config.json holds no object but {type(config).__name__}"
-        )
+        raise UserError(what, f"its config.json holds no object but {type(config).__name__}")
     if config.get("model_type") != kind.model_type:
         refuse_other(folder, task)
-        raise UserError(
-            f"{folder} is not {_a(kind.title)}", f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}"
-        )
+        raise UserError(what, f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}")
     return config
 
 

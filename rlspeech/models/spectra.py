@@ -51,9 +51,8 @@ class StftFrontEnd(nn.Module):
     def encode(self, wav: Tensor) -> Tensor:
         """(N, T) -> (N, L, D)."""
         pad = (self.frames(wav.shape[1]) - 1) * self.hop - wav.shape[1]
-        spec = torch.stft(
-            nn.functional.pad(wav, (0, pad)), self.n_fft, self.hop, window=self.window, return_complex=True
-        )
+        padded = nn.functional.pad(wav, (0, pad))
+        spec = torch.stft(padded, self.n_fft, self.hop, window=self.window, return_complex=True)
         return self.pack(spec * (spec.abs() + 1e-8) ** (self.power - 1.0) * self.scale)
 
     def decode(self, x: Tensor, samples: int) -> Tensor:
@@ -90,9 +89,8 @@ def mel_filters(
     """
     from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
-    ends = [
-        float(hertz_to_mel(hz, mel_scale="slaney")) for hz in (fmin_hz, sample_rate / 2 if fmax_hz is None else fmax_hz)
-    ]
+    top_hz = sample_rate / 2 if fmax_hz is None else fmax_hz
+    ends = [float(hertz_to_mel(hz, mel_scale="slaney")) for hz in (fmin_hz, top_hz)]
     edges_hz = np.asarray(mel_to_hertz(np.linspace(ends[0], ends[1], n_mels + 2), mel_scale="slaney"))
     bins_hz = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
     rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
@@ -114,9 +112,8 @@ class MelFrontEnd(nn.Module):
         super().__init__()
         self.n_fft, self.hop, self.width = cfg.n_fft, cfg.hop, cfg.n_mels
         self.register_buffer("window", torch.hann_window(cfg.n_fft), persistent=False)
-        self.register_buffer(
-            "bank", mel_filters(cfg.sample_rate, cfg.n_fft, cfg.n_mels, cfg.mel_fmax_hz), persistent=False
-        )
+        bank = mel_filters(cfg.sample_rate, cfg.n_fft, cfg.n_mels, cfg.mel_fmax_hz)
+        self.register_buffer("bank", bank, persistent=False)
         self.vocoder_name = cfg.vocoder
         self._vocoder: list[nn.Module] = []  # in a list: frozen, and not part of this model's weights
 
@@ -145,27 +142,19 @@ class MelFrontEnd(nn.Module):
 
     def _load(self, device: torch.device) -> nn.Module:
         if not self.vocoder_name:
-            raise UserError(
-                "the mel front end needs a vocoder",
-                "model.vocoder is not set",
-                "--set model.vocoder=FOLDER (a transformers SpeechT5HifiGan), or model.front_end=stft",
-            )
+            try_this = "--set model.vocoder=FOLDER (a transformers SpeechT5HifiGan), or model.front_end=stft"
+            raise UserError("the mel front end needs a vocoder", "model.vocoder is not set", try_this)
         from transformers import SpeechT5HifiGan
 
         try:
             vocoder = SpeechT5HifiGan.from_pretrained(self.vocoder_name)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot load the vocoder {self.vocoder_name}",
-                str(error).splitlines()[0],
-                "a folder with config.json and weights",
-            ) from error
-        hop = math.prod(vocoder.config.upsample_rates)
-        if vocoder.config.model_in_dim != self.width or hop != self.hop:
-            raise UserError(
-                "the vocoder does not fit",
-                f"it wants {vocoder.config.model_in_dim} mels at hop {hop}, the model has {self.width} at {self.hop}",
-            )
+            what, why = f"cannot load the vocoder {self.vocoder_name}", str(error).splitlines()[0]
+            raise UserError(what, why, "a folder with config.json and weights") from error
+        mels, hop = vocoder.config.model_in_dim, math.prod(vocoder.config.upsample_rates)
+        if mels != self.width or hop != self.hop:
+            why = f"it wants {mels} mels at hop {hop}, the model has {self.width} at {self.hop}"
+            raise UserError("the vocoder does not fit", why)
         return vocoder.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
@@ -220,9 +209,9 @@ def stack_frames(frames: Tensor, stack: int = 7, stride: int = 6) -> Tensor:
     return padded.unfold(0, stack, stride)[:count].transpose(1, 2).reshape(count, -1)
 
 
-def fbank_lfr(wav: Tensor, mels: int = 80, sample_rate: int = 16000, stack: int = 7, stride: int = 6) -> Tensor:
-    """Stacked log-mel windows (L', stack * mels) of a waveform (T,)."""
-    return stack_frames(fbank(wav, mels, sample_rate), stack, stride)
+def fbank_lfr(wav: Tensor) -> Tensor:
+    """Stacked log-mel windows (L', 7 * 80) of a waveform (T,) at 16 kHz."""
+    return stack_frames(fbank(wav))
 
 
 def level_normalise(wav: Tensor, dbfs: float) -> Tensor:
@@ -301,11 +290,9 @@ def track_pitch(
     score = lags[..., low] * (1 - part) + lags[..., low + 1] * part + OCTAVE * torch.log2(grid / F0_LOW_HZ)
     quiet = energy < SILENCE**2 * energy.amax(1, keepdim=True).clamp_min(1e-7)
     scores = score.masked_fill(quiet[..., None], -1.0)
-    inside = (
-        torch.ones_like(quiet)
-        if real is None
-        else torch.arange(frames, device=wav.device) < real.to(wav.device)[:, None]
-    )
+    inside = torch.ones_like(quiet)
+    if real is not None:
+        inside = torch.arange(frames, device=wav.device) < real.to(wav.device)[:, None]
     # behind the end any state is as good as any other
     path = _best_path(scores.masked_fill(~inside[..., None], VOICING))
     peak = path.clamp(1, BINS - 2)[..., None]
