@@ -289,9 +289,8 @@ def pair_by(
         else:
             yield path, partners[0], None
         used.add(name or "")
-    for name, paths in targets.items():
-        if name not in used:
-            yield from ((None, path, "no noisy partner") for path in paths)
+    for path in (p for name, paths in targets.items() if name not in used for p in paths):
+        yield None, path, "no noisy partner"
 
 
 def pair(
@@ -337,9 +336,7 @@ def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int
             sets.dropped.append(dropped_row(row.split, row.utt.id, path, verdict.reason, detail))
         else:
             passed.append(_filled(row, facts[row.utt.audio_filepath]))
-    copies = _duplicates(passed, facts)
-    taken: dict[str, set[str]] = {}
-    multichannel = 0
+    copies, taken, multichannel = _duplicates(passed, facts), dict[str, set[str]](), 0
     for index, (split, utt, _) in enumerate(passed):
         if index in copies:
             detail = f"same samples as {copies[index]}"
@@ -360,9 +357,8 @@ def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int
 def _measure_all(
     candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, sets: Sets
 ) -> dict[str, FileFacts]:
-    paths = dict.fromkeys(
-        p for row in candidates if not row.problem for p in (row.utt.audio_filepath, row.utt.target_filepath) if p
-    )
+    utts = [row.utt for row in candidates if not row.problem]
+    paths = dict.fromkeys(p for utt in utts for p in (utt.audio_filepath, utt.target_filepath) if p)
     keys = {path: _key(path, limits) for path in paths}
     facts: dict[str, FileFacts] = {}
     with JsonlWriter(journal, "key") as writer:
@@ -398,12 +394,10 @@ def _key(path: str, limits: Limits) -> str | None:
 
 
 def _judge_row(row: Candidate, facts: dict[str, FileFacts], limits: Limits, kind: str | None) -> Verdict | None:
-    utt = row.utt
-    audio = facts[utt.audio_filepath]
+    utt, audio = row.utt, facts[row.utt.audio_filepath]
     if utt.target_filepath is None:
         return judge(audio, limits, kind=kind or KINDS.get(row.split, "speech"), utt=utt)
-    verdict = judge(audio, limits, kind="noisy", utt=utt)
-    if verdict:
+    if verdict := judge(audio, limits, kind="noisy", utt=utt):
         return verdict
     target = facts[utt.target_filepath]
     if verdict := judge(target, limits, kind="speech"):
@@ -420,13 +414,12 @@ def _filled(row: Candidate, facts: FileFacts) -> Candidate:
 
 def _duplicates(rows: Sequence[Candidate], facts: dict[str, FileFacts]) -> dict[int, str]:
     """Index of every later copy -> path of the one that stays."""
-    first: dict[tuple[str, float, float], str] = {}
+    first: dict[tuple[str, float, float], tuple[int, str]] = {}
     copies: dict[int, str] = {}
     for index in sorted(range(len(rows)), key=lambda i: (not rows[i].split.lower().startswith(HELD_OUT), i)):
         utt = rows[index].utt
         identity = (facts[utt.audio_filepath].digest, utt.offset, utt.duration)
-        if identity in first:
-            copies[index] = first[identity]
-        else:
-            first[identity] = utt.audio_filepath
+        kept, path = first.setdefault(identity, (index, utt.audio_filepath))
+        if kept != index:
+            copies[index] = path
     return copies

@@ -310,8 +310,7 @@ def _without_outliers(poses: np.ndarray) -> np.ndarray:
     if len(poses) < 3:
         return poses
     padded = np.concatenate([poses[:1], poses, poses[-1:]])
-    middle: np.ndarray = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
-    return middle
+    return np.asarray(np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0))
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -320,8 +319,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     index = np.arange(len(values))
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    mean: np.ndarray = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
-    return mean
+    return np.asarray((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
 
 
 def cut(frames: Iterable[np.ndarray], path: Path2D) -> np.ndarray:

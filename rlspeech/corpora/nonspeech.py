@@ -16,6 +16,7 @@ text is empty; ``fragment`` is 60 to 120 ms of speech alone in room tone: no wor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = ["CONDITIONS", "Nonspeech", "music", "render", "word_times"]
 CONDITIONS = ("silence", "noise", "music", "cut", "looped")
 SPEECH_CONDITIONS = frozenset({"cut", "looped"})  # those that need speech with transcripts
 RATE_HZ = 16000
+Rows = Sequence[Utterance]
 MIN_S = 0.3
 ATTEMPTS = 24  # sources tried for one clip
 LEVEL_DBFS = (-45.0, -16.0)
@@ -71,12 +73,10 @@ class Nonspeech(Source):
         if not any(utt.text for utt in clean) and SPEECH_CONDITIONS & set(wanted):
             if clean or self.conditions:
                 why = "cut and looped speech need rows with a text"
-                try_this = "--clean MANIFEST with transcripts, or other --condition"
-                raise UserError("no speech with transcripts", why, try_this)
+                raise UserError("no speech with transcripts", why, "--clean MANIFEST with them, or other --condition")
             wanted = [c for c in wanted if c not in SPEECH_CONDITIONS]
             log.warn("without --clean there is no cut and no looped speech in the set")
-        options: dict[str, Any] = {"count": self.count, "conditions": wanted, "seed": self.seed, "max_s": self.max_s}
-        rows, dropped = render(noise, clean, out, **options)
+        rows, dropped = render(noise, clean, out, self.count, self.max_s, wanted, self.seed)
         if not rows:
             raise UserError("no clip could be made", dropped[0]["detail"], "other --noise or --clean")
         by_condition = {}
@@ -105,8 +105,8 @@ class Made(NamedTuple):
 class Material:
     """What clips are made of. ``clean`` are rows with texts; their language is handed on."""
 
-    noise: Sequence[Utterance]
-    clean: Sequence[Utterance]
+    noise: Rows
+    clean: Rows
     max_s: float
     by_speaker: dict[str, list[Utterance]] = field(default_factory=dict)
 
@@ -122,14 +122,7 @@ class Material:
 
 
 def render(
-    noise: Sequence[Utterance],
-    clean: Sequence[Utterance],
-    out: Path,
-    *,
-    count: int = 40,
-    conditions: Sequence[str] = CONDITIONS,
-    seed: int = 0,
-    max_s: float = 20.0,
+    noise: Rows, clean: Rows, out: Path, count: int, max_s: float, conditions: Sequence[str] = CONDITIONS, seed: int = 0
 ) -> Rendered:
     """Write ``count`` clips of every condition below ``out/audio``, at 16 kHz.
 
@@ -138,9 +131,9 @@ def render(
         clean: speech with transcripts, for ``cut`` and ``looped``; without a usable one these conditions stay empty.
         out: folder.
         count: clips of each condition.
+        max_s: longest clip, in seconds.
         conditions: subset of ``CONDITIONS``.
         seed: decides everything.
-        max_s: longest clip, in seconds.
 
     Returns:
         rows, and for every clip that could not be made a row with its reason.
@@ -152,20 +145,19 @@ def render(
     rows: list[Utterance] = []
     failed: list[dict[str, Any]] = []
     with log.progress(count * len(conditions), "making", "clips") as bar:
-        for condition in conditions:
-            for number in range(count):
-                name = f"{condition}_{number:04d}"
-                path = out / "audio" / f"{name}.flac"
-                try:
-                    made = _attempt(condition, number, material, mixture_rng(seed, number, condition))
-                    save_audio(path, made.wav, RATE_HZ)
-                except AudioError as error:
-                    failed.append(dropped_row("manifest", name, path, "cannot be made", error.reason))
-                    continue
-                except OSError as error:
-                    raise write_error(out, error, f"{len(rows)} clips were kept") from error
-                rows.append(_row(name, path, condition, made))
-                bar.advance()
+        for condition, number in itertools.product(conditions, range(count)):
+            name = f"{condition}_{number:04d}"
+            path = out / "audio" / f"{name}.flac"
+            try:
+                made = _attempt(condition, number, material, mixture_rng(seed, number, condition))
+                save_audio(path, made.wav, RATE_HZ)
+            except AudioError as error:
+                failed.append(dropped_row("manifest", name, path, "cannot be made", error.reason))
+                continue
+            except OSError as error:
+                raise write_error(out, error, f"{len(rows)} clips were kept") from error
+            rows.append(_row(name, path, condition, made))
+            bar.advance()
     return rows, failed
 
 

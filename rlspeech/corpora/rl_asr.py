@@ -64,6 +64,7 @@ DISTRACTORS = (
     "keywords that an utterance does not hold, added to its column `keywords`: without any, keyword precision knows no "
     "false alarms"
 )
+Texts = Mapping[str, Sequence[str]]  # row id -> what each recogniser made of it
 Units = Callable[[str, str | None], list[str]]  # text, language -> normalised words (or characters)
 
 
@@ -187,18 +188,13 @@ def find_keywords(text: Sequence[str], table: Mapping[str, Sequence[tuple[tuple[
 
 
 def build(
-    utts: Sequence[Utterance],
-    hypotheses: Mapping[str, Sequence[str]],
-    keywords: Sequence[str],
-    rules: Rules,
-    units: Units,
-    out: Path,
+    utts: Sequence[Utterance], hypotheses: Texts, keywords: Sequence[str], rules: Rules, units: Units, out: Path
 ) -> Built:
     """Choose and render; rows of the result carry ``set``, ``agreement`` (1 - mean pairwise WER), ``keywords`` and ``condition``.
 
     Args:
         utts: the corpus; rows without a known text are left out.
-        hypotheses: row id -> what each recogniser made of it; rows with fewer than two are no hard cases.
+        hypotheses: rows with fewer than two are no hard cases.
         keywords: the list; empty: rare words are taken.
         rules: sizes and thresholds.
         units: text and language -> normalised units.

@@ -243,8 +243,7 @@ def open_runs(given: Sequence[str]) -> list[RunRecord]:
     """
     runs = [_open(text) for text in given]
     places = [p.scores_path if p.stage == "reward" else p.path for p in runs]
-    double = next((str(p) for i, p in enumerate(places) if p in places[:i]), None)
-    if double:
+    if double := next((str(p) for i, p in enumerate(places) if p in places[:i]), None):
         raise UserError(f"{double} is given twice", "a run cannot be compared with itself", "name each run once")
     for depth in range(2, 5):  # runs/a/rl and runs/b/rl are a/rl and b/rl
         names = [p.name for p in runs]
@@ -319,8 +318,7 @@ def _why_not(path: Path) -> tuple[str, str]:
     if path.parent.name == "checkpoints":
         return "it is a checkpoint", f"rlspeech report {shown_path(path.parent.parent)}"
     if (path / "probe.json").is_file():
-        what = "it holds a probe, whose table was printed and is in probe.json"
-        return what, "rlspeech rl without --probe makes a run"
+        return "it holds a probe, whose table is in probe.json", "rlspeech rl without --probe makes a run"
     inside = sorted(p for p in path.iterdir() if p.is_dir() and any((p / n).is_file() for n in MARKS))
     if inside:
         some = " ".join(str(shown_path(p)) for p in inside[:3])
