@@ -33,7 +33,6 @@ __all__ = ["Prepare", "run"]
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
 # its command names its class.
 LAYOUTS = (Dns, VoiceBank, Pairs, Mix, Ladder, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo)
-Dropped = list[dict[str, Any]]
 Rows = list[Utterance]
 Dropped = list[dict[str, Any]]
 First = Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder"]
