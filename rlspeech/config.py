@@ -27,7 +27,7 @@ from rlspeech.config_parts import (
     Share,
     Strict,
     TokenRewardModel,
-    key,
+    conf,
 )
 
 
@@ -53,10 +53,12 @@ TRACKERS = "where curves go besides metrics.jsonl, one or a list; auto: TensorBo
 class Pretrain(Strict):
     """``rlspeech pretrain``."""
 
-    task: Literal["flowse", "avse", "listener", "asr", "codec", "tts", "token-reward"] | OwnTask = key("flowse", TASK)
-    data: str | None = key(None, "paired manifest, mixture recipe, or folder that holds one (default: embedded corpus)")
-    valid: str | None = key(None, "paired manifest for validation (default: held back from the data)")
-    init: str | None = key(None, "checkpoint to start from, or 'embedded' (default: random initialisation)")
+    task: Literal["flowse", "avse", "listener", "asr", "codec", "tts", "token-reward"] | OwnTask = conf("flowse", TASK)
+    data: str | None = conf(
+        None, "paired manifest, mixture recipe, or folder that holds one (default: embedded corpus)"
+    )
+    valid: str | None = conf(None, "paired manifest for validation (default: held back from the data)")
+    init: str | None = conf(None, "checkpoint to start from, or 'embedded' (default: random initialisation)")
     out: str | None = None
     model: FlowModel = FlowModel()
     avse: AvseModel = AvseModel()
@@ -66,34 +68,34 @@ class Pretrain(Strict):
     tts: CodecLMModel = CodecLMModel()
     token_reward: TokenRewardModel = TokenRewardModel()
     augment: Augment = Augment()
-    ctc_weight: Share = key(0.3, "asr: weight of a CTC loss on the encoder, which teaches it where the words are")
-    content_weight: NonNegative = key(
+    ctc_weight: Share = conf(0.3, "asr: weight of a CTC loss on the encoder, which teaches it where the words are")
+    content_weight: NonNegative = conf(
         0.0, "codec: weight of the cosine distance of content_ear's encodings from the copy's"
     )
-    content_ear: str = key(
+    content_ear: str = conf(
         "embedded", "codec: recogniser for content_weight: embedded, or a run of pretrain --task asr"
     )
-    video: Video = key("right", "avse: shuffled trains the control on another utterance's video, none without video")
-    mixing: Mixing | None = key(None, "overrides the mixing of the recipe")
-    steps: Count = key(2000, "number of optimiser steps")
-    batch: Count = key(16, "clips in one step")
-    lr: float = key(5e-4, "peak learning rate")
-    warmup: int = key(200, "steps over which the learning rate rises")
+    video: Video = conf("right", "avse: shuffled trains the control on another utterance's video, none without video")
+    mixing: Mixing | None = conf(None, "overrides the mixing of the recipe")
+    steps: Count = conf(2000, "number of optimiser steps")
+    batch: Count = conf(16, "clips in one step")
+    lr: float = conf(5e-4, "peak learning rate")
+    warmup: int = conf(200, "steps over which the learning rate rises")
     weight_decay: float = 0.01
-    grad_clip: float = key(1.0, "largest norm of the gradient")
-    ema: float = key(0.999, "decay of the averaged weights, which are what is saved", ge=0, lt=1)
-    magnitude_weight: NonNegative = key(
+    grad_clip: float = conf(1.0, "largest norm of the gradient")
+    ema: float = conf(0.999, "decay of the averaged weights, which are what is saved", ge=0, lt=1)
+    magnitude_weight: NonNegative = conf(
         0.5, "weight of an added magnitude error (clean prediction); 0: flow matching alone"
     )
-    valid_every: int = key(500, "validate every so many steps")
-    save_every: int = key(500, "save a checkpoint every so many steps")
-    valid_items: int = key(16, "number of clips in a validation")
-    seed: int = key(0, SEED)
-    device: str = key("auto", DEVICE)
+    valid_every: int = conf(500, "validate every so many steps")
+    save_every: int = conf(500, "save a checkpoint every so many steps")
+    valid_items: int = conf(16, "number of clips in a validation")
+    seed: int = conf(0, SEED)
+    device: str = conf("auto", DEVICE)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    workers: int = key(0, "threads that load and mix audio ahead of the training step", ge=0)
-    max_minutes: float | None = key(None, MINUTES)
-    tracker: Trackers = key(["auto"], TRACKERS)
+    workers: int = conf(0, "threads that load and mix audio ahead of the training step", ge=0)
+    max_minutes: float | None = conf(None, MINUTES)
+    tracker: Trackers = conf(["auto"], TRACKERS)
 
 
 class RewardSpec(Strict):
@@ -101,14 +103,14 @@ class RewardSpec(Strict):
 
     name: str = Field(description="a name from `rlspeech doctor`, or package.module:function")
     weight: float = 1.0
-    scale: Literal["batch", "group", "none"] = key(
+    scale: Literal["batch", "group", "none"] = conf(
         "batch", "divide by the batch's standard deviation (FlowSE-GRPO), z-score in the group, or leave as it is"
     )
-    bounds: tuple[float | None, float | None] = key((None, None), "clamp the raw score to these before scaling")
-    missing: Literal["auto", "unscorable", "skip"] = key(
+    bounds: tuple[float | None, float | None] = conf((None, None), "clamp the raw score to these before scaling")
+    missing: Literal["auto", "unscorable", "skip"] = conf(
         "auto", "whether a null makes the row unscorable or adds nothing (skip); auto: as the reward declares"
     )
-    mode: Literal["add", "override"] = key(
+    mode: Literal["add", "override"] = conf(
         "add", "override: a score below 0, times weight, is the whole reward (hallucination); scale must be none"
     )
 
@@ -117,7 +119,7 @@ class GuardSpec(Strict):
     """A metric that is measured, not rewarded, and may stop the run."""
 
     name: str
-    max_drop: float | None = key(
+    max_drop: float | None = conf(
         None, "stop when the mean falls below step 0's by more than this and its interval; null: watch"
     )
 
@@ -125,26 +127,28 @@ class GuardSpec(Strict):
 class Exploration(Strict):
     """Where the randomness of a flow policy enters (``tasks/explore.py``)."""
 
-    kind: Literal["sde", "cps", "dance", "gain", "mask"] = key(
+    kind: Literal["sde", "cps", "dance", "gain", "mask"] = conf(
         "gain",
         "gain: log-gains of bands of the predicted clean signal; sde, cps, dance (flowse): independent noise in every bin of a step; mask (avse): independent noise in every element of the mask",
     )
-    noise: NonNegative = key(0.3, "a (sde), eta (cps, dance), deviation of log-gains in nepers (gain); 0: plain ODE")
-    window: Count = key(1, "number of consecutive stochastic steps")
-    start: tuple[int, int] | Literal["last"] = key(
+    noise: NonNegative = conf(0.3, "a (sde), eta (cps, dance), deviation of log-gains in nepers (gain); 0: plain ODE")
+    window: Count = conf(1, "number of consecutive stochastic steps")
+    start: tuple[int, int] | Literal["last"] = conf(
         "last", "first step of the window, from this range, never 0 (the SDE is singular there); last: the final ones"
     )
-    nfe: tuple[int, int] | None = key(
+    nfe: tuple[int, int] | None = conf(
         None, "Euler steps of a training rollout, drawn once a collection; null: as many as at inference"
     )
-    bands: Count = key(4, "gain: bands on the mel scale; fewer dimensions need fewer rollouts (see --probe)")
-    segment_s: float | None = key(None, "gain: length of the stretches that share a gain; null: the whole clip", gt=0)
-    basis: list[Literal["level", "contrast"]] = key(
+    bands: Count = conf(4, "gain: bands on the mel scale; fewer dimensions need fewer rollouts (see --probe)")
+    segment_s: float | None = conf(None, "gain: length of the stretches that share a gain; null: the whole clip", gt=0)
+    basis: list[Literal["level", "contrast"]] = conf(
         ["level", "contrast"], "gain: level moves a band up or down, contrast strengthens or weakens its attenuation"
     )
-    antithetic: bool = key(True, "draw the noise of a group in mirrored pairs; each rollout keeps its own distribution")
-    mask_clamp: bool = key(True, "mask: decode a sampled mask clipped at 0; its probability is the unclipped one's")
-    shared_latent: bool = key(True, "one x_0 per prompt: the steps before the window are run once for the whole group")
+    antithetic: bool = conf(
+        True, "draw the noise of a group in mirrored pairs; each rollout keeps its own distribution"
+    )
+    mask_clamp: bool = conf(True, "mask: decode a sampled mask clipped at 0; its probability is the unclipped one's")
+    shared_latent: bool = conf(True, "one x_0 per prompt: the steps before the window are run once for the whole group")
 
 
 class Lora(Strict):
@@ -158,17 +162,17 @@ class Lora(Strict):
 class PPO(Strict):
     """What PPO has beyond GRPO (``algos/ppo.py``)."""
 
-    form: Literal["relative", "critic"] = key(
+    form: Literal["relative", "critic"] = conf(
         "relative", "relative: one decision, advantage over the frozen base (LR-AVSE); critic: value network and GAE"
     )
-    kl_in: Literal["advantage", "loss"] = key(
+    kl_in: Literal["advantage", "loss"] = conf(
         "advantage", "where beta KL is subtracted: from the advantage (as published; no gradient), or in the loss"
     )
     discount: Share = 1.0
     gae_lambda: Share = 0.95
-    whiten: bool = key(False, "normalise the advantages of a collection; the one-step form uses them as they are")
+    whiten: bool = conf(False, "normalise the advantages of a collection; the one-step form uses them as they are")
     value_lr: Positive = 1e-3
-    value_clip: float | None = key(
+    value_clip: float | None = conf(
         0.2, "how far a value may move in a collection, in spreads of the returns; null: anywhere", gt=0
     )
     value_hidden: Count = 64
@@ -177,172 +181,180 @@ class PPO(Strict):
 class DiffRO(Strict):
     """Differentiable reward optimisation (``algos/diffro.py``; arXiv 2507.05911); temperature, hardness and weights are not given there."""
 
-    reward: str = key("embedded", "tts: checkpoint of `pretrain --task token-reward`; flowse, avse: dnsmos")
-    tau: Positive = key(1.0, "temperature of the Gumbel-softmax at the first step")
-    tau_end: float | None = key(
+    reward: str = conf("embedded", "tts: checkpoint of `pretrain --task token-reward`; flowse, avse: dnsmos")
+    tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
+    tau_end: float | None = conf(
         None, "temperature at the last step, reached geometrically; null: tau (HPRO: 0.8)", gt=0
     )
-    hard: bool = key(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
-    mode: Literal["teacher", "free"] = key(
+    hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
+    mode: Literal["teacher", "free"] = conf(
         "teacher", "teacher: one pass over self-generated tokens; free: every step gets the relaxed tokens before it"
     )
-    noise: Literal["given", "fresh"] = key(
+    noise: Literal["given", "fresh"] = conf(
         "given",
         "teacher: Gumbel noise drawn given the sampled tokens, so that the reward reads the rollout itself; fresh: drawn anew, as published: each token as if the ones before it were others (free: always fresh)",
     )
-    on: Literal["positive", "nonnegative", "all"] = key(
+    on: Literal["positive", "nonnegative", "all"] = conf(
         "positive",
         "grpo+diffro: rollouts whose advantage is above 0, at least 0, or all, also those that never stopped or loop (the unfiltered sum); diffro alone has no advantages: positive and nonnegative take every rollout that stopped and does not loop, all takes every one",
     )
-    weight: NonNegative = key(1.0, "grpo+diffro: weight of the differentiable reward's loss beside GRPO's")
-    content_weight: NonNegative = key(1.0, "weight of the log-posterior of the text, a mean over its pieces")
-    attribute_weights: dict[str, float] = key({}, "weights of further heads of the reward by name, e.g. sex: 0.1")
-    last_steps: Count = key(1, "flowse: Euler steps at the end that the gradient passes through")
-    smooth: Count = key(4, "flowse, avse: noisy, shifted copies that a gradient is averaged over; 1: the raw one")
+    weight: NonNegative = conf(1.0, "grpo+diffro: weight of the differentiable reward's loss beside GRPO's")
+    content_weight: NonNegative = conf(1.0, "weight of the log-posterior of the text, a mean over its pieces")
+    attribute_weights: dict[str, float] = conf({}, "weights of further heads of the reward by name, e.g. sex: 0.1")
+    last_steps: Count = conf(1, "flowse: Euler steps at the end that the gradient passes through")
+    smooth: Count = conf(4, "flowse, avse: noisy, shifted copies that a gradient is averaged over; 1: the raw one")
 
 
 class RL(Strict):
     """``rlspeech rl``."""
 
-    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = key("flowse", TASK)
-    algo: Literal["grpo", "ppo", "diffro", "grpo+diffro"] = key("grpo", "how the policy is trained")
-    model: str = key("embedded", "checkpoint or run folder to start from, or 'embedded'")
-    data: str | None = key(None, "manifest or mixture recipe (default: the embedded corpus)")
-    valid: str | None = key(None, "paired manifest of the validations (default: held back from the data)")
+    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = conf("flowse", TASK)
+    algo: Literal["grpo", "ppo", "diffro", "grpo+diffro"] = conf("grpo", "how the policy is trained")
+    model: str = conf("embedded", "checkpoint or run folder to start from, or 'embedded'")
+    data: str | None = conf(None, "manifest or mixture recipe (default: the embedded corpus)")
+    valid: str | None = conf(None, "paired manifest of the validations (default: held back from the data)")
     out: str | None = None
-    rewards: list[RewardSpec] = key(
+    rewards: list[RewardSpec] = conf(
         [], "reward and its weight, e.g. estoi=1 (see rlspeech doctor); may be repeated (default: the task's own)"
     )
-    guards: list[GuardSpec] = key([], "metric to watch; the run stops when it falls by more than MAX_DROP; repeatable")
+    guards: list[GuardSpec] = conf([], "metric to watch; the run stops when it falls by more than MAX_DROP; repeatable")
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
     diffro: DiffRO = DiffRO()
-    policy_weight: NonNegative = key(
+    policy_weight: NonNegative = conf(
         1.0, "weight of the policy loss; 0 beside a supervised weight: the control without RL or sampling"
     )
-    supervised_weight: NonNegative = key(0.0, "weight of the task's supervised loss (LR-AVSE: gamma, SI-SNR)")
-    supervised_on: Literal["mean", "sample"] = key("mean", "avse: SI-SNR of the noiseless or of the sampled output")
-    video: Video = key("right", "avse: shuffled is the control, in which every clip gets the video of another one")
-    lora: Lora | None = key(Lora(), "null trains every weight")
-    train_encoder: bool = key(False, "asr: also train the audio encoder and projector; they then run in every update")
-    precision: Literal["fp32", "bf16"] = key(
+    supervised_weight: NonNegative = conf(0.0, "weight of the task's supervised loss (LR-AVSE: gamma, SI-SNR)")
+    supervised_on: Literal["mean", "sample"] = conf("mean", "avse: SI-SNR of the noiseless or of the sampled output")
+    video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
+    lora: Lora | None = conf(Lora(), "null trains every weight")
+    train_encoder: bool = conf(False, "asr: also train the audio encoder and projector; they then run in every update")
+    precision: Literal["fp32", "bf16"] = conf(
         "fp32", "asr: precision of a language model's weights and rollouts; log-probabilities are summed in fp32"
     )
-    offload: Literal["none", "phase"] = key(
+    offload: Literal["none", "phase"] = conf(
         "none", "phase keeps in host memory what the running phase (encode, rollout, reward, update) does not need"
     )
-    steps: Count = key(60, "number of training steps, each a collection of rollouts and its updates")
-    prompts_per_step: Count = key(16, "prompts in one step, over all processes")
-    group: Count = key(8, "rollouts of each prompt")
-    updates_per_collection: Count = key(1, "optimiser updates on one collection, each on its own share of the rollouts")
-    epochs: Count = key(1, "passes over one collection")
-    micro_batch: Count = key(4, "prompts in a backward pass; changes memory and grad_agreement's parts, not the update")
-    lr: Positive = key(1e-3, "learning rate, for a LoRA and structured exploration; published per-bin runs use 2e-4")
+    steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
+    prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
+    group: Count = conf(8, "rollouts of each prompt")
+    updates_per_collection: Count = conf(
+        1, "optimiser updates on one collection, each on its own share of the rollouts"
+    )
+    epochs: Count = conf(1, "passes over one collection")
+    micro_batch: Count = conf(
+        4, "prompts in a backward pass; changes memory and grad_agreement's parts, not the update"
+    )
+    lr: Positive = conf(1e-3, "learning rate, for a LoRA and structured exploration; published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = 0.0
-    grad_clip: float = key(1.0, "largest norm of the gradient")
-    clip_range: float | Literal["auto"] = key("auto", "clip of the ratio; auto: clip_std spreads of the log-ratio")
-    clip_high: float | None = key(None, "upper clip range (DAPO: 0.28 over 0.2); null: the same as the lower one", gt=0)
+    grad_clip: float = conf(1.0, "largest norm of the gradient")
+    clip_range: float | Literal["auto"] = conf("auto", "clip of the ratio; auto: clip_std spreads of the log-ratio")
+    clip_high: float | None = conf(
+        None, "upper clip range (DAPO: 0.28 over 0.2); null: the same as the lower one", gt=0
+    )
     clip_std: Positive = 2.0
-    ratio_level: Literal["token", "sequence"] = key(
+    ratio_level: Literal["token", "sequence"] = conf(
         "token", "sequence: a rollout's geometric mean over its tokens (GSPO)"
     )
-    loss_mean: Literal["token", "sequence"] = key(
+    loss_mean: Literal["token", "sequence"] = conf(
         "token", "equal weight of every token, or of every rollout, however long (GRPO as first published)"
     )
-    truncated: Literal["mask", "penalise", "keep"] = key(
+    truncated: Literal["mask", "penalise", "keep"] = conf(
         "mask", "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are"
     )
     truncated_reward: float = -1.0
-    dynamic_sampling: int = key(
+    dynamic_sampling: int = conf(
         0, "how often prompts with equal rewards are replaced by further ones (DAPO); 0: they are skipped", ge=0
     )
-    reduction: Literal["mean", "sum"] = key("mean", "over the dimensions of one decision; the clip range depends on it")
+    reduction: Literal["mean", "sum"] = conf(
+        "mean", "over the dimensions of one decision; the clip range depends on it"
+    )
     ratio: Literal["plain", "rationorm"] = "plain"
-    kl_beta: NonNegative = key(0.01, "weight of the KL to the reference policy; 0 skips the reference pass")
-    kl: Literal["full", "k3"] = key(
+    kl_beta: NonNegative = conf(0.01, "weight of the KL to the reference policy; 0 skips the reference pass")
+    kl: Literal["full", "k3"] = conf(
         "full", "token policies: over the whole vocabulary, or the k3 estimate from the sampled token; Gaussian: exact"
     )
-    advantage: Literal["sum_then_norm", "norm_then_sum"] = key(
+    advantage: Literal["sum_then_norm", "norm_then_sum"] = conf(
         "sum_then_norm", "compose the rewards, then normalise in the group; or normalise each and add"
     )
     advantage_std: Literal["group", "batch", "none"] = "group"
     advantage_clip: float = 5.0
-    max_unscorable: Share = key(0.2, "stop the run when a larger share of rows cannot be scored")
-    clip_s: NonNegative = key(2.0, "length of a training prompt; 0 keeps whole utterances (asr)")
-    valid_every: Count = key(20, "validate every so many steps")
-    valid_items: Count = key(24, "number of clips in a validation")
-    valid_draws: Count = key(1, "samples per clip in a validation, averaged: chance (tts) hides less from guards")
-    save_every: Count = key(50, "save a checkpoint every so many steps")
-    seed: int = key(0, SEED)
-    device: str = key("auto", DEVICE)
-    workers: int = key(2, "processes for CPU rewards", ge=0)
-    probe_batches: int = key(16, "--probe: independent gradients per setting", ge=4)
-    probe_settings: list[Exploration] = key(
+    max_unscorable: Share = conf(0.2, "stop the run when a larger share of rows cannot be scored")
+    clip_s: NonNegative = conf(2.0, "length of a training prompt; 0 keeps whole utterances (asr)")
+    valid_every: Count = conf(20, "validate every so many steps")
+    valid_items: Count = conf(24, "number of clips in a validation")
+    valid_draws: Count = conf(1, "samples per clip in a validation, averaged: chance (tts) hides less from guards")
+    save_every: Count = conf(50, "save a checkpoint every so many steps")
+    seed: int = conf(0, SEED)
+    device: str = conf("auto", DEVICE)
+    workers: int = conf(2, "processes for CPU rewards", ge=0)
+    probe_batches: int = conf(16, "--probe: independent gradients per setting", ge=4)
+    probe_settings: list[Exploration] = conf(
         [], "--probe: explorations to compare; empty: the configured one, its neighbours and the published one"
     )
-    max_minutes: float | None = key(None, MINUTES)
-    tracker: Trackers = key(["auto"], TRACKERS)
+    max_minutes: float | None = conf(None, MINUTES)
+    tracker: Trackers = conf(["auto"], TRACKERS)
 
 
 class Evaluate(Strict):
     """``rlspeech eval``."""
 
-    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = key("flowse", TASK)
-    data: str | None = key(None, "paired manifest to evaluate on (default: the embedded test set)")
-    models: dict[str, str] = key(
+    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = conf("flowse", TASK)
+    data: str | None = conf(None, "paired manifest to evaluate on (default: the embedded test set)")
+    models: dict[str, str] = conf(
         {}, "system by name, e.g. rl=runs/rl or base=embedded; may be repeated; the unprocessed input comes first"
     )
-    baseline: str | None = key(
+    baseline: str | None = conf(
         None, "system that the others are compared with (default: the first of several, the input for a single one)"
     )
-    metrics: list[str] = key([], "metric to measure; may be repeated (default: the task's own)")
+    metrics: list[str] = conf([], "metric to measure; may be repeated (default: the task's own)")
     out: str | None = None
-    nfe: int | None = key(None, "number of Euler steps (default: the model's own)")
-    guidance: float | None = key(None, "strength of classifier-free guidance (default: the model's own)")
-    video: Video = key("right", "avse: shuffled is the control, in which every clip gets the video of another one")
-    shuffled: list[str] = key([], "avse: score this model also with shuffled video, as NAME-shuffled; may be repeated")
-    normaliser: str = key("basic-2", "asr, tts: normaliser of texts, e.g. basic-2 or english-1 (see rlspeech doctor)")
-    sampling: Sampling = key(
+    nfe: int | None = conf(None, "number of Euler steps (default: the model's own)")
+    guidance: float | None = conf(None, "strength of classifier-free guidance (default: the model's own)")
+    video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
+    shuffled: list[str] = conf([], "avse: score this model also with shuffled video, as NAME-shuffled; may be repeated")
+    normaliser: str = conf("basic-2", "asr, tts: normaliser of texts, e.g. basic-2 or english-1 (see rlspeech doctor)")
+    sampling: Sampling = conf(
         Sampling(), "asr: language, prompt, length (decoding is greedy); tts: how tokens are sampled"
     )
-    beams: Count = key(1, "asr: width of the beam search; 1 is greedy")
-    recogniser: str | None = key(
+    beams: Count = conf(1, "asr: width of the beam search; 1 is greedy")
+    recogniser: str | None = conf(
         None, "tts: recogniser that scores, not the reward's: Hub id, folder or pocketsphinx (default: embedded)"
     )
-    anchors: bool = key(True, "tts: also score the recordings themselves and their copies through the codec")
-    by: str = key("condition", "asr, tts: manifest column whose values get tables of their own")
-    limit: int | None = key(None, "evaluate only the first N utterances")
-    batch: int = key(8, "utterances in one batch")
-    seed: int = key(0, SEED)
-    device: str = key("auto", DEVICE)
-    workers: int = key(2, "processes for CPU metrics")
-    players: int = key(6, "number of clips with players in the report", ge=0)
+    anchors: bool = conf(True, "tts: also score the recordings themselves and their copies through the codec")
+    by: str = conf("condition", "asr, tts: manifest column whose values get tables of their own")
+    limit: int | None = conf(None, "evaluate only the first N utterances")
+    batch: int = conf(8, "utterances in one batch")
+    seed: int = conf(0, SEED)
+    device: str = conf("auto", DEVICE)
+    workers: int = conf(2, "processes for CPU metrics")
+    players: int = conf(6, "number of clips with players in the report", ge=0)
 
 
 class ScoreFolder(Strict):
     """``rlspeech reward``."""
 
-    rewards: list[str] = key(["dnsmos"], "reward: dnsmos, pesq, asr_wer, ..., or package.module:function; repeatable")
-    target: str | None = key(None, "folder with reference recordings of the same names; a file for a single file")
-    text: str | None = key(None, "transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
-    hypotheses: str | None = key(None, "for asr_*: texts of a recogniser (default: its hypothesis or pred_text)")
-    system: str = key("system", "label that is written into every row")
-    recogniser: str | None = key(None, "for wer: Hub id or folder of a transformers recogniser, or pocketsphinx")
-    speaker_encoder: str | None = key(None, "for speaker_similarity: Hub id or folder (default: the embedded encoder)")
-    speech_encoder: str | None = key(None, "for speech_bert_score: Hub id or folder (default: the embedded encoder)")
-    llm: str | None = key(None, "for llm: Hub id or folder of an audio LLM, or http://host/v1 (default: embedded)")
-    llm_model: str | None = key(None, "for llm at an address: name of the model (default: the only one it serves)")
-    sentiment: str | None = key(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
-    prompt: str | None = key(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
-    report: Literal["auto", "always", "never"] = key(
+    rewards: list[str] = conf(["dnsmos"], "reward: dnsmos, pesq, asr_wer, ..., or package.module:function; repeatable")
+    target: str | None = conf(None, "folder with reference recordings of the same names; a file for a single file")
+    text: str | None = conf(None, "transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
+    hypotheses: str | None = conf(None, "for asr_*: texts of a recogniser (default: its hypothesis or pred_text)")
+    system: str = conf("system", "label that is written into every row")
+    recogniser: str | None = conf(None, "for wer: Hub id or folder of a transformers recogniser, or pocketsphinx")
+    speaker_encoder: str | None = conf(None, "for speaker_similarity: Hub id or folder (default: the embedded encoder)")
+    speech_encoder: str | None = conf(None, "for speech_bert_score: Hub id or folder (default: the embedded encoder)")
+    llm: str | None = conf(None, "for llm: Hub id or folder of an audio LLM, or http://host/v1 (default: embedded)")
+    llm_model: str | None = conf(None, "for llm at an address: name of the model (default: the only one it serves)")
+    sentiment: str | None = conf(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
+    prompt: str | None = conf(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
+    report: Literal["auto", "always", "never"] = conf(
         "auto", "report.html beside the scores; auto: where a reward gives words or the rows are ladders"
     )
-    players: int = key(8, "number of clips with players in the report", ge=0)
+    players: int = conf(8, "number of clips with players in the report", ge=0)
     out: str | None = None
-    batch: int = key(16, "files in one batch")
-    seed: int = key(0, SEED)
-    device: str = key("auto", DEVICE)
-    workers: int = key(2, "processes for CPU metrics")
-    timeout_s: Positive = key(60.0, "give up a CPU metric on one item after this long; its score is null")
+    batch: int = conf(16, "files in one batch")
+    seed: int = conf(0, SEED)
+    device: str = conf("auto", DEVICE)
+    workers: int = conf(2, "processes for CPU metrics")
+    timeout_s: Positive = conf(60.0, "give up a CPU metric on one item after this long; its score is null")

@@ -206,7 +206,7 @@ class _TensorBoard:
                 self.writer.add_audio(name, torch.from_numpy(wav)[None].clamp(-1, 1), step, sample_rate=file.samplerate)
 
     def texts(self, name: str, rows: Texts, step: int) -> None:
-        lines = (f"{key}\n  text  {text}\n  said  {said}" for key, text, said in rows)
+        lines = (f"{key}\n  text  {text}\n  said  {hypothesis}" for key, text, hypothesis in rows)
         self.writer.add_text(name, _quoted("\n".join(lines)), step)
 
     def close(self) -> None:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rlspeech.config import RL
     from rlspeech.types import Policy, SoftReward
 
-__all__ = ["get_algorithm"]
-
 
 def get_algorithm(
     config: RL, policy: Policy, optimizer: Optimizer, average: Average = lambda _: None, soft: SoftReward | None = None

@@ -21,8 +21,6 @@ from rlspeech.algos.update import Average
 from rlspeech.config import PPO
 from rlspeech.state import load_optimizer_state, optimizer_state
 
-__all__ = ["Critic", "pooled_moments"]
-
 STEPS = 8  # of the critic's optimiser, for one of the policy's
 TINY = 1e-6
 

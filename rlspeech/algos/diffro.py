@@ -46,8 +46,6 @@ from rlspeech.algos.update import (
 from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
 from rlspeech.types import RelaxPolicy, Rollout, Sample, SoftReward, UserError
 
-__all__ = ["DiffRO", "GRPODiffRO", "sound_rows"]
-
 ROUND = 1_000_003  # between the seeds of collections
 EPOCH = 7_919  # and of updates on one
 

@@ -20,8 +20,6 @@ from rlspeech.config import RL
 from rlspeech.rewards.mix import compose
 from rlspeech.types import Rollout, UserError
 
-__all__ = ["GRPO"]
-
 
 class GRPO(PolicyUpdate):
     """The advantage of a row is its reward against those of its prompt's other rows; see ``PolicyUpdate``.

@@ -13,22 +13,6 @@ from torch import Tensor
 
 from rlspeech.types import LogProb
 
-__all__ = [
-    "Advantage",
-    "Surrogate",
-    "agreement",
-    "critical_batch",
-    "decision_rewards",
-    "explained_variance",
-    "gae",
-    "group_advantage",
-    "policy_loss",
-    "relative_advantage",
-    "soft_loss",
-    "value_loss",
-    "whitened",
-]
-
 EPS = 1e-8
 Divisor = Literal["group", "batch", "none"]
 Mean = Literal["token", "sequence"]

@@ -35,8 +35,6 @@ from rlspeech.types import BasePolicy, CriticPolicy, Rollout, UserError
 EPS = 1e-8
 Estimate = tuple[Advantage, Tensor]  # advantages and returns, both (N, S)
 
-__all__ = ["BaseScores", "CriticPPO", "PPO", "Relative", "RelativePPO", "clip_name", "relative_reward"]
-
 
 class PPO(PolicyUpdate):
     """What the two forms share: every row that could be scored counts, and the KL may be a number of the collection.
@@ -72,9 +70,9 @@ class PPO(PolicyUpdate):
         cfg = self.config
         if cfg.ppo.kl_in != "advantage" or cfg.kl_beta == 0:
             return None
-        looks = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
+        evaluations = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
         count, found = rollout.mask.sum().clamp_min(1), dict[str, Tensor]()
-        for name, parts in (("kl", [look.kl for look in looks]), ("kl_other", [look.kl_other for look in looks])):
+        for name, parts in (("kl", [e.kl for e in evaluations]), ("kl_other", [e.kl_other for e in evaluations])):
             if all(part is not None for part in parts):
                 kl = torch.cat(cast(list[Tensor], parts)).detach()
                 found[name] = torch.where(rollout.mask, kl, torch.zeros_like(kl))
@@ -98,13 +96,13 @@ class RelativePPO(PPO):
         found = {n: hit for n in names if (hit := self.known.get(n, wanted)) is not None}
         new = {n: clip for n, clip in zip(names, prompts, strict=True) if n not in found}
         clips = list(new.values())
-        drawn = "latent" in policy.supports  # the base's output hangs on the collection's seed: nothing to keep
-        made = (policy.base(clips, seed=seed) if drawn else policy.base(clips)) if clips else []
+        seeded = "latent" in policy.supports  # the base's output hangs on the collection's seed: nothing to keep
+        made = (policy.base(clips, seed=seed) if seeded else policy.base(clips)) if clips else []
         columns = scorer.score([*rollout.samples, *made])
         for i, name in enumerate(new, start=len(rollout.samples)):
             values = [(column, scores[i].value) for column, scores in columns.items()]
             found[name] = {column: np.nan if value is None else float(value) for column, value in values}
-            if not drawn:
+            if not seeded:
                 self.known.put(name, found[name])
         self._hits = 1.0 - len(new) / len(set(names))
         rows = rollout.group.tolist()

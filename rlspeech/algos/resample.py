@@ -15,8 +15,6 @@ from torch import Tensor
 
 from rlspeech.types import Policy, Rollout, Score
 
-__all__ = ["Draw", "JoiningPolicy", "refill"]
-
 
 class JoiningPolicy(Policy, Protocol):
     """A policy that can make one collection of several; it says so by supporting "join"."""
@@ -56,17 +54,17 @@ def refill(
         a draw of as many prompts as the first, and what is logged.
     """
     wanted, current, draws = len(first.prompts), first, list[tuple[Draw, Tensor]]()
-    drawn = alive = found = 0
+    total = alive = found = 0
     for number in range(rounds + 1):
         signal = has_signal(current)
         draws.append((current, signal))
-        drawn, alive = drawn + len(signal), alive + int(signal.sum())
+        total, alive = total + len(signal), alive + int(signal.sum())
         found = min(wanted, alive)
         prompts = further(wanted - found) if found < wanted and number < rounds else []
         if not prompts:
             break
         current = draw(prompts, number + 1)
-    logged = {"prompts_drawn": float(drawn), "constant_drawn": 1.0 - alive / drawn}
+    logged = {"prompts_drawn": float(total), "constant_drawn": 1.0 - alive / total}
     logged["resampling_short"] = float(wanted - found)
     if len(draws) == 1:
         return first, logged

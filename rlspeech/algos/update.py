@@ -30,8 +30,6 @@ from rlspeech.engine import Phases
 from rlspeech.rewards.mix import to_arrays
 from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
 
-__all__ = ["Average", "Experience", "GradientSum", "JointScorer", "PolicyUpdate", "flat_gradient", "rows_of"]
-
 RATIO_TOLERANCE = 1e-3
 # logged as nan where no micro-batch had anything to learn
 NOT_EVALUATED = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "clipped_negative", "kl")

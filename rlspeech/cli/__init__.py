@@ -13,8 +13,6 @@ from rlspeech import __version__, log
 from rlspeech.cli import commands, files, prepare
 from rlspeech.cli.common import CLOSED, Group, reader_left
 
-__all__ = ["app", "main"]
-
 # typer takes 50 columns for the least
 NARROW = {"terminal_width": columns - 1} if (columns := shutil.get_terminal_size().columns) < 54 else {}
 

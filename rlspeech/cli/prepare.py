@@ -9,8 +9,6 @@ from typer import Argument, Option, Typer
 
 from rlspeech.cli.common import LAYERS, STAGE, command, stage
 
-__all__ = ["app"]
-
 app = Typer(
     no_args_is_help=True,
     epilog="Example: rlspeech prepare demo --out data && rlspeech prepare folder mine/ --out data/mine",

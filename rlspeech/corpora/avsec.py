@@ -21,15 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
-
 from rlspeech import log
+from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
 from rlspeech.data.video import LipsError, video_info
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError
-
-__all__ = ["Avsec", "find"]
 
 SPLITS = {"train": "train", "dev": "valid", "eval": "test"}  # folder -> split
 MEMBER = re.compile(r"^(S\d+)_([a-z_]+)\.(?:wav|mp4)$")
@@ -48,9 +45,9 @@ class Avsec(Layout):
     """``rlspeech prepare avsec4``."""
 
     name = "avsec4"
-    channels: Literal["mono", "binaural"] = Field("mono", description="recordings to use")
-    target: Literal["anechoic", "reverberant"] = Field("anechoic", description="reference to use")
-    given_lips: bool = Field(False, description="name the organisers' lip videos (lips/) where they are there")
+    channels: Literal["mono", "binaural"] = conf("mono", "recordings to use")
+    target: Literal["anechoic", "reverberant"] = conf("anechoic", "reference to use")
+    given_lips: bool = conf(False, "name the organisers' lip videos (lips/) where they are there")
 
     def make(self, out: Path) -> Sets:
         """Return the scenes for training, validation and test."""

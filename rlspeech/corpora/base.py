@@ -16,36 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import Field
-
 from rlspeech import log
-from rlspeech.config_parts import Mixing, Strict
+from rlspeech.config_parts import Mixing, Strict, conf
 from rlspeech.data.checks import FileFacts, Limits, Verdict, judge, judge_pair, measure
 from rlspeech.data.inputs import audio_files
 from rlspeech.files import JsonlWriter, dumps, safe_name, write_text
 from rlspeech.parallel import parallel_map, physical_cores
 from rlspeech.types import UserError, Utterance
-
-__all__ = [
-    "Candidate",
-    "Layout",
-    "Rendered",
-    "Sets",
-    "Source",
-    "candidate",
-    "check_folder",
-    "counted",
-    "dropped_row",
-    "file_id",
-    "located",
-    "next_command",
-    "pair",
-    "pair_by",
-    "recordings_below",
-    "shown",
-    "text_of",
-    "vet",
-]
 
 FILE_ID = re.compile(r"fileid_(\d+)")
 FILE_TIMEOUT_S = 900.0
@@ -136,7 +113,7 @@ class Source(Strict):
 
     name: ClassVar[str] = ""
     needed: ClassVar[tuple[str, ...]] = ()  # settings that have to be given
-    out: str | None = Field(None, description="folder for manifests; none: data/SOURCE")
+    out: str | None = conf(None, "folder for manifests; none: data/SOURCE")
 
     def chosen(self) -> Source:
         """Return the source itself, for a class that stands for several."""
@@ -155,11 +132,11 @@ class Layout(Source):
     """Settings that every corpus on disk has."""
 
     needed: ClassVar[tuple[str, ...]] = ("root",)
-    root: str | None = Field(None, description="the corpus, or a file of it")
-    mixing: Mixing = Field(Mixing(), description="how mixtures are made, where there are clean speech and noise")
-    limits: Limits = Field(Limits(), description="what is dropped")
-    seed: int = Field(0, ge=0, description="of rendered mixtures")
-    workers: int | None = Field(None, ge=0, description="worker processes; none: one a core; 0: none besides this one")
+    root: str | None = conf(None, "the corpus, or a file of it")
+    mixing: Mixing = conf(Mixing(), "how mixtures are made, where there are clean speech and noise")
+    limits: Limits = conf(Limits(), "what is dropped")
+    seed: int = conf(0, "of rendered mixtures", ge=0)
+    workers: int | None = conf(None, "worker processes; none: one a core; 0: none besides this one", ge=0)
 
     def processes(self) -> int:
         """Return the number of worker processes."""

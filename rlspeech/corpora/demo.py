@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from pydantic import Field
 
-from rlspeech.config_parts import Mixing
+from rlspeech.config_parts import Mixing, conf
 from rlspeech.corpora import nonspeech
 from rlspeech.corpora.base import Layout, Sets, shown
 from rlspeech.corpora.join import write_joined
@@ -35,19 +34,6 @@ from rlspeech.corpora.mix import MOUTHS, render_one
 from rlspeech.data.manifest import read_manifest, scan_manifest, write_manifest
 from rlspeech.data.mixing import MixtureSet, mixture_rng, write_recipe
 from rlspeech.types import UserError, Utterance
-
-__all__ = [
-    "Demo",
-    "cache_folder",
-    "cached",
-    "commands_folder",
-    "demo_commands",
-    "demo_commands_clean",
-    "demo_folder",
-    "demo_recipe",
-    "demo_test",
-    "demo_valid",
-]
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 RATE = 16000
@@ -85,8 +71,8 @@ class Demo(Layout):
 
     name = "demo"
     needed: ClassVar[tuple[str, ...]] = ()
-    mouths: bool = Field(False, description=MOUTHS)
-    commands: bool = Field(False, description="spoken digits and commands with transcripts, for recognition")
+    mouths: bool = conf(False, MOUTHS)
+    commands: bool = conf(False, "spoken digits and commands with transcripts, for recognition")
 
     def make(self, out: Path) -> Sets:
         """Return the embedded corpus, which is written as it is made."""

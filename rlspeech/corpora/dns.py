@@ -23,8 +23,6 @@ from rlspeech.data.inputs import audio_files
 from rlspeech.files import safe_name
 from rlspeech.types import UserError
 
-__all__ = ["Dns", "find"]
-
 BASES = ("", "datasets", "datasets_fullband", "training", "training_set", "pdns_training_set/raw")
 PARTS = {"clean": ("clean", "clean_fullband"), "noise": ("noise", "noise_fullband"), "rir": ("impulse_responses",)}
 TEST_FOLDER = re.compile(r"(?i)test_?set|blind")

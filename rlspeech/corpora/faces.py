@@ -24,23 +24,6 @@ import numpy as np
 
 from rlspeech.types import UserError
 
-__all__ = [
-    "Detector",
-    "Face",
-    "Path2D",
-    "SIDE",
-    "Track",
-    "cut",
-    "face_of_landmarks",
-    "follow",
-    "haar_detector",
-    "landmark_detector",
-    "mouth_path",
-    "mouth_row",
-    "search",
-    "smooth",
-]
-
 EVERY = 4  # 160 ms
 SEARCH_SIDE = 216  # the shorter side of the frames that are searched, in pixels
 SMALLEST = 1 / 7  # of the shorter side: smaller faces are not searched for

@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
-
+from rlspeech.config_parts import conf
 from rlspeech.corpora.base import (
     Candidate,
     Layout,
@@ -53,10 +52,8 @@ class Folder(Layout):
     """``rlspeech prepare folder``."""
 
     name = "folder"
-    text: str | None = Field(
-        None, description="list of transcripts: JSONL, csv, tsv or Kaldi's text; none: x.txt beside x.wav"
-    )
-    kind: Literal["speech", "noisy", "noise", "rir"] = Field("speech", description="checks that the files have to pass")
+    text: str | None = conf(None, "list of transcripts: JSONL, csv, tsv or Kaldi's text; none: x.txt beside x.wav")
+    kind: Literal["speech", "noisy", "noise", "rir"] = conf("speech", "checks that the files have to pass")
 
     def make(self, out: Path) -> Sets:
         """Return the recordings of a folder or manifest in one set."""
@@ -70,8 +67,8 @@ class Pairs(Layout):
 
     name = "pairs"
     needed: ClassVar[tuple[str, ...]] = ("noisy", "clean")
-    noisy: str | None = Field(None, description="folder with the inputs")
-    clean: list[str] = Field([], description="folder with the references, named as the inputs")
+    noisy: str | None = conf(None, "folder with the inputs")
+    clean: list[str] = conf([], "folder with the references, named as the inputs")
 
     def make(self, out: Path) -> Sets:
         """Return the files of two folders in one set of pairs."""

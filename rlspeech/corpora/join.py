@@ -19,16 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
-from pydantic import Field
 
 from rlspeech import log
+from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Sets, Source, shown
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.manifest import PATH_KEYS, TEXT_KEYS, find_manifest, read_manifest
 from rlspeech.files import safe_name
 from rlspeech.types import UserError, Utterance
-
-__all__ = ["Join", "join", "levels_db", "onset", "quiet_stretches", "read", "room_tone", "write_joined"]
 
 FIXED = {"id", "duration", "offset", "sample_rate", *PATH_KEYS}  # facts of the recording
 
@@ -38,13 +36,11 @@ class Join(Source):
 
     name = "join"
     needed = ("manifests",)
-    manifests: list[str] = Field(
-        [], description="manifests or folders that hold one; MANIFEST:condition=noisy sets a column of its rows"
+    manifests: list[str] = conf(
+        [], "manifests or folders that hold one; MANIFEST:condition=noisy sets a column of its rows"
     )
-    sample: int | None = Field(
-        None, ge=1, description="keep only this many rows, drawn at random, in their order; none: all"
-    )
-    seed: int = Field(0, ge=0, description="of the sample")
+    sample: int | None = conf(None, "keep only this many rows, drawn at random, in their order; none: all", ge=1)
+    seed: int = conf(0, "of the sample", ge=0)
 
     def make(self, out: Path) -> Sets:
         """Return the rows of all manifests in one set."""

@@ -13,13 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
+from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
 from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
-
-__all__ = ["LibriSpeech", "find"]
 
 PREFIXES = ("train-", "dev-", "test-")
 SEXES = {"F": "female", "M": "male"}
@@ -29,7 +26,7 @@ class LibriSpeech(Layout):
     """``rlspeech prepare librispeech``."""
 
     name = "librispeech"
-    splits: list[str] = Field([], description="split to take; may be repeated; none: all that are there")
+    splits: list[str] = conf([], "split to take; may be repeated; none: all that are there")
 
     def make(self, out: Path) -> Sets:
         """Return a set for each split."""

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from rlspeech import log
+from rlspeech.config_parts import conf
 from rlspeech.corpora.base import (
     Candidate,
     Layout,
@@ -59,9 +59,6 @@ from rlspeech.files import JsonlWriter, safe_name
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Lips", "contact_sheet", "crop_clip", "draw_all", "draw_mouth", "find", "movements"]
-
-
 CLIP_TIMEOUT_S = 3600.0
 CENTRE_SIDE = 112
 SHORT_S = 0.06  # videos that end this much before their audio are as long as it: a frame and a half
@@ -71,13 +68,13 @@ class Lips(Layout):
     """``rlspeech prepare lips``."""
 
     name = "lips"
-    crop: Literal["mouth96", "centre112", "whole96"] = Field(
-        "mouth96", description="mouth96 (tracked), centre112 (no detector) or whole96 (videos of mouths)"
+    crop: Literal["mouth96", "centre112", "whole96"] = conf(
+        "mouth96", "mouth96 (tracked), centre112 (no detector) or whole96 (videos of mouths)"
     )
-    landmarks: str | None = Field(
-        None, description="MediaPipe face-landmarker model (.task) in place of the embedded detector; needs mediapipe"
+    landmarks: str | None = conf(
+        None, "MediaPipe face-landmarker model (.task) in place of the embedded detector; needs mediapipe"
     )
-    keep_faceless: bool = Field(False, description="cut the centre of clips without any face instead of dropping them")
+    keep_faceless: bool = conf(False, "cut the centre of clips without any face instead of dropping them")
 
     def make(self, out: Path) -> Sets:
         """Return the rows whose video could be cropped; ``contact.png`` shows some of the crops."""

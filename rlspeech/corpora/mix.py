@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from rlspeech import log
+from rlspeech.config_parts import conf
 from rlspeech.corpora import folder
 from rlspeech.corpora.base import Candidate, Layout, Rendered, Sets, dropped_row
 from rlspeech.corpora.lips import draw_all
@@ -32,8 +32,6 @@ from rlspeech.files import JsonlWriter, safe_name, write_error
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError, Utterance
 
-__all__ = ["Ladder", "MOUTHS", "Material", "Mix", "find", "render", "render_ladders", "render_one"]
-
 MOUTHS = "draw a mouth that follows the speech: synthetic video"
 MIN_S = 1.0  # shorter utterances make no ladder
 
@@ -42,13 +40,11 @@ class Material(Layout):
     """Speech and noise that something is made of."""
 
     needed: ClassVar[tuple[str, ...]] = ("clean", "noise")
-    clean: list[str] = Field([], description="folder or manifest of clean speech; may be repeated")
-    noise: list[str] = Field([], description="folder or manifest of noise; may be repeated")
-    rir: list[str] = Field([], description="folder or manifest of impulse responses; may be repeated")
-    render: int = Field(
-        0, ge=0, description="write this many mixtures to disk; 0 writes a recipe that mixes on the fly"
-    )
-    render_s: float = Field(0.0, ge=0, description="length of rendered mixtures in seconds; 0 keeps whole utterances")
+    clean: list[str] = conf([], "folder or manifest of clean speech; may be repeated")
+    noise: list[str] = conf([], "folder or manifest of noise; may be repeated")
+    rir: list[str] = conf([], "folder or manifest of impulse responses; may be repeated")
+    render: int = conf(0, "write this many mixtures to disk; 0 writes a recipe that mixes on the fly", ge=0)
+    render_s: float = conf(0.0, "length of rendered mixtures in seconds; 0 keeps whole utterances", ge=0)
 
     def material(self, out: Path) -> Sets:
         """Return clean speech, noise and rooms. Raises ``UserError`` where no speech or no noise is left."""
@@ -60,7 +56,7 @@ class Mix(Material):
     """``rlspeech prepare mix``."""
 
     name = "mix"
-    mouths: bool = Field(False, description=MOUTHS)
+    mouths: bool = conf(False, MOUTHS)
 
     def make(self, out: Path) -> Sets:
         """Return speech, noise and rooms with a recipe, or the mixtures that are rendered of them."""
@@ -84,10 +80,8 @@ class Ladder(Material):
     """``rlspeech prepare ladder``."""
 
     name = "ladder"
-    render: int = Field(0, ge=0, description="number of utterances; 0 takes all")
-    render_s: float = Field(
-        0.0, ge=0, description="longest stretch of an utterance in seconds; 0 keeps whole utterances"
-    )
+    render: int = conf(0, "number of utterances; 0 takes all", ge=0)
+    render_s: float = conf(0.0, "longest stretch of an utterance in seconds; 0 keeps whole utterances", ge=0)
 
     def make(self, out: Path) -> Sets:
         """Return the speech and noise of the ladders, which are rendered of them."""

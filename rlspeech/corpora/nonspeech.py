@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
+from rlspeech.config_parts import conf
 from rlspeech.corpora import folder
 from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.join import faded, join, onset, quiet_stretches, read, room_tone
@@ -35,8 +36,6 @@ from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import crop, mixture_rng
 from rlspeech.files import write_error
 from rlspeech.types import UserError, Utterance
-
-__all__ = ["CONDITIONS", "Nonspeech", "music", "render", "word_times"]
 
 CONDITIONS = ("silence", "noise", "music", "cut", "looped")
 SPEECH_CONDITIONS = frozenset({"cut", "looped"})  # those that need speech with transcripts
@@ -54,15 +53,13 @@ class Nonspeech(Source):
     """``rlspeech prepare nonspeech``."""
 
     name = "nonspeech"
-    noise: list[str] = Field([], description="folder or manifest of noise; may be repeated")
-    clean: list[str] = Field(
-        [], description="manifest of speech with transcripts, for cut and looped speech; may be repeated"
+    noise: list[str] = conf([], "folder or manifest of noise; may be repeated")
+    clean: list[str] = conf([], "manifest of speech with transcripts, for cut and looped speech; may be repeated")
+    count: int = conf(40, "clips of each condition", ge=1)
+    conditions: list[Literal["silence", "noise", "music", "cut", "looped"]] = conf(
+        [], "condition to make; may be repeated; none: all, cut and looped only with clean"
     )
-    count: int = Field(40, ge=1, description="clips of each condition")
-    conditions: list[Literal["silence", "noise", "music", "cut", "looped"]] = Field(
-        [], description="condition to make; may be repeated; none: all, cut and looped only with clean"
-    )
-    max_s: float = Field(20.0, ge=1, description="longest clip in seconds")
+    max_s: float = conf(20.0, "longest clip in seconds", ge=1)
     seed: int = Field(0, ge=0)
 
     def make(self, out: Path) -> Sets:

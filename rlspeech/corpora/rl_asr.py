@@ -28,7 +28,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config_parts import Strict
+from rlspeech.config_parts import Strict, conf
 from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.join import read, write_joined
 from rlspeech.data.audio import AudioError, rms_dbfs
@@ -40,20 +40,6 @@ from rlspeech.models.hub import embedded_path
 from rlspeech.parallel import one_by_one
 from rlspeech.rewards.recognisers import Transcribe, load_recogniser
 from rlspeech.types import UserError, Utterance
-
-__all__ = [
-    "Built",
-    "RlAsr",
-    "Rules",
-    "SETS",
-    "Units",
-    "build",
-    "disagreement",
-    "find_keywords",
-    "rare_words",
-    "recognise",
-]
-
 
 RATE_HZ = 16000
 SETS = ("d0", "d1", "d2", "d3", "d123")
@@ -71,22 +57,22 @@ Units = Callable[[str, str | None], list[str]]  # text, language -> normalised w
 class Rules(Strict):
     """What goes into which set."""
 
-    rows: int = Field(600, ge=1, description="size of d123 and of the control d0; smaller where the corpus is")
-    shares: tuple[float, float, float] = Field((0.5, 0.25, 0.25), description="of d1, d2 and d3 in rows")
-    sizes: tuple[int, int, int, int] | None = Field(
-        None, description="rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: as many as d123"
+    rows: int = conf(600, "size of d123 and of the control d0; smaller where the corpus is", ge=1)
+    shares: tuple[float, float, float] = conf((0.5, 0.25, 0.25), "of d1, d2 and d3 in rows")
+    sizes: tuple[int, int, int, int] | None = conf(
+        None, "rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: as many as d123"
     )
-    band: tuple[float, float] = Field(
-        (0.15, 1.0), description="hard cases (d1): least and largest mean pairwise WER between recognisers"
+    band: tuple[float, float] = conf(
+        (0.15, 1.0), "hard cases (d1): least and largest mean pairwise WER between recognisers"
     )
-    long_share: float = Field(0.3, ge=0, le=1, description="d1: share that is rendered as long speech")
-    long_s: tuple[float, float] = Field((10.0, 30.0), description="d1: shortest and longest of that")
-    repeats: tuple[int, int] = Field((2, 6), description="d1: how many utterances are put one after the other")
-    gap_s: tuple[float, float] = Field((0.1, 0.5), description="d1: pause between them")
-    short_s: float = Field(20.0, gt=0, description="d2: longer recordings are left out")
-    keyword_share: float = Field(0.1, ge=0, le=1, description=RARE)
-    keyword_letters: int = Field(4, ge=1, description="without a list: shorter words are no keywords")
-    distractors: int = Field(0, ge=0, description=DISTRACTORS)
+    long_share: float = conf(0.3, "d1: share that is rendered as long speech", ge=0, le=1)
+    long_s: tuple[float, float] = conf((10.0, 30.0), "d1: shortest and longest of that")
+    repeats: tuple[int, int] = conf((2, 6), "d1: how many utterances are put one after the other")
+    gap_s: tuple[float, float] = conf((0.1, 0.5), "d1: pause between them")
+    short_s: float = conf(20.0, "d2: longer recordings are left out", gt=0)
+    keyword_share: float = conf(0.1, RARE, ge=0, le=1)
+    keyword_letters: int = conf(4, "without a list: shorter words are no keywords", ge=1)
+    distractors: int = conf(0, DISTRACTORS, ge=0)
     seed: int = Field(0, ge=0)
 
 
@@ -95,21 +81,18 @@ class RlAsr(Rules, Source):
 
     name = "rl-asr"
     needed = ("data",)
-    data: str | None = Field(None, description="manifest with transcripts, or a folder that holds one")
-    recognisers: list[str] = Field(
+    data: str | None = conf(None, "manifest with transcripts, or a folder that holds one")
+    recognisers: list[str] = conf(
+        [], "two or more: embedded, Hub id, folder, pocketsphinx or package.module:function; may be repeated"
+    )
+    hypotheses: list[str] = conf(
         [],
-        description="two or more: embedded, Hub id, folder, pocketsphinx or package.module:function; may be repeated",
+        "JSONL with id and text, one file a recogniser, or with id and texts, in place of recognisers or beside them",
     )
-    hypotheses: list[str] = Field(
-        [],
-        description="JSONL with id and text, one file a recogniser, or with id and texts, in place of recognisers or beside them",
-    )
-    keywords: str | None = Field(
-        None, description="text file with one keyword or phrase a line; none: rare words of the corpus"
-    )
-    normaliser: str = Field("basic-1", description="normaliser for texts before they are compared")
-    language: str | None = Field(None, description="language of rows without one, and for recognisers that take one")
-    batch: int = Field(8, ge=1, description="recordings in one call of a recogniser")
+    keywords: str | None = conf(None, "text file with one keyword or phrase a line; none: rare words of the corpus")
+    normaliser: str = conf("basic-1", "normaliser for texts before they are compared")
+    language: str | None = conf(None, "language of rows without one, and for recognisers that take one")
+    batch: int = conf(8, "recordings in one call of a recogniser", ge=1)
     device: str = "auto"
 
     def make(self, out: Path) -> Sets:

@@ -20,16 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
+from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Rendered, Sets, Source, candidate, recordings_below, shown, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import read_text, safe_name
 from rlspeech.parallel import physical_cores
 from rlspeech.types import UserError, Utterance
-
-__all__ = ["PrepareTts", "find_beside", "from_lines", "from_list", "with_prompts"]
 
 TRAINING = ("train", "manifest")
 LISTS = (".lst", ".txt", ".text")
@@ -42,14 +39,14 @@ class PrepareTts(Source):
 
     name = "tts"
     needed = ("root",)
-    root: str | None = Field(
-        None, description="LibriTTS-like folder, manifest, list as in seed-tts-eval, or a .txt with a text a line"
+    root: str | None = conf(
+        None, "LibriTTS-like folder, manifest, list as in seed-tts-eval, or a .txt with a text a line"
     )
-    prompts: str | None = Field(None, description="voices for a .txt of lines: manifest of speech with transcripts")
-    prompt_s: tuple[float, float] = Field((1.0, 10.0), description="shortest and longest prompt, in seconds")
-    limits: Limits = Field(Limits(), description="what is dropped of a folder")
-    seed: int = Field(0, ge=0, description="of the choice of prompts")
-    workers: int | None = Field(None, ge=0, description="worker processes; none: one a core; 0: none besides this one")
+    prompts: str | None = conf(None, "voices for a .txt of lines: manifest of speech with transcripts")
+    prompt_s: tuple[float, float] = conf((1.0, 10.0), "shortest and longest prompt, in seconds")
+    limits: Limits = conf(Limits(), "what is dropped of a folder")
+    seed: int = conf(0, "of the choice of prompts", ge=0)
+    workers: int | None = conf(None, "worker processes; none: one a core; 0: none besides this one", ge=0)
 
     def make(self, out: Path) -> Sets:
         """Return a set for each split, with a prompt for every row whose speaker has another recording."""

@@ -13,12 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
+from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Layout, Sets, check_folder, pair, text_of
 from rlspeech.types import UserError
-
-__all__ = ["VoiceBank", "find"]
 
 FOLDER = re.compile(r"(?i)^(clean|noisy)_(train|test)set(?:_(28|56)spk)?_wav")
 TEXTS = re.compile(r"(?i)^(train|test)set(?:_(28|56)spk)?_txt")
@@ -30,10 +27,8 @@ class VoiceBank(Layout):
     """``rlspeech prepare voicebank``."""
 
     name = "voicebank"
-    speakers: Literal["auto", "28", "56", "all"] = Field(
-        "auto", description="training set; auto: 28 where it is there, else 56"
-    )
-    valid_speakers: list[str] = Field(list(VALID_SPEAKERS), description="speakers held back from training")
+    speakers: Literal["auto", "28", "56", "all"] = conf("auto", "training set; auto: 28 where it is there, else 56")
+    valid_speakers: list[str] = conf(list(VALID_SPEAKERS), "speakers held back from training")
 
     def make(self, out: Path) -> Sets:
         """Return the pairs for training, validation and test."""

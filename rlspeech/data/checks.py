@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from rlspeech.config_parts import Strict
+from rlspeech.config_parts import Strict, conf
 from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
 from rlspeech.types import Utterance
 
@@ -35,27 +34,25 @@ UNREADABLE_SUFFIXES = {".m4a", ".aac", ".wma", ".webm"}
 class Limits(Strict):
     """What is dropped. Speech is held to more than noise and rooms, which may be short, clipped or narrow by nature."""
 
-    min_s: float = Field(0.3, ge=0, description="shorter recordings are dropped (impulse responses excepted)")
-    max_s: float | None = Field(None, description="longer recordings are dropped; null keeps all")
-    min_rate_hz: int = Field(16000, description="recordings at a lower rate are dropped")
-    length_tolerance_s: float = Field(
-        0.1, ge=0, description="between header, manifest and samples, and between the two files of a pair"
+    min_s: float = conf(0.3, "shorter recordings are dropped (impulse responses excepted)", ge=0)
+    max_s: float | None = conf(None, "longer recordings are dropped; null keeps all")
+    min_rate_hz: int = conf(16000, "recordings at a lower rate are dropped")
+    length_tolerance_s: float = conf(
+        0.1, "between header, manifest and samples, and between the two files of a pair", ge=0
     )
-    silence_speech_dbfs: float = Field(-60.0, description="speech whose loudest 0.1 s lies below this is silent")
-    silence_other_dbfs: float = Field(-80.0, description="the same for noise, noisy recordings and impulse responses")
-    clipped_speech: float = Field(0.001, ge=0, le=1, description="largest share of clipped samples in clean speech")
-    clipped_other: float = Field(
-        0.02, ge=0, le=1, description="the same in noise, noisy recordings and impulse responses"
-    )
-    bandwidth: float = Field(
+    silence_speech_dbfs: float = conf(-60.0, "speech whose loudest 0.1 s lies below this is silent")
+    silence_other_dbfs: float = conf(-80.0, "the same for noise, noisy recordings and impulse responses")
+    clipped_speech: float = conf(0.001, "largest share of clipped samples in clean speech", ge=0, le=1)
+    clipped_other: float = conf(0.02, "the same in noise, noisy recordings and impulse responses", ge=0, le=1)
+    bandwidth: float = conf(
         0.6,
+        "clean speech must fill this share of the band that its rate claims: "
+        "half, and the width of a filter's edge; a 48 kHz file with 16 kHz speech inside fills a third",
         ge=0,
         le=1,
-        description="clean speech must fill this share of the band that its rate claims: "
-        "half, and the width of a filter's edge; a 48 kHz file with 16 kHz speech inside fills a third",
     )
-    bandwidth_floor_db: float = Field(
-        -75.0, description="a frequency is filled when its power lies above this, relative to the strongest"
+    bandwidth_floor_db: float = conf(
+        -75.0, "a frequency is filled when its power lies above this, relative to the strongest"
     )
 
 

@@ -12,8 +12,6 @@ from torch.nn import Parameter
 
 from rlspeech.config import Lora
 
-__all__ = ["Adapted"]
-
 
 class Adapted:
     """A model with its trainable part and its reference.

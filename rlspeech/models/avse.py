@@ -24,9 +24,6 @@ from rlspeech.config_parts import AvseModel
 from rlspeech.data.video import LIPS_FPS, frames_of
 from rlspeech.types import UserError
 
-__all__ = ["AvseEnhancer", "Masked", "VideoFrontEnd", "si_snr"]
-
-
 NORMS: dict[str, dict[str, Any]] = {"own": {}, "avse4": {"eps": 1e-3, "momentum": 0.01}}  # of the image part
 
 

@@ -21,8 +21,6 @@ from rlspeech.config_parts import AvseModel
 from rlspeech.models.avse import AvseEnhancer
 from rlspeech.types import UserError
 
-__all__ = ["convert_avse4", "read_avse4"]
-
 KERNEL = 40  # the baseline stretches the video by 32: right for a hop of 20 samples only
 LAYERS = {"0": "inp", "1": "act1", "3.net.0": "depth", "3.net.1": "act2", "3.net.3": "out"}  # of a block
 UNUSED = "visual_frontend.resnet.layer1.downsample.weight"

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Card", "md", "model_card", "write_card"]
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 NAME = re.compile(r"[\w.\-]{1,96}")

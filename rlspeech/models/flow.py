@@ -25,8 +25,6 @@ from rlspeech.config_parts import FlowModel
 from rlspeech.models.spectra import build_front_end
 from rlspeech.types import UserError
 
-__all__ = ["Block", "ConvPosition", "FlowEnhancer", "TimeEmbedding", "euler", "frame_mask", "rotary", "rotate"]
-
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of t (256 of them) through a two-layer MLP: (N,) in [0, 1] -> (N, D)."""
@@ -186,13 +184,13 @@ class FlowEnhancer(nn.Module):
             mask: (N, L) bool, False on padding.
             drop: (N,) bool, rows whose condition is hidden (classifier-free guidance).
         """
-        seen = y if drop is None else y * (~drop)[:, None, None]
+        condition = y if drop is None else y * (~drop)[:, None, None]
         length = x.shape[1]
         real = x.new_ones(1, length, 1) if mask is None else mask[..., None].to(x.dtype)
         keep = None if mask is None else mask[:, None, None, :]
         rope = rotary(length, self.cfg.dim // self.cfg.heads, x.device)
         time = self.time(t)
-        parts = [x, seen] if self.cfg.head == "linear" else [x, seen, magnitude(x), magnitude(seen)]
+        parts = [x, condition] if self.cfg.head == "linear" else [x, condition, magnitude(x), magnitude(condition)]
         h = self.inp(torch.cat(parts, dim=-1))
         h = h + self.position(h, real)
         for block in self.blocks:
@@ -200,7 +198,7 @@ class FlowEnhancer(nn.Module):
         shift, scale = self.final_modulation(F.silu(time))[:, None].chunk(2, dim=-1)
         out = self.out(self.final_norm(h) * (1 + scale) + shift).float()
         if self.cfg.head == "mask":
-            out = _masked(out, seen.float(), x.float())
+            out = _masked(out, condition.float(), x.float())
         return out * real
 
     # -- the flow ----------------------------------------------------------------------------------------------------

@@ -19,19 +19,6 @@ from torch import Tensor
 from rlspeech.models.card import Card, write_card
 from rlspeech.types import UserError
 
-__all__ = [
-    "ABOUT",
-    "DTYPES",
-    "fold_adapter",
-    "load_net",
-    "loading",
-    "quietly",
-    "read_about",
-    "save_net",
-    "snapshot",
-    "write_about",
-]
-
 ABOUT = "rlspeech.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
@@ -112,10 +99,8 @@ def fold_adapter(net: Any) -> None:
             layer.merge()
             setattr(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.get_base_layer())
     net._hf_peft_config_loaded = False
-    for left in (
-        "peft_config",
-        "_weight_conversions",
-    ):  # the second holds the adapter's names, and saving would use them
+    # the second holds the adapter's names, and saving would use them
+    for left in ("peft_config", "_weight_conversions"):
         if hasattr(net, left):
             delattr(net, left)
     if hasattr(net.config, "has_lora_adapter"):
@@ -164,9 +149,8 @@ def save_net(
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     source = getattr(model, "source", None)
     if source is not None and source.resolve() != folder.resolve():
-        for (
-            file
-        ) in source.iterdir():  # as the publisher wrote them: not every class that reads them is usable everywhere
+        # as the publisher wrote them: not every class that reads them is usable everywhere
+        for file in source.iterdir():
             if file.is_file() and file.suffix not in WEIGHTS and file.name not in OWN:
                 shutil.copyfile(file, folder / file.name)
     return sum(v.numel() for v in state.values())

@@ -16,21 +16,6 @@ from rlspeech.types import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "KINDS",
-    "Kind",
-    "card_of",
-    "embedded_path",
-    "find_checkpoint",
-    "fingerprint",
-    "load_model",
-    "read_config",
-    "refuse_other",
-    "resolve",
-    "save_model",
-    "task_of",
-]
-
 
 class Kind(NamedTuple):
     """What the checkpoints of one task are.

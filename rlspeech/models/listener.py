@@ -33,8 +33,6 @@ from rlspeech.config_parts import ListenerModel
 from rlspeech.models.folder import load_net, loading, read_about, save_net, write_about
 from rlspeech.models.hub import card_of, resolve
 
-__all__ = ["SAMPLE_RATE", "Listener", "audio_tokens", "load_listener", "make_processor", "save_listener"]
-
 SAMPLE_RATE, HOP, N_FFT = 16000, 320, 512
 AUDIO, BOS, EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 START, END, PAD, UNKNOWN = "<|im_start|>", "<|im_end|>", "<|pad|>", "<|unk|>"
@@ -139,9 +137,8 @@ class Listener(nn.Module):
         made = extractor(wavs, sampling_rate=SAMPLE_RATE, **how)
         frames = made["attention_mask"].sum(1)
         longest = int(frames.max()) + int(frames.max()) % 2
-        return made["input_features"][
-            :, :, : longest + 1
-        ], frames  # one more than there are: the convolution looks ahead
+        # one more than there are: the convolution looks ahead
+        return made["input_features"][:, :, : longest + 1], frames
 
     def encode(self, features: Tensor, frames: Tensor) -> Tensor:
         """Audio vectors (B, A, D) of log-mel features (B, mels, L), of which ``frames`` (B,) are real."""

@@ -27,8 +27,6 @@ from rlspeech.models.folder import loading, read_about, save_net, write_about
 from rlspeech.models.hub import card_of, resolve
 from rlspeech.models.spectra import fbank, stack_frames
 
-__all__ = ["AUDIO", "END", "SAMPLE_RATE", "START", "Recogniser", "load_recogniser", "make_tokenizer", "save_recogniser"]
-
 SAMPLE_RATE, STACK, STRIDE = 16000, 7, 6
 PAD, START, END, AUDIO = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>"
 MARKS = (PAD, START, END, AUDIO)
@@ -173,8 +171,8 @@ class Recogniser(nn.Module):
         device = self.head.weight.device
         features, real = self.features(wavs)
         ids, mask, answer = self.tokens(real.sum(1).tolist(), [""] * len(wavs))
-        prompts, seen = left_padded([i[m.bool() & ~a] for i, m, a in zip(ids, mask, answer, strict=True)])
-        given = {"input_ids": prompts.masked_fill(~seen, self.marks[PAD]), "attention_mask": seen.long()}
+        prompts, visible = left_padded([i[m.bool() & ~a] for i, m, a in zip(ids, mask, answer, strict=True)])
+        given = {"input_ids": prompts.masked_fill(~visible, self.marks[PAD]), "attention_mask": visible.long()}
         given |= {"input_features": features, "input_features_mask": real}
         made = self.net.generate(**{k: v.to(device) for k, v in given.items()}, max_new_tokens=max_new_tokens)
         written = made[:, prompts.shape[1] :]

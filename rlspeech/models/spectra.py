@@ -13,22 +13,6 @@ from torch import Tensor, nn
 from rlspeech.config_parts import FlowModel
 from rlspeech.types import UserError
 
-__all__ = [
-    "FRAME_S",
-    "LogMel",
-    "F0_HIGH_HZ",
-    "F0_LOW_HZ",
-    "MelFrontEnd",
-    "StftFrontEnd",
-    "build_front_end",
-    "fbank",
-    "fbank_lfr",
-    "level_normalise",
-    "mel_filters",
-    "stack_frames",
-    "track_pitch",
-]
-
 
 class StftFrontEnd(nn.Module):
     """Complex STFT with a square-root Hann window and compressed magnitude, real and imaginary parts side by side.

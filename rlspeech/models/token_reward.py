@@ -23,17 +23,7 @@ from rlspeech.config_parts import TokenRewardModel
 from rlspeech.models.audio_lm.generate import right_padded
 from rlspeech.models.flow import Attention, rotary, rotate
 from rlspeech.models.hub import load_model, save_model
-from rlspeech.models.recogniser import END, PAD, START, make_tokenizer
-
-__all__ = [
-    "EncodedTokens",
-    "IGNORED",
-    "TextLayer",
-    "TokenReward",
-    "load_token_reward",
-    "make_tokenizer",
-    "save_token_reward",
-]
+from rlspeech.models.recogniser import END, PAD, START
 
 TASK = "token-reward"
 IGNORED = -100  # class of a label that is not known
@@ -71,8 +61,8 @@ class TextLayer(nn.Module):
         if cache is not None:
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
         x = x + self.own_out(self._join(F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)))
-        seen = F.scaled_dot_product_attention(self._split(self.query(self.norm2(x))), *sound, attn_mask=keep)
-        x = x + self.source_out(self._join(seen))
+        attended = F.scaled_dot_product_attention(self._split(self.query(self.norm2(x))), *sound, attn_mask=keep)
+        x = x + self.source_out(self._join(attended))
         return x + self.ff(self.norm3(x)), (k, v)
 
     def _split(self, x: Tensor) -> Tensor:

@@ -13,8 +13,6 @@ import numpy as np
 
 from rlspeech.stats import Interval
 
-__all__ = ["Clip", "Edit", "Grid", "Line", "Metric", "Plot", "ReportData", "mark", "sentences", "verdict"]
-
 
 @dataclass(frozen=True, slots=True)
 class Metric:

@@ -32,9 +32,6 @@ from rlspeech.report.runs import INPUT, RunRecord, at, number, open_runs, shown_
 from rlspeech.stats import Interval
 from rlspeech.tracking import read_metrics
 
-__all__ = ["build", "compared", "print_table", "write_page"]
-
-
 PLAYERS = 6
 TRAINED = ("rl", "pretrain")
 LONGEST = 160  # of a value in a table

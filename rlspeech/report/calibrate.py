@@ -20,16 +20,6 @@ from rlspeech.report import Grid
 from rlspeech.report.runs import number
 from rlspeech.stats import mean_interval, spearman
 
-__all__ = [
-    "Correlation",
-    "calibrate",
-    "calibrated",
-    "calibration_grids",
-    "calibration_table",
-    "has_order",
-    "print_calibration",
-]
-
 ORDER = ("rung", "ladder", "snr_db", "clean_id")
 RESAMPLES = 500
 MAX_WORK = 1_000_000  # clips times resamples: larger sets get fewer resamples

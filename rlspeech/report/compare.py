@@ -31,9 +31,6 @@ from rlspeech.scores import JUDGE_TEXT, step_name
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import Sample, UserError
 
-__all__ = ["BESIDE", "Comparison", "Pairing", "System", "compare", "moments_of", "systems_of", "validation", "within"]
-
-
 NORMALISER = "basic-2"  # of texts that are shown against each other
 FACTS = frozenset({"key", "system", "step", "item", "text", "hypothesis", "errors"})
 COUNTED = ("units", "substitutions", "deletions", "insertions")

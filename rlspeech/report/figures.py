@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-__all__ = ["Drawing", "End", "Group", "Kind", "from_rows", "groups", "plots_of", "spreads_of"]
-
 INK = "#123456"  # replaced by CSS currentColor
 RUNS = tuple(f"#0a0b{n:02x}" for n in range(8))  # replaced by the classes s0 ... (stroke) and f0 ... (fill) of page.css
 # a second sign beside the colour

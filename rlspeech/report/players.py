@@ -21,20 +21,6 @@ from rlspeech.report.compare import Comparison, System
 from rlspeech.report.runs import Origin, Sound, find, number
 from rlspeech.scores import step_name
 
-__all__ = [
-    "MAX_CLIP_S",
-    "Player",
-    "Players",
-    "beside",
-    "choose_examples",
-    "clips_of",
-    "encode",
-    "fit",
-    "players",
-    "spectrogram_db",
-]
-
-
 MAX_CLIP_S = 20.0  # of one clip
 MIN_CLIP_S = 4.0  # clips are cut down to this, then left out
 RANGE_DB = 70.0

@@ -15,8 +15,6 @@ from rlspeech import log
 from rlspeech.files import write_text
 from rlspeech.report import ReportData, figures, mark, players, sentences, verdict
 
-__all__ = ["render", "render_report"]
-
 MAX_BYTES = 14_000_000  # of one report; clips share what the rest leaves
 MIN_SOUND = 200_000  # bytes for players, however long the rest is
 

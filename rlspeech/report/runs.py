@@ -26,8 +26,6 @@ from rlspeech.stats import Interval
 from rlspeech.tracking import read_metrics
 from rlspeech.types import UserError
 
-__all__ = ["INPUT", "Origin", "RunRecord", "Sound", "find", "flat", "number", "open_runs", "shown_path"]
-
 STAGES = ("rl", "eval", "reward", "pretrain")
 # a folder with one of them holds, or held, a run
 MARKS = ("config.resolved.json", "metrics.jsonl", "scores.jsonl", "env.json")

@@ -20,8 +20,6 @@ from rlspeech.rewards.catalogue import ALIASES, ANY, BUILTIN, Column, Entry
 from rlspeech.rewards.user import asks_for, is_trls
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["Family", "Request", "available", "column_of", "gate", "register", "resolve", "wave_problem"]
-
 FOLDER_HINT = "a folder that holds config.json and the weights, or a Hub id with the network at hand"
 SILENCE_DBFS = -70.0
 MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ALIASES", "BUILTIN", "Column", "Entry"]
-
 INF = float("inf")
 
 

@@ -29,8 +29,6 @@ from torch.nn import functional as F
 from rlspeech.models.spectra import level_normalise, mel_filters
 from rlspeech.types import Sample, Score
 
-__all__ = ["HOP", "RATE_HZ", "Dnsmos", "FastDnsmos", "P808", "P808Net", "P835Net", "PersonalisedDnsmos", "windows"]
-
 RATE_HZ, HOP = 16000, 160
 WINDOW = 144160  # samples: 9.01 s
 VIEW = 64  # frames: more than the field of view of either net (44 and 46) and of its front end

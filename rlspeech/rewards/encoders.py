@@ -28,17 +28,6 @@ from rlspeech.models.spectra import LogMel, level_normalise
 from rlspeech.rewards.base import FOLDER_HINT
 from rlspeech.types import Sample, Score
 
-__all__ = [
-    "Cache",
-    "SpeakerNet",
-    "SpeakerSimilarity",
-    "SpeechBertScore",
-    "SpeechNet",
-    "batched",
-    "bert_score",
-    "digest",
-]
-
 LEVEL_DBFS = -25.0
 MAX_SAMPLES = 16 * 160000  # of one batch: 16 clips of 10 s
 XVECTOR = [f"{name}ForXVector" for name in ("WavLM", "Wav2Vec2", "UniSpeechSat", "Data2VecAudio", "Wav2Vec2Conformer")]

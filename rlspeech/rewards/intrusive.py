@@ -20,8 +20,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from rlspeech.types import Sample, Score
 
-__all__ = ["Lsd", "PesqNb", "PesqWb", "SiSdr", "Stoi", "lag", "log_spectral_distance", "si_sdr", "stoi_estoi"]
-
 MAX_LENGTH_GAP_S = 0.25
 MAX_PESQ_S = 60.0  # the C code's buffers overflow on long recordings; longer ones are scored in equal parts
 SHIFT_MS, SHIFT_CORRELATION = 1.0, 0.7

@@ -24,8 +24,6 @@ from rlspeech.rewards.base import column_of, known_column
 from rlspeech.stats import mean_interval
 from rlspeech.types import Score, UserError
 
-__all__ = ["Composed", "GuardWatch", "Scale", "compose", "to_arrays"]
-
 EPS = 1e-8
 Scale = Literal["sum_then_norm", "norm_then_sum"]
 

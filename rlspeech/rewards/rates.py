@@ -21,9 +21,6 @@ from rlspeech.types import Sample, Score, UserError
 if TYPE_CHECKING:
     from rlspeech.rewards.rules import Judged
 
-__all__ = ["COUNTS", "RATES", "UNDIRECTED", "UNITS", "ErrorRate", "RateComparison", "character_errors", "compare_rates"]
-__all__ += ["corpus_interval", "counts_of", "error_counts", "units_rate"]
-
 UNITS = ("units", "substitutions", "deletions", "insertions")  # of one text, as ``asr_*`` leaves them in a row
 
 

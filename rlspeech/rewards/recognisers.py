@@ -16,8 +16,6 @@ from rlspeech.plugins import load_function
 from rlspeech.rewards.base import FOLDER_HINT, wave_problem
 from rlspeech.types import Sample, UserError
 
-__all__ = ["AudioRecogniser", "Transcribe", "audible", "is_audio_lm", "load_recogniser", "transcribe_audible"]
-
 Transcribe = Callable[[Sequence[np.ndarray], int], list[str]]  # waveforms (T,) and their rate -> transcripts
 AUDIBLE_S = 0.1  # shorter waveforms are not given to a recogniser
 TOKENS_PER_S, LEAST_TOKENS = 12.0, 16  # bound on a transcript

@@ -32,8 +32,6 @@ from rlspeech.data.text import Alignment, align, get_normaliser, script_of, unit
 from rlspeech.rewards.rates import character_errors
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["RULES", "Hallucinations", "Judged", "TextRules", "count_keywords", "keywords_of"]
-
 RULES = ("loop", "stutter", "run", "length", "script", "nonspeech")
 CACHE = 8192  # texts: the rollouts of a group share their reference, and often each other's words
 

@@ -17,8 +17,6 @@ from rlspeech.plugins import load
 from rlspeech.rewards.base import Family, Request, build, gate, resolve
 from rlspeech.types import Reward, Sample, Score, UserError
 
-__all__ = ["Pending", "Scorer", "SingleReward", "get_reward"]
-
 FULL_SCALE_PEAK = 0.99
 Options = dict[str, dict[str, Any]] | None  # by reward or family name
 

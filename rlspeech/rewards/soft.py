@@ -33,9 +33,6 @@ from rlspeech.rewards.dnsmos import HOP, RATE_HZ, P835Net
 from rlspeech.rewards.speech_rules import TextScores
 from rlspeech.types import Relaxed, Sample, Score, UserError
 
-__all__ = ["SoftDnsmos", "SoftTokenReward", "TokenText", "attribute_of"]
-
-
 TEXT = "basic-1"  # as the network's training texts are written
 BATCH = 64
 COLUMN = {"sex": "sex", "speaker": "speaker_id"}  # attribute -> the manifest's column that names its value

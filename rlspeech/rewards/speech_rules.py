@@ -27,8 +27,6 @@ from rlspeech.rewards.recognisers import AUDIBLE_S, AudioRecogniser, audible, is
 from rlspeech.rewards.recognisers import transcribe_audible as transcribe
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["FORMS", "SpeechShape", "SpokenText", "TextScores", "TokenRules", "expected_s", "find_loop", "pitch_spread"]
-
 FORMS: dict[str, Callable[[float], float]] = {
     "linear": lambda rate: 1.0 - rate,
     "tanh": lambda rate: 1.0 - math.tanh(3.0 * rate),  # CosyVoice's recipe, GRPO-TTS

@@ -20,8 +20,6 @@ from torch import Tensor
 from rlspeech.rewards.encoders import batched, digest
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["Squim", "load", "why_not"]
-
 
 @lru_cache(maxsize=1)
 def why_not() -> str:

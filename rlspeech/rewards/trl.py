@@ -20,8 +20,6 @@ from rlspeech.rewards.base import resolve
 from rlspeech.rewards.scorer import get_reward
 from rlspeech.types import Reward, Sample, UserError
 
-__all__ = ["TrlReward", "as_trl_reward", "words_of"]
-
 Decode = Callable[..., Sequence[np.ndarray]]
 SILENCE = np.zeros(0, dtype=np.float32)
 

@@ -27,8 +27,6 @@ from rlspeech.parallel import one_by_one
 from rlspeech.plugins import load_function
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["UserReward", "asks_for", "is_trls"]
-
 
 def asks_for(function: Any, parameter: str) -> bool:
     """Whether a function names a parameter in its signature."""

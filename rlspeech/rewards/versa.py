@@ -24,8 +24,6 @@ from rlspeech.scores import FIXED
 from rlspeech.stats import mean_interval
 from rlspeech.types import UserError
 
-__all__ = ["NAMES", "Done", "export", "parse", "take"]
-
 NAMES = {  # VERSA's name -> ours; where several of theirs are one of ours, the first is written
     "pesq": "pesq_wb",
     "stoi": "stoi",

@@ -264,15 +264,15 @@ def check_metrics(path: Path, found: Findings) -> None:
 
 def check_scores(path: Path, found: Findings) -> None:
     """Score rows: no pair of system and key twice, no null without a reason."""
-    seen: dict[tuple[str, str], int] = {}
+    first_lines: dict[tuple[str, str], int] = {}
     nulls = 0
     for number, row in _rows(path, found):
         key = (str(row.get("system")), str(row.get("key")))
         if row.get("key") is None:
             found.add(path, number, "no key")
-        elif key in seen:
-            found.add(path, number, f"a second row of {key[1]} by {key[0]}, first on line {seen[key]}")
-        seen.setdefault(key, number)
+        elif key in first_lines:
+            found.add(path, number, f"a second row of {key[1]} by {key[0]}, first on line {first_lines[key]}")
+        first_lines.setdefault(key, number)
         if bad := _not_finite(row):
             found.add(path, number, f"not a number: {', '.join(bad)}")
         empty = [k for k, v in row.items() if v is None]
@@ -280,7 +280,7 @@ def check_scores(path: Path, found: Findings) -> None:
         nulls += len(empty)
         if unexplained := [k for k in empty if isinstance(errors, dict) and k not in errors and k != "text"]:
             found.add(path, number, f"null without a reason: {', '.join(unexplained)}")
-    found.facts |= {"scored files": len(seen), "nulls with a reason": nulls}
+    found.facts |= {"scored files": len(first_lines), "nulls with a reason": nulls}
 
 
 def check_recipe(path: Path, content: Mapping[str, Any]) -> Findings:

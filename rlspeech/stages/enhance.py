@@ -22,7 +22,7 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Enhancement
-from rlspeech.config_parts import Strict
+from rlspeech.config_parts import Strict, conf
 from rlspeech.data import long
 from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.data.inputs import AUDIO_SUFFIXES, ROWS, Item, expand
@@ -41,24 +41,22 @@ BLIND = "were enhanced without video"
 class Enhance(Strict):
     """``rlspeech enhance``."""
 
-    task: Enhancement = Field(get_args(Enhancement)[0], description="what the model enhances with")
+    task: Enhancement = conf(get_args(Enhancement)[0], "what the model enhances with")
     inputs: list[str] = Field(
         default_factory=list, description="audio files (also videos, for their sound track), folders or manifests"
     )
-    video: str | None = Field(
+    video: str | None = conf(
         None,
-        description="avse: video or mouth crops (.npz) of the input, or a folder of them, named as the inputs "
+        "avse: video or mouth crops (.npz) of the input, or a folder of them, named as the inputs "
         "(default: those that manifests name or that lie beside the inputs)",
     )
-    out: str | None = Field(None, description="folder for the results; names and sub-folders of the inputs are kept")
-    model: str = Field("embedded", description="checkpoint or run folder, or 'embedded'")
-    nfe: int | None = Field(None, ge=1, description="number of Euler steps (default: the model's own)")
-    guidance: float | None = Field(
-        None, ge=0, description="strength of classifier-free guidance (default: the model's own)"
-    )
-    batch: int = Field(8, ge=1, description="files or chunks at once")
-    chunk_s: float = Field(20.0, gt=3, description="longer files are cut into chunks that overlap by a second")
-    overwrite: bool = Field(False, description="write results that already exist again")
+    out: str | None = conf(None, "folder for the results; names and sub-folders of the inputs are kept")
+    model: str = conf("embedded", "checkpoint or run folder, or 'embedded'")
+    nfe: int | None = conf(None, "number of Euler steps (default: the model's own)", ge=1)
+    guidance: float | None = conf(None, "strength of classifier-free guidance (default: the model's own)", ge=0)
+    batch: int = conf(8, "files or chunks at once", ge=1)
+    chunk_s: float = conf(20.0, "longer files are cut into chunks that overlap by a second", gt=3)
+    overwrite: bool = conf(False, "write results that already exist again")
     seed: int = 0
     device: str = "auto"
 

@@ -37,8 +37,6 @@ from rlspeech.tasks import get_task
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped, reason_of
 from rlspeech.types import Sample, UserError, Utterance
 
-__all__ = ["run"]
-
 # what a run that goes on may change
 NEUTRAL = ("models", "shuffled", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")
 Rows = Sequence[Utterance]

@@ -14,8 +14,6 @@ from rlspeech.report.build import write_page
 from rlspeech.run import Run
 from rlspeech.types import UserError
 
-__all__ = ["DONE", "End", "Interrupt", "at_the_end", "longer"]
-
 DONE = "all steps done"
 
 

@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
 from rlspeech import log
+from rlspeech.config_parts import conf
 from rlspeech.corpora.avsec import Avsec
 from rlspeech.corpora.base import Layout, Sets, Source, counted, next_command
 from rlspeech.corpora.demo import Demo
@@ -27,8 +26,6 @@ from rlspeech.corpora.voicebank import VoiceBank
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.mixing import write_recipe
 from rlspeech.types import UserError, Utterance
-
-__all__ = ["Prepare", "run"]
 
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
 # its command names its class.
@@ -48,7 +45,7 @@ class Prepare(Dns, VoiceBank, Mix, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Ne
     """``rlspeech prepare SOURCE`` for a corpus on disk: one settings file may hold the settings of several."""
 
     layouts: ClassVar[dict[str, type[Layout]]] = {layout.name: layout for layout in LAYOUTS}
-    source: Name = Field("demo", description="layout of what is there")
+    source: Name = conf("demo", "layout of what is there")
 
     def chosen(self) -> Source:
         """Return the settings of the layout that ``source`` names."""

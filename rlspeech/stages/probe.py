@@ -37,9 +37,6 @@ from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
 from rlspeech.types import Policy, Rollout, UserError
 
-__all__ = ["Agreement", "candidates", "label", "probe_gradients", "run", "summarise"]
-
-
 Setting = Exploration | Sampling
 Agreement = dict[str, tuple[Interval, float]]
 

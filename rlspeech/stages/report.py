@@ -21,8 +21,6 @@ from rlspeech.report.render import render_report
 from rlspeech.report.runs import RunRecord, open_runs
 from rlspeech.types import UserError
 
-__all__ = ["run"]
-
 SEVERAL = "compare.html"  # not report.html: the working directory may be a run's folder
 
 

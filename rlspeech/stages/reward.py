@@ -34,8 +34,6 @@ from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile
 from rlspeech.stats import mean_interval
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["run"]
-
 Found = Sample | AudioError
 Read = Callable[[Item], Found]
 
@@ -272,10 +270,10 @@ def _settings(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str
 
 
 def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
-    said = "--hypotheses FILE, or a column hypothesis or pred_text in the manifest"
+    hint = "--hypotheses FILE, or a column hypothesis or pred_text in the manifest"
     written = any(i.text is not None for i in items)  # of words, "" is a transcript like any other: nothing is said
     for need, what, have, flag in (
-        ("hypothesis", "hypothesis", any(i.hypothesis is not None for i in items), said),
+        ("hypothesis", "hypothesis", any(i.hypothesis is not None for i in items), hint),
         ("target", "reference", any(i.target for i in items), "--target FOLDER"),
         ("text", "transcript", any(i.text for i in items), "--text FILE"),
     ):

@@ -309,11 +309,11 @@ def _climbing(config: RL, task: Task) -> str:
     """What DiffRO does in this run, in a line."""
     d, tokens = config.diffro, "diffro.tau" in task.settings
     which = {"positive": "rollouts with A > 0", "nonnegative": "rollouts with A >= 0", "all": "every rollout"}[d.on]
-    weight, drawn = f", weight {d.weight:g}", ""
+    weight, relaxation = f", weight {d.weight:g}", ""
     if config.algo == "diffro":  # alone it knows no advantage
         weight = ""
         which = "rollouts that stopped and do not loop" if tokens and d.on != "all" else "every rollout"
     if tokens:
         end, noise = d.tau if d.tau_end is None else d.tau_end, "" if d.mode == "free" else f", noise {d.noise}"
-        drawn = f"; tau {d.tau:g} to {end:g}, {'one-hot' if d.hard else 'soft'}, {d.mode}{noise}"
-    return f"gradient of {task.climbed(config)}, on {which}{weight}{drawn}; KL {config.kl_beta:g}"
+        relaxation = f"; tau {d.tau:g} to {end:g}, {'one-hot' if d.hard else 'soft'}, {d.mode}{noise}"
+    return f"gradient of {task.climbed(config)}, on {which}{weight}{relaxation}; KL {config.kl_beta:g}"

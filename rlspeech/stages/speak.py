@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config_parts import Sampling, Strict
+from rlspeech.config_parts import Sampling, Strict, conf
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
@@ -46,8 +46,8 @@ KNOWN = "said.jsonl"  # in a folder of results: what each was made of
 class SteadySampling(Sampling):
     """How tokens are sampled for listeners: at a lower temperature than a policy's rollouts, which are to differ."""
 
-    temperature: float = Field(
-        0.6, gt=0, description="sampling temperature; lower is steadier, 1 (as in rl and eval) is the policy itself"
+    temperature: float = conf(
+        0.6, "sampling temperature; lower is steadier, 1 (as in rl and eval) is the policy itself", gt=0
     )
 
 
@@ -57,22 +57,17 @@ class Speak(Strict):
     inputs: list[str] = Field(
         default_factory=list, description="texts; .txt files, a line a text; manifests; '-': lines on stdin"
     )
-    out: str | None = Field(
-        None, description="x.wav for one text, or a folder for several (default: speech.wav or speech/)"
+    out: str | None = conf(None, "x.wav for one text, or a folder for several (default: speech.wav or speech/)")
+    model: str = conf("embedded", "Hub id, checkpoint or run folder, or 'embedded'")
+    prompt: str | None = conf(
+        None, "recording of the voice, a few seconds (default: a manifest's own prompts, else the model's choice)"
     )
-    model: str = Field("embedded", description="Hub id, checkpoint or run folder, or 'embedded'")
-    prompt: str | None = Field(
-        None,
-        description="recording of the voice, a few seconds (default: a manifest's own prompts, else the model's choice)",
-    )
-    prompt_text: str | None = Field(
-        None, description="transcript of the prompt (default: only the voice of the prompt is used)"
-    )
-    sampling: SteadySampling = Field(SteadySampling(), description="how tokens are drawn, and how many")
-    pause_s: float = Field(0.15, ge=0, description="between the pieces of a long text")
-    batch: int = Field(16, ge=1, description="pieces of text in one batch")
-    overwrite: bool = Field(False, description="write results that already exist again")
-    seed: int = Field(0, description="same seed, same speech")
+    prompt_text: str | None = conf(None, "transcript of the prompt (default: only the voice of the prompt is used)")
+    sampling: SteadySampling = conf(SteadySampling(), "how tokens are drawn, and how many")
+    pause_s: float = conf(0.15, "between the pieces of a long text", ge=0)
+    batch: int = conf(16, "pieces of text in one batch", ge=1)
+    overwrite: bool = conf(False, "write results that already exist again")
+    seed: int = conf(0, "same seed, same speech")
     device: str = "auto"
 
 

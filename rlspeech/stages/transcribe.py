@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config_parts import Sampling, Strict
+from rlspeech.config_parts import Sampling, Strict, conf
 from rlspeech.data.inputs import AUDIO_SUFFIXES, expand
 from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
 from rlspeech.log import several
@@ -33,15 +33,15 @@ class Transcribe(Strict):
     """``rlspeech transcribe``."""
 
     inputs: list[str] = Field(default_factory=list, description="audio files, folders or manifests")
-    out: str | None = Field(
-        None, description="x.jsonl for one row per file, or a folder for .txt files (default, and -: text on stdout)"
+    out: str | None = conf(
+        None, "x.jsonl for one row per file, or a folder for .txt files (default, and -: text on stdout)"
     )
-    model: str = Field("embedded", description="Hub id, checkpoint or run folder, or 'embedded'")
-    sampling: Sampling = Field(Sampling(), description="language, prompt and length; decoding is greedy")
-    beams: int = Field(1, ge=1, description="width of the beam search; 1 is greedy")
-    batch: int = Field(8, ge=1, description="files or pieces in one batch")
+    model: str = conf("embedded", "Hub id, checkpoint or run folder, or 'embedded'")
+    sampling: Sampling = conf(Sampling(), "language, prompt and length; decoding is greedy")
+    beams: int = conf(1, "width of the beam search; 1 is greedy", ge=1)
+    batch: int = conf(8, "files or pieces in one batch", ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-    overwrite: bool = Field(False, description="write results that already exist again")
+    overwrite: bool = conf(False, "write results that already exist again")
     seed: int = 0
     device: str = "auto"
 

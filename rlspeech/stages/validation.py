@@ -38,19 +38,6 @@ from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Task, keep_samples
 from rlspeech.types import Sample, Score, Utterance
 
-__all__ = [
-    "AUDIBLE",
-    "DRAW",
-    "Validation",
-    "keep",
-    "keep_inputs",
-    "reward_of",
-    "summary_line",
-    "texts_of",
-    "trim",
-    "tuned_facts",
-]
-
 AUDIBLE = 24  # clips that can be heard before and after
 ON_THE_WAY = 4  # and at the validations in between
 DRAW = 100_003  # from the seed of a validation's draw to that of the next
@@ -327,7 +314,7 @@ def tuned_facts(
         kept["earlier"] = [*(before.get("earlier") or []), earlier]
     if languages := _languages(utts):
         kept["languages"] = languages
-    drawn = "explore" if "explore" in get_task(config.task).settings else "sampling"
+    sampling = "explore" if "explore" in get_task(config.task).settings else "sampling"
     versions = {k: v for k, v in versions_of(PACKAGES).items() if v is not None}
     versions |= {k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v}
     rewards, guards = config.rewards, config.guards
@@ -337,7 +324,7 @@ def tuned_facts(
     rl["reward_specs"] = [{**r.model_dump(include=SPEC), "help": _help(r.name)} for r in rewards]
     rl["guard_specs"] = [{"name": g.name, "max_drop": g.max_drop, "help": _help(g.name)} for g in guards]
     rl |= config.model_dump(include=NOTED)
-    rl |= {"lora": config.lora and config.lora.model_dump(), drawn: getattr(config, drawn).model_dump()}
+    rl |= {"lora": config.lora and config.lora.model_dump(), sampling: getattr(config, sampling).model_dump()}
     rl["versions"] = {"rlspeech": __version__, **versions}
     if history:
         rl["results"] = _results(config, history)

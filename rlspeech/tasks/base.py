@@ -22,18 +22,6 @@ from rlspeech.scores import step_name
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.types import Sample, Score, SoftReward, UserError
 
-__all__ = [
-    "EnhancementTask",
-    "Enhancer",
-    "Numbers",
-    "Task",
-    "check_enhancer",
-    "enhance_clips",
-    "keep_samples",
-    "means_of",
-    "set_anew",
-]
-
 Numbers = dict[str, float | Interval]
 Weights = dict[str, Tensor] | None
 

@@ -17,8 +17,6 @@ from rlspeech.rewards import base
 from rlspeech.scores import Row, ScoreTable
 from rlspeech.types import Sample, Score, UserError, Utterance
 
-__all__ = ["Answers", "Evaluation", "System", "grouped", "reason_of", "usable"]
-
 
 @dataclass(frozen=True, slots=True)
 class System:

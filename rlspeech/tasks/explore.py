@@ -49,8 +49,6 @@ from rlspeech.config import Exploration
 from rlspeech.models.flow import FlowEnhancer, euler, magnitude
 from rlspeech.types import UserError
 
-__all__ = ["BinNoise", "Fields", "GainNoise", "Kernel", "Site", "band_matrix", "build_kernel"]
-
 TINY = 1e-2  # compressed magnitude under which a bin counts as empty: |X| = 2e-7 at p = 0.3
 PHI_MAX = 3.0
 

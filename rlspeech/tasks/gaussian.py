@@ -33,8 +33,6 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.adapters import Adapted
 from rlspeech.types import LogProb, Relaxed, Rollout, UserError
 
-__all__ = ["GaussianPolicy", "RelaxedGaussian", "Terms", "normal", "real_samples", "reduce", "wave_kl"]
-
 QUIET = 1e-4  # RMS that a silent reference is taken to have
 Reduction = Literal["mean", "sum"]
 
@@ -127,8 +125,8 @@ class GaussianPolicy:
         for i, key in enumerate(keys):
             member = i % group
             mirrored = self.explore.antithetic and member >= kept
-            drawn = normal(dims, seed_of(self.seed, seed, key, member - kept if mirrored else member, *place))
-            rows.append(-drawn if mirrored else drawn)
+            sampled = normal(dims, seed_of(self.seed, seed, key, member - kept if mirrored else member, *place))
+            rows.append(-sampled if mirrored else sampled)
         return torch.stack(rows)
 
     def terms(self, old: Tensor, eps: Tensor, active: Tensor, shift: Tensor, away: Tensor | None) -> Terms:

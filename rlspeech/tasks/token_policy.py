@@ -25,20 +25,6 @@ from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.models.adapters import Adapted
 from rlspeech.types import LogProb, Rollout, Sample, UserError, Utterance
 
-__all__ = [
-    "RL_DEFAULTS",
-    "ROWS",
-    "TokenPolicy",
-    "TokenRollout",
-    "check_texts",
-    "kept_mass",
-    "like_lengths",
-    "rows_of",
-    "texts_of",
-    "token_kl",
-    "token_logp",
-]
-
 
 def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities (n, S) of tokens (n, S) under logits (n, S, V), in fp32; no second tensor of V numbers a token is kept at 1."""
@@ -304,8 +290,8 @@ class TokenPolicy:
         states = self._forward(self.model, state, rows, states=True)
         wide = states.shape[-1]
         if wide > FEATURES:
-            drawn = torch.randn(wide, FEATURES, generator=torch.Generator().manual_seed(0)) / wide**0.5
-            states = states @ drawn.to(states.device)
+            projection = torch.randn(wide, FEATURES, generator=torch.Generator().manual_seed(0)) / wide**0.5
+            states = states @ projection.to(states.device)
         return pad(states, (0, 0, 0, state.ids.shape[1] - states.shape[1]))
 
     def _cross_entropy(self, logits: Tensor, ids: Tensor, mask: Tensor, prompts: int) -> Tensor:

@@ -14,7 +14,8 @@ from rlspeech.models.codec.codec import load_codec
 from rlspeech.models.codec.load import build_codec_lm, save_codec_lm
 from rlspeech.models.codec.net import CodecNet
 from rlspeech.models.hub import save_model
-from rlspeech.models.token_reward import TokenReward, make_tokenizer, save_token_reward
+from rlspeech.models.recogniser import make_tokenizer
+from rlspeech.models.token_reward import TokenReward, save_token_reward
 
 RATE = 16000
 TEXTS = ["one two three", "four five", "six seven eight", "nine zero"]

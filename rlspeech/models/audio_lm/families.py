@@ -23,8 +23,6 @@ from torch import Tensor
 from rlspeech.models.spectra import FRAME_S, fbank_lfr
 from rlspeech.types import UserError
 
-__all__ = ["Request", "FAMILIES", "Family", "Prepared", "family_of", "granite_mel", "fix_adaptor"]
-
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -22,23 +22,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config_parts import Sampling
 
-__all__ = [
-    "ATTENTION",
-    "FEED_FORWARD",
-    "EncodedPrompts",
-    "Generation",
-    "LanguageModel",
-    "State",
-    "beam_search",
-    "generate",
-    "left_padded",
-    "prefill",
-    "right_padded",
-    "sample_tokens",
-    "uniforms",
-    "with_answers",
-]
-
 ATTENTION = set("q_proj k_proj v_proj o_proj out_proj qkv_proj to_q to_kv to_out query key value".split())
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"}
 
@@ -239,8 +222,8 @@ def generate(
     cache = state.cache
     if group > 1:
         cache.batch_repeat_interleave(group)
-    logits, seen = state.logits.repeat_interleave(group, 0), state.mask.repeat_interleave(group, 0)
-    place = seen.sum(1, keepdim=True)
+    logits, visible = state.logits.repeat_interleave(group, 0), state.mask.repeat_interleave(group, 0)
+    place = visible.sum(1, keepdim=True)
     live = torch.arange(n)  # rows that are in the batch, whether stopped or not
     for s in range(steps):
         token = sample_tokens(logits, sampling, None if noise is None else noise[live, s]).cpu()
@@ -257,9 +240,9 @@ def generate(
         if wasted >= len(live):  # to copy the cache without them costs about that much
             keep = open_.nonzero()[:, 0].to(device)
             cache.batch_select_indices(keep)
-            live, token, seen, place, wasted = live[open_], token[open_], seen[keep], place[keep], 0
-        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-        logits = state.step(token[:, None].to(device), (live // group).to(device), seen, place, cache)
+            live, token, visible, place, wasted = live[open_], token[open_], visible[keep], place[keep], 0
+        visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
+        logits = state.step(token[:, None].to(device), (live // group).to(device), visible, place, cache)
         place = place + 1
     longest = int(mask.any(0).sum()) if n else 0
     return Generation(ids[:, :longest], mask[:, :longest], finished)
@@ -276,12 +259,12 @@ def _prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
     embeds, mask = left_padded(lm.embed(prompts))
     cache = DynamicCache(config=lm.net.config.get_text_config())
 
-    def forward(embeds: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
-        given = {"inputs_embeds": embeds, "attention_mask": seen.long(), "position_ids": at}
+    def forward(embeds: Tensor, visible: Tensor, at: Tensor, cache: Any) -> Tensor:
+        given = {"inputs_embeds": embeds, "attention_mask": visible.long(), "position_ids": at}
         return lm.head(lm.net.model(**given, past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
 
-    def step(ids: Tensor, rows: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
-        return forward(lm.embed_ids(ids), seen, at, cache)
+    def step(ids: Tensor, rows: Tensor, visible: Tensor, at: Tensor, cache: Any) -> Tensor:
+        return forward(lm.embed_ids(ids), visible, at, cache)
 
     return State(step, forward(embeds, mask, (mask.cumsum(1) - 1).clamp_min(0), cache), mask, cache)
 
@@ -293,8 +276,8 @@ def _prefill_seq2seq(lm: LanguageModel, prompts: EncodedPrompts) -> State:
     audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
-    def step(ids: Tensor, rows: Tensor, seen: Tensor, at: Tensor, cache: Any) -> Tensor:
-        given = {"input_ids": ids, "attention_mask": seen.long(), "position_ids": at}
+    def step(ids: Tensor, rows: Tensor, visible: Tensor, at: Tensor, cache: Any) -> Tensor:
+        given = {"input_ids": ids, "attention_mask": visible.long(), "position_ids": at}
         out = lm.net.model.decoder(**given, encoder_hidden_states=audio[rows], past_key_values=cache, use_cache=True)
         return lm.head(out.last_hidden_state[:, -1])
 

@@ -38,9 +38,6 @@ from rlspeech.models.audio_lm.generate import (
 from rlspeech.models.folder import DTYPES, load_net, loading, read_about, save_net, snapshot, write_about
 from rlspeech.models.hub import card_of, find_checkpoint
 
-__all__ = ["AudioLM", "Phase", "load_audio_lm", "save_audio_lm"]
-
-
 Part = Literal["encoder", "projector", "language"]
 Phase = Literal["encode", "rollout", "reward", "update", "all"]
 # a generation config's settings that change a distribution, where they are not these or not empty
@@ -302,9 +299,8 @@ def load_audio_lm(
         tokenizer, processor, extractor = _words(where, options)
         about = read_about(folder, TASK)
         model = AudioLM(net, tokenizer, processor, extractor, max_s=about.get("max_s"), train_encoder=train_encoder)
-        if (
-            tokenizer.convert_ids_to_tokens(model.stops[0]) is None
-        ):  # where there is no file, transformers makes up an empty one
+        # where there is no file, transformers makes up an empty one
+        if tokenizer.convert_ids_to_tokens(model.stops[0]) is None:
             raise ValueError("the tokenizer does not know the stop token: its files are missing or another model's")
     model.source = folder or snapshot(where)
     return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}

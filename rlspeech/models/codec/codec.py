@@ -32,19 +32,6 @@ from rlspeech.models.hub import load_model
 from rlspeech.models.spectra import kaldi_filters
 from rlspeech.types import UserError
 
-__all__ = [
-    "Codec",
-    "EmbeddedCodec",
-    "FAMILIES",
-    "HubCodec",
-    "fbank_features",
-    "is_hub_codec",
-    "load_codec",
-    "load_hub_codec",
-    "start_alike",
-]
-
-
 BATCH_S = 24.0  # seconds of padded speech that go through a network at once
 PROMPT_S = 10.0  # of a prompt, more tells no more of a voice
 

@@ -40,9 +40,6 @@ from rlspeech.types import UserError
 if TYPE_CHECKING:
     from rlspeech.models.codec.codec import Codec
 
-__all__ = ["CodecLM", "Layout", "Line", "SPEECH", "STOP", "TEXT", "layout_of"]
-
-
 TEXT, SPEECH, STOP = "<|text|>", "<|speech|>", "<|stop|>"
 HOLE = "\u2045text\u2046"  # where the text goes in a chat; no template writes it
 
@@ -309,17 +306,17 @@ class CodecLM(LanguageModel):
         """
         from transformers import DynamicCache
 
-        embeds, seen = left_padded(self.embed(prompts.select(rows)))
-        cache, place, out = DynamicCache(config=self.net.config), (seen.cumsum(1) - 1).clamp_min(0), list[Tensor]()
+        embeds, visible = left_padded(self.embed(prompts.select(rows)))
+        cache, place, out = DynamicCache(config=self.net.config), (visible.cumsum(1) - 1).clamp_min(0), list[Tensor]()
         for s in range(steps):
-            given = {"inputs_embeds": embeds, "attention_mask": seen.long(), "position_ids": place}
+            given = {"inputs_embeds": embeds, "attention_mask": visible.long(), "position_ids": place}
             states = self.net.model(**given, past_key_values=cache, use_cache=True).last_hidden_state
             out.append(self.head(states[:, -1]).float())
             soft, last = choose(out[-1], s)
             if last:
                 break
             embeds, place = self.embed_soft(soft)[:, None].to(embeds.dtype), place[:, -1:] + 1
-            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+            visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
         return torch.stack(out, 1)
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ from rlspeech.models.folder import DTYPES, load_net, loading, read_about, save_n
 from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError
 
-__all__ = ["build_codec_lm", "load_codec_lm", "save_codec_lm"]
-
 TASK = "tts"
 WRITTEN = "basic-1"  # how texts are written for the embedded model
 PAD, LEAD = "<|pad|>", " "  # a space before the first word: a word is the same pieces wherever it stands

@@ -22,8 +22,6 @@ from torch.nn import functional as F
 from rlspeech.config_parts import CodecModel
 from rlspeech.models.spectra import mel_filters, track_pitch
 
-__all__ = ["CodecNet", "DecoderOutput", "FiniteScalar", "LEVEL_DBFS", "PITCH_HZ", "pulses"]
-
 LEVEL_DBFS = -25.0
 PITCH_HZ = 150.0  # pitches are logarithms of their ratio to this
 FLOOR = 1e-4  # under the mel magnitudes of speech at -25 dBFS by some 60 dB

@@ -27,8 +27,6 @@ from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Description, clean_answer, read_prompts, wav_bytes
 from rlspeech.types import UserError
 
-__all__ = ["AudioLlm", "weights_id"]
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _THINKERS = (("qwen2_5_omni", "Qwen2_5Omni"), ("qwen3_omni_moe", "Qwen3OmniMoe"))
 TEXT_ONLY = {kind: f"{name}ThinkerForConditionalGeneration" for kind, name in _THINKERS}

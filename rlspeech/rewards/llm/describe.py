@@ -20,8 +20,6 @@ import numpy as np
 
 from rlspeech.types import UserError
 
-__all__ = ["EMBEDDED", "SAMPLE_RATE", "Describer", "Description", "clean_answer", "read_prompts", "wav_bytes"]
-
 SAMPLE_RATE = 16000  # what every describer is given, in Hz
 EMBEDDED = "embedded"
 MAX_TEXT = 4000  # characters of an answer that are kept

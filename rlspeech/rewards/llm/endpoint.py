@@ -28,8 +28,6 @@ from rlspeech import log
 from rlspeech.rewards.llm.describe import Description, clean_answer, wav_bytes
 from rlspeech.types import UserError
 
-__all__ = ["KEYS", "Endpoint"]
-
 KEYS = ("RLSPEECH_API_KEY", "OPENAI_API_KEY")  # the first one that is set is used
 MAX_REPLY = 4_000_000  # bytes
 MAX_WAIT_S = 30.0
@@ -41,9 +39,9 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 class _Failure(Exception):
     """Why an attempt failed, and whether and after how long another may help."""
 
-    def __init__(self, reason: str, again: bool = False, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, retry: bool = False, wait_s: float | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.again, self.wait_s = reason, again, wait_s
+        self.reason, self.retry, self.wait_s = reason, retry, wait_s
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -135,9 +133,9 @@ class Endpoint:
                 return _content(reply)
             except _Failure as failure:
                 with self._lock:
-                    self._broken += failure.again
+                    self._broken += failure.retry
                     hopeless = self._broken >= GIVE_UP_AFTER
-                if not failure.again or attempt == self.retries or hopeless:
+                if not failure.retry or attempt == self.retries or hopeless:
                     return Description(None, f"endpoint: {failure.reason}")
                 wait_s = self.backoff_s * 2**attempt * (0.75 + 0.5 * random.random())
                 time.sleep(min(MAX_WAIT_S, max(wait_s, failure.wait_s or 0.0)))
@@ -179,7 +177,7 @@ class Endpoint:
             with error:
                 raise self._status(error) from None
         except (TimeoutError, urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-            raise _Failure(_what(error), again=not isinstance(error, ValueError)) from None
+            raise _Failure(_what(error), retry=not isinstance(error, ValueError)) from None
         try:
             return json.loads(raw)
         except (ValueError, RecursionError):

@@ -21,8 +21,6 @@ from rlspeech.rewards.llm.sentiment import Sentiment, read_rating
 from rlspeech.scores import JUDGE_TEXT
 from rlspeech.types import Sample, Score, UserError
 
-__all__ = ["LlmJudge", "get_describer"]
-
 RATINGS = ("auto", "sentiment", "number")
 
 

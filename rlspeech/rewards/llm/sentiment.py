@@ -23,8 +23,6 @@ from rlspeech.rewards.llm.audio_llm import weights_id
 from rlspeech.rewards.llm.describe import EMBEDDED, without_thoughts
 from rlspeech.types import Score, UserError
 
-__all__ = ["Sentiment", "order_labels", "read_rating"]
-
 LOW, HIGH = 1.0, 5.0
 MAX_TOKENS = 512  # where neither tokeniser nor config names a maximum
 _STEPS = (

@@ -31,8 +31,6 @@ from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, means_of, set_anew
 from rlspeech.types import Sample
 
-__all__ = ["CodecBatch", "CodecTask", "spectral_loss"]
-
 CROP_S, PROMPT_S = 1.5, 2.0
 NO_PROMPT = 0.05  # share of rows that are decoded without a prompt
 RESOLUTIONS = ((320, 120, 48), (1024, 256, 80))  # samples, hop, mel bands

@@ -58,9 +58,6 @@ from rlspeech.types import UserError
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["ListenerBatch", "ListenerTask", "labels_of", "quality", "row_of", "targets_of", "tokens_of"]
-
-
 WEIGHTS = {"pesq": 0.4, "estoi": 0.35, "si_sdr": 0.25}
 LOW, HIGH = 0.12, 0.92  # of the weighted sum: 1 and 5
 LABELS = ("quality", *TRAITS, "level_dbfs")

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["EFFORT", "NOUNS", "OVERALL", "describe", "grades_of", "read_back", "stars_of", "vocabulary"]
-
 OVERALL: tuple[tuple[str, ...], ...] = (
     ("terrible", "awful", "horrible"),
     ("very bad", "really bad", "dreadful"),

@@ -29,7 +29,8 @@ from rlspeech.data.degrade import add_noise, clip_peaks, coloured, low_pass
 from rlspeech.data.manifest import recordings
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.codec.codec import load_codec, start_alike
-from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, make_tokenizer, save_token_reward
+from rlspeech.models.recogniser import make_tokenizer
+from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, save_token_reward
 from rlspeech.rewards.soft import COLUMN, TEXT, TokenText
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
@@ -40,8 +41,6 @@ from rlspeech.types import Sample, Utterance
 
 if TYPE_CHECKING:
     from rlspeech.run import Run
-
-__all__ = ["TokenBatch", "TokenRewardTask", "corrupt", "degraded_to", "labels_of"]
 
 SPOILT = 0.25  # share of training recordings that are made worse, where quality is learned
 REPLACED = 0.08  # tokens that become others, at most

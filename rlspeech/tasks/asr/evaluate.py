@@ -32,8 +32,6 @@ from rlspeech.types import Sample, Score, UserError, Utterance
 if TYPE_CHECKING:
     from rlspeech.models.audio_lm.model import AudioLM
 
-__all__ = ["Recogniser", "Recognition", "Transcript", "join_texts"]
-
 SHORTEST_S = 0.1  # shorter input is padded with silence: a front end needs a few frames
 FEWEST_TOKENS = 16
 NO_SOUND = np.zeros(0, dtype=np.float32)  # rules look at texts alone
@@ -210,9 +208,9 @@ class Recogniser:
         given: dict[str, Any] = {k: v for k, v in (("language", how.language), ("prompt", how.prompt)) if v is not None}
         with torch.no_grad():
             encoded = self.model.encode(padded, **given)
-            drawn = self.model.generate(encoded, max_new_tokens=tokens, beams=self.beams)
-            texts = self.model.text(drawn.ids, drawn.mask)
-        return [Transcript(t, 1, int(not f)) for t, f in zip(texts, drawn.finished.tolist(), strict=True)]
+            generated = self.model.generate(encoded, max_new_tokens=tokens, beams=self.beams)
+            texts = self.model.text(generated.ids, generated.mask)
+        return [Transcript(t, 1, int(not f)) for t, f in zip(texts, generated.finished.tolist(), strict=True)]
 
 
 def join_texts(texts: Sequence[str]) -> str:

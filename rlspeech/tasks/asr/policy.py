@@ -28,8 +28,6 @@ from rlspeech.types import Rollout, Sample
 if TYPE_CHECKING:
     from rlspeech.models.audio_lm.model import AudioLM, EncodedPrompts
 
-__all__ = ["AsrPolicy"]
-
 LEAST_TOKENS = 16
 
 
@@ -79,8 +77,8 @@ class AsrPolicy(TokenPolicy):
     def _greedy(self, model: AudioLM, encoded: EncodedPrompts, clips: Sequence[Clip]) -> list[str]:
         if not clips:
             return []
-        drawn = model.generate(encoded, max_new_tokens=self._room(clips))
-        texts = model.text(drawn.ids, drawn.mask)
+        generated = model.generate(encoded, max_new_tokens=self._room(clips))
+        texts = model.text(generated.ids, generated.mask)
         return [text if c.noisy.shape[-1] else "" for c, text in zip(clips, texts, strict=True)]
 
     def _encode(self, clips: Sequence[Clip], *, model: AudioLM | None = None, grad: bool = False) -> EncodedPrompts:

@@ -31,8 +31,6 @@ from rlspeech.types import Sample
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["Asr", "AsrBatch", "speed_perturb", "spec_augment"]
-
 TEXT = "basic-1"  # how training texts are written: what the model learns to write
 BATCH = 16
 

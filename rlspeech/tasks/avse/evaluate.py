@@ -24,8 +24,6 @@ from rlspeech.tasks.avse.enhancer import load_recording, neighbours
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped
 from rlspeech.types import Sample, Score, UserError, Utterance
 
-__all__ = ["Enhancement"]
-
 INPUT = "input"
 CHUNK_S, OVERLAP_S = 30.0, 1.0
 

@@ -26,9 +26,6 @@ from rlspeech.tasks.explore import Fields
 from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, real_samples, reduce
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
-__all__ = ["AvsePolicy", "GainKernel", "MaskKernel", "RelaxedAvse", "filter_bands"]
-
-
 SHUT = 1e-3  # a mask this small is as good as 0: its logarithm goes no further
 
 

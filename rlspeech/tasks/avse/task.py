@@ -18,8 +18,6 @@ from rlspeech.stats import mean_interval
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, shuffled, supervised_loss
 from rlspeech.tasks.base import EnhancementTask, Numbers, Weights, check_enhancer, set_anew
 
-__all__ = ["Avse"]
-
 SOFT = frozenset({"video_drop", "floor_db", "cap_db"})  # settings that weights do not depend on
 
 

@@ -13,8 +13,6 @@ from rlspeech.data.batches import Clip, Keys, Videos, seed_of
 from rlspeech.models.flow import FlowEnhancer, frame_mask
 from rlspeech.tasks.gaussian import Levelled, levelled, normal
 
-__all__ = ["Enhancer", "collate", "decode", "encode", "flow_loss", "latent", "spectral_mask"]
-
 
 def collate(
     clips: Sequence[Clip], model: FlowEnhancer, device: torch.device | str = "cpu", with_target: bool = True

@@ -24,9 +24,6 @@ from rlspeech.tasks.flowse.enhancer import Enhancer, collate, decode, encode, fl
 from rlspeech.tasks.gaussian import GaussianPolicy, Levelled, Reduction, RelaxedGaussian, Terms, real_samples, reduce
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
-__all__ = ["Decision", "FlowPolicy", "RelaxedFlow", "Trail"]
-
-
 QUARTERS = 4
 
 

@@ -18,8 +18,6 @@ from rlspeech.tasks.base import EnhancementTask, Numbers, Weights, check_enhance
 from rlspeech.tasks.flowse.enhancer import Enhancer, collate, flow_loss
 from rlspeech.tasks.gaussian import Levelled
 
-__all__ = ["FlowSE"]
-
 SOFT = frozenset({"time_power", "condition_drop", "nfe", "guidance"})  # settings that weights do not depend on
 
 

@@ -29,8 +29,6 @@ from rlspeech.scores import Row, ScoreTable
 from rlspeech.tasks.evaluation import Answers, Evaluation, System
 from rlspeech.types import Sample, Score, UserError, Utterance
 
-__all__ = ["Synthesis", "voice_of"]
-
 EMBEDDED = "embedded"
 RECORDINGS, RESYNTHESIS = ANCHORS = ("recordings", "resynthesis")
 LISTENED = re.compile(r"^tts_(?:accuracy|cer|wer|posterior|nll)\b(?:\[(.*)\])?$")  # rewards of a recogniser
@@ -114,10 +112,10 @@ class _Spoken(Answers):
         path = self.table.folder / "said" / f"{self.name}.jsonl"
         kept = [r for r in read_jsonl(path) if r.get("weights") == self.fingerprint and self._whole(r)]
         write_text(path, "".join(dumps(r) + "\n" for r in kept))
-        self.said = JsonlWriter(path, key="key")
+        self.journal = JsonlWriter(path, key="key")
 
     def __exit__(self, *_: object) -> None:
-        self.said.close()
+        self.journal.close()
 
     def _whole(self, row: Row) -> bool:
         """True where the waveform of a row is there, or there is none to be had."""
@@ -132,7 +130,7 @@ class _Spoken(Answers):
         return sorted((u for u in utts if not self.table.done(self.name, u.id)), key=lambda u: len(u.text or ""))
 
     def of(self, utts: Sequence[Utterance]) -> list[Sample | Exception]:
-        new, began_s = [u for u in utts if u.id not in self.said], time.perf_counter()
+        new, began_s = [u for u in utts if u.id not in self.journal], time.perf_counter()
         made = dict(zip((u.id for u in new), one_by_one(self.make, new), strict=True))
         seconds = round((time.perf_counter() - began_s) / max(1, len(new)), 4)
         for s in (s for s in made.values() if isinstance(s, Sample)):
@@ -140,7 +138,7 @@ class _Spoken(Answers):
                 save_audio(self.file(s.key), s.wav, s.sample_rate)
             row: Row = {"key": s.key, "weights": self.fingerprint, "text": s.text, "sample_rate": s.sample_rate}
             row.update({"samples": len(s.wav), "finished": s.finished, "seconds": seconds, "token_s": s.token_s})
-            self.said.write({**row, "tokens": None if s.tokens is None else s.tokens.tolist()})
+            self.journal.write({**row, "tokens": None if s.tokens is None else s.tokens.tolist()})
         failed = {k: m for k, m in made.items() if isinstance(m, Exception)}
         return [failed.get(u.id) or self._kept(u) for u in utts]
 
@@ -171,7 +169,7 @@ class _Spoken(Answers):
 
     def _kept(self, utt: Utterance) -> Sample:
         """The saved speech of a row, to be scored."""
-        row = self.said.rows[utt.id]
+        row = self.journal.rows[utt.id]
         rate = int(row["sample_rate"])
         wav = load_audio(self.file(utt.id), rate) if row["samples"] else np.zeros(0, np.float32)
         tokens = None if row["tokens"] is None else np.array(row["tokens"], np.int64)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from rlspeech.models.audio_lm.generate import EncodedPrompts
     from rlspeech.models.codec.lm import CodecLM
 
-__all__ = ["TtsPolicy", "gumbel_noise", "longest", "needs_audio", "noise_given", "relaxed_tokens"]
-
 SLOWEST, LEAST_S = 5.0, 2.0  # bytes of text a second: a third of usual speech; seconds that any text may take
 SILENT = frozenset({"tokens", "hypothesis"})  # needs of rewards that take no audio
 
@@ -120,16 +118,16 @@ class TtsPolicy(TokenPolicy):
             mask & (ids < self.model.size),
         )
         slice_, stop = logits[..., :-1], logits[..., -1]
-        noise, drawn = pad_to(gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), width), None
+        noise, sampled = pad_to(gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), width), None
         if self.config.diffro.noise == "given":
-            drawn = ids.masked_fill(~codes, 0)
-            noise = noise_given(slice_, drawn, noise)
+            sampled = ids.masked_fill(~codes, 0)
+            noise = noise_given(slice_, sampled, noise)
         kl = None
         if with_kl and self.config.kl == "full":
             with torch.no_grad(), self.adapted.reference() as other:
                 there = self._forward(other, state, rows) / self.sampling.temperature
             kl = pad(token_kl(logits, there), (0, state.ids.shape[1] - width))
-        return Relaxed(relaxed_tokens(slice_, noise, tau, hard, drawn), codes, slice_, stop, kl, seed)
+        return Relaxed(relaxed_tokens(slice_, noise, tau, hard, sampled), codes, slice_, stop, kl, seed)
 
     def _free(self, state: TokenRollout, rows: Tensor, width: int, tau: float, hard: bool, seeds: list[int]) -> Relaxed:
         """Decoded anew: a row ends where its stop wins, at the latest where the longest of the rows did."""
@@ -188,9 +186,9 @@ def gumbel_noise(lengths: Sequence[int], size: int, seeds: Sequence[int], device
     """
     rows = []
     for length, seed in zip(lengths, seeds, strict=True):
-        drawn = torch.empty(length, size, device=device)
-        drawn.exponential_(generator=torch.Generator(device).manual_seed(seed))
-        rows.append(-drawn.clamp_min(torch.finfo(drawn.dtype).tiny).log())
+        sampled = torch.empty(length, size, device=device)
+        sampled.exponential_(generator=torch.Generator(device).manual_seed(seed))
+        rows.append(-sampled.clamp_min(torch.finfo(sampled.dtype).tiny).log())
     return pad_sequence(rows, batch_first=True)
 
 

@@ -37,8 +37,6 @@ from rlspeech.types import Sample, SoftReward, UserError, Utterance
 if TYPE_CHECKING:
     from rlspeech.run import Run
 
-__all__ = ["Tts", "TtsBatch"]
-
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
 BATCH = 32
@@ -52,13 +50,13 @@ class TtsBatch:
     Args:
         lines: what is before the answer.
         ids: (B, S) long, ids of the slice, with the stop.
-        seen: (B, S) long, the same as the model sees them, some replaced.
+        inputs: (B, S) long, the same as the model sees them, some replaced.
         mask: (B, S) bool.
     """
 
     lines: list[Line]
     ids: Tensor
-    seen: Tensor
+    inputs: Tensor
     mask: Tensor
 
 
@@ -146,12 +144,12 @@ class Tts(Task):
         else:
             lines = [self.line(c, model) for c in clips]
         ids, mask = model.references(codes)
-        seen = ids
+        inputs = ids
         if train:
             share = REPLACED * torch.rand(len(ids), 1)
             other = torch.randint(model.size, ids.shape)
-            seen = torch.where((torch.rand(ids.shape) < share) & (ids < model.size), other, ids)
-        return TtsBatch(lines, ids.to(device), seen.to(device), mask.to(device))
+            inputs = torch.where((torch.rand(ids.shape) < share) & (ids < model.size), other, ids)
+        return TtsBatch(lines, ids.to(device), inputs.to(device), mask.to(device))
 
     def _prompted(self, clip: Clip, model: CodecLM, share: float, which: float) -> Line:
         """The clip's line with its own prompt, or with another recording of the speaker's before it."""
@@ -187,7 +185,7 @@ class Tts(Task):
     def pretrain_loss(self, model: CodecLM, batch: TtsBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` = cross-entropy of the ids among codes and stop; ``right``: share guessed right; ``stop``: its part at the stops."""
         prompts = model.encode(batch.lines)
-        logits = model.head(model.forward_states(prompts, range(len(prompts)), batch.seen)[batch.mask]).float()
+        logits = model.head(model.forward_states(prompts, range(len(prompts)), batch.inputs)[batch.mask]).float()
         truth = batch.ids[batch.mask]
         each = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
         return {
@@ -290,8 +288,8 @@ class Tts(Task):
             some = [clips[i] for i in part]
             room = [longest(c.text, model, sampling) for c in some]
             prompts, seeds = model.encode([self.line(c, model) for c in some]), [seed_of(seed, c.key) for c in some]
-            drawn = model.generate(prompts, sampling=sampling, max_new_tokens=room, seed=seeds)
-            made = self.samples(model, some, model.codes(drawn.ids, drawn.mask), drawn.finished, wavs=wavs)
+            generated = model.generate(prompts, sampling=sampling, max_new_tokens=room, seed=seeds)
+            made = self.samples(model, some, model.codes(generated.ids, generated.mask), generated.finished, wavs=wavs)
             for i, s in zip(part, made, strict=True):
                 out[i] = s
         return cast(list[Sample], out)
