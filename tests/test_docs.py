@@ -73,9 +73,8 @@ def test_every_entry_is_an_explanation_and_stands_once() -> None:
         assert len(e.body.split()) >= 5 and e.body.endswith((".", ")")), f"{e.names} is not explained: {e.body}"
     for section in (*LOGGED, SCORES, RATES):
         names = names_of(section)
-        assert names and len(set(names)) == len(names), (
-            f"{section}: {sorted(n for n in set(names) if names.count(n) > 1)} twice"
-        )
+        twice = sorted(n for n in set(names) if names.count(n) > 1)
+        assert names and not twice, f"{section}: {twice} twice"
 
 
 def test_every_score_column_is_explained_with_its_direction_and_range() -> None:
@@ -101,14 +100,11 @@ def test_what_the_pages_name_exists() -> None:
     """Settings, commands and names in backticks: their words stand in the code, so that a renamed one is noticed."""
     code = "\n".join(p.read_text(encoding="utf-8") for p in sorted(Path(rlspeech.__file__).parent.rglob("*.py")))
     words = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]+", code)) | set(ALIASES)
-    words |= set(
-        re.findall(r"[a-z][a-z0-9_]+", " ".join([*names_of(*LOGGED), *COLUMNS]))
-    )  # some are put together from parts
+    # some are put together from parts
+    words |= set(re.findall(r"[a-z][a-z0-9_]+", " ".join([*names_of(*LOGGED), *COLUMNS])))
     shown = {name.removesuffix(".py") for kind, name, _ in page_parts() if kind == "file"}
-    pages = {
-        METRICS: words,
-        EXTENDING: words | shown | {w for _, _, part in page_parts() for w in re.findall(r"\w+", part)},
-    }
+    shown |= {w for _, _, part in page_parts() for w in re.findall(r"\w+", part)}
+    pages = {METRICS: words, EXTENDING: words | shown}
     for page, known in pages.items():
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
         for quoted in re.findall(r"`([^`\n]+)`", text):
@@ -122,12 +118,8 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
     """Every task with every algorithm, the options that log more, and every task's pretraining, as small as they can be."""
     from rlspeech.stages import pretrain, rl
 
-    off = {
-        "truncated": "keep",
-        "sampling": Sampling(max_new_tokens=3, temperature=0.7, top_p=0.9),
-        "dynamic_sampling": 1,
-        "supervised_weight": 1.0,
-    }
+    off = {"truncated": "keep", "sampling": Sampling(max_new_tokens=3, temperature=0.7, top_p=0.9)}
+    off |= {"dynamic_sampling": 1, "supervised_weight": 1.0}
     head = DiffRO(reward=given["tts"]["diffro"].reward, on="nonnegative", attribute_weights={"sex": 0.1})
     more: list[tuple[str, str, dict[str, Any]]] = [("asr", "grpo", off), ("tts", "diffro", {"diffro": head})]
     for i, (task, form, changes) in enumerate([*((t, f, {}) for t, f in matrix.SUPPORTED), *more]):
@@ -137,9 +129,8 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
         yield f"rl {task} {form}", out
     for i, settings in enumerate(pretraining(given, folder)):
         out = folder / f"pretrain-{i}"
-        pretrain.run(
-            Pretrain(**{"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu", **settings, "out": str(out)})
-        )
+        plain = {"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu"}
+        pretrain.run(Pretrain(**{**plain, **settings, "out": str(out)}))
         yield f"pretrain {settings['task']}", out
 
 
@@ -147,62 +138,30 @@ def pretraining(given: dict[str, dict[str, Any]], folder: Path) -> list[dict[str
     kinds = [{**row, "kind": "digits"} for row in tiny_recognisers.ROWS]
     rows = [json.loads(line) for line in Path(given["tts"]["data"]).read_text().splitlines()]
     place = Path(given["tts"]["data"]).parent
-    labelled = [
-        {
-            **rows[i % 4],
-            "id": f"v{i}",
-            "sex": ("female", "male")[i % 2],
-            "speaker_id": f"s{i % 2}",
-            "kind": "digits",
-            "audio_filepath": str(place / rows[i % 4]["audio_filepath"]),
-        }
-        for i in range(40)
-    ]
+    labelled = []
+    for i in range(40):
+        row = rows[i % 4]
+        labels = {"sex": ("female", "male")[i % 2], "speaker_id": f"s{i % 2}", "kind": "digits"}
+        labelled.append({**row, **labels, "id": f"v{i}", "audio_filepath": str(place / row["audio_filepath"])})
     (folder / "labelled.jsonl").write_text("".join(json.dumps(r) + "\n" for r in labelled))
     codec = str(place / "codec")
-    eye = AvseModel(
-        filters=16,
-        kernel=32,
-        stride=16,
-        bottleneck=8,
-        hidden=8,
-        blocks=2,
-        repeats=1,
-        video_crop=32,
-        video_size=16,
-        video_stem=2,
-        video_channels=[2],
-        video_layers=[1],
-        visual_blocks=1,
-    )
+    ear = {"filters": 16, "kernel": 32, "stride": 16, "bottleneck": 8, "hidden": 8, "blocks": 2, "repeats": 1}
+    eye = {"video_crop": 32, "video_size": 16, "video_stem": 2, "video_channels": [2], "video_layers": [1]}
+    speaker = {"layers": 1, "heads": 2, "ff": 32, "vocabulary": 290, "prompt_s": 1.0, "max_s": 2.0}
+    judge = {"layers": 1, "text_layers": 1, "heads": 2, "vocabulary": 290}
+    models: dict[str, dict[str, Any]] = {
+        "flowse": {"model": tiny_speech.MODEL},
+        "avse": {"avse": AvseModel(**ear, **eye, visual_blocks=1)},
+        "codec": {"codec": CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8)},
+        "tts": {"tts": CodecLMModel(codec=codec, dim=16, **speaker)},
+    }
+    data = {task: given["tts" if task == "codec" else task]["data"] for task in models}
+    token_reward = TokenRewardModel(codec=codec, dim=16, **judge)
     return [
-        {
-            "task": "flowse",
-            "data": given["flowse"]["data"],
-            "valid": given["flowse"]["data"],
-            "model": tiny_speech.MODEL,
-        },
-        {"task": "avse", "data": given["avse"]["data"], "valid": given["avse"]["data"], "avse": eye},
+        *({"task": task, "data": data[task], "valid": data[task], **model} for task, model in models.items()),
         {"task": "listener", "init": "embedded", "valid_items": 8},
         {"task": "asr", "data": str(tiny_recognisers.write_corpus(folder / "said", kinds)), "asr": RECOGNISER},
-        {
-            "task": "codec",
-            "data": given["tts"]["data"],
-            "valid": given["tts"]["data"],
-            "codec": CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8),
-        },
-        {
-            "task": "tts",
-            "data": given["tts"]["data"],
-            "valid": given["tts"]["data"],
-            "tts": CodecLMModel(codec=codec, dim=16, layers=1, heads=2, ff=32, vocabulary=290, prompt_s=1.0, max_s=2.0),
-        },
-        {
-            "task": "token-reward",
-            "data": str(folder / "labelled.jsonl"),
-            "batch": 8,
-            "token_reward": TokenRewardModel(codec=codec, dim=16, layers=1, text_layers=1, heads=2, vocabulary=290),
-        },
+        {"task": "token-reward", "data": str(folder / "labelled.jsonl"), "batch": 8, "token_reward": token_reward},
     ]
 
 
@@ -219,13 +178,9 @@ def logged(given: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFa
 
 def explains(name: str, key: str) -> bool:
     """Whether an entry is about a logged key; NAME is a score column, PHASE and HEAD are words, KIND is anything."""
-    pattern = (
-        re.escape(name)
-        .replace("NAME", "(?P<column>.+)")
-        .replace("PHASE", r"\w+")
-        .replace("HEAD", r"\w+")
-        .replace("KIND", ".+")
-    )
+    pattern = re.escape(name)
+    for word, stands_for in {"NAME": "(?P<column>.+)", "PHASE": r"\w+", "HEAD": r"\w+", "KIND": ".+"}.items():
+        pattern = pattern.replace(word, stands_for)
     match = re.fullmatch(pattern, key)
     return match is not None and ("column" not in match.groupdict() or match["column"].split("[")[0] in COLUMNS)
 
@@ -243,37 +198,15 @@ def test_every_logged_number_is_explained_and_every_explained_one_is_logged(logg
 # -- extending.md --------------------------------------------------------------------------------------------------------------
 
 HUB = "hf-audio/MOSS-Transcribe-Diarize-HF"
+STEP = ["steps=1", "prompts_per_step=2", "micro_batch=1", "valid_items=2"]
+SMALL = ["steps=2", "batch=2", "valid_items=2", "mixing.clip_s=1.0", "model.dim=32", "model.depth=1", "model.heads=2"]
 TINY = {  # (program, command) -> settings laid over those of the page
     ("rlspeech", "reward"): ["workers=0"],
     ("level.py", "reward"): ["workers=0"],
     ("moss.py", "transcribe"): ["sampling.max_new_tokens=8"],
-    ("moss.py", "rl"): [
-        "steps=1",
-        "prompts_per_step=2",
-        "group=6",
-        "micro_batch=1",
-        "valid_items=2",
-        "sampling.max_new_tokens=12",
-        "truncated=keep",
-    ],
-    ("gru.py", "pretrain"): [
-        "steps=2",
-        "batch=2",
-        "valid_items=2",
-        "mixing.clip_s=1.0",
-        "model.dim=32",
-        "model.depth=1",
-        "model.heads=2",
-    ],
-    ("gru.py", "rl"): [
-        "steps=1",
-        "prompts_per_step=2",
-        "group=2",
-        "micro_batch=1",
-        "valid_items=2",
-        "clip_s=1.0",
-        "workers=0",
-    ],
+    ("moss.py", "rl"): [*STEP, "group=6", "sampling.max_new_tokens=12", "truncated=keep"],
+    ("gru.py", "pretrain"): SMALL,
+    ("gru.py", "rl"): [*STEP, "group=2", "clip_s=1.0", "workers=0"],
     ("rlspeech", "rl"): ["valid_items=8", "workers=0"],
     ("rlspeech", "eval"): ["limit=8", "players=1", "workers=0"],
 }
@@ -334,25 +267,11 @@ def moss(folder: Path) -> None:
 
     torch.manual_seed(0)
     words = tiny.tokenizer()
-    known = tiny._settings(words)
-    audio = {
-        "model_type": "moss_transcribe_diarize_audio",
-        "num_mel_bins": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "hidden_size": 16,
-        "max_source_positions": 100,
-    }
-    net = tf.MossTranscribeDiarizeForConditionalGeneration(
-        tf.MossTranscribeDiarizeConfig(
-            audio_config=audio,
-            text_config=known["text"] | {"model_type": "qwen3"},
-            audio_token_id=known["audio_token_id"],
-            audio_chunk_size=32000,
-            tie_word_embeddings=False,
-        )
+    ear = tiny.sizes(1, 32, num_mel_bins=8, max_source_positions=100, model_type="moss_transcribe_diarize_audio")
+    config = tf.MossTranscribeDiarizeConfig(
+        **tiny._given(words, "qwen3", ear), audio_chunk_size=32000, tie_word_embeddings=False
     )
+    net = tf.MossTranscribeDiarizeForConditionalGeneration(config)
     for p in net.parameters():
         if p.ndim > 1 and p.requires_grad:
             torch.nn.init.normal_(p, std=0.15)
@@ -360,15 +279,10 @@ def moss(folder: Path) -> None:
     given._from_model_config = False
     given.eos_token_id, given.pad_token_id = (words.convert_tokens_to_ids(m) for m in (tiny.END, tiny.PAD))
     net.save_pretrained(folder)
-    ear = tf.MossTranscribeDiarizeFeatureExtractor(feature_size=8, chunk_length=2)
-    tf.MossTranscribeDiarizeProcessor(
-        ear,
-        words,
-        chat_template=tiny.TEMPLATE,
-        audio_token=tiny.AUDIO,
-        audio_bos_token=tiny.BOS,
-        audio_eos_token=tiny.EOS,
-    ).save_pretrained(folder)
+    extractor = tf.MossTranscribeDiarizeFeatureExtractor(feature_size=8, chunk_length=2)
+    marks = {"audio_token": tiny.AUDIO, "audio_bos_token": tiny.BOS, "audio_eos_token": tiny.EOS}
+    processor = tf.MossTranscribeDiarizeProcessor(extractor, words, chat_template=tiny.TEMPLATE, **marks)
+    processor.save_pretrained(folder)
 
 
 def digits(folder: Path) -> None:
@@ -399,15 +313,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 program = words[1:] if words[0] == "python" else words
                 todo.append(line + "".join(f" --set {s}" for s in TINY.get((program[0], program[1]), ())))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input="\n".join(todo),
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=850,
-    )
+    call: dict[str, Any] = {"cwd": folder, "env": env, "capture_output": True, "text": True, "timeout": 850}
+    done = subprocess.run([sys.executable, "-c", DRIVER], input="\n".join(todo), **call)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return folder
 
@@ -424,9 +331,7 @@ def test_the_page_shows_whole_files() -> None:
         if kind == "file":
             compile(content, name, "exec")
     commands = "".join(content for kind, reason, content in parts if kind == "commands" and not reason)
-    assert all(name in commands or f"{name.removesuffix('.py')}:" in commands for name in names), (
-        "a file that no command uses"
-    )
+    assert all(name in commands or f"{name.removesuffix('.py')}:" in commands for name in names)  # none is unused
 
 
 @pytest.mark.slow
@@ -436,9 +341,8 @@ def test_a_function_and_a_family_are_rewards(work: Path) -> None:
     level = {key: 10 * np.log10(np.mean(wav.astype(float) ** 2)) for key, wav in heard.items()}
     found = rows(work / "scores" / "scores.jsonl")
     assert len(found) == len(heard) and all(isinstance(r["si_sdr"], float) for r in found)
-    assert {r["key"]: r["my_rewards:loudness"] for r in found} == pytest.approx(
-        {k: -abs(v + 25) for k, v in level.items()}, abs=1e-3
-    )
+    wanted = {k: -abs(v + 25) for k, v in level.items()}
+    assert {r["key"]: r["my_rewards:loudness"] for r in found} == pytest.approx(wanted, abs=1e-3)
     loudness = runpy.run_path(str(work / "my_rewards.py"))["loudness"]
     answers = loudness([np.zeros(9, np.float32), np.full(9, 10 ** (-25 / 20), np.float32)], [None] * 2, 16000)
     assert answers == [None, pytest.approx(0, abs=1e-4)]
@@ -475,9 +379,8 @@ def test_a_family_is_a_recogniser(work: Path, monkeypatch: pytest.MonkeyPatch) -
     family = runpy.run_path(str(work / "moss.py"))["Moss"]
     assert family.transcript(family, "[0.00][S01]Hello there.[1.20][1:02.5][S02]Yes.[2]") == "Hello there. Yes."
     model, _ = load_audio_lm(str(work / "moss-tiny"))
-    clips = [
-        0.1 * np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, n in enumerate((16000, 8000, 40000))
-    ]
+    lengths = (16000, 8000, 40000)
+    clips = [0.1 * np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, n in enumerate(lengths)]
     together, alone = model.encode(clips), [model.encode([c]) for c in clips]
     assert all(torch.allclose(a, b.audio[0], atol=1e-5) for a, b in zip(together.audio, alone, strict=True))
     ids = torch.tensor([[5, 9, 11]])

@@ -6,27 +6,21 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 REALDATA = os.environ.get("RLSPEECH_REALDATA", "")
+SPOKEN = pytest.mark.skipif(not REALDATA or not shutil.which("flite"), reason="no RLSPEECH_REALDATA, or no flite")
 
 
 def run(script: str, tmp_path: Path, **env: str) -> str:
-    path = os.pathsep.join([str(warm.shim(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"]])
-    cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
-    done = subprocess.run(
-        ["bash", str(ROOT / "examples" / script)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TINY": "1", "RLSPEECH_CACHE": cache, **env},
-    )
+    every = warm.environment(tmp_path) | {"TINY": "1", **env}
+    call = ["bash", str(ROOT / "examples" / script)]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=every)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -34,6 +28,10 @@ def run(script: str, tmp_path: Path, **env: str) -> str:
 def systems(out: Path) -> dict[str, object]:
     found: dict[str, object] = json.loads((out / "eval" / "metrics.json").read_text())["systems"]
     return found
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -51,7 +49,7 @@ def test_demo_avse_hears_judges_and_compares(tmp_path: Path) -> None:
     run("demo-avse.sh", tmp_path, OUT="out")
     found = systems(tmp_path / "out")
     assert set(found) == {"input", "pretrained", "pretrained-shuffled", "control", "rl"}
-    rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "scores.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "out" / "scores" / "scores.jsonl")
     assert rows and all(1 <= r["llm"] <= 5 and r["llm_text"] for r in rows)
     page = (tmp_path / "out" / "eval" / "report.html").read_text()
     assert "pretrained-shuffled" in page and page.count("<audio") > 3
@@ -63,9 +61,7 @@ def test_demo_asr_listens_learns_and_compares(tmp_path: Path) -> None:
     found = systems(tmp_path / "out")
     assert set(found) == {"base", "sft", "grpo"}
     assert "test_noisy_000" in said and "music_0000" in said, "one line a file"
-    rows = [
-        json.loads(line) for line in (tmp_path / "out" / "eval" / "hypotheses" / "grpo.jsonl").read_text().splitlines()
-    ]
+    rows = rows_of(tmp_path / "out" / "eval" / "hypotheses" / "grpo.jsonl")
     assert len(rows) == 6 and all(isinstance(r["hypothesis"], str) for r in rows)
     assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
 
@@ -74,25 +70,21 @@ def test_demo_asr_listens_learns_and_compares(tmp_path: Path) -> None:
 def test_demo_tts_speaks_learns_and_compares(tmp_path: Path) -> None:
     run("demo-tts.sh", tmp_path, OUT="out")
     assert set(systems(tmp_path / "out")) == {"recordings", "resynthesis", "base", "sft", "rl"}
-    said = [json.loads(line) for line in (tmp_path / "out" / "eval" / "said" / "rl.jsonl").read_text().splitlines()]
+    said = rows_of(tmp_path / "out" / "eval" / "said" / "rl.jsonl")
     assert len(said) == 6 and all(r["samples"] > 0 and r["tokens"] for r in said)
     assert (tmp_path / "out" / "spoken").exists()
     assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(
-    not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed"
-)
+@SPOKEN
 def test_the_recogniser_is_made_from_real_recordings(tmp_path: Path) -> None:
     run("train-embedded-asr.sh", tmp_path, OUT="out")
     assert (tmp_path / "out" / "asr" / "model.safetensors").is_file() and "embedded" in systems(tmp_path / "out")
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(
-    not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed"
-)
+@SPOKEN
 def test_rule_rewards_on_real_recordings(tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
     run("asr-real.sh", tmp_path, OUT="out")
@@ -100,26 +92,21 @@ def test_rule_rewards_on_real_recordings(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(
-    not REALDATA or not shutil.which("flite"), reason="RLSPEECH_REALDATA is not set, or flite is not installed"
-)
+@SPOKEN
 def test_synthesis_is_made_and_tuned_on_real_recordings(tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
     run("train-embedded-tts.sh", tmp_path, OUT="made")
-    assert all(
-        (tmp_path / "made" / name / "checkpoints" / "latest").is_file() for name in ("codec", "token-reward", "tts")
-    )
+    for name in ("codec", "token-reward", "tts"):
+        assert (tmp_path / "made" / name / "checkpoints" / "latest").is_file()
     run("tts-real.sh", tmp_path, OUT="out", MATERIAL="made/material")
     assert {"base", "sft-0", "grpo-0", "diffro-0", "sum-0", "r1-0", "r12-0", "r123-0"} <= set(systems(tmp_path / "out"))
 
 
 @pytest.mark.realdata
 @pytest.mark.skipif(not REALDATA, reason="RLSPEECH_REALDATA is not set")
-@pytest.mark.parametrize(
-    "script", ["train-embedded-flowse.sh", "flowse-grpo-real.sh", "train-embedded-avse.sh", "avse-real.sh"]
-)
+@pytest.mark.parametrize("script", ["train-embedded-flowse", "flowse-grpo-real", "train-embedded-avse", "avse-real"])
 def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
-    run(script, tmp_path, OUT="out", CLEAN="cmu_arctic")
+    run(f"{script}.sh", tmp_path, OUT="out", CLEAN="cmu_arctic")
     assert "input" in systems(tmp_path / "out")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,25 +12,12 @@ import warm
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    """Environment with ``rlspeech`` on PATH."""
-    path = os.pathsep.join([str(warm.shim(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"]])
-    cache = os.environ.get("RLSPEECH_CACHE", str(tmp_path / "cache"))
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RLSPEECH_CACHE": cache}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_pipeline_runs(tmp_path: Path, env: dict[str, str]) -> None:
-    done = subprocess.run(
-        ["bash", str(ROOT / "examples" / "pipelines.sh")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**env, "TINY": "1", "OUT": "out"},
-    )
+def test_every_pipeline_runs(tmp_path: Path) -> None:
+    env = warm.environment(tmp_path) | {"TINY": "1", "OUT": "out"}
+    call = ["bash", str(ROOT / "examples" / "pipelines.sh")]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     said = [line for line in done.stderr.splitlines() if line and not line.startswith("== ")]
     assert said == [], "quiet is quiet"

@@ -5,46 +5,25 @@ A block that cannot be run (it needs a corpus, a GPU) says so in the line before
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import warm
 
 ROOT = Path(__file__).resolve().parent.parent
+STEPS = ["steps=2", "batch=2", "valid_items=2"]
+UPDATES = ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "updates_per_collection=1", "valid_items=2"]
 TINY = {
-    "pretrain": ["steps=2", "batch=2", "valid_items=2", "mixing.clip_s=1.0", "max_minutes=2"],
-    "rl": [
-        "steps=1",
-        "prompts_per_step=2",
-        "group=2",
-        "micro_batch=1",
-        "updates_per_collection=1",
-        "valid_items=2",
-        "clip_s=1.0",
-        "probe_batches=4",
-        "workers=1",
-    ],
+    "pretrain": [*STEPS, "mixing.clip_s=1.0", "max_minutes=2"],
+    "rl": [*UPDATES, "clip_s=1.0", "probe_batches=4", "workers=1"],
     "eval": ["limit=2", "players=1", "workers=1", "nfe=1"],
     "enhance": ["nfe=1"],
 }
-ASR = {  # rows of recognisers and synthesisers are never cut, and they take no Euler steps
-    "pretrain": ["steps=2", "batch=2", "valid_items=2"],
-    "rl": [
-        "steps=1",
-        "prompts_per_step=2",
-        "group=2",
-        "micro_batch=1",
-        "updates_per_collection=1",
-        "valid_items=2",
-        "probe_batches=4",
-    ],
-    "eval": ["limit=4", "players=1"],
-}
+# rows of recognisers and synthesisers are never cut, and they take no Euler steps
+ASR = {"pretrain": STEPS, "rl": [*UPDATES, "probe_batches=4"], "eval": ["limit=4", "players=1"]}
 SETUP = re.compile(
     r"(git clone|cd rlspeech|(python -m )?pip install|uv (pip|sync|venv)|source |\. \.venv|python3? -m venv)"
 )
@@ -74,9 +53,8 @@ def test_there_are_blocks_and_most_of_them_are_run() -> None:
 
 def test_make_targets_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([a-z-]+)`", text)) | {
-        w for _, b, _ in blocks() for w in re.findall(r"^make ([a-z-]+)", b, re.M)
-    }
+    named = set(re.findall(r"`make ([a-z-]+)`", text))
+    named |= {w for _, b, _ in blocks() for w in re.findall(r"^make ([a-z-]+)", b, re.M)}
     assert named <= targets()
     assert {"help", "install", "demo", "test", "test-unit", "lint", "bench", "clean"} <= targets()
 
@@ -112,19 +90,15 @@ def shim(tmp_path: Path) -> dict[str, str]:
     """Environment with a ``rlspeech`` that lays tiny settings over those of the block."""
 
     def cases(table: dict[str, list[str]]) -> str:
-        return "\n".join(
-            f'  {name}) set -- "$@" {" ".join(f"--set {s}" for s in sets)} ;;' for name, sets in table.items()
-        )
+        sets = {name: " ".join(f"--set {s}" for s in chosen) for name, chosen in table.items()}
+        return "\n".join(f'  {name}) set -- "$@" {more} ;;' for name, more in sets.items())
 
     whole = "|".join(f'*"--task {t} "*|*"--preset {t}-"*' for t in ("asr", "tts"))
     lay = (
         f'case " $* " in *" --help "*) ;;\n{whole}) case "$1" in\n{cases(ASR)}\nesac ;;\n'
         f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac'
     )
-    path = os.pathsep.join(
-        [str(warm.shim(tmp_path / "bin", lay)), str(Path(sys.executable).parent), os.environ["PATH"]]
-    )
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    return warm.environment(tmp_path, lay) | {"NO_COLOR": "1"}
 
 
 def runnable(block: str) -> str:
@@ -166,21 +140,18 @@ def test_every_block_of_the_readme_runs(tmp_path: Path, shim: dict[str, str], ch
     for line, block in chapter:
         call = ["bash", "-euo", "pipefail", "-c", block]
         done = subprocess.run(call, cwd=work, env=shim, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, (
-            f"README.md:{line} exits {done.returncode}\n{block}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-        )
+        said = f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, f"README.md:{line} exits {done.returncode}\n{said}"
 
 
-@pytest.mark.parametrize(
-    "script",
-    sorted([*(ROOT / "examples").glob("*.sh"), ROOT / ".ci" / "run", ROOT / ".ci" / "install"]),
-    ids=lambda p: p.name,
-)
+SCRIPTS = sorted([*(ROOT / "examples").glob("*.sh"), ROOT / ".ci" / "run", ROOT / ".ci" / "install"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_shell_scripts_parse_and_are_strict(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True, capture_output=True)
-    assert re.search(r"^set -[a-z]*e[a-z]*u|^set -euo pipefail", script.read_text(encoding="utf-8"), re.M), (
-        "set -euo pipefail"
-    )
+    strict = re.search(r"^set -[a-z]*e[a-z]*u|^set -euo pipefail", script.read_text(encoding="utf-8"), re.M)
+    assert strict, "set -euo pipefail"
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)

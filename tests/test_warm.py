@@ -26,33 +26,23 @@ def test_streams_folder_environment_and_exit_codes_are_the_callers(tmp_path: Pat
     mine = {**env, "PYTHONPATH": str(tmp_path), "WHO": "me"}
     done = subprocess.run(call, env=mine, cwd=tmp_path, input="hi", capture_output=True, text=True)
     assert done.returncode == 2 and f"{tmp_path} me hi" in done.stdout + done.stderr
-    assert subprocess.run(["rlspeech", "--version"], env=env, capture_output=True, text=True).stdout.startswith(
-        "rlspeech "
-    )
-    ends = subprocess.run(
-        "rlspeech presets ls | head -n 1; echo ${PIPESTATUS[0]}",
-        shell=True,
-        executable="/bin/bash",
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    version = subprocess.run(["rlspeech", "--version"], env=env, capture_output=True, text=True)
+    assert version.stdout.startswith("rlspeech ")
+    piped = ["bash", "-c", "rlspeech presets ls | head -n 1; echo ${PIPESTATUS[0]}"]
+    ends = subprocess.run(piped, env=env, capture_output=True, text=True)
     assert ends.stdout.splitlines()[-1] == "141", ends
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
-)
+CODES = {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
+
+
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_signals_reach_the_command(tmp_path: Path, env: dict[str, str], number: int, code: int) -> None:
     (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
     before = children()
-    process = subprocess.Popen(
-        ["rlspeech", "rl", "--task", "slow:task", "--out", "out"],
-        cwd=tmp_path,
-        env={**env, "PYTHONPATH": str(tmp_path)},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    call, mute = ["rlspeech", "rl", "--task", "slow:task", "--out", "out"], subprocess.DEVNULL
+    mine = {**env, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(call, cwd=tmp_path, env=mine, stderr=mute, stdout=mute)
     while not (tmp_path / "begun").exists():
         assert process.poll() is None
         time.sleep(0.02)

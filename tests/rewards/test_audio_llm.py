@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 import transformers
 from tiny_judges import TEMPLATE, save_listener, save_sentiment, voice
@@ -156,9 +159,8 @@ class Words:
 
 
 def test_without_a_template_the_audio_token_is_used():
-    processor = SimpleNamespace(
-        audio_token="<audio>", audio_bos_token="<bos>", audio_eos_token="<unknown>", chat_template=None
-    )
+    marks = {"audio_bos_token": "<bos>", "audio_eos_token": "<unknown>"}
+    processor = SimpleNamespace(audio_token="<audio>", chat_template=None, **marks)
     assert audio_llm._question(processor, Words(), "How is it?", "x") == "<bos><audio>How is it?"
     with pytest.raises(UserError, match="neither"):
         audio_llm._question(SimpleNamespace(chat_template=None), Words(), "How is it?", "x")
@@ -192,11 +194,6 @@ def test_omni_models_are_loaded_without_their_voice():
 
 
 def test_processors_that_take_audio_through_the_template_only(listener, monkeypatch):
-    import base64
-    import io
-
-    import soundfile as sf
-
     class Template:
         """As Voxtral's: the call takes text alone."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from reward_signals import voice, with_noise
 
+from rlspeech.data.audio import resample
 from rlspeech.rewards import base
 from rlspeech.rewards.base import available, column_of, gate, register, resolve
 from rlspeech.rewards.catalogue import Column, Entry
@@ -21,16 +23,13 @@ def sample(wav, key="a", target=None, text=None, rate=16000, **columns):
 
 
 def test_listing_the_rewards_imports_nothing_heavy():
-    code = (
-        "import sys; from rlspeech.rewards.base import available; available(); "
-        "bad = {'torch', 'librosa', 'onnxruntime', 'transformers', 'pesq', 'scipy'} & set(sys.modules); assert not bad, bad"
-    )
+    code = "import sys; from rlspeech.rewards.base import available; available(); "
+    heavy = {"torch", "librosa", "onnxruntime", "transformers", "pesq", "scipy"}
+    code += f"bad = {heavy} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_entry_of_the_catalogue_names_a_class_that_exists_and_columns_it_computes():
-    import importlib
-
     for entry in base._entries.values():
         module, _, name = entry.factory.partition(":")
         assert hasattr(getattr(importlib.import_module(module), name), "compute"), entry
@@ -75,13 +74,9 @@ def test_names_aliases_options_and_typos():
 @pytest.mark.parametrize(
     ("wav", "reason"),
     [
-        (np.zeros(0), "no samples"),
-        (np.zeros(16000), "silent"),
-        (np.full(16000, np.nan), "NaN"),
-        (np.full(16000, 1e-5), "silent"),
-        (np.r_[np.ones(100), np.inf], "NaN or infinite"),
-        (np.ones(20) * 0.1, "too short"),
-        (np.ones((2, 16000)) * 0.1, "mono"),
+        *((np.zeros(0), "no samples"), (np.zeros(16000), "silent"), (np.full(16000, 1e-5), "silent")),
+        *((np.full(16000, np.nan), "NaN"), (np.r_[np.ones(100), np.inf], "NaN or infinite")),
+        *((np.ones(20) * 0.1, "too short"), (np.ones((2, 16000)) * 0.1, "mono")),
         (np.ones(16000) * 1e6, "beyond any level"),
     ],
 )
@@ -123,8 +118,6 @@ def test_single_reward_is_a_reward():
 
 
 def test_rates_are_converted_and_counted():
-    from rlspeech.data.audio import resample
-
     clean = voice(1.0)
     noisy = with_noise(clean, 10)
     up = [resample(x, 16000, 48000) for x in (noisy, clean)]
@@ -171,20 +164,16 @@ def test_user_function_sees_each_rate_once():
     assert [s.value for s in scores] == pytest.approx([0.1] * 3, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("reward_plugins:too_short", "1 scores for 2"),
-        ("reward_plugins:no_list", "must return a list"),
-        ("reward_plugins:wrong_signature", "wrong signature"),
-        ("reward_plugins:nothing", "cannot import"),
-        ("no_such_package_here:f", "cannot import"),
-        ("reward_plugins:NOT_CALLABLE", "not a function"),
-    ],
-)
-def test_user_function_mistakes_are_told(name, words):
-    with pytest.raises(UserError, match=words):
-        Scorer([name], workers=0).score([sample(voice(0.2)), sample(voice(0.2))])
+MISTAKES = {"too_short": "1 scores for 2", "no_list": "list", "wrong_signature": "signature"}
+MISTAKES |= {"nothing": "import", "NOT_CALLABLE": "function"}
+
+
+@pytest.mark.parametrize(("function", "word"), MISTAKES.items())
+def test_user_function_mistakes_are_told(function, word):
+    with pytest.raises(UserError, match=word):
+        Scorer([f"reward_plugins:{function}"], workers=0).score([sample(voice(0.2)), sample(voice(0.2))])
+    with pytest.raises(UserError, match="import"):
+        Scorer(["no_such_package_here:f"], workers=0)
 
 
 def test_dry_run_passes_on_what_works_and_names_what_does_not():
@@ -200,11 +189,9 @@ def test_functions_that_ask_for_hypotheses_judge_texts_whatever_the_waveform():
     request = resolve(name)
     assert "hypothesis" in request.entry.needs
     assert column_of(name).optional and not column_of("reward_plugins:loudness").optional
-    rows = [
-        Sample("a", np.zeros(0, np.float32), 16000, None, "x", {"condition": 1}, "four"),
-        Sample("b", np.full(5, np.nan, np.float32), 8000, None, None, {}, "four"),
-        Sample("c", voice(0.2), 16000, None, "x"),
-    ]
+    rows = [Sample("a", np.zeros(0, np.float32), 16000, None, "x", {"condition": 1}, "four")]
+    rows.append(Sample("b", np.full(5, np.nan, np.float32), 8000, None, None, {}, "four"))
+    rows.append(Sample("c", voice(0.2), 16000, None, "x"))
     scores = get_reward(name).score(rows)
     assert [s.value for s in scores] == [4.0, None, None] and scores[2].error == "no hypothesis"
 

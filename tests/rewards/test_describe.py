@@ -32,10 +32,10 @@ def test_bad_prompt_files_are_refused(tmp_path, content):
         read_prompts(tmp_path / "missing.txt")
 
 
-@pytest.mark.parametrize(
-    "raw",
-    ["", "  \n ", "...", "<think>hm", "<think>the noise is 3/5</think>  ", "\x00\x07", None, 3, ["good"], {"a": 1}],
-)
+MUTE = ["", "  \n ", "...", "<think>hm", "<think>the noise is 3/5</think>  ", "\x00\x07"]
+
+
+@pytest.mark.parametrize("raw", [*MUTE, None, 3, ["good"], {"a": 1}])
 def test_no_answer_has_a_reason(raw):
     said = clean_answer(raw)
     assert said.text is None and said.error
@@ -44,13 +44,10 @@ def test_no_answer_has_a_reason(raw):
 @pytest.mark.parametrize(
     "raw",
     [
-        "I'm sorry, but I cannot assess audio.",
+        *("I'm sorry, but I cannot assess audio.", "I cannot hear the audio you mention."),
         "As an AI language model, I am unable to listen to recordings.",
-        "Unfortunately I can’t help with that request.",
-        "I cannot hear the audio you mention.",
-        "Please provide the audio file.",
-        "No audio was provided, so there is nothing to rate.",
-        "I do not have the ability to process sound.",
+        *("Unfortunately I can’t help with that request.", "Please provide the audio file."),
+        *("No audio was provided, so there is nothing to rate.", "I do not have the ability to process sound."),
     ],
 )
 def test_refusals_are_no_answer(raw):
@@ -60,13 +57,9 @@ def test_refusals_are_no_answer(raw):
 @pytest.mark.parametrize(
     "raw",
     [
-        "The speech is clear; I cannot hear any noise.",
-        "Unfortunately the recording is very noisy.",
-        "A listener can't understand the words.",
-        "The speaker says: sorry, we are closed.",
-        "It is hard to follow; words cannot be made out.",
-        "4/5",
-        "差",
+        *("The speech is clear; I cannot hear any noise.", "Unfortunately the recording is very noisy."),
+        *("A listener can't understand the words.", "The speaker says: sorry, we are closed."),
+        *("It is hard to follow; words cannot be made out.", "4/5", "差"),
         "Sorry to say, this sounds terrible: muffled and distorted.",
     ],
 )

@@ -29,9 +29,10 @@ def official_starts(length):
     return kept, total // length
 
 
-@pytest.mark.parametrize(
-    "length", [1600, 4800, 16000, 20480, 32000, 36011, 48000, 64000, 72000, 100000, 144000, 144160, 160000, 480000]
-)
+LENGTHS = [1600, 4800, 16000, 20480, 32000, 36011, 48000, 64000, 72000, 100000, 144000, 144160, 160000, 480000]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
 def test_windows_are_the_official_ones(length):
     starts, copies = official_starts(length)
     ours_copies, plan = windows(length)

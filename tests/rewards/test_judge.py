@@ -18,8 +18,9 @@ from rlspeech.rewards.llm import judge as judging
 from rlspeech.rewards.llm.describe import Description
 from rlspeech.rewards.llm.judge import LlmJudge
 from rlspeech.rewards.scorer import Scorer, get_reward
+from rlspeech.scores import ScoreTable
 from rlspeech.stages import reward
-from rlspeech.types import Sample, UserError
+from rlspeech.types import Sample, Score, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -248,19 +249,10 @@ def test_trouble_of_the_server_is_tried_again_by_the_next_run(folder):
 
 
 def test_an_evaluation_keeps_the_words_too(tmp_path):
-    from rlspeech.scores import ScoreTable
-    from rlspeech.types import Score
-
     table = ScoreTable(tmp_path, ["llm", "llm[samples=2]", "si_sdr"])
-    table.add(
-        "base",
-        "a",
-        {
-            "llm": Score(2.0, detail={"llm_text": EVIL, "llm_stars": None}),
-            "si_sdr": Score(1.0, detail={"lag_ms": 0.0}),
-            "llm[samples=2]": Score(None, "refused", {"llm_text": "no"}),
-        },
-    )
+    scores = {"llm": Score(2.0, detail={"llm_text": EVIL, "llm_stars": None})}
+    scores |= {"llm[samples=2]": Score(None, "refused", {"llm_text": "no"})}
+    table.add("base", "a", scores | {"si_sdr": Score(1.0, detail={"lag_ms": 0.0})})
     row = json.loads((tmp_path / "scores.jsonl").read_text())
     assert row["llm_text"] == EVIL and row["llm_text[samples=2]"] == "no" and row["llm"] == 2.0 and "lag_ms" not in row
 

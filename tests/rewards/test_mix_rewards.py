@@ -21,19 +21,28 @@ def specs(*rows):
     return [RewardSpec(name=n, weight=w, **rest) for n, w, rest in rows]
 
 
+def mixed(scores, rows, group=GROUP, **more):
+    """Compose with the directions of the tests."""
+    return compose(scores, group, rows, higher_is_better=UP, **more)
+
+
+PLAIN = specs(("a", 1.0, {}), ("b", 1.0, {}))
+WAYS = [(how, scale) for how in ("sum_then_norm", "norm_then_sum") for scale in ("batch", "group", "none")]
+
+
 def test_published_composition_divides_by_the_batch_deviation_and_does_not_centre():
-    out = compose({"a": A, "b": B}, GROUP, specs(("a", 0.6, {}), ("b", 1.0, {})), higher_is_better=UP)
+    out = mixed({"a": A, "b": B}, specs(("a", 0.6, {}), ("b", 1.0, {})))
     np.testing.assert_allclose(out.reward, 0.6 * A / A.std() + B / B.std())
     np.testing.assert_allclose(out.reward, out.parts @ out.weights)
-    scaled = compose({"a": 7 * A, "b": B / 4}, GROUP, specs(("a", 0.6, {}), ("b", 1.0, {})), higher_is_better=UP)
+    scaled = mixed({"a": 7 * A, "b": B / 4}, specs(("a", 0.6, {}), ("b", 1.0, {})))
     np.testing.assert_allclose(scaled.reward, out.reward)  # units do not matter
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-5, 5), st.floats(0.01, 100))
 def test_group_scale_ignores_offset_and_unit_and_is_centred(offset, unit):
-    one = compose({"a": A}, GROUP, specs(("a", 1.0, {"scale": "group"})), higher_is_better=UP).reward
-    two = compose({"a": offset + unit * A}, GROUP, specs(("a", 1.0, {"scale": "group"})), higher_is_better=UP).reward
+    one = mixed({"a": A}, specs(("a", 1.0, {"scale": "group"}))).reward
+    two = mixed({"a": offset + unit * A}, specs(("a", 1.0, {"scale": "group"}))).reward
     np.testing.assert_allclose(one, two, atol=1e-6)
     for g in range(4):
         assert abs(one[GROUP == g].mean()) < 1e-9 and one[GROUP == g].std() == pytest.approx(1)
@@ -42,11 +51,10 @@ def test_group_scale_ignores_offset_and_unit_and_is_centred(offset, unit):
 def test_norm_then_sum_weighs_equal_spreads_where_sum_then_norm_does_not():
     """A reward that varies little inside groups and much between them counts in full only when normalised first."""
     between = np.repeat([0.0, 10.0, 20.0, 30.0], 5) + RNG.normal(0, 0.1, 20)
-    rows = specs(("a", 1.0, {}), ("b", 1.0, {}))
-    first = compose({"a": between, "b": B}, GROUP, rows, "norm_then_sum", UP)
+    first = mixed({"a": between, "b": B}, PLAIN, how="norm_then_sum")
     np.testing.assert_allclose(first.parts.std(0), [1, 1])
     np.testing.assert_allclose(first.reward, first.parts.sum(1))
-    summed = compose({"a": between, "b": B}, GROUP, rows, "sum_then_norm", UP)
+    summed = mixed({"a": between, "b": B}, PLAIN)
     centred = summed.parts - np.stack([summed.parts[GROUP == g].mean(0) for g in GROUP])
     assert centred[:, 0].std() < 0.05 * centred[:, 1].std()
 
@@ -62,40 +70,40 @@ def test_lower_is_better_is_flipped_and_bounds_clamp_the_raw_score():
 
 def test_a_spread_that_the_caller_has_measured_takes_the_place_of_the_scale():
     rows = specs(("a", 0.6, {}), ("b", 1.0, {"scale": "group"}))
-    plain = compose({"a": A, "b": B}, GROUP, rows, higher_is_better=UP, spread=[1.0, 1.0])
+    plain = mixed({"a": A, "b": B}, rows, spread=[1.0, 1.0])
     np.testing.assert_array_equal(plain.parts, np.stack([A, B], 1))
-    mixed = compose({"a": A, "b": B}, GROUP, rows, higher_is_better=UP, spread=[2.0, None])
-    own = compose({"a": A, "b": B}, GROUP, rows, higher_is_better=UP)
-    np.testing.assert_array_equal(mixed.parts[:, 0], A / 2)
-    np.testing.assert_array_equal(mixed.parts[:, 1], own.parts[:, 1])
-    nothing = compose({"a": A, "b": B}, GROUP, rows, higher_is_better=UP, spread=[np.inf, 1.0])
+    partly = mixed({"a": A, "b": B}, rows, spread=[2.0, None])
+    own = mixed({"a": A, "b": B}, rows)
+    np.testing.assert_array_equal(partly.parts[:, 0], A / 2)
+    np.testing.assert_array_equal(partly.parts[:, 1], own.parts[:, 1])
+    nothing = mixed({"a": A, "b": B}, rows, spread=[np.inf, 1.0])
     np.testing.assert_array_equal(nothing.reward, B)
 
 
 def test_missing_scores_make_the_row_nan_and_move_no_other():
     a = A.copy()
     a[[2, 7]] = np.nan
-    for how in ("sum_then_norm", "norm_then_sum"):
-        for scale in ("batch", "group", "none"):
-            out = compose({"a": a, "b": B}, GROUP, specs(("a", 1.0, {"scale": scale}), ("b", 1.0, {})), how, UP)
-            assert np.isnan(out.reward).nonzero()[0].tolist() == [2, 7]
-            keep = np.delete(np.arange(20), [2, 7])
-            without = compose({"a": a[keep], "b": B[keep]}, GROUP[keep], specs(("a", 1.0, {"scale": scale})), how, UP)
-            np.testing.assert_allclose(out.parts[keep, 0], without.parts[:, 0])
+    keep = np.delete(np.arange(20), [2, 7])
+    for how, scale in WAYS:
+        scaled = specs(("a", 1.0, {"scale": scale}))
+        out = mixed({"a": a, "b": B}, [*scaled, *PLAIN[1:]], how=how)
+        assert np.isnan(out.reward).nonzero()[0].tolist() == [2, 7]
+        without = mixed({"a": a[keep], "b": B[keep]}, scaled, GROUP[keep], how=how)
+        np.testing.assert_allclose(out.parts[keep, 0], without.parts[:, 0])
     assert out.stats["unscorable"] == pytest.approx(0.1) and out.stats["a/valid"] == pytest.approx(0.9)
 
 
 def test_weightless_specs_are_measured_and_poison_nothing():
     broken = np.full(20, np.nan)
-    out = compose({"a": A, "b": broken}, GROUP, specs(("a", 1.0, {}), ("b", 0.0, {})), higher_is_better=UP)
+    out = mixed({"a": A, "b": broken}, specs(("a", 1.0, {}), ("b", 0.0, {})))
     assert np.isfinite(out.reward).all() and out.stats["b/valid"] == 0.0
 
 
 def test_constant_reward_adds_nothing_and_never_divides_by_zero():
     constant = np.full(20, 3.3)
-    for how in ("sum_then_norm", "norm_then_sum"):
-        for scale in ("batch", "group"):
-            out = compose({"a": constant, "b": B}, GROUP, specs(("a", 5.0, {"scale": scale}), ("b", 1.0, {})), how, UP)
+    for how, scale in WAYS:
+        if scale != "none":
+            out = mixed({"a": constant, "b": B}, specs(("a", 5.0, {"scale": scale}), ("b", 1.0, {})), how=how)
             assert np.allclose(out.parts[:, 0], 0) and np.isfinite(out.reward).all()
     assert out.stats["a/groups_with_signal"] == 0.0 and out.stats["b/groups_with_signal"] == 1.0
 
@@ -103,17 +111,15 @@ def test_constant_reward_adds_nothing_and_never_divides_by_zero():
 def test_group_ids_need_no_order():
     shuffle = RNG.permutation(20)
     row = specs(("a", 1.0, {"scale": "group"}))
-    np.testing.assert_allclose(
-        compose({"a": A[shuffle]}, GROUP[shuffle] * 17 - 3, row, higher_is_better=UP).reward,
-        compose({"a": A}, GROUP, row, higher_is_better=UP).reward[shuffle],
-    )
+    shuffled = mixed({"a": A[shuffle]}, row, GROUP[shuffle] * 17 - 3)
+    np.testing.assert_allclose(shuffled.reward, mixed({"a": A}, row).reward[shuffle])
 
 
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="b"):
-        compose({"a": A}, GROUP, specs(("b", 1.0, {})), higher_is_better=UP)
+        mixed({"a": A}, specs(("b", 1.0, {})))
     with pytest.raises(UserError) as caught:
-        compose({"a": A}, GROUP, specs(("a", 0.0, {})), higher_is_better=UP)
+        mixed({"a": A}, specs(("a", 0.0, {})))
     assert "rewards.0.weight" in caught.value.try_this
 
 
@@ -148,10 +154,8 @@ def test_a_reward_with_nothing_to_judge_adds_nothing_and_one_that_failed_costs_t
 def test_a_skipped_row_moves_no_other():
     for scale in ("batch", "group"):
         with_null = rules({}, {"scale": scale}).parts[3:5, 1]
-        alone = compose(
-            {"asr_keywords": KEYWORDS[3:5]}, ROWS[3:5], specs(("asr_keywords", 1.0, {"scale": scale}))
-        ).parts[:, 0]
-        np.testing.assert_allclose(with_null, alone)
+        scaled = specs(("asr_keywords", 1.0, {"scale": scale}))
+        np.testing.assert_allclose(with_null, compose({"asr_keywords": KEYWORDS[3:5]}, ROWS[3:5], scaled).parts[:, 0])
 
 
 def test_a_hallucination_adds_or_is_the_whole_verdict():
@@ -165,26 +169,20 @@ def test_a_hallucination_adds_or_is_the_whole_verdict():
 
 
 def test_the_lowest_of_several_verdicts_counts_and_one_without_weight_does_not():
-    scores = {
-        "a": np.array([-1.0, -1.0, 1.0, np.nan]),
-        "b": np.array([-2.0, -0.1, 0.0, -1.0]),
-        "down": np.array([9.0, 9.0, 9.0, 9.0]),
-    }
+    scores = {"a": np.array([-1.0, -1.0, 1.0, np.nan]), "b": np.array([-2.0, -0.1, 0.0, -1.0]), "down": np.full(4, 9.0)}
     over = {"mode": "override", "scale": "none"}
     rows = specs(("a", 1.0, over), ("b", 1.0, over), ("down", 1.0, {"scale": "none"}))
-    np.testing.assert_allclose(compose(scores, np.zeros(4), rows, higher_is_better=UP).reward, [-2.0, -1.0, -8.0, -1.0])
+    np.testing.assert_allclose(mixed(scores, rows, np.zeros(4)).reward, [-2.0, -1.0, -8.0, -1.0])
     quiet = specs(("a", 0.0, over), ("down", 1.0, {"scale": "none"}))
-    np.testing.assert_allclose(compose(scores, np.zeros(4), quiet, higher_is_better=UP).reward, [-9.0] * 4)
+    np.testing.assert_allclose(mixed(scores, quiet, np.zeros(4)).reward, [-9.0] * 4)
+
+
+SCALED = [({"scale": scale}, "sum_then_norm", f"scale {scale}") for scale in ("batch", "group")]
+SCALED.append(({"scale": "none"}, "norm_then_sum", "norm_then_sum"))
 
 
 @pytest.mark.parametrize(
-    ("options", "how", "why"),
-    [
-        ({"scale": "batch"}, "sum_then_norm", "scale batch"),
-        ({"scale": "group"}, "sum_then_norm", "scale group"),
-        ({"scale": "none"}, "norm_then_sum", "norm_then_sum"),
-        ({"scale": "none", "weight": -1.0}, "sum_then_norm", "negative"),
-    ],
+    ("options", "how", "why"), [*SCALED, ({"scale": "none", "weight": -1.0}, "sum_then_norm", "negative")]
 )
 def test_a_verdict_that_is_scaled_is_refused(options, how, why):
     chosen = [RewardSpec(name="a", **{"scale": "none"}), RewardSpec(name="b", mode="override", **options)]

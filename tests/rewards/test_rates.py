@@ -27,12 +27,9 @@ def score(name, wav, text):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Hello, World!", "hello world"),
+        *(("Hello, World!", "hello world"), ("snake_case a-b", "snake case a b"), ("...", "")),
         ("it\u2019s  'quoted' rock'n'roll", "it's quoted rock'n'roll"),
-        ("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"),
-        ("snake_case a-b", "snake case a b"),
-        ("\u4f60\u597d\u3002", "\u4f60\u597d"),
-        ("...", ""),
+        *(("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"), ("\u4f60\u597d\u3002", "\u4f60\u597d")),
     ],
 )
 def test_normaliser(text, expected):
@@ -46,10 +43,9 @@ def test_normaliser_is_idempotent(text):
 
 
 def test_rates_of_known_texts():
-    assert score("wer", voice(0.5), "hello world").value == 0.0
-    assert score("wer", voice(0.5), "hello there world").value == pytest.approx(1 / 3)
-    assert score("cer", voice(0.5), "hello worlds").value == pytest.approx(1 / 12)
-    assert score("wer", voice(0.5), "world").value == 1.0
+    rates = {("wer", "hello world"): 0.0, ("wer", "hello there world"): 1 / 3, ("wer", "world"): 1.0}
+    for (name, text), rate in (rates | {("cer", "hello worlds"): 1 / 12}).items():
+        assert score(name, voice(0.5), text).value == pytest.approx(rate)
     assert score("wer", voice(0.5), "hello world").detail["hypothesis"] == "Hello,  WORLD!"
 
 
@@ -142,11 +138,7 @@ def test_intervals_are_of_the_ratio_and_paired() -> None:
         return " ".join("x" if rng.random() < share else w for w in text.split())
 
     said = [noisy(t, 0.3) for t in texts]
-    better = [
-        " ".join(w if o != "x" or rng.random() < 0.7 else w for w, o in zip(t.split(), s.split(), strict=True))
-        for t, s in zip(texts, said, strict=True)
-    ]
-    given = {"base": said, "same": said, "better": better}
+    given = {"base": said, "same": said, "better": texts}
     made = compare_rates({s: counts(list(zip(texts, found, strict=True))) for s, found in given.items()}, "base")
     one, delta = made.systems["base"]["wer"], made.deltas["same"]["wer"]
     assert one.lo < one.mean < one.hi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny_judges import save_sentiment
 from rlspeech.rewards.llm.sentiment import Sentiment, order_labels, read_rating
 from rlspeech.types import UserError
 
-STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
+STARS, THREE = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"], ["neutral", "positive", "negative"]
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +23,10 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize(
     ("labels", "best"),
     [
-        (STARS, "5 stars"),
-        (STARS[::-1], "5 stars"),
-        (["5", "1", "3"], "5"),
-        (["Negative", "Neutral", "Positive"], "Positive"),
-        (["positive", "negative"], "positive"),
+        *((STARS, "5 stars"), (STARS[::-1], "5 stars"), (["5", "1", "3"], "5"), (["POS", "NEU", "NEG"], "POS")),
+        *((["Negative", "Neutral", "Positive"], "Positive"), (["positive", "negative"], "positive")),
         (["fair", "excellent", "bad", "poor", "good"], "excellent"),
         (["Very Positive", "Very Negative", "Neutral", "Negative", "Positive"], "Very Positive"),
-        (["POS", "NEU", "NEG"], "POS"),
         (["very_negative", "positive", "neutral", "very_positive", "negative"], "very_positive"),
     ],
 )
@@ -53,20 +50,16 @@ def test_labels_without_an_order_need_one():
     for bad in ("LABEL_2|LABEL_0", "a|b|c", "LABEL_0|LABEL_0|LABEL_1"):
         with pytest.raises(UserError, match="LABEL_0"):
             order_labels(labels, bad, "x")
-    with pytest.raises(UserError):
-        order_labels(["good", "good"], None, "x")
-    with pytest.raises(UserError):
-        order_labels(["LABEL_0"], None, "x")
+    for bad in (["good", "good"], ["LABEL_0"]):
+        with pytest.raises(UserError):
+            order_labels(bad, None, "x")
 
 
 @pytest.mark.parametrize(
     ("labels", "logits", "expected"),
     [
-        (STARS, [0.0] * 5, 3.0),
-        (STARS, [0, 0, 0, 0, 50.0], 5.0),
-        (STARS[::-1], [0, 0, 0, 0, 50.0], 1.0),
-        (["neutral", "positive", "negative"], [0.0, 50.0, 0.0], 5.0),
-        (["neutral", "positive", "negative"], [50.0, 0.0, 0.0], 3.0),
+        *((STARS, [0.0] * 5, 3.0), (STARS, [0, 0, 0, 0, 50.0], 5.0), (STARS[::-1], [0, 0, 0, 0, 50.0], 1.0)),
+        *((THREE, [0.0, 50.0, 0.0], 5.0), (THREE, [50.0, 0.0, 0.0], 3.0)),
         (["positive", "negative"], [math.log(3), 0.0], 4.0),
         (STARS, [0, 0, 0, math.log(0.25), math.log(0.75)], None),
     ],
@@ -121,13 +114,10 @@ def test_folders_that_are_no_classifiers(tmp_path):
     [
         *(("4/5", 4), ("4 / 5", 4), ("3.5/5", 3.5), ("3,5 / 5", 3.5), ("4", 4), ("**4**", 4), ("Rating: 4", 4)),
         *(("score: 4 out of 5", 4), ("overall quality: 3.5 / 5", 3.5), ("Overall: 2", 2)),
-        *(("I would rate this 3 out of 5.", 3), ("The overall score is 4.", 4), ("4 stars", 4)),
-        ("4 stars out of 5", 4),
-        ("MOS: 2.8", 2.8),
-        ("Noise 2/5, distortion 4/5, overall quality 3/5.", 3),
+        *(("I would rate this 3 out of 5.", 3), ("The overall score is 4.", 4), ("4 stars", 4), ("MOS: 2.8", 2.8)),
+        *(("4 stars out of 5", 4), ("Noise 2/5, distortion 4/5, overall quality 3/5.", 3)),
         *(("It sounds fine. 4/5 overall.", 4), ("Final rating: **2/5**", 2), ("<think>maybe 2/5</think>4/5", 4)),
-        ("4/5. Yes, 4/5.", 4),
-        ("<think>Overall: 1/5", None),
+        *(("4/5. Yes, 4/5.", 4), ("<think>Overall: 1/5", None)),
     ],
 )
 def test_ratings_that_are_there(text, expected):
@@ -160,17 +150,8 @@ def test_judges_that_put_their_numbers_into_thoughts():
 
 
 def test_odd_texts_are_read_quickly():
-    import time
-
     began = time.process_time()
-    for text in (
-        "overall " * 2000,
-        "rate " + " " * 4000 + "x",
-        "4" * 4000,
-        "rating:" * 600,
-        "1/5 " * 1000,
-        "quality is is is " * 300,
-        "-" * 4000,
-    ):
+    repeated = {"overall ": 2000, "4": 4000, "rating:": 600, "1/5 ": 1000, "quality is is is ": 300, "-": 4000}
+    for text in ("rate " + " " * 4000 + "x", *(word * times for word, times in repeated.items())):
         read_rating(text)
     assert time.process_time() - began < 2.0

@@ -50,11 +50,8 @@ def test_an_empty_transcript_is_an_error_rate_of_one_and_never_the_reference(wav
 
 
 def test_what_is_no_answer_is_null():
-    table = scores(
-        [spoken(wav=np.full(16000, np.nan, np.float32)), spoken(text=""), spoken(text=None), spoken(text="?!")],
-        "tts_cer",
-        recogniser="reward_plugins:recogniser",
-    )
+    rows = [spoken(wav=np.full(16000, np.nan, np.float32)), *(spoken(text=t) for t in ("", None, "?!"))]
+    table = scores(rows, "tts_cer", recogniser="reward_plugins:recogniser")
     assert [s.value for s in table["tts_cer"]] == [None] * 4
     for s, word in zip(table["tts_cer"], ("NaN", "no reference", "no reference", "empty after"), strict=True):
         assert word in s.error
@@ -107,11 +104,8 @@ def test_tokens_are_judged_without_a_waveform_and_a_missing_one_is_null():
 
 
 def test_duration_is_the_distance_from_the_groups_median_of_rows_that_stopped():
-    rows = [spoken("a", tokens=range(n)) for n in (10, 12, 20)] + [
-        spoken("b", tokens=range(30)),
-        spoken("a", tokens=[]),
-    ]
-    rows.append(spoken("a", tokens=range(200), finished=False))
+    rows = [spoken("a", tokens=range(n)) for n in (10, 12, 20)] + [spoken("b", tokens=range(30))]
+    rows += [spoken("a", tokens=[]), spoken("a", tokens=range(200), finished=False)]
     values = [s.value for s in scores(rows, "tts_duration")["tts_duration"]]
     assert values == pytest.approx([-1 / 11, -1 / 11, -9 / 11, 0.0, -1.0, -189 / 11])  # of 0, 10, 12, 20
     never = scores([spoken("a", tokens=range(n), finished=False) for n in (10, 20)], "tts_duration")["tts_duration"]
@@ -133,9 +127,8 @@ def test_diversity_is_symmetric_bounded_and_blind_to_order(group, rng):
 
 def test_equal_rows_have_no_diversity_and_a_loop_does_not_buy_any():
     plain, other, loop = list(range(60)), list(range(100, 160)), [1, 2, 3, 4] * 20
-    rows = [spoken("a", tokens=t) for t in (plain, plain, loop, other)] + [
-        spoken("a", tokens=range(500, 900), finished=False)
-    ]
+    rows = [spoken("a", tokens=t) for t in (plain, plain, loop, other)]
+    rows.append(spoken("a", tokens=range(500, 900), finished=False))
     values = [s.value for s in scores(rows, "tts_token_diversity")["tts_token_diversity"]]
     assert values == pytest.approx([0.5, 0.5, 0.0, 1.0, 0.0])
     alone = scores([spoken("z", tokens=plain)], "tts_token_diversity")["tts_token_diversity"][0]
@@ -222,9 +215,8 @@ def test_pitch_spread_of_known_melodies():
 def test_shape_through_the_scorer():
     rows = [spoken(wav=w, duration=2.0) for w in (voice(1.0), EMPTY)] + [spoken(wav=np.zeros(16000, np.float32))]
     table = scores(rows, "tts_duration_ratio", "tts_pitch_std", "tts_duration_drift")
-    assert [s.value for s in table["tts_duration_drift"]] == [
-        pytest.approx(v) for v in (math.log(2), math.log(100), math.log(15 / 11))
-    ]
+    drifts = [s.value for s in table["tts_duration_drift"]]
+    assert drifts == pytest.approx([math.log(v) for v in (2, 100, 15 / 11)])
     assert [s.value for s in table["tts_duration_ratio"]] == [0.5, 0.0, pytest.approx(15 / 11)]
     assert table["tts_pitch_std"][0].value is not None and [s.value for s in table["tts_pitch_std"][1:]] == [None, None]
 

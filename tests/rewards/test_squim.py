@@ -76,8 +76,7 @@ def test_columns_come_out_in_the_right_places(monkeypatch, tmp_path):
 
     pretend(monkeypatch)
     save_file(Net().state_dict(), tmp_path / "w.safetensors")
-    wavs = [voice(0.5), voice(0.7)]
-    samples = [Sample(str(i), w, 16000) for i, w in enumerate(wavs)]
+    samples = [Sample(str(i), voice(s), 16000) for i, s in enumerate((0.5, 0.7))]
     for name, expected in (("squim_stoi", 0.01), ("squim_pesq", 1.01), ("squim_si_sdr", 0.1)):
         reward = get_reward(name, weights=str(tmp_path / "w.safetensors"))
         assert [s.value for s in reward.score(samples)] == pytest.approx([expected] * 2, rel=1e-3)

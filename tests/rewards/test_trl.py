@@ -22,10 +22,8 @@ TEXTS = ["one two", "one two", "one", "one two"]
 
 def samples(**columns: list[Any]) -> list[Sample]:
     silence = np.zeros(0, np.float32)
-    return [
-        Sample(f"u{i}", silence, 16000, None, t, {k: v[i] for k, v in columns.items()}, s)
-        for i, (t, s) in enumerate(zip(TEXTS, SAID, strict=True))
-    ]
+    rows = [{k: v[i] for k, v in columns.items()} for i in range(len(SAID))]
+    return [Sample(f"u{i}", silence, 16000, None, TEXTS[i], row, SAID[i]) for i, row in enumerate(rows)]
 
 
 def scores(name: str, given: list[Sample]) -> list[float | None]:
@@ -70,15 +68,9 @@ def test_one_that_trl_ships() -> None:
 
 def asked(reward: Any, completions: list[Any], **columns: Any) -> Any:
     """Call as ``trl.GRPOTrainer._calculate_rewards`` does."""
-    return reward(
-        prompts=["say it"] * len(completions),
-        completions=completions,
-        completion_ids=[[1]] * len(completions),
-        **columns,
-        trainer_state=object(),
-        log_extra=lambda *_: None,
-        log_metric=lambda *_: None,
-    )
+    n, logs = len(completions), dict.fromkeys(("log_extra", "log_metric"), lambda *_: None)
+    given = {"prompts": ["say it"] * n, "completion_ids": [[1]] * n, **columns}
+    return reward(completions=completions, **given, trainer_state=object(), **logs)
 
 
 @pytest.mark.parametrize("name", ["asr_accuracy", "asr_accuracy[normaliser=basic-1]", "asr_wer", "asr_hallucination"])
@@ -96,9 +88,8 @@ def test_the_same_numbers_as_here(name: str) -> None:
 
 
 def test_columns_reach_the_reward_and_nulls_come_back() -> None:
-    found = asked(
-        as_trl_reward("asr_keywords"), ["turn on", "turn off"], text=["turn on", "turn on"], keywords=[["on"], []]
-    )
+    texts, keywords = ["turn on", "turn on"], [["on"], []]
+    found = asked(as_trl_reward("asr_keywords"), ["turn on", "turn off"], text=texts, keywords=keywords)
     assert found == [1.0, None], "no keywords, nothing to judge"
     assert asked(as_trl_reward("asr_accuracy"), ["a", "b"], text=["a", None]) == [1.0, None]
     assert asked(as_trl_reward("trl_plugins:messages[conversational=true]"), ["abc"], text=["x"]) == [3.0]
@@ -131,14 +122,8 @@ def test_rewards_of_sound_with_a_decoder() -> None:
 
 def test_words_of_completions_in_every_shape() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": "b"}]
-    shapes = [
-        "x",
-        [{"role": "assistant", "content": "x"}],
-        [{"role": "assistant", "content": parts}],
-        [],
-        [{"role": "assistant"}],
-        None,
-    ]
+    chats: list[Any] = [[{"role": "assistant", "content": content}] for content in ("x", parts)]
+    shapes = ["x", *chats, [], [{"role": "assistant"}], None]
     assert [words_of(s) for s in shapes] == ["x", "x", "a b", "", "", ""]
 
 
@@ -154,35 +139,17 @@ def test_a_step_of_trls_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     tokenizer = make_text_tokenizer(["one two three four"] * 4, 300)
-    sizes: Any = dict(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
-    )
-    model = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.convert_tokens_to_ids(STOP), **sizes)
-    )
-    data = datasets.Dataset.from_list(
-        [
-            {"prompt": "say one", "text": "one", "keywords": ["one"]},
-            {"prompt": "say two", "text": "two", "keywords": ["two"]},
-        ]
-    )
-    settings = trl.GRPOConfig(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_steps=1,
-        report_to=[],
-        max_completion_length=6,
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        bf16=False,
-        disable_tqdm=True,
-    )
-    rewards = [as_trl_reward("asr_accuracy"), as_trl_reward("asr_wer"), as_trl_reward("asr_keywords")]
-    trainer = trl.GRPOTrainer(
-        model, reward_funcs=rewards, args=settings, train_dataset=data, processing_class=tokenizer
-    )
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    stop = tokenizer.convert_tokens_to_ids(STOP)
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), eos_token_id=stop, **sizes))
+    rows = [{"prompt": f"say {word}", "text": word, "keywords": [word]} for word in ("one", "two")]
+    step: Any = {"per_device_train_batch_size": 4, "num_generations": 2, "max_steps": 1, "max_completion_length": 6}
+    quiet: Any = {"report_to": [], "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
+    settings = trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **step, **quiet)
+    rewards = [as_trl_reward(f"asr_{name}") for name in ("accuracy", "wer", "keywords")]
+    data: Any = {"train_dataset": datasets.Dataset.from_list(rows), "processing_class": tokenizer}
+    trainer = trl.GRPOTrainer(model, reward_funcs=rewards, args=settings, **data)
     trainer.train()
     logged = trainer.state.log_history[0]
     assert {"rewards/asr_accuracy/mean", "rewards/asr_wer/mean", "rewards/asr_keywords/mean"} <= set(logged)

@@ -18,20 +18,9 @@ PRINTED = (
     "{'key': 'test 1', 'sdr': np.float64(4.87), 'sir': inf, 'si_snr': 1.0702, 'pesq': 1.5722705125808716, 'stoi': 0.0076, "
     "'dns_overall': 1.4526, 'spk_similarity': np.float32(0.895), 'vad_info': [{'start': 0, 'end': -1}], 'note': None}"
 )
-JSON = {
-    "key": "test2",
-    "si_snr": -3.0,
-    "pesq": 0.0,
-    "stoi": 1e-05,
-    "dns_overall": float("nan"),
-    "utmos": 3.5,
-    "ref_text": "it's {so}",
-    "whisper_hyp_text": "its so",
-    "whisper_wer_delete": 1,
-    "whisper_wer_insert": 2,
-    "whisper_wer_replace": 0,
-    "whisper_wer_equal": 3,
-}
+JSON = {"key": "test2", "si_snr": -3.0, "pesq": 0.0, "stoi": 1e-05, "dns_overall": float("nan"), "utmos": 3.5}
+JSON |= {"ref_text": "it's {so}", "whisper_hyp_text": "its so"}
+JSON |= {f"whisper_wer_{what}": n for what, n in {"delete": 1, "insert": 2, "replace": 0, "equal": 3}.items()}
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -44,14 +33,9 @@ def test_both_ways_of_writing_are_read(tmp_path: Path) -> None:
     done = versa.take(source, out, "mine")
     first, second = rows(out)["test 1"], rows(out)["test2"]
     assert (done.rows, done.bad_lines, first["system"]) == (2, 0, "mine")
-    assert {k: first[k] for k in ("si_sdr", "pesq_wb", "stoi", "dnsmos_ovrl", "speaker_similarity", "sdr")} == {
-        "si_sdr": 1.0702,
-        "pesq_wb": 1.5722705125808716,
-        "stoi": 0.0076,
-        "dnsmos_ovrl": 1.4526,
-        "speaker_similarity": 0.895,
-        "sdr": 4.87,
-    }
+    numbers = {"si_sdr": 1.0702, "pesq_wb": 1.5722705125808716, "stoi": 0.0076}
+    numbers |= {"dnsmos_ovrl": 1.4526, "speaker_similarity": 0.895, "sdr": 4.87}
+    assert {k: first[k] for k in numbers} == numbers
     assert first["vad_info"] == [{"start": 0, "end": -1}] and first["sir"] is first["wer"] is None
     reasons = [first["errors"][n] for n in ("sir", "wer", "note")]
     assert reasons == ["VERSA wrote inf", "not in VERSA's row", "VERSA wrote nothing"]
@@ -69,12 +53,8 @@ def test_both_ways_of_writing_are_read(tmp_path: Path) -> None:
 
 
 def test_several_recognisers_stay_apart(tmp_path: Path) -> None:
-    counts = {
-        f"{who}_{rate}_{what}": n
-        for who, n in (("whisper", 1), ("owsm", 2))
-        for rate in ("wer", "cer")
-        for what in ("delete", "insert", "replace", "equal")
-    }
+    kinds = [f"{rate}_{what}" for rate in ("wer", "cer") for what in ("delete", "insert", "replace", "equal")]
+    counts = {f"{who}_{kind}": n for who, n in (("whisper", 1), ("owsm", 2)) for kind in kinds}
     lines = [{"key": "a", **counts}, {"key": "b", **dict.fromkeys(counts, 0)}]
     (tmp_path / "v").write_text("\n".join(map(json.dumps, lines)))
     versa.take(tmp_path / "v", tmp_path / "s.jsonl", "x")
@@ -93,9 +73,7 @@ def test_several_recognisers_stay_apart(tmp_path: Path) -> None:
         "x" * 2_000_000,
     ],
 )
-def test_a_line_that_is_no_row_costs_itself_and_runs_nothing(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_that_is_no_row_runs_nothing(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v").write_text(f'{line}\n{{"key": "good", "pesq": 2.0}}\n{{"key": "to')
     done = versa.take(tmp_path / "v", tmp_path / "s.jsonl", "x")
@@ -104,9 +82,8 @@ def test_a_line_that_is_no_row_costs_itself_and_runs_nothing(
 
 
 def test_numbers_beyond_any_measure_do_not_stop_it(tmp_path: Path) -> None:
-    (tmp_path / "v").write_text(
-        f'{{"key": 7, "big": {10**400}, "far": 1e999, "yes": true, "system": "s", "stamp": 1.5}}\n'
-    )
+    line = f'{{"key": 7, "big": {10**400}, "far": 1e999, "yes": true, "system": "s", "stamp": 1.5}}'
+    (tmp_path / "v").write_text(line + "\n")
     versa.take(tmp_path / "v", tmp_path / "s.jsonl", "x")
     row = rows(tmp_path / "s.jsonl")["7"]
     assert row["far"] is None and row["system"] == "x" and row["versa_stamp"] == 1.5 and row["versa_system"] == "s"

@@ -32,15 +32,18 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def shim(folder: Path, before: str = "") -> Path:
     """Write ``folder/rlspeech``, which first runs the lines ``before`` (they may change ``$@``); answer the folder, to be put on PATH."""
     folder.mkdir(parents=True, exist_ok=True)
-    python = shlex.quote(sys.executable)
-    start = (
-        f"{python} -I -S {shlex.quote(str(Path(__file__)))} {server()}"
-        if hasattr(os, "pidfd_open")
-        else f"{python} -m rlspeech"
-    )
+    start = f"{shlex.quote(sys.executable)} -m rlspeech"
+    if hasattr(os, "pidfd_open"):
+        start = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(str(Path(__file__)))} {server()}"
     (folder / "rlspeech").write_text(f'#!/usr/bin/env bash\n{before}\nexec {start} "$@"\n')
     (folder / "rlspeech").chmod(0o755)
     return folder
+
+
+def environment(folder: Path, before: str = "") -> dict[str, str]:
+    """The variables with a ``rlspeech`` of its own on PATH (``shim``) and a cache beside the folder where there is none."""
+    path = os.pathsep.join([str(shim(folder / "bin", before)), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {"RLSPEECH_CACHE": str(folder.parent / "cache"), **os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 @cache
