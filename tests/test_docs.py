@@ -356,12 +356,15 @@ def test_a_function_and_a_family_are_rewards(work: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_corpus_is_a_script(work: Path) -> None:
+def test_a_corpus_is_a_script_or_a_layout_with_a_command(work: Path) -> None:
     train, test = (read_manifest(work / "data" / "fsdd" / f"{split}.jsonl") for split in ("train", "test"))
     assert len(train) == len(test) == 12 and {u.id.split("_")[2] for u in test} == {"0", "4"}
     assert {(u.text, u.speaker_id, u.sample_rate) for u in train if u.id.startswith("2_t")} == {("two", "theo", 8000)}
     assert all(u.duration == pytest.approx(0.6) and u.extra["kind"] == "digits" for u in train)
     assert [r["id"] for r in rows(work / "data" / "fsdd" / "dropped.jsonl")] == ["9_theo_7"]
+    for split, script in (("train", train), ("test", test)):
+        command = read_manifest(work / "data" / "digits" / f"{split}.jsonl")
+        assert [(u.id, u.text, u.speaker_id) for u in command] == [(u.id, u.text, u.speaker_id) for u in script]
 
 
 @pytest.mark.slow

@@ -193,11 +193,13 @@ def command(
     return register
 
 
-def stage(schema: str, run: str, options: Mapping[str, Any], *, without: Sequence[str] = (), **given: Any) -> None:
+def stage(
+    schema: str | type, run: str, options: Mapping[str, Any], *, without: Sequence[str] = (), **given: Any
+) -> None:
     """Resolve a stage's settings, run it, print its summary with ``--json``.
 
     Args:
-        schema: ``module:Class`` of its settings, without the package's name.
+        schema: ``module:Class`` of its settings, without the package's name; or the class, where it is imported already.
         run: ``module:function``; it is imported after the settings are known to be right.
         options: the command's ``locals()``: its own options by setting, and ``shared``. A function stands for what it returns: it is
             called where its errors are reported.
@@ -212,7 +214,8 @@ def stage(schema: str, run: str, options: Mapping[str, Any], *, without: Sequenc
         from rlspeech.settings import resolve
 
         values = {key.replace("__", "."): _value(value) for key, value in flags.items()}
-        config, _ = resolve(load(schema), shared["preset"], shared["config"], values, shared["sets"] or ())
+        cls = load(schema) if isinstance(schema, str) else schema
+        config, _ = resolve(cls, shared["preset"], shared["config"], values, shared["sets"] or ())
         present(config)
         with log.waiting("loading"):
             function = load(run)
