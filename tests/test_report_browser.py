@@ -26,17 +26,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROME is None, reason="no chromium or google-chrome, nor a path in RLSPEECH_CHROME"),
 ]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--mute-audio",
-    "--autoplay-policy=no-user-gesture-required",
-]
+FLAGS = ["--no-sandbox", "--no-first-run", "--mute-audio", "--autoplay-policy=no-user-gesture-required"]
+FLAGS += [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 RATE = 16000
 CONTRAST = """() => {  // ratio of every text to what is behind it, as WCAG counts it, the lowest first

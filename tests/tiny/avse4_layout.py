@@ -5,6 +5,8 @@ Written from a description of the published network, apart from ``rlspeech``: a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,18 +15,13 @@ KERNEL, HOP, STRETCH = 40, 20, 32
 Weights = dict[str, Tensor]
 
 
-def random_weights(
-    channels: int = 1,
-    width: int = 12,
-    hidden: int = 10,
-    blocks: int = 3,
-    repeats: int = 2,
-    stem: int = 4,
-    stages: tuple[int, ...] = (4, 5, 6, 7),
-    visual: int = 2,
-    seed: int = 0,
-) -> Weights:
-    """Weights of every part, none of them at a value that would hide it (norms scaled and shifted, statistics moved)."""
+def random_weights(channels: int = 1, seed: int = 0, *, width: int = 12, hidden: int = 10, **sizes: Any) -> Weights:
+    """Weights of every part, none of them at a value that would hide it (norms scaled and shifted, statistics moved).
+
+    ``sizes`` are ``blocks``, ``repeats``, ``visual`` (layers), ``stem`` and ``stages`` (widths of the picture's network).
+    """
+    blocks, repeats, visual = (sizes.get(name, n) for name, n in (("blocks", 3), ("repeats", 2), ("visual", 2)))
+    stem, stages = sizes.get("stem", 4), sizes.get("stages", (4, 5, 6, 7))
     rng = torch.Generator().manual_seed(seed)
     made: Weights = {}
 
@@ -94,15 +91,13 @@ def baseline(w: Weights, mixture: Tensor, video: Tensor) -> Tensor:
     latent = F.conv1d(mixture, w["model.encoder.conv1d_U.weight"], stride=HOP).clamp_min(0)  # whole windows only
     width, frames = latent.shape[1:]
     seen = _look(w, video)
-    h = F.layer_norm(
-        latent.mT, (width,), w["model.separator.layer_norm.weight"], w["model.separator.layer_norm.bias"]
-    ).mT
+    scale, shift = (w[f"model.separator.layer_norm.{part}"] for part in ("weight", "bias"))
+    h = F.layer_norm(latent.mT, (width,), scale, shift).mT
     h = F.conv1d(h, w["model.separator.bottleneck_conv1x1.weight"])
     r = 0
     while f"model.separator.tcn.{r}.0.weight" in w:
-        v = F.interpolate(
-            F.conv1d(seen, w[f"model.separator.ve_conv1x1.{r}.weight"]), STRETCH * seen.shape[-1], mode="linear"
-        )
+        v = F.conv1d(seen, w[f"model.separator.ve_conv1x1.{r}.weight"])
+        v = F.interpolate(v, STRETCH * seen.shape[-1], mode="linear")
         v = F.pad(v, (0, frames - v.shape[-1]))  # zeros behind the video, or cut to the audio
         h = F.conv1d(torch.cat((h, v), 1), w[f"model.separator.tcn.{r}.0.weight"])
         x = 0
@@ -131,9 +126,8 @@ def _look(w: Weights, video: Tensor) -> Tensor:
     """(B, D, F)."""
     x = ((video.float() / 255 - 0.4161) / 0.1688)[:, None]
     h = F.conv3d(x, w["visual_frontend.frontend3D.0.weight"], stride=(1, 2, 2), padding=(2, 3, 3))
-    h = F.max_pool3d(
-        _batch_norm(w, "visual_frontend.frontend3D.1", h, 1e-3).clamp_min(0), (1, 3, 3), (1, 2, 2), (0, 1, 1)
-    )
+    h = _batch_norm(w, "visual_frontend.frontend3D.1", h, 1e-3).clamp_min(0)
+    h = F.max_pool3d(h, (1, 3, 3), (1, 2, 2), (0, 1, 1))
     rows = []
     for clip in h:  # (D, F, H, W): the pictures one clip at a time
         pictures = clip.transpose(0, 1)
@@ -143,9 +137,8 @@ def _look(w: Weights, video: Tensor) -> Tensor:
     seen = torch.stack(rows)
     i = 0
     while (net := f"model.separator.visual_conv.{i}.net") + ".2.weight" in w:
-        h = F.conv1d(
-            _batch_norm(w, f"{net}.1", seen.clamp_min(0), 1e-5), w[f"{net}.2.weight"], padding=1, groups=seen.shape[1]
-        )
+        h = _batch_norm(w, f"{net}.1", seen.clamp_min(0), 1e-5)
+        h = F.conv1d(h, w[f"{net}.2.weight"], padding=1, groups=seen.shape[1])
         seen = seen + F.conv1d(_batch_norm(w, f"{net}.4", _prelu(w, f"{net}.3", h), 1e-5), w[f"{net}.5.weight"])
         i += 1
     return seen

@@ -45,17 +45,9 @@ class Chain:
             last = torch.multinomial(self.table[last].softmax(-1).float(), 1, generator=g)[:, 0]
             ids[:, s], mask[:, s] = torch.where(alive, last, STOP), alive
             alive = alive & (last != STOP)
-        samples = [
-            Sample(
-                str(batch[i]),
-                np.zeros(0, np.float32),
-                16000,
-                text=str(batch[i]),
-                tokens=row[m & (row != STOP)].numpy(),
-                finished=not bool(a),
-            )
-            for i, row, m, a in zip(index.tolist(), ids, mask, alive, strict=True)
-        ]
+        samples = [Sample(str(batch[i]), np.zeros(0, np.float32), 16000, text=str(batch[i])) for i in index.tolist()]
+        for sample, row, m, a in zip(samples, ids, mask, alive, strict=True):
+            sample.tokens, sample.finished = row[m & (row != STOP)].numpy(), not bool(a)
         made = Rollout(index, torch.zeros(n, LONGEST), mask, samples, ids, ~alive)
         made.logp = self.log_prob(made, torch.arange(n), with_kl=False).logp.detach()
         return made
@@ -82,14 +74,9 @@ class Chain:
         logits = self._logits(ids, self.table)
         noise = gumbel_noise(mask.sum(1).tolist(), CODES, [seed * 1000 + r for r in rows.tolist()])
         noise = pad(noise, (0, 0, 0, LONGEST - noise.shape[1])).to(self.table.dtype)
-        soft = (
-            ((logits[..., :CODES] + noise) / tau).softmax(-1)
-            if not hard
-            else relaxed_tokens(logits[..., :CODES], noise, tau, True)
-        )
-        return Relaxed(
-            soft, mask, logits[..., :CODES], logits[..., STOP], self._kl(ids) if with_kl and self.own_kl else None, seed
-        )
+        codes, kl = logits[..., :CODES], self._kl(ids) if with_kl and self.own_kl else None
+        soft = relaxed_tokens(codes, noise, tau, True) if hard else ((codes + noise) / tau).softmax(-1)
+        return Relaxed(soft, mask, codes, logits[..., STOP], kl, seed)
 
 
 class Likes:
@@ -102,9 +89,8 @@ class Likes:
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
         self.rows += len(samples)
-        liked = (relaxed.soft @ self.taste.to(relaxed.soft.dtype)).square() + relaxed.soft @ self.taste.to(
-            relaxed.soft.dtype
-        )
+        mean = relaxed.soft @ self.taste.to(relaxed.soft.dtype)
+        liked = mean.square() + mean
         value = (liked * relaxed.mask).sum(1) / relaxed.mask.sum(1).clamp_min(1)
         self.last = {"taste": float(value.detach().mean())}
         unknown = torch.tensor([s.key in self.blind for s in samples])
@@ -126,19 +112,6 @@ class Judge:
 def config(algo: str, **changes: Any) -> RL:
     """Settings for the toy; ``diffro`` as a dictionary."""
     changes["diffro"] = DiffRO(**changes.pop("diffro", {}))
-    return RL(
-        **{
-            "algo": algo,
-            "task": "tts",
-            "rewards": [RewardSpec(name=NAME)],
-            "prompts_per_step": 4,
-            "group": 4,
-            "micro_batch": 2,
-            "kl_beta": 0.0,
-            "clip_range": 0.2,
-            "steps": 5,
-            "lr": 0.05,
-            "truncated": "keep",
-            **changes,
-        }
-    )
+    sizes = {"prompts_per_step": 4, "group": 4, "micro_batch": 2, "steps": 5}
+    plain = {"rewards": [RewardSpec(name=NAME)], "kl_beta": 0.0, "clip_range": 0.2, "lr": 0.05, "truncated": "keep"}
+    return RL(**{"algo": algo, "task": "tts", **sizes, **plain, **changes})

@@ -51,10 +51,8 @@ class Toy:
         x = self.theta + self.sigma * self.noise * torch.randn(n, self.steps, 3, generator=g)
         seen = torch.randn(n, self.steps, 2, generator=g)
         index = torch.arange(len(batch)).repeat_interleave(group)
-        samples = [
-            Sample(batch[i].key, torch.cat([row.mean(0), f.flatten()]).numpy(), 16000)
-            for i, row, f in zip(index.tolist(), x, seen, strict=True)
-        ]
+        shown = torch.cat([x.mean(1), seen.flatten(1)], 1).numpy()
+        samples = [Sample(batch[i].key, wav, 16000) for i, wav in zip(index.tolist(), shown, strict=True)]
         mask = torch.ones(n, self.steps, dtype=torch.bool)
         if self.ragged:
             mask[::2, -1] = False
@@ -70,10 +68,8 @@ class Toy:
 
     def base(self, batch: list[Clip]) -> list[Sample]:
         self.based.append([c.key for c in batch])
-        return [
-            Sample(c.key, np.concatenate([self.reference.numpy(), np.zeros(2 * self.steps, np.float32)]), 16000)
-            for c in batch
-        ]
+        wav = np.concatenate([self.reference.numpy(), np.zeros(2 * self.steps, np.float32)])
+        return [Sample(c.key, wav, 16000) for c in batch]
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         return rollout.state[1][rows]
@@ -99,18 +95,9 @@ class Judge:
 
 def config(ppo: dict[str, Any] | None = None, **changes: Any) -> RL:
     """PPO with one reward as it comes, group 1."""
-    plain = {"algo": "ppo", "rewards": [RewardSpec(name=NAME, scale="none")], "prompts_per_step": 8, "group": 1}
-    return RL(
-        **{
-            **plain,
-            "micro_batch": 4,
-            "kl_beta": 0.0,
-            "clip_range": 0.2,
-            "lr": 0.05,
-            "ppo": PPO(**(ppo or {})),
-            **changes,
-        }
-    )
+    sizes = {"prompts_per_step": 8, "group": 1, "micro_batch": 4}
+    plain = {"rewards": [RewardSpec(name=NAME, scale="none")], "kl_beta": 0.0, "clip_range": 0.2, "lr": 0.05}
+    return RL(**{"algo": "ppo", **sizes, **plain, "ppo": PPO(**(ppo or {})), **changes})
 
 
 def make(

@@ -48,9 +48,8 @@ def head(
     along, down = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
     for side in (-0.5, 0.5):
         centre = np.array([x, y]) + side * gap * along
-        cv2.circle(
-            picture, tuple(np.round(centre * 16).astype(int).tolist()), round(0.09 * gap * 16), 255, -1, cv2.LINE_AA, 4
-        )
+        middle = tuple(np.round(centre * 16).astype(int).tolist())
+        cv2.circle(picture, middle, round(0.09 * gap * 16), 255, -1, cv2.LINE_AA, 4)
     mouth = np.array([x, y]) + below * gap * down
     axes = (round(0.38 * gap * 16), round(max(0.03, 0.25 * opened) * gap * 16))
     cv2.ellipse(picture, tuple(np.round(mouth * 16).astype(int).tolist()), axes, degrees, 0, 360, 0, -1, cv2.LINE_AA, 4)
