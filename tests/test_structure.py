@@ -33,16 +33,16 @@ FLOORS = {
     **dict.fromkeys(("cli", "__main__"), 8),
 }
 BLIND = {("algos", "tasks"), ("tasks", "algos"), ("algos", "corpora"), ("corpora", "algos"), ("corpora", "tasks")}
-MAX_FILE, MAX_FUNCTION = 545, 85
+MAX_FILE, MAX_FUNCTION = 520, 80
 # Figures that may only fall: formatted lines and files of the package, lines of the core (what a newcomer reads first), lines of the
 # tests, and how often stages, pages and commands spell a task's name. A change that needs more first deletes something.
 WALK = 12  # files of one step of rl
-SENTENCES = 108  # places where tests match an error by a sentence
-PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 43_400, 190, 11_900, 31_600, 79
+SENTENCES = 0  # places where tests match an error by a sentence
+PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 35_600, 142, 9_700, 28_200, 0
 CORE = (
     *("types.py", "config.py", "config_parts.py", "settings.py", "schema.py", "plugins.py", "files.py", "scores.py"),
     *("log.py", "stats.py", "parallel.py", "engine.py", "run.py", "state.py", "tracking.py"),
-    *("algos/*.py", "tasks/*.py", "tasks/flowse/*.py"),
+    *("algos/*.py", "tasks/base.py", "tasks/gaussian.py", "tasks/explore.py", "tasks/flowse/*.py"),
     *("rewards/base.py", "rewards/catalogue.py", "rewards/scorer.py", "rewards/mix.py"),
     *("data/manifest.py", "data/audio.py", "data/batches.py"),
     *(f"stages/{stage}.py" for stage in ("prepare", "pretrain", "reward", "rl", "evaluate")),
@@ -160,7 +160,7 @@ def circles(edges: Mapping[str, Collection[str]]) -> list[list[str]]:
 
 def test_no_import_circles() -> None:
     edges = {name_of(p): {m for m, _ in imports(p) if m != name_of(p)} for p in FILES}
-    assert len(circles(edges)) <= 7, circles(edges)
+    assert circles(edges) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
