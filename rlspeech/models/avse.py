@@ -95,9 +95,8 @@ class VideoFrontEnd(nn.Module):
         self.stem = nn.Conv3d(1, cfg.video_stem, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False)
         norm = NORMS[cfg.variant]
         if cfg.variant == "avse4" and set(cfg.video_layers) != {2}:
-            raise UserError(
-                "variant avse4 has two residual blocks a stage", f"video_layers is {cfg.video_layers}", "variant: own"
-            )
+            why = f"video_layers is {cfg.video_layers}"
+            raise UserError("variant avse4 has two residual blocks a stage", why, "variant: own")
         self.norm = nn.BatchNorm3d(cfg.video_stem, **norm)
         stages: list[nn.Module] = []
         width = cfg.video_stem

@@ -151,11 +151,8 @@ class FlowEnhancer(nn.Module):
     def __init__(self, cfg: FlowModel) -> None:
         super().__init__()
         if cfg.head == "mask" and (cfg.front_end != "stft" or cfg.prediction != "clean"):
-            raise UserError(
-                "head 'mask' needs the stft front end and clean prediction",
-                f"front_end={cfg.front_end}, prediction={cfg.prediction}",
-                "--set model.head=linear",
-            )
+            why = f"front_end={cfg.front_end}, prediction={cfg.prediction}"
+            raise UserError("head 'mask' needs the stft front end and clean prediction", why, "--set model.head=linear")
         self.cfg, self.sample_rate = cfg, cfg.sample_rate
         self.front = build_front_end(cfg)
         width = self.front.width

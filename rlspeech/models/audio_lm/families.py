@@ -68,11 +68,9 @@ class Family:
         if self.one_window and extractor is not None:
             self.max_s = float(extractor.chunk_length)
         if processor is None and self.needs_processor:
-            raise UserError(
-                f"the processor of this {net.config.model_type} model does not load",
-                "it formats the request",
-                "a folder with the processor's files, as the model's publisher ships it",
-            )
+            what = f"the processor of this {net.config.model_type} model does not load"
+            why = "it formats the request"
+            raise UserError(what, why, "a folder with the processor's files, as the model's publisher ships it")
 
     @property
     def sample_rate(self) -> int:
@@ -116,11 +114,8 @@ class Family:
         """The prompt that the tokenizer's chat template makes of one user turn. Raises ``UserError`` where there is none."""
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if not template:
-            raise UserError(
-                "the model has no chat template",
-                "its folder holds no chat_template.jinja",
-                "add the template that the model was trained with",
-            )
+            why = "its folder holds no chat_template.jinja"
+            raise UserError("the model has no chat template", why, "add the template that the model was trained with")
         turns, how = [{"role": "user", "content": content}], {"tokenize": False, "add_generation_prompt": True}
         return str(self.tokenizer.apply_chat_template(turns, chat_template=template, **how))
 
@@ -190,9 +185,8 @@ class FunAsrNano(Family):
             try:
                 named = prepare_language_inputs(request.language, 1, LANGUAGE_CODE_TO_NAME, return_code=False)[0]
             except ValueError as error:
-                raise UserError(
-                    f"Fun-ASR-Nano does not take the language {request.language!r}", str(error), "leave it out"
-                ) from error
+                what = f"Fun-ASR-Nano does not take the language {request.language!r}"
+                raise UserError(what, str(error), "leave it out") from error
             content.append({"type": "language", "language": named})
         return self.chat(content)
 
@@ -389,9 +383,8 @@ class Whisper(Family):
 
         code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
         if f"<|{code}|>" not in known:
-            raise UserError(
-                f"Whisper does not know the language {language!r}", "", "a name or ISO code such as en, or none"
-            )
+            what = f"Whisper does not know the language {language!r}"
+            raise UserError(what, "", "a name or ISO code such as en, or none")
         return known[f"<|{code}|>"]
 
     def encode(self, prepared: Prepared) -> list[Tensor]:
@@ -433,9 +426,6 @@ FAMILIES: dict[str, type[Family]] = {
 def family_of(model_type: str) -> type[Family]:
     """The family by the config's ``model_type``. Raises ``UserError`` for a model that is none of them."""
     if model_type not in FAMILIES:
-        raise UserError(
-            f"a model of type {model_type!r} is no recogniser known here",
-            "its config.json says so",
-            f"a model of type {', '.join(FAMILIES)}",
-        )
+        what = f"a model of type {model_type!r} is no recogniser known here"
+        raise UserError(what, "its config.json says so", f"a model of type {', '.join(FAMILIES)}")
     return FAMILIES[model_type]

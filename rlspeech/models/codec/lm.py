@@ -200,18 +200,14 @@ class CodecLM(LanguageModel):
         from rlspeech.models.codec.codec import load_codec
 
         if not self.layout.codec:
-            raise UserError(
-                "this language model's codec is not to be had here",
-                "it is none of transformers and none was trained",
-                "name one in its rlspeech.json (layout.codec); rewards of tokens need none",
-            )
+            what = "this language model's codec is not to be had here"
+            why = "it is none of transformers and none was trained"
+            raise UserError(what, why, "name one in its rlspeech.json (layout.codec); rewards of tokens need none")
         found = load_codec(self.layout.codec, self.device)
         if (found.size, found.sample_rate) != (self.size, self.sample_rate):
-            raise UserError(
-                f"the codec {self.layout.codec} is not the one that this model writes",
-                f"it has {found.size} codes at {found.sample_rate} Hz, the model {self.size} at {self.sample_rate} Hz",
-                "name the codec in the model's rlspeech.json (layout.codec)",
-            )
+            what = f"the codec {self.layout.codec} is not the one that this model writes"
+            why = f"it has {found.size} codes at {found.sample_rate} Hz, the model {self.size} at {self.sample_rate} Hz"
+            raise UserError(what, why, "name the codec in the model's rlspeech.json (layout.codec)")
         return found
 
     def park(self, phase: str, device: torch.device | str) -> None:

@@ -63,9 +63,8 @@ def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None 
 
     spoken = [t for t in map(get_normaliser(WRITTEN), texts) if t]
     if not spoken:
-        raise UserError(
-            "no row of the data has a text", "a synthesiser learns from transcribed speech", "rlspeech prepare --help"
-        )
+        why = "a synthesiser learns from transcribed speech"
+        raise UserError("no row of the data has a text", why, "rlspeech prepare --help")
     given, codec = codec, codec or load_codec(cfg.codec)
     tokenizer = make_text_tokenizer(spoken, cfg.vocabulary)
     stop, pad = (int(tokenizer.convert_tokens_to_ids(m)) for m in (STOP, PAD))

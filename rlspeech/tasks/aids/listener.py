@@ -194,11 +194,8 @@ class ListenerTask(Task):
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
         wavs, labels = labelled(clips, rng)
         if not wavs:
-            raise UserError(
-                "none of the clips of a batch can be described",
-                "their clean side is silent, or shorter than half a second",
-                "rlspeech check on the manifest",
-            )
+            why = "their clean side is silent, or shorter than half a second"
+            raise UserError("none of the clips of a batch can be described", why, "rlspeech check on the manifest")
         features, frames = model.features(wavs)
         question = "" if rng.random() < 0.6 else _question(rng, vocabulary())
         ids, mask, answer = tokens_of(model, frames.tolist(), [describe(one, rng) for one in labels], question)
