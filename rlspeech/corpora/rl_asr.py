@@ -15,6 +15,7 @@ files, or made by recognisers, whose texts are kept in ``OUT/heard/NAME.jsonl`` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +36,7 @@ from rlspeech.data.audio import AudioError, rms_dbfs
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.text import get_normaliser, units
-from rlspeech.files import JsonlWriter, digest_of, numbered_lines, read_text, safe_name, write_error
+from rlspeech.files import JsonlWriter, numbered_lines, read_text, safe_name, write_error
 from rlspeech.models.hub import embedded_path
 from rlspeech.parallel import one_by_one
 from rlspeech.rewards.recognisers import Transcribe, load_recogniser
@@ -428,7 +429,10 @@ def recognise(
 def _weights(name: str) -> str:
     """Changes with the files of a recogniser in a folder; empty for others."""
     folder = embedded_path("asr") if name == "embedded" else Path(name)
-    return digest_of(folder, ends=1 << 20) if folder.is_dir() else ""
+    if not folder.is_dir():
+        return ""
+    facts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(folder.iterdir()) if p.is_file()]
+    return hashlib.blake2b("\n".join(facts).encode(), digest_size=6).hexdigest()
 
 
 def _key(utt: Utterance, state: str) -> str:
