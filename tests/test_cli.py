@@ -383,7 +383,7 @@ def test_report_flags_arrive(stages: Stages) -> None:
     assert RUN.invoke(app, ["report", "runs/a", "b=runs/b", "--players", "2", "--out", "x.html"]).exit_code == 0
     path, runs, given = stages.calls[0]
     assert path == "stages.report:run" and runs == ["runs/a", "b=runs/b"]
-    assert (given["out"], given["players"], given["json_mode"]) == ("x.html", 2, False)
+    assert (given["out"], given["players"]) == ("x.html", 2)
 
 
 def test_report_refuses_what_is_no_run(tmp_path: Path) -> None:

@@ -220,14 +220,14 @@ def stage(
         with log.waiting("loading"):
             function = load(run)
         late = {name: _value(value) for name, value in given.items()}
-        return function(config, json_mode=shared["json_mode"], **late)  # type: ignore[no-any-return]
+        return function(config, **late)  # type: ignore[no-any-return]
 
     perform(work, shared)
 
 
 def call(run: str, shared: Mapping[str, Any], *args: Any, **given: Any) -> dict[str, Any]:
     """Run a stage that has no settings, ``module:function``, with these arguments; print and return its result."""
-    return perform(lambda: load(run)(*args, **given, json_mode=shared["json_mode"]), shared)  # type: ignore[no-any-return]
+    return perform(lambda: load(run)(*args, **given), shared)  # type: ignore[no-any-return]
 
 
 def _value(value: Any) -> Any:

@@ -27,14 +27,13 @@ TOLERANCE_S = 0.1  # between a manifest's duration and the file's header
 MAX_CHARACTERS_PER_S = 40  # faster than anyone reads
 
 
-def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None, json_mode: bool = False) -> dict[str, Any]:
+def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None) -> dict[str, Any]:
     """Check one path.
 
     Args:
         path: file or folder.
         schemas: stage -> ``module:Class`` of its config, for config files.
         stage: of a config file that does not say its own.
-        json_mode: tables go to stderr.
 
     Returns:
         ``path``, ``kind``, ``problems`` (path, line or None, message), ``facts``.

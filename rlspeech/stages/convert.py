@@ -75,7 +75,7 @@ def new_place(out: str | None, *, folder: bool = True, suffix: str = "") -> Iter
             shutil.rmtree(work, ignore_errors=True)
 
 
-def run(layout: str, source: str, out: str | None, *, json_mode: bool = False) -> dict[str, Any]:
+def run(layout: str, source: str, out: str | None) -> dict[str, Any]:
     """Read a file of weights, write a checkpoint folder.
 
     Args:
@@ -104,7 +104,7 @@ def run(layout: str, source: str, out: str | None, *, json_mode: bool = False) -
     return {"checkpoint": str(folder), "parameters": parameters, "model": cfg.model_dump()}
 
 
-def manifest(source: str, to: str, out: str | None, *, json_mode: bool = False) -> dict[str, Any]:
+def manifest(source: str, to: str, out: str | None) -> dict[str, Any]:
     """Write a manifest in another toolkit's format.
 
     Args:
@@ -140,9 +140,7 @@ def manifest(source: str, to: str, out: str | None, *, json_mode: bool = False) 
     return {"out": str(final), "to": to, "rows": done.rows, "left_out": dict(why), "notes": done.notes}
 
 
-def scores(
-    source: str, to: str, out: str | None, *, system: str | None = None, json_mode: bool = False
-) -> dict[str, Any]:
+def scores(source: str, to: str, out: str | None, *, system: str | None = None) -> dict[str, Any]:
     """Rows of scores in VERSA's form, or VERSA's rows in ours.
 
     Args:
@@ -179,9 +177,7 @@ def scores(
     return {"out": str(final), "to": to, **facts, "metrics": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
-def merge_lora(
-    source: str, to: str, out: str | None, *, device: str = "cpu", json_mode: bool = False
-) -> dict[str, Any]:
+def merge_lora(source: str, to: str, out: str | None, *, device: str = "cpu") -> dict[str, Any]:
     """Write an adapter or a merged checkpoint.
 
     Args:

@@ -45,7 +45,7 @@ ASSETS = {
 }
 
 
-def run(*, json_mode: bool = False) -> dict[str, Any]:
+def run() -> dict[str, Any]:
     """Look at the installation.
 
     Returns:

@@ -76,7 +76,7 @@ class _Recording(NamedTuple):
     lips: np.ndarray | None
 
 
-def run(config: Enhance, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: Enhance) -> dict[str, Any]:
     """Enhance everything that can be enhanced.
 
     Returns:

@@ -45,12 +45,11 @@ UNITS = {r.name: "%" if r.factor == 100 else "words" for r in RATES}
 DIRECTIONS = {r.name: r.higher_is_better for r in RATES}
 
 
-def run(config: Evaluate, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: Evaluate) -> dict[str, Any]:
     """Answer, score and compare.
 
     Args:
         config: the evaluation's.
-        json_mode: tables go to stderr.
 
     Returns:
         what ``metrics.json`` holds, and the paths of the run, the report and the rows.

@@ -72,12 +72,11 @@ def _name_owners() -> None:
 _name_owners()
 
 
-def run(config: Source, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: Source) -> dict[str, Any]:
     """Prepare one source.
 
     Args:
         config: what and where.
-        json_mode: tables go to stderr (the caller prints the summary).
 
     Returns:
         ``source``, ``out``, ``manifests`` (name -> path, rows, hours, dropped), ``recipe``, ``dropped`` (reason -> count), ``next`` (a

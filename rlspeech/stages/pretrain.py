@@ -37,7 +37,7 @@ from rlspeech.types import UserError
 LOG_EVERY, POINTS = 50, 40  # steps behind a row of losses at most, and rows that a short run should have
 
 
-def run(config: Pretrain, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: Pretrain) -> dict[str, Any]:
     """Train to ``config.steps`` or ``config.max_minutes``; the run folder's checkpoints hold the averaged weights.
 
     Returns:

@@ -60,7 +60,7 @@ def candidates(config: RL, task: Task) -> Sequence[Setting]:
     return unique
 
 
-def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: RL) -> dict[str, Any]:
     """Probe every candidate with ``probe_batches`` independent gradients. Nothing is trained.
 
     Every row is written as soon as it is known; after an interruption the same command goes on behind the last one. Guards are scored only

@@ -24,16 +24,13 @@ from rlspeech.types import UserError
 SEVERAL = "compare.html"  # not report.html: the working directory may be a run's folder
 
 
-def run(
-    runs: Sequence[str], *, out: str | None = None, players: int | None = None, json_mode: bool = False
-) -> dict[str, Any]:
+def run(runs: Sequence[str], *, out: str | None = None, players: int | None = None) -> dict[str, Any]:
     """Write a page.
 
     Args:
         runs: folders, PATH or NAME=PATH; the first is what the others are compared with.
         out: the page; none: ``report.html`` in the folder of a single run, ``compare.html`` here for several.
         players: items with players; none: as the run says, else 6.
-        json_mode: the caller prints what is returned.
 
     Returns:
         the numbers of the page, and where it is.

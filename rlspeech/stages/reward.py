@@ -38,13 +38,12 @@ Found = Sample | AudioError
 Read = Callable[[Item], Found]
 
 
-def run(config: ScoreFolder, path: str | Path | Sequence[str], *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]:
     """Score everything under ``path``.
 
     Args:
         config: rewards, references, transcripts, see ``config.ScoreFolder``.
         path: folder, manifest or audio file; or several of them.
-        json_mode: the caller prints the summary.
 
     Returns:
         the summary: per metric mean, interval, valid and failed counts, reasons; where the scores are; seconds per metric.

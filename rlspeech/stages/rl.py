@@ -43,7 +43,7 @@ ADDED = frozenset({"groups", "groups_with_signal", "prompts_drawn", "resampling_
 WORST = ("ratio_max_gap", "seconds/", "memory_mb/")
 
 
-def run(config: RL, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: RL) -> dict[str, Any]:
     """Train, validate, checkpoint; go on where an earlier attempt of the same run stopped.
 
     Returns:

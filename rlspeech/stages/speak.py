@@ -90,12 +90,11 @@ class _Job(Job):
         return self.key
 
 
-def run(config: Speak, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: Speak) -> dict[str, Any]:
     """Synthesise everything that can be synthesised.
 
     Args:
         config: what, in whose voice, and where to.
-        json_mode: the caller prints the summary.
 
     Returns:
         counts, seconds, the files, and the reason of each failure.

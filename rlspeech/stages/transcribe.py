@@ -60,7 +60,7 @@ class _Job(FileJob):
         return self.item.key
 
 
-def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
+def run(config: Transcribe) -> dict[str, Any]:
     """Recognise everything that can be recognised.
 
     Returns:
@@ -70,7 +70,7 @@ def run(config: Transcribe, *, json_mode: bool = False) -> dict[str, Any]:
         UserError: nothing to do, a checkpoint that cannot be used, or not one file could be recognised.
     """
     jobs, began_s = _jobs(config.inputs), time.monotonic()
-    sink = _sink(config, len(jobs), json_mode)
+    sink = _sink(config, len(jobs))
     with sink:
         todo = [job for job in jobs if job.error is None and not sink.has(job)]
         if todo:
@@ -240,9 +240,9 @@ class _Texts(_Sink):
         write_text(self._path(job), job.row["text"].strip().encode("utf-8", "replace").decode() + "\n")
 
 
-def _sink(config: Transcribe, count: int, json_mode: bool) -> _Sink:
+def _sink(config: Transcribe, count: int) -> _Sink:
     if config.out in (None, "-"):
-        return _Sink(several=count > 1, silent=json_mode)
+        return _Sink(several=count > 1, silent=log.json_mode)
     path = Path(str(config.out))
     named = {Path(name).resolve() for name in config.inputs}
     if path.resolve() in named and not path.is_dir():

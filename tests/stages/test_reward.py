@@ -67,7 +67,7 @@ def meta(folders: Path) -> dict:
 
 def test_scores_a_folder(folders, capsys, monkeypatch):
     monkeypatch.setattr(log, "quiet", False)
-    summary = reward.run(config(folders, ["si_sdr", "lsd"], system="mine"), folders / "out", json_mode=False)
+    summary = reward.run(config(folders, ["si_sdr", "lsd"], system="mine"), folders / "out")
     found = rows(folders)
     assert set(found) == {"a", "sub/b", "c"}
     assert found["a"]["si_sdr"] > found["sub/b"]["si_sdr"] > found["c"]["si_sdr"]
