@@ -34,10 +34,7 @@ def load(path: str) -> Any:
 def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, texts, sample_rate, **columns)") -> Any:
     """Import a user's ``package.module:function``, also from the working directory.
 
-    Args:
-        path: the name.
-        what: what it is wanted as, for the error.
-        usage: the signature that is expected, for the error.
+    The error says what it is wanted as (``what``), and the signature that is expected (``usage``).
 
     Raises:
         UserError: it cannot be imported, or cannot be called.

@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 def get_algorithm(
     config: RL, policy: Policy, optimizer: Optimizer, average: Average = lambda _: None, soft: SoftReward | None = None
 ) -> PolicyUpdate:
-    """The algorithm that ``config.algo`` names, in its configured form.
-
-    Args:
-        config: the run's, its rewards filled in.
-        policy: the one to train.
-        optimizer: over ``policy.parameters()``.
-        average: averages gradients over processes, in place.
-        soft: the differentiable reward, of those that have one.
+    """The algorithm that ``config.algo`` names; see ``update.PolicyUpdate``. ``soft`` is the differentiable reward of those that have one.
 
     Raises:
         UserError: the policy does not support what the algorithm needs, or settings that do not go together.

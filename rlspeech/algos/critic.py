@@ -26,14 +26,9 @@ TINY = 1e-6
 
 
 def pooled_moments(columns: Sequence[Tensor], average: Average) -> list[tuple[Tensor, Tensor] | None]:
-    """Mean and (population) standard deviation, each (D,), of several sets of rows, those of all processes together.
+    """Mean and (population) standard deviation, each (D,), of every set of rows (k, D), those of all processes together.
 
-    Args:
-        columns: tensors (k, D) on one device.
-        average: averages gradients over processes: the sums travel as one.
-
-    Returns:
-        one pair a set, None where it has no row.
+    The sets are on one device; one without a row gets None. The sums travel as one gradient.
     """
     device = columns[0].device
     exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's has no double
@@ -54,11 +49,7 @@ def pooled_moments(columns: Sequence[Tensor], average: Average) -> list[tuple[Te
 class Critic:
     """V(s). It takes its size from the first features it sees; its last layer starts at 0, so that V starts as the mean return.
 
-    Args:
-        config: rate, clip and width.
-        seed: of the initial weights, the same in every process.
-        average: averages gradients over processes.
-        grad_clip: bound on the gradient's norm.
+    The ``seed`` of the initial weights must be the same in every process.
     """
 
     def __init__(self, config: PPO, seed: int = 0, average: Average = lambda _: None, grad_clip: float = 1.0) -> None:

@@ -108,10 +108,8 @@ class _Soft(PolicyUpdate):
     def soft_gradients(self, experience: Experience, prompts: Tensor, kl_beta: float) -> tuple[GradientSum, Logged]:
         """Gradients (P,) of the differentiable reward's loss, one a micro-batch of prompts, and what is logged of them.
 
-        Args:
-            experience: with the kept rows in ``extra``; its ``reward`` takes the values where DiffRO is alone.
-            prompts: those that take part.
-            kl_beta: 0 where another loss has the KL.
+        The kept rows are in the experience's ``extra``; its ``reward`` takes the values where DiffRO is alone. ``kl_beta`` is 0 where
+        another loss has the KL.
 
         Raises:
             UserError: more kept rows without a score than ``max_unscorable``.

@@ -89,11 +89,7 @@ def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
 class PolicyUpdate(ABC):
     """Collect and update; see the top of the file.
 
-    Args:
-        config: the run's.
-        policy: the one to train.
-        optimizer: over ``policy.parameters()``.
-        average: averages gradients over processes, called once a step of every optimiser.
+    ``optimizer`` is over ``policy.parameters()``; ``average`` averages gradients over processes, once a step of every optimiser, in place.
 
     Raises:
         UserError: the policy does not support what this needs, or nothing is to be trained.
@@ -177,11 +173,7 @@ class PolicyUpdate(ABC):
     def collect(self, prompts: list[Any], scorer: JointScorer, seed: int, further: Further | None = None) -> Experience:
         """Roll out the group of every prompt and score it; without a weight on the policy's loss, keep the prompts only.
 
-        Args:
-            prompts: B of them.
-            scorer: of the rewards.
-            seed: of the noise.
-            further: so many prompts more, for dynamic sampling.
+        ``seed`` is that of the noise; ``further`` gives so many prompts more, for dynamic sampling.
 
         Raises:
             UserError: more rows without a score than ``max_unscorable``.
@@ -243,8 +235,7 @@ class PolicyUpdate(ABC):
     def update(self, experience: Experience, *, lr: float) -> dict[str, float]:
         """Train on a collection: ``epochs`` passes of ``updates_per_collection`` optimiser steps, each on its own share of the prompts.
 
-        Returns:
-            what is logged: numbers of the collection, and of the updates (means; the largest gap of the ratio).
+        Returns what is logged: numbers of the collection, and of the updates (means; the largest gap of the ratio).
         """
         rows, prompts = list[Logged](), torch.arange(len(experience.prompts))
         shares = [s for s in prompts.tensor_split(self.config.updates_per_collection) if len(s)]
@@ -283,12 +274,7 @@ class PolicyUpdate(ABC):
         return {**stats, **self._apply(total), "clip_range": self.clip_range}
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
-        """The policy gradient of some prompts, micro-batch by micro-batch.
-
-        Args:
-            experience: the collection.
-            advantage: (N,) or (N, S).
-            prompts: indices of the prompts that take part.
+        """The policy gradient of the prompts with these indices, under an advantage (N,) or (N, S), micro-batch by micro-batch.
 
         Returns:
             one gradient (P,) a micro-batch, whose sum is the gradient of the update's mean loss, and statistics. The mean is over all
@@ -378,15 +364,10 @@ class PolicyUpdate(ABC):
 
 
 class GradientSum:
-    """The sum of K flat gradients (P,) of micro-batches, and how well they agree, in a model's worth of memory each, whatever K is.
-
-    Args:
-        total: (P,) sum of what was added, or None before that.
-        count: how many were added.
-    """
+    """The sum of K flat gradients (P,) of micro-batches, and how well they agree, in a model's worth of memory each, whatever K is."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None
+        self.total: Tensor | None = None  # (P,)
         self.count = 0
         self._units: Tensor | None = None
         self._nonzero = 0

@@ -44,12 +44,7 @@ def open_audio(path: str | Path) -> Iterator[Any]:
 
 
 def load_audio(
-    path: str | Path,
-    sample_rate: int = 16000,
-    offset_s: float = 0.0,
-    duration_s: float | None = None,
-    *,
-    channels: int = 1,
+    path: str | Path, sample_rate: int = 16000, offset_s: float = 0, duration_s: float | None = None, channels: int = 1
 ) -> np.ndarray:
     """Read a file at ``sample_rate``, as mono or binaural.
 

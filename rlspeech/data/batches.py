@@ -187,10 +187,7 @@ def seed_of(*parts: object) -> int:
 def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed: bool) -> np.ndarray:
     """The order of an epoch's utterances.
 
-    Args:
-        durations_s: of every utterance.
-        batch: clips a batch.
-        bucketed: sort within stretches of 50 batches, so that whole utterances of like length share a batch and little is padding.
+    ``bucketed`` sorts within stretches of 50 batches, so that whole utterances of like length share a batch and little is padding.
     """
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(durations_s))
@@ -278,8 +275,7 @@ def _ahead(source: ClipSource, walk: Iterator[Place], clip_s: float, workers: in
 def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:
     """Split by utterance id, so that the same utterances are held back however the data is ordered or grown.
 
-    Returns:
-        the rest, and ``items`` utterances (at most a fifth of all).
+    Returns the rest, and ``items`` utterances (at most a fifth of all).
     """
     ranked = sorted(source.utts, key=lambda u: seed_of("hold", u.id))
     held = {u.id for u in ranked[: min(items, len(ranked) // 5)]}
@@ -304,12 +300,7 @@ def recorded_clips(source: ClipSource, name: str) -> ClipSource:
 
 
 def transcribed_clips(source: ClipSource, name: str, max_s: float | None) -> ClipSource:
-    """The rows that have a text (an empty one stands for silence) and are not too long; warns of those left out.
-
-    Args:
-        source: any.
-        name: of the data, for messages.
-        max_s: longest recording in seconds; None: any.
+    """The rows that have a text (an empty one stands for silence) and take at most ``max_s`` seconds; warns of those left out.
 
     Raises:
         UserError: there is none.

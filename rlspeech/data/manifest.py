@@ -38,11 +38,7 @@ def meta_path(path: str | Path) -> Path:
 
 
 def from_row(row: dict[str, Any], base: Path) -> Utterance:
-    """Make an utterance of a manifest row.
-
-    Args:
-        row: parsed JSON object.
-        base: absolute folder that relative paths start from.
+    """Make an utterance of a manifest's parsed row; relative paths start from ``base``, an absolute folder.
 
     Raises:
         ValueError: a key is missing or has the wrong type; the message says which.
@@ -181,10 +177,6 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
     """The rows whose sound says their text; one without a recording (``recorded`` is false) has its prompt's, which says another.
 
-    Args:
-        utts: rows.
-        name: where they are from, for the message.
-
     Raises:
         UserError: there are rows, and none is recorded.
     """
@@ -218,9 +210,7 @@ def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, 
 def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
     """The manifest or mixture recipe that a path stands for: a file is itself, a folder is searched.
 
-    Args:
-        path: file or folder.
-        recipe: a folder's ``mix.json`` counts, and goes before its manifests.
+    With ``recipe`` a folder's ``mix.json`` counts, and goes before its manifests.
 
     Raises:
         UserError: nothing there, or more than one candidate.

@@ -101,11 +101,7 @@ def available() -> list[RewardInfo]:
 
 
 def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
-    """Understand a name: alias, ``name[option=value,...]`` or ``package.module:function``.
-
-    Args:
-        asked: the name as written.
-        options: further options; those in the name win.
+    """Understand a name: alias, ``name[option=value,...]`` or ``package.module:function``; its options go before ``options``.
 
     Raises:
         UserError: no such reward (the closest name is offered), or one that cannot be used here.

@@ -103,7 +103,7 @@ _SHAPE: dict[str, Column] = {
     "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=POSITIVE, optional=True),
     "tts_duration_ratio": Column(_RATIO, bounds=POSITIVE, optional=True),
     "tts_duration_drift": Column(
-        "size of that ratio's logarithm: how far too long or too short", **_LOW, optional=True
+        "size of that ratio's logarithm: how far too long or too short", False, POSITIVE, True
     ),
 }
 _TOKEN_TEXT: dict[str, Column] = {

@@ -204,14 +204,9 @@ class GuardWatch:
         self.drops: dict[str, float] = {}
 
     def update(self, step: int, readings: Mapping[str, Sequence[float | None]]) -> str | None:
-        """Take in a validation.
+        """Take in a validation: name -> values (K,) in the same order each time, None or nan where missing.
 
-        Args:
-            step: for the message.
-            readings: name -> values (K,) in the same order each time, None or nan where missing.
-
-        Returns:
-            why the run should stop, or None.
+        Returns why the run should stop, or None.
         """
         reasons = []
         for spec in (s for s in self.specs if s.name in readings):

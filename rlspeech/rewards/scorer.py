@@ -18,15 +18,14 @@ from rlspeech.rewards.base import Family, Request, build, gate, resolve
 from rlspeech.types import Reward, Sample, Score, UserError
 
 FULL_SCALE_PEAK = 0.99
+Names = Sequence[str]
 Options = dict[str, dict[str, Any]] | None  # by reward or family name
 
 
 def get_reward(name: str, **options: Any) -> Reward:
     """One reward as an object with ``score(samples)``; for several at once use ``Scorer``, which shares their work.
 
-    Args:
-        name: as understood by ``base.resolve``.
-        options: of the family, e.g. ``encoder=...``; ``device`` (default "cpu") says where it runs.
+    The options are the family's, e.g. ``encoder=...``; ``device`` (default "cpu") says where it runs.
 
     Raises:
         UserError: unknown or unusable reward, unknown option.
@@ -88,12 +87,7 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        device: str = "cpu",
-        workers: int = 2,
-        timeout_s: float = 60,
-        options: Options = None,
+        self, names: Names, device: str = "cpu", workers: int = 2, timeout_s: float = 60, options: Options = None
     ) -> None:
         options = options or {}
         self.requests = []

@@ -48,9 +48,6 @@ DIRECTIONS = {r.name: r.higher_is_better for r in RATES}
 def run(config: Evaluate) -> dict[str, Any]:
     """Answer, score and compare.
 
-    Args:
-        config: the evaluation's.
-
     Returns:
         what ``metrics.json`` holds, and the paths of the run, the report and the rows.
 
@@ -176,12 +173,7 @@ def _collect(answers: Answers, waiting: tuple[Pending, list[Sample]] | None) -> 
 class Result:
     """Means, rates and paired differences, of all utterances and of each value of a column.
 
-    Args:
-        evaluation: the task's part.
-        table: rows of all systems.
-        utts: what was asked for.
-        systems: in the order in which they answered.
-        baseline: a compared system, or None.
+    The systems are in the order in which they answered; ``baseline`` is a compared one, or None.
 
     Raises:
         UserError: there is not one score.

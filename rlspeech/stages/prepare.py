@@ -75,9 +75,6 @@ _name_owners()
 def run(config: Source) -> dict[str, Any]:
     """Prepare one source.
 
-    Args:
-        config: what and where.
-
     Returns:
         ``source``, ``out``, ``manifests`` (name -> path, rows, hours, dropped), ``recipe``, ``dropped`` (reason -> count), ``next`` (a
         command), ``seconds``, and what the source adds; those whose files are checked: ``checked`` (files read), ``known`` (files that a

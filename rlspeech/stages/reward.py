@@ -39,11 +39,7 @@ Read = Callable[[Item], Found]
 
 
 def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]:
-    """Score everything under ``path``.
-
-    Args:
-        config: rewards, references, transcripts, see ``config.ScoreFolder``.
-        path: folder, manifest or audio file; or several of them.
+    """Score everything under ``path``: a folder, manifest or audio file, or several of them.
 
     Returns:
         the summary: per metric mean, interval, valid and failed counts, reasons; where the scores are; seconds per metric.

@@ -93,9 +93,6 @@ class _Job(Job):
 def run(config: Speak) -> dict[str, Any]:
     """Synthesise everything that can be synthesised.
 
-    Args:
-        config: what, in whose voice, and where to.
-
     Returns:
         counts, seconds, the files, and the reason of each failure.
 

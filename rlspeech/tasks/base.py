@@ -234,13 +234,9 @@ class EnhancementTask(Task):
 
 
 def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any:
-    """A checkpoint's model under the settings that were given beside ``--init``.
+    """A checkpoint's model, its settings in ``cfg``, under those that were set in the task's part of ``Pretrain`` beside ``--init``.
 
-    Args:
-        model: with its settings in ``cfg``.
-        name: of the checkpoint, for the message.
-        settings: the task's part of ``Pretrain``; only what was set in it counts.
-        soft: settings that weights do not depend on; the others must be those of the checkpoint.
+    Weights do not depend on the ``soft`` settings; the others must be those of the checkpoint, ``name``.
 
     Raises:
         UserError: a setting that does not fit the weights.

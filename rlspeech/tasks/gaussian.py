@@ -85,14 +85,9 @@ class Terms(NamedTuple):
 
 
 class GaussianPolicy:
-    """Acts with the current weights of ``adapted`` under Gaussian noise; see ``types.Policy``.
+    """Acts with the current weights of ``adapted`` under Gaussian noise, which moves what ``kernel`` says; see ``types.Policy``.
 
-    Args:
-        adapted: model, trainable part, reference.
-        explore: noise kernel and where it acts.
-        kernel: what the noise moves.
-        reduction: "mean" or "sum" of the log-probability over a decision's dimensions.
-        seed: of the noise (and of latents).
+    ``reduction`` is that of the log-probability over a decision's dimensions, ``seed`` that of the noise (and of latents).
     """
 
     supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised"})

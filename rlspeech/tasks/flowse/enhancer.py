@@ -38,11 +38,7 @@ def latent(keys: Sequence[str], seed: int, shape: tuple[int, int]) -> Tensor:
 class Enhancer:
     """Deterministic enhancement by the ODE; every clip's latent depends on (seed, key) alone.
 
-    Args:
-        model: the enhancer.
-        nfe: number of Euler steps; None: the model's own.
-        guidance: scale of classifier-free guidance; None: the model's own.
-        seed: of the latents.
+    ``nfe`` Euler steps under classifier-free guidance of scale ``guidance``; None: the model's own.
     """
 
     uses_video = False
