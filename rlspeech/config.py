@@ -54,9 +54,7 @@ class Pretrain(Strict):
     """``rlspeech pretrain``."""
 
     task: Literal["flowse", "avse", "listener", "asr", "codec", "tts", "token-reward"] | OwnTask = conf("flowse", TASK)
-    data: str | None = conf(
-        None, "paired manifest, mixture recipe, or folder that holds one (default: embedded corpus)"
-    )
+    data: str | None = conf(None, "paired manifest, mixture recipe, or folder with one (default: embedded corpus)")
     valid: str | None = conf(None, "paired manifest for validation (default: held back from the data)")
     init: str | None = conf(None, "checkpoint to start from, or 'embedded' (default: random initialisation)")
     out: str | None = None
@@ -72,9 +70,7 @@ class Pretrain(Strict):
     content_weight: NonNegative = conf(
         0.0, "codec: weight of the cosine distance of content_ear's encodings from the copy's"
     )
-    content_ear: str = conf(
-        "embedded", "codec: recogniser for content_weight: embedded, or a run of pretrain --task asr"
-    )
+    content_ear: str = conf("embedded", "codec: recogniser for content_weight: embedded or a `pretrain --task asr` run")
     video: Video = conf("right", "avse: shuffled trains the control on another utterance's video, none without video")
     mixing: Mixing | None = conf(None, "overrides the mixing of the recipe")
     steps: Count = conf(2000, "number of optimiser steps")
@@ -111,7 +107,7 @@ class RewardSpec(Strict):
         "auto", "whether a null makes the row unscorable or adds nothing (skip); auto: as the reward declares"
     )
     mode: Literal["add", "override"] = conf(
-        "add", "override: a score below 0, times weight, is the whole reward (hallucination); scale must be none"
+        "add", "override: a score below 0 is, weighted, the whole reward; scale none"
     )
 
 
@@ -136,17 +132,13 @@ class Exploration(Strict):
     start: tuple[int, int] | Literal["last"] = conf(
         "last", "first step of the window, from this range, never 0 (the SDE is singular there); last: the final ones"
     )
-    nfe: tuple[int, int] | None = conf(
-        None, "Euler steps of a training rollout, drawn once a collection; null: as many as at inference"
-    )
+    nfe: tuple[int, int] | None = conf(None, "Euler steps in training, drawn once a collection; null: as at inference")
     bands: Count = conf(4, "gain: bands on the mel scale; fewer dimensions need fewer rollouts (see --probe)")
     segment_s: float | None = conf(None, "gain: length of the stretches that share a gain; null: the whole clip", gt=0)
     basis: list[Literal["level", "contrast"]] = conf(
         ["level", "contrast"], "gain: level moves a band up or down, contrast strengthens or weakens its attenuation"
     )
-    antithetic: bool = conf(
-        True, "draw the noise of a group in mirrored pairs; each rollout keeps its own distribution"
-    )
+    antithetic: bool = conf(True, "draw the noise of a group in mirrored pairs; each rollout keeps its distribution")
     mask_clamp: bool = conf(True, "mask: decode a sampled mask clipped at 0; its probability is the unclipped one's")
     shared_latent: bool = conf(True, "one x_0 per prompt: the steps before the window are run once for the whole group")
 
@@ -183,9 +175,7 @@ class DiffRO(Strict):
 
     reward: str = conf("embedded", "tts: checkpoint of `pretrain --task token-reward`; flowse, avse: dnsmos")
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
-    tau_end: float | None = conf(
-        None, "temperature at the last step, reached geometrically; null: tau (HPRO: 0.8)", gt=0
-    )
+    tau_end: float | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)", gt=0)
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
     mode: Literal["teacher", "free"] = conf(
         "teacher", "teacher: one pass over self-generated tokens; free: every step gets the relaxed tokens before it"
@@ -239,25 +229,17 @@ class RL(Strict):
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
     prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
     group: Count = conf(8, "rollouts of each prompt")
-    updates_per_collection: Count = conf(
-        1, "optimiser updates on one collection, each on its own share of the rollouts"
-    )
+    updates_per_collection: Count = conf(1, "optimiser updates on one collection, each on its own share of rollouts")
     epochs: Count = conf(1, "passes over one collection")
-    micro_batch: Count = conf(
-        4, "prompts in a backward pass; changes memory and grad_agreement's parts, not the update"
-    )
+    micro_batch: Count = conf(4, "prompts a backward pass; changes memory and grad_agreement's parts, not the update")
     lr: Positive = conf(1e-3, "learning rate, for a LoRA and structured exploration; published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = 0.0
     grad_clip: float = conf(1.0, "largest norm of the gradient")
     clip_range: float | Literal["auto"] = conf("auto", "clip of the ratio; auto: clip_std spreads of the log-ratio")
-    clip_high: float | None = conf(
-        None, "upper clip range (DAPO: 0.28 over 0.2); null: the same as the lower one", gt=0
-    )
+    clip_high: float | None = conf(None, "upper clip range (DAPO: 0.28 over 0.2); null: same as the lower one", gt=0)
     clip_std: Positive = 2.0
-    ratio_level: Literal["token", "sequence"] = conf(
-        "token", "sequence: a rollout's geometric mean over its tokens (GSPO)"
-    )
+    ratio_level: Literal["token", "sequence"] = conf("token", "sequence: geometric mean over a rollout's tokens (GSPO)")
     loss_mean: Literal["token", "sequence"] = conf(
         "token", "equal weight of every token, or of every rollout, however long (GRPO as first published)"
     )
@@ -265,12 +247,8 @@ class RL(Strict):
         "mask", "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are"
     )
     truncated_reward: float = -1.0
-    dynamic_sampling: int = conf(
-        0, "how often prompts with equal rewards are replaced by further ones (DAPO); 0: they are skipped", ge=0
-    )
-    reduction: Literal["mean", "sum"] = conf(
-        "mean", "over the dimensions of one decision; the clip range depends on it"
-    )
+    dynamic_sampling: int = conf(0, "how often prompts of equal rewards are replaced (DAPO); 0: they are skipped", ge=0)
+    reduction: Literal["mean", "sum"] = conf("mean", "over the dimensions of a decision; the clip range depends on it")
     ratio: Literal["plain", "rationorm"] = "plain"
     kl_beta: NonNegative = conf(0.01, "weight of the KL to the reference policy; 0 skips the reference pass")
     kl: Literal["full", "k3"] = conf(
@@ -303,12 +281,8 @@ class Evaluate(Strict):
 
     task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = conf("flowse", TASK)
     data: str | None = conf(None, "paired manifest to evaluate on (default: the embedded test set)")
-    models: dict[str, str] = conf(
-        {}, "system by name, e.g. rl=runs/rl or base=embedded; may be repeated; the unprocessed input comes first"
-    )
-    baseline: str | None = conf(
-        None, "system that the others are compared with (default: the first of several, the input for a single one)"
-    )
+    models: dict[str, str] = conf({}, "system, e.g. rl=runs/rl or base=embedded; repeatable; the input comes first")
+    baseline: str | None = conf(None, "system to compare with (default: first of several, the input for a single one)")
     metrics: list[str] = conf([], "metric to measure; may be repeated (default: the task's own)")
     out: str | None = None
     nfe: int | None = conf(None, "number of Euler steps (default: the model's own)")
@@ -316,9 +290,7 @@ class Evaluate(Strict):
     video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
     shuffled: list[str] = conf([], "avse: score this model also with shuffled video, as NAME-shuffled; may be repeated")
     normaliser: str = conf("basic-2", "asr, tts: normaliser of texts, e.g. basic-2 or english-1 (see rlspeech doctor)")
-    sampling: Sampling = conf(
-        Sampling(), "asr: language, prompt, length (decoding is greedy); tts: how tokens are sampled"
-    )
+    sampling: Sampling = conf(Sampling(), "asr: language, prompt, length (decoding is greedy); tts: token sampling")
     beams: Count = conf(1, "asr: width of the beam search; 1 is greedy")
     recogniser: str | None = conf(
         None, "tts: recogniser that scores, not the reward's: Hub id, folder or pocketsphinx (default: embedded)"

@@ -32,13 +32,9 @@ class Mixing(Strict):
     snr_db: tuple[float, float] = conf((-5.0, 15.0), "range of signal-to-noise ratios")
     level_dbfs: tuple[float, float] = conf((-35.0, -15.0), "range of RMS levels of the mixture")
     reverb: Share = conf(0.0, "share of mixtures that pass through an impulse response")
-    early_ms: float | None = conf(
-        50.0, "the target keeps reflections up to this long after the direct sound; null: all"
-    )
+    early_ms: float | None = conf(50.0, "the target keeps reflections this long after the direct sound; null: all")
     clip_s: NonNegative = conf(2.0, "length of a mixture; 0 keeps whole utterances, batched by similar length")
-    talker: Share = conf(
-        0.0, "share of mixtures with a competing talker, another clean utterance, in place of the noise or on top of it"
-    )
+    talker: Share = conf(0.0, "share of mixtures with a competing talker, with the noise or in its place")
     talker_snr_db: tuple[float, float] = conf((-5.0, 5.0), "range of ratios between target and competing talker")
 
 
@@ -56,19 +52,14 @@ class Sampling(Strict):
     """How the tokens of a language model are sampled."""
 
     temperature: Positive = conf(1.0, "sampling temperature; lower is steadier")
-    top_p: float = conf(
-        1.0,
-        "nucleus sampling; below 1 the sampled distribution is not the trained one; the ratio is reported",
-        gt=0,
-        le=1,
+    top_p: Annotated[Positive, Field(le=1)] = conf(
+        1.0, "nucleus sampling; below 1 the sampled distribution is not the trained one; the ratio is reported"
     )
     top_k: int = conf(0, "sample from the k most likely tokens; 0: no truncation; see top_p", ge=0)
     max_new_tokens: int | None = conf(
         None, "most tokens of an answer; null: tokens_per_s times the batch's longest audio, at least 16", ge=1
     )
-    tokens_per_s: Positive = conf(
-        12.0, "most tokens of a transcript per second of audio; longer rollouts are truncated"
-    )
+    tokens_per_s: Positive = conf(12.0, "most tokens of a transcript per second of audio; longer ones are truncated")
     language: str | None = conf(None, "language of the speech, for models that take one")
     prompt: str | None = conf(None, "instruction or context, for models that take one (default: the model's own)")
 
@@ -163,9 +154,7 @@ class RecogniserModel(Strict):
     text_heads: int = 4
     text_ff: int = 512
     vocabulary: int = conf(512, "size of the byte-level BPE tokenizer, trained on the training texts", ge=270)
-    dropout: float = conf(
-        0.0, "in the encoder; SpecAugment and speed perturbation do the same in less time", ge=0, lt=1
-    )
+    dropout: float = conf(0.0, "in the encoder; SpecAugment and speed perturbation do the same faster", ge=0, lt=1)
     max_s: Positive = conf(20.0, "longest audio in one pass; longer audio is split at pauses")
 
 
@@ -180,9 +169,7 @@ class CodecModel(Strict):
     dim: int = 192
     blocks: Count = conf(4, "convolution blocks in encoder and decoder each")
     kernel: int = 7
-    levels: list[int] = conf(
-        [8, 5, 5, 5], "values per dimension of the scalar quantisation; their product is the vocabulary"
-    )
+    levels: list[int] = conf([8, 5, 5, 5], "values per dimension of the quantiser; their product is the vocabulary")
     voice_dim: int = conf(64, "size of the voice vector, from prompt speech; 0: the tokens carry the voice", ge=0)
 
 

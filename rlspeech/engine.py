@@ -51,11 +51,8 @@ class Engine:
         seed: of every generator, the same in each process, so that weights start equal.
 
     Attributes:
-        device: torch.device.
-        precision: "fp32" or "bf16".
-        reason: one line that says why this device and precision.
-        rank: of this process.
-        world: number of processes.
+        device, precision: what is used; ``precision`` is "fp32" or "bf16", and ``reason`` says why in one line.
+        rank, world: number of this process, and of all.
 
     Raises:
         UserError: the device or the precision is not there.
@@ -174,11 +171,7 @@ def _pick_precision(name: str, device: torch.device) -> tuple[str, str]:
 
 
 class Watchdog:
-    """A thread that writes every thread's stack to stderr when nothing has happened for too long.
-
-    Args:
-        minutes: of silence before it speaks; it speaks once a silence.
-    """
+    """A thread that writes every thread's stack to stderr, once, when nothing has happened for so many minutes."""
 
     def __init__(self, minutes: float = 15.0) -> None:
         self.limit_s, self.dumps = minutes * 60, 0

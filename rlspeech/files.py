@@ -71,11 +71,7 @@ def dumps(row: dict[str, Any]) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a file's content: complete, on the disk, or not at all.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; the old content is still there.
-    """
+    """Replace a file's content, complete or not at all. Raises ``UserError`` where it cannot be written; the old content stays."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part{os.getpid()}")
     try:
@@ -128,8 +124,7 @@ def sync(path: Path) -> None:
 def digest_of(folder: Path, ends: int | None = None) -> str:
     """Return 16 hex digits that change with the weights and settings in a checkpoint's folder; a trainer's state does not count.
 
-    Args:
-        ends: read only so many bytes at either end of the weights: many gigabytes are told apart at once.
+    With ``ends`` only so many bytes at either end of the weights are read: many gigabytes are told apart at once.
     """
     digest = hashlib.sha256()  # of the same bytes in every version: scores and outputs on disk remember it
     if ends is not None:
@@ -166,11 +161,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 class JsonlWriter:
     """Append rows to a JSONL file, one write a row; opening an old file continues it.
 
-    ``rows`` holds what was there already by ``key``; a row whose key is known is not written again. Use as a context manager.
-
-    Args:
-        path: file to create or continue.
-        key: name of the column that identifies a row.
+    ``rows`` holds what was there already by the column ``key``; a row whose key is known is not written again.
     """
 
     def __init__(self, path: str | Path, key: str = "id") -> None:

@@ -138,11 +138,7 @@ def plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def waiting(desc: str) -> Iterator[None]:
-    """Something that cannot be counted (also a decorator): its time so far on a terminal, elsewhere a line once it has lasted 5 s.
-
-    Args:
-        desc: what is being done; the time that it took before stands beside it.
-    """
+    """Something that cannot be counted (also a decorator): its time so far, and before, on a terminal; elsewhere a line after 5 s."""
     text = f"{desc} (took {_clock(_took_s[desc])} before)" if desc in _took_s else desc
     start_s, outer = time.monotonic(), Bar.active
     with contextlib.ExitStack() as stack:
@@ -201,8 +197,7 @@ class Bar:
 
     Args:
         total: items to come, or None where that is not known.
-        desc: what is being done.
-        unit: what is counted, in the plural.
+        desc, unit: what is being done, and what is counted, in the plural.
         start: items that an earlier attempt has done; rate and estimate leave them out.
         brief: show nothing of it in the end where it was soon done.
     """
@@ -289,7 +284,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], not
     """Print one table on stdout (on stderr with ``json_mode``, nowhere with ``quiet``). Numbers to the right, None as ``-``.
 
     Args:
-        title: above the table.
         columns: headings; "" for a column that needs none.
         rows: cells; floats get three decimals, the rest ``str``.
         notes: lines under the table.

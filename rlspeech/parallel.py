@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Raised = tuple[type[Exception], ...]
 AHEAD = 16  # items read ahead of the slowest one, per worker
 POLL_S = 0.2
 STARTS = 3  # pools that break in a row, without one result, before nothing is tried any more
@@ -76,19 +77,11 @@ def physical_cores() -> int:
 
 
 def one_by_one(
-    work: Callable[[list[Item]], Iterable[Result]],
-    items: Sequence[Item],
-    raised: tuple[type[Exception], ...] = (UserError,),
+    work: Callable[[list[Item]], Iterable[Result]], items: Sequence[Item], raised: Raised = (UserError,)
 ) -> list[Result | Exception]:
-    """Run ``work`` on a batch and, where that fails, on each of its items alone: a bad item fails alone.
+    """Run ``work`` (n items to n results) on a batch and, where that fails, on each of its items alone: a bad item fails alone.
 
-    Args:
-        work: maps a list of items to as many results.
-        items: the batch.
-        raised: errors that concern all items; they are raised.
-
-    Returns:
-        The result or the exception of each item, in order.
+    Return the result or the exception of each item, in order; errors in ``raised``, which concern all items, are raised.
     """
     if not items:
         return []
@@ -120,11 +113,10 @@ def parallel_map(
 
     Args:
         fn: importable by name (or a ``functools.partial`` of such) when there are workers.
-        items: anything iterable; it is read as far ahead as the workers need.
+        items: read as far ahead as the workers need.
         workers: processes; 0 runs everything here, where no crash is survived and ``timeout_s`` is not watched.
         timeout_s: the result of an item that takes longer is a ``TimeoutError``, and its worker is replaced.
-        desc: show progress under this name.
-        unit: what the progress counts.
+        desc, unit: show progress under this name; what it counts.
 
     Raises:
         UserError: the workers die before they have begun.

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -50,8 +51,6 @@ class Run:
     """One run folder, held by this process until ``close``. Make it with ``Run.create``.
 
     Attributes:
-        path: the folder.
-        config: as resolved.
         resumed: True where the folder held an earlier attempt of the same run.
         grown: settings that an earlier attempt had otherwise and that may grow: key -> its value then.
     """
@@ -74,8 +73,6 @@ class Run:
 
         Args:
             out: the folder; None: ``runs/<stage>-<task>-<algo>-<hash of the config>``, so the same command finds its run again.
-            stage: name of the stage.
-            config: the stage's resolved config.
             neutral: further top-level keys that may differ on resume.
             growing: counts of steps that may be raised, or lowered to what is done: to train a finished run for longer.
 
@@ -183,10 +180,8 @@ class Run:
         if env.get("stage", self.stage) != self.stage:
             why = f"{env['stage']}, not {self.stage}"
             raise UserError(f"{self.path} holds a run of another stage", why, "--out NEW")
-        try:  # a key that is younger than the run takes its default
+        with suppress(ValidationError):  # a key that is younger than the run takes its default
             before = type(self.config).model_validate(before).model_dump(mode="json")
-        except ValidationError:
-            pass
         old, new = _flat(before), _flat(self.config.model_dump(mode="json"))
         changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k.split(".")[0] not in neutral]
         differences = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed)
@@ -245,12 +240,10 @@ def _environment(stage: str) -> dict[str, Any]:
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
     """Installed versions by package, None where it is not installed."""
-    found: dict[str, str | None] = {}
-    for name in packages:
-        try:
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in found:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
     return found
 
 
@@ -269,11 +262,7 @@ class Checkpoints:
     """``step_000200/`` folders and the text files ``latest`` and ``best`` beside them, each of which names one.
 
     Whatever moment the process dies at, a start finds the last complete checkpoint and removes the rest. Besides the best one the
-    last ``KEEP`` are kept.
-
-    Args:
-        folder: where they lie.
-        writable: False in processes other than rank 0: saving does nothing.
+    last ``KEEP`` are kept. ``writable`` is False in processes other than rank 0: saving does nothing.
     """
 
     def __init__(self, folder: Path, writable: bool = True) -> None:
@@ -283,7 +272,6 @@ class Checkpoints:
         """Write a checkpoint whole or not at all, point ``latest`` at it, and drop the oldest ones.
 
         Args:
-            step: optimiser steps done.
             write: writes the model files into the folder it is given.
             state: nested dict of tensors, arrays, numbers, strings; ``step`` is added.
 

@@ -119,12 +119,8 @@ def unknown_key(
     """The refusal of a key that does not exist.
 
     Args:
-        name: the part of the dotted key that is not known.
+        name: the part of the dotted key that is not known in ``schema``; ``prefix`` (with its dot) and ``rest`` stand around it.
         where: the layer that has it.
-        schema: the config class in which it was looked for.
-        prefix: what stands before it, with the dot.
-        rest: what stands behind it.
-        stage: whose keys these are.
     """
     valid = list(schema.model_fields)
     asked = f"{name}.{rest}" if rest else name
@@ -161,10 +157,7 @@ def allowed(schema: type[BaseModel], name: str, value: Any, stage: str, flag: st
     """What a setting may be, and which of its choices a wrong value was meant to be.
 
     Args:
-        schema: the stage's config class.
         name: dotted key.
-        value: what it was given.
-        stage: whose setting it is.
         flag: the option that set it, with its dashes; none where a file or ``--set`` did.
     """
     annotation, field = _find(schema, name)

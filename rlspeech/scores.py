@@ -38,15 +38,7 @@ def judge_texts(details: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def read_scores(path: Path, notes: list[str] | None = None) -> dict[str, dict[str, Row]]:
-    """Read a file as it lies on disk; a missing one has no rows.
-
-    Args:
-        path: the JSONL file.
-        notes: gets a remark where lines cannot be read.
-
-    Returns:
-        system -> key -> row.
-    """
+    """Read a file as it lies on disk, system -> key -> row; a missing one has no rows. ``notes`` gets a remark on unreadable lines."""
     found: dict[str, dict[str, Row]] = {}
     for (system, key), row in _read(path, notes).items():
         found.setdefault(system, {})[key] = row
@@ -185,8 +177,8 @@ class ScoreFile(_Rows):
 
     def errors(self, name: str, keys: Sequence[str]) -> Counter[str]:
         """Reasons of the nulls of a column, counted."""
-        rows = (self.row(self.system, k) for k in keys)
-        return Counter(r["errors"][name] for r in rows if name in r.get("errors", {}))
+        reasons = (self.row(self.system, k).get("errors", {}) for k in keys)
+        return Counter(r[name] for r in reasons if name in r)
 
     def write_meta(self, extra: dict[str, Any]) -> None:
         """Write ``.meta.json`` with further facts of this system."""
@@ -199,23 +191,14 @@ def _identity(facts: dict[str, Any]) -> str:
 
 
 class ScoreTable(_Rows):
-    """``scores.jsonl`` of an evaluation: one row a (system, utterance), with every metric, be it as null.
-
-    Args:
-        folder: of the run; ``systems.json`` holds the fingerprints.
-        metrics: columns that a complete row has.
-    """
+    """``scores.jsonl`` of an evaluation: one row a (system, utterance), with all ``metrics``, be it as null; fingerprints beside it."""
 
     def __init__(self, folder: Path, metrics: Sequence[str]) -> None:
         super().__init__(folder / "scores.jsonl")
         self.folder, self.metrics = folder, list(metrics)
 
     def keep(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
-        """Drop the rows of systems whose fingerprint has changed, and note the new ones.
-
-        Returns:
-            the systems that have changed, and their fingerprints before.
-        """
+        """Drop the rows of systems whose fingerprint has changed, note the new ones, and return system -> fingerprint before."""
         path = self.folder / "systems.json"
         before = _read_json(path)
         changed = {s: str(before[s]) for s, now in fingerprints.items() if before.get(s, now) != now}

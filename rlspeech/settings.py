@@ -42,7 +42,6 @@ def resolve(
     """Lay the layers over each other and check the result.
 
     Args:
-        schema: the stage's config class.
         preset: name of a packaged preset, or a path to a file of that form.
         config_file: YAML or JSON files, later ones over earlier ones.
         flags: dotted key -> value as given on the command line; None means not given.
@@ -80,15 +79,11 @@ def stage_of(schema: Schema) -> str:
 
 
 def read_config(path: Path, schema: Schema | None = None, given: str = "") -> tuple[Tree, Lines]:
-    """Read a config or preset file.
+    """Read a config or preset file, YAML or JSON: its values, and dotted key -> line number.
 
     Args:
-        path: YAML or JSON.
         schema: where given, a ``stage:`` line in the file has to name its stage; the line is taken out.
         given: how it was named on the command line.
-
-    Returns:
-        the values, and dotted key -> line number.
 
     Raises:
         UserError: missing, not YAML, not a mapping, a key twice, or for another stage.

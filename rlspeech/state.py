@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def save_state(path: Path, state: dict[Any, Any]) -> None:
-    """Write a nested dict into a folder.
-
-    Args:
-        path: the folder; it is made where it is missing.
-        state: dicts, lists and tuples of tensors, arrays, numbers, strings, booleans and None; keys may be integers.
+    """Write dicts, lists and tuples of tensors, arrays, numbers, strings, booleans and None into a folder; keys may be integers.
 
     Raises:
         TypeError: another type, with its place in the tree.
@@ -101,11 +97,7 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put a state back.
-
-    Raises:
-        UserError: it belongs to another set of parameters.
-    """
+    """Put a state back. Raises ``UserError`` where it belongs to another set of parameters."""
     try:
         optimizer.load_state_dict(state)
     except (ValueError, KeyError) as error:

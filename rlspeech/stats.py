@@ -73,8 +73,7 @@ def mean_interval(values: Values, seed: int = 0, n: int = 2000) -> Interval:
 
     Args:
         values: (K,) numbers; None, nan and infinities are dropped and counted.
-        seed: of the resampling; the same seed gives the same interval.
-        n: resamples.
+        seed, n: of the resampling; number of resamples.
     """
     x = _floats(values)
     good = x[np.isfinite(x)]
@@ -92,10 +91,7 @@ def paired_delta(
 ) -> Interval:
     """Mean of ``system - baseline`` over the items that both have, with a bootstrap interval over the items.
 
-    Args:
-        system: values by key, or (K,) in the baseline's order.
-        baseline: the same items.
-        seed: of the resampling.
+    Values are by key, or (K,) in the same order.
 
     Raises:
         ValueError: two sequences of different lengths, or a mapping against a sequence.
@@ -116,12 +112,7 @@ def paired_delta(
 def resampled_sums(counts: np.ndarray, seed: int = 0, n: int = 2000) -> np.ndarray:
     """Column sums of bootstrap resamples of the rows, (n, C); for ratios of sums, such as error rates, and for their differences.
 
-    Columns of one call share their resamples: what is computed from several of them is paired.
-
-    Args:
-        counts: (K, C), one row an item.
-        seed: of the resampling.
-        n: resamples.
+    Columns of one call share their resamples: what is computed from several of them is paired. ``counts`` is (K, C), one row an item.
     """
     counts = np.asarray(counts, dtype=np.float64)
     k = len(counts)
@@ -153,12 +144,7 @@ def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000) -> Interval
     """Mean cosine over the pairs of K vectors, with a bootstrap interval over the vectors. 0 means no common signal.
 
     A resample draws K vectors with replacement; pairs of a vector with itself are left out, for their cosine is 1 by
-    construction. Zero and non-finite vectors have no direction: they are dropped and counted.
-
-    Args:
-        grads: (K, P), one vector a row.
-        seed: of the resampling.
-        n: resamples.
+    construction. Zero and non-finite vectors have no direction: they are dropped and counted. ``grads`` is (K, P).
     """
     grads = np.asarray(grads)
     if grads.ndim != 2:
@@ -181,12 +167,7 @@ def pairwise_cosine(grads: np.ndarray, seed: int = 0, n: int = 2000) -> Interval
 
 
 def spearman(a: Values, b: Values) -> float:
-    """Rank correlation, ties shared; nan below three valid pairs or where one side is constant.
-
-    Args:
-        a: (K,) numbers; pairs with None or nan on either side are left out.
-        b: (K,) numbers.
-    """
+    """Rank correlation of (K,) pairs, ties shared, those with None or nan left out; nan below three or where one side is constant."""
     from scipy.stats import rankdata
 
     x, y = _floats(a), _floats(b)

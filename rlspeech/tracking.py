@@ -34,12 +34,7 @@ Texts = Sequence[tuple[str, str, str]]  # id, reference and hypothesis
 
 
 class MetricsLog:
-    """Appends rows to ``metrics.jsonl`` and hands them to the trackers.
-
-    Args:
-        folder: of the run.
-        wanted: names of trackers, see ``check_trackers``.
-    """
+    """Appends rows to a run's ``metrics.jsonl`` and hands them to the trackers ``wanted`` (see ``check_trackers``)."""
 
     def __init__(self, folder: Path, wanted: Sequence[str] = ("auto",)) -> None:
         self.folder, self.path, self.wanted = folder, folder / "metrics.jsonl", frozenset(wanted)
@@ -49,10 +44,7 @@ class MetricsLog:
         self._after, self._shown = -1, False
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Start the trackers that were asked for by name; TensorBoard waits for the first row.
-
-        Args:
-            config: the run's settings, which trackers show.
+        """Start the trackers that were asked for by name, which show the settings; TensorBoard waits for the first row.
 
         Raises:
             UserError: one of them is not installed, or does not start.
@@ -67,11 +59,7 @@ class MetricsLog:
                 raise UserError("the tracker wandb does not start", _first(error), try_this) from error
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write one row at once. nan and infinities are written as null.
-
-        Raises:
-            UserError: the disk is full.
-        """
+        """Write one row at once, nan and infinities as null. Raises ``UserError`` where the disk is full."""
         row = log.plain({"step": int(step), "time": round(time.time(), 3), **metrics})
         first = self._file is None
         try:
@@ -162,13 +150,10 @@ def _texts(path: Path) -> list[tuple[str, str, str]]:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Stop where a tracker that was asked for by name cannot be used.
+    """Raise ``UserError`` where the package of a tracker that was asked for by name is missing.
 
     Args:
         names: "auto" (TensorBoard where it is installed), "none", "tensorboard", "wandb".
-
-    Raises:
-        UserError: its package is missing.
     """
     for name in names:
         package = PACKAGES.get(name)
