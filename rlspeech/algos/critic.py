@@ -75,10 +75,8 @@ class Critic:
     def measure(self, features: Tensor, returns: Tensor, mask: Tensor) -> None:
         """Take the units from the first collection whose returns vary; later calls change nothing.
 
-        Args:
-            features: (N, S, D).
-            returns: (N, S), such as the sum of what is still to come; anywhere.
-            mask: (N, S) bool, decisions that count.
+        Features are (N, S, D); returns (N, S), such as the sum of what is still to come, on any device; ``mask`` is (N, S) bool, decisions
+        that count.
         """
         if self.settled:
             return
@@ -107,10 +105,7 @@ class Critic:
     def fit(self, features: Tensor, old: Tensor, returns: Tensor, mask: Tensor) -> float:
         """Learn the returns of some rows in ``STEPS`` steps. Returns the loss before the first of them, in units of the spread.
 
-        Args:
-            features: (n, S, D).
-            old, returns: (n, S) values at collection and returns, in the reward's units.
-            mask: (n, S) bool.
+        Features are (n, S, D), values at collection (``old``) and returns (n, S) in the reward's units, ``mask`` (n, S) bool.
         """
         if self.units:
             old, returns = ((v - self.units["return_mean"]) / self.units["return_spread"] for v in (old, returns))

@@ -152,10 +152,7 @@ def gae(
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
     """Half the mean squared error, the larger one of the value's and of the value held within ``clip`` of the old one (PPO).
 
-    Args:
-        new, old, returns: (n, S); ``new`` with gradient.
-        mask: (n, S) bool, decisions that count.
-        clip: in units of the values, or None.
+    All are (n, S), ``new`` with gradient; ``mask`` bool, decisions that count; ``clip`` in units of the values, or None.
     """
     error = (new - returns).square()
     if clip is not None:

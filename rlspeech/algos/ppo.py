@@ -270,11 +270,7 @@ class Relative(NamedTuple):
 
 
 def relative_reward(
-    scores: Mapping[str, np.ndarray],
-    base: Mapping[str, np.ndarray],
-    group: np.ndarray,
-    specs: Specs,
-    higher_is_better: Mapping[str, bool] | None = None,
+    scores: Columns, base: Columns, group: np.ndarray, specs: Specs, higher_is_better: Mapping[str, bool] | None = None
 ) -> Relative:
     """Sum over the rewards of weight x (rollout - base) / spread, both clamped and signed as the specs say.
 
@@ -285,7 +281,7 @@ def relative_reward(
         scores, base: name -> (N,), of the rollouts and of every row's base, nan where unscorable.
         group: (N,) prompt of every row.
         specs: the composition.
-        higher_is_better: directions by name; those left out are looked up in the registry.
+        higher_is_better: directions by name; those left out are the registry's.
     """
     plain: dict[str, Any] = {"higher_is_better": higher_is_better, "spread": [1.0] * len(specs)}
     ours, theirs = (compose(values, group, specs, **plain) for values in (scores, base))

@@ -40,18 +40,10 @@ def refill(
     join: Callable[[Sequence[tuple[Rollout, Tensor]]], Rollout],
     rounds: int,
 ) -> tuple[Draw, dict[str, float]]:
-    """Replace prompts without signal, up to ``rounds`` times.
+    """Replace prompts without signal, up to ``rounds`` times. Returns a draw of as many prompts as the first, and what is logged.
 
-    Args:
-        first: the collection as drawn.
-        draw: rolls out and scores prompts; its number tells the rounds' noise apart.
-        further: so many prompts (or fewer) that were not drawn yet.
-        has_signal: (B,) bool, prompts of a draw with signal.
-        join: the policy's.
-        rounds: at most so many further draws.
-
-    Returns:
-        a draw of as many prompts as the first, and what is logged.
+    ``draw`` rolls out and scores prompts, its number tells the rounds' noise apart; ``further`` gives so many prompts (or fewer) that were
+    not drawn yet; ``has_signal`` says which prompts of a draw have signal, (B,) bool; ``join`` is the policy's.
     """
     wanted, current, draws = len(first.prompts), first, list[tuple[Draw, Tensor]]()
     total = alive = found = 0

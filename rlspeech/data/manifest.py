@@ -23,6 +23,7 @@ RECIPE_NAME = "mix.json"
 MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a folder, in this order
 # in the same folders, but no manifests
 ASIDE_NAMES = {"dropped.jsonl", "checks.jsonl", "rendered.jsonl", "scores.jsonl", "metrics.jsonl"}
+_real_folder = lru_cache(maxsize=4096)(os.path.realpath)
 
 
 class Problem(NamedTuple):
@@ -96,11 +97,6 @@ def _header(path: str) -> tuple[float, int]:
     except (sf.LibsndfileError, RuntimeError, OSError):
         return 0.0, 0
     return info.frames / info.samplerate, int(info.samplerate)
-
-
-@lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
 
 
 def to_row(utt: Utterance, base: Path) -> dict[str, Any]:

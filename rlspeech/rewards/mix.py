@@ -190,11 +190,7 @@ class GuardWatch:
     """Metrics that are measured and not rewarded: the first reading is the baseline, a later one may be a reason to stop.
 
     A guard trips when its mean over the items where both readings are values is worse than the baseline by more than ``max_drop``
-    *and* the bootstrap interval of the difference says so.
-
-    Args:
-        specs: names and limits; a limit of None only watches.
-        higher_is_better: directions by name; those left out are looked up in the registry.
+    *and* the bootstrap interval of the difference says so; a limit of None only watches. Directions that are not given are the registry's.
     """
 
     def __init__(self, specs: Sequence[GuardSpec], higher_is_better: Mapping[str, bool] | None = None) -> None:

@@ -285,7 +285,8 @@ class Result:
         names = list(self.whole.systems[self.names[0]])
         made: dict[str, Any] = {"task": config.task, **self.whole.as_dict(), "baseline": self.baseline}
         made["rows_with_errors"] = sum(bool(table.row(s, k).get("errors")) for s in self.names for k in keys)
-        made["higher_is_better"] = {m: _direction(m) for m in names}
+        up = {m: DIRECTIONS[m] if m in DIRECTIONS else base.column_of(m).higher_is_better for m in names}
+        made["higher_is_better"] = up
         without = {s: sum("video_error" in table.row(s, k) for k in keys) for s in self.names}
         if any(without.values()):
             made["without_video"] = {s: n for s, n in without.items() if n}
@@ -317,8 +318,3 @@ class Result:
             made["systems"] = {s: {m: counted(i) for m, i in row.items()} for s, row in self.whole.systems.items()}
             made["interval"] = evaluation.interval
         return made
-
-
-def _direction(name: str) -> bool:
-    """Whether more of a rate or metric is better."""
-    return DIRECTIONS[name] if name in DIRECTIONS else base.column_of(name).higher_is_better

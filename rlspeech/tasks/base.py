@@ -36,10 +36,7 @@ class Enhancer(Protocol):
     def infer(self, wavs: Sequence[np.ndarray], keys: Keys = None, lips: Videos = None) -> list[np.ndarray]:
         """Enhance B waveforms (T_i,) float32 at ``sample_rate``, or (C, T_i) where ``channels`` is 2, at the inputs' levels.
 
-        Args:
-            wavs: B arrays.
-            keys: B ids, which seed what is drawn.
-            lips: B arrays (F_i, H, W) uint8 at 25 frames a second, or None where there is no video.
+        The B ids ``keys`` seed what is drawn; ``lips`` are B arrays (F_i, H, W) uint8 at 25 frames a second, None where there is no video.
         """
         ...
 

@@ -67,10 +67,8 @@ class FlowPolicy(GaussianPolicy):
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
         """What the reference weights make of each clip, by the ODE; see ``types.BasePolicy``.
 
-        Args:
-            batch: B clips.
-            seed: of a collection: its latents (with unshared ones those of each group's first row) and its number of steps. None: the
-                policy's own latents, and as many steps as the model takes at inference.
+        With the ``seed`` of a collection, from its latents (unshared: those of each group's first row) in its number of steps; without,
+        from the policy's own latents in as many steps as the model takes at inference.
         """
         nfe = None if seed is None else self.schedule(np.random.default_rng([self.seed, seed]))[0]
         names = [c.key if self.explore.shared_latent else f"{c.key}#0" for c in batch]
@@ -226,13 +224,10 @@ class Trail(list[Decision]):
 
 
 class RelaxedFlow(RelaxedGaussian, FlowPolicy):
-    """A ``FlowPolicy`` whose output can be differentiated: the last K Euler steps again, with the noise that was drawn.
+    """A ``FlowPolicy`` whose output can be differentiated: the ``last_steps`` Euler steps again, with the noise that was drawn.
 
     The gradient stops at the state that those steps start from (a truncated backpropagation, as DRaFT-K, arXiv 2309.17400): earlier
     steps cost as much memory again and add little, because the last ones decide the output.
-
-    Args:
-        last_steps: K.
 
     Raises:
         UserError: more steps than there are, or exploration without noise, which is the KL's unit.
