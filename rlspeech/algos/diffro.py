@@ -90,7 +90,7 @@ class _Soft(PolicyUpdate):
         self.collections = int(state.get("collections", 0))
 
     def update(self, experience: Experience, *, lr: float) -> dict[str, float]:
-        """As ``PolicyUpdate.update``; afterwards the temperature has moved on."""
+        """Update as ``PolicyUpdate.update``, then move the temperature on."""
         out = super().update(experience, lr=lr)
         self.collections += 1
         return out

@@ -53,7 +53,7 @@ def dropped_row(split: str, name: str, path: str | Path | None, reason: str, det
 
 @dataclass
 class Sets:
-    """What a source came to.
+    """The result of a source.
 
     Args:
         rows: name of a manifest -> its rows in order.

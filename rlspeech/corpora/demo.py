@@ -127,7 +127,7 @@ def demo_test(out: str | Path | None = None, *, faces: bool = False) -> Path:
 
 
 def demo_valid(out: str | Path | None = None, *, faces: bool = False) -> Path:
-    """The same for validation: voices and texts of neither training nor test, training's kinds of noise."""
+    """Render the validation set: voices and texts of neither training nor test, training's kinds of noise."""
     return _rendered("valid", out, faces)
 
 

@@ -55,7 +55,7 @@ class ClipSource(Protocol):
 
     @property
     def sample_rate(self) -> int:
-        """Of the clips, in Hz."""
+        """Sampling rate of the clips in Hz."""
         ...
 
     @property
@@ -118,7 +118,7 @@ class MixedClips:
 
     @property
     def sample_rate(self) -> int:
-        """Of the clips, in Hz."""
+        """Sampling rate of the clips in Hz."""
         return self.mixtures.sample_rate
 
     @property
@@ -284,7 +284,7 @@ def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:
 
 
 def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:
-    """The same source with these utterances alone."""
+    """A copy of the source with these utterances alone."""
     if isinstance(source, MixedClips):
         return MixedClips(replace(source.mixtures, clean=utts))
     return replace(source, utts=utts)  # type: ignore[type-var]

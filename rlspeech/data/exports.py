@@ -33,7 +33,7 @@ SLACK_S = 0.05
 
 @dataclass
 class Written:
-    """What has become of a manifest's rows."""
+    """Counts of a manifest's rows after its export."""
 
     rows: int = 0
     left_out: list[tuple[str, str]] = field(default_factory=list)  # id, reason

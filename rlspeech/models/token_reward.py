@@ -142,7 +142,7 @@ class TokenReward(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the weights."""
         return self.before.device
 
     def frozen(self) -> TokenReward:
@@ -164,7 +164,7 @@ class TokenReward(nn.Module):
         return self.encode_vectors(self.vectors(tokens), mask)
 
     def encode_vectors(self, x: Tensor, mask: Tensor) -> EncodedTokens:
-        """The same of embedded tokens (n, T, D)."""
+        """Encode embedded tokens (n, T, D) instead of ids."""
         n, real = len(x), mask[..., None]
         x = x.masked_fill(~real, 0.0)  # not a product: NaN behind the end of a row would survive it
         for conv in self.front if x.shape[1] else ():

@@ -428,7 +428,7 @@ def _option(run: RunRecord) -> str | None:
 
 
 def commands_of(run: RunRecord) -> list[str]:
-    """What is typed next."""
+    """Commands to type next."""
     found, option = [f"rlspeech report {_quoted(_typed(run))} OTHER_RUN"], _option(run)
     if run.stage == "reward":
         return found
@@ -458,7 +458,7 @@ def _use(run: RunRecord, option: str) -> str | None:
 
 
 def commands_of_several(runs: Sequence[RunRecord]) -> list[str]:
-    """What is typed next of several runs."""
+    """Commands to type next for several runs."""
 
     def named(run: RunRecord, path: Path) -> str:
         """PATH, or NAME=PATH where that says more."""

@@ -81,7 +81,7 @@ class Players:
 
 
 def fit(clips: Iterable[Clip], budget: int) -> tuple[list[Players], list[str]]:
-    """As many clips, and as much of each, as the page has room for.
+    """Choose as many clips, and as much of each, as the page has room for.
 
     Long clips are cut first, all to the same length; when that is down to ``MIN_CLIP_S``, clips are left out: one of every label stays, the
     rest is thinned evenly, so that what stays tells of best and worst as before.
@@ -195,7 +195,7 @@ def spectrogram_db(wav: np.ndarray, n_fft: int = 512, hop: int = 128, max_frames
 
 
 def _thinned(made: Sequence[Players], room: float) -> list[int]:
-    """Those that fit when cut to ``MIN_CLIP_S``, in order."""
+    """Clips that fit when cut to ``MIN_CLIP_S``, in order."""
     first = list({clip.label: index for index, clip in reversed(list(enumerate(made))) if clip.label}.values())
     rest = [index for index in range(len(made)) if index not in first]
     kept, used = set(), 0.0

@@ -116,7 +116,7 @@ class Hallucinations:
         return theirs and not ours
 
     def _script(self, found: Alignment) -> bool:
-        """By units, because a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
+        """The script of most units: a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
         if all(u.isascii() for u in (*found.hypothesis, *found.reference)):
             return False
         theirs, ours = ([_script(u) for u in units if script_of(u)] for units in (found.hypothesis, found.reference))

@@ -87,7 +87,7 @@ def run(layout: str, source: str, out: str | None) -> dict[str, Any]:
         the folder, the number of parameters and the inferred settings.
 
     Raises:
-        UserError: an unknown layout, a file that cannot be read or does not fit, a folder that is there already.
+        UserError: an unknown layout, a file that cannot be read or does not fit, a folder that exists.
     """
     if layout not in LAYOUTS:
         why = f"there are: {', '.join(LAYOUTS)}"

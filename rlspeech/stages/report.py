@@ -61,7 +61,7 @@ def _find_manifest(run: RunRecord) -> None:
 
 
 def _numbers(made: Comparison) -> dict[str, Any]:
-    """Of an evaluation what its ``metrics.json`` holds, of one system's scores their means, else the comparison."""
+    """Numbers for ``--json``: of an evaluation its ``metrics.json``, of one system's scores their means, else the comparison."""
     run = made.alone
     if run and made.items is not None:
         return {**run.summary, "run": str(run.path), "scores": str(run.scores_path)}

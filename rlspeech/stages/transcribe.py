@@ -179,7 +179,7 @@ class _Sink:
         self.several, self.silent = several, silent
 
     def has(self, job: _Job) -> bool:
-        """True where the result is there already."""
+        """True where the result exists."""
         return False
 
     def take(self, job: _Job) -> None:

@@ -149,7 +149,7 @@ class Validation:
 
 
 def changes(history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Change]:
-    """By metric the first validation, the last one and their paired difference, each with its interval.
+    """For every metric the first validation, the last one and their paired difference, each with its interval.
 
     Args:
         history: columns of each validation, ``{"step": ..., metric: [a value a clip]}``.
@@ -257,7 +257,7 @@ def _item(clip: Clip) -> str:
 
 
 def _words(clip: Clip, sample: Sample, details: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What was to be said, what a recogniser understood, what a judge said of it."""
+    """Reference text, transcript and description of a sample, those that there are."""
     recognised = next((d["hypothesis"] for d in details.values() if "hypothesis" in d), None)
     found = {"text": clip.text, "hypothesis": recognised if sample.hypothesis is None else sample.hypothesis}
     found |= judge_texts(details)
@@ -275,7 +275,7 @@ def keep_inputs(folder: Path, clips: Sequence[Clip]) -> None:
 
 
 def _thin(folder: Path, step: int, keys: Sequence[str]) -> None:
-    """Of validations before ``step``, but for the first, keep the audio of ``keys``."""
+    """Keep only the audio of ``keys`` of validations before ``step``, but for the first."""
     for place in folder.glob("step_*"):
         number = re.fullmatch(r"step_(\d+)", place.name)
         if number is None or not 0 < int(number[1]) < step:

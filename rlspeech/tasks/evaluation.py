@@ -75,7 +75,7 @@ class Evaluation:
         return list(utts), []
 
     def systems(self, utts: Sequence[Utterance]) -> list[System]:
-        """In the order in which they answer. Raises ``UserError`` for what cannot be used.
+        """Systems in the order in which they answer. Raises ``UserError`` for what cannot be used.
 
         Args:
             utts: all rows of the manifest, whatever the limit.

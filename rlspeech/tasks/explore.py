@@ -71,7 +71,7 @@ class Site:
     mask: Tensor | None
 
     def pick(self, rows: Tensor) -> Site:
-        """The same for a selection of states."""
+        """The site of a selection of states (n,)."""
         mask = None if self.mask is None else self.mask[rows]
         return Site(self.x[rows], self.y[rows], self.x1[rows], self.t, self.dt, mask)
 

@@ -76,7 +76,7 @@ def levelled(
 
 
 class Terms(NamedTuple):
-    """Of n rows at one decision: log-probability, drift sum d^2/2, and the KL in the configured reduction and in the other one."""
+    """Terms of n rows at one decision: log-probability, drift sum d^2/2, and the KL in the configured reduction and in the other one."""
 
     logp: Tensor
     drift: Tensor

@@ -90,7 +90,7 @@ def check_texts(clips: Sequence[Clip], who: str) -> None:
 
 @dataclass
 class TokenRollout:
-    """What was written in a collection.
+    """Prompts and sampled tokens of a collection.
 
     Args:
         clips: B prompts.
@@ -136,7 +136,7 @@ class TokenPolicy:
     # -- phases --------------------------------------------------------------------------------------------------------
 
     def enter(self, phase: str) -> None:
-        """With ``offload`` "phase", keep on the device what "encode", "rollout", "reward" or "update" needs, and nothing else."""
+        """Keep, with ``offload`` "phase", on the device what "encode", "rollout", "reward" or "update" needs, and nothing else."""
         if self.config.offload != "phase" or phase == self._phase:
             return
         self._phase = phase

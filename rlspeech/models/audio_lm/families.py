@@ -224,7 +224,7 @@ class Qwen2Audio(Family):
         return self.chat([{"type": "audio", "audio_url": ""}, {"type": "text", "text": words}])
 
     def encode(self, prepared: Prepared) -> list[Tensor]:
-        """As transformers' forward: encoder on whole windows with the padding masked, projector on what is real."""
+        """Encode as transformers' forward does: encoder on whole windows with the padding masked, projector on what is real."""
         from transformers.masking_utils import create_bidirectional_mask
 
         tower = self.net.model.audio_tower
@@ -253,7 +253,7 @@ class Qwen3Asr(Family):
         return made
 
     def reference(self, text: str, language: str | None = None) -> str:
-        """With the frame where the request does not hold it already; a clip without words is ``language None<asr_text>``."""
+        """The text with its frame where the request does not hold it already; a clip without words is ``language None<asr_text>``."""
         if language is not None:
             return text
         return f"language {'English' if text else 'None'}{self.marker}{text}"
@@ -406,7 +406,7 @@ class Whisper(Family):
         return known[self.net.proj_out(out.last_hidden_state[:, -1])[:, known].argmax(-1)].cpu()
 
     def reference(self, text: str, language: str | None = None) -> str:
-        """With the blank that Whisper writes first."""
+        """The text with the blank that Whisper writes first."""
         return f" {text}" if text else text
 
 

@@ -42,7 +42,7 @@ class EncodedPrompts:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> EncodedPrompts:
-        """The same on another device; "cpu" parks it."""
+        """A copy on another device; "cpu" parks it."""
         return self if self.audio is None else replace(self, audio=[a.to(device) for a in self.audio])
 
     def select(self, rows: Sequence[int] | Tensor) -> EncodedPrompts:
@@ -58,7 +58,7 @@ class EncodedPrompts:
 
 
 class Generation(NamedTuple):
-    """What was written: N rows, those of one prompt next to each other, on the host.
+    """Tokens that were sampled: N rows, those of one prompt next to each other, on the host.
 
     Args:
         ids: (N, S) long, filled up with the padding token.
@@ -72,7 +72,7 @@ class Generation(NamedTuple):
 
     @classmethod
     def empty(cls) -> Generation:
-        """Of no prompts."""
+        """A generation of no prompts."""
         nothing = torch.zeros(0, 0, dtype=torch.long)
         return cls(nothing, nothing.bool(), torch.zeros(0, dtype=torch.bool))
 

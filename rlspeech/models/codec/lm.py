@@ -48,7 +48,7 @@ Choice = Callable[[Tensor, int], tuple[Tensor, bool]]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Of one checkpoint.
+    """How the rows of one checkpoint are written.
 
     Args:
         before, after: what stands around the text; marks in them are special tokens, marks in a text are not.
@@ -80,7 +80,7 @@ class Layout:
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Layout:
-        """Of what ``as_dict`` gave; keys of later versions are passed over. Raises ``TypeError`` where one is missing."""
+        """Build it from what ``as_dict`` gave; keys of later versions are passed over. Raises ``TypeError`` where one is missing."""
         known = {f.name for f in fields(cls)}
         made = cls(**{k: v for k, v in given.items() if k in known})
         return cls(**{**asdict(made), "stops": tuple(int(i) for i in made.stops)})
@@ -155,7 +155,7 @@ def _chat(tokenizer: Any, before: str, after: str) -> tuple[str, str]:
 
 
 class Line(NamedTuple):
-    """What is to be said: a text, and a voice's text and codec ids (T,) long, where the model is to go on from them."""
+    """One text to synthesise: the text, and a voice's text and codec ids (T,) long, where the model is to go on from them."""
 
     text: str
     prompt_text: str | None = None

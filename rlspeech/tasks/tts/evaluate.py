@@ -105,7 +105,7 @@ class Synthesis(Evaluation):
 
 
 class _Spoken(Answers):
-    """What a system says."""
+    """Speech of a system."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -143,7 +143,7 @@ class _Spoken(Answers):
         return [failed.get(u.id) or self._kept(u) for u in utts]
 
     def make(self, utts: Sequence[Utterance]) -> list[Sample]:
-        """What the system says, a sample a row, in order."""
+        """Synthesise the rows: a sample each, in order."""
         config, model = self.config, self.model
         clips = [self._clip(u, model.sample_rate) for u in utts]
         made: list[Sample] = self.evaluation.task.synthesise(model, clips, sampling=config.sampling, seed=config.seed)
