@@ -38,9 +38,20 @@ MAX_FILE, MAX_FUNCTION = 520, 80
 # tests, and how often stages, pages and commands spell a task's name. A change that needs more first deletes something.
 WALK = 12  # files of one step of rl
 SENTENCES = 0  # places where tests match an error by a sentence
-PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 35_600, 142, 9_760, 28_300, 0
+PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 35_300, 142, 9_450, 27_900, 0
 CORE = (
-    *("types.py", "config.py", "config_parts.py", "settings.py", "schema.py", "plugins.py", "files.py", "scores.py"),
+    *(
+        "__init__.py",
+        "__main__.py",
+        "types.py",
+        "config.py",
+        "config_parts.py",
+        "settings.py",
+        "schema.py",
+        "plugins.py",
+        "files.py",
+        "scores.py",
+    ),
     *("log.py", "stats.py", "parallel.py", "engine.py", "run.py", "state.py", "tracking.py"),
     *("algos/*.py", "tasks/base.py", "tasks/gaussian.py", "tasks/explore.py", "tasks/flowse/*.py"),
     *("rewards/base.py", "rewards/catalogue.py", "rewards/scorer.py", "rewards/mix.py"),
