@@ -28,6 +28,12 @@ if (
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what takes longest, scripts and then the other slow tests, so that no process waits for another at the end."""
+    scripts = {"test_readme.py", "test_examples.py", "test_pipelines.py"}
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name not in scripts))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("realdata") and not os.environ.get("RLSPEECH_REALDATA"):
         pytest.skip("RLSPEECH_REALDATA is not set")
