@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rlspeech.config import TokenRewardModel
-from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, make_tokenizer, save_token_reward
+from rlspeech.models.recogniser import make_tokenizer
+from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, save_token_reward
 from rlspeech.types import UserError
 
 TEXTS = ["one two three", "four", "seven eight nine zero"]

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config import RL, DiffRO, TokenRewardModel
-from rlspeech.models.token_reward import TokenReward, make_tokenizer, save_token_reward
+from rlspeech.models.recogniser import make_tokenizer
+from rlspeech.models.token_reward import TokenReward, save_token_reward
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.rewards.soft import SoftDnsmos, SoftTokenReward, TokenText, altered, resampled
 from rlspeech.tasks import get_task

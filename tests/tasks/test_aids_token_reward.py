@@ -14,7 +14,8 @@ from training import fit
 
 from rlspeech.config import Augment, Pretrain, TokenRewardModel
 from rlspeech.data.batches import Clip
-from rlspeech.models.token_reward import TokenReward, load_token_reward, make_tokenizer
+from rlspeech.models.recogniser import make_tokenizer
+from rlspeech.models.token_reward import TokenReward, load_token_reward
 from rlspeech.tasks import get_task
 from rlspeech.tasks.aids.token_reward import TokenRewardTask, corrupt, degraded_to, labels_of
 from rlspeech.types import UserError, Utterance

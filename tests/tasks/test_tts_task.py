@@ -54,7 +54,7 @@ def test_a_batch_is_codes_with_a_stop() -> None:
     batch = task.collate([clip("a", "one two"), clip("b", "three"), clip("c", "")], lm, train=False)
     assert batch.ids.tolist() == [[4, 4, 8, 12, 16, V], [20, 6, 20, 6, V, V], [V] * 6]
     assert batch.mask.sum(1).tolist() == [6, 5, 1]
-    assert batch.seen is batch.ids and [x.text for x in batch.lines] == ["one two", "three", ""]
+    assert batch.inputs is batch.ids and [x.text for x in batch.lines] == ["one two", "three", ""]
     task.collate([clip("a", "one two")], lm)
     assert lm.codec.encoded == 2  # once a recording; silence not at all
     with pytest.raises(UserError, match="^d "):
@@ -66,8 +66,8 @@ def test_what_the_model_sees_is_wrong_now_and_then_but_never_what_it_is_told() -
     clips = [clip(f"{i}", "three three three three") for i in range(40)]
     torch.manual_seed(0)
     batch = task.collate(clips, lm)
-    wrong = (batch.seen != batch.ids)[batch.mask]
-    assert 0.01 < float(wrong.float().mean()) < 0.1 and torch.equal(batch.seen == V, batch.ids == V)
+    wrong = (batch.inputs != batch.ids)[batch.mask]
+    assert 0.01 < float(wrong.float().mean()) < 0.1 and torch.equal(batch.inputs == V, batch.ids == V)
 
 
 def test_training_rows_get_another_recording_of_the_speaker(tmp_path: Path) -> None:
