@@ -31,7 +31,8 @@ if (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with what takes longest, scripts and then the other slow tests, so that no process waits for another at the end."""
     scripts = {"test_readme.py", "test_examples.py", "test_pipelines.py"}
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name not in scripts))
+    long = {"slow", "realdata"}
+    items.sort(key=lambda item: (not long & {m.name for m in item.iter_markers()}, item.path.name not in scripts))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
