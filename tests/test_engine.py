@@ -103,8 +103,9 @@ def test_seed_all_repeats() -> None:
     assert torch.equal(a, torch.rand(3))
 
 
+# the last line: gloo's threads now and then abort a process while its interpreter ends, after all work is done
 TWO = """
-import json, sys, torch
+import json, os, sys, torch
 from rlspeech.engine import Engine
 e = Engine("cpu")
 e.say("from rank 0")
@@ -119,7 +120,11 @@ for _ in range(3):
     opt.step()
 found = e.gather({"rank": e.rank, "weight": model.weight.tolist(), "agreed": e.agree(e.rank + 5)})
 if e.is_main:
-    json.dump(found, open(sys.argv[1], "w"))
+    with open(sys.argv[1], "w") as file:
+        json.dump(found, file)
+e.gather(0)
+sys.stderr.flush()
+os._exit(0)
 """
 
 

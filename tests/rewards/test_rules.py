@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 
 import jiwer
 import numpy as np
@@ -96,6 +97,7 @@ def test_any_unicode_has_a_score_or_a_reason_and_keeps_its_bounds(text, hypothes
 @given(WORDS, PHRASE, st.integers(5, 30), WORDS)
 def test_a_loop_that_was_not_said_is_found_wherever_it_is(before, phrase, times, after):
     reference = before + phrase + after
+    assume(all(len(list(run)) < 3 for _, run in groupby(reference)))  # repeated speech is no hallucination
     assert "loop" in fired(" ".join(reference), " ".join(before + phrase * times + after))
 
 
