@@ -107,7 +107,7 @@ class RewardSpec(Strict):
         "auto", "whether a null makes the row unscorable or adds nothing (skip); auto: as the reward declares"
     )
     mode: Literal["add", "override"] = conf(
-        "add", "override: a score below 0 is, weighted, the whole reward; scale none"
+        "add", "override: a score below 0 times the weight is the whole reward of its row; needs scale none"
     )
 
 
@@ -227,12 +227,12 @@ class RL(Strict):
         "none", "phase keeps in host memory what the running phase (encode, rollout, reward, update) does not need"
     )
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
-    prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
+    prompts_per_step: Count = conf(16, "prompts in one step, in each process")
     group: Count = conf(8, "rollouts of each prompt")
     updates_per_collection: Count = conf(1, "optimiser updates on one collection, each on its own share of rollouts")
     epochs: Count = conf(1, "passes over one collection")
     micro_batch: Count = conf(4, "prompts a backward pass; changes memory and grad_agreement's parts, not the update")
-    lr: Positive = conf(1e-3, "learning rate, for a LoRA and structured exploration; published per-bin runs use 2e-4")
+    lr: Positive = conf(1e-3, "learning rate; the default suits a LoRA, published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = 0.0
     grad_clip: float = conf(1.0, "largest norm of the gradient")
