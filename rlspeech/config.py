@@ -296,6 +296,8 @@ class Evaluate(Strict):
         None, "tts: recogniser that scores, not the reward's: Hub id, folder or pocketsphinx (default: embedded)"
     )
     anchors: bool = conf(True, "tts: also score the recordings themselves and their copies through the codec")
+    best_of: Count = conf(1, "tts: compare also the best of N draws of the baseline, as NAME-bestN")
+    judge: str | None = conf(None, "tts: reward that chooses it (default: the model's token reward, else embedded)")
     by: str = conf("condition", "asr, tts: manifest column whose values get tables of their own")
     limit: int | None = conf(None, "evaluate only the first N utterances")
     batch: int = conf(8, "utterances in one batch")

@@ -13,6 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+SPEAKING = 0.6  # temperature of synthesised speech where it is used, and so where it is trained, validated and compared
 
 
 def conf(default: Any, description: str, **limits: Any) -> Any:
@@ -51,7 +52,7 @@ class Augment(Strict):
 class Sampling(Strict):
     """How the tokens of a language model are sampled."""
 
-    temperature: Positive = conf(1.0, "sampling temperature; lower is steadier")
+    temperature: Positive = conf(1.0, f"sampling temperature; lower is steadier (tts: {SPEAKING:g})")
     top_p: Annotated[Positive, Field(le=1)] = conf(
         1.0, "nucleus sampling; below 1 the sampled distribution is not the trained one; the ratio is reported"
     )

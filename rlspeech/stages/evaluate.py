@@ -56,6 +56,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     """
     began_s, task = time.monotonic(), get_task(config.task)
     evaluation: Evaluation = task.evaluation(config)
+    config = evaluation.config
     manifest = task.demo("test") if config.data is None else find_manifest(config.data, recipe=False)
     if manifest.suffix == ".json":
         why, try_this = "an evaluation needs fixed files", "render it: rlspeech prepare mix --help"
@@ -123,14 +124,14 @@ def _fingerprint(system: System, task: str) -> str:
     """What tells a system's outputs from those of others under its name."""
     if system.checkpoint is None:
         return ""
-    return fingerprint(system.checkpoint, task) + (f" {system.variant} video" if system.variant else "")
+    return fingerprint(system.checkpoint, task) + (f" {system.variant}" if system.variant else "")
 
 
 def _forget(table: ScoreTable, name: str, before: str, now: str) -> None:
     """Delete the outputs of a system whose fingerprint has changed."""
-    other = before.partition(" ")[0] != now.partition(" ")[0]
-    what = "the checkpoint has changed" if other else "it was given other videos"
-    log.say(f"{name}: {what} since; its results are computed again")
+    (old, _, was), (new, _, is_) = before.partition(" "), now.partition(" ")
+    what = "the checkpoint has changed" if old != new else f"{was or 'plain'} before, {is_ or 'plain'} now"
+    log.say(f"{name}: {what}; its results are computed again")
     for pattern in (f"audio/{name}/*.flac", f"hypotheses/{name}.jsonl"):
         for path in table.folder.glob(pattern):
             path.unlink()

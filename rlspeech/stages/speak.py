@@ -4,6 +4,7 @@
     rlspeech speak "some words" --prompt voice.wav --prompt-text "what is said in it" --model runs/rl
     rlspeech speak lines.txt --out folder                        # a file a line, and folder/manifest.jsonl
     rlspeech speak test.jsonl --out folder                       # texts and voices of a manifest
+    rlspeech speak lines.txt --out folder --best-of 8            # the best of eight draws, by the token reward
 
 A long text is cut at the ends of sentences, else at commas, else between words, into pieces that the model can say; all pieces have one
 voice. In a folder, results that the same model has made of the same text in the same voice are kept (``--overwrite`` makes them anew).
@@ -18,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config_parts import Sampling, Strict, conf
+from rlspeech.config_parts import SPEAKING, Count, Sampling, Strict, conf
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
@@ -44,11 +44,9 @@ KNOWN = "said.jsonl"  # in a folder of results: what each was made of
 
 
 class SteadySampling(Sampling):
-    """How tokens are sampled for listeners: at a lower temperature than a policy's rollouts, which are to differ."""
+    """How tokens are sampled for listeners, and therefore wherever speech is judged."""
 
-    temperature: float = conf(
-        0.6, "sampling temperature; lower is steadier, 1 (as in rl and eval) is the policy itself", gt=0
-    )
+    temperature: float = conf(SPEAKING, "sampling temperature; lower is steadier", gt=0)
 
 
 class Speak(Strict):
@@ -64,6 +62,8 @@ class Speak(Strict):
     )
     prompt_text: str | None = conf(None, "transcript of the prompt (default: only the voice of the prompt is used)")
     sampling: SteadySampling = conf(SteadySampling(), "how tokens are drawn, and how many")
+    best_of: Count = conf(1, "draw every piece of text this often, and keep the draw that the judge scores best")
+    judge: str | None = conf(None, "reward that chooses (default: the token reward of the model's run, else embedded)")
     pause_s: float = conf(0.15, "between the pieces of a long text", ge=0)
     batch: int = conf(16, "pieces of text in one batch", ge=1)
     overwrite: bool = conf(False, "write results that already exist again")
@@ -83,6 +83,7 @@ class _Job(Job):
     prompt_text: str | None = None
     row: dict[str, Any] = field(default_factory=dict)
     pieces: list[np.ndarray] = field(default_factory=list)
+    choices: list[dict[str, Any]] = field(default_factory=list)  # of every piece, where there were several draws
     unstopped: int = 0
 
     @property
@@ -120,6 +121,7 @@ def run(config: Speak) -> dict[str, Any]:
         _manifest(folder, [j for j in jobs if j.error is None])
     if unstopped := sum(j.unstopped for j in good):
         log.warn(f"{unstopped} pieces ran to their limit without a stop: their ends may be babble")
+    summary |= {"choices": {j.key: j.choices for j in good}} if config.best_of > 1 else {}
     return summary | {"unstopped": unstopped, "files": [str(j.path) for j in good]}
 
 
@@ -186,7 +188,8 @@ def _places(config: Speak, jobs: Sequence[_Job]) -> Path | None:
 def _digest(config: Speak, job: _Job) -> str:
     """What tells one result from another."""
     voice = [job.prompt, job.prompt_text, None if job.voice is None else str(job.voice)]
-    settings = config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling"})
+    chosen = {"best_of", "judge"} if config.best_of > 1 else set[str]()
+    settings = config.model_dump(mode="json", include={"model", "seed", "pause_s", "sampling", *chosen})
     facts = {"text": job.text, "voice": voice, **settings}
     return hashlib.sha256(dumps(facts).encode()).hexdigest()[:16]
 
@@ -202,12 +205,16 @@ def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None
     rate, waiting = task.sample_rate_of(model), list[tuple[_Job, Any, bool]]()
     log.say(f"{several(len(jobs), 'text')}, {engine.reason}")
     _check_prompt(config, jobs, model)
-    synthesise = partial(task.synthesise, model, sampling=config.sampling, seed=config.seed)
+    how: dict[str, Any] = {"sampling": config.sampling, "seed": config.seed, "device": str(engine.device)}
+    synthesise = task.best_of(model, config.model, config.best_of, config.judge, **how)
+    if synthesise.judge:
+        log.say(f"{synthesise.judge} chooses the best of {config.best_of} draws")
     with log.progress(len(jobs), "speak", "texts") as bar, Watchdog() as dog:
 
         def flush() -> None:
             made = one_by_one(synthesise, [clip for _, clip, _ in waiting])
-            for (job, _, last), piece in zip(waiting, made, strict=True):
+            for (job, clip, last), piece in zip(waiting, made, strict=True):
+                job.choices += [choice] if (choice := synthesise.choices.pop(clip.key, None)) else []
                 if isinstance(piece, Exception):
                     job.fail(piece)
                 else:
@@ -216,7 +223,8 @@ def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None
                 if last:
                     _write(job, rate, config.pause_s)
                     if journal is not None and job.error is None:
-                        journal.write({"key": job.key, "of": _digest(config, job)})
+                        choices = {"choices": job.choices} if job.choices else {}
+                        journal.write({"key": job.key, "of": _digest(config, job), **choices})
                     bar.advance()
             waiting.clear()
             dog.beat()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import BaseModel
+
 from rlspeech.config import RL, GuardSpec
 from rlspeech.plugins import load, load_function
 from rlspeech.types import UserError
@@ -106,6 +108,14 @@ def _given(config: RL) -> Iterator[str]:
                 yield prefix + key
 
 
+def _under(own: Any, config: RL, key: str) -> Any:
+    """A task's own setting below what was given: of a part, as ``sampling``, some settings may be given and the others not."""
+    given = getattr(config, key)
+    if key in config.model_fields_set and isinstance(own, BaseModel) and isinstance(given, BaseModel):
+        return own.model_copy(update={k: getattr(given, k) for k in given.model_fields_set})
+    return given if key in config.model_fields_set else own
+
+
 def complete(config: RL, task: Task) -> RL:
     """Fill in what is the task's own: settings that were not given, the default composition, and guards.
 
@@ -119,7 +129,7 @@ def complete(config: RL, task: Task) -> RL:
     check_settings(config, task)
     alone = config.algo == "diffro"
     own = {**task.rl_defaults, **(task.diffro_defaults if alone else {})}
-    config = config.model_copy(update={k: v for k, v in own.items() if k not in config.model_fields_set})
+    config = config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
     rewards = config.rewards or list(task.default_rewards)
     named = {r.name for r in rewards} | {column for info in available() if not info.usable for column in info.columns}
     watched: dict[str, float | None] = {**dict.fromkeys(task.default_guards), **task.guard_limits}

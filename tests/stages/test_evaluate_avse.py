@@ -164,7 +164,7 @@ def test_results_of_other_videos_are_not_taken_up(world: Path, capsys: pytest.Ca
         _run(world, video="shuffled")
     (world / "out" / "config.resolved.json").unlink()  # without the run's own guard the table's must hold
     _run(world, video="shuffled")
-    assert "other videos" in capsys.readouterr().err
+    assert "shuffled video now" in capsys.readouterr().err
     assert _rows(world)["net", "u0"]["video"] == "shuffled" and np.abs(_made(world, "net", 0) - right).max() > 5 * CLOSE
     one = fingerprint(str(world / "net"), "avse")
     assert one != fingerprint(str(checkpoint(world / "other", seed=1)), "avse")

@@ -12,6 +12,7 @@ import pytest
 from tiny_tts import TEXTS, write_tts
 
 from rlspeech.config import Evaluate
+from rlspeech.config_parts import SPEAKING
 from rlspeech.data.audio import load_audio
 from rlspeech.stages import evaluate
 from rlspeech.tasks.tts.evaluate import Synthesis
@@ -180,6 +181,9 @@ def test_what_cannot_be_is_refused(tiny: dict[str, str], calls: list[str], tmp_p
         ({"normaliser": "x"}, "x"),
         ({"metrics": ["nonsense"]}, "nonsense"),
         ({"recogniser": "no:such"}, "no"),
+        ({"judge": "dnsmos"}, "--best-of"),
+        ({"best_of": 2, "judge": "pesq"}, "target"),
+        ({"best_of": 2, "models": {"a": "hub/base", "a-best2": "hub/good"}}, "a-best2"),
     ):
         with pytest.raises(UserError, match=match):
             ask(tiny, tmp_path / "out", **changes)
@@ -257,3 +261,31 @@ def test_without_a_codec_there_is_no_resynthesis(tiny: dict[str, str], calls: li
         del Speaker.codec
     assert list(made["systems"]) == ["recordings", "base", "good"]
     assert "no resynthesis: no codec came" in Path(made["report"]).read_text()
+
+
+def test_the_best_of_the_baseline_is_a_system(tiny: dict[str, str], tmp_path: Path) -> None:
+    models, judge = {"other": tiny["model"], "m": tiny["model"]}, f"token_posterior[model={tiny['reward']}]"
+    asked: dict[str, Any] = {"models": models, "baseline": "m", "metrics": [judge], "recogniser": f"{__name__}:deaf"}
+    made = ask(tiny, tmp_path / "out", best_of=4, judge=judge, **asked)
+    assert list(made["systems"]) == ["other", "m", "m-best4"] and made["temperature"] == SPEAKING
+    best, plain = made["systems"]["m-best4"][judge]["mean"], made["systems"]["m"][judge]["mean"]
+    assert best > plain == made["systems"]["other"][judge]["mean"] and made["deltas"]["m-best4"][judge]["mean"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "said" / "m-best4.jsonl").read_text().splitlines()]
+    assert {len(r["scores"]) for r in rows} == {4}
+    assert np.mean([r["scores"][r["chosen"]] for r in rows]) == pytest.approx(best)
+    again = ask(tiny, tmp_path / "out", **asked)  # without it the others stay
+    assert list(again["systems"]) == ["other", "m"] and again["systems"]["m"] == made["systems"]["m"]
+    assert (
+        json.loads((tmp_path / "out" / "scores.meta.json").read_text())["settings"]["sampling"]["temperature"]
+        == SPEAKING
+    )
+
+
+def test_an_evaluation_goes_on_at_the_temperature_it_was_begun_with(tmp_path: Path) -> None:
+    def temperature(**sampling: Any) -> float:
+        config = Evaluate.model_validate({"task": "tts", "out": str(tmp_path), "sampling": sampling})
+        return float(Synthesis(Tts(), config).config.sampling.temperature)
+
+    assert temperature(top_p=0.9) == SPEAKING and temperature(temperature=1.0) == 1.0
+    (tmp_path / "config.resolved.json").write_text(json.dumps({"sampling": {"temperature": 0.8}}))
+    assert temperature() == 0.8 and temperature(temperature=0.7) == 0.7

@@ -10,10 +10,14 @@ import pytest
 from tiny_speech import SMALL_RL, read_rows
 from tiny_tts import write_tts
 
-from rlspeech.config import RL, DiffRO, GuardSpec, RewardSpec
+from rlspeech.config import PPO, RL, DiffRO, GuardSpec, RewardSpec
+from rlspeech.config_parts import SPEAKING
 from rlspeech.models.hub import resolve
 from rlspeech.rewards.mix import GuardWatch
+from rlspeech.settings import preset_names
+from rlspeech.settings import resolve as resolve_settings
 from rlspeech.stages import rl
+from rlspeech.stages.speak import Speak
 from rlspeech.stages.validation import DRAW
 from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.tts.task import Tts
@@ -94,6 +98,17 @@ def test_more_draws_are_averaged_and_the_first_is_kept(tiny: dict[str, str], tmp
     values, audio = first("three", valid_draws=3)
     assert values == pytest.approx({k: sum(v[k] for v, _ in alone) / 3 for k in alone[0][0]}) and len(values) == 8
     assert values != alone[0][0] and audio == alone[0][1]
+
+
+@pytest.mark.parametrize("preset", [None, *(p for p in preset_names() if p.startswith("tts-") and p != "tts-tiny")])
+def test_rollouts_are_drawn_where_the_speech_is_used(preset: str | None) -> None:
+    """Whatever else of the sampling is given."""
+    config = resolve_settings(RL, preset, flags={"task": "tts"}, sets=["sampling.top_p=0.9"])[0]
+    used = complete(config, get_task("tts")).sampling
+    assert (used.temperature, used.top_p) == (SPEAKING, 0.9) == (Speak().sampling.temperature, 0.9)
+    given = resolve_settings(RL, preset, flags={"task": "tts"}, sets=["sampling.temperature=1"])[0]
+    assert complete(given, get_task("tts")).sampling.temperature == 1
+    assert complete(RL(task="asr", ppo=PPO(gae_lambda=0.5)), get_task("asr")).ppo.form == "critic"
 
 
 def test_the_default_guards_have_limits() -> None:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from tiny_tts import TEXTS, write_tts
+from tiny_tts import RATE, TEXTS, write_tts
 
+from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import read_manifest
+from rlspeech.rewards.scorer import get_reward
 from rlspeech.stages import speak
-from rlspeech.stages.speak import Speak, split_text
+from rlspeech.stages.speak import Speak, SteadySampling, split_text
+from rlspeech.tasks.tts.best import judge_of
 from rlspeech.tasks.tts.task import Tts
 from rlspeech.types import Sample, UserError
 
@@ -148,3 +151,69 @@ def test_a_real_model_says_the_same_twice(tiny: dict[str, str], tmp_path: Path) 
         ask("one two three", out=str(tmp_path / f"{name}.wav"), model=tiny["model"], prompt=voice, seed=3)
     a, b = (sf.read(tmp_path / f"{n}.wav")[0] for n in "ab")
     assert len(a) and np.array_equal(a, b)
+
+
+def shortest(wavs: list[np.ndarray], texts: list[str], sample_rate: int, **columns: Any) -> list[float | None]:
+    """Seconds; the shortest draw that says something cannot be scored."""
+    least = min(map(len, filter(len, wavs)))
+    return [None if len(w) == least else len(w) / sample_rate for w in wavs]
+
+
+shortest.higher_is_better = False  # type: ignore[attr-defined]
+
+
+def test_the_best_of_several_draws_is_kept(tiny: dict[str, str], tmp_path: Path) -> None:
+    model, clips = Tts().load(tiny["model"])[0], [Clip("text_0001 0", *[np.zeros(0, np.float32)] * 2, RATE, "one two")]
+    judge = f"token_posterior[model={tiny['reward']}]"
+    how: dict[str, Any] = {"model": tiny["model"], "seed": 1}
+    made = ask("one two", out=str(tmp_path / "out"), best_of=6, judge=judge, **how)
+    (choice,) = made["choices"]["text_0001"]
+    draws = Tts().synthesise(model, clips, sampling=SteadySampling(), seed=1, group=6)
+    scores = [s.value for s in get_reward(judge).score(draws)]
+    assert choice["judge"] == judge and choice["scores"] == pytest.approx(scores) and len(set(scores)) > 1
+    ranks = [(d.finished and len(d.tokens) > 0, s) for d, s in zip(draws, scores, strict=True)]
+    assert choice["chosen"] == ranks.index(max(ranks))
+    wav = sf.read(tmp_path / "out" / "text_0001.wav", dtype="float32")[0]
+    assert np.allclose(wav, draws[choice["chosen"]].wav, atol=1e-3)
+    (row,) = (json.loads(line) for line in (tmp_path / "out" / "said.jsonl").read_text().splitlines())
+    assert row["choices"] == [choice]
+    ask("one two", out=str(tmp_path / "one.wav"), **how)  # one draw is the first of several
+    assert np.allclose(sf.read(tmp_path / "one.wav", dtype="float32")[0], draws[0].wav, atol=1e-3)
+    assert ask("one two", out=str(tmp_path / "out"), best_of=6, judge=judge, **how)["skipped"] == 1
+    assert "choices" not in ask("one two", out=str(tmp_path / "out"), **how)
+    assert (
+        speak._digest(Speak(inputs=["a"]), speak._Job("k", "one two")) == "6b2d157458e5a9db"
+    )  # as before it could choose
+
+
+def test_what_cannot_be_scored_is_not_chosen(tiny: dict[str, str], tmp_path: Path) -> None:
+    made = ask("one", out=str(tmp_path / "x.wav"), model=tiny["model"], best_of=5, judge="test_speak:shortest")
+    (choice,) = made["choices"]["text_0001"]
+    known = [s for s in choice["scores"] if s]
+    assert None in choice["scores"] and choice["scores"][choice["chosen"]] == min(known)
+    assert sf.info(tmp_path / "x.wav").duration == pytest.approx(min(known))
+
+
+@pytest.mark.parametrize(
+    ("best_of", "judge", "match"),
+    [(1, "dnsmos", "--best-of"), (2, "nonsense", "nonsense"), (2, "estoi", "target"), (2, "asr_wer", "hypothesis")]
+    + [(2, "token_posterior", "codes"), (2, "token_posterior[model=/none]", "/none")],
+)
+def test_judges_that_are_refused(tiny: dict[str, str], tmp_path: Path, best_of: int, judge: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        ask("one", out=str(tmp_path / "x.wav"), model=tiny["model"], best_of=best_of, judge=judge)
+
+
+def test_the_judge_is_the_reward_that_the_model_was_trained_with(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_1" / "config.json").write_text("{}")
+    (tmp_path / "checkpoints" / "latest").write_text("step_1")
+    for algo, reward, judge in (
+        ("grpo", "token_posterior[nll_scale=1,model=r/a]", "token_posterior[model=r/a]"),
+        ("diffro", "tts_accuracy", "token_posterior[model=r/b]"),
+        ("grpo", "tts_accuracy", "token_posterior"),
+    ):
+        settings = {"algo": algo, "rewards": [{"name": reward}], "diffro": {"reward": "r/b"}}
+        (tmp_path / "config.resolved.json").write_text(json.dumps(settings))
+        assert judge_of(str(tmp_path), 2) == judge
+    assert judge_of("embedded", 2) == judge_of("some/hub-id", 2) == "token_posterior"

@@ -31,6 +31,7 @@ CHUNK_S, OVERLAP_S = 30.0, 1.0
 class Enhancement(Evaluation):
     """Enhancers: waveforms in, waveforms of the same lengths out."""
 
+    refused = ("best_of", "judge")
     reserved = (INPUT, "reference")
     noted = ("data", "nfe", "guidance", "seed", "video")
 
@@ -57,13 +58,13 @@ class Enhancement(Evaluation):
             raise UserError("every model gets shuffled video already", "video: shuffled", "--shuffled without it")
         systems = [System(INPUT)]
         for name, checkpoint in config.models.items():
-            systems.append(System(name, checkpoint, "" if config.video == "right" else config.video))
+            systems.append(System(name, checkpoint, "" if config.video == "right" else f"{config.video} video"))
             if name in shuffled:
                 if f"{name}-shuffled" in config.models:
                     why = f"it is the name of {name} with shuffled video"
                     raise UserError(f"a model cannot be called '{name}-shuffled'", why, "--model with another name")
-                systems.append(System(f"{name}-shuffled", checkpoint, "shuffled"))
-        if any(s.variant == "shuffled" for s in systems):
+                systems.append(System(f"{name}-shuffled", checkpoint, "shuffled video"))
+        if any(s.variant == "shuffled video" for s in systems):
             self.neighbours = neighbours(utts)
         return systems
 
@@ -137,7 +138,7 @@ class _Enhanced(Answers):
 
     def _lips(self, utt: Utterance, seconds: float) -> np.ndarray | None:
         """The video (F, H, W) that goes with an utterance, noted for its row; without a usable one it is enhanced without."""
-        wanted = self.system.variant or "right"
+        wanted = self.system.variant.removesuffix(" video") or "right"
         self.videos[utt.id] = {"video": "none"}
         if wanted == "none":
             return None

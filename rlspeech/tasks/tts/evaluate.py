@@ -14,19 +14,21 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from rlspeech.config import Evaluate
+from rlspeech.config_parts import SPEAKING
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, columns_of
 from rlspeech.data.text import get_normaliser
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
-from rlspeech.models.hub import resolve
 from rlspeech.parallel import one_by_one
 from rlspeech.scores import Row, ScoreTable
 from rlspeech.tasks.evaluation import Answers, Evaluation, System
+from rlspeech.tasks.tts.best import BestOf, judge_of, run_of
 from rlspeech.types import Sample, Score, UserError, Utterance
 
 EMBEDDED = "embedded"
@@ -39,6 +41,7 @@ class Synthesis(Evaluation):
 
     refused = ("nfe", "guidance", "video", "shuffled", "beams")
     reserved = ("prompt", *ANCHORS)
+    neutral = ("best_of", "judge")  # they are of one system, and in its variant
     noted = ("data", "normaliser", "recogniser", "sampling", "seed")
     rates = ("cer", "wer", "substitutions", "deletions", "insertions", "exact")
     rated = ("tts_cer", "tts_wer")
@@ -46,9 +49,12 @@ class Synthesis(Evaluation):
 
     def __init__(self, task: Any, config: Evaluate) -> None:
         super().__init__(task, config)
+        if "temperature" not in config.sampling.model_fields_set:
+            sampling = config.sampling.model_copy(update={"temperature": _temperature(config.out)})
+            self.config = config = config.model_copy(update={"sampling": sampling})
         self.normalise = get_normaliser(config.normaliser)
         self.listener = config.recogniser or EMBEDDED
-        self.summary = {"recogniser": self.listener}
+        self.summary = {"recogniser": self.listener, "temperature": config.sampling.temperature}
         self.anchors: tuple[str, ...] = ()  # those that the rows allow
 
     def rows(self, utts: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
@@ -63,9 +69,18 @@ class Synthesis(Evaluation):
         return some, notes + self.partial()
 
     def systems(self, utts: Sequence[Utterance]) -> list[System]:
-        first, *others = super().systems(utts)
+        config, (first, *others) = self.config, super().systems(utts)
         anchors = (System(a, first.checkpoint, compared=False) for a in self.anchors)
-        return [first, *anchors, *others]  # the anchors while the first model is loaded
+        systems = [first, *anchors, *others]  # the anchors while the first model is loaded
+        of = (config.baseline or first.name).removesuffix(f"-best{config.best_of}")
+        base = next((s for s in systems if s.name == of), first)
+        judge, name = judge_of(str(base.checkpoint), config.best_of, config.judge), f"{base.name}-best{config.best_of}"
+        if judge and name in config.models:
+            why = f"it is the name of the best of {config.best_of} draws of {base.name}"
+            raise UserError(f"a model cannot be called {name!r}", why, "--model with another name")
+        best = [System(name, base.checkpoint, f"best of {config.best_of} by {judge}")] if judge else []
+        at = systems.index(base) + 1
+        return [*systems[:at], *best, *systems[at:]]
 
     def metrics(self) -> tuple[list[str], list[str]]:
         names, notes = super().metrics()
@@ -84,23 +99,20 @@ class Synthesis(Evaluation):
         return [f"{s}: no speech for {n} texts, which are missing from scores of sound" for s, n in mute.items() if n]
 
     def partial(self) -> list[str]:
-        """A remark for each system whose reward listened with the recogniser that judges here."""
+        """A remark for each system that was rewarded or chosen by the recogniser that judges here."""
         found = []
-        for name, checkpoint in self.config.models.items():
-            try:
-                folder = resolve(checkpoint, self.task.name)
-                settings = json.loads((folder.parent.parent / "config.resolved.json").read_text(encoding="utf-8"))
-                rewards = [str(r["name"]) for r in settings.get("rewards", [])]
-            except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
-                continue  # not of a run: nothing is known of its reward
+        used = {f"{name} was trained on": run_of(checkpoint)[0] for name, checkpoint in self.config.models.items()}
+        used |= {"the best draw is chosen by": [self.config.judge]} if self.config.judge else {}
+        for what, rewards in used.items():
             options = [
                 dict(p.partition("=")[::2] for p in (m[1] or "").split(","))
                 for r in rewards
                 if (m := LISTENED.match(r))
             ]
             if self.listener in {o.get("recogniser", EMBEDDED) for o in options}:
-                what = f"{name} was trained on what {self.listener} recognises, which judges here too"
-                found.append(f"{what}: name another with --recogniser")
+                found.append(
+                    f"{what} what {self.listener} recognises, which judges here too: --recogniser names others"
+                )
         return found
 
 
@@ -112,7 +124,7 @@ class _Spoken(Answers):
         path = self.table.folder / "said" / f"{self.name}.jsonl"
         kept = [r for r in read_jsonl(path) if r.get("weights") == self.fingerprint and self._whole(r)]
         write_text(path, "".join(dumps(r) + "\n" for r in kept))
-        self.journal = JsonlWriter(path, key="key")
+        self.journal, self.best = JsonlWriter(path, key="key"), cast(BestOf | None, None)
 
     def __exit__(self, *_: object) -> None:
         self.journal.close()
@@ -138,16 +150,19 @@ class _Spoken(Answers):
                 save_audio(self.file(s.key), s.wav, s.sample_rate)
             row: Row = {"key": s.key, "weights": self.fingerprint, "text": s.text, "sample_rate": s.sample_rate}
             row.update({"samples": len(s.wav), "finished": s.finished, "seconds": seconds, "token_s": s.token_s})
+            row |= {} if self.best is None else self.best.choices.pop(s.key, {})
             self.journal.write({**row, "tokens": None if s.tokens is None else s.tokens.tolist()})
         failed = {k: m for k, m in made.items() if isinstance(m, Exception)}
         return [failed.get(u.id) or self._kept(u) for u in utts]
 
     def make(self, utts: Sequence[Utterance]) -> list[Sample]:
         """Synthesise the rows: a sample each, in order."""
-        config, model = self.config, self.model
-        clips = [self._clip(u, model.sample_rate) for u in utts]
-        made: list[Sample] = self.evaluation.task.synthesise(model, clips, sampling=config.sampling, seed=config.seed)
-        return made
+        config, model, evaluation = self.config, self.model, self.evaluation
+        if self.best is None:
+            what = (config.best_of, config.judge) if self.system.variant else (1, None)
+            how: dict[str, Any] = {"sampling": config.sampling, "seed": config.seed, "device": str(evaluation.device)}
+            self.best = BestOf(evaluation.task, model, str(self.system.checkpoint), *what, **how)
+        return self.best([self._clip(u, model.sample_rate) for u in utts])
 
     def target(self, utt: Utterance, sample_rate: int) -> np.ndarray | None:
         """Speech (T,) in the voice that was wanted, to compare with."""
@@ -213,6 +228,15 @@ def voice_of(utt: Utterance, sample_rate: int) -> np.ndarray | None:
         return load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
     except AudioError:
         return None
+
+
+def _temperature(out: str | None) -> float:
+    """At which speech is drawn: an evaluation goes on as it was begun, a new one draws as ``speak`` does."""
+    try:
+        began = json.loads((Path(out) / "config.resolved.json").read_text(encoding="utf-8")) if out else {}
+        return float(began["sampling"]["temperature"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return SPEAKING
 
 
 def _recorded(utt: Utterance) -> bool:

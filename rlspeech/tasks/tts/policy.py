@@ -59,6 +59,7 @@ class TtsPolicy(TokenPolicy):
 
     def __init__(self, task: Any, adapted: Any, config: Any) -> None:
         super().__init__(task, adapted, config)
+        self._warned.add("warm")  # it is validated and used at this temperature too
         # diffro alone scores no rollout
         self.decodes = config.algo != "diffro" and needs_audio([r.name for r in config.rewards])
 

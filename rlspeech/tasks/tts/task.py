@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
-from rlspeech.config_parts import Sampling
+from rlspeech.config_parts import SPEAKING, Sampling
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import recordings
@@ -30,7 +30,8 @@ from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
-from rlspeech.tasks.token_policy import RL_DEFAULTS, check_texts, rows_of, token_logp
+from rlspeech.tasks.token_policy import RL_DEFAULTS, ROWS, check_texts, rows_of, token_logp
+from rlspeech.tasks.tts.best import BestOf
 from rlspeech.tasks.tts.policy import TtsPolicy, longest
 from rlspeech.types import Sample, SoftReward, UserError, Utterance
 
@@ -84,7 +85,7 @@ class Tts(Task):
         *("tts_cer", "tts_wer", "speaker_similarity", "dnsmos_ovrl", "tts_pitch_std"),
         *("tts_duration_ratio", "tts_duration_drift", "tts_stopped"),
     )
-    rl_defaults: ClassVar[dict[str, Any]] = {**RL_DEFAULTS, "kl_beta": 0.1}
+    rl_defaults: ClassVar[dict[str, Any]] = {**RL_DEFAULTS, "kl_beta": 0.1, "sampling": Sampling(temperature=SPEAKING)}
 
     def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
         from rlspeech.rewards.soft import SoftTokenReward
@@ -271,28 +272,35 @@ class Tts(Task):
         sampling: Sampling | None = None,
         seed: int = 0,
         wavs: bool = True,
+        group: int = 1,
     ) -> list[Sample]:
-        """Speech of clips' texts, one sample a clip, in order. A clip's draw depends on its key and the seed alone.
+        """Speech of clips' texts, in order. A clip's draws depend on its key and the seed alone, and the first of them not on ``group``.
 
         Args:
             model: any codec language model.
             clips: with ``text``, and a prompt in their columns or a recording in ``target``; both may be missing.
-            sampling: how tokens are drawn. They are always drawn: the likeliest ones run in loops.
+            sampling: how tokens are drawn, as ``speak`` draws them by default. They are always drawn: the likeliest ones run in loops.
             seed: of the draws.
             wavs: decode the tokens; without, samples have no waveform.
+            group: samples a clip; they stand next to each other.
         """
-        sampling, out = sampling or Sampling(), list[Sample | None]([None] * len(clips))
+        sampling = sampling or Sampling(temperature=SPEAKING)
+        out, size = list[Sample | None]([None] * len(clips) * group), max(1, min(BATCH, ROWS // group))
         order = sorted(range(len(clips)), key=lambda i: longest(clips[i].text, model, sampling))
-        for at in range(0, len(order), BATCH):
-            part = order[at : at + BATCH]
+        for at in range(0, len(order), size):
+            part = order[at : at + size]
             some = [clips[i] for i in part]
             room = [longest(c.text, model, sampling) for c in some]
             prompts, seeds = model.encode([self.line(c, model) for c in some]), [seed_of(seed, c.key) for c in some]
-            generated = model.generate(prompts, sampling=sampling, max_new_tokens=room, seed=seeds)
-            made = self.samples(model, some, model.codes(generated.ids, generated.mask), generated.finished, wavs=wavs)
-            for i, s in zip(part, made, strict=True):
-                out[i] = s
+            generated = model.generate(prompts, group=group, sampling=sampling, max_new_tokens=room, seed=seeds)
+            codes, each = model.codes(generated.ids, generated.mask), [c for c in some for _ in range(group)]
+            for n, s in enumerate(self.samples(model, each, codes, generated.finished, wavs=wavs)):
+                out[part[n // group] * group + n % group] = s
         return cast(list[Sample], out)
+
+    def best_of(self, *given: Any, **how: Any) -> BestOf:
+        """Synthesis that keeps the best of several draws."""
+        return BestOf(self, *given, **how)
 
     def samples(
         self, model: CodecLM, clips: Sequence[Clip], codes: Sequence[Tensor], finished: Tensor, *, wavs: bool = True
