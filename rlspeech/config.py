@@ -244,9 +244,9 @@ class RL(Strict):
         "token", "equal weight of every token, or of every rollout, however long (GRPO as first published)"
     )
     truncated: Literal["mask", "penalise", "keep"] = conf(
-        "mask", "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are"
+        "keep", "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are"
     )
-    truncated_reward: float = -1.0
+    truncated_reward: float = conf(-1.0, "penalise: their reward; never above the lowest one of a finished rollout")
     dynamic_sampling: int = conf(0, "how often prompts of equal rewards are replaced (DAPO); 0: they are skipped", ge=0)
     reduction: Literal["mean", "sum"] = conf("mean", "over the dimensions of a decision; the clip range depends on it")
     ratio: Literal["plain", "rationorm"] = "plain"

@@ -117,7 +117,10 @@ class _Soft(PolicyUpdate):
         cfg, rollout, kept = self.config, cast(Rollout, experience.rollout), experience.extra["kept"]
         policy, soft = cast(RelaxPolicy, self.policy), cast(SoftReward, self.soft)
         seed = cfg.seed + ROUND * (1 + self.collections) + EPOCH * (experience.updates // cfg.updates_per_collection)
-        size, normaliser = float(len(rows_of(rollout, prompts))), self.decisions(rollout, prompts)
+        whole = rows_of(rollout, prompts)
+        size, own = float(len(whole)), whole[kept[whole]]
+        # the KL's mean shrinks with the share that is kept, as the reward's does
+        normaliser = self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1, len(own))
         grads, parts, away = GradientSum(), list[Logged](), list[float]()
         blind = judged = 0
         for part in prompts.split(cfg.micro_batch):

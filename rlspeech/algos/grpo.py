@@ -3,9 +3,9 @@
 The textbook version (DeepSeekMath; for flows Flow-GRPO and FlowSE-GRPO): PPO's clipped ratio, no critic, the advantage is the
 reward normalised inside its group, a KL to the reference policy in the loss. Nothing is left out. What is changed:
 rows that cannot be scored get advantage 0 and do not enter their group's statistics; groups without spread are skipped and
-counted; rows that never stopped are left out of their group's statistics too, or penalised, or kept (``truncated``); prompts
-without signal may be replaced by others (``algos/resample.py``); and what ``algos/update.py`` adds for every algorithm, among it the
-variants of the loss that go by names of their own (DAPO, GSPO, Dr. GRPO).
+counted; rows that never stopped are kept, or penalised, or left out of every statistic (``truncated``); prompts without signal may be
+replaced by others (``algos/resample.py``); and what ``algos/update.py`` adds for every algorithm, among it the variants of the loss
+that go by names of their own (DAPO, GSPO, Dr. GRPO).
 
 Launch: ``rlspeech rl --algo grpo --task flowse`` (one process), ``torchrun --nproc-per-node 8 -m rlspeech rl ...`` (several).
 """
@@ -37,11 +37,10 @@ class GRPO(PolicyUpdate):
             raise UserError("grpo needs at least 2 rollouts a prompt", why, "--set group=8, or --algo ppo")
 
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
-        cfg = self.config
-        composed = compose(scores, rollout.group.numpy(), specs, cfg.advantage).reward
-        reward = torch.from_numpy(self.with_truncation(composed, rollout.finished))
+        cfg, done = self.config, rollout.finished
+        composed = compose(self.counted(scores, done), rollout.group.numpy(), specs, cfg.advantage).reward
+        reward = self.with_truncation(composed, done)
         # norm_then_sum has divided each reward by its own spread already
         std = "none" if cfg.advantage == "norm_then_sum" else cfg.advantage_std
-        taking = torch.where(self.participating(rollout.finished), reward, torch.nan)
-        advantage = group_advantage(taking, rollout.group, std, cfg.advantage_clip)
-        return reward.numpy(), advantage._replace(unscorable=1.0 - reward.isfinite().double().mean().item())
+        made = group_advantage(torch.from_numpy(reward), rollout.group, std, cfg.advantage_clip)
+        return reward, made._replace(unscorable=self.unscorable(reward, done))

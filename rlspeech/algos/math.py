@@ -11,9 +11,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlspeech.rewards.mix import unit_of
 from rlspeech.types import LogProb
 
 EPS = 1e-8
+RATIO_LIMIT = 20.0  # nats: a log-ratio beyond it is held there, as in verl, so that no ratio is infinite
 Divisor = Literal["group", "batch", "none"]
 Mean = Literal["token", "sequence"]
 
@@ -32,12 +34,13 @@ class Advantage(NamedTuple):
 
 
 def group_advantage(reward: Tensor, group: Tensor, std: Divisor = "group", clip: float = 5.0) -> Advantage:
-    """A_i = (R_i - mean of its group) / std, the statistics over the rows that could be scored.
+    """A_i = (R_i - mean of its group) / sqrt(std^2 + floor^2), the statistics over the rows that could be scored.
 
-    Unscorable rows (NaN) and groups whose rewards are all equal get 0. Population standard deviation, as in FlowSE-GRPO (Eq. 8).
+    Unscorable rows (NaN) and groups whose spread is not above the floor get 0. Population standard deviation, as in FlowSE-GRPO (Eq. 8);
+    the floor is 1e-4 of the rewards' size (``rewards.mix.unit_of``).
 
     Args:
-        reward: (N,), NaN where a row could not be scored.
+        reward: (N,), NaN where a row could not be scored or takes no part.
         group: (N,) long, prompt of every row.
         std: divide by the group's spread, by the root mean square of all centred rewards, or by nothing (Dr. GRPO).
         clip: bound on the absolute advantage.
@@ -53,12 +56,12 @@ def group_advantage(reward: Tensor, group: Tensor, std: Divisor = "group", clip:
     mean = added(filled) / count.clamp_min(1)
     centred = torch.where(known, reward - mean[index], torch.zeros_like(reward))
     spread = (added(centred.square()) / count.clamp_min(1)).sqrt()
-    signal = (count >= 2) & (spread > EPS * (1 + mean.abs()))
+    unit = _unit(spread, filled[known])
+    signal = (count >= 2) & unit.isfinite()
     if std == "group":
-        value = centred / spread[index].clamp_min(EPS)
+        value = centred / unit[index]
     elif std == "batch":
-        rows = known & signal[index]
-        value = centred / (centred[rows].square().mean().sqrt().clamp_min(EPS) if rows.any() else 1.0)
+        value = centred / _unit(centred[known & signal[index]].square().mean().sqrt(), filled[known])
     else:
         value = centred
     value = torch.where(known & signal[index], value, torch.zeros_like(value)).clamp(-clip, clip)
@@ -89,10 +92,13 @@ def whitened(value: Tensor, known: Tensor, clip: float) -> Tensor:
     """To mean 0 and (population) spread 1 over the entries that are known, bounded by ``clip``; 0 elsewhere and without spread."""
     if not known.any():
         return torch.zeros_like(value)
-    mean, spread = value[known].mean(), value[known].std(correction=0)
-    if spread <= EPS * (1 + mean.abs()):
-        return torch.zeros_like(value)
-    return torch.where(known, (value - mean) / spread, torch.zeros_like(value)).clamp(-clip, clip)
+    unit = _unit(value[known].std(correction=0), value[known])
+    return torch.where(known, (value - value[known].mean()) / unit, torch.zeros_like(value)).clamp(-clip, clip)
+
+
+def _unit(spread: Tensor, values: Tensor) -> Tensor:
+    """``rewards.mix.unit_of`` for spreads of any shape among values (K,)."""
+    return torch.as_tensor(unit_of(spread.numpy(), float(values.square().mean().nan_to_num())))
 
 
 def _numbered(group: Tensor) -> tuple[Tensor, int]:
@@ -238,12 +244,13 @@ def policy_loss(
     """
     # a masked decision may hold anything
     log_ratio, weight = torch.where(mask, new.logp - old, torch.zeros_like(old)), mask.float()
-    moved = log_ratio.detach()
+    moved = log_ratio.detach().clamp(-RATIO_LIMIT, RATIO_LIMIT)
     if ratio == "rationorm":
         log_ratio = torch.where(mask, (log_ratio + new.drift) * new.scale, torch.zeros_like(old))
         weight = weight / new.dt
     if level == "sequence":
         log_ratio = mask * (log_ratio.sum(1) / mask.sum(1).clamp_min(1))[:, None]
+    log_ratio = log_ratio.clamp(-RATIO_LIMIT, RATIO_LIMIT)  # infinite times an advantage of 0 is not a number
     share = 1.0 / mask.sum(1, keepdim=True).clamp_min(1) if mean == "sequence" else torch.ones_like(weight[:, :1])
     rho = log_ratio.exp()
     a = advantage if advantage.dim() == 2 else advantage[:, None]

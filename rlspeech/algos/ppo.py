@@ -29,10 +29,9 @@ from rlspeech.algos.math import Advantage, decision_rewards, explained_variance,
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
 from rlspeech.rewards.encoders import Cache
-from rlspeech.rewards.mix import compose
+from rlspeech.rewards.mix import compose, divisor, unit_of
 from rlspeech.types import BasePolicy, CriticPolicy, Rollout, UserError
 
-EPS = 1e-8
 Estimate = tuple[Advantage, Tensor]  # advantages and returns, both (N, S)
 
 
@@ -59,10 +58,6 @@ class PPO(PolicyUpdate):
     @property
     def loss_beta(self) -> float:
         return self.config.kl_beta if self.config.ppo.kl_in == "loss" else 0.0
-
-    def loss_rows(self, experience: Experience, advantage: Tensor) -> Tensor:
-        """(N,) bool: rows that could be scored, also those at advantage 0: a KL in the loss still pulls on them."""
-        return torch.from_numpy(np.isfinite(experience.reward))
 
     @torch.no_grad()
     def divergence(self, experience: Experience, rollout: Rollout) -> Tensor | None:
@@ -110,20 +105,21 @@ class RelativePPO(PPO):
 
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
         assert base is not None
-        made = relative_reward(scores, base, rollout.group.numpy(), specs)
+        made = relative_reward(self.counted(scores, rollout.finished), base, rollout.group.numpy(), specs)
         difference = self.with_truncation(made.difference, rollout.finished)
         return difference, self._advantage(difference, rollout)
 
     def _advantage(self, difference: np.ndarray, rollout: Rollout, kl: Tensor | None = None) -> Advantage:
         cfg, relative = self.config, torch.from_numpy(difference)
         whiten, clip = cfg.ppo.whiten, cfg.advantage_clip
-        return relative_advantage(relative, rollout.group, kl, cfg.kl_beta, whiten=whiten, clip=clip)
+        made = relative_advantage(relative, rollout.group, kl, cfg.kl_beta, whiten=whiten, clip=clip)
+        return made._replace(unscorable=self.unscorable(difference, rollout.finished))
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """A = R - beta KL. A row's KL is the sum over its decisions."""
-        cfg = self.config
         assert experience.base is not None
-        made = relative_reward(experience.scores, experience.base, rollout.group.numpy(), cfg.rewards)
+        scores = self.counted(experience.scores, rollout.finished)
+        made = relative_reward(scores, experience.base, rollout.group.numpy(), self.config.rewards)
         reward, difference = (self.with_truncation(x, rollout.finished) for x in (made.reward, made.difference))
         kl = self.divergence(experience, rollout)
         experience.reward = np.where(np.isfinite(difference), reward, np.nan)
@@ -150,12 +146,15 @@ class CriticPPO(PPO):
 
         The critic knows the configured composition only, so that it is not asked here.
         """
-        reward = self.with_truncation(compose(scores, rollout.group.numpy(), specs).reward, rollout.finished)
-        known = torch.from_numpy(np.isfinite(reward)) & self.participating(rollout.finished)
+        done = rollout.finished
+        reward = compose(self.counted(scores, done), rollout.group.numpy(), specs).reward
+        reward = self.with_truncation(reward, done)
+        known = torch.from_numpy(np.isfinite(reward))
         mean = float(reward[known.numpy()].mean()) if known.any() else 0.0
         mask = rollout.mask.cpu()
         paid = decision_rewards(torch.from_numpy(np.where(known.numpy(), reward - mean, np.nan)), mask)
-        return reward, self._estimate(paid, torch.zeros_like(paid), mask, rollout.group, known)[0]
+        advantage, _ = self._estimate(paid, torch.zeros_like(paid), mask, rollout.group, known)
+        return reward, advantage._replace(unscorable=self.unscorable(reward, done))
 
     def composed(self, scores: Columns, group: np.ndarray) -> np.ndarray:
         """The configured composition (N,), its scale "batch" a division by the spread over the *first* collection.
@@ -171,8 +170,10 @@ class CriticPPO(PPO):
             columns = [torch.from_numpy(parts[np.isfinite(parts[:, i]), i])[:, None] for i in scaled]
             found = pooled_moments([c.float().to(device) for c in columns], self.average)
             for i, moments in zip(scaled, found, strict=True):
-                if moments is not None and moments[1].item() > 1e-6 * (1 + abs(moments[0].item())):
-                    self.spread.setdefault(specs[i].name, moments[1].item())
+                if moments is not None:
+                    mean, spread = (np.float64(m.item()) for m in moments)
+                    if np.isfinite(unit_of(spread, mean**2 + spread**2)):
+                        self.spread.setdefault(specs[i].name, float(spread))
         units = [self.spread.get(s.name, np.inf) if s.scale == "batch" else None for s in specs]  # none yet: adds 0
         return compose(scores, group, specs, spread=units).reward
 
@@ -187,20 +188,19 @@ class CriticPPO(PPO):
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Values, GAE and returns of a collection; all (N, S) on the CPU."""
         cfg, policy = self.config, cast(CriticPolicy, self.policy)
-        reward = self.composed(experience.scores, rollout.group.numpy())
+        reward = self.composed(self.counted(experience.scores, rollout.finished), rollout.group.numpy())
         experience.reward = self.with_truncation(reward, rollout.finished)
         known, mask = torch.from_numpy(np.isfinite(experience.reward)), rollout.mask.cpu()
         kl = self.divergence(experience, rollout)
         paid = decision_rewards(torch.from_numpy(experience.reward), mask, kl, cfg.kl_beta)
         parts = _parts(rollout, cfg.micro_batch)
         features = torch.cat([policy.features(rollout, rows).detach().float() for rows in parts])
-        takes = known & self.participating(rollout.finished)
-        counts = mask & takes[:, None]
+        counts = mask & known[:, None]
         self.critic.measure(features, paid.flip(1).cumsum(1).flip(1).float(), counts.to(features.device))
         values = self.critic.values(features).cpu()
-        advantage, returns = self._estimate(paid, values, mask, rollout.group, takes)
-        share = 1.0 - known.double().mean().item()  # a rollout that was cut off could be scored all the same
-        experience.advantage = advantage._replace(unscorable=share)
+        advantage, returns = self._estimate(paid, values, mask, rollout.group, known)
+        unscorable = self.unscorable(experience.reward, rollout.finished)
+        experience.advantage = advantage._replace(unscorable=unscorable)
         experience.extra = {"features": features, "values": values, "returns": returns, "counts": counts}
         experience.logged["explained_variance"] = explained_variance(values, returns, counts)
         experience.logged["value_mean"] = float(values[counts].mean()) if counts.any() else float("nan")
@@ -285,22 +285,11 @@ def relative_reward(
     """
     plain: dict[str, Any] = {"higher_is_better": higher_is_better, "spread": [1.0] * len(specs)}
     ours, theirs = (compose(values, group, specs, **plain) for values in (scores, base))
-    spread = np.stack([_spread(ours.parts[:, i], group, spec.scale) for i, spec in enumerate(specs)], 1)
-    active, unit = ours.weights != 0, np.where(spread > EPS, spread, np.inf)
+    unit = np.stack([divisor(ours.parts[:, i], group, spec.scale) for i, spec in enumerate(specs)], 1)
+    active = ours.weights != 0
     weights = ours.weights[active]
 
     def total(parts: np.ndarray) -> np.ndarray:
         return (parts / unit)[:, active] @ weights
 
     return Relative(total(ours.parts), total(theirs.parts), total(ours.parts - theirs.parts))
-
-
-def _spread(x: np.ndarray, group: np.ndarray, scale: str) -> np.ndarray:
-    """(N,) what each row is divided by: standard deviation over the scorable rows of the batch or of its group, or 1."""
-    if scale == "none":
-        return np.ones(len(x))
-    index = np.unique(group, return_inverse=True)[1] if scale == "group" else np.zeros(len(x), int)
-    good = np.isfinite(x)
-    filled, count = np.where(good, x, 0.0), np.maximum(np.bincount(index, good), 1)
-    centred = np.where(good, x - (np.bincount(index, filled) / count)[index], 0.0)
-    return np.asarray(np.sqrt(np.bincount(index, centred**2) / count)[index])

@@ -7,7 +7,9 @@ wanders; the clip range may be measured instead of guessed, because its useful s
 (papers use 0.2 and 1e-5 for the same thing); and a task's supervised loss may be added, its gradient taken apart from the
 policy's, so that the agreement stays that of the reward. With no weight on the policy's loss nothing is sampled and nothing is
 scored: the control without RL, on the same data with the same steps. The ratio is always to the policy that acted, never to the
-reference, which only the KL knows: clipped against the reference, no policy would get further from it than the clip range.
+reference, which only the KL knows: clipped against the reference, no policy would get further from it than the clip range. The KL is
+that of every decision of every rollout that takes part, also where there is no advantage: what is solved, or hopeless, has its anchor.
+Rollouts that ``truncated: mask`` leaves out take part in nothing: no statistic of rewards, no loss, no KL, no mean.
 """
 
 from __future__ import annotations
@@ -141,14 +143,25 @@ class PolicyUpdate(ABC):
         """(N,) bool: rows that take part, given (N,) which of them stopped by themselves."""
         return finished if self.config.truncated == "mask" else torch.ones_like(finished)
 
-    def with_truncation(self, reward: np.ndarray, finished: Tensor) -> np.ndarray:
-        """Composed rewards (N,), those of rows that never stopped replaced where they are penalised, whatever could be scored of them."""
-        cfg = self.config
-        return np.where(finished.numpy(), reward, cfg.truncated_reward) if cfg.truncated == "penalise" else reward
+    def counted(self, scores: Columns, finished: Tensor) -> Columns:
+        """Scores (N,) by name for ``compose``: nan in rows that take no part or get a reward of their own, so that no spread knows them."""
+        keep = self.config.truncated == "keep"
+        return scores if keep else {k: np.where(finished.numpy(), v, np.nan) for k, v in scores.items()}
 
-    def loss_rows(self, experience: Experience, advantage: Tensor) -> Tensor:
-        """(N,) or (N, S) bool: where the loss counts."""
-        return advantage != 0
+    def with_truncation(self, reward: np.ndarray, finished: Tensor) -> np.ndarray:
+        """Composed rewards (N,) of ``counted`` scores, where rows that never stopped are penalised with theirs, whatever they would score.
+
+        Theirs is ``truncated_reward`` or the lowest of the rows that stopped, if that is less: running on for ever never pays better.
+        """
+        if self.config.truncated != "penalise":
+            return reward
+        known = reward[finished.numpy() & np.isfinite(reward)]
+        return np.where(finished.numpy(), reward, min([self.config.truncated_reward, *known]))
+
+    def unscorable(self, reward: np.ndarray, finished: Tensor) -> float:
+        """Share of the rows that take part which have no reward (N,)."""
+        missing = np.isnan(reward[self.participating(finished).numpy()])
+        return float(missing.mean()) if len(missing) else 0.0
 
     def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """Every column's scores of the rollouts (and of whatever else was scored, behind them), and the base's by row if needed."""
@@ -278,20 +291,20 @@ class PolicyUpdate(ABC):
 
         Returns:
             one gradient (P,) a micro-batch, whose sum is the gradient of the update's mean loss, and statistics. The mean is over all
-            decisions (or rollouts) of these prompts, those without signal included.
+            decisions (or rollouts) of these prompts that take part, those without signal included.
         """
         cfg, rollout = self.config, experience.rollout
         assert rollout is not None
-        counted = self.loss_rows(experience, advantage)
-        alive = (counted if counted.dim() == 2 else counted[:, None]) & self.participating(rollout.finished)[:, None]
-        mask = rollout.mask & alive.to(rollout.mask.device)
-        normaliser, grads, stats, sizes = self.decisions(rollout, prompts), GradientSum(), [], []
+        mask = self.counting(rollout)
+        whole = rows_of(rollout, prompts).to(mask.device)
+        normaliser, grads, stats, sizes = self.decisions(mask[whole]), GradientSum(), [], []
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
         form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
         for part in prompts.split(cfg.micro_batch):
             rows = rows_of(rollout, part)
             device_rows = rows.to(rollout.logp.device)
-            if not mask[device_rows].any():  # every rollout right, or every one as wrong: nothing to learn
+            signal = bool(advantage[rows].any())  # not where every rollout is right, or every one as wrong
+            if not mask[device_rows].any() or not (signal or self.loss_beta):
                 grads.count += 1
                 continue
             new = self.policy.log_prob(rollout, rows, with_kl=self.loss_beta > 0)
@@ -300,7 +313,7 @@ class PolicyUpdate(ABC):
             made = policy_loss(new, old, counts, worth, normaliser=normaliser, **form)
             if not experience.updates:
                 self._check(made)
-            grads.add(flat_gradient(made.loss, self.policy.parameters()))
+            grads.add(flat_gradient(made.loss, self.policy.parameters()), agrees=signal)
             sizes.append(made.log_ratio.numel())
             spread = made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0
             stats.append({**made.stats, "log_ratio_std": spread})
@@ -315,10 +328,13 @@ class PolicyUpdate(ABC):
         parameters = self.policy.parameters()
         return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
 
-    def decisions(self, rollout: Rollout, prompts: Tensor) -> float:
-        """What a mean over some prompts is divided by: all their decisions (``loss_mean`` "sequence": rollouts), with signal or without."""
-        whole = rollout.mask[rows_of(rollout, prompts).to(rollout.mask.device)]
-        return float((whole.any(1) if self.config.loss_mean == "sequence" else whole).sum().clamp_min(1))
+    def counting(self, rollout: Rollout) -> Tensor:
+        """(N, S) bool: the decisions of rows that take part."""
+        return rollout.mask & self.participating(rollout.finished).to(rollout.mask.device)[:, None]
+
+    def decisions(self, mask: Tensor) -> float:
+        """What a mean over an update's rows is divided by: decisions that count, mask (n, S), or rows (``loss_mean`` "sequence")."""
+        return float((mask.any(1) if self.config.loss_mean == "sequence" else mask).sum().clamp_min(1))
 
     def supervised_gradients(self, experience: Experience, prompts: Tensor) -> tuple[GradientSum, float]:
         """Gradients (P,) of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
@@ -372,11 +388,11 @@ class GradientSum:
         self._units: Tensor | None = None
         self._nonzero = 0
 
-    def add(self, gradient: Tensor) -> None:
-        """Take one more (P,). It may be changed in place."""
+    def add(self, gradient: Tensor, *, agrees: bool = True) -> None:
+        """Take one more (P,), which may be changed in place; ``agrees``: it counts in the agreement, being more than the KL's."""
         self.count += 1
         norm = gradient.norm()
-        if norm > 0:
+        if agrees and norm > 0:
             self._nonzero += 1
             unit = gradient / norm
             self._units = unit if self._units is None else self._units.add_(unit)

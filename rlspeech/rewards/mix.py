@@ -4,7 +4,7 @@ Composition as FlowSE-GRPO states it: R = sum_i w_i r_i / std(r_i), the standard
 centring (the group advantage centres later), summed *before* the advantage is taken ("sum_then_norm"). The other order,
 "norm_then_sum" (as MixGRPO and GDPO): every reward is normalised inside its group and the weighted advantages are added, so that no
 reward's spread inside a group outweighs another's. Nothing is centred or divided where there is nothing to divide by: a constant
-reward carries no signal and adds 0.
+reward carries no signal and adds 0 (``unit_of`` says what is constant).
 
 Two things rule rewards of recognisers need. A reward may have nothing to judge (keywords where there are none): ``missing`` says
 whether such a null leaves the row without a reward or adds 0; a row that no reward judges has none either way. And a hallucination
@@ -24,7 +24,7 @@ from rlspeech.rewards.base import column_of, known_column
 from rlspeech.stats import mean_interval
 from rlspeech.types import Score, UserError
 
-EPS = 1e-8
+FLOOR = 1e-4
 Scale = Literal["sum_then_norm", "norm_then_sum"]
 
 
@@ -92,7 +92,8 @@ def compose(
         if unit is not None:
             columns.append(signed / unit)
         else:
-            columns.append(_group_z(signed, group) if how == "norm_then_sum" else _scaled(signed, group, spec.scale))
+            z = how == "norm_then_sum" or spec.scale == "group"
+            columns.append(_group_z(signed, group) if z else signed / divisor(signed, group, spec.scale))
         stats.update(_report(spec.name, raw, kept, group))
     parts, weights = np.stack(columns, 1), np.array([s.weight for s in specs], np.float64)
     active = weights != 0
@@ -154,24 +155,38 @@ def _direction(name: str, given: Mapping[str, bool] | None) -> bool:
     return given[name] if given is not None and name in given else column_of(name).higher_is_better
 
 
-def _scaled(x: np.ndarray, group: np.ndarray, scale: str) -> np.ndarray:
+def divisor(x: np.ndarray, group: np.ndarray, scale: str) -> np.ndarray:
+    """(N,) what each row's score is divided by (``unit_of``): by the spread of the batch or of its group, or 1 ("none")."""
     if scale == "none":
-        return x
-    if scale == "group":
-        return _group_z(x, group)
-    good = np.isfinite(x)
-    std = float(x[good].std()) if good.any() else 0.0
-    return x / std if std > EPS else np.where(good, 0.0, np.nan)
+        return np.ones(len(x))
+    return _centred(x, group if scale == "group" else np.zeros(len(x)))[1]
 
 
 def _group_z(x: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(x - mean) / std inside each group, over its scorable rows; 0 where they are all equal."""
+    """(x - mean) / unit inside each group, over its scorable rows; 0 where they are all equal."""
+    return np.divide(*_centred(x, group))
+
+
+def _centred(x: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (N,) less the mean of their group's scorable ones, and what to divide by, each row by its group's spread (``unit_of``)."""
     _, index = np.unique(group, return_inverse=True)
     good = np.isfinite(x)
     count = np.maximum(np.bincount(index, good), 1)
-    centred = x - (np.bincount(index, np.where(good, x, 0.0)) / count)[index]
-    std = np.sqrt(np.bincount(index, np.where(good, centred**2, 0.0)) / count)[index]
-    return np.where(std > EPS, centred / np.where(std > EPS, std, 1.0), np.where(good, 0.0, np.nan))
+    away = x - (np.bincount(index, np.where(good, x, 0.0)) / count)[index]
+    spread = np.sqrt(np.bincount(index, np.where(good, away**2, 0.0)) / count)[index]
+    return away, unit_of(spread, float(np.square(x[good]).mean()) if good.any() else 0.0)
+
+
+def unit_of(spread: np.ndarray, power: float) -> np.ndarray:
+    """What to divide rewards by: sqrt(spread^2 + floor^2); inf, so that they become 0, where the spread is not above the floor.
+
+    The field adds 1e-4 to a deviation, for rewards of order 1. Here the floor is 1e-4 of the reward's size in the whole batch, the root
+    of its mean square (``power``), so that the same rewards in another unit have the same advantages. The size and not the batch's own
+    spread: where every reward of a batch is the same but for rounding, its spread is rounding too. And added in squares: a real spread
+    divides as published.
+    """
+    floor = FLOOR * power**0.5
+    return np.where(spread > floor, np.hypot(spread, floor), np.inf)
 
 
 def _report(name: str, raw: np.ndarray, kept: np.ndarray, group: np.ndarray) -> dict[str, float]:

@@ -62,7 +62,7 @@ def test_the_gradient_is_that_of_finite_differences(mean: str, own_kl: bool) -> 
             reward = Likes().score_soft(made, [rollout.samples[i] for i in rows.tolist()]).sum() / len(kept)
             kl, mask = policy._kl(rollout.state[rows]), rollout.mask[rows]
             if mean == "token":
-                away = (kl * mask).sum() / rollout.mask.sum()
+                away = (kl * mask).sum() / mask.sum() * len(rows) / len(kept)
             else:
                 away = ((kl * mask).sum(1) / mask.sum(1)).sum() / len(kept)
         return float(-reward + 0.3 * away)

@@ -121,7 +121,7 @@ def test_masked_rows_take_no_part() -> None:
     grads, _ = algo.gradients(made, made.advantage.value, torch.arange(6))
     counts = made.rollout.mask & done[:, None]
     words, weight = made.rollout.state[counts], wanted[:, None].expand(counts.shape)[counts]
-    loss = -(algo.policy._logp(words) * weight).sum() / made.rollout.mask.sum()
+    loss = -(algo.policy._logp(words) * weight).sum() / counts.sum()
     torch.testing.assert_close(grads.total, torch.autograd.grad(loss, algo.policy.theta)[0])
 
 
@@ -143,6 +143,65 @@ def test_kept_rows_are_as_the_others() -> None:
     wanted = group_advantage(torch.from_numpy(made.reward), made.rollout.group)
     torch.testing.assert_close(made.advantage.value, wanted.value)
     assert made.advantage.value[~made.rollout.finished].any()
+
+
+LOOP = [0.9, 0.8, 0.7, -2.0]  # the last row never stopped
+Z = 1.2247
+CUT = {
+    "keep": [0.6587, 0.5764, 0.4940, -1.7291],
+    "mask": [Z, 0.0, -Z, 0.0],
+    "penalise": [0.6761, 0.5759, 0.4757, -1.7277],  # its -1.5 is below every finished row
+}
+
+
+def _judged(scores: list[float], algo: Any) -> tuple[np.ndarray, list[float]]:
+    done = torch.arange(4) < 3
+    rollout = Rollout(torch.zeros(4).long(), torch.zeros(4, 3), torch.ones(4, 3).bool(), [], None, done)
+    reward, advantage = algo.advantage_of(rollout, {NAME: np.array(scores)}, algo.config.rewards)
+    return reward, advantage.value.tolist()
+
+
+@pytest.mark.parametrize("how", CUT)
+@pytest.mark.parametrize("advantage", ["sum_then_norm", "norm_then_sum"])
+def test_what_a_row_that_loops_is_worth(how: str, advantage: str) -> None:
+    """As published (keep), it is the worst of its group; masked, it is in no spread."""
+    reward, value = _judged(LOOP, _make(truncated=how, truncated_reward=-1.5, advantage=advantage))
+    if how != "penalise" or advantage == "sum_then_norm":  # the other pays -1.5 in spreads
+        assert value == pytest.approx(CUT[how], abs=2e-4)
+    assert RL().truncated == "keep" and (how == "mask") == bool(np.isnan(reward[3]))
+
+
+@pytest.mark.parametrize("scale", ["batch", "group"])
+def test_a_masked_row_is_in_no_scale(scale: str) -> None:
+    named = [RewardSpec(name=NAME, scale=scale)]
+    reward, value = _judged(LOOP, _make(truncated="mask", rewards=named))
+    assert value == pytest.approx(CUT["mask"], abs=1e-3)
+    z = np.array([0.9, 0.8, 0.7]) - (0.8 if scale == "group" else 0)
+    np.testing.assert_allclose(reward[:3], z / np.std(LOOP[:3]), rtol=1e-4, atol=1e-6)
+
+
+def test_running_on_never_pays_better_than_stopping() -> None:
+    reward, value = _judged([0.9, -2.0, 0.7, 0.9], _make(truncated="penalise"))
+    assert reward.tolist() == [0.9, -2.0, 0.7, -2.0] and value[1] == value[3] < 0
+    assert _judged([0.9, 0.8, 0.7, 0.9], _make(truncated="penalise"))[0][3] == -1.0
+
+
+@pytest.mark.parametrize("changes", [{}, {"algo": "ppo", "ppo": PPO(form="critic", kl_in="loss")}], ids=["grpo", "ppo"])
+def test_the_kl_holds_every_row_that_takes_part(changes: dict[str, Any]) -> None:
+    """Nothing differs in reward: what moves is the KL's, of all rows, or of those that stopped; it does not count as agreement."""
+    policy = Babbler()
+    policy.theta.data += torch.tensor([0.0, 0.0, 1.0, -1.0])
+    for how in ("keep", "mask"):
+        algo = _make(policy, kl_beta=0.5, truncated=how, **changes)
+        made = _collect(algo, Judge(lambda s: 1.0))
+        grads, stats = algo.gradients(made, torch.zeros_like(made.advantage.value), torch.arange(6))
+        away = policy.theta.log_softmax(0)
+        pull = torch.autograd.grad(0.5 * (away.exp() * (away - np.log(1 / WORDS))).sum(), policy.theta)[0]
+        torch.testing.assert_close(grads.total, pull, rtol=1e-4, atol=1e-6)
+        assert stats["kl"] > 0.05 and np.isnan(grads.agreement()) and grads.count == 3
+    free = _make(policy, kl_beta=0.0, **changes)
+    silent, _ = free.gradients(_collect(free), torch.zeros_like(made.advantage.value), torch.arange(6))
+    assert not silent.total.any() and silent.count == 3
 
 
 @pytest.mark.parametrize("how", ["mask", "penalise", "keep"])
@@ -167,8 +226,8 @@ def test_the_ratio_is_to_who_acted_and_not_to_the_reference() -> None:
     a, mask, away = made.advantage.value, made.rollout.mask, algo.policy.theta.log_softmax(0)
     loss = -(a[:, None] * algo.policy._logp(made.rollout.state) * mask).sum() / mask.sum()
     pull = (away.exp() * (away - np.log(1 / WORDS))).sum()
-    alive = mask[a != 0].sum() / mask.sum()
-    wanted = torch.autograd.grad(loss + 0.1 * alive * pull, algo.policy.theta)[0]
+    assert (a == 0).any()  # the KL is that of every row
+    wanted = torch.autograd.grad(loss + 0.1 * pull, algo.policy.theta)[0]
     torch.testing.assert_close(grads.total, wanted, rtol=1e-4, atol=1e-6)
 
 

@@ -66,7 +66,7 @@ def test_many_decisions_climb(steps: int, ppo: dict[str, Any], changes: dict[str
 def test_ragged_rows_and_rows_without_a_score() -> None:
     policy = Toy(steps=3)
     policy.ragged = True
-    algo = make(policy, ppo={**CRITIC, "gae_lambda": 0.9}, prompts_per_step=12)
+    algo = make(policy, ppo={**CRITIC, "gae_lambda": 0.9}, prompts_per_step=12, truncated="mask")
     experience = algo.collect(clips(12), Judge(lambda i, s: None if i == 5 else luck(i, s)), seed=0)
     value, mask = experience.advantage.value, experience.rollout.mask
     assert float(value[~mask].abs().sum()) == 0 and float(value[5].abs().sum()) == 0
