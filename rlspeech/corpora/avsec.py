@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 from rlspeech import log
 from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
+from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.data.video import LipsError, video_info
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError
@@ -189,8 +190,6 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
 
 def _probe(scene: Scene) -> str | None:
     """What is wrong with a scene's video, or with its rates; audio content is checked later, with all the others."""
-    import soundfile as sf
-
     try:
         video_info(scene.video)
     except LipsError as error:
@@ -198,7 +197,7 @@ def _probe(scene: Scene) -> str | None:
     if scene.target is None:
         return None
     try:
-        rates = [sf.info(str(path)).samplerate for path in (scene.mix, scene.target)]
-    except (sf.LibsndfileError, RuntimeError, OSError):
+        rates = [sound_info(path).sample_rate for path in (scene.mix, scene.target)]
+    except AudioError:
         return None  # the check of the audio says what it is
     return "mixture and target of different rates" if rates[0] != rates[1] else None

@@ -34,7 +34,7 @@ from rlspeech.corpora.base import (
     recordings_below,
     text_of,
 )
-from rlspeech.data.inputs import AUDIO_SUFFIXES
+from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.manifest import read_manifest
 from rlspeech.files import numbered_lines, read_text
 from rlspeech.types import UserError

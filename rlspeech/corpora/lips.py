@@ -38,7 +38,7 @@ from rlspeech.corpora.base import (
 )
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, mouth_path, search
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.inputs import AUDIO_SUFFIXES
+from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.manifest import ASIDE_NAMES, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.video import (

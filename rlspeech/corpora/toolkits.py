@@ -21,7 +21,7 @@ from typing import Any
 
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder, located
 from rlspeech.corpora.folder import COLUMN_KEYS
-from rlspeech.data.inputs import AUDIO_SUFFIXES
+from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.manifest import from_row
 from rlspeech.files import numbered_lines, read_text, safe_name
 from rlspeech.types import UserError, Utterance

@@ -23,6 +23,7 @@ from typing import Any
 from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Rendered, Sets, Source, candidate, recordings_below, shown, vet
 from rlspeech.data.checks import Limits
+from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import read_text, safe_name
 from rlspeech.parallel import physical_cores
@@ -142,12 +143,10 @@ def from_lines(path: Path, voices: Sequence[Utterance]) -> list[Utterance]:
 
 
 def _row(key: str, text: str, prompt: Path, prompt_text: str | None, recorded: Path | None) -> Utterance:
-    import soundfile as sf
-
     try:
-        info = sf.info(str(recorded or prompt))
-        seconds, rate = round(info.frames / info.samplerate, 6), int(info.samplerate)
-    except (sf.LibsndfileError, RuntimeError, OSError):
+        info = sound_info(recorded or prompt)
+        seconds, rate = round(info.seconds, 6), info.sample_rate
+    except AudioError:
         seconds, rate = 0.0, 0
     utt = Utterance(safe_name(key), str((recorded or prompt).absolute()), seconds, rate, text=text)
     utt.prompt_text, utt.prompt_filepath = prompt_text, str(prompt.absolute())

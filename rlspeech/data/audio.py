@@ -3,78 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rlspeech.data.decode import AudioError as AudioError
+from rlspeech.data.decode import read_audio
+
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
-
-# a header beyond these is damaged, and would ask for absurd memory
-MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768_000, 64
-
-
-class AudioError(Exception):
-    """A file or waveform that cannot be used; ``reason`` is short enough for a table."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@contextmanager
-def open_audio(path: str | Path) -> Iterator[Any]:
-    """Open a ``soundfile.SoundFile`` to read. Raises ``AudioError``: missing, empty, or unreadable, then or while it is read."""
-    import soundfile as sf
-
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError("missing file")
-    if path.stat().st_size == 0:
-        raise AudioError("empty file (0 bytes)")
-    try:
-        with sf.SoundFile(path) as file:
-            if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ or file.channels > MAX_CHANNELS:
-                raise AudioError(f"absurd header: {file.samplerate} Hz, {file.channels} channels")
-            yield file
-    except (sf.LibsndfileError, RuntimeError, OSError) as error:
-        raise AudioError(f"unreadable: {str(error).splitlines()[0][:120]}") from error
+NOTHING_DBFS, ACTIVE_S = -70.0, 0.1  # the one rule of silence: its loudest stretch of this length lies below this
 
 
 def load_audio(
     path: str | Path, sample_rate: int = 16000, offset_s: float = 0, duration_s: float | None = None, channels: int = 1
 ) -> np.ndarray:
-    """Read a file at ``sample_rate``, as mono or binaural.
-
-    Args:
-        path: any format libsndfile reads (wav, flac, ogg, mp3).
-        sample_rate: of the result, in Hz.
-        offset_s: where to start, in seconds of the file.
-        duration_s: how much to read at most; None reads to the end.
-        channels: 1 averages what there is; 2 keeps both ears, and gives both a mono file.
-
-    Returns:
-        (T,) float32, or (2, T) where ``channels`` is 2.
-
-    Raises:
-        AudioError: missing, empty, unreadable, non-finite, or of three channels and more where two are asked for.
-    """
-    with open_audio(path) as file:
-        native = file.samplerate
-        if offset_s > 0:
-            file.seek(min(int(offset_s * native), file.frames))
-        frames = -1 if duration_s is None else int(duration_s * native)
-        wav = file.read(frames, dtype="float32", always_2d=True)
-    if len(wav) == 0:
-        raise AudioError("no samples")
-    if channels == 2 and wav.shape[1] > 2:
-        raise AudioError(f"{wav.shape[1]} channels instead of 2")
-    wav = wav.mean(axis=1) if channels == 1 else np.repeat(wav.T, 2 // wav.shape[1], axis=0)
-    if not np.isfinite(wav).all():
-        raise AudioError("NaN or infinite samples")
-    return resample(wav, native, sample_rate)
+    """Read a file or a stretch of it at ``sample_rate``: (T,) float32, or (2, T) where ``channels`` is 2; see ``decode.read_audio``."""
+    return resample(*read_audio(path, offset_s, duration_s, channels), sample_rate)
 
 
 def resample(wav: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
@@ -114,16 +58,34 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
 
 
 def rms_dbfs(wav: np.ndarray) -> float:
-    """RMS level of (T,), or of all channels of (C, T), in dB relative to full scale; digital silence is -inf."""
-    power = float(np.mean(np.square(wav, dtype=np.float64))) if wav.size else 0.0
+    """RMS level of (T,), or of all channels of (C, T), about the mean, in dB relative to full scale; digital silence is -inf.
+
+    Here and wherever levels and ratios are computed the mean (an offset of the converter) does not count: nobody hears it.
+    """
+    power = float(np.var(wav, axis=-1, dtype=np.float64).mean()) if wav.size else 0.0
     return 10.0 * np.log10(power) if power > 0 else float("-inf")
 
 
+def loudest_dbfs(wav: np.ndarray, sample_rate: int) -> float:
+    """Level of the loudest 0.1 s of (T,), about its mean, in dB relative to full scale; -200 for digital silence."""
+    width = max(1, int(ACTIVE_S * sample_rate))
+    parts = wav[: len(wav) // width * width].reshape(-1, width) if len(wav) >= width else wav[None]
+    power = float(np.var(parts, axis=1, dtype=np.float64).max()) if wav.size else 0.0
+    return 10.0 * float(np.log10(power)) if power > 1e-20 else -200.0
+
+
+def silence(dbfs: float) -> str:
+    """The reason of a recording that is silent by the level of its loudest 0.1 s."""
+    return f"silent (the loudest {ACTIVE_S:g} s lies at {dbfs:.0f} dBFS)"
+
+
 def to_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
-    """Scale (T,) to an RMS level; silence stays silence."""
+    """Scale (T,) to an RMS level; silence stays silence, and an offset that is larger than the sound is taken out, not scaled with it."""
     level = rms_dbfs(wav)
     if not np.isfinite(level):
         return wav
+    if abs(offset := float(wav.mean(dtype=np.float64))) > 10.0 ** (level / 20.0):
+        wav = wav - np.float32(offset)
     return np.asarray(wav * 10.0 ** ((dbfs - level) / 20.0), dtype=np.float32)
 
 

@@ -7,28 +7,24 @@ tried without touching the audio again.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rlspeech.config_parts import Strict, conf
-from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
+from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
+from rlspeech.data.decode import AudioError, Reader, open_audio
 from rlspeech.types import Utterance
 
 BLOCK_S = 60  # long recordings are read in pieces of this length
-ACTIVE_S = 0.1  # the level of the loudest stretch of this length decides what is silent
 FULL_SCALE = 0.999  # samples from here on count as clipped
 FLAT_RUN = 3  # so do equal samples at the block's peak, this many in a row: clipped first, scaled down later
 SPECTRUM_S = 0.032
 PCM16_NOISE_DB = -101.1  # power of 16-bit rounding noise: 10 log10(2 ** -30 / 12), 0 dB being a full-scale square wave
 CLIFF_DB, CLIFF_GAP = 40.0, 1.2  # height of the cliff, and how far above its edge the empty side begins
-LFS_HEAD = b"version https://git-lfs"
-UNREADABLE_SUFFIXES = {".m4a", ".aac", ".wma", ".webm"}
 
 
 class Limits(Strict):
@@ -40,8 +36,8 @@ class Limits(Strict):
     length_tolerance_s: float = conf(
         0.1, "between header, manifest and samples, and between the two files of a pair", ge=0
     )
-    silence_speech_dbfs: float = conf(-60.0, "speech whose loudest 0.1 s lies below this is silent")
-    silence_other_dbfs: float = conf(-80.0, "the same for noise, noisy recordings and impulse responses")
+    silence_speech_dbfs: float = conf(NOTHING_DBFS, "speech whose loudest 0.1 s lies below this is silent")
+    silence_other_dbfs: float = conf(NOTHING_DBFS, "the same for noise, noisy recordings and impulse responses")
     clipped_speech: float = conf(0.001, "largest share of clipped samples in clean speech", ge=0, le=1)
     clipped_other: float = conf(0.02, "the same in noise, noisy recordings and impulse responses", ge=0, le=1)
     bandwidth: float = conf(
@@ -87,66 +83,25 @@ def measure(path: str | Path, floor_db: float = -75.0) -> FileFacts:
         path: audio file.
         floor_db: power, relative to the strongest frequency, above which a frequency counts as filled.
     """
-    import soundfile as sf
-
-    path = Path(path)
     facts = FileFacts()
     try:
-        size = os.stat(path).st_size
-        with path.open("rb") as f:
-            head = f.read(32)
-    except OSError as error:
-        facts.error = "missing file" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
-        return facts
-    if size == 0:
-        facts.error = "empty file (0 bytes)"
-    elif head.startswith(LFS_HEAD):
-        facts.error = "Git LFS pointer, not audio: run git lfs pull"
-    elif path.suffix.lower() in UNREADABLE_SUFFIXES:
-        facts.error = f"unreadable: {path.suffix} is not supported, convert it first (ffmpeg -i IN OUT.wav)"
-    if facts.error:
-        return facts
-    try:
-        with sf.SoundFile(path) as f:
-            facts.sample_rate, facts.channels = int(f.samplerate), int(f.channels)
-            if not (MIN_RATE_HZ <= f.samplerate <= MAX_RATE_HZ and f.channels <= MAX_CHANNELS):
-                raise ValueError(f"the header claims {f.samplerate} Hz and {f.channels} channels")
-            frames = _declared_frames(path, size) or f.frames
-            facts.header_s = frames / f.samplerate if frames < 2**62 else 0.0
-            _measure_samples(facts, _blocks(f), floor_db)
-    except (sf.LibsndfileError, RuntimeError, OSError, ValueError, MemoryError) as error:
-        facts.error = f"unreadable: {(str(error).splitlines() or [type(error).__name__])[0].split(': ')[-1][:100]}"
+        with open_audio(path) as file:
+            facts.sample_rate, facts.channels = file.samplerate, file.channels
+            _measure_samples(facts, _blocks(file), floor_db)
+            facts.header_s = file.promised_s
+            if not facts.error and (remark := file.remark()) and facts.header_s <= facts.duration:
+                facts.error = remark
+    except AudioError as error:
+        facts.error = error.reason
+    except MemoryError:
+        facts.error = "unreadable: its header asks for more memory than there is"
     return facts
 
 
-def _blocks(f: Any) -> Iterator[np.ndarray]:
-    frames = max(f.samplerate, min(BLOCK_S * f.samplerate, 2**23 // f.channels))
-    while len(block := f.read(frames, dtype="float32", always_2d=True)):
+def _blocks(file: Reader) -> Iterator[np.ndarray]:
+    samples = max(file.samplerate, min(BLOCK_S * file.samplerate, 2**23 // file.channels))
+    while len(block := file.read(samples)):
         yield block
-
-
-def _declared_frames(path: Path, size: int) -> int | None:
-    """Frames that a RIFF header promises and libsndfile, which trusts the file's size, would not tell us of."""
-    if path.suffix.lower() != ".wav":
-        return None
-    with path.open("rb") as f:
-        if f.read(4) != b"RIFF" or f.read(8)[4:] != b"WAVE":
-            return None
-        align = 0
-        while len(head := f.read(8)) == 8:
-            name, length = head[:4], struct.unpack("<I", head[4:])[0]
-            if name == b"data":
-                streamed = length in (0, 0x7FFFFFFF) or length >= 0xFFFFFF00  # a pipe cannot know its length
-                return None if streamed or not align else length // align
-            if name == b"fmt " and length >= 16:
-                body = f.read(16)
-                known = len(body) == 16 and body[:2] in (b"\x01\0", b"\x03\0", b"\xfe\xff")
-                align = struct.unpack("<H", body[12:14])[0] if known else 0
-                length -= 16
-            f.seek(length + length % 2, os.SEEK_CUR)
-            if f.tell() > size:
-                return None
-    return None
 
 
 def _measure_samples(facts: FileFacts, blocks: Iterator[np.ndarray], floor_db: float) -> None:
@@ -154,7 +109,7 @@ def _measure_samples(facts: FileFacts, blocks: Iterator[np.ndarray], floor_db: f
     digest.update(struct.pack("<II", facts.sample_rate, facts.channels))
     rate, frames, clipped = facts.sample_rate, 0, 0
     width = max(16, int(SPECTRUM_S * rate))
-    spectrum, windows, active = np.zeros(width // 2 + 1), 0, 0.0
+    spectrum, windows = np.zeros(width // 2 + 1), 0
     for block in blocks:
         digest.update(np.ascontiguousarray(block).tobytes())
         mono = block.mean(axis=1)
@@ -165,14 +120,13 @@ def _measure_samples(facts: FileFacts, blocks: Iterator[np.ndarray], floor_db: f
             return
         facts.peak = max(facts.peak, float(np.abs(block).max()))
         clipped += int(_clipped(block).sum())
-        active = max(active, _loudest(mono, max(1, int(ACTIVE_S * rate))))
+        facts.active_dbfs = max(facts.active_dbfs, loudest_dbfs(mono, rate))
         power, count = _spectrum(mono, width)
         spectrum, windows = spectrum + power, windows + count
     if frames == 0:
         facts.error = "no samples"
         return
     facts.clipped = clipped / (frames * max(1, facts.channels))
-    facts.active_dbfs = 10 * float(np.log10(active)) if active > 1e-20 else -200.0
     facts.bandwidth_hz = _bandwidth(spectrum / max(1, windows), rate, floor_db)
     facts.digest = digest.hexdigest()
 
@@ -191,13 +145,6 @@ def _clipped(block: np.ndarray) -> np.ndarray:
         plateau[shift : len(run) + shift] |= run
     plateau |= at_full_scale
     return plateau
-
-
-def _loudest(mono: np.ndarray, width: int) -> float:
-    """Power, without its mean, of the loudest stretch of ``width`` samples."""
-    usable = len(mono) // width * width
-    parts = mono[:usable].reshape(-1, width) if usable else mono[None]
-    return float(np.var(parts.astype(np.float64), axis=1).max())
 
 
 def _spectrum(mono: np.ndarray, width: int) -> tuple[np.ndarray, int]:
@@ -262,7 +209,7 @@ def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Uttera
     if limits.max_s is not None and length > limits.max_s:
         return Verdict("too long", f"{length:.2f} s, above {limits.max_s:g} s")
     if facts.active_dbfs < (limits.silence_speech_dbfs if kind == "speech" else limits.silence_other_dbfs):
-        return Verdict("silent", f"the loudest 0.1 s lies at {max(facts.active_dbfs, -200):.0f} dBFS")
+        return Verdict("silent", silence(facts.active_dbfs))
     share = limits.clipped_speech if kind == "speech" else limits.clipped_other
     if facts.clipped > share:
         return Verdict("clipped", f"{100 * facts.clipped:.2f} % of the samples, above {100 * share:g} %")

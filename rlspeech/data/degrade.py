@@ -34,7 +34,7 @@ def match_gain(made: np.ndarray, model: np.ndarray) -> float:
 
 def sdr_db(reference: np.ndarray, made: np.ndarray) -> float:
     """Scale-invariant signal-to-distortion ratio in dB, held within -30 and 60."""
-    x, y = reference.astype(np.float64), made.astype(np.float64)
+    x, y = (wav.astype(np.float64) - wav.mean(dtype=np.float64) for wav in (reference, made))
     part = x * (np.dot(x, y) / max(float(np.dot(x, x)), 1e-12))
     ratio = float(np.dot(part, part)) / max(float(np.dot(y - part, y - part)), 1e-12)
     return float(np.clip(10 * np.log10(max(ratio, 1e-12)), -30.0, 60.0))

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.data.manifest import PATH_KEYS, to_row
 from rlspeech.files import dumps, safe_name
 from rlspeech.types import UserError, Utterance
@@ -282,11 +283,9 @@ def _cut(utt: Utterance, headers: dict[str, dict[str, Any] | None]) -> dict[str,
 def _recording(path: str, headers: dict[str, dict[str, Any] | None]) -> dict[str, Any] | None:
     """A file as lhotse describes it; None where it cannot be read."""
     if path not in headers:
-        import soundfile as sf
-
         try:
-            info = sf.info(path)
-        except (sf.LibsndfileError, RuntimeError, OSError):
+            info = sound_info(path)
+        except AudioError:
             headers[path] = None
             return None
         channels = list(range(info.channels))
@@ -295,8 +294,8 @@ def _recording(path: str, headers: dict[str, dict[str, Any] | None]) -> dict[str
             "id": name,
             "sources": [{"type": "file", "channels": channels, "source": path}],
             "channel_ids": channels,
-            "sampling_rate": info.samplerate,
-            "num_samples": info.frames,
-            "duration": info.frames / info.samplerate,
+            "sampling_rate": info.sample_rate,
+            "num_samples": round(info.seconds * info.sample_rate),
+            "duration": info.seconds,
         }
     return headers[path]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -18,22 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.data.audio import AudioError, load_audio, resample
+from rlspeech.data.audio import resample
+from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
 from rlspeech.data.manifest import from_row, read_manifest
-from rlspeech.data.video import VIDEO_SUFFIXES
 from rlspeech.files import numbered_lines, read_text
 from rlspeech.types import Sample, UserError, Utterance
 
-# Sound by its suffix, one list for every command; files of a kind that cannot be decoded here are counted and named, not passed over.
-AUDIO_SUFFIXES = frozenset(
-    (
-        *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".rf64", ".caf", ".sph"),
-        *(".m4a", ".aac", ".wma", ".webm"),
-    )
-)
 ROWS = {".jsonl", ".json", ".ndjson"}
 EXAMPLE = '{"id": "...", "text": "...", "hypothesis": "..."}'
 HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest; a file of hypotheses alone may call them text as well
+ROUNDED_S = 0.01  # what durations lose in manifests
 SILENCE = np.zeros(0, dtype=np.float32)
 
 
@@ -61,7 +54,7 @@ class Item:
 
     def stamp(self) -> str:
         """Changes when the audio, the reference or the texts do: a score of an older file is then not taken for this one's."""
-        facts = [self.text, self.offset_s, self.duration_s if self.offset_s else None]
+        facts = [self.text, self.offset_s, self.duration_s]
         if self.hypothesis is not None:
             facts += [self.hypothesis, *(self.columns.get(k) for k in ("language", "keywords"))]
         for path in (self.audio, self.target):
@@ -335,14 +328,5 @@ def without_audio(item: Item, reason: str = "") -> Sample:
 
 
 def _read(path: Path, item: Item) -> tuple[np.ndarray, int]:
-    """Audio at its own rate, and the rate. The path is taken out of the reason: the row names it, and equal reasons are counted."""
-    import soundfile as sf  # type: ignore[import-untyped]
-
-    try:
-        rate = int(sf.info(str(path)).samplerate)
-    except (sf.LibsndfileError, RuntimeError, OSError):
-        rate = 16000  # load_audio says what is wrong
-    try:
-        return load_audio(path, rate, item.offset_s, item.duration_s if item.offset_s else None), rate
-    except AudioError as error:
-        raise AudioError(re.sub(r"Error opening ('.*?'|\".*?\"): ", "", error.reason)) from error
+    """The item's stretch of a file at its own rate, and the rate. A piece is a piece where it begins at 0, too."""
+    return read_audio(path, item.offset_s, item.duration_s, slack_s=ROUNDED_S)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlspeech.data.audio import AudioError, open_audio
+from rlspeech.data.decode import AudioError, open_audio, remember, samples_of
 from rlspeech.parallel import one_by_one
 
 Infer = Callable[..., list[np.ndarray]]
@@ -143,7 +143,7 @@ def pause(wav: np.ndarray, sample_rate: int, low: int, high: int) -> int:
     frames = len(stretch) // hop
     if frames < width + 1:
         return high
-    power = (stretch[: frames * hop].reshape(frames, hop) ** 2).mean(1)
+    power = ((stretch[: frames * hop] - stretch.mean()).reshape(frames, hop) ** 2).mean(1)
     smooth = np.convolve(power, np.ones(width) / width, "valid")  # of `width` frames from each frame on
     best = len(smooth) - 1 - int(np.argmin(np.round(smooth[::-1], 12)))  # rounding: convolution leaves dust on silence
     return low + int((best + width / 2) * hop)
@@ -165,7 +165,7 @@ def stream(
     """Read a file piece by piece; the pieces are those of ``cut``.
 
     Args:
-        path: any format libsndfile reads.
+        path: any file of sound.
         sample_rate: of the pieces, in Hz.
         max_s: longest piece.
         offset_s, duration_s: the stretch of the file, in seconds; None reads to the end.
@@ -196,19 +196,20 @@ def _blocks(path: Path, sample_rate: int, offset_s: float, duration_s: float | N
 
     with open_audio(path) as file:
         native = file.samplerate
-        if offset_s > 0:
-            file.seek(min(int(offset_s * native), file.frames))
-        left = None if duration_s is None else int(duration_s * native)
+        file.skip(samples_of(offset_s, native))
+        left = None if duration_s is None else samples_of(duration_s, native)
         resampler = None
         if native != sample_rate:
             resampler = soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ")
         while left is None or left > 0:
             size = int(BLOCK_S * native) if left is None else min(left, int(BLOCK_S * native))
-            wav = file.read(size, dtype="float32", always_2d=True).mean(axis=1)
+            wav = file.read(size).mean(axis=1)
             if not np.isfinite(wav).all():
                 raise AudioError("NaN or infinite samples")
             left = None if left is None else left - len(wav)
             last = len(wav) < size or left == 0
             yield wav if resampler is None else resampler.resample_chunk(wav, last=last)
             if last:
+                if len(wav) < size and (remark := file.remark()):
+                    remember(path, remark)
                 return

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.files import dumps, numbered_lines, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.types import UserError, Utterance
@@ -89,14 +90,11 @@ def _number(key: str, value: Any) -> float | int:
 
 
 def _header(path: str) -> tuple[float, int]:
-    """Seconds and rate as the file says; (0, 0) where it says nothing: whoever opens it will report the file, not the row."""
-    import soundfile as sf
-
+    """Seconds and rate of a file; (0, 0) where it cannot be read: whoever opens it will report the file, not the row."""
     try:
-        info = sf.info(path)
-    except (sf.LibsndfileError, RuntimeError, OSError):
+        return sound_info(path)[:2]
+    except AudioError:
         return 0.0, 0
-    return info.frames / info.samplerate, int(info.samplerate)
 
 
 def to_row(utt: Utterance, base: Path) -> dict[str, Any]:

@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlspeech.data.audio import AudioError, save_audio
+from rlspeech.data.audio import load_audio, save_audio
+from rlspeech.data.decode import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from rlspeech.data.decode import AudioError, open_container, packets, regular_file
 from rlspeech.types import UserError
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mpg", ".mpeg", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".flv", ".wmv", ".ogv", ".3gp"}
-)
-# a playlist could name other files and addresses: only formats that hold their own pictures are opened
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf"
 MIN_FRAMES = 3  # a broken file must give at least this many
+NO_FRAMES = ("no frames", "no video: a single picture")
+ATTACHED = 0x400  # FFmpeg's mark of a cover picture
 MAX_GAP_S = 10.0  # a longer gap between two frames is a broken time stamp, not a still picture
 MAX_VIDEO_SIDE = 8192
 LIPS_FPS = 25.0
@@ -140,13 +139,13 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         with _opened(self.path) as container:
-            stream = container.streams.video[0]
+            stream = _pictures(container)
             stream.codec_context.thread_count = 1  # clips are what runs in parallel
             self.fps = fps = _fps(stream)
             zero_s = (container.start_time or 0) / 1e6 if container.streams.audio else None
             last_s, shift_s, count = -1.0 / fps, 0.0, 0
             size: tuple[int, int] | None = None
-            for frame in self._decoded(container, stream):
+            for frame in packets(container, stream, self._note):
                 if zero_s is None:
                     zero_s = frame.time or 0.0
                 time_s = last_s + 1 / fps if frame.time is None else frame.time - zero_s + shift_s
@@ -159,26 +158,11 @@ class Stream:
                 yield max(0.0, time_s) if not count else time_s, _grey(frame, size)
                 last_s, count = time_s, count + 1
                 self.end_s = last_s + 1 / fps
-        if count == 0 or (self.problem and count < MIN_FRAMES):
-            raise LipsError(self.problem or "no frames")
+        if count < 2 or (self.problem and count < MIN_FRAMES):
+            raise LipsError(self.problem or NO_FRAMES[count])
 
-    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Frames of every packet that can be decoded; what cannot be is noted."""
-        import av
-
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except (av.error.FFmpegError, OSError) as error:
-                self.problem = f"truncated: {_line(error)}"
-                return
-            try:
-                yield from packet.decode()
-            except (av.error.FFmpegError, ValueError) as error:
-                self.problem = f"damaged: {_line(error)}"
+    def _note(self, problem: str) -> None:
+        self.problem = problem
 
 
 def at_25_fps(
@@ -245,75 +229,54 @@ def centre_square(frame: np.ndarray, side: int, share: float = 0.5) -> np.ndarra
 
 
 def video_info(path: str | Path) -> VideoInfo:
-    """What the file declares; only its first picture is decoded, to see that there is one.
+    """What the file declares; only its first pictures are decoded, to see that there are some.
 
     Raises:
-        LipsError: missing, 0 bytes, unreadable, no pictures, or the first one cannot be decoded.
+        LipsError: missing, 0 bytes, unreadable, no pictures or a single one, or the first one cannot be decoded.
     """
-    import av
-
     with _opened(Path(path)) as container:
-        stream = container.streams.video[0]
+        stream, problems = _pictures(container), list[str]()
         duration_s = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-        try:
-            first = next(container.decode(stream), None)
-        except (av.error.FFmpegError, OSError) as error:
-            raise LipsError(f"unreadable: {_line(error)}") from error
-        if first is None:
-            raise LipsError("no frames")
-        return VideoInfo(_fps(stream), duration_s, first.width, first.height, bool(container.streams.audio))
+        first = list(islice(packets(container, stream, problems.append), 2))
+        if len(first) < 2:
+            raise LipsError(problems[0] if problems else NO_FRAMES[len(first)])
+        return VideoInfo(_fps(stream), duration_s, first[0].width, first[0].height, bool(container.streams.audio))
 
 
 def extract_audio(path: str | Path, out: str | Path, sample_rate: int = 16000) -> bool:
-    """Write a video's own sound track as mono audio (format by suffix); False where it has none.
+    """Write a video's own sound track as mono audio (format by suffix), silent until it begins; False where it has none.
 
     Raises:
-        LipsError: the file cannot be read.
-        AudioError: the track holds what cannot be written.
+        LipsError: the file cannot be read, or is no video.
+        AudioError: the track cannot be read, or holds what cannot be written.
     """
-    import av
-
     with _opened(Path(path)) as container:
         if not container.streams.audio:
             return False
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-        parts: list[np.ndarray] = []
-        lead_s: float | None = None
-        try:
-            for frame in container.decode(stream):
-                if lead_s is None:
-                    lead_s = max(0.0, (frame.time or 0.0) - (container.start_time or 0) / 1e6)
-                parts += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
-            parts += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-        except (av.error.FFmpegError, OSError) as error:
-            if not parts:
-                raise LipsError(f"sound track unreadable: {_line(error)}") from error
-    if not parts:
-        return False
-    save_audio(out, np.concatenate([np.zeros(round((lead_s or 0.0) * sample_rate), np.float32), *parts]), sample_rate)
+    save_audio(out, load_audio(path, sample_rate), sample_rate)
     return True
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        import av
+        import av  # noqa: F401
     except ImportError as error:
         raise UserError("videos cannot be read", f"PyAV is not usable: {error}", "pip install 'av>=13'") from error
-    if not path.is_file():
-        raise LipsError("missing file")
-    if path.stat().st_size == 0:
-        raise LipsError("empty file (0 bytes)")
     try:
-        name = f"file:{path.resolve()}"  # so that no part of a name is taken for a protocol
-        container = av.open(name, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise LipsError(f"unreadable: {_line(error)}") from error
-    with container:
-        if not container.streams.video:
-            raise LipsError("no video stream")
-        yield container
+        with open_container(regular_file(path)) as container:
+            _pictures(container)
+            yield container
+    except AudioError as error:
+        raise error if isinstance(error, LipsError) else LipsError(error.reason) from error
+
+
+def _pictures(container: Any) -> Any:
+    """The first stream of moving pictures: a cover that is attached to a sound track is none. Raises ``LipsError``."""
+    moving = [s for s in container.streams.video if not int(getattr(s, "disposition", 0)) & ATTACHED]
+    if not moving:
+        raise LipsError("no video: a picture is attached" if container.streams.video else "no video stream")
+    return moving[0]
 
 
 def _fps(stream: Any) -> float:
@@ -328,8 +291,3 @@ def _grey(frame: Any, size: tuple[int, int]) -> np.ndarray:
     grey: np.ndarray = frame.reformat(width=size[0], height=size[1], format="gray").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(grey, turns)) if turns else grey
-
-
-def _line(error: BaseException) -> str:
-    """The message without the path, which the row names anyway."""
-    return re.sub(r": '.*", "", (str(error).splitlines() or [type(error).__name__])[0])[:100]

@@ -199,8 +199,8 @@ def fbank_lfr(wav: Tensor) -> Tensor:
 
 
 def level_normalise(wav: Tensor, dbfs: float) -> Tensor:
-    """Scale each row of (N, T) to an RMS level, differentiably; silence stays silence."""
-    rms = wav.square().mean(-1, keepdim=True).add(1e-12).sqrt()
+    """Scale each row of (N, T) to an RMS level about its mean, differentiably; silence stays silence."""
+    rms = wav.var(-1, correction=0, keepdim=True).add(1e-12).sqrt()
     return cast(Tensor, wav * (10.0 ** (dbfs / 20.0) / rms))
 
 

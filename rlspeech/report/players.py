@@ -16,6 +16,7 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.decode import sound_info
 from rlspeech.report import Clip, Edit
 from rlspeech.report.compare import Comparison, System
 from rlspeech.report.runs import Origin, Sound, find, number
@@ -401,11 +402,9 @@ def _facts(systems: Sequence[System], columns: Mapping[str, Any], key: str, edit
 
 def _rate(sound: Sound) -> int:
     """Sampling rate of a file in Hz; a file that cannot be read has a warning when it is loaded."""
-    import soundfile as sf  # type: ignore[import-untyped]
-
     try:
-        return int(sf.info(str(sound.path)).samplerate)
-    except (sf.LibsndfileError, RuntimeError, OSError):
+        return sound_info(sound.path).sample_rate
+    except AudioError:
         return RATE_HZ
 
 

@@ -15,13 +15,14 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
 from rlspeech.plugins import load, load_function
 from rlspeech.rewards.catalogue import ALIASES, ANY, BUILTIN, Column, Entry
 from rlspeech.rewards.user import asks_for, is_trls
 from rlspeech.types import Sample, Score, UserError
 
 FOLDER_HINT = "a folder that holds config.json and the weights, or a Hub id with the network at hand"
-SILENCE_DBFS = -70.0
+LOWEST_DBFS = {"null": NOTHING_DBFS, "scale-free": -199.0}  # by ``Entry.silence``
 MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level
 
 _entries: dict[str, Entry] = {}
@@ -179,19 +180,24 @@ def gate(sample: Sample, entry: Entry) -> str | None:
     elif entry.silence == "empty" and isinstance(sample.wav, np.ndarray) and sample.wav.shape == (0,):
         reason = None  # synthesis that says nothing is an answer
     else:
-        reason = wave_problem(sample.wav, sample.sample_rate, entry.min_s, entry.silence == "null")
+        reason = wave_problem(sample.wav, sample.sample_rate, entry.min_s, LOWEST_DBFS.get(entry.silence))
+    if reason is None and sample.sample_rate < entry.min_rate_hz:
+        reason = f"sampled at {sample.sample_rate} Hz, the measure is of {entry.min_rate_hz} Hz and more"
     if reason is None and "text" in entry.needs and not (sample.text or "").strip():
         return "no reference text"
     if reason is None and "target" in entry.needs:
         if sample.target is None:
             return "no reference audio"
-        reason = wave_problem(sample.target, sample.sample_rate, entry.min_s, True)
+        lowest = LOWEST_DBFS.get(entry.silence, NOTHING_DBFS)
+        reason = wave_problem(sample.target, sample.sample_rate, entry.min_s, lowest)
         return f"reference: {reason}" if reason else None
     return reason
 
 
-def wave_problem(wav: np.ndarray, sample_rate: int, min_s: float, refuse_silence: bool) -> str | None:
-    """Reason why (T,) is no waveform to score: shape, length, NaN, silence; None where it is fine."""
+def wave_problem(
+    wav: np.ndarray, sample_rate: int, min_s: float, lowest_dbfs: float | None = NOTHING_DBFS
+) -> str | None:
+    """Reason why (T,) is no waveform to score: shape, length, NaN, all of it below a level (None: any will do); None where it is fine."""
     if not isinstance(wav, np.ndarray) or wav.ndim != 1:
         return f"not a mono waveform (shape {getattr(wav, 'shape', None)})"
     if len(wav) == 0:
@@ -203,7 +209,8 @@ def wave_problem(wav: np.ndarray, sample_rate: int, min_s: float, refuse_silence
         return "samples beyond any level"
     if len(wav) < min_s * sample_rate:
         return f"too short ({len(wav) / sample_rate:.2f} s, at least {min_s:g} s)"
-    return "silent" if refuse_silence and power < 10.0 ** (SILENCE_DBFS / 10.0) else None
+    silent = lowest_dbfs is not None and (level := loudest_dbfs(wav, sample_rate)) < lowest_dbfs
+    return silence(level) if silent else None
 
 
 def _parse_options(text: str, asked: str) -> dict[str, Any]:

@@ -36,9 +36,11 @@ class Entry:
         needs: subset of {"target", "text", "hypothesis", "tokens"}; with one of the last two the waveform is not looked at.
         where: "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what takes less time than sending it.
         requires: modules that must be installed, with the word that installs them.
-        sample_rate: what it computes at, in Hz; None takes any.
+        sample_rate: what it computes at, in Hz; of several the highest that the file has, else the lowest; None: the file's own.
+        min_rate_hz: files of a lower rate are unscorable.
         min_s: shorter clips are unscorable.
-        silence: "null" makes silent clips unscorable before the computation; "score" hands them over, "empty" also those of no samples.
+        silence: "null" makes silent clips unscorable before the computation, "scale-free" those without any level; "score" hands them
+            over, "empty" also those of no samples.
         probe: ``package.module:function`` that answers "" or why the reward cannot be used here.
     """
 
@@ -48,9 +50,10 @@ class Entry:
     needs: frozenset[str] = frozenset()
     where: str = "device"
     requires: dict[str, str] = field(default_factory=dict)
-    sample_rate: int | None = 16000
+    sample_rate: int | tuple[int, ...] | None = 16000
     min_s: float = 0.1
     silence: str = "null"
+    min_rate_hz: int = 0
     probe: str = ""
 
 
@@ -60,10 +63,14 @@ FUZZ = {"rapidfuzz": "jiwer"}
 PESQ = {"pesq": "'rlspeech[pesq]' (needs a C compiler)"}
 TORCHAUDIO = {"torchaudio": "'rlspeech[torchaudio]'"}
 ANY: dict[str, Any] = {"sample_rate": None, "min_s": 0.0, "silence": "score"}  # the waveform is not what is judged
+OWN: dict[str, Any] = {"sample_rate": None, "silence": "scale-free"}  # at the files' own rate, at any level
 SPOKEN: dict[str, Any] = {"min_s": 0.0, "silence": "empty"}
 _P = "rlspeech.rewards."
 MOS, SHARE, SIGNED, POSITIVE = (1.0, 5.0), (0.0, 1.0), (-1.0, 1.0), (0.0, INF)
 _LOW: dict[str, Any] = {"higher_is_better": False, "bounds": POSITIVE}  # an error
+
+NARROW: dict[str, Any] = {"sample_rate": (8000, 16000), "silence": "scale-free", "min_s": 0.3}
+WIDE: dict[str, Any] = {"silence": "scale-free", "min_s": 0.3, "min_rate_hz": 16000}
 
 
 def _dnsmos(prefix: str, what: str) -> dict[str, Column]:
@@ -149,11 +156,11 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("pdnsmos", _P + "dnsmos:PersonalisedDnsmos", _dnsmos("pdnsmos", "personalised DNSMOS P.835"), requires=ONNX),
     Entry("dnsmos_p808", _P + "dnsmos:P808", _P808, requires=ONNX),
     Entry("dnsmos_fast", _P + "dnsmos:FastDnsmos", _FAST, requires=ONNX, min_s=0.3),
-    Entry("pesq_wb", _P + "intrusive:PesqWb", _PESQ_WB, TARGET, "cpu", PESQ, min_s=0.3),
-    Entry("pesq_nb", _P + "intrusive:PesqNb", _PESQ_NB, TARGET, "cpu", PESQ, min_s=0.3),
-    Entry("stoi", _P + "intrusive:Stoi", _STOI, TARGET, "cpu", min_s=0.4),
-    Entry("si_sdr", _P + "intrusive:SiSdr", _SDR, TARGET, "cpu"),
-    Entry("lsd", _P + "intrusive:Lsd", _LSD, TARGET, "cpu"),
+    Entry("pesq_wb", _P + "intrusive:PesqWb", _PESQ_WB, TARGET, "cpu", PESQ, **WIDE),
+    Entry("pesq_nb", _P + "intrusive:PesqNb", _PESQ_NB, TARGET, "cpu", PESQ, **NARROW),
+    Entry("stoi", _P + "intrusive:Stoi", _STOI, TARGET, "cpu", **OWN, min_s=0.4),
+    Entry("si_sdr", _P + "intrusive:SiSdr", _SDR, TARGET, "cpu", **OWN),
+    Entry("lsd", _P + "intrusive:Lsd", _LSD, TARGET, "cpu", **OWN),
     Entry("speaker_similarity", _P + "encoders:SpeakerSimilarity", _SIMILARITY, TARGET, min_s=0.3),
     Entry("speech_bert_score", _P + "encoders:SpeechBertScore", _BERT, TARGET),
     Entry("wer", _P + "rates:ErrorRate", _WER, TEXT, requires={"jiwer": "jiwer"}, silence="score"),

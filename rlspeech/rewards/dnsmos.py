@@ -326,5 +326,5 @@ class P808(Dnsmos):
 
 
 def _at_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
-    rms = float(np.sqrt(np.mean(np.square(wav, dtype=np.float64)) + 1e-12))
+    rms = float(np.sqrt(np.var(wav, dtype=np.float64) + 1e-12))
     return np.asarray(wav * (10.0 ** (dbfs / 20.0) / rms), np.float32)

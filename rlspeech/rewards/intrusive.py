@@ -141,10 +141,11 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
     """
     x, y = reference.astype(np.float64), degraded.astype(np.float64)
     x, y = x - x.mean(), y - y.mean()
-    target = x * (np.dot(x, y) / (np.dot(x, x) + EPS))
+    dust = EPS * EPS * max(float(np.dot(y, y)), 1e-200)  # relative: any level will do
+    target = x * (np.dot(x, y) / max(float(np.dot(x, x)), 1e-200))
     noise = y - target
     signal, rest = float(np.dot(target, target)), float(np.dot(noise, noise))
-    return float(np.clip(10 * np.log10((signal + EPS * 1e-12) / (rest + EPS * 1e-12)), -120.0, 120.0))
+    return float(np.clip(10 * np.log10((signal + dust) / (rest + dust)), -120.0, 120.0))
 
 
 def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray, n_fft: int = 512, hop: int = 128) -> float:
@@ -219,12 +220,12 @@ class _Paired:
 class PesqWb(_Paired):
     """``pesq_wb``: PESQ, wide band, 16 kHz."""
 
-    mode = "wb"
+    mode, rates = "wb", "16 kHz, of files of 16 kHz and more"
 
     def __init__(self) -> None:
         from importlib.metadata import version
 
-        self.version = f"pesq {version('pesq')}, {self.mode}, 16 kHz, parts of at most {MAX_PESQ_S:g} s"
+        self.version = f"pesq {version('pesq')}, {self.mode}, {self.rates}, parts of at most {MAX_PESQ_S:g} s"
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
         """PESQ, averaged over equal parts where the recording is longer than a minute; parts without speech are left out."""
@@ -251,13 +252,13 @@ class PesqWb(_Paired):
 class PesqNb(PesqWb):
     """``pesq_nb``: PESQ, narrow band."""
 
-    mode = "nb"
+    mode, rates = "nb", "16 kHz, files of less at 8 kHz"
 
 
 class Stoi(_Paired):
     """``stoi`` and ``estoi`` from one front end."""
 
-    version = "stoi-1 (as pystoi 0.4)"
+    version = "stoi-2 (as pystoi 0.4, from the file's rate to 10 kHz)"
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
         try:
@@ -274,7 +275,7 @@ class SiSdr(_Paired):
         max_lag_ms: how far a shift is looked for.
     """
 
-    version = "si-sdr-1 (zero mean)"
+    version = "si-sdr-2 (zero mean, at the file's rate)"
 
     def __init__(self, max_lag_ms: float = 250.0) -> None:
         self.max_lag_ms = max_lag_ms
@@ -291,7 +292,8 @@ class SiSdr(_Paired):
 class Lsd(_Paired):
     """``lsd``: log-spectral distance in dB."""
 
-    version = "lsd-1 (n_fft 512, hop 128, floor -80 dB)"
+    version = "lsd-2 (32 ms, hop 8 ms, floor -80 dB, at the file's rate)"
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
-        return {"lsd": Score(log_spectral_distance(reference, degraded))}
+        n_fft, hop = round(0.032 * sample_rate), round(0.008 * sample_rate)  # 512 and 128 at 16 kHz
+        return {"lsd": Score(log_spectral_distance(reference, degraded, n_fft, hop))}

@@ -48,7 +48,7 @@ def load_recogniser(name: str, device: str = "cpu", language: str | None = None,
 
 def audible(samples: Sequence[Sample]) -> list[int]:
     """Indices of the samples that hold a signal."""
-    return [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, AUDIBLE_S, True) is None]
+    return [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, AUDIBLE_S) is None]
 
 
 def transcribe_audible(recognise: Transcribe, samples: Sequence[Sample]) -> list[str]:

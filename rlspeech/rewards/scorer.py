@@ -14,7 +14,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.parallel import Job, Pool, WorkerDied, one_by_one
 from rlspeech.plugins import load
-from rlspeech.rewards.base import Family, Request, build, gate, resolve
+from rlspeech.rewards.base import MAX_ABS, Family, Request, build, gate, resolve
 from rlspeech.types import Reward, Sample, Score, UserError
 
 FULL_SCALE_PEAK = 0.99
@@ -97,6 +97,7 @@ class Scorer:
             self.requests.append(resolve(name, extra) if extra else plain)
         self.seconds: dict[str, float] = {r.asked: 0.0 for r in self.requests}
         self.resampled: Counter[str] = Counter()
+        self.rates: dict[str, Counter[tuple[int, int]]] = {}  # column -> (rate it was computed at, the file's) -> files
         self.over_full_scale = 0
         self._device = device
         self._groups: dict[Any, list[Request]] = {}
@@ -138,7 +139,7 @@ class Scorer:
             for i, key in enumerate(self._pooled):
                 group = groups.get(key, [])
                 if self._pool is not None and group and pending.table[group[0].asked][n].error is None:
-                    ready = self._at_rate(sample, group[0].entry.sample_rate, pending.cache)
+                    ready = self._at_rate(sample, group, pending.cache)
                     pending.jobs.append((key, n, self._pool.submit((i, ready, _columns(group)))))
         return pending
 
@@ -187,13 +188,18 @@ class Scorer:
             if wav.dtype != np.float32:
                 wav = wav.astype(np.float32)
             peak = float(max(wav.max(), -wav.min()))
-            if peak > 1.0 and np.isfinite(peak):
+            if 1.0 < peak <= MAX_ABS:  # beyond that the gate says what it is
                 self.over_full_scale += 1
                 wav = wav * np.float32(FULL_SCALE_PEAK / peak)
         return sample if wav is sample.wav else replace(sample, wav=wav)
 
-    def _at_rate(self, sample: Sample, rate: int | None, cache: dict[tuple[int, int], Sample]) -> Sample:
-        if rate is None or rate == sample.sample_rate:
+    def _at_rate(self, sample: Sample, group: list[Request], cache: dict[tuple[int, int], Sample]) -> Sample:
+        rate = group[0].entry.sample_rate or sample.sample_rate
+        if isinstance(rate, tuple):
+            rate = max((r for r in rate if r <= sample.sample_rate), default=min(rate))
+        for r in group:
+            self.rates.setdefault(r.column, Counter())[rate, sample.sample_rate] += 1
+        if rate == sample.sample_rate:
             return sample
         from rlspeech.data.audio import resample
 
@@ -212,7 +218,7 @@ class Scorer:
             rows = [n for n in range(len(samples)) if table[group[0].asked][n].error is None]
             if not rows:
                 continue
-            ready = [self._at_rate(samples[n], group[0].entry.sample_rate, pending.cache) for n in rows]
+            ready = [self._at_rate(samples[n], group, pending.cache) for n in rows]
             family = self._family(group[0])
             began = time.perf_counter()
             answers = one_by_one(partial(family.compute, columns=_columns(group)), ready)

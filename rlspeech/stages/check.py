@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlspeech import log, plugins
+from rlspeech.data.decode import AudioError, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, scan_manifest
 from rlspeech.files import numbered_lines
 from rlspeech.log import several
@@ -196,30 +197,30 @@ def _text_problems(utt: Utterance) -> Iterator[str]:
 
 
 def _audio_problems(utt: Utterance) -> Iterator[str]:
-    import soundfile as sf
-
     for key in PATH_KEYS:
         value = getattr(utt, key)
         if value is None:
             continue
-        file = Path(value)
-        if not file.is_file():
-            yield f"{key} is missing: {file}"
-        elif file.stat().st_size == 0:
-            yield f"{key} is empty (0 bytes): {file}"
-        elif key in {"audio_filepath", "target_filepath"}:
-            try:
-                info = sf.info(file)
-            except (sf.LibsndfileError, RuntimeError) as error:
-                yield f"{key} cannot be read: {file}: {str(error).splitlines()[0][:100]}"
-                continue
-            there, claimed = info.frames / info.samplerate, utt.offset + utt.duration
+        try:
+            file = regular_file(value)
+            info = sound_info(file) if key in {"audio_filepath", "target_filepath"} else None
+        except AudioError as error:
+            yield (
+                f"{key} is missing: {value}"
+                if "missing" in error.reason
+                else f"{key} cannot be read: {error.reason}: {value}"
+            )
+            continue
+        if info is not None:
+            there, claimed = info.seconds, utt.offset + utt.duration
+            if info.promised_s > there + TOLERANCE_S:
+                yield f"{key} is truncated: its header promises {info.promised_s:.2f} s, it holds {there:.2f}"
             if key == "target_filepath":
                 if claimed > there + TOLERANCE_S:
                     yield f"the reference has {there:.2f} s, the row {claimed:.2f}"
                 continue
-            if info.samplerate != utt.sample_rate:
-                yield f"sample_rate is {utt.sample_rate} Hz, the file has {info.samplerate}"
+            if info.sample_rate != utt.sample_rate:
+                yield f"sample_rate is {utt.sample_rate} Hz, the file has {info.sample_rate}"
             if claimed > there + TOLERANCE_S:
                 yield f"offset + duration is {claimed:.2f} s, the file has {there:.2f}"
             elif utt.duration <= 0:

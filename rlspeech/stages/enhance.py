@@ -25,7 +25,8 @@ from rlspeech.config import Enhancement
 from rlspeech.config_parts import Strict, conf
 from rlspeech.data import long
 from rlspeech.data.audio import AudioError, save_audio
-from rlspeech.data.inputs import AUDIO_SUFFIXES, ROWS, Item, expand
+from rlspeech.data.decode import AUDIO_SUFFIXES, sound_info
+from rlspeech.data.inputs import ROWS, Item, expand
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import write_error
 from rlspeech.log import several
@@ -192,8 +193,6 @@ def _enhance(config: Enhance, jobs: Sequence[_Job], notes: Counter[str]) -> None
 
 def _read(job: _Job, enhancer: Any, config: Enhance, notes: Counter[str]) -> _Recording | None:
     """Read a file; None where that cannot be done, which the job says."""
-    import soundfile as sf
-
     from rlspeech.tasks.avse.enhancer import is_video, load_recording
 
     rate = enhancer.sample_rate
@@ -203,11 +202,11 @@ def _read(job: _Job, enhancer: Any, config: Enhance, notes: Counter[str]) -> _Re
         job.fail(error)
         return None
     if not is_video(job.source):
-        info = sf.info(job.source)
+        info = sound_info(job.source)
         if info.channels > 1 and wav.ndim == 1:
             notes["had several channels, which were averaged"] += 1
-        if info.samplerate != rate:
-            notes[f"were resampled from {info.samplerate} to {rate} Hz"] += 1
+        if info.sample_rate != rate:
+            notes[f"were resampled from {info.sample_rate} to {rate} Hz"] += 1
     job.seconds = wav.shape[-1] / rate
     return _Recording(job, wav, _mouth(job, config, notes) if enhancer.uses_video else None)
 

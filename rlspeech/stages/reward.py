@@ -20,6 +20,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
+from rlspeech.data.decode import remarks
 from rlspeech.data.inputs import HYPOTHESES, Item, collect, without_audio
 from rlspeech.data.inputs import load as read_audio
 from rlspeech.log import several
@@ -208,6 +209,7 @@ def _report(
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
     corpus = _corpus_rates(scores, keys, config.seed)
     notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
+    notes += _input_notes(scorer, items)
     log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, [*notes, f"scores: {scores.path}"])
     own = {k: scores.row(scores.system, k) for k in keys}
     better = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}
@@ -227,6 +229,18 @@ def _report(
     summary |= {"metrics": {n: {k: facts[n][k] for k in keep} for n in scores.metrics}, "seconds": seconds}
     summary |= {"corpus": corpus, "calibration": order, "report": str(page) if page else None}
     return dict(log.plain(summary))
+
+
+def _input_notes(scorer: Scorer, items: Sequence[Item]) -> list[str]:
+    """The rates at which the metrics were computed just now, and what is wrong with files that were scored as far as they go."""
+    rates: dict[str, list[str]] = {}
+    for name, counts in scorer.rates.items():
+        pairs = sorted(counts.items())
+        told = ", ".join(f"{at} Hz" + (f" ({n} of {there} Hz)" if at != there else "") for (at, there), n in pairs)
+        rates.setdefault(told, []).append(name)
+    notes = [f"computed at {told}: {', '.join(names)}" for told, names in rates.items()]
+    known = [(f, remarks[str(f)]) for i in items for f in (i.audio, i.target) if f and str(f) in remarks]
+    return notes + [f"{f}: {remark}" for f, remark in known[:3]]
 
 
 def _corpus_rates(scores: ScoreFile, keys: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:

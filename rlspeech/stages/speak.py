@@ -28,6 +28,7 @@ from pydantic import Field
 from rlspeech import log
 from rlspeech.config_parts import SPEAKING, Count, Sampling, Strict, conf
 from rlspeech.data.audio import AudioError, load_audio, save_audio
+from rlspeech.data.decode import sound_info
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, read_text, safe_name, write_text
@@ -282,14 +283,10 @@ def _write(job: _Job, rate: int, pause_s: float) -> None:
 
 def _manifest(folder: Path, jobs: Sequence[_Job]) -> None:
     """Write ``manifest.jsonl`` of everything that is there: it can be scored, or recognised."""
-    import soundfile as sf
-
     rows = []
     for job in jobs:
-        info = sf.info(str(job.path))
-        utt = Utterance(
-            safe_name(job.key), str(job.path.absolute()), round(info.frames / info.samplerate, 4), info.samplerate
-        )
+        info = sound_info(job.path)
+        utt = Utterance(safe_name(job.key), str(job.path.absolute()), round(info.seconds, 4), info.sample_rate)
         utt.text, utt.prompt_filepath, utt.prompt_text = job.text, job.prompt, job.prompt_text
         utt.speaker_id, utt.language = job.row.get("speaker_id"), job.row.get("language")
         utt.extra = {k: v for k, v in job.row.items() if k not in Utterance.field_names()}

@@ -22,7 +22,8 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import Sampling, Strict, conf
-from rlspeech.data.inputs import AUDIO_SUFFIXES, expand
+from rlspeech.data.decode import AUDIO_SUFFIXES
+from rlspeech.data.inputs import expand
 from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlspeech.data import video as video_module
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.video import (
     LIPS_FPS,
@@ -130,13 +131,13 @@ TIMES: list[tuple[list[float | None], list[int]]] = [
 def test_times_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any) -> None:
     times, want = case
     path = write_video(tmp_path / "v.avi", LEVELS[:3], size=(16, 16))
-    monkeypatch.setattr(Stream, "_decoded", lambda *_: (Fake(10 * i, t) for i, t in enumerate(times)))
+    monkeypatch.setattr(video_module, "packets", lambda *_: (Fake(10 * i, t) for i, t in enumerate(times)))
     assert [level // 10 for level in levels_of(read_video(path).frames)] == want
 
 
 def test_a_picture_of_another_size_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "v.avi", LEVELS[:3])
-    monkeypatch.setattr(Stream, "_decoded", lambda *_: (Fake(50, i / 25, 16 + 16 * i, 12) for i in range(4)))
+    monkeypatch.setattr(video_module, "packets", lambda *_: (Fake(50, i / 25, 16 + 16 * i, 12) for i in range(4)))
     assert read_video(path).frames.shape == (4, 12, 16)
 
 
@@ -211,7 +212,7 @@ def test_truncated_gives_what_is_there(tmp_path: Path) -> None:
 
 def test_damage_in_the_middle_is_noted_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "v.mkv", LEVELS[:20], codec="ffv1")
-    real = Stream._decoded
+    real = video_module.packets
 
     class Packet:
         def decode(self) -> list[Any]:
@@ -225,7 +226,7 @@ def test_damage_in_the_middle_is_noted_and_the_rest_is_read(tmp_path: Path, monk
             for i, packet in enumerate(self.inner.demux(stream)):
                 yield Packet() if i == 7 else packet
 
-    monkeypatch.setattr(Stream, "_decoded", lambda self, container, stream: real(self, Container(container), stream))
+    monkeypatch.setattr(video_module, "packets", lambda container, *rest: real(Container(container), *rest))
     video = read_video(path)
     assert video.problem is not None and video.problem.startswith("damaged")
     want = LEVELS[:20]

@@ -109,11 +109,11 @@ def test_bad_items_cost_themselves_only_and_order_is_kept():
 
 
 def test_single_reward_is_a_reward():
-    reward = get_reward("stoi")
+    reward = get_reward("pesq_wb")
     assert isinstance(reward, Reward) and reward.needs == {"target"} and reward.sample_rate == 16000
-    assert "stoi" in reward.version
+    assert "pesq" in reward.version
     (score,) = reward.score([sample(voice(1), target=voice(1))])
-    assert score.value == pytest.approx(1.0, abs=1e-6)
+    assert score.value == pytest.approx(4.64, abs=0.01)
     assert reward.score([]) == []
 
 
@@ -121,12 +121,15 @@ def test_rates_are_converted_and_counted():
     clean = voice(1.0)
     noisy = with_noise(clean, 10)
     up = [resample(x, 16000, 48000) for x in (noisy, clean)]
-    with Scorer(["si_sdr", "estoi"], workers=0) as scorer:
+    with Scorer(["si_sdr", "estoi", "pesq_wb", "dnsmos"], workers=0) as scorer:
         a = scorer.score([sample(noisy, target=clean)])
         b = scorer.score([sample(up[0], target=up[1], rate=48000)])
         meta = scorer.meta()
-    assert b["si_sdr"][0].value == pytest.approx(a["si_sdr"][0].value, abs=0.3)
+    assert b["si_sdr"][0].value == pytest.approx(a["si_sdr"][0].value, abs=0.3)  # at their own rates
     assert meta["_input"]["resampled"] == {"48000 Hz -> 16000 Hz": 1}  # once, though two rewards asked
+    assert (
+        scorer.rates["si_sdr"] == {(16000, 16000): 1, (48000, 48000): 1} and (16000, 48000) in scorer.rates["pesq_wb"]
+    )
     assert meta["estoi"]["version"] and meta["estoi"]["needs"] == ["target"]
 
 

@@ -56,5 +56,5 @@ def test_pool_and_inline_scores_are_the_same() -> None:
     names = ["estoi", "si_sdr", "stoi", "lsd"]
     with Scorer(names, workers=2) as scorer, Scorer(names, workers=0) as inline:
         a, b = scorer.score(samples), inline.score(samples)
-    assert a == b and [s.error for s in a["lsd"]] == [None, "silent", None]
+    assert a == b and [(s.error or "fine")[:6] for s in a["lsd"]] == ["fine", "silent", "fine"]
     assert scorer.seconds["estoi"] > 0

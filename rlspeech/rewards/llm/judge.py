@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlspeech.rewards.base import SILENCE_DBFS, wave_problem
+from rlspeech.data.audio import NOTHING_DBFS
+from rlspeech.rewards.base import wave_problem
 from rlspeech.rewards.encoders import Cache
 from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Describer, Description, read_prompts
 from rlspeech.rewards.llm.sentiment import Sentiment, read_rating
@@ -137,7 +138,7 @@ class LlmJudge:
         count = 1 if limit is None else max(1, -(-len(wav) // max(1, int(limit * SAMPLE_RATE))))
         parts = np.array_split(wav, count)
         if count > 1:
-            parts = [p for p in parts if wave_problem(p, SAMPLE_RATE, 0.0, True) is None]
+            parts = [p for p in parts if wave_problem(p, SAMPLE_RATE, 0.0) is None]
         return [_Piece(clip, len(p) / SAMPLE_RATE, p) for p in parts]
 
     def _read(self, answers: Sequence[Description]) -> list[Score]:
@@ -159,7 +160,7 @@ def _combine(rows: list[tuple[_Piece, list[Score]]], texts: list[str]) -> Score:
     """One score of a clip: mean over samples, then over pieces by duration. A piece without any rating leaves the clip without one."""
     detail: dict[str, Any] = {JUDGE_TEXT: "\n".join(texts) or None, "llm_stars": None}
     if not rows:
-        return Score(None, f"silent (below {SILENCE_DBFS:g} dBFS) in every piece", detail)
+        return Score(None, f"silent (below {NOTHING_DBFS:g} dBFS) in every piece", detail)
     values, stars = [], []
     for number, (_, scores) in enumerate(rows, 1):
         good = [s for s in scores if s.value is not None]

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.data.audio import AudioError, load_audio, mono
+from rlspeech.data.audio import load_audio, mono
 from rlspeech.data.batches import Clip, Keys, Videos
-from rlspeech.data.video import VIDEO_SUFFIXES, LipsError, extract_audio, frames_at, frames_of, load_lips
+from rlspeech.data.decode import VIDEO_SUFFIXES, sound_info
+from rlspeech.data.video import LipsError, frames_at, frames_of, load_lips
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.tasks.gaussian import Levelled, levelled
 from rlspeech.types import UserError, Utterance
@@ -49,25 +50,8 @@ def load_recording(
     Raises:
         AudioError: as ``load_audio``, and for a video without sound.
     """
-    if is_video(Path(path)):
-        return _sound_track(path, sample_rate, offset_s, duration_s)
-    import soundfile as sf
-
-    wav = load_audio(path, sample_rate, offset_s, duration_s)  # says all that can be wrong with the file
-    if channels == 1 or sf.info(path).channels != 2:
-        return wav
-    return load_audio(path, sample_rate, offset_s, duration_s, channels=2)
-
-
-def _sound_track(path: str | Path, sample_rate: int, offset_s: float, duration_s: float | None) -> np.ndarray:
-    with tempfile.TemporaryDirectory(prefix="rlspeech-") as folder:
-        track = Path(folder) / "sound.wav"
-        try:
-            if not extract_audio(path, track, sample_rate):
-                raise AudioError("the video has no sound track")
-        except UserError as error:  # no library that reads videos
-            raise AudioError(f"{error.what}: {error.why}"[:200]) from error
-        return load_audio(track, sample_rate, offset_s, duration_s)
+    both = channels == 2 and not is_video(Path(path)) and sound_info(path).channels == 2
+    return load_audio(path, sample_rate, offset_s, duration_s, channels=1 + both)
 
 
 def find_video(recording: Path, given: Path | None = None) -> Path | None:
