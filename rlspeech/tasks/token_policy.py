@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import pad
 
@@ -33,9 +33,21 @@ def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def token_kl(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL(policy || reference) (n, S) over the vocabulary, in nats, with gradient to the first (n, S, V)."""
+    """KL(policy || reference) (n, S) over the vocabulary, in nats, with gradient to the first (n, S, V); a token at -inf adds nothing."""
     here = logits.log_softmax(-1)
-    return (here.exp() * (here - reference.log_softmax(-1))).sum(-1)
+    gap = (here - reference.log_softmax(-1)).masked_fill(here.detach() == -torch.inf, 0.0)
+    return (here.exp() * gap).sum(-1)
+
+
+def sampled_kl(logp: Tensor, reference: Tensor, old: Tensor) -> Tensor:
+    """KL(policy || reference) estimated from the sampled tokens, all (n, S): k3 times the ratio to who sampled them.
+
+    k3 = r - 1 - log r with r = reference / policy is never negative and has the KL for its mean, but not the KL's gradient for that of
+    its mean: the sampling moves too. With the ratio, and its gradient, both are exact in expectation, as TRL's bias correction (1.16)
+    and DeepSeek-V3.2 (arXiv 2512.02556).
+    """
+    gap, moved = (torch.where(x.isfinite(), x, torch.zeros_like(x)) for x in (reference - logp, logp - old))
+    return moved.exp() * (gap.exp() - gap - 1)
 
 
 def kept_mass(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -129,6 +141,9 @@ class TokenPolicy:
         self._half = any(p.dtype == torch.bfloat16 for p in self.parameters())
         for p in self.parameters():
             p.data = p.data.float()
+        with adapted.reference() as other:
+            if self._half and other is not self.model:
+                match_precision(self.model, other)
 
     def parameters(self) -> list[Parameter]:
         return self.adapted.parameters()
@@ -277,8 +292,8 @@ class TokenPolicy:
             with torch.no_grad(), self.adapted.reference() as other:
                 there = self._forward(other, state, rows)
                 there = token_logp(there, ids, warmth) if k3 else there / warmth
-            kl = (there - logp).exp() - (there - logp) - 1 if k3 else token_kl(logits / warmth, there)
-            kl = pad(kl, (0, full))
+            old = rollout.logp[rows.to(rollout.logp.device), :width]
+            kl = pad(sampled_kl(logp, there, old) if k3 else token_kl(logits / warmth, there), (0, full))
         logp = pad(logp, (0, full))
         one = torch.ones(logp.shape[1], device=logp.device)
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), one, one)
@@ -299,6 +314,18 @@ class TokenPolicy:
         logp, mask = token_logp(logits, ids.to(logits.device)), mask.to(logits.device)
         each = -torch.where(mask, logp, torch.zeros_like(logp)).sum(1) / mask.sum(1).clamp_min(1)
         return each.sum() / prompts
+
+
+def match_precision(model: nn.Module, reference: nn.Module) -> None:
+    """Give a bf16 reference the arithmetic of its policy, whose weights are fp32 under autocast: its KL then starts at exactly 0.
+
+    Autocast rounds the operands of products to bf16, so that the weights of linear layers may stay so, which are nearly all of them; what
+    is looked up or multiplied element by element (embeddings, norms) is not rounded, and neither is what is added to it.
+    """
+    for ours, theirs in zip(model.modules(), reference.modules(), strict=True):
+        for p, q in zip(ours.parameters(recurse=False), theirs.parameters(recurse=False), strict=True):
+            if p.requires_grad and not isinstance(theirs, nn.Linear):
+                q.data = q.data.float()
 
 
 def like_lengths(lengths: Tensor, spare: int) -> list[Tensor]:

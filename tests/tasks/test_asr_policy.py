@@ -18,7 +18,7 @@ from rlspeech.config import PPO, RL, Lora, RewardSpec, Sampling
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.tasks.asr.policy import AsrPolicy
-from rlspeech.tasks.token_policy import kept_mass, token_kl, token_logp
+from rlspeech.tasks.token_policy import kept_mass, sampled_kl, token_kl, token_logp
 from rlspeech.types import CriticPolicy, Policy, Sample, Score, SupervisedPolicy
 
 FOUR = ("fun_asr_nano", "qwen2_audio", "voxtral", "whisper")
@@ -191,7 +191,7 @@ def test_half_precision_does_not_move_the_ratio(lora: Lora | None) -> None:
     made = policy.rollout(_clips(), group=6, seed=0)
     for rows in policy._micro(made.state):
         look = policy.log_prob(made, rows, with_kl=True)
-        assert look.logp.dtype == torch.float32
+        assert look.logp.dtype == torch.float32 and float(look.kl.detach().abs().max()) < 1e-7
         assert float((look.logp - made.logp[rows])[made.mask[rows]].detach().abs().max()) < 1e-6
     algo = _algo(policy, 1e-5)
     before = [p.detach().clone() for p in policy.parameters()]
@@ -326,8 +326,35 @@ def test_token_kl_is_torchs() -> None:
     a, b = (torch.randn(3, 4, 9, generator=g, requires_grad=True) for _ in range(2))
     wanted = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (a, b)))
     torch.testing.assert_close(token_kl(a, b), wanted)
+    shut = [x.index_fill(2, torch.tensor([2, 5]), -torch.inf) for x in (a, b)]  # a vocabulary of which a part is closed
+    found = token_kl(*shut)
+    rest = [x[..., [i for i in range(9) if i not in {2, 5}]] for x in (a, b)]
+    torch.testing.assert_close(found, token_kl(*rest))
+    ours, theirs = (torch.autograd.grad(kl.sum(), a)[0] for kl in (found, token_kl(*rest)))
+    torch.testing.assert_close(ours, theirs)
     ids = torch.randint(9, (3, 4), generator=g)
     torch.testing.assert_close(token_logp(a, ids, 0.5), torch.distributions.Categorical(logits=2 * a).log_prob(ids))
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.7])
+def test_the_sampled_kl_has_the_kl_and_its_gradient_in_expectation(moved: float) -> None:
+    """By enumeration of a vocabulary of 6, at the policy that sampled and away from it; k3 alone has KL(reference || policy)'s."""
+    g = torch.Generator().manual_seed(1)
+    theta, shift, other = (torch.randn(6, generator=g, dtype=torch.double) for _ in range(3))
+    theta = (theta + moved * shift).requires_grad_()
+    old, here, there = (x.log_softmax(0) for x in (theta.detach() - moved * shift, theta, other))
+    estimate = (old.exp() * sampled_kl(here, there, old)).sum()
+    kl = token_kl(theta[None], other[None])[0]
+    torch.testing.assert_close(estimate, kl)
+    mine, true = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in (estimate, kl))
+    torch.testing.assert_close(mine, true)
+    plain = (there - here).exp() - (there - here) - 1
+    biased = torch.autograd.grad((here.detach().exp() * plain).sum(), theta, retain_graph=True)[0]
+    reverse = torch.autograd.grad((there.exp() * (there - here)).sum(), theta)[0]
+    torch.testing.assert_close(biased, reverse)
+    assert torch.cosine_similarity(biased, true, dim=0) < 0.99
+    dead = sampled_kl(here.detach().index_fill(0, torch.tensor([0]), -torch.inf).requires_grad_(), there, old)
+    assert bool(dead.isfinite().all())
 
 
 # -- supervision and edges -------------------------------------------------------------------------------------------------

@@ -407,6 +407,11 @@ def test_noise_given_a_winner_lets_it_win_and_has_the_law_of_noise() -> None:
     assert torch.equal(hard.argmax(-1), ids)
     far = noise_given(torch.tensor([[[0.0, 60.0]]]), torch.tensor([[0]]), gumbel_noise([1], 2, [0]))
     assert bool(far.isfinite().all())
+    shut = torch.tensor([[[0.0, -torch.inf, 1.0]]], requires_grad=True)  # the second one cannot be drawn
+    given = noise_given(shut, torch.tensor([[2]]), gumbel_noise([1], 3, [0]))
+    soft = relaxed_tokens(shut, given, 1.0, True, torch.tensor([[2]]))
+    (grad,) = torch.autograd.grad((soft * torch.arange(3)).sum(), shut)
+    assert soft[0, 0].tolist() == [0, 0, 1] and bool(grad.isfinite().all()) and grad[0, 0, 1] == 0
 
 
 def test_hard_is_exactly_one_hot_and_soft_sums_to_one() -> None:

@@ -205,7 +205,8 @@ def noise_given(logits: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
     # the largest sum, whichever token has it
     top = logits.logsumexp(-1, keepdim=True) + noise.gather(-1, ids[..., None])
     below = -torch.logaddexp(-top, -(logits + noise))  # the others, cut off there
-    return torch.where(one_hot(ids, logits.shape[-1]).bool(), top, torch.minimum(below, top)) - logits
+    made = torch.where(one_hot(ids, logits.shape[-1]).bool(), top, torch.minimum(below, top)) - logits
+    return torch.where(logits == -torch.inf, noise, made)  # a token that cannot be drawn has any noise
 
 
 def relaxed_tokens(logits: Tensor, noise: Tensor, tau: float, hard: bool, ids: Tensor | None = None) -> Tensor:
