@@ -346,6 +346,8 @@ def executes_data(path: Path) -> list[str]:
             found.append(f"{where} lets numpy unpickle")
         if called == "yaml.load" and not (len(node.args) == 2 and ast.unparse(node.args[1]) == "_Loader"):
             found.append(f"{where} calls yaml.load; yaml.safe_load")
+        if called.endswith(".from_pretrained") and path.name != "folder.py":
+            found.append(f"{where} calls from_pretrained past models.folder.pretrained")
         if keywords.get("shell") == "True" or keywords.get("trust_remote_code") == "True":
             found.append(f"{where} runs what it is given")
     return found
@@ -372,6 +374,7 @@ def test_the_search_for_executed_data_finds_it(tmp_path: Path) -> None:
         "np.load(p, allow_pickle=True)",
         "subprocess.run(c, shell=True)",
         "from_pretrained(n, trust_remote_code=True)",
+        "AutoModel.from_pretrained(n)",
     ]
     file.write_text(
         "\n".join([*lines, "torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(t)", "np.load(p)"])

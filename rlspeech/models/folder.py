@@ -6,6 +6,7 @@ Beside transformers' files lies ``rlspeech.json``: task, facts, and what of the 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlspeech.models.card import Card, write_card
@@ -24,7 +25,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 OWN = {"config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"}
 OWN |= {ABOUT, "README.md", ".gitattributes"}
-FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError)
+FAULTS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, ImportError, AttributeError)
+FAULTS += (AssertionError, MemoryError, SafetensorError)
+INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # as safetensors names them
+MOST_LAYERS = 1024
 
 
 @contextmanager
@@ -50,6 +54,51 @@ def quietly(quiet: bool = True) -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def pretrained(kind: Any, where: str | Path, **options: Any) -> Any:
+    """What one of transformers' classes loads from a folder or a Hub id. Code that lies there never runs, a pickle is never opened.
+
+    Args:
+        kind: the class: of a config, a tokenizer, a processor or a model.
+        where: a folder or a Hub id.
+        options: of its ``from_pretrained``.
+
+    Raises:
+        ValueError: sizes beyond any model's, weights that are integers, or a model that comes as code.
+    """
+    if (config := Path(where) / "config.json").is_file():
+        refuse_sizes(json.loads(config.read_text(encoding="utf-8")))
+    if hasattr(kind, "forward") or hasattr(kind, "_model_mapping"):  # a model, or an auto class of models
+        refuse_integers(Path(where))
+        options["use_safetensors"] = True
+    return kind.from_pretrained(where, trust_remote_code=False, **options)
+
+
+def refuse_sizes(config: Any) -> None:
+    """Stop at a config, or a part of one, that asks for more layers than any model has: to build it would take for ever."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        refuse_sizes(value)
+        if isinstance(value, int) and value > MOST_LAYERS and re.search("layers|depth|blocks", key):
+            raise ValueError(f"{key} is {value}; no model here has more than {MOST_LAYERS}")
+
+
+def refuse_integers(folder: Path) -> None:
+    """Stop at weights that are stored as integers, as a quantised model's are: read as numbers, they are noise."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                if name.endswith((".weight", ".bias")) and file.get_slice(name).get_dtype() in INTEGERS:
+                    raise ValueError(f"{name} in {path.name} holds integers (a quantised model?)")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """A folder's ``model.safetensors`` in single precision, integers that count something as they are."""
+    from safetensors.torch import load_file
+
+    refuse_integers(folder)
+    found = load_file(folder / "model.safetensors")
+    return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
 
 
 def read_about(folder: Path | None, task: str, *, must: bool = False) -> dict[str, Any]:
@@ -81,7 +130,7 @@ def load_net(cls: Any, where: str | Path, *, strict: bool = False, **options: An
         ValueError: weights that do not fit the config.
     """
     with quietly():
-        net, found = cls.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
+        net, found = pretrained(cls, where, output_loading_info=True, **options)
     kinds = ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if strict else []))
     if wrong := [str(key) for kind in kinds for key in found[kind]]:
         raise ValueError(f"weights do not fit the config: {wrong[:3]}")

@@ -224,16 +224,13 @@ def load_model(
     Raises:
         UserError: missing, of another kind, or weights that do not fit the config.
     """
-    from safetensors.torch import load_file
-
-    from rlspeech.models.folder import loading
+    from rlspeech.models.folder import loading, read_weights
 
     folder = resolve(name, task)
     config = read_config(folder, task)
     with loading(f"the checkpoint {folder}", "rlspeech check on its run folder"):
         model = make(folder, config) if make is not None else _make(KINDS[task], config["model"])
-        weights = load_file(folder / "model.safetensors")
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        model.load_state_dict(read_weights(folder))
     return model.to(device).eval(), config
 
 

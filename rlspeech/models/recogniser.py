@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config_parts import RecogniserModel
 from rlspeech.models.audio_lm.generate import left_padded, with_answers
-from rlspeech.models.folder import loading, read_about, save_net, write_about
+from rlspeech.models.folder import loading, pretrained, read_about, read_weights, save_net, write_about
 from rlspeech.models.hub import card_of, resolve
 from rlspeech.models.spectra import fbank, stack_frames
 
@@ -236,9 +236,9 @@ def load_recogniser(name: str, device: torch.device | str = "cpu") -> tuple[Reco
     hint = "the folder that `rlspeech pretrain --task asr` wrote, or embedded"
     with loading(f"{folder} as a recogniser to go on training", hint):
         about = read_about(folder, "asr", must=True)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = pretrained(PreTrainedTokenizerFast, folder, local_files_only=True)
         model = Recogniser(RecogniserModel(**about["model"]), tokenizer)
-        weights = {f"net.{k}": v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        weights = {f"net.{k}": v for k, v in read_weights(folder).items()}
         weights["net.lm_head.weight"] = weights["net.model.language_model.embed_tokens.weight"]
         kept = (folder / "head.safetensors").is_file()
         head = load_file(folder / "head.safetensors") if kept else model.head.state_dict()

@@ -130,8 +130,10 @@ class MelFrontEnd(nn.Module):
             raise UserError("the mel front end needs a vocoder", "model.vocoder is not set", try_this)
         from transformers import SpeechT5HifiGan
 
+        from rlspeech.models.folder import pretrained
+
         try:
-            vocoder = SpeechT5HifiGan.from_pretrained(self.vocoder_name)
+            vocoder = pretrained(SpeechT5HifiGan, self.vocoder_name)
         except (OSError, ValueError) as error:
             what, why = f"cannot load the vocoder {self.vocoder_name}", str(error).splitlines()[0]
             raise UserError(what, why, "a folder with config.json and weights") from error

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from rlspeech.config_parts import TokenRewardModel
 from rlspeech.models.audio_lm.generate import right_padded
 from rlspeech.models.flow import Attention, rotary, rotate
+from rlspeech.models.folder import pretrained
 from rlspeech.models.hub import load_model, save_model
 from rlspeech.models.recogniser import END, PAD, START
 
@@ -259,7 +260,7 @@ def load_token_reward(name: str, device: torch.device | str = "cpu") -> tuple[To
     from transformers import PreTrainedTokenizerFast
 
     def make(folder: Path, config: dict[str, Any]) -> TokenReward:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = pretrained(PreTrainedTokenizerFast, folder, local_files_only=True)
         cfg = TokenRewardModel(**config["model"])
         return TokenReward(cfg, int(config["codes"]), tokenizer, config["labels"], int(config["sample_rate"]))
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlspeech.models.folder import loading
+from rlspeech.models.folder import loading, pretrained
 from rlspeech.models.spectra import LogMel, level_normalise
 from rlspeech.rewards.base import FOLDER_HINT
 from rlspeech.types import Sample, Score
@@ -249,11 +249,11 @@ def load_encoder(
     import transformers
 
     with loading(f"the {what} {name!r}", FOLDER_HINT):
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = pretrained(transformers.AutoConfig, name)
         named = [c for c in config.architectures or [] if c in classes]
-        model = getattr(transformers, named[0] if named else classes[0]).from_pretrained(name, config=config)
+        model = pretrained(getattr(transformers, named[0] if named else classes[0]), name, config=config)
         try:
-            extractor: Any = cast(Any, transformers.AutoFeatureExtractor).from_pretrained(name)
+            extractor = pretrained(transformers.AutoFeatureExtractor, name)
         except (OSError, ValueError):
             extractor = None
     return model.requires_grad_(False).eval().to(device), extractor, str(name)

@@ -35,7 +35,7 @@ from rlspeech.models.audio_lm.generate import (
     prefill,
     right_padded,
 )
-from rlspeech.models.folder import DTYPES, load_net, loading, read_about, save_net, snapshot, write_about
+from rlspeech.models.folder import DTYPES, load_net, loading, pretrained, read_about, save_net, snapshot, write_about
 from rlspeech.models.hub import card_of, find_checkpoint
 
 Part = Literal["encoder", "projector", "language"]
@@ -293,7 +293,7 @@ def load_audio_lm(
     where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
     hint = "a folder in transformers' layout, a Hub id with the network at hand, or 'embedded'"
     with loading(f"the recogniser {name}", hint):
-        config = transformers.AutoConfig.from_pretrained(where, **options)
+        config = pretrained(transformers.AutoConfig, where, **options)
         cls = getattr(transformers, family_of(str(config.model_type)).architecture or config.architectures[0])
         net = load_net(cls, where, config=config, dtype=DTYPES[dtype], **options)
         tokenizer, processor, extractor = _words(where, options)
@@ -312,16 +312,16 @@ def _words(where: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
 
     processor, extractor = None, None
     try:
-        processor = AutoProcessor.from_pretrained(where, **options)
+        processor = pretrained(AutoProcessor, where, **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError):
         pass
     if processor is None or not hasattr(processor, "tokenizer"):
         processor = None
         try:
-            extractor = AutoFeatureExtractor.from_pretrained(where, **options)
+            extractor = pretrained(AutoFeatureExtractor, where, **options)
         except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError):
             pass
-    tokenizer = processor.tokenizer if processor is not None else AutoTokenizer.from_pretrained(where, **options)
+    tokenizer = processor.tokenizer if processor is not None else pretrained(AutoTokenizer, where, **options)
     return tokenizer, processor, extractor
 
 

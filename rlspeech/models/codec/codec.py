@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.data.audio import resample, rms_dbfs, to_level
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, DecoderOutput
-from rlspeech.models.folder import load_net, loading
+from rlspeech.models.folder import load_net, loading, pretrained
 from rlspeech.models.hub import load_model
 from rlspeech.models.spectra import kaldi_filters
 from rlspeech.types import UserError
@@ -377,7 +377,7 @@ def load_hub_codec(name: str, device: torch.device | str = "cpu") -> HubCodec:
     family, where, books = parsed if parsed is not None else ("", name, None)
     hint = "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)"
     with loading(f"the codec {name}", hint):
-        found = str(transformers.AutoConfig.from_pretrained(where).model_type)
+        found = str(pretrained(transformers.AutoConfig, where).model_type)
         if found not in FAMILIES or family not in ("", found):
             raise ValueError(f"its model_type is {found!r}, not {family or ' or '.join(FAMILIES)}")
         cls = getattr(transformers, FAMILIES[found].cls)

@@ -15,7 +15,7 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, load_codec, start_alike
 from rlspeech.models.codec.lm import SPEECH, STOP, TEXT, CodecLM, Layout, layout_of
-from rlspeech.models.folder import DTYPES, load_net, loading, read_about, save_net, snapshot, write_about
+from rlspeech.models.folder import DTYPES, load_net, loading, pretrained, read_about, save_net, snapshot, write_about
 from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError
 
@@ -113,7 +113,7 @@ def load_codec_lm(
     hint = "a folder that `rlspeech pretrain --task tts` wrote, a Hub id with the network at hand, or 'embedded'"
     with loading(f"the synthesiser {name}", hint):
         about = read_about(folder, TASK)
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        tokenizer = pretrained(AutoTokenizer, where, **options)
         net = load_net(AutoModelForCausalLM, where, dtype=DTYPES[dtype], **options)
         layout = Layout.read(about["layout"]) if "layout" in about else layout_of(tokenizer)
         rows = min(net.get_input_embeddings().weight.shape[0], net.get_output_embeddings().weight.shape[0])

@@ -22,7 +22,7 @@ import torch
 from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.files import digest_of
-from rlspeech.models.folder import loading, quietly
+from rlspeech.models.folder import loading, pretrained, quietly
 from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Description, clean_answer, read_prompts, wav_bytes
 from rlspeech.types import UserError
@@ -186,14 +186,14 @@ def _load(path: str, dtype: torch.dtype, device: str, device_map: str | None) ->
     import transformers
 
     with loading(f"the describer {path!r}", HINT):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        processor: Any = transformers.AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        config = pretrained(transformers.AutoConfig, path)
+        processor: Any = pretrained(transformers.AutoProcessor, path)
         kind = str(config.model_type)
         placed = {"device_map": device_map} if device_map else {}
         model, problem = None, ValueError(f"transformers {transformers.__version__} has no class for {kind}")
         for cls in _classes(transformers, config):
             try:
-                model = cls.from_pretrained(path, dtype=dtype, trust_remote_code=False, **placed)
+                model = pretrained(cls, path, dtype=dtype, **placed)
                 break
             except ValueError as error:  # an auto class that does not know this config
                 problem = error

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from rlspeech import log
-from rlspeech.models.folder import loading, quietly
+from rlspeech.models.folder import loading, pretrained, quietly
 from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.llm.audio_llm import weights_id
 from rlspeech.rewards.llm.describe import EMBEDDED, without_thoughts
@@ -80,9 +80,8 @@ class Sentiment:
         path = str(embedded_path("sentiment")) if name == EMBEDDED else name
         hint = "a folder with a sequence classifier and its tokenizer, or a Hub id with the network at hand"
         with loading(f"the sentiment model {path!r}", hint), quietly(name == EMBEDDED or log.quiet):
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            auto: Any = transformers.AutoModelForSequenceClassification
-            model = auto.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
+            self._tokenizer: Any = pretrained(transformers.AutoTokenizer, path)
+            model = pretrained(transformers.AutoModelForSequenceClassification, path, dtype=torch.float32)
         labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         ranks = order_labels(labels, order, name)
         self.labels, self._order = [labels[i] for i in ranks], torch.tensor(ranks)

@@ -1,0 +1,73 @@
+"""Folders in transformers' layout: their code never runs, sizes beyond any model's and integer weights are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from rlspeech.models import folder
+from rlspeech.models.audio_lm.model import load_audio_lm
+from rlspeech.models.codec.load import load_codec_lm
+from rlspeech.models.hub import embedded_path, load_model
+from rlspeech.rewards.encoders import load_encoder
+from rlspeech.rewards.llm.audio_llm import AudioLlm
+from rlspeech.rewards.llm.sentiment import Sentiment
+from rlspeech.types import UserError
+
+CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoProcessor", "AutoFeatureExtractor")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recogniser's folder whose every part asks for code that lies beside it; the code leaves a file where it runs."""
+    made = tmp_path_factory.mktemp("hostile") / "model"
+    shutil.copytree(embedded_path("asr"), made)
+    (made / "evil.py").write_text(f"open({str(made / 'ran')!r}, 'w')\n")
+    (made / "tokenizer.json").unlink()
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
+        known = json.loads((made / name).read_text()) if (made / name).is_file() else {}
+        code = {"auto_map": dict.fromkeys(CLASSES, "evil.C") | {"AutoTokenizer": ["evil.C", None]}}
+        kinds = {"model_type": "evil", "tokenizer_class": "Evil", "processor_class": "Evil", "feature_extractor_type": "Evil"}
+        (made / name).write_text(json.dumps(known | code | kinds))
+    (made / "rlspeech.json").unlink()
+    return made
+
+
+@pytest.mark.parametrize("load", [load_audio_lm, load_codec_lm, AudioLlm, Sentiment, "encoder", *CLASSES])
+def test_code_in_a_model_folder_never_runs(hostile: Path, load: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append("".join(map(str, text))) or "y")
+    with pytest.raises((UserError, ValueError, OSError)):
+        if load == "encoder":
+            load_encoder(str(hostile), "speech_encoder", ("AutoModel",), "cpu", "speech encoder")
+        elif isinstance(load, str):
+            folder.pretrained(getattr(transformers, load), hostile)
+        else:
+            load(str(hostile), **({"prompt": "what?"} if load is AudioLlm else {}))  # type: ignore[operator]
+    assert not asked
+    assert not (hostile / "ran").exists()
+
+
+@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 10**8}, {"text_config": {"num_hidden_layers": 10**8}}])
+def test_more_layers_than_any_model_has_are_refused(tmp_path: Path, sizes: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **sizes}))
+    with pytest.raises(ValueError, match="num_hidden_layers"):
+        folder.pretrained(transformers.AutoConfig, tmp_path)
+
+
+@pytest.mark.parametrize(("task", "load"), [("flowse", load_model), ("asr", load_audio_lm), ("codec", load_model)])
+def test_integer_weights_are_refused(tmp_path: Path, task: str, load: object) -> None:
+    made = tmp_path / "model"
+    shutil.copytree(embedded_path(task), made)
+    weights = load_file(made / "model.safetensors")
+    name = next(k for k in weights if k.endswith(".weight"))
+    save_file(weights | {name: weights[name].to(torch.int32)}, made / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as caught:
+        load(*([str(made), task] if load is load_model else [str(made)]))  # type: ignore[operator]
+    assert name in caught.value.why
