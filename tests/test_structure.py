@@ -346,7 +346,7 @@ def executes_data(path: Path) -> list[str]:
             found.append(f"{where} lets numpy unpickle")
         if called == "yaml.load" and not (len(node.args) == 2 and ast.unparse(node.args[1]) == "_Loader"):
             found.append(f"{where} calls yaml.load; yaml.safe_load")
-        if called.endswith(".from_pretrained") and path.name != "folder.py":
+        if re.search(r"(?<!PeftModel)\.from_pretrained$", called) and path.name != "folder.py":
             found.append(f"{where} calls from_pretrained past models.folder.pretrained")
         if keywords.get("shell") == "True" or keywords.get("trust_remote_code") == "True":
             found.append(f"{where} runs what it is given")
