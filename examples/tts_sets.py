@@ -51,14 +51,21 @@ def some(rows: list[Utterance], each: int, condition: str, without: set[str], rn
     return [replace(u, extra={**u.extra, "condition": condition}) for u in picked]
 
 
-def spoken(out: Path, name: str, count: int, without: set[str], rng: random.Random, jobs: int) -> list[Utterance]:
-    """Sentences of the domain that are in none of ``without``, spoken at the voice's own pace and pitch."""
+def sentences(
+    out: Path, name: str, count: int, without: set[str], rng: random.Random
+) -> list[tuple[Path, str, str, str]]:
+    """Files, texts, kinds and voices of sentences of the domain that are in none of ``without``."""
     drawn: list[tuple[Path, str, str, str]] = []
     while len(drawn) < count:
         kind, text = draw(rng)
         if text not in without:
             voice = rng.choice(VOICES)
             drawn.append((out / "spoken" / f"{name}_{len(drawn):05d}_{voice}.flac", text, kind, voice))
+    return drawn
+
+
+def spoken(drawn: list[tuple[Path, str, str, str]], jobs: int) -> list[Utterance]:
+    """The sentences, spoken at the voice's own pace and pitch."""
     with ProcessPoolExecutor(jobs) as pool:
         return list(pool.map(speak, drawn, chunksize=50))
 
@@ -74,7 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--material", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=48000)
+    parser.add_argument("--train", type=int, default=48000, help="sentences that rl leaves out")
+    parser.add_argument("--say", type=int, help="speak only so many of them (default: all)")
     parser.add_argument("--rl", type=int, default=640)
     parser.add_argument("--jobs", type=int, default=2, help="processes that speak")
     parser.add_argument("--each", type=int, default=12, help="test rows of every kind and condition")
@@ -90,8 +98,9 @@ def main() -> None:
     kept = {str(u.text) for u in [*valid, *test]}
     for part in ("train", "valid", "test"):  # the demo's texts are for the demo
         kept |= {str(u.text) for u in read_manifest(demo_commands_clean(part))}
-    train = spoken(out, "train", args.train, kept, random.Random(123), args.jobs)
-    rl = spoken(out, "rl", args.rl, kept | {str(u.text) for u in train}, random.Random(99), args.jobs)
+    texts = sentences(out, "train", args.train, kept, random.Random(123))
+    new = sentences(out, "rl", args.rl, kept | {text for _, text, _, _ in texts}, random.Random(99))
+    train, rl = spoken(texts[: args.say], args.jobs), spoken(new, args.jobs)
     reward = [u for u in known["train"] if u.text not in kept] + train
     for name, rows in {"train": train, "rl": rl, "reward": reward, "valid": valid, "test": test}.items():
         write_manifest(out / f"{name}.jsonl", rows)
