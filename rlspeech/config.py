@@ -251,6 +251,9 @@ class RL(Strict):
     reduction: Literal["mean", "sum"] = conf("mean", "over the dimensions of a decision; the clip range depends on it")
     ratio: Literal["plain", "rationorm"] = "plain"
     kl_beta: NonNegative = conf(0.01, "weight of the KL to the reference policy; 0 skips the reference pass")
+    kl_target: Positive | None = conf(
+        None, "hold the logged kl near this: above it, weights are drawn back to the reference's; null: free"
+    )
     kl: Literal["full", "k3"] = conf(
         "full", "token policies: over the whole vocabulary, or the k3 estimate from the sampled token; Gaussian: exact"
     )

@@ -10,10 +10,16 @@ scored: the control without RL, on the same data with the same steps. The ratio 
 reference, which only the KL knows: clipped against the reference, no policy would get further from it than the clip range. The KL is
 that of every decision of every rollout that takes part, also where there is no advantage: what is solved, or hopeless, has its anchor.
 Rollouts that ``truncated: mask`` leaves out take part in nothing: no statistic of rewards, no loss, no KL, no mean.
+
+A KL in the loss is soft, and late under Adam: whose steps are as long however steep the KL is, and whose momentum goes on. ``kl_target``
+holds the policy near the reference in another way (``steer``): a step whose KL was above it draws the weights back towards the
+reference's, by the factor that halves a KL of four times the target's to it, for a KL goes with the square of the way. What was learned
+across keeps its direction, and what no KL sees is drawn back too.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,6 +128,10 @@ class PolicyUpdate(ABC):
         self.config, self.policy, self.optimizer, self.average = config, policy, optimizer, average
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
         self.checked = False
+        if config.kl_target is not None and not config.kl_beta:
+            raise UserError("kl_target needs a KL", "with kl_beta 0 none is measured", "--set kl_beta=0.01")
+        if config.kl_target is not None and not hasattr(policy, "adapted"):
+            raise UserError("this policy has no kl_target", "it has no attribute adapted (models/adapters.py)")
         self.phases = Phases(policy, optimizer, config.offload)
 
     def check(self, config: RL) -> None:
@@ -171,6 +181,16 @@ class PolicyUpdate(ABC):
     def loss_beta(self) -> float:
         """Weight of the KL inside the loss."""
         return self.config.kl_beta
+
+    def steer(self, logged: Mapping[str, float]) -> dict[str, float]:
+        """Draw the weights back where what a step logged, of all processes, is above ``kl_target``. Returns the share of the way left."""
+        target = self.config.kl_target
+        if target is None:
+            return {}
+        left = (target / kl) ** 0.5 if (kl := logged.get("kl", math.nan)) > target else 1.0
+        if left < 1:
+            cast(Any, self.policy).adapted.draw_back(left)
+        return {"kl_kept": left}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain numbers and tensors."""

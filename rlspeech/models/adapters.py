@@ -58,6 +58,14 @@ class Adapted:
         with self._peft.disable_adapter():
             yield self.model
 
+    def draw_back(self, left: float) -> None:
+        """Move what is trained towards the reference: of the way to it, in an adapter's product too, the share ``left`` is left."""
+        for name, p in self.model.named_parameters():
+            if p.requires_grad and self._frozen is not None:
+                p.data.lerp_(self._frozen.get_parameter(name).to(p), 1 - left)
+            elif p.requires_grad and "lora_B" in name:
+                p.data.mul_(left)
+
     def trained(self) -> dict[str, Tensor]:
         """The trainable weights by name, for trainer state."""
         return {k: p.detach() for k, p in self.model.named_parameters() if p.requires_grad}

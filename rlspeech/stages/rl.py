@@ -168,7 +168,8 @@ class Session:
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
         row, counts = describe(experience)
-        return {**merged(self.engine.gather(({**row, **stats}, counts))), "lr": cfg.lr * decay}
+        whole = merged(self.engine.gather(({**row, **stats}, counts)))
+        return {**whole, **self.algo.steer(whole), "lr": cfg.lr * decay}
 
     def validate(self) -> str | None:
         """Score the held-out clips; keep the weights where they are the best so far. Returns a guard's reason to stop, or None."""

@@ -44,6 +44,22 @@ def test_the_kl_holds_it_back() -> None:
     assert "kl" not in train(algo, 1)[0]  # the reference pass is skipped
 
 
+HELD = [{}, {"algo": "ppo", "ppo": {"form": "critic"}, "group": 4}, {"algo": "ppo", "group": 4}]
+
+
+@pytest.mark.parametrize("changes", HELD, ids=["grpo", "critic", "relative"])
+def test_a_kl_target_is_held_whatever_the_rate(changes: dict[str, Any]) -> None:
+    """The goal is at a KL of 6; the way is as long as a step beyond the target, and ends on it with the rate."""
+    free, held = (train(_grpo(kl_beta=1e-3, kl_target=t, **changes), 24, lr=0.2) for t in (None, 0.3))
+    assert max(r["kl"] for r in free) > 3 and "kl_kept" not in free[0]
+    assert max(r["kl"] for r in held) < 0.9 and held[-1]["kl"] == pytest.approx(0.3, abs=0.08)
+    assert held[0]["kl_kept"] == 1 and 0.5 < held[-1]["kl_kept"] < 1
+    agreement = np.nanmean([r["grad_agreement"] for r in held[-8:]])
+    assert agreement > np.nanmean([r["grad_agreement"] for r in free[-8:]])  # there is still something to learn
+    with pytest.raises(UserError, match="kl_beta"):
+        _grpo(kl_beta=0.0, kl_target=0.3, **changes)
+
+
 def test_a_worse_reward_is_walked_away_from() -> None:
     """A column where lower is better gets the opposite sign."""
     algo = _grpo(rewards=[RewardSpec(name="lsd")])

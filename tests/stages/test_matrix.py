@@ -54,7 +54,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **changes: Any) -> RL:
-    plain = {**SMALL_RL, "task": task, "out": str(out), "lr": 1e-2, "lora": None}
+    plain = {**SMALL_RL, "task": task, "out": str(out), "lr": 1e-2, "lora": None, "kl_target": 1e-5}
     return RL(**{**plain, **OWN[task], **given[task], **FORMS[form], **changes})
 
 
@@ -64,6 +64,7 @@ def test_two_steps(given: dict[str, dict[str, Any]], tmp_path: Path, task: str, 
     rows = [r for r in tiny_speech.read_rows(tmp_path / "run") if "lr" in r]
     assert summary["steps"] == len(rows) == 2
     assert all(r["grad_norm"] is not None and r["skipped_updates"] == 0 for r in rows)
+    assert [r["kl_kept"] < 1 for r in rows] == [(r["kl"] or 0) > 1e-5 for r in rows]
     if form != "diffro":
         assert rows[0]["ratio_max_gap"] < 1e-3 and rows[0]["kl"] == pytest.approx(0, abs=1e-5)
     if "diffro" in form:

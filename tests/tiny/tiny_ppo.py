@@ -37,6 +37,10 @@ class Toy:
         self.rolled = 0
         self.ragged = False
         self.asked: list[Any] = []
+        self.adapted = self
+
+    def draw_back(self, left: float) -> None:
+        self.theta.data.lerp_(self.reference, 1 - left)
 
     def parameters(self) -> list[nn.Parameter]:
         return [self.theta]
@@ -115,5 +119,6 @@ def train(
     rows, total = [], total or steps
     for step in range(start, start + steps):
         experience = algo.collect(clips(algo.config.prompts_per_step), judge or Judge(), seed=step)
-        rows.append(algo.update(experience, lr=lr * (1 - step / total)))
+        row = algo.update(experience, lr=lr * (1 - step / total))
+        rows.append({**row, **algo.steer(row)})
     return rows
