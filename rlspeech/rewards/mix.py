@@ -177,7 +177,7 @@ def _centred(x: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return away, unit_of(spread, float(np.square(x[good]).mean()) if good.any() else 0.0)
 
 
-def unit_of(spread: np.ndarray, power: float) -> np.ndarray:
+def unit_of(spread: np.ndarray | float, power: float) -> np.ndarray:
     """What to divide rewards by: sqrt(spread^2 + floor^2); inf, so that they become 0, where the spread is not above the floor.
 
     The field adds 1e-4 to a deviation, for rewards of order 1. Here the floor is 1e-4 of the reward's size in the whole batch, the root
