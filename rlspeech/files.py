@@ -12,6 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def dumps(row: dict[str, Any]) -> str:
 def write_text(path: str | Path, text: str) -> None:
     """Replace a file's content, complete or not at all. Raises ``UserError`` where it cannot be written; the old content stays."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    part = path.with_name(f".{os.fsencode(path.name)[:200].decode(errors='ignore')}.part{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8", newline="\n") as f:
@@ -84,7 +85,8 @@ def write_text(path: str | Path, text: str) -> None:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk even what is not there cannot be deleted
+            part.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -101,7 +103,8 @@ def write_error(path: Path, error: BaseException, kept: str = "the file was left
 def is_full(error: BaseException) -> bool:
     """Whether a disk or a quota that is full was the cause."""
     known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return known or "No space left on device" in str(error)  # safetensors has its own exception class
+    # safetensors and libsndfile have exceptions of their own
+    return known or any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EFBIG))
 
 
 def sync(path: Path) -> None:

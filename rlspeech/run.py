@@ -258,6 +258,17 @@ def _commit() -> str | None:
         return None
 
 
+def _not_finite(state: Any, name: str = "") -> str | None:
+    """Name of a tensor or array below ``state`` that holds nan or an infinity, or None."""
+    if isinstance(state, dict | list | tuple):
+        parts = state.items() if isinstance(state, dict) else enumerate(state)
+        return next((f for k, v in parts if (f := _not_finite(v, f"{name}.{k}" if name else str(k)))), None)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.is_tensor(state) and state.is_floating_point():
+        return None if bool(torch.isfinite(state).all()) else name
+    return None
+
+
 class Checkpoints:
     """``step_000200/`` folders and the text files ``latest`` and ``best`` beside them, each of which names one.
 
@@ -268,16 +279,20 @@ class Checkpoints:
     def __init__(self, folder: Path, writable: bool = True) -> None:
         self.folder, self.writable = folder, writable
 
-    def save(self, step: int, write: Callable[[Path], Any], state: dict[str, Any]) -> Path:
+    def save(self, step: int, write: Callable[[Path], Any], state: dict[str, Any], *, best: bool = False) -> Path:
         """Write a checkpoint whole or not at all, point ``latest`` at it, and drop the oldest ones.
 
         Args:
             write: writes the model files into the folder it is given.
             state: nested dict of tensors, arrays, numbers, strings; ``step`` is added.
+            best: point ``best`` at it too. That comes first: who dies in between does this step once more.
 
         Raises:
-            UserError: the disk is full; the earlier checkpoints are intact.
+            UserError: weights that are not finite, or a full disk; the earlier checkpoints are intact.
         """
+        if broken := _not_finite(state):
+            why = f"{broken} holds values that are not finite; the earlier checkpoints are intact"
+            raise UserError(f"step {step} is not saved", why, "a lower lr or grad_clip, and --out NEW")
         folder = self.folder
         final = folder / step_name(step)
         if not self.writable:
@@ -296,7 +311,8 @@ class Checkpoints:
             os.rename(temporary, final)
             sync(folder)
             shutil.rmtree(aside, ignore_errors=True)
-            write_text(folder / "latest", final.name + "\n")
+            for pointer in ("best", "latest") if best else ("latest",):
+                write_text(folder / pointer, final.name + "\n")
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if is_full(error):
@@ -304,13 +320,6 @@ class Checkpoints:
             raise
         self._prune()
         return final
-
-    def mark_best(self, step: int) -> None:
-        """Point ``best`` at a checkpoint that exists; it is then kept."""
-        if self.writable:
-            if not (self.folder / step_name(step)).is_dir():
-                raise FileNotFoundError(f"no checkpoint of step {step} in {self.folder}")
-            write_text(self.folder / "best", step_name(step) + "\n")
 
     def pointed(self, name: str) -> Path | None:
         """The folder that ``latest`` or ``best`` names, or None."""

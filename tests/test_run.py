@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from rlspeech import files
 from rlspeech import run as run_module
 from rlspeech.run import Run
 from rlspeech.state import load_optimizer_state, load_state, optimizer_state, rng_state, save_state, set_rng_state
@@ -209,16 +211,45 @@ def _steps(path: Path) -> list[str]:
 def test_old_checkpoints_go_and_the_best_stays(tmp_path: Path) -> None:
     with Run.create(tmp_path, "rl", Config()) as run:
         for step in (10, 20, 30, 40):
-            path = run.checkpoints.save(step, _write, {})
-            if step == 10:
-                run.checkpoints.mark_best(10)
+            path = run.checkpoints.save(step, _write, {}, best=step == 10)
         assert _steps(tmp_path) == ["step_000010", "step_000030", "step_000040"]
         assert (
             run.checkpoints.pointed("best") == tmp_path / "checkpoints" / "step_000010"
             and (path / "model.txt").read_text() == "weights"
         )
-        with pytest.raises(FileNotFoundError):
-            run.checkpoints.mark_best(20)
+
+
+@pytest.mark.parametrize("dies", ["best", "latest"])
+def test_a_kill_between_checkpoint_and_pointers_loses_no_best(
+    tmp_path: Path, dies: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, text: str) -> None:
+        if path.name == dies:
+            raise KeyboardInterrupt
+        files.write_text(path, text)
+
+    with Run.create(tmp_path, "rl", Config()) as run:
+        run.checkpoints.save(1, _write, {"best": None})
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("rlspeech.run.write_text", write)
+            run.checkpoints.save(2, _write, {"best": 0.5}, best=True)
+        latest = run.latest()  # step 2 is done once more, and says again that it is the best
+        assert latest is not None and latest[1]["step"] == 1
+        for step in (2, 3, 4, 5):
+            run.checkpoints.save(step, _write, {"best": 0.5}, best=step == 2)
+        best = run.checkpoints.pointed("best")
+        assert best is not None and best.name == "step_000002"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float) -> None:
+    with Run.create(tmp_path, "rl", Config()) as run:
+        run.checkpoints.save(1, _write, {"trained": {"a.weight": torch.ones(3)}})
+        with pytest.raises(UserError) as caught:
+            run.checkpoints.save(2, _write, {"trained": {"a.weight": torch.tensor([1.0, value])}})
+        assert "trained.a.weight" in caught.value.why
+        latest = run.latest()
+        assert latest is not None and latest[1]["step"] == 1 and _steps(tmp_path) == ["step_000001"]
 
 
 def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:

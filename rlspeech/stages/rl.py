@@ -174,8 +174,7 @@ class Session:
     def validate(self) -> str | None:
         """Score the held-out clips; keep the weights where they are the best so far. Returns a guard's reason to stop, or None."""
         if self.validation.run(self.policy, self.step):
-            self.save()
-            self.folder.checkpoints.mark_best(self.step)
+            self.save(best=True)
         return self.validation.tripped
 
     # -- on disk -------------------------------------------------------------------------------------------------------
@@ -194,7 +193,7 @@ class Session:
         set_rng_state(state["rng"])
         log.say(f"resumed at step {self.step} from {path}")
 
-    def save(self) -> None:
+    def save(self, *, best: bool = False) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
         history, best = self.validation.history, self.validation.best
         before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
@@ -207,7 +206,7 @@ class Session:
             self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
             self.adapted.save_adapter(str(path / "adapter"))
 
-        self.folder.checkpoints.save(self.step, write, state)
+        self.folder.checkpoints.save(self.step, write, state, best=best)
 
     def summary(self, reason: str) -> dict[str, Any]:
         """What ``--json`` prints."""

@@ -57,8 +57,7 @@ def tuned(task: str, folder: Path, lora: Lora | None) -> Run:
         adapted.save_adapter(str(path / "adapter"))
 
     checkpoints = Checkpoints(folder / "run" / "checkpoints")
-    checkpoints.save(3, write, {"trained": adapted.trained(), "history": []})
-    checkpoints.mark_best(3)
+    checkpoints.save(3, write, {"trained": adapted.trained(), "history": []}, best=True)
     return Run(task, folder / "run", start, answer(task, adapted.model), before)
 
 
