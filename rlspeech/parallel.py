@@ -76,6 +76,34 @@ def physical_cores() -> int:
     return max(1, cores)
 
 
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """Do ``work`` in a thread and wait for it so long. What takes longer is left behind, for a thread cannot be ended.
+
+    Raises:
+        TimeoutError: it took longer.
+        Exception: what ``work`` raises; one that would end the process (``sys.exit``) is a ``RuntimeError``.
+    """
+    done = list[Result]()
+    failed = list[BaseException]()
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if done:
+        return done[0]
+    if not failed:
+        raise TimeoutError(f"took longer than {seconds:g} s")
+    if isinstance(failed[0], Exception):
+        raise failed[0]
+    raise RuntimeError(f"it raised {type(failed[0]).__name__}") from failed[0]
+
+
 def one_by_one(
     work: Callable[[list[Item]], Iterable[Result]], items: Sequence[Item], raised: Raised = (UserError,)
 ) -> list[Result | Exception]:

@@ -43,7 +43,9 @@ def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, tex
         sys.path.append(os.getcwd())
     try:
         function = load(path)
-    except (ImportError, AttributeError, ValueError) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module does while it is imported, sys.exit among it
         why = f"{type(error).__name__}: {error}"
         try_this = "run from the folder that holds the module, or install it"
         raise UserError(f"cannot import the {what} {path}", why, try_this) from error

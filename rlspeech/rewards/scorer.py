@@ -15,6 +15,7 @@ from rlspeech import log
 from rlspeech.parallel import Job, Pool, WorkerDied, one_by_one
 from rlspeech.plugins import load
 from rlspeech.rewards.base import MAX_ABS, Family, Request, build, gate, resolve
+from rlspeech.rewards.user import UserReward
 from rlspeech.types import Reward, Sample, Score, UserError
 
 FULL_SCALE_PEAK = 0.99
@@ -79,7 +80,7 @@ class Scorer:
         names: rewards as understood by ``base.resolve``.
         device: torch device of the device rewards.
         workers: processes for the CPU metrics; 0 computes them in this process, without protection against crashes and hangs.
-        timeout_s: longest time for one CPU metric of one item.
+        timeout_s: longest time for one CPU metric, or a function of the user's, of one item.
         options: reward or family name -> options.
 
     Raises:
@@ -99,7 +100,7 @@ class Scorer:
         self.resampled: Counter[str] = Counter()
         self.rates: dict[str, Counter[tuple[int, int]]] = {}  # column -> (rate it was computed at, the file's) -> files
         self.over_full_scale = 0
-        self._device = device
+        self._device, self._timeout_s = device, timeout_s
         self._groups: dict[Any, list[Request]] = {}
         for r in self.requests:
             self._groups.setdefault(r.key, []).append(r)
@@ -178,7 +179,9 @@ class Scorer:
 
     def _family(self, request: Request) -> Family:
         if request.key not in self._families:
-            self._families[request.key] = build(request, self._device)
+            family = self._families[request.key] = build(request, self._device)
+            if isinstance(family, UserReward):
+                family.timeout_s = self._timeout_s
         return self._families[request.key]
 
     def _scale(self, sample: Sample) -> Sample:

@@ -18,14 +18,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlspeech.parallel import one_by_one
+from rlspeech.parallel import one_by_one, within
 from rlspeech.plugins import load_function
 from rlspeech.types import Sample, Score, UserError
+
+MOST = 10  # waveforms of a call for which time is given
+GIVE_UP_AFTER = 3  # calls in a row that do not return
 
 
 def asks_for(function: Any, parameter: str) -> bool:
@@ -50,7 +53,10 @@ class UserReward:
         device: ignored; a function knows its own.
     """
 
+    timeout_s = 60.0  # longest time of a call, for each of its first waveforms (``MOST``)
+
     def __init__(self, name: str, device: str = "cpu", conversational: bool = False) -> None:
+        self._late = 0  # calls in a row that did not return in time
         self.name, self.function, self.conversational = name, load_function(name), conversational
         self.version = str(getattr(self.function, "version", "unversioned"))
         self._texts, self._trl = asks_for(self.function, "hypotheses"), is_trls(self.function)
@@ -86,8 +92,12 @@ class UserReward:
         if self._trl:
             answers = self._call_as_trl(samples, {**extra, "text": texts})
         else:
-            extra["targets"] = [s.target for s in samples]
-            answers = self.function([s.wav for s in samples], texts, samples[0].sample_rate, **extra)
+            # copies: what a function changes in place must not reach the other rewards
+            wavs, extra["targets"] = (
+                [s.wav.copy() for s in samples],
+                [None if s.target is None else s.target.copy() for s in samples],
+            )
+            answers = self._in_time(len(samples), lambda: self.function(wavs, texts, samples[0].sample_rate, **extra))
         usage = "return one number or None per waveform"
         try:
             answers = list(answers)
@@ -112,8 +122,29 @@ class UserReward:
         parameters = inspect.signature(self.function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             given = {k: v for k, v in given.items() if k in parameters}
-        answers = self.function(**given)
-        return asyncio.run(answers) if inspect.iscoroutine(answers) else answers
+
+        def call() -> Any:
+            answers = self.function(**given)
+            return asyncio.run(answers) if inspect.iscoroutine(answers) else answers
+
+        return self._in_time(len(samples), call)
+
+    def _in_time(self, count: int, call: Callable[[], Any]) -> Any:
+        """What a call on ``count`` waveforms answers. One that has not returned several times is not called any more."""
+        if self._late >= GIVE_UP_AFTER:
+            raise TimeoutError(f"not called: {self._late} calls in a row did not return in time")
+        try:
+            answers = within(self.timeout_s * min(count, MOST), lambda: _listed(call()))
+        except TimeoutError:
+            self._late += 1
+            raise
+        self._late = 0
+        return answers
+
+
+def _listed(answers: Any) -> Any:
+    """A generator's answers, which are computed as they are read."""
+    return list(answers) if inspect.isgenerator(answers) else answers
 
 
 def _ignore(*_: Any, **__: Any) -> None:
@@ -131,5 +162,8 @@ def _to_score(answer: Any) -> Score:
         answer = answer.item()
     if not isinstance(answer, numbers.Real):
         return Score(None, f"the function returned {type(answer).__name__}, not a number")
-    value = float(answer)
+    try:
+        value = float(answer)
+    except OverflowError:
+        return Score(None, "the function returned a number beyond any float")
     return Score(value) if np.isfinite(value) else Score(None, f"the function returned {value}")

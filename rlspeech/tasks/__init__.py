@@ -55,9 +55,14 @@ def get_task(name: str) -> Any:
         from rlspeech.tasks.base import Task
 
         own = load_function(name, "task", "class MyTask: ...")
-        if isinstance(own, type) and not issubclass(own, Task):
+        if not isinstance(own, type):
+            raise UserError(f"{name} is no task", f"it is a {type(own).__name__}, not a class", "class MyTask: ...")
+        if not issubclass(own, Task):
             own = type(own.__name__, (own, Task), {})  # what it leaves out has its default
-        return own()
+        try:
+            return own()
+        except Exception as error:
+            raise UserError(f"the task {name} cannot be made", f"{type(error).__name__}: {error}") from error
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}", f"known: {', '.join(TASKS)}")
     return load(TASKS[name])()

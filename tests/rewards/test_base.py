@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from rlspeech.rewards import base
 from rlspeech.rewards.base import available, column_of, gate, register, resolve
 from rlspeech.rewards.catalogue import Column, Entry
 from rlspeech.rewards.scorer import Scorer, get_reward
+from rlspeech.tasks import get_task
 from rlspeech.types import Reward, Sample, UserError
 
 
@@ -165,6 +167,37 @@ def test_user_function_sees_each_rate_once():
     with Scorer(["reward_plugins:loudness"], workers=0) as scorer:
         scores = scorer.score(samples)["reward_plugins:loudness"]
     assert [s.value for s in scores] == pytest.approx([0.1] * 3, rel=1e-3)
+
+
+def test_user_function_that_never_returns_changes_its_input_or_wants_to_end_the_run():
+    wav, clean = voice(0.5), voice(0.5) + 0.01
+    names = [
+        "reward_plugins:zeroes",
+        "reward_plugins:sleeps",
+        "reward_plugins:leaves",
+        "reward_plugins:endless",
+        "si_sdr",
+    ]
+    with Scorer(names, workers=0, timeout_s=0.05) as scorer:
+        began = time.monotonic()
+        scores = scorer.score([sample(wav, str(i), target=clean) for i in range(12)])
+        assert time.monotonic() - began < 5  # after three calls in a row it is not called any more
+    assert [s.value for s in scores["reward_plugins:zeroes"]] == [1.0] * 12
+    assert all(s.value is not None and s.value > 1 for s in scores["si_sdr"])  # of the waveform as it was
+    assert all(s.error and ("longer" in s.error or "time" in s.error) for s in scores["reward_plugins:sleeps"])
+    assert all(s.error and "SystemExit" in s.error for s in scores["reward_plugins:leaves"])
+    assert all(s.error and "float" in s.error for s in scores["reward_plugins:endless"])
+
+
+@pytest.mark.parametrize("code", ["def f(:", "raise RuntimeError('x')", "import sys; sys.exit(3)", "1 / 0"])
+def test_user_modules_that_do_not_load(tmp_path, code, monkeypatch):
+    (tmp_path / "broken_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    with pytest.raises(UserError):
+        Scorer(["broken_module:f"], workers=0)
+    with pytest.raises(UserError):
+        get_task("os:system")
 
 
 MISTAKES = {"too_short": "1 scores for 2", "no_list": "list", "wrong_signature": "signature"}

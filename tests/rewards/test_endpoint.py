@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rlspeech.rewards.llm.endpoint import Endpoint
 from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 
-KEY = "sk-secret-123"
+KEY = "sk-secret/123"
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,63 @@ def test_a_dead_server_is_given_up():
     assert time.monotonic() - began < 4  # not 40 times all the waits
 
 
+ESCAPED = "".join(f"\\u{ord(c):04x}" for c in KEY)
+ECHOES = {
+    "error": {"error": {"message": f"key {KEY}"}},
+    "escaped": ('{"error": {"message": "' + ESCAPED + '"}}').encode(),
+    "text": said(f"It sounds like {KEY}."),
+    "quoted": (500, {"error": {"message": KEY.replace("/", "%2F")}}, {}),
+    "status": None,  # a status line that is none
+}
+
+
+@pytest.mark.parametrize("reply", ECHOES.values(), ids=ECHOES)
+def test_a_key_that_is_sent_back_is_not_shown(reply, monkeypatch):
+    monkeypatch.setenv("RLSPEECH_API_KEY", KEY)
+    if reply is None:
+        with raw_server(f"HTTP/1.0 {KEY}\r\n\r\n".encode(), 0) as url:
+            (found,) = Endpoint(url, prompt="?", name="x", retries=0).describe([voice(0.3)])
+    else:
+        with serving(lambda r: reply) as server:
+            (found,) = judge(server, retries=0).describe([voice(0.3)])
+    assert "***" in f"{found.text} {found.error}" and KEY not in f"{found.text} {found.error}"
+
+
+@pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk-a\rX: y", "sk a", "sk-\u00e9"])
+def test_a_key_that_cannot_be_sent_is_refused_unseen(key, monkeypatch):
+    monkeypatch.setenv("RLSPEECH_API_KEY", key)
+    with pytest.raises(UserError) as error:
+        Endpoint("http://localhost:1/v1", prompt="?", name="x")
+    assert "RLSPEECH_API_KEY" in str(error.value) and "sk" not in str(error.value)
+
+
+@contextmanager
+def raw_server(reply: bytes, pause_s: float):
+    """Send the same bytes to whoever asks, one at a time where there is a pause."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection = listening.accept()[0]
+                    with connection, suppress(OSError):
+                        connection.recv(1 << 20)
+                        for i in range(len(reply)) if pause_s else ():
+                            connection.sendall(reply[i : i + 1])
+                            time.sleep(pause_s)
+                        connection.sendall(reply)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
+def test_a_header_a_byte_at_a_time_is_no_reply_in_time():
+    with raw_server(b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 100, 0.1) as url:
+        began = time.monotonic()
+        (found,) = Endpoint(url, prompt="?", name="x", timeout_s=0.3, retries=0).describe([voice(0.3)])
+    assert found.text is None and "in time" in found.error and time.monotonic() - began < 2
+
+
 @pytest.mark.parametrize("drip", [False, True])
 def test_no_reply_in_time(drip):
     over = threading.Event()
@@ -203,7 +261,17 @@ def test_the_only_model_is_found():
         assert "--llm-model" in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["http://user:pw@host/v1", "http://host/v1?key=abc", "http:///v1", "https://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:pw@host/v1",
+        "http://[::1/v1",
+        "http://host:x/v1",
+        "http://host/v1?key=abc",
+        "http:///v1",
+        "https://",
+    ],
+)
 def test_addresses_that_hold_secrets_or_nothing(url):
     with pytest.raises(UserError) as error:
         Endpoint(url, prompt="?", name="x")

@@ -44,6 +44,28 @@ class CannotStart:
         raise ImportError("no such library")
 
 
+def zeroes(wavs, texts, sample_rate, targets=(), **columns):
+    """Changes what it is given."""
+    for wav in (*wavs, *targets):
+        wav[:] = 0
+    return [1.0] * len(wavs)
+
+
+def sleeps(wavs, texts, sample_rate, **columns):
+    """Does not return."""
+    time.sleep(20)
+
+
+def leaves(wavs, texts, sample_rate, **columns):
+    """Ends the process."""
+    raise SystemExit(3)
+
+
+def endless(wavs, texts, sample_rate, **columns):
+    """Answers with more than a float holds."""
+    return [10**400] * len(wavs)
+
+
 def loudness(wavs, texts, sample_rate, **columns):
     """RMS; complains about nothing."""
     return [float(np.sqrt(np.mean(w**2))) for w in wavs]

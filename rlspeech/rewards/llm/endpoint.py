@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -20,11 +21,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rlspeech import log
+from rlspeech.parallel import within
 from rlspeech.rewards.llm.describe import Description, clean_answer, wav_bytes
 from rlspeech.types import UserError
 
@@ -89,7 +92,13 @@ class Endpoint:
         max_s: float | None = None,
         seed: int = 0,
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise UserError(
+                "cannot use the address of the describer", str(error), "--llm http://HOST:8000/v1"
+            ) from error
         if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
             why = "it must be http(s)://HOST[:PORT]/v1"
             raise UserError("cannot use the address of the describer", why, "--llm http://HOST:8000/v1")
@@ -106,6 +115,9 @@ class Endpoint:
         self.concurrency, self.timeout_s, self.retries, self.backoff_s = concurrency, timeout_s, retries, backoff_s
         self.max_new_tokens, self.max_s, self.seed = max_new_tokens, max_s, seed
         self._key = next((k.strip() for n in KEYS if (k := os.environ.get(n, "")).strip()), "")
+        if re.search(r"[^\x21-\x7e]", self._key):
+            why = "it holds characters that no key has: a line break, a space, or one beyond ASCII"
+            raise UserError("the key of the describer cannot be sent", why, f"look at {' and '.join(KEYS)}")
         local = parts.hostname.lower() in LOOPBACK
         proxies = [urllib.request.ProxyHandler({})] if local else []
         self._opener = urllib.request.build_opener(_Stay(), *proxies)
@@ -164,7 +176,27 @@ class Endpoint:
         return names[0]
 
     def _call(self, path: str, body: bytes | None) -> Any:
-        """One attempt: the parsed JSON of the reply. Raises ``_Failure``."""
+        """One attempt: the parsed JSON of the reply, in which the key, if it is there, is replaced. Raises ``_Failure``, likewise."""
+        try:
+            return self._redacted(within(self.timeout_s, partial(self._attempt, path, body)))
+        except TimeoutError:  # whatever was late: the connection, a header that comes a byte a second, or the body
+            raise _Failure("no reply in time", retry=True) from None
+        except _Failure as failure:
+            raise _Failure(self._redacted(failure.reason)[:200], failure.retry, failure.wait_s) from None
+
+    def _redacted(self, value: Any) -> Any:
+        """A reply without the key, however deep it stands."""
+        if isinstance(value, dict):
+            return {self._redacted(k): self._redacted(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._redacted(v) for v in value]
+        if not isinstance(value, str) or not self._key:
+            return value
+        for form in (self._key, urllib.parse.quote(self._key, safe=""), json.dumps(self._key)[1:-1]):
+            value = value.replace(form, "***")
+        return value
+
+    def _attempt(self, path: str, body: bytes | None) -> Any:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -184,18 +216,16 @@ class Endpoint:
             raise _Failure("the reply is not JSON") from None
 
     def _status(self, error: urllib.error.HTTPError) -> _Failure:
-        """What a status other than 2xx means; the server's words are shortened, and never hold the key."""
+        """What a status other than 2xx means; the server's words are shortened."""
         if 300 <= error.code < 400:
             return _Failure(f"HTTP {error.code}: a redirect is not followed")
         try:
             words = error.read(2000).decode("utf-8", "replace")
             found = json.loads(words)
             inner = found.get("error", found) if isinstance(found, dict) else found
-            words = str(inner.get("message", "") if isinstance(inner, dict) else inner)
-        except (OSError, ValueError, http.client.HTTPException):
+            words = self._redacted(str(inner.get("message", "") if isinstance(inner, dict) else inner))
+        except (OSError, ValueError, RecursionError, http.client.HTTPException):
             words = ""
-        if self._key:
-            words = words.replace(self._key, "***")
         hint = f" (the key is taken from {' or '.join(KEYS)})" if error.code in (401, 403) else ""
         text = f"HTTP {error.code}{hint}" + (f": {' '.join(words.split())[:160]}" if words.strip() else "")
         return _Failure(text, error.code in RETRIED, _seconds(error.headers.get("Retry-After")))
@@ -245,7 +275,7 @@ def _what(error: BaseException) -> str:
         return "no reply in time"
     if isinstance(cause, ConnectionError):
         return f"no connection ({cause.strerror or type(cause).__name__})"
-    return f"{type(cause).__name__}: {cause}"[:160]
+    return f"{type(cause).__name__}: {cause}"[:2000]
 
 
 def _seconds(text: str | None) -> float | None:
