@@ -189,7 +189,10 @@ class DiffRO(Strict):
         "grpo+diffro: rollouts whose advantage is above 0, at least 0, or all, also those that never stopped or loop (the unfiltered sum); diffro alone has no advantages: positive and nonnegative take every rollout that stopped and does not loop, all takes every one",
     )
     weight: NonNegative = conf(1.0, "grpo+diffro: weight of the differentiable reward's loss beside GRPO's")
-    content_weight: NonNegative = conf(1.0, "weight of the log-posterior of the text, a mean over its pieces")
+    content_weight: NonNegative = conf(1.0, "weight of the log-posterior of the text")
+    reduction: Literal["mean", "sum"] = conf(
+        "mean", "tts: over a text's pieces and a rollout's tokens; a sum, as published, makes kl_beta what it is there"
+    )
     attribute_weights: dict[str, float] = conf({}, "weights of further heads of the reward by name, e.g. sex: 0.1")
     last_steps: Count = conf(1, "flowse: Euler steps at the end that the gradient passes through")
     smooth: Count = conf(4, "flowse, avse: noisy, shifted copies that a gradient is averaged over; 1: the raw one")
@@ -220,8 +223,9 @@ class RL(Strict):
     video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
     lora: Lora | None = conf(Lora(), "null trains every weight")
     train_encoder: bool = conf(False, "asr: also train the audio encoder and projector; they then run in every update")
-    precision: Literal["fp32", "bf16"] = conf(
-        "fp32", "asr: precision of a language model's weights and rollouts; log-probabilities are summed in fp32"
+    precision: Literal["auto", "fp32", "bf16"] = conf(
+        "fp32",
+        "asr, tts: precision of a language model's weights and rollouts, log-probabilities are summed in fp32; auto: bf16 where a GPU has it",
     )
     offload: Literal["none", "phase"] = conf(
         "none", "phase keeps in host memory what the running phase (encode, rollout, reward, update) does not need"

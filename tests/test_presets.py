@@ -173,3 +173,20 @@ def test_avse_paper_has_the_published_size() -> None:
 def test_the_models_of_the_presets_can_be_built() -> None:
     assert parameters(resolve(Pretrain, "flowse-tiny")[0].model) < 7_500_000  # fp16 weights under 15 MB
     assert 10_000_000 < parameters(resolve(Pretrain, "flowse-small")[0].model) < 30_000_000
+
+
+TOKENS = [n for n in preset_names() if n.startswith(("asr-", "tts-")) and preset_stage(preset_path(n)) == "rl"]
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_presets_of_tokens_are_as_published(name: str) -> None:
+    """Loops take part; GSPO is a mean over rollouts; DiffRO alone is a sum with fresh noise."""
+    from rlspeech.tasks import complete, get_task
+
+    found, _ = resolve(RL, name)
+    config = complete(found, get_task(found.task))
+    assert config.truncated == "keep" and config.kl_target is None
+    assert (config.precision == "auto") != ("demo" in name)
+    assert (config.ratio_level == "sequence") <= (config.loss_mean == "sequence")
+    if config.algo == "diffro":
+        assert config.diffro.noise == "fresh" and (config.diffro.reduction == "sum") != ("hpro" in name)

@@ -8,9 +8,10 @@ by the chain rule: no advantage, no ratio, no second rollout to compare with. Wh
 config.py): the temperature and its course, straight-through or soft, one pass over self-generated tokens or relaxed free running. The
 policy does the relaxing (``types.RelaxPolicy``), so that a waveform of an enhancer is as good as tokens.
 
-What is changed: reward and KL are means, over pieces of text and over decisions, where the papers sum, so that neither weight depends
-on a row's length. A row that never stopped, or loops, is left out: its length is given, no gradient can end it, and what the
-reward network says of it is about nothing that it was trained on.
+What is changed: reward and KL are means, over N pieces of text and over T decisions, where the papers sum (``diffro.reduction=sum``), so
+that neither weight depends on a row's length; a published beta is then T / N times weaker (3.6 with the embedded pair). A row that never
+stopped, or loops, is left out: its length is given, no gradient can end it, and what the reward network says of it is about nothing that
+it was trained on.
 
 Both together: GRPO on every rollout; DiffRO on those with an advantage above 0 (``diffro.on``), after the rows above are dropped, times
 ``diffro.weight``; one KL, GRPO's. The mean is over all rows of an update, so that a filter that keeps little asks for little.
@@ -120,7 +121,12 @@ class _Soft(PolicyUpdate):
         whole = rows_of(rollout, prompts)
         size, own = float(len(whole)), whole[kept[whole]]
         # the KL's mean shrinks with the share that is kept, as the reward's does
-        normaliser = self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1, len(own))
+        normaliser, mean = (
+            self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1, len(own)),
+            cfg.loss_mean,
+        )
+        if cfg.diffro.reduction == "sum":
+            normaliser, mean = size, "token"
         grads, parts, away = GradientSum(), list[Logged](), list[float]()
         blind = judged = 0
         for part in prompts.split(cfg.micro_batch):
@@ -134,7 +140,7 @@ class _Soft(PolicyUpdate):
             if kl_beta:
                 kl = policy.log_prob(rollout, rows, with_kl=True).kl if made.kl is None else made.kl
             mask, known = rollout.mask[rows.to(rollout.mask.device)], reward.detach().isfinite()
-            loss = soft_loss(reward, size, kl, mask, kl_beta=kl_beta, normaliser=normaliser, mean=cfg.loss_mean)
+            loss = soft_loss(reward, size, kl, mask, kl_beta=kl_beta, normaliser=normaliser, mean=mean)
             if loss.requires_grad:  # not where nothing could be scored
                 grads.add(flat_gradient(loss, policy.parameters()))
             values = reward.detach().float().cpu()

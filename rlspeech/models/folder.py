@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,7 @@ from rlspeech.models.card import Card, write_card
 from rlspeech.types import UserError
 
 ABOUT = "rlspeech.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["auto", "fp32", "bf16"]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 OWN = {"config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"}
 OWN |= {ABOUT, "README.md", ".gitattributes"}
@@ -29,6 +29,13 @@ FAULTS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeE
 FAULTS += (AssertionError, MemoryError, SafetensorError)
 INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # as safetensors names them
 MOST_LAYERS = 1024
+
+
+def dtype_of(precision: Precision, device: torch.device | str) -> torch.dtype:
+    """Type of a model's weights; "auto": bf16 on a GPU that has it, else fp32."""
+    if precision == "auto" and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(False):
+        return torch.bfloat16
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 @contextmanager

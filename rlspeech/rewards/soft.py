@@ -118,6 +118,7 @@ class SoftTokenReward:
     Args:
         model: the network, or its checkpoint's name.
         content_weight: of the text's log-posterior.
+        sums: the text's is the sum over its pieces, not their mean.
         attribute_weights: of the log-probabilities of attributes; see ``attribute_of`` for their values. A row whose value is not known
             has none.
         device: where a checkpoint is loaded to.
@@ -132,7 +133,9 @@ class SoftTokenReward:
         content_weight: float = 1.0,
         attribute_weights: Mapping[str, float] | None = None,
         device: str | torch.device = "cpu",
+        sums: bool = False,
     ) -> None:
+        self.sums = sums
         self.net = (load_token_reward(model, device)[0] if isinstance(model, str) else model).frozen()
         self._content, self._weights = content_weight, {k: w for k, w in (attribute_weights or {}).items() if w}
         self._normalise = get_normaliser(TEXT)
@@ -160,6 +163,7 @@ class SoftTokenReward:
         texts = [self._normalise(s.text or "") for s in samples]
         mute = torch.tensor([not t for t in texts], device=encoded.states.device)
         content = self.net.text_logp(encoded, texts)
+        content = content * self.net.pieces(texts)[1].sum(1) if self.sums else content
         total, self.last = self._content * content, {"content": _mean(content, ~mute)}
         for name, weight in self._weights.items():
             logp = self.net.pools[name](encoded).float().log_softmax(-1)

@@ -79,7 +79,7 @@ OWNED = {
     "train_encoder": "leave it out: this task has no encoder to train",
     **dict.fromkeys(("sampling", "precision", "kl", "offload"), "leave it out: this task draws no tokens"),
     **{f"diffro.{k}": "leave it out" for k in ("last_steps", "smooth", "tau", "tau_end", "hard", "mode", "noise")},
-    **dict.fromkeys(("diffro.content_weight", "diffro.attribute_weights"), "leave it out"),
+    **dict.fromkeys(("diffro.content_weight", "diffro.attribute_weights", "diffro.reduction"), "leave it out"),
 }
 
 

@@ -45,10 +45,12 @@ def assign(algo: Any, experience: Any, *unfinished: int) -> None:
 
 
 @pytest.mark.parametrize("own_kl", [True, False], ids=["kl of relax", "kl of log_prob"])
-@pytest.mark.parametrize("mean", ["token", "sequence"])
+@pytest.mark.parametrize("mean", ["token", "sequence", "sum"])
 def test_the_gradient_is_that_of_finite_differences(mean: str, own_kl: bool) -> None:
     policy = Chain(dtype=torch.float64, own_kl=own_kl)
-    algo = algorithm("diffro", policy, kl_beta=0.3, loss_mean=mean, diffro={"hard": False, "tau": 0.7})
+    how = {"diffro": {"hard": False, "tau": 0.7, "reduction": "sum"}}
+    how = how if mean == "sum" else {"loss_mean": mean, "diffro": {**how["diffro"], "reduction": "mean"}}
+    algo = algorithm("diffro", policy, kl_beta=0.3, **how)
     g = torch.Generator().manual_seed(4)
     policy.table.data += 0.3 * torch.randn(policy.table.shape, dtype=torch.float64, generator=g)
     experience = algo.collect(PROMPTS, Judge(), seed=3)
@@ -63,6 +65,8 @@ def test_the_gradient_is_that_of_finite_differences(mean: str, own_kl: bool) -> 
             kl, mask = policy._kl(rollout.state[rows]), rollout.mask[rows]
             if mean == "token":
                 away = (kl * mask).sum() / mask.sum() * len(rows) / len(kept)
+            elif mean == "sum":
+                away = (kl * mask).sum() / len(kept)
             else:
                 away = ((kl * mask).sum(1) / mask.sum(1)).sum() / len(kept)
         return float(-reward + 0.3 * away)

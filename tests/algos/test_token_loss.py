@@ -99,6 +99,23 @@ def test_it_is_trls(trl_loss: Callable[..., Any], kind: str, mean: str, level: s
     assert not its[~x["mask"]].any() and its[x["mask"]].any()
 
 
+def test_gspo_is_a_mean_over_rollouts_of_their_own_ratios() -> None:
+    """arXiv 2507.18071, eq. 5 and 7, row by row; by the token, long rollouts would weigh more."""
+    x, rows = _numbers(), []
+    for new, old, on, a in zip(x["new"], x["old"], x["mask"], x["advantage"], strict=True):
+        ratio = (new - old)[on].mean().exp()
+        rows.append(torch.minimum(ratio * a, ratio.clamp(0.8, 1.28) * a))
+    wanted = -torch.stack(rows).mean()
+    gradient = torch.autograd.grad(wanted, x["new"])[0]
+    plain = LogProb(x["new"], None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
+    how: dict[str, Any] = {"level": "sequence", "clip_high": 0.28}
+    made = _loss(plain, x["old"], x["mask"], x["advantage"], normaliser=float(N), mean="sequence", **how)
+    assert made.loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(made.loss, x["new"])[0], gradient)
+    by_token = _loss(plain, x["old"], x["mask"], x["advantage"], normaliser=float(x["mask"].sum()), **how)
+    assert by_token.loss.item() != pytest.approx(wanted.item(), rel=0.1)
+
+
 def test_an_upper_range_only_moves_the_upper_end() -> None:
     """One token a row: ratios 0.5, 1.25, 1.5 with advantages of both signs."""
     ratio = torch.tensor([0.5, 1.25, 1.5, 0.5, 1.25, 1.5])[:, None]

@@ -153,6 +153,8 @@ def test_attributes_add_their_weighted_log_probabilities(net):
     given, samples = one_hot(ids, [8, 8, 8]), [row(ids[0], sex="m", quality=1), row(ids[1], sex="f"), row(ids[2])]
     heads = {k: v.log_softmax(-1) for k, v in net.attributes(net.encode(ids, given.mask)).items()}
     content = SoftTokenReward(net).score_soft(given, samples)
+    whole = SoftTokenReward(net, sums=True).score_soft(given, samples)
+    torch.testing.assert_close(whole, content * net.pieces([s.text for s in samples])[1].sum(1))
     soft = SoftTokenReward(net, 2.0, {"sex": 0.5, "quality": 0.1})
     sex = torch.stack([heads["sex"][0, 1], heads["sex"][1, 0], torch.zeros(())])
     # the best by default

@@ -35,7 +35,17 @@ from rlspeech.models.audio_lm.generate import (
     prefill,
     right_padded,
 )
-from rlspeech.models.folder import DTYPES, load_net, loading, pretrained, read_about, save_net, snapshot, write_about
+from rlspeech.models.folder import (
+    Precision,
+    dtype_of,
+    load_net,
+    loading,
+    pretrained,
+    read_about,
+    save_net,
+    snapshot,
+    write_about,
+)
 from rlspeech.models.hub import card_of, find_checkpoint
 
 Part = Literal["encoder", "projector", "language"]
@@ -271,7 +281,7 @@ def _each(value: Any, count: int) -> list[Any]:
 
 
 def load_audio_lm(
-    name: str, device: torch.device | str = "cpu", dtype: Literal["fp32", "bf16"] = "fp32", train_encoder: bool = False
+    name: str, device: torch.device | str = "cpu", dtype: Precision = "fp32", train_encoder: bool = False
 ) -> tuple[AudioLM, dict[str, Any]]:
     """Load a recogniser in evaluation mode.
 
@@ -295,7 +305,7 @@ def load_audio_lm(
     with loading(f"the recogniser {name}", hint):
         config = pretrained(transformers.AutoConfig, where, **options)
         cls = getattr(transformers, family_of(str(config.model_type)).architecture or config.architectures[0])
-        net = load_net(cls, where, config=config, dtype=DTYPES[dtype], **options)
+        net = load_net(cls, where, config=config, dtype=dtype_of(dtype, device), **options)
         tokenizer, processor, extractor = _words(where, options)
         about = read_about(folder, TASK)
         model = AudioLM(net, tokenizer, processor, extractor, max_s=about.get("max_s"), train_encoder=train_encoder)

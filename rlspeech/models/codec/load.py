@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,17 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, load_codec, start_alike
 from rlspeech.models.codec.lm import SPEECH, STOP, TEXT, CodecLM, Layout, layout_of
-from rlspeech.models.folder import DTYPES, load_net, loading, pretrained, read_about, save_net, snapshot, write_about
+from rlspeech.models.folder import (
+    Precision,
+    dtype_of,
+    load_net,
+    loading,
+    pretrained,
+    read_about,
+    save_net,
+    snapshot,
+    write_about,
+)
 from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError
 
@@ -90,7 +100,7 @@ def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None 
 
 
 def load_codec_lm(
-    name: str, device: torch.device | str = "cpu", dtype: Literal["fp32", "bf16"] = "fp32", codec: Codec | None = None
+    name: str, device: torch.device | str = "cpu", dtype: Precision = "fp32", codec: Codec | None = None
 ) -> tuple[CodecLM, dict[str, Any]]:
     """Load a codec language model in evaluation mode.
 
@@ -114,7 +124,7 @@ def load_codec_lm(
     with loading(f"the synthesiser {name}", hint):
         about = read_about(folder, TASK)
         tokenizer = pretrained(AutoTokenizer, where, **options)
-        net = load_net(AutoModelForCausalLM, where, dtype=DTYPES[dtype], **options)
+        net = load_net(AutoModelForCausalLM, where, dtype=dtype_of(dtype, device), **options)
         layout = Layout.read(about["layout"]) if "layout" in about else layout_of(tokenizer)
         rows = min(net.get_input_embeddings().weight.shape[0], net.get_output_embeddings().weight.shape[0])
         if layout.first + layout.size > rows or max(layout.stops) >= rows:

@@ -41,7 +41,16 @@ if TYPE_CHECKING:
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
 BATCH = 32
-RELAXING = ("tau", "tau_end", "hard", "mode", "noise", "content_weight", "attribute_weights")  # settings of DiffRO
+RELAXING = (
+    "tau",
+    "tau_end",
+    "hard",
+    "mode",
+    "noise",
+    "content_weight",
+    "reduction",
+    "attribute_weights",
+)  # settings of DiffRO
 
 
 @dataclass
@@ -91,7 +100,7 @@ class Tts(Task):
         from rlspeech.rewards.soft import SoftTokenReward
 
         cfg = config.diffro
-        return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device)
+        return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device, cfg.reduction == "sum")
 
     def __init__(self) -> None:
         self._codes: dict[tuple[str, str], np.ndarray] = {}
