@@ -121,12 +121,8 @@ class _Soft(PolicyUpdate):
         whole = rows_of(rollout, prompts)
         size, own = float(len(whole)), whole[kept[whole]]
         # the KL's mean shrinks with the share that is kept, as the reward's does
-        normaliser, mean = (
-            self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1, len(own)),
-            cfg.loss_mean,
-        )
-        if cfg.diffro.reduction == "sum":
-            normaliser, mean = size, "token"
+        normaliser = self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1, len(own))
+        normaliser, mean = (size, "token") if cfg.diffro.reduction == "sum" else (normaliser, cfg.loss_mean)
         grads, parts, away = GradientSum(), list[Logged](), list[float]()
         blind = judged = 0
         for part in prompts.split(cfg.micro_batch):

@@ -11,10 +11,9 @@ reference, which only the KL knows: clipped against the reference, no policy wou
 that of every decision of every rollout that takes part, also where there is no advantage: what is solved, or hopeless, has its anchor.
 Rollouts that ``truncated: mask`` leaves out take part in nothing: no statistic of rewards, no loss, no KL, no mean.
 
-A KL in the loss is soft, and late under Adam: whose steps are as long however steep the KL is, and whose momentum goes on. ``kl_target``
-holds the policy near the reference in another way (``steer``): a step whose KL was above it draws the weights back towards the
-reference's, by the factor that halves a KL of four times the target's to it, for a KL goes with the square of the way. What was learned
-across keeps its direction, and what no KL sees is drawn back too.
+A weight of the KL that adapts comes late under Adam, whose steps are as long however steep the loss is. So a step whose KL was above
+``kl_target`` draws the weights themselves back towards the reference's, by the root of target over KL (a KL goes with the square of the
+way): what was learned keeps its direction, and what no KL sees is drawn back too.
 """
 
 from __future__ import annotations
@@ -128,10 +127,9 @@ class PolicyUpdate(ABC):
         self.config, self.policy, self.optimizer, self.average = config, policy, optimizer, average
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
         self.checked = False
-        if config.kl_target is not None and not config.kl_beta:
-            raise UserError("kl_target needs a KL", "with kl_beta 0 none is measured", "--set kl_beta=0.01")
-        if config.kl_target is not None and not hasattr(policy, "adapted"):
-            raise UserError("this policy has no kl_target", "it has no attribute adapted (models/adapters.py)")
+        if config.kl_target is not None and not (config.kl_beta and hasattr(policy, "adapted")):
+            why = "with kl_beta 0 no KL is measured" if hasattr(policy, "adapted") else "it has no attribute adapted"
+            raise UserError("this policy cannot be held to a kl_target", why, "--set kl_beta=0.01")
         self.phases = Phases(policy, optimizer, config.offload)
 
     def check(self, config: RL) -> None:

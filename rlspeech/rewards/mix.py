@@ -33,14 +33,12 @@ class Composed(NamedTuple):
 
     Args:
         reward: (N,) float64, nan where a rewarded score is missing.
-        stats: numbers to log, flat.
         parts: (N, R) float64, every reward signed, clamped and scaled by its spec, *not* weighted, in the order of the specs; 0 where
             it is skipped or overridden.
         weights: (R,) float64; ``reward`` is ``parts @ weights`` for sum_then_norm.
     """
 
     reward: np.ndarray
-    stats: dict[str, float]
     parts: np.ndarray
     weights: np.ndarray
 
@@ -70,7 +68,7 @@ def compose(
         spread: a spec's divisor, in place of its scale, where the caller has measured it (inf: the reward adds 0); None: the scale's.
 
     Returns:
-        a ``Composed``. Weight-0 specs are reported in the stats and poison nothing.
+        a ``Composed``. Weight-0 specs poison nothing.
 
     Raises:
         UserError: a spec names a reward that was not scored, or none has a weight, or an override that is scaled.
@@ -78,7 +76,6 @@ def compose(
     spread = [None] * len(specs) if spread is None else spread
     _refuse(scores, specs, how, spread)
     group = np.asarray(group)
-    stats: dict[str, float] = {}
     columns = []
     for spec, unit in zip(specs, spread, strict=True):
         raw = np.asarray(scores[spec.name], np.float64)
@@ -93,17 +90,13 @@ def compose(
             columns.append(signed / unit)
         else:
             z = how == "norm_then_sum" or spec.scale == "group"
-            columns.append(_group_z(signed, group) if z else signed / divisor(signed, group, spec.scale))
-        stats.update(_report(spec.name, raw, kept, group))
+            columns.append(np.divide(*_centred(signed, group)) if z else signed / divisor(signed, group, spec.scale))
     parts, weights = np.stack(columns, 1), np.array([s.weight for s in specs], np.float64)
     active = weights != 0
     _skip(parts, specs, active)
-    stats.update(_override(parts, specs, weights))
+    _override(parts, specs, weights)
     reward = parts[:, active] @ weights[active]  # nan in any rewarded score makes the row nan
-    valid = np.isfinite(reward)
-    stats["reward_mean"] = float(reward[valid].mean()) if valid.any() else float("nan")
-    stats["unscorable"] = float(1 - valid.mean()) if len(valid) else 0.0
-    return Composed(reward, stats, parts, weights)
+    return Composed(reward, parts, weights)
 
 
 def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale, spread: Sequence[float | None]) -> None:
@@ -135,20 +128,16 @@ def _skip(parts: np.ndarray, specs: Sequence[RewardSpec], active: np.ndarray) ->
             parts[null & judged, i] = 0.0
 
 
-def _override(parts: np.ndarray, specs: Sequence[RewardSpec], weights: np.ndarray) -> dict[str, float]:
-    """Where an overriding reward is below 0 the lowest such one keeps its part and all others become 0, in place; shares of rows."""
+def _override(parts: np.ndarray, specs: Sequence[RewardSpec], weights: np.ndarray) -> None:
+    """Where an overriding reward is below 0 the lowest such one keeps its part and all others become 0, in place."""
     verdict = np.full(len(parts), -1)
     lowest = np.zeros(len(parts))
     for i, spec in enumerate(specs):
         if spec.mode == "override" and spec.weight:
             weighted = np.where(np.isfinite(parts[:, i]), parts[:, i] * weights[i], 0.0)
             verdict, lowest = np.where(weighted < lowest, i, verdict), np.minimum(weighted, lowest)
-    shares = dict[str, float]()
-    for i, spec in enumerate(specs):
+    for i in range(len(specs)):
         parts[(verdict >= 0) & (verdict != i), i] = 0.0
-        if spec.mode == "override":
-            shares[f"{spec.name}/overrides"] = float((verdict == i).mean()) if len(parts) else 0.0
-    return shares
 
 
 def _direction(name: str, given: Mapping[str, bool] | None) -> bool:
@@ -160,11 +149,6 @@ def divisor(x: np.ndarray, group: np.ndarray, scale: str) -> np.ndarray:
     if scale == "none":
         return np.ones(len(x))
     return _centred(x, group if scale == "group" else np.zeros(len(x)))[1]
-
-
-def _group_z(x: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(x - mean) / unit inside each group, over its scorable rows; 0 where they are all equal."""
-    return np.divide(*_centred(x, group))
 
 
 def _centred(x: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,18 +171,6 @@ def unit_of(spread: np.ndarray | float, power: float) -> np.ndarray:
     """
     floor = FLOOR * power**0.5
     return np.where(spread > floor, np.hypot(spread, floor), np.inf)
-
-
-def _report(name: str, raw: np.ndarray, kept: np.ndarray, group: np.ndarray) -> dict[str, float]:
-    good = np.isfinite(raw)
-    if not good.any():
-        return {f"{name}/mean": float("nan"), f"{name}/valid": 0.0}
-    _, index = np.unique(group, return_inverse=True)
-    inside = _group_z(raw, group)
-    with_signal = np.bincount(index, np.where(np.isfinite(inside), np.abs(inside), 0.0)) > 0
-    found = {"mean": raw[good].mean(), "std": raw[good].std(), "valid": good.mean()}
-    found |= {"clamped": (kept[good] != raw[good]).mean(), "groups_with_signal": with_signal.mean()}
-    return {f"{name}/{part}": float(value) for part, value in found.items()}
 
 
 class GuardWatch:

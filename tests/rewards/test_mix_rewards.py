@@ -64,8 +64,6 @@ def test_lower_is_better_is_flipped_and_bounds_clamp_the_raw_score():
         {"down": A}, GROUP, specs(("down", 1.0, {"scale": "none", "bounds": (None, 3.0)})), higher_is_better=UP
     )
     np.testing.assert_allclose(out.reward, -np.minimum(A, 3.0))
-    assert out.stats["down/clamped"] == pytest.approx((A > 3).mean())
-    assert out.stats["down/mean"] == pytest.approx(A.mean())  # what is logged is the raw score
 
 
 def test_a_spread_that_the_caller_has_measured_takes_the_place_of_the_scale():
@@ -90,13 +88,12 @@ def test_missing_scores_make_the_row_nan_and_move_no_other():
         assert np.isnan(out.reward).nonzero()[0].tolist() == [2, 7]
         without = mixed({"a": a[keep], "b": B[keep]}, scaled, GROUP[keep], how=how)
         np.testing.assert_allclose(out.parts[keep, 0], without.parts[:, 0])
-    assert out.stats["unscorable"] == pytest.approx(0.1) and out.stats["a/valid"] == pytest.approx(0.9)
 
 
 def test_weightless_specs_are_measured_and_poison_nothing():
     broken = np.full(20, np.nan)
     out = mixed({"a": A, "b": broken}, specs(("a", 1.0, {}), ("b", 0.0, {})))
-    assert np.isfinite(out.reward).all() and out.stats["b/valid"] == 0.0
+    assert np.isfinite(out.reward).all()
 
 
 def test_constant_reward_adds_nothing_and_never_divides_by_zero():
@@ -105,7 +102,6 @@ def test_constant_reward_adds_nothing_and_never_divides_by_zero():
         if scale != "none":
             out = mixed({"a": constant, "b": B}, specs(("a", 5.0, {"scale": scale}), ("b", 1.0, {})), how=how)
             assert np.allclose(out.parts[:, 0], 0) and np.isfinite(out.reward).all()
-    assert out.stats["a/groups_with_signal"] == 0.0 and out.stats["b/groups_with_signal"] == 1.0
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
@@ -159,7 +155,6 @@ def test_a_reward_with_nothing_to_judge_adds_nothing_and_one_that_failed_costs_t
     np.testing.assert_allclose(rules({"missing": "skip"}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6])
     out = rules({}, {})
     np.testing.assert_allclose(out.parts @ out.weights, out.reward)
-    assert out.stats["unscorable"] == pytest.approx(1 / 6) and out.stats["asr_keywords/valid"] == pytest.approx(1 / 3)
 
 
 def test_a_skipped_row_moves_no_other():
@@ -175,8 +170,6 @@ def test_a_hallucination_adds_or_is_the_whole_verdict():
     # row 2 has a verdict though its accuracy is missing
     np.testing.assert_allclose(out.reward, [0.9, -2.0, -2.0, 1.2, 0.9, -2.0])
     np.testing.assert_allclose(out.parts @ out.weights, out.reward)  # whoever uses the parts sees the same
-    assert out.stats["asr_hallucination/overrides"] == pytest.approx(0.5)
-    assert out.stats["asr_accuracy/mean"] == pytest.approx(0.52)
 
 
 def test_the_lowest_of_several_verdicts_counts_and_one_without_weight_does_not():
