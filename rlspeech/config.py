@@ -248,7 +248,8 @@ class RL(Strict):
         "token", "equal weight of every token, or of every rollout, however long (GRPO as first published)"
     )
     truncated: Literal["mask", "penalise", "keep"] = conf(
-        "keep", "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are"
+        "mask",
+        "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are (default of asr and tts)",
     )
     truncated_reward: float = conf(-1.0, "penalise: their reward; never above the lowest one of a finished rollout")
     dynamic_sampling: int = conf(0, "how often prompts of equal rewards are replaced (DAPO); 0: they are skipped", ge=0)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.math import Advantage, agreement, soft_loss
+from rlspeech.algos.math import Advantage, Mean, agreement, soft_loss
 from rlspeech.algos.update import (
     Columns,
     Experience,
@@ -122,7 +122,9 @@ class _Soft(PolicyUpdate):
         size, own = float(len(whole)), whole[kept[whole]]
         # the KL's mean shrinks with the share that is kept, as the reward's does
         normaliser = self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1, len(own))
-        normaliser, mean = (size, "token") if cfg.diffro.reduction == "sum" else (normaliser, cfg.loss_mean)
+        mean: Mean = cfg.loss_mean
+        if cfg.diffro.reduction == "sum":
+            normaliser, mean = size, "token"
         grads, parts, away = GradientSum(), list[Logged](), list[float]()
         blind = judged = 0
         for part in prompts.split(cfg.micro_batch):

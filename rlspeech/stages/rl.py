@@ -195,12 +195,12 @@ class Session:
 
     def save(self, *, best: bool = False) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
-        history, best = self.validation.history, self.validation.best
+        history, reached = self.validation.history, self.validation.best
         before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
         facts = tuned_facts(self.config, before, history, self.step, self.train.utts, judged)
         state: dict[str, Any] = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer)}
         state |= {"rng": rng_state(), "cursor": self.cursor, "spent": self.reserve_cursor, "history": history}
-        state |= {"algo": self.algo.state(), "best": None if math.isinf(best) else best}
+        state |= {"algo": self.algo.state(), "best": None if math.isinf(reached) else reached}
 
         def write(path: Any) -> None:
             self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
