@@ -2,7 +2,8 @@
 
 Scripts and README blocks call the command dozens of times, and its imports (five seconds with peft) would be most of what they cost. The
 caller's arguments, folder, environment and three standard streams go over a Unix socket; the fork runs ``rlspeech.cli.main`` with them; its
-exit code comes back, signals go there. Where Linux's ``pidfd_open`` is missing, the shim starts ``python -m rlspeech`` as always.
+exit code comes back, signals go there. Commands compute at a test's size (``shorten``). Where Linux's ``pidfd_open`` is missing,
+the shim starts ``python -m rlspeech`` as always.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTS = ("torch", "transformers.generation.utils", "peft", "scipy.signal", "scipy.stats", "soundfile", "matplotlib.figure",
-           "rlspeech.cli", "rlspeech.stages.rl", "rlspeech.stages.pretrain", "rlspeech.stages.evaluate")  # fmt: skip
+IMPORTS = ("torch", "transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.qwen3.modeling_qwen3",
+           "peft", "scipy.signal", "scipy.stats", "soundfile", "matplotlib.figure", "onnx", "pebble", "rlspeech.cli",
+           "rlspeech.stages.rl", "rlspeech.stages.pretrain", "rlspeech.stages.evaluate", "rlspeech.report.build",
+           *(f"rlspeech.tasks.{task}.task" for task in ("flowse", "avse", "asr", "tts")))  # fmt: skip
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -83,10 +89,54 @@ def ask(path: str, arguments: list[str]) -> int:
         return int.from_bytes(link.recv(4, socket.MSG_WAITALL), "big", signed=True)
 
 
+class Workers:
+    """Takes the place of pebble's processes, each of which would import everything anew: items are done where they are handed in."""
+
+    active = True
+
+    def __init__(
+        self, workers: int, tasks: int, begin: Callable[..., None], arguments: tuple[Any, ...], *_: object
+    ) -> None:
+        self.make = arguments[0]
+
+    def schedule(self, serve: Callable[[Any], bytes], arguments: tuple[Any], timeout: float | None) -> Future[bytes]:
+        from rlspeech import parallel
+
+        done, before = Future[bytes](), parallel._function
+        try:
+            parallel._function = self.function
+            done.set_result(serve(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        finally:
+            parallel._function = before
+        return done
+
+    @cached_property
+    def function(self) -> Callable[[Any], Any]:
+        return self.make()
+
+    def stop(self) -> None: ...
+
+    def join(self) -> None: ...
+
+
+def shorten() -> None:
+    """Let commands score and compute at a test's size: DNSMOS on half a second, no worker processes. Both have tests of their own."""
+    import pebble
+
+    from rlspeech.rewards.dnsmos import HOP, Dnsmos
+
+    whole = Dnsmos.raw
+    Dnsmos.raw = lambda self, wavs: whole(self, wavs[:, : 50 * HOP])  # type: ignore[method-assign]
+    pebble.ProcessPool = Workers
+
+
 def serve(path: str) -> None:
     """Import everything, then fork for whoever asks, until standard input ends. Only a fork returns from here: it runs the command."""
     for name in IMPORTS:
         import_module(name)
+    shorten()
     gc.freeze()
     listener, wait = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
     running = dict[int, tuple[int, socket.socket]]()
