@@ -25,7 +25,16 @@ Precision = Literal["auto", "fp32", "bf16"]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 OWN = {"config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"}
 OWN |= {ABOUT, "README.md", ".gitattributes"}
-FAULTS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, ImportError, AttributeError)
+FAULTS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    AttributeError,
+)
 FAULTS += (AssertionError, MemoryError, SafetensorError)
 INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # as safetensors names them
 MOST_LAYERS = 1024
