@@ -74,7 +74,7 @@ def _root(
 
 
 def main() -> None:
-    """Entry point of the console script and of ``python -m rlspeech``."""
+    """Read the command line and run the command."""
     # before torch is imported: waiting threads that spin slow every other process down, see parallel.calm_threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")

@@ -259,6 +259,12 @@ def perform(work: Callable[[], dict[str, Any]], shared: Mapping[str, Any]) -> di
 
 def present(config: Any) -> None:
     """Look for the data before anything heavy is imported: a mistyped path is reported at once."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError(
+            "the working directory does not exist any more", "it was deleted", "cd to another one"
+        ) from error
     for name in ("data", "valid"):
         given = getattr(config, name, None)
         if not isinstance(given, str) or os.path.exists(given):
@@ -327,10 +333,20 @@ def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
             raise typer.Exit(CLOSED) from None
         what = f"BrokenPipeError: {_first_line(error)}"  # of another pipe, to a worker
         _fail(shared, 1, UserError(what, "a worker process has ended", "run the same command again to continue"), error)
+    except (
+        OSError
+    ) as error:  # a path, a disk or a limit that no check foresaw: still nothing that a bug could be blamed for
+        what, why = str(error.filename or "the system refused"), error.strerror or _first_line(error)
+        _fail(
+            shared,
+            2,
+            UserError(f"cannot read or write: {what}", why, "look at the path, its permissions and the disk"),
+            error,
+        )
     except Exception as error:
         kind, line = type(error).__name__, _first_line(error)
         shown = UserError(f"{kind}: {line}", "this is a bug", "run the command with --debug for a traceback")
-        if kind == "OutOfMemoryError":
+        if kind in ("OutOfMemoryError", "MemoryError"):
             shown = UserError(
                 f"out of memory: {line}", "", "a smaller micro_batch, batch or clip_s (--set micro_batch=1)"
             )
@@ -365,7 +381,7 @@ def _fail(shared: Mapping[str, Any], code: int, shown: UserError, error: BaseExc
         import traceback
 
         traceback.print_exception(error)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # nothing reads it, or it is a full disk
         print(f"{'error: ' if code != 130 else ''}{shown}", file=sys.stderr)
         if shared["json_mode"] and log.is_main():
             _print_error(shown.what, shown.why, shown.try_this, code)
