@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rlspeech.types import UserError
 
 MAX_ID = 120
 UNSAFE = re.compile(r"[^\w.\-+=@]+")  # \w keeps letters of every script
+PART = re.compile(r"\.part(\d+)(\.\w+)?$")
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")  # device names on Windows
 
 
@@ -74,7 +75,7 @@ def dumps(row: dict[str, Any]) -> str:
 def write_text(path: str | Path, text: str) -> None:
     """Replace a file's content, complete or not at all. Raises ``UserError`` where it cannot be written; the old content stays."""
     path = Path(path)
-    part = path.with_name(f".{os.fsencode(path.name)[:200].decode(errors='ignore')}.part{os.getpid()}")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8", newline="\n") as f:
@@ -88,6 +89,67 @@ def write_text(path: str | Path, text: str) -> None:
         with suppress(OSError):  # on a read-only disk even what is not there cannot be deleted
             part.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it takes the place of ``path``; ``remove_parts`` knows it."""
+    return path.with_name(f".{os.fsencode(path.name)[:200].decode(errors='ignore')}.part{os.getpid()}{path.suffix}")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that are no more left half-written below a folder."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            found = PART.search(name)
+            if found and name.startswith(".") and not _alive(int(found[1])):
+                with suppress(OSError):
+                    os.unlink(os.path.join(place, name))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return pid != os.getpid()
+
+
+@contextmanager
+def held(folder: str | Path | None) -> Iterator[None]:
+    """Keep other processes from writing into a folder, which is made where it is missing, and clear it of half-written files.
+
+    None holds nothing.
+
+    Raises:
+        UserError: another process writes there, or it cannot be made.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder}", error.strerror or str(error), "name another folder with --out"
+        ) from error
+    handle = None
+    try:
+        with suppress(ImportError, OSError):  # not POSIX; a disk that cannot lock
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            try:  # the folder itself: nothing is left in it, and the lock dies with the process
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                why, try_this = "another process is writing there", "wait for it, end it, or --out NEW"
+                raise UserError(f"{folder} is in use", why, try_this) from error
+        remove_parts(Path(folder))
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def write_error(path: Path, error: BaseException, kept: str = "the file was left as it was") -> UserError:

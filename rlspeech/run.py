@@ -26,7 +26,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from rlspeech import log
-from rlspeech.files import is_full, sync, write_error, write_text
+from rlspeech.files import is_full, remove_parts, sync, write_error, write_text
 from rlspeech.scores import step_name, write_json
 from rlspeech.state import load_state, save_state
 from rlspeech.tracking import MetricsLog, check_trackers
@@ -101,6 +101,7 @@ class Run:
             self._compare(resolved, neutral, growing)
             self.resumed = True
         self.checkpoints.clean()
+        remove_parts(self.path)
         self._found = self.checkpoints.latest()
         self._metrics.trim(self._found[1]["step"] if self._found else -1)
         import yaml

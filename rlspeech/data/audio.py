@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from rlspeech.data.decode import AudioError as AudioError
 from rlspeech.data.decode import read_audio
+from rlspeech.files import part_of
 
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
 NOTHING_DBFS, ACTIVE_S = -70.0, 0.1  # the one rule of silence: its loudest stretch of this length lies below this
@@ -49,12 +51,13 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
     if peak > 0.999:
         wav = wav * (0.99 / peak)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part{os.getpid()}{path.suffix}")
+    part = part_of(path)
     try:
         sf.write(part, wav.T, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def rms_dbfs(wav: np.ndarray) -> float:

@@ -26,6 +26,7 @@ import numpy as np
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.decode import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from rlspeech.data.decode import AudioError, open_container, packets, regular_file
+from rlspeech.files import part_of
 from rlspeech.types import UserError
 
 MIN_FRAMES = 3  # a broken file must give at least this many
@@ -62,7 +63,7 @@ def save_lips(path: str | Path, frames: np.ndarray, found: np.ndarray | None = N
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = np.ones(len(frames), dtype=bool) if found is None else found.astype(bool)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
+    part = part_of(path)
     try:
         np.savez_compressed(part, frames=frames, fps=np.float32(LIPS_FPS), found=found)
         os.replace(part, path)

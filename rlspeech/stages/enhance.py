@@ -28,7 +28,7 @@ from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.data.decode import AUDIO_SUFFIXES, sound_info
 from rlspeech.data.inputs import ROWS, Item, expand
 from rlspeech.data.video import LIPS_FPS, LipsError
-from rlspeech.files import write_error
+from rlspeech.files import held, write_error
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.tasks import get_task
@@ -93,7 +93,8 @@ def run(config: Enhance) -> dict[str, Any]:
     todo = [job for job in jobs if job.error is None and (config.overwrite or not job.target.exists())]
     notes = Counter[str]()
     if todo:
-        _enhance(config, todo, notes)
+        with held(out):
+            _enhance(config, todo, notes)
     for note, count in notes.items():
         log.say(f"{several(count, 'file')} {note}")
     summary = summarise("enhanced", "file", jobs, todo, began_s, str(out), "rlspeech check on the input")

@@ -25,6 +25,7 @@ from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
 from rlspeech.corpora.voicebank import VoiceBank
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.mixing import write_recipe
+from rlspeech.files import held
 from rlspeech.types import UserError, Utterance
 
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
@@ -91,12 +92,9 @@ def run(config: Source) -> dict[str, Any]:
             option = "" if name in ("root", "manifests") else f"--{name} PATH; "
             raise UserError(f"prepare {source.name} needs {what}", "", f"{option}rlspeech prepare {source.name} --help")
     out = Path(os.path.abspath(config.out or os.path.join("data", source.name)))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {out}", error.strerror or str(error), "name another folder with --out") from error
-    sets = source.make(out)
-    manifests, recipe = _write(config, source.name, sets, out)
+    with held(out):
+        sets = source.make(out)
+        manifests, recipe = _write(config, source.name, sets, out)
     summary: dict[str, Any] = {"source": source.name, "out": str(out), "manifests": manifests, "recipe": recipe}
     summary |= {"dropped": counted(sets.dropped + sets.failed)} | sets.facts
     summary["next"] = sets.following or next_command(out, sets.rows, recipe is not None)

@@ -12,6 +12,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rlspeech.data.audio import AudioError
 from rlspeech.data.decode import remarks
 from rlspeech.data.inputs import HYPOTHESES, Item, collect, without_audio
 from rlspeech.data.inputs import load as read_audio
+from rlspeech.files import held
 from rlspeech.log import several
 from rlspeech.plugins import load, load_function
 from rlspeech.report.build import write_page
@@ -57,12 +59,15 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
     if "llm" in options and not any(r.entry.family == "llm" for r in requests):
         log.warn(f"{', '.join(options['llm'])} of the reward llm are set, but it is not asked for: --reward llm")
     how: dict[str, Any] = {"workers": config.workers, "timeout_s": config.timeout_s, "options": options}
-    with Scorer(config.rewards, device="cpu" if silent else _device(config.device), **how) as scorer:
+    with ExitStack() as stack:
+        scorer = stack.enter_context(Scorer(config.rewards, device="cpu" if silent else _device(config.device), **how))
         _check_needs(scorer, items)
         # an alias is written under its full name
         names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}
         meta = {names[r.asked]: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
-        scores = ScoreFile(_out(config.out, path), config.system, meta)
+        place = _out(config.out, path)
+        stack.enter_context(held(place.parent))
+        scores = ScoreFile(place, config.system, meta)
         todo = [i for i in items if scores.missing(i.key, i.stamp())]
         if scores.outdated:
             why = f"the version or the options have changed since {scores.path} was written"

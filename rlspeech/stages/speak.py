@@ -31,7 +31,7 @@ from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.decode import sound_info
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
-from rlspeech.files import JsonlWriter, dumps, read_jsonl, read_text, safe_name, write_text
+from rlspeech.files import JsonlWriter, dumps, held, read_jsonl, read_text, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.parallel import one_by_one
 from rlspeech.stages.jobs import Job, summarise
@@ -110,10 +110,12 @@ def run(config: Speak) -> dict[str, Any]:
     kept = {j.key for j in jobs if known.get(j.key, {}).get("of") == _digest(config, j) and j.path.is_file()}
     todo = [j for j in jobs if j.error is None and j.key not in kept]
     if todo:
-        if folder is not None:  # a result that is made anew is not known until it exists
-            anew = {j.key for j in todo}
-            write_text(folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in anew))
-        with contextlib.nullcontext() if folder is None else JsonlWriter(folder / KNOWN, key="key") as journal:
+        with held(folder), contextlib.ExitStack() as stack:
+            journal = None
+            if folder is not None:  # a result that is made anew is not known until it exists
+                anew = {j.key for j in todo}
+                write_text(folder / KNOWN, "".join(dumps(r) + "\n" for k, r in known.items() if k not in anew))
+                journal = stack.enter_context(JsonlWriter(folder / KNOWN, key="key"))
             _synthesise(config, todo, journal)
     good, target = [j for j in todo if j.error is None], folder if folder is not None else jobs[0].path
     hint = "another text, or rlspeech eval on the model"

@@ -24,7 +24,7 @@ from rlspeech import log
 from rlspeech.config_parts import Sampling, Strict, conf
 from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.inputs import expand
-from rlspeech.files import JsonlWriter, read_jsonl, safe_name, write_text
+from rlspeech.files import JsonlWriter, held, read_jsonl, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.types import UserError
@@ -71,8 +71,11 @@ def run(config: Transcribe) -> dict[str, Any]:
         UserError: nothing to do, a checkpoint that cannot be used, or not one file could be recognised.
     """
     jobs, began_s = _jobs(config.inputs), time.monotonic()
-    sink = _sink(config, len(jobs))
-    with sink:
+    place = None if config.out in (None, "-") else Path(str(config.out))
+    with (
+        held(place.parent if place is not None and place.suffix == ".jsonl" else place),
+        _sink(config, len(jobs)) as sink,
+    ):
         todo = [job for job in jobs if job.error is None and not sink.has(job)]
         if todo:
             _recognise(config, todo, sink)
