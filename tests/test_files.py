@@ -38,7 +38,9 @@ def test_stages_do_not_write_where_another_one_does(tmp_path: Path) -> None:
     save_audio(tmp_path / "in" / "a.wav", wav, 16000)
     with files.held(tmp_path / "out"):
         with pytest.raises(UserError) as caught:
-            reward.run(ScoreFolder(rewards=["reward_plugins:loudness"], out=str(tmp_path / "out"), workers=0), tmp_path / "in")
+            reward.run(
+                ScoreFolder(rewards=["reward_plugins:loudness"], out=str(tmp_path / "out"), workers=0), tmp_path / "in"
+            )
         assert "in use" in caught.value.what
         with pytest.raises(UserError) as caught:
             enhance(Enhance(inputs=[str(tmp_path / "in")], out=str(tmp_path / "out")))
