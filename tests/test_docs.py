@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shlex
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import tiny_recognisers
 import tiny_speech
+import warm
 from safetensors.torch import load_file
 
 import rlspeech
@@ -201,46 +201,13 @@ HUB = "hf-audio/MOSS-Transcribe-Diarize-HF"
 STEP = ["steps=1", "prompts_per_step=2", "micro_batch=1", "valid_items=2"]
 SMALL = ["steps=2", "batch=2", "valid_items=2", "mixing.clip_s=1.0", "model.dim=32", "model.depth=1", "model.heads=2"]
 TINY = {  # (program, command) -> settings laid over those of the page
-    ("rlspeech", "reward"): ["workers=0"],
-    ("level.py", "reward"): ["workers=0"],
     ("moss.py", "transcribe"): ["sampling.max_new_tokens=8"],
     ("moss.py", "rl"): [*STEP, "group=6", "sampling.max_new_tokens=12", "truncated=keep"],
     ("gru.py", "pretrain"): SMALL,
-    ("gru.py", "rl"): [*STEP, "group=2", "clip_s=1.0", "workers=0"],
-    ("rlspeech", "rl"): ["valid_items=8", "workers=0"],
-    ("rlspeech", "eval"): ["limit=8", "players=1", "workers=0"],
+    ("gru.py", "rl"): [*STEP, "group=2", "clip_s=1.0"],
+    ("rlspeech", "rl"): ["valid_items=8"],
+    ("rlspeech", "eval"): ["limit=8", "players=1"],
 }
-DRIVER = """
-import os, runpy, shlex, sys, traceback
-import torch, transformers
-import rlspeech.stages.evaluate, rlspeech.stages.pretrain, rlspeech.stages.reward, rlspeech.stages.rl
-from rlspeech.cli import main
-sys.path = [p for p in sys.path if p]  # the working directory is no place of modules for an installed command
-for line in sys.stdin.read().splitlines():
-    words = shlex.split(line)
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        code = 0
-        try:
-            sys.argv = words[words[0] == "python":]
-            if words[0] == "python":
-                sys.path.insert(0, os.getcwd())
-                runpy.run_path(words[1], run_name="__main__")
-            else:
-                main()
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code:
-        sys.exit(f"exit {code}: {line}")
-"""
 
 
 def page_parts() -> Iterator[tuple[str, str, str]]:
@@ -312,9 +279,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 words = shlex.split(line)
                 program = words[1:] if words[0] == "python" else words
                 todo.append(line + "".join(f" --set {s}" for s in TINY.get((program[0], program[1]), ())))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    call: dict[str, Any] = {"cwd": folder, "env": env, "capture_output": True, "text": True, "timeout": 850}
-    done = subprocess.run([sys.executable, "-c", DRIVER], input="\n".join(todo), **call)
+    call: dict[str, Any] = {"cwd": folder, "env": warm.environment(folder) | {"NO_COLOR": "1"}, "timeout": 850}
+    done = subprocess.run(["bash", "-exc", "\n".join(todo)], capture_output=True, text=True, **call)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return folder
 

@@ -92,14 +92,14 @@ def test_agrees_with_speechmos_on_made_up_signals(seconds, snr):
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_agrees_with_speechmos_on_real_clips(real_rows):
-    """12 clips from 0.3 to 30 s, clean and noisy, P.835 and P.808; three of them personalised."""
+    """9 clips from 0.3 to 16 s, clean and noisy, P.835 and P.808; three of them personalised."""
     from speechmos import dnsmos
 
     from rlspeech.data.audio import load_audio
 
     rng = np.random.default_rng(0)
     speech = [r for r in real_rows if r["kind"] == "speech"]
-    lengths = np.concatenate([np.geomspace(0.3, 9.5, 9), rng.uniform(9.0, 16.0, 1), [30.0, 4.5]])
+    lengths = np.concatenate([np.geomspace(0.3, 9.5, 6), rng.uniform(9.0, 16.0, 1), [11.3, 4.5]])
     worst = {"p835": 0.0, "p808": 0.0, "personalised": 0.0}
     families = Dnsmos(threads=1), P808(threads=1), PersonalisedDnsmos(threads=1)
     for i, seconds in enumerate(lengths):
@@ -117,7 +117,7 @@ def test_agrees_with_speechmos_on_real_clips(real_rows):
         worst["p835"] = max(worst["p835"], *gaps)
         p808 = families[1].compute(sample, ["dnsmos_p808"])[0]["dnsmos_p808"].value
         worst["p808"] = max(worst["p808"], abs(p808 - reference["p808_mos"]))
-        if i % 6 == 0 and seconds < 10:
+        if i % 4 == 0:
             reference = dnsmos.run(wav, 16000, model_type="dnsmos_personalized")
             ours = families[2].compute(sample, ["pdnsmos_ovrl", "pdnsmos_sig", "pdnsmos_bak"])[0]
             gaps = [abs(ours[f"pdnsmos_{k}"].value - reference[f"{k}_mos"]) for k in ("sig", "bak", "ovrl")]

@@ -1,9 +1,9 @@
-"""A ``rlspeech`` for tests that starts at once: a process that has imported torch, transformers and peft forks for every call.
+"""A ``rlspeech`` and a ``python`` for tests that start at once: forks of a process that has imported torch, transformers and peft.
 
-Scripts and README blocks call the command dozens of times, and its imports (five seconds with peft) would be most of what they cost. The
-caller's arguments, folder, environment and three standard streams go over a Unix socket; the fork runs ``rlspeech.cli.main`` with them; its
-exit code comes back, signals go there. Commands compute at a test's size (``shorten``). Where Linux's ``pidfd_open`` is missing,
-the shim starts ``python -m rlspeech`` as always.
+Scripts and README blocks call commands dozens of times, and the imports (five seconds with peft) would be most of what they cost. The
+caller's arguments, folder, environment and three standard streams go over a Unix socket; the fork runs ``rlspeech.cli.main`` or the script
+with them; its exit code comes back, signals go there. Commands compute at a test's size (``shorten``). Where Linux's ``pidfd_open`` is
+missing, ``python -m rlspeech`` starts as always.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import gc
 import json
 import os
+import runpy
 import selectors
 import shlex
 import signal
@@ -36,13 +37,17 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def shim(folder: Path, before: str = "") -> Path:
-    """Write ``folder/rlspeech``, which first runs the lines ``before`` (they may change ``$@``); answer the folder, to be put on PATH."""
+    """Write ``folder/python`` and ``folder/rlspeech``, which first runs the lines ``before`` (they may change ``$@``); answer the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    start = f"{shlex.quote(sys.executable)} -m rlspeech"
+    python = shlex.quote(sys.executable)
+    scripts = {"rlspeech": f'{before}\nexec {python} -m rlspeech "$@"\n'}
     if hasattr(os, "pidfd_open"):
-        start = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(str(Path(__file__)))} {server()}"
-    (folder / "rlspeech").write_text(f'#!/usr/bin/env bash\n{before}\nexec {start} "$@"\n')
-    (folder / "rlspeech").chmod(0o755)
+        start = f"exec {python} -I -S {shlex.quote(str(Path(__file__)))} {server()}"
+        scripts["rlspeech"] = f'{before}\n{start} rlspeech "$@"\n'
+        scripts["python"] = f'case "${{1:-}}" in *.py | -) {start} "$@" ;; esac\nexec {python} "$@"\n'
+    for name, lines in scripts.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{lines}")
+        (folder / name).chmod(0o755)
     return folder
 
 
@@ -192,15 +197,22 @@ def become(call: dict[str, object], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(environment)  # type: ignore[call-overload]
     sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p not in sys.path]
-    sys.argv[:] = ["rlspeech", *call["arguments"]]  # type: ignore[misc]
+    sys.argv[:] = call["arguments"]  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
     if sys.argv[2:] == ["--serve"]:
         serve(sys.argv[1])
-        from rlspeech.cli import main
+        program = sys.argv[0]
+        if program == "rlspeech":
+            from rlspeech.cli import main
 
-        main()
+            main()
+        elif program == "-":
+            exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.path.insert(0, str(Path(program).resolve().parent))
+            runpy.run_path(program, run_name="__main__")
     else:
         code = ask(sys.argv[1], sys.argv[2:])
         if code < 0:  # end as the command ended
