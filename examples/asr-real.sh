@@ -13,8 +13,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 most=110; real=150; tempting=40; rows=500; test_most=40; test_real=60; test_tempting=16; test_long=40; size=()
 few=(); eval_few=(); seeds=${SEEDS:-0 1 2}
 if [ -n "${TINY:-}" ]; then
-  most=3 real=3 tempting=2 rows=12 test_most=1 test_real=1 test_tempting=1 test_long=2 steps=2 more=3 seeds=0 size=(--spoken 20 --strings 20)
-  few=(--set valid_items=3 --set prompts_per_step=2 --set group=2 --set save_every=2 --set valid_every=2); eval_few=(--set limit=8)
+  most=2 real=2 tempting=1 rows=12 test_most=1 test_real=1 test_tempting=1 test_long=2 steps=2 more=3 seeds=0 size=(--spoken 20 --strings 20)
+  few=(--set valid_items=3 --set prompts_per_step=2 --set group=2 --set save_every=2 --set valid_every=2); eval_few=(--set limit=5)
 fi
 sets() { python "$here/asr_sets.py" "$@"; }
 pair() { # NAME PART MOST REAL TEMPTING LONG SEED LOW HIGH NOISE...: noisy, tempting and long rows of a part of the material

@@ -9,8 +9,8 @@
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/, noise/ and rir/}}
 out=${OUT:-runs/judge}; here=$(cd "$(dirname "$0")" && pwd)
-count=10000; text_steps=2000; few=(); checks=()
-[ -z "${TINY:-}" ] || { count=24; text_steps=4; few=(--set steps=2 --set valid_items=2 --set batch=4); checks=(--items 1 --mixtures 4); }
+count=10000; vary=260; text_steps=2000; few=(); checks=()
+[ -z "${TINY:-}" ] || { count=24; vary=20; text_steps=4; few=(--set steps=2 --set valid_items=2 --set batch=4); checks=(--items 1 --mixtures 4); }
 mkdir -p "$out"
 
 python - "$data" "$out" <<'PY'
@@ -46,7 +46,7 @@ python "$here/train-embedded-judge.py" recordings --speech "$out/speech.txt" --n
   --count "$count" --out "$out/recordings"
 # more kinds of noise than a few recordings contain
 python "$here/train-embedded-judge.py" recordings --speech "$out/speech.txt" --noise "$out/noise.txt" --rir "$out/rir.txt" \
-  --count "$((count / 4))" --vary 260 --seed 21 --out "$out/varied"
+  --count "$((count / 4))" --vary "$vary" --seed 21 --out "$out/varied"
 # an enhancer's errors: RL would exploit them first in a judge that was not trained on them
 rlspeech prepare demo --mouths --out "$out/av"
 python "$here/train-embedded-judge.py" outputs --recipe "${RECIPE:-$out/av/mix.json}" --model "${ENHANCER:-embedded}" \

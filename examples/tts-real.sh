@@ -20,7 +20,7 @@ material=${MATERIAL:-$out/material}; sets=${SETS:-$out/data}
 here=$(cd "$(dirname "$0")" && pwd)
 few=(); size=(); rows=(--say 8000); quality=(); eval_few=()
 if [ -n "${TINY:-}" ]; then
-  size=(--spoken 24 --strings 24); rows=(--train 8 --rl 4 --each 1); quality=(--count 4 --steps 2); seeds=0; steps=2; long=3; eval_few=(--limit 4)
+  size=(--spoken 24 --strings 24); rows=(--train 8 --rl 4 --each 1); quality=(--count 4 --steps 2); seeds=0; steps=2; long=3; eval_few=(--limit 2)
   few=(--set valid_items=2 --set prompts_per_step=2 --set group=2 --set valid_every=2 --set save_every=2)
 fi
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

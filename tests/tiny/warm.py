@@ -37,7 +37,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def shim(folder: Path, before: str = "") -> Path:
-    """Write ``folder/python`` and ``folder/rlspeech``, which first runs the lines ``before`` (they may change ``$@``); answer the folder."""
+    """Write ``folder/python`` and ``folder/rlspeech``, which first runs ``before`` (it may change ``$@``); answer the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     python = shlex.quote(sys.executable)
     scripts = {"rlspeech": f'{before}\nexec {python} -m rlspeech "$@"\n'}
