@@ -39,7 +39,7 @@ from rlspeech.corpora.base import (
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, mouth_path, search
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.decode import AUDIO_SUFFIXES
-from rlspeech.data.manifest import ASIDE_NAMES, read_manifest
+from rlspeech.data.manifest import ASIDE_NAMES, holds_rows, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.video import (
     LIPS_FPS,
@@ -164,7 +164,11 @@ def find(source: str | Path, out: Path) -> Iterator[Candidate]:
         UserError: neither, or no row names a video.
     """
     path = Path(source)
-    manifests = [path] if path.is_file() else sorted(p for p in path.glob("*.jsonl") if p.name not in ASIDE_NAMES)
+    manifests = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.glob("*.json*") if p.name not in ASIDE_NAMES and holds_rows(p))
+    )
     if manifests:
         for manifest in manifests:
             for utt in read_manifest(manifest):

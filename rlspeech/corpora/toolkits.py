@@ -186,8 +186,6 @@ def _nemo_row(split: str, path: Path, number: int, line: bytes, uses: dict[str, 
             path.parent,
         )
         utt.sample_rate = int(row.get("sample_rate") or 0)
-        if row.get("offset") == 0:  # whoever writes an offset has cut files into pieces
-            utt.extra["segment"] = True
     except (ValueError, RecursionError) as error:
         return Candidate(split, Utterance(f"line_{number}", str(path), 0.0, 0), f"bad line in the manifest: {error}")
     uses[utt.id] = uses.get(utt.id, 0) + 1

@@ -24,7 +24,7 @@ from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Rendered, Sets, Source, candidate, recordings_below, shown, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.decode import AudioError, sound_info
-from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest
 from rlspeech.files import read_text, safe_name
 from rlspeech.parallel import physical_cores
 from rlspeech.types import UserError, Utterance
@@ -81,13 +81,17 @@ class PrepareTts(Source):
                 why = "a list has utt|prompt_text|prompt_wav|text"
                 raise UserError(f"{root} has texts and no voices", why, "--prompts MANIFEST")
             low, high = self.prompt_s
-            given = [u for u in read_manifest(find_manifest(self.prompts, recipe=False)) if not u.offset]
+            given = [
+                u
+                for u in read_manifest(find_manifest(self.prompts, recipe=False))
+                if not (u.offset or u.extra.get("segment"))
+            ]
             speakers = [u for u in given if low <= u.duration <= high]
             if not speakers:
                 why = f"none of {len(given)} recordings lasts {low:g} to {high:g} s"
                 raise UserError(f"{self.prompts} has no prompt", why, "--prompt-s LOW HIGH")
             return Sets({"test": from_lines(root, speakers)})
-        if root.suffix == ".jsonl":
+        if root.is_file() and holds_rows(root):
             rows = read_manifest(root)
             mute = [u for u in rows if not u.text]
             dropped = [{"id": u.id, "path": u.audio_filepath, "reason": "no transcript", "detail": ""} for u in mute]

@@ -17,7 +17,7 @@ from rlspeech import log
 from rlspeech.config import Video
 from rlspeech.config_parts import Mixing
 from rlspeech.data.audio import AudioError, load_audio, mono
-from rlspeech.data.manifest import find_manifest, read_manifest, recordings
+from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest, recordings
 from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
 from rlspeech.data.video import frames_at, load_lips
 from rlspeech.types import Sample, UserError, Utterance
@@ -167,7 +167,7 @@ def open_clips(
         UserError: no such thing, or rows without a target.
     """
     found = find_manifest(path)
-    if found.suffix == ".json":
+    if found.suffix == ".json" and not holds_rows(found):
         return MixedClips(MixtureSet.from_recipe(found, mixing=mixing, sample_rate=rate, seed=seed))
     utts = read_manifest(found)
     if not paired:

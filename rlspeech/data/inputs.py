@@ -10,20 +10,24 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
-from rlspeech.data.manifest import from_row, read_manifest
+from rlspeech.data.manifest import ROWS, from_row, read_manifest
 from rlspeech.files import numbered_lines, read_text
 from rlspeech.types import Sample, UserError, Utterance
 
-ROWS = {".jsonl", ".json", ".ndjson"}
+SOUND = AUDIO_SUFFIXES | VIDEO_SUFFIXES
+BESIDE = frozenset(
+    ".txt .json .jsonl .npz .csv .tsv .md .html .png".split()
+)  # what stands beside recordings, and results
 EXAMPLE = '{"id": "...", "text": "...", "hypothesis": "..."}'
 HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest; a file of hypotheses alone may call them text as well
 ROUNDED_S = 0.01  # what durations lose in manifests
@@ -60,7 +64,7 @@ class Item:
         for path in (self.audio, self.target):
             try:
                 facts += [path.stat().st_size, path.stat().st_mtime_ns] if path else [None]
-            except OSError:
+            except (OSError, ValueError):
                 facts.append(-1)
         return f"{zlib.crc32(repr(facts).encode()):08x}"
 
@@ -90,7 +94,7 @@ def collect(
     else:
         items = _several([Path(p) for p in path], target, texts_only)
     if not items:
-        looked = f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}, at any depth"
+        looked = f"looked for {', '.join(sorted(SOUND))}, at any depth"
         raise UserError(f"no audio in {path}", looked, "check the path")
     if target:
         _match_targets(items, Path(target))
@@ -105,27 +109,26 @@ def collect(
     return sorted(items, key=lambda i: i.key)
 
 
-def expand(path: Path, *, skip: Path | None = None, videos: bool = False, texts_only: bool = False) -> list[Item]:
-    """Return what a name on the command line stands for: the audio files of a folder, the rows of a manifest, or the file itself.
+def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) -> list[Item]:
+    """Return what a name on the command line stands for: the recordings and videos of a folder, the rows of a manifest, or the file itself.
 
     Args:
         path: folder, manifest (``ROWS``) or file. A file that is missing or no sound is an item all the same: reading it says why.
         skip: folder that is left out where it lies below ``path``: results or references.
-        videos: videos in a folder count too, where no recording beside them has their name.
         texts_only: rows of a manifest need an id and texts only.
 
     Raises:
         UserError: a manifest that cannot be read.
     """
     if path.is_dir():
-        return _folder(path, skip, videos)
+        return _folder(path, skip)
     if path.suffix in ROWS:
         return [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
     return [Item(path.stem, path)]
 
 
 def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
-    if not path.is_dir() and path.suffix not in ROWS and not (path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES):
+    if not path.is_dir() and path.suffix not in ROWS and not (path.is_file() and path.suffix.lower() in SOUND):
         why = "" if path.exists() else "there is no such path"
         raise UserError(f"{path} is no folder, manifest or audio file", why, "rlspeech reward FOLDER --reward dnsmos")
     return expand(path, skip=Path(target) if target else None, texts_only=texts_only)
@@ -191,9 +194,12 @@ def _rows_of_texts(path: Path) -> list[Utterance]:
     return list(rows.values())
 
 
-def audio_files(folder: Path, skip: Path | None = None, suffixes: Collection[str] = AUDIO_SUFFIXES) -> list[Path]:
-    """Every audio file below a folder, sorted; links are followed once, hidden files and the folder ``skip`` are left out."""
-    found: list[Path] = []
+def audio_files(folder: Path, skip: Path | None = None) -> list[Path]:
+    """Every recording below a folder, sorted, and every video without a recording of its name beside it, for its sound track.
+
+    Links are followed once; hidden files and the folder ``skip`` are left out. Files of other kinds are counted and named.
+    """
+    sounds, videos, others = list[Path](), list[Path](), list[Path]()
     visited: set[str] = set()
     barred = os.path.realpath(skip) if skip else None
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -203,17 +209,21 @@ def audio_files(folder: Path, skip: Path | None = None, suffixes: Collection[str
             continue
         visited.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(root, n) for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in suffixes]
-    return sorted(found)
+        for path in (Path(root, n) for n in names if not n.startswith(".")):
+            kind = path.suffix.lower()
+            (sounds if kind in AUDIO_SUFFIXES else videos if kind in VIDEO_SUFFIXES else others).append(path)
+    recorded = {path.with_suffix("") for path in sounds}
+    if strange := sorted(p for p in others if p.suffix.lower() not in BESIDE):
+        kinds = ", ".join(
+            f"{count} {kind or 'without a suffix'}" for kind, count in Counter(p.suffix for p in strange).items()
+        )
+        log.say(f"{folder}: passed over, no sound: {kinds} ({strange[0].name}{' ...' if len(strange) > 1 else ''})")
+    return sorted(sounds + [path for path in videos if path.with_suffix("") not in recorded])
 
 
-def _folder(folder: Path, skip: Path | None, videos: bool) -> list[Item]:
+def _folder(folder: Path, skip: Path | None) -> list[Item]:
     items: dict[str, Item] = {}
-    files = audio_files(folder, skip)
-    if videos:
-        named = {f.with_suffix("") for f in files}
-        files += [f for f in audio_files(folder, skip, VIDEO_SUFFIXES) if f.with_suffix("") not in named]
-    for file in sorted(files):
+    for file in audio_files(folder, skip):
         key = file.relative_to(folder).with_suffix("").as_posix()
         if key in items:
             key = file.relative_to(folder).as_posix()

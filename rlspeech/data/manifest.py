@@ -21,6 +21,7 @@ from rlspeech.types import UserError, Utterance
 PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
 TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
 RECIPE_NAME = "mix.json"
+ROWS = {".jsonl", ".json", ".ndjson"}  # one row a line
 MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a folder, in this order
 # in the same folders, but no manifests
 ASIDE_NAMES = {"dropped.jsonl", "checks.jsonl", "rendered.jsonl", "scores.jsonl", "metrics.jsonl"}
@@ -62,6 +63,8 @@ def from_row(row: dict[str, Any], base: Path) -> Utterance:
         if key in known:
             known[key] = _number(key, known[key])
     extra = {k: v for k, v in row.items() if k not in Utterance.field_names()}
+    if known.get("offset") == 0 and "duration" in known:  # whoever writes an offset has cut files into pieces
+        extra["segment"] = True
     if not known.get("id"):
         stem, offset = Path(known["audio_filepath"]).stem or "id", known.get("offset", 0.0)
         known["id"] = f"{stem}_{round(offset * 1000)}ms" if offset else stem
@@ -201,6 +204,17 @@ def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, 
         write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
 
 
+def holds_rows(path: Path) -> bool:
+    """Whether a file is a manifest by its name, or where that ends in .json, as NeMo's and as configs do, by its first line."""
+    if path.suffix.lower() != ".json":
+        return path.suffix.lower() in ROWS
+    try:
+        row = json.loads(next(numbered_lines(path))[1])
+    except (StopIteration, UserError, ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and not row.keys().isdisjoint(("audio_filepath", "hypothesis", "pred_text"))
+
+
 def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
     """The manifest or mixture recipe that a path stands for: a file is itself, a folder is searched.
 
@@ -217,7 +231,7 @@ def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
     for name in ((RECIPE_NAME,) if recipe else ()) + MAIN_NAMES:
         if (path / name).is_file():
             return path / name
-    found = sorted(p for p in path.glob("*.jsonl") if p.name not in ASIDE_NAMES)
+    found = sorted(p for p in path.glob("*.json*") if p.name not in ASIDE_NAMES and holds_rows(p))
     if len(found) == 1:
         return found[0]
     if found:

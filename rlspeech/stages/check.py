@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rlspeech import log, plugins
 from rlspeech.data.decode import AudioError, regular_file, sound_info
-from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, scan_manifest
+from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan_manifest
 from rlspeech.files import numbered_lines
 from rlspeech.log import several
 from rlspeech.schema import load_yaml
@@ -62,7 +62,7 @@ def _check(path: Path, schemas: Mapping[str, str], stage: str | None) -> Finding
         return _folder(path, schemas)
     if not path.is_file():
         raise UserError(f"{path} does not exist", "", "rlspeech check MANIFEST, CONFIG or RUN_FOLDER")
-    if path.suffix == ".jsonl":
+    if holds_rows(path):
         return check_jsonl(path)
     if path.suffix == ".json":
         try:
@@ -85,7 +85,11 @@ def _folder(path: Path, schemas: Mapping[str, str]) -> Findings:
         found = Findings("checkpoint")
         check_checkpoint(path, found)
         return found
-    inside = [p for p in sorted(path.glob("*.jsonl")) if p.name not in ASIDE_NAMES] + sorted(path.glob("mix.json"))
+    inside = [
+        p
+        for p in sorted(path.glob("*.json*"))
+        if p.name not in ASIDE_NAMES and (holds_rows(p) or p.name == RECIPE_NAME)
+    ]
     if not inside:
         why = "it holds neither a run, a checkpoint, nor manifests"
         raise UserError(f"{path} is nothing that can be checked", why, "rlspeech check MANIFEST, CONFIG or RUN_FOLDER")

@@ -10,6 +10,7 @@ video file the sound track is enhanced. A recording without a usable video is en
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,8 @@ from rlspeech.config import Enhancement
 from rlspeech.config_parts import Strict, conf
 from rlspeech.data import long
 from rlspeech.data.audio import AudioError, save_audio
-from rlspeech.data.decode import AUDIO_SUFFIXES, sound_info
-from rlspeech.data.inputs import ROWS, Item, expand
+from rlspeech.data.decode import sound_info
+from rlspeech.data.inputs import ROWS, SOUND, Item, expand
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import held, write_error
 from rlspeech.log import several
@@ -111,9 +112,9 @@ def _jobs(config: Enhance, out: Path) -> list[_Job]:
     uses_video = get_task(config.task).uses_video
     if not config.inputs:
         raise UserError("nothing to enhance", "", "rlspeech enhance FILE_OR_FOLDER... --out FOLDER")
-    jobs = [job for name in config.inputs for job in _expand(Path(name).absolute(), out, uses_video)]
+    jobs = [job for name in config.inputs for job in _expand(Path(name).absolute(), out)]
     if not jobs:
-        looked = f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}"
+        looked = f"looked for {', '.join(sorted(SOUND))}"
         raise UserError("no audio files in the input", looked, "rlspeech enhance --help")
     wanted = [job for job in jobs if job.error is None]
     if config.video is not None:
@@ -142,13 +143,13 @@ def _check_video(video: str, uses_video: bool, inputs: int) -> None:
         raise UserError(f"one video for {inputs} recordings", video, try_this)
 
 
-def _expand(path: Path, out: Path, videos: bool) -> Iterator[_Job]:
-    if not path.exists():
+def _expand(path: Path, out: Path) -> Iterator[_Job]:
+    if not os.path.exists(path):
         job = _Job(Item(path.stem, path), out / path.name)
         job.fail("missing file")
         yield job
         return
-    for item in expand(path, skip=out, videos=videos):
+    for item in expand(path, skip=out):
         if path.suffix in ROWS and not path.is_dir():
             yield _Job(item, out / f"{item.key}.flac")
         elif item.audio is not None:
@@ -160,9 +161,9 @@ def _identity(path: Path) -> tuple[int, int] | str:
     """Equal for all names of one file, hard and symbolic links included."""
     try:
         found = path.stat()
-    except OSError:
-        return str(path.resolve())
-    return (found.st_dev, found.st_ino) if found.st_ino else str(path.resolve())
+    except (OSError, ValueError):
+        return str(path)
+    return (found.st_dev, found.st_ino) if found.st_ino else str(path)
 
 
 def _enhance(config: Enhance, jobs: Sequence[_Job], notes: Counter[str]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.batches import columns_of
-from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.log import several
 from rlspeech.models.hub import fingerprint
@@ -58,7 +58,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     evaluation: Evaluation = task.evaluation(config)
     config = evaluation.config
     manifest = task.demo("test") if config.data is None else find_manifest(config.data, recipe=False)
-    if manifest.suffix == ".json":
+    if manifest.suffix == ".json" and not holds_rows(manifest):
         why, try_this = "an evaluation needs fixed files", "render it: rlspeech prepare mix --help"
         raise UserError(f"{manifest} is a mixture recipe", why, try_this)
     every = read_manifest(manifest)

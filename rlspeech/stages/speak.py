@@ -29,7 +29,7 @@ from rlspeech import log
 from rlspeech.config_parts import SPEAKING, Count, Sampling, Strict, conf
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.decode import sound_info
-from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.data.manifest import holds_rows, read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
 from rlspeech.files import JsonlWriter, dumps, held, read_jsonl, read_text, safe_name, write_text
 from rlspeech.log import several
@@ -80,6 +80,7 @@ class _Job(Job):
     text: str
     path: Path = Path()
     voice: Path | None = None  # a recording of a manifest's row; its prompt comes first
+    stretch: tuple[float, float | None] = (0.0, None)  # of that recording: offset and duration
     prompt: str | None = None
     prompt_text: str | None = None
     row: dict[str, Any] = field(default_factory=dict)
@@ -160,11 +161,14 @@ def _expand(given: str, number: int) -> Iterator[_Job]:
         name, text = ("line", sys.stdin.read()) if given == "-" else (safe_name(path.stem), read_text(path))
         lines = enumerate(map(str.strip, text.splitlines()), 1)
         yield from (_Job(f"{name}_{n:04d}", line) for n, line in lines if line)
-    elif path.suffix == ".jsonl":
+    elif path.is_file() and holds_rows(path):
         for u in read_manifest(path):
             known = {k: getattr(u, k) for k in ("speaker_id", "language", "prompt_filepath", "prompt_text")}
             row = {k: v for k, v in {**known, **u.extra}.items() if v is not None}
-            yield _Job(u.id, u.text or "", Path(), Path(u.audio_filepath), u.prompt_filepath, u.prompt_text, row)
+            stretch = (u.offset, u.duration or None)
+            yield _Job(
+                u.id, u.text or "", Path(), Path(u.audio_filepath), stretch, u.prompt_filepath, u.prompt_text, row
+            )
     elif path.suffix.lower() in SOUND and path.is_file():
         try_this = "for its voice: --prompt; to write it down: rlspeech transcribe"
         raise UserError(f"{given} is a recording", "a text is wanted", try_this)
@@ -261,7 +265,7 @@ def _voice(job: _Job, rate: int) -> np.ndarray:
     """The recording of a manifest's row where it has no prompt; empty where there is none or it cannot be read."""
     if job.prompt is None and job.voice is not None:
         try:
-            return load_audio(job.voice, rate)
+            return load_audio(job.voice, rate, *job.stretch)
         except AudioError:
             pass  # the text can be said in any voice
     return np.zeros(0, np.float32)

@@ -22,8 +22,8 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import Sampling, Strict, conf
-from rlspeech.data.decode import AUDIO_SUFFIXES
-from rlspeech.data.inputs import expand
+from rlspeech.data.decode import AudioError, regular_file
+from rlspeech.data.inputs import SOUND, expand
 from rlspeech.files import JsonlWriter, held, read_jsonl, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
@@ -94,14 +94,16 @@ def _jobs(inputs: Sequence[str]) -> list[_Job]:
         raise UserError("nothing to transcribe", "", "rlspeech transcribe FILE_OR_FOLDER_OR_MANIFEST...")
     jobs = [_Job(item) for name in inputs for item in expand(Path(name))]
     if not jobs:
-        looked = f"looked for {', '.join(sorted(AUDIO_SUFFIXES))}"
+        looked = f"looked for {', '.join(sorted(SOUND))}"
         raise UserError("no audio files in the input", looked, "rlspeech transcribe --help")
     taken = dict[str, Path]()
     for job in jobs:
         job.row = {k: v for k, v in job.item.columns.items() if v is not None and k != "snr_db"}
-        if not job.source.exists():
-            job.fail("missing file")
-        elif job.key in taken:
+        try:
+            regular_file(job.source)
+        except AudioError as error:
+            job.fail(error)
+        if job.error is None and job.key in taken:
             job.fail(f"its result would have the name of that of {taken[job.key]}")
         taken.setdefault(job.key, job.source)
     return jobs
@@ -148,7 +150,6 @@ def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> None:
 
 def _pieces(job: _Job, sample_rate: int, max_s: float) -> Iterator[tuple[float, np.ndarray]]:
     """The pieces of a recording; an error on the way is noted, and the text before it is not used."""
-    from rlspeech.data.audio import AudioError
     from rlspeech.data.long import stream
 
     try:
