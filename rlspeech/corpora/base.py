@@ -365,7 +365,7 @@ def _measure_all(
 def _key(path: str, limits: Limits) -> str | None:
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return None
     return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{limits.bandwidth_floor_db:g}"
 

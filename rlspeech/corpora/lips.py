@@ -149,7 +149,7 @@ class Lips(Layout):
         """The file and the settings that its crops depend on; None where it is missing."""
         try:
             stat = os.stat(video)
-        except OSError:
+        except (OSError, ValueError):
             return None
         how = f"{self.crop}|{self.landmarks or ''}" if self.crop == "mouth96" else self.crop
         return f"{video}|{stat.st_size}|{stat.st_mtime_ns}|{how}"

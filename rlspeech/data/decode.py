@@ -272,7 +272,7 @@ def regular_file(path: str | Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         raise AudioError("missing file") from None
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a NUL
-        raise AudioError(f"unreadable: {getattr(error, 'strerror', None) or error}") from error
+        raise AudioError(f"unreadable: {getattr(error, 'strerror', None) or 'no name that a file can have'}") from error
     kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"  # whose end may never come
     raise AudioError("empty file (0 bytes)" if stat.S_ISREG(status.st_mode) else f"no file but {kind}")
 

@@ -82,7 +82,7 @@ def mix(
         clean: (T,) speech.
         noise: (T,) noise.
         rir: (R,) impulse response or None.
-        snr_db: ratio of the (reverberant) speech's RMS to the noise's RMS.
+        snr_db: ratio of the (reverberant) speech's RMS to the noise's RMS, both about their means.
         level_dbfs: RMS of the mixture; lowered where it would clip, together with the target.
 
     Returns:
@@ -91,10 +91,10 @@ def mix(
     Raises:
         AudioError: silent speech or noise.
     """
-    if rms_dbfs(clean) < SILENT_DBFS:
-        raise AudioError("silent speech")
-    if rms_dbfs(noise) < SILENT_DBFS - 30:
-        raise AudioError("silent noise")
+    if (level := rms_dbfs(clean)) < SILENT_DBFS:
+        raise AudioError(f"silent speech ({level:.0f} dBFS)")
+    if (level := rms_dbfs(noise)) < SILENT_DBFS - 30:
+        raise AudioError(f"silent noise ({level:.0f} dBFS)")
     speech, target = (clean, clean) if rir is None else reverberate(clean, rir, sample_rate, early_ms)
     if rms_dbfs(speech) < SILENT_DBFS - 60:
         raise AudioError("silent impulse response")

@@ -85,11 +85,8 @@ def _folder(path: Path, schemas: Mapping[str, str]) -> Findings:
         found = Findings("checkpoint")
         check_checkpoint(path, found)
         return found
-    inside = [
-        p
-        for p in sorted(path.glob("*.json*"))
-        if p.name not in ASIDE_NAMES and (holds_rows(p) or p.name == RECIPE_NAME)
-    ]
+    inside = [p for p in sorted(path.glob("*.json*")) if p.name not in ASIDE_NAMES and holds_rows(p)]
+    inside += sorted(path.glob(RECIPE_NAME))
     if not inside:
         why = "it holds neither a run, a checkpoint, nor manifests"
         raise UserError(f"{path} is nothing that can be checked", why, "rlspeech check MANIFEST, CONFIG or RUN_FOLDER")

@@ -10,6 +10,7 @@ memory than a few pieces. JSONL rows say where the pieces are, and the file is a
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -242,6 +243,9 @@ class _Texts(_Sink):
         return self._path(job).exists() and not self.overwrite
 
     def take(self, job: _Job) -> None:
+        if len(os.fsencode(self._path(job).name)) > 255:
+            job.fail("the name of its result would be too long")
+            return
         write_text(self._path(job), job.row["text"].strip().encode("utf-8", "replace").decode() + "\n")
 
 
