@@ -17,6 +17,7 @@ from rlspeech.config_parts import (
     CodecLMModel,
     CodecModel,
     Count,
+    EulerSteps,
     FlowModel,
     ListenerModel,
     Mixing,
@@ -25,8 +26,11 @@ from rlspeech.config_parts import (
     RecogniserModel,
     Sampling,
     Share,
+    Size,
     Strict,
     TokenRewardModel,
+    Whole,
+    Workers,
     conf,
 )
 
@@ -75,22 +79,22 @@ class Pretrain(Strict):
     mixing: Mixing | None = conf(None, "overrides the mixing of the recipe")
     steps: Count = conf(2000, "number of optimiser steps")
     batch: Count = conf(16, "clips in one step")
-    lr: float = conf(5e-4, "peak learning rate")
-    warmup: int = conf(200, "steps over which the learning rate rises")
-    weight_decay: float = 0.01
-    grad_clip: float = conf(1.0, "largest norm of the gradient")
+    lr: Positive = conf(5e-4, "peak learning rate")
+    warmup: Whole = conf(200, "steps over which the learning rate rises")
+    weight_decay: NonNegative = 0.01
+    grad_clip: Positive = conf(1.0, "largest norm of the gradient")
     ema: float = conf(0.999, "decay of the averaged weights, which are what is saved", ge=0, lt=1)
     magnitude_weight: NonNegative = conf(
         0.5, "weight of an added magnitude error (clean prediction); 0: flow matching alone"
     )
-    valid_every: int = conf(500, "validate every so many steps")
-    save_every: int = conf(500, "save a checkpoint every so many steps")
-    valid_items: int = conf(16, "number of clips in a validation")
-    seed: int = conf(0, SEED)
+    valid_every: Whole = conf(500, "validate every so many steps")
+    save_every: Count = conf(500, "save a checkpoint every so many steps")
+    valid_items: Whole = conf(16, "number of clips in a validation")
+    seed: Whole = conf(0, SEED)
     device: str = conf("auto", DEVICE)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    workers: int = conf(0, "threads that load and mix audio ahead of the training step", ge=0)
-    max_minutes: float | None = conf(None, MINUTES)
+    workers: Workers = conf(0, "threads that load and mix audio ahead of the training step")
+    max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)
 
 
@@ -115,7 +119,7 @@ class GuardSpec(Strict):
     """A metric that is measured, not rewarded, and may stop the run."""
 
     name: str
-    max_drop: float | None = conf(
+    max_drop: NonNegative | None = conf(
         None, "stop when the mean falls below step 0's by more than this and its interval; null: watch"
     )
 
@@ -128,13 +132,15 @@ class Exploration(Strict):
         "gain: log-gains of bands of the predicted clean signal; sde, cps, dance (flowse): independent noise in every bin of a step; mask (avse): independent noise in every element of the mask",
     )
     noise: NonNegative = conf(0.3, "a (sde), eta (cps, dance), deviation of log-gains in nepers (gain); 0: plain ODE")
-    window: Count = conf(1, "number of consecutive stochastic steps")
-    start: tuple[int, int] | Literal["last"] = conf(
+    window: EulerSteps = conf(1, "number of consecutive stochastic steps")
+    start: tuple[Count, Count] | Literal["last"] = conf(
         "last", "first step of the window, from this range, never 0 (the SDE is singular there); last: the final ones"
     )
-    nfe: tuple[int, int] | None = conf(None, "Euler steps in training, drawn once a collection; null: as at inference")
-    bands: Count = conf(4, "gain: bands on the mel scale; fewer dimensions need fewer rollouts (see --probe)")
-    segment_s: float | None = conf(None, "gain: length of the stretches that share a gain; null: the whole clip", gt=0)
+    nfe: tuple[EulerSteps, EulerSteps] | None = conf(
+        None, "Euler steps in training, drawn once a collection; null: as at inference"
+    )
+    bands: Size = conf(4, "gain: bands on the mel scale; fewer dimensions need fewer rollouts (see --probe)")
+    segment_s: Positive | None = conf(None, "gain: length of the stretches that share a gain; null: the whole clip")
     basis: list[Literal["level", "contrast"]] = conf(
         ["level", "contrast"], "gain: level moves a band up or down, contrast strengthens or weakens its attenuation"
     )
@@ -146,8 +152,8 @@ class Exploration(Strict):
 class Lora(Strict):
     """Low-rank adapter."""
 
-    rank: Count = 32
-    alpha: float = 64.0
+    rank: Size = 32
+    alpha: Positive = 64.0
     targets: Literal["attention", "attention+ff", "all"] = "attention"
 
 
@@ -164,10 +170,10 @@ class PPO(Strict):
     gae_lambda: Share = 0.95
     whiten: bool = conf(False, "normalise the advantages of a collection; the one-step form uses them as they are")
     value_lr: Positive = 1e-3
-    value_clip: float | None = conf(
-        0.2, "how far a value may move in a collection, in spreads of the returns; null: anywhere", gt=0
+    value_clip: Positive | None = conf(
+        0.2, "how far a value may move in a collection, in spreads of the returns; null: anywhere"
     )
-    value_hidden: Count = 64
+    value_hidden: Size = 64
 
 
 class DiffRO(Strict):
@@ -175,7 +181,7 @@ class DiffRO(Strict):
 
     reward: str = conf("embedded", "tts: checkpoint of `pretrain --task token-reward`; flowse, avse: dnsmos")
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
-    tau_end: float | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)", gt=0)
+    tau_end: Positive | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)")
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
     mode: Literal["teacher", "free"] = conf(
         "teacher", "teacher: one pass over self-generated tokens; free: every step gets the relaxed tokens before it"
@@ -194,7 +200,7 @@ class DiffRO(Strict):
         "mean", "tts: over a text's pieces and a rollout's tokens; a sum, as published, makes kl_beta what it is there"
     )
     attribute_weights: dict[str, float] = conf({}, "weights of further heads of the reward by name, e.g. sex: 0.1")
-    last_steps: Count = conf(1, "flowse: Euler steps at the end that the gradient passes through")
+    last_steps: EulerSteps = conf(1, "flowse: Euler steps at the end that the gradient passes through")
     smooth: Count = conf(4, "flowse, avse: noisy, shifted copies that a gradient is averaged over; 1: the raw one")
 
 
@@ -238,10 +244,10 @@ class RL(Strict):
     micro_batch: Count = conf(4, "prompts a backward pass; changes memory and grad_agreement's parts, not the update")
     lr: Positive = conf(1e-3, "learning rate; the default suits a LoRA, published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
-    weight_decay: float = 0.0
-    grad_clip: float = conf(1.0, "largest norm of the gradient")
-    clip_range: float | Literal["auto"] = conf("auto", "clip of the ratio; auto: clip_std spreads of the log-ratio")
-    clip_high: float | None = conf(None, "upper clip range (DAPO: 0.28 over 0.2); null: same as the lower one", gt=0)
+    weight_decay: NonNegative = 0.0
+    grad_clip: Positive = conf(1.0, "largest norm of the gradient")
+    clip_range: Positive | Literal["auto"] = conf("auto", "clip of the ratio; auto: clip_std spreads of the log-ratio")
+    clip_high: Positive | None = conf(None, "upper clip range (DAPO: 0.28 over 0.2); null: same as the lower one")
     clip_std: Positive = 2.0
     ratio_level: Literal["token", "sequence"] = conf("token", "sequence: geometric mean over a rollout's tokens (GSPO)")
     loss_mean: Literal["token", "sequence"] = conf(
@@ -252,7 +258,7 @@ class RL(Strict):
         "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are (default of asr and tts)",
     )
     truncated_reward: float = conf(-1.0, "penalise: their reward; never above the lowest one of a finished rollout")
-    dynamic_sampling: int = conf(0, "how often prompts of equal rewards are replaced (DAPO); 0: they are skipped", ge=0)
+    dynamic_sampling: Whole = conf(0, "how often prompts of equal rewards are replaced (DAPO); 0: they are skipped")
     reduction: Literal["mean", "sum"] = conf("mean", "over the dimensions of a decision; the clip range depends on it")
     ratio: Literal["plain", "rationorm"] = "plain"
     kl_beta: NonNegative = conf(0.01, "weight of the KL to the reference policy; 0 skips the reference pass")
@@ -266,21 +272,21 @@ class RL(Strict):
         "sum_then_norm", "compose the rewards, then normalise in the group; or normalise each and add"
     )
     advantage_std: Literal["group", "batch", "none"] = "group"
-    advantage_clip: float = 5.0
+    advantage_clip: Positive = 5.0
     max_unscorable: Share = conf(0.2, "stop the run when a larger share of rows cannot be scored")
     clip_s: NonNegative = conf(2.0, "length of a training prompt; 0 keeps whole utterances (asr)")
     valid_every: Count = conf(20, "validate every so many steps")
     valid_items: Count = conf(24, "number of clips in a validation")
     valid_draws: Count = conf(1, "samples per clip in a validation, averaged: chance (tts) hides less from guards")
     save_every: Count = conf(50, "save a checkpoint every so many steps")
-    seed: int = conf(0, SEED)
+    seed: Whole = conf(0, SEED)
     device: str = conf("auto", DEVICE)
-    workers: int = conf(2, "processes for CPU rewards", ge=0)
+    workers: Workers = conf(2, "processes for CPU rewards")
     probe_batches: int = conf(16, "--probe: independent gradients per setting", ge=4)
     probe_settings: list[Exploration] = conf(
         [], "--probe: explorations to compare; empty: the configured one, its neighbours and the published one"
     )
-    max_minutes: float | None = conf(None, MINUTES)
+    max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)
 
 
@@ -293,8 +299,8 @@ class Evaluate(Strict):
     baseline: str | None = conf(None, "system to compare with (default: first of several, the input for a single one)")
     metrics: list[str] = conf([], "metric to measure; may be repeated (default: the task's own)")
     out: str | None = None
-    nfe: int | None = conf(None, "number of Euler steps (default: the model's own)")
-    guidance: float | None = conf(None, "strength of classifier-free guidance (default: the model's own)")
+    nfe: EulerSteps | None = conf(None, "number of Euler steps (default: the model's own)")
+    guidance: NonNegative | None = conf(None, "strength of classifier-free guidance (default: the model's own)")
     video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
     shuffled: list[str] = conf([], "avse: score this model also with shuffled video, as NAME-shuffled; may be repeated")
     normaliser: str = conf("basic-2", "asr, tts: normaliser of texts, e.g. basic-2 or english-1 (see rlspeech doctor)")
@@ -307,12 +313,12 @@ class Evaluate(Strict):
     best_of: Count = conf(1, "tts: compare also the best of N draws of the baseline, as NAME-bestN")
     judge: str | None = conf(None, "tts: reward that chooses it (default: the model's token reward, else embedded)")
     by: str = conf("condition", "asr, tts: manifest column whose values get tables of their own")
-    limit: int | None = conf(None, "evaluate only the first N utterances")
-    batch: int = conf(8, "utterances in one batch")
-    seed: int = conf(0, SEED)
+    limit: Count | None = conf(None, "evaluate only the first N utterances")
+    batch: Count = conf(8, "utterances in one batch")
+    seed: Whole = conf(0, SEED)
     device: str = conf("auto", DEVICE)
-    workers: int = conf(2, "processes for CPU metrics")
-    players: int = conf(6, "number of clips with players in the report", ge=0)
+    workers: Workers = conf(2, "processes for CPU metrics")
+    players: Whole = conf(6, "number of clips with players in the report")
 
 
 class ScoreFolder(Strict):
@@ -333,10 +339,10 @@ class ScoreFolder(Strict):
     report: Literal["auto", "always", "never"] = conf(
         "auto", "report.html beside the scores; auto: where a reward gives words or the rows are ladders"
     )
-    players: int = conf(8, "number of clips with players in the report", ge=0)
+    players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None
-    batch: int = conf(16, "files in one batch")
-    seed: int = conf(0, SEED)
+    batch: Count = conf(16, "files in one batch")
+    seed: Whole = conf(0, SEED)
     device: str = conf("auto", DEVICE)
-    workers: int = conf(2, "processes for CPU metrics")
+    workers: Workers = conf(2, "processes for CPU metrics")
     timeout_s: Positive = conf(60.0, "give up a CPU metric on one item after this long; its score is null")

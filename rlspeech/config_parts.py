@@ -5,14 +5,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+MOST = 2**32 - 1  # no number is larger: generators take no larger seed, and anything else of that size is a slip
 Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=65_536)]  # channels, bands, samples of a window
+Layers = Annotated[int, Field(ge=1, le=1000)]
+EulerSteps = Annotated[int, Field(ge=1, le=1000)]
+Rate = Annotated[int, Field(ge=1000, le=768_000)]  # of sampling, in Hz
+Vocabulary = Annotated[int, Field(ge=270, le=10_000_000)]  # bytes and the signs of the tokenizer at least
+Workers = Annotated[int, Field(ge=0, le=1024)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Speed = Annotated[float, Field(ge=0.1, le=10)]
+Decibels = Annotated[float, Field(ge=-200, le=200)]
+_UNFIT = re.compile(r"[\x00\ud800-\udc7f\udd00-\udfff]")  # in no file's name; what is left out are bytes of one
 SPEAKING = 0.6  # temperature of synthesised speech where it is used, and so where it is trained, validated and compared
 
 
@@ -22,31 +35,44 @@ def conf(default: Any, description: str, **limits: Any) -> Any:
 
 
 class Strict(BaseModel):
-    """Base of every config: unknown keys are an error, assignments are checked."""
+    """Base of every config: unknown keys are an error, assignments are checked, numbers are finite and not beyond ``MOST``."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fit(cls, value: Any) -> Any:
+        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        for part in parts if isinstance(parts, list | tuple) else (value,):
+            if isinstance(part, int | float) and abs(part) > MOST:
+                raise ValueError(f"numbers go up to {MOST}")
+            if isinstance(part, str) and _UNFIT.search(part):
+                raise ValueError("it holds a NUL or half a character")
+        return value
 
 
 class Mixing(Strict):
     """How clean speech and noise become a mixture (``data/mixing.py``)."""
 
-    snr_db: tuple[float, float] = conf((-5.0, 15.0), "range of signal-to-noise ratios")
-    level_dbfs: tuple[float, float] = conf((-35.0, -15.0), "range of RMS levels of the mixture")
+    snr_db: tuple[Decibels, Decibels] = conf((-5.0, 15.0), "range of signal-to-noise ratios")
+    level_dbfs: tuple[Decibels, Decibels] = conf((-35.0, -15.0), "range of RMS levels of the mixture")
     reverb: Share = conf(0.0, "share of mixtures that pass through an impulse response")
-    early_ms: float | None = conf(50.0, "the target keeps reflections this long after the direct sound; null: all")
+    early_ms: NonNegative | None = conf(
+        50.0, "the target keeps reflections this long after the direct sound; null: all"
+    )
     clip_s: NonNegative = conf(2.0, "length of a mixture; 0 keeps whole utterances, batched by similar length")
     talker: Share = conf(0.0, "share of mixtures with a competing talker, with the noise or in its place")
-    talker_snr_db: tuple[float, float] = conf((-5.0, 5.0), "range of ratios between target and competing talker")
+    talker_snr_db: tuple[Decibels, Decibels] = conf((-5.0, 5.0), "range of ratios between target and competing talker")
 
 
 class Augment(Strict):
     """How ``pretrain --task asr`` changes a recording before the model gets it."""
 
-    speed: tuple[float, float] = conf((0.85, 1.15), "range of playing speeds; pitch and formants change with them")
-    time_masks: int = conf(2, "number of masked stretches of frames (SpecAugment)", ge=0)
+    speed: tuple[Speed, Speed] = conf((0.85, 1.15), "range of playing speeds; pitch and formants change with them")
+    time_masks: Whole = conf(2, "number of masked stretches of frames (SpecAugment)")
     time_share: Share = conf(0.08, "longest masked stretch, as a share of the recording")
-    mel_masks: int = conf(2, "number of masked mel bands (SpecAugment)", ge=0)
-    mel_width: int = conf(12, "widest masked band, in mel channels", ge=0)
+    mel_masks: Whole = conf(2, "number of masked mel bands (SpecAugment)")
+    mel_width: Whole = conf(12, "widest masked band, in mel channels")
 
 
 class Sampling(Strict):
@@ -56,9 +82,9 @@ class Sampling(Strict):
     top_p: Annotated[Positive, Field(le=1)] = conf(
         1.0, "nucleus sampling; below 1 the sampled distribution is not the trained one; the ratio is reported"
     )
-    top_k: int = conf(0, "sample from the k most likely tokens; 0: no truncation; see top_p", ge=0)
-    max_new_tokens: int | None = conf(
-        None, "most tokens of an answer; null: tokens_per_s times the batch's longest audio, at least 16", ge=1
+    top_k: Whole = conf(0, "sample from the k most likely tokens; 0: no truncation; see top_p")
+    max_new_tokens: Count | None = conf(
+        None, "most tokens of an answer; null: tokens_per_s times the batch's longest audio, at least 16"
     )
     tokens_per_s: Positive = conf(12.0, "most tokens of a transcript per second of audio; longer ones are truncated")
     language: str | None = conf(None, "language of the speech, for models that take one")
@@ -69,20 +95,20 @@ class FlowModel(Strict):
     """The flow-matching enhancer (``models/flow.py``)."""
 
     front_end: Literal["stft", "mel"] = conf("stft", "compressed complex STFT (invertible), or log-mel with a vocoder")
-    sample_rate: int = 16000
-    n_fft: int = 512
-    hop: int = 256
-    compress: float = conf(0.5, "exponent on the STFT magnitude")
+    sample_rate: Rate = 16000
+    n_fft: Size = 512
+    hop: Size = 256
+    compress: Positive = conf(0.5, "exponent on the STFT magnitude")
     scale: Positive = conf(1.0, "stft: multiplies the spectrum; speech should have a spread near 1, the prior's")
-    n_mels: int = 80
-    mel_fmax_hz: float = 8000.0
+    n_mels: Size = 80
+    mel_fmax_hz: Positive = 8000.0
     vocoder: str | None = conf(None, "Hub id or folder of a transformers SpeechT5HifiGan, for the mel front end")
-    dim: int = 256
-    depth: int = 6
-    heads: int = 4
-    ff_mult: int = 2
-    conv_pos_kernel: int = 31
-    conv_pos_groups: int = 16
+    dim: Size = 256
+    depth: Layers = 6
+    heads: Size = 4
+    ff_mult: Size = 2
+    conv_pos_kernel: Size = 31
+    conv_pos_groups: Size = 16
     head: Literal["linear", "mask"] = conf(
         "mask", "linear: it writes the spectrum; mask: complex masks on input and state, and a residual"
     )
@@ -90,11 +116,11 @@ class FlowModel(Strict):
         "clean", "clean suits small models: a trunk narrower than its input cannot pass white noise through"
     )
     prior: Literal["standard", "noisy"] = conf("standard", "N(0, I) as in FlowSE-GRPO, or N(y, sigma^2) (STFT FlowSE)")
-    prior_sigma: float = conf(0.487, "sigma of the noisy prior")
+    prior_sigma: Positive = conf(0.487, "sigma of the noisy prior")
     time_power: Positive = conf(1.0, "pretraining draws t = u**time_power; above 1: more early times")
     condition_drop: Share = conf(0.1, "chance of dropping the condition in pretraining, for classifier-free guidance")
-    level_dbfs: float = conf(-25.0, "inputs are scaled to this RMS before the network, and back after it")
-    nfe: Count = conf(8, "Euler steps at inference")
+    level_dbfs: Decibels = conf(-25.0, "inputs are scaled to this RMS before the network, and back after it")
+    nfe: EulerSteps = conf(8, "Euler steps at inference")
     guidance: NonNegative = conf(0.0, "classifier-free guidance strength at inference; 0 is off")
 
 
@@ -102,59 +128,61 @@ class AvseModel(Strict):
     """The audio-visual enhancer (``models/avse.py``); the defaults are the AVSEC-4 baseline's, 22.3 M parameters."""
 
     variant: Literal["own", "avse4"] = conf("own", "avse4: the details of the challenge's code that its weights need")
-    sample_rate: int = 16000
+    sample_rate: Rate = 16000
     channels: Literal[1, 2] = conf(1, "2: binaural, one mask a channel")
-    filters: int = conf(256, "number of filters of the time-domain encoder")
-    kernel: int = conf(40, "length of a filter in samples")
-    stride: int = conf(20, "hop between frames in samples")
-    bottleneck: int = 256
-    hidden: int = 512
-    conv_kernel: int = 3
-    blocks: Count = conf(8, "dilated blocks in a repeat, dilation 2**x")
-    repeats: Count = conf(4, "the video joins before each")
+    filters: Size = conf(256, "number of filters of the time-domain encoder")
+    kernel: Size = conf(40, "length of a filter in samples")
+    stride: Size = conf(20, "hop between frames in samples")
+    bottleneck: Size = 256
+    hidden: Size = 512
+    conv_kernel: Size = 3
+    blocks: Layers = conf(8, "dilated blocks in a repeat, dilation 2**x")
+    repeats: Layers = conf(4, "the video joins before each")
     mask: Literal["relu", "softplus"] = conf("relu", "relu as published; a mask that is exactly 0 passes no gradient")
-    video_crop: int = conf(112, "size of the centre that is cut from the stored frames, in pixels")
-    video_size: int = conf(112, "size of the network's input, reduced by area from the crop")
-    video_stem: int = conf(64, "channels of the 3-D convolution")
-    video_channels: list[int] = conf([64, 128, 256, 512], "channels of the residual stages")
-    video_layers: list[int] = conf([2, 2, 2, 2], "residual blocks in a stage")
-    visual_blocks: int = conf(5, "residual blocks over time", ge=0)
-    video_mean: float = conf(0.4161, "mean of grey levels in [0, 1]")
+    video_crop: Size = conf(112, "size of the centre that is cut from the stored frames, in pixels")
+    video_size: Size = conf(112, "size of the network's input, reduced by area from the crop")
+    video_stem: Size = conf(64, "channels of the 3-D convolution")
+    video_channels: list[Size] = conf([64, 128, 256, 512], "channels of the residual stages")
+    video_layers: list[Layers] = conf([2, 2, 2, 2], "residual blocks in a stage")
+    visual_blocks: Annotated[int, Field(ge=0, le=1000)] = conf(5, "residual blocks over time")
+    video_mean: Share = conf(0.4161, "mean of grey levels in [0, 1]")
     video_std: Positive = 0.1688
     video_drop: Share = conf(0.1, "chance of dropping the video in pretraining, for inputs that have none")
-    level_dbfs: float | None = conf(-25.0, "inputs are scaled to this RMS, outputs back; null: unscaled, as published")
-    floor_db: float = conf(-30.0, "a clip whose SI-SNR is below this has no gradient: silence, a wrong target")
-    cap_db: float = conf(30.0, "a clip whose SI-SNR is above this has no gradient, as published")
+    level_dbfs: Decibels | None = conf(
+        -25.0, "inputs are scaled to this RMS, outputs back; null: unscaled, as published"
+    )
+    floor_db: Decibels = conf(-30.0, "a clip whose SI-SNR is below this has no gradient: silence, a wrong target")
+    cap_db: Decibels = conf(30.0, "a clip whose SI-SNR is above this has no gradient, as published")
 
 
 class ListenerModel(Strict):
     """The embedded listener: a small configuration of transformers' Qwen2-Audio (``models/listener.py``)."""
 
-    mels: int = 80
+    mels: Size = 80
     max_s: Positive = conf(6.0, "longest audio in one pass; longer audio is split")
-    audio_dim: int = 128
-    audio_layers: int = 4
-    audio_heads: int = 4
-    text_dim: int = 128
-    text_layers: int = 3
-    text_heads: int = 4
+    audio_dim: Size = 128
+    audio_layers: Layers = 4
+    audio_heads: Size = 4
+    text_dim: Size = 128
+    text_layers: Layers = 3
+    text_heads: Size = 4
 
 
 class RecogniserModel(Strict):
     """The embedded recogniser: a small configuration of transformers' Fun-ASR-Nano (``models/recogniser.py``)."""
 
-    mels: int = 80
-    audio_dim: int = 192
-    audio_layers: Count = conf(8, "SAN-M blocks on frames of 60 ms")
-    audio_heads: int = 4
-    audio_ff: int = 768
-    fsmn_kernel: int = conf(11, "receptive field of the memory block in each audio layer, in frames")
-    adaptor_layers: int = 1
-    text_dim: int = 192
-    text_layers: int = 4
-    text_heads: int = 4
-    text_ff: int = 512
-    vocabulary: int = conf(512, "size of the byte-level BPE tokenizer, trained on the training texts", ge=270)
+    mels: Size = 80
+    audio_dim: Size = 192
+    audio_layers: Layers = conf(8, "SAN-M blocks on frames of 60 ms")
+    audio_heads: Size = 4
+    audio_ff: Size = 768
+    fsmn_kernel: Size = conf(11, "receptive field of the memory block in each audio layer, in frames")
+    adaptor_layers: Layers = 1
+    text_dim: Size = 192
+    text_layers: Layers = 4
+    text_heads: Size = 4
+    text_ff: Size = 512
+    vocabulary: Vocabulary = conf(512, "size of the byte-level BPE tokenizer, trained on the training texts")
     dropout: float = conf(0.0, "in the encoder; SpecAugment and speed perturbation do the same faster", ge=0, lt=1)
     max_s: Positive = conf(20.0, "longest audio in one pass; longer audio is split at pauses")
 
@@ -162,16 +190,18 @@ class RecogniserModel(Strict):
 class CodecModel(Strict):
     """The embedded speech codec (``models/codec/codec.py``)."""
 
-    sample_rate: int = 16000
-    n_fft: int = 640
-    hop: int = 160
-    mels: int = 80
-    stride: Count = conf(4, "spectral frames per token: 4 x 10 ms is 25 tokens a second")
-    dim: int = 192
-    blocks: Count = conf(4, "convolution blocks in encoder and decoder each")
-    kernel: int = 7
-    levels: list[int] = conf([8, 5, 5, 5], "values per dimension of the quantiser; their product is the vocabulary")
-    voice_dim: int = conf(64, "size of the voice vector, from prompt speech; 0: the tokens carry the voice", ge=0)
+    sample_rate: Rate = 16000
+    n_fft: Size = 640
+    hop: Size = 160
+    mels: Size = 80
+    stride: Size = conf(4, "spectral frames per token: 4 x 10 ms is 25 tokens a second")
+    dim: Size = 192
+    blocks: Layers = conf(4, "convolution blocks in encoder and decoder each")
+    kernel: Size = 7
+    levels: list[Size] = conf([8, 5, 5, 5], "values per dimension of the quantiser; their product is the vocabulary")
+    voice_dim: Annotated[int, Field(ge=0, le=65_536)] = conf(
+        64, "size of the voice vector, from prompt speech; 0: the tokens carry the voice"
+    )
 
 
 class CodecLMModel(Strict):
@@ -180,11 +210,11 @@ class CodecLMModel(Strict):
     codec: str = conf(
         "embedded", "run of `pretrain --task codec`, or a transformers codec: xcodec2, neucodec, mimi, dac"
     )
-    dim: int = 256
-    layers: int = 6
-    heads: int = 4
-    ff: int = 768
-    vocabulary: int = conf(300, "pieces of text (byte-level BPE), without the codec's ids", ge=270)
+    dim: Size = 256
+    layers: Layers = 6
+    heads: Size = 4
+    ff: Size = 768
+    vocabulary: Vocabulary = conf(300, "pieces of text (byte-level BPE), without the codec's ids")
     prompt_s: NonNegative = conf(3.0, "longest prompt speech that is put before the answer; 0: none")
     max_s: Positive = conf(12.0, "longest speech, in seconds")
 
@@ -193,9 +223,9 @@ class TokenRewardModel(Strict):
     """The token-to-text reward (``models/token_reward.py``; DiffRO, arXiv 2507.05911)."""
 
     codec: str = conf("embedded", "codec whose tokens it reads")
-    dim: int = 160
-    layers: int = conf(4, "layers of the encoder")
-    text_layers: int = conf(2, "layers of the text decoder")
-    heads: int = 4
-    vocabulary: int = Field(300, ge=270)
-    levels: int = conf(5, "classes of the quality head", ge=2)
+    dim: Size = 160
+    layers: Layers = conf(4, "layers of the encoder")
+    text_layers: Layers = conf(2, "layers of the text decoder")
+    heads: Size = 4
+    vocabulary: Vocabulary = 300
+    levels: int = conf(5, "classes of the quality head", ge=2, le=1000)

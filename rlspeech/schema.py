@@ -6,6 +6,7 @@ Files are YAML or JSON, read by the safe loader so that mistakes have line numbe
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import sys
 import types
@@ -20,6 +21,14 @@ from pydantic.fields import FieldInfo
 
 from rlspeech.types import UserError
 
+_VALUES = 100_000  # of a config: aliases of aliases make billions
+_PLAIN = (  # YAML 1.2's plain values: tag, form, and what they may begin with
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+0123456789.")),
+    ("merge", "<<", ["<"]),
+)
 _FEW = 12  # names that can be listed without hiding the point
 
 
@@ -67,9 +76,11 @@ def item_model(annotation: Any) -> type[BaseModel] | None:
 
 def bounds(field: FieldInfo) -> str:
     """The range of a number as people write it: ``>= 1``, ``> 0``, ``0 to 1``; empty where there is none."""
+    branches = (b.__metadata__ for b in _branches(field.annotation) if typing.get_origin(b) is typing.Annotated)
+    parts = [getattr(m, "metadata", [m]) for some in (field.metadata, *branches) for m in some]  # of a Field its own
     found = {
         sign: getattr(m, name)
-        for m in field.metadata
+        for m in itertools.chain(*parts)
         for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
         if getattr(m, name, None) is not None
     }
@@ -181,24 +192,43 @@ def allowed(schema: type[BaseModel], name: str, value: Any, stage: str, flag: st
 
 @cache
 def _loader() -> Any:
-    """The safe loader with YAML 1.2's floats: 1.1 takes ``2e-4`` for a string. Imported late: help needs no YAML."""
+    """The safe loader with YAML 1.2's plain values: in 1.1 ``2e-4`` and dates are none, ``no`` is false and ``12:30`` is 750.
+
+    Imported late: help needs no YAML.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+        yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
 
-    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    for kind, form, first in _PLAIN:
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{form})$"), first)
     return Loader
+
+
+def _built(text: str, name: str) -> tuple[Any, dict[str, int]]:
+    """The value of a document, None where it is empty, and its lines. Raises ``yaml.YAMLError`` for whatever is wrong with it."""
+    import yaml
+
+    lines: dict[str, int] = {}
+    try:
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _note_lines(node, "", lines, name)
+        return None if node is None else loader.construct_document(node), lines
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply or refers to itself") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # a tag that does not fit its value
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from None
 
 
 def parse_value(text: str) -> Any:
     """One value as YAML: number, true, null, ``[1, 3]``, ``{a: 1}``; what is not YAML stays text."""
     import yaml
 
-    _Loader = _loader()
     try:
-        return yaml.load(text, _Loader)
+        return _built(text, text)[0]
     except yaml.YAMLError:
         return text
 
@@ -221,28 +251,22 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UserError(f"no config file {path}", "", try_this) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}", str(error)) from error
-    loader = _loader()(text)
     try:
-        node = loader.get_single_node()
-        lines: dict[str, int] = {}
-        if node is not None:
-            _note_lines(node, "", lines, path)
-        value = loader.construct_document(node) if node is not None else {}
+        value, lines = _built(text, str(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else str(path)
         why = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{place} is not YAML", why, "look at that line") from None
-    except RecursionError:
-        raise UserError(f"{path} is not a config", "it is nested too deeply or refers to itself") from None
-    finally:
-        loader.dispose()
+        raise UserError(f"{place} is not YAML", why, "look at that line" if mark else "") from None
+    value = {} if value is None else value
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
         raise UserError(f"{path} is not a config", "a config file holds keys and values", "steps: 100")
     return value, lines
 
 
-def _note_lines(node: Any, prefix: str, lines: dict[str, int], path: Path) -> None:
+def _note_lines(node: Any, prefix: str, lines: dict[str, int], path: str) -> None:
+    if len(lines) > _VALUES:
+        raise ValueError(f"more than {_VALUES} values, perhaps by aliases of aliases")
     if node.id == "mapping":
         for key, value in node.value:
             name = f"{prefix}.{key.value}" if prefix else str(key.value)

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -234,7 +235,7 @@ class _Layers:
                 values[name] = e["input"]
         lines = []
         for name, messages in problems.items():
-            got = f", got {values[name]!r}" if name in values else ""
+            got = f", got {shorten(repr(values[name]), 200, placeholder='...')}" if name in values else ""
             lines.append(f"{name}: {' / '.join(dict.fromkeys(messages))}{got} ({self._layer(name)})")
         first = next(iter(problems))
         flag = layer if (layer := self._layer(first)).startswith("--") and " " not in layer else ""

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import math
+import types
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from rlspeech.config import RL, Evaluate, Mixing, Pretrain, ScoreFolder, Strict
+from rlspeech.plugins import SCHEMAS as PATHS
+from rlspeech.plugins import load
 from rlspeech.schema import keys, load_yaml, parse_value
 from rlspeech.settings import read_config, resolve
 from rlspeech.types import UserError
@@ -188,7 +192,7 @@ OTHERS = ["steps=abc", "steps=2.5", "explore.start=[a,3]", "explore.kind=other",
         ("diffro.attribute_weights.sex=x", "diffro.attribute_weights.sex is float"),
         ("explore=3", "explore has parts: kind, noise"),
         ("rewards=3", "rewards is a list whose entries have name, weight"),
-        ("lora.rank=x", "lora.rank is int >= 1, by default 32"),
+        ("lora.rank=x", "lora.rank is int 1 to 65536, by default 32"),
         *((text, "") for text in OTHERS),
     ],
 )
@@ -225,6 +229,12 @@ def test_malformed_set_is_refused(text: str) -> None:
 
 BROKEN = {"a: [1\n": "line 2", "steps: 1\n\tx: 2\n": "line 2", "a: !!python/object/apply:os.system [true]\n": "line 1"}
 BROKEN |= dict.fromkeys(("- 1\n- 2\n", "word", "1: 2\n"), "steps: 100") | {"a: &a [*a]\n": "refers to itself"}
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in ("ab", "bc", "cd", "de", "ef", "fg", "gh")
+)
+BROKEN |= {BOMB: "aliases", "seed: \0\n": "#x0000", "a: " + "[" * 1000: "too deeply"}
+TAGS = ("!!int abc", "!!float x", "!!bool xx", "!!timestamp x", "!!int 0x_", "!!int 0b_", "9" * 5000)
+BROKEN |= {f"seed: {value}\n": "cannot be read" for value in TAGS}
 BROKEN |= {"steps: 1\nsteps: 2\n": "line 2: duplicate key steps"}
 BROKEN |= {"explore: {noise: 1, noise: 2}\n": "duplicate key explore.noise"}
 
@@ -235,6 +245,75 @@ def test_broken_files_are_refused_with_the_line(tmp_path: Path, content: str, sa
     with pytest.raises(UserError) as caught:
         load_yaml(file)
     assert said in str(caught.value)
+
+
+ODD = ["2024-13-45", "2024-01-01", "25:99:99", "!!int abc", "!!bool xx", "0b_", "9" * 20, "9" * 5000, "[" * 400]
+
+
+@pytest.mark.parametrize("text", [*ODD, "-1", ".inf", "1e400"])
+def test_no_value_of_a_seed_is_worse_than_a_wrong_one(text: str) -> None:
+    with pytest.raises(UserError, match="seed") as caught:
+        resolve(RL, sets=[f"seed={text}"])
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ['"a\\0b"', '"\\ud800"'])
+def test_texts_that_no_file_can_have_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="out"):
+        resolve(RL, config_file=write(tmp_path / "x.yaml", f"out: {text}\n"))
+    assert resolve(RL, flags={"out": "caf\udce9"})[0].out == "caf\udce9", "bytes of a name that are not UTF-8"
+
+
+def test_words_and_times_are_texts_and_yes_is_still_true() -> None:
+    sets = ["sampling.language=no", "sampling.prompt=12:30", "explore.antithetic=off", "out=2024-01-01", "steps=010"]
+    config, _ = resolve(RL, sets=sets)
+    assert (config.sampling.language, config.sampling.prompt, config.out) == ("no", "12:30", "2024-01-01")
+    assert config.explore.antithetic is False and config.steps == 10
+
+
+def classes(annotation: Any) -> set[type[BaseModel]]:
+    """The settings classes in a type, and those in them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}.union(*(classes(f.annotation) for f in annotation.model_fields.values()))
+    return set[type[BaseModel]]().union(*map(classes, get_args(annotation)))
+
+
+def with_number(annotation: Any, x: float) -> Any:
+    """A value of a type with ``x`` wherever there is a number; None where there is none."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if annotation in (int, float):
+        return x
+    if kind is Annotated:
+        return with_number(parts[0], x)
+    inside = [with_number(part, x) for part in parts]
+    if kind is tuple:
+        return inside if None not in inside else None
+    if kind is types.UnionType or "Union" in str(kind):
+        return next((value for value in inside if value is not None), None)
+    found = next((value for value in inside if value is not None), None) if kind in (list, dict) else None
+    return found if found is None else {"name": found} if kind is dict else [found]
+
+
+# the others are not negative, or a level in dB
+SIGNED = {"RewardSpec.weight", "RewardSpec.bounds", "DiffRO.attribute_weights", "RL.truncated_reward"}
+
+
+@pytest.mark.parametrize("path", PATHS.values())
+def test_every_number_has_its_range_and_none_is_nan_or_infinite(path: str) -> None:
+    numbers = 0
+    for cls in classes(load(f"rlspeech.{path}")):
+        blank = cls.model_construct()
+        for name, field in cls.model_fields.items():
+            signed = f"{cls.__name__}.{name}" in SIGNED
+            for x in (math.nan, math.inf, -math.inf, 1e12, -1e12 if signed else -300.0):
+                value = with_number(field.annotation, x)
+                if value is None:
+                    continue
+                numbers += 1
+                with pytest.raises(ValidationError):
+                    cls.__pydantic_validator__.validate_assignment(blank, name, value)
+                    pytest.fail(f"{cls.__name__}.{name} takes {value}")
+    assert numbers or path.endswith("Join")
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from numpy.random import Generator
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config_parts import Strict, conf
+from rlspeech.config_parts import Count, NonNegative, Positive, Share, Strict, Whole, conf
 from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.join import read, write_joined
 from rlspeech.data.audio import AudioError, rms_dbfs
@@ -58,20 +58,20 @@ Units = Callable[[str, str | None], list[str]]  # text, language -> normalised w
 class Rules(Strict):
     """What goes into which set."""
 
-    rows: int = conf(600, "size of d123 and of the control d0; smaller where the corpus is", ge=1)
-    shares: tuple[float, float, float] = conf((0.5, 0.25, 0.25), "of d1, d2 and d3 in rows")
-    sizes: tuple[int, int, int, int] | None = conf(
+    rows: Count = conf(600, "size of d123 and of the control d0; smaller where the corpus is")
+    shares: tuple[Share, Share, Share] = conf((0.5, 0.25, 0.25), "of d1, d2 and d3 in rows")
+    sizes: tuple[Whole, Whole, Whole, Whole] | None = conf(
         None, "rows of d0, d1, d2, d3 in place of rows and shares; 0 for d0: as many as d123"
     )
-    band: tuple[float, float] = conf(
+    band: tuple[NonNegative, NonNegative] = conf(
         (0.15, 1.0), "hard cases (d1): least and largest mean pairwise WER between recognisers"
     )
-    long_share: float = conf(0.3, "d1: share that is rendered as long speech", ge=0, le=1)
-    long_s: tuple[float, float] = conf((10.0, 30.0), "d1: shortest and longest of that")
-    repeats: tuple[int, int] = conf((2, 6), "d1: how many utterances are put one after the other")
-    gap_s: tuple[float, float] = conf((0.1, 0.5), "d1: pause between them")
-    short_s: float = conf(20.0, "d2: longer recordings are left out", gt=0)
-    keyword_share: float = conf(0.1, RARE, ge=0, le=1)
+    long_share: Share = conf(0.3, "d1: share that is rendered as long speech")
+    long_s: tuple[NonNegative, NonNegative] = conf((10.0, 30.0), "d1: shortest and longest of that")
+    repeats: tuple[Count, Count] = conf((2, 6), "d1: how many utterances are put one after the other")
+    gap_s: tuple[NonNegative, NonNegative] = conf((0.1, 0.5), "d1: pause between them")
+    short_s: Positive = conf(20.0, "d2: longer recordings are left out")
+    keyword_share: Share = conf(0.1, RARE)
     keyword_letters: int = conf(4, "without a list: shorter words are no keywords", ge=1)
     distractors: int = conf(0, DISTRACTORS, ge=0)
     seed: int = Field(0, ge=0)

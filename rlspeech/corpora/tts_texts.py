@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlspeech.config_parts import conf
+from rlspeech.config_parts import NonNegative, conf
 from rlspeech.corpora.base import Candidate, Rendered, Sets, Source, candidate, recordings_below, shown, vet
 from rlspeech.data.checks import Limits
 from rlspeech.data.decode import AudioError, sound_info
@@ -44,7 +44,7 @@ class PrepareTts(Source):
         None, "LibriTTS-like folder, manifest, list as in seed-tts-eval, or a .txt with a text a line"
     )
     prompts: str | None = conf(None, "voices for a .txt of lines: manifest of speech with transcripts")
-    prompt_s: tuple[float, float] = conf((1.0, 10.0), "shortest and longest prompt, in seconds")
+    prompt_s: tuple[NonNegative, NonNegative] = conf((1.0, 10.0), "shortest and longest prompt, in seconds")
     limits: Limits = conf(Limits(), "what is dropped of a folder")
     seed: int = conf(0, "of the choice of prompts", ge=0)
     workers: int | None = conf(None, "worker processes; none: one a core; 0: none besides this one", ge=0)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlspeech.config_parts import Strict, conf
-from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
+from rlspeech.config_parts import Decibels, Positive, Strict, Whole, conf
+from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, NOTHING_DBFS, loudest_dbfs, silence
 from rlspeech.data.decode import AudioError, Reader, open_audio
 from rlspeech.types import Utterance
 
@@ -31,13 +31,13 @@ class Limits(Strict):
     """What is dropped. Speech is held to more than noise and rooms, which may be short, clipped or narrow by nature."""
 
     min_s: float = conf(0.3, "shorter recordings are dropped (impulse responses excepted)", ge=0)
-    max_s: float | None = conf(None, "longer recordings are dropped; null keeps all")
-    min_rate_hz: int = conf(16000, "recordings at a lower rate are dropped")
+    max_s: Positive | None = conf(None, "longer recordings are dropped; null keeps all")
+    min_rate_hz: Whole = conf(16000, "recordings at a lower rate are dropped")
     length_tolerance_s: float = conf(
         0.1, "between header, manifest and samples, and between the two files of a pair", ge=0
     )
-    silence_speech_dbfs: float = conf(NOTHING_DBFS, "speech whose loudest 0.1 s lies below this is silent")
-    silence_other_dbfs: float = conf(NOTHING_DBFS, "the same for noise, noisy recordings and impulse responses")
+    silence_speech_dbfs: Decibels = conf(NOTHING_DBFS, "speech whose loudest 0.1 s lies below this is silent")
+    silence_other_dbfs: Decibels = conf(NOTHING_DBFS, "the same for noise, noisy recordings and impulse responses")
     clipped_speech: float = conf(0.001, "largest share of clipped samples in clean speech", ge=0, le=1)
     clipped_other: float = conf(0.02, "the same in noise, noisy recordings and impulse responses", ge=0, le=1)
     bandwidth: float = conf(
@@ -47,7 +47,7 @@ class Limits(Strict):
         ge=0,
         le=1,
     )
-    bandwidth_floor_db: float = conf(
+    bandwidth_floor_db: Decibels = conf(
         -75.0, "a frequency is filled when its power lies above this, relative to the strongest"
     )
 

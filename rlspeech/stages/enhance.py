@@ -23,7 +23,7 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Enhancement
-from rlspeech.config_parts import Strict, conf
+from rlspeech.config_parts import Count, EulerSteps, NonNegative, Strict, Whole, conf
 from rlspeech.data import long
 from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.data.decode import sound_info
@@ -56,12 +56,12 @@ class Enhance(Strict):
     )
     out: str | None = conf(None, "folder for the results; names and sub-folders of the inputs are kept")
     model: str = conf("embedded", "checkpoint or run folder, or 'embedded'")
-    nfe: int | None = conf(None, "number of Euler steps (default: the model's own)", ge=1)
-    guidance: float | None = conf(None, "strength of classifier-free guidance (default: the model's own)", ge=0)
-    batch: int = conf(8, "files or chunks at once", ge=1)
+    nfe: EulerSteps | None = conf(None, "number of Euler steps (default: the model's own)")
+    guidance: NonNegative | None = conf(None, "strength of classifier-free guidance (default: the model's own)")
+    batch: Count = conf(8, "files or chunks at once")
     chunk_s: float = conf(20.0, "longer files are cut into chunks that overlap by a second", gt=3)
     overwrite: bool = conf(False, "write results that already exist again")
-    seed: int = 0
+    seed: Whole = 0
     device: str = "auto"
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config_parts import SPEAKING, Count, Sampling, Strict, conf
+from rlspeech.config_parts import SPEAKING, Count, NonNegative, Positive, Sampling, Strict, Whole, conf
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.decode import sound_info
 from rlspeech.data.manifest import holds_rows, read_manifest, write_manifest
@@ -47,7 +47,7 @@ KNOWN = "said.jsonl"  # in a folder of results: what each was made of
 class SteadySampling(Sampling):
     """How tokens are sampled for listeners, and therefore wherever speech is judged."""
 
-    temperature: float = conf(SPEAKING, "sampling temperature; lower is steadier", gt=0)
+    temperature: Positive = conf(SPEAKING, "sampling temperature; lower is steadier")
 
 
 class Speak(Strict):
@@ -65,10 +65,10 @@ class Speak(Strict):
     sampling: SteadySampling = conf(SteadySampling(), "how tokens are drawn, and how many")
     best_of: Count = conf(1, "draw every piece of text this often, and keep the draw that the judge scores best")
     judge: str | None = conf(None, "reward that chooses (default: the token reward of the model's run, else embedded)")
-    pause_s: float = conf(0.15, "between the pieces of a long text", ge=0)
-    batch: int = conf(16, "pieces of text in one batch", ge=1)
+    pause_s: NonNegative = conf(0.15, "between the pieces of a long text")
+    batch: Count = conf(16, "pieces of text in one batch")
     overwrite: bool = conf(False, "write results that already exist again")
-    seed: int = conf(0, "same seed, same speech")
+    seed: Whole = conf(0, "same seed, same speech")
     device: str = "auto"
 
 

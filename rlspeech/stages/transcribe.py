@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from rlspeech import log
-from rlspeech.config_parts import Sampling, Strict, conf
+from rlspeech.config_parts import Count, Sampling, Strict, Whole, conf
 from rlspeech.data.decode import AudioError, regular_file
 from rlspeech.data.inputs import SOUND, expand
 from rlspeech.files import JsonlWriter, held, read_jsonl, safe_name, write_text
@@ -40,11 +40,11 @@ class Transcribe(Strict):
     )
     model: str = conf("embedded", "Hub id, checkpoint or run folder, or 'embedded'")
     sampling: Sampling = conf(Sampling(), "language, prompt and length; decoding is greedy")
-    beams: int = conf(1, "width of the beam search; 1 is greedy", ge=1)
-    batch: int = conf(8, "files or pieces in one batch", ge=1)
+    beams: Count = conf(1, "width of the beam search; 1 is greedy")
+    batch: Count = conf(8, "files or pieces in one batch")
     precision: Literal["fp32", "bf16"] = "fp32"
     overwrite: bool = conf(False, "write results that already exist again")
-    seed: int = 0
+    seed: Whole = 0
     device: str = "auto"
 
 
