@@ -1,4 +1,4 @@
-"""How a run that trains ends: why it stopped is noted, and its page is written, whether it came to its end or was ended."""
+"""How a run that trains begins and ends: what it says of itself; why it stopped is noted and its page written, however it ended."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import log
+from rlspeech.config import RL
 from rlspeech.report.build import write_page
 from rlspeech.run import Run
+from rlspeech.tasks.base import Task
 from rlspeech.types import UserError
 
 DONE = "all steps done"
@@ -97,3 +99,46 @@ def longer(folder: Run, step: int, steps: int, falls: bool) -> str:
         return f"{folder.grown['steps']} steps were asked for before, now {steps}{rate}"
     done = folder.resumed and step >= steps
     return f"all {steps} steps are done; a larger --steps goes on from there" if done else ""
+
+
+def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> None:
+    """Say the arithmetic that users ask about before the first step, in one line each.
+
+    Args:
+        device: where it runs, and why there.
+        rows: prompts to draw from.
+        trainable: number of parameters.
+    """
+    n, u = config.prompts_per_step, config.updates_per_collection
+    size = f"{trainable / 1e6:.2f} M trainable parameters"
+    log.say(f"{device}; {size}; {rows} prompts to draw from")
+    if config.policy_weight == 0:
+        log.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
+        return
+    whole = n * config.group
+    each = f"a step = {n} prompts x {config.group} rollouts = {whole} rollouts, {u} update(s) of {-(-n // u)} prompts"
+    log.say(f"{each}; {config.steps} steps = {config.steps * whole} rollouts")
+    rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
+    watched = ", ".join(g.name for g in config.guards) or "nothing"
+    log.say(f"rewards {rewards}; watched {watched}")
+    if "diffro" in config.algo:
+        log.say(_climbing(config, task))
+    if task.transcribed:
+        sampling = config.sampling
+        cut = ", truncated: what is trained is not what samples" if sampling.top_p < 1 or sampling.top_k else ""
+        rest = f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
+        log.say(f"tokens are sampled at temperature {sampling.temperature:g}{cut}; {rest}")
+
+
+def _climbing(config: RL, task: Task) -> str:
+    """What DiffRO does in this run, in a line."""
+    d, tokens = config.diffro, "diffro.tau" in task.settings
+    which = {"positive": "rollouts with A > 0", "nonnegative": "rollouts with A >= 0", "all": "every rollout"}[d.on]
+    weight, relaxation = f", weight {d.weight:g}", ""
+    if config.algo == "diffro":  # alone it knows no advantage
+        weight = ""
+        which = "rollouts that stopped and do not loop" if tokens and d.on != "all" else "every rollout"
+    if tokens:
+        end, noise = d.tau if d.tau_end is None else d.tau_end, "" if d.mode == "free" else f", noise {d.noise}"
+        relaxation = f"; tau {d.tau:g} to {end:g}, {'one-hot' if d.hard else 'soft'}, {d.mode}{noise}"
+    return f"gradient of {task.climbed(config)}, on {which}{weight}{relaxation}; KL {config.kl_beta:g}"

@@ -31,7 +31,7 @@ from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.scores import step_name
-from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
+from rlspeech.stages.finish import DONE, Interrupt, at_the_end, explain, longer
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import mean_interval
@@ -65,7 +65,9 @@ def run(config: RL) -> dict[str, Any]:
     ):
         folder.note(device=engine.reason, rewards=judge.meta())
         session = Session(config, engine, task, folder, scorer, judge)
-        _explain(config, session, engine)
+        explain(
+            config, task, engine.reason, len(session.train.utts), sum(p.numel() for p in session.policy.parameters())
+        )
         with at_the_end(folder) as end:
             end.reason = session.fit(watchdog)
         summary = session.summary(end.reason) | {"report": str(end.page) if end.page else None}
@@ -279,41 +281,3 @@ def make_scorer(config: RL, device: str, *, guards: bool = True) -> Scorer:
     scorer = Scorer(list(dict.fromkeys(names)), device=device, workers=config.workers)
     scorer.dry_run()
     return scorer
-
-
-def _explain(config: RL, session: Session, engine: Engine) -> None:
-    """The arithmetic that users ask about, in one line each."""
-    n, u = config.prompts_per_step, config.updates_per_collection
-    trainable = sum(p.numel() for p in session.policy.parameters())
-    size = f"{trainable / 1e6:.2f} M trainable parameters"
-    log.say(f"{engine.reason}; {size}; {len(session.train.utts)} prompts to draw from")
-    if config.policy_weight == 0:
-        log.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
-        return
-    whole = n * config.group
-    each = f"a step = {n} prompts x {config.group} rollouts = {whole} rollouts, {u} update(s) of {-(-n // u)} prompts"
-    log.say(f"{each}; {config.steps} steps = {config.steps * whole} rollouts")
-    rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
-    watched = ", ".join(g.name for g in config.guards) or "nothing"
-    log.say(f"rewards {rewards}; watched {watched}")
-    if "diffro" in config.algo:
-        log.say(_climbing(config, session.task))
-    if session.task.transcribed:
-        sampling = config.sampling
-        cut = ", truncated: what is trained is not what samples" if sampling.top_p < 1 or sampling.top_k else ""
-        rest = f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
-        log.say(f"tokens are sampled at temperature {sampling.temperature:g}{cut}; {rest}")
-
-
-def _climbing(config: RL, task: Task) -> str:
-    """What DiffRO does in this run, in a line."""
-    d, tokens = config.diffro, "diffro.tau" in task.settings
-    which = {"positive": "rollouts with A > 0", "nonnegative": "rollouts with A >= 0", "all": "every rollout"}[d.on]
-    weight, relaxation = f", weight {d.weight:g}", ""
-    if config.algo == "diffro":  # alone it knows no advantage
-        weight = ""
-        which = "rollouts that stopped and do not loop" if tokens and d.on != "all" else "every rollout"
-    if tokens:
-        end, noise = d.tau if d.tau_end is None else d.tau_end, "" if d.mode == "free" else f", noise {d.noise}"
-        relaxation = f"; tau {d.tau:g} to {end:g}, {'one-hot' if d.hard else 'soft'}, {d.mode}{noise}"
-    return f"gradient of {task.climbed(config)}, on {which}{weight}{relaxation}; KL {config.kl_beta:g}"
