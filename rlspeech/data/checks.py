@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rlspeech.config_parts import Decibels, Positive, Strict, Whole, conf
-from rlspeech.data.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, NOTHING_DBFS, loudest_dbfs, silence
+from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
 from rlspeech.data.decode import AudioError, Reader, open_audio
 from rlspeech.types import Utterance
 
