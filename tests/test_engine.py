@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlspeech.engine import Engine, Watchdog, seed_all
-from rlspeech.parallel import calm_threads, physical_cores
+from rlspeech.parallel import physical_cores
 from rlspeech.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -72,13 +72,6 @@ def test_threads_follow_the_user_and_the_cores(monkeypatch: pytest.MonkeyPatch) 
         assert torch.get_num_threads() == physical_cores() <= (os.cpu_count() or 1)
     finally:
         torch.set_num_threads(before)
-
-
-def test_calm_threads_leaves_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    monkeypatch.delenv("KMP_BLOCKTIME", raising=False)
-    calm_threads()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["KMP_BLOCKTIME"] == "0"
 
 
 def test_alone_nothing_is_gathered_or_averaged() -> None:

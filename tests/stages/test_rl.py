@@ -6,8 +6,8 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 from tiny_speech import SMALL_RL, interrupt_at, read_rows, write_model, write_pairs
 
@@ -287,12 +288,15 @@ def test_two_processes_log_what_both_did_and_validate_as_one_would(tmp_path: Pat
     def config(out: str, **changes: Any) -> RL:
         return RL(**{**SMALL_RL, **what, "max_minutes": 60, "out": str(tmp_path / out), **changes})
 
-    root = Path(rl.__file__).parents[2]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    command = [sys.executable, *launch, config("two").model_dump_json(exclude_unset=True), str(tmp_path / "rank")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    env = {**warm.environment(tmp_path), **place, "LOCAL_WORLD_SIZE": "2"}
+    command = ["python", str(script), config("two").model_dump_json(exclude_unset=True), str(tmp_path / "rank")]
+    envs = [{**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    ranks = [subprocess.Popen(command, env=each, stderr=subprocess.PIPE, text=True) for each in envs]
+    said = [rank.communicate(timeout=240)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
     (steps, stopped, after), other = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2))
     assert steps == other[0] and stopped == other[1] == "all steps done" and after == other[2]
 

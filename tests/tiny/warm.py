@@ -13,6 +13,7 @@ import contextlib
 import gc
 import json
 import os
+import pickle
 import runpy
 import selectors
 import shlex
@@ -21,16 +22,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import Future
-from functools import cache, cached_property
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTS = ("torch", "transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.qwen3.modeling_qwen3",
-           "peft", "scipy.signal", "scipy.stats", "soundfile", "matplotlib.figure", "onnx", "pebble", "rlspeech.cli",
+           "peft", "scipy.signal", "scipy.stats", "soundfile", "matplotlib.figure", "onnx", "rlspeech.cli",
            "rlspeech.stages.rl", "rlspeech.stages.pretrain", "rlspeech.stages.evaluate", "rlspeech.report.build",
            *(f"rlspeech.tasks.{task}.task" for task in ("flowse", "avse", "asr", "tts")))  # fmt: skip
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -94,47 +95,25 @@ def ask(path: str, arguments: list[str]) -> int:
         return int.from_bytes(link.recv(4, socket.MSG_WAITALL), "big", signed=True)
 
 
-class Workers:
-    """Takes the place of pebble's processes, each of which would import everything anew: items are done where they are handed in."""
+def inline(pool: Any, item: Any, broken: object = None) -> tuple[Any, Future[bytes]]:
+    """Do an item where it is handed in, in place of ``Pool._schedule``: every worker process would import everything anew."""
+    from rlspeech.parallel import _call
 
-    active = True
-
-    def __init__(
-        self, workers: int, tasks: int, begin: Callable[..., None], arguments: tuple[Any, ...], *_: object
-    ) -> None:
-        self.make = arguments[0]
-
-    def schedule(self, serve: Callable[[Any], bytes], arguments: tuple[Any], timeout: float | None) -> Future[bytes]:
-        from rlspeech import parallel
-
-        done, before = Future[bytes](), parallel._function
-        try:
-            parallel._function = self.function
-            done.set_result(serve(*arguments))
-        except Exception as error:
-            done.set_exception(error)
-        finally:
-            parallel._function = before
-        return done
-
-    @cached_property
-    def function(self) -> Callable[[Any], Any]:
-        return self.make()
-
-    def stop(self) -> None: ...
-
-    def join(self) -> None: ...
+    if not hasattr(pool, "function"):
+        pool.function = pool._make()
+    done = Future[bytes]()
+    done.set_result(pickle.dumps((True, _call(pool.function, item))))
+    return SimpleNamespace(active=True), done
 
 
 def shorten() -> None:
     """Let commands score and compute at a test's size: DNSMOS on half a second, no worker processes. Both have tests of their own."""
-    import pebble
-
+    from rlspeech.parallel import Pool
     from rlspeech.rewards.dnsmos import HOP, Dnsmos
 
     whole = Dnsmos.raw
     Dnsmos.raw = lambda self, wavs: whole(self, wavs[:, : 50 * HOP])  # type: ignore[method-assign]
-    pebble.ProcessPool = Workers
+    Pool._schedule = inline  # type: ignore[method-assign, assignment]
 
 
 def serve(path: str) -> None:
