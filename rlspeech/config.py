@@ -303,7 +303,7 @@ class Evaluate(Strict):
     guidance: NonNegative | None = conf(None, "strength of classifier-free guidance (default: the model's own)")
     video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
     shuffled: list[str] = conf([], "avse: score this model also with shuffled video, as NAME-shuffled; may be repeated")
-    normaliser: str = conf("basic-2", "asr, tts: normaliser of texts, e.g. basic-2 or english-1 (see rlspeech doctor)")
+    normaliser: str = conf("basic-3", "asr, tts: normaliser of texts, e.g. basic-3 or english-2 (see rlspeech doctor)")
     sampling: Sampling = conf(Sampling(), "asr: language, prompt, length (decoding is greedy); tts: token sampling")
     beams: Count = conf(1, "asr: width of the beam search; 1 is greedy")
     recogniser: str | None = conf(

@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
+from rlspeech.names import LFS, POINTER, PULL, decoded, encoding_of, nfc, on_disk
 from rlspeech.types import UserError
 
 MAX_ID = 120
@@ -25,10 +30,11 @@ RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")  # device na
 
 
 def safe_name(name: str) -> str:
-    """A name that can be a file name anywhere: no separators, no leading dot, at most ``MAX_ID`` characters.
+    """A name that can be a file name anywhere: composed (NFC), no separators, no leading dot, at most ``MAX_ID`` characters.
 
     Safe names come back unchanged; changed ones carry a checksum of the original, so different names stay different.
     """
+    name = nfc(name)
     clean = UNSAFE.sub("_", name).lstrip(".").rstrip(". ")
     if clean == name and len(clean.encode()) <= MAX_ID and not RESERVED.match(clean):
         return name
@@ -36,27 +42,45 @@ def safe_name(name: str) -> str:
     return f"{short or 'id'}-{zlib.crc32(name.encode(errors='surrogatepass')):08x}"
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers from 1. Raises ``UserError`` where the file cannot be read."""
+def parse_json(line: bytes) -> Any:
+    """What a line of JSON holds, as ``json.loads`` has it. Raises ``ValueError`` with the reason."""
     try:
-        with path.open("rb") as f:
-            for number, line in enumerate(f, 1):
+        return from_json(line, cache_strings="keys")
+    except ValueError:
+        try:
+            return json.loads(decoded(line))  # what the fast parser does not take, or the better message
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error.msg} at character {error.colno}") from error
+        except RecursionError as error:
+            raise ValueError("not JSON: nested too deeply") from error
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines in UTF-8 that are not blank, with their numbers from 1. Raises ``UserError`` where the file cannot be read."""
+    try:
+        with open(on_disk(str(path)), "rb") as f:
+            start = f.peek(len(LFS))
+            odd = start.startswith(LFS) or encoding_of(start) not in ("utf-8", "utf-8-sig")
+            for number, line in enumerate(io.BytesIO(decoded(f.read()).encode()) if odd else f, 1):
                 if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield number, line
-    except OSError as error:
-        try_this = "check the path; `rlspeech prepare --help` makes manifests"
-        raise UserError(f"cannot read {path}", error.strerror or str(error), try_this) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, "check the path; `rlspeech prepare --help` makes manifests") from error
 
 
 def read_text(path: str | Path) -> str:
-    """Return the content of a UTF-8 text file, with or without a byte order mark. Raises ``UserError`` where it cannot be read."""
+    r"""Return the content of a text file, ends of lines as ``\n`` (``names.decoded``). Raises ``UserError`` where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"cannot read {path}", why, "check the path; text has to be UTF-8") from error
+        return decoded(Path(on_disk(str(path))).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, "check the path; text has to be UTF-8, or UTF-16 with its mark") from error
+
+
+def _unreadable(path: str | Path, error: OSError | ValueError, hint: str) -> UserError:
+    why = str(error)
+    return UserError(f"cannot read {path}", getattr(error, "strerror", None) or why, PULL if POINTER in why else hint)
 
 
 def dumps(row: dict[str, Any]) -> str:
@@ -72,14 +96,14 @@ def dumps(row: dict[str, Any]) -> str:
         raise UserError(what, f"NaN or infinity is not JSON ({error})", "write null instead") from error
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replace a file's content, complete or not at all. Raises ``UserError`` where it cannot be written; the old content stays."""
+def write_text(path: str | Path, text: str | Iterable[str]) -> None:
+    """Replace a file's content (a text, or its parts), complete or not at all. Raises ``UserError``; the old content stays then."""
     path = Path(path)
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
+            f.writelines([text] if isinstance(text, str) else text)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
@@ -215,7 +239,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for _, line in numbered_lines(Path(path)) if Path(path).exists() else ():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             break  # nothing behind a torn line can be trusted to be whole
         if isinstance(row, dict):
@@ -238,7 +262,7 @@ class JsonlWriter:
             with self.path.open("rb") as f:
                 for line in f:
                     try:
-                        row = json.loads(line) if line.endswith(b"\n") else None
+                        row = parse_json(line) if line.endswith(b"\n") else None
                         if not isinstance(row, dict):
                             raise ValueError
                     except ValueError:

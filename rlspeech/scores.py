@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import log
-from rlspeech.files import dumps, write_error, write_text
+from rlspeech.files import dumps, parse_json, write_error, write_text
 from rlspeech.types import Score, UserError
 
 Row = dict[str, Any]
@@ -76,8 +76,8 @@ def _read(path: Path, notes: list[str] | None = None) -> dict[tuple[str, str], R
         return {}
     for line in filter(bytes.strip, lines):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("key"), str):
             _merge(rows, row)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from rlspeech.names import local_option
 from rlspeech.plugins import SCHEMAS
 from rlspeech.schema import allowed, closest, item, item_model, load_yaml, model, parse_value, unknown_key
 from rlspeech.types import UserError
@@ -157,7 +158,7 @@ class _Layers:
                 self._assign(tree, key, value, annotation, name, where)
 
     def _assign(self, tree: Any, key: Any, value: Any, annotation: Any, name: str, where: str) -> None:
-        value = _expand(value, annotation)
+        value = local_option(_expand(value, annotation), where)
         entry_class = item_model(annotation)
         if entry_class is not None and isinstance(value, list):
             for i, entry in enumerate(value):

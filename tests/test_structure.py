@@ -21,7 +21,7 @@ import rlspeech
 ROOT = Path(rlspeech.__file__).resolve().parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
-    **dict.fromkeys(("__init__", "types", "config", "config_parts", "settings", "schema", "plugins"), 0),
+    **dict.fromkeys(("__init__", "types", "config", "config_parts", "settings", "schema", "plugins", "names"), 0),
     **dict.fromkeys(("files", "scores", "log", "stats", "parallel", "engine", "run", "state"), 1),
     "tracking": 1,
     "data": 2,

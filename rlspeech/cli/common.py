@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from rlspeech import log, plugins
+from rlspeech.names import local_option
 from rlspeech.plugins import SCHEMAS
 from rlspeech.types import UserError
 
@@ -219,7 +220,7 @@ def stage(
         present(config)
         with log.waiting("loading"):
             function = load(run)
-        late = {name: _value(value) for name, value in given.items()}
+        late = {name: local_option(_value(value), name) for name, value in given.items()}
         return function(config, **late)  # type: ignore[no-any-return]
 
     perform(work, shared)
@@ -227,7 +228,7 @@ def stage(
 
 def call(run: str, shared: Mapping[str, Any], *args: Any, **given: Any) -> dict[str, Any]:
     """Run a stage that has no settings, ``module:function``, with these arguments; print and return its result."""
-    return perform(lambda: load(run)(*args, **given), shared)  # type: ignore[no-any-return]
+    return perform(lambda: load(run)(*(local_option(a, "a path") for a in args), **given), shared)  # type: ignore[no-any-return]
 
 
 def _value(value: Any) -> Any:

@@ -20,7 +20,8 @@ from rlspeech import log
 from rlspeech.config_parts import Mixing, Strict, conf
 from rlspeech.data.checks import FileFacts, Limits, Verdict, judge, judge_pair, measure
 from rlspeech.data.inputs import audio_files
-from rlspeech.files import JsonlWriter, dumps, safe_name, write_text
+from rlspeech.files import JsonlWriter, dumps, read_text, safe_name, write_text
+from rlspeech.names import nfc, on_disk
 from rlspeech.parallel import parallel_map, physical_cores
 from rlspeech.types import UserError, Utterance
 
@@ -206,15 +207,10 @@ def file_id(path: Path, root: Path) -> str:
     return safe_name("_".join(path.relative_to(root).with_suffix("").parts))
 
 
-def text_of(path: Path) -> str | None:
-    """The stripped content of a text file; None where it is missing or empty."""
-    return path.read_text(encoding="utf-8", errors="replace").strip() or None if path.is_file() else None
-
-
 def located(name: str, *folders: Path) -> Path:
     """The file that a list names, relative to the first of the folders (at last the working one) that holds it; absolute."""
     places = [Path(name)] if os.path.isabs(name) else [*(f / name for f in folders), Path(name).absolute()]
-    return Path(os.path.abspath(next((p for p in places if p.is_file()), places[0])))
+    return Path(on_disk(os.path.abspath(next((p for p in places if os.path.isfile(on_disk(str(p)))), places[0]))))
 
 
 def candidate(
@@ -225,12 +221,20 @@ def candidate(
     *,
     target: Path | None = None,
     snr_db: float | None = None,
-    text: str | None = None,
+    text: str | Path | None = None,
     speaker: str | None = None,
     language: str | None = None,
     **extra: Any,
 ) -> Candidate:
-    """A candidate whose duration and rate are still to be measured; ``extra`` columns that are None are left out."""
+    """A candidate whose duration and rate are still to be measured; ``extra`` columns that are None are left out.
+
+    ``text`` may be the file that holds it: one that is missing or empty is no text, one that cannot be read is a problem.
+    """
+    if isinstance(text, Path):
+        try:
+            text = read_text(text).strip() or None if text.is_file() else None
+        except UserError as error:
+            text, problem = None, problem or f"text: {error.why}"
     utt = Utterance(name, str(path), 0.0, 0, text=text, speaker_id=speaker, language=language, snr_db=snr_db)
     utt.target_filepath = str(target) if target else None
     utt.extra = {k: v for k, v in extra.items() if v is not None}
@@ -254,10 +258,10 @@ def pair_by(
     """
     targets: dict[str, list[Path]] = {}
     for path in clean:
-        targets.setdefault(key(path) or f"?{path}", []).append(path)
+        targets.setdefault(nfc(key(path) or f"?{path}"), []).append(path)
     used: set[str] = set()
     for path in noisy:
-        name = key(path)
+        name = None if (own := key(path)) is None else nfc(own)
         partners = targets.get(name, []) if name is not None else []
         if name is None:
             yield path, None, "no number after fileid_ in the name"

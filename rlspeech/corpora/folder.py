@@ -4,7 +4,7 @@ A list of texts (``prepare folder --text FILE``) is one of
 
     JSONL       {"audio_filepath" | "audio" | "path" | "file" | "id": ..., "text" | "sentence" | "transcript" | ...: ...}
     csv, tsv    with a header of such names (Common Voice), or without: file, text, and perhaps text in a cleaner form (LJ Speech)
-    Kaldi       "file text ..."
+    Kaldi       "file text ...", the first white space parts them
 
 and names files by their path below the folder, by name, or by name without suffix. A file that it does not name is dropped: a
 transcript was asked for. An empty text is a text: nothing is said.
@@ -12,14 +12,11 @@ transcript was asked for. An empty text is a text: nothing is said.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from rlspeech.config_parts import conf
 from rlspeech.corpora.base import (
@@ -32,20 +29,17 @@ from rlspeech.corpora.base import (
     numbered,
     pair,
     recordings_below,
-    text_of,
 )
 from rlspeech.data.decode import AUDIO_SUFFIXES
+from rlspeech.data.inputs import FILE_KEYS, WORD_KEYS, read_list
 from rlspeech.data.manifest import read_manifest
-from rlspeech.files import numbered_lines, read_text
+from rlspeech.names import nfc
 from rlspeech.types import UserError
 
-FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_name id key utt_id".split())
-WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
 COLUMN_KEYS = {
     "speaker_id": ("speaker_id", "speaker", "client_id", "spk"),
     "language": ("language", "lang", "locale", "source_lang"),
 }
-EXAMPLE = 'one object a line: {"audio": "a.wav", "text": "what is said"}'
 
 
 class Folder(Layout):
@@ -94,7 +88,7 @@ def find(source: str | Path, split: str = "manifest", skip: Path | None = None) 
         return
     folder, paths = recordings_below(source, skip)
     for path in paths:
-        yield candidate(split, path, file_id(path, folder), text=text_of(path.with_suffix(".txt")))
+        yield candidate(split, path, file_id(path, folder), text=path.with_suffix(".txt"))
 
 
 def find_pairs(noisy: str | Path, clean: str | Path, split: str = "manifest") -> Iterator[Candidate]:
@@ -144,7 +138,7 @@ def find_listed(
         place = path.relative_to(folder)
         names = [str(path), place.as_posix(), place.with_suffix("").as_posix(), path.name, file_id(path, folder)]
         names += [path.stem] if stems[path.stem] == 1 else []  # a/1.wav and b/1.wav: the stem alone says nothing
-        rows.append((path, next((entries[n] for n in names if n in entries), None)))
+        rows.append((path, next((entries[n] for n in map(nfc, names) if n in entries), None)))
     if not any(entry for _, entry in rows):
         why = f"its first entry is {next(iter(entries))!r}, the first file {paths[0].relative_to(folder)}"
         try_this = "entries are paths below the folder, file names, or names without suffix"
@@ -159,17 +153,9 @@ def find_listed(
 def read_entries(path: str | Path) -> dict[str, Entry]:
     """A list of texts by file, see the module. Raises ``UserError`` where it or one of its lines cannot be read."""
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".json", ".ndjson"):
-        rows = _json_rows(path)
-    elif suffix in (".csv", ".tsv") or any(mark in read_text(path).split("\n", 1)[0] for mark in "\t|"):
-        rows = _table_rows(path)
-    else:
-        lines = [line for line in read_text(path).split("\n") if line.strip()]
-        rows = [{"id": x.split(maxsplit=1)[0], "text": x.strip().partition(" ")[2].strip()} for x in lines]
     entries: dict[str, Entry] = {}
     bare: dict[str, Entry] = {}  # names without suffix and places beside the list: after all names as they are written
-    for number, row in enumerate(rows, 1):
+    for number, row in read_list(path):
         name = next((str(row[k]) for k in FILE_KEYS if row.get(k)), None)
         if name is None:
             why, try_this = f"its columns are {', '.join(map(str, row))}", f"one of the columns {', '.join(FILE_KEYS)}"
@@ -178,43 +164,14 @@ def read_entries(path: str | Path) -> dict[str, Entry]:
         found = {key: next((row[n] for n in names if row.get(n)), None) for key, names in COLUMN_KEYS.items()}
         columns = {key: str(value) for key, value in found.items() if value}
         entry = Entry(str(text).strip() if text is not None else None, columns)
-        place = os.path.normpath(name)
-        entries.setdefault(place.replace(os.sep, "/"), entry)
+        place = nfc(os.path.normpath(name))
+        entries.setdefault(place.replace("\\", "/"), entry)
         stem, suffix = os.path.splitext(place)
         if suffix.lower() in AUDIO_SUFFIXES:
-            bare.setdefault(stem.replace(os.sep, "/"), entry)
-        bare.setdefault(os.path.abspath(path.parent / place), entry)
+            bare.setdefault(stem.replace("\\", "/"), entry)
+        bare.setdefault(nfc(os.path.abspath(path.parent / place)), entry)
         if own := row.get("id"):
-            bare.setdefault(str(own), entry)
+            bare.setdefault(nfc(str(own)), entry)
     if not entries:
         raise UserError(f"{path} is empty", "no file is named in it", "one line a file")
     return bare | entries
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in numbered_lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {number} is not JSON", str(error), EXAMPLE) from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is no object", type(row).__name__, EXAMPLE)
-        rows.append(row)
-    return rows
-
-
-def _table_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a table with or without a header; quotes are quotes only in csv proper, elsewhere they are part of a sentence."""
-    content = read_text(path)
-    mark = next((m for m in "\t|;," if m in content.split("\n", 1)[0]), ",")
-    quoting: Any = csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE
-    try:
-        cells = list(csv.reader(io.StringIO(content, newline=""), delimiter=mark, quoting=quoting))
-    except csv.Error as error:
-        try_this = "one row a line, columns separated by commas or tabs"
-        raise UserError(f"cannot read {path}", str(error), try_this) from error
-    names = [c.strip().lower() for c in cells[0]] if cells else []
-    if set(names) & set(FILE_KEYS) and set(names) & set(WORD_KEYS):
-        return [dict(zip(names, row, strict=False)) for row in cells[1:] if row]
-    return [{"file": row[0].strip(), "text": row[-1] if mark == "|" else row[1]} for row in cells if len(row) > 1]

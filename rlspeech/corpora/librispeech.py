@@ -15,7 +15,8 @@ from typing import Any
 
 from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
-from rlspeech.data.inputs import audio_files
+from rlspeech.data.inputs import audio_files, read_texts
+from rlspeech.files import read_text
 from rlspeech.types import UserError
 
 PREFIXES = ("train-", "dev-", "test-")
@@ -59,9 +60,8 @@ def find(root: str | Path, splits: Sequence[str] = ()) -> Iterator[Candidate]:
     for folder in wanted:
         texts: dict[str, str] = {}
         for path in sorted(folder.rglob("*.trans.txt")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                name, _, words = line.strip().partition(" ")
-                texts[name] = words.strip().lower()
+            for name, words in read_texts(path).items():
+                texts[name] = words.lower()
         for path in audio_files(folder):
             name, speaker, text = path.stem, path.stem.split("-")[0], texts.get(path.stem)
             columns: dict[str, Any] = {
@@ -77,6 +77,6 @@ def _sexes(path: Path) -> dict[str, str]:
     """Speaker -> female or male; empty where the list is not there."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path).splitlines()
     rows = [[cell.strip() for cell in line.split("|")] for line in lines if not line.startswith(";")]
     return {row[0]: SEXES[row[1]] for row in rows if len(row) > 1 and row[1] in SEXES}

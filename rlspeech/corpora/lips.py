@@ -25,17 +25,7 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.config_parts import conf
-from rlspeech.corpora.base import (
-    Candidate,
-    Layout,
-    Rendered,
-    Sets,
-    candidate,
-    check_folder,
-    dropped_row,
-    file_id,
-    text_of,
-)
+from rlspeech.corpora.base import Candidate, Layout, Rendered, Sets, candidate, check_folder, dropped_row, file_id
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, mouth_path, search
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.decode import AUDIO_SUFFIXES
@@ -185,10 +175,10 @@ def find(source: str | Path, out: Path) -> Iterator[Candidate]:
         raise UserError(f"no videos in {source}", why, "check the path")
     with log.progress(len(videos), "sound", "videos") as bar:
         for video in videos:
-            name, text = file_id(video, folder), text_of(video.with_suffix(".txt"))
+            name = file_id(video, folder)
             sound, problem = _sound(video, out / "audio" / f"{name}.flac")
             bar.advance()
-            row = candidate("manifest", sound or video, name, problem, text=text)
+            row = candidate("manifest", sound or video, name, problem, text=video.with_suffix(".txt"))
             row.utt.video_filepath = str(video)
             yield row
 

@@ -91,7 +91,7 @@ class RlAsr(Rules, Source):
         "JSONL with id and text, one file a recogniser, or with id and texts, in place of recognisers or beside them",
     )
     keywords: str | None = conf(None, "text file with one keyword or phrase a line; none: rare words of the corpus")
-    normaliser: str = conf("basic-1", "normaliser for texts before they are compared")
+    normaliser: str = conf("basic-3", "normaliser for texts before they are compared")
     language: str | None = conf(None, "language of rows without one, and for recognisers that take one")
     batch: int = conf(8, "recordings in one call of a recogniser", ge=1)
     device: str = "auto"

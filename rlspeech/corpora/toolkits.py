@@ -10,7 +10,6 @@ URLs or in memory, some channels of several (our files are averaged over channel
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import shlex
@@ -22,8 +21,9 @@ from typing import Any
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder, located
 from rlspeech.corpora.folder import COLUMN_KEYS
 from rlspeech.data.decode import AUDIO_SUFFIXES
+from rlspeech.data.inputs import first_words
 from rlspeech.data.manifest import from_row
-from rlspeech.files import numbered_lines, read_text, safe_name
+from rlspeech.files import numbered_lines, parse_json, read_text, safe_name
 from rlspeech.types import UserError, Utterance
 
 # program -> options with which it only decodes
@@ -107,9 +107,7 @@ def _kaldi_folder(folder: Path, base: Path) -> Iterator[Candidate]:
 
 def _table(path: Path) -> dict[str, str]:
     """First word of a line -> the rest of it; a missing file is an empty table."""
-    lines = read_text(path).split("\n") if path.is_file() else []  # not splitlines: texts hold other line ends
-    pairs = (line.strip().split(maxsplit=1) for line in lines if line.strip())
-    return {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
+    return {name: rest for _, name, rest in first_words(read_text(path))} if path.is_file() else {}
 
 
 def _segment(piece: str) -> tuple[str, float, float, str | None]:
@@ -175,7 +173,7 @@ def find_nemo(root: str | Path) -> Iterator[Candidate]:
 
 def _nemo_row(split: str, path: Path, number: int, line: bytes, uses: dict[str, int]) -> Candidate:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = parse_json(line)
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
         for key, names in COLUMN_KEYS.items():
@@ -186,7 +184,7 @@ def _nemo_row(split: str, path: Path, number: int, line: bytes, uses: dict[str, 
             path.parent,
         )
         utt.sample_rate = int(row.get("sample_rate") or 0)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Candidate(split, Utterance(f"line_{number}", str(path), 0.0, 0), f"bad line in the manifest: {error}")
     uses[utt.id] = uses.get(utt.id, 0) + 1
     if uses[utt.id] > 1:
@@ -265,7 +263,7 @@ def _lhotse_rows(path: Path) -> Iterator[tuple[int, Row | None]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError:
                     row = None
                 yield number, row if isinstance(row, dict) else None

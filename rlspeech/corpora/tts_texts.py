@@ -114,9 +114,11 @@ def find_beside(root: str | Path, skip: Path | None = None) -> Iterator[Candidat
         split = outer if named is None else parts[named]
         below = parts[0 if named is None else named + 1 : -1]
         found = next((t for s in BESIDE if (t := path.with_suffix("").with_name(path.stem + s)).is_file()), None)
-        text = " ".join(found.read_text(encoding="utf-8", errors="replace").split()) if found else None
-        problem, speaker = None if text else "no transcript", below[0] if below else None
-        yield candidate(split, path, safe_name(path.stem), problem, text=text, speaker=speaker)
+        speaker = below[0] if below else None
+        row = candidate(split, path, safe_name(path.stem), text=found, speaker=speaker)
+        text = " ".join((row.utt.text or "").split())
+        row.utt.text = text or None
+        yield row if text else row._replace(problem=row.problem or "no transcript")
 
 
 def from_list(path: Path) -> Rendered:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from rlspeech.config_parts import conf
-from rlspeech.corpora.base import Candidate, Layout, Sets, check_folder, pair, text_of
+from rlspeech.corpora.base import Candidate, Layout, Sets, check_folder, pair
+from rlspeech.files import read_text
 from rlspeech.types import UserError
 
 FOLDER = re.compile(r"(?i)^(clean|noisy)_(train|test)set(?:_(28|56)spk)?_wav")
@@ -87,7 +88,7 @@ def _pairs(
         places["noisy", part, size],
         places["clean", part, size],
         lambda p: p.stem,
-        text=lambda p: text_of(texts / f"{p.stem}.txt") if texts else None,
+        text=lambda p: texts / f"{p.stem}.txt" if texts else None,
         speaker=_speaker,
         language=lambda _: "en",
         snr_db=lambda p: log.get(p.stem, (None, None))[1],
@@ -104,7 +105,7 @@ def _speaker(path: Path) -> str:
 
 def _log(path: Path | None) -> dict[str, tuple[str, float]]:
     rows: dict[str, tuple[str, float]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path else ():
+    for line in read_text(path).splitlines() if path else ():
         parts = line.split()
         try:
             rows[parts[0]] = (parts[1], float(parts[2]))

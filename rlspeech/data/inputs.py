@@ -6,11 +6,12 @@ id. Where texts alone are judged no audio is opened, and rows need not name any.
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
 from rlspeech.data.manifest import ROWS, from_row, read_manifest
-from rlspeech.files import numbered_lines, read_text
+from rlspeech.files import numbered_lines, parse_json, read_text
+from rlspeech.names import nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
 
 SOUND = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 BESIDE = frozenset(
     ".txt .json .jsonl .npz .csv .tsv .md .html .png".split()
 )  # what stands beside recordings, and results
+FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_name id key utt_id".split())
+WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
+SPACE = " \t\r\f\v"  # what C calls white space: other spaces may be part of a name
 EXAMPLE = '{"id": "...", "text": "...", "hypothesis": "..."}'
 HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest; a file of hypotheses alone may call them text as well
 ROUNDED_S = 0.01  # what durations lose in manifests
@@ -120,11 +125,12 @@ def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) ->
     Raises:
         UserError: a manifest that cannot be read.
     """
+    path = Path(on_disk(str(path)))
     if path.is_dir():
         return _folder(path, skip)
     if path.suffix in ROWS:
         return [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
-    return [Item(path.stem, path)]
+    return [Item(nfc(path.stem), path)]
 
 
 def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
@@ -140,7 +146,8 @@ def _several(paths: Sequence[Path], target: str | None, texts_only: bool) -> lis
     for path in dict.fromkeys(paths):
         for item in expand(path, skip=Path(target) if target else None, texts_only=texts_only):
             if item.key in found and item.audio is not None:
-                item.key = item.audio.with_suffix("").as_posix().lstrip("./")
+                place = nfc(item.audio.as_posix().lstrip("./"))
+                item.key = next((k for k in (os.path.splitext(place)[0], place) if k not in found), place)
             found[item.key] = item
     return list(found.values())
 
@@ -158,7 +165,7 @@ def _matched(
         stem = item.audio.stem if item.audio and stems[item.audio.stem] == 1 else item.key
         original = item.columns.get("original_id")
         names = (item.key, str(original) if given[original] == 1 else item.key, Path(item.key).name, stem)
-        found.append(next((texts[n] for n in names if n in texts), None))
+        found.append(next((texts[n] for n in map(nfc, names) if n in texts), None))
     if not optional and all(text is None for text in found):
         firsts = f"first file: {items[0].key}; first {what}: {next(iter(texts), '-')}"
         try_this = "the ids must be the manifest's, or the files' names without suffix"
@@ -172,14 +179,14 @@ def _rows_of_texts(path: Path) -> list[Utterance]:
     rows: dict[str, Utterance] = {}
     for number, line in numbered_lines(path):
         try:
-            row = {k: v for k, v in json.loads(line).items() if v is not None}
+            row = {k: v for k, v in parse_json(line).items() if v is not None}
             if "id" not in row and "key" in row:
                 row["id"] = str(row["key"])
             if "id" not in row and "audio_filepath" not in row:
                 raise ValueError("neither id nor audio_filepath")
             facts = {"audio_filepath": ".", "duration": 0.0, "sample_rate": 1}  # else the file would be asked
             utt = from_row({**facts, **row}, base)
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise UserError(f"{path} line {number} cannot be used", str(error), EXAMPLE) from error
         if "audio_filepath" not in row:
             utt.audio_filepath = ""
@@ -224,9 +231,9 @@ def audio_files(folder: Path, skip: Path | None = None) -> list[Path]:
 def _folder(folder: Path, skip: Path | None) -> list[Item]:
     items: dict[str, Item] = {}
     for file in audio_files(folder, skip):
-        key = file.relative_to(folder).with_suffix("").as_posix()
+        key = nfc(file.relative_to(folder).with_suffix("").as_posix())
         if key in items:
-            key = file.relative_to(folder).as_posix()
+            key = nfc(file.relative_to(folder).as_posix())
         items[key] = Item(key, file)
     return list(items.values())
 
@@ -253,21 +260,117 @@ def _match_targets(items: list[Item], folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"the reference folder {folder} does not exist", "", "--target FOLDER")
-    by_key = {f.relative_to(folder).with_suffix("").as_posix(): f for f in audio_files(folder)}
+    by_key: dict[str, Path | None] = {}
     by_name: dict[str, Path | None] = {}
-    for key, file in by_key.items():
-        name = Path(key).name
-        by_name[name] = None if name in by_name else file  # a name that occurs twice says nothing
+    for file in audio_files(folder):
+        for table, name in (
+            (by_key, nfc(file.relative_to(folder).with_suffix("").as_posix())),
+            (by_name, nfc(file.stem)),
+        ):
+            table[name] = None if name in table else file  # a name that occurs twice says nothing
+        by_key[nfc(file.relative_to(folder).as_posix())] = file
     for item in items:
-        item.target = by_key.get(item.key) or by_name.get(Path(item.key).name)
+        whole = f"{item.key}{item.audio.suffix if item.audio else ''}"
+        item.target = next(
+            (t for t in (by_key.get(item.key), by_key.get(whole), by_name.get(Path(item.key).name)) if t), None
+        )
+    if twice := [k for k, file in by_key.items() if file is None]:
+        log.warn(
+            f"{folder} holds several files called {', '.join(twice[:4])}: which is the reference cannot be known by the name alone"
+        )
     if not any(i.target for i in items):
         firsts = f"first file: {items[0].key}; first reference: {next(iter(by_key), '-')}"
         what = f"no file in {folder} has the name of a file to score"
         raise UserError(what, firsts, "references need the same names")
 
 
+# ------------------------------------------------------------------------------------------------------ lists of texts
+
+
+def read_list(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a list of texts with their line numbers: the objects of JSONL, or ``file`` and ``text``, or a table's own columns.
+
+    A table (.csv, .tsv, a first line with a known heading, or one with "|" before any space) goes by the rules of Python's csv module;
+    where its quotes do not close they are part of the sentences, as "|" tables have them always. Everything else goes by Kaldi's rule:
+    the name is what stands before the first white space; or before a tab, where it ends as sound does.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix.lower() in ROWS:
+        for number, line in numbered_lines(path):
+            try:
+                row = parse_json(line)
+            except ValueError as error:
+                raise UserError(f"{path} line {number} is not JSON", str(error), EXAMPLE) from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path} line {number} is no object", type(row).__name__, EXAMPLE)
+            yield number, row
+        return
+    content = read_text(path)
+    first = next(filter(str.strip, content.split("\n")), "")
+    mark = {".csv": "", ".tsv": "\t"}.get(path.suffix.lower())
+    if mark is None and (_is_heading(first.split("\t")) or re.match(r"\S+\|", first)):
+        mark = "\t" if "\t" in first else "|"
+    if mark is None:
+        yield from ((number, {"file": name, "text": words}) for number, name, words in first_words(content))
+        return
+    try:
+        mark = mark or _delimiter(content, first)
+        table = _table(content, mark)
+    except csv.Error as error:
+        try_this = "one row a line, columns separated by commas or tabs"
+        raise UserError(f"cannot read {path}", str(error), try_this) from error
+    names = [c.strip().lower() for c in table[0]] if table else []
+    headed = _is_heading(names)
+    for number, cells in enumerate(table[headed:], 1 + headed):
+        if headed and cells:
+            yield number, dict(zip(names, cells, strict=False))
+        elif len(cells) > 1:
+            yield number, {"file": cells[0].strip(), "text": cells[-1] if mark == "|" else cells[1]}
+
+
+def first_words(content: str) -> Iterator[tuple[int, str, str]]:
+    """Number, first word and rest of every line that is not blank: Kaldi's tables."""
+    for number, line in enumerate(content.split("\n"), 1):  # not splitlines: a text may hold other ends of lines
+        if line := line.strip(SPACE):
+            name, tab, words = line.partition("\t")  # which parts the name of a file that has spaces
+            if not tab or os.path.splitext(name)[1].lower() not in AUDIO_SUFFIXES:
+                name, *rest = re.split(f"[{SPACE}]+", line, maxsplit=1)
+                words = "".join(rest)
+            yield number, name.strip(), words.strip()
+
+
+def _is_heading(names: Sequence[str]) -> bool:
+    found = {n.strip().strip('"').lower() for n in names}
+    return bool(found & set(FILE_KEYS) and found & set(WORD_KEYS))
+
+
+def _delimiter(content: str, first: str) -> str:
+    """What parts the columns of a .csv: what stands first in its first line, quotes left out, and parts all lines alike where one does."""
+    bare = re.sub(r'"[^"]*"?', "", first)
+    marks = sorted((m for m in "\t|;," if m in bare), key=bare.index) or [","]
+    return next((m for m in marks if len({len(row) for row in _table(content, m)}) == 1), marks[0])
+
+
+def _table(content: str, mark: str) -> list[list[str]]:
+    def read(**how: Any) -> list[list[str]]:
+        return [row for row in csv.reader(io.StringIO(content, newline=""), delimiter=mark, **how) if any(row)]
+
+    plain = read(quoting=csv.QUOTE_NONE)
+    if mark == "|" or '"' not in content:
+        return plain
+    try:
+        quoted = read(strict=True)
+    except csv.Error:
+        return plain if mark == "\t" else read()
+    even = len({len(row) for row in plain}) == 1
+    return plain if mark == "\t" and even and len(quoted) < len(plain) else quoted
+
+
 def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str, str]:
-    """Texts by id: JSONL with ``id`` (or ``key``, ``audio_filepath``) and ``text``, Kaldi's ``text``, or a folder of .txt files.
+    """Texts by id (NFC): a list (``read_list``), or a folder of .txt files.
 
     Args:
         path: file or folder.
@@ -279,34 +382,27 @@ def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str,
     path = Path(path)
     if path.is_dir():
         files = sorted(path.rglob("*.txt"))
-        return {p.relative_to(path).with_suffix("").as_posix(): read_text(p).strip() for p in files}
+        return {nfc(p.relative_to(path).with_suffix("").as_posix()): read_text(p).strip() for p in files}
     texts: dict[str, str] = {}
-    # not splitlines: a text may hold other ends of lines
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        if path.suffix in ROWS:
-            key, words = _json_text(path, number, line, keys)
-        else:
-            key, words = [*line.strip().split(maxsplit=1), ""][:2]
-        if words is None:
-            continue
-        if texts.setdefault(key, words) != words:
+    for number, row in read_list(path):
+        try:
+            key = row.get("id") or row.get("key") or _bare(next(row[k] for k in FILE_KEYS if row.get(k)))
+            words = row[next((k for k in (*keys, *WORD_KEYS) if k in row), keys[-1])]
+        except (KeyError, AttributeError, TypeError, StopIteration) as error:
+            example = f'{{"id": "...", "{keys[0]}": "..."}}'
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} line {number} is no transcript", why, example) from error
+        key = nfc(str(key))
+        if words is not None and texts.setdefault(key, str(words)) != str(words):
             why = "which one is meant cannot be known"
             raise UserError(f"{path} line {number}: a second text for {key!r}", why, "one file a system, each id once")
     return texts
 
 
-def _json_text(path: Path, number: int, line: str, keys: tuple[str, ...]) -> tuple[str, str | None]:
-    try:
-        row = json.loads(line)
-        key = row.get("id") or row.get("key") or Path(row["audio_filepath"]).stem
-        words = row[next((k for k in keys if k in row), keys[-1])]
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        example = f'{{"id": "...", "{keys[0]}": "..."}}'
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} line {number} is no transcript", why, example) from error
-    return str(key), None if words is None else str(words)
+def _bare(name: str) -> str:
+    """An id as it is, a file's name without folder and suffix."""
+    stem, suffix = os.path.splitext(name)
+    return os.path.basename(stem) if suffix.lower() in AUDIO_SUFFIXES else name
 
 
 def load(item: Item) -> Sample | AudioError:

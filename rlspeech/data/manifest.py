@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlspeech.data.decode import AudioError, sound_info
-from rlspeech.files import dumps, numbered_lines, safe_name, write_text
+from rlspeech.files import dumps, numbered_lines, parse_json, safe_name, write_text
 from rlspeech.log import several
+from rlspeech.names import local_path
 from rlspeech.types import UserError, Utterance
 
+FIELDS = frozenset(Utterance.field_names())
 PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
 TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
 RECIPE_NAME = "mix.json"
@@ -46,23 +48,31 @@ def from_row(row: dict[str, Any], base: Path) -> Utterance:
     Raises:
         ValueError: a key is missing or has the wrong type; the message says which.
     """
-    known: dict[str, Any] = {key: row[key] for key in Utterance.field_names() if row.get(key) is not None}
+    folder, known = str(base), dict[str, Any]()
+    extra: dict[str, Any] = {}
+    for key, value in row.items():
+        if key not in FIELDS:
+            extra[key] = value
+        elif value is not None:
+            known[key] = value
     for key in PATH_KEYS:
         if key in known:
             if not isinstance(known[key], str) or not known[key] or "\0" in known[key]:
                 raise ValueError(f"{key} is not a path")
-            known[key] = os.path.normpath(os.path.join(base, known[key]))
+            try:
+                known[key] = local_path(known[key], folder)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
     if "audio_filepath" not in known:
         raise ValueError("audio_filepath is missing")
     for key in TEXT_KEYS + ("id",):
-        if isinstance(known.get(key), int):
+        if isinstance(known.get(key), int) and not isinstance(known[key], bool):
             known[key] = str(known[key])
         if key in known and not isinstance(known[key], str):
             raise ValueError(f"{key} is not text")
     for key in ("duration", "offset", "snr_db", "sample_rate"):
         if key in known:
             known[key] = _number(key, known[key])
-    extra = {k: v for k, v in row.items() if k not in Utterance.field_names()}
     if known.get("offset") == 0 and "duration" in known:  # whoever writes an offset has cut files into pieces
         extra["segment"] = True
     if not known.get("id"):
@@ -117,37 +127,43 @@ def to_row(utt: Utterance, base: Path) -> dict[str, Any]:
     return row | {k: v for k, v in utt.extra.items() if k not in row}
 
 
+def scan(path: str | Path) -> Iterator[tuple[int, Utterance | str]]:
+    """Every row with its line number, one at a time: the utterance, or what is wrong with it. Raises ``UserError``: it cannot be opened."""
+    path = Path(path)
+    base = Path(_real_folder(os.path.dirname(os.path.abspath(path))))
+    lines: dict[
+        int, int
+    ] = {}  # hash of an id -> its line: of a million rows the ids alone would weigh as much as all else
+    for number, line in numbered_lines(path):
+        try:
+            row = parse_json(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"not a JSON object but {type(row).__name__}")
+            utt = from_row(row, base)
+        except ValueError as error:
+            yield number, str(error)
+            continue
+        if hash(utt.id) in lines and not row.get(
+            "id"
+        ):  # an id that is made here may be told apart, a given one may not
+            utt.id = f"{utt.id}_{number}"
+        first = lines.setdefault(hash(utt.id), number)
+        yield number, utt if first == number else f"duplicate id {utt.id!r}, first on line {first}"
+
+
 def scan_manifest(path: str | Path) -> tuple[list[Utterance], list[Problem]]:
     """Read every row that can be read, and say of the others what is wrong with them.
 
     Raises:
         UserError: the file itself cannot be opened.
     """
-    path = Path(path)
-    base = Path(_real_folder(os.path.dirname(os.path.abspath(path))))
     utts: list[Utterance] = []
     problems: list[Problem] = []
-    seen: dict[str, int] = {}
-    for number, line in numbered_lines(path):
-        try:
-            row = json.loads(line.decode("utf-8"))
-            if not isinstance(row, dict):
-                raise ValueError(f"not a JSON object but {type(row).__name__}")
-            utt = from_row(row, base)
-        except UnicodeDecodeError:
-            problems.append(Problem(number, "not UTF-8"))
-        except json.JSONDecodeError as error:
-            problems.append(Problem(number, f"not JSON: {error.msg} at character {error.colno}"))
-        except (ValueError, RecursionError) as error:
-            problems.append(Problem(number, str(error)))
+    for number, found in scan(path):
+        if isinstance(found, str):
+            problems.append(Problem(number, found))
         else:
-            if utt.id in seen and not row.get("id"):  # an id that is made here may be told apart, a given one may not
-                utt.id = f"{utt.id}_{number}"
-            if utt.id in seen:
-                problems.append(Problem(number, f"duplicate id {utt.id!r}, first on line {seen[utt.id]}"))
-                continue
-            seen[utt.id] = number
-            utts.append(utt)
+            utts.append(found)
     return utts, problems
 
 
@@ -192,14 +208,17 @@ def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, 
     """
     path = Path(path)
     base = Path(os.path.dirname(os.path.abspath(path)))
-    rows, seen = [], set()
-    for utt in utts:
-        if utt.id in seen:
-            why = "two rows would overwrite each other's output"
-            raise UserError(f"{path}: duplicate id {utt.id!r}", why, "give one of them another id")
-        seen.add(utt.id)
-        rows.append(dumps(to_row(utt, base)) + "\n")
-    write_text(path, "".join(rows))
+    ids = set[int]()
+
+    def lines() -> Iterator[str]:
+        for utt in utts:
+            if hash(utt.id) in ids:
+                why = "two rows would overwrite each other's output"
+                raise UserError(f"{path}: duplicate id {utt.id!r}", why, "give one of them another id")
+            ids.add(hash(utt.id))
+            yield dumps(to_row(utt, base)) + "\n"
+
+    write_text(path, lines())
     if meta is not None:
         write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
 

@@ -59,6 +59,43 @@ def _basic_2(text: str) -> str:
     return _lone_apostrophes(re.sub(r"[^\w\s']|_", " ", text) if text.isascii() else text)
 
 
+# Signs that stand for an apostrophe; Unicode's default ignorable characters (soft hyphen, joiners, marks of direction, selectors of
+# emoji, tags) and enclosing marks, which are not read aloud.
+_PLAIN: dict[int, str | None] = dict.fromkeys(
+    map(ord, "`\u00b4\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u055a\u05f3\u2018\u2019\u201b\u2032\u2035\ua78b\ua78c\uff07"),
+    "'",
+)
+_IGNORED = (
+    *(
+        (0xAD, 0xAD),
+        (0x34F, 0x34F),
+        (0x61C, 0x61C),
+        (0x115F, 0x1160),
+        (0x17B4, 0x17B5),
+        (0x180B, 0x180F),
+        (0x200B, 0x200F),
+    ),
+    *((0x202A, 0x202E), (0x2060, 0x206F), (0x20DD, 0x20E4), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF)),
+    *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
+)
+_PLAIN |= {code: None for first, last in _IGNORED for code in range(first, last + 1)}
+
+
+def _basic_3(text: str) -> str:
+    """basic-2; characters that are not seen do not count, one apostrophe is every apostrophe, and the Turkish capital of i is an i."""
+    text = unicodedata.normalize("NFKC", text.translate(_PLAIN))
+    text = unicodedata.normalize("NFKC", text.lower()).replace("i\u0307", "i")
+    kept = [
+        re.sub(r"[^\w\s']|_", " ", text) if text.isascii() else " "
+    ]  # the common case needs no look at every character
+    for c in "" if text.isascii() else text:
+        mark = (
+            kept[-1] != " " and unicodedata.category(c)[0] == "M"
+        )  # one without a letter is what is left of a picture
+        kept.append(c if c.isalnum() or c in " '" or mark else " ")
+    return _spaces(re.sub(r"(?<![^\s'])'|'(?![^\s'])", " ", "".join(kept)))
+
+
 def _lone_apostrophes(text: str) -> str:
     return " ".join(re.sub(r"(?<!\w)'|'(?!\w)", " ", text).split())
 
@@ -75,15 +112,19 @@ def _whisper_english() -> Normaliser:
     return normaliser
 
 
-def _english(text: str) -> str:
+def _english(text: str, basic: Normaliser = _basic_2) -> str:
     """Whisper's English normaliser: numbers, contractions and titles in one form, no fillers, nothing in brackets.
 
-    Without its table of British spellings, which is no part of the library. Where it cannot read a text (odd numerals), basic-2.
+    Without its table of British spellings, which is no part of the library. Where it cannot read a text (odd numerals), ``basic``.
     """
     try:
         return _spaces(_whisper_english()(text))
     except (ValueError, ArithmeticError, LookupError):
-        return _basic_2(text)
+        return basic(text)
+
+
+def _english_2(text: str) -> str:
+    return _english(text.translate(_PLAIN), _basic_3)
 
 
 def _chinese(text: str) -> str:
@@ -91,11 +132,18 @@ def _chinese(text: str) -> str:
     return _SPACED.sub("", _basic_2(text))
 
 
+def _chinese_2(text: str) -> str:
+    return _SPACED.sub("", _basic_3(text))
+
+
 NORMALISERS: dict[str, Normaliser] = {
     "basic-1": normalise_basic,
     "basic-2": _basic_2,
+    "basic-3": _basic_3,
     "english-1": _english,
+    "english-2": _english_2,
     "chinese-1": _chinese,
+    "chinese-2": _chinese_2,
     "none-1": _spaces,
 }
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlspeech.models.card import Card, write_card
+from rlspeech.names import refuse_pointers
 from rlspeech.types import UserError
 
 ABOUT = "rlspeech.json"
@@ -54,6 +55,8 @@ def loading(what: str, try_this: str) -> Iterator[None]:
         yield
     except FAULTS as error:
         why = (str(error).strip().splitlines() or [""])[0]
+        for name in re.findall(r"'(.+)'", what):  # a folder that was named, or one of the Hub's
+            refuse_pointers(Path(name))
         raise UserError(f"cannot load {what}", f"{type(error).__name__}: {why}", try_this) from error
 
 

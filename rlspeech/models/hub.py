@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlspeech.files import digest_of
 from rlspeech.models.card import Card, write_card
+from rlspeech.names import refuse_pointers
 from rlspeech.plugins import load
 from rlspeech.types import UserError
 
@@ -115,6 +116,7 @@ def resolve(name: str, task: str = "flowse") -> Path:
             raise UserError(f"no {kind.title} came with this installation", why, kind.instead)
         return packaged
     path = Path(name)
+    refuse_pointers(path)
     if (path / "config.json").is_file():
         return path
     for pointer in ("best", "latest"):

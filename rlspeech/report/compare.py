@@ -31,7 +31,7 @@ from rlspeech.scores import JUDGE_TEXT, step_name
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import Sample, UserError
 
-NORMALISER = "basic-2"  # of texts that are shown against each other
+NORMALISER = "basic-3"  # of texts that are shown against each other
 FACTS = frozenset({"key", "system", "step", "item", "text", "hypothesis", "errors"})
 COUNTED = ("units", "substitutions", "deletions", "insertions")
 # columns of a row that are no scores

@@ -41,7 +41,7 @@ class ErrorRate:
     """
 
     def __init__(
-        self, recogniser: str | None = None, normaliser: str = "basic-1", language: str | None = None, **how: Any
+        self, recogniser: str | None = None, normaliser: str = "basic-3", language: str | None = None, **how: Any
     ) -> None:
         if not recogniser:
             hint = "--recogniser embedded, FOLDER (or Hub id), or pocketsphinx after pip install pocketsphinx"

@@ -200,7 +200,7 @@ class TextRules:
     """
 
     def __init__(
-        self, normaliser: str = "basic-2", language: str | None = None, low: float | None = -1.0, **thresholds: Any
+        self, normaliser: str = "basic-3", language: str | None = None, low: float | None = -1.0, **thresholds: Any
     ) -> None:
         self._normaliser, self._language, self._low = normaliser, language, low
         self._normalise = lru_cache(CACHE)(get_normaliser(normaliser))

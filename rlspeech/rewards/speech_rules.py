@@ -57,7 +57,7 @@ class TextScores:
 
     def __init__(
         self,
-        normaliser: str = "basic-2",
+        normaliser: str = "basic-3",
         language: str | None = None,
         form: str = "linear",
         low: float | None = -1.0,

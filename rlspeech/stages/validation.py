@@ -41,7 +41,7 @@ from rlspeech.types import Sample, Score, Utterance
 AUDIBLE = 24  # clips that can be heard before and after
 ON_THE_WAY = 4  # and at the validations in between
 DRAW = 100_003  # from the seed of a validation's draw to that of the next
-TEXT = "basic-2"  # normaliser of the word error rates of a run
+TEXT = "basic-3"  # normaliser of the word error rates of a run
 ALTOGETHER = "reward"  # the column of all rewards together
 PACKAGES = ("torch", "transformers", "peft")  # whose versions a checkpoint names
 Change = tuple[Interval, Interval, Interval]  # before, after, and their paired difference

@@ -215,7 +215,7 @@ def test_recognisers_listen_once_and_their_disagreement_decides(tmp_path: Path) 
     wers = (2 / 4 + 2 / 2) / 2  # two of four words are missing; seen from the other side, two of two are too many
     assert hard and all(u.extra["agreement"] == pytest.approx(1 - wers) for u in hard)
     meta = json.loads((tmp_path / "out" / "d1.meta.json").read_text())
-    assert meta["normaliser"] == "basic-1" and meta["recognisers"] == NAMES
+    assert meta["normaliser"] == "basic-3" and meta["recognisers"] == NAMES
     CALLS.clear()
     before = (tmp_path / "out" / "d123.jsonl").read_bytes()
     again = prepare(data, tmp_path / "out")

@@ -310,7 +310,7 @@ def test_texts_alone(tmp_path, monkeypatch):
     assert [rows[k]["asr_accuracy"] for k in ("u_1", "u2", "quiet", "u4")] == [0.75, 1.0, -1.0, 0.0]
     assert rows["quiet"]["asr_hallucination"] == -1.0 and rows["quiet"]["hallucination"] == "nonspeech"
     assert rows["u2"]["asr_keywords"] == 1.0 and rows["u4"]["errors"] == {"asr_keywords": "no keywords"}
-    expected = {"hypothesis": "one two free four", "normaliser": "basic-2", "units": 4}
+    expected = {"hypothesis": "one two free four", "normaliser": "basic-3", "units": 4}
     expected |= {"substitutions": 1, "deletions": 0, "insertions": 0}
     assert {k: rows["u_1"][k] for k in expected} == expected
     # sums over sums: 3 errors in 7 words, not the mean of 1/4, 0 and 1
@@ -318,7 +318,7 @@ def test_texts_alone(tmp_path, monkeypatch):
     assert corpus["wer"] == pytest.approx(300 / 7) and corpus["units"] == 7 and corpus["n"] == 3
     assert summary["metrics"]["asr_wer"]["mean"] == pytest.approx(1.25 / 3)
     metrics = json.loads((tmp_path / "scores" / "scores.meta.json").read_text())["systems"]["system"]["metrics"]
-    assert {m["normaliser"] for m in metrics.values()} == {"basic-2"}
+    assert {m["normaliser"] for m in metrics.values()} == {"basic-3"}
 
 
 def test_options_have_rates_and_details_of_their_own(tmp_path):
@@ -326,7 +326,7 @@ def test_options_have_rates_and_details_of_their_own(tmp_path):
     summary, rows = score(path, ["asr_wer", "asr_wer[normaliser=none-1]"], report="never")
     assert rows["a"]["asr_wer"] == 0.0 and rows["a"]["asr_wer[normaliser=none-1]"] == 1.0
     name, found = "all words together", {k: v["normaliser"] for k, v in summary["corpus"].items()}
-    assert found == {name: "basic-2", f"{name}[normaliser=none-1]": "none-1"}
+    assert found == {name: "basic-3", f"{name}[normaliser=none-1]": "none-1"}
 
 
 def test_nemos_manifest_and_audio_that_is_gone(tmp_path, monkeypatch):

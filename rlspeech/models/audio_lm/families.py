@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -374,6 +375,12 @@ class Whisper(Family):
         middle: list[int] = []
         if getattr(given, "is_multilingual", False) and languages and tasks:
             middle = [self._language_id(a.language, languages) if a.language else -1, tasks["transcribe"]]
+        elif a.language and not re.match(r"(?i)en(glish)?\b", a.language):
+            why, hint = (
+                f"it was asked for {a.language!r}",
+                "a model for several languages (without .en), or no language",
+            )
+            raise UserError("this Whisper writes English alone", why, hint)
         quiet = getattr(given, "no_timestamps_token_id", None)
         return torch.tensor([*before, start, *middle, *([quiet] if quiet is not None else [])])
 
