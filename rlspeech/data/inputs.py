@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
