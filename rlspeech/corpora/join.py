@@ -172,11 +172,11 @@ def read(utt: Utterance, sample_rate: int) -> np.ndarray:
 
 
 def levels_db(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """RMS of (T,) about its mean in frames of 10 ms, dB relative to full scale, at least ``FLOOR_DB``."""
+    """RMS of (T,) in frames of 10 ms, each about its mean, dB relative to full scale, at least ``FLOOR_DB``."""
     size = max(1, round(FRAME_S * sample_rate))
     usable = len(wav) // size * size
     parts = wav[:usable].reshape(-1, size) if usable else np.zeros((1, size), np.float32)
-    power = np.mean(np.square(parts - wav.mean(dtype=np.float64)), axis=1)
+    power = np.var(parts, axis=1, dtype=np.float64)
     return np.asarray(10 * np.log10(np.maximum(power, 10.0 ** (FLOOR_DB / 10))))
 
 

@@ -78,7 +78,7 @@ def test_no_text_breaks_a_normaliser_and_twice_is_once(text):
     for name in NORMALISERS:
         once = get_normaliser(name)(text)
         assert isinstance(once, str) and once == " ".join(once.split())
-        if name != "english-1":  # the library's is not: "mr." becomes "mister", "mister" stays
+        if not name.startswith("english"):  # the library's is not: "mr." becomes "mister", "mister" stays
             assert get_normaliser(name)(once) == once
         units(once), script_of(once), characters(once)
 
