@@ -265,6 +265,10 @@ class RL(Strict):
     kl_target: Positive | None = conf(
         None, "hold the logged kl near this: above it, weights are drawn back to the reference's; null: free"
     )
+    change_weight: NonNegative = conf(
+        0.0,
+        "flowse, avse: weight of the share of its energy by which the noiseless output differs from the reference's",
+    )
     kl: Literal["full", "k3"] = conf(
         "full", "token policies: over the whole vocabulary, or the k3 estimate from the sampled token; Gaussian: exact"
     )

@@ -171,6 +171,7 @@ class LogProb(NamedTuple):
         scale: standard deviation of the decision's noise, (S,); what RatioNorm multiplies with.
         dt: step length of every decision, (S,).
         kl_other: the same KL with the other reduction (a sum where ``kl`` is a mean and the reverse), for the log; None where unknown.
+        change: energy of the output's difference from the reference's, relative to the latter, asked for with ``kl``; None where unknown.
     """
 
     logp: Tensor
@@ -179,6 +180,7 @@ class LogProb(NamedTuple):
     scale: Tensor
     dt: Tensor
     kl_other: Tensor | None = None
+    change: Tensor | None = None
 
 
 @runtime_checkable

@@ -222,6 +222,7 @@ def policy_loss(
     clip_high: float | None = None,
     level: Mean = "token",
     mean: Mean = "token",
+    change_weight: float = 0.0,
 ) -> Surrogate:
     """PPO's clipped surrogate plus beta times the KL to the reference. ``kl_old`` is the k3 estimate of the KL to who acted.
 
@@ -240,6 +241,7 @@ def policy_loss(
         ratio: plain or RatioNorm.
         clip_high: bound above 1 (DAPO, arXiv 2503.14476: a rare token needs more room to become likelier than to become rarer).
         level: "sequence": one ratio a rollout, the geometric mean of its decisions' (GSPO, arXiv 2507.18071).
+        change_weight: of the output's change (``types.LogProb``), added as the KL is.
         mean: w is 1, or "sequence": 1 / the rollout's decisions (GRPO, arXiv 2402.03300: long rollouts weigh no more than short ones).
     """
     # a masked decision may hold anything
@@ -264,12 +266,18 @@ def policy_loss(
         part, whole = (rho != clipped) & (rho * a > clipped * a) & sign & mask, (sign & mask).sum().item()
         stats[f"clipped_{name}"] = part.sum().item() / whole if whole else 0.0
     if new.kl is not None:
-        kl = torch.where(mask, new.kl, torch.zeros_like(new.kl))
-        loss = loss + kl_beta * (kl * share).sum() / normaliser
-        stats["kl"] = float(kl.detach().sum() / count)
-        if new.kl_other is not None:
-            stats["kl_other"] = float(torch.where(mask, new.kl_other.detach(), torch.zeros_like(kl)).sum() / count)
-    return Surrogate(loss, stats, log_ratio.detach()[mask])
+        loss = loss + kl_beta * (torch.where(mask, new.kl, 0.0) * share).sum() / normaliser
+    if new.change is not None and change_weight:
+        loss = loss + change_weight * (torch.where(mask, new.change, 0.0) * share).sum() / normaliser
+    return Surrogate(loss, stats | divergence(new, mask), log_ratio.detach()[mask])
+
+
+def divergence(new: LogProb, mask: Tensor) -> dict[str, float]:
+    """Distances to the reference, means over decisions (n, S) that count: both KLs in nats, the change in dB, each -100 at least."""
+    change = None if new.change is None else 10 * new.change.clamp_min(1e-10).log10()
+    found = {"kl": new.kl, "kl_other": new.kl_other, "change_db": change}
+    count = mask.sum().clamp_min(1)
+    return {k: float(torch.where(mask, v.detach(), 0.0).sum() / count) for k, v in found.items() if v is not None}
 
 
 def agreement(grads: Sequence[Tensor]) -> float:

@@ -26,11 +26,12 @@ from torch import Tensor
 
 from rlspeech.algos.critic import Critic, pooled_moments
 from rlspeech.algos.math import Advantage, decision_rewards, explained_variance, gae, relative_advantage, whitened
+from rlspeech.algos.math import divergence as distances
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
 from rlspeech.rewards.encoders import Cache
 from rlspeech.rewards.mix import compose, divisor, unit_of
-from rlspeech.types import BasePolicy, CriticPolicy, Rollout, UserError
+from rlspeech.types import BasePolicy, CriticPolicy, LogProb, Rollout, UserError
 
 Estimate = tuple[Advantage, Tensor]  # advantages and returns, both (N, S)
 
@@ -66,13 +67,9 @@ class PPO(PolicyUpdate):
         if cfg.ppo.kl_in != "advantage" or cfg.kl_beta == 0:
             return None
         evaluations = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
-        count, found = rollout.mask.sum().clamp_min(1), dict[str, Tensor]()
-        for name, parts in (("kl", [e.kl for e in evaluations]), ("kl_other", [e.kl_other for e in evaluations])):
-            if all(part is not None for part in parts):
-                kl = torch.cat(cast(list[Tensor], parts)).detach()
-                found[name] = torch.where(rollout.mask, kl, torch.zeros_like(kl))
-                experience.logged[name] = float(found[name].sum() / count)
-        return found["kl"].cpu()
+        whole = LogProb(*(None if p[0] is None else torch.cat(p) for p in cast(Any, zip(*evaluations, strict=True))))
+        experience.logged.update(distances(whole, rollout.mask))
+        return torch.where(rollout.mask, cast(Tensor, whole.kl), 0.0).cpu()
 
 
 class RelativePPO(PPO):

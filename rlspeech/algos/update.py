@@ -318,14 +318,15 @@ class PolicyUpdate(ABC):
         normaliser, grads, stats, sizes = self.decisions(mask[whole]), GradientSum(), [], []
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
         form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
+        form["change_weight"], with_kl = cfg.change_weight, self.loss_beta > 0 or cfg.change_weight > 0
         for part in prompts.split(cfg.micro_batch):
             rows = rows_of(rollout, part)
             device_rows = rows.to(rollout.logp.device)
             signal = bool(advantage[rows].any())  # not where every rollout is right, or every one as wrong
-            if not mask[device_rows].any() or not (signal or self.loss_beta):
+            if not mask[device_rows].any() or not (signal or with_kl):
                 grads.count += 1
                 continue
-            new = self.policy.log_prob(rollout, rows, with_kl=self.loss_beta > 0)
+            new = self.policy.log_prob(rollout, rows, with_kl=with_kl)
             worth = advantage[rows].to(new.logp.device)
             old, counts = rollout.logp[device_rows], mask[device_rows]
             made = policy_loss(new, old, counts, worth, normaliser=normaliser, **form)

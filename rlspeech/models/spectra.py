@@ -46,6 +46,10 @@ class StftFrontEnd(nn.Module):
         padded = (x.shape[1] - 1) * self.hop
         return torch.istft(spec, self.n_fft, self.hop, window=self.window, length=padded)[:, :samples]
 
+    def amplitudes(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """(N, L, D) -> what an energy is the sum of squares of: samples (N, T) of the ``real`` frames (N, L) bool, None: all."""
+        return self.decode(x if real is None else x * real[..., None], (x.shape[1] - 1) * self.hop)
+
     def pack(self, spec: Tensor) -> Tensor:
         """Complex (N, K, L) -> real (N, L, 2K)."""
         return torch.cat([spec.real, spec.imag], dim=1).transpose(1, 2)
@@ -123,6 +127,10 @@ class MelFrontEnd(nn.Module):
         if not self._vocoder:
             self._vocoder.append(self._load(x.device))
         return self._vocoder[0](x.float())[:, :samples]
+
+    def amplitudes(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """(N, L, D) -> what an energy is the sum of squares of: mel magnitudes (N, L, D), for samples cost a pass of the vocoder."""
+        return x.float().exp() if real is None else x.float().exp() * real[..., None]
 
     def _load(self, device: torch.device) -> nn.Module:
         if not self.vocoder_name:

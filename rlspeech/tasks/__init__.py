@@ -75,6 +75,7 @@ OWNED = {
     "explore": "--set sampling.temperature=1: tokens are sampled",
     "probe_settings": "leave it out: there is one way to sample tokens",
     "ratio": "--set ratio_level=sequence",
+    "change_weight": "--set kl_beta=0.05: the KL of tokens is over all that can be drawn",
     "clip_s": "leave it out: a text belongs to the whole of its recording",
     "train_encoder": "leave it out: this task has no encoder to train",
     **dict.fromkeys(("sampling", "precision", "kl", "offload"), "leave it out: this task draws no tokens"),

@@ -202,7 +202,7 @@ class Task:
 class EnhancementTask(Task):
     """What enhancers share: paired clips, explorations, and the gradient of DNSMOS."""
 
-    settings = frozenset({"clip_s", "diffro.smooth", "explore", "probe_settings", "ratio"})
+    settings = frozenset({"change_weight", "clip_s", "diffro.smooth", "explore", "probe_settings", "ratio"})
     valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
     relaxes = True
     # what is climbed is measured as published

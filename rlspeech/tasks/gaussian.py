@@ -5,13 +5,19 @@ moved since, d, in standard deviations (n, J):
 
     log pi_new - log pi_old = sum (eps d - d^2 / 2),      KL(new || reference) = sum d_ref^2 / 2.
 
+That KL knows the few directions that noise is drawn in, and weights may move the output in any other for nothing: with eight gains, other
+phases everywhere have KL 0. So beside it stands the change of the noiseless output w itself, which ``change_weight`` puts into the loss:
+
+    change = |w - w_ref|^2 / |w_ref|^2,      in dB 10 log10(change); -20 dB is a hundredth of the output's energy.
+
+Of a flow, w is the clean signal that a stochastic step predicts (mel magnitudes where there is a vocoder): at the last step the output.
+
 For DiffRO, an enhancer has no tokens to relax: its sample is its own noise put through its weights, f(theta, eps), and the same eps
 through other weights is the relaxed sample (the reparameterisation of arXiv 1312.6114). At the weights that acted it is the rollout
-itself. The KL above knows the few directions that noise is drawn in. A gradient through the waveform goes anywhere, first where that
-KL sees nothing, so for relaxed policies the KL is that of the waveforms: both outputs as means of white Gaussians whose standard
-deviation is ``noise`` times the reference output's RMS,
+itself. A gradient through the waveform goes anywhere, first where the KL above sees nothing, so for relaxed policies the KL is that of
+the waveforms: both outputs as means of white Gaussians whose standard deviation is ``noise`` times the reference output's RMS,
 
-    KL = |w - w_ref|^2 / (2 noise^2 |w_ref|^2),
+    KL = change / (2 noise^2),
 
 0.056 where the two differ at -20 dB and noise is 0.3. GRPO beside DiffRO has the same one.
 """
@@ -20,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,15 +81,6 @@ def levelled(
     return Levelled([c.key for c in clips], padded([c.noisy for c in clips]), target, counts, gains.to(device))
 
 
-class Terms(NamedTuple):
-    """Terms of n rows at one decision: log-probability, drift sum d^2/2, and the KL in the configured reduction and in the other one."""
-
-    logp: Tensor
-    drift: Tensor
-    kl: Tensor | None
-    kl_other: Tensor | None
-
-
 class GaussianPolicy:
     """Acts with the current weights of ``adapted`` under Gaussian noise, which moves what ``kernel`` says; see ``types.Policy``.
 
@@ -124,23 +121,31 @@ class GaussianPolicy:
             rows.append(-sampled if mirrored else sampled)
         return torch.stack(rows)
 
-    def terms(self, old: Tensor, eps: Tensor, active: Tensor, shift: Tensor, away: Tensor | None) -> Terms:
-        """Evaluate decisions again.
+    def terms(
+        self, old: Tensor, eps: Tensor, active: Tensor, shift: Tensor, reference: tuple[Tensor, Tensor] | None
+    ) -> list[Tensor | None]:
+        """Evaluate a decision again: log-probability, drift sum d^2/2, both KLs (the configured reduction first) and the change, each (n,).
 
         Args:
             old: (n,) log-probabilities under the policy that acted.
             eps: (n, J) the noise that was drawn.
             active: (n, J) 1 on dimensions that exist.
             shift: (n, J) how far the mean has moved since, in standard deviations.
-            away: (n, J) how far it lies from the reference's; None: no KL is wanted.
+            reference: (n, J) how far it lies from the reference's, and (n,) the change; None: neither is wanted.
         """
         logp = old + reduce(eps * shift - 0.5 * shift.square(), active, self.reduction)
         drift = reduce(0.5 * shift.detach().square(), active, self.reduction)
-        if away is None:
-            return Terms(logp, drift, None, None)
+        if reference is None:
+            return [logp, drift, None, None, None]
         other: Reduction = "mean" if self.reduction == "sum" else "sum"
-        square = 0.5 * away.square()
-        return Terms(logp, drift, reduce(square, active, self.reduction), reduce(square, active, other).detach())
+        kls = [reduce(0.5 * reference[0].square(), active, how) for how in (self.reduction, other)]
+        return [logp, drift, kls[0], kls[1].detach(), reference[1]]
+
+    def packed(self, decisions: Any, scale: Sequence[float], dt: Sequence[float]) -> LogProb:
+        """The ``terms`` of S decisions side by side, with the deviation of each one's noise and its length."""
+        columns: Any = (None if c[0] is None else torch.stack(c, 1) for c in zip(*decisions, strict=True))
+        logp, drift, kl, other, change = columns
+        return LogProb(logp, kl, drift, logp.new_tensor(scale), logp.new_tensor(dt), other, change)
 
 
 class RelaxedGaussian(GaussianPolicy):
@@ -169,7 +174,8 @@ class RelaxedGaussian(GaussianPolicy):
         new: LogProb = super().log_prob(rollout, rows, with_kl=False)  # type: ignore[misc]
         if not with_kl:
             return new
-        return new._replace(kl=self._wave_kl(rollout, rows, *self.wave(self.model, rollout, rows)))
+        kl = self._wave_kl(rollout, rows, *self.wave(self.model, rollout, rows))
+        return new._replace(kl=kl, change=kl * 2 * self.explore.noise**2)
 
     def _wave_kl(self, rollout: Rollout, rows: Tensor, wav: Tensor, mask: Tensor) -> Tensor:
         """(n, S): the KL to the reference's waveforms, the same at every decision."""
@@ -191,10 +197,16 @@ def reduce(value: Tensor, active: Tensor, how: Reduction) -> Tensor:
 
 def wave_kl(wav: Tensor, reference: Tensor, mask: Tensor, noise: float) -> Tensor:
     """KL (n,) in nats a sample of waveforms (n, T) to reference waveforms, over real samples (n, T); gradient to the first."""
-    size = mask.sum(1).clamp_min(1)
-    power = (reference.square() * mask).sum(1) / size
-    moved = ((wav - reference).square() * mask).sum(1) / size
-    return moved / (2 * noise**2 * power.clamp_min(QUIET**2))
+    return distance(wav, reference, mask) / (2 * noise**2)
+
+
+def distance(made: Tensor, reference: Tensor, real: Tensor | None = None) -> Tensor:
+    """Energy (n,) of ``made - reference`` over the reference's, both (n, ..., T), where ``real`` (n, T) bool; None: everywhere."""
+    if real is not None:
+        made, reference = (torch.where(real.view(len(x), *[1] * (x.dim() - 2), -1), x, 0.0) for x in (made, reference))
+    size = reference[0].numel() if real is None else real.sum(1).clamp_min(1)
+    energy, moved = (x.square().flatten(1).sum(1) for x in (reference, made - reference))
+    return moved / energy.clamp_min(QUIET**2 * size)
 
 
 def real_samples(samples: Tensor, length: int) -> Tensor:

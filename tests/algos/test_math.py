@@ -330,6 +330,19 @@ def test_a_ratio_beyond_all_numbers_is_none_of_an_advantage_of_zero(gap: float) 
     assert grad[0].item() == 0 and math.isfinite(made.stats["ratio_max_gap"]) and math.isfinite(made.stats["kl_old"])
 
 
+def test_the_change_of_outputs_enters_the_loss_by_its_weight_and_the_log_in_db() -> None:
+    zero, mask = torch.zeros(3, 2), torch.tensor([[True, True], [True, False], [False, False]])
+    change = torch.tensor([[0.1, 0.01], [0.0, float("nan")], [float("inf"), 1.0]], requires_grad=True)
+    look = LogProb(zero, zero, zero, torch.ones(2), torch.ones(2), change=change)
+    form: dict[str, Any] = {"clip_range": 0.2, "kl_beta": 0.5, "normaliser": 4.0}
+    plain = policy_loss(look, zero, mask, torch.zeros(3), **form)
+    assert plain.loss.item() == 0 and plain.stats["change_db"] == pytest.approx((-10 - 20 - 100) / 3)
+    made = policy_loss(look, zero, mask, torch.zeros(3), change_weight=8.0, **form)
+    assert made.loss.item() == pytest.approx(8 * 0.11 / 4)
+    (grad,) = torch.autograd.grad(made.loss, change)
+    assert grad.tolist() == [[2.0, 2.0], [2.0, 0.0], [0.0, 0.0]]
+
+
 def test_k3_estimates_the_kl_to_who_acted() -> None:
     eps, d = torch.randn(400_000, 1, generator=torch.Generator().manual_seed(3)), 0.4
     old, new = -0.5 * eps**2, -0.5 * (eps - d) ** 2

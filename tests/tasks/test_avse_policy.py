@@ -96,6 +96,19 @@ def test_kl_of_the_published_gaussian(reduction: str) -> None:
     assert torch.allclose((look.logp - rollout.logp[:1])[0, 0], wanted, rtol=1e-2, atol=1e-4)
 
 
+@KINDS
+def test_the_change_is_that_of_the_outputs(explore: Exploration) -> None:
+    policy, clips = av_policy(explore), av_clips(6400, 4000)
+    rollout, base = policy.rollout(clips, group=2, seed=1), policy.base(clips)
+    nudge(policy)
+    now = policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])
+    wanted = [np.square(a - b.wav).sum() / np.square(b.wav).sum() for a, b in zip(now, base, strict=True)]
+    look = policy.log_prob(rollout, torch.arange(4), with_kl=True)
+    assert look.change is not None and look.change.requires_grad
+    np.testing.assert_allclose(look.change.detach()[:, 0], np.repeat(wanted, 2), rtol=1e-3)
+    assert policy.log_prob(rollout, torch.arange(4), with_kl=False).change is None
+
+
 def test_a_clamped_mask_is_not_negative() -> None:
     free = av_policy(MASK.model_copy(update={"mask_clamp": False, "noise": 3.0}))
     cut = av_policy(MASK.model_copy(update={"noise": 3.0}))

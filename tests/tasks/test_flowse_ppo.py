@@ -128,6 +128,56 @@ def test_both_kls_come_back(reduction: str) -> None:
     assert made.log_prob(rollout, rows, with_kl=False).kl_other is None
 
 
+def test_phases_that_no_kl_knows_change_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All phases at random: the KL of eight gains is 0; strangers of half the energy (overlapping windows cancel) are 1.5 apart."""
+    made = policy(GAIN, nfe=1)
+    rollout, rows = made.rollout(clips(8000, 5001), group=2, seed=1), torch.arange(4)
+    plain, calls = made.model.clean, []
+
+    def redrawn(*given: Any) -> torch.Tensor:
+        calls.append(len(calls))
+        x1 = plain(*given)
+        if len(calls) > 1:  # the reference's
+            return x1
+        spec, g = made.model.front.unpack(x1), torch.Generator().manual_seed(2)
+        turn = torch.exp(2j * torch.pi * torch.rand(spec.shape, generator=g))
+        return made.model.front.pack(spec * turn)
+
+    monkeypatch.setattr(made.model, "clean", redrawn)
+    look = made.log_prob(rollout, rows, with_kl=True)
+    assert look.kl is not None and look.change is not None
+    assert float(look.kl.detach().max()) < 1e-9
+    assert look.change.detach().numpy() == pytest.approx(1.5, rel=0.15)
+
+
+@pytest.mark.parametrize("lora", [SMALL, None], ids=["lora", "whole"])
+def test_the_change_is_that_of_the_outputs(lora: Lora | None) -> None:
+    made, batch = policy(GAIN.model_copy(update={"nfe": (1, 1)}), lora=lora), clips(8000, 5001)
+    rollout, rows = made.rollout(batch, group=2, seed=1), torch.arange(4)
+    disturb(made.parameters(), 0.5 if lora else 0.05)
+    pairs = zip(_silent(made, 1), made.base(batch, seed=1), strict=True)
+    wanted = [np.square(a - b.wav).sum() / np.square(b.wav).sum() for a, b in pairs]
+    change = made.log_prob(rollout, rows, with_kl=True).change
+    assert change is not None and min(wanted) > 1e-4
+    np.testing.assert_allclose(change.detach()[::2, 0], wanted, rtol=0.05)  # but for half a window at the end
+    pull, size = flat_gradient(change.sum(), made.parameters()), [p.numel() for p in made.parameters()]
+    for p, step in zip(made.parameters(), pull.split(size), strict=True):
+        p.data -= 1e-3 * step.view_as(p) / pull.norm()
+    nearer = made.log_prob(rollout, rows, with_kl=True).change
+    assert nearer is not None and float((nearer - change).detach().sum()) == pytest.approx(
+        -1e-3 * float(pull.norm()), rel=0.1
+    )
+
+
+def test_a_mel_policy_has_a_change_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlspeech.tasks.flowse.policy.decode", lambda model, x, n: torch.zeros(len(x), int(n.max())))
+    made = policy(SDE, front_end="mel", head="linear")
+    rollout, rows = made.rollout(clips(8000), group=2, seed=1), torch.arange(2)
+    assert float(made.log_prob(rollout, rows, with_kl=True).change.detach().max()) == 0
+    disturb(made.parameters(), 0.05)
+    assert float(made.log_prob(rollout, rows, with_kl=True).change.detach().min()) > 0
+
+
 def _ppo(group: int = 1, prompts: int = 4, **more: Any) -> RL:
     rewards = [RewardSpec(name="si_sdr", scale="none")]
     return RL(algo="ppo", group=group, prompts_per_step=prompts, micro_batch=2, rewards=rewards, **more)

@@ -23,7 +23,7 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.models.avse import AvseEnhancer, Masked
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, supervised_loss
 from rlspeech.tasks.explore import Fields
-from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, real_samples, reduce
+from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, distance, real_samples, reduce
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 SHUT = 1e-3  # a mask this small is as good as 0: its logarithm goes no further
@@ -187,16 +187,17 @@ class AvsePolicy(GaussianPolicy):
         rows = rows.to(state.prompts.device)
         used, back = torch.unique(state.prompts[rows], return_inverse=True)  # each clip once, however many masks it has
         old, active, eps = state.of(used), state.active[used][back], state.eps[rows]
-        shift = self.kernel.shift(old, self._masked(state, used).mask)
-        away = None
+        made, samples, reference = self._masked(state, used), state.batch.noisy.shape[-1], None
+        shift = self.kernel.shift(old, made.mask)
         if with_kl:
             with torch.no_grad(), self.adapted.reference() as model:
-                there = self.kernel.shift(old, self._masked(state, used, model).mask)
-            away = (shift - there)[back]
-        logp, drift, kl, other = self.terms(rollout.logp[rows, 0], eps, active, shift[back], away)
-        one = logp.new_ones(1)
-        columns = (None if kl is None else kl[:, None], drift[:, None], one * self.kernel.noise, one)
-        return LogProb(logp[:, None], *columns, None if other is None else other[:, None])
+                base = self._masked(state, used, model)
+                there = model.decode(base.latent[:, None] * base.mask, samples)
+            wavs = self.model.decode(made.latent[:, None] * made.mask, samples)
+            change = distance(wavs, there, real_samples(state.batch.samples[used], samples))
+            reference = (shift - self.kernel.shift(old, base.mask))[back], change[back]
+        terms = self.terms(rollout.logp[rows, 0], eps, active, shift[back], reference)
+        return self.packed([terms], [self.kernel.noise], [1.0])
 
     def _masked(self, state: Decisions, used: Tensor, model: AvseEnhancer | None = None) -> Masked:
         data = state.batch.pick(used)

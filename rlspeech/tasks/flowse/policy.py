@@ -21,7 +21,7 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.models.flow import FlowEnhancer, euler, magnitude
 from rlspeech.tasks.explore import GainNoise, Site, build_kernel
 from rlspeech.tasks.flowse.enhancer import Enhancer, collate, decode, encode, flow_loss, latent, spectral_mask
-from rlspeech.tasks.gaussian import GaussianPolicy, Levelled, Reduction, RelaxedGaussian, Terms, real_samples, reduce
+from rlspeech.tasks.gaussian import GaussianPolicy, Levelled, Reduction, RelaxedGaussian, distance, real_samples, reduce
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 QUARTERS = 4
@@ -145,30 +145,23 @@ class FlowPolicy(GaussianPolicy):
     # -- a second look -------------------------------------------------------------------------------------------------
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        columns = [self._terms(d, rows.to(d.eps.device), with_kl) for d in rollout.state]
-        logp, drift = torch.stack([c.logp for c in columns], dim=1), torch.stack([c.drift for c in columns], dim=1)
-        kl = other = None
-        if with_kl:
-            kl = torch.stack([c.kl for c in columns if c.kl is not None], dim=1)
-            other = torch.stack([c.kl_other for c in columns if c.kl_other is not None], dim=1)
-        scale = torch.tensor([self.kernel.scale(d.site) for d in rollout.state], device=logp.device)
-        dt = torch.tensor([d.site.dt for d in rollout.state], device=logp.device)
-        return LogProb(logp, kl, drift, scale, dt, other)
+        steps: list[Decision] = rollout.state
+        terms = [self._terms(d, rows.to(d.eps.device), with_kl) for d in steps]
+        return self.packed(terms, [self.kernel.scale(d.site) for d in steps], [d.site.dt for d in steps])
 
-    def _terms(self, decision: Decision, rows: Tensor, with_kl: bool) -> Terms:
+    def _terms(self, decision: Decision, rows: Tensor, with_kl: bool) -> list[Tensor | None]:
         # each state once, however many rows start there
         used, back = torch.unique(decision.states[rows], return_inverse=True)
         site, active = decision.site.pick(used), decision.active[used][back]
-
-        def shift_of(model: FlowEnhancer) -> Tensor:
-            return self.kernel.shift(site, model.clean(site.x, site.y, site.t, site.mask))
-
-        shift, away = shift_of(self.model), None
+        given = site.x, site.y, site.t, site.mask
+        x1 = self.model.clean(*given)
+        shift, reference = self.kernel.shift(site, x1), None
         if with_kl:
-            with torch.no_grad(), self.adapted.reference() as reference:
-                there = shift_of(reference)
-            away = (shift - there)[back]
-        return self.terms(decision.old[rows], decision.eps[rows], active, shift[back], away)
+            with torch.no_grad(), self.adapted.reference() as model:
+                there = model.clean(*given)
+            change = distance(*(self.model.front.amplitudes(x, site.mask) for x in (x1, there)))
+            reference = (shift - self.kernel.shift(site, there))[back], change[back]
+        return self.terms(decision.old[rows], decision.eps[rows], active, shift[back], reference)
 
     # -- for a critic --------------------------------------------------------------------------------------------------
 
