@@ -67,7 +67,8 @@ class PPO(PolicyUpdate):
         if cfg.ppo.kl_in != "advantage" or cfg.kl_beta == 0:
             return None
         evaluations = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
-        whole = LogProb(*(None if p[0] is None else torch.cat(p) for p in cast(Any, zip(*evaluations, strict=True))))
+        joined: Any = [None if p[0] is None else torch.cat(p) for p in zip(*evaluations, strict=True)]
+        whole = LogProb(*joined)
         experience.logged.update(distances(whole, rollout.mask))
         return torch.where(rollout.mask, cast(Tensor, whole.kl), 0.0).cpu()
 
