@@ -202,7 +202,8 @@ def wave_problem(
         return f"not a mono waveform (shape {getattr(wav, 'shape', None)})"
     if len(wav) == 0:
         return "no samples"
-    power = float(np.dot(wav, wav)) / len(wav)  # one fast pass: NaN and infinity survive the sum
+    with np.errstate(over="ignore"):
+        power = float(np.dot(wav, wav)) / len(wav)  # one fast pass: NaN and infinity survive the sum
     if not np.isfinite(power):
         return "NaN or infinite samples" if not np.isfinite(wav).all() else "samples beyond any level"
     if power > MAX_ABS**2:

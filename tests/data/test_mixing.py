@@ -54,6 +54,13 @@ def test_the_snr_and_the_level_are_those_asked_for(snr: float, level: float, see
     assert rms_dbfs(noisy) == pytest.approx(level, abs=0.01)
 
 
+@pytest.mark.parametrize("offset, of_speech", [(0.3, 0.0), (-0.01, 0.05)])
+def test_an_offset_is_no_sound(offset: float, of_speech: float) -> None:
+    noisy, target = mix(_speech() + np.float32(of_speech), 0.1 * _noise() + np.float32(offset), None, 5.0, -25.0)
+    assert 10 * np.log10(np.var(target) / np.var(noisy - target)) == pytest.approx(5.0, abs=0.02)
+    assert rms_dbfs(noisy) == pytest.approx(-25.0, abs=0.01)
+
+
 def test_loud_mixtures_are_turned_down_instead_of_clipped() -> None:
     noisy, target = mix(_speech(), _noise(), None, 5.0, 10.0)
     assert 0.98 < max(np.abs(noisy).max(), np.abs(target).max()) <= 0.9901

@@ -189,6 +189,22 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         read_video(tmp_path / "a.mkv")
 
 
+def test_a_still_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        sound, cover = container.add_stream("aac", rate=16000, layout="mono"), container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 48, "yuvj420p", 0x400  # attached picture
+        piece = av.AudioFrame.from_ndarray(np.ones((1, 16000), np.int16), format="s16", layout="mono")
+        piece.sample_rate, piece.pts = 16000, 0
+        picture = av.VideoFrame.from_ndarray(np.zeros((48, 64), np.uint8), format="gray")
+        for stream, frame in ((sound, piece), (cover, picture)):
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    for path in (tmp_path / "song.mp4", write_video(tmp_path / "still.mkv", LEVELS[:1], codec="ffv1")):
+        for read in (read_video, video_info):
+            with pytest.raises(LipsError, match="no video"):
+                read(path)
+    assert len(load_audio(tmp_path / "song.mp4")) >= 16000
+
+
 def noise(count: int) -> list[Any]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 255, (48, 64), dtype=np.uint8) for _ in range(count)]

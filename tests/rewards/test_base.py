@@ -15,6 +15,7 @@ from rlspeech.data.audio import resample
 from rlspeech.rewards import base
 from rlspeech.rewards.base import available, column_of, gate, register, resolve
 from rlspeech.rewards.catalogue import Column, Entry
+from rlspeech.rewards.intrusive import si_sdr
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.tasks import get_task
 from rlspeech.types import Reward, Sample, UserError
@@ -133,6 +134,34 @@ def test_rates_are_converted_and_counted():
         scorer.rates["si_sdr"] == {(16000, 16000): 1, (48000, 48000): 1} and (16000, 48000) in scorer.rates["pesq_wb"]
     )
     assert meta["estoi"]["version"] and meta["estoi"]["needs"] == ["target"]
+
+
+def test_measures_have_their_own_rate_or_none():
+    from pesq import pesq
+    from pystoi import stoi
+
+    clean = resample(voice(2.0), 16000, 8000)
+    noisy = with_noise(clean, 10)
+    with Scorer(["pesq_nb", "pesq", "estoi", "si_sdr", "lsd"], workers=0) as scorer:
+        table = {k: v[0] for k, v in scorer.score([sample(noisy, target=clean, rate=8000)]).items()}
+    assert table["pesq"].value is None and "8000 Hz" in table["pesq"].error
+    assert table["pesq_nb"].value == pytest.approx(pesq(8000, clean, noisy, "nb"), abs=1e-6)
+    assert table["estoi"].value == pytest.approx(stoi(clean, noisy, 8000, extended=True), abs=1e-9)
+    assert table["si_sdr"].value == pytest.approx(si_sdr(clean, noisy), abs=1e-9)
+    assert all(set(rates) == {(8000, 8000)} for name, rates in scorer.rates.items()) and "pesq_wb" not in scorer.rates
+
+
+def test_a_level_matters_only_to_what_hears_it():
+    clean, gain = voice(1.0), np.float32(10 ** (-70 / 20))
+    noisy, names = with_noise(clean, 10), ["si_sdr", "estoi", "stoi", "pesq_wb", "dnsmos"]
+    far = np.full(16000, 1e38, np.float32)
+    pairs = [sample(noisy, target=clean), sample(noisy * gain, target=clean * gain), sample(far, target=clean)]
+    with Scorer(names, workers=0) as scorer:
+        table = scorer.score(pairs)
+    for name in names[:4]:
+        assert table[name][1].value == pytest.approx(table[name][0].value, abs=1e-3), name
+    assert table["dnsmos"][1].value is None and "dBFS" in table["dnsmos"][1].error
+    assert all(table[name][2].value is None and "beyond" in table[name][2].error for name in names)
 
 
 def test_over_full_scale_is_scored_as_it_would_be_saved():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.plugins import SCHEMAS
 from rlspeech.settings import preset_names, preset_path
 from rlspeech.stages import check
@@ -117,6 +118,15 @@ def test_a_good_recipe_has_no_problems(tmp_path: Path) -> None:
 def test_mistakes_in_a_recipe_have_their_line(tmp_path: Path, changes: dict[str, Any], line: int, said: str) -> None:
     found = lines(look(recipe(tmp_path, **changes)))
     assert said in found[line]
+
+
+def test_nemos_manifests_are_known_under_their_own_suffix(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav")
+    path = manifest(tmp_path / "train_manifest.json", [row(id="a"), row(id="b", offset=0.0, duration=0.5)])
+    assert find_manifest(tmp_path) == path
+    for place in (path, tmp_path):
+        assert look(place)["problems"] == [] and look(path)["facts"]["rows"] == 2
+    assert [u.extra.get("segment") for u in read_manifest(path)] == [None, True]  # an offset, be it 0, makes a piece
 
 
 def test_the_manifests_of_a_recipe_are_checked(tmp_path: Path) -> None:

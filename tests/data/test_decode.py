@@ -1,0 +1,169 @@
+"""What decodes of a file is how long it is, in every command: headers that lie, do not know, or speak for a part."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from rlspeech.data.audio import load_audio, loudest_dbfs
+from rlspeech.data.checks import Limits, judge, measure
+from rlspeech.data.decode import AudioError, read_audio, remarks, sound_info
+from rlspeech.data.inputs import Item, audio_files, load
+from rlspeech.data.long import stream
+from rlspeech.types import Sample
+
+RATE = 16000
+TIME = np.arange(2 * RATE) / RATE
+WAV = 0.2 * np.sin(2 * np.pi * 300 * TIME) * (1 + np.sin(2 * np.pi * 3 * TIME))
+WAV = (WAV + 0.02 * np.random.default_rng(0).standard_normal(len(TIME))).astype(np.float32)
+
+
+def encoded(kind: str, subtype: str | None = None, **more: object) -> bytes:
+    file = io.BytesIO()
+    sf.write(file, WAV, RATE, format=kind, subtype=subtype, **more)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def sized(data: bytes, size: int) -> bytes:
+    """A WAV file whose chunks claim a size."""
+    at = data.index(b"data") + 4
+    return (
+        data[:4] + struct.pack("<I", min(size + 36, 2**32 - 1)) + data[8:at] + struct.pack("<I", size) + data[at + 4 :]
+    )
+
+
+def total(data: bytes, samples: int) -> bytes:
+    """A FLAC file whose header claims a number of samples (36 bits); 0 says that it is unknown."""
+    facts = int.from_bytes(data[18:26], "big") >> 36 << 36 | samples
+    return data[:18] + facts.to_bytes(8, "big") + data[26:]
+
+
+def headless(data: bytes) -> bytes:
+    """An MP3 file without the frame that counts the others."""
+    return data[data.index(data[:2], 4) :]
+
+
+VBR, FLAC, OGG, OPUS = (
+    encoded("MP3", bitrate_mode="VARIABLE", compression_level=0.3),
+    encoded("FLAC"),
+    encoded("OGG", "VORBIS"),
+    encoded("OGG", "OPUS"),
+)
+WHOLE = {
+    **{
+        f"{s}-{n:x}.wav": (sized(encoded("WAV", s), n), 2.0)
+        for s in ("PCM_16", "PCM_24", "FLOAT")
+        for n in (0, 0x7FFFF000)
+    },
+    "arecord.wav": (sized(encoded("WAV", "PCM_16"), 0x80000000), 2.0),
+    "ffmpeg.wav": (sized(encoded("WAV", "PCM_16"), 0xFFFFFFFF), 2.0),
+    "pipe.flac": (total(FLAC, 0), 2.0),
+    "headless.mp3": (headless(VBR), 2.0),
+    "joined.mp3": (VBR + encoded("MP3", bitrate_mode="CONSTANT"), 4.0),
+    "chained.ogg": (OGG + OGG, 4.0),
+    "chained.opus": (OPUS * 3, 6.0),
+    "joined.flac": (FLAC + FLAC, 4.0),
+    "size-1.caf": (encoded("CAF").replace(b"data" + struct.pack(">Q", 64004), b"data" + b"\xff" * 8), 2.0),
+}
+CUT = {
+    "cut.wav": encoded("WAV")[:32000],
+    "cut.flac": FLAC[: len(FLAC) // 2],
+    "more.flac": total(FLAC, 2**36 - 1),  # more samples than any memory
+    "cut.mp3": VBR[: len(VBR) // 2],
+    "cut.aiff": encoded("AIFF")[:32000],
+    "cut.au": encoded("AU")[:32000],
+    "cut.sph": encoded("NIST")[:32000],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_length_is_what_decodes(tmp_path: Path, name: str) -> None:
+    path, (data, seconds) = tmp_path / name, WHOLE[name]
+    path.write_bytes(data)
+    close = 0.15 * (seconds / 2) if name.endswith("mp3") else 1e-4  # an encoder's padding stays where nothing tells it
+    wav, rate = read_audio(path)
+    info, facts = sound_info(path), measure(path)
+    pieces = np.concatenate([piece for _, piece in stream(path, rate, 1.0)])
+    assert len(wav) / rate == pytest.approx(seconds, abs=close)
+    assert info.seconds == facts.duration == len(pieces) / rate == len(wav) / rate
+    assert judge(facts, Limits(), kind="noisy") is None and str(path) not in remarks
+    later = read_audio(path, seconds - 0.5, 0.25)[0]
+    assert np.array_equal(later, wav[round((seconds - 0.5) * rate) :][: round(0.25 * rate)])
+    if not name.endswith(("mp3", "ogg", "opus")):
+        assert np.abs(wav[: len(WAV)] - WAV).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_is_there_of_a_truncated_file_is_read_and_told(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(CUT[name])
+    wav, info = load_audio(path), sound_info(path)
+    assert 0.5 < len(wav) / RATE == info.seconds <= 2.0 < info.promised_s + 0.1
+    assert "truncated" in remarks[str(path)] and capsys.readouterr().err.count("truncated") == 1
+    verdict = judge(measure(path), Limits(), kind="noisy")
+    assert verdict is not None and verdict.reason == "truncated"
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".mp4", ".mka"])
+def test_containers_are_read(tmp_path: Path, suffix: str) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / f"a{suffix}"), "w") as container:
+        sound = container.add_stream("pcm_s16le" if suffix == ".mka" else "aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((WAV * 32767).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    wav, rate = read_audio(tmp_path / f"a{suffix}")
+    assert rate == RATE and len(wav) / RATE == pytest.approx(2.0, abs=0.15)
+    assert np.corrcoef(wav[: len(WAV)], WAV)[0, 1] > 0.98 and audio_files(tmp_path) == [tmp_path / f"a{suffix}"]
+
+
+def test_a_piece_at_0_is_a_piece_and_a_rounded_length_is_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    path.write_bytes(FLAC)
+    for start, length, samples in ((0.0, 1.0, 16000), (1.0, 0.5, 8000), (0.0, 1.995, 32000), (0.0, None, 32000)):
+        found = load(Item("k", path, path, offset_s=start, duration_s=length))
+        assert isinstance(found, Sample) and found.target is not None
+        assert len(found.wav) == len(found.target) == samples
+
+
+def test_one_bad_path_costs_itself(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    (tmp_path / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\n")
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.flac")
+    Path(odd).write_bytes(FLAC)
+    assert len(load_audio(odd)) == len(WAV) and sound_info(odd).seconds == measure(odd).duration == 2.0
+    for name, word in {
+        "pipe.wav": "pipe",
+        "loop.wav": "links",
+        "lfs.wav": "lfs",
+        "x" * 300: "long",
+        "\ud800": "name",
+    }.items():
+        with pytest.raises(AudioError, match=word):
+            load_audio(tmp_path / name)
+        assert word in (measure(tmp_path / name).error or "")
+        assert isinstance(load(Item("k", tmp_path / name)), AudioError) and Item("k", tmp_path / name).stamp()
+
+
+def test_one_list_of_kinds_and_what_is_passed_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.OPUS", "b.aiff", "c.m4a", "d.mp4", "e.mov", "e.wav", "f.txt", "g.pdf", ".h.wav"):
+        (tmp_path / name).touch()
+    assert [p.name for p in audio_files(tmp_path)] == ["a.OPUS", "b.aiff", "c.m4a", "d.mp4", "e.wav"]
+    assert "1 .pdf (g.pdf)" in capsys.readouterr().err
+
+
+def test_silence_is_a_matter_of_the_loudest_tenth_of_a_second() -> None:
+    wav = np.zeros(60 * RATE, np.float32)
+    assert loudest_dbfs(wav, RATE) == loudest_dbfs(wav + 0.3, RATE) == -200
+    wav[RATE : RATE + 3200] = 10 ** (-60 / 20) * np.sqrt(2) * np.sin(np.arange(3200))
+    assert loudest_dbfs(wav, RATE) == pytest.approx(-60, abs=0.1)
