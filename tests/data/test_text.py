@@ -174,3 +174,36 @@ def test_the_module_is_light():
     code = "import sys, rlspeech.data.text as t; t.align(['a'], ['b']); "
     code += "bad = {'torch', 'numpy', 'transformers'} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PAIRS = [  # reference, hypothesis, normaliser, wrong words: of characters that are not seen, and of one apostrophe for all
+    ("\u0130yi g\u00fcnler \u0130stanbul", "iyi g\u00fcnler istanbul", "basic-3", 0),
+    ("Donau\u00addampf schiff", "Donaudampf schiff", "basic-3", 0),
+    ("I \u2764\ufe0f you", "i you", "basic-3", 0),
+    (
+        "\u043f\u02bc\u044f\u0442\u044c \u044f\u0431\u043b\u0443\u043a",
+        "\u043f'\u044f\u0442\u044c \u044f\u0431\u043b\u0443\u043a",
+        "basic-3",
+        0,
+    ),
+    (
+        "\u0dc1\u0dca\u200d\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf\u0dc0",
+        "\u0dc1\u0dca\u200d\u0dbb\u0dd3 \u0dbd\u0d82\u0d9a\u0dcf",
+        "basic-3",
+        1,
+    ),
+    ("I don\u2019t know", "I don't know", "basic-3", 0),
+    ("I don\u2019t know", "I do not know", "english-2", 0),
+    ("a\u200bb\u2060c", "abc", "chinese-2", 0),
+]
+
+
+@pytest.mark.parametrize(("reference", "hypothesis", "name", "wrong"), PAIRS)
+def test_characters_that_are_not_seen_do_not_count(reference, hypothesis, name, wrong):
+    one, other = (get_normaliser(name)(t).split() for t in (reference, hypothesis))
+    assert len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == wrong
+
+
+def test_older_normalisers_keep_their_results():
+    assert get_normaliser("basic-2")("Donau\u00addampf \u0130") == "donau dampf i\u0307"
+    assert get_normaliser("english-1")("I don\u2019t know") != get_normaliser("english-2")("I don\u2019t know")
