@@ -33,6 +33,8 @@ LEAST_TEXT = 24  # the narrowest last column of a table that can still be read
 # a number, perhaps with a unit sign and an interval in brackets; None; an empty cell
 _NUMBER = re.compile(r"([-+]?(\d[\d.,:]*|\.\d+|nan|inf)( ?%)?( ?[\[(].*)?|-?)\**$")
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
 quiet = False  # nothing but errors, and data that was asked for (JSON, transcripts)
 json_mode = False  # stdout is one JSON object; tables move to stderr
 unread = False  # a table could not be shown: nothing reads stdout any more
@@ -67,6 +69,17 @@ def to_file(path: Path | None) -> None:
         _file = path.open("a", encoding="utf-8")
 
 
+def printable(text: str) -> str:
+    """A text without what a terminal would obey: paths and ids may hold escape sequences. Tabs and line breaks stay."""
+    return text.translate(_CONTROLS)
+
+
+def json_line(value: Any) -> str:
+    """One line of JSON that a terminal can show."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.translate({code: f"\\u{code:04x}" for code in range(127, 160)})
+
+
 def several(count: int, what: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
@@ -90,6 +103,7 @@ def error(message: str) -> None:
 def _write(message: str, show: bool, style: str | None = None) -> None:
     if not is_main():
         return
+    message = printable(message)
     if _file is not None:
         try:
             _file.write(f"{time.strftime('%H:%M:%S')} {message}\n")
@@ -116,7 +130,7 @@ def discard(stream: TextIO) -> None:
 def emit(summary: dict[str, Any]) -> None:
     """Print the machine-readable summary as one JSON object on stdout; does nothing without ``json_mode``."""
     if json_mode and is_main():
-        print(json.dumps(plain(summary), ensure_ascii=False, allow_nan=False), flush=True)
+        print(json_line(plain(summary)), flush=True)
 
 
 def plain(value: Any) -> Any:
@@ -292,7 +306,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], not
         return
     stream = sys.stderr if json_mode else sys.stdout
     try:
-        _draw(title, columns, [[_cell(v) for v in row] for row in rows], notes, stream)
+        cells = [[_cell(v) for v in row] for row in rows]
+        _draw(printable(title), [printable(c) for c in columns], cells, [printable(note) for note in notes], stream)
         stream.flush()
     except BrokenPipeError:  # what the table tells is written down as well, or still has to be
         discard(stream)
@@ -303,7 +318,7 @@ def _cell(value: Any) -> str:
     """A value as tables and progress lines show it: None as ``-``, floats with three decimals."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
 
 
 def _draw(title: str, columns: Sequence[str], rows: list[list[str]], notes: Sequence[str], stream: TextIO) -> None:

@@ -53,6 +53,21 @@ def test_json_mode_leaves_one_object_on_stdout(capsys: Capture) -> None:
     assert "input" in err
 
 
+def test_nothing_that_a_terminal_obeys_is_printed(tmp_path: Path, capsys: Capture) -> None:
+    odd = "a\x1b[31m\x1b]0;title\x07\x9b2Jb\tc"
+    log.to_file(tmp_path / "log")
+    log.say(odd)
+    log.error(odd)
+    log.table(odd, [odd], [[odd]], [odd])
+    log.configure(json_mode=True)
+    log.emit({odd: odd})
+    log.to_file(None)
+    out = capsys.readouterr()
+    assert json.loads(out.out.splitlines()[-1]) == {odd: odd}
+    shown = out.out + out.err + (tmp_path / "log").read_text()
+    assert not set(shown) & {chr(c) for c in (*range(9), *range(11, 32), *range(127, 160))} and "\\x1b[31m" in shown
+
+
 def test_emit_is_silent_without_json(capsys: Capture) -> None:
     log.emit({"a": 1})
     assert capsys.readouterr().out == ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import json
 import logging
 import os
 import re
@@ -383,14 +382,14 @@ def _fail(shared: Mapping[str, Any], code: int, shown: UserError, error: BaseExc
 
         traceback.print_exception(error)
     with contextlib.suppress(OSError):  # nothing reads it, or it is a full disk
-        print(f"{'error: ' if code != 130 else ''}{shown}", file=sys.stderr)
+        print(log.printable(f"{'error: ' if code != 130 else ''}{shown}"), file=sys.stderr)
         if shared["json_mode"] and log.is_main():
             _print_error(shown.what, shown.why, shown.try_this, code)
     raise typer.Exit(code) from error
 
 
 def _print_error(what: str, why: str, try_this: str, code: int) -> None:
-    print(json.dumps({"error": what, "why": why, "try": try_this, "exit": code}, ensure_ascii=False), flush=True)
+    print(log.json_line({"error": what, "why": why, "try": try_this, "exit": code}), flush=True)
 
 
 class Command(TyperCommand):

@@ -35,6 +35,7 @@ FORMATS = (
     ",mp3,aac,flac,wav,w64,aiff,au,caf,amr,nistsphere"
 )
 # a header beyond these is damaged, and would ask for absurd memory
+CANCELLED = 1e-3  # of the power of a file's channels, in their mean
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768_000, 64
 MOST = 2**28  # samples that are asked for at once; beyond it a header may be wrong, and blocks are read
 BLOCK = 2**20
@@ -312,12 +313,13 @@ def read_audio(
             raise AudioError(f"{file.channels} channels instead of 2")
         file.skip(samples_of(offset_s, rate))
         wanted, most = 2**62 if duration_s is None else samples_of(duration_s, rate), MOST // file.channels
-        parts, ended = [np.zeros((channels, 0), dtype=np.float32)], False
+        parts, ended, power = [np.zeros((channels, 0), dtype=np.float32)], False, 0.0
         try:
             while wanted > 0 and not ended:
                 block = file.read(min(wanted, most))
                 ended, wanted = len(block) < min(wanted, most), wanted - len(block)
                 parts.append(_mixed(block, channels))
+                power += float(np.square(block).mean(axis=1).sum()) if file.channels > channels else 0.0
             if not ended and slack_s and len(block := file.read(slack := samples_of(slack_s, rate))) < slack:
                 ended = True
                 parts.append(_mixed(block, channels))
@@ -326,6 +328,10 @@ def read_audio(
             raise AudioError("too long for this machine's memory") from None
         if ended and (remark := file.remark()):
             remember(path, remark)
+        if power and float(np.square(wav).sum()) < CANCELLED * power:
+            remember(
+                path, "its channels cancel each other out (opposite phase): keep one of them, e.g. sox IN OUT remix 1"
+            )
     if wav.shape[1] == 0:
         raise AudioError("no samples")
     if not np.isfinite(wav).all():

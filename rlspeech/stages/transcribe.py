@@ -193,7 +193,8 @@ class _Sink:
         if self.silent:
             return
         line = " ".join(job.row["text"].split())
-        line = f"{job.key}\t{line}" if self.several else line
+        name = job.key.replace("\t", "\\t").replace("\n", "\\n")  # a row is a line, and a name its first column
+        line = log.printable(f"{name}\t{line}" if self.several else line)
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(line.encode(encoding, "replace").decode(encoding), flush=True)
 

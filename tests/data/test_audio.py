@@ -134,3 +134,13 @@ def test_level(dbfs: float) -> None:
     silence = np.zeros(100, np.float32)
     assert rms_dbfs(silence) == rms_dbfs(silence[:0]) == float("-inf")
     np.testing.assert_array_equal(to_level(silence, dbfs), silence)
+
+
+def test_channels_that_cancel_each_other_are_told(tmp_path, capsys):
+    wav = np.sin(np.arange(8000) / 9).astype(np.float32) / 3
+    sf.write(tmp_path / "opposite.wav", np.stack([wav, -wav], 1), 16000)
+    sf.write(tmp_path / "one-sided.wav", np.stack([wav, 0 * wav], 1), 16000)
+    for name in ("opposite.wav", "one-sided.wav"):
+        load_audio(tmp_path / name)
+    shown = capsys.readouterr().err
+    assert "opposite.wav" in shown and "remix" in shown and "one-sided" not in shown

@@ -77,6 +77,16 @@ def test_one_file_is_a_line_and_several_carry_their_names(folder: Path, capsys: 
     assert capsys.readouterr().out == "a\t5\nb\t10\n"
 
 
+def test_a_name_stays_in_its_column(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a\tb\nc", "esc\x1b[31m"]
+    for name in names:
+        (tmp_path / "odd").mkdir(exist_ok=True)
+        sf.write(tmp_path / "odd" / f"{name}.wav", np.full(RATE, 0.01), RATE)
+    transcribe.run(Transcribe(inputs=[str(tmp_path / "odd")]))
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["a\\tb\\nc", "esc\\x1b[31m"] and all(len(row) == 2 for row in rows)
+
+
 def test_a_folder_with_bad_files(folder: Path, tmp_path: Path) -> None:
     made = ask(folder, out=str(tmp_path / "out"), batch=3)
     assert made["transcribed"] == 4 and made["failed"] == 2 and made["skipped"] == 0
