@@ -120,6 +120,7 @@ def test_avse_lr_is_the_published_setting() -> None:
     assert (config.algo, config.ppo.form, config.ppo.kl_in) == ("ppo", "relative", "advantage")
     assert (config.explore.kind, config.explore.noise, config.group) == ("mask", 0.05, 1)
     assert (config.clip_range, config.kl_beta, config.supervised_weight, config.lr) == (0.1, 1e-4, 1.0, 1e-3)
+    assert (config.epochs, config.clip_s) == (3, 3.0)
     assert [r.name for r in config.rewards] == ["llm"]
 
 
@@ -153,7 +154,9 @@ def parameters(model: FlowModel, lora: Lora | None = None) -> int:
 
 
 def test_flowse_paper_has_the_published_size() -> None:
-    model = resolve(Pretrain, "flowse-paper")[0].model
+    config = resolve(Pretrain, "flowse-paper")[0]
+    model = config.model
+    assert (config.lr_schedule, model.guidance, config.magnitude_weight) == ("linear", 1.0, 0.0)
     assert parameters(model) == 46_179_920
     assert parameters(model, Lora(rank=32, targets="attention")) == 1_572_864
 
@@ -163,7 +166,9 @@ def test_avse_paper_has_the_published_size() -> None:
 
     from rlspeech.models.avse import AvseEnhancer
 
-    config = resolve(Pretrain, "avse-paper")[0].avse
+    whole = resolve(Pretrain, "avse-paper")[0]
+    assert (whole.lr_schedule, whole.ema, whole.warmup) == ("plateau", 0.0, 0) and whole.grad_clip > 1e6
+    config = whole.avse
     with torch.device("meta"):
         models = [AvseEnhancer(config.model_copy(update={"variant": v})) for v in ("own", "avse4")]
     assert [round(sum(p.numel() for p in m.parameters()) / 1e6, 1) for m in models] == [22.3, 22.3]

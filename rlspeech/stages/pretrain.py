@@ -34,6 +34,8 @@ from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Numbers, Task
 from rlspeech.types import UserError
 
+# a plateau, as the AVSEC-4 baseline's training: of what, what the rate falls by, after more validations than this, and the end after these
+WATCHED, FACTOR, PATIENCE = "si_sdr", 0.8, (3, 6)
 LOG_EVERY, POINTS = 50, 40  # steps behind a row of losses at most, and rows that a short run should have
 
 
@@ -55,8 +57,11 @@ def run(config: Pretrain) -> dict[str, Any]:
         trainer = Trainer(config, engine, task, model, folder)
         trainer.resume()
         millions, rows = sum(p.numel() for p in model.parameters()) / 1e6, len(train.utts)
+        if config.lr_schedule == "plateau" and not (valid and config.valid_every and WATCHED in task.valid_metrics):
+            why = f"it follows {WATCHED} of validations, and there is none"
+            raise UserError("lr_schedule=plateau cannot be used here", why, "--set lr_schedule=cosine")
         log.say(f"{millions:.2f} M parameters, {log.several(rows, 'utterance')}, {engine.reason}")
-        if remark := longer(folder, trainer.step, config.steps, falls=True):
+        if remark := longer(folder, trainer.step, config.steps, falls=config.lr_schedule in {"cosine", "linear"}):
             log.say(remark)
         if not valid:
             log.say(f"{rows} utterances are too few to hold any back: nothing is validated; --valid MANIFEST does it")
@@ -92,6 +97,7 @@ class Trainer:
         self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step = self.cursor = 0
         self.last_valid: dict[str, Any] = {}
+        self.watched: list[float] = []  # of every validation so far, where the rate follows them
 
     def resume(self) -> None:
         """Go on from the run folder's latest checkpoint, if it holds one."""
@@ -104,6 +110,7 @@ class Trainer:
         averaged = self.task.reload(str(path))[0].state_dict()
         self.average = {k: v.to(self.engine.device) for k, v in averaged.items()}
         self.step, self.cursor, self.last_valid = int(state["step"]), int(state["cursor"]), state["last_valid"]
+        self.watched = state.get("watched", [])
         set_rng_state(state["rng"])
         log.say(f"resumed at step {self.step} from {path}")
 
@@ -118,7 +125,7 @@ class Trainer:
         counted = 0  # steps behind the sums: fewer than `often` after a resume
         interrupt = Interrupt(self.engine.world)
         with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar, interrupt:
-            while self.step < cfg.steps:
+            while self.step < cfg.steps and not self.plateaus()[1]:
                 interrupt.check()
                 clips, self.cursor = next(feed)
                 parts = self.update(clips)
@@ -141,19 +148,32 @@ class Trainer:
                     found = {k: v if isinstance(v, Interval) else Interval(v, nan, nan, 1) for k, v in numbers.items()}
                     set_rng_state(generators)  # how often one looks must not change what is learned
                     self.last_valid = {k: v.mean for k, v in found.items()}
+                    self.watched += [self.last_valid[WATCHED]] if cfg.lr_schedule == "plateau" else []
                     self.folder.log(self.step, **interval_columns("valid", found))
-                if last or interrupt.asked or self.step % cfg.save_every == 0:
+                if last or interrupt.asked or self.step % cfg.save_every == 0 or self.plateaus()[1]:
                     self.save()
                 if late:
                     return f"stopped after {cfg.max_minutes:g} minutes"
-        return DONE
+        return DONE if self.step >= cfg.steps else f"stopped: no better {WATCHED} in {PATIENCE[1]} validations"
+
+    def plateaus(self) -> tuple[int, bool]:
+        """How often the rate has fallen on a plateau of what is watched, and whether training ends there; nan is no better."""
+        best, falls, since_fall, since_best = -math.inf, 0, 0, 0
+        for value in self.watched:
+            since_fall, since_best = (0, 0) if value > best else (since_fall + 1, since_best + 1)
+            best = value if value > best else best
+            if since_fall > PATIENCE[0]:
+                falls, since_fall = falls + 1, 0
+        return falls, since_best >= PATIENCE[1]
 
     def rate(self) -> float:
-        """Learning rate at this step: linear warm-up, then half a cosine to zero."""
-        cfg = self.config
-        if self.step < cfg.warmup:
+        """Learning rate at this step: linear warm-up, then half a cosine to zero, a line to zero, or as validations say."""
+        cfg, done, whole = self.config, self.step - self.config.warmup, max(1, self.config.steps - self.config.warmup)
+        if done < 0:
             return cfg.lr * (self.step + 1) / cfg.warmup
-        return cfg.lr * 0.5 * (1 + math.cos(math.pi * (self.step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)))
+        if cfg.lr_schedule == "cosine":
+            return cfg.lr * 0.5 * (1 + math.cos(math.pi * done / whole))
+        return cfg.lr * (1 - done / whole if cfg.lr_schedule == "linear" else FACTOR ** self.plateaus()[0])
 
     def update(self, clips: list[Clip]) -> dict[str, float]:
         """One optimiser step on B clips. Returns the loss in parts and the gradient norm."""
@@ -192,7 +212,7 @@ class Trainer:
         facts = {"stage": "pretrain", "steps": self.step, "data": self.config.data or "the embedded corpus"}
         facts |= {"batch": self.config.batch, "validation": self.last_valid}
         state: dict[str, Any] = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer)}
-        state |= {"rng": rng_state(), "cursor": self.cursor, "last_valid": self.last_valid}
+        state |= {"rng": rng_state(), "cursor": self.cursor, "last_valid": self.last_valid, "watched": self.watched}
 
         def write(path: Path) -> None:
             self.task.save(path, self.model, facts=facts, weights=self.average)

@@ -145,6 +145,59 @@ def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "plateau"])
+def test_the_course_of_the_rate(schedule: Any) -> None:
+    trainer: Any = object.__new__(pretrain.Trainer)
+    trainer.config = Pretrain(steps=30, warmup=10, lr=1.0, lr_schedule=schedule)
+    values = [1.0, 3.0, 2.0, 2.9, math.nan, 1.0, 3.1, 3.0, 3.0, 3.0, 3.0, 3.0]
+    weight = torch.zeros(1, requires_grad=True)
+    other = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        torch.optim.SGD([weight], lr=1.0), "max", factor=0.8, patience=3, threshold=0.0
+    )
+    stops = []
+    for count in range(len(values) + 1 if schedule == "plateau" else 1):
+        trainer.watched = values[:count]
+        if count:
+            other.step(values[count - 1])
+        rates = []
+        for trainer.step in (0, 9, 10, 20, 29):
+            rates.append(trainer.rate())
+        later = {
+            "cosine": [1, 0.5, 0.5 * (1 + math.cos(0.95 * math.pi))],
+            "linear": [1, 0.5, 0.05],
+            "constant": [1] * 3,
+        }
+        assert rates == pytest.approx([0.1, 1.0, *later.get(schedule, [other.get_last_lr()[0]] * 3)])
+        stops.append(trainer.plateaus()[1])
+    assert not any(stops)
+    if schedule == "plateau":
+        assert other.get_last_lr()[0] == pytest.approx(0.64)
+        trainer.watched = [*values, 3.1]  # as good is not better
+        assert trainer.plateaus()[1]
+
+
+def test_a_plateau_ends_a_run_for_good(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlowSE, "validate", lambda self, model, clips, folder, step, *_: {"si_sdr": -float(step)})
+    config = _config(
+        pairs, tmp_path / "run", steps=20, warmup=0, valid_every=1, lr_schedule="plateau", ema=0, save_every=20
+    )
+    ends = [pretrain.run(config) for _ in range(2)]
+    assert [e["step"] for e in ends] == [7, 7] and all(e["stopped"].startswith("stopped") for e in ends)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert rates[:5] == [config.lr] * 5 and rates[5:] == pytest.approx([0.8 * config.lr] * 2)
+    state = _state(tmp_path / "run", 7)
+    pairs_of = [
+        (value, state[name])
+        for key, value in state.items()
+        for _, cut, name in [key.partition("state.weights.")]
+        if cut
+    ]
+    assert len(pairs_of) > 20 and all(torch.equal(a, b) for a, b in pairs_of)  # ema 0: the weights themselves
+    with pytest.raises(UserError, match="plateau"):
+        pretrain.run(_config(pairs, tmp_path / "other", lr_schedule="plateau"))
+
+
 def test_another_seed_is_another_model(pairs: Path, whole: Path, tmp_path: Path) -> None:
     pretrain.run(_config(pairs, tmp_path / "seed", seed=4))
     assert not torch.equal(_state(whole)["out.weight"], _state(tmp_path / "seed")["out.weight"])
