@@ -78,7 +78,7 @@ class Pretrain(Strict):
     video: Video = conf("right", "avse: shuffled trains the control on another utterance's video, none without video")
     mixing: Mixing | None = conf(None, "overrides the mixing of the recipe")
     steps: Count = conf(2000, "number of optimiser steps")
-    batch: Count = conf(16, "clips in one step")
+    batch: Count = conf(16, "clips in one step, of each process")
     lr: Positive = conf(5e-4, "peak learning rate")
     warmup: Whole = conf(200, "steps over which the learning rate rises")
     lr_schedule: Literal["cosine", "linear", "constant", "plateau"] = conf(
@@ -241,7 +241,7 @@ class RL(Strict):
         "none", "phase keeps in host memory what the running phase (encode, rollout, reward, update) does not need"
     )
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
-    prompts_per_step: Count = conf(16, "prompts in one step, in each process")
+    prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
     group: Count = conf(8, "rollouts of each prompt")
     updates_per_collection: Count = conf(1, "optimiser updates on one collection, each on its own share of rollouts")
     epochs: Count = conf(1, "passes over one collection")

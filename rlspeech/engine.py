@@ -1,31 +1,32 @@
 """Devices, precision, processes: a thin layer so that the stages read the same on one CPU, one GPU or several.
 
 The textbook way wraps the model in DistributedDataParallel. Here a policy is called in more ways than ``forward`` and gradients
-are summed over many micro-batches, so the gradients are averaged once, just before the optimiser's step
-(``average_gradients``); accelerate is used for the start of the process group under ``torchrun`` and ``accelerate launch``,
-and is not imported for one process.
+are summed over many micro-batches, so they are added up once, just before the optimiser's step (``Ranks.add_up``). Who is who
+stands in the environment, as ``torchrun``, ``accelerate launch`` and others write it.
 """
 
 from __future__ import annotations
 
-import atexit
 import faulthandler
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rlspeech import log
 from rlspeech.parallel import calm_threads, physical_cores
-from rlspeech.types import UserError
+from rlspeech.processes import Heartbeat, join, place, together
+from rlspeech.types import Rollout, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
+Columns = dict[str, "np.ndarray"]  # a value a row, by name
 
 MB = 2**20
 
@@ -42,35 +43,132 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class Engine:
-    """The device, the precision and the other processes.
+class Ranks:
+    """The processes of a run, of which this one is number ``rank`` of ``world``. One alone shares with nobody.
+
+    Every process must come by every one of these calls, in the same order. Raises ``LostProcess`` where one has ended.
+    """
+
+    rank, world = 0, 1
+
+    @property
+    def is_main(self) -> bool:
+        """True in the process that prints and writes."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in the order of their ranks, in every process; anything that can be pickled."""
+        if self.world == 1:
+            return [value]
+        import torch
+
+        found: list[Any] = [None] * self.world
+        together(torch.distributed.all_gather_object, found, value)
+        return found
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, in every process: for decisions that must be the same everywhere."""
+        return self.gather(value)[0]
+
+    def add_up(self, *tensors: torch.Tensor) -> None:
+        """Sum tensors over the processes, in place."""
+        if self.world == 1:
+            return
+        import torch
+
+        for tensor in tensors:
+            together(torch.distributed.all_reduce, tensor)
+
+    def share(self, items: Sequence[Any], parts: int = 1) -> list[Any]:
+        """Those items of all processes' that are this one's.
+
+        The items are cut into ``parts``, and a process gets a stretch of each: what it has, cut into ``parts``, are these. Stretches
+        differ by one item at most, and may be empty.
+        """
+        import numpy as np
+
+        whole = np.array_split(np.arange(len(items)), parts)
+        return [items[i] for part in whole for i in np.array_split(part, self.world)[self.rank]]
+
+    def rows(
+        self, rollout: Rollout, prompts: Sequence[Any], *columns: Columns
+    ) -> tuple[Rollout, torch.Tensor, tuple[Columns, ...]]:
+        """The rows of all processes, in the order of their prompts' ``place`` in the batch.
+
+        Args:
+            rollout: of this process: n rows.
+            prompts: its own.
+            columns: arrays (n,) or (n, S) by name.
+
+        Returns:
+            a rollout of nothing but groups, masks and ends of all N rows; which of those are this process's, (n,); the columns (N, ...).
+        """
+        import numpy as np
+        import torch
+
+        if self.world == 1:
+            return rollout, torch.arange(len(rollout.group)), columns
+        own = {"place": np.array([p.place for p in prompts], np.int64)[rollout.group.numpy()]}
+        own |= {"mask": rollout.mask.cpu().numpy(), "finished": rollout.finished.numpy()}
+        found = self.gather((own, *columns))
+        shape, *others = (_stacked(parts) for parts in zip(*found, strict=True))
+        order = np.argsort(shape["place"], kind="stable")
+        start = sum(len(parts[0]["place"]) for parts in found[: self.rank])
+        mine = torch.from_numpy(np.argsort(order)[start : start + len(rollout.group)])
+        place, mask, finished = (torch.from_numpy(shape[k][order]) for k in ("place", "mask", "finished"))
+        group = torch.unique(place, return_inverse=True)[1]
+        whole = Rollout(group, torch.zeros(mask.shape), mask, [], None, finished)
+        return whole, mine, tuple({k: v[order] for k, v in c.items()} for c in others)
+
+    def say(self, message: str) -> None:
+        """``log.say`` in rank 0."""
+        if self.is_main:
+            log.say(message)
+
+
+def _stacked(parts: Sequence[Columns]) -> Columns:
+    """Arrays of all parts behind each other, those (n, S) as wide as the widest; a part without rows may lack some."""
+    import numpy as np
+
+    out: Columns = {}
+    for name in dict.fromkeys(k for part in parts for k in part):
+        found = [part[name] for part in parts if name in part]
+        width = max(x.shape[-1] for x in found)
+        out[name] = np.concatenate([x if x.ndim == 1 else np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in found])
+    return out
+
+
+class Engine(Ranks):
+    """The device, the precision and the other processes; a context, at whose end the processes part.
 
     Args:
         device: "auto" (CUDA where there is one, else CPU), "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32" or "bf16".
         seed: of every generator, the same in each process, so that weights start equal.
+        shared: several processes share the work; without it there may be only one.
 
     Attributes:
         device, precision: what is used; ``precision`` is "fp32" or "bf16", and ``reason`` says why in one line.
-        rank, world: number of this process, and of all.
 
     Raises:
-        UserError: the device or the precision is not there.
+        UserError: the device or the precision is not there; processes or a config of accelerate that cannot be used.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "auto", seed: int = 0) -> None:
+    def __init__(self, device: str = "auto", precision: str = "auto", seed: int = 0, *, shared: bool = False) -> None:
         calm_threads()
         import torch
 
-        self.world = int(os.environ.get("WORLD_SIZE", "1") or 1)
-        self.rank = int(os.environ.get("RANK", "0") or 0)
-        self.is_main = self.rank == 0
+        self.rank, self.world = place()
+        if self.world > 1 and not shared:
+            why = f"{self.world} were started; rl and pretrain share their work, other commands do not"
+            raise UserError("this command takes one process", why, "start it without torchrun or accelerate launch")
         self.device, why = _pick_device(device)
+        self._heartbeat: Heartbeat | None = None
         if self.world > 1:
-            from accelerate import Accelerator
-
-            self.device = Accelerator(cpu=self.device.type == "cpu").device
-            atexit.register(_leave_group)
+            if self.device.type == "cuda":
+                self.device = torch.device("cuda", _local_rank() % torch.cuda.device_count())
+                torch.cuda.set_device(self.device)
+            self._heartbeat = join("nccl" if self.device.type == "cuda" else "gloo", self.rank, self.world)
         self.precision, why_precision = _pick_precision(precision, self.device)
         self.reason = f"{why}; {why_precision}" + (f"; {self.world} processes" if self.world > 1 else "")
         if self.device.type == "cpu" and not os.environ.get("OMP_NUM_THREADS"):
@@ -83,52 +181,23 @@ class Engine:
 
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Average gradients over the processes, in place; call it once before the optimiser's step. One process: nothing to do.
+    def part(self, seed: int, step: int) -> None:
+        """Draw otherwise than the other processes from here on."""
+        if self.world > 1:
+            seed_all(seed + 1_000_003 * (1 + step * self.world + self.rank))
 
-        A parameter without a gradient in one process (its micro-batches were all skipped) counts as zero there.
-        """
-        if self.world == 1:
-            return
-        import torch
+    def __enter__(self) -> Engine:
+        return self
 
-        for p in parameters:
-            if p.requires_grad:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-                torch.distributed.all_reduce(p.grad)
-                p.grad /= self.world
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all processes in the order of their ranks, in every process; anything that can be pickled."""
-        if self.world == 1:
-            return [value]
-        import torch
-
-        found: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(found, value)
-        return found
-
-    def agree(self, value: Any) -> Any:
-        """Rank 0's value, in every process: for decisions that must be the same everywhere."""
-        return self.gather(value)[0]
-
-    def late(self, started_s: float, minutes: float | None) -> bool:
-        """Whether more than so many minutes have passed since ``started_s`` (``time.monotonic``), by the clock of rank 0."""
-        return minutes is not None and bool(self.agree(time.monotonic() - started_s > 60 * minutes))
-
-    def say(self, message: str) -> None:
-        """``log.say`` in rank 0."""
-        if self.is_main:
-            log.say(message)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Part from the other processes."""
+        if self._heartbeat is not None:
+            beat, self._heartbeat = self._heartbeat, None
+            beat.part(error)
 
 
-def _leave_group() -> None:
-    """Join the threads of the process group: one that still lets go of a tensor while the interpreter ends aborts the process."""
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK") or 0)
 
 
 def _pick_device(name: str) -> tuple[torch.device, str]:
@@ -140,7 +209,7 @@ def _pick_device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         if not count:
             return torch.device("cpu"), f"cpu ({absent})"
-        local = int(os.environ.get("LOCAL_RANK", "0") or 0) % count
+        local = _local_rank() % count
         return torch.device("cuda", local), f"cuda:{local} ({torch.cuda.get_device_name(local)})"
     try:
         device = torch.device(name)

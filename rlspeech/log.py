@@ -37,6 +37,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *ran
 
 quiet = False  # nothing but errors, and data that was asked for (JSON, transcripts)
 json_mode = False  # stdout is one JSON object; tables move to stderr
+speaks = False  # this process has an error that rank 0 does not know of
 unread = False  # a table could not be shown: nothing reads stdout any more
 _file: TextIO | None = None
 _took_s: dict[str, float] = {}  # how long ``waiting`` lasted the last time
@@ -49,7 +50,8 @@ def configure(*, quiet: bool = False, json_mode: bool = False) -> None:
 
 def is_main() -> bool:
     """True in the process that prints: rank 0, or the only one."""
-    return int(os.environ.get("RANK", "0") or 0) == 0
+    rank = os.environ.get("RANK") or "0"
+    return not rank.isdecimal() or int(rank) == 0  # the engine refuses what is no number
 
 
 def fancy(stream: TextIO | None = None) -> bool:

@@ -140,10 +140,14 @@ class Run:
         if self.main:
             self._metrics.log(step, metrics)
 
-    def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint to go on from and its state (with ``step``), or None. A damaged one is passed over with a warning."""
-        found, self._found = self._found or self.checkpoints.latest(), None
-        return found
+    def latest(self, agree: Callable[[Any], Any] = lambda own: own) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to go on from and its state (with ``step``), or None. A damaged one is passed over with a warning.
+
+        ``agree`` gives every process what rank 0 has: the others read what that has found whole.
+        """
+        found, self._found = (self._found or self.checkpoints.latest()) if self.main else None, None
+        path = agree(found and found[0])
+        return found if self.main or path is None else (path, load_state(path))
 
     # ---- owning the folder
 

@@ -87,6 +87,7 @@ class Sample:
         tokens: (S,) int64, the codec ids that ``wav`` is decoded from, without a stop; ``wav`` may be empty where no reward asks for it.
         finished: False where the row was cut off before its stop token.
         token_s: seconds of speech that a token stands for; None where that is not known.
+        group: prompt of a rollout: an utterance may stand twice in a batch; None where samples of one key belong together.
     """
 
     key: str
@@ -99,6 +100,7 @@ class Sample:
     tokens: np.ndarray | None = None
     finished: bool = True
     token_s: float | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ class RelaxPolicy(Policy, Protocol):
             rows: (n,) of it.
             tau: temperature of the Gumbel-softmax; nothing to a policy without tokens.
             hard: straight-through.
-            seed: of its noise, which for every row is a function of the seed and the row's index alone: micro-batches change nothing.
+            seed: of its noise, which for a row is a function of the seed, its prompt and its member alone: micro-batches change nothing.
             with_kl: also the KL to the reference, where the same pass can give it.
         """
         ...

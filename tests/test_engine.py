@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,9 +12,6 @@ import pytest
 from rlspeech.engine import Engine, Watchdog, seed_all
 from rlspeech.parallel import physical_cores
 from rlspeech.types import UserError
-
-ROOT = Path(__file__).parent.parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 @pytest.fixture(autouse=True)
@@ -74,17 +69,47 @@ def test_threads_follow_the_user_and_the_cores(monkeypatch: pytest.MonkeyPatch) 
         torch.set_num_threads(before)
 
 
-def test_alone_nothing_is_gathered_or_averaged() -> None:
+def test_alone_nothing_is_gathered_or_added() -> None:
     import torch
 
-    engine, x, weight = Engine("cpu"), {"x": torch.arange(3)}, torch.nn.Parameter(torch.ones(2))
-    weight.grad = torch.ones(2)
-    engine.average_gradients([weight])
-    assert torch.equal(weight.grad, torch.ones(2)) and engine.is_main and engine.world == 1
-    assert engine.gather(x)[0] is x and engine.agree(x) is x
-    code = "import sys; from rlspeech.engine import Engine; Engine('cpu'); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=True)
-    assert "accelerate" not in done.stdout.split()
+    x, weight = {"x": torch.arange(3)}, torch.ones(2)
+    with Engine("cpu", shared=True) as engine:
+        engine.add_up(weight)
+        assert torch.equal(weight, torch.ones(2)) and engine.is_main and engine.world == 1
+        assert engine.gather(x)[0] is x and engine.agree(x) is x and engine.share([1, 2, 3], 2) == [1, 2, 3]
+
+
+TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"RANK": "x"}, "RANK=x"),
+        ({"RANK": "1"}, "RANK=1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", **TWO}, "DeepSpeed"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision"),
+        (TWO, "one process"),
+    ],
+)
+def test_processes_that_cannot_be_used_are_refused(
+    found: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        Engine("cpu")
+    assert said in str(caught.value) and caught.value.try_this
+
+
+def test_a_config_that_asks_for_nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MIXED_PRECISION": "no", "USE_FSDP": "false", "DYNAMO_BACKEND": "NO"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert Engine("cpu").world == 1
 
 
 def test_seed_all_repeats() -> None:
@@ -94,54 +119,6 @@ def test_seed_all_repeats() -> None:
     a = torch.rand(3)
     seed_all(5)
     assert torch.equal(a, torch.rand(3))
-
-
-# the last line: gloo's threads now and then abort a process while its interpreter ends, after all work is done
-TWO = """
-import json, os, sys, torch
-from rlspeech.engine import Engine
-e = Engine("cpu")
-e.say("from rank 0")
-torch.manual_seed(0)
-model = torch.nn.Linear(3, 1)
-opt = torch.optim.SGD(model.parameters(), lr=0.1)
-data = torch.arange(12.0).view(4, 3)
-for _ in range(3):
-    opt.zero_grad()
-    (model(data[e.rank * 2 : e.rank * 2 + 2]).pow(2).mean() / 100).backward()
-    e.average_gradients(model.parameters())
-    opt.step()
-found = e.gather({"rank": e.rank, "weight": model.weight.tolist(), "agreed": e.agree(e.rank + 5)})
-if e.is_main:
-    with open(sys.argv[1], "w") as file:
-        json.dump(found, file)
-e.gather(0)
-sys.stderr.flush()
-os._exit(0)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    import torch
-
-    script, out = tmp_path / "two.py", tmp_path / "out.json"
-    script.write_text(TWO)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(out)]
-    done = subprocess.run([sys.executable, *command], env=ENV, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("from rank 0") == 1
-    got = json.loads(out.read_text())
-    assert [g["rank"] for g in got] == [0, 1] and [g["agreed"] for g in got] == [5, 5]
-    torch.manual_seed(0)
-    model = torch.nn.Linear(3, 1)
-    opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(3):
-        opt.zero_grad()
-        (model(torch.arange(12.0).view(4, 3)).pow(2).mean() / 100).backward()
-        opt.step()
-    for g in got:
-        torch.testing.assert_close(torch.tensor(g["weight"]), model.weight.detach())
 
 
 # ---- watchdog

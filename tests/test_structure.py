@@ -23,7 +23,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(("__init__", "types", "config", "config_parts", "settings", "schema", "plugins", "names"), 0),
     **dict.fromkeys(("files", "scores", "log", "stats", "parallel", "engine", "run", "state"), 1),
-    "tracking": 1,
+    **dict.fromkeys(("tracking", "processes"), 1),
     "data": 2,
     "models": 3,
     "rewards": 4,

@@ -17,28 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.algos.math import value_loss
-from rlspeech.algos.update import Average
 from rlspeech.config import PPO
+from rlspeech.engine import Ranks
 from rlspeech.state import load_optimizer_state, optimizer_state
 
 STEPS = 8  # of the critic's optimiser, for one of the policy's
 TINY = 1e-6
 
 
-def pooled_moments(columns: Sequence[Tensor], average: Average) -> list[tuple[Tensor, Tensor] | None]:
+def pooled_moments(columns: Sequence[Tensor], ranks: Ranks) -> list[tuple[Tensor, Tensor] | None]:
     """Mean and (population) standard deviation, each (D,), of every set of rows (k, D), those of all processes together.
 
-    The sets are on one device; one without a row gets None. The sums travel as one gradient.
+    The sets are on one device; one without a row gets None. The sums travel together.
     """
     device = columns[0].device
     exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's has no double
     parts = list[Tensor]()
     for c in columns:
         parts += [c.new_tensor([len(c)]), c.to(exact).sum(0), c.to(exact).square().sum(0)]
-    sums = nn.Parameter(torch.zeros(sum(len(p) for p in parts), dtype=exact, device=device))
-    sums.grad = torch.cat([p.to(exact) for p in parts])
-    average([sums])
-    split, out = sums.grad.split([len(p) for p in parts]), list[tuple[Tensor, Tensor] | None]()
+    sums = torch.cat([p.to(exact) for p in parts])
+    ranks.add_up(sums)
+    split, out = sums.split([len(p) for p in parts]), list[tuple[Tensor, Tensor] | None]()
     for count, total, squares in zip(split[::3], split[1::3], split[2::3], strict=True):
         mean = total / count
         spread = (squares / count - mean.square()).clamp_min(0).sqrt()
@@ -52,8 +51,8 @@ class Critic:
     The ``seed`` of the initial weights must be the same in every process.
     """
 
-    def __init__(self, config: PPO, seed: int = 0, average: Average = lambda _: None, grad_clip: float = 1.0) -> None:
-        self.config, self.seed, self.average, self.grad_clip = config, seed, average, grad_clip
+    def __init__(self, config: PPO, seed: int = 0, ranks: Ranks | None = None, grad_clip: float = 1.0) -> None:
+        self.config, self.seed, self.ranks, self.grad_clip = config, seed, ranks or Ranks(), grad_clip
         self.net: nn.Sequential | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.settled = False
@@ -81,7 +80,7 @@ class Critic:
         if self.settled:
             return
         chosen = features[mask], returns.to(features.device)[mask][:, None]
-        for name, moments in zip(("feature", "return"), pooled_moments(chosen, self.average), strict=True):
+        for name, moments in zip(("feature", "return"), pooled_moments(chosen, self.ranks), strict=True):
             if moments is None:
                 return
             mean, spread = moments
@@ -109,15 +108,15 @@ class Critic:
         """
         if self.units:
             old, returns = ((v - self.units["return_mean"]) / self.units["return_spread"] for v in (old, returns))
-        first = float("nan")
+        first, whole = float("nan"), max(1, sum(self.ranks.gather(int(mask.sum()))))
         net = self._build(features.shape[-1], features.device)
         assert self.optimizer is not None
         for i in range(STEPS):
-            loss = value_loss(self._normal(features), old, returns, mask, self.config.value_clip)
-            first = loss.item() if i == 0 else first
+            loss = value_loss(self._normal(features), old, returns, mask, self.config.value_clip, whole)
+            first = sum(self.ranks.gather(loss.item())) if i == 0 else first
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            self.average(net.parameters())
+            self.ranks.add_up(*(p.grad for p in net.parameters() if p.grad is not None))
             if torch.isfinite(nn.utils.clip_grad_norm_(net.parameters(), self.grad_clip)):
                 self.optimizer.step()
         return first

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.math import Advantage, Mean, agreement, soft_loss
+from rlspeech.algos.math import Advantage, Mean, agreement, micro_batches, soft_loss
 from rlspeech.algos.update import (
     Columns,
     Experience,
@@ -119,15 +119,15 @@ class _Soft(PolicyUpdate):
         policy, soft = cast(RelaxPolicy, self.policy), cast(SoftReward, self.soft)
         seed = cfg.seed + ROUND * (1 + self.collections) + EPOCH * (experience.updates // cfg.updates_per_collection)
         whole = rows_of(rollout, prompts)
-        size, own = float(len(whole)), whole[kept[whole]]
+        size, own = max(1.0, self.total(len(whole))), whole[kept[whole]]
         # the KL's mean shrinks with the share that is kept, as the reward's does
-        normaliser = self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1, len(own))
+        normaliser = self.decisions(rollout.mask[own.to(rollout.mask.device)]) * size / max(1.0, self.total(len(own)))
         mean: Mean = cfg.loss_mean
         if cfg.diffro.reduction == "sum":
             normaliser, mean = size, "token"
         grads, parts, away = GradientSum(), list[Logged](), list[float]()
         blind = judged = 0
-        for part in prompts.split(cfg.micro_batch):
+        for part in micro_batches(prompts, cfg.micro_batch):
             rows = rows_of(rollout, part)
             rows = rows[kept[rows]]
             if not len(rows):
@@ -147,6 +147,10 @@ class _Soft(PolicyUpdate):
             if kl is not None:
                 away.append(float(kl.detach()[mask].mean()))
             self.note_values(experience, rows, values)
+        grads.join(self.ranks, self.zero())
+        found = self.ranks.gather((parts, away, blind, judged))
+        parts, away = ([x for own_rows in found for x in own_rows[i]] for i in (0, 1))
+        blind, judged = (sum(own_rows[i] for own_rows in found) for i in (2, 3))
         if blind > cfg.max_unscorable * max(1, judged):
             share, limit = (f"{100 * x:.0f} %" for x in (blind / judged, cfg.max_unscorable))
             what = f"{share} of the relaxed rows could not be scored (limit {limit})"
@@ -154,7 +158,7 @@ class _Soft(PolicyUpdate):
             raise UserError(what, why, "--set clip_s=2, or rlspeech check on the data")
         logged = {f"diffro/{k}": _mean(parts, k) for k in (parts[0] if parts else {}) if k != "rows"}
         logged |= {"kl": float(np.mean(away))} if away else {}
-        norm = 0.0 if grads.total is None else float(grads.total.norm())
+        norm = float(cast(Tensor, grads.total).norm())
         return grads, {**logged, "diffro/agreement": grads.agreement(), "diffro/grad_norm": norm}
 
     def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
@@ -181,13 +185,11 @@ class DiffRO(_Soft):
         everything = torch.ones(len(rollout.group), dtype=torch.bool)
         kept = self.note_kept(experience, rollout, everything, drop=self.config.diffro.on != "all")
         groups = experience.advantage.groups
-        signal = len(torch.unique(rollout.group[kept]))
+        signal = int(self.total(len(torch.unique(rollout.group[kept]))))
         experience.advantage = Advantage(kept.float(), 0.0, 1.0 - signal / max(1, groups), groups, signal)
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         grads, stats = self.soft_gradients(experience, prompts, self.loss_beta)
-        if grads.total is None:
-            grads.add(self.zero())
         return grads, {**stats, "log_ratio_std": 0.0}
 
     def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
@@ -215,7 +217,7 @@ class GRPODiffRO(_Soft, GRPO):
         if not weight:
             return grads, stats
         soft, more = self.soft_gradients(experience, prompts, 0.0)
-        pull = self.zero() if soft.total is None else soft.total
+        pull = cast(Tensor, soft.total)
         stats.update(more, **{"diffro/grpo_grad_norm": float(total.norm()), "diffro/cosine": agreement([total, pull])})
         grads.total = total + weight * pull
         return grads, stats

@@ -155,15 +155,18 @@ def gae(
     return _by_prompt(out, known, group), returns.float()
 
 
-def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
+def value_loss(
+    new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float | None, count: float | None = None
+) -> Tensor:
     """Half the mean squared error, the larger one of the value's and of the value held within ``clip`` of the old one (PPO).
 
-    All are (n, S), ``new`` with gradient; ``mask`` bool, decisions that count; ``clip`` in units of the values, or None.
+    All are (n, S), ``new`` with gradient; ``mask`` bool, decisions that count; ``clip`` in units of the values, or None; ``count`` is how
+    many of them the mean is over, none: all of these.
     """
     error = (new - returns).square()
     if clip is not None:
         error = torch.maximum(error, (old + (new - old).clamp(-clip, clip) - returns).square())
-    return 0.5 * torch.where(mask, error, torch.zeros_like(error)).sum() / mask.sum().clamp_min(1)
+    return 0.5 * torch.where(mask, error, torch.zeros_like(error)).sum() / (count or mask.sum().clamp_min(1))
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
@@ -287,6 +290,11 @@ def agreement(grads: Sequence[Tensor]) -> float:
     if k < 2:
         return float("nan")
     return float((torch.stack(units).sum(0).square().sum() - k) / (k * (k - 1)))
+
+
+def micro_batches(prompts: Tensor, size: int) -> list[Tensor]:
+    """Prompts (K,) in parts of ``size``; none of no prompts."""
+    return list(prompts.split(size)) if len(prompts) else []
 
 
 def critical_batch(cosine: float, batch: float) -> float:

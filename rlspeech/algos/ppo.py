@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.algos.critic import Critic, pooled_moments
+from rlspeech.algos.critic import Critic
 from rlspeech.algos.math import Advantage, decision_rewards, explained_variance, gae, relative_advantage, whitened
 from rlspeech.algos.math import divergence as distances
+from rlspeech.algos.math import micro_batches
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
 from rlspeech.rewards.encoders import Cache
@@ -67,10 +68,16 @@ class PPO(PolicyUpdate):
         if cfg.ppo.kl_in != "advantage" or cfg.kl_beta == 0:
             return None
         evaluations = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
-        joined: Any = [None if p[0] is None else torch.cat(p) for p in zip(*evaluations, strict=True)]
-        whole = LogProb(*joined)
-        experience.logged.update(distances(whole, rollout.mask))
-        return torch.where(rollout.mask, cast(Tensor, whole.kl), 0.0).cpu()
+        own, away = dict[str, float](), torch.zeros(0, rollout.mask.shape[1])
+        if evaluations:
+            joined: Any = [None if p[0] is None else torch.cat(p) for p in zip(*evaluations, strict=True)]
+            whole = LogProb(*joined)
+            own, away = distances(whole, rollout.mask), torch.where(rollout.mask, cast(Tensor, whole.kl), 0.0).cpu()
+        parts = self.ranks.gather((own, rollout.mask.sum().item()))
+        for name in dict.fromkeys(k for found, _ in parts for k in found):
+            total = sum(found[name] * count for found, count in parts if name in found)
+            experience.logged[name] = total / max(1, sum(count for _, count in parts))
+        return away
 
 
 class RelativePPO(PPO):
@@ -80,12 +87,13 @@ class RelativePPO(PPO):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.known = BaseScores()
+        self.known, self._hits = BaseScores(), 0.0
 
     def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """The rollouts' scores and, behind them, those of the base's outputs that were not known; and the base's by row."""
-        policy, names = cast(BasePolicy, self.policy), [clip_name(clip) for clip in prompts]
-        wanted = [spec.name for spec in self.config.rewards]
+        policy, wanted = cast(BasePolicy, self.policy), [spec.name for spec in self.config.rewards]
+        # with latents of its own, the same clip at another place is another one
+        names = [(*clip_name(clip), getattr(clip, "place", 0) * ("latent" in policy.supports)) for clip in prompts]
         found = {n: hit for n in names if (hit := self.known.get(n, wanted)) is not None}
         new = {n: clip for n, clip in zip(names, prompts, strict=True) if n not in found}
         clips = list(new.values())
@@ -115,13 +123,13 @@ class RelativePPO(PPO):
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """A = R - beta KL. A row's KL is the sum over its decisions."""
-        assert experience.base is not None
-        scores = self.counted(experience.scores, rollout.finished)
-        made = relative_reward(scores, experience.base, rollout.group.numpy(), self.config.rewards)
-        reward, difference = (self.with_truncation(x, rollout.finished) for x in (made.reward, made.difference))
         kl = self.divergence(experience, rollout)
-        experience.reward = np.where(np.isfinite(difference), reward, np.nan)
-        experience.advantage = self._advantage(difference, rollout, None if kl is None else kl.sum(1))
+        columns = {} if kl is None else {"kl": kl.sum(1).numpy()}
+        rows, mine, (scores, base, away) = self.rows(experience, rollout, columns)
+        made = relative_reward(self.counted(scores, rows.finished), base, rows.group.numpy(), self.config.rewards)
+        reward, difference = (self.with_truncation(x, rows.finished) for x in (made.reward, made.difference))
+        advantage = self._advantage(difference, rows, torch.from_numpy(away["kl"]) if away else None)
+        experience.take(mine, np.where(np.isfinite(difference), reward, np.nan), advantage)
         known = np.isfinite(made.difference)  # also where a row that never stopped got its own number
         for name, values in (("reward_base", made.base), ("reward_relative", made.difference)):
             experience.logged[name] = float(values[known].mean()) if known.any() else float("nan")
@@ -136,7 +144,7 @@ class CriticPPO(PPO):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         config = self.config
-        self.critic = Critic(config.ppo, seed=config.seed, average=self.average, grad_clip=config.grad_clip)
+        self.critic = Critic(config.ppo, seed=config.seed, ranks=self.ranks, grad_clip=config.grad_clip)
         self.spread: dict[str, float] = {}  # by reward, of the first collection that had any
 
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
@@ -162,16 +170,13 @@ class CriticPPO(PPO):
         """
         specs = self.config.rewards
         scaled = [i for i, spec in enumerate(specs) if spec.scale == "batch"]
-        if any(specs[i].name not in self.spread for i in scaled):  # the same in every process, which all take part
+        if any(specs[i].name not in self.spread for i in scaled):
             plain = [1.0 if spec.scale == "batch" else None for spec in specs]
-            parts, device = compose(scores, group, specs, spread=plain).parts, self.policy.parameters()[0].device
-            columns = [torch.from_numpy(parts[np.isfinite(parts[:, i]), i])[:, None] for i in scaled]
-            found = pooled_moments([c.float().to(device) for c in columns], self.average)
-            for i, moments in zip(scaled, found, strict=True):
-                if moments is not None:
-                    mean, spread = (np.float64(m.item()) for m in moments)
-                    if np.isfinite(unit_of(spread, mean**2 + spread**2)):
-                        self.spread.setdefault(specs[i].name, float(spread))
+            parts = compose(scores, group, specs, spread=plain).parts
+            for i in scaled:
+                known = parts[np.isfinite(parts[:, i]), i]
+                if len(known) and np.isfinite(unit_of(known.std(), float(np.square(known).mean()))):
+                    self.spread.setdefault(specs[i].name, float(known.std()))
         units = [self.spread.get(s.name, np.inf) if s.scale == "batch" else None for s in specs]  # none yet: adds 0
         return compose(scores, group, specs, spread=units).reward
 
@@ -186,22 +191,27 @@ class CriticPPO(PPO):
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Values, GAE and returns of a collection; all (N, S) on the CPU."""
         cfg, policy = self.config, cast(CriticPolicy, self.policy)
-        reward = self.composed(self.counted(experience.scores, rollout.finished), rollout.group.numpy())
-        experience.reward = self.with_truncation(reward, rollout.finished)
-        known, mask = torch.from_numpy(np.isfinite(experience.reward)), rollout.mask.cpu()
-        kl = self.divergence(experience, rollout)
-        paid = decision_rewards(torch.from_numpy(experience.reward), mask, kl, cfg.kl_beta)
-        parts = _parts(rollout, cfg.micro_batch)
-        features = torch.cat([policy.features(rollout, rows).detach().float() for rows in parts])
-        counts = mask & known[:, None]
+        rows, mine, (scores, _) = self.rows(experience, rollout)
+        done, mask = rows.finished, rollout.mask.cpu()
+        reward = self.with_truncation(self.composed(self.counted(scores, done), rows.group.numpy()), done)
+        own = torch.from_numpy(reward)[mine]
+        paid = decision_rewards(own, mask, self.divergence(experience, rollout), cfg.kl_beta)
+        found = [policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)]
+        width = max(self.ranks.gather(found[0].shape[-1] if found else 0))
+        features = torch.cat(found) if found else policy.parameters()[0].new_zeros(0, 1, width, dtype=torch.float)
+        counts = mask & own.isfinite()[:, None]
         self.critic.measure(features, paid.flip(1).cumsum(1).flip(1).float(), counts.to(features.device))
         values = self.critic.values(features).cpu()
-        advantage, returns = self._estimate(paid, values, mask, rollout.group, known)
-        unscorable = self.unscorable(experience.reward, rollout.finished)
-        experience.advantage = advantage._replace(unscorable=unscorable)
-        experience.extra = {"features": features, "values": values, "returns": returns, "counts": counts}
-        experience.logged["explained_variance"] = explained_variance(values, returns, counts)
-        experience.logged["value_mean"] = float(values[counts].mean()) if counts.any() else float("nan")
+        # the estimate is a row's own, what it is whitened by is all rows'
+        columns = {"paid": paid.numpy(), "values": values.numpy()}
+        _, _, (judged,) = self.ranks.rows(rollout, experience.prompts, columns)
+        every, known, seen = torch.from_numpy(judged["values"]), torch.from_numpy(np.isfinite(reward)), rows.mask.cpu()
+        advantage, returns = self._estimate(torch.from_numpy(judged["paid"]), every, seen, rows.group, known)
+        experience.take(mine, reward, advantage._replace(unscorable=self.unscorable(reward, done)))
+        own_returns, seen = returns[mine, : mask.shape[1]], seen & known[:, None]
+        experience.extra = {"features": features, "values": values, "returns": own_returns, "counts": counts}
+        experience.logged["explained_variance"] = explained_variance(every, returns, seen)
+        experience.logged["value_mean"] = float(every[seen].mean()) if seen.any() else float("nan")
 
     def step(self, experience: Experience, share: Tensor) -> dict[str, float]:
         stats = super().step(experience, share)
@@ -223,7 +233,7 @@ class CriticPPO(PPO):
 
 def _parts(rollout: Rollout, micro_batch: int) -> list[Tensor]:
     """Rows of every micro-batch of prompts, which together are all rows in order."""
-    return [rows_of(rollout, part) for part in torch.unique(rollout.group).split(micro_batch)]
+    return [rows_of(rollout, part) for part in micro_batches(torch.unique(rollout.group), micro_batch)]
 
 
 def clip_name(clip: Any) -> tuple[str, str]:
@@ -243,17 +253,17 @@ class BaseScores:
     """
 
     def __init__(self, size: int = 100_000) -> None:
-        self._known = Cache[tuple[str, str], dict[str, float]](size)
+        self._known = Cache[tuple[str, str, int], dict[str, float]](size)
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, name: tuple[str, str], columns: Collection[str]) -> dict[str, float] | None:
+    def get(self, name: tuple[str, str, int], columns: Collection[str]) -> dict[str, float] | None:
         """Scores by column, or None where one of them is not known."""
         found = self._known.get(name)
         return None if found is None or not set(columns) <= set(found) else found
 
-    def put(self, name: tuple[str, str], scores: Mapping[str, float]) -> None:
+    def put(self, name: tuple[str, str, int], scores: Mapping[str, float]) -> None:
         """Keep the scores of a clip, unless one of them is NaN."""
         if all(np.isfinite(v) for v in scores.values()):
             self._known.put(name, dict(scores))

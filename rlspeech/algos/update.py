@@ -14,13 +14,16 @@ Rollouts that ``truncated: mask`` leaves out take part in nothing: no statistic 
 A weight of the KL that adapts comes late under Adam, whose steps are as long however steep the loss is. So a step whose KL was above
 ``kl_target`` draws the weights themselves back towards the reference's, by the root of target over KL (a KL goes with the square of the
 way): what was learned keeps its direction, and what no KL sees is drawn back too.
+
+Several processes (``engine.Ranks``) each roll out a share of the step's prompts and do together what one does with all: rows are judged
+in the order of the whole batch, and counts, spreads and gradients are sums over all of them. A process may have no prompt; it takes part.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast
 
@@ -30,10 +33,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, policy_loss
-from rlspeech.algos.resample import Draw, JoiningPolicy, refill
+from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, micro_batches, policy_loss
+from rlspeech.algos.resample import Draw, JoiningPolicy, no_rows, refill
 from rlspeech.config import RL, RewardSpec
-from rlspeech.engine import Phases
+from rlspeech.engine import Columns, Phases, Ranks
 from rlspeech.rewards.mix import to_arrays
 from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
 
@@ -43,8 +46,6 @@ NOT_EVALUATED = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "c
 WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
 ROUND = 1_000_003  # between the seeds of a collection's further draws
 Further = Callable[[int], list[Any]]
-Average = Callable[[Iterable[Any]], None]
-Columns = dict[str, np.ndarray]  # (N,) by name, NaN for null
 Specs = Sequence[RewardSpec]
 Logged = dict[str, float]
 Judged = tuple[np.ndarray, Advantage]  # composed rewards (N,) and what they are worth
@@ -87,6 +88,15 @@ class Experience:
     extra: dict[str, Tensor] = field(default_factory=dict)
     updates: int = 0
 
+    def take(self, mine: Tensor, reward: np.ndarray, advantage: Advantage) -> None:
+        """Keep the own rows (n,) of all processes' rewards (N,) and advantages, and log what those are like."""
+        value = advantage.value[torch.from_numpy(np.isfinite(reward))].double()
+        self.logged["advantage_mean"] = float(value.mean()) if len(value) else float("nan")
+        self.logged["advantage_std"] = float(value.std(correction=0)) if len(value) else float("nan")
+        own, width = advantage.value[mine], 0 if self.rollout is None else self.rollout.mask.shape[1]
+        self.reward = reward[mine.numpy()]
+        self.advantage = advantage._replace(value=own[:, :width] if own.dim() == 2 else own)
+
 
 def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
     """Indices (n,) of the rows of some prompts, in order."""
@@ -96,7 +106,7 @@ def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
 class PolicyUpdate(ABC):
     """Collect and update; see the top of the file.
 
-    ``optimizer`` is over ``policy.parameters()``; ``average`` averages gradients over processes, once a step of every optimiser, in place.
+    ``optimizer`` is over ``policy.parameters()``; ``ranks`` are the processes among which prompts are shared out.
 
     Raises:
         UserError: the policy does not support what this needs, or nothing is to be trained.
@@ -106,7 +116,7 @@ class PolicyUpdate(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"sample"})  # of ``policy.supports``
     compares: ClassVar[bool] = False  # a prompt's rollouts with each other
 
-    def __init__(self, config: RL, policy: Policy, optimizer: Optimizer, average: Average = lambda _: None) -> None:
+    def __init__(self, config: RL, policy: Policy, optimizer: Optimizer, ranks: Ranks | None = None) -> None:
         self.check(config)
         if not config.policy_weight and not config.supervised_weight:
             why = "policy_weight and supervised_weight are both 0"
@@ -124,7 +134,7 @@ class PolicyUpdate(ABC):
             alone, whole = f"{self.name} does not compare a prompt's rollouts", "this policy cannot join collections"
             what, why = "prompts without signal cannot be replaced here", whole if self.compares else alone
             raise UserError(what, why, "--set dynamic_sampling=0")
-        self.config, self.policy, self.optimizer, self.average = config, policy, optimizer, average
+        self.config, self.policy, self.optimizer, self.ranks = config, policy, optimizer, ranks or Ranks()
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
         self.checked = False
         if config.kl_target is not None and not (config.kl_beta and hasattr(policy, "adapted")):
@@ -144,8 +154,16 @@ class PolicyUpdate(ABC):
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Fill in the reward, the advantage and what is logged of a scored collection."""
-        judged = self.advantage_of(rollout, experience.scores, self.config.rewards, experience.base)
-        experience.reward, experience.advantage = judged
+        rows, mine, (scores, base) = self.rows(experience, rollout)
+        experience.take(mine, *self.advantage_of(rows, scores, self.config.rewards, base))
+
+    def rows(self, experience: Experience, rollout: Rollout, *columns: Columns) -> Any:
+        """``Ranks.rows`` with the scores, the base's scores, and further columns."""
+        return self.ranks.rows(rollout, experience.prompts, experience.scores, experience.base or {}, *columns)
+
+    def total(self, value: float) -> float:
+        """Sum of a number over all processes."""
+        return float(sum(self.ranks.gather(value)))
 
     def participating(self, finished: Tensor) -> Tensor:
         """(N,) bool: rows that take part, given (N,) which of them stopped by themselves."""
@@ -221,22 +239,22 @@ class PolicyUpdate(ABC):
                     return self._draw(more, scorer, seed + number * ROUND)[0]
 
                 join = cast(JoiningPolicy, self.policy).join
-                made, logged = refill(made, draw, further, self._has_signal, join, rounds)
+                made, logged = refill(made, draw, further, self._has_signal, join, rounds, self.total)
             self.phases.enter("update")  # what follows may ask the policy again
             rollout, scores = made.rollout, self._values(made)
             experience = Experience(rollout, scores, np.zeros(0), nothing, seconds, made.prompts, base, logged)
             self.assign_credit(experience, rollout)
         self._check_scorable(made.columns, experience.advantage.unscorable)
-        known = torch.from_numpy(np.isfinite(experience.reward))
-        value = experience.advantage.value[known].double()
-        experience.logged["advantage_mean"] = float(value.mean()) if len(value) else float("nan")
-        experience.logged["advantage_std"] = float(value.std(correction=0)) if len(value) else float("nan")
-        experience.logged.update(getattr(self.policy, "notes", {}))
+        experience.logged.update(getattr(self.policy, "notes", {}) if prompts else {})
         return experience
 
     def _draw(self, prompts: list[Any], scorer: JointScorer, seed: int) -> tuple[Draw, Columns | None]:
+        if not prompts:
+            return Draw([], no_rows(), {spec.name: [] for spec in self.config.rewards}), None
         self.phases.enter(self.phases.first)
         rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
+        for sample, prompt in zip(rollout.samples, rollout.group.tolist(), strict=True):
+            sample.group = prompt  # an utterance may stand twice in a batch
         self.phases.enter("reward")
         columns, base = self.score(rollout, prompts, scorer, seed=seed)
         return Draw(prompts, rollout, columns), base
@@ -244,19 +262,25 @@ class PolicyUpdate(ABC):
     def _values(self, made: Draw) -> Columns:
         return {name: values[: len(made.rollout.samples)] for name, values in to_arrays(made.columns).items()}
 
-    def _has_signal(self, made: Draw) -> Tensor:
-        """(B,) bool: prompts from whose rollouts something can be learnt. A draw that cannot be scored stops the run, whatever follows."""
-        _, advantage = self.advantage_of(made.rollout, self._values(made), self.config.rewards)
+    def _has_signal(self, made: Draw) -> tuple[Tensor, Tensor]:
+        """(B,) bool of all processes: prompts from whose rollouts something can be learnt; and which of them are this process's.
+
+        A draw that cannot be scored stops the run, whatever follows.
+        """
+        rows, mine, (scores,) = self.ranks.rows(made.rollout, made.prompts, self._values(made))
+        _, advantage = self.advantage_of(rows, scores, self.config.rewards)
         self._check_scorable(made.columns, advantage.unscorable)
-        alive = advantage.value.reshape(len(made.rollout.group), -1).abs().amax(1)
-        return torch.zeros(len(made.prompts)).index_add_(0, made.rollout.group, alive) > 0
+        group = rows.group
+        alive = advantage.value.reshape(len(group), -1).abs().amax(1)
+        return torch.zeros(int(group.max()) + 1).index_add_(0, group, alive) > 0, torch.unique(group[mine])
 
     def _check_scorable(self, columns: dict[str, list[Score]], unscorable: float) -> None:
         """A run that cannot see its reward says why and ends."""
         cfg = self.config
         if unscorable <= cfg.max_unscorable:
             return
-        reasons = [s.error for spec in cfg.rewards for s in columns[spec.name] if s.error]
+        own = [s.error for spec in cfg.rewards for s in columns[spec.name] if s.error]
+        reasons = [error for part in self.ranks.gather(own) for error in part]
         common = max(set(reasons), key=reasons.count) if reasons else "unknown"
         what = f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)"
         raise UserError(what, f"most often: {common}", "rlspeech doctor, or rlspeech reward on the run's samples/")
@@ -268,13 +292,14 @@ class PolicyUpdate(ABC):
 
         Returns what is logged: numbers of the collection, and of the updates (means; the largest gap of the ratio).
         """
-        rows, prompts = list[Logged](), torch.arange(len(experience.prompts))
-        shares = [s for s in prompts.tensor_split(self.config.updates_per_collection) if len(s)]
+        rows, prompts, cfg = list[Logged](), torch.arange(len(experience.prompts)), self.config
+        count = min(cfg.updates_per_collection, int(self.total(len(prompts))))
+        shares = prompts.tensor_split(cfg.updates_per_collection)[:count]  # a share may lie with other processes alone
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.phases.record(experience.seconds):
             self.phases.enter("update")
-            for share in shares * self.config.epochs:
+            for share in shares * cfg.epochs:
                 rows.append(self.step(experience, share))
                 experience.updates += 1
         out = dict(experience.logged)
@@ -291,7 +316,7 @@ class PolicyUpdate(ABC):
             grads, stats = self.gradients(experience, experience.advantage.value, share)
             if experience.updates:  # before the first update of a collection the ratio is 1 but for rounding
                 self._measure_clip(stats["log_ratio_std"])
-            cosine, size = grads.agreement(), len(share) / max(1, grads.count)
+            cosine, size = grads.agreement(), self.total(len(share)) / max(1, grads.count)
             stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, size))
             total = cfg.policy_weight * cast(Tensor, grads.total)
         if cfg.supervised_weight:
@@ -308,18 +333,18 @@ class PolicyUpdate(ABC):
         """The policy gradient of the prompts with these indices, under an advantage (N,) or (N, S), micro-batch by micro-batch.
 
         Returns:
-            one gradient (P,) a micro-batch, whose sum is the gradient of the update's mean loss, and statistics. The mean is over all
-            decisions (or rollouts) of these prompts that take part, those without signal included.
+            one gradient (P,) a micro-batch of every process, whose sum is the gradient of the update's mean loss, and statistics. The mean
+            is over all decisions (or rollouts) of these prompts that take part, those without signal included.
         """
         cfg, rollout = self.config, experience.rollout
         assert rollout is not None
         mask = self.counting(rollout)
         whole = rows_of(rollout, prompts).to(mask.device)
-        normaliser, grads, stats, sizes = self.decisions(mask[whole]), GradientSum(), [], []
+        normaliser, grads, own = self.decisions(mask[whole]), GradientSum(), list[Logged]()
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
         form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
         form["change_weight"], with_kl = cfg.change_weight, self.loss_beta > 0 or cfg.change_weight > 0
-        for part in prompts.split(cfg.micro_batch):
+        for part in micro_batches(prompts, cfg.micro_batch):
             rows = rows_of(rollout, part)
             device_rows = rows.to(rollout.logp.device)
             signal = bool(advantage[rows].any())  # not where every rollout is right, or every one as wrong
@@ -333,13 +358,16 @@ class PolicyUpdate(ABC):
             if not experience.updates:
                 self._check(made)
             grads.add(flat_gradient(made.loss, self.policy.parameters()), agrees=signal)
-            sizes.append(made.log_ratio.numel())
-            spread = made.log_ratio.std().item() if made.log_ratio.numel() > 1 else 0.0
-            stats.append({**made.stats, "log_ratio_std": spread})
+            moved = made.log_ratio.double()
+            sizes = {"size": float(moved.numel()), "mean": moved.mean().item(), "square": moved.square().mean().item()}
+            own.append({**made.stats, **sizes})
+        grads.join(self.ranks, self.zero())
+        stats = [found for part in self.ranks.gather(own) for found in part]
         if not stats:
-            grads.total = self.zero()
             return grads, {**dict.fromkeys(NOT_EVALUATED, float("nan")), "log_ratio_std": 0.0}
-        merged = {k: float(np.average([s[k] for s in stats], weights=sizes)) for k in stats[0] if k != "rows"}
+        weights = [found.pop("size") for found in stats]
+        merged = {k: float(np.average([s[k] for s in stats], weights=weights)) for k in stats[0] if k != "rows"}
+        merged["log_ratio_std"] = max(0.0, merged.pop("square") - merged.pop("mean") ** 2) ** 0.5
         return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
 
     def zero(self) -> Tensor:
@@ -353,20 +381,22 @@ class PolicyUpdate(ABC):
 
     def decisions(self, mask: Tensor) -> float:
         """What a mean over an update's rows is divided by: decisions that count, mask (n, S), or rows (``loss_mean`` "sequence")."""
-        return float((mask.any(1) if self.config.loss_mean == "sequence" else mask).sum().clamp_min(1))
+        return max(1.0, self.total((mask.any(1) if self.config.loss_mean == "sequence" else mask).sum().item()))
 
     def supervised_gradients(self, experience: Experience, prompts: Tensor) -> tuple[GradientSum, float]:
         """Gradients (P,) of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
         policy, grads, total = cast(SupervisedPolicy, self.policy), GradientSum(), 0.0
-        for part in prompts.split(self.config.micro_batch):
+        whole = self.total(len(prompts))
+        for part in micro_batches(prompts, self.config.micro_batch):
             clips, options = [experience.prompts[i] for i in part.tolist()], dict[str, Any]()
             if self.config.supervised_on == "sample":
                 assert experience.rollout is not None
                 options = {"rollout": experience.rollout, "rows": rows_of(experience.rollout, part)}
-            loss = policy.supervised(clips, **options) * (len(part) / len(prompts))
+            loss = policy.supervised(clips, **options) * (len(part) / whole)
             grads.add(flat_gradient(loss, policy.parameters()))
             total += loss.item()
-        return grads, total
+        grads.join(self.ranks, self.zero())
+        return grads, self.total(total)
 
     def _check(self, made: Surrogate) -> None:
         """The first look at a collection must repeat the policy that acted; said once, at the first decisions that count."""
@@ -389,7 +419,6 @@ class PolicyUpdate(ABC):
         parameters = self.policy.parameters()
         for p, g in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
             p.grad = g.view_as(p).to(p.dtype)
-        self.average(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         finite = bool(torch.isfinite(norm))
         if finite and norm > 0:
@@ -416,6 +445,16 @@ class GradientSum:
             unit = gradient / norm
             self._units = unit if self._units is None else self._units.add_(unit)
         self.total = gradient if self.total is None else self.total.add_(gradient)
+
+    def join(self, ranks: Ranks, zero: Tensor) -> None:
+        """Take the gradients of all processes together; ``zero`` (P,) is what there is where there is none."""
+        self.total = zero if self.total is None else self.total
+        if ranks.world == 1:
+            return
+        units = torch.zeros_like(zero) if self._units is None else self._units
+        counts = zero.new_tensor([self.count, self._nonzero])
+        ranks.add_up(self.total, units, counts)
+        self._units, (self.count, self._nonzero) = units, (int(c) for c in counts.tolist())
 
     def agreement(self) -> float:
         """Mean pairwise cosine, as ``math.agreement``: |sum of units|^2 = K + sum of cosines; NaN with fewer than two that are not zero."""

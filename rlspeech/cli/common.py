@@ -381,6 +381,8 @@ def _fail(shared: Mapping[str, Any], code: int, shown: UserError, error: BaseExc
         import traceback
 
         traceback.print_exception(error)
+    if not (log.is_main() or log.speaks):
+        raise typer.Exit(code) from error
     with contextlib.suppress(OSError):  # nothing reads it, or it is a full disk
         print(log.printable(f"{'error: ' if code != 130 else ''}{shown}"), file=sys.stderr)
         if shared["json_mode"] and log.is_main():

@@ -30,7 +30,8 @@ Videos = Sequence[np.ndarray | None] | None  # (F, H, W) uint8 at 25 frames a se
 class Clip:
     """One noisy input (T,) and its target (T,) float32, with what is known about it.
 
-    Binaural clips are (2, T). ``lips`` are (F, H, W) uint8 at 25 frames a second, frame 0 at sample 0, or None.
+    Binaural clips are (2, T). ``lips`` are (F, H, W) uint8 at 25 frames a second, frame 0 at sample 0, or None. ``place`` numbers the
+    clips of a batch, which may hold an utterance twice.
     """
 
     key: str
@@ -40,6 +41,12 @@ class Clip:
     text: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     lips: np.ndarray | None = None
+    place: int = 0
+
+    @property
+    def draw(self) -> str:
+        """What the noise of its rollouts hangs on: place and utterance, so that no two prompts share it, whichever process has them."""
+        return f"{self.place}:{self.key}"
 
     def sample(self, wav: np.ndarray, sample_rate: int) -> Sample:
         """An output (T,) or (C, T) for this clip as a sample to score."""
@@ -227,7 +234,7 @@ def batches(
     walk = _walk(source, batch * world, clip_s, seed, start * world + rank, world)
     for position, made in _ahead(source, walk, clip_s, workers):
         if isinstance(made, Clip):
-            held.append(made)
+            held.append(replace(made, place=len(held)))
             failures = 0
         else:
             failures += 1

@@ -157,14 +157,14 @@ class TokenRules:
         self._loop |= {"share": share, "still_s": still_s}
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        """Score a batch; samples with one ``key`` are one group."""
+        """Score a batch; samples with one ``key`` and ``group`` are one group."""
         tokens = [np.asarray(s.tokens, dtype=np.int64).ravel() for s in samples]
         loops: list[int | None] = [None] * len(tokens)
         if set(columns) & {"tts_loop", "tts_token_diversity"}:
             loops = [find_loop(t, s.token_s or TOKEN_S, **self._loop) for s, t in zip(samples, tokens, strict=True)]
-        groups: dict[str, list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for i, s in enumerate(samples):
-            groups.setdefault(s.key, []).append(i)
+            groups.setdefault((s.key, s.group), []).append(i)
         made: dict[str, list[Score]] = {}
         if "tts_duration" in columns:
             made["tts_duration"] = self._durations(samples, tokens, groups.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Any
 
 from rlspeech import log
 from rlspeech.config import RL
+from rlspeech.engine import Ranks
 from rlspeech.report.build import write_page
 from rlspeech.run import Run
 from rlspeech.tasks.base import Task
 from rlspeech.types import UserError
 
 DONE = "all steps done"
+REPEAT_S = 2.0
 
 
 @dataclass(slots=True)
@@ -27,37 +30,51 @@ class End:
     page: Path | None = None
 
 
-class Interrupt:
-    """Ctrl-C in a loop of steps: the step at hand is finished and saved first, a second Ctrl-C ends at once.
+class Ending:
+    """What ends a loop of steps before its last one: the minutes are over, by the clock of rank 0, or Ctrl-C in any process.
 
-    Several processes cannot agree on the step that is the last, so they end at once, as does a loop outside the main thread.
+    All processes decide together, after each step. At Ctrl-C the step at hand is finished and saved first, a second one ends at once; of
+    several processes a launcher passes on what the terminal has sent already, so that there the second must come ``REPEAT_S`` later.
+
+    Attributes:
+        late, asked: the minutes are over; Ctrl-C was pressed. As of the last ``look``.
     """
 
-    def __init__(self, world: int) -> None:
-        self.asked, self._alone = False, world == 1
+    def __init__(self, ranks: Ranks, minutes: float | None) -> None:
+        self.late = self.asked = False
+        self._ranks, self._minutes, self._began_s = ranks, minutes, time.monotonic()
         self._before: Any = None
+        self._pressed_s: float | None = None
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> Ending:
         # a background job ignores Ctrl-C, and goes on to
-        if self._alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             with suppress(ValueError):  # not the main thread
-                self._before = signal.signal(signal.SIGINT, self._ask)
+                self._before = signal.signal(signal.SIGINT, self._press)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def _ask(self, *_: object) -> None:
-        if self.asked:
+    def _press(self, *_: object) -> None:
+        now = time.monotonic()
+        if self._pressed_s is None:
+            self._pressed_s = now
+            log.say("interrupted; finishing this step and saving it (Ctrl-C again: at once)")
+        elif self._ranks.world == 1 or now - self._pressed_s > REPEAT_S:
             raise KeyboardInterrupt
-        self.asked = True
-        log.say("interrupted; finishing this step and saving it (Ctrl-C again: at once)")
+
+    def look(self) -> None:
+        """Ask all processes whether this step is the last one."""
+        late = self._minutes is not None and time.monotonic() - self._began_s > 60 * self._minutes
+        found = self._ranks.gather((late, self._pressed_s is not None))
+        self.late, self.asked = found[0][0], any(pressed for _, pressed in found)
 
     def check(self) -> None:
         """End the loop between two steps by a ``KeyboardInterrupt`` if that was asked for; the step before has been saved."""
         if self.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("in all processes")
 
 
 @contextmanager

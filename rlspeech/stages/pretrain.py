@@ -26,7 +26,7 @@ from rlspeech.report.runs import open_runs
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.scores import step_name
-from rlspeech.stages.finish import DONE, Interrupt, at_the_end, longer
+from rlspeech.stages.finish import DONE, Ending, at_the_end, longer
 from rlspeech.stages.validation import keep_inputs
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import Interval, interval_columns
@@ -48,8 +48,12 @@ def run(config: Pretrain) -> dict[str, Any]:
     Raises:
         UserError: data or checkpoint that cannot be used, a loss that is not finite.
     """
-    engine = Engine(config.device, config.precision, config.seed)
     task: Task = get_task(config.task)
+    with Engine(config.device, config.precision, config.seed, shared=True) as engine:
+        return _run(config, engine, task)
+
+
+def _run(config: Pretrain, engine: Engine, task: Task) -> dict[str, Any]:
     with Run.create(config.out, "pretrain", config, growing={"steps"}) as folder, Watchdog() as watchdog:
         folder.note(device=engine.reason)
         model = task.build(config).to(engine.device).train()
@@ -101,7 +105,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the run folder's latest checkpoint, if it holds one."""
-        found = self.folder.latest()
+        found = self.folder.latest(self.engine.agree)
         if found is None:
             return
         path, state = found
@@ -117,24 +121,25 @@ class Trainer:
     def fit(self, train: ClipSource, check: Callable[[], Numbers], watchdog: Watchdog) -> str:
         """Train until the configured end. ``check`` validates in the first process and returns its numbers. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
+        self.engine.part(cfg.seed, self.step)
         often = min(LOG_EVERY, max(1, cfg.steps // POINTS))
         share: dict[str, Any] = {"rank": self.engine.rank, "world": self.engine.world, "workers": cfg.workers}
         clip_s = _clip_s(train, cfg, self.task)
         feed = batches(train, cfg.batch, clip_s, seed=cfg.seed, start=self.cursor, **share)
         sums: dict[str, float] = {}
         counted = 0  # steps behind the sums: fewer than `often` after a resume
-        interrupt = Interrupt(self.engine.world)
-        with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar, interrupt:
+        ending = Ending(self.engine, cfg.max_minutes)
+        with log.progress(cfg.steps, "pretrain", "steps", start=self.step) as bar, ending:
             while self.step < cfg.steps and not self.plateaus()[1]:
-                interrupt.check()
+                ending.check()
                 clips, self.cursor = next(feed)
                 parts = self.update(clips)
                 watchdog.beat()
                 self.step += 1
                 sums, counted = {k: sums.get(k, 0.0) + v for k, v in parts.items()}, counted + 1
                 bar.advance(1, loss=parts["loss"])
-                late = self.engine.late(started, cfg.max_minutes)
-                last = late or self.step == cfg.steps
+                ending.look()
+                last = ending.late or self.step == cfg.steps
                 if self.step % often == 0 or last:
                     rows = self.engine.gather(sums)  # each of as many steps and clips
                     means = {f"train/{k}": sum(r[k] for r in rows) / len(rows) / counted for k in sums}
@@ -150,9 +155,9 @@ class Trainer:
                     self.last_valid = {k: v.mean for k, v in found.items()}
                     self.watched += [self.last_valid[WATCHED]] if cfg.lr_schedule == "plateau" else []
                     self.folder.log(self.step, **interval_columns("valid", found))
-                if last or interrupt.asked or self.step % cfg.save_every == 0 or self.plateaus()[1]:
+                if last or ending.asked or self.step % cfg.save_every == 0 or self.plateaus()[1]:
                     self.save()
-                if late:
+                if ending.late:
                     return f"stopped after {cfg.max_minutes:g} minutes"
         return DONE if self.step >= cfg.steps else f"stopped: no better {WATCHED} in {PATIENCE[1]} validations"
 
@@ -186,7 +191,10 @@ class Trainer:
             raise UserError(f"the loss is {parts['loss'].item()} at step {self.step}", why, f"--set lr={cfg.lr / 3:g}")
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
-        self.engine.average_gradients(parameters)
+        if self.engine.world > 1:
+            for p in parameters:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad / self.engine.world
+            self.engine.add_up(*(p.grad for p in parameters if p.grad is not None))
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()

@@ -14,8 +14,8 @@ step; validation compares the same held-out clips with step 0, pair by pair, and
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,16 +31,15 @@ from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.scores import step_name
-from rlspeech.stages.finish import DONE, Interrupt, at_the_end, explain, longer
+from rlspeech.stages.finish import DONE, Ending, at_the_end, explain, longer
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import mean_interval
 from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
 
-# of the rows of several processes these are added, these taken from the worst; the others are means, weighted by what they count
-ADDED = frozenset({"groups", "groups_with_signal", "prompts_drawn", "resampling_short"})
-WORST = ("ratio_max_gap", "seconds/", "memory_mb/")
+# of several processes the slowest's and the largest's are logged; what else each has of its own is averaged
+WORST = ("seconds/", "memory_mb/")
 
 
 def run(config: RL) -> dict[str, Any]:
@@ -55,7 +54,19 @@ def run(config: RL) -> dict[str, Any]:
     """
     task = get_task(config.task)
     config = complete(config, task)
-    engine = Engine(config.device, "fp32", config.seed)  # ratios of two passes in bf16 are noise
+    with Engine(config.device, "fp32", config.seed, shared=True) as engine:  # ratios of two passes in bf16 are noise
+        summary = _run(config, engine, task)
+    model, best, made = config.model, summary["best"], summary["run"]
+    if summary["tripped"] and best:
+        log.say(f"a guard stopped it; --model {made} takes the best checkpoint before that: {best}")
+    elif summary["tripped"]:
+        log.warn(f"a guard stopped it before any better checkpoint: go on with {model}, not with {made}")
+    which = "" if config.task == RL.model_fields["task"].default else f" --task {config.task}"
+    log.say(f"next: rlspeech eval{which} --model before={model} --model after={made}")
+    return summary
+
+
+def _run(config: RL, engine: Engine, task: Task) -> dict[str, Any]:
     device = str(engine.device)
     with (
         Run.create(config.out, "rl", config, growing={"steps"}) as folder,
@@ -75,13 +86,6 @@ def run(config: RL) -> dict[str, Any]:
     log.table(f"rl: {config.algo} on {config.task}, {end.reason}", header, session.validation.table())
     if end.page:
         log.say(f"report: {end.page}")
-    model, best, made = config.model, summary["best"], summary["run"]
-    if summary["tripped"] and best:
-        log.say(f"a guard stopped it; --model {made} takes the best checkpoint before that: {best}")
-    elif summary["tripped"]:
-        log.warn(f"a guard stopped it before any better checkpoint: go on with {model}, not with {made}")
-    which = "" if config.task == RL.model_fields["task"].default else f" --task {config.task}"
-    log.say(f"next: rlspeech eval{which} --model before={model} --model after={made}")
     return summary
 
 
@@ -99,12 +103,13 @@ class Session:
         how: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay}
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, **how)
         soft = task.soft_reward(config, engine.device) if "diffro" in config.algo and config.policy_weight else None
-        self.algo = get_algorithm(config, self.policy, self.optimizer, engine.average_gradients, soft)
+        self.algo = get_algorithm(config, self.policy, self.optimizer, engine, soft)
         self.train, valid = task.data(config, model)
         if len(valid) > 1:  # a single one has no other to take a video from
             valid = with_video(valid, config.video)  # the control is checked as it is trained
         self.validation = Validation(config, engine, task, folder, judge, valid)
-        self.step = self.cursor = self.reserve_cursor = 0
+        self.step = self.cursor = self.reserve_cursor = self.drawn = 0
+        self.repeats = False  # one has been remarked on
         self.feed: Iterator[tuple[list[Clip], int]] = iter(())  # prompts, and the cursor behind them
         self.reserve: Iterator[tuple[list[Clip], int]] = iter(())
 
@@ -112,8 +117,9 @@ class Session:
 
     def fit(self, watchdog: Watchdog) -> str:
         """Run to the configured end. Returns why it stopped."""
-        cfg, started = self.config, time.monotonic()
+        cfg = self.config
         self.resume()
+        self.engine.part(cfg.seed, self.step)
         if self.folder.main:
             trim(self.folder.path, self.step if self.validation.history else -1)
         if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):
@@ -125,10 +131,10 @@ class Session:
             self.validate()
         if self.validation.tripped:  # by an earlier attempt: going on would do more of the damage
             return self.validation.tripped
-        interrupt = Interrupt(self.engine.world)
-        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar, interrupt:
+        ending = Ending(self.engine, cfg.max_minutes)
+        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar, ending:
             while self.step < cfg.steps:
-                interrupt.check()
+                ending.check()
                 metrics = self.advance(self.draw())
                 watchdog.beat()
                 self.folder.log(self.step, **metrics)
@@ -136,35 +142,40 @@ class Session:
                 if not cfg.policy_weight:
                     shown = {"supervised_loss": "loss"}
                 bar.advance(1, **{short: metrics[name] for name, short in shown.items() if name in metrics})
-                late = self.engine.late(started, cfg.max_minutes)
+                ending.look()
                 stop, last = None, self.step == cfg.steps
-                if late or self.step % cfg.valid_every == 0 or last:
+                if ending.late or self.step % cfg.valid_every == 0 or last:
                     stop = self.validate()
-                if stop or late or interrupt.asked or self.step % cfg.save_every == 0 or last:
+                if stop or ending.late or ending.asked or self.step % cfg.save_every == 0 or last:
                     self.save()
-                if stop or late:
+                if stop or ending.late:
                     return stop or f"stopped after {cfg.max_minutes:g} minutes"
         return DONE
 
     def prompts(self, seed: int, start: int) -> Iterator[tuple[list[Clip], int]]:
-        """Endless prompts from a cursor on."""
+        """Endless prompts of all processes from a cursor on."""
         clip_s = 0.0 if self.task.transcribed else self.config.clip_s
-        share = {"rank": self.engine.rank, "world": self.engine.world}
-        return batches(self.train, self.config.prompts_per_step, clip_s, seed=seed, start=start, **share)
+        return batches(self.train, self.config.prompts_per_step, clip_s, seed=seed, start=start)
 
     def draw(self) -> list[Clip]:
-        """The next prompts."""
+        """This process's share of the next prompts."""
         clips, self.cursor = next(self.feed)
-        return with_video(clips, self.config.video)
+        self.drawn, different = len(clips), len({c.key for c in clips})
+        if different < len(clips) and not self.repeats:
+            self.repeats = True
+            log.say(f"a step's {len(clips)} prompts come from {log.several(different, 'utterance')}: some are repeated")
+        return self.engine.share(with_video(clips, self.config.video), self.config.updates_per_collection)
 
     def further(self, count: int) -> list[Clip]:
-        """Up to ``count`` prompts for those of this step that had no signal."""
+        """This process's share of up to ``count`` prompts for those of this step that had no signal."""
         clips, self.reserve_cursor = next(self.reserve)
-        return with_video(clips, self.config.video)[:count]
+        clips = [replace(c, place=self.drawn + c.place) for c in with_video(clips, self.config.video)[:count]]
+        self.drawn += len(clips)
+        return self.engine.share(clips)
 
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
         """One step: collect and update. Returns what is logged, of all processes together."""
-        cfg, seed = self.config, 1 + self.step * self.engine.world + self.engine.rank
+        cfg, seed = self.config, 1 + self.step
         experience = self.algo.collect(prompts, self.scorer, seed, self.further if cfg.dynamic_sampling else None)
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
@@ -183,7 +194,7 @@ class Session:
 
     def resume(self) -> None:
         """Go on from the run folder's latest checkpoint, if it holds one."""
-        found = self.folder.latest()
+        found = self.folder.latest(self.engine.agree)
         if found is None:
             return
         path, state = found
@@ -234,8 +245,9 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     scores = {f"reward/{k}": mean_interval(v, n=1) for k, v in experience.scores.items()}
     scores = {"reward": mean_interval(experience.reward, n=1), **scores}
     row: dict[str, Any] = {k: found.mean for k, found in scores.items()}
-    counts: dict[str, float] = {"": len(rollout.samples), "constant_groups": a.groups}
+    counts: dict[str, float] = {"": len(rollout.samples)}
     counts |= {k: found.n for k, found in scores.items()}
+    counts |= dict.fromkeys(("sampler_gap", "temperature_gap"), float(rollout.mask.sum()))
     if any(s.hypothesis is not None or s.tokens is not None for s in rollout.samples):
         row["tokens"] = rollout.mask.sum(1).float().mean().item()
         row["finished"] = rollout.finished.float().mean().item()
@@ -248,7 +260,7 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 def merged(parts: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> dict[str, Any]:
-    """The rows of all processes in one, see ``ADDED`` and ``WORST``.
+    """The rows of all processes in one, see ``WORST``. What all have alike was found out together.
 
     Args:
         parts: a process's row, and over how many items its means are taken, by name, "" for all others.
@@ -260,11 +272,9 @@ def merged(parts: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> dict[str
         here = [(row[name], counts.get(name, counts[""])) for row, counts in parts if name in row]
         found = [(value, count) for value, count in here if not math.isnan(value)]
         values, total = [value for value, _ in found], sum(count for _, count in found)
-        if name in ADDED:
-            out[name] = sum(values)
-        elif name.startswith(WORST):
+        if name.startswith(WORST):
             out[name] = max(values, default=math.nan)
-        elif len(set(values)) == 1:  # the same everywhere, as a norm of averaged gradients
+        elif len(set(values)) == 1:
             out[name] = values[0]
         else:
             out[name] = sum(value * count for value, count in found) / total if total else math.nan

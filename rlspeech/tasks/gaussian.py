@@ -103,21 +103,21 @@ class GaussianPolicy:
     def parameters(self) -> list[Parameter]:
         return self.adapted.parameters()
 
-    def noise(self, keys: list[str], group: int, dims: int, seed: int, *place: int) -> Tensor:
-        """Standard normal (N, J), row i a function of (seed, collection, utterance, member, place) alone.
+    def noise(self, keys: list[str], group: int, dims: int, seed: int, *step: int) -> Tensor:
+        """Standard normal (N, J), row i a function of (seed, collection, prompt, member, step) alone.
 
         Args:
-            keys: N utterance ids, the G members of a group next to each other.
+            keys: N prompts (``Clip.draw``), the G members of a group next to each other.
             group: G; with ``explore.antithetic`` its second half is the first one's mirror.
             dims: J.
             seed: the collection's.
-            place: what tells this decision from the rollout's others.
+            step: what tells this decision from the rollout's others.
         """
         rows, kept = [], group - group // 2
         for i, key in enumerate(keys):
             member = i % group
             mirrored = self.explore.antithetic and member >= kept
-            sampled = normal(dims, seed_of(self.seed, seed, key, member - kept if mirrored else member, *place))
+            sampled = normal(dims, seed_of(self.seed, seed, key, member - kept if mirrored else member, *step))
             rows.append(-sampled if mirrored else sampled)
         return torch.stack(rows)
 

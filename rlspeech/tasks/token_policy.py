@@ -172,13 +172,13 @@ class TokenPolicy:
         raise NotImplementedError
 
     def _generate(
-        self, encoded: Any, batch: Sequence[Clip], group: int, seed: int, most: int | Sequence[int]
+        self, encoded: Any, batch: Sequence[Clip], group: int, seed: int, most: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ids and mask (N, S), finished (N,) and prompts (N,), ``group`` rows a clip, of up to ``most`` tokens a row (or one a clip)."""
+        """Ids and mask (N, S), finished (N,) and prompts (N,), ``group`` rows a clip, of up to ``most`` tokens, one a clip."""
         parts, step = [], max(1, ROWS // group)
         for at in range(0, len(batch), step):
-            clips, room = batch[at : at + step], most if isinstance(most, int) else most[at : at + step]
-            seeds = [seed_of(self.seed, seed, c.key) for c in clips]
+            clips, room = batch[at : at + step], most[at : at + step]
+            seeds = [seed_of(self.seed, seed, c.draw) for c in clips]
             how: dict[str, Any] = {"group": group, "sampling": self.sampling, "max_new_tokens": room, "seed": seeds}
             parts.append(self.model.generate(encoded.select(range(at, at + len(clips))), **how))
         longest = max(d.ids.shape[1] for d in parts)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train
+from tiny_ranks import together
 
 from rlspeech.algos.critic import Critic
 from rlspeech.config import PPO, RewardSpec
@@ -131,17 +132,13 @@ def test_units_are_those_of_all_processes_together() -> None:
     mask = torch.rand(10, 2, generator=g) > 0.3
     whole = Critic(PPO())
     whole.measure(x, r, mask)
-    caught: list[torch.Tensor] = []
-    for part in (slice(0, 3), slice(3, 10)):
-        critic = Critic(PPO(), average=lambda parameters: caught.append(list(parameters)[0].grad.clone()))
+
+    def measured(ranks: Any) -> Critic:
+        critic, part = Critic(PPO(), ranks=ranks), (slice(0, 3), slice(3, 10))[ranks.rank]
         critic.measure(x[part], r[part], mask[part])
+        return critic
 
-    def both(parameters: Any) -> None:
-        for p in parameters:
-            p.grad = torch.stack(caught).mean(0)
-
-    shared = Critic(PPO(), average=both)
-    shared.measure(x[:3], r[:3], mask[:3])
+    shared = together(2, measured)[0]
     for name, value in whole.units.items():
         torch.testing.assert_close(shared.units[name], value)
     torch.testing.assert_close(whole.units["feature_mean"], x[mask].mean(0))

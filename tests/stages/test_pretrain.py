@@ -23,11 +23,12 @@ from tiny_tts import CODEC, REWARD, write_tts
 from rlspeech.config import CodecLMModel, FlowModel, Mixing, Pretrain, TokenRewardModel
 from rlspeech.data.audio import save_audio
 from rlspeech.data.manifest import write_manifest
+from rlspeech.engine import Ranks
 from rlspeech.models.hub import load_model
 from rlspeech.report.build import build, compared
 from rlspeech.report.runs import open_runs
 from rlspeech.stages import pretrain
-from rlspeech.stages.finish import Interrupt
+from rlspeech.stages.finish import Ending
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError, Utterance
 
@@ -127,9 +128,10 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
 def test_a_background_job_goes_on_ignoring_ctrl_c() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Interrupt(1) as interrupt:
+        with Ending(Ranks(), None) as ending:
             os.kill(os.getpid(), signal.SIGINT)
-            assert not interrupt.asked and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            ending.look()
+            assert not ending.asked and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 

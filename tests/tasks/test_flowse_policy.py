@@ -62,7 +62,7 @@ def test_noise_zero_gives_what_the_enhancer_gives(kind: str) -> None:
     explore = ALL[kind].model_copy(update={"noise": 0.0})
     made = policy(explore, seed=5)
     batch = clips(8000)
-    names = ["clip0"] if explore.shared_latent else ["clip0#0"]
+    names = [batch[0].draw] if explore.shared_latent else [f"{batch[0].draw}#0"]
     wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
     rollout = made.rollout(batch, group=2, seed=11)
     assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # another batch shape rounds otherwise
@@ -79,7 +79,7 @@ def test_noise_zero_is_the_ode_to_the_bit_at_the_same_batch_shape(kind: str) -> 
     made = policy(explore, seed=5)
     batch = clips(8000, 8000)
     rollout = made.rollout(batch, group=2, seed=11)
-    rows = [(b.noisy, f"{b.key}#{g}") for b in batch for g in range(2)]
+    rows = [(b.noisy, f"{b.draw}#{g}") for b in batch for g in range(2)]
     wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=16).infer([w for w, _ in rows], [name for _, name in rows])
     assert np.array_equal(_wavs(rollout), np.stack(wanted))
 

@@ -220,7 +220,7 @@ class AudioLM(LanguageModel):
         *,
         group: int = 1,
         sampling: Sampling | None = None,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         seed: int | Sequence[int] = 0,
         beams: int = 1,
     ) -> Generation:
@@ -233,7 +233,7 @@ class AudioLM(LanguageModel):
             prompts: B of them.
             group: rows a prompt; they stand next to each other.
             sampling: None: the likeliest token.
-            max_new_tokens: longest transcript, the stop token included.
+            max_new_tokens: longest transcript, the stop token included; or one a prompt (of beams, the largest).
             seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
             beams: more than 1: transformers' beam search, one row a prompt.
         """
@@ -243,14 +243,15 @@ class AudioLM(LanguageModel):
             named = ", ".join(f"{k} {v}" for k, v in self.overridden.items())
             say(f"the checkpoint's generation config is not applied ({named}): what is drawn is what is trained")
             self._warned = True
+        steps = np.broadcast_to(max_new_tokens, len(prompts)).tolist()
         room = getattr(self.net.config, "max_target_positions", None) if self.seq2seq else None
         if room is not None:
-            max_new_tokens = max(1, min(max_new_tokens, room - max(len(i) for i in prompts.ids)))
+            steps = np.minimum(steps, max(1, room - max(len(i) for i in prompts.ids))).tolist()
         if beams > 1:
-            return beam_search(self, prompts, beams, max_new_tokens)
+            return beam_search(self, prompts, beams, max(steps))
         ends: Any = {"stops": self.stops, "pad": self.pad}
         state = prefill(self, prompts)
-        return generate(state, group=group, steps=max_new_tokens, sampling=sampling, seed=seed, **ends)
+        return generate(state, group=group, steps=steps, sampling=sampling, seed=seed, **ends)
 
     def text(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Transcripts as they were written: no special tokens, no frame around them, and nothing cleaned up, loops least of all."""

@@ -90,11 +90,10 @@ class AsrPolicy(TokenPolicy):
         asked = {"language": self.sampling.language, "prompt": self.sampling.prompt}
         return (model or self.model).encode(wavs, **asked, grad=grad)
 
-    def _room(self, clips: Sequence[Clip]) -> int:
-        """Longest transcript in tokens."""
-        cfg = self.sampling
-        longest = max(c.noisy.shape[-1] for c in clips) / self.sample_rate
-        return cfg.max_new_tokens or max(LEAST_TOKENS, int(np.ceil(longest * cfg.tokens_per_s)))
+    def _room(self, clips: Sequence[Clip]) -> list[int]:
+        """Longest transcript of each in tokens, whatever batch it stands in."""
+        cfg, lengths = self.sampling, [c.noisy.shape[-1] / self.sample_rate for c in clips]
+        return [cfg.max_new_tokens or max(LEAST_TOKENS, int(np.ceil(s * cfg.tokens_per_s))) for s in lengths]
 
     def _sample(self, clip: Clip, text: str) -> Sample:
         return Sample(clip.key, clip.noisy, self.sample_rate, None, clip.text, clip.columns, hypothesis=text)

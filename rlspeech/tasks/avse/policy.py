@@ -134,7 +134,7 @@ class AvsePolicy(GaussianPolicy):
         old = self.model(data.noisy, data.video, data.present, data.samples)
         prompts = torch.arange(len(batch), device=data.noisy.device).repeat_interleave(group)
         active = self.kernel.active(old)
-        eps = self.noise([batch[p].key for p in prompts.tolist()], group, active.shape[1], seed)
+        eps = self.noise([batch[p].draw for p in prompts.tolist()], group, active.shape[1], seed)
         state = Decisions(data, old, eps.to(active.device) * active[prompts], prompts, active)
         logp = reduce(-0.5 * state.eps.square(), active[prompts], self.reduction)[:, None]
         wavs = self._decode(state, old, torch.arange(len(prompts), device=prompts.device))

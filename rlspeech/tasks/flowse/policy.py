@@ -71,7 +71,8 @@ class FlowPolicy(GaussianPolicy):
         from the policy's own latents in as many steps as the model takes at inference.
         """
         nfe = None if seed is None else self.schedule(np.random.default_rng([self.seed, seed]))[0]
-        names = [c.key if self.explore.shared_latent else f"{c.key}#0" for c in batch]
+        names = [c.key if seed is None else c.draw for c in batch]
+        names = names if self.explore.shared_latent else [f"{name}#0" for name in names]
         with self.adapted.reference() as model:
             enhancer = Enhancer(model, nfe=nfe, guidance=0.0, seed=self.seed + (seed or 0))
             wavs = enhancer.infer([c.noisy for c in batch], names)
@@ -104,7 +105,7 @@ class FlowPolicy(GaussianPolicy):
         shared, n = self.explore.shared_latent, len(batch) * group
         prompts = torch.arange(len(batch), device=device).repeat_interleave(group)
         states = torch.arange(len(batch), device=device) if shared else prompts  # prompt of every state so far
-        names = [c.key for c in batch] if shared else [f"{c.key}#{g}" for c in batch for g in range(group)]
+        names = [c.draw for c in batch] if shared else [f"{c.draw}#{g}" for c in batch for g in range(group)]
         y = y[states]
         mask = None if mask is None else mask[states]
         x = model.prior(y, latent(names, self.seed + seed, (y.shape[1], y.shape[2])).to(device))
@@ -115,7 +116,7 @@ class FlowPolicy(GaussianPolicy):
             if i in window:
                 site = Site(x, y, x1, i * dt, dt, mask)
                 rows = prompts if len(x) < n else torch.arange(n, device=device)
-                decision = self._decide(site, rows, [batch[p].key for p in prompts.tolist()], group, seed, i)
+                decision = self._decide(site, rows, [batch[p].draw for p in prompts.tolist()], group, seed, i)
                 x = self.kernel.act(site, decision.eps, rows)
                 decisions.append(decision)
                 y, mask = (y, mask) if len(y) == n else (y[rows], None if mask is None else mask[rows])

@@ -111,7 +111,8 @@ class TtsPolicy(TokenPolicy):
         state: TokenRollout = rollout.state
         width = max(1, int(state.mask[rows].sum(1).max()))
         ids, mask = (x[rows, :width].to(self.device) for x in (state.ids, state.mask))
-        seeds = [seed_of(seed, int(r)) for r in rows]
+        owners, group = state.prompts[rows].tolist(), self.config.group
+        seeds = [seed_of(seed, state.clips[p].draw, r % group) for p, r in zip(owners, rows.tolist(), strict=True)]
         if self.config.diffro.mode == "free":
             return self._free(state, rows, width, tau, hard, seeds)
         logits, codes = (

@@ -1,0 +1,152 @@
+"""Two processes that find each other by gloo are one process with the same batch: its losses, weights and rows of the log."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import warm
+from safetensors.numpy import load_file
+from tiny_recognisers import ROWS, write_corpus
+from tiny_recognisers import write_model as write_recogniser
+from tiny_speech import SMALL_RL, read_rows, write_model, write_pairs
+from tiny_tts import write_tts
+
+RTOL = 1e-5  # what differs is the order in which numbers are added
+OWN = ("time", "seconds", "memory_mb")  # columns of a process, a machine, a moment
+SMALL = {**SMALL_RL, "prompts_per_step": 4, "group": 2, "micro_batch": 1, "valid_items": 3, "steps": 2, "lr": 1e-3}
+
+
+def flowse(folder: Path) -> dict[str, Any]:
+    gain = {"kind": "gain", "noise": 0.3, "nfe": [2, 2], "bands": 4}
+    places = {"data": str(write_pairs(folder / "pairs", count=8)), "model": str(write_model(folder / "model"))}
+    rewards = [{"name": "si_sdr"}, {"name": "estoi", "weight": 0.5}]
+    what = {
+        "rewards": rewards,
+        "guards": [{"name": "stoi"}],
+        "explore": gain,
+        "clip_s": 0.8,
+        "updates_per_collection": 2,
+    }
+    return {"task": "flowse", "kl_beta": 0.1, "clip_range": "auto", **places, **what}
+
+
+def asr(folder: Path) -> dict[str, Any]:
+    model, valid = write_recogniser(folder / "model"), write_corpus(folder / "valid", ROWS[:2])
+    places = {"model": str(model), "data": str(write_corpus(folder / "data")), "valid": str(valid)}
+    return {"task": "asr", "truncated": "keep", "sampling": {"max_new_tokens": 4}, "dynamic_sampling": 1, **places}
+
+
+def tts(folder: Path) -> dict[str, Any]:
+    made = write_tts(folder)
+    what = {
+        "rewards": [{"name": "tts_duration_ratio", "weight": -1.0, "scale": "none"}],
+        "guards": [{"name": "tts_stopped"}],
+    }
+    what |= {"algo": "grpo+diffro", "diffro": {"reward": made["reward"], "on": "all"}, "kl_beta": 0.05}
+    return {"task": "tts", "model": made["model"], "data": made["data"], "valid": made["data"], **what}
+
+
+@cache
+def environment(folder: Path) -> dict[str, str]:
+    """A shell reads the shim while it runs: it is written once."""
+    return warm.environment(folder)
+
+
+def start(folder: Path, config: dict[str, Any], out: str, world: int, **env: str) -> list[subprocess.Popen[str]]:
+    """``rl`` in so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / f"{out}.json").write_text(json.dumps({**SMALL, **config}))
+    command, place = ["rlspeech", "rl", "--config", f"{out}.json", "--out", out], {"WORLD_SIZE": str(world), **env}
+    places = [{**place, "RANK": str(r), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for r in range(world)]
+    how: dict[str, Any] = {"cwd": folder, "text": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return [subprocess.Popen(command, env={**environment(folder), **p}, **how) for p in places]
+
+
+def texts(processes: list[subprocess.Popen[str]]) -> list[str]:
+    try:
+        return [p.communicate(timeout=90)[1] for p in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()  # which ends what it stands for
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if not k.startswith(OWN)} for r in read_rows(run)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [flowse, asr, tts])
+def test_two_processes_are_one(task: Any, tmp_path: Path) -> None:
+    config = task(tmp_path / "given")
+    both, alone = start(tmp_path, config, "two", 2), start(tmp_path, config, "one", 1)
+    said = texts(both) + texts(alone)
+    assert [p.returncode for p in both + alone] == [0, 0, 0], said
+    assert said[1] == "" and "a step = 4 prompts x 2 rollouts = 8 rollouts" in said[0]
+    one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
+    assert [r.keys() for r in one] == [r.keys() for r in two] and any("grad_norm" in r for r in one)
+    for ours, theirs in zip(two, one, strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, rel=RTOL, abs=1e-6) if isinstance(value, float) else value), name
+    scored = [(tmp_path / out / "scores.jsonl").read_text().splitlines() for out in ("two", "one")]
+    for ours, theirs in zip(*(map(json.loads, lines) for lines in scored), strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, rel=RTOL, abs=1e-6) if isinstance(value, float) else value), name
+    kept = [{p.relative_to(tmp_path / out) for p in (tmp_path / out / "samples").rglob("*")} for out in ("two", "one")]
+    assert kept[0] == kept[1]
+    for name in ("model.safetensors", "state.safetensors"):
+        ours, theirs = (load_file(tmp_path / out / "checkpoints/step_000002" / name) for out in ("two", "one"))
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if "rng" not in key:
+                np.testing.assert_allclose(ours[key], value, rtol=RTOL, atol=1e-6 * max(1.0, np.abs(value).max()))
+
+
+def test_a_process_that_dies_ends_the_others_and_ctrl_c_all_of_them(tmp_path: Path) -> None:
+    config = {**flowse(tmp_path / "given"), "steps": 5000, "save_every": 1, "valid_every": 5000}
+    latest, both = tmp_path / "run" / "checkpoints" / "latest", start(tmp_path, config, "run", 2)
+    wait_for(latest)
+    both[1].send_signal(signal.SIGTERM)
+    began_s, (said, other) = time.monotonic(), texts(both)
+    assert time.monotonic() - began_s < 60 and both[0].returncode == 2 and both[1].returncode != 0
+    assert (
+        said.count("error:") == 1
+        and "another process of this run has ended" in said
+        and "Traceback" not in said + other
+    )
+    step = int(latest.read_text().strip().removeprefix("step_"))
+    assert step > 0 and (tmp_path / "run" / "report.html").is_file()
+
+    again = start(tmp_path, config, "run", 2)  # the same command continues
+    wait_for(tmp_path / "run" / "checkpoints" / f"step_{step + 2:06d}")
+    again[1].send_signal(signal.SIGINT)  # in any of them
+    said, other = texts(again)
+    assert [p.returncode for p in again] == [130, 130] and f"resumed at step {step}" in said and other == ""
+    rows = [r["step"] for r in read_rows(tmp_path / "run") if "reward" in r]
+    assert latest.read_text().strip() == f"step_{rows[-1]:06d}" and rows == list(range(1, rows[-1] + 1))
+
+
+def test_what_is_wrong_for_all_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    both = start(tmp_path, {"task": "flowse", "model": str(tmp_path / "empty")}, "run", 2)
+    said, other = texts(both)
+    assert [p.returncode for p in both] == [2, 2] and said.count("error:") == 1 and other == ""
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} does not appear")
