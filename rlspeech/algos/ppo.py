@@ -25,9 +25,16 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.critic import Critic
-from rlspeech.algos.math import Advantage, decision_rewards, explained_variance, gae, relative_advantage, whitened
+from rlspeech.algos.math import (
+    Advantage,
+    decision_rewards,
+    explained_variance,
+    gae,
+    micro_batches,
+    relative_advantage,
+    whitened,
+)
 from rlspeech.algos.math import divergence as distances
-from rlspeech.algos.math import micro_batches
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
 from rlspeech.rewards.encoders import Cache
