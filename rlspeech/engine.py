@@ -120,11 +120,6 @@ class Ranks:
         whole = Rollout(group, torch.zeros(mask.shape), mask, [], None, finished)
         return whole, mine, tuple({k: v[order] for k, v in c.items()} for c in others)
 
-    def say(self, message: str) -> None:
-        """``log.say`` in rank 0."""
-        if self.is_main:
-            log.say(message)
-
 
 def _stacked(parts: Sequence[Columns]) -> Columns:
     """Arrays of all parts behind each other, those (n, S) as wide as the widest; a part without rows may lack some."""
