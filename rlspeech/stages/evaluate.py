@@ -74,9 +74,9 @@ def run(config: Evaluate) -> dict[str, Any]:
     with Run.create(config.out, "eval", config, neutral=(*NEUTRAL, *evaluation.neutral)) as folder, Watchdog() as dog:
         folder.note(device=engine.reason, manifest=str(manifest))
         counts = (several(len(utts), "utterance"), several(len(systems), "system"), several(len(metrics), "metric"))
-        engine.say(", ".join([*counts, engine.reason]))
+        log.say(", ".join([*counts, engine.reason]))
         for note in notes:
-            engine.say(note)
+            log.say(note)
         evaluation.device, table = engine.device, ScoreTable(folder.path, metrics)
         if evaluation.recounted:
             table.rows.clear()
@@ -141,7 +141,7 @@ def _score(answers: Answers, utts: Rows, scorer: Scorer, engine: Engine, dog: Wa
     """Answer and score what has no row yet; the CPU metrics of one batch run while the next one is answered."""
     todo, name, table, size = answers.todo(utts), answers.name, answers.table, answers.config.batch
     if not todo:
-        engine.say(f"{name}: all {len(utts)} utterances are scored already")
+        log.say(f"{name}: all {len(utts)} utterances are scored already")
         return
     waiting: tuple[Pending, list[Sample]] | None = None
     with log.progress(len(utts), name, "utterances", start=len(utts) - len(todo)) as bar:
