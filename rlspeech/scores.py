@@ -143,8 +143,12 @@ class ScoreFile(_Rows):
         self.meta = _read_json(self.meta_path)
         if not isinstance(self.meta.get("systems"), dict):
             self.meta = {"systems": {}}
-        known = self.meta["systems"].setdefault(system, {"metrics": {}})["metrics"]
-        self.outdated = [n for n, m in metrics.items() if n in known and _identity(known[n]) != _identity(m)]
+        facts = self.meta["systems"].setdefault(system, {"metrics": {}})
+        known, before = facts["metrics"], facts.get("input")
+        moved = isinstance(before, dict) and bool(before.get("resampled"))  # then the rate of a metric matters too
+        self.outdated = [
+            n for n, m in metrics.items() if n in known and _identity(known[n], moved) != _identity(m, moved)
+        ]
         stale = [n for n in metrics if n in self.outdated or n not in known]
         for row, name in ((r, n) for (owner, _), r in self.rows.items() if owner == system for n in stale):
             row.pop(name, None)
@@ -186,8 +190,9 @@ class ScoreFile(_Rows):
         write_json(self.meta_path, self.meta)
 
 
-def _identity(facts: dict[str, Any]) -> str:
-    return json.dumps(log.plain([facts.get("version"), facts.get("options")]), sort_keys=True)
+def _identity(facts: dict[str, Any], rate: bool) -> str:
+    own = [facts.get("version"), facts.get("options"), facts.get("sample_rate") if rate else None]
+    return json.dumps(log.plain(own), sort_keys=True)
 
 
 class ScoreTable(_Rows):

@@ -64,7 +64,8 @@ class Item:
 
     def stamp(self) -> str:
         """Changes when the audio, the reference or the texts do: a score of an older file is then not taken for this one's."""
-        facts = [self.text, self.offset_s, self.duration_s]
+        piece = self.offset_s or self.columns.get("segment")
+        facts = [self.text, self.offset_s, self.duration_s if piece else None]
         if self.hypothesis is not None:
             facts += [self.hypothesis, *(self.columns.get(k) for k in ("language", "keywords"))]
         for path in (self.audio, self.target):

@@ -258,7 +258,7 @@ class PesqNb(PesqWb):
 class Stoi(_Paired):
     """``stoi`` and ``estoi`` from one front end."""
 
-    version = "stoi-2 (as pystoi 0.4, from the file's rate to 10 kHz)"
+    version = "stoi-1 (as pystoi 0.4)"
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
         try:
@@ -275,7 +275,7 @@ class SiSdr(_Paired):
         max_lag_ms: how far a shift is looked for.
     """
 
-    version = "si-sdr-2 (zero mean, at the file's rate)"
+    version = "si-sdr-1 (zero mean)"
 
     def __init__(self, max_lag_ms: float = 250.0) -> None:
         self.max_lag_ms = max_lag_ms
@@ -292,7 +292,7 @@ class SiSdr(_Paired):
 class Lsd(_Paired):
     """``lsd``: log-spectral distance in dB."""
 
-    version = "lsd-2 (32 ms, hop 8 ms, floor -80 dB, at the file's rate)"
+    version = "lsd-1 (n_fft 512, hop 128, floor -80 dB)"  # at 16 kHz
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
         n_fft, hop = round(0.032 * sample_rate), round(0.008 * sample_rate)  # 512 and 128 at 16 kHz
