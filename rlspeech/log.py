@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import textwrap
 import threading
@@ -39,6 +40,9 @@ quiet = False  # nothing but errors, and data that was asked for (JSON, transcri
 json_mode = False  # stdout is one JSON object; tables move to stderr
 speaks = False  # this process has an error that rank 0 does not know of
 unread = False  # a table could not be shown: nothing reads stdout any more
+# what asks a process to end: Ctrl-C, a scheduler, a terminal that is closed
+SIGNALS = [s for s in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")) if s is not None]
+ended_by = signal.SIGINT  # the signal that has asked this process to end
 _file: TextIO | None = None
 _took_s: dict[str, float] = {}  # how long ``waiting`` lasted the last time
 

@@ -293,7 +293,7 @@ def test_head_gets_its_lines() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_end_a_command_with_the_codes_that_shells_know(number: int, code: int) -> None:
     start = """
 import sys, rlspeech.cli
@@ -309,7 +309,7 @@ rlspeech.cli.main()
     assert process.stderr is not None and process.stderr.readline() == "up\n"
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == code and "Traceback" not in said and ("kept" in said) == (code == 130)
+    assert process.returncode == code and "Traceback" not in said and "kept" in said
 
 
 # ---- paths on stdin

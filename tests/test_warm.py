@@ -33,7 +33,7 @@ def test_streams_folder_environment_and_exit_codes_are_the_callers(tmp_path: Pat
     assert ends.stdout.splitlines()[-1] == "141", ends
 
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 
 
 @pytest.mark.parametrize(("number", "code"), CODES.items())

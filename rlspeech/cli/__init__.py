@@ -50,8 +50,8 @@ app = typer.Typer(
     help="Post-train speech models with reinforcement learning: prepare -> pretrain -> reward -> rl -> eval.",
     epilog="Example: rlspeech doctor && rlspeech rl --algo grpo --task flowse\n\n"
     "Every command has --help with an example. Exit codes: 0 done (also when a guard or --max-minutes stopped a run), 2 a "
-    "mistake that you can fix (what, why, what to try), 130 Ctrl-C (what was written is kept), 141 the output was closed "
-    "(| head), 1 a bug or out of memory (--debug shows the traceback).",
+    "mistake that you can fix (what, why, what to try), 130 Ctrl-C (143 SIGTERM, 129 SIGHUP; what was written is kept), 141 the output was "
+    "closed (| head), 1 a bug or out of memory (--debug shows the traceback).",
 )
 prepare_help = "Make manifests from a corpus on disk and check every file."
 app.add_typer(prepare.app, name="prepare", help=prepare_help, cls=Group)

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -317,15 +318,21 @@ def listed(inputs: Sequence[str]) -> list[str]:
 def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
     """Turn exceptions into a message and an exit code.
 
-    2 for what the user can put right, 130 for Ctrl-C, 141 where nothing reads the output any more, 1 for the rest.
+    2 for what the user can put right, 128 and the signal's number for a signal (130 for Ctrl-C, 143 for SIGTERM), 141 where nothing reads
+    the output any more, 1 for the rest.
     """
+    log.ended_by = signal.SIGINT
+    for number in log.SIGNALS[1:]:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(number, _as_ctrl_c)
     try:
         yield
     except (typer.Exit, SystemExit):
         raise
     except KeyboardInterrupt:
         kept = "interrupted; what was written is kept, and the same command continues where that is possible"
-        _fail(shared, 130, UserError(kept), None)
+        _fail(shared, 128 + log.ended_by, UserError(kept), None)
     except UserError as error:
         _fail(shared, 2, error, error)
     except BrokenPipeError as error:
@@ -351,6 +358,11 @@ def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
                 f"out of memory: {line}", "", "a smaller micro_batch, batch or clip_s (--set micro_batch=1)"
             )
         _fail(shared, 1, shown, error)
+
+
+def _as_ctrl_c(number: int, *_: object) -> NoReturn:
+    log.ended_by = signal.Signals(number)
+    raise KeyboardInterrupt
 
 
 def reader_left() -> bool:
@@ -384,7 +396,7 @@ def _fail(shared: Mapping[str, Any], code: int, shown: UserError, error: BaseExc
     if not (log.is_main() or log.speaks):
         raise typer.Exit(code) from error
     with contextlib.suppress(OSError):  # nothing reads it, or it is a full disk
-        print(log.printable(f"{'error: ' if code != 130 else ''}{shown}"), file=sys.stderr)
+        print(log.printable(f"{'error: ' if code < 128 else ''}{shown}"), file=sys.stderr)
         if shared["json_mode"] and log.is_main():
             _print_error(shown.what, shown.why, shown.try_this, code)
     raise typer.Exit(code) from error

@@ -31,37 +31,38 @@ class End:
 
 
 class Ending:
-    """What ends a loop of steps before its last one: the minutes are over, by the clock of rank 0, or Ctrl-C in any process.
+    """What ends a loop of steps before its last one: the minutes are over, by the clock of rank 0, or a signal to any process.
 
-    All processes decide together, after each step. At Ctrl-C the step at hand is finished and saved first, a second one ends at once; of
-    several processes a launcher passes on what the terminal has sent already, so that there the second must come ``REPEAT_S`` later.
+    Ctrl-C, and what a scheduler or a closed terminal sends (SIGTERM, SIGHUP), are one. All processes decide together, after each step.
+    The step at hand is finished and saved first, a second Ctrl-C ends at once; of several processes a launcher passes on what the
+    terminal has sent already, so that there the second must come ``REPEAT_S`` later.
 
     Attributes:
-        late, asked: the minutes are over; Ctrl-C was pressed. As of the last ``look``.
+        late, asked: the minutes are over; a signal has come. As of the last ``look``.
     """
 
     def __init__(self, ranks: Ranks, minutes: float | None) -> None:
         self.late = self.asked = False
         self._ranks, self._minutes, self._began_s = ranks, minutes, time.monotonic()
-        self._before: Any = None
+        self._before = dict[int, Any]()
         self._pressed_s: float | None = None
 
     def __enter__(self) -> Ending:
-        # a background job ignores Ctrl-C, and goes on to
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            with suppress(ValueError):  # not the main thread
-                self._before = signal.signal(signal.SIGINT, self._press)
+        for number in log.SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a background job ignores Ctrl-C, and goes on to
+                with suppress(ValueError):  # not the main thread
+                    self._before[number] = signal.signal(number, self._press)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def _press(self, *_: object) -> None:
-        now = time.monotonic()
+    def _press(self, number: int, *_: object) -> None:
+        log.ended_by, now = signal.Signals(number), time.monotonic()
         if self._pressed_s is None:
             self._pressed_s = now
-            log.say("interrupted; finishing this step and saving it (Ctrl-C again: at once)")
+            log.say(f"{log.ended_by.name}: finishing this step and saving it (Ctrl-C again: at once)")
         elif self._ranks.world == 1 or now - self._pressed_s > REPEAT_S:
             raise KeyboardInterrupt
 

@@ -112,7 +112,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
 
     def update(self: pretrain.Trainer, clips: Any) -> dict[str, float]:
         for _ in range(pressed.pop(0) if self.step in (0, 1) and pressed else 0):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
         return real(self, clips)
 
     monkeypatch.setattr(pretrain.Trainer, "update", update)
