@@ -1,9 +1,9 @@
 """What a file of sound is and holds: one list of kinds and one reader for every command.
 
 How long a recording is, is what decodes of it; what its header promises is believed only where that is the same by construction.
-libsndfile reads what it reads to the end; PyAV (FFmpeg) reads the rest: containers (m4a, mp4 ...), FLAC from a pipe, whose header has no
-length, MP3 whose first frame does not count the others (variable rates, joined files), and what libsndfile refuses. Joined Ogg files
-(chained streams) and FLAC files are read one after the other.
+libsndfile reads what it reads to the end; PyAV (FFmpeg) reads the rest: containers (m4a, mp4 ...), FLAC from a pipe, whose header has
+no length, MP3 whose first frame does not count the others (variable rates, joined files), joined FLAC, and what libsndfile refuses.
+Joined Ogg files (chained streams) are read one after the other.
 """
 
 from __future__ import annotations
@@ -34,19 +34,15 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf"
     ",mp3,aac,flac,wav,w64,aiff,au,caf,amr,nistsphere"
 )
-# a header beyond these is damaged, and would ask for absurd memory
 CANCELLED = 1e-3  # of the power of a file's channels, in their mean
+# a header beyond these is damaged, and would ask for absurd memory
 MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768_000, 64
 MOST = 2**28  # samples that are asked for at once; beyond it a header may be wrong, and blocks are read
 BLOCK = 2**20
 TOLERANCE_S = 0.1  # between what a header promises and what decodes
 LFS_HEAD = b"version https://git-lfs"
-OUTER = {
-    b"FORM": (4, ">I", 8),
-    b"RF64": (20, "<Q", 8),
-    b"riff": (16, "<Q", 0),
-    b".snd": (8, ">I", 24),
-}  # where a file's own size stands
+# where a file's own size stands
+OUTER = {b"FORM": (4, ">I", 8), b"RF64": (20, "<Q", 8), b"riff": (16, "<Q", 0), b".snd": (8, ">I", 24)}
 remarks: dict[str, str] = {}  # files of which less could be read than they promise -> what is wrong with them
 
 
@@ -380,22 +376,19 @@ def _info(path: str, _state: tuple[int, ...]) -> SoundInfo:
 
 
 def _links(path: Path) -> list[bytes]:
-    """The Ogg or FLAC files that were joined to make this one; none where it is a single one, or something else."""
+    """The Ogg files that were joined to make this one; none where it is a single one, or something else."""
     with path.open("rb") as file:
-        if (magic := file.read(4)) not in (b"OggS", b"fLaC"):
+        if file.read(4) != b"OggS":
             return []
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            starts, behind = list[int](), 0
-            for found in re.finditer(rb"OggS\0[\2\6]" if magic == b"OggS" else rb"fLaC\0\0\0\x22", content):
+            starts, behind = list[int](), -1
+            for found in re.finditer(rb"OggS\0[\2\6]", content):  # the first page of a stream
                 at = found.start()
-                if at != behind or not starts:  # Ogg streams that run side by side begin together
-                    starts.append(at)
-                if magic == b"OggS":
-                    lacing = content[at + 27 : at + 27 + content[at + 26]]
-                    behind = at + 27 + len(lacing) + sum(lacing)
-            return (
-                [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)] if starts[1:] else []
-            )
+                starts += [at] if at != behind else []  # streams that run side by side begin together
+                lacing = content[at + 27 : at + 27 + content[at + 26]]
+                behind = at + 27 + len(lacing) + sum(lacing)
+            ends = [*starts[1:], len(content)]
+            return [content[a:b] for a, b in zip(starts, ends, strict=True)] if len(starts) > 1 else []
 
 
 def _promised(path: Path, samples: int) -> tuple[float, bool]:
@@ -410,6 +403,9 @@ def _promised(path: Path, samples: int) -> tuple[float, bool]:
             claimed = struct.unpack_from(form, head, at)[0]
             whole = _streamed(claimed, 8 * struct.calcsize(form)) or claimed + more <= size + 64
             return samples if whole else samples * claimed / size, True
+        if head[:4] == b"fLaC":
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return samples, content.find(b"fLaC\0\0\0\x22", 4) < 0
         if head[:7] == b"NIST_1A" and (found := re.search(rb"sample_count -i (\d+)", head + file.read(984))):
             return int(found[1]), True
         while head[:3] == b"ID3":
@@ -419,9 +415,8 @@ def _promised(path: Path, samples: int) -> tuple[float, bool]:
         if head[:1] != b"\xff" or head[1:2] < b"\xe0":
             return samples, True
         file.seek(start)
-        first = file.read(
-            192
-        )  # the first frame of most MP3 files says how many frames there are, and how many bytes they take
+        # the first frame of most MP3 files says how many frames there are, and how many bytes they take
+        first = file.read(192)
         at = max(first.find(b"Xing"), first.find(b"Info"))
         if at < 0 or len(first) < 192 or first[at + 7] & 3 != 3:
             return 0, False

@@ -68,7 +68,7 @@ WHOLE = {
     "joined.mp3": (VBR + encoded("MP3", bitrate_mode="CONSTANT"), 4.0),
     "chained.ogg": (OGG + OGG, 4.0),
     "chained.opus": (OPUS * 3, 6.0),
-    "joined.flac": (FLAC + FLAC, 4.0),
+    "joined.flac": (FLAC + total(FLAC, 0), 4.0),
     "size-1.caf": (encoded("CAF").replace(b"data" + struct.pack(">Q", 64004), b"data" + b"\xff" * 8), 2.0),
 }
 CUT = {
