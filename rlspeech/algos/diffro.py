@@ -44,6 +44,7 @@ from rlspeech.algos.update import (
     flat_gradient,
     rows_of,
 )
+from rlspeech.config import RL
 from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
 from rlspeech.types import RelaxPolicy, Rollout, Sample, SoftReward, UserError
 
@@ -169,6 +170,11 @@ class DiffRO(_Soft):
     """The differentiable reward alone. The run's rewards are measured at validation; rollouts are not scored, only relaxed."""
 
     name = "diffro"
+
+    def check(self, config: RL) -> None:
+        if config.change_weight:
+            why = "its KL is the output's change already, over 2 noise^2"
+            raise UserError("diffro has no change_weight", why, "--set kl_beta=0.1")
 
     def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """Nothing: no sampled reward takes part."""

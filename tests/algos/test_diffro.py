@@ -254,6 +254,8 @@ def test_what_it_needs_is_said(algo: str) -> None:
     with pytest.raises(UserError, match="relax"):
         algorithm(algo, Chain(supports=frozenset({"sample"})))
     policy = Chain()
+    with pytest.raises(UserError, match="change_weight"):  # its KL is that already
+        algorithm("diffro", change_weight=1.0)
     with pytest.raises(UserError, match="--algo grpo"):
         get_algorithm(config(algo), policy, torch.optim.SGD(policy.parameters(), 1.0))
 
