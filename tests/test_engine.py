@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from rlspeech import processes
 from rlspeech.engine import Engine, Watchdog, seed_all
 from rlspeech.parallel import physical_cores
 from rlspeech.types import UserError
@@ -110,6 +112,45 @@ def test_a_config_that_asks_for_nothing_is_taken(monkeypatch: pytest.MonkeyPatch
     for name, value in {"MIXED_PRECISION": "no", "USE_FSDP": "false", "DYNAMO_BACKEND": "NO"}.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
     assert Engine("cpu").world == 1
+
+
+class Store(dict[str, int]):
+    """Counters, as of a store in which processes meet."""
+
+    def add(self, name: str, count: int) -> int:
+        self[name] = self.get(name, 0) + count
+        return self[name]
+
+
+def test_a_process_without_a_sign_of_life_ends_the_one_that_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+
+    def end(code: int) -> None:
+        ended.set()
+        raise SystemExit(code)
+
+    monkeypatch.setattr(processes, "BEAT_S", 0.01)
+    monkeypatch.setattr(processes, "SILENT_S", 0.1)
+    monkeypatch.setattr(os, "_exit", end)
+    store = Store()
+    beats = [processes.Heartbeat(store, rank, 2) for rank in range(2)]
+    for beat in beats:
+        beat.start()
+    assert not ended.wait(0.4)  # both live
+    beats[1]._end()
+    assert ended.wait(5) and "number 1" in capsys.readouterr().err
+
+
+def test_an_error_is_printed_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE_S", 0.0)
+    store, own, lost = Store(), UserError("no such model"), processes.LostProcess("closed")
+    first, second, third = (processes.Heartbeat(store, rank, 3) for rank in range(3))
+    assert first._speaks(own) and not second._speaks(own) and not third._speaks(lost)
+    alone = [processes.Heartbeat(Store(), rank, 3) for rank in (1, 2)]
+    alone[1].store = alone[0].store
+    assert [beat._speaks(lost) for beat in alone] == [True, False]  # of a process that was killed, one tells
 
 
 def test_seed_all_repeats() -> None:

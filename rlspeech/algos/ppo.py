@@ -106,6 +106,8 @@ class RelativePPO(PPO):
         clips = list(new.values())
         seeded = "latent" in policy.supports  # the base's output hangs on the collection's seed: nothing to keep
         made = (policy.base(clips, seed=seed) if seeded else policy.base(clips)) if clips else []
+        for sample, name in zip(made, new, strict=True):
+            sample.group = names.index(name)  # beside the rollouts, for rewards that compare
         columns = scorer.score([*rollout.samples, *made])
         for i, name in enumerate(new, start=len(rollout.samples)):
             values = [(column, scores[i].value) for column, scores in columns.items()]

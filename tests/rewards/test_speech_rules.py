@@ -108,6 +108,10 @@ def test_duration_is_the_distance_from_the_groups_median_of_rows_that_stopped():
     rows += [spoken("a", tokens=[]), spoken("a", tokens=range(200), finished=False)]
     values = [s.value for s in scores(rows, "tts_duration")["tts_duration"]]
     assert values == pytest.approx([-1 / 11, -1 / 11, -9 / 11, 0.0, -1.0, -189 / 11])  # of 0, 10, 12, 20
+    for row, prompt in zip(rows, (0, 0, 1, 1, 1, 1), strict=True):
+        row.group = prompt  # the same text twice in a batch
+    values = [s.value for s in scores(rows, "tts_duration")["tts_duration"]]
+    assert values == pytest.approx([-1 / 11, -1 / 11, -1.0, 0.0, -1.0, -19.0])  # of 10, 12; of 0, 20
     never = scores([spoken("a", tokens=range(n), finished=False) for n in (10, 20)], "tts_duration")["tts_duration"]
     assert [s.value for s in never] == pytest.approx([-1 / 3, -1 / 3])
     empty = scores([spoken("a", tokens=[]), spoken("a", tokens=[])], "tts_duration")["tts_duration"]

@@ -159,7 +159,7 @@ def test_the_change_is_that_of_the_outputs(lora: Lora | None) -> None:
     wanted = [np.square(a - b.wav).sum() / np.square(b.wav).sum() for a, b in pairs]
     change = made.log_prob(rollout, rows, with_kl=True).change
     assert change is not None and min(wanted) > 1e-4
-    np.testing.assert_allclose(change.detach()[::2, 0], wanted, rtol=0.05)  # but for half a window at the end
+    np.testing.assert_allclose(change.detach()[::2, 0], wanted, rtol=0.1)  # but for half a window at the end
     pull, size = flat_gradient(change.sum(), made.parameters()), [p.numel() for p in made.parameters()]
     for p, step in zip(made.parameters(), pull.split(size), strict=True):
         p.data -= 1e-3 * step.view_as(p) / pull.norm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -419,3 +420,19 @@ def test_hard_is_exactly_one_hot_and_soft_sums_to_one() -> None:
     hard, soft = (relaxed_tokens(logits, noise, 0.3, h) for h in (True, False))
     assert set(hard.unique().tolist()) == {0.0, 1.0} and torch.equal(hard.argmax(-1), soft.argmax(-1))
     torch.testing.assert_close(soft.sum(-1), torch.ones(2, 3))
+
+
+def test_the_same_text_twice_is_answered_twice_and_relaxed_by_noise_of_its_own() -> None:
+    p, twice = policy(), [CLIPS[0], replace(CLIPS[0], place=1)]
+    made = p.rollout(twice, group=2, seed=2)
+    alone = p.rollout(twice[1:], group=2, seed=2)  # as another process would that has it alone
+    ids, mask = made.state.ids, made.mask
+    assert not torch.equal(ids[:2], ids[2:])
+    assert [s.tokens.tolist() for s in alone.samples] == [s.tokens.tolist() for s in made.samples[2:]]
+    assert [s.tokens.tolist() for s in p.rollout(twice[:1] * 2, group=2, seed=2).samples[2:]] == [
+        s.tokens.tolist() for s in made.samples[:2]
+    ]
+    soft = p.relax(made, torch.arange(4), tau=1.0, hard=False, seed=5).soft
+    other = p.relax(alone, torch.arange(2), tau=1.0, hard=False, seed=5).soft
+    torch.testing.assert_close(other, soft[2:, : other.shape[1]], rtol=1e-4, atol=1e-6)
+    assert mask.any() and not torch.allclose(soft[0, 0], soft[1, 0])

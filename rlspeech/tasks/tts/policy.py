@@ -111,8 +111,10 @@ class TtsPolicy(TokenPolicy):
         state: TokenRollout = rollout.state
         width = max(1, int(state.mask[rows].sum(1).max()))
         ids, mask = (x[rows, :width].to(self.device) for x in (state.ids, state.mask))
-        owners, group = state.prompts[rows].tolist(), self.config.group
-        seeds = [seed_of(seed, state.clips[p].draw, r % group) for p, r in zip(owners, rows.tolist(), strict=True)]
+        owners = state.prompts[rows]
+        members = rows - torch.searchsorted(state.prompts, owners)
+        pairs = zip(owners.tolist(), members.tolist(), strict=True)
+        seeds = [seed_of(seed, state.clips[p].draw, member) for p, member in pairs]
         if self.config.diffro.mode == "free":
             return self._free(state, rows, width, tau, hard, seeds)
         logits, codes = (
