@@ -35,17 +35,21 @@ if [ ! -f "$out/reward/config.json" ]; then
 fi
 reward=$out/reward
 
-running=()
-trap 'for run in "${running[@]}"; do kill "${run%% *}" 2> /dev/null || true; done' EXIT
+mkdir -p "$out"
+rm -f "$out"/*.failed
+trap 'jobs -p | xargs -r kill 2> /dev/null || true' EXIT
 side() { # NAME COMMAND...: run it beside others, its output in a file
   local name=$1; shift
   while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do sleep 0.2; done
-  "$@" > "$out/$name.log" 2>&1 &
-  running+=("$! $name"); echo "$(date +%T) $name"
+  { "$@" > "$out/$name.log" 2>&1 || touch "$out/$name.failed"; } &
+  echo "$(date +%T) $name"
 }
-finish() {
-  local run; for run in "${running[@]}"; do wait "${run%% *}" || { tail -20 "$out/${run#* }.log"; echo "${run#* } failed"; exit 1; }; done
-  running=()
+finish() { # wait for all of them; `wait PID` does not know what has ended a while ago
+  local failed; wait
+  for failed in "$out"/*.failed; do
+    [ -e "$failed" ] || continue
+    tail -20 "${failed%.failed}.log"; echo "$(basename "${failed%.failed}") failed"; exit 1
+  done
 }
 
 tune() { # NAME SEED OPTIONS...
@@ -58,7 +62,6 @@ posterior="token_posterior[model=$reward,nll_scale=1]"
 r1="{name: \"$posterior\", scale: none}, {name: \"token_quality[model=$reward]\", scale: none, weight: 0.25}"
 r2='{name: tts_duration, scale: none}'
 r3='{name: tts_token_diversity, scale: none, weight: 0.5}, {name: tts_pitch_std, scale: none, weight: 0.5}'
-mkdir -p "$out"
 watch='guards: [tts_cer]'  # watched only, without a limit: every arm runs to its end
 printf '%s\n' "rewards: [$r1]" "$watch" > "$out/r1.yaml"
 printf '%s\n' "rewards: [$r1, $r2]" "$watch" > "$out/r12.yaml"
