@@ -211,8 +211,11 @@ def test_scores_are_kept_and_columns_added() -> None:
     kept = plant("scores/scores.jsonl", 0, si_sdr=-77.25)
     before = by_item("scores/scores.jsonl")
     summary = call(*REWARD)
-    assert by_item("scores/scores.jsonl") == before and summary["n"] == 3
-    assert summary["metrics"]["si_sdr"]["lo"] == kept["si_sdr"]
+    after = by_item("scores/scores.jsonl")
+    changed = {k for item, row in before.items() for k in row if after[item].get(k) != row[k]}
+    assert changed <= {"asr_wer", "normaliser"}, "the default normaliser of texts is a younger one"
+    assert summary["n"] == 3 and summary["metrics"]["si_sdr"]["lo"] == kept["si_sdr"]
+    before = after
     call(*REWARD, "--reward", "lsd")
     after = by_item("scores/scores.jsonl")
     assert all(after[item].pop("lsd") > 0 and after[item] == row for item, row in before.items())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from rlspeech.config import Evaluate
 from rlspeech.data.batches import columns_of
 from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.files import parse_json
 from rlspeech.log import several
 from rlspeech.models.hub import fingerprint
 from rlspeech.report.build import compared, print_table, write_page
@@ -55,7 +57,7 @@ def run(config: Evaluate) -> dict[str, Any]:
         UserError: data, checkpoint, metric or baseline that cannot be used; no utterance that could be scored.
     """
     began_s, task = time.monotonic(), get_task(config.task)
-    evaluation: Evaluation = task.evaluation(config)
+    evaluation: Evaluation = task.evaluation(_as_begun(config))
     config = evaluation.config
     manifest = task.demo("test") if config.data is None else find_manifest(config.data, recipe=False)
     if manifest.suffix == ".json" and not holds_rows(manifest):
@@ -118,6 +120,18 @@ def _baseline(config: Evaluate, systems: Sequence[System]) -> str | None:
     if not models:
         return None
     return config.baseline or (models[0] if len(models) > 1 else next((n for n in names if n not in models), None))
+
+
+def _as_begun(config: Evaluate) -> Evaluate:
+    """The settings with the normaliser by which the folder's evaluation was begun, where none is given: the default may be younger."""
+    try:
+        text = (Path(config.out or "") / "config.resolved.json").read_text(encoding="utf-8")
+        known = (
+            {} if "normaliser" in config.model_fields_set else {"normaliser": parse_json(text.encode())["normaliser"]}
+        )
+        return config.model_copy(update=known)
+    except (OSError, ValueError, KeyError, TypeError):
+        return config
 
 
 def _fingerprint(system: System, task: str) -> str:
