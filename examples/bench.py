@@ -87,7 +87,7 @@ def bench_pool(workers: int, repeats: int) -> list[Any]:
     from rlspeech.rewards.base import available
     from rlspeech.rewards.scorer import Scorer
 
-    usable = {column for info in available() if info.usable for column in info.columns}
+    usable = {column for entry, why_not in available() if not why_not for column in entry.columns}
     names = [n for n in ("pesq_wb", "stoi", "estoi") if n in usable]
     batch = samples(12, 2.0)
     with Scorer(names, workers=workers) as pool, Scorer(names, workers=0) as serial:

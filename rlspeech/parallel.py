@@ -83,25 +83,15 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
         TimeoutError: it took longer.
         Exception: what ``work`` raises; one that would end the process (``sys.exit``) is a ``RuntimeError``.
     """
-    done = list[Result]()
-    failed = list[BaseException]()
+    from pebble.concurrent import thread
 
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if done:
-        return done[0]
-    if not failed:
+    future = thread(work)()
+    if not wait([future], seconds).done:
         raise TimeoutError(f"took longer than {seconds:g} s")
-    if isinstance(failed[0], Exception):
-        raise failed[0]
-    raise RuntimeError(f"it raised {type(failed[0]).__name__}") from failed[0]
+    error = future.exception()
+    if error is not None and not isinstance(error, Exception):
+        raise RuntimeError(f"it raised {type(error).__name__}") from error
+    return future.result()
 
 
 def one_by_one(

@@ -92,11 +92,8 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     begun(tmp_path)
     with pytest.raises(UserError) as caught:
         Run.create(tmp_path, "rl", Config(lr=0.5, model=Inner(dim=8), workers=0))
-    assert (
-        "lr: 0.001 then, 0.5 now" in caught.value.why
-        and "model.dim" in caught.value.why
-        and "workers" not in caught.value.why
-    )
+    assert "lr: 0.001 then, 0.5 now" in caught.value.why and "model.dim" in caught.value.why
+    assert "workers" not in caught.value.why
     assert "--out NEW" in caught.value.try_this
     with pytest.raises(UserError, match="another stage"):
         Run.create(tmp_path, "eval", Config())
@@ -213,10 +210,8 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path: Path) -> None:
         for step in (10, 20, 30, 40):
             path = run.checkpoints.save(step, _write, {}, best=step == 10)
         assert _steps(tmp_path) == ["step_000010", "step_000030", "step_000040"]
-        assert (
-            run.checkpoints.pointed("best") == tmp_path / "checkpoints" / "step_000010"
-            and (path / "model.txt").read_text() == "weights"
-        )
+        assert run.checkpoints.pointed("best") == tmp_path / "checkpoints" / "step_000010"
+        assert (path / "model.txt").read_text() == "weights"
 
 
 @pytest.mark.parametrize("dies", ["best", "latest"])
@@ -281,11 +276,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, capsys
     broken.write_bytes(broken.read_bytes()[:20])
     with Run.create(tmp_path, "rl", Config()) as run:
         latest = run.latest()
-        assert (
-            latest is not None
-            and latest[1]["step"] == 1
-            and [r["step"] for r in read_metrics(run.path / "metrics.jsonl")] == [1]
-        )
+        assert latest is not None and latest[1]["step"] == 1
+        assert [r["step"] for r in read_metrics(run.path / "metrics.jsonl")] == [1]
     assert "step_000002 cannot be read" in capsys.readouterr().err
 
 

@@ -70,7 +70,8 @@ def offer_rewards(incomplete: str) -> Names:
     """Rewards and metrics."""
     from rlspeech.rewards.base import available
 
-    return [(c, f.help.split(";")[0]) for f in available() for c in f.columns if c.startswith(incomplete)]
+    mains = [(e.columns, next(iter(e.columns.values())).help.split(";")[0]) for e, _ in available()]
+    return [(c, about) for columns, about in mains for c in columns if c.startswith(incomplete)]
 
 
 def offer_settings(ctx: typer.Context, incomplete: str) -> Names:

@@ -41,19 +41,6 @@ class Family(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RewardInfo:
-    """What ``rlspeech doctor`` prints of a family: whether it can be used here, and why not."""
-
-    name: str
-    usable: bool
-    why_not: str
-    columns: tuple[str, ...]
-    needs: frozenset[str]
-    where: str
-    help: str
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """A reward as asked for: ``asked`` is the name as written (the key of its scores), ``options`` go to the family."""
 
@@ -92,13 +79,9 @@ def why_not(entry: Entry) -> str:
     return str(load(entry.probe)()) if entry.probe else ""
 
 
-def available() -> list[RewardInfo]:
-    """All families, usable or not, in the order of the catalogue."""
-    infos = []
-    for e in _entries.values():
-        reason, main = why_not(e), next(iter(e.columns.values()))
-        infos.append(RewardInfo(e.family, not reason, reason, tuple(e.columns), e.needs, e.where, main.help))
-    return infos
+def available() -> list[tuple[Entry, str]]:
+    """All families in the order of the catalogue, each with ``why_not``: "" where it can be used here."""
+    return [(entry, why_not(entry)) for entry in _entries.values()]
 
 
 def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
@@ -175,23 +158,22 @@ def gate(sample: Sample, entry: Entry) -> str | None:
         if not isinstance(sample.hypothesis, str):
             return "no hypothesis"
         return "no reference text" if "text" in entry.needs and sample.text is None else None
+    rate, reason = sample.sample_rate, None
     if "tokens" in entry.needs:
         reason = "no codec tokens" if sample.tokens is None else None
-    elif entry.silence == "empty" and isinstance(sample.wav, np.ndarray) and sample.wav.shape == (0,):
-        reason = None  # synthesis that says nothing is an answer
-    else:
-        reason = wave_problem(sample.wav, sample.sample_rate, entry.min_s, LOWEST_DBFS.get(entry.silence))
-    if reason is None and sample.sample_rate < entry.min_rate_hz:
-        reason = f"sampled at {sample.sample_rate} Hz, the measure is of {entry.min_rate_hz} Hz and more"
+    elif not (entry.silence == "empty" and isinstance(sample.wav, np.ndarray) and sample.wav.shape == (0,)):
+        # synthesis that says nothing is an answer, too
+        reason = wave_problem(sample.wav, rate, entry.min_s, LOWEST_DBFS.get(entry.silence))
+    if reason is None and rate < entry.min_rate_hz:
+        reason = f"sampled at {rate} Hz, the measure is of {entry.min_rate_hz} Hz and more"
     if reason is None and "text" in entry.needs and not (sample.text or "").strip():
-        return "no reference text"
-    if reason is None and "target" in entry.needs:
-        if sample.target is None:
-            return "no reference audio"
-        lowest = LOWEST_DBFS.get(entry.silence, NOTHING_DBFS)
-        reason = wave_problem(sample.target, sample.sample_rate, entry.min_s, lowest)
-        return f"reference: {reason}" if reason else None
-    return reason
+        reason = "no reference text"
+    if reason is not None or "target" not in entry.needs:
+        return reason
+    if sample.target is None:
+        return "no reference audio"
+    reason = wave_problem(sample.target, rate, entry.min_s, LOWEST_DBFS.get(entry.silence, NOTHING_DBFS))
+    return f"reference: {reason}" if reason else None
 
 
 def wave_problem(

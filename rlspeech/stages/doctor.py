@@ -160,9 +160,10 @@ def _threads() -> dict[str, Any]:
 def _rewards() -> list[dict[str, Any]]:
     from rlspeech.rewards.base import available
 
-    names = ("name", "usable", "why_not", "where", "help")
     return [
-        {n: getattr(r, n) for n in names} | {"columns": list(r.columns), "needs": sorted(r.needs)} for r in available()
+        {"name": e.family, "usable": not why_not, "why_not": why_not, "where": e.where}
+        | {"help": next(iter(e.columns.values())).help, "columns": list(e.columns), "needs": sorted(e.needs)}
+        for e, why_not in available()
     ]
 
 

@@ -276,11 +276,11 @@ class Result:
             for part in (made.systems, made.deltas, made.relative):
                 part.update({s: {m: row[m] for m in self.evaluation.rates if m in row} for s, row in part.items()})
         for m in self.means:
-            columns = {s: self.table.column(s, m, keys) for s in self.names}
             for s in self.names:
-                made.systems[s][m] = mean_interval(list(columns[s].values()), self.seed)
+                made.systems[s][m] = self._mean(s, m, keys)
             for s in made.deltas if m not in UNDIRECTED else ():
-                made.deltas[s][m] = paired_delta(columns[s], columns[self.baseline or s], self.seed)
+                both = [self.table.column(name, m, keys) for name in (s, self.baseline or s)]
+                made.deltas[s][m] = paired_delta(both[0], both[1], self.seed)
         bounds = {s: self._bound(s, keys, list(made.systems[self.names[0]])) for s in self.bounds}
         made.systems = {**bounds, **made.systems}
         return made
@@ -290,8 +290,10 @@ class Result:
         some = [k for k in keys if k in self.counts[name]]
         counts = [self.counts[name][k] for k in some]
         rates = compare_rates({name: counts}, None, self.seed).systems[name] if some else {}
-        values = {m: list(self.table.column(name, m, some).values()) for m in metrics if m not in rates}
-        return {m: rates[m] if m in rates else mean_interval(values[m], self.seed) for m in metrics}
+        return {m: rates[m] if m in rates else self._mean(name, m, some) for m in metrics}
+
+    def _mean(self, system: str, metric: str, keys: Sequence[str]) -> Interval:
+        return mean_interval(list(self.table.column(system, metric, keys).values()), self.seed)
 
     def summary(self, notes: Sequence[str]) -> dict[str, Any]:
         """What ``metrics.json`` holds."""
@@ -312,11 +314,7 @@ class Result:
         else:
             del made["relative"]
         if evaluation.recounted and table.metrics:
-
-            def mean(system: str, metric: str) -> dict[str, Any]:
-                return mean_interval(list(table.column(system, metric, keys).values()), self.seed).as_dict()
-
-            made["metrics"] = {s: {m: mean(s, m) for m in table.metrics} for s in self.names}
+            made["metrics"] = {s: {m: self._mean(s, m, keys).as_dict() for m in table.metrics} for s in self.names}
         return {**made, **evaluation.summary, "notes": list(notes)}
 
     def meta(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -326,10 +324,9 @@ class Result:
         if evaluation.noted:
             made["settings"] = self.config.model_dump(mode="json", include=set(evaluation.noted))
         if not self.rated:
-
-            def counted(i: Interval) -> dict[str, Any]:
-                return {"n_valid": i.n, "n_failed": i.dropped, **i.as_dict()}
-
-            made["systems"] = {s: {m: counted(i) for m, i in row.items()} for s, row in self.whole.systems.items()}
+            made["systems"] = {
+                s: {m: {"n_valid": i.n, "n_failed": i.dropped, **i.as_dict()} for m, i in row.items()}
+                for s, row in self.whole.systems.items()
+            }
             made["interval"] = evaluation.interval
         return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -106,10 +107,7 @@ def run(config: Source) -> dict[str, Any]:
 def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, Any], str | None]:
     """Write manifests, recipe and what is rendered; the manifests' entries of the summary, and the recipe's path."""
     place = out / "sources" if sets.render else out
-
-    def written(path: Path, rows: Rows, dropped: Dropped) -> dict[str, Any]:
-        return _write_set(config, name, sets, path, rows, dropped)
-
+    written = partial(_write_set, config, name, sets)
     manifests = {split: written(place / f"{split}.jsonl", rows, sets.dropped) for split, rows in sets.rows.items()}
     recipe = None
     if sets.mixing is not None and {"clean", "noise"} <= sets.rows.keys():

@@ -137,7 +137,9 @@ def complete(config: RL, task: Task) -> RL:
     own = {**task.rl_defaults, **(task.diffro_defaults if alone else {})}
     config = config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
     rewards = config.rewards or list(task.default_rewards)
-    named = {r.name for r in rewards} | {column for info in available() if not info.usable for column in info.columns}
+    named = {r.name for r in rewards} | {
+        column for entry, why_not in available() if why_not for column in entry.columns
+    }
     watched: dict[str, float | None] = {**dict.fromkeys(task.default_guards), **task.guard_limits}
     watched |= task.diffro_guards if alone else {}
     guards = config.guards or [GuardSpec(name=n, max_drop=drop) for n, drop in watched.items() if n not in named]
