@@ -26,7 +26,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from rlspeech import log
-from rlspeech.files import is_full, remove_parts, sync, write_error, write_text
+from rlspeech.files import is_full, parse_json, remove_parts, sync, write_error, write_text
 from rlspeech.scores import step_name, write_json
 from rlspeech.state import load_state, save_state
 from rlspeech.tracking import MetricsLog, check_trackers
@@ -127,7 +127,7 @@ class Run:
             return
         path = self.path / "env.json"
         try:
-            env = json.loads(path.read_text(encoding="utf-8"))
+            env = parse_json(path.read_bytes())
         except (OSError, ValueError):
             env = {}
         if restart and env:
@@ -177,8 +177,8 @@ class Run:
     def _compare(self, resolved: Path, neutral: frozenset[str], growing: frozenset[str]) -> None:
         env_path = self.path / "env.json"
         try:
-            before = json.loads(resolved.read_text(encoding="utf-8"))
-            env = json.loads(env_path.read_text(encoding="utf-8")) if env_path.exists() else {}
+            before = parse_json(resolved.read_bytes())
+            env = parse_json(env_path.read_bytes()) if env_path.exists() else {}
         except ValueError as error:
             try_this = f"--out NEW, or delete it: rm -r {self.path}"
             raise UserError(f"{resolved} cannot be read", str(error), try_this) from None

@@ -103,7 +103,7 @@ def _write(path: Path, rows: Iterable[Row]) -> None:
 
 def _read_json(path: Path) -> Row:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from rlspeech.files import parse_json
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load_state(path: Path) -> dict[Any, Any]:
     """Read what ``save_state`` wrote; tensors come back on the CPU. Raises OSError, ValueError or safetensors' error on damage."""
     from safetensors.torch import load_file
 
-    tree = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tree = parse_json((path / "state.json").read_bytes())
     state = _decode(tree, load_file(str(path / "state.safetensors")))
     if not isinstance(state, dict):
         raise ValueError(f"{path}/state.json holds no dict")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -85,4 +86,10 @@ def main() -> None:
         code = end.code
     except KeyboardInterrupt:  # before a command has begun
         code = 130
+    except OSError:  # help, on a disk that is full
+        log.discard(sys.stdout)
+        code = 2
+    for number in log.SIGNALS:  # the work is done: who ends the process now needs no trace of it
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(CLOSED if reader_left() and code in (0, None, 1) else code)

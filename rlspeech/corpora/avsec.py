@@ -14,7 +14,6 @@ have to be blind to scale. The interferers are not needed, and a scene without t
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
 from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.data.video import LipsError, video_info
+from rlspeech.files import parse_json
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError
 
@@ -162,7 +162,7 @@ def _metadata(base: Path, place: Path, split: str) -> dict[str, dict[str, Any]]:
         if not file.is_file():
             continue
         try:
-            rows = json.loads(file.read_text(encoding="utf-8"))
+            rows = parse_json(file.read_bytes())
             return {row["scene"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("scene"), str)}
         except (ValueError, TypeError, OSError, RecursionError) as error:
             log.warn(f"{file} cannot be read ({type(error).__name__}): no SNR and no scene columns for {split}")

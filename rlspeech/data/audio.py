@@ -14,6 +14,7 @@ from rlspeech.files import part_of
 
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
 NOTHING_DBFS, ACTIVE_S = -70.0, 0.1  # the one rule of silence: its loudest stretch of this length lies below this
+PADDING = 4096  # samples that a lossy format may add
 
 
 def load_audio(
@@ -40,6 +41,7 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
 
     Raises:
         AudioError: non-finite samples.
+        OSError: the disk does not take it.
     """
     import soundfile as sf
 
@@ -51,9 +53,15 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
     if peak > 0.999:
         wav = wav * (0.99 / peak)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
+    part, length, written = part_of(path), wav.shape[-1], -1
     try:
-        sf.write(part, wav.T, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
+        with suppress(sf.LibsndfileError):
+            sf.write(part, wav.T, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
+            written = sf.info(part).frames if length else 0
+        # libsndfile does not say why it fails, nor whether its last bytes found room; the system does
+        if not 0 <= written - length < PADDING:
+            part.write_bytes(bytes(wav.nbytes))
+            raise OSError(f"libsndfile cannot write {path.suffix} of {sample_rate} Hz")
         os.replace(part, path)
     finally:
         with suppress(OSError):

@@ -18,6 +18,7 @@ import numpy as np
 from rlspeech.config_parts import Mixing
 from rlspeech.data.audio import AudioError, load_audio, rms_dbfs, to_level
 from rlspeech.data.manifest import read_manifest
+from rlspeech.files import parse_json
 from rlspeech.types import UserError, Utterance
 
 SILENT_DBFS = -60.0
@@ -138,7 +139,7 @@ class MixtureSet:
         """Read ``mix.json`` as ``prepare mix`` writes it. Raises ``UserError`` where it does not parse."""
         path = Path(path)
         try:
-            recipe = json.loads(path.read_text(encoding="utf-8"))
+            recipe = parse_json(path.read_bytes())
             clean, noise = (read_manifest(path.parent / recipe[k]) for k in ("clean", "noise"))
             rirs = read_manifest(path.parent / recipe["rir"]) if recipe.get("rir") else []
             return cls(clean, noise, rirs, mixing or Mixing(**recipe.get("mixing", {})), sample_rate, seed)

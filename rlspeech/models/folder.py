@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from rlspeech.files import parse_json
 from rlspeech.models.card import Card, write_card
 from rlspeech.names import refuse_pointers
 from rlspeech.types import UserError
@@ -26,17 +27,6 @@ Precision = Literal["auto", "fp32", "bf16"]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 OWN = {"config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"}
 OWN |= {ABOUT, "README.md", ".gitattributes"}
-FAULTS: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    ImportError,
-    AttributeError,
-)
-FAULTS += (AssertionError, MemoryError, SafetensorError)
 INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # as safetensors names them
 MOST_LAYERS = 1024
 
@@ -53,7 +43,9 @@ def loading(what: str, try_this: str) -> Iterator[None]:
     """Turn what a damaged or foreign folder raises into a ``UserError`` that says so of ``what``."""
     try:
         yield
-    except FAULTS as error:
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own, and tokenizers no kind at all
         why = (str(error).strip().splitlines() or [""])[0]
         for name in re.findall(r"'(.+)'", what):  # a folder that was named, or one of the Hub's
             refuse_pointers(Path(name))
@@ -87,7 +79,7 @@ def pretrained(kind: Any, where: str | Path, **options: Any) -> Any:
         ValueError: sizes beyond any model's, weights that are integers, or a model that comes as code.
     """
     if (config := Path(where) / "config.json").is_file():
-        refuse_sizes(json.loads(config.read_text(encoding="utf-8")))
+        refuse_sizes(parse_json(config.read_bytes()))
     if hasattr(kind, "forward") or hasattr(kind, "_model_mapping"):  # a model, or an auto class of models
         refuse_integers(Path(where))
         options["use_safetensors"] = True
@@ -124,7 +116,7 @@ def read_about(folder: Path | None, task: str, *, must: bool = False) -> dict[st
     """The folder's ``rlspeech.json``; {} where it has none and none ``must`` be. Raises ``ValueError`` where it is another task's."""
     if folder is None or not (must or (folder / ABOUT).is_file()):
         return {}
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = parse_json((folder / ABOUT).read_bytes())
     if not isinstance(about, dict) or about.get("task", task) != task:
         raise ValueError(f"{ABOUT} is that of another task, or no object")
     return about
@@ -214,7 +206,7 @@ def save_net(
         file.chmod(0o644)  # transformers leaves it to its owner alone
     if half:
         path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+        path.write_text(json.dumps(parse_json(path.read_bytes()) | {"dtype": "float32"}, indent=2) + "\n")
     source = getattr(model, "source", None)
     if source is not None and source.resolve() != folder.resolve():
         # as the publisher wrote them: not every class that reads them is usable everywhere

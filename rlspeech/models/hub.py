@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlspeech.files import digest_of
+from rlspeech.files import digest_of, parse_json
 from rlspeech.models.card import Card, write_card
 from rlspeech.names import refuse_pointers
 from rlspeech.plugins import load
@@ -169,7 +169,7 @@ def task_of(folder: Path) -> str | None:
     """The task that a checkpoint folder is for, as its files say; None of a folder that was not made here."""
     for name in ("rlspeech.json", "config.json"):
         try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = parse_json((folder / name).read_bytes())
             task, kind = found.get("task"), found.get("model_type")
         except (OSError, ValueError, AttributeError):
             continue
@@ -194,7 +194,7 @@ def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
     """The checkpoint's ``config.json``. Raises ``UserError`` where it is not one of that task's."""
     kind = KINDS[task]
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        config: dict[str, Any] = parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder / 'config.json'}", str(error), WRITTEN) from error
     what = f"{folder} is not {_a(kind.title)}"

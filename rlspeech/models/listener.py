@@ -20,7 +20,6 @@ same numbers.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config_parts import ListenerModel
+from rlspeech.files import parse_json
 from rlspeech.models.folder import load_net, loading, read_about, save_net, write_about
 from rlspeech.models.hub import card_of, resolve
 
@@ -206,7 +206,7 @@ def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listen
     folder = resolve(name, "listener")
     with loading(f"the listener {folder}", "the folder that `rlspeech pretrain --task listener` wrote, or embedded"):
         about = read_about(folder, "listener", must=True)
-        tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        tokens = parse_json((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
         words = [w for w in sorted(tokens, key=tokens.__getitem__) if w not in MARKS]
         model = Listener(ListenerModel(**about["model"]), words)
         net = load_net(type(model.net), folder, strict=True, dtype=torch.float32, local_files_only=True)

@@ -6,7 +6,6 @@ missing or torn leaves its part empty and a note; what is read is someone else's
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Any
 from rlspeech.data.batches import columns_of
 from rlspeech.data.inputs import collect
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.files import read_jsonl, safe_name
+from rlspeech.files import parse_json, read_jsonl, safe_name
 from rlspeech.log import several
 from rlspeech.rewards.base import column_of
 from rlspeech.scores import read_scores, step_name
@@ -294,7 +293,7 @@ def _history(run: RunRecord) -> Scores:
     try:
         if not STEP.fullmatch(name):
             return {}
-        history = json.loads((run.path / "checkpoints" / name / "state.json").read_text(encoding="utf-8"))["history"]
+        history = parse_json((run.path / "checkpoints" / name / "state.json").read_bytes())["history"]
         parts = [p for p in history if isinstance(p, dict) and isinstance(p.get("step"), int)]
     except (OSError, ValueError, TypeError, KeyError):
         return {}
@@ -343,7 +342,7 @@ def _stage(run: RunRecord, text: str) -> str:
 def _json_file(path: Path, notes: list[str]) -> Row:
     """An object of a JSON file; empty where it is missing, with a note where it is torn."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         if isinstance(found, dict):
             return found
         why = "it holds no object"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlspeech.files import parse_json
 from rlspeech.models.folder import loading, pretrained
 from rlspeech.models.spectra import LogMel, level_normalise
 from rlspeech.rewards.base import FOLDER_HINT
@@ -147,7 +148,7 @@ def load_embedded(folder: Path, device: str = "cpu") -> SpeakerNet | SpeechNet:
     """Read what ``save_embedded`` wrote, in float32, ready to score. Raises ``FileNotFoundError`` where the weights are missing."""
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "config.json").read_text())
+    config = parse_json((folder / "config.json").read_bytes())
     cls = {"SpeakerNet": SpeakerNet, "SpeechNet": SpeechNet}[config.pop("class")]
     config["dilations"] = tuple(config["dilations"])
     net: Any = cls(**config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from rlspeech.data.audio import resample
 from rlspeech.data.long import cut
+from rlspeech.files import parse_json
 from rlspeech.plugins import load_function
 from rlspeech.rewards.base import FOLDER_HINT, wave_problem
 from rlspeech.types import Sample, UserError
@@ -122,7 +122,7 @@ def is_audio_lm(name: str, whisper: bool = False) -> bool:
         cached = cached_file(name, "config.json", **quiet)
         found = Path(cached) if cached else None
     try:
-        kind = json.loads(found.read_text(encoding="utf-8")).get("model_type") if found else None
+        kind = parse_json(found.read_bytes()).get("model_type") if found else None
     except (OSError, ValueError, AttributeError):
         return False  # whoever loads it says what is wrong with it
     return kind in FAMILIES and (whisper or kind not in OTHERWISE)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from rlspeech import log, plugins
 from rlspeech.data.decode import AudioError, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan_manifest
-from rlspeech.files import numbered_lines
+from rlspeech.files import numbered_lines, parse_json
 from rlspeech.log import several
 from rlspeech.schema import load_yaml
 from rlspeech.settings import resolve
@@ -66,7 +66,7 @@ def _check(path: Path, schemas: Mapping[str, str], stage: str | None) -> Finding
         return check_jsonl(path)
     if path.suffix == ".json":
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
         except (OSError, ValueError):
             content = None  # the config check says what is wrong, and where
         if isinstance(content, dict) and {"clean", "noise"} <= set(content):
@@ -117,7 +117,7 @@ class Findings:
     def read(self, path: Path, *, needed: bool = False) -> dict[str, Any]:
         """Return an object in a JSON file, empty where there is none; a file that cannot be read is a problem."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
             if isinstance(content, dict):
                 return content
             self.add(path, None, "cannot be read: not a JSON object")

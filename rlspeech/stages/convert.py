@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import log
+from rlspeech.files import parse_json
 from rlspeech.models.card import HUB_ID, Card, write_card
 from rlspeech.models.hub import KINDS, resolve, task_of
 from rlspeech.types import UserError
@@ -240,7 +241,7 @@ def _about(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     """An object in a file; empty where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

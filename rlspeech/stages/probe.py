@@ -28,7 +28,7 @@ from rlspeech.config import RL, Exploration
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import batches, with_video
 from rlspeech.engine import Engine
-from rlspeech.files import write_text
+from rlspeech.files import parse_json, write_text
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.stages.rl import make_scorer
@@ -109,7 +109,7 @@ def _kind(setting: Setting) -> str:
 def _known(path: Path | None, asked: int, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Rows of an interrupted probe that asked the same; none of a finished one, whose model may have changed, or of what is unreadable."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        found = parse_json(path.read_bytes()) if path is not None else {}
         rows = found["rows"] if found.get("asked") == asked else []
         same = [row[_kind(s)] == s.model_dump(mode="json") for row, s in zip(rows, settings, strict=False)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

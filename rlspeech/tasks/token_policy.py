@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rlspeech.config import PPO, RL
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.files import parse_json
 from rlspeech.models.adapters import Adapted
 from rlspeech.types import LogProb, Rollout, Sample, UserError, Utterance
 
@@ -82,7 +82,7 @@ def rows_of(data: str | None) -> list[Utterance]:
     found = find_manifest(data)
     if found.suffix != ".json":
         return read_manifest(found)
-    clean = json.loads(found.read_text(encoding="utf-8"))["clean"]
+    clean = parse_json(found.read_bytes())["clean"]
     return [u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)]
 
 

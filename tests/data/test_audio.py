@@ -52,9 +52,11 @@ def test_saving_is_complete_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         real(file, *args, **kwargs)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(sf, "write", dies)
-    with pytest.raises(OSError, match="No space"):
-        save_audio(path, _tone(400), RATE)
+    # and libsndfile does not always notice that a disk has no room for the end
+    for fails, why in ((dies, "No space"), (lambda file, wav, *args, **how: real(file, wav[:99], *args, **how), "flac")):
+        monkeypatch.setattr(sf, "write", fails)
+        with pytest.raises(OSError, match=why):
+            save_audio(path, _tone(400), RATE)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["a.flac"]  # no half-written file is left behind
 

@@ -135,8 +135,12 @@ def serve(path: str) -> None:
                 os._exit(0)
             elif key.fileobj is listener:
                 link, _ = listener.accept()
-                size, streams, _, _ = socket.recv_fds(link, 4, 3)
-                call = json.loads(link.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+                try:
+                    size, streams, _, _ = socket.recv_fds(link, 4, 3)
+                    call = json.loads(link.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+                except (OSError, ValueError):  # the caller was killed while it asked
+                    link.close()
+                    continue
                 if not (pid := os.fork()):
                     for inherited in (listener, link, *(other for _, other in running.values())):
                         inherited.close()
@@ -145,7 +149,8 @@ def serve(path: str) -> None:
                     return become(call, streams)
                 for stream in streams:
                     os.close(stream)
-                link.sendall(pid.to_bytes(4, "big"))
+                with contextlib.suppress(OSError):
+                    link.sendall(pid.to_bytes(4, "big"))
                 watch = os.pidfd_open(pid)
                 running[watch] = pid, link
                 wait.register(watch, selectors.EVENT_READ)

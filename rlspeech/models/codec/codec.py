@@ -13,7 +13,6 @@ masks its convolutions), and what a row sounds like must not hang on its neighbo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.data.audio import resample, rms_dbfs, to_level
+from rlspeech.files import parse_json
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, DecoderOutput
 from rlspeech.models.folder import load_net, loading, pretrained
 from rlspeech.models.hub import load_model
@@ -352,7 +352,7 @@ def parse(name: str) -> tuple[str, str, int | None] | None:
     path = Path(name)
     if (path / "config.json").is_file():
         try:
-            kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+            kind = parse_json((path / "config.json").read_bytes()).get("model_type")
         except (OSError, ValueError, AttributeError):
             return None
         return (kind, name, None) if kind in FAMILIES else None

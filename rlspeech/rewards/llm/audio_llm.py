@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import copy
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 
 from rlspeech import log
 from rlspeech.data.audio import resample
-from rlspeech.files import digest_of
+from rlspeech.files import digest_of, parse_json
 from rlspeech.models.folder import loading, pretrained, quietly
 from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Description, clean_answer, read_prompts, wav_bytes
@@ -166,7 +165,7 @@ def weights_id(path: str, config: Any) -> str:
 def _own_prompt(path: str) -> str | None:
     """The question that a listener was trained on, where its folder names one."""
     try:
-        facts = json.loads((Path(path) / "rlspeech.json").read_text(encoding="utf-8"))
+        facts = parse_json((Path(path) / "rlspeech.json").read_bytes())
     except (OSError, ValueError):
         return None
     prompt = facts.get("prompt") if isinstance(facts, dict) else None

@@ -5,7 +5,6 @@ At most log N - (N - 1) / N nats a text separate what is kept from what the mode
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from rlspeech import log
 from rlspeech.data.batches import Clip
+from rlspeech.files import parse_json
 from rlspeech.models.codec.lm import CodecLM
 from rlspeech.models.hub import read_config, resolve
 from rlspeech.rewards import base
@@ -28,7 +28,7 @@ def run_of(checkpoint: str) -> tuple[list[str], str]:
     """Rewards that a checkpoint's run was trained with, and the token reward whose gradient it followed; of no run nothing."""
     try:
         folder = resolve(checkpoint, "tts")
-        settings = json.loads((folder.parent.parent / "config.resolved.json").read_text(encoding="utf-8"))
+        settings = parse_json((folder.parent.parent / "config.resolved.json").read_bytes())
         soft = str(settings["diffro"]["reward"]) if "diffro" in str(settings.get("algo")) else EMBEDDED
         return [str(r["name"]) for r in settings.get("rewards", [])], soft
     except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -10,7 +10,6 @@ through the codec, which no language model over its ids can be better than.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from rlspeech.config_parts import SPEAKING
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, columns_of
 from rlspeech.data.text import get_normaliser
-from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
+from rlspeech.files import JsonlWriter, dumps, parse_json, read_jsonl, write_text
 from rlspeech.parallel import one_by_one
 from rlspeech.scores import Row, ScoreTable
 from rlspeech.tasks.evaluation import Answers, Evaluation, System
@@ -233,7 +232,7 @@ def voice_of(utt: Utterance, sample_rate: int) -> np.ndarray | None:
 def _temperature(out: str | None) -> float:
     """At which speech is drawn: an evaluation goes on as it was begun, a new one draws as ``speak`` does."""
     try:
-        began = json.loads((Path(out) / "config.resolved.json").read_text(encoding="utf-8")) if out else {}
+        began = parse_json((Path(out) / "config.resolved.json").read_bytes()) if out else {}
         return float(began["sampling"]["temperature"])
     except (OSError, ValueError, KeyError, TypeError):
         return SPEAKING
