@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 MOST = 2**32 - 1  # no number is larger: generators take no larger seed, and anything else of that size is a slip
 Count = Annotated[int, Field(ge=1)]
@@ -34,16 +34,31 @@ def conf(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, **limits)
 
 
+def _parts(value: Any) -> list[Any]:
+    """What a setting's value is made of, one level deep."""
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 class Strict(BaseModel):
     """Base of every config: unknown keys are an error, assignments are checked, numbers are finite and not beyond ``MOST``."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = str(cls.model_fields[str(info.field_name)].annotation)
+        numeric = re.search(r"\b(int|float)\b", kind) and "bool" not in kind
+        if numeric and any(isinstance(part, bool) for part in _parts(value)):
+            raise ValueError("true and false are no numbers")  # to Python they are
+        return value
+
     @field_validator("*")
     @classmethod
     def _fit(cls, value: Any) -> Any:
-        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
-        for part in parts if isinstance(parts, list | tuple) else (value,):
+        for part in _parts(value):
             if isinstance(part, int | float) and abs(part) > MOST:
                 raise ValueError(f"numbers go up to {MOST}")
             if isinstance(part, str) and _UNFIT.search(part):

@@ -176,7 +176,7 @@ class Engine(Ranks):
 
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def part(self, seed: int, step: int) -> None:
+    def reseed(self, seed: int, step: int) -> None:
         """Draw otherwise than the other processes from here on."""
         if self.world > 1:
             seed_all(seed + 1_000_003 * (1 + step * self.world + self.rank))
@@ -188,7 +188,7 @@ class Engine(Ranks):
         """Part from the other processes."""
         if self._heartbeat is not None:
             beat, self._heartbeat = self._heartbeat, None
-            beat.part(error)
+            beat.leave(error)
 
 
 def _local_rank() -> int:

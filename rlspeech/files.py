@@ -50,7 +50,8 @@ def parse_json(line: bytes) -> Any:
         try:
             return json.loads(decoded(line))  # what the fast parser does not take, or the better message
         except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON: {error.msg} at character {error.colno}") from error
+            line_of = f" of line {error.lineno}" if error.lineno > 1 else ""
+            raise ValueError(f"not JSON: {error.msg} at character {error.colno}{line_of}") from error
         except RecursionError as error:
             raise ValueError("not JSON: nested too deeply") from error
 
@@ -113,6 +114,11 @@ def write_text(path: str | Path, text: str | Iterable[str]) -> None:
         with suppress(OSError):  # on a read-only disk even what is not there cannot be deleted
             part.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def too_long(path: Path) -> bool:
+    """Whether a file's name is longer than most systems take."""
+    return len(os.fsencode(path.name)) > 255
 
 
 def part_of(path: Path) -> Path:

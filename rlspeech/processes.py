@@ -7,6 +7,7 @@ without end where one has died and nobody says so (NCCL), so each gives a sign o
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -106,7 +107,7 @@ class Heartbeat(threading.Thread):
                     print(f"error: {lost}", file=sys.stderr, flush=True)
                 os._exit(2)
 
-    def part(self, error: BaseException | None) -> None:
+    def leave(self, error: BaseException | None) -> None:
         """Leave the group when all do; after an error of this process alone find out whether it is this one that prints it."""
         from torch import distributed
 
@@ -116,6 +117,10 @@ class Heartbeat(threading.Thread):
             self._end()
             distributed.destroy_process_group()
         else:
+            with suppress(
+                ValueError
+            ):  # a launcher whose other process has ended already: what is to be said comes first
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             log.speaks = self._speaks(error)
             self._end()
 

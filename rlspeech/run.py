@@ -217,6 +217,15 @@ class Run:
         self.close()
 
 
+def settings_of(folder: str | Path | None) -> dict[str, Any]:
+    """The settings with which the run or evaluation in a folder was begun; {} of a folder without, or whose file cannot be read."""
+    try:
+        found = parse_json((Path(folder or "") / "config.resolved.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _default_name(stage: str, config: BaseModel) -> str:
     flat = {k: v for k, v in _flat(config.model_dump(mode="json")).items() if k.split(".")[0] not in NEUTRAL}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:6]

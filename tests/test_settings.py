@@ -305,7 +305,7 @@ def test_every_number_has_its_range_and_none_is_nan_or_infinite(path: str) -> No
         blank = cls.model_construct()
         for name, field in cls.model_fields.items():
             signed = f"{cls.__name__}.{name}" in SIGNED
-            for x in (math.nan, math.inf, -math.inf, 1e12, -1e12 if signed else -300.0):
+            for x in (math.nan, math.inf, -math.inf, True, 1e12, -1e12 if signed else -300.0):
                 value = with_number(field.annotation, x)
                 if value is None:
                     continue

@@ -341,16 +341,11 @@ def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
             raise typer.Exit(CLOSED) from None
         what = f"BrokenPipeError: {_first_line(error)}"  # of another pipe, to a worker
         _fail(shared, 1, UserError(what, "a worker process has ended", "run the same command again to continue"), error)
-    except (
-        OSError
-    ) as error:  # a path, a disk or a limit that no check foresaw: still nothing that a bug could be blamed for
+    except OSError as error:
+        # a path, a disk or a limit that no check foresaw: still nothing that a bug could be blamed for
         what, why = str(error.filename or "the system refused"), error.strerror or _first_line(error)
-        _fail(
-            shared,
-            2,
-            UserError(f"cannot read or write: {what}", why, "look at the path, its permissions and the disk"),
-            error,
-        )
+        hint = "look at the path, its permissions and the disk"
+        _fail(shared, 2, UserError(f"cannot read or write: {what}", why, hint), error)
     except Exception as error:
         kind, line = type(error).__name__, _first_line(error)
         shown = UserError(f"{kind}: {line}", "this is a bug", "run the command with --debug for a traceback")

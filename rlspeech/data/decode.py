@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from rlspeech import log
+from rlspeech.names import PULL, is_pointer
 
 # By its suffix: sound, and videos, of which the sound track is read.
 AUDIO_SUFFIXES = frozenset(
@@ -40,7 +41,6 @@ MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 1000, 768_000, 64
 MOST = 2**28  # samples that are asked for at once; beyond it a header may be wrong, and blocks are read
 BLOCK = 2**20
 TOLERANCE_S = 0.1  # between what a header promises and what decodes
-LFS_HEAD = b"version https://git-lfs"
 # where a file's own size stands
 OUTER = {b"FORM": (4, ">I", 8), b"RF64": (20, "<Q", 8), b"riff": (16, "<Q", 0), b".snd": (8, ">I", 24)}
 remarks: dict[str, str] = {}  # files of which less could be read than they promise -> what is wrong with them
@@ -262,9 +262,8 @@ def regular_file(path: str | Path) -> Path:
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode) and status.st_size:
-            with path.open("rb") as file:
-                if file.read(len(LFS_HEAD)) == LFS_HEAD:
-                    raise AudioError("Git LFS pointer, not audio: run git lfs pull")
+            if is_pointer(path):
+                raise AudioError(f"Git LFS pointer, not audio: run {PULL}")
             return path
     except (FileNotFoundError, NotADirectoryError):
         raise AudioError("missing file") from None

@@ -28,9 +28,7 @@ from rlspeech.names import nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
 
 SOUND = AUDIO_SUFFIXES | VIDEO_SUFFIXES
-BESIDE = frozenset(
-    ".txt .json .jsonl .npz .csv .tsv .md .html .png".split()
-)  # what stands beside recordings, and results
+BESIDE = frozenset(".txt .json .jsonl .npz .csv .tsv .md .html .png".split())  # beside recordings, and results
 FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_name id key utt_id".split())
 WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
 SPACE = " \t\r\f\v"  # what C calls white space: other spaces may be part of a name

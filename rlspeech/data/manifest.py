@@ -131,9 +131,7 @@ def scan(path: str | Path) -> Iterator[tuple[int, Utterance | str]]:
     """Every row with its line number, one at a time: the utterance, or what is wrong with it. Raises ``UserError``: it cannot be opened."""
     path = Path(path)
     base = Path(_real_folder(os.path.dirname(os.path.abspath(path))))
-    lines: dict[
-        int, int
-    ] = {}  # hash of an id -> its line: of a million rows the ids alone would weigh as much as all else
+    lines = dict[int, int]()  # hash of an id -> its line: a million ids would weigh as much as all else
     for number, line in numbered_lines(path):
         try:
             row = parse_json(line)
@@ -143,9 +141,8 @@ def scan(path: str | Path) -> Iterator[tuple[int, Utterance | str]]:
         except ValueError as error:
             yield number, str(error)
             continue
-        if hash(utt.id) in lines and not row.get(
-            "id"
-        ):  # an id that is made here may be told apart, a given one may not
+        # an id that is made here may be told apart, a given one may not
+        if hash(utt.id) in lines and not row.get("id"):
             utt.id = f"{utt.id}_{number}"
         first = lines.setdefault(hash(utt.id), number)
         yield number, utt if first == number else f"duplicate id {utt.id!r}, first on line {first}"

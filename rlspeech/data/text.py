@@ -66,15 +66,8 @@ _PLAIN: dict[int, str | None] = dict.fromkeys(
     "'",
 )
 _IGNORED = (
-    *(
-        (0xAD, 0xAD),
-        (0x34F, 0x34F),
-        (0x61C, 0x61C),
-        (0x115F, 0x1160),
-        (0x17B4, 0x17B5),
-        (0x180B, 0x180F),
-        (0x200B, 0x200F),
-    ),
+    *((0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
+    (0x200B, 0x200F),
     *((0x202A, 0x202E), (0x2060, 0x206F), (0x20DD, 0x20E4), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF)),
     *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
 )
@@ -85,13 +78,11 @@ def _basic_3(text: str) -> str:
     """basic-2; characters that are not seen do not count, one apostrophe is every apostrophe, and the Turkish capital of i is an i."""
     text = unicodedata.normalize("NFKC", text.translate(_PLAIN))
     text = unicodedata.normalize("NFKC", text.lower()).replace("i\u0307", "i")
-    kept = [
-        re.sub(r"[^\w\s']|_", " ", text) if text.isascii() else " "
-    ]  # the common case needs no look at every character
+    # the common case needs no look at every character
+    kept = [re.sub(r"[^\w\s']|_", " ", text) if text.isascii() else " "]
     for c in "" if text.isascii() else text:
-        mark = (
-            kept[-1] != " " and unicodedata.category(c)[0] == "M"
-        )  # one without a letter is what is left of a picture
+        # a mark without a letter is what is left of a picture
+        mark = kept[-1] != " " and unicodedata.category(c)[0] == "M"
         kept.append(c if c.isalnum() or c in " '" or mark else " ")
     return _spaces(re.sub(r"(?<![^\s'])'|'(?![^\s'])", " ", "".join(kept)))
 

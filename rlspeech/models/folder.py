@@ -47,8 +47,6 @@ def loading(what: str, try_this: str) -> Iterator[None]:
         raise
     except Exception as error:  # each library has its own, and tokenizers no kind at all
         why = (str(error).strip().splitlines() or [""])[0]
-        for name in re.findall(r"'(.+)'", what):  # a folder that was named, or one of the Hub's
-            refuse_pointers(Path(name))
         raise UserError(f"cannot load {what}", f"{type(error).__name__}: {why}", try_this) from error
 
 
@@ -77,7 +75,9 @@ def pretrained(kind: Any, where: str | Path, **options: Any) -> Any:
 
     Raises:
         ValueError: sizes beyond any model's, weights that are integers, or a model that comes as code.
+        UserError: files that have not been fetched from Git LFS.
     """
+    refuse_pointers(Path(where))
     if (config := Path(where) / "config.json").is_file():
         refuse_sizes(parse_json(config.read_bytes()))
     if hasattr(kind, "forward") or hasattr(kind, "_model_mapping"):  # a model, or an auto class of models

@@ -30,13 +30,12 @@ from rlspeech.data.decode import sound_info
 from rlspeech.data.inputs import SOUND, Item, expand
 from rlspeech.data.manifest import ROWS
 from rlspeech.data.video import LIPS_FPS, LipsError
-from rlspeech.files import held, write_error
+from rlspeech.files import held, too_long, write_error
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
-LONGEST_NAME = 255  # bytes, of a file on most systems
 WRITTEN = frozenset({".wav", ".flac"})  # everything else becomes .flac
 OVERLAP_S = 1.0
 BLIND = "were enhanced without video"
@@ -128,7 +127,7 @@ def _jobs(config: Enhance, out: Path) -> list[_Job]:
         if source := sources.get(_identity(job.target)):
             why = f"it is an input: {source}"
             raise UserError(f"{job.target} would be overwritten", why, "--out with another folder")
-        if len(os.fsencode(job.target.name)) > LONGEST_NAME:
+        if too_long(job.target):
             job.fail("the name of its result would be too long")
         elif job.target in taken:
             job.fail(f"its result would have the name of that of {taken[job.target]}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from rlspeech.config import Evaluate
 from rlspeech.data.batches import columns_of
 from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest
 from rlspeech.engine import Engine, Watchdog
-from rlspeech.files import parse_json
 from rlspeech.log import several
 from rlspeech.models.hub import fingerprint
 from rlspeech.report.build import compared, print_table, write_page
@@ -32,7 +30,7 @@ from rlspeech.rewards import base
 from rlspeech.rewards.rates import RATES, UNDIRECTED, RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
 from rlspeech.rewards.scorer import Pending, Scorer
-from rlspeech.run import Run
+from rlspeech.run import Run, settings_of
 from rlspeech.scores import ScoreTable, write_json
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
@@ -124,14 +122,12 @@ def _baseline(config: Evaluate, systems: Sequence[System]) -> str | None:
 
 def _as_begun(config: Evaluate) -> Evaluate:
     """The settings with the normaliser by which the folder's evaluation was begun, where none is given: the default may be younger."""
-    try:
-        text = (Path(config.out or "") / "config.resolved.json").read_text(encoding="utf-8")
-        known = (
-            {} if "normaliser" in config.model_fields_set else {"normaliser": parse_json(text.encode())["normaliser"]}
-        )
-        return config.model_copy(update=known)
-    except (OSError, ValueError, KeyError, TypeError):
-        return config
+    begun = (
+        settings_of(config.out).get("normaliser")
+        if config.out and "normaliser" not in config.model_fields_set
+        else None
+    )
+    return config if begun is None else config.model_copy(update={"normaliser": begun})
 
 
 def _fingerprint(system: System, task: str) -> str:

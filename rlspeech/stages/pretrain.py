@@ -121,7 +121,7 @@ class Trainer:
     def fit(self, train: ClipSource, check: Callable[[], Numbers], watchdog: Watchdog) -> str:
         """Train until the configured end. ``check`` validates in the first process and returns its numbers. Returns why it stopped."""
         cfg, started = self.config, time.monotonic()
-        self.engine.part(cfg.seed, self.step)
+        self.engine.reseed(cfg.seed, self.step)
         often = min(LOG_EVERY, max(1, cfg.steps // POINTS))
         share: dict[str, Any] = {"rank": self.engine.rank, "world": self.engine.world, "workers": cfg.workers}
         clip_s = _clip_s(train, cfg, self.task)

@@ -119,7 +119,7 @@ class Session:
         """Run to the configured end. Returns why it stopped."""
         cfg = self.config
         self.resume()
-        self.engine.part(cfg.seed, self.step)
+        self.engine.reseed(cfg.seed, self.step)
         if self.folder.main:
             trim(self.folder.path, self.step if self.validation.history else -1)
         if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):

@@ -10,7 +10,6 @@ memory than a few pieces. JSONL rows say where the pieces are, and the file is a
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from rlspeech import log
 from rlspeech.config_parts import Count, Sampling, Strict, Whole, conf
 from rlspeech.data.decode import AudioError, regular_file
 from rlspeech.data.inputs import SOUND, expand
-from rlspeech.files import JsonlWriter, held, read_jsonl, safe_name, write_text
+from rlspeech.files import JsonlWriter, held, read_jsonl, safe_name, too_long, write_text
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.types import UserError
@@ -244,7 +243,7 @@ class _Texts(_Sink):
         return self._path(job).exists() and not self.overwrite
 
     def take(self, job: _Job) -> None:
-        if len(os.fsencode(self._path(job).name)) > 255:
+        if too_long(self._path(job)):
             job.fail("the name of its result would be too long")
             return
         write_text(self._path(job), job.row["text"].strip().encode("utf-8", "replace").decode() + "\n")

@@ -53,7 +53,10 @@ def test_saving_is_complete_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("No space left on device")
 
     # and libsndfile does not always notice that a disk has no room for the end
-    for fails, why in ((dies, "No space"), (lambda file, wav, *args, **how: real(file, wav[:99], *args, **how), "flac")):
+    for fails, why in (
+        (dies, "No space"),
+        (lambda file, wav, *args, **how: real(file, wav[:99], *args, **how), "flac"),
+    ):
         monkeypatch.setattr(sf, "write", fails)
         with pytest.raises(OSError, match=why):
             save_audio(path, _tone(400), RATE)

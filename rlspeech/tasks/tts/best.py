@@ -13,11 +13,11 @@ import torch
 
 from rlspeech import log
 from rlspeech.data.batches import Clip
-from rlspeech.files import parse_json
 from rlspeech.models.codec.lm import CodecLM
 from rlspeech.models.hub import read_config, resolve
 from rlspeech.rewards import base
 from rlspeech.rewards.scorer import Scorer
+from rlspeech.run import settings_of
 from rlspeech.tasks.tts.policy import needs_audio
 from rlspeech.types import Sample, UserError
 
@@ -27,11 +27,10 @@ REWARD, EMBEDDED = "token-reward", "embedded"
 def run_of(checkpoint: str) -> tuple[list[str], str]:
     """Rewards that a checkpoint's run was trained with, and the token reward whose gradient it followed; of no run nothing."""
     try:
-        folder = resolve(checkpoint, "tts")
-        settings = parse_json((folder.parent.parent / "config.resolved.json").read_bytes())
+        settings = settings_of(resolve(checkpoint, "tts").parent.parent)
         soft = str(settings["diffro"]["reward"]) if "diffro" in str(settings.get("algo")) else EMBEDDED
         return [str(r["name"]) for r in settings.get("rewards", [])], soft
-    except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (UserError, TypeError, KeyError):
         return [], EMBEDDED
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,8 +22,9 @@ from rlspeech.config_parts import SPEAKING
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, columns_of
 from rlspeech.data.text import get_normaliser
-from rlspeech.files import JsonlWriter, dumps, parse_json, read_jsonl, write_text
+from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
 from rlspeech.parallel import one_by_one
+from rlspeech.run import settings_of
 from rlspeech.scores import Row, ScoreTable
 from rlspeech.tasks.evaluation import Answers, Evaluation, System
 from rlspeech.tasks.tts.best import BestOf, judge_of, run_of
@@ -231,11 +231,8 @@ def voice_of(utt: Utterance, sample_rate: int) -> np.ndarray | None:
 
 def _temperature(out: str | None) -> float:
     """At which speech is drawn: an evaluation goes on as it was begun, a new one draws as ``speak`` does."""
-    try:
-        began = parse_json((Path(out) / "config.resolved.json").read_bytes()) if out else {}
-        return float(began["sampling"]["temperature"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return SPEAKING
+    sampling = settings_of(out).get("sampling") if out else None
+    return float(sampling.get("temperature", SPEAKING)) if isinstance(sampling, dict) else SPEAKING
 
 
 def _recorded(utt: Utterance) -> bool:

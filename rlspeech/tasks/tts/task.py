@@ -41,16 +41,8 @@ if TYPE_CHECKING:
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
 BATCH = 32
-RELAXING = (
-    "tau",
-    "tau_end",
-    "hard",
-    "mode",
-    "noise",
-    "content_weight",
-    "reduction",
-    "attribute_weights",
-)  # settings of DiffRO
+# settings of DiffRO
+RELAXING = ("tau", "tau_end", "hard", "mode", "noise", "content_weight", "reduction", "attribute_weights")
 
 
 @dataclass
