@@ -69,8 +69,10 @@ class Ending:
     def look(self) -> None:
         """Ask all processes whether this step is the last one."""
         late = self._minutes is not None and time.monotonic() - self._began_s > 60 * self._minutes
-        found = self._ranks.gather((late, self._pressed_s is not None))
-        self.late, self.asked = found[0][0], any(pressed for _, pressed in found)
+        found = self._ranks.gather((late, log.ended_by if self._pressed_s is not None else None))
+        signals = [sent for _, sent in found if sent is not None]
+        self.late, self.asked = found[0][0], bool(signals)
+        log.ended_by = signals[0] if signals else log.ended_by  # all end with the code of one
 
     def check(self) -> None:
         """End the loop between two steps by a ``KeyboardInterrupt`` if that was asked for; the step before has been saved."""

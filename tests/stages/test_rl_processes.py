@@ -127,22 +127,19 @@ def test_a_process_that_dies_ends_the_others_and_ctrl_c_all_of_them(tmp_path: Pa
     config = {**flowse(tmp_path / "given"), "steps": 5000, "save_every": 1, "valid_every": 5000}
     latest, both = tmp_path / "run" / "checkpoints" / "latest", start(tmp_path, config, "run", 2)
     wait_for(latest)
-    both[1].send_signal(signal.SIGTERM)
+    both[1].kill()
     began_s, (said, other) = time.monotonic(), texts(both)
     assert time.monotonic() - began_s < 60 and both[0].returncode == 2 and both[1].returncode != 0
-    assert (
-        said.count("error:") == 1
-        and "another process of this run has ended" in said
-        and "Traceback" not in said + other
-    )
+    assert said.count("error:") == 1 and "another process of this run has ended" in said
+    assert "Traceback" not in said + other
     step = int(latest.read_text().strip().removeprefix("step_"))
     assert step > 0 and (tmp_path / "run" / "report.html").is_file()
 
     again = start(tmp_path, config, "run", 2)  # the same command continues
     wait_for(tmp_path / "run" / "checkpoints" / f"step_{step + 2:06d}")
-    again[1].send_signal(signal.SIGINT)  # in any of them
+    again[1].send_signal(signal.SIGTERM)  # to any of them, as Ctrl-C
     said, other = texts(again)
-    assert [p.returncode for p in again] == [130, 130] and f"resumed at step {step}" in said and other == ""
+    assert [p.returncode for p in again] == [143, 143] and f"resumed at step {step}" in said and other == ""
     rows = [r["step"] for r in read_rows(tmp_path / "run") if "reward" in r]
     assert latest.read_text().strip() == f"step_{rows[-1]:06d}" and rows == list(range(1, rows[-1] + 1))
 
