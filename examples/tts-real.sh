@@ -55,7 +55,7 @@ finish() { # wait for all of them; `wait PID` does not know what has ended a whi
 tune() { # NAME SEED OPTIONS...
   local name=$1 seed=$2; shift 2
   side "$name" rlspeech rl --preset tts-demo-rl --model "$model" --data "$sets/rl/rl.jsonl" --valid "$sets/valid/valid.jsonl" \
-    --set diffro.reward="$reward" --set "diffro.attribute_weights={quality: 0.5}" --set workers=0 \
+    --set workers=0 \
     --steps "$steps" --set valid_every="$steps" --set save_every="$steps" --seed "$seed" --out "$out/$name" "${few[@]}" "$@"
 }
 posterior="token_posterior[model=$reward,nll_scale=1]"
@@ -66,15 +66,17 @@ watch='guards: [tts_cer]'  # watched only, without a limit: every arm runs to it
 printf '%s\n' "rewards: [$r1]" "$watch" > "$out/r1.yaml"
 printf '%s\n' "rewards: [$r1, $r2]" "$watch" > "$out/r12.yaml"
 printf '%s\n' "rewards: [$r1, $r2, $r3]" "$watch" > "$out/r123.yaml"
-declare -A how=([sft]="--algo grpo --set policy_weight=0 --set supervised_weight=1" [grpo]="--algo grpo --config $out/r1.yaml"
-  [diffro]="--algo diffro --config $out/r1.yaml" [sum]="--algo grpo+diffro --config $out/r1.yaml --set diffro.on=all"
-  [r1]="--algo grpo+diffro --config $out/r1.yaml" [r12]="--algo grpo+diffro --config $out/r12.yaml" [r123]="--algo grpo+diffro --config $out/r123.yaml")
+printf '%s\n' "diffro: {reward: $reward, attribute_weights: {quality: 0.5}}" > "$out/soft.yaml"
+grpo="--algo grpo --set diffro.tau=1" both="--algo grpo+diffro --config $out/soft.yaml"  # tau is the preset's, of DiffRO
+declare -A how=([sft]="$grpo --set policy_weight=0 --set supervised_weight=1" [grpo]="$grpo --config $out/r1.yaml"
+  [diffro]="--algo diffro --set advantage_std=group --config $out/soft.yaml --config $out/r1.yaml" [sum]="$both --config $out/r1.yaml --set diffro.on=all"
+  [r1]="$both --config $out/r1.yaml" [r12]="$both --config $out/r12.yaml" [r123]="$both --config $out/r123.yaml")
 for seed in $seeds; do
   for arm in $arms; do read -ra options <<< "${how[$arm]}"; tune "$arm-$seed" "$seed" "${options[@]}"; done
 done
 finish
 if [ "$long" != 0 ]; then # is GRPO alone stable over so many steps (small ones, at a rate to match), or does its guard stop it?
-  tune long-0 0 --algo grpo --config "$out/r1.yaml" --steps "$long" --set prompts_per_step=2 --set group=4 --set lr=3e-5 --set lr_schedule=constant \
+  tune long-0 0 $grpo --config "$out/r1.yaml" --steps "$long" --set prompts_per_step=2 --set group=4 --set lr=3e-5 --set lr_schedule=constant \
     --set valid_every=$((long / 10 + 1)) --set save_every=$((long / 10 + 1)) --set valid_draws=4 --guard tts_cer=0.03 --guard tts_stopped=0.05
 fi
 

@@ -220,7 +220,10 @@ class RL(Strict):
     rewards: list[RewardSpec] = conf(
         [], "reward and its weight, e.g. estoi=1 (see rlspeech doctor); may be repeated (default: the task's own)"
     )
-    guards: list[GuardSpec] = conf([], "metric to watch; the run stops when it falls by more than MAX_DROP; repeatable")
+    guards: list[GuardSpec] = conf(
+        [],
+        "metric to watch; the run stops when it falls by more than MAX_DROP; repeatable; []: none, not the task's own",
+    )
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
@@ -296,6 +299,11 @@ class RL(Strict):
     )
     max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)
+
+    @property
+    def method(self) -> str:
+        """What trains: the algorithm, or in the control without RL the supervised loss alone."""
+        return self.algo if self.policy_weight else "control"
 
 
 class Evaluate(Strict):

@@ -115,7 +115,15 @@ def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
         language=[x for x in _list(facts.get("languages")) if isinstance(x, str) and LANGUAGE.fullmatch(x)] or None,
         library_name=card.library,
         pipeline_tag=card.pipeline or None,
-        tags=list(dict.fromkeys(["rlspeech", *card.tags, *(["reinforcement-learning", *algo] if rl else [])])),
+        tags=list(
+            dict.fromkeys(
+                [
+                    "rlspeech",
+                    *card.tags,
+                    *(["reinforcement-learning", *algo] if rl and rl.get("policy_weight", 1) else []),
+                ]
+            )
+        ),
         metrics=list(values) or None,
         **more,
     )
@@ -176,8 +184,10 @@ def _rewards(rl: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     note = ["", "The policy's loss had weight 0: nothing was sampled or scored, this is a control."]
-    table = _section("Rewards") + _table(["reward", "weight", "scale", "what it is"], rows)
-    return table if rl.get("policy_weight", 1) else table + note
+    trained = rl.get("policy_weight", 1)
+    title, head = ("Rewards", "reward") if trained else ("Measured as rewards", "metric")
+    table = _section(title) + _table([head, "weight", "scale", "what it is"], rows)
+    return table if trained else table + note
 
 
 def _guards(rl: Mapping[str, Any]) -> list[str]:

@@ -145,7 +145,7 @@ def _title(made: Comparison) -> str:
     run = made.alone
     if run is None:
         return f"{' and '.join(dict.fromkeys(r.stage for r in made.runs))}: {', '.join(r.name for r in made.runs)}"
-    names = {k: str(run.config.get(k) or "") for k in ("algo", "task")}
+    names = {"algo": run.method, "task": str(run.config.get("task") or "")}
     what = WHAT[run.stage].format(**names).strip().removesuffix(" on").removesuffix(" of").removeprefix("on ")
     systems = [s.label for s in made.systems if run.stage == "reward" or s.name != INPUT]
     return f"{what or run.stage}: {run.name if run.stage in TRAINED else ', '.join(systems) or 'unprocessed input'}"
@@ -221,7 +221,7 @@ def _part_grid(title: str, part: Comparison) -> Grid:
 def _runs_grid(runs: Sequence[RunRecord]) -> Grid:
     rows = [["stage", *(r.stage for r in runs)], ["state", *(r.state() for r in runs)]]
     for label, key in (("task", "task"), ("algorithm", "algo"), ("seed", "seed")):
-        rows.append([label, *(str(r.config.get(key, "–")) for r in runs)])
+        rows.append([label, *(r.method or "–" if key == "algo" else str(r.config.get(key, "–")) for r in runs)])
     rows.append(["started", *(str(r.env.get("started", "–")) for r in runs)])
     return Grid("Runs", ["", *(r.name for r in runs)], [row for row in rows if set(row[1:]) != {"–"}])
 
@@ -397,7 +397,9 @@ def _trained_on(run: RunRecord) -> dict[str, Any]:
     return {
         "data": config.get("data") or "the embedded corpus",
         "validation": config.get("valid") or held_out,
-        "rewarded": ", ".join(f"{s.get('weight', 1):g} x {s['name']}" for s in rewards),
+        "measured" if run.method == "control" else "rewarded": ", ".join(
+            f"{s.get('weight', 1):g} x {s['name']}" for s in rewards
+        ),
         "watched": ", ".join(n if drop is None else f"{n} (may drop by {drop:g})" for n, drop in guards.items()),
     }
 

@@ -92,6 +92,11 @@ class RunRecord:
         return seed if isinstance(seed, int) and seed >= 0 else 0
 
     @property
+    def method(self) -> str:
+        """The algorithm, or control where the policy's loss has no weight; empty where nothing is tuned."""
+        return str(self.config.get("algo") or "") if self.config.get("policy_weight", 1) else "control"
+
+    @property
     def step(self) -> int:
         """The last step that left a row."""
         return max((int(r["step"]) for r in self.metrics), default=0)

@@ -34,6 +34,7 @@ from rlspeech.files import held, too_long, write_error
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.tasks import get_task
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
 WRITTEN = frozenset({".wav", ".flac"})  # everything else becomes .flac
@@ -90,6 +91,7 @@ def run(config: Enhance) -> dict[str, Any]:
     """
     if config.out is None:
         raise UserError("no output folder", "", "--out FOLDER")
+    check_owners(config, get_task(config.task))
     out, began_s = Path(config.out).absolute(), time.monotonic()
     jobs = _jobs(config, out)
     todo = [job for job in jobs if job.error is None and (config.overwrite or not job.target.exists())]

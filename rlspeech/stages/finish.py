@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from rlspeech.engine import Ranks
 from rlspeech.report.build import write_page
 from rlspeech.run import Run
 from rlspeech.tasks.base import Task
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
 DONE = "all steps done"
@@ -132,14 +133,17 @@ def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> N
     n, u = config.prompts_per_step, config.updates_per_collection
     size = f"{trainable / 1e6:.2f} M trainable parameters"
     log.say(f"{device}; {size}; {rows} prompts to draw from")
+    watched = ", ".join(g.name for g in config.guards) or "nothing"
     if config.policy_weight == 0:
-        log.say(f"no RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
+        log.say(f"control without RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
+        log.say(f"measured {', '.join(r.name for r in config.rewards)}; watched {watched}")
+        if spare := check_owners(config, task, own=":" in config.task):
+            log.say(f"not used, for they belong to the policy's loss: {', '.join(spare)}")
         return
     whole = n * config.group
     each = f"a step = {n} prompts x {config.group} rollouts = {whole} rollouts, {u} update(s) of {-(-n // u)} prompts"
     log.say(f"{each}; {config.steps} steps = {config.steps * whole} rollouts")
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
-    watched = ", ".join(g.name for g in config.guards) or "nothing"
     log.say(f"rewards {rewards}; watched {watched}")
     if "diffro" in config.algo:
         log.say(_climbing(config, task))
@@ -148,6 +152,20 @@ def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> N
         cut = ", truncated: what is trained is not what samples" if sampling.top_p < 1 or sampling.top_k else ""
         rest = f"rollouts that never stop: {config.truncated}; weights {config.precision}, offload {config.offload}"
         log.say(f"tokens are sampled at temperature {sampling.temperature:g}{cut}; {rest}")
+
+
+def shown(config: RL, metrics: Mapping[str, Any], gain: float | None) -> dict[str, Any]:
+    """What the progress line says of a step: the first reward by name, what tells whether it learns, and the last validation's gain.
+
+    Args:
+        metrics: the step's row.
+        gain: of all rewards together against step 0, in the spreads that the run weighs them by; None before there is one.
+    """
+    first = next((r.name for r in config.rewards if r.weight), "")
+    names = {"supervised_loss": "loss"} if not config.policy_weight else {"wer": "wer", "grad_agreement": "agreement"}
+    names = {f"reward/{first}": first, "diffro/reward": "climbed", **names}
+    found = {short: metrics[name] for name, short in names.items() if name in metrics}
+    return found if gain is None else {**found, "gain": gain}
 
 
 def _climbing(config: RL, task: Task) -> str:

@@ -32,6 +32,7 @@ from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set
 from rlspeech.stats import Interval, interval_columns
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Numbers, Task
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
 # a plateau, as the AVSEC-4 baseline's training: of what, what the rate falls by, after more validations than this, and the end after these
@@ -49,6 +50,7 @@ def run(config: Pretrain) -> dict[str, Any]:
         UserError: data or checkpoint that cannot be used, a loss that is not finite.
     """
     task: Task = get_task(config.task)
+    check_owners(config, task, own=":" in config.task)
     with Engine(config.device, config.precision, config.seed, shared=True) as engine:
         return _run(config, engine, task)
 

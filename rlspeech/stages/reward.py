@@ -54,10 +54,11 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
     silent = all(_reads_only(r) for r in requests)
     items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent)
     if config.hypotheses and not any(_judges_texts(r) for r in requests):
-        log.warn("hypotheses are given, but no reward that judges them is asked for: --reward asr_wer")
+        raise UserError("no reward judges the hypotheses", "", "--reward asr_wer, or leave out --hypotheses")
     options = _options(config)
-    if "llm" in options and not any(r.entry.family == "llm" for r in requests):
-        log.warn(f"{', '.join(options['llm'])} of the reward llm are set, but it is not asked for: --reward llm")
+    if unasked := sorted(set(options) - {r.entry.family for r in requests}):
+        what = f"{', '.join(options[unasked[0]])} of the reward {unasked[0]} is set, and it is not asked for"
+        raise UserError(what, "", f"--reward {unasked[0]}, or leave it out")
     how: dict[str, Any] = {"workers": config.workers, "timeout_s": config.timeout_s, "options": options}
     with ExitStack() as stack:
         scorer = stack.enter_context(Scorer(config.rewards, device="cpu" if silent else _device(config.device), **how))

@@ -31,7 +31,7 @@ from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
 from rlspeech.scores import step_name
-from rlspeech.stages.finish import DONE, Ending, at_the_end, explain, longer
+from rlspeech.stages.finish import DONE, Ending, at_the_end, explain, longer, shown
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
 from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import mean_interval
@@ -83,7 +83,7 @@ def _run(config: RL, engine: Engine, task: Task) -> dict[str, Any]:
             end.reason = session.fit(watchdog)
         summary = session.summary(end.reason) | {"report": str(end.page) if end.page else None}
     header = ["metric", "before", "after", "difference (95 %)", "role"]
-    log.table(f"rl: {config.algo} on {config.task}, {end.reason}", header, session.validation.table())
+    log.table(f"rl: {config.method} on {config.task}, {end.reason}", header, session.validation.table())
     if end.page:
         log.say(f"report: {end.page}")
     return summary
@@ -132,16 +132,13 @@ class Session:
         if self.validation.tripped:  # by an earlier attempt: going on would do more of the damage
             return self.validation.tripped
         ending = Ending(self.engine, cfg.max_minutes)
-        with log.progress(cfg.steps, f"rl {cfg.algo}", "steps", start=self.step) as bar, ending:
+        with log.progress(cfg.steps, f"rl {cfg.method}", "steps", start=self.step) as bar, ending:
             while self.step < cfg.steps:
                 ending.check()
                 metrics = self.advance(self.draw())
                 watchdog.beat()
                 self.folder.log(self.step, **metrics)
-                shown = {"reward": "reward", "wer": "wer", "grad_agreement": "agreement"}
-                if not cfg.policy_weight:
-                    shown = {"supervised_loss": "loss"}
-                bar.advance(1, **{short: metrics[name] for name, short in shown.items() if name in metrics})
+                bar.advance(1, **shown(cfg, metrics, self.validation.gain))
                 ending.look()
                 stop, last = None, self.step == cfg.steps
                 if ending.late or self.step % cfg.valid_every == 0 or last:

@@ -35,6 +35,7 @@ from rlspeech.files import JsonlWriter, dumps, held, read_jsonl, read_text, safe
 from rlspeech.log import several
 from rlspeech.parallel import one_by_one
 from rlspeech.stages.jobs import Job, summarise
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError, Utterance
 
 BYTES_PER_S = 12.0  # of text in a piece, to the second that the model can say: slow speech
@@ -102,6 +103,9 @@ def run(config: Speak) -> dict[str, Any]:
     Raises:
         UserError: no text, a checkpoint or a prompt that cannot be used, or not one text could be synthesised.
     """
+    from rlspeech.tasks import SYNTHESIS, get_task
+
+    check_owners(config, get_task(SYNTHESIS))
     began_s, jobs = time.monotonic(), _jobs(config)
     folder = _places(config, jobs)
     for job in jobs:

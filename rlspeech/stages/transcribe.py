@@ -27,6 +27,7 @@ from rlspeech.data.inputs import SOUND, expand
 from rlspeech.files import JsonlWriter, held, read_jsonl, safe_name, too_long, write_text
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
 
@@ -70,6 +71,9 @@ def run(config: Transcribe) -> dict[str, Any]:
     Raises:
         UserError: nothing to do, a checkpoint that cannot be used, or not one file could be recognised.
     """
+    from rlspeech.tasks import RECOGNITION, get_task
+
+    check_owners(config, get_task(RECOGNITION))
     jobs, began_s = _jobs(config.inputs), time.monotonic()
     place = None if config.out in (None, "-") else Path(str(config.out))
     with (

@@ -64,6 +64,7 @@ class Validation:
         history: columns of each validation, ``{"step": ..., name: [a value a clip]}``, the first before training.
         tripped: a guard's reason to stop, or None.
         best: largest mean gain in reward of a step that no guard objects to.
+        gain: the last validation's mean gain in reward; None before the second one.
     """
 
     def __init__(self, config: RL, engine: Engine, task: Task, folder: Run, judge: Scorer, clips: list[Clip]) -> None:
@@ -71,6 +72,7 @@ class Validation:
         self.clips, self.history = list(clips), list[dict[str, Any]]()
         self.guards, self.best = GuardWatch(config.guards), -math.inf
         self.tripped: str | None = None
+        self.gain: float | None = None
 
     def restore(self, history: list[dict[str, Any]], best: float | None) -> None:
         """Take up what an earlier attempt has found."""
@@ -97,6 +99,7 @@ class Validation:
         if step and (line := summary_line(deltas)):
             log.say(f"step {step}, {len(self.clips)} held-out clips against step 0: {line}")
         tripped, gain = self._watch(), deltas[ALTOGETHER].mean
+        self.gain = gain if step else None
         better = gain > self.best and step > 0 and not tripped and not self._spoilt()
         self.tripped, better = self.engine.agree((tripped, better))
         self.best = gain if better else self.best
@@ -140,7 +143,9 @@ class Validation:
 
     def table(self) -> list[list[str]]:
         """A row a metric for the terminal: name, before, after, difference, role."""
-        roles = {r.name: "reward" for r in self.config.rewards} | {ALTOGETHER: "all together"}
+        roles = dict.fromkeys(
+            (r.name for r in self.config.rewards), "reward" if self.config.policy_weight else "measured"
+        ) | {ALTOGETHER: "all together"}
         rows = []
         for k, (first, last, delta) in self.changes().items():
             name = k if _up(k) else f"{k} (lower is better)"
@@ -318,7 +323,7 @@ def tuned_facts(
     versions = {k: v for k, v in versions_of(PACKAGES).items() if v is not None}
     versions |= {k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v}
     rewards, guards = config.rewards, config.guards
-    rl: dict[str, Any] = {"algo": config.algo, "step": step, "steps": config.steps, "from": config.model}
+    rl: dict[str, Any] = {"algo": config.method, "step": step, "steps": config.steps, "from": config.model}
     rl |= {"seed": config.seed, "data": config.data, "valid": config.valid, "rows": len(utts)}
     rl |= {"rewards": {r.name: r.weight for r in rewards}, "guards": [g.name for g in guards]}
     rl["reward_specs"] = [{**r.model_dump(include=SPEC), "help": _help(r.name)} for r in rewards]
@@ -334,7 +339,9 @@ def tuned_facts(
 
 def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per metric the start, the last validation and their paired difference, each with its interval."""
-    roles = {r.name: "rewarded" for r in config.rewards} | {ALTOGETHER: ""}
+    roles = dict.fromkeys((r.name for r in config.rewards), "rewarded" if config.policy_weight else "measured") | {
+        ALTOGETHER: ""
+    }
     found = dict[str, dict[str, Any]]()
     for name, change in changes(history, config.seed).items():
         numbers = zip(("start", "now", "difference"), (i.as_dict() for i in change), strict=True)

@@ -6,13 +6,13 @@ have are refused with the tasks that have them, those not given are filled in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
-from rlspeech.config import RL, GuardSpec
+from rlspeech.config import RL, GuardSpec, RewardSpec
 from rlspeech.plugins import load, load_function
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
@@ -68,27 +68,11 @@ def get_task(name: str) -> Any:
     return load(TASKS[name])()
 
 
-# settings that only some tasks have (``Task.settings``) -> what to do where a task has none
-OWNED = {
-    "video": "leave it out: this task is shown no video",
-    "supervised_on": "leave it out: the supervised loss is taken where the task takes it",
-    "explore": "--set sampling.temperature=1: tokens are sampled",
-    "probe_settings": "leave it out: there is one way to sample tokens",
-    "ratio": "--set ratio_level=sequence",
-    "change_weight": "--set kl_beta=0.05: the KL of tokens is over all that can be drawn",
-    "clip_s": "leave it out: a text belongs to the whole of its recording",
-    "train_encoder": "leave it out: this task has no encoder to train",
-    **dict.fromkeys(("sampling", "precision", "kl", "offload"), "leave it out: this task draws no tokens"),
-    **{f"diffro.{k}": "leave it out" for k in ("last_steps", "smooth", "tau", "tau_end", "hard", "mode", "noise")},
-    **dict.fromkeys(("diffro.content_weight", "diffro.attribute_weights", "diffro.reduction"), "leave it out"),
-}
-
-
-def check_settings(config: RL, task: Task) -> None:
-    """Stop at settings that the task does not have, before anything is read; a task of one's own knows its settings.
+def check_settings(config: RL, task: Task, *, probing: bool = False) -> list[str]:
+    """Stop at settings and rewards that the run does not use, before anything is read; see ``owners.check_owners``.
 
     Raises:
-        UserError: such a setting with another value than its default, or DiffRO where nothing can be differentiated.
+        UserError: such a setting, or DiffRO where nothing can be differentiated.
     """
     if "diffro" in config.algo and not task.relaxes:
         what, why = (
@@ -97,21 +81,16 @@ def check_settings(config: RL, task: Task) -> None:
         )
         why += " has no gradient; what has one is the likelihood of a known text, which is supervised training"
         raise UserError(what, why, "--algo grpo, or --set policy_weight=0 --set supervised_weight=1")
-    for key in () if ":" in config.task else _given(config):
-        if key not in task.settings:
-            owners = ", ".join(sorted(name for name in TASKS if key in get_task(name).settings))
-            raise UserError(f"{config.task} has no setting {key!r}", f"it belongs to {owners}", OWNED[key])
-
-
-def _given(config: RL) -> Iterator[str]:
-    """Names of the settings of some tasks alone that have another value than their default."""
-    parts: dict[str, Any] = {"": config, **({"diffro.": config.diffro} if "diffro" in config.algo else {})}
-    for prefix, part in parts.items():
-        for key in sorted(part.model_fields_set):
-            value, default = getattr(part, key), type(part).model_fields[key].get_default(call_default_factory=True)
-            whole = (prefix + key, value) == ("clip_s", 0)  # every task can keep its clips as they are
-            if prefix + key in OWNED and value != default and not whole:
-                yield prefix + key
+    unused = [r.name for r in config.rewards if ":" not in config.task and not r.name.startswith(task.climbs)]
+    if config.algo == "diffro" and config.policy_weight and unused:
+        why = f"diffro follows the gradient of {task.climbed(config)} alone"
+        hint = f"--guard {unused[0]} measures it; leave out --reward, or train with --algo grpo"
+        raise UserError(f"--reward {', '.join(unused)} would not be trained", why, hint)
+    scaled = [r.name for r in config.rewards if r.scale != RewardSpec.model_fields["scale"].default]
+    if config.advantage == "norm_then_sum" and scaled and config.rewards != list(task.default_rewards):
+        why = "advantage=norm_then_sum normalises every reward inside its group"
+        raise UserError(f"the scale of {', '.join(scaled)} is not used", why, "leave scale out")
+    return check_owners(config, task, _filled(config, task), own=":" in config.task, probing=probing)
 
 
 def _under(own: Any, config: RL, key: str) -> Any:
@@ -122,7 +101,12 @@ def _under(own: Any, config: RL, key: str) -> Any:
     return given if key in config.model_fields_set else own
 
 
-def complete(config: RL, task: Task) -> RL:
+def _filled(config: RL, task: Task) -> RL:
+    own = {**task.rl_defaults, **(task.diffro_defaults if config.algo == "diffro" else {})}
+    return config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
+
+
+def complete(config: RL, task: Task, *, probing: bool = False) -> RL:
     """Fill in what is the task's own: settings that were not given, the default composition, and guards.
 
     Default guards that are rewarded, or cannot be computed here, are left out.
@@ -132,15 +116,15 @@ def complete(config: RL, task: Task) -> RL:
     """
     from rlspeech.rewards.base import available
 
-    check_settings(config, task)
-    alone = config.algo == "diffro"
-    own = {**task.rl_defaults, **(task.diffro_defaults if alone else {})}
-    config = config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
-    rewards = config.rewards or list(task.default_rewards)
+    check_settings(config, task, probing=probing)
+    alone, config = config.algo == "diffro", _filled(config, task)
+    rewards = config.rewards or (task.climbed_rewards(config) if alone else list(task.default_rewards))
     named = {r.name for r in rewards} | {
         column for entry, why_not in available() if why_not for column in entry.columns
     }
     watched: dict[str, float | None] = {**dict.fromkeys(task.default_guards), **task.guard_limits}
     watched |= task.diffro_guards if alone else {}
-    guards = config.guards or [GuardSpec(name=n, max_drop=drop) for n, drop in watched.items() if n not in named]
+    guards = config.guards
+    if "guards" not in config.model_fields_set:  # an empty list that is given means none
+        guards = [GuardSpec(name=n, max_drop=drop) for n, drop in watched.items() if n not in named]
     return config.model_copy(update={"rewards": rewards, "guards": guards})

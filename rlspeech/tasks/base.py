@@ -50,7 +50,7 @@ class Task:
         name: of the task, as ``--task`` takes it.
         required: columns of the manifest; with "text" and without "target_filepath" rows are recordings and their transcripts.
         uses_video: True where clips have a video.
-        settings: those of the settings in ``tasks.OWNED`` that this task has.
+        settings: those of the settings in ``owners.TASKED`` that this task has.
         valid_metrics: what the scorer of ``pretrain`` computes for ``validate``.
         next_command: what to type after pretraining; {run} is the run folder.
         pipeline: the Hub's name for what a checkpoint does.
@@ -58,6 +58,7 @@ class Task:
         guard_limits: how far a default guard may drop before the run is stopped.
         rl_defaults: settings of ``RL`` that are this task's where none are given.
         relaxes: True where the output can be differentiated, so that DiffRO can train it.
+        climbs: what the names of metrics begin with that are what DiffRO climbs, as it is measured.
         diffro_defaults, diffro_guards: defaults of DiffRO alone, and guards beside the others with how far they may drop.
         published: the exploration of the paper, which ``rl --probe`` compares; None where tokens are sampled.
     """
@@ -75,6 +76,7 @@ class Task:
     guard_limits: ClassVar[dict[str, float]] = {}
     rl_defaults: ClassVar[dict[str, Any]] = {}
     relaxes: ClassVar[bool] = False
+    climbs: ClassVar[tuple[str, ...]] = ()
     diffro_defaults: ClassVar[dict[str, Any]] = {}
     diffro_guards: ClassVar[dict[str, float | None]] = {}
     published: ClassVar[Exploration | None] = None
@@ -178,6 +180,10 @@ class Task:
         """What DiffRO follows the gradient of, in a few words."""
         return config.diffro.reward
 
+    def climbed_rewards(self, config: RL) -> list[RewardSpec]:
+        """The same as it is measured at validations, where no rewards are given."""
+        return list(self.default_rewards)
+
     def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
         """What DiffRO follows the gradient of, frozen. Raises ``UserError``: the task has none of the configured name."""
         raise NotImplementedError
@@ -202,18 +208,22 @@ class Task:
 class EnhancementTask(Task):
     """What enhancers share: paired clips, explorations, and the gradient of DNSMOS."""
 
-    settings = frozenset({"change_weight", "clip_s", "diffro.smooth", "explore", "probe_settings", "ratio"})
+    settings = frozenset(
+        {"change_weight", "clip_s", "diffro.smooth", "explore", "probe_settings", "ratio", "reduction"}
+    )
     valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
     relaxes = True
-    # what is climbed is measured as published
-    _climbed = RewardSpec(name="dnsmos_ovrl", scale="none")
-    diffro_defaults: ClassVar[dict[str, Any]] = {"rewards": [_climbed], "group": 1, "kl_beta": 0.1, "lr": 3e-4}
+    climbs = ("dnsmos_ovrl", "dnsmos_fast_ovrl")
+    diffro_defaults: ClassVar[dict[str, Any]] = {"group": 1, "kl_beta": 0.1, "lr": 3e-4}
     # beside what is not climbed
     _watched: ClassVar[dict[str, float | None]] = dict.fromkeys(("dnsmos_p808", "lsd", "speaker_similarity"))
     diffro_guards: ClassVar[dict[str, float | None]] = {"pesq_wb": 0.1, "estoi": 0.02, **_watched}
 
     def climbed(self, config: RL) -> str:
         return f"DNSMOS, {config.diffro.smooth} altered copies"
+
+    def climbed_rewards(self, config: RL) -> list[RewardSpec]:
+        return [RewardSpec(name="dnsmos_ovrl", scale="none")]  # as published
 
     def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
         from rlspeech.rewards.soft import SoftDnsmos

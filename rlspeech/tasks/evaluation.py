@@ -15,6 +15,7 @@ from rlspeech.data.audio import AudioError
 from rlspeech.files import safe_name
 from rlspeech.rewards import base
 from rlspeech.scores import Row, ScoreTable
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import Sample, Score, UserError, Utterance
 
 
@@ -46,7 +47,6 @@ class Evaluation:
         UserError: a setting of another task, or a model's name that cannot be used.
     """
 
-    refused: ClassVar[tuple[str, ...]] = ()  # settings that belong to other tasks
     reserved: ClassVar[tuple[str, ...]] = ()  # names that no model can have
     neutral: ClassVar[tuple[str, ...]] = ()  # settings of the task that a run that goes on may change
     noted: ClassVar[tuple[str, ...]] = ()  # settings that scores.meta.json repeats
@@ -61,9 +61,7 @@ class Evaluation:
         self.summary: dict[str, Any] = {}  # further keys of metrics.json
         self.meta: dict[str, Any] = {}  # and of scores.meta.json
         self._loaded: tuple[str, Any, dict[str, Any]] | None = None
-        for name in self.refused:
-            if getattr(config, name) != Evaluate.model_fields[name].get_default(call_default_factory=True):
-                raise UserError(f"{config.task} has no setting {name!r}", "it belongs to another task", "leave it out")
+        check_owners(config, task, own=":" in config.task)
         for name in config.models:
             if name in self.reserved or safe_name(name) != name:
                 taken = f"; {', '.join(self.reserved)} are taken" if self.reserved else ""

@@ -66,6 +66,7 @@ FEATURES = 256  # of a critic; wider hidden states are projected at random
 
 
 # what a recogniser's and a synthesiser's ``rl`` starts from
+TOKEN_SETTINGS = frozenset("kl offload precision sampling truncated truncated_reward normaliser by".split())
 RL_DEFAULTS: dict[str, Any] = {
     **{"lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.04, "group": 8, "prompts_per_step": 16},
     "truncated": "keep",  # a loop is worth what a loop is worth

@@ -55,7 +55,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **changes: Any) -> RL:
     plain = {**SMALL_RL, "task": task, "out": str(out), "lr": 1e-2, "lora": None, "kl_target": 1e-5}
-    return RL(**{**plain, **OWN[task], **given[task], **FORMS[form], **changes})
+    whole = {**plain, **OWN[task], **given[task], **FORMS[form], **changes}
+    unused = set() if "diffro" in form else {"diffro"}
+    return RL(
+        **{
+            k: v
+            for k, v in whole.items()
+            if k not in unused | ({"rewards", "truncated"} if form == "diffro" else set())
+        }
+    )
 
 
 @pytest.mark.parametrize(("task", "form"), SUPPORTED, ids=lambda v: v)

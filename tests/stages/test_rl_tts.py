@@ -108,7 +108,7 @@ def test_rollouts_are_drawn_where_the_speech_is_used(preset: str | None) -> None
     assert (used.temperature, used.top_p) == (SPEAKING, 0.9) == (Speak().sampling.temperature, 0.9)
     given = resolve_settings(RL, preset, flags={"task": "tts"}, sets=["sampling.temperature=1"])[0]
     assert complete(given, get_task("tts")).sampling.temperature == 1
-    assert complete(RL(task="asr", ppo=PPO(gae_lambda=0.5)), get_task("asr")).ppo.form == "critic"
+    assert complete(RL(task="asr", algo="ppo", ppo=PPO(gae_lambda=0.5)), get_task("asr")).ppo.form == "critic"
 
 
 def test_the_default_guards_have_limits() -> None:

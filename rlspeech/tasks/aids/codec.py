@@ -62,6 +62,7 @@ class CodecTask(Task):
     """The task ``codec``: pretraining only."""
 
     name = "codec"
+    settings = frozenset({"codec", "content_weight", "content_ear"})
     required = frozenset({"audio_filepath"})
     valid_metrics = ("estoi", "speaker_similarity")
     next_command = "rlspeech pretrain --task tts --set tts.codec={run}"

@@ -165,6 +165,7 @@ class ListenerTask(Task):
     """The task ``listener``: pretraining only."""
 
     name = "listener"
+    settings = frozenset({"listener"})
     required = frozenset({"audio_filepath", "target_filepath"})
     valid_metrics = ()  # its answers are compared with labels, not scored
     next_command = "rlspeech reward MANIFEST --reward llm, with the checkpoint of {run} as the describer"

@@ -70,6 +70,7 @@ class TokenRewardTask(Task):
     """The task ``token-reward``."""
 
     name = "token-reward"
+    settings = frozenset({"token_reward"})
     required = frozenset({"audio_filepath", "text"})
     valid_metrics = ()
     next_command = "rlspeech rl --task tts --algo diffro --set diffro.reward={run}"

@@ -40,7 +40,6 @@ NO_SOUND = np.zeros(0, dtype=np.float32)  # rules look at texts alone
 class Recognition(Evaluation):
     """Recognisers on the same recordings, compared by what they write."""
 
-    refused = ("nfe", "guidance", "video", "shuffled", "best_of", "judge")
     neutral = ("normaliser",)
     rates = tuple(r.name for r in RATES)
     recounted = True

@@ -25,7 +25,7 @@ from rlspeech.scores import step_name
 from rlspeech.stats import Interval
 from rlspeech.tasks.asr.policy import AsrPolicy
 from rlspeech.tasks.base import Numbers, Task, keep_samples
-from rlspeech.tasks.token_policy import RL_DEFAULTS, check_texts, rows_of, texts_of
+from rlspeech.tasks.token_policy import RL_DEFAULTS, TOKEN_SETTINGS, check_texts, rows_of, texts_of
 from rlspeech.types import Sample
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ class Asr(Task):
 
     name = "asr"
     required = frozenset({"audio_filepath", "text"})
-    settings = frozenset({"kl", "offload", "precision", "sampling", "train_encoder"})
+    settings = TOKEN_SETTINGS | {
+        *("train_encoder", "sampling.language", "sampling.prompt", "sampling.tokens_per_s"),
+        *("asr", "augment", "ctc_weight", "beams"),
+    }
     next_command = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
     pipeline = "automatic-speech-recognition"
     default_rewards = tuple(

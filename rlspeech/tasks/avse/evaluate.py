@@ -31,7 +31,6 @@ CHUNK_S, OVERLAP_S = 30.0, 1.0
 class Enhancement(Evaluation):
     """Enhancers: waveforms in, waveforms of the same lengths out."""
 
-    refused = ("best_of", "judge")
     reserved = (INPUT, "reference")
     noted = ("data", "nfe", "guidance", "seed", "video")
 

@@ -27,7 +27,7 @@ class Avse(EnhancementTask):
     name = "avse"
     required = frozenset({"audio_filepath", "target_filepath", "lips_filepath"})
     uses_video = True
-    settings = EnhancementTask.settings | {"supervised_on", "video"}
+    settings = EnhancementTask.settings | {"supervised_on", "video", "explore.mask_clamp", "avse", "shuffled"}
     next_command = "rlspeech rl --task avse --algo ppo --model {run}"
     default_rewards = (RewardSpec(name="llm"),)
     default_guards = ("si_sdr", "estoi", "dnsmos_ovrl", "speaker_similarity")

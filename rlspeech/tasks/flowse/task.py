@@ -25,7 +25,17 @@ class FlowSE(EnhancementTask):
     """The task ``flowse``."""
 
     name = "flowse"
-    settings = EnhancementTask.settings | {"diffro.last_steps"}
+    settings = EnhancementTask.settings | {
+        *(
+            "diffro.last_steps",
+            "explore.window",
+            "explore.start",
+            "explore.nfe",
+            "explore.shared_latent",
+            "valid_draws",
+        ),
+        *("model", "magnitude_weight", "nfe", "guidance"),
+    }
     next_command = "rlspeech rl --task flowse --algo grpo --model {run}"
     default_rewards = tuple(RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd"))
     default_guards = ("si_sdr", "dnsmos_ovrl", "pesq_wb")

@@ -38,7 +38,6 @@ LISTENED = re.compile(r"^tts_(?:accuracy|cer|wer|posterior|nll)\b(?:\[(.*)\])?$"
 class Synthesis(Evaluation):
     """Synthesisers on the same texts, and the anchors."""
 
-    refused = ("nfe", "guidance", "video", "shuffled", "beams")
     reserved = ("prompt", *ANCHORS)
     neutral = ("best_of", "judge")  # they are of one system, and in its variant
     noted = ("data", "normaliser", "recogniser", "sampling", "seed")

@@ -30,7 +30,8 @@ from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
-from rlspeech.tasks.token_policy import RL_DEFAULTS, ROWS, check_texts, rows_of, token_logp
+from rlspeech.tasks.owners import DRAWN, RELAXED
+from rlspeech.tasks.token_policy import RL_DEFAULTS, ROWS, TOKEN_SETTINGS, check_texts, rows_of, token_logp
 from rlspeech.tasks.tts.best import BestOf
 from rlspeech.tasks.tts.policy import TtsPolicy, longest
 from rlspeech.types import Sample, SoftReward, UserError, Utterance
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
 BATCH = 32
-# settings of DiffRO
-RELAXING = ("tau", "tau_end", "hard", "mode", "noise", "content_weight", "reduction", "attribute_weights")
 
 
 @dataclass
@@ -67,7 +66,13 @@ class Tts(Task):
 
     name = "tts"
     required = frozenset({"audio_filepath", "text"})
-    settings = frozenset({"kl", "offload", "precision", "sampling", *(f"diffro.{key}" for key in RELAXING)})
+    settings = (
+        TOKEN_SETTINGS
+        | DRAWN
+        | {*(f"diffro.{key}" for key in RELAXED), *("valid_draws", "tts", "recogniser", "anchors", "best_of", "judge")}
+    )
+    climbs = ("token_",)
+    diffro_guards: ClassVar[dict[str, float | None]] = {"tts_accuracy": None}
     valid_metrics = ("tts_cer",)
     next_command = "rlspeech rl --task tts --model {run}, or rlspeech speak TEXT --model {run}"
     pipeline = "text-to-speech"
@@ -87,6 +92,10 @@ class Tts(Task):
         *("tts_duration_ratio", "tts_duration_drift", "tts_stopped"),
     )
     rl_defaults: ClassVar[dict[str, Any]] = {**RL_DEFAULTS, "kl_beta": 0.1, "sampling": Sampling(temperature=SPEAKING)}
+
+    def climbed_rewards(self, config: RL) -> list[RewardSpec]:
+        model = "" if config.diffro.reward == "embedded" else f"[model={config.diffro.reward}]"
+        return [RewardSpec(name=f"token_posterior{model}", scale="none")]
 
     def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
         from rlspeech.rewards.soft import SoftTokenReward
