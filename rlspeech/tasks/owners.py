@@ -99,8 +99,8 @@ COMMON: dict[str, frozenset[str]] = {
         "workers max_minutes tracker".split()
     ),
     "Pretrain": frozenset(
-        "task data valid init out mixing steps batch lr lr_schedule warmup weight_decay grad_clip ema valid_every save_every valid_items seed "
-        "device precision workers max_minutes tracker".split()
+        "task data valid init out mixing steps batch lr lr_schedule warmup weight_decay grad_clip ema valid_every save_every valid_items "
+        "seed device precision workers max_minutes tracker".split()
     ),
     "Evaluate": frozenset("task data models baseline metrics out limit batch seed device workers players".split()),
 }
