@@ -121,7 +121,7 @@ def _jobs(config: Enhance, out: Path) -> list[_Job]:
         raise UserError("no audio files in the input", looked, "rlspeech enhance --help")
     wanted = [job for job in jobs if job.error is None]
     if config.video is not None:
-        _check_video(config.video, uses_video, len(wanted))
+        _check_video(config.video, len(wanted))
     sources = {_identity(job.source): job.source for job in wanted}
     taken: dict[Path, Path] = {}
     for job in wanted:
@@ -137,10 +137,7 @@ def _jobs(config: Enhance, out: Path) -> list[_Job]:
     return jobs
 
 
-def _check_video(video: str, uses_video: bool, inputs: int) -> None:
-    if not uses_video:
-        why, try_this = f"--video {video}", "leave it out, or name such a task with --task"
-        raise UserError("--video is for audio-visual tasks", why, try_this)
+def _check_video(video: str, inputs: int) -> None:
     if not Path(video).exists():
         raise UserError(f"no video at {video}", "missing file", "--video with a file or a folder")
     if inputs > 1 and not Path(video).is_dir():

@@ -88,8 +88,6 @@ POLICY = (
 RULES: dict[str, tuple[Rule, ...]] = {
     "RL": (*POLICY, Rule("supervised_on", "a supervised_weight above 0", lambda c: c.supervised_weight > 0)),
     "Pretrain": (Rule("content_ear", "a content_weight above 0", lambda c: c.content_weight > 0),),
-    "Evaluate": (Rule("judge", "a best_of above 1", lambda c: c.best_of > 1),),
-    "Speak": (Rule("judge", "a best_of above 1", lambda c: c.best_of > 1),),
 }
 PROBED = Rule("probe_batches probe_settings", "rl --probe", lambda c: False)
 COMMON: dict[str, frozenset[str]] = {

@@ -254,7 +254,7 @@ def test_one_video_for_one_file(world: Path) -> None:
     for changes, what in [
         ({"video": str(world / "mouths" / "c.npz")}, "one video for 3"),
         ({"video": str(world / "void")}, "no video at"),
-        ({"video": str(world / "mouths"), "task": "flowse"}, "--video"),
+        ({"video": str(world / "mouths"), "task": "flowse"}, "video=null"),
     ]:
         with pytest.raises(UserError, match=what):
             _avse(world, **changes)

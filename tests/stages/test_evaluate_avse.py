@@ -175,8 +175,8 @@ def test_results_of_other_videos_are_not_taken_up(world: Path, capsys: pytest.Ca
     [
         ({"shuffled": ["else"]}, "else"),
         ({"shuffled": ["net"], "video": "shuffled"}, "--shuffled"),
-        ({"task": "flowse", "shuffled": ["net"]}, "--shuffled"),
-        ({"task": "flowse", "video": "none"}, "--video"),
+        ({"task": "flowse", "shuffled": ["net"]}, "shuffled"),
+        ({"task": "flowse", "video": "none"}, "video"),
         ({"task": "flowse"}, "--task avse"),
         ({"models": {"net": "net", "net-shuffled": "net"}, "shuffled": ["net"]}, "net-shuffled"),
     ],

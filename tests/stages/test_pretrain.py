@@ -362,7 +362,8 @@ def test_four_utterances_train_and_nothing_is_validated(
         "token_reward": TokenRewardModel(**codec, **REWARD),
     }
     places = {"data": given["data"], "out": str(tmp_path / "run")}
-    config = Pretrain(task=task, **places, **parts, steps=2, batch=2, device="cpu")
+    part: dict[str, Any] = {name: parts[name] for name in [task.replace("-", "_")]}
+    config = Pretrain(task=task, **places, **part, steps=2, batch=2, device="cpu")
     summary = pretrain.run(config)
     assert summary["step"] == 2 and Path(summary["report"]).is_file()
     assert "too few to hold any back: nothing is validated" in capsys.readouterr().err
