@@ -112,7 +112,6 @@ def run(config: Enhance) -> dict[str, Any]:
 
 def _jobs(config: Enhance, out: Path) -> list[_Job]:
     """All files with their targets; those that cannot be taken carry the reason."""
-    uses_video = get_task(config.task).uses_video
     if not config.inputs:
         raise UserError("nothing to enhance", "", "rlspeech enhance FILE_OR_FOLDER... --out FOLDER")
     jobs = [job for name in config.inputs for job in _expand(Path(name).absolute(), out)]

@@ -23,7 +23,8 @@ def listed(key: str, names: Any) -> bool:
 
 @pytest.mark.parametrize("schema", [RL, Pretrain, Evaluate], ids=lambda s: s.__name__)
 def test_every_setting_is_common_or_has_an_owner(schema: Any) -> None:
-    name, rules = schema.__name__, (*RULES.get(name, ()), PROBED)
+    name = schema.__name__
+    rules = (*RULES.get(name, ()), PROBED)
     owned = {n for rule in rules for n in rule.names.split()} | TASKED[name]
     wrong = [k.name for k in keys(schema) if listed(k.name, COMMON[name]) == listed(k.name, owned)]
     assert wrong == [], "in none of the lists, or in both"
