@@ -12,21 +12,11 @@ from pydantic import BaseModel
 
 from rlspeech.config import RL, GuardSpec, RewardSpec
 from rlspeech.plugins import load, load_function
-from rlspeech.tasks.owners import check_owners
+from rlspeech.tasks.owners import TASKS, check_owners
 from rlspeech.types import UserError
 
 if TYPE_CHECKING:
     from rlspeech.tasks.base import Task
-
-TASKS = {
-    "flowse": "rlspeech.tasks.flowse.task:FlowSE",
-    "avse": "rlspeech.tasks.avse.task:Avse",
-    "listener": "rlspeech.tasks.aids.listener:ListenerTask",
-    "asr": "rlspeech.tasks.asr.task:Asr",
-    "codec": "rlspeech.tasks.aids.codec:CodecTask",
-    "token-reward": "rlspeech.tasks.aids.token_reward:TokenRewardTask",
-    "tts": "rlspeech.tasks.tts.task:Tts",
-}
 
 
 RECOGNITION, SYNTHESIS = "asr", "tts"  # the tasks of ``transcribe`` and ``speak``

@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from rlspeech.plugins import load
 from rlspeech.types import UserError
+
+TASKS = {
+    "flowse": "rlspeech.tasks.flowse.task:FlowSE",
+    "avse": "rlspeech.tasks.avse.task:Avse",
+    "listener": "rlspeech.tasks.aids.listener:ListenerTask",
+    "asr": "rlspeech.tasks.asr.task:Asr",
+    "codec": "rlspeech.tasks.aids.codec:CodecTask",
+    "token-reward": "rlspeech.tasks.aids.token_reward:TokenRewardTask",
+    "tts": "rlspeech.tasks.tts.task:Tts",
+}
 
 
 class Rule(NamedTuple):
@@ -147,9 +158,7 @@ def check_owners(
 
 
 def _of_another_task(needed: str, task: Any, default: Any, key: str) -> UserError:
-    from rlspeech.tasks import TASKS, get_task
-
-    owners = ", ".join(sorted(n for n in TASKS if needed in get_task(n).settings))
+    owners = ", ".join(sorted(n for n, path in TASKS.items() if needed in load(path).settings))
     hint = HINTS.get(needed) or f"leave it out, or --set {key}={_shown(default)}"
     return UserError(f"{task.name} has no setting {needed!r}", f"it belongs to {owners}", hint)
 
