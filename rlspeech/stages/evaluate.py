@@ -35,6 +35,7 @@ from rlspeech.scores import ScoreTable, write_json
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped, reason_of
+from rlspeech.tasks.owners import check_owners
 from rlspeech.types import Sample, UserError, Utterance
 
 # what a run that goes on may change
@@ -55,6 +56,7 @@ def run(config: Evaluate) -> dict[str, Any]:
         UserError: data, checkpoint, metric or baseline that cannot be used; no utterance that could be scored.
     """
     began_s, task = time.monotonic(), get_task(config.task)
+    check_owners(config, task, own=":" in config.task)
     evaluation: Evaluation = task.evaluation(_as_begun(config))
     config = evaluation.config
     manifest = task.demo("test") if config.data is None else find_manifest(config.data, recipe=False)

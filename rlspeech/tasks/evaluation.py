@@ -15,7 +15,6 @@ from rlspeech.data.audio import AudioError
 from rlspeech.files import safe_name
 from rlspeech.rewards import base
 from rlspeech.scores import Row, ScoreTable
-from rlspeech.tasks.owners import check_owners
 from rlspeech.types import Sample, Score, UserError, Utterance
 
 
@@ -61,7 +60,6 @@ class Evaluation:
         self.summary: dict[str, Any] = {}  # further keys of metrics.json
         self.meta: dict[str, Any] = {}  # and of scores.meta.json
         self._loaded: tuple[str, Any, dict[str, Any]] | None = None
-        check_owners(config, task, own=":" in config.task)
         for name in config.models:
             if name in self.reserved or safe_name(name) != name:
                 taken = f"; {', '.join(self.reserved)} are taken" if self.reserved else ""

@@ -30,7 +30,6 @@ from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
-from rlspeech.tasks.owners import DRAWN, RELAXED
 from rlspeech.tasks.token_policy import RL_DEFAULTS, ROWS, TOKEN_SETTINGS, check_texts, rows_of, token_logp
 from rlspeech.tasks.tts.best import BestOf
 from rlspeech.tasks.tts.policy import TtsPolicy, longest
@@ -69,7 +68,14 @@ class Tts(Task):
     settings = (
         TOKEN_SETTINGS
         | DRAWN
-        | {*(f"diffro.{key}" for key in RELAXED), *("valid_draws", "tts", "recogniser", "anchors", "best_of", "judge")}
+        | {
+            *(
+                f"diffro.{key}"
+                for key in "tau tau_end hard mode noise content_weight attribute_weights reduction".split()
+            ),
+            *("sampling.temperature", "sampling.top_p", "sampling.top_k"),
+            *("valid_draws", "tts", "recogniser", "anchors", "best_of", "judge"),
+        }
     )
     climbs = ("token_",)
     diffro_guards: ClassVar[dict[str, float | None]] = {"tts_accuracy": None}
