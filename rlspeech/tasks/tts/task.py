@@ -65,18 +65,11 @@ class Tts(Task):
 
     name = "tts"
     required = frozenset({"audio_filepath", "text"})
-    settings = (
-        TOKEN_SETTINGS
-        | DRAWN
-        | {
-            *(
-                f"diffro.{key}"
-                for key in "tau tau_end hard mode noise content_weight attribute_weights reduction".split()
-            ),
-            *("sampling.temperature", "sampling.top_p", "sampling.top_k"),
-            *("valid_draws", "tts", "recogniser", "anchors", "best_of", "judge"),
-        }
-    )
+    settings = TOKEN_SETTINGS | {
+        *(f"diffro.{key}" for key in "tau tau_end hard mode noise content_weight attribute_weights reduction".split()),
+        *("sampling.temperature", "sampling.top_p", "sampling.top_k"),
+        *("valid_draws", "tts", "recogniser", "anchors", "best_of", "judge"),
+    }
     climbs = ("token_",)
     diffro_guards: ClassVar[dict[str, float | None]] = {"tts_accuracy": None}
     valid_metrics = ("tts_cer",)
