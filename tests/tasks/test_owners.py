@@ -119,7 +119,8 @@ def test_presets_and_what_runs_write_down_use_all_that_they_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "algo"), itertools.product(["flowse", "avse", "asr", "tts"], get_args(RL.model_fields["algo"].annotation))
+    ("task", "algo"),
+    [*itertools.product(["flowse", "avse", "asr", "tts"], get_args(RL.model_fields["algo"].annotation))],
 )
 def test_what_is_filled_in_can_be_given(task: str, algo: str) -> None:
     if get_task(task).relaxes or "diffro" not in algo:
