@@ -38,7 +38,7 @@ MAX_FILE, MAX_FUNCTION = 520, 80
 # tests, and how often stages, pages and commands spell a task's name. A change that needs more first deletes something.
 WALK = 12  # files of one step of rl
 SENTENCES = 0  # places where tests match an error by a sentence
-PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 37_220, 147, 9_980, 29_590, 0
+PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 37_200, 147, 9_983, 29_570, 0
 CORE = (
     *(
         "__init__.py",
