@@ -19,7 +19,7 @@ UPDATES = ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "updates
 TINY = {
     "pretrain": [*STEPS, "mixing.clip_s=1.0", "max_minutes=2"],
     "rl": [*UPDATES, "clip_s=1.0", "probe_batches=4", "workers=1"],
-    "eval": ["limit=2", "players=1", "workers=1", "nfe=1"],
+    "eval": ["limit=2", "players=1", "workers=1"],
     "enhance": ["nfe=1"],
 }
 # rows of recognisers and synthesisers are never cut, and they take no Euler steps

@@ -71,7 +71,7 @@ def run(config: RL) -> dict[str, Any]:
     """
     task = get_task(config.task)
     watched = "guards" in config.model_fields_set
-    config = complete(config, task, probing=True)
+    config = complete(config, task)
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = task.load(config.model, engine.device, **task.load_options(config))
     adapted = Adapted(model, config.lora)

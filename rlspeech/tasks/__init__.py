@@ -58,7 +58,7 @@ def get_task(name: str) -> Any:
     return load(TASKS[name])()
 
 
-def check_settings(config: RL, task: Task, *, probing: bool = False) -> list[str]:
+def check_settings(config: RL, task: Task) -> list[str]:
     """Stop at settings and rewards that the run does not use, before anything is read; see ``owners.check_owners``.
 
     Raises:
@@ -80,7 +80,7 @@ def check_settings(config: RL, task: Task, *, probing: bool = False) -> list[str
     if config.advantage == "norm_then_sum" and scaled and config.rewards != list(task.default_rewards):
         why = "advantage=norm_then_sum normalises every reward inside its group"
         raise UserError(f"the scale of {', '.join(scaled)} is not used", why, "leave scale out")
-    return check_owners(config, task, _filled(config, task), own=":" in config.task, probing=probing)
+    return check_owners(config, task, _filled(config, task), own=":" in config.task)
 
 
 def _under(own: Any, config: RL, key: str) -> Any:
@@ -96,7 +96,7 @@ def _filled(config: RL, task: Task) -> RL:
     return config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
 
 
-def complete(config: RL, task: Task, *, probing: bool = False) -> RL:
+def complete(config: RL, task: Task) -> RL:
     """Fill in what is the task's own: settings that were not given, the default composition, and guards.
 
     Default guards that are rewarded, or cannot be computed here, are left out.
@@ -106,7 +106,7 @@ def complete(config: RL, task: Task, *, probing: bool = False) -> RL:
     """
     from rlspeech.rewards.base import available
 
-    check_settings(config, task, probing=probing)
+    check_settings(config, task)
     alone, config = config.algo == "diffro", _filled(config, task)
     rewards = config.rewards or (task.climbed_rewards(config) if alone else list(task.default_rewards))
     named = {r.name for r in rewards} | {

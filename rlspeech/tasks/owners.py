@@ -100,12 +100,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "RL": (*POLICY, Rule("supervised_on", "a supervised_weight above 0", lambda c: c.supervised_weight > 0)),
     "Pretrain": (Rule("content_ear", "a content_weight above 0", lambda c: c.content_weight > 0),),
 }
-PROBED = Rule("probe_batches probe_settings", "rl --probe", lambda c: False)
 COMMON: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "task algo model data valid out rewards guards policy_weight supervised_weight lora steps prompts_per_step "
         "updates_per_collection epochs micro_batch lr lr_schedule weight_decay grad_clip valid_every valid_items save_every seed device "
-        "workers max_minutes tracker".split()
+        "workers max_minutes tracker probe_batches".split()  # one config serves a run and its --probe
     ),
     "Pretrain": frozenset(
         "task data valid init out mixing steps batch lr lr_schedule warmup weight_decay grad_clip ema valid_every save_every valid_items "
@@ -115,16 +114,13 @@ COMMON: dict[str, frozenset[str]] = {
 }
 
 
-def check_owners(
-    config: BaseModel, task: Any, filled: Any = None, *, own: bool = False, probing: bool = False
-) -> list[str]:
+def check_owners(config: BaseModel, task: Any, filled: Any = None, *, own: bool = False) -> list[str]:
     """Refuse settings with another value than their default that the run does not use, before anything is read.
 
     Args:
         task: a ``tasks.base.Task``.
         filled: the same with what the task fills in, by which it is judged what is used.
         own: the task is one of the user's, which knows its settings.
-        probing: ``rl --probe``.
 
     Returns:
         where there is no RL (``policy_weight`` 0, the control of a run with its settings), those of the policy's loss: they are to be said.
@@ -136,7 +132,7 @@ def check_owners(
     alone = getattr(config, "algo", "") == "diffro"
     own_defaults = {**task.rl_defaults, **(task.diffro_defaults if alone else {})} if name == "RL" else {}
     given = dict(_given(config, own_defaults))
-    rules = [*RULES.get(name, ()), *([PROBED] if name == "RL" and not probing else [])]
+    rules = RULES.get(name, ())
     for key, default in given.items():
         for rule in rules:
             if _part_of(key, rule.names.split()) and not rule.used(filled or config):

@@ -13,7 +13,7 @@ from rlspeech.schema import keys
 from rlspeech.settings import preset_names, preset_path, preset_stage, resolve
 from rlspeech.stages.finish import shown
 from rlspeech.tasks import TASKS, check_settings, complete, get_task
-from rlspeech.tasks.owners import COMMON, PROBED, RULES, TASKED, check_owners
+from rlspeech.tasks.owners import COMMON, RULES, TASKED, check_owners
 from rlspeech.types import UserError
 
 
@@ -24,7 +24,7 @@ def listed(key: str, names: Any) -> bool:
 @pytest.mark.parametrize("schema", [RL, Pretrain, Evaluate], ids=lambda s: s.__name__)
 def test_every_setting_is_common_or_has_an_owner(schema: Any) -> None:
     name = schema.__name__
-    rules = (*RULES.get(name, ()), PROBED)
+    rules = RULES.get(name, ())
     owned = {n for rule in rules for n in rule.names.split()} | TASKED[name]
     wrong = [k.name for k in keys(schema) if listed(k.name, COMMON[name]) == listed(k.name, owned)]
     assert wrong == [], "in none of the lists, or in both"
