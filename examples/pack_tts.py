@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.models.codec.codec import load_codec
-from rlspeech.models.codec.load import load_codec_lm, save_codec_lm
+from rlspeech.models.codec.lm import load_codec_lm, save_codec_lm
 from rlspeech.models.hub import read_config, resolve, save_model
 from rlspeech.models.token_reward import load_token_reward, save_token_reward
 

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.data.audio import load_audio, resample, rms_dbfs, to_level
+from rlspeech.models.hub import embedded_path
 from rlspeech.models.spectra import LogMel
-from rlspeech.rewards.encoders import SpeakerNet, SpeechNet, asset_folder, save_embedded
+from rlspeech.rewards.encoders import SpeakerNet, SpeechNet, save_embedded
 
 RATE = 16000
 HELD_OUT = "LibriSpeech test-other"
@@ -334,7 +335,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     corpus = Corpus(args.data)
-    folder = args.out or asset_folder("speaker" if args.which == "speaker" else "speech_encoder")
+    folder = args.out or embedded_path("speaker" if args.which == "speaker" else "speech_encoder")
     if args.which == "speaker":
         net: SpeakerNet | SpeechNet = train_speaker(corpus, args.steps, args.seed)
         report = speaker_report(net, corpus)

@@ -24,7 +24,7 @@ from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import read_manifest
 from rlspeech.data.text import get_normaliser
 from rlspeech.log import progress
-from rlspeech.models.codec.load import load_codec_lm
+from rlspeech.models.codec.lm import load_codec_lm
 from rlspeech.models.token_reward import load_token_reward, save_token_reward
 from rlspeech.rewards.soft import TEXT
 from rlspeech.tasks.tts.task import Tts

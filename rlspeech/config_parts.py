@@ -220,7 +220,7 @@ class CodecModel(Strict):
 
 
 class CodecLMModel(Strict):
-    """The embedded synthesis policy: a small causal language model over text and codec tokens (``models/codec/load.py``)."""
+    """The embedded synthesis policy: a small causal language model over text and codec tokens (``models/codec/lm.py``)."""
 
     codec: str = conf(
         "embedded", "run of `pretrain --task codec`, or a transformers codec: xcodec2, neucodec, mimi, dac"

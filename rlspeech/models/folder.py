@@ -168,10 +168,11 @@ def fold_adapter(net: Any) -> None:
 
 
 def snapshot(name: str) -> Path | None:
-    """The cache's folder of a Hub model."""
+    """The cache's folder of a Hub model; None where there is none."""
     from transformers.utils import cached_file
 
-    found = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(name, "config.json", **quiet)
     return Path(found).parent if found else None
 
 

@@ -13,7 +13,6 @@ several times is cut down to the part that the network's finite field of view ca
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.models.spectra import level_normalise, mel_filters
+from rlspeech.rewards.encoders import digest
 from rlspeech.types import Sample, Score
 
 RATE_HZ, HOP = 16000, 160
@@ -55,12 +55,6 @@ def model_path(kind: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("speechmos is not installed")
     return Path(next(iter(spec.submodule_search_locations))) / FILES[kind]
-
-
-@lru_cache(maxsize=4)
-def model_hash(kind: str) -> str:
-    """First 8 hex digits of the weights' SHA-256: models have been replaced silently before."""
-    return hashlib.sha256(model_path(kind).read_bytes()).hexdigest()[:8]
 
 
 class _Convs(nn.Module):
@@ -241,7 +235,7 @@ class Dnsmos:
         """Scoring rule and the hash of the weights."""
         rule = "windows of 9.01 s" if self.official else "clip as it is"
         level = "" if self.level_dbfs is None else f", at {self.level_dbfs:g} dBFS"
-        return f"{self.kind}-{model_hash(self.kind)}, {rule}{level}"
+        return f"{self.kind}-{digest(model_path(self.kind))}, {rule}{level}"
 
     @property
     def net(self) -> P835Net | P808Net:

@@ -15,8 +15,9 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.files import parse_json
-from rlspeech.models.folder import loading, pretrained
+from rlspeech.models.folder import loading, pretrained, read_weights
+from rlspeech.models.hub import embedded_path
 from rlspeech.models.spectra import LogMel, level_normalise
 from rlspeech.rewards.base import FOLDER_HINT
 from rlspeech.types import Sample, Score
@@ -128,11 +130,6 @@ class SpeechNet(nn.Module):
         return (hidden - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
 
-def asset_folder(name: str) -> Path:
-    """Folder of the embedded weights ``name`` ('speaker' or 'speech_encoder')."""
-    return Path(__file__).resolve().parent.parent / "assets" / name
-
-
 def save_embedded(folder: Path, net: nn.Module) -> None:
     """Write ``config.json`` and ``model.safetensors`` (float16, half the size; the rounding is below the net's noise)."""
     from safetensors.torch import save_file
@@ -146,46 +143,32 @@ def save_embedded(folder: Path, net: nn.Module) -> None:
 
 def load_embedded(folder: Path, device: str = "cpu") -> SpeakerNet | SpeechNet:
     """Read what ``save_embedded`` wrote, in float32, ready to score. Raises ``FileNotFoundError`` where the weights are missing."""
-    from safetensors.torch import load_file
-
     config = parse_json((folder / "config.json").read_bytes())
-    cls = {"SpeakerNet": SpeakerNet, "SpeechNet": SpeechNet}[config.pop("class")]
-    config["dilations"] = tuple(config["dilations"])
-    net: Any = cls(**config)
-    state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
-    missing, unexpected = net.load_state_dict(state, strict=False)
+    net: SpeakerNet | SpeechNet = {"SpeakerNet": SpeakerNet, "SpeechNet": SpeechNet}[config.pop("class")](**config)
+    missing, unexpected = net.load_state_dict(read_weights(folder), strict=False)
     if unexpected or any("num_batches" not in k for k in missing):
         raise ValueError(f"{folder}: weights do not fit the net ({missing=}, {unexpected=})")
-    net.requires_grad_(False)
-    return cast(SpeakerNet | SpeechNet, net.eval().to(device))
+    return net.requires_grad_(False).eval().to(device)
 
 
-class Cache(Generic[Key, Value]):
+class Cache(OrderedDict[Key, Value]):
     """The last ``size`` results, as by the content of the waveform: the G rollouts of a group share one reference."""
 
     def __init__(self, size: int = 512) -> None:
-        self.size, self._items = size, OrderedDict[Key, Value]()
+        super().__init__()
+        self.size = size
 
     @staticmethod
     def key(wav: np.ndarray) -> bytes:
         """Digest of (T,) float32."""
         return hashlib.blake2b(np.ascontiguousarray(wav).data, digest_size=16).digest()
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def get(self, key: Key) -> Value | None:
-        """The stored result, or None."""
-        if key in self._items:
-            self._items.move_to_end(key)
-        return self._items.get(key)
-
     def put(self, key: Key, value: Value) -> None:
         """Store a result and drop the oldest beyond the size."""
-        self._items[key] = value
-        self._items.move_to_end(key)
-        while len(self._items) > self.size:
-            self._items.popitem(last=False)
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > self.size:
+            self.popitem(last=False)
 
 
 def batched(
@@ -236,7 +219,7 @@ def load_encoder(
 
     Args:
         name: Hub id or folder of a transformers model; None or "embedded" takes the embedded encoder.
-        embedded: that encoder's folder, see ``asset_folder``.
+        embedded: that encoder's folder below ``assets``.
         classes: names of transformers classes; the one that the config names is taken, else the first.
         device: where it runs.
         what: for the error message.
@@ -245,7 +228,7 @@ def load_encoder(
         UserError: not found, not loadable, or no network for a Hub id.
     """
     if name in (None, "embedded"):
-        folder = asset_folder(embedded)
+        folder = embedded_path(embedded)
         return load_embedded(folder, device), None, f"embedded-{digest(folder / 'model.safetensors')}"
     import transformers
 
@@ -260,8 +243,9 @@ def load_encoder(
     return model.requires_grad_(False).eval().to(device), extractor, str(name)
 
 
+@lru_cache(maxsize=8)
 def digest(path: Path) -> str:
-    """First 8 hex digits of a file's SHA-256, for version strings."""
+    """First 8 hex digits of a file's SHA-256, for version strings: weights have been replaced silently before."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 

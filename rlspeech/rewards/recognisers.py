@@ -108,6 +108,7 @@ def is_audio_lm(name: str, whisper: bool = False) -> bool:
         whisper: count what transformers' pipeline takes too.
     """
     from rlspeech.models.audio_lm.families import FAMILIES
+    from rlspeech.models.folder import snapshot
 
     if name in {"embedded", "tiny"}:
         return True
@@ -115,12 +116,8 @@ def is_audio_lm(name: str, whisper: bool = False) -> bool:
     found = path / "config.json" if (path / "config.json").is_file() else None
     if found is None and path.is_dir():
         found = next(iter(sorted(path.glob("checkpoints/*/config.json"))), None)
-    elif found is None and name.count("/") == 1:
-        from transformers.utils import cached_file
-
-        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        cached = cached_file(name, "config.json", **quiet)
-        found = Path(cached) if cached else None
+    elif found is None and name.count("/") == 1 and (cached := snapshot(name)):
+        found = cached / "config.json"
     try:
         kind = parse_json(found.read_bytes()).get("model_type") if found else None
     except (OSError, ValueError, AttributeError):

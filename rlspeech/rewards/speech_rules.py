@@ -142,19 +142,14 @@ class TokenRules:
     """Family ``token_rules``: what codec tokens and their group tell without a recogniser.
 
     Args:
-        period_s, repeats, span_s, share, still_s: of ``find_loop``, whatever the codec's tokens a second.
+        loop: of ``find_loop`` (``period_s``, ``repeats``, ``span_s``, ``share``, ``still_s``), whatever the codec's tokens a second.
     """
 
     version = "token-rules-2"
 
-    def __init__(
-        self, period_s: float = 2.4, repeats: int = 3, span_s: float = 1.6, share: float = 0.85, still_s: float = 2.4
-    ) -> None:
-        if min(period_s, span_s, still_s) <= 0 or repeats < 2 or not 0 < share <= 1:
-            what = "these thresholds would call every sequence a loop, or none"
-            raise UserError(what, "", "seconds above 0, repeats >= 2, share <= 1")
-        self._loop: dict[str, Any] = {"period_s": period_s, "repeats": repeats, "span_s": span_s}
-        self._loop |= {"share": share, "still_s": still_s}
+    def __init__(self, **loop: Any) -> None:
+        find_loop(np.zeros(0, np.int64), **loop)  # refuses what cannot be
+        self._loop = loop
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Score a batch; samples with one ``key`` and ``group`` are one group."""
@@ -235,7 +230,13 @@ def find_loop(
         span_s: shortest stretch of any loop.
         share: of equal tokens.
         still_s: shortest stretch of a held sound that is no pause any more.
+
+    Raises:
+        UserError: thresholds that cannot be.
     """
+    if min(period_s, span_s, still_s) <= 0 or repeats < 2 or not 0 < share <= 1:
+        what = "these thresholds would call every sequence a loop, or none"
+        raise UserError(what, "", "seconds above 0, repeats >= 2, share <= 1")
     longest, span, still = (max(2, round(s / token_s)) for s in (period_s, span_s, still_s))
     fast = max(1, int(HELD_S / token_s + 1e-6))
     sums = dict[int, np.ndarray]()  # of the tokens that equal the one n before

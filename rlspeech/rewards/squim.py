@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rlspeech.models.folder import loading
 from rlspeech.rewards.encoders import batched, digest
 from rlspeech.types import Sample, Score, UserError
 
@@ -56,7 +58,8 @@ class Squim:
         self.device, name = device, f"torchaudio {torchaudio.__version__}"
         if weights:  # older versions do not import their models by themselves
             net = importlib.import_module("torchaudio.models").squim_objective_base()
-            net.load_state_dict(_read(weights))
+            with loading(f"the SQUIM weights {weights}", "a safetensors file of squim_objective_base"):
+                net.load_state_dict(load_file(weights))
             self.version = f"{name}, {Path(weights).name} {digest(Path(weights))}"
         elif download:
             net = importlib.import_module("torchaudio.pipelines").SQUIM_OBJECTIVE.get_model()
@@ -76,13 +79,3 @@ class Squim:
             values = dict(zip(names, row.tolist(), strict=True))
             out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
         return out
-
-
-def _read(path: str) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, ValueError) as error:
-        hint = "a safetensors file of squim_objective_base"
-        raise UserError(f"cannot read the SQUIM weights {path}", str(error), hint) from error

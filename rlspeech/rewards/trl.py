@@ -24,13 +24,8 @@ Decode = Callable[..., Sequence[np.ndarray]]
 SILENCE = np.zeros(0, dtype=np.float32)
 
 
-def as_trl_reward(name: str, **how: Any) -> TrlReward:
-    """A reward of ours as a function that ``trl.GRPOTrainer`` and its relatives take. Arguments and errors are ``TrlReward``'s."""
-    return TrlReward(name, **how)
-
-
 class TrlReward:
-    """A reward behind TRL's calling convention; it can be pickled, and its name is the reward's in TRL's log.
+    """A reward of ours as a function that ``trl.GRPOTrainer`` takes; it can be pickled, and its name is the reward's in TRL's log.
 
     Args:
         name: as for ``--reward``, options in brackets included.
@@ -124,6 +119,9 @@ class TrlReward:
         key, wav = str(columns.get("id", columns.get("key", index))), np.asarray(wav, np.float32)
         target, text = None if target is None else np.asarray(target, np.float32), None if text is None else str(text)
         return Sample(key, wav, self._rate, target, text, columns, words_of(completion))
+
+
+as_trl_reward = TrlReward
 
 
 def words_of(completion: Any) -> str:

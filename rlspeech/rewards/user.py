@@ -131,20 +131,20 @@ class UserReward:
 
     def _in_time(self, count: int, call: Callable[[], Any]) -> Any:
         """What a call on ``count`` waveforms answers. One that has not returned several times is not called any more."""
+
+        def listed() -> Any:
+            answers = call()  # a generator computes as it is read
+            return list(answers) if inspect.isgenerator(answers) else answers
+
         if self._late >= GIVE_UP_AFTER:
             raise TimeoutError(f"not called: {self._late} calls in a row did not return in time")
         try:
-            answers = within(self.timeout_s * min(count, MOST), lambda: _listed(call()))
+            answers = within(self.timeout_s * min(count, MOST), listed)
         except TimeoutError:
             self._late += 1
             raise
         self._late = 0
         return answers
-
-
-def _listed(answers: Any) -> Any:
-    """A generator's answers, which are computed as they are read."""
-    return list(answers) if inspect.isgenerator(answers) else answers
 
 
 def _ignore(*_: Any, **__: Any) -> None:

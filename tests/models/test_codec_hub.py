@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_codecs import ALL, tiny
 
-from rlspeech.models.codec.codec import Codec, HubCodec, fbank_features, is_hub_codec, load_codec, parse
+from rlspeech.models.codec.codec import Codec, HubCodec, fbank_features, load_codec, parse
 from rlspeech.types import UserError
 
 RATES = {"xcodec2": (16000, 320, 1, 65536), "neucodec": (24000, 480, 1, 65536)}
@@ -97,11 +97,11 @@ def test_names(tmp_path: Path) -> None:
     assert parse("dac::2") == ("dac", "descript/dac_16khz", 2)
     assert parse("someone/codec") == ("", "someone/codec", None)
     for name in ("embedded", "runs/tts/codec", str(tmp_path), "./a/b"):
-        assert not is_hub_codec(name)
+        assert parse(name) is None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dac"}))
     assert parse(str(tmp_path)) == ("dac", str(tmp_path), None)
     (tmp_path / "config.json").write_text("[")
-    assert not is_hub_codec(str(tmp_path))
+    assert parse(str(tmp_path)) is None
 
 
 def test_folders_load_and_what_is_none_is_said(tmp_path: Path) -> None:

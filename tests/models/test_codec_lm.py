@@ -12,8 +12,7 @@ from tiny_codec_lms import SMALL, LevelCodec, V, adapted_public, public, tiny
 
 from rlspeech.config import Lora, Sampling
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.codec.lm import CodecLM, Layout, Line, layout_of
-from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec_lm
+from rlspeech.models.codec.lm import CodecLM, Layout, Line, build_codec_lm, layout_of, load_codec_lm, save_codec_lm
 from rlspeech.types import UserError
 
 KINDS = ("embedded", "llasa", "neutts", "cosyvoice2")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rlspeech.models import folder
 from rlspeech.models.audio_lm.model import load_audio_lm
-from rlspeech.models.codec.load import load_codec_lm
+from rlspeech.models.codec.lm import load_codec_lm
 from rlspeech.models.hub import embedded_path, load_model
 from rlspeech.rewards.encoders import load_encoder
 from rlspeech.rewards.llm.audio_llm import AudioLlm

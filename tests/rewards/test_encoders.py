@@ -7,16 +7,8 @@ import pytest
 import torch
 from reward_signals import voice, with_noise
 
-from rlspeech.rewards.encoders import (
-    Cache,
-    SpeakerNet,
-    SpeechNet,
-    asset_folder,
-    batched,
-    bert_score,
-    load_embedded,
-    save_embedded,
-)
+from rlspeech.models.hub import embedded_path
+from rlspeech.rewards.encoders import Cache, SpeakerNet, SpeechNet, batched, bert_score, load_embedded, save_embedded
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.types import Sample, UserError
 
@@ -35,7 +27,7 @@ def scorer():
 
 def test_embedded_weights_are_small_and_documented():
     for name in ("speaker", "speech_encoder"):
-        folder = asset_folder(name)
+        folder = embedded_path(name)
         assert (folder / "model.safetensors").stat().st_size < 2_000_000
         assert "LibriSpeech" in (folder / "README.md").read_text()
 

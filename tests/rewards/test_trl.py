@@ -133,7 +133,7 @@ def test_a_step_of_trls_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlspeech.models.codec.load import STOP, make_text_tokenizer
+    from rlspeech.models.codec.lm import STOP, make_text_tokenizer
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)

@@ -182,7 +182,7 @@ def test_texts_without_a_recording_are_left_out(tmp_path: Path, task: str, capsy
 def test_a_package_without_weights_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlspeech.models import hub
     from rlspeech.models.codec.codec import load_codec
-    from rlspeech.models.codec.load import load_codec_lm
+    from rlspeech.models.codec.lm import load_codec_lm
     from rlspeech.models.token_reward import load_token_reward
 
     monkeypatch.setattr(hub, "embedded_path", lambda task: tmp_path / task)

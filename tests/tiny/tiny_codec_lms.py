@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import CodecLMModel
-from rlspeech.models.codec.lm import CodecLM, layout_of
-from rlspeech.models.codec.load import build_codec_lm
+from rlspeech.models.codec.lm import CodecLM, build_codec_lm, layout_of
 
 V, RATE, FRAME = 24, 16000, 640
 TEXTS = ["one two three", "four", "seven eight nine zero"]

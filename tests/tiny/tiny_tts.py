@@ -11,7 +11,7 @@ import torch
 from rlspeech.config import CodecLMModel, CodecModel, TokenRewardModel
 from rlspeech.data.audio import save_audio
 from rlspeech.models.codec.codec import load_codec
-from rlspeech.models.codec.load import build_codec_lm, save_codec_lm
+from rlspeech.models.codec.lm import build_codec_lm, save_codec_lm
 from rlspeech.models.codec.net import CodecNet
 from rlspeech.models.hub import save_model
 from rlspeech.models.recogniser import make_tokenizer

@@ -85,6 +85,8 @@ class LanguageModel(nn.Module):
 
     seq2seq = False
     net: Any
+    stops: list[int]  # ids that end a row
+    pad: int  # id that fills a row up
     source: Path | None = None  # folder that it was loaded from
 
     def shared(self) -> Sequence[Any]:
@@ -144,6 +146,62 @@ class LanguageModel(nn.Module):
         """
         return self.head(self.forward_states(prompts, rows, ids)).float()
 
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: EncodedPrompts,
+        *,
+        group: int = 1,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | Sequence[int],
+        seed: int | Sequence[int] = 0,
+    ) -> Generation:
+        """Write answers, ``group`` rows for each of the B prompts.
+
+        Args:
+            prompts: B of them.
+            group: rows a prompt; they stand next to each other.
+            sampling: None: the likeliest token.
+            max_new_tokens: longest answer, the stop included, of all prompts or one a prompt.
+            seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
+        """
+        if not len(prompts):
+            return Generation.empty()
+        logits, visible, cache, step = prefill(self, prompts)
+        each = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(map(int, max_new_tokens))
+        room = torch.tensor(each).repeat_interleave(group)
+        n, steps, device = len(room), int(room.max()), logits.device
+        noise = None if sampling is None else uniforms(len(prompts), group, steps, seed)
+        ids, mask = torch.full((n, steps), self.pad), torch.zeros(n, steps, dtype=torch.bool)
+        finished, ends = torch.zeros(n, dtype=torch.bool), torch.tensor(self.stops)
+        done, wasted = room <= 0, 0
+        if group > 1:
+            cache.batch_repeat_interleave(group)
+        logits, visible = logits.repeat_interleave(group, 0), visible.repeat_interleave(group, 0)
+        place = visible.sum(1, keepdim=True)
+        live = torch.arange(n)  # rows that are in the batch, whether stopped or not
+        for s in range(steps):
+            token = sample_tokens(logits, sampling, None if noise is None else noise[live, s]).cpu()
+            open_ = ~done[live]
+            rows = live[open_]
+            ids[rows, s], mask[rows, s] = token[open_], True
+            finished[rows] = torch.isin(token[open_], ends)
+            done[rows] = finished[rows] | (room[rows] == s + 1)
+            open_ = ~done[live]
+            going = int(open_.sum())
+            if not going:
+                break
+            wasted += len(live) - going
+            if wasted >= len(live):  # to copy the cache without them costs about that much
+                keep = open_.nonzero()[:, 0].to(device)
+                cache.batch_select_indices(keep)
+                live, token, visible, place, wasted = live[open_], token[open_], visible[keep], place[keep], 0
+            visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
+            logits = step(token[:, None].to(device), (live // group).to(device), visible, place, cache)
+            place = place + 1
+        longest = int(mask.any(0).sum())
+        return Generation(ids[:, :longest], mask[:, :longest], finished)
+
 
 # ---------------------------------------------------------------------------------------------------------------- drawing
 
@@ -152,16 +210,16 @@ class State(NamedTuple):
     """A prompt batch after its prefill.
 
     Args:
-        step: (ids (n, 1), rows (n,), mask (n, K), place (n, 1), cache) -> logits (n, V); ``rows`` are prompts.
         logits: (B, V) after the last prompt token.
         mask: (B, L) bool, which prompt positions are real.
         cache: transformers' cache of the B prompts.
+        step: (ids (n, 1) or embeddings (n, 1, D), rows (n,), mask (n, K), place (n, 1), cache) -> logits (n, V); ``rows`` are prompts.
     """
 
-    step: Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
     logits: Tensor
     mask: Tensor
     cache: Any
+    step: Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
 
 
 def uniforms(prompts: int, group: int, steps: int, seed: int | Sequence[int]) -> Tensor:
@@ -188,101 +246,29 @@ def sample_tokens(logits: Tensor, sampling: Sampling | None, u: Tensor | None) -
     return at.clamp_max(p.shape[-1] - 1)
 
 
-@torch.no_grad()
-def generate(
-    state: State,
-    *,
-    group: int,
-    steps: int | Sequence[int],
-    sampling: Sampling | None,
-    seed: int | Sequence[int],
-    stops: Sequence[int],
-    pad: int,
-) -> Generation:
-    """Write up to ``steps`` tokens for each of the B prompts, ``group`` times.
-
-    Args:
-        state: the prompts after their prefill; its cache is used up.
-        group: rows a prompt.
-        steps: S at most, of all prompts or one a prompt.
-        sampling: None takes the likeliest token.
-        seed: see ``uniforms``.
-        stops: ids that end a row.
-        pad: id that fills up.
-    """
-    prompts, device = len(state.logits), state.logits.device
-    n = prompts * group
-    each = [steps] * prompts if isinstance(steps, int) else [int(s) for s in steps]
-    room = torch.tensor(each, dtype=torch.long).repeat_interleave(group)
-    steps = int(room.max()) if n else 0
-    noise = None if sampling is None else uniforms(prompts, group, steps, seed)
-    ids, mask = torch.full((n, steps), pad), torch.zeros(n, steps, dtype=torch.bool)
-    finished, ends = torch.zeros(n, dtype=torch.bool), torch.tensor(list(stops))
-    done, wasted = room <= 0, 0
-    cache = state.cache
-    if group > 1:
-        cache.batch_repeat_interleave(group)
-    logits, visible = state.logits.repeat_interleave(group, 0), state.mask.repeat_interleave(group, 0)
-    place = visible.sum(1, keepdim=True)
-    live = torch.arange(n)  # rows that are in the batch, whether stopped or not
-    for s in range(steps):
-        token = sample_tokens(logits, sampling, None if noise is None else noise[live, s]).cpu()
-        open_ = ~done[live]
-        rows = live[open_]
-        ids[rows, s], mask[rows, s] = token[open_], True
-        finished[rows] = torch.isin(token[open_], ends)
-        done[rows] = finished[rows] | (room[rows] == s + 1)
-        open_ = ~done[live]
-        going = int(open_.sum())
-        if not going:
-            break
-        wasted += len(live) - going
-        if wasted >= len(live):  # to copy the cache without them costs about that much
-            keep = open_.nonzero()[:, 0].to(device)
-            cache.batch_select_indices(keep)
-            live, token, visible, place, wasted = live[open_], token[open_], visible[keep], place[keep], 0
-        visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
-        logits = state.step(token[:, None].to(device), (live // group).to(device), visible, place, cache)
-        place = place + 1
-    longest = int(mask.any(0).sum()) if n else 0
-    return Generation(ids[:, :longest], mask[:, :longest], finished)
-
-
 def prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
     """Run B prompts through the language model."""
-    return _prefill_seq2seq(lm, prompts) if lm.seq2seq else _prefill(lm, prompts)
-
-
-def _prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
-    from transformers import DynamicCache
-
-    embeds, mask = left_padded(lm.embed(prompts))
-    cache = DynamicCache(config=lm.net.config.get_text_config())
-
-    def forward(embeds: Tensor, visible: Tensor, at: Tensor, cache: Any) -> Tensor:
-        given = {"inputs_embeds": embeds, "attention_mask": visible.long(), "position_ids": at}
-        return lm.head(lm.net.model(**given, past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
-
-    def step(ids: Tensor, rows: Tensor, visible: Tensor, at: Tensor, cache: Any) -> Tensor:
-        return forward(lm.embed_ids(ids), visible, at, cache)
-
-    return State(step, forward(embeds, mask, (mask.cumsum(1) - 1).clamp_min(0), cache), mask, cache)
-
-
-def _prefill_seq2seq(lm: LanguageModel, prompts: EncodedPrompts) -> State:
     from transformers import DynamicCache, EncoderDecoderCache
 
-    ids, mask = left_padded([i.to(lm.device) for i in prompts.ids])
-    audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    cache: Any
+    if lm.seq2seq:
+        given, mask = left_padded([i.to(lm.device) for i in prompts.ids])
+        audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    else:
+        given, mask = left_padded(lm.embed(prompts))
+        cache = DynamicCache(config=lm.net.config.get_text_config())
 
-    def step(ids: Tensor, rows: Tensor, visible: Tensor, at: Tensor, cache: Any) -> Tensor:
-        given = {"input_ids": ids, "attention_mask": visible.long(), "position_ids": at}
-        out = lm.net.model.decoder(**given, encoder_hidden_states=audio[rows], past_key_values=cache, use_cache=True)
+    def step(given: Tensor, rows: Tensor, visible: Tensor, place: Tensor, cache: Any) -> Tensor:
+        how = {"attention_mask": visible.long(), "position_ids": place, "past_key_values": cache, "use_cache": True}
+        if lm.seq2seq:
+            out = lm.net.model.decoder(input_ids=given, encoder_hidden_states=audio[rows], **how)
+        else:
+            out = lm.net.model(inputs_embeds=given if given.is_floating_point() else lm.embed_ids(given), **how)
         return lm.head(out.last_hidden_state[:, -1])
 
-    first = step(ids, torch.arange(len(ids)), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
-    return State(step, first, mask, cache)
+    first = step(given, torch.arange(len(given)), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
+    return State(first, mask, cache, step)
 
 
 def beam_search(lm: Any, prompts: EncodedPrompts, beams: int, steps: int) -> Generation:

@@ -31,8 +31,6 @@ from rlspeech.models.audio_lm.generate import (
     Generation,
     LanguageModel,
     beam_search,
-    generate,
-    prefill,
     right_padded,
 )
 from rlspeech.models.folder import (
@@ -224,18 +222,10 @@ class AudioLM(LanguageModel):
         seed: int | Sequence[int] = 0,
         beams: int = 1,
     ) -> Generation:
-        """Write transcripts, ``group`` for each of the B prompts.
+        """Write transcripts; arguments as in ``LanguageModel``, and ``beams``: more than 1: transformers' beam search, one row a prompt.
 
         Sampled or greedy, tokens come from the model's own distribution: top-k, penalties and suppressed tokens of the checkpoint's
-        generation config are not applied (``overridden`` names them, and the log says so once).
-
-        Args:
-            prompts: B of them.
-            group: rows a prompt; they stand next to each other.
-            sampling: None: the likeliest token.
-            max_new_tokens: longest transcript, the stop token included; or one a prompt (of beams, the largest).
-            seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
-            beams: more than 1: transformers' beam search, one row a prompt.
+        generation config are not applied (``overridden`` names them, and the log says so once). Beams have the largest of the rooms.
         """
         if not len(prompts):
             return Generation.empty()
@@ -249,9 +239,7 @@ class AudioLM(LanguageModel):
             steps = np.minimum(steps, max(1, room - max(len(i) for i in prompts.ids))).tolist()
         if beams > 1:
             return beam_search(self, prompts, beams, max(steps))
-        ends: Any = {"stops": self.stops, "pad": self.pad}
-        state = prefill(self, prompts)
-        return generate(state, group=group, steps=steps, sampling=sampling, seed=seed, **ends)
+        return super().generate(prompts, group=group, sampling=sampling, max_new_tokens=steps, seed=seed)
 
     def text(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Transcripts as they were written: no special tokens, no frame around them, and nothing cleaned up, loops least of all."""
@@ -341,12 +329,7 @@ def save_audio_lm(
 ) -> None:
     """Write a folder that transformers loads by itself, with ``rlspeech.json`` beside; the caller makes it atomic.
 
-    Args:
-        folder: where to.
-        model: gives config, processor files and, unless ``weights`` are given, the weights.
-        facts: how it came to be (data, steps, reward, numbers).
-        weights: other weights under the names of ``model.state_dict()``: an average, or adapters folded in.
-        half: store fp16, half the size, for shipping; it is computed in single precision all the same.
+    Arguments are those of ``folder.save_net``; ``facts`` say how it came to be (data, steps, reward, numbers).
     """
     save_net(folder, model, weights, half)
     if model.source is None:

@@ -171,22 +171,6 @@ def length_batches(lengths: Sequence[int], most: float) -> list[list[int]]:
     return [*batches, held] if held else batches
 
 
-def load_codec(name: str = "embedded", device: torch.device | str = "cpu") -> Codec:
-    """A codec by name: embedded, a checkpoint or run folder of ``pretrain --task codec``, or one of transformers.
-
-    ``xcodec2``, ``neucodec``, ``mimi`` and ``dac`` are those of the Hub; ``mimi:FOLDER`` or a Hub id or folder names another one, and
-    ``mimi:FOLDER:2`` how many of its codebooks are used.
-
-    Raises:
-        UserError: no such codec, weights that do not fit.
-    """
-
-    if is_hub_codec(name):
-        return load_hub_codec(name, device)
-    net, _ = load_model(name, "codec", device)
-    return EmbeddedCodec(net, name)
-
-
 def start_alike(rows: Tensor, codec: Codec) -> None:
     """Start the codes' vectors, rows (V, D), so that ids whose codes differ little have vectors that differ little.
 
@@ -360,26 +344,24 @@ def parse(name: str) -> tuple[str, str, int | None] | None:
     return ("", name, None) if hub_like and not path.parent.exists() else None
 
 
-def is_hub_codec(name: str) -> bool:
-    """Whether a name is that of a codec of transformers."""
-    return parse(name) is not None
+def load_codec(name: str = "embedded", device: torch.device | str = "cpu") -> Codec:
+    """A codec by name: embedded, a checkpoint or run folder of ``pretrain --task codec``, or one of transformers (``FAMILIES``).
 
-
-def load_hub_codec(name: str, device: torch.device | str = "cpu") -> HubCodec:
-    """Load one of ``FAMILIES``: ``mimi``, ``mimi:FOLDER_OR_HUB_ID``, ``mimi:FOLDER_OR_HUB_ID:CODEBOOKS``, a folder or a Hub id.
+    ``xcodec2``, ``neucodec``, ``mimi`` and ``dac`` are those of the Hub; ``mimi:FOLDER`` or a Hub id or folder names another one, and
+    ``mimi:FOLDER:2`` how many of its codebooks are used.
 
     Raises:
-        UserError: not there, another kind of model, or weights that do not fit.
+        UserError: no such codec, another kind of model, or weights that do not fit.
     """
+    if (parsed := parse(name)) is None:
+        return EmbeddedCodec(load_model(name, "codec", device)[0], name)
     import transformers
 
-    parsed = parse(name)
-    family, where, books = parsed if parsed is not None else ("", name, None)
+    family, where, books = parsed
     hint = "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)"
     with loading(f"the codec {name}", hint):
         found = str(pretrained(transformers.AutoConfig, where).model_type)
         if found not in FAMILIES or family not in ("", found):
             raise ValueError(f"its model_type is {found!r}, not {family or ' or '.join(FAMILIES)}")
-        cls = getattr(transformers, FAMILIES[found].cls)
-        net = load_net(cls, where, dtype=torch.float32)
+        net = load_net(getattr(transformers, FAMILIES[found].cls), where, dtype=torch.float32)
     return HubCodec(net.to(device).eval().requires_grad_(False), name, books)

@@ -15,31 +15,44 @@ the same fields in the ``rlspeech.json`` of its folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config_parts import Sampling
+from rlspeech.config_parts import CodecLMModel
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.audio_lm.generate import (
     ATTENTION,
     FEED_FORWARD,
     EncodedPrompts,
-    Generation,
     LanguageModel,
-    generate,
-    left_padded,
     prefill,
     right_padded,
 )
+from rlspeech.models.card import md
+from rlspeech.models.codec.codec import Codec, load_codec, start_alike
+from rlspeech.models.folder import (
+    Precision,
+    dtype_of,
+    load_net,
+    loading,
+    pretrained,
+    read_about,
+    save_net,
+    snapshot,
+    write_about,
+)
+from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError
 
-if TYPE_CHECKING:
-    from rlspeech.models.codec.codec import Codec
-
+TASK = "tts"
+WRITTEN = "basic-1"  # how texts are written for the embedded model
+PAD, LEAD = "<|pad|>", " "  # a space before the first word: a word is the same pieces wherever it stands
 TEXT, SPEECH, STOP = "<|text|>", "<|speech|>", "<|stop|>"
 HOLE = "\u2045text\u2046"  # where the text goes in a chat; no template writes it
 
@@ -180,6 +193,7 @@ class CodecLM(LanguageModel):
         self.sample_rate, self.max_s = layout.sample_rate, layout.max_s
         # in the slice's count the stop is one behind the codes, and fills up too
         self.size = self.stop = self.pad = layout.size
+        self.stops = [self.stop]
         self._normalise = get_normaliser(layout.normaliser)
         around = (layout.before, layout.after)
         self._before, self._after = (tokenizer(x, add_special_tokens=False).input_ids for x in around)
@@ -197,8 +211,6 @@ class CodecLM(LanguageModel):
         return self._codec["it"]  # type: ignore[no-any-return]
 
     def _load_codec(self) -> Any:
-        from rlspeech.models.codec.codec import load_codec
-
         if not self.layout.codec:
             what = "this language model's codec is not to be had here"
             why = "it is none of transformers and none was trained"
@@ -255,38 +267,13 @@ class CodecLM(LanguageModel):
     def embed_soft(self, soft: Tensor) -> Tensor:
         """Embeddings (..., D) of distributions (..., V) over the codes."""
         table = self.net.get_input_embeddings().weight[self.layout.first : self.layout.first + self.size]
-        return soft.to(table.dtype) @ table  # type: ignore[no-any-return]
+        return (soft.to(table.dtype) @ table).to(table.dtype)  # type: ignore[no-any-return]
 
     def embed(self, prompts: EncodedPrompts) -> list[Tensor]:
         table = self.net.get_input_embeddings()
         return [table(ids.to(self.device)) for ids in prompts.ids]
 
     # -- speech --------------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: EncodedPrompts,
-        *,
-        group: int = 1,
-        sampling: Sampling | None = None,
-        max_new_tokens: int | Sequence[int],
-        seed: int | Sequence[int] = 0,
-    ) -> Generation:
-        """Write speech, ``group`` rows for each of the B prompts, in ids of the slice.
-
-        Args:
-            prompts: B rows up to where speech begins.
-            group: rows a prompt; they stand next to each other.
-            sampling: None: the likeliest token.
-            max_new_tokens: longest answer, the stop included, of all prompts or one a prompt.
-            seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
-        """
-        if not len(prompts):
-            return Generation.empty()
-        ends: Any = {"stops": [self.stop], "pad": self.pad}
-        state = prefill(self, prompts)
-        return generate(state, group=group, steps=max_new_tokens, sampling=sampling, seed=seed, **ends)
 
     def unroll(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, steps: int, choose: Choice) -> Tensor:
         """Free-running decoding on relaxed tokens, with gradient through every step.
@@ -300,19 +287,16 @@ class CodecLM(LanguageModel):
         Returns:
             logits (n, S', V + 1) float32.
         """
-        from transformers import DynamicCache
-
-        embeds, visible = left_padded(self.embed(prompts.select(rows)))
-        cache, place, out = DynamicCache(config=self.net.config), (visible.cumsum(1) - 1).clamp_min(0), list[Tensor]()
+        state = prefill(self, prompts.select(rows))
+        logits, visible, place, out = state.logits, state.mask, state.mask.sum(1, keepdim=True), list[Tensor]()
         for s in range(steps):
-            given = {"inputs_embeds": embeds, "attention_mask": visible.long(), "position_ids": place}
-            states = self.net.model(**given, past_key_values=cache, use_cache=True).last_hidden_state
-            out.append(self.head(states[:, -1]).float())
+            out.append(logits.float())
             soft, last = choose(out[-1], s)
-            if last:
+            if last or s + 1 == steps:
                 break
-            embeds, place = self.embed_soft(soft)[:, None].to(embeds.dtype), place[:, -1:] + 1
             visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
+            logits = state.step(self.embed_soft(soft)[:, None], torch.arange(len(soft)), visible, place, state.cache)
+            place = place + 1
         return torch.stack(out, 1)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -332,3 +316,130 @@ class CodecLM(LanguageModel):
         """Ids (n, S) of the slice and mask of recordings' codes (T_i,), with the stop."""
         rows = [torch.cat([c.long().cpu(), torch.tensor([self.stop])]) for c in codes]
         return right_padded(rows, self.pad)
+
+
+# ------------------------------------------------------------------------------------------------------------ folders
+
+
+def make_text_tokenizer(texts: Iterable[str], size: int) -> Any:
+    """A byte-level BPE of ``size`` pieces with this module's marks, trained on normalised texts, as a ``Qwen2Tokenizer``.
+
+    That class it has to be: whatever a folder's tokenizer is, for a Qwen2 model transformers loads one with Qwen2's rules for words.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    marks = [PAD, TEXT, SPEECH, STOP]
+    plain, inner = Qwen2Tokenizer().backend_tokenizer, Tokenizer(models.BPE())
+    inner.normalizer, inner.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
+    how: dict[str, Any] = {"show_progress": False, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=marks, **how)
+    inner.train_from_iterator((LEAD + t for t in texts), trainer)
+    merges: Any = [tuple(m) for m in json.loads(inner.to_str())["model"]["merges"]]
+    special: dict[str, Any] = {
+        "unk_token": PAD,
+        "pad_token": PAD,
+        "eos_token": STOP,
+        "extra_special_tokens": [TEXT, SPEECH],
+    }
+    return Qwen2Tokenizer(vocab=inner.get_vocab(), merges=merges, clean_up_tokenization_spaces=False, **special)
+
+
+def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None = None) -> CodecLM:
+    """A fresh model: a tiny ``Qwen2ForCausalLM`` with a tokenizer trained on the texts.
+
+    Args:
+        cfg: sizes, and the name of the codec.
+        texts: as they are in the manifest.
+        codec: that codec, where it is already loaded.
+
+    Raises:
+        UserError: no text, or no such codec.
+    """
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    spoken = [t for t in map(get_normaliser(WRITTEN), texts) if t]
+    if not spoken:
+        why = "a synthesiser learns from transcribed speech"
+        raise UserError("no row of the data has a text", why, "rlspeech prepare --help")
+    given, codec = codec, codec or load_codec(cfg.codec)
+    tokenizer = make_text_tokenizer(spoken, cfg.vocabulary)
+    stop, pad = (int(tokenizer.convert_tokens_to_ids(m)) for m in (STOP, PAD))
+    speech = (len(tokenizer), codec.size, (stop,), cfg.codec, codec.sample_rate, codec.frame_s)
+    layout = Layout(TEXT, SPEECH, *speech, WRITTEN, lead=LEAD, prompt_s=cfg.prompt_s, max_s=cfg.max_s)
+    config: Any = Qwen2Config(
+        vocab_size=len(tokenizer) + codec.size,
+        hidden_size=cfg.dim,
+        intermediate_size=cfg.ff,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        use_sliding_window=False,
+    )
+    config.pad_token_id, config.eos_token_id, config.bos_token_id = pad, stop, None
+    net: Any = Qwen2ForCausalLM(config)
+    net.generation_config.eos_token_id, net.generation_config.pad_token_id = stop, pad
+    for table in (net.get_input_embeddings(), net.get_output_embeddings()):
+        start_alike(table.weight.data[len(tokenizer) :], codec)
+    return CodecLM(net, tokenizer, layout, given, cfg)  # one loaded here is not where the model will be
+
+
+def load_codec_lm(
+    name: str, device: torch.device | str = "cpu", dtype: Precision = "fp32", codec: Codec | None = None
+) -> tuple[CodecLM, dict[str, Any]]:
+    """Load a codec language model in evaluation mode.
+
+    Args:
+        name: Hub id, a folder in transformers' layout, a run folder, or 'embedded'.
+        device: where to.
+        dtype: precision of the weights.
+        codec: where it is already loaded.
+
+    Returns:
+        the model and what its ``rlspeech.json`` says; of a folder without one, its name.
+
+    Raises:
+        UserError: missing, with a vocabulary that is not known here, or weights that do not fit the config.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = find_checkpoint(name, TASK)
+    where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
+    hint = "a folder that `rlspeech pretrain --task tts` wrote, a Hub id with the network at hand, or 'embedded'"
+    with loading(f"the synthesiser {name}", hint):
+        about = read_about(folder, TASK)
+        tokenizer = pretrained(AutoTokenizer, where, **options)
+        net = load_net(AutoModelForCausalLM, where, dtype=dtype_of(dtype, device), **options)
+        layout = Layout.read(about["layout"]) if "layout" in about else layout_of(tokenizer)
+        rows = min(net.get_input_embeddings().weight.shape[0], net.get_output_embeddings().weight.shape[0])
+        if layout.first + layout.size > rows or max(layout.stops) >= rows:
+            raise ValueError(f"the layout names ids of a vocabulary of {rows} that it does not have")
+        model = CodecLM(net, tokenizer, layout, codec, CodecLMModel(**about["model"]) if about.get("model") else None)
+    model.source = folder or snapshot(where)
+    return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}
+
+
+def save_codec_lm(
+    folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None, half: bool = False
+) -> None:
+    """Write a folder that transformers loads by itself, with ``rlspeech.json`` beside; the caller makes it atomic.
+
+    Arguments are those of ``folder.save_net``; ``facts`` say how it came to be (data, steps, reward, numbers).
+    """
+    save_net(folder, model, weights, half)
+    if model.source is None or model.source.resolve() == folder.resolve():
+        model.tokenizer.save_pretrained(folder)
+    about = {
+        "task": TASK,
+        "model_type": model.model_type,
+        "layout": model.layout.as_dict(),
+        "model": None if model.cfg is None else model.cfg.model_dump(),
+        "facts": facts,
+    }
+    parameters, title = sum(p.numel() for p in model.net.parameters()), f"codec language model ({model.model_type})"
+    detail = (
+        f"It writes {1 / model.layout.frame_s:g} ids a second of the codec {md(model.layout.codec or 'of its own')}."
+    )
+    write_about(folder, about, card_of(TASK, parameters, model.sample_rate, title=title, details=[detail]))

@@ -12,12 +12,13 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rlspeech.files import read_text
+from rlspeech.models.hub import embedded_path
 from rlspeech.types import UserError
 
 SAMPLE_RATE = 16000  # what every describer is given, in Hz
@@ -73,12 +74,8 @@ def read_prompts(path: str | Path | None = None) -> list[str]:
     Raises:
         UserError: unreadable, or not one prompt in it.
     """
-    shipped = Path(str(resources.files("rlspeech"))) / "assets" / "prompts" / "quality.txt"
-    file = shipped if path is None else Path(path)
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts {file}", str(error), "a text file with one prompt a line") from error
+    file = embedded_path("prompts") / "quality.txt" if path is None else Path(path)
+    lines = map(str.strip, read_text(file).splitlines())
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise UserError(f"there is no prompt in {file}", "it has only empty lines and remarks", "one prompt a line")

@@ -1,6 +1,6 @@
 """Synthesis: transcribed recordings become batches for ``pretrain``, and a codec language model becomes a policy for ``rl``.
 
-``pretrain`` trains the small model of ``models/codec/load.py`` from nothing: cross-entropy of a recording's codec ids, half of the time
+``pretrain`` trains the small model of ``models/codec/lm.py`` from nothing: cross-entropy of a recording's codec ids, half of the time
 with another recording of the same speaker (and its text) before them, as a voice prompt will be. ``rl``, ``eval`` and ``speak`` take any
 causal language model with a codec in its vocabulary.
 
@@ -25,8 +25,7 @@ from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import recordings
 from rlspeech.log import warn
-from rlspeech.models.codec.lm import CodecLM, Line
-from rlspeech.models.codec.load import build_codec_lm, load_codec_lm, save_codec_lm
+from rlspeech.models.codec.lm import CodecLM, Line, build_codec_lm, load_codec_lm, save_codec_lm
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
