@@ -48,9 +48,8 @@ DEVICE = "auto, cpu, cuda, cuda:1 or mps"
 MINUTES = "stop after this many minutes, validate and save"
 Enhancement = Literal["flowse", "avse"]  # tasks that enhance, the default first
 Video = Literal["right", "shuffled", "none"]  # shuffled: another utterance's, the control; none: hidden
-Trackers = Annotated[
-    list[Literal["auto", "none", "tensorboard", "wandb"]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
-]
+Tracker = Literal["auto", "none", "tensorboard", "wandb"]
+Trackers = Annotated[list[Tracker], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 TRACKERS = "where curves go besides metrics.jsonl, one or a list; auto: TensorBoard where it is installed; wandb: Weights & Biases (WANDB_MODE=offline keeps it local)"
 
 
@@ -71,9 +70,7 @@ class Pretrain(Strict):
     token_reward: TokenRewardModel = TokenRewardModel()
     augment: Augment = Augment()
     ctc_weight: Share = conf(0.3, "asr: weight of a CTC loss on the encoder, which teaches it where the words are")
-    content_weight: NonNegative = conf(
-        0.0, "codec: weight of the cosine distance of content_ear's encodings from the copy's"
-    )
+    content_weight: NonNegative = conf(0.0, "codec: weight of the copy's cosine distance in content_ear's encodings")
     content_ear: str = conf("embedded", "codec: recogniser for content_weight: embedded or a `pretrain --task asr` run")
     video: Video = conf("right", "avse: shuffled trains the control on another utterance's video, none without video")
     mixing: Mixing | None = conf(None, "overrides the mixing of the recipe")
@@ -88,9 +85,7 @@ class Pretrain(Strict):
     weight_decay: NonNegative = 0.01
     grad_clip: Positive = conf(1.0, "largest norm of the gradient")
     ema: float = conf(0.999, "decay of the averaged weights, which are what is saved; 0: no average", ge=0, lt=1)
-    magnitude_weight: NonNegative = conf(
-        0.5, "weight of an added magnitude error (clean prediction); 0: flow matching alone"
-    )
+    magnitude_weight: NonNegative = conf(0.5, "weight of an added magnitude error (clean prediction); 0: none")
     valid_every: Whole = conf(500, "validate every so many steps")
     save_every: Count = conf(500, "save a checkpoint every so many steps")
     valid_items: Whole = conf(16, "number of clips in a validation")
@@ -107,25 +102,17 @@ class RewardSpec(Strict):
 
     name: str = Field(description="a name from `rlspeech doctor`, or package.module:function")
     weight: float = 1.0
-    scale: Literal["batch", "group", "none"] = conf(
-        "batch", "divide by the batch's standard deviation (FlowSE-GRPO), z-score in the group, or leave as it is"
-    )
+    scale: Literal["batch", "group", "none"] = conf("batch", "batch: over its deviation (FlowSE-GRPO); group: z-score")
     bounds: tuple[float | None, float | None] = conf((None, None), "clamp the raw score to these before scaling")
-    missing: Literal["auto", "unscorable", "skip"] = conf(
-        "auto", "whether a null makes the row unscorable or adds nothing (skip); auto: as the reward declares"
-    )
-    mode: Literal["add", "override"] = conf(
-        "add", "override: a score below 0 times the weight is the whole reward of its row; needs scale none"
-    )
+    missing: Literal["auto", "unscorable", "skip"] = conf("auto", "skip: a null adds nothing; auto: as the reward says")
+    mode: Literal["add", "override"] = conf("add", "override: below 0 it is the whole reward; needs scale none")
 
 
 class GuardSpec(Strict):
     """A metric that is measured, not rewarded, and may stop the run."""
 
     name: str
-    max_drop: NonNegative | None = conf(
-        None, "stop when the mean falls below step 0's by more than this and its interval; null: watch"
-    )
+    max_drop: NonNegative | None = conf(None, "stop at a fall since step 0 beyond this and its interval; null: watch")
 
 
 class Exploration(Strict):
@@ -140,9 +127,7 @@ class Exploration(Strict):
     start: tuple[Count, Count] | Literal["last"] = conf(
         "last", "first step of the window, from this range, never 0 (the SDE is singular there); last: the final ones"
     )
-    nfe: tuple[EulerSteps, EulerSteps] | None = conf(
-        None, "Euler steps in training, drawn once a collection; null: as at inference"
-    )
+    nfe: tuple[EulerSteps, EulerSteps] | None = conf(None, "Euler steps, drawn per collection; null: as at inference")
     bands: Size = conf(4, "gain: bands on the mel scale; fewer dimensions need fewer rollouts (see --probe)")
     segment_s: Positive | None = conf(None, "gain: length of the stretches that share a gain; null: the whole clip")
     basis: list[Literal["level", "contrast"]] = conf(
@@ -164,19 +149,13 @@ class Lora(Strict):
 class PPO(Strict):
     """What PPO has beyond GRPO (``algos/ppo.py``)."""
 
-    form: Literal["relative", "critic"] = conf(
-        "relative", "relative: one decision, advantage over the frozen base (LR-AVSE); critic: value network and GAE"
-    )
-    kl_in: Literal["advantage", "loss"] = conf(
-        "advantage", "where beta KL is subtracted: from the advantage (as published; no gradient), or in the loss"
-    )
+    form: Literal["relative", "critic"] = conf("relative", "relative (LR-AVSE): advantage over the base; critic: GAE")
+    kl_in: Literal["advantage", "loss"] = conf("advantage", "where beta KL is subtracted; advantage: without gradient")
     discount: Share = 1.0
     gae_lambda: Share = 0.95
     whiten: bool = conf(False, "normalise the advantages of a collection; the one-step form uses them as they are")
     value_lr: Positive = 1e-3
-    value_clip: Positive | None = conf(
-        0.2, "how far a value may move in a collection, in spreads of the returns; null: anywhere"
-    )
+    value_clip: Positive | None = conf(0.2, "how far a value moves in a collection, in spreads of returns; null: free")
     value_hidden: Size = 64
 
 
@@ -187,9 +166,7 @@ class DiffRO(Strict):
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
     tau_end: Positive | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)")
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
-    mode: Literal["teacher", "free"] = conf(
-        "teacher", "teacher: one pass over self-generated tokens; free: every step gets the relaxed tokens before it"
-    )
+    mode: Literal["teacher", "free"] = conf("teacher", "teacher: one pass over own tokens; free: fed with relaxed ones")
     noise: Literal["given", "fresh"] = conf(
         "given",
         "teacher: Gumbel noise drawn given the sampled tokens, so that the reward reads the rollout itself; fresh: drawn anew, as published: each token as if the ones before it were others (free: always fresh)",
@@ -200,9 +177,7 @@ class DiffRO(Strict):
     )
     weight: NonNegative = conf(1.0, "grpo+diffro: weight of the differentiable reward's loss beside GRPO's")
     content_weight: NonNegative = conf(1.0, "weight of the log-posterior of the text")
-    reduction: Literal["mean", "sum"] = conf(
-        "mean", "tts: over a text's pieces and a rollout's tokens; a sum, as published, makes kl_beta what it is there"
-    )
+    reduction: Literal["mean", "sum"] = conf("mean", "tts: over pieces and tokens; sum as published, for its kl_beta")
     attribute_weights: dict[str, float] = conf({}, "weights of further heads of the reward by name, e.g. sex: 0.1")
     last_steps: EulerSteps = conf(1, "flowse: Euler steps at the end that the gradient passes through")
     smooth: Count = conf(4, "flowse, avse: noisy, shifted copies that a gradient is averaged over; 1: the raw one")
@@ -217,20 +192,13 @@ class RL(Strict):
     data: str | None = conf(None, "manifest or mixture recipe (default: the embedded corpus)")
     valid: str | None = conf(None, "paired manifest of the validations (default: held back from the data)")
     out: str | None = None
-    rewards: list[RewardSpec] = conf(
-        [], "reward and its weight, e.g. estoi=1 (see rlspeech doctor); may be repeated (default: the task's own)"
-    )
-    guards: list[GuardSpec] = conf(
-        [],
-        "metric to watch; the run stops when it falls by more than MAX_DROP; repeatable; []: none, not the task's own",
-    )
+    rewards: list[RewardSpec] = conf([], "reward, e.g. estoi=1 (see rlspeech doctor); repeatable (default: the task's)")
+    guards: list[GuardSpec] = conf([], "metric to watch; a fall beyond MAX_DROP stops the run; repeatable; []: none")
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
     diffro: DiffRO = DiffRO()
-    policy_weight: NonNegative = conf(
-        1.0, "weight of the policy loss; 0 beside a supervised weight: the control without RL or sampling"
-    )
+    policy_weight: NonNegative = conf(1.0, "weight of the policy loss; 0 beside a supervised weight: the control")
     supervised_weight: NonNegative = conf(0.0, "weight of the task's supervised loss (LR-AVSE: gamma, SI-SNR)")
     supervised_on: Literal["mean", "sample"] = conf("mean", "avse: SI-SNR of the noiseless or of the sampled output")
     video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
@@ -240,9 +208,7 @@ class RL(Strict):
         "fp32",
         "asr, tts: precision of a language model's weights and rollouts, log-probabilities are summed in fp32; auto: bf16 where a GPU has it",
     )
-    offload: Literal["none", "phase"] = conf(
-        "none", "phase keeps in host memory what the running phase (encode, rollout, reward, update) does not need"
-    )
+    offload: Literal["none", "phase"] = conf("none", "phase: keep in host memory what the running phase does not need")
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
     prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
     group: Count = conf(8, "rollouts of each prompt")
@@ -257,9 +223,7 @@ class RL(Strict):
     clip_high: Positive | None = conf(None, "upper clip range (DAPO: 0.28 over 0.2); null: same as the lower one")
     clip_std: Positive = 2.0
     ratio_level: Literal["token", "sequence"] = conf("token", "sequence: geometric mean over a rollout's tokens (GSPO)")
-    loss_mean: Literal["token", "sequence"] = conf(
-        "token", "equal weight of every token, or of every rollout, however long (GRPO as first published)"
-    )
+    loss_mean: Literal["token", "sequence"] = conf("token", "equal weight of tokens, or of rollouts (the first GRPO)")
     truncated: Literal["mask", "penalise", "keep"] = conf(
         "mask",
         "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are (default of asr and tts)",
@@ -269,16 +233,9 @@ class RL(Strict):
     reduction: Literal["mean", "sum"] = conf("mean", "over the dimensions of a decision; the clip range depends on it")
     ratio: Literal["plain", "rationorm"] = "plain"
     kl_beta: NonNegative = conf(0.01, "weight of the KL to the reference policy; 0 skips the reference pass")
-    kl_target: Positive | None = conf(
-        None, "hold the logged kl near this: above it, weights are drawn back to the reference's; null: free"
-    )
-    change_weight: NonNegative = conf(
-        0.0,
-        "flowse, avse: weight of the share of its energy by which the noiseless output differs from the reference's",
-    )
-    kl: Literal["full", "k3"] = conf(
-        "full", "token policies: over the whole vocabulary, or the k3 estimate from the sampled token; Gaussian: exact"
-    )
+    kl_target: Positive | None = conf(None, "above this logged kl, weights are drawn to the reference's; null: free")
+    change_weight: NonNegative = conf(0.0, "flowse, avse: weight of the noiseless output's relative change")
+    kl: Literal["full", "k3"] = conf("full", "tokens: over the vocabulary, or k3 of the sampled token; Gaussian: exact")
     advantage: Literal["sum_then_norm", "norm_then_sum"] = conf(
         "sum_then_norm", "compose the rewards, then normalise in the group; or normalise each and add"
     )
@@ -294,9 +251,7 @@ class RL(Strict):
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU rewards")
     probe_batches: int = conf(16, "--probe: independent gradients per setting", ge=4)
-    probe_settings: list[Exploration] = conf(
-        [], "--probe: explorations to compare; empty: the configured one, its neighbours and the published one"
-    )
+    probe_settings: list[Exploration] = conf([], "--probe: explorations; []: the run's, its neighbours, the published")
     max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)
 
@@ -352,9 +307,7 @@ class ScoreFolder(Strict):
     llm_model: str | None = conf(None, "for llm at an address: name of the model (default: the only one it serves)")
     sentiment: str | None = conf(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
     prompt: str | None = conf(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
-    report: Literal["auto", "always", "never"] = conf(
-        "auto", "report.html beside the scores; auto: where a reward gives words or the rows are ladders"
-    )
+    report: Literal["auto", "always", "never"] = conf("auto", "a page; auto: where there are words or ladders")
     players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None
     batch: Count = conf(16, "files in one batch")

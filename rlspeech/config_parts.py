@@ -72,9 +72,7 @@ class Mixing(Strict):
     snr_db: tuple[Decibels, Decibels] = conf((-5.0, 15.0), "range of signal-to-noise ratios")
     level_dbfs: tuple[Decibels, Decibels] = conf((-35.0, -15.0), "range of RMS levels of the mixture")
     reverb: Share = conf(0.0, "share of mixtures that pass through an impulse response")
-    early_ms: NonNegative | None = conf(
-        50.0, "the target keeps reflections this long after the direct sound; null: all"
-    )
+    early_ms: NonNegative | None = conf(50.0, "the target keeps reflections so long after the direct sound; null: all")
     clip_s: NonNegative = conf(2.0, "length of a mixture; 0 keeps whole utterances, batched by similar length")
     talker: Share = conf(0.0, "share of mixtures with a competing talker, with the noise or in its place")
     talker_snr_db: tuple[Decibels, Decibels] = conf((-5.0, 5.0), "range of ratios between target and competing talker")
@@ -94,13 +92,9 @@ class Sampling(Strict):
     """How the tokens of a language model are sampled."""
 
     temperature: Positive = conf(1.0, f"sampling temperature; lower is steadier (tts: {SPEAKING:g})")
-    top_p: Annotated[Positive, Field(le=1)] = conf(
-        1.0, "nucleus sampling; below 1 the sampled distribution is not the trained one; the ratio is reported"
-    )
+    top_p: Annotated[Positive, Field(le=1)] = conf(1.0, "nucleus sampling; below 1 it is not the trained distribution")
     top_k: Whole = conf(0, "sample from the k most likely tokens; 0: no truncation; see top_p")
-    max_new_tokens: Count | None = conf(
-        None, "most tokens of an answer; null: tokens_per_s times the batch's longest audio, at least 16"
-    )
+    max_new_tokens: Count | None = conf(None, "most tokens; null: tokens_per_s times the longest audio, at least 16")
     tokens_per_s: Positive = conf(12.0, "most tokens of a transcript per second of audio; longer ones are truncated")
     language: str | None = conf(None, "language of the speech, for models that take one")
     prompt: str | None = conf(None, "instruction or context, for models that take one (default: the model's own)")
@@ -124,12 +118,8 @@ class FlowModel(Strict):
     ff_mult: Size = 2
     conv_pos_kernel: Size = 31
     conv_pos_groups: Size = 16
-    head: Literal["linear", "mask"] = conf(
-        "mask", "linear: it writes the spectrum; mask: complex masks on input and state, and a residual"
-    )
-    prediction: Literal["velocity", "clean"] = conf(
-        "clean", "clean suits small models: a trunk narrower than its input cannot pass white noise through"
-    )
+    head: Literal["linear", "mask"] = conf("mask", "linear: a spectrum; mask: masks on input and state, and residual")
+    prediction: Literal["velocity", "clean"] = conf("clean", "clean suits small models, which pass no white noise")
     prior: Literal["standard", "noisy"] = conf("standard", "N(0, I) as in FlowSE-GRPO, or N(y, sigma^2) (STFT FlowSE)")
     prior_sigma: Positive = conf(0.487, "sigma of the noisy prior")
     time_power: Positive = conf(1.0, "pretraining draws t = u**time_power; above 1: more early times")
@@ -163,9 +153,7 @@ class AvseModel(Strict):
     video_mean: Share = conf(0.4161, "mean of grey levels in [0, 1]")
     video_std: Positive = 0.1688
     video_drop: Share = conf(0.1, "chance of dropping the video in pretraining, for inputs that have none")
-    level_dbfs: Decibels | None = conf(
-        -25.0, "inputs are scaled to this RMS, outputs back; null: unscaled, as published"
-    )
+    level_dbfs: Decibels | None = conf(-25.0, "inputs are scaled to this RMS, outputs back; null: not, as published")
     floor_db: Decibels = conf(-30.0, "a clip whose SI-SNR is below this has no gradient: silence, a wrong target")
     cap_db: Decibels = conf(30.0, "a clip whose SI-SNR is above this has no gradient, as published")
 
@@ -214,17 +202,13 @@ class CodecModel(Strict):
     blocks: Layers = conf(4, "convolution blocks in encoder and decoder each")
     kernel: Size = 7
     levels: list[Size] = conf([8, 5, 5, 5], "values per dimension of the quantiser; their product is the vocabulary")
-    voice_dim: Annotated[int, Field(ge=0, le=65_536)] = conf(
-        64, "size of the voice vector, from prompt speech; 0: the tokens carry the voice"
-    )
+    voice_dim: Annotated[int, Field(ge=0, le=65_536)] = conf(64, "the prompt's voice vector; 0: tokens carry the voice")
 
 
 class CodecLMModel(Strict):
     """The embedded synthesis policy: a small causal language model over text and codec tokens (``models/codec/lm.py``)."""
 
-    codec: str = conf(
-        "embedded", "run of `pretrain --task codec`, or a transformers codec: xcodec2, neucodec, mimi, dac"
-    )
+    codec: str = conf("embedded", "run of `pretrain --task codec`, or of transformers: xcodec2, neucodec, mimi, dac")
     dim: Size = 256
     layers: Layers = 6
     heads: Size = 4

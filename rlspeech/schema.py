@@ -184,10 +184,10 @@ def allowed(schema: type[BaseModel], name: str, value: Any, stage: str, flag: st
     if entry is not None:
         parts = list(entry.model_fields)
         return f"{name} is a list whose entries have {', '.join(parts)}; --set '{name}=[{{{parts[0]}: VALUE}}]'"
-    limits = f" {bounds(field)}".rstrip() if field is not None else ""
-    has_default = field is not None and not field.is_required()
-    default = f", by default {field.get_default(call_default_factory=True)!r}" if field and has_default else ""
-    return f"{name} is {kind}{limits}{default}"
+    if field is None:
+        return f"{name} is {kind}"
+    default = "" if field.is_required() else f", by default {field.get_default(call_default_factory=True)!r}"
+    return f"{name} is {f'{kind} {bounds(field)}'.rstrip()}{default}"
 
 
 @cache

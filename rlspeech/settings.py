@@ -57,20 +57,17 @@ def resolve(
     """
     layers = _Layers(schema)
     if preset:
-        values, lines = read_config(preset_path(preset), schema, f"--preset {preset}")
-        layers.lay(values, f"preset {preset}", lines)
-    files = [config_file] if isinstance(config_file, str | Path) else list(config_file or [])
-    for file in files:
-        values, lines = read_config(Path(file), schema)
-        layers.lay(values, str(file), lines)
+        layers.lay(*read_config(preset_path(preset), schema, f"--preset {preset}"), f"preset {preset}")
+    for file in [config_file] if isinstance(config_file, str | Path) else config_file or ():
+        layers.lay(*read_config(Path(file), schema), str(file))
     for key, value in (flags or {}).items():
         if value is not None:
-            layers.put(_parse_path(key, key), value, _FLAGS.get(key, "--" + key.replace("_", "-")))
+            layers.put(_parse_path(key, key), value, _FLAGS.get(key, "--" + key.replace("_", "-")), {})
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise UserError(f"cannot read --set {text}", "it is not of the form key=value", "--set explore.noise=0.2")
-        layers.put(_parse_path(name.strip(), f"--set {text}"), parse_value(value.strip()), f"--set {name.strip()}")
+        layers.put(_parse_path(name.strip(), f"--set {text}"), parse_value(value.strip()), f"--set {name.strip()}", {})
     return layers.build(), layers.provenance
 
 
@@ -136,26 +133,49 @@ class _Layers:
     """The tree of values that the layers have written so far."""
 
     def __init__(self, schema: Schema) -> None:
-        self.schema = schema
+        self.schema, self.stage = schema, stage_of(schema)
         self.tree: Tree = {}
         self.provenance: Provenance = {}
 
-    def lay(self, values: Values, layer: str, lines: Lines) -> None:
+    def lay(self, values: Values, lines: Lines, layer: str) -> None:
         """Lay a whole file on."""
-        self._merge(self.tree, values, self.schema, "", layer, lines)
-
-    def _merge(self, tree: Tree, values: Values, schema: Schema, prefix: str, layer: str, lines: Lines) -> None:
         for key, value in values.items():
-            name = f"{prefix}{key}"
-            where = f"{layer}, line {lines[name]}" if name in lines else layer
-            if key not in schema.model_fields:
-                raise unknown_key(str(key), where, schema, prefix, stage=stage_of(self.schema))
-            annotation = schema.model_fields[key].annotation
-            inner = model(annotation)
-            if inner is not None and isinstance(value, Mapping):
-                self._merge(self._enter(tree, key, schema), value, inner, f"{name}.", layer, lines)
+            self.put([key], value, layer, lines)
+
+    def put(self, path: Sequence[str | int], value: Any, layer: str, lines: Lines) -> None:
+        """Set one dotted key, which may go through list entries; a mapping of settings is laid over what is there."""
+        tree: Any = self.tree
+        annotation: Any = self.schema
+        name = ""
+        for i, part in enumerate(path):
+            schema = model(annotation)
+            if schema is None and isinstance(part, str) and part.isdigit() and item(annotation) is not None:
+                part = int(part)  # rewards.0 is rewards[0]
+            if isinstance(part, int):
+                if not isinstance(tree, list) or part >= len(tree):
+                    raise _no_entry(name, part, tree, layer)
+                annotation, name = item(annotation), f"{name}[{part}]"
+            elif schema is not None:
+                prefix = f"{name}." if name else ""
+                name = f"{prefix}{part}"
+                if part not in schema.model_fields:
+                    rest = ".".join(map(str, path[i + 1 :]))
+                    raise unknown_key(part, _where(layer, lines, name), schema, prefix, rest, self.stage)
+                annotation = schema.model_fields[part].annotation
+            elif typing.get_origin(annotation) is dict and isinstance(tree, dict):
+                annotation, name = typing.get_args(annotation)[1], f"{name}.{part}"
             else:
-                self._assign(tree, key, value, annotation, name, where)
+                what = f"{name} has no parts, so {name}.{part} cannot be set ({layer})"
+                raise UserError(what, "", f"--set {name}=VALUE")
+            if i < len(path) - 1:
+                tree = tree[part] if isinstance(part, int) else self._enter(tree, part, schema)
+        if model(annotation) is None or not isinstance(value, Mapping):
+            self._assign(tree, part, value, annotation, name, _where(layer, lines, name))
+            return
+        if isinstance(part, str):
+            self._enter(tree, part, schema)
+        for key, inner in value.items():
+            self.put([*path, str(key)], inner, layer, lines)
 
     def _assign(self, tree: Any, key: Any, value: Any, annotation: Any, name: str, where: str) -> None:
         value = local_option(_expand(value, annotation), where)
@@ -164,7 +184,7 @@ class _Layers:
             for i, entry in enumerate(value):
                 for sub in entry if isinstance(entry, Mapping) else ():
                     if sub not in entry_class.model_fields:
-                        raise unknown_key(str(sub), where, entry_class, f"{name}[{i}].", stage=stage_of(self.schema))
+                        raise unknown_key(str(sub), where, entry_class, f"{name}[{i}].", stage=self.stage)
         if isinstance(value, Mapping) and isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree[key] = {**tree[key], **value}
         else:
@@ -172,38 +192,6 @@ class _Layers:
                 del self.provenance[old]
             tree[key] = value
         self.provenance[name] = where
-
-    def put(self, path: list[str | int], value: Any, layer: str) -> None:
-        """Set one dotted key, which may go through list entries."""
-        tree: Any = self.tree
-        schema: Schema | None = self.schema
-        annotation, name = None, ""
-        for i, part in enumerate(path):
-            last = i == len(path) - 1
-            if isinstance(part, str) and part.isdigit() and schema is None and item(annotation) is not None:
-                part = int(part)  # rewards.0 is rewards[0]
-            if isinstance(part, int):
-                if not isinstance(tree, list) or part >= len(tree):
-                    raise _no_entry(name, part, tree, layer)
-                annotation, name = item(annotation), f"{name}[{part}]"
-            elif schema is None:
-                if typing.get_origin(annotation) is not dict or not isinstance(tree, dict):
-                    what = f"{name} has no parts, so {name}.{part} cannot be set ({layer})"
-                    raise UserError(what, "", f"--set {name}=VALUE")
-                annotation, name = typing.get_args(annotation)[1], f"{name}.{part}"
-            else:
-                if part not in schema.model_fields:
-                    rest = ".".join(str(p) for p in path[i + 1 :])
-                    raise unknown_key(part, layer, schema, f"{name}." if name else "", rest, stage_of(self.schema))
-                annotation, name = schema.model_fields[part].annotation, f"{name}.{part}" if name else part
-            inner = model(annotation)
-            if last and (inner is None or not isinstance(value, Mapping)):
-                self._assign(tree, part, value, annotation, name, layer)
-                return
-            tree = tree[part] if isinstance(part, int) else self._enter(tree, part, schema)
-            schema = inner
-        assert schema is not None  # a mapping of settings, which is laid over what is there
-        self._merge(tree, value, schema, f"{name}.", layer, {})
 
     @staticmethod
     def _enter(tree: Tree, key: str, schema: Schema | None) -> Any:
@@ -240,7 +228,7 @@ class _Layers:
             lines.append(f"{name}: {' / '.join(dict.fromkeys(messages))}{got} ({self._layer(name)})")
         first = next(iter(problems))
         flag = layer if (layer := self._layer(first)).startswith("--") and " " not in layer else ""
-        try_this = allowed(self.schema, first, values.get(first), stage_of(self.schema), flag)
+        try_this = allowed(self.schema, first, values.get(first), self.stage, flag)
         return UserError(lines[0], "; ".join(lines[1:6]), try_this)
 
     def _name(self, loc: tuple[str | int, ...], missing: bool) -> str:
@@ -260,6 +248,10 @@ class _Layers:
                 return self.provenance[name]
             name = re.sub(r"(\.[^.\[]*|\[[^\]]*\]|^[^.\[]*)$", "", name)
         return "default"
+
+
+def _where(layer: str, lines: Lines, name: str) -> str:
+    return f"{layer}, line {lines[name]}" if name in lines else layer
 
 
 def _parse_path(text: str, shown: str) -> list[str | int]:

@@ -214,12 +214,7 @@ class BasePolicy(Policy, Protocol):
     """A policy that can also compute the output of the model that it started from."""
 
     def base(self, batch: list[Any], *, seed: int | None = None) -> list[Sample]:
-        """The reference model's output without noise, one a prompt, in order.
-
-        Args:
-            batch: B prompts.
-            seed: of a collection, to start from the same latents as its rollouts; given only to a policy that supports "latent".
-        """
+        """The reference model's output without noise for B prompts, in order; with a collection's ``seed`` ("latent") from its starts."""
         ...
 
 
@@ -235,12 +230,7 @@ class SupervisedPolicy(Policy, Protocol):
     """A policy whose task also has a supervised loss."""
 
     def supervised(self, prompts: list[Any], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
-        """Mean loss over the prompts, a scalar with gradient.
-
-        Args:
-            prompts: clips with their targets.
-            rollout, rows: where the loss is asked of sampled actions ("supervised_sample"): these rows of the collection.
-        """
+        """Mean loss over clips with their targets, a scalar with gradient; of ``rows`` of a collection with their sampled actions."""
         ...
 
 
@@ -274,8 +264,7 @@ class RelaxPolicy(Policy, Protocol):
         """Recompute the output of some rows as a differentiable function of the current weights.
 
         Args:
-            rollout: a collection of this policy.
-            rows: (n,) of it.
+            rollout, rows: a collection of this policy, and (n,) of it.
             tau: temperature of the Gumbel-softmax; nothing to a policy without tokens.
             hard: straight-through.
             seed: of its noise, which for a row is a function of the seed, its prompt and its member alone: micro-batches change nothing.
