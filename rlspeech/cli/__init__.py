@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from rlspeech import __version__, log
-from rlspeech.cli import commands, files, prepare
+from rlspeech.cli import commands, prepare
 from rlspeech.cli.common import CLOSED, Group, reader_left
 
 # typer takes 50 columns for the least
@@ -56,9 +56,8 @@ app = typer.Typer(
 )
 prepare_help = "Make manifests from a corpus on disk and check every file."
 app.add_typer(prepare.app, name="prepare", help=prepare_help, cls=Group)
-for part in (commands.app, files.app):
-    app.registered_commands += part.registered_commands
-    app.registered_groups += part.registered_groups
+app.registered_commands += commands.app.registered_commands
+app.registered_groups += commands.app.registered_groups
 
 
 def _version(value: bool) -> None:

@@ -1,19 +1,37 @@
-"""The commands that train, measure and use models: ``pretrain rl reward eval report enhance transcribe speak``."""
+"""The commands that train, measure and use models, and those that look at files and at the installation; all but ``prepare``."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option, Typer
+from typer import Argument, Exit, Option, Typer
 
+from rlspeech import log
 from rlspeech.cli import common
-from rlspeech.cli.common import LAYERS, STAGE, call, command, stage
+from rlspeech.cli.common import LAYERS, STAGE, Group, Texts, call, command, load, stage
+from rlspeech.plugins import SCHEMAS
 from rlspeech.types import UserError
 
 app = Typer()
+presets = Typer(
+    cls=Group,
+    no_args_is_help=True,
+    epilog="Example: rlspeech presets ls && rlspeech presets show flowse-grpo",
+    help="List, show and copy packaged settings, and list every key that can be set.",
+)
+convert = Typer(
+    cls=Group,
+    no_args_is_help=True,
+    epilog="Example: rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi",
+    help="Convert weights, manifests, scores and adapters from and to the formats of other tools.",
+)
+app.add_typer(presets, name="presets")
+app.add_typer(convert, name="convert")
 
-Texts = list[str] | None
+PLACED = (*LAYERS, "seed", "device")  # of commands whose --out has a meaning of its own
 File = Annotated[str | None, Option(metavar="FILE")]
 Name = Annotated[str | None, Option(metavar="NAME")]
 Overwrite = Annotated[bool | None, Option("--overwrite")]
@@ -30,6 +48,9 @@ def _metric(flag: str, metavar: str = "NAME") -> Any:
 
 
 Task = Annotated[str | None, _choice("task", "TASK")]
+Preset = Annotated[str, Argument(help="Name of a preset.", autocompletion=common.offer_presets)]
+Place = Annotated[str | None, Argument(metavar="OUT", help="File or folder to write; an existing one is refused.")]
+Out = Annotated[str | None, Option(metavar="OUT", help="OUT as an option.")]
 
 
 @command(app, "rlspeech pretrain --preset flowse-tiny --data data/mix/mix.json --out runs/base", *STAGE)
@@ -48,12 +69,7 @@ def pretrain(
     stage("config:Pretrain", "stages.pretrain:run", locals())
 
 
-@command(
-    app,
-    "rlspeech rl --algo grpo --task flowse --model runs/base --reward estoi=1 --reward pesq_wb=0.5 "
-    "--guard speaker_similarity=0.02 --out runs/rl",
-    *STAGE,
-)
+@command(app, "rlspeech rl --task flowse --model runs/base --reward estoi=1 --guard pesq_wb=0.05 --out runs/rl", *STAGE)
 def rl(
     algo: Annotated[str | None, _choice("algo", "ALGO")] = None,
     task: Task = None,
@@ -68,9 +84,7 @@ def rl(
     lr: float | None = None,
     offload: Annotated[str | None, _choice("offload")] = None,
     max_minutes: float | None = None,
-    probe: Annotated[
-        bool, Option("--probe", help="Do not train; measure which exploration gives the gradient a direction.")
-    ] = False,
+    probe: Annotated[bool, Option("--probe", help="Measure which exploration gives a gradient; no training.")] = False,
     **shared: Any,
 ) -> None:
     """Train a model on rewards. Without options: GRPO on the embedded enhancer and corpus."""
@@ -79,12 +93,7 @@ def rl(
 
 @command(app, "rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi", *STAGE)
 def reward(
-    paths: Annotated[
-        list[str],
-        Argument(
-            metavar="PATH", help="Folder, audio files or manifest; for asr_* JSONL with texts; - for paths on stdin."
-        ),
-    ],
+    paths: Annotated[list[str], Argument(metavar="PATH", help="Folder, audio, manifest, texts (JSONL); - for stdin.")],
     rewards: Annotated[Texts, _metric("--reward")] = None,
     target: Annotated[str | None, Option(metavar="FOLDER")] = None,
     text: File = None,
@@ -107,12 +116,7 @@ def reward(
     stage("config:ScoreFolder", "stages.reward:run", options, without=["paths"], path=found)
 
 
-@command(
-    app,
-    "rlspeech eval --data test.jsonl --model base=runs/base --model rl=runs/rl --baseline base",
-    *STAGE,
-    name="eval",
-)
+@command(app, "rlspeech eval --model base=runs/base --model rl=runs/rl --baseline base", *STAGE, name="eval")
 def evaluate(
     task: Task = None,
     data: str | None = None,
@@ -155,17 +159,9 @@ def _models(given: list[str]) -> dict[str, str]:
 
 @command(app, "rlspeech report runs/rl && rlspeech report first=runs/rl second=runs/rl-2 --out compare.html")
 def report(
-    runs: Annotated[
-        list[str],
-        Argument(
-            metavar="RUN", help="Folders of rl, eval, reward or pretrain, or NAME=PATH; the first is the baseline."
-        ),
-    ],
+    runs: Annotated[list[str], Argument(metavar="RUN", help="Run folder, or NAME=PATH; the first is the baseline.")],
     out: Annotated[
-        str | None,
-        Option(
-            metavar="FILE", help="Page (default: report.html in the folder of one run, compare.html here for several)."
-        ),
+        str | None, Option(metavar="FILE", help="Page (default: report.html in one run's folder, compare.html here).")
     ] = None,
     players: Annotated[int | None, Option(help="Show audio players for this many clips.")] = None,
     **shared: Any,
@@ -179,9 +175,7 @@ def report(
 
 @command(app, "rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced", *STAGE)
 def enhance(
-    inputs: Annotated[
-        list[str], Argument(metavar="PATH", help="Audio files, videos, folders or manifests; - for paths on stdin.")
-    ],
+    inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio, videos, folders, manifests; - for stdin.")],
     task: Task = None,
     video: Annotated[str | None, Option(metavar="PATH")] = None,
     model: str | None = None,
@@ -195,17 +189,9 @@ def enhance(
     stage("stages.enhance:Enhance", "stages.enhance:run", options)
 
 
-@command(
-    app,
-    "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --model runs/rl --out texts.jsonl",
-    *LAYERS,
-    "seed",
-    "device",
-)
+@command(app, "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --out texts.jsonl", *PLACED)
 def transcribe(
-    inputs: Annotated[
-        list[str], Argument(metavar="PATH", help="Audio files, folders or manifests; - for paths on stdin.")
-    ],
+    inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio files, folders, manifests; - for stdin.")],
     model: str | None = None,
     out: Annotated[str | None, Option(metavar="PATH")] = None,
     sampling__language: Annotated[str | None, Option("--language")] = None,
@@ -220,17 +206,9 @@ def transcribe(
     stage("stages.transcribe:Transcribe", "stages.transcribe:run", options)
 
 
-@command(
-    app,
-    'rlspeech speak "some words" --out words.wav && rlspeech speak lines.txt --prompt voice.wav',
-    *LAYERS,
-    "seed",
-    "device",
-)
+@command(app, 'rlspeech speak "some words" --out words.wav && rlspeech speak lines.txt --prompt voice.wav', *PLACED)
 def speak(
-    inputs: Annotated[
-        list[str], Argument(metavar="TEXT", help="Texts; .txt files (a line a text); manifests; - for lines on stdin.")
-    ],
+    inputs: Annotated[list[str], Argument(metavar="TEXT", help="Texts; .txt files; manifests; - for lines on stdin.")],
     model: str | None = None,
     prompt: File = None,
     prompt_text: Annotated[str | None, Option(metavar="TEXT")] = None,
@@ -244,3 +222,164 @@ def speak(
 ) -> None:
     """Synthesise texts of any length, in the voice of a recording."""
     stage("stages.speak:Speak", "stages.speak:run", locals())
+
+
+@command(app, "rlspeech check data/mix/mix.json && rlspeech check runs/rl")
+def check(
+    path: Annotated[str, Argument(help="Manifest, mix.json, config file or run folder.")],
+    stage: Annotated[str | None, Option(help="Stage of a config file without a stage line: rl, eval, ...")] = None,
+    **shared: Any,
+) -> None:
+    """Find mistakes in a manifest, config file or run folder.
+
+    Prints line numbers and exits with code 2 where there are mistakes.
+    """
+    if call("stages.check:run", shared, Path(path), SCHEMAS, stage=stage)["problems"]:
+        raise Exit(2)
+
+
+@command(app, "rlspeech doctor --json")
+def doctor(**shared: Any) -> None:
+    """Show what is installed, what works here, and what is missing.
+
+    Exits with code 2 where the main job cannot run.
+    """
+    if call("stages.doctor:run", shared)["problems"]:
+        raise Exit(2)
+
+
+@command(presets, "rlspeech presets ls && rlspeech presets ls avse --quiet")
+def ls(
+    part: Annotated[str, Argument(metavar="[PART]", help="List only presets whose name contains this.")] = "",
+    **shared: Any,
+) -> dict[str, Any]:
+    """List the packaged presets; with --quiet only their names."""
+    from rlspeech.settings import preset_about, preset_names, preset_path, preset_stage
+
+    names = [name for name in preset_names() if part in name]
+    if not names:
+        raise UserError(f"no preset has {part!r} in its name", "", "rlspeech presets ls")
+    rows = [[name, preset_stage(preset_path(name)), preset_about(preset_path(name))] for name in names]
+    log.table("Presets", ["name", "stage", "what it is"], rows)
+    log.say("next: rlspeech presets show NAME, or rlspeech STAGE --preset NAME")
+    _names_alone(names, shared)
+    return {"presets": [{"name": n, "stage": s, "about": a} for n, s, a in rows]}
+
+
+def _names_alone(names: list[str], shared: dict[str, Any]) -> None:
+    if shared["quiet"] and not shared["json_mode"]:
+        print(*names, sep="\n")
+
+
+@command(presets, "rlspeech presets show flowse-grpo")
+def show(name: Preset, **shared: Any) -> dict[str, Any]:
+    """Print the file of a preset."""
+    from rlspeech.settings import preset_about, preset_path, read_config
+
+    path = preset_path(name)
+    values, _ = read_config(path)
+    text = path.read_text(encoding="utf-8")
+    if not shared["json_mode"]:
+        print(text, end="")
+    stage = values.pop("stage", None)
+    return {"name": name, "stage": stage, "about": preset_about(path), "settings": values, "text": text}
+
+
+@command(presets, "rlspeech presets copy flowse-grpo mine.yaml && rlspeech rl --config mine.yaml")
+def copy(
+    name: Preset,
+    to: Annotated[str | None, Argument(help="File or folder to write (default: NAME.yaml here).")] = None,
+    **shared: Any,
+) -> dict[str, Any]:
+    """Copy a preset to a file that you can edit and give to --config."""
+    from rlspeech.settings import preset_path, preset_stage
+
+    source = preset_path(name)
+    target = Path(to or source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UserError(f"{target} already exists", "it may have been edited", "name another file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    log.say(f"wrote {target}; next: rlspeech {preset_stage(source)} --config {target}")
+    return {"path": str(target), "stage": preset_stage(source)}
+
+
+@command(presets, "rlspeech presets keys rl && rlspeech presets keys prepare rl-asr")
+def keys(
+    stage: Annotated[
+        list[str], Argument(metavar="COMMAND", help=f"One of {', '.join(SCHEMAS)}.", autocompletion=common.offer_stages)
+    ],
+    **shared: Any,
+) -> dict[str, Any]:
+    """List every setting of a command with its default and what it does; with --quiet only the keys."""
+    from rlspeech.schema import closest
+    from rlspeech.schema import keys as keys_of
+
+    name = " ".join(stage)
+    if name not in SCHEMAS:
+        near = f"rlspeech presets keys {closest(name, SCHEMAS) or 'rl'}"
+        raise UserError(f"no command {name!r} has settings", f"commands with settings: {', '.join(SCHEMAS)}", near)
+    facts, rows = [], []
+    for key, kind, default, about, bounds in keys_of(load(SCHEMAS[name])):
+        facts.append({"key": key, "type": kind, "range": bounds, "default": default, "help": about})
+        value = log.plain(default)  # as it would be written behind the =
+        value = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        rows.append([key, f"{kind} {bounds}".strip(), value, about])
+    log.table(f"rlspeech {name} --set KEY=VALUE", ["key", "type", "default", "what it is"], rows)
+    _names_alone([row[0] for row in rows], shared)
+    return {"stage": name, "keys": facts}
+
+
+@command(convert, "rlspeech convert avse4 pretrained.ckpt --out runs/avse4-baseline")
+def avse4(
+    source: Annotated[str, Argument(metavar="FILE", help="Published .ckpt file, or a .safetensors with its names.")],
+    place: Place = None,
+    out: Out = None,
+    **shared: Any,
+) -> None:
+    """Convert the baseline of the fourth AVSE challenge to a checkpoint.
+
+    Every tensor is accounted for, and no code of the file is run.
+    """
+    call("stages.convert:run", shared, "avse4", source, out or place)
+
+
+@command(convert, "rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi")
+def manifest(
+    source: Annotated[str, Argument(metavar="MANIFEST", help="Manifest, or a folder that holds one.")],
+    to: Annotated[str, Option(help="Format: nemo (a file), kaldi (a data folder) or lhotse (cuts.jsonl.gz).")],
+    place: Place = None,
+    out: Out = None,
+    **shared: Any,
+) -> None:
+    """Convert a manifest for NeMo, Kaldi or lhotse.
+
+    rlspeech prepare nemo, kaldi and lhotse read these formats.
+    """
+    call("stages.convert:manifest", shared, source, to, out or place)
+
+
+@command(convert, "rlspeech convert scores scores/scores.jsonl --to versa scores.versa.jsonl")
+def scores(
+    source: Annotated[str, Argument(metavar="FILE", help="scores.jsonl, or the output of VERSA's scorer.")],
+    to: Annotated[str, Option(help="Format: versa or rlspeech.")],
+    place: Place = None,
+    system: Annotated[str | None, Option(help="System to take of several; of VERSA's rows the label.")] = None,
+    out: Out = None,
+    **shared: Any,
+) -> None:
+    """Convert score rows to or from VERSA's names; unknown names are kept."""
+    call("stages.convert:scores", shared, source, to, out or place, system=system)
+
+
+@command(convert, "rlspeech convert lora runs/asr --to adapter runs/asr-adapter", "device")
+def lora(
+    source: Annotated[str, Argument(metavar="RUN", help="Run folder of rlspeech rl, or one of its checkpoints.")],
+    to: Annotated[str, Option(help="Format: adapter (a peft folder for its base) or merged (a plain checkpoint).")],
+    place: Place = None,
+    out: Out = None,
+    **shared: Any,
+) -> None:
+    """Convert the LoRA of a run to a peft adapter, or fold it into the weights."""
+    call("stages.convert:merge_lora", shared, source, to, out or place, device=shared["device"] or "cpu")

@@ -32,6 +32,7 @@ STAGE = (*LAYERS, "out", "seed", "device")
 SWITCHES = ("json_mode", "quiet", "debug")
 _TYPES = ("int", "float", "str", "bool", "null")
 Names = list[tuple[str, str]]  # what is offered, with a word of help
+Texts = list[str] | None  # of an option that may be repeated
 
 
 # What the shell offers on Tab, once ``rlspeech --install-completion`` has switched it on. Nothing of it imports torch. Paths are the
@@ -119,34 +120,28 @@ def offer_stages(incomplete: str) -> list[str]:
     return [s for s in SCHEMAS if s.startswith(incomplete) and " " not in s]
 
 
-def _shared(kind: Any, names: str, panel: str | None, text: str, **more: Any) -> tuple[Any, Any]:
-    option = typer.Option(*names.split(), help=text, rich_help_panel=panel, **more)
+def _shared(
+    kind: Any, names: str, panel: str | None, text: str, metavar: str | None = None, complete: Any = None
+) -> tuple[Any, Any]:
+    option = typer.Option(*names.split(), help=text, rich_help_panel=panel, metavar=metavar, autocompletion=complete)
     return Annotated[kind, option], False if kind is bool else None
 
 
 # name of the parameter -> its annotation and default; every command has the last three
 SHARED: dict[str, tuple[Any, Any]] = {
-    "preset": _shared(
-        str | None, "--preset", _LAYERS, "Packaged settings by name, or a file.", autocompletion=offer_presets
-    ),
-    "config": _shared(
-        list[str] | None,
-        "--config",
-        _LAYERS,
-        "YAML or JSON file, - for stdin; repeatable, later files win.",
-        metavar="FILE",
-    ),
+    "preset": _shared(str | None, "--preset", _LAYERS, "Packaged settings, or a file.", None, offer_presets),
+    "config": _shared(Texts, "--config", _LAYERS, "YAML or JSON files, - for stdin; later files win.", "FILE"),
     "sets": _shared(
-        list[str] | None,
+        Texts,
         "--set",
         _LAYERS,
-        "Any other setting, e.g. explore.noise=0.2; rlspeech presets keys lists them all.",
-        metavar="KEY=VALUE",
-        autocompletion=offer_settings,
+        "Any setting: explore.noise=0.2; see rlspeech presets keys.",
+        "KEY=VALUE",
+        offer_settings,
     ),
-    "out": _shared(str | None, "--out", _OUTPUT, "Folder for the results.", metavar="FOLDER"),
+    "out": _shared(str | None, "--out", _OUTPUT, "Folder for the results.", "FOLDER"),
     "seed": _shared(int | None, "--seed", None, "Random seed; the same seed gives the same result."),
-    "device": _shared(str | None, "--device", None, "auto, cpu, cuda, cuda:1 or mps.", autocompletion=offer_devices),
+    "device": _shared(str | None, "--device", None, "auto, cpu, cuda, cuda:1 or mps.", None, offer_devices),
     "json_mode": _shared(bool, "--json", _OUTPUT, "Print one JSON object on stdout, everything else on stderr."),
     "quiet": _shared(bool, "--quiet -q", _OUTPUT, "Print only errors, and data on stdout."),
     "debug": _shared(bool, "--debug", _OUTPUT, "Show tracebacks."),
@@ -155,7 +150,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
 
 def command(
     app: typer.Typer, example: str, *shared: str, name: str | None = None
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Register a function as a command: its own options, and behind them the shared ones.
 
     The function declares its own options as typer wants them and takes the shared ones as ``**shared``::
@@ -167,7 +162,7 @@ def command(
 
     A parameter has the name of the setting that it sets, ``__`` for a dot; where the option is called otherwise, its
     declaration says so (``typer.Option("--snr")``). So ``locals()``, taken first, is all that ``stage`` needs. An option without
-    a help text has the description of its setting (``plugins.SCHEMAS`` says whose).
+    a help text has the description of its setting (``plugins.SCHEMAS`` says whose). A function that returns a summary is the work itself.
 
     Args:
         app: where it is registered.
@@ -176,7 +171,7 @@ def command(
         name: of the command; none: the function's.
     """
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
+    def register(function: Callable[..., Any]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True)
         parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         for key, (annotation, default) in SHARED.items():
@@ -186,7 +181,10 @@ def command(
 
         @functools.wraps(function)
         def called(**given: Any) -> None:
-            function(**given)
+            if own.return_annotation is None:
+                function(**given)
+            else:
+                perform(lambda: function(**given), given)
 
         called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         app.command(name, cls=Command, epilog=f"Example: {example}")(called)
@@ -264,9 +262,7 @@ def present(config: Any) -> None:
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise UserError(
-            "the working directory does not exist any more", "it was deleted", "cd to another one"
-        ) from error
+        raise UserError("the working directory does not exist any more", "", "cd to another one") from error
     for name in ("data", "valid"):
         given = getattr(config, name, None)
         if not isinstance(given, str) or os.path.exists(given):
@@ -350,9 +346,7 @@ def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
         kind, line = type(error).__name__, _first_line(error)
         shown = UserError(f"{kind}: {line}", "this is a bug", "run the command with --debug for a traceback")
         if kind in ("OutOfMemoryError", "MemoryError"):
-            shown = UserError(
-                f"out of memory: {line}", "", "a smaller micro_batch, batch or clip_s (--set micro_batch=1)"
-            )
+            shown = UserError(f"out of memory: {line}", "", "a smaller micro_batch or clip_s (--set micro_batch=1)")
         _fail(shared, 1, shown, error)
 
 
@@ -428,27 +422,26 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the group's own options."""
-        words = list(args)
         if ctx.parent is None:
-            ctx.meta["rlspeech.json"] = "--json" in words
-        try:
+            ctx.meta["rlspeech.json"] = "--json" in args
+        with _usage(ctx):
             return super().parse_args(ctx, args)
-        except Exception as error:
-            _report_usage(ctx, error)
-            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Read the command's options and run it."""
-        try:
+        with _usage(ctx):
             return super().invoke(ctx)
-        except Exception as error:
-            _report_usage(ctx, error)
-            raise
 
 
-def _report_usage(ctx: Any, error: Exception) -> None:
+@contextlib.contextmanager
+def _usage(ctx: Any) -> Iterator[None]:
     """Print a wrong command line as JSON where that is asked for."""
-    message = getattr(error, "format_message", None)  # click's errors; their class moves between versions of typer
-    if ctx.parent is None and callable(message) and ctx.meta.get("rlspeech.json") and getattr(error, "exit_code", 1):
-        inner = getattr(error, "ctx", None) or ctx
-        _print_error((message().splitlines() or [""])[0], "", f"{inner.command_path} --help", 2)
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # click's errors; their class moves between versions of typer
+        asked = ctx.parent is None and ctx.meta.get("rlspeech.json")
+        if asked and callable(message) and getattr(error, "exit_code", 1):
+            inner = getattr(error, "ctx", None) or ctx
+            _print_error((message().splitlines() or [""])[0], "", f"{inner.command_path} --help", 2)
+        raise

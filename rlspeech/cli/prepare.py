@@ -9,10 +9,7 @@ from typer import Argument, Option, Typer
 
 from rlspeech.cli.common import LAYERS, STAGE, command, stage
 
-app = Typer(
-    no_args_is_help=True,
-    epilog="Example: rlspeech prepare demo --out data && rlspeech prepare folder mine/ --out data/mine",
-)
+app = Typer(no_args_is_help=True, epilog="Example: rlspeech prepare demo --out data")
 
 OUT, SEEDED = (*LAYERS, "out"), (*LAYERS, "out", "seed")
 Root = Annotated[str, Argument(metavar="FOLDER", help="Folder of the corpus.")]
@@ -61,11 +58,7 @@ def pairs(
     _layout("pairs", locals())
 
 
-@command(
-    app,
-    "rlspeech prepare mix --clean speech/ --noise noise/ --rir rooms/ --snr -5 15 --reverb 0.3 --out data/mix",
-    *SEEDED,
-)
+@command(app, "rlspeech prepare mix --clean speech/ --noise noise/ --rir rooms/ --snr -5 15 --out data/mix", *SEEDED)
 def mix(
     clean: Paths = None,
     noise: Paths = None,
@@ -148,9 +141,7 @@ def librispeech(
 
 @command(app, "rlspeech prepare kaldi egs/mini/data --out data/mini", *OUT)
 def kaldi(
-    root: Annotated[
-        str, Argument(metavar="FOLDER", help="Data folder (wav.scp, text, segments ...), or a folder of several.")
-    ],
+    root: Annotated[str, Argument(metavar="FOLDER", help="Data folder (wav.scp, text ...), or a folder of several.")],
     workers: int | None = None,
     **shared: Any,
 ) -> None:
@@ -160,9 +151,7 @@ def kaldi(
 
 @command(app, "rlspeech prepare nemo train_manifest.json --out data/train", *OUT)
 def nemo(
-    root: Annotated[
-        str, Argument(metavar="FILE|FOLDER", help="NeMo manifest (one JSON object a line), or a folder of them.")
-    ],
+    root: Annotated[str, Argument(metavar="FILE|FOLDER", help="NeMo manifest (JSON lines), or a folder of them.")],
     workers: int | None = None,
     **shared: Any,
 ) -> None:
@@ -172,10 +161,7 @@ def nemo(
 
 @command(app, "rlspeech prepare lhotse manifests/ --out data/cuts", *OUT)
 def lhotse(
-    root: Annotated[
-        str,
-        Argument(metavar="FILE|FOLDER", help="cuts.jsonl(.gz), or a folder of cuts or of recordings and supervisions."),
-    ],
+    root: Annotated[str, Argument(metavar="FILE|FOLDER", help="Cuts, or a folder of cuts, recordings, supervisions.")],
     workers: int | None = None,
     **shared: Any,
 ) -> None:
@@ -183,12 +169,7 @@ def lhotse(
     _layout("lhotse", locals())
 
 
-@command(
-    app,
-    "rlspeech prepare rl-asr --data data/train --recogniser embedded --recogniser pocketsphinx --out data/rl-asr",
-    *STAGE,
-    name="rl-asr",
-)
+@command(app, "rlspeech prepare rl-asr --data data/train --recogniser embedded --out data/hard", *STAGE, name="rl-asr")
 def rl_asr(
     data: Manifest = None,
     recognisers: Annotated[list[str] | None, Option("--recogniser")] = None,
@@ -204,11 +185,7 @@ def rl_asr(
     stage("corpora.rl_asr:RlAsr", "stages.prepare:run", locals())
 
 
-@command(
-    app,
-    "rlspeech prepare nonspeech --noise noise/ --clean data/test/test.jsonl --count 40 --out data/nonspeech",
-    *SEEDED,
-)
+@command(app, "rlspeech prepare nonspeech --noise noise/ --clean test.jsonl --count 40 --out data/nonspeech", *SEEDED)
 def nonspeech(
     noise: Paths = None,
     clean: Annotated[list[str] | None, Option(metavar="MANIFEST")] = None,
