@@ -404,7 +404,7 @@ def _promised(path: Path, samples: int) -> tuple[float, bool]:
             return samples if whole else samples * claimed / size, True
         if head[:4] == b"fLaC":
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return samples, content.find(b"fLaC\0\0\0\x22", 4) < 0
+                return samples, content.find(b"fLaC\0\0\0\x22", 4) < 0 and _flac_end(content) <= samples
         if head[:7] == b"NIST_1A" and (found := re.search(rb"sample_count -i (\d+)", head + file.read(984))):
             return int(found[1]), True
         while head[:3] == b"ID3":
@@ -420,6 +420,30 @@ def _promised(path: Path, samples: int) -> tuple[float, bool]:
         if at < 0 or len(first) < 192 or first[at + 7] & 3 != 3:
             return 0, False
         return samples, abs(size - start - struct.unpack_from(">I", first, at + 12)[0]) < 1500
+
+
+def _flac_end(content: mmap.mmap) -> int:
+    """Samples up to the end of the last frame of FLAC (RFC 9639, 9.1), 0 where none is found; libsndfile stops where the header says."""
+    block, frame = (int.from_bytes(content[a:b], "big") for a, b in ((8, 10), (15, 18)))  # samples; bytes, 0: unknown
+    tail = content[-(frame + 2**12 if frame else 2**18) :]
+    for sync in reversed([*re.finditer(rb"\xff[\xf8\xf9]", tail)]):
+        head = tail[sync.start() :][:17].ljust(17)
+        more = max(0, 7 - (head[4] ^ 0xFF).bit_length())  # bytes that the number goes on for, as in UTF-8
+        number = head[4] & 0x7F >> more + (more > 0)
+        for byte in head[5 : 5 + more]:
+            number = number << 6 | byte & 0x3F
+        code, at = head[2] >> 4, 5 + more
+        size = 192 if code == 1 else 144 << code if code < 6 else 1 << code
+        if code in (6, 7):
+            size = 1 + int.from_bytes(head[at : at + code - 5], "big")
+            at += code - 5
+        at += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+        rest = int.from_bytes(head[: at + 1], "big")
+        while rest.bit_length() > 8:  # CRC-8: what looks like the start of a frame may be sound
+            rest ^= 0x107 << rest.bit_length() - 9
+        if rest == 0:
+            return number * (1 if head[1] & 1 else block) + size
+    return 0
 
 
 def _unfinished(path: Path) -> bool:

@@ -64,6 +64,7 @@ WHOLE = {
     "arecord.wav": (sized(encoded("WAV", "PCM_16"), 0x80000000), 2.0),
     "ffmpeg.wav": (sized(encoded("WAV", "PCM_16"), 0xFFFFFFFF), 2.0),
     "pipe.flac": (total(FLAC, 0), 2.0),
+    **{f"fewer-{n}.flac": (total(FLAC, n), 2.0) for n in (1, 16000, len(WAV) - 1)},
     "headless.mp3": (headless(VBR), 2.0),
     "joined.mp3": (VBR + encoded("MP3", bitrate_mode="CONSTANT"), 4.0),
     "chained.ogg": (OGG + OGG, 4.0),
