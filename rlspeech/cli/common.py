@@ -158,7 +158,7 @@ def command(
         @command(app, "rlspeech prepare dns /data/DNS --out data/dns", *LAYERS, "out", "seed")
         def dns(root: Root, mixing__snr_db: Snr = None, workers: int | None = None, **shared: Any) -> None:
             \"\"\"DNS-Challenge: the flat layout of 2020 and the trees since 2021.\"\"\"
-            stage("corpora.dns:Dns", "stages.prepare:run", locals())
+            stage("corpora.published:Dns", "stages.prepare:run", locals())
 
     A parameter has the name of the setting that it sets, ``__`` for a dot; where the option is called otherwise, its
     declaration says so (``typer.Option("--snr")``). So ``locals()``, taken first, is all that ``stage`` needs. An option without

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from rlspeech import log
 from rlspeech.config_parts import conf
-from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder
+from rlspeech.corpora.base import Candidate, Layout, candidate, check_folder
 from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.data.video import LipsError, video_info
 from rlspeech.files import parse_json
@@ -50,10 +50,51 @@ class Avsec(Layout):
     target: Literal["anechoic", "reverberant"] = conf("anechoic", "reference to use")
     given_lips: bool = conf(False, "name the organisers' lip videos (lips/) where they are there")
 
-    def make(self, out: Path) -> Sets:
-        """Return the scenes for training, validation and test."""
-        options: dict[str, Any] = {"given_lips": self.given_lips, "workers": self.processes()}
-        return self.vetted(find(self.root or "", self.channels, self.target, **options), out, "noisy")
+    judged = "noisy"
+
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates in the splits that are there: of a folder that holds ``train``, ``dev`` or ``eval``, or of the one above it."""
+        top = check_folder(self.root, "the AVSEC corpus")
+        places = list(_places(top))
+        if not places:
+            why = "train/scenes, dev/scenes or eval/scenes with files like S00001_silent.mp4 are needed"
+            raise UserError(f"no AVSEC scenes in {self.root}", why, "name the folder that holds them")
+        scenes = [scene for place in places for scene in self._scenes(*place)]
+        whole = [scene for scene in scenes if not scene.problem]
+        bare = sum(scene.target is None for scene in whole)
+        if bare:
+            log.say(f"evaluation scenes without reference, for enhance and for rewards that need none: {bare}")
+        problems: dict[tuple[str, str], str | None] = {}
+        for scene, found in parallel_map(_probe, whole, self.processes(), PROBE_TIMEOUT_S, "opening", "scenes"):
+            problems[scene.split, scene.name] = f"unreadable: {found}" if isinstance(found, Exception) else found
+        for scene in scenes:
+            problem = scene.problem or problems[scene.split, scene.name]
+            row = candidate(scene.split, scene.mix, scene.name, problem, target=scene.target, **scene.facts)
+            row.utt.video_filepath = str(scene.video)
+            yield row
+
+    def _scenes(self, split: str, place: Path, base: Path) -> Iterator[Scene]:
+        members: dict[str, set[str]] = {}
+        for name in os.listdir(place):
+            if match := MEMBER.match(name):
+                members.setdefault(match[1], set()).add(match[2])
+        metadata = _metadata(base, place, split)
+        lips = (place.parent if place.name == "scenes" else place) / "lips"
+        for name in sorted(members.keys() | metadata.keys()):
+            there = members.get(name, set())
+            old = OLD_MIX in there
+            mix = OLD_MIX if old else MIX[self.channels]
+            wanted = OLD_TARGET if old else TARGET[self.channels, self.target]
+            bare = split == "test" and not any(member.startswith("target") for member in there)
+            needed = [mix, "silent"] + ([] if bare else [wanted])
+            missing = [member for member in needed if member not in there]
+            problem = "no files of the scene" if not there else f"missing {' and '.join(missing)}" if missing else None
+            video = lips / f"{name}_silent.mp4"
+            if not (self.given_lips and video.is_file()):
+                video = place / f"{name}_silent.mp4"
+            target_file = None if bare else place / f"{name}_{wanted}.wav"
+            facts = _facts(metadata.get(name, {}))
+            yield Scene(split, name, place / f"{name}_{mix}.wav", target_file, video, facts, problem)
 
 
 class Scene(NamedTuple):
@@ -66,43 +107,6 @@ class Scene(NamedTuple):
     video: Path
     facts: dict[str, Any]
     problem: str | None
-
-
-def find(
-    root: str | Path, channels: str = "mono", target: str = "anechoic", *, given_lips: bool = False, workers: int = 0
-) -> Iterator[Candidate]:
-    """Candidates in the splits ``train``, ``valid`` and ``test``, whichever are there.
-
-    Args:
-        root: folder that holds ``train``, ``dev`` or ``eval`` (or one level above it).
-        channels: ``mono`` or ``binaural`` files of AVSEC-4; earlier challenges have mono files only.
-        target: ``anechoic`` or ``reverberant`` reference of AVSEC-4; earlier challenges have one only.
-        given_lips: name the videos below ``lips`` instead of the whole picture, where they are.
-        workers: processes that open videos and headers; 0 does it in this one.
-
-    Raises:
-        UserError: no scenes are there.
-    """
-    top = check_folder(root, "the AVSEC corpus")
-    places = list(_places(top))
-    if not places:
-        why = "train/scenes, dev/scenes or eval/scenes with files like S00001_silent.mp4 are needed"
-        raise UserError(f"no AVSEC scenes in {root}", why, "name the folder that holds them")
-    scenes = [
-        scene for split, place, base in places for scene in _scenes(split, place, base, channels, target, given_lips)
-    ]
-    whole = [scene for scene in scenes if not scene.problem]
-    bare = sum(scene.target is None for scene in whole)
-    if bare:
-        log.say(f"evaluation scenes without reference, for enhance and for rewards that need none: {bare}")
-    problems: dict[tuple[str, str], str | None] = {}
-    for scene, found in parallel_map(_probe, whole, workers, PROBE_TIMEOUT_S, "opening", "scenes"):
-        problems[scene.split, scene.name] = f"unreadable: {found}" if isinstance(found, Exception) else found
-    for scene in scenes:
-        problem = scene.problem or problems[scene.split, scene.name]
-        row = candidate(scene.split, scene.mix, scene.name, problem, target=scene.target, **scene.facts)
-        row.utt.video_filepath = str(scene.video)
-        yield row
 
 
 def _places(top: Path) -> Iterator[tuple[str, Path, Path]]:
@@ -122,30 +126,6 @@ def _places(top: Path) -> Iterator[tuple[str, Path, Path]]:
                     break
         if there:
             return
-
-
-def _scenes(split: str, place: Path, base: Path, channels: str, target: str, given_lips: bool) -> Iterator[Scene]:
-    members: dict[str, set[str]] = {}
-    for name in os.listdir(place):
-        if match := MEMBER.match(name):
-            members.setdefault(match[1], set()).add(match[2])
-    metadata = _metadata(base, place, split)
-    lips = (place.parent if place.name == "scenes" else place) / "lips"
-    for name in sorted(members.keys() | metadata.keys()):
-        there = members.get(name, set())
-        old = OLD_MIX in there
-        mix = OLD_MIX if old else MIX[channels]
-        wanted = OLD_TARGET if old else TARGET[channels, target]
-        bare = split == "test" and not any(member.startswith("target") for member in there)
-        needed = [mix, "silent"] + ([] if bare else [wanted])
-        missing = [member for member in needed if member not in there]
-        problem = "no files of the scene" if not there else f"missing {' and '.join(missing)}" if missing else None
-        video = lips / f"{name}_silent.mp4"
-        if not (given_lips and video.is_file()):
-            video = place / f"{name}_silent.mp4"
-        target_file = None if bare else place / f"{name}_{wanted}.wav"
-        facts = _facts(metadata.get(name, {}))
-        yield Scene(split, name, place / f"{name}_{mix}.wav", target_file, video, facts, problem)
 
 
 def _metadata(base: Path, place: Path, split: str) -> dict[str, dict[str, Any]]:

@@ -133,6 +133,7 @@ class Layout(Source):
     """Settings that every corpus on disk has."""
 
     needed: ClassVar[tuple[str, ...]] = ("root",)
+    judged: ClassVar[str | None] = None  # what rows without a reference are held to (``vet``)
     root: str | None = conf(None, "the corpus, or a file of it")
     mixing: Mixing = conf(Mixing(), "how mixtures are made, where there are clean speech and noise")
     limits: Limits = conf(Limits(), "what is dropped")
@@ -142,6 +143,14 @@ class Layout(Source):
     def processes(self) -> int:
         """Return the number of worker processes."""
         return physical_cores() if self.workers is None else self.workers
+
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates in the order of their rows; what lies below ``out`` is left out. Raises ``UserError`` where there are none."""
+        raise NotImplementedError
+
+    def make(self, out: Path) -> Sets:
+        """Return the candidates whose files pass the checks, a set for each split."""
+        return self.vetted(self.find(out), out, self.judged)
 
     def vetted(
         self, candidates: Iterable[Candidate], out: Path, kind: str | None = None, splits: Sequence[str] = ()
@@ -183,9 +192,9 @@ def next_command(out: Path, rows: dict[str, list[Utterance]], recipe: bool) -> s
 # ---------------------------------------------------------------------------------------------------------- candidates
 
 
-def check_folder(path: str | Path, what: str) -> Path:
+def check_folder(path: str | Path | None, what: str) -> Path:
     """The folder as an absolute path. Raises ``UserError`` where it is none."""
-    folder = Path(os.path.abspath(path))
+    folder = Path(os.path.abspath(path or ""))
     if not folder.is_dir():
         why = "it is a file" if folder.exists() else "it does not exist"
         raise UserError(f"{what} {path} is not a folder", why, "check the path")
@@ -247,45 +256,31 @@ def numbered(path: Path) -> str | None:
     return str(int(found[-1])) if found else None
 
 
-def pair_by(
-    noisy: Iterable[Path], clean: Iterable[Path], key: Callable[[Path], str | None]
-) -> Iterator[tuple[Path | None, Path | None, str | None]]:
-    """Match two lists of files by a key.
-
-    Returns:
-        (noisy, clean, problem) for every noisy file, then for every clean file that no noisy file asked for; ``problem`` is None
-        where the match is unique.
-    """
-    targets: dict[str, list[Path]] = {}
-    for path in clean:
-        targets.setdefault(nfc(key(path) or f"?{path}"), []).append(path)
-    used: set[str] = set()
-    for path in noisy:
-        name = None if (own := key(path)) is None else nfc(own)
-        partners = targets.get(name, []) if name is not None else []
-        if name is None:
-            yield path, None, "no number after fileid_ in the name"
-        elif len(partners) != 1:
-            yield path, None, f"{len(partners) or 'no'} clean partner{'s' * (len(partners) > 1)}"
-        else:
-            yield path, partners[0], None
-        used.add(name or "")
-    for path in (p for name, paths in targets.items() if name not in used for p in paths):
-        yield None, path, "no noisy partner"
-
-
 def pair(
     split: str, noisy: Path, clean: Path, key: Callable[[Path], str | None], **columns: Callable[[Path], Any]
 ) -> Iterator[Candidate]:
-    """Candidates of two folders; ``columns`` are functions of the noisy file's path (``snr_db``, ``text``, ``speaker`` or any other)."""
-    left = audio_files(noisy, clean if noisy in clean.parents else None)  # noisy/clean inside noisy/
-    right = audio_files(clean, noisy if clean in noisy.parents else None)
-    for source, target, problem in pair_by(left, right, key):
-        path = source or target
-        assert path is not None
-        name = file_id(path, noisy if source else clean)
-        values = {k: f(path) for k, f in columns.items()} if source and target else {}
-        yield candidate(split, path, name, problem, target=target if source else None, **values)
+    """Candidates of two folders, matched by a key: every noisy file, then every clean file that no noisy one asked for.
+
+    ``columns`` are functions of the noisy file's path (``snr_db``, ``text``, ``speaker`` or any other).
+    """
+    targets: dict[str, list[Path]] = {}
+    for path in audio_files(clean, noisy if clean in noisy.parents else None):
+        targets.setdefault(nfc(key(path) or f"?{path}"), []).append(path)
+    used: set[str] = set()
+    for path in audio_files(noisy, clean if noisy in clean.parents else None):  # noisy/clean inside noisy/
+        name = key(path)
+        partners = targets.get(nfc(name), []) if name is not None else []
+        used.add(nfc(name or ""))
+        problem, found = None, {}
+        if name is None:
+            problem = "no number after fileid_ in the name"
+        elif len(partners) != 1:
+            problem = f"{len(partners) or 'no'} clean partner{'s' * (len(partners) > 1)}"
+        else:
+            found = {"target": partners[0]} | {k: f(path) for k, f in columns.items()}
+        yield candidate(split, path, file_id(path, noisy), problem, **found)
+    for path in (p for name, paths in targets.items() if name not in used for p in paths):
+        yield candidate(split, path, file_id(path, clean), "no noisy partner")
 
 
 # ------------------------------------------------------------------------------------------------------------- vetting

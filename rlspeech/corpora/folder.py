@@ -49,11 +49,34 @@ class Folder(Layout):
     text: str | None = conf(None, "list of transcripts: JSONL, csv, tsv or Kaldi's text; none: x.txt beside x.wav")
     kind: Literal["speech", "noisy", "noise", "rir"] = conf("speech", "checks that the files have to pass")
 
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates of a folder or manifest, or of a folder with the texts of a list; files that it does not name have no transcript."""
+        if not self.text:
+            yield from find(self.root or "", skip=out)
+            return
+        folder, paths = recordings_below(self.root or "", out)
+        entries = read_entries(self.text)
+        stems = Counter(path.stem for path in paths)
+        rows = []
+        for path in paths:
+            place = path.relative_to(folder)
+            names = [str(path), place.as_posix(), place.with_suffix("").as_posix(), path.name, file_id(path, folder)]
+            names += [path.stem] if stems[path.stem] == 1 else []  # a/1.wav and b/1.wav: the stem alone says nothing
+            rows.append((path, next((entries[n] for n in map(nfc, names) if n in entries), None)))
+        if not any(entry for _, entry in rows):
+            why = f"its first entry is {next(iter(entries))!r}, the first file {paths[0].relative_to(folder)}"
+            try_this = "entries are paths below the folder, file names, or names without suffix"
+            raise UserError(f"{self.text} names no file of {self.root}", why, try_this)
+        for path, entry in rows:
+            text, columns = entry or (None, {})
+            problem = "no transcript" if text is None else None
+            speaker, language = columns.get("speaker_id"), columns.get("language")
+            name = file_id(path, folder)
+            yield candidate("manifest", path, name, problem, text=text, speaker=speaker, language=language)
+
     def make(self, out: Path) -> Sets:
-        """Return the recordings of a folder or manifest in one set."""
-        root = self.root or ""
-        rows = find_listed(root, self.text, skip=out) if self.text else find(root, skip=out)
-        return self.vetted(rows, out, self.kind)
+        """Return the recordings in one set."""
+        return self.vetted(self.find(out), out, self.kind)
 
 
 class Pairs(Layout):
@@ -64,12 +87,26 @@ class Pairs(Layout):
     noisy: str | None = conf(None, "folder with the inputs")
     clean: list[str] = conf([], "folder with the references, named as the inputs")
 
-    def make(self, out: Path) -> Sets:
-        """Return the files of two folders in one set of pairs."""
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates of two folders: matched by place and stem, else by stem alone, else by the integer after ``fileid_``."""
         if len(self.clean) > 1:
             why = f"{len(self.clean)} were given"
             raise UserError("prepare pairs takes one clean folder", why, "prepare each pair of folders by itself")
-        return self.vetted(find_pairs(self.noisy or "", self.clean[0]), out)
+        left, right = check_folder(self.noisy, "the noisy folder"), check_folder(self.clean[0], "the clean folder")
+
+        def place(path: Path) -> str:
+            top = max((p for p in (left, right) if p in path.parents), key=lambda p: len(p.parts))
+            return path.relative_to(top).with_suffix("").as_posix()
+
+        for key in (place, lambda p: p.stem, numbered):
+            rows = list(pair("manifest", left, right, key))
+            if any(row.problem is None for row in rows):
+                yield from rows
+                return
+        why = "files are matched by name without suffix, or by the number after fileid_"
+        raise UserError(
+            f"nothing in {self.noisy} matches {self.clean[0]}", why, "give both files of a pair the same name"
+        )
 
 
 def find(source: str | Path, split: str = "manifest", skip: Path | None = None) -> Iterator[Candidate]:
@@ -91,27 +128,6 @@ def find(source: str | Path, split: str = "manifest", skip: Path | None = None) 
         yield candidate(split, path, file_id(path, folder), text=path.with_suffix(".txt"))
 
 
-def find_pairs(noisy: str | Path, clean: str | Path, split: str = "manifest") -> Iterator[Candidate]:
-    """Candidates of two folders: matched by place and stem, else by stem alone, else by the integer after ``fileid_``.
-
-    Raises:
-        UserError: no two files match.
-    """
-    left, right = check_folder(noisy, "the noisy folder"), check_folder(clean, "the clean folder")
-
-    def place(path: Path) -> str:
-        top = max((p for p in (left, right) if p in path.parents), key=lambda p: len(p.parts))
-        return path.relative_to(top).with_suffix("").as_posix()
-
-    for key in (place, lambda p: p.stem, numbered):
-        rows = list(pair(split, left, right, key))
-        if any(row.problem is None for row in rows):
-            yield from rows
-            return
-    why = "files are matched by name without suffix, or by the number after fileid_"
-    raise UserError(f"nothing in {noisy} matches {clean}", why, "give both files of a pair the same name")
-
-
 # ------------------------------------------------------------------------------------------------------ lists of texts
 
 
@@ -120,34 +136,6 @@ class Entry(NamedTuple):
 
     text: str | None
     columns: dict[str, str]
-
-
-def find_listed(
-    root: str | Path, texts: str | Path, split: str = "manifest", skip: Path | None = None
-) -> Iterator[Candidate]:
-    """Candidates of a folder's audio with the texts of a list; files that the list does not name have no transcript.
-
-    Raises:
-        UserError: no audio, an unreadable list, or a list that names none of the files.
-    """
-    folder, paths = recordings_below(root, skip)
-    entries = read_entries(texts)
-    stems = Counter(path.stem for path in paths)
-    rows = []
-    for path in paths:
-        place = path.relative_to(folder)
-        names = [str(path), place.as_posix(), place.with_suffix("").as_posix(), path.name, file_id(path, folder)]
-        names += [path.stem] if stems[path.stem] == 1 else []  # a/1.wav and b/1.wav: the stem alone says nothing
-        rows.append((path, next((entries[n] for n in map(nfc, names) if n in entries), None)))
-    if not any(entry for _, entry in rows):
-        why = f"its first entry is {next(iter(entries))!r}, the first file {paths[0].relative_to(folder)}"
-        try_this = "entries are paths below the folder, file names, or names without suffix"
-        raise UserError(f"{texts} names no file of {root}", why, try_this)
-    for path, entry in rows:
-        text, columns = entry or (None, {})
-        problem = "no transcript" if text is None else None
-        speaker, language = columns.get("speaker_id"), columns.get("language")
-        yield candidate(split, path, file_id(path, folder), problem, text=text, speaker=speaker, language=language)
 
 
 def read_entries(path: str | Path) -> dict[str, Entry]:

@@ -46,10 +46,15 @@ class Material(Layout):
     render: int = conf(0, "write this many mixtures to disk; 0 writes a recipe that mixes on the fly", ge=0)
     render_s: float = conf(0.0, "length of rendered mixtures in seconds; 0 keeps whole utterances", ge=0)
 
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates in the splits ``clean``, ``noise`` and ``rir``, each from any number of folders and manifests."""
+        for split, sources in (("clean", self.clean), ("noise", self.noise), ("rir", self.rir)):
+            for source in sources:
+                yield from folder.find(source, split, out)
+
     def material(self, out: Path) -> Sets:
         """Return clean speech, noise and rooms. Raises ``UserError`` where no speech or no noise is left."""
-        rows = find(self.clean, self.noise, self.rir, out)
-        return self.vetted(rows, out, splits=("clean", "noise"))
+        return self.vetted(self.find(out), out, splits=("clean", "noise"))
 
 
 class Mix(Material):
@@ -90,15 +95,6 @@ class Ladder(Material):
         options: dict[str, Any] = {"count": self.render, "clip_s": self.render_s, "seed": self.seed}
         sets.render = partial(render_ladders, clean, noise, out, **options)
         return sets
-
-
-def find(
-    clean: Sequence[str | Path], noise: Sequence[str | Path], rir: Sequence[str | Path] = (), skip: Path | None = None
-) -> Iterator[Candidate]:
-    """Candidates in the splits ``clean``, ``noise`` and ``rir``, each from any number of folders and manifests."""
-    for split, sources in (("clean", clean), ("noise", noise), ("rir", rir)):
-        for source in sources:
-            yield from folder.find(source, split, skip)
 
 
 def render_one(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlspeech.corpora.base import Candidate, Layout, Sets, candidate, check_folder, located
+from rlspeech.corpora.base import Candidate, Layout, candidate, check_folder, located
 from rlspeech.corpora.folder import COLUMN_KEYS
 from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.inputs import first_words
@@ -36,43 +36,25 @@ DECODERS = {
 }
 
 
+# ---------------------------------------------------------------------------------------------------------------- Kaldi
+
+
 class Kaldi(Layout):
     """``rlspeech prepare kaldi``."""
 
     name = "kaldi"
+    judged = "noisy"
 
-    def make(self, out: Path) -> Sets:
-        """Return a set for each data folder."""
-        return self.vetted(find_kaldi(self.root or ""), out, "noisy")
-
-
-class Nemo(Layout):
-    """``rlspeech prepare nemo``."""
-
-    name = "nemo"
-
-    def make(self, out: Path) -> Sets:
-        """Return a set for each manifest."""
-        return self.vetted(find_nemo(self.root or ""), out, "noisy")
-
-
-# ---------------------------------------------------------------------------------------------------------------- Kaldi
-
-
-def find_kaldi(root: str | Path) -> Iterator[Candidate]:
-    """Candidates of a data folder, or of every data folder right below one; the folder's name is the split.
-
-    Raises:
-        UserError: no ``wav.scp``.
-    """
-    top = check_folder(root, "the Kaldi data folder")
-    inner = [p for p in sorted(top.iterdir()) if (p / "wav.scp").is_file()]
-    folders = [top] if (top / "wav.scp").is_file() else inner
-    if not folders:
-        why, try_this = "neither there nor one level below", "name a data folder, or the one above several"
-        raise UserError(f"no wav.scp in {root}", why, try_this)
-    for folder in folders:
-        yield from _kaldi_folder(folder, top if folder is top else top.parent)
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates of a data folder, or of every data folder right below one; the folder's name is the split."""
+        top = check_folder(self.root, "the Kaldi data folder")
+        inner = [p for p in sorted(top.iterdir()) if (p / "wav.scp").is_file()]
+        folders = [top] if (top / "wav.scp").is_file() else inner
+        if not folders:
+            why, try_this = "neither there nor one level below", "name a data folder, or the one above several"
+            raise UserError(f"no wav.scp in {self.root}", why, try_this)
+        for folder in folders:
+            yield from _kaldi_folder(folder, top if folder is top else top.parent)
 
 
 def _kaldi_folder(folder: Path, base: Path) -> Iterator[Candidate]:
@@ -150,25 +132,28 @@ def _decoding_only(command: str) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- NeMo
 
 
-def find_nemo(root: str | Path) -> Iterator[Candidate]:
-    """Candidates of a NeMo manifest, or of every one in a folder (``*.json``, ``*.jsonl``); the file's name is the split.
+class Nemo(Layout):
+    """``rlspeech prepare nemo``."""
 
-    Lines that cannot be used are dropped one by one. ``lang`` and ``speaker`` are taken as language and speaker.
+    name = "nemo"
+    judged = "noisy"
 
-    Raises:
-        UserError: no manifest there.
-    """
-    source = Path(os.path.abspath(root))
-    files = [source] if source.is_file() else [p for s in ("*.json", "*.jsonl") for p in source.glob(s)]
-    if not files:
-        why = "no .json or .jsonl file" if source.is_dir() else "it does not exist"
-        raise UserError(f"no manifest in {root}", why, "check the path")
-    for path in sorted(files):
-        name = safe_name(path.stem)
-        split = name.removesuffix("_manifest").removesuffix("-manifest") or name
-        uses: dict[str, int] = {}
-        for number, line in numbered_lines(path):
-            yield _nemo_row(split, path, number, line, uses)
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates of a NeMo manifest, or of every one in a folder (``*.json``, ``*.jsonl``); the file's name is the split.
+
+        Lines that cannot be used are dropped one by one. ``lang`` and ``speaker`` are taken as language and speaker.
+        """
+        source = Path(os.path.abspath(self.root or ""))
+        files = [source] if source.is_file() else [p for s in ("*.json", "*.jsonl") for p in source.glob(s)]
+        if not files:
+            why = "no .json or .jsonl file" if source.is_dir() else "it does not exist"
+            raise UserError(f"no manifest in {self.root}", why, "check the path")
+        for path in sorted(files):
+            name = safe_name(path.stem)
+            split = name.removesuffix("_manifest").removesuffix("-manifest") or name
+            uses: dict[str, int] = {}
+            for number, line in numbered_lines(path):
+                yield _nemo_row(split, path, number, line, uses)
 
 
 def _nemo_row(split: str, path: Path, number: int, line: bytes, uses: dict[str, int]) -> Candidate:
@@ -206,45 +191,39 @@ class Lhotse(Layout):
     """``rlspeech prepare lhotse``."""
 
     name = "lhotse"
+    judged = "noisy"
 
-    def make(self, out: Path) -> Sets:
-        """Return a set for each file of cuts, or pair of recordings and supervisions."""
-        return self.vetted(find_lhotse(self.root or ""), out, "noisy")
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Candidates of a file of cuts, or of a folder with such files, or with recordings and supervisions whose names agree otherwise.
 
-
-def find_lhotse(root: str | Path) -> Iterator[Candidate]:
-    """Candidates of a cuts file or of a folder; splits are named by the files (``cuts_train.jsonl.gz`` -> ``train``).
-
-    Args:
-        root: file of cuts, or a folder with files of cuts, or of recordings and supervisions whose names agree otherwise.
-
-    Raises:
-        UserError: nothing of the kind, or a file that cannot be read.
-    """
-    source = Path(os.path.abspath(root))
-    files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES))
-    cuts: list[tuple[str, Path]] = []
-    pairs: dict[str, dict[str, Path]] = {}
-    for path in files:
-        kind, split = _lhotse_kind(path)
-        if kind == "cut" or source.is_file():
-            cuts.append((split, path))
-        elif kind:
-            pairs.setdefault(split, {})[kind] = path
-    whole = {split: pair for split, pair in pairs.items() if len(pair) == 2}
-    if not cuts and not whole:
-        none = "no .jsonl or .jsonl.gz file" if source.exists() else "it does not exist"
-        try_this = "cuts.jsonl.gz, or recordings.jsonl.gz with supervisions.jsonl.gz"
-        raise UserError(f"no lhotse manifests in {root}", ", ".join(p.name for p in files[:6]) or none, try_this)
-    for split, path in cuts:
-        for number, row in _lhotse_rows(path):
-            yield _guarded(split, path, number, row, _cut)
-    for split, pair in whole.items():
-        if not any(split == name for name, _ in cuts):  # cuts are made of the other two: they say more
-            recordings = {str(row.get("id")): row for _, row in _lhotse_rows(pair["recording"]) if row}
-            for number, row in _lhotse_rows(pair["supervision"]):
-                whole_row = row and row | {"recording": recordings.get(str(row.get("recording_id")))}
-                yield _guarded(split, pair["supervision"], number, whole_row, _supervision)
+        Splits are named by the files (``cuts_train.jsonl.gz`` -> ``train``).
+        """
+        source = Path(os.path.abspath(self.root or ""))
+        files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES))
+        cuts: list[tuple[str, Path]] = []
+        pairs: dict[str, dict[str, Path]] = {}
+        for path in files:
+            kind, split = _lhotse_kind(path)
+            if kind == "cut" or source.is_file():
+                cuts.append((split, path))
+            elif kind:
+                pairs.setdefault(split, {})[kind] = path
+        whole = {split: pair for split, pair in pairs.items() if len(pair) == 2}
+        if not cuts and not whole:
+            none = "no .jsonl or .jsonl.gz file" if source.exists() else "it does not exist"
+            try_this = "cuts.jsonl.gz, or recordings.jsonl.gz with supervisions.jsonl.gz"
+            raise UserError(
+                f"no lhotse manifests in {self.root}", ", ".join(p.name for p in files[:6]) or none, try_this
+            )
+        for split, path in cuts:
+            for number, row in _lhotse_rows(path):
+                yield _guarded(split, path, number, row, _cut)
+        for split, pair in whole.items():
+            if not any(split == name for name, _ in cuts):  # cuts are made of the other two: they say more
+                recordings = {str(row.get("id")): row for _, row in _lhotse_rows(pair["recording"]) if row}
+                for number, row in _lhotse_rows(pair["supervision"]):
+                    whole_row = row and row | {"recording": recordings.get(str(row.get("recording_id")))}
+                    yield _guarded(split, pair["supervision"], number, whole_row, _supervision)
 
 
 def _lhotse_kind(path: Path) -> tuple[str, str]:

@@ -17,13 +17,11 @@ from rlspeech.config_parts import conf
 from rlspeech.corpora.avsec import Avsec
 from rlspeech.corpora.base import Layout, Sets, Source, counted, next_command
 from rlspeech.corpora.demo import Demo
-from rlspeech.corpora.dns import Dns
 from rlspeech.corpora.folder import Folder, Pairs
-from rlspeech.corpora.librispeech import LibriSpeech
 from rlspeech.corpora.lips import Lips
 from rlspeech.corpora.mix import Ladder, Mix
+from rlspeech.corpora.published import Dns, LibriSpeech, VoiceBank
 from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
-from rlspeech.corpora.voicebank import VoiceBank
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.mixing import write_recipe
 from rlspeech.files import held
@@ -36,11 +34,6 @@ Rows = list[Utterance]
 Dropped = list[dict[str, Any]]
 First = Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder"]
 Name = Literal[First, "librispeech", "kaldi", "nemo", "lhotse", "avsec4", "lips", "demo"]
-# settings in every meta of a layout, in this order
-RECORDED = (
-    "source root text splits noisy clean noise rir mixing render render_s speakers valid_speakers kind mouths channels target given_lips "
-    "commands crop landmarks keep_faceless limits seed"
-).split()
 
 
 class Prepare(Dns, VoiceBank, Mix, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo):
@@ -53,11 +46,6 @@ class Prepare(Dns, VoiceBank, Mix, Ladder, Pairs, Folder, LibriSpeech, Kaldi, Ne
         """Return the settings of the layout that ``source`` names."""
         layout = self.layouts[self.source]
         return layout(**{name: getattr(self, name) for name in layout.model_fields})
-
-    def record(self) -> dict[str, Any]:
-        """Return the settings of all layouts."""
-        given = self.model_dump()
-        return {name: given[name] for name in RECORDED}
 
 
 def _name_owners() -> None:

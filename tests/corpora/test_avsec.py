@@ -9,26 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+from tiny_corpora import find, table, write
+from tiny_videos import flat, write_video
 
-from rlspeech.corpora import avsec
-from rlspeech.corpora.base import Candidate
+from rlspeech.corpora.avsec import Avsec
 from rlspeech.data.manifest import read_manifest
 from rlspeech.files import read_jsonl
 from rlspeech.stages.prepare import Prepare, run
 from rlspeech.types import UserError
 
-pytest.importorskip("av")
-from tiny_videos import flat, write_video  # noqa: E402
-
 NEW = tuple("mix target target_anechoic interferer mono_mix target_mono target_mono_anechoic interferer_mono".split())
 OLD = ("mixed", "target", "interferer")
 
 
-def wav(path: Path, seed: int, seconds: float = 0.6, rate: int = 16000, channels: int = 1) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).standard_normal((round(seconds * rate), channels)) * 0.1
-    sf.write(path, noise, rate, subtype="PCM_16")
-    return path
+def wav(path: Path, seed: int, seconds: float = 0.6, rate: int = 16000, channels: int = 1) -> None:
+    write(path, 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels)), rate)
 
 
 def scene(place: Path, name: str, members: tuple[str, ...] = NEW, seed: int = 0, video: bool = True) -> None:
@@ -53,32 +48,26 @@ def fourth(root: Path) -> Path:
     return root
 
 
-def table(found: Any) -> dict[tuple[str, str], Candidate]:
-    rows = list(found)
-    named = {(row.split, row.utt.id): row for row in rows}
-    assert len(named) == len(rows)
-    return named
-
-
 @pytest.mark.parametrize("inside", [".", "avsec4"])
 def test_the_fourth_challenge(tmp_path: Path, inside: str) -> None:
     fourth(tmp_path / inside)
-    rows = table(avsec.find(tmp_path))
-    assert set(rows) == {("train", "S00001"), ("train", "S00002"), ("valid", "S30001"), ("test", "S40001")}
-    assert not any(row.problem for row in rows.values())
-    utt = rows["train", "S00002"].utt
+    rows = table(find(Avsec, tmp_path))
+    named = {split: list(found) for split, found in rows.items()}
+    assert named == {"train": ["S00001", "S00002"], "valid": ["S30001"], "test": ["S40001"]}
+    assert not any(row.problem for found in rows.values() for row in found.values())
+    utt = rows["train"]["S00002"].utt
     assert Path(utt.audio_filepath).name == "S00002_mono_mix.wav"
     assert Path(utt.target_filepath or "").name == "S00002_target_mono_anechoic.wav"
     assert Path(utt.video_filepath or "").name == "S00002_silent.mp4" and utt.snr_db == -2.5
     assert utt.extra == {"scene": "S00002", "room": "R00001", "interferers": "speech+noise", "target_name": "spk1/0001"}
-    blind = rows["test", "S40001"].utt
+    blind = rows["test"]["S40001"].utt
     assert blind.target_filepath is None and blind.snr_db is None and blind.video_filepath
 
 
 @pytest.mark.parametrize(("channels", "count", "mono"), [("mono", 1, "mono_"), ("binaural", 2, "")])
 @pytest.mark.parametrize(("target", "kind"), [("anechoic", "_anechoic"), ("reverberant", "")])
 def test_which_files(tmp_path: Path, channels: str, count: int, mono: str, target: str, kind: str) -> None:
-    utt = table(avsec.find(fourth(tmp_path), channels, target))["train", "S00001"].utt
+    utt = table(find(Avsec, fourth(tmp_path), channels=channels, target=target))["train"]["S00001"].utt
     assert Path(utt.audio_filepath).name == f"S00001_{mono}mix.wav"
     assert Path(utt.target_filepath or "").name == f"S00001_target{mono and '_mono'}{kind}.wav"
     assert sf.info(utt.audio_filepath).channels == sf.info(utt.target_filepath).channels == count
@@ -92,23 +81,22 @@ def test_the_first_three(tmp_path: Path, channels: str) -> None:
     interferer = {"type": "noise", "name": "n", "offset": 0, "time_start": 0, "time_end": 1}
     rows = [{"scene": "S00001", "SNR": 4, "interferer": interferer, "pre_samples": 0}]
     (tmp_path / "train" / "scenes.json").write_text(json.dumps(rows))
-    found = table(avsec.find(tmp_path, channels))
-    utt = found["train", "S00001"].utt
+    found = table(find(Avsec, tmp_path, channels=channels))
+    utt = found["train"]["S00001"].utt
     names = [Path(p or "").name for p in (utt.audio_filepath, utt.target_filepath)]
     assert names == ["S00001_mixed.wav", "S00001_target.wav"]
     assert utt.snr_db == 4 and utt.extra["interferers"] == "noise"
-    assert "lips" not in (found["valid", "S00002"].utt.video_filepath or "")
-    given = table(avsec.find(tmp_path, channels, given_lips=True))
-    assert Path(given["valid", "S00002"].utt.video_filepath or "").parent.name == "lips"
-    assert Path(given["train", "S00001"].utt.video_filepath or "").parent.name == "scenes"  # where there are none
+    assert "lips" not in (found["valid"]["S00002"].utt.video_filepath or "")
+    given = table(find(Avsec, tmp_path, channels=channels, given_lips=True))
+    assert Path(given["valid"]["S00002"].utt.video_filepath or "").parent.name == "lips"
+    assert Path(given["train"]["S00001"].utt.video_filepath or "").parent.name == "scenes"  # where there are none
 
 
 def test_one_split_alone(tmp_path: Path) -> None:
     fourth(tmp_path)
-    splits = {s for s, _ in table(avsec.find(tmp_path / "dev"))}
-    assert splits == {"train", "valid", "test"}  # named inside the corpus: all of it
+    assert set(table(find(Avsec, tmp_path / "dev"))) == {"train", "valid", "test"}  # named inside the corpus: all of it
     scene(tmp_path / "other" / "eval", "S50000", ("mono_mix",))
-    assert set(table(avsec.find(tmp_path / "other"))) == {("test", "S50000")}
+    assert [(row.split, row.utt.id) for row in find(Avsec, tmp_path / "other")] == [("test", "S50000")]
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
@@ -127,7 +115,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     scene(tmp_path / "eval" / "scenes", "S40002", ("mono_mix", "target_mono"), seed=11)
     file = tmp_path / "metadata" / "scenes.train.json"
     file.write_text(json.dumps([*json.loads(file.read_text()), {"scene": "S09999", "SNR": 0}]))
-    problems = {name: row.problem for (_, name), row in table(avsec.find(tmp_path)).items() if row.problem}
+    problems = {row.utt.id: row.problem for row in find(Avsec, tmp_path) if row.problem}
     missing = {"S00003": "mono_mix", "S00004": "target_mono_anechoic", "S00005": "silent"}
     missing["S40002"] = "target_mono_anechoic"
     wanted = {name: f"missing {member}" for name, member in missing.items()}
@@ -146,16 +134,16 @@ def test_metadata_that_cannot_be_used(tmp_path: Path, content: str) -> None:
     scene(tmp_path / "train" / "scenes", "S00001")
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "scenes.train.json").write_text(content)
-    row = table(avsec.find(tmp_path))["train", "S00001"]
+    row = table(find(Avsec, tmp_path))["train"]["S00001"]
     assert row.problem is None and row.utt.snr_db is None and set(row.utt.extra) <= {"scene"}
 
 
 def test_no_scenes(tmp_path: Path) -> None:
     (tmp_path / "train" / "scenes").mkdir(parents=True)
     with pytest.raises(UserError, match="AVSEC"):
-        list(avsec.find(tmp_path))
+        find(Avsec, tmp_path)
     with pytest.raises(UserError, match="gone"):
-        list(avsec.find(tmp_path / "gone"))
+        find(Avsec, tmp_path / "gone")
 
 
 def test_prepare_writes_manifests_and_counts(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from tiny_corpora import manifest, table, touch
+from tiny_corpora import find, manifest, table, touch
 
-from rlspeech.corpora import dns, folder, librispeech, mix, toolkits, voicebank
 from rlspeech.corpora.base import Candidate
+from rlspeech.corpora.folder import Folder, Pairs
+from rlspeech.corpora.mix import Mix
+from rlspeech.corpora.published import Dns, LibriSpeech, VoiceBank
+from rlspeech.corpora.toolkits import Kaldi, Nemo
 from rlspeech.data.inputs import audio_files
 from rlspeech.types import UserError
 
@@ -33,7 +36,7 @@ def dns_2020(root: Path) -> None:
 @pytest.mark.parametrize("inside", ["datasets", "."])
 def test_dns_2020(tmp_path: Path, inside: str) -> None:
     dns_2020(tmp_path / inside)
-    splits = table(dns.find(tmp_path))
+    splits = table(find(Dns, tmp_path))
     assert set(splits) == {"clean", "noise", "test_no_reverb", "test_with_reverb", "real"}
     assert set(splits["noise"]) == {"abc_DEF"} and len(splits["clean"]) == 2 and len(splits["real"]) == 3
     assert splits["clean"]["book_00000_chp_0009_reader_06709_0"].utt.speaker_id == "06709"
@@ -49,7 +52,7 @@ def test_dns_2020(tmp_path: Path, inside: str) -> None:
 
 def test_dns_of_a_test_set_alone(tmp_path: Path) -> None:
     dns_2020(tmp_path / "datasets")
-    splits = table(dns.find(tmp_path / "datasets" / "test_set"))
+    splits = table(find(Dns, tmp_path / "datasets" / "test_set"))
     assert set(splits) == {"test_no_reverb", "test_with_reverb", "real"} and len(splits["real"]) == 2
 
 
@@ -57,7 +60,7 @@ def test_dns_pairs_that_do_not_match_are_named(tmp_path: Path) -> None:
     place = tmp_path / "datasets/test_set/synthetic/no_reverb"
     touch(place / "noisy", "a_fileid_1.wav b_fileid_2.wav nonumber.wav c_fileid_11.wav")
     touch(place / "clean", "clean_fileid_1.wav clean_fileid_3.wav x_fileid_11.wav y_fileid_11.wav")
-    rows = table(dns.find(tmp_path))["test_no_reverb"]
+    rows = table(find(Dns, tmp_path))["test_no_reverb"]
     problems = {"a_fileid_1": None, "b_fileid_2": "no clean partner", "clean_fileid_3": "no noisy partner"}
     problems |= {"nonumber": "no number after fileid_ in the name", "c_fileid_11": "2 clean partners"}
     assert {k: r.problem for k, r in rows.items()} == problems
@@ -74,7 +77,7 @@ def test_dns_2021_and_later(tmp_path: Path) -> None:
     touch(full, "clean_fullband/vctk_wav48_silence_trimmed/p225/p225_001.wav")
     touch(full, "noise_fullband/n48.wav impulse_responses/SLR26/r48.wav")
     touch(tmp_path, "V5_dev_testset/Track1_Headset/noisy/n.wav", "V5_dev_testset/Track1_Headset/enrol/e.wav")
-    splits = table(dns.find(tmp_path))
+    splits = table(find(Dns, tmp_path))
     assert set(splits) == {"clean", "noise", "rir", "dev_testset_wideband_track_1", "real"}
     clean = splits["clean"]
     subsets = [clean[k].utt.extra["subset"] for k in sorted(clean)]
@@ -88,16 +91,16 @@ def test_dns_2021_and_later(tmp_path: Path) -> None:
 def test_dns_mixtures_made_by_the_challenges_script(tmp_path: Path) -> None:
     made = "noisy/a_b_snr4_tl-20_fileid_0.wav clean/clean_fileid_0.wav noise/noise_fileid_0.wav"
     touch(tmp_path / "training", made)
-    splits = table(dns.find(tmp_path))
+    splits = table(find(Dns, tmp_path))
     assert set(splits) == {"train"} and splits["train"]["a_b_snr4_tl-20_fileid_0"].utt.snr_db == 4
 
 
 def test_dns_of_something_else(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav")
     with pytest.raises(UserError, match="DNS"):
-        list(dns.find(tmp_path))
+        find(Dns, tmp_path)
     with pytest.raises(UserError, match="gone"):
-        list(dns.find(tmp_path / "gone"))
+        find(Dns, tmp_path / "gone")
 
 
 def voicebank_tree(root: Path, size: str, speakers: Iterable[str], nested: bool = False) -> None:
@@ -115,7 +118,7 @@ def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
     (tmp_path / "trainset_28spk_txt" / "p228_001.txt").write_text("Please call Stella.\n")
     (tmp_path / "logfiles" / "log_testset.txt").write_text("file noise snr\np232_001 bus 17.5\n")
     (tmp_path / "logfiles" / "log_trainset_28spk.txt").write_text("p228_001 babble 15\np228_002 cafe\n")
-    splits = table(voicebank.find(tmp_path))
+    splits = table(find(VoiceBank, tmp_path))
     assert {k: len(v) for k, v in splits.items()} == {"train": 2, "valid": 2, "test": 2}
     utt = splits["train"]["p228_001"].utt
     assert (utt.text, utt.speaker_id) == ("Please call Stella.", "p228")
@@ -126,39 +129,44 @@ def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
     for row in splits["train"].values():
         noisy, clean = Path(row.utt.audio_filepath), Path(row.utt.target_filepath or "")
         assert noisy.name == clean.name and "noisy_" in noisy.parts[-2] and "clean_" in clean.parts[-2]
-    assert {k: len(v) for k, v in table(voicebank.find(tmp_path, valid_speakers=())).items()} == {"train": 4, "test": 2}
+    assert {k: len(v) for k, v in table(find(VoiceBank, tmp_path, valid_speakers=[])).items()} == {
+        "train": 4,
+        "test": 2,
+    }
 
 
 def test_voicebank_56_and_both(tmp_path: Path) -> None:
     voicebank_tree(tmp_path, "56", ("p234",))
-    assert len(table(voicebank.find(tmp_path))["train"]) == 2
+    assert len(table(find(VoiceBank, tmp_path))["train"]) == 2
     voicebank_tree(tmp_path, "28", ("p228",))
     for speakers, expected in (("auto", {"p228"}), ("28", {"p228"}), ("56", {"p234"}), ("all", {"p228", "p234"})):
-        assert {r.utt.speaker_id for r in table(voicebank.find(tmp_path, speakers))["train"].values()} == expected
+        assert {
+            r.utt.speaker_id for r in table(find(VoiceBank, tmp_path, speakers=speakers))["train"].values()
+        } == expected
 
 
 def test_voicebank_without_its_other_half(tmp_path: Path) -> None:
     touch(tmp_path, "clean_trainset_28spk_wav/p226_001.wav")
     with pytest.raises(UserError, match="VoiceBank-DEMAND"):
-        list(voicebank.find(tmp_path))
+        find(VoiceBank, tmp_path)
 
 
 def test_pairs_by_place_stem_or_number(tmp_path: Path) -> None:
     touch(tmp_path, "n1/s/a.wav n1/b.wav c1/s/a.flac c1/b.wav c1/z.wav n2/deep/a.wav c2/a.wav")
     touch(tmp_path, "n3/x_snr5_fileid_4.wav c3/clean_fileid_4.wav n4/a.wav c4/b.wav")
-    rows = table(folder.find_pairs(tmp_path / "n1", tmp_path / "c1"))["manifest"]
+    rows = table(find(Pairs, noisy=str(tmp_path / "n1"), clean=[str(tmp_path / "c1")]))["manifest"]
     assert {k: r.problem for k, r in rows.items()} == {"s_a": None, "b": None, "z": "no noisy partner"}
     assert rows["s_a"].utt.target_filepath == str(tmp_path / "c1" / "s" / "a.flac")
     for i in (2, 3):
-        row = next(folder.find_pairs(tmp_path / f"n{i}", tmp_path / f"c{i}"))
+        row = find(Pairs, noisy=str(tmp_path / f"n{i}"), clean=[str(tmp_path / f"c{i}")])[0]
         assert row.problem is None and row.utt.target_filepath
     with pytest.raises(UserError, match="n4"):
-        list(folder.find_pairs(tmp_path / "n4", tmp_path / "c4"))
+        find(Pairs, noisy=str(tmp_path / "n4"), clean=[str(tmp_path / "c4")])
 
 
 def test_pairs_when_one_folder_lies_in_the_other(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav", "b.wav", "clean/a.wav", "clean/b.wav")
-    rows = table(folder.find_pairs(tmp_path, tmp_path / "clean"))["manifest"]
+    rows = table(find(Pairs, noisy=str(tmp_path), clean=[str(tmp_path / "clean")]))["manifest"]
     assert set(rows) == {"a", "b"} and not any(r.problem for r in rows.values())
 
 
@@ -166,13 +174,13 @@ def test_folder_reads_texts_and_skips_what_it_should(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.WAV", "a/.y.wav", ".git/z.wav", "out/o.wav", "a/notes.md", "b.mp3")
     (tmp_path / "a" / "x.txt").write_text("hello\n")
     (tmp_path / "loop").symlink_to(tmp_path)
-    rows = table(folder.find(tmp_path, skip=tmp_path / "out"))["manifest"]
+    rows = table(find(Folder, tmp_path))["manifest"]
     assert set(rows) == {"a_x", "b"} and rows["a_x"].utt.text == "hello"
 
 
 def test_folder_without_audio(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="audio"):
-        list(folder.find(tmp_path))
+        find(Folder, tmp_path)
 
 
 def test_linked_folders_are_followed(tmp_path: Path) -> None:
@@ -185,7 +193,8 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
 def test_mix_takes_folders_and_manifests(tmp_path: Path) -> None:
     touch(tmp_path, "c1/a.wav", "c2/b.wav", "n/n.wav", "r/r.wav")
     rows = manifest(tmp_path / "m.jsonl", [{"id": "seg", "audio_filepath": "c1/a.wav", "offset": 2.0}])
-    splits = table(mix.find([tmp_path / "c1", tmp_path / "c2", rows], [tmp_path / "n"], [tmp_path / "r"]))
+    sources = {"clean": ["c1", "c2", rows], "noise": ["n"], "rir": ["r"]}
+    splits = table(find(Mix, **{kind: [str(tmp_path / name) for name in names] for kind, names in sources.items()}))
     assert {k: sorted(v) for k, v in splits.items()} == {"clean": ["a", "b", "seg"], "noise": ["n"], "rir": ["r"]}
     assert splits["clean"]["seg"].utt.offset == 2.0
 
@@ -205,13 +214,13 @@ def test_librispeech(tmp_path: Path, below: str) -> None:
     (top / "dev-clean/84/1/84-1.trans.txt").write_text("84-1-0000 MISTER O'BRIEN WAS HERE\n")
     (top / "train-clean-100/9/2/9-2.trans.txt").write_text("9-2-0000 YES\n")
     (top / "SPEAKERS.TXT").write_text("; comment\n84 | F | dev-clean | 8.0 | N. N.\n")
-    rows = list(librispeech.find(tmp_path))
+    rows = find(LibriSpeech, tmp_path)
     assert texts(rows) == {"84-1-0000": "mister o'brien was here", "84-1-0001": "no transcript", "9-2-0000": "yes"}
     assert [r.split for r in rows] == ["dev-clean", "dev-clean", "train-clean-100"]
     assert (rows[0].utt.speaker_id, rows[0].utt.extra["sex"], rows[2].utt.extra.get("sex")) == ("84", "female", None)
-    assert len(list(librispeech.find(tmp_path, ["dev-clean"]))) == len(list(librispeech.find(top / "dev-clean"))) == 2
+    assert len(find(LibriSpeech, tmp_path, splits=["dev-clean"])) == len(find(LibriSpeech, top / "dev-clean")) == 2
     with pytest.raises(UserError, match="test-other"):
-        list(librispeech.find(tmp_path, ["test-other"]))
+        find(LibriSpeech, tmp_path, splits=["test-other"])
 
 
 LISTS = {
@@ -228,7 +237,7 @@ LISTS = {
 def test_lists_of_texts(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "audio", "x/one.wav", "two.flac", "three.wav")
     (tmp_path / name).write_text(LISTS[name])
-    rows = list(folder.find_listed(tmp_path / "audio", tmp_path / name))
+    rows = find(Folder, tmp_path / "audio", text=str(tmp_path / name))
     assert texts(rows) == {"x_one": "hello there", "two": "", "three": "no transcript"}
     speakers = {row.utt.id: row.utt.speaker_id for row in rows}
     assert speakers["x_one"] == ("s1" if "s1" in LISTS[name] else None)
@@ -237,16 +246,16 @@ def test_lists_of_texts(tmp_path: Path, name: str) -> None:
 def test_the_same_stem_in_two_folders_needs_its_folder(tmp_path: Path) -> None:
     touch(tmp_path / "audio", "a/1.wav", "b/1.wav")
     (tmp_path / "t.jsonl").write_text('{"path": "a/1.wav", "text": "first"}\n{"path": "1.wav", "text": "which"}\n')
-    assert texts(list(folder.find_listed(tmp_path / "audio", tmp_path / "t.jsonl"))) == {"a_1": "first", "b_1": "which"}
+    assert texts(find(Folder, tmp_path / "audio", text=str(tmp_path / "t.jsonl"))) == {"a_1": "first", "b_1": "which"}
     (tmp_path / "t").write_text("a/1 first\n")
-    found = texts(folder.find_listed(tmp_path / "audio", tmp_path / "t"))
+    found = texts(find(Folder, tmp_path / "audio", text=str(tmp_path / "t")))
     assert found == {"a_1": "first", "b_1": "no transcript"}
 
 
 def test_ids_with_dots_are_not_shortened(tmp_path: Path) -> None:
     touch(tmp_path / "audio", "v1.2.wav", "v1.wav")
     (tmp_path / "text").write_text("v1.2 two\nv1 one\n")
-    rows = folder.find_listed(tmp_path / "audio", tmp_path / "text")
+    rows = find(Folder, tmp_path / "audio", text=str(tmp_path / "text"))
     assert {Path(r.utt.audio_filepath).name: r.utt.text for r in rows} == {"v1.2.wav": "two", "v1.wav": "one"}
 
 
@@ -262,7 +271,7 @@ def test_bad_lists_are_refused(tmp_path: Path, name: str, content: str) -> None:
     touch(tmp_path / "audio", "one.wav")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError):
-        list(folder.find_listed(tmp_path / "audio", tmp_path / name))
+        find(Folder, tmp_path / "audio", text=str(tmp_path / name))
 
 
 def kaldi(folder: Path, **files: str) -> Path:
@@ -282,7 +291,7 @@ def test_kaldi_segments(tmp_path: Path) -> None:
         utt2spk="u1 anna\n",
         utt2lang="u1 de\n",
     )
-    rows = list(toolkits.find_kaldi(tmp_path / "data"))
+    rows = find(Kaldi, tmp_path / "data")
     said, bad = texts(rows), {"u3": "recording not in wav.scp", "u4": "no transcript", "u6": "bad line in segments"}
     assert said == {"u1": "hello there", "u2": "", "u5": "segment ends before it begins"} | bad
     first, open_end = rows[0].utt, rows[1].utt
@@ -304,7 +313,7 @@ def test_kaldi_commands_are_never_run(tmp_path: Path, entry: str) -> None:
     good = not entry.startswith("bad: ")
     touch(tmp_path, "d/a.flac")
     (tmp_path / "d" / "wav.scp").write_text(f"u {entry.removeprefix('bad: ')}\n")
-    (row,) = toolkits.find_kaldi(tmp_path / "d")
+    (row,) = find(Kaldi, tmp_path / "d")
     assert (row.problem is None) == good and not (tmp_path / "evil").exists() and not Path("evil").exists()
     if good:
         assert row.utt.audio_filepath == str(tmp_path / "d" / "a.flac") and row.utt.text is None
@@ -312,7 +321,7 @@ def test_kaldi_commands_are_never_run(tmp_path: Path, entry: str) -> None:
 
 def test_kaldi_needs_a_wav_scp(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wav.scp"):
-        list(toolkits.find_kaldi(tmp_path))
+        find(Kaldi, tmp_path)
 
 
 def test_nemo(tmp_path: Path) -> None:
@@ -325,7 +334,7 @@ def test_nemo(tmp_path: Path) -> None:
         7,
     ]
     (tmp_path / "train_manifest.json").write_text("".join(json.dumps(x) + "\n" for x in lines) + "{broken\n")
-    rows = list(toolkits.find_nemo(tmp_path))
+    rows = find(Nemo, tmp_path)
     assert {r.split for r in rows} == {"train"} and len({r.utt.id for r in rows}) == 7
     assert [r.problem is None for r in rows] == [True, True, True, False, False, False, False]
     first = rows[0].utt
@@ -335,4 +344,4 @@ def test_nemo(tmp_path: Path) -> None:
     assert [r.utt.extra.get("segment") for r in rows[:3]] == [None, None, True]
     assert first.audio_filepath == str(tmp_path / "a.wav") and first.sample_rate == 0
     with pytest.raises(UserError):
-        list(toolkits.find_nemo(tmp_path / "gone"))
+        find(Nemo, tmp_path / "gone")

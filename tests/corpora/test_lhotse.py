@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+from tiny_corpora import find
 
-from rlspeech.corpora import toolkits
+from rlspeech.corpora.toolkits import Lhotse
 from rlspeech.types import UserError
 
 
@@ -46,7 +47,7 @@ def test_every_kind_of_cut(tmp_path: Path) -> None:
     tracks = {"mix": [{"cut": good}, {"cut": good, "offset": 1}], "alone": [{"cut": good}]}
     rows += [{"id": name, "type": "MixedCut", "tracks": mixed} for name, mixed in tracks.items()]
     rows += [{"id": "pad", "type": "PaddingCut", "duration": 1.0}, "{broken", "[1]", {"id": "empty"}]
-    found = list(toolkits.find_lhotse(write(tmp_path / "cuts_train.jsonl.gz", rows)))
+    found = find(Lhotse, write(tmp_path / "cuts_train.jsonl.gz", rows))
     assert len(found) == len(rows) and {r.split for r in found} == {"train"}
     by_id = {r.utt.id: r for r in found}
     assert {name for name, r in by_id.items() if r.problem is None} == {"c", "two", "alone"}
@@ -64,7 +65,7 @@ def test_recordings_with_supervisions(tmp_path: Path) -> None:
     one = {"id": "s1", "recording_id": "r", "start": 0.25, "duration": 1.5, "channel": 0, "text": "one"}
     two = {"id": "s2", "recording_id": "gone", "start": 0, "duration": 1, "channel": 0, "text": "two"}
     write(tmp_path / "libri_supervisions_dev.jsonl.gz", [one, two])
-    rows = list(toolkits.find_lhotse(tmp_path))
+    rows = find(Lhotse, tmp_path)
     found = [(r.split, r.utt.id, r.utt.offset, r.utt.duration, r.problem) for r in rows]
     assert found == [("libri_dev", "s1", 0.25, 1.5, None), ("libri_dev", "s2", 0.0, 1.0, "no recording")]
 
@@ -72,10 +73,10 @@ def test_recordings_with_supervisions(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
         with pytest.raises(UserError, match="lhotse"):
-            list(toolkits.find_lhotse(path))
+            find(Lhotse, path)
     (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(b"{}" * 999)[:-9])
     with pytest.raises(UserError, match="cuts.jsonl.gz"):
-        list(toolkits.find_lhotse(tmp_path))
+        find(Lhotse, tmp_path)
 
 
 @pytest.mark.slow  # its import takes seconds
@@ -90,7 +91,7 @@ def test_the_library_agrees(tmp_path: Path) -> None:
     whole = lhotse.RecordingSet.from_recordings(files), lhotse.SupervisionSet.from_segments(spoken)
     cuts = lhotse.CutSet.from_manifests(*whole).trim_to_supervisions()
     cuts.to_file(tmp_path / "cuts.jsonl.gz")
-    rows = list(toolkits.find_lhotse(tmp_path / "cuts.jsonl.gz"))
+    rows = find(Lhotse, tmp_path / "cuts.jsonl.gz")
     assert len(rows) == 3 and all(r.problem is None for r in rows)
     for row, theirs in zip(rows, lhotse.load_manifest(tmp_path / "cuts.jsonl.gz"), strict=True):
         (said,) = theirs.supervisions

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+from tiny_corpora import find
 
-from rlspeech.corpora import toolkits
+from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
 from rlspeech.data.exports import write_manifest_as
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance
@@ -36,7 +37,7 @@ def kaldi(rows: list[Utterance], folder: Path) -> tuple[Any, dict[str, Any]]:
     folder.mkdir()
     done = write_manifest_as(rows, "kaldi", folder)
     valid_kaldi(folder)
-    return done, {c.utt.id: c for c in toolkits.find_kaldi(folder)}
+    return done, {c.utt.id: c for c in find(Kaldi, folder)}
 
 
 def lines(path: Path) -> list[str]:
@@ -81,7 +82,7 @@ def test_kaldi_comes_back(tmp_path: Path) -> None:
     (source / "utt2spk").write_text("anna-1 anna\nanna-2 anna\nben-1 ben\n")
     (source / "spk2utt").write_text("anna anna-1 anna-2\nben ben-1\n")
     (source / "utt2lang").write_text("anna-1 en\nanna-2 en\nben-1 de\n")
-    rows = [c.utt for c in toolkits.find_kaldi(source)]
+    rows = [c.utt for c in find(Kaldi, source)]
     for row in rows:
         row.sample_rate = 16000  # as prepare fills it in
     write_manifest(tmp_path / "ours.jsonl", rows)
@@ -126,7 +127,7 @@ def test_no_name_of_a_file_becomes_a_command(tmp_path: Path, name: str) -> None:
     if name != " lead.wav":  # in the middle of a path a space is part of it
         assert done.left_out == [("bad", "Kaldi would take the file's name for something else than a file")]
         assert lines(tmp_path / "wav.scp") == [f"good {good}"]
-    assert all(c.problem is None or c.utt.audio_filepath == path for c in toolkits.find_kaldi(tmp_path))
+    assert all(c.problem is None or c.utt.audio_filepath == path for c in find(Kaldi, tmp_path))
 
 
 def test_what_kaldi_cannot_hold_is_said(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_nemo_comes_back(tmp_path: Path) -> None:
         {**named, "duration": 1.5, "offset": 0, "text": ""},
     ]
     (tmp_path / "train.json").write_text("".join(json.dumps(r) + "\n" for r in theirs))
-    rows = [c.utt for c in toolkits.find_nemo(tmp_path / "train.json")]
+    rows = [c.utt for c in find(Nemo, tmp_path / "train.json")]
     for row in rows:
         row.sample_rate = 16000  # as prepare fills it in
     (tmp_path / "other").mkdir()
@@ -202,7 +203,7 @@ def test_lhotse_comes_back(tmp_path: Path) -> None:
     done = write_manifest_as(rows, "lhotse", tmp_path / "cuts_train.jsonl.gz")
     wanted = {"gone": "the file cannot be read", "long": "the row ends behind its file"}
     assert done.rows == 4 and dict(done.left_out) == wanted | {"bad\ud800": "a name or text that is not UTF-8"}
-    back = {c.utt.id: c for c in toolkits.find_lhotse(tmp_path / "cuts_train.jsonl.gz")}
+    back = {c.utt.id: c for c in find(Lhotse, tmp_path / "cuts_train.jsonl.gz")}
     whole, piece = back["whole"], next(c for c in back.values() if c.utt.extra.get("original_id") == "piece 1")
     assert (whole.utt.text, whole.utt.speaker_id, whole.utt.language) == (ODD, "anna", "en") and whole.problem is None
     assert whole.utt.extra["mood"] == "calm" and whole.utt.extra["snr_db"] == 5.0

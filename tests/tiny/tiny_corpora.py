@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from rlspeech.corpora.base import Candidate
+from rlspeech.corpora.base import Candidate, Layout
 from rlspeech.data.audio import save_audio
 
 RATE = 16000
@@ -21,6 +21,12 @@ def touch(root: Path, *names: str) -> None:
     for name in " ".join(names).split():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
+
+
+def find(layout: type[Layout], root: Path | None = None, **settings: Any) -> list[Candidate]:
+    """What a layout finds below ``root``, apart from the folder ``out``."""
+    given = settings if root is None else {"root": str(root)} | settings
+    return list(layout(**given).find(Path(str(root), "out")))
 
 
 def table(found: Iterable[Candidate]) -> dict[str, dict[str, Candidate]]:
