@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
 from rlspeech.data import batches
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip, ClipSource, Keys, Videos
-from rlspeech.files import safe_name
+from rlspeech.files import dumps, safe_name, write_text
+from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stats import Interval, mean_interval
@@ -38,58 +38,53 @@ class Enhancer(Protocol):
 
         The B ids ``keys`` seed what is drawn; ``lips`` are B arrays (F_i, H, W) uint8 at 25 frames a second, None where there is no video.
         """
-        ...
 
 
 class Task:
     """What the stages ask of a task: the attributes and methods are what differs between tasks, and no stage knows a task by name.
 
     A task of one's own need not be derived from it and may leave out what has a default, or what the stages in use do not ask for.
-
-    Attributes:
-        name: of the task, as ``--task`` takes it.
-        required: columns of the manifest; with "text" and without "target_filepath" rows are recordings and their transcripts.
-        uses_video: True where clips have a video.
-        settings: those of the settings in ``owners.TASKED`` that this task has.
-        valid_metrics: what the scorer of ``pretrain`` computes for ``validate``.
-        next_command: what to type after pretraining; {run} is the run folder.
-        pipeline: the Hub's name for what a checkpoint does.
-        default_rewards, default_guards, default_metrics: of ``rl`` and ``eval`` where none are given.
-        guard_limits: how far a default guard may drop before the run is stopped.
-        rl_defaults: settings of ``RL`` that are this task's where none are given.
-        relaxes: True where the output can be differentiated, so that DiffRO can train it.
-        climbs: what the names of metrics begin with that are what DiffRO climbs, as it is measured.
-        diffro_defaults, diffro_guards: defaults of DiffRO alone, and guards beside the others with how far they may drop.
-        published: the exploration of the paper, which ``rl --probe`` compares; None where tokens are sampled.
     """
 
-    name: str
+    name: str  # of the task, as ``--task`` takes it
+    # columns of the manifest; with "text" and without "target_filepath" rows are recordings and their transcripts
     required: ClassVar[frozenset[str]] = frozenset({"audio_filepath", "target_filepath"})
-    uses_video: ClassVar[bool] = False
-    settings: ClassVar[frozenset[str]] = frozenset()
-    valid_metrics: ClassVar[tuple[str, ...]] = ()
-    next_command: ClassVar[str] = "rlspeech rl --help"
-    pipeline: ClassVar[str] = "audio-to-audio"
-    default_rewards: ClassVar[tuple[RewardSpec, ...]] = ()
+    uses_video: ClassVar[bool] = False  # True where clips have a video
+    settings: ClassVar[frozenset[str]] = frozenset()  # those of the settings in ``owners.TASKED`` that this task has
+    valid_metrics: ClassVar[tuple[str, ...]] = ()  # what the scorer of ``pretrain`` computes for ``validate``
+    next_command: ClassVar[str] = "rlspeech rl --help"  # what to type after pretraining; {run} is the run folder
+    part: ClassVar[str]  # of ``Pretrain``: the settings of the ``network``
+    network: ClassVar[Any]
+    soft: ClassVar[frozenset[str]] = frozenset()  # those that weights do not depend on
+    default_rewards: ClassVar[
+        tuple[RewardSpec, ...]
+    ] = ()  # of ``rl`` and ``eval`` where none are given, as the next two
     default_guards: ClassVar[tuple[str, ...]] = ()
     default_metrics: ClassVar[tuple[str, ...]] = ()
-    guard_limits: ClassVar[dict[str, float]] = {}
-    rl_defaults: ClassVar[dict[str, Any]] = {}
-    relaxes: ClassVar[bool] = False
-    climbs: ClassVar[tuple[str, ...]] = ()
-    diffro_defaults: ClassVar[dict[str, Any]] = {}
-    diffro_guards: ClassVar[dict[str, float | None]] = {}
-    published: ClassVar[Exploration | None] = None
+    guard_limits: ClassVar[dict[str, float]] = {}  # how far a default guard may drop before the run is stopped
+    rl_defaults: ClassVar[dict[str, Any]] = {}  # settings of ``RL`` that are this task's where none are given
+    relaxes: ClassVar[bool] = False  # True where the output can be differentiated, so that DiffRO can train it
+    climbs: ClassVar[tuple[str, ...]] = ()  # what metrics begin with that are what DiffRO climbs, as it is measured
+    diffro_defaults: ClassVar[dict[str, Any]] = {}  # of DiffRO alone
+    diffro_guards: ClassVar[dict[str, float | None]] = {}  # of DiffRO, beside the others, with how far they may drop
+    published: ClassVar[Exploration | None] = (
+        None  # the paper's, which ``rl --probe`` compares; None: tokens are sampled
+    )
 
     # -- model and data ------------------------------------------------------------------------------------------------
 
     def build(self, config: Pretrain) -> Any:
-        """A model with fresh weights, or ``config.init``'s."""
-        raise NotImplementedError
+        """A model with fresh weights, or ``config.init``'s: there only settings that fit its weights may be given anew."""
+        settings = getattr(config, self.part)
+        if config.init is None:
+            return self.network(settings)
+        model, _ = self.load(config.init)
+        model.cfg = model.cfg.model_copy(update=set_anew(config.init, settings, model.cfg, self.soft))
+        return model
 
     def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
         """A checkpoint's model in evaluation mode and its ``config.json``. Raises ``UserError``."""
-        raise NotImplementedError
+        return load_model(name, self.name, device)
 
     def reload(self, name: str) -> tuple[Any, dict[str, Any]]:
         """A checkpoint of ``pretrain`` as the model that is trained, where ``load`` gives another one."""
@@ -102,7 +97,7 @@ class Task:
 
     def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: Weights = None) -> None:
         """Write a checkpoint folder; ``weights`` in place of the model's own."""
-        raise NotImplementedError
+        save_model(folder, model, self.name, facts=facts, weights=weights)
 
     def sample_rate_of(self, model: Any) -> int:
         """Sampling rate in Hz of the clips that the model takes."""
@@ -119,13 +114,11 @@ class Task:
 
     def demo(self, part: Literal["train", "valid", "test"]) -> Path:
         """The embedded data: a manifest, or a mixture recipe to train on."""
+        from rlspeech.corpora import demo
+
         if "target_filepath" not in self.required:
-            from rlspeech.corpora.demo import demo_commands_clean
-
-            return demo_commands_clean(part)
-        from rlspeech.corpora.demo import demo_recipe, demo_test, demo_valid
-
-        made = {"train": demo_recipe, "valid": demo_valid, "test": demo_test}[part]
+            return demo.demo_commands_clean(part)
+        made = {"train": demo.demo_recipe, "valid": demo.demo_valid, "test": demo.demo_test}[part]
         return made(faces=self.uses_video)
 
     def data(self, config: Pretrain | RL, model: Any) -> tuple[ClipSource, list[Clip]]:
@@ -208,16 +201,15 @@ class Task:
 class EnhancementTask(Task):
     """What enhancers share: paired clips, explorations, and the gradient of DNSMOS."""
 
-    settings = frozenset(
-        {"change_weight", "clip_s", "diffro.smooth", "explore", "probe_settings", "ratio", "reduction"}
-    )
+    settings = frozenset("change_weight clip_s diffro.smooth explore probe_settings ratio reduction".split())
     valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
     relaxes = True
     climbs = ("dnsmos_ovrl", "dnsmos_fast_ovrl")
     diffro_defaults: ClassVar[dict[str, Any]] = {"group": 1, "kl_beta": 0.1, "lr": 3e-4}
-    # beside what is not climbed
-    _watched: ClassVar[dict[str, float | None]] = dict.fromkeys(("dnsmos_p808", "lsd", "speaker_similarity"))
-    diffro_guards: ClassVar[dict[str, float | None]] = {"pesq_wb": 0.1, "estoi": 0.02, **_watched}
+    diffro_guards: ClassVar[dict[str, float | None]] = {
+        **{"pesq_wb": 0.1, "estoi": 0.02},
+        **{"dnsmos_p808": None, "lsd": None, "speaker_similarity": None},  # beside what is not climbed
+    }
 
     def climbed(self, config: RL) -> str:
         return f"DNSMOS, {config.diffro.smooth} altered copies"
@@ -236,33 +228,30 @@ class EnhancementTask(Task):
         except ImportError as error:
             raise UserError("DNSMOS cannot be computed here", str(error), "pip install speechmos onnx") from error
 
+    def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
+        samples = enhance_clips(self.enhancer(model, seed=seed), clips)
+        keep_samples(folder.path / "samples" / step_name(step), samples, 2)
+        return means_of(scorer.score(samples))
+
     def outputs(self, policy: Any, clips: list[Clip], *, seed: int = 0) -> list[Sample]:
-        return enhance_clips(policy.enhancer(seed), clips)
+        return enhance_clips(self.enhancer(policy.model, seed=seed), clips)
 
 
-def set_anew(model: Any, name: str, settings: Any, soft: Collection[str]) -> Any:
-    """A checkpoint's model, its settings in ``cfg``, under those that were set in the task's part of ``Pretrain`` beside ``--init``.
+def set_anew(name: str, settings: Any, own: Any, soft: Collection[str]) -> dict[str, Any]:
+    """What was set in a task's part of ``Pretrain`` beside ``--init name``, for the checkpoint's settings, ``own``.
 
-    Weights do not depend on the ``soft`` settings; the others must be those of the checkpoint, ``name``.
+    Weights do not depend on the ``soft`` settings; the others must be those of the checkpoint.
 
     Raises:
         UserError: a setting that does not fit the weights.
     """
     given = {k: getattr(settings, k) for k in settings.model_fields_set}
-    misfits = [k for k, v in given.items() if k not in soft and v != getattr(model.cfg, k)]
+    misfits = [k for k, v in given.items() if k not in soft and v != getattr(own, k, None)]
     if misfits:
-        what = f"{name} has another {', '.join(misfits)}"
+        what = f"{name} has another {', '.join(sorted(misfits))}"
         why = f"with --init only {', '.join(sorted(soft))} can be set"
         raise UserError(what, why, "leave them out, or train from random weights without --init")
-    model.cfg = model.cfg.model_copy(update={k: v for k, v in given.items() if k in soft})
-    return model
-
-
-def check_enhancer(enhancer: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, players: int = 2) -> Numbers:
-    """Enhance held-out clips, score them, keep a few to listen to. Returns means with their intervals."""
-    samples = enhance_clips(enhancer, clips)
-    keep_samples(folder.path / "samples" / step_name(step), samples, players)
-    return means_of(scorer.score(samples))
+    return {k: v for k, v in given.items() if k in soft}
 
 
 def means_of(scores: Mapping[str, Sequence[Score]]) -> Numbers:
@@ -279,9 +268,7 @@ def keep_samples(folder: Path, samples: Sequence[Sample], players: int) -> None:
     """Keep outputs under ``folder``: references and hypotheses in ``said.jsonl``, or the sound of the first ``players``."""
     if any(s.hypothesis is not None for s in samples):
         rows = ({"id": s.key, "text": s.text, "hypothesis": s.hypothesis} for s in samples)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "said.jsonl").write_text(text, encoding="utf-8")
+        write_text(folder / "said.jsonl", (dumps(row) + "\n" for row in rows))
         return
     for s in samples[:players]:
         if len(s.wav):

@@ -42,6 +42,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,25 +80,20 @@ class Site:
 class Kernel(Protocol):
     """One stochastic step. ``eps`` and ``shift`` are (N, J): noise and movement of the mean in every dimension of the action."""
 
-    def dims(self, site: Site) -> int:
-        """J, the dimensions of the action."""
-        ...
-
     def active(self, site: Site) -> Tensor:
-        """(n, J) float, 1 on dimensions that exist (not padding, not empty)."""
-        ...
+        """(n, J) float, 1 on dimensions of the action that exist (not padding, not empty)."""
 
-    def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
-        """The next state (N, L, D) for noise (N, J); row i starts from state ``states[i]``."""
-        ...
+    def act(self, site: Site, eps: Tensor, states: Tensor, old: Site | None = None) -> Tensor:
+        """The next state (N, L, D) for noise (N, J); row i starts from state ``states[i]``.
+
+        ``old``: where the noise was drawn, if ``site`` is what other weights make of it; gains stay in the fields of their draw.
+        """
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
         """How far (n, J) the mean lies from where it was when ``x1`` (n, L, D) replaces the prediction, in standard deviations."""
-        ...
 
     def scale(self, site: Site) -> float:
         """Standard deviation of the noise."""
-        ...
 
 
 class BinNoise:
@@ -106,39 +102,35 @@ class BinNoise:
     def __init__(self, model: FlowEnhancer, cfg: Exploration) -> None:
         self.model, self.kind, self.noise = model, cfg.kind, cfg.noise
 
-    def _terms(self, t: float, dt: float, spread: float) -> tuple[float, float]:
+    def _terms(self, site: Site) -> tuple[float, float]:
         """Coefficient of (x0_hat - m) in the drift, per dt, and the standard deviation."""
-        a, after = self.noise, max(0.0, 1 - t - dt)
+        _, spread = self.model.prior_moments(site.y)
+        a, t, dt = self.noise, site.t, site.dt
+        after = max(0.0, 1 - t - dt)
         if self.kind == "sde":
             return a**2 / (2 * t), spread * a * math.sqrt((1 - t) / t * dt)
         if self.kind == "dance":
             return a**2 / (2 * (1 - t)), spread * a * math.sqrt(dt)
         return after * (1 - math.cos(a * math.pi / 2)) / dt, spread * after * math.sin(a * math.pi / 2)
 
-    def dims(self, site: Site) -> int:
-        """J = L D, every entry of the state."""
-        return site.x.shape[1] * site.x.shape[2]
-
     def active(self, site: Site) -> Tensor:
-        n, length, width = site.x.shape
-        real = site.x.new_ones(n, length) if site.mask is None else site.mask.float()
-        return real[..., None].expand(n, length, width).reshape(n, -1)
+        real = site.x.new_ones(site.x.shape[:2]) if site.mask is None else site.mask.float()
+        return real[..., None].expand_as(site.x).flatten(1)
 
-    def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
-        centre, spread = self.model.prior_moments(site.y)
+    def act(self, site: Site, eps: Tensor, states: Tensor, old: Site | None = None) -> Tensor:
+        centre, _ = self.model.prior_moments(site.y)
         v = (site.x1 - site.x) / (1.0 - site.t)
-        pull, std = self._terms(site.t, site.dt, spread)
+        pull, std = self._terms(site)
         mean = euler(site.x, site.x1, site.t, site.dt) - site.dt * pull * (site.x - site.t * v - centre)
         return mean[states] + std * eps.view(len(states), *site.x.shape[1:])
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
-        _, spread = self.model.prior_moments(site.y)
-        pull, std = self._terms(site.t, site.dt, spread)
+        pull, std = self._terms(site)
         moved = (x1.float() - site.x1) / (1.0 - site.t)  # of the velocity
         return (moved * (site.dt * (1.0 + pull * site.t) / max(std, 1e-12))).flatten(1)
 
     def scale(self, site: Site) -> float:
-        return self._terms(site.t, site.dt, self.model.prior_moments(site.y)[1])[1]
+        return self._terms(site)[1]
 
 
 class Fields:
@@ -167,10 +159,6 @@ class Fields:
         step = self.segment or length
         return cells.repeat_interleave(step, dim=1)[:, :length] @ self.bands.T
 
-    def dims(self, length: int) -> int:
-        """J = stretches x kinds of field x bands."""
-        return len(self.basis) * -(-length // (self.segment or length)) * self.bands.shape[1]
-
     def at(self, m: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weights, cell weights, and phi per kind of field.
 
@@ -196,7 +184,7 @@ class Fields:
         return weight, total, fields
 
     def active(self, total: Tensor) -> Tensor:
-        """(n, J) float, 1 on the coefficients of cells that hold energy in real frames."""
+        """(n, J) float, 1 on the coefficients of cells that hold energy in real frames; J = stretches x kinds of field x bands."""
         return torch.stack([(total > 1e-6).float() for _ in self.basis], dim=2).flatten(1)
 
     def gain(self, fields: dict[str, Tensor], total: Tensor, eps: Tensor, states: Tensor) -> Tensor:
@@ -231,14 +219,11 @@ class GainNoise:
         m = magnitude(site.x1)
         return m, *self.fields.at(m, magnitude(site.y.float()), site.mask)
 
-    def dims(self, site: Site) -> int:
-        return self.fields.dims(site.x.shape[1])
-
     def active(self, site: Site) -> Tensor:
         return self.fields.active(self._fields(site)[2])
 
-    def act(self, site: Site, eps: Tensor, states: Tensor) -> Tensor:
-        _, _, total, fields = self._fields(site)
+    def act(self, site: Site, eps: Tensor, states: Tensor, old: Site | None = None) -> Tensor:
+        _, _, total, fields = self._fields(old or site)
         moved = site.x1[states] * torch.cat([self.fields.gain(fields, total, eps, states)] * 2, dim=-1)
         return euler(site.x[states], moved, site.t, site.dt)
 
@@ -252,17 +237,10 @@ class GainNoise:
 
 def band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
     """(K, bands) 0/1: every bin in one band, band edges equally spaced in mel, at least one bin each."""
-    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    edges = [round((10 ** (top * i / bands / 2595) - 1) * 700 / (sample_rate / 2) * bins) for i in range(bands + 1)]
-    for i in range(1, bands + 1):
-        edges[i] = max(edges[i], edges[i - 1] + 1)
-    edges[-1] = bins
-    for i in range(bands - 1, 0, -1):
-        edges[i] = min(edges[i], edges[i + 1] - 1)
-    matrix = torch.zeros(bins, bands)
-    for i in range(bands):
-        matrix[edges[i] : edges[i + 1], i] = 1.0
-    return matrix
+    top, number = 2595 * math.log10(1 + sample_rate / 2 / 700), np.arange(bands + 1)
+    edges = ((10 ** (top * number / bands / 2595) - 1) * 700 / (sample_rate / 2) * bins).round().astype(int)
+    edges = np.maximum.accumulate(edges - number).clip(max=bins - bands) + number
+    return torch.nn.functional.one_hot(torch.from_numpy(np.repeat(number[:-1], np.diff(edges))), bands).float()
 
 
 def build_kernel(model: FlowEnhancer, cfg: Exploration) -> Kernel:

@@ -63,18 +63,21 @@ class Levelled:
 
 
 def levelled(
-    clips: Sequence[Clip], level_dbfs: float | None, channels: int, device: torch.device | str, with_target: bool
+    clips: Sequence[Clip], level_dbfs: float | None, channels: int | None, device: torch.device | str, with_target: bool
 ) -> Levelled:
-    """Bring clips to ``level_dbfs`` and pad them: (B, C, T). A mono clip goes to both of 2 channels, 2 are averaged for one."""
+    """Bring clips to ``level_dbfs`` and pad them: (B, C, T), or (B, T) where ``channels`` is None.
+
+    A mono clip goes to both of 2 channels, 2 are averaged for one.
+    """
     samples = [c.noisy.shape[-1] for c in clips]
     gains = torch.tensor([level_gain(c.noisy, level_dbfs) for c in clips], dtype=torch.float32)
 
     def padded(wavs: Sequence[np.ndarray]) -> Tensor:
-        out = torch.zeros(len(clips), channels, max(samples))
+        out = torch.zeros(len(clips), channels or 1, max(samples))
         for i, wav in enumerate(wavs):
-            chosen = wav.mean(0, keepdims=True) if wav.ndim == 2 and channels == 1 else np.atleast_2d(wav)
-            out[i, :, : samples[i]] = torch.from_numpy(chosen).expand(channels, -1) * gains[i]
-        return out.to(device)
+            chosen = wav.mean(0, keepdims=True) if wav.ndim == 2 and channels != 2 else np.atleast_2d(wav)
+            out[i, :, : samples[i]] = torch.from_numpy(chosen).expand(channels or 1, -1) * gains[i]
+        return (out if channels else out[:, 0]).to(device)
 
     target = padded([c.target for c in clips]) if with_target else None
     counts = torch.tensor(samples, device=device)
@@ -181,7 +184,8 @@ class RelaxedGaussian(GaussianPolicy):
         """(n, S): the KL to the reference's waveforms, the same at every decision."""
         with torch.no_grad(), self.adapted.reference() as model:
             there, _ = self.wave(model, rollout, rows)
-        return wave_kl(wav, there, mask, self.explore.noise)[:, None].expand(-1, rollout.mask.shape[1])
+        kl = distance(wav, there, mask) / (2 * self.explore.noise**2)
+        return kl[:, None].expand(-1, rollout.mask.shape[1])
 
 
 def normal(count: int, seed: int) -> Tensor:
@@ -193,11 +197,6 @@ def reduce(value: Tensor, active: Tensor, how: Reduction) -> Tensor:
     """Mean or sum (n,) over the active dimensions of (n, J)."""
     total = (value * active).sum(1)
     return total if how == "sum" else total / active.sum(1).clamp_min(1)
-
-
-def wave_kl(wav: Tensor, reference: Tensor, mask: Tensor, noise: float) -> Tensor:
-    """KL (n,) in nats a sample of waveforms (n, T) to reference waveforms, over real samples (n, T); gradient to the first."""
-    return distance(wav, reference, mask) / (2 * noise**2)
 
 
 def distance(made: Tensor, reference: Tensor, real: Tensor | None = None) -> Tensor:

@@ -101,7 +101,7 @@ def test_the_change_is_that_of_the_outputs(explore: Exploration) -> None:
     policy, clips = av_policy(explore), av_clips(6400, 4000)
     rollout, base = policy.rollout(clips, group=2, seed=1), policy.base(clips)
     nudge(policy)
-    now = policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])
+    now = AvInference(policy.model).infer([c.noisy for c in clips], None, [c.lips for c in clips])
     wanted = [np.square(a - b.wav).sum() / np.square(b.wav).sum() for a, b in zip(now, base, strict=True)]
     look = policy.log_prob(rollout, torch.arange(4), with_kl=True)
     assert look.change is not None and look.change.requires_grad
@@ -124,7 +124,7 @@ def test_base_stays_where_it_was(lora: Lora | None) -> None:
     nudge(policy, 0.3)
     after = [s.wav for s in policy.base(clips)]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    now = policy.enhancer(0).infer([clips[0].noisy], None, [clips[0].lips])[0]
+    now = AvInference(policy.model).infer([clips[0].noisy], None, [clips[0].lips])[0]
     if lora is None:  # an adapter whose B is 0 has to move further to be heard
         assert not np.allclose(now, before[0], atol=1e-4)
     assert policy.base(clips)[0].target is not None
@@ -132,7 +132,7 @@ def test_base_stays_where_it_was(lora: Lora | None) -> None:
 
 def test_supervised_is_si_snr_and_reaches_the_video() -> None:
     policy, clips = av_policy(GAIN), av_clips(6400, 4000)
-    out = policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])
+    out = AvInference(policy.model).infer([c.noisy for c in clips], None, [c.lips for c in clips])
     each = [si_snr(torch.from_numpy(o), torch.from_numpy(c.target)).item() for o, c in zip(out, clips, strict=True)]
     loss = policy.supervised(clips)
     assert loss.item() == pytest.approx(-np.mean(each), abs=1e-3)
@@ -156,7 +156,7 @@ def test_gradient_of_a_reward_on_loudness_turns_the_level_up() -> None:
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
 
     def loudness() -> float:
-        made = policy.enhancer(0).infer([c.noisy for c in clips], None, [c.lips for c in clips])
+        made = AvInference(policy.model).infer([c.noisy for c in clips], None, [c.lips for c in clips])
         return float(np.mean([np.square(w).mean() for w in made]))
 
     before = loudness()

@@ -53,7 +53,7 @@ def test_noise_zero_is_the_ode_to_the_bit(explore: Exploration, t: float) -> Non
     site = _site(model, t, 0.25)
     kernel = build_kernel(model, explore.model_copy(update={"noise": 0.0}))
     states = torch.tensor([0, 0, 1])
-    eps = torch.randn(3, kernel.dims(site))
+    eps = torch.randn(3, kernel.active(site).shape[1])
     assert torch.equal(kernel.act(site, eps, states), euler(site.x, site.x1, t, 0.25)[states])
 
 
@@ -63,7 +63,7 @@ def test_published_kernels(explore: Exploration, t: float, dt: float) -> None:
     model = tiny_model()
     site, kernel = _site(model, t, dt), build_kernel(model, explore)
     mean, std = published(explore.kind, explore.noise, site.x.double(), site.x1.double(), t, dt)
-    eps = torch.randn(2, kernel.dims(site))
+    eps = torch.randn(2, kernel.active(site).shape[1])
     after = kernel.act(site, eps, torch.tensor([0, 1]))
     torch.testing.assert_close(after.double(), mean + std * eps.view_as(site.x), atol=1e-5, rtol=1e-4)
     assert kernel.scale(site) == pytest.approx(std)
@@ -102,7 +102,7 @@ def test_the_marginal_is_right_as_steps_shrink(kind: Any, prior: str) -> None:
             t = i * dt
             x1 = mu + t * s1**2 / ((1 - t) ** 2 * s0**2 + t**2 * s1**2) * (x - (1 - t) * start - t * mu)
             site = Site(x, y, x1, t, dt, None)
-            eps = torch.randn(len(x), kernel.dims(site), generator=g)
+            eps = torch.randn(len(x), kernel.active(site).shape[1], generator=g)
             x = kernel.act(site, eps, torch.arange(len(x))) if i else euler(x, x1, t, dt)
         errors.append(abs(float(x.std()) - s1) + abs(float(x.mean()) - mu))
     assert errors[1] < 0.04 and errors[0] > 2.5 * errors[1]
@@ -112,7 +112,7 @@ def test_states_that_rows_share() -> None:
     model = tiny_model()
     for explore in ALL:
         site, kernel = _site(model), build_kernel(model, explore)
-        eps = torch.randn(3, kernel.dims(site))
+        eps = torch.randn(3, kernel.active(site).shape[1])
         together = kernel.act(site, eps, torch.tensor([1, 0, 1]))
         one = kernel.act(site.pick(torch.tensor([1])), eps[2:], torch.tensor([0]))
         torch.testing.assert_close(together[2:], one)
@@ -135,7 +135,7 @@ def test_projection_gives_back_the_action(explore: Exploration, padded: bool) ->
     site = _site(model, 0.75, 0.25, padded=padded)
     site.x1 = 3 * site.x1  # so that the floor under the magnitudes, 3e-5, does not show
     kernel = build_kernel(model, explore)
-    eps = torch.randn(2, kernel.dims(site)) * kernel.active(site)
+    eps = torch.randn(2, kernel.active(site).shape[1]) * kernel.active(site)
     moved = kernel.act(site, eps, torch.tensor([0, 1]))  # the last step lands on the moved prediction
     alive = _alive(kernel, site)
     assert int(alive.sum()) > 0.8 * alive.numel() or padded
@@ -188,7 +188,7 @@ def test_empty_bands_and_padding_carry_no_noise() -> None:
     assert active.shape[1] == 4
     assert float(active[:, :, :, 6:].sum()) == 0 and float(active[0, :, :, :6].min()) == 1
     assert float(active[1, 2:].sum()) == 0 and float(active[1, :2, :, :6].min()) == 1  # 20 real frames
-    after = kernel.act(site, torch.ones(2, kernel.dims(site)), torch.tensor([0, 1]))
+    after = kernel.act(site, torch.ones(2, kernel.active(site).shape[1]), torch.tensor([0, 1]))
     torch.testing.assert_close(after[1, 20:], euler(site.x, site.x1, site.t, site.dt)[1, 20:])
     for published_kernel in ALL[:3]:
         bins: Kernel = build_kernel(model, published_kernel)

@@ -14,8 +14,7 @@ from training import slope
 
 from rlspeech.config import Exploration, Lora
 from rlspeech.tasks import get_task
-from rlspeech.tasks.flowse.enhancer import Enhancer, collate, latent
-from rlspeech.tasks.flowse.policy import FlowPolicy
+from rlspeech.tasks.flowse.policy import Enhancer, FlowPolicy, collate, latent
 from rlspeech.tasks.gaussian import normal
 from rlspeech.types import LogProb, Policy, Rollout, UserError
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlspeech.config import Pretrain
-from rlspeech.data.audio import save_audio, to_level
+from rlspeech.data.audio import to_level
 from rlspeech.data.batches import Clip
 from rlspeech.models.codec.codec import EmbeddedCodec
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet
-from rlspeech.models.hub import load_model, save_model
 from rlspeech.models.recogniser import Recogniser, load_recogniser
 from rlspeech.models.spectra import mel_filters
+from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
-from rlspeech.tasks.base import Numbers, Task, means_of, set_anew
+from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
 from rlspeech.types import Sample
 
 CROP_S, PROMPT_S = 1.5, 2.0
@@ -66,21 +65,7 @@ class CodecTask(Task):
     required = frozenset({"audio_filepath"})
     valid_metrics = ("estoi", "speaker_similarity")
     next_command = "rlspeech pretrain --task tts --set tts.codec={run}"
-
-    def build(self, config: Pretrain) -> CodecNet:
-        """A codec with fresh weights, or ``config.init``'s. Raises ``UserError``."""
-        if config.init is not None:
-            model: CodecNet = set_anew(self.load(config.init)[0], config.init, config.codec, ())
-            return model
-        return CodecNet(config.codec)
-
-    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
-        return load_model(name, "codec", device)
-
-    def save(
-        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
-        save_model(folder, model, "codec", facts=facts, weights=weights)
+    part, network = "codec", CodecNet
 
     def collate(self, clips: Sequence[Clip], model: CodecNet, device: torch.device | str = "cpu") -> CodecBatch:
         """A stretch and a prompt of every clip. Draws from torch's generator, which a resumed run restores."""
@@ -133,13 +118,13 @@ class CodecTask(Task):
         wavs = [to_level(c.target, LEVEL_DBFS) for c in clips]
         ids = codec.encode(wavs)
         made = codec.decode(ids, [wavs[i] for i in other_by_speaker(clips)])
-        cut = [m[: len(w)] for m, w in zip(made, wavs, strict=True)]
-        for c, wav, original in list(zip(clips, cut, wavs, strict=True))[:PLAYERS]:
-            save_audio(folder.path / "samples" / f"step_{step:06d}" / f"{c.key}.flac", wav, codec.sample_rate)
-            save_audio(folder.path / "samples" / "original" / f"{c.key}.flac", original, codec.sample_rate)
-        rate, rows = codec.sample_rate, list(zip(clips, cut, wavs, strict=True))
-        numbers = means_of(scorer.score([Sample(c.key, m, rate, w, c.text, c.columns) for c, m, w in rows]))
-        mel = [float(spectral_loss(torch.from_numpy(m)[None], torch.from_numpy(w)[None], rate)) for _, m, w in rows]
+        rate, rows = codec.sample_rate, list(zip(clips, made, wavs, strict=True))
+        samples = [Sample(c.key, m[: len(w)], rate, w, c.text, c.columns) for c, m, w in rows]
+        keep_samples(folder.path / "samples" / step_name(step), samples, PLAYERS)
+        keep_samples(folder.path / "samples" / "original", [Sample(c.key, w, rate) for c, _, w in rows], PLAYERS)
+        numbers = means_of(scorer.score(samples))
+        pairs = ((torch.from_numpy(s.wav)[None], torch.from_numpy(s.target)[None]) for s in samples)
+        mel = [float(spectral_loss(copy, original, rate)) for copy, original in pairs]
         share = torch.bincount(torch.cat(ids), minlength=codec.size).double()
         entropy = -float(torch.xlogy(share / share.sum(), share / share.sum()).sum())
         bits_s = entropy / np.log(2) / codec.frame_s

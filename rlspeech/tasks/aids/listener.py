@@ -22,11 +22,9 @@ share its weight, which react to muffling less. The level of the recording does 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +35,7 @@ from rlspeech.config import Pretrain
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.degrade import TRAITS, Degraded, Sources, degrade
+from rlspeech.files import dumps, write_text
 from rlspeech.models.audio_lm.generate import with_answers
 from rlspeech.models.listener import (
     AUDIO,
@@ -50,7 +49,8 @@ from rlspeech.models.listener import (
     load_listener,
     save_listener,
 )
-from rlspeech.rewards.intrusive import si_sdr, stoi_estoi
+from rlspeech.rewards.intrusive import PesqWb, si_sdr, stoi_estoi
+from rlspeech.scores import step_name
 from rlspeech.tasks.aids.sentences import describe, grades_of, read_back, stars_of, vocabulary
 from rlspeech.tasks.base import Numbers, Task
 from rlspeech.types import UserError
@@ -82,8 +82,8 @@ def quality(reference: np.ndarray, degraded: np.ndarray, sample_rate: int = 1600
         "estoi": _unit(stoi_estoi(reference, degraded, sample_rate)[1], 0.15, 1.0),
         "si_sdr": _unit(si_sdr(reference, degraded), -5.0, 25.0),
     }
-    raw = _pesq(reference, degraded, sample_rate)
-    if raw is not None:
+    pesq = _pesq()
+    if pesq is not None and (raw := pesq.pair(reference, degraded, sample_rate)["pesq_wb"].value) is not None:
         scales["pesq"] = _unit(raw, 1.0, 4.64) ** 0.5
     total = sum(WEIGHTS[k] * v for k, v in scales.items()) / sum(WEIGHTS[k] for k in scales)
     return 1.0 + 4.0 * _unit(total, LOW, HIGH)
@@ -97,11 +97,10 @@ def row_of(made: Degraded, stars: float) -> dict[str, float]:
 
 def labels_of(columns: Mapping[str, Any]) -> dict[str, float] | None:
     """The labels that ``row_of`` wrote, or None where a row does not hold all of them as numbers."""
-    names = ("quality", *(f"trait_{k}" for k in TRAITS), "level_dbfs")
-    values = [columns.get(n) for n in names]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values):
+    values = {name: columns.get(f"trait_{name}" if name in TRAITS else name) for name in LABELS}
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values.values()):
         return None
-    return {n.removeprefix("trait_"): float(v) for n, v in zip(names, values, strict=True) if v is not None}
+    return {name: float(v) for name, v in values.items() if v is not None}
 
 
 def _unit(value: float, low: float, high: float) -> float:
@@ -109,18 +108,11 @@ def _unit(value: float, low: float, high: float) -> float:
 
 
 @lru_cache(maxsize=1)
-def _pesq_reward() -> Any:
-    from rlspeech.rewards.intrusive import PesqWb
-
+def _pesq() -> Any:
     try:
         return PesqWb()
     except Exception:  # not installed, or not compiled: the other scales answer
         return None
-
-
-def _pesq(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float | None:
-    reward = _pesq_reward()
-    return None if reward is None else reward.pair(reference, degraded, sample_rate)["pesq_wb"].value
 
 
 @dataclass
@@ -166,8 +158,6 @@ class ListenerTask(Task):
 
     name = "listener"
     settings = frozenset({"listener"})
-    required = frozenset({"audio_filepath", "target_filepath"})
-    valid_metrics = ()  # its answers are compared with labels, not scored
     next_command = "rlspeech reward MANIFEST --reward llm, with the checkpoint of {run} as the describer"
 
     def build(self, config: Pretrain) -> Listener:
@@ -176,14 +166,7 @@ class ListenerTask(Task):
             return load_listener(config.init)[0]
         return Listener(config.listener, vocabulary(), len(LABELS))
 
-    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[Listener, dict[str, Any]]:
-        return load_listener(name, device)
-
-    def save(
-        self, folder: Path, model: nn.Module, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
-        assert isinstance(model, Listener)
-        save_listener(folder, model, facts=facts, weights=weights)
+    load, save = staticmethod(load_listener), staticmethod(save_listener)
 
     def collate(self, clips: Sequence[Clip], model: nn.Module, device: torch.device | str = "cpu") -> ListenerBatch:
         """Sound, sentences and labels. Draws from torch's generator, which a resumed run restores.
@@ -249,7 +232,8 @@ class ListenerTask(Task):
             numbers["grades_near"] = float(np.mean([g <= 1 for g in gaps]))
         if len({p for p, _ in pairs}) > 1 and len({q for _, q in pairs}) > 1:
             numbers["quality_srcc"] = float(spearmanr([p for p, _ in pairs], [q for _, q in pairs]).statistic)
-        _keep(folder, step, written, labels)
+        said = (dumps({"said": text, **one}) + "\n" for text, one in rows)
+        write_text(folder.path / "samples" / step_name(step) / "said.jsonl", said)
         return numbers
 
 
@@ -280,11 +264,3 @@ def _question(rng: np.random.Generator, words: list[str]) -> str:
         return QUESTIONS[int(rng.integers(len(QUESTIONS)))]
     places = rng.integers(len(words), size=int(rng.integers(4, 28)))
     return " ".join(words[int(i)] if rng.random() < 0.3 else UNKNOWN for i in places)
-
-
-def _keep(folder: Run, step: int, written: list[str], labels: list[dict[str, float]]) -> None:
-    path = folder.path / "samples" / f"step_{step:06d}" / "said.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(json.dumps({"said": text, **one}) + "\n" for text, one in zip(written, labels, strict=True))
-    )

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,13 +99,7 @@ class TokenRewardTask(Task):
             self._codecs[name] = load_codec(name, device)
         return self._codecs[name]
 
-    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[TokenReward, dict[str, Any]]:
-        return load_token_reward(name, device)
-
-    def save(
-        self, folder: Path, model: TokenReward, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
-        save_token_reward(folder, model, facts=facts, weights=weights)
+    load, save = staticmethod(load_token_reward), staticmethod(save_token_reward)
 
     # -- batches ---------------------------------------------------------------------------------------------------------
 

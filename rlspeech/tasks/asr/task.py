@@ -65,7 +65,6 @@ class Asr(Task):
         *("asr", "augment", "ctc_weight", "beams"),
     }
     next_command = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
-    pipeline = "automatic-speech-recognition"
     default_rewards = tuple(
         RewardSpec(name=f"asr_{x}", scale="none") for x in ("accuracy", "hallucination", "keywords")
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +11,10 @@ from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
 from rlspeech.data.audio import mono
 from rlspeech.data.batches import Clip
 from rlspeech.models.avse import AvseEnhancer, si_snr
-from rlspeech.models.hub import load_model, save_model
 from rlspeech.run import Run
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, shuffled, supervised_loss
-from rlspeech.tasks.base import EnhancementTask, Numbers, Weights, check_enhancer, set_anew
-
-SOFT = frozenset({"video_drop", "floor_db", "cap_db"})  # settings that weights do not depend on
+from rlspeech.tasks.base import EnhancementTask, Numbers
 
 
 class Avse(EnhancementTask):
@@ -39,21 +35,9 @@ class Avse(EnhancementTask):
         **{"lora": None, "lr": 3e-4, "group": 4, "prompts_per_step": 8},
         **{"supervised_weight": 0.05},  # measured: at weight 1 SI-SNR drowns the reward
     }
-
     published = Exploration(kind="mask", noise=0.05, antithetic=False)
 
-    def build(self, config: Pretrain) -> AvseEnhancer:
-        """Fresh weights, or ``init``'s: there only settings that fit its weights may be given anew."""
-        if config.init is None:
-            return AvseEnhancer(config.avse)
-        model, _ = load_model(config.init, "avse")
-        return set_anew(model, config.init, config.avse, SOFT)
-
-    def load(self, name: str, device: torch.device | str = "cpu") -> tuple[AvseEnhancer, dict[str, Any]]:
-        return load_model(name, "avse", device)
-
-    def save(self, folder: Path, model: AvseEnhancer, *, facts: dict[str, Any], weights: Weights = None) -> None:
-        save_model(folder, model, "avse", facts=facts, weights=weights)
+    part, network, soft = "avse", AvseEnhancer, frozenset({"video_drop", "floor_db", "cap_db"})
 
     def channels_of(self, model: AvseEnhancer) -> int:
         return model.cfg.channels
@@ -74,9 +58,9 @@ class Avse(EnhancementTask):
 
     def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         """Scores on held-out clips with their own videos, and SI-SDR with each other's: what the video is worth."""
-        found = check_enhancer(AvInference(model), clips, folder, step, scorer)
+        found = super().validate(model, clips, folder, step, scorer, seed)
         if any(c.lips is not None for c in clips) and len(clips) > 1:
-            wrong, ratios = AvInference(model), list[float]()
+            wrong, ratios = self.enhancer(model), list[float]()
             for clip, other in zip(clips, shuffled(clips), strict=True):
                 wav = wrong.infer([clip.noisy], [clip.key], [other.lips])[0]
                 ratios.append(float(si_snr(torch.from_numpy(mono(wav)), torch.from_numpy(mono(clip.target)))))

@@ -1,4 +1,6 @@
-"""A flow-matching enhancer as a policy: N = B*G rollouts of S stochastic steps inside an otherwise deterministic ODE.
+"""A flow-matching enhancer at work: batches, the training loss, the deterministic ODE, and the policy.
+
+As a policy it makes N = B*G rollouts of S stochastic steps inside an otherwise deterministic ODE.
 
 The textbook version (Flow-GRPO, FlowSE-GRPO) turns a window of Euler steps into SDE steps and trains on their Gaussian
 log-probabilities. What is changed: the deterministic steps before the window are run once a prompt and shared by the group
@@ -8,6 +10,7 @@ that several rows share are evaluated once; and the noise may be structured (``t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +19,100 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import Exploration, Pretrain
-from rlspeech.data.batches import Clip
+from rlspeech.data.batches import Clip, Keys, Videos, seed_of
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.flow import FlowEnhancer, euler, magnitude
-from rlspeech.tasks.explore import GainNoise, Site, build_kernel
-from rlspeech.tasks.flowse.enhancer import Enhancer, collate, decode, encode, flow_loss, latent, spectral_mask
-from rlspeech.tasks.gaussian import GaussianPolicy, Levelled, Reduction, RelaxedGaussian, distance, real_samples, reduce
+from rlspeech.models.flow import FlowEnhancer, euler, frame_mask, magnitude
+from rlspeech.tasks.explore import Site, build_kernel
+from rlspeech.tasks.gaussian import (
+    GaussianPolicy,
+    Levelled,
+    Reduction,
+    RelaxedGaussian,
+    distance,
+    levelled,
+    normal,
+    real_samples,
+    reduce,
+)
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 QUARTERS = 4
+
+
+def collate(
+    clips: Sequence[Clip], model: FlowEnhancer, device: torch.device | str = "cpu", with_target: bool = True
+) -> Levelled:
+    """Bring clips to the model's level and pad them: (B, T)."""
+    return levelled(clips, model.cfg.level_dbfs, None, device, with_target)
+
+
+def flow_loss(model: FlowEnhancer, batch: Levelled, magnitude_weight: float) -> dict[str, Tensor]:
+    """The flow-matching loss in named parts; ``loss`` is the one to minimise."""
+    assert batch.target is not None
+    x1, y = encode(model, batch.target, batch.samples), encode(model, batch.noisy, batch.samples)
+    return model.loss(x1, y, spectral_mask(model, batch), magnitude_weight)
+
+
+def latent(keys: Sequence[str], seed: int, shape: tuple[int, int]) -> Tensor:
+    """Standard normal (B, L, D), each row drawn from (seed, key) alone, so that a clip's output does not depend on its batch."""
+    count = shape[0] * shape[1]
+    return torch.stack([normal(count, seed_of(seed, key)).view(shape) for key in keys])
+
+
+class Enhancer:
+    """Deterministic enhancement by the ODE; every clip's latent depends on (seed, key) alone.
+
+    ``nfe`` Euler steps under classifier-free guidance of scale ``guidance``; None: the model's own.
+    """
+
+    uses_video = False
+
+    def __init__(
+        self, model: FlowEnhancer, *, nfe: int | None = None, guidance: float | None = None, seed: int = 0
+    ) -> None:
+        self.model, self.seed, self.sample_rate, self.channels = model, seed, model.sample_rate, 1
+        self.nfe = nfe or model.cfg.nfe
+        self.guidance = model.cfg.guidance if guidance is None else guidance
+
+    @torch.no_grad()
+    def infer(self, wavs: Sequence[np.ndarray], keys: Keys = None, lips: Videos = None) -> list[np.ndarray]:
+        model = self.model
+        names = [str(i) for i in range(len(wavs))] if keys is None else list(keys)
+        device = next(model.parameters()).device
+        clips = [Clip(k, w, w, self.sample_rate) for k, w in zip(names, wavs, strict=True)]
+        batch = collate(clips, model, device, with_target=False)
+        y = encode(model, batch.noisy, batch.samples)
+        z = latent(names, self.seed, (y.shape[1], y.shape[2])).to(device)
+        x = model.ode(y, z, self.nfe, spectral_mask(model, batch), self.guidance)
+        out = decode(model, x, batch.samples) / batch.gain[:, None]
+        return [o[:n].numpy() for o, n in zip(out.float().cpu(), batch.samples.tolist(), strict=True)]
+
+
+def encode(model: FlowEnhancer, wavs: Tensor, samples: Tensor) -> Tensor:
+    """(B, T) padded -> (B, L, D) padded; every row as if it were alone, for a window that reaches into padding would see another end."""
+    counts = samples.tolist()
+    if min(counts) == wavs.shape[1]:
+        return model.front.encode(wavs)
+    rows = [model.front.encode(w[None, :n])[0] for w, n in zip(wavs, counts, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def decode(model: FlowEnhancer, x: Tensor, samples: Tensor) -> Tensor:
+    """(B, L, D) padded -> (B, T) padded with zeros; every row as if it were alone, as in ``encode``."""
+    counts = samples.tolist()
+    if min(counts) == max(counts):
+        return model.front.decode(x, counts[0])
+    rows = [model.front.decode(row[None, : model.front.frames(n)], n)[0] for row, n in zip(x, counts, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def spectral_mask(model: FlowEnhancer, batch: Levelled) -> Tensor | None:
+    """(B, L) bool over real frames, or None where nothing is padded."""
+    frames = [model.front.frames(n) for n in batch.samples.tolist()]
+    return frame_mask(torch.tensor(frames, device=batch.noisy.device), max(frames))
+
+
+# --------------------------------------------------------------------------------------------------------- the policy
 
 
 @dataclass
@@ -38,6 +126,28 @@ class Decision:
     old: Tensor
 
 
+@dataclass
+class Start:
+    """States that the last steps begin at: one a prompt, or one a rollout (``rows`` (N,) says whose is whose)."""
+
+    step: int
+    nfe: int
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None
+    rows: Tensor
+
+
+class Trail(list[Decision]):
+    """A collection's decisions, samples (N,) and gain (N,) of every rollout's prompt, and the ``start`` of its ``last_steps``."""
+
+    start: Start
+
+    def __init__(self, samples: Tensor, gain: Tensor) -> None:
+        super().__init__()
+        self.samples, self.gain = samples, gain
+
+
 class FlowPolicy(GaussianPolicy):
     """A ``GaussianPolicy`` over a window of the ODE's steps.
 
@@ -46,6 +156,7 @@ class FlowPolicy(GaussianPolicy):
     """
 
     supports = GaussianPolicy.supports | {"latent"}
+    last_steps = 0  # Euler steps that are made again for a gradient
 
     def __init__(self, adapted: Adapted, explore: Exploration, reduction: Reduction = "mean", seed: int = 0) -> None:
         own = adapted.model.cfg.nfe
@@ -59,10 +170,6 @@ class FlowPolicy(GaussianPolicy):
             why = f"start {explore.start}, window {explore.window}, at least {low} steps; step 0 stays an ODE step"
             raise UserError(what, why, "--set explore.start=[1,3] --set explore.nfe=[7,10]")
         super().__init__(adapted, explore, build_kernel(adapted.model, explore), reduction, seed)
-
-    def enhancer(self, seed: int) -> Enhancer:
-        """The current weights without noise."""
-        return Enhancer(self.model, seed=seed)
 
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
         """What the reference weights make of each clip, by the ODE; see ``types.BasePolicy``.
@@ -98,8 +205,7 @@ class FlowPolicy(GaussianPolicy):
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
         model, device = self.model, self.device
         data = collate(batch, model, device)
-        y = encode(model, data.noisy, data.samples)
-        mask = spectral_mask(model, data, y.shape[1])
+        y, mask = encode(model, data.noisy, data.samples), spectral_mask(model, data)
         nfe, window = self.schedule(np.random.default_rng([self.seed, seed]))
         dt = 1.0 / nfe
         shared, n = self.explore.shared_latent, len(batch) * group
@@ -109,39 +215,30 @@ class FlowPolicy(GaussianPolicy):
         y = y[states]
         mask = None if mask is None else mask[states]
         x = model.prior(y, latent(names, self.seed + seed, (y.shape[1], y.shape[2])).to(device))
-        decisions: list[Decision] = []
+        owners = [batch[p] for p in prompts.tolist()]
+        steps = Trail(data.samples[prompts], data.gain[prompts])
         for i in range(nfe):
-            self.passed(i, nfe, x, y, mask)
+            rows = prompts if len(x) < n else torch.arange(n, device=device)
+            if i == nfe - self.last_steps:
+                steps.start = Start(i, nfe, x, y, mask, rows)
             x1 = model.clean(x, y, i * dt, mask)
             if i in window:
                 site = Site(x, y, x1, i * dt, dt, mask)
-                rows = prompts if len(x) < n else torch.arange(n, device=device)
-                decision = self._decide(site, rows, [batch[p].draw for p in prompts.tolist()], group, seed, i)
-                x = self.kernel.act(site, decision.eps, rows)
-                decisions.append(decision)
-                y, mask = (y, mask) if len(y) == n else (y[rows], None if mask is None else mask[rows])
+                active = self.kernel.active(site)
+                eps = self.noise([c.draw for c in owners], group, active.shape[1], seed, i)
+                eps = eps.to(device) * active[rows]
+                old = reduce(-0.5 * eps.square(), active[rows], self.reduction)
+                steps.append(Decision(site, eps, rows, active, old))
+                x = self.kernel.act(site, eps, rows)
+                y, mask = y[rows], None if mask is None else mask[rows]
             else:
                 x = euler(x, x1, i * dt, dt)
-        return self._pack(batch, data, x, prompts, decisions)
-
-    def passed(self, step: int, nfe: int, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
-        """Hook: the state (n, L, D) that a step of ``nfe`` starts from, one a prompt or one a rollout."""
-
-    def _decide(self, site: Site, rows: Tensor, keys: list[str], group: int, seed: int, step: int) -> Decision:
-        eps = self.noise(keys, group, self.kernel.dims(site), seed, step)
-        active = self.kernel.active(site)
-        eps = eps.to(site.x.device) * active[rows]
-        old = reduce(-0.5 * eps.square(), active[rows], self.reduction)
-        return Decision(site, eps, rows, active, old)
-
-    def _pack(self, batch: list[Clip], data: Levelled, x: Tensor, prompts: Tensor, steps: list[Decision]) -> Rollout:
-        out = decode(self.model, x, data.samples[prompts]) / data.gain[prompts][:, None]
-        wavs = out.float().cpu().numpy()
-        owners = prompts.tolist()
-        samples = [batch[p].sample(wavs[i, : len(batch[p].noisy)], self.sample_rate) for i, p in enumerate(owners)]
+        out = decode(model, x, steps.samples) / steps.gain[:, None]
+        wavs = zip(owners, out.float().cpu().numpy(), strict=True)
+        samples = [c.sample(wav[: len(c.noisy)], self.sample_rate) for c, wav in wavs]
         logp = torch.stack([d.old for d in steps], dim=1)
         alive = torch.stack([d.active[d.states].sum(1) > 0 for d in steps], dim=1)
-        return Rollout(prompts.cpu(), logp, alive, samples, steps, torch.ones(len(owners), dtype=torch.bool))
+        return Rollout(prompts.cpu(), logp, alive, samples, steps, torch.ones(n, dtype=torch.bool))
 
     # -- a second look -------------------------------------------------------------------------------------------------
 
@@ -197,26 +294,6 @@ class FlowPolicy(GaussianPolicy):
         return magnitude(x.float()).clamp_min(1e-3).log() if self.model.cfg.front_end == "stft" else x.float()
 
 
-@dataclass
-class Start:
-    """States that the last K steps start from: one a prompt, or one a rollout (``rows`` (N,) says whose is whose)."""
-
-    step: int
-    nfe: int
-    x: Tensor
-    y: Tensor
-    mask: Tensor | None
-    rows: Tensor
-
-
-class Trail(list[Decision]):
-    """A collection's decisions, and what its last steps need beside them: samples (N,) and gain (N,) of every rollout's prompt."""
-
-    start: Start
-    samples: Tensor
-    gain: Tensor
-
-
 class RelaxedFlow(RelaxedGaussian, FlowPolicy):
     """A ``FlowPolicy`` whose output can be differentiated: the ``last_steps`` Euler steps again, with the noise that was drawn.
 
@@ -236,22 +313,6 @@ class RelaxedFlow(RelaxedGaussian, FlowPolicy):
             what = f"the gradient cannot pass through {last_steps} last steps"
             raise UserError(what, f"there are {self.explore.nfe[0]}", f"--set diffro.last_steps={self.explore.nfe[0]}")
         self.last_steps = last_steps
-        self._start: tuple[int, int, Tensor, Tensor, Tensor | None] | None = None
-
-    # -- acting --------------------------------------------------------------------------------------------------------
-
-    def passed(self, step: int, nfe: int, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
-        if step == nfe - self.last_steps:
-            self._start = (step, nfe, x, y, mask)
-
-    def _pack(self, batch: list[Clip], data: Levelled, x: Tensor, prompts: Tensor, steps: list[Decision]) -> Rollout:
-        made = super()._pack(batch, data, x, prompts, steps)
-        assert self._start is not None
-        rows = torch.arange(len(prompts), device=prompts.device) if len(self._start[2]) == len(prompts) else prompts
-        trail = Trail(steps)
-        trail.start, trail.samples, trail.gain = Start(*self._start, rows), data.samples[prompts], data.gain[prompts]
-        self._start, made.state = None, trail
-        return made
 
     def wave(self, model: FlowEnhancer, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (n, T) at the inputs' levels, and their real samples; rows that share a state share its passes."""
@@ -259,24 +320,16 @@ class RelaxedFlow(RelaxedGaussian, FlowPolicy):
         start, rows = trail.start, rows.to(trail.samples.device)
         used, back = torch.unique(start.rows[rows], return_inverse=True)
         x, y, mask = start.x[used], start.y[used], None if start.mask is None else start.mask[used]
-        dt, apart = 1.0 / start.nfe, False
-        decisions = {round(d.site.t * start.nfe): d for d in trail}
+        dt, decisions = 1.0 / start.nfe, {round(d.site.t * start.nfe): d for d in trail}
         for step in range(start.step, start.nfe):
             x1, decision = model.clean(x, y, step * dt, mask), decisions.get(step)
             if decision is None:
                 x = euler(x, x1, step * dt, dt)
                 continue
-            if not apart:
-                x, x1, y, mask, apart = x[back], x1[back], y[back], None if mask is None else mask[back], True
-            x = self._act(decision.site.pick(decision.states[rows]), x, x1, decision.eps[rows])
-        out = decode(model, x if apart else x[back], trail.samples[rows]) / trail.gain[rows][:, None]
+            # from here on every rollout goes its own way
+            x, x1, y, mask = x[back], x1[back], y[back], None if mask is None else mask[back]
+            back = torch.arange(len(rows), device=rows.device)
+            old = decision.site.pick(decision.states[rows])
+            x = self.kernel.act(Site(x, y, x1, step * dt, dt, mask), decision.eps[rows], back, old)
+        out = decode(model, x[back], trail.samples[rows]) / trail.gain[rows][:, None]
         return out, real_samples(trail.samples[rows], out.shape[1])
-
-    def _act(self, old: Site, x: Tensor, x1: Tensor, eps: Tensor) -> Tensor:
-        """A stochastic step (n, L, D) of another state and prediction with noise (n, J); gains stay in the fields of their draw."""
-        rows = torch.arange(len(eps), device=eps.device)
-        if not isinstance(self.kernel, GainNoise):
-            return self.kernel.act(Site(x, old.y, x1, old.t, old.dt, old.mask), eps, rows)
-        _, total, fields = self.kernel.fields.at(magnitude(old.x1), magnitude(old.y.float()), old.mask)
-        gain = self.kernel.fields.gain(fields, total, eps, rows)
-        return euler(x, x1 * torch.cat([gain] * 2, dim=-1), old.t, old.dt)

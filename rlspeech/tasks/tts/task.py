@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -28,11 +27,11 @@ from rlspeech.log import warn
 from rlspeech.models.codec.lm import CodecLM, Line, build_codec_lm, load_codec_lm, save_codec_lm
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
-from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of
+from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of, set_anew
 from rlspeech.tasks.token_policy import RL_DEFAULTS, ROWS, TOKEN_SETTINGS, check_texts, rows_of, token_logp
 from rlspeech.tasks.tts.best import BestOf
 from rlspeech.tasks.tts.policy import TtsPolicy, longest
-from rlspeech.types import Sample, SoftReward, UserError, Utterance
+from rlspeech.types import Sample, SoftReward, Utterance
 
 if TYPE_CHECKING:
     from rlspeech.run import Run
@@ -73,7 +72,6 @@ class Tts(Task):
     diffro_guards: ClassVar[dict[str, float | None]] = {"tts_accuracy": None}
     valid_metrics = ("tts_cer",)
     next_command = "rlspeech rl --task tts --model {run}, or rlspeech speak TEXT --model {run}"
-    pipeline = "text-to-speech"
     relaxes = True
     default_rewards = tuple(RewardSpec(name=name, scale="none") for name in ("tts_accuracy", "tts_duration"))
     guard_limits: ClassVar[dict[str, float]] = {  # content rewards are known to spoil these
@@ -117,13 +115,8 @@ class Tts(Task):
                 self._speakers.setdefault(u.speaker_id, []).append(u)
         if config.init is None:
             return build_codec_lm(config.tts, [u.text for u in rows if u.text])
-        model, given = load_codec_lm(config.init)[0], config.tts.model_fields_set
-        misfits = [k for k in given - {"prompt_s", "max_s"} if getattr(config.tts, k) != getattr(model.cfg, k, None)]
-        if misfits:
-            hint = "leave them out, or train from random weights without --init"
-            why = "with --init only max_s, prompt_s can be set"
-            raise UserError(f"{config.init} has another {', '.join(sorted(misfits))}", why, hint)
-        model.layout = replace(model.layout, **{k: getattr(config.tts, k) for k in given & {"prompt_s", "max_s"}})
+        model, _ = load_codec_lm(config.init)
+        model.layout = replace(model.layout, **set_anew(config.init, config.tts, model.cfg, {"prompt_s", "max_s"}))
         model.max_s = model.layout.max_s
         return model
 
@@ -132,10 +125,7 @@ class Tts(Task):
     ) -> tuple[Any, dict[str, Any]]:
         return load_codec_lm(name, device, cast(Any, dtype))
 
-    def save(
-        self, folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
-        save_codec_lm(folder, model, facts=facts, weights=weights)
+    save = staticmethod(save_codec_lm)
 
     def collate(
         self, clips: Sequence[Clip], model: CodecLM, device: torch.device | str = "cpu", *, train: bool = True
