@@ -286,9 +286,7 @@ class Relative(NamedTuple):
     difference: np.ndarray
 
 
-def relative_reward(
-    scores: Columns, base: Columns, group: np.ndarray, specs: Specs, higher_is_better: Mapping[str, bool] | None = None
-) -> Relative:
+def relative_reward(scores: Columns, base: Columns, group: np.ndarray, specs: Specs) -> Relative:
     """Sum over the rewards of weight x (rollout - base) / spread, both clamped and signed as the specs say.
 
     The spread is the *rollouts'*: over the batch, inside the group, or 1, by the spec's scale; a reward without spread adds 0. With
@@ -298,10 +296,8 @@ def relative_reward(
         scores, base: name -> (N,), of the rollouts and of every row's base, nan where unscorable.
         group: (N,) prompt of every row.
         specs: the composition.
-        higher_is_better: directions by name; those left out are the registry's.
     """
-    plain: dict[str, Any] = {"higher_is_better": higher_is_better, "spread": [1.0] * len(specs)}
-    ours, theirs = (compose(values, group, specs, **plain) for values in (scores, base))
+    ours, theirs = (compose(values, group, specs, spread=[1.0] * len(specs)) for values in (scores, base))
     unit = np.stack([divisor(ours.parts[:, i], group, spec.scale) for i, spec in enumerate(specs)], 1)
     active = ours.weights != 0
     weights = ours.weights[active]

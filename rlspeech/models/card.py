@@ -55,10 +55,15 @@ class Card:
     details: Sequence[str] = ()
 
 
+def printable(value: Any) -> str:
+    """A value as one line of printable text."""
+    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
+    return "".join(c for c in text if c.isprintable()).strip()
+
+
 def md(value: Any, most: int = LONGEST) -> str:
     """A value as text that Markdown shows as it is, within a line (what it would do at the start of one is not looked at)."""
-    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
-    text = "".join(c for c in text if c.isprintable()).strip()
+    text = printable(value)
     text = text if len(text) <= most else text[: most - 1] + "\u2026"
     text = SPECIAL.sub(r"\\\1", text)
     return re.sub(r"(?i)\b(https?|ftp|mailto|www)([:.])", r"\1\\\2", text)  # an address is no link either
@@ -80,7 +85,8 @@ def model_card(card: Card, facts: Mapping[str, Any]) -> str:
     rate = f", {card.rate} Hz" if card.rate else ""
     title = f"# {card.title[:1].upper()}{card.title[1:]}, {card.parameters / 1e6:.2f} M parameters{rate}"
     parts = [_data(facts, rl), _rewards(rl), _guards(rl), _results(rl), _check(facts, rl), _use(card), _limits(rl)]
-    body = [title, "", _what(card, facts, rl), *(line for part in (*parts, _versions(rl)) for line in part), ""]
+    parts.append(_section("Versions", _facts(_mapping(rl.get("versions")))))
+    body = [title, "", _what(card, facts, rl), *(line for part in parts for line in part), ""]
     return front_matter(card, facts) + "\n".join(body)
 
 
@@ -94,8 +100,9 @@ def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
     rl = _mapping(facts.get("rl"))
     start = str(rl.get("from") or "")
     algo = [str(rl["algo"])] if NAME.fullmatch(str(rl.get("algo", "")).replace("+", "-")) else []
+    tuned = ["reinforcement-learning", *algo] if rl and rl.get("policy_weight", 1) else []
     values = {k: m for k, m in _metrics(rl).items() if k != "reward" and NAME.fullmatch(k)}
-    where = _plain(_short(rl.get("valid") or rl.get("data") or "embedded corpus"))
+    where = printable(_short(rl.get("valid") or rl.get("data") or "embedded corpus"))[:120]
     kind = re.sub(r"[^\w.\-]+", "-", Path(where).stem).strip("-")[:60] or "speech"
     results = [
         EvalResult(
@@ -115,25 +122,11 @@ def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
         language=[x for x in _list(facts.get("languages")) if isinstance(x, str) and LANGUAGE.fullmatch(x)] or None,
         library_name=card.library,
         pipeline_tag=card.pipeline or None,
-        tags=list(
-            dict.fromkeys(
-                [
-                    "rlspeech",
-                    *card.tags,
-                    *(["reinforcement-learning", *algo] if rl and rl.get("policy_weight", 1) else []),
-                ]
-            )
-        ),
+        tags=list(dict.fromkeys(["rlspeech", *card.tags, *tuned])),
         metrics=list(values) or None,
         **more,
     )
     return f"---\n{matter.to_yaml().strip()}\n---\n\n"
-
-
-def _plain(value: Any) -> str:
-    """A short printable text for YAML, which quotes it where it has to."""
-    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
-    return "".join(c for c in text if c.isprintable())[:120]
 
 
 # ------------------------------------------------------------------------------------------------------------- sections
@@ -165,8 +158,7 @@ def _short(path: Any) -> str:
 
 
 def _data(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
-    shown = {k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE}
-    lines = _section("Data and training") + _facts(shown)
+    lines = _facts({k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE})
     if rl:
         origin = {
             "data of the reinforcement": _short(rl.get("data") or "the embedded corpus"),
@@ -175,19 +167,17 @@ def _data(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
             "settings of the reinforcement": {k: rl[k] for k in SETTINGS if rl.get(k) is not None},
         }
         lines += _facts(origin)
-    return lines
+    return ["", "## Data and training", "", *lines]
 
 
 def _rewards(rl: Mapping[str, Any]) -> list[str]:
     specs = map(_mapping, _list(rl.get("reward_specs")))
     rows = [[s.get("name"), s.get("weight"), s.get("scale"), s.get("help", "")] for s in specs]
-    if not rows:
-        return []
     note = ["", "The policy's loss had weight 0: nothing was sampled or scored, this is a control."]
     trained = rl.get("policy_weight", 1)
     title, head = ("Rewards", "reward") if trained else ("Measured as rewards", "metric")
-    table = _section(title) + _table([head, "weight", "scale", "what it is"], rows)
-    return table if trained else table + note
+    table = _table([head, "weight", "scale", "what it is"], rows)
+    return _section(title, table if trained or not table else table + note)
 
 
 def _guards(rl: Mapping[str, Any]) -> list[str]:
@@ -196,54 +186,44 @@ def _guards(rl: Mapping[str, Any]) -> list[str]:
     rows = [[s.get("name"), drop, s.get("help", "")] for s, drop in zip(specs, drops, strict=True)]
     what = "Measured, not rewarded: what they lose, the rewards have bought."
     table = _table(["metric", "may get worse by", "what it is"], rows)
-    return [*_section("Guards"), what, "", *table] if rows else []
+    return _section("Guards", [what, "", *table] if table else [])
 
 
 def _results(rl: Mapping[str, Any]) -> list[str]:
-    metrics = _metrics(rl)
-    if not metrics:
-        return []
     results, rows = _mapping(rl.get("results")), []
-    for name, m in metrics.items():
+    for name, m in _metrics(rl).items():
         change = _interval(m["difference"], sign=True)
         sure = _sure(m["difference"]) and float(change.split()[0]) != 0
         label = "all rewards together" if name == "reward" else f"{name}{'' if m['up'] else ' (lower is better)'}"
         cells = [md(label), _interval(m["start"]), _interval(m["now"]), f"**{change}**" if sure else change]
         rows.append([*map(Raw, cells), str(m["role"])])
     clips, step = md(results.get("clips")), md(results.get("step"))
-    return [
-        *_section("Results"),
-        f"{clips} held-out clips, step {step} against step 0 (the checkpoint that it started from). In brackets "
-        "bootstrap 95 % intervals; the difference is paired by clip, bold where its interval excludes 0.",
-        "",
-        *_table(["metric", "start", "now", "difference", "role"], rows),
-    ]
+    what = f"{clips} held-out clips, step {step} against step 0 (the checkpoint that it started from). In brackets "
+    what += "bootstrap 95 % intervals; the difference is paired by clip, bold where its interval excludes 0."
+    table = _table(["metric", "start", "now", "difference", "role"], rows)
+    return _section("Results", [what, "", *table] if table else [])
 
 
 def _check(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
     """The numbers of a checkpoint that knows only means."""
     numbers = {k: f"{v:.4g}" for k, v in _mapping(facts.get("validation")).items() if _number(v)}
-    return [*_section("Held-out numbers"), *_facts(numbers)] if numbers and not _metrics(rl) else []
+    return [] if _metrics(rl) else _section("Held-out numbers", _facts(numbers))
 
 
 def _use(card: Card) -> list[str]:
     commands = [f"rlspeech {use}" for use in card.uses]
-    return [*_section("How to use it"), "```bash", *commands, "```"] if commands else []
+    return _section("How to use it", ["```bash", *commands, "```"] if commands else [])
 
 
 def _limits(rl: Mapping[str, Any]) -> list[str]:
-    lines = [*_section("Limits"), UNTRIED]
+    lines = [UNTRIED]
     if rl:
         lines += LIMITS
         changes = {n: m["difference"] for n, m in _metrics(rl).items() if (m["difference"]["mean"] > 0) != m["up"]}
         worse = [f"{md(n)} {_interval(change, sign=True)}" for n, change in changes.items() if _sure(change)]
         lines += [f"- **Worse than at the start**: {'; '.join(worse)}."] if worse else []
-    return [*lines, "- No licence is chosen here: that of the data and of the checkpoint that it started from decides."]
-
-
-def _versions(rl: Mapping[str, Any]) -> list[str]:
-    versions = _mapping(rl.get("versions"))
-    return [*_section("Versions"), *_facts(versions)] if versions else []
+    lines.append("- No licence is chosen here: that of the data and of the checkpoint that it started from decides.")
+    return _section("Limits", lines)
 
 
 # ----------------------------------------------------------------------------------------------------------------- parts
@@ -253,8 +233,9 @@ class Raw(str):
     """Text that is Markdown already."""
 
 
-def _section(title: str) -> list[str]:
-    return ["", f"## {title}", ""]
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    """Lines under their title; nothing where there are none."""
+    return ["", f"## {title}", "", *lines] if lines else []
 
 
 def _facts(values: Mapping[str, Any]) -> list[str]:
@@ -272,7 +253,7 @@ def _value(value: Any) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     cells = [[c if isinstance(c, Raw) else _value(c) for c in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in [list(heads), ["---"] * len(heads), *cells]]
+    return [f"| {' | '.join(row)} |" for row in [list(heads), ["---"] * len(heads), *cells]] if cells else []
 
 
 def _metrics(rl: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

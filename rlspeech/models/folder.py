@@ -177,7 +177,11 @@ def snapshot(name: str) -> Path | None:
 
 
 def save_net(
-    folder: Path, model: Any, weights: dict[str, Tensor] | None, half: bool, leave_out: Collection[str] = ()
+    folder: Path,
+    model: Any,
+    weights: dict[str, Tensor] | None = None,
+    half: bool = False,
+    leave_out: Collection[str] = (),
 ) -> int:
     """Write a model's part of a checkpoint folder: config, weights, and the files that lay beside them where it came from.
 

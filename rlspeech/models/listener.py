@@ -180,16 +180,9 @@ class Listener(nn.Module):
         return list(self.processor.batch_decode(made[:, given["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def save_listener(
-    folder: Path,
-    model: Listener,
-    *,
-    facts: dict[str, Any],
-    weights: dict[str, Tensor] | None = None,
-    half: bool = False,
-) -> None:
+def save_listener(folder: Path, model: Listener, *, facts: dict[str, Any], **how: Any) -> None:
     """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
-    parameters = save_net(folder, model, weights, half)
+    parameters = save_net(folder, model, **how)
     model.processor.save_pretrained(folder)
     about = {"task": "listener", "model": model.cfg.model_dump(), "facts": facts}
     write_about(folder, about, card_of("listener", parameters, SAMPLE_RATE))

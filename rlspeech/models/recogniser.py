@@ -191,16 +191,9 @@ class Recogniser(nn.Module):
         return with_answers(rows, self.marks[PAD])
 
 
-def save_recogniser(
-    folder: Path,
-    model: Recogniser,
-    *,
-    facts: dict[str, Any],
-    weights: dict[str, Tensor] | None = None,
-    half: bool = False,
-) -> None:
+def save_recogniser(folder: Path, model: Recogniser, *, facts: dict[str, Any], **how: Any) -> None:
     """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
-    parameters = save_net(folder, model, weights, half, leave_out={"lm_head.weight"})  # it is the table of embeddings
+    parameters = save_net(folder, model, **how, leave_out={"lm_head.weight"})  # it is the table of embeddings
     model.tokenizer.save_pretrained(folder)
     extractor = {
         "feature_extractor_type": "FunAsrNanoFeatureExtractor",

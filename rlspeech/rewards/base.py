@@ -16,9 +16,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
-from rlspeech.plugins import load, load_function
-from rlspeech.rewards.catalogue import ALIASES, ANY, BUILTIN, Column, Entry
-from rlspeech.rewards.user import asks_for, is_trls
+from rlspeech.plugins import load
+from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
+from rlspeech.rewards.user import entry_of
 from rlspeech.types import Sample, Score, UserError
 
 FOLDER_HINT = "a folder that holds config.json and the weights, or a Hub id with the network at hand"
@@ -96,7 +96,7 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
         raise UserError(f"cannot read the reward name {asked!r}", "", usage)
     name, merged = match[1], {**(options or {}), **_parse_options(match[2] or "", asked)}
     if ":" in name:
-        return Request(asked, _function_entry(name), name, tuple(sorted({**merged, "name": name}.items())))
+        return Request(asked, entry_of(name), name, tuple(sorted({**merged, "name": name}.items())))
     name = _aliases.get(name, name)
     if name not in _columns:
         close = difflib.get_close_matches(name, [*_columns, *_aliases], 1, 0.5)
@@ -108,16 +108,6 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
         hint = "rlspeech doctor lists the rewards that can be used"
         raise UserError(f"the reward {name!r} cannot be used here", reason, hint)
     return Request(asked, entry, name, tuple(sorted(merged.items())))
-
-
-def _function_entry(path: str) -> Entry:
-    """What a Python function says of itself; one with a parameter ``hypotheses``, or of TRL's form, judges texts."""
-    function, factory = load_function(path), "rlspeech.rewards.user:UserReward"
-    up, optional = bool(getattr(function, "higher_is_better", True)), bool(getattr(function, "optional", False))
-    texts = {"hypothesis"} if asks_for(function, "hypotheses") or is_trls(function) else set()
-    columns, needs = {path: Column("Python function", up, optional=optional)}, {*getattr(function, "needs", ()), *texts}
-    how: dict[str, Any] = {**ANY, "sample_rate": getattr(function, "sample_rate", None)}
-    return Entry(path, factory, columns, frozenset(needs), **how)
 
 
 def column_of(asked: str) -> Column:

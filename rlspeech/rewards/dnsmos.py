@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -228,7 +228,6 @@ class Dnsmos:
             engine = "onnx" if device == "cpu" and find_spec("onnxruntime") else "torch"
         self.device, self.engine, self.level_dbfs = device, engine, level_dbfs
         self.threads = threads or torch.get_num_threads()
-        self._net: P835Net | P808Net | None = None
 
     @property
     def version(self) -> str:
@@ -237,13 +236,10 @@ class Dnsmos:
         level = "" if self.level_dbfs is None else f", at {self.level_dbfs:g} dBFS"
         return f"{self.kind}-{digest(model_path(self.kind))}, {rule}{level}"
 
-    @property
+    @cached_property
     def net(self) -> P835Net | P808Net:
-        """The torch module, built when it is first needed."""
-        if self._net is None:
-            net = P808Net() if self.kind == "p808" else P835Net(self.kind == "pp835", raw=True)
-            self._net = net.to(self.device)
-        return self._net
+        """The torch module."""
+        return (P808Net() if self.kind == "p808" else P835Net(self.kind == "pp835", raw=True)).to(self.device)
 
     def raw(self, wavs: np.ndarray) -> np.ndarray:
         """Net outputs of equally long stretches: (N, T) -> (N, 3) or (N, 1)."""

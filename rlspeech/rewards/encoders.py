@@ -289,12 +289,7 @@ class SpeakerSimilarity:
 
 
 def bert_score(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
-    """Precision, recall and F1 of frame features.
-
-    Args:
-        output: (L, D).
-        reference: (L', D).
-    """
+    """Precision, recall and F1 of frame features (L, D) and (L', D)."""
     similarity = F.normalize(output.float(), dim=-1) @ F.normalize(reference.float(), dim=-1).T
     precision, recall = float(similarity.amax(1).mean()), float(similarity.amax(0).mean())
     total = precision + recall

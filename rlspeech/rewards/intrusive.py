@@ -133,12 +133,7 @@ def _bands(x: np.ndarray) -> np.ndarray:
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB, means removed (Le Roux et al. 2019), at most 120.
-
-    Args:
-        reference: (T,).
-        degraded: (T,).
-    """
+    """Scale-invariant signal-to-distortion ratio of (T,) and (T,) in dB, means removed (Le Roux et al. 2019), at most 120."""
     x, y = reference.astype(np.float64), degraded.astype(np.float64)
     x, y = x - x.mean(), y - y.mean()
     dust = EPS * EPS * max(float(np.dot(y, y)), 1e-200)  # relative: any level will do
@@ -151,13 +146,8 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
 def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray, n_fft: int = 512, hop: int = 128) -> float:
     """Root-mean-square difference of the power spectra in dB over the bins, averaged over the frames (Gray and Markel 1976).
 
-    Both spectra are floored 80 dB below the reference's strongest bin: silence against silence is no distance. Level counts.
-
-    Args:
-        reference: (T,).
-        degraded: (T,).
-        n_fft: samples of a frame, Hann window.
-        hop: samples between frames.
+    Of (T,) and (T,), in Hann windows of ``n_fft`` samples. Both spectra are floored 80 dB below the reference's strongest bin: silence
+    against silence is no distance. Level counts.
     """
     window = np.hanning(n_fft + 1)[:-1]
 
@@ -173,15 +163,9 @@ def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray, n_fft: in
 
 
 def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int, float, float]:
-    """Delay of ``degraded`` by cross-correlation.
+    """Delay of ``degraded`` (T,) in samples by cross-correlation, at most ``max_lag`` either way, positive where it is late.
 
-    Args:
-        reference: (T,).
-        degraded: (T,).
-        max_lag: largest delay looked for, in samples, both ways.
-
-    Returns:
-        delay in samples (positive: degraded is late), the normalised correlation there, and the one at delay 0.
+    Returns the normalised correlation there as well, and the one at delay 0.
     """
     from scipy.fft import irfft, next_fast_len, rfft  # type: ignore[import-untyped]
 

@@ -1,4 +1,4 @@
-"""Several rewards become one: scaling, weights, bounds, directions; and guards that stop a run.
+"""Several rewards become one: scaling, weights, bounds, directions.
 
 Composition as FlowSE-GRPO states it: R = sum_i w_i r_i / std(r_i), the standard deviation over the current batch, scale only, no
 centring (the group advantage centres later), summed *before* the advantage is taken ("sum_then_norm"). The other order,
@@ -19,9 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rlspeech.config import GuardSpec, RewardSpec
+from rlspeech.config import RewardSpec
 from rlspeech.rewards.base import column_of, known_column
-from rlspeech.stats import mean_interval
 from rlspeech.types import Score, UserError
 
 FLOOR = 1e-4
@@ -53,7 +52,6 @@ def compose(
     group: np.ndarray,
     specs: Sequence[RewardSpec],
     how: Scale = "sum_then_norm",
-    higher_is_better: Mapping[str, bool] | None = None,
     spread: Sequence[float | None] | None = None,
 ) -> Composed:
     """Compose N scored rows.
@@ -64,7 +62,6 @@ def compose(
         specs: names, weights, scales ("batch": divide by the batch's standard deviation; "group": z-score inside the group;
             "none"), bounds of the raw score, what a null means, and whether it adds or overrides.
         how: "sum_then_norm" adds the scaled rewards; "norm_then_sum" normalises each inside its group first, whatever its scale.
-        higher_is_better: directions by name; those left out are looked up in the registry.
         spread: a spec's divisor, in place of its scale, where the caller has measured it (inf: the reward adds 0); None: the scale's.
 
     Returns:
@@ -82,10 +79,9 @@ def compose(
         if raw.shape != group.shape:
             raise ValueError(f"{spec.name}: {raw.shape} scores for {group.shape} rows")
         raw = np.where(np.isfinite(raw), raw, np.nan)
-        up = _direction(spec.name, higher_is_better)
         low, high = spec.bounds
         kept = np.clip(raw, low, high) if low is not None or high is not None else raw
-        signed = kept if up else -kept
+        signed = kept if column_of(spec.name).higher_is_better else -kept
         if unit is not None:
             columns.append(signed / unit)
         else:
@@ -140,10 +136,6 @@ def _override(parts: np.ndarray, specs: Sequence[RewardSpec], weights: np.ndarra
         parts[(verdict >= 0) & (verdict != i), i] = 0.0
 
 
-def _direction(name: str, given: Mapping[str, bool] | None) -> bool:
-    return given[name] if given is not None and name in given else column_of(name).higher_is_better
-
-
 def divisor(x: np.ndarray, group: np.ndarray, scale: str) -> np.ndarray:
     """(N,) what each row's score is divided by (``unit_of``): by the spread of the batch or of its group, or 1 ("none")."""
     if scale == "none":
@@ -171,41 +163,3 @@ def unit_of(spread: np.ndarray | float, power: float) -> np.ndarray:
     """
     floor = FLOOR * power**0.5
     return np.where(spread > floor, np.hypot(spread, floor), np.inf)
-
-
-class GuardWatch:
-    """Metrics that are measured and not rewarded: the first reading is the baseline, a later one may be a reason to stop.
-
-    A guard trips when its mean over the items where both readings are values is worse than the baseline by more than ``max_drop``
-    *and* the bootstrap interval of the difference says so; a limit of None only watches. Directions that are not given are the registry's.
-    """
-
-    def __init__(self, specs: Sequence[GuardSpec], higher_is_better: Mapping[str, bool] | None = None) -> None:
-        self.specs = list(specs)
-        self._up = {s.name: _direction(s.name, higher_is_better) for s in specs}
-        self._first: dict[str, np.ndarray] = {}
-        self.drops: dict[str, float] = {}
-
-    def update(self, step: int, readings: Mapping[str, Sequence[float | None]]) -> str | None:
-        """Take in a validation: name -> values (K,) in the same order each time, None or nan where missing.
-
-        Returns why the run should stop, or None.
-        """
-        reasons = []
-        for spec in (s for s in self.specs if s.name in readings):
-            now = np.array([np.nan if v is None else v for v in readings[spec.name]], np.float64)
-            first = self._first.setdefault(spec.name, now)
-            if now is first:
-                continue
-            if not np.isfinite(now).any():
-                if spec.max_drop is not None and np.isfinite(first).any():
-                    reasons.append(f"{spec.name} can no longer be scored")
-                continue
-            difference = (first - now) * (1.0 if self._up[spec.name] else -1.0)
-            found = mean_interval(difference)
-            drop, half = found.mean, (found.hi - found.lo) / 2 if found.n > 1 else 0.0
-            self.drops[spec.name] = drop
-            if spec.max_drop is not None and np.isfinite(drop) and drop - half > spec.max_drop:
-                means = f"{np.nanmean(first):.4g} -> {np.nanmean(now):.4g}"
-                reasons.append(f"{spec.name} is worse by {drop:.3g} +- {half:.2g} (limit {spec.max_drop:g}): {means}")
-        return f"step {step}: " + "; ".join(reasons) if reasons else None

@@ -187,14 +187,11 @@ class RateComparison:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
 
-        def plain(part: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
-            return {s: {m: i.as_dict() for m, i in row.items()} for s, row in part.items()}
+        def plain(part: Mapping[str, Mapping[str, Interval]], changes: bool) -> dict[str, Any]:
+            more = (lambda i: {"significant": i.significant}) if changes else lambda i: {}
+            return {s: {m: i.as_dict() | more(i) for m, i in row.items()} for s, row in part.items()}
 
-        parts = {name: plain(getattr(self, name)) for name in ("systems", "deltas", "relative")}
-        for name in ("deltas", "relative"):
-            for system, row in getattr(self, name).items():
-                for rate, interval in row.items():
-                    parts[name][system][rate]["significant"] = interval.significant
+        parts = {name: plain(getattr(self, name), name != "systems") for name in ("systems", "deltas", "relative")}
         return {"n": self.items, **parts}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -12,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from rlspeech import log
+from rlspeech.data.audio import resample
 from rlspeech.parallel import Job, Pool, WorkerDied, one_by_one
 from rlspeech.plugins import load
 from rlspeech.rewards.base import MAX_ABS, Family, Request, build, gate, resolve
@@ -23,22 +25,18 @@ Names = Sequence[str]
 Options = dict[str, dict[str, Any]] | None  # by reward or family name
 
 
-def get_reward(name: str, **options: Any) -> Reward:
+def get_reward(name: str, device: str = "cpu", **options: Any) -> Reward:
     """One reward as an object with ``score(samples)``; for several at once use ``Scorer``, which shares their work.
 
-    The options are the family's, e.g. ``encoder=...``; ``device`` (default "cpu") says where it runs.
-
-    Raises:
-        UserError: unknown or unusable reward, unknown option.
+    The options are the family's, e.g. ``encoder=...``; raises ``UserError`` for a reward that is not known or cannot be used here.
     """
-    device = str(options.pop("device", "cpu"))
     return cast(Reward, SingleReward(resolve(name, options), device))
 
 
 class SingleReward:
-    """One column of one family as a ``Reward``; built at the first batch."""
+    """One column of one family as a ``Reward``; built at the first batch, where an unknown option is a ``UserError``."""
 
-    def __init__(self, request: Request, device: str = "cpu") -> None:
+    def __init__(self, request: Request, device: str) -> None:
         column = request.entry.columns[request.column]
         self.name, self.needs, self.where = request.asked, request.entry.needs, request.entry.where
         self.higher_is_better, self.bounds = column.higher_is_better, column.bounds
@@ -73,7 +71,7 @@ class Pending:
         return self.table
 
 
-class Scorer:
+class Scorer(AbstractContextManager["Scorer"]):
     """Scores batches by several rewards; a context manager that owns the worker processes.
 
     Args:
@@ -110,9 +108,6 @@ class Scorer:
         if self._pooled:
             specs = [(self._groups[k][0].entry.factory, dict(self._groups[k][0].options)) for k in self._pooled]
             self._pool = Pool(partial(_Families, specs), workers, timeout_s)
-
-    def __enter__(self) -> Scorer:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -204,8 +199,6 @@ class Scorer:
             self.rates.setdefault(r.column, Counter())[rate, sample.sample_rate] += 1
         if rate == sample.sample_rate:
             return sample
-        from rlspeech.data.audio import resample
-
         if (id(sample), rate) not in cache:
             self.resampled[f"{sample.sample_rate} Hz -> {rate} Hz"] += 1
             wav = resample(sample.wav, sample.sample_rate, rate)

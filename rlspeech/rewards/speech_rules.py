@@ -154,24 +154,19 @@ class TokenRules:
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Score a batch; samples with one ``key`` and ``group`` are one group."""
         tokens = [np.asarray(s.tokens, dtype=np.int64).ravel() for s in samples]
-        loops: list[int | None] = [None] * len(tokens)
+        rows, loops = list(zip(samples, tokens, strict=True)), list[int | None]()
         if set(columns) & {"tts_loop", "tts_token_diversity"}:
-            loops = [find_loop(t, s.token_s or TOKEN_S, **self._loop) for s, t in zip(samples, tokens, strict=True)]
+            loops = [find_loop(t, s.token_s or TOKEN_S, **self._loop) for s, t in rows]
         groups: dict[Any, list[int]] = {}
         for i, s in enumerate(samples):
             groups.setdefault((s.key, s.group), []).append(i)
-        made: dict[str, list[Score]] = {}
-        if "tts_duration" in columns:
-            made["tts_duration"] = self._durations(samples, tokens, groups.values())
-        if "tts_token_diversity" in columns:
-            rows = zip(samples, loops, tokens, strict=True)
-            sound = [s.finished and loop is None and len(t) > 0 for s, loop, t in rows]
-            made["tts_token_diversity"] = self._diversity(tokens, sound, groups.values())
-        if "tts_stopped" in columns:
-            pairs = zip(samples, tokens, strict=True)
-            made["tts_stopped"] = [Score(float(s.finished), None, {"tokens": len(t)}) for s, t in pairs]
-        if "tts_loop" in columns:
-            made["tts_loop"] = [Score(float(x is not None), None, {"loop": x}) for x in loops]
+        rules: dict[str, Callable[[], list[Score]]] = {
+            "tts_duration": lambda: self._durations(samples, tokens, groups.values()),
+            "tts_token_diversity": lambda: self._diversity(samples, tokens, loops, groups.values()),
+            "tts_stopped": lambda: [Score(float(s.finished), None, {"tokens": len(t)}) for s, t in rows],
+            "tts_loop": lambda: [Score(float(x is not None), None, {"loop": x}) for x in loops],
+        }
+        made = {c: rules[c]() for c in columns}
         return [{c: made[c][i] for c in columns} for i in range(len(samples))]
 
     @staticmethod
@@ -187,7 +182,9 @@ class TokenRules:
         return out
 
     @staticmethod
-    def _diversity(tokens: list[np.ndarray], sound: Sequence[bool], groups: Iterable[list[int]]) -> list[Score]:
+    def _diversity(
+        samples: Sequence[Sample], tokens: list[np.ndarray], loops: list[int | None], groups: Iterable[list[int]]
+    ) -> list[Score]:
         """Mean normalised edit distance to the others; a row that does not stop, loops or is empty gets 0 and is not compared with."""
         from rapidfuzz.distance import Levenshtein
 
@@ -195,7 +192,7 @@ class TokenRules:
         for rows in groups:
             if len(rows) < 2:
                 continue
-            good = [i for i in rows if sound[i]]
+            good = [i for i in rows if samples[i].finished and loops[i] is None and len(tokens[i])]
             written = {i: tokens[i].tolist() for i in good}
             sums = dict.fromkeys(rows, 0.0)
             for at, i in enumerate(good):

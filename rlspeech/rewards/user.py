@@ -25,6 +25,7 @@ import numpy as np
 
 from rlspeech.parallel import one_by_one, within
 from rlspeech.plugins import load_function
+from rlspeech.rewards.catalogue import ANY, Column, Entry
 from rlspeech.types import Sample, Score, UserError
 
 MOST = 10  # waveforms of a call for which time is given
@@ -42,6 +43,16 @@ def asks_for(function: Any, parameter: str) -> bool:
 def is_trls(function: Any) -> bool:
     """Whether a function has the form of TRL's rewards: it judges ``completions`` and takes no waveforms."""
     return asks_for(function, "completions") and not asks_for(function, "wavs")
+
+
+def entry_of(path: str) -> Entry:
+    """What a Python function says of itself; one with a parameter ``hypotheses``, or of TRL's form, judges texts."""
+    function, factory = load_function(path), "rlspeech.rewards.user:UserReward"
+    up, optional = bool(getattr(function, "higher_is_better", True)), bool(getattr(function, "optional", False))
+    texts = {"hypothesis"} if asks_for(function, "hypotheses") or is_trls(function) else set()
+    columns, needs = {path: Column("Python function", up, optional=optional)}, {*getattr(function, "needs", ()), *texts}
+    how: dict[str, Any] = {**ANY, "sample_rate": getattr(function, "sample_rate", None)}
+    return Entry(path, factory, columns, frozenset(needs), **how)
 
 
 class UserReward:

@@ -20,7 +20,7 @@ from typing import Any
 
 from rlspeech.files import dumps, numbered_lines, write_text
 from rlspeech.rewards.catalogue import BUILTIN
-from rlspeech.scores import FIXED
+from rlspeech.scores import FIXED, write_json
 from rlspeech.stats import mean_interval
 from rlspeech.types import UserError
 
@@ -77,9 +77,7 @@ def export(source: Path, out: Path, system: str | None = None) -> Done:
         why = f"it has {', '.join(filter(None, systems))}" if any(systems) else "it has no row with a key"
         what = f"no score rows{f' of {system}' if system else ''} in {source}"
         raise UserError(what, why, "rlspeech reward writes scores.jsonl")
-    theirs: dict[str, str] = {}
-    for name, ours in NAMES.items():
-        theirs.setdefault(ours, name)
+    theirs = {ours: name for name, ours in reversed(NAMES.items())}
     lines, counts = [], dict[str, list[int]]()
     for row in rows:
         named = {}
@@ -126,7 +124,7 @@ def take(source: Path, out: Path, system: str) -> Done:
     write_text(out, "".join(dumps(row) + "\n" for row in ours))
     facts = {name: _facts(name, theirs, ours) for name, theirs in versions.items()}
     meta = {"systems": {system: {"metrics": facts, "n": len(ours), "source": source.name}}}
-    write_text(out.with_suffix(".meta.json"), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+    write_json(out.with_suffix(".meta.json"), meta)
     done.rows = len(ours)
     done.metrics = [(t, name, facts[name]["n_valid"], facts[name]["n_failed"]) for name, t in versions.items()]
     return done

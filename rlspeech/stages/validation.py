@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from rlspeech import __version__, log
-from rlspeech.config import RL, RewardSpec
+from rlspeech.config import RL, GuardSpec, RewardSpec
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.engine import Engine
 from rlspeech.files import safe_name, write_error
 from rlspeech.report.runs import find
-from rlspeech.rewards.base import known_column
-from rlspeech.rewards.mix import GuardWatch, compose
+from rlspeech.rewards.base import column_of, known_column
+from rlspeech.rewards.mix import compose
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run, versions_of
@@ -50,6 +50,43 @@ Columns = Mapping[str, Rewards]  # by name
 Scores = Mapping[str, Sequence[Score]]
 SPEC = {"name", "weight", "scale"}  # what a checkpoint says of a reward
 NOTED = {"prompts_per_step", "group", "lr", "kl_beta", "clip_range", "policy_weight", "supervised_weight"}
+
+
+class GuardWatch:
+    """Metrics that are measured and not rewarded: the first reading is the baseline, a later one may be a reason to stop.
+
+    A guard trips when its mean over the items where both readings are values is worse than the baseline by more than ``max_drop``
+    *and* the bootstrap interval of the difference says so; a limit of None only watches.
+    """
+
+    def __init__(self, specs: Sequence[GuardSpec]) -> None:
+        self.specs = list(specs)
+        self._first: dict[str, np.ndarray] = {}
+        self.drops: dict[str, float] = {}
+
+    def update(self, step: int, readings: Mapping[str, Sequence[float | None]]) -> str | None:
+        """Take in a validation: name -> values (K,) in the same order each time, None or nan where missing.
+
+        Returns why the run should stop, or None.
+        """
+        reasons = []
+        for spec in (s for s in self.specs if s.name in readings):
+            now = np.array([np.nan if v is None else v for v in readings[spec.name]], np.float64)
+            first = self._first.setdefault(spec.name, now)
+            if now is first:
+                continue
+            if not np.isfinite(now).any():
+                if spec.max_drop is not None and np.isfinite(first).any():
+                    reasons.append(f"{spec.name} can no longer be scored")
+                continue
+            difference = (first - now) * (1.0 if column_of(spec.name).higher_is_better else -1.0)
+            found = mean_interval(difference)
+            drop, half = found.mean, (found.hi - found.lo) / 2 if found.n > 1 else 0.0
+            self.drops[spec.name] = drop
+            if spec.max_drop is not None and np.isfinite(drop) and drop - half > spec.max_drop:
+                means = f"{np.nanmean(first):.4g} -> {np.nanmean(now):.4g}"
+                reasons.append(f"{spec.name} is worse by {drop:.3g} +- {half:.2g} (limit {spec.max_drop:g}): {means}")
+        return f"step {step}: " + "; ".join(reasons) if reasons else None
 
 
 class Validation:

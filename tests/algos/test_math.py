@@ -405,14 +405,15 @@ def test_one_reward_as_it_comes_is_the_plain_difference() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.standard_normal(6), rng.standard_normal(6)
 
-    def made(specs: list[RewardSpec], up: bool = True) -> Any:
-        return relative_reward({"a": ours}, {"a": theirs}, np.arange(6), specs, {"a": up})
+    def made(*specs: RewardSpec) -> Any:
+        (name,) = {s.name for s in specs}
+        return relative_reward({name: ours}, {name: theirs}, np.arange(6), specs)
 
-    plain = made(_specs(a="none"))
+    plain = made(*_specs(stoi="none"))
     assert np.array_equal(plain.difference, ours - theirs) and np.array_equal(plain.reward, ours)
     assert np.array_equal(plain.base, theirs)
-    assert np.array_equal(made(_specs(a="none"), up=False).difference, theirs - ours)
-    cut = made([RewardSpec(name="a", scale="none", bounds=(None, 0.0))])
+    assert np.array_equal(made(*_specs(lsd="none")).difference, theirs - ours)  # lower is better
+    cut = made(RewardSpec(name="stoi", scale="none", bounds=(None, 0.0)))
     np.testing.assert_array_equal(cut.difference, np.minimum(ours, 0) - np.minimum(theirs, 0))
 
 
@@ -421,17 +422,18 @@ def test_rewards_of_unlike_units_weigh_the_same() -> None:
     a, b, base_a, base_b = (rng.standard_normal(12) for _ in range(4))
 
     def made(ours: dict[str, Any], theirs: dict[str, Any], **scales: str) -> Any:
-        return relative_reward(ours, theirs, np.arange(12) // 3, _specs(**scales), {"a": True, "b": False})
+        return relative_reward(ours, theirs, np.arange(12) // 3, _specs(**scales))
 
-    one = made({"a": a, "b": b}, {"a": base_a, "b": base_b}, a="batch", b="batch")
-    two = made({"a": 100 * a, "b": b + 7}, {"a": 100 * base_a, "b": base_b + 7}, a="batch", b="batch")
+    one = made({"stoi": a, "lsd": b}, {"stoi": base_a, "lsd": base_b}, stoi="batch", lsd="batch")
+    two = made({"stoi": 100 * a, "lsd": b + 7}, {"stoi": 100 * base_a, "lsd": base_b + 7}, stoi="batch", lsd="batch")
     np.testing.assert_allclose(one.difference, two.difference, rtol=1e-5)
     np.testing.assert_allclose(one.difference, (a - base_a) / a.std() - 0.5 * (b - base_b) / b.std(), rtol=1e-5)
     np.testing.assert_allclose(one.difference, one.reward - one.base, atol=1e-9)
-    inside = made({"a": a}, {"a": base_a}, a="group").difference
+    inside = made({"stoi": a}, {"stoi": base_a}, stoi="group").difference
     np.testing.assert_allclose(inside[3:6], (a - base_a)[3:6] / a[3:6].std(), rtol=1e-5)
     # nothing to divide by
-    assert np.array_equal(made({"a": np.ones(12)}, {"a": base_a}, a="batch").difference, np.zeros(12))
+    assert np.array_equal(made({"stoi": np.ones(12)}, {"stoi": base_a}, stoi="batch").difference, np.zeros(12))
     at = np.arange(12)
-    missing = made({"a": np.where(at == 2, np.nan, a)}, {"a": np.where(at == 5, np.nan, base_a)}, a="batch").difference
+    ours, theirs = (np.where(at == i, np.nan, x) for i, x in ((2, a), (5, base_a)))
+    missing = made({"stoi": ours}, {"stoi": theirs}, stoi="batch").difference
     assert np.flatnonzero(np.isnan(missing)).tolist() == [2, 5]

@@ -1,4 +1,4 @@
-"""Composition and guards: the published formula, missing scores, directions, stop rules."""
+"""Composition: the published formula, missing scores, directions, verdicts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlspeech.config import GuardSpec, RewardSpec
-from rlspeech.rewards.mix import GuardWatch, compose, to_arrays
+from rlspeech.config import RewardSpec
+from rlspeech.rewards.mix import compose, to_arrays
 from rlspeech.types import Score, UserError
 
-UP = {"a": True, "b": True, "down": False}
 GROUP = np.repeat(np.arange(4), 5)
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(3, 2, 20), RNG.normal(-1, 0.1, 20)
@@ -22,27 +21,26 @@ def specs(*rows):
 
 
 def mixed(scores, rows, group=GROUP, **more):
-    """Compose with the directions of the tests."""
-    return compose(scores, group, rows, higher_is_better=UP, **more)
+    return compose(scores, group, rows, **more)
 
 
-PLAIN = specs(("a", 1.0, {}), ("b", 1.0, {}))
+PLAIN = specs(("estoi", 1.0, {}), ("stoi", 1.0, {}))
 WAYS = [(how, scale) for how in ("sum_then_norm", "norm_then_sum") for scale in ("batch", "group", "none")]
 
 
 def test_published_composition_divides_by_the_batch_deviation_and_does_not_centre():
-    out = mixed({"a": A, "b": B}, specs(("a", 0.6, {}), ("b", 1.0, {})))
+    out = mixed({"estoi": A, "stoi": B}, specs(("estoi", 0.6, {}), ("stoi", 1.0, {})))
     np.testing.assert_allclose(out.reward, 0.6 * A / A.std() + B / B.std(), rtol=1e-5)
     np.testing.assert_allclose(out.reward, out.parts @ out.weights)
-    scaled = mixed({"a": 7 * A, "b": B / 4}, specs(("a", 0.6, {}), ("b", 1.0, {})))
+    scaled = mixed({"estoi": 7 * A, "stoi": B / 4}, specs(("estoi", 0.6, {}), ("stoi", 1.0, {})))
     np.testing.assert_allclose(scaled.reward, out.reward)  # units do not matter
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-5, 5), st.floats(0.01, 100))
 def test_group_scale_ignores_offset_and_unit_and_is_centred(offset, unit):
-    one = mixed({"a": A}, specs(("a", 1.0, {"scale": "group"}))).reward
-    two = mixed({"a": offset + unit * A}, specs(("a", 1.0, {"scale": "group"}))).reward
+    one = mixed({"estoi": A}, specs(("estoi", 1.0, {"scale": "group"}))).reward
+    two = mixed({"estoi": offset + unit * A}, specs(("estoi", 1.0, {"scale": "group"}))).reward
     np.testing.assert_allclose(one, two, atol=1e-6 + 2 * (5e-4 / (unit * 0.3)) ** 2)  # far from 0 the floor is higher
     for g in range(4):
         assert abs(one[GROUP == g].mean()) < 1e-9 and one[GROUP == g].std() == pytest.approx(1, abs=1e-5)
@@ -51,30 +49,28 @@ def test_group_scale_ignores_offset_and_unit_and_is_centred(offset, unit):
 def test_norm_then_sum_weighs_equal_spreads_where_sum_then_norm_does_not():
     """A reward that varies little inside groups and much between them counts in full only when normalised first."""
     between = np.repeat([0.0, 10.0, 20.0, 30.0], 5) + RNG.normal(0, 0.1, 20)
-    first = mixed({"a": between, "b": B}, PLAIN, how="norm_then_sum")
+    first = mixed({"estoi": between, "stoi": B}, PLAIN, how="norm_then_sum")
     np.testing.assert_allclose(first.parts.std(0), [1, 1], rtol=1e-3)
     np.testing.assert_allclose(first.reward, first.parts.sum(1))
-    summed = mixed({"a": between, "b": B}, PLAIN)
+    summed = mixed({"estoi": between, "stoi": B}, PLAIN)
     centred = summed.parts - np.stack([summed.parts[GROUP == g].mean(0) for g in GROUP])
     assert centred[:, 0].std() < 0.05 * centred[:, 1].std()
 
 
 def test_lower_is_better_is_flipped_and_bounds_clamp_the_raw_score():
-    out = compose(
-        {"down": A}, GROUP, specs(("down", 1.0, {"scale": "none", "bounds": (None, 3.0)})), higher_is_better=UP
-    )
+    out = mixed({"lsd": A}, specs(("lsd", 1.0, {"scale": "none", "bounds": (None, 3.0)})))
     np.testing.assert_allclose(out.reward, -np.minimum(A, 3.0))
 
 
 def test_a_spread_that_the_caller_has_measured_takes_the_place_of_the_scale():
-    rows = specs(("a", 0.6, {}), ("b", 1.0, {"scale": "group"}))
-    plain = mixed({"a": A, "b": B}, rows, spread=[1.0, 1.0])
+    rows = specs(("estoi", 0.6, {}), ("stoi", 1.0, {"scale": "group"}))
+    plain = mixed({"estoi": A, "stoi": B}, rows, spread=[1.0, 1.0])
     np.testing.assert_array_equal(plain.parts, np.stack([A, B], 1))
-    partly = mixed({"a": A, "b": B}, rows, spread=[2.0, None])
-    own = mixed({"a": A, "b": B}, rows)
+    partly = mixed({"estoi": A, "stoi": B}, rows, spread=[2.0, None])
+    own = mixed({"estoi": A, "stoi": B}, rows)
     np.testing.assert_array_equal(partly.parts[:, 0], A / 2)
     np.testing.assert_array_equal(partly.parts[:, 1], own.parts[:, 1])
-    nothing = mixed({"a": A, "b": B}, rows, spread=[np.inf, 1.0])
+    nothing = mixed({"estoi": A, "stoi": B}, rows, spread=[np.inf, 1.0])
     np.testing.assert_array_equal(nothing.reward, B)
 
 
@@ -83,16 +79,16 @@ def test_missing_scores_make_the_row_nan_and_move_no_other():
     a[[2, 7]] = np.nan
     keep = np.delete(np.arange(20), [2, 7])
     for how, scale in WAYS:
-        scaled = specs(("a", 1.0, {"scale": scale}))
-        out = mixed({"a": a, "b": B}, [*scaled, *PLAIN[1:]], how=how)
+        scaled = specs(("estoi", 1.0, {"scale": scale}))
+        out = mixed({"estoi": a, "stoi": B}, [*scaled, *PLAIN[1:]], how=how)
         assert np.isnan(out.reward).nonzero()[0].tolist() == [2, 7]
-        without = mixed({"a": a[keep], "b": B[keep]}, scaled, GROUP[keep], how=how)
+        without = mixed({"estoi": a[keep], "stoi": B[keep]}, scaled, GROUP[keep], how=how)
         np.testing.assert_allclose(out.parts[keep, 0], without.parts[:, 0])
 
 
 def test_weightless_specs_are_measured_and_poison_nothing():
     broken = np.full(20, np.nan)
-    out = mixed({"a": A, "b": broken}, specs(("a", 1.0, {}), ("b", 0.0, {})))
+    out = mixed({"estoi": A, "stoi": broken}, specs(("estoi", 1.0, {}), ("stoi", 0.0, {})))
     assert np.isfinite(out.reward).all()
 
 
@@ -100,7 +96,9 @@ def test_constant_reward_adds_nothing_and_never_divides_by_zero():
     constant = np.full(20, 3.3)
     for how, scale in WAYS:
         if scale != "none":
-            out = mixed({"a": constant, "b": B}, specs(("a", 5.0, {"scale": scale}), ("b", 1.0, {})), how=how)
+            out = mixed(
+                {"estoi": constant, "stoi": B}, specs(("estoi", 5.0, {"scale": scale}), ("stoi", 1.0, {})), how=how
+            )
             assert np.allclose(out.parts[:, 0], 0) and np.isfinite(out.reward).all()
 
 
@@ -109,24 +107,24 @@ def test_what_is_no_more_than_rounding_adds_nothing_and_what_is_near_it_little(u
     flat = unit * (0.5 + 1e-6 * A)
     for how, scale in WAYS:
         if scale != "none":
-            row = specs(("a", 1.0, {"scale": scale}))
-            assert not mixed({"a": flat}, row, how=how).parts.any()
-            near = mixed({"a": unit * (0.5 + 2e-4 * A)}, row, how=how).parts
-            assert 0.3 < abs(near - near.mean()).max() < 0.99 * abs(mixed({"a": 0.5 + A}, row, how=how).parts).max()
+            row = specs(("estoi", 1.0, {"scale": scale}))
+            assert not mixed({"estoi": flat}, row, how=how).parts.any()
+            near = mixed({"estoi": unit * (0.5 + 2e-4 * A)}, row, how=how).parts
+            assert 0.3 < abs(near - near.mean()).max() < 0.99 * abs(mixed({"estoi": 0.5 + A}, row, how=how).parts).max()
 
 
 def test_group_ids_need_no_order():
     shuffle = RNG.permutation(20)
-    row = specs(("a", 1.0, {"scale": "group"}))
-    shuffled = mixed({"a": A[shuffle]}, row, GROUP[shuffle] * 17 - 3)
-    np.testing.assert_allclose(shuffled.reward, mixed({"a": A}, row).reward[shuffle])
+    row = specs(("estoi", 1.0, {"scale": "group"}))
+    shuffled = mixed({"estoi": A[shuffle]}, row, GROUP[shuffle] * 17 - 3)
+    np.testing.assert_allclose(shuffled.reward, mixed({"estoi": A}, row).reward[shuffle])
 
 
 def test_mistakes_are_told():
-    with pytest.raises(UserError, match="b"):
-        mixed({"a": A}, specs(("b", 1.0, {})))
+    with pytest.raises(UserError, match="stoi"):
+        mixed({"estoi": A}, specs(("stoi", 1.0, {})))
     with pytest.raises(UserError) as caught:
-        mixed({"a": A}, specs(("a", 0.0, {})))
+        mixed({"estoi": A}, specs(("estoi", 0.0, {})))
     assert "rewards.0.weight" in caught.value.try_this
 
 
@@ -173,11 +171,15 @@ def test_a_hallucination_adds_or_is_the_whole_verdict():
 
 
 def test_the_lowest_of_several_verdicts_counts_and_one_without_weight_does_not():
-    scores = {"a": np.array([-1.0, -1.0, 1.0, np.nan]), "b": np.array([-2.0, -0.1, 0.0, -1.0]), "down": np.full(4, 9.0)}
+    scores = {
+        "estoi": np.array([-1.0, -1.0, 1.0, np.nan]),
+        "stoi": np.array([-2.0, -0.1, 0.0, -1.0]),
+        "lsd": np.full(4, 9.0),
+    }
     over = {"mode": "override", "scale": "none"}
-    rows = specs(("a", 1.0, over), ("b", 1.0, over), ("down", 1.0, {"scale": "none"}))
+    rows = specs(("estoi", 1.0, over), ("stoi", 1.0, over), ("lsd", 1.0, {"scale": "none"}))
     np.testing.assert_allclose(mixed(scores, rows, np.zeros(4)).reward, [-2.0, -1.0, -8.0, -1.0])
-    quiet = specs(("a", 0.0, over), ("down", 1.0, {"scale": "none"}))
+    quiet = specs(("estoi", 0.0, over), ("lsd", 1.0, {"scale": "none"}))
     np.testing.assert_allclose(mixed(scores, quiet, np.zeros(4)).reward, [-9.0] * 4)
 
 
@@ -189,49 +191,7 @@ SCALED.append(({"scale": "none"}, "norm_then_sum", "norm_then_sum"))
     ("options", "how", "why"), [*SCALED, ({"scale": "none", "weight": -1.0}, "sum_then_norm", "negative")]
 )
 def test_a_verdict_that_is_scaled_is_refused(options, how, why):
-    chosen = [RewardSpec(name="a", **{"scale": "none"}), RewardSpec(name="b", mode="override", **options)]
-    with pytest.raises(UserError, match="^b ") as error:
-        compose({"a": A, "b": B}, GROUP, chosen, how, UP)
+    chosen = [RewardSpec(name="estoi", **{"scale": "none"}), RewardSpec(name="stoi", mode="override", **options)]
+    with pytest.raises(UserError, match="^stoi ") as error:
+        compose({"estoi": A, "stoi": B}, GROUP, chosen, how)
     assert why in error.value.why
-
-
-def watch(limit, name="a"):
-    return GuardWatch([GuardSpec(name=name, max_drop=limit)], UP)
-
-
-def test_guard_trips_beyond_the_limit_and_its_interval_only():
-    base = RNG.normal(3, 1, 200)
-    guard = watch(0.2)
-    assert guard.update(0, {"a": base}) is None
-    assert guard.update(1, {"a": base - 0.19 + RNG.normal(0, 0.01, 200)}) is None
-    assert guard.drops["a"] == pytest.approx(0.19, abs=0.01)
-    reason = guard.update(2, {"a": base - 0.3 + RNG.normal(0, 0.01, 200)})
-    assert reason and "step 2" in reason and "a is worse by 0.3" in reason
-    assert guard.update(3, {"a": base - 0.3 + RNG.normal(0, 3, 200)}) is None  # as large, and not sure
-    assert guard.update(4, {"a": base + 1.0}) is None
-
-
-def test_guard_is_paired_over_the_items_that_both_have():
-    base = RNG.normal(3, 5, 50)
-    later = [None if i % 7 == 0 else v - 1 for i, v in enumerate(base)]
-    guard = watch(0.5)
-    guard.update(0, {"a": list(base)})
-    assert guard.update(1, {"a": later})  # unpaired, a spread of 5 would hide a drop of 1
-    assert guard.drops["a"] == pytest.approx(1.0)
-
-
-def test_guard_on_a_metric_where_lower_is_better():
-    guard = watch(0.1, "down")
-    guard.update(0, {"down": [0.10] * 30})
-    assert guard.update(1, {"down": [0.15] * 30}) is None and guard.update(2, {"down": [0.01] * 30}) is None
-    assert guard.update(3, {"down": [0.40] * 30})
-
-
-def test_guard_that_only_watches_and_guard_that_vanishes():
-    quiet = watch(None)
-    quiet.update(0, {"a": [3.0] * 9})
-    assert quiet.update(1, {"a": [0.0] * 9}) is None and quiet.drops["a"] == 3.0
-    gone = watch(0.1)
-    gone.update(0, {"a": [3.0] * 9})
-    assert gone.update(1, {}) is None
-    assert "no longer be scored" in gone.update(2, {"a": [None] * 9})

@@ -20,8 +20,8 @@ from rlspeech.algos.grpo import GRPO
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.hub import load_model
 from rlspeech.report.runs import open_runs
-from rlspeech.rewards.mix import GuardWatch
 from rlspeech.stages import rl
+from rlspeech.stages.validation import GuardWatch
 from rlspeech.tasks import complete, get_task
 from rlspeech.types import Score, UserError
 

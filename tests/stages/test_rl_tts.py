@@ -13,12 +13,11 @@ from tiny_tts import write_tts
 from rlspeech.config import PPO, RL, DiffRO, GuardSpec, RewardSpec
 from rlspeech.config_parts import SPEAKING
 from rlspeech.models.hub import resolve
-from rlspeech.rewards.mix import GuardWatch
 from rlspeech.settings import preset_names
 from rlspeech.settings import resolve as resolve_settings
 from rlspeech.stages import rl
 from rlspeech.stages.speak import Speak
-from rlspeech.stages.validation import DRAW
+from rlspeech.stages.validation import DRAW, GuardWatch
 from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.tts.task import Tts
 

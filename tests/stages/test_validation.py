@@ -20,7 +20,7 @@ from rlspeech.report.compare import validation as shown
 from rlspeech.report.runs import RunRecord
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.stages import rl, validation
-from rlspeech.stages.validation import TEXT, reward_of, summary_line, texts_of, tuned_facts
+from rlspeech.stages.validation import TEXT, GuardWatch, reward_of, summary_line, texts_of, tuned_facts
 from rlspeech.stats import Interval
 from rlspeech.types import Sample, Score, Utterance
 
@@ -165,3 +165,38 @@ def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(tmp_path: Path) -> None
         assert f"\n## {title}\n" in card
     hub = pytest.importorskip("huggingface_hub")
     assert len(hub.ModelCard(card).data.eval_results) == 2 and not (tmp_path / "run" / "tensorboard").exists()
+
+
+def watch(limit: float | None, name: str = "estoi") -> GuardWatch:
+    return GuardWatch([GuardSpec(name=name, max_drop=limit)])
+
+
+def test_guard_trips_beyond_the_limit_and_its_interval_only() -> None:
+    rng, guard = np.random.default_rng(0), watch(0.2)
+    base = rng.normal(3, 1, 200)
+    assert guard.update(0, {"estoi": base}) is None
+    assert guard.update(1, {"estoi": base - 0.19 + rng.normal(0, 0.01, 200)}) is None
+    assert guard.drops["estoi"] == pytest.approx(0.19, abs=0.01)
+    reason = guard.update(2, {"estoi": base - 0.3 + rng.normal(0, 0.01, 200)})
+    assert reason and "step 2" in reason and "estoi is worse by 0.3" in reason
+    assert guard.update(3, {"estoi": base - 0.3 + rng.normal(0, 3, 200)}) is None  # as large, and not sure
+    assert guard.update(4, {"estoi": base + 1.0}) is None
+
+
+def test_guard_is_paired_over_the_items_that_both_have() -> None:
+    base, guard = np.random.default_rng(0).normal(3, 5, 50), watch(0.5)
+    guard.update(0, {"estoi": list(base)})
+    # unpaired, a spread of 5 would hide a drop of 1
+    assert guard.update(1, {"estoi": [None if i % 7 == 0 else v - 1 for i, v in enumerate(base)]})
+    assert guard.drops["estoi"] == pytest.approx(1.0)
+
+
+def test_guard_where_lower_is_better_that_only_watches_or_that_vanishes() -> None:
+    guard, quiet, gone = watch(0.1, "lsd"), watch(None), watch(0.1)
+    guard.update(0, {"lsd": [0.10] * 30})
+    assert guard.update(1, {"lsd": [0.15] * 30}) is None and guard.update(2, {"lsd": [0.01] * 30}) is None
+    assert guard.update(3, {"lsd": [0.40] * 30})
+    quiet.update(0, {"estoi": [3.0] * 9})
+    assert quiet.update(1, {"estoi": [0.0] * 9}) is None and quiet.drops["estoi"] == 3.0
+    gone.update(0, {"estoi": [3.0] * 9})
+    assert gone.update(1, {}) is None and "no longer be scored" in str(gone.update(2, {"estoi": [None] * 9}))

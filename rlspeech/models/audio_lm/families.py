@@ -160,7 +160,8 @@ class FunAsrNano(Family):
     def __init__(self, net: Any, tokenizer: Any, processor: Any = None, extractor: Any = None) -> None:
         super().__init__(net, tokenizer, processor, extractor)
         self.max_s = min(self.max_s, FRAME_S * (net.config.audio_config.max_position_embeddings - 2))
-        fix_adaptor(net)
+        if net.config.adaptor_config._attn_implementation is None:
+            net.config.adaptor_config._attn_implementation = net.config.audio_config._attn_implementation
 
     def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         """See ``Family``; the content parts are those of transformers' processor."""
@@ -190,13 +191,6 @@ class FunAsrNano(Family):
                 raise UserError(what, str(error), "leave it out") from error
             content.append({"type": "language", "language": named})
         return self.chat(content)
-
-
-def fix_adaptor(net: Any) -> None:
-    """Give Fun-ASR-Nano's adaptor the attention that the rest of the model has; see ``FunAsrNano``."""
-    adaptor = net.config.adaptor_config
-    if adaptor._attn_implementation is None:
-        adaptor._attn_implementation = net.config.audio_config._attn_implementation
 
 
 class Qwen2Audio(Family):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,14 @@ PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0
 PLAIN |= {"do_sample": False}
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 
+UNLOADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    ImportError,
+    AttributeError,
+)  # what a processor raises that does not load
 TASK = "asr"
 
 
@@ -309,29 +318,20 @@ def _words(where: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Tokenizer, and processor and feature extractor where they load; some ask for packages that are not everywhere."""
     from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer
 
-    processor, extractor = None, None
-    try:
+    processor: Any = None
+    extractor: Any = None
+    with suppress(*UNLOADABLE):
         processor = pretrained(AutoProcessor, where, **options)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError):
-        pass
-    if processor is None or not hasattr(processor, "tokenizer"):
-        processor = None
-        try:
-            extractor = pretrained(AutoFeatureExtractor, where, **options)
-        except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError):
-            pass
-    tokenizer = processor.tokenizer if processor is not None else pretrained(AutoTokenizer, where, **options)
-    return tokenizer, processor, extractor
+    if hasattr(processor, "tokenizer"):
+        return processor.tokenizer, processor, None
+    with suppress(*UNLOADABLE):
+        extractor = pretrained(AutoFeatureExtractor, where, **options)
+    return pretrained(AutoTokenizer, where, **options), None, extractor
 
 
-def save_audio_lm(
-    folder: Path, model: AudioLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None, half: bool = False
-) -> None:
-    """Write a folder that transformers loads by itself, with ``rlspeech.json`` beside; the caller makes it atomic.
-
-    Arguments are those of ``folder.save_net``; ``facts`` say how it came to be (data, steps, reward, numbers).
-    """
-    save_net(folder, model, weights, half)
+def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], **how: Any) -> None:
+    """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
+    save_net(folder, model, **how)
     if model.source is None:
         for part in (model.processor, model.extractor, model.tokenizer):
             if part is not None:

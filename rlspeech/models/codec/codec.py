@@ -259,10 +259,9 @@ class HubCodec:
         if FAMILIES[self.family].semantic:
             features = fbank_features(given[0, 0].numpy(), self.hop // 2 if self.family == "xcodec2" else 0)
             codes = self.net.encode(given.to(self.device), input_features=features[None].to(self.device)).audio_codes
-        elif self.family == "mimi":
-            codes = self.net.encode(given[..., : -self.hop].to(self.device), num_quantizers=self.books).audio_codes
         else:
-            codes = self.net.encode(given[..., : -self.hop].to(self.device), n_quantizers=self.books).audio_codes
+            books = {"num_quantizers" if self.family == "mimi" else "n_quantizers": self.books}
+            codes = self.net.encode(given[..., : -self.hop].to(self.device), **books).audio_codes
         kept = codes[0, : self.books, :frames].cpu().long()  # (K, frames)
         return (kept + self.codebook * torch.arange(self.books)[:, None]).T.reshape(-1)
 
@@ -283,14 +282,9 @@ class HubCodec:
                 codes = flat.reshape(len(some), frames, self.books).transpose(1, 2)
                 wavs = self.net.decode(audio_codes=codes.to(self.device)).audio_values
                 for i, wav in zip(some, wavs.reshape(len(some), -1).float().cpu().numpy(), strict=True):
-                    made[i] = fit_length(wav, round(frames * self.hop * self.sample_rate / self.input_rate))
+                    length = round(frames * self.hop * self.sample_rate / self.input_rate)
+                    made[i] = np.pad(wav[:length], (0, max(0, length - len(wav))))
         return made
-
-
-def fit_length(wav: np.ndarray, length: int) -> np.ndarray:
-    """(length,): cut, or zeros behind."""
-    wav = wav[:length].astype(np.float32)
-    return np.pad(wav, (0, length - len(wav)))
 
 
 def fbank_features(wav: np.ndarray, side: int) -> Tensor:

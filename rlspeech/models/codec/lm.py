@@ -389,20 +389,7 @@ def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None 
 def load_codec_lm(
     name: str, device: torch.device | str = "cpu", dtype: Precision = "fp32", codec: Codec | None = None
 ) -> tuple[CodecLM, dict[str, Any]]:
-    """Load a codec language model in evaluation mode.
-
-    Args:
-        name: Hub id, a folder in transformers' layout, a run folder, or 'embedded'.
-        device: where to.
-        dtype: precision of the weights.
-        codec: where it is already loaded.
-
-    Returns:
-        the model and what its ``rlspeech.json`` says; of a folder without one, its name.
-
-    Raises:
-        UserError: missing, with a vocabulary that is not known here, or weights that do not fit the config.
-    """
+    """Load a codec language model; arguments, answer and errors as in ``audio_lm.load_audio_lm``, ``codec`` where it is already loaded."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = find_checkpoint(name, TASK)
@@ -421,14 +408,9 @@ def load_codec_lm(
     return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}
 
 
-def save_codec_lm(
-    folder: Path, model: CodecLM, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None, half: bool = False
-) -> None:
-    """Write a folder that transformers loads by itself, with ``rlspeech.json`` beside; the caller makes it atomic.
-
-    Arguments are those of ``folder.save_net``; ``facts`` say how it came to be (data, steps, reward, numbers).
-    """
-    save_net(folder, model, weights, half)
+def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], **how: Any) -> None:
+    """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
+    save_net(folder, model, **how)
     if model.source is None or model.source.resolve() == folder.resolve():
         model.tokenizer.save_pretrained(folder)
     about = {
