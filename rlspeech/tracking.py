@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlspeech import log
-from rlspeech.files import write_error, write_text
+from rlspeech.files import parse_json, write_error, write_text
 from rlspeech.scores import step_name
 from rlspeech.types import UserError
 
@@ -127,7 +127,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line.encode())
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
@@ -143,7 +143,7 @@ def _texts(path: Path) -> list[tuple[str, str, str]]:
     """Id, reference and hypothesis of the first rows of a recogniser's validation."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            rows = [json.loads(line) for line in islice(file, ROWS)]
+            rows = [parse_json(line.encode()) for line in islice(file, ROWS)]
         return [(str(r.get("id", "")), str(r.get("text") or ""), str(r.get("hypothesis") or "")) for r in rows]
     except (OSError, ValueError, AttributeError):
         return []

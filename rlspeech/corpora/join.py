@@ -8,7 +8,6 @@ file, where the folders are the same), for all of them: scores under the bare id
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -25,7 +24,7 @@ from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Sets, Source, shown
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.manifest import PATH_KEYS, TEXT_KEYS, find_manifest, read_manifest
-from rlspeech.files import safe_name
+from rlspeech.files import parse_json, safe_name
 from rlspeech.types import UserError, Utterance
 
 FIXED = {"id", "duration", "offset", "sample_rate", *PATH_KEYS}  # facts of the recording
@@ -101,7 +100,7 @@ def _understood(text: str) -> tuple[str, dict[str, Any]]:
 def _value(text: str) -> Any:
     """A number where it is one, else text."""
     try:
-        value = json.loads(text)
+        value = parse_json(text.encode())
     except ValueError:
         return text
     # 1e999 is infinity, which a manifest cannot hold; 007 is no JSON and stays text

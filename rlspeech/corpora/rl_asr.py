@@ -16,7 +16,6 @@ files, or made by recognisers, whose texts are kept in ``OUT/heard/NAME.jsonl`` 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +35,7 @@ from rlspeech.data.audio import AudioError, rms_dbfs
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.text import get_normaliser, units
-from rlspeech.files import JsonlWriter, numbered_lines, read_text, safe_name, write_error
+from rlspeech.files import JsonlWriter, numbered_lines, parse_json, read_text, safe_name, write_error
 from rlspeech.models.hub import embedded_path
 from rlspeech.parallel import one_by_one
 from rlspeech.rewards.recognisers import Transcribe, load_recogniser
@@ -343,7 +342,7 @@ def _read_hypotheses(path: Path, utts: Sequence[Utterance]) -> dict[str, dict[st
     found: dict[str, dict[str, str]] = {}
     for number, line in numbered_lines(path):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             key = next(str(row[k]) for k in ID_KEYS if row.get(k) is not None)
             given = next(row[k] for k in TEXT_KEYS if row.get(k) is not None)
         except (ValueError, TypeError, AttributeError, StopIteration) as error:

@@ -225,8 +225,8 @@ def holds_rows(path: Path) -> bool:
     if path.suffix.lower() != ".json":
         return path.suffix.lower() in ROWS
     try:
-        row = json.loads(next(numbered_lines(path))[1])
-    except (StopIteration, UserError, ValueError, RecursionError):
+        row = parse_json(next(numbered_lines(path))[1])
+    except (StopIteration, UserError, ValueError):
         return False
     return isinstance(row, dict) and not row.keys().isdisjoint(("audio_filepath", "hypothesis", "pred_text"))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,15 +109,10 @@ class UserReward:
                 [None if s.target is None else s.target.copy() for s in samples],
             )
             answers = self._in_time(len(samples), lambda: self.function(wavs, texts, samples[0].sample_rate, **extra))
-        usage = "return one number or None per waveform"
-        try:
-            answers = list(answers)
-        except TypeError:
-            why = f"it returned {type(answers).__name__}"
-            raise UserError(f"the reward {self.name} must return a list", why, usage) from None
-        if len(answers) != len(samples):
-            what = f"the reward {self.name} returned {len(answers)} scores for {len(samples)} waveforms"
-            raise UserError(what, "", usage)
+        # the culprit's alone where it is asked item by item
+        if not isinstance(answers, Iterable) or len(answers := [*answers]) != len(samples):
+            count = len(answers) if isinstance(answers, list) else type(answers).__name__
+            raise ValueError(f"returned {count} for {len(samples)} waveforms; one number or None each is needed")
         return answers
 
     def _call_as_trl(self, samples: Sequence[Sample], columns: dict[str, Any]) -> Any:

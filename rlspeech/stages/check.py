@@ -5,7 +5,6 @@ What a path is follows from its name and its first row. Nothing is decoded beyon
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -134,7 +133,7 @@ def check_jsonl(path: Path) -> Findings:
     first: Any = None
     for _, line in numbered_lines(path):
         try:
-            first = json.loads(line)
+            first = parse_json(line)
         except ValueError:
             pass
         break
@@ -231,10 +230,10 @@ def _audio_problems(utt: Utterance) -> Iterator[str]:
 def _rows(path: Path, found: Findings) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             torn = "torn line: the process ended while writing it; the next start cuts it off"
-            found.add(path, number, f"not JSON: {error}" if line.endswith(b"\n") else torn)
+            found.add(path, number, str(error) if line.endswith(b"\n") else torn)
             continue
         if isinstance(row, dict):
             yield number, row

@@ -180,8 +180,12 @@ def test_user_function_scores_and_its_failures():
     name = "reward_plugins:picky"
     wav = voice(0.2)
     samples = [sample(wav, str(i), snr=s) for i, s in enumerate(["fine", "raise", "none", "text", "nan", "fine"])]
+    wrong = {s: [sample(wav, snr="fine"), sample(wav, snr=s)] for s in ("few", "number")}
     with Scorer([name], workers=0) as scorer:
         scores = scorer.score(samples)[name]
+        for kind, two in wrong.items():
+            good, bad = scorer.score(two)[name]
+            assert (good.value, bad.value) == (1.5, None) and {"few": "0 for 1", "number": "float"}[kind] in bad.error
     assert [s.value for s in scores] == [1.5, None, None, None, None, 1.5]
     for score, word in zip(scores[1:5], ("this one", "None", "str", "nan"), strict=True):
         assert word in score.error
@@ -226,8 +230,7 @@ def test_user_modules_that_do_not_load(tmp_path, code, monkeypatch):
         get_task("os:system")
 
 
-MISTAKES = {"too_short": "1 scores for 2", "no_list": "list", "wrong_signature": "signature"}
-MISTAKES |= {"nothing": "import", "NOT_CALLABLE": "function"}
+MISTAKES = {"wrong_signature": "signature", "nothing": "import", "NOT_CALLABLE": "function"}
 
 
 @pytest.mark.parametrize(("function", "word"), MISTAKES.items())

@@ -60,11 +60,12 @@ def test_every_mistake_in_a_manifest_has_its_line(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("this is no audio")
     given: list[tuple[Any, str]] = [
+        ("[" * 99_999, "too deeply"),
         (row(id="good"), ""),
         ("{broken", "not JSON"),
         ("", ""),
         (row(id="missing", audio_filepath="none.wav"), "audio_filepath is missing"),
-        (row(id="good"), "duplicate id 'good', first on line 1"),
+        (row(id="good"), "duplicate id 'good', first on line 2"),
         (row(id="long", duration=2.0), "the file has 1.00"),
         (row(id="rate", audio_filepath="slow.wav"), "the file has 8000"),
         (row(id="empty", audio_filepath="empty.wav"), "0 bytes"),

@@ -72,26 +72,18 @@ def loudness(wavs, texts, sample_rate, **columns):
 
 
 def picky(wavs, texts, sample_rate, snr=None, **columns):
-    """Raises on one item, refuses one, answers nonsense for one."""
+    """Raises on one item, refuses one, forgets one, answers nonsense for one and no list where one is among them."""
     out = []
-    for s in snr:
+    for s in [s for s in snr if s != "few"]:
         if s == "raise":
             raise ValueError("this one")
+        if s == "number":
+            return 3.0
         out.append({"none": None, "text": "5", "nan": float("nan")}.get(s, 1.5))
     return out
 
 
 picky.higher_is_better = False
-
-
-def too_short(wavs, texts, sample_rate, **columns):
-    """One answer too few."""
-    return [1.0] * (len(wavs) - 1)
-
-
-def no_list(wavs, texts, sample_rate, **columns):
-    """A number for all."""
-    return 3.0
 
 
 def wrong_signature(wavs):
