@@ -56,6 +56,15 @@ def parse_json(line: bytes) -> Any:
             raise ValueError("not JSON: nested too deeply") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, or no such file that can be read."""
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines in UTF-8 that are not blank, with their numbers from 1. Raises ``UserError`` where the file cannot be read."""
     try:

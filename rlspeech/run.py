@@ -26,7 +26,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from rlspeech import log
-from rlspeech.files import is_full, parse_json, remove_parts, sync, write_error, write_text
+from rlspeech.files import is_full, parse_json, read_object, remove_parts, sync, write_error, write_text
 from rlspeech.scores import step_name, write_json
 from rlspeech.state import load_state, save_state
 from rlspeech.tracking import MetricsLog, check_trackers
@@ -219,11 +219,7 @@ class Run:
 
 def settings_of(folder: str | Path | None) -> dict[str, Any]:
     """The settings with which the run or evaluation in a folder was begun; {} of a folder without, or whose file cannot be read."""
-    try:
-        found = parse_json((Path(folder or "") / "config.resolved.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(Path(folder or "") / "config.resolved.json")
 
 
 def _default_name(stage: str, config: BaseModel) -> str:

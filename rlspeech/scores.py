@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import log
-from rlspeech.files import dumps, parse_json, write_error, write_text
+from rlspeech.files import dumps, parse_json, read_object, write_error, write_text
 from rlspeech.types import Score, UserError
 
 Row = dict[str, Any]
@@ -101,14 +101,6 @@ def _write(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, "".join(dumps(row) + "\n" for row in rows))
 
 
-def _read_json(path: Path) -> Row:
-    try:
-        found = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 class _Rows:
     """Rows in memory, by system and key, and their file."""
 
@@ -140,7 +132,7 @@ class ScoreFile(_Rows):
     def __init__(self, path: Path, system: str, metrics: dict[str, Any]) -> None:
         super().__init__(path)
         self.system, self.metrics, self.meta_path = system, metrics, path.with_suffix(".meta.json")
-        self.meta = _read_json(self.meta_path)
+        self.meta = read_object(self.meta_path)
         if not isinstance(self.meta.get("systems"), dict):
             self.meta = {"systems": {}}
         facts = self.meta["systems"].setdefault(system, {"metrics": {}})
@@ -205,7 +197,7 @@ class ScoreTable(_Rows):
     def keep(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
         """Drop the rows of systems whose fingerprint has changed, note the new ones, and return system -> fingerprint before."""
         path = self.folder / "systems.json"
-        before = _read_json(path)
+        before = read_object(path)
         changed = {s: str(before[s]) for s, now in fingerprints.items() if before.get(s, now) != now}
         self.rows = {place: row for place, row in self.rows.items() if place[0] not in changed}
         self.write()

@@ -342,7 +342,7 @@ def avse4(
 
     Every tensor is accounted for, and no code of the file is run.
     """
-    call("stages.convert:run", shared, "avse4", source, out or place)
+    call("stages.convert:avse4", shared, source, out or place)
 
 
 @command(convert, "rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi")

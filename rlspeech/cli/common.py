@@ -132,12 +132,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "preset": _shared(str | None, "--preset", _LAYERS, "Packaged settings, or a file.", None, offer_presets),
     "config": _shared(Texts, "--config", _LAYERS, "YAML or JSON files, - for stdin; later files win.", "FILE"),
     "sets": _shared(
-        Texts,
-        "--set",
-        _LAYERS,
-        "Any setting: explore.noise=0.2; see rlspeech presets keys.",
-        "KEY=VALUE",
-        offer_settings,
+        Texts, "--set", _LAYERS, "Any setting: explore.noise=0.2 (rlspeech presets keys).", "KEY=VALUE", offer_settings
     ),
     "out": _shared(str | None, "--out", _OUTPUT, "Folder for the results.", "FOLDER"),
     "seed": _shared(int | None, "--seed", None, "Random seed; the same seed gives the same result."),

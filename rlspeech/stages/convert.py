@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import log
-from rlspeech.files import parse_json
+from rlspeech.files import read_object
 from rlspeech.models.card import HUB_ID, Card, write_card
 from rlspeech.models.hub import KINDS, resolve, task_of
 from rlspeech.types import UserError
 
-LAYOUTS = ("avse4",)
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
 STATE = frozenset({"adapter", "state.json", "state.safetensors"})  # what a checkpoint of a run has beside the model
 # tasks whose model holds a transformers model under the name ``net``
@@ -76,29 +75,21 @@ def new_place(out: str | None, *, folder: bool = True, suffix: str = "") -> Iter
             shutil.rmtree(work, ignore_errors=True)
 
 
-def run(layout: str, source: str, out: str | None) -> dict[str, Any]:
-    """Read a file of weights, write a checkpoint folder.
-
-    Args:
-        layout: whose names the weights have; one of ``LAYOUTS``.
-        source: file of weights.
-        out: folder to write.
+def avse4(source: str, out: str | None) -> dict[str, Any]:
+    """Read the weights of the fourth AVSE challenge's baseline, write a checkpoint folder.
 
     Returns:
         the folder, the number of parameters and the inferred settings.
 
     Raises:
-        UserError: an unknown layout, a file that cannot be read or does not fit, a folder that exists.
+        UserError: a file that cannot be read or does not fit, a folder that exists.
     """
-    if layout not in LAYOUTS:
-        why = f"there are: {', '.join(LAYOUTS)}"
-        raise UserError(f"no layout is called {layout!r}", why, "rlspeech convert avse4 FILE --out FOLDER")
     from rlspeech.models.avse_import import TASK, convert_avse4, read_avse4
     from rlspeech.models.hub import save_model
 
     with new_place(out) as (place, folder):
         model = convert_avse4(read_avse4(source))
-        save_model(place, model, TASK, facts={"stage": "convert", "layout": layout, "source": Path(source).name})
+        save_model(place, model, TASK, facts={"stage": "convert", "layout": "avse4", "source": Path(source).name})
     parameters, cfg = sum(p.numel() for p in model.parameters()), model.cfg
     log.say(f"{parameters / 1e6:.2f} M parameters, {cfg.channels} channel{'s' if cfg.channels > 1 else ''}, {folder}")
     log.say(f"next: rlspeech eval --task {TASK} --model {folder} --data test.jsonl")
@@ -230,34 +221,24 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
     if not (checkpoint / "adapter" / CONFIG).is_file():
         why = "the run trained every weight (lora: null): it is a plain checkpoint as it is"
         raise UserError(f"{checkpoint} has no adapter", why, KINDS[task].use.format(checkpoint))
-    _, size = _read_adapter(checkpoint / "adapter")
+    size = sum(t.numel() for t in _read_adapter(checkpoint / "adapter").values())
     return {"task": task, "base": str(rl.get("from", "")), "parameters": size}
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    return _json(folder / ABOUT) or _json(folder / "config.json")
+    return read_object(folder / ABOUT) or read_object(folder / "config.json")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """An object in a file; empty where there is none."""
-    try:
-        found = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _read_adapter(folder: Path) -> tuple[dict[str, Any], int]:
-    """Tensors of an adapter, and how many numbers. Raises ``UserError``."""
+def _read_adapter(folder: Path) -> dict[str, Any]:
+    """Tensors of an adapter. Raises ``UserError``."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(folder / WEIGHTS)
+        return load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"cannot read {folder / WEIGHTS}", why, "another checkpoint of the run") from error
-    return dict(tensors), sum(t.numel() for t in tensors.values())
 
 
 # -------------------------------------------------------------------------------------------------------------- adapter
@@ -268,8 +249,8 @@ def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
 
     facts, about = _facts(checkpoint), _about(checkpoint)
     task = facts["task"]
-    tensors, _ = _read_adapter(checkpoint / "adapter")
-    config = _json(checkpoint / "adapter" / CONFIG)
+    tensors = _read_adapter(checkpoint / "adapter")
+    config = read_object(checkpoint / "adapter" / CONFIG)
     targets = config.get("target_modules")
     if not targets:
         what = f"cannot read {checkpoint / 'adapter' / CONFIG}"
@@ -277,7 +258,7 @@ def _adapter(checkpoint: Path, place: Path) -> dict[str, Any]:
     if task in WRAPPED:
         tensors = {re.sub(r"^base_model\.model\.net\.", "base_model.model.", k): v for k, v in tensors.items()}
         config["target_modules"] = re.sub(r"^net\\\.", "", targets) if isinstance(targets, str) else targets
-        names = _json(checkpoint / "config.json").get("architectures")
+        names = read_object(checkpoint / "config.json").get("architectures")
         config["auto_mapping"] = {"base_model_class": names[0], "parent_library": "transformers"} if names else None
     base = _base_folder(facts["base"], task)
     if base is not None:
@@ -357,10 +338,10 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
         why = f"it has no {ABOUT} of `rlspeech convert lora --to adapter`"
         try_this = "peft.PeftModel.from_pretrained(model, FOLDER).merge_and_unload()"
         raise UserError(f"{folder} does not say what it belongs to", why, try_this)
-    tensors, size = _read_adapter(folder)
+    tensors = _read_adapter(folder)
     task, base = get_task(about["task"]), about["base"]
     if base not in ("embedded", "tiny"):
-        where = str(_json(folder / CONFIG).get("base_model_name_or_path"))
+        where = str(read_object(folder / CONFIG).get("base_model_name_or_path"))
         base = where if Path(where).exists() else base
     model, _ = task.load(base, Engine(device, "fp32").device)
     inner = model.net if about["task"] in WRAPPED else model
@@ -374,4 +355,4 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
         why = str(error).splitlines()[0]
         raise UserError(f"{folder} does not fit {base}", why, "the model that it was trained on") from error
     task.save(place, model, facts=about.get("facts", {}))
-    return {"task": about["task"], "base": about["base"], "parameters": size}
+    return {"task": about["task"], "base": about["base"], "parameters": sum(t.numel() for t in tensors.values())}

@@ -55,16 +55,14 @@ def test_what_cannot_be_converted_leaves_nothing(published: Path, tmp_path: Path
     del weights["model.decoder.basis_signals.weight"]
     save_file(weights, tmp_path / "less.safetensors")
     with pytest.raises(UserError, match="not the AVSEC-4"):
-        convert.run("avse4", str(tmp_path / "less.safetensors"), str(out))
-    with pytest.raises(UserError, match="no layout"):
-        convert.run("avse3", str(published), str(out))
+        convert.avse4(str(tmp_path / "less.safetensors"), str(out))
     with pytest.raises(UserError, match="--out|output"):
-        convert.run("avse4", str(published), None)
+        convert.avse4(str(published), None)
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("kept")
     with pytest.raises(UserError, match="exists"):
-        convert.run("avse4", str(published), str(out))
+        convert.avse4(str(published), str(out))
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
