@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech import __version__, log
+from rlspeech.data.text import NORMALISERS
 from rlspeech.parallel import physical_cores
 from rlspeech.tasks import NEEDS, TRANSFORMERS, VIDEOS
 
@@ -66,7 +67,7 @@ def run() -> dict[str, Any]:
         "threads": _threads,
         "rewards": _rewards,
         "recognisers": _recognisers,
-        "normalisers": _normalisers,
+        "normalisers": lambda: list(NORMALISERS),
         "torchaudio": _torchaudio,
         "compiler": _compiler,
         "assets": _assets,
@@ -179,13 +180,6 @@ def _recognisers() -> list[dict[str, Any]]:
         old = f"transformers {transformers.__version__} has no {family.architecture}: pip install -U transformers"
         found.append(_entry(name, family.architecture, "" if there else old))
     return found
-
-
-def _normalisers() -> list[str]:
-    """Names of the text normalisers."""
-    from rlspeech.data.text import NORMALISERS
-
-    return list(NORMALISERS)
 
 
 def _torchaudio() -> dict[str, Any]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config import Enhancement
@@ -46,9 +45,7 @@ class Enhance(Strict):
     """``rlspeech enhance``."""
 
     task: Enhancement = conf(get_args(Enhancement)[0], "what the model enhances with")
-    inputs: list[str] = Field(
-        default_factory=list, description="audio files (also videos, for their sound track), folders or manifests"
-    )
+    inputs: list[str] = conf([], "audio files (also videos, for their sound), folders or manifests")
     video: str | None = conf(
         None,
         "avse: video or mouth crops (.npz) of the input, or a folder of them, named as the inputs "
@@ -112,12 +109,9 @@ def run(config: Enhance) -> dict[str, Any]:
 
 def _jobs(config: Enhance, out: Path) -> list[_Job]:
     """All files with their targets; those that cannot be taken carry the reason."""
-    if not config.inputs:
-        raise UserError("nothing to enhance", "", "rlspeech enhance FILE_OR_FOLDER... --out FOLDER")
     jobs = [job for name in config.inputs for job in _expand(Path(name).absolute(), out)]
     if not jobs:
-        looked = f"looked for {', '.join(sorted(SOUND))}"
-        raise UserError("no audio files in the input", looked, "rlspeech enhance --help")
+        raise UserError("nothing to enhance", f"looked for {', '.join(sorted(SOUND))}", "rlspeech enhance --help")
     wanted = [job for job in jobs if job.error is None]
     if config.video is not None:
         _check_video(config.video, len(wanted))

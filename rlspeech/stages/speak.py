@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import SPEAKING, Count, NonNegative, Positive, Sampling, Strict, Whole, conf
@@ -54,14 +53,10 @@ class SteadySampling(Sampling):
 class Speak(Strict):
     """``rlspeech speak``."""
 
-    inputs: list[str] = Field(
-        default_factory=list, description="texts; .txt files, a line a text; manifests; '-': lines on stdin"
-    )
+    inputs: list[str] = conf([], "texts; .txt files, a line a text; manifests; '-': lines on stdin")
     out: str | None = conf(None, "x.wav for one text, or a folder for several (default: speech.wav or speech/)")
     model: str = conf("embedded", "Hub id, checkpoint or run folder, or 'embedded'")
-    prompt: str | None = conf(
-        None, "recording of the voice, a few seconds (default: a manifest's own prompts, else the model's choice)"
-    )
+    prompt: str | None = conf(None, "recording of the voice, a few seconds (default: a manifest's, else the model's)")
     prompt_text: str | None = conf(None, "transcript of the prompt (default: only the voice of the prompt is used)")
     sampling: SteadySampling = conf(SteadySampling(), "how tokens are drawn, and how many")
     best_of: Count = conf(1, "draw every piece of text this often, and keep the draw that the judge scores best")
@@ -169,10 +164,8 @@ def _expand(given: str, number: int) -> Iterator[_Job]:
         for u in read_manifest(path):
             known = {k: getattr(u, k) for k in ("speaker_id", "language", "prompt_filepath", "prompt_text")}
             row = {k: v for k, v in {**known, **u.extra}.items() if v is not None}
-            stretch = (u.offset, u.duration or None)
-            yield _Job(
-                u.id, u.text or "", Path(), Path(u.audio_filepath), stretch, u.prompt_filepath, u.prompt_text, row
-            )
+            voice, stretch = Path(u.audio_filepath), (u.offset, u.duration or None)
+            yield _Job(u.id, u.text or "", Path(), voice, stretch, u.prompt_filepath, u.prompt_text, row)
     elif path.suffix.lower() in SOUND and path.is_file():
         try_this = "for its voice: --prompt; to write it down: rlspeech transcribe"
         raise UserError(f"{given} is a recording", "a text is wanted", try_this)

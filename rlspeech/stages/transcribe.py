@@ -10,6 +10,7 @@ memory than a few pieces. JSONL rows say where the pieces are, and the file is a
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import Count, Sampling, Strict, Whole, conf
@@ -34,10 +34,8 @@ from rlspeech.types import UserError
 class Transcribe(Strict):
     """``rlspeech transcribe``."""
 
-    inputs: list[str] = Field(default_factory=list, description="audio files, folders or manifests")
-    out: str | None = conf(
-        None, "x.jsonl for one row per file, or a folder for .txt files (default, and -: text on stdout)"
-    )
+    inputs: list[str] = conf([], "audio files, folders or manifests")
+    out: str | None = conf(None, "x.jsonl for one row per file, or a folder for .txt files (default, and -: stdout)")
     model: str = conf("embedded", "Hub id, checkpoint or run folder, or 'embedded'")
     sampling: Sampling = conf(Sampling(), "language, prompt and length; decoding is greedy")
     beams: Count = conf(1, "width of the beam search; 1 is greedy")
@@ -76,30 +74,23 @@ def run(config: Transcribe) -> dict[str, Any]:
     check_owners(config, get_task(RECOGNITION))
     jobs, began_s = _jobs(config.inputs), time.monotonic()
     place = None if config.out in (None, "-") else Path(str(config.out))
-    with (
-        held(place.parent if place is not None and place.suffix == ".jsonl" else place),
-        _sink(config, len(jobs)) as sink,
-    ):
+    folder = place.parent if place is not None and place.suffix == ".jsonl" else place
+    with held(folder), contextlib.closing(_sink(config, len(jobs))) as sink:
         todo = [job for job in jobs if job.error is None and not sink.has(job)]
         if todo:
             _recognise(config, todo, sink)
     good = [j for j in todo if j.error is None]
     if cut := sum(j.cut_short for j in good):
-        log.warn(
-            f"{cut} pieces ran into the limit of tokens, their texts may end early or loop: --set sampling.tokens_per_s=20"
-        )
+        log.warn(f"{cut} pieces ran into their limit, texts may end early or loop: --set sampling.tokens_per_s=20")
     summary = summarise("transcribed", "file", jobs, todo, began_s, config.out, "rlspeech check on the input")
     return summary | {"truncated": cut, "results": [_row(j) for j in good]}
 
 
 def _jobs(inputs: Sequence[str]) -> list[_Job]:
     """Everything that was named, each under a key of its own; what is not there carries its error."""
-    if not inputs:
-        raise UserError("nothing to transcribe", "", "rlspeech transcribe FILE_OR_FOLDER_OR_MANIFEST...")
     jobs = [_Job(item) for name in inputs for item in expand(Path(name))]
     if not jobs:
-        looked = f"looked for {', '.join(sorted(SOUND))}"
-        raise UserError("no audio files in the input", looked, "rlspeech transcribe --help")
+        raise UserError("nothing to transcribe", f"looked for {', '.join(sorted(SOUND))}", "rlspeech transcribe --help")
     taken = dict[str, Path]()
     for job in jobs:
         job.row = {k: v for k, v in job.item.columns.items() if v is not None and k != "snr_db"}
@@ -200,12 +191,6 @@ class _Sink:
         line = log.printable(f"{name}\t{line}" if self.several else line)
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(line.encode(encoding, "replace").decode(encoding), flush=True)
-
-    def __enter__(self) -> _Sink:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Flush."""
