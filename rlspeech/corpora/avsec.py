@@ -24,7 +24,7 @@ from rlspeech import log
 from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Candidate, Layout, candidate, check_folder
 from rlspeech.data.decode import AudioError, sound_info
-from rlspeech.data.video import LipsError, video_info
+from rlspeech.data.video import LipsError, check_video
 from rlspeech.files import parse_json
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError
@@ -171,7 +171,7 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
 def _probe(scene: Scene) -> str | None:
     """What is wrong with a scene's video, or with its rates; audio content is checked later, with all the others."""
     try:
-        video_info(scene.video)
+        check_video(scene.video)
     except LipsError as error:
         return f"video: {error.reason.split(':')[0].split(' (')[0]}"
     if scene.target is None:

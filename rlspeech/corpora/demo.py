@@ -242,14 +242,9 @@ def _render(part: str, out: Path, faces: bool = False) -> Path:
 # --------------------------------------------------------------------------------------------------- for recognisers
 
 
-def commands_folder() -> Path:
-    """Where the clean speech lies. Raises ``UserError`` where the package came without it."""
-    return _asset("demo_commands", "train.jsonl")
-
-
 def demo_commands_clean(part: str) -> Path:
     """The shipped manifest of clean speech of ``train``, ``valid`` or ``test``."""
-    return commands_folder() / f"{part}.jsonl"
+    return _asset("demo_commands", "train.jsonl") / f"{part}.jsonl"
 
 
 def demo_commands(part: str, out: str | Path | None = None) -> Path:

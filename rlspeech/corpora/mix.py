@@ -8,9 +8,7 @@ same share a file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -207,19 +205,7 @@ def _mixtures(recipe: str, seed: int, sample_rate: int) -> MixtureSet:
 
 
 def _render_number(number: int, recipe: str, out: str, seed: int, clip_s: float, sample_rate: int) -> Utterance:
-    import soundfile as sf
-
-    try:
-        return render_one(_mixtures(recipe, seed, sample_rate), number, Path(out), _name(number), clip_s)
-    except AudioError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error)) from None
-    except (
-        sf.LibsndfileError,
-        AssertionError,
-    ):  # it does not pass the reason on; reading errors are AudioErrors by now
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+    return render_one(_mixtures(recipe, seed, sample_rate), number, Path(out), _name(number), clip_s)
 
 
 # ------------------------------------------------------------------------------------------------------------- ladders

@@ -55,7 +55,7 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part, length, written = part_of(path), wav.shape[-1], -1
     try:
-        with suppress(sf.LibsndfileError):
+        with suppress(sf.LibsndfileError, AssertionError):  # of samples that were not written
             sf.write(part, wav.T, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
             written = sf.info(part).frames if length else 0
         # libsndfile does not say why it fails, nor whether its last bytes found room; the system does

@@ -58,17 +58,10 @@ Cut = Clip | AudioError
 
 
 class ClipSource(Protocol):
-    """Anything that numbers its utterances and cuts a clip of one of them for an epoch."""
+    """Anything that numbers its utterances (``utts``) and cuts a clip of one of them, at ``sample_rate`` Hz, for an epoch."""
 
-    @property
-    def sample_rate(self) -> int:
-        """Sampling rate of the clips in Hz."""
-        ...
-
-    @property
-    def utts(self) -> list[Utterance]:
-        """The utterances, in the order of their numbers."""
-        ...
+    utts: list[Utterance]
+    sample_rate: int
 
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """The clip of utterance ``index``; ``clip_s`` 0 keeps it whole. Raises ``AudioError``."""
@@ -108,7 +101,6 @@ class UnpairedClips:
 
     utts: list[Utterance]
     sample_rate: int
-    seed: int = 0
 
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """Read a recording; ``clip_s`` must be 0, a transcript belongs to the whole of it."""
@@ -123,15 +115,8 @@ class MixedClips:
 
     mixtures: MixtureSet
 
-    @property
-    def sample_rate(self) -> int:
-        """Sampling rate of the clips in Hz."""
-        return self.mixtures.sample_rate
-
-    @property
-    def utts(self) -> list[Utterance]:
-        """The clean utterances."""
-        return self.mixtures.clean
+    def __post_init__(self) -> None:
+        self.utts, self.sample_rate = self.mixtures.clean, self.mixtures.sample_rate
 
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """Mix utterance ``index`` for ``epoch``."""
@@ -178,7 +163,7 @@ def open_clips(
         return MixedClips(MixtureSet.from_recipe(found, mixing=mixing, sample_rate=rate, seed=seed))
     utts = read_manifest(found)
     if not paired:
-        return UnpairedClips(utts, rate, seed)
+        return UnpairedClips(utts, rate)
     lonely = [u.id for u in utts if not u.target_filepath]
     if lonely:
         what = f"{found}: {len(lonely)} of {len(utts)} rows have no target_filepath"

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlspeech.data.audio import AudioError, rms_dbfs, to_level
+from rlspeech.data.audio import SILENT_DBFS, AudioError, rms_dbfs, to_level
 from rlspeech.data.mixing import crop, reverberate
 
 TRAITS = ("noise", "talker", "reverb", "distortion", "muffling", "dropouts", "artefacts")
 RUNGS = 7
-SILENT_DBFS = -60.0
 Facts = dict[str, Any]
 
 

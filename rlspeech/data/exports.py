@@ -15,6 +15,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,8 @@ class _Entry(NamedTuple):
 
 def _kaldi(utts: Sequence[Utterance], out: Path) -> Written:
     done, kept = Written(), list[Utterance]()
-    texts, pieces = any(u.text is not None for u in utts), _needs_segments(utts)
+    texts = any(u.text is not None for u in utts)
+    pieces = any(map(_is_piece, utts)) or len({u.audio_filepath for u in utts}) < len(utts)
     for utt in utts:
         reason = _not_for_kaldi(utt, texts, pieces)
         if reason:
@@ -126,9 +128,9 @@ def _kaldi(utts: Sequence[Utterance], out: Path) -> Written:
     speakers: dict[str, list[str]] = {}
     for key, speaker in files["utt2spk"].items():
         speakers.setdefault(speaker, []).append(key)
-    files["spk2utt"] = {speaker: " ".join(sorted(keys, key=_bytes)) for speaker, keys in speakers.items()}
+    files["spk2utt"] = {speaker: " ".join(sorted(keys, key=str.encode)) for speaker, keys in speakers.items()}
     for name, lines in files.items():
-        content = "".join(f"{key} {lines[key]}".rstrip() + "\n" for key in sorted(lines, key=_bytes))
+        content = "".join(f"{key} {lines[key]}".rstrip() + "\n" for key in sorted(lines, key=str.encode))
         (out / name).write_text(content, encoding="utf-8", newline="\n")
     done.rows = len(entries)
     _kaldi_notes(kept, done)
@@ -151,10 +153,6 @@ def _not_for_kaldi(utt: Utterance, texts: bool, pieces: bool) -> str | None:
     return None
 
 
-def _needs_segments(utts: Sequence[Utterance]) -> bool:
-    return any(map(_is_piece, utts)) or len({u.audio_filepath for u in utts}) < len(utts)
-
-
 def _sorted_entries(utts: Sequence[Utterance], pieces: bool, done: Written) -> list[_Entry]:
     """Rows under keys that sort the same by utterance and by speaker, as Kaldi's programs want them."""
     keys = _unique([_word(_original(u)) for u in utts], [u.id for u in utts])
@@ -163,8 +161,8 @@ def _sorted_entries(utts: Sequence[Utterance], pieces: bool, done: Written) -> l
     calm = [_calm(s) if s else None for s in plain]
     tries = [(keys, plain), (_prefixed(keys, plain), plain), (_prefixed(lone, calm), calm)]
     for names, speakers in tries:
-        order = [i for _, i in sorted((_bytes(name), i) for i, name in enumerate(names))]
-        owners = [_bytes(speakers[i] or names[i]) for i in order]
+        order = [i for _, i in sorted((name.encode(), i) for i, name in enumerate(names))]
+        owners = [(speakers[i] or names[i]).encode() for i in order]
         if owners == sorted(owners):
             break
     else:
@@ -198,19 +196,13 @@ def _recordings(utts: Iterable[Utterance]) -> dict[str, str]:
 
 def _unique(names: Sequence[str], instead: Sequence[str]) -> list[str]:
     """Names, but for those that occur twice, which become others."""
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(names)
     return [n if counts[n] == 1 else other for n, other in zip(names, instead, strict=True)]
 
 
 def _word(name: str) -> str:
     """A name without spaces of any kind, which Kaldi would cut it at."""
     return name if name and name == "".join(name.split()) and name.isprintable() else safe_name(name)
-
-
-def _bytes(key: str) -> bytes:
-    return key.encode()
 
 
 def _seconds(value: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.decode import AudioError, open_audio, remember, samples_of
+from rlspeech.data.video import LIPS_FPS, frames_at
 from rlspeech.parallel import one_by_one
 
 Infer = Callable[..., list[np.ndarray]]
@@ -92,6 +93,9 @@ def apply(
         made = infer(*(list(column) for column in zip(*chunks, strict=True)))
         return [_checked(out, chunk[0]) for out, chunk in zip(made, chunks, strict=True)]
 
+    def shown(video: np.ndarray | None, start: int, end: int) -> np.ndarray | None:
+        return None if video is None else frames_at(video, start / hop / LIPS_FPS, (end - start) / hop / LIPS_FPS)
+
     lengths = [w.shape[-1] for w in wavs]
     cuts = [spans(n, size, overlap, 1 if lips is None else hop) for n in lengths]
     jobs = [(i, c) for i, cut in enumerate(cuts) for c in range(len(cut))]
@@ -104,7 +108,7 @@ def apply(
             for i, c in part
         ]
         if lips is not None:
-            chunks = [(*x, _frames(lips[i], *cuts[i][c], hop)) for x, (i, c) in zip(chunks, part, strict=True)]
+            chunks = [(*x, shown(lips[i], *cuts[i][c])) for x, (i, c) in zip(chunks, part, strict=True)]
         done.update(zip(part, one_by_one(checked, chunks, raised=()), strict=True))
     results: list[np.ndarray | Exception] = []
     for i, cut in enumerate(cuts):
@@ -114,14 +118,6 @@ def apply(
             failed if failed is not None else join([g for g in got if isinstance(g, np.ndarray)], cut, lengths[i])
         )
     return results
-
-
-def _frames(video: np.ndarray | None, start: int, end: int, hop: int) -> np.ndarray | None:
-    """The frames that cover samples ``start`` to ``end``."""
-    if video is None:
-        return None
-    first, count = round(start / hop), max(1, -(-(end - start) // hop))
-    return video[np.minimum(np.arange(first, first + count), len(video) - 1)]
 
 
 def _checked(out: np.ndarray, piece: np.ndarray) -> np.ndarray | Exception:

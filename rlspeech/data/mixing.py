@@ -16,12 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rlspeech.config_parts import Mixing
-from rlspeech.data.audio import AudioError, load_audio, rms_dbfs, to_level
+from rlspeech.data.audio import SILENT_DBFS, AudioError, load_audio, rms_dbfs, to_level
 from rlspeech.data.manifest import read_manifest
 from rlspeech.files import parse_json
 from rlspeech.types import UserError, Utterance
 
-SILENT_DBFS = -60.0
 ATTEMPTS = 8  # draws before an utterance whose crops are all silent is given up
 
 

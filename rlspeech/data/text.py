@@ -114,17 +114,9 @@ def _english(text: str, basic: Normaliser = _basic_2) -> str:
         return basic(text)
 
 
-def _english_2(text: str) -> str:
-    return _english(text.translate(_PLAIN), _basic_3)
-
-
-def _chinese(text: str) -> str:
-    """basic-2, and no spaces between characters, which some corpora have and some have not."""
-    return _SPACED.sub("", _basic_2(text))
-
-
-def _chinese_2(text: str) -> str:
-    return _SPACED.sub("", _basic_3(text))
+def _chinese(text: str, basic: Normaliser = _basic_2) -> str:
+    """``basic``, and no spaces between characters, which some corpora have and some have not."""
+    return _SPACED.sub("", basic(text))
 
 
 NORMALISERS: dict[str, Normaliser] = {
@@ -132,9 +124,9 @@ NORMALISERS: dict[str, Normaliser] = {
     "basic-2": _basic_2,
     "basic-3": _basic_3,
     "english-1": _english,
-    "english-2": _english_2,
+    "english-2": lambda text: _english(text.translate(_PLAIN), _basic_3),
     "chinese-1": _chinese,
-    "chinese-2": _chinese_2,
+    "chinese-2": lambda text: _chinese(text, _basic_3),
     "none-1": _spaces,
 }
 

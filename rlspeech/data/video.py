@@ -95,17 +95,6 @@ def load_lips(path: str | Path) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class VideoInfo:
-    """What a file says of its pictures: declared ``fps``, ``duration_s`` (0 where unknown), size in pixels, sound or none."""
-
-    fps: float
-    duration_s: float
-    width: int
-    height: int
-    has_audio: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Video:
     """Frames of a file.
 
@@ -229,19 +218,17 @@ def centre_square(frame: np.ndarray, side: int, share: float = 0.5) -> np.ndarra
     return scaled
 
 
-def video_info(path: str | Path) -> VideoInfo:
-    """What the file declares; only its first pictures are decoded, to see that there are some.
+def check_video(path: str | Path) -> None:
+    """Open a file and decode its first pictures, no more.
 
     Raises:
         LipsError: missing, 0 bytes, unreadable, no pictures or a single one, or the first one cannot be decoded.
     """
     with _opened(Path(path)) as container:
-        stream, problems = _pictures(container), list[str]()
-        duration_s = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-        first = list(islice(packets(container, stream, problems.append), 2))
+        problems = list[str]()
+        first = list(islice(packets(container, _pictures(container), problems.append), 2))
         if len(first) < 2:
             raise LipsError(problems[0] if problems else NO_FRAMES[len(first)])
-        return VideoInfo(_fps(stream), duration_s, first[0].width, first[0].height, bool(container.streams.audio))
 
 
 def extract_audio(path: str | Path, out: str | Path, sample_rate: int = 16000) -> bool:

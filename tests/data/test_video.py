@@ -18,13 +18,13 @@ from rlspeech.data.video import (
     Stream,
     at_25_fps,
     centre_square,
+    check_video,
     extract_audio,
     frames_at,
     frames_of,
     load_lips,
     read_video,
     save_lips,
-    video_info,
 )
 
 av = pytest.importorskip("av")
@@ -173,7 +173,7 @@ def test_files_that_are_no_videos(tmp_path: Path, name: str, content: bytes | No
     write_video(tmp_path / "v.mkv", LEVELS[:5], codec="ffv1")
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    for read in (read_video, video_info):
+    for read in (read_video, check_video):
         with pytest.raises(LipsError) as caught:
             read(tmp_path / name)
         assert caught.value.reason.startswith(reason) and str(tmp_path) not in caught.value.reason
@@ -199,7 +199,7 @@ def test_a_still_is_no_video(tmp_path: Path) -> None:
         for stream, frame in ((sound, piece), (cover, picture)):
             container.mux([*stream.encode(frame), *stream.encode(None)])
     for path in (tmp_path / "song.mp4", write_video(tmp_path / "still.mkv", LEVELS[:1], codec="ffv1")):
-        for read in (read_video, video_info):
+        for read in (read_video, check_video):
             with pytest.raises(LipsError, match="no video"):
                 read(path)
     assert len(load_audio(tmp_path / "song.mp4")) >= 16000
@@ -248,13 +248,6 @@ def test_damage_in_the_middle_is_noted_and_the_rest_is_read(tmp_path: Path, monk
     want = LEVELS[:20]
     want[7] = LEVELS[6]  # the one before is held
     assert np.abs(np.subtract(levels_of(video.frames), want)).max() <= 1
-
-
-def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
-    info = video_info(write_video(tmp_path / "v.mkv", LEVELS, 50, tone_s=1.0))
-    assert (info.width, info.height, info.has_audio) == (64, 48, True)
-    assert info.fps == 50 and info.duration_s == pytest.approx(1.0, abs=0.05)
-    assert not video_info(write_video(tmp_path / "silent.mp4", LEVELS[:5])).has_audio
 
 
 def test_the_sound_of_a_video(tmp_path: Path) -> None:
