@@ -335,7 +335,8 @@ def _measure_all(
 ) -> dict[str, FileFacts]:
     utts = [row.utt for row in candidates if not row.problem]
     paths = dict.fromkeys(p for utt in utts for p in (utt.audio_filepath, utt.target_filepath) if p)
-    keys = {path: _key(path, limits) for path in paths}
+    floor = f"|{limits.bandwidth_floor_db:g}"
+    keys = {path: (stamp := file_stamp(path)) and stamp + floor for path in paths}
     facts: dict[str, FileFacts] = {}
     with JsonlWriter(journal, "key") as writer:
         for path, key in keys.items():
@@ -361,12 +362,13 @@ def _measure_all(
     return facts
 
 
-def _key(path: str, limits: Limits) -> str | None:
+def file_stamp(path: str) -> str | None:
+    """A file's path, size and time of change, for what is measured once; None where it is missing."""
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
         return None
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{limits.bandwidth_floor_db:g}"
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def _judge_row(row: Candidate, facts: dict[str, FileFacts], limits: Limits, kind: str | None) -> Verdict | None:

@@ -254,9 +254,11 @@ class Path2D:
 
 def mouth_path(track: Track) -> Path2D:
     """Where the mouth of a face is in all frames: smoothed, interpolated, constant before the first and after the last find."""
-    poses = _poses(track.faces)
+    from scipy.ndimage import median_filter
+
+    poses = median_filter(_poses(track.faces), (3, 1), mode="nearest")  # one wrong eye does not move the crop
     everywhere = np.arange(track.length)
-    full = np.stack([np.interp(everywhere, track.frames, column) for column in _without_outliers(poses).T], axis=1)
+    full = np.stack([np.interp(everywhere, track.frames, column) for column in poses.T], axis=1)
     x, y = smooth(full[:, 0], WINDOW), smooth(full[:, 1], WINDOW)
     gap, angle = smooth(full[:, 2], SLOW_WINDOW), smooth(full[:, 3], SLOW_WINDOW)
     exact = any(face.mouth is not None for face in track.faces)
@@ -286,14 +288,6 @@ def _poses(faces: list[Face]) -> np.ndarray:
     side, tilt = boxes[:, 2:3], np.full((len(boxes), 1), usual[3])
     guessed = np.concatenate([boxes[:, :2] + usual[:2] * side, usual[2] * side, tilt], axis=1)
     return np.where(known[:, None], poses, guessed)
-
-
-def _without_outliers(poses: np.ndarray) -> np.ndarray:
-    """Running median of three: one wrong eye does not move the crop."""
-    if len(poses) < 3:
-        return poses
-    padded = np.concatenate([poses[:1], poses, poses[-1:]])
-    return np.asarray(np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0))
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

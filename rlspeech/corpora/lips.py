@@ -25,7 +25,17 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.config_parts import conf
-from rlspeech.corpora.base import Candidate, Layout, Rendered, Sets, candidate, check_folder, dropped_row, file_id
+from rlspeech.corpora.base import (
+    Candidate,
+    Layout,
+    Rendered,
+    Sets,
+    candidate,
+    check_folder,
+    dropped_row,
+    file_id,
+    file_stamp,
+)
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, mouth_path, search
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.decode import AUDIO_SUFFIXES
@@ -137,12 +147,8 @@ class Lips(Layout):
 
     def _key(self, video: str) -> str | None:
         """The file and the settings that its crops depend on; None where it is missing."""
-        try:
-            stat = os.stat(video)
-        except (OSError, ValueError):
-            return None
         how = f"{self.crop}|{self.landmarks or ''}" if self.crop == "mouth96" else self.crop
-        return f"{video}|{stat.st_size}|{stat.st_mtime_ns}|{how}"
+        return (stamp := file_stamp(video)) and f"{stamp}|{how}"
 
 
 def find(source: str | Path, out: Path) -> Iterator[Candidate]:
@@ -281,14 +287,13 @@ TILE, GAP, LABEL = 96, 2, 184  # pixels
 POOR = 0.9  # face rates below are marked
 
 
-def contact_sheet(rows: Sequence[Utterance], path: str | Path, most: int = MOST, across: int = ACROSS) -> int:
+def contact_sheet(rows: Sequence[Utterance], path: str | Path, most: int = MOST) -> int:
     """Draw a row of crops at even times for each clip, worst face rates first.
 
     Args:
         rows: with ``lips_filepath``, and ``face_rate`` in ``extra`` where faces were searched for.
         path: PNG file.
         most: clips at most; of equal face rates those are taken that lie evenly over the manifest.
-        across: crops a clip.
 
     Returns:
         how many clips are on it.
@@ -304,7 +309,7 @@ def contact_sheet(rows: Sequence[Utterance], path: str | Path, most: int = MOST,
             frames = load_lips(utt.lips_filepath or "")
         except LipsError:
             continue
-        tiles = [_tile(frames[i]) for i in _even(len(frames), across)]
+        tiles = [_tile(frames[i]) for i in _even(len(frames), ACROSS)]
         lines.append(np.concatenate([_label(utt, len(frames)), *tiles], axis=1))
     if not lines:
         return 0

@@ -28,9 +28,10 @@ from rlspeech.data.manifest import from_row, to_row
 from rlspeech.data.mixing import MixtureSet, mixture_rng
 from rlspeech.files import JsonlWriter, safe_name, write_error
 from rlspeech.parallel import parallel_map
-from rlspeech.types import UserError, Utterance
+from rlspeech.types import Utterance
 
 MOUTHS = "draw a mouth that follows the speech: synthetic video"
+RATE_HZ = 16000  # of what is rendered
 MIN_S = 1.0  # shorter utterances make no ladder
 
 
@@ -67,8 +68,8 @@ class Mix(Material):
         draw = partial(draw_all, out=out, seed=self.seed, workers=self.processes())
 
         def mixtures() -> Rendered:
-            options: dict[str, Any] = {"seed": self.seed, "clip_s": self.render_s, "workers": self.processes()}
-            rows, failed = render(out / "sources" / "mix.json", out, self.render, **options)
+            recipe = out / "sources" / "mix.json"
+            rows, failed = render(recipe, out, self.render, self.seed, self.render_s, self.processes())
             rows, undrawn = draw(rows) if self.mouths else (rows, [])
             return rows, failed + undrawn
 
@@ -89,9 +90,8 @@ class Ladder(Material):
     def make(self, out: Path) -> Sets:
         """Return the speech and noise of the ladders, which are rendered of them."""
         sets = self.material(out)
-        clean, noise = sets.rows["clean"], sets.rows["noise"]
         options: dict[str, Any] = {"count": self.render, "clip_s": self.render_s, "seed": self.seed}
-        sets.render = partial(render_ladders, clean, noise, out, **options)
+        sets.render = partial(render_ladders, sets.rows["clean"], sets.rows["noise"], out, **options)
         return sets
 
 
@@ -140,16 +140,7 @@ def render_one(
     )
 
 
-def render(
-    recipe: Path,
-    out: Path,
-    count: int,
-    *,
-    seed: int = 0,
-    clip_s: float = 0.0,
-    workers: int = 0,
-    sample_rate: int = 16000,
-) -> Rendered:
+def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, workers: int) -> Rendered:
     """Write ``count`` mixtures of a recipe below ``out/audio``; those finished by a former call are not made again.
 
     Returns:
@@ -158,7 +149,7 @@ def render(
     Raises:
         UserError: the disk does not take it; what was written stays and is continued by the same call.
     """
-    stamp = _fingerprint(recipe, seed, clip_s, sample_rate)
+    stamp = _fingerprint(recipe, seed, clip_s)
     rows: dict[int, Utterance] = {}
     failed: list[dict[str, Any]] = []
     with JsonlWriter(out / "rendered.jsonl", "key") as journal:
@@ -168,8 +159,7 @@ def render(
                 rows[number] = from_row({k: v for k, v in old.items() if k != "key"}, out)
         if rows:
             log.say(f"{len(rows)} of {count} mixtures were written before")
-        options: dict[str, Any] = {"seed": seed, "clip_s": clip_s, "sample_rate": sample_rate}
-        work = partial(_render_number, recipe=str(recipe), out=str(out / "audio"), **options)
+        work = partial(_render_number, recipe=str(recipe), out=out / "audio", seed=seed, clip_s=clip_s)
         todo = [n for n in range(count) if n not in rows]
         try:
             for number, result in parallel_map(work, todo, workers, 300.0, "mixing" if todo else None, "mixtures"):
@@ -191,8 +181,8 @@ def _name(number: int) -> str:
     return f"mix_{number:06d}"
 
 
-def _fingerprint(recipe: Path, seed: int, clip_s: float, sample_rate: int) -> str:
-    digest = hashlib.blake2b(f"{seed} {clip_s} {sample_rate}".encode(), digest_size=8)
+def _fingerprint(recipe: Path, seed: int, clip_s: float) -> str:
+    digest = hashlib.blake2b(f"{seed} {clip_s} {RATE_HZ}".encode(), digest_size=8)
     for name in (recipe.name, "clean.jsonl", "noise.jsonl", "rir.jsonl"):
         path = recipe.with_name(name)
         digest.update(path.read_bytes() if path.is_file() else b"-")
@@ -200,12 +190,12 @@ def _fingerprint(recipe: Path, seed: int, clip_s: float, sample_rate: int) -> st
 
 
 @lru_cache(maxsize=2)
-def _mixtures(recipe: str, seed: int, sample_rate: int) -> MixtureSet:
-    return MixtureSet.from_recipe(recipe, seed=seed, sample_rate=sample_rate)
+def _mixtures(recipe: str, seed: int) -> MixtureSet:
+    return MixtureSet.from_recipe(recipe, seed=seed, sample_rate=RATE_HZ)
 
 
-def _render_number(number: int, recipe: str, out: str, seed: int, clip_s: float, sample_rate: int) -> Utterance:
-    return render_one(_mixtures(recipe, seed, sample_rate), number, Path(out), _name(number), clip_s)
+def _render_number(number: int, recipe: str, out: Path, seed: int, clip_s: float) -> Utterance:
+    return render_one(_mixtures(recipe, seed), number, out, _name(number), clip_s)
 
 
 # ------------------------------------------------------------------------------------------------------------- ladders
@@ -215,22 +205,18 @@ def render_ladders(
     clean: Sequence[Utterance],
     noise: Sequence[Utterance],
     out: Path,
-    *,
     count: int = 0,
     clip_s: float = 0.0,
     seed: int = 0,
-    sample_rate: int = 16000,
 ) -> Rendered:
-    """Write the rungs below ``out/audio``; the same seed gives the same files.
+    """Write the rungs below ``out/audio``; which speech and noise are taken, and all else, follows from the seed.
 
     Args:
-        clean: untouched speech; which of it is taken, and in which order, follows from the seed.
-        noise: recordings of noise, one is drawn for each utterance.
+        clean, noise: untouched speech, and recordings of noise, one of which is drawn for each utterance.
         out: folder.
         count: utterances; 0 takes all.
         clip_s: longest stretch of an utterance; 0 keeps it whole.
-        seed: decides everything.
-        sample_rate: of the files, in Hz.
+        seed: the same one gives the same files.
 
     Returns:
         rows, and for every utterance that could not be used a row with its reason.
@@ -248,7 +234,7 @@ def render_ladders(
             if used == count:
                 break
             try:
-                rows += _rungs(utt, noise, out, clip_s, seed, sample_rate)
+                rows += _rungs(utt, noise, out, clip_s, seed)
             except AudioError as error:  # the next one takes its place
                 path, reason = utt.audio_filepath, "cannot be degraded"
                 failed.append(dropped_row("manifest", utt.id, path, reason, error.reason))
@@ -260,24 +246,20 @@ def render_ladders(
     return rows, failed
 
 
-def _rungs(
-    utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, seed: int, sample_rate: int
-) -> list[Utterance]:
+def _rungs(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, seed: int) -> list[Utterance]:
     """All rungs of one utterance."""
     rng = mixture_rng(seed, 0, utt.id)
-    wav = load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
-    if len(wav) < MIN_S * sample_rate:
+    wav = load_audio(utt.audio_filepath, RATE_HZ, utt.offset, utt.duration or None)
+    if len(wav) < MIN_S * RATE_HZ:
         raise AudioError(f"shorter than {MIN_S:g} s")
-    whole = clip_s <= 0 or len(wav) <= clip_s * sample_rate
+    whole = clip_s <= 0 or len(wav) <= clip_s * RATE_HZ
     if not whole:
-        start = int(rng.integers(len(wav) - int(clip_s * sample_rate) + 1))
-        wav = wav[start : start + int(clip_s * sample_rate)]
+        start = int(rng.integers(len(wav) - int(clip_s * RATE_HZ) + 1))
+        wav = wav[start : start + int(clip_s * RATE_HZ)]
     source = noise[int(rng.integers(len(noise)))]
-    sound = load_audio(source.audio_filepath, sample_rate, source.offset, source.duration or None)
-    rungs = ladders(wav, sound, sample_rate, rng)
+    sound = load_audio(source.audio_filepath, RATE_HZ, source.offset, source.duration or None)
+    rungs = ladders(wav, sound, RATE_HZ, rng)
     digests = {(r.ladder, r.rung): _digest(r.wav) for r in rungs}
-    if len(digests) != len(rungs) or any((r.ladder, 0) not in digests for r in rungs):
-        raise UserError("the ladders are not in order", "a rung is missing or doubled")
     files: dict[str, Path] = {}
     rows = []
     for rung in rungs:
@@ -285,8 +267,8 @@ def _rungs(
         name = safe_name(f"{utt.id}_{rung.ladder}_{rung.rung}")
         if digest not in files:
             files[digest] = out / "audio" / f"{name}.flac"
-            save_audio(files[digest], rung.wav, sample_rate)
-        row = Utterance(name, str(files[digest]), len(rung.wav) / sample_rate, sample_rate)
+            save_audio(files[digest], rung.wav, RATE_HZ)
+        row = Utterance(name, str(files[digest]), len(rung.wav) / RATE_HZ, RATE_HZ)
         row.text, row.target_filepath = utt.text if whole else None, str(files[best])
         row.speaker_id, row.language = utt.speaker_id, utt.language
         row.snr_db = None if rung.snr_db is None else round(float(rung.snr_db), 3)

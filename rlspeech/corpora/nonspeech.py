@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -98,19 +97,12 @@ class Made(NamedTuple):
     source: Utterance | None = None
 
 
-@dataclass
-class Material:
+class Material(NamedTuple):
     """What clips are made of. ``clean`` are rows with texts; their language is handed on."""
 
     noise: Rows
     clean: Rows
     max_s: float
-    by_speaker: dict[str, list[Utterance]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for utt in self.clean:
-            if utt.speaker_id:
-                self.by_speaker.setdefault(utt.speaker_id, []).append(utt)
 
     def seconds(self, rng: np.random.Generator, low: float = MIN_S, high: float | None = None) -> float:
         """A length, short ones as often as long ones (log-uniform)."""
@@ -314,7 +306,7 @@ def _trail(material: Material, rng: np.random.Generator) -> Made:
     utt = _pick(material.clean, rng)
     if utt.duration > material.max_s - 1:
         raise AudioError("speech longer than the clip")
-    others = material.by_speaker.get(utt.speaker_id or "", [utt])
+    others = [u for u in material.clean if u.speaker_id == utt.speaker_id] if utt.speaker_id else [utt]
     other = _pick([u for u in others if len((u.text or "").split()[0]) >= LONG_WORD], rng)
     wav, tail = read(utt, RATE_HZ), read(other, RATE_HZ)
     begin = onset(tail, RATE_HZ)

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import Count, NonNegative, Positive, Share, Strict, Whole, conf
-from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
+from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, file_stamp, shown
 from rlspeech.corpora.join import read, write_joined
 from rlspeech.data.audio import AudioError, rms_dbfs
 from rlspeech.data.manifest import find_manifest, read_manifest
@@ -267,16 +267,12 @@ def _sample(rows: Sequence[Utterance], count: int, rules: Rules, name: str) -> l
 def _long(rows: Sequence[Utterance], count: int, rules: Rules, out: Path) -> Rendered:
     """Long speech of several rows each; every other one repeats one sentence."""
     short = [u for u in rows if u.text and u.duration * rules.repeats[0] <= rules.long_s[1]]
-    speakers: dict[str, list[Utterance]] = {}
-    for utt in short:
-        if utt.speaker_id:
-            speakers.setdefault(utt.speaker_id, []).append(utt)
     made: list[Utterance] = []
     failed: list[dict[str, Any]] = []
     with log.progress(count, "rendering", "long utterances") as bar:
         for number in range(count if short else 0):
             rng = mixture_rng(rules.seed, number, "long")
-            parts = _parts(short, speakers, number % 2 == 0, rules, rng)
+            parts = _parts(short, number % 2 == 0, rules, rng)
             name = f"long_{number:04d}"
             how = "speaker" if len({u.id for u in parts}) > 1 else "repeat"
             extra: dict[str, Any] = {"condition": "long", "how": how, "repeats": len(parts)}
@@ -293,14 +289,13 @@ def _long(rows: Sequence[Utterance], count: int, rules: Rules, out: Path) -> Ren
     return made, failed
 
 
-def _parts(
-    short: Sequence[Utterance], speakers: Mapping[str, list[Utterance]], repeated: bool, rules: Rules, rng: Generator
-) -> list[Utterance]:
+def _parts(short: Sequence[Utterance], repeated: bool, rules: Rules, rng: Generator) -> list[Utterance]:
     """The rows of one long utterance, at least ``repeats[0]`` of them and together within ``long_s`` where that can be."""
     first = short[int(rng.integers(len(short)))]
     target = float(rng.uniform(*rules.long_s))
-    others = [u for u in speakers.get(first.speaker_id or "", ()) if u.id != first.id]
-    if others and not repeated:
+    others = [] if repeated or not first.speaker_id else [u for u in short if u.speaker_id == first.speaker_id]
+    others = [u for u in others if u.id != first.id]
+    if others:
         parts, seconds = [first], first.duration
         for i in rng.permutation(len(others)):
             gap = rules.gap_s[1] * len(parts)
@@ -401,7 +396,8 @@ def recognise(
     """
     with JsonlWriter(folder / f"{safe_name(name)}.jsonl", "key") as journal:
         state = f"{language or ''}|{_weights(name)}"
-        keys = {utt.id: _key(utt, state) for utt in utts}
+        files = {path: file_stamp(path) or f"{path}|missing" for path in {utt.audio_filepath for utt in utts}}
+        keys = {u.id: f"{u.id}|{files[u.audio_filepath]}|{u.offset:g}|{u.duration:g}|{state}" for u in utts}
         texts = {key: str(journal.rows[keys[key]]["text"]) for key in keys if keys[key] in journal}
         todo = sorted((u for u in utts if u.id not in texts), key=lambda u: u.duration)  # like lengths together
         if not todo:
@@ -432,15 +428,6 @@ def _weights(name: str) -> str:
         return ""
     facts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(folder.iterdir()) if p.is_file()]
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=6).hexdigest()
-
-
-def _key(utt: Utterance, state: str) -> str:
-    try:
-        stat = os.stat(utt.audio_filepath)
-        stamp = f"{stat.st_size}|{stat.st_mtime_ns}"
-    except OSError:
-        stamp = "missing"
-    return f"{utt.id}|{utt.audio_filepath}|{stamp}|{utt.offset:g}|{utt.duration:g}|{state}"
 
 
 def _transcribe(utts: Sequence[Utterance], run: Transcribe) -> tuple[dict[str, str], Exception | None]:

@@ -53,6 +53,8 @@ class Clip:
         return Sample(self.key, mono(wav), sample_rate, mono(self.target), self.text, self.columns)
 
 
+# unpacked crops of a small corpus stay in memory: unpacking costs more than a training step's share of it
+_lips = lru_cache(maxsize=256)(load_lips)
 Place = tuple[int, int, int]  # position of the cursor, epoch, index of the utterance
 Cut = Clip | AudioError
 
@@ -140,12 +142,6 @@ def lips_of(utt: Utterance, start_s: float, duration_s: float) -> np.ndarray | N
     if not utt.lips_filepath:
         return None
     return frames_at(_lips(utt.lips_filepath), utt.offset + start_s, duration_s)
-
-
-@lru_cache(maxsize=256)
-def _lips(path: str) -> np.ndarray:
-    """Unpacked crops of a small corpus stay in memory: unpacking costs more than a training step's share of it."""
-    return load_lips(path)
 
 
 def open_clips(

@@ -163,12 +163,7 @@ def drop_out(
 
 
 def suppress(
-    speech: np.ndarray,
-    noise: np.ndarray,
-    strength: float,
-    rng: np.random.Generator,
-    floor: float = 0.03,
-    n_fft: int = 512,
+    speech: np.ndarray, noise: np.ndarray, strength: float, rng: np.random.Generator, floor: float = 0.03
 ) -> tuple[np.ndarray, Facts]:
     """A noise reducer that errs: both parts (T,) pass one spoilt mask.
 
@@ -180,8 +175,7 @@ def suppress(
     Returns:
         the sum of the masked parts, and ``sdr_db`` (the speech alone, after against before) and ``snr_db`` (what noise is left).
     """
-    hop = n_fft // 4
-    window = np.hanning(n_fft + 1)[:-1]
+    hop, window = 128, np.hanning(513)[:-1]
     s, n = stft(speech, window, hop), stft(noise, window, hop)
     ps, pn = np.abs(s) ** 2, np.abs(n) ** 2
     over = 1.0 + 8.0 * strength**2

@@ -21,6 +21,8 @@ from rlspeech.data.manifest import read_manifest
 from rlspeech.files import parse_json
 from rlspeech.types import UserError, Utterance
 
+# decoded audio of a small corpus stays in memory: decoding costs more than mixing
+_cached = lru_cache(maxsize=4096)(load_audio)
 ATTEMPTS = 8  # draws before an utterance whose crops are all silent is given up
 
 
@@ -103,12 +105,6 @@ def mix(
     gain = 10.0 ** ((level_dbfs - rms_dbfs(noisy)) / 20.0)
     gain = min(gain, 0.99 / float(max(np.abs(noisy).max(), np.abs(target).max())))
     return (noisy * gain).astype(np.float32), (target * gain).astype(np.float32)
-
-
-@lru_cache(maxsize=4096)
-def _cached(path: str, sample_rate: int, offset: float, duration: float) -> np.ndarray:
-    """Decoded audio of a small corpus stays in memory: decoding costs more than mixing."""
-    return load_audio(path, sample_rate, offset, duration)
 
 
 @dataclass

@@ -30,8 +30,6 @@ from rlspeech.types import UserError, Utterance
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
 # its command names its class.
 LAYOUTS = (Dns, VoiceBank, Pairs, Mix, Ladder, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo)
-Rows = list[Utterance]
-Dropped = list[dict[str, Any]]
 First = Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder"]
 Name = Literal[First, "librispeech", "kaldi", "nemo", "lhotse", "avsec4", "lips", "demo"]
 
@@ -113,7 +111,9 @@ def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, 
     return manifests, recipe
 
 
-def _write_set(config: Source, name: str, sets: Sets, path: Path, rows: Rows, dropped: Dropped) -> dict[str, Any]:
+def _write_set(
+    config: Source, name: str, sets: Sets, path: Path, rows: list[Utterance], dropped: Any
+) -> dict[str, Any]:
     """Write a manifest, unless it is there; its entry in the summary."""
     reasons = counted(dropped, path.stem)
     hours = round(sum(u.duration for u in rows) / 3600, 6)
