@@ -9,35 +9,32 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import random
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+from rlspeech.parallel import calm_threads, physical_cores
+
+calm_threads()
+
+import numpy as np
+import torch
 
 from rlspeech import log
-from rlspeech.parallel import calm_threads, physical_cores
 from rlspeech.processes import Heartbeat, join, place, together
 from rlspeech.types import Rollout, UserError
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-Columns = dict[str, "np.ndarray"]  # a value a row, by name
-
+Columns = dict[str, np.ndarray]  # a value a row, by name
 MB = 2**20
 
 
 def seed_all(seed: int) -> None:
     """Seed the generators of Python, numpy and torch."""
-    import random
-
-    import numpy as np
-    import torch
-
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -60,8 +57,6 @@ class Ranks:
         """The values of all processes in the order of their ranks, in every process; anything that can be pickled."""
         if self.world == 1:
             return [value]
-        import torch
-
         found: list[Any] = [None] * self.world
         together(torch.distributed.all_gather_object, found, value)
         return found
@@ -74,8 +69,6 @@ class Ranks:
         """Sum tensors over the processes, in place."""
         if self.world == 1:
             return
-        import torch
-
         for tensor in tensors:
             together(torch.distributed.all_reduce, tensor)
 
@@ -85,8 +78,6 @@ class Ranks:
         The items are cut into ``parts``, and a process gets a stretch of each: what it has, cut into ``parts``, are these. Stretches
         differ by one item at most, and may be empty.
         """
-        import numpy as np
-
         whole = np.array_split(np.arange(len(items)), parts)
         return [items[i] for part in whole for i in np.array_split(part, self.world)[self.rank]]
 
@@ -103,9 +94,6 @@ class Ranks:
         Returns:
             a rollout of nothing but groups, masks and ends of all N rows; which of those are this process's, (n,); the columns (N, ...).
         """
-        import numpy as np
-        import torch
-
         if self.world == 1:
             return rollout, torch.arange(len(rollout.group)), columns
         own = {"place": np.array([p.place for p in prompts], np.int64)[rollout.group.numpy()]}
@@ -123,8 +111,6 @@ class Ranks:
 
 def _stacked(parts: Sequence[Columns]) -> Columns:
     """Arrays of all parts behind each other, those (n, S) as wide as the widest; a part without rows may lack some."""
-    import numpy as np
-
     out: Columns = {}
     for name in dict.fromkeys(k for part in parts for k in part):
         found = [part[name] for part in parts if name in part]
@@ -150,9 +136,6 @@ class Engine(Ranks):
     """
 
     def __init__(self, device: str = "auto", precision: str = "auto", seed: int = 0, *, shared: bool = False) -> None:
-        calm_threads()
-        import torch
-
         self.rank, self.world = place()
         if self.world > 1 and not shared:
             why = f"{self.world} were started; rl and pretrain share their work, other commands do not"
@@ -172,8 +155,6 @@ class Engine(Ranks):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the forward pass: bf16 where that is the precision, else nothing changes."""
-        import torch
-
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def reseed(self, seed: int, step: int) -> None:
@@ -196,8 +177,6 @@ def _local_rank() -> int:
 
 
 def _pick_device(name: str) -> tuple[torch.device, str]:
-    import torch
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     built = torch.version.cuda is not None or torch.version.hip is not None
     absent = "torch sees no CUDA device" if built else "this torch is a CPU build"
@@ -222,8 +201,6 @@ def _pick_device(name: str) -> tuple[torch.device, str]:
 
 
 def _pick_precision(name: str, device: torch.device) -> tuple[str, str]:
-    import torch
-
     if name not in ("auto", "fp32", "bf16"):
         raise UserError(f"unknown precision {name!r}", "", "--precision auto, fp32 or bf16")
     if name == "fp32" or (name == "auto" and device.type != "cuda"):
@@ -313,8 +290,6 @@ class Phases:
         if self._into is None:  # a rollout that no algorithm asked for
             return
         if self.device.type == "cuda":
-            import torch
-
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             _forget_peak()
@@ -323,8 +298,6 @@ class Phases:
     def _close(self) -> None:
         if self._phase is None or self._into is None:
             return
-        import torch
-
         peak = None
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # the work of this phase, not only its launch
@@ -341,8 +314,6 @@ class Phases:
         """Move the optimiser's state: to a device, or back to its parameters."""
         if not self.away:
             return
-        import torch
-
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if torch.is_tensor(value) and value.dim():  # step counters live where the optimiser put them

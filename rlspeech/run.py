@@ -126,10 +126,7 @@ class Run:
         if not self.main:
             return
         path = self.path / "env.json"
-        try:
-            env = parse_json(path.read_bytes())
-        except (OSError, ValueError):
-            env = {}
+        env = read_object(path)
         if restart and env:
             earlier = env.pop("earlier", [])
             env = {"earlier": [*earlier, env]}

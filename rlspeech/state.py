@@ -92,11 +92,6 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return {k: _decode(v, tensors) for k, v in tree.items()}
 
 
-def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The optimiser's state, fit for ``save_state``."""
-    return dict(optimizer.state_dict())
-
-
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Put a state back. Raises ``UserError`` where it belongs to another set of parameters."""
     try:

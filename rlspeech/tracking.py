@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlspeech import log
-from rlspeech.files import parse_json, write_error, write_text
+from rlspeech.files import parse_json, read_jsonl, write_error, write_text
 from rlspeech.scores import step_name
 from rlspeech.types import UserError
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}  # tracker -> what pip installs
+PACKAGES = ("tensorboard", "wandb")  # trackers that are packages of their name
 SOUND = frozenset({".wav", ".flac", ".ogg"})
 GIVEN = ("input", "reference")  # folders beside those of the steps, where a stage keeps what was put in
 # of one validation: clips and texts that a tracker gets, and of a clip at most so many seconds
@@ -51,7 +51,6 @@ class MetricsLog:
         """
         self._config = config
         if "wandb" in self.wanted:
-            check_trackers(["wandb"])
             try:
                 self._trackers["wandb"] = _Wandb(self.folder, config)
             except Exception as error:
@@ -120,19 +119,7 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a ``metrics.jsonl``; a torn line (the process died while writing) is left out."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            row = parse_json(line.encode())
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return [row for row in read_jsonl(path) if isinstance(row.get("step"), int)]
 
 
 def _sound(folder: Path) -> list[Path]:
@@ -156,10 +143,9 @@ def check_trackers(names: Sequence[str]) -> None:
         names: "auto" (TensorBoard where it is installed), "none", "tensorboard", "wandb".
     """
     for name in names:
-        package = PACKAGES.get(name)
-        if package is not None and importlib.util.find_spec(package) is None:
-            try_this = f"pip install {package}, or --set tracker=none"
-            raise UserError(f"the tracker {name} is not installed", f"there is no package {package} here", try_this)
+        if name in PACKAGES and importlib.util.find_spec(name) is None:
+            try_this = f"pip install {name}, or --set tracker=none"
+            raise UserError(f"the tracker {name} is not installed", f"there is no package {name} here", try_this)
 
 
 class _TensorBoard:

@@ -264,7 +264,7 @@ def policy_loss(
     count = mask.sum().clamp_min(1)
     stats = {"ratio_mean": float((rho.detach() * mask).sum() / count)}
     stats["ratio_max_gap"] = float(((rho.detach() - 1).abs() * mask).max())
-    stats |= {"kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count), "rows": float(mask.shape[0])}
+    stats |= {"kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count)}
     for name, sign in (("positive", a > 0), ("negative", a < 0)):
         part, whole = (rho != clipped) & (rho * a > clipped * a) & sign & mask, (sign & mask).sum().item()
         stats[f"clipped_{name}"] = part.sum().item() / whole if whole else 0.0

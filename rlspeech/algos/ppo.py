@@ -2,8 +2,13 @@
 
 The textbook version (arXiv 1707.06347): clipped surrogate, value network, GAE, several passes over a collection. ``critic`` is that,
 with the reward at a rollout's last decision and, as in RLHF, beta KL taken off the reward of every decision (or a KL term in the
-loss). What is left out: the entropy bonus, for the policies here have a fixed spread. What is changed: the critic
-(``algos/critic.py``) and what ``algos/update.py`` adds for every algorithm.
+loss). What is left out: the entropy bonus, for the policies here have a fixed spread. What is changed: the critic and what
+``algos/update.py`` adds for every algorithm.
+
+The textbook critic shares a trunk with the policy, or is a second model as large as it. Here it is a small network on pooled numbers that
+the policy keeps from its rollout, detached: it costs no forward pass and cannot bend the policy. Features and returns are expressed in
+the mean and spread of the first collection (kept from then on, in the checkpoint too), so that learning rate, value clip and initial
+value 0 mean the same for every reward; and one update of the policy is several steps of the critic, which is far smaller.
 
 ``relative`` is what the audio-visual paper publishes: A = r(y) - r(y_base) - beta KL(pi || pi_base), one decision, no critic, no
 group. The KL there is a number, measured by the policy's second look at the collection: it lowers the advantage of rows whose
@@ -16,15 +21,15 @@ Launch: ``rlspeech rl --algo ppo --task avse`` (one process), ``torchrun --nproc
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlspeech.algos.critic import Critic
 from rlspeech.algos.math import (
     Advantage,
     decision_rewards,
@@ -32,16 +37,21 @@ from rlspeech.algos.math import (
     gae,
     micro_batches,
     relative_advantage,
+    value_loss,
     whitened,
 )
 from rlspeech.algos.math import divergence as distances
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
+from rlspeech.engine import Ranks
 from rlspeech.rewards.encoders import Cache
 from rlspeech.rewards.mix import compose, divisor, unit_of
+from rlspeech.state import load_optimizer_state
 from rlspeech.types import BasePolicy, CriticPolicy, LogProb, Rollout, UserError
 
 Estimate = tuple[Advantage, Tensor]  # advantages and returns, both (N, S)
+STEPS = 8  # of the critic's optimiser, for one of the policy's
+TINY = 1e-6
 
 
 class PPO(PolicyUpdate):
@@ -94,14 +104,15 @@ class RelativePPO(PPO):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.known, self._hits = BaseScores(), 0.0
+        # of a clip's base; a costly judge scores it once. Training clips are random crops and fresh mixtures: another crop is another clip
+        self.known, self._hits = Cache[tuple[str, str, int], dict[str, float]](100_000), 0.0
 
     def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """The rollouts' scores and, behind them, those of the base's outputs that were not known; and the base's by row."""
-        policy, wanted = cast(BasePolicy, self.policy), [spec.name for spec in self.config.rewards]
+        policy = cast(BasePolicy, self.policy)
         # with latents of its own, the same clip at another place is another one
         names = [(*clip_name(clip), getattr(clip, "place", 0) * ("latent" in policy.supports)) for clip in prompts]
-        found = {n: hit for n in names if (hit := self.known.get(n, wanted)) is not None}
+        found = {n: hit for n in names if (hit := self.known.get(n)) is not None}
         new = {n: clip for n, clip in zip(names, prompts, strict=True) if n not in found}
         clips = list(new.values())
         seeded = "latent" in policy.supports  # the base's output hangs on the collection's seed: nothing to keep
@@ -112,7 +123,7 @@ class RelativePPO(PPO):
         for i, name in enumerate(new, start=len(rollout.samples)):
             values = [(column, scores[i].value) for column, scores in columns.items()]
             found[name] = {column: np.nan if value is None else float(value) for column, value in values}
-            if not seeded:
+            if not seeded and all(np.isfinite(v) for v in found[name].values()):  # what was null is asked again
                 self.known.put(name, found[name])
         self._hits = 1.0 - len(new) / len(set(names))
         rows = rollout.group.tolist()
@@ -145,6 +156,110 @@ class RelativePPO(PPO):
         experience.logged["base_cached"] = self._hits
 
 
+def pooled_moments(rows: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor] | None:
+    """Mean and (population) standard deviation, each (D,), of the rows (k, D) of all processes together; None where there are none."""
+    exact = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)  # Apple's has no double
+    sums = torch.cat([exact.new_tensor([len(rows)]), exact.sum(0), exact.square().sum(0)])
+    ranks.add_up(sums)
+    if not sums[0]:
+        return None
+    mean, square = (sums[1:] / sums[0]).chunk(2)
+    return mean.float(), (square - mean.square()).clamp_min(0).sqrt().float()
+
+
+class Critic:
+    """V(s). It takes its size from the first features it sees; its last layer starts at 0, so that V starts as the mean return.
+
+    The seed of the initial weights is the run's, the same in every process.
+    """
+
+    optimizer: torch.optim.Optimizer  # where there is a ``net``
+
+    def __init__(self, config: RL, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
+        self.net: nn.Sequential | None = None
+        self.settled = False
+        self.units: dict[str, Tensor] = {}  # feature mean and spread (D,), return mean and spread ()
+
+    def _build(self, width: int, device: torch.device | str) -> nn.Sequential:
+        if self.net is None:
+            ppo = self.config.ppo
+            sizes = (width, ppo.value_hidden, ppo.value_hidden, 1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.seed)
+                first, second, last = (nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+                self.net = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
+            for p in self.net[-1].parameters():
+                nn.init.zeros_(p)
+            self.net.to(device)
+            self.optimizer = torch.optim.AdamW(self.net.parameters(), ppo.value_lr, weight_decay=0.0)
+        return self.net
+
+    def measure(self, features: Tensor, returns: Tensor, mask: Tensor) -> None:
+        """Take the units from the first collection whose returns vary; later calls change nothing.
+
+        Features are (N, S, D); returns (N, S), such as the sum of what is still to come, on any device; ``mask`` is (N, S) bool, decisions
+        that count.
+        """
+        if self.settled:
+            return
+        for name, rows in (("feature", features[mask]), ("return", returns.to(features.device)[mask][:, None])):
+            if (moments := pooled_moments(rows, self.ranks)) is None:
+                return
+            mean, spread = moments
+            varies = spread > TINY * (1 + mean.abs())
+            self.settled = bool(varies.any())  # the last word is the returns'
+            self.units |= {f"{name}_mean": mean, f"{name}_spread": torch.where(varies, spread, 1.0)}
+
+    def _normal(self, features: Tensor) -> Tensor:
+        """Values (n, S) in units of the returns' spread, with gradient."""
+        net = self._build(features.shape[-1], features.device)
+        if self.units:
+            features = ((features - self.units["feature_mean"]) / self.units["feature_spread"]).clamp(-10, 10)
+        return net(features)[..., 0]
+
+    @torch.no_grad()
+    def values(self, features: Tensor) -> Tensor:
+        """V (n, S) in the reward's units for features (n, S, D)."""
+        value = self._normal(features)
+        return value * self.units["return_spread"] + self.units["return_mean"] if self.units else value
+
+    def fit(self, features: Tensor, old: Tensor, returns: Tensor, mask: Tensor) -> float:
+        """Learn the returns of some rows in ``STEPS`` steps. Returns the loss before the first of them, in units of the spread.
+
+        Features are (n, S, D), values at collection (``old``) and returns (n, S) in the reward's units, ``mask`` (n, S) bool.
+        """
+        if self.units:
+            old, returns = ((v - self.units["return_mean"]) / self.units["return_spread"] for v in (old, returns))
+        first, whole = float("nan"), max(1, sum(self.ranks.gather(int(mask.sum()))))
+        net = self._build(features.shape[-1], features.device)
+        for i in range(STEPS):
+            loss = value_loss(self._normal(features), old, returns, mask, self.config.ppo.value_clip, whole)
+            first = sum(self.ranks.gather(loss.item())) if i == 0 else first
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.ranks.add_up(*(p.grad for p in net.parameters() if p.grad is not None))
+            if torch.isfinite(nn.utils.clip_grad_norm_(net.parameters(), self.config.grad_clip)):
+                self.optimizer.step()
+        return first
+
+    def state(self) -> dict[str, Any]:
+        """Plain tensors and numbers for a checkpoint."""
+        if self.net is None:
+            return {}
+        made = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**made, "settled": self.settled, "units": self.units}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Put back what ``state`` gave."""
+        if not state:
+            return
+        net = self._build(int(state["net"]["0.weight"].shape[1]), device)
+        net.load_state_dict({k: v.to(device) for k, v in state["net"].items()})
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.units, self.settled = {k: v.to(device) for k, v in state["units"].items()}, bool(state["settled"])
+
+
 class CriticPPO(PPO):
     """``ppo.form=critic``: the reward comes at the last decision, a value network says what was to be expected, GAE shares it out."""
 
@@ -152,8 +267,7 @@ class CriticPPO(PPO):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        config = self.config
-        self.critic = Critic(config.ppo, seed=config.seed, ranks=self.ranks, grad_clip=config.grad_clip)
+        self.critic = Critic(self.config, self.ranks)
         self.spread: dict[str, float] = {}  # by reward, of the first collection that had any
 
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
@@ -252,30 +366,6 @@ def clip_name(clip: Any) -> tuple[str, str]:
         array = None if part is None else np.ascontiguousarray(part)
         digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return clip.key, digest.hexdigest()
-
-
-class BaseScores:
-    """The base's scores by clip, the latest ``size`` clips. What could not be scored is not kept: the next time it may be.
-
-    A costly judge (a language model) scores the base's output of a clip once. Training clips are random crops and fresh mixtures, so
-    the key is an utterance's name and a digest of the clip's samples (and video): another crop is another clip.
-    """
-
-    def __init__(self, size: int = 100_000) -> None:
-        self._known = Cache[tuple[str, str, int], dict[str, float]](size)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, name: tuple[str, str, int], columns: Collection[str]) -> dict[str, float] | None:
-        """Scores by column, or None where one of them is not known."""
-        found = self._known.get(name)
-        return None if found is None or not set(columns) <= set(found) else found
-
-    def put(self, name: tuple[str, str, int], scores: Mapping[str, float]) -> None:
-        """Keep the scores of a clip, unless one of them is NaN."""
-        if all(np.isfinite(v) for v in scores.values()):
-            self._known.put(name, dict(scores))
 
 
 class Relative(NamedTuple):

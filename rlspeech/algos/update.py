@@ -25,7 +25,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, micro_batches, policy_loss
-from rlspeech.algos.resample import Draw, JoiningPolicy, no_rows, refill
 from rlspeech.config import RL, RewardSpec
 from rlspeech.engine import Columns, Phases, Ranks
 from rlspeech.rewards.mix import to_arrays
@@ -52,6 +51,15 @@ Judged = tuple[np.ndarray, Advantage]  # composed rewards (N,) and what they are
 Scored = tuple[dict[str, list[Score]], Columns | None]  # a rollout's scores by column, and its base's by row
 
 
+class Draw(NamedTuple):
+    """Prompts, their rollouts, and the scores of those by column; those of the base by row where the algorithm needs them."""
+
+    prompts: list[Any]
+    rollout: Rollout
+    columns: dict[str, list[Score]]
+    base: Columns | None = None
+
+
 class JointScorer(Protocol):
     """Scores samples with every reward and guard at once (``rewards.scorer.Scorer``)."""
 
@@ -62,31 +70,20 @@ class JointScorer(Protocol):
 
 @dataclass
 class Experience:
-    """A collection.
+    """A collection."""
 
-    Args:
-        rollout: None where the policy's loss has no weight: then there are only prompts.
-        scores: (N,) by name with NaN for null.
-        reward: (N,) composed.
-        advantage: with ``value`` (N,), or (N, S).
-        seconds: by phase; ``memory_mb/PHASE`` beside them where the device tells.
-        prompts: the B prompts.
-        base: (N,) by name, scores of the base's output for every row's prompt; None where the algorithm needs none.
-        logged: further numbers of the collection; ``update`` returns them with its own.
-        extra: tensors that the algorithm keeps for its updates.
-        updates: optimiser updates made on it so far; before the first one the ratio is 1.
-    """
-
-    rollout: Rollout | None
-    scores: Columns
-    reward: np.ndarray
-    advantage: Advantage
-    seconds: dict[str, float]
-    prompts: list[Any]
-    base: Columns | None = None
-    logged: Logged = field(default_factory=dict)
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    updates: int = 0
+    rollout: Rollout | None  # None where the policy's loss has no weight: then there are only prompts
+    scores: Columns  # (N,) by name with NaN for null
+    reward: np.ndarray  # (N,) composed
+    advantage: Advantage  # with ``value`` (N,), or (N, S)
+    seconds: dict[str, float]  # by phase; ``memory_mb/PHASE`` beside them where the device tells
+    prompts: list[Any]  # the B prompts
+    base: Columns | None = (
+        None  # (N,) by name, of the base's output for every row's prompt; None where the algorithm needs none
+    )
+    logged: Logged = field(default_factory=dict)  # further numbers; ``update`` returns them with its own
+    extra: dict[str, Tensor] = field(default_factory=dict)  # what the algorithm keeps for its updates
+    updates: int = 0  # of the optimiser so far; before the first one the ratio is 1
 
     def take(self, mine: Tensor, reward: np.ndarray, advantage: Advantage) -> None:
         """Keep the own rows (n,) of all processes' rewards (N,) and advantages, and log what those are like."""
@@ -101,6 +98,12 @@ class Experience:
 def rows_of(rollout: Rollout, prompts: Tensor) -> Tensor:
     """Indices (n,) of the rows of some prompts, in order."""
     return torch.isin(rollout.group, prompts).nonzero()[:, 0]
+
+
+def no_rows() -> Rollout:
+    """The rollout of no prompt."""
+    none = torch.zeros(0, dtype=torch.bool)
+    return Rollout(none.long(), torch.zeros(0, 1), none[:, None], [], None, none)
 
 
 class PolicyUpdate(ABC):
@@ -231,50 +234,36 @@ class PolicyUpdate(ABC):
         if not self.config.policy_weight:
             return Experience(None, {}, np.zeros(0), nothing, seconds, prompts)
         with self.phases.record(seconds):
-            made, base = self._draw(prompts, scorer, seed)
-            logged, rounds = Logged(), self.config.dynamic_sampling
-            if rounds and further is not None:
-
-                def draw(more: list[Any], number: int) -> Draw:
-                    return self._draw(more, scorer, seed + number * ROUND)[0]
-
-                join = cast(JoiningPolicy, self.policy).join
-                made, logged = refill(made, draw, further, self._has_signal, join, rounds, self.total)
+            made, logged = self._draw(prompts, scorer, seed), Logged()
+            if self.config.dynamic_sampling and further is not None:
+                made, logged = self.refill(made, lambda p, n: self._draw(p, scorer, seed + n * ROUND), further)
             self.phases.enter("update")  # what follows may ask the policy again
-            rollout, scores = made.rollout, self._values(made)
-            experience = Experience(rollout, scores, np.zeros(0), nothing, seconds, made.prompts, base, logged)
-            self.assign_credit(experience, rollout)
-        self._check_scorable(made.columns, experience.advantage.unscorable)
+            scores, reward = self.values(made), np.zeros(0)
+            experience = Experience(made.rollout, scores, reward, nothing, seconds, made.prompts, made.base, logged)
+            self.assign_credit(experience, made.rollout)
+        self.check_scorable(made.columns, experience.advantage.unscorable)
         experience.logged.update(getattr(self.policy, "notes", {}) if prompts else {})
         return experience
 
-    def _draw(self, prompts: list[Any], scorer: JointScorer, seed: int) -> tuple[Draw, Columns | None]:
+    def refill(self, first: Draw, again: Callable[[list[Any], int], Draw], further: Further) -> tuple[Draw, Logged]:
+        """Replace prompts without signal, where rollouts are compared (``GRPO.refill``)."""
+        raise NotImplementedError
+
+    def _draw(self, prompts: list[Any], scorer: JointScorer, seed: int) -> Draw:
         if not prompts:
-            return Draw([], no_rows(), {spec.name: [] for spec in self.config.rewards}), None
+            return Draw([], no_rows(), {spec.name: [] for spec in self.config.rewards})
         self.phases.enter(self.phases.first)
         rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
         for sample, prompt in zip(rollout.samples, rollout.group.tolist(), strict=True):
             sample.group = prompt  # an utterance may stand twice in a batch
         self.phases.enter("reward")
-        columns, base = self.score(rollout, prompts, scorer, seed=seed)
-        return Draw(prompts, rollout, columns), base
+        return Draw(prompts, rollout, *self.score(rollout, prompts, scorer, seed=seed))
 
-    def _values(self, made: Draw) -> Columns:
+    def values(self, made: Draw) -> Columns:
+        """Scores of the rollouts (N,) by name, NaN for null."""
         return {name: values[: len(made.rollout.samples)] for name, values in to_arrays(made.columns).items()}
 
-    def _has_signal(self, made: Draw) -> tuple[Tensor, Tensor]:
-        """(B,) bool of all processes: prompts from whose rollouts something can be learnt; and which of them are this process's.
-
-        A draw that cannot be scored stops the run, whatever follows.
-        """
-        rows, mine, (scores,) = self.ranks.rows(made.rollout, made.prompts, self._values(made))
-        _, advantage = self.advantage_of(rows, scores, self.config.rewards)
-        self._check_scorable(made.columns, advantage.unscorable)
-        group = rows.group
-        alive = advantage.value.reshape(len(group), -1).abs().amax(1)
-        return torch.zeros(int(group.max()) + 1).index_add_(0, group, alive) > 0, torch.unique(group[mine])
-
-    def _check_scorable(self, columns: dict[str, list[Score]], unscorable: float) -> None:
+    def check_scorable(self, columns: dict[str, list[Score]], unscorable: float) -> None:
         """A run that cannot see its reward says why and ends."""
         cfg = self.config
         if unscorable <= cfg.max_unscorable:
@@ -366,7 +355,7 @@ class PolicyUpdate(ABC):
         if not stats:
             return grads, {**dict.fromkeys(NOT_EVALUATED, float("nan")), "log_ratio_std": 0.0}
         weights = [found.pop("size") for found in stats]
-        merged = {k: float(np.average([s[k] for s in stats], weights=weights)) for k in stats[0] if k != "rows"}
+        merged = {k: float(np.average([s[k] for s in stats], weights=weights)) for k in stats[0]}
         merged["log_ratio_std"] = max(0.0, merged.pop("square") - merged.pop("mean") ** 2) ** 0.5
         return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
 

@@ -28,7 +28,7 @@ from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stages.finish import DONE, Ending, at_the_end, longer
 from rlspeech.stages.validation import keep_inputs
-from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.state import load_optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import Interval, interval_columns
 from rlspeech.tasks import get_task
 from rlspeech.tasks.base import Numbers, Task
@@ -221,7 +221,7 @@ class Trainer:
         """Checkpoint: averaged weights for use, raw weights and optimiser for resuming."""
         facts = {"stage": "pretrain", "steps": self.step, "data": self.config.data or "the embedded corpus"}
         facts |= {"batch": self.config.batch, "validation": self.last_valid}
-        state: dict[str, Any] = {"weights": self.model.state_dict(), "optimizer": optimizer_state(self.optimizer)}
+        state: dict[str, Any] = {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"rng": rng_state(), "cursor": self.cursor, "last_valid": self.last_valid, "watched": self.watched}
 
         def write(path: Path) -> None:

@@ -33,7 +33,7 @@ from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stages.finish import DONE, Ending, at_the_end, explain, longer, shown
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
-from rlspeech.state import load_optimizer_state, optimizer_state, rng_state, set_rng_state
+from rlspeech.state import load_optimizer_state, rng_state, set_rng_state
 from rlspeech.stats import mean_interval
 from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
@@ -208,7 +208,7 @@ class Session:
         history, reached = self.validation.history, self.validation.best
         before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
         facts = tuned_facts(self.config, before, history, self.step, self.train.utts, judged)
-        state: dict[str, Any] = {"trained": self.adapted.trained(), "optimizer": optimizer_state(self.optimizer)}
+        state: dict[str, Any] = {"trained": self.adapted.trained(), "optimizer": self.optimizer.state_dict()}
         state |= {"rng": rng_state(), "cursor": self.cursor, "spent": self.reserve_cursor, "history": history}
         state |= {"algo": self.algo.state(), "best": None if math.isinf(reached) else reached}
 

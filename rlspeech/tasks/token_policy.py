@@ -189,7 +189,7 @@ class TokenPolicy:
 
     @torch.no_grad()
     def join(self, parts: Sequence[tuple[Rollout, Tensor]]) -> Rollout:
-        """Some prompts (K,) of several rollouts as one; see ``algos.resample``. Its micro-batches are new, and ``logp`` with them."""
+        """Some prompts (K,) of several rollouts as one; see ``GRPO.refill``. Its micro-batches are new, and ``logp`` with them."""
         self.announce("rollout")
         longest = max(rollout.mask.shape[1] for rollout, _ in parts)
         clips, samples, owners, encoded = list[Clip](), list[Sample](), list[int](), list[Any]()

@@ -12,7 +12,7 @@ from tiny_ppo import GOAL, NAME, Judge, Toy, clips, config, make, train
 
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.ppo import BaseScores, CriticPPO, RelativePPO, clip_name
+from rlspeech.algos.ppo import CriticPPO, RelativePPO, clip_name
 from rlspeech.config import RewardSpec
 from rlspeech.stages.probe import probe_gradients
 from rlspeech.state import load_state, save_state
@@ -132,12 +132,6 @@ def test_clips_are_told_apart_by_what_they_hold() -> None:
     frames = np.zeros((2, 4, 4), np.uint8)
     # another video, another output
     assert len({clip_name(Seen(v)) for v in (None, frames, frames + 1, frames.reshape(4, 2, 4))}) == 4
-    kept = BaseScores(size=2)
-    for i in range(3):
-        kept.put((str(i), ""), {"a": i})
-    kept.put(("3", ""), {"a": np.nan})
-    assert len(kept) == 2 and kept.get(("0", ""), ["a"]) is None and kept.get(("2", ""), ["a"]) == {"a": 2}
-    assert kept.get(("3", ""), ["a"]) is None and kept.get(("2", ""), ["a", "b"]) is None
 
 
 def test_a_policy_with_latents_starts_its_base_from_the_same() -> None:

@@ -10,8 +10,8 @@ import torch
 from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train
 from tiny_ranks import together
 
-from rlspeech.algos.critic import Critic
-from rlspeech.config import PPO, RewardSpec
+from rlspeech.algos.ppo import Critic
+from rlspeech.config import PPO, RL, RewardSpec
 from rlspeech.types import Sample
 
 CRITIC = {"form": "critic", "value_lr": 0.01, "gae_lambda": 1.0, "value_clip": None}
@@ -130,11 +130,11 @@ def test_units_are_those_of_all_processes_together() -> None:
     g = torch.Generator().manual_seed(0)
     x, r = 3 + 2 * torch.randn(10, 2, 4, generator=g), 5 * torch.randn(10, 2, generator=g)
     mask = torch.rand(10, 2, generator=g) > 0.3
-    whole = Critic(PPO())
+    whole = Critic(RL())
     whole.measure(x, r, mask)
 
     def measured(ranks: Any) -> Critic:
-        critic, part = Critic(PPO(), ranks=ranks), (slice(0, 3), slice(3, 10))[ranks.rank]
+        critic, part = Critic(RL(), ranks), (slice(0, 3), slice(3, 10))[ranks.rank]
         critic.measure(x[part], r[part], mask[part])
         return critic
 
@@ -146,13 +146,13 @@ def test_units_are_those_of_all_processes_together() -> None:
     before = {k: v.clone() for k, v in whole.units.items()}
     whole.measure(x + 9, r + 9, mask)
     assert all(torch.equal(before[k], v) for k, v in whole.units.items())  # once and for all
-    flat = Critic(PPO())
+    flat = Critic(RL())
     flat.measure(x, torch.full_like(r, 5.0), mask)
     # nothing to be surprised at, and nothing settled
     assert flat.values(x).unique().tolist() == [5.0] and not flat.settled
     flat.measure(x, r, mask)
     assert flat.settled and torch.equal(flat.units["return_mean"], before["return_mean"])
-    none = Critic(PPO())
+    none = Critic(RL())
     none.measure(x, r, torch.zeros_like(mask))
     assert not none.units and none.values(x).shape == (10, 2)
 
@@ -162,7 +162,7 @@ def test_the_clip_holds_values_back_within_one_collection() -> None:
     returns = x[..., 0] * 4
     left = {}
     for clip in (None, 0.5, 0.1):
-        critic = Critic(PPO(value_lr=0.02, value_clip=clip))
+        critic = Critic(RL(ppo=PPO(value_lr=0.02, value_clip=clip)))
         critic.measure(x, returns, mask)
         old = critic.values(x)
         for _ in range(30):
@@ -176,7 +176,7 @@ def test_initial_weights_hang_on_the_seed_alone() -> None:
     nets = []
     for seed, noise in ((1, 5), (1, 6), (2, 5)):
         torch.manual_seed(noise)
-        critic = Critic(PPO(), seed=seed)
+        critic = Critic(RL(seed=seed))
         critic.values(x)
         # and leave the generator alone
         assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(noise))
