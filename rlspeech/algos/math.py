@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rlspeech.rewards.mix import unit_of
+from rlspeech.rewards.mix import centred, unit_of
 from rlspeech.types import LogProb
 
 EPS = 1e-8
@@ -45,28 +45,13 @@ def group_advantage(reward: Tensor, group: Tensor, std: Divisor = "group", clip:
         std: divide by the group's spread, by the root mean square of all centred rewards, or by nothing (Dr. GRPO).
         clip: bound on the absolute advantage.
     """
-    reward = reward.double()
-    known = reward.isfinite()
-    index, groups = _numbered(group)
-
-    def added(values: Tensor) -> Tensor:
-        return torch.zeros(groups, dtype=torch.double).index_add_(0, index, values)
-
-    filled, count = torch.where(known, reward, torch.zeros_like(reward)), added(known.double())
-    mean = added(filled) / count.clamp_min(1)
-    centred = torch.where(known, reward - mean[index], torch.zeros_like(reward))
-    spread = (added(centred.square()) / count.clamp_min(1)).sqrt()
-    unit = _unit(spread, filled[known])
-    signal = (count >= 2) & unit.isfinite()
-    if std == "group":
-        value = centred / unit[index]
-    elif std == "batch":
-        value = centred / _unit(centred[known & signal[index]].square().mean().sqrt(), filled[known])
-    else:
-        value = centred
-    value = torch.where(known & signal[index], value, torch.zeros_like(value)).clamp(-clip, clip)
-    unscorable, constant = (1.0 - share.double().mean().item() for share in (known, signal))
-    return Advantage(value.float(), unscorable, constant, groups, int(signal.sum()))
+    reward, known = reward.double(), reward.isfinite()
+    away, unit = map(torch.from_numpy, centred(torch.where(known, reward, torch.nan).numpy(), group.numpy()))
+    counts = known & unit.isfinite()
+    if std == "batch":
+        unit = _unit(away[counts].square().mean().sqrt(), reward[known])
+    value = torch.where(counts, away if std == "none" else away / unit, 0.0)
+    return _by_prompt(value.clamp(-clip, clip), known, group)
 
 
 def relative_advantage(
@@ -101,17 +86,10 @@ def _unit(spread: Tensor, values: Tensor) -> Tensor:
     return torch.as_tensor(unit_of(spread.numpy(), float(values.square().mean().nan_to_num())))
 
 
-def _numbered(group: Tensor) -> tuple[Tensor, int]:
-    """Groups (N,) numbered from 0, and how many there are."""
-    _, index = torch.unique(group, return_inverse=True)
-    return index, int(index.max()) + 1 if len(index) else 0
-
-
 def _by_prompt(value: Tensor, known: Tensor, group: Tensor) -> Advantage:
     """Count the prompts from which something can be learnt. ``known`` (N,): could be scored."""
-    index, groups = _numbered(group)
-    size = value.abs().flatten(1).amax(1) if value.dim() > 1 else value.abs()
-    signal = int((torch.zeros(groups, dtype=torch.double).index_add_(0, index, size.double()) > 0).sum())
+    alive, groups = value.reshape(len(group), -1).abs().amax(1) > 0, len(torch.unique(group))
+    signal = len(torch.unique(group[alive]))
     return Advantage(value.float(), 1.0 - known.double().mean().item(), 1.0 - signal / max(1, groups), groups, signal)
 
 
@@ -199,9 +177,13 @@ def soft_loss(
     loss = -torch.where(known, reward, torch.zeros_like(reward)).sum() / rows
     if kl is None or mask is None:
         return loss
-    mask = mask & known[:, None]
+    return loss + kl_beta * _summed(kl, mask & known[:, None], mean) / normaliser
+
+
+def _summed(values: Tensor, mask: Tensor, mean: Mean) -> Tensor:
+    """Sum of values (n, S) over the decisions that count, or ("sequence") over rows of each row's mean."""
     share = 1.0 / mask.sum(1, keepdim=True).clamp_min(1) if mean == "sequence" else 1.0
-    return loss + kl_beta * (torch.where(mask, kl, torch.zeros_like(kl)) * share).sum() / normaliser
+    return (torch.where(mask, values, 0.0) * share).sum()
 
 
 class Surrogate(NamedTuple):
@@ -247,20 +229,17 @@ def policy_loss(
         change_weight: of the output's change (``types.LogProb``), added as the KL is.
         mean: w is 1, or "sequence": 1 / the rollout's decisions (GRPO, arXiv 2402.03300: long rollouts weigh no more than short ones).
     """
-    # a masked decision may hold anything
-    log_ratio, weight = torch.where(mask, new.logp - old, torch.zeros_like(old)), mask.float()
+    log_ratio = torch.where(mask, new.logp - old, 0.0)  # a masked decision may hold anything
     moved = log_ratio.detach().clamp(-RATIO_LIMIT, RATIO_LIMIT)
     if ratio == "rationorm":
-        log_ratio = torch.where(mask, (log_ratio + new.drift) * new.scale, torch.zeros_like(old))
-        weight = weight / new.dt
+        log_ratio = torch.where(mask, (log_ratio + new.drift) * new.scale, 0.0)
     if level == "sequence":
         log_ratio = mask * (log_ratio.sum(1) / mask.sum(1).clamp_min(1))[:, None]
     log_ratio = log_ratio.clamp(-RATIO_LIMIT, RATIO_LIMIT)  # infinite times an advantage of 0 is not a number
-    share = 1.0 / mask.sum(1, keepdim=True).clamp_min(1) if mean == "sequence" else torch.ones_like(weight[:, :1])
-    rho = log_ratio.exp()
-    a = advantage if advantage.dim() == 2 else advantage[:, None]
+    rho, a = log_ratio.exp(), advantage if advantage.dim() == 2 else advantage[:, None]
     clipped = rho.clamp(1 - clip_range, 1 + (clip_range if clip_high is None else clip_high))
-    loss = (-torch.minimum(rho * a, clipped * a) * weight * share).sum() / normaliser
+    weight = 1.0 / new.dt if ratio == "rationorm" else 1.0
+    loss = _summed(-torch.minimum(rho * a, clipped * a) * weight, mask, mean) / normaliser
     count = mask.sum().clamp_min(1)
     stats = {"ratio_mean": float((rho.detach() * mask).sum() / count)}
     stats["ratio_max_gap"] = float(((rho.detach() - 1).abs() * mask).max())
@@ -269,9 +248,9 @@ def policy_loss(
         part, whole = (rho != clipped) & (rho * a > clipped * a) & sign & mask, (sign & mask).sum().item()
         stats[f"clipped_{name}"] = part.sum().item() / whole if whole else 0.0
     if new.kl is not None:
-        loss = loss + kl_beta * (torch.where(mask, new.kl, 0.0) * share).sum() / normaliser
+        loss = loss + kl_beta * _summed(new.kl, mask, mean) / normaliser
     if new.change is not None and change_weight:
-        loss = loss + change_weight * (torch.where(mask, new.change, 0.0) * share).sum() / normaliser
+        loss = loss + change_weight * _summed(new.change, mask, mean) / normaliser
     return Surrogate(loss, stats | divergence(new, mask), log_ratio.detach()[mask])
 
 

@@ -86,7 +86,7 @@ def compose(
             columns.append(signed / unit)
         else:
             z = how == "norm_then_sum" or spec.scale == "group"
-            columns.append(np.divide(*_centred(signed, group)) if z else signed / divisor(signed, group, spec.scale))
+            columns.append(np.divide(*centred(signed, group)) if z else signed / divisor(signed, group, spec.scale))
     parts, weights = np.stack(columns, 1), np.array([s.weight for s in specs], np.float64)
     active = weights != 0
     _skip(parts, specs, active)
@@ -140,10 +140,10 @@ def divisor(x: np.ndarray, group: np.ndarray, scale: str) -> np.ndarray:
     """(N,) what each row's score is divided by (``unit_of``): by the spread of the batch or of its group, or 1 ("none")."""
     if scale == "none":
         return np.ones(len(x))
-    return _centred(x, group if scale == "group" else np.zeros(len(x)))[1]
+    return centred(x, group if scale == "group" else np.zeros(len(x)))[1]
 
 
-def _centred(x: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def centred(x: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N,) less the mean of their group's scorable ones, and what to divide by, each row by its group's spread (``unit_of``)."""
     _, index = np.unique(group, return_inverse=True)
     good = np.isfinite(x)
