@@ -124,12 +124,9 @@ def _baseline(config: Evaluate, systems: Sequence[System]) -> str | None:
 
 def _as_begun(config: Evaluate) -> Evaluate:
     """The settings with the normaliser by which the folder's evaluation was begun, where none is given: the default may be younger."""
-    begun = (
-        settings_of(config.out).get("normaliser")
-        if config.out and "normaliser" not in config.model_fields_set
-        else None
-    )
-    return config if begun is None else config.model_copy(update={"normaliser": begun})
+    begun = settings_of(config.out).get("normaliser") if config.out else None
+    given = begun is None or "normaliser" in config.model_fields_set
+    return config if given else config.model_copy(update={"normaliser": begun})
 
 
 def _fingerprint(system: System, task: str) -> str:
@@ -186,7 +183,8 @@ def _collect(answers: Answers, waiting: tuple[Pending, list[Sample]] | None) -> 
 class Result:
     """Means, rates and paired differences, of all utterances and of each value of a column.
 
-    The systems are in the order in which they answered; ``baseline`` is a compared one, or None.
+    The systems are in the order in which they answered; ``baseline`` is a compared one, or None. ``notes`` are remarks, and the reasons of
+    what could not be scored.
 
     Raises:
         UserError: there is not one score.
@@ -203,28 +201,22 @@ class Result:
         keys = [u.id for u in utts if not self.rated or all(self._answered(s, u.id) for s in self.names)]
         bounds = [s.name for s in systems if not s.compared]
         self.bounds = [s for s in bounds if any(self._answered(s, k) for k in keys)]
-        self.errors = self._errors({u.id for u in utts})
         columns = ["hypothesis"] if self.rated else table.metrics
         if not any(table.row(s, k).get(m) is not None for s in self.names for k in keys for m in columns):
-            errors = [e for row in table.rows.values() for e in row["errors"].values()]
-            where = f"look at the errors in {table.path}"
-            raise UserError("not one utterance could be scored", errors[0] if errors else "", where)
+            why = next((e for row in table.rows.values() for e in row["errors"].values()), "")
+            raise UserError("not one utterance could be scored", why, f"look at the errors in {table.path}")
         self.utts = [u for u in utts if u.id in set(keys)]
         self.counts = self._counts() if self.rated else {}
         lost = len(utts) - len(keys)
-        self.remarks = [f"{lost} utterances could not be scored and are left out for all"] if lost else []
+        self.notes = [f"{lost} utterances could not be scored and are left out for all"] if lost else []
         short = {s: n for s in self.bounds if (n := len(keys) - len(self.counts[s]))}
-        self.remarks += [f"{s}: of {len(keys) - n} utterances; the other {n} have none" for s, n in short.items()]
-        self.remarks += evaluation.remarks(table, self.names, keys)
+        self.notes += [f"{s}: of {len(keys) - n} utterances; the other {n} have none" for s, n in short.items()]
+        self.notes += evaluation.remarks(table, self.names, keys)
         self.whole = self._compare(keys)
         self.parts = {value: self._compare(part) for value, part in self._values().items()}
+        self.notes += self._errors({u.id for u in utts})
         if evaluation.recounted:
             table.rows = {(s, k): table.rows[s, k] for s in self.names for k in keys}
-
-    @property
-    def notes(self) -> list[str]:
-        """Remarks, and the reasons of what could not be scored."""
-        return [*self.remarks, *self.errors]
 
     def _answered(self, system: str, key: str) -> bool:
         return self.table.row(system, key).get("hypothesis") is not None
@@ -259,8 +251,8 @@ class Result:
             if (value := columns_of(u).get(self.config.by)) is not None:
                 found.setdefault(str(value), []).append(u.id)
         if len(found) > MOST_VALUES:
-            what = f"{self.config.by} has {len(found)} values, too many for tables of their own (at most {MOST_VALUES})"
-            self.remarks.append(what)
+            many = f"{self.config.by} has {len(found)} values, too many for tables of their own (at most {MOST_VALUES})"
+            self.notes.append(many)
             return {}
         return dict(sorted(found.items()))
 

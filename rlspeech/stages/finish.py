@@ -108,13 +108,7 @@ def _finish(folder: Run, end: End) -> None:
 
 
 def longer(folder: Run, step: int, steps: int, falls: bool) -> str:
-    """A remark on a run that goes on to another number of steps than it had, or that could; empty where there is none.
-
-    Args:
-        folder: of the run.
-        step, steps: that it has come to, and is to come to now.
-        falls: the learning rate falls over the steps.
-    """
+    """A remark on a run that is at ``step`` and goes on to other ``steps`` than it had, or could; ``falls``: its rate, over the steps."""
     if "steps" in folder.grown:
         rate = f": the learning rate falls over all {steps}, and is now that of step {step} of them" if falls else ""
         return f"{folder.grown['steps']} steps were asked for before, now {steps}{rate}"
@@ -123,13 +117,7 @@ def longer(folder: Run, step: int, steps: int, falls: bool) -> str:
 
 
 def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> None:
-    """Say the arithmetic that users ask about before the first step, in one line each.
-
-    Args:
-        device: where it runs, and why there.
-        rows: prompts to draw from.
-        trainable: number of parameters.
-    """
+    """Say the arithmetic that users ask about before the first step; ``rows`` are prompts to draw from, ``trainable`` parameters."""
     n, u = config.prompts_per_step, config.updates_per_collection
     size = f"{trainable / 1e6:.2f} M trainable parameters"
     log.say(f"{device}; {size}; {rows} prompts to draw from")
@@ -155,12 +143,7 @@ def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> N
 
 
 def shown(config: RL, metrics: Mapping[str, Any], gain: float | None) -> dict[str, Any]:
-    """What the progress line says of a step: the first reward by name, what tells whether it learns, and the last validation's gain.
-
-    Args:
-        metrics: the step's row.
-        gain: of all rewards together against step 0, in the spreads that the run weighs them by; None before there is one.
-    """
+    """What the progress line says of a step's row: the first reward by name, what tells whether it learns, the last validation's gain."""
     first = next((r.name for r in config.rewards if r.weight), "")
     names = {"supervised_loss": "loss"} if not config.policy_weight else {"wer": "wer", "grad_agreement": "agreement"}
     names = {f"reward/{first}": first, "diffro/reward": "climbed", **names}

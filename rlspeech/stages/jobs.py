@@ -64,13 +64,9 @@ def summarise(
     """Return and print how many results were made, how many existed, and the reason of each failure.
 
     Args:
-        verb: what was done, "enhanced".
-        unit: what a job is, "file".
-        jobs: all inputs.
-        todo: those that had no result before.
+        verb, unit: what was done, "enhanced", and what a job is, "file".
+        jobs, todo: all inputs, and those that had no result before.
         began_s: on the monotonic clock.
-        out: where the results are.
-        try_this: advice where there is none.
 
     Raises:
         UserError: there are failures and not one result.

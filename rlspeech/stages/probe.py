@@ -179,10 +179,7 @@ def probe_gradients(
 ) -> dict[str, Tensor]:
     """Gradient (P,) of the on-policy surrogate (ratio 1, no KL) for every column of advantages (N,) or (N, S).
 
-    Args:
-        policy: at the weights that made the rollout.
-        advantages: column name -> (N,) or (N, S).
-        micro_batch: prompts in one forward pass.
+    The policy is at the weights that made the rollout; a forward pass takes ``micro_batch`` prompts.
     """
     parameters = policy.parameters()
     size = sum(p.numel() for p in parameters)
@@ -202,9 +199,7 @@ def probe_gradients(
 def summarise(gradients: Mapping[str, list[Tensor]], prompts: int, seed: int = 0) -> Agreement:
     """Mean pairwise cosine with its bootstrap 95 % interval, and the prompts at which a gradient is half signal, by column.
 
-    Args:
-        gradients: column name -> K gradients (P,).
-        prompts: prompts behind each gradient.
+    A column has K gradients (P,), each of so many ``prompts``.
     """
     out: Agreement = {}
     for name, grads in gradients.items():

@@ -257,11 +257,7 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 def merged(parts: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> dict[str, Any]:
-    """The rows of all processes in one, see ``WORST``. What all have alike was found out together.
-
-    Args:
-        parts: a process's row, and over how many items its means are taken, by name, "" for all others.
-    """
+    """The rows of all processes in one, see ``WORST``, from ``describe``'s of each. What all have alike was found out together."""
     if len(parts) == 1:
         return parts[0][0]
     out: dict[str, Any] = {}

@@ -180,10 +180,8 @@ class Validation:
 
     def table(self) -> list[list[str]]:
         """A row a metric for the terminal: name, before, after, difference, role."""
-        roles = dict.fromkeys(
-            (r.name for r in self.config.rewards), "reward" if self.config.policy_weight else "measured"
-        ) | {ALTOGETHER: "all together"}
-        rows = []
+        kind = "reward" if self.config.policy_weight else "measured"
+        roles, rows = {**{r.name: kind for r in self.config.rewards}, ALTOGETHER: "all together"}, []
         for k, (first, last, delta) in self.changes().items():
             name = k if _up(k) else f"{k} (lower is better)"
             rows.append([name, first.text(3), last.text(3), delta.text(3, sign=True), roles.get(k, "guard")])
@@ -191,12 +189,7 @@ class Validation:
 
 
 def changes(history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Change]:
-    """For every metric the first validation, the last one and their paired difference, each with its interval.
-
-    Args:
-        history: columns of each validation, ``{"step": ..., metric: [a value a clip]}``.
-        seed: of the resampling of the differences.
-    """
+    """For every metric the first validation, the last one and their paired difference, each with its interval (``Validation.history``)."""
     first, last = history[0], history[-1]
     shared = [k for k in first if k != "step" and k in last]
     deltas = {k: paired_delta(last[k], first[k], seed=seed) for k in shared}
@@ -204,11 +197,7 @@ def changes(history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Change
 
 
 def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[Score]]:
-    """A validation's scores over its draws: the mean of those of a clip that are known, with the first draw's words.
-
-    Args:
-        draws: for every draw, name -> a score a clip.
-    """
+    """A validation's scores over its draws, name -> a score a clip: the mean of those that are known, with the first draw's words."""
 
     def mean(scores: Sequence[Score]) -> Score:
         known = [s.value for s in scores if s.value is not None]
@@ -220,12 +209,8 @@ def averaged(draws: Sequence[Mapping[str, Sequence[Score]]]) -> dict[str, list[S
 def reward_of(specs: Sequence[RewardSpec], row: Columns, first: Columns) -> list[float | None]:
     """The rewards of every validation clip in one number, as the run weighs them but for their bounds.
 
-    Rewards with a scale count in units of their spread over the clips at step 0, so that the number means the same at every step.
-
-    Args:
-        specs: the run's.
-        row: name -> values (K,) by clip.
-        first: the same at step 0.
+    Rewards with a scale count in units of their spread over the clips at step 0 (``first``), so that the number means the same at every
+    step. Columns hold (K,) values, one a clip.
     """
     values = {s.name: np.array([np.nan if v is None else v for v in row[s.name]], np.float64) for s in specs}
     unbounded = [s.model_copy(update={"bounds": (None, None)}) for s in specs]
@@ -257,16 +242,7 @@ def keep(
 ) -> None:
     """Append a validation's rows and save its outputs; the inputs at the first one; thin out the audio of those before this one.
 
-    Args:
-        folder: of the run.
-        step: of the validation.
-        clips: what was put in.
-        samples: what came out, in the order of the clips.
-        scores: metric -> a score a clip.
-        reward: all rewards together, as the run weighs them.
-
-    Raises:
-        UserError: the disk is full.
+    ``reward`` is all rewards together, as the run weighs them. Raises ``UserError`` where the disk is full.
     """
     rows = []
     for i, (clip, sample) in enumerate(zip(clips, samples, strict=True)):
@@ -343,10 +319,8 @@ def tuned_facts(
     """The facts of a checkpoint.
 
     Args:
-        config: the run's.
         before: the facts of the checkpoint that it started from.
-        history: validation columns, {"step": ..., metric: [a value a clip]}, the first before training.
-        step: of the checkpoint.
+        history: as ``Validation.history``.
         utts: what prompts are drawn from.
         judged: what the judge says of its metrics (``Scorer.meta``).
     """
@@ -376,9 +350,8 @@ def tuned_facts(
 
 def _results(config: RL, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per metric the start, the last validation and their paired difference, each with its interval."""
-    roles = dict.fromkeys((r.name for r in config.rewards), "rewarded" if config.policy_weight else "measured") | {
-        ALTOGETHER: ""
-    }
+    kind = "rewarded" if config.policy_weight else "measured"
+    roles = {**{r.name: kind for r in config.rewards}, ALTOGETHER: ""}
     found = dict[str, dict[str, Any]]()
     for name, change in changes(history, config.seed).items():
         numbers = zip(("start", "now", "difference"), (i.as_dict() for i in change), strict=True)
