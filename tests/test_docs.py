@@ -18,6 +18,7 @@ import tiny_recognisers
 import tiny_speech
 import warm
 from safetensors.torch import load_file
+from tiny_cli import rows_of as rows
 
 import rlspeech
 from rlspeech.config import RL, AvseModel, CodecLMModel, CodecModel, DiffRO, Pretrain, Sampling, TokenRewardModel
@@ -283,10 +284,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(["bash", "-exc", "\n".join(todo)], capture_output=True, text=True, **call)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return folder
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_page_shows_whole_files() -> None:

@@ -7,10 +7,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import warm
+from tiny_cli import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 REALDATA = os.environ.get("RLSPEECH_REALDATA", "")
@@ -28,10 +28,6 @@ def run(script: str, tmp_path: Path, **env: str) -> str:
 def systems(out: Path) -> dict[str, object]:
     found: dict[str, object] = json.loads((out / "eval" / "metrics.json").read_text())["systems"]
     return found
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.slow

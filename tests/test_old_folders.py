@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from tiny_cli import RUN
+from tiny_cli import called as call
+from tiny_cli import rows_of as rows
 
 from rlspeech.cli import app
 
 pytestmark = pytest.mark.slow
-RUN = CliRunner()
 FIXTURES = Path(__file__).parent / "fixtures"
 MADE_AT_NS = 1_767_225_600_000_000_000  # the audio's time when it was scored, which its rows remember
 PAIRS = "--data data/pairs.jsonl --valid data/pairs.jsonl"
@@ -28,23 +29,20 @@ PRETRAIN = shlex.split(
     "--set save_every=2 --set valid_items=2 --set mixing.clip_s=0.8 --set tracker=none --set 'model={n_fft: 64, "
     "hop: 32, dim: 8, depth: 1, heads: 2, conv_pos_kernel: 3, conv_pos_groups: 4, nfe: 2}'"
 )
-RL = shlex.split(
+RL = (
     f"rl --algo grpo --model pretrain {PAIRS} --reward si_sdr=1 --reward estoi=2 --guard lsd --out rl --lr 0.05 "
     "--seed 1 --group 2 --prompts-per-step 2 --set micro_batch=2 --set clip_s=0.5 --set valid_items=2 "
     "--set valid_every=2 --set save_every=2 --set workers=0 --set lora.rank=2 --set tracker=none"
-)
-EVAL = shlex.split(
-    "eval --data data/pairs.jsonl --model base=pretrain --model rl=rl --baseline base --metric si_sdr --metric estoi "
-    "--workers 0"
-)
-ASR = shlex.split(
-    "eval --task asr --data data/speech.jsonl --model one=embedded --model two=embedded --baseline one --out asr-eval"
-)
-TTS = shlex.split("eval --task tts --data data/speech.jsonl --model base=embedded --limit 2 --workers 0 --out tts-eval")
-REWARD = shlex.split(
+).split()
+EVAL = "eval --data data/pairs.jsonl --model base=pretrain --model rl=rl --baseline base --workers 0".split()
+EVAL += ["--metric", "si_sdr", "--metric", "estoi"]
+ASR = "eval --task asr --data data/speech.jsonl --model one=embedded --model two=embedded --baseline one".split()
+ASR += ["--out", "asr-eval"]
+TTS = "eval --task tts --data data/speech.jsonl --model base=embedded --limit 2 --workers 0 --out tts-eval".split()
+REWARD = (
     "reward data/noisy --target data/clean --text data/texts.jsonl --hypotheses data/hypotheses.jsonl --reward si_sdr "
     "--reward estoi --reward asr_wer --system noisy --workers 0 --out scores"
-)
+).split()
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +57,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         os.utime(path, ns=(MADE_AT_NS, MADE_AT_NS))
     monkeypatch.chdir(folder)
     return folder
-
-
-def call(*words: str) -> dict[str, Any]:
-    """What a command prints with ``--json``."""
-    done = RUN.invoke(app, [*words, "--json"])
-    assert done.exit_code == 0, done.stdout + done.stderr
-    return dict(json.loads(done.stdout))
-
-
-def rows(path: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def by_item(path: str | Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -106,9 +93,8 @@ def test_a_stopped_rl_run_goes_on_and_can_grow() -> None:
     assert summary["steps"] == 4 and after[: len(before)] == before
     validated, rewards = ([r[key] for r in after if key in r] for key in ("valid/si_sdr", "reward"))
     # the steps since then draw noise by the prompts' place in the batch, which a run of that time did not
-    assert validated[:2] == pytest.approx([5.7305, 5.7732], rel=2e-3) and validated[2:] == pytest.approx(
-        [5.7, 5.7], abs=0.5
-    )
+    assert validated[:2] == pytest.approx([5.7305, 5.7732], rel=2e-3)
+    assert validated[2:] == pytest.approx([5.7, 5.7], abs=0.5)
     assert rewards[0] == pytest.approx(8.4632, rel=1e-2) and len(rewards) == 4 and np.isfinite(rewards).all()
     assert [r["step"] for r in after if "lr" in r] == [1, 2, 3, 4]
     assert all(math.isfinite(r["grad_norm"]) for r in after if "lr" in r)
@@ -158,8 +144,7 @@ def test_a_checkpoint_enhances_and_its_adapter_is_exported() -> None:
 
 @pytest.mark.parametrize("folder", ["rl", "pretrain", "eval", "asr-eval", "tts-eval", "rl/checkpoints/step_000001"])
 def test_nothing_is_wrong_with_them(folder: str) -> None:
-    summary = call("check", folder)
-    assert summary["problems"] == []
+    assert call("check", folder)["problems"] == []
 
 
 # ---- evaluations go on

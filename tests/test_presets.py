@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shlex
-from typing import Any
 
 import pytest
-import typer
-import typer.testing
 from pydantic import BaseModel
+from tiny_cli import RUN, called
 
-from rlspeech.cli import app, common
+from rlspeech.cli import app
 from rlspeech.config import RL, Evaluate, FlowModel, Lora, Pretrain, ScoreFolder
 from rlspeech.settings import preset_names, preset_path, preset_stage, resolve, stage_of
 from rlspeech.types import UserError
+from tests.test_cli import Stages
+from tests.test_cli import stages as stages
 
-RUN = typer.testing.CliRunner()
 SCHEMAS: dict[str, type[BaseModel]] = {"rl": RL, "pretrain": Pretrain, "eval": Evaluate, "reward": ScoreFolder}
 PAPERS = {  # paper -> its systems and the baselines that it is held against
     "2601.16483": {"flowse-paper", "flowse-grpo", "flowse-grpo-dnsmos-only"},
@@ -29,22 +27,6 @@ PAPERS = {  # paper -> its systems and the baselines that it is held against
 }
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The configs that stages were called with; none of them runs."""
-    found: list[Any] = []
-    real = common.load
-
-    def load(path: str) -> Any:
-        if not path.endswith(":run"):
-            return real(path)
-        return lambda config, **_: found.append(config) or {}
-
-    monkeypatch.setattr(common, "load", load)
-    monkeypatch.setattr(common, "present", lambda config: None)  # none of the paths in the commands is there
-    return found
-
-
 def head(name: str) -> list[str]:
     """The lines of the comment that a preset begins with."""
     lines = preset_path(name).read_text(encoding="utf-8").splitlines()
@@ -52,17 +34,16 @@ def head(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_says_what_it_is_and_its_command_loads_it(name: str, asked: list[Any]) -> None:
+def test_every_preset_says_what_it_is_and_its_command_loads_it(name: str, stages: Stages) -> None:
     lines, stage = head(name), preset_stage(preset_path(name))
     assert stage in SCHEMAS and len(lines) >= 3
     assert 20 <= len(lines[0]) <= 150 and not lines[0].startswith("rlspeech"), "what `presets ls` shows"
     assert re.search(r"arXiv \d{4}\.\d{4,5}", "\n".join(lines)), "whose it is"
     commands = [line for line in lines if line.startswith("rlspeech ")]
     assert len(commands) == 1 and commands[0].startswith(f"rlspeech {stage} --preset {name}")
-    result = RUN.invoke(app, shlex.split(commands[0])[1:])
-    assert result.exit_code == 0, result.stderr
+    called(*shlex.split(commands[0])[1:])
     assert RUN.invoke(app, ["presets", "show", name]).stdout == preset_path(name).read_text(encoding="utf-8")
-    (config,) = asked
+    config = stages.config
     assert stage_of(type(config)) == stage and config.out, "its command says where results go"
     plain, provenance = resolve(SCHEMAS[stage], name)
     assert provenance and all(where.startswith(f"preset {name}, line ") for where in provenance.values())
@@ -70,7 +51,7 @@ def test_every_preset_says_what_it_is_and_its_command_loads_it(name: str, asked:
 
 
 def test_presets_are_listed_with_a_line_each() -> None:
-    listed = json.loads(RUN.invoke(app, ["presets", "ls", "--json"]).stdout)["presets"]
+    listed = called("presets", "ls")["presets"]
     assert [p["name"] for p in listed] == preset_names()
     assert all(p["about"] == head(p["name"])[0] and "\n" not in p["about"] for p in listed)
     assert len({p["about"] for p in listed}) == len(listed), "no two read the same"
@@ -124,11 +105,8 @@ def test_avse_lr_is_the_published_setting() -> None:
     assert [r.name for r in config.rewards] == ["llm"]
 
 
-ALLOWED = {
-    "avse-dnsmos": {"rewards", "guards"},
-    "avse-lr-no-sisnr": {"supervised_weight"},
-    "avse-lr-shuffled": {"video"},
-}
+ALLOWED = {"avse-dnsmos": {"rewards", "guards"}, "avse-lr-no-sisnr": {"supervised_weight"}}
+ALLOWED |= {"avse-lr-shuffled": {"video"}}
 # all but the first do nothing without a policy loss
 ALLOWED |= {"avse-sisnr": {"policy_weight", "algo", "group", "explore", "clip_range", "kl_beta"}}
 

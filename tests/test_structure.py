@@ -40,19 +40,8 @@ WALK = 12  # files of one step of rl
 SENTENCES = 0  # places where tests match an error by a sentence
 PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 37_200, 147, 9_983, 29_570, 0
 CORE = (
-    *(
-        "__init__.py",
-        "__main__.py",
-        "types.py",
-        "config.py",
-        "config_parts.py",
-        "settings.py",
-        "schema.py",
-        "plugins.py",
-        "files.py",
-        "scores.py",
-    ),
-    *("log.py", "stats.py", "parallel.py", "engine.py", "run.py", "state.py", "tracking.py"),
+    *(f"{n}.py" for n in "__init__ __main__ types config config_parts settings schema plugins files scores".split()),
+    *(f"{n}.py" for n in "log stats parallel engine run state tracking".split()),
     *("algos/*.py", "tasks/base.py", "tasks/gaussian.py", "tasks/explore.py", "tasks/flowse/*.py"),
     *("rewards/base.py", "rewards/catalogue.py", "rewards/scorer.py", "rewards/mix.py"),
     *("data/manifest.py", "data/audio.py", "data/batches.py"),
@@ -99,12 +88,8 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, *([base] if base else [])])
             found = [f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names]
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and re.fullmatch(r"rlspeech(\.\w+)+:\w+", node.value)
-        ):
-            found = [node.value.partition(":")[0]]  # a module named in a table and imported later
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"rlspeech(\.\w+)+:\w+", str(node.value)):
+            found = [str(node.value).partition(":")[0]]  # a module named in a table and imported later
         else:
             continue
         yield from ((m, node.lineno) for m in found if m == "rlspeech" or m.startswith("rlspeech."))
@@ -131,15 +116,9 @@ def test_the_floor_check_sees_what_it_should(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys.modules[__name__], "MODULES", {"rlspeech.stages.rl", "rlspeech.log", "rlspeech.data.audio"})
     (tmp_path / "data").mkdir()
     file = tmp_path / "data" / "audio.py"
-    file.write_text(
-        "import rlspeech.log\nfrom rlspeech.stages import rl\ndef f():\n    from ..stages.rl import run\nX = 'rlspeech.stages.rl:run'\n"
-    )
-    assert [m for m, _ in imports(file)] == [
-        "rlspeech.log",
-        "rlspeech.stages.rl",
-        "rlspeech.stages.rl",
-        "rlspeech.stages.rl",
-    ]
+    late = "def f():\n    from ..stages.rl import run\nX = 'rlspeech.stages.rl:run'\n"
+    file.write_text(f"import rlspeech.log\nfrom rlspeech.stages import rl\n{late}")
+    assert [m for m, _ in imports(file)] == ["rlspeech.log", *["rlspeech.stages.rl"] * 3]
 
 
 def circles(edges: Mapping[str, Collection[str]]) -> list[list[str]]:
@@ -193,14 +172,9 @@ SENTENCE = re.compile(r"[a-z]+,? [a-z]+,? [a-z]+")
 def sentences_matched(path: Path) -> list[str]:
     """Places where a test matches an error by a sentence, which a change of wording breaks."""
     found = []
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Call):
-            for k in node.keywords:
-                if k.arg == "match" and any(
-                    isinstance(c, ast.Constant) and isinstance(c.value, str) and SENTENCE.search(c.value)
-                    for c in ast.walk(k.value)
-                ):
-                    found.append(f"{path.name}:{node.lineno}")
+    for k in (n for n in ast.walk(tree(path)) if isinstance(n, ast.keyword) and n.arg == "match"):
+        texts = [c.value for c in ast.walk(k.value) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
+        found += [f"{path.name}:{k.lineno}"] if any(map(SENTENCE.search, texts)) else []
     return found
 
 
@@ -250,43 +224,26 @@ def test_the_walk_of_one_rl_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             sys.setprofile(None)
 
     monkeypatch.setattr(rl.Session, "advance", walked)
-    small = ["steps=1", "valid_items=2", "clip_s=0.5", "micro_batch=1", "workers=0"]
-    words = ["rl", "--task", "flowse", "--reward", "si_sdr=1", "--reward", "estoi=1", "--guard", "lsd", "--group", "2"]
-    done = CliRunner().invoke(
-        app,
-        [*words, "--prompts-per-step", "2", "--out", str(tmp_path / "run"), *(w for s in small for w in ("--set", s))],
-    )
+    small = "steps=1 valid_items=2 clip_s=0.5 micro_batch=1 workers=0 group=2 prompts_per_step=2".split()
+    line = f"rl --task flowse --reward si_sdr=1 --reward estoi=1 --guard lsd --out {tmp_path / 'run'}"
+    done = CliRunner().invoke(app, [*line.split(), *(w for s in small for w in ("--set", s))])
     assert done.exit_code == 0, done.stderr
-    families = {
-        entry.factory.partition(":")[0].removeprefix("rlspeech.").replace(".", "/") + ".py" for entry in BUILTIN
-    }
+    modules = {entry.factory.partition(":")[0].removeprefix("rlspeech.") for entry in BUILTIN}
+    families = {f"{module.replace('.', '/')}.py" for module in modules}
     above = {f for f in files if FLOORS[f.partition("/")[0].removesuffix(".py")] > FLOORS["models"]}
     walk = above - families - {"cli/common.py", "cli/__init__.py"}
     assert {"stages/rl.py", "algos/grpo.py", "tasks/flowse/policy.py", "rewards/mix.py"} <= walk
     assert len(walk) <= WALK, sorted(walk)
 
 
-HEAVY = (
-    "av",
-    "cv2",
-    "torch",
-    "numpy",
-    "scipy",
-    "transformers",
-    "peft",
-    "librosa",
-    "onnxruntime",
-    "matplotlib",
-    "yaml",
-    "soundfile",
-)
+HEAVY = set("av cv2 torch numpy scipy transformers peft librosa onnxruntime matplotlib yaml soundfile".split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["rl", "--help"], ["prepare", "mix", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     # a command's own options are described by its settings, and those of a corpus lie beside its code
     own = {"--help": {"pydantic"}, "rl": set(), "prepare": {"numpy"}}[arguments[0]]
-    heavy = tuple({*HEAVY} ^ own)
+    heavy = HEAVY ^ own
     code = (
         "import sys\nfrom rlspeech.cli import main\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
         f"found = [m for m in {heavy!r} if m in sys.modules]\nassert not found, found\n"
@@ -312,13 +269,14 @@ def test_help_takes_less_than_half_a_second() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_small(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE, (
-        f"{path.name} is longer than {MAX_FILE} lines"
-    )
+    assert lines_of([path]) <= MAX_FILE, f"{path.name} is longer than {MAX_FILE} lines"
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = (node.end_lineno or 0) - node.lineno + 1
             assert size <= MAX_FUNCTION, f"{path.name}:{node.lineno} {node.name} has {size} lines"
+
+
+UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
 def executes_data(path: Path) -> list[str]:
@@ -326,15 +284,9 @@ def executes_data(path: Path) -> list[str]:
     found = []
     for node in ast.walk(tree(path)):
         where = f"{path.name}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = (
-                {a.name.split(".")[0] for a in node.names}
-                if isinstance(node, ast.Import)
-                else {(node.module or "").split(".")[0]}
-            )
-            found += [
-                f"{where} imports {n}" for n in names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-            ]
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+        found += [f"{where} imports {name}" for name in names if name.split(".")[0] in UNPICKLERS]
         if not isinstance(node, ast.Call):
             continue
         called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
@@ -364,21 +316,11 @@ def test_nothing_executes_data(path: Path) -> None:
 
 def test_the_search_for_executed_data_finds_it(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
-    lines = [
-        "import pickle",
-        "from joblib import load",
-        "eval('1')",
-        "torch.load(p)",
-        "torch.load(p, weights_only=False)",
-        "yaml.load(t, yaml.Loader)",
-        "np.load(p, allow_pickle=True)",
-        "subprocess.run(c, shell=True)",
-        "from_pretrained(n, trust_remote_code=True)",
-        "AutoModel.from_pretrained(n)",
-    ]
-    file.write_text(
-        "\n".join([*lines, "torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(t)", "np.load(p)"])
-    )
+    lines = ["import pickle", "from joblib import load", "eval('1')", "torch.load(p)", "yaml.load(t, yaml.Loader)"]
+    lines += ["torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "subprocess.run(c, shell=True)"]
+    lines += ["from_pretrained(n, trust_remote_code=True)", "AutoModel.from_pretrained(n)"]
+    fine = ["torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(t)", "np.load(p)"]
+    file.write_text("\n".join([*lines, *fine]))
     assert len(executes_data(file)) == len(lines)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_cli import RUN, called, refused
 from tiny_runs import eval_run, pretrain_run, rl_run, summarised, tone
-from typer.testing import CliRunner
 
 from rlspeech.cli import app
 from rlspeech.config import ScoreFolder
@@ -88,14 +87,10 @@ def test_what_is_returned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_command(tmp_path: Path) -> None:
     rl_run(tmp_path / "runs" / "a", count=2)
     rl_run(tmp_path / "runs" / "b", 2.0, count=2)
-    run = CliRunner()
-    done = run.invoke(app, ["report", "runs/a", "second=runs/b", "--json"])
-    assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = called("report", "runs/a", "second=runs/b")
     assert [r["name"] for r in found["runs"]] == ["a", "second"]
     assert found["differences"][0]["deltas"]["second"]["si_sdr"]["n"] == 2
-    done = run.invoke(app, ["report", "runs/a"])
+    done = RUN.invoke(app, ["report", "runs/a"])
     assert done.exit_code == 0 and "before" in done.stdout and "next: open" in done.stderr
     for wrong in (["report"], ["report", "runs"], ["report", "nowhere"], ["report", "runs/a", "runs/a"]):
-        done = run.invoke(app, wrong)
-        assert done.exit_code == 2 and "Traceback" not in done.stderr
+        assert refused(*wrong)
