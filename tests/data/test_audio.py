@@ -64,48 +64,6 @@ def test_saving_is_complete_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert [p.name for p in path.parent.iterdir()] == ["a.flac"]  # no half-written file is left behind
 
 
-def _write_bad(folder: Path, kind: str) -> Path:
-    path = folder / f"{kind}.flac"
-    if kind == "zero_bytes":
-        path.write_bytes(b"")
-    elif kind == "zero_length":
-        path = folder / f"{kind}.wav"  # a header and nothing behind it
-        sf.write(path, np.zeros(0, np.float32), RATE)
-    elif kind == "truncated":
-        sf.write(path, 0.1 * np.random.default_rng(0).standard_normal(32000), RATE)
-        path.write_bytes(path.read_bytes()[:20000])
-    elif kind == "text":
-        path.write_text("this is no audio\n" * 20)
-    elif kind in {"nan", "inf"}:
-        path = folder / f"{kind}.wav"
-        wav = _tone(100)
-        wav[777] = np.nan if kind == "nan" else np.inf
-        sf.write(path, wav, RATE, subtype="FLOAT")
-    elif kind == "folder":
-        path.mkdir()
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        *(("missing", "missing"), ("zero_bytes", "0 bytes"), ("zero_length", "no samples")),
-        *(("text", "unreadable"), ("nan", "NaN"), ("inf", "infinite")),
-        ("folder", "folder"),
-    ],
-)
-def test_bad_files_have_a_reason(tmp_path: Path, kind: str, reason: str) -> None:
-    with pytest.raises(AudioError, match=reason) as error:
-        load_audio(_write_bad(tmp_path, kind))
-    assert len(error.value.reason) < 160 and "\n" not in error.value.reason  # fits a table
-
-
-def test_channels_are_averaged(tmp_path: Path) -> None:
-    left, right = _tone(300, peak=0.4), _tone(700, peak=0.2)
-    sf.write(tmp_path / "s.wav", np.stack([left, right], 1), RATE, subtype="FLOAT")
-    np.testing.assert_allclose(load_audio(tmp_path / "s.wav"), (left + right) / 2, atol=1e-7)
-
-
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
 def test_other_rates_keep_pitch_energy_and_length(tmp_path: Path, rate: int) -> None:
     sf.write(tmp_path / "r.wav", _tone(1234, 1.0, rate), rate, subtype="FLOAT")

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
+from tiny_corpora import RATE, write
 
 from rlspeech.data import checks
 from rlspeech.data.audio import resample
 from rlspeech.data.checks import Limits, judge, judge_pair, measure
 from rlspeech.types import Utterance
-
-RATE = 16000
 
 
 def speech(seconds: float = 2.0, rate: int = RATE, seed: int = 0) -> np.ndarray:
@@ -31,11 +29,6 @@ def speech(seconds: float = 2.0, rate: int = RATE, seed: int = 0) -> np.ndarray:
 def reason(path: Path, kind: str = "speech", utt: Utterance | None = None, **limits: float) -> str | None:
     verdict = judge(measure(path), Limits(**limits), kind=kind, utt=utt)  # type: ignore[arg-type]
     return verdict.reason if verdict else None
-
-
-def write(path: Path, wav: np.ndarray, rate: int = RATE, **kwargs: str) -> Path:
-    sf.write(path, wav, rate, **kwargs)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -54,24 +47,6 @@ def test_good_files_of_many_formats_pass(tmp_path: Path, name: str, rate: int, o
     assert reason(path) is None
     assert facts.duration == pytest.approx(2.0, abs=0.1) and facts.sample_rate == rate and facts.channels == 1
     assert facts.bandwidth_hz > 0.85 * rate / 2
-
-
-def test_stereo_passes_and_is_counted(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.wav", np.stack([speech(seed=1), speech(seed=2)], axis=1))
-    assert reason(path) is None and measure(path).channels == 2
-    # channels that cancel are silence
-    assert reason(write(tmp_path / "a.wav", np.stack([speech(), -speech()], axis=1))) == "silent"
-
-
-def test_missing_and_empty(tmp_path: Path) -> None:
-    (tmp_path / "zero.wav").write_bytes(b"")
-    (tmp_path / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 320044\n")
-    (tmp_path / "a.m4a").write_bytes(b"\0" * 100)
-    (tmp_path / "text.wav").write_text("this is not audio at all")
-    write(tmp_path / "none.wav", np.zeros(0))
-    wanted = {"gone.wav": "missing file", "zero.wav": "empty file", "lfs.wav": "Git LFS pointer"}
-    wanted |= {"a.m4a": "unreadable", "text.wav": "unreadable", "none.wav": "no samples"}
-    assert {name: reason(tmp_path / name) for name in wanted} == wanted and reason(tmp_path) is not None
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
@@ -93,16 +68,6 @@ def test_a_torn_tail_below_the_tolerance_passes_and_a_looser_one_lets_more_pass(
     assert reason(path, length_tolerance_s=0.3) is None
 
 
-def test_a_streamed_wav_that_does_not_know_its_length_passes(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.wav", speech())
-    data = bytearray(path.read_bytes())
-    at = data.index(b"data") + 4
-    data[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
-    data[4:8] = struct.pack("<I", 0xFFFFFFFF)
-    path.write_bytes(bytes(data))
-    assert reason(path) is None
-
-
 def test_headers_that_lie_do_not_hang_or_crash(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", speech(0.5))
     data = path.read_bytes()
@@ -118,13 +83,6 @@ def test_headers_that_lie_do_not_hang_or_crash(tmp_path: Path) -> None:
         broken[at : at + 2 + 2 * (at == 24)] = struct.pack("<I" if at == 24 else "<H", value)
         path.write_bytes(bytes(broken))
         assert reason(path) == "unreadable"
-
-
-def test_nan_and_infinity(tmp_path: Path) -> None:
-    for bad in (np.nan, np.inf):
-        wav = speech()
-        wav[1000] = bad
-        assert reason(write(tmp_path / "a.wav", wav, subtype="FLOAT")) == "NaN or infinite samples"
 
 
 def test_silence(tmp_path: Path) -> None:

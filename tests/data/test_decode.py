@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -136,24 +137,41 @@ def test_a_piece_at_0_is_a_piece_and_a_rounded_length_is_the_whole(tmp_path: Pat
         assert len(found.wav) == len(found.target) == samples
 
 
-def test_one_bad_path_costs_itself(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.wav")
-    (tmp_path / "loop.wav").symlink_to("loop.wav")
-    (tmp_path / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\n")
+def test_a_name_of_any_encoding_is_opened(tmp_path: Path) -> None:
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.flac")
     Path(odd).write_bytes(FLAC)
     assert len(load_audio(odd)) == len(WAV) and sound_info(odd).seconds == measure(odd).duration == 2.0
-    for name, word in {
-        "pipe.wav": "pipe",
-        "loop.wav": "links",
-        "lfs.wav": "lfs",
-        "x" * 300: "long",
-        "\ud800": "name",
-    }.items():
-        with pytest.raises(AudioError, match=word):
-            load_audio(tmp_path / name)
-        assert word in (measure(tmp_path / name).error or "")
-        assert isinstance(load(Item("k", tmp_path / name)), AudioError) and Item("k", tmp_path / name).stamp()
+
+
+BAD = {
+    **{"gone.wav": "missing file", "zero.flac": "empty file", "none.wav": "no samples", "folder": "folder"},
+    **{"text.flac": "unreadable", "phone.m4a": "unreadable", "nan.wav": "NaN", "inf.wav": "infinite"},
+    **{"pipe.wav": "pipe", "loop.wav": "links", "lfs.wav": "lfs", "x" * 300: "long", "\ud800": "name"},
+}
+POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+CONTENT = {"zero": b"", "text": b"no audio" * 99, "phone": b"\0" * 99, "lfs": POINTER}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_bad_path_costs_itself(tmp_path: Path, name: str) -> None:
+    path, wav = tmp_path / name, WAV.copy()
+    wav[777] = np.inf if name == "inf.wav" else np.nan
+    if name in ("none.wav", "nan.wav", "inf.wav"):
+        sf.write(path, wav[: len(wav) * (name != "none.wav")], RATE, subtype="FLOAT")
+    elif name == "pipe.wav":
+        os.mkfifo(path)
+    elif name == "loop.wav":
+        path.symlink_to("loop.wav")
+    elif name == "folder":
+        path.mkdir()
+    elif path.stem in CONTENT:
+        path.write_bytes(CONTENT[path.stem])
+    for read in (load_audio, lambda p: list(stream(p, RATE, 5.0))):
+        with pytest.raises(AudioError, match=BAD[name]) as error:
+            read(path)
+        assert len(error.value.reason) < 160 and "\n" not in error.value.reason  # fits a table
+    assert re.search(BAD[name], measure(path).error or "")
+    assert isinstance(load(Item("k", path)), AudioError) and Item("k", path).stamp()
 
 
 def test_one_list_of_kinds_and_what_is_passed_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
