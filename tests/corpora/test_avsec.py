@@ -16,7 +16,6 @@ from rlspeech.corpora.avsec import Avsec
 from rlspeech.data.manifest import read_manifest
 from rlspeech.files import read_jsonl
 from rlspeech.stages.prepare import Prepare, run
-from rlspeech.types import UserError
 
 NEW = tuple("mix target target_anechoic interferer mono_mix target_mono target_mono_anechoic interferer_mono".split())
 OLD = ("mixed", "target", "interferer")
@@ -136,14 +135,6 @@ def test_metadata_that_cannot_be_used(tmp_path: Path, content: str) -> None:
     (tmp_path / "metadata" / "scenes.train.json").write_text(content)
     row = table(find(Avsec, tmp_path))["train"]["S00001"]
     assert row.problem is None and row.utt.snr_db is None and set(row.utt.extra) <= {"scene"}
-
-
-def test_no_scenes(tmp_path: Path) -> None:
-    (tmp_path / "train" / "scenes").mkdir(parents=True)
-    with pytest.raises(UserError, match="AVSEC"):
-        find(Avsec, tmp_path)
-    with pytest.raises(UserError, match="gone"):
-        find(Avsec, tmp_path / "gone")
 
 
 def test_prepare_writes_manifests_and_counts(tmp_path: Path) -> None:

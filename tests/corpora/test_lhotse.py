@@ -70,10 +70,7 @@ def test_recordings_with_supervisions(tmp_path: Path) -> None:
     assert found == [("libri_dev", "s1", 0.25, 1.5, None), ("libri_dev", "s2", 0.0, 1.0, "no recording")]
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(UserError, match="lhotse"):
-            find(Lhotse, path)
+def test_a_torn_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(b"{}" * 999)[:-9])
     with pytest.raises(UserError, match="cuts.jsonl.gz"):
         find(Lhotse, tmp_path)
