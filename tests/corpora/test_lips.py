@@ -7,39 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import soundfile as sf
+from tiny_corpora import sound
+from tiny_videos import eye_finder, flat, head, mouth_of, tone, write_video
 
-pytest.importorskip("av")
-cv2 = pytest.importorskip("cv2")
-
-from tiny_corpora import sound  # noqa: E402
-from tiny_videos import eye_finder, flat, head, mouth_of, write_video  # noqa: E402
-
-from rlspeech.corpora import faces as faces_module  # noqa: E402
-from rlspeech.corpora import lips  # noqa: E402
-from rlspeech.corpora.faces import (  # noqa: E402
-    EYES_PX,
-    SIDE,
-    Face,
-    Path2D,
-    cut,
-    face_of_landmarks,
-    follow,
-    haar_detector,
-    landmark_detector,
-    mouth_path,
-    mouth_row,
-    search,
-    smooth,
-)
-from rlspeech.corpora.lips import contact_sheet  # noqa: E402
-from rlspeech.data.manifest import read_manifest, write_manifest  # noqa: E402
-from rlspeech.data.video import LipsError, frames_at, load_lips, save_lips  # noqa: E402
-from rlspeech.files import read_jsonl  # noqa: E402
-from rlspeech.stages.prepare import Prepare, run  # noqa: E402
-from rlspeech.types import UserError, Utterance  # noqa: E402
+from rlspeech.corpora import faces, lips
+from rlspeech.corpora.faces import EYES_PX, SIDE, Face, Path2D, follow, mouth_row, search, smooth
+from rlspeech.data.manifest import read_manifest, write_manifest
+from rlspeech.data.video import LipsError, frames_at, load_lips, save_lips
+from rlspeech.files import read_jsonl
+from rlspeech.stages.prepare import Prepare, run
+from rlspeech.types import UserError, Utterance
 
 COUNT = 60
 Pose = tuple[float, float, float, float]  # x, y, distance of the eyes, degrees
@@ -53,8 +34,8 @@ def film(pose: Callable[[float], Pose], count: int = COUNT, below: float = 1.16,
 def tracked(frames: list[np.ndarray], detect: Callable[[np.ndarray], Any] = eye_finder) -> tuple[Path2D, np.ndarray]:
     seen = follow(*search(frames, detect))
     assert seen is not None
-    path = mouth_path(seen)
-    return path, cut(frames, path)
+    path = faces.mouth_path(seen)
+    return path, faces.cut(frames, path)
 
 
 def mouth_widths(crops: np.ndarray) -> list[int]:
@@ -190,21 +171,21 @@ def test_landmarks_name_the_mouth_itself() -> None:
     points = np.random.default_rng(0).uniform(100, 200, (478, 2))
     points[[33, 133]], points[[362, 263]] = [(110, 120), (130, 120)], [(160, 124), (180, 124)]
     points[[61, 291, 0, 17]] = [(130, 180), (160, 180), (145, 170), (145, 190)]
-    face = face_of_landmarks(points)
+    face = faces.face_of_landmarks(points)
     assert face.eyes is not None and np.allclose(face.eyes, [[120, 120], [170, 124]])
     assert np.allclose(face.mouth, [145, 180])
     frames = [np.full((240, 320), 100, np.uint8)] * 10
     path, crops = tracked(frames, lambda _: [face])
     assert path.exact and np.allclose(path.centre, [145, 180]) and crops.shape == (10, 96, 96)
     with pytest.raises(UserError, match="face.task"):
-        landmark_detector("/nowhere/face.task")
+        faces.landmark_detector("/nowhere/face.task")
 
 
 def test_landmarks_without_mediapipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "face.task").write_bytes(b"x")
     monkeypatch.setitem(__import__("sys").modules, "mediapipe", None)
     with pytest.raises(UserError) as caught:
-        landmark_detector(tmp_path / "face.task")
+        faces.landmark_detector(tmp_path / "face.task")
     assert "pip install mediapipe" in caught.value.try_this
 
 
@@ -220,22 +201,22 @@ def test_smoothing() -> None:
 def test_a_crop_over_the_edge_repeats_it() -> None:
     frames = [np.full((60, 60), 100, np.uint8)] * 6
     path = Path2D(np.full((6, 2), 58.0), np.full(6, 1.0), np.zeros(6), np.ones(6, bool))
-    assert (cut(frames, path) == 100).all()
+    assert (faces.cut(frames, path) == 100).all()
 
 
 def test_fine_detail_is_averaged_not_sampled() -> None:
     board = (np.indices((600, 800)).sum(axis=0) % 2 * 200).astype(np.uint8)  # a chequered frame four times too large
     path = Path2D(np.array([[400.0, 300.0]]), np.array([0.25]), np.zeros(1), np.ones(1, bool))
-    crop = cut([board], path)
+    crop = faces.cut([board], path)
     assert crop.std() < 4 and abs(crop.mean() - 100) < 4
 
 
 def test_the_embedded_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    detect = haar_detector()
+    detect = faces.haar_detector()
     assert list(detect(np.full((240, 320), 128, np.uint8))) == [] and list(detect(np.zeros((10, 10), np.uint8))) == []
     monkeypatch.setattr(cv2.data, "haarcascades", "/nowhere/")
     with pytest.raises(UserError) as caught:
-        haar_detector()
+        faces.haar_detector()
     assert "<5" in caught.value.try_this
 
 
@@ -321,7 +302,7 @@ def test_faceless_clips_may_stay(tmp_path: Path) -> None:
 
 
 def test_the_centre_needs_no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faces_module, "haar_detector", lambda: pytest.fail("no detector is needed"))
+    monkeypatch.setattr(faces, "haar_detector", lambda: pytest.fail("no detector is needed"))
     picture = np.random.default_rng(0).integers(0, 255, (224, 224), dtype=np.uint8)
     write_video(tmp_path / "in" / "a.mkv", [picture] * 10, codec="ffv1")
     sound(tmp_path / "in" / "a.flac", 0, 0.4)
@@ -364,25 +345,11 @@ def test_endless_videos_are_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("drawn")
 def test_a_video_brings_its_own_sound(tmp_path: Path) -> None:
-    import av
-
-    write_video(tmp_path / "silent.mkv", film(MOVES["still"], 30), codec="ffv1")
-    wave = (np.random.default_rng(0).standard_normal((1, 19200)) * 3000).astype(np.int16)
-    (tmp_path / "in").mkdir()
-    with av.open(str(tmp_path / "silent.mkv")) as silent, av.open(str(tmp_path / "in" / "v.mkv"), "w") as both:
-        pictures = both.add_stream_from_template(silent.streams.video[0])
-        sound = both.add_stream("pcm_s16le", rate=16000, layout="mono")
-        for packet in silent.demux(silent.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = pictures
-                both.mux(packet)
-        piece = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-        piece.sample_rate, piece.pts = 16000, 0
-        both.mux([*sound.encode(piece), *sound.encode()])
+    write_video(tmp_path / "in" / "v.mkv", film(MOVES["still"], 30), codec="ffv1", tone_s=1.2)
     prepare(tmp_path / "in", tmp_path / "out")
     utt = read_manifest(tmp_path / "out" / "manifest.jsonl")[0]
     assert Path(utt.audio_filepath) == tmp_path / "out" / "audio" / "v.flac" and utt.duration == pytest.approx(1.2)
-    assert np.abs(sf.read(utt.audio_filepath)[0] * 32768 - wave[0]).max() < 2
+    assert np.abs(sf.read(utt.audio_filepath)[0] * 32768 - tone(1.2)).max() < 2
 
 
 @pytest.mark.usefixtures("drawn")
@@ -424,18 +391,18 @@ def test_the_contact_sheet(tmp_path: Path) -> None:
         rows.append(Utterance(f"clip-{i}", "a.wav", 0.8, 16000, lips_filepath=str(tmp_path / f"{i}.npz"), extra=extra))
     gone = str(tmp_path / "gone.npz")
     rows.append(Utterance("gone", "a.wav", 0.8, 16000, lips_filepath=gone, extra={"face_rate": 1.0}))
-    assert contact_sheet(rows, tmp_path / "sheet.png", most=12) in (11, 12)
+    assert lips.contact_sheet(rows, tmp_path / "sheet.png", most=12) in (11, 12)
     sheet = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape[0] == 6 * 98
     last_of_first_row = sheet[:96, sheet.shape[1] // 2 - 90 : sheet.shape[1] // 2 - 10]
     assert np.median(last_of_first_row) == 5 * 33  # the worst stands at the top
-    assert contact_sheet([], tmp_path / "none.png") == 0 and not (tmp_path / "none.png").exists()
+    assert lips.contact_sheet([], tmp_path / "none.png") == 0 and not (tmp_path / "none.png").exists()
 
 
 @pytest.mark.realdata
 def test_real_talking_faces(realdata: Path, tmp_path: Path) -> None:
     videos = [realdata / "av" / f"{name}.mpg" for name in ("bbaf2n", "brbk7n", "lwbsza", "pwij3p", "sbia1a", "swwp2s")]
-    detect = haar_detector()
+    detect = faces.haar_detector()
     agreement = []
     for video in videos:
         fact = lips.crop_clip(video, tmp_path / "v.npz", "mouth96", detect)

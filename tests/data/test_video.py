@@ -3,62 +3,17 @@
 from __future__ import annotations
 
 import struct
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+from tiny_videos import tone, write_video
 
-from rlspeech.data import video as video_module
+from rlspeech.data import video
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.video import (
-    LIPS_FPS,
-    LipsError,
-    Stream,
-    at_25_fps,
-    centre_square,
-    check_video,
-    extract_audio,
-    frames_at,
-    frames_of,
-    load_lips,
-    read_video,
-    save_lips,
-)
-
-av = pytest.importorskip("av")
-
-
-Size, Times = tuple[int, int], list[int] | None
-
-
-def write_video(
-    path: Path, levels: list[int], fps: float = 25.0, *, size: Size = (64, 48), times_ms: Times = None, **more: Any
-) -> Path:
-    """One flat picture a level; times in ms need a container that keeps them (mkv)."""
-    codec, tone_s = more.get("codec", "mpeg4"), more.get("tone_s", 0.0)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-        stream.width, stream.height = size
-        stream.pix_fmt = "gray" if codec == "ffv1" else "yuv420p"
-        sound = container.add_stream("pcm_s16le", rate=16000, layout="mono") if tone_s else None
-        if times_ms:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for i, level in enumerate(levels):
-            picture = np.full((size[1], size[0]), level, np.uint8) if np.isscalar(level) else level
-            frame = av.VideoFrame.from_ndarray(picture, format="gray")
-            if times_ms:
-                frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        if sound:
-            wave = (8000 * np.sin(np.arange(round(16000 * tone_s)) * 2 * np.pi * 440 / 16000)).astype(np.int16)
-            piece = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
-            piece.sample_rate, piece.pts = 16000, 0
-            container.mux(sound.encode(piece))
-            container.mux(sound.encode())
-    return path
+from rlspeech.data.video import LIPS_FPS, LipsError, Stream, load_lips, read_video, save_lips
 
 
 def levels_of(frames: np.ndarray) -> list[int]:
@@ -79,25 +34,25 @@ RATES += [(30, "mkv", "ffv1"), (12.5, "mkv", "ffv1")]
 
 @pytest.mark.parametrize(("fps", "suffix", "codec"), RATES)
 def test_every_rate_comes_out_at_25(tmp_path: Path, fps: float, suffix: str, codec: str) -> None:
-    video = read_video(write_video(tmp_path / f"v.{suffix}", LEVELS, fps, codec=codec))
+    made = read_video(write_video(tmp_path / f"v.{suffix}", LEVELS, fps, codec=codec))
     times = [i / fps for i in range(50)]
-    assert video.frames.dtype == np.uint8 and video.frames.shape[1:] == (48, 64)
-    assert video.fps == pytest.approx(fps, rel=1e-3) and video.problem is None
-    assert len(video.frames) == round(50 / fps * 25)
-    wrong = [k for k, level in enumerate(levels_of(video.frames)) if abs(level - LEVELS[nearest(times, k)]) > 6]
+    assert made.frames.dtype == np.uint8 and made.frames.shape[1:] == (48, 64)
+    assert made.fps == pytest.approx(fps, rel=1e-3) and made.problem is None
+    assert len(made.frames) == round(50 / fps * 25)
+    wrong = [k for k, level in enumerate(levels_of(made.frames)) if abs(level - LEVELS[nearest(times, k)]) > 6]
     assert not wrong
 
 
 def test_variable_rate_follows_the_times(tmp_path: Path) -> None:
     times_ms = [0, 40, 43, 200, 230, 270, 600, 640]
-    video = read_video(write_video(tmp_path / "v.mkv", LEVELS[:8], times_ms=times_ms, codec="ffv1"))
-    got = levels_of(video.frames)
+    made = read_video(write_video(tmp_path / "v.mkv", LEVELS[:8], times_ms=times_ms, codec="ffv1"))
+    got = levels_of(made.frames)
     want = [LEVELS[nearest([t / 1000 for t in times_ms], k)] for k in range(len(got))]
     assert len(got) in (17, 18) and np.abs(np.subtract(got, want)).max() <= 1  # 0.64 s and the last picture's time
 
 
 def test_odd_sizes_and_a_limit(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "v.mkv", LEVELS[:20], size=(101, 75), codec="ffv1")
+    path = write_video(tmp_path / "v.mkv", LEVELS[:20], size=(75, 101), codec="ffv1")
     assert read_video(path).frames.shape == (20, 75, 101)
     assert read_video(path, max_frames=6).frames.shape == (6, 75, 101)
     assert read_video(path, prepare=lambda f: f[:4, :5]).frames.shape == (20, 4, 5)
@@ -131,13 +86,13 @@ TIMES: list[tuple[list[float | None], list[int]]] = [
 def test_times_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any) -> None:
     times, want = case
     path = write_video(tmp_path / "v.avi", LEVELS[:3], size=(16, 16))
-    monkeypatch.setattr(video_module, "packets", lambda *_: (Fake(10 * i, t) for i, t in enumerate(times)))
+    monkeypatch.setattr(video, "packets", lambda *_: (Fake(10 * i, t) for i, t in enumerate(times)))
     assert [level // 10 for level in levels_of(read_video(path).frames)] == want
 
 
 def test_a_picture_of_another_size_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "v.avi", LEVELS[:3])
-    monkeypatch.setattr(video_module, "packets", lambda *_: (Fake(50, i / 25, 16 + 16 * i, 12) for i in range(4)))
+    monkeypatch.setattr(video, "packets", lambda *_: (Fake(50, i / 25, 16 + 16 * i, 12) for i in range(4)))
     assert read_video(path).frames.shape == (4, 12, 16)
 
 
@@ -173,7 +128,7 @@ def test_files_that_are_no_videos(tmp_path: Path, name: str, content: bytes | No
     write_video(tmp_path / "v.mkv", LEVELS[:5], codec="ffv1")
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    for read in (read_video, check_video):
+    for read in (read_video, video.check_video):
         with pytest.raises(LipsError) as caught:
             read(tmp_path / name)
         assert caught.value.reason.startswith(reason) and str(tmp_path) not in caught.value.reason
@@ -199,7 +154,7 @@ def test_a_still_is_no_video(tmp_path: Path) -> None:
         for stream, frame in ((sound, piece), (cover, picture)):
             container.mux([*stream.encode(frame), *stream.encode(None)])
     for path in (tmp_path / "song.mp4", write_video(tmp_path / "still.mkv", LEVELS[:1], codec="ffv1")):
-        for read in (read_video, check_video):
+        for read in (read_video, video.check_video):
             with pytest.raises(LipsError, match="no video"):
                 read(path)
     assert len(load_audio(tmp_path / "song.mp4")) >= 16000
@@ -228,7 +183,7 @@ def test_truncated_gives_what_is_there(tmp_path: Path) -> None:
 
 def test_damage_in_the_middle_is_noted_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "v.mkv", LEVELS[:20], codec="ffv1")
-    real = video_module.packets
+    real = video.packets
 
     class Packet:
         def decode(self) -> list[Any]:
@@ -242,21 +197,20 @@ def test_damage_in_the_middle_is_noted_and_the_rest_is_read(tmp_path: Path, monk
             for i, packet in enumerate(self.inner.demux(stream)):
                 yield Packet() if i == 7 else packet
 
-    monkeypatch.setattr(video_module, "packets", lambda container, *rest: real(Container(container), *rest))
-    video = read_video(path)
-    assert video.problem is not None and video.problem.startswith("damaged")
+    monkeypatch.setattr(video, "packets", lambda container, *rest: real(Container(container), *rest))
+    made = read_video(path)
+    assert made.problem is not None and made.problem.startswith("damaged")
     want = LEVELS[:20]
     want[7] = LEVELS[6]  # the one before is held
-    assert np.abs(np.subtract(levels_of(video.frames), want)).max() <= 1
+    assert np.abs(np.subtract(levels_of(made.frames), want)).max() <= 1
 
 
 def test_the_sound_of_a_video(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mkv", LEVELS[:25], tone_s=1.0)
-    assert extract_audio(path, tmp_path / "v.flac")
+    assert video.extract_audio(path, tmp_path / "v.flac")
     wav = load_audio(tmp_path / "v.flac")
-    want = 8000 / 32768 * np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000)
-    assert len(wav) == 16000 and np.abs(wav - want).max() < 1e-3
-    assert not extract_audio(write_video(tmp_path / "silent.mp4", LEVELS[:5]), tmp_path / "none.flac")
+    assert len(wav) == 16000 and np.abs(wav - tone(1.0) / 32768).max() < 1e-3
+    assert not video.extract_audio(write_video(tmp_path / "silent.mp4", LEVELS[:5]), tmp_path / "none.flac")
     assert not (tmp_path / "none.flac").exists()
 
 
@@ -272,22 +226,24 @@ def test_frames_are_not_gathered() -> None:
             alive["now"] -= 1
 
     frames = ((i / 60, np.zeros((2, 2), np.uint8).view(Tracked)) for i in range(600))
-    assert sum(1 for _ in at_25_fps(frames, lambda: 10.0)) == 250 and alive["most"] <= 5
+    assert sum(1 for _ in video.at_25_fps(frames, lambda: 10.0)) == 250 and alive["most"] <= 5
 
 
 def test_nothing_in_nothing_out() -> None:
-    assert list(at_25_fps([])) == []
+    assert list(video.at_25_fps([])) == []
     one = np.zeros((2, 2), np.uint8)
-    assert len(list(at_25_fps([(0.0, one)]))) == 1 and len(list(at_25_fps([(0.0, one)], lambda: 0.001))) == 1
+    assert (
+        len(list(video.at_25_fps([(0.0, one)]))) == 1 and len(list(video.at_25_fps([(0.0, one)], lambda: 0.001))) == 1
+    )
 
 
 def test_the_centre_of_the_challenge_is_its_crop() -> None:
     frame = np.random.default_rng(1).integers(0, 255, (224, 224), dtype=np.uint8)
-    assert np.array_equal(centre_square(frame, 112), frame[56:168, 56:168])
+    assert np.array_equal(video.centre_square(frame, 112), frame[56:168, 56:168])
     wide = np.zeros((288, 360), np.uint8)
     wide[72:216, 108:252] = 255
-    assert centre_square(wide, 112).min() == 255 and centre_square(wide, 112).shape == (112, 112)
-    assert centre_square(np.full((3, 2), 7, np.uint8), 112).shape == (112, 112)
+    assert video.centre_square(wide, 112).min() == 255 and video.centre_square(wide, 112).shape == (112, 112)
+    assert video.centre_square(np.full((3, 2), 7, np.uint8), 112).shape == (112, 112)
 
 
 def test_a_stream_can_be_read_twice(tmp_path: Path) -> None:
@@ -325,7 +281,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     ],
 )
 def test_a_stretch_of_it(start_s: float, frames: int, want: list[int]) -> None:
-    assert first(frames_at(numbered(5), start_s, frames / LIPS_FPS)) == want
+    assert first(video.frames_at(numbered(5), start_s, frames / LIPS_FPS)) == want
 
 
 def arrays(path: Path, **content: Any) -> None:
@@ -404,4 +360,4 @@ LENGTHS = {0.0: 1, 0.04: 1, 0.0401: 2, 1.0: 25, 2.98: 75, 2.9779: 75, 3.00000001
 
 @pytest.mark.parametrize(("seconds", "frames"), LENGTHS.items())
 def test_frames_that_cover_a_stretch(seconds: float, frames: int) -> None:
-    assert frames_of(seconds) == frames
+    assert video.frames_of(seconds) == frames

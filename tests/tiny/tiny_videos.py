@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -12,20 +14,41 @@ import numpy as np
 from rlspeech.corpora.faces import Face
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 25, codec: str = "mpeg4") -> Path:
+def write_video(
+    path: Path,
+    frames: Iterable[Any],
+    fps: float = 25,
+    codec: str = "mpeg4",
+    size: tuple[int, int] = (48, 64),
+    times_ms: Sequence[int] = (),
+    tone_s: float = 0.0,
+) -> Path:
+    """One picture (H, W) a frame, or a flat one of ``size`` for a level, and so long a tone of 440 Hz; times need a container like mkv."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [np.full(size, frame, np.uint8) if np.isscalar(frame) else frame for frame in frames]
     with av.open(str(path), "w") as container:
-        stream = None
-        for picture in frames:
-            if stream is None:
-                stream = container.add_stream(codec, rate=fps)
-                stream.height, stream.width = picture.shape
-                stream.pix_fmt = "gray" if codec == "ffv1" else "yuv420p"
-                stream.bit_rate = 4_000_000
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
-        assert stream is not None
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = pictures[0].shape
+        stream.pix_fmt, stream.bit_rate = "gray" if codec == "ffv1" else "yuv420p", 4_000_000
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="mono") if tone_s else None
+        if times_ms:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="gray")
+            if times_ms:
+                frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if sound:
+            piece = av.AudioFrame.from_ndarray(tone(tone_s)[None], format="s16", layout="mono")
+            piece.sample_rate, piece.pts = 16000, 0
+            container.mux([*sound.encode(piece), *sound.encode()])
     return path
+
+
+def tone(seconds: float) -> np.ndarray:
+    """(T,) int16 at 16 kHz."""
+    return (8000 * np.sin(np.arange(round(16000 * seconds)) * 2 * np.pi * 440 / 16000)).astype(np.int16)
 
 
 def flat(count: int, level: int = 90, size: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
