@@ -10,8 +10,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import soundfile as sf
+from tiny_corpora import RATE, sound, write
 
-from rlspeech import log
 from rlspeech.cli import main
 from rlspeech.config import ScoreFolder
 from rlspeech.corpora.mix import render_ladders
@@ -21,31 +21,12 @@ from rlspeech.stages.prepare import Prepare
 from rlspeech.stages.prepare import run as prepare
 from rlspeech.types import UserError, Utterance
 
-RATE = 16000
-
-
-@pytest.fixture(autouse=True)
-def quiet_log(monkeypatch):
-    monkeypatch.setattr(log, "quiet", True)
-
-
-def speech(seed: int, seconds: float = 1.6) -> np.ndarray:
-    """(T,) harmonics with pauses."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * RATE)) / RATE
-    wav = sum(np.sin(2 * np.pi * (120 + 15 * seed) * k * t + rng.uniform(0, 6)) / k for k in range(1, 20))
-    hiss = 0.03 * rng.standard_normal(len(t))  # up to the highest frequency
-    wav = wav * np.clip(np.sin(2 * np.pi * 2.5 * t + seed) + 0.4, 0, None) + hiss
-    return (0.08 * wav / wav.std()).astype(np.float32)
-
 
 @pytest.fixture
 def sources(tmp_path):
     for i in range(3):
-        (tmp_path / "clean").mkdir(exist_ok=True)
-        sf.write(tmp_path / "clean" / f"s{i}.wav", speech(i), RATE)
-    (tmp_path / "noise").mkdir()
-    sf.write(tmp_path / "noise" / "n.wav", 0.05 * np.random.default_rng(0).standard_normal(RATE), RATE)
+        sound(tmp_path / "clean" / f"s{i}.wav", i, 1.6)
+    write(tmp_path / "noise" / "n.wav", 0.05 * np.random.default_rng(0).standard_normal(RATE))
     return tmp_path
 
 
@@ -87,8 +68,8 @@ def test_the_seed_decides(sources):
 
 def test_bad_files_are_left_out(sources):
     clean = sources / "clean"
-    sf.write(clean / "silent.wav", np.zeros(2 * RATE), RATE)
-    sf.write(clean / "short.wav", speech(0, 0.3), RATE)
+    write(clean / "silent.wav", np.zeros(2 * RATE))
+    sound(clean / "short.wav", 0, 0.3)
     (clean / "empty.wav").touch()
     mixed, noise = utts(clean, "silent", "short", "empty", "gone", "s0"), utts(sources / "noise", "n")
     rows, failed = render_ladders(mixed, noise, sources / "out", count=1)

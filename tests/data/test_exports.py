@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from tiny_corpora import find
+from tiny_corpora import find, write
 
 from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
 from rlspeech.data.exports import write_manifest_as
@@ -22,10 +22,8 @@ ODD = "line one\nline two\u2028three\u00a0four\tfive \U0001f600 \u65e5\u672c\u8a
 
 
 def sound(path: Path, seconds: float = 2.0, channels: int = 1) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    wav = 0.1 * np.random.default_rng(len(str(path))).standard_normal((int(16000 * seconds), channels))
-    sf.write(path, wav, 16000)
-    return str(path)
+    rng = np.random.default_rng(len(str(path)))
+    return str(write(path, 0.1 * rng.standard_normal((int(16000 * seconds), channels))))
 
 
 def utterance(path: str, name: str, text: str | None = "some words", **more: Any) -> Utterance:

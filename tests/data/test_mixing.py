@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_corpora import RATE, voice
 
 from rlspeech.config import Mixing
 from rlspeech.data.audio import AudioError, load_audio, rms_dbfs, save_audio
@@ -19,7 +20,6 @@ from rlspeech.data.manifest import write_manifest
 from rlspeech.data.mixing import MixtureSet, crop, joined, mix, mixture_rng, reverberate, write_recipe
 from rlspeech.types import UserError, Utterance
 
-RATE = 16000
 DIGEST = """
 import sys, zlib
 from rlspeech.data.mixing import MixtureSet
@@ -28,13 +28,6 @@ for epoch, index in [(3, 4), (0, 1), (3, 0)]:
     m = made.get(epoch, index)
     print(epoch, index, zlib.crc32(m.noisy.tobytes()), zlib.crc32(m.target.tobytes()))
 """
-
-
-def _speech(seed: int = 0, seconds: float = 1.0) -> np.ndarray:
-    t = np.arange(int(seconds * RATE)) / RATE
-    rng = np.random.default_rng(seed)
-    wav = sum(np.sin(2 * np.pi * 130 * k * t + rng.uniform(0, 6)) / k for k in range(1, 12))
-    return (0.1 * wav * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))).astype(np.float32)
 
 
 def _noise(seed: int = 0, seconds: float = 1.0) -> np.ndarray:
@@ -49,28 +42,28 @@ def _ratio_db(noisy: np.ndarray, target: np.ndarray) -> float:
 @settings(max_examples=25, deadline=None)
 @given(snr=st.floats(-15, 30), level=st.floats(-45, -20), seed=st.integers(0, 99))
 def test_the_snr_and_the_level_are_those_asked_for(snr: float, level: float, seed: int) -> None:
-    noisy, target = mix(_speech(seed), _noise(seed), None, snr, level)
+    noisy, target = mix(voice(seed), _noise(seed), None, snr, level)
     assert _ratio_db(noisy, target) == pytest.approx(snr, abs=0.02)
     assert rms_dbfs(noisy) == pytest.approx(level, abs=0.01)
 
 
 @pytest.mark.parametrize("offset, of_speech", [(0.3, 0.0), (-0.01, 0.05)])
 def test_an_offset_is_no_sound(offset: float, of_speech: float) -> None:
-    noisy, target = mix(_speech() + np.float32(of_speech), 0.1 * _noise() + np.float32(offset), None, 5.0, -25.0)
+    noisy, target = mix(voice(0) + np.float32(of_speech), 0.1 * _noise() + np.float32(offset), None, 5.0, -25.0)
     assert 10 * np.log10(np.var(target) / np.var(noisy - target)) == pytest.approx(5.0, abs=0.02)
     assert rms_dbfs(noisy) == pytest.approx(-25.0, abs=0.01)
 
 
 def test_loud_mixtures_are_turned_down_instead_of_clipped() -> None:
-    noisy, target = mix(_speech(), _noise(), None, 5.0, 10.0)
+    noisy, target = mix(voice(0), _noise(), None, 5.0, 10.0)
     assert 0.98 < max(np.abs(noisy).max(), np.abs(target).max()) <= 0.9901
     assert _ratio_db(noisy, target) == pytest.approx(5.0, abs=0.02)  # the same gain on both
 
 
 def test_silence_is_refused() -> None:
     silent, room = np.zeros(RATE, np.float32), np.zeros(800, np.float32)
-    silences = {"silent speech": (silent, _noise(), None), "silent noise": (_speech(), silent, None)}
-    for words, sounds in (silences | {"impulse": (_speech(), _noise(), room)}).items():
+    silences = {"silent speech": (silent, _noise(), None), "silent noise": (voice(0), silent, None)}
+    for words, sounds in (silences | {"impulse": (voice(0), _noise(), room)}).items():
         with pytest.raises(AudioError, match=words):
             mix(*sounds, 0, -25)
 
@@ -82,7 +75,7 @@ def _room(direct: int = 200, late: int = 3000) -> np.ndarray:
 
 
 def test_reverberation_stays_aligned_on_the_direct_sound() -> None:
-    dry = _speech()
+    dry = voice(0)
     wet, target = reverberate(dry, _room(direct=777), RATE, None)
     lags = np.correlate(wet, dry, "full")
     assert int(np.argmax(lags)) - (len(dry) - 1) == 0
@@ -94,7 +87,7 @@ def test_reverberation_stays_aligned_on_the_direct_sound() -> None:
 
 
 def test_the_target_keeps_early_reflections_only() -> None:
-    dry = _speech()
+    dry = voice(0)
     wet, target = reverberate(dry, _room(), RATE, 50.0)
     echo = dry.copy().astype(np.float64)
     echo[300:] += 0.3 / 0.8 * dry[:-300]
@@ -118,7 +111,7 @@ def test_crops() -> None:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mix")
     utts: dict[str, list[Utterance]] = {"clean": [], "noise": []}
-    for kind, make, count in (("clean", _speech, 5), ("noise", _noise, 3)):
+    for kind, make, count in (("clean", voice, 5), ("noise", _noise, 3)):
         for i in range(count):
             path = folder / kind / f"{kind}{i}.flac"
             save_audio(path, make(i, 1.3), RATE)
@@ -185,10 +178,10 @@ def test_recipe_mistakes_are_named(recipe: Path, tmp_path: Path, text: str, clue
 def _voices(folder: Path, voices: tuple[str | None, ...], **mixing: object) -> MixtureSet:
     """One utterance a voice, each a tone of its own pitch, so that a mixture tells who is in it."""
     utts = []
-    for i, voice in enumerate(voices):
+    for i, speaker in enumerate(voices):
         tone = 0.1 * np.sin(2 * np.pi * (300 + 200 * i) * np.arange(RATE) / RATE)
         save_audio(folder / f"v{i}.flac", tone.astype(np.float32), RATE)
-        utts.append(Utterance(f"v{i}", str(folder / f"v{i}.flac"), 1.0, RATE, speaker_id=voice))
+        utts.append(Utterance(f"v{i}", str(folder / f"v{i}.flac"), 1.0, RATE, speaker_id=speaker))
     save_audio(folder / "noise.flac", _noise(0, 1.0), RATE)
     noise = [Utterance("n", str(folder / "noise.flac"), 1.0, RATE)]
     return MixtureSet(utts, noise, [], Mixing(**{"clip_s": 0.5, "snr_db": (60.0, 60.0), **mixing}), RATE, 3)  # type: ignore[arg-type]
@@ -218,7 +211,7 @@ def test_a_talker_is_as_loud_as_asked_for_and_in_as_many_mixtures(tmp_path: Path
 
 
 def test_a_talker_and_noise_each_have_their_own_ratio() -> None:
-    clean, noise, talker = _speech(0), _noise(1), _speech(2)
+    clean, noise, talker = voice(0), _noise(1), voice(2)
     both = joined(clean, noise, 7.0, 5 * talker, -3.0)
     part = both @ talker / (talker @ talker) * talker  # noise and talker hardly overlap
     assert rms_dbfs(clean) - rms_dbfs(part) == pytest.approx(-3.0, abs=0.2)
