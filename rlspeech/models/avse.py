@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from rlspeech.config_parts import AvseModel
 from rlspeech.data.video import LIPS_FPS, frames_of
+from rlspeech.models.spectra import frame_mask
 from rlspeech.types import UserError
 
 NORMS: dict[str, dict[str, Any]] = {"own": {}, "avse4": {"eps": 1e-3, "momentum": 0.01}}  # of the image part
@@ -101,13 +102,12 @@ class VideoFrontEnd(nn.Module):
         stages: list[nn.Module] = []
         width = cfg.video_stem
         for i, (channels, layers) in enumerate(zip(cfg.video_channels, cfg.video_layers, strict=True)):
+            first = width, channels, 2 if i else 1
             if cfg.variant == "avse4":
-                stages.append(Stage2d(width, channels, 2 if i else 1, norm))
-                width = channels
-                continue
-            for j in range(layers):
-                stages.append(Residual2d(width, channels, 2 if i and not j else 1))
-                width = channels
+                stages.append(Stage2d(*first, norm))
+            else:
+                stages += [Residual2d(*first), *(Residual2d(channels, channels, 1) for _ in range(layers - 1))]
+            width = channels
         self.stages = nn.Sequential(*stages)
         self.time = nn.ModuleList(VisualBlock(width) for _ in range(cfg.visual_blocks))
         self.width = width
@@ -154,6 +154,10 @@ class Masked(NamedTuple):
     mask: Tensor
     real: Tensor | None
 
+    def pick(self, rows: Tensor) -> Masked:
+        """The clips ``rows`` (n,)."""
+        return Masked(self.latent[rows], self.mask[rows], None if self.real is None else self.real[rows])
+
 
 def si_snr(output: Tensor, target: Tensor, samples: Tensor | None = None) -> Tensor:
     """Scale-invariant signal-to-noise ratio in dB over the last axis, means removed: (..., T), (..., T) -> (...).
@@ -162,11 +166,9 @@ def si_snr(output: Tensor, target: Tensor, samples: Tensor | None = None) -> Ten
         output, target: equal shapes; the first axis is the batch.
         samples: (B,) real samples of every row; None: all.
     """
-    if samples is not None:
-        keep = torch.arange(output.shape[-1], device=output.device) < samples.view(-1, *(1,) * (output.dim() - 1))
-        count = samples.view(-1, *(1,) * (output.dim() - 1)).to(output.dtype)
-    else:
-        keep, count = torch.ones_like(output, dtype=torch.bool), output.new_tensor(float(output.shape[-1]))
+    count = torch.tensor([output.shape[-1]], device=output.device) if samples is None else samples
+    count = count.view(-1, *(1,) * (output.dim() - 1))
+    keep = torch.arange(output.shape[-1], device=output.device) < count
     output, target = ((x - (x * keep).sum(-1, keepdim=True) / count) * keep for x in (output, target))
     scale = (output * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + 1e-8)
     wanted = scale * target
@@ -247,7 +249,7 @@ class AvseEnhancer(nn.Module):
         """Visual features (B, D, F), zero where ``present`` (B,) is False; ``shown`` (B,) real frames. None without any video."""
         if video is None:
             return None
-        real = None if shown is None else torch.arange(video.shape[1], device=video.device) < shown[:, None]
+        real = None if shown is None else frame_mask(shown, video.shape[1])
         visual = self.video(video, real)
         return visual if present is None else visual * present[:, None, None].to(visual.dtype)
 
@@ -270,11 +272,15 @@ class AvseEnhancer(nn.Module):
         """
         latent = self.encode(wav)
         length = latent.shape[2]
-        real = self._real(samples, length)
+        counts = None if samples is None else [self.frames(n) for n in samples.tolist()]
+        real = None if counts is None else frame_mask(torch.tensor(counts, device=wav.device), length)
         keep = None if real is None else real[:, None].to(latent.dtype)
         # the first frame behind the end still overlaps the last samples
         latent = latent if keep is None else latent * keep
-        shown = None if video is None else self._shown(samples, video.shape[1])
+        shown = None  # video frames that lie within each row's samples
+        if video is not None and samples is not None:
+            counts = [min(video.shape[1], frames_of(n / self.sample_rate)) for n in samples.tolist()]
+            shown = torch.tensor(counts, device=video.device)
         visual = self.encode_video(video, present, shown)
         visual = latent.new_zeros(len(wav), self.video.width, 1) if visual is None else visual
         h = self.inp(self.norm(latent.transpose(1, 2)).transpose(1, 2))
@@ -303,21 +309,6 @@ class AvseEnhancer(nn.Module):
         hertz = torch.linspace(0, self.sample_rate / 2, power.shape[1], device=power.device)
         return (power * hertz).sum(1) / power.sum(1).clamp_min(1e-12)
 
-    def _real(self, samples: Tensor | None, length: int) -> Tensor | None:
-        if samples is None:
-            return None
-        counts = torch.tensor([self.frames(int(n)) for n in samples.tolist()], device=samples.device)
-        if bool((counts >= length).all()):
-            return None
-        return torch.arange(length, device=samples.device)[None] < counts[:, None]
-
-    def _shown(self, samples: Tensor | None, frames: int) -> Tensor | None:
-        """(B,) video frames that lie within each row's samples, None where that is all of them."""
-        if samples is None:
-            return None
-        counts = [min(frames, frames_of(int(n) / self.sample_rate)) for n in samples.tolist()]
-        return None if min(counts) == frames else torch.tensor(counts, device=samples.device)
-
     def _at_latent_rate(self, visual: Tensor, length: int, shown: Tensor | None) -> Tensor:
         """(B, D, F) at 25 frames a second -> (B, D, K), linear between frame centres, the last frame held.
 
@@ -333,13 +324,8 @@ class AvseEnhancer(nn.Module):
         held = torch.minimum(at.clamp_min(0), last)
         low = held.floor().long()
         part = (held - low).to(visual.dtype)[:, None]
-        first, second = (_columns(visual, i) for i in (low, torch.minimum(low + 1, last)))
+        first, second = (
+            visual.gather(2, i[:, None].expand(*visual.shape[:2], -1)) for i in (low, torch.minimum(low + 1, last))
+        )
         made = first * (1 - part) + second * part
         return made * (at < last + 0.5).to(visual.dtype)[:, None] if published else made
-
-
-def _columns(visual: Tensor, index: Tensor) -> Tensor:
-    """(B, D, F) at (1, K) or (B, K) -> (B, D, K)."""
-    return (
-        visual[:, :, index[0]] if len(index) == 1 else visual.gather(2, index[:, None].expand(-1, visual.shape[1], -1))
-    )

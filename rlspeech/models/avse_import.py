@@ -98,17 +98,12 @@ def settings_of(theirs: Mapping[str, Tensor]) -> AvseModel:
     """Sizes by the shapes of a few tensors. Raises ``UserError``."""
     filters, channels, kernel = _shape(theirs, "model.encoder.conv1d_U.weight", 3)
     bottleneck = _shape(theirs, "model.separator.bottleneck_conv1x1.weight", 3)[0]
-    hidden = _shape(theirs, "model.separator.tcn.0.1.net.0.weight", 3)[0]
-    conv_kernel = _shape(theirs, "model.separator.tcn.0.1.net.3.net.0.weight", 3)[2]
-    stem = _shape(theirs, "visual_frontend.frontend3D.0.weight", 5)[0]
     stages = _count(theirs, r"visual_frontend\.resnet\.layer(\d+)\.", first=1)
     widths = [_shape(theirs, f"visual_frontend.resnet.layer{i + 1}.conv1a.weight", 4)[0] for i in range(stages)]
     if kernel != KERNEL or filters != bottleneck or channels > 2:
         why = f"{channels} channels, {filters} filters of {kernel} samples, bottleneck {bottleneck}"
-        right = (
-            f"its code is right for 1 or 2 channels, {KERNEL} samples, and as many filters as the bottleneck is wide"
-        )
-        raise UserError("not the baseline's sizes", why, right)
+        right = f"1 or 2 channels, {KERNEL} samples, and as many filters as the bottleneck is wide"
+        raise UserError("not the baseline's sizes", why, f"its code is right for {right}")
     return AvseModel(
         variant="avse4",
         channels=cast("Any", channels),
@@ -116,11 +111,11 @@ def settings_of(theirs: Mapping[str, Tensor]) -> AvseModel:
         kernel=kernel,
         stride=kernel // 2,
         bottleneck=bottleneck,
-        hidden=hidden,
-        conv_kernel=conv_kernel,
+        hidden=_shape(theirs, "model.separator.tcn.0.1.net.0.weight", 3)[0],
+        conv_kernel=_shape(theirs, "model.separator.tcn.0.1.net.3.net.0.weight", 3)[2],
         blocks=_count(theirs, r"model\.separator\.tcn\.0\.(\d+)\.net\.0\.", first=1),
         repeats=_count(theirs, r"model\.separator\.tcn\.(\d+)\."),
-        video_stem=stem,
+        video_stem=_shape(theirs, "visual_frontend.frontend3D.0.weight", 5)[0],
         video_channels=widths,
         video_layers=[2] * stages,
         visual_blocks=_count(theirs, r"model\.separator\.visual_conv\.(\d+)\."),

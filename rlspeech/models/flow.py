@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.config_parts import FlowModel
-from rlspeech.models.spectra import build_front_end
+from rlspeech.models.spectra import MelFrontEnd, StftFrontEnd
 from rlspeech.types import UserError
 
 
@@ -117,13 +117,6 @@ class Block(nn.Module):
 T_MAX = 0.98
 
 
-def frame_mask(frames: Tensor, length: int) -> Tensor | None:
-    """(N,) frame counts -> (N, L) bool, True on real frames; None where nothing is padded."""
-    if bool((frames >= length).all()):
-        return None
-    return torch.arange(length, device=frames.device)[None] < frames[:, None]
-
-
 def euler(x: Tensor, x1: Tensor, t: float, dt: float) -> Tensor:
     """One deterministic step along v = (x1 - x) / (1 - t); every stochastic sampler reduces to exactly this at noise 0.
 
@@ -154,7 +147,7 @@ class FlowEnhancer(nn.Module):
             why = f"front_end={cfg.front_end}, prediction={cfg.prediction}"
             raise UserError("head 'mask' needs the stft front end and clean prediction", why, "--set model.head=linear")
         self.cfg, self.sample_rate = cfg, cfg.sample_rate
-        self.front = build_front_end(cfg)
+        self.front = StftFrontEnd(cfg) if cfg.front_end == "stft" else MelFrontEnd(cfg)
         width = self.front.width
         self.time = TimeEmbedding(cfg.dim)
         self.inp = nn.Linear(width * (3 if cfg.head == "mask" else 2), cfg.dim)

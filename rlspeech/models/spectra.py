@@ -14,6 +14,13 @@ from rlspeech.config_parts import FlowModel
 from rlspeech.types import UserError
 
 
+def frame_mask(frames: Tensor, length: int) -> Tensor | None:
+    """(N,) frame counts -> (N, L) bool, True on real frames; None where nothing is padded."""
+    if bool((frames >= length).all()):
+        return None
+    return torch.arange(length, device=frames.device)[None] < frames[:, None]
+
+
 class StftFrontEnd(nn.Module):
     """Complex STFT with a square-root Hann window and compressed magnitude, real and imaginary parts side by side.
 
@@ -150,11 +157,6 @@ class MelFrontEnd(nn.Module):
             why = f"it wants {mels} mels at hop {hop}, the model has {self.width} at {self.hop}"
             raise UserError("the vocoder does not fit", why)
         return vocoder.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
-
-
-def build_front_end(cfg: FlowModel) -> StftFrontEnd | MelFrontEnd:
-    """The front end that the config names."""
-    return StftFrontEnd(cfg) if cfg.front_end == "stft" else MelFrontEnd(cfg)
 
 
 # ------------------------------------------------------------------------------------------- Kaldi's log-mel filter bank

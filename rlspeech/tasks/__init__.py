@@ -65,11 +65,9 @@ def check_settings(config: RL, task: Task) -> list[str]:
         UserError: such a setting, or DiffRO where nothing can be differentiated.
     """
     if "diffro" in config.algo and not task.relaxes:
-        what, why = (
-            f"{config.task} cannot be trained with {config.algo}",
-            "its rewards count the errors of a text, and a count",
-        )
-        why += " has no gradient; what has one is the likelihood of a known text, which is supervised training"
+        what = f"{config.task} cannot be trained with {config.algo}"
+        why = "its rewards count the errors of a text, and a count has no gradient; "
+        why += "what has one is the likelihood of a known text, which is supervised training"
         raise UserError(what, why, "--algo grpo, or --set policy_weight=0 --set supervised_weight=1")
     unused = [r.name for r in config.rewards if ":" not in config.task and not r.name.startswith(task.climbs)]
     if config.algo == "diffro" and config.policy_weight and unused:

@@ -11,7 +11,8 @@ from torch import nn
 from training import fit
 
 from rlspeech.config import FlowModel
-from rlspeech.models.flow import Attention, Block, FlowEnhancer, TimeEmbedding, euler, frame_mask, rotary
+from rlspeech.models.flow import Attention, Block, FlowEnhancer, TimeEmbedding, euler, rotary
+from rlspeech.models.spectra import frame_mask
 from rlspeech.types import UserError
 
 TINY = dict(dim=32, depth=2, heads=2, conv_pos_kernel=7, conv_pos_groups=4, n_fft=64, hop=32)

@@ -13,16 +13,7 @@ from tiny_flow import TINY
 
 from rlspeech.config import FlowModel
 from rlspeech.models.flow import FlowEnhancer
-from rlspeech.models.spectra import (
-    MelFrontEnd,
-    StftFrontEnd,
-    build_front_end,
-    fbank,
-    fbank_lfr,
-    mel_filters,
-    stack_frames,
-    track_pitch,
-)
+from rlspeech.models.spectra import MelFrontEnd, StftFrontEnd, fbank, fbank_lfr, mel_filters, stack_frames, track_pitch
 from rlspeech.types import UserError
 
 
@@ -66,8 +57,7 @@ MEL = TINY | dict(front_end="mel", head="linear", n_fft=64, hop=16, n_mels=12)
 
 
 def test_log_mel_shapes_and_levels() -> None:
-    front = build_front_end(FlowModel(**MEL))
-    assert isinstance(front, MelFrontEnd)
+    front = MelFrontEnd(FlowModel(**MEL))
     wav = 0.1 * torch.randn(2, 1001)
     x = front.encode(wav)
     assert x.shape == (2, front.frames(1001), 12)
@@ -108,12 +98,12 @@ def test_a_vocoder_that_is_missing_or_does_not_fit(vocoder: Path, tmp_path: Path
     cases = {"needs a vocoder": {}, "cannot load": {"vocoder": str(tmp_path / "none")}, "does not fit": other}
     for clue, changes in cases.items():
         with pytest.raises(UserError, match=clue):
-            build_front_end(FlowModel(**{**MEL, **changes})).decode(x, 300)
+            MelFrontEnd(FlowModel(**{**MEL, **changes})).decode(x, 300)
     with pytest.raises(UserError, match="12 mels"):
-        build_front_end(FlowModel(**{**MEL, "n_mels": 13, "vocoder": str(vocoder)})).decode(torch.randn(1, 5, 13), 60)
+        MelFrontEnd(FlowModel(**{**MEL, "n_mels": 13, "vocoder": str(vocoder)})).decode(torch.randn(1, 5, 13), 60)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="cannot load"):
-        build_front_end(FlowModel(**{**MEL, "vocoder": str(tmp_path)})).decode(x, 300)
+        MelFrontEnd(FlowModel(**{**MEL, "vocoder": str(tmp_path)})).decode(x, 300)
 
 
 def kaldi_by_hand(wav: np.ndarray, mels: int = 80) -> np.ndarray:

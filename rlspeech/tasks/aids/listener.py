@@ -168,13 +168,12 @@ class ListenerTask(Task):
 
     load, save = staticmethod(load_listener), staticmethod(save_listener)
 
-    def collate(self, clips: Sequence[Clip], model: nn.Module, device: torch.device | str = "cpu") -> ListenerBatch:
+    def collate(self, clips: Sequence[Clip], model: Listener, device: torch.device | str = "cpu") -> ListenerBatch:
         """Sound, sentences and labels. Draws from torch's generator, which a resumed run restores.
 
         Raises:
             UserError: none of the clips can be labelled.
         """
-        assert isinstance(model, Listener)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
         wavs, labels = labelled(clips, rng)
         if not wavs:
@@ -186,7 +185,7 @@ class ListenerTask(Task):
         targets = torch.from_numpy(np.stack([targets_of(one) for one in labels]))
         return ListenerBatch(*(x.to(device) for x in (features, frames, ids, mask, answer, targets)))
 
-    def pretrain_loss(self, model: nn.Module, batch: ListenerBatch, config: Pretrain) -> dict[str, Tensor]:
+    def pretrain_loss(self, model: Listener, batch: ListenerBatch, config: Pretrain) -> dict[str, Tensor]:
         """``loss`` is words plus labels; ``right`` is the share of words guessed right."""
         logits, guess = model(batch.features, batch.frames, batch.ids, batch.mask)
         written, truth = logits[:, :-1][batch.answer[:, 1:]], batch.ids[:, 1:][batch.answer[:, 1:]]
@@ -198,7 +197,7 @@ class ListenerTask(Task):
 
     @torch.no_grad()
     def validate(
-        self, model: nn.Module, clips: list[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
+        self, model: Listener, clips: list[Clip], folder: Run, step: int, scorer: Any = None, seed: int = 0
     ) -> Numbers:
         """Describe held-out clips; the answers go to ``samples/step_.../said.jsonl``.
 
@@ -206,7 +205,6 @@ class ListenerTask(Task):
             ``token_accuracy``; ``grades_right`` and ``grades_near`` (off by one at most) over all grades that were named;
             ``named`` (share of answers with a verdict); ``quality_srcc`` (Spearman of the verdict with the measured quality).
         """
-        assert isinstance(model, Listener)
         from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
         rng = np.random.default_rng(seed_of("listener", "valid", seed))

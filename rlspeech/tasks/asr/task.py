@@ -19,12 +19,13 @@ from rlspeech.config import RL, Evaluate, Pretrain, RewardSpec
 from rlspeech.config_parts import Augment
 from rlspeech.data.batches import Clip
 from rlspeech.data.text import get_normaliser
+from rlspeech.models.audio_lm.model import load_audio_lm, save_audio_lm
 from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.scores import step_name
 from rlspeech.stats import Interval
 from rlspeech.tasks.asr.policy import AsrPolicy
-from rlspeech.tasks.base import Numbers, Task, keep_samples
+from rlspeech.tasks.base import Numbers, Task, Weights, keep_samples
 from rlspeech.tasks.token_policy import RL_DEFAULTS, TOKEN_SETTINGS, check_texts, rows_of, texts_of
 from rlspeech.types import Sample
 
@@ -88,19 +89,10 @@ class Asr(Task):
         texts = texts_of(rows_of(config.data), get_normaliser(TEXT), "a recogniser")
         return Recogniser(config.asr, make_tokenizer(texts, config.asr.vocabulary))
 
-    def reload(self, name: str) -> tuple[Recogniser, dict[str, Any]]:
-        return load_recogniser(name)
+    reload = staticmethod(load_recogniser)
+    load = staticmethod(load_audio_lm)
 
-    def load(self, name: str, device: torch.device | str = "cpu", **options: Any) -> tuple[Any, dict[str, Any]]:
-        from rlspeech.models.audio_lm.model import load_audio_lm
-
-        return load_audio_lm(name, device, **options)
-
-    def save(
-        self, folder: Path, model: Any, *, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
-    ) -> None:
-        from rlspeech.models.audio_lm.model import save_audio_lm
-
+    def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: Weights = None) -> None:
         save = save_recogniser if isinstance(model, Recogniser) else save_audio_lm
         save(folder, model, facts=facts, weights=weights)
 

@@ -21,7 +21,7 @@ from rlspeech.config import Exploration
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.avse import AvseEnhancer, Masked
-from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, supervised_loss
+from rlspeech.tasks.avse.enhancer import AvBatch, collate, supervised_loss
 from rlspeech.tasks.explore import Fields
 from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, distance, real_samples, reduce
 from rlspeech.types import LogProb, Rollout, Sample, UserError
@@ -38,10 +38,6 @@ class Decisions:
     eps: Tensor
     prompts: Tensor
     active: Tensor
-
-    def of(self, rows: Tensor) -> Masked:
-        """Old latents and masks of some clips."""
-        return _rows(self.old, rows)
 
 
 class MaskKernel:
@@ -122,10 +118,6 @@ class AvsePolicy(GaussianPolicy):
         kernel = MaskKernel(explore) if explore.kind == "mask" else GainKernel(model, explore)
         super().__init__(adapted, explore, kernel, reduction, seed)
 
-    def enhancer(self, seed: int) -> AvInference:
-        """The current weights without noise."""
-        return AvInference(self.model)
-
     # -- acting --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -137,7 +129,9 @@ class AvsePolicy(GaussianPolicy):
         eps = self.noise([batch[p].draw for p in prompts.tolist()], group, active.shape[1], seed)
         state = Decisions(data, old, eps.to(active.device) * active[prompts], prompts, active)
         logp = reduce(-0.5 * state.eps.square(), active[prompts], self.reduction)[:, None]
-        wavs = self._decode(state, old, torch.arange(len(prompts), device=prompts.device))
+        made = old.pick(prompts)
+        out = self.model.decode(made.latent[:, None] * self.kernel.act(made, made, state.eps), data.noisy.shape[-1])
+        wavs = out / data.gain[prompts][:, None, None]
         samples = [self._sample(batch[p], wavs[i]) for i, p in enumerate(prompts.tolist())]
         alive = active[prompts].sum(1, keepdim=True) > 0
         return Rollout(prompts.cpu(), logp, alive, samples, state, torch.ones(len(prompts), dtype=torch.bool))
@@ -163,8 +157,8 @@ class AvsePolicy(GaussianPolicy):
     def _sampled(self, model: AvseEnhancer, state: Decisions, rows: Tensor) -> Tensor:
         """Waveforms (n, C, T) of the masks that a model gives now with the noise that was drawn; a clip's mask is computed once."""
         used, back = torch.unique(state.prompts[rows], return_inverse=True)
-        made = _rows(self._masked(state, used, model), back)
-        mask = self.kernel.act(made, state.of(used[back]), state.eps[rows])
+        made = self._masked(state, used, model).pick(back)
+        mask = self.kernel.act(made, state.old.pick(used[back]), state.eps[rows])
         return model.decode(made.latent[:, None] * mask, state.batch.noisy.shape[-1])
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
@@ -186,7 +180,7 @@ class AvsePolicy(GaussianPolicy):
         state: Decisions = rollout.state
         rows = rows.to(state.prompts.device)
         used, back = torch.unique(state.prompts[rows], return_inverse=True)  # each clip once, however many masks it has
-        old, active, eps = state.of(used), state.active[used][back], state.eps[rows]
+        old, active, eps = state.old.pick(used), state.active[used][back], state.eps[rows]
         made, samples, reference = self._masked(state, used), state.batch.noisy.shape[-1], None
         shift = self.kernel.shift(old, made.mask)
         if with_kl:
@@ -203,13 +197,6 @@ class AvsePolicy(GaussianPolicy):
         data = state.batch.pick(used)
         return (model or self.model)(data.noisy, data.video, data.present, data.samples)
 
-    def _decode(self, state: Decisions, made: Masked, rows: Tensor) -> Tensor:
-        """Waveforms (n, C, T) of sampled masks at the inputs' levels."""
-        who = state.prompts[rows]
-        mask = self.kernel.act(Masked(made.latent[who], made.mask[who], None), state.of(who), state.eps[rows])
-        wavs = self.model.decode(made.latent[who][:, None] * mask, state.batch.noisy.shape[-1])
-        return wavs / state.batch.gain[who][:, None, None]
-
     def _sample(self, clip: Clip, wav: Tensor) -> Sample:
         return clip.sample(wav[:, : clip.noisy.shape[-1]].float().cpu().numpy(), self.sample_rate)
 
@@ -223,10 +210,6 @@ def filter_bands(model: AvseEnhancer, bands: int) -> Tensor:
 def _frames_first(mask: Tensor) -> Tensor:
     """(B, C, N, K) -> (B, K, C N): padding adds dimensions at the end."""
     return mask.permute(0, 3, 1, 2).flatten(2)
-
-
-def _rows(made: Masked, rows: Tensor) -> Masked:
-    return Masked(made.latent[rows], made.mask[rows], None if made.real is None else made.real[rows])
 
 
 class RelaxedAvse(RelaxedGaussian, AvsePolicy):

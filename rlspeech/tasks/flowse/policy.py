@@ -21,7 +21,8 @@ from torch import Tensor
 from rlspeech.config import Exploration, Pretrain
 from rlspeech.data.batches import Clip, Keys, Videos, seed_of
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.flow import FlowEnhancer, euler, frame_mask, magnitude
+from rlspeech.models.flow import FlowEnhancer, euler, magnitude
+from rlspeech.models.spectra import frame_mask
 from rlspeech.tasks.explore import Site, build_kernel
 from rlspeech.tasks.gaussian import (
     GaussianPolicy,

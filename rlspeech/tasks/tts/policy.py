@@ -77,7 +77,8 @@ class TtsPolicy(TokenPolicy):
         # nothing to say: nothing was decided
         empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[prompts]
         mask, finished = mask & ~empty[:, None], finished | empty
-        samples = self._samples(self.model, [batch[p] for p in prompts.tolist()], ids, mask, finished)
+        clips, codes = [batch[p] for p in prompts.tolist()], self.model.codes(ids, mask)
+        samples = self.task.samples(self.model, clips, codes, finished, wavs=self.decodes)
         return self._pack(TokenRollout(batch, asked, ids, mask, prompts), samples, finished)
 
     @torch.no_grad()
@@ -96,12 +97,6 @@ class TtsPolicy(TokenPolicy):
     def _encode(self, clips: Sequence[Clip], *, model: CodecLM | None = None, grad: bool = False) -> EncodedPrompts:
         return self.model.encode([self.task.line(c, self.model) for c in clips])  # type: ignore[no-any-return]
 
-    def _samples(
-        self, model: CodecLM, clips: Sequence[Clip], ids: Tensor, mask: Tensor, finished: Tensor
-    ) -> list[Sample]:
-        made: list[Sample] = self.task.samples(model, clips, model.codes(ids, mask), finished, wavs=self.decodes)
-        return made
-
     # -- relaxed -------------------------------------------------------------------------------------------------------
 
     def relax(
@@ -117,12 +112,10 @@ class TtsPolicy(TokenPolicy):
         seeds = [seed_of(seed, state.clips[p].draw, member) for p, member in pairs]
         if self.config.diffro.mode == "free":
             return self._free(state, rows, width, tau, hard, seeds)
-        logits, codes = (
-            self._forward(self.model, state, rows) / self.sampling.temperature,
-            mask & (ids < self.model.size),
-        )
-        slice_, stop = logits[..., :-1], logits[..., -1]
-        noise, sampled = pad_to(gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), width), None
+        logits = self._forward(self.model, state, rows) / self.sampling.temperature
+        slice_, stop, codes = logits[..., :-1], logits[..., -1], mask & (ids < self.model.size)
+        noise, sampled = gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), None
+        noise = pad(noise, (0, 0, 0, width - noise.shape[1]))
         if self.config.diffro.noise == "given":
             sampled = ids.masked_fill(~codes, 0)
             noise = noise_given(slice_, sampled, noise)
@@ -163,11 +156,6 @@ class TtsPolicy(TokenPolicy):
         with self._cast():
             logits = self.model.forward_logits(self._encode(known), torch.arange(len(known)), ids)
         return self._cross_entropy(logits, ids, mask, len(prompts))
-
-
-def pad_to(x: Tensor, width: int) -> Tensor:
-    """(n, T, V) with zeros behind, to (n, width, V)."""
-    return pad(x, (0, 0, 0, width - x.shape[1]))
 
 
 # Gumbel-softmax (arXiv 1611.01144, 1611.00712): a drawn token as a differentiable function of the logits that it was drawn from.

@@ -120,12 +120,7 @@ class Tts(Task):
         model.max_s = model.layout.max_s
         return model
 
-    def load(
-        self, name: str, device: torch.device | str = "cpu", dtype: str = "fp32", **options: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        return load_codec_lm(name, device, cast(Any, dtype))
-
-    save = staticmethod(save_codec_lm)
+    load, save = staticmethod(load_codec_lm), staticmethod(save_codec_lm)
 
     def collate(
         self, clips: Sequence[Clip], model: CodecLM, device: torch.device | str = "cpu", *, train: bool = True
