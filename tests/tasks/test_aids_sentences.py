@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,8 +65,6 @@ def test_unlabelled_is_not_spoken_of() -> None:
 
 
 def test_the_vocabulary_is_small_and_whole() -> None:
-    import re
-
     words, rng = set(vocabulary()), np.random.default_rng(1)
     assert len(words) < 300
     for _ in range(300):
@@ -107,20 +106,11 @@ def test_the_scale_of_opinion_is_in_order(stars: Callable[[list[str]], list[floa
 
 def test_negations_and_words_of_the_field(stars: Callable[[list[str]], list[float]]) -> None:
     """What a lexicon gets wrong: negated faults, "strongly present", numbers."""
-    praise = [
-        "There is no noise and no distortion",
-        "not muffled",
-        "The noise is not intrusive",
-        "Quality score 5 out of 5",
-    ]
+    praise = ["There is no noise and no distortion", "not muffled", "The noise is not intrusive"]
+    praise += ["Quality score 5 out of 5", "clean and intelligible; the voice sounds excellent"]
     praise += ["Clear, natural and very pleasant to listen to, with no audible noise"]
-    praise += ["clean and intelligible; the voice sounds excellent"]
-    blame = [
-        "not clear",
-        "Quality score 1 out of 5",
-        "heavily distorted and hard to understand, with loud noise",
-        "muffled",
-    ]
+    blame = ["not clear", "Quality score 1 out of 5", "muffled"]
+    blame += ["heavily distorted and hard to understand, with loud noise"]
     blame += ["Background noise is strongly present and the speaker is barely intelligible"]
     blame += ["Terrible quality: muffled, robotic, annoying artifacts and unintelligible words"]
     assert min(stars(praise)) > 3.1 and max(stars(blame)) < 2.95

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_audio_lms import clips as noises  # noqa: E402
-from tiny_audio_lms import tiny  # noqa: E402
+from tiny_audio_lms import clips as noises
+from tiny_audio_lms import tiny
 from torch import Tensor
+from training import Judge, algorithm, check_grpo, train
 
 from rlspeech import log
-from rlspeech.algos import get_algorithm
 from rlspeech.config import PPO, RL, Lora, RewardSpec, Sampling
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
+from rlspeech.tasks import token_policy
 from rlspeech.tasks.asr.policy import AsrPolicy
 from rlspeech.tasks.token_policy import kept_mass, sampled_kl, token_kl, token_logp
-from rlspeech.types import CriticPolicy, Policy, Sample, Score, SupervisedPolicy
+from rlspeech.types import CriticPolicy, Policy, SupervisedPolicy
 
 FOUR = ("fun_asr_nano", "qwen2_audio", "voxtral", "whisper")
 NAME = "estoi"  # a column of the registry, for its direction
@@ -53,21 +53,15 @@ def _policy(
     return AsrPolicy(None, Adapted(lm, lora), config)
 
 
-def _algo(policy: AsrPolicy, rate: float = 0.02) -> Any:
-    return get_algorithm(policy.config, policy, torch.optim.AdamW(policy.parameters(), rate, weight_decay=0.0))
+SHORT = Judge(NAME, lambda s: -float(len(s.hypothesis.encode())))
 
 
-class Judge:
-    """By the hypothesis."""
-
-    def __init__(self, value: Callable[[str], float]) -> None:
-        self.value = value
-
-    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
-        return {NAME: [Score(self.value(s.hypothesis)) for s in samples]}
-
-
-SHORT = Judge(lambda text: -float(len(text.encode())))
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is warned of."""
+    said: list[str] = []
+    monkeypatch.setattr(log, "warn", said.append)
+    return said
 
 
 # -- two steps on every class ----------------------------------------------------------------------------------------------
@@ -77,22 +71,14 @@ SHORT = Judge(lambda text: -float(len(text.encode())))
 def test_two_steps_of_grpo(kind: str) -> None:
     policy = _policy(kind, ragged=True)
     assert isinstance(policy, Policy)
-    algo, before = _algo(policy), [p.detach().clone() for p in policy.parameters()]
-    for step in range(2):
-        made = algo.collect(_clips(kind), SHORT, seed=step)
-        assert made.rollout.group.tolist() == [i for i in range(3) for _ in range(4)] and made.advantage.signal > 0
-        stats = algo.update(made, lr=0.02)
-        assert stats["ratio_max_gap"] < 1e-4 and stats["grad_norm"] > 0 and stats["skipped_updates"] == 0
-        assert (stats["kl"] > 1e-6) == (step > 0)
-    assert any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))
-    assert {"encode", "rollout", "reward", "update"} <= set(made.seconds)
+    check_grpo(policy, _clips(kind), SHORT)
 
 
 @pytest.mark.parametrize("kind", FOUR)
 def test_two_steps_of_ppo_with_a_critic(kind: str) -> None:
     policy = _policy(kind, ragged=True, algo="ppo", ppo=PPO(form="critic", value_hidden=8), epochs=2)
     assert isinstance(policy, CriticPolicy)
-    algo = _algo(policy)
+    algo = algorithm(policy)
     for step in range(2):
         made = algo.collect(_clips(kind), SHORT, seed=step)
         assert made.advantage.value.shape == made.rollout.mask.shape and made.advantage.value.any()
@@ -103,18 +89,17 @@ def test_two_steps_of_ppo_with_a_critic(kind: str) -> None:
 def test_the_whole_model_without_an_adapter() -> None:
     """The encoder stays as it was, the reference too; the relative form of PPO asks for the base's own transcripts."""
     policy = _policy(lora=None, algo="ppo", group=2)
-    algo, base = _algo(policy, 0.01), [s.hypothesis for s in policy.base(_clips())]
+    base = [s.hypothesis for s in policy.base(_clips())]
     ear = [p.detach().clone() for p in policy.model.parameters_of("encoder")]
     assert base == policy.transcribe(_clips())
-    for step in range(3):
-        algo.update(algo.collect(_clips(), SHORT, seed=step), lr=0.01)
+    train(algorithm(policy, 0.01), _clips(), SHORT, 3)
     assert [s.hypothesis for s in policy.base(_clips())] == base != policy.transcribe(_clips())
     assert all(torch.equal(a, b) for a, b in zip(ear, policy.model.parameters_of("encoder"), strict=True))
 
 
 def test_grpo_teaches_it_what_is_rewarded() -> None:
     policy = _policy(kl_beta=0.0, lora=None, group=8)
-    algo, rewards = _algo(policy), []
+    algo, rewards = algorithm(policy), []
     for step in range(12):
         made = algo.collect(_clips(), SHORT, seed=step)
         rewards.append(made.reward.mean())
@@ -142,19 +127,6 @@ def test_every_row_is_looked_at_with_its_own_clip(kind: str) -> None:
         assert made.samples[i].text == batch[i // 3].text
 
 
-def test_padding_is_no_part_of_a_transcript() -> None:
-    """What stands behind the stop token changes nothing; what stands before it does (bug 2)."""
-    policy = _policy(lora=None, ragged=True)
-    made = policy.rollout(_clips(), group=4, seed=3)
-    assert not made.mask.all() and made.finished.any() and not made.finished.all()
-    before = policy.log_prob(made, torch.arange(12), with_kl=False).logp.detach()
-    made.state.ids = torch.where(made.state.mask, made.state.ids, torch.full_like(made.state.ids, 7))
-    after = policy.log_prob(made, torch.arange(12), with_kl=False).logp.detach()
-    torch.testing.assert_close(before[made.mask], after[made.mask])
-    made.state.ids[:, 0] = 9
-    assert (policy.log_prob(made, torch.arange(12), with_kl=False).logp[:, 0] != before[:, 0]).all()
-
-
 def test_rollouts_are_a_function_of_the_seed_and_the_clip() -> None:
     policy, batch = _policy(), _clips()
     one, two, other = (policy.rollout(b, group=4, seed=s) for b, s in ((batch, 1), (batch[::-1], 1), (batch, 2)))
@@ -167,18 +139,15 @@ def test_a_clip_is_heard_once_a_step() -> None:
     heard: list[int] = []
     (encoder,) = policy.model.modules_of("encoder")
     encoder.register_forward_pre_hook(lambda m, a, k: heard.append(len((*a, *k.values())[0])), with_kwargs=True)
-    algo = _algo(policy)
-    algo.update(algo.collect(_clips(), SHORT, seed=0), lr=0.01)
+    train(algorithm(policy), _clips(), SHORT, 1)
     assert sum(heard) == 3
 
 
 def test_a_trained_encoder_is_heard_again_and_moves() -> None:
     policy = _policy(lora=None, model={"train_encoder": True}, train_encoder=True)
-    algo, ear = _algo(policy), policy.model.parameters_of("encoder")
+    ear = policy.model.parameters_of("encoder")
     before = [p.detach().clone() for p in ear]
-    for step in range(2):
-        stats = algo.update(algo.collect(_clips(), SHORT, seed=step), lr=0.01)
-        assert (stats["kl"] > 1e-7) == (step > 0)
+    assert [row["kl"] > 1e-7 for row in train(algorithm(policy), _clips(), SHORT)] == [False, True]
     assert any((a != b).any() for a, b in zip(before, ear, strict=True))
 
 
@@ -193,11 +162,8 @@ def test_half_precision_does_not_move_the_ratio(lora: Lora | None) -> None:
         look = policy.log_prob(made, rows, with_kl=True)
         assert look.logp.dtype == torch.float32 and float(look.kl.detach().abs().max()) < 1e-7
         assert float((look.logp - made.logp[rows])[made.mask[rows]].detach().abs().max()) < 1e-6
-    algo = _algo(policy, 1e-5)
     before = [p.detach().clone() for p in policy.parameters()]
-    for step in range(2):
-        stats = algo.update(algo.collect(_clips(), SHORT, seed=step), lr=1e-5)
-    assert stats["skipped_updates"] == 0
+    assert train(algorithm(policy, 1e-5), _clips(), SHORT, lr=1e-5)[-1]["skipped_updates"] == 0
     assert any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))
 
 
@@ -211,7 +177,7 @@ def test_old_log_probabilities_come_in_the_updates_micro_batches(monkeypatch: py
         return real(model, said, rows)
 
     monkeypatch.setattr(policy, "_forward", look)
-    algo = _algo(policy)
+    algo = algorithm(policy)
     made = algo.collect(_clips(), SHORT, seed=0)
     old = list(looks)
     algo.update(made, lr=0.01)
@@ -237,9 +203,7 @@ def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatc
         policy = _policy(lora=None, ragged=True, offload=offload)
         real = policy.model.park
         monkeypatch.setattr(policy.model, "park", lambda phase, at, real=real: (parked.append(phase), real(phase, at)))
-        algo = _algo(policy)
-        for step in range(2):
-            algo.update(algo.collect(_clips(), SHORT, seed=step), lr=0.01)
+        train(algorithm(policy), _clips(), SHORT)
         ends.append((torch.cat([p.detach().flatten() for p in policy.parameters()]), policy.transcribe(_clips())))
     torch.testing.assert_close(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
@@ -249,9 +213,7 @@ def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatc
 # -- sampling --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_truncated_sampler_is_measured_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log, "warn", said.append)
+def test_a_truncated_sampler_is_measured_and_said_once(warned: list[str]) -> None:
     policy = _policy(sampling={"top_p": 0.6})
     for seed in range(2):
         made = policy.rollout(_clips(), group=4, seed=seed)
@@ -265,32 +227,21 @@ def test_a_truncated_sampler_is_measured_and_said_once(monkeypatch: pytest.Monke
                 total, kept = total + p[kept], kept + 1
             wanted.append(-np.log(total))
     assert policy.notes["sampler_gap"] == pytest.approx(np.mean(wanted), rel=1e-4) and np.mean(wanted) > 0.05
-    assert len(said) == 1 and "top_p 0.6" in said[0] and "log ratio" in said[0]
+    assert len(warned) == 1 and "top_p 0.6" in warned[0] and "log ratio" in warned[0]
     plain = _policy()
     plain.rollout(_clips(), group=4, seed=0)
-    assert len(said) == 1 and not plain.notes
+    assert len(warned) == 1 and not plain.notes
 
 
-def test_the_policy_is_the_one_at_the_sampling_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log, "warn", said.append)
+def test_the_policy_is_the_one_at_the_sampling_temperature(warned: list[str]) -> None:
     policy = _policy(sampling={"temperature": 0.7})
     made = policy.rollout(_clips(), group=4, seed=0)
     logits = policy._forward(policy.model, made.state, torch.arange(12))
     wanted = (logits / 0.7).log_softmax(-1).gather(-1, made.state.ids[..., None])[..., 0]
     torch.testing.assert_close(made.logp[made.mask], wanted[made.mask])
-    assert len(said) == 1 and policy.notes["temperature_gap"] > 0.05
+    assert len(warned) == 1 and policy.notes["temperature_gap"] > 0.05
     look = policy.log_prob(made, torch.arange(12), with_kl=True)
     assert float(look.kl[made.mask].detach().abs().max()) < 1e-6
-
-
-def test_rollouts_follow_the_probabilities_that_are_trained() -> None:
-    """A thousand first tokens of one clip against the training pass's own distribution."""
-    policy, batch = _policy(sampling={"max_new_tokens": 1}, updates_per_collection=1), _clips()[:1]
-    made = policy.rollout(batch, group=1000, seed=0)
-    p = policy._forward(policy.model, made.state, torch.arange(1))[0, 0].softmax(-1)
-    found = torch.bincount(made.state.ids[:, 0], minlength=len(p)) / 1000
-    assert float((found - p).detach().abs().max()) < 0.05 and float((found - p).detach().abs().sum()) < 0.6
 
 
 def test_kept_mass_of_top_k_and_top_p() -> None:
@@ -363,8 +314,8 @@ def test_the_sampled_kl_has_the_kl_and_its_gradient_in_expectation(moved: float)
 def test_supervision_teaches_the_references() -> None:
     policy = _policy(lora=None, policy_weight=0.0, supervised_weight=1.0, sampling={"max_new_tokens": 12})
     assert isinstance(policy, SupervisedPolicy)
-    algo, batch = _algo(policy), [*_clips(), _clip("n", noises(0.5, seed=9)[0], "")]
-    losses = [algo.update(algo.collect(batch, SHORT, seed=0), lr=0.03)["supervised_loss"] for _ in range(20)]
+    batch = [*_clips(), _clip("n", noises(0.5, seed=9)[0], "")]
+    losses = [row["supervised_loss"] for row in train(algorithm(policy), batch, SHORT, 20, 0.03)]
     assert losses[-1] < 0.2 < losses[0]
     assert policy.transcribe(batch)[3] == "" and set(policy.transcribe(batch)[:3]) <= {"hi 0", "hi 1", "hi 2"}
 
@@ -389,7 +340,7 @@ def test_empty_short_and_broken_audio() -> None:
     nan[100:200] = np.nan
     none, short = _clip("none", np.zeros(0, np.float32), ""), _clip("short", noises(0.05)[0])
     batch = [none, short, _clip("nan", nan), *_clips()]
-    algo = _algo(policy)
+    algo = algorithm(policy)
     made = algo.collect(batch, SHORT, seed=0)
     silent = made.rollout.group == 0
     assert {s.hypothesis for s, e in zip(made.rollout.samples, silent, strict=True) if e} == {""}
@@ -402,31 +353,25 @@ def test_empty_short_and_broken_audio() -> None:
     assert algo.update(nothing, lr=0.01)["skipped_updates"] == 0
 
 
-def test_what_is_too_long_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log, "warn", said.append)
+def test_what_is_too_long_is_said_once(warned: list[str]) -> None:
     policy = _policy(model={"max_s": 0.5})
     for _ in range(2):
         policy.transcribe(_clips())
-    assert len(said) == 1 and "longer than" in said[0]
+    assert len(warned) == 1 and "longer than" in warned[0]
 
 
 def test_room_for_tokens_grows_with_the_audio() -> None:
     policy = _policy(sampling={"max_new_tokens": None, "tokens_per_s": 5.0})
-    assert policy._room([_clips()[0], _clip("long", np.zeros(160_000, np.float32))]) == [
-        16,
-        50,
-    ]  # whatever stands beside it
+    short, long = _clips()[0], _clip("long", np.zeros(160_000, np.float32))
+    assert policy._room([short, long]) == [16, 50]  # whatever stands beside it
 
 
 def test_features_of_wide_models_are_projected(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rlspeech.tasks.token_policy as module
-
     policy = _policy()
     made = policy.rollout(_clips(), group=2, seed=0)
     whole: Tensor = policy.features(made, torch.arange(6))
     assert whole.shape == (*made.mask.shape, 16) and not whole.requires_grad
-    monkeypatch.setattr(module, "FEATURES", 5)
+    monkeypatch.setattr(token_policy, "FEATURES", 5)
     part = policy.features(made, torch.arange(6))
     assert part.shape == (*made.mask.shape, 5)
     torch.testing.assert_close(part[2:3], policy.features(made, torch.tensor([2])), atol=1e-5, rtol=1e-4)

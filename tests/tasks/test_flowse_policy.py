@@ -57,22 +57,6 @@ def test_shapes_and_protocol(kind: str) -> None:
 
 
 @kinds
-def test_noise_zero_gives_what_the_enhancer_gives(kind: str) -> None:
-    explore = ALL[kind].model_copy(update={"noise": 0.0})
-    made = policy(explore, seed=5)
-    batch = clips(8000)
-    names = [batch[0].draw] if explore.shared_latent else [f"{batch[0].draw}#0"]
-    wanted = Enhancer(made.model, nfe=explore.nfe[0], seed=5 + 11).infer([batch[0].noisy], names)[0]
-    rollout = made.rollout(batch, group=2, seed=11)
-    assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-5  # another batch shape rounds otherwise
-    # the last step: every pass of the network has had the same shape, and only the way back to a waveform another one
-    if kind == "gain":
-        assert np.abs(rollout.samples[0].wav - wanted).max() < 1e-7
-    if explore.shared_latent:
-        assert np.array_equal(rollout.samples[0].wav, rollout.samples[1].wav)
-
-
-@kinds
 def test_noise_zero_is_the_ode_to_the_bit_at_the_same_batch_shape(kind: str) -> None:
     explore = ALL[kind].model_copy(update={"noise": 0.0, "shared_latent": False})
     made = policy(explore, seed=5)
@@ -170,9 +154,6 @@ def test_rows_are_functions_of_seed_key_and_member(kind: str) -> None:
     assert np.abs(_wavs(first) - _wavs(other)).max() > 1e-4
     swapped = made.rollout(clips(8000, 8000)[::-1], group=4, seed=3)
     np.testing.assert_allclose(_wavs(swapped)[4:], _wavs(first)[:4], atol=2e-6)
-    with_short = made.rollout([*clips(5001, seed=7), *clips(8000)], group=4, seed=3)
-    for a, b in zip(first.samples[:4], with_short.samples[4:], strict=True):
-        np.testing.assert_allclose(a.wav, b.wav, atol=2e-6)
 
 
 @kinds

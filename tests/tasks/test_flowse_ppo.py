@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_flow import SMALL, clips, disturb, policy
+from training import Judge
 
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.update import flat_gradient
 from rlspeech.config import PPO, RL, Exploration, Lora, RewardSpec
 from rlspeech.tasks.flowse.policy import FlowPolicy, collate, encode, spectral_mask
-from rlspeech.types import Sample, Score
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
 GAIN = Exploration(kind="gain", noise=0.3, nfe=(2, 3))
-SDE, ALONE = (
-    Exploration(kind="sde", noise=0.4, **EARLY),
-    GAIN.model_copy(update={"shared_latent": False, "nfe": (3, 3)}),
-)
-KINDS = [GAIN, SDE, ALONE]
+SDE = Exploration(kind="sde", noise=0.4, **EARLY)
+KINDS = [GAIN, SDE, GAIN.model_copy(update={"shared_latent": False, "nfe": (3, 3)})]
 
 
 def _silent(made: FlowPolicy, seed: int, group: int = 1) -> list[np.ndarray]:
@@ -87,16 +83,17 @@ def test_features_are_the_means_that_they_say() -> None:
     np.testing.assert_allclose(found[2:].numpy(), wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_a_mel_policy_has_features_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def silence(model: Any, x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(x), int(samples.max()))
-
-    monkeypatch.setattr("rlspeech.tasks.flowse.policy.decode", silence)  # needs a vocoder; the features do not
+def test_a_mel_policy_has_features_and_a_change_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # needs a vocoder, which the features do not
+    monkeypatch.setattr("rlspeech.tasks.flowse.policy.decode", lambda model, x, n: torch.zeros(len(x), int(n.max())))
     made = policy(SDE, front_end="mel", head="linear")
-    rollout = made.rollout(clips(8000), group=2, seed=1)
-    found = made.features(rollout, torch.arange(2))
+    rollout, rows = made.rollout(clips(8000), group=2, seed=1), torch.arange(2)
+    found = made.features(rollout, rows)
     assert bool(torch.isfinite(found).all()) and found.shape[:2] == (2, 2)
     assert float(found[0, 0, 2]) == pytest.approx(float(rollout.state[0].site.y[0].mean()), rel=1e-3)
+    assert float(made.log_prob(rollout, rows, with_kl=True).change.detach().max()) == 0
+    disturb(made.parameters(), 0.05)
+    assert float(made.log_prob(rollout, rows, with_kl=True).change.detach().min()) > 0
 
 
 def test_the_supervised_loss_is_that_of_pretraining() -> None:
@@ -167,27 +164,13 @@ def test_the_change_is_that_of_the_outputs(lora: Lora | None) -> None:
     assert float((nearer - change).detach().sum()) == pytest.approx(-1e-3 * float(pull.norm()), rel=0.1)
 
 
-def test_a_mel_policy_has_a_change_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlspeech.tasks.flowse.policy.decode", lambda model, x, n: torch.zeros(len(x), int(n.max())))
-    made = policy(SDE, front_end="mel", head="linear")
-    rollout, rows = made.rollout(clips(8000), group=2, seed=1), torch.arange(2)
-    assert float(made.log_prob(rollout, rows, with_kl=True).change.detach().max()) == 0
-    disturb(made.parameters(), 0.05)
-    assert float(made.log_prob(rollout, rows, with_kl=True).change.detach().min()) > 0
-
-
 def _ppo(group: int = 1, prompts: int = 4, **more: Any) -> RL:
-    rewards = [RewardSpec(name="si_sdr", scale="none")]
+    rewards = [RewardSpec(name=LOUD.name, scale="none")]
     return RL(algo="ppo", group=group, prompts_per_step=prompts, micro_batch=2, rewards=rewards, **more)
 
 
-class Loud:
-    """Louder is better: something that the gains reach at once."""
-
-    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
-        return {"si_sdr": [Score(float(10 * np.log10(np.square(s.wav).mean() + 1e-9))) for s in samples]}
-
-
+# louder is better: something that the gains reach at once
+LOUD = Judge("si_sdr", lambda s: float(10 * np.log10(np.square(s.wav).mean() + 1e-9)))
 FORMS: list[dict[str, Any]] = [{"form": "relative"}, {"form": "relative", "kl_in": "loss"}, {"form": "critic"}]
 
 
@@ -200,7 +183,7 @@ def test_ppo_trains_a_flow_policy(ppo: dict[str, Any], explore: Exploration) -> 
     start, batch = [p.detach().clone() for p in made.parameters()], clips(8000, 5001, 8000, 6000)
     rows = []
     for step in range(2):
-        experience = algo.collect(batch, Loud(), seed=step)
+        experience = algo.collect(batch, LOUD, seed=step)
         rows.append(algo.update(experience, lr=1e-3))
         assert bool(torch.isfinite(experience.advantage.value).all())
         assert float(experience.advantage.value.abs().max()) > 0
@@ -215,5 +198,5 @@ def test_ppo_trains_a_flow_policy(ppo: dict[str, Any], explore: Exploration) -> 
 def test_without_noise_and_at_the_base_nothing_is_better() -> None:
     made = policy(GAIN.model_copy(update={"noise": 0.0}))
     algo = get_algorithm(_ppo(2, 2), made, torch.optim.SGD(made.parameters(), 0.1))
-    experience = algo.collect(clips(8000, 8000), Loud(), seed=0)
+    experience = algo.collect(clips(8000, 8000), LOUD, seed=0)
     assert float(experience.advantage.value.abs().max()) < 1e-4  # dB: two batch shapes round differently

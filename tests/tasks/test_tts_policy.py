@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_codec_lms import RATE, V, adapted_public, speech, tiny  # noqa: E402
+from tiny_codec_lms import RATE, V, adapted_public, speech, tiny
 from torch import Tensor
+from training import Judge, algorithm, check_grpo, slope, train
 
-from rlspeech.algos import get_algorithm
-from rlspeech.config import PPO, RL, DiffRO, Lora, RewardSpec, Sampling
+from rlspeech.config import RL, DiffRO, Lora, RewardSpec, Sampling
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.tasks import get_task, token_policy
 from rlspeech.tasks.token_policy import like_lengths
 from rlspeech.tasks.tts.policy import TtsPolicy, gumbel_noise, needs_audio, noise_given, relaxed_tokens
-from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, Sample, Score, SupervisedPolicy
+from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, Sample, SupervisedPolicy
 
 NAME = "tts_duration"  # a column of the registry that needs_audio nothing, for its direction
 SMALL = Lora(rank=2, alpha=4)
@@ -47,22 +47,8 @@ def policy(kind: str = "embedded", lora: Lora | None = SMALL, reward: str = NAME
     return made
 
 
-def algorithm(p: TtsPolicy, rate: float = 0.02, **more: Any) -> Any:
-    return get_algorithm(p.config, p, torch.optim.AdamW(p.parameters(), rate, weight_decay=0.0), **more)
-
-
-class Judge:
-    """By the sample."""
-
-    def __init__(self, value: Callable[[Sample], float]) -> None:
-        self.value = value
-
-    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
-        return {NAME: [Score(self.value(s)) for s in samples]}
-
-
-SHORT = Judge(lambda s: -float(len(s.tokens)))
-LOW = Judge(lambda s: -float(s.tokens.mean()) if len(s.tokens) else 0.0)
+SHORT = Judge(NAME, lambda s: -float(len(s.tokens)))
+LOW = Judge(NAME, lambda s: -float(s.tokens.mean()) if len(s.tokens) else 0.0)
 
 
 class Likes:
@@ -80,16 +66,8 @@ class Likes:
 @pytest.mark.parametrize("kind", ["embedded", "llasa", "cosyvoice2"])
 def test_two_steps_of_grpo(kind: str) -> None:
     p = policy(kind)
-    assert isinstance(p, Policy) and isinstance(p, RelaxPolicy)
-    algo, before = algorithm(p), [x.detach().clone() for x in p.parameters()]
-    for step in range(2):
-        made = algo.collect(CLIPS, LOW, seed=step)
-        assert made.rollout.group.tolist() == [i for i in range(3) for _ in range(4)] and made.advantage.signal > 0
-        stats = algo.update(made, lr=0.02)
-        assert stats["ratio_max_gap"] < 1e-4 and stats["grad_norm"] > 0 and stats["skipped_updates"] == 0
-        assert (stats["kl"] > 1e-7) == (step > 0)
-    assert any((a != b).any() for a, b in zip(before, p.parameters(), strict=True))
-    assert {"encode", "rollout", "reward", "update"} <= set(made.seconds)
+    assert isinstance(p, Policy) and isinstance(p, RelaxPolicy) and isinstance(p, CriticPolicy)
+    check_grpo(p, CLIPS, LOW)
 
 
 def test_half_precision_and_parked_parts() -> None:
@@ -98,25 +76,14 @@ def test_half_precision_and_parked_parts() -> None:
         p.model.to(torch.bfloat16)
         p = get_task("tts").policy(p.adapted, p.config)
         assert all(x.dtype == torch.float32 for x in p.parameters())
-        algo = algorithm(p, soft=Likes())
-        for step in range(2):
-            stats = algo.update(algo.collect(CLIPS, LOW, seed=step), lr=0.01)
+        for stats in train(algorithm(p, soft=Likes()), CLIPS, LOW):
             assert stats["ratio_max_gap"] == 0.0 and np.isfinite(stats["grad_norm"]) and stats["skipped_updates"] == 0
 
 
-def test_two_steps_of_ppo_with_a_critic_and_one_against_the_base() -> None:
-    p = policy(algo="ppo", ppo=PPO(form="critic", value_hidden=8), epochs=2)
-    assert isinstance(p, CriticPolicy)
-    algo = algorithm(p)
-    for step in range(2):
-        made = algo.collect(CLIPS, SHORT, seed=step)
-        assert made.advantage.value.shape == made.rollout.mask.shape and made.advantage.value.any()
-        assert np.isfinite(algo.update(made, lr=0.01)["value_loss"])
+def test_two_steps_of_ppo_against_the_base() -> None:
     p = policy(algo="ppo", lora=None, group=1)
     base = [s.tokens.tolist() for s in p.base(CLIPS)]
-    algo = algorithm(p)
-    for step in range(2):
-        algo.update(algo.collect(CLIPS, SHORT, seed=step), lr=0.05)
+    train(algorithm(p), CLIPS, SHORT, lr=0.05)
     assert [s.tokens.tolist() for s in p.base(CLIPS)] == base  # one draw a text, of the frozen copy
 
 
@@ -124,16 +91,13 @@ def test_two_steps_of_ppo_with_a_critic_and_one_against_the_base() -> None:
 @pytest.mark.parametrize("mode", ["teacher", "free"])
 def test_two_steps_of_diffro(algo: str, mode: str) -> None:
     p = policy(algo=algo, diffro=DiffRO(mode=mode, on="all"), lora=None, sampling=Sampling(max_new_tokens=30))
-    made = algorithm(p, soft=Likes())
-    for step in range(2):
-        experience = made.collect(CLIPS, SHORT, seed=step)
-        stats = made.update(experience, lr=0.01)
+    for stats in train(algorithm(p, soft=Likes()), CLIPS, SHORT):
         assert stats["grad_norm"] > 0 and stats["skipped_updates"] == 0 and np.isfinite(stats["kl"]), stats
 
 
 def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
     """More of code 3: a policy that is given nothing but its reward finds it, by sampling and by gradient."""
-    three = Judge(lambda s: float((s.tokens == 3).mean()) if len(s.tokens) else 0.0)
+    three = Judge(NAME, lambda s: float((s.tokens == 3).mean()) if len(s.tokens) else 0.0)
     rate = 0.01
     for algo in ("grpo", "diffro"):
         p = policy(algo=algo, lora=None, group=8, kl_beta=0.0, diffro=DiffRO(hard=True))
@@ -159,8 +123,7 @@ def test_rows_that_never_stop_are_not_finished() -> None:
     assert not bool(ended.all()) and torch.equal(made.finished, ended)
     for s, done in zip(made.samples, made.finished.tolist(), strict=True):
         assert s.finished == done and len(s.tokens) == (8 if not done else len(s.tokens)) and (s.tokens < V).all()
-    stats = algorithm(p).update(algorithm(p).collect(CLIPS, SHORT, seed=0), lr=0.01)
-    assert np.isfinite(stats["grad_norm"])
+    assert np.isfinite(train(algorithm(p), CLIPS, SHORT, 1)[0]["grad_norm"])
 
 
 def test_a_row_may_be_as_long_as_its_own_text_whatever_its_neighbours() -> None:
@@ -231,9 +194,7 @@ def test_an_empty_text_is_answered_with_nothing() -> None:
     empty = [0, 1, 4, 5, 6, 7]
     assert not made.mask[empty].any() and made.finished[empty].all()
     assert all(len(made.samples[i].wav) == 0 for i in empty)
-    algo = algorithm(p)
-    stats = algo.update(algo.collect([clip("a", ""), CLIPS[0]], SHORT, seed=0), lr=0.01)
-    assert np.isfinite(stats["grad_norm"])
+    assert np.isfinite(train(algorithm(p), [clip("a", ""), CLIPS[0]], SHORT, 1)[0]["grad_norm"])
     relaxed = p.relax(made, torch.arange(8), tau=1.0, hard=True, seed=0, with_kl=True)
     assert not relaxed.mask[empty].any() and torch.isfinite(relaxed.soft).all()
 
@@ -281,17 +242,6 @@ def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
     assert made.samples[0].target is voices[0] and made.samples[6].target is None
 
 
-def test_joined_collections_are_those_that_were_joined() -> None:
-    p = policy()
-    a, b = p.rollout(CLIPS, group=2, seed=0), p.rollout(CLIPS, group=2, seed=1)
-    both = p.join([(a, torch.tensor([2])), (b, torch.tensor([0, 1]))])
-    assert [s.key for s in both.samples] == ["c", "c", "a", "a", "b", "b"] and both.group.tolist() == [0, 0, 1, 1, 2, 2]
-    assert np.array_equal(both.samples[0].tokens, a.samples[4].tokens)
-    logp = p.log_prob(both, torch.arange(6), with_kl=False).logp
-    torch.testing.assert_close(logp[both.mask], both.logp[both.mask])
-    torch.testing.assert_close(both.logp[2:4].sum(1), b.logp[0:2].sum(1), atol=1e-4, rtol=1e-4)
-
-
 # -- relaxed -----------------------------------------------------------------------------------------------------------------
 
 
@@ -333,21 +283,13 @@ def test_the_relaxed_gradient_is_that_of_finite_differences(mode: str) -> None:
     p.model.double()
     made, rows = p.rollout(CLIPS, group=2, seed=2), torch.arange(6)
     taste = torch.randn(V, generator=torch.Generator().manual_seed(0))
-    weight = p.model.net.lm_head.weight
 
     def reward() -> Tensor:
         relaxed = p.relax(made, rows, tau=0.9, hard=False, seed=5)
         return ((relaxed.soft @ taste).square() * relaxed.mask).sum()
 
-    (found,) = torch.autograd.grad(reward(), weight)
-    way = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double()
-    step, sides = 1e-3, []
-    with torch.no_grad():
-        for sign in (1, -1):
-            weight += sign * step * way
-            sides.append(float(reward()))
-            weight -= sign * step * way
-    assert float((found * way).sum()) == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=2e-2)
+    length, found = slope(reward, [p.model.net.lm_head.weight], 1e-3)
+    assert length == pytest.approx(found, rel=2e-2)
 
 
 def test_free_running_rows_end_where_their_stop_wins() -> None:
@@ -376,8 +318,7 @@ def test_the_supervised_loss_is_the_recordings_cross_entropy_and_falls() -> None
     ids = torch.tensor([[5, 6, 7, V]])
     logp = p.model.forward_logits(p.model.encode([p.task.line(CLIPS[0], p.model)]), [0], ids).log_softmax(-1)
     assert each[0] == pytest.approx(-float(logp.detach()[0].gather(-1, ids[0][:, None]).mean()), rel=1e-4)
-    algo = algorithm(p, 0.01)
-    losses = [algo.update(algo.collect(CLIPS, SHORT, seed=s), lr=0.01)["supervised_loss"] for s in range(15)]
+    losses = [row["supervised_loss"] for row in train(algorithm(p, 0.01), CLIPS, SHORT, 15)]
     assert losses[-1] < 0.7 * losses[0] and p.model.codec.encoded == 3
 
 
