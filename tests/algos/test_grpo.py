@@ -154,38 +154,6 @@ def test_no_signal_changes_nothing() -> None:
     algo = _grpo()
     rows = train(algo, 2, judge=Judge(lambda i, s: 3.0))
     assert float(algo.policy.theta.abs().max()) == 0 and rows[0]["grad_norm"] == 0
-    with pytest.raises(UserError, match="sample"):
-
-        class Mute(Toy):
-            supports = frozenset({"relax"})
-
-        _grpo(Mute())
-
-
-def test_unfinished_rollouts_do_not_count() -> None:
-    """Neither in the loss nor in what its mean is divided by."""
-    algo = _grpo(truncated="mask")
-    experience = algo.collect(clips(8), Judge(), seed=0)
-    experience.rollout.finished[:] = False
-    experience.rollout.finished[0] = True
-    grads, _ = algo.gradients(experience, experience.advantage.value, torch.arange(8))
-    logp = algo.policy._logp(experience.rollout.state[0][:1])
-    (wanted,) = torch.autograd.grad(-experience.advantage.value[0] * logp.sum(), algo.policy.theta)
-    torch.testing.assert_close(grads.total, wanted)
-
-
-def test_shares_of_a_collection_are_disjoint_prompts() -> None:
-    algo = _grpo(updates_per_collection=3, micro_batch=8)
-    seen: list[list[int]] = []
-    real = algo.gradients
-
-    def spy(experience: Any, advantage: Tensor, prompts: Tensor) -> Any:
-        seen.append(prompts.tolist())
-        return real(experience, advantage, prompts)
-
-    algo.gradients = spy  # type: ignore[method-assign]
-    train(algo, 1)
-    assert sorted(sum(seen, [])) == list(range(8)) and len(seen) == 3
 
 
 # -- the probe -------------------------------------------------------------------------------------------------------------

@@ -138,13 +138,6 @@ def test_penalised_rows_get_their_own_reward_and_are_pushed_away() -> None:
     assert float(algo.policy.theta.softmax(0)[0]) > before + 0.2  # it learns to stop
 
 
-def test_kept_rows_are_as_the_others() -> None:
-    made = _collect(_make(truncated="keep"))
-    wanted = group_advantage(torch.from_numpy(made.reward), made.rollout.group)
-    torch.testing.assert_close(made.advantage.value, wanted.value)
-    assert made.advantage.value[~made.rollout.finished].any()
-
-
 LOOP = [0.9, 0.8, 0.7, -2.0]  # the last row never stopped
 Z = 1.2247
 CUT = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -17,7 +16,7 @@ import pytest
 import tiny_tts
 import torch
 from safetensors.torch import load_file
-from tiny_speech import MODEL, RATE, write_pairs
+from tiny_speech import MODEL, RATE, assert_same, interrupt_at, read_rows, state_at, write_pairs
 from tiny_tts import CODEC, REWARD, write_tts
 
 from rlspeech.config import CodecLMModel, FlowModel, Mixing, Pretrain, TokenRewardModel
@@ -48,28 +47,6 @@ def _config(pairs: Path, out: Path, **changes: Any) -> Pretrain:
     return Pretrain(**{"data": str(pairs), "out": str(out), "model": MODEL, "device": "cpu", **sizes, **changes})
 
 
-def _state(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"step_{step:06d}"
-    return {**load_file(folder / "state.safetensors"), **load_file(folder / "model.safetensors")}
-
-
-def _assert_same(a: Path, b: Path) -> None:
-    one, two = _state(a), _state(b)
-    assert one.keys() == two.keys() and len(one) > 50
-    assert all(torch.equal(v, two[k]) for k, v in one.items())
-
-
-def _cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    real = pretrain.Trainer.update
-
-    def update(self: pretrain.Trainer, clips: Any) -> dict[str, float]:
-        if self.step == step:
-            raise KeyboardInterrupt
-        return real(self, clips)
-
-    monkeypatch.setattr(pretrain.Trainer, "update", update)
-
-
 @pytest.fixture(scope="module")
 def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of four steps."""
@@ -84,11 +61,11 @@ def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_leaves(whole: Path) -> None:
     model, config = load_model(str(whole), "flowse")
     assert model.cfg == MODEL and config["facts"]["steps"] == 4
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(whole)
     assert any("train/loss" in r for r in rows) and any("valid/si_sdr" in r for r in rows)
     assert sorted(p.name for p in (whole / "checkpoints").glob("step_*")) == ["step_000002", "step_000004"]
     assert list((whole / "samples" / "step_000004").glob("*.flac"))
-    averaged, raw = load_file(whole / "checkpoints" / "step_000004" / "model.safetensors"), _state(whole)
+    averaged, raw = load_file(whole / "checkpoints" / "step_000004" / "model.safetensors"), state_at(whole)
     name = next(k for k in raw if k.endswith("weights.out.weight"))
     assert not torch.equal(averaged["out.weight"], raw[name])  # the average is for use, the weights for going on
 
@@ -97,12 +74,12 @@ def test_a_cut_run_ends_where_the_whole_one_did(
     pairs: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        _cut_at(patch, 3)
+        interrupt_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             pretrain.run(_config(pairs, tmp_path / "cut"))
     assert not (tmp_path / "cut" / "checkpoints" / "step_000004").exists()
     assert pretrain.run(_config(pairs, tmp_path / "cut"))["step"] == 4
-    _assert_same(whole, tmp_path / "cut")
+    assert_same(whole, tmp_path / "cut")
 
 
 def test_ctrl_c_finishes_the_step_and_saves_it(
@@ -122,7 +99,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
         assert [p.name for p in (tmp_path / "cut" / "checkpoints").glob("step_*")] == ["step_000001"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     pretrain.run(_config(pairs, tmp_path / "cut", save_every=100))
-    _assert_same(whole, tmp_path / "cut")
+    assert_same(whole, tmp_path / "cut")
 
 
 def test_a_background_job_goes_on_ignoring_ctrl_c() -> None:
@@ -139,11 +116,11 @@ def test_a_background_job_goes_on_ignoring_ctrl_c() -> None:
 @pytest.mark.slow
 def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole: Path, tmp_path: Path) -> None:
     pretrain.run(_config(pairs, tmp_path / "often", valid_every=1, save_every=1, workers=2))
-    _assert_same(whole, tmp_path / "often")
+    assert_same(whole, tmp_path / "often")
     for _ in range(4):
         summary = pretrain.run(_config(pairs, tmp_path / "late", max_minutes=1e-9))
     assert summary["step"] == 4  # one step a visit
-    _assert_same(whole, tmp_path / "late")
+    assert_same(whole, tmp_path / "late")
 
 
 @pytest.mark.slow
@@ -185,10 +162,10 @@ def test_a_plateau_ends_a_run_for_good(pairs: Path, tmp_path: Path, monkeypatch:
     )
     ends = [pretrain.run(config) for _ in range(2)]
     assert [e["step"] for e in ends] == [7, 7] and all(e["stopped"].startswith("stopped") for e in ends)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "run")
     rates = [row["lr"] for row in rows if "lr" in row]
     assert rates[:5] == [config.lr] * 5 and rates[5:] == pytest.approx([0.8 * config.lr] * 2)
-    state = _state(tmp_path / "run", 7)
+    state = state_at(tmp_path / "run", 7)
     pairs_of = [
         (value, state[name])
         for key, value in state.items()
@@ -202,7 +179,7 @@ def test_a_plateau_ends_a_run_for_good(pairs: Path, tmp_path: Path, monkeypatch:
 
 def test_another_seed_is_another_model(pairs: Path, whole: Path, tmp_path: Path) -> None:
     pretrain.run(_config(pairs, tmp_path / "seed", seed=4))
-    assert not torch.equal(_state(whole)["out.weight"], _state(tmp_path / "seed")["out.weight"])
+    assert not torch.equal(state_at(whole)["out.weight"], state_at(tmp_path / "seed")["out.weight"])
 
 
 def test_a_finished_run_is_not_trained_further(pairs: Path, whole: Path) -> None:
@@ -216,13 +193,13 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
 ) -> None:
     out = tmp_path / "run"
     pretrain.run(_config(pairs, out))
-    weights = _state(out)["out.weight"]
+    weights = state_at(out)["out.weight"]
     capsys.readouterr()
     summary = pretrain.run(_config(pairs, out, steps=6))
     said = capsys.readouterr().err
     assert summary["step"] == 6 and summary["stopped"] == "all steps done" and "learning rate falls over all 6" in said
-    assert not torch.equal(_state(out, 6)["out.weight"], weights)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert not torch.equal(state_at(out, 6)["out.weight"], weights)
+    rows = read_rows(out)
     assert [r["step"] for r in rows if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
     pretrain.run(_config(pairs, out, steps=6))
     assert "a larger --steps goes on" in capsys.readouterr().err
@@ -247,7 +224,7 @@ def test_the_page_of_a_run_has_its_losses_its_validations_and_its_audio(pairs: P
 
 
 def test_a_run_that_is_interrupted_has_a_page_too(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _cut_at(monkeypatch, 3)
+    interrupt_at(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         pretrain.run(_config(pairs, tmp_path / "cut"))
     assert (tmp_path / "cut" / "report.html").is_file()
@@ -330,8 +307,7 @@ def test_a_killed_process_is_taken_up_again(pairs: Path, tmp_path: Path) -> None
         assert not (cut / "step_000040").exists()
     pretrain.run(config)
     pretrain.run(_config(pairs, tmp_path / "whole", **options))
-    a, b = _state(tmp_path / "whole", 40), _state(tmp_path / "cut", 40)
-    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    assert_same(tmp_path / "whole", tmp_path / "cut", 40)
     assert not list(cut.glob(".tmp*"))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_recognisers import ROWS, write_corpus, write_model
-from tiny_speech import SMALL_RL, interrupt_at, read_rows
+from tiny_speech import SMALL_RL, assert_same, interrupt_at, read_rows, state_at
 
 from rlspeech import log
 from rlspeech.config import RL, Exploration, Sampling
@@ -34,10 +34,6 @@ def config(given: dict[str, str], out: Path, **changes: Any) -> RL:
     return RL(task="asr", out=str(out), **given, **{**small, "sampling": Sampling(max_new_tokens=4), **changes})
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / "step_000002" / "model.safetensors")
-
-
 def test_a_run_and_the_same_run_in_two_attempts(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,7 +47,7 @@ def test_a_run_and_the_same_run_in_two_attempts(
         assert all(r[name] is not None for r in steps), name
     assert all(1 <= r["tokens"] <= 4 and r["wer"] > 0 for r in steps)
     assert all(r["valid/wer"] > 0 for r in read_rows(tmp_path / "whole") if "valid/reward" in r)
-    before, after = load_file(Path(given["model"]) / "model.safetensors"), weights(tmp_path / "whole")
+    before, after = load_file(Path(given["model"]) / "model.safetensors"), state_at(tmp_path / "whole", 2)
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
     # encoder and projector stay
     assert moved and not any("audio" in k or "adaptor" in k or "projector" in k for k in moved)
@@ -60,8 +56,7 @@ def test_a_run_and_the_same_run_in_two_attempts(
         interrupt_at(patch, 1)
         rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
     rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
-    again = weights(tmp_path / "cut")
-    assert all(torch.equal(v, again[k]) for k, v in after.items())
+    assert_same(tmp_path / "whole", tmp_path / "cut", 2)
 
 
 def test_the_control_and_the_probe(given: dict[str, str], tmp_path: Path) -> None:
@@ -77,23 +72,10 @@ def test_labels_of_ways_to_sample() -> None:
     assert probe.label(Sampling(top_k=50)) == "temperature 1, top_k 50"
 
 
-@pytest.mark.parametrize(
-    ("task", "changes", "words"),
-    [
-        ("asr", {"video": "shuffled"}, "video"),
-        ("asr", {"explore": Exploration(noise=0.9)}, "explore"),
-        ("asr", {"clip_s": 3.0}, "clip_s"),
-        ("flowse", {"sampling": Sampling(temperature=0.5)}, "sampling"),
-        ("avse", {"train_encoder": True}, "train_encoder"),
-        ("flowse", {"precision": "bf16"}, "precision"),
-        ("asr", {"supervised_on": "sample"}, "supervised_on"),
-    ],
-)
-def test_settings_of_other_tasks_are_refused_before_anything_is_read(
-    task: Any, changes: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=words):
-        rl.run(RL(task=task, model="nowhere", data="nothing", out=str(tmp_path / "x"), **changes))
+def test_settings_of_other_tasks_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for changes in ({"video": "shuffled"}, {"explore": Exploration(noise=0.9)}):
+        with pytest.raises(UserError, match=next(iter(changes))):
+            rl.run(RL(task="asr", model="nowhere", data="nothing", out=str(tmp_path / "x"), **changes))
     assert not (tmp_path / "x").exists()
 
 

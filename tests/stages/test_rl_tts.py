@@ -75,10 +75,10 @@ def test_a_guard_that_trips_at_once_leaves_no_best_checkpoint(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(GuardWatch, "update", lambda self, step, readings: f"step {step}: worse" if step else None)
-    made = rl.run(
-        asked(tiny, tmp_path / "run", steps=2, rewards=[RewardSpec(name="tts_token_diversity", scale="none")])
-    )
-    assert made["best"] is None and made["tripped"] == "step 2: worse"
+    varied = [RewardSpec(name="tts_token_diversity", scale="none")]
+    made = rl.run(asked(tiny, tmp_path / "run", steps=4, rewards=varied))
+    assert made["best"] is None and made["tripped"] == made["stopped"] == "step 2: worse" and made["steps"] == 2
+    assert Path(made["checkpoint"]).name == "step_000002" and Path(made["report"]).is_file()
     assert "before any better checkpoint" in capsys.readouterr().err
 
 

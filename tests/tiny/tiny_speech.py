@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from rlspeech.config import FlowModel
 from rlspeech.data.audio import save_audio
@@ -40,22 +41,36 @@ def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
 
 
 def interrupt_at(patch: Any, step: int) -> None:
-    """Let a run of ``rl`` be interrupted before a step."""
-    from rlspeech.stages import rl
+    """Let a run of ``rl`` or ``pretrain`` be interrupted before a step."""
+    from rlspeech.stages import pretrain, rl
 
-    real = rl.Session.advance
+    def watched(real: Any) -> Any:
+        def work(self: Any, prompts: Any) -> dict[str, Any]:
+            if self.step == step:
+                raise KeyboardInterrupt
+            return real(self, prompts)
 
-    def advance(self: rl.Session, prompts: Any) -> dict[str, Any]:
-        if self.step == step:
-            raise KeyboardInterrupt
-        return real(self, prompts)
+        return work
 
-    patch.setattr(rl.Session, "advance", advance)
+    patch.setattr(rl.Session, "advance", watched(rl.Session.advance))
+    patch.setattr(pretrain.Trainer, "update", watched(pretrain.Trainer.update))
 
 
-def read_rows(run: Path) -> list[dict[str, Any]]:
-    """Rows of a run's ``metrics.jsonl``."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Rows of a file of a run."""
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def state_at(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
+    """Weights and trainer state of a checkpoint."""
+    folder = run / "checkpoints" / f"step_{step:06d}"
+    return {**load_file(folder / "state.safetensors"), **load_file(folder / "model.safetensors")}
+
+
+def assert_same(a: Path, b: Path, step: int = 4) -> None:
+    """Two runs have come to the same state."""
+    one, two = state_at(a, step), state_at(b, step)
+    assert one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
 
 
 def write_model(folder: Path) -> Path:
