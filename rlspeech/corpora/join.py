@@ -167,7 +167,7 @@ Range = tuple[float, float]  # lowest and highest
 
 def read(utt: Utterance, sample_rate: int) -> np.ndarray:
     """The row's stretch of its file, (T,). Raises ``AudioError``."""
-    return load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
+    return load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration)
 
 
 def levels_db(wav: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -249,7 +249,7 @@ def render_ladders(
 def _rungs(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, seed: int) -> list[Utterance]:
     """All rungs of one utterance."""
     rng = mixture_rng(seed, 0, utt.id)
-    wav = load_audio(utt.audio_filepath, RATE_HZ, utt.offset, utt.duration or None)
+    wav = load_audio(utt.audio_filepath, RATE_HZ, utt.offset, utt.duration)
     if len(wav) < MIN_S * RATE_HZ:
         raise AudioError(f"shorter than {MIN_S:g} s")
     whole = clip_s <= 0 or len(wav) <= clip_s * RATE_HZ
@@ -257,7 +257,7 @@ def _rungs(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float,
         start = int(rng.integers(len(wav) - int(clip_s * RATE_HZ) + 1))
         wav = wav[start : start + int(clip_s * RATE_HZ)]
     source = noise[int(rng.integers(len(noise)))]
-    sound = load_audio(source.audio_filepath, RATE_HZ, source.offset, source.duration or None)
+    sound = load_audio(source.audio_filepath, RATE_HZ, source.offset, source.duration)
     rungs = ladders(wav, sound, RATE_HZ, rng)
     digests = {(r.ladder, r.rung): _digest(r.wav) for r in rungs}
     files: dict[str, Path] = {}

@@ -107,7 +107,7 @@ class UnpairedClips:
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """Read a recording; ``clip_s`` must be 0, a transcript belongs to the whole of it."""
         utt = self.utts[index]
-        wav = load_audio(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration or None)
+        wav = load_audio(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
         return Clip(utt.id, wav, wav, self.sample_rate, utt.text, columns_of(utt))
 
 

@@ -291,13 +291,13 @@ def read_audio(
     Args:
         path: see ``AUDIO_SUFFIXES`` and ``VIDEO_SUFFIXES``.
         offset_s: where to start, in seconds of the file.
-        duration_s: how much to read at most; None reads to the end.
+        duration_s: how much to read at most; None and 0 read to the end.
         channels: 1 averages what there is; 2 keeps both ears, and gives both a mono file.
         slack_s: a stretch that ends less than this before the file does goes to its end: durations in manifests are rounded.
 
     Returns:
-        (T,) float32, or (2, T) where ``channels`` is 2, and the rate in Hz. Of a file that ends before its header says so what is there;
-        it is told once, and stands in ``remarks``.
+        (T,) float32, or (2, T) where ``channels`` is 2, and the rate in Hz. Of a file that ends before its header or ``duration_s`` says so
+        what is there; it is told once, and stands in ``remarks``.
 
     Raises:
         AudioError: missing, empty, unreadable, non-finite, too long for the memory, or of three channels and more where two are asked for.
@@ -307,7 +307,7 @@ def read_audio(
         if channels == 2 and file.channels > 2:
             raise AudioError(f"{file.channels} channels instead of 2")
         file.skip(samples_of(offset_s, rate))
-        wanted, most = 2**62 if duration_s is None else samples_of(duration_s, rate), MOST // file.channels
+        wanted, most = samples_of(duration_s, rate) if duration_s else 2**62, MOST // file.channels
         parts, ended, power = [np.zeros((channels, 0), dtype=np.float32)], False, 0.0
         try:
             while wanted > 0 and not ended:
@@ -323,6 +323,11 @@ def read_audio(
             raise AudioError("too long for this machine's memory") from None
         if ended and (remark := file.remark()):
             remember(path, remark)
+        elif ended and duration_s and (there := wav.shape[1] / rate) < duration_s - TOLERANCE_S:
+            remember(
+                path,
+                f"it ends before the manifest says so: {there:.2f} s from {offset_s:.2f} s on, not {duration_s:.2f}",
+            )
         if power and float(np.square(wav).sum()) < CANCELLED * power:
             remember(
                 path, "its channels cancel each other out (opposite phase): keep one of them, e.g. sox IN OUT remix 1"

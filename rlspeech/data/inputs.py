@@ -247,7 +247,7 @@ def _from_utterance(utt: Utterance) -> Item:
         Path(utt.target_filepath) if utt.target_filepath else None,
         utt.text,
         utt.offset,
-        utt.duration or None,
+        utt.duration,
         {**known, **utt.extra},
         hypothesis,
         utt.lips_filepath or utt.video_filepath,

@@ -219,7 +219,7 @@ class RunRecord:
         audible = bool(self.kept("audio"))
         for u in read_manifest(find_manifest(data, recipe=False)) if isinstance(data, str) else ():
             paths = (u.audio_filepath, u.target_filepath)
-            recording, target = (Sound(Path(p), u.offset, u.duration or None) if p else None for p in paths)
+            recording, target = (Sound(Path(p), u.offset, u.duration) if p else None for p in paths)
             prompt = Sound(Path(u.prompt_filepath)) if u.prompt_filepath else None
             name, sound = ("prompt", prompt) if audible else ("recording", recording)
             columns = {"text": u.text, **columns_of(u)}

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlspeech import log, plugins
-from rlspeech.data.decode import AudioError, regular_file, sound_info
+from rlspeech.data.decode import TOLERANCE_S, AudioError, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan_manifest
 from rlspeech.files import numbered_lines, parse_json
 from rlspeech.log import several
@@ -23,7 +23,6 @@ from rlspeech.settings import resolve
 from rlspeech.types import UserError, Utterance
 
 SHOWN = 50
-TOLERANCE_S = 0.1  # between a manifest's duration and the file's header
 MAX_CHARACTERS_PER_S = 40  # faster than anyone reads
 
 

@@ -164,7 +164,7 @@ def _expand(given: str, number: int) -> Iterator[_Job]:
         for u in read_manifest(path):
             known = {k: getattr(u, k) for k in ("speaker_id", "language", "prompt_filepath", "prompt_text")}
             row = {k: v for k, v in {**known, **u.extra}.items() if v is not None}
-            voice, stretch = Path(u.audio_filepath), (u.offset, u.duration or None)
+            voice, stretch = Path(u.audio_filepath), (u.offset, u.duration)
             yield _Job(u.id, u.text or "", Path(), voice, stretch, u.prompt_filepath, u.prompt_text, row)
     elif path.suffix.lower() in SOUND and path.is_file():
         try_this = "for its voice: --prompt; to write it down: rlspeech transcribe"

@@ -131,10 +131,17 @@ def test_containers_are_read(tmp_path: Path, suffix: str) -> None:
 def test_a_piece_at_0_is_a_piece_and_a_rounded_length_is_the_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     path.write_bytes(FLAC)
-    for start, length, samples in ((0.0, 1.0, 16000), (1.0, 0.5, 8000), (0.0, 1.995, 32000), (0.0, None, 32000)):
+    for start, length, samples in (
+        (0.0, 1.0, 16000),
+        (1.0, 0.5, 8000),
+        (0.0, 1.995, 32000),
+        (0.0, None, 32000),
+        (1.0, 0.0, 16000),
+    ):
         found = load(Item("k", path, path, offset_s=start, duration_s=length))
         assert isinstance(found, Sample) and found.target is not None
-        assert len(found.wav) == len(found.target) == samples
+        assert len(found.wav) == len(found.target) == samples and str(path) not in remarks
+    assert len(load_audio(path, RATE, 1.0, 2.0)) == 16000 and "2.00" in remarks[str(path)]
 
 
 def test_a_name_of_any_encoding_is_opened(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class _Transcripts(Answers):
         wavs: dict[str, np.ndarray] = {}
         for utt in utts:
             try:
-                wavs[utt.id] = load_audio(utt.audio_filepath, recogniser.sample_rate, utt.offset, utt.duration or None)
+                wavs[utt.id] = load_audio(utt.audio_filepath, recogniser.sample_rate, utt.offset, utt.duration)
             except AudioError as error:
                 failed[utt.id] = error
         began_s, found = time.perf_counter(), dict[str, Row]()

@@ -154,7 +154,7 @@ class _Enhanced(Answers):
 def _load(utt: Utterance, rate: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The input, (T,) or (2, T) where model and file have two channels, and the mono reference."""
     if not utt.target_filepath:
-        return load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration or None), None
+        return load_recording(utt.audio_filepath, rate, channels, utt.offset, utt.duration), None
     clip = PairedClips([replace(utt, lips_filepath=None)], rate).clip(0, 0, 0.0)
     if channels == 1:
         return clip.noisy, clip.target

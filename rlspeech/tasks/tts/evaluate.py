@@ -204,7 +204,7 @@ class _Anchor(_Spoken):
         """Raises ``AudioError``, and ``UserError`` where there is no codec."""
         model = self.model
         rate, tokens, token_s = model.sample_rate, [None] * len(utts), None
-        wavs = [load_audio(u.audio_filepath, rate, u.offset, u.duration or None) for u in utts]
+        wavs = [load_audio(u.audio_filepath, rate, u.offset, u.duration) for u in utts]
         if self.name == RESYNTHESIS:
             codes, token_s = model.codec.encode(wavs), model.codec.frame_s
             tokens, wavs = [c.numpy() for c in codes], model.codec.decode(codes, [voice_of(u, rate) for u in utts])
@@ -223,7 +223,7 @@ def voice_of(utt: Utterance, sample_rate: int) -> np.ndarray | None:
     try:
         if utt.prompt_filepath:
             return load_audio(utt.prompt_filepath, sample_rate)
-        return load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration or None)
+        return load_audio(utt.audio_filepath, sample_rate, utt.offset, utt.duration)
     except AudioError:
         return None
 

@@ -173,7 +173,7 @@ class Tts(Task):
     def _recorded(self, utt: Utterance, model: CodecLM) -> Tensor:
         name, wav = f"file {utt.audio_filepath} {utt.offset}", np.zeros(0, np.float32)
         if (model.layout.codec, name) not in self._codes:
-            wav = load_audio(utt.audio_filepath, model.sample_rate, utt.offset, utt.duration or None)
+            wav = load_audio(utt.audio_filepath, model.sample_rate, utt.offset, utt.duration)
         return self.codes([(name, wav)], model)[0]
 
     def pretrain_loss(self, model: CodecLM, batch: TtsBatch, config: Pretrain) -> dict[str, Tensor]:
