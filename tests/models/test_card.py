@@ -75,15 +75,12 @@ def test_it_tells_data_reward_guards_and_numbers() -> None:
     assert "rlspeech enhance noisy.wav --model THIS_FOLDER --out enhanced" in section(card, "How to use it")
 
 
-def test_it_keeps_to_itself_where_things_lie() -> None:
+def test_it_keeps_to_itself_where_things_lie_and_tells_a_chain_of_runs() -> None:
     places = {"data": "/home/anna/x/mix.json", "from": "/home/anna/runs/base"}
     facts = {**FACTS, "data": "/home/anna/secret/speech.jsonl", "rl": {**RL, **places}}
     card = model_card(CARD, facts)
     assert "anna" not in card
     assert all(part in card for part in ("x/mix.json", "starting from runs/base", "secret/speech.jsonl"))
-
-
-def test_a_chain_of_runs_is_told() -> None:
     before = {"algo": "ppo", "step": 10, "from": "embedded", "rewards": {"estoi": 1.0}}
     assert "Before that: ppo, 10 steps, starting from embedded." in model_card(CARD, {**FACTS, "earlier": [before]})
     control = copy.deepcopy(FACTS)
@@ -124,16 +121,13 @@ def test_nothing_from_data_is_markup(text: str) -> None:
     head = yaml.safe_load(before[1])
     assert set(head) <= set(yaml.safe_load(plain.split("---\n")[1])) and "license" not in head
     assert "language" not in head
-    assert [line for line in before[2].split("\n") if line.startswith("#")] == [
-        line for line in plain.split("\n") if line.startswith("#")
-    ]
     body = before[2]
+    titles = [[line for line in text.split("\n") if line.startswith("#")] for text in (body, plain)]
+    assert titles[0] == titles[1]
     assert not re.search(r"(?<!\\)<[a-zA-Z/!]", body) and not re.search(r"(?<!\\)\]\(", body)
     assert not re.search(r"https?://", body) and "\u202e" not in body and "\x00" not in body
-    widths = {
-        len(re.findall(r"(?<!\\)\|", line)) for line in section(card, "Rewards").split("\n") if line.startswith("|")
-    }
-    assert widths == {5}, "a cell does not end early"
+    rows = [line for line in section(card, "Rewards").split("\n") if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}, "a cell does not end early"
     assert max(len(line) for line in card.split("\n")) < 3000
 
 

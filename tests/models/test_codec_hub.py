@@ -37,11 +37,7 @@ def test_one_flat_stream_there_and_back(codec: HubCodec) -> None:
     made = codec.decode(ids)
     assert [w.shape for w in made] == [(n * hop,) for n in frames]
     assert all(w.dtype == np.float32 and np.isfinite(w).all() for w in made)
-
-
-def test_codebooks_take_turns(codec: HubCodec) -> None:
-    ids = codec.encode([noise(codec.sample_rate // 2)])[0]
-    assert torch.equal(ids // codec.codebook, torch.arange(codec.books).repeat(len(ids) // codec.books))
+    assert torch.equal(ids[0] // codec.codebook, torch.arange(books).repeat(frames[0]))  # codebooks take turns
 
 
 def test_a_row_is_what_it_is_alone(codec: HubCodec) -> None:
@@ -86,11 +82,6 @@ def test_kaldi_features_are_those_of_the_numpy_extractor() -> None:
     assert fbank_features(np.zeros(3200, np.float32), 160).shape == (10, 160)
 
 
-def test_too_many_codebooks_are_refused() -> None:
-    with pytest.raises(UserError, match="cannot use 9 codebooks"):
-        HubCodec(tiny("dac"), "dac", 9)
-
-
 def test_names(tmp_path: Path) -> None:
     assert parse("mimi") == ("mimi", "kyutai/mimi", None) and parse("mimi:/a/b:4") == ("mimi", "/a/b", 4)
     assert parse("dac:someone/dac") == ("dac", "someone/dac", None)
@@ -117,3 +108,5 @@ def test_folders_load_and_what_is_none_is_said(tmp_path: Path) -> None:
     assert "model_type is 'dac', not mimi" in caught.value.why
     with pytest.raises(UserError, match="dac:"):
         load_codec(f"dac:{tmp_path / 'nothing'}")
+    with pytest.raises(UserError, match="cannot use 9 codebooks"):
+        HubCodec(net, "dac", 9)

@@ -33,13 +33,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
         known = json.loads((made / name).read_text()) if (made / name).is_file() else {}
         code = {"auto_map": dict.fromkeys(CLASSES, "evil.C") | {"AutoTokenizer": ["evil.C", None]}}
-        kinds = {
-            "model_type": "evil",
-            "tokenizer_class": "Evil",
-            "processor_class": "Evil",
-            "feature_extractor_type": "Evil",
-        }
-        (made / name).write_text(json.dumps(known | code | kinds))
+        kinds = dict.fromkeys(("tokenizer_class", "processor_class", "feature_extractor_type"), "Evil")
+        (made / name).write_text(json.dumps(known | code | kinds | {"model_type": "evil"}))
     (made / "rlspeech.json").unlink()
     return made
 

@@ -112,21 +112,17 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_half_precision_halves_the_file(tmp_path: Path) -> None:
+def test_half_precision_halves_the_file_and_other_weights_may_be_saved(tmp_path: Path) -> None:
     model, inputs = _model(), _inputs()
-    for name, half in (("full", False), ("half", True)):
-        save_model(tmp_path / name, model, "flowse", facts={}, half=half)
+    others = {k: v + 1 for k, v in model.state_dict().items()}
+    for name, how in (("full", {"weights": others}), ("half", {"half": True})):
+        save_model(tmp_path / name, model, "flowse", facts={}, **how)
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
     assert sizes[1] < 0.55 * sizes[0]
-    again, _ = load_model(str(tmp_path / "half"), "flowse")
+    again, other = (load_model(str(tmp_path / name), "flowse")[0] for name in ("half", "full"))
     assert next(again.parameters()).dtype == torch.float32
     torch.testing.assert_close(again(*inputs), model(*inputs), atol=2e-2, rtol=2e-2)
-
-
-def test_other_weights_of_the_same_shape(tmp_path: Path) -> None:
-    model = _model()
-    save_model(tmp_path, model, "flowse", facts={}, weights={k: v + 1 for k, v in model.state_dict().items()})
-    torch.testing.assert_close(load_model(str(tmp_path), "flowse")[0].out.bias, model.out.bias + 1)
+    torch.testing.assert_close(other.out.bias, model.out.bias + 1)
 
 
 TINY = _model().cfg.model_dump()

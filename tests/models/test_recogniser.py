@@ -37,11 +37,13 @@ def test_a_text_cannot_pass_for_a_mark(model: Recogniser) -> None:
     assert ids[0].tolist()[:5] == [model.marks[START], *[model.marks[AUDIO]] * 3, model.marks[START]]
 
 
-def test_forward_does_not_look_ahead_and_ignores_padding(model: Recogniser) -> None:
+def test_forward_is_that_of_transformers_does_not_look_ahead_and_ignores_padding(model: Recogniser) -> None:
     wavs = [torch.randn(16000) * 0.1, torch.randn(8000) * 0.1]
     features, real = model.features(wavs)
     ids, mask, _ = model.tokens(real.sum(1).tolist(), TEXTS[:2])
     logits, heard = model(features, real, ids, mask)
+    theirs = model.net(input_ids=ids, attention_mask=mask, input_features=features, input_features_mask=real).logits
+    torch.testing.assert_close(logits, theirs)
     assert logits.shape == (2, ids.shape[1], len(model.tokenizer)) and heard.shape[:2] == features.shape[:2]
     alone_f, alone_r = model.features(wavs[1:])
     alone_ids, alone_mask, _ = model.tokens(alone_r.sum(1).tolist(), TEXTS[1:2])
@@ -50,14 +52,6 @@ def test_forward_does_not_look_ahead_and_ignores_padding(model: Recogniser) -> N
     changed = ids.clone()
     changed[:, -1] = (changed[:, -1] + 100) % len(model.tokenizer)
     assert torch.equal(model(features, real, changed, mask)[0][:, :-1], logits[:, :-1])
-
-
-def test_the_forward_is_that_of_transformers(model: Recogniser) -> None:
-    features, real = model.features([torch.randn(9000) * 0.1])
-    ids, mask, _ = model.tokens(real.sum(1).tolist(), TEXTS[:1])
-    own, _ = model(features, real, ids, mask)
-    theirs = model.net(input_ids=ids, attention_mask=mask, input_features=features, input_features_mask=real).logits
-    torch.testing.assert_close(own, theirs)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -79,12 +73,11 @@ def test_saved_and_loaded_it_says_the_same(model: Recogniser, tmp_path: Path, ha
     assert written == START + AUDIO + START
 
 
-def test_it_transcribes_whatever_it_is_given(model: Recogniser) -> None:
+def test_it_transcribes_whatever_it_is_given_and_a_folder_of_something_else_is_refused(
+    model: Recogniser, tmp_path: Path
+) -> None:
     made = model.transcribe([torch.zeros(0), torch.randn(3000), torch.zeros(16000)], max_new_tokens=4)
     assert len(made) == 3 and all(isinstance(t, str) for t in made)
-
-
-def test_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="rlspeech.json"):
         load_recogniser(str(tmp_path))

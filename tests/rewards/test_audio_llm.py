@@ -13,11 +13,12 @@ import pytest
 import soundfile as sf
 import torch
 import transformers
-from tiny_judges import TEMPLATE, save_listener, save_sentiment, voice
+from reward_signals import voice
+from tiny_judges import TEMPLATE, save_listener, save_sentiment
 
 from rlspeech.rewards.llm import audio_llm
 from rlspeech.rewards.llm.audio_llm import AudioLlm
-from rlspeech.rewards.llm.describe import read_prompts
+from rlspeech.rewards.llm.describe import read_prompts, wav_bytes
 from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 
@@ -33,19 +34,14 @@ def listener(folder):
 
 
 def clips() -> list[np.ndarray]:
-    return [voice(0.6, 0), voice(1.9, 1), voice(1.2, 2), voice(0.9, 3)]
+    return [voice(0.6, seed=0), voice(1.9, seed=1), voice(1.2, seed=2), voice(0.9, seed=3)]
 
 
-def test_a_batch_says_what_single_clips_say(listener):
+def test_a_batch_says_what_single_clips_say_without_prompt_and_marks(listener):
     together = listener.describe(clips())
-    assert [listener.describe([w])[0] for w in clips()] == together
+    assert [listener.describe([w])[0] for w in clips()] == together == listener.describe(clips())
     assert all(s.text for s in together) and len({s.text for s in together}) > 1  # the audio matters
-
-
-def test_answers_are_repeatable_and_hold_neither_prompt_nor_marks(listener):
-    first, second = listener.describe(clips()), listener.describe(clips())
-    assert first == second
-    assert not any("<" in (s.text or "") or "assess" in (s.text or "") for s in first)
+    assert not any("<" in (s.text or "") or "assess" in (s.text or "") for s in together)
 
 
 def test_the_model_sees_the_whole_question(folder, monkeypatch):
@@ -70,11 +66,6 @@ def test_the_folder_may_name_its_prompt(folder, tmp_path):
     assert AudioLlm(str(mine)).prompt == "how it sounds"
     assert AudioLlm(str(mine), prompt="rate").prompt == "rate"
     assert AudioLlm(str(folder)).prompt == read_prompts()[0]
-
-
-def test_what_it_hears_at_once(folder, listener):
-    assert listener.max_s == 2.0
-    assert AudioLlm(str(folder), max_s=1.5).max_s == 1.5
 
 
 def test_sampling_follows_its_seed(folder):
@@ -107,13 +98,11 @@ def test_memory_that_runs_out_halves_the_batch(folder, listener, monkeypatch, fi
         assert all(s.text is None and s.error == "out of memory" for s in said)
 
 
-def test_half_precision_is_used_where_asked(folder):
-    model = AudioLlm(str(folder), dtype="bf16", max_new_tokens=4)
+def test_precision_longest_stretch_and_weights_are_said(folder, listener, tmp_path):
+    model = AudioLlm(str(folder), dtype="bf16", max_new_tokens=4, max_s=1.5)
+    assert listener.max_s == 2.0 and model.max_s == 1.5
     assert model._model.dtype == torch.bfloat16 and "bfloat16" in model.version
     assert all(s.text or s.error for s in model.describe(clips()[:2]))
-
-
-def test_other_weights_are_another_version(folder, tmp_path):
     other = save_listener(tmp_path / "listener", seed=1)
     versions = {AudioLlm(str(f)).version.split("@")[1].split()[0] for f in (folder, other)}
     assert len(versions) == 2
@@ -158,7 +147,7 @@ class Words:
         return {"<audio>": 0, "<bos>": 1}
 
 
-def test_without_a_template_the_audio_token_is_used():
+def test_without_a_template_the_audio_token_is_used_and_stands_in_the_text_of_plain_ones():
     marks = {"audio_bos_token": "<bos>", "audio_eos_token": "<unknown>"}
     processor = SimpleNamespace(audio_token="<audio>", chat_template=None, **marks)
     assert audio_llm._question(processor, Words(), "How is it?", "x") == "<bos><audio>How is it?"
@@ -167,13 +156,11 @@ def test_without_a_template_the_audio_token_is_used():
     with pytest.raises(UserError, match="<audio>"):
         audio_llm._question(processor, Words(), "what is <audio>?", "x")
 
-
-def test_templates_for_plain_strings_get_the_token_in_the_text():
     class Plain(Words):
         chat_template = "plain"
 
         def apply_chat_template(self, talk, add_generation_prompt, tokenize):
-            return f"U: {talk[0]['content'].strip()} A:"  # fails on parts
+            return f"U: {talk[0]['content'].strip()} A:"  # of plain strings; fails on parts
 
     assert audio_llm._question(SimpleNamespace(audio_token="<audio>"), Plain(), "How?", "x") == "U: <audio>How? A:"
 
@@ -194,6 +181,9 @@ def test_omni_models_are_loaded_without_their_voice():
 
 
 def test_processors_that_take_audio_through_the_template_only(listener, monkeypatch):
+    def read(raw):
+        return sf.read(io.BytesIO(raw), dtype="float32")[0]
+
     class Template:
         """As Voxtral's: the call takes text alone."""
 
@@ -205,12 +195,12 @@ def test_processors_that_take_audio_through_the_template_only(listener, monkeypa
 
         def apply_chat_template(self, talks):
             parts = [t[0]["content"] for t in talks]
-            wavs = [sf.read(io.BytesIO(base64.b64decode(p[0]["base64"])), dtype="float32")[0] for p in parts]
+            wavs = [read(base64.b64decode(p[0]["base64"])) for p in parts]
             assert all(p[1] == {"type": "text", "text": listener.prompt} for p in parts)
-            text = [TEMPLATE and f"<|audio_bos|><|AUDIO|><|audio_eos|> {p[1]['text']} <answer>" for p in parts]
+            text = [f"<|audio_bos|><|AUDIO|><|audio_eos|> {p[1]['text']} <answer>" for p in parts]
             return self.inner(text=text, audio=wavs, sampling_rate=16000, padding=True, return_tensors="pt")
 
-    expected = listener.describe(clips())
+    expected = listener.describe([read(wav_bytes(w)) for w in clips()])
     assert audio_llm._only_templates(Template(None)) and not audio_llm._only_templates(listener._processor)
     monkeypatch.setattr(listener, "_processor", Template(listener._processor))
     monkeypatch.setattr(listener, "_text", None)

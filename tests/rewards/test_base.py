@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from reward_signals import voice, with_noise
+from reward_signals import sample, scored, voice, with_noise
 
 from rlspeech.data.audio import resample
 from rlspeech.rewards import base
@@ -18,11 +18,7 @@ from rlspeech.rewards.catalogue import Column, Entry
 from rlspeech.rewards.intrusive import si_sdr
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.tasks import get_task
-from rlspeech.types import Reward, Sample, UserError
-
-
-def sample(wav, key="a", target=None, text=None, rate=16000, **columns):
-    return Sample(key, np.asarray(wav, np.float32), rate, target, text, columns)
+from rlspeech.types import Reward, UserError
 
 
 def test_listing_the_rewards_imports_nothing_heavy():
@@ -69,7 +65,7 @@ def test_names_aliases_options_and_typos():
         with pytest.raises(UserError):
             resolve(bad)
     with pytest.raises(UserError, match="option"):
-        get_reward("speech_bert_score[nonsense=1]").score([sample(voice(0.5), target=voice(0.5))])
+        scored([sample(voice(0.5), target=voice(0.5))], "speech_bert_score[nonsense=1]")
 
 
 @pytest.mark.parametrize(
@@ -95,11 +91,9 @@ def test_bad_items_cost_themselves_only_and_order_is_kept():
     bad = [np.zeros(16000, np.float32), np.full(16000, np.nan, np.float32), clean[:10]]
     good = [with_noise(clean, snr) for snr in (20, 10, 0)]
     wavs = [good[0], bad[0], good[1], bad[1], bad[2], good[2]]
-    samples = [Sample(str(i), w, 16000, clean) for i, w in enumerate(wavs)]
+    samples = [sample(w, str(i), target=clean) for i, w in enumerate(wavs)]
     names = ["si_sdr", "estoi", "speaker_similarity", "lsd"]
-    with Scorer(names, workers=0) as scorer:
-        table = scorer.score(samples)
-        alone = scorer.score([samples[5]])
+    table, alone = scored(samples, *names), scored(samples[5:], *names)
     for name in names:
         values = [s.value for s in table[name]]
         assert [v is None for v in values] == [False, True, False, True, True, False], name
@@ -153,70 +147,50 @@ def test_a_level_matters_only_to_what_hears_it():
     noisy, names = with_noise(clean, 10), ["si_sdr", "estoi", "stoi", "pesq_wb", "dnsmos"]
     far = np.full(16000, 1e38, np.float32)
     pairs = [sample(noisy, target=clean), sample(noisy * gain, target=clean * gain), sample(far, target=clean)]
-    with Scorer(names, workers=0) as scorer:
-        table = scorer.score(pairs)
+    table = scored(pairs, *names)
     for name in names[:4]:
         assert table[name][1].value == pytest.approx(table[name][0].value, abs=1e-3), name
     assert table["dnsmos"][1].value is None and "dBFS" in table["dnsmos"][1].error
     assert all(table[name][2].value is None and "beyond" in table[name][2].error for name in names)
 
 
-def test_over_full_scale_is_scored_as_it_would_be_saved():
+def test_over_full_scale_is_scored_as_it_would_be_saved_and_only_what_is_asked_for():
     clean = voice(1.0)
-    with Scorer(["lsd"], workers=0) as scorer:
-        wavs = clean * 20, clean * (0.99 / np.abs(clean).max())
-        loud, scaled = (scorer.score([sample(w, target=clean)])["lsd"][0] for w in wavs)
-        assert scorer.meta()["_input"]["over_full_scale"] == 1
-    assert loud.value == pytest.approx(scaled.value, abs=1e-3)
-
-
-def test_only_computes_what_is_asked_for():
+    wavs = clean * 20, clean * (0.99 / np.abs(clean).max())
     with Scorer(["si_sdr", "lsd"], workers=0) as scorer:
-        table = scorer.score([sample(voice(1), target=voice(1))], only=["lsd"])
+        table = scorer.score([sample(w, target=clean) for w in wavs], only=["lsd"])
+        assert scorer.meta()["_input"]["over_full_scale"] == 1
+    loud, scaled = table["lsd"]
+    assert loud.value == pytest.approx(scaled.value, abs=1e-3)
     assert set(table) == {"lsd"} and scorer.seconds["si_sdr"] == 0.0 < scorer.seconds["lsd"]
 
 
-def test_user_function_scores_and_its_failures():
-    name = "reward_plugins:picky"
-    wav = voice(0.2)
-    samples = [sample(wav, str(i), snr=s) for i, s in enumerate(["fine", "raise", "none", "text", "nan", "fine"])]
-    wrong = {s: [sample(wav, snr="fine"), sample(wav, snr=s)] for s in ("few", "number")}
-    with Scorer([name], workers=0) as scorer:
-        scores = scorer.score(samples)[name]
-        for kind, two in wrong.items():
-            good, bad = scorer.score(two)[name]
-            assert (good.value, bad.value) == (1.5, None) and {"few": "0 for 1", "number": "float"}[kind] in bad.error
+def test_user_function_scores_its_failures_and_every_rate():
+    name, wav = "reward_plugins:picky", voice(0.2)
+    scores = scored([sample(wav, snr=s) for s in ("fine", "raise", "none", "text", "nan", "fine")], name)[name]
+    for kind, why in (("few", "0 for 1"), ("number", "float")):
+        good, bad = scored([sample(wav, snr="fine"), sample(wav, snr=kind)], name)[name]
+        assert (good.value, bad.value) == (1.5, None) and why in bad.error
     assert [s.value for s in scores] == [1.5, None, None, None, None, 1.5]
     for score, word in zip(scores[1:5], ("this one", "None", "str", "nan"), strict=True):
         assert word in score.error
     assert not column_of(name).higher_is_better
-
-
-def test_user_function_sees_each_rate_once():
-    samples = [sample(voice(0.2), "a"), Sample("b", voice(0.2), 8000), sample(voice(0.2), "c")]
-    with Scorer(["reward_plugins:loudness"], workers=0) as scorer:
-        scores = scorer.score(samples)["reward_plugins:loudness"]
-    assert [s.value for s in scores] == pytest.approx([0.1] * 3, rel=1e-3)
+    scores = scored([sample(wav, rate=rate) for rate in (16000, 8000, 16000)], "reward_plugins:loudness")
+    assert [s.value for s in scores["reward_plugins:loudness"]] == pytest.approx([0.1] * 3, rel=1e-3)
 
 
 def test_user_function_that_never_returns_changes_its_input_or_wants_to_end_the_run():
     wav, clean = voice(0.5), voice(0.5) + 0.01
-    names = [
-        "reward_plugins:zeroes",
-        "reward_plugins:sleeps",
-        "reward_plugins:leaves",
-        "reward_plugins:endless",
-        "si_sdr",
-    ]
+    names = [*(f"reward_plugins:{name}" for name in ("zeroes", "sleeps", "leaves", "endless")), "si_sdr"]
     with Scorer(names, workers=0, timeout_s=0.05) as scorer:
         began = time.monotonic()
-        scores = scorer.score([sample(wav, str(i), target=clean) for i in range(12)])
+        zeroes, sleeps, leaves, endless, si_sdr = scorer.score([sample(wav, target=clean)] * 12).values()
         assert time.monotonic() - began < 5  # after three calls in a row it is not called any more
-    assert [s.value for s in scores["reward_plugins:zeroes"]] == [1.0] * 12
-    assert all(s.value is not None and s.value > 1 for s in scores["si_sdr"])  # of the waveform as it was
-    assert all(s.error and ("longer" in s.error or "time" in s.error) for s in scores["reward_plugins:sleeps"])
-    assert all(s.error and "SystemExit" in s.error for s in scores["reward_plugins:leaves"])
-    assert all(s.error and "float" in s.error for s in scores["reward_plugins:endless"])
+    assert [s.value for s in zeroes] == [1.0] * 12
+    assert all(s.value is not None and s.value > 1 for s in si_sdr)  # of the waveform as it was
+    assert all(s.error and ("longer" in s.error or "time" in s.error) for s in sleeps)
+    assert all(s.error and "SystemExit" in s.error for s in leaves)
+    assert all(s.error and "float" in s.error for s in endless)
 
 
 @pytest.mark.parametrize("code", ["def f(:", "raise RuntimeError('x')", "import sys; sys.exit(3)", "1 / 0"])
@@ -236,7 +210,7 @@ MISTAKES = {"wrong_signature": "signature", "nothing": "import", "NOT_CALLABLE":
 @pytest.mark.parametrize(("function", "word"), MISTAKES.items())
 def test_user_function_mistakes_are_told(function, word):
     with pytest.raises(UserError, match=word):
-        Scorer([f"reward_plugins:{function}"], workers=0).score([sample(voice(0.2)), sample(voice(0.2))])
+        scored([sample(voice(0.2))] * 2, f"reward_plugins:{function}")
     with pytest.raises(UserError, match="import"):
         Scorer(["no_such_package_here:f"], workers=0)
 
@@ -254,18 +228,10 @@ def test_functions_that_ask_for_hypotheses_judge_texts_whatever_the_waveform():
     request = resolve(name)
     assert "hypothesis" in request.entry.needs
     assert column_of(name).optional and not column_of("reward_plugins:loudness").optional
-    rows = [Sample("a", np.zeros(0, np.float32), 16000, None, "x", {"condition": 1}, "four")]
-    rows.append(Sample("b", np.full(5, np.nan, np.float32), 8000, None, None, {}, "four"))
-    rows.append(Sample("c", voice(0.2), 16000, None, "x"))
-    scores = get_reward(name).score(rows)
+    rows = [sample(text="x", hypothesis="four", condition=1), sample(np.full(5, np.nan), rate=8000, hypothesis="four")]
+    scores = get_reward(name).score([*rows, sample(voice(0.2), text="x")])
     assert [s.value for s in scores] == [4.0, None, None] and scores[2].error == "no hypothesis"
-
-
-def test_gate_of_hypotheses_tells_an_empty_reference_from_an_unknown_one():
-    entry = resolve("asr_wer").entry
-    row = Sample("a", np.zeros(0, np.float32), 16000)
-    assert gate(row, entry) == "no hypothesis"
-    row.hypothesis = ""
-    assert gate(row, entry) == "no reference text"
-    row.text = ""
-    assert gate(row, entry) is None and gate(row, resolve("wer").entry) == "no samples"
+    entry = resolve("asr_wer").entry  # tells an empty reference from an unknown one
+    assert gate(sample(), entry) == "no hypothesis" and gate(sample(hypothesis=""), entry) == "no reference text"
+    empty = sample(text="", hypothesis="")
+    assert gate(empty, entry) is None and gate(empty, resolve("wer").entry) == "no samples"

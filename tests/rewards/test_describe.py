@@ -9,14 +9,11 @@ from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 
 
-def test_shipped_prompts_ask_for_quality():
+def test_prompts_that_are_shipped_and_those_of_a_file(tmp_path):
     prompts = read_prompts()
     assert len(prompts) >= 3 and len(set(prompts)) == len(prompts)
     assert all("speech" in p.lower() for p in prompts) and "quality" in prompts[0]
     assert not any(p.startswith("#") or p != p.strip() for p in prompts)
-
-
-def test_prompts_of_a_file(tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("# remark\n\n  How is it?  \nSecond: naïve\n", encoding="utf-8")
     assert read_prompts(file) == ["How is it?", "Second: naïve"]
@@ -67,13 +64,10 @@ def test_descriptions_are_not_taken_for_refusals(raw):
     assert clean_answer(raw).text == raw
 
 
-def test_thoughts_are_kept_in_the_text_but_no_answer():
+def test_thoughts_are_kept_in_the_text_but_no_answer_and_length_is_bounded():
     raw = "<think>loud noise, 1/5?</think>Good quality."
     assert clean_answer(raw).text == raw and without_thoughts(raw) == "Good quality."
     assert without_thoughts("opened by the template </think> Fair.") == "Fair."
-
-
-def test_control_characters_and_length_are_bounded():
     said = clean_answer("good\x1b[31m\x00 speech " + "x" * 10 * MAX_TEXT)
     assert said.text is not None and len(said.text) == MAX_TEXT and "\x1b" not in said.text and "\x00" not in said.text
 

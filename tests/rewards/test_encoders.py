@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reward_signals import voice, with_noise
+from reward_signals import sample, scored, voice, with_noise
 
 from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.encoders import Cache, SpeakerNet, SpeechNet, batched, bert_score, load_embedded, save_embedded
-from rlspeech.rewards.scorer import Scorer, get_reward
-from rlspeech.types import Sample, UserError
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.types import UserError
 
 NAMES = ["speaker_similarity", "speech_bert_score", "speech_bert_recall", "speech_bert_f1"]
 
 
-def pair(wav, target, key="a"):
-    return Sample(key, wav, 16000, target)
+def pair(wav, target):
+    return sample(wav, target=target)
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +60,16 @@ def test_items_do_not_depend_on_their_neighbours(scorer):
     wavs = [with_noise(voice(s, seed=i), 10) for i, s in enumerate((1.0, 0.6, 1.0, 1.3))]
     samples = [pair(w, voice(len(w) / 16000, seed=i)) for i, w in enumerate(wavs)]
     together = scorer.score(samples)
-    for i, sample in enumerate(samples):
-        alone = scorer.score([sample])
+    for i, one in enumerate(samples):
+        alone = scorer.score([one])
         assert all(alone[n][0].value == pytest.approx(together[n][i].value, abs=1e-5) for n in NAMES)
 
 
-def test_lengths_may_differ(scorer):
+def test_bert_score_by_hand_and_of_unlike_lengths(scorer):
     clean = voice(1.5, seed=4)
     table = scorer.score([pair(clean[:16000], clean)])
     # all of it is found again, not all is there
     assert table["speech_bert_score"][0].value > 0.99 > table["speech_bert_recall"][0].value
-
-
-def test_bert_score_by_hand():
     a, b = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.0], [5.0, 0.0], [1.0, 1.0]])
     half = 0.5**0.5
     precision, recall = (1 + half) / 2, (1 + 1 + half) / 3
@@ -136,11 +133,10 @@ def test_transformers_encoders_from_a_folder(pretrained):
 
 
 @pytest.mark.slow
-def test_missing_encoder_is_an_error_for_people(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_missing_encoder_is_an_error_for_people(tmp_path):
     for name in ("speaker_similarity", "speech_bert_score"):
         with pytest.raises(UserError, match="cannot load"):
-            get_reward(name, encoder=str(tmp_path / "nothing")).score([pair(voice(0.5), voice(0.5))])
+            scored([pair(voice(0.5), voice(0.5))], name, encoder=str(tmp_path / "nothing"))
 
 
 @pytest.mark.realdata

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reward_signals import voice, with_noise
+from reward_signals import sample, scored, voice, with_noise
 
 from rlspeech.rewards.intrusive import lag, log_spectral_distance, si_sdr, stoi_estoi
-from rlspeech.rewards.scorer import get_reward
-from rlspeech.types import Sample
 
 
 @pytest.mark.parametrize("seconds", [1.2, 2.37, 4.0])
@@ -30,8 +28,7 @@ def test_stoi_is_pystoi(seconds, rate):
 
 def test_stoi_of_too_little_speech_is_null_where_pystoi_answers_1e_5():
     x = np.concatenate([voice(0.25), np.zeros(16000, np.float32)])
-    for name in ("stoi", "estoi"):
-        (score,) = get_reward(name).score([Sample("a", with_noise(x, 20), 16000, x)])
+    for (score,) in scored([sample(with_noise(x, 20), target=x)], "stoi", "estoi").values():
         assert score.value is None and "too little speech" in score.error
 
 
@@ -44,6 +41,9 @@ def test_si_sdr_against_a_least_squares_projection():
         fit = design @ np.linalg.lstsq(design, y - y.mean(), rcond=None)[0]
         expected = 10 * np.log10(np.var(fit) / np.var(y - y.mean() - fit))
         assert si_sdr(x, y) == pytest.approx(expected, abs=1e-9)
+    x = voice(0.5)  # and stays finite
+    assert si_sdr(x, x) == 120.0
+    assert np.isfinite(si_sdr(x, np.zeros_like(x))) and np.isfinite(si_sdr(np.zeros_like(x), x))
 
 
 @settings(max_examples=25, deadline=None)
@@ -59,23 +59,14 @@ def test_si_sdr_ignores_gain_and_offset_and_knows_the_snr(gain, offset, snr):
     assert si_sdr(x, -y) == pytest.approx(snr, abs=1e-6)
 
 
-def test_si_sdr_stays_finite():
-    x = voice(0.5)
-    assert si_sdr(x, x) == 120.0
-    assert np.isfinite(si_sdr(x, np.zeros_like(x))) and np.isfinite(si_sdr(np.zeros_like(x), x))
+def test_lsd_is_scipys_of_a_gain_the_gain_and_of_itself_nothing():
+    from scipy.signal import stft
 
-
-def test_lsd_of_a_gain_is_the_gain_and_of_itself_nothing():
     x = np.random.default_rng(0).standard_normal(16000)
     assert log_spectral_distance(x, x) == 0.0
     assert log_spectral_distance(x, 2 * x) == pytest.approx(20 * np.log10(2), abs=1e-6)
     near, far = (log_spectral_distance(voice(1), with_noise(voice(1), snr)) for snr in (20, 0))
     assert far > near
-
-
-def test_lsd_against_scipy():
-    from scipy.signal import stft
-
     x, y = voice(1, seed=1), with_noise(voice(1, seed=1), 5)
     options = {"nperseg": 512, "noverlap": 384, "boundary": None, "padded": False, "scaling": "psd"}
     p, q = (np.abs(stft(s, **options)[2]) ** 2 for s in (x, y))
@@ -84,28 +75,21 @@ def test_lsd_against_scipy():
     assert log_spectral_distance(x, y) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("shift", [-300, -1, 0, 17, 800])
-def test_lag_finds_the_shift(shift):
-    x = np.random.default_rng(0).standard_normal(16000)
-    found, there, _ = lag(x, np.roll(x, shift), 1000)
-    assert found == shift and there == pytest.approx(1.0, abs=0.1)
-
-
 def test_shifted_copy_has_no_si_sdr_but_says_why():
+    x = np.random.default_rng(0).standard_normal(16000)
+    for shift in (-300, -1, 0, 17, 800):
+        found, there, _ = lag(x, np.roll(x, shift), 1000)
+        assert found == shift and there == pytest.approx(1.0, abs=0.1)
     x = voice(2.0)
     y = np.roll(x, 480)
-    (score,) = get_reward("si_sdr").score([Sample("a", y, 16000, x)])
-    assert score.value is None and "30.0 ms" in score.error and score.detail["lag_ms"] == 30.0
-    (score,) = get_reward("si_sdr").score([Sample("a", with_noise(x, -15), 16000, x)])
-    assert score.value == pytest.approx(-15, abs=1)  # bad, aligned: a number
+    late, bad = scored([sample(y, target=x), sample(with_noise(x, -15), target=x)], "si_sdr")["si_sdr"]
+    assert late.value is None and "30.0 ms" in late.error and late.detail["lag_ms"] == 30.0
+    assert bad.value == pytest.approx(-15, abs=1)  # aligned: a number
 
 
 def test_lengths_are_cut_or_refused():
     x = voice(2.0)
-    for name in ("si_sdr", "estoi", "lsd"):
-        reward = get_reward(name)
-        (near,) = reward.score([Sample("a", x[:-100], 16000, x)])
-        (far,) = reward.score([Sample("a", x[:-8000], 16000, x)])
+    for near, far in scored([sample(x[:-n], target=x) for n in (100, 8000)], "si_sdr", "estoi", "lsd").values():
         assert near.value is not None and far.value is None and "0.50 s" in far.error
 
 
@@ -113,13 +97,11 @@ def test_pesq_matches_the_package_and_never_invents_a_number():
     pesq = pytest.importorskip("pesq")
     x = voice(2.0)
     y = with_noise(x, 15)
-    for mode in ("wb", "nb"):
-        (score,) = get_reward(f"pesq_{mode}").score([Sample("a", y, 16000, x)])
-        assert score.value == pytest.approx(pesq.pesq(16000, x, y, mode), abs=1e-6)
     blip = np.zeros(32000, np.float32)
     blip[8000:8400] = 0.3 * np.sign(np.sin(np.arange(400)))  # above the silence gate, and no utterance to PESQ
-    (score,) = get_reward("pesq_wb").score([Sample("a", y, 16000, blip)])
-    assert score.value is None and score.error.startswith("PESQ: ")
+    for name, (score, none) in scored([sample(y, target=x), sample(y, target=blip)], "pesq_wb", "pesq_nb").items():
+        assert score.value == pytest.approx(pesq.pesq(16000, x, y, name[-2:]), abs=1e-6)
+        assert none.value is None and none.error.startswith("PESQ: ")
 
 
 def test_pesq_of_long_recordings_is_scored_in_parts(monkeypatch):
@@ -129,9 +111,9 @@ def test_pesq_of_long_recordings_is_scored_in_parts(monkeypatch):
     monkeypatch.setattr(intrusive, "MAX_PESQ_S", 1.0)
     x = np.concatenate([voice(1.0, seed=1), np.zeros(16000, np.float32), voice(1.0, seed=2)])
     y = with_noise(x, 20)
-    (score,) = get_reward("pesq_wb").score([Sample("a", y, 16000, x)])
+    (score,) = scored([sample(y, target=x)], "pesq_wb")["pesq_wb"]
     assert score.detail["pesq_wb_parts"] == "2 of 3"
     monkeypatch.undo()
     spoken = [slice(0, 16000), slice(32000, 48000)]
-    parts = [get_reward("pesq_wb").score([Sample("a", y[s], 16000, x[s])])[0].value for s in spoken]
-    assert score.value == pytest.approx(np.mean(parts), abs=1e-9)
+    parts = scored([sample(y[s], target=x[s]) for s in spoken], "pesq_wb")["pesq_wb"]
+    assert score.value == pytest.approx(np.mean([s.value for s in parts]), abs=1e-9)

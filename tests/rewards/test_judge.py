@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import json
-from html.parser import HTMLParser
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile as sf
-from tiny_judges import said, save_listener, save_sentiment, serving, voice
+from reward_signals import sample, voice
+from tiny_judges import said, save_listener, save_sentiment, serving
 
 from rlspeech import log
 from rlspeech.config import ScoreFolder
@@ -20,7 +22,7 @@ from rlspeech.rewards.llm.judge import LlmJudge
 from rlspeech.rewards.scorer import Scorer, get_reward
 from rlspeech.scores import ScoreTable
 from rlspeech.stages import reward
-from rlspeech.types import Sample, Score, UserError
+from rlspeech.types import Score, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +58,6 @@ def told(monkeypatch, describer, **options) -> LlmJudge:
     return LlmJudge("told", **{"rating": "number", **options})
 
 
-def sample(wav, key="a") -> Sample:
-    return Sample(key, wav, 16000)
-
-
 def rate(judge, *wavs):
     return [row["llm"] for row in judge.compute([sample(w) for w in wavs], ["llm"])]
 
@@ -67,7 +65,7 @@ def rate(judge, *wavs):
 def test_the_chain_keeps_text_and_distribution(models):
     listener, stars = models
     judge = get_reward("llm", model=listener, sentiment=stars, max_new_tokens=8)
-    scores = judge.score([sample(voice(0.8)), sample(voice(1.5, 2))])
+    scores = judge.score([sample(voice(0.8)), sample(voice(1.5, seed=2))])
     assert judge.bounds == (1.0, 5.0) == column_of("llm").bounds and judge.higher_is_better and judge.where == "device"
     for s in scores:
         p = s.detail["llm_stars"]
@@ -76,26 +74,17 @@ def test_the_chain_keeps_text_and_distribution(models):
     assert listener in judge.version and stars in judge.version and "prompt: " in judge.version
 
 
-def test_bad_audio_costs_itself(models):
+def test_bad_audio_costs_itself_and_other_rates_are_resampled(models):
     listener, stars = models
-    nan = voice(0.8)
-    nan[5] = np.nan
-    bad = [np.zeros(16000, np.float32), nan, voice(0.1), np.zeros(0, np.float32), voice(1.0, level=1e-5)]
+    nan = np.where(np.arange(12800) == 5, np.nan, voice(0.8))
+    bad = [np.zeros(16000), nan, voice(0.1), np.zeros(0), voice(1.0) * 1e-4]
     judge = get_reward("llm", model=listener, sentiment=stars, max_new_tokens=4)
-    scores = judge.score([*(sample(w) for w in bad), sample(voice(0.8))])
-    assert [s.value is None for s in scores] == [True] * 5 + [False]
+    scores = judge.score([*map(sample, bad), sample(voice(0.8)), sample(voice(1.0), rate=32000)])
+    assert [s.value is None for s in scores] == [True] * 5 + [False] * 2
     assert [s.error.split()[0] for s in scores[:5]] == ["silent", "NaN", "too", "no", "silent"]
 
 
-def test_other_rates_are_resampled(models):
-    listener, stars = models
-    t = np.arange(16000) / 32000
-    with Scorer(["llm"], options={"llm": {"model": listener, "sentiment": stars, "max_new_tokens": 4}}) as scorer:
-        (score,) = scorer.score([Sample("a", (0.1 * np.sin(2 * np.pi * 300 * t)).astype(np.float32), 32000)])["llm"]
-    assert score.value is not None
-
-
-def test_equal_waveforms_are_described_once(monkeypatch):
+def test_equal_waveforms_are_described_once_by_a_cache_that_is_small_and_forgets_trouble(monkeypatch):
     describer = Told()
     judge = told(monkeypatch, describer)
     a, b = voice(0.5), voice(0.7)
@@ -103,23 +92,20 @@ def test_equal_waveforms_are_described_once(monkeypatch):
     assert len(describer.heard) == 2 and scores[0] == scores[2] == scores[3]
     rate(judge, b, a)
     assert len(describer.heard) == 2
-    rate(judge, voice(0.5, 1))  # as long, but not the same
+    rate(judge, voice(0.5, seed=1))  # as long, but not the same
     assert len(describer.heard) == 3
-
-
-def test_the_cache_is_small_and_forgets_trouble_of_the_server(monkeypatch):
     describer = Told({5: [Description(None, "endpoint: no reply in time"), "4/5"]})
     judge = told(monkeypatch, describer, cache=2)
-    first, second = rate(judge, voice(0.5))[0], rate(judge, voice(0.5))[0]
+    first, second = rate(judge, a)[0], rate(judge, a)[0]
     assert first.value is None and first.error.startswith("endpoint") and second.value == 4
-    rate(judge, voice(0.6), voice(0.7))
-    rate(judge, voice(0.6), voice(0.7))
+    for _ in range(2):
+        rate(judge, voice(0.6), b)
     assert len(describer.heard) == 4
     describer.answers[5] = "2/5"
-    assert rate(judge, voice(0.5))[0].value == 2  # driven out
+    assert rate(judge, a)[0].value == 2  # driven out
 
 
-def test_long_audio_is_a_mean_by_duration(monkeypatch):
+def test_long_audio_is_a_mean_by_duration_silent_pieces_are_left_out_and_a_mute_one_leaves_no_score(monkeypatch):
     describer = Told(max_s=1.0)
     judge = told(monkeypatch, describer)
     rate(judge, voice(0.9), voice(2.5))
@@ -128,12 +114,9 @@ def test_long_audio_is_a_mean_by_duration(monkeypatch):
     describer.describe = lambda wavs: [Description(next(sequence)) for _ in wavs]
     (score,) = rate(judge, voice(2.6))
     assert score.value == pytest.approx(3.0, abs=1e-3) and score.detail["llm_text"] == "5/5\n2/5\n2/5"
-
-
-def test_silent_pieces_are_left_out_and_a_mute_one_leaves_no_score(monkeypatch):
     describer = Told({10: ["4/5", "2/5"]}, max_s=1.0)
     judge = told(monkeypatch, describer)
-    wav = np.concatenate([voice(1.0), np.zeros(16000, np.float32), voice(1.0, 1)])
+    wav = np.concatenate([voice(1.0), np.zeros(16000, np.float32), voice(1.0, seed=1)])
     assert rate(judge, wav)[0].value == pytest.approx(3.0) and len(describer.heard) == 2
     describer.answers[10] = ["4/5", Description(None, "the model refused")]
     (score,) = rate(judge, voice(2.0))
@@ -184,24 +167,10 @@ def test_options_in_the_name_and_unknown_ones(models):
 EVIL = "Overall 2/5 <script>alert('x')</script> & {{ 7*7 }} \"quoted\""
 
 
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.data = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        assert not any(name.startswith("on") for name, _ in attrs)
-
-    def handle_data(self, data):
-        self.data.append(data)
-
-
 @pytest.fixture
 def folder(tmp_path):
     for i, name in enumerate("abc"):
-        sf.write(tmp_path / f"{name}.wav", voice(0.5 + 0.1 * i, i), 16000)
+        sf.write(tmp_path / f"{name}.wav", voice(0.5 + 0.1 * i, seed=i), 16000)
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     return tmp_path
 
@@ -225,11 +194,12 @@ def test_words_and_scores_are_written_and_shown_escaped(folder):
     found = rows(folder)
     assert all(found[k]["llm"] == 2.0 and found[k]["llm_text"] == EVIL for k in "abc")
     assert found["broken"]["llm"] is None and found["broken"]["errors"]["llm"].startswith("audio")
-    page = Page(text := (folder / "out" / "report.html").read_text())
+    text = (folder / "out" / "report.html").read_text()
     assert summary["report"] == str(folder / "out" / "report.html")
-    text = text.replace("&#39;", "'").replace("&#34;", '"')
-    assert page.tags.count("script") == 2 and html.escape(EVIL, quote=False)[:30] in text
-    assert page.data.count(EVIL) == 3 == page.tags.count("blockquote") == page.tags.count("audio")
+    count = Counter(re.findall(r"<(\w+)", text))
+    shown = html.escape(EVIL, quote=False)
+    assert count["script"] == 2 and text.replace("&#39;", "'").replace("&#34;", '"').count(f">{shown}<") == 3
+    assert count["blockquote"] == count["audio"] == 3 and not re.search(r"<[^>]*\son\w+=", text)
     written = "".join(p.read_text() for p in (folder / "out").iterdir())
     assert "sk-never-shown" not in written and "Is it good?" in written
     json.dumps(summary)
@@ -285,7 +255,7 @@ def test_the_embedded_judge_hears_noise():
     with Scorer(["llm"]) as scorer:
         scorer.dry_run()
         scores = scorer.score([sample(w, str(i)) for i, w in enumerate(clean + noisy)])["llm"]
-        alone = scorer.score([sample(np.concatenate([noisy[0]] * 5))])["llm"][0]  # longer than it hears at once
+        (alone,) = scorer.score([sample(np.tile(noisy[0], 5))])["llm"]  # longer than it hears at once
     values = [s.value for s in scores]
     assert None not in values and np.mean(values[:6]) > np.mean(values[6:]) + 1.0
     assert all(s.detail["llm_text"].strip().endswith(".") for s in scores)

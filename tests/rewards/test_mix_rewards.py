@@ -57,11 +57,6 @@ def test_norm_then_sum_weighs_equal_spreads_where_sum_then_norm_does_not():
     assert centred[:, 0].std() < 0.05 * centred[:, 1].std()
 
 
-def test_lower_is_better_is_flipped_and_bounds_clamp_the_raw_score():
-    out = mixed({"lsd": A}, specs(("lsd", 1.0, {"scale": "none", "bounds": (None, 3.0)})))
-    np.testing.assert_allclose(out.reward, -np.minimum(A, 3.0))
-
-
 def test_a_spread_that_the_caller_has_measured_takes_the_place_of_the_scale():
     rows = specs(("estoi", 0.6, {}), ("stoi", 1.0, {"scale": "group"}))
     plain = mixed({"estoi": A, "stoi": B}, rows, spread=[1.0, 1.0])
@@ -86,14 +81,10 @@ def test_missing_scores_make_the_row_nan_and_move_no_other():
         np.testing.assert_allclose(out.parts[keep, 0], without.parts[:, 0])
 
 
-def test_weightless_specs_are_measured_and_poison_nothing():
-    broken = np.full(20, np.nan)
+def test_a_weightless_or_constant_reward_adds_nothing_and_never_divides_by_zero():
+    constant, broken = np.full(20, 3.3), np.full(20, np.nan)
     out = mixed({"estoi": A, "stoi": broken}, specs(("estoi", 1.0, {}), ("stoi", 0.0, {})))
     assert np.isfinite(out.reward).all()
-
-
-def test_constant_reward_adds_nothing_and_never_divides_by_zero():
-    constant = np.full(20, 3.3)
     for how, scale in WAYS:
         if scale != "none":
             out = mixed(
@@ -128,10 +119,10 @@ def test_mistakes_are_told():
     assert "rewards.0.weight" in caught.value.try_this
 
 
-def test_directions_come_from_the_registry_and_scores_become_arrays():
+def test_scores_become_arrays_lower_is_better_is_flipped_and_bounds_clamp_the_raw_score():
     arrays = to_arrays({"lsd": [Score(2.0), Score(None, "silent"), Score(4.0)]})
-    out = compose(arrays, np.zeros(3), [RewardSpec(name="lsd", scale="none")])
-    np.testing.assert_allclose(out.reward, [-2.0, np.nan, -4.0])
+    out = compose(arrays, np.zeros(3), specs(("lsd", 1.0, {"scale": "none", "bounds": (None, 3.0)})))
+    np.testing.assert_allclose(out.reward, [-2.0, np.nan, -3.0])
 
 
 ROWS = np.repeat([0, 1], 3)
@@ -153,10 +144,7 @@ def test_a_reward_with_nothing_to_judge_adds_nothing_and_one_that_failed_costs_t
     np.testing.assert_allclose(rules({"missing": "skip"}, {}).reward, [0.9, 0.5, np.nan, 1.2, 0.9, 0.6])
     out = rules({}, {})
     np.testing.assert_allclose(out.parts @ out.weights, out.reward)
-
-
-def test_a_skipped_row_moves_no_other():
-    for scale in ("batch", "group"):
+    for scale in ("batch", "group"):  # a skipped row moves no other
         with_null = rules({}, {"scale": scale}).parts[3:5, 1]
         scaled = specs(("asr_keywords", 1.0, {"scale": scale}))
         np.testing.assert_allclose(with_null, compose({"asr_keywords": KEYWORDS[3:5]}, ROWS[3:5], scaled).parts[:, 0])

@@ -9,37 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reward_signals import voice
+from reward_signals import NOTHING, sample, scored, voice
 
-from rlspeech.data.text import normalise_basic
 from rlspeech.rewards.rates import compare_rates, corpus_interval, counts_of
 from rlspeech.rewards.rules import TextRules
-from rlspeech.rewards.scorer import Scorer, get_reward
-from rlspeech.types import Sample, UserError
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.types import UserError
 
 RECOGNISER = "reward_plugins:recogniser"
 
 
 def score(name, wav, text):
-    return get_reward(name, recogniser=RECOGNISER).score([Sample("a", wav, 16000, None, text)])[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        *(("Hello, World!", "hello world"), ("snake_case a-b", "snake case a b"), ("...", "")),
-        ("it\u2019s  'quoted' rock'n'roll", "it's quoted rock'n'roll"),
-        *(("\ufb01ne \u00c9T\u00c9", "fine \u00e9t\u00e9"), ("\u4f60\u597d\u3002", "\u4f60\u597d")),
-    ],
-)
-def test_normaliser(text, expected):
-    assert normalise_basic(text) == expected
-
-
-@given(st.text())
-def test_normaliser_is_idempotent(text):
-    once = normalise_basic(text)
-    assert normalise_basic(once) == once
+    return scored([sample(wav, text=text)], name, recogniser=RECOGNISER)[name][0]
 
 
 def test_rates_of_known_texts():
@@ -64,26 +45,22 @@ def test_what_cannot_be_scored_is_null():
 def test_wer_and_cer_share_a_pass_and_name_their_normaliser():
     options = {"wer": {"recogniser": RECOGNISER, "normaliser": "none-1"}}
     with Scorer(["wer", "cer"], workers=0, options=options) as scorer:
-        table = scorer.score([Sample("a", voice(0.5), 16000, None, "Hello, WORLD!")])
+        table = scorer.score([sample(voice(0.5), text="Hello, WORLD!")])
         assert table["wer"][0].value == table["cer"][0].value == 0.0
         assert scorer.meta()["cer"]["version"] == f"recogniser {RECOGNISER}, text none-1"
 
 
 def test_mistakes_are_told():
-    sample = [Sample("a", voice(0.5), 16000, None, "hello")]
-    with pytest.raises(UserError, match="--recogniser"):
-        get_reward("wer").score(sample)
-    with pytest.raises(UserError, match="normaliser"):
-        get_reward("wer", recogniser=RECOGNISER, normaliser="basic-99").score(sample)
-
-    with pytest.raises(UserError, match="/no/such/folder"):
-        get_reward("wer", recogniser="/no/such/folder").score([Sample("a", voice(0.5), 16000, None, "hello")])
+    unknown, missing = {"recogniser": RECOGNISER, "normaliser": "basic-99"}, {"recogniser": "/no/such/folder"}
+    for options, word in (({}, "--recogniser"), (unknown, "normaliser"), (missing, "/no/such/folder")):
+        with pytest.raises(UserError, match=word):
+            scored([sample(voice(0.5), text="hello")], "wer", **options)
 
 
 @pytest.mark.slow
 def test_pocketsphinx_hears_words_or_nothing():
     pytest.importorskip("pocketsphinx")
-    (answer,) = get_reward("wer", recogniser="pocketsphinx").score([Sample("a", voice(1.0), 16000, None, "hello")])
+    (answer,) = scored([sample(voice(1.0), text="hello")], "wer", recogniser="pocketsphinx")["wer"]
     assert answer.value is not None and answer.value >= 0
 
 
@@ -98,9 +75,8 @@ def test_transformers_recogniser_from_a_folder(tmp_path):
     special = {"pad_token": "<pad>", "unk_token": "<unk>"}
     transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), **special).save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
-    samples = [Sample(str(i), voice(s, seed=i), 16000, None, "a b c") for i, s in enumerate((1.0, 0.5))]
-    scores = get_reward("cer", recogniser=str(tmp_path)).score(samples)
-    assert all(s.value is not None and s.value >= 0 and isinstance(s.detail["hypothesis"], str) for s in scores)
+    table = scored([sample(voice(s), text="a b c") for s in (1.0, 0.5)], "cer", recogniser=str(tmp_path))
+    assert all(s.value is not None and s.value >= 0 and isinstance(s.detail["hypothesis"], str) for s in table["cer"])
 
 
 WORDS = st.lists(st.sampled_from("the a cat sat on mat x".split()), max_size=12)
@@ -126,7 +102,7 @@ def test_a_corpus_rate_weighs_texts_by_their_words_and_leaves_out_silence():
 
 def counts(pairs):
     rules = TextRules("none-1")
-    return [counts_of(rules.judge(Sample("k", np.zeros(0, np.float32), 16000, None, r, {}, h))) for r, h in pairs]
+    return [counts_of(rules.judge(sample(NOTHING, text=r, hypothesis=h))) for r, h in pairs]
 
 
 def test_intervals_are_of_the_ratio_and_paired() -> None:

@@ -10,27 +10,23 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from reward_signals import sample, scored
 
 from rlspeech.data.text import align, units, written_in_characters
 from rlspeech.rewards.base import resolve
 from rlspeech.rewards.rules import RULES, Hallucinations, TextRules, count_keywords, keywords_of
-from rlspeech.rewards.scorer import Scorer, get_reward
-from rlspeech.types import Sample, UserError
+from rlspeech.rewards.scorer import Scorer
+from rlspeech.types import UserError
 
 COLUMNS = tuple(resolve("asr_wer").entry.columns)
-NOTHING = np.zeros(0, np.float32)
 SENTENCE = "please call stella and ask her to bring these things with her from the store"
 WORDS = st.lists(st.sampled_from(SENTENCE.split()), max_size=15)
 PHRASE = st.lists(st.sampled_from("you know what I mean so then".split()), min_size=1, max_size=5)
 ANY = st.text(st.characters(), max_size=40)
 
 
-def sample(text, hypothesis, wav=NOTHING, **columns):
-    return Sample("a", wav, 16000, None, text, columns, hypothesis)
-
-
-def judge(text, hypothesis, columns=COLUMNS, *, options=None, **row):
-    (scores,) = TextRules(**(options or {})).compute([sample(text, hypothesis, **row)], columns)
+def judge(text, hypothesis, *, options=None, **row):
+    (scores,) = TextRules(**(options or {})).compute([sample(text=text, hypothesis=hypothesis, **row)], COLUMNS)
     return {k.removeprefix("asr_"): s.value for k, s in scores.items()}
 
 
@@ -63,12 +59,8 @@ def test_where_nothing_is_said_silence_is_right_and_words_are_wrong():
     assert right["wer"] is None and wrong["insertions"] is None  # nothing to divide by
     assert judge("", "thank you", options={"low": None})["accuracy"] == -1.0
     assert judge("", "a b c d", options={"low": 0.0})["accuracy"] == 0.0
-
-
-def test_accuracy_is_bounded_below_only_as_asked():
-    assert judge("one", "two three four five")["accuracy"] == -1.0
-    assert judge("one", "two three four five", options={"low": None})["accuracy"] == -3.0
-    assert judge("one", "two three four five", options={"low": 0})["accuracy"] == 0.0
+    for low, found in ((-1.0, -1.0), (None, -3.0), (0, 0.0)):  # bounded below as asked
+        assert judge("one", "two three four five", options={"low": low})["accuracy"] == found
 
 
 @settings(max_examples=100, deadline=None)
@@ -78,12 +70,15 @@ def test_rates_are_those_of_jiwer(ref, hyp):
     assert out["wer"] == pytest.approx(theirs.wer) and out["accuracy"] == pytest.approx(max(-1, 1 - theirs.wer))
     assert out["wer"] == pytest.approx(out["substitutions"] + out["deletions"] + out["insertions"])
     assert out["cer"] == pytest.approx(jiwer.cer(" ".join(ref), " ".join(hyp)))
+    assert out["hallucination"] == -out["hallucinated"]
+    assert (out["exact"] == 1.0) == (out["edits"] == 0.0) == (ref == hyp)
 
 
 @settings(max_examples=100, deadline=None)
 @given(ANY, ANY, st.sampled_from([None, "en", "zh"]))
 def test_any_unicode_has_a_score_or_a_reason_and_keeps_its_bounds(text, hypothesis, language):
-    (scores,) = TextRules(language=language).compute([sample(text, hypothesis, keywords=[text[:3], "x"])], COLUMNS)
+    row = sample(text=text, hypothesis=hypothesis, keywords=[text[:3], "x"])
+    (scores,) = TextRules(language=language).compute([row], COLUMNS)
     for name, score in scores.items():
         low, high = resolve(name).entry.columns[name].bounds
         assert (score.value is None) == (score.error is not None)
@@ -122,11 +117,8 @@ def test_more_of_a_loop_than_was_said():
     assert fired(" ".join(["goodbye"] * 5), " ".join(["good bye"] * 5), rules="loop") == []
 
 
-def test_a_loop_instead_of_the_words_is_found_though_nothing_is_inserted():
-    assert fired("the cat sat on the mat and looked at me", " ".join(["you"] * 10)) == ["loop"]
-
-
 def test_thresholds_of_loops():
+    assert fired("the cat sat on the mat and looked at me", " ".join(["you"] * 10)) == ["loop"]  # nothing is inserted
     said = "it was very good"
     assert fired(said, "it was very very very very good") == []
     assert fired(said, "it was very very very very very good") == ["loop"]
@@ -140,7 +132,7 @@ def test_thresholds_of_loops():
 
 def test_the_raw_decode_is_judged():
     """Public bug 6: a processor that removes repetitions from 20 on would hide this from the detector."""
-    (scores,) = TextRules().compute([sample("so long", "so long " * 25)], COLUMNS)
+    (scores,) = TextRules().compute([sample(text="so long", hypothesis="so long " * 25)], COLUMNS)
     detail = scores["asr_hallucination"].detail
     assert scores["asr_hallucination"].value == -1.0 and "loop" in detail["hallucination"].split("+")
     assert detail["hypothesis"] == "so long " * 25 and detail["normaliser"] == "basic-3" and detail["insertions"] == 48
@@ -181,10 +173,9 @@ def test_mistaken_options_are_told():
         TextRules(rules="lop+run")
     with pytest.raises(UserError, match="a repetition"):
         TextRules(repeats=1)
-    with pytest.raises(UserError, match="thresold"):
-        get_reward("asr_wer", thresold=3).score([sample("a", "a")])
-    with pytest.raises(UserError, match="normaliser"):
-        get_reward("asr_wer", normaliser="basic-99").score([sample("a", "a")])
+    for options in ({"thresold": 3}, {"normaliser": "basic-99"}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            scored([sample(text="a", hypothesis="a")], "asr_wer", **options)
 
 
 def test_keywords_are_whole_units_and_phrases():
@@ -216,7 +207,7 @@ def test_rows_without_keywords_are_null_and_listed_words_that_nobody_says_are_ri
 
 def test_family_behind_the_scorer():
     texts = [("a b", "a b"), (None, "a"), ("a", None), ("?!", "a"), ("", "")]
-    rows = [*(sample(*pair) for pair in texts), sample("a b", "a", np.full(9, np.nan))]
+    rows = [*(sample(text=t, hypothesis=h) for t, h in texts), sample(np.full(9, np.nan), text="a b", hypothesis="a")]
     with Scorer(["asr_accuracy", "asr_wer[language=en]", "asr_keywords"], workers=2) as scorer:
         assert scorer._pool is None  # sending the waveform to a worker takes longer than the rules
         scorer.dry_run()
@@ -237,22 +228,11 @@ def test_language_comes_from_the_option_else_from_the_row():
     assert judge("a b", "a", language=float("nan"))["wer"] == 0.5  # a column may hold anything
 
 
-@settings(max_examples=40, deadline=None)
-@given(WORDS, WORDS)
-def test_the_two_signs_of_a_hallucination_agree_and_exact_is_no_edit(ref, hyp):
-    assume(ref)
-    out = judge(" ".join(ref), " ".join(hyp))
-    assert out["hallucination"] == -out["hallucinated"]
-    assert (out["exact"] == 1.0) == (out["edits"] == 0.0) == (ref == hyp)
-
-
 def test_thousands_of_rows_a_second():
     rng = np.random.default_rng(0)
     words = SENTENCE.split()
-    rows = [sample(f"{SENTENCE} {i // 12}", " ".join(rng.permutation(words)), keywords=["stella"]) for i in range(1000)]
-    family, began = TextRules(), time.process_time()
-    family.compute(rows, COLUMNS)
-    assert time.process_time() - began < 1.0
-    began = time.process_time()
-    family.compute([sample(SENTENCE * 200, SENTENCE * 210)], COLUMNS)  # an hour of speech
-    assert time.process_time() - began < 1.0
+    texts = [(f"{SENTENCE} {i // 12}", " ".join(rng.permutation(words))) for i in range(1000)]
+    for pairs in (texts, [(SENTENCE * 200, SENTENCE * 210)]):  # the second is an hour of speech
+        rows, began = [sample(text=t, hypothesis=h, keywords=["stella"]) for t, h in pairs], time.process_time()
+        TextRules().compute(rows, COLUMNS)
+        assert time.process_time() - began < 1.0

@@ -36,12 +36,9 @@ def test_labels_are_put_in_order(labels, best):
     assert order_labels(labels[::-1], None, "x") == [len(labels) - 1 - i for i in order]
 
 
-def test_mos_words_are_in_their_order():
+def test_mos_words_are_in_their_order_and_labels_without_an_order_need_one():
     labels = ["good", "bad", "excellent", "poor", "fair"]
     assert [labels[i] for i in order_labels(labels, None, "x")] == ["bad", "poor", "fair", "good", "excellent"]
-
-
-def test_labels_without_an_order_need_one():
     labels = ["LABEL_0", "LABEL_1", "LABEL_2"]
     with pytest.raises(UserError, match="sentiment_order"):
         order_labels(labels, None, "x")
@@ -90,13 +87,10 @@ def test_long_texts_are_read_to_their_end(model):
     assert often.value == pytest.approx(once.value, abs=0.05)
 
 
-def test_nothing_to_rate_is_null(model):
+def test_nothing_to_rate_is_null_and_thoughts_do_not_count(model):
     scores = model.stars(["", "  ", "<think>good</think>", "good"])
     assert [s.value is None for s in scores] == [True, True, True, False] and all(s.error for s in scores[:3])
     assert model.stars([]) == []
-
-
-def test_thoughts_do_not_count(model):
     plain, thought = model.stars(["good quality", "<think>bad noisy muffled</think> good quality"])
     assert plain.value == pytest.approx(thought.value)
 
@@ -125,22 +119,16 @@ def test_ratings_that_are_there(text, expected):
     assert (score.value if score else None) == expected
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("The speech is good.", "There are 3 speakers and 2 dogs.", "noise: 2/5, distortion: 4/5"),
-        *("Intelligibility 4/5", "between 2/5 and 4/5", "", "at 16000 Hz", "rated 8/10", "recorded on 4/5/2021"),
-        *("a 5 dB SNR", "quality 80%", "1 2 3", "the last 2 seconds are muffled"),
-    ],
-)
-def test_ratings_that_are_not_there(text):
-    assert read_rating(text) is None
+NONE = ["The speech is good.", "There are 3 speakers and 2 dogs.", "noise: 2/5, distortion: 4/5", "Intelligibility 4/5"]
+NONE += ["between 2/5 and 4/5", "", "at 16000 Hz", "rated 8/10", "recorded on 4/5/2021", "a 5 dB SNR", "quality 80%"]
+NONE += ["1 2 3", "the last 2 seconds are muffled"]
+OUTSIDE = ["7/5", "0/5", "overall quality: 9", "-1", "Rating: 100", "6 stars"]
 
 
-@pytest.mark.parametrize("text", ["7/5", "0/5", "overall quality: 9", "-1", "Rating: 100", "6 stars"])
-def test_ratings_out_of_range_are_null(text):
+@pytest.mark.parametrize("text", [*NONE, *OUTSIDE])
+def test_ratings_that_are_not_there_and_those_out_of_range(text):
     score = read_rating(text)
-    assert score is not None and score.value is None and "outside" in (score.error or "")
+    assert score is None if text in NONE else score.value is None and "outside" in (score.error or "")
 
 
 def test_judges_that_put_their_numbers_into_thoughts():

@@ -7,13 +7,13 @@ import types
 
 import pytest
 import torch
-from reward_signals import voice
+from reward_signals import sample, scored, voice
 
 from rlspeech.rewards import base
 from rlspeech.rewards import squim as _torchaudio
 from rlspeech.rewards.base import available
 from rlspeech.rewards.scorer import get_reward
-from rlspeech.types import Sample, UserError
+from rlspeech.types import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -35,25 +35,19 @@ class Net(torch.nn.Module):
         return [level, 1 + level, 10 * level]
 
 
-def pretend(monkeypatch, **attributes):
+def pretend(monkeypatch):
     """Put an imitation of torchaudio in place."""
-    package = types.ModuleType("torchaudio")
-    package.__version__ = "9.9"
-    package.__spec__ = types.SimpleNamespace(name="torchaudio")
-    models = types.ModuleType("torchaudio.models")
-    models.squim_objective_base = Net
+    package = types.SimpleNamespace(__version__="9.9", __spec__=types.SimpleNamespace(name="torchaudio"))
+    models = types.SimpleNamespace(squim_objective_base=Net)
     for name, module in {"torchaudio": package, "torchaudio.models": models}.items():
         monkeypatch.setitem(sys.modules, name, module)
-    return package
 
 
-def test_missing_torchaudio_is_a_reason(monkeypatch):
+def test_a_torchaudio_that_is_missing_or_broken_is_a_reason_and_stops_nothing(monkeypatch):
     real = base.importlib.util.find_spec
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda n: None if n == "torchaudio" else real(n))
     assert "torchaudio is not installed" in next(why for entry, why in available() if entry.family == "squim")
 
-
-def test_broken_torchaudio_is_a_reason_and_stops_nothing(monkeypatch):
     def broken(name):
         raise OSError("libcudart.so.13: cannot open shared object file")
 
@@ -64,18 +58,14 @@ def test_broken_torchaudio_is_a_reason_and_stops_nothing(monkeypatch):
         _torchaudio.load()
 
 
-def test_weights_are_never_fetched_unasked(monkeypatch):
-    pretend(monkeypatch)
-    with pytest.raises(UserError, match="weights"):
-        get_reward("squim_pesq").score([Sample("a", voice(0.5), 16000)])
-
-
-def test_columns_come_out_in_the_right_places(monkeypatch, tmp_path):
+def test_columns_come_out_in_the_right_places_and_weights_are_never_fetched_unasked(monkeypatch, tmp_path):
     from safetensors.torch import save_file
 
     pretend(monkeypatch)
+    with pytest.raises(UserError, match="weights"):
+        scored([sample(voice(0.5))], "squim_pesq")
     save_file(Net().state_dict(), tmp_path / "w.safetensors")
-    samples = [Sample(str(i), voice(s), 16000) for i, s in enumerate((0.5, 0.7))]
+    samples = [sample(voice(0.5)), sample(voice(0.7))]
     for name, expected in (("squim_stoi", 0.01), ("squim_pesq", 1.01), ("squim_si_sdr", 0.1)):
         reward = get_reward(name, weights=str(tmp_path / "w.safetensors"))
         assert [s.value for s in reward.score(samples)] == pytest.approx([expected] * 2, rel=1e-3)

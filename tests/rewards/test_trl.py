@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reward_signals import NOTHING, sample, scored
 
 from rlspeech.rewards.base import resolve
 from rlspeech.rewards.scorer import Scorer
@@ -21,14 +22,12 @@ TEXTS = ["one two", "one two", "one", "one two"]
 
 
 def samples(**columns: list[Any]) -> list[Sample]:
-    silence = np.zeros(0, np.float32)
     rows = [{k: v[i] for k, v in columns.items()} for i in range(len(SAID))]
-    return [Sample(f"u{i}", silence, 16000, None, TEXTS[i], row, SAID[i]) for i, row in enumerate(rows)]
+    return [sample(NOTHING, f"u{i}", text=TEXTS[i], hypothesis=SAID[i], **row) for i, row in enumerate(rows)]
 
 
 def scores(name: str, given: list[Sample]) -> list[float | None]:
-    with Scorer([name], workers=0) as scorer:
-        return [s.value for s in scorer.score(given)[name]]
+    return [s.value for s in scored(given, name)[name]]
 
 
 def test_a_function_of_trls_is_a_reward() -> None:
@@ -40,15 +39,11 @@ def test_a_function_of_trls_is_a_reward() -> None:
     assert scores("trl_plugins:matches", samples(topic=topic, prompt=prompt)) == [1.0, 0.0, 0.0, None]
 
 
-def test_a_row_without_a_transcript_is_not_asked_about() -> None:
+def test_a_row_without_a_transcript_is_not_asked_about_and_a_column_that_is_not_there_is_said() -> None:
     mixed = samples()
     mixed[1].hypothesis = None
-    with Scorer(["trl_plugins:longer"], workers=0) as scorer:
-        found = scorer.score(mixed)["trl_plugins:longer"]
+    found = scored(mixed, "trl_plugins:longer")["trl_plugins:longer"]
     assert [s.value for s in found] == [7.0, None, 0.0, 7.0] and found[1].error == "no hypothesis"
-
-
-def test_a_column_that_is_not_there_is_said() -> None:
     with Scorer(["trl_plugins:misses"], workers=0) as scorer:
         scorer.dry_run()
         (first, *_) = scorer.score(samples())["trl_plugins:misses"]
@@ -107,7 +102,7 @@ def test_what_cannot_work_is_refused() -> None:
     assert error.value.why == "the dataset has words"
 
 
-def test_rewards_of_sound_with_a_decoder() -> None:
+def test_rewards_of_sound_with_a_decoder_and_completions_of_every_shape() -> None:
     clean = (0.1 * np.sin(np.arange(16000) * 0.05)).astype(np.float32)
     noise = 0.01 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
 
@@ -118,9 +113,6 @@ def test_rewards_of_sound_with_a_decoder() -> None:
     assert good > bad + 15 and none is None
     loud, quiet = asked(as_trl_reward("reward_plugins:loudness", decode=decode), ["9", "0"], x=[1, 2])
     assert loud > quiet
-
-
-def test_words_of_completions_in_every_shape() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": "b"}]
     chats: list[Any] = [[{"role": "assistant", "content": content}] for content in ("x", parts)]
     shapes = ["x", *chats, [], [{"role": "assistant"}], None]

@@ -18,20 +18,13 @@ MISTRAL = ("<s>", "[INST]", "[BEGIN_AUDIO]", "[/INST]", "[TRANSCRIBE]")
 WHISPER = ("<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
 MARKS = (END, PAD, START, AUDIO, BOS, EOS, *MISTRAL, *WHISPER)
 TEMPLATE = (
-    "{% for m in messages %}"
-    + START
-    + "{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'audio' %}"
-    + BOS
-    + AUDIO
-    + EOS
-    + "{% elif c['type'] == 'keywords' %}{{ c['keywords'] | join(', ') }}: "
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif c['type'] == 'keywords' %}{{ c['keywords'] | join(', ') }}: "
     "{% elif c['type'] == 'language' %}{{ c['language'] }}: {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if m['role'] != 'assistant' %}"
-    + END
-    + "\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
-    + START
-    + "assistant\n{% endif %}"
+    "{% if m['role'] != 'assistant' %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.config import CodecLMModel
+from rlspeech.config import CodecLMModel, TokenRewardModel
 from rlspeech.models.codec.lm import CodecLM, build_codec_lm, layout_of
+from rlspeech.models.recogniser import make_tokenizer
+from rlspeech.models.token_reward import TokenReward
 
 V, RATE, FRAME = 24, 16000, 640
 TEXTS = ["one two three", "four", "seven eight nine zero"]
@@ -54,11 +56,17 @@ def tiny(seed: int = 0, **changes: Any) -> CodecLM:
     return lm
 
 
+def token_reward(layers: int = 2) -> TokenReward:
+    """A token reward of random weights, for the ids of ``LevelCodec``."""
+    torch.manual_seed(0)
+    cfg = TokenRewardModel(dim=16, layers=layers, text_layers=layers, heads=2, vocabulary=280)
+    labels = {"sex": ["f", "m"], "quality": ["1", "2", "3"]}
+    return TokenReward(cfg, V, make_tokenizer(TEXTS, 280), labels, RATE).frozen()
+
+
 def public(kind: str, size: int = V, apart: bool = False, **options: Any) -> tuple[Any, Any]:
     """A model and a tokenizer with the vocabulary of a public checkpoint: "llasa", "neutts", "cosyvoice2"."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    from rlspeech.models.recogniser import make_tokenizer
 
     tokenizer = make_tokenizer(TEXTS, 280)
     tokenizer.chat_template = CHAT if kind == "llasa" else None

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -96,15 +96,6 @@ def save_sentiment(
     return folder
 
 
-def voice(seconds: float, seed: int = 0, level: float = 0.1) -> np.ndarray:
-    """(T,) float32: harmonics that come and go, with a little noise."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * 16000)) / 16000
-    wav = sum(np.sin(2 * np.pi * (110 + 30 * seed) * k * t + rng.uniform(0, 6)) / k for k in range(1, 12))
-    wav = wav * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t)) + 0.1 * (seed % 3) * rng.standard_normal(len(t))
-    return (level * wav / np.std(wav)).astype(np.float32)
-
-
 class Server:
     """An OpenAI-compatible server on the loopback; ``reply`` answers with (status, body, headers) to a parsed request."""
 
@@ -115,16 +106,12 @@ class Server:
     def heard(self, request: dict[str, Any]) -> np.ndarray:
         """The waveform in a request, decoded from the WAV bytes that were sent."""
         (part,) = [p for p in request["messages"][0]["content"] if p["type"] != "text"]
-        if part["type"] == "input_audio":
-            assert part["input_audio"]["format"] == "wav"
-            data = part["input_audio"]["data"]
-        else:
-            kind, _, data = part["audio_url"]["url"].partition(",")
-            assert kind == "data:audio/wav;base64"
-        raw = io.BytesIO(base64.b64decode(data, validate=True))
-        assert sf.info(raw).subtype == "PCM_16" and sf.info(io.BytesIO(raw.getvalue())).samplerate == 16000
-        raw.seek(0)
-        return sf.read(raw, dtype="float32")[0]
+        sound = part[part["type"]]
+        kind, _, data = sound["url"].partition(",") if "url" in sound else (sound["format"], "", sound["data"])
+        assert kind in ("data:audio/wav;base64", "wav")
+        with sf.SoundFile(io.BytesIO(base64.b64decode(data, validate=True))) as file:
+            assert (file.subtype, file.samplerate) == ("PCM_16", 16000)
+            return file.read(dtype="float32")
 
 
 def said(text: Any, **message: Any) -> dict[str, Any]:
@@ -139,34 +126,29 @@ def serving(reply: Callable[[dict[str, Any]], Any]):
     server = Server(reply)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer({})
-
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.answer(json.loads(body))
-
-        def answer(self, request: dict[str, Any]) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            request = json.loads(body or b"{}")
             with server.lock:
                 server.busy += 1
                 server.most = max(server.most, server.busy)
                 seen = {"path": self.path, "method": self.command, "key": self.headers.get("Authorization")}
                 server.seen.append({**seen, "json": request, "time": time.monotonic()})
             try:
-                try:
-                    made = server.reply(request)
-                finally:  # before the answer leaves: whoever has it may ask again at once
-                    with server.lock:
-                        server.busy -= 1
-                status, body, headers = made if isinstance(made, tuple) else (200, made, {})
-                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+                made = server.reply(request)
+            finally:  # before the answer leaves: whoever has it may ask again at once
+                with server.lock:
+                    server.busy -= 1
+            status, body, headers = made if isinstance(made, tuple) else (200, made, {})
+            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+            with suppress(BrokenPipeError, ConnectionResetError):
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(raw)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(raw)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
+
+        do_GET = do_POST  # without a body
 
         def log_message(self, *args: Any) -> None:
             pass
