@@ -12,9 +12,7 @@ from scipy.stats import spearmanr
 from rlspeech.report.calibrate import calibrate, calibration_table, has_order, print_calibration
 
 
-def ladder_rows(
-    utterances: int = 6, rungs: int = 5, ways: tuple[str, ...] = ("noise", "clipping"), **columns
-) -> list[dict]:
+def ladder_rows(utterances: int = 6, rungs: int = 5, ways=("noise", "clipping"), **columns) -> list[dict]:
     """Rows in a shuffled order; each column is a function of (utterance, way, rung, rng)."""
     rng = np.random.default_rng(0)
     rows = [
@@ -50,18 +48,15 @@ def test_perfect_reversed_and_blind_rewards():
 
 
 def test_numbers_are_scipys():
-    rows = ladder_rows(
-        a=lambda u, w, k, r: -k + 1.5 * r.standard_normal() + u, b=lambda u, w, k, r: round(-k + r.standard_normal())
-    )
+    blurred = lambda u, w, k, r: -k + 1.5 * r.standard_normal() + u  # noqa: E731
+    rows = ladder_rows(a=blurred, b=lambda u, w, k, r: round(-k + r.standard_normal()))
     found = calibrate(rows, {"a": True, "b": True})
     a, b, rung = (np.array([row[c] for row in rows], float) for c in ("a", "b", "rung"))
     assert found["rewards"]["a"]["pooled"]["value"] == pytest.approx(spearmanr(a, -rung)[0])
     assert found["between"][0]["value"] == pytest.approx(spearmanr(a, b)[0])
     noisy = [i for i, row in enumerate(rows) if row["snr_db"] is not None]
-    assert found["rewards"]["b"]["snr"]["value"] == pytest.approx(
-        spearmanr(b[noisy], [rows[i]["snr_db"] for i in noisy])[0]
-    )
-    assert found["rewards"]["b"]["snr"]["n"] == len(noisy)
+    snr, rho = found["rewards"]["b"]["snr"], spearmanr(b[noisy], [rows[i]["snr_db"] for i in noisy])[0]
+    assert snr["value"] == pytest.approx(rho) and snr["n"] == len(noisy)
     groups: dict = {}
     for row in rows:
         groups.setdefault((row["clean_id"], row["ladder"]), []).append(row)
