@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from scipy.stats import binomtest
+from tiny_runs import RATE, tone
 
 from rlspeech.report import Clip, Edit, Grid, Line, Metric, Plot, ReportData
 from rlspeech.report.render import render_report
 from rlspeech.stats import Interval
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROME = os.environ.get("RLSPEECH_CHROME") or next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROME is None, reason="no chromium or google-chrome, nor a path in RLSPEECH_CHROME"),
-]
+FOUND = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+CHROME = os.environ.get("RLSPEECH_CHROME") or next(iter(FOUND), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROME is None, reason="no browser, nor one in RLSPEECH_CHROME")]
 FLAGS = ["--no-sandbox", "--no-first-run", "--mute-audio", "--autoplay-policy=no-user-gesture-required"]
 FLAGS += [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
-RATE = 16000
 CONTRAST = """() => {  // ratio of every text to what is behind it, as WCAG counts it, the lowest first
   const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d', { willReadFrequently: true });
   const rgba = (text) => {
@@ -58,29 +54,17 @@ CONTRAST = """() => {  // ratio of every text to what is behind it, as WCAG coun
 }"""
 
 
-def _tone(hz: float, seconds: float, level: float = 0.2) -> np.ndarray:
-    return (level * np.sin(2 * np.pi * hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
-
-
 def _data() -> ReportData:
     clips = []
     for n in range(6):
         long = 2 if n else 15  # the first is long enough to be switched while it plays, on a slow machine too
-        audio = {"input": _tone(300 + n, long), "base": _tone(500 + n, long), "tuned": _tone(700 + n, 1.25 * long, 0.1)}
-        scores: dict[str, dict[str, float | None]] = {
-            "base": {"llm": 2.0, "lsd": 5.0},
-            "tuned": {"llm": 2.0 + (n - 2) / 2, "lsd": 5.0 + n},
-        }
-        label = {0: "largest loss", 5: "largest gain"}.get(n, "")
-        clips.append(
-            Clip(f"clip {n} {EVIL}" if n == 3 else f"=clip {n}", audio, RATE, EVIL, scores, {"tuned": EVIL}, {}, label)
-        )
+        audio = {"input": tone(300 + n, long), "base": tone(500 + n, long), "tuned": tone(700 + n, 1.25 * long) / 2}
+        scores: dict[str, Any] = {"base": {"llm": 2.0, "lsd": 5.0}, "tuned": {"llm": 1.0 + n / 2, "lsd": 5.0 + n}}
+        label, key = {0: "largest loss", 5: "largest gain"}.get(n, ""), f"clip {n} {EVIL}" if n == 3 else f"=clip {n}"
+        clips.append(Clip(key, audio, RATE, EVIL, scores, {"tuned": EVIL}, {}, label))
     clips[1].edits = {"tuned": [Edit("replace", EVIL, EVIL), Edit("insert", "", EVIL)]}
     deltas = {"tuned": {"llm": Interval(0.5, 0.2, 0.8, 6), "lsd": Interval(0.5, -0.1, 1.1, 6)}}
-    lines = [
-        Line(EVIL, range(5), range(5), [v - 1 for v in range(5)], [v + 1 for v in range(5)]),
-        Line("other", range(5), [3] * 5),
-    ]
+    lines = [Line(EVIL, range(5), range(5), range(-1, 4), range(1, 6)), Line("other", range(5), [3] * 5)]
     return ReportData(
         f"Report {EVIL}",
         EVIL,
@@ -130,12 +114,7 @@ class _Context:
         page = self.profile.new_page()
         page.on("console", lambda message: self.troubles.append(message.text))
         page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        page.on(
-            "request",
-            lambda asked: (
-                None if asked.url.startswith(("file:", "data:", "blob:")) else self.troubles.append(asked.url)
-            ),
-        )
+        page.on("request", lambda asked: self.troubles.extend(re.findall(r"^(?!file:|data:|blob:).+", asked.url)))
         page.goto(self.report.as_uri())
         return page
 
@@ -288,9 +267,8 @@ def test_wilson_and_the_order(context: _Context) -> None:
 
 
 def test_a_browser_that_refuses_its_store_only_forgets(context: _Context) -> None:
-    page = context.open(
-        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied', 'SecurityError'); } });"
-    )
+    refusal = "{ get() { throw new DOMException('denied', 'SecurityError'); } }"
+    page = context.open(f"Object.defineProperty(window, 'localStorage', {refusal});")
     page.get_by_role("button", name="Blind A/B test").click()
     page.get_by_role("button", name="Start").click()
     _vote(page, "1")
@@ -318,13 +296,9 @@ def test_a_telephone_needs_no_sideways_scrolling(context: _Context) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.get_by_role("button", name="Blind A/B test").click()
     page.get_by_role("button", name="Start").click()
-    assert (
-        page.evaluate("(() => { const d = document.querySelector('dialog'); return d.scrollWidth - d.clientWidth; })()")
-        == 0
-    )
-    heights = page.evaluate(
-        "[...document.querySelectorAll('dialog button')].filter((b) => b.checkVisibility()).map((b) => b.offsetHeight)"
-    )
+    width, client = page.locator("dialog").evaluate("(d) => [d.scrollWidth, d.clientWidth]")
+    assert width == client
+    heights = page.locator("dialog button:visible").evaluate_all("(found) => found.map((b) => b.offsetHeight)")
     assert len(heights) > 6 and min(heights) >= 36  # for fingers
 
 
@@ -346,6 +320,10 @@ def test_everything_can_be_read(context: _Context, scheme: str) -> None:
     assert len(colours) == 8 and colours[0] >= 3  # lines against the card: what WCAG asks of graphics
 
 
+FOCUSED = """(() => { const e = document.activeElement, s = getComputedStyle(e);
+  return [s.outlineStyle !== 'none' && e.matches(':focus-visible'), `${e.tagName}.${e.className} ${e.id}`]; })()"""
+
+
 def test_the_keyboard_reaches_everything(context: _Context) -> None:
     page = context.open()
     page.keyboard.press("Tab")
@@ -355,16 +333,11 @@ def test_the_keyboard_reaches_everything(context: _Context) -> None:
     unnamed = page.evaluate("""[...document.querySelectorAll('button, input, select, [role=region]')].filter((e) => e.checkVisibility()
       && !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length""")
     assert unnamed == 0
-    assert page.evaluate(
-        "[...document.querySelectorAll('table')].every((t) => t.caption && !t.querySelector('th:not([scope])'))"
-    )
+    assert page.locator("table:not(:has(caption)), th:not([scope])").count() == 0
     seen = []
     for _ in range(70):
         page.keyboard.press("Tab")
-        seen.append(
-            page.evaluate("""(() => { const e = document.activeElement, s = getComputedStyle(e);
-          return [s.outlineStyle !== 'none' && e.matches(':focus-visible'), `${e.tagName}.${e.className} ${e.id}`]; })()""")
-        )
+        seen.append(page.evaluate(FOCUSED))
     assert [what for visible, what in seen if not visible and not what.startswith("BODY")] == []  # the end of the page
     assert len({what for _, what in seen}) > 8
 
