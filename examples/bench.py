@@ -2,21 +2,30 @@
 
 Every row times two ways of doing the same work in this one process, in turns, and gives the medians and their ratio:
 DNSMOS in batches against the ``speechmos`` package file by file, CPU metrics in worker processes against one after another,
-rollouts that share their deterministic steps against rollouts that do not, and structured against per-bin exploration.
+rollouts that share their deterministic steps against rollouts that do not, and structured against per-bin exploration. Before that it
+times (once) the commands that read manifests, on one of a million rows; ``--manifest`` does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile as sf
 
 from rlspeech import log
 from rlspeech.config import Exploration, FlowModel, Lora
+from rlspeech.data.inputs import Item
 from rlspeech.parallel import calm_threads, physical_cores
 from rlspeech.types import Sample
 
@@ -82,6 +91,54 @@ def bench_dnsmos(repeats: int) -> list[Any] | None:
     return ["DNSMOS, 4 clips of 4 s", "speechmos, one by one", theirs, "rlspeech, batched", ours, theirs / ours]
 
 
+def bench_manifest(count: int) -> list[list[Any]]:
+    """What commands cost that read a manifest of so many rows: seconds, of them on a CPU, and MB in memory at most."""
+    sounds = min(count, 1000)  # rows share their files: it is the manifest that is timed
+    facts = '"duration": 1.0, "sample_rate": 16000, "text": "two words"'
+    row = '{{"id": "u{0:08}", "audio_filepath": "a/{1}.wav", ' + facts + "}}\n"
+    with tempfile.TemporaryDirectory() as name:
+        folder, one, other, scores = (
+            Path(name),
+            *(f"{p}/m.jsonl" for p in ("one", "other")),
+            Path(name, "s", "scores.jsonl"),
+        )
+        (folder / "loud.py").write_text("def peak(wavs, texts, sample_rate, **rest):\n    return [1.0] * len(wavs)\n")
+        for path, ids in ((one, range(count)), (other, range(count // 2, count // 2 * 3, 2))):
+            (folder / path).parent.mkdir()
+            with (folder / path).open("w") as file:
+                file.writelines(row.format(n, n % sounds) for n in ids)
+        (folder / "one" / "a").mkdir()
+        for n in range(sounds):
+            sf.write(folder / "one" / "a" / f"{n}.wav", np.full(RATE, 0.1), RATE)
+        reward = ("reward", one, "--reward", "loud:peak", "--out", "s", "--workers", "0")
+        found = [["check", *cost(folder, "check", one)], ["reward, first score", *cost(folder, *reward, until=scores)]]
+        first, *_ = (json.loads(line) for line in scores.read_text().splitlines())
+        with scores.open("w") as file:
+            stamps = [
+                Item("", folder / "one" / "a" / f"{n}.wav", text="two words", duration_s=1.0).stamp()
+                for n in range(sounds)
+            ]
+            for n in range(count):
+                file.write(json.dumps({**first, "key": f"u{n:08}", "stamp": stamps[n % sounds]}) + "\n")
+        found.append(["reward, all scored before", *cost(folder, *reward)])
+        found.append(["prepare join, half as many", *cost(folder, "prepare", "join", one, other, "--out", "joined")])
+        return found
+
+
+def cost(folder: Path, *command: str, until: Path | None = None) -> tuple[float, float, float]:
+    """Run a command, or begin it ``until`` a file holds something: seconds, of them on a CPU, and MB in memory at most."""
+    started, environment = time.perf_counter(), {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-m", "rlspeech", *command], cwd=folder, env=environment)
+    while until is not None and not (until.exists() and until.stat().st_size):
+        assert process.poll() is None, command
+        time.sleep(0.05)
+    if until is not None:
+        process.kill()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert until is not None or status == 0, command
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
 def bench_pool(workers: int, repeats: int) -> list[Any]:
     """CPU metrics in a pool of workers against the same metrics in this process."""
     from rlspeech.rewards.base import available
@@ -137,15 +194,20 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="a model of a few thousand weights: checks the script, measures nothing"
     )
+    parser.add_argument("--manifest", action="store_true", help="only what manifests cost")
     args = parser.parse_args()
     calm_threads()
     model = FlowModel(dim=128, depth=4)
     if args.small:
         model = FlowModel(dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4)
     started = time.perf_counter()
-    rows = [
-        row for row in (bench_dnsmos(args.repeats), bench_pool(args.workers, args.repeats)) if row
-    ] + bench_rollouts(args.repeats, model)
+    count = 10_000 if args.small else 1_000_000
+    found = [[what, *(f"{figure:.0f}" for figure in figures)] for what, *figures in bench_manifest(count)]
+    log.table(f"a manifest of {count} rows", ["what", "s", "CPU s", "MB at most"], found)
+    if args.manifest:
+        return
+    rows = [row for row in (bench_dnsmos(args.repeats), bench_pool(args.workers, args.repeats)) if row]
+    rows += bench_rollouts(args.repeats, model)
     log.table(
         f"medians of {args.repeats} in turns, {physical_cores()} cores, {time.perf_counter() - started:.0f} s in all",
         COLUMNS,

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
@@ -65,13 +65,21 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def open_lines(path: str | Path) -> BinaryIO:
+    """Open a file for its lines in UTF-8; one in UTF-16 or UTF-32 is read at once. Raises ``OSError`` or ``ValueError``."""
+    file = open(on_disk(str(path)), "rb")  # noqa: SIM115  # for the caller to close
+    start = file.peek(len(LFS))
+    if not start.startswith(LFS) and encoding_of(start) in ("utf-8", "utf-8-sig"):
+        return file
+    with file:
+        return io.BytesIO(decoded(file.read()).encode())
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines in UTF-8 that are not blank, with their numbers from 1. Raises ``UserError`` where the file cannot be read."""
     try:
-        with open(on_disk(str(path)), "rb") as f:
-            start = f.peek(len(LFS))
-            odd = start.startswith(LFS) or encoding_of(start) not in ("utf-8", "utf-8-sig")
-            for number, line in enumerate(io.BytesIO(decoded(f.read()).encode()) if odd else f, 1):
+        with open_lines(path) as f:
+            for number, line in enumerate(f, 1):
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
@@ -93,10 +101,13 @@ def _unreadable(path: str | Path, error: OSError | ValueError, hint: str) -> Use
     return UserError(f"cannot read {path}", getattr(error, "strerror", None) or why, PULL if POINTER in why else hint)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def dumps(row: dict[str, Any]) -> str:
     """One line of JSON; ``UserError`` for NaN and infinity, which are not JSON."""
     try:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        line = _ENCODER.encode(row)
         line.encode()
         return line
     except UnicodeEncodeError:  # names that are not UTF-8 arrive as lone surrogates, and survive the round trip escaped

@@ -24,6 +24,7 @@ _MARKS = (
     *((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
     *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
 )
+_PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)  # a relative path that stands for itself
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/?/")
 
 
@@ -99,6 +100,8 @@ def local_path(name: str, base: str = "") -> str:
     Raises:
         ValueError: an address of another machine, or of a store.
     """
+    if base[1:] and _PLAIN.fullmatch(name):
+        return f"{base}/{name}"
     if name.startswith("~") or ":" in name or "\\" in name:
         name = _understood(name, base)
     return on_disk(os.path.normpath(os.path.join(base, name)))

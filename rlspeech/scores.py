@@ -10,17 +10,23 @@ and metric are the same, of a ``ScoreTable`` (``eval``) while the fingerprint of
 
 from __future__ import annotations
 
+import itertools
 import json
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlspeech import log
 from rlspeech.files import dumps, parse_json, read_object, write_error, write_text
 from rlspeech.types import Score, UserError
 
 Row = dict[str, Any]
+Place = tuple[str, str]  # system and key
 FIXED = {"key", "system", "stamp", "errors"}
 JUDGE_TEXT = "llm_text"  # columns of this beginning hold what a language model said
 # failures of the machine, not of the file: tried again by the next run
@@ -45,14 +51,16 @@ def read_scores(path: Path, notes: list[str] | None = None) -> dict[str, dict[st
     return found
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows, all in one write. Raises ``UserError`` where the disk does not take them."""
-    text = "".join(dumps(row) + "\n" for row in rows)
+def append_rows(path: Path, rows: Iterable[Row]) -> Iterator[int]:
+    """Append rows, all in one write, and say where each begins. Raises ``UserError`` where the disk does not take them."""
+    lines = [(dumps(row) + "\n").encode() for row in rows]
     try:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with path.open("ab") as file:
+            start = file.tell()
+            file.write(b"".join(lines))
     except OSError as error:
         raise write_error(path, error, "the rows before it are kept") from error
+    return itertools.accumulate(map(len, lines), initial=start)
 
 
 def keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:
@@ -66,21 +74,17 @@ def write_json(path: Path, facts: Any) -> None:
     write_text(path, json.dumps(log.plain(facts), indent=2, ensure_ascii=False) + "\n")
 
 
-def _read(path: Path, notes: list[str] | None = None) -> dict[tuple[str, str], Row]:
+def _read(path: Path, notes: list[str] | None = None) -> dict[Place, Row]:
     """Rows by system and key, in the order in which they first come."""
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[Place, Row] = {}
     torn = 0
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
         return {}
     for line in filter(bytes.strip, lines):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("key"), str):
-            _merge(rows, row)
+        if row := _row_of(line):
+            rows[_place(row)] = _merged(rows.get(_place(row), {}), row)
         else:
             torn += 1
     if torn and notes is not None:
@@ -88,37 +92,33 @@ def _read(path: Path, notes: list[str] | None = None) -> dict[tuple[str, str], R
     return rows
 
 
-def _merge(rows: dict[tuple[str, str], Row], row: Row) -> None:
-    place = (str(row.get("system", "")), row["key"])
-    old = rows.get(place, {})
+def _row_of(line: bytes) -> Row:
+    """A line's row; empty where it is none."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) and isinstance(row.get("key"), str) else {}
+
+
+def _place(row: Row) -> Place:
+    return str(row.get("system", "")), row["key"]
+
+
+def _merged(old: Row, row: Row) -> Row:
+    """What a row and the one before it say together."""
     if "stamp" in old and old["stamp"] == row.get("stamp"):
         errors = {k: v for k, v in old.get("errors", {}).items() if k not in row}
         row = {**old, **row, "errors": {**errors, **row.get("errors", {})}}
-    rows[place] = row
+    return row
 
 
 def _write(path: Path, rows: Iterable[Row]) -> None:
-    write_text(path, "".join(dumps(row) + "\n" for row in rows))
+    write_text(path, (dumps(row) + "\n" for row in rows))
 
 
-class _Rows:
-    """Rows in memory, by system and key, and their file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, _read(path)
-
-    def row(self, system: str, key: str) -> Row:
-        """A row; empty where there is none."""
-        return self.rows.get((system, key), {})
-
-    def write(self) -> None:
-        """Rewrite the file without torn and superseded rows: complete or not at all."""
-        if self.rows or self.path.exists():
-            _write(self.path, self.rows.values())
-
-
-class ScoreFile(_Rows):
-    """``scores.jsonl`` of files: appended while scoring, one row a (system, key) after ``write``.
+class ScoreFile:
+    """``scores.jsonl`` of files: appended while scoring, one row a (system, key) after ``write``. In memory there is where rows begin.
 
     Args:
         path: the JSONL file; ``.meta.json`` stands beside it.
@@ -130,7 +130,7 @@ class ScoreFile(_Rows):
     """
 
     def __init__(self, path: Path, system: str, metrics: dict[str, Any]) -> None:
-        super().__init__(path)
+        self.path, self._size = path, -1
         self.system, self.metrics, self.meta_path = system, metrics, path.with_suffix(".meta.json")
         self.meta = read_object(self.meta_path)
         if not isinstance(self.meta.get("systems"), dict):
@@ -142,16 +142,54 @@ class ScoreFile(_Rows):
             n for n, m in metrics.items() if n in known and _identity(known[n], moved) != _identity(m, moved)
         ]
         stale = [n for n in metrics if n in self.outdated or n not in known]
-        for row, name in ((r, n) for (owner, _), r in self.rows.items() if owner == system for n in stale):
-            row.pop(name, None)
         known.update(metrics)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.write_meta({})
-            self.write()
-            path.touch()
+            self.write(stale)
         except OSError as error:
             raise UserError(f"cannot write {path}", str(error), "--out FILE or FOLDER") from error
+
+    def write(self, stale: Collection[str] = ()) -> None:
+        """Rewrite the file, complete or not at all, where rows are torn, superseded or hold ``stale`` columns of the system."""
+        self.path.touch()
+        if self.path.stat().st_size != self._size and self._note(stale):
+            first = (self._at(n) for n, before in enumerate(self._before) if before < 0)
+            rows = (self.row(*_place(row)) for row in first)
+            cut = {self.system: frozenset(stale)}
+            _write(self.path, ({k: row[k] for k in row if k not in cut.get(row.get("system", ""), ())} for row in rows))
+            self._note()
+
+    def _note(self, stale: Collection[str] = ()) -> bool:
+        """Note where rows begin; True where the file has others than ``write`` leaves."""
+        self._starts, self._before, self._last = array("Q"), array("q"), dict[int, int]()
+        self._file, self._size, odd = self.path.open("rb"), 0, False
+        for line in self._file:
+            row = _row_of(line)
+            old = row.get("system", "") == self.system and not row.keys().isdisjoint(stale)
+            odd |= old or not row or not line.endswith(b"\n")
+            if row:
+                self._begins(row, self._size)
+            self._size += len(line)
+        return odd or len(self._last) < len(self._starts)
+
+    def _begins(self, row: Row, start: int) -> None:
+        place = hash(_place(row))
+        self._before.append(self._last.get(place, -1))
+        self._last[place] = len(self._starts)
+        self._starts.append(start)
+
+    def _at(self, n: int) -> Row:
+        self._file.seek(self._starts[n])
+        return _row_of(self._file.readline())
+
+    def row(self, system: str, key: str) -> Row:
+        """A row; empty where there is none."""
+        rows, n = list[Row](), self._last.get(hash((system, key)), -1)
+        while n >= 0:
+            rows.insert(0, self._at(n))
+            n = self._before[n]
+        return reduce(_merged, [r for r in rows if _place(r) == (system, key)], {})
 
     def missing(self, key: str, stamp: str) -> list[str]:
         """Metrics that this file's row does not hold yet."""
@@ -163,18 +201,19 @@ class ScoreFile(_Rows):
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows."""
-        append_rows(self.path, rows)
-        for row in rows:
-            _merge(self.rows, row)
+        for row, start in zip(rows, append_rows(self.path, rows), strict=False):
+            self._begins(row, start)
 
-    def values(self, name: str, keys: Sequence[str]) -> list[float | None]:
-        """A column over the given keys."""
-        return [self.row(self.system, k).get(name) for k in keys]
-
-    def errors(self, name: str, keys: Sequence[str]) -> Counter[str]:
-        """Reasons of the nulls of a column, counted."""
-        reasons = (self.row(self.system, k).get("errors", {}) for k in keys)
-        return Counter(r[name] for r in reasons if name in r)
+    def columns(self, keys: Sequence[str]) -> dict[str, tuple[np.ndarray, Counter[str]]]:
+        """Of every metric its values over the keys (K,), nan where there is none, and the reasons of its nulls, counted."""
+        found = {name: (np.full(len(keys), np.nan), Counter[str]()) for name in self.metrics}
+        for n, row in enumerate(self.row(self.system, key) for key in keys):
+            for name, (values, reasons) in found.items():
+                if (value := row.get(name)) is not None:
+                    values[n] = value
+                if name in (errors := row.get("errors", {})):
+                    reasons[errors[name]] += 1
+        return found
 
     def write_meta(self, extra: dict[str, Any]) -> None:
         """Write ``.meta.json`` with further facts of this system."""
@@ -187,12 +226,21 @@ def _identity(facts: dict[str, Any], rate: bool) -> str:
     return json.dumps(log.plain(own), sort_keys=True)
 
 
-class ScoreTable(_Rows):
+class ScoreTable:
     """``scores.jsonl`` of an evaluation: one row a (system, utterance), with all ``metrics``, be it as null; fingerprints beside it."""
 
     def __init__(self, folder: Path, metrics: Sequence[str]) -> None:
-        super().__init__(folder / "scores.jsonl")
-        self.folder, self.metrics = folder, list(metrics)
+        self.folder, self.metrics, self.path = folder, list(metrics), folder / "scores.jsonl"
+        self.rows = _read(self.path)
+
+    def row(self, system: str, key: str) -> Row:
+        """A row; empty where there is none."""
+        return self.rows.get((system, key), {})
+
+    def write(self) -> None:
+        """Rewrite the file without torn and superseded rows: complete or not at all."""
+        if self.rows or self.path.exists():
+            _write(self.path, self.rows.values())
 
     def keep(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
         """Drop the rows of systems whose fingerprint has changed, note the new ones, and return system -> fingerprint before."""

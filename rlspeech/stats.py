@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 Values = Sequence[float | None] | np.ndarray
-CHUNK = 4_000_000  # resampled values held at once
+CHUNK, MAX_WORK = 4_000_000, 200_000_000  # resampled values held at once, and in all where 200 resamples need no more
 LEVEL = 0.95  # coverage of every interval
 
 
@@ -73,11 +73,11 @@ def mean_interval(values: Values, seed: int = 0, n: int = 2000) -> Interval:
 
     Args:
         values: (K,) numbers; None, nan and infinities are dropped and counted.
-        seed, n: of the resampling; number of resamples.
+        seed, n: of the resampling; number of resamples, of which very large sets get fewer (``MAX_WORK``).
     """
     x = _floats(values)
     good = x[np.isfinite(x)]
-    dropped = len(x) - len(good)
+    dropped, n = len(x) - len(good), min(n, max(200, MAX_WORK // max(1, len(good))))
     if len(good) < 2:
         return Interval(float(good[0]) if len(good) else math.nan, math.nan, math.nan, len(good), dropped)
     rng = np.random.default_rng(seed)

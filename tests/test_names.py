@@ -83,7 +83,7 @@ def test_names_are_matched_composed_and_opened_as_they_are(tmp_path: Path) -> No
     noisy, clean = _sound(tmp_path / "noisy" / f"{decomposed}.wav"), _sound(tmp_path / "clean" / f"{CAFE}.wav")
     (tmp_path / "texts").write_text(f"{CAFE} one two\n")
     (item,) = collect(str(tmp_path / "noisy"), str(tmp_path / "clean"), str(tmp_path / "texts"))
-    assert (item.key, item.audio, item.target, item.text) == (CAFE, noisy, clean, "one two")
+    assert (item.key, item.audio, item.target, item.text) == (CAFE, str(noisy), str(clean), "one two")
     (tmp_path / "m.jsonl").write_text(
         json.dumps({"audio_filepath": f"noisy/{CAFE}.wav", "duration": 0.1, "sample_rate": 16000})
     )
@@ -102,7 +102,7 @@ def test_paths_as_they_are_written_elsewhere(tmp_path: Path, monkeypatch: pytest
     rows = [{"audio_filepath": p, "duration": 1, "sample_rate": 16000} for p in ("s3://bucket/x.wav", "gs://b/y.wav")]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     utts, problems = scan_manifest(tmp_path / "m.jsonl")
-    assert not utts and all("address" in p.message for p in problems)
+    assert not utts and all("address" in message for _, message in problems)
     with pytest.raises(UserError):
         names.local_option("s3://bucket/model", "--model")
 

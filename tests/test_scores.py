@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +52,36 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--out"):
         ScoreFile(tmp_path / "file" / "scores.jsonl", "s", {"x": {}})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_that_stay_on_the_disk_are_those_of_the_whole_file(tmp_path: Path, seed: int) -> None:
+    draw, path = random.Random(seed), tmp_path / "scores.jsonl"
+
+    def row() -> dict[str, Any]:
+        column, fails = draw.choice("xy"), draw.random() < 0.3
+        found = {column: None if fails else draw.random(), "errors": {column: "no"} if fails else {}}
+        return {"key": draw.choice("abcd\u00e9"), "system": draw.choice("st"), "stamp": draw.choice("12")} | found
+
+    append_rows(path, [row() for _ in range(12)])
+    path.write_bytes(path.read_bytes() + b'{"torn\n\n')
+    path.with_suffix(".meta.json").write_text('{"systems": {"s": {"metrics": {"x": {}, "y": {}}}}}')
+    scores = ScoreFile(path, "s", {"x": {}, "y": {}})
+    for _ in range(4):
+        scores.add([row() for _ in range(draw.randrange(4))])
+    whole = read_scores(path)
+    for system, rows in whole.items():
+        assert {k: scores.row(system, k) for k in rows} == rows
+    assert scores.row("s", "z") == {} and scores.missing("z", "1") == ["x", "y"]
+    own = whole.get("s", {})
+    values, errors = scores.columns(list(own))["x"]
+    assert [None if math.isnan(v) else v for v in values] == [r.get("x") for r in own.values()]
+    assert errors.total() == sum("x" in r["errors"] for r in own.values())
+    scores.write()
+    assert read_scores(path) == whole and len(path.read_text().splitlines()) == sum(map(len, whole.values()))
+    before = path.stat().st_ino
+    ScoreFile(path, "s", {"x": {}, "y": {}}).write()
+    assert path.stat().st_ino == before  # nothing to do, nothing rewritten
+    ScoreFile(path, "s", {"x": {"version": 2}})
+    assert not any("x" in r for r in read_scores(path).get("s", {}).values())  # of another version
+    assert read_scores(path).get("t") == whole.get("t")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from rlspeech import log
 from rlspeech.config_parts import conf
 from rlspeech.corpora.base import Sets, Source, shown
 from rlspeech.data.audio import AudioError, load_audio, save_audio
-from rlspeech.data.manifest import PATH_KEYS, TEXT_KEYS, find_manifest, read_manifest
+from rlspeech.data.manifest import FIELDS, PATH_KEYS, TEXT_KEYS, find_manifest, usable_rows
 from rlspeech.files import parse_json, safe_name
 from rlspeech.types import UserError, Utterance
 
@@ -49,21 +50,21 @@ class Join(Source):
         if any(os.path.realpath(p) == os.path.realpath(target) for p in paths):
             raise UserError(f"{target} would be overwritten", "it is one of the manifests", "--out with another folder")
         columns = (columns for _, columns in given)
-        parts = [_Part(*part, read_manifest(part[0])) for part in zip(paths, _tags(paths), columns, strict=True)]
-        for part in parts:
-            for utt in part.rows:
-                _set(utt, part.columns)
-        renamed = _tell_apart(parts)
-        rows = [(n, utt) for n, part in enumerate(parts) for utt in part.rows]
+        rows = Joined([_Part(*part) for part in zip(paths, _tags(paths), columns, strict=True)])
         if self.sample is not None and self.sample < len(rows):
-            rows = [rows[i] for i in sorted(random.Random(self.seed).sample(range(len(rows)), self.sample))]
+            chosen = random.Random(self.seed).sample(range(len(rows)), self.sample)
+            rows.kept = bytearray(len(rows))
+            for n in chosen:
+                rows.kept[n] = 1
         elif self.sample is not None:
             log.warn(f"there are {len(rows)} rows, all of them are taken (--sample {self.sample})")
-        utts = [utt for _, utt in rows]
-        joined = [_facts(p, [utt for m, utt in rows if m == n]) for n, p in enumerate(parts)]
+        joined, renamed = rows.facts(), rows.renamed
         facts: dict[str, Any] = {"joined": joined, "renamed": renamed}
-        sets = Sets({"manifest": utts}, facts=facts, meta=facts, following=_following(out, utts))
-        set_to = [", ".join(f"{k}={v}" for k, v in part.columns.items()) for part in parts]
+        spoken = all(compress(rows.spoken, rows.kept))
+        command = f"eval --task asr --data {shown(out)}/manifest.jsonl" if spoken else f"check {shown(out)}"
+        manifest: Any = rows  # no list, but with a length, and to be gone through
+        sets = Sets({"manifest": manifest}, facts=facts, meta=facts, following=f"rlspeech {command}")
+        set_to = [", ".join(f"{k}={v}" for k, v in part.columns.items()) for part in rows.parts]
         table = [[j["path"], j["rows"], round(j["hours"], 3), to] for j, to in zip(joined, set_to, strict=True)]
         sets.table = (["manifest", "rows", "hours", "set"], table)
         note = f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"
@@ -72,12 +73,69 @@ class Join(Source):
 
 
 class _Part(NamedTuple):
-    """A manifest: where it lies, what it is called in ids, the columns that are set, its rows."""
+    """A manifest: where it lies, what it is called in ids, the columns that are set."""
 
     path: Path
     tag: str
     columns: dict[str, Any]
-    rows: list[Utterance]
+
+    def rows(self) -> Iterator[Utterance]:
+        """Read the rows. Raises ``UserError``, see ``read_manifest``."""
+        for _, utt in usable_rows(self.path):
+            for name, value in self.columns.items():
+                if name in FIELDS:
+                    setattr(utt, name, value)
+                else:
+                    utt.extra[name] = value
+            yield utt
+
+
+class Joined:
+    """The rows of several manifests, read anew whenever they are gone through: in memory there are some bytes of each.
+
+    Those of an id that several manifests use get one each (``renamed``); those whose byte in ``kept`` is 0 are left out.
+    """
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.parts, ends = parts, [0]
+        self._ids, self._durations, self.spoken = array("q"), array("d"), bytearray()  # ids by their hashes
+        for part in parts:
+            for utt in part.rows():
+                self._ids.append(hash(utt.id))
+                self._durations.append(utt.duration)
+                self.spoken.append(utt.text is not None and not utt.target_filepath)
+            ends.append(len(self._ids))
+        self.kept, self._spans = bytearray(b"\1" * len(self._ids)), [slice(*pair) for pair in pairwise(ends)]
+        ids, counts = np.unique(np.array(self._ids), return_counts=True)
+        self._shared, self.renamed = set(ids[counts > 1].tolist()), int(counts[counts > 1].sum())
+
+    def __len__(self) -> int:
+        return sum(self.kept)
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return compress(self._renamed(), self.kept)
+
+    def _renamed(self) -> Iterator[Utterance]:
+        taken = set(self._ids if self._shared else ())
+        for part in self.parts:
+            for utt in part.rows():
+                if hash(utt.id) in self._shared:
+                    name, number = safe_name(f"{part.tag}_{utt.id}"), 1
+                    while hash(name) in taken:
+                        number += 1
+                        name = safe_name(f"{part.tag}_{utt.id}_{number}")
+                    utt.id = name
+                    taken.add(hash(name))
+                yield utt
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Of every manifest path, rows, hours and columns."""
+        found = []
+        for part, span in zip(self.parts, self._spans, strict=True):
+            kept = self.kept[span]
+            hours = round(sum(compress(self._durations[span], kept)) / 3600, 6)
+            found.append({"path": str(part.path), "rows": sum(kept), "hours": hours, "columns": part.columns})
+        return found
 
 
 def _understood(text: str) -> tuple[str, dict[str, Any]]:
@@ -107,48 +165,11 @@ def _value(text: str) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else text
 
 
-def _set(utt: Utterance, columns: dict[str, Any]) -> None:
-    for name, value in columns.items():
-        if name in Utterance.field_names():
-            setattr(utt, name, value)
-        else:
-            utt.extra[name] = value
-
-
 def _tags(paths: list[Path]) -> list[str]:
     """Names of the manifests: their folders; with the file where two folders have one name; numbered where even that is the same."""
     folders = [Path(os.path.abspath(p)).parent.name or "root" for p in paths]
     longer = [tag if folders.count(tag) == 1 else f"{tag}_{p.stem}" for tag, p in zip(folders, paths, strict=True)]
     return [tag if longer.count(tag) == 1 else f"{tag}_{1 + longer[:n].count(tag)}" for n, tag in enumerate(longer)]
-
-
-def _tell_apart(parts: list[_Part]) -> int:
-    """Give rows of several manifests that share an id one each; the number of rows that have another id now."""
-    uses = Counter(utt.id for part in parts for utt in part.rows)
-    taken, renamed = set(uses), 0
-    for part in parts:
-        for utt in part.rows:
-            if uses[utt.id] == 1:
-                continue
-            name, number = safe_name(f"{part.tag}_{utt.id}"), 1
-            while name in taken:
-                number += 1
-                name = safe_name(f"{part.tag}_{utt.id}_{number}")
-            utt.id, renamed = name, renamed + 1
-            taken.add(name)
-    return renamed
-
-
-def _facts(part: _Part, rows: list[Utterance]) -> dict[str, Any]:
-    hours = round(sum(u.duration for u in rows) / 3600, 6)
-    return {"path": str(part.path), "rows": len(rows), "hours": hours, "columns": part.columns}
-
-
-def _following(out: Path, rows: list[Utterance]) -> str:
-    """The command that goes on from here."""
-    if any(u.text is None or u.target_filepath for u in rows):
-        return f"rlspeech check {shown(out)}"
-    return f"rlspeech eval --task asr --data {shown(out)}/manifest.jsonl"
 
 
 # ------------------------------------------------------------------------------------------------ recordings end to end

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ import numpy as np
 from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
-from rlspeech.data.manifest import ROWS, from_row, read_manifest
-from rlspeech.files import numbered_lines, parse_json, read_text
+from rlspeech.data.manifest import ROWS, from_row, read_manifest, usable_rows
+from rlspeech.files import numbered_lines, open_lines, parse_json, read_text
 from rlspeech.names import nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
 
@@ -51,8 +53,8 @@ class Item:
     """
 
     key: str
-    audio: Path | None
-    target: Path | None = None
+    audio: str | None
+    target: str | None = None
     text: str | None = None
     offset_s: float = 0.0
     duration_s: float | None = None
@@ -68,10 +70,58 @@ class Item:
             facts += [self.hypothesis, *(self.columns.get(k) for k in ("language", "keywords"))]
         for path in (self.audio, self.target):
             try:
-                facts += [path.stat().st_size, path.stat().st_mtime_ns] if path else [None]
+                facts += [(status := os.stat(path)).st_size, status.st_mtime_ns] if path else [None]
             except (OSError, ValueError):
                 facts.append(-1)
         return f"{zlib.crc32(repr(facts).encode()):08x}"
+
+
+class Items(Sequence[Item]):
+    """Items by their keys, in order.
+
+    Args:
+        items: in any order; ``keys`` and ``stamps`` (checksums) are kept of them, and the names of their ``columns``.
+        again: gives the item of an index once more, and none is kept; None keeps them.
+    """
+
+    def __init__(self, items: Iterable[Item], again: Callable[[int], Item] | None = None) -> None:
+        kept, keys, stamps, self.columns = list[Item](), list[str](), array("I"), set[str]()
+        for item in items:
+            keys.append(item.key)
+            stamps.append(int(item.stamp(), 16))
+            self.columns.update(item.columns)
+            if again is None:
+                kept.append(item)
+        self._order = array("L", sorted(range(len(keys)), key=keys.__getitem__))
+        self.keys, self.stamps = [keys[n] for n in self._order], array("I", (stamps[n] for n in self._order))
+        self._item = again or kept.__getitem__
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, at: Any) -> Any:
+        item = self._item(self._order[at])
+        item.key = self.keys[at]  # one that the manifest does not give is told apart from others there
+        return item
+
+
+def _rows(path: Path) -> Items:
+    """The rows of a manifest; in memory there is where they begin. Raises as ``read_manifest`` does."""
+    numbers, base = array("L"), Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
+
+    def numbered() -> Iterator[Item]:
+        for number, utt in usable_rows(path):
+            numbers.append(number)
+            yield _from_utterance(utt)
+
+    def again(n: int) -> Item:
+        file.seek(starts[numbers[n] - 1])
+        return _from_utterance(from_row(parse_json(file.readline()), base))
+
+    items = Items(numbered(), again)
+    file = open_lines(path)
+    starts = array("Q", itertools.accumulate(map(len, file), initial=0))
+    return items
 
 
 def collect(
@@ -81,8 +131,8 @@ def collect(
     hypotheses: str | None = None,
     *,
     texts_only: bool = False,
-) -> list[Item]:
-    """List what there is to score, sorted by key.
+) -> Items:
+    """List what there is to score, sorted by key; rows of a manifest to which nothing is added stay on the disk.
 
     Args:
         path: folder (searched to any depth), manifest or audio file; or several of them.
@@ -95,6 +145,9 @@ def collect(
         UserError: nothing to score, or references, transcripts or hypotheses that match nothing.
     """
     if isinstance(path, str | Path):
+        plain = not (target or text or hypotheses or texts_only)
+        if plain and Path(path).suffix in ROWS and not os.path.isdir(path):
+            return _rows(Path(path))
         items = _listed(Path(path), target, texts_only)
     else:
         items = _several([Path(p) for p in path], target, texts_only)
@@ -111,7 +164,7 @@ def collect(
         texts = read_texts(hypotheses, (*HYPOTHESES, "text"))
         for item, found in zip(items, _matched(items, texts, "hypothesis", hypotheses), strict=True):
             item.hypothesis = found
-    return sorted(items, key=lambda i: i.key)
+    return Items(items)
 
 
 def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) -> list[Item]:
@@ -130,7 +183,7 @@ def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) ->
         return _folder(path, skip)
     if path.suffix in ROWS:
         return [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
-    return [Item(nfc(path.stem), path)]
+    return [Item(nfc(path.stem), str(path))]
 
 
 def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
@@ -146,7 +199,7 @@ def _several(paths: Sequence[Path], target: str | None, texts_only: bool) -> lis
     for path in dict.fromkeys(paths):
         for item in expand(path, skip=Path(target) if target else None, texts_only=texts_only):
             if item.key in found and item.audio is not None:
-                place = nfc(item.audio.as_posix().lstrip("./"))
+                place = nfc(Path(item.audio).as_posix().lstrip("./"))
                 item.key = next((k for k in (os.path.splitext(place)[0], place) if k not in found), place)
             found[item.key] = item
     return list(found.values())
@@ -158,11 +211,12 @@ def _matched(
     """Each item's text: by its key, by the id that the manifest gave it, by its name alone, by its file; the last three where no other
     item has the same one and could be meant. Raises ``UserError`` where no text is any item's, unless that is ``optional``.
     """
-    stems = Counter(i.audio.stem for i in items if i.audio)
+    stems = [Path(i.audio or "").stem for i in items]
+    alone = Counter(stems)
     given = Counter(i.columns.get("original_id") for i in items)
     found = []
-    for item in items:
-        stem = item.audio.stem if item.audio and stems[item.audio.stem] == 1 else item.key
+    for item, stem in zip(items, stems, strict=True):
+        stem = stem if stem and alone[stem] == 1 else item.key
         original = item.columns.get("original_id")
         names = (item.key, str(original) if given[original] == 1 else item.key, Path(item.key).name, stem)
         found.append(next((texts[n] for n in map(nfc, names) if n in texts), None))
@@ -234,43 +288,34 @@ def _folder(folder: Path, skip: Path | None) -> list[Item]:
         key = nfc(file.relative_to(folder).with_suffix("").as_posix())
         if key in items:
             key = nfc(file.relative_to(folder).as_posix())
-        items[key] = Item(key, file)
+        items[key] = Item(key, str(file))
     return list(items.values())
 
 
 def _from_utterance(utt: Utterance) -> Item:
-    known = {k: getattr(utt, k) for k in ("speaker_id", "language", "snr_db") if getattr(utt, k) is not None}
+    known = {k: v for k in ("speaker_id", "language", "snr_db") if (v := getattr(utt, k)) is not None}
     hypothesis = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None)
-    return Item(
-        utt.id,
-        Path(utt.audio_filepath) if utt.audio_filepath else None,
-        Path(utt.target_filepath) if utt.target_filepath else None,
-        utt.text,
-        utt.offset,
-        utt.duration,
-        {**known, **utt.extra},
-        hypothesis,
-        utt.lips_filepath or utt.video_filepath,
-    )
+    audio, video, given = utt.audio_filepath or None, utt.lips_filepath or utt.video_filepath, {**known, **utt.extra}
+    return Item(utt.id, audio, utt.target_filepath, utt.text, utt.offset, utt.duration, given, hypothesis, video)
 
 
 def _match_targets(items: list[Item], folder: Path) -> None:
     if folder.is_file() and len(items) == 1:
-        items[0].target = folder
+        items[0].target = str(folder)
         return
     if not folder.is_dir():
         raise UserError(f"the reference folder {folder} does not exist", "", "--target FOLDER")
-    by_key: dict[str, Path | None] = {}
-    by_name: dict[str, Path | None] = {}
+    by_key: dict[str, str | None] = {}
+    by_name: dict[str, str | None] = {}
     for file in audio_files(folder):
         for table, name in (
             (by_key, nfc(file.relative_to(folder).with_suffix("").as_posix())),
             (by_name, nfc(file.stem)),
         ):
-            table[name] = None if name in table else file  # a name that occurs twice says nothing
-        by_key[nfc(file.relative_to(folder).as_posix())] = file
+            table[name] = None if name in table else str(file)  # a name that occurs twice says nothing
+        by_key[nfc(file.relative_to(folder).as_posix())] = str(file)
     for item in items:
-        whole = f"{item.key}{item.audio.suffix if item.audio else ''}"
+        whole = item.key + Path(item.audio or "").suffix
         item.target = next(
             (t for t in (by_key.get(item.key), by_key.get(whole), by_name.get(Path(item.key).name)) if t), None
         )
@@ -433,6 +478,6 @@ def without_audio(item: Item, reason: str = "") -> Sample:
     return Sample(item.key, SILENCE, 16000, None, item.text, columns, item.hypothesis)
 
 
-def _read(path: Path, item: Item) -> tuple[np.ndarray, int]:
+def _read(path: str, item: Item) -> tuple[np.ndarray, int]:
     """The item's stretch of a file at its own rate, and the rate. A piece is a piece where it begins at 0, too."""
     return read_audio(path, item.offset_s, item.duration_s, slack_s=ROUNDED_S)

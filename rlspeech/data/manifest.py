@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.files import dumps, numbered_lines, parse_json, safe_name, write_text
@@ -19,7 +19,7 @@ from rlspeech.log import several
 from rlspeech.names import local_path
 from rlspeech.types import UserError, Utterance
 
-FIELDS = frozenset(Utterance.field_names())
+FIELDS = Utterance.field_names()
 PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
 TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
 RECIPE_NAME = "mix.json"
@@ -28,13 +28,6 @@ MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a 
 # in the same folders, but no manifests
 ASIDE_NAMES = {"dropped.jsonl", "checks.jsonl", "rendered.jsonl", "scores.jsonl", "metrics.jsonl"}
 _real_folder = lru_cache(maxsize=4096)(os.path.realpath)
-
-
-class Problem(NamedTuple):
-    """One line of a manifest that cannot be used."""
-
-    line: int
-    message: str
 
 
 def meta_path(path: str | Path) -> Path:
@@ -48,31 +41,14 @@ def from_row(row: dict[str, Any], base: Path) -> Utterance:
     Raises:
         ValueError: a key is missing or has the wrong type; the message says which.
     """
-    folder, known = str(base), dict[str, Any]()
-    extra: dict[str, Any] = {}
+    folder, known, extra = str(base), dict[str, Any](), dict[str, Any]()
     for key, value in row.items():
-        if key not in FIELDS:
+        if key not in READERS:
             extra[key] = value
         elif value is not None:
-            known[key] = value
-    for key in PATH_KEYS:
-        if key in known:
-            if not isinstance(known[key], str) or not known[key] or "\0" in known[key]:
-                raise ValueError(f"{key} is not a path")
-            try:
-                known[key] = local_path(known[key], folder)
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+            known[key] = READERS[key](key, value, folder)
     if "audio_filepath" not in known:
         raise ValueError("audio_filepath is missing")
-    for key in TEXT_KEYS + ("id",):
-        if isinstance(known.get(key), int) and not isinstance(known[key], bool):
-            known[key] = str(known[key])
-        if key in known and not isinstance(known[key], str):
-            raise ValueError(f"{key} is not text")
-    for key in ("duration", "offset", "snr_db", "sample_rate"):
-        if key in known:
-            known[key] = _number(key, known[key])
     if known.get("offset") == 0 and "duration" in known:  # whoever writes an offset has cut files into pieces
         extra["segment"] = True
     if not known.get("id"):
@@ -89,9 +65,23 @@ def from_row(row: dict[str, Any], base: Path) -> Utterance:
     return Utterance(**known, extra=extra)
 
 
-def _number(key: str, value: Any) -> float | int:
-    # NaN fails the comparison too
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
+def _path(key: str, value: Any, base: str) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{key} is not a path")
+    try:
+        return local_path(value, base)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def _text(key: str, value: Any, _: str) -> str:
+    if not isinstance(value, str) and type(value) is not int:  # True is no number
+        raise ValueError(f"{key} is not text")
+    return str(value)
+
+
+def _number(key: str, value: Any, _: str) -> float | int:
+    if type(value) not in (int, float) or not abs(value) < 1e12:  # NaN fails the comparison too
         raise ValueError(f"{key} is not a number: {value!r}")
     if key != "snr_db" and value < 0:
         raise ValueError(f"{key} is negative: {value}")
@@ -100,6 +90,10 @@ def _number(key: str, value: Any) -> float | int:
             raise ValueError(f"sample_rate is not a whole number of Hz: {value}")
         return int(value)
     return float(value)
+
+
+READERS: dict[str, Callable[[str, Any, str], Any]] = dict.fromkeys(FIELDS, _number)  # by key, and for paths their base
+READERS |= dict.fromkeys(PATH_KEYS, _path) | dict.fromkeys((*TEXT_KEYS, "id"), _text)
 
 
 def _header(path: str) -> tuple[float, int]:
@@ -112,19 +106,24 @@ def _header(path: str) -> tuple[float, int]:
 
 def to_row(utt: Utterance, base: Path) -> dict[str, Any]:
     """The manifest row of an utterance, paths relative to ``base``; empty fields are left out, ``extra`` is written beside the rest."""
-    row: dict[str, Any] = {}
-    for key in Utterance.field_names():
-        value = getattr(utt, key)
-        if value is None or (key == "offset" and value == 0):
-            continue
-        if key in PATH_KEYS:
-            absolute = os.path.join(_real_folder(os.path.dirname(os.path.abspath(value))), os.path.basename(value))
-            try:
-                value = Path(os.path.relpath(absolute, _real_folder(str(base)))).as_posix()
-            except ValueError:  # another drive on Windows
-                value = absolute
-        row[key] = value
+    row = {k: v for k in FIELDS if (v := getattr(utt, k)) is not None}
+    if utt.offset == 0:
+        del row["offset"]
+    for key in PATH_KEYS:
+        if key in row:
+            folder, name = os.path.split(os.path.abspath(row[key]))
+            row[key] = _way(folder, str(base)) + name
     return row | {k: v for k, v in utt.extra.items() if k not in row}
+
+
+@lru_cache(maxsize=4096)
+def _way(folder: str, base: str) -> str:
+    """The way to an absolute folder from another one, links followed; with a slash behind it where it is no empty one."""
+    try:
+        way = os.path.relpath(_real_folder(folder), _real_folder(base))
+    except ValueError:  # another drive on Windows
+        return os.path.join(_real_folder(folder), "")
+    return "" if way == "." else Path(way).as_posix() + "/"
 
 
 def scan(path: str | Path) -> Iterator[tuple[int, Utterance | str]]:
@@ -148,20 +147,28 @@ def scan(path: str | Path) -> Iterator[tuple[int, Utterance | str]]:
         yield number, utt if first == number else f"duplicate id {utt.id!r}, first on line {first}"
 
 
-def scan_manifest(path: str | Path) -> tuple[list[Utterance], list[Problem]]:
-    """Read every row that can be read, and say of the others what is wrong with them.
+def scan_manifest(path: str | Path) -> tuple[list[Utterance], list[tuple[int, str]]]:
+    """The rows that can be read, and of the others the line and what is wrong. Raises ``UserError``: the file cannot be opened."""
+    rows = list(scan(path))
+    problems = [(number, found) for number, found in rows if isinstance(found, str)]
+    return [found for _, found in rows if not isinstance(found, str)], problems
 
-    Raises:
-        UserError: the file itself cannot be opened.
-    """
-    utts: list[Utterance] = []
-    problems: list[Problem] = []
+
+def usable_rows(path: str | Path) -> Iterator[tuple[int, Utterance]]:
+    """Rows with their line numbers, one at a time. Raises ``UserError`` behind the last of them, as ``read_manifest`` does."""
+    rows, bad = 0, list[str]()
     for number, found in scan(path):
         if isinstance(found, str):
-            problems.append(Problem(number, found))
+            bad.append(f"line {number}: {found}")
         else:
-            utts.append(found)
-    return utts, problems
+            rows += 1
+            yield number, found
+    if bad:
+        listed = bad[:8] + ([f"and {len(bad) - 8} more"] if len(bad) > 8 else [])
+        raise UserError(f"{path} has {several(len(bad), 'bad line')}", "; ".join(listed), f"rlspeech check {path}")
+    if not rows:
+        try_this = "run the prepare step again and look at its dropped.jsonl"
+        raise UserError(f"{path} is empty", "a manifest needs at least one row", try_this)
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -173,15 +180,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     Raises:
         UserError: unreadable, empty, or with bad lines, which are listed by number.
     """
-    utts, problems = scan_manifest(path)
-    if problems:
-        listed = "; ".join(f"line {p.line}: {p.message}" for p in problems[:8])
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise UserError(f"{path} has {several(len(problems), 'bad line')}", listed + more, f"rlspeech check {path}")
-    if not utts:
-        try_this = "run the prepare step again and look at its dropped.jsonl"
-        raise UserError(f"{path} is empty", "a manifest needs at least one row", try_this)
-    return utts
+    return [utt for _, utt in usable_rows(path)]
 
 
 def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
@@ -197,27 +196,30 @@ def recordings(utts: Sequence[Utterance], name: str | Path) -> list[Utterance]:
     return kept
 
 
-def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, Any] | None = None) -> None:
-    """Write a manifest, complete or not at all; ``meta`` goes to ``meta_path(path)``.
+def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, Any] | None = None) -> float:
+    """Write a manifest, complete or not at all, and return its seconds of sound; ``meta`` goes to ``meta_path(path)``.
 
     Raises:
         UserError: duplicate ids, or the disk does not take it.
     """
     path = Path(path)
     base = Path(os.path.dirname(os.path.abspath(path)))
-    ids = set[int]()
+    ids, seconds = set[int](), 0.0
 
     def lines() -> Iterator[str]:
+        nonlocal seconds
         for utt in utts:
             if hash(utt.id) in ids:
                 why = "two rows would overwrite each other's output"
                 raise UserError(f"{path}: duplicate id {utt.id!r}", why, "give one of them another id")
             ids.add(hash(utt.id))
+            seconds += utt.duration
             yield dumps(to_row(utt, base)) + "\n"
 
     write_text(path, lines())
     if meta is not None:
         write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+    return seconds
 
 
 def holds_rows(path: Path) -> bool:

@@ -209,7 +209,7 @@ class RunRecord:
         found = {}
         given = [m if isinstance(m, str) and Path(m).exists() else None for m in more]
         for i in collect(path, *given, texts_only=True):
-            sounds = [None if p is None else Sound(p, i.offset_s, i.duration_s) for p in (i.audio, i.target)]
+            sounds = [None if p is None else Sound(Path(p), i.offset_s, i.duration_s) for p in (i.audio, i.target)]
             found[i.key] = Origin({}, sounds[1], sounds[0], {"text": i.text, **i.columns})
         return found
 

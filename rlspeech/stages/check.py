@@ -6,6 +6,8 @@ What a path is follows from its name and its first row. Nothing is decoded beyon
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +17,14 @@ from pydantic import ValidationError
 
 from rlspeech import log, plugins
 from rlspeech.data.decode import TOLERANCE_S, AudioError, regular_file, sound_info
-from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan_manifest
+from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan
 from rlspeech.files import numbered_lines, parse_json
 from rlspeech.log import several
 from rlspeech.schema import load_yaml
 from rlspeech.settings import resolve
 from rlspeech.types import UserError, Utterance
 
-SHOWN = 50
+SHOWN, MOST = 50, 100_000  # problems that are printed, and kept
 MAX_CHARACTERS_PER_S = 40  # faster than anyone reads
 
 
@@ -107,9 +109,14 @@ class Findings:
     kind: str
     problems: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    more: int = 0
 
     def add(self, path: Path, line: int | None, message: str) -> None:
-        """Note a problem; ``line`` is None where it is about the whole file."""
+        """Note a problem; ``line`` is None where it is about the whole file. Those behind ``MOST`` are counted."""
+        if len(self.problems) > MOST:
+            self.more += 1
+            self.problems.pop()
+            line, message = None, f"and {self.more + 1} further problems"
         self.problems.append({"path": str(path), "line": line, "message": message})
 
     def read(self, path: Path, *, needed: bool = False) -> dict[str, Any]:
@@ -149,34 +156,30 @@ def check_jsonl(path: Path) -> Findings:
 
 
 def _manifest(path: Path) -> Findings:
-    found = Findings("manifest")
-    utts, problems = scan_manifest(path)
-    for p in problems:
-        found.add(path, p.line, p.message)
-    bad = {p.line for p in problems}
-    good = [number for number, _ in numbered_lines(path) if number not in bad]  # rows come in the order of the file
+    """A manifest, row by row: what it weighs in memory does not grow with it."""
+    found, counts = Findings("manifest"), Counter[str]()
     seconds, rates = 0.0, set()
-    for utt, number in zip(utts, good, strict=True):
+    for number, utt in scan(path):
+        if isinstance(utt, str):
+            found.add(path, number, utt)
+            continue
         for message in (*_audio_problems(utt), *_text_problems(utt)):
             found.add(path, number, f"{utt.id}: {message}")
         seconds += utt.duration
         rates.add(utt.sample_rate)
-    if not utts and not problems:
+        counts["rows"] += 1
+        counts["with a reference"] += utt.target_filepath is not None
+        counts["with a text"] += utt.text is not None
+        counts["in which nothing is said"] += utt.text == ""
+        counts["with keywords"] += bool(utt.extra.get("keywords"))
+    if not counts["rows"] and not found.problems:
         found.add(path, None, "no rows")
-    found.problems.sort(key=lambda p: p["line"] or 0)
-    paired = sum(u.target_filepath is not None for u in utts)
-    found.facts = {
-        "rows": len(utts),
-        "hours": round(seconds / 3600, 4),
-        "sample rates (Hz)": ", ".join(map(str, sorted(rates))),
-        "with a reference": paired,
-        "with a text": sum(u.text is not None for u in utts),
+    always = ("with a reference", "with a text")
+    hours = {"rows": counts["rows"], "hours": round(seconds / 3600, 4)}
+    found.facts = hours | {"sample rates (Hz)": ", ".join(map(str, sorted(rates)))}
+    found.facts |= {
+        k: counts[k] for k in (*always, "in which nothing is said", "with keywords") if counts[k] or k in always
     }
-    silent, keywords = sum(u.text == "" for u in utts), sum(bool(u.extra.get("keywords")) for u in utts)
-    if silent:
-        found.facts["in which nothing is said"] = silent
-    if keywords:
-        found.facts["with keywords"] = keywords
     return found
 
 
@@ -184,7 +187,7 @@ def _text_problems(utt: Utterance) -> Iterator[str]:
     """Faults of a transcript that no error would show in training."""
     text, keywords = utt.text, utt.extra.get("keywords")
     if text is not None:
-        if "\ufffd" in text or any(0xD800 <= ord(c) < 0xE000 for c in text):
+        if not text.isascii() and re.search("[\ufffd\ud800-\udfff]", text):
             yield "text holds characters that could not be decoded: it was read with another encoding"
         if "\t" in text or "\n" in text:
             yield "text holds tabs or line breaks: several columns or lines in one"
@@ -201,8 +204,9 @@ def _audio_problems(utt: Utterance) -> Iterator[str]:
         if value is None:
             continue
         try:
-            file = regular_file(value)
-            info = sound_info(file) if key in {"audio_filepath", "target_filepath"} else None
+            info = sound_info(value) if key in {"audio_filepath", "target_filepath"} else None
+            if info is None:
+                regular_file(value)
         except AudioError as error:
             yield (
                 f"{key} is missing: {value}"
@@ -263,15 +267,14 @@ def check_metrics(path: Path, found: Findings) -> None:
 
 def check_scores(path: Path, found: Findings) -> None:
     """Score rows: no pair of system and key twice, no null without a reason."""
-    first_lines: dict[tuple[str, str], int] = {}
+    first_lines: dict[int, int] = {}  # by the hash of system and key
     nulls = 0
     for number, row in _rows(path, found):
         key = (str(row.get("system")), str(row.get("key")))
         if row.get("key") is None:
             found.add(path, number, "no key")
-        elif key in first_lines:
-            found.add(path, number, f"a second row of {key[1]} by {key[0]}, first on line {first_lines[key]}")
-        first_lines.setdefault(key, number)
+        elif (first := first_lines.setdefault(hash(key), number)) != number:
+            found.add(path, number, f"a second row of {key[1]} by {key[0]}, first on line {first}")
         if bad := _not_finite(row):
             found.add(path, number, f"not a number: {', '.join(bad)}")
         empty = [k for k, v in row.items() if v is None]

@@ -123,7 +123,7 @@ def manifest(source: str, to: str, out: str | None) -> dict[str, Any]:
         if not done.rows:
             reasons = "; ".join(f"{reason}: {n}" for reason, n in why.most_common(3)) or "it is empty"
             raise UserError(f"no row of {source} can be written for {to}", reasons, f"rlspeech check {source}")
-    for name, reason in [(f"line {p.line}", p.message) for p in problems] + done.left_out:
+    for name, reason in [(f"line {number}", reason) for number, reason in problems] + done.left_out:
         log.say(f"left out: {name}: {reason}")
     notes = [*(f"left out: {reason}: {n}" for reason, n in why.most_common()), *done.notes]
     log.table(f"{to}: {final}", ["", "rows"], [["written", done.rows], ["left out", sum(why.values())]], notes)

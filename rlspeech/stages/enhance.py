@@ -140,7 +140,7 @@ def _check_video(video: str, inputs: int) -> None:
 
 def _expand(path: Path, out: Path) -> Iterator[_Job]:
     if not os.path.exists(path):
-        job = _Job(Item(path.stem, path), out / path.name)
+        job = _Job(Item(path.stem, str(path)), out / path.name)
         job.fail("missing file")
         yield job
         return
@@ -148,7 +148,7 @@ def _expand(path: Path, out: Path) -> Iterator[_Job]:
         if path.suffix in ROWS and not path.is_dir():
             yield _Job(item, out / f"{item.key}.flac")
         elif item.audio is not None:
-            target = out / (item.audio.relative_to(path) if path.is_dir() else path.name)
+            target = out / (Path(item.audio).relative_to(path) if path.is_dir() else path.name)
             yield _Job(item, target if target.suffix.lower() in WRITTEN else target.with_suffix(".flac"))
 
 

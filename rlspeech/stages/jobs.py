@@ -50,7 +50,7 @@ class FileJob(Job):
     def source(self) -> Path:
         """The absolute path of the file."""
         assert self.item.audio is not None  # rows of a manifest name their audio
-        return self.item.audio.absolute()
+        return Path(self.item.audio).absolute()
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,9 +23,10 @@ from rlspeech.corpora.lips import Lips
 from rlspeech.corpora.mix import Ladder, Mix
 from rlspeech.corpora.published import Dns, LibriSpeech, VoiceBank
 from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
-from rlspeech.data.manifest import write_manifest
+from rlspeech.data.manifest import meta_path, write_manifest
 from rlspeech.data.mixing import write_recipe
 from rlspeech.files import held
+from rlspeech.scores import write_json
 from rlspeech.types import UserError, Utterance
 
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
@@ -112,17 +114,17 @@ def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, 
 
 
 def _write_set(
-    config: Source, name: str, sets: Sets, path: Path, rows: list[Utterance], dropped: Any
+    config: Source, name: str, sets: Sets, path: Path, rows: Collection[Utterance], dropped: Any
 ) -> dict[str, Any]:
     """Write a manifest, unless it is there; its entry in the summary."""
     reasons = counted(dropped, path.stem)
-    hours = round(sum(u.duration for u in rows) / 3600, 6)
-    counts = {"rows": len(rows), "hours": hours, "dropped": sum(reasons.values())}
+    seconds = sum(u.duration for u in rows) if sets.written else write_manifest(path, rows)
+    counts = {"rows": len(rows), "hours": round(seconds / 3600, 6), "dropped": sum(reasons.values())}
     if not sets.written:
         settings = config.record()
         head, tail = {"source": name}, {"seed": settings["seed"]} | sets.meta | {"settings": settings}
         meta = head | counts | {"reasons": reasons} | tail if sets.reasons else head | tail | counts
-        write_manifest(path, rows, meta)
+        write_json(meta_path(path), meta)
     return {"path": str(path)} | counts
 
 

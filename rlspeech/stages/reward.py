@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import inspect
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,24 @@ from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data.audio import AudioError
 from rlspeech.data.decode import remarks
-from rlspeech.data.inputs import HYPOTHESES, Item, collect, without_audio
+from rlspeech.data.inputs import HYPOTHESES, Item, Items, collect, without_audio
 from rlspeech.data.inputs import load as read_audio
 from rlspeech.files import held
 from rlspeech.log import several
 from rlspeech.plugins import load, load_function
 from rlspeech.report.build import write_page
-from rlspeech.report.calibrate import calibrated, print_calibration
+from rlspeech.report.calibrate import ORDER, calibrated, print_calibration
 from rlspeech.rewards import base
 from rlspeech.rewards.rates import UNITS, units_rate
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.rewards.user import is_trls
 from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile
-from rlspeech.stats import mean_interval
+from rlspeech.stats import Interval, mean_interval
 from rlspeech.types import Sample, Score, UserError
 
 Found = Sample | AudioError
 Read = Callable[[Item], Found]
+Loaded = list[tuple[Item, Found]]
 
 
 def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]:
@@ -61,7 +63,12 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
         raise UserError(what, "", f"--reward {unasked[0]}, or leave it out")
     how: dict[str, Any] = {"workers": config.workers, "timeout_s": config.timeout_s, "options": options}
     with ExitStack() as stack:
-        scorer = stack.enter_context(Scorer(config.rewards, device="cpu" if silent else _device(config.device), **how))
+        device = (
+            _device(config.device)
+            if any(r.entry.where == "device" and ":" not in r.entry.family for r in requests)
+            else "cpu"
+        )
+        scorer = stack.enter_context(Scorer(config.rewards, device=device, **how))
         _check_needs(scorer, items)
         # an alias is written under its full name
         names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}
@@ -69,20 +76,22 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
         place = _out(config.out, path)
         stack.enter_context(held(place.parent))
         scores = ScoreFile(place, config.system, meta)
-        todo = [i for i in items if scores.missing(i.key, i.stamp())]
+        known = enumerate(zip(items.keys, items.stamps, strict=True))
+        todo = array("L", (n for n, (key, stamp) in known if scores.missing(key, f"{stamp:08x}")))
         if scores.outdated:
             why = f"the version or the options have changed since {scores.path} was written"
             log.say(f"recomputing {', '.join(scores.outdated)}: {why}")
         if done := len(items) - len(todo):
             log.say(f"{done} of {len(items)} files are in {scores.path} already")
         try:
-            _score_all(scorer, scores, todo, names, config.batch, without_audio if silent else read_audio, done)
+            parts = _ahead(items, todo, config.batch, without_audio if silent else read_audio)
+            _score_all(scorer, scores, parts, names, len(items), done)
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
             raise
         finally:
             scores.write()
-            facts = _facts(scores, scorer, items, config.seed)
+            facts = _facts(scores, scorer, items.keys, config.seed)
             scores.write_meta({**facts, "settings": _settings(config, path)})
     return _report(scores, scorer, items, names, config)
 
@@ -115,13 +124,13 @@ def _normaliser(request: base.Request) -> dict[str, str]:
 
 
 def _score_all(
-    scorer: Scorer, scores: ScoreFile, todo: list[Item], names: dict[str, str], batch: int, read: Read, done: int
+    scorer: Scorer, scores: ScoreFile, parts: Iterator[Loaded], names: dict[str, str], total: int, done: int
 ) -> None:
     """Read, score and write in batches; the workers score one batch while the next is read and the device scores."""
     before: tuple[list[Item], Pending] | None = None
     texts = any(map(_judges_texts, scorer.requests))
-    with log.progress(len(todo) + done, "scoring", "files", start=done) as bar, ThreadPoolExecutor(2) as readers:
-        for part in _ahead(readers, todo, batch, read):
+    with log.progress(total, "scoring", "files", start=done) as bar:
+        for part in parts:
             ready = list[tuple[Item, Sample]]()
             for item, sample in part:
                 if not isinstance(sample, AudioError):
@@ -140,14 +149,18 @@ def _score_all(
         _write(before, scores, names)
 
 
-def _ahead(readers: ThreadPoolExecutor, todo: list[Item], batch: int, read: Read) -> Iterator[list[tuple[Item, Found]]]:
+def _ahead(items: Items, todo: Sequence[int], batch: int, read: Read) -> Iterator[Loaded]:
     """Batches of loaded items, the next one being read while this one is used."""
-    parts = [todo[i : i + batch] for i in range(0, len(todo), batch)]
-    waiting = [readers.submit(read, i) for i in parts[0]] if parts else []
-    for k, part in enumerate(parts):
-        loaded = [w.result() for w in waiting]
-        waiting = [readers.submit(read, i) for i in parts[k + 1]] if k + 1 < len(parts) else []
-        yield list(zip(part, loaded, strict=True))
+    with ThreadPoolExecutor(2) as readers:
+
+        def begun(start: int) -> list[tuple[Item, Future[Found]]]:
+            return [(item, readers.submit(read, item)) for item in map(items.__getitem__, todo[start : start + batch])]
+
+        waiting = begun(0)
+        for start in range(batch, len(todo) + batch, batch):
+            loaded = [(item, job.result()) for item, job in waiting]
+            waiting = begun(start)
+            yield loaded
 
 
 def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, names: dict[str, str]) -> None:
@@ -189,26 +202,31 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _facts(scores: ScoreFile, scorer: Scorer, items: list[Item], seed: int) -> dict[str, Any]:
+def _facts(scores: ScoreFile, scorer: Scorer, keys: Sequence[str], seed: int) -> dict[str, Any]:
     """What the meta file says of a system: per metric the version, counts, mean and interval; what happened to the input."""
-    keys = [i.key for i in items]
     metrics = {}
-    for name, facts in scores.metrics.items():
-        found = mean_interval(scores.values(name, keys), seed)
-        counts = {"n_valid": found.n, "n_failed": len(keys) - found.n}
-        reasons = dict(scores.errors(name, keys).most_common(10))
-        metrics[name] = {**facts, **counts, "mean": found.mean, "lo": found.lo, "hi": found.hi, "reasons": reasons}
+    for name, (values, errors) in scores.columns(keys).items():
+        found, reasons = mean_interval(values, seed), dict(errors.most_common(10))
+        counts = {
+            "n_valid": found.n,
+            "n_failed": len(keys) - found.n,
+            "mean": found.mean,
+            "lo": found.lo,
+            "hi": found.hi,
+        }
+        metrics[name] = {**scores.metrics[name], **counts, "reasons": reasons}
     mine = scores.meta["systems"][scores.system]
     return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
 
 
 def _report(
-    scores: ScoreFile, scorer: Scorer, items: list[Item], names: dict[str, str], config: ScoreFolder
+    scores: ScoreFile, scorer: Scorer, items: Items, names: dict[str, str], config: ScoreFolder
 ) -> dict[str, Any]:
     facts = scores.meta["systems"][config.system]["metrics"]
-    keys, rows, notes = [i.key for i in items], [], []
+    keys, rows, notes = items.keys, [], []
     for name in scores.metrics:
-        f, interval = facts[name], mean_interval(scores.values(name, keys), config.seed)
+        f = facts[name]
+        interval = Interval(f["mean"], f["lo"], f["hi"], f["n_valid"], f["n_failed"])
         label = name if f["higher_is_better"] else f"{name} (lower is better)"
         rows.append([label, interval.text(), f["n_valid"], f["n_failed"]])
         notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
@@ -217,13 +235,15 @@ def _report(
     notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
     notes += _input_notes(scorer, items)
     log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, [*notes, f"scores: {scores.path}"])
-    own = {k: scores.row(scores.system, k) for k in keys}
-    better = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}
-    order = calibrated(own, {i.key: i.columns for i in items}, better, config.seed)
+    better, order = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}, None
+    if not items.columns.isdisjoint(ORDER):
+        own = {k: scores.row(scores.system, k) for k in keys}
+        order = calibrated(own, {i.key: i.columns for i in items}, better, config.seed)
     if order is not None:
         print_calibration(order)
     # a page where it is asked for, or (auto) where there is something that a table cannot show
-    judged = any(k.startswith(JUDGE_TEXT) and v for row in own.values() for k, v in row.items())
+    asked = keys if any("llm" in name for name in facts) else ()
+    judged = any(c.startswith(JUDGE_TEXT) and v for k in asked for c, v in scores.row(scores.system, k).items())
     shown = config.report == "auto" and (judged or corpus or order is not None)
     page = write_page(scores.path) if config.report == "always" or shown else None
     if page is not None:
@@ -237,7 +257,7 @@ def _report(
     return dict(log.plain(summary))
 
 
-def _input_notes(scorer: Scorer, items: Sequence[Item]) -> list[str]:
+def _input_notes(scorer: Scorer, items: Items) -> list[str]:
     """The rates at which the metrics were computed just now, and what is wrong with files that were scored as far as they go."""
     rates: dict[str, list[str]] = {}
     for name, counts in scorer.rates.items():
@@ -245,7 +265,8 @@ def _input_notes(scorer: Scorer, items: Sequence[Item]) -> list[str]:
         told = ", ".join(f"{at} Hz" + (f" ({n} of {there} Hz)" if at != there else "") for (at, there), n in pairs)
         rates.setdefault(told, []).append(name)
     notes = [f"computed at {told}: {', '.join(names)}" for told, names in rates.items()]
-    known = [(f, remarks[str(f)]) for i in items for f in (i.audio, i.target) if f and str(f) in remarks]
+    files = (f for i in (items if remarks else ()) for f in (i.audio, i.target))
+    known = [(f, remarks[f]) for f in files if f in remarks]
     return notes + [f"{f}: {remark}" for f, remark in known[:3]]
 
 
@@ -284,17 +305,16 @@ def _settings(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str
     return {**config.model_dump(mode="json"), **paths, "path": place}
 
 
-def _check_needs(scorer: Scorer, items: Sequence[Item]) -> None:
+def _check_needs(scorer: Scorer, items: Items) -> None:
     hint = "--hypotheses FILE, or a column hypothesis or pred_text in the manifest"
-    written = any(i.text is not None for i in items)  # of words, "" is a transcript like any other: nothing is said
-    for need, what, have, flag in (
-        ("hypothesis", "hypothesis", any(i.hypothesis is not None for i in items), hint),
-        ("target", "reference", any(i.target for i in items), "--target FOLDER"),
-        ("text", "transcript", any(i.text for i in items), "--text FILE"),
+    for need, what, flag in (
+        ("hypothesis", "hypothesis", hint),
+        ("target", "reference", "--target FOLDER"),
+        ("text", "transcript", "--text FILE"),
     ):
-        needing = [r for r in scorer.requests if need in r.entry.needs]
-        wanting = [r.asked for r in needing if not (need == "text" and _judges_texts(r) and written)]
-        if wanting and not have:
+        # of words, "" is a transcript like any other: nothing is said
+        empty = {r.asked: (None, "")[: 2 - _judges_texts(r)] for r in scorer.requests if need in r.entry.needs}
+        if wanting := [asked for asked, nothing in empty.items() if all(getattr(i, need) in nothing for i in items)]:
             what = f"{', '.join(wanting)} cannot be computed without a {what} for each file"
             raise UserError(what, "none is given", flag)
 

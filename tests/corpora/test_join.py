@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
-from rlspeech.corpora.join import Join, _Part, _tags, _tell_apart
+from rlspeech.corpora.join import Join, Joined, _tags
 from rlspeech.data.manifest import read_manifest
 from rlspeech.files import read_jsonl
 from rlspeech.stages import prepare
@@ -88,12 +89,13 @@ IDS = ["x", "a_x", "a_x_2", "b_x", "a_m_x", "é", "x" * 115]
 )
 def test_ids_of_the_result_are_always_unique(ids, folders):
     paths = [Path(f) / "m.jsonl" for f in folders[: len(ids)]]
-    rows = [[Utterance(i, "x.wav", 1.0, 16000) for i in names] for names in ids]
-    parts = [_Part(path, tag, {}, mine) for path, tag, mine in zip(paths, _tags(paths), rows, strict=True)]
-    before = [u.id for part in parts for u in part.rows]
-    renamed = _tell_apart(parts)
-    after = [u.id for part in parts for u in part.rows]
-    assert len(set(after)) == len(after) and renamed == sum(before.count(i) > 1 for i in before)
+    parts = [
+        SimpleNamespace(tag=tag, rows=lambda names=names: (Utterance(i, "x.wav", 1.0, 16000) for i in names))
+        for tag, names in zip(_tags(paths), ids, strict=True)
+    ]
+    joined = Joined(parts)
+    before, after = [i for names in ids for i in names], [u.id for u in joined]
+    assert len(set(after)) == len(after) and joined.renamed == sum(before.count(i) > 1 for i in before)
     assert all(new == old for new, old in zip(after, before, strict=True) if before.count(old) == 1)
 
 

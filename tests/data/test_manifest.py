@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlspeech import files as jsonl
+from rlspeech.data.inputs import collect
 from rlspeech.data.manifest import find_manifest, meta_path, read_manifest, scan_manifest, to_row, write_manifest
 from rlspeech.files import JsonlWriter, read_jsonl, safe_name
 from rlspeech.types import UserError, Utterance
@@ -73,8 +75,8 @@ def test_bad_lines_are_named_by_number(tmp_path: Path) -> None:
     path = lines(tmp_path / "m.jsonl", good, "{broken", "", "[1]", {"id": "b"}, good, *wrong, *numbers)
     utts, problems = scan_manifest(path)
     assert [u.id for u in utts] == ["a"]
-    assert [p.line for p in problems] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
-    assert "duplicate id 'a', first on line 1" in problems[3].message
+    assert [number for number, _ in problems] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    assert "duplicate id 'a', first on line 1" in problems[3][1]
     with pytest.raises(UserError) as error:
         read_manifest(path)
     assert "13 bad lines" in error.value.what and "line 2" in error.value.why and "5 more" in error.value.why
@@ -85,7 +87,7 @@ def test_bytes_that_are_no_text_cost_their_line(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + row + b'{"id": "\xff"}\n' + b"[" * 100_000 + b"\n")
     utts, problems = scan_manifest(tmp_path / "m.jsonl")
     assert [u.id for u in utts] == ["a"]
-    assert [p.line for p in problems] == [2, 3]
+    assert [number for number, _ in problems] == [2, 3]
 
 
 def test_empty_and_missing_manifests(tmp_path: Path) -> None:
@@ -243,3 +245,28 @@ def test_find_manifest(tmp_path: Path) -> None:
     lines(tmp_path / "mix.json", {})
     assert find_manifest(tmp_path).name == "mix.json"
     assert find_manifest(tmp_path, recipe=False).name == "manifest.jsonl"
+
+
+def test_rows_to_score_stay_on_the_disk(tmp_path: Path) -> None:
+    path, count = tmp_path / "m.jsonl", 8_000
+    facts = '"duration": 1.0, "sample_rate": 16000, "text": "set the lamp to forty two please", "speaker_id": "s"'
+    rows = [f'{{"id": "u{n * 7919 % count:06}", "audio_filepath": "a/f{n % 50}.wav", {facts}}}\n' for n in range(count)]
+    path.write_text("".join(rows))
+    tracemalloc.start()
+    assert len(collect(path)) == count
+    assert tracemalloc.get_traced_memory()[1] / count < 400  # bytes; some 250 while ids are compared, 100 afterwards
+    tracemalloc.stop()
+    rows = rows[:100]
+    for n in (3, 53):  # made ids, one of them twice
+        rows[n] = "\n" + rows[n].replace('"id": "u', '"offset": 0.5, "other": "')
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text("".join(rows), encoding=encoding)
+        items, utts = collect(path), sorted(read_manifest(path), key=lambda u: u.id)
+        assert items.keys == [u.id for u in utts] and {"f3_500ms", "f3_500ms_56"} <= set(items.keys)
+        assert [(i.key, str(i.audio), i.text, i.columns) for i in items] == [
+            (u.id, u.audio_filepath, u.text, {"speaker_id": "s", **u.extra}) for u in utts
+        ]
+        assert items.columns == {"speaker_id", "other"}
+    path.write_text("".join([*rows, "[]\n"]))
+    with pytest.raises(UserError, match="line 103"):
+        collect(path)
