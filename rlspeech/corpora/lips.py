@@ -38,21 +38,18 @@ from rlspeech.corpora.base import (
 )
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, mouth_path, search
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.decode import AUDIO_SUFFIXES
+from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from rlspeech.data.manifest import ASIDE_NAMES, holds_rows, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.video import (
     LIPS_FPS,
     MAX_FRAMES,
-    VIDEO_SUFFIXES,
     LipsError,
     Stream,
-    at_25_fps,
     centre_square,
     extract_audio,
     frames_of,
     load_lips,
-    read_video,
     save_lips,
 )
 from rlspeech.files import JsonlWriter, safe_name
@@ -252,28 +249,26 @@ def crop_clip(
     Raises:
         LipsError: the video cannot be used.
     """
-    if crop == "mouth96":
+    stream, searched = Stream(video), crop == "mouth96"
+    if searched:
         if detect is None:
             raise ValueError("mouth96 needs a detector")
-        stream = Stream(video)
-        found, length = search(islice(at_25_fps(stream, lambda: stream.end_s), MAX_FRAMES + 1), detect)
+        found, length = search(islice(stream.frames(), MAX_FRAMES + 1), detect)
         if length > MAX_FRAMES:
             raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
         track = follow(found, length)
         if track is not None:
             path = mouth_path(track)
-            second = Stream(video)
-            frames = cut(at_25_fps(second, lambda: second.end_s), path)
+            frames = cut(Stream(video).frames(), path)
             save_lips(out, frames, path.found[: len(frames)])
             rate = round(float(path.found.mean()), 4)
             return {"frames": len(frames), "face_rate": rate, "others": track.others, "problem": stream.problem}
-    side, share = (CENTRE_SIDE, 0.5) if crop == "centre112" else (SIDE, 0.5 if crop == "mouth96" else 1.0)
-    whole = read_video(video, MAX_FRAMES + 1, prepare=partial(centre_square, side=side, share=share))
-    if len(whole.frames) > MAX_FRAMES:
+    side, share = (CENTRE_SIDE, 0.5) if crop == "centre112" else (SIDE, 0.5 if searched else 1.0)
+    squares = [centre_square(frame, side, share) for frame in islice(stream.frames(), MAX_FRAMES + 1)]
+    if len(squares) > MAX_FRAMES:
         raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
-    searched = crop == "mouth96"
-    save_lips(out, whole.frames, np.zeros(len(whole.frames), dtype=bool) if searched else None)
-    return {"frames": len(whole.frames), "face_rate": 0.0 if searched else None, "others": 0, "problem": whole.problem}
+    save_lips(out, np.stack(squares), np.zeros(len(squares), dtype=bool) if searched else None)
+    return {"frames": len(squares), "face_rate": 0.0 if searched else None, "others": 0, "problem": stream.problem}
 
 
 # ------------------------------------------------------------------------------------------------------- contact sheet

@@ -16,7 +16,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.audio import load_audio, save_audio
-from rlspeech.data.decode import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from rlspeech.data.decode import AudioError, open_container, packets, regular_file
 from rlspeech.files import part_of
 from rlspeech.types import UserError
@@ -94,26 +92,11 @@ def load_lips(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(video)
 
 
-@dataclass(frozen=True, slots=True)
-class Video:
-    """Frames of a file.
-
-    Args:
-        frames: (F, H, W) uint8 at 25 frames a second.
-        fps: as declared by the file, before resampling.
-        problem: what was wrong with a file of which some could be read, or None.
-    """
-
-    frames: np.ndarray
-    fps: float
-    problem: str | None = None
-
-
 class Stream:
     """Grey frames with their times, decoded as they are asked for; iterating yields (seconds, (H, W) uint8).
 
     Args:
-        path: video file.
+        path: any format that FFmpeg's libraries decode, playlists excepted.
 
     After the last frame ``problem`` says what was wrong with the file, or is None; ``end_s`` is when the last frame's time is over.
 
@@ -123,7 +106,6 @@ class Stream:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.fps = 0.0
         self.end_s = 0.0
         self.problem: str | None = None
 
@@ -131,7 +113,7 @@ class Stream:
         with _opened(self.path) as container:
             stream = _pictures(container)
             stream.codec_context.thread_count = 1  # clips are what runs in parallel
-            self.fps = fps = _fps(stream)
+            fps = _fps(stream)
             zero_s = (container.start_time or 0) / 1e6 if container.streams.audio else None
             last_s, shift_s, count = -1.0 / fps, 0.0, 0
             size: tuple[int, int] | None = None
@@ -150,6 +132,10 @@ class Stream:
                 self.end_s = last_s + 1 / fps
         if count < 2 or (self.problem and count < MIN_FRAMES):
             raise LipsError(self.problem or NO_FRAMES[count])
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Return the frames (H, W) at 25 a second."""
+        return at_25_fps(self, lambda: self.end_s)
 
     def _note(self, problem: str) -> None:
         self.problem = problem
@@ -176,28 +162,6 @@ def at_25_fps(
     stop = round((end_s() if end_s else before[0] + 1 / LIPS_FPS) * LIPS_FPS)
     for _ in range(k, max(stop, k + (k == 0))):
         yield before[1]
-
-
-def read_video(
-    path: str | Path, max_frames: int = MAX_FRAMES, prepare: Callable[[np.ndarray], np.ndarray] | None = None
-) -> Video:
-    """Read a whole file as grey frames at 25 frames a second.
-
-    Args:
-        path: any format that FFmpeg's libraries decode, playlists excepted.
-        max_frames: where to stop.
-        prepare: done to every frame as it comes ((H, W) uint8 -> (H', W') uint8), so that only its result is held.
-
-    Raises:
-        LipsError: missing, 0 bytes, unreadable, no pictures, or (almost) none that can be decoded.
-    """
-    stream = Stream(path)
-    frames: list[np.ndarray] = []
-    for frame in at_25_fps(stream, lambda: stream.end_s):
-        if len(frames) == max_frames:
-            break
-        frames.append(prepare(frame) if prepare else frame)
-    return Video(np.stack(frames), stream.fps, stream.problem)
 
 
 def centre_square(frame: np.ndarray, side: int, share: float = 0.5) -> np.ndarray:
@@ -231,8 +195,8 @@ def check_video(path: str | Path) -> None:
             raise LipsError(problems[0] if problems else NO_FRAMES[len(first)])
 
 
-def extract_audio(path: str | Path, out: str | Path, sample_rate: int = 16000) -> bool:
-    """Write a video's own sound track as mono audio (format by suffix), silent until it begins; False where it has none.
+def extract_audio(path: str | Path, out: str | Path) -> bool:
+    """Write a video's own sound track as mono audio of 16 kHz (format by suffix), silent until it begins; False where it has none.
 
     Raises:
         LipsError: the file cannot be read, or is no video.
@@ -241,7 +205,7 @@ def extract_audio(path: str | Path, out: str | Path, sample_rate: int = 16000) -
     with _opened(Path(path)) as container:
         if not container.streams.audio:
             return False
-    save_audio(out, load_audio(path, sample_rate), sample_rate)
+    save_audio(out, load_audio(path, 16000), 16000)
     return True
 
 
