@@ -117,12 +117,7 @@ def demo_recipe(out: str | Path | None = None, *, faces: bool = False) -> Path:
 
 
 def demo_test(out: str | Path | None = None, *, faces: bool = False) -> Path:
-    """A paired manifest of test voices, texts and noises that are not in training: 24 mixtures, -2.5 to 12.5 dB.
-
-    Args:
-        out: folder for ``test.jsonl`` and its audio; by default the cache.
-        faces: with drawn mouths and competing talkers, as in ``demo_recipe``.
-    """
+    """A paired manifest of test voices, texts and noises that are not in training: 24 mixtures, -2.5 to 12.5 dB; see ``demo_recipe``."""
     return _rendered("test", out, faces)
 
 

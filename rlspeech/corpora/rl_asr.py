@@ -370,15 +370,6 @@ def _lines(path: str) -> list[str]:
 SILENT_DBFS = -80.0
 
 
-def recogniser(name: str, device: str, language: str | None, batch: int) -> Transcribe:
-    """A recogniser by name, see ``rewards/rates.py``, on a device chosen as everywhere. Raises ``UserError`` where it cannot be loaded."""
-    if name != "pocketsphinx" and ":" not in name:  # these know no devices, and need no torch
-        from rlspeech.engine import Engine
-
-        device = str(Engine(device, "fp32").device)
-    return load_recogniser(name, device, language, batch)
-
-
 def recognise(
     name: str,
     utts: Sequence[Utterance],
@@ -404,7 +395,11 @@ def recognise(
             return texts
         if texts:
             log.say(f"{name} has transcribed {len(texts)} of {len(utts)} rows before")
-        run, problem = recogniser(name, device, language, batch), None
+        if name != "pocketsphinx" and ":" not in name:  # these know no devices, and need no torch
+            from rlspeech.engine import Engine
+
+            device = str(Engine(device, "fp32").device)
+        run, problem = load_recogniser(name, device, language, batch), None
         with log.progress(len(utts), f"transcribing with {name}", "rows", start=len(texts)) as bar:
             for at in range(0, len(todo), batch):
                 part = todo[at : at + batch]

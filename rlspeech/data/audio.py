@@ -37,11 +37,8 @@ def resample(wav: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
 def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
     """Write (T,) or (C, T) float32 as 16-bit audio, format by suffix; complete or not at all.
 
-    A peak above full scale is scaled down to 0.99 rather than clipped.
-
-    Raises:
-        AudioError: non-finite samples.
-        OSError: the disk does not take it.
+    A peak above full scale is scaled down to 0.99 rather than clipped. Raises ``AudioError`` for non-finite samples, ``OSError`` for a disk
+    that does not take it.
     """
     import soundfile as sf
 

@@ -18,7 +18,7 @@ from rlspeech.config import Video
 from rlspeech.config_parts import Mixing
 from rlspeech.data.audio import AudioError, load_audio, mono
 from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest, recordings
-from rlspeech.data.mixing import MixtureSet, crop, mixture_rng
+from rlspeech.data.mixing import MixtureSet, cut, mixture_rng
 from rlspeech.data.video import frames_at, load_lips
 from rlspeech.types import Sample, UserError, Utterance
 
@@ -87,12 +87,9 @@ class PairedClips:
         length, gap = min(noisy.shape[-1], target.shape[-1]), abs(noisy.shape[-1] - target.shape[-1])
         if gap > 0.1 * self.sample_rate:
             raise AudioError(f"noisy and target differ by {gap / self.sample_rate:.2f} s")
-        noisy, target = noisy[..., :length], target[..., :length]
-        start = 0
-        if clip_s > 0:
-            rng = mixture_rng(self.seed, epoch, utt.id)
-            both = crop(np.arange(length), int(clip_s * self.sample_rate), rng)[:length]
-            noisy, target, start = noisy[..., both], target[..., both], int(both[0])
+        size = min(length, int(clip_s * self.sample_rate) or length)
+        start = cut(np.arange(length), size, mixture_rng(self.seed, epoch, utt.id))[1]
+        noisy, target = (wav[..., start : start + size].copy() for wav in (noisy, target))
         lips = lips_of(utt, start / self.sample_rate, noisy.shape[-1] / self.sample_rate)
         return Clip(utt.id, noisy, target, self.sample_rate, utt.text, columns_of(utt), lips)
 
@@ -242,7 +239,7 @@ def _walk(source: ClipSource, batch: int, clip_s: float, seed: int, position: in
 def _ahead(source: ClipSource, walk: Iterator[Place], clip_s: float, workers: int) -> Iterator[tuple[int, Cut]]:
     """Cut the clips of a walk, in its order, up to a few ahead of who asks."""
 
-    def cut(epoch: int, index: int) -> Cut:
+    def made(epoch: int, index: int) -> Cut:
         try:
             return source.clip(epoch, index, clip_s)
         except AudioError as error:
@@ -250,11 +247,11 @@ def _ahead(source: ClipSource, walk: Iterator[Place], clip_s: float, workers: in
 
     if workers == 0:
         for position, epoch, index in walk:
-            yield position, cut(epoch, index)
+            yield position, made(epoch, index)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[int, Future[Cut]]] = deque()
         for position, epoch, index in walk:
-            waiting.append((position, pool.submit(cut, epoch, index)))
+            waiting.append((position, pool.submit(made, epoch, index)))
             if len(waiting) > 8 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
