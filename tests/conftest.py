@@ -21,13 +21,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-typer.testing._get_command = cache(
-    typer.testing._get_command
-)  # building the commands anew takes longer than most tests that call one
-
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background job; the processes that tests start would inherit it
+# building the commands anew takes longer than most tests that call one
+typer.testing._get_command = cache(typer.testing._get_command)
+# a shell's background job; the processes that tests start would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

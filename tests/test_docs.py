@@ -63,6 +63,10 @@ def names_of(*sections: str) -> list[str]:
     return [name for e in entries() if e.section in sections for name in e.names]
 
 
+def slow(test: Any) -> Any:
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
+
+
 # -- metrics.md ----------------------------------------------------------------------------------------------------------------
 
 
@@ -126,12 +130,13 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
     for i, (task, form, changes) in enumerate([*((t, f, {}) for t, f in matrix.SUPPORTED), *more]):
         out = folder / f"rl-{i}"
         settings = matrix.config(given, task, form, out, steps=1)
-        rl.run(RL.model_validate(settings.model_dump() | {k: v for k, v in changes.items()}))
+        rl.run(RL.model_validate(settings.model_dump() | changes))
         yield f"rl {task} {form}", out
     for i, settings in enumerate(pretraining(given, folder)):
         out = folder / f"pretrain-{i}"
-        plain = {"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu"}
-        pretrain.run(Pretrain(**{**plain, **settings, "out": str(out)}))
+        pretrain.run(
+            Pretrain(**{"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu", "out": str(out), **settings})
+        )
         yield f"pretrain {settings['task']}", out
 
 
@@ -171,9 +176,8 @@ def logged(given: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFa
     """Every key that a run wrote to ``metrics.jsonl``, and one run that did."""
     keys: dict[str, str] = {}
     for label, out in runs(given, tmp_path_factory.mktemp("logged")):
-        for line in (out / "metrics.jsonl").read_text().splitlines():
-            for key in json.loads(line):
-                keys.setdefault(key, label)
+        for row in rows(out / "metrics.jsonl"):
+            keys = dict.fromkeys(row, label) | keys
     return keys
 
 
@@ -186,8 +190,7 @@ def explains(name: str, key: str) -> bool:
     return match is not None and ("column" not in match.groupdict() or match["column"].split("[")[0] in COLUMNS)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@slow
 def test_every_logged_number_is_explained_and_every_explained_one_is_logged(logged: dict[str, str]) -> None:
     names = names_of(*LOGGED)
     missing = {key: run for key, run in logged.items() if not any(explains(name, key) for name in names)}
@@ -236,9 +239,8 @@ def moss(folder: Path) -> None:
     torch.manual_seed(0)
     words = tiny.tokenizer()
     ear = tiny.sizes(1, 32, num_mel_bins=8, max_source_positions=100, model_type="moss_transcribe_diarize_audio")
-    config = tf.MossTranscribeDiarizeConfig(
-        **tiny._given(words, "qwen3", ear), audio_chunk_size=32000, tie_word_embeddings=False
-    )
+    sizes = tiny._given(words, "qwen3", ear)
+    config = tf.MossTranscribeDiarizeConfig(**sizes, audio_chunk_size=32000, tie_word_embeddings=False)
     net = tf.MossTranscribeDiarizeForConditionalGeneration(config)
     for p in net.parameters():
         if p.ndim > 1 and p.requires_grad:
@@ -297,8 +299,7 @@ def test_the_page_shows_whole_files() -> None:
     assert all(name in commands or f"{name.removesuffix('.py')}:" in commands for name in names)  # none is unused
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@slow
 def test_a_function_and_a_family_are_rewards(work: Path) -> None:
     heard = {u.id: load_audio(u.audio_filepath, 16000) for u in read_manifest(work / "data" / "test.jsonl")}
     level = {key: 10 * np.log10(np.mean(wav.astype(float) ** 2)) for key, wav in heard.items()}
@@ -317,8 +318,7 @@ def test_a_function_and_a_family_are_rewards(work: Path) -> None:
     assert meta[asked]["higher_is_better"] is False and meta[asked]["version"] == "level-1"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@slow
 def test_a_corpus_is_a_script_or_a_layout_with_a_command(work: Path) -> None:
     train, test = (read_manifest(work / "data" / "fsdd" / f"{split}.jsonl") for split in ("train", "test"))
     assert len(train) == len(test) == 12 and {u.id.split("_")[2] for u in test} == {"0", "4"}
@@ -330,8 +330,7 @@ def test_a_corpus_is_a_script_or_a_layout_with_a_command(work: Path) -> None:
         assert [(u.id, u.text, u.speaker_id) for u in command] == [(u.id, u.text, u.speaker_id) for u in script]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@slow
 def test_a_family_is_a_recogniser(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -357,8 +356,7 @@ def test_a_family_is_a_recogniser(work: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(ours.detach(), theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@slow
 def test_a_network_of_ones_own_is_trained_tuned_and_used(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -374,9 +372,8 @@ def test_a_network_of_ones_own_is_trained_tuned_and_used(work: Path, monkeypatch
     monkeypatch.setitem(KINDS, "flowse", KINDS["flowse"])  # the launcher changes them
     monkeypatch.setitem(TASKS, "flowse", TASKS["flowse"])
     torch.manual_seed(0)
-    net = runpy.run_path(str(work / "gru.py"))["GruEnhancer"](
-        FlowModel(dim=32, depth=2, heads=2, n_fft=64, hop=32)
-    ).eval()
+    GruEnhancer = runpy.run_path(str(work / "gru.py"))["GruEnhancer"]
+    net = GruEnhancer(FlowModel(dim=32, depth=2, heads=2, n_fft=64, hop=32)).eval()
     torch.nn.init.normal_(net.out.weight, std=0.1)
     x, y, mask = torch.randn(2, 9, 66), torch.randn(2, 9, 66), torch.arange(9)[None] < torch.tensor([[9], [5]])
     whole, t = net(x, y, torch.full((2,), 0.3), mask), torch.full((1,), 0.3)
@@ -384,8 +381,7 @@ def test_a_network_of_ones_own_is_trained_tuned_and_used(work: Path, monkeypatch
     assert not torch.allclose(whole, net(x + 1, y, torch.full((2,), 0.3), mask), atol=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@slow
 def test_a_task_of_one_number_learns_what_its_reward_asks_for(work: Path) -> None:
     logged = rows(work / "runs" / "subtract" / "metrics.jsonl")
     steps, checks = [r for r in logged if "lr" in r], [r for r in logged if "delta/reward" in r]

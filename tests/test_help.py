@@ -220,9 +220,8 @@ def test_completion_can_be_shown_and_installed(tmp_path: Any) -> None:
     env = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     start = time.monotonic()
     run = [sys.executable, "-c", "import sys; sys.argv[0] = 'rlspeech'; from rlspeech.cli import main; main()"]
-    shown = subprocess.run(
-        [*run, "--show-completion", "bash"], env=env, capture_output=True, text=True, check=True
-    ).stdout
+    how: dict[str, Any] = {"env": env, "capture_output": True, "text": True, "check": True}
+    shown = subprocess.run([*run, "--show-completion", "bash"], **how).stdout
     assert "complete" in shown and "_RLSPEECH_COMPLETE" in shown and time.monotonic() - start < 30
-    subprocess.run([*run, "--install-completion", "bash"], env=env, capture_output=True, text=True, check=True)
+    subprocess.run([*run, "--install-completion", "bash"], **how)
     assert "rlspeech" in (tmp_path / ".bashrc").read_text() and list(tmp_path.rglob("rlspeech.sh"))

@@ -84,9 +84,8 @@ def test_names_are_matched_composed_and_opened_as_they_are(tmp_path: Path) -> No
     (tmp_path / "texts").write_text(f"{CAFE} one two\n")
     (item,) = collect(str(tmp_path / "noisy"), str(tmp_path / "clean"), str(tmp_path / "texts"))
     assert (item.key, item.audio, item.target, item.text) == (CAFE, str(noisy), str(clean), "one two")
-    (tmp_path / "m.jsonl").write_text(
-        json.dumps({"audio_filepath": f"noisy/{CAFE}.wav", "duration": 0.1, "sample_rate": 16000})
-    )
+    row = {"audio_filepath": f"noisy/{CAFE}.wav", "duration": 0.1, "sample_rate": 16000}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
     (utt,) = read_manifest(tmp_path / "m.jsonl")
     assert utt.audio_filepath == str(noisy) and Path(utt.audio_filepath).exists()
 

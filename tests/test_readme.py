@@ -24,9 +24,8 @@ TINY = {
 }
 # rows of recognisers and synthesisers are never cut, and they take no Euler steps
 ASR = {"pretrain": STEPS, "rl": [*UPDATES, "probe_batches=4"], "eval": ["limit=4", "players=1"]}
-SETUP = re.compile(
-    r"(git clone|cd rlspeech|(python -m )?pip install|uv (pip|sync|venv)|source |\. \.venv|python3? -m venv)"
-)
+INSTALLS = r"(python -m )?pip install|uv (pip|sync|venv)|python3? -m venv"
+SETUP = re.compile(rf"git clone|cd rlspeech|{INSTALLS}|source |\. \.venv")
 
 
 def blocks() -> list[tuple[int, str, str]]:

@@ -229,9 +229,8 @@ def test_malformed_set_is_refused(text: str) -> None:
 
 BROKEN = {"a: [1\n": "line 2", "steps: 1\n\tx: 2\n": "line 2", "a: !!python/object/apply:os.system [true]\n": "line 1"}
 BROKEN |= dict.fromkeys(("- 1\n- 2\n", "word", "1: 2\n"), "steps: 100") | {"a: &a [*a]\n": "refers to itself"}
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in ("ab", "bc", "cd", "de", "ef", "fg", "gh")
-)
+LEVELS = zip("abcdefg", "bcdefgh", strict=True)
+BOMB = "a: &a [x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in LEVELS)
 BROKEN |= {BOMB: "aliases", "seed: \0\n": "#x0000", "a: " + "[" * 1000: "too deeply"}
 TAGS = ("!!int abc", "!!float x", "!!bool xx", "!!timestamp x", "!!int 0x_", "!!int 0b_", "9" * 5000)
 BROKEN |= {f"seed: {value}\n": "cannot be read" for value in TAGS}

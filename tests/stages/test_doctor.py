@@ -17,7 +17,7 @@ from rlspeech.rewards import squim as _torchaudio
 from rlspeech.stages import doctor
 
 
-def look(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def look() -> dict[str, Any]:
     summary = doctor.run()
     json.dumps(log.plain(summary))
     return summary
@@ -26,11 +26,8 @@ def look(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def plain() -> tuple[dict[str, Any], str]:
     """What it says of this installation as it is, and what it prints; looking takes a while."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        summary = doctor.run()
-    json.dumps(log.plain(summary))
-    return summary, shown.getvalue()
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        return look(), shown.getvalue()
 
 
 def test_it_says_what_is_here(plain: tuple[dict[str, Any], str]) -> None:
@@ -52,7 +49,7 @@ def test_every_unusable_thing_has_a_reason(plain: tuple[dict[str, Any], str]) ->
 
 def test_it_survives_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch now raises
-    summary = look(monkeypatch)
+    summary = look()
     assert "error" in summary["torch"] and "error" in summary["devices"]
     assert not summary["ok"] and any("torch" in p for p in summary["problems"])
     assert summary["python"] and isinstance(summary["assets"], list)
@@ -68,7 +65,7 @@ def test_it_survives_without_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", missing)
     for part in ("_torch", "_devices", "_threads", "_rewards", "_torchaudio", "_compiler", "_assets"):
         monkeypatch.setattr(doctor, part, broken)
-    summary = look(monkeypatch)
+    summary = look()
     assert set(summary["packages"].values()) == {None}
     assert summary["rewards"] == {"error": "OSError: libcudart.so.13: cannot open shared object file"}
     assert any("numpy is not installed" in p for p in summary["problems"]) and not summary["ok"]
@@ -86,15 +83,13 @@ def test_missing_assets_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "torchaudio").mkdir()
-    (tmp_path / "torchaudio" / "__init__.py").write_text(
-        "raise OSError('libcudart.so.13: cannot open shared object file')\n"
-    )
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open it')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
     importlib.invalidate_caches()
     _torchaudio.why_not.cache_clear()
     try:
-        summary = look(monkeypatch)
+        summary = look()
     finally:
         _torchaudio.why_not.cache_clear()
     assert summary["torchaudio"]["installed"] and not summary["torchaudio"]["usable"]
@@ -110,9 +105,8 @@ def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_lists_recognisers_and_normalisers(plain: tuple[dict[str, Any], str]) -> None:
     summary, shown = plain
-    assert {"fun_asr_nano", "qwen2_audio", "voxtral", "whisper"} <= {
-        r["name"] for r in summary["recognisers"] if r["usable"]
-    }
+    usable = {r["name"] for r in summary["recognisers"] if r["usable"]}
+    assert {"fun_asr_nano", "qwen2_audio", "voxtral", "whisper"} <= usable
     assert {"basic-1", "english-1", "none-1"} <= set(summary["normalisers"])
     assert "voxtral" in shown and "basic-1" in shown
     names = [line.strip() for line in shown.splitlines() if line.strip().startswith("asr_")]

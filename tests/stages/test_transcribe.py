@@ -78,11 +78,10 @@ def test_one_file_is_a_line_and_several_carry_their_names(folder: Path, capsys: 
 
 
 def test_a_name_stays_in_its_column(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["a\tb\nc", "esc\x1b[31m"]
-    for name in names:
-        (tmp_path / "odd").mkdir(exist_ok=True)
+    (tmp_path / "odd").mkdir()
+    for name in ("a\tb\nc", "esc\x1b[31m"):
         sf.write(tmp_path / "odd" / f"{name}.wav", np.full(RATE, 0.01), RATE)
-    transcribe.run(Transcribe(inputs=[str(tmp_path / "odd")]))
+    ask(tmp_path / "odd")
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == ["a\\tb\\nc", "esc\\x1b[31m"] and all(len(row) == 2 for row in rows)
 
@@ -151,18 +150,10 @@ def test_nothing_to_do_is_said(tmp_path: Path) -> None:
             ask(*inputs)
 
 
-@pytest.mark.parametrize(
-    ("texts", "whole"),
-    [
-        (["a b", "c"], "a b c"),
-        (["你好", "世界"], "你好世界"),
-        (["", " x "], "x"),
-        (["one", "", "two"], "one two"),
-        ([" raw "], " raw "),
-        (["end.", "你"], "end. 你"),
-        ([], ""),
-    ],
-)
+JOINED = [("a b|c", "a b c"), ("你好|世界", "你好世界"), ("| x ", "x"), ("one||two", "one two"), ("end.|你", "end. 你")]
+
+
+@pytest.mark.parametrize(("texts", "whole"), [*((t.split("|"), w) for t, w in JOINED), ([" raw "], " raw "), ([], "")])
 def test_texts_are_joined_as_they_are_written(texts: list[str], whole: str) -> None:
     assert join_texts(texts) == whole
 
