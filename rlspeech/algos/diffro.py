@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.math import Advantage, Mean, agreement, micro_batches, soft_loss
+from rlspeech.algos.math import Advantage, Mean, micro_batches, soft_loss
 from rlspeech.algos.update import (
     Columns,
     Experience,
@@ -41,6 +41,7 @@ from rlspeech.algos.update import (
     PolicyUpdate,
     Scored,
     Specs,
+    agreement,
     flat_gradient,
     rows_of,
 )
@@ -126,7 +127,7 @@ class _Soft(PolicyUpdate):
         mean: Mean = cfg.loss_mean
         if cfg.diffro.reduction == "sum":
             normaliser, mean = size, "token"
-        grads, parts, away = GradientSum(), list[Logged](), list[float]()
+        grads, parts, away = GradientSum(self.zero()), list[Logged](), list[float]()
         blind = judged = 0
         for part in micro_batches(prompts, cfg.micro_batch):
             rows = rows_of(rollout, part)
@@ -148,7 +149,7 @@ class _Soft(PolicyUpdate):
             if kl is not None:
                 away.append(float(kl.detach()[mask].mean()))
             self.note_values(experience, rows, values)
-        grads.join(self.ranks, self.zero())
+        grads.join(self.ranks)
         found = self.ranks.gather((parts, away, blind, judged))
         parts, away = ([x for own_rows in found for x in own_rows[i]] for i in (0, 1))
         blind, judged = (sum(own_rows[i] for own_rows in found) for i in (2, 3))
@@ -159,8 +160,7 @@ class _Soft(PolicyUpdate):
             raise UserError(what, why, "--set clip_s=2, or rlspeech check on the data")
         logged = {f"diffro/{k}": _mean(parts, k) for k in (parts[0] if parts else {}) if k != "rows"}
         logged |= {"kl": float(np.mean(away))} if away else {}
-        norm = float(cast(Tensor, grads.total).norm())
-        return grads, {**logged, "diffro/agreement": grads.agreement(), "diffro/grad_norm": norm}
+        return grads, {**logged, "diffro/agreement": grads.agreement(), "diffro/grad_norm": float(grads.total.norm())}
 
     def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
         """Hook: the differentiable reward (n,) of some rows, nan where there is none."""
@@ -219,13 +219,13 @@ class GRPODiffRO(_Soft, GRPO):
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         """GRPO's gradient plus ``diffro.weight`` times the differentiable reward's; the agreement of the parts stays GRPO's."""
         grads, stats = super().gradients(experience, advantage, prompts)
-        total, weight = cast(Tensor, grads.total), self.config.diffro.weight
+        total, weight = grads.total, self.config.diffro.weight
         if not weight:
             return grads, stats
         soft, more = self.soft_gradients(experience, prompts, 0.0)
-        pull = cast(Tensor, soft.total)
-        stats.update(more, **{"diffro/grpo_grad_norm": float(total.norm()), "diffro/cosine": agreement([total, pull])})
-        grads.total = total + weight * pull
+        cosine = agreement([total, soft.total])
+        stats.update(more, **{"diffro/grpo_grad_norm": float(total.norm()), "diffro/cosine": cosine})
+        grads.total = total + weight * soft.total
         return grads, stats
 
 

@@ -5,7 +5,6 @@ Notation: N rollouts in groups of G, S decisions; A advantage, rho = exp(logp - 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -260,15 +259,6 @@ def divergence(new: LogProb, mask: Tensor) -> dict[str, float]:
     found = {"kl": new.kl, "kl_other": new.kl_other, "change_db": change}
     count = mask.sum().clamp_min(1)
     return {k: float(torch.where(mask, v.detach(), 0.0).sum() / count) for k, v in found.items() if v is not None}
-
-
-def agreement(grads: Sequence[Tensor]) -> float:
-    """Mean pairwise cosine of K gradients (each (P,)); NaN with fewer than two that are not zero."""
-    units = [g / norm for g in grads if (norm := g.norm()) > 0]
-    k = len(units)
-    if k < 2:
-        return float("nan")
-    return float((torch.stack(units).sum(0).square().sum() - k) / (k * (k - 1)))
 
 
 def micro_batches(prompts: Tensor, size: int) -> list[Tensor]:

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from rlspeech.algos.math import Advantage, Surrogate, agreement, critical_batch, micro_batches, policy_loss
+from rlspeech.algos.math import Advantage, Surrogate, critical_batch, micro_batches, policy_loss
 from rlspeech.config import RL, RewardSpec
 from rlspeech.engine import Columns, Phases, Ranks
 from rlspeech.rewards.mix import to_arrays
@@ -303,14 +303,16 @@ class PolicyUpdate(ABC):
         stats["grad_agreement"] = float("nan")
         if experience.rollout is not None:
             grads, stats = self.gradients(experience, experience.advantage.value, share)
-            if experience.updates:  # before the first update of a collection the ratio is 1 but for rounding
-                self._measure_clip(stats["log_ratio_std"])
+            # "auto" is frozen where the ratio has moved by more than rounding, which no collection's first update shows
+            spread = stats["log_ratio_std"] if experience.updates else 0.0
+            if cfg.clip_range == "auto" and self.clip_range == float("inf") and spread > 1e-9:
+                self.clip_range = cfg.clip_std * spread
             cosine, size = grads.agreement(), self.total(len(share)) / max(1, grads.count)
             stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, size))
-            total = cfg.policy_weight * cast(Tensor, grads.total)
+            total = cfg.policy_weight * grads.total
         if cfg.supervised_weight:
             grads, loss = self.supervised_gradients(experience, share)
-            pull = cfg.supervised_weight * cast(Tensor, grads.total)
+            pull = cfg.supervised_weight * grads.total
             stats.update(supervised_loss=loss, supervised_agreement=grads.agreement())
             stats["supervised_grad_norm"] = pull.norm().item()
             if experience.rollout is not None:  # do reward and supervision pull the same way?
@@ -329,7 +331,7 @@ class PolicyUpdate(ABC):
         assert rollout is not None
         mask = self.counting(rollout)
         whole = rows_of(rollout, prompts).to(mask.device)
-        normaliser, grads, own = self.decisions(mask[whole]), GradientSum(), list[Logged]()
+        normaliser, grads, own = self.decisions(mask[whole]), GradientSum(self.zero()), list[Logged]()
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
         form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
         form["change_weight"], with_kl = cfg.change_weight, self.loss_beta > 0 or cfg.change_weight > 0
@@ -350,7 +352,7 @@ class PolicyUpdate(ABC):
             moved = made.log_ratio.double()
             sizes = {"size": float(moved.numel()), "mean": moved.mean().item(), "square": moved.square().mean().item()}
             own.append({**made.stats, **sizes})
-        grads.join(self.ranks, self.zero())
+        grads.join(self.ranks)
         stats = [found for part in self.ranks.gather(own) for found in part]
         if not stats:
             return grads, {**dict.fromkeys(NOT_EVALUATED, float("nan")), "log_ratio_std": 0.0}
@@ -361,8 +363,7 @@ class PolicyUpdate(ABC):
 
     def zero(self) -> Tensor:
         """A gradient (P,) of nothing."""
-        parameters = self.policy.parameters()
-        return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+        return torch.cat([torch.zeros_like(p).flatten() for p in self.policy.parameters()])
 
     def counting(self, rollout: Rollout) -> Tensor:
         """(N, S) bool: the decisions of rows that take part."""
@@ -374,7 +375,7 @@ class PolicyUpdate(ABC):
 
     def supervised_gradients(self, experience: Experience, prompts: Tensor) -> tuple[GradientSum, float]:
         """Gradients (P,) of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
-        policy, grads, total = cast(SupervisedPolicy, self.policy), GradientSum(), 0.0
+        policy, grads, total = cast(SupervisedPolicy, self.policy), GradientSum(self.zero()), 0.0
         whole = self.total(len(prompts))
         for part in micro_batches(prompts, self.config.micro_batch):
             clips, options = [experience.prompts[i] for i in part.tolist()], dict[str, Any]()
@@ -384,7 +385,7 @@ class PolicyUpdate(ABC):
             loss = policy.supervised(clips, **options) * (len(part) / whole)
             grads.add(flat_gradient(loss, policy.parameters()))
             total += loss.item()
-        grads.join(self.ranks, self.zero())
+        grads.join(self.ranks)
         return grads, self.total(total)
 
     def _check(self, made: Surrogate) -> None:
@@ -397,11 +398,6 @@ class PolicyUpdate(ABC):
             hint = "a policy of your own: compare its log_prob with its rollout; else report this with the run folder"
             raise UserError(what, "the training pass does not repeat the sampling pass", hint)
         self.checked = True
-
-    def _measure_clip(self, spread: float) -> None:
-        """``clip_range: auto``: frozen at the first update whose ratio has moved, ``clip_std`` times the spread of the log-ratio there."""
-        if self.config.clip_range == "auto" and self.clip_range == float("inf") and spread > 1e-9:
-            self.clip_range = self.config.clip_std * spread
 
     def _apply(self, total: Tensor) -> dict[str, float]:
         """One optimiser step along a gradient (P,)."""
@@ -417,40 +413,43 @@ class PolicyUpdate(ABC):
 
 
 class GradientSum:
-    """The sum of K flat gradients (P,) of micro-batches, and how well they agree, in a model's worth of memory each, whatever K is."""
+    """The sum of K flat gradients (P,) of micro-batches, and how well they agree, in a model's worth of memory each, whatever K is.
 
-    def __init__(self) -> None:
-        self.total: Tensor | None = None  # (P,)
-        self.count = 0
-        self._units: Tensor | None = None
-        self._nonzero = 0
+    ``zero`` (P,) is what there is where there is none; it becomes the sum.
+    """
+
+    def __init__(self, zero: Tensor) -> None:
+        self.total, self._units = zero, zero.clone()
+        self.count = self._nonzero = 0
 
     def add(self, gradient: Tensor, *, agrees: bool = True) -> None:
-        """Take one more (P,), which may be changed in place; ``agrees``: it counts in the agreement, being more than the KL's."""
+        """Take one more (P,); ``agrees``: it counts in the agreement, being more than the KL's."""
         self.count += 1
+        self.total += gradient
         norm = gradient.norm()
         if agrees and norm > 0:
             self._nonzero += 1
-            unit = gradient / norm
-            self._units = unit if self._units is None else self._units.add_(unit)
-        self.total = gradient if self.total is None else self.total.add_(gradient)
+            self._units += gradient / norm
 
-    def join(self, ranks: Ranks, zero: Tensor) -> None:
-        """Take the gradients of all processes together; ``zero`` (P,) is what there is where there is none."""
-        self.total = zero if self.total is None else self.total
-        if ranks.world == 1:
-            return
-        units = torch.zeros_like(zero) if self._units is None else self._units
-        counts = zero.new_tensor([self.count, self._nonzero])
-        ranks.add_up(self.total, units, counts)
-        self._units, (self.count, self._nonzero) = units, (int(c) for c in counts.tolist())
+    def join(self, ranks: Ranks) -> None:
+        """Take the gradients of all processes together."""
+        if ranks.world > 1:
+            counts = torch.tensor([self.count, self._nonzero], device=self.total.device)
+            ranks.add_up(self.total, self._units, counts)
+            self.count, self._nonzero = counts.tolist()
 
     def agreement(self) -> float:
-        """Mean pairwise cosine, as ``math.agreement``: |sum of units|^2 = K + sum of cosines; NaN with fewer than two that are not zero."""
+        """Mean pairwise cosine: |sum of units|^2 = K + sum of cosines; NaN with fewer than two that are not zero."""
         k = self._nonzero
-        if k < 2 or self._units is None:
-            return float("nan")
-        return float((self._units.square().sum() - k) / (k * (k - 1)))
+        return float((self._units.square().sum() - k) / (k * (k - 1))) if k > 1 else float("nan")
+
+
+def agreement(gradients: Sequence[Tensor]) -> float:
+    """Mean pairwise cosine of K gradients (each (P,)); NaN with fewer than two that are not zero."""
+    found = GradientSum(torch.zeros_like(gradients[0]))
+    for gradient in gradients:
+        found.add(gradient)
+    return found.agreement()
 
 
 def flat_gradient(loss: Tensor, parameters: Sequence[Parameter], *, keep_graph: bool = False) -> Tensor:

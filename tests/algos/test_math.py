@@ -14,7 +14,6 @@ from torch import Tensor
 
 from rlspeech.algos.math import (
     Surrogate,
-    agreement,
     critical_batch,
     decision_rewards,
     explained_variance,
@@ -26,6 +25,7 @@ from rlspeech.algos.math import (
     whitened,
 )
 from rlspeech.algos.ppo import relative_reward
+from rlspeech.algos.update import agreement
 from rlspeech.config import RewardSpec
 from rlspeech.types import LogProb
 

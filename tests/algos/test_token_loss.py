@@ -10,13 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from rlspeech.algos.math import agreement, policy_loss
-from rlspeech.algos.update import GradientSum
+from rlspeech.algos.math import policy_loss
 from rlspeech.types import LogProb
 
 N, S, BETA = 6, 7, 0.07
@@ -132,16 +130,3 @@ def test_an_upper_range_only_moves_the_upper_end() -> None:
     assert stats["clipped_positive"] == pytest.approx(2 / 3) and stats["clipped_negative"] == pytest.approx(1 / 3)
     wide, stats = made(0.28)
     assert wide == [True, True, False, False, True, True] and stats["clipped_positive"] == pytest.approx(1 / 3)
-
-
-def test_the_agreement_of_a_sum_is_that_of_its_parts() -> None:
-    rng = np.random.default_rng(0)
-    parts = [torch.from_numpy(rng.standard_normal(30) + 0.3).float() for _ in range(5)] + [torch.zeros(30)]
-    made = GradientSum()
-    for p in parts:
-        made.add(p.clone())
-    assert made.agreement() == pytest.approx(agreement(parts), abs=1e-6) and made.count == 6
-    torch.testing.assert_close(made.total, torch.stack(parts).sum(0))
-    alone = GradientSum()
-    alone.add(parts[0].clone())
-    assert np.isnan(alone.agreement())
