@@ -119,7 +119,7 @@ def _stacked(parts: Sequence[Columns]) -> Columns:
     return out
 
 
-class Engine(Ranks):
+class Engine(Ranks, AbstractContextManager["Engine"]):
     """The device, the precision and the other processes; a context, at whose end the processes part.
 
     Args:
@@ -161,9 +161,6 @@ class Engine(Ranks):
         """Draw otherwise than the other processes from here on."""
         if self.world > 1:
             seed_all(seed + 1_000_003 * (1 + step * self.world + self.rank))
-
-    def __enter__(self) -> Engine:
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Part from the other processes."""

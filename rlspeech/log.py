@@ -213,13 +213,10 @@ def _live(brief: bool) -> Progress:
 
 
 class Bar:
-    """A context manager that counts: a bar on a terminal, a line about every 5 s elsewhere, both on stderr.
+    """A context manager that counts ``unit`` (a plural): a bar on a terminal, a line about every 5 s elsewhere, both on stderr.
 
-    Args:
-        total: items to come, or None where that is not known.
-        desc, unit: what is being done, and what is counted, in the plural.
-        start: items that an earlier attempt has done; rate and estimate leave them out.
-        brief: show nothing of it in the end where it was soon done.
+    The ``total`` may be None; rate and estimate leave out what an earlier attempt has done, up to ``start``; ``brief``: nothing of it is
+    shown in the end where it was soon done.
     """
 
     active: Bar | None = None
@@ -301,12 +298,9 @@ progress = Bar  # with log.progress(100, "scoring", "clips") as bar: bar.advance
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
-    """Print one table on stdout (on stderr with ``json_mode``, nowhere with ``quiet``). Numbers to the right, None as ``-``.
+    """Print one table on stdout (on stderr with ``json_mode``, nowhere with ``quiet``), notes under it.
 
-    Args:
-        columns: headings; "" for a column that needs none.
-        rows: cells; floats get three decimals, the rest ``str``.
-        notes: lines under the table.
+    Numbers stand to the right; floats get three decimals, None is ``-``, the rest ``str``. A heading may be "".
     """
     if not is_main() or quiet:
         return

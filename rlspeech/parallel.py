@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -162,24 +162,17 @@ def _in_order(
             yield jobs[0].item, jobs.popleft().result()
 
 
-class Pool:
+class Pool(AbstractContextManager["Pool"]):
     """Worker processes that each build a function once and call it on items; a crash, a hang or an exception costs one item.
 
-    A worker that dies, also while it is idle, is replaced, and the other items go on.
-
-    Args:
-        make: builds the function in the worker: importable by name, or a ``functools.partial`` of such.
-        workers: number of processes; they start with the first item.
-        timeout_s: longest time for one item; None sets no limit.
+    A worker that dies, also while it is idle, is replaced, and the other items go on. ``make`` builds the function in the worker: it is
+    importable by name, or a ``functools.partial`` of such. The processes start with the first item, which may take ``timeout_s``.
     """
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]], workers: int, timeout_s: float | None = None) -> None:
         self._make, self._workers, self._timeout_s = make, workers, timeout_s
         self._processes: ProcessPool | None = None
         self._closed, self._broken = False, 0
-
-    def __enter__(self) -> Pool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -47,7 +47,7 @@ Keys = Iterable[str]  # of settings, at the top level
 _held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so that is done here
 
 
-class Run:
+class Run(AbstractContextManager["Run"]):
     """One run folder, held by this process until ``close``. Make it with ``Run.create``.
 
     Attributes:
@@ -206,9 +206,6 @@ class Run:
         if _held.get(str(self.path.resolve())) is self:
             del _held[str(self.path.resolve())]
             log.to_file(None)
-
-    def __enter__(self) -> Run:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -62,17 +62,11 @@ class GRPO(PolicyUpdate):
         return reward, made._replace(unscorable=self.unscorable(reward, done))
 
     def refill(self, first: Draw, again: Callable[[list[Any], int], Draw], further: Further) -> tuple[Draw, Logged]:
-        """Replace prompts without signal, up to ``dynamic_sampling`` times.
+        """Replace prompts without signal, up to ``dynamic_sampling`` times. Returns a draw of as many as the first, and what is logged.
 
-        Several processes choose from all their prompts together and keep what each has drawn, so that shares may become unequal.
-
-        Args:
-            first: a draw of this process's prompts.
-            again: rolls out and scores prompts; its number tells the rounds' noise apart.
-            further: gives so many prompts (or fewer) that were not drawn yet.
-
-        Returns:
-            a draw of as many prompts (of all processes) as the first, and what is logged.
+        ``again`` rolls out and scores prompts, its number tells the rounds' noise apart; ``further`` gives so many prompts (or fewer) that
+        were not drawn yet. Several processes choose from all their prompts together and keep what each has drawn, so that shares may
+        become unequal.
         """
         rounds = self.config.dynamic_sampling
         wanted, current, draws = int(self.total(len(first.prompts))), first, list[tuple[Draw, Tensor, Tensor]]()

@@ -379,13 +379,9 @@ class Relative(NamedTuple):
 def relative_reward(scores: Columns, base: Columns, group: np.ndarray, specs: Specs) -> Relative:
     """Sum over the rewards of weight x (rollout - base) / spread, both clamped and signed as the specs say.
 
-    The spread is the *rollouts'*: over the batch, inside the group, or 1, by the spec's scale; a reward without spread adds 0. With
-    one reward of weight 1 and scale "none" the difference is exactly r(y) - r(y_base).
-
-    Args:
-        scores, base: name -> (N,), of the rollouts and of every row's base, nan where unscorable.
-        group: (N,) prompt of every row.
-        specs: the composition.
+    The spread is the *rollouts'*: over the batch, inside the group (N,), or 1, by the spec's scale; a reward without spread adds 0. With
+    one reward of weight 1 and scale "none" the difference is exactly r(y) - r(y_base). Scores of the rollouts and of every row's base are
+    (N,) by name, nan where unscorable.
     """
     ours, theirs = (compose(values, group, specs, spread=[1.0] * len(specs)) for values in (scores, base))
     unit = np.stack([divisor(ours.parts[:, i], group, spec.scale) for i, spec in enumerate(specs)], 1)
