@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
+import tiny_flow
 import torch
-from torch import nn
 from training import fit
 
 from rlspeech.config import FlowModel
@@ -15,17 +16,8 @@ from rlspeech.models.flow import Attention, Block, FlowEnhancer, TimeEmbedding, 
 from rlspeech.models.spectra import frame_mask
 from rlspeech.types import UserError
 
-TINY = dict(dim=32, depth=2, heads=2, conv_pos_kernel=7, conv_pos_groups=4, n_fft=64, hop=32)
-
-
-def tiny(seed: int = 0, scale: float = 0.1, **changes: object) -> FlowEnhancer:
-    """A model whose zero-initialised layers are filled, so that everything takes part."""
-    torch.manual_seed(seed)
-    model = FlowEnhancer(FlowModel(**{**TINY, **changes}))
-    for p in model.parameters():
-        if float(p.detach().abs().max()) == 0:
-            nn.init.normal_(p, std=scale)
-    return model.eval()
+SIZES = {"depth": 2, "n_fft": 64, "hop": 32}
+TINY, tiny = tiny_flow.TINY | SIZES, partial(tiny_flow.tiny_model, std=0.1, **SIZES)
 
 
 def test_a_fresh_model_is_the_identity_with_a_mask_head_and_silent_with_a_linear_one() -> None:

@@ -13,9 +13,8 @@ from tiny_corpora import recorded
 from training import fit
 
 from rlspeech.config import Augment, Pretrain, RecogniserModel
-from rlspeech.data.batches import Clip, UnpairedClips, open_clips
+from rlspeech.data.batches import Clip, open_clips, whole_clips
 from rlspeech.models.recogniser import Recogniser
-from rlspeech.tasks import get_task
 from rlspeech.tasks.asr.task import Asr, rates, spec_augment, speed_perturb, transcripts
 from rlspeech.types import Sample, UserError
 
@@ -23,6 +22,7 @@ RATE = 16000
 AUDIO_SIDE = {"audio_dim": 32, "audio_layers": 2, "audio_heads": 2, "audio_ff": 64}
 TEXT_SIDE = {"text_dim": 32, "text_layers": 2, "text_heads": 2, "text_ff": 64}
 SMALL = RecogniserModel(**AUDIO_SIDE, **TEXT_SIDE, vocabulary=270)
+Fresh = tuple[Asr, Recogniser, list[Clip]]
 STILL = Augment(speed=(1.0, 1.0), time_masks=0, mel_masks=0)
 
 
@@ -30,22 +30,19 @@ def tone(hz: float, seconds: float = 0.5) -> np.ndarray:
     return (0.2 * np.sin(2 * np.pi * hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
 
 
-def manifest(folder: Path) -> Path:
-    recorded(folder, [tone(300), tone(2000)], text=["low", "high note"], kind=["low", "high"])
-    return folder / "m.jsonl"
-
-
-def clips_of(path: Path) -> list[Clip]:
-    source = open_clips(path, RATE, paired=False)
-    assert isinstance(source, UnpairedClips)
-    return [source.clip(0, i, 0.0) for i in range(len(source.utts))]
-
-
-def test_it_learns_what_is_said_in_two_sounds(tmp_path: Path) -> None:
-    task, config = get_task("asr"), Pretrain(task="asr", data=str(manifest(tmp_path)), asr=SMALL)
+@pytest.fixture
+def fresh(tmp_path: Path) -> Fresh:
+    """The task, a model of two words, and their clips."""
+    recorded(tmp_path, [tone(300), tone(2000)], text=["low", "high note"], kind=["low", "high"])
     torch.manual_seed(0)
-    model = task.build(config).train()
-    clips = clips_of(tmp_path / "m.jsonl")
+    model = Asr().build(Pretrain(task="asr", data=str(tmp_path / "m.jsonl"), asr=SMALL))
+    return Asr(), model, whole_clips(open_clips(tmp_path / "m.jsonl", RATE, paired=False), 2)
+
+
+def test_it_learns_what_is_said_in_two_sounds(fresh: Fresh, tmp_path: Path) -> None:
+    task, model, clips = fresh
+    config = Pretrain(task="asr", asr=SMALL)
+    model.train()
 
     def loss(_: int) -> dict[str, torch.Tensor]:
         return task.pretrain_loss(model, task.collate(clips, model, augment=STILL), config)
@@ -59,10 +56,9 @@ def test_it_learns_what_is_said_in_two_sounds(tmp_path: Path) -> None:
     assert [json.loads(line)["hypothesis"] for line in said.splitlines()] == ["low", "high note"]
 
 
-def test_the_ctc_share_is_a_share(tmp_path: Path) -> None:
-    task, data = Asr(), str(manifest(tmp_path))
-    model = task.build(Pretrain(task="asr", data=data, asr=SMALL))
-    batch = task.collate(clips_of(Path(data)), model, augment=STILL)
+def test_the_ctc_share_is_a_share(fresh: Fresh) -> None:
+    task, model, clips = fresh
+    batch = task.collate(clips, model, augment=STILL)
     without = task.pretrain_loss(model, batch, Pretrain(task="asr", ctc_weight=0.0))
     mixed = task.pretrain_loss(model, batch, Pretrain(task="asr", ctc_weight=0.25))
     assert "ctc" not in without and torch.equal(without["loss"], without["words"])
@@ -72,9 +68,8 @@ def test_the_ctc_share_is_a_share(tmp_path: Path) -> None:
     assert set(alone) == {"loss", "ctc"}
 
 
-def test_a_row_without_a_text_is_refused_and_an_empty_text_is_one(tmp_path: Path) -> None:
-    task, data = Asr(), str(manifest(tmp_path))
-    model = task.build(Pretrain(task="asr", data=data, asr=SMALL))
+def test_a_row_without_a_text_is_refused_and_an_empty_text_is_one(fresh: Fresh) -> None:
+    task, model, _ = fresh
     with pytest.raises(UserError, match="no text"):
         task.collate([Clip("x", tone(400), tone(400), RATE, None)], model)
     nothing = np.zeros(0, np.float32)
@@ -126,9 +121,8 @@ def test_rates_are_of_the_corpus_and_leave_empty_references_out() -> None:
     assert found["wer"].n == 2 and found["wer"].lo <= 3 / 4 <= found["wer"].hi
 
 
-def test_what_pretrain_writes_goes_on(tmp_path: Path) -> None:
-    task = Asr()
-    model = task.build(Pretrain(task="asr", data=str(manifest(tmp_path)), asr=SMALL))
+def test_what_pretrain_writes_goes_on(fresh: Fresh, tmp_path: Path) -> None:
+    task, model, _ = fresh
     task.save(tmp_path / "m", model, facts={})
     again = task.build(Pretrain(task="asr", init=str(tmp_path / "m")))
     assert isinstance(again, Recogniser)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_avse_task import av_clips, av_policy, tiny_avse
+from tiny_flow import disturb
 from torch.distributions import Normal, kl_divergence
 
 from rlspeech.config import Exploration, Lora
 from rlspeech.models.avse import si_snr
 from rlspeech.tasks.avse.enhancer import AvInference
-from rlspeech.tasks.avse.policy import AvsePolicy, GainKernel, filter_bands
+from rlspeech.tasks.avse.policy import GainKernel, filter_bands
 from rlspeech.tasks.avse.task import Avse
 from rlspeech.types import BasePolicy, CriticPolicy, Policy, UserError
 
@@ -24,13 +25,6 @@ KINDS = pytest.mark.parametrize("explore", [GAIN, SHORT, MASK], ids=["gain", "ga
 ROWS = torch.arange(8)
 
 
-def nudge(policy: AvsePolicy, size: float = 0.05) -> None:
-    rng = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in policy.parameters():
-            p.add_(size * p.abs().mean() * torch.randn(p.shape, generator=rng))
-
-
 @KINDS
 def test_the_second_look_repeats_the_first(explore: Exploration) -> None:
     policy = av_policy(explore)
@@ -39,7 +33,7 @@ def test_the_second_look_repeats_the_first(explore: Exploration) -> None:
     look = policy.log_prob(rollout, ROWS, with_kl=True)
     assert torch.allclose(look.logp, rollout.logp, atol=1e-5)
     assert look.kl is not None and float(look.kl.detach().abs().max()) == 0
-    nudge(policy)
+    disturb(policy.parameters(), 0.01)
     moved = policy.log_prob(rollout, ROWS, with_kl=True)
     assert float((moved.logp - rollout.logp).detach().abs().min()) > 0 and moved.kl is not None
     assert float(moved.kl.detach().min()) > 0
@@ -80,7 +74,7 @@ def test_the_projection_gives_back_the_noise() -> None:
 def test_kl_of_the_published_gaussian(reduction: str) -> None:
     policy = av_policy(MASK, reduction=reduction)
     rollout = policy.rollout(av_clips(3200), group=2, seed=1)
-    nudge(policy)
+    disturb(policy.parameters(), 0.01)
     data, before = rollout.state.batch, rollout.state.old.mask
     with torch.no_grad():
         new, old = (Normal(m, 0.05) for m in (policy.model(data.noisy, data.video, data.present).mask, before))
@@ -100,7 +94,7 @@ def test_kl_of_the_published_gaussian(reduction: str) -> None:
 def test_the_change_is_that_of_the_outputs(explore: Exploration) -> None:
     policy, clips = av_policy(explore), av_clips(6400, 4000)
     rollout, base = policy.rollout(clips, group=2, seed=1), policy.base(clips)
-    nudge(policy)
+    disturb(policy.parameters(), 0.01)
     now = AvInference(policy.model).infer([c.noisy for c in clips], None, [c.lips for c in clips])
     wanted = [np.square(a - b.wav).sum() / np.square(b.wav).sum() for a, b in zip(now, base, strict=True)]
     look = policy.log_prob(rollout, torch.arange(4), with_kl=True)
@@ -121,7 +115,7 @@ def test_a_clamped_mask_is_not_negative() -> None:
 def test_base_stays_where_it_was(lora: Lora | None) -> None:
     policy, clips = av_policy(GAIN, lora), av_clips(4000, 3200)
     before = [s.wav for s in policy.base(clips)]
-    nudge(policy, 0.3)
+    disturb(policy.parameters(), 0.1)
     after = [s.wav for s in policy.base(clips)]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     now = AvInference(policy.model).infer([clips[0].noisy], None, [clips[0].lips])[0]

@@ -20,13 +20,13 @@ SMALL = Lora(rank=2, alpha=4)
 TINY = dict(dim=32, depth=1, heads=2, conv_pos_kernel=7, conv_pos_groups=4)
 
 
-def tiny_model(seed: int = 0, **changes: Any) -> FlowEnhancer:
+def tiny_model(seed: int = 0, std: float = 0.02, **changes: Any) -> FlowEnhancer:
     """Random everywhere, so that nothing is trivially zero."""
     torch.manual_seed(seed)
     model = FlowEnhancer(FlowModel(**{**TINY, **changes}))
     for p in model.parameters():
         if float(p.detach().abs().max()) == 0:
-            nn.init.normal_(p, std=0.02)
+            nn.init.normal_(p, std=std)
     return model.eval()
 
 
