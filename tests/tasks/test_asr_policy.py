@@ -78,11 +78,7 @@ def test_two_steps_of_grpo(kind: str) -> None:
 def test_two_steps_of_ppo_with_a_critic(kind: str) -> None:
     policy = _policy(kind, ragged=True, algo="ppo", ppo=PPO(form="critic", value_hidden=8), epochs=2)
     assert isinstance(policy, CriticPolicy)
-    algo = algorithm(policy)
-    for step in range(2):
-        made = algo.collect(_clips(kind), SHORT, seed=step)
-        assert made.advantage.value.shape == made.rollout.mask.shape and made.advantage.value.any()
-        stats = algo.update(made, lr=0.01)
+    for stats in train(algorithm(policy), _clips(kind), SHORT):
         assert stats["grad_norm"] > 0 and np.isfinite(stats["value_loss"]) and stats["skipped_updates"] == 0
 
 

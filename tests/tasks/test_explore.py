@@ -40,17 +40,6 @@ def _site(model, t: float = 0.5, dt: float = 0.1, seed: int = 0, padded: bool = 
         return Site(x, y, model.clean(x, y, t, mask), t, dt, mask)
 
 
-@pytest.mark.parametrize("explore", ALL, ids=NAMES)
-@pytest.mark.parametrize("t", [0.25, 0.75])
-def test_noise_zero_is_the_ode_to_the_bit(explore: Exploration, t: float) -> None:
-    model = tiny_model()
-    site = _site(model, t, 0.25)
-    kernel = build_kernel(model, explore.model_copy(update={"noise": 0.0}))
-    states = torch.tensor([0, 0, 1])
-    eps = torch.randn(3, kernel.active(site).shape[1])
-    assert torch.equal(kernel.act(site, eps, states), euler(site.x, site.x1, t, 0.25)[states])
-
-
 @pytest.mark.parametrize("explore", ALL[:3], ids=NAMES[:3])
 @pytest.mark.parametrize(("t", "dt"), [(0.1, 0.1), (0.5, 0.05), (0.8, 0.1)])
 def test_published_kernels(explore: Exploration, t: float, dt: float) -> None:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_codec_lms import RATE, V, adapted_public, speech, tiny
+from tiny_diffro import Likes
 from torch import Tensor
 from training import Judge, algorithm, check_grpo, slope, train
 
@@ -24,7 +25,7 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.tasks import get_task, token_policy
 from rlspeech.tasks.token_policy import like_lengths
 from rlspeech.tasks.tts.policy import TtsPolicy, gumbel_noise, needs_audio, noise_given, relaxed_tokens
-from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, Sample, SupervisedPolicy
+from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, SupervisedPolicy
 
 NAME = "tts_duration"  # a column of the registry that needs_audio nothing, for its direction
 SMALL = Lora(rank=2, alpha=4)
@@ -51,14 +52,7 @@ SHORT = Judge(NAME, lambda s: -float(len(s.tokens)))
 LOW = Judge(NAME, lambda s: -float(s.tokens.mean()) if len(s.tokens) else 0.0)
 
 
-class Likes:
-    """A soft reward: as much of code 3 as there is."""
-
-    last: dict[str, float] = {}
-
-    def score_soft(self, relaxed: Any, samples: Sequence[Sample]) -> Tensor:
-        return (relaxed.soft[..., 3] * relaxed.mask).sum(1) / relaxed.mask.sum(1).clamp_min(1)
-
+THREES = Likes([float(i == 3) for i in range(V)])  # a soft reward: as much of code 3 as there is
 
 # -- two steps of every algorithm --------------------------------------------------------------------------------------------
 
@@ -76,7 +70,7 @@ def test_half_precision_and_parked_parts() -> None:
         p.model.to(torch.bfloat16)
         p = get_task("tts").policy(p.adapted, p.config)
         assert all(x.dtype == torch.float32 for x in p.parameters())
-        for stats in train(algorithm(p, soft=Likes()), CLIPS, LOW):
+        for stats in train(algorithm(p, soft=THREES), CLIPS, LOW):
             assert stats["ratio_max_gap"] == 0.0 and np.isfinite(stats["grad_norm"]) and stats["skipped_updates"] == 0
 
 
@@ -91,7 +85,7 @@ def test_two_steps_of_ppo_against_the_base() -> None:
 @pytest.mark.parametrize("mode", ["teacher", "free"])
 def test_two_steps_of_diffro(algo: str, mode: str) -> None:
     p = policy(algo=algo, diffro=DiffRO(mode=mode, on="all"), lora=None, sampling=Sampling(max_new_tokens=30))
-    for stats in train(algorithm(p, soft=Likes()), CLIPS, SHORT):
+    for stats in train(algorithm(p, soft=THREES), CLIPS, SHORT):
         assert stats["grad_norm"] > 0 and stats["skipped_updates"] == 0 and np.isfinite(stats["kl"]), stats
 
 
@@ -102,7 +96,7 @@ def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
     for algo in ("grpo", "diffro"):
         p = policy(algo=algo, lora=None, group=8, kl_beta=0.0, diffro=DiffRO(hard=True))
         p.model.net.lm_head.weight.data[p.model.layout.stops[0]] += 0.3 * p.model.net.lm_head.weight.data.std()
-        made, shares = algorithm(p, rate, soft=Likes()), []
+        made, shares = algorithm(p, rate, soft=THREES), []
         for step in range(14):
             experience = made.collect(CLIPS, three, seed=step)
             shares.append(float(np.mean([three.value(s) for s in experience.rollout.samples])))
@@ -175,7 +169,7 @@ def test_how_rows_share_passes_changes_nothing(kind: str, monkeypatch: pytest.Mo
         p = policy(kind, lora=None, algo="grpo+diffro", diffro=DiffRO(on="all"), sampling=Sampling(max_new_tokens=30))
         passes = list[int]()
         p.model.net.model.register_forward_hook(lambda m, args, out, passes=passes: passes.append(1))
-        algo = algorithm(p, soft=Likes())
+        algo = algorithm(p, soft=THREES)
         made = algo.collect(CLIPS, LOW, seed=1)
         rows = torch.tensor([7, 0, 3])
         real, look = made.rollout.mask[rows], p.log_prob(made.rollout, rows, with_kl=True)
@@ -369,10 +363,8 @@ def test_the_same_text_twice_is_answered_twice_and_relaxed_by_noise_of_its_own()
     alone = p.rollout(twice[1:], group=2, seed=2)  # as another process would that has it alone
     ids, mask = made.state.ids, made.mask
     assert not torch.equal(ids[:2], ids[2:])
-    assert [s.tokens.tolist() for s in alone.samples] == [s.tokens.tolist() for s in made.samples[2:]]
-    assert [s.tokens.tolist() for s in p.rollout(twice[:1] * 2, group=2, seed=2).samples[2:]] == [
-        s.tokens.tolist() for s in made.samples[:2]
-    ]
+    first = p.rollout(twice[:1], group=2, seed=2)
+    assert [s.tokens.tolist() for r in (first, alone) for s in r.samples] == [s.tokens.tolist() for s in made.samples]
     soft = p.relax(made, torch.arange(4), tau=1.0, hard=False, seed=5).soft
     other = p.relax(alone, torch.arange(2), tau=1.0, hard=False, seed=5).soft
     torch.testing.assert_close(other, soft[2:, : other.shape[1]], rtol=1e-4, atol=1e-6)
