@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rlspeech.config import Lora
+from rlspeech.models.folder import merge_lora
 
 
 class Adapted:
@@ -78,15 +79,7 @@ class Adapted:
 
     def merged(self) -> dict[str, Tensor]:
         """Weights of a plain model that does the same, adapters folded in."""
-        from peft.tuners.lora import LoraLayer
-
-        plain = copy.deepcopy(self.model)
-        for name, layer in list(plain.named_modules()):
-            if isinstance(layer, LoraLayer):
-                layer.merge()
-                parent = plain.get_submodule(name.rpartition(".")[0]) if "." in name else plain
-                setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
-        return plain.state_dict()
+        return merge_lora(copy.deepcopy(self.model)).state_dict()  # type: ignore[no-any-return]
 
     def save_adapter(self, folder: str) -> None:
         """Write the adapter in peft's format; nothing where every weight is trained."""

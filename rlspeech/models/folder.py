@@ -150,14 +150,21 @@ def load_net(cls: Any, where: str | Path, *, strict: bool = False, **options: An
     return net
 
 
-def fold_adapter(net: Any) -> None:
-    """Merge a checkpoint's own LoRA into its weights: switched off with a policy's adapter, it would be missing from the reference."""
+def merge_lora(net: Any) -> Any:
+    """Fold every LoRA layer of a model into the layer that it adapts, in place; return the model."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in list(net.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()
-            setattr(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.get_base_layer())
+            parent, _, leaf = name.rpartition(".")
+            setattr(net.get_submodule(parent), leaf, layer.get_base_layer())
+    return net
+
+
+def fold_adapter(net: Any) -> None:
+    """Merge a checkpoint's own LoRA into its weights: switched off with a policy's adapter, it would be missing from the reference."""
+    merge_lora(net)
     net._hf_peft_config_loaded = False
     # the second holds the adapter's names, and saving would use them
     for left in ("peft_config", "_weight_conversions"):

@@ -40,12 +40,8 @@ MARKS = (PAD, UNKNOWN, AUDIO, BOS, EOS, START, END)
 TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"
     "{% if 'audio' in part or 'audio_url' in part or part['type'] == 'audio' %}" + BOS + AUDIO + EOS + "{% endif %}"
-    "{% endfor %}{% elif message['role'] == 'assistant' %}"
-    + START
-    + "{{ message['content'] }}"
-    + END
-    + "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}" + START + "{% endif %}"
+    "{% endfor %}{% elif message['role'] == 'assistant' %}" + START + "{{ message['content'] }}" + END + "{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}" + START + "{% endif %}"
 )
 MAX_NEW_TOKENS = 72
 

@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -23,6 +24,7 @@ from rlspeech.types import Sample, Score, UserError
 
 FOLDER_HINT = "a folder that holds config.json and the weights, or a Hub id with the network at hand"
 LOWEST_DBFS = {"null": NOTHING_DBFS, "scale-free": -199.0}  # by ``Entry.silence``
+WORDS = {"true": True, "false": False, "none": None, "null": None}  # of an option
 MAX_ABS = 1.0e4  # beyond this a waveform is a numerical accident, not a level
 
 _entries: dict[str, Entry] = {}
@@ -118,10 +120,9 @@ def column_of(asked: str) -> Column:
 
 def known_column(name: str) -> Column | None:
     """``column_of``; None of a score that no reward of this machine makes."""
-    try:
+    with suppress(UserError):
         return column_of(name)
-    except UserError:
-        return None
+    return None
 
 
 def build(request: Request, device: str = "cpu") -> Family:
@@ -198,11 +199,9 @@ def _parse_options(text: str, asked: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    if text.lower() in {"true", "false", "none", "null"}:
-        return {"true": True, "false": False}.get(text.lower())
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text

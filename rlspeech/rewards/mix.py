@@ -103,13 +103,12 @@ def _refuse(scores: Mapping[str, Any], specs: Sequence[RewardSpec], how: Scale, 
         why = "a composition needs one whose weight is not 0"
         raise UserError("no reward has a weight", why, "--set rewards.0.weight=1")
     for s, unit in zip(specs, spread, strict=True):
-        scaled = s.scale != "none" and unit is None
-        if s.mode == "override" and (scaled or s.weight < 0 or how == "norm_then_sum"):
-            why = f"scale {s.scale} moves the 0 below which it overrides"
-            if how == "norm_then_sum":
-                why = "norm_then_sum normalises every reward by itself, and a row has one verdict"
-            elif s.weight < 0:
-                why = "its weight is negative, so a bad score would be a good verdict"
+        why = f"scale {s.scale} moves the 0 below which it overrides" if s.scale != "none" and unit is None else ""
+        if s.weight < 0:
+            why = "its weight is negative, so a bad score would be a good verdict"
+        if how == "norm_then_sum":
+            why = "norm_then_sum normalises every reward by itself, and a row has one verdict"
+        if s.mode == "override" and why:
             hint = "advantage: sum_then_norm, and for that reward scale: none and a weight above 0; or mode: add"
             raise UserError(f"{s.name} cannot override the other rewards", why, hint)
 

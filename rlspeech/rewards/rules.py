@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import eq
+from operator import eq, truediv
 from typing import Any
 
 from rlspeech.data.text import Alignment, align, get_normaliser, script_of, units, written_in_characters
@@ -246,7 +246,7 @@ class TextRules:
             "exact": lambda: 0.0 if found.errors else 1.0,
             "edits": lambda: float(-found.errors),
             "wer": lambda: found.rate,
-            "cer": lambda: _character_rate(judged),
+            "cer": lambda: truediv(*character_errors(*judged.texts, judged.language)),
         }
         if name in ("insertions", "deletions", "substitutions"):
             return Score(getattr(found, name) / len(found.reference), None, detail)
@@ -256,11 +256,6 @@ class TextRules:
         if not found.reference and found.hypothesis:
             return 1.0 - len(found.hypothesis) if self._low is None else self._low
         return 1.0 - found.rate if self._low is None else max(self._low, 1.0 - found.rate)
-
-
-def _character_rate(judged: Judged) -> float:
-    wrong, length = character_errors(*judged.texts, judged.language)
-    return wrong / length
 
 
 def _keyword_score(name: str, counts: tuple[int, int, int] | None, detail: dict[str, Any]) -> Score:

@@ -57,17 +57,14 @@ class Pending:
     """Scores under way: the CPU metrics run in the workers, the device metrics run when ``result`` is called."""
 
     def __init__(self, scorer: Scorer, samples: list[Sample], groups: dict[Any, list[Request]]) -> None:
-        self.samples, self._scorer, self._groups = samples, scorer, groups
+        self.samples, self.groups, self._scorer = samples, groups, scorer
         self.table: dict[str, list[Score]] = {}
         self.jobs: list[tuple[Any, int, Job]] = []  # key of the group, row, and what the workers do for them
         self.cache: dict[tuple[int, int], Sample] = {}  # resampled once, however many rewards ask
-        self._done = False
 
     def result(self) -> dict[str, list[Score]]:
-        """Reward name (as asked for) -> one ``Score`` a sample, in order."""
-        if not self._done:
-            self._scorer._finish(self, self._groups)
-            self._done = True
+        """Reward name (as asked for) -> one ``Score`` a sample, in order; asked for once."""
+        self._scorer._finish(self)
         return self.table
 
 
@@ -206,9 +203,9 @@ class Scorer(AbstractContextManager["Scorer"]):
             cache[id(sample), rate] = replace(sample, wav=wav, target=target, sample_rate=rate)
         return cache[id(sample), rate]
 
-    def _finish(self, pending: Pending, groups: dict[Any, list[Request]]) -> None:
+    def _finish(self, pending: Pending) -> None:
         table, samples = pending.table, pending.samples
-        for key, group in groups.items():
+        for key, group in pending.groups.items():
             if key in self._pooled:
                 continue
             rows = [n for n in range(len(samples)) if table[group[0].asked][n].error is None]
@@ -223,8 +220,8 @@ class Scorer(AbstractContextManager["Scorer"]):
                 _fill(table, group, n, scores)
         for key, n, job in pending.jobs:
             scores, seconds = answer if isinstance(answer := job.result(), tuple) else (answer, 0.0)
-            self._book(groups[key], seconds)
-            _fill(table, groups[key], n, scores)
+            self._book(pending.groups[key], seconds)
+            _fill(table, pending.groups[key], n, scores)
 
     def _book(self, group: list[Request], seconds: float) -> None:
         for r in group:

@@ -185,11 +185,10 @@ class SoftDnsmos:
     Args:
         copies: 1 is the clip itself: the raw gradient.
         device: where the net goes.
-        net: (N, T) at 16 kHz -> (N, 3), another one of the kind.
     """
 
-    def __init__(self, copies: int = 4, device: torch.device | str = "cpu", net: torch.nn.Module | None = None) -> None:
-        self.copies, self.net = copies, (net or P835Net(level_dbfs=LEVEL_DBFS)).to(device)
+    def __init__(self, copies: int = 4, device: torch.device | str = "cpu") -> None:
+        self.copies, self.net = copies, P835Net(level_dbfs=LEVEL_DBFS).to(device)
         self.last: dict[str, float] = {}
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:

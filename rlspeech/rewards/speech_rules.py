@@ -301,9 +301,8 @@ def expected_s(sample: Sample) -> tuple[float | None, str]:
 
 
 def _spread(sample: Sample) -> Score:
-    if wave_problem(sample.wav, sample.sample_rate, AUDIBLE_S) is not None:
-        return Score(None, "nothing voiced")
-    value = pitch_spread(sample.wav, sample.sample_rate)
+    silent = wave_problem(sample.wav, sample.sample_rate, AUDIBLE_S) is not None
+    value = None if silent else pitch_spread(sample.wav, sample.sample_rate)
     return Score(None, "nothing voiced") if value is None else Score(value)
 
 

@@ -12,7 +12,6 @@ import importlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -34,13 +33,6 @@ def why_not() -> str:
     return ""
 
 
-def load() -> Any:
-    """The torchaudio module. Raises ``UserError`` where it does not import."""
-    if reason := why_not():
-        raise UserError("torchaudio cannot be used here", reason, "rlspeech doctor")
-    return importlib.import_module("torchaudio")
-
-
 class Squim:
     """``squim_stoi``, ``squim_pesq``, ``squim_si_sdr``.
 
@@ -54,8 +46,9 @@ class Squim:
     """
 
     def __init__(self, weights: str | None = None, download: bool = False, device: str = "cpu") -> None:
-        torchaudio = load()
-        self.device, name = device, f"torchaudio {torchaudio.__version__}"
+        if reason := why_not():
+            raise UserError("torchaudio cannot be used here", reason, "rlspeech doctor")
+        self.device, name = device, f"torchaudio {importlib.import_module('torchaudio').__version__}"
         if weights:  # older versions do not import their models by themselves
             net = importlib.import_module("torchaudio.models").squim_objective_base()
             with loading(f"the SQUIM weights {weights}", "a safetensors file of squim_objective_base"):

@@ -114,11 +114,10 @@ class TrlReward:
 
     def _sample(self, index: int, completion: Any, wav: np.ndarray, rows: dict[str, Any]) -> Sample:
         columns = {k: v[index] for k, v in rows.items() if k not in (self._text, self._target)}
-        text = rows[self._text][index] if self._text in rows else None
-        target = rows[self._target][index] if self._target in rows and "target" in self.needs else None
-        key, wav = str(columns.get("id", columns.get("key", index))), np.asarray(wav, np.float32)
-        target, text = None if target is None else np.asarray(target, np.float32), None if text is None else str(text)
-        return Sample(key, wav, self._rate, target, text, columns, words_of(completion))
+        text, target = (rows[c][index] if c in rows else None for c in (self._text, self._target))
+        target = None if target is None or "target" not in self.needs else np.asarray(target, np.float32)
+        key, text = str(columns.get("id", columns.get("key", index))), None if text is None else str(text)
+        return Sample(key, np.asarray(wav, np.float32), self._rate, target, text, columns, words_of(completion))
 
 
 as_trl_reward = TrlReward

@@ -103,17 +103,15 @@ class UserReward:
         if self._trl:
             answers = self._call_as_trl(samples, {**extra, "text": texts})
         else:
-            # copies: what a function changes in place must not reach the other rewards
-            wavs, extra["targets"] = (
-                [s.wav.copy() for s in samples],
-                [None if s.target is None else s.target.copy() for s in samples],
-            )
+            wavs = [s.wav.copy() for s in samples]  # what a function changes in place must not reach the other rewards
+            extra["targets"] = [None if s.target is None else s.target.copy() for s in samples]
             answers = self._in_time(len(samples), lambda: self.function(wavs, texts, samples[0].sample_rate, **extra))
         # the culprit's alone where it is asked item by item
-        if not isinstance(answers, Iterable) or len(answers := [*answers]) != len(samples):
-            count = len(answers) if isinstance(answers, list) else type(answers).__name__
+        made = [*answers] if isinstance(answers, Iterable) else None
+        if made is None or len(made) != len(samples):
+            count = type(answers).__name__ if made is None else len(made)
             raise ValueError(f"returned {count} for {len(samples)} waveforms; one number or None each is needed")
-        return answers
+        return made
 
     def _call_as_trl(self, samples: Sequence[Sample], columns: dict[str, Any]) -> Any:
         """Call the function as ``trl.GRPOTrainer`` would; one without ``**kwargs`` gets the parameters that it names."""

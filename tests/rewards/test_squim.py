@@ -55,7 +55,7 @@ def test_a_torchaudio_that_is_missing_or_broken_is_a_reason_and_stops_nothing(mo
     monkeypatch.setattr(_torchaudio.importlib, "import_module", broken)
     assert "libcudart" in _torchaudio.why_not()
     with pytest.raises(UserError, match="libcudart"):
-        _torchaudio.load()
+        _torchaudio.Squim()
 
 
 def test_columns_come_out_in_the_right_places_and_weights_are_never_fetched_unasked(monkeypatch, tmp_path):

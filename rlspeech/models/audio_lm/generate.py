@@ -10,6 +10,7 @@ once they have cost as much as one step of all.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,6 +111,20 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         """Where the language model is."""
         return self.net.get_output_embeddings().weight.device  # type: ignore[no-any-return]
+
+    def lora_patterns(self, parts: Sequence[str], whole: Sequence[str] = ()) -> dict[str, str]:
+        """Patterns of module names by ``Lora.targets``: in parts of ``net``, and all of ``whole``; the head is never adapted."""
+        head = self.net.get_output_embeddings()
+        linear = [name for name, m in self.net.named_modules() if isinstance(m, nn.Linear) and m is not head]
+        patterns: dict[str, str] = {}
+        for kind, wanted in {"attention": ATTENTION, "attention+ff": ATTENTION | FEED_FORWARD, "all": None}.items():
+            found = []
+            for top in (*parts, *whole):
+                leaves = {n.rpartition(".")[2] for n in linear if n.startswith(f"{top}.")}
+                if leaves := leaves if wanted is None or top in whole else leaves & wanted:
+                    found.append(rf"{re.escape(top)}\.(.*\.)?({'|'.join(sorted(leaves))})")
+            patterns[kind] = rf"net\.({'|'.join(found)})"
+        return patterns
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """Embeddings (..., D) of ids (...) that the model writes."""

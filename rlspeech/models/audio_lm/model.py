@@ -12,7 +12,6 @@ every model takes ``logits_to_keep``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,15 +24,7 @@ from torch import Tensor, nn
 from rlspeech.config_parts import Sampling
 from rlspeech.log import say
 from rlspeech.models.audio_lm.families import Request, family_of
-from rlspeech.models.audio_lm.generate import (
-    ATTENTION,
-    FEED_FORWARD,
-    EncodedPrompts,
-    Generation,
-    LanguageModel,
-    beam_search,
-    right_padded,
-)
+from rlspeech.models.audio_lm.generate import EncodedPrompts, Generation, LanguageModel, beam_search, right_padded
 from rlspeech.models.folder import (
     Precision,
     dtype_of,
@@ -100,7 +91,8 @@ class AudioLM(LanguageModel):
         # position tables that are no weights
         self._fixed = {name for name, p in net.named_parameters() if not p.requires_grad}
         self.stops, self.pad, self.overridden = self._special_ids()
-        self.lora_targets = self._lora_targets()
+        encoders, projectors = (self.family.encoder, self.family.projector) if train_encoder else ((), ())
+        self.lora_targets = self.lora_patterns((*self.family.language, *encoders), projectors)
         for module in self.frozen_modules():
             module.requires_grad_(False)
 
@@ -156,21 +148,6 @@ class AudioLM(LanguageModel):
         pad = next((int(p) for p in (self.tokenizer.pad_token_id, given.pad_token_id) if p is not None), stops[0])
         other = {k: getattr(given, k) for k, plain in PLAIN.items() if getattr(given, k, None) not in (None, plain)}
         return stops, pad, other | {k: "set" for k in LISTS if getattr(given, k, None)}
-
-    def _lora_targets(self) -> dict[str, str]:
-        """Patterns of module names by ``Lora.targets``: of the language model, and of what else is trained (of a projector, all)."""
-        head, family = self.net.get_output_embeddings(), self.family
-        linear = [name for name, m in self.net.named_modules() if isinstance(m, nn.Linear) and m is not head]
-        patterns: dict[str, str] = {}
-        for kind, wanted in {"attention": ATTENTION, "attention+ff": ATTENTION | FEED_FORWARD, "all": None}.items():
-            parts = [(t, wanted) for t in (*family.language, *(family.encoder if self.train_encoder else ()))]
-            found = []
-            for top, names in [*parts, *((t, None) for t in (family.projector if self.train_encoder else ()))]:
-                leaves = {n.rpartition(".")[2] for n in linear if n.startswith(f"{top}.")}
-                if leaves := leaves if names is None else leaves & names:
-                    found.append(rf"{re.escape(top)}\.(.*\.)?({'|'.join(sorted(leaves))})")
-            patterns[kind] = rf"net\.({'|'.join(found)})"
-        return patterns
 
     # -- prompts -------------------------------------------------------------------------------------------------------------
 

@@ -26,14 +26,7 @@ from torch import Tensor, nn
 
 from rlspeech.config_parts import CodecLMModel
 from rlspeech.data.text import get_normaliser
-from rlspeech.models.audio_lm.generate import (
-    ATTENTION,
-    FEED_FORWARD,
-    EncodedPrompts,
-    LanguageModel,
-    prefill,
-    right_padded,
-)
+from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, prefill, right_padded
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, load_codec, start_alike
 from rlspeech.models.folder import (
@@ -134,18 +127,14 @@ def layout_of(tokenizer: Any) -> Layout:
         UserError: none that is known here.
     """
     vocabulary = tokenizer.get_vocab()
-    for known in KNOWN:
-        marks = [known.code.format(0), *known.stops]
-        if all(m in vocabulary for m in marks):
-            return _layout(known, tokenizer, vocabulary)
-    raise UserError(
-        "this language model's vocabulary holds no codec that is known here",
-        "looked for the marks of " + ", ".join(k.name for k in KNOWN),
-        "a folder with a rlspeech.json that says its layout (before, after, first, size, stops, codec, sample_rate, frame_s)",
-    )
-
-
-def _layout(known: Known, tokenizer: Any, vocabulary: dict[str, int]) -> Layout:
+    known = next((k for k in KNOWN if all(m in vocabulary for m in (k.code.format(0), *k.stops))), None)
+    if known is None:
+        what, why = (
+            "this language model's vocabulary holds no codec that is known here",
+            ", ".join(k.name for k in KNOWN),
+        )
+        hint = "a rlspeech.json that says its layout (before, after, first, size, stops, codec, sample_rate, frame_s)"
+        raise UserError(what, f"looked for the marks of {why}", hint)
     first, size = vocabulary[known.code.format(0)], 0
     while vocabulary.get(known.code.format(size)) == first + size:
         size += 1
@@ -198,7 +187,7 @@ class CodecLM(LanguageModel):
         around = (layout.before, layout.after)
         self._before, self._after = (tokenizer(x, add_special_tokens=False).input_ids for x in around)
         self._codec: dict[str, Any] = {} if codec is None else {"it": codec}
-        self.lora_targets = self._lora_targets()
+        self.lora_targets = self.lora_patterns(("model",))
 
     def shared(self) -> Sequence[Any]:
         return self.tokenizer, self._codec
@@ -225,12 +214,6 @@ class CodecLM(LanguageModel):
     def park(self, phase: str, device: torch.device | str) -> None:
         """Put the language model onto ``device`` for a phase that needs it ("rollout", "update", "all"), else into the host's memory."""
         self.net.to(device if phase in {"rollout", "update", "all"} else "cpu")
-
-    def _lora_targets(self) -> dict[str, str]:
-        """Patterns of module names by ``Lora.targets``, all inside the inner model: embeddings and head are never adapted."""
-        leaves = {name.rpartition(".")[2] for name, m in self.net.model.named_modules() if isinstance(m, nn.Linear)}
-        kinds = {"attention": ATTENTION, "attention+ff": ATTENTION | FEED_FORWARD, "all": leaves}
-        return {kind: rf"net\.model\.(.*\.)?({'|'.join(sorted(leaves & wanted))})" for kind, wanted in kinds.items()}
 
     # -- prompts -------------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,12 +40,13 @@ GIVE_UP_AFTER = 4  # failures of the connection in a row, after which nothing is
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
+@dataclass
 class _Failure(Exception):
     """Why an attempt failed, and whether and after how long another may help."""
 
-    def __init__(self, reason: str, retry: bool = False, wait_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.retry, self.wait_s = reason, retry, wait_s
+    reason: str
+    retry: bool = False
+    wait_s: float | None = None
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -94,14 +96,12 @@ class Endpoint:
     ) -> None:
         try:
             parts = urllib.parse.urlsplit(url)
-            _ = parts.port
+            host, _ = (parts.hostname or "").lower(), parts.port
+            if parts.scheme.lower() not in ("http", "https") or not host:
+                raise ValueError("it must be http(s)://HOST[:PORT]/v1")
         except ValueError as error:
-            raise UserError(
-                "cannot use the address of the describer", str(error), "--llm http://HOST:8000/v1"
-            ) from error
-        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-            why = "it must be http(s)://HOST[:PORT]/v1"
-            raise UserError("cannot use the address of the describer", why, "--llm http://HOST:8000/v1")
+            what = "cannot use the address of the describer"
+            raise UserError(what, str(error), "--llm http://HOST:8000/v1") from error
         if parts.username or parts.password or parts.query or parts.fragment:
             what = "the address of the describer must hold nothing but host and path"
             hint = f"put the key into the environment variable {KEYS[0]}"
@@ -118,12 +118,12 @@ class Endpoint:
         if re.search(r"[^\x21-\x7e]", self._key):
             why = "it holds characters that no key has: a line break, a space, or one beyond ASCII"
             raise UserError("the key of the describer cannot be sent", why, f"look at {' and '.join(KEYS)}")
-        local = parts.hostname.lower() in LOOPBACK
+        local = host in LOOPBACK
         proxies = [urllib.request.ProxyHandler({})] if local else []
         self._opener = urllib.request.build_opener(_Stay(), *proxies)
         self._lock, self._broken = threading.Lock(), 0
         if self._key and parts.scheme.lower() == "http" and not local:
-            log.warn(f"the key is sent to {parts.hostname} unencrypted; https://... would protect it")
+            log.warn(f"the key is sent to {host} unencrypted; https://... would protect it")
         self.name = str(name) if name is not None else self._only_model()
         decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}, seed {seed}"
         at = f"{self.name} at {self.url} ({audio})"

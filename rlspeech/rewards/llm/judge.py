@@ -142,18 +142,18 @@ class LlmJudge:
         return [_Piece(clip, len(p) / SAMPLE_RATE, p) for p in parts]
 
     def _read(self, answers: Sequence[Description]) -> list[Score]:
-        """The rating of every answer."""
-        scores: list[Score | None] = []
-        for a in answers:
-            if a.text is None:
-                scores.append(Score(None, a.error or "no answer"))
-            else:
-                scores.append(None if self._rating == "sentiment" else read_rating(a.text, self._rating == "number"))
-        left = [i for i, s in enumerate(scores) if s is None]
+        """The rating of every answer: its own number, else the classifier's."""
+
+        def own(answer: Description) -> Score | None:
+            if answer.text is None:
+                return Score(None, answer.error or "no answer")
+            return None if self._rating == "sentiment" else read_rating(answer.text, self._rating == "number")
+
+        scores = [own(a) for a in answers]
+        left = [a.text or "" for a, s in zip(answers, scores, strict=True) if s is None]
         missing = [Score(None, "no single rating out of 5 in the answer")] * len(left)
-        rated = self._sentiment.stars([answers[i].text or "" for i in left]) if self._sentiment else missing
-        of = dict(zip(left, rated, strict=True))
-        return [of[i] if s is None else s for i, s in enumerate(scores)]
+        rated = iter(self._sentiment.stars(left) if self._sentiment else missing)
+        return [next(rated) if s is None else s for s in scores]
 
 
 def _combine(rows: list[tuple[_Piece, list[Score]]], texts: list[str]) -> Score:

@@ -24,6 +24,7 @@ from rlspeech.rewards.llm.describe import EMBEDDED, without_thoughts
 from rlspeech.types import Score, UserError
 
 LOW, HIGH = 1.0, 5.0
+BATCH = 32  # texts at once
 MAX_TOKENS = 512  # where neither tokeniser nor config names a maximum
 _STEPS = (
     ("terrible", "awful", "horrible", "very negative", "very bad"),
@@ -67,14 +68,13 @@ class Sentiment:
         name: 'embedded', Hub id or folder.
         order: worst first, joined by ``|``; or ``ascending`` / ``descending`` for labels that say nothing (``LABEL_0`` ...); None reads
             the labels.
-        batch: texts at once.
         device: where it runs.
 
     Raises:
         UserError: not found, not loadable, or labels whose order is unknown.
     """
 
-    def __init__(self, name: str = EMBEDDED, *, order: str | None = None, batch: int = 32, device: str = "cpu") -> None:
+    def __init__(self, name: str = EMBEDDED, *, order: str | None = None, device: str = "cpu") -> None:
         import transformers
 
         path = str(embedded_path("sentiment")) if name == EMBEDDED else name
@@ -86,7 +86,7 @@ class Sentiment:
         ranks = order_labels(labels, order, name)
         self.labels, self._order = [labels[i] for i in ranks], torch.tensor(ranks)
         self._values = np.linspace(LOW, HIGH, len(labels))
-        self._model, self._device, self._batch = model.requires_grad_(False).eval().to(device), device, batch
+        self._model, self._device = model.requires_grad_(False).eval().to(device), device
         self._reads = _reads(self._tokenizer, model.config)
         self._room = max(1, self._reads - int(self._tokenizer.num_special_tokens_to_add()))
         self.version = f"{name} {weights_id(path, model.config)}, expectation over {' < '.join(self.labels)}"
@@ -123,8 +123,8 @@ class Sentiment:
         """(n, K), worst label first."""
         out = np.full((len(texts), len(self.labels)), np.nan)
         order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
-        for at in range(0, len(order), self._batch):
-            rows = order[at : at + self._batch]
+        for at in range(0, len(order), BATCH):
+            rows = order[at : at + BATCH]
             how = {"padding": True, "truncation": True, "max_length": self._reads, "return_tensors": "pt"}
             inputs = self._tokenizer([texts[k] for k in rows], **how)
             ready = {k: v.to(self._device) for k, v in inputs.items()}
