@@ -382,7 +382,7 @@ def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lor
         torch.testing.assert_close(again[mask], before[mask].detach())
 
 
-def test_copies_share_what_is_frozen_and_nothing_else() -> None:
+def test_copies_share_what_is_frozen_and_bf16_writes_and_looks_again() -> None:
     lm = _lm("fun_asr_nano")
     twin = copy.deepcopy(lm)
     assert twin.tokenizer is lm.tokenizer and twin.family.net is twin.net and twin.net is not lm.net
@@ -390,10 +390,7 @@ def test_copies_share_what_is_frozen_and_nothing_else() -> None:
     assert twin.net.model.language_model is not lm.net.model.language_model
     apart = copy.deepcopy(_lm("fun_asr_nano", train_encoder=True))
     assert apart.frozen_modules() == []
-
-
-def test_bf16_writes_and_looks_again() -> None:
-    lm = _lm("fun_asr_nano").to(torch.bfloat16)
+    lm = lm.to(torch.bfloat16)
     heard = lm.encode(_clips())
     drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=5)
     assert heard.audio[0].dtype == torch.bfloat16

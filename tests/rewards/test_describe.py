@@ -38,30 +38,28 @@ def test_no_answer_has_a_reason(raw):
     assert said.text is None and said.error
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        *("I'm sorry, but I cannot assess audio.", "I cannot hear the audio you mention."),
-        "As an AI language model, I am unable to listen to recordings.",
-        *("Unfortunately I can’t help with that request.", "Please provide the audio file."),
-        *("No audio was provided, so there is nothing to rate.", "I do not have the ability to process sound."),
-    ],
-)
-def test_refusals_are_no_answer(raw):
-    assert clean_answer(raw).error == "the model refused"
+REFUSALS = [
+    "I'm sorry, but I cannot assess audio.",
+    "I cannot hear the audio you mention.",
+    "Please provide the audio file.",
+]
+REFUSALS += [
+    "As an AI language model, I am unable to listen to recordings.",
+    "Unfortunately I can’t help with that request.",
+]
+REFUSALS += ["No audio was provided, so there is nothing to rate.", "I do not have the ability to process sound."]
+ANSWERS = ["The speech is clear; I cannot hear any noise.", "Unfortunately the recording is very noisy.", "4/5", "差"]
+ANSWERS += ["A listener can't understand the words.", "The speaker says: sorry, we are closed."]
+ANSWERS += [
+    "It is hard to follow; words cannot be made out.",
+    "Sorry to say, this sounds terrible: muffled and distorted.",
+]
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        *("The speech is clear; I cannot hear any noise.", "Unfortunately the recording is very noisy."),
-        *("A listener can't understand the words.", "The speaker says: sorry, we are closed."),
-        *("It is hard to follow; words cannot be made out.", "4/5", "差"),
-        "Sorry to say, this sounds terrible: muffled and distorted.",
-    ],
-)
-def test_descriptions_are_not_taken_for_refusals(raw):
-    assert clean_answer(raw).text == raw
+@pytest.mark.parametrize("raw", [*REFUSALS, *ANSWERS])
+def test_refusals_are_no_answer_and_descriptions_are_not_taken_for_them(raw):
+    said = clean_answer(raw)
+    assert said.error == "the model refused" if raw in REFUSALS else said.text == raw
 
 
 def test_thoughts_are_kept_in_the_text_but_no_answer_and_length_is_bounded():

@@ -20,16 +20,14 @@ def model(tmp_path_factory):
     return Sentiment(str(save_sentiment(tmp_path_factory.mktemp("s") / "stars")))
 
 
-@pytest.mark.parametrize(
-    ("labels", "best"),
-    [
-        *((STARS, "5 stars"), (STARS[::-1], "5 stars"), (["5", "1", "3"], "5"), (["POS", "NEU", "NEG"], "POS")),
-        *((["Negative", "Neutral", "Positive"], "Positive"), (["positive", "negative"], "positive")),
-        (["fair", "excellent", "bad", "poor", "good"], "excellent"),
-        (["Very Positive", "Very Negative", "Neutral", "Negative", "Positive"], "Very Positive"),
-        (["very_negative", "positive", "neutral", "very_positive", "negative"], "very_positive"),
-    ],
-)
+ORDERED = [(STARS, "5 stars"), (STARS[::-1], "5 stars"), (["5", "1", "3"], "5"), (["POS", "NEU", "NEG"], "POS")]
+ORDERED += [(["Negative", "Neutral", "Positive"], "Positive"), (["positive", "negative"], "positive")]
+ORDERED += [(["fair", "excellent", "bad", "poor", "good"], "excellent")]
+ORDERED += [(["Very Positive", "Very Negative", "Neutral", "Negative", "Positive"], "Very Positive")]
+ORDERED += [(["very_negative", "positive", "neutral", "very_positive", "negative"], "very_positive")]
+
+
+@pytest.mark.parametrize(("labels", "best"), ORDERED)
 def test_labels_are_put_in_order(labels, best):
     order = order_labels(labels, None, "x")
     assert sorted(order) == list(range(len(labels))) and labels[order[-1]] == best
@@ -103,17 +101,19 @@ def test_folders_that_are_no_classifiers(tmp_path):
     assert Sentiment(str(tmp_path / "m"), order="descending").labels == ["LABEL_1", "LABEL_0"]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        *(("4/5", 4), ("4 / 5", 4), ("3.5/5", 3.5), ("3,5 / 5", 3.5), ("4", 4), ("**4**", 4), ("Rating: 4", 4)),
-        *(("score: 4 out of 5", 4), ("overall quality: 3.5 / 5", 3.5), ("Overall: 2", 2)),
-        *(("I would rate this 3 out of 5.", 3), ("The overall score is 4.", 4), ("4 stars", 4), ("MOS: 2.8", 2.8)),
-        *(("4 stars out of 5", 4), ("Noise 2/5, distortion 4/5, overall quality 3/5.", 3)),
-        *(("It sounds fine. 4/5 overall.", 4), ("Final rating: **2/5**", 2), ("<think>maybe 2/5</think>4/5", 4)),
-        *(("4/5. Yes, 4/5.", 4), ("<think>Overall: 1/5", None)),
-    ],
-)
+THERE = {"4/5": 4, "4 / 5": 4, "3.5/5": 3.5, "3,5 / 5": 3.5, "4": 4, "**4**": 4, "Rating: 4": 4, "score: 4 out of 5": 4}
+THERE |= {
+    "overall quality: 3.5 / 5": 3.5,
+    "Overall: 2": 2,
+    "I would rate this 3 out of 5.": 3,
+    "The overall score is 4.": 4,
+}
+THERE |= {"4 stars": 4, "MOS: 2.8": 2.8, "4 stars out of 5": 4, "Noise 2/5, distortion 4/5, overall quality 3/5.": 3}
+THERE |= {"It sounds fine. 4/5 overall.": 4, "Final rating: **2/5**": 2, "<think>maybe 2/5</think>4/5": 4}
+THERE |= {"4/5. Yes, 4/5.": 4, "<think>Overall: 1/5": None}
+
+
+@pytest.mark.parametrize(("text", "expected"), THERE.items())
 def test_ratings_that_are_there(text, expected):
     score = read_rating(text)
     assert (score.value if score else None) == expected

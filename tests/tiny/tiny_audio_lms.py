@@ -10,8 +10,6 @@ import transformers as tf
 
 from rlspeech.models.audio_lm.model import AudioLM
 
-ALL = ("fun_asr_nano", "qwen2_audio", "qwen3_asr", "voxtral", "glmasr", "granite_speech", "whisper")
-SPLICED = tuple(m for m in ALL if m != "whisper")
 END, PAD, START, AUDIO, ASR = "<|im_end|>", "<|pad|>", "<|im_start|>", "<|AUDIO|>", "<asr_text>"
 BOS, EOS = "<|audio_bos|>", "<|audio_eos|>"
 MISTRAL = ("<s>", "[INST]", "[BEGIN_AUDIO]", "[/INST]", "[TRANSCRIBE]")
@@ -140,15 +138,10 @@ def _whisper() -> tuple[Any, ...]:
     return net, tok, None, _ear()
 
 
-BUILDERS = {
-    "fun_asr_nano": _fun_asr_nano,
-    "qwen2_audio": _qwen2_audio,
-    "qwen3_asr": _qwen3_asr,
-    "voxtral": _voxtral,
-    "glmasr": _glmasr,
-    "granite_speech": _granite_speech,
-    "whisper": _whisper,
-}
+_ALL = (_fun_asr_nano, _qwen2_audio, _qwen3_asr, _voxtral, _glmasr, _granite_speech, _whisper)
+BUILDERS = {build.__name__[1:]: build for build in _ALL}
+ALL = tuple(BUILDERS)
+SPLICED = tuple(m for m in ALL if m != "whisper")
 
 
 def tiny(

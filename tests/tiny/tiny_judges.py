@@ -26,12 +26,12 @@ TEMPLATE = (
 )
 
 
-def word_tokenizer(special: list[str], words: list[str] | None = None, **names: str) -> Any:
+def word_tokenizer(special: list[str], **names: str) -> Any:
     """One token a word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {w: i for i, w in enumerate(dict.fromkeys([*special, *(words or WORDS)]))}
+    vocab = {w: i for i, w in enumerate(dict.fromkeys([*special, *WORDS]))}
     made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.add_special_tokens(special)
