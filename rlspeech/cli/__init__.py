@@ -80,15 +80,16 @@ def main() -> None:
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     code: Any = 0
     try:
-        app()
-    except SystemExit as end:
-        code = end.code
-    except KeyboardInterrupt:  # before a command has begun
-        code = 130
-    except OSError:  # help, on a disk that is full
-        log.discard(sys.stdout)
-        code = 2
-    for number in log.SIGNALS:  # the work is done: who ends the process now needs no trace of it
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+        try:
+            app()
+        except SystemExit as end:
+            code = end.code
+        except OSError:  # help, on a disk that is full
+            log.discard(sys.stdout)
+            code = 2
+        for number in log.SIGNALS:  # the work is done: who ends the process now needs no trace of it
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+    except KeyboardInterrupt:  # before a command has begun, or when it is done
+        code = 128 + log.ended_by
     sys.exit(CLOSED if reader_left() and code in (0, None, 1) else code)

@@ -52,15 +52,17 @@ def loading(what: str, try_this: str) -> Iterator[None]:
 
 @contextmanager
 def quietly(quiet: bool = True) -> Iterator[None]:
-    """Work without transformers' progress bars, where ``quiet``."""
+    """Work without transformers' progress bars and its reports of weights, where ``quiet``; what does not fit is an error of ours."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    if shown and quiet:
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    if quiet:
         logging.disable_progress_bar()
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

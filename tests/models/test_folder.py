@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -71,3 +72,16 @@ def test_integer_weights_are_refused(tmp_path: Path, task: str, load: object) ->
     with pytest.raises(UserError) as caught:
         load(*([str(made), task] if load is load_model else [str(made)]))  # type: ignore[operator]
     assert name in caught.value.why
+
+
+def test_weights_that_do_not_fit_are_our_error_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    shutil.copytree(embedded_path("asr"), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["\x1b"] = weights.pop(next(k for k in weights if k.endswith(".weight")))
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError):
+        load_audio_lm(str(tmp_path / "model"))
+    assert not caplog.records
