@@ -213,7 +213,7 @@ class RL(Strict):
     prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
     group: Count = conf(8, "rollouts of each prompt")
     updates_per_collection: Count = conf(1, "optimiser updates on one collection, each on its own share of rollouts")
-    epochs: Count = conf(1, "passes over one collection")
+    epochs: int = conf(1, "passes over one collection", ge=1, le=1000)
     micro_batch: Count = conf(4, "prompts a backward pass; changes memory and grad_agreement's parts, not the update")
     lr: Positive = conf(1e-3, "learning rate; the default suits a LoRA, published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"

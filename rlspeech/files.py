@@ -123,7 +123,8 @@ def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8", newline="\n") as f:
+        # half a surrogate pair is escaped, as JSON has it
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
             f.writelines([text] if isinstance(text, str) else text)
             f.flush()
             os.fsync(f.fileno())

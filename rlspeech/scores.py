@@ -51,6 +51,11 @@ def read_scores(path: Path, notes: list[str] | None = None) -> dict[str, dict[st
     return found
 
 
+def objects(tree: Any) -> dict[str, dict[str, Any]]:
+    """The values of an object that are objects: somebody may have edited the file."""
+    return {k: v for k, v in tree.items() if isinstance(v, dict)} if isinstance(tree, dict) else {}
+
+
 def append_rows(path: Path, rows: Iterable[Row]) -> Iterator[int]:
     """Append rows, all in one write, and say where each begins. Raises ``UserError`` where the disk does not take them."""
     lines = [(dumps(row) + "\n").encode() for row in rows]
@@ -98,7 +103,8 @@ def _row_of(line: bytes) -> Row:
         row = parse_json(line)
     except ValueError:
         return {}
-    return row if isinstance(row, dict) and isinstance(row.get("key"), str) else {}
+    sound = isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("errors", {}), dict)
+    return row if sound else {}
 
 
 def _place(row: Row) -> Place:
@@ -133,16 +139,15 @@ class ScoreFile:
         self.path, self._size = path, -1
         self.system, self.metrics, self.meta_path = system, metrics, path.with_suffix(".meta.json")
         self.meta = read_object(self.meta_path)
-        if not isinstance(self.meta.get("systems"), dict):
-            self.meta = {"systems": {}}
-        facts = self.meta["systems"].setdefault(system, {"metrics": {}})
-        known, before = facts["metrics"], facts.get("input")
+        systems = self.meta["systems"] = objects(self.meta.get("systems"))
+        facts = systems.setdefault(system, {})
+        known, before = objects(facts.get("metrics")), facts.get("input")
         moved = isinstance(before, dict) and bool(before.get("resampled"))  # then the rate of a metric matters too
         self.outdated = [
             n for n, m in metrics.items() if n in known and _identity(known[n], moved) != _identity(m, moved)
         ]
         stale = [n for n in metrics if n in self.outdated or n not in known]
-        known.update(metrics)
+        facts["metrics"] = known | metrics
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.write_meta({})
@@ -197,7 +202,8 @@ class ScoreFile:
         if not row or row.get("stamp") != stamp:
             return list(self.metrics)
         errors = row.get("errors", {})
-        return [n for n in self.metrics if n not in row or errors.get(n, "").startswith(TRANSIENT)]
+        known = {n for n in self.metrics if isinstance(row.get(n, ""), float | int | None)}
+        return [n for n in self.metrics if n not in known or str(errors.get(n)).startswith(TRANSIENT)]
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows."""
@@ -212,7 +218,7 @@ class ScoreFile:
                 if (value := row.get(name)) is not None:
                     values[n] = value
                 if name in (errors := row.get("errors", {})):
-                    reasons[errors[name]] += 1
+                    reasons[str(errors[name])] += 1
         return found
 
     def write_meta(self, extra: dict[str, Any]) -> None:

@@ -85,3 +85,14 @@ def test_rows_that_stay_on_the_disk_are_those_of_the_whole_file(tmp_path: Path, 
     ScoreFile(path, "s", {"x": {"version": 2}})
     assert not any("x" in r for r in read_scores(path).get("s", {}).values())  # of another version
     assert read_scores(path).get("t") == whole.get("t")
+
+
+ODD_FACTS = [5, [], {}, {"metrics": []}, {"metrics": {"a": None}}, {"metrics": {"a": 5}}]
+
+
+@pytest.mark.parametrize("facts", ODD_FACTS)
+def test_facts_of_another_shape_are_written_anew(tmp_path: Path, facts: object) -> None:
+    (tmp_path / "s.meta.json").write_text(json.dumps({"systems": {"x": facts, "\ud800": {}}}))
+    (tmp_path / "s.jsonl").write_text('{"key": "k", "system": "x", "stamp": "1", "a": "1"}\n')
+    scores = ScoreFile(tmp_path / "s.jsonl", "x", {"a": {"version": "1"}})
+    assert scores.missing("k", "1") == ["a"] and scores.meta["systems"]["x"]["metrics"] == {"a": {"version": "1"}}

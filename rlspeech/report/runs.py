@@ -20,7 +20,7 @@ from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import parse_json, read_jsonl, safe_name
 from rlspeech.log import several
 from rlspeech.rewards.base import column_of
-from rlspeech.scores import read_scores, step_name
+from rlspeech.scores import objects, read_scores, step_name
 from rlspeech.stats import Interval
 from rlspeech.tracking import read_metrics
 from rlspeech.types import UserError
@@ -163,7 +163,7 @@ class RunRecord:
     def metas(self, system: str) -> dict[str, Row]:
         """What ``scores.meta.json`` says of the metrics of a system, by their names."""
         part = at(self.meta, "systems", system, "metrics") if self.stage == "reward" else self.meta.get("metrics")
-        return {k: v for k, v in part.items() if isinstance(v, dict)} if isinstance(part, dict) else {}
+        return objects(part)
 
     def higher_is_better(self, metric: str) -> bool:
         """Direction of a metric: as the run noted it, else the registry's, else up."""
@@ -202,8 +202,7 @@ class RunRecord:
 
     def _scored(self, system: str) -> dict[str, Origin]:
         """The files of ``reward``; transcripts and references that are gone are left out."""
-        settings = at(self.meta, "systems", system, "settings") or {}
-        path, *more = (settings.get(k) for k in ("path", "target", "text"))
+        path, *more = (at(self.meta, "systems", system, "settings", k) for k in ("path", "target", "text"))
         if not (isinstance(path, str) or isinstance(path, list) and path and all(isinstance(p, str) for p in path)):
             return {}
         found = {}

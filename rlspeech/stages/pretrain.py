@@ -21,6 +21,7 @@ from rlspeech.config import Pretrain
 from rlspeech.data.batches import Clip, ClipSource, batches
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import safe_name
+from rlspeech.models.folder import loading
 from rlspeech.report.build import compared, print_table
 from rlspeech.report.runs import open_runs
 from rlspeech.rewards.scorer import Scorer
@@ -105,6 +106,7 @@ class Trainer:
         self.last_valid: dict[str, Any] = {}
         self.watched: list[float] = []  # of every validation so far, where the rate follows them
 
+    @loading("this run's latest checkpoint", "delete it, or --out NEW")
     def resume(self) -> None:
         """Go on from the run folder's latest checkpoint, if it holds one."""
         found = self.folder.latest(self.engine.agree)

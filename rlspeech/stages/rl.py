@@ -27,6 +27,7 @@ from rlspeech.config import RL
 from rlspeech.data.batches import Clip, batches, with_video
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.adapters import Adapted
+from rlspeech.models.folder import loading
 from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
@@ -189,6 +190,7 @@ class Session:
 
     # -- on disk -------------------------------------------------------------------------------------------------------
 
+    @loading("this run's latest checkpoint", "delete it, or --out NEW")
     def resume(self) -> None:
         """Go on from the run folder's latest checkpoint, if it holds one."""
         found = self.folder.latest(self.engine.agree)

@@ -112,8 +112,9 @@ class Validation:
         self.gain: float | None = None
 
     def restore(self, history: list[dict[str, Any]], best: float | None) -> None:
-        """Take up what an earlier attempt has found."""
+        """Take up what an earlier attempt has found. Raises ``TypeError`` and others where it is spoilt."""
         self.history, self.best = history, -math.inf if best is None else best
+        self.changes()
         self.guards.update(0, {g.name: history[0][g.name] for g in self.config.guards})
         self.tripped = self._watch()
 

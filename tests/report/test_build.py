@@ -159,11 +159,15 @@ def test_texts_are_compared_by_sums_of_errors(tmp_path: Path, kind: str) -> None
 
 
 def test_scores_of_files_have_their_spread_and_what_was_lost(tmp_path: Path) -> None:
-    data = page_of(run_of("reward", tmp_path))
+    data = page_of(path := run_of("reward", tmp_path))
     assert data.means["system"]["lsd"] == mean_interval([3.0, 1.0, 2.0, 4.0, None])
     assert [(p.kind, sum(p.lines[0].mean)) for p in data.plots] == [("spread", 4.0)]
     assert [c.label for c in data.clips] == ["worst", "best", "in between"] and data.clips[0].key == "f3"
     assert [list(g.rows[0]) for g in data.grids] == [["lsd", "1", "empty file"]] and data.versions == {"lsd": "1"}
+    meta = json.loads((path / "scores.meta.json").read_text())
+    meta["systems"]["system"]["settings"] = [[1]]
+    (path / "scores.meta.json").write_text(json.dumps(meta))
+    assert not page_of(path).clips
 
 
 def test_rewards_are_held_against_a_known_order(tmp_path: Path) -> None:

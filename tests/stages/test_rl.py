@@ -17,7 +17,7 @@ from tiny_speech import SMALL_RL, assert_same, interrupt_at, read_rows, state_at
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.hub import load_model
 from rlspeech.report.runs import open_runs
-from rlspeech.stages import rl
+from rlspeech.stages import pretrain, rl
 from rlspeech.tasks import complete, get_task
 from rlspeech.types import Score, UserError
 
@@ -199,3 +199,10 @@ def test_rows_of_processes_become_one() -> None:
     # the reward of those that could be scored
     assert made == {**one, "reward": 1.25, "wer": 0.5, "kl": 0.25}
     assert rl.merged([(one, {"": 8})]) is one
+
+
+@pytest.mark.parametrize("trainer", [rl.Session, pretrain.Trainer])
+def test_a_state_that_somebody_edited_is_refused(trainer: Any, tmp_path: Path) -> None:
+    folder = SimpleNamespace(latest=lambda agree: (tmp_path, {"trained": {}, "weights": 5}))
+    with pytest.raises(UserError):
+        trainer.resume(SimpleNamespace(folder=folder, engine=SimpleNamespace(agree=None)))
