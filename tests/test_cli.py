@@ -148,6 +148,14 @@ ARRIVING: list[tuple[str, dict[str, Any]]] = [  # command line, setting -> value
     ),
     ("prepare folder f --kind noisy --set limits.min_s=1", {"root": "f", "kind": "noisy", "limits.min_s": 1.0}),
     ("prepare demo --out o", {"out": "o"}),
+    (
+        "prepare nonspeech --condition silence --condition music --count 2 --max-s 1",
+        {"conditions": ["silence", "music"], "count": 2, "max_s": 1.0},
+    ),
+    (
+        "prepare rl-asr --data d --recogniser a --recogniser b --rows 6 --band 0.1 0.9 --seed 3 --set long_share=0",
+        {"data": "d", "recognisers": ["a", "b"], "rows": 6, "band": (0.1, 0.9), "seed": 3, "long_share": 0},
+    ),
 ]
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_corpora import manifest, sound
-from typer.testing import CliRunner
 
-from rlspeech.cli import app
 from rlspeech.corpora import join as splice
 from rlspeech.corpora.nonspeech import CONDITIONS, STYLES, Nonspeech, music, render, word_times
 from rlspeech.data.audio import load_audio, rms_dbfs, save_audio
@@ -173,8 +170,3 @@ def test_without_speech_the_set_is_smaller_or_refused(tmp_path: Path) -> None:
     assert set(summary["conditions"]) == {"silence", "noise", "music"}
     with pytest.raises(UserError, match="transcripts"):
         run(Nonspeech(count=1, conditions=["cut"], out=str(tmp_path / "out")))
-
-
-def test_flags_arrive(tmp_path: Path) -> None:
-    line = f"prepare nonspeech --condition silence --condition music --count 2 --max-s 1 --out {tmp_path}/n --json -q"
-    assert set(json.loads(CliRunner().invoke(app, shlex.split(line)).stdout)["conditions"]) == {"silence", "music"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_corpora import manifest, sound
-from typer.testing import CliRunner
 
-from rlspeech.cli import app
 from rlspeech.corpora.rl_asr import Built, RlAsr, Rules, build, disagreement, find_keywords, rare_words, recognise
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.manifest import read_manifest
@@ -261,15 +258,3 @@ def test_silence_is_not_shown_and_a_deaf_recogniser_is_refused(tmp_path: Path) -
     sound(tmp_path / "quiet.wav", 1, 1.0)
     with pytest.raises(UserError, match="test_rl_asr:poor"):
         recognise(NAMES[1], utts, tmp_path / "h")
-
-
-def test_flags_arrive(tmp_path: Path) -> None:
-    data = data_set(tmp_path)
-    line = f"prepare rl-asr --data {data} --recogniser {NAMES[0]} --recogniser {NAMES[1]}"
-    line += f" --rows 6 --band 0.1 0.9 --seed 3 --out {tmp_path}/o --json -q"
-    result = CliRunner().invoke(app, [*shlex.split(line), "--set", "long_share=0"])
-    assert result.exit_code == 0, result.stderr
-    answer = json.loads(result.stdout)
-    assert answer["facts"]["in_band"] == 6 and answer["manifests"]["d1"]["rows"] == 3
-    meta = json.loads((tmp_path / "o" / "d0.meta.json").read_text())
-    assert (meta["settings"]["band"], meta["seed"]) == ([0.1, 0.9], 3)
