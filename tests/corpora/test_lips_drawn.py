@@ -10,14 +10,14 @@ import pytest
 from scipy.signal import butter, sosfilt
 from tiny_corpora import sound
 
-import rlspeech
+from rlspeech.corpora.demo import demo_folder
 from rlspeech.corpora.lips import SIDE, draw_all, draw_mouth, movements
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.video import load_lips
 from rlspeech.types import Utterance
 
 RATE = 16000
-CLEAN = Path(rlspeech.__file__).parent / "assets" / "demo" / "clean"
+CLEAN = demo_folder() / "clean"
 
 
 @pytest.fixture(scope="module")

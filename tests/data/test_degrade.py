@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-import rlspeech
+from rlspeech.corpora.demo import demo_folder
 from rlspeech.data import degrade
 from rlspeech.data.audio import AudioError, load_audio, rms_dbfs
 from rlspeech.data.degrade import RUNGS, TRAITS, Sources
 from rlspeech.rewards.intrusive import stoi_estoi
 
 RATE = 16000
-DEMO = Path(rlspeech.__file__).parent / "assets" / "demo"
 
 
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
-    return load_audio(DEMO / "clean" / "train_02_rms-long.flac")[: 3 * RATE]
+    return load_audio(demo_folder() / "clean" / "train_02_rms-long.flac")[: 3 * RATE]
 
 
 @pytest.fixture(scope="module")
 def noise() -> np.ndarray:
-    return load_audio(sorted((DEMO / "noise").glob("train*.flac"))[-1])
+    return load_audio(sorted((demo_folder() / "noise").glob("train*.flac"))[-1])
 
 
 def power_above(wav: np.ndarray, hz: float) -> float:
