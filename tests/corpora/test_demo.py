@@ -28,6 +28,7 @@ from rlspeech.data.mixing import MixtureSet
 from rlspeech.data.video import frames_of, load_lips
 from rlspeech.types import Utterance
 
+ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 LISTS = ("clean", "valid_clean", "test_clean", "noise", "test_noise")
 
 
@@ -103,18 +104,14 @@ def test_validation_mixtures_use_other_voices_than_both(tmp_path: Path) -> None:
     assert speakers == {"kal", "nyc-f1"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    monkeypatch.delenv("RLSPEECH_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert demo.cache_folder().is_dir()
-
-
-def test_a_cache_in_an_impossible_place_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["file", pytest.param("shut", marks=ROOT)])
+def test_a_cache_where_nothing_can_be_written_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RLSPEECH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "shut").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    monkeypatch.setenv("RLSPEECH_CACHE", str(tmp_path / name))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
     place = demo.cache_folder()
     assert place.is_dir() and tmp_path not in place.parents
 
