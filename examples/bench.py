@@ -97,31 +97,31 @@ def bench_manifest(count: int) -> list[list[Any]]:
     facts = '"duration": 1.0, "sample_rate": 16000, "text": "two words"'
     row = '{{"id": "u{0:08}", "audio_filepath": "a/{1}.wav", ' + facts + "}}\n"
     with tempfile.TemporaryDirectory() as name:
-        folder, one, other, scores = (
+        folder, scores, (one, left, right) = (
             Path(name),
-            *(f"{p}/m.jsonl" for p in ("one", "other")),
             Path(name, "s", "scores.jsonl"),
+            (f"{m}/m.jsonl" for m in "abc"),
         )
         (folder / "loud.py").write_text("def peak(wavs, texts, sample_rate, **rest):\n    return [1.0] * len(wavs)\n")
-        for path, ids in ((one, range(count)), (other, range(count // 2, count // 2 * 3, 2))):
+        for path, ids in ((one, range(count)), (left, range(count // 2)), (right, range(count // 4, count // 4 * 3))):
             (folder / path).parent.mkdir()
             with (folder / path).open("w") as file:
                 file.writelines(row.format(n, n % sounds) for n in ids)
-        (folder / "one" / "a").mkdir()
+        (folder / "a" / "a").mkdir()
         for n in range(sounds):
-            sf.write(folder / "one" / "a" / f"{n}.wav", np.full(RATE, 0.1), RATE)
+            sf.write(folder / "a" / "a" / f"{n}.wav", np.full(RATE, 0.1), RATE)
         reward = ("reward", one, "--reward", "loud:peak", "--out", "s", "--workers", "0")
         found = [["check", *cost(folder, "check", one)], ["reward, first score", *cost(folder, *reward, until=scores)]]
         first, *_ = (json.loads(line) for line in scores.read_text().splitlines())
         with scores.open("w") as file:
             stamps = [
-                Item("", folder / "one" / "a" / f"{n}.wav", text="two words", duration_s=1.0).stamp()
+                Item("", folder / "a" / "a" / f"{n}.wav", text="two words", duration_s=1.0).stamp()
                 for n in range(sounds)
             ]
             for n in range(count):
                 file.write(json.dumps({**first, "key": f"u{n:08}", "stamp": stamps[n % sounds]}) + "\n")
         found.append(["reward, all scored before", *cost(folder, *reward)])
-        found.append(["prepare join, half as many", *cost(folder, "prepare", "join", one, other, "--out", "joined")])
+        found.append(["prepare join, of two halves", *cost(folder, "prepare", "join", left, right, "--out", "joined")])
         return found
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
-from rlspeech.data.manifest import ROWS, from_row, read_manifest, usable_rows
+from rlspeech.data.manifest import ROWS, from_row, usable_rows
 from rlspeech.files import numbered_lines, open_lines, parse_json, read_text
 from rlspeech.names import nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
@@ -105,18 +105,18 @@ class Items(Sequence[Item]):
         return item
 
 
-def _rows(path: Path) -> Items:
+def _rows(path: Path, texts_only: bool) -> Items:
     """The rows of a manifest; in memory there is where they begin. Raises as ``read_manifest`` does."""
     numbers, base = array("L"), Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
 
     def numbered() -> Iterator[Item]:
-        for number, utt in usable_rows(path):
+        for number, utt in usable_rows(path, texts_only):
             numbers.append(number)
             yield _from_utterance(utt)
 
     def again(n: int) -> Item:
         file.seek(starts[numbers[n] - 1])
-        return _from_utterance(from_row(parse_json(file.readline()), base))
+        return _from_utterance(from_row(parse_json(file.readline()), base, texts_only))
 
     items = Items(numbered(), again)
     file = open_lines(path)
@@ -145,9 +145,8 @@ def collect(
         UserError: nothing to score, or references, transcripts or hypotheses that match nothing.
     """
     if isinstance(path, str | Path):
-        plain = not (target or text or hypotheses or texts_only)
-        if plain and Path(path).suffix in ROWS and not os.path.isdir(path):
-            return _rows(Path(path))
+        if Path(path).suffix in ROWS and not (target or text or hypotheses or os.path.isdir(path)):
+            return _rows(Path(path), texts_only)
         items = _listed(Path(path), target, texts_only)
     else:
         items = _several([Path(p) for p in path], target, texts_only)
@@ -182,7 +181,7 @@ def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) ->
     if path.is_dir():
         return _folder(path, skip)
     if path.suffix in ROWS:
-        return [_from_utterance(u) for u in (_rows_of_texts(path) if texts_only else read_manifest(path))]
+        return [_from_utterance(utt) for _, utt in usable_rows(path, texts_only)]
     return [Item(nfc(path.stem), str(path))]
 
 
@@ -225,34 +224,6 @@ def _matched(
         try_this = "the ids must be the manifest's, or the files' names without suffix"
         raise UserError(f"no {what} in {path} matches a file", firsts, try_this)
     return found
-
-
-def _rows_of_texts(path: Path) -> list[Utterance]:
-    """Rows that are judged by their texts: as in a manifest, but no audio is read, and rows need not name any."""
-    base = Path(os.path.dirname(os.path.abspath(path)))
-    rows: dict[str, Utterance] = {}
-    for number, line in numbered_lines(path):
-        try:
-            row = {k: v for k, v in parse_json(line).items() if v is not None}
-            if "id" not in row and "key" in row:
-                row["id"] = str(row["key"])
-            if "id" not in row and "audio_filepath" not in row:
-                raise ValueError("neither id nor audio_filepath")
-            facts = {"audio_filepath": ".", "duration": 0.0, "sample_rate": 1}  # else the file would be asked
-            utt = from_row({**facts, **row}, base)
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path} line {number} cannot be used", str(error), EXAMPLE) from error
-        if "audio_filepath" not in row:
-            utt.audio_filepath = ""
-        if utt.id in rows and "id" not in row:
-            utt.id = f"{utt.id}_{number}"
-        if utt.id in rows:
-            why = "two rows would overwrite each other's scores"
-            raise UserError(f"{path} line {number}: duplicate id {utt.id!r}", why, "give one of them another id")
-        rows[utt.id] = utt
-    if not rows:
-        raise UserError(f"{path} is empty", "there is nothing to score", EXAMPLE)
-    return list(rows.values())
 
 
 def audio_files(folder: Path, skip: Path | None = None) -> list[Path]:

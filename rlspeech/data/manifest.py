@@ -35,18 +35,24 @@ def meta_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".meta.json")
 
 
-def from_row(row: dict[str, Any], base: Path) -> Utterance:
+def from_row(row: dict[str, Any], base: Path, texts_only: bool = False) -> Utterance:
     """Make an utterance of a manifest's parsed row; relative paths start from ``base``, an absolute folder.
+
+    With ``texts_only`` no audio is read, and a row with an id, which may be called key, need not name any.
 
     Raises:
         ValueError: a key is missing or has the wrong type; the message says which.
     """
+    if texts_only and row.get("id") is None and "key" in row:
+        row["id"] = row["key"]
     folder, known, extra = str(base), dict[str, Any](), dict[str, Any]()
     for key, value in row.items():
         if key not in READERS:
             extra[key] = value
         elif value is not None:
             known[key] = READERS[key](key, value, folder)
+    if texts_only:
+        known = {"duration": 0.0, "sample_rate": 1} | ({"audio_filepath": ""} if "id" in known else {}) | known
     if "audio_filepath" not in known:
         raise ValueError("audio_filepath is missing")
     if known.get("offset") == 0 and "duration" in known:  # whoever writes an offset has cut files into pieces
@@ -126,7 +132,7 @@ def _way(folder: str, base: str) -> str:
     return "" if way == "." else Path(way).as_posix() + "/"
 
 
-def scan(path: str | Path) -> Iterator[tuple[int, Utterance | str]]:
+def scan(path: str | Path, texts_only: bool = False) -> Iterator[tuple[int, Utterance | str]]:
     """Every row with its line number, one at a time: the utterance, or what is wrong with it. Raises ``UserError``: it cannot be opened."""
     path = Path(path)
     base = Path(_real_folder(os.path.dirname(os.path.abspath(path))))
@@ -136,7 +142,7 @@ def scan(path: str | Path) -> Iterator[tuple[int, Utterance | str]]:
             row = parse_json(line)
             if not isinstance(row, dict):
                 raise ValueError(f"not a JSON object but {type(row).__name__}")
-            utt = from_row(row, base)
+            utt = from_row(row, base, texts_only)
         except ValueError as error:
             yield number, str(error)
             continue
@@ -154,10 +160,10 @@ def scan_manifest(path: str | Path) -> tuple[list[Utterance], list[tuple[int, st
     return [found for _, found in rows if not isinstance(found, str)], problems
 
 
-def usable_rows(path: str | Path) -> Iterator[tuple[int, Utterance]]:
+def usable_rows(path: str | Path, texts_only: bool = False) -> Iterator[tuple[int, Utterance]]:
     """Rows with their line numbers, one at a time. Raises ``UserError`` behind the last of them, as ``read_manifest`` does."""
     rows, bad = 0, list[str]()
-    for number, found in scan(path):
+    for number, found in scan(path, texts_only):
         if isinstance(found, str):
             bad.append(f"line {number}: {found}")
         else:

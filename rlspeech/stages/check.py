@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlspeech import log, plugins
-from rlspeech.data.decode import TOLERANCE_S, AudioError, regular_file, sound_info
+from rlspeech.data.decode import TOLERANCE_S, AudioError, SoundInfo, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan
 from rlspeech.files import numbered_lines, parse_json
 from rlspeech.log import several
@@ -135,30 +135,18 @@ class Findings:
 
 
 def check_jsonl(path: Path) -> Findings:
-    """A JSONL file: metrics, scores or a manifest, by its name and its first row."""
-    first: Any = None
-    for _, line in numbered_lines(path):
-        try:
-            first = parse_json(line)
-        except ValueError:
-            pass
-        break
-    keys = set(first) if isinstance(first, dict) else set()
+    """A JSONL file: metrics, scores or a manifest, by its name and its first row that can be read."""
+    keys = next((row.keys() for _, row in _rows(path, Findings("rows"))), set[str]())
     if path.name.startswith("metrics") or ("step" in keys and "audio_filepath" not in keys):
-        found = Findings("metrics")
-        check_metrics(path, found)
-        return found
+        return check_metrics(path, Findings("metrics"))
     if path.name.startswith("scores") or {"key", "system"} <= keys:
-        found = Findings("scores")
-        check_scores(path, found)
-        return found
+        return check_scores(path, Findings("scores"))
     return _manifest(path)
 
 
 def _manifest(path: Path) -> Findings:
     """A manifest, row by row: what it weighs in memory does not grow with it."""
-    found, counts = Findings("manifest"), Counter[str]()
-    seconds, rates = 0.0, set()
+    found, seconds, rates, counts = Findings("manifest"), 0.0, set(), Counter[str]()
     for number, utt in scan(path):
         if isinstance(utt, str):
             found.add(path, number, utt)
@@ -170,16 +158,14 @@ def _manifest(path: Path) -> Findings:
         counts["rows"] += 1
         counts["with a reference"] += utt.target_filepath is not None
         counts["with a text"] += utt.text is not None
-        counts["in which nothing is said"] += utt.text == ""
-        counts["with keywords"] += bool(utt.extra.get("keywords"))
+        if utt.text == "":
+            counts["in which nothing is said"] += 1
+        if utt.extra.get("keywords"):
+            counts["with keywords"] += 1
     if not counts["rows"] and not found.problems:
         found.add(path, None, "no rows")
-    always = ("with a reference", "with a text")
-    hours = {"rows": counts["rows"], "hours": round(seconds / 3600, 4)}
-    found.facts = hours | {"sample rates (Hz)": ", ".join(map(str, sorted(rates)))}
-    found.facts |= {
-        k: counts[k] for k in (*always, "in which nothing is said", "with keywords") if counts[k] or k in always
-    }
+    found.facts = {"rows": counts["rows"], "hours": round(seconds / 3600, 4)}
+    found.facts |= {"sample rates (Hz)": ", ".join(map(str, sorted(rates)))} | counts
     return found
 
 
@@ -204,17 +190,12 @@ def _audio_problems(utt: Utterance) -> Iterator[str]:
         if value is None:
             continue
         try:
-            info = sound_info(value) if key in {"audio_filepath", "target_filepath"} else None
-            if info is None:
-                regular_file(value)
+            info = (sound_info if key in {"audio_filepath", "target_filepath"} else regular_file)(value)
         except AudioError as error:
-            yield (
-                f"{key} is missing: {value}"
-                if "missing" in error.reason
-                else f"{key} cannot be read: {error.reason}: {value}"
-            )
+            what = "is missing" if "missing" in error.reason else f"cannot be read: {error.reason}"
+            yield f"{key} {what}: {value}"
             continue
-        if info is not None:
+        if isinstance(info, SoundInfo):
             there, claimed = info.seconds, utt.offset + utt.duration
             if info.promised_s > there + TOLERANCE_S:
                 yield f"{key} is truncated: its header promises {info.promised_s:.2f} s, it holds {there:.2f}"
@@ -248,7 +229,7 @@ def _not_finite(row: Mapping[str, Any]) -> list[str]:
     return [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
 
 
-def check_metrics(path: Path, found: Findings) -> None:
+def check_metrics(path: Path, found: Findings) -> Findings:
     """The metrics of a run: every line parses, steps rise, loss and gradient are numbers."""
     rows, last, nulls = 0, -1, 0
     for number, row in _rows(path, found):
@@ -263,9 +244,10 @@ def check_metrics(path: Path, found: Findings) -> None:
             found.add(path, number, f"not a number: {', '.join(bad)}")
         nulls += sum(v is None for v in row.values())
     found.facts |= {"rows of metrics": rows, "last step": last, "nulls in metrics": nulls}
+    return found
 
 
-def check_scores(path: Path, found: Findings) -> None:
+def check_scores(path: Path, found: Findings) -> Findings:
     """Score rows: no pair of system and key twice, no null without a reason."""
     first_lines: dict[int, int] = {}  # by the hash of system and key
     nulls = 0
@@ -283,6 +265,7 @@ def check_scores(path: Path, found: Findings) -> None:
         if unexplained := [k for k in empty if isinstance(errors, dict) and k not in errors and k != "text"]:
             found.add(path, number, f"null without a reason: {', '.join(unexplained)}")
     found.facts |= {"scored files": len(first_lines), "nulls with a reason": nulls}
+    return found
 
 
 def check_recipe(path: Path, content: Mapping[str, Any]) -> Findings:

@@ -14,10 +14,9 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rlspeech import log
 from rlspeech.config import ScoreFolder
@@ -63,12 +62,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
         raise UserError(what, "", f"--reward {unasked[0]}, or leave it out")
     how: dict[str, Any] = {"workers": config.workers, "timeout_s": config.timeout_s, "options": options}
     with ExitStack() as stack:
-        device = (
-            _device(config.device)
-            if any(r.entry.where == "device" and ":" not in r.entry.family for r in requests)
-            else "cpu"
-        )
-        scorer = stack.enter_context(Scorer(config.rewards, device=device, **how))
+        scorer = stack.enter_context(Scorer(config.rewards, device=_device(config.device, requests), **how))
         _check_needs(scorer, items)
         # an alias is written under its full name
         names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}
@@ -192,14 +186,8 @@ def _why(score: Score, sample: Sample) -> str:
 
 
 def _row(item: Item, system: str, values: dict[str, Any], errors: dict[str, str]) -> dict[str, Any]:
-    clean = {k: _plain(v) for k, v in values.items()}
+    clean = {k: log.plain(round(v, 6) if isinstance(v, float) else v) for k, v in values.items()}
     return {"key": item.key, "system": system, **clean, "stamp": item.stamp(), "errors": errors}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6) if np.isfinite(value) else None
-    return value
 
 
 def _facts(scores: ScoreFile, scorer: Scorer, keys: Sequence[str], seed: int) -> dict[str, Any]:
@@ -207,14 +195,9 @@ def _facts(scores: ScoreFile, scorer: Scorer, keys: Sequence[str], seed: int) ->
     metrics = {}
     for name, (values, errors) in scores.columns(keys).items():
         found, reasons = mean_interval(values, seed), dict(errors.most_common(10))
-        counts = {
-            "n_valid": found.n,
-            "n_failed": len(keys) - found.n,
-            "mean": found.mean,
-            "lo": found.lo,
-            "hi": found.hi,
-        }
-        metrics[name] = {**scores.metrics[name], **counts, "reasons": reasons}
+        counts = {"n_valid": found.n, "n_failed": found.dropped}
+        measured = {"mean": found.mean, "lo": found.lo, "hi": found.hi, "reasons": reasons}
+        metrics[name] = {**scores.metrics[name], **counts, **measured}
     mine = scores.meta["systems"][scores.system]
     return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
 
@@ -235,12 +218,13 @@ def _report(
     notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
     notes += _input_notes(scorer, items)
     log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, [*notes, f"scores: {scores.path}"])
-    better, order = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}, None
+    order = None
     if not items.columns.isdisjoint(ORDER):
+        better = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}
         own = {k: scores.row(scores.system, k) for k in keys}
         order = calibrated(own, {i.key: i.columns for i in items}, better, config.seed)
-    if order is not None:
-        print_calibration(order)
+        if order is not None:
+            print_calibration(order)
     # a page where it is asked for, or (auto) where there is something that a table cannot show
     asked = keys if any("llm" in name for name in facts) else ()
     judged = any(c.startswith(JUDGE_TEXT) and v for k in asked for c, v in scores.row(scores.system, k).items())
@@ -265,9 +249,8 @@ def _input_notes(scorer: Scorer, items: Items) -> list[str]:
         told = ", ".join(f"{at} Hz" + (f" ({n} of {there} Hz)" if at != there else "") for (at, there), n in pairs)
         rates.setdefault(told, []).append(name)
     notes = [f"computed at {told}: {', '.join(names)}" for told, names in rates.items()]
-    files = (f for i in (items if remarks else ()) for f in (i.audio, i.target))
-    known = [(f, remarks[f]) for f in files if f in remarks]
-    return notes + [f"{f}: {remark}" for f, remark in known[:3]]
+    known = (f"{f}: {remarks[f]}" for i in items for f in (i.audio, i.target) if f in remarks)
+    return notes + list(islice(known, min(3, len(remarks))))
 
 
 def _corpus_rates(scores: ScoreFile, keys: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
@@ -331,9 +314,9 @@ def _out(out: str | None, path: str | Path | Sequence[str]) -> Path:
     raise UserError(f"cannot write {beside}", "the folder is read-only", "--out FILE or FOLDER")
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
+def _device(name: str, requests: Sequence[base.Request]) -> str:
+    if name == "auto" and any(r.entry.where == "device" and ":" not in r.entry.family for r in requests):
+        import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu" if name == "auto" else name
