@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,7 +76,7 @@ def open_lines(path: str | Path) -> BinaryIO:
         return io.BytesIO(decoded(file.read()).encode())
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Lines in UTF-8 that are not blank, with their numbers from 1. Raises ``UserError`` where the file cannot be read."""
     try:
         with open_lines(path) as f:
@@ -86,6 +87,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, "check the path; `rlspeech prepare --help` makes manifests") from error
+
+
+def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Lines that are not blank with their numbers: the object that each holds, or as text what is wrong with it. Raises ``UserError``."""
+    for number, line in numbered_lines(path):
+        try:
+            row = parse_json(line)
+            yield number, row if isinstance(row, dict) else f"not a JSON object but {type(row).__name__}"
+        except ValueError as error:
+            yield number, str(error) if line.endswith(b"\n") else f"torn line: {error}"
 
 
 def read_text(path: str | Path) -> str:
@@ -263,15 +274,9 @@ def digest_of(folder: Path, ends: int | None = None) -> str:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file that may end in a torn line (its writer was killed); a missing file has no rows."""
-    rows: list[dict[str, Any]] = []
-    for _, line in numbered_lines(Path(path)) if Path(path).exists() else ():
-        try:
-            row = parse_json(line)
-        except ValueError:
-            break  # nothing behind a torn line can be trusted to be whole
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    rows = (row for _, row in numbered_rows(path)) if Path(path).exists() else ()
+    # nothing behind a torn line can be trusted to be whole
+    return list(takewhile(lambda row: isinstance(row, dict), rows))
 
 
 class JsonlWriter:

@@ -23,7 +23,7 @@ from rlspeech.corpora.folder import COLUMN_KEYS
 from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.inputs import first_words
 from rlspeech.data.manifest import from_row
-from rlspeech.files import numbered_lines, parse_json, read_text, safe_name
+from rlspeech.files import numbered_rows, parse_json, read_text, safe_name
 from rlspeech.types import UserError, Utterance
 
 # program -> options with which it only decodes
@@ -152,15 +152,14 @@ class Nemo(Layout):
             name = safe_name(path.stem)
             split = name.removesuffix("_manifest").removesuffix("-manifest") or name
             uses: dict[str, int] = {}
-            for number, line in numbered_lines(path):
-                yield _nemo_row(split, path, number, line, uses)
+            for number, row in numbered_rows(path):
+                yield _nemo_row(split, path, number, row, uses)
 
 
-def _nemo_row(split: str, path: Path, number: int, line: bytes, uses: dict[str, int]) -> Candidate:
+def _nemo_row(split: str, path: Path, number: int, row: Row | str, uses: dict[str, int]) -> Candidate:
     try:
-        row = parse_json(line)
-        if not isinstance(row, dict):
-            raise ValueError("not a JSON object")
+        if isinstance(row, str):
+            raise ValueError(row)
         for key, names in COLUMN_KEYS.items():
             if row.get(key) is None and (value := next((row[n] for n in names if isinstance(row.get(n), str)), None)):
                 row[key] = value

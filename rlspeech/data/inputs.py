@@ -25,7 +25,7 @@ from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
 from rlspeech.data.manifest import ROWS, from_row, usable_rows
-from rlspeech.files import numbered_lines, open_lines, parse_json, read_text
+from rlspeech.files import numbered_rows, open_lines, parse_json, read_text
 from rlspeech.names import nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
 
@@ -315,13 +315,9 @@ def read_list(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     path = Path(path)
     if path.suffix.lower() in ROWS:
-        for number, line in numbered_lines(path):
-            try:
-                row = parse_json(line)
-            except ValueError as error:
-                raise UserError(f"{path} line {number} is not JSON", str(error), EXAMPLE) from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path} line {number} is no object", type(row).__name__, EXAMPLE)
+        for number, row in numbered_rows(path):
+            if isinstance(row, str):
+                raise UserError(f"{path} line {number} is no row", row, EXAMPLE)
             yield number, row
         return
     content = read_text(path)

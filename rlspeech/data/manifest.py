@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.data.decode import AudioError, sound_info
-from rlspeech.files import dumps, numbered_lines, parse_json, safe_name, write_text
+from rlspeech.files import dumps, numbered_rows, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.names import local_path
 from rlspeech.types import UserError, Utterance
@@ -137,11 +137,11 @@ def scan(path: str | Path, texts_only: bool = False) -> Iterator[tuple[int, Utte
     path = Path(path)
     base = Path(_real_folder(os.path.dirname(os.path.abspath(path))))
     lines = dict[int, int]()  # hash of an id -> its line: a million ids would weigh as much as all else
-    for number, line in numbered_lines(path):
+    for number, row in numbered_rows(path):
+        if isinstance(row, str):
+            yield number, row
+            continue
         try:
-            row = parse_json(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"not a JSON object but {type(row).__name__}")
             utt = from_row(row, base, texts_only)
         except ValueError as error:
             yield number, str(error)
@@ -233,8 +233,8 @@ def holds_rows(path: Path) -> bool:
     if path.suffix.lower() != ".json":
         return path.suffix.lower() in ROWS
     try:
-        row = parse_json(next(numbered_lines(path))[1])
-    except (StopIteration, UserError, ValueError):
+        row = next(numbered_rows(path))[1]
+    except (StopIteration, UserError):
         return False
     return isinstance(row, dict) and not row.keys().isdisjoint(("audio_filepath", "hypothesis", "pred_text"))
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rlspeech import log, plugins
 from rlspeech.data.decode import TOLERANCE_S, AudioError, SoundInfo, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan
-from rlspeech.files import numbered_lines, parse_json
+from rlspeech.files import numbered_rows, parse_json
 from rlspeech.log import several
 from rlspeech.schema import load_yaml
 from rlspeech.settings import resolve
@@ -212,17 +212,11 @@ def _audio_problems(utt: Utterance) -> Iterator[str]:
 
 
 def _rows(path: Path, found: Findings) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in numbered_lines(path):
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            torn = "torn line: the process ended while writing it; the next start cuts it off"
-            found.add(path, number, str(error) if line.endswith(b"\n") else torn)
-            continue
+    for number, row in numbered_rows(path):
         if isinstance(row, dict):
             yield number, row
         else:
-            found.add(path, number, f"not a JSON object but {type(row).__name__}")
+            found.add(path, number, row)
 
 
 def _not_finite(row: Mapping[str, Any]) -> list[str]:
