@@ -79,8 +79,7 @@ class Pretrain(Strict):
     lr: Positive = conf(5e-4, "peak learning rate")
     warmup: Whole = conf(200, "steps over which the learning rate rises")
     lr_schedule: Literal["cosine", "linear", "constant", "plateau"] = conf(
-        "cosine",
-        "its course after that; plateau (enhancers): times 0.8 at every 4th validation without a better si_sdr, the end at the 6th in a row",
+        "cosine", "its course; plateau (enhancers): x 0.8 at each 4th validation without a better si_sdr, end at 6th"
     )
     weight_decay: NonNegative = 0.01
     grad_clip: Positive = conf(1.0, "largest norm of the gradient")
@@ -120,7 +119,7 @@ class Exploration(Strict):
 
     kind: Literal["sde", "cps", "dance", "gain", "mask"] = conf(
         "gain",
-        "gain: log-gains of bands of the predicted clean signal; sde, cps, dance (flowse): independent noise in every bin of a step; mask (avse): independent noise in every element of the mask",
+        "gain: log-gains of bands; sde, cps, dance (flowse): noise in a step's bins; mask (avse): in its elements",
     )
     noise: NonNegative = conf(0.3, "a (sde), eta (cps, dance), deviation of log-gains in nepers (gain); 0: plain ODE")
     window: EulerSteps = conf(1, "number of consecutive stochastic steps")
@@ -168,8 +167,7 @@ class DiffRO(Strict):
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
     mode: Literal["teacher", "free"] = conf("teacher", "teacher: one pass over own tokens; free: fed with relaxed ones")
     noise: Literal["given", "fresh"] = conf(
-        "given",
-        "teacher: Gumbel noise drawn given the sampled tokens, so that the reward reads the rollout itself; fresh: drawn anew, as published: each token as if the ones before it were others (free: always fresh)",
+        "given", "given (teacher): noise of the sampled tokens: the reward reads the rollout; fresh: anew, as published"
     )
     on: Literal["positive", "nonnegative", "all"] = conf(
         "positive",
@@ -205,8 +203,7 @@ class RL(Strict):
     lora: Lora | None = conf(Lora(), "null trains every weight")
     train_encoder: bool = conf(False, "asr: also train the audio encoder and projector; they then run in every update")
     precision: Literal["auto", "fp32", "bf16"] = conf(
-        "fp32",
-        "asr, tts: precision of a language model's weights and rollouts, log-probabilities are summed in fp32; auto: bf16 where a GPU has it",
+        "fp32", "asr, tts: of a language model's weights and rollouts; auto: bf16 where a GPU has it"
     )
     offload: Literal["none", "phase"] = conf("none", "phase: keep in host memory what the running phase does not need")
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
@@ -225,8 +222,7 @@ class RL(Strict):
     ratio_level: Literal["token", "sequence"] = conf("token", "sequence: geometric mean over a rollout's tokens (GSPO)")
     loss_mean: Literal["token", "sequence"] = conf("token", "equal weight of tokens, or of rollouts (the first GRPO)")
     truncated: Literal["mask", "penalise", "keep"] = conf(
-        "mask",
-        "rollouts that never stopped are left out, get truncated_reward, or are rewarded as they are (default of asr and tts)",
+        "mask", "rollouts that never stopped: left out, given truncated_reward, or kept (default of asr and tts)"
     )
     truncated_reward: float = conf(-1.0, "penalise: their reward; never above the lowest one of a finished rollout")
     dynamic_sampling: Whole = conf(0, "how often prompts of equal rewards are replaced (DAPO); 0: they are skipped")

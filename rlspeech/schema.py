@@ -116,12 +116,9 @@ def closest(name: str, names: Iterable[str], least: float = 0.6) -> str | None:
 
 def _alike(asked: str, key: str) -> float:
     """How near a key is to what was typed: as a whole, with dots and underscores alike, or by its last part."""
-
-    def ratio(a: str, b: str) -> float:
-        return difflib.SequenceMatcher(None, a, b).ratio()
-
-    flat, last = ratio(asked.replace("_", "."), key.replace("_", ".")), ratio(asked.split(".")[-1], key.split(".")[-1])
-    return max(ratio(asked, key), flat, 0.95 * last)
+    forms = zip(*((name, name.replace("_", "."), name.split(".")[-1]) for name in (asked, key)), strict=True)
+    whole, flat, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in forms)
+    return max(whole, flat, 0.95 * last)
 
 
 def unknown_key(

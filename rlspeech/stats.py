@@ -54,9 +54,6 @@ class Interval:
         mean = f"{self.mean:+.{digits}f}" if sign else f"{self.mean:.{digits}f}"
         return f"{mean} [{self.lo:.{digits}f}, {self.hi:.{digits}f}]" if math.isfinite(self.lo) else mean
 
-    def __str__(self) -> str:
-        return self.text()
-
 
 def interval_columns(prefix: str, found: Mapping[str, Interval]) -> dict[str, float]:
     """Means as flat columns of ``metrics.jsonl``: ``prefix/x``, and ``prefix/x_lo`` and ``prefix/x_hi`` where there is an interval."""

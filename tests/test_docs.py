@@ -134,9 +134,8 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
         yield f"rl {task} {form}", out
     for i, settings in enumerate(pretraining(given, folder)):
         out = folder / f"pretrain-{i}"
-        pretrain.run(
-            Pretrain(**{"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu", "out": str(out), **settings})
-        )
+        small = {"steps": 1, "batch": 2, "valid_items": 2, "device": "cpu", "out": str(out)}
+        pretrain.run(Pretrain(**{**small, **settings}))
         yield f"pretrain {settings['task']}", out
 
 

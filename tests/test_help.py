@@ -137,13 +137,6 @@ def test_options_with_choices_name_all_of_them(path: tuple[str, ...]) -> None:
         assert not lacking, f"{option.opts[0]} of {' '.join(path)} does not name {lacking}"
 
 
-def test_tasks_come_from_the_settings() -> None:
-    for command, least in (("rl", 4), ("pretrain", 6)):
-        shown = " ".join(RUN.invoke(app, [command, "--help"]).stdout.split()).replace("- ", "-")
-        tasks = offered(f"{command} --task ")
-        assert len(tasks) >= least and f"One of {', '.join(tasks)}" in shown
-
-
 # ---- completion
 
 

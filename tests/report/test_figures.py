@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rlspeech.report import figures
+from rlspeech.report import Line, figures
 from rlspeech.report.figures import plots_of, spreads_of
 from rlspeech.stats import Interval, interval_columns
 
@@ -41,11 +42,6 @@ def test_runs_share_a_plot_and_a_start_only_where_it_is_the_same() -> None:
     assert plots["valid/g"].start is None
 
 
-def test_columns_without_an_interval_have_none() -> None:
-    found = interval_columns("valid", {"x": Interval(1.0, math.nan, math.nan, 1), "y": Interval(1.0, 0.5, 1.5, 4)})
-    assert found == {"valid/x": 1.0, "valid/y": 1.0, "valid/y_lo": 0.5, "valid/y_hi": 1.5}
-
-
 @pytest.mark.parametrize("count", [2, 50, 1000])
 def test_histograms_count_every_value(count: int) -> None:
     values = np.random.default_rng(0).standard_normal(count)
@@ -63,8 +59,10 @@ def test_nothing_to_draw() -> None:
 
 def test_histograms_are_drawn_in_a_group_of_their_own() -> None:
     values = {"s": [0.1 * i for i in range(30)], "t": [0.2 * i for i in range(30)]}
-    (group,) = figures.groups(spreads_of({"m": values}))
-    assert group.title == "Distributions" and [run for _, run in group.runs] == ["s", "t"]
+    (plot,) = spreads_of({"m": values})
+    (group,) = figures.groups([replace(plot, lines=[*plot.lines, Line("torn", [1.0, 2.0], [1.0])])])
+    assert group.title == "Distributions" and [run for _, run in group.runs] == ["s", "t", "torn"]
     (drawing,) = group.drawings
     assert "how many have which value" in drawing.says and ET.fromstring(str(drawing.svg)).tag.endswith("svg")
+    assert str(drawing.svg).count('class="run1"') == 2 and len(drawing.ends) == 2
     assert drawing.ends[0].first == pytest.approx(0.0) and drawing.ends[0].last == pytest.approx(5.8)

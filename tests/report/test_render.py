@@ -362,13 +362,6 @@ def test_long_names_may_break_and_stay_escaped() -> None:
     assert page_of._breaks("a_<b>_c") == "a_<wbr>&lt;b&gt;_<wbr>c"
 
 
-def test_a_histogram_is_drawn_as_one() -> None:
-    lines = [Line(str(n), [0.5, 1.5, 2.5], [1.0, n, 2.0]) for n in range(2)] + [Line("torn", [1.0, 2.0], [1.0])]  # type: ignore[list-item]
-    (group,) = figures.groups([Plot("m", lines, "spread")])
-    assert [(e.run, e.first, e.last) for e in group.drawings[0].ends] == [("0", 0, 3), ("1", 0, 3)]
-    assert str(group.drawings[0].svg).count('class="run1"') == 2 and "how many" in group.drawings[0].says
-
-
 def test_an_empty_report_is_a_page() -> None:
     html = _html(ReportData("Nothing yet"))
     assert '<h1 dir="auto">Nothing yet</h1>' in html and "<section" not in html

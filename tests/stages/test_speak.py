@@ -102,21 +102,14 @@ def test_a_long_text_is_said_in_pieces(said: list[Any], tmp_path: Path) -> None:
     assert sf.info(tmp_path / "x.wav").frames == 160 * 46 + 2 * 1600
 
 
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        ("a b", ["a b"]),
-        ("", [""]),
-        ("one. two. three.", ["one. two.", "three."]),
-        ("one two three", ["one two", "three"]),
-        ("one, two, three", ["one, two,", "three"]),
-        ("incomprehensibilities", ["incomprehensibilities"]),
-        ("一二三。四五六。", ["一二三。", "四五六。"]),
-        ("one two. ...", ["one two."]),
-    ],
-)
-def test_where_texts_are_cut(text: str, pieces: list[str]) -> None:
-    assert split_text(text, 12 if "一" in text else 10) == pieces
+CUT = ("a b", "", "one. two.|three.", "one two|three", "one, two,|three", "incomprehensibilities", "一二三。|四五六。")
+
+
+@pytest.mark.parametrize("shown", CUT)
+def test_where_texts_are_cut(shown: str) -> None:
+    text, most = (shown.replace("|", ""), 12) if "一" in shown else (shown.replace("|", " "), 10)
+    assert split_text(text, most) == shown.split("|")
+    assert split_text("one two. ...", 10) == ["one two."]
 
 
 def test_voices_are_the_prompts(said: list[Any], tiny: dict[str, str], tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def rl_run(
         valid = interval_columns("valid", {k: mean_interval(v) for k, v in columns.items()})
         delta = interval_columns("delta", {k: paired_delta(v, start[k], seed=1) for k, v in columns.items()})
         rows.append({"step": step, **valid, **delta})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    write_rows(folder / "metrics.jsonl", rows)
     last = step_name(steps[-1])
     (folder / "checkpoints" / last).mkdir(parents=True, exist_ok=True)
     for name in ("best", "latest"):
@@ -165,21 +165,18 @@ def texts_run(folder: Path, systems: Mapping[str, Sequence[str]], data: Path, *,
     return folder
 
 
-def eval_run(
-    folder: Path, systems: Mapping[str, Sequence[float | None]], *, audio: bool = True, **changes: Any
-) -> Path:
-    """An evaluation that was not finished: scores of si_sdr and, of the input, estoi; no ``metrics.json``."""
+def eval_run(folder: Path, systems: Mapping[str, Sequence[float | None]], **changes: Any) -> Path:
+    """An evaluation that was not finished: scores of si_sdr, and what was enhanced; no ``metrics.json``."""
     names = [s for s in systems if s != "input"]
     plain = {"data": "test.jsonl", "models": {s: f"runs/{s}" for s in names}, "metrics": ["si_sdr"], "out": str(folder)}
     config = Evaluate(**{**plain, **changes})
     write_json(folder / "config.resolved.json", config.model_dump(mode="json"))
     write_json(folder / "env.json", {"stage": "eval", "versions": {"torch": "2.0"}})
-    lines = []
+    rows = []
     for n, (system, values) in enumerate(systems.items()):
         for i, value in enumerate(values):
             errors = {} if value is not None else {"si_sdr": "silent"}
-            lines.append(json.dumps({"key": f"u{i}", "system": system, "si_sdr": value, "errors": errors}) + "\n")
-            if audio:
-                save_audio(folder / "audio" / system / f"u{i}.flac", tone(200 + 20 * i + 5 * n), RATE)
-    (folder / "scores.jsonl").write_text("".join(lines), encoding="utf-8")
+            rows.append({"key": f"u{i}", "system": system, "si_sdr": value, "errors": errors})
+            save_audio(folder / "audio" / system / f"u{i}.flac", tone(200 + 20 * i + 5 * n), RATE)
+    write_rows(folder / "scores.jsonl", rows)
     return folder
