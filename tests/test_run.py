@@ -46,6 +46,13 @@ def _write(folder: Path) -> None:
     (folder / "model.txt").write_text("weights")
 
 
+def _kept(run: Run) -> dict[str, Any]:
+    """The state of the checkpoint that a run goes on from."""
+    found = run.latest()
+    assert found is not None
+    return found[1]
+
+
 @pytest.fixture(autouse=True)
 def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
@@ -114,7 +121,7 @@ def test_a_run_may_be_made_longer_and_not_shorter_than_it_is(tmp_path: Path) -> 
         Run.create(tmp_path, "rl", Counted(steps=3, lr=0.5), growing={"steps"})
     assert "lr:" in both.value.why and "steps:" in both.value.why
     with Run.create(tmp_path, "rl", Counted(steps=5), growing={"steps"}) as run:
-        assert run.grown == {"steps": 2} and (found := run.latest()) is not None and found[1]["step"] == 2
+        assert run.grown == {"steps": 2} and _kept(run)["step"] == 2
     assert json.loads((tmp_path / "config.resolved.json").read_text())["steps"] == 5
     with Run.create(tmp_path, "rl", Counted(steps=3), growing={"steps"}) as run:  # not reached yet: it may end earlier
         assert run.grown == {"steps": 5}
@@ -144,8 +151,7 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> N
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     with Run.create(tmp_path, "rl", Config()) as run:
-        latest = run.latest()
-        assert latest is not None and latest[1] == {"n": 3, "step": 3}
+        assert _kept(run) == {"n": 3, "step": 3}
         run.log(4, loss=9.0)
         rows = read_metrics(run.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -228,8 +234,7 @@ def test_a_kill_between_checkpoint_and_pointers_loses_no_best(
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("rlspeech.run.write_text", write)
             run.checkpoints.save(2, _write, {"best": 0.5}, best=True)
-        latest = run.latest()  # step 2 is done once more, and says again that it is the best
-        assert latest is not None and latest[1]["step"] == 1
+        assert _kept(run)["step"] == 1  # step 2 is done once more, and says again that it is the best
         for step in (2, 3, 4, 5):
             run.checkpoints.save(step, _write, {"best": 0.5}, best=step == 2)
         best = run.checkpoints.pointed("best")
@@ -243,16 +248,14 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float)
         with pytest.raises(UserError) as caught:
             run.checkpoints.save(2, _write, {"trained": {"a.weight": torch.tensor([1.0, value])}})
         assert "trained.a.weight" in caught.value.why
-        latest = run.latest()
-        assert latest is not None and latest[1]["step"] == 1 and _steps(tmp_path) == ["step_000001"]
+        assert _kept(run)["step"] == 1 and _steps(tmp_path) == ["step_000001"]
 
 
 def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     with Run.create(tmp_path, "rl", Config()) as run:
         for n in (1, 2):
             run.checkpoints.save(5, _write, {"n": n})
-        latest = run.latest()
-    assert latest is not None and latest[1]["n"] == 2 and _steps(tmp_path) == ["step_000005"]
+        assert _kept(run)["n"] == 2 and _steps(tmp_path) == ["step_000005"]
 
 
 def test_half_written_folders_are_cleaned_and_a_parked_one_comes_back(tmp_path: Path) -> None:
@@ -262,8 +265,7 @@ def test_half_written_folders_are_cleaned_and_a_parked_one_comes_back(tmp_path: 
     (folder / ".tmp-step_000009-1").mkdir()
     (folder / "step_000005").rename(folder / ".old-step_000005")  # died between the two renames
     with Run.create(tmp_path, "rl", Config()) as run:
-        latest = run.latest()
-    assert latest is not None and latest[1]["n"] == 1 and _steps(tmp_path) == ["step_000005"]
+        assert _kept(run)["n"] == 1 and _steps(tmp_path) == ["step_000005"]
 
 
 @pytest.mark.parametrize("damage", ["state.json", "state.safetensors"])
@@ -275,8 +277,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, capsys
     broken = tmp_path / "checkpoints" / "step_000002" / damage
     broken.write_bytes(broken.read_bytes()[:20])
     with Run.create(tmp_path, "rl", Config()) as run:
-        latest = run.latest()
-        assert latest is not None and latest[1]["step"] == 1
+        assert _kept(run)["step"] == 1
         assert [r["step"] for r in read_metrics(run.path / "metrics.jsonl")] == [1]
     assert "step_000002 cannot be read" in capsys.readouterr().err
 
@@ -294,8 +295,7 @@ def test_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
         assert "disk is full" in caught.value.why
         with pytest.raises(ZeroDivisionError):
             run.checkpoints.save(2, lambda folder: 1 / 0, {"n": 2})
-        latest = run.latest()
-        assert latest is not None and latest[1]["n"] == 1
+        assert _kept(run)["n"] == 1
     assert os.listdir(tmp_path / "checkpoints") and not list((tmp_path / "checkpoints").glob(".tmp*"))
 
 
@@ -335,10 +335,10 @@ def test_killed_while_writing_checkpoints_it_goes_on_from_a_whole_one(tmp_path: 
             assert "cannot be read" not in child.stderr.read()
     assert seen == sorted(seen) and seen[-1] > 0
     with Run.create(tmp_path, "rl", Config()) as run:
-        found = run.latest()
-        assert found is not None and bool((found[1]["w"] == found[1]["step"]).all())
+        found = _kept(run)
+        assert bool((found["w"] == found["step"]).all())
         steps = [row["step"] for row in read_metrics(run.path / "metrics.jsonl")]
-    assert steps == list(range(1, found[1]["step"] + 1))
+    assert steps == list(range(1, found["step"] + 1))
 
 
 # ---- state

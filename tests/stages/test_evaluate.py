@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_speech import read_rows
 
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import save_audio
@@ -59,10 +60,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, FakeTa
     rng, clean, rows = np.random.default_rng(0), {}, []
     for i in range(CLIPS):
         t = np.arange(RATE // 2 + 400 * i) / RATE
-        wav = (0.2 * np.sin(2 * np.pi * (200 + 40 * i) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))).astype(
-            np.float32
-        )
-        noisy = wav + (0.05 * (1 + i / 5) * rng.standard_normal(len(t))).astype(np.float32)
+        wav = 0.2 * np.sin(2 * np.pi * (200 + 40 * i) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))
+        noise = 0.05 * (1 + i / 5) * rng.standard_normal(len(t))
+        wav, noisy = wav.astype(np.float32), (wav + noise).astype(np.float32)
         save_audio(tmp_path / "clean" / f"u{i}.wav", wav, RATE)
         save_audio(tmp_path / "noisy" / f"u{i}.wav", noisy, RATE)
         clean[f"u{i}"] = wav
@@ -86,8 +86,7 @@ def _config(folder: Path, *models: str, **changes: Any) -> Evaluate:
 
 
 def _rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    rows = map(json.loads, (folder / "out" / "scores.jsonl").read_text().splitlines())
-    return {(r["system"], r["key"]): r for r in rows}
+    return {(r["system"], r["key"]): r for r in read_rows(folder / "out", "scores.jsonl")}
 
 
 def test_everything_is_scored_compared_and_written(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_recognisers import RATE, ROWS, write_corpus
+from tiny_speech import read_rows
 
 from rlspeech.config import Evaluate
 from rlspeech.stages import evaluate
@@ -84,9 +85,8 @@ def test_rates_are_those_of_jiwer_over_the_whole_corpus(data: Path, tmp_path: Pa
         assert rates["wer"]["mean"] == pytest.approx(100 * truth.wer)
         for name in ("substitutions", "deletions", "insertions"):
             assert rates[name]["mean"] == pytest.approx(100 * getattr(truth, name) / words)
-        assert rates["cer"]["mean"] == pytest.approx(
-            100 * jiwer.cer([r["text"] for r in spoken], [said[r["id"]] for r in spoken])
-        )
+        cer = jiwer.cer([r["text"] for r in spoken], [said[r["id"]] for r in spoken])
+        assert rates["cer"]["mean"] == pytest.approx(100 * cer)
     base, good = made["systems"]["base"], made["systems"]["good"]
     assert (base["empty_output"]["mean"], good["empty_output"]["mean"], base["inserted_words"]["mean"]) == (0, 100, 1)
     assert base["exact"]["mean"] == 40 and good["exact"]["mean"] == 80
@@ -106,7 +106,7 @@ def test_a_run_goes_on_and_recounts_without_hearing_again(data: Path, tmp_path: 
     (out / "hypotheses" / "base.jsonl").write_text("".join(lines[:4]) + lines[4][:20])  # killed while writing
     ask(data, out, normaliser="none-1", baseline="good")
     assert Scripted.clips == 14
-    scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    scores = read_rows(out, "scores.jsonl")
     assert len(scores) == 12 and {r["normaliser"] for r in scores} == {"none-1"}
     meta = json.loads((out / "scores.meta.json").read_text())
     assert meta["normaliser"] == "none-1"
@@ -122,9 +122,7 @@ def test_a_bad_recording_is_left_out_for_every_system_and_is_tried_again(
     (data.parent / "f.flac").write_bytes(b"")
     made = ask(data, tmp_path / "out")
     assert made["n"] == 4
-    rows = {
-        r["key"]: r for r in map(json.loads, (tmp_path / "out" / "hypotheses" / "base.jsonl").read_text().splitlines())
-    }
+    rows = {r["key"]: r for r in read_rows(tmp_path / "out" / "hypotheses", "base.jsonl")}
     assert "this one again" in rows["b"]["errors"]["hypothesis"] and "empty file" in rows["f"]["errors"]["hypothesis"]
     monkeypatch.setitem(SAID, "base", {**SAID["base"], "b": "five"})
     assert ask(data, tmp_path / "out")["n"] == 5

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from tiny_avse import RATE, checkpoint, clip, reference
+from tiny_speech import read_rows
 
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import load_audio, save_audio
@@ -56,8 +57,7 @@ def _run(folder: Path, out: str = "out", **changes: Any) -> dict[str, Any]:
 
 
 def _rows(folder: Path, out: str = "out") -> dict[tuple[str, str], dict[str, Any]]:
-    rows = map(json.loads, (folder / out / "scores.jsonl").read_text().splitlines())
-    return {(r["system"], r["key"]): r for r in rows}
+    return {(r["system"], r["key"]): r for r in read_rows(folder / out, "scores.jsonl")}
 
 
 def _made(folder: Path, system: str, i: int, out: str = "out") -> np.ndarray:

@@ -230,9 +230,8 @@ def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str],
 def test_texts_without_a_recording_have_no_anchor(tiny: dict[str, str], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(tiny["data"]).read_text().splitlines()]
     for i, row in enumerate(rows):
-        row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")} | {
-            "sex": f"s{i}"
-        }
+        row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")}
+        row["sex"] = f"s{i}"
     rows[0]["recorded"], rows[1]["audio_filepath"] = False, "/nowhere.flac"
     rows[2] = {k: v for k, v in rows[2].items() if not k.startswith("prompt")}
     some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
@@ -275,10 +274,8 @@ def test_the_best_of_the_baseline_is_a_system(tiny: dict[str, str], tmp_path: Pa
     assert np.mean([r["scores"][r["chosen"]] for r in rows]) == pytest.approx(best)
     again = ask(tiny, tmp_path / "out", **asked)  # without it the others stay
     assert list(again["systems"]) == ["other", "m"] and again["systems"]["m"] == made["systems"]["m"]
-    assert (
-        json.loads((tmp_path / "out" / "scores.meta.json").read_text())["settings"]["sampling"]["temperature"]
-        == SPEAKING
-    )
+    meta = json.loads((tmp_path / "out" / "scores.meta.json").read_text())
+    assert meta["settings"]["sampling"]["temperature"] == SPEAKING
 
 
 def test_an_evaluation_goes_on_at_the_temperature_it_was_begun_with(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_avse import write_talkers
 from tiny_avse_task import av_clips, tiny_avse
-from tiny_speech import SMALL_RL, assert_same, interrupt_at, read_rows, state_at
+from tiny_speech import SMALL_RL, assert_same, interrupted, read_rows, state_at
 
 from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.data.batches import with_video
@@ -57,16 +57,6 @@ def test_two_steps_of_everything(given: dict[str, str], tmp_path: Path, changes:
     assert ("supervised_loss" in rows[0]) == (changes.get("supervised_weight", 1.0) > 0)
 
 
-def test_the_control_samples_and_scores_nothing(
-    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rlspeech.tasks.avse.policy import AvsePolicy
-
-    monkeypatch.setattr(AvsePolicy, "rollout", lambda *a, **k: pytest.fail("sampled"))
-    summary = rl.run(_config(given, tmp_path / "run", policy_weight=0.0, supervised_weight=1.0))
-    assert summary["steps"] == STEPS and read_rows(tmp_path / "run")[1]["supervised_loss"] < 30
-
-
 def test_other_videos_train_another_model(given: dict[str, str], tmp_path: Path) -> None:
     for video in ("right", "shuffled"):
         rl.run(_config(given, tmp_path / video, video=video, policy_weight=0.0, valid_items=2))
@@ -84,15 +74,10 @@ def test_who_sees_what() -> None:
         with_video(clips[:1], "shuffled")
 
 
-def test_a_run_that_goes_on_ends_where_the_whole_one_did(
-    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_ends_where_the_whole_one_did(given: dict[str, str], tmp_path: Path) -> None:
     config = {"ppo": PPO(form="critic"), "steps": 3, "valid_every": 3}  # a critic has a state of its own
     rl.run(_config(given, tmp_path / "whole", **config))
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            rl.run(_config(given, tmp_path / "cut", **config))
+    interrupted(rl.run, _config(given, tmp_path / "cut", **config), 2)
     rl.run(_config(given, tmp_path / "cut", **config))
     assert_same(tmp_path / "whole", tmp_path / "cut", 3)
 

@@ -28,38 +28,22 @@ SMALL = {**SMALL_RL, "prompts_per_step": 4, "group": 2, "micro_batch": 1, "valid
 def flowse(folder: Path) -> dict[str, Any]:
     gain = {"kind": "gain", "noise": 0.3, "nfe": [2, 2], "bands": 4}
     places = {"data": str(write_pairs(folder / "pairs", count=8)), "model": str(write_model(folder / "model"))}
-    rewards = [{"name": "si_sdr"}, {"name": "estoi", "weight": 0.5}]
-    what = {
-        "rewards": rewards,
-        "guards": [{"name": "stoi"}],
-        "explore": gain,
-        "clip_s": 0.8,
-        "updates_per_collection": 2,
-    }
-    return {"task": "flowse", "kl_beta": 0.1, "clip_range": "auto", **places, **what}
+    what = {"rewards": [{"name": "si_sdr"}, {"name": "estoi", "weight": 0.5}], "guards": [{"name": "stoi"}]}
+    sizes = {"explore": gain, "clip_s": 0.8, "updates_per_collection": 2}
+    return {"task": "flowse", "kl_beta": 0.1, "clip_range": "auto", **places, **what, **sizes}
 
 
 def asr(folder: Path) -> dict[str, Any]:
     model, valid = write_recogniser(folder / "model"), write_corpus(folder / "valid", ROWS[:2])
     places = {"model": str(model), "data": str(write_corpus(folder / "data")), "valid": str(valid)}
-    what = {"rewards": [{"name": "asr_edits", "scale": "none"}]}
-    return {
-        **what,
-        "task": "asr",
-        "truncated": "keep",
-        "sampling": {"max_new_tokens": 4},
-        "dynamic_sampling": 1,
-        "group": 6,
-        **places,
-    }
+    what = {"rewards": [{"name": "asr_edits", "scale": "none"}], "truncated": "keep"}
+    return {"task": "asr", "sampling": {"max_new_tokens": 4}, "dynamic_sampling": 1, "group": 6, **what, **places}
 
 
 def tts(folder: Path) -> dict[str, Any]:
     made = write_tts(folder)
-    what = {
-        "rewards": [{"name": "tts_duration_ratio", "weight": -1.0, "scale": "none"}],
-        "guards": [{"name": "tts_stopped"}],
-    }
+    brief: dict[str, Any] = {"name": "tts_duration_ratio", "weight": -1.0, "scale": "none"}
+    what: dict[str, Any] = {"rewards": [brief], "guards": [{"name": "tts_stopped"}]}
     what |= {"algo": "grpo+diffro", "diffro": {"reward": made["reward"], "on": "all"}, "kl_beta": 0.05}
     return {"task": "tts", "model": made["model"], "data": made["data"], "valid": made["data"], **what}
 
@@ -106,11 +90,8 @@ def test_two_processes_are_one(task: Any, tmp_path: Path) -> None:
     assert said[1] == "" and "a step = 4 prompts x " in said[0]
     one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
     assert [r.keys() for r in one] == [r.keys() for r in two] and any("grad_norm" in r for r in one)
+    one, two = (rows + read_rows(tmp_path / out, "scores.jsonl") for rows, out in ((one, "one"), (two, "two")))
     for ours, theirs in zip(two, one, strict=True):
-        for name, value in theirs.items():
-            assert ours[name] == (pytest.approx(value, rel=RTOL, abs=1e-6) if isinstance(value, float) else value), name
-    scored = [(tmp_path / out / "scores.jsonl").read_text().splitlines() for out in ("two", "one")]
-    for ours, theirs in zip(*(map(json.loads, lines) for lines in scored), strict=True):
         for name, value in theirs.items():
             assert ours[name] == (pytest.approx(value, rel=RTOL, abs=1e-6) if isinstance(value, float) else value), name
     kept = [{p.relative_to(tmp_path / out) for p in (tmp_path / out / "samples").rglob("*")} for out in ("two", "one")]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_recognisers import ROWS, write_corpus, write_model
-from tiny_speech import SMALL_RL, assert_same, interrupt_at, read_rows, state_at
+from tiny_speech import SMALL_RL, assert_same, interrupted, read_rows, state_at
 
 from rlspeech import log
 from rlspeech.config import RL, Exploration, Sampling
@@ -34,9 +34,7 @@ def config(given: dict[str, str], out: Path, **changes: Any) -> RL:
     return RL(task="asr", out=str(out), **given, **{**small, "sampling": Sampling(max_new_tokens=4), **changes})
 
 
-def test_a_run_and_the_same_run_in_two_attempts(
-    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_and_the_same_run_in_two_attempts(given: dict[str, str], tmp_path: Path) -> None:
     summary = rl.run(config(given, tmp_path / "whole", dynamic_sampling=1))
     assert {"asr_accuracy", "asr_hallucination", "asr_wer", "reward"} <= set(summary["difference"])
     json.dumps(log.plain(summary), allow_nan=False)
@@ -52,9 +50,7 @@ def test_a_run_and_the_same_run_in_two_attempts(
     # encoder and projector stay
     assert moved and not any("audio" in k or "adaptor" in k or "projector" in k for k in moved)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_at(patch, 1)
-        rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
+    interrupted(rl.run, config(given, tmp_path / "cut", dynamic_sampling=1), 1)
     rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
     assert_same(tmp_path / "whole", tmp_path / "cut", 2)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_flow import TINY, tiny_model
@@ -40,8 +42,8 @@ def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
     return folder / "manifest.jsonl"
 
 
-def interrupt_at(patch: Any, step: int) -> None:
-    """Let a run of ``rl`` or ``pretrain`` be interrupted before a step."""
+def interrupted(run: Callable[[Any], object], config: Any, step: int) -> None:
+    """Start a run of ``rl`` or ``pretrain`` that is interrupted before a step."""
     from rlspeech.stages import pretrain, rl
 
     def watched(real: Any) -> Any:
@@ -52,8 +54,10 @@ def interrupt_at(patch: Any, step: int) -> None:
 
         return work
 
-    patch.setattr(rl.Session, "advance", watched(rl.Session.advance))
-    patch.setattr(pretrain.Trainer, "update", watched(pretrain.Trainer.update))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rl.Session, "advance", watched(rl.Session.advance))
+        patch.setattr(pretrain.Trainer, "update", watched(pretrain.Trainer.update))
+        run(config)
 
 
 def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
