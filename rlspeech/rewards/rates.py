@@ -58,8 +58,9 @@ class ErrorRate:
             reference, hypothesis = self._normalise(s.text or ""), self._normalise(raw)
             detail = {"hypothesis": raw}
             if not reference:
-                score = Score(None, "the reference text is empty after normalisation", detail)
-                out.append(dict.fromkeys(columns, score))
+                out.append(
+                    dict.fromkeys(columns, Score(None, "the reference text is empty after normalisation", detail))
+                )
             elif not hypothesis:
                 out.append(dict.fromkeys(columns, Score(1.0, detail=detail)))
             else:
