@@ -127,22 +127,14 @@ class Decision:
     old: Tensor
 
 
-@dataclass
-class Start:
-    """States that the last steps begin at: one a prompt, or one a rollout (``rows`` (N,) says whose is whose)."""
-
-    step: int
-    nfe: int
-    x: Tensor
-    y: Tensor
-    mask: Tensor | None
-    rows: Tensor
-
-
 class Trail(list[Decision]):
-    """A collection's decisions, samples (N,) and gain (N,) of every rollout's prompt, and the ``start`` of its ``last_steps``."""
+    """A collection's decisions, samples (N,) and gain (N,) of every rollout's prompt, and the ``start`` of its ``last_steps``.
 
-    start: Start
+    That is one state a prompt, or one a rollout: ``rows`` (N,) says whose is whose.
+    """
+
+    start: Site
+    rows: Tensor
 
     def __init__(self, samples: Tensor, gain: Tensor) -> None:
         super().__init__()
@@ -220,11 +212,10 @@ class FlowPolicy(GaussianPolicy):
         steps = Trail(data.samples[prompts], data.gain[prompts])
         for i in range(nfe):
             rows = prompts if len(x) < n else torch.arange(n, device=device)
+            site = Site(x, y, model.clean(x, y, i * dt, mask), i * dt, dt, mask)
             if i == nfe - self.last_steps:
-                steps.start = Start(i, nfe, x, y, mask, rows)
-            x1 = model.clean(x, y, i * dt, mask)
+                steps.start, steps.rows = site, rows
             if i in window:
-                site = Site(x, y, x1, i * dt, dt, mask)
                 active = self.kernel.active(site)
                 eps = self.noise([c.draw for c in owners], group, active.shape[1], seed, i)
                 eps = eps.to(device) * active[rows]
@@ -233,7 +224,7 @@ class FlowPolicy(GaussianPolicy):
                 x = self.kernel.act(site, eps, rows)
                 y, mask = y[rows], None if mask is None else mask[rows]
             else:
-                x = euler(x, x1, i * dt, dt)
+                x = euler(x, site.x1, site.t, dt)
         out = decode(model, x, steps.samples) / steps.gain[:, None]
         wavs = zip(owners, out.float().cpu().numpy(), strict=True)
         samples = [c.sample(wav[: len(c.noisy)], self.sample_rate) for c, wav in wavs]
@@ -278,21 +269,19 @@ class FlowPolicy(GaussianPolicy):
         return torch.stack(columns, dim=1)
 
     def _describe(self, site: Site) -> Tensor:
-        y, x, x1 = (self._log_spectrum(v) for v in (site.y, site.x, site.x1))
+        y, x, x1 = site.y.float(), site.x.float(), site.x1.float()
+        if self.model.cfg.front_end == "stft":  # a mel front end's are logarithmic already
+            y, x, x1 = (magnitude(v).clamp_min(1e-3).log() for v in (y, x, x1))
         real = y.new_ones(y.shape[:2]) if site.mask is None else site.mask.to(y.dtype)
         frames, change = real.sum(1).clamp_min(1), x1 - y
         profile = (change * real[..., None]).sum(1) / frames[:, None]  # (n, K) over frames
-        parts = [y.new_full((len(y), 2), 0.0) + y.new_tensor([site.t, site.dt])]
+        parts = [y.new_tensor([site.t, site.dt]).expand(len(y), -1)]
         for field in (y, x, x1, change):
             mean = (field.mean(2) * real).sum(1) / frames
             spread = (((field - mean[:, None, None]).square().mean(2) * real).sum(1) / frames).sqrt()
             parts.append(torch.stack([mean, spread], dim=1))
         parts.append(torch.stack([p.mean(1) for p in profile.tensor_split(QUARTERS, dim=1)], dim=1))
         return torch.cat(parts, dim=1)
-
-    def _log_spectrum(self, x: Tensor) -> Tensor:
-        """(n, L, K) log-magnitudes of packed spectra; a mel front end's are logarithmic already."""
-        return magnitude(x.float()).clamp_min(1e-3).log() if self.model.cfg.front_end == "stft" else x.float()
 
 
 class RelaxedFlow(RelaxedGaussian, FlowPolicy):
@@ -318,11 +307,12 @@ class RelaxedFlow(RelaxedGaussian, FlowPolicy):
     def wave(self, model: FlowEnhancer, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (n, T) at the inputs' levels, and their real samples; rows that share a state share its passes."""
         trail: Trail = rollout.state
-        start, rows = trail.start, rows.to(trail.samples.device)
-        used, back = torch.unique(start.rows[rows], return_inverse=True)
-        x, y, mask = start.x[used], start.y[used], None if start.mask is None else start.mask[used]
-        dt, decisions = 1.0 / start.nfe, {round(d.site.t * start.nfe): d for d in trail}
-        for step in range(start.step, start.nfe):
+        rows = rows.to(trail.samples.device)
+        used, back = torch.unique(trail.rows[rows], return_inverse=True)
+        start = trail.start.pick(used)
+        x, y, dt, mask = start.x, start.y, start.dt, start.mask
+        decisions = {round(d.site.t / dt): d for d in trail}
+        for step in range(round(start.t / dt), round(1 / dt)):
             x1, decision = model.clean(x, y, step * dt, mask), decisions.get(step)
             if decision is None:
                 x = euler(x, x1, step * dt, dt)
