@@ -31,6 +31,7 @@ from rlspeech.parallel import parallel_map
 from rlspeech.types import Utterance
 
 MOUTHS = "draw a mouth that follows the speech: synthetic video"
+Rows = Sequence[Utterance]
 RATE_HZ = 16000  # of what is rendered
 MIN_S = 1.0  # shorter utterances make no ladder
 
@@ -201,14 +202,7 @@ def _render_number(number: int, recipe: str, out: Path, seed: int, clip_s: float
 # ------------------------------------------------------------------------------------------------------------- ladders
 
 
-def render_ladders(
-    clean: Sequence[Utterance],
-    noise: Sequence[Utterance],
-    out: Path,
-    count: int = 0,
-    clip_s: float = 0.0,
-    seed: int = 0,
-) -> Rendered:
+def render_ladders(clean: Rows, noise: Rows, out: Path, count: int = 0, clip_s: float = 0.0, seed: int = 0) -> Rendered:
     """Write the rungs below ``out/audio``; which speech and noise are taken, and all else, follows from the seed.
 
     Args:
@@ -246,7 +240,7 @@ def render_ladders(
     return rows, failed
 
 
-def _rungs(utt: Utterance, noise: Sequence[Utterance], out: Path, clip_s: float, seed: int) -> list[Utterance]:
+def _rungs(utt: Utterance, noise: Rows, out: Path, clip_s: float, seed: int) -> list[Utterance]:
     """All rungs of one utterance."""
     rng = mixture_rng(seed, 0, utt.id)
     wav = load_audio(utt.audio_filepath, RATE_HZ, utt.offset, utt.duration)

@@ -260,6 +260,7 @@ def _guarded(split: str, path: Path, number: int, row: Row | None, make: Any) ->
 
 
 def _cut(split: str, path: Path, row: Row) -> Candidate:
+    """One candidate; its text is that of its supervisions in order, columns are taken from the cut and from them."""
     kind = row.get("type", "MonoCut")
     whole = kind == "MultiCut" and all(s.get("channel") == row.get("channel") for s in row.get("supervisions") or [])
     if kind not in ("MonoCut", "Cut") and not whole:
@@ -268,37 +269,18 @@ def _cut(split: str, path: Path, row: Row) -> Candidate:
             return _cut(split, path, tracks[0]["cut"] | {"id": row["id"]})
         why = "several channels" if kind == "MultiCut" else f"a {kind}, which lhotse would have to compute"
         return candidate(split, path, safe_name(str(row["id"])), why)
-    length = float(row["duration"])
+    start, length, name = float(row.get("start", 0.0)), float(row["duration"]), str(row["id"])
     spoken = sorted(row.get("supervisions") or [], key=lambda s: float(s["start"]))
     spans = [(float(s["start"]), float(s["start"]) + float(s["duration"])) for s in spoken]
-    outside = any(start < -TOLERANCE_S or end > length + TOLERANCE_S for start, end in spans)
+    outside = any(first < -TOLERANCE_S or last > length + TOLERANCE_S for first, last in spans)
     problem = "a supervision reaches beyond its cut" if outside else None
-    return _lhotse_row(split, path, row, row.get("recording"), spoken, float(row.get("start", 0.0)), length, problem)
-
-
-def _supervision(split: str, path: Path, row: Row) -> Candidate:
-    return _lhotse_row(split, path, row, row["recording"], [row], float(row["start"]), float(row["duration"]), None)
-
-
-def _lhotse_row(
-    split: str,
-    path: Path,
-    row: Row,
-    recording: Row | None,
-    spoken: list[Row],
-    start: float,
-    length: float,
-    problem: str | None,
-) -> Candidate:
-    """One candidate; ``spoken`` are its supervisions in order, columns are taken from the cut and from them."""
-    cut = row if spoken != [row] else {}
-    name = str(row["id"])
+    recording = row.get("recording")
     file, wrong = _file(recording, row.get("channel", 0), path)
     texts = [s["text"] for s in spoken if s.get("text") is not None]
     text = " ".join(t.strip() for t in texts).strip() if texts else None
     if text is None:
         wrong = wrong or "no transcript"
-    custom = [pair for s in [cut, *spoken] for pair in (s.get("custom") or {}).items()]
+    custom = [pair for s in [row, *spoken] for pair in (s.get("custom") or {}).items()]
     extra = {k: v for k, v in custom if isinstance(v, str | int | float | bool | list)}
     speakers, languages = {s.get("speaker") for s in spoken}, {s.get("language") for s in spoken}
     found = candidate(
@@ -316,6 +298,12 @@ def _lhotse_row(
     if not start and recording and float(recording.get("duration", length)) - length > TOLERANCE_S:
         found.utt.extra["segment"] = True  # the row ends before its file does
     return found
+
+
+def _supervision(split: str, path: Path, row: Row) -> Candidate:
+    """The cut that a supervision makes of its recording."""
+    cut = {key: row[key] for key in ("id", "start", "duration", "recording")} | {"channel": row.get("channel", 0)}
+    return _cut(split, path, cut | {"supervisions": [row | {"start": 0.0}]})
 
 
 def _file(recording: Row | None, channel: Any, path: Path) -> tuple[Path | None, str | None]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from rlspeech.data.audio import SILENT_DBFS, AudioError, rms_dbfs, to_level
 from rlspeech.data.mixing import crop, reverberate
@@ -85,7 +86,7 @@ class Rung(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------- single ways
 
 
-def coloured(length: int, slope: float, rng: np.random.Generator) -> np.ndarray:
+def coloured(length: int, slope: float, rng: Generator) -> np.ndarray:
     """Noise (length,) whose amplitude falls with frequency**slope: 0 white, 0.5 pink, 1 brown; RMS 0.1."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
     spectrum[1:] /= np.arange(1, len(spectrum)) ** slope
@@ -101,7 +102,7 @@ def add_noise(wav: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.nda
     return (wav + to_level(noise, level - snr_db)).astype(np.float32), {"snr_db": snr_db}
 
 
-def synthetic_rir(sample_rate: int, rt60_s: float, direct_db: float, rng: np.random.Generator) -> np.ndarray:
+def synthetic_rir(sample_rate: int, rt60_s: float, direct_db: float, rng: Generator) -> np.ndarray:
     """A room of noise that decays by 60 dB in ``rt60_s``; ``direct_db``: the direct sound's energy against the tail's."""
     n = max(2, int(min(rt60_s, 3.0) * sample_rate))
     tail = rng.standard_normal(n) * 10.0 ** (-3.0 * np.arange(n) / (rt60_s * sample_rate))
@@ -146,7 +147,7 @@ def low_pass(wav: np.ndarray, cutoff_hz: float, sample_rate: int) -> tuple[np.nd
 
 
 def drop_out(
-    wav: np.ndarray, share: float, gap_ms: float, sample_rate: int, rng: np.random.Generator
+    wav: np.ndarray, share: float, gap_ms: float, sample_rate: int, rng: Generator
 ) -> tuple[np.ndarray, Facts]:
     """Silence stretches of ``gap_ms`` until ``share`` of (T,) is gone. With one seed a larger share contains a smaller one's gaps."""
     gap = max(1, int(gap_ms * sample_rate / 1000))
@@ -163,7 +164,7 @@ def drop_out(
 
 
 def suppress(
-    speech: np.ndarray, noise: np.ndarray, strength: float, rng: np.random.Generator, floor: float = 0.03
+    speech: np.ndarray, noise: np.ndarray, strength: float, rng: Generator, floor: float = 0.03
 ) -> tuple[np.ndarray, Facts]:
     """A noise reducer that errs: both parts (T,) pass one spoilt mask.
 
@@ -207,7 +208,7 @@ def noise_severity(snr_db: float) -> float:
 # ------------------------------------------------------------------------------------------------------------ combinations
 
 
-def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: np.random.Generator) -> Degraded:
+def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: Generator) -> Degraded:
     """Draw a combination of zero to four ways, in the order in which a recording meets them: room, noise, reducer, device.
 
     Args:
@@ -273,12 +274,7 @@ def _plus(
 
 
 def _room(
-    wav: np.ndarray,
-    sources: Sources,
-    sample_rate: int,
-    rng: np.random.Generator,
-    severity: dict[str, float],
-    facts: Facts,
+    wav: np.ndarray, sources: Sources, sample_rate: int, rng: Generator, severity: dict[str, float], facts: Facts
 ) -> np.ndarray:
     if sources.rirs and rng.random() < 0.3:
         rir = _pick(sources.rirs, rng)
@@ -289,21 +285,21 @@ def _room(
     return wav
 
 
-def _noise(length: int, sources: Sources, rng: np.random.Generator) -> np.ndarray:
+def _noise(length: int, sources: Sources, rng: Generator) -> np.ndarray:
     if not sources.noises or rng.random() < 0.25:
         return coloured(length, float(rng.uniform(0, 1)), rng)
     made = crop(_pick(sources.noises, rng), length, rng, loop=True)
     return made if rms_dbfs(made) > SILENT_DBFS else coloured(length, 0.5, rng)
 
 
-def _pick(items: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+def _pick(items: Sequence[np.ndarray], rng: Generator) -> np.ndarray:
     return items[int(rng.integers(len(items)))]
 
 
 # ----------------------------------------------------------------------------------------------------------------- ladders
 
 
-def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: np.random.Generator) -> list[Rung]:
+def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: Generator) -> list[Rung]:
     """Degradations in a known order, ``RUNGS`` steps each from untouched to bad, for calibration of judges.
 
     Args:
@@ -321,7 +317,7 @@ def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: np.rand
     seed, level = int(rng.integers(2**31)), rms_dbfs(clean)
     spoilt = to_level(noise, level - 5.0)
 
-    def fresh() -> np.random.Generator:
+    def fresh() -> Generator:
         return np.random.default_rng(seed)
 
     def room(rt60_s: float, direct_db: float) -> np.ndarray:

@@ -105,9 +105,7 @@ def test_validation_mixtures_use_other_voices_than_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["file", pytest.param("shut", marks=ROOT)])
-def test_a_cache_where_nothing_can_be_written_falls_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "shut").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
     monkeypatch.setenv("RLSPEECH_CACHE", str(tmp_path / name))

@@ -102,9 +102,7 @@ def test_length_is_what_decodes(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_what_is_there_of_a_truncated_file_is_read_and_told(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_truncated_files_are_read_and_told(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name
     path.write_bytes(CUT[name])
     wav, info = load_audio(path), sound_info(path)

@@ -53,9 +53,7 @@ def test_batches_ids_and_failures() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(3, 700), st.integers(1, 16), st.data())
-def test_chunks_cover_everything_and_identity_comes_back(
-    samples: int, size: int, grid: int, data: st.DataObject
-) -> None:
+def test_identity_comes_back_whole(samples: int, size: int, grid: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, max(0, min((size - 1) // 2, size - grid))))
     assume((size - overlap) >= grid)
     cut = spans(samples, size, overlap, grid)
