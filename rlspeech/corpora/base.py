@@ -67,7 +67,6 @@ class Sets:
         following: the command that goes on from here; by default it follows from the rows.
         mixing: how rows named ``clean`` and ``noise``, where there are both, are mixed: a recipe stands beside them.
         render: makes the rows of ``manifest.jsonl`` of what was written to ``OUT/sources``, and dropped rows.
-        reasons: whether the metas count dropped rows by reason.
         written: manifests and recipe are on disk already.
     """
 
@@ -81,7 +80,6 @@ class Sets:
     following: str | None = None
     mixing: Mixing | None = None
     render: Callable[[], Rendered] | None = None
-    reasons: bool = False
     written: bool = False
 
     def write_dropped(self, out: Path) -> None:
@@ -302,7 +300,7 @@ def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int
     Raises:
         UserError: the measurements cannot be written.
     """
-    sets = Sets(reasons=True)
+    sets = Sets()
     facts = _measure_all(candidates, out / "checks.jsonl", limits, workers, sets)
     passed: list[Candidate] = []
     for row in candidates:

@@ -54,7 +54,6 @@ class PrepareTts(Source):
         sets = self._found(Path(self.root or ""), out)
         (low, high), found = self.prompt_s, sets.rows
         sets.rows = {name: with_prompts(rows, low, high, seed=self.seed) for name, rows in found.items() if rows}
-        sets.reasons = False
         sets.require(out)
         prompted = {name: sum(bool(u.prompt_filepath) for u in rows) for name, rows in sets.rows.items()}
         sets.facts["prompted"] = prompted

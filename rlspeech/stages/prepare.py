@@ -122,9 +122,8 @@ def _write_set(
     counts = {"rows": len(rows), "hours": round(seconds / 3600, 6), "dropped": sum(reasons.values())}
     if not sets.written:
         settings = config.record()
-        head, tail = {"source": name}, {"seed": settings["seed"]} | sets.meta | {"settings": settings}
-        meta = head | counts | {"reasons": reasons} | tail if sets.reasons else head | tail | counts
-        write_json(meta_path(path), meta)
+        meta = {"source": name} | counts | {"reasons": reasons, "seed": settings["seed"]} | sets.meta
+        write_json(meta_path(path), meta | {"settings": settings})
     return {"path": str(path)} | counts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -83,52 +84,42 @@ def test_without_motion_nothing_is_corrected() -> None:
     assert mouth_row(noise) == 62  # noise everywhere is no mouth
 
 
-def test_misses_are_bridged_and_counted() -> None:
+def test_misses_are_bridged_and_the_ends_are_held() -> None:
     frames = film(MOVES["walks"])
-    hidden = [np.full_like(f, 110) if 20 <= i < 36 else f for i, f in enumerate(frames)]
-    path, _ = tracked(hidden)
+    path, _ = tracked([np.full_like(f, 110) if 20 <= i < 36 else f for i, f in enumerate(frames)])
     whole, _ = tracked(frames)
     assert np.abs(path.centre - whole.centre).max() < 3.0  # straight on in between
     assert not path.found[22:34].any() and path.found[:18].all() and path.found[38:].all()
     assert path.found.mean() == pytest.approx(1 - 16 / 60, abs=0.05)
-
-
-def test_the_ends_are_held() -> None:
-    frames = film(MOVES["still"])
-    hidden = [np.full_like(f, 110) if i < 16 or i >= 48 else f for i, f in enumerate(frames)]
-    path, _ = tracked(hidden)
+    path, _ = tracked([np.full_like(f, 110) if i < 16 or i >= 48 else f for i, f in enumerate(film(MOVES["still"]))])
     assert np.ptp(path.centre, axis=0).max() < 0.5 and not path.found[:14].any() and not path.found[50:].any()
 
 
 def test_one_wrong_look_moves_nothing() -> None:
-    looks = {"count": 0}
+    looks = itertools.count(1)
 
     def errs_once(frame: np.ndarray) -> list[Face]:
-        looks["count"] += 1
-        faces = list(eye_finder(frame))
-        if looks["count"] == 8:
-            faces = [Face(faces[0].box, faces[0].eyes + np.array([[0, 0], [15, 12]]))]  # an eyebrow
-        return faces
+        (face,) = eye_finder(frame)
+        eyebrow = np.array([[0, 0], [15, 12]])
+        return [Face(face.box, face.eyes + eyebrow) if next(looks) == 8 else face]
 
     path, _ = tracked(film(MOVES["still"]), errs_once)
-    assert looks["count"] == 16  # every fourth frame, and the last one
+    assert next(looks) == 17  # every fourth frame, and the last one
     assert np.ptp(path.centre, axis=0).max() < 0.5 and np.ptp(path.angle) < 0.01
 
 
 def test_eyes_that_are_not_found_are_taken_from_the_box() -> None:
-    looks = {"count": 0}
+    looks = itertools.count(1)
 
     def blinks(frame: np.ndarray) -> list[Face]:
-        looks["count"] += 1
         face = eye_finder(frame)[0]
         left, top, width, height = face.box
         moved = Face((left - 6, top + 9, width, height), face.eyes)  # a detector whose boxes sit elsewhere
-        return [moved if looks["count"] % 2 else Face(moved.box)]
+        return [moved if next(looks) % 2 else Face(moved.box)]
 
     path, _ = tracked(film(MOVES["tilted"]), blinks)
     # what boxes and eyes have to do with each other was learnt from the clip
     assert np.ptp(path.centre, axis=0).max() < 1.0
-    looks["count"] = 0
     never, crops = tracked(film(MOVES["still"]), lambda frame: [Face(eye_finder(frame)[0].box)])
     assert np.abs([mouth_of(crop) for crop in crops]).max() < 4.5 and never.found.all()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -180,19 +182,14 @@ def test_damage_in_the_middle_is_noted_and_the_rest_is_read(tmp_path: Path, monk
     path = write_video(tmp_path / "v.mkv", LEVELS[:20], codec="ffv1")
     real = video.packets
 
-    class Packet:
-        def decode(self) -> list[Any]:
-            raise av.error.InvalidDataError(1, "broken packet")
+    def decode() -> None:
+        raise av.error.InvalidDataError(1, "broken packet")
 
-    class Container:
-        def __init__(self, inner: Any) -> None:
-            self.inner = inner
+    def demux(container: Any, stream: Any) -> Any:
+        for i, packet in enumerate(container.demux(stream)):
+            yield SimpleNamespace(decode=decode) if i == 7 else packet
 
-        def demux(self, stream: Any) -> Any:
-            for i, packet in enumerate(self.inner.demux(stream)):
-                yield Packet() if i == 7 else packet
-
-    monkeypatch.setattr(video, "packets", lambda container, *rest: real(Container(container), *rest))
+    monkeypatch.setattr(video, "packets", lambda c, *rest: real(SimpleNamespace(demux=partial(demux, c)), *rest))
     stream = Stream(path)
     frames = np.stack([*stream.frames()])
     assert stream.problem is not None and stream.problem.startswith("damaged")
