@@ -37,10 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("realdata") and not os.environ.get("RLSPEECH_REALDATA"):
-        pytest.skip("RLSPEECH_REALDATA is not set")
-    if item.get_closest_marker("net") and not os.environ.get("RLSPEECH_NET"):
-        pytest.skip("RLSPEECH_NET is not set")
+    for variable in ("RLSPEECH_REALDATA", "RLSPEECH_NET"):
+        if item.get_closest_marker(variable[9:].lower()) and not os.environ.get(variable):
+            pytest.skip(f"{variable} is not set")
     if item.get_closest_marker("gpu"):
         import torch
 

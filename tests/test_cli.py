@@ -175,40 +175,25 @@ def test_options_arrive(stages: Stages, line: str, expected: dict[str, Any]) -> 
 # ---- output and errors
 
 
-def test_json_is_the_only_thing_on_stdout(stages: Stages) -> None:
-    def noisy() -> dict[str, Any]:
-        print("a library that prints")
-        log.say("a remark")
-        log.table("t", ["a"], [[1]])
-        return {"mean": float("nan"), "path": Path("x")}
-
-    stages.answer = noisy
-    result = RUN.invoke(app, ["rl", "--json"])
-    assert json.loads(result.stdout) == {"mean": None, "path": "x"}
-    assert "a library that prints" in result.stderr and "a remark" in result.stderr
+def talk() -> dict[str, Any]:
+    print("a library that prints")
+    log.say("a remark")
+    log.table("numbers", ["a"], [[1]])
+    warnings.warn("deprecated", stacklevel=1)
+    logging.getLogger("a.library").warning("careful")
+    return {"mean": float("nan"), "path": Path("x")}
 
 
-def test_without_json_tables_are_on_stdout_and_quiet_silences_remarks(stages: Stages) -> None:
-    def talk() -> dict[str, Any]:
-        log.say("a remark")
-        log.table("numbers", ["a"], [[1]])
-        return {"x": 1}
-
+def test_json_is_alone_on_stdout_and_quiet_silences_remarks_and_libraries(stages: Stages) -> None:
     stages.answer = talk
-    loud, calm = RUN.invoke(app, ["rl"]), RUN.invoke(app, ["rl", "--quiet"])
-    assert "numbers" in loud.stdout and "a remark" in loud.stderr and "{" not in loud.stdout
-    assert calm.stdout == "" and calm.stderr == ""
-    assert json.loads(RUN.invoke(app, ["rl", "--quiet", "--json"]).stdout) == {"x": 1}
-
-
-def test_quiet_silences_the_libraries_as_well(stages: Stages) -> None:
-    def talk() -> dict[str, Any]:
-        warnings.warn("deprecated", stacklevel=1)
-        logging.getLogger("a.library").warning("careful")
-        return {}
-
-    stages.answer = talk
-    assert RUN.invoke(app, ["rl", "--quiet"]).stderr == ""
+    switches: tuple[tuple[str, ...], ...] = ((), ("--json",), ("--quiet",), ("--quiet", "--json"))
+    with pytest.warns(UserWarning, match="deprecated") as caught:
+        plain, machine, calm, both = (RUN.invoke(app, ["rl", *given]) for given in switches)
+    assert len(caught) == 2, "those of the loud ones"
+    assert "numbers" in plain.stdout and "{" not in plain.stdout and "a remark" in plain.stderr
+    assert json.loads(machine.stdout) == json.loads(both.stdout) == {"mean": None, "path": "x"}
+    assert "a library that prints" in machine.stderr and "a remark" in machine.stderr
+    assert (calm.stdout, calm.stderr) == ("a library that prints\n", "") and both.stderr == calm.stdout
     assert logging.root.manager.disable == 0, "and only while the command runs"
     stages.answer = fail(UserError("no data"))
     assert RUN.invoke(app, ["rl", "--quiet"]).stderr == "error: no data\n"

@@ -28,6 +28,7 @@ from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column
 from tests.stages import test_matrix as matrix
 from tests.stages.test_matrix import given as given
 from tests.tasks.test_asr_task import SMALL as RECOGNISER
+from tests.test_readme import fenced, not_run
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS, EXTENDING = ROOT / "examples" / "metrics.md", ROOT / "examples" / "extending.md"
@@ -215,18 +216,13 @@ TINY = {  # (program, command) -> settings laid over those of the page
 
 def page_parts() -> Iterator[tuple[str, str, str]]:
     """In order: ("file", name, content) and ("commands", why they are not run, lines)."""
-    lines = EXTENDING.read_text(encoding="utf-8").splitlines()
-    for i, line in enumerate(lines):
-        if line not in {"```python", "```bash"}:
-            continue
-        content = "\n".join(lines[i + 1 : lines.index("```", i + 1)]) + "\n"
-        if line == "```python":
-            name = re.fullmatch(r"`([\w.]+)`:", lines[i - 2])
-            assert name and not lines[i - 1], f"{EXTENDING.name}:{i + 1}: which file is this?"
-            yield "file", name[1], content
+    for line, language, content, above in fenced(EXTENDING, "python|bash"):
+        if language == "python":
+            name = re.fullmatch(r"`([\w.]+)`:", above[-2])
+            assert name and not above[-1], f"{EXTENDING.name}:{line}: which file is this?"
+            yield "file", name[1], content + "\n"
         else:
-            reason = re.fullmatch(r"<!-- not run: (.+) -->", lines[i - 1])
-            yield "commands", reason[1] if reason else "", content
+            yield "commands", not_run(above[-1]), content + "\n"
 
 
 def moss(folder: Path) -> None:

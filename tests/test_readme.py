@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,25 @@ INSTALLS = r"(python -m )?pip install|uv (pip|sync|venv)|python3? -m venv"
 SETUP = re.compile(rf"git clone|cd rlspeech|{INSTALLS}|source |\. \.venv")
 
 
+def fenced(page: Path, languages: str) -> Iterator[tuple[int, str, str, list[str]]]:
+    """Line number, language, content and the lines above of every block in some languages."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for i, line in enumerate(map(str.strip, lines)):
+        if found := re.fullmatch(rf"```({languages})", line):
+            end = next(j for j in range(i + 1, len(lines)) if lines[j].strip() == "```")
+            yield i + 1, found[1], "\n".join(lines[i + 1 : end]), lines[:i]
+
+
+def not_run(line: str) -> str:
+    """Why the block below a line is not run; empty where it is."""
+    reason = re.fullmatch(r"<!-- not run: (.+) -->", line.strip())
+    return reason[1] if reason else ""
+
+
 def blocks() -> list[tuple[int, str, str]]:
     """Line number, content and why it is not run, of every bash block."""
-    found, lines = [], (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    for i, line in enumerate(lines):
-        if line.strip() in {"```bash", "```sh", "```shell"}:
-            end = next(j for j in range(i + 1, len(lines)) if lines[j].strip() == "```")
-            reason = re.fullmatch(r"<!-- not run: (.+) -->", lines[i - 1].strip()) if i else None
-            found.append((i + 1, "\n".join(lines[i + 1 : end]), reason[1] if reason else ""))
-    return found
+    found = fenced(ROOT / "README.md", "bash|sh|shell")
+    return [(line, content, not_run(above[-1])) for line, _, content, above in found]
 
 
 def targets() -> set[str]:
