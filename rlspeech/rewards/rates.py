@@ -57,12 +57,9 @@ class ErrorRate:
         for s, raw in zip(samples, transcribe_audible(self._recognise, samples), strict=True):
             reference, hypothesis = self._normalise(s.text or ""), self._normalise(raw)
             detail = {"hypothesis": raw}
-            if not reference:
-                out.append(
-                    dict.fromkeys(columns, Score(None, "the reference text is empty after normalisation", detail))
-                )
-            elif not hypothesis:
-                out.append(dict.fromkeys(columns, Score(1.0, detail=detail)))
+            if not reference or not hypothesis:
+                null = Score(None, "the reference text is empty after normalisation", detail)
+                out.append(dict.fromkeys(columns, Score(1.0, detail=detail) if reference else null))
             else:
                 rates = {"wer": jiwer.wer(reference, hypothesis), "cer": jiwer.cer(reference, hypothesis)}
                 out.append({c: Score(float(rates[c]), detail=detail) for c in columns})
