@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_diffro import CODES, LONGEST, STOP, Chain, Judge, Likes, config
+from tiny_diffro import CODES, LONGEST, STOP, Chain, Likes, config, judge
 from torch import Tensor
 
 from rlspeech.algos import get_algorithm
@@ -53,7 +53,7 @@ def test_the_gradient_is_that_of_finite_differences(mean: str, own_kl: bool) -> 
     algo = algorithm("diffro", policy, kl_beta=0.3, **how)
     g = torch.Generator().manual_seed(4)
     policy.table.data += 0.3 * torch.randn(policy.table.shape, dtype=torch.float64, generator=g)
-    experience = algo.collect(PROMPTS, Judge(), seed=3)
+    experience = algo.collect(PROMPTS, judge(), seed=3)
     rollout, kept = experience.rollout, experience.extra["kept"]
     assert 0 < int(kept.sum()) < len(kept)  # some never stopped
 
@@ -101,7 +101,7 @@ def test_it_climbs_and_the_kl_holds_it_back() -> None:
     def trained(beta: float) -> tuple[float, float]:
         policy, likes = Chain(), Likes()
         algo = algorithm("diffro", policy, likes, kl_beta=beta, steps=60, prompts_per_step=16, micro_batch=16, group=2)
-        rows = [algo.update(algo.collect(list(range(16)), Judge(), seed=k), lr=2.0) for k in range(60)]
+        rows = [algo.update(algo.collect(list(range(16)), judge(), seed=k), lr=2.0) for k in range(60)]
         away = policy._kl(torch.arange(6)[None]).detach().mean()
         return float(np.mean([r["diffro/taste"] for r in rows[-5:]])), float(away)
 
@@ -110,10 +110,10 @@ def test_it_climbs_and_the_kl_holds_it_back() -> None:
 
 
 def test_rewards_are_not_computed_and_the_log_has_what_was_climbed() -> None:
-    judge, likes = Judge(), Likes()
+    rewards, likes = judge(), Likes()
     algo = algorithm("diffro", soft=likes, kl_beta=0.1)
-    experience = algo.collect(PROMPTS, judge, seed=0)
-    assert judge.calls == 0 and experience.scores == {} and np.isnan(experience.reward).all()
+    experience = algo.collect(PROMPTS, rewards, seed=0)
+    assert rewards.sizes == [] and experience.scores == {} and np.isnan(experience.reward).all()
     logged = algo.update(experience, lr=0.1)
     kept = experience.extra["kept"].numpy()
     assert likes.rows == kept.sum() and np.isfinite(experience.reward[kept]).all()
@@ -130,14 +130,14 @@ def test_micro_batches_change_memory_only(algo: str) -> None:
     found = []
     for micro in (1, 4):
         made = algorithm(algo, kl_beta=0.1, micro_batch=micro)
-        found.append(gradient(made, made.collect(PROMPTS, Judge(), seed=5)))
+        found.append(gradient(made, made.collect(PROMPTS, judge(), seed=5)))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-4)
 
 
 def test_rows_that_never_stopped_or_loop_are_dropped() -> None:
     policy = Chain()
     algo = algorithm("diffro", policy)
-    experience = algo.collect(PROMPTS, Judge(), seed=1)
+    experience = algo.collect(PROMPTS, judge(), seed=1)
     assign(algo, experience, 3)
     experience.rollout.samples[5].tokens = np.tile([1, 2, 3, 4], 40)
     experience.rollout.samples[6].tokens = np.zeros(0, np.int64)  # nothing said: no loop
@@ -153,7 +153,7 @@ def test_rows_that_never_stopped_or_loop_are_dropped() -> None:
 def collected(on: str, values: Any, **changes: Any) -> tuple[Any, Any, Chain]:
     policy = Chain()
     algo = algorithm("grpo+diffro", policy, diffro={"on": on, **changes})
-    experience = algo.collect(PROMPTS, Judge(values), seed=2)
+    experience = algo.collect(PROMPTS, judge(values), seed=2)
     assign(algo, experience, 15)
     return algo, experience, policy
 
@@ -199,7 +199,7 @@ def test_one_kl() -> None:
         policy = Chain()
         algo = algorithm("grpo+diffro", policy, kl_beta=beta)
         policy.table.data[:, 0] += 0.5
-        experience = algo.collect(PROMPTS, Judge(VALUES), seed=2)
+        experience = algo.collect(PROMPTS, judge(VALUES), seed=2)
         grpo = alone(algo, experience)
         parts.append((grpo, gradient(algo, experience) - grpo))
     torch.testing.assert_close(parts[0][1], parts[1][1], atol=1e-6, rtol=1e-4)
@@ -209,13 +209,13 @@ def test_one_kl() -> None:
 def test_rows_without_a_score_are_left_out_and_too_many_stop_the_run() -> None:
     policy = Chain()
     algo = algorithm("diffro", policy, Likes(blind=frozenset({"2"})), max_unscorable=0.5)
-    experience = algo.collect(PROMPTS, Judge(), seed=1)
+    experience = algo.collect(PROMPTS, judge(), seed=1)
     assign(algo, experience)
     grads = gradient(algo, experience)
     assert torch.isfinite(grads).all() and np.isnan(experience.reward[8:12]).all()
     assert np.isfinite(experience.reward[:8]).all()
     made = algorithm("diffro", policy, Likes(blind=frozenset({"0", "1", "2"})), max_unscorable=0.5)
-    experience = made.collect(PROMPTS, Judge(), seed=1)
+    experience = made.collect(PROMPTS, judge(), seed=1)
     with pytest.raises(UserError, match="relaxed"):
         made.update(experience, lr=0.1)
 
@@ -225,7 +225,7 @@ def test_the_temperature_follows_its_course_and_survives_a_checkpoint() -> None:
     seen = []
     for k in range(5):
         seen.append(algo.tau)
-        algo.update(algo.collect(PROMPTS, Judge(), seed=k), lr=0.01)
+        algo.update(algo.collect(PROMPTS, judge(), seed=k), lr=0.01)
     np.testing.assert_allclose(seen, [2.0, 2**0.5, 1.0, 0.5**0.5, 0.5])
     again = algorithm("diffro", diffro={"tau": 2.0, "tau_end": 0.5}, steps=5)
     again.load_state(algo.state())
@@ -244,7 +244,7 @@ def test_every_collection_and_epoch_draws_its_own_noise() -> None:
     policy.relax = relax  # type: ignore[method-assign]
     algo = algorithm("diffro", policy, micro_batch=4, epochs=2, updates_per_collection=2)
     for k in range(2):
-        algo.update(algo.collect(PROMPTS, Judge(), seed=k), lr=0.01)
+        algo.update(algo.collect(PROMPTS, judge(), seed=k), lr=0.01)
     # shares of one pass have rows of their own
     assert len(seeds) == 8 and len(set(seeds)) == 4 and seeds[0] == seeds[1] != seeds[2]
 

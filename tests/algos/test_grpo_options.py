@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_ppo import NAME, Judge
 from torch import Tensor, nn
 
 from rlspeech.algos import get_algorithm
@@ -18,7 +19,7 @@ from rlspeech.config import PPO, RL, RewardSpec
 from rlspeech.engine import Phases
 from rlspeech.types import LogProb, Rollout, Sample, Score, UserError
 
-NAME, WORDS = "si_sdr", 4
+WORDS = 4
 
 
 class Babbler:
@@ -74,17 +75,7 @@ class Babbler:
         return rollout.state[rows][..., None].float()
 
 
-class Judge:
-    """By sample."""
-
-    def __init__(self, value: Callable[[Sample], float | None]) -> None:
-        self.value = value
-
-    def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
-        return {NAME: [Score(v, "no" if v is None else None) for v in map(self.value, samples)]}
-
-
-TWOS = Judge(lambda s: float((s.wav == 2).sum()))
+TWOS = Judge(lambda i, s: float((s.wav == 2).sum()))
 
 
 def _make(policy: Babbler | None = None, rate: float = 0.1, **changes: Any) -> Any:
@@ -127,7 +118,7 @@ def test_masked_rows_take_no_part() -> None:
 
 def test_penalised_rows_get_their_own_reward_and_are_pushed_away() -> None:
     algo = _make(truncated="penalise", truncated_reward=-7.0)
-    endless = Judge(lambda s: None if (s.wav != 0).all() else 1.0)  # what never stopped cannot even be scored
+    endless = Judge(lambda i, s: None if (s.wav != 0).all() else 1.0)  # what never stopped cannot even be scored
     made = _collect(algo, endless)
     done = made.rollout.finished.numpy()
     assert set(made.reward[~done]) == {-7.0} and set(made.reward[done]) == {1.0} and made.advantage.unscorable == 0
@@ -186,7 +177,7 @@ def test_the_kl_holds_every_row_that_takes_part(changes: dict[str, Any]) -> None
     policy.theta.data += torch.tensor([0.0, 0.0, 1.0, -1.0])
     for how in ("keep", "mask"):
         algo = _make(policy, kl_beta=0.5, truncated=how, **changes)
-        made = _collect(algo, Judge(lambda s: 1.0))
+        made = _collect(algo, Judge(lambda i, s: 1.0))
         grads, stats = algo.gradients(made, torch.zeros_like(made.advantage.value), torch.arange(6))
         away = policy.theta.log_softmax(0)
         pull = torch.autograd.grad(0.5 * (away.exp() * (away - np.log(1 / WORDS))).sum(), policy.theta)[0]
@@ -229,7 +220,7 @@ def test_the_ratio_is_to_who_acted_and_not_to_the_reference() -> None:
 
 def _lucky(names: set[str]) -> Judge:
     """Only some prompts' rollouts differ in reward."""
-    return Judge(lambda s: float(s.wav.sum()) if s.key in names else 1.0)
+    return Judge(lambda i, s: float(s.wav.sum()) if s.key in names else 1.0)
 
 
 def test_prompts_without_signal_are_replaced() -> None:
@@ -264,7 +255,7 @@ def test_what_is_missing_after_the_last_round_is_filled_up() -> None:
 
 def test_it_is_off_by_default_and_refused_where_it_means_nothing() -> None:
     assert RL().dynamic_sampling == 0
-    _collect(_make(), Judge(lambda s: 1.0), further=lambda n: pytest.fail("asked"))
+    _collect(_make(), Judge(lambda i, s: 1.0), further=lambda n: pytest.fail("asked"))
     with pytest.raises(UserError, match="dynamic_sampling"):
         _make(algo="ppo", ppo=PPO(form="critic"), dynamic_sampling=1)
 
@@ -278,7 +269,7 @@ def test_it_is_off_by_default_and_refused_where_it_means_nothing() -> None:
 def test_blind_draws_stop_the_run_though_they_would_be_replaced() -> None:
     algo = _make(dynamic_sampling=3)
     with pytest.raises(UserError, match="50 %"):
-        _collect(algo, Judge(lambda s: None if s.key < "3" else 1.0), further=lambda n: list(range(10, 10 + n)))
+        _collect(algo, Judge(lambda i, s: None if s.key < "3" else 1.0), further=lambda n: list(range(10, 10 + n)))
 
 
 # -- phases ----------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_speech import write_model, write_pairs
 from tiny_tuned import TASKS, Run, tuned
 
 from rlspeech.config import Lora
@@ -44,6 +45,13 @@ def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     yield
     if failed:
         raise failed[0]
+
+
+@pytest.fixture(scope="session")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Pairs of clips, and an enhancer of random weights."""
+    folder = tmp_path_factory.mktemp("flow")
+    return {"data": str(write_pairs(folder / "pairs")), "model": str(write_model(folder / "model"))}
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,11 @@ class FakeTask(Task):
         return self.made[-1]
 
 
+World = tuple[Path, FakeTask]
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, FakeTask]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A paired test set of tones in noise, and checkpoints whose folder name says what they do."""
     rng, clean, rows = np.random.default_rng(0), {}, []
     for i in range(CLIPS):
@@ -89,9 +92,7 @@ def _rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(r["system"], r["key"]): r for r in read_rows(folder / "out", "scores.jsonl")}
 
 
-def test_everything_is_scored_compared_and_written(
-    world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_everything_is_scored_compared_and_written(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = world
     result = evaluate.run(_config(folder, "half", "tenth"))
     assert list(result["systems"]) == ["input", "half", "tenth"] and result["baseline"] == "half"
@@ -117,9 +118,7 @@ def test_everything_is_scored_compared_and_written(
     assert len(list((folder / "out" / "audio" / "tenth").glob("*.flac"))) == CLIPS
 
 
-def test_a_second_run_computes_nothing_and_a_new_metric_no_audio(
-    world: tuple[Path, FakeTask], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_run_computes_nothing_and_a_new_metric_no_audio(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, task = world
     first = evaluate.run(_config(folder, "half", metrics=["si_sdr"]))
     before = (folder / "out" / "scores.jsonl").read_text()
@@ -133,7 +132,7 @@ def test_a_second_run_computes_nothing_and_a_new_metric_no_audio(
     assert third["systems"]["input"]["lsd"]["n"] == CLIPS
 
 
-def test_a_killed_run_goes_on(world: tuple[Path, FakeTask]) -> None:
+def test_a_killed_run_goes_on(world: World) -> None:
     folder, task = world
     whole = evaluate.run(_config(folder, "half"))
     path = folder / "out" / "scores.jsonl"
@@ -144,9 +143,7 @@ def test_a_killed_run_goes_on(world: tuple[Path, FakeTask]) -> None:
     assert again["systems"] == whole["systems"] and task.made[-1].seen == ["u5"] and len(_rows(folder)) == 2 * CLIPS
 
 
-def test_other_weights_under_the_same_name_are_noticed(
-    world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_weights_under_the_same_name_are_noticed(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     folder, task = world
     evaluate.run(_config(folder, "half"))
     (folder / "half" / "model.safetensors").write_bytes(b"other")
@@ -154,7 +151,7 @@ def test_other_weights_under_the_same_name_are_noticed(
     assert "the checkpoint has changed" in capsys.readouterr().err and len(task.made[-1].seen) == CLIPS
 
 
-def test_one_bad_item_fails_alone(world: tuple[Path, FakeTask]) -> None:
+def test_one_bad_item_fails_alone(world: World) -> None:
     folder, _ = world
     rows = (folder / "test.jsonl").read_text().splitlines()
     (folder / "empty.wav").write_bytes(b"")
@@ -178,10 +175,7 @@ def test_one_bad_item_fails_alone(world: tuple[Path, FakeTask]) -> None:
     assert result["rows_with_errors"] == 11 and "boom" in (folder / "out" / "report.html").read_text()
 
 
-def test_default_metrics_leave_out_what_is_not_installed(
-    world: tuple[Path, FakeTask], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, _ = world
+def test_default_metrics_leave_out_what_is_not_installed() -> None:
     names, notes = usable(["si_sdr", "no_such_metric"])
     assert names == ["si_sdr"] and "no_such_metric is left out" in notes[0]
     with pytest.raises(UserError, match="no_such_metric"):
@@ -200,14 +194,14 @@ def test_default_metrics_leave_out_what_is_not_installed(
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
-def test_mistakes_are_found_before_any_work(world: tuple[Path, FakeTask], changes: dict[str, Any], what: str) -> None:
+def test_mistakes_are_found_before_any_work(world: World, changes: dict[str, Any], what: str) -> None:
     folder, task = world
     with pytest.raises(UserError, match=what):
         evaluate.run(_config(folder, **changes))
     assert not task.made and not list((folder / "out").glob("audio/*/*"))
 
 
-def test_nothing_that_can_be_scored_is_an_error(world: tuple[Path, FakeTask]) -> None:
+def test_nothing_that_can_be_scored_is_an_error(world: World) -> None:
     folder, _ = world
     (folder / "test.jsonl").write_text(
         '{"id": "a", "audio_filepath": "gone.wav", "duration": 1.0, "sample_rate": 16000}\n'
@@ -217,14 +211,14 @@ def test_nothing_that_can_be_scored_is_an_error(world: tuple[Path, FakeTask]) ->
     assert "missing file" in caught.value.why
 
 
-def test_the_input_alone_and_a_limit(world: tuple[Path, FakeTask]) -> None:
+def test_the_input_alone_and_a_limit(world: World) -> None:
     folder, _ = world
     result = evaluate.run(_config(folder, limit=2))
     assert result["baseline"] is None and result["deltas"] == {} and result["n"] == 2
     assert evaluate.run(_config(folder))["n"] == CLIPS
 
 
-def test_scores_do_not_depend_on_the_batch(world: tuple[Path, FakeTask]) -> None:
+def test_scores_do_not_depend_on_the_batch(world: World) -> None:
     folder, _ = world
     one = evaluate.run(_config(folder, "half", batch=1))
     all_at_once = evaluate.run(_config(folder, "half", batch=6, out=str(folder / "other")))

@@ -7,33 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_speech import SMALL_RL, write_model, write_pairs
+from tiny_speech import SMALL_RL
 
-from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
+from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec, Sampling
 from rlspeech.stages import probe
 from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("probe")
-    return {"data": str(write_pairs(folder / "pairs")), "model": str(write_model(folder / "model"))}
-
-
-def _asked(base: dict[str, str], out: Path, **changes: Any) -> RL:
+def _asked(flow: dict[str, str], out: Path, **changes: Any) -> RL:
     what = {"rewards": [RewardSpec(name="si_sdr")], "lora": Lora(rank=2), "clip_s": 0.8, "probe_batches": 4}
-    return RL(**{**SMALL_RL, **what, **base, "out": str(out), **changes})
+    return RL(**{**SMALL_RL, **what, **flow, "out": str(out), **changes})
 
 
-def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_settings(flow: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [
         Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4),
         Exploration(kind="sde", noise=0.4, window=1, start=(1, 1), nfe=(2, 2)),
     ]
-    before = Path(base["model"], "model.safetensors").read_bytes()
+    before = Path(flow["model"], "model.safetensors").read_bytes()
     sizes = {"group": 4, "micro_batch": 2, "guards": [GuardSpec(name="stoi")]}
-    summary = probe.run(_asked(base, tmp_path / "out", probe_settings=settings, **sizes))
+    summary = probe.run(_asked(flow, tmp_path / "out", probe_settings=settings, **sizes))
     assert [r["explore"]["kind"] for r in summary["rows"]] == ["gain", "sde"]
     for row in summary["rows"]:
         for name in ("all", "si_sdr"):
@@ -44,16 +38,16 @@ def test_two_settings(base: dict[str, str], tmp_path: Path, capsys: pytest.Captu
         assert row["all"]["mean"] == pytest.approx(row["si_sdr"]["mean"], abs=1e-6)
         assert row["rollouts_per_s"] > 0
     assert json.loads((tmp_path / "out" / "probe.json").read_text()) == json.loads(json.dumps(summary, allow_nan=False))
-    assert Path(base["model"], "model.safetensors").read_bytes() == before
+    assert Path(flow["model"], "model.safetensors").read_bytes() == before
     shown = capsys.readouterr().out
     assert "gain 0.3, 4 bands" in shown and "sde 0.4" in shown
 
 
 def test_an_interrupted_probe_shows_what_it_has_and_goes_on(
-    base: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flow: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = [Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=bands) for bands in (2, 4)]
-    config = _asked(base, tmp_path / "out", probe_settings=settings)
+    config = _asked(flow, tmp_path / "out", probe_settings=settings)
     measure, measured = probe._measure, list[str]()
 
     def once(*given: object) -> object:
@@ -89,6 +83,8 @@ def test_candidates(tmp_path: Path) -> None:
     assert found[0] == RL().explore and get_task("flowse").published in found
     assert len(found) == len({e.model_dump_json() for e in found}) >= 4
     assert len({probe.label(e) for e in found}) == len(found)
+    assert probe.label(Sampling(temperature=0.7, top_p=0.9)) == "temperature 0.7, top_p 0.9"
+    assert probe.label(Sampling(top_k=50)) == "temperature 1, top_k 50"
     assert probe.candidates(RL(probe_settings=found[:1]), get_task("flowse")) == found[:1]
     with pytest.raises(UserError):
         probe.run(_asked({"model": "/nowhere"}, tmp_path / "out", guards=[GuardSpec(name="stoi")]))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_speech import SMALL_RL, assert_same, interrupted, read_rows, state_at, write_model, write_pairs
+from tiny_speech import SMALL_RL, assert_same, interrupted, read_rows, state_at
 
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.hub import load_model
@@ -25,25 +25,19 @@ GAIN = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
 SDE = Exploration(kind="sde", noise=0.4, window=2, start=(1, 1), nfe=(3, 3), shared_latent=False)
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("rl")
-    return {"data": str(write_pairs(folder / "pairs")), "model": str(write_model(folder / "model"))}
-
-
-def _config(given: dict[str, str], out: Path, **changes: Any) -> RL:
+def _config(flow: dict[str, str], out: Path, **changes: Any) -> RL:
     what = {"rewards": [RewardSpec(name="si_sdr"), RewardSpec(name="estoi", weight=0.5)], "lora": Lora(rank=2, alpha=4)}
     what |= {"guards": [GuardSpec(name="stoi")], "explore": GAIN, "clip_s": 0.8, "lr": 1e-3, "seed": 2}
-    return RL(**{**SMALL_RL, **given, "out": str(out), "steps": 4, "group": 4, **what, **changes})
+    return RL(**{**SMALL_RL, **flow, "out": str(out), "steps": 4, "group": 4, **what, **changes})
 
 
 @pytest.fixture(scope="module")
-def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def whole(flow: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("whole") / "run"
-    return out, rl.run(_config(given, out))
+    return out, rl.run(_config(flow, out))
 
 
-def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
+def test_what_a_run_leaves(flow: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
     out, summary = whole
     assert summary["steps"] == 4 and summary["stopped"] == "all steps done"
     assert set(summary["difference"]) == {"si_sdr", "estoi", "stoi", "reward"}
@@ -57,7 +51,7 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
         assert all(key in r for r in steps), key
     assert steps[0]["kl"] == 0.0 and steps[0]["ratio_mean"] == pytest.approx(1, abs=1e-4) and steps[-1]["kl"] > 0
     assert -1 <= steps[0]["grad_agreement"] <= 1
-    before, after = load_model(given["model"], "flowse")[0].state_dict(), load_model(str(out), "flowse")[0].state_dict()
+    before, after = load_model(flow["model"], "flowse")[0].state_dict(), load_model(str(out), "flowse")[0].state_dict()
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
     assert moved and all(".attention.to_" in k for k in moved)  # the adapter, folded in, and nothing else
     assert list(out.glob("checkpoints/step_*/adapter/adapter_model.safetensors"))
@@ -69,8 +63,8 @@ def test_what_a_run_leaves(given: dict[str, str], whole: tuple[Path, dict[str, A
     assert open_runs([str(out)])[0].state() == "step 4 of 4: all steps done"
 
 
-def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[str, str], tmp_path: Path) -> None:
-    summary = rl.run(_config(given, tmp_path / "still", lr=1e-12, steps=2, valid_every=1))
+def test_the_validation_is_of_the_same_clips_with_the_same_latents(flow: dict[str, str], tmp_path: Path) -> None:
+    summary = rl.run(_config(flow, tmp_path / "still", lr=1e-12, steps=2, valid_every=1))
     for name, found in summary["before"].items():
         assert summary["after"][name]["mean"] == pytest.approx(found["mean"], abs=1e-4)
         assert abs(summary["difference"][name]["mean"]) < 1e-4
@@ -80,14 +74,14 @@ def test_the_validation_is_of_the_same_clips_with_the_same_latents(given: dict[s
 @pytest.mark.parametrize(
     "changes", [{}, {"explore": SDE, "lora": None, "updates_per_collection": 2}], ids=["gain-lora", "sde-full"]
 )
-def test_two_and_two_steps_are_four(given: dict[str, str], tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_two_and_two_steps_are_four(flow: dict[str, str], tmp_path: Path, changes: dict[str, Any]) -> None:
     whole = tmp_path / "whole"
-    rl.run(_config(given, whole, **changes))
-    interrupted(rl.run, _config(given, tmp_path / "cut", **changes), 3)
+    rl.run(_config(flow, whole, **changes))
+    interrupted(rl.run, _config(flow, tmp_path / "cut", **changes), 3)
     assert [r["step"] for r in read_rows(tmp_path / "cut") if "reward" in r] == [1, 2, 3]
     assert (tmp_path / "cut" / "report.html").is_file()
     assert "interrupted" in open_runs([str(tmp_path / "cut")])[0].state()
-    rl.run(_config(given, tmp_path / "cut", **changes))
+    rl.run(_config(flow, tmp_path / "cut", **changes))
     assert_same(whole, tmp_path / "cut")
     passing = ("seconds", "memory_mb", "time")  # of these runs
     steps = [[r for r in read_rows(p) if "reward" in r] for p in (whole, tmp_path / "cut")]
@@ -97,11 +91,11 @@ def test_two_and_two_steps_are_four(given: dict[str, str], tmp_path: Path, chang
 
 
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
-    given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flow: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    rl.run(_config(given, out, steps=2))
-    summary = rl.run(_config(given, out, steps=4))
+    rl.run(_config(flow, out, steps=2))
+    summary = rl.run(_config(flow, out, steps=4))
     assert summary["steps"] == 4 and "learning rate falls over all 4" in capsys.readouterr().err
     rows = read_rows(out)
     assert [r["step"] for r in rows if "reward" in r] == [1, 2, 3, 4]
@@ -109,14 +103,14 @@ def test_a_finished_run_goes_on_where_more_steps_are_asked_for(
     # over 2 steps, then over 4
     assert [r["lr"] for r in rows if "reward" in r] == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])
     with pytest.raises(UserError, match="other settings"):
-        rl.run(_config(given, out, steps=5, lr=1e-4))
+        rl.run(_config(flow, out, steps=5, lr=1e-4))
 
 
 PARTS = {"after": "valid", "difference": "delta"}
 
 
-def test_validation_has_intervals_in_the_log(given: dict[str, str], tmp_path: Path) -> None:
-    summary = rl.run(_config(given, tmp_path / "run", valid=given["data"], valid_items=4, steps=1, valid_every=1))
+def test_validation_has_intervals_in_the_log(flow: dict[str, str], tmp_path: Path) -> None:
+    summary = rl.run(_config(flow, tmp_path / "run", valid=flow["data"], valid_items=4, steps=1, valid_every=1))
     last = [r for r in read_rows(tmp_path / "run") if "valid/si_sdr" in r][-1]
     for name, (part, column) in itertools.product(("si_sdr", "stoi", "reward"), PARTS.items()):
         logged = [last[f"{column}/{name}{end}"] for end in ("", "_lo", "_hi")]
@@ -125,35 +119,35 @@ def test_validation_has_intervals_in_the_log(given: dict[str, str], tmp_path: Pa
 
 
 def test_micro_batches_are_memory_only(
-    given: dict[str, str], whole: tuple[Path, dict[str, Any]], tmp_path: Path
+    flow: dict[str, str], whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    rl.run(_config(given, tmp_path / "big", micro_batch=2))
+    rl.run(_config(flow, tmp_path / "big", micro_batch=2))
     one, two = state_at(whole[0]), state_at(tmp_path / "big")
     for name in (k for k in one if "trained" in k):
         torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-2)
 
 
 @pytest.mark.slow
-def test_the_reward_that_is_trained_goes_up(given: dict[str, str], tmp_path: Path) -> None:
+def test_the_reward_that_is_trained_goes_up(flow: dict[str, str], tmp_path: Path) -> None:
     sizes = {"steps": 30, "prompts_per_step": 4, "group": 8, "micro_batch": 4, "valid_every": 30, "save_every": 30}
     what = {"rewards": [RewardSpec(name="si_sdr")], "lr": 3e-3, "lora": None, "kl_beta": 0.0}
-    config = _config(given, tmp_path / "up", **sizes, **what)
+    config = _config(flow, tmp_path / "up", **sizes, **what)
     rl.run(config)
     rewards = [r["reward/si_sdr"] for r in read_rows(tmp_path / "up") if "reward" in r]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
 
 
 def test_rewards_and_guards_that_do_not_exist_are_named_before_anything_runs(
-    given: dict[str, str], tmp_path: Path
+    flow: dict[str, str], tmp_path: Path
 ) -> None:
     for changes in ({"rewards": [RewardSpec(name="loveliness")]}, {"guards": [GuardSpec(name="loveliness")]}):
         with pytest.raises(UserError, match="loveliness"):
-            rl.run(_config(given, tmp_path / "x", **changes))
+            rl.run(_config(flow, tmp_path / "x", **changes))
     with pytest.raises(UserError, match="no checkpoint"):
-        rl.run(_config(given, tmp_path / "y", model=str(tmp_path / "nowhere")))
+        rl.run(_config(flow, tmp_path / "y", model=str(tmp_path / "nowhere")))
 
 
-def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
+def test_the_best_checkpoint_is_the_one_that_is_used(flow: dict[str, str], whole: tuple[Path, dict[str, Any]]) -> None:
     out, _ = whole
     best = out / "checkpoints" / (out / "checkpoints" / "best").read_text().strip()
     history = {r["step"]: r for r in read_rows(out) if "valid/si_sdr" in r}
@@ -161,7 +155,7 @@ def test_the_best_checkpoint_is_the_one_that_is_used(given: dict[str, str], whol
     assert torch.equal(load_model(str(out), "flowse")[0].out.weight, load_model(str(best), "flowse")[0].out.weight)
 
 
-def test_defaults_are_filled_in(given: dict[str, str], tmp_path: Path) -> None:
+def test_defaults_are_filled_in(flow: dict[str, str], tmp_path: Path) -> None:
     task = get_task("flowse")
     made = complete(RL(), task)
     assert [r.name for r in made.rewards] == [r.name for r in task.default_rewards]

@@ -63,11 +63,6 @@ def test_the_control_and_the_probe(given: dict[str, str], tmp_path: Path) -> Non
     assert [r["setting"] for r in found["rows"]] == ["temperature 1"] and "all" in found["rows"][0]
 
 
-def test_labels_of_ways_to_sample() -> None:
-    assert probe.label(Sampling(temperature=0.7, top_p=0.9)) == "temperature 0.7, top_p 0.9"
-    assert probe.label(Sampling(top_k=50)) == "temperature 1, top_k 50"
-
-
 def test_settings_of_other_tasks_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     for changes in ({"video": "shuffled"}, {"explore": Exploration(noise=0.9)}):
         with pytest.raises(UserError, match=next(iter(changes))):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny_runs import RATE, clips_of, rl_run
-from tiny_speech import SMALL_RL, write_model, write_pairs
+from tiny_speech import SMALL_RL
 
 from rlspeech.config import RL, Exploration, GuardSpec, Lora, RewardSpec
 from rlspeech.models.card import Card, model_card
@@ -147,10 +147,9 @@ def test_without_a_validation_there_are_no_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(tmp_path: Path) -> None:
+def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(flow: dict[str, str], tmp_path: Path) -> None:
     explore = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
-    pairs = str(write_pairs(tmp_path / "pairs"))
-    where = {"data": pairs, "valid": pairs, "model": str(write_model(tmp_path / "model")), "out": str(tmp_path / "run")}
+    where = {**flow, "valid": flow["data"], "out": str(tmp_path / "run")}
     what = {"explore": explore, "lora": Lora(rank=2, alpha=4), "clip_s": 0.8, "tracker": "none"}
     rl.run(config(**{**SMALL_RL, **where, **what, "steps": 1, "valid_items": 3}))
     folder = tmp_path / "run" / "checkpoints" / "step_000001"

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from tiny_ppo import NAME, Judge
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlspeech.config import RL, DiffRO, RewardSpec
 from rlspeech.tasks.tts.policy import gumbel_noise, relaxed_tokens
-from rlspeech.types import LogProb, Relaxed, Rollout, Sample, Score
+from rlspeech.types import LogProb, Relaxed, Rollout, Sample
 
 CODES, STOP, LONGEST = 5, 5, 12
-NAME = "si_sdr"  # a column of the registry, for its direction
 
 
 class Chain:
@@ -97,16 +97,9 @@ class Likes:
         return torch.where(unknown, torch.nan, value) if bool(unknown.any()) else value
 
 
-class Judge:
-    """Scores by number in the batch."""
-
-    def __init__(self, values: Sequence[float | None] | None = None) -> None:
-        self.values, self.calls = values, 0
-
-    def score(self, samples: Sequence[Sample], only: Any = None) -> dict[str, list[Score]]:
-        self.calls += 1
-        values = [float(np.sum(s.tokens == 0)) for s in samples] if self.values is None else self.values
-        return {NAME: [Score(v, None if v is not None else "too quiet") for v in values]}
+def judge(values: Sequence[float | None] | None = None) -> Judge:
+    """Scores by number in the batch, or how often the first code was drawn."""
+    return Judge(lambda i, s: float(np.sum(s.tokens == 0)) if values is None else values[i])
 
 
 def config(algo: str, **changes: Any) -> RL:
