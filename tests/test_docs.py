@@ -24,6 +24,7 @@ import rlspeech
 from rlspeech.config import RL, AvseModel, CodecLMModel, CodecModel, DiffRO, Pretrain, Sampling, TokenRewardModel
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.manifest import read_manifest
+from rlspeech.rewards import rates
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column
 from tests.stages import test_matrix as matrix
 from tests.stages.test_matrix import given as given
@@ -83,23 +84,16 @@ def test_every_entry_is_an_explanation_and_stands_once() -> None:
         assert names and not twice, f"{section}: {twice} twice"
 
 
-def test_every_score_column_is_explained_with_its_direction_and_range() -> None:
-    assert sorted(names_of(SCORES)) == sorted(COLUMNS)
-    for e in (e for e in entries() if e.section == SCORES):
-        for column in (COLUMNS[name] for name in e.names):
-            assert e.unit.endswith(UP if column.higher_is_better else DOWN) or e.unit.endswith("1 is right"), e.names
-            low, high = column.bounds
+@pytest.mark.parametrize(("section", "known"), [(SCORES, COLUMNS), (RATES, {r.name: r for r in rates.RATES})])
+def test_scores_and_rates_are_explained_with_direction_and_range(section: str, known: dict[str, Any]) -> None:
+    assert sorted(names_of(section)) == sorted(known)
+    for e in (e for e in entries() if e.section == section):
+        for column in (known[name] for name in e.names):
+            ends = (UP if column.higher_is_better else DOWN, *(["1 is right"] if section == SCORES else []))
+            assert e.unit.endswith(ends), e.names
+            low, high = getattr(column, "bounds", (-np.inf, np.inf))
             if abs(low) < 1e9 and abs(high) < 1e9 and column.higher_is_better:
                 assert f"{low:g} to {high:g}" in e.unit, f"{e.names}: {low:g} to {high:g}"
-
-
-def test_every_rate_of_eval_is_explained() -> None:
-    from rlspeech.rewards.rates import RATES as known
-
-    assert sorted(names_of(RATES)) == sorted(r.name for r in known)
-    up = {r.name: r.higher_is_better for r in known}
-    for e in (e for e in entries() if e.section == RATES):
-        assert all(e.unit.endswith(UP if up[name] else DOWN) for name in e.names), e.names
 
 
 def test_what_the_pages_name_exists() -> None:

@@ -29,15 +29,10 @@ def test_text_by_its_mark(tmp_path: Path, encoding: str) -> None:
     assert read_texts(tmp_path / "a.txt") == {"a": CAFE, "b": "two", "c": "three"}
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (CAFE.encode("latin-1"), "0xe9"),
-        (b"a\x00b\x00", "NUL"),
-        (b"\xff\xfea", "UTF-16"),
-        (POINTER.encode(), "git lfs pull"),
-    ],
-)
+NO_TEXT = {CAFE.encode("latin-1"): "0xe9", b"a\0b\0": "NUL", b"\xff\xfea": "UTF-16", POINTER.encode(): "git lfs pull"}
+
+
+@pytest.mark.parametrize(("data", "reason"), NO_TEXT.items())
 def test_what_is_no_text_is_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(UserError) as caught:

@@ -68,7 +68,8 @@ def test_null_and_parts_replace_each_other() -> None:
 
 VALUES = {"lr=2e-4": 2e-4, "lr=0.5": 0.5, "clip_range=1e-4": 1e-4, "clip_range=auto": "auto", "out=a=b": "a=b"}
 VALUES |= {"explore.start=[1,3]": (1, 3), "explore.start=last": "last", "explore.antithetic=false": False}
-VALUES |= {"data=null": None, "grad_clip= 0.9": 0.9}
+VALUES |= {"data=null": None, "grad_clip= 0.9": 0.9, "sampling.language=no": "no", "sampling.prompt=12:30": "12:30"}
+VALUES |= {"explore.antithetic=off": False, "out=2024-01-01": "2024-01-01", "steps=010": 10}
 
 
 @pytest.mark.parametrize(("text", "value"), VALUES.items())
@@ -261,13 +262,6 @@ def test_texts_that_no_file_can_have_are_refused(text: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match="out"):
         resolve(RL, config_file=write(tmp_path / "x.yaml", f"out: {text}\n"))
     assert resolve(RL, flags={"out": "caf\udce9"})[0].out == "caf\udce9", "bytes of a name that are not UTF-8"
-
-
-def test_words_and_times_are_texts_and_yes_is_still_true() -> None:
-    sets = ["sampling.language=no", "sampling.prompt=12:30", "explore.antithetic=off", "out=2024-01-01", "steps=010"]
-    config, _ = resolve(RL, sets=sets)
-    assert (config.sampling.language, config.sampling.prompt, config.out) == ("no", "12:30", "2024-01-01")
-    assert config.explore.antithetic is False and config.steps == 10
 
 
 def classes(annotation: Any) -> set[type[BaseModel]]:

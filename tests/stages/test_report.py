@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_cli import RUN, called, refused
@@ -16,11 +15,13 @@ from rlspeech.report import ReportData, build
 from rlspeech.stages import report, reward
 from rlspeech.types import UserError
 
+Pages = list[tuple[Path, ReportData]]
+
 
 @pytest.fixture(autouse=True)
-def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Path, ReportData]]:
+def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pages:
     """Pages as data, not drawn."""
-    pages: list[tuple[Path, ReportData]] = []
+    pages: Pages = []
 
     def caught(path: Path, data: ReportData) -> Path:
         pages.append((path, data))
@@ -32,9 +33,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Path, R
     return pages
 
 
-def test_scores_are_shown_again_without_scoring(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[tuple[Path, ReportData]]
-) -> None:
+def test_scores_are_shown_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Pages) -> None:
     for i in range(5):
         save_audio(tmp_path / "out" / f"f{i}.flac", tone(200 + 60 * i) * (1 + i / 10), 16000)
         save_audio(tmp_path / "clean" / f"f{i}.flac", tone(200 + 60 * i + i), 16000)
@@ -58,15 +57,10 @@ def test_scores_are_shown_again_without_scoring(
 def test_where_the_page_goes(tmp_path: Path) -> None:
     a, b = rl_run(tmp_path / "runs" / "a", count=2), rl_run(tmp_path / "runs" / "b", count=2)
     (tmp_path / "pages").mkdir()
-    given: list[tuple[list[str], dict[str, Any], str]] = [
-        (["runs/a"], {}, str(a / "report.html")),
-        (["runs/a"], {"out": "x.html"}, "x.html"),
-        (["runs/a"], {"out": "pages"}, "pages/report.html"),
-        ([str(a), str(b)], {}, "compare.html"),
-        ([str(a), str(b)], {"out": "pages"}, "pages/compare.html"),
-        ([str(a), str(b)], {"out": "y.htm"}, "y.htm"),
-    ]
-    assert [report.run(runs, **options)["report"] for runs, options, _ in given] == [place for _, _, place in given]
+    alone = {None: str(a / "report.html"), "x.html": "x.html", "pages": "pages/report.html"}
+    several = {None: "compare.html", "pages": "pages/compare.html", "y.htm": "y.htm"}
+    for runs, places in ((["runs/a"], alone), ([str(a), str(b)], several)):
+        assert [report.run(runs, out=out)["report"] for out in places] == list(places.values())
     for options in ({"out": "runs/a/scores.jsonl"}, {"out": "nowhere/deep"}, {"players": -1}):
         with pytest.raises(UserError):
             report.run(["runs/a"], **options)
