@@ -73,9 +73,37 @@ class Lips(Layout):
     )
     keep_faceless: bool = conf(False, "cut the centre of clips without any face instead of dropping them")
 
+    def find(self, out: Path) -> Iterator[Candidate]:
+        """Rows with a video: of a manifest, of a folder's manifests (each a split), or of a folder of videos (split ``manifest``).
+
+        Videos of a folder take the sound beside them (same name, audio suffix), else their own track, which is written below ``out``.
+        """
+        path = Path(self.root or "")
+        lists = (p for p in path.glob("*.json*") if p.name not in ASIDE_NAMES and holds_rows(p))
+        manifests = [path] if path.is_file() else sorted(lists)
+        if manifests:
+            for manifest in manifests:
+                for utt in read_manifest(manifest):
+                    yield Candidate(manifest.stem, utt, None if utt.video_filepath else "no video named")
+            return
+        folder = check_folder(self.root, "the source")
+        known = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in VIDEO_SUFFIXES)
+        videos = [p for p in known if p.is_file() and not p.name.startswith(".") and out not in p.parents]
+        if not videos:
+            why = "no manifest (.jsonl) and no file with a known suffix (.mp4 .mpg .avi .mkv ...) in it"
+            raise UserError(f"no videos in {self.root}", why, "check the path")
+        with log.progress(len(videos), "sound", "videos") as bar:
+            for video in videos:
+                name = file_id(video, folder)
+                sound, problem = _sound(video, out / "audio" / f"{name}.flac")
+                bar.advance()
+                row = candidate("manifest", sound or video, name, problem, text=video.with_suffix(".txt"))
+                row.utt.video_filepath = str(video)
+                yield row
+
     def make(self, out: Path) -> Sets:
         """Return the rows whose video could be cropped; ``contact.png`` shows some of the crops."""
-        sets = self.vetted(find(self.root or "", out), out, "noisy")
+        sets = self.vetted(self.find(out), out, "noisy")
         self._crop_rows(sets, out)
         rows = [utt for utts in sets.require(out).rows.values() for utt in utts]
         sheet = out / "contact.png"
@@ -146,44 +174,6 @@ class Lips(Layout):
         """The file and the settings that its crops depend on; None where it is missing."""
         how = f"{self.crop}|{self.landmarks or ''}" if self.crop == "mouth96" else self.crop
         return (stamp := file_stamp(video)) and f"{stamp}|{how}"
-
-
-def find(source: str | Path, out: Path) -> Iterator[Candidate]:
-    """Rows with a video: of a manifest, of a folder's manifests (each a split), or of a folder of videos (split ``manifest``).
-
-    Videos of a folder take the sound beside them (same name, audio suffix), else their own track, which is written below ``out``.
-
-    Raises:
-        UserError: neither, or no row names a video.
-    """
-    path = Path(source)
-    manifests = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.glob("*.json*") if p.name not in ASIDE_NAMES and holds_rows(p))
-    )
-    if manifests:
-        for manifest in manifests:
-            for utt in read_manifest(manifest):
-                yield Candidate(manifest.stem, utt, None if utt.video_filepath else "no video named")
-        return
-    folder = check_folder(source, "the source")
-    videos = [
-        p
-        for p in sorted(folder.rglob("*"))
-        if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".") and p.is_file() and out not in p.parents
-    ]
-    if not videos:
-        why = "no manifest (.jsonl) and no file with a known suffix (.mp4 .mpg .avi .mkv ...) in it"
-        raise UserError(f"no videos in {source}", why, "check the path")
-    with log.progress(len(videos), "sound", "videos") as bar:
-        for video in videos:
-            name = file_id(video, folder)
-            sound, problem = _sound(video, out / "audio" / f"{name}.flac")
-            bar.advance()
-            row = candidate("manifest", sound or video, name, problem, text=video.with_suffix(".txt"))
-            row.utt.video_filepath = str(video)
-            yield row
 
 
 def _sound(video: Path, extracted: Path) -> tuple[Path | None, str | None]:

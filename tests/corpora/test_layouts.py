@@ -16,6 +16,7 @@ from tiny_corpora import find, manifest, table, touch
 from rlspeech.corpora.avsec import Avsec
 from rlspeech.corpora.base import Candidate, Layout
 from rlspeech.corpora.folder import Folder, Pairs
+from rlspeech.corpora.lips import Lips
 from rlspeech.corpora.mix import Mix
 from rlspeech.corpora.published import Dns, LibriSpeech, VoiceBank
 from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
@@ -101,11 +102,10 @@ def test_dns_mixtures_made_by_the_challenges_script(tmp_path: Path) -> None:
 
 
 OTHERS = {Dns: "DNS", VoiceBank: "VoiceBank-DEMAND", Folder: "audio", LibriSpeech: "LibriSpeech", Kaldi: "wav.scp"}
+OTHERS |= {Avsec: "AVSEC", Nemo: "manifest", Lhotse: "lhotse", Lips: "videos"}
 
 
-@pytest.mark.parametrize(
-    ("layout", "name"), [*OTHERS.items(), (Avsec, "AVSEC"), (Nemo, "manifest"), (Lhotse, "lhotse")]
-)
+@pytest.mark.parametrize(("layout", "name"), OTHERS.items())
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, layout: type[Layout], name: str) -> None:
     touch(tmp_path, "clean_trainset_28spk_wav/p226_001.txt train/scenes/notes.txt")
     with pytest.raises(UserError, match=name):

@@ -330,17 +330,6 @@ def test_a_video_brings_its_own_sound(tmp_path: Path) -> None:
     assert np.abs(sf.read(utt.audio_filepath)[0] * 32768 - tone(1.2)).max() < 2
 
 
-def test_nothing_left_is_said(tmp_path: Path) -> None:
-    write_video(tmp_path / "in" / "a.mp4", flat(10, size=(240, 320)))
-    sound(tmp_path / "in" / "a.wav", 0, 0.4)
-    with pytest.raises(UserError) as caught:
-        prepare(tmp_path / "in", tmp_path / "out")
-    assert "no face in any frame" in caught.value.why
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="none"):
-        prepare(tmp_path / "none", tmp_path / "out2")
-
-
 def test_a_video_that_kills_its_worker_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i, name in enumerate("ab"):
         write_video(tmp_path / "in" / f"{name}.mp4", flat(10))

@@ -95,10 +95,6 @@ def test_prepare_and_reward_make_a_calibration(sources, capsys, monkeypatch):
     assert table["utterances"] == 2 and table["rewards"]["si_sdr"]["ladder"]["noise"]["value"] > 0.95
     assert table["rewards"]["lsd"]["ladder"]["noise"]["value"] > 0.9  # lower is better, so it is turned
     assert table["rewards"]["si_sdr"]["snr"]["value"] > 0.5 and len(table["between"]) == 3
-    page = (out / "scores" / "report.html").read_text()
-    assert "Calibration" in page and "order within a ladder" in page and "si_sdr with lsd" in page
-    printed = "".join(capsys.readouterr())
-    assert "Calibration" in printed and "si_sdr with lsd" in printed
     json.dumps(found, allow_nan=False)
 
 

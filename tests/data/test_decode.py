@@ -33,10 +33,8 @@ def encoded(kind: str, subtype: str | None = None, **more: object) -> bytes:
 
 def sized(data: bytes, size: int) -> bytes:
     """A WAV file whose chunks claim a size."""
-    at = data.index(b"data") + 4
-    return (
-        data[:4] + struct.pack("<I", min(size + 36, 2**32 - 1)) + data[8:at] + struct.pack("<I", size) + data[at + 4 :]
-    )
+    at, both = data.index(b"data") + 4, [struct.pack("<I", n) for n in (min(size + 36, 2**32 - 1), size)]
+    return data[:4] + both[0] + data[8:at] + both[1] + data[at + 4 :]
 
 
 def total(data: bytes, samples: int) -> bytes:
@@ -50,20 +48,12 @@ def headless(data: bytes) -> bytes:
     return data[data.index(data[:2], 4) :]
 
 
-VBR, FLAC, OGG, OPUS = (
-    encoded("MP3", bitrate_mode="VARIABLE", compression_level=0.3),
-    encoded("FLAC"),
-    encoded("OGG", "VORBIS"),
-    encoded("OGG", "OPUS"),
-)
+VBR, FLAC = encoded("MP3", bitrate_mode="VARIABLE", compression_level=0.3), encoded("FLAC")
+OGG, OPUS = encoded("OGG", "VORBIS"), encoded("OGG", "OPUS")
+PIPES = [("PCM_24", 0), ("PCM_24", 0x7FFFF000), ("FLOAT", 0), ("FLOAT", 0x7FFFF000)]
+PIPES += [("PCM_16", n) for n in (0, 0x7FFFF000, 0x80000000, 0xFFFFFFFF)]  # the last two: arecord, ffmpeg
 WHOLE = {
-    **{
-        f"{s}-{n:x}.wav": (sized(encoded("WAV", s), n), 2.0)
-        for s in ("PCM_16", "PCM_24", "FLOAT")
-        for n in (0, 0x7FFFF000)
-    },
-    "arecord.wav": (sized(encoded("WAV", "PCM_16"), 0x80000000), 2.0),
-    "ffmpeg.wav": (sized(encoded("WAV", "PCM_16"), 0xFFFFFFFF), 2.0),
+    **{f"{kind}-{n:x}.wav": (sized(encoded("WAV", kind), n), 2.0) for kind, n in PIPES},
     "pipe.flac": (total(FLAC, 0), 2.0),
     **{f"fewer-{n}.flac": (total(FLAC, n), 2.0) for n in (1, 16000, len(WAV) - 1)},
     "headless.mp3": (headless(VBR), 2.0),
@@ -102,7 +92,7 @@ def test_length_is_what_decodes(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_truncated_files_are_read_and_told(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_of_a_file_is_read_and_told(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name
     path.write_bytes(CUT[name])
     wav, info = load_audio(path), sound_info(path)
