@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,13 +57,21 @@ def parse_json(line: bytes) -> Any:
             raise ValueError("not JSON: nested too deeply") from error
 
 
+def object_of(data: bytes) -> dict[str, Any]:
+    """The object that JSON holds; empty where it holds none."""
+    try:
+        found = parse_json(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none, or no such file that can be read."""
     try:
-        found = parse_json(path.read_bytes())
-    except (OSError, ValueError):
+        return object_of(path.read_bytes())
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def open_lines(path: str | Path) -> BinaryIO:
@@ -267,8 +275,7 @@ def digest_of(folder: Path, ends: int | None = None) -> str:
         if path.name not in ("state.safetensors", "state.json"):
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()[:16]
 
 
@@ -279,7 +286,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return list(takewhile(lambda row: isinstance(row, dict), rows))
 
 
-class JsonlWriter:
+class JsonlWriter(AbstractContextManager["JsonlWriter"]):
     """Append rows to a JSONL file, one write a row; opening an old file continues it.
 
     ``rows`` holds what was there already by the column ``key``; a row whose key is known is not written again.
@@ -293,11 +300,8 @@ class JsonlWriter:
         if self.path.exists():
             with self.path.open("rb") as f:
                 for line in f:
-                    try:
-                        row = parse_json(line) if line.endswith(b"\n") else None
-                        if not isinstance(row, dict):
-                            raise ValueError
-                    except ValueError:
+                    row = object_of(line)
+                    if not row or not line.endswith(b"\n"):
                         break
                     whole += len(line)
                     self.rows[str(row.get(key))] = row
@@ -326,9 +330,6 @@ class JsonlWriter:
         if not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
-
-    def __enter__(self) -> JsonlWriter:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

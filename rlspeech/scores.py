@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from rlspeech import log
-from rlspeech.files import dumps, parse_json, read_object, write_error, write_text
+from rlspeech.files import dumps, object_of, read_object, write_error, write_text
 from rlspeech.types import Score, UserError
 
 Row = dict[str, Any]
@@ -99,12 +99,8 @@ def _read(path: Path, notes: list[str] | None = None) -> dict[Place, Row]:
 
 def _row_of(line: bytes) -> Row:
     """A line's row; empty where it is none."""
-    try:
-        row = parse_json(line)
-    except ValueError:
-        return {}
-    sound = isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("errors", {}), dict)
-    return row if sound else {}
+    row = object_of(line)
+    return row if isinstance(row.get("key"), str) and isinstance(row.get("errors", {}), dict) else {}
 
 
 def _place(row: Row) -> Place:
@@ -215,7 +211,7 @@ class ScoreFile:
         found = {name: (np.full(len(keys), np.nan), Counter[str]()) for name in self.metrics}
         for n, row in enumerate(self.row(self.system, key) for key in keys):
             for name, (values, reasons) in found.items():
-                if (value := row.get(name)) is not None:
+                if isinstance(value := row.get(name), float | int):
                     values[n] = value
                 if name in (errors := row.get("errors", {})):
                     reasons[str(errors[name])] += 1

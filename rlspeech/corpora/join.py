@@ -49,26 +49,28 @@ class Join(Source):
         target = out / "manifest.jsonl"
         if any(os.path.realpath(p) == os.path.realpath(target) for p in paths):
             raise UserError(f"{target} would be overwritten", "it is one of the manifests", "--out with another folder")
-        columns = (columns for _, columns in given)
-        rows = Joined([_Part(*part) for part in zip(paths, _tags(paths), columns, strict=True)])
-        if self.sample is not None and self.sample < len(rows):
-            chosen = random.Random(self.seed).sample(range(len(rows)), self.sample)
-            rows.kept = bytearray(len(rows))
-            for n in chosen:
+        parts = [_Part(*part) for part in zip(paths, _tags(paths), (columns for _, columns in given), strict=True)]
+        rows = Joined(parts)
+        if self.sample is not None and self.sample < (count := len(rows)):
+            rows.kept = bytearray(count)
+            for n in random.Random(self.seed).sample(range(count), self.sample):
                 rows.kept[n] = 1
         elif self.sample is not None:
             log.warn(f"there are {len(rows)} rows, all of them are taken (--sample {self.sample})")
-        joined, renamed = rows.facts(), rows.renamed
-        facts: dict[str, Any] = {"joined": joined, "renamed": renamed}
+        joined, table = [], []
+        for part, span in zip(parts, rows.spans, strict=True):
+            kept, set_to = rows.kept[span], ", ".join(f"{k}={v}" for k, v in part.columns.items())
+            hours = round(sum(compress(rows.durations[span], kept)) / 3600, 6)
+            joined.append({"path": str(part.path), "rows": sum(kept), "hours": hours, "columns": part.columns})
+            table.append([str(part.path), sum(kept), round(hours, 3), set_to])
+        facts: dict[str, Any] = {"joined": joined, "renamed": rows.renamed}
         spoken = all(compress(rows.spoken, rows.kept))
         command = f"eval --task asr --data {shown(out)}/manifest.jsonl" if spoken else f"check {shown(out)}"
         manifest: Any = rows  # no list, but with a length, and to be gone through
         sets = Sets({"manifest": manifest}, facts=facts, meta=facts, following=f"rlspeech {command}")
-        set_to = [", ".join(f"{k}={v}" for k, v in part.columns.items()) for part in rows.parts]
-        table = [[j["path"], j["rows"], round(j["hours"], 3), to] for j, to in zip(joined, set_to, strict=True)]
         sets.table = (["manifest", "rows", "hours", "set"], table)
-        note = f"{renamed} rows of several manifests had the same id; the name of their manifest is now in front of it"
-        sets.notes = [note] if renamed else []
+        note = "rows of several manifests had the same id; the name of their manifest is now in front of it"
+        sets.notes = [f"{rows.renamed} {note}"] if rows.renamed else []
         return sets
 
 
@@ -97,15 +99,15 @@ class Joined:
     """
 
     def __init__(self, parts: Sequence[_Part]) -> None:
-        self.parts, ends = parts, [0]
-        self._ids, self._durations, self.spoken = array("q"), array("d"), bytearray()  # ids by their hashes
+        self._parts, ends = parts, [0]
+        self._ids, self.durations, self.spoken = array("q"), array("d"), bytearray()  # ids by their hashes
         for part in parts:
             for utt in part.rows():
                 self._ids.append(hash(utt.id))
-                self._durations.append(utt.duration)
+                self.durations.append(utt.duration)
                 self.spoken.append(utt.text is not None and not utt.target_filepath)
             ends.append(len(self._ids))
-        self.kept, self._spans = bytearray(b"\1" * len(self._ids)), [slice(*pair) for pair in pairwise(ends)]
+        self.kept, self.spans = bytearray(b"\1" * len(self._ids)), [slice(*pair) for pair in pairwise(ends)]
         ids, counts = np.unique(np.array(self._ids), return_counts=True)
         self._shared, self.renamed = set(ids[counts > 1].tolist()), int(counts[counts > 1].sum())
 
@@ -117,7 +119,7 @@ class Joined:
 
     def _renamed(self) -> Iterator[Utterance]:
         taken = set(self._ids if self._shared else ())
-        for part in self.parts:
+        for part in self._parts:
             for utt in part.rows():
                 if hash(utt.id) in self._shared:
                     name, number = safe_name(f"{part.tag}_{utt.id}"), 1
@@ -127,15 +129,6 @@ class Joined:
                     utt.id = name
                     taken.add(hash(name))
                 yield utt
-
-    def facts(self) -> list[dict[str, Any]]:
-        """Of every manifest path, rows, hours and columns."""
-        found = []
-        for part, span in zip(self.parts, self._spans, strict=True):
-            kept = self.kept[span]
-            hours = round(sum(compress(self._durations[span], kept)) / 3600, 6)
-            found.append({"path": str(part.path), "rows": sum(kept), "hours": hours, "columns": part.columns})
-        return found
 
 
 def _understood(text: str) -> tuple[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ from rlspeech.data.audio import AudioError, rms_dbfs
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.text import get_normaliser, units
-from rlspeech.files import JsonlWriter, numbered_lines, parse_json, read_text, safe_name, write_error
+from rlspeech.files import JsonlWriter, numbered_rows, read_text, safe_name, write_error
 from rlspeech.models.hub import embedded_path
 from rlspeech.parallel import one_by_one
 from rlspeech.rewards.recognisers import Transcribe, load_recogniser
@@ -335,9 +335,8 @@ def _read_hypotheses(path: Path, utts: Sequence[Utterance]) -> dict[str, dict[st
     by_name = {os.path.basename(u.audio_filepath): u.id for u in utts}
     by_name |= {str(u.extra.get("original_id", u.id)): u.id for u in utts}
     found: dict[str, dict[str, str]] = {}
-    for number, line in numbered_lines(path):
+    for number, row in numbered_rows(path):
         try:
-            row = parse_json(line)
             key = next(str(row[k]) for k in ID_KEYS if row.get(k) is not None)
             given = next(row[k] for k in TEXT_KEYS if row.get(k) is not None)
         except (ValueError, TypeError, AttributeError, StopIteration) as error:

@@ -23,7 +23,7 @@ from rlspeech.corpora.folder import COLUMN_KEYS
 from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.inputs import first_words
 from rlspeech.data.manifest import from_row
-from rlspeech.files import numbered_rows, parse_json, read_text, safe_name
+from rlspeech.files import numbered_rows, object_of, read_text, safe_name
 from rlspeech.types import UserError, Utterance
 
 # program -> options with which it only decodes
@@ -238,13 +238,8 @@ def _lhotse_rows(path: Path) -> Iterator[tuple[int, Row | None]]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as f:
             for number, line in enumerate(f, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = parse_json(line)
-                except ValueError:
-                    row = None
-                yield number, row if isinstance(row, dict) else None
+                if line.strip():
+                    yield number, object_of(line) or None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}", str(error), "is the file whole?") from error
 

@@ -147,7 +147,11 @@ def collect(
     if isinstance(path, str | Path):
         if Path(path).suffix in ROWS and not (target or text or hypotheses or os.path.isdir(path)):
             return _rows(Path(path), texts_only)
-        items = _listed(Path(path), target, texts_only)
+        path = Path(path)
+        if not (path.is_dir() or path.suffix in ROWS or path.is_file() and path.suffix.lower() in SOUND):
+            why, example = "" if path.exists() else "there is no such path", "rlspeech reward FOLDER --reward dnsmos"
+            raise UserError(f"{path} is no folder, manifest or audio file", why, example)
+        items = expand(path, skip=Path(target) if target else None, texts_only=texts_only)
     else:
         items = _several([Path(p) for p in path], target, texts_only)
     if not items:
@@ -183,13 +187,6 @@ def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) ->
     if path.suffix in ROWS:
         return [_from_utterance(utt) for _, utt in usable_rows(path, texts_only)]
     return [Item(nfc(path.stem), str(path))]
-
-
-def _listed(path: Path, target: str | None, texts_only: bool) -> list[Item]:
-    if not path.is_dir() and path.suffix not in ROWS and not (path.is_file() and path.suffix.lower() in SOUND):
-        why = "" if path.exists() else "there is no such path"
-        raise UserError(f"{path} is no folder, manifest or audio file", why, "rlspeech reward FOLDER --reward dnsmos")
-    return expand(path, skip=Path(target) if target else None, texts_only=texts_only)
 
 
 def _several(paths: Sequence[Path], target: str | None, texts_only: bool) -> list[Item]:
@@ -276,23 +273,18 @@ def _match_targets(items: list[Item], folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"the reference folder {folder} does not exist", "", "--target FOLDER")
-    by_key: dict[str, str | None] = {}
-    by_name: dict[str, str | None] = {}
+    by_key, by_name = dict[str, str | None](), dict[str, str | None]()
     for file in audio_files(folder):
-        for table, name in (
-            (by_key, nfc(file.relative_to(folder).with_suffix("").as_posix())),
-            (by_name, nfc(file.stem)),
-        ):
+        key = nfc(file.relative_to(folder).with_suffix("").as_posix())
+        for table, name in ((by_key, key), (by_name, nfc(file.stem))):
             table[name] = None if name in table else str(file)  # a name that occurs twice says nothing
         by_key[nfc(file.relative_to(folder).as_posix())] = str(file)
     for item in items:
         whole = item.key + Path(item.audio or "").suffix
-        item.target = next(
-            (t for t in (by_key.get(item.key), by_key.get(whole), by_name.get(Path(item.key).name)) if t), None
-        )
-    if twice := [k for k, file in by_key.items() if file is None]:
+        item.target = by_key.get(item.key) or by_key.get(whole) or by_name.get(Path(item.key).name)
+    if twice := ", ".join([k for k, file in by_key.items() if file is None][:4]):
         log.warn(
-            f"{folder} holds several files called {', '.join(twice[:4])}: which is the reference cannot be known by the name alone"
+            f"{folder} holds several files called {twice}: which is the reference cannot be known by the name alone"
         )
     if not any(i.target for i in items):
         firsts = f"first file: {items[0].key}; first reference: {next(iter(by_key), '-')}"

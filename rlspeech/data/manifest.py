@@ -65,7 +65,10 @@ def from_row(row: dict[str, Any], base: Path, texts_only: bool = False) -> Utter
         extra.setdefault("original_id", known["id"])
         known["id"] = name
     if "duration" not in known or "sample_rate" not in known:
-        seconds, rate = _header(known["audio_filepath"])
+        try:
+            seconds, rate = sound_info(known["audio_filepath"])[:2]
+        except AudioError:  # whoever opens it will report the file, not the row
+            seconds, rate = 0.0, 0
         known.setdefault("duration", max(0.0, seconds - known.get("offset", 0.0)))
         known.setdefault("sample_rate", rate)
     return Utterance(**known, extra=extra)
@@ -100,14 +103,6 @@ def _number(key: str, value: Any, _: str) -> float | int:
 
 READERS: dict[str, Callable[[str, Any, str], Any]] = dict.fromkeys(FIELDS, _number)  # by key, and for paths their base
 READERS |= dict.fromkeys(PATH_KEYS, _path) | dict.fromkeys((*TEXT_KEYS, "id"), _text)
-
-
-def _header(path: str) -> tuple[float, int]:
-    """Seconds and rate of a file; (0, 0) where it cannot be read: whoever opens it will report the file, not the row."""
-    try:
-        return sound_info(path)[:2]
-    except AudioError:
-        return 0.0, 0
 
 
 def to_row(utt: Utterance, base: Path) -> dict[str, Any]:

@@ -264,9 +264,9 @@ def _corpus_rates(scores: ScoreFile, keys: Sequence[str], seed: int) -> dict[str
         if "normaliser" in facts:
             normalisers.setdefault(_suffix(name), facts["normaliser"])
     for own, normaliser in normalisers.items():
-        rows = [row for k in keys if (row := scores.row(scores.system, k)).get(f"units{own}")]
-        if rows:
-            rate, parts, size = units_rate([{k: row[f"{k}{own}"] for k in UNITS} for row in rows], seed)
+        found = (row for k in keys if (row := scores.row(scores.system, k)).get(f"units{own}"))
+        if rows := [{k: row[f"{k}{own}"] for k in UNITS} for row in found]:
+            rate, parts, size = units_rate(rows, seed)
             split = ", ".join(f"{v:.2f} {k}" for k, v in parts.items())
             where = f"{size} units in {several(len(rows), 'file')}, texts by {normaliser}"
             made[f"all words together{own}"] = {

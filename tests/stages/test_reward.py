@@ -300,7 +300,7 @@ def deaf(monkeypatch):
         raise AssertionError("audio was opened")
 
     monkeypatch.setattr(files, "read_audio", fail)
-    monkeypatch.setattr("rlspeech.data.manifest._header", fail)
+    monkeypatch.setattr("rlspeech.data.manifest.sound_info", fail)
 
 
 def test_texts_alone(tmp_path, monkeypatch):
