@@ -79,6 +79,7 @@ def open_lines(path: str | Path) -> BinaryIO:
     file = open(on_disk(str(path)), "rb")  # noqa: SIM115  # for the caller to close
     start = file.peek(len(LFS))
     if not start.startswith(LFS) and encoding_of(start) in ("utf-8", "utf-8-sig"):
+        file.seek(len(codecs.BOM_UTF8) * start.startswith(codecs.BOM_UTF8))
         return file
     with file:
         return io.BytesIO(decoded(file.read()).encode())
@@ -89,8 +90,6 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     try:
         with open_lines(path) as f:
             for number, line in enumerate(f, 1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield number, line
     except (OSError, ValueError) as error:
@@ -241,12 +240,9 @@ def is_full(error: BaseException) -> bool:
 
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk (fsync). Raises ``OSError``."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        if path.is_dir():  # folders cannot be opened on Windows
-            return
-        raise
+    if os.name == "nt" and path.is_dir():  # cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -296,16 +292,14 @@ class JsonlWriter(AbstractContextManager["JsonlWriter"]):
         self.path, self.key = Path(path), key
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, dict[str, Any]] = {}
-        whole = 0
-        if self.path.exists():
-            with self.path.open("rb") as f:
-                for line in f:
-                    row = object_of(line)
-                    if not row or not line.endswith(b"\n"):
-                        break
-                    whole += len(line)
-                    self.rows[str(row.get(key))] = row
-        self._file = self.path.open("ab", buffering=0)
+        self._file, whole = self.path.open("ab", buffering=0), 0
+        with self.path.open("rb") as f:
+            for line in f:
+                row = object_of(line)
+                if not row or not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                self.rows[str(row.get(key))] = row
         self._file.truncate(whole)
 
     def __contains__(self, key: str) -> bool:

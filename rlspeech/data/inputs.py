@@ -120,7 +120,7 @@ def _rows(path: Path, texts_only: bool) -> Items:
 
     items = Items(numbered(), again)
     file = open_lines(path)
-    starts = array("Q", itertools.accumulate(map(len, file), initial=0))
+    starts = array("Q", itertools.accumulate(map(len, file), initial=file.tell()))
     return items
 
 

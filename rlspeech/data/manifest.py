@@ -6,7 +6,6 @@ other people's manifests merely know less (no ``id``, no ``sample_rate``: taken 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -17,6 +16,7 @@ from rlspeech.data.decode import AudioError, sound_info
 from rlspeech.files import dumps, numbered_rows, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.names import local_path
+from rlspeech.scores import write_json
 from rlspeech.types import UserError, Utterance
 
 FIELDS = Utterance.field_names()
@@ -219,7 +219,7 @@ def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, 
 
     write_text(path, lines())
     if meta is not None:
-        write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+        write_json(meta_path(path), meta)
     return seconds
 
 

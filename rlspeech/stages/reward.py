@@ -95,8 +95,7 @@ def _options(config: ScoreFolder) -> dict[str, dict[str, Any]]:
     judge = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
     families: dict[str, dict[str, Any]] = {"speaker_similarity": {"encoder": config.speaker_encoder}, "llm": judge}
     families |= {"speech_bert_score": {"encoder": config.speech_encoder}, "wer": {"recogniser": config.recogniser}}
-    given = {family: {k: v for k, v in options.items() if v} for family, options in families.items()}
-    return {family: options for family, options in given.items() if options}
+    return {f: given for f, options in families.items() if (given := {k: v for k, v in options.items() if v})}
 
 
 def _judges_texts(request: base.Request) -> bool:
@@ -213,11 +212,11 @@ def _report(
         label = name if f["higher_is_better"] else f"{name} (lower is better)"
         rows.append([label, interval.text(), f["n_valid"], f["n_failed"]])
         notes += [f"{name}: {count} x {reason}" for reason, count in list(f["reasons"].items())[:3]]
-    heading = ["metric", "mean [95 % interval]", "valid", "failed"]
     corpus = _corpus_rates(scores, keys, config.seed)
     notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
-    notes += _input_notes(scorer, items)
-    log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, [*notes, f"scores: {scores.path}"])
+    notes += [*_input_notes(scorer, items), f"scores: {scores.path}"]
+    heading = ["metric", "mean [95 % interval]", "valid", "failed"]
+    log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, notes)
     order = None
     if not items.columns.isdisjoint(ORDER):
         better = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}
