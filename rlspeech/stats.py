@@ -22,21 +22,13 @@ LEVEL = 0.95  # coverage of every interval
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its interval.
+    """A mean and its interval."""
 
-    Args:
-        mean: of the valid values; nan where there are none.
-        lo: lower end; nan below two valid values, where nothing is known about the spread.
-        hi: upper end.
-        n: valid values.
-        dropped: values that were None, nan or infinite, or had no partner.
-    """
-
-    mean: float
-    lo: float
-    hi: float
-    n: int
-    dropped: int = 0
+    mean: float  # of the valid values; nan where there are none
+    lo: float  # lower end; nan below two valid values, where nothing is known about the spread
+    hi: float  # upper end
+    n: int  # valid values
+    dropped: int = 0  # values that were None, nan or infinite, or had no partner
 
     @property
     def significant(self) -> bool:

@@ -74,33 +74,19 @@ class Utterance:
 
 @dataclass(slots=True)
 class Sample:
-    """One output to be scored: a waveform, or its transcript by a recogniser.
+    """One output to be scored: a waveform, or its transcript by a recogniser."""
 
-    Args:
-        key: the utterance id.
-        wav: (T,) float32, the waveform under test.
-        sample_rate: of ``wav`` and ``target``, in Hz.
-        target: (T',) float32 reference or None; rewards that need it give null without it.
-        text: the reference transcript or None.
-        columns: further manifest columns, for user functions.
-        hypothesis: transcript of ``wav`` by a recogniser, before any normalisation; None where the sound itself is scored.
-        tokens: (S,) int64, the codec ids that ``wav`` is decoded from, without a stop; ``wav`` may be empty where no reward asks for it.
-        finished: False where the row was cut off before its stop token.
-        token_s: seconds of speech that a token stands for; None where that is not known.
-        group: prompt of a rollout: an utterance may stand twice in a batch; None where samples of one key belong together.
-    """
-
-    key: str
-    wav: np.ndarray
-    sample_rate: int
-    target: np.ndarray | None = None
-    text: str | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
-    hypothesis: str | None = None
-    tokens: np.ndarray | None = None
-    finished: bool = True
-    token_s: float | None = None
-    group: int | None = None
+    key: str  # the utterance id
+    wav: np.ndarray  # (T,) float32, the waveform under test
+    sample_rate: int  # of ``wav`` and ``target``, in Hz
+    target: np.ndarray | None = None  # (T',) float32 reference; rewards that need it give null without it
+    text: str | None = None  # the reference transcript
+    columns: dict[str, Any] = field(default_factory=dict)  # further manifest columns, for user functions
+    hypothesis: str | None = None  # of ``wav`` by a recogniser, as it wrote it; None where the sound itself is scored
+    tokens: np.ndarray | None = None  # (S,) int64 codec ids of ``wav``, which may then be empty; without a stop
+    finished: bool = True  # False where the row was cut off before its stop token
+    token_s: float | None = None  # seconds of speech that a token stands for; None where that is not known
+    group: int | None = None  # the rollout's prompt, which may stand twice in a batch; None: that of its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +103,15 @@ class Score:
 
 @runtime_checkable
 class Reward(Protocol):
-    """A scalar reward of waveforms or texts, computed for a batch and returned in its order.
+    """A scalar reward of waveforms or texts, computed for a batch and returned in its order."""
 
-    Attributes:
-        name: column name in score files.
-        needs: subset of {"target", "text", "hypothesis"}.
-        higher_is_better: direction; the composition flips the sign of the others.
-        bounds: smallest and largest value that can occur (``inf`` where unbounded).
-        where: "cpu" (runs in the worker pool, must be picklable), "device" (main process, batched) or "http".
-        sample_rate: the rate the reward computes at, in Hz, or None for any; the scorer resamples.
-        version: implementation and weights, as written to ``scores.meta.json``.
-    """
-
-    name: str
-    needs: frozenset[str]
-    higher_is_better: bool
-    bounds: tuple[float, float]
-    where: str
-    sample_rate: int | None
-    version: str
+    name: str  # column name in score files
+    needs: frozenset[str]  # subset of {"target", "text", "hypothesis"}
+    higher_is_better: bool  # direction; the composition flips the sign of the others
+    bounds: tuple[float, float]  # smallest and largest value that can occur (``inf`` where unbounded)
+    where: str  # "cpu" (runs in the worker pool, must be picklable), "device" (main process, batched) or "http"
+    sample_rate: int | None  # the rate the reward computes at, in Hz, or None for any; the scorer resamples
+    version: str  # implementation and weights, as written to ``scores.meta.json``
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """Score a batch: one ``Score`` per sample, in order; one that cannot be scored does not affect the others."""
@@ -144,45 +120,26 @@ class Reward(Protocol):
 
 @dataclass(slots=True)
 class Rollout:
-    """N = B * G rows of S decisions; the G rows of one prompt stand next to each other.
+    """N = B * G rows of S decisions; the G rows of one prompt stand next to each other."""
 
-    Args:
-        group: (N,) long, prompt index of every row.
-        logp: (N, S) float32, nats, by the policy that acted, reduced over each decision's dimensions as the policy says.
-        mask: (N, S) bool, decisions that count.
-        samples: N decoded waveforms with their references, ready to be scored.
-        state: what the policy needs to re-evaluate the same decisions; opaque to all other code.
-        finished: (N,) bool, False where the rollout was cut off before its end.
-    """
-
-    group: Tensor
-    logp: Tensor
-    mask: Tensor
-    samples: list[Sample]
-    state: Any
-    finished: Tensor
+    group: Tensor  # (N,) long, prompt index of every row
+    logp: Tensor  # (N, S) float32, nats, by the policy that acted, reduced over each decision's dimensions as the policy says
+    mask: Tensor  # (N, S) bool, decisions that count
+    samples: list[Sample]  # N decoded waveforms with their references, ready to be scored
+    state: Any  # what the policy needs to re-evaluate the same decisions; opaque to all other code
+    finished: Tensor  # (N,) bool, False where the rollout was cut off before its end
 
 
 class LogProb(NamedTuple):
-    """Stored decisions re-evaluated by a policy, all (n, S) float32.
+    """Stored decisions re-evaluated by a policy, all (n, S) float32."""
 
-    Args:
-        logp: under the current weights, with gradient, reduced as in ``Rollout.logp``.
-        kl: true KL to the reference policy with the same reduction, or None where it was not asked for.
-        drift: half the squared shift of the mean in units of the noise, same reduction; what RatioNorm adds back.
-        scale: standard deviation of the decision's noise, (S,); what RatioNorm multiplies with.
-        dt: step length of every decision, (S,).
-        kl_other: the same KL with the other reduction (a sum where ``kl`` is a mean and the reverse), for the log; None where unknown.
-        change: energy of the output's difference from the reference's, relative to the latter, asked for with ``kl``; None where unknown.
-    """
-
-    logp: Tensor
-    kl: Tensor | None
-    drift: Tensor
-    scale: Tensor
-    dt: Tensor
-    kl_other: Tensor | None = None
-    change: Tensor | None = None
+    logp: Tensor  # under the current weights, with gradient, reduced as in ``Rollout.logp``
+    kl: Tensor | None  # true KL to the reference policy with the same reduction; None where it was not asked for
+    drift: Tensor  # half the squared shift of the mean in units of the noise, same reduction; what RatioNorm adds back
+    scale: Tensor  # standard deviation of the decision's noise, (S,); what RatioNorm multiplies with
+    dt: Tensor  # step length of every decision, (S,)
+    kl_other: Tensor | None = None  # the KL with the other reduction (sum for mean, mean for sum), for the log
+    change: Tensor | None = None  # relative energy of the difference to the reference output, asked for with ``kl``
 
 
 @runtime_checkable
@@ -235,24 +192,14 @@ class SupervisedPolicy(Policy, Protocol):
 
 
 class Relaxed(NamedTuple):
-    """Output of a policy for n rows, differentiable in its weights.
+    """Output of a policy for n rows, differentiable in its weights."""
 
-    Args:
-        soft: (n, T, V) float, distributions over a codec's ids, one-hot where they are hard; or (n, T) waveforms in [-1, 1].
-        mask: (n, T) bool, what is real: neither padding, nor the stop token and what stands behind it.
-        logits: (n, T, V) that the distributions were drawn from, with gradient; None for waveforms.
-        stop_logits: (n, T') of the stop token, before each token and behind the last; None where there is none.
-        kl: (n, S) true KL of every decision to the reference policy, as in ``LogProb``, at the decisions of ``Rollout.mask``; None where
-            it was not asked for, or costs another pass: then ``log_prob`` is asked.
-        seed: of whatever a reward draws itself.
-    """
-
-    soft: Tensor
-    mask: Tensor
-    logits: Tensor | None = None
-    stop_logits: Tensor | None = None
-    kl: Tensor | None = None
-    seed: int = 0
+    soft: Tensor  # (n, T, V) distributions over a codec's ids, one-hot where they are hard; or (n, T) waveforms in [-1, 1]
+    mask: Tensor  # (n, T) bool, what is real: neither padding, nor the stop token and what stands behind it
+    logits: Tensor | None = None  # (n, T, V) that ``soft`` was drawn from, with gradient; None for waveforms
+    stop_logits: Tensor | None = None  # (n, T') of the stop token, before each token and behind the last
+    kl: Tensor | None = None  # (n, S) true KL to the reference; None where ``log_prob`` has to be asked
+    seed: int = 0  # of whatever a reward draws itself
 
 
 class RelaxPolicy(Policy, Protocol):
@@ -274,13 +221,9 @@ class RelaxPolicy(Policy, Protocol):
 
 
 class SoftReward(Protocol):
-    """A reward with a gradient to its input (DiffRO).
+    """A reward with a gradient to its input (DiffRO)."""
 
-    Attributes:
-        last: means of its parts in the last call, for the log.
-    """
-
-    last: dict[str, float]
+    last: dict[str, float]  # means of its parts in the last call, for the log
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
         """(n,) with gradient, more is better. nan, without a gradient, where a row cannot be scored."""
