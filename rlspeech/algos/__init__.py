@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
+from torch.optim import Optimizer
 
-    from rlspeech.algos.update import PolicyUpdate
-    from rlspeech.config import RL
-    from rlspeech.engine import Ranks
-    from rlspeech.types import Policy, SoftReward
+from rlspeech.algos.diffro import DiffRO, GRPODiffRO
+from rlspeech.algos.grpo import GRPO
+from rlspeech.algos.ppo import CriticPPO, RelativePPO
+from rlspeech.algos.update import PolicyUpdate
+from rlspeech.config import RL
+from rlspeech.engine import Ranks
+from rlspeech.types import Policy, SoftReward
+
+PPO = {"relative": RelativePPO, "critic": CriticPPO}  # by ``ppo.form``
 
 
 def get_algorithm(
     config: RL, policy: Policy, optimizer: Optimizer, ranks: Ranks | None = None, soft: SoftReward | None = None
 ) -> PolicyUpdate:
-    """The algorithm that ``config.algo`` names; see ``update.PolicyUpdate``. ``soft`` is the differentiable reward of those that have one.
-
-    Raises:
-        UserError: the policy does not support what the algorithm needs, or settings that do not go together.
-    """
-    if config.algo == "grpo":
-        from rlspeech.algos.grpo import GRPO
-
-        return GRPO(config, policy, optimizer, ranks)
-    if config.algo in {"diffro", "grpo+diffro"}:
-        from rlspeech.algos.diffro import DiffRO, GRPODiffRO
-
-        return (DiffRO if config.algo == "diffro" else GRPODiffRO)(config, policy, optimizer, ranks, soft=soft)
-    from rlspeech.algos.ppo import CriticPPO, RelativePPO
-
-    return (RelativePPO if config.ppo.form == "relative" else CriticPPO)(config, policy, optimizer, ranks)
+    """The algorithm that ``config.algo`` names. ``soft`` is the differentiable reward of those that have one. Raises as they do."""
+    known: dict[str, Any] = {"grpo": GRPO, "diffro": DiffRO, "grpo+diffro": GRPODiffRO, "ppo": PPO[config.ppo.form]}
+    options = {"soft": soft} if "diffro" in config.algo else {}
+    return known[config.algo](config, policy, optimizer, ranks, **options)

@@ -35,14 +35,9 @@ class Advantage(NamedTuple):
 def group_advantage(reward: Tensor, group: Tensor, std: Divisor = "group", clip: float = 5.0) -> Advantage:
     """A_i = (R_i - mean of its group) / sqrt(std^2 + floor^2), the statistics over the rows that could be scored.
 
-    Unscorable rows (NaN) and groups whose spread is not above the floor get 0. Population standard deviation, as in FlowSE-GRPO (Eq. 8);
-    the floor is 1e-4 of the rewards' size (``rewards.mix.unit_of``).
-
-    Args:
-        reward: (N,), NaN where a row could not be scored or takes no part.
-        group: (N,) long, prompt of every row.
-        std: divide by the group's spread, by the root mean square of all centred rewards, or by nothing (Dr. GRPO).
-        clip: bound on the absolute advantage.
+    Rows (N,) that could not be scored or take no part (NaN) and groups whose spread is not above the floor get 0. Population standard
+    deviation, as in FlowSE-GRPO (Eq. 8); the floor is 1e-4 of the rewards' size (``rewards.mix.unit_of``). ``std``: divide by the group's
+    spread, by the root mean square of all centred rewards, or by nothing (Dr. GRPO); ``clip`` bounds the absolute advantage.
     """
     reward, known = reward.double(), reward.isfinite()
     away, unit = map(torch.from_numpy, centred(torch.where(known, reward, torch.nan).numpy(), group.numpy()))
@@ -58,13 +53,8 @@ def relative_advantage(
 ) -> Advantage:
     """A = R - beta KL, R the reward relative to the frozen base's output; no critic, no other rollout takes part (LR-AVSE).
 
-    Args:
-        reward: (N,) R, NaN where the row or its base could not be scored.
-        group: (N,) long, prompt of every row.
-        kl: (N,) KL of every row to the base, a number without gradient, or None.
-        beta: its weight.
-        whiten: to mean 0 and spread 1 over the collection, bounded by ``clip``.
-        clip: bound in units of that spread; advantages in units of the reward are used as they are.
+    R is (N,), NaN where the row or its base could not be scored; ``kl`` (N,) that of every row to the base, a number without gradient.
+    ``whiten``: to mean 0 and spread 1 over the collection, bounded by ``clip``; in units of the reward they are used as they are.
     """
     known = reward.isfinite()
     value = reward.double() if kl is None else reward.double() - beta * kl.double()
@@ -108,16 +98,8 @@ def gae(
     """Generalised advantage estimation (arXiv 1506.02438) over each row's own decisions, those that its mask leaves.
 
     delta_s = r_s + discount V_(s+1) - V_s,  A_s = delta_s + discount lam A_(s+1),  both 0 behind the last decision; return = A + V.
-    Decisions that are masked are not there: their neighbours follow each other.
-
-    Args:
-        paid, values: (N, S) rewards r and values V.
-        mask: (N, S) bool.
-        group: (N,) prompt of every row.
-        known: (N,) bool, rows that could be scored; the others get 0.
-
-    Returns:
-        the advantage, its value (N, S), and the returns (N, S).
+    Decisions that are masked are not there: their neighbours follow each other. Rewards r (``paid``) and values V are (N, S); rows (N,)
+    that are not ``known`` could not be scored and get 0. Returns the advantage, its value (N, S), and the returns (N, S).
     """
     known = torch.ones(len(mask), dtype=torch.bool) if known is None else known
     paid, values, mask = paid.double(), values.double(), mask & known[:, None]
@@ -220,9 +202,7 @@ def policy_loss(
         mask: (n, S) bool, decisions that count.
         advantage: (n,) or (n, S).
         clip_range: low, and high too where ``clip_high`` is None; ``inf`` leaves the ratio alone.
-        kl_beta: beta.
         normaliser: decisions (``mean`` "sequence": rollouts) in the whole update, so that micro-batches add up to its mean.
-        ratio: plain or RatioNorm.
         clip_high: bound above 1 (DAPO, arXiv 2503.14476: a rare token needs more room to become likelier than to become rarer).
         level: "sequence": one ratio a rollout, the geometric mean of its decisions' (GSPO, arXiv 2507.18071).
         change_weight: of the output's change (``types.LogProb``), added as the KL is.
