@@ -117,9 +117,7 @@ class Heartbeat(threading.Thread):
             self._end()
             distributed.destroy_process_group()
         else:
-            with suppress(
-                ValueError
-            ):  # a launcher whose other process has ended already: what is to be said comes first
+            with suppress(ValueError):  # of a launcher whose other process has ended: what is to be said comes first
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             log.speaks = self._speaks(error)
             self._end()

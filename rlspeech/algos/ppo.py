@@ -109,13 +109,12 @@ class RelativePPO(PPO):
 
     def score(self, rollout: Rollout, prompts: list[Any], scorer: JointScorer, *, seed: int) -> Scored:
         """The rollouts' scores and, behind them, those of the base's outputs that were not known; and the base's by row."""
-        policy = cast(BasePolicy, self.policy)
+        policy, seeded = cast(BasePolicy, self.policy), "latent" in self.policy.supports
         # with latents of its own, the same clip at another place is another one
-        names = [(*clip_name(clip), getattr(clip, "place", 0) * ("latent" in policy.supports)) for clip in prompts]
+        names = [(*clip_name(clip), getattr(clip, "place", 0) * seeded) for clip in prompts]
         found = {n: hit for n in names if (hit := self.known.get(n)) is not None}
         new = {n: clip for n, clip in zip(names, prompts, strict=True) if n not in found}
         clips = list(new.values())
-        seeded = "latent" in policy.supports  # the base's output hangs on the collection's seed: nothing to keep
         made = (policy.base(clips, seed=seed) if seeded else policy.base(clips)) if clips else []
         for sample, name in zip(made, new, strict=True):
             sample.group = names.index(name)  # beside the rollouts, for rewards that compare
@@ -123,7 +122,8 @@ class RelativePPO(PPO):
         for i, name in enumerate(new, start=len(rollout.samples)):
             values = [(column, scores[i].value) for column, scores in columns.items()]
             found[name] = {column: np.nan if value is None else float(value) for column, value in values}
-            if not seeded and all(np.isfinite(v) for v in found[name].values()):  # what was null is asked again
+            # what hangs on the collection's seed is nothing to keep, and what was null is asked again
+            if not seeded and all(np.isfinite(v) for v in found[name].values()):
                 self.known.put(name, found[name])
         self._hits = 1.0 - len(new) / len(set(names))
         rows = rollout.group.tolist()
