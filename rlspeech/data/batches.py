@@ -67,7 +67,6 @@ class ClipSource(Protocol):
 
     def clip(self, epoch: int, index: int, clip_s: float) -> Clip:
         """The clip of utterance ``index``; ``clip_s`` 0 keeps it whole. Raises ``AudioError``."""
-        ...
 
 
 @dataclass
@@ -136,9 +135,7 @@ def columns_of(utt: Utterance) -> dict[str, Any]:
 
 def lips_of(utt: Utterance, start_s: float, duration_s: float) -> np.ndarray | None:
     """The mouth crops (F, H, W) of a stretch of an utterance, None where it has none. Raises ``LipsError``."""
-    if not utt.lips_filepath:
-        return None
-    return frames_at(_lips(utt.lips_filepath), utt.offset + start_s, duration_s)
+    return frames_at(_lips(utt.lips_filepath), utt.offset + start_s, duration_s) if utt.lips_filepath else None
 
 
 def open_clips(

@@ -243,10 +243,6 @@ def numbered(count: int, height: int = 6, width: int = 8) -> np.ndarray:
     return np.repeat(np.arange(count, dtype=np.uint8), height * width).reshape(count, height, width)
 
 
-def first(frames: np.ndarray) -> list[int]:
-    return [int(v) for v in frames[:, 0, 0]]
-
-
 def test_there_and_back(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (7, 5, 9), dtype=np.uint8)
     found = np.array([1, 1, 0, 1, 0, 1, 1], dtype=bool)
@@ -269,12 +265,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     ],
 )
 def test_a_stretch_of_it(start_s: float, frames: int, want: list[int]) -> None:
-    assert first(video.frames_at(numbered(5), start_s, frames / LIPS_FPS)) == want
-
-
-def arrays(path: Path, **content: Any) -> None:
-    with path.open("wb") as f:
-        np.savez_compressed(f, **content)
+    assert video.frames_at(numbered(5), start_s, frames / LIPS_FPS)[:, 0, 0].tolist() == want
 
 
 GOOD = {"frames": numbered(3), "fps": np.float32(25)}
@@ -291,7 +282,7 @@ GOOD = {"frames": numbered(3), "fps": np.float32(25)}
     ],
 )
 def test_other_arrays(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
-    arrays(tmp_path / "a.npz", **content)
+    np.savez_compressed(tmp_path / "a.npz", **content)
     with pytest.raises(LipsError, match=reason):
         load_lips(tmp_path / "a.npz")
 
@@ -316,7 +307,7 @@ def test_nothing_pickled_is_read(tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return ran.append, (1,)
 
-    arrays(tmp_path / "a.npz", frames=np.array([Trap()], dtype=object), fps=np.float32(25))
+    np.savez_compressed(tmp_path / "a.npz", frames=np.array([Trap()], dtype=object), fps=np.float32(25))
     ran.clear()
     with pytest.raises(LipsError):
         load_lips(tmp_path / "a.npz")

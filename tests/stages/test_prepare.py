@@ -166,12 +166,6 @@ print(json.dumps(run(Prepare(**json.loads(sys.argv[1])))))
 """
 
 
-def mixture(root: Path, **more: Any) -> dict[str, Any]:
-    """Settings as another process reads them."""
-    sources = {"source": "mix", "clean": [str(root / "clean")], "noise": [str(root / "noise")]}
-    return sources | {"out": str(root / "out"), "workers": 0} | more
-
-
 def start(config: dict[str, Any]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, json.dumps(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -193,7 +187,8 @@ def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signa
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_without_repeating_work(tmp_path: Path, how: signal.Signals) -> None:
     corpus(tmp_path, clean=13, noise=3)
-    config = mixture(tmp_path, render=16, seed=1)
+    config: dict[str, Any] = {"source": "mix", "out": str(tmp_path / "out"), "render": 16, "seed": 1, "workers": 0}
+    config |= {name: [str(tmp_path / name)] for name in ("clean", "noise")}
     process = start(config)
     done = stop_at(process, tmp_path / "out" / "checks.jsonl", 5, how)
     assert 5 <= done < 16 and not (tmp_path / "out" / "sources").exists() and process.returncode != 0
