@@ -1,8 +1,9 @@
 """What a file of sound is and holds: one list of kinds and one reader for every command.
 
 How long a recording is, is what decodes of it; what its header promises is believed only where that is the same by construction.
-libsndfile reads what it reads to the end; PyAV (FFmpeg) reads the rest: containers (m4a, mp4 ...), FLAC from a pipe, whose header has
-no length, MP3 whose first frame does not count the others (variable rates, joined files), joined FLAC, and what libsndfile refuses.
+libsndfile reads what it reads to the end; PyAV (FFmpeg) reads the rest: containers (m4a, mp4 ...), FLAC whose header has no length (a
+pipe) or one that ends before its last frame, MP3 whose first frame does not count the others (variable rates, joined files), joined
+FLAC, and what libsndfile refuses.
 Joined Ogg files (chained streams) are read one after the other.
 """
 
