@@ -176,7 +176,7 @@ def command(
 
         @functools.wraps(function)
         def called(**given: Any) -> None:
-            if own.return_annotation is None:
+            if own.return_annotation in (None, own.empty):
                 function(**given)
             else:
                 perform(lambda: function(**given), given)
