@@ -155,14 +155,8 @@ def _hang(x: int) -> None:
 def test_ctrl_c_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
     script = tmp_path / "ctrl_c.py"
     script.write_text(CTRL_C)
-    child = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENV,
-        start_new_session=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([sys.executable, str(script)], env=ENV, start_new_session=True, **pipes)
     assert child.stderr is not None and child.stderr.readline() == "up\n"  # what a worker prints is no output
     os.killpg(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)

@@ -90,7 +90,7 @@ def test_a_run_that_never_began_is_no_obstacle(tmp_path: Path) -> None:
     Run.create(tmp_path, "rl", Config()).close()
     with Run.create(
         tmp_path, "rl", Config(lr=0.5)
-    ) as run:  # the first one failed before its first step, say for a misspelt reward
+    ) as run:  # the first one failed before a step, say for a misspelt reward
         assert not run.resumed
     assert json.loads((tmp_path / "config.resolved.json").read_text())["lr"] == 0.5
 

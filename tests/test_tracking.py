@@ -70,6 +70,9 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return fake
 
 
+SOUNDS = [f"samples/clip{n}/{what}" for what in ("output", "input") for n in range(tracking.CLIPS)]
+
+
 def samples(folder: Path, step: int = 0) -> None:
     """What a validation leaves: six outputs, their inputs, texts with a torn end."""
     for place in (f"step_{step:06d}", "input"):
@@ -77,9 +80,8 @@ def samples(folder: Path, step: int = 0) -> None:
         for n in range(6):
             sf.write(folder / "samples" / place / f"clip{n}.flac", 0.1 * np.sin(np.arange(1600) / 5), 16000)
     said = [{"id": f"u{n}", "text": "one <b>two</b>", "hypothesis": None if n else "one too"} for n in range(20)]
-    (folder / "samples" / f"step_{step:06d}" / "said.jsonl").write_text(
-        "".join(json.dumps(r) + "\n" for r in said) + '{"id'
-    )
+    lines = "".join(json.dumps(r) + "\n" for r in said)
+    (folder / "samples" / f"step_{step:06d}" / "said.jsonl").write_text(lines + '{"id')
 
 
 def test_settings_take_one_name_or_several() -> None:
@@ -110,7 +112,7 @@ def test_wandb_gets_settings_numbers_sounds_and_texts(wandb: Fake, tmp_path: Pat
     assert (how["project"], how["name"], how["resume"], how["config"]["task"]) == ("rlspeech", "mine", "allow", "toy")
     assert wandb.given[0] == {"valid/estoi": 0.5, "step": 0} and wandb.given[-1] == {"reward": 0.25, "step": 1}
     sounds = [name for row in wandb.given for name, value in row.items() if isinstance(value, tuple)]
-    assert sounds == [f"samples/clip{n}/{what}" for what in ("output", "input") for n in range(tracking.CLIPS)]
+    assert sounds == SOUNDS
     (texts,) = [row["samples/said"] for row in wandb.given if "samples/said" in row]
     assert texts[0] == ["u0", "one <b>two</b>", "one too"] and len(texts) == tracking.ROWS and wandb.finished == 1
 
@@ -130,9 +132,8 @@ def test_wandb_that_does_not_start_stops_before_training(wandb: Fake, tmp_path: 
     with pytest.raises(UserError, match="wandb") as error:
         Run.create(tmp_path / "run", "rl", Small(tracker=["wandb"]))
     assert error.value.why == "RuntimeError: api_key not configured" and "WANDB_MODE=offline" in error.value.try_this
-    with Run.create(
-        tmp_path / "run", "rl", Small()
-    ) as run:  # the folder was let go, and who is told does not change what is computed
+    # the folder was let go, and who is told does not change what is computed
+    with Run.create(tmp_path / "run", "rl", Small()) as run:
         run.log(0, reward=0.0)
 
 
@@ -185,9 +186,7 @@ def test_tensorboard_gets_the_same_and_forgets_what_is_done_again(tmp_path: Path
         run.log(2, reward=0.5)
     events = _events(tmp_path / "run" / "tensorboard")
     assert [(e.step, e.value) for e in events.Scalars("reward")] == [(1, 0.25), (2, 0.5)]
-    assert events.Tags()["audio"] == [
-        f"samples/clip{n}/{what}" for what in ("output", "input") for n in range(tracking.CLIPS)
-    ]
+    assert events.Tags()["audio"] == SOUNDS
     (clip,) = events.Audio("samples/clip0/output")
     assert (clip.sample_rate, clip.step) == (16000, 0) and clip.encoded_audio_string[:4] == b"RIFF"
     texts = events.Tags()["tensors"]

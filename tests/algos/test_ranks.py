@@ -78,18 +78,15 @@ def test_prompts_without_signal_are_replaced_as_by_one() -> None:
         for found, chosen, row in together(world, resample):
             assert sorted(chosen) == places
             torch.testing.assert_close(found, weights, rtol=1e-5, atol=1e-7)
-            assert row["prompts_drawn"] == logged["prompts_drawn"] and row["grad_norm"] == pytest.approx(
-                logged["grad_norm"]
-            )
+            assert row["prompts_drawn"] == logged["prompts_drawn"]
+            assert row["grad_norm"] == pytest.approx(logged["grad_norm"])
 
 
 def test_the_limit_of_rows_without_a_score_is_that_of_all() -> None:
     def collect(ranks: Ranks, limit: float) -> None:
         policy = by_place(Toy())
         algo = get_algorithm(config(max_unscorable=limit), policy, torch.optim.SGD(policy.parameters(), 0.1), ranks)
-        judge = Judge(
-            lambda i, s: None if s.key in {"u0", "u1"} else 1.0
-        )  # half of the first process's, none of the other's
+        judge = Judge(lambda i, s: None if s.key in {"u0", "u1"} else 1.0)  # half of the first's, none of the other's
         algo.collect(ranks.share(placed(8)), judge, seed=0)
 
     together(2, lambda ranks: collect(ranks, 0.25))

@@ -25,6 +25,7 @@ SAID = {
     "good": ["one two three", "four five", "six seven", ""],
 }
 LISTENER = "test_evaluate_tts:listen"
+Tiny = dict[str, str]
 METRICS = ["tts_cer", "tts_wer", "tts_duration_ratio", "tts_duration_drift", "tts_stopped"]
 
 
@@ -52,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def calls(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def calls(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said, text by text, in the order in which it is said."""
     said: list[str] = []
 
@@ -76,15 +77,13 @@ def calls(tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-def ask(tiny: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
+def ask(tiny: Tiny, out: Path, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "players": 3}
     settings |= {"metrics": METRICS, "recogniser": LISTENER, "workers": 0, "batch": 3, "anchors": False}
     return evaluate.run(Evaluate(task="tts", out=str(out), **{**settings, "data": tiny["data"], **changes}))
 
 
-def test_rates_are_those_of_the_corpus_and_differences_are_paired(
-    tiny: dict[str, str], calls: list[str], tmp_path: Path
-) -> None:
+def test_rates_are_those_of_the_corpus_and_differences_are_paired(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
     made = ask(tiny, tmp_path / "out")
     assert made["n"] == 4 and made["recogniser"] == LISTENER and made["baseline"] == "base"
     for system, texts in SAID.items():
@@ -104,9 +103,7 @@ def test_rates_are_those_of_the_corpus_and_differences_are_paired(
     assert not (tmp_path / "out" / "audio" / "good" / "u3.flac").exists()
 
 
-def test_a_run_goes_on_and_what_is_said_is_not_said_again(
-    tiny: dict[str, str], calls: list[str], tmp_path: Path
-) -> None:
+def test_a_run_goes_on_and_what_is_said_is_not_said_again(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = ask(tiny, out)
     assert len(calls) == 8
@@ -128,7 +125,7 @@ def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
 
 
 def test_a_text_that_fails_is_left_out_for_every_system(
-    tiny: dict[str, str], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SAID, "base", [*SAID["base"][:3], "crash"])
     made = ask(tiny, tmp_path / "out")
@@ -139,12 +136,12 @@ def test_a_text_that_fails_is_left_out_for_every_system(
     assert ask(tiny, tmp_path / "out")["n"] == 4
 
 
-def test_values_of_a_column_get_tables(tiny: dict[str, str], calls: list[str], tmp_path: Path) -> None:
+def test_values_of_a_column_get_tables(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
     made = ask(tiny, tmp_path / "out", by="sex")
     assert made["by"]["male"]["n"] == 4 and "sex: male" in Path(made["report"]).read_text()
 
 
-def test_a_real_model_is_heard_by_deaf_ears(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_a_real_model_is_heard_by_deaf_ears(tiny: Tiny, tmp_path: Path) -> None:
     asked = {"models": {"m": tiny["model"]}, "recogniser": "test_evaluate_tts:deaf", "limit": 3}
     made = ask(tiny, tmp_path / "out", **asked, metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"])
     assert made["n"] == 3 and made["systems"]["m"]["cer"]["mean"] == 100 and not made["deltas"]
@@ -172,7 +169,7 @@ def test_the_ears_of_the_reward_are_named(tmp_path: Path) -> None:
     assert partial("embedded", rl=str(run))
 
 
-def test_what_cannot_be_is_refused(tiny: dict[str, str], calls: list[str], tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
     for changes, match in (
         ({"nfe": 3}, "nfe"),
         ({"baseline": "who"}, "who"),
@@ -199,7 +196,7 @@ def long(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
     return [TEXTS[0] if len(w) == sample_rate else "" for w in wavs]
 
 
-def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_recordings_and_their_copies_say_what_could_be_had(tiny: Tiny, tmp_path: Path) -> None:
     """The recordings last a second, and so do their copies of 25 ids a second."""
     out, models = tmp_path / "out", {"m": tiny["model"], "n": tiny["model"]}
     asked = {"models": models, "recogniser": "test_evaluate_tts:long"}
@@ -227,7 +224,7 @@ def test_recordings_and_their_copies_say_what_could_be_had(tiny: dict[str, str],
     assert list(alone["systems"]) == ["m", "n"] and alone["systems"]["m"] == made["systems"]["m"]
 
 
-def test_texts_without_a_recording_have_no_anchor(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_texts_without_a_recording_have_no_anchor(tiny: Tiny, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(tiny["data"]).read_text().splitlines()]
     for i, row in enumerate(rows):
         row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")}
@@ -249,7 +246,7 @@ def test_texts_without_a_recording_have_no_anchor(tiny: dict[str, str], tmp_path
     assert list(made["systems"]) == ["m"] and "these texts are not recorded" in Path(made["report"]).read_text()
 
 
-def test_without_a_codec_there_is_no_resynthesis(tiny: dict[str, str], calls: list[str], tmp_path: Path) -> None:
+def test_without_a_codec_there_is_no_resynthesis(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
     def gone(self: Any) -> Any:
         raise UserError("no codec came with this installation")
 
@@ -262,7 +259,7 @@ def test_without_a_codec_there_is_no_resynthesis(tiny: dict[str, str], calls: li
     assert "no resynthesis: no codec came" in Path(made["report"]).read_text()
 
 
-def test_the_best_of_the_baseline_is_a_system(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_the_best_of_the_baseline_is_a_system(tiny: Tiny, tmp_path: Path) -> None:
     models, judge = {"other": tiny["model"], "m": tiny["model"]}, f"token_posterior[model={tiny['reward']}]"
     asked: dict[str, Any] = {"models": models, "baseline": "m", "metrics": [judge], "recogniser": f"{__name__}:deaf"}
     made = ask(tiny, tmp_path / "out", best_of=4, judge=judge, **asked)
