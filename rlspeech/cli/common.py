@@ -257,7 +257,7 @@ def present(config: Any) -> None:
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise UserError("the working directory does not exist any more", "", "cd to another one") from error
+        raise UserError("the working directory does not exist", "it was deleted", "cd to another one") from error
     for name in ("data", "valid"):
         given = getattr(config, name, None)
         if not isinstance(given, str) or os.path.exists(given):
@@ -341,7 +341,8 @@ def guarded(shared: Mapping[str, Any]) -> Iterator[None]:
         kind, line = type(error).__name__, _first_line(error)
         shown = UserError(f"{kind}: {line}", "this is a bug", "run the command with --debug for a traceback")
         if kind in ("OutOfMemoryError", "MemoryError"):
-            shown = UserError(f"out of memory: {line}", "", "a smaller micro_batch or clip_s (--set micro_batch=1)")
+            hint = "a smaller micro_batch, batch or clip_s (--set micro_batch=1)"
+            shown = UserError(f"out of memory: {line}", "", hint)
         _fail(shared, 1, shown, error)
 
 
