@@ -85,6 +85,15 @@ def open_lines(path: str | Path) -> BinaryIO:
         return io.BytesIO(decoded(file.read()).encode())
 
 
+def named_by(pointer: Path) -> Path | None:
+    """The folder beside a file whose name that file holds; None where there is none."""
+    try:
+        found = pointer.with_name(Path(pointer.read_text(encoding="utf-8").strip()).name)
+        return found if found.is_dir() else None
+    except (OSError, ValueError):
+        return None
+
+
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Lines in UTF-8 that are not blank, with their numbers from 1. Raises ``UserError`` where the file cannot be read."""
     try:

@@ -26,7 +26,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from rlspeech import log
-from rlspeech.files import is_full, parse_json, read_object, remove_parts, sync, write_error, write_text
+from rlspeech.files import is_full, named_by, parse_json, read_object, remove_parts, sync, write_error, write_text
 from rlspeech.scores import step_name, write_json
 from rlspeech.state import load_state, save_state
 from rlspeech.tracking import MetricsLog, check_trackers
@@ -327,11 +327,7 @@ class Checkpoints:
 
     def pointed(self, name: str) -> Path | None:
         """The folder that ``latest`` or ``best`` names, or None."""
-        try:
-            target = self.folder / (self.folder / name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-        return target if target.name.startswith("step_") and target.is_dir() else None
+        return named_by(self.folder / name)
 
     def last_step(self) -> int:
         """The step that ``latest`` names; 0 where there is none."""

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlspeech.files import digest_of, parse_json
+from rlspeech.files import digest_of, named_by, parse_json
 from rlspeech.models.card import Card, write_card
 from rlspeech.names import refuse_pointers
 from rlspeech.plugins import load
@@ -120,11 +120,9 @@ def resolve(name: str, task: str = "flowse") -> Path:
     if (path / "config.json").is_file():
         return path
     for pointer in ("best", "latest"):
-        mark = path / "checkpoints" / pointer
-        if mark.is_file():
-            found = path / "checkpoints" / Path(mark.read_text().strip()).name
-            if (found / "config.json").is_file():
-                return found
+        found = named_by(path / "checkpoints" / pointer)
+        if found and (found / "config.json").is_file():
+            return found
     if (path / "adapter_config.json").is_file():
         why = "it says what changes in the model that it was trained on"
         try_this = f"rlspeech convert lora {name} --to merged FOLDER, then --model FOLDER"

@@ -162,5 +162,6 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
     assert read_config(resolve(str(run)))["facts"]["step"] == 20
     (run / "checkpoints" / "best").write_text("step_000010\n")
     assert read_config(resolve(str(run)))["facts"]["step"] == 10
-    (run / "checkpoints" / "best").write_text("step_000099\n")  # pruned by hand
-    assert read_config(resolve(str(run)))["facts"]["step"] == 20
+    for odd in (b"step_000099\n", b"\xff\xfe", b"x" * 5000, b"\0", b""):  # pruned by hand, spoilt
+        (run / "checkpoints" / "best").write_bytes(odd)
+        assert read_config(resolve(str(run)))["facts"]["step"] == 20
