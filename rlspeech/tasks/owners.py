@@ -143,8 +143,8 @@ def check_owners(config: BaseModel, task: Any, filled: Any = None, *, own: bool 
                 raise UserError(f"{key} is set, and this run does not use it", f"it belongs to {rule.owner}", hint)
         else:
             needed = _part_of(key, TASKED.get(name, ()))
-            missing = needed and needed not in task.settings and not own
-            if missing and (key, getattr(config, key, None)) != ("clip_s", 0):
+            whole = (key, getattr(config, key, None)) == ("clip_s", 0)  # what a task without the setting does anyway
+            if needed and needed not in task.settings and not own and not whole:
                 raise _of_another_task(needed, task, default, key)
     return sorted(spare)
 
