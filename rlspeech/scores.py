@@ -27,6 +27,7 @@ from rlspeech.types import Score, UserError
 
 Row = dict[str, Any]
 Place = tuple[str, str]  # system and key
+VALUE = (float, int, type(None))
 FIXED = {"key", "system", "stamp", "errors"}
 JUDGE_TEXT = "llm_text"  # columns of this beginning hold what a language model said
 # failures of the machine, not of the file: tried again by the next run
@@ -155,11 +156,15 @@ class ScoreFile:
         """Rewrite the file, complete or not at all, where rows are torn, superseded or hold ``stale`` columns of the system."""
         self.path.touch()
         if self.path.stat().st_size != self._size and self._note(stale):
-            first = (self._at(n) for n, before in enumerate(self._before) if before < 0)
-            rows = (self.row(*_place(row)) for row in first)
-            cut = {self.system: frozenset(stale)}
-            _write(self.path, ({k: row[k] for k in row if k not in cut.get(row.get("system", ""), ())} for row in rows))
+            _write(self.path, self._whole(stale))
             self._note()
+
+    def _whole(self, stale: Collection[str]) -> Iterator[Row]:
+        """The rows as they count, in the order in which they first come."""
+        for first in (n for n, before in enumerate(self._before) if before < 0):
+            system, key = _place(self._at(first))
+            yield {k: v for k, v in self.row(system, key).items() if system != self.system or k not in stale}
+        self._file.close()  # another one takes its place
 
     def _note(self, stale: Collection[str] = ()) -> bool:
         """Note where rows begin; True where the file has others than ``write`` leaves."""
@@ -197,9 +202,8 @@ class ScoreFile:
         row = self.row(self.system, key)
         if not row or row.get("stamp") != stamp:
             return list(self.metrics)
-        errors = row.get("errors", {})
-        known = {n for n in self.metrics if isinstance(row.get(n, ""), float | int | None)}
-        return [n for n in self.metrics if n not in known or str(errors.get(n)).startswith(TRANSIENT)]
+        failed = {n for n, why in row.get("errors", {}).items() if str(why).startswith(TRANSIENT)}
+        return [n for n in self.metrics if n in failed or not isinstance(row.get(n, ""), VALUE)]
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows."""
@@ -211,7 +215,7 @@ class ScoreFile:
         found = {name: (np.full(len(keys), np.nan), Counter[str]()) for name in self.metrics}
         for n, row in enumerate(self.row(self.system, key) for key in keys):
             for name, (values, reasons) in found.items():
-                if isinstance(value := row.get(name), float | int):
+                if isinstance(value := row.get(name), VALUE) and value is not None:
                     values[n] = value
                 if name in (errors := row.get("errors", {})):
                     reasons[str(errors[name])] += 1

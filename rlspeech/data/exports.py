@@ -225,10 +225,10 @@ def _kaldi_notes(utts: Sequence[Utterance], done: Written) -> None:
 
 
 def _lhotse(utts: Sequence[Utterance], out: Path) -> Written:
-    done, lines, headers = Written(), [], dict[str, dict[str, Any] | None]()
+    done, lines = Written(), []
     for utt in utts:
         try:
-            lines.append(json.dumps(_cut(utt, headers), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            lines.append(json.dumps(_cut(utt), ensure_ascii=False, allow_nan=False).encode() + b"\n")
         except UnicodeEncodeError:
             done.left_out.append((utt.id, "a name or text that is not UTF-8"))
         except ValueError as error:
@@ -243,9 +243,9 @@ def _lhotse(utts: Sequence[Utterance], out: Path) -> Written:
     return done
 
 
-def _cut(utt: Utterance, headers: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
+def _cut(utt: Utterance) -> dict[str, Any]:
     """One cut. Raises ``ValueError``: a row that cannot be one."""
-    recording = _recording(utt.audio_filepath, headers)
+    recording = _recording(utt.audio_filepath)
     if recording is None:
         raise ValueError("the file cannot be read")
     left = recording["duration"] - utt.offset
@@ -258,7 +258,7 @@ def _cut(utt: Utterance, headers: dict[str, dict[str, Any] | None]) -> dict[str,
     columns |= {k: v for k in ("snr_db", "prompt_text") if (v := getattr(utt, k)) is not None}
     custom: dict[str, Any] = {k: v for k in PATH_KEYS[2:] if (v := getattr(utt, k)) is not None}
     if utt.target_filepath is not None:
-        target = _recording(utt.target_filepath, headers)
+        target = _recording(utt.target_filepath)
         custom |= {"target_filepath": utt.target_filepath} if target is None else {"target_recording": target}
     spoken = {"language": utt.language, "speaker": utt.speaker_id}
     cut: dict[str, Any] = {"id": name, "start": utt.offset, "duration": length, "channel": channel, "supervisions": []}
@@ -272,22 +272,19 @@ def _cut(utt: Utterance, headers: dict[str, dict[str, Any] | None]) -> dict[str,
     return cut | ({"custom": custom} if custom else {}) | {"type": "MultiCut" if len(channels) > 1 else "MonoCut"}
 
 
-def _recording(path: str, headers: dict[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+def _recording(path: str) -> dict[str, Any] | None:
     """A file as lhotse describes it; None where it cannot be read."""
-    if path not in headers:
-        try:
-            info = sound_info(path)
-        except AudioError:
-            headers[path] = None
-            return None
-        channels = list(range(info.channels))
-        name = f"{Path(path).stem}-{zlib.crc32(os.fsencode(path)):08x}"  # stems are often the same in several folders
-        headers[path] = {
-            "id": name,
-            "sources": [{"type": "file", "channels": channels, "source": path}],
-            "channel_ids": channels,
-            "sampling_rate": info.sample_rate,
-            "num_samples": round(info.seconds * info.sample_rate),
-            "duration": info.seconds,
-        }
-    return headers[path]
+    try:
+        info = sound_info(path)
+    except AudioError:
+        return None
+    channels = list(range(info.channels))
+    name = f"{Path(path).stem}-{zlib.crc32(os.fsencode(path)):08x}"  # stems are often the same in several folders
+    return {
+        "id": name,
+        "sources": [{"type": "file", "channels": channels, "source": path}],
+        "channel_ids": channels,
+        "sampling_rate": info.sample_rate,
+        "num_samples": round(info.seconds * info.sample_rate),
+        "duration": info.seconds,
+    }

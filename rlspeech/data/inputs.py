@@ -262,9 +262,11 @@ def _folder(folder: Path, skip: Path | None) -> list[Item]:
 
 def _from_utterance(utt: Utterance) -> Item:
     known = {k: v for k in ("speaker_id", "language", "snr_db") if (v := getattr(utt, k)) is not None}
-    hypothesis = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None)
+    said = [utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)] if utt.extra else []
     audio, video, given = utt.audio_filepath or None, utt.lips_filepath or utt.video_filepath, {**known, **utt.extra}
-    return Item(utt.id, audio, utt.target_filepath, utt.text, utt.offset, utt.duration, given, hypothesis, video)
+    return Item(
+        utt.id, audio, utt.target_filepath, utt.text, utt.offset, utt.duration, given, said[0] if said else None, video
+    )
 
 
 def _match_targets(items: list[Item], folder: Path) -> None:

@@ -47,10 +47,10 @@ def from_row(row: dict[str, Any], base: Path, texts_only: bool = False) -> Utter
         row["id"] = row["key"]
     folder, known, extra = str(base), dict[str, Any](), dict[str, Any]()
     for key, value in row.items():
-        if key not in READERS:
+        if (read := READERS.get(key)) is None:
             extra[key] = value
         elif value is not None:
-            known[key] = READERS[key](key, value, folder)
+            known[key] = read(key, value, folder)
     if texts_only:
         known = {"duration": 0.0, "sample_rate": 1} | ({"audio_filepath": ""} if "id" in known else {}) | known
     if "audio_filepath" not in known:
