@@ -101,10 +101,14 @@ class RewardSpec(Strict):
 
     name: str = Field(description="a name from `rlspeech doctor`, or package.module:function")
     weight: float = 1.0
-    scale: Literal["batch", "group", "none"] = conf("batch", "batch: over its deviation (FlowSE-GRPO); group: z-score")
+    scale: Literal["batch", "group", "none"] = conf(
+        "batch", "batch: divided by its deviation (FlowSE-GRPO); group: z-score"
+    )
     bounds: tuple[float | None, float | None] = conf((None, None), "clamp the raw score to these before scaling")
     missing: Literal["auto", "unscorable", "skip"] = conf("auto", "skip: a null adds nothing; auto: as the reward says")
-    mode: Literal["add", "override"] = conf("add", "override: below 0 it is the whole reward; needs scale none")
+    mode: Literal["add", "override"] = conf(
+        "add", "override: where below 0, it is the whole reward of its row; needs scale none"
+    )
 
 
 class GuardSpec(Strict):

@@ -69,7 +69,7 @@ def pretrain(
     stage("config:Pretrain", "stages.pretrain:run", locals())
 
 
-@command(app, "rlspeech rl --task flowse --model runs/base --reward estoi=1 --guard pesq_wb=0.05 --out runs/rl", *STAGE)
+@command(app, "rlspeech rl --algo grpo --task flowse --model runs/base --reward estoi=1 --out runs/rl", *STAGE)
 def rl(
     algo: Annotated[str | None, _choice("algo", "ALGO")] = None,
     task: Task = None,
