@@ -23,10 +23,11 @@ sys.dont_write_bytecode = False
 
 # building the commands anew takes longer than most tests that call one
 typer.testing._get_command = cache(typer.testing._get_command)
-# a shell's background job; the processes that tests start would inherit it
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+# a shell's background job and nohup; the processes that tests start would inherit it
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
