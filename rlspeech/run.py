@@ -172,10 +172,8 @@ class Run(AbstractContextManager["Run"]):
         _held[name] = self
 
     def _compare(self, resolved: Path, neutral: frozenset[str], growing: frozenset[str]) -> None:
-        env_path = self.path / "env.json"
         try:
-            before = parse_json(resolved.read_bytes())
-            env = parse_json(env_path.read_bytes()) if env_path.exists() else {}
+            before, env = parse_json(resolved.read_bytes()), read_object(self.path / "env.json")
         except ValueError as error:
             try_this = f"--out NEW, or delete it: rm -r {self.path}"
             raise UserError(f"{resolved} cannot be read", str(error), try_this) from None

@@ -105,6 +105,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another stage"):
         Run.create(tmp_path, "eval", Config())
     Run.create(tmp_path, "rl", Config(seed=3), neutral=["seed"]).close()
+    (tmp_path / "env.json").write_text("null")
     with Run.create(tmp_path, "rl", Config(seed=3)) as run:  # none of the refusals has kept the lock
         assert run.resumed
 

@@ -21,7 +21,7 @@ from rlspeech.config import PPO, RL
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.files import parse_json
+from rlspeech.files import read_object
 from rlspeech.models.adapters import Adapted
 from rlspeech.types import LogProb, Rollout, Sample, UserError, Utterance
 
@@ -83,8 +83,10 @@ def rows_of(data: str | None) -> list[Utterance]:
     found = find_manifest(data)
     if found.suffix != ".json":
         return read_manifest(found)
-    clean = parse_json(found.read_bytes())["clean"]
-    return [u for path in ([clean] if isinstance(clean, str) else clean) for u in read_manifest(found.parent / path)]
+    clean = read_object(found).get("clean")
+    return [
+        u for path in (clean if isinstance(clean, list) else [clean]) for u in read_manifest(found.parent / f"{path}")
+    ]
 
 
 def texts_of(rows: Sequence[Utterance], normalise: Callable[[str], str], who: str) -> list[str]:
