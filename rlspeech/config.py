@@ -85,6 +85,8 @@ class Pretrain(Strict):
     grad_clip: Positive = conf(1.0, "largest norm of the gradient")
     ema: float = conf(0.999, "decay of the averaged weights, which are what is saved; 0: no average", ge=0, lt=1)
     magnitude_weight: NonNegative = conf(0.5, "weight of an added magnitude error (clean prediction); 0: none")
+    flow_weight: NonNegative = conf(1.0, "flowse: weight of the flow's loss beside its predictor's; 0: predictor alone")
+    predictor_weight: NonNegative = conf(1.0, "flowse: weight of the predictor's loss; 0 keeps it as it is")
     valid_every: Whole = conf(500, "validate every so many steps")
     save_every: Count = conf(500, "save a checkpoint every so many steps")
     valid_items: Whole = conf(16, "number of clips in a validation")

@@ -76,6 +76,14 @@ class Mixing(Strict):
     clip_s: NonNegative = conf(2.0, "length of a mixture; 0 keeps whole utterances, batched by similar length")
     talker: Share = conf(0.0, "share of mixtures with a competing talker, with the noise or in its place")
     talker_snr_db: tuple[Decibels, Decibels] = conf((-5.0, 5.0), "range of ratios between target and competing talker")
+    clean: Share = conf(0.0, "share of mixtures without noise: an enhancer must leave clean speech as it is")
+    coloured: Share = conf(0.0, "share of noises that are synthetic: white to brown, swelling")
+    babble: Share = conf(0.0, "share of noises that are three to seven voices of the clean speech at once")
+    second: Share = conf(0.0, "share of noises with another one beside")
+    speed: tuple[Speed, Speed] = conf((1.0, 1.0), "range of playing speeds of speech without video, and of noise")
+    eq_db: NonNegative = conf(
+        0.0, "deviation of a random smooth filter over half of the speech and the noises; 0: none"
+    )
 
 
 class Augment(Strict):
@@ -120,8 +128,15 @@ class FlowModel(Strict):
     conv_pos_groups: Size = 16
     head: Literal["linear", "mask"] = conf("mask", "linear: a spectrum; mask: masks on input and state, and residual")
     prediction: Literal["velocity", "clean"] = conf("clean", "clean suits small models, which pass no white noise")
-    prior: Literal["standard", "noisy"] = conf("standard", "N(0, I) as in FlowSE-GRPO, or N(y, sigma^2) (STFT FlowSE)")
-    prior_sigma: Positive = conf(0.487, "sigma of the noisy prior")
+    predictor: Annotated[int, Field(ge=0, le=65_536)] = conf(
+        0, "channels of a recurrent predictor in front, whose output conditions the flow; 0: none"
+    )
+    predictor_bands: Size = conf(24, "bands of the predictor, of equal width in mel")
+    predictor_blocks: Layers = conf(2, "pairs of a layer along time and one across bands in the predictor")
+    prior: Literal["standard", "noisy", "predicted"] = conf(
+        "standard", "N(0, I) as in FlowSE-GRPO, N(y, sigma^2) (STFT FlowSE), or the predictor's output in place of y"
+    )
+    prior_sigma: Positive = conf(0.487, "sigma of the noisy and the predicted prior")
     time_power: Positive = conf(1.0, "pretraining draws t = u**time_power; above 1: more early times")
     condition_drop: Share = conf(0.1, "chance of dropping the condition in pretraining, for classifier-free guidance")
     level_dbfs: Decibels = conf(-25.0, "inputs are scaled to this RMS before the network, and back after it")

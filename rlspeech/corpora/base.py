@@ -333,7 +333,7 @@ def _measure_all(
 ) -> dict[str, FileFacts]:
     utts = [row.utt for row in candidates if not row.problem]
     paths = dict.fromkeys(p for utt in utts for p in (utt.audio_filepath, utt.target_filepath) if p)
-    floor = f"|{limits.bandwidth_floor_db:g}"
+    floor = f"|{limits.bandwidth_floor_db:g}" + "|pauses" * bool(limits.pause_db)  # older journals do not know them
     keys = {path: (stamp := file_stamp(path)) and stamp + floor for path in paths}
     facts: dict[str, FileFacts] = {}
     with JsonlWriter(journal, "key") as writer:

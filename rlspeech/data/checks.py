@@ -47,6 +47,11 @@ class Limits(Strict):
         ge=0,
         le=1,
     )
+    pause_db: float = conf(
+        0.0,
+        "clean speech whose pauses lie less than this below its loud parts is dropped: a noisy target; 0: none",
+        ge=0,
+    )
     bandwidth_floor_db: Decibels = conf(
         -75.0, "a frequency is filled when its power lies above this, relative to the strongest"
     )
@@ -65,6 +70,7 @@ class FileFacts:
     peak: float = 0.0
     clipped: float = 0.0
     bandwidth_hz: float = 0.0
+    pause_db: float = 0.0
     digest: str = ""
 
 
@@ -109,7 +115,7 @@ def _measure_samples(facts: FileFacts, blocks: Iterator[np.ndarray], floor_db: f
     digest.update(struct.pack("<II", facts.sample_rate, facts.channels))
     rate, frames, clipped = facts.sample_rate, 0, 0
     width = max(16, int(SPECTRUM_S * rate))
-    spectrum, windows = np.zeros(width // 2 + 1), 0
+    spectrum, windows, levels = np.zeros(width // 2 + 1), 0, [np.zeros(0, np.float32)]
     for block in blocks:
         digest.update(np.ascontiguousarray(block).tobytes())
         mono = block.mean(axis=1)
@@ -123,12 +129,21 @@ def _measure_samples(facts: FileFacts, blocks: Iterator[np.ndarray], floor_db: f
         facts.active_dbfs = max(facts.active_dbfs, loudest_dbfs(mono, rate))
         power, count = _spectrum(mono, width)
         spectrum, windows = spectrum + power, windows + count
+        levels.append(_frame_dbfs(mono, rate))
     if frames == 0:
         facts.error = "no samples"
         return
     facts.clipped = clipped / (frames * max(1, facts.channels))
     facts.bandwidth_hz = _bandwidth(spectrum / max(1, windows), rate, floor_db)
+    facts.pause_db = float(np.subtract(*np.percentile(np.concatenate(levels), (90, 5))))
     facts.digest = digest.hexdigest()
+
+
+def _frame_dbfs(mono: np.ndarray, rate: int) -> np.ndarray:
+    """Levels of frames of 20 ms, about each frame's mean; what is shorter than one is one."""
+    length = max(1, min(len(mono), rate // 50))
+    power = mono[: len(mono) // length * length].reshape(-1, length).var(axis=1)
+    return 10 * np.log10(np.maximum(power, 1e-12)).astype(np.float32)
 
 
 def _clipped(block: np.ndarray) -> np.ndarray:
@@ -213,6 +228,8 @@ def judge(facts: FileFacts, limits: Limits, *, kind: str = "speech", utt: Uttera
     share = limits.clipped_speech if kind == "speech" else limits.clipped_other
     if facts.clipped > share:
         return Verdict("clipped", f"{100 * facts.clipped:.2f} % of the samples, above {100 * share:g} %")
+    if kind == "speech" and facts.pause_db < limits.pause_db:
+        return Verdict("noisy", f"its pauses lie {facts.pause_db:.0f} dB below its loud parts, not {limits.pause_db:g}")
     if kind == "speech" and facts.bandwidth_hz < limits.bandwidth * facts.sample_rate / 2:
         why = f"nothing above {facts.bandwidth_hz:.0f} Hz in a {facts.sample_rate} Hz file"
         return Verdict("bandwidth below the rate", why)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator
 
 from rlspeech.data.audio import SILENT_DBFS, AudioError, rms_dbfs, to_level
-from rlspeech.data.mixing import crop, reverberate
+from rlspeech.data.mixing import coloured, crop, reverberate
 
 TRAITS = ("noise", "talker", "reverb", "distortion", "muffling", "dropouts", "artefacts")
 RUNGS = 7
@@ -84,14 +84,6 @@ class Rung(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------- single ways
-
-
-def coloured(length: int, slope: float, rng: Generator) -> np.ndarray:
-    """Noise (length,) whose amplitude falls with frequency**slope: 0 white, 0.5 pink, 1 brown; RMS 0.1."""
-    spectrum = np.fft.rfft(rng.standard_normal(length))
-    spectrum[1:] /= np.arange(1, len(spectrum)) ** slope
-    spectrum[0] = 0
-    return to_level(np.fft.irfft(spectrum, length).astype(np.float32), -20.0)
 
 
 def add_noise(wav: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.ndarray, Facts]:

@@ -23,6 +23,7 @@ from rlspeech.types import UserError, Utterance
 
 # decoded audio of a small corpus stays in memory: decoding costs more than mixing
 _cached = lru_cache(maxsize=4096)(load_audio)
+CLEAN_DB = 60.0  # ratio of mixtures without noise: what is left of it is inaudible
 ATTEMPTS = 8  # draws before an utterance whose crops are all silent is given up
 
 
@@ -166,16 +167,17 @@ class MixtureSet:
         return _cached(utt.audio_filepath, self.sample_rate, utt.offset, utt.duration)
 
     def _draw(self, utt: Utterance, rng: np.random.Generator, clip_s: float) -> Mixture:
-        clean = self._read(utt)
-        start = 0
+        how, clean, start = self.mixing, self._read(utt), 0
+        clean = clean if utt.lips_filepath else played(clean, how.speed, rng)
         if clip_s > 0:
             clean, start = cut(clean, int(clip_s * self.sample_rate), rng)
-        noise_utt = self.noise[int(rng.integers(len(self.noise)))]
-        noise = crop(self._read(noise_utt), len(clean), rng, loop=True)
+        clean = filtered(clean, how.eq_db, rng) if how.eq_db and rng.random() < 0.5 else clean
+        noise, noise_id = self._noise(len(clean), rng)
         reverberant = bool(self.rirs) and rng.random() < self.mixing.reverb
         rir = self.rirs[int(rng.integers(len(self.rirs)))] if reverberant else None
         room = self._read(rir) if rir else None
         snr = float(rng.uniform(*self.mixing.snr_db))
+        snr = CLEAN_DB if how.clean and rng.random() < how.clean else snr
         level = float(rng.uniform(*self.mixing.level_dbfs))
         talker, against, other = self._talker(utt, len(clean), rng)
         if talker is not None:
@@ -183,7 +185,27 @@ class MixtureSet:
             snr = -10.0 * float(np.log10(10.0 ** (-snr / 10.0) + 10.0 ** (-against / 10.0)))
         noisy, target = mix(clean, noise, room, snr, level, self.mixing.early_ms, self.sample_rate)
         where = start / self.sample_rate
-        return Mixture(noisy, target, snr, noise_utt.id, rir.id if rir else None, where, other)
+        return Mixture(noisy, target, snr, noise_id, rir.id if rir else None, where, other)
+
+    def _noise(self, length: int, rng: np.random.Generator, beside: bool = True) -> tuple[np.ndarray, str]:
+        """(length,) of noise and its name: of a recording, synthetic or of voices, perhaps two of them, through a filter."""
+        how, made = self.mixing, np.zeros(length, np.float32)
+        kind = rng.random() if how.coloured or how.babble else 1.0  # no draw where it is off, here and below
+        if kind < how.coloured:
+            name, swell = "coloured", np.interp(np.arange(length), np.linspace(0, length, 12), rng.normal(0, 6, 12))
+            made = coloured(length, float(rng.uniform(0, 1)), rng) * 10 ** (swell / 20).astype(np.float32)
+        elif kind < how.coloured + how.babble:
+            name = "babble"
+            for _ in range(int(rng.integers(3, 8))):
+                voice = crop(self._read(self.clean[int(rng.integers(len(self.clean)))]), length, rng, loop=True)
+                made = made + to_level(voice, -25.0) if rms_dbfs(voice) > SILENT_DBFS else made
+        else:
+            utt = self.noise[int(rng.integers(len(self.noise)))]
+            name, made = utt.id, crop(played(self._read(utt), how.speed, rng), length, rng, loop=True)
+        if beside and how.second and rng.random() < how.second:
+            other = self._noise(length, rng, beside=False)[0]
+            made = made + to_level(other, rms_dbfs(made) + float(rng.uniform(-12, 3)))
+        return filtered(made, how.eq_db, rng) if beside and how.eq_db else made, name
 
     def _talker(
         self, utt: Utterance, length: int, rng: np.random.Generator
@@ -200,6 +222,30 @@ class MixtureSet:
                 if rms_dbfs(wav) > SILENT_DBFS:
                     return wav, against, other.id
         return None, 0.0, None
+
+
+def coloured(length: int, slope: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise (length,) whose amplitude falls with frequency**slope: 0 white, 0.5 pink, 1 brown; RMS 0.1."""
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** slope
+    spectrum[0] = 0
+    return to_level(np.fft.irfft(spectrum, length).astype(np.float32), -20.0)
+
+
+def played(wav: np.ndarray, speeds: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """(T,) played at a speed from a range, pitch with it, by linear interpolation; no draw where the range is 1 to 1."""
+    if tuple(speeds) == (1.0, 1.0):
+        return wav
+    places = np.arange(0, max(1, len(wav) - 1), float(rng.uniform(*speeds)))
+    return np.interp(places, np.arange(len(wav)), wav).astype(np.float32)
+
+
+def filtered(wav: np.ndarray, deviation_db: float, rng: np.random.Generator) -> np.ndarray:
+    """(T,) through a random smooth filter: gains of a deviation in dB at six random frequencies, lines between them."""
+    spectrum = np.fft.rfft(wav)
+    places = np.sort(np.concatenate([[0.0], rng.random(4), [1.0]]))
+    gain_db = np.interp(np.linspace(0, 1, len(spectrum)), places, rng.normal(0, deviation_db, 6))
+    return np.fft.irfft(spectrum * 10 ** (gain_db / 20), len(wav)).astype(np.float32)
 
 
 def joined(clean: np.ndarray, noise: np.ndarray, snr_db: float, talker: np.ndarray, talker_snr_db: float) -> np.ndarray:

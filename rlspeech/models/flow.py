@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.config_parts import FlowModel
+from rlspeech.models.predictor import Predictor
 from rlspeech.models.spectra import MelFrontEnd, StftFrontEnd
 from rlspeech.types import UserError
 
@@ -115,6 +116,8 @@ class Block(nn.Module):
 
 # the velocity of a clean prediction is divided by 1-t; sampling never asks beyond, Euler's last step is exact
 T_MAX = 0.98
+# of the predictor's loss: share of the ratio in dB, where it stops to count, and the energy below which a clip is silent
+SDR_WEIGHT, SDR_CAP_DB, SILENT = 1e-3, 30.0, 1e-4
 
 
 def euler(x: Tensor, x1: Tensor, t: float, dt: float) -> Tensor:
@@ -146,11 +149,19 @@ class FlowEnhancer(nn.Module):
         if cfg.head == "mask" and (cfg.front_end != "stft" or cfg.prediction != "clean"):
             why = f"front_end={cfg.front_end}, prediction={cfg.prediction}"
             raise UserError("head 'mask' needs the stft front end and clean prediction", why, "--set model.head=linear")
+        if (cfg.predictor and cfg.front_end != "stft") or (cfg.prior == "predicted" and not cfg.predictor):
+            why = f"front_end={cfg.front_end}, predictor={cfg.predictor}, prior={cfg.prior}"
+            raise UserError(
+                "the predictor is a mask on an STFT", why, "--set model.front_end=stft --set model.predictor=48"
+            )
         self.cfg, self.sample_rate = cfg, cfg.sample_rate
         self.front = StftFrontEnd(cfg) if cfg.front_end == "stft" else MelFrontEnd(cfg)
         width = self.front.width
+        self.predictor: Predictor | None = None
+        if cfg.predictor:
+            self.predictor = Predictor(width // 2, cfg.predictor, cfg.predictor_bands, cfg.predictor_blocks)
         self.time = TimeEmbedding(cfg.dim)
-        self.inp = nn.Linear(width * (3 if cfg.head == "mask" else 2), cfg.dim)
+        self.inp = nn.Linear(width * (3 if cfg.head == "mask" else 2) + width * bool(cfg.predictor), cfg.dim)
         self.position = ConvPosition(cfg.dim, cfg.conv_pos_kernel, cfg.conv_pos_groups)
         self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads, cfg.ff_mult) for _ in range(cfg.depth))
         self.final_modulation = nn.Linear(cfg.dim, 2 * cfg.dim)
@@ -169,18 +180,20 @@ class FlowEnhancer(nn.Module):
 
         Args:
             x: (N, L, D) state at time t.
-            y: (N, L, D) noisy condition.
+            y: (N, L, D), or (N, L, 2D) with a predictor: what ``condition`` makes of the noisy input.
             t: (N,) in [0, 1].
             mask: (N, L) bool, False on padding.
             drop: (N,) bool, rows whose condition is hidden (classifier-free guidance).
         """
         condition = y if drop is None else y * (~drop)[:, None, None]
+        noisy, condition = condition[..., : x.shape[2]], condition[..., -x.shape[2] :]
         length = x.shape[1]
         real = x.new_ones(1, length, 1) if mask is None else mask[..., None].to(x.dtype)
         keep = None if mask is None else mask[:, None, None, :]
         rope = rotary(length, self.cfg.dim // self.cfg.heads, x.device)
         time = self.time(t)
         parts = [x, condition] if self.cfg.head == "linear" else [x, condition, magnitude(x), magnitude(condition)]
+        parts += [noisy] if self.predictor else []
         h = self.inp(torch.cat(parts, dim=-1))
         h = h + self.position(h, real)
         for block in self.blocks:
@@ -193,19 +206,37 @@ class FlowEnhancer(nn.Module):
 
     # -- the flow ----------------------------------------------------------------------------------------------------
 
+    def unfreeze(self) -> None:
+        """Train the flow; a predictor in front stays as it is, as a function of the input that rollouts have in common."""
+        self.requires_grad_(True)
+        if self.predictor is not None:
+            self.predictor.requires_grad_(False)
+
+    def condition(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the flow is given of a noisy spectrum (N, L, D): itself, with a predictor's output behind it (N, L, 2D)."""
+        return y if self.predictor is None else torch.cat([y, self.predictor(y, mask)], dim=-1)
+
+    def noisy(self, y: Tensor) -> Tensor:
+        """The noisy spectrum (N, L, D) of a condition."""
+        return y[..., : self.front.width]
+
     def prior(self, y: Tensor, z: Tensor) -> Tensor:
-        """x_0 from standard normal ``z``: z, or y + sigma z."""
-        return z if self.cfg.prior == "standard" else y + self.cfg.prior_sigma * z
+        """x_0 from standard normal ``z`` (N, L, D) and the condition: mean + deviation z."""
+        mean, deviation = self.prior_moments(y)
+        return z if self.cfg.prior == "standard" else mean + deviation * z
 
     def prior_moments(self, y: Tensor) -> tuple[Tensor | float, float]:
-        """Mean and standard deviation of x_0, as the samplers need them."""
-        return (0.0, 1.0) if self.cfg.prior == "standard" else (y, self.cfg.prior_sigma)
+        """Mean and standard deviation of x_0 for a condition, as the samplers need them."""
+        if self.cfg.prior == "standard":
+            return 0.0, 1.0
+        return self.noisy(y) if self.cfg.prior == "noisy" else y[..., self.front.width :], self.cfg.prior_sigma
 
     def loss(self, x1: Tensor, y: Tensor, mask: Tensor | None, magnitude_weight: float) -> dict[str, Tensor]:
         """Flow-matching loss at uniform random times, in named parts (``loss`` is their sum).
 
         Args:
-            x1, y: (N, L, D) clean and noisy spectra.
+            x1: (N, L, D) clean spectra.
+            y: the ``condition`` of the noisy ones.
             mask: (N, L) bool or None.
             magnitude_weight: of the squared error of the compressed magnitudes; only with the stft front end.
         """
@@ -235,11 +266,30 @@ class FlowEnhancer(nn.Module):
         return pred if self.cfg.prediction == "clean" else x + (1.0 - t) * pred
 
     def ode(self, y: Tensor, z: Tensor, nfe: int, mask: Tensor | None = None, guidance: float = 0.0) -> Tensor:
-        """Integrate from the prior to t = 1 in ``nfe`` Euler steps. Args: y, z (N, L, D). Returns (N, L, D)."""
+        """Integrate from the prior to t = 1 in ``nfe`` Euler steps. Args: y a condition, z (N, L, D). Returns (N, L, D)."""
         x, dt = self.prior(y, z), 1.0 / nfe
         for i in range(nfe):
             x = euler(x, self.clean(x, y, i * dt, mask, guidance), i * dt, dt)
         return x
+
+    def predictor_loss(self, predicted: Tensor, x1: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Errors of a predicted spectrum (N, L, D): of compressed magnitudes and complex values, and of the waveform as -SI-SDR.
+
+        Args:
+            predicted, x1: (N, L, D) predicted and clean spectra.
+            target: (N, T) the clean waveforms.
+            mask: (N, L) bool or None.
+        """
+        real = x1.new_ones(x1.shape[:2]) if mask is None else mask.to(x1.dtype)
+        count = real.sum() * x1.shape[2] * self.cfg.scale**2
+        size = (magnitude(predicted) - magnitude(x1)).square().sum(-1)
+        both = (predicted - x1).square().sum(-1)
+        made = self.front.decode(predicted, target.shape[1])
+        onto = target * (made * target).sum(1, keepdim=True) / (target.square().sum(1, keepdim=True) + SILENT)
+        left = (made - onto).square().sum(1) + SILENT
+        sdr_db = (10 * torch.log10((onto.square().sum(1) + SILENT) / left)).clamp(max=SDR_CAP_DB)
+        spectral = ((1.4 * size + 0.3 * both) * real).sum() / count
+        return {"predictor": spectral, "si_sdr": -SDR_WEIGHT * sdr_db.mean()}
 
 
 def _masked(out: Tensor, y: Tensor, x: Tensor) -> Tensor:

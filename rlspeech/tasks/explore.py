@@ -59,7 +59,7 @@ class Site:
     """Where a stochastic step starts from; n unique states (a group may share one).
 
     Args:
-        x, y, x1: (n, L, D) state, condition, predicted clean spectrum of the policy that acted.
+        x, x1: (n, L, D) state and predicted clean spectrum of the policy that acted; y: its condition.
         t, dt: time and length of the step.
         mask: (n, L) bool or None.
     """
@@ -217,7 +217,7 @@ class GainNoise:
     def _fields(self, site: Site) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Old log-magnitudes, weights, cell weights, and phi per kind of field."""
         m = magnitude(site.x1)
-        return m, *self.fields.at(m, magnitude(site.y.float()), site.mask)
+        return m, *self.fields.at(m, magnitude(self.model.noisy(site.y).float()), site.mask)
 
     def active(self, site: Site) -> Tensor:
         return self.fields.active(self._fields(site)[2])

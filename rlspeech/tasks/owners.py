@@ -46,7 +46,7 @@ TASKED: dict[str, frozenset[str]] = {
     | {f"diffro.{name}" for name in RELAXED},
     "Pretrain": frozenset(
         "model avse listener asr codec tts token_reward augment ctc_weight content_weight content_ear video "
-        "magnitude_weight".split()
+        "magnitude_weight flow_weight predictor_weight".split()
     ),
     "Evaluate": DRAWN
     | set(

@@ -47,11 +47,22 @@ def collate(
     return levelled(clips, model.cfg.level_dbfs, None, device, with_target)
 
 
-def flow_loss(model: FlowEnhancer, batch: Levelled, magnitude_weight: float) -> dict[str, Tensor]:
-    """The flow-matching loss in named parts; ``loss`` is the one to minimise."""
+def flow_loss(model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[str, Tensor]:
+    """The losses of flow matching and of a predictor in front, in named parts; ``loss`` is the one to minimise.
+
+    The flow learns with the predictor's output as it is: its gradient ends there.
+    """
     assert batch.target is not None
-    x1, y = encode(model, batch.target, batch.samples), encode(model, batch.noisy, batch.samples)
-    return model.loss(x1, y, spectral_mask(model, batch), magnitude_weight)
+    x1, parts = encode(model, batch.target, batch.samples), {}
+    with torch.set_grad_enabled(config.predictor_weight > 0 and torch.is_grad_enabled()):
+        y, mask = condition(model, batch)
+    if model.predictor is not None and config.predictor_weight:
+        found = model.predictor_loss(y[..., model.front.width :], x1, batch.target, mask)
+        parts |= {k: config.predictor_weight * v for k, v in found.items()}
+    if config.flow_weight or not parts:
+        flow = model.loss(x1, y.detach(), mask, config.magnitude_weight)
+        parts |= {k: (config.flow_weight or 1.0) * v for k, v in flow.items() if k != "loss"}
+    return {**parts, "loss": torch.stack([*parts.values()]).sum()}
 
 
 def latent(keys: Sequence[str], seed: int, shape: tuple[int, int]) -> Tensor:
@@ -82,9 +93,9 @@ class Enhancer:
         device = next(model.parameters()).device
         clips = [Clip(k, w, w, self.sample_rate) for k, w in zip(names, wavs, strict=True)]
         batch = collate(clips, model, device, with_target=False)
-        y = encode(model, batch.noisy, batch.samples)
-        z = latent(names, self.seed, (y.shape[1], y.shape[2])).to(device)
-        x = model.ode(y, z, self.nfe, spectral_mask(model, batch), self.guidance)
+        y, mask = condition(model, batch)
+        z = latent(names, self.seed, (y.shape[1], model.front.width)).to(device)
+        x = model.ode(y, z, self.nfe, mask, self.guidance)
         out = decode(model, x, batch.samples) / batch.gain[:, None]
         return [o[:n].numpy() for o, n in zip(out.float().cpu(), batch.samples.tolist(), strict=True)]
 
@@ -105,6 +116,12 @@ def decode(model: FlowEnhancer, x: Tensor, samples: Tensor) -> Tensor:
         return model.front.decode(x, counts[0])
     rows = [model.front.decode(row[None, : model.front.frames(n)], n)[0] for row, n in zip(x, counts, strict=True)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def condition(model: FlowEnhancer, batch: Levelled) -> tuple[Tensor, Tensor | None]:
+    """What the flow is given of a batch (B, L, D or 2D), and the mask of its real frames."""
+    mask = spectral_mask(model, batch)
+    return model.condition(encode(model, batch.noisy, batch.samples), mask), mask
 
 
 def spectral_mask(model: FlowEnhancer, batch: Levelled) -> Tensor | None:
@@ -181,7 +198,7 @@ class FlowPolicy(GaussianPolicy):
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
         """The loss of flow matching, as in pretraining with its default weights; there is none of sampled outputs."""
         data = collate(prompts, self.model, self.device)
-        return flow_loss(self.model, data, Pretrain().magnitude_weight)["loss"]
+        return flow_loss(self.model, data, Pretrain(predictor_weight=0))["loss"]
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -198,7 +215,7 @@ class FlowPolicy(GaussianPolicy):
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
         model, device = self.model, self.device
         data = collate(batch, model, device)
-        y, mask = encode(model, data.noisy, data.samples), spectral_mask(model, data)
+        y, mask = condition(model, data)
         nfe, window = self.schedule(np.random.default_rng([self.seed, seed]))
         dt = 1.0 / nfe
         shared, n = self.explore.shared_latent, len(batch) * group
@@ -207,7 +224,7 @@ class FlowPolicy(GaussianPolicy):
         names = [c.draw for c in batch] if shared else [f"{c.draw}#{g}" for c in batch for g in range(group)]
         y = y[states]
         mask = None if mask is None else mask[states]
-        x = model.prior(y, latent(names, self.seed + seed, (y.shape[1], y.shape[2])).to(device))
+        x = model.prior(y, latent(names, self.seed + seed, (y.shape[1], model.front.width)).to(device))
         owners = [batch[p] for p in prompts.tolist()]
         steps = Trail(data.samples[prompts], data.gain[prompts])
         for i in range(nfe):

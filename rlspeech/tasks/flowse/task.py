@@ -19,7 +19,7 @@ class FlowSE(EnhancementTask):
     name = "flowse"
     settings = EnhancementTask.settings | {
         *("diffro.last_steps", "explore.window", "explore.start", "explore.nfe", "explore.shared_latent"),
-        *("valid_draws", "model", "magnitude_weight", "nfe", "guidance"),
+        *("valid_draws", "model", "magnitude_weight", "flow_weight", "predictor_weight", "nfe", "guidance"),
     }
     next_command = "rlspeech rl --task flowse --algo grpo --model {run}"
     default_rewards = tuple(RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd"))
@@ -31,7 +31,7 @@ class FlowSE(EnhancementTask):
     collate = staticmethod(collate)
 
     def pretrain_loss(self, model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[str, Tensor]:
-        return flow_loss(model, batch, config.magnitude_weight)
+        return flow_loss(model, batch, config)
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
         explore = explore or config.explore
