@@ -85,6 +85,17 @@ def test_silence(tmp_path: Path) -> None:
     assert reason(write(tmp_path / "word.flac", word)) is None, "one word in a minute of silence is not silence"
 
 
+@pytest.mark.parametrize(("floor_db", "kept"), [(60, True), (20, False)])
+def test_speech_with_noisy_pauses_is_left_out_on_request(tmp_path: Path, floor_db: float, kept: bool) -> None:
+    wav, rng = speech(), np.random.default_rng(0)
+    wav[: RATE // 4] = 0.0
+    noise = rng.standard_normal(len(wav)).astype(np.float32) * wav.std() * 10 ** (-floor_db / 20)
+    path = write(tmp_path / "a.wav", wav + noise, subtype="FLOAT")
+    assert measure(path).pause_db == pytest.approx(floor_db, abs=6)
+    assert reason(path) is None and reason(path, "noise", pause_db=36) is None
+    assert reason(path, pause_db=36) == (None if kept else "noisy")
+
+
 def test_clipping_at_full_scale_and_below(tmp_path: Path) -> None:
     loud = np.clip(speech() * 8, -1, 1)
     assert reason(write(tmp_path / "a.wav", loud)) == "clipped"

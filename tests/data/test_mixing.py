@@ -224,3 +224,18 @@ def test_without_talkers_a_mixture_draws_what_it_always_drew(tmp_path: Path, mon
         sound = load_audio(tmp_path / "noise.flac")[place : place + RATE // 2]
         np.testing.assert_array_equal(mixture.noisy, mix(speech, sound, None, snr, level)[0])
         np.testing.assert_equal(kept[-1].bit_generator.state, rng.bit_generator.state)
+
+
+def test_what_a_mixture_may_also_be(tmp_path: Path) -> None:
+    made = _voices(tmp_path, ("a", "b"), snr_db=(0.0, 0.0), clean=0.5)
+    ratios = [_ratio_db(m.noisy, m.target) for m in (made.get(epoch, 0) for epoch in range(40))]
+    assert {round(r) for r in ratios} == {0, 60} and 8 < sum(r > 30 for r in ratios) < 32
+    kinds = [_voices(tmp_path, ("a", "b"), coloured=0.4, babble=0.3).get(e, 0).noise_id for e in range(60)]
+    assert 12 < kinds.count("coloured") < 36 and 6 < kinds.count("babble") < 30 and "n" in kinds
+    for how in ({"speed": (0.8, 0.8)}, {"eq_db": 6.0}, {"second": 1.0}):
+        plain, other = (_voices(tmp_path, ("a", "b"), snr_db=(5.0, 5.0), **h) for h in ({}, how))
+        pairs = [(plain.get(e, 0), other.get(e, 0)) for e in range(4)]
+        assert all(_ratio_db(m.noisy, m.target) == pytest.approx(5.0, abs=0.1) for _, m in pairs)
+        assert any(np.abs(a.noisy - b.noisy).max() > 0.01 for a, b in pairs)
+    slow = _voices(tmp_path, ("a",), speed=(0.8, 0.8)).get(0, 0).target
+    assert np.abs(np.fft.rfft(slow * np.hanning(len(slow)))).argmax() == round(300 * 0.8 / 2)

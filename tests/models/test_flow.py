@@ -142,7 +142,7 @@ def test_the_noisy_prior_starts_at_the_input() -> None:
     y, z = torch.randn(1, 5, 66), torch.randn(1, 5, 66)
     torch.testing.assert_close(model.prior(y, z), y + 0.3 * z)
     mean, std = model.prior_moments(y)
-    assert mean is y and std == 0.3
+    assert torch.equal(mean, y) and std == 0.3
     assert tiny().prior_moments(y) == (0.0, 1.0) and tiny().prior(y, z) is z
 
 
