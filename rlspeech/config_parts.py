@@ -129,10 +129,9 @@ class FlowModel(Strict):
     head: Literal["linear", "mask"] = conf("mask", "linear: a spectrum; mask: masks on input and state, and residual")
     prediction: Literal["velocity", "clean"] = conf("clean", "clean suits small models, which pass no white noise")
     predictor: Annotated[int, Field(ge=0, le=65_536)] = conf(
-        0, "channels of a recurrent predictor in front, whose output conditions the flow; 0: none"
+        0, "width of a recurrent predictor in front, whose output conditions the flow; 0: none"
     )
-    predictor_bands: Size = conf(24, "bands of the predictor, of equal width in mel")
-    predictor_blocks: Layers = conf(2, "pairs of a layer along time and one across bands in the predictor")
+    predictor_layers: Layers = 2
     prior: Literal["standard", "noisy", "predicted"] = conf(
         "standard", "N(0, I) as in FlowSE-GRPO, N(y, sigma^2) (STFT FlowSE), or the predictor's output in place of y"
     )

@@ -152,14 +152,14 @@ class FlowEnhancer(nn.Module):
         if (cfg.predictor and cfg.front_end != "stft") or (cfg.prior == "predicted" and not cfg.predictor):
             why = f"front_end={cfg.front_end}, predictor={cfg.predictor}, prior={cfg.prior}"
             raise UserError(
-                "the predictor is a mask on an STFT", why, "--set model.front_end=stft --set model.predictor=48"
+                "the predictor is a mask on an STFT", why, "--set model.front_end=stft --set model.predictor=256"
             )
         self.cfg, self.sample_rate = cfg, cfg.sample_rate
         self.front = StftFrontEnd(cfg) if cfg.front_end == "stft" else MelFrontEnd(cfg)
         width = self.front.width
         self.predictor: Predictor | None = None
         if cfg.predictor:
-            self.predictor = Predictor(width // 2, cfg.predictor, cfg.predictor_bands, cfg.predictor_blocks)
+            self.predictor = Predictor(width // 2, cfg.predictor, cfg.predictor_layers)
         self.time = TimeEmbedding(cfg.dim)
         self.inp = nn.Linear(width * (3 if cfg.head == "mask" else 2) + width * bool(cfg.predictor), cfg.dim)
         self.position = ConvPosition(cfg.dim, cfg.conv_pos_kernel, cfg.conv_pos_groups)

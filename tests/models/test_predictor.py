@@ -9,23 +9,17 @@ import torch
 from rlspeech.config import Exploration, Pretrain
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.flow import magnitude
-from rlspeech.models.predictor import Predictor, band_edges
+from rlspeech.models.predictor import Predictor
 from rlspeech.models.spectra import frame_mask
 from rlspeech.tasks.flowse.policy import FlowPolicy, collate, flow_loss
 from rlspeech.types import UserError
 
-FRONT = {"n_fft": 64, "hop": 32, "predictor": 8, "predictor_bands": 6, "predictor_blocks": 1, "prior": "predicted"}
-
-
-@pytest.mark.parametrize(("bins", "bands"), [(257, 24), (33, 6), (33, 16), (129, 30)])
-def test_every_bin_is_in_one_band_of_two_at_least(bins: int, bands: int) -> None:
-    edges = band_edges(bins, bands)
-    assert edges[0] == 0 and edges[-1] == bins and min(b - a for a, b in zip(edges, edges[1:], strict=False)) >= 2
+FRONT = {"n_fft": 64, "hop": 32, "predictor": 8, "predictor_layers": 1, "prior": "predicted"}
 
 
 def test_a_row_in_a_batch_is_as_alone_and_a_mask_turns_and_scales() -> None:
     torch.manual_seed(0)
-    model, y, mask = Predictor(33, 8, 6, 2), torch.randn(2, 12, 66), frame_mask(torch.tensor([12, 7]), 12)
+    model, y, mask = Predictor(33, 8, 2), torch.randn(2, 12, 66), frame_mask(torch.tensor([12, 7]), 12)
     out = model(torch.where(mask[..., None], y, 100.0), mask)
     torch.testing.assert_close(out[1, :7], model(y[1:, :7])[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(out[:1], model(y[:1]), atol=1e-5, rtol=1e-4)
