@@ -121,6 +121,7 @@ def evaluate(
     task: Task = None,
     data: str | None = None,
     models: Annotated[Texts, Option("--model", metavar="NAME=PATH")] = None,
+    systems: Annotated[Texts, Option("--system", metavar="NAME=FOLDER")] = None,
     baseline: Name = None,
     metrics: Annotated[Texts, _metric("--metric")] = None,
     normaliser: Name = None,
@@ -140,11 +141,12 @@ def evaluate(
     Enhancers are also compared with the unprocessed input.
     """
     options = {**locals(), "models": (lambda: _models(models)) if models else None}
+    options["systems"] = (lambda: _models(systems, "--system")) if systems else None
     stage("config:Evaluate", "stages.evaluate:run", options)
 
 
-def _models(given: list[str]) -> dict[str, str]:
-    """Models by name, of ``NAME=PATH``; a bare path is named by its last part."""
+def _models(given: list[str], option: str = "--model") -> dict[str, str]:
+    """Models or folders by name, of ``NAME=PATH``; a bare path is named by its last part."""
     models: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -152,7 +154,7 @@ def _models(given: list[str]) -> dict[str, str]:
             name, path = Path(text).name, text
         if not name or not path or name in models:
             why = f"duplicate name {name}" if name in models else "a name or a path is missing"
-            raise UserError(f"cannot use --model {text}", why, "--model base=runs/base --model rl=runs/rl")
+            raise UserError(f"cannot use {option} {text}", why, f"{option} base=runs/base {option} rl=runs/rl")
         models[name] = path
     return models
 

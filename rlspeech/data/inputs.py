@@ -14,7 +14,7 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -269,29 +269,44 @@ def _from_utterance(utt: Utterance) -> Item:
     )
 
 
-def _match_targets(items: list[Item], folder: Path) -> None:
-    if folder.is_file() and len(items) == 1:
-        items[0].target = str(folder)
-        return
+def files_of(folder: Path, names: Mapping[str, str | None]) -> dict[str, str]:
+    """The files in a folder that have the names of rows: key -> path, for those that have one.
+
+    Args:
+        folder: of recordings; their names may be composed otherwise (NFC), below other folders, and of other kinds.
+        names: keys of rows, and the path of each one's own recording.
+
+    Raises:
+        UserError: no such folder, or not one file of such a name.
+    """
     if not folder.is_dir():
-        raise UserError(f"the reference folder {folder} does not exist", "", "--target FOLDER")
+        raise UserError(f"the folder {folder} does not exist", "", "a folder of recordings of the same names")
     by_key, by_name = dict[str, str | None](), dict[str, str | None]()
     for file in audio_files(folder):
         key = nfc(file.relative_to(folder).with_suffix("").as_posix())
         for table, name in ((by_key, key), (by_name, nfc(file.stem))):
             table[name] = None if name in table else str(file)  # a name that occurs twice says nothing
         by_key[nfc(file.relative_to(folder).as_posix())] = str(file)
-    for item in items:
-        whole = item.key + Path(item.audio or "").suffix
-        item.target = by_key.get(item.key) or by_key.get(whole) or by_name.get(Path(item.key).name)
+    found = dict[str, str]()
+    for key, own in names.items():
+        places = (by_key, key), (by_key, key + Path(own or "").suffix), (by_name, Path(key).name)
+        same = next((f for t, n in (*places, (by_name, Path(own or "").stem)) if (f := t.get(nfc(n)))), None)
+        found |= {key: same} if same else {}
     if twice := ", ".join([k for k, file in by_key.items() if file is None][:4]):
-        log.warn(
-            f"{folder} holds several files called {twice}: which is the reference cannot be known by the name alone"
-        )
-    if not any(i.target for i in items):
-        firsts = f"first file: {items[0].key}; first reference: {next(iter(by_key), '-')}"
-        what = f"no file in {folder} has the name of a file to score"
-        raise UserError(what, firsts, "references need the same names")
+        log.warn(f"{folder} holds several files called {twice}: which is meant cannot be known by the name alone")
+    if not found:
+        firsts = f"first row: {next(iter(names), '-')}; first file: {next(iter(by_key), '-')}"
+        raise UserError(f"no file in {folder} has the name of a row", firsts, "its files need the same names")
+    return found
+
+
+def _match_targets(items: list[Item], folder: Path) -> None:
+    if folder.is_file() and len(items) == 1:
+        items[0].target = str(folder)
+        return
+    found = files_of(folder, {i.key: i.audio for i in items})
+    for item in items:
+        item.target = found.get(item.key)
 
 
 # ------------------------------------------------------------------------------------------------------ lists of texts

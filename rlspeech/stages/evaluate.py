@@ -39,7 +39,7 @@ from rlspeech.tasks.owners import check_owners
 from rlspeech.types import Sample, UserError, Utterance
 
 # what a run that goes on may change
-NEUTRAL = ("models", "shuffled", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")
+NEUTRAL = ("models", "systems", "shuffled", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")
 Rows = Sequence[Utterance]
 MOST_VALUES = 12  # of the column ``by`` that get a table
 UNITS = {r.name: "%" if r.factor == 100 else "words" for r in RATES}
@@ -116,7 +116,7 @@ def _baseline(config: Evaluate, systems: Sequence[System]) -> str | None:
     if config.baseline is not None and config.baseline not in names:
         why = f"there are {', '.join(names)}"
         raise UserError(f"no system is called {config.baseline!r}", why, "--baseline with one of them")
-    models = [s.name for s in systems if s.compared and s.checkpoint is not None]
+    models = [s.name for s in systems if s.compared and (s.checkpoint is not None or s.folder)]
     if not models:
         return None
     return config.baseline or (models[0] if len(models) > 1 else next((n for n in names if n not in models), None))
@@ -131,15 +131,20 @@ def _as_begun(config: Evaluate) -> Evaluate:
 
 def _fingerprint(system: System, task: str) -> str:
     """What tells a system's outputs from those of others under its name."""
-    if system.checkpoint is None:
-        return ""
-    return fingerprint(system.checkpoint, task) + (f" {system.variant}" if system.variant else "")
+    weights = "" if system.checkpoint is None else fingerprint(system.checkpoint, task)
+    return weights + (f" {system.variant}" if system.variant else "")
 
 
 def _forget(table: ScoreTable, name: str, before: str, now: str) -> None:
     """Delete the outputs of a system whose fingerprint has changed."""
     (old, _, was), (new, _, is_) = before.partition(" "), now.partition(" ")
-    what = "the checkpoint has changed" if old != new else f"{was or 'plain'} before, {is_ or 'plain'} now"
+    what = (
+        "the checkpoint has changed"
+        if old != new
+        else "its files have changed"
+        if was.startswith("files ")
+        else f"{was or 'plain'} before, {is_ or 'plain'} now"
+    )
     log.say(f"{name}: {what}; its results are computed again")
     for pattern in (f"audio/{name}/*.flac", f"hypotheses/{name}.jsonl"):
         for path in table.folder.glob(pattern):

@@ -201,7 +201,7 @@ class Task:
 class EnhancementTask(Task):
     """What enhancers share: paired clips, explorations, and the gradient of DNSMOS."""
 
-    settings = frozenset("change_weight clip_s diffro.smooth explore probe_settings ratio reduction".split())
+    settings = frozenset("change_weight clip_s diffro.smooth explore probe_settings ratio reduction systems".split())
     valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
     relaxes = True
     climbs = ("dnsmos_ovrl", "dnsmos_fast_ovrl")

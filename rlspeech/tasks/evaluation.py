@@ -24,7 +24,8 @@ class System:
 
     Args:
         name: of the column and of its folders.
-        checkpoint: of its model; None where the rows themselves are the outputs.
+        checkpoint: of its model; None where the rows themselves are the outputs, or the files of a folder.
+        folder: of the outputs of another program.
         variant: what else tells its outputs from those of the same weights.
         compared: False for a bound that is shown beside the systems and has the rows that it has.
     """
@@ -33,6 +34,7 @@ class System:
     checkpoint: str | None = None
     variant: str = ""
     compared: bool = True
+    folder: str | None = None
 
 
 class Evaluation:
@@ -60,11 +62,15 @@ class Evaluation:
         self.summary: dict[str, Any] = {}  # further keys of metrics.json
         self.meta: dict[str, Any] = {}  # and of scores.meta.json
         self._loaded: tuple[str, Any, dict[str, Any]] | None = None
-        for name in config.models:
+        for name in (*config.models, *config.systems):
+            if name in config.models and name in config.systems:
+                raise UserError(
+                    f"two systems are called {name!r}", "--model and --system", "another name for one of them"
+                )
             if name in self.reserved or safe_name(name) != name:
                 taken = f"; {', '.join(self.reserved)} are taken" if self.reserved else ""
                 why = f"the name becomes a file or folder{taken}"
-                raise UserError(f"a model cannot be called {name!r}", why, "--model NAME=PATH")
+                raise UserError(f"a system cannot be called {name!r}", why, "--model NAME=PATH, --system NAME=FOLDER")
 
     def rows(self, utts: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
         """The rows that can be evaluated, and remarks. Raises ``UserError`` where there is none."""

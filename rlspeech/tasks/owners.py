@@ -50,7 +50,7 @@ TASKED: dict[str, frozenset[str]] = {
     ),
     "Evaluate": DRAWN
     | set(
-        "nfe guidance video shuffled normaliser by sampling sampling.prompt sampling.tokens_per_s beams recogniser "
+        "nfe guidance video shuffled systems normaliser by sampling sampling.prompt sampling.tokens_per_s beams recogniser "
         "anchors best_of judge".split()
     ),
     "Enhance": frozenset({"video", "nfe", "guidance"}),

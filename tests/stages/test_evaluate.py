@@ -41,6 +41,7 @@ class Fake:
 
 class FakeTask(Task):
     default_metrics = ("si_sdr", "lsd", "squim_pesq")
+    settings = frozenset({"systems"})
 
     def __init__(self, clean: dict[str, np.ndarray]) -> None:
         self.clean = clean
@@ -116,6 +117,27 @@ def test_everything_is_scored_compared_and_written(world: World, capsys: pytest.
     assert html.count("<audio") == 2 * 4 and "<b>hello</b>" not in html
     assert "tenth against half: better in si_sdr" in html
     assert len(list((folder / "out" / "audio" / "tenth").glob("*.flac"))) == CLIPS
+
+
+def test_outputs_of_another_program_are_a_system(world: World) -> None:
+    folder, task = world
+    for i in range(CLIPS - 1):
+        wav = task.clean[f"u{i}"]
+        save_audio(folder / "other" / "deep" / f"u{i}.flac", wav[: len(wav) - 40 if i else RATE // 4], RATE)
+    made = evaluate.run(_config(folder, "half", systems={"theirs": str(folder / "other")}, metrics=["si_sdr"]))
+    rows = _rows(folder)
+    assert list(made["systems"]) == ["input", "half", "theirs"] and made["baseline"] == "half"
+    assert made["deltas"]["theirs"]["si_sdr"]["n"] == CLIPS - 2
+    assert made["deltas"]["theirs"]["si_sdr"]["lo"] > 10 and rows["theirs", "u2"]["si_sdr"] > 20
+    assert (
+        "0.25 s" in rows["theirs", "u0"]["errors"]["si_sdr"] and "no file" in rows["theirs", "u5"]["errors"]["si_sdr"]
+    )
+    save_audio(folder / "other" / "u5.wav", task.clean["u5"], RATE)  # what is changed is scored anew
+    made = evaluate.run(_config(folder, systems={"theirs": str(folder / "other")}, metrics=["si_sdr"]))
+    assert made["deltas"]["theirs"]["si_sdr"]["n"] == CLIPS - 1 and made["baseline"] == "input"
+    for systems in ({"half": str(folder / "other")}, {"input": str(folder / "other")}, {"x": str(folder / "half")}):
+        with pytest.raises(UserError, match="half|input"):
+            evaluate.run(_config(folder, "half", systems=systems))
 
 
 def test_a_second_run_computes_nothing_and_a_new_metric_no_audio(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ what its video is worth to it.
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from rlspeech.config import Evaluate
 from rlspeech.data import long as chunks
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import PairedClips, lips_of
+from rlspeech.data.inputs import files_of
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.scores import Row, ScoreTable
 from rlspeech.tasks.avse.enhancer import load_recording, neighbours
@@ -26,6 +29,7 @@ from rlspeech.types import Sample, Score, UserError, Utterance
 
 INPUT = "input"
 CHUNK_S, OVERLAP_S = 30.0, 1.0
+LENGTH_S = 0.1  # that an output of another program may be shorter or longer
 
 
 class Enhancement(Evaluation):
@@ -37,6 +41,7 @@ class Enhancement(Evaluation):
     def __init__(self, task: Any, config: Evaluate) -> None:
         super().__init__(task, config)
         self.neighbours: dict[str, Utterance] = {}
+        self.files: dict[str, dict[str, str]] = {}  # of systems of other programs: key of a row -> its file
 
     def rows(self, utts: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
         count = sum(bool(u.video_filepath and not u.lips_filepath) for u in utts) if self.task.uses_video else 0
@@ -63,6 +68,10 @@ class Enhancement(Evaluation):
                     why = f"it is the name of {name} with shuffled video"
                     raise UserError(f"a model cannot be called '{name}-shuffled'", why, "--model with another name")
                 systems.append(System(f"{name}-shuffled", checkpoint, "shuffled video"))
+        for name, place in config.systems.items():
+            self.files[name] = files_of(Path(place), {u.id: u.audio_filepath for u in utts})
+            status = sorted((k, (s := os.stat(p)).st_size, s.st_mtime_ns) for k, p in self.files[name].items())
+            systems.append(System(name, variant=f"files {zlib.crc32(repr(status).encode()):08x}", folder=place))
         if any(s.variant == "shuffled video" for s in systems):
             self.neighbours = neighbours(utts)
         return systems
@@ -112,7 +121,7 @@ class _Enhanced(Answers):
                 made[utt.id] = error
         seconds = {key: noisy.shape[-1] / rate for key, (noisy, _) in pairs.items()}
         missing = [u for u in utts if u.id in pairs and not _readable(self.file(u.id), pairs[u.id][0].shape[-1], rate)]
-        wavs: list[np.ndarray | Exception] = [pairs[u.id][0] for u in missing]
+        wavs: list[np.ndarray | Exception] = [self._given(u, pairs[u.id][0], rate) for u in missing]
         if enhancer is not None and missing:
             lips = [self._lips(u, seconds[u.id]) for u in missing] if enhancer.uses_video else None
             how = {"batch": self.config.batch, "size": int(CHUNK_S * rate), "overlap": int(OVERLAP_S * rate)}
@@ -131,6 +140,22 @@ class _Enhanced(Answers):
             columns = {"snr_db": utt.snr_db, **utt.extra}
             made[utt.id] = Sample(utt.id, wav, rate, pairs[utt.id][1], utt.text, columns)
         return [made[u.id] for u in utts]
+
+    def _given(self, utt: Utterance, noisy: np.ndarray, rate: int) -> np.ndarray | Exception:
+        """The input (T,) itself, or what another program made of it, at its length."""
+        if self.system.folder is None:
+            return noisy
+        if not (path := self.evaluation.files[self.name].get(utt.id)):
+            return AudioError(f"no file of its name in {self.system.folder}")
+        try:
+            wav = load_audio(path, rate)
+        except AudioError as error:
+            return error
+        if abs(len(wav) - len(noisy)) > LENGTH_S * rate:
+            return AudioError(
+                f"{len(wav) / rate:.2f} s in {self.system.folder}, {len(noisy) / rate:.2f} s in the manifest"
+            )
+        return np.pad(wav, (0, max(0, len(noisy) - len(wav))))[: len(noisy)]
 
     def facts(self, sample: Sample, scores: Mapping[str, Score]) -> Row:
         return self.videos.get(sample.key, {})
