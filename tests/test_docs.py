@@ -150,7 +150,7 @@ def pretraining(given: dict[str, dict[str, Any]], folder: Path) -> list[dict[str
     speaker = {"layers": 1, "heads": 2, "ff": 32, "vocabulary": 290, "prompt_s": 1.0, "max_s": 2.0}
     judge = {"layers": 1, "text_layers": 1, "heads": 2, "vocabulary": 290}
     models: dict[str, dict[str, Any]] = {
-        "flowse": {"model": tiny_speech.MODEL},
+        "flowse": {"model": tiny_speech.MODEL.model_copy(update={"predictor": 8})},
         "avse": {"avse": AvseModel(**ear, **eye, visual_blocks=1)},
         "codec": {"codec": CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8)},
         "tts": {"tts": CodecLMModel(codec=codec, dim=16, **speaker)},
