@@ -390,7 +390,7 @@ def _links(path: Path) -> list[bytes]:
             for found in re.finditer(rb"OggS\0[\2\6]", content):  # the first page of a stream
                 at = found.start()
                 starts += [at] if at != behind else []  # streams that run side by side begin together
-                lacing = content[at + 27 : at + 27 + content[at + 26]]
+                lacing = content[at + 27 : at + 27 + sum(content[at + 26 : at + 27])]
                 behind = at + 27 + len(lacing) + sum(lacing)
             ends = [*starts[1:], len(content)]
             return [content[a:b] for a, b in zip(starts, ends, strict=True)] if len(starts) > 1 else []
@@ -422,7 +422,7 @@ def _promised(path: Path, samples: int) -> tuple[float, bool]:
         file.seek(start)
         # the first frame of most MP3 files says how many frames there are, and how many bytes they take
         first = file.read(192)
-        at = max(first.find(b"Xing"), first.find(b"Info"))
+        at = max(first.find(b"Xing", 0, 180), first.find(b"Info", 0, 180))
         if at < 0 or len(first) < 192 or first[at + 7] & 3 != 3:
             return 0, False
         return samples, abs(size - start - struct.unpack_from(">I", first, at + 12)[0]) < 1500

@@ -181,3 +181,12 @@ def test_silence_is_a_matter_of_the_loudest_tenth_of_a_second() -> None:
     assert loudest_dbfs(wav, RATE) == loudest_dbfs(wav + 0.3, RATE) == -200
     wav[RATE : RATE + 3200] = 10 ** (-60 / 20) * np.sqrt(2) * np.sin(np.arange(3200))
     assert loudest_dbfs(wav, RATE) == pytest.approx(-60, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "content", [OGG[:12], OGG[:26], b"OggS\0\2", encoded("MP3")[:150].ljust(182) + b"Xing" + bytes(6)]
+)
+def test_a_file_that_ends_in_its_header_is_no_audio(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(AudioError):
+        read_audio(tmp_path / "a")
