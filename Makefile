@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 
-.PHONY: help install demo demo-avse demo-asr demo-tts pipelines test test-unit lint bench clean
+.PHONY: help install demo demo-avse demo-asr demo-tts pipelines test test-unit torture lint bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -41,6 +41,10 @@ test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDA
 test-unit: export OMP_NUM_THREADS := 1
 test-unit: $(STAMP)  ## the quick tests, about two minutes on two cores
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not realdata and not gpu and not net'
+
+torture: export OMP_NUM_THREADS := 1
+torture: $(STAMP)  ## spoiled inputs, kills, signals, disks, rival processes; 15 minutes on two cores (SHARE=0.1: a tenth, SEED=1: others)
+	@PYTHONPATH=tests/tiny $(BIN)/python tests/torture/run.py --workers $(WORKERS) --share $(or $(SHARE),1) --seed $(or $(SEED),0)
 
 lint: $(STAMP)  ## ruff (layout and rules), and mypy (strict on types, config, settings, run, data and the reward interface)
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check . && $(BIN)/mypy

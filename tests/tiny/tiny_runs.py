@@ -1,13 +1,15 @@
-"""Run folders as the stages leave them, made by hand: what a report reads without anything having been trained."""
+"""Run folders as the stages leave them, made by hand: what a report reads without anything having been trained; how two differ."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from rlspeech.config import RL, Evaluate, GuardSpec, RewardSpec
 from rlspeech.data.audio import save_audio
@@ -21,6 +23,10 @@ from rlspeech.types import Sample, Score
 
 RATE = 16000
 EVIL = "<script>alert(1)</script>"
+# keys whose values differ from run to run, files that hold such, and files that are removed in the end
+OWN = re.compile(r"time|seconds|memory_mb|stamp|pid|started|path|rng")
+TELLS = re.compile(r"env\.json|\.lock|logs/|tensorboard/|\.html$|wandb|README\.md")
+LEFT = re.compile(r"\.part\d+|\.tmp|\.old-")
 
 
 def tone(hz: float, seconds: float = 0.25) -> np.ndarray:
@@ -180,3 +186,35 @@ def eval_run(folder: Path, systems: Mapping[str, Sequence[float | None]], **chan
             save_audio(folder / "audio" / system / f"u{i}.flac", tone(200 + 20 * i + 5 * n), RATE)
     write_rows(folder / "scores.jsonl", rows)
     return folder
+
+
+def bare(value: Any) -> Any:
+    """JSON without what differs from run to run."""
+    if isinstance(value, dict):
+        return {k: bare(v) for k, v in value.items() if not OWN.search(k)}
+    return [bare(v) for v in value] if isinstance(value, list) else value
+
+
+def content(out: Path) -> dict[str, Any]:
+    """What a stage leaves, file by file, such that the same work gives the same."""
+    found: dict[str, Any] = {}
+    for path in (p for p in out.rglob("*") if p.is_file()):
+        name = path.relative_to(out).as_posix()
+        if path.suffix in (".json", ".jsonl"):
+            text = path.read_text("utf-8")
+            found[name] = [bare(json.loads(t)) for t in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+        elif path.suffix == ".safetensors":
+            found[name] = {k: v.tobytes() for k, v in load_file(path).items() if "rng" not in k}
+        else:
+            found[name] = path.read_bytes()
+    return {name: what for name, what in found.items() if not TELLS.search(name)}
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+    for name in sorted({*ours, *theirs}):
+        if LEFT.search(name):
+            yield f"left half-written: {name}"
+        elif name not in theirs or name not in ours:
+            yield f"{name} is {'missing' if name in theirs else 'too much'}"
+        elif ours[name] != theirs[name]:
+            yield f"{name} differs from an uninterrupted run's"
