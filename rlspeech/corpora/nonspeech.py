@@ -30,9 +30,8 @@ from rlspeech.corpora import folder
 from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.join import faded, join, onset, quiet_stretches, read, room_tone
 from rlspeech.data.audio import AudioError, rms_dbfs, save_audio, to_level
-from rlspeech.data.degrade import coloured
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.data.mixing import crop, mixture_rng
+from rlspeech.data.mixing import coloured, crop, mixture_rng
 from rlspeech.files import write_error
 from rlspeech.types import UserError, Utterance
 

@@ -143,7 +143,7 @@ def _frame_dbfs(mono: np.ndarray, rate: int) -> np.ndarray:
     """Levels of frames of 20 ms, about each frame's mean; what is shorter than one is one."""
     length = max(1, min(len(mono), rate // 50))
     power = mono[: len(mono) // length * length].reshape(-1, length).var(axis=1)
-    return 10 * np.log10(np.maximum(power, 1e-12)).astype(np.float32)
+    return np.asarray(10 * np.log10(np.maximum(power, 1e-12)), dtype=np.float32)
 
 
 def _clipped(block: np.ndarray) -> np.ndarray:

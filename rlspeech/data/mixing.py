@@ -237,7 +237,7 @@ def played(wav: np.ndarray, speeds: tuple[float, float], rng: np.random.Generato
     if tuple(speeds) == (1.0, 1.0):
         return wav
     places = np.arange(0, max(1, len(wav) - 1), float(rng.uniform(*speeds)))
-    return np.interp(places, np.arange(len(wav)), wav).astype(np.float32)
+    return np.asarray(np.interp(places, np.arange(len(wav)), wav), dtype=np.float32)
 
 
 def filtered(wav: np.ndarray, deviation_db: float, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ from rlspeech.corpora.demo import demo_folder
 from rlspeech.data import degrade
 from rlspeech.data.audio import AudioError, load_audio, rms_dbfs
 from rlspeech.data.degrade import RUNGS, TRAITS, Sources
+from rlspeech.data.mixing import coloured
 from rlspeech.rewards.intrusive import stoi_estoi
 
 RATE = 16000
@@ -31,7 +32,7 @@ def power_above(wav: np.ndarray, hz: float) -> float:
 
 @pytest.mark.parametrize("snr_db", [-5.0, 10.0])
 def test_noise_comes_at_its_ratio(speech: np.ndarray, snr_db: float) -> None:
-    wav, facts = degrade.add_noise(speech, degrade.coloured(len(speech), 0.5, np.random.default_rng(0)), snr_db)
+    wav, facts = degrade.add_noise(speech, coloured(len(speech), 0.5, np.random.default_rng(0)), snr_db)
     assert 20 * np.log10(np.std(speech) / np.std(wav - speech)) == pytest.approx(snr_db, abs=0.1)
     assert facts["snr_db"] == snr_db
     with pytest.raises(AudioError, match="silent"):
@@ -40,7 +41,7 @@ def test_noise_comes_at_its_ratio(speech: np.ndarray, snr_db: float) -> None:
 
 def test_slope_of_coloured_noise() -> None:
     for slope in (0.0, 1.0):
-        spectrum = np.abs(np.fft.rfft(degrade.coloured(1 << 16, slope, np.random.default_rng(1)))) ** 2
+        spectrum = np.abs(np.fft.rfft(coloured(1 << 16, slope, np.random.default_rng(1)))) ** 2
         ratio_db = 10 * np.log10(spectrum[1000:2000].mean() / spectrum[8000:16000].mean())  # three octaves
         assert ratio_db == pytest.approx(slope * 20 * np.log10(8), abs=1.5)
 
@@ -75,7 +76,7 @@ def test_rounding_to_few_bits(speech: np.ndarray) -> None:
 
 
 def test_low_pass_takes_the_top(speech: np.ndarray) -> None:
-    noise = degrade.coloured(len(speech), 0.0, np.random.default_rng(0))
+    noise = coloured(len(speech), 0.0, np.random.default_rng(0))
     wav, _ = degrade.low_pass(noise, 1000.0, RATE)
     assert power_above(wav, 1500.0) < 0.01 < 0.5 < power_above(noise, 1500.0)
     assert degrade.low_pass(speech, 8000.0, RATE)[0] is speech

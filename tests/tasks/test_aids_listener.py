@@ -16,7 +16,8 @@ import rlspeech
 from rlspeech.config import ListenerModel, Pretrain
 from rlspeech.data.audio import load_audio
 from rlspeech.data.batches import Clip
-from rlspeech.data.degrade import TRAITS, Sources, add_noise, coloured, degrade
+from rlspeech.data.degrade import TRAITS, Sources, add_noise, degrade
+from rlspeech.data.mixing import coloured
 from rlspeech.tasks.aids import listener as hearing
 from rlspeech.tasks.aids.listener import ListenerTask, labelled, labels_of, quality, row_of, targets_of
 from rlspeech.tasks.aids.sentences import read_back

@@ -24,8 +24,9 @@ from rlspeech.config import Pretrain
 from rlspeech.config_parts import Augment
 from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, columns_of, seed_of
-from rlspeech.data.degrade import add_noise, clip_peaks, coloured, low_pass
+from rlspeech.data.degrade import add_noise, clip_peaks, low_pass
 from rlspeech.data.manifest import recordings
+from rlspeech.data.mixing import coloured
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.codec.codec import load_codec, start_alike
 from rlspeech.models.recogniser import make_tokenizer

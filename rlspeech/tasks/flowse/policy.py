@@ -53,7 +53,7 @@ def flow_loss(model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[st
     The flow learns with the predictor's output as it is: its gradient ends there.
     """
     assert batch.target is not None
-    x1, parts = encode(model, batch.target, batch.samples), {}
+    x1, parts = encode(model, batch.target, batch.samples), dict[str, Tensor]()
     with torch.set_grad_enabled(config.predictor_weight > 0 and torch.is_grad_enabled()):
         y, mask = condition(model, batch)
     if model.predictor is not None and config.predictor_weight:
