@@ -220,7 +220,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     wrong = {
         "another task": {"task": "asr"},
         "a vocabulary of": {"layout": large},
-        "TypeError": {"layout": {"before": 0}},
+        "ValidationError": {"layout": about["layout"] | {"sample_rate": "u0"}},
     }
     for why, spoilt in wrong.items():
         (tmp_path / "rlspeech.json").write_text(json.dumps({**about, **spoilt}))

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from rlspeech.config_parts import CodecLMModel
+from rlspeech.config_parts import CodecLMModel, Count, NonNegative, Positive
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, prefill, right_padded
 from rlspeech.models.card import md
@@ -76,20 +77,18 @@ class Layout:
     size: int
     stops: tuple[int, ...]
     codec: str
-    sample_rate: int
-    frame_s: float
+    sample_rate: Count
+    frame_s: Positive
     normaliser: str = "none-1"
     lead: str = ""
     joint: str = " "
-    prompt_s: float = 15.0
-    max_s: float = 30.0
+    prompt_s: NonNegative = 15.0
+    max_s: Positive = 30.0
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Layout:
-        """Build it from what ``as_dict`` gave; keys of later versions are passed over. Raises ``TypeError`` where one is missing."""
-        known = {f.name for f in fields(cls)}
-        made = cls(**{k: v for k, v in given.items() if k in known})
-        return cls(**{**asdict(made), "stops": tuple(int(i) for i in made.stops)})
+        """Build it from what ``as_dict`` gave; keys of later versions are passed over. Raises ``ValueError``: missing, or no such value."""
+        return TypeAdapter(cls).validate_python(given)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
