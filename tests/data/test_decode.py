@@ -184,7 +184,7 @@ def test_silence_is_a_matter_of_the_loudest_tenth_of_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [OGG[:12], OGG[:26], b"OggS\0\2", encoded("MP3")[:150].ljust(182) + b"Xing" + bytes(6)]
+    "content", [OGG[:12], OGG[:26], b"OggS\0\2", encoded("MP3")[:150].ljust(182) + b"Xing" + bytes(6)], ids=len
 )
 def test_a_file_that_ends_in_its_header_is_no_audio(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
