@@ -109,7 +109,7 @@ def test_weights_that_were_not_fetched(tmp_path: Path) -> None:
     assert "git lfs pull" in caught.value.try_this
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "nope", "\x00"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "nope", "\x00", "9" * 400], ids=len)
 def test_broken_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text.encode())
