@@ -138,7 +138,7 @@ def test_the_script_builds_the_whole_folder(tmp_path: Path, lists: dict[str, lis
     for name, rows in lists.items():
         made = read_manifest(tmp_path / f"{name}.jsonl")
         assert [(u.id, u.text, u.speaker_id) for u in made] == [(u.id, u.text, u.speaker_id) for u in rows]
-    assert (tmp_path / "mix.json").read_text() == demo.demo_recipe().read_text()
+    assert len({str(MixtureSet.from_recipe(p).mixing) for p in (tmp_path / "mix.json", demo.demo_recipe())}) == 1
 
 
 @pytest.mark.slow
