@@ -50,9 +50,8 @@ def test_autocast_follows_the_precision(precision: str) -> None:
 
     engine = Engine("cpu", precision)
     with engine.autocast():
-        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == (
-            torch.bfloat16 if precision == "bf16" else torch.float32
-        )
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == kind
 
 
 def test_threads_follow_the_user_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,10 +86,8 @@ TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT"
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"RANK": "x"}, "RANK=x"),
-        ({"RANK": "1"}, "RANK=1"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "WORLD_SIZE=2"),
+        *(({"RANK": "x"}, "RANK=x"), ({"RANK": "1"}, "RANK=1")),
+        *(({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"), ({"RANK": "2", "WORLD_SIZE": "2"}, "WORLD_SIZE=2")),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", **TWO}, "DeepSpeed"),

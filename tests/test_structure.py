@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def part_of(module: str) -> str:
 
 @cache
 def tree(path: Path) -> ast.Module:
+    with suppress(SystemError):  # Python 3.11: garbage collected in between is taken for a mismatch of depths
+        return ast.parse(path.read_text(encoding="utf-8"))
     return ast.parse(path.read_text(encoding="utf-8"))
 
 

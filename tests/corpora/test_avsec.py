@@ -16,6 +16,7 @@ from rlspeech.corpora.avsec import Avsec
 from rlspeech.data.manifest import read_manifest
 from rlspeech.stages.prepare import Prepare, run
 
+pytestmark = pytest.mark.slow
 NEW = tuple("mix target target_anechoic interferer mono_mix target_mono target_mono_anechoic interferer_mono".split())
 OLD = ("mixed", "target", "interferer")
 

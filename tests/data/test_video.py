@@ -224,10 +224,8 @@ def test_frames_are_not_gathered() -> None:
 
 def test_nothing_in_nothing_out() -> None:
     assert list(video.at_25_fps([])) == []
-    one = np.zeros((2, 2), np.uint8)
-    assert (
-        len(list(video.at_25_fps([(0.0, one)]))) == 1 and len(list(video.at_25_fps([(0.0, one)], lambda: 0.001))) == 1
-    )
+    one = [(0.0, np.zeros((2, 2), np.uint8))]
+    assert len(list(video.at_25_fps(one))) == len(list(video.at_25_fps(one, lambda: 0.001))) == 1
 
 
 def test_the_centre_of_the_challenge_is_its_crop() -> None:

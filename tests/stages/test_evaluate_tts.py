@@ -19,12 +19,12 @@ from rlspeech.tasks.tts.evaluate import Synthesis
 from rlspeech.tasks.tts.task import Tts
 from rlspeech.types import Sample, UserError
 
-RATE = 16000
+pytestmark = pytest.mark.slow
+RATE, LISTENER = 16000, "test_evaluate_tts:listen"
 SAID = {
     "base": ["one too three", "four", "six seven eight", "mine zero"],
     "good": ["one two three", "four five", "six seven", ""],
 }
-LISTENER = "test_evaluate_tts:listen"
 Tiny = dict[str, str]
 METRICS = ["tts_cer", "tts_wer", "tts_duration_ratio", "tts_duration_drift", "tts_stopped"]
 

@@ -21,6 +21,7 @@ from rlspeech.stages import probe, rl
 from rlspeech.tasks import complete, get_task
 from rlspeech.types import UserError
 
+pytestmark = pytest.mark.slow
 TASKS = ("flowse", "avse", "asr", "tts")
 FORMS: dict[str, dict[str, Any]] = {algo: {"algo": algo} for algo in ("grpo", "diffro", "grpo+diffro")}
 FORMS |= {f"ppo-{form}": {"algo": "ppo", "ppo": PPO(form=form)} for form in ("relative", "critic")}

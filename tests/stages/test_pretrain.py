@@ -31,6 +31,8 @@ from rlspeech.stages.finish import Ending
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError, Utterance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -110,7 +112,6 @@ def test_a_background_job_goes_on_ignoring_ctrl_c() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.slow
 def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole: Path, tmp_path: Path) -> None:
     pretrain.run(_config(pairs, tmp_path / "often", valid_every=1, save_every=1, workers=2))
     assert_same(whole, tmp_path / "often")
@@ -120,7 +121,6 @@ def test_looking_more_often_or_stopping_early_changes_nothing(pairs: Path, whole
     assert_same(whole, tmp_path / "late")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "plateau"])
 def test_the_course_of_the_rate(schedule: Any) -> None:
     trainer: Any = object.__new__(pretrain.Trainer)
@@ -264,7 +264,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_taken_up_again(pairs: Path, tmp_path: Path) -> None:
     options = {"steps": 40, "save_every": 5, "batch": 1, "mixing": {"clip_s": 0.5}}
     config = _config(pairs, tmp_path / "cut", **options)

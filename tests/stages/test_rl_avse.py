@@ -18,6 +18,7 @@ from rlspeech.stages import probe, rl
 from rlspeech.tasks import complete, get_task
 from rlspeech.types import UserError
 
+pytestmark = pytest.mark.slow
 STEPS = SMALL_RL["steps"]
 
 

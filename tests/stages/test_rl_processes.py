@@ -20,6 +20,7 @@ from tiny_recognisers import write_model as write_recogniser
 from tiny_speech import SMALL_RL, read_rows, write_model, write_pairs
 from tiny_tts import write_tts
 
+pytestmark = pytest.mark.slow
 RTOL = 1e-5  # what differs is the order in which numbers are added
 OWN = ("time", "seconds", "memory_mb")  # columns of a process, a machine, a moment
 SMALL = {**SMALL_RL, "prompts_per_step": 4, "group": 2, "micro_batch": 1, "valid_items": 3, "steps": 2, "lr": 1e-3}
@@ -79,7 +80,6 @@ def numbers(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if not k.startswith(OWN)} for r in read_rows(run)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", [flowse, asr, tts])
 def test_two_processes_are_one(task: Any, tmp_path: Path) -> None:
     config = task(tmp_path / "given")
