@@ -79,7 +79,8 @@ class Pretrain(Strict):
     lr: Positive = conf(5e-4, "peak learning rate")
     warmup: Whole = conf(200, "steps over which the learning rate rises")
     lr_schedule: Literal["cosine", "linear", "constant", "plateau"] = conf(
-        "cosine", "its course; plateau (enhancers): x 0.8 at each 4th validation without a better si_sdr, end at 6th"
+        "cosine",
+        "its course after the warm-up; plateau (enhancers): x 0.8 at every 4th validation without a better si_sdr, end at the 6th",
     )
     weight_decay: NonNegative = 0.01
     grad_clip: Positive = conf(1.0, "largest norm of the gradient")
@@ -104,12 +105,14 @@ class RewardSpec(Strict):
     name: str = Field(description="a name from `rlspeech doctor`, or package.module:function")
     weight: float = 1.0
     scale: Literal["batch", "group", "none"] = conf(
-        "batch", "batch: divided by its deviation (FlowSE-GRPO); group: z-score"
+        "batch", "divide by the batch's standard deviation (FlowSE-GRPO), z-score in the group, or leave as it is"
     )
     bounds: tuple[float | None, float | None] = conf((None, None), "clamp the raw score to these before scaling")
-    missing: Literal["auto", "unscorable", "skip"] = conf("auto", "skip: a null adds nothing; auto: as the reward says")
+    missing: Literal["auto", "unscorable", "skip"] = conf(
+        "auto", "what a null does: its row is unscorable, or it adds nothing (skip); auto: as the reward declares"
+    )
     mode: Literal["add", "override"] = conf(
-        "add", "override: where below 0, it is the whole reward of its row; needs scale none"
+        "add", "override: a score below 0 times the weight is the whole reward of its row; needs scale none"
     )
 
 
@@ -117,7 +120,7 @@ class GuardSpec(Strict):
     """A metric that is measured, not rewarded, and may stop the run."""
 
     name: str
-    max_drop: NonNegative | None = conf(None, "stop at a fall since step 0 beyond this and its interval; null: watch")
+    max_drop: NonNegative | None = conf(None, "stop when the mean falls by more than this, beyond doubt; null: watch")
 
 
 class Exploration(Strict):
@@ -125,7 +128,7 @@ class Exploration(Strict):
 
     kind: Literal["sde", "cps", "dance", "gain", "mask"] = conf(
         "gain",
-        "gain: log-gains of bands; sde, cps, dance (flowse): noise in a step's bins; mask (avse): in its elements",
+        "gain: log-gains of bands of the clean signal; sde, cps, dance (flowse): noise in every bin of a step; mask (avse): in every element",
     )
     noise: NonNegative = conf(0.3, "a (sde), eta (cps, dance), deviation of log-gains in nepers (gain); 0: plain ODE")
     window: EulerSteps = conf(1, "number of consecutive stochastic steps")
@@ -154,7 +157,7 @@ class Lora(Strict):
 class PPO(Strict):
     """What PPO has beyond GRPO (``algos/ppo.py``)."""
 
-    form: Literal["relative", "critic"] = conf("relative", "relative (LR-AVSE): advantage over the base; critic: GAE")
+    form: Literal["relative", "critic"] = conf("relative", "relative: over the frozen base (LR-AVSE); critic: GAE")
     kl_in: Literal["advantage", "loss"] = conf("advantage", "where beta KL is subtracted; advantage: without gradient")
     discount: Share = 1.0
     gae_lambda: Share = 0.95
@@ -171,9 +174,10 @@ class DiffRO(Strict):
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
     tau_end: Positive | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)")
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
-    mode: Literal["teacher", "free"] = conf("teacher", "teacher: one pass over own tokens; free: fed with relaxed ones")
+    mode: Literal["teacher", "free"] = conf("teacher", "teacher: one pass over sampled tokens; free: over relaxed ones")
     noise: Literal["given", "fresh"] = conf(
-        "given", "given (teacher): noise of the sampled tokens: the reward reads the rollout; fresh: anew, as published"
+        "given",
+        "given (teacher): Gumbel noise given the sampled tokens, so that the reward reads the rollout; fresh: drawn anew, as published",
     )
     on: Literal["positive", "nonnegative", "all"] = conf(
         "positive",
@@ -181,7 +185,7 @@ class DiffRO(Strict):
     )
     weight: NonNegative = conf(1.0, "grpo+diffro: weight of the differentiable reward's loss beside GRPO's")
     content_weight: NonNegative = conf(1.0, "weight of the log-posterior of the text")
-    reduction: Literal["mean", "sum"] = conf("mean", "tts: over pieces and tokens; sum as published, for its kl_beta")
+    reduction: Literal["mean", "sum"] = conf("mean", "tts: over pieces and tokens; sum: as published, for its kl_beta")
     attribute_weights: dict[str, float] = conf({}, "weights of further heads of the reward by name, e.g. sex: 0.1")
     last_steps: EulerSteps = conf(1, "flowse: Euler steps at the end that the gradient passes through")
     smooth: Count = conf(4, "flowse, avse: noisy, shifted copies that a gradient is averaged over; 1: the raw one")
@@ -202,7 +206,7 @@ class RL(Strict):
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
     diffro: DiffRO = DiffRO()
-    policy_weight: NonNegative = conf(1.0, "weight of the policy loss; 0 beside a supervised weight: the control")
+    policy_weight: NonNegative = conf(1.0, "weight of the policy loss; 0 with a supervised weight: control without RL")
     supervised_weight: NonNegative = conf(0.0, "weight of the task's supervised loss (LR-AVSE: gamma, SI-SNR)")
     supervised_on: Literal["mean", "sample"] = conf("mean", "avse: SI-SNR of the noiseless or of the sampled output")
     video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
@@ -235,8 +239,8 @@ class RL(Strict):
     reduction: Literal["mean", "sum"] = conf("mean", "over the dimensions of a decision; the clip range depends on it")
     ratio: Literal["plain", "rationorm"] = "plain"
     kl_beta: NonNegative = conf(0.01, "weight of the KL to the reference policy; 0 skips the reference pass")
-    kl_target: Positive | None = conf(None, "above this logged kl, weights are drawn to the reference's; null: free")
-    change_weight: NonNegative = conf(0.0, "flowse, avse: weight of the noiseless output's relative change")
+    kl_target: Positive | None = conf(None, "hold kl near this: above it weights move back to the reference; null: off")
+    change_weight: NonNegative = conf(0.0, "flowse, avse: weight of the output's relative change to the reference's")
     kl: Literal["full", "k3"] = conf("full", "tokens: over the vocabulary, or k3 of the sampled token; Gaussian: exact")
     advantage: Literal["sum_then_norm", "norm_then_sum"] = conf(
         "sum_then_norm", "compose the rewards, then normalise in the group; or normalise each and add"
@@ -253,7 +257,7 @@ class RL(Strict):
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU rewards")
     probe_batches: int = conf(16, "--probe: independent gradients per setting", ge=4)
-    probe_settings: list[Exploration] = conf([], "--probe: explorations; []: the run's, its neighbours, the published")
+    probe_settings: list[Exploration] = conf([], "--probe: explorations to compare; []: own, neighbours and published")
     max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)
 
@@ -310,7 +314,9 @@ class ScoreFolder(Strict):
     llm_model: str | None = conf(None, "for llm at an address: name of the model (default: the only one it serves)")
     sentiment: str | None = conf(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
     prompt: str | None = conf(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
-    report: Literal["auto", "always", "never"] = conf("auto", "a page; auto: where there are words or ladders")
+    report: Literal["auto", "always", "never"] = conf(
+        "auto", "report.html; auto: if a reward gives words, or for ladders"
+    )
     players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None
     batch: Count = conf(16, "files in one batch")

@@ -72,7 +72,7 @@ class Mixing(Strict):
     snr_db: tuple[Decibels, Decibels] = conf((-5.0, 15.0), "range of signal-to-noise ratios")
     level_dbfs: tuple[Decibels, Decibels] = conf((-35.0, -15.0), "range of RMS levels of the mixture")
     reverb: Share = conf(0.0, "share of mixtures that pass through an impulse response")
-    early_ms: NonNegative | None = conf(50.0, "the target keeps reflections so long after the direct sound; null: all")
+    early_ms: NonNegative | None = conf(50.0, "reflections up to this late stay in the target; null: all")
     clip_s: NonNegative = conf(2.0, "length of a mixture; 0 keeps whole utterances, batched by similar length")
     talker: Share = conf(0.0, "share of mixtures with a competing talker, with the noise or in its place")
     talker_snr_db: tuple[Decibels, Decibels] = conf((-5.0, 5.0), "range of ratios between target and competing talker")
@@ -127,7 +127,7 @@ class FlowModel(Strict):
     conv_pos_kernel: Size = 31
     conv_pos_groups: Size = 16
     head: Literal["linear", "mask"] = conf("mask", "linear: a spectrum; mask: masks on input and state, and residual")
-    prediction: Literal["velocity", "clean"] = conf("clean", "clean suits small models, which pass no white noise")
+    prediction: Literal["velocity", "clean"] = conf("clean", "clean: for small models, which cannot carry white noise")
     predictor: Annotated[int, Field(ge=0, le=65_536)] = conf(
         0, "width of a recurrent predictor in front, whose output conditions the flow; 0: none"
     )
@@ -167,7 +167,7 @@ class AvseModel(Strict):
     video_mean: Share = conf(0.4161, "mean of grey levels in [0, 1]")
     video_std: Positive = 0.1688
     video_drop: Share = conf(0.1, "chance of dropping the video in pretraining, for inputs that have none")
-    level_dbfs: Decibels | None = conf(-25.0, "inputs are scaled to this RMS, outputs back; null: not, as published")
+    level_dbfs: Decibels | None = conf(-25.0, "inputs are scaled to this RMS, outputs back; null: unscaled")
     floor_db: Decibels = conf(-30.0, "a clip whose SI-SNR is below this has no gradient: silence, a wrong target")
     cap_db: Decibels = conf(30.0, "a clip whose SI-SNR is above this has no gradient, as published")
 
@@ -216,7 +216,7 @@ class CodecModel(Strict):
     blocks: Layers = conf(4, "convolution blocks in encoder and decoder each")
     kernel: Size = 7
     levels: list[Size] = conf([8, 5, 5, 5], "values per dimension of the quantiser; their product is the vocabulary")
-    voice_dim: Annotated[int, Field(ge=0, le=65_536)] = conf(64, "the prompt's voice vector; 0: tokens carry the voice")
+    voice_dim: Annotated[int, Field(ge=0, le=65_536)] = conf(64, "size of the voice vector; 0: tokens carry the voice")
 
 
 class CodecLMModel(Strict):

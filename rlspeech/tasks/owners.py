@@ -98,7 +98,10 @@ POLICY = (
 )
 RULES: dict[str, tuple[Rule, ...]] = {
     "RL": (*POLICY, Rule("supervised_on", "a supervised_weight above 0", lambda c: c.supervised_weight > 0)),
-    "Pretrain": (Rule("content_ear", "a content_weight above 0", lambda c: c.content_weight > 0),),
+    "Pretrain": (
+        Rule("content_ear", "a content_weight above 0", lambda c: c.content_weight > 0),
+        Rule("flow_weight predictor_weight", "a model.predictor above 0", lambda c: c.model.predictor or c.init),
+    ),
 }
 COMMON: dict[str, frozenset[str]] = {
     "RL": frozenset(

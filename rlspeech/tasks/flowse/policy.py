@@ -50,7 +50,7 @@ def collate(
 def flow_loss(model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[str, Tensor]:
     """The losses of flow matching and of a predictor in front, in named parts; ``loss`` is the one to minimise.
 
-    The flow learns with the predictor's output as it is: its gradient ends there.
+    The flow learns with the predictor's output as it is: its gradient ends there. Raises ``UserError`` where nothing has a weight.
     """
     assert batch.target is not None
     x1, parts = encode(model, batch.target, batch.samples), dict[str, Tensor]()
@@ -59,9 +59,12 @@ def flow_loss(model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[st
     if model.predictor is not None and config.predictor_weight:
         found = model.predictor_loss(y[..., model.front.width :], x1, batch.target, mask)
         parts |= {k: config.predictor_weight * v for k, v in found.items()}
-    if config.flow_weight or not parts:
+    if config.flow_weight:
         flow = model.loss(x1, y.detach(), mask, config.magnitude_weight)
-        parts |= {k: (config.flow_weight or 1.0) * v for k, v in flow.items() if k != "loss"}
+        parts |= {k: config.flow_weight * v for k, v in flow.items() if k != "loss"}
+    if not parts:
+        why = "flow_weight is 0, and there is no predictor or its weight is 0 too"
+        raise UserError("nothing is trained", why, "--set flow_weight=1")
     return {**parts, "loss": torch.stack([*parts.values()]).sum()}
 
 
