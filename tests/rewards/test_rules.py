@@ -229,4 +229,4 @@ def test_thousands_of_rows_a_second():
     for pairs in (texts, [(SENTENCE * 200, SENTENCE * 210)]):  # the second is an hour of speech
         rows, began = [sample(text=t, hypothesis=h, keywords=["stella"]) for t, h in pairs], time.process_time()
         TextRules().compute(rows, COLUMNS)
-        assert time.process_time() - began < 1.0
+        assert time.process_time() - began < 5.0  # .2 s measured, and imports; quadratic Python takes a minute
