@@ -34,13 +34,13 @@ pipelines: $(STAMP)  ## one-liners with find, xargs, jq and sed, two minutes on 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/pipelines.sh
 
 test: export OMP_NUM_THREADS := 1
-test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDATA=FOLDER)
+test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDATA=FOLDER, real models: RLSPEECH_REALMODELS=FOLDER)
 	@start=$$SECONDS; $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 || { echo "failed: see the FAILED lines above; one alone: $(BIN)/pytest PATH::NAME"; exit 1; }; \
 	echo "passed in $$((SECONDS - start)) s; look at: the summary and the slowest tests above. Next: make demo, make lint"
 
 test-unit: export OMP_NUM_THREADS := 1
 test-unit: $(STAMP)  ## the quick tests, about two minutes on two cores
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not realdata and not gpu and not net'
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not realdata and not realmodels and not gpu and not net'
 
 torture: export OMP_NUM_THREADS := 1
 torture: $(STAMP)  ## spoiled inputs, kills, signals, disks, rival processes; 15 minutes on two cores (SHARE=0.1: a tenth, SEED=1: others)

@@ -1,4 +1,4 @@
-"""Test tiers: unmarked tests are quick; ``slow`` ones take seconds; ``gpu``, ``realdata`` and ``net`` are skipped where they cannot run."""
+"""Tiers: unmarked tests are quick, ``slow`` ones take seconds; ``gpu``, ``net``, ``realdata`` and ``realmodels`` run where they can."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with what takes longest, scripts and then the other slow tests, so that no process waits for another at the end."""
     scripts = {"test_readme.py", "test_examples.py", "test_pipelines.py"}
-    long = {"slow", "realdata"}
+    long = {"slow", "realdata", "realmodels"}
     items.sort(key=lambda item: (not long & {m.name for m in item.iter_markers()}, item.path.name not in scripts))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for variable in ("RLSPEECH_REALDATA", "RLSPEECH_NET"):
+    for variable in ("RLSPEECH_REALDATA", "RLSPEECH_REALMODELS", "RLSPEECH_NET"):
         if item.get_closest_marker(variable[9:].lower()) and not os.environ.get(variable):
             pytest.skip(f"{variable} is not set")
     if item.get_closest_marker("gpu"):
@@ -48,13 +48,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("no CUDA device")
 
 
+def folder_of(variable: str) -> Path:
+    path = Path(os.environ.get(variable, ""))
+    if not os.environ.get(variable) or not path.is_dir():
+        pytest.skip(f"{variable} is not set, or no folder")
+    return path
+
+
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """Folder with real recordings; the tests that ask for it carry the marker ``realdata``."""
-    path = Path(os.environ.get("RLSPEECH_REALDATA", ""))
-    if not os.environ.get("RLSPEECH_REALDATA") or not path.is_dir():
-        pytest.skip("RLSPEECH_REALDATA is not set, or no folder")
-    return path
+    return folder_of("RLSPEECH_REALDATA")
+
+
+@pytest.fixture(scope="session")
+def realmodels() -> Path:
+    """Folder with real models, ``whisper-tiny.en`` and ``packages`` below it; the tests that ask for it carry ``realmodels``."""
+    return folder_of("RLSPEECH_REALMODELS")
 
 
 @pytest.fixture(autouse=True)
