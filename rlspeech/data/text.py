@@ -35,6 +35,9 @@ _CHARACTERS = (
 )
 _UNIT = re.compile(rf"[{_CHARACTERS}]|[^\s{_CHARACTERS}]+")
 _SPACED = re.compile(rf"(?<=[{_CHARACTERS}])\s+(?=[{_CHARACTERS}])")
+# what stands in brackets or asterisks, and a mark of punctuation behind a word
+_TAG = re.compile(r"\[[^][]*\]|\([^()]*\)|<[^<>]*>|\{[^{}]*\}|\*[^*]*\*|【[^【】]*】|（[^（）]*）|［[^［］]*］")
+_MARK = re.compile(r"[.,?!;:…](?!\w)|[。，、？！；：؟،؛।]")
 _KANA = ("hiragana", "katakana", "katakana-hiragana", "halfwidth")
 _NAMES = {"cjk": "han", "ideographic": "han", **dict.fromkeys(_KANA, "kana")}
 _NO_SCRIPT = frozenset(
@@ -129,6 +132,17 @@ NORMALISERS: dict[str, Normaliser] = {
     "chinese-2": lambda text: _chinese(text, _basic_3),
     "none-1": _spaces,
 }
+
+
+def only_symbols(text: str) -> bool:
+    """Whether something is written and none of it is a word, whatever the normaliser: ``[BLANK_AUDIO]``, ``(music)``, ``*sigh*``, ``♪``."""
+    return bool(text.strip()) and not any(c.isalnum() for c in _TAG.sub(" ", text))
+
+
+def is_cased(text: str) -> bool:
+    """Whether a text is written as print is: capitals among small letters, or punctuation. Capitals throughout are none."""
+    text = _TAG.sub(" ", text)
+    return text not in (text.lower(), text.upper()) or bool(_MARK.search(text))
 
 
 def get_normaliser(name: str) -> Normaliser:

@@ -80,7 +80,7 @@ class System:
         """Key -> counts of errors, where an evaluation compared texts: its rates are sums of these."""
         rows = self.rows if self.run.stage == "eval" else {}
         found = {k: r["counts"] if isinstance(r.get("counts"), dict) else self._counted(k, r) for k, r in rows.items()}
-        return {k: c for k, c in found.items() if c and all(isinstance(c.get(n), int) for n in COUNTS)}
+        return {k: c for k, c in found.items() if c and all(isinstance(c.get(n, 0), int) for n in COUNTS)}
 
     def _counted(self, key: str, row: Mapping[str, Any]) -> dict[str, int] | None:
         """Counts of a row that holds the texts alone."""
@@ -132,6 +132,8 @@ class System:
         columns = self.origins[key].columns if key in self.origins else {}
         language = at(self.run.config, "sampling", "language") or columns.get("language")
         reference, hypothesis = (units(t, language if isinstance(language, str) else None) for t in texts)
+        if not reference and not hypothesis:  # what a normaliser erases is still written
+            hypothesis = str(self.rows.get(key, {}).get("hypothesis") or "").split()
         blocks = align(reference, hypothesis).ops
         return [Edit(tag, " ".join(reference[a:b]), " ".join(hypothesis[c:d])) for tag, a, b, c, d in blocks]
 

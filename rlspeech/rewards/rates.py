@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlspeech.data.text import align, characters, get_normaliser, units, written_in_characters
+from rlspeech.data.text import align, characters, get_normaliser, is_cased, only_symbols, units, written_in_characters
 from rlspeech.rewards.recognisers import load_recogniser, transcribe_audible
 from rlspeech.stats import Interval, draws_interval, resampled_sums
 from rlspeech.types import Sample, Score, UserError
@@ -102,7 +102,7 @@ def units_rate(rows: Sequence[Mapping[str, int]], seed: int = 0) -> tuple[Interv
 COUNTS = (
     *("spoken", "words", "substitutions", "deletions", "insertions", "errors", "characters", "character_errors"),
     *("exact", "keywords_said", "keywords_heard", "keywords_both", "judged", "hallucinated", "silent", "empty"),
-    "inserted",
+    *("inserted", "outputs", "symbols", "written", "cased"),
 )
 
 
@@ -124,6 +124,8 @@ KEYWORDS = ("keywords_both", "keywords_said", "keywords_heard")
 BOTH, SAID, HEARD = KEYWORDS
 PRECISION_HELP = "% of the keywords in the outputs that were said"
 RECALL_HELP = "% of the keywords that were said that are in the outputs"
+SYMBOLS_HELP = "% of outputs, of speech or not, that are tags in brackets or signs without a word"
+CASED_HELP = "% of outputs of speech that have capitals among small letters, or punctuation"
 RATES = (
     Rate("wer", "errors", "words", False, WER_HELP),
     Rate("substitutions", "substitutions", "words", False, "per 100 reference words"),
@@ -135,7 +137,9 @@ RATES = (
     Rate("keyword_recall", BOTH, SAID, True, RECALL_HELP),
     Rate("keyword_f1", f"{BOTH} {BOTH}", f"{SAID} {HEARD}", True, "of all keywords together, in %"),
     Rate("hallucinated", "hallucinated", "judged", False, "% of utterances that a rule calls a hallucination"),
-    Rate("empty_output", "empty", "silent", True, "% of recordings without words for which nothing is written"),
+    Rate("empty_output", "empty", "silent", True, "% of recordings without words for which nothing at all is written"),
+    Rate("symbols", "symbols", "outputs", False, SYMBOLS_HELP),
+    Rate("cased", "cased", "written", True, CASED_HELP),
     Rate("inserted_words", "inserted", "silent", False, "words written per recording without words", 1.0),
 )
 
@@ -155,11 +159,15 @@ def character_errors(reference: str, hypothesis: str, language: str | None) -> t
 def counts_of(judged: Judged) -> dict[str, int]:
     """The counts of one utterance, by the names of ``COUNTS``."""
     found = judged.found
-    row = dict.fromkeys(COUNTS, 0) | {"judged": 1, "hallucinated": int(bool(judged.fired))}
+    row = dict.fromkeys(COUNTS, 0) | {"judged": 1, "hallucinated": int(bool(judged.fired)), "outputs": 1}
+    row["symbols"] = int(only_symbols(judged.raw))
     if judged.keywords is not None:
         row |= dict(zip(KEYWORDS, judged.keywords, strict=True))
     if not found.reference:
-        return row | {"silent": 1, "empty": int(not found.hypothesis), "inserted": len(found.hypothesis)}
+        inserted = len(found.hypothesis) if judged.texts[1] else 0  # signs are no words
+        return row | {"silent": 1, "empty": int(not found.hypothesis), "inserted": inserted}
+    row["written"] = int(bool(judged.raw.strip()) and not row["symbols"])
+    row["cased"] = int(row["written"] and is_cased(judged.raw))
     wrong, length = character_errors(*judged.texts, judged.language)
     row |= {name: getattr(found, name) for name in ("substitutions", "deletions", "insertions", "errors")}
     row |= {"characters": length, "character_errors": wrong}
@@ -199,7 +207,7 @@ def compare_rates(
     """Rates of systems, and of all but the baseline the difference and the relative change with paired bootstrap intervals.
 
     Args:
-        counts: system -> counts by utterance, the same utterances in the same order.
+        counts: system -> counts by utterance, the same utterances in the same order; older rows may lack some.
         baseline: one of them, or None.
         seed: of the resampling.
 
@@ -207,7 +215,7 @@ def compare_rates(
         rates that no system has anything to count for are left out.
     """
     names, items = list(counts), len(next(iter(counts.values())))
-    rows = [[[row[c] for c in COUNTS] for row in counts[s]] for s in names]
+    rows = [[[row.get(c, 0) for c in COUNTS] for row in counts[s]] for s in names]
     table = np.concatenate([np.array(r, np.float64).reshape(items, -1) for r in rows], 1)
     sums = {"all": table.sum(0)[None], "draws": resampled_sums(table, seed)}
     parts = {part: np.split(x, len(names), axis=1) for part, x in sums.items()}  # of each system its counts

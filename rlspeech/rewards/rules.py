@@ -13,10 +13,15 @@ The rules of a hallucination, each on its own (``detail`` names those that fired
     run        a stretch of inserted units
     length     more than ``length_ratio`` x reference + ``length_constant`` units
     script     most of it is written in a script that the reference hardly uses (a translation)
-    nonspeech  words where nothing is said
+    nonspeech  anything written where nothing is said
 
 A translation into the same script, or as many words as were said and all of them others, is caught by the error rate only. An empty
 hypothesis of words that were said is error rate 1; an empty hypothesis of silence is right.
+
+Empty is what holds nothing but white space as it was written. A normaliser must not decide it: one that erases ``>>``, ``♪``, ``(gentle
+music)`` or ``[BLANK_AUDIO]`` would call them silence, and a policy finds that out in forty steps. So where nothing is said, a hypothesis that
+normalises to nothing is judged by its raw words, one insertion each. Where something is said, tags and signs are what the normaliser
+makes of them: no words for ``english-2``, words for ``basic-3`` if they have letters. ``empty="normalised"`` is the older rule (rules-1).
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from rlspeech.rewards.rates import character_errors
 from rlspeech.types import Sample, Score, UserError
 
 RULES = ("loop", "stutter", "run", "length", "script", "nonspeech")
+EMPTY = {"raw": 2, "normalised": 1}  # rule -> version of the rules
 CACHE = 8192  # texts: the rollouts of a group share their reference, and often each other's words
 
 
@@ -180,13 +186,17 @@ def _occurrences(keyword: tuple[str, ...], text: list[str]) -> int:
 
 @dataclass(slots=True)
 class Judged:
-    """One hypothesis: its alignment, the rules it broke, its keywords (found and said, said, found; None where the row has none)."""
+    """One hypothesis: its alignment, the rules it broke, its keywords (found and said, said, found; None where the row has none).
+
+    ``texts`` are normalised, ``raw`` is the hypothesis as it was written.
+    """
 
     found: Alignment
     fired: list[str]
     keywords: tuple[int, int, int] | None
     texts: tuple[str, str]
     language: str | None
+    raw: str
 
 
 class TextRules:
@@ -195,17 +205,25 @@ class TextRules:
     Args:
         normaliser: of both texts, see ``rlspeech.data.text``.
         language: of the texts; None: the manifest's ``language`` column, else by script.
-        low: lower bound of the accuracy, and the accuracy of words where nothing is said; None: no bound.
+        low: lower bound of the accuracy, and the accuracy of anything written where nothing is said; None: no bound.
+        empty: which hypothesis is: "raw" (rules-2) or "normalised" (rules-1), see the module.
         thresholds: of ``Hallucinations``.
     """
 
     def __init__(
-        self, normaliser: str = "basic-3", language: str | None = None, low: float | None = -1.0, **thresholds: Any
+        self,
+        normaliser: str = "basic-3",
+        language: str | None = None,
+        low: float | None = -1.0,
+        empty: str = "raw",
+        **thresholds: Any,
     ) -> None:
+        if empty not in EMPTY:
+            raise UserError(f"empty={empty} is no rule", "", f"empty={' or '.join(EMPTY)}")
         self._normaliser, self._language, self._low = normaliser, language, low
         self._normalise = lru_cache(CACHE)(get_normaliser(normaliser))
         self._rules = Hallucinations(**thresholds)
-        self.version = f"rules-1, text {normaliser}"
+        self._raw, self.version = empty == "raw", f"rules-{EMPTY[empty]}, text {normaliser}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """One alignment a sample, then the columns; ``detail`` holds the texts, the counts and the rules that fired."""
@@ -213,13 +231,15 @@ class TextRules:
 
     def judge(self, sample: Sample) -> Judged:
         """Normalise, align and look for hallucinations and keywords in one sample with ``text`` and ``hypothesis``."""
-        texts = self._normalise(sample.text or ""), self._normalise(sample.hypothesis or "")
+        raw = sample.hypothesis or ""
+        texts = self._normalise(sample.text or ""), self._normalise(raw)
         language = self._language or sample.columns.get("language")
         language = language if isinstance(language, str) else None
-        found = align(units(texts[0], language), units(texts[1], language))
+        nothing = self._raw and not any(texts)
+        found = align(units(texts[0], language), raw.split() if nothing else units(texts[1], language))
         fired = self._rules.fired(found, written_in_characters(texts[0] or texts[1], language))
         keywords = [units(self._normalise(k), language) for k in keywords_of(sample.columns)]
-        return Judged(found, fired, count_keywords(keywords, found) if any(keywords) else None, texts, language)
+        return Judged(found, fired, count_keywords(keywords, found) if any(keywords) else None, texts, language, raw)
 
     def _row(self, sample: Sample, columns: Sequence[str]) -> dict[str, Score]:
         judged = self.judge(sample)

@@ -79,6 +79,7 @@ def test_transformers_recogniser_from_a_folder(tmp_path):
     assert all(s.value is not None and s.value >= 0 and isinstance(s.detail["hypothesis"], str) for s in table["cer"])
 
 
+NORMALISERS = ("none-1", "english-2")
 WORDS = st.lists(st.sampled_from("the a cat sat on mat x".split()), max_size=12)
 
 
@@ -126,6 +127,20 @@ def test_intervals_are_of_the_ratio_and_paired() -> None:
     draws = np.random.default_rng(1).integers(0, 60, (4000, 60))
     lo, hi = np.quantile(100 * errors[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
     assert one.lo == pytest.approx(lo, abs=1) and one.hi == pytest.approx(hi, abs=1)
+
+
+def test_what_holds_no_word_and_how_words_look():
+    said = ["", " >>", "(gentle music)", "*sigh* \u266a", "[a", "Hello world", "hello world.", "HELLO", "3.5 don't", "\u4f60\u597d\u3002"]
+    pairs = [("hello world", h) for h in said] + [("", " >>"), ("", "You."), ("", "")]
+    rows = [counts_of(TextRules(n).judge(sample(NOTHING, text=r, hypothesis=h))) for n in NORMALISERS for r, h in pairs]
+    both = [rows[: len(pairs)], rows[len(pairs) :]]
+    for name, found in {"symbols": {1, 2, 3, 10}, "written": set(range(4, 10)), "cased": {5, 6, 9}, "empty": {12}}.items():
+        assert [{i for i, row in enumerate(part) if row[name]} for part in both] == [found] * 2, name
+    for row in both[0]:
+        del row["outputs"], row["symbols"], row["written"], row["cased"]  # as older runs counted
+    made = compare_rates({"old": both[0], "new": both[1]}, "old")
+    assert np.isnan(made.systems["old"]["symbols"].mean) and np.isnan(made.deltas["new"]["cased"].mean)
+    assert made.systems["new"]["symbols"].mean == pytest.approx(400 / 13) and made.systems["new"]["cased"].mean == 50
 
 
 def test_one_utterance_has_no_interval_and_a_perfect_baseline_no_relative_change() -> None:
