@@ -19,8 +19,8 @@ A translation into the same script, or as many words as were said and all of the
 hypothesis of words that were said is error rate 1; an empty hypothesis of silence is right.
 
 Empty is what holds nothing but white space as it was written. A normaliser must not decide it: one that erases ``>>``, ``♪``, ``(gentle
-music)`` or ``[BLANK_AUDIO]`` would call them silence, and a policy finds that out in forty steps. So where nothing is said, a hypothesis that
-normalises to nothing is judged by its raw words, one insertion each. Where something is said, tags and signs are what the normaliser
+music)`` or ``[BLANK_AUDIO]`` would call them silence, and a policy finds that out in forty steps. So where nothing is said, a hypothesis
+that normalises to nothing is judged by its raw words, one insertion each. Where something is said, tags and signs are what the normaliser
 makes of them: no words for ``english-2``, words for ``basic-3`` if they have letters. ``empty="normalised"`` is the older rule (rules-1).
 """
 

@@ -36,16 +36,6 @@ def fired(text, hypothesis, language=None, **options):
     return Hallucinations(**options).fired(found, written_in_characters(text or hypothesis, language))
 
 
-def test_one_hypothesis_all_columns():
-    out = judge("Hello, big world!", "hello pig word up", keywords=["world", "big", "hello"])
-    assert out["wer"] == 1.0 and out["accuracy"] == 0.0 and out["edits"] == -3.0 and out["exact"] == 0.0
-    rates = [out[n] for n in ("substitutions", "insertions", "deletions")]
-    assert rates == pytest.approx([2 / 3, 1 / 3, 0.0])
-    assert out["cer"] == pytest.approx(jiwer.cer("hello big world", "hello pig word up"))
-    assert out["keywords"] == pytest.approx((1 + 1 / 3) / 2) and out["keyword_f1"] == pytest.approx(0.5)
-    assert out["hallucination"] == 0.0 and out["hallucinated"] == 0.0
-
-
 def test_an_empty_transcript_is_never_a_perfect_one():
     """Public bug 3: ch-tts-llasa compares an empty transcript with itself."""
     for hypothesis in ("", "  ", "...", "\u3002"):
@@ -54,13 +44,13 @@ def test_an_empty_transcript_is_never_a_perfect_one():
 
 
 def test_where_nothing_is_said_silence_is_right_and_words_are_wrong():
-    older = {"empty": "normalised"}  # a normaliser that erases what is written makes no silence of it, but did in rules-1
+    older = {"empty": "normalised"}  # rules-1 took what a normaliser erases for silence
     for right in (judge("", " \n"), judge("", " >>", options=older), judge("", "(music)", options=ENGLISH | older)):
         assert right["accuracy"] == right["exact"] == 1.0 and right["hallucination"] == right["edits"] == 0.0
         assert right["wer"] is None  # nothing to divide by
     for said, options in (("thank you", {}), (" >>", {}), ("\u266a", {}), (".", ENGLISH), ("[BLANK_AUDIO]", ENGLISH)):
         wrong = judge("", said, options=options)
-        assert (wrong["accuracy"], wrong["hallucination"], wrong["exact"], wrong["insertions"]) == (-1.0, -1.0, 0.0, None)
+        assert wrong["accuracy"] == wrong["hallucination"] == -1.0 and wrong["exact"] == 0.0
         assert judge("a b", f"a b {said}", options=ENGLISH)["exact"] == (said != "thank you")  # no words beside words
     assert judge("", "thank you", options={"low": None})["accuracy"] == -1.0
     assert judge("", "a b c d", options={"low": 0.0})["accuracy"] == 0.0
@@ -71,9 +61,10 @@ def test_where_nothing_is_said_silence_is_right_and_words_are_wrong():
 @settings(max_examples=100, deadline=None)
 @given(WORDS.filter(bool), WORDS)
 def test_rates_are_those_of_jiwer(ref, hyp):
-    out, theirs = judge(" ".join(ref), " ".join(hyp)), jiwer.process_words(" ".join(ref), " ".join(hyp))
+    out, theirs = judge(" ".join(ref).title() + "!", " ".join(hyp)), jiwer.process_words(" ".join(ref), " ".join(hyp))
     assert out["wer"] == pytest.approx(theirs.wer) and out["accuracy"] == pytest.approx(max(-1, 1 - theirs.wer))
-    assert out["wer"] == pytest.approx(out["substitutions"] + out["deletions"] + out["insertions"])
+    for part in ("substitutions", "deletions", "insertions"):  # they add up to the rate
+        assert out[part] == pytest.approx(getattr(theirs, part) / len(ref))
     assert out["cer"] == pytest.approx(jiwer.cer(" ".join(ref), " ".join(hyp)))
     assert out["hallucination"] == -out["hallucinated"]
     assert (out["exact"] == 1.0) == (out["edits"] == 0.0) == (ref == hyp)
@@ -171,7 +162,8 @@ def test_runs_are_longer_in_characters_and_mistaken_options_are_told():
     said, more = "\u4f60\u597d\u4e16\u754c" * 6, "\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d"
     assert fired(said, said + more) == [] and fired(said, said + more, insertion_run_characters=9) == ["run"]
     assert fired(said, said + more, language="zh", insertion_run=1) == []
-    mistakes = {"rule lop": {"rules": "lop+run"}, "a repetition": {"repeats": 1}, "thresold": {"thresold": 3}, "empty=x": {"empty": "x"}}
+    mistakes = {"rule lop": {"rules": "lop+run"}, "a repetition": {"repeats": 1}, "thresold": {"thresold": 3}}
+    mistakes |= {"empty=x": {"empty": "x"}}
     for word, options in (mistakes | {"normaliser": {"normaliser": "basic-99"}}).items():
         with pytest.raises(UserError, match=word):
             scored([sample(text="a", hypothesis="a")], "asr_wer", **options)
