@@ -93,7 +93,7 @@ class Sample:
 class Score:
     """The reward of one sample: a number, or null with the reason. Never a number that stands for a failure.
 
-    ``detail`` holds further columns of the same computation (``{"dnsmos_sig": 3.2, ...}``) for the score file.
+    ``detail`` holds further columns of the same computation (``{"dnsmos_sig_raw": 3.2, ...}``) for the score file.
     """
 
     value: float | None

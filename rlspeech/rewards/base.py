@@ -112,6 +112,17 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
     return Request(asked, entry, name, tuple(sorted(merged.items())))
 
 
+def named(asked: Sequence[str]) -> list[str]:
+    """The columns of score files for rewards as asked for: full names for aliases, and all of a family for its name (``dnsmos``)."""
+    found = list[str]()
+    for name in asked:
+        bare, bracket, options = name.partition("[")
+        full = _aliases.get(bare := bare.strip(), bare)
+        columns = _columns[full].columns if bare in _aliases and bare in _entries else [full]
+        found += [column + bracket + options.strip() for column in columns]
+    return list(dict.fromkeys(found))
+
+
 def column_of(asked: str) -> Column:
     """Direction and range of a reward by name, without loading it."""
     request = resolve(asked)

@@ -51,6 +51,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
     Raises:
         UserError: nothing to score, a reward that cannot be used, or one whose references or transcripts are missing altogether.
     """
+    config = config.model_copy(update={"rewards": base.named(config.rewards)})
     requests = [base.resolve(r) for r in config.rewards]
     silent = all(_reads_only(r) for r in requests)
     items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent)
@@ -64,9 +65,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
     with ExitStack() as stack:
         scorer = stack.enter_context(Scorer(config.rewards, device=_device(config.device, requests), **how))
         _check_needs(scorer, items)
-        # an alias is written under its full name
-        names = {r.asked: r.asked if "[" in r.asked else r.column for r in scorer.requests}
-        meta = {names[r.asked]: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
+        meta = {r.asked: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
         place = _out(config.out, path)
         stack.enter_context(held(place.parent))
         scores = ScoreFile(place, config.system, meta)
@@ -79,7 +78,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
             log.say(f"{done} of {len(items)} files are in {scores.path} already")
         try:
             parts = _ahead(items, todo, config.batch, without_audio if silent else read_audio)
-            _score_all(scorer, scores, parts, names, len(items), done)
+            _score_all(scorer, scores, parts, len(items), done)
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
             raise
@@ -87,7 +86,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
             scores.write()
             facts = _facts(scores, scorer, items.keys, config.seed)
             scores.write_meta({**facts, "settings": _settings(config, path)})
-    return _report(scores, scorer, items, names, config)
+    return _report(scores, scorer, items, config)
 
 
 def _options(config: ScoreFolder) -> dict[str, dict[str, Any]]:
@@ -116,12 +115,11 @@ def _normaliser(request: base.Request) -> dict[str, str]:
     return {} if own is None else {"normaliser": str(dict(request.options).get("normaliser", own.default))}
 
 
-def _score_all(
-    scorer: Scorer, scores: ScoreFile, parts: Iterator[Loaded], names: dict[str, str], total: int, done: int
-) -> None:
+def _score_all(scorer: Scorer, scores: ScoreFile, parts: Iterator[Loaded], total: int, done: int) -> None:
     """Read, score and write in batches; the workers score one batch while the next is read and the device scores."""
     before: tuple[list[Item], Pending] | None = None
     texts = any(map(_judges_texts, scorer.requests))
+    fixed = FIXED.union(*(r.entry.columns for r in scorer.requests))  # a column that is not asked for is no detail
     with log.progress(total, "scoring", "files", start=done) as bar:
         for part in parts:
             ready = list[tuple[Item, Sample]]()
@@ -131,15 +129,14 @@ def _score_all(
                 elif texts and item.hypothesis is not None:
                     ready.append((item, without_audio(item, sample.reason)))  # its texts can still be judged
                 else:
-                    nulls = dict.fromkeys(names.values())
+                    nulls = dict.fromkeys(scores.metrics)
                     scores.add([_row(item, scores.system, nulls, dict.fromkeys(nulls, f"audio: {sample.reason}"))])
             wanted = {n for item, _ in ready for n in scores.missing(item.key, item.stamp())}
-            only = [asked for asked, name in names.items() if name in wanted]
-            now = ([i for i, _ in ready], scorer.start([s for _, s in ready], only)) if ready else None
-            _write(before, scores, names)
+            now = ([i for i, _ in ready], scorer.start([s for _, s in ready], wanted)) if ready else None
+            _write(before, scores, fixed)
             before = now
             bar.advance(len(part))
-        _write(before, scores, names)
+        _write(before, scores, fixed)
 
 
 def _ahead(items: Items, todo: Sequence[int], batch: int, read: Read) -> Iterator[Loaded]:
@@ -156,13 +153,13 @@ def _ahead(items: Items, todo: Sequence[int], batch: int, read: Read) -> Iterato
             yield loaded
 
 
-def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, names: dict[str, str]) -> None:
+def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, fixed: set[str]) -> None:
     if batch is None:
         return
     items, pending = batch
     table, rows = pending.result(), []
     for n, item in enumerate(items):
-        answers = {names[asked]: column[n] for asked, column in table.items()}
+        answers = {name: column[n] for name, column in table.items()}
         errors = {k: _why(s, pending.samples[n]) for k, s in answers.items() if s.value is None}
         values: dict[str, Any] = {}
         for name, s in answers.items():
@@ -170,7 +167,7 @@ def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, names: d
             # what is judged is the item's hypothesis; a recogniser that listened itself wrote another one
             listened = item.hypothesis is not None and "normaliser" not in scores.metrics[name]
             prefix = f"{name.split('[')[0]}_" if listened else ""
-            details = {f"{prefix if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in FIXED}
+            details = {f"{prefix if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in fixed}
             values.update(details)
         rows.append(_row(item, scores.system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
     scores.add(rows)
@@ -201,9 +198,7 @@ def _facts(scores: ScoreFile, scorer: Scorer, keys: Sequence[str], seed: int) ->
     return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
 
 
-def _report(
-    scores: ScoreFile, scorer: Scorer, items: Items, names: dict[str, str], config: ScoreFolder
-) -> dict[str, Any]:
+def _report(scores: ScoreFile, scorer: Scorer, items: Items, config: ScoreFolder) -> dict[str, Any]:
     facts = scores.meta["systems"][config.system]["metrics"]
     keys, rows, notes = items.keys, [], []
     for name in scores.metrics:
@@ -231,7 +226,7 @@ def _report(
     page = write_page(scores.path) if config.report == "always" or shown else None
     if page is not None:
         log.say(f"next: open {page} in a browser")
-    seconds = {names[k]: round(v, 3) for k, v in scorer.seconds.items()}
+    seconds = {k: round(v, 3) for k, v in scorer.seconds.items()}
     keep = ("mean", "lo", "hi", "n_valid", "n_failed", "reasons", "version")
     summary: dict[str, Any] = {"stage": "reward", "system": config.system, "n": len(items)}
     summary |= {"scores": str(scores.path), "meta": str(scores.meta_path)}

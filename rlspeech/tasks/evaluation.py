@@ -87,7 +87,7 @@ class Evaluation:
 
     def metrics(self) -> tuple[list[str], list[str]]:
         """Columns to compute, and remarks on those that cannot be computed here. Raises ``UserError`` where none can."""
-        return (list(self.config.metrics), []) if self.config.metrics else usable(self.task.default_metrics)
+        return (base.named(self.config.metrics), []) if self.config.metrics else usable(self.task.default_metrics)
 
     def scoring(self) -> dict[str, dict[str, Any]]:
         """Options of reward families that follow from the evaluation's settings."""
@@ -156,15 +156,14 @@ def reason_of(error: Exception) -> str:
 
 
 def usable(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The metrics that can be computed here, SIG and BAK beside OVRL, and a remark for each that cannot. Raises ``UserError``: none."""
+    """The columns that can be computed here, and a remark for each that cannot. Raises ``UserError``: none."""
     good, notes = list[str](), list[str]()
-    for name in names:
-        for column in [name, *(("dnsmos_sig", "dnsmos_bak") if name == "dnsmos_ovrl" else ())]:
-            try:
-                base.resolve(column)
-                good.append(column)
-            except UserError as error:
-                notes.append(f"{column} is left out: {error.why or error.what}")
+    for column in base.named(names):
+        try:
+            base.resolve(column)
+            good.append(column)
+        except UserError as error:
+            notes.append(f"{column} is left out: {error.why or error.what}")
     if not good:
         raise UserError("no metric can be computed here", "; ".join(notes), "rlspeech doctor")
     return good, notes

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from tiny_speech import read_rows
 
-from rlspeech.config import Evaluate
+from rlspeech.config import Evaluate, ScoreFolder
 from rlspeech.data.audio import save_audio
-from rlspeech.stages import evaluate
+from rlspeech.rewards import base
+from rlspeech.stages import evaluate, reward
 from rlspeech.tasks.base import Task
 from rlspeech.tasks.evaluation import usable
-from rlspeech.types import UserError
+from rlspeech.types import Score, UserError
 
 RATE = 16000
 CLIPS = 6
@@ -201,7 +202,23 @@ def test_default_metrics_leave_out_what_is_not_installed() -> None:
     assert names == ["si_sdr"] and "no_such_metric is left out" in notes[0]
     with pytest.raises(UserError, match="no_such_metric"):
         usable(["no_such_metric"])
-    assert usable(["dnsmos_ovrl"])[0] in (["dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak"], [])
+
+
+def test_a_request_has_the_same_columns_in_eval_and_reward(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {
+        f"dnsmos_{c}": Score(3.0, None, {"dnsmos_bak": 2.0, "dnsmos_bak_raw": 1.5}) for c in ("ovrl", "sig", "bak")
+    }
+    monkeypatch.setattr(
+        "rlspeech.rewards.dnsmos.Dnsmos.compute", lambda self, samples, columns: [scores] * len(samples)
+    )
+    folder, asked = world[0], ["dnsmos[level_dbfs=-25]", "dnsmos_sig", "dnsmos_sig"]
+    names = ["dnsmos_ovrl[level_dbfs=-25]", "dnsmos_sig[level_dbfs=-25]", "dnsmos_bak[level_dbfs=-25]", "dnsmos_sig"]
+    assert base.named(asked) == names and base.named([*names, " p808", "a:b"]) == [*names, "dnsmos_p808", "a:b"]
+    evaluated = evaluate.run(_config(folder, "half", metrics=asked))["systems"]["half"]
+    scored = reward.run(ScoreFolder(rewards=asked, workers=0, out=str(folder / "scores")), folder / "noisy")["metrics"]
+    assert list(evaluated) == list(scored) == names
+    rows = [*_rows(folder).values(), *read_rows(folder / "scores", "scores.jsonl")]
+    assert all({k for k in r if k.startswith("dnsmos") and "_raw" not in k} == set(names) for r in rows)
 
 
 @pytest.mark.parametrize(

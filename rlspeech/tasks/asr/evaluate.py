@@ -23,6 +23,7 @@ from rlspeech.data.batches import columns_of
 from rlspeech.data.text import written_in_characters
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
 from rlspeech.parallel import one_by_one
+from rlspeech.rewards import base
 from rlspeech.rewards.rates import RATES, counts_of
 from rlspeech.rewards.rules import TextRules
 from rlspeech.scores import Row, ScoreTable, write_json
@@ -64,7 +65,7 @@ class Recognition(Evaluation):
         return [u for u in some if u.id not in blank], notes
 
     def metrics(self) -> tuple[list[str], list[str]]:
-        return list(self.config.metrics), []
+        return base.named(self.config.metrics), []
 
     def scoring(self) -> dict[str, dict[str, Any]]:
         return {"asr": {"normaliser": self.config.normaliser, "language": self.config.sampling.language}}

@@ -28,7 +28,7 @@ class Avse(EnhancementTask):
     default_rewards = (RewardSpec(name="llm"),)
     default_guards = ("si_sdr", "estoi", "dnsmos_ovrl", "speaker_similarity")
     default_metrics = (
-        *("pesq_wb", "stoi", "estoi", "si_sdr", "dnsmos_ovrl"),
+        *("pesq_wb", "stoi", "estoi", "si_sdr", "dnsmos"),
         *("speaker_similarity", "speech_bert_score", "llm"),
     )
     rl_defaults: ClassVar[dict[str, Any]] = {

@@ -24,7 +24,7 @@ class FlowSE(EnhancementTask):
     next_command = "rlspeech rl --task flowse --algo grpo --model {run}"
     default_rewards = tuple(RewardSpec(name=n) for n in ("estoi", "speaker_similarity", "speech_bert_score", "lsd"))
     default_guards = ("si_sdr", "dnsmos_ovrl", "pesq_wb")
-    default_metrics = ("dnsmos_ovrl", "pesq_wb", "estoi", "si_sdr", "lsd", "speaker_similarity", "speech_bert_score")
+    default_metrics = ("dnsmos", "pesq_wb", "estoi", "si_sdr", "lsd", "speaker_similarity", "speech_bert_score")
     published = Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False)
 
     part, network, soft = "model", FlowEnhancer, frozenset({"time_power", "condition_drop", "nfe", "guidance"})

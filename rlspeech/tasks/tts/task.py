@@ -84,7 +84,7 @@ class Tts(Task):
     }
     default_guards = (*guard_limits, "tts_duration_ratio")  # the ratio has no worse side: it is watched
     default_metrics = (
-        *("tts_cer", "tts_wer", "speaker_similarity", "dnsmos_ovrl", "tts_pitch_std"),
+        *("tts_cer", "tts_wer", "speaker_similarity", "dnsmos", "tts_pitch_std"),
         *("tts_duration_ratio", "tts_duration_drift", "tts_stopped"),
     )
     rl_defaults: ClassVar[dict[str, Any]] = {**RL_DEFAULTS, "kl_beta": 0.1, "sampling": Sampling(temperature=SPEAKING)}
