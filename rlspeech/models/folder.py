@@ -5,11 +5,13 @@ Beside transformers' files lies ``rlspeech.json``: task, facts, and what of the 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,19 @@ def dtype_of(precision: Precision, device: torch.device | str) -> torch.dtype:
     if precision == "auto" and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(False):
         return torch.bfloat16
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+@lru_cache(maxsize=1)
+def torchaudio_problem() -> str:
+    """Why an installed torchaudio does not import, which stops transformers' audio classes too; empty where it does, or where none is."""
+    if importlib.util.find_spec("torchaudio") is None:
+        return ""
+    try:
+        importlib.import_module("torchaudio")
+    except Exception as error:  # the failure is a linker's, and its class differs by platform
+        first = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        return f"torchaudio is installed and does not import beside torch {torch.__version__} ({first}): pip uninstall torchaudio"
+    return ""
 
 
 @contextmanager

@@ -61,7 +61,7 @@ TARGET, TEXT, TOKENS, HYPOTHESIS = (frozenset({n}) for n in ("target", "text", "
 ONNX = {"speechmos": "speechmos", "onnx": "onnx"}
 FUZZ = {"rapidfuzz": "jiwer"}
 PESQ = {"pesq": "'rlspeech[pesq]' (needs a C compiler)"}
-TORCHAUDIO = {"torchaudio": "'rlspeech[torchaudio]'"}
+TORCHAUDIO = {"torchaudio": "'rlspeech[torchaudio]' (beside a GPU build of torch)"}
 ANY: dict[str, Any] = {"sample_rate": None, "min_s": 0.0, "silence": "score"}  # the waveform is not what is judged
 OWN: dict[str, Any] = {"sample_rate": None, "silence": "scale-free"}  # at the files' own rate, at any level
 SPOKEN: dict[str, Any] = {"min_s": 0.0, "silence": "empty"}
@@ -164,7 +164,14 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("speaker_similarity", _P + "encoders:SpeakerSimilarity", _SIMILARITY, TARGET, min_s=0.3),
     Entry("speech_bert_score", _P + "encoders:SpeechBertScore", _BERT, TARGET),
     Entry("wer", _P + "rates:ErrorRate", _WER, TEXT, requires={"jiwer": "jiwer"}, silence="score"),
-    Entry("squim", _P + "squim:Squim", _SQUIM, requires=TORCHAUDIO, min_s=0.3, probe=_P + "squim:why_not"),
+    Entry(
+        "squim",
+        _P + "squim:Squim",
+        _SQUIM,
+        requires=TORCHAUDIO,
+        min_s=0.3,
+        probe="rlspeech.models.folder:torchaudio_problem",
+    ),
     Entry("llm", _P + "llm.judge:LlmJudge", _LLM, min_s=0.3),
 )
 

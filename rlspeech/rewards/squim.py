@@ -1,8 +1,8 @@
 """torchaudio's SQUIM (Kumar et al. 2023): PESQ, STOI and SI-SDR predicted without a reference, as rewards or metrics.
 
-The one place that imports torchaudio: its wheels link CUDA libraries and fail to import beside a CPU-only torch, and transformers' audio
-classes then fail too, because they import torchaudio when they find it. It is therefore an extra, imported only when a reward of it
-is asked for. The weights are torchaudio's: downloaded by it once where ``download=true`` is given, or read from a safetensors file
+torchaudio's wheels link CUDA libraries and fail to import beside a CPU build of torch, and transformers' audio classes then fail too,
+because they import torchaudio when they find it. It is therefore an extra, imported only when a reward of it is asked for. The weights
+are torchaudio's: downloaded by it once where ``download=true`` is given, or read from a safetensors file
 (``squim_pesq[weights=squim.safetensors]``).
 """
 
@@ -10,27 +10,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlspeech.models.folder import loading
+from rlspeech.models.folder import loading, torchaudio_problem
 from rlspeech.rewards.encoders import batched, digest
 from rlspeech.types import Sample, Score, UserError
-
-
-@lru_cache(maxsize=1)
-def why_not() -> str:
-    """Empty where torchaudio imports, else one line with the reason."""
-    try:
-        importlib.import_module("torchaudio")
-    except Exception as error:  # the failure is a linker's, and its class differs by platform
-        first = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        return f"torchaudio is installed and does not import beside this torch ({first}): pip uninstall torchaudio"
-    return ""
 
 
 class Squim:
@@ -46,7 +34,7 @@ class Squim:
     """
 
     def __init__(self, weights: str | None = None, download: bool = False, device: str = "cpu") -> None:
-        if reason := why_not():
+        if reason := torchaudio_problem():
             raise UserError("torchaudio cannot be used here", reason, "rlspeech doctor")
         self.device, name = device, f"torchaudio {importlib.import_module('torchaudio').__version__}"
         if weights:  # older versions do not import their models by themselves

@@ -21,6 +21,7 @@ from typing import Any
 from rlspeech import __version__, log
 from rlspeech.data.text import NORMALISERS
 from rlspeech.parallel import physical_cores
+from rlspeech.rewards.catalogue import TORCHAUDIO
 from rlspeech.tasks import NEEDS, TRANSFORMERS, VIDEOS
 
 PACKAGES = (
@@ -184,12 +185,11 @@ def _recognisers() -> list[dict[str, Any]]:
 
 def _torchaudio() -> dict[str, Any]:
     if importlib.util.find_spec("torchaudio") is None:
-        why = "not installed, and not needed: pip install 'rlspeech[torchaudio]' adds SQUIM"
+        why = f"not installed, and not needed: pip install {TORCHAUDIO['torchaudio']} adds SQUIM"
         return {"installed": False, "usable": False, "why_not": why}
-    from rlspeech.rewards.squim import why_not
+    from rlspeech.models.folder import torchaudio_problem
 
-    reason = why_not()
-    if reason:
+    if reason := torchaudio_problem():
         reason += ". While it is there, transformers cannot load its audio classes either"
     return {"installed": True, "usable": not reason, "why_not": reason}
 
@@ -304,7 +304,7 @@ FEATURES = (
     Feature("mouth crops of videos", "prepare lips", VIDEOS),
     Feature("mouths tracked by MediaPipe", "prepare lips --landmarks FILE", {"mediapipe": "mediapipe"}),
     Feature("PESQ", "--reward pesq", {"pesq": "'rlspeech[pesq]'"}),
-    Feature("SQUIM", "--reward squim", {"torchaudio": "'rlspeech[torchaudio]'"}),
+    Feature("SQUIM", "--reward squim", TORCHAUDIO),
     Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
     Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
     Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),

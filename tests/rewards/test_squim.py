@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from reward_signals import sample, scored, voice
 
-from rlspeech.rewards import base
-from rlspeech.rewards import squim as _torchaudio
+from rlspeech.models.folder import importlib, torchaudio_problem
+from rlspeech.rewards import squim
 from rlspeech.rewards.base import available
 from rlspeech.rewards.scorer import get_reward
 from rlspeech.types import UserError
@@ -18,9 +19,9 @@ from rlspeech.types import UserError
 
 @pytest.fixture(autouse=True)
 def forget():
-    _torchaudio.why_not.cache_clear()
+    torchaudio_problem.cache_clear()
     yield
-    _torchaudio.why_not.cache_clear()
+    torchaudio_problem.cache_clear()
 
 
 class Net(torch.nn.Module):
@@ -44,18 +45,20 @@ def pretend(monkeypatch):
 
 
 def test_a_torchaudio_that_is_missing_or_broken_is_a_reason_and_stops_nothing(monkeypatch):
-    real = base.importlib.util.find_spec
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda n: None if n == "torchaudio" else real(n))
-    assert "torchaudio is not installed" in next(why for entry, why in available() if entry.family == "squim")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "torchaudio" else real(n))
+    assert torchaudio_problem() == "" and "torchaudio is not installed" in next(
+        why for entry, why in available() if entry.family == "squim"
+    )
 
     def broken(name):
         raise OSError("libcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda n: object())
-    monkeypatch.setattr(_torchaudio.importlib, "import_module", broken)
-    assert "libcudart" in _torchaudio.why_not()
-    with pytest.raises(UserError, match="libcudart"):
-        _torchaudio.Squim()
+    torchaudio_problem.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: object())
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(UserError, match=re.escape(f"beside torch {torch.__version__} (libcudart")):
+        squim.Squim()
 
 
 def test_columns_come_out_in_the_right_places_and_weights_are_never_fetched_unasked(monkeypatch, tmp_path):

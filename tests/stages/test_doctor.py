@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from rlspeech import log
+from rlspeech.models.folder import torchaudio_problem
 from rlspeech.models.hub import KINDS
-from rlspeech.rewards import squim as _torchaudio
 from rlspeech.stages import doctor
 
 
@@ -81,11 +81,11 @@ def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
     importlib.invalidate_caches()
-    _torchaudio.why_not.cache_clear()
+    torchaudio_problem.cache_clear()
     try:
         summary = look()
     finally:
-        _torchaudio.why_not.cache_clear()
+        torchaudio_problem.cache_clear()
     assert summary["torchaudio"]["installed"] and not summary["torchaudio"]["usable"]
     assert "libcudart" in summary["torchaudio"]["why_not"] and "transformers" in summary["torchaudio"]["why_not"]
     assert "uninstall torchaudio" in " ".join(summary["problems"])
