@@ -113,13 +113,12 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
 
 
 def named(asked: Sequence[str]) -> list[str]:
-    """The columns of score files for rewards as asked for: full names for aliases, and all of a family for its name (``dnsmos``)."""
+    """The columns of what is asked for: of an alias its full name, of a family's name (``dnsmos``, ``squim``) all that it has."""
     found = list[str]()
-    for name in asked:
-        bare, bracket, options = name.partition("[")
-        full = _aliases.get(bare := bare.strip(), bare)
-        columns = _columns[full].columns if bare in _aliases and bare in _entries else [full]
-        found += [column + bracket + options.strip() for column in columns]
+    for name, bracket, options in (a.strip().partition("[") for a in asked):
+        family = _entries.get(name := name.strip())
+        columns = [_aliases.get(name, name)] if family is None or name in family.columns else family.columns
+        found += [column + bracket + options for column in columns]
     return list(dict.fromkeys(found))
 
 

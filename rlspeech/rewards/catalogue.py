@@ -164,14 +164,7 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("speaker_similarity", _P + "encoders:SpeakerSimilarity", _SIMILARITY, TARGET, min_s=0.3),
     Entry("speech_bert_score", _P + "encoders:SpeechBertScore", _BERT, TARGET),
     Entry("wer", _P + "rates:ErrorRate", _WER, TEXT, requires={"jiwer": "jiwer"}, silence="score"),
-    Entry(
-        "squim",
-        _P + "squim:Squim",
-        _SQUIM,
-        requires=TORCHAUDIO,
-        min_s=0.3,
-        probe="rlspeech.models.folder:torchaudio_problem",
-    ),
+    Entry("squim", _P + "squim:Squim", _SQUIM, requires=TORCHAUDIO, min_s=0.3, probe=_P + "squim:torchaudio_problem"),
     Entry("llm", _P + "llm.judge:LlmJudge", _LLM, min_s=0.3),
 )
 

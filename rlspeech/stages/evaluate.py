@@ -138,13 +138,9 @@ def _fingerprint(system: System, task: str) -> str:
 def _forget(table: ScoreTable, name: str, before: str, now: str) -> None:
     """Delete the outputs of a system whose fingerprint has changed."""
     (old, _, was), (new, _, is_) = before.partition(" "), now.partition(" ")
-    what = (
-        "the checkpoint has changed"
-        if old != new
-        else "its files have changed"
-        if was.startswith("files ")
-        else f"{was or 'plain'} before, {is_ or 'plain'} now"
-    )
+    what = f"{was or 'plain'} before, {is_ or 'plain'} now"
+    if old != new or was.startswith("files "):
+        what = f"{'the checkpoint has' if old != new else 'its files have'} changed"
     log.say(f"{name}: {what}; its results are computed again")
     for pattern in (f"audio/{name}/*.flac", f"hypotheses/{name}.jsonl"):
         for path in table.folder.glob(pattern):

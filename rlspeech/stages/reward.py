@@ -51,8 +51,8 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
     Raises:
         UserError: nothing to score, a reward that cannot be used, or one whose references or transcripts are missing altogether.
     """
-    config = config.model_copy(update={"rewards": base.named(config.rewards)})
-    requests = [base.resolve(r) for r in config.rewards]
+    asked = base.named(config.rewards)
+    requests = [base.resolve(r) for r in asked]
     silent = all(_reads_only(r) for r in requests)
     items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent)
     if config.hypotheses and not any(_judges_texts(r) for r in requests):
@@ -63,7 +63,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
         raise UserError(what, "", f"--reward {unasked[0]}, or leave it out")
     how: dict[str, Any] = {"workers": config.workers, "timeout_s": config.timeout_s, "options": options}
     with ExitStack() as stack:
-        scorer = stack.enter_context(Scorer(config.rewards, device=_device(config.device, requests), **how))
+        scorer = stack.enter_context(Scorer(asked, device=_device(config.device, requests), **how))
         _check_needs(scorer, items)
         meta = {r.asked: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
         place = _out(config.out, path)
@@ -167,8 +167,7 @@ def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, fixed: s
             # what is judged is the item's hypothesis; a recogniser that listened itself wrote another one
             listened = item.hypothesis is not None and "normaliser" not in scores.metrics[name]
             prefix = f"{name.split('[')[0]}_" if listened else ""
-            details = {f"{prefix if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in fixed}
-            values.update(details)
+            values |= {f"{prefix if k in HYPOTHESES else ''}{k}{own}": v for k, v in s.detail.items() if k not in fixed}
         rows.append(_row(item, scores.system, {**values, **{k: s.value for k, s in answers.items()}}, errors))
     scores.add(rows)
 
