@@ -285,7 +285,7 @@ class Evaluate(Strict):
     sampling: Sampling = conf(Sampling(), "asr: language, prompt, length (decoding is greedy); tts: token sampling")
     beams: Count = conf(1, "asr: width of the beam search; 1 is greedy")
     recogniser: str | None = conf(
-        None, "tts: recogniser that scores, not the reward's: Hub id, folder or pocketsphinx (default: embedded)"
+        None, "tts: recogniser that scores, not the reward's: Hub id, folder, http://host/v1#model (default: embedded)"
     )
     anchors: bool = conf(True, "tts: also score the recordings themselves and their copies through the codec")
     best_of: Count = conf(1, "tts: compare also the best of N draws of the baseline, as NAME-bestN")
@@ -307,7 +307,9 @@ class ScoreFolder(Strict):
     text: str | None = conf(None, "transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
     hypotheses: str | None = conf(None, "for asr_*: texts of a recogniser (default: its hypothesis or pred_text)")
     system: str = conf("system", "label that is written into every row")
-    recogniser: str | None = conf(None, "for wer: Hub id or folder of a transformers recogniser, or pocketsphinx")
+    recogniser: str | None = conf(
+        None, "for wer: Hub id or folder of a recogniser, http://host/v1#model, or pocketsphinx"
+    )
     speaker_encoder: str | None = conf(None, "for speaker_similarity: Hub id or folder (default: the embedded encoder)")
     speech_encoder: str | None = conf(None, "for speech_bert_score: Hub id or folder (default: the embedded encoder)")
     llm: str | None = conf(None, "for llm: Hub id or folder of an audio LLM, or http://host/v1 (default: embedded)")

@@ -83,7 +83,7 @@ class RlAsr(Rules, Source):
     needed = ("data",)
     data: str | None = conf(None, "manifest with transcripts, or a folder that holds one")
     recognisers: list[str] = conf(
-        [], "two or more: embedded, Hub id, folder, pocketsphinx or package.module:function; may be repeated"
+        [], "two or more: embedded, Hub id, folder, http://host/v1#model, pocketsphinx or module:function; repeatable"
     )
     hypotheses: list[str] = conf(
         [],

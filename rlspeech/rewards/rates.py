@@ -34,7 +34,7 @@ class ErrorRate:
         recogniser: see ``recognisers.load_recogniser``.
         normaliser: name in ``rlspeech.data.text.NORMALISERS``, or ``package.module:function``.
         language: given to sequence-to-sequence recognisers that take one.
-        how: ``batch``, waveforms in one call of a transformers recogniser, and ``device``, where it runs.
+        how: ``batch``, waveforms in one call of a transformers recogniser, ``device``, where it runs, and what one at an address takes.
 
     Raises:
         UserError: no recogniser named, or one that cannot be loaded.
@@ -48,13 +48,16 @@ class ErrorRate:
             raise UserError("wer needs a recogniser", "an error rate depends on it, so it is named", hint)
         self._normalise = get_normaliser(normaliser)
         self._recognise = load_recogniser(recogniser, language=language, **how)
-        self.version = f"recogniser {recogniser}, text {normaliser}"
+        self.version = f"recogniser {getattr(self._recognise, 'version', recogniser)}, text {normaliser}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         import jiwer
 
         out = []
         for s, raw in zip(samples, transcribe_audible(self._recognise, samples), strict=True):
+            if isinstance(raw, Exception):
+                out.append(dict.fromkeys(columns, Score(None, str(raw))))
+                continue
             reference, hypothesis = self._normalise(s.text or ""), self._normalise(raw)
             detail = {"hypothesis": raw}
             if not reference or not hypothesis:

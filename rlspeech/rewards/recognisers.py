@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,36 @@ from rlspeech.plugins import load_function
 from rlspeech.rewards.base import FOLDER_HINT, wave_problem
 from rlspeech.types import Sample, UserError
 
-Transcribe = Callable[[Sequence[np.ndarray], int], list[str]]  # waveforms (T,) and their rate -> transcripts
+# waveforms (T,) and their rate -> transcripts, or why there is none
+Transcribe = Callable[[Sequence[np.ndarray], int], Sequence[str | Exception]]
 AUDIBLE_S = 0.1  # shorter waveforms are not given to a recogniser
 TOKENS_PER_S, LEAST_TOKENS = 12.0, 16  # bound on a transcript
 # of the families, those that transformers' pipeline transcribes too, long clips included
 OTHERWISE = frozenset({"whisper"})
 
 
-def load_recogniser(name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> Transcribe:
+def load_recogniser(
+    name: str, /, device: str = "cpu", language: str | None = None, batch: int = 8, **served: Any
+) -> Transcribe:
     """A recogniser by name.
 
     Args:
         name: ``embedded``, Hub id or folder of an audio language model or of another transformers model (CTC or sequence-to-sequence),
-            ``pocketsphinx``, or ``package.module:function`` with ``function(wavs, sample_rate) -> list[str]``.
+            ``pocketsphinx``, ``http(s)://host/v1#model``, or ``package.module:function`` with ``function(wavs, sample_rate) -> list[str]``.
         device: where it runs.
         language: given to those that take one.
         batch: waveforms at once.
+        served: ``name``, ``prompt``, ``timeout_s``, ``retries``, ``concurrency`` of one at an address.
 
     Raises:
         UserError: it cannot be loaded.
     """
+    if re.match(r"https?://", name, re.IGNORECASE):
+        from rlspeech.rewards.llm.endpoint import ServedRecogniser
+
+        return ServedRecogniser(name, language, **served)
+    if served:
+        raise UserError(f"{name} takes no {', '.join(served)}", "only a recogniser at an address does")
     if name == "pocketsphinx":
         return _pocketsphinx()
     if ":" in name and not Path(name).exists():
@@ -51,9 +62,9 @@ def audible(samples: Sequence[Sample]) -> list[int]:
     return [i for i, s in enumerate(samples) if wave_problem(s.wav, s.sample_rate, AUDIBLE_S) is None]
 
 
-def transcribe_audible(recognise: Transcribe, samples: Sequence[Sample]) -> list[str]:
+def transcribe_audible(recognise: Transcribe, samples: Sequence[Sample]) -> list[str | Exception]:
     """Transcripts of samples of one rate; "" where there is no signal."""
-    texts, rows = [""] * len(samples), audible(samples)
+    texts, rows = list[str | Exception]([""] * len(samples)), audible(samples)
     if rows:
         for i, text in zip(rows, recognise([samples[i].wav for i in rows], samples[0].sample_rate), strict=True):
             texts[i] = text

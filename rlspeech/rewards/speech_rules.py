@@ -77,9 +77,11 @@ class TextScores:
         return wrong / length, align(units(reference, language), units(hypothesis, language)).rate
 
     def row(
-        self, sample: Sample, hypothesis: str | None, nll: float | None, prefix: str, columns: Sequence[str]
+        self, sample: Sample, hypothesis: str | Exception | None, nll: float | None, prefix: str, columns: Sequence[str]
     ) -> dict[str, Score]:
         """The columns ``prefix``_cer, _wer, _accuracy, _nll and _posterior of one sample, of those that are asked for."""
+        if isinstance(hypothesis, Exception):
+            return dict.fromkeys(columns, Score(None, str(hypothesis)))
         reference = self.normalise(sample.text or "")
         detail: dict[str, Any] = {"hypothesis": hypothesis, "normaliser": self.name}
         if not reference:
@@ -111,11 +113,11 @@ class SpokenText:
         self._recognise = load_recogniser(*self._named)
         self._rater: AudioRecogniser | None = self._recognise if isinstance(self._recognise, AudioRecogniser) else None
         how = f"text {self._scores.name}, form {self._scores.form}"
-        self.version = f"speech-rules-1, recogniser {recogniser}, {how}"
+        self.version = f"speech-rules-1, recogniser {getattr(self._recognise, 'version', recogniser)}, {how}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Transcribe audible samples, and let the recogniser rate the text where that is asked for; ``detail``: the transcript."""
-        texts: Sequence[str | None] = [None] * len(samples)
+        texts: Sequence[str | Exception | None] = [None] * len(samples)
         nll: list[float | None] = [None] * len(samples)
         if set(columns) & {"tts_accuracy", "tts_cer", "tts_wer"}:
             texts = transcribe(self._recognise, samples)

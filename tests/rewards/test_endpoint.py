@@ -1,4 +1,4 @@
-"""The describer behind an address, against a server on the loopback that looks at what it is sent."""
+"""The describer and the recogniser behind an address, against a server on the loopback that looks at what it is sent."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
-from reward_signals import voice
+from reward_signals import sample, scored, voice
 from tiny_judges import said, serving
 
 from rlspeech.rewards.llm import endpoint
 from rlspeech.rewards.llm.endpoint import Endpoint
 from rlspeech.rewards.llm.judge import get_describer
+from rlspeech.rewards.recognisers import load_recogniser
+from rlspeech.rewards.scorer import Scorer
 from rlspeech.types import UserError
 
 KEY = "sk-secret/123"
@@ -235,9 +237,10 @@ def test_the_only_model_is_found():
         assert get_describer(server.url).name == "only/one"
         assert server.seen[0]["method"] == "GET" and server.seen[0]["path"] == "/v1/models"
     for listed in ({"data": [{"id": "a"}, {"id": "b"}]}, {"data": []}, {}, b"junk"):
-        with serving(lambda r, listed=listed: listed) as server, pytest.raises(UserError) as error:
-            get_describer(server.url, retries=0)
-        assert "--llm-model" in str(error.value)
+        for load, option in ((get_describer, "--llm-model"), (load_recogniser, "#NAME")):
+            with serving(lambda r, listed=listed: listed) as server, pytest.raises(UserError) as error:
+                load(server.url, retries=0)
+            assert option in str(error.value)
 
 
 URLS = [
@@ -253,9 +256,12 @@ MISTAKES = [{"audio": "mp3"}, {"concurrency": 0}, {"timeout_s": 0.0}, {"retries"
 
 @pytest.mark.parametrize("options", MISTAKES)
 def test_addresses_that_hold_secrets_or_nothing_and_bad_options_are_refused(options):
-    with pytest.raises(UserError) as error:
-        Endpoint(**{"url": "http://127.0.0.1:1/v1", "prompt": "?", "name": "x", **options})
-    assert "pw" not in str(error.value) and "abc" not in str(error.value)
+    for load in (lambda url, **given: load_recogniser(f"{url}#x", **given), Endpoint):
+        with pytest.raises((UserError, TypeError)) as error:
+            load(**{"url": "http://127.0.0.1:1/v1", "prompt": "?", "name": "x", **options})
+        assert "pw" not in str(error.value) and "abc" not in str(error.value)
+    with pytest.raises(UserError, match="prompt"):
+        load_recogniser("reward_plugins:recogniser", prompt="?")  # no server
 
 
 def test_sampled_answers_have_a_seed_each_and_say_so_and_loud_audio_is_clipped_not_wrapped():
@@ -265,3 +271,33 @@ def test_sampled_answers_have_a_seed_each_and_say_so_and_loud_audio_is_clipped_n
         assert [(r["json"]["seed"], r["json"]["temperature"]) for r in server.seen] == [(3, 0.8), (4, 0.8), (5, 0.8)]
         heard = server.heard(server.seen[0]["json"])
     assert "seed 3" in model.version and heard[1] > 0.99 and heard[2] < -0.99
+
+
+def test_a_recogniser_gets_a_form_and_its_text_is_cleaned(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    wavs = [voice(0.7, seed=2), voice(0.5), voice(0.6)]
+    with serving(lambda r: {"text": f"{len(server.heard(r))}\x1b\ud800{KEY}\u200d."}) as server:
+        recognise = load_recogniser(f"{server.url}#org/ear", language="de", prompt="Zürich\r\n--", retries=0)
+        assert recognise(wavs, 16000) == [f"{len(w)}  ***\u200d." for w in wavs] and recognise([], 16000) == []
+        assert recognise([voice(0.5)], 8000)[0].startswith("16000 ")  # sent at 16 kHz
+        request = next(r for r in server.seen if len(server.heard(r["json"])) == len(wavs[0]))
+        assert np.abs(server.heard(request["json"]) - wavs[0]).max() <= 1.0 / 32768
+    assert request["path"] == "/v1/audio/transcriptions" and request["key"] == f"Bearer {KEY}"
+    fields = {"model": "org/ear", "language": "de", "prompt": "Zürich\r\n--", "response_format": "json"}
+    assert {k: v for k, v in request["json"].items() if k != "file"} == fields | {"temperature": "0"}
+
+
+ODD = {"garbage": b"garbage", "list": [], "null": {"text": None}, "long": {"text": "x " * 60_000}}
+ODD |= {"error": {"error": {"message": "busy"}}, "status": (400, {}, {})}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_a_clip_that_is_not_transcribed_is_null_with_a_reason(odd):
+    with serving(lambda r: odd if len(server.heard(r)) == 8000 else {"text": "One, two."}) as server:
+        rows, options = [sample(voice(s), text="one two") for s in (0.5, 0.6)], {"recogniser": f"{server.url}#m"}
+        for name in ("wer", "tts_wer"):
+            bad, good = scored(rows, name, **options)[name]
+            assert bad.value is None and bad.error.startswith("endpoint: ") and good.value == 0.0
+        assert len(server.seen) == 4  # lasting trouble is not tried again
+        with Scorer(["wer"], options={"wer": {**options, "recogniser": server.url, "name": "m"}}) as scorer:
+            assert scorer.meta()["wer"]["version"] == f"recogniser m at {server.url}, text basic-3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import email.policy
 import io
 import json
 import threading
@@ -105,13 +106,24 @@ class Server:
 
     def heard(self, request: dict[str, Any]) -> np.ndarray:
         """The waveform in a request, decoded from the WAV bytes that were sent."""
-        (part,) = [p for p in request["messages"][0]["content"] if p["type"] != "text"]
-        sound = part[part["type"]]
-        kind, _, data = sound["url"].partition(",") if "url" in sound else (sound["format"], "", sound["data"])
-        assert kind in ("data:audio/wav;base64", "wav")
-        with sf.SoundFile(io.BytesIO(base64.b64decode(data, validate=True))) as file:
+        raw = request.get("file")
+        if raw is None:
+            (part,) = [p for p in request["messages"][0]["content"] if p["type"] != "text"]
+            sound = part[part["type"]]
+            kind, _, data = sound["url"].partition(",") if "url" in sound else (sound["format"], "", sound["data"])
+            assert kind in ("data:audio/wav;base64", "wav")
+            raw = base64.b64decode(data, validate=True)
+        with sf.SoundFile(io.BytesIO(raw)) as file:
             assert (file.subtype, file.samplerate) == ("PCM_16", 16000)
             return file.read(dtype="float32")
+
+
+def form_of(kind: str, body: bytes) -> dict[str, Any]:
+    """A form's fields by name, those of a file as bytes, as the library of mail reads it."""
+    read = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + body, policy=email.policy.HTTP)
+    parts = {p.get_param("name", header="content-disposition"): p for p in read.iter_parts()}
+    raw = {name: part.get_payload(decode=True) for name, part in parts.items()}
+    return {name: raw[name] if part.get_filename() else raw[name].decode() for name, part in parts.items()}
 
 
 def said(text: Any, **message: Any) -> dict[str, Any]:
@@ -128,7 +140,8 @@ def serving(reply: Callable[[dict[str, Any]], Any]):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            request = json.loads(body or b"{}")
+            kind = self.headers.get("Content-Type", "")
+            request = form_of(kind, body) if kind.startswith("multipart/") else json.loads(body or b"{}")
             with server.lock:
                 server.busy += 1
                 server.most = max(server.most, server.busy)
