@@ -307,9 +307,7 @@ class ScoreFolder(Strict):
     text: str | None = conf(None, "transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
     hypotheses: str | None = conf(None, "for asr_*: texts of a recogniser (default: its hypothesis or pred_text)")
     system: str = conf("system", "label that is written into every row")
-    recogniser: str | None = conf(
-        None, "for wer: Hub id or folder of a recogniser, http://host/v1#model, or pocketsphinx"
-    )
+    recogniser: str | None = conf(None, "for wer: recogniser: Hub id, folder, http://host/v1#model, or pocketsphinx")
     speaker_encoder: str | None = conf(None, "for speaker_similarity: Hub id or folder (default: the embedded encoder)")
     speech_encoder: str | None = conf(None, "for speech_bert_score: Hub id or folder (default: the embedded encoder)")
     llm: str | None = conf(None, "for llm: Hub id or folder of an audio LLM, or http://host/v1 (default: embedded)")
