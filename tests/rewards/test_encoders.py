@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
 from reward_signals import sample, scored, voice, with_noise
 
 from rlspeech.models.hub import embedded_path
+from rlspeech.rewards import encoders
 from rlspeech.rewards.encoders import Cache, SpeakerNet, SpeechNet, batched, bert_score, load_embedded, save_embedded
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.types import UserError
@@ -137,6 +142,45 @@ def test_missing_encoder_is_an_error_for_people(tmp_path):
     for name in ("speaker_similarity", "speech_bert_score"):
         with pytest.raises(UserError, match="cannot load"):
             scored([pair(voice(0.5), voice(0.5))], name, encoder=str(tmp_path / "nothing"))
+
+
+def test_resemblyzer_beside_another_package_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "resemblyzer").mkdir()
+    monkeypatch.delitem(sys.modules, "resemblyzer", raising=False)
+    with pytest.raises(ImportError):
+        encoders.weights_in("nothing_of_this_name", "a")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="pretrained.pt"):
+        scored([pair(voice(0.5), voice(0.5))], "speaker_similarity", encoder="resemblyzer")
+    torch.manual_seed(0)
+    state = {"similarity_bias": torch.zeros(1), **encoders.Ge2eNet().state_dict()}
+    (tmp_path / "resemblyzer" / "__init__.py").write_text("raise ImportError('webrtcvad')")
+    torch.save({"model_state": state, "step": 1}, tmp_path / "resemblyzer" / "pretrained.pt")
+    reward = encoders.SpeakerSimilarity("resemblyzer")
+    wavs = [torch.from_numpy(voice(s))[None].requires_grad_() for s in (0.4, 2.2)]
+    with torch.no_grad():
+        together, one = reward.embed(torch.cat([0.1 * wavs[1], wavs[1].flip(1)])), reward.embed(wavs[1])
+    torch.testing.assert_close(together[:1], one, atol=1e-4, rtol=0)
+    assert float((together[:1] * together[1:]).sum()) < 1 - 1e-5
+    grads = torch.autograd.grad(sum(reward.embed(w)[0, 0] for w in wavs), wavs)
+    assert all(bool(g.isfinite().all()) and float(g.abs().sum()) > 0 for g in grads)
+
+
+@pytest.mark.realmodels
+def test_resemblyzer_agrees_with_the_package(realmodels, monkeypatch):
+    vad, morphology = types.ModuleType("webrtcvad"), types.ModuleType("scipy.ndimage.morphology")
+    morphology.binary_dilation = None
+    for module in (vad, morphology):  # of what cuts silences out
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.syspath_prepend(str(realmodels / "packages"))
+    ours = encoders.SpeakerSimilarity("resemblyzer")
+    theirs = importlib.import_module("resemblyzer").VoiceEncoder("cpu", verbose=False)
+    for seconds in (1.0, 2.5, 4.37):
+        wav = voice(seconds)
+        expected = theirs.embed_utterance(wav * 10 ** (-30 / 20) / np.sqrt(np.mean(wav**2)))
+        torch.testing.assert_close(
+            ours.embed(torch.from_numpy(wav)[None])[0], torch.from_numpy(expected), atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.realdata
