@@ -126,7 +126,7 @@ def complete(config: RL, task: Task) -> RL:
     guards = config.guards
     if "guards" not in config.model_fields_set:  # an empty list that is given means none
         guards = [GuardSpec(name=n, max_drop=drop) for n, drop in watched.items() if n not in {*named, *missing}]
-    guards = [*_computable(guards, missing, config.out)]
+    guards = [*_computable(guards, {**missing, **dict.fromkeys(named, "it is rewarded")}, config.out)]
     return config.model_copy(update={"rewards": rewards, "guards": guards})
 
 
