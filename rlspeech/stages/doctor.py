@@ -308,7 +308,7 @@ FEATURES = (
     Feature("PESQ", "--reward pesq", {"pesq": "'rlspeech[pesq]'"}),
     Feature("SQUIM", "--reward squim", TORCHAUDIO),
     Feature("DistillMOS", "--reward distillmos", {"distillmos": "--no-deps distillmos"}),
-    Feature("Resemblyzer", "speaker_similarity[encoder=resemblyzer]", {"resemblyzer": "--no-deps resemblyzer"}),
+    Feature("Resemblyzer", "--reward spk_sim[encoder=resemblyzer]", {"resemblyzer": "--no-deps resemblyzer"}),
     Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
     Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
     Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),

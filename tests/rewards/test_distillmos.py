@@ -15,24 +15,6 @@ from rlspeech.rewards.distillmos import SPAN, STEP, DistillMosNet, load_distillm
 from rlspeech.rewards.soft import SoftMos
 from rlspeech.types import Relaxed
 
-A = "transformer_pool_attn."
-THEIRS = {"cnn": "cnn.cnn", "pe": f"{A}transformer.position_encoding.pe"}
-THEIRS |= {n: f"{A}{n}" for n in ("norm_input", "norm_trans")} | {f"linear{i}": f"{A}pool.linear{i}" for i in (1, 2, 3)}
-THEIRS |= {n: f"{A}transformer.{n}" for n in ("norm", "linear_proj", "transformer_encoder")}
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package ``distillmos`` that cannot be imported, with random weights under the names of the real ones."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("site") / "distillmos"
-    (folder / "weights").mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise ImportError('torchaudio')")
-    state = {tuple(name.partition(".")): value for name, value in DistillMosNet().state_dict().items()}
-    state = {THEIRS[part] + dot + rest: value for (part, dot, rest), value in state.items()}
-    torch.save({"model": state, "step": 1}, folder / "weights" / "distill_mos_v7.pt")
-    return folder.parent
-
 
 def test_windows_cover_long_clips_and_short_ones_are_repeated() -> None:
     for samples, count in ((SPAN, 1), (SPAN + 1, 2), (SPAN + STEP, 2), (SPAN + 3 * STEP + 1, 5)):
@@ -43,19 +25,22 @@ def test_windows_cover_long_clips_and_short_ones_are_repeated() -> None:
     assert torch.equal(windows(torch.tensor([[1.0, 2.0, 3.0]]))[0, 0, :7], torch.tensor([1.0, 2, 3, 1, 2, 3, 1]))
 
 
-def test_weights_of_the_package_scores_and_gradients(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(package))
+def test_weights_of_the_package_scores_and_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, folder = DistillMosNet(), tmp_path / "distillmos"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('torchaudio')")  # it is not to be imported
+    torch.save({"model": net.state_dict(), "step": 1}, folder / "weights" / "distill_mos_v7.pt")
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "distillmos", raising=False)
     wavs = [voice(1.0), voice(8.0, seed=1)]
     values = [s.value for s in scored([sample(w) for w in wavs], "distillmos")["distillmos"]]
-    net = load_distillmos()
     with torch.no_grad():  # alone, and at another level
         assert values == pytest.approx([float(net(0.3 * torch.from_numpy(w)[None])) for w in wavs], abs=1e-3)
     assert all(1 < v < 5 for v in values) and abs(values[0] - values[1]) > 1e-4
     wav = torch.cat([torch.zeros(8000), torch.from_numpy(voice(0.5))])[None].requires_grad_()
-    made = Relaxed(wav, torch.ones(1, 16000, dtype=torch.bool), seed=0)
     soft = SoftMos("distillmos", copies=1)
-    value = soft.score_soft(made, [sample(wavs[0])])
+    value = soft.score_soft(Relaxed(wav, torch.ones(1, 16000, dtype=torch.bool), seed=0), [sample(wavs[0])])
     (grad,) = torch.autograd.grad(value.sum(), wav)
     assert soft.last == {"distillmos": pytest.approx(value.item())}
     assert bool(grad.isfinite().all()) and float(grad[0, 8000:].abs().sum()) > 0
