@@ -121,7 +121,7 @@ def evaluate(
     task: Task = None,
     data: str | None = None,
     models: Annotated[Texts, Option("--model", metavar="NAME=PATH")] = None,
-    systems: Annotated[Texts, Option("--system", metavar="NAME=FOLDER")] = None,
+    systems: Annotated[Texts, Option("--system", metavar="NAME=PATH")] = None,
     baseline: Name = None,
     metrics: Annotated[Texts, _metric("--metric")] = None,
     normaliser: Name = None,

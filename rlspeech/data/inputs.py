@@ -309,6 +309,13 @@ def _match_targets(items: list[Item], folder: Path) -> None:
         item.target = found.get(item.key)
 
 
+def texts_of(path: str, utts: Sequence[Utterance]) -> dict[str, str]:
+    """A recogniser's texts of rows, from a list: id -> hypothesis, for those that have one. Raises ``UserError`` where none has."""
+    items, keys = [_from_utterance(u) for u in utts], (*HYPOTHESES, "text")
+    found = zip(items, _matched(items, read_texts(path, keys), "hypothesis", path), strict=True)
+    return {item.key: text for item, text in found if text is not None}
+
+
 # ------------------------------------------------------------------------------------------------------ lists of texts
 
 

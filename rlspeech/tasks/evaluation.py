@@ -70,7 +70,7 @@ class Evaluation:
             if name in self.reserved or safe_name(name) != name:
                 taken = f"; {', '.join(self.reserved)} are taken" if self.reserved else ""
                 why = f"the name becomes a file or folder{taken}"
-                raise UserError(f"a system cannot be called {name!r}", why, "--model NAME=PATH, --system NAME=FOLDER")
+                raise UserError(f"a system cannot be called {name!r}", why, "--model NAME=PATH, --system NAME=PATH")
 
     def rows(self, utts: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
         """The rows that can be evaluated, and remarks. Raises ``UserError`` where there is none."""

@@ -129,6 +129,21 @@ def test_a_bad_recording_is_left_out_for_every_system_and_is_tried_again(
     assert ask(data, tmp_path / "out")["n"] == 5
 
 
+def test_texts_of_another_recogniser_are_a_system(data: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text("".join(json.dumps({"id": k, "hypothesis": t}) + "\n" for k, t in SAID["good"].items()))
+    asked = {"systems": {"theirs": str(theirs)}}
+    made = ask(data, tmp_path / "out", **asked)
+    assert made["systems"]["theirs"] == made["systems"]["good"] and Scripted.clips == 12
+    theirs.write_text("a\tone two three four\n".replace("\t", " "))
+    theirs = theirs.rename(tmp_path / "theirs.txt")  # another list under the name: Kaldi's
+    made = ask(data, tmp_path / "out", systems={"theirs": str(theirs)})
+    assert made["n"] == 1 and made["systems"]["theirs"]["wer"]["mean"] == 0 and Scripted.clips == 12
+    with pytest.raises(UserError, match="no hypothesis"):
+        theirs.write_text("nobody says this\n")
+        ask(data, tmp_path / "out", systems={"theirs": str(theirs)})
+
+
 def test_the_page_is_escaped_and_shows_the_mistakes(data: Path, tmp_path: Path) -> None:
     made = ask(data, tmp_path / "out", normaliser="none-1", players=12)
     page = Path(made["report"]).read_text()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from rlspeech.config_parts import Sampling
 from rlspeech.data import long as pieces
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import columns_of
+from rlspeech.data.inputs import texts_of
 from rlspeech.data.text import written_in_characters
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
 from rlspeech.parallel import one_by_one
@@ -50,6 +52,7 @@ class Recognition(Evaluation):
         super().__init__(task, config)
         self.rules = TextRules(config.normaliser, config.sampling.language)
         self.transcripts: dict[str, dict[str, Row]] = {}
+        self.texts: dict[str, dict[str, str]] = {}  # of systems that are other programs
         self.meta = {"normaliser": config.normaliser, "rules": self.rules.version}
 
     def rows(self, utts: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
@@ -67,6 +70,14 @@ class Recognition(Evaluation):
     def metrics(self) -> tuple[list[str], list[str]]:
         return base.named(self.config.metrics), []
 
+    def systems(self, utts: Sequence[Utterance]) -> list[System]:
+        systems = super().systems(utts) if self.config.models or not self.config.systems else []
+        for name, path in self.config.systems.items():
+            self.texts[name] = texts_of(path, utts)
+            status = zlib.crc32(repr(sorted(self.texts[name].items())).encode())
+            systems.append(System(name, variant=f"files {status:08x}", folder=path))
+        return systems
+
     def scoring(self) -> dict[str, dict[str, Any]]:
         return {"asr": {"normaliser": self.config.normaliser, "language": self.config.sampling.language}}
 
@@ -74,7 +85,7 @@ class Recognition(Evaluation):
         return _Transcripts(self, system, table, fingerprint)
 
     def remarks(self, table: ScoreTable, systems: Sequence[str], keys: Sequence[str]) -> list[str]:
-        cut = {s: sum(self.transcripts[s][k].get("truncated", 0) > 0 for k in keys) for s in systems}
+        cut = {s: sum(self.transcripts[s].get(k, {}).get("truncated", 0) > 0 for k in keys) for s in systems}
         return [
             f"{s}: {n} outputs ran into the limit of tokens and are scored as they are" for s, n in cut.items() if n
         ]
@@ -99,6 +110,9 @@ class _Transcripts(Answers):
         return sorted(utts, key=lambda u: (u.id in self.rows, u.duration))
 
     def of(self, utts: Sequence[Utterance]) -> list[Sample | Exception]:
+        if self.system.folder is not None:
+            texts, why = self.evaluation.texts[self.name], AudioError(f"no text in {self.system.folder}")
+            return [_sample(u, texts[u.id]) if u.id in texts else why for u in utts]
         failed = self._recognise([u for u in utts if u.id not in self.rows])
         return [failed.get(u.id) or _sample(u, self.rows.rows[u.id]["hypothesis"]) for u in utts]
 

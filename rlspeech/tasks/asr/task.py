@@ -63,7 +63,7 @@ class Asr(Task):
     required = frozenset({"audio_filepath", "text"})
     settings = TOKEN_SETTINGS | {
         *("train_encoder", "sampling.language", "sampling.prompt", "sampling.tokens_per_s"),
-        *("asr", "augment", "ctc_weight", "beams"),
+        *("asr", "augment", "ctc_weight", "beams", "systems"),
     }
     next_command = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
     default_rewards = tuple(
