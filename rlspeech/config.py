@@ -273,9 +273,7 @@ class Evaluate(Strict):
     task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = conf("flowse", TASK)
     data: str | None = conf(None, "paired manifest to evaluate on (default: the embedded test set)")
     models: dict[str, str] = conf({}, "system, e.g. rl=runs/rl or base=embedded; repeatable; the input comes first")
-    systems: dict[str, str] = conf(
-        {}, "another program's outputs: NAME=FOLDER, files named as the rows; asr: NAME=TEXTS"
-    )
+    systems: dict[str, str] = conf({}, "another program: NAME=FOLDER of its files, named as the rows; asr: NAME=TEXTS")
     baseline: str | None = conf(None, "system to compare with (default: first of several, the input for a single one)")
     metrics: list[str] = conf([], "metric to measure; may be repeated (default: the task's own)")
     out: str | None = None
